@@ -1,0 +1,1 @@
+"""Tests of kubeadm-registry: hermetic ones in ``unit``, and ``lab`` with real hosts."""
