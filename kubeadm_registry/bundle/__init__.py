@@ -1,0 +1,25 @@
+"""The bundle: one file that carries programs and images across an air gap, each by its digest."""
+
+from kubeadm_registry.bundle.bundle import Bundle
+from kubeadm_registry.bundle.catalogue import catalogue, version_command
+from kubeadm_registry.bundle.create import Made, create
+from kubeadm_registry.bundle.images import FromLayout
+from kubeadm_registry.bundle.programs import Program
+from kubeadm_registry.bundle.sources import choose
+from kubeadm_registry.bundle.verify import inspect, problems, verify
+from kubeadm_registry.bundle.workshop import Mirror
+
+__all__ = [
+    "Bundle",
+    "FromLayout",
+    "Made",
+    "Mirror",
+    "Program",
+    "catalogue",
+    "choose",
+    "create",
+    "inspect",
+    "problems",
+    "verify",
+    "version_command",
+]

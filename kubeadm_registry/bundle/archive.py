@@ -1,0 +1,251 @@
+"""Tar archives, read without trust and written the same way every time.
+
+Python's ``tarfile`` accepts what this reader must not (links, sparse files, headers of any length), and a hostile
+header makes it read as much memory as the file has. The format read here is POSIX.1-1988 ustar, with the long names
+of GNU tar and the ``path`` and ``size`` records of POSIX.1-2001 (pax), which is what OCI tools write.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from kubeadm_registry.bundle.failures import damaged
+
+BLOCK = 512
+#: The most members that an archive may have; a bundle with every Kubernetes image has a few hundred.
+MAX_MEMBERS = 200_000
+#: The longest extended header, in bytes; real ones are under 1 KiB.
+MAX_EXTENDED_HEADER = 64 * 1024
+
+_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f\\]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file or directory in an archive: where its content begins (*offset*, bytes) and how long it is (*size*)."""
+
+    name: str
+    offset: int
+    size: int
+    executable: bool
+    directory: bool
+
+
+def safe_name(name: str) -> str:
+    """Return *name* as a relative path without ``.`` parts; raises BundleError if it could leave its directory."""
+    parts = [part for part in name.rstrip("/").split("/") if part != "."]
+    if (
+        name.startswith("/")
+        or not _PRINTABLE.fullmatch(name)
+        or any(part in {"", ".."} or len(part.encode()) > 255 for part in parts)
+    ):
+        raise damaged(f"unsafe name in an archive: {name[:200]!r}")
+    return "/".join(parts)
+
+
+def members(file: BinaryIO, *, max_bytes: int | None = None) -> Iterator[Member]:
+    """Go through the archive *file* from its start and give each member, at whose content the file then stands.
+
+    The caller may read from *file* between members. Raises BundleError for anything but plain files and directories,
+    for unsafe or repeated names, for an archive that is cut short or goes on after its end, and when the contents
+    add up to more than *max_bytes*.
+    """
+    seen: set[str] = set()
+    total = 0
+    position = 0
+    extended: dict[str, str] = {}
+    while True:
+        file.seek(position)
+        block = file.read(BLOCK)
+        if not block.strip(b"\0"):
+            if len(block) < BLOCK:
+                raise damaged("the archive is cut short: it has no end mark")
+            _expect_end(file)
+            return
+        header = _Header.parse(block)
+        content = position + BLOCK
+        if header.kind in b"xgL":
+            extended |= _extended(file, header)
+            position = content + _padded(header.size)
+            continue
+        if header.kind not in b"0\x005":
+            raise damaged(f"{header.name[:200]!r} in the archive is neither a file nor a directory")
+        size = _size(extended["size"]) if "size" in extended else header.size
+        name = safe_name(extended.get("path", header.name))
+        extended = {}
+        directory = header.kind == b"5"
+        if directory and size:
+            raise damaged(f"directory {name!r} in the archive has content")
+        total += size
+        position = content + _padded(size)
+        if max_bytes is not None and total > max_bytes:
+            raise damaged(f"the archive unpacks to more than {max_bytes} bytes")
+        if not name and directory:  # "./", the directory itself
+            continue
+        if name in seen:
+            raise damaged(f"{name!r} is in the archive twice")
+        seen.add(name)
+        if len(seen) > MAX_MEMBERS:
+            raise damaged(f"the archive has more than {MAX_MEMBERS} members")
+        yield Member(name, content, size, bool(header.mode & 0o100), directory)
+
+
+def _expect_end(file: BinaryIO) -> None:
+    """Accept a second empty block and the zeros that fill up the last record, and nothing after them."""
+    rest = file.read(1024 * 1024)
+    if len(rest) < BLOCK:
+        raise damaged("the archive is cut short: half of its end mark is missing")
+    if rest.strip(b"\0") or file.read(1):
+        raise damaged("the archive goes on after its end mark")
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    name: str
+    mode: int
+    size: int
+    kind: bytes
+
+    @classmethod
+    def parse(cls, block: bytes) -> _Header:
+        if len(block) < BLOCK:
+            raise damaged("the archive is cut short in the middle of a header")
+        if block[257:262] != b"ustar":
+            raise damaged("this is not a tar archive, or it is damaged")
+        if sum(block[:148]) + sum(block[156:]) + 8 * 0x20 != _number(block[148:156]):
+            raise damaged("a header in the archive has a wrong checksum")
+        name = _text(block[:100])
+        # GNU tar keeps other things where POSIX has the prefix, and marks itself by a blank after the magic.
+        if block[262:263] == b"\0" and (prefix := _text(block[345:500])):
+            name = f"{prefix}/{name}"
+        return cls(name, _number(block[100:108]), _number(block[124:136]), block[156:157])
+
+
+def _text(field: bytes) -> str:
+    try:
+        return field.split(b"\0", 1)[0].decode()
+    except UnicodeDecodeError as error:
+        raise damaged("a name in the archive is not UTF-8") from error
+
+
+def _number(field: bytes) -> int:
+    """Read a number that is octal digits, or binary when its first bit is set (GNU tar, above 8 GiB)."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.split(b"\0", 1)[0].strip(b" ")
+    if not re.fullmatch(rb"[0-7]*", digits):
+        raise damaged("a number in an archive's header is not a number")
+    return int(digits or b"0", 8)
+
+
+def _size(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise damaged("a size in the archive is not a number")
+    return int(text)
+
+
+def _extended(file: BinaryIO, header: _Header) -> dict[str, str]:
+    """Read an extended header: the long name of GNU tar, or the records of pax (``LENGTH KEY=VALUE`` and a newline)."""
+    if header.size > MAX_EXTENDED_HEADER:
+        raise damaged(f"an extended header in the archive has {header.size} bytes")
+    content = file.read(header.size)
+    if len(content) < header.size:
+        raise damaged("the archive is cut short in the middle of an extended header")
+    if header.kind == b"L":
+        return {"path": _text(content)}
+    records: dict[str, str] = {}
+    while content:
+        length, _, rest = content.partition(b" ")
+        if not re.fullmatch(rb"[0-9]{1,6}", length) or not len(length) + 1 < int(length) <= len(content):
+            raise damaged("an extended header in the archive has a wrong length")
+        record = rest[: int(length) - len(length) - 1]
+        key, _, value = record[:-1].partition(b"=")
+        if key.startswith(b"GNU.sparse") or (header.kind == b"g" and key in {b"path", b"size"}):
+            raise damaged(f"the archive uses {key.decode(errors='replace')[:50]}, which is not allowed here")
+        if key in {b"path", b"size"}:
+            records[key.decode()] = _text(value)
+        content = content[int(length) :]
+    return records
+
+
+class Window(io.RawIOBase):
+    """A part of an open file as a file of its own: *size* bytes from *offset*. Does not move the file's position.
+
+    Several windows of one file may be read by several threads at once. The file must stay open.
+    """
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        super().__init__()
+        self._descriptor = file.fileno()
+        self._offset = offset
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Say that this can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say that this can be moved in."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to *offset* bytes from the start, the current position or the end."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: object, /) -> int:
+        """Fill *buffer* from the current position; 0 at the end. Raises BundleError if the file ends too early."""
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        wanted = min(len(view), self._size - self._position)
+        if wanted <= 0:
+            return 0
+        content = os.pread(self._descriptor, wanted, self._offset + self._position)
+        if not content:
+            raise damaged("the archive is cut short in the middle of a file")
+        view[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+
+class Writer:
+    """Writes an archive whose bytes depend on names, modes and contents alone: no times, no owners."""
+
+    def __init__(self, output: BinaryIO) -> None:
+        self._output = output
+
+    def directory(self, name: str) -> None:
+        """Add the directory *name*."""
+        self._header(name, 0, 0o755, tarfile.DIRTYPE)
+
+    def file(self, name: str, content: BinaryIO, size: int, *, executable: bool = False) -> None:
+        """Add *size* bytes of *content* as the file *name*; raises BundleError if there are fewer."""
+        self._header(name, size, 0o755 if executable else 0o644, tarfile.REGTYPE)
+        left = size
+        while left:
+            chunk = content.read(min(left, 1024 * 1024))
+            if not chunk:
+                raise damaged(f"{name} is shorter than the {size} bytes that it should have")
+            self._output.write(chunk)
+            left -= len(chunk)
+        self._output.write(b"\0" * (_padded(size) - size))
+
+    def finish(self) -> None:
+        """Write the end mark."""
+        self._output.write(b"\0" * (2 * BLOCK))
+
+    def _header(self, name: str, size: int, mode: int, kind: bytes) -> None:
+        info = tarfile.TarInfo(safe_name(name))
+        info.size, info.mode, info.type = size, mode, kind
+        self._output.write(info.tobuf(tarfile.GNU_FORMAT))

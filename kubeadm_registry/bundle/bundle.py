@@ -1,0 +1,108 @@
+"""A bundle, opened for reading."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from kubeadm_registry.bundle import oci
+from kubeadm_registry.bundle.failures import damaged
+from kubeadm_registry.bundle.images import image_name, is_full_name
+from kubeadm_registry.bundle.layout import Layout
+from kubeadm_registry.bundle.programs import REFERENCE, Program, from_manifest
+
+
+class Bundle:
+    """A bundle's programs and images, read without unpacking it. Close it, or use it in a ``with`` statement.
+
+    Opening reads the names in the file, not the contents: ``verify`` does that. What is read later is compared with
+    its digest as it is read.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open the bundle at *path*; raises BundleError if it is none, or is damaged."""
+        return cls(Layout.open(Path(path)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; streams of this bundle cannot be read after it."""
+        self.layout.close()
+
+    @cached_property
+    def programs(self) -> Mapping[str, Program]:
+        """The programs, by name; raises BundleError if one is described wrongly or is there twice."""
+        programs: dict[str, Program] = {}
+        for entry in self.layout.index.manifests:
+            reference = (entry.annotations or {}).get(oci.REFERENCE_NAME, "")
+            if not reference.startswith(REFERENCE):
+                continue
+            program = from_manifest(self.layout.manifest(entry), entry.digest)
+            if program.reference != reference:
+                raise damaged(f"{self.layout.where}: the index calls {program.reference} {reference[:200]}")
+            if program.name in programs:
+                raise damaged(f"{self.layout.where}: program {program.name} is there twice")
+            programs[program.name] = program
+        return programs
+
+    @cached_property
+    def images(self) -> Mapping[str, oci.Descriptor]:
+        """The images, by full name; raises BundleError for a name that is not full, or is there twice."""
+        images: dict[str, oci.Descriptor] = {}
+        for entry in self.layout.index.manifests:
+            name = image_name(entry.annotations)
+            if name.startswith(REFERENCE):
+                continue
+            if not is_full_name(name) or name in images:
+                raise damaged(
+                    f"{self.layout.where}: {name[:200] or entry.digest!r} is no image's name, or is there twice"
+                )
+            images[name] = entry
+        return images
+
+    def blob(self, digest: str, *, offset: int = 0) -> BinaryIO:
+        """Open the blob *digest* from byte *offset* on; a stream from 0 is compared with the digest as it is read.
+
+        Raises BundleError if the bundle does not hold it. Several streams may be read by several threads.
+        """
+        size = self.layout.store.sizes.get(oci.blob_name(digest), 0)
+        descriptor = oci.Descriptor(media_type="application/octet-stream", digest=digest, size=size)
+        return self.layout.blob(descriptor, offset=offset)
+
+    def extract(self, program: Program, to: Path, *, progress: Callable[[int], None] = lambda _bytes: None) -> None:
+        """Write the layer of *program*, a tar.gz, to the file *to*; its digest is checked.
+
+        *progress* is told how many bytes were written since it was last called. Raises BundleError if the layer is
+        missing or damaged; then *to* is not there.
+        """
+        new = to.with_name(to.name + ".new")
+        try:
+            with self.layout.blob(program.layer) as source, new.open("wb") as target:
+                copy(source, target, progress)
+            new.replace(to)
+        finally:
+            new.unlink(missing_ok=True)
+
+
+def copy(source: BinaryIO, target: io.BufferedWriter, progress: Callable[[int], None]) -> None:
+    """Copy *source* to *target* in pieces, tell *progress* the length of each, and flush it to the disk."""
+    while chunk := source.read(oci.CHUNK):
+        target.write(chunk)
+        progress(len(chunk))
+    target.flush()
+    os.fsync(target.fileno())

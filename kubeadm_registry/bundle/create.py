@@ -1,0 +1,181 @@
+"""Making a bundle."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from kubeadm_registry.bundle import archive, oci
+from kubeadm_registry.bundle.failures import refused
+from kubeadm_registry.bundle.images import FromLayout, images_in
+from kubeadm_registry.bundle.layout import Layout
+from kubeadm_registry.bundle.programs import ARCHITECTURES, Program, to_manifest
+from kubeadm_registry.bundle.sources import Built, ProgramSource
+from kubeadm_registry.bundle.workshop import Mirror, Progress, Workshop, default_cache, this_architecture
+from kubeadm_registry.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A bundle that was written: its *size* in bytes, and the digest of its index, which stands for all of it."""
+
+    path: Path
+    size: int
+    index: str
+    programs: tuple[Program, ...]
+    images: tuple[str, ...]
+
+
+class _Blob(Protocol):
+    def __call__(self) -> BinaryIO: ...
+
+
+@dataclass
+class _Contents:
+    """What goes into a bundle: descriptors for the index, and a way to open each blob."""
+
+    entries: list[oci.Descriptor]
+    blobs: dict[str, tuple[int, _Blob]]
+
+    def add(self, content: bytes) -> str:
+        digest = oci.digest_of(content)
+        self.blobs[digest] = (len(content), lambda: io.BytesIO(content))
+        return digest
+
+
+def create(
+    output: Path,
+    programs: Mapping[str, ProgramSource],
+    *,
+    images: Sequence[FromLayout] = (),
+    architecture: str = "",
+    progress: Progress = lambda _text: None,
+    cache: Path | None = None,
+    mirror: Mirror | None = None,
+    workshop: Workshop | None = None,
+) -> Made:
+    """Make a bundle for servers of one *architecture* (this machine's if empty) and write it to *output*.
+
+    The file appears whole or not at all, and the same inputs give the same bytes. *programs* come from ``choose``.
+    *workshop*, for tests, replaces *cache* and *mirror*. Raises BundleError if something cannot be had or is refused.
+    """
+    architecture = architecture or this_architecture()
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(
+            f"bundles cannot be made for {architecture}",
+            hint=f"choose one of {', '.join(ARCHITECTURES)}",
+            code="UnknownArchitecture",
+        )
+    if not programs and not images:
+        raise ConfigError("the bundle would be empty", hint="name programs or images", code="BundleEmpty")
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise ConfigError(f"{output} cannot be written: it is a directory, or in none", hint="give a path for the file")
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kubeadm-registry-bundle-")))
+        bench = workshop or Workshop(
+            architecture=architecture,
+            scratch=scratch,
+            cache=cache or default_cache(),
+            progress=progress,
+            mirror=mirror or Mirror.from_environment(),
+        )
+        bench = replace(bench, architecture=architecture, scratch=scratch, progress=progress)
+        contents = _Contents(entries=[], blobs={})
+        built = [source.build(name, bench) for name, source in sorted(programs.items())]
+        for item in built:
+            _add_program(contents, item)
+        names = _add_images(contents, images, stack)
+        index = oci.Index(manifests=tuple(sorted(contents.entries, key=_reference))).to_json()
+        progress(f"writing {output}")
+        _write(output, index, contents)
+    return Made(
+        path=output,
+        size=output.stat().st_size,
+        index=oci.digest_of(index),
+        programs=tuple(item.program for item in built),
+        images=tuple(names),
+    )
+
+
+def _reference(entry: oci.Descriptor) -> str:
+    return (entry.annotations or {})[oci.REFERENCE_NAME]
+
+
+def _add_program(contents: _Contents, built: Built) -> None:
+    program = built.program
+    manifest = to_manifest(program)
+    content = manifest.to_json()
+    contents.add(b"{}")
+    contents.blobs[program.digest] = (program.size, lambda: built.layer.open("rb"))
+    contents.entries.append(
+        oci.Descriptor(
+            media_type=oci.MANIFEST,
+            artifact_type=manifest.artifact_type,
+            digest=contents.add(content),
+            size=len(content),
+            annotations={oci.REFERENCE_NAME: program.reference},
+            platform=oci.Platform(os="linux", architecture=program.architecture),
+        )
+    )
+
+
+def _add_images(contents: _Contents, images: Iterable[FromLayout], stack: ExitStack) -> list[str]:
+    """Add all images of the layouts *images*, which stay open until *stack* ends; return their names, sorted."""
+    found: dict[str, oci.Descriptor] = {}
+    for source in images:
+        layout = stack.enter_context(closing(Layout.open(source.path)))
+        for name, entry in images_in(layout, source.name):
+            if name in found and found[name].digest != entry.digest:
+                raise refused(f"{source.path} has another {name} than was given before", hint="give one of the two")
+            for descriptor in layout.reachable(entry):
+                contents.blobs[descriptor.digest] = (descriptor.size, _opener(layout, descriptor))
+            found[name] = entry
+    contents.entries.extend(found.values())
+    return sorted(found)
+
+
+def _opener(layout: Layout, descriptor: oci.Descriptor) -> _Blob:
+    layout.blob(descriptor).close()  # says now, not after minutes of writing, that it is missing
+    return lambda: layout.blob(descriptor)
+
+
+def _write(output: Path, index: bytes, contents: _Contents) -> None:
+    """Write the file beside its final place, flush it to the disk and rename it."""
+    # Manifests, being small, come first: whoever reads the file in order knows early what it holds.
+    order = sorted(contents.blobs.items(), key=lambda item: (item[1][0] > oci.MAX_MANIFEST, item[0]))
+    folder = output.absolute().parent
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{output.name}.")
+    new = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            writer = archive.Writer(file)
+            writer.file(oci.LAYOUT_FILE, io.BytesIO(oci.LAYOUT), len(oci.LAYOUT))
+            writer.file(oci.INDEX_FILE, io.BytesIO(index), len(index))
+            for digest, (size, opener) in order:
+                with opener() as content:
+                    writer.file(oci.blob_name(digest), content, size)
+            writer.finish()
+            file.flush()
+            os.fsync(file.fileno())
+        # The bundle holds no secret; mkstemp's mode would keep it from the people it is made for.
+        umask = os.umask(0)
+        os.umask(umask)
+        new.chmod(0o666 & ~umask)
+        new.replace(output)
+        _sync_directory(folder)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,33 @@
+"""The ways in which a bundle can be refused, each with its code and its remedy."""
+
+from __future__ import annotations
+
+from kubeadm_registry.errors import BundleError
+
+
+def damaged(message: str, *, hint: str = "") -> BundleError:
+    """The bundle is not what was written: cut short, altered, or made to do harm."""
+    return BundleError(
+        message,
+        code="BundleDamaged",
+        hint=hint or "copy the bundle again and compare its checksum, or make a new one with `bundle create`",
+    )
+
+
+def incomplete(message: str, *, hint: str = "") -> BundleError:
+    """The bundle refers to something that it does not hold."""
+    return BundleError(
+        message,
+        code="BundleIncomplete",
+        hint=hint or "make the bundle again with `bundle create`, or copy it again if the copy was cut short",
+    )
+
+
+def refused(message: str, *, hint: str) -> BundleError:
+    """Something was offered for a bundle that must not, or cannot, go into it."""
+    return BundleError(message, code="BundleInputRefused", hint=hint)
+
+
+def unavailable(message: str, *, hint: str) -> BundleError:
+    """Something that should go into a bundle cannot be fetched or built on this machine."""
+    return BundleError(message, code="BundleInputUnavailable", hint=hint)

@@ -1,0 +1,228 @@
+"""An OCI image layout, in one tar file or in a directory, read in any order without unpacking."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self, cast
+
+from kubeadm_registry.bundle import archive, oci
+from kubeadm_registry.bundle.failures import damaged, incomplete, refused
+from kubeadm_registry.errors import BundleError
+
+
+class Store(Protocol):
+    """Files by name, for reading: the two forms of a layout."""
+
+    sizes: Mapping[str, int]
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the file *name*, which is in ``sizes``."""
+
+    def close(self) -> None:
+        """Give up what is open."""
+
+
+class ArchiveStore:
+    """A layout in one uncompressed tar file."""
+
+    def __init__(self, path: Path) -> None:
+        with ExitStack() as stack:
+            self._file = stack.enter_context(path.open("rb"))
+            length = os.fstat(self._file.fileno()).st_size
+            self._members = {}
+            for member in archive.members(self._file):
+                if member.offset + member.size > length:
+                    raise damaged(f"the archive is cut short in the middle of {member.name}")
+                if not member.directory:
+                    self._members[member.name] = member
+            stack.pop_all()
+        self.sizes: Mapping[str, int] = {name: member.size for name, member in self._members.items()}
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the file *name*; the streams of one archive may be read by several threads."""
+        member = self._members[name]
+        window = archive.Window(self._file, member.offset, member.size)
+        return cast(BinaryIO, io.BufferedReader(window, 256 * 1024))
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._file.close()
+
+
+class DirectoryStore:
+    """A layout in a directory. Links in it are refused: they could lead anywhere."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        sizes = {}
+        for folder, folders, files in os.walk(path):
+            for name in [*folders, *files]:
+                file = Path(folder, name)
+                if file.is_symlink() or not (file.is_dir() or file.is_file()):
+                    raise damaged(f"{file} is neither a file nor a directory")
+                if file.is_file():
+                    sizes[archive.safe_name(file.relative_to(path).as_posix())] = file.stat().st_size
+        self.sizes: Mapping[str, int] = sizes
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the file *name*."""
+        return (self._path / name).open("rb")
+
+    def close(self) -> None:
+        """Do nothing: no file is kept open."""
+
+
+class Layout:
+    """An OCI image layout: its index, its manifests and its blobs. Close it, or use it in a ``with`` statement.
+
+    A blob's content is compared with its digest when it is read to its end; a manifest's always.
+    """
+
+    def __init__(self, store: Store, where: str) -> None:
+        self.store = store
+        self.where = where
+        if oci.LAYOUT_FILE not in store.sizes:
+            raise refused(
+                f"{where} is not an OCI image layout: it has no file {oci.LAYOUT_FILE}",
+                hint="make one, for example with `skopeo copy docker-archive:FILE oci-archive:FILE:NAME`",
+            )
+        version = self._json(oci.LAYOUT_FILE, 4096)
+        if b'"1.0.0"' not in version:
+            raise damaged(f"{where} is an OCI image layout of an unknown version: {version[:80]!r}")
+        if oci.INDEX_FILE not in store.sizes:
+            raise incomplete(f"{where} has no {oci.INDEX_FILE}")
+        self.index_bytes = self._json(oci.INDEX_FILE, oci.MAX_INDEX)
+        self.index = oci.parse(oci.Index, self.index_bytes, f"{where}: {oci.INDEX_FILE}")
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the layout at *path*, a tar file or a directory; raises BundleError if it is none or is damaged."""
+        try:
+            store: Store = DirectoryStore(path) if path.is_dir() else ArchiveStore(path)
+        except OSError as error:
+            raise BundleError(
+                f"cannot read {path}: {error.strerror}", code="BundleUnreadable", hint="check the path and its mode"
+            ) from error
+        except BundleError as error:
+            raise BundleError(f"{path}: {error.message}", code=error.code, hint=error.hint) from error
+        try:
+            return cls(store, str(path))
+        except BaseException:
+            store.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open; streams of this layout cannot be read after it."""
+        self.store.close()
+
+    def _json(self, name: str, limit: int) -> bytes:
+        if self.store.sizes[name] > limit:
+            raise damaged(f"{self.where}: {name} has {self.store.sizes[name]} bytes, more than {limit}")
+        with self.store.open(name) as file:
+            return file.read()
+
+    def has(self, digest: str) -> bool:
+        """Say whether the layout holds the blob *digest*, without reading it."""
+        return oci.blob_name(digest) in self.store.sizes
+
+    def blob(self, descriptor: oci.Descriptor, *, offset: int = 0) -> BinaryIO:
+        """Open the blob that *descriptor* names, from byte *offset* on.
+
+        Raises BundleError if it is missing or has another size; a stream from offset 0 raises it as well, before it
+        gives out the last bytes, when the content does not have the digest.
+        """
+        name = oci.blob_name(descriptor.digest)
+        if name not in self.store.sizes:
+            raise incomplete(f"{self.where} does not hold {descriptor.digest}, which it refers to")
+        if self.store.sizes[name] != descriptor.size:
+            raise damaged(
+                f"{self.where}: {descriptor.digest} has {self.store.sizes[name]} bytes instead of {descriptor.size}"
+            )
+        file = self.store.open(name)
+        if offset:
+            file.seek(offset)
+            return file
+        return cast(BinaryIO, io.BufferedReader(_Verified(file, descriptor, self.where), 256 * 1024))
+
+    def read(self, descriptor: oci.Descriptor) -> bytes:
+        """Return the content of a manifest, an index or another small blob, 4 MiB at most, compared with its digest."""
+        if descriptor.size > oci.MAX_MANIFEST:
+            raise damaged(f"{self.where}: manifest {descriptor.digest} has {descriptor.size} bytes")
+        with self.blob(descriptor) as file:
+            return file.read()
+
+    def manifest(self, descriptor: oci.Descriptor) -> oci.Manifest:
+        """Return the manifest that *descriptor* names."""
+        return oci.parse(oci.Manifest, self.read(descriptor), f"{self.where}: manifest {descriptor.digest}")
+
+    def children(self, descriptor: oci.Descriptor) -> tuple[oci.Descriptor, ...]:
+        """Return what the manifest or index named by *descriptor* refers to; nothing for any other blob."""
+        if descriptor.media_type in oci.INDEXES:
+            what = f"{self.where}: index {descriptor.digest}"
+            return oci.parse(oci.Index, self.read(descriptor), what).manifests
+        if descriptor.media_type in oci.MANIFESTS:
+            manifest = self.manifest(descriptor)
+            return (manifest.config, *manifest.layers)
+        return ()
+
+    def reachable(self, *roots: oci.Descriptor) -> Iterator[oci.Descriptor]:
+        """Give every blob that *roots* need, children before their parents, each once: the order to send them in."""
+        seen: set[str] = set()
+        stack = [(root, False) for root in reversed(roots)]
+        while stack:
+            descriptor, expanded = stack.pop()
+            if expanded:
+                yield descriptor
+                continue
+            if descriptor.digest in seen:
+                continue
+            seen.add(descriptor.digest)
+            stack.append((descriptor, True))
+            stack.extend((child, False) for child in reversed(self.children(descriptor)))
+
+
+class _Verified(io.RawIOBase):
+    """A stream that does not give out the last part of a blob whose content has not the blob's digest."""
+
+    def __init__(self, file: BinaryIO, descriptor: oci.Descriptor, where: str) -> None:
+        super().__init__()
+        self._file = file
+        self._digest = descriptor.digest
+        self._left = descriptor.size
+        self._where = where
+        self._hash = hashlib.sha256()
+
+    def readable(self) -> bool:
+        """Say that this can be read."""
+        return True
+
+    def readinto(self, buffer: object, /) -> int:
+        """Fill *buffer*; 0 at the end. Raises BundleError before the last bytes of content that is not the blob's."""
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        content = self._file.read(min(len(view), self._left))
+        self._hash.update(content)
+        self._left -= len(content)
+        if (not self._left or not content) and "sha256:" + self._hash.hexdigest() != self._digest:
+            raise damaged(f"{self._where}: the content of {self._digest} is not what its digest says")
+        view[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        """Close the stream beneath as well."""
+        if not self.closed:
+            self._file.close()
+        super().close()

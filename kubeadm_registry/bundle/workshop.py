@@ -1,0 +1,150 @@
+"""What sources of programs need while a bundle is made."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from kubeadm_registry.bundle.failures import unavailable
+
+Progress = Callable[[str], None]
+
+#: Where the package debian-archive-keyring, of Debian and of Ubuntu, puts the keys.
+DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+def this_architecture() -> str:
+    """Return the architecture of this machine, as ``amd64`` or ``arm64``, or the kernel's word for any other."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+def default_cache() -> Path:
+    """Return the directory for downloads and built trees: ``kubeadm-registry/bundle`` in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG base directory specification says to ignore a relative path.
+    root = Path(base) if base.startswith("/") else Path.home() / ".cache"
+    return root / "kubeadm-registry" / "bundle"
+
+
+def _silent(_text: str) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """Where Debian packages come from.
+
+    Empty *debian* and *security* addresses mean those of this machine's own apt configuration. *keyring* is the file
+    with the keys that sign Debian's releases.
+    """
+
+    debian: str = ""
+    security: str = ""
+    keyring: Path = DEBIAN_KEYRING
+
+    @classmethod
+    def from_environment(cls) -> Mirror:
+        """Return what the environment variables ``KUBEADM_REGISTRY_DEBIAN_{MIRROR,SECURITY_MIRROR,KEYRING}`` say."""
+        return cls(
+            debian=os.environ.get("KUBEADM_REGISTRY_DEBIAN_MIRROR", ""),
+            security=os.environ.get("KUBEADM_REGISTRY_DEBIAN_SECURITY_MIRROR", ""),
+            keyring=Path(os.environ.get("KUBEADM_REGISTRY_DEBIAN_KEYRING", DEBIAN_KEYRING)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """The circumstances in which programs are made.
+
+    *scratch* is an empty directory that is removed at the end; *cache* is kept from run to run. *client* makes the
+    HTTP client for downloads.
+    """
+
+    architecture: str
+    scratch: Path
+    cache: Path
+    progress: Progress = _silent
+    mirror: Mirror = field(default_factory=Mirror)
+    client: Callable[[], httpx.Client] = httpx.Client
+
+    def new_directory(self, name: str) -> Path:
+        """Make and return an empty directory *name* in the scratch directory."""
+        path = self.scratch / name
+        path.mkdir(parents=True)
+        return path
+
+
+def command(
+    argv: Sequence[str | Path],
+    *,
+    what: str,
+    hint: str,
+    timeout: float,
+    cwd: Path | None = None,
+    complaints_too: bool = False,
+) -> str:
+    """Run *argv* on this machine and return its output, with its error output if *complaints_too*.
+
+    Raises BundleError that says *what* could not be done, with the end of the command's complaint, and *hint*.
+    After *timeout* seconds the command and all that it started are killed.
+    """
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        process = subprocess.Popen(
+            [str(word) for word in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if complaints_too else subprocess.PIPE,
+            cwd=cwd,
+            env=environment,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise unavailable(f"{what}: there is no program {argv[0]} on this machine", hint=hint) from error
+    except OSError as error:
+        raise unavailable(f"{what}: cannot run {argv[0]}: {error.strerror}", hint=hint) from error
+    with process:
+        try:
+            output, complaint = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise unavailable(f"{what}: {argv[0]} did not end within {timeout:g} s", hint=hint) from error
+        finally:
+            # A helper that was left behind would keep the pipes open and us waiting.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode != 0:
+        text = (complaint or output).decode(errors="replace").strip()
+        raise unavailable(f"{what}: {argv[0]} ended with status {process.returncode}: {text[-2000:]}", hint=hint)
+    return output.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def locked(file: Path, *, deadline: float) -> Iterator[None]:
+    """Hold the lock *file* against other runs; raises BundleError if one holds it for more than *deadline* seconds."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + deadline
+    with file.open("ab") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise unavailable(
+                        f"another run has held {file} for more than {deadline:g} s", hint="wait for its end, or end it"
+                    ) from error
+                time.sleep(0.2)
+            else:
+                break
+        yield
