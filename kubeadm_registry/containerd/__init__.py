@@ -1,0 +1,127 @@
+"""containerd on the servers: it takes the mirrored images from the registry, and everything else in it stays.
+
+``steps`` points a host's containerd at the registry, ``restore_steps`` takes that back, ``problems`` and ``notices``
+look without touching. What is decided is pure and lies in ``settings`` (config.toml), ``hosts`` (hosts.toml) and
+``proxy`` (the unit's environment); ``survey`` asks the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kubeadm_registry import paths
+from kubeadm_registry.changes import Change
+from kubeadm_registry.containerd import hosts, survey
+from kubeadm_registry.containerd.backup import Keep
+from kubeadm_registry.containerd.changes import DROP_IN, Config, HostsFiles, NoProxy
+from kubeadm_registry.containerd.restart import Restart
+from kubeadm_registry.containerd.restore import Forget, NoDirectories, NoHostsFiles, NoNoProxy, OriginalConfig
+from kubeadm_registry.containerd.settings import CERTS_D, Merged, Refused, Version, merge, refusals, unmerge
+from kubeadm_registry.containerd.survey import UNIT
+from kubeadm_registry.host import Host
+
+__all__ = [
+    "CERTS_D",
+    "UNIT",
+    "ContainerdSettings",
+    "Merged",
+    "Refused",
+    "Version",
+    "installed",
+    "merge",
+    "notices",
+    "problems",
+    "restore_steps",
+    "steps",
+    "unmerge",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerdSettings:
+    """What containerd has to know about the registry."""
+
+    vip_addresses: tuple[str, ...]
+    """One or two addresses, the one to try first in front."""
+    ca_pem: bytes
+    """The certificate of the CA that signed the registry's."""
+    mirrors: tuple[str, ...]
+    """Upstream registries whose images are taken from ours (``registry.k8s.io``)."""
+    vip_name: str = ""
+    """A name for the VIP by which images may be called too; empty: none."""
+    port: int = paths.REGISTRY_PORT
+    sandbox_image: str | None = None
+    """The pause image that kubeadm wants; None leaves containerd's own."""
+    node_addresses: tuple[str, ...] = ()
+    """Left out of the HTTP proxy, together with the VIP."""
+
+
+def installed(host: Host) -> bool:
+    """Whether the host has containerd as a program or a unit."""
+    return survey.ask(host) is not None
+
+
+def problems(host: Host) -> Iterator[str]:
+    """Everything that keeps this host's containerd from using the mirrors, one sentence with its remedy each."""
+    shown = survey.ask(host)
+    found = list(survey.problems(host, shown))
+    yield from found
+    if shown is None or shown.version is None:
+        return
+    try:
+        configuration = survey.configuration(host, shown.config)
+        reasons = list(refusals(configuration.layers, shown.version))
+    except Refused as error:
+        reasons = [error]
+    for reason in reasons:
+        yield f"{reason.message}: {reason.hint}" if reason.hint else reason.message
+
+
+def notices(host: Host, settings: ContainerdSettings) -> Iterator[str]:
+    """What stays as it is although it is not what we would write, and what a restart would end. Nothing stops us."""
+    shown = survey.ask(host)
+    if shown is None or shown.version is None:
+        return
+    yield from survey.notices(host, shown)
+    _, merged = Config(shown, shown.version, CERTS_D, settings.sandbox_image).read(host)
+    yield from merged.notices
+    yield from _hosts_files(settings, merged.hosts_directory, shown.version).notices(host)
+
+
+def steps(host: Host, *, settings: ContainerdSettings) -> Iterator[Change]:
+    """Point this host's containerd at the registry. Raises Refused before the first change."""
+    shown = survey.ask(host)
+    if shown is None or shown.version is None:
+        raise Refused(next(survey.problems(host, shown)), host=host.name)
+    config = Config(shown, shown.version, CERTS_D, settings.sandbox_image)
+    configuration, merged = config.read(host)
+    files = _hosts_files(settings, merged.hosts_directory, shown.version)
+    changed = [file.real if (file := configuration.file(path)) else path for path in merged.texts]
+    parents = ["/etc/containerd", *files.directories, *(path.rpartition("/")[0] for path in changed)]
+    yield Keep(changed, list(dict.fromkeys(parents)))
+    yield files
+    yield config
+    no_proxy = (*settings.vip_addresses, *([settings.vip_name] if settings.vip_name else []), *settings.node_addresses)
+    yield Keep((), [DROP_IN.rpartition("/")[0]])
+    yield NoProxy(shown, no_proxy)
+    yield Restart(shown)
+
+
+def restore_steps(host: Host) -> Iterator[Change]:
+    """Take all of it back. Must run before /etc/kubeadm-registry is removed, which holds the originals."""
+    shown = survey.ask(host)
+    yield OriginalConfig()
+    yield NoHostsFiles()
+    yield NoNoProxy()
+    yield NoDirectories()
+    if shown is not None:
+        yield Restart(shown)
+    yield Forget()
+
+
+def _hosts_files(settings: ContainerdSettings, directory: str, version: Version) -> HostsFiles:
+    ca = f"{directory}/{hosts.CA_NAME}"
+    mirrors = hosts.mirrors(settings.vip_addresses, settings.vip_name, settings.port, settings.mirrors)
+    files = {mirror.registry: hosts.render(mirror, ca=ca, containerd=version).encode() for mirror in mirrors}
+    return HostsFiles(directory, settings.ca_pem, files)

@@ -1,0 +1,129 @@
+"""hosts.toml: the files by which containerd finds the registry in place of an upstream one. Pure text.
+
+The rules come from containerd's core/remotes/docker/config/hosts.go (remotes/docker/config in 1.x):
+
+- For a registry ``host:port`` the directories ``host_port_``, ``host:port`` and ``_default`` are tried, in this order,
+  and only the first that exists is used. Other files beside the directories are never looked at, so our CA lies there.
+- ``[host]`` tables are tried in the order of the file, then ``server``; without ``server`` the upstream itself.
+- 1.x refuses a file without any ``[host]`` table, and after any error in the file goes to the upstream.
+- Keys of the root must stand before the first table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kubeadm_registry import addresses
+from kubeadm_registry.containerd import edit
+from kubeadm_registry.containerd.settings import Version
+
+#: Lies beside the directories of the registries; every table of ours names it, which is how we know them again.
+CA_NAME = "kubeadm-registry-ca.crt"
+
+_MARK = "# Written by kubeadm-registry; sha256 of what follows: "
+_ADVICE = "# A file that was edited stays as it is: remove it and run kubeadm-registry init again to get ours back.\n"
+_ROOT_KEYS = ("server", "override_path", "ca", "capabilities", "dial_timeout")
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """One registry as images name it (*registry*), and the URLs at which containerd finds it, best first."""
+
+    registry: str
+    urls: tuple[str, ...]
+    override_path: bool
+
+
+def repository_prefix(upstream: str) -> str:
+    """Where images of *upstream* lie in our registry; a colon is not allowed in the name of a repository."""
+    return upstream.replace(":", "_")
+
+
+def mirrors(vip: Sequence[str], name: str, port: int, upstreams: Sequence[str]) -> tuple[Mirror, ...]:
+    """A mirror for each upstream, and one for each way to name the registry itself, without prefix.
+
+    *vip* are the addresses of the VIP, the preferred one first; *name* is its name or empty.
+    """
+    found = [
+        Mirror(
+            upstream,
+            tuple(addresses.url(at, port, f"/v2/{repository_prefix(upstream)}") for at in vip),
+            override_path=True,
+        )
+        for upstream in dict.fromkeys(upstreams)
+    ]
+    own = tuple(addresses.url(at, port) for at in vip)
+    found += [
+        Mirror(addresses.endpoint(at, port), own, override_path=False) for at in (*vip, *([name] if name else []))
+    ]
+    return tuple(found)
+
+
+def directories(registry: str) -> tuple[str, ...]:
+    """The names of directories that containerd tries for *registry*, without ``_default``; ours is the first."""
+    host, colon, port = registry.rpartition(":")
+    return (f"{host}_{port}_", registry) if colon and host and port.isdigit() else (registry,)
+
+
+def render(mirror: Mirror, *, ca: str, containerd: Version) -> str:
+    """The hosts.toml of one registry. *ca* is the path of the CA certificate on the host."""
+    keys = ["override_path = true"] if mirror.override_path else []
+    keys += [f"ca = {edit.literal(ca)}", 'capabilities = ["pull", "resolve"]']
+    if containerd.has_dial_timeout:
+        keys.append('dial_timeout = "3s"')
+    lines = [f"server = {edit.literal(mirror.urls[0])}", *keys]
+    for url in mirror.urls:
+        lines += ["", f"[host.{edit.literal(url)}]", *(f"  {key}" for key in keys)]
+    return sealed("\n".join(lines) + "\n", _ADVICE)
+
+
+def sealed(body: str, advice: str = "") -> str:
+    """*body* below a comment that says whose file it is, with the digest that shows whether it was edited."""
+    body = advice + body
+    return f"{_MARK}{hashlib.sha256(body.encode()).hexdigest()}\n{body}"
+
+
+def is_ours(content: bytes) -> bool:
+    """Whether we wrote the file, edited since or not."""
+    return content.startswith(_MARK.encode())
+
+
+def is_untouched(content: bytes) -> bool:
+    """Whether the file is as we wrote it."""
+    head, _, body = content.partition(b"\n")
+    return head == _MARK.encode() + hashlib.sha256(body).hexdigest().encode()
+
+
+def without_ours(content: bytes) -> bytes | None:
+    """An edited file without what is ours in it; None if nothing else is left. A file that is not TOML stays as it is.
+
+    Ours are the two comments, the ``[host]`` tables and the root keys that name our CA, and ``server`` as long as it
+    is one of our URLs.
+    """
+    try:
+        text = content.decode()
+        values = edit.parse(text)
+    except (UnicodeDecodeError, edit.Unparsable):
+        return content
+    hosts: Any = values.get("host", {})
+    ours = {url for url, table in hosts.items() if isinstance(table, dict) and _names_ca(table)}
+    root = set(_ROOT_KEYS) - {"server"} if _names_ca(values) else set()
+    if values.get("server") in ours:
+        root.add("server")
+    lines: list[str | None] = list(edit.lines_of(text))
+    for statement in edit.statements(text):
+        in_table = len(statement.table) >= 2 and statement.table[0] == "host" and statement.table[1] in ours
+        if in_table or (not statement.table and not statement.header and statement.path[0] in root):
+            lines[statement.start : statement.end] = [None] * (statement.end - statement.start)
+    kept = "".join(line for line in lines if line is not None and not line.startswith(_MARK) and line != _ADVICE)
+    return re.sub(r"\A\s*\n|\n+(?=\n\Z)", "", kept).encode() if kept.strip() else None
+
+
+def _names_ca(table: dict[str, Any]) -> bool:
+    authority = table.get("ca")
+    paths = authority if isinstance(authority, list) else [authority]
+    return any(isinstance(path, str) and path.rpartition("/")[2] == CA_NAME for path in paths)

@@ -1,0 +1,347 @@
+"""What containerd's configuration should say for the mirrors to be used, and which edits of which file make it so.
+
+Sources: containerd's services/server/config/config.go (1.6, 1.7) and cmd/containerd/server/config/config.go (2.x) for
+the order of files and how they are merged, pkg/cri/config and plugins/cri/images/plugin.go for the keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from kubeadm_registry.containerd import edit
+from kubeadm_registry.errors import Error
+
+#: Where hosts files are looked up when containerd's configuration names no place: containerd 2.2's own default.
+CERTS_D = "/etc/containerd/certs.d"
+CONFIG = "/etc/containerd/config.toml"
+
+#: What containerd's releases use when no pause image is set. ``containerd config default`` writes it out, so a file
+#: that holds one of these says nothing about what its owner wants.
+DEFAULT_PAUSE_IMAGES = frozenset(
+    f"{registry}/pause:{tag}"
+    for registry in ("k8s.gcr.io", "registry.k8s.io")
+    for tag in ("3.5", "3.6", "3.7", "3.8", "3.9", "3.10", "3.10.1", "3.10.2")
+)
+
+_CRI_1 = ("plugins", "cri")
+_CRI_2 = ("plugins", "io.containerd.grpc.v1.cri")
+_IMAGES_3 = ("plugins", "io.containerd.cri.v1.images")
+_CRI_PLUGINS = frozenset(
+    {
+        "cri",
+        "io.containerd.grpc.v1.cri",
+        "io.containerd.cri.v1.images",
+        "io.containerd.cri.v1.runtime",
+    }
+)
+
+
+class Refused(Error):
+    """containerd's configuration is such that adding to it would break it or have no effect."""
+
+    code = "ContainerdConfig"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """A release of containerd; ``text`` is how it names itself."""
+
+    major: int
+    minor: int
+    text: str = dataclasses.field(default="", compare=False)
+
+    @classmethod
+    def parse(cls, output: str) -> Self | None:
+        """From the output of ``containerd --version``; None if there is no version in it."""
+        for word in output.split():
+            numbers = word.removeprefix("v").split(".")
+            if len(numbers) >= 2 and numbers[0].isdigit() and numbers[1].isdigit():
+                return cls(int(numbers[0]), int(numbers[1]), word.removeprefix("v"))
+        return None
+
+    @property
+    def schema(self) -> int:
+        """The version of a configuration file that this release and all later ones of its line read."""
+        return 2 if self.major < 2 else 3
+
+    @property
+    def has_dial_timeout(self) -> bool:
+        """Whether hosts.toml knows ``dial_timeout``; older releases wait 30 s for an address that nobody has."""
+        return self >= Version(2, 1)
+
+    @property
+    def has_default_config_path(self) -> bool:
+        """Whether CERTS_D is read although the configuration does not name it."""
+        return self >= Version(2, 2)
+
+    def __str__(self) -> str:
+        return self.text or f"{self.major}.{self.minor}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One file of containerd's configuration, in the order in which containerd reads them."""
+
+    path: str
+    text: str
+    values: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str, content: bytes) -> Self:
+        """Raises Refused, with path and line, if *content* is not TOML in UTF-8."""
+        try:
+            text = content.decode()
+            return cls(path, text, edit.parse(text))
+        except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
+            raise Refused(f"{path}: line {line}: not UTF-8", hint="write the file in UTF-8") from error
+        except edit.Unparsable as error:
+            raise Refused(
+                f"{path}: {error}", hint="containerd does not start with this file; mend it and run again"
+            ) from error
+
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """The files, or patterns of files, that this one pulls in."""
+        imports = self.values.get("imports", [])
+        return tuple(str(item) for item in imports) if isinstance(imports, list) else ()
+
+    @property
+    def version(self) -> int:
+        """The file's version; 0 if it does not say."""
+        version = self.values.get("version", 0)
+        return version if isinstance(version, int) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One key of one file: *old* is None where the key was not set. *opens* the table: it had no header before."""
+
+    file: str
+    table: tuple[str, ...]
+    key: str
+    new: str | int
+    old: str | None = None
+    opens: bool = False
+
+    def apply(self, text: str) -> str:
+        """*text* with the key set."""
+        return edit.set_key(text, self.table, self.key, self.new)
+
+    def undo(self, text: str) -> str:
+        """*text* without our value; a key that was changed since stays as it is."""
+        if edit.get(edit.parse(text), (*self.table, self.key)) != self.new:
+            return text
+        if self.old is not None:
+            return edit.set_key(text, self.table, self.key, self.old)
+        return edit.unset_key(text, self.table, self.key, drop_table=self.opens)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What comes of a merge: the new texts of the files that change, how, and what the reader should know."""
+
+    texts: dict[str, str]
+    edits: tuple[Edit, ...]
+    config_path: str
+    notices: tuple[str, ...] = ()
+
+    @property
+    def hosts_directory(self) -> str:
+        """Where hosts files go: the first directory of ``config_path``, which wins over the others."""
+        return self.config_path.split(":")[0].rstrip("/") or CERTS_D
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """A key as files of each version name it."""
+
+    name: str
+    tables: dict[int, tuple[str, ...]]
+    keys: dict[int, str]
+
+    def place(self, schema: int) -> tuple[tuple[str, ...], str]:
+        at = min(max(schema, 1), 3)
+        return self.tables[at], self.keys[at]
+
+
+_CONFIG_PATH = _Setting(
+    "config_path",
+    {1: (*_CRI_1, "registry"), 2: (*_CRI_2, "registry"), 3: (*_IMAGES_3, "registry")},
+    {1: "config_path", 2: "config_path", 3: "config_path"},
+)
+_SANDBOX = _Setting(
+    "pause image",
+    {1: _CRI_1, 2: _CRI_2, 3: (*_IMAGES_3, "pinned_images")},
+    {1: "sandbox_image", 2: "sandbox_image", 3: "sandbox"},
+)
+
+
+def _schema(layers: Sequence[Layer], layer: Layer, containerd: Version) -> int:
+    """By which version's names containerd looks up a file's plugins.
+
+    1.x takes the last version that any file names for all of them; 2.x converts each file on its own.
+    """
+    if containerd.major >= 2:
+        return layer.version or 1
+    return next((other.version for other in reversed(layers) if other.version), 1)
+
+
+def _effective(layers: Sequence[Layer], containerd: Version, setting: _Setting) -> tuple[Layer, Any]:
+    """The file that decides *setting*, and the value that containerd takes from it (None: not set)."""
+    for layer in reversed(layers):
+        table, key = setting.place(_schema(layers, layer, containerd))
+        value = edit.get(layer.values, (*table, key))
+        if containerd.major < 2:
+            # The last file that has the plugin's table replaces those of all others, also where it is silent.
+            if edit.get(layer.values, _plugin(table)) is not None:
+                return layer, value
+        elif value:
+            return layer, value
+    if containerd.major >= 2:
+        # Tables are merged key by key, so any file will do: take the one that has the table already.
+        for layer in reversed(layers):
+            table, key = setting.place(_schema(layers, layer, containerd))
+            if edit.get(layer.values, _plugin(table)) is not None:
+                return layer, edit.get(layer.values, (*table, key))
+    return layers[0], None
+
+
+def _plugin(table: tuple[str, ...]) -> tuple[str, ...]:
+    return table[:2]
+
+
+def refusals(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
+    """Everything in *layers* that keeps the mirrors from being used, each with its remedy."""
+    for layer in layers:
+        supported = 2 if containerd.major < 2 else 99
+        if layer.version > supported:
+            yield Refused(
+                f"{layer.path}: version = {layer.version}, which containerd {containerd} does not read",
+                hint="use version = 2, or a containerd of version 2",
+            )
+        for plugin in layer.values.get("disabled_plugins") or ():
+            if plugin in _CRI_PLUGINS:
+                yield Refused(
+                    f'{layer.path}: disabled_plugins contains "{plugin}": the kubelet cannot use this containerd',
+                    hint=f'take "{plugin}" out of disabled_plugins and restart containerd',
+                )
+    if not layers:
+        return
+    layer, mirrors = _effective(layers, containerd, _registry_key("mirrors"))
+    if mirrors:
+        yield Refused(
+            f"{layer.path}: registry.mirrors is set, and containerd refuses it together with config_path",
+            hint=_as_hosts_files(mirrors),
+        )
+    layer, configs = _effective(layers, containerd, _registry_key("configs"))
+    for host, config in configs.items() if isinstance(configs, dict) else ():
+        if isinstance(config, dict) and config.get("tls"):
+            yield Refused(
+                f'{layer.path}: registry.configs."{host}".tls is set, and containerd refuses it with config_path',
+                hint=f"write ca, client or skip_verify to {CERTS_D}/{host}/hosts.toml instead and remove the tls table",
+            )
+
+
+def _registry_key(key: str) -> _Setting:
+    return _Setting(key, _CONFIG_PATH.tables, dict.fromkeys((1, 2, 3), key))
+
+
+def _as_hosts_files(mirrors: Any) -> str:
+    """The mirrors of the old form in the new one, for a person to copy."""
+    files = []
+    for name, mirror in mirrors.items() if isinstance(mirrors, dict) else ():
+        endpoints = edit.get(mirror, ("endpoint",)) or ()
+        tables = " ".join(f'[host."{endpoint}"]' for endpoint in endpoints)
+        directory = "_default" if name == "*" else name
+        files.append(f"{CERTS_D}/{directory}/hosts.toml with {tables}")
+    return f"write {'; '.join(files)}; then remove the mirrors tables"
+
+
+def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sandbox_image: str | None) -> Merged:
+    """Which keys to set in which files so that hosts files are read and pods start with *sandbox_image*.
+
+    *layers* are all files that containerd reads, in its order, the main one first; it may be empty text. A
+    ``config_path`` that is set stays. A pause image that is set stays too, unless it is one of containerd's own
+    defaults, which ``containerd config default`` writes out and which the registry need not hold. Raises Refused.
+    """
+    for refusal in refusals(layers, containerd):
+        raise refusal
+    layers = list(layers)
+    edits: list[Edit] = []
+    notices: list[str] = []
+
+    def add(file: str, table: tuple[str, ...], key: str, new: str | int, old: str | None = None) -> None:
+        at = next(index for index, layer in enumerate(layers) if layer.path == file)
+        text = layers[at].text
+        opens = edit.get(edit.parse(text), table) is None
+        change = Edit(file, table, key, new, old, opens)
+        try:
+            text = change.apply(text)
+        except edit.Uneditable as error:
+            raise Refused(
+                f"{file}: {error}", hint=f"set {key} = {edit.literal(new)} in [{edit.dotted(table)}] by hand"
+            ) from error
+        layers[at] = Layer(file, text, edit.parse(text))
+        edits.append(change)
+
+    _, first = _effective(layers, containerd, _CONFIG_PATH)
+    effective_path = first if isinstance(first, str) and first else ""
+    pause_layer, pause = _effective(layers, containerd, _SANDBOX)
+    wants_path = not effective_path and not containerd.has_default_config_path
+    is_default = not pause or pause in DEFAULT_PAUSE_IMAGES
+    wants_pause = sandbox_image is not None and pause != sandbox_image and is_default
+    if sandbox_image is not None and pause != sandbox_image and not is_default:
+        notices.append(
+            f"{pause_layer.path}: the pause image is {pause}, and kubeadm wants {sandbox_image}: it stays as it is, "
+            f"and pods start only if {pause} is in the registry or on this server"
+        )
+    if (wants_path or wants_pause) and _is_blank(layers):
+        # A file without a version is of version 1, whose plugin names nobody uses any more.
+        add(layers[0].path, (), "version", containerd.schema)
+    for setting, value in ((_CONFIG_PATH, config_path if wants_path else None),
+                           (_SANDBOX, sandbox_image if wants_pause else None)):  # fmt: skip
+        if value is not None:
+            layer, old = _effective(layers, containerd, setting)
+            table, key = setting.place(_schema(layers, layer, containerd))
+            add(layer.path, table, key, value, old if isinstance(old, str) else None)
+    changed = {change.file for change in edits}
+    return Merged(
+        {layer.path: layer.text for layer in layers if layer.path in changed},
+        tuple(edits),
+        effective_path or config_path,
+        tuple(notices),
+    )
+
+
+def _is_blank(layers: Sequence[Layer]) -> bool:
+    """Whether no file names a version, nor anything whose name depends on it."""
+    return all(
+        not layer.version and not layer.values.keys() & {"plugins", "disabled_plugins", "required_plugins"}
+        for layer in layers
+    )
+
+
+def merge(text: str, *, containerd: Version, config_path: str = CERTS_D, sandbox_image: str | None = None) -> Merged:
+    """``plan`` for a configuration that is one file of content *text*."""
+    layer = Layer.read(CONFIG, text.encode())
+    return plan([layer], containerd=containerd, config_path=config_path, sandbox_image=sandbox_image)
+
+
+def unmerge(text: str, edits: Iterable[Edit]) -> str:
+    """*text* without what *edits* set, as far as it still says so; the reverse of ``merge`` for a file edited since.
+
+    Raises Refused if *text* is not TOML any more, for then nobody can tell what in it is ours.
+    """
+    for change in reversed(list(edits)):
+        try:
+            text = change.undo(text)
+        except (edit.Unparsable, edit.Uneditable) as error:
+            raise Refused(
+                f"{change.file}: {error}",
+                hint=f"take {change.key} = {edit.literal(change.new)} out by hand, then run again",
+            ) from error
+    return text
