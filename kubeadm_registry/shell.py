@@ -316,7 +316,8 @@ def wait_started(stream: Stream, mark: str, *, prompt: str = "", password: str |
     while not out.found:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"no answer for {START_TIMEOUT:g} s")
+            detail = err.decode(errors="replace").strip()[-500:]
+            raise TimeoutError(f"no answer for {START_TIMEOUT:g} s{': ' if detail else ''}{detail}")
         try:
             sent, stdout, stderr = stream.exchange(data, left)
         except EOFError:

@@ -1,0 +1,209 @@
+"""How to reach a host by SSH: what the caller says, completed by the user's ssh_config.
+
+OpenSSH itself reads ssh_config (``ssh -G``), so Include, Match, canonical names and the order of files mean here what
+they mean on the command line. Without an ``ssh`` program only the caller's values and OpenSSH's defaults count.
+
+Not taken from ssh_config: StrictHostKeyChecking (always strict), CertificateFile, KnownHostsCommand, VerifyHostKeyDNS,
+algorithm lists, forwardings.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kubeadm_registry.errors import ConnectionFailed
+
+_JUMP = re.compile(r"(?:ssh://)?(?:(?P<user>.+)@)?(?P<host>\[[^\]]+\]|[^:/@]+)(?::(?P<port>\d+))?/?")
+
+_DEFAULT_KEYS = ("~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519")
+
+
+@dataclass(frozen=True, slots=True)
+class SshTarget:
+    """A host to log in to. None: as ssh_config says, else OpenSSH's default.
+
+    *name* is for messages; *address* is an address, a name, or a Host of ssh_config. *config_file* replaces the user's
+    and the system's ssh_config. *passphrase* is asked for the passphrase of an encrypted key file, once for all hosts,
+    and may answer None; *sudo_password* is for a user other than root. *connect_timeout* is in seconds (10 if
+    ssh_config says nothing).
+    """
+
+    name: str
+    address: str
+    user: str | None = None
+    port: int | None = None
+    identity_file: Path | None = None
+    known_hosts_file: Path | None = None
+    config_file: Path | None = None
+    sudo_password: str | None = field(default=None, repr=False)
+    passphrase: Callable[[Path], str | None] | None = None
+    connect_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A target with every question answered."""
+
+    #: As the caller or ProxyJump names the host, and the address or name to connect to.
+    alias: str
+    hostname: str
+    port: int
+    user: str
+    identity_files: tuple[Path, ...]
+    identities_only: bool
+    #: Path of the agent's socket; None: no agent.
+    agent: Path | None
+    known_hosts: tuple[Path, ...]
+    host_key_alias: str | None
+    proxy_command: str | None
+    #: Hosts to jump over, first to last, as ``[user@]host[:port]``.
+    jumps: tuple[str, ...]
+    connect_timeout: float
+    keepalive: int
+
+    @property
+    def where(self) -> str:
+        """Address and port for messages."""
+        host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
+        return f"{host}:{self.port}"
+
+    def ssh_command(self, *words: str) -> str:
+        """The ssh command line by which a person does the same."""
+        options = [] if self.port == 22 or self.alias != self.hostname else ["-p", str(self.port)]
+        return " ".join(["ssh", *options, f"{self.user}@{self.alias}", *words])
+
+
+def resolve(target: SshTarget) -> Settings:
+    """Complete *target* by ssh_config. Raises ConnectionFailed when ssh_config cannot be read."""
+    said = _ask_ssh(target)
+
+    def first(key: str, default: str = "") -> str:
+        value = (said.get(key) or [default])[0]
+        return "" if value == "none" else value
+
+    hostname = first("hostname", target.address)
+    port = target.port or int(first("port", "22"))
+    user = target.user or first("user") or getpass.getuser()
+    alias = first("hostkeyalias") or None
+    tokens = {"h": hostname, "n": target.address, "p": str(port), "r": user, "k": alias or target.address}
+
+    def path(text: str) -> Path:
+        return Path(_expand(text, tokens)).expanduser()
+
+    keys = [path(text) for text in said.get("identityfile", _DEFAULT_KEYS)]
+    if target.identity_file is not None:
+        explicit = target.identity_file.expanduser()
+        keys = [explicit, *(key for key in keys if key != explicit)]
+    agent = first("identityagent", "SSH_AUTH_SOCK")
+    if agent == "SSH_AUTH_SOCK":
+        agent = os.environ.get("SSH_AUTH_SOCK", "")
+    elif agent.startswith("$"):
+        agent = os.environ.get(agent.strip("${}"), "")
+    timeout = first("connecttimeout")
+    return Settings(
+        alias=target.address,
+        hostname=hostname,
+        port=port,
+        user=user,
+        identity_files=tuple(keys),
+        identities_only=first("identitiesonly") == "yes",
+        agent=path(agent) if agent else None,
+        known_hosts=tuple(path(text) for text in _known_hosts(target, first)),
+        host_key_alias=alias,
+        proxy_command=_expand(first("proxycommand"), tokens) or None,
+        jumps=tuple(jump for jump in _expand(first("proxyjump"), tokens).split(",") if jump),
+        connect_timeout=target.connect_timeout or float(timeout or 10),
+        keepalive=int(first("serveraliveinterval", "0")) or 5,
+    )
+
+
+def jump_target(jump: str, target: SshTarget) -> SshTarget:
+    """The host that *jump* (``[user@]host[:port]`` or ``ssh://...``) names, on the way to *target*."""
+    match = _JUMP.fullmatch(jump)
+    if not match:
+        raise ConnectionFailed(
+            f"cannot understand ProxyJump {jump!r}",
+            host=target.name,
+            hint="it should read [user@]host[:port], with an IPv6 address in brackets",
+            code="SshConfigInvalid",
+        )
+    return SshTarget(
+        name=target.name,
+        address=match["host"].strip("[]"),
+        user=match["user"],
+        port=int(match["port"]) if match["port"] else None,
+        known_hosts_file=target.known_hosts_file,
+        config_file=target.config_file,
+        passphrase=target.passphrase,
+        connect_timeout=target.connect_timeout,
+    )
+
+
+def _ask_ssh(target: SshTarget) -> dict[str, list[str]]:
+    """What ``ssh -G`` says: keyword in small letters to its values."""
+    argv = ["ssh", "-T", "-G"]
+    if target.config_file is not None:
+        argv += ["-F", str(target.config_file.expanduser())]
+    if target.user is not None:
+        argv += ["-l", target.user]
+    if target.port is not None:
+        argv += ["-p", str(target.port)]
+    try:
+        done = subprocess.run(
+            [*argv, "--", target.address], check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=30
+        )
+    except FileNotFoundError as error:
+        file = (target.config_file or Path("~/.ssh/config")).expanduser()
+        if file != Path(os.devnull) and file.exists():
+            raise ConnectionFailed(
+                f"there is {file}, but no ssh program on this machine to read it",
+                host=target.name,
+                hint="install the OpenSSH client",
+                code="SshConfigInvalid",
+            ) from error
+        return {}
+    except subprocess.TimeoutExpired as error:
+        raise ConnectionFailed("ssh -G did not end within 30 s", host=target.name, code="SshConfigInvalid") from error
+    if done.returncode:
+        raise ConnectionFailed(
+            f"ssh cannot read its configuration: {done.stderr.decode(errors='replace').strip()}",
+            host=target.name,
+            hint=f"try: ssh -G {target.address}",
+            code="SshConfigInvalid",
+        )
+    said: dict[str, list[str]] = {}
+    for line in done.stdout.decode(errors="surrogateescape").splitlines():
+        key, _, value = line.partition(" ")
+        said.setdefault(key, []).append(value)
+    return said
+
+
+def _known_hosts(target: SshTarget, first: Callable[[str, str], str]) -> list[str]:
+    user = first("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
+    everyone = first("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
+    if target.known_hosts_file is not None:
+        return [str(target.known_hosts_file), *everyone.split()]
+    # ssh -G prints a list without quotes: a name with blanks shows only by being there.
+    return [*([user] if Path(user).expanduser().exists() else user.split()), *everyone.split()]
+
+
+def _expand(text: str, tokens: dict[str, str]) -> str:
+    """Replace the tokens of ssh_config(5); those unknown here stay as they are."""
+    local = socket.gethostname()
+    known = {
+        "%": "%",
+        "d": str(Path.home()),
+        "i": str(os.getuid()),
+        "l": local,
+        "L": local.split(".")[0],
+        "u": getpass.getuser(),
+        **tokens,
+    }
+    return re.sub(r"%(.)", lambda match: known.get(match[1], match[0]), text)
