@@ -30,19 +30,19 @@ def run(
     check: bool = True,
     timeout: float = 60,
     stdin: str = "",
-    environment: dict[str, str] | None = None,
+    shown: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run *argv*, *timeout* seconds at most, and return its status and output as text.
 
-    Raises LabError with the command's own words if it fails (unless *check* is false) or does not end.
+    Raises LabError with the command's own words if it fails (unless *check* is false) or does not end;
+    *shown* stands for the command there.
     """
     command = [str(word) for word in argv]
-    line = shlex.join(command)
+    line = shown or shlex.join(command)
     try:
         result = subprocess.run(
             command,
             input=stdin,
-            env=None if environment is None else {**os.environ, **environment},
             capture_output=True,
             encoding="utf-8",
             errors="replace",

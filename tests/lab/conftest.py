@@ -50,7 +50,7 @@ def healthy_lab(lab: Lab) -> Iterator[Lab]:
 
 
 def _fresh(settings: Settings) -> Lab:
-    """Start a lab; sweeps away first what an earlier run of the tests left, never what a person or a living run uses."""
+    """Start a lab; sweeps away what a dead run of the tests left, never what a person or a living run uses."""
     place = Place.default()
     if started_by(place) == "hand":
         raise LabError(

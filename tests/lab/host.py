@@ -60,7 +60,8 @@ class Host:
         self, *argv: str, check: bool = True, timeout: float = 60, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run *argv* on the host over sshd, as the lab's user."""
-        return run(*self.ssh_argv(*argv), check=check, timeout=timeout, stdin=stdin)
+        shown = f"{self.name}, over ssh: {shlex.join(argv)}"
+        return run(*self.ssh_argv(*argv), check=check, timeout=timeout, stdin=stdin, shown=shown)
 
     def sh_argv(self, *argv: str) -> list[str]:
         """The command of this machine that runs *argv* in the host as root, without sshd; a shell without *argv*."""
@@ -79,7 +80,8 @@ class Host:
 
         What it leaves running is not paused with the host: start such things by ``systemd-run``.
         """
-        return run(*self.sh_argv(*argv), check=check, timeout=timeout, stdin=stdin)
+        shown = f"{self.name}: {shlex.join(argv)}"
+        return run(*self.sh_argv(*argv), check=check, timeout=timeout, stdin=stdin, shown=shown)
 
     def put(self, source: Path, target: str, *, mode: str = "644") -> None:
         """Copy a file of this machine to the path *target* on the host."""
