@@ -171,18 +171,25 @@ def set_key(text: str, table: Path, key: str, value: str | int) -> str:
     return _checked(_set(text, table, key, value), expected)
 
 
-def unset_key(text: str, table: Path, key: str, *, drop_table: bool = False) -> str:
-    """*text* without *key* of *table*; with *drop_table* also without the table's header, if nothing is left in it."""
+def has_header(text: str, table: Path) -> bool:
+    """Whether *table* has a header of its own."""
+    return any(statement.header and statement.path == table for statement in statements(text))
+
+
+def unset_key(text: str, table: Path, key: str, *, drop_header: bool = False) -> str:
+    """*text* without *key* of *table*; with *drop_header* also without the table's header, if no key is left below it.
+
+    Raises Uneditable like set_key.
+    """
     expected = copy.deepcopy(parse(text))
     inner = get(expected, table)
     if not isinstance(inner, dict) or key not in inner:
         return text
     del inner[key]
     new = _unset(text, table, key)
-    if drop_table and not inner:
+    if drop_header and not any(not item.header and item.table == table for item in statements(new)):
         new = _without_header(new, table)
-        expected = _without_empty(expected, table, parse(new))
-    return _checked(new, expected)
+    return _checked(new, _without_empty(expected, table, parse(new)))
 
 
 def _checked(new: str, expected: dict[str, Any]) -> str:
@@ -196,7 +203,7 @@ def _checked(new: str, expected: dict[str, Any]) -> str:
 
 
 def _without_empty(expected: dict[str, Any], table: Path, now: dict[str, Any]) -> dict[str, Any]:
-    """*expected* without the empty tables above *table* that went with its header."""
+    """*expected* without those of *table* and the tables above it that are empty and went with their only key."""
     for length in range(len(table), 0, -1):
         if get(expected, table[:length]) == {} and get(now, table[:length]) is None:
             del get(expected, table[: length - 1])[table[length - 1]]

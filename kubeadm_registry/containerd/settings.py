@@ -137,7 +137,7 @@ class Edit:
             return text
         if self.old is not None:
             return edit.set_key(text, self.table, self.key, self.old)
-        return edit.unset_key(text, self.table, self.key, drop_table=self.opens)
+        return edit.unset_key(text, self.table, self.key, drop_header=self.opens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +277,8 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
     def add(file: str, table: tuple[str, ...], key: str, new: str | int, old: str | None = None) -> None:
         at = next(index for index, layer in enumerate(layers) if layer.path == file)
         text = layers[at].text
-        opens = edit.get(edit.parse(text), table) is None
-        change = Edit(file, table, key, new, old, opens)
+        change = Edit(file, table, key, new, old)
+        had_header = edit.has_header(text, table)
         try:
             text = change.apply(text)
         except edit.Uneditable as error:
@@ -286,7 +286,7 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
                 f"{file}: {error}", hint=f"set {key} = {edit.literal(new)} in [{edit.dotted(table)}] by hand"
             ) from error
         layers[at] = Layer(file, text, edit.parse(text))
-        edits.append(change)
+        edits.append(dataclasses.replace(change, opens=not had_header and edit.has_header(text, table)))
 
     _, first = _effective(layers, containerd, _CONFIG_PATH)
     effective_path = first if isinstance(first, str) and first else ""
