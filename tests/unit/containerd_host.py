@@ -23,13 +23,15 @@ STUBS = {
             id=$(sed -n 's/^InvocationID=//p' "$STUB/unit")
             sed -i "s/^InvocationID=.*/InvocationID=x$id/" "$STUB/unit" ;;
         esac""",
-    # Shows the file itself, which is what a merge of one file comes to.
+    # Shows the file itself, which is what a merge of one file comes to; names of version 1 as those of version 2.
     "containerd": """
         if [ "$1" = --version ]; then cat "$STUB/version"; exit; fi
-        if [ -e "$STUB/dump" ]; then cat "$STUB/dump"; else cat "$2"; fi""",
+        if [ -e "$STUB/dump" ]; then cat "$STUB/dump";
+        else sed 's/\\[plugins\\.cri/[plugins."io.containerd.grpc.v1.cri"/' "$2"; fi""",
     "ctr": 'cat "$STUB/plugins"',
     "journalctl": "echo it failed",
     "chown": ":",
+    "sync": ":",
 }
 
 UNIT = """\

@@ -1,0 +1,340 @@
+"""The changes on a host: what init writes, what a second run does, what reset leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.changes import Change
+from kubeadm_registry.containerd import ContainerdSettings, Refused, notices, problems, restore_steps, steps
+from kubeadm_registry.containerd.changes import DROP_IN
+from kubeadm_registry.containerd.proxy import ENVIRONMENT
+from kubeadm_registry.errors import Error
+from kubeadm_registry.host import Host
+from tests.unit.containerd_host import Rooted, host
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "containerd"
+#: The others are merged and taken back as text, in test_containerd_config.py; here it is the way through a host.
+CASES = ["comments-1.7", "crlf-1.7", "debian-1.6", "empty-2.1", "no-final-newline-2.1", "version-1-1.7"]
+CONFIG = "/etc/containerd/config.toml"
+CERTS = "/etc/containerd/certs.d"
+SETTINGS = ContainerdSettings(
+    vip_addresses=("10.0.0.10", "fd00::10"),
+    vip_name="registry.lan",
+    ca_pem=b"-----BEGIN CERTIFICATE-----\n",
+    mirrors=("registry.k8s.io", "docker.io"),
+    sandbox_image="registry.k8s.io/pause:3.10.2",
+    node_addresses=("10.0.0.11",),
+)
+
+
+@pytest.fixture
+def rooted(tmp_path: Path) -> Rooted:
+    return Rooted(tmp_path)
+
+
+def run(changes: Iterator[Change], on: Host) -> list[str]:
+    """What the engine does: compare, apply, compare again."""
+    done = []
+    for change in changes:
+        if change.diff(on.as_read_only()) is not None:
+            change.apply(on)
+            assert change.diff(on.as_read_only()) is None, f"{change.title} does not converge"
+            done.append(change.title)
+    return done
+
+
+def init(rooted: Rooted, settings: ContainerdSettings = SETTINGS) -> list[str]:
+    return run(steps(host(rooted), settings=settings), host(rooted))
+
+
+def reset(rooted: Rooted) -> list[str]:
+    return run(restore_steps(host(rooted)), host(rooted))
+
+
+def without_ours(tree: dict[str, tuple[int, bytes | None]]) -> dict[str, tuple[int, bytes | None]]:
+    """The tree without /etc/kubeadm-registry, whose removal is not containerd's business."""
+    return {path: entry for path, entry in tree.items() if not path.startswith("etc/kubeadm-registry")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_init_merges_and_reset_brings_every_byte_back(rooted: Rooted, case: str) -> None:
+    original = (GOLDEN / case / "original.toml").read_bytes()
+    rooted.says_version(case.rpartition("-")[2])
+    rooted.put(CONFIG, original, 0o640)
+    before = rooted.tree()
+    init(rooted)
+    assert rooted.path(CONFIG).read_bytes() == (GOLDEN / case / "merged.toml").read_bytes()
+    assert rooted.path(CONFIG).stat().st_mode & 0o777 == 0o640
+    assert not init(rooted), "a second run does nothing"
+    reset(rooted)
+    assert without_ours(rooted.tree()) == before
+    assert not reset(rooted), "a second reset does nothing"
+
+
+def test_files(rooted: Rooted) -> None:
+    done = init(rooted)
+    assert done[-1] == "restart containerd.service"
+    assert {path.name for path in rooted.path(CERTS).iterdir()} == {
+        "kubeadm-registry-ca.crt", "registry.k8s.io", "docker.io",
+        "10.0.0.10_5000_", "[fd00::10]_5000_", "registry.lan_5000_",
+    }  # fmt: skip
+    assert rooted.path(f"{CERTS}/kubeadm-registry-ca.crt").read_bytes() == SETTINGS.ca_pem
+
+
+def test_without_a_file_one_is_made_and_goes_again(rooted: Rooted) -> None:
+    rooted.path("/etc/containerd").rmdir()
+    before = rooted.tree()
+    init(rooted)
+    text = rooted.path(CONFIG).read_text()
+    assert text.startswith("# Written by kubeadm-registry")
+    assert "version = 2" in text
+    assert not init(rooted)
+    reset(rooted)
+    assert without_ours(rooted.tree()) == before
+
+
+def test_a_made_file_that_was_edited_keeps_the_edit(rooted: Rooted) -> None:
+    init(rooted)
+    with rooted.path(CONFIG).open("a") as file:
+        file.write('[debug]\n  level = "debug"\n')
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text().strip().endswith('[debug]\n  level = "debug"')
+    assert "registry" not in rooted.path(CONFIG).read_text()
+
+
+def test_an_edit_since_stays_and_ours_goes(rooted: Rooted) -> None:
+    original = (GOLDEN / "debian-1.7" / "original.toml").read_text()
+    rooted.put(CONFIG, original)
+    init(rooted)
+    edit = original.replace('conf_dir = "/etc/cni/net.d"', 'conf_dir = "/srv/cni"')
+    rooted.put(CONFIG, rooted.path(CONFIG).read_text().replace('"/etc/cni/net.d"', '"/srv/cni"'))
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text() == edit
+
+
+def test_an_edit_before_a_later_init_is_not_taken_for_ours(rooted: Rooted) -> None:
+    original = (GOLDEN / "debian-1.7" / "original.toml").read_text()
+    rooted.put(CONFIG, original)
+    init(rooted)
+    rooted.put(CONFIG, original + "# mine\n")
+    assert init(rooted), "our keys are missing again"
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text() == original + "# mine\n"
+
+
+def test_a_later_pause_image_of_ours_leaves_the_way_back(rooted: Rooted) -> None:
+    original = (GOLDEN / "default-1.7" / "original.toml").read_bytes()
+    rooted.put(CONFIG, original)
+    init(rooted, replace(SETTINGS, sandbox_image="registry.k8s.io/pause:3.10"))
+    assert init(rooted)
+    assert b"pause:3.10.2" in rooted.path(CONFIG).read_bytes()
+    reset(rooted)
+    assert rooted.path(CONFIG).read_bytes() == original
+
+
+def test_a_symbolic_link_stays_one(rooted: Rooted) -> None:
+    target = rooted.put("/srv/containerd.toml", "version = 2\n")
+    rooted.path(CONFIG).symlink_to(target)
+    init(rooted)
+    assert rooted.path(CONFIG).is_symlink()
+    assert "config_path" in target.read_text()
+    reset(rooted)
+    assert rooted.path(CONFIG).is_symlink()
+    assert target.read_text() == "version = 2\n"
+
+
+def test_the_file_that_the_unit_names_is_edited(rooted: Rooted) -> None:
+    rooted.unit(ExecStart=f"{{ path={rooted.root}/usr/bin/containerd ; argv[]=/usr/bin/containerd -c /srv/c.toml ; }}")
+    rooted.put("/srv/c.toml", "version = 2\n")
+    init(rooted)
+    assert "config_path" in rooted.path("/srv/c.toml").read_text()
+    assert not rooted.path(CONFIG).exists()
+
+
+def test_an_imported_file_that_has_the_table_is_edited(rooted: Rooted) -> None:
+    rooted.put(CONFIG, 'version = 2\nimports = ["conf.d/*.toml"]\n')
+    rooted.put("/etc/containerd/conf.d/a.toml", "version = 2\n")
+    cri = rooted.put("/etc/containerd/conf.d/b.toml", 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n')
+    rooted.put(
+        "/stub/dump", '[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/containerd/certs.d"\n'
+    )
+    init(rooted)
+    assert "config_path" in cri.read_text()
+    assert "config_path" not in rooted.path(CONFIG).read_text()
+
+
+def test_what_containerd_does_not_see_is_taken_back(rooted: Rooted) -> None:
+    rooted.put(CONFIG, "version = 2\n")
+    rooted.put("/stub/dump", "version = 2\n")
+    with pytest.raises(Refused, match="another file wins"):
+        init(rooted)
+    assert rooted.path(CONFIG).read_text() == "version = 2\n"
+
+
+def test_hosts_files_of_others_stay(rooted: Rooted) -> None:
+    mine = rooted.put(f"{CERTS}/docker.io/hosts.toml", 'server = "https://mine.lan"\n')
+    other = rooted.put(f"{CERTS}/10.0.0.10:5000/hosts.toml", "# mine\n")
+    rooted.put(f"{CERTS}/_default/hosts.toml", "# mine\n")
+    before = rooted.tree()
+    init(rooted)
+    assert mine.read_text() == 'server = "https://mine.lan"\n'
+    assert other.read_text() == "# mine\n"
+    assert not rooted.path(f"{CERTS}/10.0.0.10_5000_").exists(), "it would hide the other"
+    said = list(notices(host(rooted), SETTINGS))
+    assert [line.split(" ")[0].removeprefix(f"{CERTS}/") for line in said] == [
+        "docker.io/hosts.toml", "10.0.0.10:5000/hosts.toml", "_default/hosts.toml",
+    ]  # fmt: skip
+    reset(rooted)
+    assert without_ours(rooted.tree()) == before
+
+
+def test_an_edited_hosts_file_of_ours_stays_until_reset(rooted: Rooted) -> None:
+    init(rooted)
+    path = rooted.path(f"{CERTS}/docker.io/hosts.toml")
+    mine = '[host."https://mine.lan"]\n  capabilities = ["pull"]\n'
+    path.write_text(path.read_text() + mine)
+    assert not init(rooted)
+    assert "edited since" in next(notices(host(rooted), SETTINGS))
+    reset(rooted)
+    assert path.read_text() == mine
+
+
+def test_a_mirror_that_is_no_longer_wanted_goes(rooted: Rooted) -> None:
+    init(rooted)
+    restarts = rooted.restarts
+    init(rooted, replace(SETTINGS, mirrors=("registry.k8s.io",)))
+    assert not rooted.path(f"{CERTS}/docker.io/hosts.toml").exists()
+    assert rooted.restarts == restarts, "hosts files are read at every pull"
+
+
+def test_a_containerd_that_needs_nothing_is_not_restarted(rooted: Rooted) -> None:
+    rooted.put(CONFIG, (GOLDEN / "lab-1.7" / "original.toml").read_bytes())
+    init(rooted)
+    reset(rooted)
+    assert rooted.restarts == 0
+
+
+def test_an_interrupted_restart_is_made_up_for(rooted: Rooted) -> None:
+    for change in steps(host(rooted), settings=SETTINGS):
+        if change.title.startswith("restart"):
+            break
+        change.apply(host(rooted))
+    assert init(rooted) == ["restart containerd.service"]
+
+
+def test_a_restart_by_somebody_else_counts(rooted: Rooted) -> None:
+    for change in steps(host(rooted), settings=SETTINGS):
+        if change.title.startswith("restart"):
+            break
+        change.apply(host(rooted))
+    rooted.unit(InvocationID="another")
+    assert not init(rooted)
+
+
+def test_a_failed_restart_says_why_and_is_tried_again(rooted: Rooted) -> None:
+    rooted.put("/stub/refuses", "")
+    with pytest.raises(Error, match="it failed") as caught:
+        init(rooted)
+    assert caught.value.code == "ContainerdRestart"
+    rooted.path("/stub/refuses").unlink()
+    assert init(rooted) == ["restart containerd.service"]
+
+
+def test_a_plugin_that_does_not_start_is_an_error(rooted: Rooted) -> None:
+    rooted.put("/stub/plugins", "TYPE ID PLATFORMS STATUS\nio.containerd.grpc.v1 cri linux/amd64 error\n")
+    with pytest.raises(Error, match="its plugin cri does not"):
+        init(rooted)
+
+
+def test_proxy(rooted: Rooted) -> None:
+    rooted.unit(Environment="HTTPS_PROXY=http://p:3128 NO_PROXY=localhost,10.0.0.0/8")
+    rooted.put("/etc/default/containerd", 'NO_PROXY="localhost"\n')
+    files = f"{rooted.root}/etc/default/containerd"
+    rooted.unit(EnvironmentFiles=f"{files} (ignore_errors=yes)")
+    before = rooted.tree()
+    init(rooted)
+    assert rooted.path(ENVIRONMENT).read_text() == "NO_PROXY=localhost,10.0.0.10,fd00::10,registry.lan,10.0.0.11\n"
+    assert f"EnvironmentFile=-{ENVIRONMENT}" in rooted.path(DROP_IN).read_text()
+    # systemd now names our file as well, and it must not be taken for the user's.
+    with (rooted.stub / "unit").open("a") as file:
+        file.write(f"EnvironmentFiles={rooted.root}{ENVIRONMENT} (ignore_errors=yes)\n")
+    assert not init(rooted)
+    reset(rooted)
+    assert without_ours(rooted.tree()) == before
+
+
+def test_no_proxy_no_drop_in(rooted: Rooted) -> None:
+    init(rooted)
+    assert not rooted.path(DROP_IN).exists()
+
+
+def test_problems(rooted: Rooted) -> None:
+    rooted.put(CONFIG, 'disabled_plugins = ["cri"]\n')
+    rooted.unit(ActiveState="failed")
+    found = list(problems(host(rooted)))
+    assert len(found) == 2
+    assert "does not run" in found[0]
+    assert 'take "cri" out of disabled_plugins' in found[1]
+    rooted.put(CONFIG, "oops")
+    assert "config.toml: line 1" in list(problems(host(rooted)))[1]
+
+
+def test_a_healthy_installed_host_has_no_problems(rooted: Rooted) -> None:
+    rooted.put(CONFIG, (GOLDEN / "debian-1.7" / "original.toml").read_bytes())
+    init(rooted)
+    assert not list(problems(host(rooted)))
+    assert not list(notices(host(rooted), SETTINGS))
+
+
+def test_no_containerd(rooted: Rooted) -> None:
+    rooted.path("/usr/bin/containerd").unlink()
+    rooted.unit(LoadState="not-found", ExecStart="")
+    assert list(problems(host(rooted))) == [
+        "containerd is not installed: install it (package containerd or containerd.io), then run again"
+    ]
+    k3s = rooted.put("/usr/local/bin/k3s", "")
+    k3s.chmod(0o755)
+    assert "k3s or RKE2" in next(problems(host(rooted)))
+    with pytest.raises(Refused, match="k3s"):
+        init(rooted)
+
+
+def test_an_old_containerd(rooted: Rooted) -> None:
+    rooted.says_version("1.5.9")
+    assert "1.6 or later is needed" in next(problems(host(rooted)))
+
+
+def test_kill_mode(rooted: Rooted) -> None:
+    rooted.unit(KillMode="control-group")
+    assert "ends the containers of h1" in next(notices(host(rooted), SETTINGS))
+
+
+def test_a_dry_run_changes_nothing(rooted: Rooted) -> None:
+    rooted.put(CONFIG, "version = 2\n")
+    before = rooted.tree()
+    differences = [change.diff(host(rooted).as_read_only()) for change in steps(host(rooted), settings=SETTINGS)]
+    assert any(difference and "config_path" in difference for difference in differences)
+    assert rooted.tree() == before
+
+
+def test_the_copies_are_made_once(rooted: Rooted) -> None:
+    rooted.put(CONFIG, "version = 2\n# first\n")
+    init(rooted)
+    rooted.put(CONFIG, "version = 2\n# second\n")
+    init(rooted)
+    assert rooted.path(f"/etc/kubeadm-registry/backup/containerd/files{CONFIG}").read_text() == "version = 2\n# first\n"
+    originals = json.loads(rooted.path("/etc/kubeadm-registry/backup/containerd/originals.json").read_text())
+    assert originals["files"][CONFIG]["mode"] == "644"
+
+
+def test_a_second_run_takes_few_round_trips(rooted: Rooted) -> None:
+    rooted.put(CONFIG, "version = 2\n")
+    init(rooted)
+    rooted.calls = 0
+    init(rooted)
+    assert rooted.calls <= 12
