@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from kubeadm_registry.bundle import oci
@@ -18,14 +19,22 @@ from kubeadm_registry.bundle.failures import refused, unavailable
 from kubeadm_registry.bundle.workshop import Mirror, Progress, command
 
 _NO_APT = (
-    "make the bundle on Debian or Ubuntu, or in a container of one of them, "
-    "or give the program yourself with --program NAME=TREE.tar.gz"
+    "check the network and the mirror; this needs the apt of Debian or Ubuntu (a container will do), "
+    "otherwise give the program yourself with --program NAME=TREE.tar.gz"
 )
 _NO_MIRROR = "set KUBEADM_REGISTRY_DEBIAN_MIRROR to the address of a Debian mirror, as in a line of sources.list"
 
 #: A minute is enough for the index of a release on a slow line; packages are tens of megabytes.
 _UPDATE_TIMEOUT = 300.0
 _DOWNLOAD_TIMEOUT = 900.0
+#: Takes out of this machine's configuration what an ``-o`` cannot: its hooks, which would work on this machine's own
+#: files, and its preference for its own release.
+_CONFIGURATION = """\
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear APT::Default-Release;
+"""
 #: Seconds for which an index is not fetched again.
 _FRESH = 600.0
 
@@ -126,6 +135,7 @@ class Apt:
         self._mirror = mirror
         self._progress = progress
         self._sources = directory / "debian.sources"
+        self._configuration = directory / "apt.conf"
 
     def update(self) -> None:
         """Fetch the index of the release and check its signature; raises BundleError if that fails.
@@ -144,6 +154,7 @@ class Apt:
         for name in ("lists/partial", "cache/archives/partial", "packages"):
             (self._directory / name).mkdir(parents=True, exist_ok=True)
         (self._directory / "status").touch()
+        self._configuration.write_text(_CONFIGURATION, encoding="utf-8")
         text = sources(self._release, self._architecture, debian, security, self._mirror.keyring)
         fetched = self._directory / "fetched"
         known = fetched.is_file() and fetched.read_text(encoding="utf-8") == text
@@ -205,6 +216,9 @@ class Apt:
             "Dir::State::Lists": self._directory / "lists",
             "Dir::State::Status": self._directory / "status",
             "Dir::Cache": self._directory / "cache",
+            # Container images of Debian turn these two caches off, and every question then takes a second.
+            "Dir::Cache::pkgcache": "pkgcache.bin",
+            "Dir::Cache::srcpkgcache": "srcpkgcache.bin",
             "APT::Architecture": self._architecture,
             "APT::Architectures": self._architecture,
             "APT::Update::Error-Mode": "any",
@@ -218,7 +232,7 @@ class Apt:
         }
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
         return command(
-            [program, "-q", *words, *arguments],
+            [program, "-q", "-c", self._configuration, *words, *arguments],
             what=f"packages of Debian {self._release}",
             hint=_NO_APT,
             timeout=timeout,
@@ -226,6 +240,7 @@ class Apt:
         )
 
 
+@cache
 def _configured(label: str) -> str:
     """Return the first repository with the *label* (``Debian``) in this machine's apt configuration, or nothing."""
     rows = command(

@@ -15,9 +15,9 @@ from kubeadm_registry.bundle.programs import REFERENCE
 #: HOST/PATH:TAG or HOST/PATH@DIGEST, where HOST has a dot or a port, or is localhost: the reference grammar of
 #: https://github.com/distribution/reference, without its short forms.
 FULL_NAME = re.compile(
-    r"(?=[^/]*[.:]|localhost/)[A-Za-z0-9.-]+(:[0-9]{1,5})?"
-    r"(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+"
-    r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?"
+    r"(?=[^/]*[.:]|localhost/)[A-Za-z0-9]+([.-]+[A-Za-z0-9]+)*(:[0-9]{1,5})?"
+    r"(/[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*)+"
+    r"(?P<tag>:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?P<digest>@sha256:[0-9a-f]{64})?"
 )
 
 
@@ -37,8 +37,8 @@ def image_name(annotations: Mapping[str, str] | None) -> str:
 
 def is_full_name(name: str) -> bool:
     """Say whether *name* has a registry's host, a path, and a tag or a digest: one that every client reads alike."""
-    found = FULL_NAME.fullmatch(name)
-    return len(name) <= 512 and found is not None and (found[4] is not None or found[5] is not None)
+    found = FULL_NAME.fullmatch(name) if len(name) <= 512 else None
+    return bool(found and (found["tag"] or found["digest"]))
 
 
 def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descriptor]]:

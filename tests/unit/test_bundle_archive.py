@@ -1,0 +1,157 @@
+"""The reader of archives takes what tools write, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+from bundle_files import member, tar
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubeadm_registry.bundle import archive
+from kubeadm_registry.errors import BundleError
+
+
+def read(content: bytes, **limits: int) -> dict[str, bytes]:
+    file = io.BytesIO(content)
+    found = {}
+    for item in archive.members(file, **limits):
+        assert file.tell() == item.offset
+        found[item.name] = file.read(item.size)
+    return found
+
+
+def refusal(content: bytes, **limits: int) -> str:
+    with pytest.raises(BundleError) as caught:
+        read(content, **limits)
+    assert caught.value.code == "BundleDamaged"
+    assert caught.value.hint
+    return caught.value.message
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_reads_what_other_tools_write(form: int) -> None:
+    long = "blobs/" + "d" * 90 + "/" + "f" * 64
+    content = tar(
+        ("a", b"1"), (member("blobs", tarfile.DIRTYPE), b""), (f"./{long}", b"2" * 513), ("z", b""), form=form
+    )
+    assert read(content) == {"a": b"1", "blobs": b"", long: b"2" * 513, "z": b""}
+
+
+def test_reads_names_that_only_pax_can_write() -> None:
+    name = "é" * 120
+    assert read(tar((name, b"x"), form=tarfile.PAX_FORMAT)) == {name: b"x"}
+
+
+def test_skips_the_directory_itself() -> None:
+    assert read(tar((member(".", tarfile.DIRTYPE), b""), ("./a", b"1"))) == {"a": b"1"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../a", "a/../../b", "/etc/passwd", "a/../b", "a//b", "a\\b", "a\nb", "a\x7f", ""], ids=repr
+)
+def test_refuses_names_that_lead_out(name: str) -> None:
+    assert "unsafe name" in refusal(tar((name, b"x"), form=tarfile.PAX_FORMAT))
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"S", b"7"]
+)
+def test_refuses_what_is_no_file(kind: bytes) -> None:
+    assert "neither a file nor a directory" in refusal(tar((member("a", kind, "/etc/shadow"), b"")))
+
+
+def test_refuses_a_name_twice() -> None:
+    assert "twice" in refusal(tar(("a", b"1"), ("b", b""), ("./a", b"2")))
+
+
+def test_refuses_sparse_files_and_global_names() -> None:
+    for key, kind in [("GNU.sparse.size", tarfile.XHDTYPE), ("path", tarfile.XGLTYPE)]:
+        record = f"30 {key}=".ljust(29, "1") + "\n"
+        assert "not allowed" in refusal(tar((member("h", kind), record.encode()), ("a", b"")))
+
+
+def test_refuses_headers_without_bounds() -> None:
+    header = member("h", tarfile.XHDTYPE)
+    assert "extended header" in refusal(tar((header, b"x" * (archive.MAX_EXTENDED_HEADER + 1)), ("a", b"")))
+
+
+@pytest.mark.parametrize("record", [b"5 path", b"99 path=b\n", b"0 path=b\n", b"-1 a=b\n", b"x", b"1 "], ids=repr)
+def test_refuses_wrong_lengths_in_extended_headers(record: bytes) -> None:
+    assert "wrong length" in refusal(tar((member("h", tarfile.XHDTYPE), record), ("a", b"")))
+
+
+def test_refuses_more_than_it_may_unpack() -> None:
+    content = tar(("a", b"12345"), ("b", b"12345"))
+    assert read(content, max_bytes=10)
+    assert "more than 9 bytes" in refusal(content, max_bytes=9)
+
+
+def test_refuses_what_comes_after_the_end() -> None:
+    content = tar(("a", b"1"))
+    assert "after its end" in refusal(content + b"x")
+    assert "after its end" in refusal(content + tar(("b", b"2")))
+
+
+def test_refuses_other_files() -> None:
+    assert "not a tar archive" in refusal(b"PK\x03\x04" + b"x" * 1000)
+    assert "cut short" in refusal(b"")
+
+
+@given(st.integers(min_value=0, max_value=3 * 512 - 1))
+def test_notices_every_cut(length: int) -> None:
+    content = tar(("a", b"1" * 100))[: 4 * 512]
+    assert "cut short" in refusal(content[:length]) or length in range(1024, 1536)
+    assert read(content) == {"a": b"1" * 100}
+
+
+@given(st.data())
+def test_no_change_leads_anywhere_else(data: st.DataObject) -> None:
+    """A changed archive is read or refused; no other error, no name that is not safe."""
+    content = bytearray(tar(("some/name", b"1" * 600), (member("d", tarfile.DIRTYPE), b""), form=tarfile.GNU_FORMAT))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, 2047))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):  # with the checksums made right, so that the change reaches the rest
+        for at in (0, 512 * 3):
+            content[at + 148 : at + 156] = b" " * 8
+            content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+    try:
+        names = read(bytes(content))
+    except BundleError:
+        return
+    for name in names:
+        assert archive.safe_name(name) == name
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=130), st.binary(max_size=1100)
+    ).filter(lambda files: len({name.lower() for name in files}) == len(files))
+)
+def test_what_is_written_is_read_the_same_by_all(files: dict[str, bytes]) -> None:
+    output = io.BytesIO()
+    writer = archive.Writer(output)
+    for name, content in files.items():
+        writer.file(name, io.BytesIO(content), len(content), executable=len(content) % 2 == 0)
+    writer.finish()
+    assert read(output.getvalue()) == files
+    output.seek(0)
+    with tarfile.open(fileobj=output) as other:
+        for info in other:
+            assert other.extractfile(info).read() == files[info.name]  # type: ignore[union-attr]
+            assert (info.mtime, info.uid, info.gid, info.uname) == (0, 0, 0, "")
+            assert info.mode == (0o755 if info.size % 2 == 0 else 0o644)
+
+
+def test_the_writer_refuses_content_that_is_too_short() -> None:
+    with pytest.raises(BundleError, match="shorter"):
+        archive.Writer(io.BytesIO()).file("a", io.BytesIO(b"12"), 3)
+
+
+def test_a_size_above_8_gib_is_read() -> None:
+    info = member("a")
+    info.size = 2**40
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    assert next(archive.members(io.BytesIO(header))).size == 2**40
