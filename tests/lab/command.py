@@ -60,11 +60,11 @@ def run(
 
 
 def build(*argv: str | Path, log: Path, environment: dict[str, str] | None = None) -> None:
-    """Run a long command with its output in the file *log*; raises LabError with the log's end if it fails."""
+    """Run a long command, adding its output to the file *log*; raises LabError with the log's end if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [str(word) for word in argv]
     try:
-        with log.open("wb") as output:
+        with log.open("ab") as output:
             code = subprocess.run(
                 command,
                 env={**os.environ, **(environment or {})},

@@ -79,7 +79,8 @@ def _build(suite: str, place: Path) -> None:
         _remove(remains)
     say(f"building the hosts' system ({suite}), about a minute, once, into {place}")
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=place.parent))
-    log = place.parent / f"{place.name}.log"
+    log = place.parent / f"{suite}.log"
+    log.unlink(missing_ok=True)
     try:
         base, source = new / "base", mirror()
         build("debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, base, source, log=log)
@@ -134,7 +135,7 @@ def _add_python(new: Path, log: Path) -> None:
     )
     try:
         install = "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3"
-        build("chroot", root, "/bin/sh", "-c", install, log=log.with_suffix(".python.log"), environment={"LC_ALL": "C"})
+        build("chroot", root, "/bin/sh", "-c", install, log=log, environment={"LC_ALL": "C"})
     finally:
         run("umount", root)
     root.rmdir()
