@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, T
 from kubeadm_registry.bundle.archive import safe_name
 from kubeadm_registry.bundle.oci import Digest
 from kubeadm_registry.bundle.programs import Program
-from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.errors import BundleError, ConfigError
 
 
 def _is_pattern(text: str) -> str:
@@ -23,7 +23,14 @@ def _is_pattern(text: str) -> str:
     return text
 
 
-Path = Annotated[str, AfterValidator(safe_name)]
+def _is_path(text: str) -> str:
+    try:
+        return safe_name(text)
+    except BundleError as error:
+        raise ValueError(error.message) from error
+
+
+Path = Annotated[str, AfterValidator(_is_path)]
 Https = Annotated[str, StringConstraints(pattern=r"^https://\S+$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]+$")]
