@@ -65,7 +65,7 @@ stat -L -c '%a %U:%G' -- "$1" && cat -- "$1"
 """
 
 #: Writes standard input to a new file beside ``$1``, with mode ``$2`` and owner ``$3``; lets ``$4...`` look at it
-#: (``{path}`` stands for its name); flushes it to disk and renames it. A file is whole at any moment, also after a power cut.
+#: (``{path}`` stands for its name); flushes it to disk and renames it: the file is whole at any moment.
 _WRITE = """
 set -e
 path=$1 mode=$2 owner=$3; shift 3

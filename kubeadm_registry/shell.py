@@ -68,8 +68,10 @@ fi
 """
 
 #: Writes standard input, which must have ``$2`` bytes, beside ``$1`` and renames it. One line, see above.
+#: When the connection breaks, the complaint has no reader: SIGPIPE would end the shell before it cleans up.
 _UPLOAD = (
-    'set -e; directory=$(dirname -- "$1"); new=$(mktemp -- "$directory/.new.XXXXXXXXXX"); '
+    "set -e; trap '' PIPE HUP; "
+    'directory=$(dirname -- "$1"); new=$(mktemp -- "$directory/.new.XXXXXXXXXX"); '
     "trap 'rm -f -- \"$new\"' EXIT; "
     'cat >"$new"; size=$(stat -c %s -- "$new"); '
     '[ "$size" = "$2" ] || { echo "$size of $2 bytes arrived" >&2; exit 3; }; '
@@ -135,7 +137,7 @@ class Shell:
         self._why_closed = ""
         self._stream = spawn([program])
         try:
-            words = self._script("look for timeout, base64 and flock", _HELLO).text.split()
+            words = self._script(("id", "-u"), _HELLO).text.split()
             if not words or not words[-1].isdigit():
                 raise lost(host, "start of the shell", " ".join(words))
             if missing := words[:-1]:
@@ -197,7 +199,7 @@ class Shell:
         with self._turn:
             if self._locked:
                 return None
-            result = self._script("lock the host", _LOCK, self._lock_file, who)
+            result = self._script(("flock", self._lock_file), _LOCK, self._lock_file, who)
             if result.code == 75:
                 return result.text or "a run that left no name"
             if not result.ok:
@@ -231,10 +233,10 @@ class Shell:
             while (left := deadline - time.monotonic()) > 0:
                 self._stream.exchange(memoryview(b""), left)
 
-    def _script(self, what: str, script: str, *words: str) -> Result:
-        """Run the constant *script* in the shell itself with *words* as positional parameters."""
+    def _script(self, what: tuple[str, ...], script: str, *words: str) -> Result:
+        """Run the constant *script* in the shell itself, *words* as its positional parameters; *what* names it."""
         with self._turn:
-            return self._ask((what,), f"set -- {shlex.join(words)}\n{script}", 30)[0]
+            return self._ask(what, f"set -- {shlex.join(words)}\n{script}", 30)[0]
 
     def _ask(self, argv: tuple[str, ...], words: str, timeout: float) -> tuple[Result, float]:
         """Have the shell run *words*; the result, and the seconds since it had all of them."""

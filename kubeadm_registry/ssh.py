@@ -24,6 +24,8 @@ from kubeadm_registry.ssh_forward import Forwarder
 
 __all__ = ["SshTarget", "connect"]
 
+#: Seconds for the key exchange, at least: a small server under load needs some.
+HANDSHAKE = 5.0
 #: Seconds for the login, which may go through PAM, LDAP and a security key that waits for a touch.
 LOGIN_TIMEOUT = 60.0
 #: Seconds after which the kernel gives up a connection whose other end acknowledges nothing.
@@ -170,8 +172,10 @@ class _ChannelStream:
         """Send what fits of *data* and read what is there; see Stream."""
         sent = self._send(data)
         if not sent:
-            # Nobody tells when the window opens, so it is looked at every 5 ms while there is something to send.
-            self._poll.poll((min(wait, 0.005) if data else max(0, wait)) * 1000)
+            # Nobody tells when the window opens, so it is looked at every 5 ms while there is something to send. And
+            # paramiko loses a wake-up when its thread and this one touch the two streams' events at the same moment
+            # (OrPipe has no lock; seen as an answer that lay unread for 80 s), so no wait is longer than 20 ms.
+            self._poll.poll(min(max(0, wait), 0.005 if data else 0.02) * 1000)
         ended = bool(self._channel.eof_received or self._channel.closed)
         out = self._channel.recv(1 << 20) if self._channel.recv_ready() else b""
         err = self._channel.recv_stderr(1 << 20) if self._channel.recv_stderr_ready() else b""
@@ -298,7 +302,8 @@ def _handshake(
     except (paramiko.SSHException, OSError) as error:
         raise _unreachable(settings, target, str(error)) from error
     ends.append(transport.close)
-    transport.banner_timeout = transport.handshake_timeout = max(settings.connect_timeout, 15)
+    patience = max(settings.connect_timeout, HANDSHAKE)
+    transport.banner_timeout = transport.handshake_timeout = patience
     transport.auth_timeout = LOGIN_TIMEOUT
     transport.channel_timeout = 15
     known = ssh_trust.known_keys(settings)
@@ -307,7 +312,7 @@ def _handshake(
     options.ciphers = (*_CIPHERS, *(name for name in options.ciphers if name.endswith("-ctr")))
     options.digests = tuple(name for name in options.digests if "sha2" in name)
     try:
-        transport.start_client(timeout=max(settings.connect_timeout, 15))
+        transport.start_client(timeout=patience)
         key = transport.get_remote_server_key()
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise _unreachable(settings, target, f"no SSH server answers: {error or 'it closed the connection'}") from error

@@ -1,0 +1,5 @@
+"""The command line: parses, calls the library, prints, and turns errors into exit codes. Nothing else does."""
+
+from kubeadm_registry.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,99 @@
+"""``bundle create | verify | inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from kubeadm_registry import bundle, config
+from kubeadm_registry.cli.main import Context, cli, command, names
+from kubeadm_registry.cli.session import DEFAULT_BUNDLE, wanted
+from kubeadm_registry.errors import ConfigError
+
+
+@cli.group("bundle")
+def group() -> None:
+    """Make and look into bundles: one file with the programs and images that cross the air gap."""
+
+
+def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
+    """``NAME=VALUE`` options as a mapping. Raises ConfigError."""
+    result = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not equals or not rest:
+            raise ConfigError(f"{option} {value}: must be NAME=VALUE", code="UsageError")
+        result[name] = rest
+    return result
+
+
+@command(group, "create", short=False)
+@click.option(
+    "-o", "--output-file", "file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, show_default=True,
+    help="Where to write it.",
+)  # fmt: skip
+@click.option(
+    "-f", "--file", "path", type=click.Path(path_type=Path), help="Take the programs that this cluster file needs."
+)
+@click.option("--with", "with_", metavar="NAMES", default="", help="Programs to take, separated by commas.")
+@click.option("--program", "given", metavar="NAME=PATH", multiple=True, help="Take this program from a file or folder.")
+@click.option("--accept-digest", "accepted", metavar="NAME=sha256:...", multiple=True,
+              help="Vouch for the digest of a program that its upstream publishes without one.")  # fmt: skip
+@click.option(
+    "--architecture", type=click.Choice(["amd64", "arm64"]), help="Of the servers.  [default: this machine's]"
+)
+def create(
+    context: Context, file: Path, path: Path | None, with_: str, given: tuple[str, ...], accepted: tuple[str, ...],
+    architecture: str | None,
+) -> None:  # fmt: skip
+    """Make a bundle. Needs internet, or the files themselves.
+
+    Without -f and --with it holds the programs of a cluster with defaults. Each comes from --program, or else from
+    the pinned catalogue: upstream releases, and distribution packages with all they need as a private tree.
+    """
+    reporter = context.reporter()
+    files = {name: Path(value) for name, value in pairs(given, "--program").items()}
+    if with_:
+        chosen: tuple[str, ...] = names(with_)
+    elif path is not None or config.DEFAULT_FILE.exists():
+        chosen = wanted(config.load(path))
+    else:
+        chosen = wanted(config.parse(config.SMALLEST, "defaults"))
+    made = bundle.create(
+        file,
+        bundle.choose(chosen, files, pairs(accepted, "--accept-digest")),
+        architecture=architecture or "",
+        progress=reporter.note,
+        mirror=bundle.Mirror.from_environment(),
+    )
+    held = ", ".join(f"{program.name} {program.version}" for program in made.programs)
+    reporter.result(
+        f"{made.path}: {made.size / 1e6:.1f} MB, {held}", path=str(made.path), size=made.size, index=made.index
+    )
+
+
+@command(group, "verify")
+@click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
+def verify(context: Context, file: Path) -> None:
+    """Read a bundle whole and compare every byte with its digest. Exit code 1 if anything is wrong."""
+    reporter = context.reporter()
+    bundle.verify(file, reporter.note)
+    reporter.result(f"{file} is whole", path=str(file))
+
+
+@command(group, "inspect")
+@click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
+def inspect(context: Context, file: Path) -> None:
+    """Show what a bundle holds: programs with version, origin and digest, and images."""
+    description = bundle.inspect(file)
+    if context.output == "json":
+        click.echo(json.dumps(description))
+        return
+    for program in description["programs"]:
+        source = program["source"]
+        click.echo(f"program  {program['name']:<14} {program['version']:<22} {program['architecture']:<6} "
+                   f"{program['size'] / 1e6:7.1f} MB  {source['kind']}: {source['origin']}")  # fmt: skip
+    for image in description["images"]:
+        click.echo(f"image    {image['name']}  {image['digest']}")

@@ -1,0 +1,41 @@
+"""``config print-defaults | validate | kubeadm``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kubeadm_registry import config
+from kubeadm_registry.cli.main import Context, cli, command, file_option
+
+
+@cli.group("config")
+def group() -> None:
+    """Write and check configuration files. Contacts no server."""
+
+
+@command(group, "print-defaults")
+def print_defaults(context: Context) -> None:
+    """Show a cluster file with every default written out."""
+    click.echo(config.dump(config.parse(config.SMALLEST, "defaults")), nl=False)
+
+
+@command(group, "validate")
+@file_option
+def validate(context: Context, path: Path | None) -> None:
+    """Check a cluster file: every problem at once, with the path to the value. Exit code 2 if there is one."""
+    cluster = config.load(path)
+    count = len(cluster.spec.nodes)
+    note = "" if cluster.spec.highly_available else "; one server is not highly available"
+    context.reporter().result(
+        f"{path or config.DEFAULT_FILE} is valid: {count} nodes, {cluster.spec.frontend.type}{note}"
+    )
+
+
+@command(group, "kubeadm")
+@file_option
+@click.option("--node", metavar="NAME", help="The server that the file is for.  [default: the first]")
+def kubeadm_command(context: Context, path: Path | None, node: str | None) -> None:
+    """Write the kubeadm configuration of a server: `kubeadm init --config FILE` then pulls from this registry."""
+    raise NotImplementedError

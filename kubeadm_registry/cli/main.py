@@ -1,0 +1,294 @@
+"""The commands. Each one builds its arguments, calls the library once, and reports."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import click
+
+from kubeadm_registry import __version__, config
+from kubeadm_registry.cli import session
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.errors import Error
+from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIFY_ONLY
+from kubeadm_registry.report import Console, JsonLines, Reporter
+from kubeadm_registry.workflow import Workflow, leaves, preflight, run, select
+
+EXIT_INTERRUPTED = 130
+
+
+@dataclass
+class Context:
+    """What the options that every command takes have said."""
+
+    debug: bool = False
+    output: str = "text"
+    diffs: bool = False
+
+    def reporter(self) -> Reporter:
+        """How this run is shown."""
+        return JsonLines() if self.output == "json" else Console(diffs=self.diffs)
+
+
+def phase_table(workflow: Workflow) -> str:
+    """The phases of *workflow* with their summaries, as help shows them; generated, so it cannot lie."""
+    rows = [("  " * path.count("/") + path, phase.summary) for path, phase in leaves(workflow)]
+    width = max(len(name) for name, _ in rows)
+    return "\b\nPhases, in this order:\n" + "\n".join(f"  {name:<{width}}  {summary}" for name, summary in rows)
+
+
+def command(
+    group: click.Group, name: str, *, help_after: str = "", short: bool = True, **attributes: Any
+) -> Callable[[Callable[..., None]], click.Command]:
+    """A command of *group* that takes -o and --debug, and whose errors become exit codes."""
+
+    def wrap(function: Callable[..., None]) -> click.Command:
+        def call(*arguments: Any, output: str, debug: bool, **options: Any) -> None:
+            context = Context(debug, output, options.pop("diff", False))
+            guarded(context, lambda: function(context, *arguments, **options))
+
+        update_wrapper(call, function)
+        text = inspect.cleandoc(function.__doc__ or "") + (f"\n\n{help_after}" if help_after else "")
+        decorated = click.option("--debug", is_flag=True, help="Show a traceback when something fails.")(call)
+        # `bundle create -o FILE` names its file so; there the format has only its long name.
+        flags = ("-o", "--output") if short else ("--format", "output")
+        decorated = click.option(
+            *flags, type=click.Choice(["text", "json"]), default="text", show_default=True,
+            help="text for people; json: one JSON object a line, the last one the result or the error.",
+        )(decorated)  # fmt: skip
+        return group.command(name, help=text, **attributes)(decorated)
+
+    return wrap
+
+
+def guarded(context: Context, work: Callable[[], None]) -> None:
+    """Do *work*; turn what it raises into a report and an exit code (see docs/reference.md)."""
+    reporter = context.reporter()
+    try:
+        work()
+    except Error as error:
+        reporter.error(error)
+        if context.debug:
+            raise
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        reporter.error(Error("interrupted", hint="run it again: it goes on where it stopped", code="Interrupted"))
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if context.debug:
+            raise
+        reporter.error(
+            Error(
+                f"unexpected {type(error).__name__}: {error}",
+                code="Bug",
+                hint="run it again with --debug, and report what it shows",
+            )
+        )
+        sys.exit(1)
+
+
+file_option = click.option(
+    "-f", "--file", "path", type=click.Path(path_type=Path), help="The cluster file.  [default: ./cluster.yaml]"
+)
+bundle_option = click.option(
+    "--bundle", type=click.Path(path_type=Path),
+    help="The bundle with the programs.  [default: ./kubeadm-registry-bundle.tar if it is there, else what the "
+    "servers have already]",
+)  # fmt: skip
+ignore_option = click.option(
+    "--ignore-preflight-errors", "ignore", metavar="NAMES", default="",
+    help="Checks whose problems do not stop the run, separated by commas; 'all' for every one.",
+)  # fmt: skip
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would change on each server; touch nothing.")
+diff_option = click.option("--diff", is_flag=True, help="Show what differs with each change. Secrets are masked.")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """A comma-separated option as its parts."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="kubeadm-registry")
+def cli() -> None:
+    """A highly available container registry for bare-metal Kubernetes, there before the cluster is.
+
+    \b
+    First run:
+      kubeadm-registry bundle create -o kubeadm-registry-bundle.tar   # on a machine with internet
+      kubeadm-registry preflight && kubeadm-registry init             # in the room, with ./cluster.yaml
+
+    \b
+    Exit codes: 0 done or nothing to do, 1 failed, 2 wrong file or command line (nothing was contacted),
+    3 preflight found problems (nothing was changed), 4 a host cannot be reached or trusted, 5 done but degraded.
+    """
+
+
+def _run(
+    context: Context, workflow: Workflow, path: Path | None, bundle: Path | None, *, dry_run: bool = False,
+    only: tuple[str, ...] = (), skip: tuple[str, ...] = (), ignore: tuple[str, ...] = (), need_programs: bool = True,
+) -> None:  # fmt: skip
+    reporter = context.reporter()
+    cluster_file = config.load(path)
+    select(workflow, only, skip)
+    with session.cluster(cluster_file, reporter, bundle=bundle) as cluster:
+        if need_programs:
+            require_programs(cluster)
+        actions = run(workflow, cluster, reporter, only=only, skip=skip, ignore=ignore, dry_run=dry_run)
+    changed = len(actions)
+    hosts = len({action.host for action in actions})
+    if not changed:
+        summary = "nothing to do"
+    else:
+        verb = "would change" if dry_run else "changed"
+        summary = (
+            f"{changed} {'thing' if changed == 1 else 'things'} {verb} on {hosts} {'host' if hosts == 1 else 'hosts'}"
+        )
+    reporter.result(summary, changed=changed, dryRun=dry_run)
+
+
+def require_programs(cluster: Cluster) -> None:
+    """Every program that the file needs is in the bundle or on the hosts. Raises Error (ProgramMissing)."""
+    for name in session.wanted(cluster.config):
+        if name != "python":
+            cluster.program(name)
+
+
+@command(cli, "init", help_after=phase_table(INIT), cls=click.Group, invoke_without_command=True)
+@file_option
+@bundle_option
+@dry_run_option
+@diff_option
+@ignore_option
+@click.option("--skip-phases", "skip", metavar="NAMES", default="", help="Phases to leave out, separated by commas.")
+def init(context: Context, path: Path | None, bundle: Path | None, dry_run: bool, ignore: str, skip: str) -> None:
+    """Make the registry on the servers of the cluster file, or bring it to what the file says.
+
+    Run it again at any time: what is right already is left alone, an interrupted run is made up, and a second run
+    says "nothing to do".
+    """
+    if click.get_current_context().invoked_subcommand is not None:
+        return
+    _run(context, INIT, path, bundle, dry_run=dry_run, skip=names(skip), ignore=names(ignore))
+
+
+@command(cast(click.Group, init), "phase", help_after=phase_table(INIT))
+@click.argument("phase", metavar="NAME[/SUB]")
+@file_option
+@bundle_option
+@dry_run_option
+@diff_option
+@ignore_option
+def init_phase(
+    context: Context, phase: str, path: Path | None, bundle: Path | None, dry_run: bool, ignore: str
+) -> None:
+    """Run one phase of init, with the phases below it."""
+    _run(context, INIT, path, bundle, dry_run=dry_run, only=(phase,), ignore=names(ignore))
+
+
+@command(cli, "preflight")
+@file_option
+@bundle_option
+@ignore_option
+def preflight_command(context: Context, path: Path | None, bundle: Path | None, ignore: str) -> None:
+    """Check that nothing stands in the way of init, on every server. Exit code 3 if something does."""
+    reporter = context.reporter()
+    with session.cluster(config.load(path), reporter, bundle=bundle) as cluster:
+        require_programs(cluster)
+        problems = preflight(select(INIT), cluster, reporter, ignore=names(ignore))
+        run(PREFLIGHT_ONLY, cluster, reporter)
+        count = len(cluster.hosts)
+    suffix = f", {len(problems)} problems ignored" if problems else ""
+    reporter.result(
+        f"{count} {'host is' if count == 1 else 'hosts are'} ready for init{suffix}", problems=len(problems)
+    )
+
+
+@command(cli, "verify")
+@file_option
+def verify(context: Context, path: Path | None) -> None:
+    """Prove that the registry works: push a small image, pull it by digest through every server and the VIP."""
+    _run(context, VERIFY_ONLY, path, None)
+
+
+@command(cli, "reset", help_after=phase_table(RESET))
+@file_option
+@click.option("--purge-data", is_flag=True, help="Delete the images and all secrets as well.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@diff_option
+def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_run: bool) -> None:
+    """Take everything of ours off the servers again; containerd's files come back as they were.
+
+    Image data stays in spec.dataDirectory, and a later init finds it again, unless --purge-data is given.
+    """
+    cluster_file = config.load(path)
+    if not (yes or dry_run or not sys.stdin.isatty()):
+        where = ", ".join(node.name for node in cluster_file.spec.nodes)
+        what = "the registry AND ALL ITS IMAGES" if purge_data else "the registry (its images stay)"
+        click.confirm(f"Remove {what} from {where}?", abort=True)
+    skip = () if purge_data else ("data",)
+    _run(context, RESET, path, None, dry_run=dry_run, skip=skip, need_programs=False)
+
+
+# ---- reading what the cluster has -------------------------------------------------------------------------------
+
+
+def _any_host(context: Context, path: Path | None, work: Callable[[Cluster], None]) -> None:
+    reporter = context.reporter()
+    with session.cluster(config.load(path), reporter, bundle=None) as cluster:
+        if not cluster.vault.known:
+            raise Error("the servers have no secrets yet", hint="run init first", code="NotInstalled")
+        work(cluster)
+
+
+@command(cli, "credentials")
+@file_option
+@click.option("--role", type=click.Choice(["push", "pull"]), default="push", show_default=True)
+def credentials(context: Context, path: Path | None, role: str) -> None:
+    """Show user and password of a role: what `podman login` and `skopeo login` need."""
+
+    def show(cluster: Cluster) -> None:
+        secrets = cluster.vault.secrets
+        password = secrets.push_password if role == "push" else secrets.pull_password
+        if context.output == "json":
+            click.echo(json.dumps({"username": role, "password": password}))
+        else:
+            click.echo(f"username: {role}\npassword: {password}")
+
+    _any_host(context, path, show)
+
+
+@command(cli, "ca")
+@file_option
+def ca(context: Context, path: Path | None) -> None:
+    """Show the certificate of the cluster's authority, PEM: what clients must trust."""
+
+    def show(cluster: Cluster) -> None:
+        certificate = cluster.vault.secrets.ca_certificate
+        click.echo(
+            json.dumps({"ca": certificate}) if context.output == "json" else certificate, nl=context.output == "json"
+        )
+
+    _any_host(context, path, show)
+
+
+def main() -> NoReturn:
+    """Entry point of the program."""
+    # Imported for their commands, which register with `cli`.
+    from kubeadm_registry.cli import bundle, configuration, status  # noqa: F401, PLC0415
+
+    cli(prog_name="kubeadm-registry")
+    sys.exit(0)

@@ -1,0 +1,127 @@
+"""From a cluster file to a Cluster: connects to every host, side by side, and finds secrets and programs."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from kubeadm_registry.addresses import is_ipv6
+from kubeadm_registry.bundle import Bundle, Program
+from kubeadm_registry.cluster import Cluster, read_vault
+from kubeadm_registry.components import programs
+from kubeadm_registry.config import Node, RegistryCluster
+from kubeadm_registry.errors import ConfigError, ConnectionFailed
+from kubeadm_registry.host import Host, Transport
+from kubeadm_registry.local import Local
+from kubeadm_registry.report import Reporter
+from kubeadm_registry.ssh import SshTarget, connect
+
+DEFAULT_BUNDLE = Path("kubeadm-registry-bundle.tar")
+SUDO_PASSWORD = "KUBEADM_REGISTRY_SUDO_PASSWORD"  # noqa: S105  the name of a variable
+
+
+def ask_passphrase(key: Path) -> str | None:
+    """The passphrase of a key file, from the terminal; None where there is none."""
+    return getpass.getpass(f"Passphrase of {key}: ") if sys.stdin.isatty() else None
+
+
+def target(config: RegistryCluster, node: Node, *, sudo_password: str | None) -> SshTarget:
+    """How to reach *node*: its own settings over those for all."""
+    ssh = node.ssh.over(config.spec.ssh)
+    return SshTarget(
+        name=node.name,
+        address=node.address,
+        user=ssh.user,
+        port=ssh.port,
+        identity_file=_path(ssh.identity_file),
+        known_hosts_file=_path(ssh.known_hosts_file),
+        sudo_password=sudo_password,
+        passphrase=ask_passphrase,
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser()
+
+
+def _is_here(address: str) -> bool:
+    with socket.socket(socket.AF_INET6 if is_ipv6(address) else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+        return True
+
+
+def reach(config: RegistryCluster, node: Node, sudo_password: str | None) -> Transport:
+    """Connect to *node*; to this very machine without SSH. Raises ConnectionFailed."""
+    if os.geteuid() == 0 and _is_here(node.address):
+        return Local(node.name)
+    return connect(target(config, node, sudo_password=sudo_password))
+
+
+@contextmanager
+def hosts(config: RegistryCluster, reporter: Reporter, *, nodes: Sequence[Node] | None = None) -> Iterator[list[Host]]:
+    """Every host of the file, connected. Raises ConnectionFailed after reporting each one that failed."""
+    nodes = config.spec.nodes if nodes is None else nodes
+    sudo_password = os.environ.get(SUDO_PASSWORD)
+
+    def attempt(node: Node) -> Host | ConnectionFailed:
+        try:
+            return Host(node.name, node.address, reach(config, node, sudo_password))
+        except ConnectionFailed as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=len(nodes)) as pool:
+        results = list(pool.map(attempt, nodes))
+    with ExitStack() as stack:
+        reached = [result for result in results if isinstance(result, Host)]
+        for host in reached:
+            stack.callback(host.transport.close)
+        failures = [result for result in results if isinstance(result, ConnectionFailed)]
+        for failure in failures[1:]:
+            reporter.note(f"{failure} ({failure.hint})")
+        if failures:
+            raise failures[0]
+        yield reached
+
+
+@contextmanager
+def cluster(config: RegistryCluster, reporter: Reporter, *, bundle: Path | None) -> Iterator[Cluster]:
+    """The cluster with connected hosts. *bundle* None: ./kubeadm-registry-bundle.tar if it is there, else none."""
+    if bundle is None and DEFAULT_BUNDLE.exists():
+        bundle = DEFAULT_BUNDLE
+    if bundle is not None and not bundle.exists():
+        raise ConfigError(f"there is no bundle {bundle}", code="BundleMissing",
+                          hint="make one with `kubeadm-registry bundle create -o FILE`")  # fmt: skip
+    with ExitStack() as stack:
+        opened = stack.enter_context(Bundle.open(bundle)) if bundle is not None else None
+        connected = stack.enter_context(hosts(config, reporter))
+        vault = read_vault(config, connected)
+        found = select(config, opened.programs) if opened is not None else installed(connected)
+        yield Cluster(config, tuple(connected), vault, found, opened)
+
+
+def wanted(config: RegistryCluster) -> tuple[str, ...]:
+    """The programs that the file needs. ``python`` is for hosts that have none; a bundle may lack it."""
+    return (config.spec.backend.type, config.spec.frontend.type, "haproxy", "keepalived", "python")
+
+
+def select(config: RegistryCluster, available: Mapping[str, Program]) -> dict[str, Program]:
+    """Those of the bundle's programs that the file needs."""
+    return {name: available[name] for name in wanted(config) if name in available}
+
+
+def installed(connected: Sequence[Host]) -> dict[str, Program]:
+    """The programs as an earlier run recorded them on the hosts; none on bare hosts."""
+    for host in connected:
+        content = host.read(programs.RECORD)
+        if content is not None:
+            return programs.read_record(content)
+    return {}

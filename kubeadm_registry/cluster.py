@@ -1,0 +1,93 @@
+"""Everything that a phase may know: configuration, hosts, secrets, bundle. Passed along, never global."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+from kubeadm_registry import secrets as secrets_file
+from kubeadm_registry.bundle import Bundle, Program
+from kubeadm_registry.config import Node, RegistryCluster, Spec
+from kubeadm_registry.errors import Error
+from kubeadm_registry.host import Host
+from kubeadm_registry.secrets import Secrets, Vault
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One cluster of registry servers, as it should be, and the way to each of them."""
+
+    config: RegistryCluster
+    hosts: tuple[Host, ...]
+    """All members of the wanted cluster, in the order of the file."""
+    vault: Vault
+    programs: Mapping[str, Program]
+    """The programs by name, from the bundle if there is one, else as the hosts have them."""
+    bundle: Bundle | None = None
+    """Where programs come from. None: they must be on the hosts already."""
+    previewing: bool = False
+    """Whether placeholders may stand for secrets that nobody has made yet, as in a dry-run."""
+
+    @property
+    def spec(self) -> Spec:
+        """The specification."""
+        return self.config.spec
+
+    @property
+    def secrets(self) -> Secrets:
+        """The secrets. Raises NotYetKnown before they are made, unless previewing."""
+        return self.vault.preview() if self.previewing else self.vault.secrets
+
+    @property
+    def leader(self) -> Host:
+        """The first host: where things are done that are done once for all."""
+        return self.hosts[0]
+
+    def node(self, host: Host) -> Node:
+        """The node of the file that *host* is."""
+        return self.spec.node(host.name)
+
+    def peers(self, host: Host) -> tuple[Node, ...]:
+        """All nodes but *host*."""
+        return tuple(node for node in self.spec.nodes if node.name != host.name)
+
+    def program(self, name: str) -> Program:
+        """The program *name*. Raises Error when neither bundle nor hosts have it."""
+        try:
+            return self.programs[name]
+        except KeyError:
+            where = "the bundle" if self.bundle is not None else "there is no bundle, and the hosts"
+            raise Error(
+                f"{where} {'has' if self.bundle is not None else 'have'} no program {name}", code="ProgramMissing",
+                hint=f"`kubeadm-registry bundle create -o FILE --with {name},...` (or --program {name}=PATH) makes a "
+                "bundle with it; name that with --bundle FILE",
+            ) from None  # fmt: skip
+
+    def for_dry_run(self) -> Cluster:
+        """The same cluster with hosts that refuse to be changed."""
+        return replace(self, hosts=tuple(host.as_read_only() for host in self.hosts), previewing=True)
+
+
+def everyone(cluster: Cluster) -> Sequence[Host]:
+    """All hosts."""
+    return cluster.hosts
+
+
+def leader(cluster: Cluster) -> Sequence[Host]:
+    """The first host only."""
+    return (cluster.leader,)
+
+
+def _secrets_of(config: RegistryCluster, host: Host) -> bytes | None:
+    return secrets_file.content(host, config.spec.data_directory)
+
+
+def read_vault(config: RegistryCluster, hosts: Sequence[Host]) -> Vault:
+    """Ask every host, side by side, for the secrets it has. Raises Error (SecretsConflict, SecretsDamaged)."""
+    with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
+        contents: Mapping[str, bytes | None] = dict(
+            zip((host.name for host in hosts), pool.map(partial(_secrets_of, config), hosts), strict=True)
+        )
+    return Vault.read(config.metadata.name, [node.name for node in config.spec.nodes], contents)

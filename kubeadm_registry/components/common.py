@@ -1,0 +1,34 @@
+"""What every server has before its services: users, folders, the slice, and the script that notes a unit's files."""
+
+from __future__ import annotations
+
+from kubeadm_registry.changes import RECORD_START, Directory, File, Steps, User
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import agent, garage, haproxy
+from kubeadm_registry.host import Host
+from kubeadm_registry.paths import ETC, LIBEXEC, OPT, PROGRAMS, SLICE, UNITS, user
+from kubeadm_registry.render import render
+
+_RECORD_START = b"""\
+#!/bin/sh
+# Written by kubeadm-registry. Usage: record-start UNIT FILE...
+# Notes with which files UNIT starts, so that a later run sees whether it is stale.
+set -eu
+unit=$1; shift
+umask 022
+mkdir -p /run/kubeadm-registry/started
+sha256sum -- "$@" > "/run/kubeadm-registry/started/.$unit"
+mv -f -- "/run/kubeadm-registry/started/.$unit" "/run/kubeadm-registry/started/$unit"
+"""
+
+
+def base(cluster: Cluster, host: Host) -> Steps:
+    """Users, folders, slice and helper script."""
+    for name in (garage.USER, user(cluster.spec.frontend.type), haproxy.USER):
+        yield User(name)
+    # The agent speaks to the proxy's runtime socket and shows the same certificate.
+    yield User(agent.USER, groups=(haproxy.USER,))
+    for path in (ETC, OPT, PROGRAMS, LIBEXEC, cluster.spec.data_directory):
+        yield Directory(path)
+    yield File(RECORD_START, _RECORD_START, mode=0o755)
+    yield File(f"{UNITS}/{SLICE}", render(f"units/{SLICE}.j2"))

@@ -1,0 +1,45 @@
+"""CNCF Distribution: plain, and may be written anywhere, for its tags are objects of their own."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from kubeadm_registry import paths
+from kubeadm_registry.addresses import endpoint
+from kubeadm_registry.changes import Directory, File, Steps
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import garage
+from kubeadm_registry.components.units import serve
+from kubeadm_registry.host import Host
+from kubeadm_registry.render import render
+
+NAME = "distribution"
+UNIT = paths.unit(NAME)
+USER = paths.user(NAME)
+CONFIG = f"{paths.ETC}/distribution/config.yml"
+
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install Distribution on loopback, without a login of its own, and start it."""
+    config = File(
+        CONFIG,
+        render(
+            "distribution/config.yml.j2",
+            listen=endpoint(paths.LOOPBACK, paths.FRONTEND_PORT),
+            secrets=cluster.secrets,
+            s3=garage.s3_url(),
+            bucket=garage.BUCKET,
+        ),
+        owner=f"root:{USER}",
+        mode=0o640,
+    )
+    yield Directory(f"{paths.ETC}/distribution", mode=0o750, owner=f"root:{USER}")
+    yield config
+    yield from serve(
+        UNIT,
+        (config,),
+        gate=partial(garage.whole, cluster),
+        user=USER,
+        program=cluster.program(NAME).executable,
+        config=CONFIG,
+    )

@@ -1,0 +1,267 @@
+"""Garage: keeps every block on three servers, and needs two of them to read and to write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from kubeadm_registry import paths
+from kubeadm_registry.addresses import endpoint, url
+from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.units import serve
+from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
+from kubeadm_registry.host import Host
+from kubeadm_registry.render import render
+
+NAME = "garage"
+UNIT = paths.unit(NAME)
+USER = paths.user(NAME)
+CONFIG = f"{paths.ETC}/garage/garage.toml"
+BUCKET = "registry"
+KEY_NAME = "registry"
+#: Nominal: all servers are equal, so only the ratio counts, and Garage does not stop at it.
+_CAPACITY = 1_000_000_000_000
+
+
+def s3_url() -> str:
+    """Where the frontend finds the storage."""
+    return url(paths.S3_ADDRESS, paths.S3_PORT, scheme="http")
+
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install Garage with its node key and configuration, and start it."""
+    etc, data = f"{paths.ETC}/garage", f"{cluster.spec.data_directory}/garage"
+    node, secrets = cluster.node(host), cluster.secrets
+    members = [(secrets.node_id(member.name), member.address) for member in cluster.spec.nodes]
+    key = secrets.node_keys[node.name]
+    config = File(
+        CONFIG,
+        render(
+            "garage/garage.toml.j2",
+            node=node,
+            members=members,
+            data=data,
+            etc=etc,
+            replication_factor=min(3, len(members)),
+            rpc_port=paths.RPC_PORT,
+            s3=endpoint(paths.S3_ADDRESS, paths.S3_PORT),
+            admin=endpoint(paths.LOOPBACK, paths.ADMIN_PORT),
+        ),
+        owner=f"root:{USER}",
+        mode=0o640,
+    )
+    # Garage refuses secrets that its group may read, so they belong to its user alone.
+    own = {"owner": f"{USER}:{USER}", "mode": 0o400, "secret": True}
+    rpc_secret = File(f"{etc}/rpc_secret", secrets.rpc_secret.encode(), **own)  # type: ignore[arg-type]
+    admin_token = File(f"{etc}/admin_token", secrets.admin_token.encode(), **own)  # type: ignore[arg-type]
+    yield Directory(etc, mode=0o750, owner=f"root:{USER}")
+    for directory in (data, f"{data}/meta", f"{data}/data"):
+        yield Directory(directory, mode=0o700, owner=f"{USER}:{USER}")
+    yield File(f"{data}/meta/node_key", _bytes(key), **own)  # type: ignore[arg-type]
+    yield File(f"{data}/meta/node_key.pub", _bytes(key[64:]), owner=f"{USER}:{USER}", mode=0o400)
+    yield from (rpc_secret, admin_token, config)
+    yield from serve(
+        UNIT,
+        (config, rpc_secret, admin_token),
+        gate=partial(whole, cluster),
+        user=USER,
+        program=cluster.program(NAME).executable,
+        config=CONFIG,
+        data=data,
+    )
+    yield Wait("its storage answers", partial(_answers, cluster), timeout=30)
+    yield Wait("the storage is whole again", partial(_whole_if_formed, cluster), timeout=120)
+
+
+def form(cluster: Cluster, host: Host) -> Steps:
+    """Make one cluster of the servers: layout, key, bucket, permission. Done on one host, once."""
+    yield Wait("all storage servers are connected", partial(_all_connected, cluster), timeout=60)
+    yield Layout(cluster)
+    yield Wait("the storage accepts the layout", partial(whole, cluster), timeout=60)
+    yield Key(cluster)
+    yield Bucket(cluster)
+
+
+def joined(cluster: Cluster, host: Host) -> Steps:
+    """Wait until the storage is whole as this host sees it."""
+    yield Wait("the storage is whole as seen from here", partial(whole, cluster), timeout=60)
+
+
+def _bytes(key: str) -> bytes:
+    try:
+        return bytes.fromhex(key)
+    except ValueError:
+        return key.encode()  # a placeholder of a dry-run
+
+
+class Api:
+    """Garage's admin API of one host, called through the program itself: no token in argv, no HTTP client needed."""
+
+    def __init__(self, cluster: Cluster, host: Host) -> None:
+        self._argv = (cluster.program(NAME).executable, "-c", CONFIG, "json-api")
+        self._host = host
+
+    def ask(self, endpoint: str, payload: object = None) -> Any:
+        """The answer of a reading *endpoint* as plain data. Raises NotYetKnown, with Garage's words."""
+        try:
+            return self._call(self._host.query, endpoint, payload)
+        except CommandFailed as error:
+            raise NotYetKnown(f"Garage does not answer {endpoint} yet: {error.message}", host=error.host) from error
+
+    def do(self, endpoint: str, payload: object = None) -> Any:
+        """The answer of an *endpoint* that changes something. Raises CommandFailed."""
+        return self._call(self._host.run, endpoint, payload)
+
+    def _call(self, call: Callable[..., Any], endpoint: str, payload: object) -> Any:
+        stdin = b"" if payload is None else json.dumps(payload).encode()
+        result = call(*self._argv, endpoint, *(() if payload is None else ("-",)), stdin=stdin, timeout=30)
+        if not result.ok:
+            raise CommandFailed(result, host=self._host.name)
+        return json.loads(result.stdout)
+
+
+def _answers(cluster: Cluster, host: Host) -> str | None:
+    try:
+        Api(cluster, host).ask("GetClusterHealth")
+    except NotYetKnown as error:
+        return error.message
+    return None
+
+
+def health(cluster: Cluster, host: Host) -> dict[str, Any]:
+    """GetClusterHealth as *host* sees it. A silently dead peer counts as connected for over a minute."""
+    answer: dict[str, Any] = Api(cluster, host).ask("GetClusterHealth")
+    return answer
+
+
+def whole(cluster: Cluster, host: Host) -> str | None:
+    """None if every storage server is connected and every partition complete, as *host* sees it."""
+    try:
+        state = health(cluster, host)
+    except NotYetKnown as error:
+        return error.message
+    wanted = len(cluster.spec.nodes)
+    if state["storageNodesUp"] == wanted and state["partitions"] and state["partitionsAllOk"] == state["partitions"]:
+        return None
+    return f"{state['storageNodesUp']} of {wanted} storage servers are up, storage is {state['status']}"
+
+
+def _whole_if_formed(cluster: Cluster, host: Host) -> str | None:
+    if Api(cluster, host).ask("GetClusterLayout")["version"] == 0:
+        return None
+    return whole(cluster, host)
+
+
+def _all_connected(cluster: Cluster, host: Host) -> str | None:
+    try:
+        connected = health(cluster, host)["connectedNodes"]
+    except NotYetKnown as error:
+        return error.message
+    wanted = len(cluster.spec.nodes)
+    return None if connected == wanted else f"{connected} of {wanted} storage servers are connected"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The roles of all servers, staged together and applied once: the same version applied twice would diverge."""
+
+    cluster: Cluster
+    title = "apply the storage layout"
+
+    def _roles(self) -> list[dict[str, object]]:
+        # A zone of its own for each server, else Garage would put two copies where it likes.
+        return [
+            {
+                "id": self.cluster.secrets.node_id(node.name),
+                "zone": node.name,
+                "capacity": _CAPACITY,
+                "tags": [node.name],
+            }
+            for node in self.cluster.spec.nodes
+        ]
+
+    def diff(self, host: Host) -> str | None:
+        """Which servers have no role yet. Raises Error if others have one."""
+        layout = Api(self.cluster, host).ask("GetClusterLayout")
+        wanted = {str(role["id"]): str(role["zone"]) for role in self._roles()}
+        present = {role["id"]: role["zone"] for role in layout["roles"]}
+        if present == wanted:
+            return None
+        if layout["version"] == 0:
+            return f"storage layout: {', '.join(sorted(wanted.values()))}, a copy of each block on 3 of them"
+        raise Error(
+            f"the storage consists of {', '.join(sorted(present.values()))}, the file names "
+            f"{', '.join(sorted(wanted.values()))}",
+            hint="servers cannot be added or exchanged by init; give the file that the cluster was made with",
+            host=host.name, code="LayoutDiffers",
+        )  # fmt: skip
+
+    def apply(self, host: Host) -> None:
+        """Stage every role, then apply the first version."""
+        api = Api(self.cluster, host)
+        api.do("UpdateClusterLayout", {"roles": self._roles(), "parameters": None})
+        api.do("ApplyClusterLayout", {"version": 1})
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The S3 key of the frontends, made before and imported."""
+
+    cluster: Cluster
+    title = "import the storage key"
+
+    def diff(self, host: Host) -> str | None:
+        """That it is missing. Importing is not idempotent, so it is asked for first."""
+        keys = Api(self.cluster, host).ask("ListKeys")
+        wanted = self.cluster.secrets.s3_key_id
+        return None if any(key["id"] == wanted for key in keys) else f"storage key {wanted}: new"
+
+    def apply(self, host: Host) -> None:
+        """Import it."""
+        secrets = self.cluster.secrets
+        payload = {"accessKeyId": secrets.s3_key_id, "secretAccessKey": secrets.s3_secret_key, "name": KEY_NAME}
+        Api(self.cluster, host).do("ImportKey", payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The bucket, which the key may read and write."""
+
+    cluster: Cluster
+    title = "make the storage bucket"
+
+    def _find(self, host: Host) -> dict[str, Any] | None:
+        api = Api(self.cluster, host)
+        for bucket in api.ask("ListBuckets"):
+            if BUCKET in bucket["globalAliases"]:
+                info: dict[str, Any] = api.ask("GetBucketInfo", {"id": bucket["id"]})
+                return info
+        return None
+
+    def diff(self, host: Host) -> str | None:
+        """That the bucket or the permission is missing."""
+        bucket = self._find(host)
+        if bucket is None:
+            return f"bucket {BUCKET}: new"
+        for key in bucket["keys"]:
+            allowed = key["permissions"]
+            if key["accessKeyId"] == self.cluster.secrets.s3_key_id and allowed["read"] and allowed["write"]:
+                return None
+        return f"bucket {BUCKET}: the key may read and write"
+
+    def apply(self, host: Host) -> None:
+        """Make the bucket if there is none, and allow the key."""
+        api = Api(self.cluster, host)
+        bucket = self._find(host) or api.do("CreateBucket", {"globalAlias": BUCKET})
+        permissions = {"read": True, "write": True, "owner": False}
+        key = self.cluster.secrets.s3_key_id
+        api.do("AllowBucketKey", {"bucketId": bucket["id"], "accessKeyId": key, "permissions": permissions})
+
+
+def gate(cluster: Cluster) -> Condition:
+    """Says None while every server's storage is whole: only then may one be restarted."""
+    return partial(whole, cluster)

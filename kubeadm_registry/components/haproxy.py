@@ -1,0 +1,133 @@
+"""HAProxy: the only door to the registry, with TLS, the table of who may do what, and the way to a healthy frontend."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+
+from kubeadm_registry import paths, pki
+from kubeadm_registry.addresses import endpoint
+from kubeadm_registry.changes import Directory, File, Steps, Wait
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.units import serve
+from kubeadm_registry.host import Host
+from kubeadm_registry.render import render
+
+NAME = "haproxy"
+USER = paths.user(NAME)
+UNIT = f"{paths.PREFIX}-haproxy@.service"
+INSTANCES = tuple(UNIT.replace("@.", f"@{number}.") for number in (1, 2))
+ETC = f"{paths.ETC}/haproxy"
+CONFIG = f"{ETC}/haproxy.cfg"
+STATE_MAP = f"{ETC}/state.map"
+RUN = f"{paths.RUN}/haproxy"
+SOCKETS = tuple(f"{RUN}/{number}.sock" for number in (1, 2))
+
+
+def names(cluster: Cluster, host: Host) -> list[str]:
+    """Every name by which a client may ask for *host*: its own, the VIP's, loopback."""
+    node, vip = cluster.node(host), cluster.spec.vip
+    own = [node.name, *node.addresses, *vip.addresses, *([vip.name] if vip.name else [])]
+    return [*own, "localhost", "127.0.0.1", "::1"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCertificate:
+    """The server's certificate with its key, signed by the cluster's authority; issued anew when it no longer fits."""
+
+    cluster: Cluster
+    title = "issue the certificate of this server"
+
+    def diff(self, host: Host) -> str | None:
+        """Why it is issued, or None."""
+        state = host.state(paths.NODE_PEM)
+        if state is None:
+            return f"{paths.NODE_PEM}: new certificate for {', '.join(names(self.cluster, host))}"
+        flaw = pki.shortcoming(
+            self.cluster.secrets.ca_certificate, state.content.decode(errors="replace"), names(self.cluster, host)
+        )
+        if flaw is not None:
+            return f"{paths.NODE_PEM}: the certificate {flaw}"
+        if (state.mode, state.owner) != (0o640, f"root:{USER}"):
+            return f"{paths.NODE_PEM}: owner {state.owner} -> root:{USER}, mode {state.mode:o} -> 640"
+        return None
+
+    def apply(self, host: Host) -> None:
+        """Make a key, sign it, write both as one file."""
+        secrets = self.cluster.secrets
+        pair = pki.issue(pki.Pair(secrets.ca_certificate, secrets.ca_key), host.name, names(self.cluster, host))
+        host.write(paths.NODE_PEM, (pair.certificate + pair.key).encode(), mode=0o640, owner=f"root:{USER}")
+
+
+def login_digest(user: str, password: str) -> str:
+    """What stands in the map for a login: SHA-256, hex, of the credentials as RFC 7617 has them."""
+    return hashlib.sha256(base64.b64encode(f"{user}:{password}".encode())).hexdigest()
+
+
+def identity(cluster: Cluster, host: Host) -> Steps:
+    """The proxy's folder, and the server's certificate."""
+    yield Directory(ETC, mode=0o750, owner=f"root:{USER}")
+    yield File(paths.CA, cluster.secrets.ca_certificate.encode())
+    yield NodeCertificate(cluster)
+
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install the proxy's configuration and start both processes."""
+    secrets, spec, node = cluster.secrets, cluster.spec, cluster.node(host)
+    single_writer = spec.frontend.type == "zot"
+    logins = (("push", secrets.push_password), ("pull", secrets.pull_password))
+    auth_map = File(
+        f"{ETC}/auth.map",
+        "".join(f"{login_digest(role, password)} {role}\n" for role, password in logins).encode(),
+        owner=f"root:{USER}",
+        mode=0o640,
+        secret=True,
+    )
+    files = [auth_map]
+    if single_writer:
+        files += [File(f"{ETC}/hold.lua", render("haproxy/hold.lua")), File(STATE_MAP, b"epoch 0\n")]
+    program = cluster.program(NAME).executable
+    config = File(
+        CONFIG,
+        render(
+            "haproxy/haproxy.cfg.j2",
+            node=node,
+            peers=cluster.peers(host),
+            listen=(*node.addresses, paths.LOOPBACK),
+            vip=spec.vip.addresses,
+            port=paths.REGISTRY_PORT,
+            internal_port=paths.INTERNAL_PORT,
+            frontend=endpoint(paths.LOOPBACK, paths.FRONTEND_PORT),
+            read_source=paths.READ_SOURCE,
+            pem=paths.NODE_PEM,
+            ca=paths.CA,
+            etc=ETC,
+            run=RUN,
+            node_unit=pki.NODE_UNIT,
+            single_writer=single_writer,
+            anonymous_pull=spec.proxy.anonymous_pull,
+        ),
+        validate=(program, "-c", "-q", "-f", "{path}"),
+    )
+    yield from files
+    yield config
+    yield from serve(
+        UNIT,
+        (config, *files),
+        instances=INSTANCES,
+        reloads=[file.path for file in (config, *files)],
+        user=USER,
+        program=program,
+        config=CONFIG,
+        run=RUN,
+    )
+    yield Wait("the proxy answers", partial(_listens, cluster), timeout=20)
+
+
+def _listens(cluster: Cluster, host: Host) -> str | None:
+    # Asked of the kernel, not over HTTP: a host need not have a client.
+    wanted = endpoint(cluster.node(host).address, paths.REGISTRY_PORT)
+    listening = host.query("ss", "-Hltn", "sport", "=", f":{paths.REGISTRY_PORT}").text
+    return None if wanted in listening else f"nothing listens on {wanted}"

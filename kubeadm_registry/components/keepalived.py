@@ -1,0 +1,111 @@
+"""keepalived: keeps the virtual IP at a healthy server by VRRP (RFC 5798), unicast."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+
+from kubeadm_registry import paths
+from kubeadm_registry.addresses import ip, is_ipv6, prefix
+from kubeadm_registry.changes import Directory, File, Steps, Wait
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.units import serve
+from kubeadm_registry.errors import Error
+from kubeadm_registry.host import Host
+from kubeadm_registry.render import render
+
+NAME = "keepalived"
+UNIT = paths.unit(NAME)
+ETC = f"{paths.ETC}/keepalived"
+CONFIG = f"{ETC}/keepalived.conf"
+DROP = f"{paths.LIBEXEC}/drop-vip"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An address of a host as its kernel has it: interface and prefix length."""
+
+    interface: str
+    prefix_length: int
+
+
+def link(host: Host, address: str) -> Link:
+    """Where *address* is on *host*. Raises Error if it is on no interface."""
+    result = host.query("ip", "-json", "address", "show")
+    for entry in json.loads(result.stdout or b"[]"):
+        for item in entry.get("addr_info", ()):
+            if ip(item.get("local", "")) == ip(address):
+                return Link(entry["ifname"], item["prefixlen"])
+    raise Error(
+        f"no interface has the address {address}", host=host.name, code="AddressMissing",
+        hint="nodes[].address must be an address of the server itself, not one that a router translates",
+    )  # fmt: skip
+
+
+def holds(host: Host, address: str) -> bool:
+    """Whether *host* has the VIP *address* at this moment."""
+    return bool(host.query("ip", "-oneline", "address", "show", "to", prefix(address)).text)
+
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install keepalived's configuration and start it."""
+    node, vip, peers = cluster.node(host), cluster.spec.vip, cluster.peers(host)
+    instances = []
+    for number, address in enumerate(vip.addresses):
+        family = 6 if is_ipv6(address) else 4
+        instances.append(
+            {
+                "name": f"REGISTRY{family}",
+                "interface": link(host, node.addresses[number]).interface,
+                "source": node.addresses[number],
+                "peers": [peer.addresses[number] for peer in peers],
+                "vip": address,
+            }
+        )
+    position = [member.name for member in cluster.spec.nodes].index(node.name)
+    program = cluster.program(NAME).executable
+    config = File(
+        CONFIG,
+        render(
+            "keepalived/keepalived.conf.j2",
+            node=node,
+            fit=paths.FIT,
+            instances=instances,
+            router_id=vip.router_id,
+            priority=250 - 2 * position,
+        ),
+        validate=(program, "--config-test", "--use-file", "{path}"),
+    )
+    drops = [f"ip address del {prefix(i['vip'])} dev {i['interface']} 2>/dev/null || :" for i in instances]  # type: ignore[arg-type]
+    drop = File(
+        DROP,
+        ("#!/bin/sh\n# Written by kubeadm-registry: takes the virtual IP away from this server.\n"
+         + "\n".join(drops) + "\n").encode(),
+        mode=0o755,
+    )  # fmt: skip
+    yield Directory(ETC)
+    yield drop
+    yield config
+    yield from serve(
+        UNIT,
+        (config, drop),
+        reloads=(CONFIG,),
+        program=program,
+        config=CONFIG,
+        drop=DROP,
+        run=f"{paths.RUN}/keepalived",
+    )
+
+
+def one_holder(cluster: Cluster, host: Host) -> Steps:
+    """Wait until exactly one server has the VIP."""
+    yield Wait("exactly one server has the virtual IP", partial(_one_holder, cluster), timeout=30)
+
+
+def _one_holder(cluster: Cluster, _: Host) -> str | None:
+    address = cluster.spec.vip.address
+    holders = [host.name for host in cluster.hosts if holds(host, address)]
+    if len(holders) == 1:
+        return None
+    return f"{', '.join(holders)} have {address}" if holders else f"no server has {address}"

@@ -1,0 +1,52 @@
+"""What the services need of the kernel: a loopback address, routes that acknowledge at once, a guard by user."""
+
+from __future__ import annotations
+
+from kubeadm_registry import paths
+from kubeadm_registry.changes import File, Steps
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import agent, garage, haproxy
+from kubeadm_registry.components.units import serve
+from kubeadm_registry.host import Host
+from kubeadm_registry.render import render
+
+NAME = "network"
+UNIT = paths.unit(NAME)
+SCRIPT = f"{paths.LIBEXEC}/network"
+GUARD = f"{paths.ETC}/guard.nft"
+
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install the script, the nft rules and the unit that applies both, now and at each boot.
+
+    The users that the rules name exist before: nft resolves them when it loads the file.
+    """
+    frontend_user = paths.user(cluster.spec.frontend.type)
+    guard = File(
+        GUARD,
+        render(
+            "network/guard.nft.j2",
+            table=paths.PREFIX,
+            frontend_port=paths.FRONTEND_PORT,
+            s3_port=paths.S3_PORT,
+            admin_port=paths.ADMIN_PORT,
+            frontend_users=(haproxy.USER, agent.USER),
+            storage_users=(frontend_user, garage.USER, agent.USER),
+        ),
+    )
+    script = File(
+        SCRIPT,
+        render(
+            "network/network.sh.j2",
+            table=paths.PREFIX,
+            s3_address=paths.S3_ADDRESS,
+            rpc_table=paths.RPC_TABLE,
+            rpc_port=paths.RPC_PORT,
+            peers=[peer.address for peer in cluster.peers(host)],
+            guard=GUARD,
+        ),
+        mode=0o755,
+    )
+    yield guard
+    yield script
+    yield from serve(UNIT, (guard, script), script=SCRIPT)

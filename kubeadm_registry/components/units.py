@@ -1,0 +1,32 @@
+"""systemd units of ours: a file rendered from ``templates/units`` and the service that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kubeadm_registry.changes import RECORD_START, Condition, File, Service, Steps, unit_path
+from kubeadm_registry.paths import SLICE
+from kubeadm_registry.render import render
+
+
+def serve(
+    unit: str,
+    files: Sequence[File],
+    *,
+    template: str = "",
+    instances: Sequence[str] = (),
+    reloads: Sequence[str] = (),
+    gate: Condition | None = None,
+    **values: object,
+) -> Steps:
+    """Write the unit file of *unit*, then have it (or each of its *instances*) run with *files*.
+
+    *files* are written by the caller; the unit notes their digests when it starts, and so knows when it is stale.
+    *values* go to the template ``units/<template>``, by default the name of the unit.
+    """
+    record = [RECORD_START, "%n", *(file.path for file in files), unit_path(unit)]
+    text = render(f"units/{template or unit}.j2", record=" ".join(record), slice=SLICE, **values)
+    unit_file = File(unit_path(unit), text)
+    yield unit_file
+    for name in instances or (unit,):
+        yield Service(name, (*files, unit_file), reloads=reloads, gate=gate)

@@ -1,0 +1,56 @@
+"""Where everything of ours lies on a host, and which ports it uses. Nothing of ours is anywhere else.
+
+Free for kubeadm: 6443, 10250, 10257, 10259, 2379 and 2380, /etc/kubernetes, /var/lib/etcd and /var/lib/kubelet.
+"""
+
+from __future__ import annotations
+
+ETC = "/etc/kubeadm-registry"
+OPT = "/opt/kubeadm-registry"
+RUN = "/run/kubeadm-registry"
+PROGRAMS = f"{OPT}/programs"
+LIBEXEC = f"{OPT}/libexec"
+UNITS = "/etc/systemd/system"
+
+CA = f"{ETC}/ca.crt"
+NODE_PEM = f"{ETC}/haproxy/node.pem"
+"""The server's certificate and key in one file, as HAProxy wants them."""
+FIT = f"{RUN}/agent/fit"
+"""1 while this server serves reads well; anything else, or no file, makes keepalived give up the VIP."""
+
+PREFIX = "kubeadm-registry"
+"""Begins the name of every unit, user and nft table of ours."""
+SLICE = f"{PREFIX}.slice"
+
+REGISTRY_PORT = 5000
+"""HAProxy, TLS: the registry as clients see it."""
+INTERNAL_PORT = 5443
+"""HAProxy, mutual TLS: reads and writes that another server passes on."""
+HEARTBEAT_PORT = 5444
+"""The agents' heartbeats, UDP."""
+AGENT_PORT = 5445
+"""The agent's metrics and state, mutual TLS."""
+FRONTEND_PORT = 5001
+"""zot or Distribution, on loopback only."""
+S3_PORT = 3900
+RPC_PORT = 3901
+ADMIN_PORT = 3903
+
+LOOPBACK = "127.0.0.1"
+S3_ADDRESS = "127.0.0.39"
+"""Garage's S3 has a loopback address of its own, so that its route alone can acknowledge at once (quickack)."""
+READ_SOURCE = "127.0.0.9"
+"""HAProxy's read connections to the frontend come from here: the agent may reset these and never a write."""
+
+RPC_TABLE = 3901
+"""Routing table and rule priority for Garage's peers: the same routes, with quickack."""
+
+
+def unit(name: str) -> str:
+    """``kubeadm-registry-garage.service``."""
+    return f"{PREFIX}-{name}.service"
+
+
+def user(name: str) -> str:
+    """The system user of the service *name*."""
+    return f"{PREFIX}-{name}"

@@ -1,0 +1,125 @@
+"""The cluster's own certificate authority and what it signs: pure functions over PEM text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from kubeadm_registry.addresses import ip
+
+CA_LIFETIME = timedelta(days=3650)
+#: Long enough for a room that nobody visits for a year, short enough that renewal is practised.
+LEAF_LIFETIME = timedelta(days=1095)
+RENEW_BEFORE = timedelta(days=180)
+#: Clocks of servers that were never online differ; a certificate must not be "not yet valid" on one of them.
+BACKDATE = timedelta(days=1)
+#: The organizational unit by which the proxies know each other from a client with any certificate of ours.
+NODE_UNIT = "registry-node"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate and its private key, PEM."""
+
+    certificate: str
+    key: str
+
+
+def make_ca(cluster: str) -> Pair:
+    """A new authority (ECDSA P-256) that may sign end certificates only (path length 0, RFC 5280, 4.2.1.9)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"kubeadm-registry CA of {cluster}")])
+    usage = x509.KeyUsage(
+        digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    certificate = (
+        _builder(name, name, key.public_key(), CA_LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Pair(_pem(certificate), _key_pem(key))
+
+
+def issue(ca: Pair, common_name: str, names: Sequence[str], *, unit: str = NODE_UNIT) -> Pair:
+    """A server and client certificate for *names* (addresses and DNS names become subjectAltNames of their kind)."""
+    authority = x509.load_pem_x509_certificate(ca.certificate.encode())
+    signer = serialization.load_pem_private_key(ca.key.encode(), password=None)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise ValueError("the CA's key is not an elliptic curve key")
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+    certificate = (
+        _builder(subject, authority.subject, key.public_key(), LEAF_LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(_general_names(names)), critical=False)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    return Pair(_pem(certificate), _key_pem(key))
+
+
+def shortcoming(ca_certificate: str, certificate: str, names: Sequence[str], now: datetime | None = None) -> str | None:
+    """Why *certificate* should be issued anew: another authority, other names, near its end. None: it is good."""
+    now = now or datetime.now(UTC)
+    try:
+        leaf = x509.load_pem_x509_certificate(certificate.encode())
+        leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_certificate.encode()))
+    except Exception as error:  # whatever is wrong with it, a new one is the remedy
+        return f"is not one of this cluster's authority ({type(error).__name__})"
+    alternative = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    if set(alternative) != set(_general_names(names)):
+        return "does not name exactly " + ", ".join(names)
+    if leaf.not_valid_after_utc - now < RENEW_BEFORE:
+        return f"ends on {leaf.not_valid_after_utc:%Y-%m-%d}"
+    return None
+
+
+def expiry(certificate: str) -> datetime:
+    """When *certificate* (PEM; the first one in the text) ends."""
+    return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
+
+
+def _general_names(names: Sequence[str]) -> list[x509.GeneralName]:
+    return [x509.DNSName(name) if (address := ip(name)) is None else x509.IPAddress(address) for name in names]
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, lifetime: timedelta
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATE)
+        .not_valid_after(now + lifetime)
+    )
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()

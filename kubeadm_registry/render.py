@@ -1,0 +1,29 @@
+"""Templates to text: strict, so that a value that nobody gave is an error and never an empty string."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jinja2
+
+from kubeadm_registry import addresses
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kubeadm_registry"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  configuration files, not HTML; every value is validated by the model before
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(endpoint=addresses.endpoint, prefix=addresses.prefix, family=addresses.family)
+    environment.tests["ipv6"] = addresses.is_ipv6
+    return environment
+
+
+def render(template: str, **values: object) -> bytes:
+    """The text of *template* (a path below ``templates/``) with *values*. Raises jinja2.UndefinedError."""
+    return _environment().get_template(template).render(**values).encode()

@@ -1,0 +1,215 @@
+"""How people and machines see a run: lines on a console, or one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Protocol, TextIO
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.syntax import Syntax
+
+from kubeadm_registry.errors import Error, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that differed on a host, and was (or in a dry-run: would be) changed."""
+
+    phase: str
+    host: str
+    title: str
+    diff: str
+
+
+class Reporter(Protocol):
+    """Told of everything that happens in a run, from several threads."""
+
+    def phase(self, path: str, summary: str) -> None:
+        """A phase begins."""
+
+    def action(self, action: Action, *, dry_run: bool) -> None:
+        """A change begins (dry-run: would be made)."""
+
+    def done(self, action: Action, seconds: float) -> None:
+        """A change was made."""
+
+    def deferred(self, path: str, host: str, reason: str) -> None:
+        """A dry-run cannot tell more of a phase on a host, for an earlier change creates what it must know."""
+
+    def problem(self, problem: Problem) -> None:
+        """A check found something."""
+
+    def check(self, host: str, name: str, *, ok: bool) -> None:
+        """A check ended."""
+
+    def note(self, text: str, *, host: str = "") -> None:
+        """Something worth knowing."""
+
+    def error(self, error: Error) -> None:
+        """The run failed."""
+
+    def result(self, summary: str, **facts: object) -> None:
+        """The run ended well; *facts* are for machines."""
+
+
+class Console:
+    """For people: what changes, host by host; colours and a live line on a terminal, plain lines in a pipe."""
+
+    def __init__(self, *, diffs: bool = False, out: TextIO | None = None) -> None:
+        """*diffs*: show what differs, not only that it does."""
+        # Output goes to a person or a log: never break a line at the width that rich guesses for a pipe.
+        self._out = RichConsole(file=out or sys.stdout, highlight=False, soft_wrap=True)
+        self._diffs = diffs
+        self._lock = threading.Lock()
+        self._running: dict[str, str] = {}
+        self._status = self._out.status("") if self._out.is_terminal else None
+
+    def phase(self, path: str, summary: str) -> None:
+        """A heading."""
+        self._print(f"[bold]\\[{escape(path)}][/bold] {escape(summary)}")
+
+    def action(self, action: Action, *, dry_run: bool) -> None:
+        """One line, after it the diff if asked for."""
+        with self._lock:
+            if dry_run or self._status is None:
+                self._line(f"  {action.host:<12} {'would ' if dry_run else ''}{action.title}")
+            if self._diffs or dry_run:
+                self._show(action.diff)
+            if not dry_run:
+                self._running[action.host] = action.title
+                self._update()
+
+    def done(self, action: Action, seconds: float) -> None:
+        """On a terminal: the line, with its time if it was long."""
+        with self._lock:
+            self._running.pop(action.host, None)
+            if self._status is not None:
+                took = f" [dim]{seconds:.1f} s[/dim]" if seconds >= 1 else ""
+                self._line(f"  [green]✓[/green] {action.host:<12} {escape(action.title)}{took}", markup=True)
+            self._update()
+
+    def deferred(self, path: str, host: str, reason: str) -> None:
+        """One line."""
+        self._print(f"  {host:<12} later: {escape(reason)}")
+
+    def problem(self, problem: Problem) -> None:
+        """One line, red unless ignored."""
+        mark = "[yellow]ignored[/yellow]" if problem.ignored else "[red]problem[/red]"
+        self._print(f"  {problem.host:<12} {mark} \\[{problem.check}] {escape(problem.text)}")
+
+    def check(self, host: str, name: str, *, ok: bool) -> None:
+        """Good checks are silent."""
+
+    def note(self, text: str, *, host: str = "") -> None:
+        """One line."""
+        self._print(f"  {host:<12} {escape(text)}" if host else escape(text))
+
+    def error(self, error: Error) -> None:
+        """What is wrong, where, and what to do, on standard error."""
+        self.close()
+        stderr = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        stderr.print(f"[bold red]error[/bold red] \\[{error.code}] {escape(str(error))}")
+        if error.hint:
+            stderr.print(f"[bold]what to do:[/bold] {escape(error.hint)}")
+
+    def result(self, summary: str, **facts: object) -> None:
+        """The last line."""
+        self.close()
+        self._print(escape(summary))
+
+    def close(self) -> None:
+        """Take the live line away."""
+        with self._lock:
+            self._running.clear()
+            if self._status is not None:
+                self._status.stop()
+
+    def _print(self, markup: str) -> None:
+        with self._lock:
+            self._line(markup, markup=True)
+
+    def _line(self, text: str, *, markup: bool = False) -> None:
+        self._out.print(text, markup=markup)
+
+    def _show(self, diff: str) -> None:
+        indented = "\n".join("      " + line for line in diff.splitlines())
+        if self._out.is_terminal:
+            self._out.print(Syntax(indented, "diff", background_color="default", word_wrap=True))
+        else:
+            self._line(indented)
+
+    def _update(self) -> None:
+        if self._status is None:
+            return
+        if not self._running:
+            self._status.stop()
+            return
+        self._status.update("  ".join(f"{host}: {escape(title)}" for host, title in sorted(self._running.items())))
+        self._status.start()
+
+
+class JsonLines:
+    """For machines: one JSON object a line, the last one ``result`` or ``error``."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._lock = threading.Lock()
+        self._begin = time.monotonic()
+
+    def phase(self, path: str, summary: str) -> None:
+        """``{"event": "phase", "phase": ..., "summary": ...}``."""
+        self._write(event="phase", phase=path, summary=summary)
+
+    def action(self, action: Action, *, dry_run: bool) -> None:
+        """``{"event": "change", "host": ..., "title": ..., "diff": ..., "dryRun": ...}``."""
+        self._write(
+            event="change", phase=action.phase, host=action.host, title=action.title, diff=action.diff, dryRun=dry_run
+        )
+
+    def done(self, action: Action, seconds: float) -> None:
+        """Nothing: the result counts the changes."""
+
+    def deferred(self, path: str, host: str, reason: str) -> None:
+        """``{"event": "deferred", ...}``."""
+        self._write(event="deferred", phase=path, host=host, reason=reason)
+
+    def problem(self, problem: Problem) -> None:
+        """A failed check, with the sentence."""
+        self._write(
+            event="check",
+            host=problem.host,
+            check=problem.check,
+            ok=False,
+            ignored=problem.ignored,
+            message=problem.text,
+        )
+
+    def check(self, host: str, name: str, *, ok: bool) -> None:
+        """A good check; a failed one was written by ``problem``."""
+        if ok:
+            self._write(event="check", host=host, check=name, ok=True)
+
+    def note(self, text: str, *, host: str = "") -> None:
+        """``{"event": "note", ...}``."""
+        self._write(event="note", host=host, message=text)
+
+    def error(self, error: Error) -> None:
+        """``{"event": "error", "code": ..., "message": ..., "hint": ..., "host": ...}``."""
+        self._write(event="error", code=error.code, message=error.message, hint=error.hint, host=error.host)
+
+    def result(self, summary: str, **facts: object) -> None:
+        """``{"event": "result", "ok": true, ..., "seconds": ...}``."""
+        seconds = round(time.monotonic() - self._begin, 3)
+        self._write(event="result", ok=True, summary=summary, **facts, seconds=seconds)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def _write(self, **event: object) -> None:
+        with self._lock:
+            print(json.dumps(event), file=self._out, flush=True)

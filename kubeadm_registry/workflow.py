@@ -1,0 +1,214 @@
+"""The engine: brings a cluster to the state that a workflow describes, or says what differs."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from kubeadm_registry.changes import Steps
+from kubeadm_registry.cluster import Cluster, everyone
+from kubeadm_registry.errors import (
+    ConfigError,
+    Error,
+    HostBusy,
+    NotYetKnown,
+    PhaseFailed,
+    PreflightFailed,
+    Problem,
+)
+from kubeadm_registry.host import Host
+from kubeadm_registry.report import Action, Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A precondition. A healthy host on which the registry is installed passes it.
+
+    *name* is what --ignore-preflight-errors takes; *probe* yields one sentence with its remedy for each problem.
+    """
+
+    name: str
+    probe: Callable[[Cluster, Host], Iterator[str]]
+    on: Callable[[Cluster], Sequence[Host]] = everyone
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a workflow: what should be so on which hosts, or phases below it.
+
+    *one_at_a_time*: what users depend on is restarted here, so the next host waits until this one is done.
+    """
+
+    name: str
+    summary: str
+    steps: Callable[[Cluster, Host], Steps] | None = None
+    on: Callable[[Cluster], Sequence[Host]] = everyone
+    checks: tuple[Check, ...] = ()
+    phases: tuple[Phase, ...] = ()
+    one_at_a_time: bool = False
+
+
+Workflow = Sequence[Phase]
+
+
+def leaves(workflow: Workflow, above: str = "") -> Iterator[tuple[str, Phase]]:
+    """Every phase with its path (``backend/install``), depth first, those with sub-phases before these."""
+    for phase in workflow:
+        path = f"{above}{phase.name}"
+        yield path, phase
+        yield from leaves(phase.phases, f"{path}/")
+
+
+def select(workflow: Workflow, only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[tuple[str, Phase]]:
+    """The phases named by *only* (all if empty) with those below them, without *skip*. Raises ConfigError."""
+    known = list(leaves(workflow))
+    for name in (*only, *skip):
+        if name not in dict(known):
+            paths = ", ".join(path for path, _ in known)
+            raise ConfigError(f"there is no phase {name}", hint=f"the phases are: {paths}", code="PhaseUnknown")
+
+    def within(path: str, names: Sequence[str]) -> bool:
+        return any(path == name or path.startswith(f"{name}/") for name in names)
+
+    return [(path, phase) for path, phase in known if (not only or within(path, only)) and not within(path, skip)]
+
+
+def run(
+    workflow: Workflow,
+    cluster: Cluster,
+    reporter: Reporter,
+    *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    dry_run: bool = False,
+    lock: bool = True,
+) -> list[Action]:
+    """Bring *cluster* to the state that *workflow* describes; return what differed.
+
+    All checks of the selected phases run first, on all hosts, and nothing is changed if one that is not in *ignore*
+    finds a problem. In a *dry_run* hosts refuse to be changed and every difference is only reported.
+
+    Raises ConfigError (a phase that does not exist), HostBusy, PreflightFailed, PhaseFailed.
+    """
+    selected = select(workflow, only, skip)
+    if dry_run:
+        cluster = cluster.for_dry_run()
+    elif lock:
+        take_locks(cluster.hosts)
+    preflight(selected, cluster, reporter, ignore=ignore)
+    actions: list[Action] = []
+    for path, phase in selected:
+        if phase.steps is None:
+            continue
+        reporter.phase(path, phase.summary)
+        _run_phase(path, phase, cluster, reporter, dry_run=dry_run, actions=actions)
+    return actions
+
+
+def take_locks(hosts: Sequence[Host]) -> None:
+    """Lock every host for this run, until its connection ends. Raises HostBusy with who works there."""
+    who = f"{getpass.getuser()}@{socket.gethostname()} pid {os.getpid()}"
+    # One after another in the order of the file: two runs that begin together cannot each hold a half.
+    for host in hosts:
+        holder = host.transport.lock(who)
+        if holder is not None:
+            raise HostBusy(
+                f"another run works here: {holder}", host=host.name,
+                hint="wait until it is done; if it is gone and its connection hangs, end the process named there",
+            )  # fmt: skip
+
+
+def preflight(
+    selected: Sequence[tuple[str, Phase]], cluster: Cluster, reporter: Reporter, *, ignore: Sequence[str] = ()
+) -> list[Problem]:
+    """Run each check of the *selected* phases once on each of its hosts. Raises PreflightFailed."""
+    checks = {check.name: check for _, phase in selected for check in phase.checks}
+    unknown = [name for name in ignore if name not in {*checks, "all"}]
+    if unknown:
+        raise ConfigError(
+            f"there is no check {', '.join(unknown)}", hint=f"the checks are: {', '.join(checks)}", code="CheckUnknown"
+        )
+
+    def ask(host: Host) -> list[Problem]:
+        problems = []
+        for check in checks.values():
+            if host not in check.on(cluster):
+                continue
+            try:
+                found = list(check.probe(cluster, host))
+            except NotYetKnown:
+                continue
+            reporter.check(host.name, check.name, ok=not found)
+            ignored = check.name in ignore or "all" in ignore
+            problems += [Problem(check.name, host.name, text, ignored) for text in found]
+        return problems
+
+    with ThreadPoolExecutor(max_workers=len(cluster.hosts)) as pool:
+        problems = [problem for found in pool.map(ask, cluster.hosts) for problem in found]
+    for problem in problems:
+        reporter.problem(problem)
+    if any(not problem.ignored for problem in problems):
+        raise PreflightFailed(problems)
+    return problems
+
+
+def _run_phase(
+    path: str, phase: Phase, cluster: Cluster, reporter: Reporter, *, dry_run: bool, actions: list[Action]
+) -> None:
+    hosts = phase.on(cluster)
+
+    def work(host: Host) -> PhaseFailed | None:
+        try:
+            _run_host(path, phase, cluster, host, reporter, dry_run=dry_run, actions=actions)
+        except PhaseFailed as error:
+            return error
+        return None
+
+    if phase.one_at_a_time:
+        for host in hosts:
+            _run_host(path, phase, cluster, host, reporter, dry_run=dry_run, actions=actions)
+        return
+    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
+        failures = [failure for failure in pool.map(work, hosts) if failure is not None]
+    for failure in failures[1:]:
+        reporter.note(f"failed as well: {failure.message}", host=failure.host)
+    if failures:
+        raise failures[0]
+
+
+def _run_host(
+    path: str, phase: Phase, cluster: Cluster, host: Host, reporter: Reporter, *, dry_run: bool, actions: list[Action]
+) -> None:
+    assert phase.steps is not None  # noqa: S101  the caller selects phases that have steps
+    title = ""
+    try:
+        for change in phase.steps(cluster, host):
+            title = change.title
+            difference = change.diff(host)
+            if difference is None:
+                continue
+            action = Action(path, host.name, title, cluster.vault.preview().redact(difference))
+            actions.append(action)
+            reporter.action(action, dry_run=dry_run)
+            if dry_run:
+                continue
+            begin = time.monotonic()
+            change.apply(host)
+            remaining = change.diff(host)
+            if remaining is not None:
+                raise Error(f"was applied, yet still differs: {remaining}", host=host.name, code="NotConverged")
+            reporter.done(action, time.monotonic() - begin)
+            title = ""
+    except NotYetKnown as error:
+        if not dry_run:
+            raise PhaseFailed(path, error, host=host.name, change=title) from error
+        reporter.deferred(path, host.name, error.message)
+    except Error as error:
+        error.message = cluster.vault.preview().redact(error.message)
+        raise PhaseFailed(path, error, host=host.name, change=title) from error

@@ -1,0 +1,46 @@
+"""The secrets: made once, on every server before the first of them is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kubeadm_registry import secrets
+from kubeadm_registry.changes import Steps
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import haproxy
+from kubeadm_registry.host import Host
+from kubeadm_registry.workflow import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class SecretsFile:
+    """This server has the cluster's secrets, readable by root alone."""
+
+    cluster: Cluster
+    title = "store the secrets"
+
+    def diff(self, host: Host) -> str | None:
+        """Whether it has them, without showing any."""
+        vault = self.cluster.vault
+        state = host.state(secrets.PATH)
+        if not vault.known:
+            return f"{secrets.PATH}: the authority, credentials and keys of this cluster, made now"
+        if state is None or state.content != vault.secrets.to_json():
+            return f"{secrets.PATH}: as on the other servers, generation {vault.secrets.generation}"
+        if (state.mode, state.owner) != (0o600, "root:root"):
+            return f"{secrets.PATH}: mode {state.mode:o} -> 600, owner {state.owner} -> root:root"
+        return None
+
+    def apply(self, host: Host) -> None:
+        """Write them; what nobody has yet is made first, once for all servers."""
+        host.write(secrets.PATH, self.cluster.vault.ensure().to_json(), mode=0o600)
+
+
+def store(cluster: Cluster, host: Host) -> Steps:
+    """Store the secrets on this server."""
+    yield SecretsFile(cluster)
+
+
+STORE = Phase("store", "Store the cluster's authority, credentials and keys on every server", store)
+CERTIFICATES = Phase("certificates", "Issue each server's certificate", haproxy.identity)
+SECRETS = Phase("secrets", "Make the cluster's authority and secrets", phases=(STORE, CERTIFICATES))

@@ -1,0 +1,7 @@
+"""The loopback address, the routes and the guard that the services need."""
+
+from kubeadm_registry.components import network
+from kubeadm_registry.workflow import Phase
+
+NETWORK = Phase("network", "Give the storage its loopback address and quick routes, guard it from other users",
+                network.install)  # fmt: skip

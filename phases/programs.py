@@ -1,0 +1,65 @@
+"""The programs: from the bundle to their final place, and each is started once before anything depends on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kubeadm_registry.bundle import Program, version_command
+from kubeadm_registry.changes import Directory, Steps
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import programs
+from kubeadm_registry.errors import Error
+from kubeadm_registry.host import Host
+from kubeadm_registry.paths import OPT, PROGRAMS
+from kubeadm_registry.workflow import Phase
+
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Upload what is not there yet, then start each program once to see that it can."""
+    yield Directory(OPT)
+    yield Directory(PROGRAMS)
+    yield from programs.install(cluster, host)
+    for program in cluster.programs.values():
+        yield Starts(program)
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """The program starts from its final place: right architecture, C library, CPU and mount options."""
+
+    program: Program
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"start {self.program.name} once"
+
+    def diff(self, host: Host) -> str | None:
+        """Why it does not start. Raises Error, for nothing here could mend it."""
+        if not host.query("test", "-x", self.program.executable).ok:
+            return f"{self.program.executable} --version"
+        flaw = start(self.program, host)
+        if flaw is not None:
+            raise Error(flaw, host=host.name, code="ProgramDoesNotStart", hint=HINT)
+        return None
+
+    def apply(self, host: Host) -> None:
+        """Nothing: diff has started it."""
+
+
+HINT = (
+    "look at the words above: a wrong architecture or C library needs a bundle for this host, "
+    "'Permission denied' an /opt that is not mounted noexec"
+)
+
+
+def start(program: Program, host: Host) -> str | None:
+    """Start *program* with the argument that prints its version; None, or why it failed."""
+    result = host.query(program.executable, *version_command(program)[1:], timeout=20)
+    if result.ok:
+        return None
+    words = (result.stderr or result.stdout).decode(errors="replace").strip().splitlines()
+    return f"{program.name} does not start: {words[-1] if words else f'status {result.code}'}"
+
+
+PROGRAMS_PHASE = Phase("programs", "Bring the programs to every server and start each once", install)

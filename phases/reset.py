@@ -1,0 +1,69 @@
+"""The way back: everything of ours goes, containerd's files come back as they were, the images stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kubeadm_registry import paths, secrets
+from kubeadm_registry.changes import Absent, NoService, NoUser, Steps
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network
+from kubeadm_registry.host import Host
+from kubeadm_registry.workflow import Phase
+
+
+def services(cluster: Cluster, host: Host) -> Steps:
+    """Stop every service, the outermost first, so that the VIP moves away before the registry stops."""
+    frontends = (distribution.UNIT, paths.unit("zot"))
+    for unit in (keepalived.UNIT, agent.UNIT, *haproxy.INSTANCES, *frontends, garage.UNIT, network.UNIT):
+        yield NoService(unit)
+    yield NoService(paths.SLICE)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretsKept:
+    """The secrets lie beside the data, which is worthless without them, and nowhere else."""
+
+    cluster: Cluster
+    title = "keep the secrets with the data"
+
+    def diff(self, host: Host) -> str | None:
+        """Whether they are still in their place."""
+        there = host.query("test", "-e", secrets.PATH).ok
+        return f"{secrets.PATH}: moved to {self._kept}" if there else None
+
+    def apply(self, host: Host) -> None:
+        """Move them."""
+        host.run("install", "-d", "-m", "755", "--", self.cluster.spec.data_directory)
+        content = host.read(secrets.PATH) or b""
+        host.write(self._kept, content, mode=0o600)
+        host.run("rm", "-f", "--", secrets.PATH)
+
+    @property
+    def _kept(self) -> str:
+        return secrets.kept(self.cluster.spec.data_directory)
+
+
+def keep(cluster: Cluster, host: Host) -> Steps:
+    """Put the secrets beside the data."""
+    yield SecretsKept(cluster)
+
+
+def files(cluster: Cluster, host: Host) -> Steps:
+    """Remove configuration, programs, run-time state and users."""
+    for path in (paths.ETC, paths.OPT, paths.RUN, f"{paths.RUN}.lock.who"):
+        yield Absent(path)
+    for name in ("agent", "haproxy", "zot", "distribution", "garage"):
+        yield NoUser(paths.user(name))
+
+
+def data(cluster: Cluster, host: Host) -> Steps:
+    """Delete the images and the secrets."""
+    yield Absent(cluster.spec.data_directory)
+
+
+SERVICES = Phase("services", "Stop the services and remove their units", services)
+KEEP = Phase("secrets", "Keep the secrets beside the data", keep)
+FILES = Phase("files", "Remove configuration, programs and users", files)
+DATA = Phase("data", "Delete all images and the secrets (only with --purge-data)", data)
+RESET_PHASES = (SERVICES, KEEP, FILES, DATA)

@@ -1,0 +1,101 @@
+"""The proof: a small image is pushed, and read back through every server and through the virtual IP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from kubeadm_registry import canary, paths
+from kubeadm_registry.changes import Steps, Wait
+from kubeadm_registry.cluster import Cluster, leader
+from kubeadm_registry.errors import Error, NotYetKnown, RegistryError
+from kubeadm_registry.host import Host
+from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.workflow import Phase
+
+
+@contextmanager
+def registry_at(cluster: Cluster, host: Host, address: str, role: str = "pull") -> Iterator[Registry]:
+    """The registry at *address*, an address that *host* can reach, logged in as *role*."""
+    secrets = cluster.secrets
+    password = {"pull": secrets.pull_password, "push": secrets.push_password}[role]
+    via = host.dial(address, paths.REGISTRY_PORT)
+    login = Login(role, password)
+    with Registry(address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login, via=via) as registry:
+        yield registry
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """The known object is in the store."""
+
+    cluster: Cluster
+    title = "push the known object"
+
+    def diff(self, host: Host) -> str | None:
+        """That it is missing. Raises NotYetKnown while the registry does not answer."""
+        if not self.cluster.vault.known:
+            raise NotYetKnown("the registry is not there yet")
+        try:
+            with registry_at(self.cluster, host, self.cluster.node(host).address) as registry:
+                missing = registry.manifest(canary.REPOSITORY, canary.MANIFEST.digest) is None
+        except RegistryError as error:
+            raise NotYetKnown(f"the registry does not answer yet: {error.message}") from error
+        return f"{canary.REPOSITORY}:{canary.TAG}: new, {canary.MANIFEST.digest}" if missing else None
+
+    def apply(self, host: Host) -> None:
+        """Push blobs, then the manifest."""
+        with registry_at(self.cluster, host, self.cluster.node(host).address, "push") as registry:
+            for blob in (canary.LAYER, canary.CONFIG):
+                registry.push_blob(canary.REPOSITORY, blob.digest, blob.content)
+            manifest = canary.MANIFEST
+            registry.push_manifest(canary.REPOSITORY, canary.TAG, manifest.content, manifest.media_type)
+
+
+def serves(cluster: Cluster, address: str, host: Host) -> str | None:
+    """None if *address* serves the known object, every byte of it; else what is wrong."""
+    try:
+        with registry_at(cluster, host, address) as registry:
+            if registry.manifest(canary.REPOSITORY, canary.MANIFEST.digest) is None:
+                return f"{address} has no manifest of {canary.REPOSITORY}"
+            if registry.blob(canary.REPOSITORY, canary.LAYER.digest) is None:
+                return f"{address} has no layer of {canary.REPOSITORY}"
+    except Error as error:
+        return error.message
+    return None
+
+
+def push(cluster: Cluster, host: Host) -> Steps:
+    """Wait until the proxy takes a push, then push."""
+    yield Wait("the registry answers", partial(_answers, cluster), timeout=30)
+    yield Canary(cluster)
+
+
+def _answers(cluster: Cluster, host: Host) -> str | None:
+    if not cluster.vault.known:
+        raise NotYetKnown("the registry is not there yet")
+    try:
+        with registry_at(cluster, host, cluster.node(host).address) as registry:
+            registry.manifest(canary.REPOSITORY, canary.MANIFEST.digest)
+    except RegistryError as error:
+        return error.message
+    return None
+
+
+def pull(cluster: Cluster, host: Host) -> Steps:
+    """Read the known object at this server's own address and at the virtual IP."""
+    for address in (*cluster.node(host).addresses, *cluster.spec.vip.addresses):
+        yield Wait(f"{address} serves the known object", partial(_serves_when_known, cluster, address), timeout=30)
+
+
+def _serves_when_known(cluster: Cluster, address: str, host: Host) -> str | None:
+    if not cluster.vault.known:
+        raise NotYetKnown("the registry is not there yet")
+    return serves(cluster, address, host)
+
+
+PUSH = Phase("push", "Push a small image through the proxy", push, on=leader)
+PULL = Phase("pull", "Pull it by digest through every server and through the virtual IP", pull)
+VERIFY = Phase("verify", "Prove that the registry works", phases=(PUSH, PULL))

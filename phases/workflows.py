@@ -1,0 +1,24 @@
+"""What is done, in which order: the page to read first."""
+
+from kubeadm_registry.phases.backend import BACKEND
+from kubeadm_registry.phases.base import BASE
+from kubeadm_registry.phases.frontend import FRONTEND
+from kubeadm_registry.phases.identity import SECRETS
+from kubeadm_registry.phases.network import NETWORK
+from kubeadm_registry.phases.preflight import PREFLIGHT
+from kubeadm_registry.phases.programs import PROGRAMS_PHASE
+from kubeadm_registry.phases.proxy import PROXY
+from kubeadm_registry.phases.reset import RESET_PHASES
+from kubeadm_registry.phases.verify import VERIFY
+from kubeadm_registry.phases.vip import VIP
+
+INIT = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS, NETWORK, BACKEND, FRONTEND, PROXY, VIP, VERIFY)
+"""From bare servers to a registry that is proven to work."""
+
+PREFLIGHT_ONLY = (PROGRAMS_PHASE,)
+"""After the checks: the programs go to their final place and are started once. Nothing depends on them yet."""
+
+VERIFY_ONLY = (VERIFY,)
+
+RESET = RESET_PHASES
+"""The way back."""
