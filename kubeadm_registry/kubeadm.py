@@ -37,8 +37,8 @@ _HEAD = """\
 """
 _JOIN = """\
 # The zeros below are placeholders. On the first server
-#   kubeadm token create --certificate-key $(kubeadm certs certificate-key) --print-join-command
-# prints token and hash; the key must be one that `kubeadm init phase upload-certs --upload-certs` was given.
+#   kubeadm init phase upload-certs --upload-certs --config FILE | tail -n 1     prints the certificateKey
+#   kubeadm token create --print-join-command                                    prints token and caCertHashes
 """
 _ENDPOINT = """\
 # controlPlaneEndpoint is where kubelets and kubectl find the API. This is the first server: if it is lost, so is the

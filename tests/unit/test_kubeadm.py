@@ -1,0 +1,91 @@
+"""kubeadm's configuration: the addresses of one server in the form that its version of kubeadm reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from kubeadm_registry.config import Spec
+from kubeadm_registry.kubeadm import kubeadm_config
+
+VIP = "10.0.0.10"
+
+
+def spec(*nodes: dict[str, str], vip: dict[str, str] | None = None, version: str | None = None) -> Spec:
+    return Spec.model_validate(
+        {
+            "nodes": nodes or [{"name": f"cp-{n}", "address": f"10.0.0.1{n}"} for n in (1, 2, 3)],
+            "vip": vip or {"address": VIP},
+            "kubernetes": {"version": version} if version else {},
+        }
+    )
+
+
+def documents(text: str) -> dict[str, dict[str, Any]]:
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+def test_the_node_has_its_own_addresses() -> None:
+    text = kubeadm_config(spec(version="1.36.3"), "cp-2")
+    found = documents(text)
+    assert list(found) == ["InitConfiguration", "ClusterConfiguration", "JoinConfiguration"]
+    for local in (
+        found["InitConfiguration"]["localAPIEndpoint"],
+        found["JoinConfiguration"]["controlPlane"]["localAPIEndpoint"],
+    ):
+        assert local == {"advertiseAddress": "10.0.0.12", "bindPort": 6443}
+    for kind in ("InitConfiguration", "JoinConfiguration"):
+        assert found[kind]["nodeRegistration"] == {
+            "name": "cp-2",
+            "criSocket": "unix:///run/containerd/containerd.sock",
+            "kubeletExtraArgs": [{"name": "node-ip", "value": "10.0.0.12"}],
+        }
+    assert found["ClusterConfiguration"] == {
+        "apiVersion": "kubeadm.k8s.io/v1beta4",
+        "kind": "ClusterConfiguration",
+        "controlPlaneEndpoint": "10.0.0.11:6443",
+        "kubernetesVersion": "v1.36.3",
+    }
+
+
+def test_the_vip_is_nowhere() -> None:
+    assert VIP not in kubeadm_config(spec())
+
+
+def test_the_first_node_is_the_default() -> None:
+    assert kubeadm_config(spec()) == kubeadm_config(spec(), "cp-1")
+    with pytest.raises(KeyError):
+        kubeadm_config(spec(), "cp-9")
+
+
+def test_no_version_is_no_line() -> None:
+    assert "kubernetesVersion" not in kubeadm_config(spec())
+
+
+def test_before_1_31() -> None:
+    found = documents(kubeadm_config(spec(version="v1.30.14")))
+    assert {document["apiVersion"] for document in found.values()} == {"kubeadm.k8s.io/v1beta3"}
+    assert found["InitConfiguration"]["nodeRegistration"]["kubeletExtraArgs"] == {"node-ip": "10.0.0.11"}
+
+
+def test_dual_stack() -> None:
+    nodes = [{"name": f"cp-{n}", "address": f"fd00::1{n}", "secondaryAddress": f"10.0.0.1{n}"} for n in (1, 2, 3)]
+    found = documents(kubeadm_config(spec(*nodes, vip={"address": "fd00::10", "secondaryAddress": VIP}), "cp-3"))
+    assert found["InitConfiguration"]["localAPIEndpoint"]["advertiseAddress"] == "fd00::13"
+    arguments = found["InitConfiguration"]["nodeRegistration"]["kubeletExtraArgs"]
+    assert arguments == [{"name": "node-ip", "value": "fd00::13,10.0.0.13"}]
+    assert found["ClusterConfiguration"]["controlPlaneEndpoint"] == "[fd00::11]:6443"
+    assert found["ClusterConfiguration"]["networking"] == {
+        "podSubnet": "fd00:10:244::/56,10.244.0.0/16",
+        "serviceSubnet": "fd00:10:96::/112,10.96.0.0/16",
+    }
+
+
+def test_an_endpoint_of_the_users() -> None:
+    text = kubeadm_config(spec(), control_plane_endpoint="api.lan:6443")
+    found = documents(text)
+    assert found["ClusterConfiguration"]["controlPlaneEndpoint"] == "api.lan:6443"
+    assert found["JoinConfiguration"]["discovery"]["bootstrapToken"]["apiServerEndpoint"] == "api.lan:6443"
+    assert "This is the first server" not in text
