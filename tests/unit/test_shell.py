@@ -1,0 +1,415 @@
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from kubeadm_registry import shell as shell_module
+from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
+from kubeadm_registry.local import ProcessStream
+from kubeadm_registry.shell import INLINE_STDIN, Shell, start_argv, wait_started
+
+
+def spawn(argv):
+    mark = secrets.token_hex(16)
+    stream = ProcessStream(start_argv(argv, mark))
+    assert wait_started(stream, mark) is None
+    return stream
+
+
+@pytest.fixture(params=["sh", "dash", "bash"])
+def open_shell(request, tmp_path):
+    """Opens shells, as many as asked for, that share a lock file."""
+    if not shutil.which(request.param):
+        pytest.skip(f"there is no {request.param} on this machine")
+    shells = []
+
+    def open_one():
+        shells.append(Shell(spawn, "cp-1", program=request.param, lock_file=str(tmp_path / "lock")))
+        return shells[-1]
+
+    yield open_one
+    for one in shells:
+        one.close()
+
+
+@pytest.fixture
+def shell(open_shell):
+    return open_shell()
+
+
+def wait_until(what, true, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.01)
+
+
+def pids_of(word):
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if word in (entry / "cmdline").read_bytes().decode(errors="replace").split("\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+# What a command says and how it ends
+
+
+def test_output_status_and_standard_error_are_apart(shell):
+    result = shell.run(["sh", "-c", "printf out; printf err >&2; exit 7"])
+    assert (result.code, result.stdout, result.stderr) == (7, b"out", b"err")
+
+
+@pytest.mark.parametrize("output", [b"", b"\n", b"no newline", b"a\0b\xff\xfe\n\n", bytes(range(256)) * 5])
+def test_output_comes_back_as_it_is(shell, tmp_path, output):
+    (tmp_path / "file").write_bytes(output)
+    assert shell.run(["cat", str(tmp_path / "file")]).stdout == output
+
+
+def test_output_that_looks_like_an_end_is_output(shell):
+    text = "0123456789abcdef0123456789abcdef 0\n}; printf '%s\\n' END.\nEND.\n"
+    assert shell.run(["printf", "%s", text]).stdout.decode() == text
+    assert shell.run(["cat"], stdin=text.encode()).stdout.decode() == text
+    assert shell.run(["true"]).stdout == b""
+
+
+def test_big_output_on_both_streams(shell):
+    result = shell.run(["sh", "-c", "head -c 5000000 /dev/zero; head -c 5000000 /dev/zero >&2"])
+    assert (len(result.stdout), len(result.stderr)) == (5_000_000, 5_000_000)
+
+
+@pytest.mark.parametrize("size", [1, 57, INLINE_STDIN - 1, INLINE_STDIN, INLINE_STDIN + 1, 5_000_000])
+def test_standard_input_of_any_size(shell, size):
+    data = os.urandom(size)
+    assert shell.run(["cat"], stdin=data).stdout == data
+
+
+@pytest.mark.parametrize("size", [10, INLINE_STDIN, 5_000_000])
+def test_the_status_is_that_of_a_command_that_reads_nothing(shell, size):
+    result = shell.run(["sh", "-c", "exit 3"], stdin=bytes(size))
+    assert (result.code, result.stdout, result.stderr) == (3, b"", b"")
+
+
+def test_without_input_a_command_reads_nothing(shell):
+    assert shell.run(["cat"]).stdout == b""
+
+
+def test_a_command_that_does_not_exist(shell):
+    result = shell.run(["/nonexistent/program"])
+    assert result.code == 127
+    assert b"/nonexistent/program" in result.stderr
+
+
+def test_a_command_killed_by_a_signal(shell):
+    assert shell.run(["sh", "-c", "kill -KILL $$"]).code == 137
+
+
+def test_messages_are_untranslated_and_programs_of_root_are_found(shell):
+    assert shell.run(["sh", "-c", 'echo "$LC_ALL $PATH"; umask; pwd']).text.startswith("C ")
+    assert "/usr/sbin" in shell.run(["printenv", "PATH"]).text
+    assert shell.run(["sh", "-c", "umask; pwd"]).text.split() == ["0022", "/"]
+
+
+@pytest.mark.parametrize("argv", [[], ["a\0b"]])
+def test_what_is_no_command_is_refused(shell, argv):
+    with pytest.raises(ValueError, match="not a command"):
+        shell.run(argv)
+
+
+@pytest.fixture(scope="module", params=["dash", "bash"])
+def lasting_shell(request):
+    if not shutil.which(request.param):
+        pytest.skip(f"there is no {request.param} on this machine")
+    one = Shell(spawn, "cp-1", program=request.param)
+    yield one
+    one.close()
+
+
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(argv=st.lists(words, max_size=4))
+@example(argv=["'", '"', "\\", "$HOME", "`id`", "\n", "", "~", "!1", "-n", "a=b", "*", "{ }; exit 1", "é\x7f\x1b"])
+def test_arguments_arrive_as_they_are(lasting_shell, argv):
+    result = lasting_shell.run(["printf", "%s\\0", "first", *argv])
+    assert result.stdout == b"".join(word.encode() + b"\0" for word in ["first", *argv])
+
+
+# Time
+
+
+@pytest.mark.parametrize("size", [0, 10, 1_000_000])
+def test_a_command_that_outlives_its_time_is_killed_over_there(shell, size):
+    word = f"31{secrets.randbelow(10**9):09}"
+    started = time.monotonic()
+    with pytest.raises(CommandTimeout, match=f"cp-1: .*sleep {word} did not end within 0.3 s"):
+        shell.run(["sleep", word], stdin=bytes(size), timeout=0.3)
+    assert time.monotonic() - started < 5
+    assert not pids_of(word)
+    assert shell.run(["echo", "goes on"]).text == "goes on"
+
+
+def test_a_command_deaf_to_the_first_signal_is_killed_as_well(shell, monkeypatch):
+    monkeypatch.setattr(shell_module, "KILL_AFTER", 0.2)
+    with pytest.raises(CommandTimeout):
+        shell.run(["sh", "-c", "trap '' TERM; sleep 20; sleep 20"], timeout=0.2)
+    assert shell.run(["echo", "goes on"]).text == "goes on"
+
+
+def test_a_status_of_124_by_itself_is_no_timeout(shell):
+    assert shell.run(["sh", "-c", "exit 124"]).code == 124
+
+
+def test_a_shell_that_does_not_answer_counts_as_lost(shell, monkeypatch):
+    monkeypatch.setattr(shell_module, "MARGIN", 0.2)
+    monkeypatch.setattr(shell_module, "KILL_AFTER", 0.1)
+    pid = int(shell.run(["sh", "-c", "ps -o ppid= -p $PPID"]).text)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(ConnectionFailed, match="lost during: true") as caught:
+            shell.run(["true"], timeout=0.1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert caught.value.code == "ConnectionLost"
+    assert caught.value.hint
+    with pytest.raises(ConnectionFailed, match="given up earlier"):
+        shell.run(["true"])
+
+
+def test_a_shell_that_died_is_lost(shell):
+    pid = int(shell.run(["sh", "-c", "ps -o ppid= -p $PPID"]).text)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ConnectionFailed, match="lost during: true"):
+        shell.run(["true"])
+
+
+def test_after_an_interrupt_nobody_gets_the_answer_of_the_interrupted(shell, monkeypatch):
+    exchange = shell._stream.exchange
+
+    def interrupted(data, wait):
+        exchange(data, 0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shell._stream, "exchange", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shell.run(["echo", "one"])
+    with pytest.raises(ConnectionFailed, match="given up"):
+        shell.run(["echo", "two"])
+
+
+def test_threads_take_turns(shell):
+    answers = {}
+    threads = [
+        threading.Thread(target=lambda n=n: answers.update({n: shell.run(["echo", str(n)]).text})) for n in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert answers == {n: str(n) for n in range(20)}
+
+
+@pytest.mark.parametrize("program", ["dash", "bash"])
+@pytest.mark.parametrize("stdin", [b"", b"content " * 1000])
+def test_a_command_cut_short_on_its_way_never_runs(tmp_path, program, stdin, monkeypatch):
+    """The connection may break at any byte: what arrived must not run with half its arguments or half its input."""
+    if not shutil.which(program):
+        pytest.skip(f"there is no {program} on this machine")
+    sent = []
+
+    class Recorder(ProcessStream):
+        def exchange(self, data, wait):
+            count, out, err = super().exchange(data, wait)
+            sent.append(bytes(data[:count]))
+            return count, out, err
+
+    monkeypatch.setattr(sys.modules[__name__], "ProcessStream", Recorder)
+    one = Shell(spawn, "cp-1", program=program)
+    sent.clear()
+    one.run(["touch", str(tmp_path / "ran"), str(tmp_path / "ran-too")], stdin=stdin)
+    one.close()
+    text = b"".join(sent).partition(b"exit\n")[0]
+    whole = text.index(b"\n}") + 2
+    for end in [1, whole // 3, whole // 2, text.index(b"ran-too"), text.index(b"ran") + 3, whole - 5, whole - 1]:
+        for file in tmp_path.iterdir():
+            file.unlink()
+        subprocess.run([program], input=text[:end], capture_output=True, timeout=20, check=False)
+        assert not list(tmp_path.iterdir()), text[:end]
+
+
+# Upload
+
+
+def test_upload_writes_the_whole_file_for_root_alone(shell, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(os.urandom(3_000_000))
+    target.write_bytes(b"old")
+    shell.upload(source, str(target))
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "target"]
+
+
+def test_upload_of_an_empty_file(shell, tmp_path):
+    (tmp_path / "source").touch()
+    shell.upload(tmp_path / "source", str(tmp_path / "target"))
+    assert (tmp_path / "target").read_bytes() == b""
+
+
+def test_upload_to_a_place_that_is_not_there(shell, tmp_path):
+    (tmp_path / "source").write_bytes(b"x" * 1_000_000)
+    with pytest.raises(CommandFailed, match="No such file or directory"):
+        shell.upload(tmp_path / "source", str(tmp_path / "none" / "target"))
+
+
+def test_upload_of_a_file_that_is_not_there(shell, tmp_path):
+    with pytest.raises(Error, match=r"cannot read .*: No such file") as caught:
+        shell.upload(tmp_path / "source", str(tmp_path / "target"))
+    assert caught.value.code == "FileUnreadable"
+
+
+def test_upload_that_arrives_in_part_leaves_the_old_file(shell, tmp_path, monkeypatch):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"new")
+    target.write_bytes(b"old")
+    fstat = os.fstat
+    # The file says that it has 1000 bytes, and ends after 3: as one that shrinks, or a stream that breaks.
+    monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result((*fstat(fd)[:6], 1000, *fstat(fd)[7:])))
+    with pytest.raises(CommandFailed, match="3 of 1000 bytes arrived"):
+        shell.upload(source, str(target))
+    assert target.read_bytes() == b"old"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "target"]
+
+
+# The lock
+
+
+def test_the_lock_names_its_holder_and_ends_with_close(open_shell, tmp_path):
+    one, two = open_shell(), open_shell()
+    assert one.lock("alice on laptop") is None
+    assert one.lock("alice on laptop") is None
+    holder = two.lock("bob")
+    assert holder is not None
+    assert holder.startswith("alice on laptop, since 20")
+    assert "process" in holder
+    one.close()
+    assert not (tmp_path / "lock.who").exists()
+    assert two.lock("bob's run; $(id) 'x'") is None
+    assert (tmp_path / "lock.who").read_text().startswith("bob's run; $(id) 'x', since 20")
+
+
+def test_the_shell_goes_on_when_the_lock_is_held_or_impossible(open_shell, tmp_path):
+    one, two = open_shell(), open_shell()
+    one.lock("one")
+    two.lock("two")
+    assert two.run(["echo", "well"]).text == "well"
+    (tmp_path / "three").touch()
+    two._lock_file = str(tmp_path / "three" / "lock")
+    with pytest.raises(CommandFailed, match=r"flock \S+/three/lock ended with status 76: .*three/lock"):
+        two.lock("two")
+    assert two.run(["echo", "well"]).text == "well"
+
+
+def test_what_a_command_leaves_running_does_not_hold_the_lock(open_shell):
+    one, two = open_shell(), open_shell()
+    one.lock("one")
+    result = one.run(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"])
+    piped = one.run(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], stdin=b"input")
+    try:
+        one.close()
+        assert two.lock("two") is None
+    finally:
+        os.kill(int(result.text), signal.SIGKILL)
+        os.kill(int(piped.text), signal.SIGKILL)
+
+
+def test_the_lock_ends_when_its_holder_is_killed(open_shell, tmp_path):
+    program = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from test_shell import spawn
+from kubeadm_registry.shell import Shell
+shell = Shell(spawn, "cp-1", lock_file={str(tmp_path / "lock")!r})
+print(shell.lock("the killed one"), flush=True)
+sys.stdin.read()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout
+    assert holder.stdout.readline() == b"None\n"
+    two = open_shell()
+    assert "the killed one" in str(two.lock("two"))
+    holder.kill()
+    holder.communicate()
+    wait_until("the lock is free", lambda: two.lock("two") is None)
+
+
+# Start
+
+
+def test_missing_programs_are_named_at_the_start(tmp_path, monkeypatch):
+    for name in ("sh", "id", "timeout"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setattr(
+        shell_module, "_START", f"PATH={tmp_path}; " + shell_module._START.partition("export PATH LC_ALL; ")[2]
+    )
+    with pytest.raises(ConnectionFailed, match="there is no base64 and no flock on the host") as caught:
+        Shell(spawn, "cp-1")
+    assert caught.value.code == "ToolsMissing"
+    assert "coreutils" in caught.value.hint
+
+
+def fake_sudo(body):
+    """A process that speaks as sudo does before it runs the command."""
+    mark = secrets.token_hex(16)
+    return mark, ProcessStream(["sh", "-c", body, "sudo", *start_argv(["sh"], mark)])
+
+
+ASKING = 'printf PROMPT >&2; read -r password; while [ "$password" != right ]; do printf "Sorry\nPROMPT" >&2; '
+ASKING += 'read -r password || exit 1; done; "$@"'
+
+
+@pytest.mark.parametrize(
+    ("body", "password", "outcome"),
+    [
+        ('echo "Welcome to cp-1"; "$@"', None, None),
+        ('echo lecture >&2; "$@"', "right", None),
+        (ASKING, "right", None),
+        (ASKING, "wrong", "PROMPT"),
+        (ASKING, None, "PROMPT"),
+        ("echo 'joe is not in the sudoers file' >&2; exit 1", "right", "joe is not in the sudoers file"),
+        ("echo This account is not available; exit 1", None, "This account is not available"),
+        ("exit 1", None, "it said nothing"),
+    ],
+)
+def test_becoming_root(body, password, outcome):
+    mark, stream = fake_sudo(body)
+    try:
+        assert wait_started(stream, mark, prompt="PROMPT", password=password) == outcome
+        if outcome is None:
+            assert Shell(lambda _: stream, "cp-1").run(["echo", "in"]).text == "in"
+    finally:
+        stream.close()
+
+
+def test_waiting_for_a_start_has_an_end(monkeypatch):
+    monkeypatch.setattr(shell_module, "START_TIMEOUT", 0.2)
+    mark, stream = fake_sudo("echo 'Verification code: ' >&2; exec sleep 20")
+    try:
+        with pytest.raises(TimeoutError, match=r"no answer for 0\.2 s: Verification code:"):
+            wait_started(stream, mark, prompt="PROMPT", password="right")
+    finally:
+        stream.close()

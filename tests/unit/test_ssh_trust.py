@@ -1,0 +1,174 @@
+import base64
+import hashlib
+import hmac
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.ssh_config import Settings
+from kubeadm_registry.ssh_trust import check, fingerprint, known_keys, preferred_types
+
+ED = b"\0\0\0\x0bssh-ed25519" + b"e" * 36
+OTHER = b"\0\0\0\x0bssh-ed25519" + b"o" * 36
+RSA = b"\0\0\0\x07ssh-rsa" + b"r" * 60
+
+
+def settings(*files, hostname="10.0.0.11", alias="cp-1", port=22, host_key_alias=None, proxy_command=None):
+    return Settings(
+        alias=alias,
+        hostname=hostname,
+        port=port,
+        user="root",
+        identity_files=(),
+        identities_only=False,
+        agent=None,
+        known_hosts=files,
+        host_key_alias=host_key_alias,
+        proxy_command=proxy_command,
+        jumps=(),
+        connect_timeout=10,
+        keepalive=5,
+    )
+
+
+def line(names, blob=ED, marker=""):
+    length = int.from_bytes(blob[:4])
+    return f"{marker}{names} {blob[4 : 4 + length].decode()} {base64.b64encode(blob).decode()} comment\n"
+
+
+def hashed(name):
+    salt = os.urandom(20)
+    digest = hmac.new(salt, name.encode(), hashlib.sha1).digest()
+    return f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "known_hosts"
+
+
+def verdict(where, blob=ED, *, key_type="ssh-ed25519", hops=False):
+    try:
+        check(where, known_keys(where), key_type, blob, host="cp-1", hops=hops)
+    except ConnectionFailed as error:
+        return error.code
+    return "trusted"
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "outcome"),
+    [
+        (line("10.0.0.11"), {}, "trusted"),
+        (line("other,10.0.0.11"), {}, "trusted"),
+        (line("CP-1"), {}, "trusted"),
+        (line("10.0.0.*"), {}, "trusted"),
+        (line("10.0.0.?1"), {}, "trusted"),
+        (line("10.0.0.*,!10.0.0.11"), {}, "HostKeyUnknown"),
+        (line(hashed("10.0.0.11")), {}, "trusted"),
+        (line(hashed("10.0.0.12")), {}, "HostKeyUnknown"),
+        (line("[10.0.0.11]:2222"), {"port": 2222}, "trusted"),
+        (line(hashed("[10.0.0.11]:2222")), {"port": 2222}, "trusted"),
+        (line("10.0.0.11"), {"port": 2222}, "HostKeyUnknown"),
+        (line("[10.0.0.11]:2222"), {}, "HostKeyUnknown"),
+        (line("fd00::1"), {"hostname": "fd00::1"}, "trusted"),
+        (line("[fd00::1]:2222"), {"hostname": "fd00::1", "port": 2222}, "trusted"),
+        (line("rack"), {"host_key_alias": "rack", "port": 2222}, "trusted"),
+        (line("10.0.0.11"), {"host_key_alias": "rack"}, "HostKeyUnknown"),
+        ("", {}, "HostKeyUnknown"),
+        ("# " + line("10.0.0.11"), {}, "HostKeyUnknown"),
+        ("10.0.0.11 ssh-ed25519\n10.0.0.11 ssh-ed25519 n*t\n|1|x|y ssh-ed25519 AAAA\n" + line("cp-1"), {}, "trusted"),
+        (line("10.0.0.11", OTHER), {}, "HostKeyChanged"),
+        (line("10.0.0.11", RSA), {}, "HostKeyChanged"),
+        (line("10.0.0.11", OTHER) + line("10.0.0.11"), {}, "trusted"),
+        (line("10.0.0.11", OTHER) + line("cp-1"), {}, "HostKeyChanged"),
+        (line("10.0.0.11") + line("*", marker="@revoked "), {}, "HostKeyRevoked"),
+        (line("10.0.0.11") + line("*", OTHER, marker="@revoked "), {}, "trusted"),
+        (line("10.0.0.11", marker="@cert-authority "), {}, "HostKeyUnknown"),
+    ],
+)
+def test_who_is_trusted(file, text, where, outcome):
+    file.write_text(text)
+    assert verdict(settings(file, **where)) == outcome
+
+
+def test_several_files_count_and_missing_ones_do_not_matter(file, tmp_path):
+    file.write_text(line("10.0.0.12"))
+    second = tmp_path / "second"
+    second.write_text(line("10.0.0.11"))
+    assert verdict(settings(tmp_path / "none", file, second)) == "trusted"
+
+
+def test_ssh_keygen_hashes_what_we_find(file):
+    file.write_text(line("[10.0.0.11]:2222") + line("10.0.0.11"))
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", file], check=True, capture_output=True)
+    assert "10.0.0.11" not in file.read_text()
+    assert verdict(settings(file, port=2222)) == "trusted"
+    assert verdict(settings(file)) == "trusted"
+
+
+def test_the_known_kind_of_key_is_asked_for_first(file):
+    file.write_text(line("10.0.0.11", RSA))
+    offered = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "rsa-sha2-256")
+    assert preferred_types(known_keys(settings(file)), offered) == [
+        "rsa-sha2-512",
+        "rsa-sha2-256",
+        "ssh-ed25519",
+        "ecdsa-sha2-nistp256",
+    ]
+    assert preferred_types([], offered) == list(offered)
+
+
+def complaint(where, blob=ED, *, key_type="ssh-ed25519", hops=False):
+    with pytest.raises(ConnectionFailed) as caught:
+        check(where, known_keys(where), key_type, blob, host="cp-1", hops=hops)
+    assert caught.value.host == "cp-1"
+    assert fingerprint(blob) in caught.value.message
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("key_type", "kind"), [("ssh-ed25519", "ed25519"), ("ecdsa-sha2-nistp256", "ecdsa"), ("ssh-rsa", "rsa")]
+)
+def test_an_unknown_key_comes_with_the_command_that_accepts_it(file, key_type, kind):
+    error = complaint(settings(file, port=2222), key_type=key_type)
+    assert error.hint.endswith(f"accept the key: ssh-keyscan -p 2222 -t {kind} 10.0.0.11 >> {file}")
+    assert f"ssh-keygen -lf /etc/ssh/ssh_host_{kind}_key.pub" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("where", "hops"), [({}, True), ({"proxy_command": "nc"}, False), ({"host_key_alias": "rack"}, False)]
+)
+def test_where_ssh_keyscan_cannot_go_the_command_holds_the_key_itself(file, where, hops):
+    error = complaint(settings(file, port=2222, **where), hops=hops)
+    command = error.hint.partition("accept the key: ")[2]
+    subprocess.run(["sh", "-c", command], check=True)
+    assert verdict(settings(file, port=2222, **where)) == "trusted"
+
+
+def test_a_changed_key_comes_with_the_command_that_forgets_the_old_one(file):
+    file.write_text(line("10.0.0.12") + line("[10.0.0.11]:2222", OTHER))
+    error = complaint(settings(file, port=2222))
+    assert "HAS CHANGED" in error.message
+    assert f"{file} line 2" in error.message
+    command = error.hint.partition("forget the old key: ")[2]
+    subprocess.run(["sh", "-c", command], check=True, capture_output=True)
+    assert file.read_text() == line("10.0.0.12")
+
+
+def test_a_host_known_by_an_authority_only_is_told_so(file):
+    file.write_text(line("*", OTHER, marker="@cert-authority "))
+    assert "certificate authority only, which is not supported" in complaint(settings(file)).message
+
+
+def test_fingerprints_are_those_of_openssh(tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    public = tmp_path / "key.pub"
+    said = subprocess.run(["ssh-keygen", "-lf", public], check=True, capture_output=True, text=True).stdout.split()[1]
+    assert fingerprint(base64.b64decode(public.read_text().split()[1])) == said
+
+
+def test_without_any_file_the_usual_one_is_named():
+    assert complaint(settings()).hint.endswith(f">> {Path.home() / '.ssh/known_hosts'}")
