@@ -139,7 +139,7 @@ class Lab:
         place = self.place
         for directory in (place.hosts, place.disks, place.consoles):
             directory.mkdir()
-        machine.save_sysctls(place.sysctls)
+        machine.save_sysctls(place.name)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", place.name, "-f", place.key)
         place.ssh_config.write_text(self._ssh_config())
         # Shared, for else each host's mount namespace keeps the disks of those before it mounted after their death.
@@ -220,7 +220,7 @@ def sweep(place: Place) -> None:
         with attempt():
             group.remove()
     with attempt():
-        machine.restore_sysctls(place.sysctls)
+        machine.restore_sysctls(place.name)
     for directory in Path("/run/systemd/nspawn/propagate").glob(f"h*-{place.tag}"):
         with attempt():
             directory.rmdir()

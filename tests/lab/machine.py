@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from tests.lab.command import missing
+from tests.lab.command import locked, missing
 
 #: Program and the Debian package that brings it.
 PROGRAMS = {
@@ -29,6 +29,11 @@ SYSCTLS = (
     "vm/overcommit_memory",
 )
 
+SETTINGS = Path("/proc/sys")
+
+#: Where labs that are up at the same time note each other; gone with a reboot, as the settings are.
+NOTES = Path("/run/kubeadm-registry-lab")
+
 
 def problems() -> list[str]:
     """Why this machine cannot have a lab, each with the remedy; empty if it can."""
@@ -43,17 +48,29 @@ def problems() -> list[str]:
     return found
 
 
-def save_sysctls(file: Path) -> None:
-    """Write down this machine's settings that hosts may change."""
-    paths = [(name, Path("/proc/sys") / name) for name in SYSCTLS]
-    file.write_text(json.dumps({name: path.read_text().strip() for name, path in paths if path.exists()}))
+def save_sysctls(lab: str) -> None:
+    """Note that *lab* is up, and the settings that hosts may change as they were before the first lab."""
+    with locked(NOTES / "lock"):
+        (NOTES / "labs").mkdir(exist_ok=True)
+        if not any((NOTES / "labs").iterdir()):
+            values = {name: _read(name) for name in SYSCTLS if (SETTINGS / name).exists()}
+            (NOTES / "sysctls.json").write_text(json.dumps(values))
+        (NOTES / "labs" / lab).touch()
 
 
-def restore_sysctls(file: Path) -> None:
-    """Put them back as they were."""
-    if not file.exists():
-        return
-    for name, value in json.loads(file.read_text()).items():
-        path = Path("/proc/sys") / name
-        if path.read_text().strip() != value:
-            path.write_text(value)
+def restore_sysctls(lab: str) -> None:
+    """Note that *lab* is no longer up, and after the last one put the settings back."""
+    with locked(NOTES / "lock"):
+        note = NOTES / "labs" / lab
+        if not note.exists():
+            return
+        note.unlink()
+        if any(note.parent.iterdir()):
+            return
+        for name, value in json.loads((NOTES / "sysctls.json").read_text()).items():
+            if _read(name) != value:
+                (SETTINGS / name).write_text(value)
+
+
+def _read(name: str) -> str:
+    return (SETTINGS / name).read_text().strip()

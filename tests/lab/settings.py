@@ -124,7 +124,3 @@ class Place:
     @property
     def ssh_config(self) -> Path:
         return self.directory / "ssh_config"
-
-    @property
-    def sysctls(self) -> Path:
-        return self.directory / "sysctls.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from tests.lab import cgroups
+from tests.lab import cgroups, machine
 from tests.lab.command import LabError, mounts, run, wait_until
 from tests.lab.host import Host
 from tests.lab.lab import Lab, sweep
@@ -280,6 +280,22 @@ def test_what_cannot_be_is_refused_in_plain_words(lab: Lab) -> None:
         Lab.up(place=lab.place)
     with pytest.raises(LabError, match="ended with status 3: oh"):
         lab.hosts["h1"].sh("sh", "-c", "echo oh >&2; exit 3")
+
+
+def test_the_last_lab_puts_the_machines_settings_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SETTINGS", tmp_path / "settings")
+    monkeypatch.setattr(machine, "NOTES", tmp_path / "notes")
+    nr_open = tmp_path / "settings/fs/nr_open"
+    nr_open.parent.mkdir(parents=True)
+    nr_open.write_text("1024\n")
+    machine.save_sysctls("one")
+    nr_open.write_text("4096\n")
+    machine.save_sysctls("two")
+    machine.restore_sysctls("one")
+    assert nr_open.read_text() == "4096\n"
+    machine.restore_sysctls("never up")
+    machine.restore_sysctls("two")
+    assert nr_open.read_text() == "1024"
 
 
 def remains(place: Place) -> list[str]:
