@@ -32,6 +32,8 @@ KILL_AFTER = 5.0
 MARGIN = 15.0
 #: Seconds for the first answer of a new process: logins through PAM and LDAP are slow.
 START_TIMEOUT = 30.0
+#: Seconds in which an upload must move.
+STALL = 120.0
 #: Seconds to flush a large file to a slow disk.
 FLUSH_TIMEOUT = 900.0
 #: More standard input than this goes to a process of its own: bash reads its commands byte by byte, about 2 MB/s.
@@ -163,7 +165,10 @@ class Shell:
             raise ValueError(f"not a command: {argv!r}")
         limited = ("timeout", f"--kill-after={KILL_AFTER:g}", "--", f"{timeout:f}", *argv)
         if len(stdin) > INLINE_STDIN:
-            result, seconds = run_process(self._spawn(limited), io.BytesIO(stdin), argv, self._host, timeout)
+            self._need_open(argv)
+            result, seconds = run_process(
+                self._spawn(limited), io.BytesIO(stdin), argv, self._host, timeout=timeout, stall=timeout
+            )
         else:
             words = shlex.join(limited)
             if stdin:
@@ -184,11 +189,12 @@ class Shell:
         Raises Error when *source* cannot be read, CommandFailed when the host cannot write it or another number of
         bytes arrived.
         """
+        self._need_open(("upload", path))
         try:
             with source.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 process = self._spawn(("sh", "-c", _UPLOAD, "upload", path, str(size)))
-                result, _ = run_process(process, file, ("upload", path), self._host, FLUSH_TIMEOUT)
+                result, _ = run_process(process, file, ("upload", path), self._host, timeout=FLUSH_TIMEOUT, stall=STALL)
         except OSError as error:
             raise Error(f"cannot read {source}: {error.strerror}", code="FileUnreadable") from error
         if not result.ok:
@@ -233,6 +239,10 @@ class Shell:
             while (left := deadline - time.monotonic()) > 0:
                 self._stream.exchange(memoryview(b""), left)
 
+    def _need_open(self, argv: Sequence[str]) -> None:
+        if self._why_closed:
+            raise lost(self._host, Result(tuple(argv), 0).command, self._why_closed)
+
     def _script(self, what: tuple[str, ...], script: str, *words: str) -> Result:
         """Run the constant *script* in the shell itself, *words* as its positional parameters; *what* names it."""
         with self._turn:
@@ -241,8 +251,7 @@ class Shell:
     def _ask(self, argv: tuple[str, ...], words: str, timeout: float) -> tuple[Result, float]:
         """Have the shell run *words*; the result, and the seconds since it had all of them."""
         what = Result(argv, 0).command
-        if self._why_closed:
-            raise lost(self._host, what, self._why_closed)
+        self._need_open(argv)
         mark = secrets.token_hex(16)
         text = f"{{ {words}\n}}; printf '{mark} %d\\n' \"$?\"; printf '{mark}\\n' >&2\n"
         data = memoryview(os.fsencode(text))
@@ -338,18 +347,18 @@ def wait_started(stream: Stream, mark: str, *, prompt: str = "", password: str |
 
 
 def run_process(
-    stream: Stream, source: BinaryIO, argv: Sequence[str], host: str, timeout: float
+    stream: Stream, source: BinaryIO, argv: Sequence[str], host: str, *, timeout: float, stall: float
 ) -> tuple[Result, float]:
     """Feed *source* to a process of its own and wait for its end; the result, and the seconds that it took.
 
-    Raises ConnectionFailed when nothing moves for *timeout* seconds and a margin.
+    Raises ConnectionFailed when nothing moves for *stall* seconds while there is something to feed, for *timeout*
+    seconds after that, and a margin.
     """
     what = Result(tuple(argv), 0).command
     out, err = bytearray(), bytearray()
     data = memoryview(source.read(CHUNK))
     feeding = True
     started = moved = time.monotonic()
-    patience = timeout + KILL_AFTER + MARGIN
     try:
         while True:
             if feeding and not data:
@@ -357,6 +366,7 @@ def run_process(
                 if not data:
                     stream.end_input()
                     feeding = False
+            patience = (stall if feeding else timeout) + KILL_AFTER + MARGIN
             left = moved + patience - time.monotonic()
             if left <= 0:
                 raise lost(host, what, f"nothing moved for {patience:g} s")

@@ -220,7 +220,7 @@ def _login(
 
     *path* is where this login comes from, *ends* what to close afterwards.
     """
-    settings = resolve(target)
+    settings = resolve(target, jump=bool(path))
     here = f"{settings.user}@{settings.where}"
     if len(path) >= MOST_JUMPS:
         raise ConnectionFailed(

@@ -32,7 +32,8 @@ class SshTarget:
     *name* is for messages; *address* is an address, a name, or a Host of ssh_config. *config_file* replaces the user's
     and the system's ssh_config. *passphrase* is asked for the passphrase of an encrypted key file, once for all hosts,
     and may answer None; *sudo_password* is for a user other than root. *connect_timeout* is in seconds (10 if
-    ssh_config says nothing).
+    ssh_config says nothing). To a host on the way (ProxyJump) go *config_file*, *known_hosts_file*, *passphrase* and
+    *connect_timeout* only, as with ssh.
     """
 
     name: str
@@ -80,8 +81,12 @@ class Settings:
         return " ".join(["ssh", *options, f"{self.user}@{self.alias}", *words])
 
 
-def resolve(target: SshTarget) -> Settings:
-    """Complete *target* by ssh_config. Raises ConnectionFailed when ssh_config cannot be read."""
+def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
+    """Complete *target* by ssh_config. Raises ConnectionFailed when ssh_config cannot be read.
+
+    *jump*: it is a host on the way, which the user may know from elsewhere, so ``known_hosts_file`` adds to the
+    user's own files instead of replacing them.
+    """
     said = _ask_ssh(target)
 
     def first(key: str, default: str = "") -> str:
@@ -115,7 +120,7 @@ def resolve(target: SshTarget) -> Settings:
         identity_files=tuple(keys),
         identities_only=first("identitiesonly") == "yes",
         agent=path(agent) if agent else None,
-        known_hosts=tuple(path(text) for text in _known_hosts(target, first)),
+        known_hosts=tuple(path(text) for text in _known_hosts(target, first, jump=jump)),
         host_key_alias=alias,
         proxy_command=_expand(first("proxycommand"), tokens) or None,
         jumps=tuple(jump for jump in _expand(first("proxyjump"), tokens).split(",") if jump),
@@ -185,13 +190,14 @@ def _ask_ssh(target: SshTarget) -> dict[str, list[str]]:
     return said
 
 
-def _known_hosts(target: SshTarget, first: Callable[[str, str], str]) -> list[str]:
+def _known_hosts(target: SshTarget, first: Callable[[str, str], str], *, jump: bool) -> list[str]:
     user = first("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
     everyone = first("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
-    if target.known_hosts_file is not None:
-        return [str(target.known_hosts_file), *everyone.split()]
     # ssh -G prints a list without quotes: a name with blanks shows only by being there.
-    return [*([user] if Path(user).expanduser().exists() else user.split()), *everyone.split()]
+    files = [user] if Path(user).expanduser().exists() else user.split()
+    if target.known_hosts_file is not None:
+        files = [str(target.known_hosts_file), *(files if jump else [])]
+    return [*files, *everyone.split()]
 
 
 def _expand(text: str, tokens: dict[str, str]) -> str:

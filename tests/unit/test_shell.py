@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kubeadm_registry import shell as shell_module
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
-from kubeadm_registry.local import ProcessStream
+from kubeadm_registry.local import Local, ProcessStream
 from kubeadm_registry.shell import INLINE_STDIN, Shell, start_argv, wait_started
 
 
@@ -413,3 +413,51 @@ def test_waiting_for_a_start_has_an_end(monkeypatch):
             wait_started(stream, mark, prompt="PROMPT", password="right")
     finally:
         stream.close()
+
+
+# This machine
+
+
+@pytest.fixture
+def as_user(monkeypatch, tmp_path):
+    """Lets a user who is not root, with a sudo of the given text, run the program."""
+
+    def become(sudo):
+        (tmp_path / "bin").mkdir()
+        for name, body in (("sudo", sudo), ("id", "echo 0")):
+            (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    return become
+
+
+def test_this_machine_by_sudo(as_user, tmp_path):
+    as_user('[ "$1 $2" = "-n --" ] || exit 1; shift 2; SUDO_USED=yes exec "$@"')
+    local = Local("cp-1")
+    assert local.run(["printenv", "SUDO_USED"]).text == "yes"
+    assert local.run(["cat"], stdin=bytes(1_000_000)).stdout == bytes(1_000_000)
+    (tmp_path / "source").write_bytes(b"content")
+    local.upload(tmp_path / "source", str(tmp_path / "target"))
+    assert (tmp_path / "target").read_bytes() == b"content"
+    assert local.dial("10.0.0.1", 5000) == ("10.0.0.1", 5000)
+    local.close()
+    local.close()
+    for act in (lambda: local.run(["true"]), lambda: local.upload(tmp_path / "source", str(tmp_path / "target"))):
+        with pytest.raises(ConnectionFailed, match="it was closed"):
+            act()
+
+
+def test_this_machine_where_sudo_refuses(as_user):
+    as_user("echo 'sudo: a password is required' >&2; exit 1")
+    with pytest.raises(ConnectionFailed, match="sudo: a password is required") as caught:
+        Local("cp-1")
+    assert (caught.value.code, caught.value.host) == ("SudoNeeded", "cp-1")
+
+
+def test_this_machine_without_sudo(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConnectionFailed, match="there is no sudo"):
+        Local("cp-1")

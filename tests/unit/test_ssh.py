@@ -59,12 +59,20 @@ class Server:
         self.bin = home / "bin"
         self.bin.mkdir()
         self.program("id", "echo 0")
+        self.known = home / "known_hosts"
+        self.log = home / "log"
+        # Between finding a free port and listening there, somebody else may take it.
+        for _ in range(5):
+            if self.start(options):
+                return
+        pytest.fail(f"sshd does not start: {self.log.read_text()}")
+
+    def start(self, options):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.known = home / "known_hosts"
         self.known.write_text(f"[127.0.0.1]:{self.port} {public(self.host_key)}\n")
-        config = home / "sshd_config"
+        config = self.home / "sshd_config"
         config.write_text(
             "\n".join(
                 [
@@ -84,10 +92,14 @@ class Server:
         )
         with contextlib.suppress(PermissionError):
             Path("/run/sshd").mkdir(exist_ok=True)
-        self.log = home / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stderr=log)
-        wait_until("sshd listens", lambda: b"Server listening" in self.log.read_bytes())
+
+        def listens():
+            return b"Server listening" in self.log.read_bytes()
+
+        wait_until("sshd listens or ends", lambda: listens() or self.process.poll() is not None)
+        return self.process.poll() is None
 
     def program(self, name, body):
         (self.bin / name).write_text(f"#!/bin/sh\n{body}\n")
@@ -403,10 +415,14 @@ def test_something_else_listens():
     assert "no SSH server answers" in error.message
 
 
-def test_a_name_that_nobody_knows():
+def test_a_name_that_nobody_knows(monkeypatch):
+    def resolve(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     error = refused(SshTarget("cp-1", "host.invalid", config_file=Path(os.devnull)))
     assert error.code == "HostUnreachable"
-    assert "cannot reach host.invalid:22" in error.message
+    assert "cannot reach host.invalid:22: Name or service not known" in error.message
 
 
 # Keys

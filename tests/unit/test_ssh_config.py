@@ -83,6 +83,11 @@ def test_what_the_caller_says_wins(ask, tmp_path):
     assert Path("/k") not in got.known_hosts
 
 
+def test_a_host_on_the_way_may_be_known_to_the_user_already(tmp_path):
+    target = SshTarget("cp-1", "bastion", config_file=Path("/dev/null"), known_hosts_file=tmp_path / "known")
+    assert resolve(target, jump=True).known_hosts[:2] == (tmp_path / "known", HOME / ".ssh/known_hosts")
+
+
 def test_the_users_port_and_name_decide_which_blocks_match(ask):
     text = "Match user root\n  IdentityFile /keys/root\nMatch originalhost cp-1 exec true\n  Port 2222\n"
     got = ask(text, user="root")
