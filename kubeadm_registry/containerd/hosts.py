@@ -7,6 +7,8 @@ The rules come from containerd's core/remotes/docker/config/hosts.go (remotes/do
 - ``[host]`` tables are tried in the order of the file, then ``server``; without ``server`` the upstream itself.
 - 1.x refuses a file without any ``[host]`` table, and after any error in the file goes to the upstream.
 - Keys of the root must stand before the first table.
+- The parser of 1.x ends a header at the first closing bracket, also within quotes, and so refuses every IPv6 address in
+  ``[host."..."]``; it reads the same as keys of one ``[host]`` table. 2.x looks for hosts in headers only.
 """
 
 from __future__ import annotations
@@ -75,9 +77,13 @@ def render(mirror: Mirror, *, ca: str, containerd: Version) -> str:
     keys += [f"ca = {edit.literal(ca)}", 'capabilities = ["pull", "resolve"]']
     if containerd.has_dial_timeout:
         keys.append('dial_timeout = "3s"')
-    lines = [f"server = {edit.literal(mirror.urls[0])}", *keys]
-    for url in mirror.urls:
-        lines += ["", f"[host.{edit.literal(url)}]", *(f"  {key}" for key in keys)]
+    lines = [f"server = {edit.literal(mirror.urls[0])}", *keys, ""]
+    if containerd.major < 2 and any("]" in url for url in mirror.urls):
+        lines += ["[host]", *(f"  {edit.literal(url)}.{key}" for url in mirror.urls for key in keys)]
+    else:
+        for url in mirror.urls:
+            lines += [f"[host.{edit.literal(url)}]", *(f"  {key}" for key in keys), ""]
+        lines.pop()
     return sealed("\n".join(lines) + "\n", _ADVICE)
 
 
@@ -109,15 +115,25 @@ def without_ours(content: bytes) -> bytes | None:
         values = edit.parse(text)
     except (UnicodeDecodeError, edit.Unparsable):
         return content
-    hosts: Any = values.get("host", {})
+    hosts: dict[str, Any] = values.get("host", {})
     ours = {url for url, table in hosts.items() if isinstance(table, dict) and _names_ca(table)}
     root = set(_ROOT_KEYS) - {"server"} if _names_ca(values) else set()
     if values.get("server") in ours:
         root.add("server")
+
+    def goes(path: edit.Path) -> bool:
+        match path:
+            case ("host",):
+                return hosts.keys() <= ours
+            case ("host", url, *_):
+                return url in ours
+            case (key,):
+                return key in root
+        return False
+
     lines: list[str | None] = list(edit.lines_of(text))
     for statement in edit.statements(text):
-        in_table = len(statement.table) >= 2 and statement.table[0] == "host" and statement.table[1] in ours
-        if in_table or (not statement.table and not statement.header and statement.path[0] in root):
+        if goes(statement.path):
             lines[statement.start : statement.end] = [None] * (statement.end - statement.start)
     kept = "".join(line for line in lines if line is not None and not line.startswith(_MARK) and line != _ADVICE)
     return re.sub(r"\A\s*\n|\n+(?=\n\Z)", "", kept).encode() if kept.strip() else None

@@ -65,6 +65,18 @@ def test_dual_stack_tries_the_first_address_first() -> None:
     assert values["server"] == "https://[fd00::10]:5000/v2/registry.k8s.io"
 
 
+def test_1_x_reads_no_closing_bracket_in_a_header() -> None:
+    old = rendered(("fd00::10", "10.0.0.10"), "registry.k8s.io")
+    new = rendered(("fd00::10", "10.0.0.10"), "registry.k8s.io", version=Version(2, 0))
+    assert tomllib.loads(old) == tomllib.loads(new)
+    assert [line for line in old.splitlines() if line.startswith("[")] == ["[host]"]
+    assert '[host."https://[fd00::10]:5000/v2/registry.k8s.io"]' in new
+    assert hosts.without_ours(old.encode() + b"# mine\n") == b"# mine\n"
+    assert hosts.without_ours(old.encode() + b'"https://mine".capabilities = ["pull"]\n') == (
+        b'[host]\n"https://mine".capabilities = ["pull"]\n'
+    )
+
+
 def test_every_way_to_name_the_registry_has_a_file() -> None:
     found = hosts.mirrors(("fd00::10", "10.0.0.10"), "registry.lan", 5000, ["quay.io"])
     assert [mirror.registry for mirror in found] == [
