@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -61,6 +62,9 @@ class FromFile:
         else:
             tree.take_file(self.path, target, entry_point)
         entry_point = _entry_point(name, target, str(self.path), workshop.architecture)
+        headers = elf.read(target / entry_point)
+        if headers and headers.interpreter.startswith(("/lib", "/usr/lib")):
+            workshop.progress(f"{name} is not linked statically: each host needs {', '.join(headers.needed)} for it")
         source = Source(kind="file", origin=_plain(self.path.name), checked="nothing: the user's own file")
         return _finish(name, target, entry_point, source, workshop, version=None)
 
@@ -265,6 +269,8 @@ def _told_version(name: str, program: Path, workshop: Workshop) -> str | None:
         workshop.progress(f"{name}: its version stays unknown: {error.message}")
         return None
     version = version_in(name, output)
+    if version is None:
+        workshop.progress(f"{name}: its version stays unknown: {_plain(output.strip())}")
     return _plain(version) if version else None
 
 
@@ -274,4 +280,5 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _plain(text: str) -> str:
-    return text.encode("ascii", "replace").decode()[:200] or "?"
+    """Return *text* as one line of plain ASCII, 200 characters at most."""
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:200] or "?"

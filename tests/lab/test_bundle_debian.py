@@ -23,7 +23,7 @@ NAMES = ("distribution", "haproxy", "keepalived", "python")
 _IN_PLACE = """
 set -e
 mount -t tmpfs none /opt
-ip link add test0 type dummy
+ip link add test0 type veth peer name test1
 mkdir -p -- "$1"
 tar -xzf "$2" -C "$1"
 shift 2
@@ -58,7 +58,7 @@ def program_of(made: Path, name: str) -> Program:
         return bundle.programs[name]
 
 
-def run(made: Path, program: Program, *command: str, **environment: str) -> str:
+def run(made: Path, program: Program, *command: str) -> str:
     """Run *command* where *program* is in its place, and return its output."""
     layer = str(made.with_name(program.name))
     done = subprocess.run(
@@ -67,7 +67,6 @@ def run(made: Path, program: Program, *command: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         timeout=60,
-        env={"PATH": os.environ["PATH"], **environment},
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
@@ -88,7 +87,7 @@ def test_programs_start_with_libraries_of_their_own_only(made: Path, name: str) 
     program = program_of(made, name)
     version = program.version.rpartition(":")[2].partition("-")[0].partition("+")[0]
     assert version in run(made, program, *version_command(program))
-    loaded = run(made, program, program.executable, LD_TRACE_LOADED_OBJECTS="1")
+    loaded = run(made, program, "env", "LD_TRACE_LOADED_OBJECTS=1", program.executable)
     paths = [word for line in loaded.splitlines() for word in line.split() if word.startswith("/")]
     assert paths
     assert all(path.startswith(program.prefix + "/lib/") for path in paths), loaded
@@ -131,9 +130,9 @@ def test_keepalived_accepts_a_configuration(made: Path, tmp_path: Path) -> None:
 
 
 _MODULES = (
-    "argparse, asyncio, base64, concurrent.futures, ctypes, dataclasses, datetime, encodings.idna, fcntl, hashlib, hmac, "
-    "http.client, http.server, ipaddress, json, logging.handlers, pwd, resource, secrets, select, signal, socket, ssl, "
-    "struct, subprocess, tempfile, threading, typing, urllib.request, zipimport, zlib"
+    "argparse, asyncio, base64, concurrent.futures, ctypes, dataclasses, datetime, encodings.idna, fcntl, "
+    "hashlib, hmac, http.client, http.server, ipaddress, json, logging.handlers, pwd, resource, secrets, select, "
+    "signal, socket, ssl, struct, subprocess, tempfile, threading, typing, urllib.request, zipimport, zlib"
 )
 
 
@@ -166,7 +165,7 @@ def test_an_index_that_nobody_signed_is_refused(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "Release").write_text("Origin: Debian\nSuite: trixie\nCodename: trixie\nComponents: main\n")
     shutil.copytree(folder, folder.with_name("trixie-updates"))
-    with pytest.raises(BundleError, match="not signed|Release file"):
+    with pytest.raises(BundleError, match=r"not signed|Release file"):
         create(
             tmp_path / "a.tar",
             choose(["haproxy"]),

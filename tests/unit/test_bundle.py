@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kubeadm_registry.bundle import Bundle, FromLayout, choose, create, inspect, oci, problems, verify, version_command
-from kubeadm_registry.bundle.programs import PROGRAMS
+from kubeadm_registry.bundle.programs import PROGRAMS, Program
 from kubeadm_registry.bundle.workshop import this_architecture
 from kubeadm_registry.errors import BundleError, ConfigError
 
@@ -178,9 +178,15 @@ def test_a_changed_blob_is_found(made: Path, tmp_path: Path) -> None:
 def test_a_missing_or_longer_blob_is_found(made: Path, tmp_path: Path) -> None:
     for name in contents(made):
         if name.startswith("blobs/"):
-            assert "BundleIncomplete" in codes(change(made, tmp_path, lambda files, name=name: files.pop(name)))
-            longer = change(made, tmp_path, lambda files, name=name: files.update({name: files[name] + b"x"}))
-            assert codes(longer) == {"BundleDamaged"}
+
+            def remove(files: dict[str, bytes], name: str = name) -> None:
+                del files[name]
+
+            def lengthen(files: dict[str, bytes], name: str = name) -> None:
+                files[name] += b"x"
+
+            assert "BundleIncomplete" in codes(change(made, tmp_path, remove))
+            assert codes(change(made, tmp_path, lengthen)) == {"BundleDamaged"}
 
 
 def test_what_nothing_refers_to_is_found(made: Path, tmp_path: Path) -> None:
@@ -416,10 +422,14 @@ def test_one_name_cannot_stand_for_two_images(tmp_path: Path) -> None:
 # Programs from files.
 
 
-def make(tmp_path: Path, path: Path, name: str = "garage", **settings: str) -> Any:
+def make(tmp_path: Path, path: Path, architecture: str = "") -> tuple[Program, list[str]]:
     lines: list[str] = []
     made = create(
-        tmp_path / "a.tar", choose([], {name: path}), cache=tmp_path / "cache", progress=lines.append, **settings
+        tmp_path / "a.tar",
+        choose([], {"garage": path}),
+        cache=tmp_path / "cache",
+        progress=lines.append,
+        architecture=architecture,
     )
     verify(made.path)
     return made.programs[0], lines
@@ -492,12 +502,20 @@ def test_a_damaged_executable_is_refused(tmp_path: Path) -> None:
 def test_a_program_that_tells_no_version_is_known_by_its_digest(tmp_path: Path) -> None:
     program, lines = make(tmp_path, script(tmp_path / "garage", "hello"))
     assert program.version.startswith("sha256-")
+    assert "garage: its version stays unknown: hello" in lines
     path = tmp_path / "broken"
     path.write_text("#!/bin/sh\nexit 3\n")
     path.chmod(0o755)
     program, lines = make(tmp_path, path)
     assert program.version.startswith("sha256-")
     assert any("version stays unknown" in line and "status 3" in line for line in lines)
+
+
+def test_what_a_program_needs_of_the_hosts_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "garage"
+    path.write_bytes(elf(interpreter="/lib64/ld-linux.so.2", needed=("libc.so.6", "libm.so.6")))
+    _, lines = make(tmp_path, path)
+    assert "garage is not linked statically: each host needs libc.so.6, libm.so.6 for it" in lines
 
 
 def test_two_builds_of_a_version_never_share_a_directory(tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ def test_a_wrong_catalogue_is_refused(text: str) -> None:
     ("name", "output", "version"),
     [
         ("garage", "garage v2.3.0 [features: k2v, lmdb]", "2.3.0"),
+        ("garage", "garage cargo:2.3.0 [features: bundled-libs]", "2.3.0"),
         (
             "zot",
             '{"level":"info","distribution-spec":"1.1.1","commit":"v2.1.20-0-g1a2b","message":"version"}',
