@@ -41,6 +41,12 @@ def _label(value: str) -> str:
     return value
 
 
+def _node_name(value: str) -> str:
+    if value == "local":
+        raise ValueError("must not be 'local', by which each server calls itself")
+    return _label(value)
+
+
 def _dns_name(value: str) -> str:
     if not _DNS_NAME.fullmatch(value):
         raise ValueError("must be a DNS name in lower case (RFC 1123)")
@@ -72,6 +78,7 @@ def _absolute(value: str) -> str:
 
 
 Label = Annotated[str, AfterValidator(_label)]
+NodeName = Annotated[str, AfterValidator(_node_name)]
 DnsName = Annotated[str, AfterValidator(_dns_name)]
 Upstream = Annotated[str, AfterValidator(_upstream)]
 Address = Annotated[str, AfterValidator(_address)]
@@ -106,7 +113,7 @@ class Ssh(Model):
 class Node(Model):
     """A server that runs the registry; usually a control-plane server of the later cluster."""
 
-    name: Label
+    name: NodeName
     """Name of the server, unique; the Kubernetes node name is the natural choice."""
     address: Address
     """Address by which the other servers, the clients and SSH reach it."""

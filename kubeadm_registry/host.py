@@ -70,7 +70,8 @@ _WRITE = """
 set -e
 path=$1 mode=$2 owner=$3; shift 3
 directory=$(dirname -- "$path")
-new=$(mktemp -- "$directory/.new.XXXXXXXXXX")
+# The end of the name stays: some programs tell the format by it.
+new=$(mktemp --suffix="-${path##*/}" -- "$directory/.new.XXXXXXXXXX")
 trap 'rm -f -- "$new"' EXIT
 cat > "$new"
 chown -- "$owner" "$new"

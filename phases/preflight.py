@@ -114,18 +114,25 @@ def disk(cluster: Cluster, host: Host) -> Iterator[str]:
 
 def clock(cluster: Cluster, host: Host) -> Iterator[str]:
     """The servers agree on the time: the storage orders versions by it, certificates begin and end by it."""
-    skew = _offset(host) - _offset(cluster.leader)
-    if abs(skew) > CLOCK_SKEW:
+    here, here_error = _offset(host)
+    there, there_error = _offset(cluster.leader)
+    skew = here - there
+    if abs(skew) - here_error - there_error > CLOCK_SKEW:
         yield (
             f"the clock is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} {cluster.leader.name}'s; "
             "run chrony or systemd-timesyncd on all servers against one of them"
         )
 
 
-def _offset(host: Host) -> float:
-    before = time.time()
-    there = float(host.query("date", "+%s.%N").text)
-    return there - (before + time.time()) / 2
+def _offset(host: Host) -> tuple[float, float]:
+    """How far the host's clock is ahead of ours, and how wrong that may be: half of the round trip. Best of three."""
+    answers = []
+    for _ in range(3):
+        before = time.time()
+        there = float(host.query("date", "+%s.%N").text)
+        after = time.time()
+        answers.append((there - (before + after) / 2, (after - before) / 2))
+    return min(answers, key=lambda answer: answer[1])
 
 
 def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What is done, in which order: the page to read first."""
 
+from kubeadm_registry.phases.agent import AGENT
 from kubeadm_registry.phases.backend import BACKEND
 from kubeadm_registry.phases.base import BASE
 from kubeadm_registry.phases.frontend import FRONTEND
@@ -12,7 +13,7 @@ from kubeadm_registry.phases.reset import RESET_PHASES
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import VIP
 
-INIT = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS, NETWORK, BACKEND, FRONTEND, PROXY, VIP, VERIFY)
+INIT = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS, NETWORK, BACKEND, FRONTEND, PROXY, AGENT, VIP, VERIFY)
 """From bare servers to a registry that is proven to work."""
 
 PREFLIGHT_ONLY = (PROGRAMS_PHASE,)

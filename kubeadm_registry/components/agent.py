@@ -2,8 +2,93 @@
 
 from __future__ import annotations
 
-from kubeadm_registry import paths
+import json
+
+from kubeadm_registry import canary, paths, zipapp
+from kubeadm_registry.changes import Directory, File, Steps, Wait
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import garage, haproxy, zot
+from kubeadm_registry.components.units import serve
+from kubeadm_registry.errors import Error
+from kubeadm_registry.host import Host
 
 NAME = "agent"
 UNIT = paths.unit(NAME)
 USER = paths.user(NAME)
+ETC = f"{paths.ETC}/agent"
+CONFIG = f"{ETC}/agent.json"
+ARCHIVE = f"{paths.OPT}/agent/agent.pyz"
+STATE = f"{paths.RUN}/agent/state.json"
+#: What the agent is written for.
+PYTHON = (3, 9)
+
+
+def python(cluster: Cluster, host: Host) -> str:
+    """The Python that runs the agent: the host's if it is new enough, else that of the bundle. Raises Error."""
+    script = 'p=$(command -v python3) && "$p" -c "import sys; print(sys.version_info >= ($1), sys.executable)"'
+    answer = host.query("sh", "-c", script, "python", f"{PYTHON[0]}, {PYTHON[1]}").text.split()
+    if len(answer) == 2 and answer[0] == "True":
+        return answer[1]
+    if "python" not in cluster.programs:
+        raise Error(
+            "this host has no Python 3.9 or newer, and neither has the bundle", host=host.name, code="PythonMissing",
+            hint="put one into the bundle: `kubeadm-registry bundle create --with ...,python`",
+        )  # fmt: skip
+    return cluster.program("python").executable
+
+
+def settings(cluster: Cluster, host: Host) -> dict[str, object]:
+    """The agent's configuration; ``docs/agent.md`` has the reference."""
+    node, spec, secrets = cluster.node(host), cluster.spec, cluster.secrets
+    frontend: dict[str, object] = {"type": spec.frontend.type, "unit": paths.unit(spec.frontend.type)}
+    if spec.frontend.type == zot.NAME:
+        frontend |= {
+            "runtime_config": zot.RUNTIME_CONFIG,
+            "writer_config": zot.WRITER_CONFIG,
+            "standby_config": zot.STANDBY_CONFIG,
+        }
+    peers = [
+        {"name": peer.name, "address": peer.address, "garage_node_id": secrets.node_id(peer.name)}
+        for peer in cluster.peers(host)
+    ]
+    return {
+        "name": node.name,
+        "address": node.address,
+        "peers": peers,
+        "vips": spec.vip.addresses,
+        "frontend": frontend,
+        "writer": "single" if spec.frontend.type == zot.NAME else "any",
+        "storage": {"unit": garage.UNIT},
+        "canary": {
+            "repository": canary.REPOSITORY,
+            "manifest": canary.MANIFEST.digest,
+            "blob": canary.LAYER.digest,
+        },
+        "heartbeat_key_file": f"{ETC}/heartbeat.key",
+        "garage_admin_token_file": f"{ETC}/admin_token",
+        "tls": {"cert": paths.NODE_PEM, "key": paths.NODE_PEM, "ca": paths.CA},
+        "proxy": {"sockets": haproxy.SOCKETS, "epoch_map": haproxy.STATE_MAP},
+    }
+
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install the agent with its configuration and start it."""
+    own = {"owner": f"{USER}:{USER}", "mode": 0o400, "secret": True}
+    key = File(f"{ETC}/heartbeat.key", cluster.secrets.heartbeat_key.encode(), **own)  # type: ignore[arg-type]
+    token = File(f"{ETC}/admin_token", cluster.secrets.admin_token.encode(), **own)  # type: ignore[arg-type]
+    archive = File(ARCHIVE, zipapp.build())
+    interpreter = python(cluster, host)
+    config = File(
+        CONFIG,
+        (json.dumps(settings(cluster, host), indent=1) + "\n").encode(),
+        validate=(interpreter, "-I", ARCHIVE, "--check", "--config", "{path}"),
+    )
+    yield Directory(ETC, mode=0o750, owner=f"root:{USER}")
+    yield Directory(f"{paths.OPT}/agent")
+    yield from (archive, key, token, config)
+    yield from serve(UNIT, (archive, key, token, config), user=USER, python=interpreter, archive=ARCHIVE, config=CONFIG)
+    yield Wait("the agent tells its state", _tells, timeout=20)
+
+
+def _tells(host: Host) -> str | None:
+    return None if host.query("test", "-s", STATE).ok else f"there is no {STATE}"

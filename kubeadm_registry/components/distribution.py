@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.changes import Directory, File, Steps
@@ -38,7 +36,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield from serve(
         UNIT,
         (config,),
-        gate=partial(garage.whole, cluster),
+        gate=garage.gate(cluster),
         user=USER,
         program=cluster.program(NAME).executable,
         config=CONFIG,

@@ -10,7 +10,7 @@ from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, url
-from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait
+from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait, wait
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
@@ -67,14 +67,14 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield from serve(
         UNIT,
         (config, rpc_secret, admin_token),
-        gate=partial(whole, cluster),
+        gate=gate(cluster),
         user=USER,
         program=cluster.program(NAME).executable,
         config=CONFIG,
         data=data,
     )
     yield Wait("its storage answers", partial(_answers, cluster), timeout=30)
-    yield Wait("the storage is whole again", partial(_whole_if_formed, cluster), timeout=120)
+    yield Reconnected(cluster)
 
 
 def form(cluster: Cluster, host: Host) -> Steps:
@@ -150,10 +150,42 @@ def whole(cluster: Cluster, host: Host) -> str | None:
     return f"{state['storageNodesUp']} of {wanted} storage servers are up, storage is {state['status']}"
 
 
-def _whole_if_formed(cluster: Cluster, host: Host) -> str | None:
-    if Api(cluster, host).ask("GetClusterLayout")["version"] == 0:
-        return None
-    return whole(cluster, host)
+def whole_everywhere(cluster: Cluster, _: Host) -> str | None:
+    """None if every server sees the storage whole: they notice a loss and a return at different times."""
+    for host in cluster.hosts:
+        if (flaw := whole(cluster, host)) is not None:
+            return f"{host.name}: {flaw}"
+    return None
+
+
+def gate(cluster: Cluster) -> Condition:
+    """Says None while every server's storage is whole: only then may one be restarted."""
+    return partial(whole_everywhere, cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnected:
+    """After a restart the others have taken this server back; by themselves they would need half a minute."""
+
+    cluster: Cluster
+    title = "bring the storage together again"
+
+    def diff(self, host: Host) -> str | None:
+        """What is missing; None also before there is a layout, when there is nothing to come back to."""
+        if Api(self.cluster, host).ask("GetClusterLayout")["version"] == 0:
+            return None
+        return whole_everywhere(self.cluster, host)
+
+    def apply(self, host: Host) -> None:
+        """Tell each server to connect to all others, and wait."""
+        secrets = self.cluster.secrets
+        for member in self.cluster.hosts:
+            peers = [
+                f"{secrets.node_id(peer.name)}@{endpoint(peer.address, paths.RPC_PORT)}"
+                for peer in self.cluster.peers(member)
+            ]
+            Api(self.cluster, member).do("ConnectClusterNodes", peers)
+        wait(host, gate(self.cluster), what="the storage is whole again", timeout=120)
 
 
 def _all_connected(cluster: Cluster, host: Host) -> str | None:
@@ -260,8 +292,3 @@ class Bucket:
         permissions = {"read": True, "write": True, "owner": False}
         key = self.cluster.secrets.s3_key_id
         api.do("AllowBucketKey", {"bucketId": bucket["id"], "accessKeyId": key, "permissions": permissions})
-
-
-def gate(cluster: Cluster) -> Condition:
-    """Says None while every server's storage is whole: only then may one be restarted."""
-    return partial(whole, cluster)

@@ -1,0 +1,95 @@
+"""zot: the frontend with one writer. On disk every server has a standby; becoming the writer is an act of the agent.
+
+Two zot processes that write one bucket lose tags silently: both answer 201, and the last ``index.json`` wins. So zot
+starts read-only, from a copy of its standby configuration in /run; the agent of the one writer gives that copy the
+writer's content in place, which zot notices within 50 ms. It has no login: with one it would read the whole store at
+start, 7 to 12 s with 1000 repositories. It collects no garbage: that is retention's work, which knows what pods run.
+"""
+
+from __future__ import annotations
+
+import json
+
+from kubeadm_registry import paths
+from kubeadm_registry.changes import Directory, File, Steps
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import garage
+from kubeadm_registry.components.units import serve
+from kubeadm_registry.host import Host
+
+NAME = "zot"
+UNIT = paths.unit(NAME)
+USER = paths.user(NAME)
+ETC = f"{paths.ETC}/zot"
+STANDBY_CONFIG = f"{ETC}/standby.json"
+WRITER_CONFIG = f"{ETC}/writer.json"
+RUNTIME_CONFIG = f"{paths.RUN}/zot/config.json"
+
+_READ = ("read",)
+_WRITE = ("read", "create", "update", "delete")
+
+
+def configuration(cluster: Cluster, *, writer: bool) -> bytes:
+    """zot's configuration as standby or as *writer*."""
+    secrets = cluster.secrets
+    document = {
+        "distSpecVersion": "1.1.1",
+        "storage": {
+            "rootDirectory": f"{cluster.spec.data_directory}/zot",
+            # Deduplication on S3 needs a cache that all share; a local one makes blobs unreadable elsewhere.
+            "dedupe": False,
+            "remoteCache": False,
+            "gc": False,
+            "storageDriver": {
+                "name": "s3",
+                "region": "garage",
+                "regionendpoint": garage.s3_url(),
+                "forcepathstyle": True,
+                "bucket": garage.BUCKET,
+                "secure": False,
+                "accesskey": secrets.s3_key_id,
+                "secretkey": secrets.s3_secret_key,
+                # Strings: as numbers they reach the driver in scientific notation, and zot dies at start.
+                "chunksize": "10485760",
+                "multipartcopythresholdsize": "5368709120",
+                "loglevel": "off",
+            },
+        },
+        "http": {
+            "address": paths.LOOPBACK,
+            "port": str(paths.FRONTEND_PORT),
+            "compat": ["docker2s2"],
+            # They would bound a whole body, 60 s by default: too short for a large layer.
+            "readTimeout": "0s",
+            "writeTimeout": "0s",
+            "accessControl": {"repositories": {"**": {"anonymousPolicy": _WRITE if writer else _READ}}},
+        },
+        "log": {"level": "warn"},
+    }
+    return (json.dumps(document, indent=1) + "\n").encode()
+
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install zot on loopback as a standby, and start it."""
+    # The agent copies the one or the other, and knows what zot knows.
+    agent_user = paths.user("agent")
+    owner = f"root:{agent_user}"
+    program = cluster.program(NAME).executable
+    check = (program, "verify", "{path}")
+    standby = File(STANDBY_CONFIG, configuration(cluster, writer=False), mode=0o640, owner=owner, validate=check)
+    writer = File(WRITER_CONFIG, configuration(cluster, writer=True), mode=0o640, owner=owner, validate=check)
+    yield Directory(ETC, mode=0o750, owner=owner)
+    yield Directory(f"{cluster.spec.data_directory}/zot", mode=0o700, owner=f"{USER}:{USER}")
+    yield standby
+    yield writer
+    yield from serve(
+        UNIT,
+        (standby, writer),
+        gate=garage.gate(cluster),
+        user=USER,
+        agent=agent_user,
+        program=program,
+        standby=STANDBY_CONFIG,
+        runtime=RUNTIME_CONFIG,
+        data=f"{cluster.spec.data_directory}/zot",
+    )
