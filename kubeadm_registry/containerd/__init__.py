@@ -70,7 +70,7 @@ def problems(host: Host) -> Iterator[str]:
     if shown is None or shown.version is None:
         return
     try:
-        configuration = survey.configuration(host, shown.config)
+        configuration = survey.configuration(host, shown.config, shown.version)
         reasons = list(refusals(configuration.layers, shown.version))
     except Refused as error:
         reasons = [error]

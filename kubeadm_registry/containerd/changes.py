@@ -36,7 +36,7 @@ class Config:
 
     def read(self, host: Host) -> tuple[Configuration, Merged]:
         """The configuration as it is, and what it should become. Raises Refused."""
-        configuration = survey.configuration(host, self.containerd.config)
+        configuration = survey.configuration(host, self.containerd.config, self.version)
         return configuration, self.plan(configuration)
 
     def plan(self, configuration: Configuration) -> Merged:
@@ -108,8 +108,8 @@ class Config:
                 )
 
 
-#: Runs ``$@`` without its output, which is the whole configuration, but with its errors.
-_QUIETLY = '"$@" > /dev/null'
+#: Runs ``$@`` where systemd runs it, without its output, which is the whole configuration, but with its errors.
+_QUIETLY = 'cd / && exec "$@" > /dev/null'
 
 
 def _config_paths(dump: str) -> set[Any]:

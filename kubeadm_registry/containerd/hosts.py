@@ -120,11 +120,12 @@ def without_ours(content: bytes) -> bytes | None:
     root = set(_ROOT_KEYS) - {"server"} if _names_ca(values) else set()
     if values.get("server") in ours:
         root.add("server")
+    found = edit.statements(text)
 
     def goes(path: edit.Path) -> bool:
         match path:
             case ("host",):
-                return hosts.keys() <= ours
+                return all(item.path[1] in ours for item in found if item.table == ("host",) and item.key)
             case ("host", url, *_):
                 return url in ours
             case (key,):
@@ -132,7 +133,7 @@ def without_ours(content: bytes) -> bytes | None:
         return False
 
     lines: list[str | None] = list(edit.lines_of(text))
-    for statement in edit.statements(text):
+    for statement in found:
         if goes(statement.path):
             lines[statement.start : statement.end] = [None] * (statement.end - statement.start)
     kept = "".join(line for line in lines if line is not None and not line.startswith(_MARK) and line != _ADVICE)

@@ -142,7 +142,7 @@ class Configuration:
         return next((file for file in self.files if file.path == path), None)
 
 
-def configuration(host: Host, main: str) -> Configuration:
+def configuration(host: Host, main: str, version: Version) -> Configuration:
     """Read *main* and what it imports, breadth first and each file once, as containerd does."""
     files: dict[str, Shown] = {}
     pending: list[str] = [main]
@@ -153,12 +153,14 @@ def configuration(host: Host, main: str) -> Configuration:
             if file.path not in files:
                 files[file.path] = file
                 imports = Layer.read(file.path, file.state.content).imports
-                pending += [_absolute(file.path, name) for name in imports]
+                pending += [_absolute(file.path, name, version) for name in imports]
     return Configuration(main, tuple(files.values()))
 
 
-def _absolute(parent: str, name: str) -> str:
-    path = name if name.startswith("/") else f"{parent.rpartition('/')[0]}/{name}"
+def _absolute(parent: str, name: str, version: Version) -> str:
+    """An import is relative to the file that has it; in 1.6 a pattern is so to where systemd starts containerd: /."""
+    base = "" if "*" in name and version < Version(1, 7) else parent.rpartition("/")[0]
+    path = name if name.startswith("/") else f"{base}/{name}"
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
@@ -180,9 +182,13 @@ def environment(host: Host, containerd: Containerd) -> dict[str, str]:
     return found
 
 
+#: Runs ``$@`` in the directory in which systemd runs containerd.
+FROM_ROOT = 'cd / && exec "$@"'
+
+
 def dumped(host: Host, containerd: Containerd, path: str) -> str:
     """What containerd itself makes of the configuration *path*. Raises Refused with its own words if it refuses it."""
-    result = host.query(containerd.program, "--config", path, "config", "dump")
+    result = host.query("sh", "-c", FROM_ROOT, "dump", containerd.program, "--config", path, "config", "dump")
     if not result.ok:
         said = result.stderr.decode(errors="replace").strip()
         raise Refused(

@@ -168,6 +168,14 @@ def test_an_imported_file_that_has_the_table_is_edited(rooted: Rooted) -> None:
     assert "config_path" not in rooted.path(CONFIG).read_text()
 
 
+def test_in_1_6_a_relative_pattern_is_none_of_the_files_beside(rooted: Rooted) -> None:
+    rooted.says_version("1.6.20")
+    rooted.put(CONFIG, 'version = 2\nimports = ["conf.d/*.toml"]\n')
+    rooted.put("/etc/containerd/conf.d/b.toml", 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n')
+    init(rooted)
+    assert "config_path" in rooted.path(CONFIG).read_text()
+
+
 def test_what_containerd_does_not_see_is_taken_back(rooted: Rooted) -> None:
     rooted.put(CONFIG, "version = 2\n")
     rooted.put("/stub/dump", "version = 2\n")
