@@ -1,0 +1,75 @@
+"""``python3 agent.pyz --config FILE`` runs the agent; ``--check`` looks at the file, ``--close`` ends what one left."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from kubeadm_registry import __version__
+from kubeadm_registry.agent.config import Config, ConfigError, load
+from kubeadm_registry.agent.daemon import Daemon
+from kubeadm_registry.agent.gate import Gate
+from kubeadm_registry.agent.processes import Processes
+
+
+def main(arguments: list[str]) -> int:
+    """Run; the exit status is 0 after a stop or a good check, 1 when something failed, 2 when the file is wrong."""
+    parser = argparse.ArgumentParser(prog="agent", description="The node agent of kubeadm-registry.")
+    parser.add_argument("--config", required=True, type=Path, help="JSON file")
+    parser.add_argument("--check", action="store_true", help="only check the file")
+    parser.add_argument("--close", action="store_true", help="shut the gate, end a writing frontend, exit")
+    parser.add_argument("--version", action="version", version=__version__)
+    options = parser.parse_args(arguments)
+    try:
+        config = load(options.config)
+    except (ConfigError, OSError) as error:
+        sys.stderr.write(f"{options.config}: {error}\n")
+        return 2
+    if options.check:
+        return 0
+    try:
+        return asyncio.run(close(config) if options.close else run(config))
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+async def run(config: Config) -> int:
+    """Work until SIGTERM or SIGINT."""
+    daemon = Daemon(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop)
+    gc.freeze()  # what was loaded stays; a full collection need not look at it again
+    await daemon.run()
+    return 0
+
+
+async def close(config: Config) -> int:
+    """Do what an agent does when it leaves, for one that could not: killed, crashed or hung."""
+    Path(config.paths.fit).unlink(missing_ok=True)
+    if config.writer != "single":
+        return 0
+    names = ("local", *(peer.name for peer in config.peers))
+    text = "set server gate/open state maint"
+    text += "".join(f";set server writer/{name} state maint" for name in names)
+    for path in config.proxy.sockets:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+                door.settimeout(0.1)
+                door.connect(path)
+                door.sendall(text.encode() + b"\n")
+                door.recv(1024)
+        except OSError:
+            continue  # a HAProxy that does not answer passes on nothing, and the fence follows
+    gate = Gate(config.frontend, Processes(config.frontend.unit), Path(config.paths.mark))
+    return 0 if await gate.fence(1.0) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

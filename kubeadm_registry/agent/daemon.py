@@ -1,0 +1,446 @@
+"""The loop: sees, decides by the rules and does what they say, twenty times a second and at certain news."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Optional
+
+from kubeadm_registry import __version__
+from kubeadm_registry.agent import certificate, proxy, rules, status
+from kubeadm_registry.agent.clock import clock
+from kubeadm_registry.agent.config import Config
+from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
+from kubeadm_registry.agent.gate import Gate
+from kubeadm_registry.agent.heartbeat import LEAST_KEY
+from kubeadm_registry.agent.lease import ASKS
+from kubeadm_registry.agent.log import Log
+from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Observation, Presence, Report, Role
+from kubeadm_registry.agent.netlink import Addresses, Connections, End, Unsupported
+from kubeadm_registry.agent.notify import notify
+from kubeadm_registry.agent.peers import Links
+from kubeadm_registry.agent.probes import Probes
+from kubeadm_registry.agent.processes import Exits, Processes
+from kubeadm_registry.agent.server import Server
+
+FENCE = 1.0  # seconds for one attempt
+FARE = 3  # goodbyes: one of them should arrive
+
+
+def write(path: Path, text: str) -> None:
+    """Make the file *path* hold *text*, whole, readable for all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.chmod(0o644)
+    new.rename(path)
+
+
+class Daemon:
+    """One node's agent. Raises OSError or ValueError at once if a key cannot be read."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.log = Log()
+        self.counters = status.Counters()
+        self._loop = asyncio.get_running_loop()
+        self._settings = config.settings
+        key = Path(config.heartbeat_key_file).read_bytes().strip()
+        if len(key) < LEAST_KEY:
+            raise ValueError(f"{config.heartbeat_key_file}: the key needs at least {LEAST_KEY} bytes")
+        self._frontend = Processes(config.frontend.unit)
+        self._storage = Processes(config.storage.unit if config.storage is not None else "")
+        self._gate = Gate(config.frontend, self._frontend, Path(config.paths.mark))
+        self._addresses = Addresses()
+        self._connections = Connections()
+        self._can_destroy: Optional[bool] = None
+        self.links = Links(config, key, self.changed)
+        self.probes = Probes(
+            config, self._frontend, self._storage if config.storage is not None else None, self.changed
+        )
+        self.proxies = [proxy.Proxy(config, path, self.changed, self._complain) for path in config.proxy.sockets]
+        self._server = Server(config, self._page)
+        self.memory = Memory(started=clock())
+        self.decisions: Optional[Decisions] = None
+        self._holds_vip = False
+        self._fenced = False
+        self._stopping = asyncio.Event()
+        self._due = False
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._next: dict[str, float] = {}
+        self._expires: Optional[float] = None
+        self._exits = [
+            Exits(self._loop, self._frontend, self.probes.probe_frontend),
+            Exits(self._loop, self._storage, self.probes.probe_storage),
+        ]
+        self._exits += [Exits(self._loop, one.processes, one.ask) for one in self.proxies]
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until ``stop`` is called; then give up what this node has, and say goodbye."""
+        Path(self.config.paths.fit).unlink(missing_ok=True)
+        self._loop.add_reader(self._addresses.news.fileno(), self._address_news)
+        tick = self.config.timings.tick
+        due = self._loop.time()
+        ready = False
+        while not self._stopping.is_set():
+            self.tick()
+            notify("WATCHDOG=1" if ready else "READY=1\nWATCHDOG=1")
+            ready = True
+            due = max(due + tick, self._loop.time())
+            try:
+                await asyncio.wait_for(self._stopping.wait(), max(0.001, due - self._loop.time()))
+            except asyncio.TimeoutError:
+                continue
+        await self._leave()
+
+    def stop(self) -> None:
+        """Make ``run`` end."""
+        self._stopping.set()
+
+    def changed(self) -> None:
+        """Something certain was learned: decide soon, once, however much it was."""
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self.step)
+
+    def tick(self) -> None:
+        """Ask, send and decide what is due."""
+        now = clock()
+        self.probes.tick(now)
+        for one in self.proxies:
+            one.tick(now)
+        self.step()
+        self.links.tick(now)
+        if self._every("exits", 1.0, now):
+            self._watch_exits()
+        if self._every("second", 1.0, now):
+            self._write_state()
+            notify(f"STATUS={self._sentence()}")
+        if self._every("slow", 10.0, now):
+            self._start("slow", self._slow())
+
+    def _every(self, name: str, seconds: float, now: float) -> bool:
+        if now < self._next.get(name, 0.0):
+            return False
+        self._next[name] = now + seconds
+        return True
+
+    def _address_news(self) -> None:
+        self._addresses.drain()
+        self.changed()
+
+    def step(self) -> None:
+        """Decide, and do it."""
+        self._due = False
+        if self._stopping.is_set():
+            return
+        now = clock()
+        before, old = self.memory, self.decisions
+        self._holds_vip = all(self._addresses.here(vip) for vip in self.config.vips)
+        self.memory, self.decisions = rules.decide(before, self._observe(), now, self._settings)
+        self._apply(old, self.decisions, now)
+        self._tell(before, self.memory, old, self.decisions)
+
+    def _observe(self) -> Observation:
+        probes = self.probes
+        return Observation(
+            frontend=probes.frontend.answers,
+            storage=probes.storage.answers if probes.storage is not None else None,
+            storage_whole=probes.storage_whole,
+            manifest=probes.manifest.reading if probes.manifest is not None else None,
+            blob=probes.blob.reading if probes.blob is not None else None,
+            proxies=tuple(one.answered.answers for one in self.proxies),
+            proxy_door=probes.door.answers,
+            peers={name: link.view for name, link in self.links.links.items()},
+            holds_vip=self._holds_vip,
+            fenced=self._fenced,
+            wall_ms=int(time.time() * 1000),
+        )
+
+    # ---- doing ----------------------------------------------------------------------------------------------------
+
+    def _apply(self, old: Optional[Decisions], new: Decisions, now: float) -> None:
+        servers = proxy.wanted(new, self.config.name, self._settings.peers)
+        for one in self.proxies:
+            one.want(servers, new.epoch)
+        if old is None or old.fit != new.fit or self._every("fit", 1.0, now):
+            self._write_fit(new.fit)
+        self.links.say(new.report)
+        frontend = self.config.frontend
+        if new.reset_reads:
+            self.counters.read_resets += 1
+            count = self._end(End(frontend.reads_from), End(frontend.address, frontend.port))
+            self.log("reset-reads", f"{new.reset_reads}: {count} waiting reads were reset so that they go elsewhere")
+        if new.reset_rpc:
+            rpc = self.config.ports.rpc
+            count = self._end(End(port=rpc), End()) + self._end(End(), End(port=rpc))
+            self.log("reset-rpc", f"{new.reset_rpc}: {count} connections of its peers were reset", level=4)
+        for name, reason, processes in (
+            ("frontend", new.kill_frontend, self._frontend),
+            ("storage", new.kill_storage, self._storage),
+        ):
+            if reason:
+                self._kill(name, reason, processes)
+        for index in new.kill_proxies:
+            self._kill(f"proxy-{index + 1}", f"{self.proxies[index].path} is hung", self.proxies[index].processes)
+        for name, stuck in new.destroy:
+            self._cut(name, stuck)
+        if new.connect:
+            self._connect()
+        self._apply_writer(new, now)
+
+    def _apply_writer(self, new: Decisions, now: float) -> None:
+        if not new.fence:
+            self._fenced = False
+        elif not self._fenced:
+            self._start("fence", self._fence())
+        if new.writing and (self._every("writing", 0.5, now) or self.memory.lease.since == now):
+            try:
+                self._gate.writing()
+            except OSError as error:
+                self._failed("writing", f"cannot give the frontend its writing configuration: {error}")
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        running = self._tasks.get(name)
+        if running is not None and not running.done():
+            work.close()
+            return
+        self._tasks[name] = self._loop.create_task(work)
+
+    def _failed(self, kind: str, text: str) -> None:
+        self.counters.errors += 1
+        self.log(kind, text, level=4)
+
+    def _complain(self, kind: str, text: str) -> None:
+        self._failed(kind, text)
+
+    def _end(self, source: End, destination: End, *, ports: frozenset[int] = frozenset(), stuck: bool = False) -> int:
+        try:
+            count = self._connections.end_all(source, destination, ports=ports, stuck=stuck)
+        except Unsupported as error:
+            if self._can_destroy is not False:
+                self._failed("destroy", f"this kernel does not let the agent end connections ({error})")
+            self._can_destroy = False
+            return 0
+        except OSError as error:
+            self._failed("destroy", f"cannot end connections: {error}")
+            return 0
+        if count:
+            self._can_destroy = True
+        self.counters.connections_ended += count
+        return count
+
+    def _cut(self, name: str, stuck: bool) -> None:
+        """End the connections to and from a peer on our own ports: those of others on this host are not ours to end."""
+        ports = self.config.ports
+        ours = frozenset({ports.rpc, ports.internal, ports.metrics})
+        link = self.links.links[name]
+        count = self._end(End(), End(link.peer.address), ports=ours, stuck=stuck)
+        if self.memory.peers[name].presence is Presence.SILENT:
+            link.inbox.mute()
+        if not stuck or count:
+            what = "stuck connections" if stuck else "connections"
+            self.log(f"cut-{name}", f"{name} is {self.memory.peers[name].presence.value}: ended {count} {what} to it")
+
+    def _kill(self, name: str, reason: str, processes: Processes) -> None:
+        try:
+            hit = processes.kill()
+        except OSError as error:
+            self._failed(f"kill-{name}", f"{reason}, and it cannot be killed: {error}")
+            return
+        self.counters.kills[name] = self.counters.kills.get(name, 0) + 1
+        self.log(f"kill-{name}", f"{reason}: killed {', '.join(map(str, hit)) or 'nothing, no process found'}", level=4)
+
+    def _connect(self) -> None:
+        """Tell Garage to connect to its peers now; by itself it would after ten to thirty seconds."""
+        storage, token = self.config.storage, ""
+        port = self.config.ports.rpc
+        nodes = [
+            f"{peer.garage_node_id}@{f'[{peer.address}]' if ':' in peer.address else peer.address}:{port}"
+            for peer in self.config.peers
+            if peer.garage_node_id
+        ]
+        if storage is None or not nodes or not self.config.garage_admin_token_file:
+            return
+        try:
+            token = Path(self.config.garage_admin_token_file).read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            self._failed("connect", f"cannot read the token of the storage: {error}")
+            return
+
+        def done(outcome: Outcome) -> None:
+            code = http_answer(outcome.data)[0] if outcome.kind is Kind.ANSWERED else 0
+            if code != 200:
+                self._failed("connect", f"the storage did not connect to its peers: {code or outcome.kind.value}")
+
+        self.counters.connects += 1
+        where = f"{storage.admin_address}:{storage.admin_port}"
+        request = http_request(where, "/v2/ConnectClusterNodes", token=token, body=json.dumps(nodes).encode())
+        Exchange(
+            self._loop,
+            (storage.admin_address, storage.admin_port),
+            request,
+            deadline=5.0,
+            done=done,
+            complete=http_complete,
+        )
+
+    async def _fence(self) -> None:
+        """Shut the gate in every HAProxy, then end the frontend that could write. The second is what counts."""
+        try:
+            await asyncio.gather(*(one.settled(0.1) for one in self.proxies))
+            self._fenced = await self._gate.fence(FENCE)
+            self.counters.fences += 1
+            if not self._fenced:
+                self._failed("fence", "the frontend that could write is not gone yet")
+        except OSError as error:
+            self._failed("fence", f"cannot end the frontend that could write: {error}")
+        self.changed()
+
+    def _watch_exits(self) -> None:
+        health = [self.memory.frontend.health, self.memory.storage.health]
+        health += [one.health for one in self.memory.proxies]
+        for one, state in zip(self._exits, health):
+            if state is Health.OK:
+                one.look()
+
+    # ---- telling --------------------------------------------------------------------------------------------------
+
+    def _write_fit(self, fit: bool) -> None:
+        path = Path(self.config.paths.fit)
+        text = "1\n" if fit else "0\n"
+        try:
+            if not path.exists() or path.read_text(encoding="ascii") != text:
+                write(path, text)
+        except (OSError, ValueError) as error:
+            self._failed("fit", f"cannot write {path}: {error}")
+
+    def _sentence(self) -> str:
+        if self.decisions is None:
+            return "starting"
+        return status.sentence(self.memory, self.decisions, self.config, self._holds_vip)
+
+    def _state(self) -> dict[str, Any]:
+        now = clock()
+        probes = self.probes
+
+        def newest(seen: Any, enough: Any) -> Optional[float]:
+            return None if enough is None else round(seen.seconds, 4)
+
+        seconds = {"frontend": newest(probes.frontend, probes.frontend.answered)}
+        if probes.storage is not None:
+            seconds["storage"] = newest(probes.storage, probes.storage.answered)
+        if probes.manifest is not None and probes.blob is not None:
+            seconds["manifest"] = newest(probes.manifest, probes.manifest.good)
+            seconds["blob"] = newest(probes.blob, probes.blob.good)
+        heard: dict[str, tuple[Optional[float], Optional[float], int, int]] = {}
+        skew: dict[str, Optional[float]] = {}
+        for name, link in self.links.links.items():
+            inbox = link.inbox
+            age = None if inbox.heard is None else round(now - inbox.heard, 3)
+            trip = None if inbox.heard is None or inbox.echoed is None else round(inbox.heard - inbox.echoed, 3)
+            heard[name] = (age, trip, link.received, link.refused)
+            skew[name] = None if age is None or not inbox.wall else round(time.time() - age - inbox.wall / 1000, 2)
+        facts = status.Facts(
+            version=__version__,
+            instance=self.links.instance,
+            wall=time.time(),
+            now=now,
+            holds_vip=self._holds_vip,
+            expires=self._expires,
+            can_destroy=self._can_destroy,
+            seconds=seconds,
+            corrections=tuple(one.corrections for one in self.proxies),
+            heard=heard,
+            wall_skew=skew,
+        )
+        if self.decisions is None:
+            return {}
+        return status.state(self.memory, self.decisions, self.config, facts, self.counters)
+
+    def _write_state(self) -> None:
+        path = Path(self.config.paths.state)
+        try:
+            write(path, json.dumps(self._state(), indent=1) + "\n")
+        except OSError as error:
+            self._failed("state", f"cannot write {path}: {error}")
+
+    def _page(self, path: str) -> Optional[tuple[str, bytes]]:
+        if path == "/state":
+            return "application/json", (json.dumps(self._state(), indent=1) + "\n").encode()
+        if path == "/metrics":
+            times = os.times()
+            return "text/plain; version=0.0.4", status.metrics(self._state(), times.user + times.system).encode()
+        return None
+
+    def _tell(self, before: Memory, after: Memory, old: Optional[Decisions], new: Decisions) -> None:
+        """Log what has changed, and write the state if people would want to know."""
+        if after.resumed != before.resumed:
+            self.counters.pauses += 1
+            self.log("pause", f"this agent was not run for {after.last - before.last:.1f} s", level=4)
+        for name, one in after.peers.items():
+            was = before.peers.get(name)
+            if was is None or was.presence is not one.presence:
+                self.log(f"peer-{name}", f"{name} is {one.presence.value}")
+        if before.lease.role is not after.lease.role and self.config.writer == "single":
+            self.log(f"role-{after.lease.role}", f"writer: {before.lease.role.value} -> {after.lease.role.value}")
+        if old is None or (old.conditions, old.fit, old.report.level, old.report.vip) != (
+            new.conditions,
+            new.fit,
+            new.report.level,
+            new.report.vip,
+        ):
+            self.log("state", self._sentence())
+            self._write_state()
+
+    async def _slow(self) -> None:
+        """What may take a moment and is not urgent: the metrics port, a renewed certificate."""
+        try:
+            self._expires = certificate.not_after(Path(self.config.tls.cert)).timestamp()
+            if not self._server.running:
+                await self._server.start()
+            elif self._server.renew():
+                self.log("certificate", "took up the renewed certificate")
+        except (OSError, ssl.SSLError, ValueError) as error:
+            self._failed("metrics", f"the metrics port: {error}")
+
+    # ---- leaving --------------------------------------------------------------------------------------------------
+
+    async def _leave(self) -> None:
+        """Give up the VIP and the right to write, then say goodbye so that nobody takes this for a dead host."""
+        notify("STOPPING=1")
+        Path(self.config.paths.fit).unlink(missing_ok=True)
+        report = self.decisions.report if self.decisions is not None else Report()
+        if self.config.writer == "single":
+            shut = {("gate", "open"): False}
+            shut.update({("writer", name): False for name in ("local", *self._settings.peers)})
+            for one in self.proxies:
+                one.want(shut, self.memory.lease.serving)
+            if report.role in ASKS:
+                await self._fence()
+            role = Role.STANDBY if self._fenced or report.role not in ASKS else Role.CLOSING
+            report = replace(report, role=role)
+        report = replace(report, fit=False, good=False, level=Level.PROCESS, bye=True)
+        for _ in range(FARE):
+            self.links.say(report)
+            self.links.send()
+            await asyncio.sleep(0.01)
+        for task in self._tasks.values():
+            task.cancel()
+        for exits in self._exits:
+            exits.close()
+        for one in self.proxies:
+            one.close()
+        self.probes.close()
+        self.links.close()
+        self._server.close()
+        self._loop.remove_reader(self._addresses.news.fileno())
+        self._addresses.close()
+        self._connections.close()

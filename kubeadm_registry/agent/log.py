@@ -1,0 +1,37 @@
+"""Sentences to stderr for the journal, at transitions only, and no flood of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+
+from kubeadm_registry.agent.clock import clock
+
+SAME = 1.0  # seconds between two of the same kind
+BURST, WINDOW = 40, 10.0  # sentences in so many seconds
+
+
+class Log:
+    """Writes one sentence a line; what is too much is counted and the count is said later."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+        self._recent: deque[float] = deque(maxlen=BURST)
+        self._dropped = 0
+        self._prefix = "JOURNAL_STREAM" in os.environ
+
+    def __call__(self, kind: str, text: str, *, level: int = 5) -> None:
+        """Say *text*. *kind* names what it is about; *level* is syslog's (4 warning, 5 notice)."""
+        now = clock()
+        full = len(self._recent) == BURST and now - self._recent[0] < WINDOW
+        if full or now - self._last.get(kind, -SAME) < SAME:
+            self._dropped += 1
+            return
+        self._last[kind] = now
+        self._recent.append(now)
+        if self._dropped:
+            text += f" ({self._dropped} other messages were left out)"
+            self._dropped = 0
+        sys.stderr.write(f"{f'<{level}>' if self._prefix else ''}{text}\n")
+        sys.stderr.flush()

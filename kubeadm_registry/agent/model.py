@@ -1,0 +1,263 @@
+"""What the agent sees, says and decides, as plain values. Times are seconds of one clock that never steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Optional
+
+
+class Level(IntEnum):
+    """How well a node serves reads; smaller is better."""
+
+    FIT = 0
+    CHAIN = 1  # the chain frontend - storage is slow, or its answer is wrong
+    PROCESS = 2  # its own frontend or storage process is dead or silent
+    SILENT = 3  # its agent is not heard
+
+
+class Health(str, Enum):
+    """What is known about one process."""
+
+    UNKNOWN = "unknown"  # nothing was seen yet
+    OK = "ok"
+    SUSPECT = "suspect"  # late, or not yet good for long enough: only new reads move
+    HUNG = "hung"  # silent without using the CPU, or silent for very long
+    DEAD = "dead"  # its port refuses: certain
+
+
+class Verdict(str, Enum):
+    """What reading the known object through frontend and storage said."""
+
+    UNKNOWN = "unknown"
+    GOOD = "good"
+    MISSING = "missing"  # 404: really missing, or a storage error that the frontend calls so
+    WRONG = "wrong"  # another status, or other bytes
+    SLOW = "slow"
+
+
+class Role(str, Enum):
+    """A node's part in writing when only one node may write."""
+
+    STANDBY = "standby"
+    CANDIDATE = "candidate"  # asks for votes; nothing is open
+    OPENING = "opening"  # has the votes; the frontend takes up its writing configuration
+    WRITER = "writer"
+    CLOSING = "closing"  # gate shut, old frontend process not yet known to be gone
+
+
+class Presence(str, Enum):
+    """What is known about a peer's agent."""
+
+    UNHEARD = "unheard"  # never since this agent started
+    FRESH = "fresh"
+    GONE = "gone"  # its host says that nobody listens, or it said goodbye: the host lives
+    SILENT = "silent"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the probes of one process saw."""
+
+    first: float  # when probing began, or began anew
+    answered: Optional[float] = None  # newest answer, however late
+    good: Optional[float] = None  # newest answer within the deadline
+    streak: int = 0  # answers within the deadline in a row
+    refused: bool = False  # the newest attempt was refused
+    idle: Optional[float] = None  # since when the process has used no CPU time; None: not known
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the reads of one known object saw."""
+
+    first: float
+    good: Optional[float] = None
+    streak: int = 0
+    fault: Optional[Verdict] = None  # MISSING or WRONG, if the newest finished read said so
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a node says about itself in every heartbeat."""
+
+    level: Level = Level.PROCESS
+    fit: bool = False
+    good: bool = False  # reads well itself, through a proxy that lives
+    vip: bool = False
+    verdict: Verdict = Verdict.UNKNOWN
+    storage: bool = False  # its storage process answers
+    role: Role = Role.STANDBY
+    term: int = 0  # of its candidacy, and its epoch once it writes
+    epoch: int = 0  # the highest term that it has let write, or has seen writing
+    vote: str = ""  # the node that it lets write
+    vote_term: int = 0
+    bye: bool = False
+
+
+@dataclass(frozen=True)
+class PeerView:
+    """What was heard of one peer."""
+
+    heard: Optional[float] = None  # newest heartbeat that was proved to be recent
+    away: Optional[float] = None  # newest proof that its host lives without an agent
+    said: Optional[Report] = None  # in the newest heartbeat
+    echoed: Optional[float] = None  # when this agent sent the heartbeat that the peer's newest one answers
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that the rules may know about this moment."""
+
+    frontend: Answers
+    storage: Optional[Answers]  # None: this storage has no probe
+    storage_whole: bool  # the storage says that all its members are connected
+    manifest: Optional[Reading]  # None: no known object was given
+    blob: Optional[Reading]
+    proxies: tuple[Answers, ...]  # one for each HAProxy process
+    proxy_door: Answers  # TLS to the public port
+    peers: Mapping[str, PeerView]
+    holds_vip: bool
+    fenced: bool  # the frontend process that could write is known to be gone
+    wall_ms: int = 0
+
+
+@dataclass(frozen=True)
+class ServiceMemory:
+    """What is remembered of one process."""
+
+    health: Health = Health.UNKNOWN
+    since: float = 0.0  # when it became so
+    resets: int = 0  # in this episode
+    killed: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class PeerMemory:
+    """What is remembered of one peer."""
+
+    presence: Presence = Presence.UNHEARD
+    silences: int = 0
+    destroyed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Vote:
+    """Whom this node lets write, the term it last heard, and when it last heard that it is wanted."""
+
+    candidate: str
+    term: int
+    heard: float
+
+
+@dataclass(frozen=True)
+class LeaseMemory:
+    """What is remembered about writing."""
+
+    role: Role = Role.CLOSING  # at start an earlier life may have left a writer behind
+    since: float = 0.0
+    term: int = 0
+    epoch: int = 0  # the highest term that was let write or was seen writing, as far as this node knows
+    serving: int = 0  # the term of the newest writer that this node has seen: the epoch of uploads
+    vote: Optional[Vote] = None
+    until: float = 0.0  # a majority lets this node write until then
+    held: Optional[float] = None  # since when this node has held the VIP
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All that is carried from one decision to the next."""
+
+    started: float
+    last: float = 0.0  # the decision before
+    resumed: float = 0.0  # the agent was not run for a while until then: what is older says nothing
+    frontend: ServiceMemory = ServiceMemory()
+    storage: ServiceMemory = ServiceMemory()
+    proxies: tuple[ServiceMemory, ...] = ()
+    verdict: Verdict = Verdict.UNKNOWN
+    peers: Mapping[str, PeerMemory] = field(default_factory=dict)
+    level: Level = Level.PROCESS
+    good: bool = False
+    been_good: bool = False  # since this agent started
+    wrong_since: Optional[float] = None
+    unwell_since: Optional[float] = None
+    fit: bool = False
+    connected: float = 0.0  # when the storage was last told to connect
+    partial_since: Optional[float] = None  # since when the storage lacks a member that should be there
+    lease: LeaseMemory = LeaseMemory()
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What is to be done now."""
+
+    readers: Optional[frozenset[str]]  # nodes that get reads; None: leave them as they are
+    writers: Optional[frozenset[str]]  # nodes that get writes
+    gate: bool  # this node's own gate
+    epoch: int
+    fit: bool
+    report: Report
+    levels: Mapping[str, Level]  # of the peers
+    reset_reads: str = ""  # why, or empty
+    reset_rpc: str = ""
+    kill_frontend: str = ""
+    kill_storage: str = ""
+    kill_proxies: tuple[int, ...] = ()
+    destroy: tuple[tuple[str, bool], ...] = ()  # (peer, only connections that are stuck)
+    connect: bool = False  # tell the storage to connect to the peers
+    fence: bool = False  # end the frontend process that could write
+    writing: bool = False  # the frontend should have its writing configuration
+    conditions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds, but for ``recover``. Measured defaults; change them together, on all nodes."""
+
+    tick: float = 0.05  # between two decisions
+    probe_interval: float = 0.1
+    probe_deadline: float = 0.3  # a later answer proves life, not fitness
+    canary_deadline: float = 0.4
+    blob_interval: float = 0.5
+    door_interval: float = 1.0  # TLS to the public port
+    heartbeat_interval: float = 0.1
+    peer_silent: float = 0.35
+    echo_window: float = 1.0  # a heartbeat that answers an older one of ours is stale
+    destroy_interval: float = 0.5  # between two looks for stuck connections to a silent peer
+    suspect: float = 0.3
+    hung: float = 0.6  # silent for so long, and
+    idle: float = 0.4  # no CPU time used for so long
+    hung_busy: float = 5.0  # silent for so long, whatever it uses
+    kill: float = 1.6
+    recover: int = 3  # good answers in a row
+    pause: float = 0.3  # the agent itself was not run for so long: what it knows is old
+    warm_up: float = 0.5  # after the start nothing is moved for so long
+    start_grace: float = 3.0  # a node that was never good waits so long before it is fit for want of a better one
+    give_up: float = 0.8  # wrong or dead for so long, and another node reads well: give up the VIP
+    slow_give_up: float = 5.0
+    settle: float = 0.4  # the VIP is held for so long before the node asks to write
+    lease: float = 2.5  # a vote lasts so long after its node was last heard; longer than systemd's watchdog takes
+    lease_margin: float = 0.5  # a writer ends so long before
+    reload: float = 0.15  # the frontend takes up a new configuration within
+    connect_interval: float = 5.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the rules need of the configuration."""
+
+    name: str
+    peers: tuple[str, ...]
+    single_writer: bool
+    timings: Timings = Timings()
+
+    def term(self, after: int) -> int:
+        """The next term after *after* that only this node can choose."""
+        names = sorted((self.name, *self.peers))
+        return (after // len(names) + 1) * len(names) + names.index(self.name)
+
+    @property
+    def majority(self) -> int:
+        """How many nodes, this one among them, are more than half."""
+        return (1 + len(self.peers)) // 2 + 1

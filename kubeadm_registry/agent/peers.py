@@ -1,0 +1,172 @@
+"""Heartbeats to and from the other agents, by one UDP socket for each peer.
+
+The sockets are connected, so the kernel drops what comes from elsewhere, and says when a peer's host answers that
+nobody listens: then the agent there has died, and the host has not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from typing import Callable, Optional
+
+from kubeadm_registry.agent.clock import clock
+from kubeadm_registry.agent.config import Config, Peer
+from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode, encode
+from kubeadm_registry.agent.model import PeerView, Report
+
+IP_FREEBIND, IPV6_FREEBIND = 15, 78
+
+
+class Link:
+    """Heartbeats to and from one peer."""
+
+    def __init__(self, config: Config, peer: Peer, outbox: Outbox, key: bytes) -> None:
+        self.peer = peer
+        self.inbox = Inbox(config.name, peer.name, config.timings.echo_window)
+        self.away: Optional[float] = None
+        self.refused = 0
+        self.refusal = ""
+        self.received = 0
+        self.socket: Optional[socket.socket] = None
+        self._config = config
+        self._outbox = outbox
+        self._key = key
+
+    def open(self) -> None:
+        """Open the socket. Raises OSError, for example while the host has no address yet."""
+        family = socket.AF_INET6 if ":" in self.peer.address else socket.AF_INET
+        new = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            new.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            level, option = (
+                (socket.IPPROTO_IPV6, IPV6_FREEBIND) if family == socket.AF_INET6 else (socket.IPPROTO_IP, IP_FREEBIND)
+            )
+            new.setsockopt(level, option, 1)
+            port = self._config.ports.heartbeat
+            new.bind((self._config.address, port))
+            new.connect((self.peer.address, port))
+        except OSError:
+            new.close()
+            raise
+        self.socket = new
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+
+    def send(self, counter: int, report: Report) -> None:
+        """Send one heartbeat; what cannot be sent is as good as lost on the way."""
+        packet = Packet(
+            sender=self._config.name,
+            receiver=self.peer.name,
+            instance=self._outbox.instance,
+            counter=counter,
+            answers=self.inbox.answers,
+            wall=int(time.time() * 1000),
+            report=report,
+        )
+        datagram = encode(self._key, packet)
+        for _ in range(2):  # the first attempt may only fetch the news that an earlier datagram was refused
+            try:
+                if self.socket is None:
+                    self.open()
+                if self.socket is not None:
+                    self.socket.send(datagram)
+                return
+            except ConnectionRefusedError:
+                self.away = clock()
+            except OSError:
+                return
+
+    def receive(self) -> tuple[bool, bool]:
+        """Read all that has come: whether there was news, and whether an answer is needed before there can be news."""
+        news = answer = False
+        while self.socket is not None:
+            try:
+                datagram = self.socket.recv(LARGEST + 1)
+            except ConnectionRefusedError:
+                self.away = clock()
+                continue
+            except OSError:
+                break
+            self.received += 1
+            try:
+                if self.inbox.take(decode(self._key, datagram), self._outbox, clock()):
+                    news = True
+                    said = self.inbox.said
+                    self.away = clock() if said is not None and said.bye else None
+                else:
+                    answer = True
+            except Refused as refusal:
+                self.refused += 1
+                self.refusal = str(refusal)
+        return news, answer
+
+    @property
+    def view(self) -> PeerView:
+        """What the rules may know of this peer."""
+        return PeerView(self.inbox.heard, self.away, self.inbox.said, self.inbox.echoed)
+
+
+class Links:
+    """Heartbeats to and from all peers. *changed* is called when a peer says something new."""
+
+    def __init__(self, config: Config, key: bytes, changed: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._changed = changed
+        self._outbox = Outbox(secrets.token_hex(8))
+        self._interval = config.timings.heartbeat_interval
+        self._next = 0.0
+        self._report = Report()
+        self._watched: dict[str, int] = {}
+        self.links = {peer.name: Link(config, peer, self._outbox, key) for peer in config.peers}
+
+    @property
+    def instance(self) -> str:
+        """The name of this life of the agent."""
+        return self._outbox.instance
+
+    def say(self, report: Report) -> None:
+        """From now on say this in every heartbeat; what is new is said at once."""
+        if report != self._report:
+            self._report = report
+            self.send()
+
+    def tick(self, now: float) -> None:
+        """Send what is due."""
+        if now >= self._next:
+            self._next = self._next + self._interval if now - self._next < self._interval else now + self._interval
+            self.send()
+
+    def send(self) -> None:
+        """One heartbeat to each peer."""
+        counter = self._outbox.next(clock())
+        for link in self.links.values():
+            link.send(counter, self._report)
+            self._watch(link)
+
+    def _watch(self, link: Link) -> None:
+        number = link.socket.fileno() if link.socket is not None else -1
+        if number >= 0 and self._watched.get(link.peer.name) != number:
+            self._watched[link.peer.name] = number
+            self._loop.add_reader(number, self._receive, link)
+
+    def _receive(self, link: Link) -> None:
+        before = link.inbox.said
+        news, answer = link.receive()
+        if answer and not news:
+            link.send(self._outbox.next(clock()), self._report)
+        if news and link.inbox.said != before:
+            self._changed()
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for link in self.links.values():
+            if link.socket is not None:
+                self._loop.remove_reader(link.socket.fileno())
+            link.close()

@@ -1,0 +1,170 @@
+"""Tells the HAProxy processes of this node where reads and writes go, and again whenever one has forgotten it.
+
+A restarted or reloaded HAProxy is back in its state on disk, so what it does is compared with what it should do all
+the time, on a new connection each time: an old connection would go on talking to the process of before a reload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Callable
+
+from kubeadm_registry.agent.config import Config
+from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome
+from kubeadm_registry.agent.model import Decisions
+from kubeadm_registry.agent.probes import PATIENCE, Answered
+from kubeadm_registry.agent.processes import Processes
+
+FORCED_MAINTENANCE = 0x01
+DRAINING = 0x08
+
+Servers = Mapping[tuple[str, str], bool]  # (backend, server): takes requests
+
+
+def wanted(decisions: Decisions, name: str, peers: tuple[str, ...]) -> Servers:
+    """What the servers of this node's HAProxy should be. What was not decided is not named."""
+    servers: dict[tuple[str, str], bool] = {}
+    for backend, nodes in (("reads", decisions.readers), ("writer", decisions.writers)):
+        if nodes is None:
+            continue
+        servers[backend, "local"] = name in nodes
+        for peer in peers:
+            servers[backend, peer] = peer in nodes
+    servers["gate", "open"] = decisions.gate
+    if decisions.writers is not None:
+        servers["newwork", "open"] = bool(decisions.writers)
+    return servers
+
+
+def parse(text: str) -> Servers:
+    """What ``show servers state`` says."""
+    servers = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 6 and words[0].isdigit() and words[6].isdigit():
+            servers[words[1], words[3]] = not int(words[6]) & (FORCED_MAINTENANCE | DRAINING)
+    return servers
+
+
+def commands(want: Servers, have: Servers) -> list[str]:
+    """What brings *have* to *want*. Servers that HAProxy does not know are left out.
+
+    Writes are closed before they are opened elsewhere, reads the other way round: there is no moment with two
+    writers, and none without a reader.
+    """
+    different = [(takes is not (key[0] == "reads"), key, takes) for key, takes in want.items() if key in have]
+    return [
+        f"set server {backend}/{server} state {'ready' if takes else 'maint'}"
+        for _, (backend, server), takes in sorted(different)
+        if have[backend, server] is not takes
+    ]
+
+
+class Proxy:
+    """One HAProxy process, by its runtime socket."""
+
+    def __init__(self, config: Config, path: str, changed: Callable[[], None], log: Callable[[str, str], None]) -> None:
+        self.path = path
+        self.processes = Processes()
+        self.answered = Answered(self.processes)
+        self.pid = 0
+        self.have: Servers = {}
+        self.corrections = 0
+        self._map = config.proxy.epoch_map if config.writer == "single" else ""
+        self._deadline = config.timings.probe_deadline
+        self._interval = config.timings.probe_interval
+        self._changed = changed
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._want: Servers = {}
+        self._epoch = 0
+        self._next = 0.0
+        self._open: set[Exchange] = set()
+        self._waiting: list[asyncio.Future[bool]] = []
+        ask = "show servers state" + (f";show map {self._map}" if self._map else "")
+        self._ask = f"{ask}\n".encode()
+
+    def want(self, servers: Servers, epoch: int) -> None:
+        """From now on the servers should be so. What differs from what was last seen is sent at once."""
+        if servers == self._want and epoch == self._epoch:
+            return
+        self._want, self._epoch = servers, epoch
+        text = commands(servers, self.have)
+        if text:
+            self._send(text)
+
+    def tick(self, now: float) -> None:
+        """Ask what the servers are, if it is time."""
+        if now >= self._next:
+            self._next = now + self._interval
+            self.ask()
+        self.answered.watch(now)
+
+    def ask(self) -> None:
+        """Ask what the servers are, and correct them."""
+        self._exchange(self._ask, self._asked)
+
+    async def settled(self, deadline: float) -> bool:
+        """Whether the process was seen as it should be within *deadline* seconds.
+
+        A process that is not there passes on nothing, and counts as well.
+        """
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._waiting.append(future)
+        self.ask()
+        try:
+            return await asyncio.wait_for(future, deadline)
+        except asyncio.TimeoutError:
+            return False
+
+    def _exchange(self, request: bytes, done: Callable[[Outcome], None]) -> None:
+        def end(outcome: Outcome) -> None:
+            self._open.discard(exchange)
+            done(outcome)
+
+        exchange = Exchange(self._loop, self.path, request, deadline=PATIENCE, done=end)
+        self._open.add(exchange)
+
+    def _asked(self, outcome: Outcome) -> None:
+        news = self.answered.take(outcome, self._deadline)
+        if outcome.kind is Kind.ANSWERED:
+            text = outcome.data.decode(errors="replace")
+            self.have = parse(text)
+            if outcome.pid != self.pid:
+                self.pid = outcome.pid
+                self.processes.follow(outcome.pid)
+            changes = commands(self._want, self.have)
+            if self._map and self._epoch and f" epoch {self._epoch}\n" not in text:
+                changes.append(f"set map {self._map} epoch {self._epoch}")
+            if changes:
+                self.corrections += 1
+                self._send(changes)
+            else:
+                self._release(True)
+        elif outcome.kind is Kind.REFUSED:
+            self.have = {}
+            self._release(True)
+        if news:
+            self._changed()
+
+    def _send(self, text: list[str]) -> None:
+        self._exchange((";".join(text) + "\n").encode(), self._sent)
+
+    def _sent(self, outcome: Outcome) -> None:
+        complaint = outcome.data.decode(errors="replace").strip()
+        if outcome.kind is Kind.ANSWERED and complaint:
+            self._log("proxy-refused", f"{self.path} answered: {complaint.splitlines()[0]}")
+        if outcome.kind in (Kind.ANSWERED, Kind.BROKEN) and self._waiting:
+            self.ask()
+
+    def _release(self, settled: bool) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(settled)
+
+    def close(self) -> None:
+        """Stop asking."""
+        for exchange in tuple(self._open):
+            exchange.cancel()

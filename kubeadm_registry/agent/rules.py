@@ -1,0 +1,371 @@
+"""What follows from what was seen: pure functions of (memory, observation, now), each with its invariant.
+
+The rules were measured (docs/agent.md has the figures). Three of them keep an eager agent from doing harm: only
+connections that carry reads are reset, never those that may carry a write; a process that still uses the CPU is slow,
+not hung; reads go to the best nodes present, and a node with a hung process comes last even while all look bad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Optional
+
+from kubeadm_registry.agent import lease
+from kubeadm_registry.agent.model import (
+    Answers,
+    Decisions,
+    Health,
+    LeaseMemory,
+    Level,
+    Memory,
+    Observation,
+    PeerMemory,
+    PeerView,
+    Presence,
+    Reading,
+    Report,
+    Role,
+    ServiceMemory,
+    Settings,
+    Timings,
+    Verdict,
+)
+
+RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new state are caught by the later ones
+FAILED = (Health.DEAD, Health.HUNG)
+LIVES = 1.5  # seconds that a proof of "host lives, agent does not" lasts: kernels limit these answers to one a second
+FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard is looked at
+KILL_AGAIN = 2.0  # seconds
+DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
+
+
+def silence(newest: Optional[float], first: float, resumed: float, now: float) -> float:
+    """Seconds without an answer. Time in which the agent itself was not run does not count."""
+    return now - max(first if newest is None else newest, resumed)
+
+
+def health(previous: Health, answers: Answers, resumed: float, now: float, timings: Timings) -> Health:
+    """What to think of a process.
+
+    Invariants: DEAD only when its port refuses. HUNG only when it is silent for ``hung`` seconds and is known to have
+    used no CPU time for ``idle`` seconds, or silent for ``hung_busy`` seconds. OK only after ``recover`` good answers
+    in a row.
+    """
+    if answers.refused:
+        return Health.DEAD
+    silent = silence(answers.answered, answers.first, resumed, now)
+    idle = 0.0 if answers.idle is None else now - max(answers.idle, resumed)
+    if silent >= timings.hung_busy or (silent >= timings.hung and idle >= timings.idle):
+        return Health.HUNG
+    if answers.answered is None:
+        return previous if previous is not Health.OK else Health.SUSPECT
+    if silence(answers.good, answers.first, resumed, now) >= timings.suspect:
+        return Health.SUSPECT
+    if previous is not Health.OK and answers.streak < timings.recover:
+        return Health.SUSPECT
+    return Health.OK
+
+
+def service(
+    memory: ServiceMemory, answers: Answers, resumed: float, now: float, timings: Timings
+) -> tuple[ServiceMemory, bool, bool]:
+    """The next memory of a process, whether the reads that wait for it are to be reset, and whether it is to be killed.
+
+    Invariants: resets only while DEAD or HUNG, at most ``len(RESETS)`` an episode. Kills only while HUNG, ``kill``
+    seconds after its last answer at the earliest, and again after ``KILL_AGAIN`` seconds.
+    """
+    new = health(memory.health, answers, resumed, now, timings)
+    if new is not memory.health:
+        same_episode = new in FAILED and memory.health in FAILED
+        memory = replace(memory, health=new, since=now, resets=memory.resets if same_episode else 0)
+    if new not in FAILED:
+        return memory, False, False
+    reset = memory.resets < len(RESETS) and now - memory.since >= RESETS[memory.resets]
+    if reset:
+        memory = replace(memory, resets=memory.resets + 1)
+    silent = silence(answers.answered, answers.first, resumed, now)
+    idle = 0.0 if answers.idle is None else now - max(answers.idle, resumed)
+    patience = timings.kill if idle >= timings.idle else timings.hung_busy + timings.kill - timings.hung
+    kill = new is Health.HUNG and silent >= patience and (memory.killed is None or now - memory.killed >= KILL_AGAIN)
+    if kill:
+        memory = replace(memory, killed=now)
+    return memory, reset, kill
+
+
+def verdict(
+    previous: Verdict,
+    manifest: Optional[Reading],
+    blob: Optional[Reading],
+    resumed: float,
+    now: float,
+    timings: Timings,
+) -> Verdict:
+    """What the known object says about the chain frontend - storage.
+
+    Invariants: a fault counts at once; GOOD again only after ``recover`` good manifests in a row and a good blob.
+    """
+    if manifest is None or blob is None:
+        return Verdict.GOOD
+    faults = {manifest.fault, blob.fault}
+    for fault in (Verdict.WRONG, Verdict.MISSING):
+        if fault in faults:
+            return fault
+    for reading, limit in (
+        (manifest, timings.canary_deadline),
+        (blob, timings.canary_deadline + timings.blob_interval),
+    ):
+        if silence(reading.good, reading.first, resumed, now) >= limit:
+            return Verdict.SLOW
+    if manifest.good is None or blob.good is None:
+        return previous
+    if previous is not Verdict.GOOD and manifest.streak < timings.recover:
+        return previous
+    return Verdict.GOOD
+
+
+def own_level(frontend: Health, storage: Optional[Health], seen: Verdict, somebody_reads: bool) -> Level:
+    """This node's level.
+
+    Invariants: PROCESS whenever a process of its own is not OK, whatever the chain says: a hung storage process makes
+    every node's chain look bad, and its own node must still come last. An object that is missing here is a fault of
+    this node only if somebody else reads it (*somebody_reads*).
+    """
+    if frontend is not Health.OK or storage not in (None, Health.OK):
+        return Level.PROCESS
+    if seen is Verdict.GOOD or (seen is Verdict.MISSING and not somebody_reads):
+        return Level.FIT
+    return Level.CHAIN
+
+
+def readers(levels: Mapping[str, Level]) -> frozenset[str]:
+    """The nodes that get reads: those of the best level present.
+
+    Invariants: never empty; never a node for whom a better one is present; in particular no fall-back to the own node.
+    """
+    best = min(levels.values())
+    return frozenset(name for name, level in levels.items() if level == best)
+
+
+def peer(
+    memory: PeerMemory, view: PeerView, started: float, resumed: float, now: float, timings: Timings
+) -> tuple[PeerMemory, Optional[bool], bool]:
+    """The next memory of a peer, what to destroy (None: nothing, True: what is stuck, False: all), whether it is back.
+
+    Invariants: all connections are destroyed at most once a silence, and only of a peer that was heard before and
+    whose host is not known to live. A peer that was never heard (a firewall may forbid it) loses only connections
+    that are stuck.
+    """
+    old = memory.presence
+    if view.heard is not None and now - max(view.heard, resumed) < timings.peer_silent and not _bye(view):
+        back = old in (Presence.SILENT, Presence.GONE)
+        return replace(memory, presence=Presence.FRESH), True if back else None, back
+    if view.away is not None and now - max(view.away, resumed) < LIVES:
+        return replace(memory, presence=Presence.GONE), None, False
+    due = now - memory.destroyed >= timings.destroy_interval
+    if view.heard is None:
+        new, what = memory, True if due and now - started >= FIRST_LOOK else None
+    elif old is Presence.SILENT:
+        new, what = memory, True if due else None
+    else:
+        new = replace(memory, presence=Presence.SILENT, silences=memory.silences + 1)
+        what = old is Presence.GONE
+    return new if what is None else replace(new, destroyed=now), what, False
+
+
+def _bye(view: PeerView) -> bool:
+    return view.said is not None and view.said.bye
+
+
+def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool, now: float, timings: Timings) -> bool:
+    """Whether this node may hold the VIP.
+
+    Invariants: a node that was good since its agent started is unfit only while another node, freshly heard, reads
+    well and is fit itself; so all slow, all full and all dark leave the holder where it is. A node that was never
+    good is fit only when nobody else is, after ``start_grace`` seconds, and if its proxy answers.
+    """
+    if somebody_good:
+        if proxy_dead or not memory.been_good:
+            return False
+        wrong = memory.wrong_since is not None and now - memory.wrong_since >= timings.give_up
+        unwell = memory.unwell_since is not None and now - memory.unwell_since >= timings.slow_give_up
+        return not (wrong or unwell)
+    return memory.been_good or (proxy_ok and now - memory.started >= timings.start_grace)
+
+
+def decide(memory: Memory, seen: Observation, now: float, settings: Settings) -> tuple[Memory, Decisions]:
+    """One step: what is remembered next, and what is to be done.
+
+    Invariant: what this agent knows from before a pause of its own (longer than ``pause``) is not taken as silence of
+    others; its right to write is not prolonged by that.
+    """
+    timings = settings.timings
+    if memory.last and now - memory.last > timings.pause:
+        memory = replace(memory, resumed=now)
+    resumed = memory.resumed
+    peers, destroy, back = _peers(memory, seen, now, settings)
+    fresh = frozenset(name for name, one in peers.items() if one.presence is Presence.FRESH)
+    reports = {name: said for name in fresh if (said := seen.peers[name].said) is not None}
+
+    frontend, reset_frontend, kill_frontend = service(memory.frontend, seen.frontend, resumed, now, timings)
+    storage, reset_storage, kill_storage = memory.storage, False, False
+    if seen.storage is not None:
+        storage, reset_storage, kill_storage = service(memory.storage, seen.storage, resumed, now, timings)
+    proxies, kill_proxies = _proxies(memory, seen, now, timings)
+    proxy_ok, proxy_dead = _proxy(proxies, seen, resumed, now)
+
+    somebody_reads = any(said.verdict is Verdict.GOOD for said in reports.values())
+    somebody_good = any(said.good and said.fit and said.level is Level.FIT for said in reports.values())
+    found = verdict(memory.verdict, seen.manifest, seen.blob, resumed, now, timings)
+    level = own_level(frontend.health, None if seen.storage is None else storage.health, found, somebody_reads)
+    good = level is Level.FIT and proxy_ok
+    wrong = frontend.health in FAILED or (found in (Verdict.WRONG, Verdict.MISSING) and level is not Level.FIT)
+    partial = (
+        seen.storage is not None
+        and storage.health is Health.OK
+        and not seen.storage_whole
+        and len(reports) == len(settings.peers)
+        and all(said.storage for said in reports.values())
+    )
+    storage_back = storage.health is Health.OK and memory.storage.health in (*FAILED, Health.SUSPECT)
+    partial_since = (now if memory.partial_since is None else memory.partial_since) if partial else None
+    waited = partial_since is not None and now - partial_since >= FIRST_LOOK
+    connect = back or storage_back or (waited and now - memory.connected >= timings.connect_interval)
+
+    new = replace(
+        memory,
+        last=now,
+        frontend=frontend,
+        storage=storage,
+        proxies=proxies,
+        verdict=found,
+        peers=peers,
+        level=level,
+        good=good,
+        been_good=memory.been_good or good,
+        wrong_since=(now if memory.wrong_since is None else memory.wrong_since) if wrong else None,
+        unwell_since=None if level is Level.FIT else now if memory.unwell_since is None else memory.unwell_since,
+        connected=now if connect else memory.connected,
+        partial_since=partial_since,
+    )
+    is_fit = fit(new, proxy_dead=proxy_dead, proxy_ok=proxy_ok, somebody_good=somebody_good, now=now, timings=timings)
+    claim = new.lease
+    if settings.single_writer:
+        claim = lease.step(
+            new.lease,
+            seen.peers,
+            fresh,
+            now=now,
+            started=memory.started,
+            holds_vip=seen.holds_vip,
+            ready=frontend.health is Health.OK and proxy_ok,
+            fenced=seen.fenced,
+            wall_ms=seen.wall_ms,
+            settings=settings,
+        )
+    new = replace(new, fit=is_fit, lease=claim)
+
+    levels = {name: reports[name].level if name in reports else Level.SILENT for name in settings.peers}
+    best = None if now - memory.started < timings.warm_up else readers({settings.name: level, **levels})
+    writers, gate = best, True
+    if settings.single_writer:
+        one = lease.writer(claim, seen.peers, fresh, settings.name)
+        writers, gate = frozenset() if one is None else frozenset({one}), claim.role is Role.WRITER
+    return new, Decisions(
+        readers=best,
+        writers=writers,
+        gate=gate,
+        epoch=claim.serving,
+        fit=is_fit,
+        report=_report(new, seen, settings),
+        levels=levels,
+        reset_reads=_reason(frontend, reset_frontend, "frontend") or _reason(storage, reset_storage, "storage"),
+        reset_rpc=_reason(storage, reset_storage, "storage") if storage.health is Health.HUNG else "",
+        kill_frontend="the frontend is hung" if kill_frontend else "",
+        kill_storage="the storage is hung" if kill_storage else "",
+        kill_proxies=kill_proxies,
+        destroy=destroy,
+        connect=connect,
+        fence=settings.single_writer and claim.role is Role.CLOSING,
+        writing=settings.single_writer and claim.role in (Role.OPENING, Role.WRITER),
+        conditions=_conditions(new, seen, len(reports), proxy_dead=proxy_dead, proxy_ok=proxy_ok, settings=settings),
+    )
+
+
+def _peers(
+    memory: Memory, seen: Observation, now: float, settings: Settings
+) -> tuple[Mapping[str, PeerMemory], tuple[tuple[str, bool], ...], bool]:
+    peers: dict[str, PeerMemory] = {}
+    destroy: list[tuple[str, bool]] = []
+    anyone_back = False
+    for name in settings.peers:
+        old = memory.peers.get(name, PeerMemory())
+        peers[name], what, back = peer(old, seen.peers[name], memory.started, memory.resumed, now, settings.timings)
+        if what is not None:
+            destroy.append((name, what))
+        anyone_back = anyone_back or back
+    return peers, tuple(destroy), anyone_back
+
+
+def _proxies(
+    memory: Memory, seen: Observation, now: float, timings: Timings
+) -> tuple[tuple[ServiceMemory, ...], tuple[int, ...]]:
+    """A hung HAProxy is killed as soon as it is known to be hung: half of all new connections wait for it."""
+    quick = replace(timings, kill=timings.hung)
+    old = memory.proxies or tuple(ServiceMemory() for _ in seen.proxies)
+    steps = [service(one, answers, memory.resumed, now, quick) for one, answers in zip(old, seen.proxies)]
+    return tuple(step[0] for step in steps), tuple(index for index, step in enumerate(steps) if step[2])
+
+
+def _proxy(proxies: tuple[ServiceMemory, ...], seen: Observation, resumed: float, now: float) -> tuple[bool, bool]:
+    """Whether the proxy is known to work, and whether it is known not to."""
+    door = seen.proxy_door
+    shut = door.refused or silence(door.answered, door.first, resumed, now) >= DOOR_SILENT
+    ok = any(one.health is Health.OK for one in proxies) and door.answered is not None and not shut
+    return ok, shut or all(one.health in FAILED for one in proxies)
+
+
+def _reason(memory: ServiceMemory, due: bool, name: str) -> str:
+    if not due:
+        return ""
+    return f"the {name} {'refuses connections' if memory.health is Health.DEAD else 'is hung'}"
+
+
+def _report(memory: Memory, seen: Observation, settings: Settings) -> Report:
+    claim: LeaseMemory = memory.lease
+    return Report(
+        level=memory.level,
+        fit=memory.fit,
+        good=memory.good,
+        vip=seen.holds_vip,
+        verdict=memory.verdict,
+        storage=seen.storage is None or memory.storage.health is Health.OK,
+        role=claim.role if settings.single_writer else Role.STANDBY,
+        term=claim.term,
+        epoch=claim.epoch,
+        vote=claim.vote.candidate if claim.vote is not None else "",
+        vote_term=claim.vote.term if claim.vote is not None else 0,
+    )
+
+
+def _conditions(
+    memory: Memory, seen: Observation, fresh: int, *, proxy_dead: bool, proxy_ok: bool, settings: Settings
+) -> tuple[str, ...]:
+    """Names of what is not as it should be, for people; nothing is decided by them."""
+    found = {
+        "NotYetGood": not memory.been_good,
+        "FrontendDown": memory.frontend.health in FAILED,
+        "FrontendSlow": memory.frontend.health is Health.SUSPECT,
+        "StorageDown": memory.storage.health in FAILED,
+        "StorageSlow": memory.storage.health is Health.SUSPECT,
+        "StoragePartial": seen.storage is not None and memory.storage.health is Health.OK and not seen.storage_whole,
+        "ProxyDown": proxy_dead,
+        "ProxyPartial": not proxy_dead and (not proxy_ok or any(p.health is not Health.OK for p in memory.proxies)),
+        "NoCanary": seen.manifest is None,
+        "CanaryMissing": memory.verdict is Verdict.MISSING and memory.level is Level.FIT,
+        "CanaryBroken": memory.verdict in (Verdict.MISSING, Verdict.WRONG) and memory.level is not Level.FIT,
+        "ChainSlow": memory.verdict is Verdict.SLOW,
+        "NoMajority": 1 + fresh < settings.majority,
+        "WriterClosing": settings.single_writer and memory.lease.role is Role.CLOSING,
+    }
+    return tuple(name for name, true in found.items() if true)

@@ -1,0 +1,203 @@
+"""The agent's state for people and machines: one JSON object, and Prometheus text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from kubeadm_registry.agent.config import Config
+from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Presence, Role
+
+
+@dataclass
+class Counters:
+    """What the agent has done since it started."""
+
+    read_resets: int = 0
+    connections_ended: int = 0
+    kills: dict[str, int] = field(default_factory=dict)
+    connects: int = 0
+    pauses: int = 0
+    errors: int = 0
+    fences: int = 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the state holds beside memory and decisions."""
+
+    version: str
+    instance: str
+    wall: float
+    now: float
+    holds_vip: bool
+    expires: Optional[float]  # seconds since 1970
+    can_destroy: Optional[bool]  # None: not tried yet
+    seconds: dict[str, Optional[float]]  # newest answer of each probe took so long
+    corrections: tuple[int, ...]  # of each HAProxy
+    heard: dict[str, tuple[Optional[float], Optional[float], int, int]]  # age, round trip, received, refused
+    wall_skew: dict[str, Optional[float]]
+
+
+def sentence(memory: Memory, decisions: Decisions, config: Config, holds_vip: bool) -> str:
+    """The state in one sentence."""
+    fresh = sum(1 for one in memory.peers.values() if one.presence is Presence.FRESH)
+    parts = [
+        f"{config.name} is {'fit' if memory.fit else 'not fit'}, level {int(memory.level)}",
+        f"hears {fresh} of {len(config.peers)} peers",
+        "holds the VIP" if holds_vip else "does not hold the VIP",
+    ]
+    if config.writer == "single":
+        parts.append(f"is {memory.lease.role.value}")
+    if decisions.conditions:
+        parts.append("conditions: " + ", ".join(decisions.conditions))
+    return "; ".join(parts)
+
+
+def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, counters: Counters) -> dict[str, Any]:
+    """What this agent sees. No secrets."""
+    claim = memory.lease
+    fresh = [name for name, one in memory.peers.items() if one.presence is Presence.FRESH]
+    majority = (1 + len(config.peers)) // 2 + 1
+    return {
+        "name": config.name,
+        "address": config.address,
+        "version": facts.version,
+        "instance": facts.instance,
+        "time": round(facts.wall, 3),
+        "uptime": round(facts.now - memory.started, 1),
+        "level": int(memory.level),
+        "fit": memory.fit,
+        "good": memory.good,
+        "conditions": list(decisions.conditions),
+        "vip": {"addresses": list(config.vips), "held": facts.holds_vip},
+        "frontend": {"health": memory.frontend.health.value, "seconds": facts.seconds.get("frontend")},
+        "storage": None
+        if config.storage is None
+        else {"health": memory.storage.health.value, "seconds": facts.seconds.get("storage")},
+        "canary": None
+        if config.canary is None
+        else {
+            "verdict": memory.verdict.value,
+            "manifest_seconds": facts.seconds.get("manifest"),
+            "blob_seconds": facts.seconds.get("blob"),
+        },
+        "proxies": [
+            {"socket": path, "health": one.health.value, "corrections": count}
+            for path, one, count in zip(config.proxy.sockets, memory.proxies, facts.corrections)
+        ],
+        "reads_go_to": None if decisions.readers is None else sorted(decisions.readers),
+        "writes_go_to": None if decisions.writers is None else sorted(decisions.writers),
+        "writer": {
+            "mode": config.writer,
+            "role": claim.role.value if config.writer == "single" else None,
+            "term": claim.term,
+            "epoch": claim.serving,
+            "vote": claim.vote.candidate if claim.vote is not None else None,
+            "lease_seconds": round(max(0.0, claim.until - facts.now), 2) if claim.role is Role.WRITER else None,
+        },
+        "quorum": {
+            "nodes": 1 + len(config.peers),
+            "heard": 1 + len(fresh),
+            "majority": 1 + len(fresh) >= majority,
+            "storage": sum(1 for name in fresh if decisions.levels.get(name, Level.SILENT) < Level.PROCESS)
+            + (memory.level < Level.PROCESS),
+        },
+        "peers": {
+            peer.name: {
+                "address": peer.address,
+                "presence": memory.peers[peer.name].presence.value,
+                "level": int(decisions.levels.get(peer.name, Level.SILENT)),
+                "age": facts.heard[peer.name][0],
+                "round_trip": facts.heard[peer.name][1],
+                "silences": memory.peers[peer.name].silences,
+                "received": facts.heard[peer.name][2],
+                "refused": facts.heard[peer.name][3],
+                "clock_skew": facts.wall_skew.get(peer.name),
+            }
+            for peer in config.peers
+            if peer.name in memory.peers
+        },
+        "can_destroy_connections": facts.can_destroy,
+        "certificate_expires": facts.expires,
+        "done": {
+            "read_resets": counters.read_resets,
+            "connections_ended": counters.connections_ended,
+            "kills": counters.kills,
+            "storage_connects": counters.connects,
+            "own_pauses": counters.pauses,
+            "fences": counters.fences,
+            "errors": counters.errors,
+        },
+    }
+
+
+def metrics(state: dict[str, Any], cpu: float) -> str:
+    """The state as Prometheus text (version 0.0.4)."""
+    lines: list[str] = []
+
+    def gauge(name: str, text: str, values: list[tuple[str, Any]], kind: str = "gauge") -> None:
+        known = [(labels, value) for labels, value in values if value is not None]
+        if not known:
+            return
+        full = f"kubeadm_registry_agent_{name}"
+        lines.extend((f"# HELP {full} {text}", f"# TYPE {full} {kind}"))
+        lines.extend(f"{full}{labels} {float(value):.10g}" for labels, value in known)
+
+    def one(name: str, text: str, value: Any, kind: str = "gauge") -> None:
+        gauge(name, text, [("", value)], kind)
+
+    peers = state["peers"]
+    done = state["done"]
+    one("level", "How well this node serves reads: 0 fit, 1 chain, 2 process.", state["level"])
+    one("fit", "1 if this node may hold the VIP.", state["fit"])
+    one("vip_held", "1 if this node has the VIP.", state["vip"]["held"])
+    one("writer", "1 if this node is the one writer.", state["writer"]["role"] == Role.WRITER.value)
+    one("epoch", "Epoch of the newest writer known.", state["writer"]["epoch"])
+    one("majority", "1 if more than half of the nodes are heard.", state["quorum"]["majority"])
+    one("certificate_expires_seconds", "End of the node certificate, seconds since 1970.", state["certificate_expires"])
+    one("can_destroy_connections", "1 if the kernel lets the agent end connections.", state["can_destroy_connections"])
+    healths: list[tuple[str, Any]] = [('{process="frontend"}', state["frontend"]["health"] == Health.OK.value)]
+    if state["storage"] is not None:
+        healths.append(('{process="storage"}', state["storage"]["health"] == Health.OK.value))
+    healths += [
+        (f'{{process="proxy-{index}"}}', proxy["health"] == Health.OK.value)
+        for index, proxy in enumerate(state["proxies"], 1)
+    ]
+    gauge("healthy", "1 if the process answers in time.", healths)
+    probes: list[tuple[str, Any]] = [('{probe="frontend"}', state["frontend"]["seconds"])]
+    if state["storage"] is not None:
+        probes.append(('{probe="storage"}', state["storage"]["seconds"]))
+    if state["canary"] is not None:
+        probes.append(('{probe="manifest"}', state["canary"]["manifest_seconds"]))
+        probes.append(('{probe="blob"}', state["canary"]["blob_seconds"]))
+    gauge("probe_seconds", "What the newest answer took.", probes)
+    for key, text in (
+        ("level", "How well a peer serves reads; 3 is silent."),
+        ("age", "Seconds since a peer was heard."),
+        ("round_trip", "Seconds from a heartbeat to the one that answers it."),
+    ):
+        gauge(f"peer_{key}", text, [(f'{{peer="{name}"}}', peer[key]) for name, peer in peers.items()])
+    for key, text in (
+        ("silences", "How often a peer fell silent."),
+        ("received", "Datagrams from a peer."),
+        ("refused", "Datagrams from a peer that were not believed."),
+    ):
+        values = [(f'{{peer="{name}"}}', peer[key]) for name, peer in peers.items()]
+        gauge(f"peer_{key}_total", text, values, "counter")
+    gauge("condition", "1 for each condition that holds.", [(f'{{name="{name}"}}', 1) for name in state["conditions"]])
+    for key, text in (
+        ("read_resets", "Times that waiting reads were reset."),
+        ("connections_ended", "TCP connections ended."),
+        ("storage_connects", "Times that the storage was told to connect to its peers."),
+        ("own_pauses", "Times that the agent itself was not run."),
+        ("fences", "Frontend processes ended because they could write."),
+        ("errors", "Things that the agent could not do."),
+    ):
+        one(f"{key}_total", text, done[key], "counter")
+    kills = [(f'{{process="{name}"}}', count) for name, count in done["kills"].items()]
+    gauge("kills_total", "Hung processes killed.", kills, "counter")
+    corrections = [(f'{{proxy="{index}"}}', one["corrections"]) for index, one in enumerate(state["proxies"], 1)]
+    gauge("proxy_corrections_total", "Times that HAProxy's servers were not as they should be.", corrections, "counter")
+    one("cpu_seconds_total", "CPU time of the agent.", cpu, "counter")
+    return "\n".join(lines) + "\n"

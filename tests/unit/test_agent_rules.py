@@ -1,0 +1,534 @@
+"""The agent's rules as pure functions: their invariants under any observation, and the courses that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kubeadm_registry.agent import rules
+from kubeadm_registry.agent.model import (
+    Answers,
+    Decisions,
+    Health,
+    Level,
+    Memory,
+    Observation,
+    PeerMemory,
+    PeerView,
+    Presence,
+    Reading,
+    Report,
+    Role,
+    ServiceMemory,
+    Settings,
+    Timings,
+    Verdict,
+)
+
+T = Timings()
+ANY = Settings("a", ("b", "c"), False, T)
+GOOD_PEER = Report(level=Level.FIT, fit=True, good=True, verdict=Verdict.GOOD, storage=True)
+
+
+def alive(now: float) -> Answers:
+    return Answers(0.0, now, now, 10, refused=False, idle=None)
+
+
+def read(now: float) -> Reading:
+    return Reading(0.0, now, 10, None)
+
+
+def well(now: float, **changes: object) -> Observation:
+    """All is well on this node and its peers."""
+    seen = Observation(
+        frontend=alive(now),
+        storage=alive(now),
+        storage_whole=True,
+        manifest=read(now),
+        blob=read(now),
+        proxies=(alive(now), alive(now)),
+        proxy_door=alive(now),
+        peers={name: PeerView(now, None, GOOD_PEER, now) for name in ("b", "c")},
+        holds_vip=False,
+        fenced=False,
+    )
+    return replace(seen, **changes)  # type: ignore[arg-type]
+
+
+def play(
+    course: Callable[[float], Observation],
+    *,
+    until: float,
+    memory: Memory | None = None,
+    start: float = 0.0,
+    config: Settings = ANY,
+) -> tuple[Memory, list[tuple[float, Decisions]]]:
+    """Decide every tick from *start* to *until*."""
+    memory = memory or Memory(started=start)
+    taken = []
+    for tick in range(round((until - start) / T.tick)):
+        now = start + (tick + 1) * T.tick
+        memory, decisions = rules.decide(memory, course(now), now, config)
+        taken.append((now, decisions))
+    return memory, taken
+
+
+def near(time: float) -> object:
+    """*time*, or one tick later: sums of floats decide on which side of a limit a tick falls."""
+    return pytest.approx(time, abs=T.tick + 0.001)
+
+
+def first(taken: list[tuple[float, Decisions]], test: Callable[[Decisions], object]) -> float | None:
+    return next((now for now, decisions in taken if test(decisions)), None)
+
+
+@pytest.fixture
+def settled() -> Memory:
+    memory, taken = play(well, until=5.0)
+    assert taken[-1][1].fit
+    assert taken[-1][1].readers == {"a", "b", "c"}
+    return memory
+
+
+def silent(since: float, *, idle: float | None) -> Answers:
+    return Answers(0.0, since, since, 0, refused=False, idle=idle)
+
+
+# ---- one process ---------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_storage_loses_new_reads_then_waiting_ones_then_its_life(settled: Memory) -> None:
+    _, taken = play(
+        lambda now: well(now, storage=silent(5.0, idle=5.1), manifest=Reading(0.0, 5.0, 0, None)),
+        until=8.0,
+        memory=settled,
+        start=5.0,
+    )
+    assert first(taken, lambda d: d.readers == {"b", "c"}) == near(5.3)
+    assert first(taken, lambda d: d.reset_reads) == near(5.6)
+    assert first(taken, lambda d: d.reset_rpc) == near(5.6)
+    assert first(taken, lambda d: d.kill_storage) == near(6.6)
+    assert sum(1 for _, d in taken if d.kill_storage) == 1
+    assert sum(1 for _, d in taken if d.reset_reads) == len(rules.RESETS)
+    assert not any(d.kill_frontend for _, d in taken)
+
+
+def test_a_process_that_uses_the_cpu_is_slow_and_keeps_its_connections(settled: Memory) -> None:
+    _, taken = play(lambda now: well(now, storage=silent(5.0, idle=now - 0.1)), until=9.9, memory=settled, start=5.0)
+    assert first(taken, lambda d: d.readers == {"b", "c"}) == near(5.3)
+    assert not any(d.reset_reads or d.reset_rpc or d.kill_storage for _, d in taken)
+    _, taken = play(lambda now: well(now, storage=silent(5.0, idle=now - 0.1)), until=13.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: d.reset_rpc) == near(10.0)
+    assert first(taken, lambda d: d.kill_storage) == near(11.0)
+
+
+def test_a_process_that_is_not_found_is_not_called_idle(settled: Memory) -> None:
+    _, taken = play(lambda now: well(now, frontend=silent(5.0, idle=None)), until=9.9, memory=settled, start=5.0)
+    assert not any(d.reset_reads or d.kill_frontend for _, d in taken)
+
+
+def test_a_refused_connection_is_certain_and_acted_on_at_once(settled: Memory) -> None:
+    refused = Answers(0.0, 5.0, 5.0, 0, refused=True)
+    _, taken = play(lambda now: well(now, storage=refused), until=5.5, memory=settled, start=5.0)
+    assert first(taken, lambda d: d.reset_reads) == near(5.05)
+    assert first(taken, lambda d: d.readers == {"b", "c"}) == near(5.05)
+    assert not any(d.reset_rpc or d.kill_storage for _, d in taken), "there is nothing left to kill or to free"
+
+
+def test_good_again_only_after_three_good_answers_and_then_the_storage_is_told_to_connect(settled: Memory) -> None:
+    def course(now: float) -> Observation:
+        if now < 6.0:
+            return well(now, storage=Answers(0.0, 5.0, 5.0, 0, refused=True))
+        return well(now, storage=Answers(0.0, now, now, round((now - 6.0) / 0.1), refused=False))
+
+    _, taken = play(course, until=7.0, memory=settled, start=5.0)
+    back = first([entry for entry in taken if entry[0] >= 6.0], lambda d: d.readers == {"a", "b", "c"})
+    assert back == near(6.3)
+    assert [now for now, d in taken if d.connect] == [back]
+
+
+answers = st.builds(
+    Answers,
+    first=st.just(0.0),
+    answered=st.none() | st.floats(0, 20),
+    good=st.none() | st.floats(0, 20),
+    streak=st.integers(0, 5),
+    refused=st.booleans(),
+    idle=st.none() | st.floats(0, 20),
+)
+
+
+@given(memory=st.builds(ServiceMemory, health=st.sampled_from(Health), since=st.floats(0, 20)), seen=answers)
+def test_a_process_is_killed_only_when_hung_and_reset_only_when_hung_or_dead(
+    memory: ServiceMemory, seen: Answers
+) -> None:
+    after, reset, kill = rules.service(memory, seen, 0.0, 20.0, T)
+    quiet = 20.0 - max(seen.answered or 0.0, 0.0)
+    idle = seen.idle is not None and 20.0 - seen.idle >= T.idle
+    if kill:
+        assert after.health is Health.HUNG
+        assert not seen.refused
+        assert quiet >= T.kill and (idle or quiet >= T.hung_busy)
+    if reset:
+        assert seen.refused or (quiet >= T.hung and (idle or quiet >= T.hung_busy))
+    if after.health is Health.OK and memory.health is not Health.OK:
+        assert seen.streak >= T.recover
+    assert (after.health is Health.DEAD) == seen.refused
+
+
+# ---- reads ---------------------------------------------------------------------------------------------------------
+
+levels = st.dictionaries(st.sampled_from("abcde"), st.sampled_from(Level), min_size=1)
+
+
+@given(levels=levels)
+def test_reads_go_to_the_best_level_present_and_nowhere_else(levels: dict[str, Level]) -> None:
+    chosen = rules.readers(levels)
+    assert chosen
+    best = min(levels.values())
+    assert chosen == {name for name, level in levels.items() if level == best}
+
+
+def test_all_chains_look_bad_and_the_node_with_the_hung_process_comes_last(settled: Memory) -> None:
+    slow = Report(level=Level.CHAIN, fit=True, verdict=Verdict.SLOW, storage=True)
+    _, taken = play(
+        lambda now: well(
+            now,
+            storage=silent(5.0, idle=5.1),
+            manifest=Reading(0.0, 5.0, 0, None),
+            peers={name: PeerView(now, None, slow if now > 5.4 else GOOD_PEER, now) for name in ("b", "c")},
+        ),
+        until=6.0,
+        memory=settled,
+        start=5.0,
+    )
+    assert all(d.readers == {"b", "c"} for now, d in taken if now > 5.35)
+
+
+def test_without_any_peer_reads_stay_here_whatever_the_level(settled: Memory) -> None:
+    gone = {name: PeerView(5.0, None, GOOD_PEER, 5.0) for name in ("b", "c")}
+    _, taken = play(
+        lambda now: well(now, storage=silent(5.0, idle=5.1), peers=gone), until=7.0, memory=settled, start=5.0
+    )
+    assert taken[-1][1].readers == {"a"}
+    assert taken[-1][1].report.level is Level.PROCESS
+
+
+def test_nothing_is_moved_before_anything_is_known() -> None:
+    _, taken = play(well, until=1.0)
+    assert all(d.readers is None for now, d in taken if now < T.warm_up)
+    assert taken[-1][1].readers == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("seen", "somebody_reads", "level"),
+    [
+        (Verdict.GOOD, True, Level.FIT),
+        (Verdict.MISSING, True, Level.CHAIN),
+        (Verdict.MISSING, False, Level.FIT),
+        (Verdict.WRONG, False, Level.CHAIN),
+        (Verdict.SLOW, False, Level.CHAIN),
+        (Verdict.UNKNOWN, False, Level.CHAIN),
+    ],
+)
+def test_an_object_that_nobody_has_is_nobodys_fault(seen: Verdict, somebody_reads: bool, level: Level) -> None:
+    assert rules.own_level(Health.OK, Health.OK, seen, somebody_reads) is level
+    assert rules.own_level(Health.SUSPECT, Health.OK, seen, somebody_reads) is Level.PROCESS
+    assert rules.own_level(Health.OK, Health.DEAD, seen, somebody_reads) is Level.PROCESS
+
+
+def test_a_known_object_that_is_missing_everywhere_is_said_and_costs_nothing(settled: Memory) -> None:
+    lost = replace(GOOD_PEER, verdict=Verdict.MISSING)
+    _, taken = play(
+        lambda now: well(
+            now,
+            manifest=Reading(0.0, 5.0, 0, Verdict.MISSING),
+            peers={name: PeerView(now, None, lost, now) for name in ("b", "c")},
+        ),
+        until=20.0,
+        memory=settled,
+        start=5.0,
+    )
+    assert all(d.fit and d.readers == {"a", "b", "c"} for _, d in taken)
+    assert "CanaryMissing" in taken[-1][1].conditions
+
+
+# ---- peers ---------------------------------------------------------------------------------------------------------
+
+
+def peers(b: PeerView, now: float) -> dict[str, PeerView]:
+    return {"b": b, "c": PeerView(now, None, GOOD_PEER, now)}
+
+
+def test_a_silent_peer_loses_all_connections_once_then_what_is_stuck_and_again_when_it_is_back(
+    settled: Memory,
+) -> None:
+    def course(now: float) -> Observation:
+        heard = 5.0 if now < 7.0 else now
+        return well(now, peers=peers(PeerView(heard, None, GOOD_PEER, heard), now))
+
+    memory, taken = play(course, until=8.0, memory=settled, start=5.0)
+    cuts = [(round(now, 2), stuck) for now, d in taken for name, stuck in d.destroy]
+    assert cuts[0] == (near(5.35), False)
+    assert all(stuck for _, stuck in cuts[1:])
+    assert cuts[-1][0] == near(7.0)
+    assert len(cuts) == 5
+    assert first(taken, lambda d: d.connect) == near(7.0)
+    assert memory.peers["b"].silences == 1
+
+
+def test_an_agent_that_died_on_a_living_host_costs_its_host_no_connection(settled: Memory) -> None:
+    _, taken = play(
+        lambda now: well(now, peers=peers(PeerView(5.0, now - 0.3, GOOD_PEER, 5.0), now)),
+        until=15.0,
+        memory=settled,
+        start=5.0,
+    )
+    assert not any(d.destroy for _, d in taken)
+    assert taken[-1][1].readers == {"a", "c"}
+
+
+def test_a_goodbye_is_no_silence(settled: Memory) -> None:
+    bye = replace(GOOD_PEER, bye=True, level=Level.PROCESS)
+    _, taken = play(
+        lambda now: well(now, peers=peers(PeerView(5.0, 5.0, bye, 5.0), now)), until=6.0, memory=settled, start=5.0
+    )
+    assert not any(d.destroy for _, d in taken)
+    assert taken[0][1].readers == {"a", "c"}
+
+
+def test_a_peer_that_was_never_heard_loses_only_what_is_stuck() -> None:
+    _, taken = play(lambda now: well(now, peers=peers(PeerView(), now)), until=10.0)
+    cuts = [stuck for _, d in taken for _, stuck in d.destroy]
+    assert cuts
+    assert all(cuts)
+
+
+views = st.builds(
+    PeerView,
+    heard=st.none() | st.floats(0, 30),
+    away=st.none() | st.floats(0, 30),
+    said=st.just(GOOD_PEER),
+    echoed=st.none(),
+)
+
+
+@given(course=st.lists(views, min_size=1, max_size=40))
+def test_all_connections_to_a_peer_are_ended_at_most_once_a_silence(course: list[PeerView]) -> None:
+    memory, silences = PeerMemory(), 0
+    heard: float | None = None
+    for index, view in enumerate(course):
+        now = 30.0 + index * 0.1
+        heard = max(filter(None, (heard, view.heard)), default=None)
+        before = memory
+        memory, what, _ = rules.peer(before, replace(view, heard=heard), 0.0, 0.0, now, T)
+        if what is False:
+            silences += 1
+            assert heard is not None
+            assert before.presence is not Presence.SILENT
+            assert memory.silences == before.silences + 1
+    assert silences <= memory.silences
+
+
+def test_the_agents_own_pause_is_not_the_silence_of_all_others(settled: Memory) -> None:
+    """After 3 s in which the agent was not run, all that it knows is 3 s old."""
+    stale = well(5.0, holds_vip=True)
+    memory, decisions = rules.decide(settled, stale, 8.0, ANY)
+    assert memory.resumed == 8.0
+    for decided in (decisions, rules.decide(memory, stale, 8.05, ANY)[1]):
+        assert not decided.destroy
+        assert not decided.reset_reads
+        assert not decided.kill_frontend
+        assert not decided.kill_storage
+        assert not decided.kill_proxies
+        assert decided.fit
+        assert decided.readers == {"a", "b", "c"}
+
+
+def test_a_real_silence_after_a_pause_is_still_seen(settled: Memory) -> None:
+    memory, _ = rules.decide(settled, well(5.0), 8.0, ANY)
+    gone = peers(PeerView(5.0, None, GOOD_PEER, 5.0), 0.0)
+    _, taken = play(
+        lambda now: well(now, peers=gone | {"c": PeerView(now, None, GOOD_PEER, now)}),
+        until=9.0,
+        memory=memory,
+        start=8.0,
+    )
+    assert first(taken, lambda d: ("b", False) in d.destroy) == near(8.35)
+
+
+# ---- the VIP -------------------------------------------------------------------------------------------------------
+
+reports = st.builds(
+    Report,
+    level=st.sampled_from(Level),
+    fit=st.booleans(),
+    good=st.booleans(),
+    verdict=st.sampled_from(Verdict),
+    storage=st.booleans(),
+)
+readings = st.builds(
+    Reading,
+    first=st.just(0.0),
+    good=st.none() | st.floats(0, 30),
+    streak=st.integers(0, 5),
+    fault=st.none() | st.sampled_from([Verdict.MISSING, Verdict.WRONG]),
+)
+observations = st.builds(
+    Observation,
+    frontend=answers,
+    storage=answers,
+    storage_whole=st.booleans(),
+    manifest=readings,
+    blob=readings,
+    proxies=st.tuples(answers, answers),
+    proxy_door=answers,
+    peers=st.fixed_dictionaries(
+        {
+            name: st.builds(
+                PeerView,
+                heard=st.none() | st.floats(0, 30),
+                away=st.none() | st.floats(0, 30),
+                said=st.none() | reports,
+                echoed=st.none(),
+            )
+            for name in ("b", "c")
+        }
+    ),
+    holds_vip=st.booleans(),
+    fenced=st.booleans(),
+)
+
+
+def reads_well_elsewhere(seen: Observation, memory: Memory) -> bool:
+    return any(
+        memory.peers[name].presence is Presence.FRESH
+        and view.said is not None
+        and view.said.good
+        and view.said.fit
+        and view.said.level is Level.FIT
+        for name, view in seen.peers.items()
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(course=st.lists(observations, min_size=1, max_size=12), single=st.booleans())
+def test_whatever_is_seen_the_invariants_hold(course: list[Observation], single: bool) -> None:
+    config = Settings("a", ("b", "c"), single, T)
+    memory, _ = play(well, until=5.0, config=config)
+    for index, seen in enumerate(course):
+        now = 20.0 + index * 0.1
+        before = memory
+        memory, decided = rules.decide(before, seen, now, config)
+        assert before.been_good
+        if not reads_well_elsewhere(seen, memory):
+            assert decided.fit, "the VIP is not given up if nobody else reads well"
+        assert decided.readers, "there is always somebody to read from"
+        if "a" in (decided.readers or ()):
+            best = min([Level.SILENT, *(decided.levels[name] for name in ("b", "c"))])
+            assert decided.report.level <= best, "never back to this node while a better one is there"
+        if decided.reset_reads:
+            assert Health.HUNG in (memory.frontend.health, memory.storage.health) or Health.DEAD in (
+                memory.frontend.health,
+                memory.storage.health,
+            )
+        if decided.reset_rpc or decided.kill_storage:
+            assert memory.storage.health is Health.HUNG
+        if single:
+            assert decided.gate == (memory.lease.role is Role.WRITER)
+            assert not (decided.gate and decided.fence)
+            assert len(decided.writers or ()) <= 1
+
+
+def test_a_dead_frontend_gives_up_the_vip_after_a_moment_if_another_node_reads_well(settled: Memory) -> None:
+    refused = Answers(0.0, 5.0, 5.0, 0, refused=True)
+    _, taken = play(lambda now: well(now, frontend=refused, holds_vip=True), until=7.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: not d.fit) == near(5.05 + T.give_up)
+
+
+def test_wrong_bytes_give_up_the_vip_after_a_moment(settled: Memory) -> None:
+    _, taken = play(
+        lambda now: well(now, blob=Reading(0.0, 5.0, 0, Verdict.WRONG)), until=7.0, memory=settled, start=5.0
+    )
+    assert first(taken, lambda d: d.readers == {"b", "c"}) == near(5.05)
+    assert first(taken, lambda d: not d.fit) == near(5.05 + T.give_up)
+
+
+def test_a_slow_holder_stays_for_long_and_a_slow_rack_for_ever(settled: Memory) -> None:
+    slow = Reading(0.0, 5.0, 0, None)
+    _, taken = play(lambda now: well(now, manifest=slow), until=15.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: not d.fit) == near(5.0 + T.canary_deadline + T.slow_give_up)
+    also = replace(GOOD_PEER, level=Level.CHAIN, good=False, verdict=Verdict.SLOW)
+    _, taken = play(
+        lambda now: well(now, manifest=slow, peers={name: PeerView(now, None, also, now) for name in ("b", "c")}),
+        until=60.0,
+        memory=settled,
+        start=5.0,
+    )
+    assert all(d.fit for _, d in taken)
+
+
+def test_a_dead_proxy_gives_up_the_vip_at_once(settled: Memory) -> None:
+    refused = Answers(0.0, 5.0, 5.0, 0, refused=True)
+    _, taken = play(lambda now: well(now, proxies=(refused, refused)), until=6.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: not d.fit) == near(5.05)
+    _, taken = play(lambda now: well(now, proxies=(alive(now), refused)), until=6.0, memory=settled, start=5.0)
+    assert all(d.fit for _, d in taken), "one of two is enough"
+
+
+def test_a_hung_proxy_is_killed_as_soon_as_it_is_known_to_be_hung(settled: Memory) -> None:
+    _, taken = play(
+        lambda now: well(now, proxies=(alive(now), silent(5.0, idle=5.1))), until=6.0, memory=settled, start=5.0
+    )
+    assert first(taken, lambda d: d.kill_proxies == (1,)) == near(5.6)
+
+
+def test_a_node_that_was_never_good_is_fit_only_when_nobody_else_is() -> None:
+    def course(now: float) -> Observation:
+        return well(now, manifest=Reading(0.0, None, 0, None))
+
+    _, taken = play(course, until=20.0)
+    assert not any(d.fit for _, d in taken)
+
+    def dark(now: float) -> Observation:
+        return replace(course(now), peers={"b": PeerView(), "c": PeerView()})
+
+    _, taken = play(dark, until=20.0)
+    assert first(taken, lambda d: d.fit) == near(T.start_grace)
+
+
+def test_a_rack_that_powers_on_at_once_ends_with_a_holder() -> None:
+    """Three agents that hear each other; storage answers after 20 s on all, first on c."""
+    names = ("a", "b", "c")
+    memories = {name: Memory(started=0.0) for name in names}
+    said: dict[str, Report] = {}
+    for tick in range(1, 600):
+        now = tick * T.tick
+        new: dict[str, Report] = {}
+        for name in names:
+            ready = 20.0 if name == "c" else 22.0
+            seen = well(
+                now, peers={other: PeerView(now, None, said.get(other), now) for other in names if other != name}
+            )
+            if now < ready:
+                seen = replace(seen, manifest=Reading(0.0, None, 0, Verdict.WRONG), blob=Reading(0.0, None, 0, None))
+            config = Settings(name, tuple(other for other in names if other != name), False, T)
+            memories[name], decided = rules.decide(memories[name], seen, now, config)
+            new[name] = decided.report
+        said = new
+        if now > T.start_grace + 0.2:
+            assert any(report.fit for report in said.values()), f"nobody may hold the VIP at {now}"
+        if 20.5 < now < 21.9:
+            assert [name for name in names if said[name].fit] == ["c"]
+    assert all(report.fit for report in said.values())
+
+
+def test_a_storage_that_lacks_a_member_which_is_there_is_told_to_connect_now_and_then(settled: Memory) -> None:
+    _, taken = play(lambda now: well(now, storage_whole=False), until=18.0, memory=settled, start=5.0)
+    times = [now for now, d in taken if d.connect]
+    assert times[0] == near(6.05)
+    assert len(times) == 3
