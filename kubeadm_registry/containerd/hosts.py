@@ -115,10 +115,11 @@ def without_ours(content: bytes) -> bytes | None:
         values = edit.parse(text)
     except (UnicodeDecodeError, edit.Unparsable):
         return content
-    hosts: dict[str, Any] = values.get("host", {})
-    ours = {url for url, table in hosts.items() if isinstance(table, dict) and _names_ca(table)}
+    hosts = values.get("host")
+    tables = hosts if isinstance(hosts, dict) else {}
+    ours = {url for url, table in tables.items() if isinstance(table, dict) and _names_ca(table)}
     root = set(_ROOT_KEYS) - {"server"} if _names_ca(values) else set()
-    if values.get("server") in ours:
+    if str(values.get("server")) in ours:
         root.add("server")
     found = edit.statements(text)
 

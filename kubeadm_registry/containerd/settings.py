@@ -223,8 +223,9 @@ def refusals(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
                 f"{layer.path}: version = {layer.version}, which containerd {containerd} does not read",
                 hint="use version = 2, or a containerd of version 2",
             )
-        for plugin in layer.values.get("disabled_plugins") or ():
-            if plugin in _CRI_PLUGINS:
+        disabled = layer.values.get("disabled_plugins")
+        for plugin in disabled if isinstance(disabled, list) else ():
+            if str(plugin) in _CRI_PLUGINS:
                 yield Refused(
                     f'{layer.path}: disabled_plugins contains "{plugin}": the kubelet cannot use this containerd',
                     hint=f'take "{plugin}" out of disabled_plugins and restart containerd',
@@ -254,7 +255,8 @@ def _as_hosts_files(mirrors: Any) -> str:
     """The mirrors of the old form in the new one, for a person to copy."""
     files = []
     for name, mirror in mirrors.items() if isinstance(mirrors, dict) else ():
-        endpoints = edit.get(mirror, ("endpoint",)) or ()
+        found = edit.get(mirror, ("endpoint",))
+        endpoints = found if isinstance(found, list) else ()
         tables = " ".join(f'[host."{endpoint}"]' for endpoint in endpoints)
         directory = "_default" if name == "*" else name
         files.append(f"{CERTS_D}/{directory}/hosts.toml with {tables}")
@@ -292,7 +294,7 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
     effective_path = first if isinstance(first, str) and first else ""
     pause_layer, pause = _effective(layers, containerd, _SANDBOX)
     wants_path = not effective_path and not containerd.has_default_config_path
-    is_default = not pause or pause in DEFAULT_PAUSE_IMAGES
+    is_default = not pause or str(pause) in DEFAULT_PAUSE_IMAGES
     wants_pause = sandbox_image is not None and pause != sandbox_image and is_default
     if sandbox_image is not None and pause != sandbox_image and not is_default:
         notices.append(

@@ -131,6 +131,26 @@ def test_any_text_is_merged_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "disabled_plugins = 1\n",
+        "disabled_plugins = [[]]\n",
+        "version = 'x'\nimports = 3\n",
+        CRI + "config_path = 1\n",
+        CRI + "mirrors = 1\nconfigs = 2\n",
+        CRI + "mirrors = {x = 1, y = {endpoint = 2}}\n",
+        'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\nsandbox_image = []\nregistry = 1\n',
+        "version = 2\nplugins = 1\n",
+    ],
+)
+def test_values_of_the_wrong_kind_do_no_harm(text: str) -> None:
+    try:
+        merge(text, containerd=V17, sandbox_image=PAUSE)
+    except Refused as error:
+        assert error.hint
+
+
+@pytest.mark.parametrize(
     ("text", "version", "says", "hint"),
     [
         ('disabled_plugins = ["cri"]\n', V17, "disabled_plugins", "restart containerd"),
