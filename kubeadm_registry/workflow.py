@@ -170,8 +170,11 @@ def _run_phase(
             return error
         return None
 
-    if phase.one_at_a_time:
-        for host in hosts:
+    if phase.one_at_a_time and not dry_run:
+        # Most runs change little: only hosts where something differs take their turn.
+        with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
+            differs = list(pool.map(lambda host: _differs(phase, cluster, host), hosts))
+        for host in (host for host, turn in zip(hosts, differs, strict=True) if turn):
             _run_host(path, phase, cluster, host, reporter, dry_run=dry_run, actions=actions)
         return
     with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
@@ -180,6 +183,15 @@ def _run_phase(
         reporter.note(f"failed as well: {failure.message}", host=failure.host)
     if failures:
         raise failures[0]
+
+
+def _differs(phase: Phase, cluster: Cluster, host: Host) -> bool:
+    """Whether *phase* would change anything on *host*; also if that cannot be told now."""
+    assert phase.steps is not None  # noqa: S101  as in _run_host
+    try:
+        return any(change.diff(host) is not None for change in phase.steps(cluster, host.as_read_only()))
+    except Error:
+        return True
 
 
 def _run_host(

@@ -54,20 +54,25 @@ def architecture(cluster: Cluster, host: Host) -> Iterator[str]:
         yield f"the bundle's {', '.join(wrong)} are not for {name}; make a bundle on a machine of this architecture"
 
 
+#: Those of the arguments that are no programs here.
+_MISSING = 'for tool; do command -v "$tool" > /dev/null || echo "$tool"; done'
+
+
 def tools(_: Cluster, host: Host) -> Iterator[str]:
     """systemd runs, and the ordinary tools are there."""
     if not host.query("test", "-d", "/run/systemd/system").ok:
         yield "systemd does not run this machine; the services need it"
-    script = 'for tool; do command -v "$tool" > /dev/null || echo "$tool"; done'
-    missing = host.query("sh", "-c", script, "tools", *TOOLS).text.split()
+    missing = host.query("sh", "-c", _MISSING, "tools", *TOOLS).text.split()
     if missing:
         yield f"{', '.join(missing)} missing; install the packages that hold them (iproute2, nftables, ...)"
 
 
+_DIAG_DESTROY = 'grep -h "CONFIG_INET_DIAG_DESTROY" "/boot/config-$(uname -r)" 2>/dev/null'
+
+
 def kernel(_: Cluster, host: Host) -> Iterator[str]:
     """The kernel can end the connections to a server that fell silent."""
-    script = 'grep -h "CONFIG_INET_DIAG_DESTROY" "/boot/config-$(uname -r)" 2>/dev/null'
-    line = host.query("sh", "-c", script).text
+    line = host.query("sh", "-c", _DIAG_DESTROY).text
     if line and "=y" not in line:
         yield (
             "the kernel lacks CONFIG_INET_DIAG_DESTROY: after the silent loss of a server pulls would hang for "
@@ -99,11 +104,14 @@ def _ours(host: Host, pid: str) -> bool:
     return f"/{paths.SLICE}" in host.query("cat", f"/proc/{pid}/cgroup").text
 
 
+#: The line of df for the file system where ``$1`` is, or will be.
+_FREE = 'p=$1; until [ -e "$p" ]; do p=$(dirname "$p"); done; df -P -B1 -- "$p" | tail -n 1'
+
+
 def disk(cluster: Cluster, host: Host) -> Iterator[str]:
     """There is room for layers and programs."""
-    script = 'p=$1; until [ -e "$p" ]; do p=$(dirname "$p"); done; df -P -B1 -- "$p" | tail -n 1'
     for path, least in ((cluster.spec.data_directory, DATA_FREE), (paths.OPT, PROGRAMS_FREE)):
-        fields = host.query("sh", "-c", script, "disk", path).text.split()
+        fields = host.query("sh", "-c", _FREE, "free", path).text.split()
         free = int(fields[3])
         if free < least and not unit_state(host, paths.unit("garage")).active:
             yield (

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kubeadm_registry import paths, secrets
+from kubeadm_registry import containerd, paths, secrets
 from kubeadm_registry.changes import Absent, NoService, NoUser, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network
 from kubeadm_registry.host import Host
 from kubeadm_registry.workflow import Phase
+
+
+def give_back(_: Cluster, host: Host) -> Steps:
+    """Give containerd its own configuration back."""
+    return containerd.restore_steps(host)
 
 
 def services(cluster: Cluster, host: Host) -> Steps:
@@ -62,8 +67,9 @@ def data(cluster: Cluster, host: Host) -> Steps:
     yield Absent(cluster.spec.data_directory)
 
 
+CONTAINERD = Phase("containerd", "Give containerd its own configuration back", give_back)
 SERVICES = Phase("services", "Stop the services and remove their units", services)
 KEEP = Phase("secrets", "Keep the secrets beside the data", keep)
 FILES = Phase("files", "Remove configuration, programs and users", files)
 DATA = Phase("data", "Delete all images and the secrets (only with --purge-data)", data)
-RESET_PHASES = (SERVICES, KEEP, FILES, DATA)
+RESET_PHASES = (CONTAINERD, SERVICES, KEEP, FILES, DATA)

@@ -3,6 +3,7 @@
 from kubeadm_registry.phases.agent import AGENT
 from kubeadm_registry.phases.backend import BACKEND
 from kubeadm_registry.phases.base import BASE
+from kubeadm_registry.phases.containerd import CONTAINERD
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.identity import SECRETS
 from kubeadm_registry.phases.network import NETWORK
@@ -13,7 +14,7 @@ from kubeadm_registry.phases.reset import RESET_PHASES
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import VIP
 
-INIT = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS, NETWORK, BACKEND, FRONTEND, PROXY, AGENT, VIP, VERIFY)
+INIT = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS, NETWORK, BACKEND, FRONTEND, PROXY, AGENT, VIP, CONTAINERD, VERIFY)
 """From bare servers to a registry that is proven to work."""
 
 PREFLIGHT_ONLY = (PROGRAMS_PHASE,)

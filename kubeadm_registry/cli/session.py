@@ -66,27 +66,37 @@ def reach(config: RegistryCluster, node: Node, sudo_password: str | None) -> Tra
     return connect(target(config, node, sudo_password=sudo_password))
 
 
-@contextmanager
-def hosts(config: RegistryCluster, reporter: Reporter, *, nodes: Sequence[Node] | None = None) -> Iterator[list[Host]]:
-    """Every host of the file, connected. Raises ConnectionFailed after reporting each one that failed."""
-    nodes = config.spec.nodes if nodes is None else nodes
+def attempt_all(config: RegistryCluster) -> tuple[list[Host], dict[str, str]]:
+    """Every host that can be reached, connected side by side, and why each of the others cannot."""
+    reached, failures = _attempt(config)
+    return reached, {failure.host: f"{failure.message} ({failure.hint})" for failure in failures}
+
+
+def _attempt(config: RegistryCluster) -> tuple[list[Host], list[ConnectionFailed]]:
     sudo_password = os.environ.get(SUDO_PASSWORD)
 
     def attempt(node: Node) -> Host | ConnectionFailed:
         try:
             return Host(node.name, node.address, reach(config, node, sudo_password))
         except ConnectionFailed as error:
+            error.host = error.host or node.name
             return error
 
-    with ThreadPoolExecutor(max_workers=len(nodes)) as pool:
-        results = list(pool.map(attempt, nodes))
+    with ThreadPoolExecutor(max_workers=len(config.spec.nodes)) as pool:
+        results = list(pool.map(attempt, config.spec.nodes))
+    reached = [result for result in results if isinstance(result, Host)]
+    return reached, [result for result in results if isinstance(result, ConnectionFailed)]
+
+
+@contextmanager
+def hosts(config: RegistryCluster, reporter: Reporter) -> Iterator[list[Host]]:
+    """Every host of the file, connected. Raises ConnectionFailed after telling of each one that failed."""
     with ExitStack() as stack:
-        reached = [result for result in results if isinstance(result, Host)]
+        reached, failures = _attempt(config)
         for host in reached:
             stack.callback(host.transport.close)
-        failures = [result for result in results if isinstance(result, ConnectionFailed)]
         for failure in failures[1:]:
-            reporter.note(f"{failure} ({failure.hint})")
+            reporter.note(f"{failure.message} ({failure.hint})", host=failure.host)
         if failures:
             raise failures[0]
         yield reached

@@ -1,1 +1,94 @@
-"""``status``."""
+"""``status``: how each server and the whole is, and whether a server may be lost right now."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kubeadm_registry import config
+from kubeadm_registry import status as cluster_status
+from kubeadm_registry.cli import session
+from kubeadm_registry.cli.main import Context, cli, command, file_option
+
+EXIT_NOT_AVAILABLE = 1
+EXIT_UNREACHABLE = 4
+EXIT_DEGRADED = 5
+_MARKS = {"True": "[green]yes[/green]", "False": "[red]no[/red]", "Unknown": "[yellow]unknown[/yellow]"}
+_QUESTIONS = {
+    "Available": "answers at the virtual IP",
+    "CanLoseANode": "can lose a node",
+    "StorageWhole": "storage is whole",
+    "CertificatesValid": "certificates are valid",
+}
+
+
+@command(cli, "status")
+@file_option
+def status(context: Context, path: Path | None) -> None:
+    """Show each server with its services, who has the virtual IP, and whether a server may be lost right now.
+
+    Storage is judged by what the agents see, for Garage calls a silently dead server healthy for over a minute.
+    Exit code 0: all is well; 5: it answers but could not lose a server; 1: it does not answer; 4: no server could
+    be reached.
+    """
+    cluster_file = config.load(path)
+    reached, unreachable = session.attempt_all(cluster_file)
+    try:
+        found = cluster_status.judge(cluster_file, cluster_status.gather(cluster_file, reached, unreachable))
+    finally:
+        for host in reached:
+            host.transport.close()
+    if context.output == "json":
+        click.echo(json.dumps(found))
+    else:
+        show(found)
+    sys.exit(exit_code(found))
+
+
+def exit_code(found: dict[str, Any]) -> int:
+    """What the program ends with."""
+    if not any(node["reachable"] for node in found["nodes"]):
+        return EXIT_UNREACHABLE
+    if cluster_status.condition(found, "Available") != "True":
+        return EXIT_NOT_AVAILABLE
+    return 0 if cluster_status.condition(found, "CanLoseANode") == "True" else EXIT_DEGRADED
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print it for people."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    services = list(dict.fromkeys(name for node in found["nodes"] for name in node["services"]))
+    for title in ("NODE", "FIT", "VIP", *(name.upper() for name in services), "CERTIFICATE"):
+        table.add_column(title, no_wrap=True)
+    for node in found["nodes"]:
+        if not node["reachable"]:
+            table.add_row(node["name"], "[red]unreachable[/red]")
+            continue
+        states = (node["services"].get(name, "-") for name in services)
+        table.add_row(
+            node["name"],
+            "[green]yes[/green]" if node["fit"] else "[red]no[/red]",
+            found["vip"]["address"] if found["vip"]["holder"] == node["name"] else "",
+            *(state if state == "active" else f"[red]{state}[/red]" for state in states),
+            f"{node['certificateDays']} days" if "certificateDays" in node else "-",
+        )
+    console.print(table)
+    console.print()
+    for condition in found["conditions"]:
+        question = _QUESTIONS.get(condition["type"], condition["type"])
+        console.print(f"{question + ':':<27}{_MARKS[condition['status']]}  {escape(condition['message'])}")
+    for node in found["nodes"]:
+        if node.get("message"):
+            console.print(f"[red]{node['name']}[/red]: {escape(node['message'])}")
+        if node.get("conditions"):
+            console.print(f"{node['name']}: {escape(', '.join(node['conditions']))}")

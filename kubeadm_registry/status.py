@@ -1,0 +1,234 @@
+"""How the cluster is: asked of every host that answers, judged by pure functions, shaped like a resource's status."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from kubeadm_registry import paths, pki
+from kubeadm_registry.addresses import prefix
+from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.errors import Error
+from kubeadm_registry.host import Host
+
+#: An agent writes its state every second; one that is silent for longer is not believed.
+STALE_AFTER = 5.0
+CERTIFICATE_WARNING_DAYS = 30
+
+
+def services(config: RegistryCluster) -> dict[str, tuple[str, ...]]:
+    """The units of each service on a node, by the name that people use."""
+    frontend = config.spec.frontend.type
+    haproxy = tuple(f"{paths.PREFIX}-haproxy@{number}.service" for number in (1, 2))
+    return {
+        "network": (paths.unit("network"),),
+        "garage": (paths.unit("garage"),),
+        frontend: (paths.unit(frontend),),
+        "haproxy": haproxy,
+        "agent": (paths.unit("agent"),),
+        "keepalived": (paths.unit("keepalived"),),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one node said. Not *reachable*: nothing, and *trouble* says why."""
+
+    name: str
+    reachable: bool = True
+    trouble: str = ""
+    services: Mapping[str, str] = field(default_factory=dict)
+    """``active``, ``failed``, ... by service; of several processes the worst."""
+    agent: Mapping[str, Any] | None = None
+    """The agent's state; None if it tells none, or an old one."""
+    holds_vip: bool = False
+    certificate_ends: datetime | None = None
+
+
+#: ``$1`` the agent's state, ``$2...`` units. One round trip for all.
+_ASK = """
+state=$1; shift
+systemctl show --property=Id,ActiveState -- "$@"
+echo ---
+date +%s.%N
+cat -- "$state" 2>/dev/null || :
+"""
+
+
+def observe(config: RegistryCluster, host: Host) -> Observation:
+    """Ask *host* for everything. A host that fails to answer is an observation too."""
+    units = services(config)
+    try:
+        flat = [unit for group in units.values() for unit in group]
+        answer = host.query("sh", "-c", _ASK, "status", f"{paths.RUN}/agent/state.json", *flat, timeout=15)
+        shown, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
+        now, _, state = rest.partition("\n")
+        vip = config.spec.vip.address
+        holds = bool(host.query("ip", "-oneline", "address", "show", "to", prefix(vip), timeout=15).text)
+        pem = host.read(paths.NODE_PEM)
+        return Observation(
+            host.name,
+            services=_states(units, shown),
+            agent=_agent(state, float(now)),
+            holds_vip=holds,
+            certificate_ends=pki.expiry(pem.decode()) if pem else None,
+        )
+    except (Error, ValueError) as error:
+        return Observation(host.name, reachable=False, trouble=str(error))
+
+
+def _states(units: Mapping[str, Sequence[str]], shown: str) -> dict[str, str]:
+    active = {}
+    for block in shown.strip().split("\n\n"):
+        values = dict(line.partition("=")[::2] for line in block.splitlines())
+        active[values.get("Id", "")] = values.get("ActiveState", "unknown")
+    states = {}
+    for service, members in units.items():
+        wrong = [active.get(unit, "unknown") for unit in members if active.get(unit) != "active"]
+        states[service] = wrong[0] if wrong else "active"
+    return states
+
+
+def _agent(text: str, now: float) -> dict[str, Any] | None:
+    try:
+        state: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return None
+    return state if now - float(state.get("time", 0)) < STALE_AFTER else None
+
+
+def gather(config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[str, str]) -> list[Observation]:
+    """Observe all *hosts* side by side; add those that are *unreachable*, with the reason. In the order of the file."""
+    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
+        seen = {one.name: one for one in pool.map(lambda host: observe(config, host), hosts)}
+    for name, reason in unreachable.items():
+        seen[name] = Observation(name, reachable=False, trouble=reason)
+    return [seen[node.name] for node in config.spec.nodes]
+
+
+def judge(config: RegistryCluster, seen: Sequence[Observation], now: float | None = None) -> dict[str, Any]:
+    """The status of the cluster, in the shape of the custom resource's status: conditions, vip, nodes."""
+    moment = datetime.fromtimestamp(time.time() if now is None else now, UTC)
+    holders = [one.name for one in seen if one.holds_vip]
+    nodes = [_node(one, moment) for one in seen]
+    conditions = [
+        _available(seen, holders),
+        _can_lose_a_node(config, seen, holders),
+        _storage_whole(config, seen),
+        _certificates(seen, moment),
+    ]
+    return {
+        "conditions": conditions,
+        "vip": {"address": config.spec.vip.address, "holder": holders[0] if len(holders) == 1 else None},
+        "nodes": nodes,
+    }
+
+
+def _condition(kind: str, status: bool | None, reason: str, message: str) -> dict[str, str]:
+    """A condition by Kubernetes' API conventions; None is "Unknown"."""
+    return {"type": kind, "status": "Unknown" if status is None else str(status), "reason": reason, "message": message}
+
+
+def _fit(one: Observation) -> bool:
+    return one.agent is not None and bool(one.agent.get("fit"))
+
+
+def _node(one: Observation, now: datetime) -> dict[str, Any]:
+    node: dict[str, Any] = {
+        "name": one.name,
+        "reachable": one.reachable,
+        "fit": _fit(one),
+        "services": dict(one.services),
+    }
+    if one.trouble:
+        node["message"] = one.trouble
+    if one.agent is not None:
+        node["level"] = one.agent.get("level")
+        node["conditions"] = list(one.agent.get("conditions", ()))
+    if one.certificate_ends is not None:
+        node["certificateExpires"] = one.certificate_ends.strftime("%Y-%m-%dT%H:%M:%SZ")
+        node["certificateDays"] = (one.certificate_ends - now).days
+    return node
+
+
+def _available(seen: Sequence[Observation], holders: Sequence[str]) -> dict[str, str]:
+    if len(holders) > 1:
+        return _condition("Available", False, "TwoHolders", f"{', '.join(holders)} all have the virtual IP")
+    if holders:
+        holder = next(one for one in seen if one.name == holders[0])
+        if _fit(holder):
+            return _condition("Available", True, "Serving", f"{holders[0]} has the virtual IP and reads well")
+        return _condition("Available", False, "HolderUnfit", f"{holders[0]} has the virtual IP and does not read well")
+    silent = [one.name for one in seen if not one.reachable]
+    if silent:
+        return _condition(
+            "Available",
+            None,
+            "HolderUnknown",
+            f"no server that answers has the virtual IP; {', '.join(silent)} cannot be asked",
+        )
+    return _condition("Available", False, "NoHolder", "no server has the virtual IP")
+
+
+def _can_lose_a_node(config: RegistryCluster, seen: Sequence[Observation], holders: Sequence[str]) -> dict[str, str]:
+    for reason, obstacle in _obstacles(config, seen, holders):
+        return _condition("CanLoseANode", False, reason, obstacle)
+    return _condition("CanLoseANode", True, "Redundant", "every server serves, and the storage is whole")
+
+
+def _obstacles(
+    config: RegistryCluster, seen: Sequence[Observation], holders: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Why no server may be lost, the gravest first."""
+    if not config.spec.highly_available:
+        yield "OneServer", "there is only one server"
+    for one in seen:
+        if not one.reachable:
+            yield "NodeUnreachable", f"{one.name} cannot be reached"
+        for name, state in one.services.items():
+            if state != "active":
+                yield "ServiceDown", f"{name} on {one.name} is {state}"
+    for one in seen:
+        if not _fit(one):
+            yield "NodeUnfit", f"{one.name} does not read well"
+    whole = _storage_whole(config, seen)
+    if whole["status"] != "True":
+        yield "StorageNotWhole", whole["message"]
+    if len(holders) != 1:
+        yield "NoHolder", "the virtual IP is not at exactly one server"
+
+
+def _storage_whole(config: RegistryCluster, seen: Sequence[Observation]) -> dict[str, str]:
+    """As the agents see it: Garage itself calls a silently dead server healthy for over a minute."""
+    wanted = len(config.spec.nodes)
+    counts = {one.name: one.agent.get("quorum", {}).get("storage", 0) for one in seen if one.agent is not None}
+    if not counts:
+        return _condition("StorageWhole", None, "NoAgent", "no agent tells its state")
+    least = min(counts, key=lambda name: counts[name])
+    if len(counts) == wanted and counts[least] == wanted:
+        return _condition("StorageWhole", True, "AllServe", f"all {wanted} storage servers answer")
+    return _condition(
+        "StorageWhole", False, "ServersMissing", f"{least} sees {counts[least]} of {wanted} storage servers"
+    )
+
+
+def _certificates(seen: Sequence[Observation], now: datetime) -> dict[str, str]:
+    ends = {one.name: one.certificate_ends for one in seen if one.certificate_ends is not None}
+    if not ends:
+        return _condition("CertificatesValid", None, "NoCertificate", "no server showed a certificate")
+    first = min(ends, key=lambda name: ends[name])
+    days = (ends[first] - now).days
+    text = f"the certificate of {first} ends first, on {ends[first]:%Y-%m-%d}, in {days} days"
+    if days < 0:
+        return _condition("CertificatesValid", False, "Expired", text)
+    return _condition("CertificatesValid", True, "EndsSoon" if days < CERTIFICATE_WARNING_DAYS else "Valid", text)
+
+
+def condition(status: Mapping[str, Any], kind: str) -> str:
+    """The value of a condition: ``True``, ``False`` or ``Unknown``."""
+    return next(str(one["status"]) for one in status["conditions"] if one["type"] == kind)

@@ -1,0 +1,43 @@
+"""containerd on the servers pulls from the registry; everything else in its configuration stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kubeadm_registry import containerd
+from kubeadm_registry.changes import Steps
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.host import Host
+from kubeadm_registry.workflow import Check, Phase
+
+
+def settings(cluster: Cluster) -> containerd.ContainerdSettings:
+    """What containerd has to know."""
+    spec = cluster.spec
+    return containerd.ContainerdSettings(
+        vip_addresses=spec.vip.addresses,
+        vip_name=spec.vip.name or "",
+        ca_pem=cluster.secrets.ca_certificate.encode(),
+        mirrors=spec.mirrors,
+        sandbox_image=spec.containerd.sandbox_image,
+        node_addresses=tuple(address for node in spec.nodes for address in node.addresses),
+    )
+
+
+def point(cluster: Cluster, host: Host) -> Steps:
+    """Point this server's containerd at the registry."""
+    return containerd.steps(host, settings=settings(cluster))
+
+
+def usable(_: Cluster, host: Host) -> Iterator[str]:
+    """Nothing in containerd's configuration keeps it from using the mirrors."""
+    return containerd.problems(host)
+
+
+CONTAINERD = Phase(
+    "containerd",
+    "Let containerd pull through the virtual IP",
+    point,
+    checks=(Check("Containerd", usable),),
+    one_at_a_time=True,
+)
