@@ -98,11 +98,15 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """A directory with this mode and owner."""
+    """A directory with this mode and owner.
+
+    With *recursive*, where the owner differs all below gets the new one too: data that outlived its user.
+    """
 
     path: str
     mode: int = 0o755
     owner: str = "root:root"
+    recursive: bool = False
 
     @property
     def title(self) -> str:
@@ -122,6 +126,9 @@ class Directory:
     def apply(self, host: Host) -> None:
         """Make the directory, or mend its mode and owner."""
         owner, _, group = self.owner.partition(":")
+        if self.recursive and host.query("test", "-d", self.path).ok:
+            # chown does a directory after what is in it, so an interrupted one is seen at the top, and made up.
+            host.run("chown", "-R", "-P", "--", self.owner, self.path, timeout=3600)
         host.run("install", "-d", "-m", f"{self.mode:o}", "-o", owner, "-g", group, "--", self.path)
 
 
@@ -148,6 +155,10 @@ class Link:
         host.run("ln", "-sfn", "--", self.target, self.path)
 
 
+#: Whether something is at ``$1``; with a second argument, whether it is an empty directory.
+_THERE = '{ [ -e "$1" ] || [ -L "$1" ]; } || exit 1; [ -z "$2" ] || [ -z "$(ls -A -- "$1")" ]'
+
+
 @dataclass(frozen=True, slots=True)
 class Absent:
     """No file, link or directory at *path*. With *only_if_empty* a directory that holds something stays."""
@@ -162,8 +173,7 @@ class Absent:
 
     def diff(self, host: Host) -> str | None:
         """That it is there, or None."""
-        script = '{ [ -e "$1" ] || [ -L "$1" ]; } || exit 1; [ -z "$2" ] || [ -z "$(ls -A -- "$1")" ]'
-        there = host.query("sh", "-c", script, "absent", self.path, "yes" if self.only_if_empty else "").ok
+        there = host.query("sh", "-c", _THERE, "absent", self.path, "yes" if self.only_if_empty else "").ok
         return f"{self.path}: removed" if there else None
 
     def apply(self, host: Host) -> None:

@@ -21,12 +21,13 @@ ARCHIVE = f"{paths.OPT}/agent/agent.pyz"
 STATE = f"{paths.RUN}/agent/state.json"
 #: What the agent is written for.
 PYTHON = (3, 9)
+#: Whether the host's Python is of version ``$1`` (as a tuple's items) or newer, and where it is.
+_PYTHON = 'p=$(command -v python3) && "$p" -c "import sys; print(sys.version_info >= ($1), sys.executable)"'
 
 
 def python(cluster: Cluster, host: Host) -> str:
     """The Python that runs the agent: the host's if it is new enough, else that of the bundle. Raises Error."""
-    script = 'p=$(command -v python3) && "$p" -c "import sys; print(sys.version_info >= ($1), sys.executable)"'
-    answer = host.query("sh", "-c", script, "python", f"{PYTHON[0]}, {PYTHON[1]}").text.split()
+    answer = host.query("sh", "-c", _PYTHON, "python", f"{PYTHON[0]}, {PYTHON[1]}").text.split()
     if len(answer) == 2 and answer[0] == "True":
         return answer[1]
     if "python" not in cluster.programs:

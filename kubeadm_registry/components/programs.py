@@ -21,6 +21,9 @@ from kubeadm_registry.paths import OPT, PROGRAMS
 #: Which programs a host has, so that later runs need no bundle.
 RECORD = f"{OPT}/programs.json"
 
+#: Whether the file ``$2`` has the SHA-256 ``$1``.
+_UPLOADED = 'echo "$1  $2" | sha256sum -c --quiet 2>&1'
+
 #: ``$1`` archive, ``$2`` its SHA-256, ``$3`` target folder. Unpacks beside the target and renames: whole or not there.
 _UNPACK = """
 set -e
@@ -64,7 +67,7 @@ class Installed:
         """Upload the layer, unless an earlier run did, and unpack it."""
         digest = self.program.digest.removeprefix("sha256:")
         archive = f"{PROGRAMS}/.{digest}.tar.gz"
-        if not host.query("sh", "-c", 'echo "$1  $2" | sha256sum -c --quiet 2>&1', "there", digest, archive).ok:
+        if not host.query("sh", "-c", _UPLOADED, "uploaded", digest, archive).ok:
             if self.bundle is None:
                 raise Error(f"{self.program.name} is not on this host", hint="give the bundle with --bundle FILE",
                             host=host.name, code="BundleMissing")  # fmt: skip
