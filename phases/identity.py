@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kubeadm_registry import secrets
-from kubeadm_registry.changes import Steps
+from kubeadm_registry.changes import Absent, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.host import Host
@@ -39,6 +39,8 @@ class SecretsFile:
 def store(cluster: Cluster, host: Host) -> Steps:
     """Store the secrets on this server."""
     yield SecretsFile(cluster)
+    # What a reset left with the data has done its work: one place is enough.
+    yield Absent(secrets.kept(cluster.spec.data_directory))
 
 
 STORE = Phase("store", "Store the cluster's authority, credentials and keys on every server", store)

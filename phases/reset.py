@@ -56,7 +56,7 @@ def keep(cluster: Cluster, host: Host) -> Steps:
 
 def files(cluster: Cluster, host: Host) -> Steps:
     """Remove configuration, programs, run-time state and users."""
-    for path in (paths.ETC, paths.OPT, paths.RUN, f"{paths.RUN}.lock.who"):
+    for path in (paths.ETC, paths.OPT, paths.RUN, f"{paths.RUN}.lock.who", f"{paths.RUN}.lock"):
         yield Absent(path)
     for name in ("agent", "haproxy", "zot", "distribution", "garage"):
         yield NoUser(paths.user(name))

@@ -26,7 +26,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
             listen=endpoint(paths.LOOPBACK, paths.FRONTEND_PORT),
             secrets=cluster.secrets,
             s3=garage.s3_url(),
-            bucket=garage.BUCKET,
+            bucket=garage.bucket(cluster),
         ),
         owner=f"root:{USER}",
         mode=0o640,

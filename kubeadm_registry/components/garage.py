@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, url
-from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait, wait
+from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait, unit_state, wait
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
@@ -21,10 +21,14 @@ NAME = "garage"
 UNIT = paths.unit(NAME)
 USER = paths.user(NAME)
 CONFIG = f"{paths.ETC}/garage/garage.toml"
-BUCKET = "registry"
 KEY_NAME = "registry"
 #: Nominal: all servers are equal, so only the ratio counts, and Garage does not stop at it.
 _CAPACITY = 1_000_000_000_000
+
+
+def bucket(cluster: Cluster) -> str:
+    """The bucket of the frontend: each kind has its own, for neither can read what the other writes."""
+    return f"registry-{cluster.spec.frontend.type}"
 
 
 def s3_url() -> str:
@@ -60,7 +64,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     admin_token = File(f"{etc}/admin_token", secrets.admin_token.encode(), **own)  # type: ignore[arg-type]
     yield Directory(etc, mode=0o750, owner=f"root:{USER}")
     for directory in (data, f"{data}/meta", f"{data}/data"):
-        yield Directory(directory, mode=0o700, owner=f"{USER}:{USER}")
+        yield Directory(directory, mode=0o700, owner=f"{USER}:{USER}", recursive=True)
     yield File(f"{data}/meta/node_key", _bytes(key), **own)  # type: ignore[arg-type]
     yield File(f"{data}/meta/node_key.pub", _bytes(key[64:]), owner=f"{USER}:{USER}", mode=0o400)
     yield from (rpc_secret, admin_token, config)
@@ -74,11 +78,12 @@ def install(cluster: Cluster, host: Host) -> Steps:
         data=data,
     )
     yield Wait("its storage answers", partial(_answers, cluster), timeout=30)
-    yield Reconnected(cluster)
+    yield Together(cluster)
 
 
 def form(cluster: Cluster, host: Host) -> Steps:
     """Make one cluster of the servers: layout, key, bucket, permission. Done on one host, once."""
+    yield Together(cluster)
     yield Wait("all storage servers are connected", partial(_all_connected, cluster), timeout=60)
     yield Layout(cluster)
     yield Wait("the storage accepts the layout", partial(whole, cluster), timeout=60)
@@ -150,6 +155,11 @@ def whole(cluster: Cluster, host: Host) -> str | None:
     return f"{state['storageNodesUp']} of {wanted} storage servers are up, storage is {state['status']}"
 
 
+def _formed(cluster: Cluster, host: Host) -> bool:
+    """Whether the storage has a layout; without one nothing can be lost by a restart."""
+    return bool(Api(cluster, host).ask("GetClusterLayout")["version"])
+
+
 def whole_everywhere(cluster: Cluster, _: Host) -> str | None:
     """None if every server sees the storage whole: they notice a loss and a return at different times."""
     for host in cluster.hosts:
@@ -159,33 +169,42 @@ def whole_everywhere(cluster: Cluster, _: Host) -> str | None:
 
 
 def gate(cluster: Cluster) -> Condition:
-    """Says None while every server's storage is whole: only then may one be restarted."""
-    return partial(whole_everywhere, cluster)
+    """Says None while no server's storage is missed: only then may one be restarted."""
+    return lambda host: whole_everywhere(cluster, host) if _formed(cluster, host) else None
 
 
 @dataclass(frozen=True, slots=True)
-class Reconnected:
-    """After a restart the others have taken this server back; by themselves they would need half a minute."""
+class Together:
+    """All storage servers that run are connected; by themselves they would need half a minute after a restart."""
 
     cluster: Cluster
     title = "bring the storage together again"
 
+    def _running(self) -> list[Host]:
+        return [host for host in self.cluster.hosts if unit_state(host, UNIT).active]
+
+    def _apart(self, running: Sequence[Host]) -> str | None:
+        for host in running:
+            try:
+                connected = health(self.cluster, host)["connectedNodes"]
+            except NotYetKnown as error:
+                return error.message
+            if connected < len(running):
+                return f"{host.name} is connected with {connected} of {len(running)} storage servers"
+        return None
+
     def diff(self, host: Host) -> str | None:
-        """What is missing; None also before there is a layout, when there is nothing to come back to."""
-        if Api(self.cluster, host).ask("GetClusterLayout")["version"] == 0:
-            return None
-        return whole_everywhere(self.cluster, host)
+        """Who misses whom; None also before there is a layout, when there is nothing to come back to."""
+        return self._apart(self._running()) if _formed(self.cluster, host) else None
 
     def apply(self, host: Host) -> None:
-        """Tell each server to connect to all others, and wait."""
-        secrets = self.cluster.secrets
-        for member in self.cluster.hosts:
-            peers = [
-                f"{secrets.node_id(peer.name)}@{endpoint(peer.address, paths.RPC_PORT)}"
-                for peer in self.cluster.peers(member)
-            ]
+        """Tell each server that runs to connect to the others, and wait."""
+        secrets, running = self.cluster.secrets, self._running()
+        for member in running:
+            others = [self.cluster.node(other) for other in running if other.name != member.name]
+            peers = [f"{secrets.node_id(peer.name)}@{endpoint(peer.address, paths.RPC_PORT)}" for peer in others]
             Api(self.cluster, member).do("ConnectClusterNodes", peers)
-        wait(host, gate(self.cluster), what="the storage is whole again", timeout=120)
+        wait(host, lambda _: self._apart(running), what="the storage servers are connected", timeout=60)
 
 
 def _all_connected(cluster: Cluster, host: Host) -> str | None:
@@ -268,27 +287,27 @@ class Bucket:
 
     def _find(self, host: Host) -> dict[str, Any] | None:
         api = Api(self.cluster, host)
-        for bucket in api.ask("ListBuckets"):
-            if BUCKET in bucket["globalAliases"]:
-                info: dict[str, Any] = api.ask("GetBucketInfo", {"id": bucket["id"]})
+        for found in api.ask("ListBuckets"):
+            if bucket(self.cluster) in found["globalAliases"]:
+                info: dict[str, Any] = api.ask("GetBucketInfo", {"id": found["id"]})
                 return info
         return None
 
     def diff(self, host: Host) -> str | None:
         """That the bucket or the permission is missing."""
-        bucket = self._find(host)
-        if bucket is None:
-            return f"bucket {BUCKET}: new"
-        for key in bucket["keys"]:
+        name, found = bucket(self.cluster), self._find(host)
+        if found is None:
+            return f"bucket {name}: new"
+        for key in found["keys"]:
             allowed = key["permissions"]
             if key["accessKeyId"] == self.cluster.secrets.s3_key_id and allowed["read"] and allowed["write"]:
                 return None
-        return f"bucket {BUCKET}: the key may read and write"
+        return f"bucket {name}: the key may read and write"
 
     def apply(self, host: Host) -> None:
         """Make the bucket if there is none, and allow the key."""
         api = Api(self.cluster, host)
-        bucket = self._find(host) or api.do("CreateBucket", {"globalAlias": BUCKET})
+        found = self._find(host) or api.do("CreateBucket", {"globalAlias": bucket(self.cluster)})
         permissions = {"read": True, "write": True, "owner": False}
         key = self.cluster.secrets.s3_key_id
-        api.do("AllowBucketKey", {"bucketId": bucket["id"], "accessKeyId": key, "permissions": permissions})
+        api.do("AllowBucketKey", {"bucketId": found["id"], "accessKeyId": key, "permissions": permissions})

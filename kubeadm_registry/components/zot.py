@@ -45,7 +45,7 @@ def configuration(cluster: Cluster, *, writer: bool) -> bytes:
                 "region": "garage",
                 "regionendpoint": garage.s3_url(),
                 "forcepathstyle": True,
-                "bucket": garage.BUCKET,
+                "bucket": garage.bucket(cluster),
                 "secure": False,
                 "accesskey": secrets.s3_key_id,
                 "secretkey": secrets.s3_secret_key,
@@ -79,7 +79,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     standby = File(STANDBY_CONFIG, configuration(cluster, writer=False), mode=0o640, owner=owner, validate=check)
     writer = File(WRITER_CONFIG, configuration(cluster, writer=True), mode=0o640, owner=owner, validate=check)
     yield Directory(ETC, mode=0o750, owner=owner)
-    yield Directory(f"{cluster.spec.data_directory}/zot", mode=0o700, owner=f"{USER}:{USER}")
+    yield Directory(f"{cluster.spec.data_directory}/zot", mode=0o700, owner=f"{USER}:{USER}", recursive=True)
     yield standby
     yield writer
     yield from serve(
