@@ -187,6 +187,8 @@ class Kubernetes(Model):
 
     version: str | None = Field(None, pattern=r"^v?[0-9]+\.[0-9]+\.[0-9]+$")
     """Version of Kubernetes, v1.36.3. Without it kubeadm asks the internet, which is not there."""
+    control_plane_endpoint: str | None = Field(None, min_length=1)
+    """``host:port`` of the API servers together. Unset: the first server's own, a single point of failure."""
 
 
 class Spec(Model):

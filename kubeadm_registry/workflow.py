@@ -41,6 +41,7 @@ class Check:
 class Phase:
     """A part of a workflow: what should be so on which hosts, or phases below it.
 
+    *notices* tells of what stays as it is although somebody may expect otherwise; it is asked after the steps.
     *one_at_a_time*: what users depend on is restarted here, so the next host waits until this one is done.
     """
 
@@ -51,6 +52,7 @@ class Phase:
     checks: tuple[Check, ...] = ()
     phases: tuple[Phase, ...] = ()
     one_at_a_time: bool = False
+    notices: Callable[[Cluster, Host], Iterator[str]] | None = None
 
 
 Workflow = Sequence[Phase]
@@ -176,6 +178,7 @@ def _run_phase(
             differs = list(pool.map(lambda host: _differs(phase, cluster, host), hosts))
         for host in (host for host, turn in zip(hosts, differs, strict=True) if turn):
             _run_host(path, phase, cluster, host, reporter, dry_run=dry_run, actions=actions)
+        _tell(phase, cluster, hosts, reporter)
         return
     with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
         failures = [failure for failure in pool.map(work, hosts) if failure is not None]
@@ -183,6 +186,18 @@ def _run_phase(
         reporter.note(f"failed as well: {failure.message}", host=failure.host)
     if failures:
         raise failures[0]
+    _tell(phase, cluster, hosts, reporter)
+
+
+def _tell(phase: Phase, cluster: Cluster, hosts: Sequence[Host], reporter: Reporter) -> None:
+    if phase.notices is None:
+        return
+    for host in hosts:
+        try:
+            for text in phase.notices(cluster, host):
+                reporter.note(text, host=host.name)
+        except NotYetKnown:
+            continue
 
 
 def _differs(phase: Phase, cluster: Cluster, host: Host) -> bool:

@@ -34,10 +34,16 @@ def usable(_: Cluster, host: Host) -> Iterator[str]:
     return containerd.problems(host)
 
 
+def notices(cluster: Cluster, host: Host) -> Iterator[str]:
+    """What of the user's stays as it is, although it is not what we would write."""
+    return containerd.notices(host, settings(cluster))
+
+
 CONTAINERD = Phase(
     "containerd",
     "Let containerd pull through the virtual IP",
     point,
     checks=(Check("Containerd", usable),),
     one_at_a_time=True,
+    notices=notices,
 )

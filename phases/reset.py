@@ -67,7 +67,7 @@ def data(cluster: Cluster, host: Host) -> Steps:
     yield Absent(cluster.spec.data_directory)
 
 
-CONTAINERD = Phase("containerd", "Give containerd its own configuration back", give_back)
+CONTAINERD = Phase("containerd", "Give containerd its own configuration back", give_back, one_at_a_time=True)
 SERVICES = Phase("services", "Stop the services and remove their units", services)
 KEEP = Phase("secrets", "Keep the secrets beside the data", keep)
 FILES = Phase("files", "Remove configuration, programs and users", files)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from kubeadm_registry import config
 from kubeadm_registry.cli.main import Context, cli, command, file_option
+from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.kubeadm import kubeadm_config
 
 
 @cli.group("config")
@@ -18,7 +21,11 @@ def group() -> None:
 @command(group, "print-defaults")
 def print_defaults(context: Context) -> None:
     """Show a cluster file with every default written out."""
-    click.echo(config.dump(config.parse(config.SMALLEST, "defaults")), nl=False)
+    defaults = config.parse(config.SMALLEST, "defaults")
+    if context.output == "json":
+        click.echo(json.dumps(defaults.model_dump(by_alias=True, exclude_none=True, mode="json")))
+    else:
+        click.echo(config.dump(defaults), nl=False)
 
 
 @command(group, "validate")
@@ -38,4 +45,11 @@ def validate(context: Context, path: Path | None) -> None:
 @click.option("--node", metavar="NAME", help="The server that the file is for.  [default: the first]")
 def kubeadm_command(context: Context, path: Path | None, node: str | None) -> None:
     """Write the kubeadm configuration of a server: `kubeadm init --config FILE` then pulls from this registry."""
-    raise NotImplementedError
+    cluster = config.load(path)
+    known = [member.name for member in cluster.spec.nodes]
+    if node is not None and node not in known:
+        raise ConfigError(f"there is no node {node}", hint=f"the nodes are: {', '.join(known)}", code="NodeUnknown")
+    text = kubeadm_config(
+        cluster.spec, node, control_plane_endpoint=cluster.spec.kubernetes.control_plane_endpoint or ""
+    )
+    click.echo(json.dumps({"node": node or known[0], "config": text}) if context.output == "json" else text, nl=False)
