@@ -122,6 +122,7 @@ class Daemon:
             self._watch_exits()
         if self._every("second", 1.0, now):
             self._write_state()
+            self.log.flush()
             notify(f"STATUS={self._sentence()}")
         if self._every("slow", 10.0, now):
             self._start("slow", self._slow())

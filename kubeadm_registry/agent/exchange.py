@@ -17,6 +17,7 @@ from kubeadm_registry.agent.clock import clock
 
 NO_TIME_WAIT = struct.pack("ii", 1, 0)  # SO_LINGER: forty probes a second would leave thousands of ports behind
 CHUNK = 131072
+LATE = 0.15  # seconds
 
 Address = Union[str, tuple[str, int]]
 
@@ -70,16 +71,18 @@ class Exchange:
             socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         )
         self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._number = self._socket.fileno()
+        self._writes = self._reads = False  # asked for; to take back what was not is dear
         self._timer: Optional[asyncio.TimerHandle] = None
         try:
             code = self._socket.connect_ex(address)
         except OSError as error:
             code = error.errno or errno.EIO
         if code in (0, errno.EINPROGRESS):
-            self._timer = loop.call_later(deadline, self._finish, Kind.TIMEOUT)
+            self._timer = loop.call_later(deadline, self._expired, deadline, True)
             self._send()
         else:
-            loop.call_soon(self._failed, code)
+            self._failed(code)
 
     def cancel(self) -> None:
         """Give up without an outcome."""
@@ -87,7 +90,9 @@ class Exchange:
         self._finish(Kind.TIMEOUT)
 
     def _send(self) -> None:
-        self._loop.remove_writer(self._socket)
+        if self._writes:
+            self._writes = False
+            self._loop.remove_writer(self._number)
         code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             self._failed(code)
@@ -96,18 +101,23 @@ class Exchange:
             sent = self._socket.send(self._request)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.ENOTCONN):
-                self._loop.add_writer(self._socket, self._send)
+                self._wait_to_write()
             else:
                 self._failed(error.errno or errno.EIO)
             return
         self._request = self._request[sent:]
         if self._request:
-            self._loop.add_writer(self._socket, self._send)
+            self._wait_to_write()
             return
         if self._unix:
             credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             self._pid = struct.unpack("iII", credentials)[0]
-        self._loop.add_reader(self._socket, self._receive)
+        self._reads = True
+        self._loop.add_reader(self._number, self._receive)
+
+    def _wait_to_write(self) -> None:
+        self._writes = True
+        self._loop.add_writer(self._number, self._send)
 
     def _receive(self) -> None:
         try:
@@ -126,14 +136,25 @@ class Exchange:
         elif not data:
             self._finish(Kind.BROKEN)
 
+    def _expired(self, deadline: float, first: bool) -> None:
+        if (
+            first and clock() - self._started > deadline + LATE
+        ):  # this process was not run: the other side may be in time
+            self._timer = self._loop.call_later(deadline, self._expired, deadline, False)
+            return
+        self._finish(Kind.TIMEOUT)
+
     def _failed(self, code: int) -> None:
         refused = code in (errno.ECONNREFUSED, errno.ENOENT)
-        self._finish(Kind.REFUSED if refused and not self._data else Kind.BROKEN)
+        kind = Kind.REFUSED if refused and not self._data else Kind.BROKEN
+        self._loop.call_soon(self._finish, kind)  # never before the caller has this exchange in hand
 
     def _finish(self, kind: Kind) -> None:
         if self._socket.fileno() >= 0:
-            self._loop.remove_writer(self._socket)
-            self._loop.remove_reader(self._socket)
+            if self._writes:
+                self._loop.remove_writer(self._number)
+            if self._reads:
+                self._loop.remove_reader(self._number)
             if not self._unix:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_TIME_WAIT)
             self._socket.close()

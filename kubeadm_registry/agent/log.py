@@ -13,25 +13,33 @@ BURST, WINDOW = 40, 10.0  # sentences in so many seconds
 
 
 class Log:
-    """Writes one sentence a line; what is too much is counted and the count is said later."""
+    """Writes one sentence a line. Of too many the last of each kind is said later: the log ends with what is so."""
 
     def __init__(self) -> None:
         self._last: dict[str, float] = {}
         self._recent: deque[float] = deque(maxlen=BURST)
+        self._waiting: dict[str, tuple[str, int]] = {}
         self._dropped = 0
         self._prefix = "JOURNAL_STREAM" in os.environ
 
     def __call__(self, kind: str, text: str, *, level: int = 5) -> None:
-        """Say *text*. *kind* names what it is about; *level* is syslog's (4 warning, 5 notice)."""
+        """Say *text*, or soon. *kind* names what it is about; *level* is syslog's (4 warning, 5 notice)."""
         now = clock()
         full = len(self._recent) == BURST and now - self._recent[0] < WINDOW
         if full or now - self._last.get(kind, -SAME) < SAME:
-            self._dropped += 1
+            self._dropped += kind in self._waiting
+            self._waiting[kind] = (text, level)
             return
+        self._waiting.pop(kind, None)
         self._last[kind] = now
         self._recent.append(now)
         if self._dropped:
-            text += f" ({self._dropped} other messages were left out)"
+            text += f" ({self._dropped} messages were left out)"
             self._dropped = 0
         sys.stderr.write(f"{f'<{level}>' if self._prefix else ''}{text}\n")
         sys.stderr.flush()
+
+    def flush(self) -> None:
+        """Say what had to wait."""
+        for kind, (text, level) in tuple(self._waiting.items()):
+            self(kind, text, level=level)

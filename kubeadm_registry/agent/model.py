@@ -65,7 +65,7 @@ class Answers:
     good: Optional[float] = None  # newest answer within the deadline
     streak: int = 0  # answers within the deadline in a row
     refused: bool = False  # the newest attempt was refused
-    idle: Optional[float] = None  # since when the process has used no CPU time; None: not known
+    idle: Optional[float] = None  # since when it has neither used the CPU nor waited for it; None: not known
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Reading:
     first: float
     good: Optional[float] = None
     streak: int = 0
-    fault: Optional[Verdict] = None  # MISSING or WRONG, if the newest finished read said so
+    fault: Optional[Verdict] = None  # MISSING, WRONG or SLOW, if the newest finished read said so
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,8 @@ class PeerMemory:
 
     presence: Presence = Presence.UNHEARD
     silences: int = 0
+    since: float = 0.0  # when it became so
+    alarms: int = 0  # silences in a row that were too short for a dead host
     destroyed: float = 0.0
 
 
@@ -219,10 +221,12 @@ class Timings:
     probe_interval: float = 0.1
     probe_deadline: float = 0.3  # a later answer proves life, not fitness
     canary_deadline: float = 0.4
+    canary_interval: float = 0.2  # the manifest; each read costs frontend and storage as much as a client's
     blob_interval: float = 0.5
+    proxy_interval: float = 0.2  # between two looks at what HAProxy's servers are
     door_interval: float = 1.0  # TLS to the public port
     heartbeat_interval: float = 0.1
-    peer_silent: float = 0.35
+    peer_silent: float = 0.35  # doubled by each false alarm, up to four times as long, until a minute was calm
     echo_window: float = 1.0  # a heartbeat that answers an older one of ours is stale
     destroy_interval: float = 0.5  # between two looks for stuck connections to a silent peer
     suspect: float = 0.3

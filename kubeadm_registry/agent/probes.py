@@ -19,7 +19,7 @@ MISSING = 404
 
 
 class Answered:
-    """What the probes of one process saw, and since when it has used no CPU time."""
+    """What the probes of one process saw, and since when it has neither used the CPU nor waited for it."""
 
     def __init__(self, processes: Optional[Processes] = None) -> None:
         self._processes = processes
@@ -58,7 +58,7 @@ class Answered:
         cpu = self._processes.cpu()
         if cpu is None:
             self._cpu = self._idle = None
-        elif cpu != self._cpu:
+        elif cpu != self._cpu or self._processes.waits_for_cpu():
             self._cpu, self._idle = cpu, now
 
     @property
@@ -96,6 +96,8 @@ class Read:
                 self.fault = None
                 return before is not None
             fault = Verdict.MISSING if self.status == MISSING else Verdict.WRONG
+        elif outcome.kind is Kind.TIMEOUT:
+            fault = Verdict.SLOW
         self.streak = 0
         self.fault = fault or self.fault
         return self.fault is not before
@@ -149,8 +151,8 @@ class Probes:
         if self._due("alive", timings.probe_interval, now):
             self.probe_frontend()
             self.probe_storage()
-            if self.manifest is not None:
-                self._read(self.manifest, self._reads[0])
+        if self.manifest is not None and self._due("manifest", timings.canary_interval, now):
+            self._read(self.manifest, self._reads[0])
         if self.blob is not None and self._due("blob", timings.blob_interval, now):
             self._read(self.blob, self._reads[1])
         if self._due("door", timings.door_interval, now):

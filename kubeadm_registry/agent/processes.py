@@ -9,10 +9,23 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from pathlib import Path
 from typing import Callable, Optional
 
 TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def _read(path: str) -> bytes:
+    """What a small file of the kernel holds; nothing if it cannot be read."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(handle, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(handle)
 
 
 class Processes:
@@ -20,7 +33,7 @@ class Processes:
 
     def __init__(self, unit: str = "", *, pid: int = 0, proc: str = "/proc") -> None:
         self.unit = unit
-        self._proc = Path(proc)
+        self._proc = proc
         self._found: dict[int, int] = {}  # pid: start time, which tells a process from a later one with its number
         if pid:
             self.follow(pid)
@@ -36,7 +49,7 @@ class Processes:
         if self.unit:
             found = {}
             for entry in os.scandir(self._proc):
-                if not entry.name.isdigit() or not self._belongs(entry.path):
+                if not entry.name.isdigit() or not self._belongs(entry.name):
                     continue
                 stat = self._stat(int(entry.name))
                 if stat is not None:
@@ -44,20 +57,15 @@ class Processes:
             self._found = found
         return tuple(self._found)
 
-    def _belongs(self, path: str) -> bool:
-        try:
-            text = Path(path, "cgroup").read_bytes()
-        except OSError:
-            return False
+    def _belongs(self, pid: str) -> bool:
+        text = _read(f"{self._proc}/{pid}/cgroup")
         unit = self.unit.encode()
-        return any(unit in line.split(b":", 2)[-1].split(b"/") for line in text.splitlines())
+        return unit in text and any(unit in line.split(b":", 2)[-1].split(b"/") for line in text.splitlines())
 
     def _stat(self, pid: int) -> Optional[tuple[float, int]]:
         """CPU seconds and start time; None if there is no such process, or only its zombie."""
-        try:
-            with open(f"{self._proc}/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - ten times a second
-                text = file.read(1024)
-        except OSError:
+        text = _read(f"{self._proc}/{pid}/stat")
+        if not text:
             return None
         rest = text[text.rindex(b")") + 2 :].split()
         if rest[0] in (b"Z", b"X"):
@@ -80,6 +88,20 @@ class Processes:
                 return None
             total += stat[0]
         return total if self._found else None
+
+    def waits_for_cpu(self) -> bool:
+        """Whether a thread of theirs would run if the machine let it: then it is starved, not hung."""
+        for pid in self._found:
+            folder = f"{self._proc}/{pid}/task"
+            try:
+                threads = [entry.path for entry in os.scandir(folder)]
+            except OSError:
+                continue
+            for thread in threads:
+                text = _read(f"{thread}/stat")
+                if text and text[text.rindex(b")") + 2 :].startswith(b"R"):
+                    return True
+        return False
 
     def kill(self) -> tuple[int, ...]:
         """SIGKILL to all of them; returns the numbers of those that were hit. Raises PermissionError."""

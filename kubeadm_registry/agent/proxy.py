@@ -73,7 +73,7 @@ class Proxy:
         self.corrections = 0
         self._map = config.proxy.epoch_map if config.writer == "single" else ""
         self._deadline = config.timings.probe_deadline
-        self._interval = config.timings.probe_interval
+        self._interval = config.timings.proxy_interval
         self._changed = changed
         self._log = log
         self._loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Optional
 
 from kubeadm_registry.agent import lease
@@ -35,6 +36,9 @@ from kubeadm_registry.agent.model import (
 RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new state are caught by the later ones
 FAILED = (Health.DEAD, Health.HUNG)
 LIVES = 1.5  # seconds that a proof of "host lives, agent does not" lasts: kernels limit these answers to one a second
+FALSE_ALARM = 2.0  # seconds: a host that is heard again sooner was neither dead nor cut off, but busy
+MOST_ALARMS = 2
+CALM = 60.0  # seconds
 FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard is looked at
 KILL_AGAIN = 2.0  # seconds
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
@@ -108,14 +112,11 @@ def verdict(
     if manifest is None or blob is None:
         return Verdict.GOOD
     faults = {manifest.fault, blob.fault}
-    for fault in (Verdict.WRONG, Verdict.MISSING):
+    for fault in (Verdict.WRONG, Verdict.MISSING, Verdict.SLOW):
         if fault in faults:
             return fault
-    for reading, limit in (
-        (manifest, timings.canary_deadline),
-        (blob, timings.canary_deadline + timings.blob_interval),
-    ):
-        if silence(reading.good, reading.first, resumed, now) >= limit:
+    for reading, interval in ((manifest, timings.canary_interval), (blob, timings.blob_interval)):
+        if silence(reading.good, reading.first, resumed, now) >= interval + timings.canary_deadline:
             return Verdict.SLOW
     if manifest.good is None or blob.good is None:
         return previous
@@ -157,20 +158,31 @@ def peer(
     that are stuck.
     """
     old = memory.presence
-    if view.heard is not None and now - max(view.heard, resumed) < timings.peer_silent and not _bye(view):
+    if memory.alarms and old is Presence.FRESH and now - memory.since >= CALM:
+        memory = replace(memory, alarms=0)
+    if view.heard is not None and now - max(view.heard, resumed) < patience(memory, timings) and not _bye(view):
         back = old in (Presence.SILENT, Presence.GONE)
-        return replace(memory, presence=Presence.FRESH), True if back else None, back
+        if old is not Presence.FRESH:
+            false_alarm = old is Presence.SILENT and now - memory.since < FALSE_ALARM
+            alarms = min(memory.alarms + 1, MOST_ALARMS) if false_alarm else memory.alarms
+            memory = replace(memory, presence=Presence.FRESH, since=now, alarms=alarms)
+        return memory, True if back else None, back
     if view.away is not None and now - max(view.away, resumed) < LIVES:
-        return replace(memory, presence=Presence.GONE), None, False
+        return memory if old is Presence.GONE else replace(memory, presence=Presence.GONE, since=now), None, False
     due = now - memory.destroyed >= timings.destroy_interval
     if view.heard is None:
         new, what = memory, True if due and now - started >= FIRST_LOOK else None
     elif old is Presence.SILENT:
         new, what = memory, True if due else None
     else:
-        new = replace(memory, presence=Presence.SILENT, silences=memory.silences + 1)
+        new = replace(memory, presence=Presence.SILENT, since=now, silences=memory.silences + 1)
         what = old is Presence.GONE
     return new if what is None else replace(new, destroyed=now), what, False
+
+
+def patience(memory: PeerMemory, timings: Timings) -> float:
+    """Seconds without a heartbeat that make this peer silent: longer when its last silences were only load."""
+    return timings.peer_silent * (1 << memory.alarms)
 
 
 def _bye(view: PeerView) -> bool:
@@ -307,11 +319,16 @@ def _peers(
     return peers, tuple(destroy), anyone_back
 
 
+@lru_cache(maxsize=1)
+def _for_proxies(timings: Timings) -> Timings:
+    return replace(timings, kill=timings.hung, suspect=timings.proxy_interval + timings.probe_deadline)
+
+
 def _proxies(
     memory: Memory, seen: Observation, now: float, timings: Timings
 ) -> tuple[tuple[ServiceMemory, ...], tuple[int, ...]]:
     """A hung HAProxy is killed as soon as it is known to be hung: half of all new connections wait for it."""
-    quick = replace(timings, kill=timings.hung)
+    quick = _for_proxies(timings)
     old = memory.proxies or tuple(ServiceMemory() for _ in seen.proxies)
     steps = [service(one, answers, memory.resumed, now, quick) for one, answers in zip(old, seen.proxies)]
     return tuple(step[0] for step in steps), tuple(index for index, step in enumerate(steps) if step[2])

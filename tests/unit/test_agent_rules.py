@@ -461,7 +461,7 @@ def test_wrong_bytes_give_up_the_vip_after_a_moment(settled: Memory) -> None:
 def test_a_slow_holder_stays_for_long_and_a_slow_rack_for_ever(settled: Memory) -> None:
     slow = Reading(0.0, 5.0, 0, None)
     _, taken = play(lambda now: well(now, manifest=slow), until=15.0, memory=settled, start=5.0)
-    assert first(taken, lambda d: not d.fit) == near(5.0 + T.canary_deadline + T.slow_give_up)
+    assert first(taken, lambda d: not d.fit) == near(5.0 + T.canary_interval + T.canary_deadline + T.slow_give_up)
     also = replace(GOOD_PEER, level=Level.CHAIN, good=False, verdict=Verdict.SLOW)
     _, taken = play(
         lambda now: well(now, manifest=slow, peers={name: PeerView(now, None, also, now) for name in ("b", "c")}),

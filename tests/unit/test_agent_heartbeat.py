@@ -1,0 +1,184 @@
+"""Heartbeats: who is believed, and what is old."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode, encode
+from kubeadm_registry.agent.model import Level, Report, Role, Verdict
+
+KEY = b"k" * 32
+REPORT = Report(
+    level=Level.CHAIN,
+    fit=True,
+    vip=True,
+    verdict=Verdict.SLOW,
+    storage=True,
+    role=Role.WRITER,
+    term=7,
+    epoch=9,
+    vote="b",
+)
+
+
+class Side:
+    """One agent's half of a conversation; its clock shows what nobody else's does."""
+
+    def __init__(self, name: str, peer: str, clock: float) -> None:
+        self.name, self.peer, self.clock = name, peer, clock
+        self.begin("1")
+
+    def begin(self, life: str) -> None:
+        self.outbox = Outbox(self.name + life)
+        self.inbox = Inbox(self.name, self.peer, 1.0)
+
+    def send(self, now: float) -> bytes:
+        counter = self.outbox.next(now + self.clock)
+        packet = Packet(self.name, self.peer, self.outbox.instance, counter, self.inbox.answers, 123, REPORT)
+        return encode(KEY, packet)
+
+    def take(self, datagram: bytes, now: float) -> bool:
+        return self.inbox.take(decode(KEY, datagram), self.outbox, now + self.clock)
+
+
+@pytest.fixture
+def pair() -> tuple[Side, Side]:
+    """Two agents that have heard each other until 1.0 s."""
+    a, b = Side("a", "b", 1000.0), Side("b", "a", -500.0)
+    for tick in range(10):
+        now = tick * 0.1
+        first, second = a.send(now), b.send(now)
+        b.take(first, now + 0.01)
+        a.take(second, now + 0.01)
+    return a, b
+
+
+@given(
+    level=st.sampled_from(Level),
+    flags=st.lists(st.booleans(), min_size=5, max_size=5),
+    verdict=st.sampled_from(Verdict),
+    role=st.sampled_from(Role),
+    numbers=st.lists(st.integers(0, 2**62), min_size=3, max_size=3),
+    vote=st.text(max_size=63),
+)
+def test_what_is_said_arrives(
+    level: Level, flags: list[bool], verdict: Verdict, role: Role, numbers: list[int], vote: str
+) -> None:
+    fit, good, vip, storage, bye = flags
+    term, epoch, vote_term = numbers
+    report = Report(level, fit, good, vip, verdict, storage, role, term, epoch, vote, vote_term, bye)
+    packet = Packet("a" * 63, "b" * 63, "0123456789abcdef", 2**40, (("0123456789abcdef", 2**40),) * 2, 2**41, report)
+    datagram = encode(KEY, packet)
+    assert decode(KEY, datagram) == packet
+    assert len(datagram) <= LARGEST
+
+
+@given(st.binary(max_size=400), st.integers(0, 10**6))
+def test_nothing_is_believed_without_the_key(noise: bytes, at: int) -> None:
+    with pytest.raises(Refused):
+        decode(KEY, noise)
+    good = encode(KEY, Packet("a", "b", "i", 1, (), 0, REPORT))
+    with pytest.raises(Refused):
+        decode(b"other" * 8, good)
+    at %= len(good)
+    with pytest.raises(Refused):
+        decode(KEY, good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    with pytest.raises(Refused):
+        decode(KEY, good[:-1])
+
+
+def test_two_agents_believe_each_other_after_two_heartbeats_whatever_their_clocks_show() -> None:
+    a, b = Side("a", "b", 1000.0), Side("b", "a", -500.0)
+    assert not b.take(a.send(0.0), 0.0), "nothing proves yet that it is new"
+    assert a.take(b.send(0.1), 0.1), "it answers what a has just sent"
+    assert b.take(a.send(0.2), 0.2)
+    assert a.take(b.send(0.3), 0.3)
+    assert b.inbox.said == REPORT
+    assert b.inbox.heard == pytest.approx(-499.8)
+    assert a.inbox.echoed == pytest.approx(1000.2), "when a sent what b answers"
+
+
+def test_a_replay_is_refused(pair: tuple[Side, Side]) -> None:
+    a, b = pair
+    datagram = a.send(1.0)
+    assert b.take(datagram, 1.0)
+    with pytest.raises(Refused, match="seen before"):
+        b.take(datagram, 1.05)
+
+
+def test_a_datagram_that_comes_late_is_no_news(pair: tuple[Side, Side]) -> None:
+    a, b = pair
+    late = a.send(1.0)
+    heard = b.inbox.heard
+    assert not b.take(late, 2.5)
+    assert b.inbox.heard == heard
+
+
+def test_what_was_recorded_before_the_receiver_restarted_is_no_news(pair: tuple[Side, Side]) -> None:
+    a, b = pair
+    recorded = a.send(1.0)
+    b.begin("2")
+    assert not b.take(recorded, 1.1)
+    assert b.inbox.heard is None
+
+
+def test_what_was_recorded_before_the_sender_restarted_is_no_news(pair: tuple[Side, Side]) -> None:
+    a, b = pair
+    recorded = [a.send(1.0 + tick * 0.01) for tick in range(3)]
+    a.begin("2")
+    for tick in range(20):
+        now = 1.1 + tick * 0.1
+        b.take(a.send(now), now)
+        a.take(b.send(now), now)
+    heard = b.inbox.heard
+    for datagram in recorded:
+        assert not b.take(datagram, 3.2)
+    assert b.inbox.heard == heard
+    assert b.take(a.send(3.2), 3.2), "the recorded ones do not stand in the way"
+
+
+def test_a_restarted_agent_is_heard_again_within_two_heartbeats(pair: tuple[Side, Side]) -> None:
+    a, b = pair
+    a.begin("2")
+    assert not b.take(a.send(1.1), 1.1)
+    a.take(b.send(1.15), 1.15)
+    assert b.take(a.send(1.2), 1.2)
+
+
+def test_reflections_and_strangers_are_refused(pair: tuple[Side, Side]) -> None:
+    a, b = pair
+    with pytest.raises(Refused):
+        a.take(a.send(1.0), 1.0)
+    stranger = encode(KEY, Packet("c", "b", "x", 1, (), 0, REPORT))
+    with pytest.raises(Refused):
+        b.take(stranger, 1.0)
+    for_another = encode(KEY, Packet("a", "c", "x", 1, (), 0, REPORT))
+    with pytest.raises(Refused):
+        b.take(for_another, 1.0)
+
+
+def test_a_link_that_works_one_way_is_silent_on_both_sides(pair: tuple[Side, Side]) -> None:
+    a, b = pair
+    muted = heard_by_a = None
+    for tick in range(1, 20):
+        now = 1.0 + tick * 0.1
+        a.send(now)  # never arrives
+        a.take(b.send(now), now)
+        own = now + b.clock
+        if muted is None and b.inbox.heard is not None and own - b.inbox.heard >= 0.35:
+            b.inbox.mute()  # what the agent does with a silent peer
+            muted = now
+        silent = a.inbox.heard is None or now + a.clock - a.inbox.heard >= 0.35
+        if heard_by_a is None and silent:
+            heard_by_a = now
+    assert muted is not None
+    assert heard_by_a is not None
+    assert heard_by_a <= muted + 0.11
+    for tick in range(4):  # healed
+        now = 3.0 + tick * 0.1
+        b.take(a.send(now), now)
+        a.take(b.send(now), now)
+    assert a.inbox.heard == pytest.approx(now + a.clock)
+    assert b.inbox.heard == pytest.approx(now + b.clock)
