@@ -1,0 +1,37 @@
+"""Options and fixtures of the unit tests: hermetic, fast, no root, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry import config
+from tests.unit.fake_cluster import FakeCluster
+from tests.unit.fakes import FakeTransport
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="Write tests/golden anew from what is rendered; then read the diff.",
+    )
+
+
+@pytest.fixture
+def server() -> FakeTransport:
+    """A bare host."""
+    return FakeTransport()
+
+
+@pytest.fixture
+def three() -> FakeCluster:
+    """Three bare servers with the smallest cluster file; the programs are on them."""
+    return FakeCluster.of(config.SMALLEST)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return Path(__file__).parents[2]

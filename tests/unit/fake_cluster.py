@@ -1,0 +1,281 @@
+"""A whole cluster in memory: fake hosts, one fake Garage behind them, programs that are there, fixed secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from kubeadm_registry import config, paths, pki
+from kubeadm_registry.addresses import endpoint, prefix
+from kubeadm_registry.bundle import Bundle, Program, version_command
+from kubeadm_registry.bundle.programs import Source
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import agent, garage, haproxy, keepalived, programs
+from kubeadm_registry.host import FileState
+from kubeadm_registry.secrets import Secrets, Vault
+from tests.unit.fakes import Command, FakeTransport
+
+PYTHON = "/usr/bin/python3"
+#: Phases that reach outside what this fake knows: other tests run them.
+ELSEWHERE = ("preflight", "containerd", "verify")
+
+
+def program(name: str) -> Program:
+    """A program as a bundle would bring it; its layer's content is its own name."""
+    layer = name.encode()
+    return Program(
+        name=name,
+        version="1.0",
+        architecture="amd64",
+        prefix=f"{paths.PROGRAMS}/{name}/1.0-amd64-00000000",
+        entry_point=f"bin/{name}",
+        source=Source("file", name, "a test"),
+        digest="sha256:" + hashlib.sha256(layer).hexdigest(),
+        size=len(layer),
+        unpacked=1_000_000,
+    )
+
+
+class FakeBundle:
+    """Gives out the layers of ``program``."""
+
+    def extract(self, wanted: Program, target: Path) -> None:
+        target.write_bytes(wanted.name.encode())
+
+
+@cache
+def authority() -> pki.Pair:
+    return pki.make_ca("registry")
+
+
+def fixed_secrets(names: tuple[str, ...]) -> Secrets:
+    """Secrets that say what they are; only the authority is real, since it must sign."""
+    return Secrets(
+        generation="0123456789abcdef",
+        made="2030-01-02T03:04:05+00:00",
+        ca_certificate=authority().certificate,
+        ca_key=authority().key,
+        rpc_secret="the-rpc-secret",
+        admin_token="the-admin-token",
+        s3_key_id="GK000000000000000000000000",
+        s3_secret_key="the-s3-secret-key",
+        push_password="the-push-password",
+        pull_password="the-pull-password",
+        upload_secret="the-upload-secret",
+        heartbeat_key="the-heartbeat-key",
+        node_keys={name: f"{2 * i:02x}" * 32 + f"{2 * i + 1:02x}" * 32 for i, name in enumerate(names)},
+    )
+
+
+@dataclass
+class FakeGarage:
+    """Garage's admin API as far as we call it, one state for all hosts."""
+
+    hosts: dict[str, FakeTransport]
+    roles: list[dict[str, Any]] = field(default_factory=list)
+    staged: list[dict[str, Any]] = field(default_factory=list)
+    version: int = 0
+    keys: dict[str, str] = field(default_factory=dict)
+    buckets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def serve(self, host: FakeTransport, executable: str) -> None:
+        call = (executable, "-c", garage.CONFIG, "json-api")
+        for name in dir(self):
+            if name[0].isupper():
+                endpoint_of: Callable[[Any], Any] = getattr(self, name)
+                acts = f"garage {name}" if name.startswith(("Update", "Apply", "Import", "Create", "Allow")) else ""
+                host.answer(*call, name, with_=self._answer(host, endpoint_of), act=acts)
+
+    def _answer(
+        self, host: FakeTransport, work: Callable[[Any], Any]
+    ) -> Callable[[tuple[str, ...], bytes], bytes | int]:
+        def answer(argv: tuple[str, ...], stdin: bytes) -> bytes | int:
+            if host.unit(garage.UNIT).active != "active":
+                return 1
+            assert bool(stdin) == (argv[-1] == "-"), argv
+            return json.dumps(work(json.loads(stdin) if stdin else None)).encode()
+
+        return answer
+
+    def _up(self) -> int:
+        return sum(host.unit(garage.UNIT).active == "active" for host in self.hosts.values())
+
+    def GetClusterHealth(self, _: Any) -> Any:
+        up = self._up()
+        storage = up if self.version else 0
+        whole = self.version > 0 and up == len(self.hosts)
+        return {
+            "status": "healthy" if whole else "degraded",
+            "connectedNodes": up,
+            "storageNodesUp": storage,
+            "partitions": 256 if self.version else 0,
+            "partitionsAllOk": 256 if whole else 0,
+        }
+
+    def GetClusterLayout(self, _: Any) -> Any:
+        return {"version": self.version, "roles": self.roles}
+
+    def UpdateClusterLayout(self, payload: Any) -> Any:
+        self.staged = payload["roles"]
+        return {}
+
+    def ApplyClusterLayout(self, payload: Any) -> Any:
+        assert payload["version"] == self.version + 1
+        assert self.staged
+        self.roles, self.staged, self.version = self.staged, [], payload["version"]
+        return {}
+
+    def ListKeys(self, _: Any) -> Any:
+        return [{"id": key} for key in self.keys]
+
+    def ImportKey(self, payload: Any) -> Any:
+        assert payload["accessKeyId"] not in self.keys
+        self.keys[payload["accessKeyId"]] = payload["secretAccessKey"]
+        return {}
+
+    def ListBuckets(self, _: Any) -> Any:
+        return [{"id": key, "globalAliases": bucket["globalAliases"]} for key, bucket in self.buckets.items()]
+
+    def GetBucketInfo(self, payload: Any) -> Any:
+        return self.buckets[payload["id"]]
+
+    def CreateBucket(self, payload: Any) -> Any:
+        bucket = {"id": f"b{len(self.buckets)}", "globalAliases": [payload["globalAlias"]], "keys": []}
+        return self.buckets.setdefault(str(bucket["id"]), bucket)
+
+    def AllowBucketKey(self, payload: Any) -> Any:
+        assert payload["accessKeyId"] in self.keys
+        allowed = {"accessKeyId": payload["accessKeyId"], "permissions": payload["permissions"]}
+        self.buckets[payload["bucketId"]]["keys"] = [allowed]
+        return {}
+
+
+@dataclass
+class FakeCluster:
+    """The servers of a cluster file, in memory. ``cluster`` is a new run: it connects and reads what is there."""
+
+    config: config.RegistryCluster
+    servers: dict[str, FakeTransport]
+    garage: FakeGarage
+    programs: dict[str, Program]
+    bundle: FakeBundle | None = None
+    #: Secrets that are "made" by the first run; None: as in earnest, new ones.
+    fixed: Secrets | None = None
+
+    @classmethod
+    def of(cls, text: str, *, fixed: bool = True, installed: bool = True) -> FakeCluster:
+        """From a cluster file. *installed*: the programs are on the hosts; else a bundle brings them."""
+        parsed = config.parse(text, "cluster.yaml")
+        names = tuple(node.name for node in parsed.spec.nodes)
+        servers = {name: FakeTransport(name) for name in names}
+        wanted = (parsed.spec.backend.type, parsed.spec.frontend.type, "haproxy", "keepalived")
+        fake = cls(
+            parsed,
+            servers,
+            FakeGarage(servers),
+            {name: program(name) for name in wanted},
+            None if installed else FakeBundle(),
+            fixed_secrets(names) if fixed else None,
+        )
+        for server in servers.values():
+            fake._furnish(server)
+            if installed:
+                for one in fake.programs.values():
+                    fake._unpack(server, one)
+        return fake
+
+    @property
+    def cluster(self) -> Cluster:
+        """What a run begins with."""
+        nodes = self.config.spec.nodes
+        hosts = tuple(self.servers[node.name].host(node.address) for node in nodes)
+        for server in self.servers.values():
+            server.closed, server.cut_at = False, None
+        names = [node.name for node in nodes]
+        files: Mapping[str, bytes | None] = {
+            host.name: host.read("/etc/kubeadm-registry/secrets.json") for host in hosts
+        }
+        vault = Vault.read(self.config.metadata.name, names, files)
+        if self.fixed is not None and not any(files.values()):
+            vault = Vault(self.config.metadata.name, names, {"": self.fixed})
+        return Cluster(self.config, hosts, vault, self.programs, cast(Bundle | None, self.bundle))
+
+    def snapshot(self) -> dict[str, object]:
+        return {name: server.snapshot() for name, server in self.servers.items()}
+
+    def acts(self) -> list[str]:
+        return [f"{name}: {act}" for name, server in self.servers.items() for act in server.acts]
+
+    def log(self) -> list[Command]:
+        return [command for server in self.servers.values() for command in server.log]
+
+    def _furnish(self, server: FakeTransport) -> None:
+        node = self.config.spec.node(server.name)
+        vip = self.config.spec.vip
+        on = {name: one.executable for name, one in self.programs.items()}
+        self.garage.serve(server, on["garage"])
+        for one in self.programs.values():
+            server.answer(one.executable, *version_command(one)[1:], with_="1.0")
+            self._bring(server, one)
+        server.answer(on["haproxy"], "-c", "-q", "-f", "{path}")
+        server.answer(on["keepalived"], "--config-test", "--use-file", "{path}")
+        if "zot" in on:
+            server.answer(on["zot"], "verify", "{path}", with_=lambda _, content: 0 if json.loads(content) else 1)
+        server.answer("sh", "-c", agent._PYTHON, "python", "3, 9", with_=f"True {PYTHON}")
+        server.answer(
+            PYTHON, "-I", agent.ARCHIVE, "--check", "--config", "{path}",
+            with_=lambda _, content: 0 if json.loads(content)["name"] == server.name else 1,
+        )  # fmt: skip
+        links = [{"local": own, "prefixlen": 64 if ":" in own else 24} for own in node.addresses]
+        shown = [{"ifname": "lo", "addr_info": []}, {"ifname": "eth0", "addr_info": links}]
+        server.answer("ip", "-json", "address", "show", with_=json.dumps(shown))
+        for address in vip.addresses:
+            server.answer(
+                "ip", "-oneline", "address", "show", "to", prefix(address),
+                with_=lambda argv, _: f"2: eth0 inet {argv[-1]}" if self._holder() is server else "",
+            )  # fmt: skip
+        listening = f"LISTEN 0 4096 {endpoint(node.address, paths.REGISTRY_PORT)} *:*\n"
+        server.answer(
+            "ss", "-Hltn", "sport", "=", f":{paths.REGISTRY_PORT}",
+            with_=lambda *_: listening if server.unit(haproxy.INSTANCES[0]).active == "active" else "",
+        )  # fmt: skip
+
+        def started(unit: str) -> None:
+            if unit == agent.UNIT:
+                server.put(agent.STATE, "{}\n")
+
+        server.on_start = started
+
+    def _holder(self) -> FakeTransport | None:
+        running = [one for one in self.servers.values() if one.unit(keepalived.UNIT).active == "active"]
+        return running[0] if running else None
+
+    def _bring(self, server: FakeTransport, one: Program) -> None:
+        digest = one.digest.removeprefix("sha256:")
+        archive = f"{paths.PROGRAMS}/.{digest}.tar.gz"
+
+        def uploaded(*_: object) -> int:
+            found = server.tree.get(archive)
+            return 0 if isinstance(found, FileState) and hashlib.sha256(found.content).hexdigest() == digest else 1
+
+        def unpack(argv: tuple[str, ...], _: bytes) -> int:
+            if uploaded() != 0:
+                return 1
+            self._unpack(server, one)
+            del server.tree[archive]
+            return 0
+
+        server.answer("sh", "-c", programs._UPLOADED, "uploaded", digest, archive, with_=uploaded)
+        server.answer(
+            "sh", "-c", programs._UNPACK, "unpack", archive, digest, one.prefix,
+            with_=unpack, act=f"unpack {archive} in {one.prefix}",
+        )  # fmt: skip
+
+    def _unpack(self, server: FakeTransport, one: Program) -> None:
+        server.put(f"{one.prefix}/.digest", one.digest.removeprefix("sha256:") + "\n")
+        server.put(one.executable, b"\x7fELF", 0o755)
