@@ -47,6 +47,36 @@ def _go(name: str, package: str, version: str, duration: str) -> Program:
     return Program(name, version, duration, steps, needs=("go",))
 
 
+#: The modules that k8s.io/kubernetes 1.36 takes from its own tree; outside of it they are released beside it.
+_STAGING = (
+    "api apiextensions-apiserver apimachinery apiserver cli-runtime client-go cloud-provider cluster-bootstrap "
+    "code-generator component-base component-helpers controller-manager cri-api cri-client cri-streaming "
+    "csi-translation-lib dynamic-resource-allocation endpointslice externaljwt kms kube-aggregator "
+    "kube-controller-manager kube-proxy kube-scheduler kubectl kubelet metrics mount-utils pod-security-admission "
+    "sample-apiserver streaming"
+).split()
+
+
+def _kubeadm(version: str) -> Program:
+    """kubeadm of Kubernetes *version* (``v1.36.3``), which takes its default version from the linker."""
+    minor = version.split(".")[1]
+    staging = version.replace("v1.", "v0.", 1)
+    stamps = {"gitVersion": version, "gitMajor": "1", "gitMinor": minor}
+    linker = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in stamps.items())
+
+    def steps(root: Path) -> list[list[str]]:
+        go, target, package = ["go", "-C", str(root)], str(root / "bin" / "kubeadm"), "k8s.io/kubernetes/cmd/kubeadm"
+        replaced = [f"-replace=k8s.io/{module}=k8s.io/{module}@{staging}" for module in _STAGING]
+        return [
+            [*go, "mod", "init", "build"],
+            [*go, "mod", "edit", f"-require=k8s.io/kubernetes@{version}", *replaced],
+            [*go, "get", f"{package}@{version}"],
+            [*go, "build", "-trimpath", f"-ldflags=-s -w {linker}", "-o", target, package],
+        ]
+
+    return Program("kubeadm", version, "about two minutes", steps, needs=("go",))
+
+
 PROGRAMS = {
     program.name: program
     for program in (
@@ -61,6 +91,7 @@ PROGRAMS = {
         ),
         _go("crane", "github.com/google/go-containerregistry/cmd/crane", "v0.22.1", "about a minute"),
         _go("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", "v1.36.0", "about a minute"),
+        _kubeadm("v1.36.3"),
     )
 }
 

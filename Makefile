@@ -1,0 +1,73 @@
+# Everything that a fresh Debian machine needs is set up by these two, and kept for the next time:
+#   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
+#   make test    all checks and tests; what CI runs
+# Other goals: make unit | lint | lab | bench, make lab-down, make clean.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kubeadm-registry
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+PYTHON := .venv/bin/python
+
+# For the lab (hosts by systemd-nspawn), for Garage from its source, and for the tests.
+PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
+            skopeo shellcheck gcc pkg-config libsodium-dev protobuf-compiler
+
+.PHONY: help demo test unit lint lab bench lab-down clean setup packages programs
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+packages:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing Debian packages:" $$missing; \
+	  $(SUDO) apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing > /dev/null; \
+	fi
+
+# The virtual environment is remade when its requirements change.
+.venv/.ready: pyproject.toml
+	@echo "setting up Python in .venv"
+	@python3 -m venv .venv
+	@.venv/bin/pip install -q --upgrade 'pip>=25.1'
+	@.venv/bin/pip install -q -e . --group dev
+	@touch $@
+
+# Compilers are not packages of every Debian release in the version needed, so they are asked for, not installed.
+programs: packages .venv/.ready
+	@command -v cargo > /dev/null || { echo "cargo is missing, which builds Garage: install Rust 1.85 or newer (rustup.rs)"; exit 1; }
+	@command -v go > /dev/null || { echo "go is missing, which builds crane, crictl and kubeadm: install Go 1.25 or newer"; exit 1; }
+	@$(PYTHON) -m tests.lab.programs garage crane crictl kubeadm > /dev/null
+
+setup: packages .venv/.ready
+
+demo: programs
+	@$(SUDO) $(PYTHON) -m tests.lab.demo
+
+test: lint unit lab
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy -p kubeadm_registry
+	.venv/bin/mypy tests
+	.venv/bin/lint-imports
+
+unit: setup
+	.venv/bin/pytest -q tests/unit
+
+lab: programs
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest tests/lab
+
+bench: programs
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s tests/bench
+
+lab-down:
+	$(SUDO) $(PYTHON) -m tests.lab down
+
+clean:
+	rm -rf .venv build dist *.egg-info
