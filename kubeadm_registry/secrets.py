@@ -8,6 +8,7 @@ mixing them would lock each half out of the other's storage.
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets as random
 import threading
@@ -97,9 +98,16 @@ class Secrets:
             if field.name in _PUBLIC or field.name == "node_keys":
                 continue
             text = text.replace(str(getattr(self, field.name)), f"<{field.name}>")
+        for role, password in (("push", self.push_password), ("pull", self.pull_password)):
+            text = text.replace(basic(role, password), f"<login of {role}>")
         for name, key in self.node_keys.items():
             text = text.replace(key, f"<node key of {name}>").replace(key[:64], f"<node key of {name}>")
         return text
+
+
+def basic(user: str, password: str) -> str:
+    """A login as HTTP's Basic scheme has it (RFC 7617)."""
+    return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def _node_key() -> str:

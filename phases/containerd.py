@@ -8,12 +8,14 @@ from kubeadm_registry import containerd
 from kubeadm_registry.changes import Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.host import Host
+from kubeadm_registry.secrets import basic
 from kubeadm_registry.workflow import Check, Phase
 
 
 def settings(cluster: Cluster) -> containerd.ContainerdSettings:
     """What containerd has to know."""
     spec = cluster.spec
+    login = "" if spec.proxy.anonymous_pull else f"Basic {basic('pull', cluster.secrets.pull_password)}"
     return containerd.ContainerdSettings(
         vip_addresses=spec.vip.addresses,
         vip_name=spec.vip.name or "",
@@ -21,6 +23,7 @@ def settings(cluster: Cluster) -> containerd.ContainerdSettings:
         mirrors=spec.mirrors,
         sandbox_image=spec.containerd.sandbox_image,
         node_addresses=tuple(address for node in spec.nodes for address in node.addresses),
+        authorization=login,
     )
 
 

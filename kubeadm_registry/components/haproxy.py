@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
 from kubeadm_registry.host import Host
 from kubeadm_registry.render import render
+from kubeadm_registry.secrets import basic
 
 NAME = "haproxy"
 USER = paths.user(NAME)
@@ -63,7 +63,7 @@ class NodeCertificate:
 
 def login_digest(user: str, password: str) -> str:
     """What stands in the map for a login: SHA-256, hex, of the credentials as RFC 7617 has them."""
-    return hashlib.sha256(base64.b64encode(f"{user}:{password}".encode())).hexdigest()
+    return hashlib.sha256(basic(user, password).encode()).hexdigest()
 
 
 def identity(cluster: Cluster, host: Host) -> Steps:

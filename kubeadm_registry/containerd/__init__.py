@@ -8,7 +8,7 @@ look without touching. What is decided is pure and lies in ``settings`` (config.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
 from kubeadm_registry.changes import Change
@@ -55,6 +55,8 @@ class ContainerdSettings:
     """The pause image that kubeadm wants; None leaves containerd's own."""
     node_addresses: tuple[str, ...] = ()
     """Left out of the HTTP proxy, together with the VIP."""
+    authorization: str = field(default="", repr=False)
+    """``Basic ...``, where the registry does not let anybody pull; the files are then for root alone."""
 
 
 def installed(host: Host) -> bool:
@@ -123,5 +125,8 @@ def restore_steps(host: Host) -> Iterator[Change]:
 def _hosts_files(settings: ContainerdSettings, directory: str, version: Version) -> HostsFiles:
     ca = f"{directory}/{hosts.CA_NAME}"
     mirrors = hosts.mirrors(settings.vip_addresses, settings.vip_name, settings.port, settings.mirrors)
-    files = {mirror.registry: hosts.render(mirror, ca=ca, containerd=version).encode() for mirror in mirrors}
-    return HostsFiles(directory, settings.ca_pem, files)
+    files = {
+        mirror.registry: hosts.render(mirror, ca=ca, containerd=version, authorization=settings.authorization).encode()
+        for mirror in mirrors
+    }
+    return HostsFiles(directory, settings.ca_pem, files, mode=0o600 if settings.authorization else 0o644)

@@ -126,6 +126,7 @@ class HostsFiles:
     ca_pem: bytes
     files: Mapping[str, bytes]
     """Registry -> content of its hosts.toml."""
+    mode: int = 0o644
 
     @property
     def title(self) -> str:
@@ -175,7 +176,7 @@ class HostsFiles:
             if content is None:
                 host.run("rm", "-f", "--", path)
             else:
-                host.write(path, content)
+                host.write(path, content, mode=0o644 if path == self.ca else self.mode)
 
     def notices(self, host: Host) -> list[str]:
         """Hosts files that stay as they are although they are not what we would write."""

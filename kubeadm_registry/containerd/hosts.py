@@ -28,7 +28,7 @@ CA_NAME = "kubeadm-registry-ca.crt"
 
 _MARK = "# Written by kubeadm-registry; sha256 of what follows: "
 _ADVICE = "# A file that was edited stays as it is: remove it and run kubeadm-registry init again to get ours back.\n"
-_ROOT_KEYS = ("server", "override_path", "ca", "capabilities", "dial_timeout")
+_ROOT_KEYS = ("server", "override_path", "ca", "capabilities", "dial_timeout", "header")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,17 @@ def directories(registry: str) -> tuple[str, ...]:
     return (f"{host}_{port}_", registry) if colon and host and port.isdigit() else (registry,)
 
 
-def render(mirror: Mirror, *, ca: str, containerd: Version) -> str:
-    """The hosts.toml of one registry. *ca* is the path of the CA certificate on the host."""
+def render(mirror: Mirror, *, ca: str, containerd: Version, authorization: str = "") -> str:
+    """The hosts.toml of one registry. *ca* is the path of the CA certificate on the host.
+
+    *authorization* is what the header of that name shall be, where the registry does not let anybody pull.
+    """
     keys = ["override_path = true"] if mirror.override_path else []
     keys += [f"ca = {edit.literal(ca)}", 'capabilities = ["pull", "resolve"]']
     if containerd.has_dial_timeout:
         keys.append('dial_timeout = "3s"')
+    if authorization:
+        keys.append(f"header = {{Authorization = {edit.literal(authorization)}}}")
     lines = [f"server = {edit.literal(mirror.urls[0])}", *keys, ""]
     if containerd.major < 2 and any("]" in url for url in mirror.urls):
         lines += ["[host]", *(f"  {edit.literal(url)}.{key}" for url in mirror.urls for key in keys)]
