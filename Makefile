@@ -16,7 +16,7 @@ PYTHON := .venv/bin/python
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo shellcheck gcc pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test unit lint lab bench lab-down clean setup packages programs
+.PHONY: help demo test unit lint lab bench docs lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -56,6 +56,9 @@ lint: setup
 	.venv/bin/mypy -p kubeadm_registry
 	.venv/bin/mypy tests
 	.venv/bin/lint-imports
+
+docs: setup
+	$(PYTHON) docs/reference.py
 
 unit: setup
 	.venv/bin/pytest -q tests/unit

@@ -361,7 +361,7 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
         if isinstance(part, int) or model is None:
             continue
-        model = next((_model(f.annotation) for n, f in model.model_fields.items() if part in (n, f.alias)), None)
+        model = next((model_of(f.annotation) for n, f in model.model_fields.items() if part in (n, f.alias)), None)
     if model is None:
         return ""
     known = [field.alias or name for name, field in model.model_fields.items()]
@@ -369,10 +369,11 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
     return f", did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
 
 
-def _model(annotation: object) -> type[BaseModel] | None:
+def model_of(annotation: object) -> type[BaseModel] | None:
+    """The model in the annotation of a field (``tuple[Node, ...]``: Node); None if it is a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((model for argument in get_args(annotation) if (model := _model(argument))), None)
+    return next((model for argument in get_args(annotation) if (model := model_of(argument))), None)
 
 
 def dump(cluster: RegistryCluster) -> str:

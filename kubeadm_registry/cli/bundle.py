@@ -42,11 +42,15 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
 @click.option("--accept-digest", "accepted", metavar="NAME=sha256:...", multiple=True,
               help="Vouch for the digest of a program that its upstream publishes without one.")  # fmt: skip
 @click.option(
+    "--images-from", "images", metavar="PATH", multiple=True, type=click.Path(path_type=Path),
+    help="Take the images of an OCI image layout, a folder or a tar file, under their full names.",
+)  # fmt: skip
+@click.option(
     "--architecture", type=click.Choice(["amd64", "arm64"]), help="Of the servers.  [default: this machine's]"
 )
 def create(
     context: Context, file: Path, path: Path | None, with_: str, given: tuple[str, ...], accepted: tuple[str, ...],
-    architecture: str | None,
+    images: tuple[Path, ...], architecture: str | None,
 ) -> None:  # fmt: skip
     """Make a bundle. Needs internet, or the files themselves.
 
@@ -64,6 +68,7 @@ def create(
     made = bundle.create(
         file,
         bundle.choose(chosen, files, pairs(accepted, "--accept-digest")),
+        images=[bundle.FromLayout(image) for image in images],
         architecture=architecture or "",
         progress=reporter.note,
         mirror=bundle.Mirror.from_environment(),

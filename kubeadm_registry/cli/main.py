@@ -256,7 +256,9 @@ def _any_host(context: Context, path: Path | None, work: Callable[[Cluster], Non
 
 @command(cli, "credentials")
 @file_option
-@click.option("--role", type=click.Choice(["push", "pull"]), default="push", show_default=True)
+@click.option(
+    "--role", type=click.Choice(["push", "pull"]), default="push", show_default=True, help="Whose login to show."
+)
 def credentials(context: Context, path: Path | None, role: str) -> None:
     """Show user and password of a role: what `podman login` and `skopeo login` need."""
 
@@ -285,10 +287,14 @@ def ca(context: Context, path: Path | None) -> None:
     _any_host(context, path, show)
 
 
-def main() -> NoReturn:
-    """Entry point of the program."""
-    # Imported for their commands, which register with `cli`.
+def load_commands() -> click.Group:
+    """The command line with all its commands: those of other modules register when they are imported."""
     from kubeadm_registry.cli import bundle, configuration, status  # noqa: F401, PLC0415
 
-    cli(prog_name="kubeadm-registry")
+    return cli
+
+
+def main() -> NoReturn:
+    """Entry point of the program."""
+    load_commands()(prog_name="kubeadm-registry")
     sys.exit(0)

@@ -1,0 +1,191 @@
+"""Writes docs/reference.md from the program itself: ``python docs/reference.py``. A test compares the two."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from kubeadm_registry import config, errors, paths
+from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.phases import workflows
+from kubeadm_registry.workflow import Workflow, leaves
+
+TARGET = Path(__file__).with_name("reference.md")
+
+
+def text() -> str:
+    """The whole page."""
+    return "\n".join(
+        [
+            "# Reference",
+            "",
+            "Generated from the program by `make docs`; changes here are overwritten.",
+            "",
+            *_commands(),
+            *_phases("init", workflows.INIT),
+            *_phases("reset", workflows.RESET),
+            *_checks(),
+            *_configuration(),
+            *_codes(),
+            *_places(),
+        ]
+    )
+
+
+def _commands() -> Iterator[str]:
+    yield "## Commands"
+    yield ""
+    for path, command in _walk(load_commands(), "kubeadm-registry"):
+        yield f"### {path}"
+        yield ""
+        yield _paragraphs(command.help or "")
+        yield ""
+        options = [p for p in command.params if isinstance(p, click.Option)]
+        if options:
+            yield "| option | meaning |"
+            yield "| --- | --- |"
+            for option in options:
+                names = ", ".join(f"`{name}`" for name in option.opts)
+                yield f"| {names} | {(option.help or '').replace('|', chr(92) + '|')} |"
+            yield ""
+
+
+def _walk(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group) or command.invoke_without_command:
+        yield path, command
+    if isinstance(command, click.Group):
+        for name, child in sorted(command.commands.items()):
+            yield from _walk(child, f"{path} {name}")
+
+
+def _paragraphs(help_text: str) -> str:
+    kept = inspect.cleandoc(help_text).split("\b\n")[0].strip()
+    return re.sub(r"\n{3,}", "\n\n", kept)
+
+
+def _phases(name: str, workflow: Workflow) -> Iterator[str]:
+    yield f"## Phases of {name}"
+    yield ""
+    yield "| phase | what it does | one server at a time |"
+    yield "| --- | --- | --- |"
+    for path, phase in leaves(workflow):
+        yield f"| `{path}` | {phase.summary} | {'yes' if phase.one_at_a_time else ''} |"
+    yield ""
+
+
+def _checks() -> Iterator[str]:
+    yield "## Preflight checks"
+    yield ""
+    yield "Names for `--ignore-preflight-errors`."
+    yield ""
+    yield "| check | passes when |"
+    yield "| --- | --- |"
+    for _, phase in leaves(workflows.INIT):
+        for check in phase.checks:
+            yield f"| `{check.name}` | {_sentence(inspect.getdoc(check.probe) or '')} |"
+    yield ""
+
+
+def _sentence(doc: str) -> str:
+    return " ".join(doc.split("\n\n", maxsplit=1)[0].split())
+
+
+def _configuration() -> Iterator[str]:
+    yield "## The cluster file"
+    yield ""
+    yield "Unknown keys are refused. Everything but nodes and VIP has a default."
+    yield ""
+    yield "| value | default | meaning |"
+    yield "| --- | --- | --- |"
+    yield from _fields(config.RegistryCluster, "")
+    yield ""
+
+
+def _fields(model: type[BaseModel], above: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        path = f"{above}{field.alias or name}"
+        inner = config.model_of(field.annotation)
+        many = "[]" if "tuple" in str(field.annotation) else ""
+        if inner is not None:
+            yield from _fields(inner, f"{path}{many}.")
+            continue
+        yield f"| `{path}{many}` | {_default(field)} | {field.description or ''} |"
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    if field.default is None:
+        return ""
+    if isinstance(field.default, tuple):
+        return ", ".join(f"`{value}`" for value in field.default)
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+def _codes() -> Iterator[str]:
+    yield "## Exit codes"
+    yield ""
+    yield "| code | meaning |"
+    yield "| --- | --- |"
+    for code, meaning in (
+        (0, "done, or nothing to do"),
+        (1, "failed: host, phase, change and cause are named"),
+        (2, "the file or the command line is wrong; nothing was contacted"),
+        (3, "preflight found problems; nothing was changed"),
+        (4, "a host cannot be reached or trusted"),
+        (5, "done on all that answer, degraded; `status`: it answers but could not lose a server"),
+    ):
+        yield f"| {code} | {meaning} |"
+    yield ""
+    yield "## Error codes"
+    yield ""
+    yield "| code | when |"
+    yield "| --- | --- |"
+    kinds = {kind.code: _sentence(inspect.getdoc(kind) or "") for kind in vars(errors).values() if _is_error(kind)}
+    for code, meaning in sorted(kinds.items()):
+        yield f"| `{code}` | {meaning} |"
+    yield ""
+    yield "More special ones, such as `HostKeyUnknown` or `ProgramMissing`, stand in the errors themselves."
+    yield ""
+
+
+def _is_error(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, errors.Error)
+
+
+def _places() -> Iterator[str]:
+    yield "## Places and ports on a server"
+    yield ""
+    yield "| what | where |"
+    yield "| --- | --- |"
+    for what, where in (
+        ("configuration, certificates, secrets", paths.ETC),
+        ("programs", paths.PROGRAMS),
+        ("run-time state", paths.RUN),
+        ("layers and metadata", "spec.dataDirectory"),
+        ("units", f"{paths.PREFIX}-*.service in {paths.SLICE}"),
+        ("the registry, TLS", f"{paths.REGISTRY_PORT}/tcp"),
+        ("between servers, mutual TLS", f"{paths.INTERNAL_PORT}/tcp"),
+        ("heartbeats of the agents", f"{paths.HEARTBEAT_PORT}/udp"),
+        ("metrics and state of the agent, TLS", f"{paths.AGENT_PORT}/tcp"),
+        ("storage between servers", f"{paths.RPC_PORT}/tcp"),
+        ("VRRP between servers", "IP protocol 112"),
+        (
+            "frontend, storage and its administration",
+            f"loopback, {paths.FRONTEND_PORT}, {paths.S3_PORT}, {paths.ADMIN_PORT}",
+        ),
+    ):
+        yield f"| {what} | {where} |"
+    yield ""
+
+
+if __name__ == "__main__":
+    TARGET.write_text(text())
+    sys.stdout.write(f"{TARGET.name} written\n")
