@@ -26,6 +26,9 @@ _ACCEPT = ", ".join(
     )
 )
 
+#: What a proxy answers while nobody can serve, and a registry about an upload that an earlier writer began.
+_TEMPORARY = (404, 502, 503, 504)
+
 
 @dataclass(frozen=True, slots=True)
 class Login:
@@ -112,13 +115,14 @@ class Registry:
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise RegistryError(
-                f"{method} {where} at {self._name} failed: {reason}", code="RegistryUnreachable"
+                f"{method} {where} at {self._name} failed: {reason}", code="RegistryUnreachable", temporary=True
             ) from error
 
     def _expect(self, answer: httpx.Response, status: int, what: str) -> httpx.Response:
         if answer.status_code != status:
             raise RegistryError(
-                f"{what} at {self._name}: status {answer.status_code} instead of {status}: {answer.text[:300].strip()}"
+                f"{what} at {self._name}: status {answer.status_code} instead of {status}: {answer.text[:300].strip()}",
+                temporary=answer.status_code in _TEMPORARY,
             )
         return answer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from kubeadm_registry import canary, paths
-from kubeadm_registry.changes import Steps, Wait
+from kubeadm_registry.changes import Steps, Wait, wait
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.errors import Error, NotYetKnown, RegistryError
 from kubeadm_registry.host import Host
@@ -46,7 +46,19 @@ class Canary:
         return f"{canary.REPOSITORY}:{canary.TAG}: new, {canary.MANIFEST.digest}" if missing else None
 
     def apply(self, host: Host) -> None:
-        """Push blobs, then the manifest."""
+        """Push it; from the beginning again while the writer moves."""
+        wait(host, self._push, what="the registry takes a push", timeout=30, interval=0.5)
+
+    def _push(self, host: Host) -> str | None:
+        try:
+            self._push_once(host)
+        except RegistryError as error:
+            if not error.temporary:
+                raise
+            return error.message
+        return None
+
+    def _push_once(self, host: Host) -> None:
         with registry_at(self.cluster, host, self.cluster.node(host).address, "push") as registry:
             for blob in (canary.LAYER, canary.CONFIG):
                 registry.push_blob(canary.REPOSITORY, blob.digest, blob.content)
