@@ -53,8 +53,7 @@ test: lint unit lab
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy -p kubeadm_registry
-	.venv/bin/mypy tests
+	.venv/bin/mypy -p kubeadm_registry -p tests.lab -p tests.bench
 	.venv/bin/lint-imports
 
 docs: setup

@@ -238,8 +238,11 @@ class Timings:
     pause: float = 0.3  # the agent itself was not run for so long: what it knows is old
     warm_up: float = 0.5  # after the start nothing is moved for so long
     start_grace: float = 3.0  # a node that was never good waits so long before it is fit for want of a better one
-    give_up: float = 0.8  # wrong or dead for so long, and another node reads well: give up the VIP
-    slow_give_up: float = 5.0
+    # Wrong or dead for so long, and another node reads well: give up the VIP. Longer than a process needs to be found
+    # hung, killed and started again: meanwhile HAProxy here serves from the others, and a move of the VIP would break
+    # every pull in flight (the new holder's kernel answers with RST, after which containerd does not resume).
+    give_up: float = 4.0
+    slow_give_up: float = 8.0
     settle: float = 0.4  # the VIP is held for so long before the node asks to write
     lease: float = 2.5  # a vote lasts so long after its node was last heard; longer than systemd's watchdog takes
     lease_margin: float = 0.5  # a writer ends so long before

@@ -41,10 +41,17 @@ class Host:
         self._settings = settings
         self._network = network
         self._layers = layers
+        self.connected = True
+        """Whether the cable is in and the port passes: what this lab did to them, not what the host thinks."""
         self._directory = place.hosts / name
         self._root = self._directory / "root"
         self._disk = Disk(place.disks / f"{name}.img", self._directory)
         self._cgroups = Cgroups(f"{place.name}-{name}")
+
+    @property
+    def var(self) -> Path:
+        """The host's /var as this machine sees it."""
+        return self._directory / "var"
 
     def __repr__(self) -> str:
         return f"<Host {self.name} {self.address} {self.state}>"
@@ -151,6 +158,7 @@ class Host:
 
         A host that boots has its cable in again; a silent port stays silent.
         """
+        self.connected = False
         if silent:
             self._network.silence(self.port, silent=True)
         else:
@@ -158,6 +166,7 @@ class Host:
 
     def heal(self) -> None:
         """Put the cable in and let the port pass everything."""
+        self.connected = True
         self._network.silence(self.port, silent=False)
         if self.state != "off":
             self._network.plug(self.port, plugged=True)

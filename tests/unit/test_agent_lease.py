@@ -99,7 +99,7 @@ def play(  # noqa: PLR0912, PLR0915 - one story, told in order
     seed: int, size: int, seconds: float, calm_from: float
 ) -> tuple[list[Node], list[str], list[int]]:
     """A run: the nodes at its end, all violations, and the epochs of successive writers."""
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     names = tuple("abcde"[:size])
     nodes = {name: Node(name, names, chance.uniform(0, 1000)) for name in names}
     under_way: list[tuple[float, Packet]] = []

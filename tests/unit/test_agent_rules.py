@@ -145,7 +145,7 @@ def test_good_again_only_after_three_good_answers_and_then_the_storage_is_told_t
             return well(now, storage=Answers(0.0, 5.0, 5.0, 0, refused=True))
         return well(now, storage=Answers(0.0, now, now, round((now - 6.0) / 0.1), refused=False))
 
-    _, taken = play(course, until=7.0, memory=settled, start=5.0)
+    _, taken = play(course, until=11.0, memory=settled, start=5.0)
     back = first([entry for entry in taken if entry[0] >= 6.0], lambda d: d.readers == {"a", "b", "c"})
     assert back == near(6.3)
     assert [now for now, d in taken if d.connect] == [back]
@@ -446,13 +446,13 @@ def test_whatever_is_seen_the_invariants_hold(course: list[Observation], single:
 
 def test_a_dead_frontend_gives_up_the_vip_after_a_moment_if_another_node_reads_well(settled: Memory) -> None:
     refused = Answers(0.0, 5.0, 5.0, 0, refused=True)
-    _, taken = play(lambda now: well(now, frontend=refused, holds_vip=True), until=7.0, memory=settled, start=5.0)
+    _, taken = play(lambda now: well(now, frontend=refused, holds_vip=True), until=11.0, memory=settled, start=5.0)
     assert first(taken, lambda d: not d.fit) == near(5.05 + T.give_up)
 
 
 def test_wrong_bytes_give_up_the_vip_after_a_moment(settled: Memory) -> None:
     _, taken = play(
-        lambda now: well(now, blob=Reading(0.0, 5.0, 0, Verdict.WRONG)), until=7.0, memory=settled, start=5.0
+        lambda now: well(now, blob=Reading(0.0, 5.0, 0, Verdict.WRONG)), until=11.0, memory=settled, start=5.0
     )
     assert first(taken, lambda d: d.readers == {"b", "c"}) == near(5.05)
     assert first(taken, lambda d: not d.fit) == near(5.05 + T.give_up)

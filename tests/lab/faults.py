@@ -1,0 +1,169 @@
+"""What can befall a server, as values: how it happens, how it is undone, and what readers may notice of it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kubeadm_registry import paths
+from tests.lab.host import Host
+from tests.lab.registry import Registry
+
+FIT = paths.FIT
+BLOCKS = "/var/lib/kubeadm-registry/garage/data"
+HAPROXIES = tuple(f"{paths.PREFIX}-haproxy@{number}.service" for number in (1, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a fault may cost those who read through the VIP: seconds without a good read, and failed requests."""
+
+    worst: float
+    median: float | None = None
+    """Of several runs; None: only the worst counts."""
+    failed: int | None = None
+    """Requests that may fail in one run; None: those that were begun before the gap ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault of one server."""
+
+    name: str
+    strike: Callable[[Registry, Host], object]
+    heal: Callable[[Registry, Host], object]
+    bound: Bound
+    on: str = "holder"
+    """Whom it befalls: the ``holder`` of the VIP, or ``another`` server."""
+    moves: bool = False
+    """Whether the VIP has to leave that server."""
+    watched: float = 2.5
+    """Seconds to go on reading after it struck."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def nothing(_: Registry, __: Host) -> None:
+    """It heals by itself, as systemd or the agent starts what died."""
+
+
+def killed(service: str) -> Callable[[Registry, Host], None]:
+    """SIGKILL all processes of a service."""
+
+    def strike(registry: Registry, host: Host) -> None:
+        host.kill(registry.unit(service), signal.SIGKILL)
+
+    return strike
+
+
+def stopped(service: str) -> Callable[[Registry, Host], None]:
+    """SIGSTOP all processes of a service: alive, and deaf."""
+
+    def strike(registry: Registry, host: Host) -> None:
+        host.kill(registry.unit(service), signal.SIGSTOP)
+
+    return strike
+
+
+def proxies(sent: signal.Signals, count: int) -> Callable[[Registry, Host], None]:
+    """Send a signal to that many of the two proxy processes."""
+
+    def strike(_: Registry, host: Host) -> None:
+        units = HAPROXIES[:count]
+        host.sh("systemctl", "kill", "--kill-whom=all", f"--signal={sent.name}", *units)
+
+    return strike
+
+
+def going_on(*services: str) -> Callable[[Registry, Host], None]:
+    """Let stopped processes go on; those that the agent has replaced meanwhile are not disturbed by it."""
+
+    def heal(registry: Registry, host: Host) -> None:
+        units = [registry.unit(service) for service in services] or list(HAPROXIES)
+        host.sh("systemctl", "kill", "--kill-whom=all", "--signal=SIGCONT", *units, check=False)
+
+    return heal
+
+
+def power_cut(_: Registry, host: Host) -> None:
+    """The power is gone."""
+    host.power_cut()
+
+
+def power_on(_: Registry, host: Host) -> None:
+    """It boots again."""
+    host.power_on()
+
+
+def silent_cut(_: Registry, host: Host) -> None:
+    """The switch's port dies; the server keeps its carrier."""
+    host.cut(silent=True)
+
+
+def cable_out(_: Registry, host: Host) -> None:
+    """The cable is pulled out."""
+    host.cut()
+
+
+def plugged_in(_: Registry, host: Host) -> None:
+    """The cable is in, the port works."""
+    host.heal()
+
+
+def unreadable(_: Registry, host: Host) -> None:
+    """Garage may no longer look into the directory with its blocks."""
+    host.sh("chmod", "000", BLOCKS)
+
+
+def readable(_: Registry, host: Host) -> None:
+    """Garage may again."""
+    host.sh("chmod", "700", BLOCKS)
+
+
+def agent_masked(registry: Registry, host: Host) -> None:
+    """The agent is killed and may not start again."""
+    host.sh("systemctl", "mask", "--runtime", registry.unit("agent"))
+    host.kill(registry.unit("agent"))
+
+
+def agent_back(registry: Registry, host: Host) -> None:
+    """The agent may start again."""
+    host.sh("systemctl", "unmask", "--runtime", registry.unit("agent"))
+    host.sh("systemctl", "start", registry.unit("agent"))
+
+
+def fit_deleted(_: Registry, host: Host) -> None:
+    """Nobody tells keepalived that this server is fit, for the agent is stopped and its file deleted."""
+    host.sh("rm", "-f", FIT)
+
+
+def fit_emptied(_: Registry, host: Host) -> None:
+    """The file is empty, as after a full disk."""
+    host.sh("truncate", "--size=0", FIT)
+
+
+NO_GAP = Bound(worst=0.5, failed=0)
+DEAD_HOST = Bound(worst=1.0, median=0.6)
+HUNG = Bound(worst=1.0)
+
+FAULTS = (
+    Fault("power-cut", power_cut, power_on, DEAD_HOST, moves=True),
+    Fault("silent-cut", silent_cut, plugged_in, DEAD_HOST, moves=True),
+    Fault("cable-out", cable_out, plugged_in, DEAD_HOST, moves=True),
+    Fault("kill-frontend", killed("frontend"), nothing, NO_GAP),
+    Fault("kill-garage", killed("garage"), nothing, NO_GAP),
+    Fault("kill-one-proxy", proxies(signal.SIGKILL, 1), nothing, Bound(worst=1.0, failed=6)),
+    Fault("kill-all-proxies", proxies(signal.SIGKILL, 2), nothing, Bound(worst=1.0)),
+    Fault("kill-keepalived", killed("keepalived"), nothing, HUNG),
+    Fault("stop-frontend", stopped("frontend"), going_on("frontend"), HUNG),
+    Fault("stop-one-proxy", proxies(signal.SIGSTOP, 1), going_on(), HUNG),
+    Fault("stop-all-proxies", proxies(signal.SIGSTOP, 2), going_on(), HUNG, moves=True),
+    Fault("stop-garage", stopped("garage"), going_on("garage"), HUNG),
+    Fault("stop-garage-elsewhere", stopped("garage"), going_on("garage"), HUNG, on="another"),
+    Fault("data-unreadable", unreadable, readable, Bound(worst=2.0)),
+    Fault("agent-masked", agent_masked, agent_back, HUNG, moves=True),
+    Fault("fit-deleted", fit_deleted, nothing, HUNG, moves=True),
+    Fault("fit-emptied", fit_emptied, nothing, HUNG, moves=True),
+)

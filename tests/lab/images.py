@@ -1,0 +1,110 @@
+"""Images made on the spot: noise in layers, described as OCI says."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import random
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kubeadm_registry import paths
+from kubeadm_registry.registry import Login as Credentials
+from kubeadm_registry.registry import Registry as Client
+from tests.lab.registry import Registry
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+#: Python makes no more noise than this in one go: 256 MiB is its limit.
+_PIECE = 2**20
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+
+def digest_of(content: bytes) -> str:
+    """``sha256:...``."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image as its bytes."""
+
+    manifest: bytes
+    config: bytes
+    layers: tuple[bytes, ...]
+
+    @property
+    def digest(self) -> str:
+        """The manifest's digest."""
+        return digest_of(self.manifest)
+
+    @property
+    def blobs(self) -> tuple[bytes, ...]:
+        """Configuration and layers."""
+        return (self.config, *self.layers)
+
+    def write_layout(self, directory: Path, tag: str = "latest") -> Path:
+        """Write it as an OCI image layout, which skopeo reads as ``oci:DIRECTORY:TAG``."""
+        folder = directory / "blobs/sha256"
+        folder.mkdir(parents=True)
+        for content in (self.manifest, *self.blobs):
+            (folder / digest_of(content).partition(":")[2]).write_bytes(content)
+        entry = {"mediaType": MANIFEST, "digest": self.digest, "size": len(self.manifest)}
+        entry["annotations"] = {"org.opencontainers.image.ref.name": tag}
+        (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+        (directory / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+        return directory
+
+
+def image(sizes: Sequence[int] = (128 * 1024,), *, seed: int = 1) -> Image:
+    """An image with one layer of noise for each of *sizes* (bytes, nearly), the same for the same *seed*."""
+    source = random.Random(seed)
+    layers, diffs = [], []
+    for number, size in enumerate(sizes):
+        content = b"".join(source.randbytes(min(_PIECE, size - at)) for at in range(0, size, _PIECE))
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            entry = tarfile.TarInfo(f"noise-{number}")
+            entry.size = size
+            tar.addfile(entry, io.BytesIO(content))
+        diffs.append(digest_of(buffer.getvalue()))
+        layers.append(gzip.compress(buffer.getvalue(), compresslevel=0, mtime=0))
+    config = json.dumps(
+        {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diffs}}
+    ).encode()
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"mediaType": CONFIG, "digest": digest_of(config), "size": len(config)},
+        "layers": [{"mediaType": LAYER, "digest": digest_of(layer), "size": len(layer)} for layer in layers],
+    }
+    return Image(json.dumps(manifest).encode(), config, tuple(layers))
+
+
+def client(registry: Registry, *, address: str = "", role: str = "", timeout: float = 20) -> Client:
+    """A client of the registry at *address* (the VIP), logged in as *role*. Use it in the lab's network only."""
+    credentials = None
+    if role:
+        login = registry.login(role)
+        credentials = Credentials(login.username, login.password)
+    ca = registry.ca.read_text()
+    return Client(address or registry.vip, paths.REGISTRY_PORT, ca=ca, login=credentials, timeout=timeout)
+
+
+def push(registry: Registry, what: Image, repository: str, tag: str = "latest", *, address: str = "") -> None:
+    """Push *what*. Raises RegistryError."""
+    with registry.lab.network(), client(registry, address=address, role="push") as at:
+        for blob in what.blobs:
+            at.push_blob(repository, digest_of(blob), blob)
+        at.push_manifest(repository, tag, what.manifest, MANIFEST)
+
+
+def missing(registry: Registry, what: Image, repository: str, *, address: str = "") -> list[str]:
+    """The digests of *what* that cannot be read, with every byte checked, at *address* (the VIP) without a login."""
+    with registry.lab.network(), client(registry, address=address) as at:
+        found = [what.digest] if at.manifest(repository, what.digest) is None else []
+        return found + [digest_of(blob) for blob in what.blobs if at.blob(repository, digest_of(blob)) is None]

@@ -1,0 +1,422 @@
+"""The product on the lab's hosts, as a user installs it: a bundle, a cluster file, and the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import kubeadm_registry.bundle
+from kubeadm_registry import paths
+from tests.lab import machine, programs
+from tests.lab.command import LabError, cache, locked, say, unwinding, wait_until
+from tests.lab.host import Host
+from tests.lab.lab import Lab, started_by, sweep
+from tests.lab.settings import Place, Settings
+
+ROOT = Path(__file__).parents[2]
+SERVERS = ("h1", "h2", "h3")
+CLIENT = "h4"
+VIP_NUMBER = 100
+FRONTENDS = ("distribution", "zot")
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """User and password of a role."""
+
+    username: str
+    password: str
+
+    @property
+    def pair(self) -> str:
+        """``user:password``, as skopeo wants it."""
+        return f"{self.username}:{self.password}"
+
+
+class Registry:
+    """A registry on the lab's first three hosts, driven by the command line in the lab's network."""
+
+    def __init__(self, lab: Lab, frontend: str, directory: Path) -> None:
+        self.lab = lab
+        self.frontend = frontend
+        self.directory = directory
+        """Where the command line runs: cluster.yaml is here, and what the tests write."""
+        self.bundle = bundle(frontend)
+        self.vip = lab.address(VIP_NUMBER)
+        self.vip6 = lab.address6(VIP_NUMBER)
+        self.installed = False
+        directory.mkdir(parents=True, exist_ok=True)
+        self.write_file()
+
+    @property
+    def servers(self) -> dict[str, Host]:
+        """The registry's hosts by name."""
+        return {name: self.lab.hosts[name] for name in SERVERS}
+
+    @property
+    def client(self) -> Host:
+        """The host that only pulls and pushes."""
+        return self.lab.hosts[CLIENT]
+
+    @property
+    def file(self) -> Path:
+        """The cluster file."""
+        return self.directory / "cluster.yaml"
+
+    def specification(self) -> dict[str, Any]:
+        """The cluster file's content, for a test that wants another."""
+        place, lab = self.lab.place, self.lab
+        dual = lab.settings.family == "dual"
+        return {
+            "apiVersion": "kubeadm-registry.dev/v1alpha1",
+            "kind": "RegistryCluster",
+            "metadata": {"name": "registry"},
+            "spec": {
+                "nodes": [
+                    {
+                        "name": host.name,
+                        "address": host.address,
+                        **({"secondaryAddress": host.address6} if dual else {}),
+                    }
+                    for host in self.servers.values()
+                ],
+                "vip": {"address": self.vip, **({"secondaryAddress": self.vip6} if dual else {})},
+                "frontend": {"type": self.frontend},
+                "ssh": {
+                    "user": lab.settings.user,
+                    "port": lab.settings.ssh_port,
+                    "identityFile": str(place.key),
+                    "knownHostsFile": str(place.known_hosts),
+                },
+            },
+        }
+
+    def write_file(self, changes: Mapping[str, Any] | None = None, *, name: str = "cluster.yaml") -> Path:
+        """Write the cluster file; *changes* replace parts of its ``spec``, by ``a.b`` paths. Returns where it is."""
+        document = self.specification()
+        for path, value in (changes or {}).items():
+            *above, last = path.split(".")
+            part = document["spec"]
+            for key in above:
+                part = part.setdefault(key, {})
+            part[last] = value
+        target = self.directory / name
+        target.write_text(yaml.safe_dump(document, sort_keys=False))
+        return target
+
+    # The command line
+
+    def argv(self, *arguments: str | Path) -> list[str]:
+        """The command that runs ``kubeadm-registry`` in the lab's network."""
+        command: list[str | Path] = [sys.executable, "-m", "kubeadm_registry", *map(str, arguments)]
+        return self.lab.argv("env", f"PYTHONPATH={ROOT}", *command)
+
+    def popen(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+        """Start ``kubeadm-registry`` with its output as text in pipes."""
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(self.argv(*arguments), cwd=self.directory, **{**pipes, **options})
+
+    def cli(self, *arguments: str | Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run ``kubeadm-registry`` to its end. Raises LabError with all it said if it fails and *check* is true."""
+        result = subprocess.run(
+            self.argv(*arguments),
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check and result.returncode != 0:
+            shown = f"kubeadm-registry {' '.join(map(str, arguments))}"
+            raise LabError(f"{shown} ended with status {result.returncode}:\n{result.stdout}{result.stderr}")
+        return result
+
+    def json(self, *arguments: str | Path, check: bool = True, timeout: float = 300) -> list[dict[str, Any]]:
+        """Run ``kubeadm-registry ... -o json``; the objects that it writes, one a line."""
+        output = self.cli(*arguments, "-o", "json", check=check, timeout=timeout).stdout
+        return [json.loads(line) for line in output.splitlines()]
+
+    def install(self) -> None:
+        """``preflight``, then ``init``, from whatever is there."""
+        self.cli("preflight", "--bundle", self.bundle)
+        self.cli("init", "--bundle", self.bundle)
+        self.installed = True
+
+    def login(self, role: str = "push") -> Login:
+        """User and password of *role*."""
+        return Login(**self.json("credentials", "--role", role)[0])
+
+    @property
+    def ca(self) -> Path:
+        """The certificate of the cluster's authority, as a file."""
+        path = self.directory / "ca.crt"
+        if not path.exists():
+            path.write_text(self.cli("ca").stdout)
+        return path
+
+    def tls(self) -> ssl.SSLContext:
+        """What a client trusts that was given our authority and nothing else."""
+        return ssl.create_default_context(cafile=str(self.ca))
+
+    def forget(self) -> None:
+        """The hosts are new: nothing that was known about the registry holds."""
+        self.installed = False
+        (self.directory / "ca.crt").unlink(missing_ok=True)
+
+    # What the hosts say
+
+    def holders(self) -> list[str]:
+        """The names of the servers that are on and have the VIP at this moment."""
+        return [
+            host.name
+            for host in self.servers.values()
+            if host.state == "on" and host.sh("ip", "-o", "address", "show", "to", self.vip).stdout
+        ]
+
+    @property
+    def cut_off(self) -> list[str]:
+        """The names of servers whose cable or port is dead: what they do with the VIP concerns nobody."""
+        return [host.name for host in self.servers.values() if not host.connected]
+
+    def holder(self) -> Host:
+        """The one server that has the VIP. Raises LabError if it is not one."""
+        names = self.holders()
+        if len(names) != 1:
+            raise LabError(f"the VIP is on {', '.join(names) or 'no server'}")
+        return self.servers[names[0]]
+
+    def others(self, host: Host) -> list[Host]:
+        """The servers but *host*."""
+        return [other for other in self.servers.values() if other is not host]
+
+    def state(self, host: Host) -> dict[str, Any]:
+        """What the agent of *host* tells of itself; empty if there is nothing."""
+        text = host.sh("cat", f"{paths.RUN}/agent/state.json", check=False).stdout
+        try:
+            state: dict[str, Any] = json.loads(text)
+        except ValueError:
+            return {}
+        return state
+
+    def garage(self, host: Host) -> dict[str, Any]:
+        """Garage's own health as *host* sees it; empty if it does not answer."""
+        script = '"$(readlink "/proc/$(systemctl show -P MainPID "$1")/exe")" -c "$2" json-api GetClusterHealth'
+        result = host.sh(
+            "sh", "-c", script, "-", paths.unit("garage"), f"{paths.ETC}/garage/garage.toml", check=False, timeout=10
+        )
+        if result.returncode != 0:
+            return {}
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
+
+    def lay_out(self, zones: Mapping[str, str]) -> None:
+        """Give the storage of each server the zone that *zones* says, keep all else, and wait until that is done."""
+        script = 'g=$(readlink "/proc/$(systemctl show -P MainPID "$1")/exe"); exec "$g" -c "$2" json-api "$3" "$4"'
+        unit, config = paths.unit("garage"), f"{paths.ETC}/garage/garage.toml"
+
+        def call(endpoint: str, payload: object) -> Any:
+            words = ("sh", "-c", script, "-", unit, config, endpoint, json.dumps(payload))
+            return json.loads(self.servers[SERVERS[0]].sh(*words, timeout=30).stdout)
+
+        layout = call("GetClusterLayout", None)
+        roles = [{**role, "zone": zones[role["tags"][0]]} for role in layout["roles"]]
+        wanted = [
+            {key: role[key] for key in ("id", "zone", "capacity", "tags")}
+            for role, old in zip(roles, layout["roles"], strict=True)
+            if role["zone"] != old["zone"]
+        ]
+        if wanted:
+            call("UpdateClusterLayout", {"roles": wanted, "parameters": None})
+            call("ApplyClusterLayout", {"version": layout["version"] + 1})
+            self.wait_whole()
+
+    def flaws(self) -> list[str]:
+        """Why the registry is not whole: empty if every server is fit, hears all, and the storage is complete."""
+        flaws = []
+        for host in self.servers.values():
+            if host.state != "on":
+                flaws.append(f"{host.name} is {host.state}")
+                continue
+            state = self.state(host)
+            age = time.time() - state.get("time", 0)
+            if age > 3:
+                flaws.append(f"{host.name}: the agent's state is {age:.0f} s old")
+            elif not state["fit"] or state["level"]:
+                flaws.append(f"{host.name}: level {state['level']}, fit {state['fit']}, {state['conditions']}")
+            flaws += [
+                f"{host.name}: sees {name} {peer['presence']}, level {peer['level']}"
+                for name, peer in state.get("peers", {}).items()
+                if peer["presence"] != "fresh" or peer["level"]
+            ]
+            health = self.garage(host)
+            if health.get("connectedNodes") != len(SERVERS) or health.get("partitionsAllOk") != health["partitions"]:
+                flaws.append(f"{host.name}: storage {health or 'does not answer'}")
+        holders = self.holders()
+        if len(holders) != 1:
+            flaws.append(f"the VIP is on {holders or 'no server'}")
+        return flaws
+
+    def wait_whole(self, seconds: float = 60) -> None:
+        """Wait until nothing is wrong. Raises LabError with what still is after *seconds*."""
+        flaws: list[str] = []
+
+        def whole() -> bool:
+            flaws[:] = self.flaws()
+            return not flaws
+
+        try:
+            wait_until("a whole registry", whole, seconds=seconds, every=0.3)
+        except LabError as error:
+            raise LabError(f"{error}: {'; '.join(flaws)}") from error
+
+    def unit(self, name: str) -> str:
+        """The unit of the service *name*; ``frontend`` is whichever there is."""
+        return paths.unit(self.frontend if name == "frontend" else name)
+
+    def invocations(self) -> dict[str, str]:
+        """For each unit of ours on each server, the id of its present run."""
+        script = (
+            "for unit in $(systemctl list-units --all --plain --no-legend 'kubeadm-registry*' | cut -d' ' -f1); do "
+            'echo "$unit=$(systemctl show -P InvocationID "$unit")"; done'
+        )
+        found = {}
+        for host in self.servers.values():
+            for line in host.sh("sh", "-c", script).stdout.split():
+                unit, _, identity = line.partition("=")
+                found[f"{host.name} {unit}"] = identity
+        return found
+
+    def journals(self, since: float) -> str:
+        """What agents and keepalived of all servers that are on wrote since the time *since*, in the order of time."""
+        units = [f"--unit={self.unit(name)}" for name in ("agent", "keepalived")]
+        argv = ("journalctl", "--no-pager", "--quiet", "--output=short-precise", f"--since=@{since:.3f}", *units)
+        lines = []
+        for host in self.servers.values():
+            if host.state == "on":
+                lines += host.sh(*argv, check=False).stdout.splitlines()
+        return "\n".join(sorted(lines))
+
+
+def bundle(frontend: str = "distribution") -> Path:
+    """A bundle with all programs of a cluster with *frontend*: made once, and again when what it is made of changes.
+
+    Raises LabError if it cannot be made.
+    """
+    given = {"garage": programs.program("garage")}
+    if frontend == "zot":
+        binary = programs.zot()
+        if binary is None:
+            raise LabError("there is no zot: let KUBEADM_REGISTRY_ZOT name one")
+        given["zot"] = binary
+    key = hashlib.sha256()
+    for path in (*sorted(Path(kubeadm_registry.bundle.__file__).parent.glob("*")), *given.values()):
+        if path.is_file():
+            key.update(hashlib.sha256(path.read_bytes()).digest())
+    target = cache() / "bundles" / f"lab-{frontend}-{key.hexdigest()[:16]}.tar"
+    with locked(cache() / "bundles" / "lock"):
+        if target.exists():
+            return target
+        for old in target.parent.glob(f"lab-{frontend}-*.tar"):
+            old.unlink()
+        say(f"making the bundle for {frontend}, about a minute, once; it is kept in {target}")
+        options = [f"--program={name}={path}" for name, path in given.items()]
+        new = target.with_name(f"new-{target.name}")
+        names = ",".join((frontend, "garage", "haproxy", "keepalived", "python"))
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "kubeadm_registry",
+            "bundle",
+            "create",
+            "-o",
+            new,
+            "--with",
+            names,
+            *options,
+        ]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+        if result.returncode != 0:
+            raise LabError(f"the bundle could not be made:\n{result.stdout}{result.stderr}")
+        new.rename(target)
+    return target
+
+
+def repeat(default: int = 2) -> int:
+    """How often a fault is repeated: KUBEADM_REGISTRY_REPEAT, else *default*."""
+    return int(os.environ.get("KUBEADM_REGISTRY_REPEAT") or default)
+
+
+@contextmanager
+def _lab(frontend: str) -> Iterator[Lab]:
+    """A lab of this registry's own: the session's other tests find no registry on theirs."""
+    default = Place.default()
+    place = Place(default.directory.with_name(f"{default.name}-{frontend[:4]}"))
+    if started_by(place) == "hand":
+        raise LabError(f"somebody's lab is up in {place.directory}")
+    with locked(place.lock, wait=False):
+        sweep(place)
+    with unwinding():
+        lab = Lab.up(Settings(), place=place, started_by="tests")
+        try:
+            yield lab
+        finally:
+            if os.environ.get("KUBEADM_REGISTRY_LAB_KEEP"):
+                say(f"kept: KUBEADM_REGISTRY_LAB={place.directory} python -m tests.lab down ends it")
+            else:
+                lab.down()
+
+
+@pytest.fixture(scope="session", params=FRONTENDS)
+def hosts_for_registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """Hosts, a bundle and a cluster file, once for each frontend; what is on the hosts is the tests' business."""
+    if problems := machine.problems():
+        reason = "no lab on this machine: " + "; ".join(problems)
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    frontend: str = request.param
+    if frontend == "zot" and programs.zot() is None:
+        pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")
+    with _lab(frontend) as lab:
+        yield Registry(lab, frontend, tmp_path_factory.mktemp(frontend))
+
+
+@pytest.fixture
+def bare(hosts_for_registry: Registry) -> Registry:
+    """Three new servers with nothing of ours."""
+    renew(hosts_for_registry, SERVERS)
+    return hosts_for_registry
+
+
+@pytest.fixture
+def registry(hosts_for_registry: Registry) -> Iterator[Registry]:
+    """A registry that is whole, made if there is none; faults are undone after the test."""
+    registry = hosts_for_registry
+    if not registry.installed:
+        renew(registry, SERVERS)
+        registry.install()
+    registry.wait_whole()
+    yield registry
+    registry.lab.restore()
+
+
+def renew(registry: Registry, names: Sequence[str]) -> None:
+    """Replace the hosts *names* by new ones with an empty disk."""
+    registry.lab.heal_links()
+    for name in names:
+        registry.lab.hosts[name].reinstall()
+    registry.forget()
