@@ -1,7 +1,7 @@
 # Everything that a fresh Debian machine needs is set up by these two, and kept for the next time:
 #   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
 #   make test    all checks and tests; what CI runs
-# Other goals: make unit | lint | lab | bench, make lab-down, make clean.
+# Other goals: make unit | lint | lab | soak | bench, make lab-down, make clean.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,7 +16,7 @@ PYTHON := .venv/bin/python
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo shellcheck gcc pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test unit lint lab bench docs lab-down clean setup packages programs
+.PHONY: help demo test unit lint lab soak bench docs lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -63,7 +63,11 @@ unit: setup
 	.venv/bin/pytest -q tests/unit
 
 lab: programs
-	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest tests/lab
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -m 'not long' tests/lab
+
+# The long ones: full load for ten minutes, second faults.
+soak: programs
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/lab
 
 bench: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s tests/bench

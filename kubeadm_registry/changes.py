@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kubeadm_registry.errors import CommandTimeout, Error
+from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
 from kubeadm_registry.host import Host
 
 #: Where a unit's ``record-start`` notes the digests of the files that it was started with; empty after a boot.
@@ -362,12 +362,13 @@ class Service:
             verb = "reload" if set(stale) <= set(self.reloads) else "restart"
             if verb == "restart" and self.gate is not None:
                 wait(host, self.gate, what=f"{self.unit} may restart", timeout=self.gate_timeout)
-        result = host.transport.run(("systemctl", verb, "--", self.unit), timeout=self.timeout)
-        if not result.ok:
+        try:
+            host.run("systemctl", verb, "--", self.unit, timeout=self.timeout)
+        except CommandFailed as error:
             raise Error(
                 f"systemctl {verb} {self.unit} failed: {last_words(host, self.unit)}",
                 host=host.name, hint=f"look at: journalctl -u {self.unit}", code="ServiceFailed",
-            )  # fmt: skip
+            ) from error  # fmt: skip
 
 
 def last_words(host: Host, unit: str, lines: int = 5) -> str:

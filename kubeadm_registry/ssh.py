@@ -152,7 +152,8 @@ class _Ssh:
             return ConnectionFailed(
                 f"user {user} does not become root by sudo: {said}",
                 host=host,
-                hint=f"log in as root, give sudo's password, or allow it without one: {user} ALL=(ALL) NOPASSWD: ALL",
+                hint="log in as root, give sudo's password (on a terminal, or in KUBEADM_REGISTRY_SUDO_PASSWORD), "
+                f"or allow it without one: {user} ALL=(ALL) NOPASSWD: ALL",
                 code="SudoNeeded",
             )
         return ConnectionFailed(

@@ -73,8 +73,23 @@ def attempt_all(config: RegistryCluster) -> tuple[list[Host], dict[str, str]]:
 
 
 def _attempt(config: RegistryCluster) -> tuple[list[Host], list[ConnectionFailed]]:
-    sudo_password = os.environ.get(SUDO_PASSWORD)
+    """Connect to every host. Where sudo wants a password and a person is there, it is asked for, once for all."""
+    results = _connect(config, config.spec.nodes, os.environ.get(SUDO_PASSWORD))
+    wanting = [node for node, one in zip(config.spec.nodes, results, strict=True) if _needs_password(one)]
+    if wanting and sys.stdin.isatty():
+        again = iter(_connect(config, wanting, getpass.getpass("Password for sudo on the servers: ")))
+        results = [next(again) if _needs_password(one) else one for one in results]
+    reached = [result for result in results if isinstance(result, Host)]
+    return reached, [result for result in results if isinstance(result, ConnectionFailed)]
 
+
+def _needs_password(result: Host | ConnectionFailed) -> bool:
+    return isinstance(result, ConnectionFailed) and result.code == "SudoNeeded"
+
+
+def _connect(
+    config: RegistryCluster, nodes: Sequence[Node], sudo_password: str | None
+) -> list[Host | ConnectionFailed]:
     def attempt(node: Node) -> Host | ConnectionFailed:
         try:
             return Host(node.name, node.address, reach(config, node, sudo_password))
@@ -82,10 +97,8 @@ def _attempt(config: RegistryCluster) -> tuple[list[Host], list[ConnectionFailed
             error.host = error.host or node.name
             return error
 
-    with ThreadPoolExecutor(max_workers=len(config.spec.nodes)) as pool:
-        results = list(pool.map(attempt, config.spec.nodes))
-    reached = [result for result in results if isinstance(result, Host)]
-    return reached, [result for result in results if isinstance(result, ConnectionFailed)]
+    with ThreadPoolExecutor(max_workers=len(nodes)) as pool:
+        return list(pool.map(attempt, nodes))
 
 
 @contextmanager
