@@ -62,9 +62,9 @@ def test_small_operations(registry: Registry, capsys: pytest.CaptureFixture[str]
         for host in registry.servers.values():
             host.sh("systemctl", "restart", paths.unit("network"))
     with capsys.disabled():
-        print(f"\n{registry.frontend}, medians of {ROUNDS}, milliseconds")  # noqa: T201
+        print(f"\n{registry.frontend}, medians of {ROUNDS}, milliseconds")
         for what, value in quick.items():
-            print(f"  {what:<18} {value:7.1f}   without quick acknowledgements {slow[what]:7.1f}   "  # noqa: T201
+            print(f"  {what:<18} {value:7.1f}   without quick acknowledgements {slow[what]:7.1f}   "
                   f"ratio {slow[what] / value:5.1f}")  # fmt: skip
     assert quick["manifest GET"] < MANIFEST_GET
     assert quick["manifest PUT"] < MANIFEST_PUT[registry.frontend]

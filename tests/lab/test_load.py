@@ -95,14 +95,13 @@ def test_full_load_is_not_a_fault(registry: Registry, tmp_path: Path, capsys: py
             thread.join(timeout=300)
     after = {host.name: registry.state(host)["done"] for host in registry.servers.values()}
     with capsys.disabled():
-        print(f"\n{registry.frontend}, {SECONDS:.0f} s of load: {clients.done}, failed {clients.failures or 'none'}")  # noqa: T201
-        print(f"reads beside it: {result}; VIP away {moves} times")  # noqa: T201
-        for name in after:
-            changed = {key: (before[name].get(key), value) for key, value in after[name].items()
-                       if before[name].get(key) != value}  # fmt: skip
-            print(f"{name}: {changed or 'nothing was ended'}")  # noqa: T201
+        print(f"\n{registry.frontend}, {SECONDS:.0f} s of load: {clients.done}, failed {clients.failures or 'none'}")
+        print(f"reads beside it: {result}; VIP away {moves} times")
+        for name, values in after.items():
+            changed = {key: (before[name].get(key), one) for key, one in values.items() if before[name].get(key) != one}
+            print(f"{name}: {changed or 'nothing was ended'}")
         if clients.failures or result.failed or moves:
-            print(registry.journals(begun))  # noqa: T201
+            print(registry.journals(begun))
     assert clients.done["push"] > 4
     assert not clients.failures
     assert not result.failed

@@ -114,7 +114,7 @@ def test_a_pull_goes_on_when_the_frontend_fails(
     else:
         seconds, stall = pull(pushed, host, strike)
     with capsys.disabled():
-        print(f"\n{pushed.frontend}, {where}, frontend {strike.name}: {seconds:.1f} s, stall {stall:.2f} s")  # noqa: T201
+        print(f"\n{pushed.frontend}, {where}, frontend {strike.name}: {seconds:.1f} s, stall {stall:.2f} s")
     there = host.sh("ctr", "content", "ls", "-q").stdout.split()
     assert images.digest_of(large.layers[0]) in there
     wait_until("a whole registry", lambda: not pushed.flaws(), seconds=60, every=0.5)
