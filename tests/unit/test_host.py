@@ -1,0 +1,140 @@
+"""A host: what it refuses, and its scripts in a real shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kubeadm_registry.errors import CommandFailed, Error
+from kubeadm_registry.host import FileState, Host, Result
+from tests.unit.fakes import FakeTransport
+from tests.unit.here import OWNER, here, stub
+
+
+def test_asking_takes_any_status_for_an_answer(server: FakeTransport) -> None:
+    server.answer("grep", with_=Result(("grep",), 1, b" out \n", b"err"))
+    result = server.host().query("grep", "x")
+    assert (result.ok, result.code, result.text, result.stderr) == (False, 1, "out", b"err")
+
+
+def test_acting_fails_with_the_command_its_status_and_its_words(server: FakeTransport) -> None:
+    server.answer("mount", with_=Result(("mount", "a b"), 32, b"", b"mount: bad superblock\n"))
+    with pytest.raises(CommandFailed) as caught:
+        server.host().run("mount", "a b")
+    assert str(caught.value) == "cp-1: mount 'a b' ended with status 32: mount: bad superblock"
+    assert caught.value.result.code == 32
+
+
+def test_a_command_that_says_nothing_is_told_so(server: FakeTransport) -> None:
+    server.answer("true", with_=Result(("true",), 1))
+    with pytest.raises(CommandFailed, match="ended with status 1 and said nothing"):
+        server.host().run("true")
+
+
+def test_a_long_command_is_cut_to_one_line() -> None:
+    shown = Result(("sh", "-c", "line one\nline two", "x" * 300), 0).command
+    assert len(shown) == 160
+    assert "\n" not in shown
+    assert shown.endswith("...")
+
+
+def test_a_read_only_host_asks_and_never_acts(server: FakeTransport, tmp_path: Path) -> None:
+    server.put("/etc/a", "one")
+    host = server.host().as_read_only()
+    assert host.read("/etc/a") == b"one"
+    for act in (
+        lambda: host.run("systemctl", "daemon-reload"),
+        lambda: host.write("/etc/a", b"two"),
+        lambda: host.upload(tmp_path, "/etc/a"),
+    ):
+        with pytest.raises(AssertionError, match="cp-1 outside of a Change"):
+            act()
+    assert server.content("/etc/a") == b"one"
+    assert server.acts == []
+
+
+def test_hosts_are_equal_by_name_and_address_whatever_leads_to_them() -> None:
+    assert Host("a", "10.0.0.1", FakeTransport()) == Host("a", "10.0.0.1", FakeTransport())
+    assert "FakeTransport" not in repr(Host("a", "10.0.0.1", FakeTransport())), "a transport may hold passwords"
+
+
+# ---- the scripts, in a real shell -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=5000), mode=st.sampled_from([0o600, 0o644, 0o755, 0o400]))
+def test_what_is_written_is_read_with_its_mode_and_owner(tmp_path: Path, content: bytes, mode: int) -> None:
+    path = str(tmp_path / "a file of 'mine'")
+    here().write(path, content, mode=mode, owner=OWNER)
+    assert here().state(path) == FileState(content, mode, OWNER)
+    assert [one.name for one in tmp_path.iterdir()] == ["a file of 'mine'"], "nothing is left beside it"
+
+
+def test_no_file_is_none_and_not_an_error(tmp_path: Path) -> None:
+    assert here().state(str(tmp_path / "a")) is None
+    assert here().read(str(tmp_path / "no" / "folder")) is None
+
+
+def test_what_is_no_plain_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in (".", "dangling"):
+        with pytest.raises(Error, match="is not a plain file") as caught:
+            here().state(str(tmp_path / name))
+        assert (caught.value.code, caught.value.host) == ("FileUnreadable", "here")
+
+
+def test_a_link_is_read_through_with_the_mode_of_its_target(tmp_path: Path) -> None:
+    here().write(str(tmp_path / "file"), b"x", mode=0o640, owner=OWNER)
+    (tmp_path / "link").symlink_to("file")
+    assert here().state(str(tmp_path / "link")) == FileState(b"x", 0o640, OWNER)
+
+
+def test_a_refused_file_never_replaces_a_good_one(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("good")
+    with pytest.raises(CommandFailed) as caught:
+        here().write(
+            str(path), b"bad", owner=OWNER, validate=("sh", "-c", 'cat "$1"; echo no >&2; exit 7', "v", "{path}")
+        )
+    assert caught.value.result.code == 7
+    assert caught.value.result.stderr == b"badno\n", "what the program says on either output is told"
+    assert path.read_text() == "good"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_program_sees_the_new_file_under_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    script = 'test "$1" = "a b" && test "$2" != "$3" && grep -qx new "$2"'
+    here().write(str(path), b"new", owner=OWNER, validate=("sh", "-c", script, "v", "a b", "{path}", str(path)))
+    assert path.read_text() == "new"
+
+
+def test_a_file_is_never_written_into_a_directory_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    with pytest.raises(CommandFailed):
+        here().write(str(tmp_path / "config"), b"x", owner=OWNER)
+    assert list((tmp_path / "config").iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "config"]
+
+
+def test_a_file_is_flushed_before_it_gets_its_name_and_the_name_after(tmp_path: Path) -> None:
+    """A power cut after the rename must not leave an empty file under the good name."""
+    log = tmp_path / "log"
+    stub(tmp_path / "bin", "sync", f'echo sync "$@" >> {log}; exec /bin/sync "$@"')
+    stub(tmp_path / "bin", "mv", f'echo mv "$@" >> {log}; exec /bin/mv "$@"')
+    (tmp_path / "etc").mkdir()
+    path = f"{tmp_path}/etc/config"
+    here(tmp_path / "bin").write(path, b"x", owner=OWNER)
+    flushed, renamed, flushed_name = log.read_text().splitlines()
+    new = flushed.removeprefix("sync -- ")
+    assert new.startswith(f"{tmp_path}/etc/.new.")
+    assert renamed == f"mv -f -T -- {new} {path}"
+    assert flushed_name == f"sync -- {tmp_path}/etc"
+
+
+def test_without_the_folder_writing_fails_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed, match="No such file or directory"):
+        here().write(str(tmp_path / "no" / "file"), b"x", owner=OWNER)
