@@ -175,7 +175,7 @@ class FakeTransport:
         return (
             dict(self.tree),
             {user: set(groups) for user, groups in self.users.items()},
-            {name: (unit.active, unit.enabled) for name, unit in self.units.items()},
+            {n: (u.active, u.enabled) for n, u in self.units.items() if u.active != "inactive" or u.enabled},
         )
 
     # ---- commands -----------------------------------------------------------------------------------------------
