@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import math
 import os
 import socket
 import struct
@@ -23,6 +24,9 @@ SOURCE, DESTINATION = 7, 8  # INET_DIAG_BC_S_COND, _D_COND
 IPV4_ADDRESSES, IPV6_ADDRESSES = 0x10, 0x100  # RTMGRP_*_IFADDR
 RTA_DST, RTN_LOCAL = 1, 2
 SYN_SENT, TIMER_RETRANSMIT = 2, 1
+INFO = 2  # INET_DIAG_INFO: struct tcp_info
+ATTRIBUTES = 72  # they begin behind struct inet_diag_msg
+LAST_RECEIVED = 52  # tcpi_last_data_recv in struct tcp_info, milliseconds
 # established, SYN sent and received, both FIN_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: never a listening socket
 STATES = sum(1 << state for state in (1, 2, 3, 4, 5, 8, 9, 11))
 
@@ -61,6 +65,8 @@ class Connection:
     timer: int
     retransmits: int
     identity: bytes
+    quiet: float = 0.0
+    """Seconds since data came last; since it was opened, if none did."""
 
     @property
     def ports(self) -> tuple[int, int]:
@@ -85,6 +91,17 @@ def program(source: End, destination: End) -> bytes:
     return text
 
 
+def _quiet(payload: bytes) -> float:
+    """Seconds since the connection described in *payload* received data; endless if the kernel does not tell."""
+    at = ATTRIBUTES
+    while at + 4 <= len(payload):
+        length, kind = struct.unpack_from("=HH", payload, at)
+        if kind == INFO and length >= 4 + LAST_RECEIVED + 4:
+            return float(struct.unpack_from("=I", payload, at + 4 + LAST_RECEIVED)[0]) / 1000
+        at += max(4, (length + 3) & ~3)
+    return math.inf
+
+
 class Connections:
     """Finds and ends TCP connections of this network namespace."""
 
@@ -102,13 +119,13 @@ class Connections:
         text = program(source, destination)
         attribute = struct.pack("=HH", 4 + len(text), BYTECODE) + text if text else b""
         for family in (socket.AF_INET, socket.AF_INET6):
-            body = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, STATES) + attribute
+            body = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 1 << (INFO - 1), STATES) + attribute
             self._send(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, body)
             for kind, payload in self._receive():
                 if kind != SOCK_DIAG_BY_FAMILY:
                     continue
                 family_, state, timer, retransmits = MESSAGE.unpack_from(payload)
-                yield Connection(family_, state, timer, retransmits, payload[IDENTITY])
+                yield Connection(family_, state, timer, retransmits, payload[IDENTITY], _quiet(payload))
 
     def end(self, connection: Connection) -> bool:
         """End *connection* as if the other side had reset it. False if it had gone already. Raises Unsupported."""
@@ -133,15 +150,17 @@ class Connections:
         *,
         ports: frozenset[int] = frozenset(),
         stuck: bool = False,
+        quiet: float = 0.0,
     ) -> int:
-        """End all connections with both ends; with *ports* only if one end has such a port, with *stuck* only those.
+        """End all connections with both ends; with *ports* only if one end has such a port, with *stuck* only those,
+        and only those to which no data came for *quiet* seconds.
 
         Returns how many were ended. Raises Unsupported, OSError.
         """
         found = [
             one
             for one in self.find(source, destination)
-            if (not ports or not ports.isdisjoint(one.ports)) and (not stuck or one.stuck)
+            if (not ports or not ports.isdisjoint(one.ports)) and (not stuck or one.stuck) and one.quiet >= quiet
         ]
         return sum(self.end(one) for one in found)
 
