@@ -25,6 +25,8 @@ from kubeadm_registry.host import Host
 PATH = "/etc/kubeadm-registry/secrets.json"
 #: Values that anybody may see; all others are masked in whatever is shown.
 _PUBLIC = frozenset({"generation", "made", "ca_certificate", "s3_key_id"})
+#: Longer lines of a value are masked by themselves too; PEM's own "-----BEGIN PRIVATE KEY-----" is shorter.
+_KEY_LINE = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,10 @@ class Secrets:
         for field in fields(self):
             if field.name in _PUBLIC or field.name == "node_keys":
                 continue
-            text = text.replace(str(getattr(self, field.name)), f"<{field.name}>")
+            value = str(getattr(self, field.name))
+            # In a diff each line of a key has a mark before it.
+            for part in (value, *(line for line in value.splitlines() if len(line) > _KEY_LINE)):
+                text = text.replace(part, f"<{field.name}>")
         for role, password in (("push", self.push_password), ("pull", self.pull_password)):
             text = text.replace(basic(role, password), f"<login of {role}>")
         for name, key in self.node_keys.items():
@@ -188,4 +193,6 @@ def kept(data_directory: str) -> str:
 
 def content(host: Host, data_directory: str) -> bytes | None:
     """The secrets file of *host*, or the one that a reset left with the data; None if it has neither."""
-    return host.read(PATH) or host.read(kept(data_directory))
+    found = host.read(PATH)
+    # An empty file is a damaged one, not a host without secrets: then new ones would lock all out of the storage.
+    return host.read(kept(data_directory)) if found is None else found

@@ -14,6 +14,7 @@ from kubeadm_registry.changes import Steps
 from kubeadm_registry.cluster import Cluster, everyone
 from kubeadm_registry.errors import (
     ConfigError,
+    ConnectionFailed,
     Error,
     HostBusy,
     NotYetKnown,
@@ -80,6 +81,16 @@ def select(workflow: Workflow, only: Sequence[str] = (), skip: Sequence[str] = (
     return [(path, phase) for path, phase in known if (not only or within(path, only)) and not within(path, skip)]
 
 
+def require_checks(workflow: Workflow, names: Sequence[str]) -> None:
+    """Each of *names* is a check of *workflow*, or ``all``. Raises ConfigError."""
+    known = dict.fromkeys(check.name for _, phase in leaves(workflow) for check in phase.checks)
+    unknown = [name for name in names if name not in {*known, "all"}]
+    if unknown:
+        raise ConfigError(
+            f"there is no check {', '.join(unknown)}", hint=f"the checks are: {', '.join(known)}", code="CheckUnknown"
+        )
+
+
 def run(
     workflow: Workflow,
     cluster: Cluster,
@@ -96,9 +107,10 @@ def run(
     All checks of the selected phases run first, on all hosts, and nothing is changed if one that is not in *ignore*
     finds a problem. In a *dry_run* hosts refuse to be changed and every difference is only reported.
 
-    Raises ConfigError (a phase that does not exist), HostBusy, PreflightFailed, PhaseFailed.
+    Raises ConfigError (a phase or check that does not exist), HostBusy, PreflightFailed, PhaseFailed.
     """
     selected = select(workflow, only, skip)
+    require_checks(workflow, ignore)
     if dry_run:
         cluster = cluster.for_dry_run()
     elif lock:
@@ -131,11 +143,6 @@ def preflight(
 ) -> list[Problem]:
     """Run each check of the *selected* phases once on each of its hosts. Raises PreflightFailed."""
     checks = {check.name: check for _, phase in selected for check in phase.checks}
-    unknown = [name for name in ignore if name not in {*checks, "all"}]
-    if unknown:
-        raise ConfigError(
-            f"there is no check {', '.join(unknown)}", hint=f"the checks are: {', '.join(checks)}", code="CheckUnknown"
-        )
 
     def ask(host: Host) -> list[Problem]:
         problems = []
@@ -146,6 +153,11 @@ def preflight(
                 found = list(check.probe(cluster, host))
             except NotYetKnown:
                 continue
+            except ConnectionFailed:
+                raise
+            except Error as error:
+                # What cannot be told is a problem of this check; the others go on.
+                found = [f"{error.message}; {error.hint}" if error.hint else error.message]
             reporter.check(host.name, check.name, ok=not found)
             ignored = check.name in ignore or "all" in ignore
             problems += [Problem(check.name, host.name, text, ignored) for text in found]
@@ -232,10 +244,10 @@ def _run_host(
                 raise Error(f"was applied, yet still differs: {remaining}", host=host.name, code="NotConverged")
             reporter.done(action, time.monotonic() - begin)
             title = ""
-    except NotYetKnown as error:
-        if not dry_run:
+    except Error as error:
+        # Words of other programs are in it, and may quote what they were given.
+        redact = cluster.vault.preview().redact
+        error.message, error.hint = redact(error.message), redact(error.hint)
+        if not (dry_run and isinstance(error, NotYetKnown)):
             raise PhaseFailed(path, error, host=host.name, change=title) from error
         reporter.deferred(path, host.name, error.message)
-    except Error as error:
-        error.message = cluster.vault.preview().redact(error.message)
-        raise PhaseFailed(path, error, host=host.name, change=title) from error
