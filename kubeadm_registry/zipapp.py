@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from functools import cache
 from pathlib import Path
 
 from kubeadm_registry import __version__
@@ -24,6 +25,7 @@ __version__ = "{version}"
 """
 
 
+@cache
 def build() -> bytes:
     """The zipapp of ``kubeadm_registry.agent``: run it with ``python3 agent.pyz --config FILE``."""
     folder = Path(__file__).parent / "agent"
