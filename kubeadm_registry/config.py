@@ -324,6 +324,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value} is given twice", key.start_mark)
             seen.add(key.value)
@@ -331,8 +333,12 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _explain(error: ValidationError) -> Iterator[ConfigProblem]:
-    for item in error.errors():
-        path = _path(item["loc"])
+    found = error.errors()
+    for item in found:
+        place = item["loc"]
+        if item["type"] == "too_short" and any(place == other["loc"][: len(place)] for other in found if other != item):
+            continue  # pydantic does not count items that are wrong, and those are told anyway
+        path = _path(place)
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, _Contradiction):
             for relative, text in cause.problems:
@@ -341,6 +347,10 @@ def _explain(error: ValidationError) -> Iterator[ConfigProblem]:
             yield ConfigProblem(path, f"unknown key{_suggestion(item['loc'])}")
         elif item["type"] == "missing":
             yield ConfigProblem(path, "is missing")
+        elif item["type"] in ("too_short", "too_long"):
+            context = item["ctx"]
+            bound = f"least {context['min_length']}" if "min_length" in context else f"most {context['max_length']}"
+            yield ConfigProblem(path, f"must have at {bound}, and has {context['actual_length']}")
         elif isinstance(cause, ValueError):
             yield ConfigProblem(path, f"{cause} (it is {item['input']!r})")
         else:
