@@ -7,6 +7,7 @@ the unit's.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from typing import Callable, Optional
@@ -29,33 +30,42 @@ def _read(path: str) -> bytes:
 
 
 class Processes:
-    """The processes of *unit*, or the single process *pid* if no unit is given."""
+    """The processes of *unit*; if no unit is given, the process *pid* and its children."""
 
     def __init__(self, unit: str = "", *, pid: int = 0, proc: str = "/proc") -> None:
         self.unit = unit
         self._proc = proc
         self._found: dict[int, int] = {}  # pid: start time, which tells a process from a later one with its number
+        self._parent: Optional[tuple[int, int]] = None
         if pid:
             self.follow(pid)
 
     def follow(self, pid: int) -> None:
-        """Watch the single process *pid* from now on."""
-        if pid not in self._found:
-            stat = self._stat(pid)
-            self._found = {pid: stat[1]} if stat else {}
+        """Watch *pid* and its children from now on: of HAProxy the parent listens, and the children do the work."""
+        stat = self._stat(pid)
+        self._parent = (pid, stat[1]) if stat else None
+        self.find()
 
     def find(self) -> tuple[int, ...]:
-        """Look for the unit's processes; returns their numbers."""
+        """Look for the processes; returns their numbers."""
+        found = {}
+        for pid in self._candidates():
+            stat = self._stat(pid)
+            if stat is not None:
+                found[pid] = stat[1]
+        self._found = found
+        return tuple(found)
+
+    def _candidates(self) -> list[int]:
         if self.unit:
-            found = {}
-            for entry in os.scandir(self._proc):
-                if not entry.name.isdigit() or not self._belongs(entry.name):
-                    continue
-                stat = self._stat(int(entry.name))
-                if stat is not None:
-                    found[int(entry.name)] = stat[1]
-            self._found = found
-        return tuple(self._found)
+            return [int(one.name) for one in os.scandir(self._proc) if one.name.isdigit() and self._belongs(one.name)]
+        if self._parent is None:
+            return []
+        pid, started = self._parent
+        stat = self._stat(pid)
+        if stat is None or stat[1] != started:
+            return []
+        return [pid, *map(int, _read(f"{self._proc}/{pid}/task/{pid}/children").split())]
 
     def _belongs(self, pid: str) -> bool:
         text = _read(f"{self._proc}/{pid}/cgroup")
@@ -74,6 +84,8 @@ class Processes:
 
     def cpu(self) -> Optional[float]:
         """CPU seconds that the processes have used; None if there are none. Finds them anew when one has gone."""
+        if not self.unit:
+            self.find()  # a reload makes a child that was not there before, and this is cheap
         total = self._total()
         if total is None and self.unit:
             self.find()
@@ -105,22 +117,32 @@ class Processes:
 
     def kill(self) -> tuple[int, ...]:
         """SIGKILL to all of them; returns the numbers of those that were hit. Raises PermissionError."""
-        hit = []
-        for pid in self.find():
-            try:
-                handle = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            try:
-                stat = self._stat(pid)
-                if stat is not None and stat[1] == self._found[pid]:
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
-                    hit.append(pid)
-            except ProcessLookupError:
-                pass
-            finally:
+        return tuple(pid for pid in self.find() if self._kill(pid, self._found[pid]))
+
+    def _kill(self, pid: int, started: int) -> bool:
+        """End the process *pid* if it is the one that *started* then; whether it was hit."""
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            handle = -1  # a kernel before 5.3: between look and signal the number might pass to another process
+        try:
+            stat = self._stat(pid)
+            if stat is None or stat[1] != started:
+                return False
+            if handle < 0:
+                os.kill(pid, signal.SIGKILL)
+            else:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        finally:
+            if handle >= 0:
                 os.close(handle)
-        return tuple(hit)
+        return True
 
     def identities(self) -> frozenset[tuple[int, int]]:
         """(pid, start time) of all processes that are there now."""
@@ -129,7 +151,15 @@ class Processes:
 
     def alive(self, identities: frozenset[tuple[int, int]]) -> bool:
         """Whether one of *identities* is still there."""
-        return any((stat := self._stat(pid)) is not None and stat[1] == started for pid, started in identities)
+        return any(self._is(pid, started) for pid, started in identities)
+
+    def whole(self, identities: frozenset[tuple[int, int]]) -> bool:
+        """Whether all of *identities* are still there, and there are any."""
+        return bool(identities) and all(self._is(pid, started) for pid, started in identities)
+
+    def _is(self, pid: int, started: int) -> bool:
+        stat = self._stat(pid)
+        return stat is not None and stat[1] == started
 
 
 class Exits:

@@ -1,0 +1,173 @@
+"""Processes: found by unit or as a family, told from later ones with their numbers, killed, seen to end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.agent.processes import Exits, Processes
+
+UNIT = "kubeadm-registry-zot.service"
+
+
+def until(test: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until *test* holds."""
+    end = time.monotonic() + seconds
+    while not test():
+        assert time.monotonic() < end, "it does not become so"
+        time.sleep(0.005)
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.fixture
+def family() -> Iterator[subprocess.Popen[bytes]]:
+    """A parent that waits for its two children, as HAProxy's does."""
+    parent = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60 & wait"], start_new_session=True)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    until(lambda: len(children.read_text().split()) == 2)
+    yield parent
+    os.killpg(parent.pid, signal.SIGKILL)
+    parent.wait()
+
+
+def proc(folder: Path, pid: int, *, cgroup: str, started: int = 1, state: str = "S", cpu: int = 0) -> None:
+    """A process in a /proc of our own; its name would mislead who splits at blanks."""
+    (folder / str(pid)).mkdir(exist_ok=True)
+    (folder / str(pid) / "cgroup").write_text(cgroup)
+    fields = ["0"] * 50
+    fields[0], fields[1], fields[11], fields[19] = state, "1", str(cpu), str(started)
+    (folder / str(pid) / "stat").write_text(f"{pid} (a ) S b) {' '.join(fields)}\n")
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "ours"),
+    [
+        (f"0::/kubeadm.slice/{UNIT}\n", True),
+        (f"0::/kubeadm.slice/{UNIT}/libpod-payload-1\n", True),
+        (f"12:pids:/x\n1:name=systemd:/system.slice/{UNIT}\n", True),
+        (f"0::/system.slice/my-{UNIT}\n", False),
+        (f"0::/system.slice/{UNIT}.d\n", False),
+        ("0::/\n", False),
+    ],
+)
+def test_a_process_belongs_to_the_unit_that_its_cgroup_names(tmp_path: Path, cgroup: str, ours: bool) -> None:
+    proc(tmp_path, 7, cgroup=cgroup)
+    (tmp_path / "meminfo").write_text("")
+    assert Processes(UNIT, proc=str(tmp_path)).find() == ((7,) if ours else ())
+
+
+def test_a_process_with_the_number_of_an_earlier_one_is_another(tmp_path: Path) -> None:
+    proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n", started=10)
+    processes = Processes(UNIT, proc=str(tmp_path))
+    before = processes.identities()
+    assert before == {(7, 10)}
+    assert processes.alive(before)
+    assert processes.whole(before)
+    proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n", started=11)
+    assert not processes.alive(before)
+    assert not processes.whole(before)
+    assert not processes.whole(frozenset()), "nothing is not whole"
+
+
+def test_a_zombie_is_gone(tmp_path: Path) -> None:
+    proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n", state="Z")
+    assert Processes(UNIT, proc=str(tmp_path)).find() == ()
+
+
+def test_the_cpu_time_is_of_all_and_is_found_anew_when_one_was_replaced(tmp_path: Path) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n", cpu=ticks)
+    proc(tmp_path, 8, cgroup=f"0::/{UNIT}\n", cpu=2 * ticks)
+    processes = Processes(UNIT, proc=str(tmp_path))
+    assert processes.cpu() == 3.0
+    proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n", started=2, cpu=5 * ticks)
+    assert processes.cpu() == 7.0
+
+
+def test_a_family_is_the_parent_and_its_children_also_later_ones(family: subprocess.Popen[bytes]) -> None:
+    """HAProxy's master opens the runtime socket, and its workers, new at each reload, do the work."""
+    processes = Processes(pid=family.pid)
+    found = processes.find()
+    assert family.pid in found
+    assert len(found) == 3
+    assert processes.cpu() is not None
+    one = next(pid for pid in found if pid != family.pid)
+    os.kill(one, signal.SIGKILL)
+    until(lambda: len(processes.find()) == 2)
+    assert set(processes.kill()) == set(found) - {one}
+    assert family.wait(5) == -signal.SIGKILL
+    assert processes.find() == (), "nothing of a parent that has gone"
+
+
+def test_nobody_is_followed_before_a_process_is_known() -> None:
+    processes = Processes()
+    assert processes.find() == ()
+    assert processes.kill() == ()
+    assert processes.cpu() is None
+    processes.follow(2**22 + 1)
+    assert processes.find() == ()
+
+
+def test_a_stopped_process_is_killed_and_known_to_be_gone() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        processes = Processes(pid=child.pid)
+        before = processes.identities()
+        os.kill(child.pid, signal.SIGSTOP)
+        assert processes.alive(before)
+        assert processes.kill() == (child.pid,)
+        until(lambda: not processes.alive(before))
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_kernel_without_pidfd_kills_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_pidfd(_: int, __: int = 0) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", no_pidfd)
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert Processes(pid=child.pid).kill() == (child.pid,)
+        assert child.wait(5) == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_an_exit_is_told_once_and_leaves_no_descriptor() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    told = []
+
+    async def course() -> None:
+        loop = asyncio.get_running_loop()
+        gone = asyncio.Event()
+        exits = Exits(loop, Processes(pid=child.pid), lambda: (told.append(1), gone.set()))  # type: ignore[func-returns-value]
+        before = descriptors()
+        exits.look()
+        exits.look()
+        assert descriptors() == before + 1
+        child.kill()
+        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.sleep(0)
+        assert descriptors() == before
+        exits.close()
+
+    try:
+        asyncio.run(course())
+    finally:
+        child.kill()
+        child.wait()
+    assert told == [1]
