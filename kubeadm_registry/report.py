@@ -12,6 +12,7 @@ from typing import Protocol, TextIO
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.syntax import Syntax
+from rich.text import Text
 
 from kubeadm_registry.errors import Error, Problem
 
@@ -63,7 +64,8 @@ class Console:
     def __init__(self, *, diffs: bool = False, out: TextIO | None = None) -> None:
         """*diffs*: show what differs, not only that it does."""
         # Output goes to a person or a log: never break a line at the width that rich guesses for a pipe.
-        self._out = RichConsole(file=out or sys.stdout, highlight=False, soft_wrap=True)
+        # No emoji: rich would make one of the ":100:" or ":a:" in an IPv6 address.
+        self._out = RichConsole(file=out or sys.stdout, highlight=False, soft_wrap=True, emoji=False)
         self._diffs = diffs
         self._lock = threading.Lock()
         self._running: dict[str, str] = {}
@@ -112,7 +114,7 @@ class Console:
     def error(self, error: Error) -> None:
         """What is wrong, where, and what to do, on standard error."""
         self.close()
-        stderr = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        stderr = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         stderr.print(f"[bold red]error[/bold red] \\[{error.code}] {escape(str(error))}")
         if error.hint:
             stderr.print(f"[bold]what to do:[/bold] {escape(error.hint)}")
@@ -149,7 +151,7 @@ class Console:
         if not self._running:
             self._status.stop()
             return
-        self._status.update("  ".join(f"{host}: {escape(title)}" for host, title in sorted(self._running.items())))
+        self._status.update(Text("  ".join(f"{host}: {title}" for host, title in sorted(self._running.items()))))
         self._status.start()
 
 

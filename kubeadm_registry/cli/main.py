@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import click
+from click.core import ParameterSource
 
 from kubeadm_registry import __version__, config
 from kubeadm_registry.cli import session
@@ -20,7 +21,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIFY_ONLY
 from kubeadm_registry.report import Console, JsonLines, Reporter
-from kubeadm_registry.workflow import Workflow, leaves, preflight, run, select
+from kubeadm_registry.workflow import Workflow, leaves, preflight, require_checks, run, select
 
 EXIT_INTERRUPTED = 130
 
@@ -32,10 +33,13 @@ class Context:
     debug: bool = False
     output: str = "text"
     diffs: bool = False
+    _reporter: Reporter | None = None
 
     def reporter(self) -> Reporter:
-        """How this run is shown."""
-        return JsonLines() if self.output == "json" else Console(diffs=self.diffs)
+        """How this run is shown: one for the whole of it, so that an error ends the live line too."""
+        if self._reporter is None:
+            self._reporter = JsonLines() if self.output == "json" else Console(diffs=self.diffs)
+        return self._reporter
 
 
 def phase_table(workflow: Workflow) -> str:
@@ -51,8 +55,9 @@ def command(
     """A command of *group* that takes -o and --debug, and whose errors become exit codes."""
 
     def wrap(function: Callable[..., None]) -> click.Command:
-        def call(*arguments: Any, output: str, debug: bool, **options: Any) -> None:
-            context = Context(debug, output, options.pop("diff", False))
+        def call(*arguments: Any, **options: Any) -> None:
+            options = given_above(options)
+            context = Context(options.pop("debug"), options.pop("output"), options.pop("diff", False))
             guarded(context, lambda: function(context, *arguments, **options))
 
         update_wrapper(call, function)
@@ -69,6 +74,17 @@ def command(
     return wrap
 
 
+def given_above(options: dict[str, Any]) -> dict[str, Any]:
+    """*options* of a subcommand, with those that stand before its name: ``init --dry-run phase vip`` is a dry run."""
+    context = click.get_current_context()
+    above = context.parent
+    if above is None:
+        return options
+    absent = [name for name in options if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE]
+    given = [name for name in absent if above.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return options | {name: above.params[name] for name in given}
+
+
 def guarded(context: Context, work: Callable[[], None]) -> None:
     """Do *work*; turn what it raises into a report and an exit code (see docs/reference.md)."""
     reporter = context.reporter()
@@ -82,6 +98,9 @@ def guarded(context: Context, work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         reporter.error(Error("interrupted", hint="run it again: it goes on where it stopped", code="Interrupted"))
         sys.exit(EXIT_INTERRUPTED)
+    except click.Abort:
+        reporter.error(Error("not confirmed; nothing was changed", hint="answer y, or give --yes", code="Aborted"))
+        sys.exit(1)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -111,6 +130,9 @@ ignore_option = click.option(
     "--ignore-preflight-errors", "ignore", metavar="NAMES", default="",
     help="Checks whose problems do not stop the run, separated by commas; 'all' for every one.",
 )  # fmt: skip
+skip_option = click.option(
+    "--skip-phases", "skip", metavar="NAMES", default="", help="Phases to leave out, separated by commas."
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would change on each server; touch nothing.")
 diff_option = click.option("--diff", is_flag=True, help="Show what differs with each change. Secrets are masked.")
 
@@ -142,7 +164,9 @@ def _run(
 ) -> None:  # fmt: skip
     reporter = context.reporter()
     cluster_file = config.load(path)
+    # What the command line says is judged before any server is contacted.
     select(workflow, only, skip)
+    require_checks(workflow, ignore)
     with session.cluster(cluster_file, reporter, bundle=bundle) as cluster:
         if need_programs:
             require_programs(cluster)
@@ -172,7 +196,7 @@ def require_programs(cluster: Cluster) -> None:
 @dry_run_option
 @diff_option
 @ignore_option
-@click.option("--skip-phases", "skip", metavar="NAMES", default="", help="Phases to leave out, separated by commas.")
+@skip_option
 def init(context: Context, path: Path | None, bundle: Path | None, dry_run: bool, ignore: str, skip: str) -> None:
     """Make the registry on the servers of the cluster file, or bring it to what the file says.
 
@@ -191,11 +215,12 @@ def init(context: Context, path: Path | None, bundle: Path | None, dry_run: bool
 @dry_run_option
 @diff_option
 @ignore_option
+@skip_option
 def init_phase(
-    context: Context, phase: str, path: Path | None, bundle: Path | None, dry_run: bool, ignore: str
+    context: Context, phase: str, path: Path | None, bundle: Path | None, dry_run: bool, ignore: str, skip: str
 ) -> None:
     """Run one phase of init, with the phases below it."""
-    _run(context, INIT, path, bundle, dry_run=dry_run, only=(phase,), ignore=names(ignore))
+    _run(context, INIT, path, bundle, dry_run=dry_run, only=(phase,), skip=names(skip), ignore=names(ignore))
 
 
 @command(cli, "preflight")
@@ -205,7 +230,9 @@ def init_phase(
 def preflight_command(context: Context, path: Path | None, bundle: Path | None, ignore: str) -> None:
     """Check that nothing stands in the way of init, on every server. Exit code 3 if something does."""
     reporter = context.reporter()
-    with session.cluster(config.load(path), reporter, bundle=bundle) as cluster:
+    cluster_file = config.load(path)
+    require_checks(INIT, names(ignore))
+    with session.cluster(cluster_file, reporter, bundle=bundle) as cluster:
         require_programs(cluster)
         problems = preflight(select(INIT), cluster, reporter, ignore=names(ignore))
         run(PREFLIGHT_ONLY, cluster, reporter)

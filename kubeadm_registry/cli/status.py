@@ -63,7 +63,7 @@ def exit_code(found: dict[str, Any]) -> int:
 
 def show(found: dict[str, Any]) -> None:
     """Print it for people."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     if not console.is_terminal:
         console.width = 200
     table = Table(box=None, pad_edge=False, header_style="bold")
