@@ -7,6 +7,7 @@ the time, on a new connection each time: an old connection would go on talking t
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import Callable
 
@@ -18,6 +19,7 @@ from kubeadm_registry.agent.processes import Processes
 
 FORCED_MAINTENANCE = 0x01
 DRAINING = 0x08
+EPOCH = re.compile(r"^0x[0-9a-f]+ epoch (\d+)$", re.MULTILINE)  # in what ``show map`` says
 
 Servers = Mapping[tuple[str, str], bool]  # (backend, server): takes requests
 
@@ -79,6 +81,7 @@ class Proxy:
         self._loop = asyncio.get_running_loop()
         self._want: Servers = {}
         self._epoch = 0
+        self._has_epoch = ""  # as its map was last seen
         self._next = 0.0
         self._open: set[Exchange] = set()
         self._waiting: list[asyncio.Future[bool]] = []
@@ -90,9 +93,17 @@ class Proxy:
         if servers == self._want and epoch == self._epoch:
             return
         self._want, self._epoch = servers, epoch
-        text = commands(servers, self.have)
-        if text:
-            self._send(text)
+        self._send(self._changes())
+
+    def _changes(self) -> list[str]:
+        """What brings the process from what was last seen to what is wanted.
+
+        The epoch comes first: no upload of an earlier writer may pass to a new one in between.
+        """
+        changes = commands(self._want, self.have)
+        if self._map and self._epoch and self.have and self._has_epoch != str(self._epoch):
+            changes.insert(0, f"set map {self._map} epoch {self._epoch}")
+        return changes
 
     def tick(self, now: float) -> None:
         """Ask what the servers are, if it is time."""
@@ -117,6 +128,9 @@ class Proxy:
             return await asyncio.wait_for(future, deadline)
         except asyncio.TimeoutError:
             return False
+        finally:
+            if future in self._waiting:
+                self._waiting.remove(future)
 
     def _exchange(self, request: bytes, done: Callable[[Outcome], None]) -> None:
         def end(outcome: Outcome) -> None:
@@ -134,9 +148,9 @@ class Proxy:
             if outcome.pid != self.pid:
                 self.pid = outcome.pid
                 self.processes.follow(outcome.pid)
-            changes = commands(self._want, self.have)
-            if self._map and self._epoch and f" epoch {self._epoch}\n" not in text:
-                changes.append(f"set map {self._map} epoch {self._epoch}")
+            found = EPOCH.search(text)
+            self._has_epoch = found[1] if found is not None else ""
+            changes = self._changes()
             if changes:
                 self.corrections += 1
                 self._send(changes)
@@ -149,7 +163,10 @@ class Proxy:
             self._changed()
 
     def _send(self, text: list[str]) -> None:
-        self._exchange((";".join(text) + "\n").encode(), self._sent)
+        if text:
+            self.have = {**self.have, **{key: takes for key, takes in self._want.items() if key in self.have}}
+            self._has_epoch = str(self._epoch)
+            self._exchange((";".join(text) + "\n").encode(), self._sent)
 
     def _sent(self, outcome: Outcome) -> None:
         complaint = outcome.data.decode(errors="replace").strip()

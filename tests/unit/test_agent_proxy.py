@@ -1,0 +1,296 @@
+"""The proxy client: what is said to HAProxy and in which order; against a real one if there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.agent.config import Config, parse
+from kubeadm_registry.agent.model import Decisions, Report
+from kubeadm_registry.agent.proxy import Proxy, commands, wanted
+from kubeadm_registry.agent.proxy import parse as servers_of
+from tests.unit.test_agent_config import smallest
+
+ONE = frozenset({"cp-2"})
+
+
+def decisions(*, readers: frozenset[str] | None, writers: frozenset[str] | None, gate: bool, epoch: int) -> Decisions:
+    return Decisions(readers, writers, gate, epoch, True, Report(), {})
+
+
+def config(folder: Path, epoch_map: str = "") -> Config:
+    raw = smallest() | {"writer": "single"}
+    raw["frontend"] |= {"type": "zot", "runtime_config": "/r", "writer_config": "/w", "standby_config": "/s"}
+    raw["proxy"] = {"sockets": [str(folder / "1.sock")], "epoch_map": epoch_map or str(folder / "state.map")}
+    return parse(raw)
+
+
+def test_what_was_not_decided_is_not_touched() -> None:
+    start = wanted(decisions(readers=None, writers=None, gate=False, epoch=0), "cp-1", ("cp-2",))
+    assert start == {("gate", "open"): False}
+
+
+def test_the_own_node_is_called_local() -> None:
+    some = wanted(decisions(readers=ONE, writers=frozenset({"cp-1"}), gate=True, epoch=0), "cp-1", ("cp-2",))
+    assert some == {
+        ("reads", "local"): False,
+        ("reads", "cp-2"): True,
+        ("writer", "local"): True,
+        ("writer", "cp-2"): False,
+        ("gate", "open"): True,
+        ("newwork", "open"): True,
+    }
+
+
+def test_reads_are_opened_before_they_are_closed_and_writes_the_other_way_round() -> None:
+    want = {
+        ("reads", "local"): False,
+        ("reads", "cp-2"): True,
+        ("writer", "local"): False,
+        ("writer", "cp-2"): True,
+    }
+    have = {key: not takes for key, takes in want.items()}
+    said = commands(want, have)
+    assert said.index("set server reads/cp-2 state ready") < said.index("set server reads/local state maint")
+    assert said.index("set server writer/local state maint") < said.index("set server writer/cp-2 state ready")
+    assert commands(want, want) == []
+    assert commands(want, {}) == [], "what HAProxy does not know is left out"
+
+
+def test_a_server_takes_requests_unless_it_is_in_maintenance_or_drains() -> None:
+    head = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight\n"
+    line = "4 reads {} {} 10.0.0.2 2 {} 100 100 1 1 0 0 0 0 0 0 - 5443 - 0 0 - - 0\n"
+    text = head + line.format(1, "local", 0) + line.format(2, "cp-2", 1) + line.format(3, "cp-3", 8) + "\n"
+    assert servers_of(text) == {("reads", "local"): True, ("reads", "cp-2"): False, ("reads", "cp-3"): False}
+
+
+class Fake:
+    """Behind a runtime socket: servers, a map, and all that was said, but for the questions."""
+
+    def __init__(self) -> None:
+        self.restart()
+        self.said: list[str] = []
+
+    def restart(self) -> None:
+        self.servers = {
+            ("reads", "local"): 0,
+            ("reads", "cp-2"): 0,
+            ("reads", "cp-3"): 0,
+            ("writer", "local"): 1,
+            ("writer", "cp-2"): 1,
+            ("writer", "cp-3"): 1,
+            ("gate", "open"): 1,
+            ("newwork", "open"): 0,
+        }
+        self.epoch = "0"
+
+    def takes(self) -> set[str]:
+        return {f"{backend}/{name}" for (backend, name), state in self.servers.items() if not state}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for command in (await reader.readline()).decode().strip().split(";"):
+            words = command.split()
+            if words[:2] == ["show", "servers"]:
+                rows = [f"4 {be} 1 {name} 10.0.0.2 2 {state} 100 0" for (be, name), state in self.servers.items()]
+                writer.write("\n".join(["1", *rows, "", ""]).encode())
+            elif words[:2] == ["show", "map"]:
+                writer.write(f"0x55aa epoch {self.epoch}\n\n".encode())
+            else:
+                self.said.append(command)
+                if words[:2] == ["set", "map"]:
+                    self.epoch = words[4]
+                else:
+                    backend, name = words[2].split("/")
+                    self.servers[backend, name] = 0 if words[4] == "ready" else 1
+                writer.write(b"\n")
+        await writer.drain()
+        writer.close()
+
+
+async def until(test: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until *test* holds."""
+    async with asyncio.timeout(seconds):
+        while not test():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def talking(folder: Path, fake: Fake) -> AsyncIterator[Proxy]:
+    server = await asyncio.start_unix_server(fake.serve, folder / "1.sock")
+    complaints: list[str] = []
+    proxy = Proxy(config(folder), str(folder / "1.sock"), lambda: None, lambda _, text: complaints.append(text))
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+        server.close()
+    assert complaints == []
+
+
+def as_wanted(writer: str, epoch: int) -> tuple[dict[tuple[str, str], bool], int]:
+    gate = writer == "cp-1"
+    made = decisions(readers=ONE, writers=frozenset({writer} if writer else set()), gate=gate, epoch=epoch)
+    return dict(wanted(made, "cp-1", ("cp-2", "cp-3"))), epoch
+
+
+def test_a_new_writer_is_named_after_its_epoch(tmp_path: Path) -> None:
+    """Else an upload that began under the earlier one would pass, and its repeated bytes would be appended."""
+
+    async def course() -> None:
+        fake = Fake()
+        async with talking(tmp_path, fake) as proxy:
+            proxy.want(*as_wanted("", 5))
+            proxy.ask()
+            await until(lambda: fake.epoch == "5")
+            assert await proxy.settled(2.0)
+            fake.said.clear()
+            proxy.want(*as_wanted("cp-3", 9))
+            await until(lambda: "writer/cp-3" in fake.takes())
+            assert fake.said[0].endswith(" epoch 9")
+            assert fake.said[-1] != fake.said[0]
+
+    asyncio.run(course())
+
+
+def test_a_process_that_was_restarted_is_told_again(tmp_path: Path) -> None:
+    async def course() -> None:
+        fake = Fake()
+        async with talking(tmp_path, fake) as proxy:
+            proxy.want(*as_wanted("cp-1", 5))
+            assert await proxy.settled(2.0)
+            told = fake.takes()
+            assert told == {"reads/cp-2", "writer/local", "gate/open", "newwork/open"}
+            before = proxy.corrections
+            fake.restart()
+            assert "gate/open" not in fake.takes(), "on disk it is shut"
+            assert await proxy.settled(2.0)
+            assert fake.takes() == told
+            assert fake.epoch == "5"
+            assert proxy.corrections == before + 1
+
+    asyncio.run(course())
+
+
+def test_what_was_said_a_moment_ago_is_taken_back_at_once(tmp_path: Path) -> None:
+    async def course() -> None:
+        fake = Fake()
+        async with talking(tmp_path, fake) as proxy:
+            proxy.want(*as_wanted("", 5))
+            assert await proxy.settled(2.0)
+            proxy.want(*as_wanted("cp-1", 5))
+            await until(lambda: "gate/open" in fake.takes())
+            proxy.want(*as_wanted("", 5))  # without a look in between
+            await until(lambda: "gate/open" not in fake.takes())
+
+    asyncio.run(course())
+
+
+def test_a_process_that_is_not_there_passes_on_nothing(tmp_path: Path) -> None:
+    async def course() -> None:
+        proxy = Proxy(config(tmp_path), str(tmp_path / "none"), lambda: None, lambda *_: None)
+        proxy.want(*as_wanted("", 5))
+        assert await proxy.settled(2.0)
+        assert proxy.answered.answers.refused
+
+    asyncio.run(course())
+
+
+def test_a_silent_process_is_never_settled_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def course() -> None:
+        server = await asyncio.start_unix_server(silent, tmp_path / "1.sock")
+        proxy = Proxy(config(tmp_path), str(tmp_path / "1.sock"), lambda: None, lambda *_: None)
+        for _ in range(3):
+            assert not await proxy.settled(0.02)
+        assert proxy._waiting == []
+        proxy.close()
+        server.close()
+
+    asyncio.run(course())
+
+
+HAPROXY = """\
+global
+  stats socket {folder}/1.sock mode 600 level admin expose-fd listeners
+defaults
+  mode http
+  timeout connect 1s
+  timeout client 5s
+  timeout server 5s
+frontend public
+  bind unix@{folder}/http.sock
+  http-request set-var(txn.epoch) str(epoch),map_str({folder}/state.map,0)
+  http-request return status 200 content-type text/plain lf-string "%[var(txn.epoch)] %[nbsrv(gate)]"
+backend reads
+  server local 127.0.0.1:1
+  server cp-2 127.0.0.1:1
+  server cp-3 127.0.0.1:1
+backend writer
+  server local 127.0.0.1:1 disabled
+  server cp-2 127.0.0.1:1 disabled
+  server cp-3 127.0.0.1:1 disabled
+backend gate
+  server open 127.0.0.1:1 disabled
+backend newwork
+  server open 127.0.0.1:1
+"""
+
+
+@pytest.fixture
+def haproxy(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A real HAProxy, as master and worker."""
+    program = os.environ.get("KUBEADM_REGISTRY_HAPROXY") or shutil.which("haproxy")
+    if program is None:
+        pytest.skip("no haproxy in PATH, and KUBEADM_REGISTRY_HAPROXY names none")
+    (tmp_path / "haproxy.cfg").write_text(HAPROXY.format(folder=tmp_path))
+    (tmp_path / "state.map").write_text("epoch 0\n")
+    process = subprocess.Popen([program, "-W", "-f", tmp_path / "haproxy.cfg"], stderr=subprocess.DEVNULL)
+    yield process
+    process.terminate()
+    process.wait()
+
+
+def test_a_real_haproxy_is_told_and_its_workers_are_known(tmp_path: Path, haproxy: subprocess.Popen[bytes]) -> None:
+    complaints: list[str] = []
+
+    async def ask_gate() -> bytes:
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "http.sock")
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer.rsplit(b"\r\n", 1)[-1]
+
+    async def course() -> None:
+        proxy = Proxy(config(tmp_path), str(tmp_path / "1.sock"), lambda: None, lambda _, text: complaints.append(text))
+        async with asyncio.timeout(10):
+            while not proxy.have:
+                proxy.ask()
+                await asyncio.sleep(0.05)
+        proxy.want(*as_wanted("cp-1", 7))
+        assert await proxy.settled(3.0)
+        assert await ask_gate() == b"7 1"
+        assert proxy.have["reads", "local"] is False
+        assert proxy.have["reads", "cp-2"] is True
+        assert proxy.pid == haproxy.pid, "the kernel names the master"
+        family = proxy.processes.find()
+        assert len(family) == 2
+        assert haproxy.pid in family
+        proxy.processes.kill()
+        await asyncio.to_thread(haproxy.wait, 5)
+        await until(lambda: not proxy.processes.find())
+        proxy.ask()
+        await until(lambda: proxy.answered.answers.refused)
+        proxy.close()
+
+    asyncio.run(course())
+    assert complaints == []
