@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,14 @@ def unified(path: str, old: bytes | None, new: bytes | None) -> str:
     return "\n".join(lines) or f"line ends of {path} differ"
 
 
+def _masked(content: bytes | None, keys: Sequence[str]) -> bytes | None:
+    """*content* with the values of *keys* (``key: value``, ``"key": value``, ``key = value``) made unreadable."""
+    if content is None or not keys:
+        return content
+    names = "|".join(map(re.escape, keys))
+    return re.sub(rf'(?im)^(\s*"?(?:{names})"?\s*[:=]).*$'.encode(), rb"\1 <secret>", content)
+
+
 def _attributes(path: str, mode: int, owner: str, is_mode: int, is_owner: str) -> str | None:
     differences = []
     if is_mode != mode:
@@ -61,7 +70,8 @@ class File:
     """A file with exactly this content, mode and owner.
 
     *validate* is a command that must accept the new file (``{path}`` stands for its name) before it replaces the old.
-    The content of a *secret* file is never shown.
+    The content of a *secret* file is never shown, and neither are the values of *secret_keys* in others: the ones that
+    are replaced may be those of an earlier cluster, which nobody here knows.
     """
 
     path: str
@@ -70,6 +80,7 @@ class File:
     owner: str = "root:root"
     validate: Sequence[str] = ()
     secret: bool = False
+    secret_keys: Sequence[str] = ()
 
     @property
     def title(self) -> str:
@@ -88,7 +99,8 @@ class File:
             old = None if state is None else state.content
             if self.secret:
                 return f"{self.path}: {'new' if old is None else 'changed'} secret, {len(self.content)} bytes"
-            return unified(self.path, old, self.content)
+            before, after = _masked(old, self.secret_keys), _masked(self.content, self.secret_keys)
+            return f"secret values of {self.path} differ" if before == after else unified(self.path, before, after)
         return _attributes(self.path, self.mode, self.owner, state.mode, state.owner)
 
     def apply(self, host: Host) -> None:
@@ -155,13 +167,18 @@ class Link:
         host.run("ln", "-sfn", "--", self.target, self.path)
 
 
-#: Whether something is at ``$1``; with a second argument, whether it is an empty directory.
-_THERE = '{ [ -e "$1" ] || [ -L "$1" ]; } || exit 1; [ -z "$2" ] || [ -z "$(ls -A -- "$1")" ]'
+#: Whether something is at ``$1``; with a second argument, whether it is an empty directory that can be removed.
+_THERE = """
+{ [ -e "$1" ] || [ -L "$1" ]; } || exit 1
+[ -z "$2" ] || { [ -z "$(ls -A -- "$1")" ] && ! mountpoint -q -- "$1"; }
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """No file, link or directory at *path*. With *only_if_empty* a directory that holds something stays."""
+    """No file, link or directory at *path*. With *only_if_empty* a directory that holds something, or on which a file
+    system is mounted, stays.
+    """
 
     path: str
     only_if_empty: bool = False

@@ -67,12 +67,14 @@ def _address(value: str) -> str:
         raise ValueError("must be the address of a server, not a loopback, multicast or unspecified one")
     if is_ipv6(value) and parsed.is_link_local:
         raise ValueError("must not be link-local: containerd cannot name the interface")
+    if "%" in value:
+        raise ValueError("must not name an interface: only link-local addresses have one")
     return str(parsed)
 
 
 def _absolute(value: str) -> str:
     path = Path(value)
-    if not path.is_absolute() or ".." in path.parts or not re.fullmatch(r"[A-Za-z0-9/._-]+", value) or value == "/":
+    if not path.is_absolute() or ".." in path.parts or not re.fullmatch(r"[A-Za-z0-9/._-]+", value) or not path.name:
         raise ValueError("must be an absolute path of letters, digits, dots, dashes and underscores, without '..'")
     return str(path)
 

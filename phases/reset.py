@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kubeadm_registry import containerd, paths, secrets
 from kubeadm_registry.changes import Absent, NoService, NoUser, Steps
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network
+from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network, zot
 from kubeadm_registry.host import Host
 from kubeadm_registry.workflow import Phase
 
@@ -63,8 +63,12 @@ def files(cluster: Cluster, host: Host) -> Steps:
 
 
 def data(cluster: Cluster, host: Host) -> Steps:
-    """Delete the images and the secrets."""
-    yield Absent(cluster.spec.data_directory)
+    """Delete the images and the secrets, and nothing else that somebody may keep in that folder."""
+    directory = cluster.spec.data_directory
+    for name in (garage.NAME, zot.NAME):
+        yield Absent(f"{directory}/{name}")
+    yield Absent(secrets.kept(directory))
+    yield Absent(directory, only_if_empty=True)
 
 
 CONTAINERD = Phase("containerd", "Give containerd its own configuration back", give_back, one_at_a_time=True)

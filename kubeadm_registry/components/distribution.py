@@ -30,6 +30,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
         ),
         owner=f"root:{USER}",
         mode=0o640,
+        secret_keys=("secret", "secretkey"),
     )
     yield Directory(f"{paths.ETC}/distribution", mode=0o750, owner=f"root:{USER}")
     yield config

@@ -75,9 +75,17 @@ def install(cluster: Cluster, host: Host) -> Steps:
     agent_user = paths.user("agent")
     owner = f"root:{agent_user}"
     program = cluster.program(NAME).executable
-    check = (program, "verify", "{path}")
-    standby = File(STANDBY_CONFIG, configuration(cluster, writer=False), mode=0o640, owner=owner, validate=check)
-    writer = File(WRITER_CONFIG, configuration(cluster, writer=True), mode=0o640, owner=owner, validate=check)
+    standby, writer = (
+        File(
+            path,
+            configuration(cluster, writer=path == WRITER_CONFIG),
+            mode=0o640,
+            owner=owner,
+            validate=(program, "verify", "{path}"),
+            secret_keys=("secretkey",),
+        )
+        for path in (STANDBY_CONFIG, WRITER_CONFIG)
+    )
     yield Directory(ETC, mode=0o750, owner=owner)
     yield Directory(f"{cluster.spec.data_directory}/zot", mode=0o700, owner=f"{USER}:{USER}", recursive=True)
     yield standby
