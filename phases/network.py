@@ -3,5 +3,9 @@
 from kubeadm_registry.components import network
 from kubeadm_registry.workflow import Phase
 
-NETWORK = Phase("network", "Give the storage its loopback address and quick routes, guard it from other users",
-                network.install)  # fmt: skip
+NETWORK = Phase(
+    "network",
+    "Give the storage its loopback address and quick routes, guard it from other users",
+    network.install,
+    one_at_a_time=True,
+)

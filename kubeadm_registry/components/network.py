@@ -49,4 +49,4 @@ def install(cluster: Cluster, host: Host) -> Steps:
     )
     yield guard
     yield script
-    yield from serve(UNIT, (guard, script), script=SCRIPT)
+    yield from serve(UNIT, (guard, script), reloads=(GUARD, SCRIPT), script=SCRIPT)
