@@ -1,0 +1,343 @@
+"""What init puts on each server, file by file; and that the programs which read the files could.
+
+tests/golden/<case> has the cluster file, the whole state of the first server, and how each other one differs from it.
+`pytest tests/unit/test_components.py --update-golden` writes them anew.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tomllib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kubeadm_registry.agent import config as agent_config
+from kubeadm_registry.changes import RECORD_START, STARTED
+from kubeadm_registry.components import agent, common, keepalived, network, programs
+from kubeadm_registry.components.haproxy import login_digest
+from kubeadm_registry.host import FileState
+from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.workflow import run
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
+from tests.unit.fakes import BARE, UNITS, Dir, FakeTransport
+from tests.unit.test_workflow import Recorder
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = ("ipv4-zot", "ipv4-distribution", "dual-stack", "ipv6-only", "five-nodes", "no-anonymous-pull")
+#: What differs from run to run, or is not ours to render.
+LEFT_OUT = ("/opt/kubeadm-registry/programs/", "/run/", "/etc/kubeadm-registry/haproxy/node.pem")
+
+
+@cache
+def installed(case: str) -> FakeCluster:
+    """The servers of a case after init. Shared: only to be read."""
+    fake = FakeCluster.of((GOLDEN / case / "cluster.yaml").read_text())
+    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    return fake
+
+
+def text_of(content: bytes) -> str:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return f"<{len(content)} bytes: {content.hex()}>" if len(content) <= 64 else "<binary>"
+    for value, name in ((authority().certificate, "ca certificate"), (authority().key, "ca key")):
+        text = text.replace(value, f"<{name}>\n").replace(json.dumps(value)[1:-1], f"<{name}>")
+    return text.removesuffix("\n")
+
+
+def state(server: FakeTransport) -> str:
+    """Users, folders and files of a server, each file under its name, mode and owner."""
+    lines = []
+    for user, groups in sorted(server.users.items()):
+        if user != "root":
+            lines.append(f"user {user} in {', '.join(sorted(groups))}")
+    shown = {path: node for path, node in sorted(server.tree.items()) if not path.startswith(LEFT_OUT)}
+    for path, node in shown.items():
+        if isinstance(node, Dir) and path not in BARE:
+            lines.append(f"directory {path} {node.mode:o} {node.owner}")
+
+    lines += [f"unit {name} {unit.active}" for name, unit in sorted(server.units.items()) if unit.active != "inactive"]
+    for path, node in shown.items():
+        if isinstance(node, FileState):
+            lines += ["", f"======== {path} {node.mode:o} {node.owner}", text_of(node.content)]
+    return "\n".join(lines) + "\n"
+
+
+def rendered(case: str) -> dict[str, str]:
+    """The files of a case: the first server whole, each other one as what differs."""
+    servers = installed(case).servers
+    (first, whole), *others = ((name, state(server)) for name, server in servers.items())
+    files = {f"{first}.txt": whole}
+    for name, other in others:
+        lines = difflib.unified_diff(whole.splitlines(), other.splitlines(), first, name, lineterm="", n=1)
+        files[f"{name}.diff"] = "\n".join(lines) + "\n"
+    return files
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_servers_are_as_in_the_golden_files(case: str, request: pytest.FixtureRequest) -> None:
+    made, folder = rendered(case), GOLDEN / case
+    if request.config.getoption("--update-golden"):
+        for path in folder.iterdir():
+            if path.name != "cluster.yaml":
+                path.unlink()
+        for name, text in made.items():
+            (folder / name).write_text(text)
+    there = {path.name: path.read_text() for path in folder.iterdir() if path.name != "cluster.yaml"}
+    assert made == there, f"if it is meant so: pytest {__file__} --update-golden"
+
+
+def test_every_golden_case_is_tested() -> None:
+    assert {path.parent.name for path in GOLDEN.glob("*/cluster.yaml")} == set(CASES)
+
+
+# ---- those who read the files could ------------------------------------------------------------------------------
+
+
+def all_files() -> dict[str, FileState]:
+    return {
+        f"{case}/{name}{path}": node
+        for case in CASES
+        for name, server in installed(case).servers.items()
+        for path, node in server.files().items()
+        if not path.startswith(LEFT_OUT)
+    }
+
+
+def distinct(suffixes: tuple[str, ...] = (), shebang: bytes = b"") -> dict[bytes, str]:
+    """Each content once, with where it stands."""
+    return {
+        node.content: path
+        for path, node in all_files().items()
+        if (suffixes and path.endswith(suffixes)) or (shebang and node.content.startswith(shebang))
+    }
+
+
+def test_structured_files_parse() -> None:
+    parsers: dict[str, Callable[[bytes], object]] = {
+        ".json": json.loads,
+        ".toml": lambda b: tomllib.loads(b.decode()),
+        ".yml": yaml.safe_load,
+    }
+    parsed = []
+    for content, path in distinct(tuple(parsers)).items():
+        document = parsers[Path(path).suffix](content)
+        assert isinstance(document, dict) and document, path
+        parsed.append(Path(path).name)
+    assert {"garage.toml", "config.yml", "writer.json", "agent.json", "secrets.json", "programs.json"} <= set(parsed)
+
+
+def test_nothing_is_left_of_templates_and_lines_are_whole() -> None:
+    for path, node in all_files().items():
+        if b"\0" in node.content or path.endswith((".pyz", "node_key.pub", "node_key", "_secret", "_token", ".key")):
+            continue
+        text = node.content.decode()
+        assert text.endswith("\n"), path
+        assert "{{" not in text and "{%" not in text and "{#" not in text, path
+        assert not any(word in text for word in ("None", "Undefined", "jinja")), path
+
+
+def test_scripts_are_good_shell(tmp_path: Path) -> None:
+    scripts = []
+    for number, content in enumerate(distinct(shebang=b"#!/bin/sh")):
+        scripts.append(tmp_path / f"{number}.sh")
+        scripts[-1].write_bytes(content)
+    assert len(scripts) >= 8
+    for script in scripts:
+        subprocess.run(["sh", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        result = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
+@pytest.mark.parametrize("case", ["ipv4-zot", "ipv4-distribution"])
+def test_systemd_finds_nothing_to_say_about_the_units(case: str, tmp_path: Path) -> None:
+    server = next(iter(installed(case).servers.values()))
+    units = [path for path in server.files() if path.startswith(UNITS)]
+    for path in units:
+        # The programs are not on this machine; what systemd says of the words before and after them is asked.
+        text = re.sub(r"^(Exec\w+=[+-]*)\S+", r"\1/bin/true", server.content(path).decode(), flags=re.MULTILINE)
+        name = Path(path).name.replace("@.", "@1.")
+        (tmp_path / name).write_text(text)
+    assert len(units) >= 7
+    result = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *(str(path) for path in tmp_path.iterdir())],
+        capture_output=True, text=True, check=False, env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning"},
+    )  # fmt: skip
+    ours = [line for line in result.stderr.splitlines() if str(tmp_path) in line or "kubeadm-registry" in line]
+    assert not ours
+
+
+def test_every_file_that_a_unit_names_is_there() -> None:
+    """In Exec lines: the program, the script, the configuration; without it the unit would not start."""
+    made_at_start = ("/run/kubeadm-registry", "/bin/", "/usr/bin/")
+    for case in CASES:
+        for server in installed(case).servers.values():
+            for unit, node in server.files().items():
+                if not unit.startswith(UNITS):
+                    continue
+                for line in node.content.decode().splitlines():
+                    words = line.partition("=")[2].lstrip("+-").split() if line.startswith("Exec") else []
+                    for word in words:
+                        if word.startswith("/") and not word.startswith(made_at_start):
+                            assert word in server.tree, f"{case}: {unit}: {line}"
+
+
+def test_a_file_with_a_secret_is_closed_to_others() -> None:
+    texts = (b"the-rpc", b"the-admin", b"the-s3", b"the-push", b"the-pull", b"the-upload", b"the-heartbeat", b"PRIVATE")
+    seeds = [bytes([2 * number]) * 32 for number in range(5)]
+    values = (*texts, *seeds, *(seed.hex().encode() for seed in seeds))
+    closed = set()
+    for path, node in all_files().items():
+        if any(value in node.content for value in values):
+            assert node.mode & 0o027 == 0, path
+            closed.add(Path(path).name)
+    assert closed == {"rpc_secret", "admin_token", "node_key", "secrets.json", "writer.json", "standby.json",
+                      "config.yml", "heartbeat.key"}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_agent_accepts_its_configuration(case: str, tmp_path: Path) -> None:
+    for name, server in installed(case).servers.items():
+        document = json.loads(server.content(agent.CONFIG))
+        for key in ("heartbeat_key_file", "garage_admin_token_file"):
+            content = server.content(document[key])
+            document[key] = str(tmp_path / key)
+            (tmp_path / key).write_bytes(content)
+        path = tmp_path / "agent.json"
+        path.write_text(json.dumps(document))
+        settings = agent_config.load(path)
+        assert settings.name == name
+        assert len(settings.peers) == len(installed(case).servers) - 1
+
+
+# ---- scripts, run ------------------------------------------------------------------------------------------------
+
+
+def test_record_start_notes_what_a_service_compares(tmp_path: Path) -> None:
+    """The real script against what the fake host, and with it every test of a restart, takes it to do."""
+    server = installed("ipv4-zot").servers["cp-1"]
+    script = tmp_path / "record-start"
+    script.write_bytes(common._RECORD_START.replace(b"/run/kubeadm-registry", str(tmp_path).encode()))
+    unit = "kubeadm-registry-zot.service"
+    line = next(line for line in server.content(f"{UNITS}/{unit}").decode().splitlines() if f"+{RECORD_START} " in line)
+    paths = line.split()[2:]
+    local = []
+    for path in paths:
+        local.append(tmp_path / path.replace("/", "_"))
+        local[-1].write_bytes(server.content(path))
+    subprocess.run(["sh", str(script), unit, *map(str, local)], check=True, umask=0o077)
+    noted = (tmp_path / "started" / unit).read_text()
+    for path, mine in zip(paths, local, strict=True):
+        noted = noted.replace(str(mine), path)
+    assert noted == server.content(f"{STARTED}/{unit}").decode()
+    assert (tmp_path / "started" / unit).stat().st_mode & 0o777 == 0o644
+
+
+def test_record_start_of_a_missing_file_fails_and_leaves_the_old_note(tmp_path: Path) -> None:
+    script = tmp_path / "record-start"
+    script.write_bytes(common._RECORD_START.replace(b"/run/kubeadm-registry", str(tmp_path).encode()))
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started" / "x.service").write_text("old")
+    result = subprocess.run(["sh", script, "x.service", tmp_path / "gone"], capture_output=True, check=False)
+    assert result.returncode != 0
+    assert (tmp_path / "started" / "x.service").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("shown", "way"),
+    [
+        ("10.0.0.12 dev eth0 src 10.0.0.11 uid 0 \\    cache", "dev eth0"),
+        ("10.0.0.12 via 10.0.0.1 dev bond0.7 src 10.0.0.11 uid 0 \\    cache", "via 10.0.0.1 dev bond0.7"),
+        ("fd00::12 from :: dev eth0 proto kernel src fd00::11 metric 256 pref medium", "dev eth0"),
+        ("fd00::12 from :: via fe80::1 dev eth0 proto ra src fd00::11", "via fe80::1 dev eth0"),
+    ],
+)
+def test_the_network_script_takes_the_way_of_the_main_table(tmp_path: Path, shown: str, way: str) -> None:
+    calls = tmp_path / "calls"
+    for program in ("ip", "nft"):
+        stub = tmp_path / program
+        stub.write_text(
+            f'#!/bin/sh\necho "{program} $*" >> {calls}\n'
+            f"case \"$*\" in *'route get'*) echo '{shown}' ;; *'rule del'*|*' del '*|*delete*) exit 1 ;; esac\n"
+        )
+        stub.chmod(0o755)
+    script = tmp_path / "network"
+    script.write_bytes(installed("ipv4-zot").servers["cp-1"].content(network.SCRIPT))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["sh", script, "up"], check=True, env={**os.environ, "PATH": path})
+    assert f"ip route replace 10.0.0.12/32 {way} table 3901 quickack 1" in calls.read_text()
+    assert subprocess.run(["sh", script], check=False, capture_output=True).returncode == 2
+
+
+def test_dropping_the_vip_fails_nowhere(tmp_path: Path) -> None:
+    """It runs before each start, when the address is not there."""
+    stub = tmp_path / "ip"
+    stub.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\nexit 2\n')
+    stub.chmod(0o755)
+    script = tmp_path / "drop"
+    script.write_bytes(installed("dual-stack").servers["cp-1"].content(keepalived.DROP))
+    subprocess.run(["sh", script], check=True, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "address del 10.0.0.10/32 dev eth0",
+        "address del fd00::10/128 dev eth0",
+    ]
+
+
+def layer(folder: Path, text: str) -> tuple[Path, str]:
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "x").write_text(text)
+    archive = folder / "layer.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(folder / "bin", "bin")
+    return archive, hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+def unpack(archive: Path, digest: str, target: Path) -> int:
+    argv = ["sh", "-c", programs._UNPACK, "unpack", str(archive), digest, str(target)]
+    return subprocess.run(argv, check=False, capture_output=True).returncode
+
+
+def test_a_program_is_unpacked_whole_in_place_of_another_build(tmp_path: Path) -> None:
+    target = tmp_path / "programs" / "x" / "1"
+    for text in ("one", "two"):
+        archive, digest = layer(tmp_path / text, text)
+        assert unpack(archive, digest, target) == 0
+        assert (target / "bin" / "x").read_text() == text
+        assert (target / ".digest").read_text() == f"{digest}\n"
+        assert not archive.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["1"]
+
+
+def test_a_damaged_archive_leaves_the_program_that_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "programs" / "x" / "1"
+    archive, digest = layer(tmp_path / "one", "one")
+    assert unpack(archive, digest, target) == 0
+    archive, digest = layer(tmp_path / "two", "two")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-1])
+    assert unpack(archive, digest, target) != 0
+    assert unpack(archive, hashlib.sha256(whole[:-1]).hexdigest(), target) != 0, "cut before its digest was taken"
+    assert (target / "bin" / "x").read_text() == "one"
+    assert [path.name for path in target.parent.iterdir()] == ["1"]
+
+
+def test_the_login_in_the_map_is_what_a_client_sends() -> None:
+    """As haproxy.cfg computes it: the SHA-256 of the second word of the header, as it came."""
+    header = "Basic cHVzaDp0aGUtcHVzaC1wYXNzd29yZA=="  # push:the-push-password
+    line = f"{hashlib.sha256(header.split()[1].encode()).hexdigest()} push"
+    assert line in installed("ipv4-zot").servers["cp-1"].content("/etc/kubeadm-registry/haproxy/auth.map").decode()
+    assert login_digest("push", "the-push-password") == line.split(maxsplit=1)[0]
