@@ -1,0 +1,246 @@
+"""The checks before anything is changed: each finds its problem, says the remedy, and passes on a healthy server."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry import config, paths
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import agent
+from kubeadm_registry.phases import preflight
+from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.report import JsonLines
+from kubeadm_registry.workflow import leaves, run
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.healthy import DEBIAN, SSHD, free, healthy, neighbour
+from tests.unit.here import here, stub
+
+VIP = "10.0.0.10"
+
+
+@pytest.fixture
+def good(three: FakeCluster) -> FakeCluster:
+    return healthy(three)
+
+
+def problems(fake: FakeCluster, host: str = "cp-2", cluster: Cluster | None = None) -> dict[str, list[str]]:
+    """What every check finds on *host*, without those that find nothing."""
+    cluster = cluster or fake.cluster
+    on = next(one for one in cluster.hosts if one.name == host).as_read_only()
+    checks = [check for check in preflight.CHECKS if on.name in {one.name for one in check.on(cluster)}]
+    found = {check.name: list(check.probe(cluster, on)) for check in checks}
+    return {name: texts for name, texts in found.items() if texts}
+
+
+@pytest.mark.parametrize("host", ["cp-1", "cp-2", "cp-3"])
+def test_a_healthy_bare_server_has_no_problem(good: FakeCluster, host: str) -> None:
+    assert problems(good, host) == {}
+    assert good.acts() == []
+
+
+def test_a_healthy_server_with_the_registry_on_it_has_none_either(good: FakeCluster) -> None:
+    run(INIT, good.cluster, JsonLines(io.StringIO()), skip=ELSEWHERE)
+    ours = "".join(
+        f'{kind} LISTEN 0 128 10.0.0.12:{port} 0.0.0.0:* users:(("haproxy",pid={port},fd=3))\n'
+        for kind, port in (("tcp", 5000), ("tcp", 5001), ("tcp", 3901), ("udp", 5444))
+    )
+    for server in good.servers.values():
+        server.answer("ss", "-Hltunp", with_=SSHD + ours)
+        server.answer("sh", "-c", preflight._FREE, "free", with_=free("/", 0.5))
+        for port in (5000, 5001, 3901, 5444):
+            unit = f"0::/{paths.SLICE}/kubeadm-registry-x.service\n"
+            server.answer("cat", f"/proc/{port}/cgroup", with_=unit)
+        server.answer("bash", with_=neighbour(VIP))
+    for host in good.servers:
+        assert problems(good, host) == {}, "its own ports, its own data and its own VIP are no problem"
+
+
+@pytest.mark.parametrize(
+    ("release", "problem"),
+    [
+        (DEBIAN, None),
+        ('ID="rocky"\nVERSION_ID="9.4"\n', None),
+        ('ID=ubuntu\nVERSION_ID="24.04"\n', None),
+        ('ID=ubuntu\nVERSION_ID="24.10"\n', "ubuntu 24.10 was not tested; supported are "),
+        ("ID=debian\n", "debian  was not tested; supported are "),
+        ("ID=alpine\nVERSION_ID=3.20\n", "alpine 3.20 was not tested; supported are "),
+    ],
+)
+def test_operating_system(good: FakeCluster, release: str, problem: str | None) -> None:
+    good.servers["cp-2"].put("/etc/os-release", release)
+    found = problems(good)
+    if problem is None:
+        assert found == {}
+    else:
+        assert list(found) == ["OperatingSystem"]
+        assert found["OperatingSystem"][0].startswith(problem)
+        assert "debian 12/13" in found["OperatingSystem"][0]
+
+
+def test_no_release_file(good: FakeCluster) -> None:
+    del good.servers["cp-2"].tree["/etc/os-release"]
+    assert problems(good)["OperatingSystem"][0].startswith("unknown ")
+
+
+def test_a_machine_that_is_not_supported(good: FakeCluster) -> None:
+    good.servers["cp-2"].answer("uname", "-m", with_="riscv64\n")
+    assert problems(good) == {"Architecture": ["machine riscv64 is not supported; supported are x86_64, aarch64"]}
+
+
+def test_a_bundle_for_another_machine(good: FakeCluster) -> None:
+    good.servers["cp-2"].answer("uname", "-m", with_="aarch64\n")
+    cluster = good.cluster
+    programs = {**cluster.programs, "zot": replace(cluster.programs["zot"], architecture="arm64")}
+    [text] = problems(good, cluster=replace(cluster, programs=programs))["Architecture"]
+    assert text.startswith("the bundle's garage, haproxy, keepalived are not for arm64; make a bundle")
+
+
+def test_no_systemd_and_missing_tools_are_two_problems(good: FakeCluster) -> None:
+    server = good.servers["cp-2"]
+    del server.tree["/run/systemd/system"]
+    server.answer("sh", "-c", preflight._MISSING, with_="nft\ntar\n")
+    assert problems(good) == {
+        "Tools": [
+            "systemd does not run this machine; the services need it",
+            "nft, tar missing; install the packages that hold them (iproute2, nftables, ...)",
+        ]
+    }
+
+
+def test_the_script_that_looks_for_tools() -> None:
+    result = here().query("sh", "-c", preflight._MISSING, "tools", "cat", "no-such-program", "sh", "nor this")
+    assert result.stdout == b"no-such-program\nnor this\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "bad"),
+    [("CONFIG_INET_DIAG_DESTROY=y", False), ("# CONFIG_INET_DIAG_DESTROY is not set", True), ("", False)],
+)
+def test_kernel(good: FakeCluster, line: str, bad: bool) -> None:
+    """Where the kernel's configuration is not on the disk nothing is claimed."""
+    good.servers["cp-2"].answer("sh", "-c", preflight._DIAG_DESTROY, with_=line + "\n")
+    assert list(problems(good)) == (["Kernel"] if bad else [])
+
+
+def test_every_port_that_somebody_else_has_is_named_with_who_has_it(good: FakeCluster) -> None:
+    server = good.servers["cp-2"]
+    lines = [
+        'tcp LISTEN 0 128 *:5000 *:* users:(("registry",pid=77,fd=3),("registry",pid=78,fd=3))',
+        'tcp LISTEN 0 128 [::1]:3900 [::]:* users:(("minio",pid=79,fd=3))',
+        "udp UNCONN 0 0 0.0.0.0:5444 0.0.0.0:*",
+        'udp UNCONN 0 0 0.0.0.0:5000 0.0.0.0:* users:(("other",pid=80,fd=3))',
+        'tcp LISTEN 0 128 127.0.0.1:6443 0.0.0.0:* users:(("kube-apiserver",pid=81,fd=3))',
+        "",
+    ]
+    server.answer("ss", "-Hltunp", with_="\n".join(lines))
+    server.answer("cat", with_="0::/system.slice/other.service\n")
+    assert problems(good) == {
+        "Ports": [
+            "port 5000/tcp is taken by registry (pid 77), registry (pid 78) at *:5000; stop it or move it",
+            "port 3900/tcp is taken by minio (pid 79) at [::1]:3900; stop it or move it",
+            "port 5444/udp is taken by another program at 0.0.0.0:5444; stop it or move it",
+        ]
+    }
+
+
+def test_a_slice_of_a_similar_name_is_not_ours(good: FakeCluster) -> None:
+    server = good.servers["cp-2"]
+    server.answer("ss", "-Hltunp", with_='tcp LISTEN 0 128 *:5000 *:* users:(("x",pid=77,fd=3))')
+    server.answer("cat", "/proc/77/cgroup", with_="0::/other-kubeadm-registry.slice/x.service\n")
+    assert list(problems(good)) == ["Ports"]
+
+
+def test_too_little_room_for_layers(good: FakeCluster) -> None:
+    directory = good.config.spec.data_directory
+    good.servers["cp-2"].answer("sh", "-c", preflight._FREE, "free", directory, with_=free("/var", 3.25))
+    assert problems(good) == {
+        "DiskSpace": [
+            "/var/lib/kubeadm-registry has 3.2 GiB free on /var, at least 10 are needed; give it a disk, or name "
+            "another place in spec.dataDirectory"
+        ]
+    }
+
+
+def test_the_script_that_asks_for_room_takes_a_folder_that_is_not_there_yet() -> None:
+    fields = here().query("sh", "-c", preflight._FREE, "free", "/no such/folder/anywhere").text.split()
+    assert (int(fields[3]) >= 0, fields[5]) == (True, "/")
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(30, "30.0 s ahead of cp-1's"), (-2, "2.0 s behind cp-1's")])
+def test_a_clock_that_goes_otherwise_than_the_first_servers(good: FakeCluster, ahead: float, words: str) -> None:
+    good.servers["cp-2"].answer("date", with_=lambda *_: f"{time.time() + ahead:.9f}\n")
+    [text] = problems(good)["Clock"]
+    assert words in text
+    assert "chrony" in text
+
+
+def test_all_clocks_wrong_together_are_no_problem(good: FakeCluster) -> None:
+    for server in good.servers.values():
+        server.answer("date", with_=lambda *_: f"{time.time() - 10**8:.9f}\n")
+    assert problems(good) == {}
+
+
+def test_a_vip_outside_of_the_subnet(good: FakeCluster) -> None:
+    text = config.SMALLEST.replace("address: 10.0.0.10}", "address: 10.0.1.10}")
+    [found] = problems(healthy(FakeCluster.of(text)))["VipInSubnet"]
+    assert found == (
+        "the virtual IP 10.0.1.10 is not in the subnet 10.0.0.12/24 of eth0; take an unused address of that subnet "
+        "as spec.vip.address"
+    )
+
+
+def test_an_address_that_the_server_does_not_have(good: FakeCluster) -> None:
+    good.servers["cp-2"].answer("ip", "-json", "address", "show", with_="[]")
+    [found] = problems(good)["VipInSubnet"]
+    assert found.startswith("no interface has the address 10.0.0.12; nodes[].address must be an address of the server")
+
+
+def test_a_vip_that_somebody_has(good: FakeCluster) -> None:
+    leader = good.servers["cp-1"]
+    leader.answer("bash", "-c", preflight._KNOCK, "knock", VIP, with_=neighbour(VIP))
+    assert problems(good, "cp-1") == {
+        "VipUnused": [f"{VIP} is in use by another machine; take an unused address as spec.vip.address"]
+    }
+    flushed = [command.argv for command in leader.log].index(("ip", "neigh", "flush", "to", VIP))
+    assert flushed < [command.argv[0] for command in leader.log].index("bash"), "an old entry would mislead"
+
+
+def test_one_server_asks_for_the_vip_and_not_all(good: FakeCluster) -> None:
+    problems(good, "cp-3")
+    assert not [command for command in good.servers["cp-3"].log if command.argv[0] == "bash"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "code"),
+    [
+        ('[{"dst":"192.0.2.9","lladdr":"52:54:00:12:34:56","state":["REACHABLE"]}]', 0),
+        ('[{"dst":"192.0.2.9","state":["FAILED"]}]', 1),
+        ('[{"dst":"192.0.2.9","state":["INCOMPLETE"]}]', 1),
+        ("[]", 1),
+    ],
+)
+def test_the_script_that_knocks(tmp_path: Path, shown: str, code: int) -> None:
+    stub(tmp_path, "ip", f"echo '{shown}'")
+    stub(tmp_path, "sleep", ":")
+    assert here(tmp_path).query("bash", "-c", preflight._KNOCK, "knock", "127.0.0.1").code == code
+
+
+def test_every_check_has_a_name_that_can_be_typed_and_says_what_it_wants() -> None:
+    checks = [check for _, phase in leaves(INIT) for check in phase.checks]
+    names = [check.name for check in checks]
+    assert len(set(names)) == len(names) > 8
+    for check in checks:
+        assert check.name.isalnum()
+        assert check.name[0].isupper()
+        assert (check.probe.__doc__ or "").strip().endswith("."), check.name
+
+
+def test_the_script_that_finds_an_interpreter_for_the_agent() -> None:
+    answer = here().query("sh", "-c", agent._PYTHON, "python", "3, 9")
+    assert answer.text.split()[0] == "True"
+    assert here().query("sh", "-c", agent._PYTHON, "python", "99, 0").text.split()[0] == "False"
