@@ -48,10 +48,9 @@ def installed(case: str) -> FakeCluster:
 
 
 def text_of(content: bytes) -> str:
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        return f"<{len(content)} bytes: {content.hex()}>" if len(content) <= 64 else "<binary>"
+    text = content.decode(errors="replace")
+    if any(not character.isprintable() and character != "\n" for character in text):
+        return f"<{content.hex()}>" if len(content) <= 64 else "<binary>"
     for value, name in ((authority().certificate, "ca certificate"), (authority().key, "ca key")):
         text = text.replace(value, f"<{name}>\n").replace(json.dumps(value)[1:-1], f"<{name}>")
     return text.removesuffix("\n")
@@ -258,29 +257,49 @@ def test_record_start_of_a_missing_file_fails_and_leaves_the_old_note(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("shown", "way"),
+    ("case", "shown", "way"),
     [
-        ("10.0.0.12 dev eth0 src 10.0.0.11 uid 0 \\    cache", "dev eth0"),
-        ("10.0.0.12 via 10.0.0.1 dev bond0.7 src 10.0.0.11 uid 0 \\    cache", "via 10.0.0.1 dev bond0.7"),
-        ("fd00::12 from :: dev eth0 proto kernel src fd00::11 metric 256 pref medium", "dev eth0"),
-        ("fd00::12 from :: via fe80::1 dev eth0 proto ra src fd00::11", "via fe80::1 dev eth0"),
+        ("ipv4-zot", "10.0.0.12 dev eth0 src 10.0.0.11 uid 0 \\    cache", "dev eth0"),
+        ("ipv4-zot", "10.0.0.12 via 10.0.0.1 dev bond0.7 src 10.0.0.11 uid 0 \\", "via 10.0.0.1 dev bond0.7"),
+        ("ipv6-only", "fd00::12 from :: dev eth0 proto kernel src fd00::11 metric 256 pref medium", "dev eth0"),
+        ("ipv6-only", "fd00::12 from :: via fe80::1 dev eth0 proto ra src fd00::11", "via fe80::1 dev eth0"),
     ],
 )
-def test_the_network_script_takes_the_way_of_the_main_table(tmp_path: Path, shown: str, way: str) -> None:
-    calls = tmp_path / "calls"
+def test_the_network_script_takes_the_way_of_the_main_table(tmp_path: Path, case: str, shown: str, way: str) -> None:
+    calls = network_script(tmp_path, case, shown)
+    family, peers = ("-4", ("10.0.0.12", "10.0.0.13")) if case == "ipv4-zot" else ("-6", ("fd00::12", "fd00::13"))
+    for peer in peers:
+        assert f"ip {family} route replace {peer} {way} table 3901 quickack 1" in calls
+        for end in ("dport", "sport"):
+            assert f"ip {family} rule add to {peer} ipproto 6 {end} 3901 lookup 3901 priority 3901" in calls
+    assert calls.index("nft -f /etc/kubeadm-registry/guard.nft") < calls.index(
+        next(c for c in calls if "rule add" in c)
+    )
+
+
+def test_the_network_script_goes_on_without_a_way_to_a_peer(tmp_path: Path) -> None:
+    calls = network_script(tmp_path, "ipv4-zot", "")
+    assert not [call for call in calls if "rule add" in call]
+    assert "ip address replace 127.0.0.39/32 dev lo" in calls
+
+
+def network_script(folder: Path, case: str, shown: str) -> list[str]:
+    """What the script calls when it goes up, where `ip route get` says *shown*."""
+    calls = folder / "calls"
     for program in ("ip", "nft"):
-        stub = tmp_path / program
+        stub = folder / program
         stub.write_text(
             f'#!/bin/sh\necho "{program} $*" >> {calls}\n'
             f"case \"$*\" in *'route get'*) echo '{shown}' ;; *'rule del'*|*' del '*|*delete*) exit 1 ;; esac\n"
         )
         stub.chmod(0o755)
-    script = tmp_path / "network"
-    script.write_bytes(installed("ipv4-zot").servers["cp-1"].content(network.SCRIPT))
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    subprocess.run(["sh", script, "up"], check=True, env={**os.environ, "PATH": path})
-    assert f"ip route replace 10.0.0.12/32 {way} table 3901 quickack 1" in calls.read_text()
-    assert subprocess.run(["sh", script], check=False, capture_output=True).returncode == 2
+    script = folder / "network"
+    script.write_bytes(installed(case).servers["cp-1"].content(network.SCRIPT))
+    path = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    subprocess.run(["sh", str(script), "up"], check=True, env=path)
+    usage = subprocess.run(["sh", str(script)], check=False, capture_output=True, env=path)
+    assert (usage.returncode, usage.stderr) == (2, b"Written by kubeadm-registry. Usage: network up|down\n")
+    return calls.read_text().splitlines()
 
 
 def test_dropping_the_vip_fails_nowhere(tmp_path: Path) -> None:
