@@ -14,7 +14,13 @@ def not_after(path: Path) -> datetime:
     text = path.read_text(encoding="ascii", errors="replace")
     begin = text.index("-----BEGIN CERTIFICATE-----")
     end = text.index("-----END CERTIFICATE-----", begin) + len("-----END CERTIFICATE-----")
-    der = ssl.PEM_cert_to_DER_cert(text[begin:end])
+    try:
+        return _end(ssl.PEM_cert_to_DER_cert(text[begin:end]))
+    except IndexError as error:
+        raise ValueError("the certificate ends too early") from error
+
+
+def _end(der: bytes) -> datetime:
     certificate = _inside(der, 0)
     at = _inside(der, certificate)  # into tbsCertificate
     if der[at] == EXPLICIT_0:  # version

@@ -18,6 +18,8 @@ from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Ref
 from kubeadm_registry.agent.model import PeerView, Report
 
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
+MOST = 64  # datagrams at a time: a flood of them must not keep the agent from anything else
+BREATH = 0.05  # seconds from one extra heartbeat to the next: replayed ones must not make this agent send without end
 
 
 class Link:
@@ -30,6 +32,7 @@ class Link:
         self.refused = 0
         self.refusal = ""
         self.received = 0
+        self.answered = 0.0  # when this agent last answered out of turn
         self.socket: Optional[socket.socket] = None
         self._config = config
         self._outbox = outbox
@@ -84,9 +87,11 @@ class Link:
                 return
 
     def receive(self) -> tuple[bool, bool]:
-        """Read all that has come: whether there was news, and whether an answer is needed before there can be news."""
+        """Read what has come: whether there was news, and whether an answer is needed before there can be news."""
         news = answer = False
-        while self.socket is not None:
+        for _ in range(MOST):
+            if self.socket is None:
+                break
             try:
                 datagram = self.socket.recv(LARGEST + 1)
             except ConnectionRefusedError:
@@ -159,8 +164,10 @@ class Links:
     def _receive(self, link: Link) -> None:
         before = link.inbox.said
         news, answer = link.receive()
-        if answer and not news:
-            link.send(self._outbox.next(clock()), self._report)
+        now = clock()
+        if answer and not news and now - link.answered >= BREATH:
+            link.answered = now
+            link.send(self._outbox.next(now), self._report)
         if news and link.inbox.said != before:
             self._changed()
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 from kubeadm_registry.agent.config import Config
 
 LARGEST = 8192  # bytes of a request
-PATIENCE = 5.0  # seconds for a whole exchange
-MOST = 16  # connections at a time
+PATIENCE = 5.0  # seconds for the handshake, and for the exchange
+MOST = 16  # connections at a time: strangers who only connect must not use up the agent's descriptors
+BREATH = 0.01  # seconds from one connection to the next: nor its time
 UNITS = frozenset({"registry-node", "registry-admin"})
 
 Pages = Callable[[str], Optional[tuple[str, bytes]]]  # path: (content type, body)
@@ -40,27 +43,44 @@ class Server:
         self._config = config
         self._pages = pages
         self._tls: Optional[ssl.SSLContext] = None
-        self._server: Optional[asyncio.AbstractServer] = None
+        self._listener: Optional[socket.socket] = None
         self._stamp: tuple[float, ...] = ()
-        self._open = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def running(self) -> bool:
         """Whether it listens."""
-        return self._server is not None
+        return self._listener is not None
 
     async def start(self) -> None:
         """Listen. Raises OSError, ssl.SSLError."""
         self._tls = context(self._config)
         self._stamp = self._stamps()
-        self._server = await asyncio.start_server(
-            self._serve,
-            self._config.address,
-            self._config.ports.metrics,
-            ssl=self._tls,
-            limit=LARGEST,
-            ssl_handshake_timeout=PATIENCE,
-        )
+        address = self._config.address
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.create_server((address, self._config.ports.metrics), family=family, backlog=MOST)
+        listener.setblocking(False)
+        self._listener = listener
+        self._begin(self._accept(listener, self._tls))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listener: socket.socket, tls: ssl.SSLContext) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError:  # it went before it was taken, or there is no descriptor left
+                await asyncio.sleep(1.0)
+                continue
+            if len(self._tasks) > MOST:  # this task is one of them
+                client.close()
+            else:
+                self._begin(self._serve(client, tls))
+            await asyncio.sleep(BREATH)
 
     def renew(self) -> bool:
         """Take up a renewed certificate for new connections; whether there was one. Raises OSError, ssl.SSLError."""
@@ -76,15 +96,23 @@ class Server:
         tls = self._config.tls
         return tuple(Path(path).stat().st_mtime_ns for path in (tls.cert, tls.key, tls.ca))
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
+    async def _serve(self, client: socket.socket, tls: ssl.SSLContext) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(LARGEST, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
-            if self._open <= MOST:
-                await asyncio.wait_for(self._answer(reader, writer), PATIENCE)
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, client, ssl=tls, ssl_handshake_timeout=PATIENCE
+            )
+        except OSError:  # no TLS, or no certificate of ours
+            client.close()
+            return
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        try:
+            await asyncio.wait_for(self._answer(reader, writer), PATIENCE)
         except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # a client that went or dawdled; the next one is served
+            transport.abort()  # a client that went or dawdled; the next one is served
         finally:
-            self._open -= 1
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,6 +137,8 @@ class Server:
 
     def close(self) -> None:
         """Stop listening."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
