@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import deque
@@ -36,8 +37,9 @@ class Log:
         if self._dropped:
             text += f" ({self._dropped} messages were left out)"
             self._dropped = 0
-        sys.stderr.write(f"{f'<{level}>' if self._prefix else ''}{text}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # without a journal the agent works all the same
+            sys.stderr.write(f"{f'<{level}>' if self._prefix else ''}{text}\n")
+            sys.stderr.flush()
 
     def flush(self) -> None:
         """Say what had to wait."""
