@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import typing
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -210,7 +211,8 @@ def _mistakes(config: Config) -> list[str]:
     for key in ("runtime_config", "writer_config", "standby_config") if config.writer == "single" else ():
         if not getattr(config.frontend, key):
             found.append(f'frontend.{key}: missing, and writer is "single"')
-    return found + _wrong_addresses(config) + _wrong_canary(config) + _wrong_timings(config.timings)
+    found += _wrong_addresses(config) + _wrong_ports(config)
+    return found + _wrong_canary(config) + _wrong_timings(config.timings)
 
 
 def _wrong_addresses(config: Config) -> list[str]:
@@ -226,9 +228,20 @@ def _wrong_addresses(config: Config) -> list[str]:
             ipaddress.ip_address(address)
         except ValueError:
             found.append(f"{path}: {address!r} is not an IP address")
+    for index, peer in enumerate(config.peers):
+        if (":" in peer.address) is not (":" in config.address):
+            found.append(f"peers[{index}].address: must be of the same family as address")
     if config.frontend.reads_from == config.frontend.address:
         found.append("frontend.reads_from: must differ from frontend.address, or writes would be reset with the reads")
     return found
+
+
+def _wrong_ports(config: Config) -> list[str]:
+    ports = [(f"ports.{one.name}", getattr(config.ports, one.name)) for one in fields(Ports)]
+    ports.append(("frontend.port", config.frontend.port))
+    if config.storage is not None:
+        ports.append(("storage.admin_port", config.storage.admin_port))
+    return [f"{path}: must be a port, 1 to 65535" for path, port in ports if not 0 < port < 65536]
 
 
 def _wrong_canary(config: Config) -> list[str]:
@@ -242,7 +255,9 @@ def _wrong_canary(config: Config) -> list[str]:
 
 def _wrong_timings(timings: Timings) -> list[str]:
     found = [
-        f"timings.{one.name}: must be more than zero" for one in fields(Timings) if getattr(timings, one.name) <= 0
+        f"timings.{one.name}: must be more than zero"
+        for one in fields(Timings)
+        if not 0 < getattr(timings, one.name) < math.inf  # JSON of Python's kind knows NaN and Infinity
     ]
     if timings.lease_margin >= timings.lease:
         found.append("timings.lease_margin: must be less than timings.lease")

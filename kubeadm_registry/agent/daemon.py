@@ -17,7 +17,7 @@ from kubeadm_registry.agent import certificate, proxy, rules, status
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
-from kubeadm_registry.agent.gate import Gate
+from kubeadm_registry.agent.gate import Gate, Writer
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.lease import ASKS
 from kubeadm_registry.agent.log import Log
@@ -41,6 +41,10 @@ def write(path: Path, text: str) -> None:
     new.rename(path)
 
 
+#: Seconds. A read whose bytes come is not waiting: what a dead process had sent already still arrives.
+FLOWING = 0.04
+
+
 class Daemon:
     """One node's agent. Raises OSError or ValueError at once if a key cannot be read."""
 
@@ -56,6 +60,7 @@ class Daemon:
         self._frontend = Processes(config.frontend.unit)
         self._storage = Processes(config.storage.unit if config.storage is not None else "")
         self._gate = Gate(config.frontend, self._frontend, Path(config.paths.mark))
+        self._writer = Writer(config, self._gate, self.changed)
         self._addresses = Addresses()
         self._connections = Connections()
         self._can_destroy: Optional[bool] = None
@@ -162,6 +167,7 @@ class Daemon:
             peers={name: link.view for name, link in self.links.links.items()},
             holds_vip=self._holds_vip,
             fenced=self._fenced,
+            writable=self._writer.writable,
             wall_ms=int(time.time() * 1000),
         )
 
@@ -177,7 +183,7 @@ class Daemon:
         frontend = self.config.frontend
         if new.reset_reads:
             self.counters.read_resets += 1
-            count = self._end(End(frontend.reads_from), End(frontend.address, frontend.port))
+            count = self._end(End(frontend.reads_from), End(frontend.address, frontend.port), quiet=FLOWING)
             self.log("reset-reads", f"{new.reset_reads}: {count} waiting reads were reset so that they go elsewhere")
         if new.reset_rpc:
             rpc = self.config.ports.rpc
@@ -198,15 +204,18 @@ class Daemon:
         self._apply_writer(new, now)
 
     def _apply_writer(self, new: Decisions, now: float) -> None:
+        """Follow the role: end what could write, or let the frontend write, also after it was restarted."""
         if not new.fence:
             self._fenced = False
         elif not self._fenced:
             self._start("fence", self._fence())
-        if new.writing and (self._every("writing", 0.5, now) or self.memory.lease.since == now):
-            try:
-                self._gate.writing()
-            except OSError as error:
-                self._failed("writing", f"cannot give the frontend its writing configuration: {error}")
+        if not new.writing:
+            self._writer.reset()
+            return
+        try:
+            self._writer.tick(now, self.memory.lease.role is Role.WRITER)
+        except OSError as error:
+            self._failed("writing", f"cannot give the frontend its writing configuration: {error}")
 
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         running = self._tasks.get(name)
@@ -222,9 +231,17 @@ class Daemon:
     def _complain(self, kind: str, text: str) -> None:
         self._failed(kind, text)
 
-    def _end(self, source: End, destination: End, *, ports: frozenset[int] = frozenset(), stuck: bool = False) -> int:
+    def _end(
+        self,
+        source: End,
+        destination: End,
+        *,
+        ports: frozenset[int] = frozenset(),
+        stuck: bool = False,
+        quiet: float = 0.0,
+    ) -> int:
         try:
-            count = self._connections.end_all(source, destination, ports=ports, stuck=stuck)
+            count = self._connections.end_all(source, destination, ports=ports, stuck=stuck, quiet=quiet)
         except Unsupported as error:
             if self._can_destroy is not False:
                 self._failed("destroy", f"this kernel does not let the agent end connections ({error})")
@@ -283,7 +300,9 @@ class Daemon:
 
         self.counters.connects += 1
         where = f"{storage.admin_address}:{storage.admin_port}"
-        request = http_request(where, "/v2/ConnectClusterNodes", token=token, body=json.dumps(nodes).encode())
+        request = http_request(
+            where, "/v2/ConnectClusterNodes", method="POST", token=token, body=json.dumps(nodes).encode()
+        )
         Exchange(
             self._loop,
             (storage.admin_address, storage.admin_port),

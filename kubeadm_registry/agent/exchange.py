@@ -165,9 +165,11 @@ class Exchange:
             done(Outcome(kind, bytes(self._data), self._started, clock(), self._pid))
 
 
-def http_request(host: str, path: str, *, accept: str = "*/*", token: str = "", body: Optional[bytes] = None) -> bytes:
-    """A GET, or a POST of JSON if there is a *body*; the connection ends after the answer."""
-    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
+def http_request(
+    host: str, path: str, *, method: str = "GET", accept: str = "*/*", token: str = "", body: Optional[bytes] = None
+) -> bytes:
+    """A request, with a *body* of JSON if there is one; the connection ends after the answer."""
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
     lines += [f"Accept: {accept}", "User-Agent: kubeadm-registry-agent"]
     if token:
         lines.append(f"Authorization: Bearer {token}")

@@ -9,25 +9,31 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Callable, Optional
 
 from kubeadm_registry.agent.clock import clock
-from kubeadm_registry.agent.config import Frontend
+from kubeadm_registry.agent.config import Config, Frontend
+from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
 from kubeadm_registry.agent.processes import Processes
 
 POLL = 0.005  # seconds
+AGAIN = 0.5  # seconds after which a frontend that still refuses writes is told once more
+PATIENCE = 1.0  # seconds for an answer
+REFUSES = frozenset({401, 403})
+NO_UPLOAD = "/v2/{}/blobs/uploads/00000000-0000-4000-8000-000000000000"
 
 
-def put(path: Path, content: bytes) -> bool:
-    """Make the file *path* hold *content*, in place; whether it had to be changed. Raises OSError."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+def put(path: Path, content: bytes, *, again: bool = False) -> bool:
+    """Make the file *path* hold *content*, in place; whether it was written. With *again* also if it holds it already.
+
+    Raises OSError, FileNotFoundError if there is no such file: it comes with the frontend's unit.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         length = os.fstat(handle).st_size
         text = content.rstrip()
         text += b" " * (max(length, len(content)) - len(text) - 1) + b"\n"
-        if os.pread(handle, length, 0) == text:
+        if not again and os.pread(handle, length, 0) == text:
             return False
         if os.pwrite(handle, text, 0) != len(text):
             raise OSError(f"{path}: only a part was written")
@@ -48,10 +54,14 @@ class Gate:
         self._processes = processes
         self._mark = mark
 
-    def writing(self) -> bool:
-        """Give the running frontend its writing configuration; whether that changed anything. Raises OSError."""
+    def writing(self, *, again: bool = False) -> bool:
+        """Give the running frontend its writing configuration; whether that wrote anything. Raises OSError.
+
+        A frontend that has just started may have read its standby configuration, and not yet have watched the file
+        when it was written: *again* makes it look once more.
+        """
         self._mark.touch()
-        return put(Path(self._frontend.runtime_config), Path(self._frontend.writer_config).read_bytes())
+        return put(Path(self._frontend.runtime_config), Path(self._frontend.writer_config).read_bytes(), again=again)
 
     async def fence(self, deadline: float) -> bool:
         """End the frontend process that could write; whether it is known to be gone. Raises OSError.
@@ -59,7 +69,10 @@ class Gate:
         Nothing is ended when no process can have had the writing configuration. The next process starts with the
         standby configuration. No write of a killed process reached the store later (measured).
         """
-        changed = put(Path(self._frontend.runtime_config), Path(self._frontend.standby_config).read_bytes())
+        try:
+            changed = put(Path(self._frontend.runtime_config), Path(self._frontend.standby_config).read_bytes())
+        except FileNotFoundError:
+            changed = False  # no frontend has started yet, or it never will
         if not changed and not self._mark.exists():
             return True
         before = self._processes.identities()
@@ -71,3 +84,57 @@ class Gate:
             await asyncio.sleep(POLL)
         self._mark.unlink(missing_ok=True)
         return True
+
+
+class Writer:
+    """Makes the frontend of this node a writing one, and knows whether it takes writes.
+
+    It is asked to end an upload that does not exist: a standby says that this is not allowed, a writer that there is
+    none.
+    """
+
+    def __init__(self, config: Config, gate: Gate, changed: Callable[[], None]) -> None:
+        self.writable: Optional[bool] = None
+        self._gate = gate
+        self._changed = changed
+        self._interval = config.timings.writable_interval
+        self._loop = asyncio.get_running_loop()
+        self._where = (config.frontend.address, config.frontend.port)
+        repository = config.canary.repository if config.canary is not None else "canary"
+        host = f"{config.frontend.address}:{config.frontend.port}"
+        self._request = http_request(host, NO_UPLOAD.format(repository), method="DELETE")
+        self._turn = 0  # answers to questions of an earlier turn say nothing
+        self._asking = False
+        self._written = self._asked = 0.0
+
+    def reset(self) -> None:
+        """This node does not write any more."""
+        if self._written:
+            self._turn += 1
+            self.writable, self._asking, self._written, self._asked = None, False, 0.0, 0.0
+
+    def tick(self, now: float, writer: bool) -> None:
+        """Give the frontend its writing configuration and ask whether it took it; rarely, once it is the *writer*."""
+        if not writer and now - self._written >= AGAIN:
+            self._gate.writing(again=bool(self._written))
+            self._written = now
+        if not self._asking and (not writer or now - self._asked >= self._interval):
+            self._asking, self._asked = True, now
+            turn = self._turn
+            Exchange(
+                self._loop,
+                self._where,
+                self._request,
+                deadline=PATIENCE,
+                done=lambda outcome: self._answer(turn, outcome),
+                complete=http_complete,
+            )
+
+    def _answer(self, turn: int, outcome: Outcome) -> None:
+        if turn != self._turn:
+            return
+        self._asking = False
+        status = http_answer(outcome.data)[0] if outcome.kind is Kind.ANSWERED else 0
+        if 0 < status < 500 and self.writable is not (status not in REFUSES):
+            self.writable = status not in REFUSES
+            self._changed()

@@ -65,6 +65,8 @@ def encode(key: bytes, packet: Packet) -> bytes:
             report.epoch,
             report.vote,
             report.vote_term,
+            round(report.held, 1),
+            report.sees,
         ],
         separators=(",", ":"),
     ).encode()
@@ -80,9 +82,8 @@ def decode(key: bytes, datagram: bytes) -> Packet:
     if not hmac.compare_digest(hmac.digest(key, body, "sha256"), datagram[len(MAGIC) : head]):
         raise Refused("made with another key")
     try:
-        sender, receiver, instance, counter, answers, wall, level, flags, seen, role, term, epoch, vote, vote_term = (
-            json.loads(body)
-        )
+        sender, receiver, instance, counter, answers, wall, level, flags, *rest = json.loads(body)
+        seen, role, term, epoch, vote, vote_term, held, sees = rest
         fit, good, vip, storage, bye = (flag == "1" for flag in flags)
         report = Report(
             level=Level(level),
@@ -97,6 +98,8 @@ def decode(key: bytes, datagram: bytes) -> Packet:
             vote=str(vote),
             vote_term=int(vote_term),
             bye=bye,
+            held=float(held),
+            sees=str(sees),
         )
         answered = tuple((str(one), int(two)) for one, two in answers)
         return Packet(str(sender), str(receiver), str(instance), int(counter), answered, int(wall), report)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Optional
 
-from kubeadm_registry.agent.model import LeaseMemory, PeerView, Report, Role, Settings, Vote
+from kubeadm_registry.agent.model import Health, LeaseMemory, PeerView, Report, Role, Settings, Vote
 
 ASKS = frozenset({Role.CANDIDATE, Role.OPENING, Role.WRITER, Role.CLOSING})
 OPEN = frozenset({Role.OPENING, Role.WRITER, Role.CLOSING})
@@ -95,19 +95,23 @@ def step(
     *,
     now: float,
     started: float,
-    holds_vip: bool,
-    ready: bool,
+    held: Optional[float],
+    frontend: Health,
+    proxy_ok: bool,
+    writable: Optional[bool],
     fenced: bool,
     wall_ms: int,
     settings: Settings,
 ) -> LeaseMemory:
     """The next role, term, epoch and vote of this node.
 
-    *peers* is all that was ever heard, *fresh* names those whose heartbeat is recent, *ready* says that this node
-    could take writes, *fenced* that the process that could write is known to be gone.
+    *peers* is all that was ever heard, *fresh* names those whose heartbeat is recent, *held* says since when this node
+    has had the VIP, *writable* whether its frontend takes writes, *fenced* that the process that could write is gone.
 
-    Invariants: a node is WRITER only while it holds the VIP and its lease lasts; it leaves OPENING and WRITER only
-    through CLOSING, and CLOSING only when fenced; epochs of successive writers grow.
+    Invariants: a node is WRITER only while it holds the VIP, its lease lasts, and its frontend lives and takes
+    writes; it leaves OPENING and WRITER only through CLOSING, and CLOSING only when fenced; terms of successive
+    writers grow, also when only the frontend was restarted, since uploads that the dead process had half stored must
+    not go on.
     """
     timings = settings.timings
     said: list[Report] = [view.said for view in peers.values() if view.said is not None]
@@ -115,19 +119,18 @@ def step(
     let = memory.vote.term if memory.vote is not None else 0
     epoch = max([memory.epoch, serving, let] + [one.epoch for one in said])
     highest = max([epoch, wall_ms, memory.term] + [one.term for one in said])
-    held = (memory.held if memory.held is not None else now) if holds_vip else None
-    memory = replace(memory, epoch=epoch, held=held)
+    memory = replace(memory, epoch=epoch)
     until = votes_until(memory, peers, now, settings)
     leased = now < until - timings.lease_margin
     role, since, term = memory.role, memory.since, memory.term
     if role is Role.CLOSING:
         role = Role.STANDBY if fenced else role
     elif role in (Role.WRITER, Role.OPENING):
-        if held is None or not leased:
+        if held is None or not leased or frontend is Health.DEAD or (role is Role.WRITER and writable is False):
             role = Role.CLOSING
-        elif role is Role.OPENING and now - since >= timings.reload:
+        elif role is Role.OPENING and writable:
             role, serving = Role.WRITER, term
-    elif held is None or not ready:
+    elif held is None or not proxy_ok or frontend is not Health.OK:
         role = Role.STANDBY
     elif role is Role.STANDBY:
         if now - held >= timings.settle:

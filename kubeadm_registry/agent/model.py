@@ -86,6 +86,8 @@ class Report:
     fit: bool = False
     good: bool = False  # reads well itself, through a proxy that lives
     vip: bool = False
+    held: float = 0.0  # for so many seconds
+    sees: str = ""  # of the other nodes that it hears, the one that has held the VIP for longest and reads well
     verdict: Verdict = Verdict.UNKNOWN
     storage: bool = False  # its storage process answers
     role: Role = Role.STANDBY
@@ -120,6 +122,7 @@ class Observation:
     peers: Mapping[str, PeerView]
     holds_vip: bool
     fenced: bool  # the frontend process that could write is known to be gone
+    writable: Optional[bool] = None  # whether the frontend takes writes; None: not known
     wall_ms: int = 0
 
 
@@ -164,7 +167,6 @@ class LeaseMemory:
     serving: int = 0  # the term of the newest writer that this node has seen: the epoch of uploads
     vote: Optional[Vote] = None
     until: float = 0.0  # a majority lets this node write until then
-    held: Optional[float] = None  # since when this node has held the VIP
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,10 @@ class Memory:
     level: Level = Level.PROCESS
     good: bool = False
     been_good: bool = False  # since this agent started
+    held_since: Optional[float] = None  # since when this node has had the VIP
     wrong_since: Optional[float] = None
     unwell_since: Optional[float] = None
+    hidden_since: Optional[float] = None  # since when another holder is heard of, but not heard
     fit: bool = False
     connected: float = 0.0  # when the storage was last told to connect
     partial_since: Optional[float] = None  # since when the storage lacks a member that should be there
@@ -246,7 +250,7 @@ class Timings:
     settle: float = 0.4  # the VIP is held for so long before the node asks to write
     lease: float = 2.5  # a vote lasts so long after its node was last heard; longer than systemd's watchdog takes
     lease_margin: float = 0.5  # a writer ends so long before
-    reload: float = 0.15  # the frontend takes up a new configuration within
+    writable_interval: float = 1.0  # between two looks whether the writing frontend takes writes
     connect_interval: float = 5.0
 
 

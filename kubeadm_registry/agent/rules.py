@@ -36,6 +36,7 @@ from kubeadm_registry.agent.model import (
 RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new state are caught by the later ones
 FAILED = (Health.DEAD, Health.HUNG)
 LIVES = 1.5  # seconds that a proof of "host lives, agent does not" lasts: kernels limit these answers to one a second
+YIELD = 1.0  # seconds that another holder must be heard of; longer than all need to notice that it has died
 FALSE_ALARM = 2.0  # seconds: a host that is heard again sooner was neither dead nor cut off, but busy
 MOST_ALARMS = 2
 CALM = 60.0  # seconds
@@ -189,13 +190,32 @@ def _bye(view: PeerView) -> bool:
     return view.said is not None and view.said.bye
 
 
+def seen_holder(reports: Mapping[str, Report]) -> str:
+    """Of the peers that hold the VIP and read well, the one that has held it for longest; empty without one."""
+    holders = [(said.held, name) for name, said in reports.items() if said.vip and said.good and said.fit]
+    return max(holders)[1] if holders else ""
+
+
+def hidden_holder(reports: Mapping[str, Report], settings: Settings) -> bool:
+    """Whether a peer that this node hears sees a holder that this node does not hear.
+
+    While two servers do not see each other, keepalived takes the VIP on both, and clients go now to the one, now to
+    the other. The third server, which hears both, names one holder, so that exactly the other yields.
+    """
+    known = {*reports, settings.name}
+    return any(said.sees in settings.peers and said.sees not in known for said in reports.values())
+
+
 def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool, now: float, timings: Timings) -> bool:
     """Whether this node may hold the VIP.
 
-    Invariants: a node that was good since its agent started is unfit only while another node, freshly heard, reads
-    well and is fit itself; so all slow, all full and all dark leave the holder where it is. A node that was never
-    good is fit only when nobody else is, after ``start_grace`` seconds, and if its proxy answers.
+    Invariants: a node that was good since its agent started is unfit only while another node, freshly heard by this
+    one or by one that this one hears, reads well and is fit itself; so all slow, all full and all dark leave the
+    holder where it is. A node that was never good is fit only when nobody else is, after ``start_grace`` seconds, and
+    if its proxy answers.
     """
+    if memory.hidden_since is not None and now - memory.hidden_since >= YIELD:
+        return False
     if somebody_good:
         if proxy_dead or not memory.been_good:
             return False
@@ -244,6 +264,8 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     waited = partial_since is not None and now - partial_since >= FIRST_LOOK
     connect = back or storage_back or (waited and now - memory.connected >= timings.connect_interval)
 
+    held = (now if memory.held_since is None else memory.held_since) if seen.holds_vip else None
+    hidden = hidden_holder(reports, settings)
     new = replace(
         memory,
         last=now,
@@ -256,6 +278,8 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         good=good,
         been_good=memory.been_good or good,
         wrong_since=(now if memory.wrong_since is None else memory.wrong_since) if wrong else None,
+        held_since=held,
+        hidden_since=(now if memory.hidden_since is None else memory.hidden_since) if hidden else None,
         unwell_since=None if level is Level.FIT else now if memory.unwell_since is None else memory.unwell_since,
         connected=now if connect else memory.connected,
         partial_since=partial_since,
@@ -269,8 +293,10 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
             fresh,
             now=now,
             started=memory.started,
-            holds_vip=seen.holds_vip,
-            ready=frontend.health is Health.OK and proxy_ok,
+            held=held,
+            frontend=frontend.health,
+            proxy_ok=proxy_ok,
+            writable=seen.writable,
             fenced=seen.fenced,
             wall_ms=seen.wall_ms,
             settings=settings,
@@ -289,7 +315,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         gate=gate,
         epoch=claim.serving,
         fit=is_fit,
-        report=_report(new, seen, settings),
+        report=_report(new, seen, settings, reports, now),
         levels=levels,
         reset_reads=_reason(frontend, reset_frontend, "frontend") or _reason(storage, reset_storage, "storage"),
         reset_rpc=_reason(storage, reset_storage, "storage") if storage.health is Health.HUNG else "",
@@ -348,13 +374,15 @@ def _reason(memory: ServiceMemory, due: bool, name: str) -> str:
     return f"the {name} {'refuses connections' if memory.health is Health.DEAD else 'is hung'}"
 
 
-def _report(memory: Memory, seen: Observation, settings: Settings) -> Report:
+def _report(memory: Memory, seen: Observation, settings: Settings, reports: Mapping[str, Report], now: float) -> Report:
     claim: LeaseMemory = memory.lease
     return Report(
         level=memory.level,
         fit=memory.fit,
         good=memory.good,
         vip=seen.holds_vip,
+        held=0.0 if memory.held_since is None else round(now - memory.held_since),
+        sees=seen_holder(reports),
         verdict=memory.verdict,
         storage=seen.storage is None or memory.storage.health is Health.OK,
         role=claim.role if settings.single_writer else Role.STANDBY,
@@ -370,6 +398,7 @@ def _conditions(
 ) -> tuple[str, ...]:
     """Names of what is not as it should be, for people; nothing is decided by them."""
     found = {
+        "HiddenHolder": memory.hidden_since is not None,
         "NotYetGood": not memory.been_good,
         "FrontendDown": memory.frontend.health in FAILED,
         "FrontendSlow": memory.frontend.health is Health.SUSPECT,

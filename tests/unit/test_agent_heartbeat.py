@@ -68,7 +68,22 @@ def test_what_is_said_arrives(
 ) -> None:
     fit, good, vip, storage, bye = flags
     term, epoch, vote_term = numbers
-    report = Report(level, fit, good, vip, verdict, storage, role, term, epoch, vote, vote_term, bye)
+    report = Report(
+        level=level,
+        fit=fit,
+        good=good,
+        vip=vip,
+        held=12.0,
+        sees="c",
+        verdict=verdict,
+        storage=storage,
+        role=role,
+        term=term,
+        epoch=epoch,
+        vote=vote,
+        vote_term=vote_term,
+        bye=bye,
+    )
     packet = Packet("a" * 63, "b" * 63, "0123456789abcdef", 2**40, (("0123456789abcdef", 2**40),) * 2, 2**41, report)
     datagram = encode(KEY, packet)
     assert decode(KEY, datagram) == packet

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kubeadm_registry.agent import lease
 from kubeadm_registry.agent.heartbeat import Inbox, Outbox, Packet, Refused
-from kubeadm_registry.agent.model import LeaseMemory, PeerView, Report, Role, Settings, Timings
+from kubeadm_registry.agent.model import Health, LeaseMemory, PeerView, Report, Role, Settings, Timings
 
 TIMINGS = Timings()
 STEP = 0.05
@@ -33,6 +33,9 @@ class Node:
     fence_at: float | None = None
     asleep_until: float = 0.0
     dead_until: float | None = None
+    broken_until: float = 0.0  # its frontend process is not there
+    writes_next: bool = False  # the next frontend process would find the writing configuration
+    held: float | None = None
 
     def __post_init__(self) -> None:
         self.begin(0.0)
@@ -75,23 +78,29 @@ class Node:
             name for name, view in views.items() if view.heard is not None and own - view.heard < TIMINGS.peer_silent
         )
         if self.fence_at is not None and now >= self.fence_at:
-            self.may_write, self.fence_at = False, None
+            self.may_write, self.writes_next, self.fence_at = False, False, None
+        there = now >= self.broken_until
+        self.may_write = there and self.writes_next
+        self.held = (self.held if self.held is not None else own) if holds_vip else None
         self.memory = lease.step(
             self.memory,
             views,
             fresh,
             now=own,
             started=self.started,
-            holds_vip=holds_vip,
-            ready=True,
-            fenced=self.memory.role is Role.CLOSING and self.fence_at is None and not self.may_write,
+            held=self.held,
+            frontend=Health.OK if there else Health.DEAD,
+            proxy_ok=True,
+            writable=self.may_write,
+            fenced=self.memory.role is Role.CLOSING and self.fence_at is None and not self.writes_next,
             wall_ms=int((now + self.clock) * 1000),
             settings=self.settings,
         )
         self.gate = self.memory.role is Role.WRITER
         if self.memory.role in (Role.OPENING, Role.WRITER):
-            self.may_write = True
-        if self.memory.role is Role.CLOSING and self.may_write and self.fence_at is None:
+            self.writes_next = True
+            self.may_write = there
+        if self.memory.role is Role.CLOSING and self.writes_next and self.fence_at is None:
             self.fence_at = now + fence_seconds
 
 
@@ -113,7 +122,7 @@ def play(  # noqa: PLR0912, PLR0915 - one story, told in order
         if calm:
             cut, vips, loss = set(), {names[seed % size]}, 0.0
         elif chance.random() < 0.03:
-            kind = chance.choice(["cut", "heal", "vip", "vips", "loss", "crash", "pause", "one-way"])
+            kind = chance.choice(["cut", "heal", "vip", "vips", "loss", "crash", "pause", "one-way", "frontend"])
             one, two = chance.sample(names, 2)
             if kind == "cut":
                 cut |= {(one, two), (two, one)}
@@ -127,6 +136,8 @@ def play(  # noqa: PLR0912, PLR0915 - one story, told in order
                 vips = set(chance.sample(names, chance.randint(0, size)))
             elif kind == "loss":
                 loss = chance.choice([0.0, 0.3, 0.7])
+            elif kind == "frontend":
+                nodes[one].broken_until = now + chance.uniform(0.1, 0.6)
             elif kind == "pause":
                 nodes[one].asleep_until = now + chance.uniform(0.1, 0.4)
             elif nodes[one].dead_until is None:
@@ -142,7 +153,7 @@ def play(  # noqa: PLR0912, PLR0915 - one story, told in order
         for name, node in nodes.items():
             if node.dead_until is not None:
                 if node.fence_at is not None and now >= node.fence_at:
-                    node.may_write, node.gate, node.fence_at = False, False, None
+                    node.may_write, node.writes_next, node.gate, node.fence_at = False, False, False, None
                 if now >= node.dead_until:
                     node.begin(now)
                 continue
@@ -181,23 +192,49 @@ def view(report: Report, heard: float, echoed: float) -> PeerView:
 
 
 B = Settings("b", ("a", "c"), True, TIMINGS)
+ALONE = Settings("a", (), True, TIMINGS)
+
+
+def one_step(
+    memory: LeaseMemory,
+    now: float,
+    *,
+    peers: dict[str, PeerView] | None = None,
+    config: Settings = ALONE,
+    held: float | None = 0.0,
+    frontend: Health = Health.OK,
+    writable: bool | None = True,
+    fenced: bool = True,
+) -> LeaseMemory:
+    """One step of a node that all peers are fresh to."""
+    return lease.step(
+        memory,
+        peers or {},
+        frozenset(name for name, one in (peers or {}).items() if one.heard is not None),
+        now=now,
+        started=0.0,
+        held=held,
+        frontend=frontend,
+        proxy_ok=True,
+        writable=writable,
+        fenced=fenced,
+        wall_ms=7,
+        settings=config,
+    )
+
+
+def writing() -> LeaseMemory:
+    """A single node that has become the writer after 5 s."""
+    memory = LeaseMemory()
+    for tick in range(100):
+        memory = one_step(memory, tick * 0.05)
+    assert memory.role is Role.WRITER
+    return memory
 
 
 def test_a_vote_lasts_until_the_lease_of_the_silent_node_is_over() -> None:
-    memory = LeaseMemory(role=Role.CANDIDATE, term=9)
     peers = {"a": view(Report(role=Role.WRITER, term=5), 100.0, 99.9), "c": PeerView()}
-    memory = lease.step(
-        memory,
-        peers,
-        frozenset({"a"}),
-        now=100.1,
-        started=0.0,
-        holds_vip=True,
-        ready=True,
-        fenced=True,
-        wall_ms=0,
-        settings=B,
-    )
+    memory = one_step(LeaseMemory(role=Role.CANDIDATE, term=9), 100.1, peers=peers, config=B)
     assert memory.vote is not None
     assert memory.vote.candidate == "a"
     assert lease.next_vote(memory, peers, 99.9 + TIMINGS.lease, 0.0, B) == memory.vote
@@ -223,59 +260,48 @@ def test_an_agent_that_has_just_started_gives_no_vote() -> None:
 
 
 def test_a_single_node_needs_nobody() -> None:
-    alone = Settings("a", (), True, TIMINGS)
     memory = LeaseMemory()
     seen = []
     for tick in range(100):
-        memory = lease.step(
-            memory,
-            {},
-            frozenset(),
-            now=tick * 0.05,
-            started=0.0,
-            holds_vip=True,
-            ready=True,
-            fenced=True,
-            wall_ms=7,
-            settings=alone,
-        )
-        seen.append(memory.role)
-    assert seen[-1] is Role.WRITER
+        memory = one_step(memory, tick * 0.05)
+        if not seen or memory.role is not seen[-1]:
+            seen.append(memory.role)
+    assert seen == [Role.STANDBY, Role.CANDIDATE, Role.OPENING, Role.WRITER]
     assert memory.serving == 8
-    assert [role for index, role in enumerate(seen) if index == 0 or role is not seen[index - 1]] == [
-        Role.STANDBY,
-        Role.CANDIDATE,
-        Role.OPENING,
-        Role.WRITER,
-    ]
 
 
 def test_losing_the_address_closes_at_once_and_standby_waits_for_the_fence() -> None:
-    alone = Settings("a", (), True, TIMINGS)
-
-    def step(memory: LeaseMemory, now: float, *, vip: bool, fenced: bool) -> LeaseMemory:
-        return lease.step(
-            memory,
-            {},
-            frozenset(),
-            now=now,
-            started=0.0,
-            holds_vip=vip,
-            ready=True,
-            fenced=fenced,
-            wall_ms=7,
-            settings=alone,
-        )
-
-    memory = LeaseMemory()
-    for tick in range(100):
-        memory = step(memory, tick * 0.05, vip=True, fenced=True)
-    memory = step(memory, 5.0, vip=False, fenced=False)
+    memory = one_step(writing(), 5.0, held=None, fenced=False)
     assert memory.role is Role.CLOSING
-    memory = step(memory, 9.0, vip=True, fenced=False)
+    memory = one_step(memory, 9.0, fenced=False)
     assert memory.role is Role.CLOSING
-    memory = step(memory, 9.1, vip=True, fenced=True)
+    memory = one_step(memory, 9.1)
     assert memory.role is Role.STANDBY
+
+
+def test_the_gate_opens_only_when_the_frontend_takes_writes() -> None:
+    memory = LeaseMemory()
+    for tick in range(200):
+        memory = one_step(memory, tick * 0.05, writable=None if tick % 2 else False)
+    assert memory.role is Role.OPENING
+    assert one_step(memory, 10.0).role is Role.WRITER
+
+
+@pytest.mark.parametrize(
+    ("frontend", "writable"), [(Health.DEAD, True), (Health.OK, False)], ids=["its process died", "it became a standby"]
+)
+def test_a_restarted_frontend_writes_under_a_new_term(frontend: Health, writable: bool) -> None:
+    before = writing()
+    memory = one_step(before, 5.0, frontend=frontend, writable=writable)
+    assert memory.role is Role.CLOSING
+    for tick in range(20):
+        memory = one_step(memory, 5.05 + tick * 0.05)
+    assert memory.role is Role.WRITER
+    assert memory.term > before.term
+
+
+def test_a_slow_frontend_stays_the_writer() -> None:
+    assert one_step(writing(), 5.0, frontend=Health.HUNG, writable=None).role is Role.WRITER
 
 
 def test_writes_go_to_the_claim_with_the_highest_term_only() -> None:

@@ -480,6 +480,45 @@ def test_a_dead_proxy_gives_up_the_vip_at_once(settled: Memory) -> None:
     assert all(d.fit for _, d in taken), "one of two is enough"
 
 
+def beside_a_hidden_holder(now: float, held: float, *, until: float = 1e9) -> Observation:
+    """This node and b do not see each other; c sees both, and b has held the VIP for *held* seconds at 5.0 s."""
+    tells = replace(GOOD_PEER, sees="b" if now < until else "")
+    return well(
+        now,
+        holds_vip=now > 5.5,
+        peers={
+            "b": PeerView(5.0, None, replace(GOOD_PEER, vip=True, held=held), 5.0),
+            "c": PeerView(now, None, tells, now),
+        },
+    )
+
+
+def test_of_two_holders_that_do_not_see_each_other_the_one_that_the_third_names_stays(settled: Memory) -> None:
+    memory, taken = play(lambda now: beside_a_hidden_holder(now, 9.0), until=9.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: not d.fit) == near(5.35 + rules.YIELD)
+    assert not taken[-1][1].fit
+    _, taken = play(well, until=10.0, memory=memory, start=9.0)
+    assert taken[0][1].fit, "the cut is healed"
+
+
+def test_a_holder_that_dies_does_not_make_its_heirs_unfit(settled: Memory) -> None:
+    _, taken = play(lambda now: beside_a_hidden_holder(now, 9.0, until=5.6), until=9.0, memory=settled, start=5.0)
+    assert all(d.fit for _, d in taken)
+
+
+def test_the_third_node_names_the_holder_that_has_held_the_vip_for_longest(settled: Memory) -> None:
+    def course(now: float) -> Observation:
+        holders = {
+            "b": replace(GOOD_PEER, vip=True, held=3.0),
+            "c": replace(GOOD_PEER, vip=True, held=900.0),
+        }
+        return well(now, peers={name: PeerView(now, None, said, now) for name, said in holders.items()})
+
+    _, taken = play(course, until=5.1, memory=settled, start=5.0)
+    assert taken[-1][1].report.sees == "c"
+    assert all(d.fit for _, d in taken), "a holder that is heard is keepalived's business"
+
+
 def test_a_hung_proxy_is_killed_as_soon_as_it_is_known_to_be_hung(settled: Memory) -> None:
     _, taken = play(
         lambda now: well(now, proxies=(alive(now), silent(5.0, idle=5.1))), until=6.0, memory=settled, start=5.0
