@@ -5,11 +5,25 @@ from __future__ import annotations
 import json
 import time
 
+from kubeadm_registry.containerd import survey
 from kubeadm_registry.phases import preflight
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fakes import FakeTransport
 
 DEBIAN = 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\nVERSION_ID="13"\n'
+#: A containerd without a configuration of its own.
+CONTAINERD = """\
+LoadState=loaded
+ActiveState=active
+KillMode=process
+InvocationID=1
+ExecStart={ path=/usr/bin/containerd ; argv[]=/usr/bin/containerd ; ignore_errors=no }
+Environment=
+--
+--
+/usr/bin/containerd
+containerd containerd.io 2.1.4 75cb2b7193e4e490e9fbdc236c0e811ccaba3376
+"""
 SSHD = 'tcp LISTEN 0 128 0.0.0.0:22 0.0.0.0:* users:(("sshd",pid=411,fd=3))\n'
 
 
@@ -36,6 +50,13 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("ss", "-Hltunp", with_=SSHD)
     server.answer("sh", "-c", preflight._FREE, "free", with_=free("/", 200))
     server.answer("date", "+%s.%N", with_=lambda *_: f"{time.time():.9f}\n")
+    server.answer("sh", "-c", survey._ASK, "ask", survey.UNIT, with_=CONTAINERD)
+    server.answer("sh", "-c", survey._SHOW, "show")
+
+
+def without_containerd(server: FakeTransport) -> None:
+    server.answer("sh", "-c", survey._ASK, "ask", survey.UNIT)
+    server.answer("sh", "-c", survey._SHOW, "show")
 
 
 def neighbour(address: str) -> str:

@@ -1,0 +1,591 @@
+"""The command line: exit codes, help, JSON lines, and what it does before and after the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from kubeadm_registry import __version__, config, paths, secrets
+from kubeadm_registry.cli import session
+from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.components import programs
+from kubeadm_registry.config import Node, RegistryCluster
+from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.host import Transport
+from kubeadm_registry.phases.workflows import INIT, RESET
+from kubeadm_registry.workflow import Workflow, leaves
+from tests.unit.bundle_files import script
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.healthy import healthy, without_containerd
+
+#: Phases that the fake servers have no answers for.
+SKIP = ("--skip-phases", ",".join(ELSEWHERE))
+CHECKS = tuple(check.name for _, phase in leaves(INIT) for check in phase.checks)
+
+
+class Terminal:
+    """Somebody at a terminal: a folder, a home, and the program."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: str, stdin: str | None = None, env: dict[str, str] | None = None) -> Result:
+        return CliRunner().invoke(load_commands(), arguments, input=stdin, env=env, prog_name="kubeadm-registry")
+
+    def write(self, text: str, name: str = "cluster.yaml") -> str:
+        (self.folder / name).write_text(text)
+        return name
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    folder, home = tmp_path / "here", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return Terminal(folder)
+
+
+@pytest.fixture
+def servers(run: Terminal, three: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    """Three servers with the programs on them, which ./cluster.yaml leads to."""
+    run.write(config.SMALLEST)
+    for server in three.servers.values():
+        server.put(f"{paths.OPT}/programs.json", programs.record(three.programs))
+
+    def reach(_: RegistryCluster, node: Node, sudo_password: str | None) -> Transport:
+        server = three.servers[node.name]
+        server.closed, server.locked_by = False, None
+        return server
+
+    monkeypatch.setattr(session, "reach", reach)
+    return three
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    """The JSON objects of the output, one a line."""
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def failed(result: Result, code: int) -> None:
+    """It ended with *code*, said why on standard error, and showed no traceback."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stderr or result.stdout
+
+
+# ---- exit code 2: nothing is contacted ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who was asked for: no server may be, when the file or the command line is wrong."""
+    asked: list[str] = []
+
+    def reach(_: RegistryCluster, node: Node, sudo_password: str | None) -> Transport:
+        asked.append(node.name)
+        raise ConnectionFailed("this is a test")
+
+    monkeypatch.setattr(session, "reach", reach)
+    return asked
+
+
+WRONG = {
+    "no such command": ("inti",),
+    "no such option": ("init", "--dry"),
+    "a format that is none": ("init", "-o", "yaml"),
+    "a phase that is none": ("init", "phase", "backnd"),
+    "phases to skip that are none": ("init", "--skip-phases", "vip,backnd"),
+    "a check that is none": ("init", "--ignore-preflight-errors", "Prots"),
+    "a check of preflight that is none": ("preflight", "--ignore-preflight-errors", "Prots"),
+    "a role that is none": ("credentials", "--role", "root"),
+    "a bundle that is not there": ("init", "--bundle", "nowhere.tar"),
+    "a node that is none": ("config", "kubeadm", "--node", "cp-9"),
+    "a program that is no pair": ("bundle", "create", "-o", "x.tar", "--program", "garage"),
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG)
+def test_a_wrong_command_line_ends_with_2_and_contacts_nobody(
+    run: Terminal, unreachable: list[str], arguments: tuple[str, ...]
+) -> None:
+    run.write(config.SMALLEST)
+    failed(run(*arguments), 2)
+    assert unreachable == []
+    assert [path.name for path in run.folder.iterdir()] == ["cluster.yaml"]
+
+
+@pytest.mark.parametrize("command", ["init", "preflight", "verify", "reset", "status", "credentials", "ca"])
+def test_a_wrong_file_ends_with_2_and_contacts_nobody(run: Terminal, unreachable: list[str], command: str) -> None:
+    run.write(config.SMALLEST.replace("nodes", "nods").replace("vip: {address: 10.0.0.10}", "vip: {adress: 10.0.0.10}"))
+    result = run(command)
+    failed(result, 2)
+    for words in ("spec.nods: unknown key, did you mean nodes?", "spec.nodes: is missing", "spec.vip.adress"):
+        assert words in result.stderr
+    assert unreachable == []
+
+
+def test_without_a_file_the_error_shows_the_smallest_one(run: Terminal) -> None:
+    result = run("init")
+    failed(result, 2)
+    assert config.SMALLEST in result.stderr
+    assert "what to do: write it with your addresses" in result.stderr
+    shown = result.stderr[result.stderr.index("apiVersion") : result.stderr.index("what to do")]
+    run.write(shown)
+    assert run("config", "validate").exit_code == 0, "what the error shows is a good file"
+
+
+def test_a_file_that_is_named_and_not_there(run: Terminal) -> None:
+    result = run("init", "-f", "other.yaml")
+    failed(result, 2)
+    assert "other.yaml" in result.stderr
+
+
+def test_unknown_names_list_those_that_are_known(run: Terminal, unreachable: list[str]) -> None:
+    run.write(config.SMALLEST)
+    assert "backend/form" in run("init", "phase", "backnd").stderr
+    assert "VipUnused" in run("init", "--ignore-preflight-errors", "Prots").stderr
+
+
+def test_a_wrong_file_as_json(run: Terminal) -> None:
+    run.write("spec: {}")
+    result = run("init", "-o", "json")
+    failed(result, 2)
+    [event] = lines(result)
+    assert (event["event"], event["code"], event["host"]) == ("error", "ConfigInvalid", "")
+    assert "spec.nodes: is missing" in event["message"]
+    assert set(event) == {"event", "code", "message", "hint", "host"}
+    assert result.stderr == ""
+
+
+# ---- exit codes 3, 4 and 1 ------------------------------------------------------------------------------------------
+
+
+def test_a_failed_check_ends_with_3_and_changes_nothing(run: Terminal, servers: FakeCluster) -> None:
+    healthy(servers).servers["cp-2"].answer("uname", "-m", with_="riscv64")
+    servers.servers["cp-3"].put("/etc/os-release", "ID=alpine\n")
+    result = run("init", "--skip-phases", "containerd,verify")
+    failed(result, 3)
+    assert "cp-2" in result.stdout
+    assert "[Architecture] machine riscv64" in result.stdout
+    assert "[OperatingSystem] alpine" in result.stdout, "all problems on all servers at once"
+    assert "--ignore-preflight-errors=Architecture,OperatingSystem" in result.stderr
+    assert servers.acts() == []
+    ignoring = run("init", "--skip-phases", "containerd,verify", "--ignore-preflight-errors",
+                   "Architecture, OperatingSystem")  # fmt: skip
+    assert ignoring.exit_code == 0, ignoring.output
+    assert "ignored [Architecture]" in ignoring.stdout
+
+
+def test_a_failed_check_as_json(run: Terminal, servers: FakeCluster) -> None:
+    healthy(servers).servers["cp-2"].answer("uname", "-m", with_="riscv64")
+    result = run("init", "--skip-phases", "containerd,verify", "-o", "json")
+    failed(result, 3)
+    checks = [event for event in lines(result) if event["event"] == "check"]
+    assert {(event["host"], event["check"]) for event in checks if event["ok"]} >= {
+        ("cp-1", "Ports"),
+        ("cp-3", "Clock"),
+    }
+    [bad] = [event for event in checks if not event["ok"]]
+    assert (bad["host"], bad["check"], bad["ignored"]) == ("cp-2", "Architecture", False)
+    assert bad["message"].startswith("machine riscv64 is not supported")
+    assert lines(result)[-1]["code"] == "PreflightFailed"
+
+
+@pytest.mark.parametrize("command", ["init", "preflight", "credentials"])
+def test_a_server_that_cannot_be_reached_ends_with_4(run: Terminal, command: str) -> None:
+    (run.folder.parent / "home" / ".ssh").mkdir()
+    (run.folder.parent / "home" / ".ssh" / "config").write_text("Host *\n  ProxyCommand false\n")
+    run.write(config.SMALLEST.replace("10.0.0.", "192.0.2."))
+    result = run(command, "-o", "json")
+    failed(result, 4)
+    notes, error = lines(result)[:-1], lines(result)[-1]
+    assert error["event"] == "error"
+    assert [*(note["host"] for note in notes), error["host"]] == ["cp-2", "cp-3", "cp-1"], "each one is told"
+
+
+def test_a_failure_names_phase_change_host_and_remedy(run: Terminal, servers: FakeCluster) -> None:
+    servers.servers["cp-2"].broken[paths.unit("garage")] = "cannot open the database"
+    result = run("init", *SKIP)
+    failed(result, 1)
+    unit = paths.unit("garage")
+    assert f"error [ServiceFailed] cp-2: phase backend/install, start {unit}: " in result.stderr
+    assert "cannot open the database" in result.stderr
+    assert f"what to do: look at: journalctl -u {unit}" in result.stderr
+
+
+def test_a_server_at_which_somebody_else_works(run: Terminal, servers: FakeCluster) -> None:
+    servers.servers["cp-3"].holder = "ann@laptop pid 7"
+    result = run("init", *SKIP, "-o", "json")
+    failed(result, 1)
+    error = lines(result)[-1]
+    assert (error["code"], error["host"]) == ("HostBusy", "cp-3")
+    assert "ann@laptop pid 7" in error["message"]
+    assert servers.acts() == []
+
+
+def test_programs_that_nobody_has(run: Terminal, servers: FakeCluster) -> None:
+    for server in servers.servers.values():
+        del server.tree[f"{paths.OPT}/programs.json"]
+    result = run("init", *SKIP)
+    failed(result, 1)
+    assert "[ProgramMissing]" in result.stderr
+    assert "kubeadm-registry bundle create -o FILE --with garage" in result.stderr
+    assert servers.acts() == []
+
+
+def test_a_bug_is_told_as_one_and_only_debug_shows_where(run: Terminal, servers: FakeCluster) -> None:
+    servers.servers["cp-1"].answer("uname", "-m", with_=lambda *_: 1 // 0)
+    result = run("preflight")
+    failed(result, 1)
+    assert "[Bug] unexpected " in result.stderr
+    assert "--debug" in result.stderr
+    shown = run("preflight", "--debug")
+    assert shown.exit_code == 1
+    assert not isinstance(shown.exception, SystemExit), "the traceback goes to whoever asked for it"
+
+
+def test_debug_shows_where_an_ordinary_error_comes_from(run: Terminal) -> None:
+    result = run("init", "--debug")
+    assert isinstance(result.exception, Exception)
+    assert type(result.exception).__name__ == "ConfigError"
+    assert "no cluster file" in result.stderr
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(run: Terminal, servers: FakeCluster) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    servers.servers["cp-1"].answer("uname", "-m", with_=interrupted)
+    result = run("preflight")
+    failed(result, 130)
+    assert "run it again: it goes on where it stopped" in result.stderr
+
+
+# ---- init -----------------------------------------------------------------------------------------------------------
+
+
+def test_init_then_init_again(run: Terminal, servers: FakeCluster) -> None:
+    first = run("init", *SKIP)
+    assert first.exit_code == 0, first.output
+    assert first.stderr == ""
+    acts = servers.acts()
+    assert first.stdout.splitlines()[-1].endswith("things changed on 3 hosts")
+    second = run("init", *SKIP)
+    assert (second.exit_code, second.stdout.splitlines()[-1]) == (0, "nothing to do")
+    assert servers.acts() == acts
+
+
+def test_init_as_json_lines(run: Terminal, servers: FakeCluster) -> None:
+    events = lines(run("init", *SKIP, "-o", "json"))
+    shapes = {
+        "phase": {"event", "phase", "summary"},
+        "change": {"event", "phase", "host", "title", "diff", "dryRun"},
+        "result": {"event", "ok", "summary", "changed", "dryRun", "seconds"},
+    }
+    assert {event["event"] for event in events} == set(shapes)
+    for event in events:
+        assert set(event) == shapes[event["event"]], event
+    result = events[-1]
+    changes = [event for event in events if event["event"] == "change"]
+    assert (result["event"], result["ok"], result["changed"], result["dryRun"]) == ("result", True, len(changes), False)
+    assert {event["host"] for event in changes} == {"cp-1", "cp-2", "cp-3"}
+    assert lines(run("init", *SKIP, "-o", "json"))[-1]["changed"] == 0
+
+
+def test_no_secret_is_shown(run: Terminal, servers: FakeCluster) -> None:
+    shown = run("init", *SKIP, "--diff").output + run("init", *SKIP, "-o", "json", "--dry-run").output
+    [held] = {server.content(secrets.PATH) for server in servers.servers.values()}
+    assert "secretkey" in shown, "the configurations are shown"
+    for name, value in json.loads(held).items():
+        values = value.values() if isinstance(value, dict) else [value]
+        if name not in ("generation", "made", "ca_certificate", "s3_key_id"):
+            assert not [one for one in values if one in shown], name
+
+
+def test_a_dry_run_shows_what_differs_and_touches_nothing(run: Terminal, servers: FakeCluster) -> None:
+    before = servers.snapshot()
+    result = run("init", *SKIP, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "would write /etc/kubeadm-registry/haproxy/haproxy.cfg" in result.stdout
+    assert "+frontend public" in result.stdout
+    assert result.stdout.splitlines()[-1].endswith("things would change on 3 hosts")
+    assert (servers.snapshot(), servers.acts()) == (before, [])
+    assert not any(server.locked_by for server in servers.servers.values())
+
+
+def test_one_phase_with_those_below_it(run: Terminal, servers: FakeCluster) -> None:
+    assert run("init", "phase", "base").exit_code == 0
+    events = lines(run("init", "phase", "secrets", "-o", "json"))
+    assert [event["phase"] for event in events if event["event"] == "phase"] == [
+        "secrets/store",
+        "secrets/certificates",
+    ]
+    assert run("init", "phase", "secrets/store").stdout.splitlines()[-1] == "nothing to do"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("init", "--dry-run", "phase", "base"),
+        ("init", "phase", "--dry-run", "base"),
+        ("init", "phase", "base", "--dry-run"),
+        ("init", "--dry-run", "phase", "base", "--diff"),
+    ],
+)
+def test_a_dry_run_is_one_wherever_the_option_stands(
+    run: Terminal, servers: FakeCluster, arguments: tuple[str, ...]
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "would change" in result.stdout
+    assert servers.acts() == []
+
+
+def test_every_option_before_the_phase_counts(run: Terminal, servers: FakeCluster) -> None:
+    (run.folder / "cluster.yaml").rename(run.folder / "mine.yaml")
+    events = lines(run("init", "-f", "mine.yaml", "-o", "json", "--skip-phases", "secrets/certificates", "--dry-run",
+                       "phase", "secrets"))  # fmt: skip
+    assert [event["phase"] for event in events if event["event"] == "phase"] == ["secrets/store"]
+    assert events[-1]["dryRun"] is True
+
+
+def test_preflight_says_how_many_are_ready_and_brings_only_the_programs(run: Terminal, servers: FakeCluster) -> None:
+    healthy(servers)
+    for server in servers.servers.values():
+        del server.tree[f"{paths.OPT}/programs.json"]
+    bundle = run.folder / "b.tar"
+    result = run("preflight", "--bundle", str(bundle))
+    failed(result, 2)
+    for server in servers.servers.values():
+        server.put(f"{paths.OPT}/programs.json", programs.record(servers.programs))
+    result = run("preflight", "-o", "json")
+    assert result.exit_code == 0, result.output
+    events = lines(result)
+    assert {event["event"] for event in events} == {"check", "phase", "result"}
+    assert {event["check"] for event in events if event["event"] == "check"} == {*CHECKS}
+    assert (events[-1]["summary"], events[-1]["problems"]) == ("3 hosts are ready for init", 0)
+    assert servers.acts() == []
+
+
+# ---- reset ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(run: Terminal, servers: FakeCluster) -> FakeCluster:
+    assert run("init", *SKIP).exit_code == 0
+    for server in servers.servers.values():
+        without_containerd(server)
+        server.put("/var/lib/kubeadm-registry/garage/data/block", b"a layer", 0o600)
+    return servers
+
+
+def test_reset_keeps_the_images_and_a_later_init_finds_them(run: Terminal, installed: FakeCluster) -> None:
+    before = installed.servers["cp-1"].content(secrets.PATH)
+    result = run("reset", "--yes")
+    assert result.exit_code == 0, result.output
+    for server in installed.servers.values():
+        left = {path for path in server.files() if path != "/etc/os-release"}
+        assert left == {
+            "/var/lib/kubeadm-registry/garage/data/block",
+            "/var/lib/kubeadm-registry/garage/meta/node_key",
+            "/var/lib/kubeadm-registry/garage/meta/node_key.pub",
+            "/var/lib/kubeadm-registry/secrets.json",
+        }
+        assert server.files()["/var/lib/kubeadm-registry/secrets.json"].mode == 0o600
+        assert set(server.users) == {"root"}
+        assert not [name for name, unit in server.units.items() if unit.active == "active" or unit.enabled]
+    assert run("reset", "--yes").stdout.splitlines()[-1] == "nothing to do"
+    for server in installed.servers.values():
+        for program in installed.programs.values():
+            installed._unpack(server, program)
+        server.put(f"{paths.OPT}/programs.json", programs.record(installed.programs))
+    again = run("init", *SKIP)
+    assert again.exit_code == 0, again.output
+    assert installed.servers["cp-3"].content(secrets.PATH) == before, "the same cluster lives on"
+
+
+def test_only_purge_data_deletes_images_and_only_ours(run: Terminal, installed: FakeCluster) -> None:
+    installed.servers["cp-2"].put("/var/lib/kubeadm-registry/of the user", b"x")
+    assert run("reset", "--yes", "--purge-data").exit_code == 0
+    for name, server in installed.servers.items():
+        left = [path for path in server.tree if path.startswith("/var/lib/")]
+        folder = "/var/lib/kubeadm-registry"
+        assert left == ([folder, f"{folder}/of the user"] if name == "cp-2" else [])
+
+
+def test_a_dry_run_of_reset_touches_nothing(run: Terminal, installed: FakeCluster) -> None:
+    before = installed.snapshot()
+    result = run("reset", "--dry-run", "--purge-data")
+    assert result.exit_code == 0, result.output
+    assert "would remove /var/lib/kubeadm-registry/garage" in result.stdout
+    assert installed.snapshot() == before
+
+
+def test_reset_asks_at_a_terminal_and_no_changes_nothing(run: Terminal) -> None:
+    """In earnest, for a terminal is what decides: nobody is contacted before the answer."""
+    run.write(config.SMALLEST)
+    ours, theirs = pty.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "kubeadm_registry", "reset", "--purge-data"],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    os.close(theirs)
+    os.write(ours, b"n\n")
+    said, _ = program.communicate(timeout=60)
+    os.close(ours)
+    assert program.returncode == 1
+    assert b"Remove the registry AND ALL ITS IMAGES from cp-1, cp-2, cp-3? [y/N]" in said
+    assert b"[Aborted] not confirmed; nothing was changed" in said
+
+
+# ---- credentials and ca ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["push", "pull"])
+def test_credentials(run: Terminal, installed: FakeCluster, role: str) -> None:
+    password = json.loads(installed.servers["cp-1"].content(secrets.PATH))[f"{role}_password"]
+    result = run("credentials", "--role", role)
+    assert result.stdout == f"username: {role}\npassword: {password}\n"
+    assert lines(run("credentials", "--role", role, "-o", "json")) == [{"username": role, "password": password}]
+    assert all(server.closed for server in installed.servers.values())
+
+
+def test_ca(run: Terminal, installed: FakeCluster) -> None:
+    certificate = json.loads(installed.servers["cp-1"].content(secrets.PATH))["ca_certificate"]
+    assert run("ca").stdout == certificate
+    assert lines(run("ca", "-o", "json")) == [{"ca": certificate}]
+
+
+@pytest.mark.parametrize("command", ["credentials", "ca"])
+def test_before_init_there_is_nothing_to_show(run: Terminal, servers: FakeCluster, command: str) -> None:
+    result = run(command)
+    failed(result, 1)
+    assert "[NotInstalled]" in result.stderr
+
+
+# ---- what needs no server -------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_a_good_file(run: Terminal) -> None:
+    shown = run("config", "print-defaults").stdout
+    run.write(shown)
+    result = run("config", "validate")
+    assert (result.exit_code, result.stdout) == (0, "cluster.yaml is valid: 3 nodes, zot\n")
+    assert lines(run("config", "print-defaults", "-o", "json")) == [yaml.safe_load(shown)]
+
+
+def test_one_server_is_told_not_to_be_highly_available(run: Terminal) -> None:
+    run.write("".join(line for line in config.SMALLEST.splitlines(True) if "cp-2" not in line and "cp-3" not in line))
+    assert "one server is not highly available" in run("config", "validate").stdout
+
+
+def test_kubeadm_configuration(run: Terminal) -> None:
+    run.write(config.SMALLEST)
+    text = run("config", "kubeadm", "--node", "cp-2").stdout
+    kinds = [document["kind"] for document in yaml.safe_load_all(text)]
+    assert kinds == ["InitConfiguration", "ClusterConfiguration", "JoinConfiguration"]
+    assert "10.0.0.12" in text
+    assert json.loads(run("config", "kubeadm", "--node", "cp-2", "-o", "json").stdout) == {
+        "node": "cp-2",
+        "config": text,
+    }
+
+
+def test_a_bundle_is_made_verified_and_looked_into(run: Terminal) -> None:
+    script(run.folder / "garage")
+    made = run("bundle", "create", "-o", "x.tar", "--with", "garage", "--program", "garage=./garage")
+    assert made.exit_code == 0, made.output
+    assert made.stdout.splitlines()[-1].startswith("x.tar: ")
+    assert run("bundle", "verify", "x.tar").exit_code == 0
+    assert "program  garage" in run("bundle", "inspect", "x.tar").stdout
+    [shown] = lines(run("bundle", "inspect", "x.tar", "-o", "json"))
+    assert [program["name"] for program in shown["programs"]] == ["garage"]
+    damaged = bytearray((run.folder / "x.tar").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (run.folder / "x.tar").write_bytes(damaged)
+    failed(run("bundle", "verify", "x.tar"), 1)
+
+
+# ---- help and completion --------------------------------------------------------------------------------------------
+
+
+def commands(group: click.Command, *above: str) -> list[tuple[str, ...]]:
+    """Every command and group, by its words."""
+    found = [above]
+    if isinstance(group, click.Group):
+        for name, command in group.commands.items():
+            found += commands(command, *above, name)
+    return found
+
+
+@pytest.mark.parametrize("words", commands(load_commands()), ids=" ".join)
+def test_every_command_has_help(run: Terminal, words: tuple[str, ...]) -> None:
+    for option in ("-h", "--help"):
+        result = run(*words, option)
+        assert result.exit_code == 0
+        assert f"Usage: {' '.join(('kubeadm-registry', *words))}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "workflow"), [(("init",), INIT), (("init", "phase"), INIT), (("reset",), RESET)], ids=str
+)
+def test_help_ends_with_the_phases_as_they_are(run: Terminal, words: tuple[str, ...], workflow: Workflow) -> None:
+    shown = run(*words, "--help").stdout
+    table = shown[shown.index("Phases, in this order:") :].splitlines()[1:]
+    expected = [(path, phase.summary) for path, phase in leaves(workflow)]
+    for (path, summary), line in zip(expected, table, strict=False):
+        assert line.split() == [*path.split(), *summary.split()]
+
+
+def test_help_names_every_exit_code(run: Terminal) -> None:
+    shown = " ".join(run("--help").stdout.split())
+    for code, words in {0: "done", 1: "failed", 2: "wrong file", 3: "preflight", 4: "reached", 5: "degraded"}.items():
+        assert (
+            f"{code} {words}" in shown
+            or f"{code} a host cannot be {words}" in shown
+            or f"{code} done but {words}" in shown
+        )
+
+
+def test_version(run: Terminal) -> None:
+    assert run("--version").stdout == f"kubeadm-registry, version {__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_for_shells(run: Terminal, shell: str) -> None:
+    result = run(env={"_KUBEADM_REGISTRY_COMPLETE": f"{shell}_source"})
+    assert "_KUBEADM_REGISTRY_COMPLETE" in result.stdout
+
+
+def test_completion_knows_commands(run: Terminal) -> None:
+    asked = {
+        "_KUBEADM_REGISTRY_COMPLETE": "bash_complete",
+        "COMP_WORDS": "kubeadm-registry bundle ver",
+        "COMP_CWORD": "2",
+    }
+    assert run(env=asked).stdout.split() == ["plain,verify"]
+
+
+def test_a_reader_that_goes_away_is_no_bug(run: Terminal) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "kubeadm_registry", "config", "print-defaults"],
+        stdout=write, stderr=subprocess.PIPE, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
