@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
+import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 from kubeadm_registry import __version__
-from kubeadm_registry.agent.config import Config, ConfigError, load
+from kubeadm_registry.agent.clock import clock
+from kubeadm_registry.agent.config import Config, ConfigError, Paths, load
 from kubeadm_registry.agent.daemon import Daemon
 from kubeadm_registry.agent.gate import Gate
 from kubeadm_registry.agent.processes import Processes
+
+BREATH = 2.0  # seconds from a start that fails to the next
 
 
 def main(arguments: list[str]) -> int:
@@ -25,10 +31,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--close", action="store_true", help="shut the gate, end a writing frontend, exit")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(arguments)
+    began = clock()
     try:
         config = load(options.config)
     except (ConfigError, OSError) as error:
         sys.stderr.write(f"{options.config}: {error}\n")
+        if options.close:
+            abandon(Paths())
+        elif not options.check:
+            rest(began)
         return 2
     if options.check:
         return 0
@@ -36,7 +47,15 @@ def main(arguments: list[str]) -> int:
         return asyncio.run(close(config) if options.close else run(config))
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
+        if not options.close:
+            rest(began)
         return 1
+
+
+def rest(began: float) -> None:
+    """Before leaving so soon, wait: systemd starts the agent again at once, which would be a load of its own."""
+    if "NOTIFY_SOCKET" in os.environ:
+        time.sleep(max(0.0, BREATH - (clock() - began)))
 
 
 async def run(config: Config) -> int:
@@ -52,7 +71,8 @@ async def run(config: Config) -> int:
 
 async def close(config: Config) -> int:
     """Do what an agent does when it leaves, for one that could not: killed, crashed or hung."""
-    Path(config.paths.fit).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        Path(config.paths.fit).unlink(missing_ok=True)
     if config.writer != "single":
         return 0
     names = ("local", *(peer.name for peer in config.peers))
@@ -69,6 +89,15 @@ async def close(config: Config) -> int:
             continue  # a HAProxy that does not answer passes on nothing, and the fence follows
     gate = Gate(config.frontend, Processes(config.frontend.unit), Path(config.paths.mark))
     return 0 if await gate.fence(1.0) else 1
+
+
+def abandon(paths: Paths) -> None:
+    """Do the same without a file that can be read: at the usual paths, and the mark names the frontend's unit."""
+    with contextlib.suppress(OSError):
+        Path(paths.fit).unlink(missing_ok=True)
+    with contextlib.suppress(OSError, ValueError):
+        if unit := Path(paths.mark).read_text(encoding="ascii").strip():
+            Processes(unit).kill()  # its unit starts it again as a standby
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class Gate:
         A frontend that has just started may have read its standby configuration, and not yet have watched the file
         when it was written: *again* makes it look once more.
         """
-        self._mark.touch()
+        self._mark.write_text(f"{self._frontend.unit}\n", encoding="ascii")
         return put(Path(self._frontend.runtime_config), Path(self._frontend.writer_config).read_bytes(), again=again)
 
     async def fence(self, deadline: float) -> bool:
