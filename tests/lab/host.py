@@ -90,6 +90,13 @@ class Host:
         shown = f"{self.name}: {shlex.join(argv)}"
         return run(*self.sh_argv(*argv), check=check, timeout=timeout, stdin=stdin, shown=shown)
 
+    def network_argv(self, *argv: str | Path) -> list[str]:
+        """The command that runs *argv* of this machine in the host's network, also where the host lacks the program."""
+        leader = self._cgroups.leader()
+        if leader is None:
+            raise LabError(f"{self.name} is off")
+        return ["nsenter", "--net", f"--target={leader}", "--", *map(str, argv)]
+
     def put(self, source: Path, target: str, *, mode: str = "644") -> None:
         """Copy a file of this machine to the path *target* on the host."""
         script = 'cat > "$1" && chmod "$2" "$1"'

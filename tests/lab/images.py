@@ -103,8 +103,11 @@ def push(registry: Registry, what: Image, repository: str, tag: str = "latest", 
         at.push_manifest(repository, tag, what.manifest, MANIFEST)
 
 
-def missing(registry: Registry, what: Image, repository: str, *, address: str = "") -> list[str]:
-    """The digests of *what* that cannot be read, with every byte checked, at *address* (the VIP) without a login."""
-    with registry.lab.network(), client(registry, address=address) as at:
+def missing(registry: Registry, what: Image, repository: str, *, address: str = "", timeout: float = 20) -> list[str]:
+    """The digests of *what* that are not at *address* (the VIP), asked for without a login, with every byte checked.
+
+    Raises RegistryError where there is no answer, or a wrong one; *timeout* is seconds of silence.
+    """
+    with registry.lab.network(), client(registry, address=address, timeout=timeout) as at:
         found = [what.digest] if at.manifest(repository, what.digest) is None else []
         return found + [digest_of(blob) for blob in what.blobs if at.blob(repository, digest_of(blob)) is None]

@@ -3,14 +3,16 @@
 Open loop: a request begins every PERIOD seconds, whether or not those before it have ended. Every body is hashed. Runs
 on a host of the lab by that host's own Python, so it needs nothing but the standard library and Python 3.9:
 
-    python3 reader.py ADDRESS PORT CA REPOSITORY MANIFEST-DIGEST BLOB-DIGEST [PERIOD [DEADLINE]]
+    python3 reader.py ADDRESS PORT CA REPOSITORY MANIFEST-DIGEST BLOB-DIGEST PERIOD DEADLINE
 
-Says "ready" once both have been read, ends when its standard input does, and then writes one JSON object a request:
-kind, begin (seconds since 1970), seconds it took, and error (empty: status 200 and the right bytes).
+The first line of its standard input is the login ("user:password", or empty). Says "ready" once both have been read,
+ends when its standard input does, and then writes one JSON object a request: kind, begin (seconds since 1970), seconds
+it took, and error (empty: status 200 and the right bytes).
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import json
@@ -36,11 +38,14 @@ class Reader:
         context: ssl.SSLContext,
         paths: list[tuple[str, str, str]],
         deadline: float,
+        login: str,
     ) -> None:
         self._address = (address, port)
         self._context = context
         self._paths = paths
         self._deadline = deadline
+        encoded = base64.b64encode(login.encode()).decode()
+        self._login = [f"Authorization: Basic {encoded}"] if login else []
         self.results: list[tuple[str, float, float, str]] = []
 
     def once(self, number: int) -> str:
@@ -75,6 +80,7 @@ class Reader:
                     f"Host: {host}:{self._address[1]}",
                     f"Accept: {TYPES}",
                     "Connection: close",
+                    *self._login,
                 )
                 connection.settimeout(left())
                 connection.sendall("".join(f"{line}\r\n" for line in (*head, "")).encode())
@@ -97,15 +103,14 @@ class Reader:
 
 def main() -> None:
     """Read until standard input ends."""
-    address, port, ca, repository, manifest, blob, *rest = sys.argv[1:]
-    period = float(rest[0]) if rest else 0.02
-    deadline = float(rest[1]) if len(rest) > 1 else 5.0
+    address, port, ca, repository, manifest, blob, *numbers = sys.argv[1:]
+    period, deadline = map(float, numbers)
     paths = [
         ("manifest", f"/v2/{repository}/manifests/{manifest}", manifest),
         ("blob", f"/v2/{repository}/blobs/{blob}", blob),
     ]
     context = ssl.create_default_context(cafile=ca)
-    reader = Reader(address, int(port), context, paths, deadline)
+    reader = Reader(address, int(port), context, paths, deadline, sys.stdin.readline().strip())
     for number in range(len(paths)):
         if error := reader.once(number):
             sys.exit(f"cannot read {paths[number][1]} at the start: {error}")

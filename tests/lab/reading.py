@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kubeadm_registry import paths
 from tests.lab.command import LabError
-from tests.lab.registry import Registry
+from tests.lab.registry import Login, Registry
 
 READER = Path(__file__).with_name("reader.py")
 PERIOD = 0.02
@@ -95,9 +95,12 @@ class Object:
 
 
 @contextmanager
-def reading(registry: Registry, what: Object, *, period: float = PERIOD, address: str = "") -> Iterator[Reading]:
-    """Read *what* from the client host for the length of a ``with``; its Reading is complete afterwards.
+def reading(
+    registry: Registry, what: Object, *, period: float = PERIOD, address: str = "", login: Login | None = None
+) -> Iterator[Reading]:
+    """Read *what* at *address* (the VIP) from the client host for the length of a ``with``.
 
+    The Reading is complete afterwards. A request begins every *period* seconds, as *login* if given.
     Raises LabError if the first reads fail.
     """
     client = registry.client
@@ -106,9 +109,12 @@ def reading(registry: Registry, what: Object, *, period: float = PERIOD, address
     words = (address or registry.vip, paths.REGISTRY_PORT, "/root/registry-ca.crt", what.repository, what.manifest)
     argv = client.sh_argv("python3", "/root/reader.py", *map(str, (*words, what.blob, period, DEADLINE)))
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdin is not None
     assert process.stdout is not None
     result = Reading()
     try:
+        process.stdin.write(f"{login.pair if login else ''}\n")
+        process.stdin.flush()
         if process.stdout.readline() != "ready\n":
             raise LabError(f"the reader did not start: {process.communicate()[1].strip()}")
         result.begin = time.time()

@@ -58,6 +58,7 @@ class Registry:
         self.vip = lab.address(VIP_NUMBER)
         self.vip6 = lab.address6(VIP_NUMBER)
         self.installed = False
+        self._logins: dict[str, Login] = {}
         directory.mkdir(parents=True, exist_ok=True)
         self.write_file()
 
@@ -157,8 +158,10 @@ class Registry:
         self.installed = True
 
     def login(self, role: str = "push") -> Login:
-        """User and password of *role*."""
-        return Login(**self.json("credentials", "--role", role)[0])
+        """User and password of *role*, asked for once: a test may take servers away meanwhile."""
+        if role not in self._logins:
+            self._logins[role] = Login(**self.json("credentials", "--role", role)[0])
+        return self._logins[role]
 
     @property
     def ca(self) -> Path:
@@ -175,6 +178,7 @@ class Registry:
     def forget(self) -> None:
         """The hosts are new: nothing that was known about the registry holds."""
         self.installed = False
+        self._logins.clear()
         (self.directory / "ca.crt").unlink(missing_ok=True)
 
     # What the hosts say

@@ -1,0 +1,86 @@
+"""Servers lose their power, one or all at once: nothing that was pushed is lost, and nobody has to help."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import pytest
+
+from kubeadm_registry.errors import RegistryError
+from tests.lab import images
+from tests.lab.command import wait_until
+from tests.lab.faults import BLOCKS
+from tests.lab.host import Host
+from tests.lab.registry import SERVERS, Registry
+
+pytest_plugins = ["tests.lab.registry"]
+
+DEADLINE = 60
+"""Seconds from the power's return until the registry must answer."""
+SIZES = (3 * 2**20, 64 * 1024, 2000)
+"""Of the layers: several blocks of the storage, one block, and one that the storage keeps in its metadata."""
+
+
+def say(text: str) -> None:
+    """Show a figure."""
+    sys.stdout.write(f"\n  {text}\n")
+
+
+def served(registry: Registry, image: images.Image, repository: str) -> bool:
+    """Whether all of *image* can be read through the VIP at this moment."""
+    try:
+        return not images.missing(registry, image, repository, timeout=3)
+    except RegistryError:
+        return False
+
+
+def blocks(host: Host) -> set[str]:
+    """The names of the storage's blocks on the disk of *host*."""
+    return set(host.sh("find", BLOCKS, "-type", "f", "-size", "+0", "-printf", "%f\n").stdout.split())
+
+
+def test_a_returned_server_holds_all_data(registry: Registry) -> None:
+    """What was pushed while it was away comes to its disk by itself; then another server may be lost."""
+    before, meanwhile = (images.image(SIZES, seed=time.time_ns() + turn) for turn in (1, 2))
+    images.push(registry, before, "power/before")
+    victim = registry.holder()
+    victim.power_cut()
+    wait_until("an answer", lambda: served(registry, before, "power/before"), seconds=10)
+    images.push(registry, meanwhile, "power/meanwhile")
+    victim.power_on()
+    begin = time.monotonic()
+    registry.wait_whole()
+    whole = time.monotonic() - begin
+    other = registry.others(victim)[0]
+    wait_until("its copy of every block", lambda: blocks(other) <= blocks(victim), seconds=180, every=0.5)
+    say(f"{registry.frontend}: returned, whole {whole:.1f} s after, its copies {time.monotonic() - begin:.1f} s after")
+    other.power_cut()
+    wait_until("an answer", lambda: served(registry, before, "power/before"), seconds=10)
+    assert not images.missing(registry, before, "power/before")
+    assert not images.missing(registry, meanwhile, "power/meanwhile")
+    for server in registry.others(other):
+        assert not images.missing(registry, meanwhile, "power/meanwhile", address=server.address)
+
+
+@pytest.mark.parametrize("absent", ["nobody", *SERVERS])
+def test_the_rack_comes_back_by_itself(registry: Registry, absent: str) -> None:
+    """The power of all servers fails at once, and returns, for all or for all but one: the registry answers."""
+    image = images.image(SIZES, seed=time.time_ns())
+    images.push(registry, image, "power/rack")
+    for host in registry.servers.values():
+        host.power_cut()
+    back = [host for host in registry.servers.values() if host.name != absent]
+    begin = time.monotonic()
+    for host in back:
+        host.start()
+    wait_until("an answer", lambda: served(registry, image, "power/rack"), seconds=120, every=0.2)
+    seconds = time.monotonic() - begin
+    say(f"{registry.frontend}: power back, without {absent}: all is read {seconds:.1f} s after")
+    for host in back:
+        host.wait_ready()
+    assert seconds <= DEADLINE
+    after = images.image((100_000,), seed=time.time_ns())
+    images.push(registry, after, "power/after")
+    assert not images.missing(registry, after, "power/after")
+    assert len(registry.holders()) == 1
