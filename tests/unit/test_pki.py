@@ -1,0 +1,202 @@
+"""Certificates: who is named, who signed, how long; and when a new one is due."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from kubeadm_registry import config, paths, pki
+from kubeadm_registry.components import haproxy
+from kubeadm_registry.phases.base import BASE
+from kubeadm_registry.phases.identity import SECRETS
+from kubeadm_registry.workflow import run
+from tests.unit.fake_cluster import FakeCluster, authority
+from tests.unit.test_workflow import Recorder
+
+NAMES = ("cp-1", "10.0.0.11", "fd00::11", "registry.lan", "localhost")
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture(scope="module")
+def leaf() -> pki.Pair:
+    return pki.issue(authority(), "cp-1", NAMES)
+
+
+def load(pem: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(pem.encode())
+
+
+def test_the_authority_signs_end_certificates_only() -> None:
+    ca = load(authority().certificate)
+    constraints = ca.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert constraints.critical
+    assert constraints.value.ca
+    assert constraints.value.path_length == 0
+    usage = ca.extensions.get_extension_for_class(x509.KeyUsage)
+    assert usage.critical
+    assert usage.value.key_cert_sign
+    assert ca.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "kubeadm-registry CA of registry"
+
+
+def test_a_certificate_names_addresses_as_addresses_and_names_as_names(leaf: pki.Pair) -> None:
+    names = load(leaf.certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["cp-1", "registry.lan", "localhost"]
+    assert names.get_values_for_type(x509.IPAddress) == [ip_address("10.0.0.11"), ip_address("fd00::11")]
+
+
+def test_a_certificate_serves_asks_and_signs_nothing(leaf: pki.Pair) -> None:
+    certificate = load(leaf.certificate)
+    certificate.verify_directly_issued_by(load(authority().certificate))
+    assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    usages = set(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    assert usages == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+    units = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    assert [unit.value for unit in units] == [pki.NODE_UNIT]
+
+
+def test_clocks_that_differ_by_hours_do_not_matter(leaf: pki.Pair) -> None:
+    for certificate in (load(leaf.certificate), load(authority().certificate)):
+        assert certificate.not_valid_before_utc < NOW - timedelta(hours=23)
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted"),
+    [("cp-1", True), ("10.0.0.11", True), ("fd00::11", True), ("fd00:0::11", True), ("cp-2", False),
+     ("10.0.0.12", False)],
+)  # fmt: skip
+def test_a_tls_client_trusts_it_by_these_names(leaf: pki.Pair, tmp_path: Path, name: str, trusted: bool) -> None:
+    """A whole handshake in memory, as OpenSSL judges."""
+    client = ssl.create_default_context(cadata=authority().certificate)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    both = tmp_path / "both.pem"
+    both.write_text(leaf.certificate + leaf.key)
+    server.load_cert_chain(both)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(to_client, to_server, server_hostname=name)
+    answering = server.wrap_bio(to_server, to_client, server_side=True)
+
+    def shake() -> None:
+        for _ in range(4):
+            for side in (asking, answering):
+                try:
+                    side.do_handshake()
+                except ssl.SSLWantReadError:
+                    continue
+        assert asking.getpeercert()
+
+    if trusted:
+        shake()
+    else:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            shake()
+
+
+@pytest.mark.parametrize(
+    ("days_before_end", "due"), [(pki.RENEW_BEFORE.days + 2, False), (pki.RENEW_BEFORE.days - 1, True), (-1, True)]
+)
+def test_a_certificate_is_renewed_before_its_end(leaf: pki.Pair, days_before_end: int, due: bool) -> None:
+    end = pki.expiry(leaf.certificate)
+    flaw = pki.shortcoming(authority().certificate, leaf.certificate, NAMES, end - timedelta(days=days_before_end))
+    assert flaw == (f"ends on {end:%Y-%m-%d}" if due else None)
+
+
+def test_it_lives_as_long_as_said(leaf: pki.Pair) -> None:
+    assert abs(pki.expiry(leaf.certificate) - NOW - pki.LEAF_LIFETIME) < timedelta(hours=1)
+    assert abs(pki.expiry(authority().certificate) - NOW - pki.CA_LIFETIME) < timedelta(hours=1)
+    assert pki.LEAF_LIFETIME > pki.RENEW_BEFORE * 2
+
+
+@pytest.mark.parametrize("names", [NAMES[:-1], (*NAMES, "more.lan"), ("cp-1",)])
+def test_other_names_need_another_certificate(leaf: pki.Pair, names: tuple[str, ...]) -> None:
+    assert (
+        pki.shortcoming(authority().certificate, leaf.certificate, names) == f"does not name exactly {', '.join(names)}"
+    )
+
+
+def test_the_order_of_names_does_not_matter(leaf: pki.Pair) -> None:
+    assert pki.shortcoming(authority().certificate, leaf.certificate, NAMES[::-1]) is None
+
+
+def test_a_certificate_of_another_authority_is_no_good(leaf: pki.Pair) -> None:
+    other = pki.make_ca("registry")
+    flaw = pki.shortcoming(other.certificate, leaf.certificate, NAMES)
+    assert flaw == "is not one of this cluster's authority (InvalidSignature)"
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_what_is_no_certificate_is_replaced_too(text: str) -> None:
+    assert "authority" in (pki.shortcoming(authority().certificate, text, NAMES) or "")
+
+
+def test_a_key_of_another_kind_cannot_sign() -> None:
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with pytest.raises(ValueError, match="not an elliptic curve key"):
+        pki.issue(pki.Pair(authority().certificate, pem.decode()), "x", ("x",))
+
+
+# ---- on servers ---------------------------------------------------------------------------------------------------
+
+
+def identity(fake: FakeCluster) -> dict[str, str]:
+    """What differs of the certificates, by server."""
+    actions = run((BASE, SECRETS), fake.cluster, Recorder())
+    return {action.host: action.diff for action in actions if "certificate of this server" in action.title}
+
+
+@pytest.fixture
+def installed(three: FakeCluster) -> FakeCluster:
+    assert set(identity(three)) == {"cp-1", "cp-2", "cp-3"}
+    assert identity(three) == {}
+    return three
+
+
+def test_each_server_is_named_with_all_its_names(installed: FakeCluster) -> None:
+    for name, address in (("cp-1", "10.0.0.11"), ("cp-3", "10.0.0.13")):
+        server = installed.servers[name]
+        pem = server.content(paths.NODE_PEM).decode()
+        wanted = (name, address, "10.0.0.10", "localhost", "127.0.0.1", "::1")
+        assert pki.shortcoming(authority().certificate, pem, wanted) is None
+        assert pem.index("BEGIN CERTIFICATE") < pem.index("PRIVATE KEY")
+        assert server.files()[paths.NODE_PEM].mode == 0o640
+        assert server.files()[paths.NODE_PEM].owner == f"root:{haproxy.USER}"
+
+
+def test_no_two_servers_have_one_key(installed: FakeCluster) -> None:
+    assert len({server.content(paths.NODE_PEM) for server in installed.servers.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("pair", "why"),
+    [
+        (lambda: pki.issue(pki.make_ca("registry"), "cp-2", ("cp-2",)), "is not one of this cluster's authority"),
+        (lambda: pki.issue(authority(), "cp-2", ("cp-2",)), "does not name exactly cp-2, 10.0.0.12"),
+    ],
+    ids=["another authority", "other names"],
+)
+def test_only_the_server_whose_certificate_does_not_fit_gets_another(
+    installed: FakeCluster, pair: Callable[[], pki.Pair], why: str
+) -> None:
+    wrong = pair()
+    installed.servers["cp-2"].put(paths.NODE_PEM, wrong.certificate + wrong.key, 0o640, f"root:{haproxy.USER}")
+    (difference,) = identity(installed).items()
+    assert difference[0] == "cp-2"
+    assert why in difference[1]
+    assert identity(installed) == {}
+
+
+def test_a_name_for_the_vip_is_put_into_every_certificate(installed: FakeCluster) -> None:
+    text = config.SMALLEST.replace("{address: 10.0.0.10}", "{address: 10.0.0.10, name: registry.lan}")
+    installed.config = config.parse(text, "x")
+    assert set(identity(installed)) == {"cp-1", "cp-2", "cp-3"}
+    assert identity(installed) == {}
