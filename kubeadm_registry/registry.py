@@ -82,6 +82,8 @@ class Registry:
         begun = self._expect(
             self._send("POST", f"/v2/{repository}/blobs/uploads/"), 202, f"begin upload to {repository}"
         )
+        if "Location" not in begun.headers:
+            raise RegistryError(f"begin upload to {repository} at {self._name}: the answer has no Location")
         location = httpx.URL(self._base).join(begun.headers["Location"])
         # The answer may name the registry by its own address; the way there is ours.
         target = location.copy_with(scheme="https", host=httpx.URL(self._base).host, port=httpx.URL(self._base).port)
