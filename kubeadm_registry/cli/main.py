@@ -273,14 +273,6 @@ def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_
 # ---- reading what the cluster has -------------------------------------------------------------------------------
 
 
-def _any_host(context: Context, path: Path | None, work: Callable[[Cluster], None]) -> None:
-    reporter = context.reporter()
-    with session.cluster(config.load(path), reporter, bundle=None) as cluster:
-        if not cluster.vault.known:
-            raise Error("the servers have no secrets yet", hint="run init first", code="NotInstalled")
-        work(cluster)
-
-
 @command(cli, "credentials")
 @file_option
 @click.option(
@@ -288,30 +280,21 @@ def _any_host(context: Context, path: Path | None, work: Callable[[Cluster], Non
 )
 def credentials(context: Context, path: Path | None, role: str) -> None:
     """Show user and password of a role: what `podman login` and `skopeo login` need."""
-
-    def show(cluster: Cluster) -> None:
-        secrets = cluster.vault.secrets
-        password = secrets.push_password if role == "push" else secrets.pull_password
-        if context.output == "json":
-            click.echo(json.dumps({"username": role, "password": password}))
-        else:
-            click.echo(f"username: {role}\npassword: {password}")
-
-    _any_host(context, path, show)
+    secrets = session.secrets(config.load(path), context.reporter())
+    password = secrets.push_password if role == "push" else secrets.pull_password
+    if context.output == "json":
+        click.echo(json.dumps({"username": role, "password": password}))
+    else:
+        click.echo(f"username: {role}\npassword: {password}")
 
 
 @command(cli, "ca")
 @file_option
 def ca(context: Context, path: Path | None) -> None:
     """Show the certificate of the cluster's authority, PEM: what clients must trust."""
-
-    def show(cluster: Cluster) -> None:
-        certificate = cluster.vault.secrets.ca_certificate
-        click.echo(
-            json.dumps({"ca": certificate}) if context.output == "json" else certificate, nl=context.output == "json"
-        )
-
-    _any_host(context, path, show)
+    certificate = session.secrets(config.load(path), context.reporter()).ca_certificate
+    as_json = context.output == "json"
+    click.echo(json.dumps({"ca": certificate}) if as_json else certificate, nl=as_json)
 
 
 def load_commands() -> click.Group:

@@ -16,10 +16,11 @@ from kubeadm_registry.bundle import Bundle, Program
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import programs
 from kubeadm_registry.config import Node, RegistryCluster
-from kubeadm_registry.errors import ConfigError, ConnectionFailed
+from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
 from kubeadm_registry.host import Host, Transport
 from kubeadm_registry.local import Local
 from kubeadm_registry.report import Reporter
+from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.ssh import SshTarget, connect
 
 DEFAULT_BUNDLE = Path("kubeadm-registry-bundle.tar")
@@ -72,6 +73,21 @@ def attempt_all(config: RegistryCluster) -> tuple[list[Host], dict[str, str]]:
     return reached, {failure.host: f"{failure.message} ({failure.hint})" for failure in failures}
 
 
+def secrets(config: RegistryCluster, reporter: Reporter) -> Secrets:
+    """The cluster's secrets, of any server that answers: one may be lost. Raises ConnectionFailed, or Error."""
+    reached, failures = _attempt(config)
+    try:
+        if not reached:
+            raise _told(failures, reporter)
+        vault = read_vault(config, reached)
+    finally:
+        for host in reached:
+            host.transport.close()
+    if not vault.known:
+        raise Error("the servers have no secrets yet", hint="run init first", code="NotInstalled")
+    return vault.secrets
+
+
 def _attempt(config: RegistryCluster) -> tuple[list[Host], list[ConnectionFailed]]:
     """Connect to every host. Where sudo wants a password and a person is there, it is asked for, once for all."""
     results = _connect(config, config.spec.nodes, os.environ.get(SUDO_PASSWORD))
@@ -108,11 +124,16 @@ def hosts(config: RegistryCluster, reporter: Reporter) -> Iterator[list[Host]]:
         reached, failures = _attempt(config)
         for host in reached:
             stack.callback(host.transport.close)
-        for failure in failures[1:]:
-            reporter.note(f"{failure.message} ({failure.hint})", host=failure.host)
         if failures:
-            raise failures[0]
+            raise _told(failures, reporter)
         yield reached
+
+
+def _told(failures: Sequence[ConnectionFailed], reporter: Reporter) -> ConnectionFailed:
+    """The first of the *failures*, to be raised; the others are told of."""
+    for failure in failures[1:]:
+        reporter.note(f"{failure.message} ({failure.hint})", host=failure.host)
+    return failures[0]
 
 
 @contextmanager
