@@ -19,8 +19,10 @@ FIT = f"{RUN}/agent/fit"
 """1 while this server serves reads well; anything else, or no file, makes keepalived give up the VIP."""
 
 PREFIX = "kubeadm-registry"
-"""Begins the name of every unit, user and nft table of ours."""
-SLICE = f"{PREFIX}.slice"
+"""Begins the name of every unit, user and nft table of ours; but see SLICE."""
+SLICE = "kubeadm_registry.slice"
+"""Without a dash: ``kubeadm-registry.slice`` would lie in a ``kubeadm.slice``, so its weights would be weighed against
+nobody's, and that slice would outlive us (systemd.slice(5))."""
 
 REGISTRY_PORT = 5000
 """HAProxy, TLS: the registry as clients see it."""
