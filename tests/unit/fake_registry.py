@@ -51,10 +51,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     registry: FakeRegistry
 
-    def _say(self, status: int, body: bytes = b"", **headers: str) -> None:
+    def _say(self, status: int, body: bytes = b"", location: str = "") -> None:
         self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
+        if location:
+            self.send_header("Location", location)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
@@ -68,28 +68,32 @@ class _Handler(BaseHTTPRequestHandler):
         held.requests.append(
             Request(self.command, self.path, self.headers["Host"], login, self.headers.get("Content-Type", ""))
         )
-        status = held.refusal(self.command, url.path)
-        if status is not None:
-            return self._say(status, b'{"errors":[{"code":"UNAVAILABLE"}]}')
-        if self.command in ("POST", "PUT") and login != held.password:
-            return self._say(401, b"log in to push")
-        if self.command == "POST":
-            return self._say(202, **({"Location": held.location} if held.location else {}))
-        if self.command == "PUT" and "/uploads/" in url.path:
-            digest = parse_qs(url.query)["digest"][0]
-            if digest != "sha256:" + hashlib.sha256(body).hexdigest():
-                return self._say(400, b"digest invalid")
-            held.blobs[digest] = body
-            return self._say(201)
-        if self.command == "PUT":
-            digest = "sha256:" + hashlib.sha256(body).hexdigest()
-            held.manifests[digest] = held.manifests[url.path.rpartition("/")[2]] = body
-            return self._say(201)
-        kept = held.blobs if "/blobs/" in url.path else held.manifests
-        content = kept.get(url.path.rpartition("/")[2])
-        if content is None:
-            return self._say(404, b'{"errors":[{"code":"BLOB_UNKNOWN"}]}')
-        return self._say(200, content[:-1] + b"!" if held.spoil else content)
+        refusal = held.refusal(self.command, url.path)
+        if refusal is not None:
+            self._say(refusal, b'{"errors":[{"code":"UNAVAILABLE"}]}')
+        elif self.command in ("GET", "HEAD"):
+            kept = held.blobs if "/blobs/" in url.path else held.manifests
+            content = kept.get(url.path.rpartition("/")[2])
+            if content is None:
+                self._say(404, b'{"errors":[{"code":"BLOB_UNKNOWN"}]}')
+            else:
+                self._say(200, content[:-1] + b"!" if held.spoil else content)
+        elif login != held.password:
+            self._say(401, b"log in to push")
+        elif self.command == "POST":
+            self._say(202, location=held.location)
+        else:
+            self._put(url.path, parse_qs(url.query).get("digest"), body)
+
+    def _put(self, path: str, wanted: list[str] | None, body: bytes) -> None:
+        digest = "sha256:" + hashlib.sha256(body).hexdigest()
+        if "/uploads/" not in path:
+            self.registry.manifests[digest] = self.registry.manifests[path.rpartition("/")[2]] = body
+        elif wanted == [digest]:
+            self.registry.blobs[digest] = body
+        else:
+            return self._say(400, b"digest invalid")
+        return self._say(201)
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle
 

@@ -135,7 +135,7 @@ def test_nobody_there(fake: FakeRegistry) -> None:
     registry = Registry("10.0.0.10", 5000, ca=authority().certificate, via=("127.0.0.1", 1))
     with (
         registry,
-        pytest.raises(RegistryError, match="GET https://127.0.0.1:1/v2/a/blobs/x at 10.0.0.10 failed") as caught,
+        pytest.raises(RegistryError, match=r"GET https://.*/v2/a/blobs/x at 10\.0\.0\.10 failed") as caught,
     ):
         registry.blob("a", "x")
     assert (caught.value.code, caught.value.temporary) == ("RegistryUnreachable", True)
@@ -172,7 +172,7 @@ def test_verify_begins_a_push_anew_while_the_writer_moves(verified: Cluster, fak
 
 def test_verify_does_not_wait_for_what_never_gets_better(verified: Cluster, fake: FakeRegistry) -> None:
     fake.password = "push:another"
-    with pytest.raises(PhaseFailed, match="phase verify/push, push the known object: .* status 401") as caught:
+    with pytest.raises(PhaseFailed, match=r"phase verify/push, push the known object: .* status 401") as caught:
         run(VERIFY_ONLY, verified, Recorder())
     assert caught.value.host == "cp-1"
     assert "the-push-password" not in str(caught.value)

@@ -1,0 +1,182 @@
+"""How a run is shown: lines for people, objects for machines, and nothing that a terminal would trip over."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from kubeadm_registry.errors import Error, Problem
+from kubeadm_registry.report import Action, Console, JsonLines, Reporter
+
+ACTION = Action("proxy", "cp-1", "write /etc/a", "--- /dev/null\n+++ /etc/a\n+[red]not markup[/red]")
+#: What rich would make an emoji, markup or a link of.
+AWKWARD = "fd00:a:100::1 [bold]x[/bold] :smile: [link=y] 'z'"
+
+
+class Screen(io.StringIO):
+    """A terminal, as far as rich looks."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    return io.StringIO()
+
+
+def everything(reporter: Reporter, text: str = AWKWARD) -> None:
+    action = Action(text, text, text, text)
+    reporter.phase(text, text)
+    reporter.action(action, dry_run=False)
+    reporter.done(action, 2.0)
+    reporter.action(action, dry_run=True)
+    reporter.deferred(text, text, text)
+    reporter.problem(Problem(text, text, text))
+    reporter.problem(Problem(text, text, text, ignored=True))
+    reporter.check(text, text, ok=True)
+    reporter.note(text)
+    reporter.note(text, host=text)
+    reporter.result(text, changed=1)
+
+
+# ---- Console --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_a_pipe_is_one_line_a_change(plain: io.StringIO) -> None:
+    console = Console(out=plain)
+    console.phase("proxy", "Install HAProxy")
+    console.action(ACTION, dry_run=False)
+    console.done(ACTION, 3.0)
+    console.result("1 thing changed on 1 host")
+    assert plain.getvalue() == ("[proxy] Install HAProxy\n  cp-1         write /etc/a\n1 thing changed on 1 host\n")
+
+
+def test_diffs_are_shown_if_asked_for(plain: io.StringIO) -> None:
+    Console(diffs=True, out=plain).action(ACTION, dry_run=False)
+    assert plain.getvalue().splitlines()[-1] == "      +[red]not markup[/red]"
+
+
+def test_a_dry_run_shows_them_always_and_says_would(plain: io.StringIO) -> None:
+    Console(out=plain).action(ACTION, dry_run=True)
+    assert plain.getvalue().splitlines()[0] == "  cp-1         would write /etc/a"
+    assert "+++ /etc/a" in plain.getvalue()
+
+
+def test_what_other_programs_say_is_shown_as_it_is(plain: io.StringIO) -> None:
+    everything(Console(diffs=True, out=plain))
+    shown = plain.getvalue()
+    assert len(re.findall(re.escape(AWKWARD), shown)) >= 12
+    assert not re.search(r"[^\x00-\x7f]", shown), "no emoji, no markup"
+
+
+def test_long_lines_are_never_broken(plain: io.StringIO) -> None:
+    long = "word " * 100 + "end"
+    everything(Console(diffs=True, out=plain), long)
+    assert all("end" in line for line in plain.getvalue().splitlines())
+
+
+def test_problems_are_marked_as_ignored_or_not(plain: io.StringIO) -> None:
+    console = Console(out=plain)
+    console.problem(Problem("Ports", "cp-1", "port 5000 is taken"))
+    console.problem(Problem("Clock", "cp-2", "it is late", ignored=True))
+    assert plain.getvalue() == (
+        "  cp-1         problem [Ports] port 5000 is taken\n  cp-2         ignored [Clock] it is late\n"
+    )
+
+
+def test_an_error_goes_to_standard_error_with_code_host_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().error(Error(AWKWARD, hint=f"try {AWKWARD}", host="cp-1", code="Odd"))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"error [Odd] cp-1: {AWKWARD}\nwhat to do: try {AWKWARD}\n"
+
+
+def test_an_error_without_a_remedy_has_no_line_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().error(Error("it broke"))
+    assert capsys.readouterr().err == "error [Failed] it broke\n"
+
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+
+
+@pytest.mark.parametrize("end", ["result", "error", "close"])
+def test_on_a_terminal_the_cursor_comes_back_however_a_run_ends(
+    plain: io.StringIO, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = Screen()
+    console = Console(out=screen)
+    console.action(ACTION, dry_run=False)
+    assert HIDE in screen.getvalue(), "the live line is there"
+    if end == "result":
+        console.result("done")
+    elif end == "error":
+        console.error(Error("it broke"))
+    else:
+        console.close()
+    assert screen.getvalue().rindex(SHOW) > screen.getvalue().rindex(HIDE)
+
+
+def test_on_a_terminal_a_change_is_told_when_it_is_done(plain: io.StringIO) -> None:
+    screen = Screen()
+    console = Console(out=screen)
+    console.action(ACTION, dry_run=False)
+    console.done(ACTION, 2.34)
+    console.close()
+    seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "✓ cp-1         write /etc/a 2.3 s" in seen
+
+
+# ---- JsonLines ------------------------------------------------------------------------------------------------------
+
+
+def objects(out: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_every_event_is_an_object_on_a_line_of_its_own(plain: io.StringIO) -> None:
+    everything(JsonLines(plain), "a\nb\u2028ü")
+    found = objects(plain)
+    kinds = ["phase", "change", "change", "deferred", "check", "check", "check", "note", "note", "result"]
+    assert [one["event"] for one in found] == kinds
+    assert found[1] == {
+        "event": "change", "phase": "a\nb\u2028ü", "host": "a\nb\u2028ü", "title": "a\nb\u2028ü", "diff": "a\nb\u2028ü",
+        "dryRun": False,
+    }  # fmt: skip
+    assert [one["ok"] for one in found if one["event"] == "check"] == [False, False, True]
+    assert found[-1]["seconds"] >= 0
+
+
+def test_a_failed_check_is_told_once(plain: io.StringIO) -> None:
+    reporter = JsonLines(plain)
+    reporter.problem(Problem("Ports", "cp-1", "taken"))
+    reporter.check("cp-1", "Ports", ok=False)
+    assert objects(plain) == [
+        {"event": "check", "host": "cp-1", "check": "Ports", "ok": False, "ignored": False, "message": "taken"}
+    ]
+
+
+def test_an_error_is_the_last_object(plain: io.StringIO) -> None:
+    JsonLines(plain).error(Error("it broke", hint="mend it", host="cp-1", code="Odd"))
+    assert objects(plain) == [
+        {"event": "error", "code": "Odd", "message": "it broke", "hint": "mend it", "host": "cp-1"}
+    ]
+
+
+@pytest.mark.parametrize("kind", [Console, JsonLines])
+def test_lines_of_many_threads_are_whole(kind: type, plain: io.StringIO) -> None:
+    reporter = kind(out=plain)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(lambda n: reporter.note(f"<{n}>" + "x" * 500, host=f"cp-{n}"), range(200)))
+    lines = plain.getvalue().splitlines()
+    assert len(lines) == 200
+    assert len({re.search(r"<\d+>x{500}", line)[0] for line in lines}) == 200  # type: ignore[index]
