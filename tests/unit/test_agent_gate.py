@@ -1,0 +1,138 @@
+"""The frontend of the one writer: its file is written in place, its process is ended, its writes are tried."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.agent.config import Config, Frontend, parse
+from kubeadm_registry.agent.gate import Gate, Writer, put
+from kubeadm_registry.agent.processes import Processes
+from tests.unit.test_agent_config import smallest
+
+
+def test_a_file_is_written_in_place_and_keeps_its_length(tmp_path: Path) -> None:
+    file = tmp_path / "runtime"
+    file.write_bytes(b'{"a": "long and longer"}\n')
+    inode = file.stat().st_ino
+    assert put(file, b'{"b": 1}\n')
+    assert file.read_bytes() == b'{"b": 1}' + b" " * 16 + b"\n"
+    assert file.stat().st_ino == inode
+    assert not put(file, b'{"b": 1}\n'), "it holds it already"
+    assert put(file, b'{"b": 1}\n', again=True)
+    longer = b'{"c": "' + b"x" * 50 + b'"}\n'
+    assert put(file, longer)
+    assert file.read_bytes() == longer
+
+
+def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        put(tmp_path / "none", b"{}")
+
+
+@pytest.fixture
+def frontend(tmp_path: Path) -> Frontend:
+    (tmp_path / "writer").write_text('{"w": 1}\n')
+    (tmp_path / "standby").write_text('{"s": 1}\n')
+    (tmp_path / "runtime").write_text('{"s": 1}\n')
+    return Frontend(
+        type="zot",
+        unit="zot.service",
+        runtime_config=str(tmp_path / "runtime"),
+        writer_config=str(tmp_path / "writer"),
+        standby_config=str(tmp_path / "standby"),
+    )
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
+def test_a_process_that_could_write_is_ended_and_one_that_could_not_is_left(tmp_path: Path, frontend: Frontend) -> None:
+    process = sleeper()
+    try:
+        gate = Gate(frontend, Processes(pid=process.pid), tmp_path / "mark")
+        assert asyncio.run(gate.fence(5.0))
+        assert process.poll() is None, "it has never had the writing configuration"
+        assert gate.writing()
+        assert (tmp_path / "runtime").read_text() == '{"w": 1}\n'
+        assert asyncio.run(gate.fence(5.0))
+        assert process.wait(10) == -9
+        assert (tmp_path / "runtime").read_text() == '{"s": 1}\n'
+        assert not (tmp_path / "mark").exists()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_mark_of_an_earlier_life_ends_a_process_whose_file_is_a_standbys_again(
+    tmp_path: Path, frontend: Frontend
+) -> None:
+    """The agent died between writing the standby configuration and ending the process that had read the other."""
+    process = sleeper()
+    try:
+        (tmp_path / "mark").touch()
+        assert asyncio.run(Gate(frontend, Processes(pid=process.pid), tmp_path / "mark").fence(5.0))
+        assert process.wait(10) == -9
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_where_no_frontend_has_started_there_is_nothing_to_end(tmp_path: Path, frontend: Frontend) -> None:
+    (tmp_path / "runtime").unlink()
+    assert asyncio.run(Gate(frontend, Processes("none.service"), tmp_path / "mark").fence(0.1))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async def poll() -> None:
+        while not true():
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(poll(), 10)
+
+
+def test_a_frontend_takes_writes_when_it_no_longer_refuses_to_end_an_upload(tmp_path: Path, frontend: Frontend) -> None:
+    status = "401 Unauthorized"
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0])
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+        writer.close()
+
+    async def run() -> None:
+        nonlocal status
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            raw = smallest()
+            raw["frontend"] |= {"port": server.sockets[0].getsockname()[1]}
+            config: Config = parse(raw)
+            gate = Gate(frontend, Processes("none.service"), tmp_path / "mark")
+            news: list[bool | None] = []
+            one = Writer(config, gate, lambda: news.append(one.writable))
+            one.tick(100.0, False)
+            await until(lambda: bool(news))
+            assert news == [False]
+            assert (tmp_path / "runtime").read_text() == '{"w": 1}\n'
+            status = "404 Not Found"
+            one.tick(100.05, False)
+            await until(lambda: len(news) == 2)
+            assert news == [False, True]
+            one.tick(100.1, True)
+            assert len(asked) == 2, "once it writes it is asked rarely"
+            status = "500 Internal Server Error"
+            one.tick(102.0, True)
+            await until(lambda: len(asked) == 3)
+            await asyncio.sleep(0.05)
+            assert one.writable, "an error is no refusal"
+            one.reset()
+            assert one.writable is None
+
+    asyncio.run(run())
+    assert asked[0].startswith(b"DELETE /v2/canary/blobs/uploads/")
