@@ -37,7 +37,7 @@ def services(config: RegistryCluster) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one node said. Not *reachable*: nothing, and *trouble* says why."""
+    """What one node said, and in *trouble* what it could not say. Not *reachable*: nothing."""
 
     name: str
     reachable: bool = True
@@ -70,16 +70,25 @@ def observe(config: RegistryCluster, host: Host) -> Observation:
         now, _, state = rest.partition("\n")
         vip = config.spec.vip.address
         holds = bool(host.query("ip", "-oneline", "address", "show", "to", prefix(vip), timeout=15).text)
-        pem = host.read(paths.NODE_PEM)
+        ends, trouble = _certificate(host.read(paths.NODE_PEM))
         return Observation(
             host.name,
+            trouble=trouble,
             services=_states(units, shown),
             agent=_agent(state, float(now)),
             holds_vip=holds,
-            certificate_ends=pki.expiry(pem.decode()) if pem else None,
+            certificate_ends=ends,
         )
     except (Error, ValueError) as error:
         return Observation(host.name, reachable=False, trouble=str(error))
+
+
+def _certificate(pem: bytes | None) -> tuple[datetime | None, str]:
+    """When the certificate ends (None: there is none, or no whole one), and what is wrong with it."""
+    try:
+        return (pki.expiry(pem.decode()) if pem else None), ""
+    except ValueError as error:
+        return None, f"{paths.NODE_PEM} is damaged: {error}"
 
 
 def _states(units: Mapping[str, Sequence[str]], shown: str) -> dict[str, str]:
@@ -97,9 +106,10 @@ def _states(units: Mapping[str, Sequence[str]], shown: str) -> dict[str, str]:
 def _agent(text: str, now: float) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = json.loads(text)
-    except ValueError:
+        # Either way: where the clock went back, a dead agent's last words are of the future.
+        return state if abs(now - float(state["time"])) < STALE_AFTER else None
+    except (ValueError, TypeError, KeyError):
         return None
-    return state if now - float(state.get("time", 0)) < STALE_AFTER else None
 
 
 def gather(config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[str, str]) -> list[Observation]:

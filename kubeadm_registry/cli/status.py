@@ -58,7 +58,9 @@ def exit_code(found: dict[str, Any]) -> int:
         return EXIT_UNREACHABLE
     if cluster_status.condition(found, "Available") != "True":
         return EXIT_NOT_AVAILABLE
-    return 0 if cluster_status.condition(found, "CanLoseANode") == "True" else EXIT_DEGRADED
+    # Clients refuse an expired certificate, whatever else is well.
+    well = all(cluster_status.condition(found, kind) == "True" for kind in ("CanLoseANode", "CertificatesValid"))
+    return 0 if well else EXIT_DEGRADED
 
 
 def show(found: dict[str, Any]) -> None:
