@@ -1,0 +1,254 @@
+"""How the cluster is judged, from what servers say to the exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from kubeadm_registry import config, paths, pki, status
+from kubeadm_registry.cli.status import exit_code, show
+from kubeadm_registry.host import Result
+from kubeadm_registry.status import Observation, condition, judge
+from tests.unit.fake_cluster import authority
+from tests.unit.fakes import FakeTransport
+
+THREE = config.parse(config.SMALLEST, "x")
+ONE = config.parse(
+    config.SMALLEST.replace("    - {name: cp-2, address: 10.0.0.12}\n    - {name: cp-3, address: 10.0.0.13}\n", ""), "x"
+)
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+SERVICES = dict.fromkeys(status.services(THREE), "active")
+
+
+def well(name: str, *, vip: bool = False, of: int = 3) -> Observation:
+    agent = {"fit": True, "level": 3, "quorum": {"storage": of}, "conditions": []}
+    return Observation(name, services=SERVICES, agent=agent, holds_vip=vip, certificate_ends=NOW + timedelta(days=900))
+
+
+def unfit(one: Observation) -> Observation:
+    return replace(one, agent={**(one.agent or {}), "fit": False, "conditions": ["CanaryUnreadable"]})
+
+
+def sees(one: Observation, count: int) -> Observation:
+    return replace(one, agent={**(one.agent or {}), "quorum": {"storage": count}})
+
+
+def down(one: Observation, service: str, state: str = "failed") -> Observation:
+    return replace(one, services={**one.services, service: state})
+
+
+def gone(one: Observation) -> Observation:
+    return Observation(one.name, reachable=False, trouble="no route to host")
+
+
+def silent(one: Observation) -> Observation:
+    return replace(one, agent=None)
+
+
+def ends(one: Observation, days: int) -> Observation:
+    return replace(one, certificate_ends=NOW + timedelta(days=days))
+
+
+def keeps(one: Observation) -> Observation:
+    return one
+
+
+def holds(one: Observation) -> Observation:
+    return replace(one, holds_vip=True)
+
+
+def drops(one: Observation) -> Observation:
+    return replace(one, holds_vip=False)
+
+
+Spoil = Callable[[Observation], Observation]
+#: What happens to cp-1 (which has the VIP), cp-2 and cp-3: exit code, then the reasons of Available, CanLoseANode,
+#: StorageWhole and CertificatesValid.
+CASES: dict[str, tuple[Sequence[Spoil], int, str]] = {
+    "all is well": ((keeps, keeps, keeps), 0, "Serving Redundant AllServe Valid"),
+    "the holder is unfit": ((unfit, keeps, keeps), 1, "HolderUnfit NodeUnfit AllServe Valid"),
+    "another is unfit": ((keeps, unfit, keeps), 5, "Serving NodeUnfit AllServe Valid"),
+    "the holder's agent is silent": ((silent, keeps, keeps), 1, "HolderUnfit NodeUnfit ServersMissing Valid"),
+    "another's agent is silent": ((keeps, silent, keeps), 5, "Serving NodeUnfit ServersMissing Valid"),
+    "two holders": ((keeps, holds, keeps), 1, "TwoHolders NoHolder AllServe Valid"),
+    "no holder": ((drops, keeps, keeps), 1, "NoHolder NoHolder AllServe Valid"),
+    "the holder cannot be reached": ((gone, keeps, keeps), 1, "HolderUnknown NodeUnreachable ServersMissing Valid"),
+    "another cannot be reached": ((keeps, keeps, gone), 5, "Serving NodeUnreachable ServersMissing Valid"),
+    "only the holder can be reached": ((keeps, gone, gone), 5, "Serving NodeUnreachable ServersMissing Valid"),
+    "none can be reached": ((gone, gone, gone), 4, "HolderUnknown NodeUnreachable NoAgent NoCertificate"),
+    "storage is partial": (
+        (keeps, lambda one: sees(one, 2), keeps), 5, "Serving StorageNotWhole ServersMissing Valid",
+    ),
+    "a service failed": ((keeps, keeps, lambda one: down(one, "garage")), 5, "Serving ServiceDown AllServe Valid"),
+    "the holder's proxy half failed": (
+        (lambda one: down(one, "haproxy"), keeps, keeps), 5, "Serving ServiceDown AllServe Valid",
+    ),
+    "a certificate ends soon": ((keeps, lambda one: ends(one, 29), keeps), 0, "Serving Redundant AllServe EndsSoon"),
+    "a certificate is expired": ((keeps, lambda one: ends(one, -1), keeps), 5, "Serving Redundant AllServe Expired"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoils", "code", "reasons"), CASES.values(), ids=CASES)
+def test_judgement(spoils: Sequence[Spoil], code: int, reasons: str) -> None:
+    seen = [spoil(well(f"cp-{i}", vip=i == 1)) for i, spoil in enumerate(spoils, 1)]
+    found = judge(THREE, seen, NOW.timestamp())
+    assert [one["type"] for one in found["conditions"]] == [
+        "Available", "CanLoseANode", "StorageWhole", "CertificatesValid",
+    ]  # fmt: skip
+    assert [one["reason"] for one in found["conditions"]] == reasons.split()
+    assert exit_code(found) == code
+    assert all(one["message"] for one in found["conditions"])
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_one_server_is_never_called_redundant() -> None:
+    found = judge(ONE, [well("cp-1", vip=True, of=1)], NOW.timestamp())
+    assert condition(found, "Available") == "True"
+    assert condition(found, "StorageWhole") == "True"
+    assert found["conditions"][1]["reason"] == "OneServer"
+    assert exit_code(found) == 5
+
+
+def test_what_is_not_known_is_said_to_be_unknown() -> None:
+    found = judge(THREE, [gone(well(f"cp-{i}")) for i in (1, 2, 3)], NOW.timestamp())
+    assert condition(found, "Available") == "Unknown"
+    assert condition(found, "CanLoseANode") == "False"
+    assert condition(found, "StorageWhole") == "Unknown"
+    assert condition(found, "CertificatesValid") == "Unknown"
+
+
+def test_each_server_is_described() -> None:
+    found = judge(THREE, [well("cp-1", vip=True), unfit(well("cp-2")), gone(well("cp-3"))], NOW.timestamp())
+    assert found["vip"] == {"address": "10.0.0.10", "holder": "cp-1"}
+    first, second, third = found["nodes"]
+    assert first == {
+        "name": "cp-1", "reachable": True, "fit": True, "services": SERVICES, "level": 3, "conditions": [],
+        "certificateExpires": "2032-06-19T00:00:00Z", "certificateDays": 900,
+    }  # fmt: skip
+    assert (second["fit"], second["conditions"]) == (False, ["CanaryUnreadable"])
+    assert third == {
+        "name": "cp-3", "reachable": False, "fit": False, "services": {}, "message": "no route to host",
+    }  # fmt: skip
+
+
+def test_messages_name_the_server_and_the_number() -> None:
+    found = judge(THREE, [well("cp-1", vip=True), sees(ends(well("cp-2"), -3), 1), well("cp-3")], NOW.timestamp())
+    texts = {one["type"]: one["message"] for one in found["conditions"]}
+    assert texts["StorageWhole"] == "cp-2 sees 1 of 3 storage servers"
+    assert texts["CertificatesValid"] == "the certificate of cp-2 ends first, on 2029-12-29, in -3 days"
+
+
+def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
+    show(judge(THREE, [well("cp-1", vip=True), unfit(well("cp-2")), gone(well("cp-3"))], NOW.timestamp()))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NODE", "FIT", "VIP", *(name.upper() for name in SERVICES), "CERTIFICATE"]
+    assert lines[1].split() == ["cp-1", "yes", "10.0.0.10", *["active"] * 6, "900", "days"]
+    assert lines[2].split() == ["cp-2", "no", *["active"] * 6, "900", "days"]
+    assert lines[3].split() == ["cp-3", "unreachable"]
+    assert "can lose a node:           no  cp-3 cannot be reached" in lines
+    assert "cp-3: no route to host" in lines
+    assert "cp-2: CanaryUnreadable" in lines
+
+
+# ---- asking a server ---------------------------------------------------------------------------------------------
+
+AGENT = {"time": 1000.0, "fit": True, "quorum": {"storage": 3}}
+UNITS = [unit for units in status.services(THREE).values() for unit in units]
+
+
+def server(
+    *, agent: object = AGENT, now: float = 1001.5, states: dict[str, str] | None = None, vip: str = ""
+) -> FakeTransport:
+    fake = FakeTransport("cp-1")
+    shown = "\n".join(f"Id={unit}\nActiveState={(states or {}).get(unit, 'active')}\n" for unit in UNITS)
+    text = agent if isinstance(agent, str) else json.dumps(agent)
+    said = f"{shown}---\n{now}\n{text}"
+    fake.answer("sh", "-c", status._ASK, "status", f"{paths.RUN}/agent/state.json", *UNITS, with_=said)
+    fake.answer("ip", "-oneline", "address", "show", "to", "10.0.0.10/32", with_=vip)
+    return fake
+
+
+def observe(fake: FakeTransport) -> Observation:
+    return status.observe(THREE, fake.host())
+
+
+def test_a_server_tells_everything() -> None:
+    fake = server(vip="2: eth0    inet 10.0.0.10/32 scope global eth0\n")
+    pair = pki.issue(authority(), "cp-1", ("cp-1",))
+    fake.put(paths.NODE_PEM, pair.certificate + pair.key)
+    assert observe(fake) == Observation(
+        "cp-1", services=SERVICES, agent=AGENT, holds_vip=True, certificate_ends=pki.expiry(pair.certificate)
+    )
+
+
+def test_a_bare_server_is_reachable_and_has_nothing() -> None:
+    seen = observe(server(agent="", states=dict.fromkeys(UNITS, "inactive")))
+    assert seen == Observation("cp-1", services=dict.fromkeys(SERVICES, "inactive"))
+
+
+def test_of_two_processes_the_worse_one_counts() -> None:
+    seen = observe(server(states={"kubeadm-registry-haproxy@2.service": "activating"}))
+    assert seen.services == {**SERVICES, "haproxy": "activating"}
+
+
+@pytest.mark.parametrize(
+    ("agent", "now"),
+    [
+        (AGENT, 1005.1),
+        # The clock went back since: the agent that wrote it would have written again.
+        (AGENT, 900.0),
+        ('{"time": 1000.0, "fi', 1001),
+        ("null", 1001),
+        ("[]", 1001),
+        ({"time": None, "fit": True}, 1001),
+        ({"fit": True}, 1001),
+    ],
+)
+def test_an_agent_that_does_not_write_sense_now_is_not_believed(agent: object, now: float) -> None:
+    seen = observe(server(agent=agent, now=now))
+    assert seen.reachable
+    assert seen.agent is None
+
+
+def test_a_server_that_fails_to_answer_is_an_observation_too() -> None:
+    fake = server()
+    fake.closed = True
+    seen = observe(fake)
+    assert not seen.reachable
+    assert "the connection is closed" in seen.trouble
+
+
+def test_a_damaged_certificate_hides_nothing_else() -> None:
+    fake = server()
+    fake.put(paths.NODE_PEM, "-----BEGIN CERTIFICATE-----\nAAAA\n")
+    seen = observe(fake)
+    assert (seen.reachable, seen.services, seen.agent) == (True, SERVICES, AGENT)
+    assert seen.certificate_ends is None
+    assert seen.trouble.startswith(f"{paths.NODE_PEM} is damaged: ")
+
+
+def test_servers_are_listed_in_the_order_of_the_file() -> None:
+    third = server()
+    third.name = "cp-3"
+    seen = status.gather(THREE, [third.host()], {"cp-1": "no key", "cp-2": "no route"})
+    assert [(one.name, one.reachable, one.trouble) for one in seen] == [
+        ("cp-1", False, "no key"),
+        ("cp-2", False, "no route"),
+        ("cp-3", True, ""),
+    ]
+
+
+def test_all_may_be_unreachable() -> None:
+    reasons: dict[str, Any] = dict.fromkeys(("cp-1", "cp-2", "cp-3"), "no route")
+    assert not any(one.reachable for one in status.gather(THREE, [], reasons))
+
+
+def test_a_command_that_fails_is_no_answer() -> None:
+    fake = server()
+    fake.answer("sh", "-c", status._ASK, with_=Result(("sh",), 127, b"", b"sh: not found"))
+    assert not observe(fake).reachable
