@@ -29,7 +29,7 @@ from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
 from kubeadm_registry.host import Host
 from tests.unit.fakes import Dir, FakeTransport, UnknownCommand
 from tests.unit.fakes import Link as FakeLink
-from tests.unit.here import here
+from tests.unit.here import here, stub
 
 UNIT = "zot.service"
 CONFIG = File("/etc/zot.json", b"{}\n")
@@ -97,6 +97,41 @@ def test_a_refused_file_stays_as_it_was(server: FakeTransport) -> None:
     with pytest.raises(CommandFailed):
         File("/etc/a", b"bad", validate=("check", "{path}")).apply(server.host())
     assert server.content("/etc/a") == b"good"
+
+
+SECRET_KEYS = ("secret", "secretkey")
+FORMS = {
+    "YAML": ('http:\n  secret: "{}"\n  other: {}\n', "http:\n  secret: <secret>\n  other: {}\n"),
+    "JSON": ('{{\n "secretkey": "{}",\n "other": "{}"\n}}\n', '{{\n "secretkey": <secret>\n "other": "{}"\n}}\n'),
+    "INI": ("SecretKey={}\nother={}\n", "SecretKey= <secret>\nother={}\n"),
+}
+
+
+@pytest.mark.parametrize(("form", "_shown"), FORMS.values(), ids=FORMS)
+def test_values_of_secret_keys_are_shown_neither_as_they_were_nor_as_they_are(
+    server: FakeTransport, form: str, _shown: str
+) -> None:
+    """The earlier one may be of another cluster, so nobody here could mask it by its value."""
+    server.put("/etc/a", form.format("old-secret", "one"))
+    shown = converge(File("/etc/a", form.format("new-secret", "two").encode(), secret_keys=SECRET_KEYS), server.host())
+    assert "old-secret" not in shown
+    assert "new-secret" not in shown
+    assert "one" in shown
+    assert "two" in shown
+
+
+def test_a_secret_value_that_alone_differs_is_told(server: FakeTransport) -> None:
+    server.put("/etc/a", "secret: old\nother: 1\n")
+    change = File("/etc/a", b"secret: new\nother: 1\n", secret_keys=SECRET_KEYS)
+    assert converge(change, server.host()) == "secret values of /etc/a differ"
+
+
+@pytest.mark.parametrize(("form", "shown"), FORMS.values(), ids=FORMS)
+def test_only_values_are_masked(form: str, shown: str) -> None:
+    content = form.format("x", "y").encode()
+    assert changes._masked(content, SECRET_KEYS) == shown.format("y").encode()
+    assert changes._masked(content, ()) == content
+    assert changes._masked(None, SECRET_KEYS) is None
 
 
 @pytest.mark.parametrize(
@@ -183,6 +218,14 @@ def test_the_script_that_looks_whether_something_is_there(
 ) -> None:
     make(tmp_path / "it")
     assert here().query("sh", "-c", changes._THERE, "absent", str(tmp_path / "it"), only_if_empty).ok is there
+
+
+def test_a_folder_on_which_a_disk_is_mounted_is_not_to_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "it").mkdir()
+    stub(tmp_path / "bin", "mountpoint", f'[ "$*" = "-q -- {tmp_path}/it" ]')
+    ask = ("sh", "-c", changes._THERE, "absent", str(tmp_path / "it"))
+    assert not here(tmp_path / "bin").query(*ask, "yes").ok
+    assert here(tmp_path / "bin").query(*ask, "").ok, "only where it is asked for"
 
 
 # ---- users ----------------------------------------------------------------------------------------------------------
