@@ -341,6 +341,7 @@ class Service:
     gate: Condition | None = None
     gate_timeout: float = 120
     timeout: float = 90
+    settle: float = 15
 
     @property
     def title(self) -> str:
@@ -386,6 +387,18 @@ class Service:
                 f"systemctl {verb} {self.unit} failed: {last_words(host, self.unit)}",
                 host=host.name, hint=f"look at: journalctl -u {self.unit}", code="ServiceFailed",
             ) from error  # fmt: skip
+        # A reload goes on when systemctl is back, and a process that dies at once is started again and again.
+        try:
+            wait(host, self._unsettled, what=f"{self.unit} runs", timeout=self.settle)
+        except CommandTimeout as error:
+            raise Error(
+                f"{self.unit} does not stay up: {last_words(host, self.unit)}",
+                host=host.name, hint=f"look at: journalctl -u {self.unit}", code="ServiceFailed",
+            ) from error  # fmt: skip
+
+    def _unsettled(self, host: Host) -> str | None:
+        state = unit_state(host, self.unit).properties.get("ActiveState", "unknown")
+        return None if state == "active" else f"it is {state}"
 
 
 def last_words(host: Host, unit: str, lines: int = 5) -> str:
