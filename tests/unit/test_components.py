@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kubeadm_registry import paths
 from kubeadm_registry.agent import config as agent_config
 from kubeadm_registry.changes import RECORD_START, STARTED
 from kubeadm_registry.components import agent, common, keepalived, network, programs
@@ -360,3 +361,24 @@ def test_the_login_in_the_map_is_what_a_client_sends() -> None:
     line = f"{hashlib.sha256(header.split()[1].encode()).hexdigest()} push"
     assert line in installed("ipv4-zot").servers["cp-1"].content("/etc/kubeadm-registry/haproxy/auth.map").decode()
     assert login_digest("push", "the-push-password") == line.split(maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_haproxy_accepts_its_configuration(case: str, tmp_path: Path) -> None:
+    """KUBEADM_REGISTRY_HAPROXY names the program where it is not installed; it must know Lua."""
+    usual = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    program = os.environ.get("KUBEADM_REGISTRY_HAPROXY") or usual
+    if program is None:
+        pytest.skip("there is no haproxy here")
+    server = next(iter(installed(case).servers.values()))
+    for path, file in server.files().items():
+        if path.startswith(paths.ETC):
+            target = Path(f"{tmp_path}{path}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.content.replace(paths.ETC.encode(), f"{tmp_path}{paths.ETC}".encode()))
+    config = f"{tmp_path}{paths.ETC}/haproxy/haproxy.cfg"
+    done = subprocess.run(
+        [program, "-c", "-f", config], capture_output=True, text=True, check=False, env={**os.environ, "INSTANCE": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stdout + done.stderr

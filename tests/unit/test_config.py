@@ -180,12 +180,18 @@ def test_every_problem_is_told_by_path(text: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/srv/../etc", "/srv/a b", "/srv/$(id)", "/srv/a'b", "/srv/a\nb", "relative", "", "/srv/{x}"]
+    "path",
+    ["/", "//", "/.", "/srv/../etc", "/srv/a b", "/srv/$(id)", "/srv/a'b", "/srv/a\nb", "relative", "", "/srv/{x}"],
 )
 def test_a_data_directory_needs_no_quoting(path: str) -> None:
     """It stands in units and configuration files as it is."""
     (problem,) = problems(spec(more=f"  dataDirectory: {yaml.safe_dump(path)}"))
     assert problem.startswith("spec.dataDirectory: must be an absolute path")
+
+
+def test_an_address_names_no_interface() -> None:
+    (problem,) = problems(spec("[{name: a, address: 'fd00::1%eth0'}]", "{address: 'fd00::9'}"))
+    assert problem.startswith("spec.nodes[0].address: must not name an interface")
 
 
 @pytest.mark.parametrize(

@@ -421,6 +421,30 @@ def test_one_problem_that_is_not_ignored_stops_the_run(three: FakeCluster, recor
     assert three.acts() == []
 
 
+def test_a_check_that_cannot_ask_is_a_problem_and_the_others_go_on(three: FakeCluster, recorder: Recorder) -> None:
+    def broken(cluster: Cluster, host: Host) -> Iterator[str]:
+        yield from raising(Error("cannot read /etc/x: it is a pipe", hint="move it away", host=host.name))()
+
+    phase = Phase("outside", "Look", checks=(Check("Broken", broken), Check("Wet", lambda c, h: iter(["it rains"]))))
+    with pytest.raises(PreflightFailed) as caught:
+        run((phase,), three.cluster, recorder)
+    found = [(problem.check, problem.host, problem.text) for problem in caught.value.problems]
+    assert found == [
+        (name, host, text)
+        for host in ("cp-1", "cp-2", "cp-3")
+        for name, text in (("Broken", "cannot read /etc/x: it is a pipe; move it away"), ("Wet", "it rains"))
+    ]
+
+
+def test_a_connection_that_breaks_in_a_check_is_no_problem_of_the_host(three: FakeCluster, recorder: Recorder) -> None:
+    def lost(cluster: Cluster, host: Host) -> Iterator[str]:
+        yield from raising(ConnectionFailed("the connection broke", host=host.name))()
+
+    with pytest.raises(ConnectionFailed):
+        run((Phase("outside", "Look", checks=(Check("Lost", lost),)),), three.cluster, recorder)
+    assert three.acts() == []
+
+
 def test_only_checks_of_selected_phases_run(three: FakeCluster, recorder: Recorder) -> None:
     run((motd(), OUTSIDE), three.cluster, recorder, only=("motd",))
     assert recorder.checks == []
