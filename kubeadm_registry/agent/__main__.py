@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         if options.close:
             abandon(Paths())
         elif not options.check:
-            rest(began)
+            rest(began, Paths())
         return 2
     if options.check:
         return 0
@@ -48,13 +48,15 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         if not options.close:
-            rest(began)
+            rest(began, config.paths)
         return 1
 
 
-def rest(began: float) -> None:
-    """Before leaving so soon, wait: systemd starts the agent again at once, which would be a load of its own."""
+def rest(began: float, paths: Paths) -> None:
+    """Before leaving so soon, wait, unfit: systemd starts the agent again at once, which would be a load of its own."""
     if "NOTIFY_SOCKET" in os.environ:
+        with contextlib.suppress(OSError):
+            Path(paths.fit).unlink(missing_ok=True)
         time.sleep(max(0.0, BREATH - (clock() - began)))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import ssl
 import time
+import traceback
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +32,16 @@ from kubeadm_registry.agent.processes import Exits, Processes
 from kubeadm_registry.agent.server import Server
 
 FENCE = 1.0  # seconds for one attempt
+FENCE_AGAIN = 0.25  # seconds after an attempt that failed
 FARE = 3  # goodbyes: one of them should arrive
+MOST_FAILURES = 20  # rounds in a row: an agent that cannot decide for a second leaves, and its node counts as unfit
+
+
+def described(error: BaseException) -> str:
+    """*error* and where it came from, in a line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def write(path: Path, text: str) -> None:
@@ -90,20 +101,34 @@ class Daemon:
     async def run(self) -> None:
         """Work until ``stop`` is called; then give up what this node has, and say goodbye."""
         Path(self.config.paths.fit).unlink(missing_ok=True)
+        self._loop.set_exception_handler(self._unexpected)
         self._loop.add_reader(self._addresses.news.fileno(), self._address_news)
         tick = self.config.timings.tick
         due = self._loop.time()
-        ready = False
+        ready, failures = False, 0
         while not self._stopping.is_set():
-            self.tick()
-            notify("WATCHDOG=1" if ready else "READY=1\nWATCHDOG=1")
-            ready = True
+            try:
+                self.tick()
+                failures = 0
+            except Exception as error:
+                failures += 1
+                self._failed("round", f"a round failed: {described(error)}")
+                if failures >= MOST_FAILURES:
+                    raise
+            else:
+                ready = notify("WATCHDOG=1" if ready else "READY=1\nWATCHDOG=1") or ready
             due = max(due + tick, self._loop.time())
             try:
                 await asyncio.wait_for(self._stopping.wait(), max(0.001, due - self._loop.time()))
             except asyncio.TimeoutError:
                 continue
         await self._leave()
+
+    def _unexpected(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What went wrong in a callback or task: the agent goes on, since its next round decides anew."""
+        error = context.get("exception")
+        text = str(context.get("message")) if error is None else described(error)
+        self._failed("callback", f"something unexpected failed: {text}")
 
     def stop(self) -> None:
         """Make ``run`` end."""
@@ -116,13 +141,13 @@ class Daemon:
             self._loop.call_soon(self.step)
 
     def tick(self) -> None:
-        """Ask, send and decide what is due."""
+        """Decide, ask and send what is due."""
         now = clock()
+        self.step()
+        self.links.tick(now)
         self.probes.tick(now)
         for one in self.proxies:
             one.tick(now)
-        self.step()
-        self.links.tick(now)
         if self._every("exits", 1.0, now):
             self._watch_exits()
         if self._every("second", 1.0, now):
@@ -322,7 +347,10 @@ class Daemon:
                 self._failed("fence", "the frontend that could write is not gone yet")
         except OSError as error:
             self._failed("fence", f"cannot end the frontend that could write: {error}")
-        self.changed()
+        if self._fenced:
+            self.changed()
+        else:
+            await asyncio.sleep(FENCE_AGAIN)
 
     def _watch_exits(self) -> None:
         health = [self.memory.frontend.health, self.memory.storage.health]
@@ -341,6 +369,9 @@ class Daemon:
                 write(path, text)
         except (OSError, ValueError) as error:
             self._failed("fit", f"cannot write {path}: {error}")
+            if not fit:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)  # no file is as good, and needs no room
 
     def _sentence(self) -> str:
         if self.decisions is None:
@@ -424,11 +455,14 @@ class Daemon:
         """What may take a moment and is not urgent: the metrics port, a renewed certificate."""
         try:
             self._expires = certificate.not_after(Path(self.config.tls.cert)).timestamp()
+        except (OSError, ValueError) as error:
+            self._failed("certificate", f"{self.config.tls.cert}: {error}")
+        try:
             if not self._server.running:
                 await self._server.start()
             elif self._server.renew():
                 self.log("certificate", "took up the renewed certificate")
-        except (OSError, ssl.SSLError, ValueError) as error:
+        except (OSError, ssl.SSLError) as error:
             self._failed("metrics", f"the metrics port: {error}")
 
     # ---- leaving --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from kubeadm_registry.agent.clock import clock
 
 NO_TIME_WAIT = struct.pack("ii", 1, 0)  # SO_LINGER: forty probes a second would leave thousands of ports behind
 CHUNK = 131072
+LARGEST = 64 * 1024 * 1024  # bytes; no known object is larger, and an answer without end must not fill the memory
 LATE = 0.15  # seconds
 
 Address = Union[str, tuple[str, int]]
@@ -70,10 +71,15 @@ class Exchange:
         family = (
             socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         )
-        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._number = self._socket.fileno()
+        self._number = -1
         self._writes = self._reads = False  # asked for; to take back what was not is dear
         self._timer: Optional[asyncio.TimerHandle] = None
+        try:
+            self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError:  # no descriptor is left: as if nobody had answered
+            loop.call_soon(self._finish, Kind.BROKEN)
+            return
+        self._number = self._socket.fileno()
         try:
             code = self._socket.connect_ex(address)
         except OSError as error:
@@ -128,6 +134,9 @@ class Exchange:
             self._failed(error.errno or errno.EIO)
             return
         self._data += data
+        if len(self._data) > LARGEST:
+            self._finish(Kind.BROKEN)
+            return
         if self._complete is None:
             if not data:
                 self._finish(Kind.ANSWERED if self._data else Kind.BROKEN)
@@ -150,11 +159,12 @@ class Exchange:
         self._loop.call_soon(self._finish, kind)  # never before the caller has this exchange in hand
 
     def _finish(self, kind: Kind) -> None:
-        if self._socket.fileno() >= 0:
+        if self._number >= 0:
             if self._writes:
                 self._loop.remove_writer(self._number)
             if self._reads:
                 self._loop.remove_reader(self._number)
+            self._number = -1
             if not self._unix:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_TIME_WAIT)
             self._socket.close()

@@ -73,9 +73,14 @@ class Gate:
             changed = put(Path(self._frontend.runtime_config), Path(self._frontend.standby_config).read_bytes())
         except FileNotFoundError:
             changed = False  # no frontend has started yet, or it never will
+        except OSError:
+            changed = True  # what it has cannot be known
         if not changed and not self._mark.exists():
             return True
         before = self._processes.identities()
+        if not before and await self._answers():
+            unit = self._frontend.unit
+            raise OSError(f"it answers, yet no process of {unit} is to be seen; is /proc mounted with hidepid?")
         self._processes.kill()
         end = clock() + deadline
         while self._processes.alive(before):
@@ -83,6 +88,18 @@ class Gate:
                 return False
             await asyncio.sleep(POLL)
         self._mark.unlink(missing_ok=True)
+        return True
+
+    async def _answers(self) -> bool:
+        """Whether somebody listens on the frontend's port."""
+        where = (self._frontend.address, self._frontend.port)
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(*where), PATIENCE)
+        except ConnectionRefusedError:
+            return False
+        except (OSError, asyncio.TimeoutError):
+            return True  # not known to be gone
+        writer.close()
         return True
 
 

@@ -103,7 +103,7 @@ def decode(key: bytes, datagram: bytes) -> Packet:
         )
         answered = tuple((str(one), int(two)) for one, two in answers)
         return Packet(str(sender), str(receiver), str(instance), int(counter), answered, int(wall), report)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise Refused(f"of another version: {error}") from error
 
 

@@ -230,8 +230,8 @@ class Addresses:
         self._sequence += 1
         body = struct.pack("=BBBBBBBBI", family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
         body += struct.pack("=HH", 4 + len(packed), RTA_DST) + packed
-        self._ask.send(HEADER.pack(HEADER.size + len(body), RTM_GETROUTE, REQUEST, self._sequence, 0) + body)
         try:
+            self._ask.send(HEADER.pack(HEADER.size + len(body), RTM_GETROUTE, REQUEST, self._sequence, 0) + body)
             answer: Optional[bytes] = next((payload for _, payload in _messages(self._ask, self._sequence)), None)
         except OSError:  # no route at all
             return False

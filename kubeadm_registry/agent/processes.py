@@ -151,15 +151,7 @@ class Processes:
 
     def alive(self, identities: frozenset[tuple[int, int]]) -> bool:
         """Whether one of *identities* is still there."""
-        return any(self._is(pid, started) for pid, started in identities)
-
-    def whole(self, identities: frozenset[tuple[int, int]]) -> bool:
-        """Whether all of *identities* are still there, and there are any."""
-        return bool(identities) and all(self._is(pid, started) for pid, started in identities)
-
-    def _is(self, pid: int, started: int) -> bool:
-        stat = self._stat(pid)
-        return stat is not None and stat[1] == started
+        return any((stat := self._stat(pid)) is not None and stat[1] == started for pid, started in identities)
 
 
 class Exits:

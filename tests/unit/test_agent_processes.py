@@ -73,11 +73,8 @@ def test_a_process_with_the_number_of_an_earlier_one_is_another(tmp_path: Path) 
     before = processes.identities()
     assert before == {(7, 10)}
     assert processes.alive(before)
-    assert processes.whole(before)
     proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n", started=11)
     assert not processes.alive(before)
-    assert not processes.whole(before)
-    assert not processes.whole(frozenset()), "nothing is not whole"
 
 
 def test_a_zombie_is_gone(tmp_path: Path) -> None:

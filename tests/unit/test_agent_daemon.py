@@ -1,0 +1,271 @@
+"""The whole agent: three of them on loopback addresses, with a frontend that answers and a proxy that does not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubeadm_registry import zipapp
+from kubeadm_registry.agent import daemon as module
+from kubeadm_registry.agent.config import Config, parse
+from kubeadm_registry.agent.daemon import Daemon
+from kubeadm_registry.agent.gate import Gate
+from kubeadm_registry.agent.processes import Processes
+
+NAMES = ("cp-1", "cp-2", "cp-3")
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    with socket.socket(socket.AF_INET, kind) as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def raw(folder: Path, number: int, ports: dict[str, int], frontend: int) -> dict[str, Any]:
+    addresses = [f"127.8.0.{one}" for one in (1, 2, 3)]
+    own = folder / NAMES[number]
+    own.mkdir(exist_ok=True)
+    (own / "key").write_text("k" * 32)
+    peers = [{"name": name, "address": address} for name, address in zip(NAMES, addresses, strict=True)]
+    return {
+        "name": NAMES[number],
+        "address": addresses[number],
+        "peers": [peer for peer in peers if peer["name"] != NAMES[number]],
+        "vips": ["192.0.2.1"],
+        "frontend": {"type": "distribution", "unit": "kubeadm-registry-none.service", "port": frontend},
+        "writer": "any",
+        "heartbeat_key_file": str(own / "key"),
+        "tls": {"cert": str(own / "none"), "key": str(own / "none"), "ca": str(own / "none")},
+        "proxy": {"sockets": [str(own / "haproxy.sock")]},
+        "ports": ports,
+        "paths": {key: str(own / key) for key in ("fit", "state", "mark")},
+    }
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> list[dict[str, Any]]:
+    """The files of three nodes. The ports are free now; nobody listens on the public one."""
+    ports = {"public": free_port(socket.SOCK_STREAM), "metrics": free_port(socket.SOCK_STREAM)}
+    ports["heartbeat"] = free_port(socket.SOCK_DGRAM)
+    frontend = free_port(socket.SOCK_STREAM)
+    return [raw(tmp_path, number, ports, frontend) for number in range(3)]
+
+
+def state(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(Path(config["paths"]["state"]).read_text())
+    except OSError:
+        return {}
+    return found
+
+
+def until(test: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not test():
+        assert time.monotonic() < end, f"not so after {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def agents(tmp_path: Path, configs: list[dict[str, Any]]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Three agents as systemd starts them."""
+    (tmp_path / "agent.pyz").write_bytes(zipapp.build())
+    env = {"PATH": os.environ["PATH"]}
+    with ExitStack() as stack:
+        started = []
+        for config in configs:
+            file = Path(config["paths"]["fit"]).with_name("agent.json")
+            file.write_text(json.dumps(config))
+            argv = [sys.executable, "-I", "-B", str(tmp_path / "agent.pyz"), "--config", str(file)]
+            started.append(stack.enter_context(subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)))
+        yield started
+        for one in started:
+            one.kill()
+
+
+def presence(config: dict[str, Any], name: str) -> str:
+    return str(state(config).get("peers", {}).get(name, {}).get("presence", ""))
+
+
+def test_agents_hear_each_other_say_goodbye_and_notice_death_and_sleep(
+    configs: list[dict[str, Any]], agents: list[subprocess.Popen[str]]
+) -> None:
+    until(
+        lambda: all(state(config).get("quorum", {}).get("heard") == 3 for config in configs),
+        "every agent hears both others",
+    )
+    assert all(not Path(config["paths"]["fit"]).read_text().startswith("1") for config in configs)
+
+    os.kill(agents[2].pid, signal.SIGSTOP)
+    until(lambda: presence(configs[0], "cp-3") == "silent", "a stopped agent is silent: its socket takes all")
+    os.kill(agents[2].pid, signal.SIGCONT)
+    until(lambda: presence(configs[0], "cp-3") == "fresh", "it is heard again")
+    until(lambda: state(configs[2])["done"]["own_pauses"] >= 1, "it knows that it was not run")
+    assert state(configs[2])["peers"]["cp-1"]["silences"] == 0, "and takes that for nobody's silence"
+
+    agents[1].kill()
+    until(lambda: presence(configs[0], "cp-2") == "gone", "the kernel there says that nobody listens")
+
+    agents[2].terminate()
+    _, said = agents[2].communicate(timeout=20)
+    assert agents[2].returncode == 0
+    assert "Traceback" not in said
+    assert "failed" not in said.replace("", "") or "round failed" not in said
+    assert not Path(configs[2]["paths"]["fit"]).exists(), "who leaves is not fit"
+    until(lambda: presence(configs[0], "cp-3") == "gone", "it has said goodbye")
+
+    agents[0].terminate()
+    _, said = agents[0].communicate(timeout=20)
+    assert "round failed" not in said
+    assert "something unexpected" not in said
+
+
+async def started(config: Config, course: Callable[[Daemon], Any]) -> None:
+    """Run *course* beside an agent, then end it."""
+    one = Daemon(config)
+    task = asyncio.get_running_loop().create_task(one.run())
+    try:
+        async with asyncio.timeout(20):
+            await course(one)
+    finally:
+        one.stop()
+        await asyncio.wait([task], timeout=10)
+
+
+async def eventually(test: Callable[[], object]) -> None:
+    while not test():
+        await asyncio.sleep(0.01)
+
+
+def test_a_round_and_a_callback_that_fail_end_nothing(
+    configs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def course(one: Daemon) -> None:
+        await eventually(lambda: one.decisions is not None)
+        healthy, failures = one.probes.tick, iter(range(3))
+
+        def broken(now: float) -> None:
+            if next(failures, None) is not None:
+                raise KeyError("x")
+            healthy(now)
+
+        monkeypatch.setattr(one.probes, "tick", broken)
+        await eventually(lambda: one.counters.errors >= 3)
+        asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+        await eventually(lambda: one.counters.errors >= 4)
+        last = one.memory.last
+        await eventually(lambda: one.memory.last > last + 0.2)
+
+    asyncio.run(started(parse(configs[0]), course))
+    said = capsys.readouterr().err
+    assert "a round failed: KeyError: 'x' (test_agent_daemon.py" in said
+    assert "something unexpected failed: ZeroDivisionError: division by zero" in said
+
+
+def test_an_agent_that_cannot_decide_leaves(configs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        one = Daemon(parse(configs[0]))
+        monkeypatch.setattr(module, "MOST_FAILURES", 3)
+
+        def broken() -> None:
+            raise KeyError("x")
+
+        monkeypatch.setattr(one, "step", broken)
+        async with asyncio.timeout(20):
+            await one.run()
+
+    with pytest.raises(KeyError):
+        asyncio.run(run())
+
+
+def test_no_descriptor_left_is_silence_and_passes(
+    configs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def course(one: Daemon) -> None:
+        await eventually(lambda: one.decisions is not None)
+        real = socket.socket
+
+        def none_left(*_: object, **__: object) -> socket.socket:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(socket, "socket", none_left)
+        last = one.memory.last
+        await eventually(lambda: one.memory.last > last + 0.3)
+        monkeypatch.setattr(socket, "socket", real)
+        await eventually(lambda: one.probes.frontend.answers.refused)
+
+    asyncio.run(started(parse(configs[0]), course))
+
+
+def test_unfit_is_said_by_no_file_if_it_cannot_be_written(
+    configs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Path(configs[0]["paths"]["fit"])
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def run() -> None:
+        one = Daemon(parse(configs[0]))
+        fit.write_text("1\n")
+        monkeypatch.setattr(module, "write", full)
+        one._write_fit(True)
+        assert fit.exists()
+        one._write_fit(False)
+        assert not fit.exists()
+
+    asyncio.run(run())
+
+
+def gate(folder: Path, port: int) -> Gate:
+    config = raw(folder, 0, {}, port)
+    config["frontend"] |= {key: str(folder / key) for key in ("runtime_config", "writer_config", "standby_config")}
+    (folder / "standby_config").write_text('{"standby": 1}\n')
+    (folder / "writer_config").write_text('{"writer": 1}\n')
+    frontend = parse(config).frontend
+    return Gate(frontend, Processes(frontend.unit), folder / "mark")
+
+
+def test_a_frontend_whose_process_is_hidden_is_never_taken_for_gone(tmp_path: Path) -> None:
+    async def run() -> None:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        one = gate(tmp_path, port)
+        (tmp_path / "runtime_config").write_text('{"standby": 1}\n')
+        assert await one.fence(0.1), "it has never been a writer"
+        one.writing()
+        assert (tmp_path / "mark").read_text() == "kubeadm-registry-none.service\n"
+        with pytest.raises(OSError, match="hidepid"):
+            await one.fence(0.1)
+        assert (tmp_path / "mark").exists()
+        server.close()
+        await server.wait_closed()
+        assert await one.fence(0.1), "nobody listens, so nobody writes"
+        assert not (tmp_path / "mark").exists()
+
+    asyncio.run(run())
+
+
+def test_a_configuration_that_cannot_be_replaced_does_not_save_a_writer(tmp_path: Path) -> None:
+    """Its unit gives the next process the standby configuration."""
+
+    async def run() -> None:
+        one = gate(tmp_path, free_port(socket.SOCK_STREAM))
+        (tmp_path / "runtime_config").mkdir()
+        (tmp_path / "mark").touch()
+        assert await one.fence(0.1)
+        assert not (tmp_path / "mark").exists()
+
+    asyncio.run(run())
