@@ -32,8 +32,9 @@ class Result:
 
     @property
     def command(self) -> str:
-        """The command as a person would type it, cut to one line."""
-        line = shlex.join(self.argv).replace("\n", " ")
+        """The command as a person would type it, cut to one line; a script by its name and arguments."""
+        script = self.argv[1:2] == ("-c",) and len(self.argv) > 3
+        line = shlex.join(self.argv[3:] if script else self.argv).replace("\n", " ")
         return line if len(line) <= 160 else line[:157] + "..."
 
 

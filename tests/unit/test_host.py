@@ -35,10 +35,16 @@ def test_a_command_that_says_nothing_is_told_so(server: FakeTransport) -> None:
 
 
 def test_a_long_command_is_cut_to_one_line() -> None:
-    shown = Result(("sh", "-c", "line one\nline two", "x" * 300), 0).command
+    shown = Result(("program", "line one\nline two", "x" * 300), 0).command
     assert len(shown) == 160
     assert "\n" not in shown
     assert shown.endswith("...")
+
+
+def test_a_script_is_called_by_its_name_and_not_by_its_text() -> None:
+    assert Result(("sh", "-c", "set -e; path=$1", "write", "/etc/a b", "644"), 1).command == "write '/etc/a b' 644"
+    assert Result(("ip", "-c", "address"), 1).command == "ip -c address"
+    assert Result(("sh", "-c", "exit 1"), 1).command == "sh -c 'exit 1'"
 
 
 def test_a_read_only_host_asks_and_never_acts(server: FakeTransport, tmp_path: Path) -> None:
