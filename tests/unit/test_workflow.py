@@ -423,7 +423,9 @@ def test_one_problem_that_is_not_ignored_stops_the_run(three: FakeCluster, recor
 
 def test_a_check_that_cannot_ask_is_a_problem_and_the_others_go_on(three: FakeCluster, recorder: Recorder) -> None:
     def broken(cluster: Cluster, host: Host) -> Iterator[str]:
-        yield from raising(Error("cannot read /etc/x: it is a pipe", hint="move it away", host=host.name))()
+        if host.name:
+            raise Error("cannot read /etc/x: it is a pipe", hint="move it away", host=host.name)
+        yield ""
 
     phase = Phase("outside", "Look", checks=(Check("Broken", broken), Check("Wet", lambda c, h: iter(["it rains"]))))
     with pytest.raises(PreflightFailed) as caught:
@@ -438,7 +440,9 @@ def test_a_check_that_cannot_ask_is_a_problem_and_the_others_go_on(three: FakeCl
 
 def test_a_connection_that_breaks_in_a_check_is_no_problem_of_the_host(three: FakeCluster, recorder: Recorder) -> None:
     def lost(cluster: Cluster, host: Host) -> Iterator[str]:
-        yield from raising(ConnectionFailed("the connection broke", host=host.name))()
+        if host.name:
+            raise ConnectionFailed("the connection broke", host=host.name)
+        yield ""
 
     with pytest.raises(ConnectionFailed):
         run((Phase("outside", "Look", checks=(Check("Lost", lost),)),), three.cluster, recorder)
