@@ -57,7 +57,7 @@ def test_modules_are_short() -> None:
     folders = (PACKAGE, *(ROOT / name for name in LINKED))
     lengths = {path: len(path.read_text().splitlines()) for folder in folders for path in modules(folder)}
     assert len(lengths) > 50
-    assert not {str(path): length for path, length in lengths.items() if length >= LONGEST}
+    assert not {str(path): length for path, length in lengths.items() if length > LONGEST}
 
 
 def test_the_agent_imports_the_standard_library_and_itself_alone() -> None:
