@@ -29,7 +29,7 @@ _PUBLIC = frozenset({"generation", "made", "ca_certificate", "s3_key_id"})
 _KEY_LINE = 30
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Secrets:
     """The secrets of one cluster. Every value is text."""
 

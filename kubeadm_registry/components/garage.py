@@ -243,7 +243,8 @@ class Layout:
         if present == wanted:
             return None
         if layout["version"] == 0:
-            return f"storage layout: {', '.join(sorted(wanted.values()))}, a copy of each block on 3 of them"
+            copies = min(3, len(wanted))
+            return f"storage layout: {', '.join(sorted(wanted.values()))}, each block on {copies} of them"
         raise Error(
             f"the storage consists of {', '.join(sorted(present.values()))}, the file names "
             f"{', '.join(sorted(wanted.values()))}",
