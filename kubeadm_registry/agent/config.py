@@ -102,6 +102,7 @@ class Paths:
     fit: str = "/run/kubeadm-registry/agent/fit"
     state: str = "/run/kubeadm-registry/agent/state.json"
     mark: str = "/run/kubeadm-registry/agent/writer"  # there while a frontend process may have been the writer
+    epoch: str = "/run/kubeadm-registry/agent/epoch"  # the highest term that this node has let write
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,23 @@ from kubeadm_registry import __version__
 from kubeadm_registry.agent import certificate, proxy, rules, status
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
+from kubeadm_registry.agent.epoch import Epoch, known
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
 from kubeadm_registry.agent.gate import Gate, Writer
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.lease import ASKS
 from kubeadm_registry.agent.log import Log
-from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Observation, Presence, Report, Role
+from kubeadm_registry.agent.model import (
+    Decisions,
+    Health,
+    LeaseMemory,
+    Level,
+    Memory,
+    Observation,
+    Presence,
+    Report,
+    Role,
+)
 from kubeadm_registry.agent.netlink import Addresses, Connections, End, Unsupported
 from kubeadm_registry.agent.notify import notify
 from kubeadm_registry.agent.peers import Links
@@ -81,7 +92,8 @@ class Daemon:
         )
         self.proxies = [proxy.Proxy(config, path, self.changed, self._complain) for path in config.proxy.sockets]
         self._server = Server(config, self._page)
-        self.memory = Memory(started=clock())
+        self._epoch = Epoch(Path(config.paths.epoch))
+        self.memory = Memory(started=clock(), lease=LeaseMemory(epoch=self._epoch.read()))
         self.decisions: Optional[Decisions] = None
         self._holds_vip = False
         self._fenced = False
@@ -204,6 +216,8 @@ class Daemon:
             one.want(servers, new.epoch)
         if old is None or old.fit != new.fit or self._every("fit", 1.0, now):
             self._write_fit(new.fit)
+        if self.config.writer == "single":
+            self._remember()
         self.links.say(new.report)
         frontend = self.config.frontend
         if new.reset_reads:
@@ -227,6 +241,13 @@ class Daemon:
         if new.connect:
             self._connect()
         self._apply_writer(new, now)
+
+    def _remember(self) -> None:
+        """Keep the term of a vote before anybody hears of the vote."""
+        try:
+            self._epoch.keep(known(self.memory.lease))
+        except OSError as error:
+            self._failed("epoch", f"cannot keep the epoch: {error}")
 
     def _apply_writer(self, new: Decisions, now: float) -> None:
         """Follow the role: end what could write, or let the frontend write, also after it was restarted."""

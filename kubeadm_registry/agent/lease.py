@@ -11,7 +11,7 @@ own clock, a time until which the vote lasts at least; clocks need not agree, on
 
 Terms are unique to a node. A voter tells the highest term that it ever let write, and a candidate with a lower one
 begins anew with a higher: any two majorities share a voter, so the terms of successive writers grow, and serve as the
-epochs of uploads.
+epochs of uploads. A voter keeps that term across its own restarts.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def raw(folder: Path, number: int, ports: dict[str, int], frontend: int) -> dict
         "tls": {"cert": str(own / "none"), "key": str(own / "none"), "ca": str(own / "none")},
         "proxy": {"sockets": [str(own / "haproxy.sock")]},
         "ports": ports,
-        "paths": {key: str(own / key) for key in ("fit", "state", "mark")},
+        "paths": {key: str(own / key) for key in ("fit", "state", "mark", "epoch")},
     }
 
 
