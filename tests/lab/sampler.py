@@ -3,7 +3,7 @@
     python3 sampler.py ADDRESS PERIOD
 
 Says "ready", ends when its standard input does, and then writes one JSON object a look: time (seconds since 1970) and
-down, the names of the services that did not answer within 0.5 s.
+down, the names of the services that took no connection within 0.5 s, or whose answer was no, or none within 2 s.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import sys
 import time
 
 PATIENCE = 0.5
+THOUGHT = 2.0
 
 
 def health(connection: socket.socket) -> bool:
     """Whether Garage says that it can read and write: its own view, at the port of its admin API."""
+    connection.settimeout(THOUGHT)
     connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
     return b" 200 " in connection.recv(64)
 
