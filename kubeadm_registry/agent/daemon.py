@@ -8,7 +8,6 @@ import json
 import os
 import ssl
 import time
-import traceback
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer
 from kubeadm_registry.agent.gate import Gate, Writer
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.lease import ASKS
-from kubeadm_registry.agent.log import Log
+from kubeadm_registry.agent.log import Log, described
 from kubeadm_registry.agent.model import (
     Decisions,
     Health,
@@ -46,13 +45,6 @@ FENCE = 1.0  # seconds for one attempt
 FENCE_AGAIN = 0.25  # seconds after an attempt that failed
 FARE = 3  # goodbyes: one of them should arrive
 MOST_FAILURES = 20  # rounds in a row: an agent that cannot decide for a second leaves, and its node counts as unfit
-
-
-def described(error: BaseException) -> str:
-    """*error* and where it came from, in a line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
 
 
 def write(path: Path, text: str) -> None:
@@ -401,25 +393,7 @@ class Daemon:
 
     def _state(self) -> dict[str, Any]:
         now = clock()
-        probes = self.probes
-
-        def newest(seen: Any, enough: Any) -> Optional[float]:
-            return None if enough is None else round(seen.seconds, 4)
-
-        seconds = {"frontend": newest(probes.frontend, probes.frontend.answered)}
-        if probes.storage is not None:
-            seconds["storage"] = newest(probes.storage, probes.storage.answered)
-        if probes.manifest is not None and probes.blob is not None:
-            seconds["manifest"] = newest(probes.manifest, probes.manifest.good)
-            seconds["blob"] = newest(probes.blob, probes.blob.good)
-        heard: dict[str, tuple[Optional[float], Optional[float], int, int]] = {}
-        skew: dict[str, Optional[float]] = {}
-        for name, link in self.links.links.items():
-            inbox = link.inbox
-            age = None if inbox.heard is None else round(now - inbox.heard, 3)
-            trip = None if inbox.heard is None or inbox.echoed is None else round(inbox.heard - inbox.echoed, 3)
-            heard[name] = (age, trip, link.received, link.refused)
-            skew[name] = None if age is None or not inbox.wall else round(time.time() - age - inbox.wall / 1000, 2)
+        heard, skew = status.hearing(self.links, now)
         facts = status.Facts(
             version=__version__,
             instance=self.links.instance,
@@ -428,7 +402,7 @@ class Daemon:
             holds_vip=self._holds_vip,
             expires=self._expires,
             can_destroy=self._can_destroy,
-            seconds=seconds,
+            seconds=status.seconds(self.probes),
             corrections=tuple(one.corrections for one in self.proxies),
             heard=heard,
             wall_skew=skew,

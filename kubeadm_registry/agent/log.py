@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections import deque
+from pathlib import Path
 
 from kubeadm_registry.agent.clock import clock
 
@@ -45,3 +47,10 @@ class Log:
         """Say what had to wait."""
         for kind, (text, level) in tuple(self._waiting.items()):
             self(kind, text, level=level)
+
+
+def described(error: BaseException) -> str:
+    """*error* and where it came from, in a line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"

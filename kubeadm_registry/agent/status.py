@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Presence, Role
+from kubeadm_registry.agent.peers import Links
+from kubeadm_registry.agent.probes import Probes
 
 
 @dataclass
@@ -37,6 +40,36 @@ class Facts:
     corrections: tuple[int, ...]  # of each HAProxy
     heard: dict[str, tuple[Optional[float], Optional[float], int, int]]  # age, round trip, received, refused
     wall_skew: dict[str, Optional[float]]
+
+
+def seconds(probes: Probes) -> dict[str, Optional[float]]:
+    """How long the newest answer to each probe took; None before the first."""
+
+    def newest(seen: Any, enough: Optional[float]) -> Optional[float]:
+        return None if enough is None else round(seen.seconds, 4)
+
+    found = {"frontend": newest(probes.frontend, probes.frontend.answered)}
+    if probes.storage is not None:
+        found["storage"] = newest(probes.storage, probes.storage.answered)
+    if probes.manifest is not None and probes.blob is not None:
+        found["manifest"] = newest(probes.manifest, probes.manifest.good)
+        found["blob"] = newest(probes.blob, probes.blob.good)
+    return found
+
+
+def hearing(
+    links: Links, now: float
+) -> tuple[dict[str, tuple[Optional[float], Optional[float], int, int]], dict[str, Optional[float]]]:
+    """By peer: age of its newest heartbeat, round trip, received, refused; and how far its wall clock is off."""
+    heard: dict[str, tuple[Optional[float], Optional[float], int, int]] = {}
+    skew: dict[str, Optional[float]] = {}
+    for name, link in links.links.items():
+        inbox = link.inbox
+        age = None if inbox.heard is None else round(now - inbox.heard, 3)
+        trip = None if inbox.heard is None or inbox.echoed is None else round(inbox.heard - inbox.echoed, 3)
+        heard[name] = (age, trip, link.received, link.refused)
+        skew[name] = None if age is None or not inbox.wall else round(time.time() - age - inbox.wall / 1000, 2)
+    return heard, skew
 
 
 def sentence(memory: Memory, decisions: Decisions, config: Config, holds_vip: bool) -> str:
