@@ -14,6 +14,8 @@ from kubeadm_registry.agent.model import Answers, Reading, Timings, Verdict
 from kubeadm_registry.agent.processes import Processes
 
 PATIENCE = 1.0  # seconds: a late answer is not good, but proves that the process lives
+LIFE = 3.0  # seconds: the same for frontend and storage, which a busy machine may keep waiting for long
+BLINK = 0.2  # seconds between two looks: what the process did in a longer time was not seen
 LOOK = 0.15  # seconds of silence after which the CPU time of the process is watched
 MISSING = 404
 
@@ -32,6 +34,7 @@ class Answered:
         self._newest = 0.0
         self._cpu: Optional[float] = None
         self._idle: Optional[float] = None
+        self._looked = 0.0
 
     def take(self, outcome: Outcome, deadline: float) -> bool:
         """Learn from one probe. Whether it changed what is certain: refused or not."""
@@ -56,16 +59,18 @@ class Answered:
         if self._processes is None or (self.answered is not None and now - self.answered < LOOK):
             return
         cpu = self._processes.cpu()
+        blink = now - self._looked >= BLINK
+        self._looked = now
         if cpu is None:
             self._cpu = self._idle = None
-        elif cpu != self._cpu or self._processes.waits_for_cpu():
+        elif cpu != self._cpu or blink or self._processes.waits_for_cpu():
             self._cpu, self._idle = cpu, now
 
     @property
     def answers(self) -> Answers:
         """What the rules may know of it."""
         idle = self._idle if self.answered is None or clock() - self.answered >= LOOK else None
-        return Answers(self.first, self.answered, self.good, self.streak, self.refused, idle)
+        return Answers(self.first, self.answered, self.good, self.streak, self.refused, idle, self._looked)
 
 
 class Read:
@@ -181,7 +186,7 @@ class Probes:
     def probe_frontend(self) -> None:
         """Ask the frontend for ``/v2/``: any answer counts."""
         where = (self._config.frontend.address, self._config.frontend.port)
-        self._ask(where, self._ping, PATIENCE, lambda outcome: self._lives(self.frontend, outcome))
+        self._ask(where, self._ping, LIFE, lambda outcome: self._lives(self.frontend, outcome))
 
     def probe_storage(self) -> None:
         """Ask Garage for its health: any answer counts, its text says whether all members are connected."""
@@ -196,7 +201,7 @@ class Probes:
             if self.storage is not None:
                 self._lives(self.storage, outcome)
 
-        self._ask((storage.admin_address, storage.admin_port), self._health, PATIENCE, done)
+        self._ask((storage.admin_address, storage.admin_port), self._health, LIFE, done)
 
     def _lives(self, what: Answered, outcome: Outcome) -> None:
         if what.take(outcome, self._timings.probe_deadline):
