@@ -16,6 +16,7 @@ from kubeadm_registry.agent.processes import Processes
 PATIENCE = 1.0  # seconds: a late answer is not good, but proves that the process lives
 LIFE = 3.0  # seconds: the same for frontend and storage, which a busy machine may keep waiting for long
 BLINK = 0.2  # seconds between two looks: what the process did in a longer time was not seen
+RARE_PROBES, RARE_READS = 5, 3  # times rarer, while answers are late
 LOOK = 0.15  # seconds of silence after which the CPU time of the process is watched
 MISSING = 404
 
@@ -153,13 +154,19 @@ class Probes:
     def tick(self, now: float) -> None:
         """Start what is due."""
         timings = self._timings
-        if self._due("alive", timings.probe_interval, now):
-            self.probe_frontend()
-            self.probe_storage()
-        if self.manifest is not None and self._due("manifest", timings.canary_interval, now):
-            self._read(self.manifest, self._reads[0])
-        if self.blob is not None and self._due("blob", timings.blob_interval, now):
-            self._read(self.blob, self._reads[1])
+        for name, process, ask in (
+            ("frontend", self.frontend, self.probe_frontend),
+            ("storage", self.storage, self.probe_storage),
+        ):
+            if process is not None and self._due(name, timings.probe_interval * self._patience(process, now), now):
+                ask()
+        for name, known, interval, request in (
+            ("manifest", self.manifest, timings.canary_interval, self._reads[0]),
+            ("blob", self.blob, timings.blob_interval, self._reads[1]),
+        ):
+            rare = RARE_READS if known is not None and known.fault is Verdict.SLOW else 1
+            if known is not None and self._due(name, interval * rare, now):
+                self._read(known, request)
         if self._due("door", timings.door_interval, now):
             task = self._loop.create_task(self._try_door())
             self._tasks.add(task)
@@ -167,6 +174,11 @@ class Probes:
         self.frontend.watch(now)
         if self.storage is not None:
             self.storage.watch(now)
+
+    def _patience(self, what: Answered, now: float) -> int:
+        """How many times rarer than usual *what* is asked: one that is late has enough to do without our questions."""
+        late = not what.refused and now - max(what.good or 0.0, what.first) >= self._timings.suspect
+        return RARE_PROBES if late else 1
 
     def _due(self, name: str, interval: float, now: float) -> bool:
         if now < self._next.get(name, 0.0):

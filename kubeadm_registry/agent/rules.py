@@ -38,6 +38,7 @@ RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new
 FAILED = (Health.DEAD, Health.HUNG)
 WORKS = (Health.OK, Health.BUSY)
 BUSY = 0.1  # seconds: who has not used the CPU for longer is not busy
+LONG = 6  # times ``hung_busy`` that a process may be silent on a host with too much to do
 STARVED = 2.0  # seconds that one late round counts
 LIVES = 1.5  # seconds that a proof of "host lives, agent does not" lasts: kernels limit these answers to one a second
 YIELD = 1.0  # seconds that another holder must be heard of; longer than all need to notice that it has died
@@ -270,6 +271,8 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     fresh = frozenset(name for name, one in peers.items() if one.presence is Presence.FRESH)
     reports = {name: said for name in fresh if (said := seen.peers[name].said) is not None}
 
+    if starved:
+        timings = _for_starved(timings)
     frontend, reset_frontend, kill_frontend = service(memory.frontend, seen.frontend, resumed, now, timings)
     storage, reset_storage, kill_storage = memory.storage, False, False
     if seen.storage is not None:
@@ -383,6 +386,12 @@ def _peers(
 
 
 @lru_cache(maxsize=1)
+def _for_starved(timings: Timings) -> Timings:
+    """On a host with too much to do even a silence of ``hung_busy`` seconds may only be load."""
+    return replace(timings, hung_busy=timings.hung_busy * LONG)
+
+
+@lru_cache(maxsize=2)
 def _for_proxies(timings: Timings) -> Timings:
     return replace(timings, kill=timings.hung, suspect=timings.proxy_interval + timings.probe_deadline)
 

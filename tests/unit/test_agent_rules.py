@@ -127,6 +127,14 @@ def test_a_process_that_uses_the_cpu_is_slow_and_keeps_its_connections(settled: 
     assert first(taken, lambda d: d.kill_storage) == near(11.0)
 
 
+def test_on_a_host_with_too_much_to_do_five_seconds_are_not_enough(settled: Memory) -> None:
+    def course(now: float) -> Observation:
+        return well(now, frontend=silent(5.0, idle=now - 0.01), crowd=9.0)
+
+    _, taken = play(course, until=36.9, memory=settled, start=5.0)
+    assert first(taken, lambda d: d.reset_reads) == near(5.0 + rules.LONG * T.hung_busy)
+
+
 def test_what_was_not_looked_at_is_not_called_idle(settled: Memory) -> None:
     """The agent itself was too busy to look: it knows nothing of the time since."""
     blind = replace(silent(5.0, idle=5.1), looked=5.2)
