@@ -97,7 +97,7 @@ def client(registry: Registry, *, address: str = "", role: str = "", timeout: fl
 
 def push(registry: Registry, what: Image, repository: str, tag: str = "latest", *, address: str = "") -> None:
     """Push *what*. Raises RegistryError."""
-    with registry.lab.network(), client(registry, address=address, role="push") as at:
+    with registry.lab.network(), client(registry, address=address, role="push", timeout=180) as at:
         for blob in what.blobs:
             at.push_blob(repository, digest_of(blob), blob)
         at.push_manifest(repository, tag, what.manifest, MANIFEST)
