@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ CONFIG = f"{paths.ETC}/garage/garage.toml"
 KEY_NAME = "registry"
 #: Nominal: all servers are equal, so only the ratio counts, and Garage does not stop at it.
 _CAPACITY = 1_000_000_000_000
+#: Seconds. A server that came back is connected twice for a moment, and one of the two connections is given up.
+STEADY = 3.0
 
 
 def bucket(cluster: Cluster) -> str:
@@ -169,8 +172,21 @@ def whole_everywhere(cluster: Cluster, _: Host) -> str | None:
 
 
 def gate(cluster: Cluster) -> Condition:
-    """Says None while no server's storage is missed: only then may one be restarted."""
-    return lambda host: whole_everywhere(cluster, host) if _formed(cluster, host) else None
+    """Says None once no server's storage has been missed for STEADY seconds: only then may one be restarted."""
+    since: float | None = None
+
+    def steady(host: Host) -> str | None:
+        nonlocal since
+        if not _formed(cluster, host):
+            return None
+        if (flaw := whole_everywhere(cluster, host)) is not None:
+            since = None
+            return flaw
+        since = time.monotonic() if since is None else since
+        left = since + STEADY - time.monotonic()
+        return f"the storage is whole, for {left:.1f} s more to be sure" if left > 0 else None
+
+    return steady
 
 
 @dataclass(frozen=True, slots=True)
