@@ -344,7 +344,9 @@ def test_a_start_that_is_ended_leaves_nothing(lab: Lab, tmp_path: Path, number: 
     place = Place(tmp_path / "ended-lab")
     environment = {**os.environ, "KUBEADM_REGISTRY_LAB": str(place.directory)}
     command = [sys.executable, "-m", "tests.lab"]
-    with subprocess.Popen([*command, "up", "--hosts", "1"], env=environment, start_new_session=True) as starting:
+    # A shell's background job ignores SIGINT, and so would what it starts.
+    heeding = ["env", "--default-signal=INT", *command, "up", "--hosts", "1"]
+    with subprocess.Popen(heeding, env=environment, start_new_session=True) as starting:
         wait_until("a half started lab", lambda: cgroups.of_lab(place.name), seconds=30, every=0.02)
         starting.send_signal(number)
     try:
