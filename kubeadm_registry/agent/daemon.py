@@ -38,7 +38,7 @@ from kubeadm_registry.agent.netlink import Addresses, Connections, End, Unsuppor
 from kubeadm_registry.agent.notify import notify
 from kubeadm_registry.agent.peers import Links
 from kubeadm_registry.agent.probes import Probes
-from kubeadm_registry.agent.processes import Exits, Processes, crowd
+from kubeadm_registry.agent.processes import Exits, Processes
 from kubeadm_registry.agent.server import Server
 
 FENCE = 1.0  # seconds for one attempt
@@ -198,7 +198,6 @@ class Daemon:
             fenced=self._fenced,
             writable=self._writer.writable,
             wall_ms=int(time.time() * 1000),
-            crowd=crowd(),
         )
 
     # ---- doing ----------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def step(
             role = Role.CLOSING
         elif role is Role.OPENING and writable:
             role, serving = Role.WRITER, term
-    elif held is None or not proxy_ok or frontend not in (Health.OK, Health.BUSY):
+    elif held is None or not proxy_ok or frontend is not Health.OK:
         role = Role.STANDBY
     elif role is Role.STANDBY:
         if now - held >= timings.settle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -23,7 +22,6 @@ class Health(str, Enum):
 
     UNKNOWN = "unknown"  # nothing was seen yet
     OK = "ok"
-    BUSY = "busy"  # late, and seen to use the CPU or to wait for it
     SUSPECT = "suspect"  # late, or not yet good for long enough: only new reads move
     HUNG = "hung"  # silent without using the CPU, or silent for very long
     DEAD = "dead"  # its port refuses: certain
@@ -54,7 +52,6 @@ class Presence(str, Enum):
 
     UNHEARD = "unheard"  # never since this agent started
     FRESH = "fresh"
-    LATE = "late"  # not heard, yet the kernel of its host answers: busy, or hung
     GONE = "gone"  # its host says that nobody listens, or it said goodbye: the host lives
     SILENT = "silent"
 
@@ -69,7 +66,6 @@ class Answers:
     streak: int = 0  # answers within the deadline in a row
     refused: bool = False  # the newest attempt was refused
     idle: Optional[float] = None  # since when it has neither used the CPU nor waited for it; None: not known
-    looked: float = math.inf  # until when that was seen
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,6 @@ class PeerView:
     away: Optional[float] = None  # newest proof that its host lives without an agent
     said: Optional[Report] = None  # in the newest heartbeat
     echoed: Optional[float] = None  # when this agent sent the heartbeat that the peer's newest one answers
-    kernel: Optional[float] = None  # newest answer of its host's kernel, which is asked while nothing is heard
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,6 @@ class Observation:
     fenced: bool  # the frontend process that could write is known to be gone
     writable: Optional[bool] = None  # whether the frontend takes writes; None: not known
     wall_ms: int = 0
-    crowd: float = 0.0  # threads that run or would run if they could, for each CPU of this host
 
 
 @dataclass(frozen=True)
@@ -182,7 +176,6 @@ class Memory:
     started: float
     last: float = 0.0  # the decision before
     resumed: float = 0.0  # the agent was not run for a while until then: what is older says nothing
-    starved: float = 0.0  # until then this host counts as one that has too much to do
     frontend: ServiceMemory = ServiceMemory()
     storage: ServiceMemory = ServiceMemory()
     proxies: tuple[ServiceMemory, ...] = ()
@@ -194,7 +187,6 @@ class Memory:
     held_since: Optional[float] = None  # since when this node has had the VIP
     wrong_since: Optional[float] = None
     unwell_since: Optional[float] = None
-    better_since: Optional[float] = None  # since when another node has read well without a break
     hidden_since: Optional[float] = None  # since when another holder is heard of, but not heard
     fit: bool = False
     connected: float = 0.0  # when the storage was last told to connect
@@ -227,7 +219,7 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds, but for ``recover`` and ``crowd``. Measured defaults; change them together, on all nodes."""
+    """Seconds, but for ``recover``. Measured defaults; change them together, on all nodes."""
 
     tick: float = 0.05  # between two decisions
     probe_interval: float = 0.1
@@ -238,20 +230,15 @@ class Timings:
     proxy_interval: float = 0.2  # between two looks at what HAProxy's servers are
     door_interval: float = 1.0  # TLS to the public port
     heartbeat_interval: float = 0.1
-    peer_silent: float = 0.35  # without a heartbeat: no reads; without an answer of its kernel: no connections either
-    # Without a heartbeat of a host whose kernel answers (it is busy, or all of it is hung): no connections either.
-    # Doubled by each false alarm, up to four times as long, until a minute was calm.
-    peer_hung: float = 0.7
+    peer_silent: float = 0.35  # doubled by each false alarm, up to four times as long, until a minute was calm
     echo_window: float = 1.0  # a heartbeat that answers an older one of ours is stale
     destroy_interval: float = 0.5  # between two looks for stuck connections to a silent peer
     suspect: float = 0.3
     hung: float = 0.6  # silent for so long, and
-    idle: float = 0.35  # no CPU time used for so long
+    idle: float = 0.4  # no CPU time used for so long
     hung_busy: float = 5.0  # silent for so long, whatever it uses
     kill: float = 1.6
     recover: int = 3  # good answers in a row
-    lag: float = 0.15  # the agent was run so late: its host has too much to do
-    crowd: float = 4.0  # so many threads want each CPU: the same
     pause: float = 0.3  # the agent itself was not run for so long: what it knows is old
     warm_up: float = 0.5  # after the start nothing is moved for so long
     start_grace: float = 3.0  # a node that was never good waits so long before it is fit for want of a better one
@@ -261,7 +248,7 @@ class Timings:
     give_up: float = 4.0
     slow_give_up: float = 8.0
     settle: float = 0.4  # the VIP is held for so long before the node asks to write
-    lease: float = 3.0  # a vote lasts so long after its node was last heard; longer than systemd's watchdog takes
+    lease: float = 2.5  # a vote lasts so long after its node was last heard; longer than systemd's watchdog takes
     lease_margin: float = 0.5  # a writer ends so long before
     writable_interval: float = 1.0  # between two looks whether the writing frontend takes writes
     connect_interval: float = 5.0

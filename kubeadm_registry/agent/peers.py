@@ -7,7 +7,6 @@ nobody listens: then the agent there has died, and the host has not.
 from __future__ import annotations
 
 import asyncio
-import errno
 import secrets
 import socket
 import time
@@ -15,16 +14,11 @@ from typing import Callable, Optional
 
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, Peer
-from kubeadm_registry.agent.exchange import NO_TIME_WAIT
 from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode, encode
 from kubeadm_registry.agent.model import PeerView, Report
 
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
 MOST = 64  # datagrams at a time: a flood of them must not keep the agent from anything else
-KNOCK = 0.15  # seconds without a heartbeat before the kernel of the peer's host is asked
-KNOCK_AGAIN = 0.05  # seconds
-KNOCK_SELDOM, KNOCK_LONG = 0.5, 3.0  # seconds: the interval for a peer that has been silent for so long
-KNOCK_PATIENCE = 0.3  # seconds
 BREATH = 0.05  # seconds from one extra heartbeat to the next: replayed ones must not make this agent send without end
 
 
@@ -38,13 +32,11 @@ class Link:
         self.refused = 0
         self.refusal = ""
         self.received = 0
-        self.kernel: Optional[float] = None
         self.answered = 0.0  # when this agent last answered out of turn
         self.socket: Optional[socket.socket] = None
         self._config = config
         self._outbox = outbox
         self._key = key
-        self._next_knock = 0.0
 
     def open(self) -> None:
         """Open the socket. Raises OSError, for example while the host has no address yet."""
@@ -63,44 +55,6 @@ class Link:
             new.close()
             raise
         self.socket = new
-
-    def knock(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
-        """While nothing is heard, ask the kernel of the peer's host: it answers whether anybody listens or not.
-
-        An agent or a host that is too busy for heartbeats still has a kernel that answers at once; a dead one has not.
-        """
-        quiet = now - (self.inbox.heard if self.inbox.heard is not None else now)
-        if quiet < KNOCK or now < self._next_knock:
-            return
-        self._next_knock = now + (KNOCK_SELDOM if quiet > KNOCK_LONG else KNOCK_AGAIN)
-        family = socket.AF_INET6 if ":" in self.peer.address else socket.AF_INET
-        try:
-            door = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        except OSError:
-            return
-        code = door.connect_ex((self.peer.address, self._config.ports.internal))
-        if code != errno.EINPROGRESS:
-            self._knocked(door, code)
-            return
-
-        def answered() -> None:
-            loop.remove_writer(number)
-            patience.cancel()
-            self._knocked(door, door.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-
-        def given_up() -> None:
-            loop.remove_writer(number)
-            door.close()
-
-        number = door.fileno()
-        patience = loop.call_later(KNOCK_PATIENCE, given_up)
-        loop.add_writer(number, answered)
-
-    def _knocked(self, door: socket.socket, code: int) -> None:
-        if code in (0, errno.ECONNREFUSED):
-            self.kernel = clock()
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_TIME_WAIT)
-        door.close()
 
     def close(self) -> None:
         """Close the socket."""
@@ -161,7 +115,7 @@ class Link:
     @property
     def view(self) -> PeerView:
         """What the rules may know of this peer."""
-        return PeerView(self.inbox.heard, self.away, self.inbox.said, self.inbox.echoed, self.kernel)
+        return PeerView(self.inbox.heard, self.away, self.inbox.said, self.inbox.echoed)
 
 
 class Links:
@@ -193,8 +147,6 @@ class Links:
         if now >= self._next:
             self._next = self._next + self._interval if now - self._next < self._interval else now + self._interval
             self.send()
-        for link in self.links.values():
-            link.knock(self._loop, now)
 
     def send(self) -> None:
         """One heartbeat to each peer."""

@@ -14,9 +14,6 @@ from kubeadm_registry.agent.model import Answers, Reading, Timings, Verdict
 from kubeadm_registry.agent.processes import Processes
 
 PATIENCE = 1.0  # seconds: a late answer is not good, but proves that the process lives
-LIFE = 3.0  # seconds: the same for frontend and storage, which a busy machine may keep waiting for long
-BLINK = 0.2  # seconds between two looks: what the process did in a longer time was not seen
-RARE_PROBES, RARE_READS = 5, 3  # times rarer, while answers are late
 LOOK = 0.15  # seconds of silence after which the CPU time of the process is watched
 MISSING = 404
 
@@ -35,7 +32,6 @@ class Answered:
         self._newest = 0.0
         self._cpu: Optional[float] = None
         self._idle: Optional[float] = None
-        self._looked = 0.0
 
     def take(self, outcome: Outcome, deadline: float) -> bool:
         """Learn from one probe. Whether it changed what is certain: refused or not."""
@@ -60,18 +56,16 @@ class Answered:
         if self._processes is None or (self.answered is not None and now - self.answered < LOOK):
             return
         cpu = self._processes.cpu()
-        blink = now - self._looked >= BLINK
-        self._looked = now
         if cpu is None:
             self._cpu = self._idle = None
-        elif cpu != self._cpu or blink or self._processes.waits_for_cpu():
+        elif cpu != self._cpu or self._processes.waits_for_cpu():
             self._cpu, self._idle = cpu, now
 
     @property
     def answers(self) -> Answers:
         """What the rules may know of it."""
         idle = self._idle if self.answered is None or clock() - self.answered >= LOOK else None
-        return Answers(self.first, self.answered, self.good, self.streak, self.refused, idle, self._looked)
+        return Answers(self.first, self.answered, self.good, self.streak, self.refused, idle)
 
 
 class Read:
@@ -154,19 +148,13 @@ class Probes:
     def tick(self, now: float) -> None:
         """Start what is due."""
         timings = self._timings
-        for name, process, ask in (
-            ("frontend", self.frontend, self.probe_frontend),
-            ("storage", self.storage, self.probe_storage),
-        ):
-            if process is not None and self._due(name, timings.probe_interval * self._patience(process, now), now):
-                ask()
-        for name, known, interval, request in (
-            ("manifest", self.manifest, timings.canary_interval, self._reads[0]),
-            ("blob", self.blob, timings.blob_interval, self._reads[1]),
-        ):
-            rare = RARE_READS if known is not None and known.fault is Verdict.SLOW else 1
-            if known is not None and self._due(name, interval * rare, now):
-                self._read(known, request)
+        if self._due("alive", timings.probe_interval, now):
+            self.probe_frontend()
+            self.probe_storage()
+        if self.manifest is not None and self._due("manifest", timings.canary_interval, now):
+            self._read(self.manifest, self._reads[0])
+        if self.blob is not None and self._due("blob", timings.blob_interval, now):
+            self._read(self.blob, self._reads[1])
         if self._due("door", timings.door_interval, now):
             task = self._loop.create_task(self._try_door())
             self._tasks.add(task)
@@ -174,11 +162,6 @@ class Probes:
         self.frontend.watch(now)
         if self.storage is not None:
             self.storage.watch(now)
-
-    def _patience(self, what: Answered, now: float) -> int:
-        """How many times rarer than usual *what* is asked: one that is late has enough to do without our questions."""
-        late = not what.refused and now - max(what.good or 0.0, what.first) >= self._timings.suspect
-        return RARE_PROBES if late else 1
 
     def _due(self, name: str, interval: float, now: float) -> bool:
         if now < self._next.get(name, 0.0):
@@ -198,7 +181,7 @@ class Probes:
     def probe_frontend(self) -> None:
         """Ask the frontend for ``/v2/``: any answer counts."""
         where = (self._config.frontend.address, self._config.frontend.port)
-        self._ask(where, self._ping, LIFE, lambda outcome: self._lives(self.frontend, outcome))
+        self._ask(where, self._ping, PATIENCE, lambda outcome: self._lives(self.frontend, outcome))
 
     def probe_storage(self) -> None:
         """Ask Garage for its health: any answer counts, its text says whether all members are connected."""
@@ -213,7 +196,7 @@ class Probes:
             if self.storage is not None:
                 self._lives(self.storage, outcome)
 
-        self._ask((storage.admin_address, storage.admin_port), self._health, LIFE, done)
+        self._ask((storage.admin_address, storage.admin_port), self._health, PATIENCE, done)
 
     def _lives(self, what: Answered, outcome: Outcome) -> None:
         if what.take(outcome, self._timings.probe_deadline):

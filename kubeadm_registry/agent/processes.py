@@ -13,7 +13,6 @@ import signal
 from typing import Callable, Optional
 
 TICKS = os.sysconf("SC_CLK_TCK")
-CPUS = os.cpu_count() or 1
 
 
 def _read(path: str) -> bytes:
@@ -28,12 +27,6 @@ def _read(path: str) -> bytes:
         return b""
     finally:
         os.close(handle)
-
-
-def crowd() -> float:
-    """Threads that run or would run if they could, for each CPU of this host, at this moment."""
-    words = _read("/proc/loadavg").split()
-    return int(words[3].split(b"/")[0]) / CPUS if len(words) > 3 else 0.0
 
 
 class Processes:

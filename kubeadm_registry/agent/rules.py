@@ -7,7 +7,6 @@ not hung; reads go to the best nodes present, and a node with a hung process com
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -36,29 +35,19 @@ from kubeadm_registry.agent.model import (
 
 RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new state are caught by the later ones
 FAILED = (Health.DEAD, Health.HUNG)
-WORKS = (Health.OK, Health.BUSY)
-BUSY = 0.1  # seconds: who has not used the CPU for longer is not busy
-LONG = 6  # times ``hung_busy`` that a process may be silent on a host with too much to do
-STARVED = 2.0  # seconds that one late round counts
 LIVES = 1.5  # seconds that a proof of "host lives, agent does not" lasts: kernels limit these answers to one a second
 YIELD = 1.0  # seconds that another holder must be heard of; longer than all need to notice that it has died
-KERNEL = 0.25  # seconds that an answer of a host's kernel says that the host lives
 FALSE_ALARM = 2.0  # seconds: a host that is heard again sooner was neither dead nor cut off, but busy
 MOST_ALARMS = 2
 CALM = 60.0  # seconds
 FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard is looked at
 KILL_AGAIN = 2.0  # seconds
-DOOR_SILENT = 5.0  # seconds: a HAProxy that is only busy is not dead
+DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
 
 
 def silence(newest: Optional[float], first: float, resumed: float, now: float) -> float:
     """Seconds without an answer. Time in which the agent itself was not run does not count."""
     return now - max(first if newest is None else newest, resumed)
-
-
-def idleness(answers: Answers, resumed: float, now: float) -> float:
-    """Seconds for which the process was seen neither to use the CPU nor to wait for it."""
-    return 0.0 if answers.idle is None else min(answers.looked, now) - max(answers.idle, resumed)
 
 
 def health(previous: Health, answers: Answers, resumed: float, now: float, timings: Timings) -> Health:
@@ -71,16 +60,15 @@ def health(previous: Health, answers: Answers, resumed: float, now: float, timin
     if answers.refused:
         return Health.DEAD
     silent = silence(answers.answered, answers.first, resumed, now)
-    idle = idleness(answers, resumed, now)
+    idle = 0.0 if answers.idle is None else now - max(answers.idle, resumed)
     if silent >= timings.hung_busy or (silent >= timings.hung and idle >= timings.idle):
         return Health.HUNG
     if answers.answered is None:
         return previous if previous is not Health.OK else Health.SUSPECT
     if silence(answers.good, answers.first, resumed, now) >= timings.suspect:
-        busy = answers.idle is not None and idleness(answers, resumed, now) < BUSY
-        return Health.BUSY if busy and previous not in FAILED else Health.SUSPECT
+        return Health.SUSPECT
     if previous is not Health.OK and answers.streak < timings.recover:
-        return previous if previous is Health.BUSY else Health.SUSPECT
+        return Health.SUSPECT
     return Health.OK
 
 
@@ -102,7 +90,7 @@ def service(
     if reset:
         memory = replace(memory, resets=memory.resets + 1)
     silent = silence(answers.answered, answers.first, resumed, now)
-    idle = idleness(answers, resumed, now)
+    idle = 0.0 if answers.idle is None else now - max(answers.idle, resumed)
     patience = timings.kill if idle >= timings.idle else timings.hung_busy + timings.kill - timings.hung
     kill = new is Health.HUNG and silent >= patience and (memory.killed is None or now - memory.killed >= KILL_AGAIN)
     if kill:
@@ -141,14 +129,12 @@ def verdict(
 def own_level(frontend: Health, storage: Optional[Health], seen: Verdict, somebody_reads: bool) -> Level:
     """This node's level.
 
-    Invariants: PROCESS whenever a process of its own is neither OK nor busy, whatever the chain says: a hung storage
-    process makes every node's chain look bad, and its own node must still come last. An object that is missing here
-    is a fault of this node only if somebody else reads it (*somebody_reads*).
+    Invariants: PROCESS whenever a process of its own is not OK, whatever the chain says: a hung storage process makes
+    every node's chain look bad, and its own node must still come last. An object that is missing here is a fault of
+    this node only if somebody else reads it (*somebody_reads*).
     """
-    if frontend not in WORKS or (storage is not None and storage not in WORKS):
+    if frontend is not Health.OK or storage not in (None, Health.OK):
         return Level.PROCESS
-    if Health.BUSY in (frontend, storage):
-        return Level.CHAIN
     if seen is Verdict.GOOD or (seen is Verdict.MISSING and not somebody_reads):
         return Level.FIT
     return Level.CHAIN
@@ -163,31 +149,19 @@ def readers(levels: Mapping[str, Level]) -> frozenset[str]:
     return frozenset(name for name, level in levels.items() if level == best)
 
 
-def eased(level: Level, seen: Verdict, *, starved: bool) -> Level:
-    """The level of a node as a *starved* host takes it: one that is only slow counts as fit.
-
-    Invariant: what is wrong, dead, hung or silent stays so. While this host has too much to do, all look slow now and
-    then: chasing the reads from one to the other, each over a new TLS connection, lost most of them, and leaving them
-    where they were lost none.
-    """
-    slow = level is Level.CHAIN and seen not in (Verdict.WRONG, Verdict.MISSING)
-    return Level.FIT if starved and slow else level
-
-
 def peer(
     memory: PeerMemory, view: PeerView, started: float, resumed: float, now: float, timings: Timings
 ) -> tuple[PeerMemory, Optional[bool], bool]:
     """The next memory of a peer, what to destroy (None: nothing, True: what is stuck, False: all), whether it is back.
 
-    Invariants: all connections are destroyed at most once a silence, and only of a peer that was heard before, whose
-    host is not known to live without an agent, and whose kernel is silent or which was not heard for long. A peer
-    that was never heard (a firewall may forbid it) loses only connections that are stuck.
+    Invariants: all connections are destroyed at most once a silence, and only of a peer that was heard before and
+    whose host is not known to live. A peer that was never heard (a firewall may forbid it) loses only connections
+    that are stuck.
     """
     old = memory.presence
     if memory.alarms and old is Presence.FRESH and now - memory.since >= CALM:
         memory = replace(memory, alarms=0)
-    quiet = math.inf if view.heard is None else now - max(view.heard, resumed)
-    if quiet < timings.peer_silent and not _bye(view):
+    if view.heard is not None and now - max(view.heard, resumed) < patience(memory, timings) and not _bye(view):
         back = old in (Presence.SILENT, Presence.GONE)
         if old is not Presence.FRESH:
             false_alarm = old is Presence.SILENT and now - memory.since < FALSE_ALARM
@@ -195,23 +169,21 @@ def peer(
             memory = replace(memory, presence=Presence.FRESH, since=now, alarms=alarms)
         return memory, True if back else None, back
     if view.away is not None and now - max(view.away, resumed) < LIVES:
-        return _become(memory, Presence.GONE, now), None, False
-    alive = view.kernel is not None and now - view.kernel < KERNEL
-    if alive and quiet < timings.peer_hung * (1 << memory.alarms) and old is not Presence.SILENT:
-        return _become(memory, Presence.LATE, now), None, False
+        return memory if old is Presence.GONE else replace(memory, presence=Presence.GONE, since=now), None, False
     due = now - memory.destroyed >= timings.destroy_interval
     if view.heard is None:
         new, what = memory, True if due and now - started >= FIRST_LOOK else None
     elif old is Presence.SILENT:
         new, what = memory, True if due else None
     else:
-        new = replace(_become(memory, Presence.SILENT, now), silences=memory.silences + 1)
+        new = replace(memory, presence=Presence.SILENT, since=now, silences=memory.silences + 1)
         what = old is Presence.GONE
     return new if what is None else replace(new, destroyed=now), what, False
 
 
-def _become(memory: PeerMemory, presence: Presence, now: float) -> PeerMemory:
-    return memory if memory.presence is presence else replace(memory, presence=presence, since=now)
+def patience(memory: PeerMemory, timings: Timings) -> float:
+    """Seconds without a heartbeat that make this peer silent: longer when its last silences were only load."""
+    return timings.peer_silent * (1 << memory.alarms)
 
 
 def _bye(view: PeerView) -> bool:
@@ -247,9 +219,8 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
     if somebody_good:
         if proxy_dead or not memory.been_good:
             return False
-        better = 0.0 if memory.better_since is None else now - memory.better_since
-        wrong = memory.wrong_since is not None and min(better, now - memory.wrong_since) >= timings.give_up
-        unwell = memory.unwell_since is not None and min(better, now - memory.unwell_since) >= timings.slow_give_up
+        wrong = memory.wrong_since is not None and now - memory.wrong_since >= timings.give_up
+        unwell = memory.unwell_since is not None and now - memory.unwell_since >= timings.slow_give_up
         return not (wrong or unwell)
     return memory.been_good or (proxy_ok and now - memory.started >= timings.start_grace)
 
@@ -263,16 +234,11 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     timings = settings.timings
     if memory.last and now - memory.last > timings.pause:
         memory = replace(memory, resumed=now)
-    if (memory.last and now - memory.last > timings.lag) or seen.crowd >= timings.crowd:
-        memory = replace(memory, starved=now + STARVED)
-    starved = now < memory.starved
     resumed = memory.resumed
     peers, destroy, back = _peers(memory, seen, now, settings)
     fresh = frozenset(name for name, one in peers.items() if one.presence is Presence.FRESH)
     reports = {name: said for name in fresh if (said := seen.peers[name].said) is not None}
 
-    if starved:
-        timings = _for_starved(timings)
     frontend, reset_frontend, kill_frontend = service(memory.frontend, seen.frontend, resumed, now, timings)
     storage, reset_storage, kill_storage = memory.storage, False, False
     if seen.storage is not None:
@@ -315,7 +281,6 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         held_since=held,
         hidden_since=(now if memory.hidden_since is None else memory.hidden_since) if hidden else None,
         unwell_since=None if level is Level.FIT else now if memory.unwell_since is None else memory.unwell_since,
-        better_since=(now if memory.better_since is None else memory.better_since) if somebody_good else None,
         connected=now if connect else memory.connected,
         partial_since=partial_since,
     )
@@ -339,12 +304,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     new = replace(new, fit=is_fit, lease=claim)
 
     levels = {name: reports[name].level if name in reports else Level.SILENT for name in settings.peers}
-    seen_as = {settings.name: eased(level, found, starved=starved)}
-    seen_as |= {
-        name: eased(levels[name], reports[name].verdict, starved=starved) if name in reports else Level.SILENT
-        for name in settings.peers
-    }
-    best = None if now - memory.started < timings.warm_up else readers(seen_as)
+    best = None if now - memory.started < timings.warm_up else readers({settings.name: level, **levels})
     writers, gate = best, True
     if settings.single_writer:
         one = lease.writer(claim, seen.peers, fresh, settings.name)
@@ -386,12 +346,6 @@ def _peers(
 
 
 @lru_cache(maxsize=1)
-def _for_starved(timings: Timings) -> Timings:
-    """On a host with too much to do even a silence of ``hung_busy`` seconds may only be load."""
-    return replace(timings, hung_busy=timings.hung_busy * LONG)
-
-
-@lru_cache(maxsize=2)
 def _for_proxies(timings: Timings) -> Timings:
     return replace(timings, kill=timings.hung, suspect=timings.proxy_interval + timings.probe_deadline)
 
@@ -410,7 +364,7 @@ def _proxy(proxies: tuple[ServiceMemory, ...], seen: Observation, resumed: float
     """Whether the proxy is known to work, and whether it is known not to."""
     door = seen.proxy_door
     shut = door.refused or silence(door.answered, door.first, resumed, now) >= DOOR_SILENT
-    ok = any(one.health in WORKS for one in proxies) and door.answered is not None and not shut
+    ok = any(one.health is Health.OK for one in proxies) and door.answered is not None and not shut
     return ok, shut or all(one.health in FAILED for one in proxies)
 
 
@@ -430,7 +384,7 @@ def _report(memory: Memory, seen: Observation, settings: Settings, reports: Mapp
         held=0.0 if memory.held_since is None else round(now - memory.held_since),
         sees=seen_holder(reports),
         verdict=memory.verdict,
-        storage=seen.storage is None or memory.storage.health in WORKS,
+        storage=seen.storage is None or memory.storage.health is Health.OK,
         role=claim.role if settings.single_writer else Role.STANDBY,
         term=claim.term,
         epoch=claim.epoch,
@@ -447,10 +401,9 @@ def _conditions(
         "HiddenHolder": memory.hidden_since is not None,
         "NotYetGood": not memory.been_good,
         "FrontendDown": memory.frontend.health in FAILED,
-        "HostBusy": memory.last < memory.starved,
-        "FrontendSlow": memory.frontend.health in (Health.SUSPECT, Health.BUSY),
+        "FrontendSlow": memory.frontend.health is Health.SUSPECT,
         "StorageDown": memory.storage.health in FAILED,
-        "StorageSlow": memory.storage.health in (Health.SUSPECT, Health.BUSY),
+        "StorageSlow": memory.storage.health is Health.SUSPECT,
         "StoragePartial": seen.storage is not None and memory.storage.health is Health.OK and not seen.storage_whole,
         "ProxyDown": proxy_dead,
         "ProxyPartial": not proxy_dead and (not proxy_ok or any(p.health is not Health.OK for p in memory.proxies)),

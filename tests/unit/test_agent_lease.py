@@ -141,7 +141,7 @@ def play(  # noqa: PLR0912, PLR0915 - one story, told in order
             elif kind == "frontend":
                 nodes[one].broken_until = now + chance.uniform(0.1, 0.6)
             elif kind == "pause":
-                nodes[one].asleep_until = now + chance.uniform(0.1, 0.3)
+                nodes[one].asleep_until = now + chance.uniform(0.1, 0.4)
             elif nodes[one].dead_until is None:
                 nodes[one].dead_until = now + chance.uniform(0.2, 3)
                 nodes[one].fence_at = now + chance.uniform(0, 0.4)  # what --close does
@@ -162,7 +162,7 @@ def play(  # noqa: PLR0912, PLR0915 - one story, told in order
             if node.asleep_until > now:
                 continue
             before = node.gate
-            node.step(now, name in vips, chance.uniform(0, 0.15))
+            node.step(now, name in vips, chance.uniform(0, 0.3))
             if node.gate and not before:
                 epochs.append(node.memory.term)
             if beat % 2 == 0:
