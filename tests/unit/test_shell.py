@@ -159,7 +159,10 @@ def test_a_command_that_outlives_its_time_is_killed_over_there(shell, size):
     with pytest.raises(CommandTimeout, match=f"cp-1: .*sleep {word} did not end within 0.3 s"):
         shell.run(["sleep", word], stdin=bytes(size), timeout=0.3)
     assert time.monotonic() - started < 5
-    assert not pids_of(word)
+    # The signal was sent before the answer; a busy machine may take a moment until nothing of the process is left.
+    while pids_of(word):
+        assert time.monotonic() - started < 10
+        time.sleep(0.02)
     assert shell.run(["echo", "goes on"]).text == "goes on"
 
 
