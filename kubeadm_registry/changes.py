@@ -5,19 +5,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+from kubeadm_registry import paths
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
 from kubeadm_registry.host import Host
 
 #: Where a unit's ``record-start`` notes the digests of the files that it was started with; empty after a boot.
-STARTED = "/run/kubeadm-registry/started"
+STARTED = f"{paths.RUN}/started"
 #: Called by each of our units before it starts or reloads: ``record-start UNIT FILE...``
-RECORD_START = "/opt/kubeadm-registry/libexec/record-start"
+RECORD_START = f"{paths.LIBEXEC}/record-start"
 
 
 class Change(Protocol):
@@ -106,6 +106,11 @@ class File:
     def apply(self, host: Host) -> None:
         """Write the file whole, validated before it replaces the old one."""
         host.write(self.path, self.content, mode=self.mode, owner=self.owner, validate=self.validate)
+
+
+def secret_of(user: str, path: str, content: bytes) -> File:
+    """A file that *user* alone may read, and whose content is never shown."""
+    return File(path, content, mode=0o400, owner=f"{user}:{user}", secret=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,18 +388,20 @@ class Service:
         try:
             host.run("systemctl", verb, "--", self.unit, timeout=self.timeout)
         except CommandFailed as error:
-            raise Error(
-                f"systemctl {verb} {self.unit} failed: {last_words(host, self.unit)}",
-                host=host.name, hint=f"look at: journalctl -u {self.unit}", code="ServiceFailed",
-            ) from error  # fmt: skip
+            raise self._failure(host, f"systemctl {verb} {self.unit} failed") from error
         # A reload goes on when systemctl is back, and a process that dies at once is started again and again.
         try:
             wait(host, self._unsettled, what=f"{self.unit} runs", timeout=self.settle)
         except CommandTimeout as error:
-            raise Error(
-                f"{self.unit} does not stay up: {last_words(host, self.unit)}",
-                host=host.name, hint=f"look at: journalctl -u {self.unit}", code="ServiceFailed",
-            ) from error  # fmt: skip
+            raise self._failure(host, f"{self.unit} does not stay up") from error
+
+    def _failure(self, host: Host, what: str) -> Error:
+        return Error(
+            f"{what}: {last_words(host, self.unit)}",
+            host=host.name,
+            hint=f"look at: journalctl -u {self.unit}",
+            code="ServiceFailed",
+        )
 
     def _unsettled(self, host: Host) -> str | None:
         state = unit_state(host, self.unit).properties.get("ActiveState", "unknown")
@@ -412,7 +419,6 @@ class NoService:
     """No such unit runs or starts at boot, and its unit file is gone."""
 
     unit: str
-    path: str = field(default="")
 
     @property
     def title(self) -> str:
@@ -422,7 +428,7 @@ class NoService:
     def diff(self, host: Host) -> str | None:
         """What is still there, or None."""
         state = unit_state(host, self.unit)
-        there = host.query("test", "-e", self._path).ok
+        there = host.query("test", "-e", unit_path(self.unit)).ok
         if not there and not state.active and not state.enabled:
             return None
         return f"{self.unit}: stopped, disabled and removed"
@@ -430,21 +436,12 @@ class NoService:
     def apply(self, host: Host) -> None:
         """Stop and disable it, remove its file."""
         host.query("systemctl", "disable", "--quiet", "--now", "--", self.unit, timeout=120)
-        host.run("rm", "-f", "--", self._path, f"{STARTED}/{self.unit}")
+        host.run("rm", "-f", "--", unit_path(self.unit), f"{STARTED}/{self.unit}")
         host.run("systemctl", "daemon-reload")
         host.query("systemctl", "reset-failed", "--", self.unit)
-
-    @property
-    def _path(self) -> str:
-        return self.path or unit_path(self.unit)
 
 
 def unit_path(unit: str) -> str:
     """Where our unit file lies: an instance (``haproxy@1.service``) shares that of its template."""
     name, at, rest = unit.partition("@")
-    return f"/etc/systemd/system/{name}{at}{'.' + rest.rpartition('.')[2] if at else ''}"
-
-
-def quoted(argv: Sequence[str]) -> str:
-    """*argv* as one line of a systemd unit or a shell script."""
-    return shlex.join(argv)
+    return f"{paths.UNITS}/{name}{at}{'.' + rest.rpartition('.')[2] if at else ''}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -167,6 +167,3 @@ class Host:
     def _may_act(self, argv: Sequence[str]) -> None:
         if self.read_only:
             raise AssertionError(f"a phase tried to change {self.name} outside of a Change: {shlex.join(argv)}")
-
-
-Connect = Callable[[], Transport]

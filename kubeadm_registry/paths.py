@@ -17,9 +17,13 @@ NODE_PEM = f"{ETC}/haproxy/node.pem"
 """The server's certificate and key in one file, as HAProxy wants them."""
 FIT = f"{RUN}/agent/fit"
 """1 while this server serves reads well; anything else, or no file, makes keepalived give up the VIP."""
+AGENT_STATE = f"{RUN}/agent/state.json"
+"""What the agent sees, written every second."""
 
 PREFIX = "kubeadm-registry"
 """Begins the name of every unit, user and nft table of ours; but see SLICE."""
+HAPROXY_UNITS = tuple(f"{PREFIX}-haproxy@{number}.service" for number in (1, 2))
+"""HAProxy is the one killed process that clients notice, so two of them share the port."""
 SLICE = "kubeadm_registry.slice"
 """Without a dash: ``kubeadm-registry.slice`` would lie in a ``kubeadm.slice``, so its weights would be weighed against
 nobody's, and that slice would outlive us (systemd.slice(5))."""

@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from kubeadm_registry import pki
+from kubeadm_registry import paths, pki
 from kubeadm_registry.errors import Error, NotYetKnown
 from kubeadm_registry.host import Host
 
-PATH = "/etc/kubeadm-registry/secrets.json"
+PATH = f"{paths.ETC}/secrets.json"
 #: Values that anybody may see; all others are masked in whatever is shown.
 _PUBLIC = frozenset({"generation", "made", "ca_certificate", "s3_key_id"})
 #: Longer lines of a value are masked by themselves too; PEM's own "-----BEGIN PRIVATE KEY-----" is shorter.

@@ -24,12 +24,11 @@ CERTIFICATE_WARNING_DAYS = 30
 def services(config: RegistryCluster) -> dict[str, tuple[str, ...]]:
     """The units of each service on a node, by the name that people use."""
     frontend = config.spec.frontend.type
-    haproxy = tuple(f"{paths.PREFIX}-haproxy@{number}.service" for number in (1, 2))
     return {
         "network": (paths.unit("network"),),
         "garage": (paths.unit("garage"),),
         frontend: (paths.unit(frontend),),
-        "haproxy": haproxy,
+        "haproxy": paths.HAPROXY_UNITS,
         "agent": (paths.unit("agent"),),
         "keepalived": (paths.unit("keepalived"),),
     }
@@ -65,7 +64,7 @@ def observe(config: RegistryCluster, host: Host) -> Observation:
     units = services(config)
     try:
         flat = [unit for group in units.values() for unit in group]
-        answer = host.query("sh", "-c", _ASK, "status", f"{paths.RUN}/agent/state.json", *flat, timeout=15)
+        answer = host.query("sh", "-c", _ASK, "status", paths.AGENT_STATE, *flat, timeout=15)
         shown, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
         now, _, state = rest.partition("\n")
         vip = config.spec.vip.address

@@ -19,8 +19,8 @@ def give_back(_: Cluster, host: Host) -> Steps:
 
 def services(cluster: Cluster, host: Host) -> Steps:
     """Stop every service, the outermost first, so that the VIP moves away before the registry stops."""
-    frontends = (distribution.UNIT, paths.unit("zot"))
-    for unit in (keepalived.UNIT, agent.UNIT, *haproxy.INSTANCES, *frontends, garage.UNIT, network.UNIT):
+    frontends = (distribution.UNIT, zot.UNIT)
+    for unit in (keepalived.UNIT, agent.UNIT, *paths.HAPROXY_UNITS, *frontends, garage.UNIT, network.UNIT):
         yield NoService(unit)
     yield NoService(paths.SLICE)
 
@@ -58,8 +58,8 @@ def files(cluster: Cluster, host: Host) -> Steps:
     """Remove configuration, programs, run-time state and users."""
     for path in (paths.ETC, paths.OPT, paths.RUN, f"{paths.RUN}.lock.who", f"{paths.RUN}.lock"):
         yield Absent(path)
-    for name in ("agent", "haproxy", "zot", "distribution", "garage"):
-        yield NoUser(paths.user(name))
+    for user in (agent.USER, haproxy.USER, zot.USER, distribution.USER, garage.USER):
+        yield NoUser(user)
 
 
 def data(cluster: Cluster, host: Host) -> Steps:

@@ -18,7 +18,12 @@ from kubeadm_registry.workflow import Phase
 
 @contextmanager
 def registry_at(cluster: Cluster, host: Host, address: str, role: str = "pull") -> Iterator[Registry]:
-    """The registry at *address*, an address that *host* can reach, logged in as *role*."""
+    """The registry at *address*, an address that *host* can reach, logged in as *role*.
+
+    Raises NotYetKnown before there are secrets, when there can be no registry either.
+    """
+    if not cluster.vault.known:
+        raise NotYetKnown("the registry is not there yet")
     secrets = cluster.secrets
     password = {"pull": secrets.pull_password, "push": secrets.push_password}[role]
     via = host.dial(address, paths.REGISTRY_PORT)
@@ -36,8 +41,6 @@ class Canary:
 
     def diff(self, host: Host) -> str | None:
         """That it is missing. Raises NotYetKnown while the registry does not answer."""
-        if not self.cluster.vault.known:
-            raise NotYetKnown("the registry is not there yet")
         try:
             with registry_at(self.cluster, host, self.cluster.node(host).address) as registry:
                 missing = registry.manifest(canary.REPOSITORY, canary.MANIFEST.digest) is None
@@ -67,13 +70,15 @@ class Canary:
 
 
 def serves(cluster: Cluster, address: str, host: Host) -> str | None:
-    """None if *address* serves the known object, every byte of it; else what is wrong."""
+    """None if *address* serves the known object, every byte of it; else what is wrong. Raises NotYetKnown."""
     try:
         with registry_at(cluster, host, address) as registry:
             if registry.manifest(canary.REPOSITORY, canary.MANIFEST.digest) is None:
                 return f"{address} has no manifest of {canary.REPOSITORY}"
             if registry.blob(canary.REPOSITORY, canary.LAYER.digest) is None:
                 return f"{address} has no layer of {canary.REPOSITORY}"
+    except NotYetKnown:
+        raise
     except Error as error:
         return error.message
     return None
@@ -86,8 +91,6 @@ def push(cluster: Cluster, host: Host) -> Steps:
 
 
 def _answers(cluster: Cluster, host: Host) -> str | None:
-    if not cluster.vault.known:
-        raise NotYetKnown("the registry is not there yet")
     try:
         with registry_at(cluster, host, cluster.node(host).address) as registry:
             registry.manifest(canary.REPOSITORY, canary.MANIFEST.digest)
@@ -99,13 +102,7 @@ def _answers(cluster: Cluster, host: Host) -> str | None:
 def pull(cluster: Cluster, host: Host) -> Steps:
     """Read the known object at this server's own address and at the virtual IP."""
     for address in (*cluster.node(host).addresses, *cluster.spec.vip.addresses):
-        yield Wait(f"{address} serves the known object", partial(_serves_when_known, cluster, address), timeout=30)
-
-
-def _serves_when_known(cluster: Cluster, address: str, host: Host) -> str | None:
-    if not cluster.vault.known:
-        raise NotYetKnown("the registry is not there yet")
-    return serves(cluster, address, host)
+        yield Wait(f"{address} serves the known object", partial(serves, cluster, address), timeout=30)
 
 
 PUSH = Phase("push", "Push a small image through the proxy", push, on=leader)

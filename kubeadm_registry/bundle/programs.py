@@ -10,10 +10,9 @@ from typing import Any
 
 from kubeadm_registry.bundle import archive, oci
 from kubeadm_registry.bundle.failures import damaged
+from kubeadm_registry.paths import PROGRAMS
 
 ARTIFACT = "application/vnd.kubeadm-registry.program.v1"
-#: Where programs are unpacked on a host, each version in a directory of its own.
-PROGRAMS = "/opt/kubeadm-registry/programs"
 #: The reference name of a program in the index begins with this.
 REFERENCE = "program/"
 ARCHITECTURES = ("amd64", "arm64")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from kubeadm_registry import canary, paths, zipapp
-from kubeadm_registry.changes import Directory, File, Steps, Wait
+from kubeadm_registry.changes import Directory, File, Steps, Wait, secret_of
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage, haproxy, zot
 from kubeadm_registry.components.units import serve
@@ -18,7 +18,6 @@ USER = paths.user(NAME)
 ETC = f"{paths.ETC}/agent"
 CONFIG = f"{ETC}/agent.json"
 ARCHIVE = f"{paths.OPT}/agent/agent.pyz"
-STATE = f"{paths.RUN}/agent/state.json"
 #: What the agent is written for.
 PYTHON = (3, 9)
 #: Whether the host's Python is of version ``$1`` (as a tuple's items) or newer, and where it is.
@@ -74,9 +73,8 @@ def settings(cluster: Cluster, host: Host) -> dict[str, object]:
 
 def install(cluster: Cluster, host: Host) -> Steps:
     """Install the agent with its configuration and start it."""
-    own = {"owner": f"{USER}:{USER}", "mode": 0o400, "secret": True}
-    key = File(f"{ETC}/heartbeat.key", cluster.secrets.heartbeat_key.encode(), **own)  # type: ignore[arg-type]
-    token = File(f"{ETC}/admin_token", cluster.secrets.admin_token.encode(), **own)  # type: ignore[arg-type]
+    key = secret_of(USER, f"{ETC}/heartbeat.key", cluster.secrets.heartbeat_key.encode())
+    token = secret_of(USER, f"{ETC}/admin_token", cluster.secrets.admin_token.encode())
     archive = File(ARCHIVE, zipapp.build())
     interpreter = python(cluster, host)
     config = File(
@@ -92,4 +90,4 @@ def install(cluster: Cluster, host: Host) -> Steps:
 
 
 def _tells(host: Host) -> str | None:
-    return None if host.query("test", "-s", STATE).ok else f"there is no {STATE}"
+    return None if host.query("test", "-s", paths.AGENT_STATE).ok else f"there is no {paths.AGENT_STATE}"

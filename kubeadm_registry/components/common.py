@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from kubeadm_registry.changes import RECORD_START, Directory, File, Steps, User
+from kubeadm_registry.changes import RECORD_START, STARTED, Directory, File, Steps, User
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, garage, haproxy
 from kubeadm_registry.host import Host
 from kubeadm_registry.paths import ETC, LIBEXEC, OPT, PROGRAMS, SLICE, UNITS, user
 from kubeadm_registry.render import render
 
-_RECORD_START = b"""\
+_RECORD_START = f"""\
 #!/bin/sh
 # Written by kubeadm-registry. Usage: record-start UNIT FILE...
 # Notes with which files UNIT starts, so that a later run sees whether it is stale.
 set -eu
 unit=$1; shift
 umask 022
-mkdir -p /run/kubeadm-registry/started
-sha256sum -- "$@" > "/run/kubeadm-registry/started/.$unit"
-mv -f -- "/run/kubeadm-registry/started/.$unit" "/run/kubeadm-registry/started/$unit"
-"""
+mkdir -p {STARTED}
+sha256sum -- "$@" > "{STARTED}/.$unit"
+mv -f -- "{STARTED}/.$unit" "{STARTED}/$unit"
+""".encode()
 
 
 def base(cluster: Cluster, host: Host) -> Steps:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, url
-from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait, unit_state, wait
+from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait, secret_of, unit_state, wait
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
@@ -62,13 +62,12 @@ def install(cluster: Cluster, host: Host) -> Steps:
         mode=0o640,
     )
     # Garage refuses secrets that its group may read, so they belong to its user alone.
-    own = {"owner": f"{USER}:{USER}", "mode": 0o400, "secret": True}
-    rpc_secret = File(f"{etc}/rpc_secret", secrets.rpc_secret.encode(), **own)  # type: ignore[arg-type]
-    admin_token = File(f"{etc}/admin_token", secrets.admin_token.encode(), **own)  # type: ignore[arg-type]
+    rpc_secret = secret_of(USER, f"{etc}/rpc_secret", secrets.rpc_secret.encode())
+    admin_token = secret_of(USER, f"{etc}/admin_token", secrets.admin_token.encode())
     yield Directory(etc, mode=0o750, owner=f"root:{USER}")
     for directory in (data, f"{data}/meta", f"{data}/data"):
         yield Directory(directory, mode=0o700, owner=f"{USER}:{USER}", recursive=True)
-    yield File(f"{data}/meta/node_key", _bytes(key), **own)  # type: ignore[arg-type]
+    yield secret_of(USER, f"{data}/meta/node_key", _bytes(key))
     yield File(f"{data}/meta/node_key.pub", _bytes(key[64:]), owner=f"{USER}:{USER}", mode=0o400)
     yield from (rpc_secret, admin_token, config)
     yield from serve(

@@ -18,7 +18,6 @@ from kubeadm_registry.secrets import basic
 NAME = "haproxy"
 USER = paths.user(NAME)
 UNIT = f"{paths.PREFIX}-haproxy@.service"
-INSTANCES = tuple(UNIT.replace("@.", f"@{number}.") for number in (1, 2))
 ETC = f"{paths.ETC}/haproxy"
 CONFIG = f"{ETC}/haproxy.cfg"
 STATE_MAP = f"{ETC}/state.map"
@@ -116,7 +115,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield from serve(
         UNIT,
         (config, *files),
-        instances=INSTANCES,
+        instances=paths.HAPROXY_UNITS,
         reloads=[file.path for file in (config, *files)],
         user=USER,
         program=program,

@@ -30,6 +30,17 @@ class Link:
     prefix_length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One virtual address and the servers between which it moves: all of one family (VRRP has no other)."""
+
+    name: str
+    interface: str
+    source: str
+    peers: tuple[str, ...]
+    vip: str
+
+
 def link(host: Host, address: str) -> Link:
     """Where *address* is on *host*. Raises Error if it is on no interface."""
     result = host.query("ip", "-json", "address", "show")
@@ -51,18 +62,16 @@ def holds(host: Host, address: str) -> bool:
 def install(cluster: Cluster, host: Host) -> Steps:
     """Install keepalived's configuration and start it."""
     node, vip, peers = cluster.node(host), cluster.spec.vip, cluster.peers(host)
-    instances = []
-    for number, address in enumerate(vip.addresses):
-        family = 6 if is_ipv6(address) else 4
-        instances.append(
-            {
-                "name": f"REGISTRY{family}",
-                "interface": link(host, node.addresses[number]).interface,
-                "source": node.addresses[number],
-                "peers": [peer.addresses[number] for peer in peers],
-                "vip": address,
-            }
+    instances = [
+        Instance(
+            name=f"REGISTRY{6 if is_ipv6(address) else 4}",
+            interface=link(host, source).interface,
+            source=source,
+            peers=tuple(peer.addresses[number] for peer in peers),
+            vip=address,
         )
+        for number, (source, address) in enumerate(zip(node.addresses, vip.addresses, strict=False))
+    ]
     position = [member.name for member in cluster.spec.nodes].index(node.name)
     program = cluster.program(NAME).executable
     config = File(
@@ -77,7 +86,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
         ),
         validate=(program, "--config-test", "--use-file", "{path}"),
     )
-    drops = [f"ip address del {prefix(i['vip'])} dev {i['interface']} 2>/dev/null || :" for i in instances]  # type: ignore[arg-type]
+    drops = [f"ip address del {prefix(one.vip)} dev {one.interface} 2>/dev/null || :" for one in instances]
     drop = File(
         DROP,
         ("#!/bin/sh\n# Written by kubeadm-registry: takes the virtual IP away from this server.\n"

@@ -13,7 +13,6 @@ def serve(
     unit: str,
     files: Sequence[File],
     *,
-    template: str = "",
     instances: Sequence[str] = (),
     reloads: Sequence[str] = (),
     gate: Condition | None = None,
@@ -22,10 +21,10 @@ def serve(
     """Write the unit file of *unit*, then have it (or each of its *instances*) run with *files*.
 
     *files* are written by the caller; the unit notes their digests when it starts, and so knows when it is stale.
-    *values* go to the template ``units/<template>``, by default the name of the unit.
+    *values* go to the template ``units/<unit>.j2``.
     """
     record = [RECORD_START, "%n", *(file.path for file in files), unit_path(unit)]
-    text = render(f"units/{template or unit}.j2", record=" ".join(record), slice=SLICE, **values)
+    text = render(f"units/{unit}.j2", record=" ".join(record), slice=SLICE, **values)
     unit_file = File(unit_path(unit), text)
     yield unit_file
     for name in instances or (unit,):

@@ -15,7 +15,7 @@ from kubeadm_registry.addresses import endpoint, prefix
 from kubeadm_registry.bundle import Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, garage, haproxy, keepalived, programs
+from kubeadm_registry.components import agent, garage, keepalived, programs
 from kubeadm_registry.host import FileState
 from kubeadm_registry.secrets import Secrets, Vault
 from tests.unit.fakes import Command, FakeTransport
@@ -242,12 +242,12 @@ class FakeCluster:
         listening = f"LISTEN 0 4096 {endpoint(node.address, paths.REGISTRY_PORT)} *:*\n"
         server.answer(
             "ss", "-Hltn", "sport", "=", f":{paths.REGISTRY_PORT}",
-            with_=lambda *_: listening if server.unit(haproxy.INSTANCES[0]).active == "active" else "",
+            with_=lambda *_: listening if server.unit(paths.HAPROXY_UNITS[0]).active == "active" else "",
         )  # fmt: skip
 
         def started(unit: str) -> None:
             if unit == agent.UNIT:
-                server.put(agent.STATE, "{}\n")
+                server.put(paths.AGENT_STATE, "{}\n")
 
         server.on_start = started
 
