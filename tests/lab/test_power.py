@@ -40,8 +40,10 @@ def blocks(host: Host) -> set[str]:
     return set(host.sh("find", BLOCKS, "-type", "f", "-size", "+0", "-printf", "%f\n").stdout.split())
 
 
-def test_after_a_return_another_server_may_be_lost(registry: Registry) -> None:
-    """What was pushed before and while it was away is read without the other one, through every server that is left."""
+def returned(registry: Registry) -> tuple[images.Image, images.Image, Host, float]:
+    """The holder loses its power and returns, with a push before and one meanwhile; whole again. Both images, the
+    server, and the moment (monotonic) at which its log-in worked.
+    """
     before, meanwhile = (images.image(SIZES, seed=time.time_ns() + turn) for turn in (1, 2))
     images.push(registry, before, "power/before")
     victim = registry.holder()
@@ -51,6 +53,12 @@ def test_after_a_return_another_server_may_be_lost(registry: Registry) -> None:
     victim.power_on()
     begin = time.monotonic()
     registry.wait_whole()
+    return before, meanwhile, victim, begin
+
+
+def test_after_a_return_another_server_may_be_lost(registry: Registry) -> None:
+    """What was pushed before and while it was away is read without the other one, through every server that is left."""
+    before, meanwhile, victim, begin = returned(registry)
     say(f"{registry.frontend}: returned, whole {time.monotonic() - begin:.1f} s after")
     other = registry.others(victim)[0]
     other.power_cut()
@@ -63,15 +71,7 @@ def test_after_a_return_another_server_may_be_lost(registry: Registry) -> None:
 @pytest.mark.long
 def test_a_returned_server_gets_its_copies(registry: Registry) -> None:
     """What was pushed while it was away comes to its own disk, at the latest when Garage compares tables (10 min)."""
-    before, meanwhile = (images.image(SIZES, seed=time.time_ns() + turn) for turn in (1, 2))
-    images.push(registry, before, "power/before")
-    victim = registry.holder()
-    victim.power_cut()
-    wait_until("an answer", lambda: served(registry, before, "power/before"), seconds=10)
-    images.push(registry, meanwhile, "power/meanwhile")
-    victim.power_on()
-    begin = time.monotonic()
-    registry.wait_whole()
+    _, _, victim, begin = returned(registry)
     whole = time.monotonic() - begin
     other = registry.others(victim)[0]
     wait_until("its copy of every block", lambda: blocks(other) <= blocks(victim), seconds=720, every=1)
