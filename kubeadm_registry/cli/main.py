@@ -149,8 +149,8 @@ def cli() -> None:
 
     \b
     First run:
-      kubeadm-registry bundle create -o kubeadm-registry-bundle.tar   # on a machine with internet
-      kubeadm-registry preflight && kubeadm-registry init             # in the room, with ./cluster.yaml
+      kubeadm-registry bundle create --program garage=PATH   # on a machine with internet
+      kubeadm-registry preflight && kubeadm-registry init    # in the room, with ./cluster.yaml
 
     \b
     Exit codes: 0 done or nothing to do, 1 failed, 2 wrong file or command line (nothing was contacted),
