@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kubeadm_registry import secrets as secrets_file
@@ -21,7 +21,7 @@ class Cluster:
 
     config: RegistryCluster
     hosts: tuple[Host, ...]
-    """All members of the wanted cluster, in the order of the file."""
+    """All members of the wanted cluster that answer, in the order of the file."""
     vault: Vault
     programs: Mapping[str, Program]
     """The programs by name, from the bundle if there is one, else as the hosts have them."""
@@ -29,6 +29,8 @@ class Cluster:
     """Where programs come from. None: they must be on the hosts already."""
     previewing: bool = False
     """Whether placeholders may stand for secrets that nobody has made yet, as in a dry-run."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """The members that cannot be reached, and why. What the others get is owed to them."""
 
     @property
     def spec(self) -> Spec:

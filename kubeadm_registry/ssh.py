@@ -32,6 +32,8 @@ LOGIN_TIMEOUT = 60.0
 SILENCE = 30
 #: More hosts to jump over than this are a circle in ssh_config.
 MOST_JUMPS = 8
+#: The code of ConnectionFailed when nobody answers: the host, its network or its sshd is down.
+UNREACHABLE = "HostUnreachable"
 #: Preferred to paramiko's own order: authenticated, and faster.
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
@@ -326,7 +328,7 @@ def _unreachable(settings: Settings, target: SshTarget, why: str) -> ConnectionF
         f"cannot reach {settings.where}: {why}",
         host=target.name,
         hint=f"see that the host is up, and that address and port are right; try: {settings.ssh_command('true')}",
-        code="HostUnreachable",
+        code=UNREACHABLE,
     )
 
 

@@ -23,6 +23,7 @@ from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIF
 from kubeadm_registry.report import Console, JsonLines, Reporter
 from kubeadm_registry.workflow import Workflow, leaves, preflight, require_checks, run, select
 
+EXIT_DEGRADED = 5
 EXIT_INTERRUPTED = 130
 
 
@@ -161,15 +162,19 @@ def cli() -> None:
 def _run(
     context: Context, workflow: Workflow, path: Path | None, bundle: Path | None, *, dry_run: bool = False,
     only: tuple[str, ...] = (), skip: tuple[str, ...] = (), ignore: tuple[str, ...] = (), need_programs: bool = True,
+    may_miss: bool = False,
 ) -> None:  # fmt: skip
     reporter = context.reporter()
     cluster_file = config.load(path)
     # What the command line says is judged before any server is contacted.
     select(workflow, only, skip)
     require_checks(workflow, ignore)
-    with session.cluster(cluster_file, reporter, bundle=bundle) as cluster:
+    with session.cluster(cluster_file, reporter, bundle=bundle, may_miss=may_miss) as cluster:
+        for name, why in cluster.absent.items():
+            reporter.note(f"{why}; going on with the others, which cannot lose another server now", host=name)
         if need_programs:
             require_programs(cluster)
+        absent = cluster.absent
         actions = run(workflow, cluster, reporter, only=only, skip=skip, ignore=ignore, dry_run=dry_run)
     changed = len(actions)
     hosts = len({action.host for action in actions})
@@ -180,7 +185,14 @@ def _run(
         summary = (
             f"{changed} {'thing' if changed == 1 else 'things'} {verb} on {hosts} {'host' if hosts == 1 else 'hosts'}"
         )
-    reporter.result(summary, changed=changed, dryRun=dry_run)
+    phases = list(dict.fromkeys(action.phase for action in actions))
+    for name in absent:
+        what = f"{', '.join(phases)}, and what else" if phases else "what"
+        reporter.note(f"owed: {what} changed since it was last reached; run init again when it is back", host=name)
+    owed = {name: {"reason": why, "phases": phases} for name, why in absent.items()}
+    reporter.result(summary, changed=changed, dryRun=dry_run, owed=owed)
+    if absent:
+        sys.exit(EXIT_DEGRADED)
 
 
 def require_programs(cluster: Cluster) -> None:
@@ -202,10 +214,13 @@ def init(context: Context, path: Path | None, bundle: Path | None, dry_run: bool
 
     Run it again at any time: what is right already is left alone, an interrupted run is made up, and a second run
     says "nothing to do".
+
+    When a server of a registry that exists cannot be reached, the others are brought to what the file says, and the
+    exit code is 5: run it again when the server is back. More than half of the servers must answer.
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
-    _run(context, INIT, path, bundle, dry_run=dry_run, skip=names(skip), ignore=names(ignore))
+    _run(context, INIT, path, bundle, dry_run=dry_run, skip=names(skip), ignore=names(ignore), may_miss=True)
 
 
 @command(cast(click.Group, init), "phase", help_after=phase_table(INIT))
@@ -220,7 +235,10 @@ def init_phase(
     context: Context, phase: str, path: Path | None, bundle: Path | None, dry_run: bool, ignore: str, skip: str
 ) -> None:
     """Run one phase of init, with the phases below it."""
-    _run(context, INIT, path, bundle, dry_run=dry_run, only=(phase,), skip=names(skip), ignore=names(ignore))
+    _run(
+        context, INIT, path, bundle,
+        dry_run=dry_run, only=(phase,), skip=names(skip), ignore=names(ignore), may_miss=True,
+    )  # fmt: skip
 
 
 @command(cli, "preflight")

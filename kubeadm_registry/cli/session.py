@@ -20,8 +20,8 @@ from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
 from kubeadm_registry.host import Host, Transport
 from kubeadm_registry.local import Local
 from kubeadm_registry.report import Reporter
-from kubeadm_registry.secrets import Secrets
-from kubeadm_registry.ssh import SshTarget, connect
+from kubeadm_registry.secrets import Secrets, Vault
+from kubeadm_registry.ssh import UNREACHABLE, SshTarget, connect
 
 DEFAULT_BUNDLE = Path("kubeadm-registry-bundle.tar")
 SUDO_PASSWORD = "KUBEADM_REGISTRY_SUDO_PASSWORD"  # noqa: S105  the name of a variable
@@ -117,18 +117,6 @@ def _connect(
         return list(pool.map(attempt, nodes))
 
 
-@contextmanager
-def hosts(config: RegistryCluster, reporter: Reporter) -> Iterator[list[Host]]:
-    """Every host of the file, connected. Raises ConnectionFailed after telling of each one that failed."""
-    with ExitStack() as stack:
-        reached, failures = _attempt(config)
-        for host in reached:
-            stack.callback(host.transport.close)
-        if failures:
-            raise _told(failures, reporter)
-        yield reached
-
-
 def _told(failures: Sequence[ConnectionFailed], reporter: Reporter) -> ConnectionFailed:
     """The first of the *failures*, to be raised; the others are told of."""
     for failure in failures[1:]:
@@ -136,9 +124,25 @@ def _told(failures: Sequence[ConnectionFailed], reporter: Reporter) -> Connectio
     return failures[0]
 
 
+def can_miss(config: RegistryCluster, reached: int, failures: Sequence[ConnectionFailed], vault: Vault) -> bool:
+    """Whether the work can be done on the *reached* hosts alone.
+
+    Only a cluster that was made once can: its secrets are known. More than half of it must be there, for else its
+    storage takes nothing; and a host that answers and is not trusted is not one that is down.
+    """
+    down = all(failure.code == UNREACHABLE for failure in failures)
+    return vault.known and down and 2 * reached > len(config.spec.nodes)
+
+
 @contextmanager
-def cluster(config: RegistryCluster, reporter: Reporter, *, bundle: Path | None) -> Iterator[Cluster]:
-    """The cluster with connected hosts. *bundle* None: ./kubeadm-registry-bundle.tar if it is there, else none."""
+def cluster(
+    config: RegistryCluster, reporter: Reporter, *, bundle: Path | None, may_miss: bool = False
+) -> Iterator[Cluster]:
+    """The cluster with connected hosts. *bundle* None: ./kubeadm-registry-bundle.tar if it is there, else none.
+
+    *may_miss*: less than half of the servers of a cluster that was made before may be unreachable. Raises
+    ConfigError, ConnectionFailed (after telling of each host that failed), Error (SecretsConflict, SecretsDamaged).
+    """
     if bundle is None and DEFAULT_BUNDLE.exists():
         bundle = DEFAULT_BUNDLE
     if bundle is not None and not bundle.exists():
@@ -146,10 +150,17 @@ def cluster(config: RegistryCluster, reporter: Reporter, *, bundle: Path | None)
                           hint="make one with `kubeadm-registry bundle create -o FILE`")  # fmt: skip
     with ExitStack() as stack:
         opened = stack.enter_context(Bundle.open(bundle)) if bundle is not None else None
-        connected = stack.enter_context(hosts(config, reporter))
+        connected, failures = _attempt(config)
+        for host in connected:
+            stack.callback(host.transport.close)
+        if failures and not (may_miss and connected):
+            raise _told(failures, reporter)
         vault = read_vault(config, connected)
+        if failures and not can_miss(config, len(connected), failures, vault):
+            raise _told(failures, reporter)
         found = select(config, opened.programs) if opened is not None else installed(connected)
-        yield Cluster(config, tuple(connected), vault, found, opened)
+        absent = {failure.host: failure.message for failure in failures}
+        yield Cluster(config, tuple(connected), vault, found, opened, absent=absent)
 
 
 def wanted(config: RegistryCluster) -> tuple[str, ...]:

@@ -15,11 +15,10 @@ from rich.table import Table
 from kubeadm_registry import config
 from kubeadm_registry import status as cluster_status
 from kubeadm_registry.cli import session
-from kubeadm_registry.cli.main import Context, cli, command, file_option
+from kubeadm_registry.cli.main import EXIT_DEGRADED, Context, cli, command, file_option
 
 EXIT_NOT_AVAILABLE = 1
 EXIT_UNREACHABLE = 4
-EXIT_DEGRADED = 5
 _MARKS = {"True": "[green]yes[/green]", "False": "[red]no[/red]", "Unknown": "[yellow]unknown[/yellow]"}
 _QUESTIONS = {
     "Available": "answers at the virtual IP",

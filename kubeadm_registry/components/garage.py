@@ -146,13 +146,15 @@ def health(cluster: Cluster, host: Host) -> dict[str, Any]:
 
 
 def whole(cluster: Cluster, host: Host) -> str | None:
-    """None if every storage server is connected and every partition complete, as *host* sees it."""
+    """None if every storage server that answers is connected and every partition complete, as *host* sees it."""
     try:
         state = health(cluster, host)
     except NotYetKnown as error:
         return error.message
-    wanted = len(cluster.spec.nodes)
-    if state["storageNodesUp"] == wanted and state["partitions"] and state["partitionsAllOk"] == state["partitions"]:
+    wanted = len(cluster.hosts)
+    # A partition that has a copy on an absent server cannot have all of them.
+    complete = state["partitionsQuorum" if cluster.absent else "partitionsAllOk"]
+    if state["storageNodesUp"] >= wanted and state["partitions"] and complete == state["partitions"]:
         return None
     return f"{state['storageNodesUp']} of {wanted} storage servers are up, storage is {state['status']}"
 
@@ -227,8 +229,8 @@ def _all_connected(cluster: Cluster, host: Host) -> str | None:
         connected = health(cluster, host)["connectedNodes"]
     except NotYetKnown as error:
         return error.message
-    wanted = len(cluster.spec.nodes)
-    return None if connected == wanted else f"{connected} of {wanted} storage servers are connected"
+    wanted = len(cluster.hosts)
+    return None if connected >= wanted else f"{connected} of {wanted} storage servers are connected"
 
 
 @dataclass(frozen=True, slots=True)

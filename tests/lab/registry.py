@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,14 +291,14 @@ class Registry:
         """The unit of the service *name*; ``frontend`` is whichever there is."""
         return paths.unit(self.frontend if name == "frontend" else name)
 
-    def invocations(self) -> dict[str, str]:
-        """For each unit of ours on each server, the id of its present run."""
+    def invocations(self, hosts: Iterable[Host] | None = None) -> dict[str, str]:
+        """For each unit of ours on each of *hosts* (or of the servers), the id of its present run."""
         script = (
             "for unit in $(systemctl list-units --all --plain --no-legend 'kubeadm-registry*' | cut -d' ' -f1); do "
             'echo "$unit=$(systemctl show -P InvocationID "$unit")"; done'
         )
         found = {}
-        for host in self.servers.values():
+        for host in self.servers.values() if hosts is None else hosts:
             for line in host.sh("sh", "-c", script).stdout.split():
                 unit, _, identity = line.partition("=")
                 found[f"{host.name} {unit}"] = identity

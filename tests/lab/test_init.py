@@ -275,7 +275,14 @@ def test_json_lines(registry: Registry) -> None:
     assert all(event["ok"] for event in events if event["event"] == "check")
     assert [event["phase"] for event in events if event["event"] == "phase"][-2:] == ["verify/push", "verify/pull"]
     seconds = last.pop("seconds")
-    assert last == {"event": "result", "ok": True, "summary": "nothing to do", "changed": 0, "dryRun": False}
+    assert last == {
+        "event": "result",
+        "ok": True,
+        "summary": "nothing to do",
+        "changed": 0,
+        "dryRun": False,
+        "owed": {},
+    }
     assert seconds > 0
     host = registry.servers["h3"]
     host.sh("chmod", "640", secrets.PATH)
@@ -289,6 +296,35 @@ def test_json_lines(registry: Registry) -> None:
     assert host.sh("stat", "-c", "%a", secrets.PATH).stdout == "640\n"
     assert registry.json("init")[-1]["changed"] == 1
     assert host.sh("stat", "-c", "%a", secrets.PATH).stdout == "600\n"
+
+
+# A server that is down
+
+
+def test_without_one_server_a_run_goes_on_with_the_others_and_is_made_up_later(registry: Registry) -> None:
+    away = registry.holder()
+    away.power_cut()
+    rest = registry.others(away)
+    before = registry.invocations(rest)
+    result = registry.cli("init", check=False)
+    assert result.returncode == 5, result.stdout + result.stderr
+    assert "going on with the others" in result.stdout
+    assert "run init again when it is back" in result.stdout
+    assert last_line(result) == "nothing to do"
+    assert registry.invocations(rest) == before
+    registry.write_file({"proxy.anonymousPull": False})
+    result = registry.cli("init", "-o", "json", check=False)
+    assert result.returncode == 5, result.stdout + result.stderr
+    last = json.loads(last_line(result))
+    assert last["changed"] > 0
+    assert last["owed"][away.name]["phases"] == ["proxy"]
+    away.power_on()
+    registry.wait_whole()
+    said = registry.cli("init")
+    assert last_line(said).endswith("on 1 host"), said.stdout
+    registry.write_file()
+    registry.cli("init")
+    registry.wait_whole()
 
 
 # The secrets

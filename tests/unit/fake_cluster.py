@@ -115,6 +115,7 @@ class FakeGarage:
             "storageNodesUp": storage,
             "partitions": 256 if self.version else 0,
             "partitionsAllOk": 256 if whole else 0,
+            "partitionsQuorum": 256 if self.version > 0 and 2 * up > len(self.hosts) else 0,
         }
 
     def GetClusterLayout(self, _: Any) -> Any:

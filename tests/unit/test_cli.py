@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from kubeadm_registry import __version__, config, paths, secrets
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import load_commands
-from kubeadm_registry.components import programs
+from kubeadm_registry.components import garage, programs
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.host import Transport
@@ -217,6 +217,65 @@ def test_a_server_that_cannot_be_reached_ends_with_4(run: Terminal, command: str
     assert [*(note["host"] for note in notes), error["host"]] == ["cp-2", "cp-3", "cp-1"], "each one is told"
 
 
+def cut_off(servers: FakeCluster, monkeypatch: pytest.MonkeyPatch, away: dict[str, str]) -> None:
+    """Each server in *away* does not let itself be reached, for the reason given there."""
+    reach = session.reach
+
+    def refuse(config: RegistryCluster, node: Node, sudo_password: str | None) -> Transport:
+        if node.name in away:
+            raise ConnectionFailed(f"cannot reach {node.address}: timed out", host=node.name, code=away[node.name])
+        return reach(config, node, sudo_password)
+
+    for name in away:
+        servers.servers[name].unit(garage.UNIT).active = "inactive"
+    monkeypatch.setattr(session, "reach", refuse)
+
+
+def test_without_one_server_init_goes_on_with_the_others_and_says_what_is_owed(
+    run: Terminal, installed: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(installed.servers["cp-1"].acts)
+    with monkeypatch.context() as context:
+        cut_off(installed, context, {"cp-1": "HostUnreachable"})
+        result = run("init", *SKIP)
+        assert result.exit_code == 5, result.output
+        assert "cannot reach 10.0.0.11: timed out; going on with the others" in result.stdout
+        assert "what changed since it was last reached; run init again" in result.stdout
+        assert result.stdout.splitlines()[-1] == "nothing to do"
+        run.write(config.SMALLEST + "  proxy: {anonymousPull: false}\n")
+        owed = lines(run("init", *SKIP, "-o", "json"))[-1]
+        assert owed["changed"] > 0
+        assert owed["owed"] == {"cp-1": {"reason": "cannot reach 10.0.0.11: timed out", "phases": ["proxy"]}}
+    assert len(installed.servers["cp-1"].acts) == before, "it was left alone"
+    installed.servers["cp-1"].unit(garage.UNIT).active = "active"
+    made_up = run("init", *SKIP)
+    assert (made_up.exit_code, made_up.stdout.splitlines()[-1]) == (0, "3 things changed on 1 host"), made_up.output
+
+
+@pytest.mark.parametrize(
+    "away",
+    [
+        {"cp-1": "HostUnreachable", "cp-3": "HostUnreachable"},
+        {"cp-2": "HostKeyChanged"},
+        {"cp-2": "AuthenticationFailed"},
+    ],
+    ids=["too many", "a stranger", "no way in"],
+)
+def test_init_does_not_go_on_without_a_majority_or_past_a_server_that_answers(
+    run: Terminal, installed: FakeCluster, monkeypatch: pytest.MonkeyPatch, away: dict[str, str]
+) -> None:
+    cut_off(installed, monkeypatch, away)
+    acts = installed.acts()
+    failed(run("init", *SKIP), 4)
+    assert installed.acts() == acts
+
+
+def test_a_first_init_needs_every_server(run: Terminal, servers: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_off(servers, monkeypatch, {"cp-3": "HostUnreachable"})
+    failed(run("init", *SKIP), 4)
+    assert servers.acts() == []
+
+
 def test_a_failure_names_phase_change_host_and_remedy(run: Terminal, servers: FakeCluster) -> None:
     servers.servers["cp-2"].broken[paths.unit("garage")] = "cannot open the database"
     result = run("init", *SKIP)
@@ -294,7 +353,7 @@ def test_init_as_json_lines(run: Terminal, servers: FakeCluster) -> None:
     shapes = {
         "phase": {"event", "phase", "summary"},
         "change": {"event", "phase", "host", "title", "diff", "dryRun"},
-        "result": {"event", "ok", "summary", "changed", "dryRun", "seconds"},
+        "result": {"event", "ok", "summary", "changed", "dryRun", "owed", "seconds"},
     }
     assert {event["event"] for event in events} == set(shapes)
     for event in events:
