@@ -18,7 +18,7 @@ from kubeadm_registry.agent import certificate, proxy, rules, status
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.epoch import Epoch, known
-from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
+from kubeadm_registry.agent.garage import Garage
 from kubeadm_registry.agent.gate import Gate, Writer
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.lease import ASKS
@@ -73,6 +73,7 @@ class Daemon:
             raise ValueError(f"{config.heartbeat_key_file}: the key needs at least {LEAST_KEY} bytes")
         self._frontend = Processes(config.frontend.unit)
         self._storage = Processes(config.storage.unit if config.storage is not None else "")
+        self._garage = Garage(config, self._failed)
         self._gate = Gate(config.frontend, self._frontend, Path(config.paths.mark))
         self._writer = Writer(config, self._gate, self.changed)
         self._addresses = Addresses()
@@ -231,7 +232,12 @@ class Daemon:
         for name, stuck in new.destroy:
             self._cut(name, stuck)
         if new.connect:
-            self._connect()
+            self.counters.connects += 1
+            self._garage.connect()
+        if new.compare:
+            self.counters.compares += 1
+            self.log("compare", "all storages are here again: what one has missed is sent to it")
+            self._garage.compare()
         self._apply_writer(new, now)
 
     def _remember(self) -> None:
@@ -313,42 +319,6 @@ class Daemon:
             return
         self.counters.kills[name] = self.counters.kills.get(name, 0) + 1
         self.log(f"kill-{name}", f"{reason}: killed {', '.join(map(str, hit)) or 'nothing, no process found'}", level=4)
-
-    def _connect(self) -> None:
-        """Tell Garage to connect to its peers now; by itself it would after ten to thirty seconds."""
-        storage, token = self.config.storage, ""
-        port = self.config.ports.rpc
-        nodes = [
-            f"{peer.garage_node_id}@{f'[{peer.address}]' if ':' in peer.address else peer.address}:{port}"
-            for peer in self.config.peers
-            if peer.garage_node_id
-        ]
-        if storage is None or not nodes or not self.config.garage_admin_token_file:
-            return
-        try:
-            token = Path(self.config.garage_admin_token_file).read_text(encoding="ascii").strip()
-        except (OSError, ValueError) as error:
-            self._failed("connect", f"cannot read the token of the storage: {error}")
-            return
-
-        def done(outcome: Outcome) -> None:
-            code = http_answer(outcome.data)[0] if outcome.kind is Kind.ANSWERED else 0
-            if code != 200:
-                self._failed("connect", f"the storage did not connect to its peers: {code or outcome.kind.value}")
-
-        self.counters.connects += 1
-        where = f"{storage.admin_address}:{storage.admin_port}"
-        request = http_request(
-            where, "/v2/ConnectClusterNodes", method="POST", token=token, body=json.dumps(nodes).encode()
-        )
-        Exchange(
-            self._loop,
-            (storage.admin_address, storage.admin_port),
-            request,
-            deadline=5.0,
-            done=done,
-            complete=http_complete,
-        )
 
     async def _fence(self) -> None:
         """Shut the gate in every HAProxy, then end the frontend that could write. The second is what counts."""

@@ -191,6 +191,9 @@ class Memory:
     fit: bool = False
     connected: float = 0.0  # when the storage was last told to connect
     partial_since: Optional[float] = None  # since when the storage lacks a member that should be there
+    apart: bool = True  # a storage was away since the tables were last compared; who starts does not know
+    whole_since: Optional[float] = None  # since when all storages answer and are connected
+    compared: Optional[float] = None  # when the storage was last told to compare its tables
     lease: LeaseMemory = LeaseMemory()
 
 
@@ -212,6 +215,7 @@ class Decisions:
     kill_proxies: tuple[int, ...] = ()
     destroy: tuple[tuple[str, bool], ...] = ()  # (peer, only connections that are stuck)
     connect: bool = False  # tell the storage to connect to the peers
+    compare: bool = False  # tell the storage to compare its tables with the peers'
     fence: bool = False  # end the frontend process that could write
     writing: bool = False  # the frontend should have its writing configuration
     conditions: tuple[str, ...] = ()
@@ -252,6 +256,7 @@ class Timings:
     lease_margin: float = 0.5  # a writer ends so long before
     writable_interval: float = 1.0  # between two looks whether the writing frontend takes writes
     connect_interval: float = 5.0
+    compare_interval: float = 10.0  # between two comparisons of all tables, which read the whole metadata
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ YIELD = 1.0  # seconds that another holder must be heard of; longer than all nee
 FALSE_ALARM = 2.0  # seconds: a host that is heard again sooner was neither dead nor cut off, but busy
 MOST_ALARMS = 2
 CALM = 60.0  # seconds
+WHOLE = 1.0  # seconds that all storages must have been there before their tables are compared
 FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard is looked at
 KILL_AGAIN = 2.0  # seconds
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
@@ -252,17 +253,17 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     level = own_level(frontend.health, None if seen.storage is None else storage.health, found, somebody_reads)
     good = level is Level.FIT and proxy_ok
     wrong = frontend.health in FAILED or (found in (Verdict.WRONG, Verdict.MISSING) and level is not Level.FIT)
-    partial = (
-        seen.storage is not None
-        and storage.health is Health.OK
-        and not seen.storage_whole
+    all_answer = (
+        storage.health is Health.OK
         and len(reports) == len(settings.peers)
         and all(said.storage for said in reports.values())
     )
+    partial = all_answer and not seen.storage_whole
     storage_back = storage.health is Health.OK and memory.storage.health in (*FAILED, Health.SUSPECT)
     partial_since = (now if memory.partial_since is None else memory.partial_since) if partial else None
     waited = partial_since is not None and now - partial_since >= FIRST_LOOK
     connect = back or storage_back or (waited and now - memory.connected >= timings.connect_interval)
+    apart, whole_since, compare = _reunion(memory, whole=all_answer and seen.storage_whole, now=now, timings=timings)
 
     held = (now if memory.held_since is None else memory.held_since) if seen.holds_vip else None
     hidden = hidden_holder(reports, settings)
@@ -283,6 +284,9 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         unwell_since=None if level is Level.FIT else now if memory.unwell_since is None else memory.unwell_since,
         connected=now if connect else memory.connected,
         partial_since=partial_since,
+        apart=apart and not compare,
+        whole_since=whole_since,
+        compared=now if compare else memory.compared,
     )
     is_fit = fit(new, proxy_dead=proxy_dead, proxy_ok=proxy_ok, somebody_good=somebody_good, now=now, timings=timings)
     claim = new.lease
@@ -324,10 +328,24 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         kill_proxies=kill_proxies,
         destroy=destroy,
         connect=connect,
+        compare=compare,
         fence=settings.single_writer and claim.role is Role.CLOSING,
         writing=settings.single_writer and claim.role in (Role.OPENING, Role.WRITER),
         conditions=_conditions(new, seen, len(reports), proxy_dead=proxy_dead, proxy_ok=proxy_ok, settings=settings),
     )
+
+
+def _reunion(memory: Memory, *, whole: bool, now: float, timings: Timings) -> tuple[bool, Optional[float], bool]:
+    """Whether a storage was away, since when all are *whole*, and whether the tables are to be compared now.
+
+    Invariants: compares only when a storage was away since the last time, once all have been there for ``WHOLE``
+    seconds, and at most every ``compare_interval`` seconds.
+    """
+    if not whole:
+        return True, None, False
+    since = now if memory.whole_since is None else memory.whole_since
+    rested = memory.compared is None or now - memory.compared >= timings.compare_interval
+    return memory.apart, since, memory.apart and rested and now - since >= WHOLE
 
 
 def _peers(

@@ -20,6 +20,7 @@ class Counters:
     connections_ended: int = 0
     kills: dict[str, int] = field(default_factory=dict)
     connects: int = 0
+    compares: int = 0
     pauses: int = 0
     errors: int = 0
     fences: int = 0
@@ -158,6 +159,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
             "connections_ended": counters.connections_ended,
             "kills": counters.kills,
             "storage_connects": counters.connects,
+            "storage_compares": counters.compares,
             "own_pauses": counters.pauses,
             "fences": counters.fences,
             "errors": counters.errors,
@@ -223,6 +225,7 @@ def metrics(state: dict[str, Any], cpu: float) -> str:
         ("read_resets", "Times that waiting reads were reset."),
         ("connections_ended", "TCP connections ended."),
         ("storage_connects", "Times that the storage was told to connect to its peers."),
+        ("storage_compares", "Times that the storage was told to compare its tables with its peers'."),
         ("own_pauses", "Times that the agent itself was not run."),
         ("fences", "Frontend processes ended because they could write."),
         ("errors", "Things that the agent could not do."),

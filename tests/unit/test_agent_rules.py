@@ -571,3 +571,22 @@ def test_a_storage_that_lacks_a_member_which_is_there_is_told_to_connect_now_and
     times = [now for now, d in taken if d.connect]
     assert times[0] == near(6.05)
     assert len(times) == 3
+
+
+def test_tables_are_compared_when_the_last_storage_is_back_and_not_again_soon(settled: Memory) -> None:
+    """What was written while one was away comes to it then; by itself Garage compares every ten minutes."""
+
+    def course(now: float) -> Observation:
+        away = 40.0 <= now < 50.0 or 52.0 <= now < 53.0
+        view = PeerView(40.0 if now < 50.0 else 52.0, None, GOOD_PEER, 1.0)
+        return well(now, peers={**well(now).peers, "b": view} if away else well(now).peers)
+
+    assert not settled.apart
+    _, taken = play(course, until=120.0, memory=settled, start=5.0)
+    times = [now for now, d in taken if d.compare]
+    assert times == [near(50.0 + rules.WHOLE), near(50.0 + rules.WHOLE + T.compare_interval)]
+
+
+def test_tables_are_compared_once_after_the_start() -> None:
+    _, taken = play(well, until=60.0)
+    assert [now for now, d in taken if d.compare] == [near(rules.WHOLE)]
