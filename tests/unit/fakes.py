@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kubeadm_registry import changes
+from kubeadm_registry import changes, workflow
 from kubeadm_registry import host as host_module
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.host import FileState, Host, Result
@@ -87,6 +87,7 @@ class FakeTransport:
     units: dict[str, Unit] = field(default_factory=dict)
     log: list[Command] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
+    flushed: list[tuple[str, ...]] = field(default_factory=list)
     #: The connection is lost before the act of this number, as if the power went.
     cut_at: int | None = None
     #: Units that do not start, with what they log.
@@ -232,6 +233,10 @@ class FakeTransport:
             raise Failed(f"mv: cannot overwrite directory '{path}' with non-directory")
         self._act(f"write {path}, mode {int(mode, 8):o}, owner {owner}")
         self.tree[path] = FileState(stdin, int(mode, 8), owner)
+        return b""
+
+    def _flush(self, arguments: tuple[str, ...], _: bytes) -> bytes:
+        self.flushed.append(arguments)
         return b""
 
     def _is_there(self, arguments: tuple[str, ...], _: bytes) -> bytes:
@@ -502,6 +507,7 @@ _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = 
     host_module._WRITE: FakeTransport._write,
     changes._THERE: FakeTransport._is_there,
     changes._UNIT: FakeTransport._unit_state,
+    workflow._FLUSH: FakeTransport._flush,
 }
 
 

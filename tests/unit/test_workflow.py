@@ -130,10 +130,13 @@ def test_what_differs_is_reported_and_changed_and_a_second_run_does_nothing(
     assert recorder.actions == recorder.finished == actions
     assert recorder.dry == {False}
     assert all(server.content(MOTD) == b"hello\n" for server in three.servers.values())
+    flushed = ("/etc/kubeadm-registry", "/opt/kubeadm-registry", "/var/lib/kubeadm-registry")
+    assert all(server.flushed == [flushed] for server in three.servers.values()), "it outlives a power cut"
 
     before = three.acts()
     assert run((motd(),), three.cluster, Recorder()) == []
     assert three.acts() == before
+    assert all(server.flushed == [flushed] for server in three.servers.values())
 
 
 def test_a_step_reads_what_the_one_before_it_wrote(three: FakeCluster, recorder: Recorder) -> None:
