@@ -2,7 +2,8 @@
 
 A heartbeat is ``KR1``, an HMAC-SHA256 of the rest under the key that all nodes share, and a JSON array. It names
 sender and receiver, the sender's *instance* (random, new at each start) and a counter that only grows, and it
-*answers* the newest heartbeats that the sender has from the receiver by their instance and counter.
+*answers* the newest heartbeats that the sender has from the receiver by their instance and counter: first the one
+that it believed, then one that it could not yet believe. Only the first renews a vote.
 
 A receiver believes a heartbeat as news only if it answers one that the receiver sent a short while ago, by the
 receiver's own clock. So neither a replay, nor a delayed datagram, nor one that was recorded before either side
@@ -26,6 +27,7 @@ LARGEST = 1200  # bytes; fits any path without fragments
 LEAST_KEY = 16  # bytes
 
 Answer = tuple[str, int]  # (instance, counter) of a heartbeat of the receiver's
+NOTHING: Answer = ("", 0)
 
 
 class Refused(Exception):
@@ -149,8 +151,8 @@ class Inbox:
     @property
     def answers(self) -> tuple[Answer, ...]:
         """What the next heartbeat to this peer answers: the newest believed one, and the newest not yet believed."""
-        proved = ((self.instance, self.counter),) if self.instance and not self._muted else ()
-        return proved + ((self._unproved,) if self._unproved else ())
+        proved = (self.instance, self.counter) if self.instance and not self._muted else NOTHING
+        return (proved, self._unproved) if self._unproved else (proved,)
 
     def take(self, packet: Packet, outbox: Outbox, now: float) -> bool:
         """Whether *packet* is news. False also for an honest first heartbeat: the answer to it makes the next one news.
@@ -166,14 +168,16 @@ class Inbox:
             raise Refused("seen before")
         sent = outbox.sent(packet.answers)
         if sent is None or now - sent > self.window:
-            if known and not packet.answers:
+            if known and not any(instance for instance, _ in packet.answers):
                 self.heard = None if self.heard is None else self.heard - self.window  # it does not hear this node
             if not known or self._unproved is None or packet.counter > self._unproved[1]:
                 self._unproved = (packet.instance, packet.counter)
             return False
         self.instance, self.counter = packet.instance, packet.counter
         self._unproved, self._muted = None, False
-        self.heard, self.echoed, self.said, self.wall = now, sent, packet.report, packet.wall
+        self.heard, self.said, self.wall = now, packet.report, packet.wall
+        believed = outbox.sent(packet.answers[:1])
+        self.echoed = believed if believed is not None else self.echoed
         return True
 
     def mute(self) -> None:

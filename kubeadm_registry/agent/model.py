@@ -252,7 +252,7 @@ class Timings:
     give_up: float = 4.0
     slow_give_up: float = 8.0
     settle: float = 0.4  # the VIP is held for so long before the node asks to write
-    lease: float = 2.5  # a vote lasts so long after its node was last heard; longer than systemd's watchdog takes
+    lease: float = 3.0  # a vote lasts so long after its node was last heard; longer than systemd's watchdog takes
     lease_margin: float = 0.5  # a writer ends so long before
     writable_interval: float = 1.0  # between two looks whether the writing frontend takes writes
     connect_interval: float = 5.0

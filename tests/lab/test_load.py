@@ -23,6 +23,8 @@ pytest_plugins = ["tests.lab.registry"]
 
 SECONDS = float(os.environ.get("KUBEADM_REGISTRY_LOAD_SECONDS") or 600)
 LAYERS = (40_000_000, 40_000_000)
+ENDINGS = ("read_resets", "connections_ended", "kills", "fences")
+"""What an agent counts of the connections and processes that it ended."""
 
 
 class Clients:
@@ -106,3 +108,8 @@ def test_full_load_is_not_a_fault(registry: Registry, tmp_path: Path, capsys: py
     assert not clients.failures
     assert not result.failed
     assert not moves
+    ended = {
+        name: {key: (before[name][key], values[key]) for key in ENDINGS if before[name][key] != values[key]}
+        for name, values in after.items()
+    }
+    assert not any(ended.values()), ended

@@ -197,3 +197,16 @@ def test_a_link_that_works_one_way_is_silent_on_both_sides(pair: tuple[Side, Sid
         a.take(b.send(now), now)
     assert a.inbox.heard == pytest.approx(now + a.clock)
     assert b.inbox.heard == pytest.approx(now + b.clock)
+
+
+def test_a_heartbeat_that_was_not_believed_renews_no_vote(pair: tuple[Side, Side]) -> None:
+    """A vote is as old as what the voter last believed; datagrams that it has only seen make it no younger."""
+    a, b = pair
+    a.take(b.send(1.0), 1.0)
+    before = a.inbox.echoed
+    assert before is not None
+    unheard = [b.send(1.0 + tick * 0.1) for tick in range(1, 13)]  # all lost: what a sends now answers nothing recent
+    assert len(unheard) == 12
+    assert not b.take(a.send(2.4), 2.4), "b sees it, and cannot believe it"
+    assert a.take(b.send(2.45), 2.45), "a believes b, since b has just seen a"
+    assert a.inbox.echoed == before
