@@ -55,13 +55,15 @@ id -u </dev/null
 """
 
 #: Takes the lock ``$1`` for ``$2`` on descriptor 9 of the shell itself. Status 75: held, by whom is on standard output.
+#: Status 77: it was the lock of a run that ended just then, which removed the file; try again.
 #: A redirection that fails ends a POSIX shell, hence the trial in a subshell.
 _LOCK = """
 if ( : >>"$1" ) && exec 9>>"$1"; then
   flock -n 9 </dev/null
-  case $? in
+  case $?$([ "$1" -ef /proc/self/fd/9 ] || echo gone) in
+  0gone) exec 9>&-; (exit 77) ;;
   0) printf '%s, since %s, process %s\\n' "$2" "$(date -u +%Y-%m-%dT%H:%M:%SZ 9>&-)" "$$" >"$1.who" ;;
-  1) exec 9>&-; cat -- "$1.who" </dev/null 2>/dev/null; (exit 75) ;;
+  1|1gone) exec 9>&-; cat -- "$1.who" </dev/null 2>/dev/null; (exit 75) ;;
   *) exec 9>&-; (exit 76) ;;
   esac
 else
@@ -205,7 +207,10 @@ class Shell:
         with self._turn:
             if self._locked:
                 return None
-            result = self._script(("flock", self._lock_file), _LOCK, self._lock_file, who)
+            for _ in range(5):
+                result = self._script(("flock", self._lock_file), _LOCK, self._lock_file, who)
+                if result.code != 77:
+                    break
             if result.code == 75:
                 return result.text or "a run that left no name"
             if not result.ok:
@@ -231,7 +236,7 @@ class Shell:
     def _say_goodbye(self) -> None:
         text = "exit\n"
         if self._locked:
-            text = f"rm -f -- {shlex.quote(self._lock_file + '.who')} </dev/null\n{text}"
+            text = f"rm -f -- {shlex.quote(self._lock_file + '.who')} {shlex.quote(self._lock_file)} </dev/null\n{text}"
         with contextlib.suppress(EOFError, OSError):
             self._stream.exchange(memoryview(text.encode()), 0)
             self._stream.end_input()

@@ -56,7 +56,7 @@ def keep(cluster: Cluster, host: Host) -> Steps:
 
 def files(cluster: Cluster, host: Host) -> Steps:
     """Remove configuration, programs, run-time state and users."""
-    for path in (paths.ETC, paths.OPT, paths.RUN, f"{paths.RUN}.lock.who", f"{paths.RUN}.lock"):
+    for path in (paths.ETC, paths.OPT, paths.RUN):
         yield Absent(path)
     for user in (agent.USER, haproxy.USER, zot.USER, distribution.USER, garage.USER):
         yield NoUser(user)

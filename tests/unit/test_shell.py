@@ -310,9 +310,24 @@ def test_the_lock_names_its_holder_and_ends_with_close(open_shell, tmp_path):
     assert holder.startswith("alice on laptop, since 20")
     assert "process" in holder
     one.close()
-    assert not (tmp_path / "lock.who").exists()
+    assert not list(tmp_path.glob("lock*")), "nothing of ours stays"
     assert two.lock("bob's run; $(id) 'x'") is None
     assert (tmp_path / "lock.who").read_text().startswith("bob's run; $(id) 'x', since 20")
+
+
+def test_a_lock_that_its_holder_removes_in_the_moment_of_taking_it_is_no_lock(open_shell, tmp_path):
+    """Else the next run would make the file anew, and two would work at once."""
+    one, two = open_shell(), open_shell()
+    lock = tmp_path / "lock"
+    # As if the run before removed the file between the shell's look at its name and the flock.
+    (tmp_path / "once").touch()
+    flock, once = tmp_path / "flock", tmp_path / "once"
+    flock.write_text(f'#!/bin/sh\nrm {once} 2>&- && rm {lock}\nexec {shutil.which("flock")} "$@"\n')
+    flock.chmod(0o755)
+    two.run(["true"])
+    two._script(("path",), f"PATH={tmp_path}:$PATH")
+    assert two.lock("two") is None
+    assert str(one.lock("one")).startswith("two, since 20")
 
 
 def test_the_shell_goes_on_when_the_lock_is_held_or_impossible(open_shell, tmp_path):
