@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from kubeadm_registry import __version__, config
 from kubeadm_registry.cli import session
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.errors import Error
+from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIFY_ONLY
 from kubeadm_registry.report import Console, JsonLines, Reporter
 from kubeadm_registry.workflow import Workflow, leaves, preflight, require_checks, run, select
@@ -143,7 +143,25 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Program(click.Group):
+    """The group of all commands. A wrong command line is told as JSON where JSON was asked for."""
+
+    def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> NoReturn:
+        """Run, and exit. See click.BaseCommand.main."""
+        words = list(sys.argv[1:] if args is None else args)
+        try:
+            code = super().main(words, *arguments, **(options | {"standalone_mode": False}))
+        except click.ClickException as error:
+            if {"json", "-ojson", "--output=json", "--format=json"} & {*words}:
+                wrong = ConfigError(error.format_message(), hint="see --help of that command", code="UsageInvalid")
+                JsonLines().error(wrong)
+            else:
+                error.show()
+            sys.exit(error.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="kubeadm-registry")
 def cli() -> None:
     """A highly available container registry for bare-metal Kubernetes, there before the cluster is.
@@ -315,7 +333,7 @@ def ca(context: Context, path: Path | None) -> None:
     click.echo(json.dumps({"ca": certificate}) if as_json else certificate, nl=as_json)
 
 
-def load_commands() -> click.Group:
+def load_commands() -> Program:
     """The command line with all its commands: those of other modules register when they are imported."""
     from kubeadm_registry.cli import bundle, configuration, status  # noqa: F401, PLC0415
 
@@ -324,5 +342,4 @@ def load_commands() -> click.Group:
 
 def main() -> NoReturn:
     """Entry point of the program."""
-    load_commands()(prog_name="kubeadm-registry")
-    sys.exit(0)
+    load_commands().main(prog_name="kubeadm-registry")

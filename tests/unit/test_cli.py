@@ -128,6 +128,14 @@ def test_a_wrong_command_line_ends_with_2_and_contacts_nobody(
     assert [path.name for path in run.folder.iterdir()] == ["cluster.yaml"]
 
 
+def test_a_wrong_command_line_as_json(run: Terminal) -> None:
+    result = run("init", "--bogus", "-o", "json")
+    failed(result, 2)
+    (error,) = lines(result)
+    assert (error["event"], error["code"]) == ("error", "UsageInvalid")
+    assert "--bogus" in error["message"]
+
+
 @pytest.mark.parametrize("command", ["init", "preflight", "verify", "reset", "status", "credentials", "ca"])
 def test_a_wrong_file_ends_with_2_and_contacts_nobody(run: Terminal, unreachable: list[str], command: str) -> None:
     run.write(config.SMALLEST.replace("nodes", "nods").replace("vip: {address: 10.0.0.10}", "vip: {adress: 10.0.0.10}"))
