@@ -4,6 +4,12 @@ from kubeadm_registry.cluster import leader
 from kubeadm_registry.components import keepalived
 from kubeadm_registry.workflow import Phase
 
-INSTALL = Phase("install", "Install keepalived and start it", keepalived.install, one_at_a_time=True)
+INSTALL = Phase(
+    "install",
+    "Install keepalived and start it",
+    keepalived.install,
+    on=keepalived.holder_last,
+    one_at_a_time=True,
+)
 HOLDER = Phase("holder", "Wait until exactly one server has the address", keepalived.one_holder, on=leader)
 VIP = Phase("vip", "Give the virtual IP to a healthy server", phases=(INSTALL, HOLDER))

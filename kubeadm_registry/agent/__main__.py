@@ -1,4 +1,8 @@
-"""``python3 agent.pyz --config FILE`` runs the agent; ``--check`` looks at the file, ``--close`` ends what one left."""
+"""``python3 agent.pyz --config FILE`` runs the agent; ``--check`` looks at the file, ``--close`` ends what one left.
+
+SIGTERM ends it, and the node gives up what it has. SIGHUP executes it anew, from the files as they are then: the VIP
+stays, since the process that keepalived relies on does not go away.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from kubeadm_registry.agent.daemon import Daemon
 from kubeadm_registry.agent.gate import Gate
 from kubeadm_registry.agent.processes import Processes
 
+TAKES_OVER = "--takes-over"
 BREATH = 2.0  # seconds from a start that fails to the next
 
 
@@ -29,6 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", required=True, type=Path, help="JSON file")
     parser.add_argument("--check", action="store_true", help="only check the file")
     parser.add_argument("--close", action="store_true", help="shut the gate, end a writing frontend, exit")
+    parser.add_argument(TAKES_OVER, action="store_true", help="go on for the agent that was this process before")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(arguments)
     began = clock()
@@ -44,7 +50,11 @@ def main(arguments: list[str]) -> int:
     if options.check:
         return 0
     try:
-        return asyncio.run(close(config) if options.close else run(config))
+        if options.close:
+            return asyncio.run(close(config))
+        if asyncio.run(run(config, takes_over=options.takes_over)):
+            execute_anew()
+        return 0
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         if not options.close:
@@ -60,15 +70,23 @@ def rest(began: float, paths: Paths) -> None:
         time.sleep(max(0.0, BREATH - (clock() - began)))
 
 
-async def run(config: Config) -> int:
-    """Work until SIGTERM or SIGINT."""
-    daemon = Daemon(config)
+async def run(config: Config, *, takes_over: bool) -> bool:
+    """Work until SIGTERM, SIGINT or SIGHUP; whether the agent is to be executed anew."""
+    daemon = Daemon(config, takes_over=takes_over)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     gc.freeze()  # what was loaded stays; a full collection need not look at it again
-    await daemon.run()
-    return 0
+    return await daemon.run()
+
+
+def execute_anew() -> None:
+    """Become the agent as it is on disk now. A signal for the next reload waits until that one listens."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    words = os.fsdecode(Path("/proc/self/cmdline").read_bytes()).split("\0")[:-1]
+    os.execv(sys.executable, [*(word for word in words if word != TAKES_OVER), TAKES_OVER])  # noqa: S606  no shell
 
 
 async def close(config: Config) -> int:

@@ -44,6 +44,7 @@ from kubeadm_registry.agent.server import Server
 FENCE = 1.0  # seconds for one attempt
 FENCE_AGAIN = 0.25  # seconds after an attempt that failed
 FARE = 3  # goodbyes: one of them should arrive
+FIT, UNFIT = "1\n", "0\n"  # what keepalived finds in the file
 MOST_FAILURES = 20  # rounds in a row: an agent that cannot decide for a second leaves, and its node counts as unfit
 
 
@@ -60,9 +61,13 @@ FLOWING = 0.04
 
 
 class Daemon:
-    """One node's agent. Raises OSError or ValueError at once if a key cannot be read."""
+    """One node's agent. Raises OSError or ValueError at once if a key cannot be read.
 
-    def __init__(self, config: Config) -> None:
+    *takes_over*: it goes on for an earlier version of itself, in the same process. What that one held fit stays so,
+    until this one knows better: a VIP that moved would break every pull in flight.
+    """
+
+    def __init__(self, config: Config, *, takes_over: bool = False) -> None:
         self.config = config
         self.log = Log()
         self.counters = status.Counters()
@@ -86,7 +91,9 @@ class Daemon:
         self.proxies = [proxy.Proxy(config, path, self.changed, self._complain) for path in config.proxy.sockets]
         self._server = Server(config, self._page)
         self._epoch = Epoch(Path(config.paths.epoch))
-        self.memory = Memory(started=clock(), lease=LeaseMemory(epoch=self._epoch.read()))
+        fit = takes_over and self._was_fit()
+        self.memory = Memory(started=clock(), been_good=fit, fit=fit, lease=LeaseMemory(epoch=self._epoch.read()))
+        self._reloads = False
         self.decisions: Optional[Decisions] = None
         self._holds_vip = False
         self._fenced = False
@@ -103,9 +110,13 @@ class Daemon:
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Work until ``stop`` is called; then give up what this node has, and say goodbye."""
-        Path(self.config.paths.fit).unlink(missing_ok=True)
+    async def run(self) -> bool:
+        """Work until ``stop`` is called; then give up what this node has, and say goodbye.
+
+        After ``reload`` nothing is given up, for the caller executes the agent anew: True.
+        """
+        if not self.memory.fit:
+            Path(self.config.paths.fit).unlink(missing_ok=True)
         self._loop.set_exception_handler(self._unexpected)
         self._loop.add_reader(self._addresses.news.fileno(), self._address_news)
         tick = self.config.timings.tick
@@ -127,7 +138,16 @@ class Daemon:
                 await asyncio.wait_for(self._stopping.wait(), max(0.001, due - self._loop.time()))
             except asyncio.TimeoutError:
                 continue
-        await self._leave()
+        if not self._reloads:
+            await self._leave()
+        self._close()
+        return self._reloads
+
+    def _was_fit(self) -> bool:
+        try:
+            return Path(self.config.paths.fit).read_text(encoding="ascii") == FIT
+        except (OSError, ValueError):
+            return False
 
     def _unexpected(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What went wrong in a callback or task: the agent goes on, since its next round decides anew."""
@@ -137,6 +157,11 @@ class Daemon:
 
     def stop(self) -> None:
         """Make ``run`` end."""
+        self._stopping.set()
+
+    def reload(self) -> None:
+        """Make ``run`` end so that the agent can be executed anew."""
+        self._reloads = True
         self._stopping.set()
 
     def changed(self) -> None:
@@ -346,7 +371,7 @@ class Daemon:
 
     def _write_fit(self, fit: bool) -> None:
         path = Path(self.config.paths.fit)
-        text = "1\n" if fit else "0\n"
+        text = FIT if fit else UNFIT
         try:
             if not path.exists() or path.read_text(encoding="ascii") != text:
                 write(path, text)
@@ -451,6 +476,8 @@ class Daemon:
             self.links.say(report)
             self.links.send()
             await asyncio.sleep(0.01)
+
+    def _close(self) -> None:
         for task in self._tasks.values():
             task.cancel()
         for exits in self._exits:

@@ -186,7 +186,8 @@ class Memory:
     been_good: bool = False  # since this agent started
     held_since: Optional[float] = None  # since when this node has had the VIP
     wrong_since: Optional[float] = None
-    unwell_since: Optional[float] = None
+    failed_since: Optional[float] = None  # since when its storage has been dead or hung
+    unwell_since: Optional[float] = None  # since when it has had another level than 0
     hidden_since: Optional[float] = None  # since when another holder is heard of, but not heard
     fit: bool = False
     connected: float = 0.0  # when the storage was last told to connect
@@ -250,7 +251,10 @@ class Timings:
     # hung, killed and started again: meanwhile HAProxy here serves from the others, and a move of the VIP would break
     # every pull in flight (the new holder's kernel answers with RST, after which containerd does not resume).
     give_up: float = 4.0
-    slow_give_up: float = 8.0
+    storage_give_up: float = 8.0
+    # Readers lose nothing by a holder that is slow, for its HAProxy sends them elsewhere, and under full load the one
+    # writer's server is the slowest for minutes: with 8 s the VIP moved four times in ten minutes.
+    slow_give_up: float = 60.0
     settle: float = 0.4  # the VIP is held for so long before the node asks to write
     lease: float = 3.0  # a vote lasts so long after its node was last heard; longer than systemd's watchdog takes
     lease_margin: float = 0.5  # a writer ends so long before

@@ -221,9 +221,15 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
         if proxy_dead or not memory.been_good:
             return False
         wrong = memory.wrong_since is not None and now - memory.wrong_since >= timings.give_up
+        failed = memory.failed_since is not None and now - memory.failed_since >= timings.storage_give_up
         unwell = memory.unwell_since is not None and now - memory.unwell_since >= timings.slow_give_up
-        return not (wrong or unwell)
+        return not (wrong or failed or unwell)
     return memory.been_good or (proxy_ok and now - memory.started >= timings.start_grace)
+
+
+def _since(before: Optional[float], true: bool, now: float) -> Optional[float]:
+    """Since when something has been *true* without a break; None while it is not."""
+    return (now if before is None else before) if true else None
 
 
 def decide(memory: Memory, seen: Observation, now: float, settings: Settings) -> tuple[Memory, Decisions]:
@@ -260,12 +266,12 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     )
     partial = all_answer and not seen.storage_whole
     storage_back = storage.health is Health.OK and memory.storage.health in (*FAILED, Health.SUSPECT)
-    partial_since = (now if memory.partial_since is None else memory.partial_since) if partial else None
+    partial_since = _since(memory.partial_since, partial, now)
     waited = partial_since is not None and now - partial_since >= FIRST_LOOK
     connect = back or storage_back or (waited and now - memory.connected >= timings.connect_interval)
     apart, whole_since, compare = _reunion(memory, whole=all_answer and seen.storage_whole, now=now, timings=timings)
 
-    held = (now if memory.held_since is None else memory.held_since) if seen.holds_vip else None
+    held = _since(memory.held_since, seen.holds_vip, now)
     hidden = hidden_holder(reports, settings)
     new = replace(
         memory,
@@ -278,10 +284,11 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         level=level,
         good=good,
         been_good=memory.been_good or good,
-        wrong_since=(now if memory.wrong_since is None else memory.wrong_since) if wrong else None,
+        wrong_since=_since(memory.wrong_since, wrong, now),
         held_since=held,
-        hidden_since=(now if memory.hidden_since is None else memory.hidden_since) if hidden else None,
-        unwell_since=None if level is Level.FIT else now if memory.unwell_since is None else memory.unwell_since,
+        hidden_since=_since(memory.hidden_since, hidden, now),
+        failed_since=_since(memory.failed_since, storage.health in FAILED, now),
+        unwell_since=_since(memory.unwell_since, level is not Level.FIT, now),
         connected=now if connect else memory.connected,
         partial_since=partial_since,
         apart=apart and not compare,

@@ -85,7 +85,15 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield Directory(ETC, mode=0o750, owner=f"root:{USER}")
     yield Directory(f"{paths.OPT}/agent")
     yield from (archive, key, token, config)
-    yield from serve(UNIT, (archive, key, token, config), user=USER, python=interpreter, archive=ARCHIVE, config=CONFIG)
+    yield from serve(
+        UNIT,
+        (archive, key, token, config),
+        reloads=(ARCHIVE, key.path, token.path, CONFIG),
+        user=USER,
+        python=interpreter,
+        archive=ARCHIVE,
+        config=CONFIG,
+    )
     yield Wait("the agent tells its state", _tells, timeout=20)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,6 +58,11 @@ def link(host: Host, address: str) -> Link:
 def holds(host: Host, address: str) -> bool:
     """Whether *host* has the VIP *address* at this moment."""
     return bool(host.query("ip", "-oneline", "address", "show", "to", prefix(address)).text)
+
+
+def holder_last(cluster: Cluster) -> Sequence[Host]:
+    """All hosts, the one that has the VIP after the others: where keepalived restarts, the VIP then moves only once."""
+    return sorted(cluster.hosts, key=lambda host: holds(host, cluster.spec.vip.address))
 
 
 def install(cluster: Cluster, host: Host) -> Steps:

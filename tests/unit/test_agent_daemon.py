@@ -135,6 +135,48 @@ def test_agents_hear_each_other_say_goodbye_and_notice_death_and_sleep(
     assert "something unexpected" not in said
 
 
+def test_a_reload_takes_up_new_files_in_the_same_process_and_gives_nothing_up(
+    tmp_path: Path, configs: list[dict[str, Any]], agents: list[subprocess.Popen[str]]
+) -> None:
+    """The agent of a node that held fit goes on as fit: keepalived must not see the file away or false for a moment."""
+    until(lambda: presence(configs[0], "cp-2") == presence(configs[1], "cp-1") == "fresh", "they hear each other")
+    before = state(configs[0])["instance"]
+    fit = Path(configs[0]["paths"]["fit"])
+    config = configs[0] | {"timings": {"heartbeat_interval": 0.09}}
+    fit.with_name("agent.json").write_text(json.dumps(config))
+    os.kill(agents[0].pid, signal.SIGHUP)
+    until(lambda: state(configs[0])["instance"] != before, "it is another life of the agent")
+    assert agents[0].poll() is None
+    assert "--takes-over" in Path(f"/proc/{agents[0].pid}/cmdline").read_text()
+    until(lambda: presence(configs[1], "cp-1") == "fresh", "it is heard again")
+    assert state(configs[1])["peers"]["cp-1"]["silences"] == 0, "nobody took it for a dead host"
+    os.kill(agents[0].pid, signal.SIGHUP)
+    until(lambda: Path(f"/proc/{agents[0].pid}/cmdline").read_text().count("--takes-over") == 1, "said once")
+
+
+@pytest.mark.parametrize("takes_over", [True, False])
+def test_only_who_takes_over_stays_fit_without_having_been_good(
+    configs: list[dict[str, Any]], takes_over: bool
+) -> None:
+    fit = Path(configs[0]["paths"]["fit"])
+    seen: set[str] = set()
+
+    async def run() -> None:
+        fit.write_text("1\n")
+        one = Daemon(parse(configs[0]), takes_over=takes_over)
+        task = asyncio.get_running_loop().create_task(one.run())
+        until_then = asyncio.get_running_loop().time() + 1
+        while asyncio.get_running_loop().time() < until_then:
+            await asyncio.sleep(0.01)
+            seen.add(fit.read_text() if fit.exists() else "")
+        one.reload()
+        assert await task
+
+    asyncio.run(run())
+    assert seen == ({"1\n"} if takes_over else {"0\n"})
+    assert fit.exists(), "a reload leaves it"
+
+
 async def started(config: Config, course: Callable[[Daemon], Any]) -> None:
     """Run *course* beside an agent, then end it."""
     one = Daemon(config)

@@ -458,14 +458,20 @@ def test_wrong_bytes_give_up_the_vip_after_a_moment(settled: Memory) -> None:
     assert first(taken, lambda d: not d.fit) == near(5.05 + T.give_up)
 
 
+def test_a_dead_storage_gives_up_the_vip_after_longer_than_it_takes_to_start(settled: Memory) -> None:
+    refused = Answers(0.0, 5.0, 5.0, 0, refused=True)
+    _, taken = play(lambda now: well(now, storage=refused), until=20.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: not d.fit) == near(5.05 + T.storage_give_up)
+
+
 def test_a_slow_holder_stays_for_long_and_a_slow_rack_for_ever(settled: Memory) -> None:
     slow = Reading(0.0, 5.0, 0, None)
-    _, taken = play(lambda now: well(now, manifest=slow), until=15.0, memory=settled, start=5.0)
+    _, taken = play(lambda now: well(now, manifest=slow), until=70.0, memory=settled, start=5.0)
     assert first(taken, lambda d: not d.fit) == near(5.0 + T.canary_interval + T.canary_deadline + T.slow_give_up)
     also = replace(GOOD_PEER, level=Level.CHAIN, good=False, verdict=Verdict.SLOW)
     _, taken = play(
         lambda now: well(now, manifest=slow, peers={name: PeerView(now, None, also, now) for name in ("b", "c")}),
-        until=60.0,
+        until=100.0,
         memory=settled,
         start=5.0,
     )

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kubeadm_registry import paths
+from kubeadm_registry import config, paths
 from kubeadm_registry.agent import config as agent_config
 from kubeadm_registry.changes import RECORD_START, STARTED
 from kubeadm_registry.components import agent, common, keepalived, network, programs
@@ -382,3 +382,11 @@ def test_haproxy_accepts_its_configuration(case: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stdout + done.stderr
+
+
+def test_keepalived_restarts_last_where_the_address_is() -> None:
+    fake = FakeCluster.of(config.SMALLEST)
+    cluster = fake.cluster
+    assert [host.name for host in keepalived.holder_last(cluster)] == ["cp-1", "cp-2", "cp-3"], "nobody has it"
+    fake.servers["cp-1"].answer("ip", "-oneline", "address", "show", "to", "10.0.0.10/32", with_="2: eth0 inet ...")
+    assert [host.name for host in keepalived.holder_last(cluster)] == ["cp-2", "cp-3", "cp-1"]
