@@ -1,6 +1,9 @@
 """The node agent."""
 
-from kubeadm_registry.components import agent
+from kubeadm_registry.components import agent, keepalived
 from kubeadm_registry.workflow import Phase
 
-AGENT = Phase("agent", "Install the node agent and start it", agent.install, one_at_a_time=True)
+# One that restarts gives the address up.
+AGENT = Phase(
+    "agent", "Install the node agent and start it", agent.install, on=keepalived.holder_last, one_at_a_time=True
+)

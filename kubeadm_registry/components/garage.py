@@ -27,6 +27,7 @@ KEY_NAME = "registry"
 _CAPACITY = 1_000_000_000_000
 #: Seconds. A server that came back is connected twice for a moment, and one of the two connections is given up.
 STEADY = 3.0
+TOGETHER = 1.0
 
 
 def bucket(cluster: Cluster) -> str:
@@ -172,22 +173,28 @@ def whole_everywhere(cluster: Cluster, _: Host) -> str | None:
     return None
 
 
+class Steady:
+    """A condition that has said None for so many seconds."""
+
+    def __init__(self, condition: Condition, seconds: float) -> None:
+        self._condition = condition
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def __call__(self, host: Host) -> str | None:
+        """None, or why not yet."""
+        if (flaw := self._condition(host)) is not None:
+            self._since = None
+            return flaw
+        self._since = time.monotonic() if self._since is None else self._since
+        left = self._since + self._seconds - time.monotonic()
+        return f"all is well, for {left:.1f} s more to be sure" if left > 0 else None
+
+
 def gate(cluster: Cluster) -> Condition:
     """Says None once no server's storage has been missed for STEADY seconds: only then may one be restarted."""
-    since: float | None = None
-
-    def steady(host: Host) -> str | None:
-        nonlocal since
-        if not _formed(cluster, host):
-            return None
-        if (flaw := whole_everywhere(cluster, host)) is not None:
-            since = None
-            return flaw
-        since = time.monotonic() if since is None else since
-        left = since + STEADY - time.monotonic()
-        return f"the storage is whole, for {left:.1f} s more to be sure" if left > 0 else None
-
-    return steady
+    steady = Steady(partial(whole_everywhere, cluster), STEADY)
+    return lambda host: steady(host) if _formed(cluster, host) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +228,9 @@ class Together:
             others = [self.cluster.node(other) for other in running if other.name != member.name]
             peers = [f"{secrets.node_id(peer.name)}@{endpoint(peer.address, paths.RPC_PORT)}" for peer in others]
             Api(self.cluster, member).do("ConnectClusterNodes", peers)
-        wait(host, lambda _: self._apart(running), what="the storage servers are connected", timeout=60)
+        # Where two servers connect to each other at once, one of the two connections is ended again.
+        steady = Steady(lambda _: self._apart(running), TOGETHER)
+        wait(host, steady, what="the storage servers stay connected", timeout=60)
 
 
 def _all_connected(cluster: Cluster, host: Host) -> str | None:

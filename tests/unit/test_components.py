@@ -25,7 +25,7 @@ import yaml
 from kubeadm_registry import config, paths
 from kubeadm_registry.agent import config as agent_config
 from kubeadm_registry.changes import RECORD_START, STARTED
-from kubeadm_registry.components import agent, common, keepalived, network, programs
+from kubeadm_registry.components import agent, common, garage, keepalived, network, programs
 from kubeadm_registry.components.haproxy import login_digest
 from kubeadm_registry.host import FileState
 from kubeadm_registry.phases.workflows import INIT
@@ -390,3 +390,14 @@ def test_keepalived_restarts_last_where_the_address_is() -> None:
     assert [host.name for host in keepalived.holder_last(cluster)] == ["cp-1", "cp-2", "cp-3"], "nobody has it"
     fake.servers["cp-1"].answer("ip", "-oneline", "address", "show", "to", "10.0.0.10/32", with_="2: eth0 inet ...")
     assert [host.name for host in keepalived.holder_last(cluster)] == ["cp-2", "cp-3", "cp-1"]
+
+
+def test_what_must_be_steady_begins_anew_after_each_flaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    course = {0.0: "apart", 0.5: None, 1.0: None, 1.4: "apart", 2.0: None, 2.9: None, 3.0: None}
+    steady = garage.Steady(lambda _: course[garage.time.monotonic()], 1.0)
+    said = {}
+    for now in course:
+        monkeypatch.setattr(garage.time, "monotonic", lambda now=now: now)
+        said[now] = steady(FakeTransport().host())
+    wait = "all is well, for {} s more to be sure".format
+    assert list(said.values()) == ["apart", wait("1.0"), wait("0.5"), "apart", wait("1.0"), wait("0.1"), None]
