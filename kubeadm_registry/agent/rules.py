@@ -269,7 +269,8 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     partial_since = _since(memory.partial_since, partial, now)
     waited = partial_since is not None and now - partial_since >= FIRST_LOOK
     connect = back or storage_back or (waited and now - memory.connected >= timings.connect_interval)
-    apart, whole_since, compare = _reunion(memory, whole=all_answer and seen.storage_whole, now=now, timings=timings)
+    away = storage.health in FAILED or not seen.storage_whole or len(reports) < len(settings.peers)
+    apart, whole_since, compare = _reunion(memory, away=away, all_answer=all_answer, now=now, timings=timings)
 
     held = _since(memory.held_since, seen.holds_vip, now)
     hidden = hidden_holder(reports, settings)
@@ -342,17 +343,18 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     )
 
 
-def _reunion(memory: Memory, *, whole: bool, now: float, timings: Timings) -> tuple[bool, Optional[float], bool]:
-    """Whether a storage was away, since when all are *whole*, and whether the tables are to be compared now.
+def _reunion(
+    memory: Memory, *, away: bool, all_answer: bool, now: float, timings: Timings
+) -> tuple[bool, Optional[float], bool]:
+    """Whether a storage was away, since when all have been there, and whether the tables are to be compared now.
 
-    Invariants: compares only when a storage was away since the last time, once all have been there for ``WHOLE``
-    seconds, and at most every ``compare_interval`` seconds.
+    Invariants: compares only when a storage was *away* since the last time, which one that is only late was not; once
+    all have answered in time for ``WHOLE`` seconds; and at most every ``compare_interval`` seconds.
     """
-    if not whole:
-        return True, None, False
-    since = now if memory.whole_since is None else memory.whole_since
+    apart = memory.apart or away
+    since = _since(memory.whole_since, all_answer and not away, now)
     rested = memory.compared is None or now - memory.compared >= timings.compare_interval
-    return memory.apart, since, memory.apart and rested and now - since >= WHOLE
+    return apart, since, apart and rested and since is not None and now - since >= WHOLE
 
 
 def _peers(

@@ -593,6 +593,16 @@ def test_tables_are_compared_when_the_last_storage_is_back_and_not_again_soon(se
     assert times == [near(50.0 + rules.WHOLE), near(50.0 + rules.WHOLE + T.compare_interval)]
 
 
+def test_a_storage_that_was_only_late_has_missed_nothing(settled: Memory) -> None:
+    late = replace(GOOD_PEER, storage=False, level=Level.PROCESS)
+
+    def course(now: float) -> Observation:
+        return well(now, peers={**well(now).peers, "b": PeerView(now, None, late if now < 50 else GOOD_PEER, now)})
+
+    _, taken = play(course, until=70.0, memory=settled, start=5.0)
+    assert not any(d.compare for _, d in taken)
+
+
 def test_tables_are_compared_once_after_the_start() -> None:
     _, taken = play(well, until=60.0)
     assert [now for now, d in taken if d.compare] == [near(rules.WHOLE)]
