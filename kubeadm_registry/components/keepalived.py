@@ -105,7 +105,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield from serve(
         UNIT,
         (config, drop),
-        reloads=(CONFIG,),
+        reloads=(CONFIG, DROP),  # the script runs before a start and after a stop
         program=program,
         config=CONFIG,
         drop=DROP,
