@@ -23,6 +23,10 @@ def install(cluster: Cluster, host: Host) -> Steps:
         yield Starts(program)
 
 
+#: A process whose program lies below ``$1``. Others may end meanwhile, which is no error.
+_RUNS = 'find /proc -mindepth 2 -maxdepth 2 -name exe -lname "$1/*" -print -quit 2>/dev/null || :'
+
+
 @dataclass(frozen=True, slots=True)
 class Starts:
     """The program starts from its final place: right architecture, C library, CPU and mount options."""
@@ -38,6 +42,8 @@ class Starts:
         """Why it does not start. Raises Error, for nothing here could mend it."""
         if not host.query("test", "-x", self.program.executable).ok:
             return f"{self.program.executable} --version"
+        if host.query("sh", "-c", _RUNS, "runs", self.program.prefix).text:
+            return None  # as a service, so it has started
         flaw = start(self.program, host)
         if flaw is not None:
             raise Error(flaw, host=host.name, code="ProgramDoesNotStart", hint=HINT)
