@@ -100,6 +100,7 @@ class Paths:
     """What the agent writes, on tmpfs."""
 
     fit: str = "/run/kubeadm-registry/agent/fit"
+    alone: str = "/run/kubeadm-registry/agent/alone"
     state: str = "/run/kubeadm-registry/agent/state.json"
     mark: str = "/run/kubeadm-registry/agent/writer"  # there while a frontend process may have been the writer
     epoch: str = "/run/kubeadm-registry/agent/epoch"  # the highest term that this node has let write

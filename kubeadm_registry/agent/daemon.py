@@ -44,7 +44,7 @@ from kubeadm_registry.agent.server import Server
 FENCE = 1.0  # seconds for one attempt
 FENCE_AGAIN = 0.25  # seconds after an attempt that failed
 FARE = 3  # goodbyes: one of them should arrive
-FIT, UNFIT = "1\n", "0\n"  # what keepalived finds in the file
+TRUE, FALSE = "1\n", "0\n"  # what keepalived finds in the files
 MOST_FAILURES = 20  # rounds in a row: an agent that cannot decide for a second leaves, and its node counts as unfit
 
 
@@ -145,7 +145,7 @@ class Daemon:
 
     def _was_fit(self) -> bool:
         try:
-            return Path(self.config.paths.fit).read_text(encoding="ascii") == FIT
+            return Path(self.config.paths.fit).read_text(encoding="ascii") == TRUE
         except (OSError, ValueError):
             return False
 
@@ -232,8 +232,8 @@ class Daemon:
         servers = proxy.wanted(new, self.config.name, self._settings.peers)
         for one in self.proxies:
             one.want(servers, new.epoch)
-        if old is None or old.fit != new.fit or self._every("fit", 1.0, now):
-            self._write_fit(new.fit)
+        if old is None or (old.fit, old.alone) != (new.fit, new.alone) or self._every("claim", 1.0, now):
+            self._write_claim(new)
         if self.config.writer == "single":
             self._remember()
         self.links.say(new.report)
@@ -369,15 +369,19 @@ class Daemon:
 
     # ---- telling --------------------------------------------------------------------------------------------------
 
-    def _write_fit(self, fit: bool) -> None:
-        path = Path(self.config.paths.fit)
-        text = FIT if fit else UNFIT
+    def _write_claim(self, new: Decisions) -> None:
+        """What keepalived goes by."""
+        self._write_flag(self.config.paths.fit, new.fit)
+        self._write_flag(self.config.paths.alone, new.alone)
+
+    def _write_flag(self, name: str, value: bool) -> None:
+        path, text = Path(name), TRUE if value else FALSE
         try:
             if not path.exists() or path.read_text(encoding="ascii") != text:
                 write(path, text)
         except (OSError, ValueError) as error:
-            self._failed("fit", f"cannot write {path}: {error}")
-            if not fit:
+            self._failed(path.name, f"cannot write {path}: {error}")
+            if not value:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)  # no file is as good, and needs no room
 

@@ -189,6 +189,9 @@ class Memory:
     failed_since: Optional[float] = None  # since when its storage has been dead or hung
     unwell_since: Optional[float] = None  # since when it has had another level than 0
     hidden_since: Optional[float] = None  # since when another holder is heard of, but not heard
+    lonely_since: Optional[float] = None  # since when fewer than a majority are heard
+    joined_since: Optional[float] = None  # since when a majority is heard
+    alone: bool = False  # cut off from the majority, or only just back
     fit: bool = False
     connected: float = 0.0  # when the storage was last told to connect
     partial_since: Optional[float] = None  # since when the storage lacks a member that should be there
@@ -209,6 +212,7 @@ class Decisions:
     fit: bool
     report: Report
     levels: Mapping[str, Level]  # of the peers
+    alone: bool = False
     reset_reads: str = ""  # why, or empty
     reset_rpc: str = ""
     kill_frontend: str = ""

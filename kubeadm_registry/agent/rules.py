@@ -36,6 +36,7 @@ from kubeadm_registry.agent.model import (
 RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new state are caught by the later ones
 FAILED = (Health.DEAD, Health.HUNG)
 LIVES = 1.5  # seconds that a proof of "host lives, agent does not" lasts: kernels limit these answers to one a second
+ALONE = 1.0  # seconds without a majority that make a server alone; that many twice with one that it is back
 YIELD = 1.0  # seconds that another holder must be heard of; longer than all need to notice that it has died
 FALSE_ALARM = 2.0  # seconds: a host that is heard again sooner was neither dead nor cut off, but busy
 MOST_ALARMS = 2
@@ -227,6 +228,19 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
     return memory.been_good or (proxy_ok and now - memory.started >= timings.start_grace)
 
 
+def alone(before: bool, lonely_since: Optional[float], joined_since: Optional[float], now: float) -> bool:
+    """Whether this node's claim to the VIP is weaker than that of any node in a majority.
+
+    A holder that was cut off keeps the VIP, and so has another one on the other side. When the cut heals, this one
+    must lose at once: had it the higher priority it would win, find itself unwell and give the VIP back, and clients
+    would wait a second for the SYN that they sent to it. Invariant: stays true until the majority was heard for
+    ``2 * ALONE`` seconds, in which keepalived hears many adverts.
+    """
+    if lonely_since is not None:
+        return before or now - lonely_since >= ALONE
+    return before and (joined_since is None or now - joined_since < 2 * ALONE)
+
+
 def _since(before: Optional[float], true: bool, now: float) -> Optional[float]:
     """Since when something has been *true* without a break; None while it is not."""
     return (now if before is None else before) if true else None
@@ -272,6 +286,8 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     away = storage.health in FAILED or not seen.storage_whole or len(reports) < len(settings.peers)
     apart, whole_since, compare = _reunion(memory, away=away, all_answer=all_answer, now=now, timings=timings)
 
+    joined = 1 + len(fresh) >= settings.majority
+    lonely_since, joined_since = _since(memory.lonely_since, not joined, now), _since(memory.joined_since, joined, now)
     held = _since(memory.held_since, seen.holds_vip, now)
     hidden = hidden_holder(reports, settings)
     new = replace(
@@ -288,6 +304,9 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         wrong_since=_since(memory.wrong_since, wrong, now),
         held_since=held,
         hidden_since=_since(memory.hidden_since, hidden, now),
+        lonely_since=lonely_since,
+        joined_since=joined_since,
+        alone=alone(memory.alone, lonely_since, joined_since, now),
         failed_since=_since(memory.failed_since, storage.health in FAILED, now),
         unwell_since=_since(memory.unwell_since, level is not Level.FIT, now),
         connected=now if connect else memory.connected,
@@ -327,6 +346,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         gate=gate,
         epoch=claim.serving,
         fit=is_fit,
+        alone=new.alone,
         report=_report(new, seen, settings, reports, now),
         levels=levels,
         reset_reads=_reason(frontend, reset_frontend, "frontend") or _reason(storage, reset_storage, "storage"),

@@ -86,6 +86,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
             "keepalived/keepalived.conf.j2",
             node=node,
             fit=paths.FIT,
+            alone=paths.ALONE,
             instances=instances,
             router_id=vip.router_id,
             priority=250 - 2 * position,

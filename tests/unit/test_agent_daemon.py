@@ -53,7 +53,7 @@ def raw(folder: Path, number: int, ports: dict[str, int], frontend: int) -> dict
         "tls": {"cert": str(own / "none"), "key": str(own / "none"), "ca": str(own / "none")},
         "proxy": {"sockets": [str(own / "haproxy.sock")]},
         "ports": ports,
-        "paths": {key: str(own / key) for key in ("fit", "state", "mark", "epoch")},
+        "paths": {key: str(own / key) for key in ("fit", "alone", "state", "mark", "epoch")},
     }
 
 
@@ -266,9 +266,9 @@ def test_unfit_is_said_by_no_file_if_it_cannot_be_written(
         one = Daemon(parse(configs[0]))
         fit.write_text("1\n")
         monkeypatch.setattr(module, "write", full)
-        one._write_fit(True)
+        one._write_flag(str(fit), True)
         assert fit.exists()
-        one._write_fit(False)
+        one._write_flag(str(fit), False)
         assert not fit.exists()
 
     asyncio.run(run())

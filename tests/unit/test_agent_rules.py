@@ -603,6 +603,29 @@ def test_a_storage_that_was_only_late_has_missed_nothing(settled: Memory) -> Non
     assert not any(d.compare for _, d in taken)
 
 
+def test_who_was_cut_off_is_alone_until_it_has_heard_the_majority_for_a_while(settled: Memory) -> None:
+    def course(now: float) -> Observation:
+        return well(
+            now, peers={name: PeerView(5.0, None, GOOD_PEER, 5.0) for name in "bc"} if now < 20.0 else well(now).peers
+        )
+
+    assert not settled.alone
+    _, taken = play(course, until=30.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: d.alone) == near(5.0 + T.peer_silent + rules.ALONE)
+    assert first(taken[40:], lambda d: not d.alone) == near(20.0 + 2 * rules.ALONE)
+    assert all(d.fit for _, d in taken), "it keeps the VIP meanwhile: there may be nobody else"
+
+
+def test_who_misses_one_of_two_peers_is_not_alone(settled: Memory) -> None:
+    _, taken = play(
+        lambda now: well(now, peers={**well(now).peers, "b": PeerView(5.0, None, GOOD_PEER, 5.0)}),
+        until=10.0,
+        memory=settled,
+        start=5.0,
+    )
+    assert not any(d.alone for _, d in taken)
+
+
 def test_tables_are_compared_once_after_the_start() -> None:
     _, taken = play(well, until=60.0)
     assert [now for now, d in taken if d.compare] == [near(rules.WHOLE)]
