@@ -41,8 +41,3 @@ def prefix(address: str) -> str:
 def family(address: str) -> str:
     """``ip`` or ``ip6``, as nft calls the families; ``ip -4`` and ``ip -6`` follow from it."""
     return "ip6" if is_ipv6(address) else "ip"
-
-
-def slug(address: str) -> str:
-    """The address as part of a name (HAProxy server, nft set, file): letters, digits and dashes only."""
-    return address.replace(".", "-").replace(":", "-")

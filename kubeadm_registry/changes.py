@@ -149,29 +149,6 @@ class Directory:
         host.run("install", "-d", "-m", f"{self.mode:o}", "-o", owner, "-g", group, "--", self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A symbolic link."""
-
-    path: str
-    target: str
-
-    @property
-    def title(self) -> str:
-        """What apply does."""
-        return f"link {self.path}"
-
-    def diff(self, host: Host) -> str | None:
-        """Where it points now, or None."""
-        result = host.query("readlink", "--", self.path)
-        now = result.text if result.ok else "nothing"
-        return None if now == self.target else f"{self.path}: {now} -> {self.target}"
-
-    def apply(self, host: Host) -> None:
-        """Make the link, replacing another link."""
-        host.run("ln", "-sfn", "--", self.target, self.path)
-
-
 #: Whether something is at ``$1``; with a second argument, whether it is an empty directory that can be removed.
 _THERE = """
 { [ -e "$1" ] || [ -L "$1" ]; } || exit 1

@@ -276,12 +276,6 @@ class FakeTransport:
         kind = "directory" if isinstance(node, Dir) else "regular file" if node.content else "regular empty file"
         return f"{kind}|{node.mode:o}|{self._owner(node.owner)}\n".encode()
 
-    def _readlink(self, found: re.Match[str]) -> bytes:
-        node = self.tree.get(self._path(found))
-        if not isinstance(node, Link):
-            raise Failed
-        return f"{node.target}\n".encode()
-
     def _install_directory(self, found: re.Match[str]) -> bytes:
         path, mode = self._path(found), int(found["mode"], 8)
         values = found.groupdict()
@@ -304,11 +298,6 @@ class FakeTransport:
                 self.tree[one] = Dir(node.mode, owner)
             elif isinstance(node, FileState):
                 self.tree[one] = FileState(node.content, node.mode, owner)
-        return b""
-
-    def _link(self, found: re.Match[str]) -> bytes:
-        self._act(f"link {self._path(found)} to {found['target']}")
-        self.tree[self._path(found)] = Link(found["target"])
         return b""
 
     def _rmdir(self, found: re.Match[str]) -> bytes:
@@ -529,11 +518,9 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
     (_form(text), program)
     for text, program in (
         ("stat -c %F|%a|%U:%G -- <path>", FakeTransport._stat),
-        ("readlink -- <path>", FakeTransport._readlink),
         ("install -d -m <mode> -o <owner> -g <group> -- <path>", FakeTransport._install_directory),
         ("install -d -m <mode> -- <path>", FakeTransport._install_directory),
         ("chown -R -P -- <owner> <path>", FakeTransport._chown_all),
-        ("ln -sfn -- <target> <path>", FakeTransport._link),
         ("rmdir -- <path>", FakeTransport._rmdir),
         ("rm -rf --one-file-system -- <paths>", FakeTransport._remove),
         ("rm -f -- <paths...>", FakeTransport._remove),

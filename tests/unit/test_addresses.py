@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,9 +41,3 @@ def test_an_endpoint_is_taken_apart_at_its_last_colon(address: str, port: int) -
     host, _, rest = addresses.endpoint(address, port).rpartition(":")
     assert (host.strip("[]"), rest) == (address, str(port))
     assert ("[" in host) == (":" in address)
-
-
-@given(ANY, ANY)
-def test_a_slug_is_a_name_and_no_two_addresses_share_one(one: str, other: str) -> None:
-    assert re.fullmatch(r"[0-9a-f-]+", addresses.slug(one))
-    assert (addresses.slug(one) == addresses.slug(other)) == (one == other)

@@ -14,7 +14,6 @@ from kubeadm_registry.changes import (
     Change,
     Directory,
     File,
-    Link,
     NoService,
     NoUser,
     Service,
@@ -28,7 +27,6 @@ from kubeadm_registry.changes import (
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
 from kubeadm_registry.host import Host
 from tests.unit.fakes import Dir, FakeTransport, UnknownCommand
-from tests.unit.fakes import Link as FakeLink
 from tests.unit.here import here, stub
 
 UNIT = "zot.service"
@@ -148,7 +146,7 @@ def test_every_difference_of_content_is_told(old: bytes | None, new: bytes | Non
     assert unified("p", old, new) == shown
 
 
-# ---- Directory, Link, Absent ----------------------------------------------------------------------------------------
+# ---- Directory, Absent ----------------------------------------------------------------------------------------------
 
 
 def test_a_directory_is_made_with_those_above_it(server: FakeTransport) -> None:
@@ -178,13 +176,6 @@ def test_data_that_outlived_its_user_gets_its_new_one(server: FakeTransport) -> 
     User("u").apply(host)
     converge(Directory("/opt/data", owner="u:u", recursive=True), host)
     assert server.files()["/opt/data/blob"].owner == "u:u"
-
-
-@pytest.mark.parametrize("there", [None, "elsewhere"])
-def test_a_link(server: FakeTransport, there: str | None) -> None:
-    if there:
-        server.tree["/opt/l"] = FakeLink(there)
-    assert converge(Link("/opt/l", "t"), server.host()) == f"/opt/l: {there or 'nothing'} -> t"
 
 
 def test_absent(server: FakeTransport) -> None:
