@@ -51,11 +51,44 @@ class Reporter(Protocol):
     def note(self, text: str, *, host: str = "") -> None:
         """Something worth knowing."""
 
+    def progress(self, done: int, total: int) -> None:
+        """*done* of *total* bytes are there; told often, and never of fewer than before."""
+
     def error(self, error: Error) -> None:
         """The run failed."""
 
     def result(self, summary: str, **facts: object) -> None:
         """The run ended well; *facts* are for machines."""
+
+
+class Meter:
+    """How fast bytes arrive, and when all will be there; and whether it is time to tell, every *interval* seconds."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._begin: float | None = None
+        self._told = 0.0
+
+    def due(self, done: int, total: int) -> bool:
+        """Whether to tell now: every *interval* seconds, and at the end."""
+        now = time.monotonic()
+        if self._begin is None:
+            self._begin = self._told = now
+        if now - self._told < self._interval and done < total:
+            return False
+        self._told = now
+        return True
+
+    def rate(self, done: int) -> float:
+        """Bytes a second since the first look."""
+        seconds = time.monotonic() - (self._begin or time.monotonic())
+        return done / seconds if seconds > 0 else 0.0
+
+    def text(self, done: int, total: int) -> str:
+        """``12.0 of 204.0 MB, 35.2 MB/s, 5 s left``."""
+        rate = self.rate(done)
+        left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
+        return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s{left}"
 
 
 class Console:
@@ -70,6 +103,7 @@ class Console:
         self._lock = threading.Lock()
         self._running: dict[str, str] = {}
         self._status = self._out.status("") if self._out.is_terminal else None
+        self._meter = Meter(0.2 if self._out.is_terminal else 10)
 
     def phase(self, path: str, summary: str) -> None:
         """A heading."""
@@ -110,6 +144,18 @@ class Console:
     def note(self, text: str, *, host: str = "") -> None:
         """One line."""
         self._print(f"  {host:<12} {escape(text)}" if host else escape(text))
+
+    def progress(self, done: int, total: int) -> None:
+        """On a terminal the live line; in a pipe a line every ten seconds and at the end."""
+        with self._lock:
+            if not self._meter.due(done, total):
+                return
+            text = self._meter.text(done, total)
+            if self._status is None:
+                self._line(text)
+                return
+            self._running["sent"] = text
+            self._update()
 
     def error(self, error: Error) -> None:
         """What is wrong, where, and what to do, on standard error."""
@@ -162,6 +208,7 @@ class JsonLines:
         self._out = out or sys.stdout
         self._lock = threading.Lock()
         self._begin = time.monotonic()
+        self._meter = Meter(1)
 
     def phase(self, path: str, summary: str) -> None:
         """``{"event": "phase", "phase": ..., "summary": ...}``."""
@@ -199,6 +246,11 @@ class JsonLines:
     def note(self, text: str, *, host: str = "") -> None:
         """``{"event": "note", ...}``."""
         self._write(event="note", host=host, message=text)
+
+    def progress(self, done: int, total: int) -> None:
+        """``{"event": "progress", "done": ..., "total": ..., "rate": ...}`` every second and at the end, in bytes."""
+        if self._meter.due(done, total):
+            self._write(event="progress", done=done, total=total, rate=round(self._meter.rate(done)))
 
     def error(self, error: Error) -> None:
         """``{"event": "error", "code": ..., "message": ..., "hint": ..., "host": ...}``."""

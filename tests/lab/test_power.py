@@ -79,6 +79,23 @@ def test_a_returned_server_gets_its_copies(registry: Registry) -> None:
     assert blocks(other) <= blocks(victim)
 
 
+def test_a_server_that_lost_everything_is_made_anew_and_gets_all_data(registry: Registry) -> None:
+    """A new machine under its name and address: ``init`` gives it its place back, and the storage fills its disk."""
+    image = images.image(SIZES, seed=time.time_ns())
+    images.push(registry, image, "power/replaced")
+    victim = registry.holder()
+    victim.reinstall()
+    registry.cli("init", "--bundle", registry.bundle)
+    begin = time.monotonic()
+    registry.wait_whole()
+    other = registry.others(victim)[0]
+    wait_until("its copy of every block", lambda: blocks(other) <= blocks(victim), seconds=60, every=0.5)
+    say(f"{registry.frontend}: made anew, its copies {time.monotonic() - begin:.1f} s after init")
+    other.power_cut()
+    wait_until("an answer", lambda: served(registry, image, "power/replaced"), seconds=10)
+    assert not images.missing(registry, image, "power/replaced", address=victim.address)
+
+
 @pytest.mark.parametrize("absent", ["nobody", *SERVERS])
 def test_the_rack_comes_back_by_itself(registry: Registry, absent: str) -> None:
     """The power of all servers fails at once, and returns, for all or for all but one: the registry answers."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import ssl
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import parse_qs, urlsplit
 
 from kubeadm_registry import pki
@@ -39,6 +41,18 @@ class FakeRegistry:
     #: What an upload's Location begins with; it may be absolute, by a name that only the registry knows.
     location: str = "/v2/a/blobs/uploads/1?state=x"
     spoil: bool = False
+    #: What has come of each upload, by its number.
+    uploads: dict[str, bytearray] = field(default_factory=dict)
+    #: Bytes of a PATCH after which the connection breaks, one for each PATCH; and whether what came is kept.
+    breaks: list[int] = field(default_factory=list)
+    keeps: bool = True
+    mounts: bool = False
+    referrers: bool = True
+    page: int = 2
+
+    def place(self, number: str) -> str:
+        """Where the upload of that number goes on."""
+        return self.location.replace("uploads/1", f"uploads/{number}")
 
     def refusal(self, method: str, path: str) -> int | None:
         for (wanted, part), statuses in self.refuse.items():
@@ -51,8 +65,12 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     registry: FakeRegistry
 
-    def _say(self, status: int, body: bytes = b"", location: str = "") -> None:
+    def _say(
+        self, status: int, body: bytes = b"", location: str = "", more: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.send_response(status)
+        for name, value in more.items():
+            self.send_header(name, value)
         if location:
             self.send_header("Location", location)
         self.send_header("Content-Length", str(len(body)))
@@ -60,8 +78,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _handle(self) -> None:
+    def _handle(self) -> None:  # noqa: PLR0912  one line for each request
         held, url = self.registry, urlsplit(self.path)
+        if self.command == "PATCH" and held.breaks:
+            part = self.rfile.read(held.breaks.pop(0))
+            if held.keeps:
+                held.uploads[self._number] += part
+            self.close_connection = True
+            self.connection.close()
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         scheme, _, login = self.headers.get("Authorization", "").partition(" ")
         login = base64.b64decode(login).decode() if scheme == "Basic" else ""
@@ -71,6 +96,14 @@ class _Handler(BaseHTTPRequestHandler):
         refusal = held.refusal(self.command, url.path)
         if refusal is not None:
             self._say(refusal, b'{"errors":[{"code":"UNAVAILABLE"}]}')
+        elif url.path == "/v2/":
+            self._say(200)
+        elif "/uploads/" in url.path and self.command == "GET":
+            self._say_how_far()
+        elif url.path.endswith(("/tags/list", "/_catalog")):
+            self._list(url.path, parse_qs(url.query))
+        elif "/referrers/" in url.path:
+            self._say(200, b'{"manifests": [{"digest": "sha256:1"}]}') if held.referrers else self._say(404)
         elif self.command in ("GET", "HEAD"):
             kept = held.blobs if "/blobs/" in url.path else held.manifests
             content = kept.get(url.path.rpartition("/")[2])
@@ -80,12 +113,51 @@ class _Handler(BaseHTTPRequestHandler):
                 self._say(200, content[:-1] + b"!" if held.spoil else content)
         elif login != held.password:
             self._say(401, b"log in to push")
+        elif self.command == "DELETE":
+            self._say(404 if held.manifests.pop(url.path.rpartition("/")[2], None) is None else 202)
+        elif self.command == "POST" and held.mounts and "mount=" in url.query:
+            self._say(201)
         elif self.command == "POST":
-            self._say(202, location=held.location)
+            number = str(len(held.uploads) + 1)
+            held.uploads[number] = bytearray()
+            self._say(202, location=held.place(number))
+        elif self.command == "PATCH":
+            self._append(body)
         else:
             self._put(url.path, parse_qs(url.query).get("digest"), body)
 
+    @property
+    def _number(self) -> str:
+        return urlsplit(self.path).path.rpartition("/")[2]
+
+    def _say_how_far(self) -> None:
+        if self._number not in self.registry.uploads:
+            return self._say(404)
+        return self._say(204, location=self.registry.place(self._number), more=self._range())
+
+    def _range(self) -> dict[str, str]:
+        return {"Range": f"0-{max(0, len(self.registry.uploads[self._number]) - 1)}"}
+
+    def _append(self, body: bytes) -> None:
+        upload = self.registry.uploads.get(self._number)
+        if upload is None:
+            return self._say(404)
+        if not self.headers["Content-Range"].startswith(f"{len(upload)}-"):
+            return self._say(416, more=self._range())
+        upload += body
+        return self._say(202, location=self.registry.place(self._number), more=self._range())
+
+    def _list(self, path: str, query: dict[str, list[str]]) -> None:
+        names = sorted(name for name in self.registry.manifests if ":" not in name)
+        names = [name for name in names if name > query.get("last", [""])[0]]
+        page = names[: self.registry.page]
+        link = {"Link": f'<{path}?n=2&last={page[-1]}>; rel="next"'} if len(page) < len(names) else {}
+        kind = "tags" if path.endswith("list") else "repositories"
+        self._say(200, json.dumps({kind: page}).encode(), more=link)
+
     def _put(self, path: str, wanted: list[str] | None, body: bytes) -> None:
+        if "/uploads/" in path:
+            body = bytes(self.registry.uploads.get(self._number, b"")) + body
         digest = "sha256:" + hashlib.sha256(body).hexdigest()
         if "/uploads/" not in path:
             self.registry.manifests[digest] = self.registry.manifests[path.rpartition("/")[2]] = body
@@ -95,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._say(400, b"digest invalid")
         return self._say(201)
 
-    do_GET = do_HEAD = do_POST = do_PUT = _handle
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -24,7 +24,7 @@ from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.host import Transport
 from kubeadm_registry.phases.workflows import INIT, RESET
 from kubeadm_registry.workflow import Workflow, leaves
-from tests.unit.bundle_files import script
+from tests.unit.bundle_files import image, script, write_layout
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.healthy import healthy, without_containerd
 
@@ -88,6 +88,16 @@ def failed(result: Result, code: int) -> None:
 
 
 # ---- exit code 2: nothing is contacted ------------------------------------------------------------------------------
+
+
+def test_seed_needs_a_registry_and_a_bundle_with_images(run: Terminal, servers: FakeCluster, tmp_path: Path) -> None:
+    result = run("seed", "-o", "json")
+    failed(result, 2)
+    assert lines(result)[-1]["code"] == "BundleMissing"
+    write_layout(tmp_path / "layout", image("registry.k8s.io/pause:3.10"))
+    result = run("seed", "--bundle", str(tmp_path / "layout"), "-o", "json")
+    failed(result, 1)
+    assert lines(result)[-1]["code"] == "NotInstalled"
 
 
 @pytest.fixture

@@ -71,6 +71,9 @@ class Recorder:
     def note(self, text: str, *, host: str = "") -> None:
         self.notes.append((host, text))
 
+    def progress(self, done: int, total: int) -> None:
+        raise AssertionError("no phase moves bytes")
+
     def error(self, error: Error) -> None:
         raise AssertionError("the engine raises, it does not print")
 

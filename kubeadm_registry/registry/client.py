@@ -1,0 +1,236 @@
+"""The requests of the OCI distribution API, each with its answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from kubeadm_registry.addresses import url
+from kubeadm_registry.errors import RegistryError
+
+#: What a verifying client accepts as a manifest.
+_ACCEPT = ", ".join(
+    (
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    )
+)
+
+#: What a proxy answers while nobody can serve, and a registry about an upload that an earlier writer began.
+_TEMPORARY = (404, 502, 503, 504)
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """User and password."""
+
+    user: str
+    password: str
+
+
+class Registry:
+    """One registry, reached at one address. A context manager; not shared between threads."""
+
+    def __init__(
+        self, address: str, port: int, *, ca: str, login: Login | None = None, via: tuple[str, int] | None = None,
+        timeout: float = 20,
+    ) -> None:  # fmt: skip
+        """*address*:*port* is whom the certificate must name; *via* where to connect instead (a forwarded port).
+
+        *ca* is the authority's certificate, PEM, and the only one trusted. *timeout* is seconds of silence.
+        """
+        self._name = address
+        self._base = url(*(via or (address, port)))
+        self._headers = {"Host": url(address, port).removeprefix("https://")}
+        context = ssl.create_default_context(cadata=ca)
+        auth = httpx.BasicAuth(login.user, login.password) if login is not None else None
+        # No proxy variables and no netrc of the operator's environment: the registry is on this network.
+        self._client = httpx.Client(verify=context, auth=auth, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def ping(self) -> None:
+        """Ask for ``/v2/``, which every registry answers. Raises RegistryError."""
+        self.expect(self.send("GET", "/v2/"), 200, "look for the registry")
+
+    def manifest(self, repository: str, reference: str) -> bytes | None:
+        """The manifest; None if there is none. A *reference* by digest is checked. Raises RegistryError."""
+        answer = self.send("GET", f"/v2/{repository}/manifests/{reference}", headers={"Accept": _ACCEPT})
+        return self._body(answer, reference, f"manifest {repository}@{reference}")
+
+    def blob(self, repository: str, digest: str) -> bytes | None:
+        """The blob, whole and checked; None if there is none. Raises RegistryError."""
+        answer = self.send("GET", f"/v2/{repository}/blobs/{digest}")
+        return self._body(answer, digest, f"blob {repository}@{digest}")
+
+    def has_blob(self, repository: str, digest: str) -> bool:
+        """Whether the registry has the blob. Raises RegistryError."""
+        answer = self.send("HEAD", f"/v2/{repository}/blobs/{digest}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return False
+        self.expect(answer, 200, f"look for {repository}@{digest}")
+        return True
+
+    def piece(self, repository: str, digest: str, offset: int, size: int) -> bytes | None:
+        """*size* bytes of a blob from byte *offset* on, or all that are left; None if there is no such blob.
+
+        They are not checked: that takes all of it. Raises RegistryError.
+        """
+        headers = {"Range": f"bytes={offset}-{offset + size - 1}"}
+        answer = self.send("GET", f"/v2/{repository}/blobs/{digest}", headers=headers)
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        if answer.status_code == httpx.codes.OK:  # a registry need not know ranges
+            return answer.content[offset : offset + size]
+        return self.expect(answer, 206, f"read a piece of {repository}@{digest}").content
+
+    def push_blob(self, repository: str, digest: str, content: bytes) -> None:
+        """Push a blob in one piece (POST, then PUT), unless it is there. Raises RegistryError."""
+        if self.has_blob(repository, digest):
+            return
+        begun = self.expect(self.send("POST", f"/v2/{repository}/blobs/uploads/"), 202, f"begin upload to {repository}")
+        if "Location" not in begun.headers:
+            raise RegistryError(f"begin upload to {repository} at {self._name}: the answer has no Location")
+        headers = {"Content-Type": "application/octet-stream"}
+        answer = self.send(
+            "PUT", begun.headers["Location"], params={"digest": digest}, content=content, headers=headers
+        )
+        self.expect(answer, 201, f"push {repository}@{digest}")
+
+    def digest(self, repository: str, reference: str) -> str | None:
+        """The digest of a manifest; None if there is none. Raises RegistryError."""
+        answer = self.send("HEAD", f"/v2/{repository}/manifests/{reference}", headers={"Accept": _ACCEPT})
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        self.expect(answer, 200, f"look for {repository}:{reference}")
+        if told := answer.headers.get("Docker-Content-Digest"):
+            return str(told)
+        content = self.manifest(repository, reference)
+        return None if content is None else f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+    def delete_manifest(self, repository: str, reference: str) -> bool:
+        """Delete a manifest by digest, or a tag; False if there is none. Raises RegistryError."""
+        answer = self.send("DELETE", f"/v2/{repository}/manifests/{reference}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return False
+        self.expect(answer, 202, f"delete {repository}:{reference}")
+        return True
+
+    def tags(self, repository: str) -> list[str]:
+        """All tags, over as many pages as there are; none if there is no such repository. Raises RegistryError."""
+        return [str(tag) for page in self._pages(f"/v2/{repository}/tags/list") for tag in page.get("tags") or ()]
+
+    def repositories(self) -> list[str]:
+        """All repositories, by the catalogue, which is no part of the specification. Raises RegistryError."""
+        return [str(name) for page in self._pages("/v2/_catalog") for name in page.get("repositories") or ()]
+
+    def _pages(self, path: str) -> Iterator[dict[str, Any]]:
+        """The pages of a list. Source: distribution-spec, "Listing Tags": Link as in RFC 8288."""
+        target, seen = f"{path}?n={_PAGE}", set[str]()
+        while target not in seen:
+            seen.add(target)
+            answer = self.send("GET", target)
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                return
+            self.expect(answer, 200, f"list {path}")
+            yield _object(answer.content, path)
+            following = re.search(r'<([^>]+)>\s*;\s*rel="?next"?', answer.headers.get("Link", ""))
+            if following is None:
+                return
+            target = following[1]
+
+    def referrers(self, repository: str, digest: str) -> list[dict[str, Any]]:
+        """The descriptors of what refers to a manifest; by the tag of that form where the registry has no such list.
+
+        Source: distribution-spec, "Listing Referrers" and "Referrers Tag Schema". Raises RegistryError.
+        """
+        answer = self.send("GET", f"/v2/{repository}/referrers/{digest}")
+        content: bytes | None = answer.content
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            content = self.manifest(repository, digest.replace(":", "-"))
+        else:
+            self.expect(answer, 200, f"list what refers to {repository}@{digest}")
+        return [] if content is None else list(_object(content, f"referrers of {digest}").get("manifests") or ())
+
+    def push_manifest(self, repository: str, reference: str, content: bytes, media_type: str) -> None:
+        """Push a manifest by tag or digest. Raises RegistryError."""
+        path = f"/v2/{repository}/manifests/{reference}"
+        answer = self.send("PUT", path, content=content, headers={"Content-Type": media_type})
+        self.expect(answer, 201, f"push {repository}:{reference}")
+
+    def send(
+        self,
+        method: str,
+        target: str,
+        *,
+        content: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """Send a request to *target*, a path or a Location that the registry gave; *params* go to its query.
+
+        Raises RegistryError, temporary, when there is no answer.
+        """
+        base = httpx.URL(self._base)
+        # A Location may name the registry by its own address; the way there is ours.
+        where = base.join(target).copy_with(scheme=base.scheme, host=base.host, port=base.port)
+        if params:
+            where = where.copy_merge_params(dict(params))
+        try:
+            return self._client.request(
+                method,
+                where,
+                content=content,
+                headers={**self._headers, **(headers or {})},
+                extensions={"sni_hostname": self._name},
+            )
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise RegistryError(
+                f"{method} {where} at {self._name} failed: {reason}", code="RegistryUnreachable", temporary=True
+            ) from error
+
+    def expect(self, answer: httpx.Response, status: int, what: str) -> httpx.Response:
+        """*answer*, which must have that *status*. Raises RegistryError that says *what* failed, and why."""
+        if answer.status_code != status:
+            raise RegistryError(
+                f"{what} at {self._name}: status {answer.status_code} instead of {status}: {answer.text[:300].strip()}",
+                temporary=answer.status_code in _TEMPORARY,
+            )
+        return answer
+
+    def _body(self, answer: httpx.Response, reference: str, what: str) -> bytes | None:
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        self.expect(answer, 200, what)
+        algorithm, _, wanted = reference.partition(":")
+        if algorithm == "sha256" and hashlib.sha256(answer.content).hexdigest() != wanted:
+            raise RegistryError(f"{what} at {self._name}: the bytes have another digest", code="DigestMismatch")
+        return answer.content
+
+
+def _object(content: bytes, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise RegistryError(f"{what}: the answer is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise RegistryError(f"{what}: the answer is no object")
+    return found

@@ -1,0 +1,176 @@
+"""One blob on its way into a registry, in pieces: what a broken connection or another writer cuts off goes on.
+
+The parts of the specification: "Pushing blobs", "Pushing a blob in chunks", "Mounting a blob from another repository",
+https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#pushing-blobs
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Final
+
+import httpx
+
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry.client import Registry
+
+#: Bytes a request. Distribution forgets what a request brought that was cut off, so no more than this is sent twice.
+PIECE: Final = 8 * 2**20
+#: Bytes a write.
+_CHUNK: Final = 2**18
+#: Statuses of an upload that the registry knows no more: it expired, or another writer began it.
+_LOST: Final = (404, 410)
+#: A range that does not follow on what the registry has.
+_ELSEWHERE: Final = 416
+
+Source = Callable[[int], BinaryIO]
+"""Opens the blob's content, to be read from that byte on."""
+
+
+class Upload:
+    """Brings the blob *digest* of *size* bytes into *repository*. Not shared between threads.
+
+    *patience* is how many seconds may pass without a byte taken until it is given up; *piece* how many bytes a request
+    carries at most; *progress* is told how many bytes the registry has of it, a number that falls when it forgets some.
+    """
+
+    def __init__(
+        self, registry: Registry, repository: str, digest: str, size: int, *, location: str = "",
+        piece: int = PIECE, patience: float = 60, progress: Callable[[int], None] = lambda _bytes: None,
+    ) -> None:  # fmt: skip
+        self._registry = registry
+        self._repository = repository
+        self._digest = digest
+        self._size = size
+        self._piece = piece
+        self._patience = patience
+        self.progress = progress
+        self._taken = 0
+        self.location = location
+        """Where the upload goes on, also in a later run; empty before it has begun."""
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the registry has, as far as is known."""
+        return self._taken
+
+    def run(self, source: Source, *, mount_from: str = "") -> None:
+        """Push it, from where an earlier run stopped if there is a location; *mount_from* a repository that has it.
+
+        Raises RegistryError when the registry refuses it, or takes nothing for ``patience`` seconds.
+        """
+        if self.location and not self._find():
+            self.location = ""
+        deadline, best, pause = time.monotonic() + self._patience, self._taken, 0.1
+        while True:
+            try:
+                if self._step(source, mount_from):
+                    return
+            except RegistryError as error:
+                if not error.temporary or time.monotonic() >= deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2.0, 2 * pause)
+                self._recover()
+            if self._taken > best:
+                deadline, best, pause = time.monotonic() + self._patience, self._taken, 0.1
+
+    def _step(self, source: Source, mount_from: str) -> bool:
+        """Begin, send a piece, or finish; whether that was the last."""
+        if not self.location:
+            return self._begin(mount_from)
+        if self._taken < self._size:
+            self._send(source)
+            return False
+        self._finish()
+        return True
+
+    def _begin(self, mount_from: str) -> bool:
+        query = {"mount": self._digest, "from": mount_from} if mount_from else {}
+        answer = self._registry.send("POST", f"/v2/{self._repository}/blobs/uploads/", params=query)
+        if answer.status_code == httpx.codes.CREATED:
+            self._tell(self._size)
+            return True
+        self._registry.expect(answer, 202, f"begin upload to {self._repository}")
+        self._follow(answer)
+        if not self.location:
+            raise RegistryError(f"begin upload to {self._repository}: the answer has no Location")
+        self._tell(0)
+        return False
+
+    def _send(self, source: Source) -> None:
+        end = min(self._size, self._taken + self._piece)
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(end - self._taken),
+            "Content-Range": f"{self._taken}-{end - 1}",
+        }
+        with source(self._taken) as content:
+            body = _limited(content, end - self._taken, self._digest)
+            answer = self._registry.send("PATCH", self.location, content=body, headers=headers)
+        if answer.status_code == _ELSEWHERE or answer.status_code in _LOST:
+            self._recover()
+            return
+        self._registry.expect(answer, 202, f"push {self._repository}@{self._digest}")
+        self._follow(answer)
+        self._tell(_end_of(answer, default=end))
+
+    def _finish(self) -> None:
+        answer = self._registry.send("PUT", self.location, params={"digest": self._digest}, content=b"")
+        if answer.status_code in (*_LOST, *_SERVER_ERRORS) and self._registry.has_blob(self._repository, self._digest):
+            return  # the answer of an earlier attempt was lost
+        self._registry.expect(answer, 201, f"push {self._repository}@{self._digest}")
+
+    def _recover(self) -> None:
+        """After a break: go on behind what the registry has, or anew if it knows the upload no more."""
+        try:
+            if self.location and not self._find():
+                self.location = ""
+                self._tell(0)
+        except RegistryError as error:
+            if not error.temporary:
+                raise
+
+    def _find(self) -> bool:
+        """Ask how much the registry has of it; whether it knows the upload."""
+        answer = self._registry.send("GET", self.location)
+        if answer.status_code != httpx.codes.NO_CONTENT:
+            if answer.status_code in _LOST or not 500 <= answer.status_code < 600:
+                return False
+            self._registry.expect(answer, 204, f"look at the upload to {self._repository}")
+        self._follow(answer)
+        self._tell(_end_of(answer, default=0))
+        return True
+
+    def _follow(self, answer: httpx.Response) -> None:
+        self.location = answer.headers.get("Location", self.location)
+
+    def _tell(self, taken: int) -> None:
+        self._taken = min(taken, self._size)
+        self.progress(self._taken)
+
+
+_SERVER_ERRORS: Final = (500, 502, 503, 504)
+
+
+def _end_of(answer: httpx.Response, *, default: int) -> int:
+    """How many bytes the ``Range`` of an answer says that the registry has: ``0-99`` are a hundred.
+
+    Some write ``0-0`` for nothing as well as for one byte: then *default* tells, and a wrong guess is answered by 416.
+    """
+    found = re.fullmatch(r"(?:bytes=)?0-([0-9]{1,18})", answer.headers.get("Range", ""))
+    if found is None:
+        return default
+    return int(found[1]) + 1 if int(found[1]) else min(default, 1)
+
+
+def _limited(content: BinaryIO, size: int, what: str) -> Iterator[bytes]:
+    """The next *size* bytes of *content*. Raises RegistryError if there are fewer."""
+    while size:
+        chunk = content.read(min(_CHUNK, size))
+        if not chunk:
+            raise RegistryError(f"{what} is shorter here than it should be", code="BlobTruncated")
+        size -= len(chunk)
+        yield chunk

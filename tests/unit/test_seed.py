@@ -1,0 +1,159 @@
+"""Seeding: what is sent, what is not sent again, and what the proof at the end finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry import pki, seed
+from kubeadm_registry.bundle import Bundle, oci
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry import Login, Registry
+from tests.unit.bundle_files import image, write_layout
+from tests.unit.fake_cluster import authority
+from tests.unit.fake_registry import FakeRegistry, serving
+
+ONE, TWO = "registry.k8s.io/pause:3.10", "quay.io:443/org/app:v1"
+LAYER = b"layer" * 1000
+
+
+@pytest.fixture(scope="module")
+def pair() -> pki.Pair:
+    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
+
+
+@pytest.fixture
+def fake(pair: pki.Pair) -> Iterator[FakeRegistry]:
+    with serving(FakeRegistry(mounts=True), pair) as registry:
+        yield registry
+
+
+def joined(*layouts: dict[str, bytes]) -> dict[str, bytes]:
+    """One layout with the images of all."""
+    entries = [oci.Index.model_validate_json(one[oci.INDEX_FILE]).manifests[0] for one in layouts]
+    files = {name: content for one in layouts for name, content in one.items()}
+    return files | {oci.INDEX_FILE: oci.Index(manifests=tuple(entries)).to_json()}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Iterator[Bundle]:
+    path = write_layout(tmp_path / "layout", joined(image(ONE, LAYER), image(TWO, LAYER + b"!")))
+    with Bundle.open(path) as opened:
+        yield opened
+
+
+def connector(fake: FakeRegistry) -> seed.Connect:
+    def connect() -> AbstractContextManager[Registry]:
+        return Registry(
+            "10.0.0.10", 5000, ca=authority().certificate, login=Login("push", "secret"),
+            via=("127.0.0.1", fake.port), timeout=10,
+        )  # fmt: skip
+
+    return connect
+
+
+class Told:
+    """Progress that is remembered."""
+
+    def __init__(self) -> None:
+        self.numbers: list[tuple[int, int]] = []
+
+    def __call__(self, done: int, total: int) -> None:
+        self.numbers.append((done, total))
+
+
+def run(bundle: Bundle, fake: FakeRegistry, path: Path, progress: Told | None = None) -> int:
+    journal = seed.Journal(path / "journal.json")
+    options = {"workers": 1, "patience": 5.0, "piece": 2000, "progress": progress or Told()}
+    return seed.Seeder(bundle, connector(fake), journal, **options).run(seed.plan(bundle))  # type: ignore[arg-type]
+
+
+def pushed(fake: FakeRegistry) -> list[str]:
+    return [f"{one.method} {one.path.split('?')[0]}" for one in fake.requests if one.method not in ("GET", "HEAD")]
+
+
+def test_where_images_go(bundle: Bundle) -> None:
+    two, one = seed.plan(bundle)
+    assert (two.name, two.repository, two.reference) == (TWO, "quay.io_443/org/app", "v1"), "no colon in a repository"
+    assert (one.name, one.repository, one.reference) == (ONE, "registry.k8s.io/pause", "3.10")
+    assert [manifest.media_type for manifest in one.manifests] == [oci.MANIFEST, oci.INDEX], "children come first"
+    assert one.manifests[-1] == one.root
+    assert {blob.size for blob in one.blobs} == {len(b'{"os":"linux"}'), len(LAYER)}
+
+
+def test_all_is_sent_once_and_can_then_be_read(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    told = Told()
+    sent = run(bundle, fake, tmp_path, told)
+    assert sent == len(LAYER) * 2 + 1 + len(b'{"os":"linux"}'), "the configuration that both have once"
+    assert told.numbers[0] == (0, sent)
+    assert told.numbers[-1] == (sent, sent)
+    assert told.numbers == sorted(told.numbers)
+    assert seed.prove(connector(fake), seed.plan(bundle), 2) == {}
+    kinds = [line.split()[1].split("/")[-2] for line in pushed(fake)]
+    assert kinds.index("manifests") > max(i for i, kind in enumerate(kinds) if kind == "uploads"), "blobs come first"
+
+    before = len(fake.requests)
+    assert run(bundle, fake, tmp_path) == 0
+    assert {request.method for request in fake.requests[before:]} == {"HEAD", "GET"}, "nothing but questions"
+
+
+def test_what_a_killed_run_has_sent_is_not_sent_again(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Killer(Told):
+        def __call__(self, done: int, total: int) -> None:
+            if done >= 2000:
+                raise Killed
+
+    with pytest.raises(Killed):
+        run(bundle, fake, tmp_path, Killer())
+    assert (tmp_path / "journal.json").stat().st_mode & 0o777 == 0o600
+    patches = len([one for one in fake.requests if one.method == "PATCH"])
+    run(bundle, fake, tmp_path)
+    assert seed.prove(connector(fake), seed.plan(bundle), 1) == {}
+    again = [one for one in fake.requests if one.method == "PATCH"][patches:]
+    assert len(again) == 2 + 3 + 1, "two pieces that were missing of the first layer, the second layer, configuration"
+    assert seed.Journal(tmp_path / "journal.json").place("x") == ""
+    assert (tmp_path / "journal.json").read_text() == "{}"
+
+
+def test_a_damaged_journal_is_as_good_as_none(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    (tmp_path / "journal.json").write_text("{")
+    assert run(bundle, fake, tmp_path) > 0
+
+
+def test_a_writer_that_moves_is_waited_for(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    fake.refuse = {("POST", "/uploads/"): [503], ("PUT", "/manifests/"): [502], ("HEAD", "/blobs/"): [503]}
+    run(bundle, fake, tmp_path)
+    assert seed.prove(connector(fake), seed.plan(bundle), 1) == {}
+
+
+def test_who_may_not_push_is_told_so_at_once(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    fake.password = "push:another"
+    with pytest.raises(RegistryError, match="status 401"):
+        run(bundle, fake, tmp_path)
+    assert not fake.manifests, "no image is there without what it needs"
+
+
+@pytest.mark.parametrize("what", ["blob", "manifest", "tag"])
+def test_the_proof_names_the_image_and_what_is_missing(
+    bundle: Bundle, fake: FakeRegistry, tmp_path: Path, what: str
+) -> None:
+    run(bundle, fake, tmp_path)
+    item = seed.plan(bundle)[1]
+    if what == "blob":
+        lost = max(item.blobs, key=lambda blob: blob.size).digest
+        del fake.blobs[lost]
+    elif what == "manifest":
+        lost = item.manifests[0].digest
+        del fake.manifests[lost]
+    else:
+        lost = item.root.digest
+        fake.manifests["3.10"] = b"{}"
+    flaws = seed.prove(connector(fake), seed.plan(bundle), 2)
+    assert set(flaws) == {ONE}
+    assert lost in flaws[ONE]

@@ -1,0 +1,203 @@
+"""Uploads that break and go on, and what else seeding asks of a registry."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+
+import pytest
+
+from kubeadm_registry import pki
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry import Login, Registry, Upload
+from tests.unit.fake_cluster import authority
+from tests.unit.fake_registry import FakeRegistry, serving
+
+CONTENT = bytes(range(256)) * 40
+DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def pair() -> pki.Pair:
+    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
+
+
+@pytest.fixture
+def fake(pair: pki.Pair) -> Iterator[FakeRegistry]:
+    with serving(FakeRegistry(), pair) as registry:
+        yield registry
+
+
+@pytest.fixture
+def registry(fake: FakeRegistry) -> Iterator[Registry]:
+    ca, way = authority().certificate, ("127.0.0.1", fake.port)
+    with Registry("10.0.0.10", 5000, ca=ca, login=Login("push", "secret"), via=way, timeout=10) as one:
+        yield one
+
+
+def content(offset: int) -> io.BytesIO:
+    return io.BytesIO(CONTENT[offset:])
+
+
+def upload(registry: Registry, *, size: int = len(CONTENT), **options: object) -> Upload:
+    return Upload(registry, "a/b", DIGEST, size, **({"piece": 4000, "patience": 5} | options))  # type: ignore[arg-type]
+
+
+def methods(fake: FakeRegistry) -> list[str]:
+    return [request.method for request in fake.requests]
+
+
+def test_a_blob_goes_in_pieces(fake: FakeRegistry, registry: Registry) -> None:
+    seen: list[int] = []
+    upload(registry, progress=seen.append).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert methods(fake) == ["POST", "PATCH", "PATCH", "PATCH", "PUT"]
+    assert seen == [0, 4000, 8000, len(CONTENT)]
+
+
+def test_an_empty_blob(fake: FakeRegistry, registry: Registry) -> None:
+    digest = "sha256:" + hashlib.sha256(b"").hexdigest()
+    Upload(registry, "a", digest, 0).run(lambda _: io.BytesIO())
+    assert fake.blobs == {digest: b""}
+
+
+def test_a_blob_that_another_repository_has_is_not_sent(fake: FakeRegistry, registry: Registry) -> None:
+    fake.mounts = True
+    upload(registry).run(content, mount_from="c")
+    assert methods(fake) == ["POST"]
+    assert f"mount={DIGEST.replace(':', '%3A')}&from=c" in fake.requests[0].path
+
+
+def test_a_registry_that_does_not_mount_gets_it(fake: FakeRegistry, registry: Registry) -> None:
+    upload(registry).run(content, mount_from="c")
+    assert fake.blobs == {DIGEST: CONTENT}
+
+
+def test_after_a_break_it_goes_on_behind_what_has_arrived(fake: FakeRegistry, registry: Registry) -> None:
+    fake.breaks = [1000]
+    seen: list[int] = []
+    upload(registry, progress=seen.append).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert seen == [0, 1000, 5000, 9000, len(CONTENT)]
+
+
+def test_a_registry_that_forgets_the_piece_gets_only_that_again(fake: FakeRegistry, registry: Registry) -> None:
+    fake.breaks, fake.keeps = [1000], False
+    seen: list[int] = []
+    upload(registry, progress=seen.append).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert seen == [0, 0, 4000, 8000, len(CONTENT)]
+
+
+def test_a_later_run_goes_on_where_the_first_was_killed(fake: FakeRegistry, registry: Registry) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(taken: int) -> None:
+        if taken:
+            raise Killed
+
+    first = upload(registry, progress=kill)
+    with pytest.raises(Killed):
+        first.run(content)
+    before = len(fake.requests)
+    upload(registry, location=first.location).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert methods(fake)[before:] == ["GET", "PATCH", "PATCH", "PUT"]
+
+
+@pytest.mark.parametrize("status", [404, 502, 503])
+def test_an_upload_that_the_registry_does_not_know_begins_anew(
+    fake: FakeRegistry, registry: Registry, status: int
+) -> None:
+    """As when the writer has moved, and the new one knows nothing of it."""
+    fake.refuse = {("PATCH", "/uploads/"): [status], ("GET", "/uploads/"): [404]}
+    upload(registry).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert methods(fake).count("POST") == 2
+
+
+def test_a_location_of_an_earlier_run_that_is_gone(fake: FakeRegistry, registry: Registry) -> None:
+    upload(registry, location="/v2/a/b/blobs/uploads/gone").run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+
+
+def test_a_range_that_does_not_follow_is_looked_up(fake: FakeRegistry, registry: Registry) -> None:
+    one = upload(registry)
+    one.run(content)
+    fake.uploads["1"], fake.blobs = bytearray(CONTENT[:10]), {}
+    again = upload(registry, location=fake.location)
+    again.run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+
+
+def test_an_answer_to_the_last_request_that_was_lost(fake: FakeRegistry, registry: Registry) -> None:
+    fake.blobs[DIGEST] = CONTENT
+    fake.refuse = {("PUT", "/uploads/"): [404]}
+    upload(registry).run(content)
+    assert methods(fake)[-2:] == ["PUT", "HEAD"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
+def test_who_is_refused_is_not_tried_again(fake: FakeRegistry, registry: Registry, method: str) -> None:
+    fake.refuse = {(method, "/uploads/"): [403, 403]}
+    with pytest.raises(RegistryError, match="status 403"):
+        upload(registry).run(content)
+    assert methods(fake).count(method) == 1
+
+
+def test_a_registry_that_takes_nothing_is_given_up(fake: FakeRegistry, registry: Registry) -> None:
+    fake.refuse = {("PATCH", "/uploads/"): [503] * 100}
+    with pytest.raises(RegistryError, match="status 503"):
+        upload(registry, patience=0.5).run(content)
+
+
+def test_a_source_that_ends_early_is_an_error_and_no_endless_trial(fake: FakeRegistry, registry: Registry) -> None:
+    with pytest.raises(RegistryError, match="shorter here than it should be") as caught:
+        upload(registry, size=len(CONTENT) + 1).run(content)
+    assert caught.value.code == "BlobTruncated"
+    assert not fake.blobs
+
+
+# ---- the rest of the client -----------------------------------------------------------------------------------------
+
+
+def test_lists_go_over_all_pages(fake: FakeRegistry, registry: Registry) -> None:
+    fake.manifests = {f"v{number}": b"{}" for number in range(5)}
+    assert registry.tags("a") == ["v0", "v1", "v2", "v3", "v4"]
+    assert registry.repositories() == ["v0", "v1", "v2", "v3", "v4"]
+    fake.refuse = {("GET", "/tags/list"): [404]}
+    assert registry.tags("nobody") == []
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_referrers_come_from_the_list_or_from_the_tag(fake: FakeRegistry, registry: Registry, native: bool) -> None:
+    fake.referrers = native
+    if not native:
+        fake.manifests["sha256-1"] = b'{"manifests": [{"digest": "sha256:2"}]}'
+    assert [entry["digest"] for entry in registry.referrers("a", "sha256:1")] == ["sha256:1" if native else "sha256:2"]
+    if not native:
+        assert registry.referrers("a", "sha256:9") == []
+
+
+def test_a_piece_of_a_blob(fake: FakeRegistry, registry: Registry) -> None:
+    fake.blobs[DIGEST] = CONTENT
+    assert registry.piece("a", DIGEST, 10, 5) == CONTENT[10:15], "also from a registry that knows no ranges"
+    assert registry.piece("a", "sha256:0", 0, 5) is None
+
+
+def test_digest_and_deletion_of_a_manifest(fake: FakeRegistry, registry: Registry) -> None:
+    fake.manifests["v1"] = b"{}"
+    assert registry.digest("a", "v1") == "sha256:" + hashlib.sha256(b"{}").hexdigest()
+    assert registry.delete_manifest("a", "v1")
+    assert not registry.delete_manifest("a", "v1")
+    assert registry.digest("a", "v1") is None
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]"])
+def test_lists_that_are_none(fake: FakeRegistry, registry: Registry, answer: bytes) -> None:
+    fake.referrers = False
+    fake.manifests["sha256-1"] = answer
+    with pytest.raises(RegistryError, match="the answer is no"):
+        registry.referrers("a", "sha256:1")
