@@ -36,7 +36,8 @@ from kubeadm_registry.agent.model import (
 RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new state are caught by the later ones
 FAILED = (Health.DEAD, Health.HUNG)
 LIVES = 1.5  # seconds that a proof of "host lives, agent does not" lasts: kernels limit these answers to one a second
-ALONE = 1.0  # seconds without a majority that make a server alone; that many twice with one that it is back
+ALONE = 0.2  # seconds without a majority that make a server alone
+BACK = 2.0  # seconds with one after which it is no longer
 YIELD = 1.0  # seconds that another holder must be heard of; longer than all need to notice that it has died
 FALSE_ALARM = 2.0  # seconds: a host that is heard again sooner was neither dead nor cut off, but busy
 MOST_ALARMS = 2
@@ -234,11 +235,11 @@ def alone(before: bool, lonely_since: Optional[float], joined_since: Optional[fl
     A holder that was cut off keeps the VIP, and so has another one on the other side. When the cut heals, this one
     must lose at once: had it the higher priority it would win, find itself unwell and give the VIP back, and clients
     would wait a second for the SYN that they sent to it. Invariant: stays true until the majority was heard for
-    ``2 * ALONE`` seconds, in which keepalived hears many adverts.
+    ``BACK`` seconds, in which keepalived hears many adverts.
     """
     if lonely_since is not None:
         return before or now - lonely_since >= ALONE
-    return before and (joined_since is None or now - joined_since < 2 * ALONE)
+    return before and (joined_since is None or now - joined_since < BACK)
 
 
 def _since(before: Optional[float], true: bool, now: float) -> Optional[float]:
