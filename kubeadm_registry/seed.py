@@ -27,7 +27,7 @@ from kubeadm_registry.registry import PIECE, Registry, Upload
 #: Blobs at a time. More do not help on a network of servers, and a small registry has other work as well.
 WORKERS = 6
 #: Seconds that the registry may take nothing: longer than a writer needs to move.
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 Connect = Callable[[], AbstractContextManager[Registry]]
 """Opens a connection to the registry, for one thread."""
@@ -128,10 +128,10 @@ class Seeder:
         self._piece = piece
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
-        self._total = 0
+        self._total = self._sent = 0
 
     def run(self, items: Sequence[Item]) -> int:
-        """Push what is missing of *items*; returns how many bytes of blobs that was. Raises RegistryError, BundleError.
+        """Push what is missing of *items*; returns how many bytes of blobs went out. Raises RegistryError, BundleError.
 
         All blobs first, then the manifests: an image is never there without what it needs.
         """
@@ -142,12 +142,12 @@ class Seeder:
             parcel = parcels.setdefault(digest, Parcel(needed[digest, repository], [], []))
             (parcel.at if there else parcel.to).append(repository)
         work = [parcel for parcel in parcels.values() if parcel.to]
-        self._total = sum(parcel.blob.size for parcel in work if not parcel.at)
+        self._total = sum(parcel.blob.size * len(parcel.to) for parcel in work)
         self._progress(0, self._total)
         # The large ones first, so that none of them is alone at the end.
         list(self._each(self._send, sorted(work, key=lambda parcel: -parcel.blob.size)))
         list(self._each(self._manifests, missing))
-        return self._total
+        return self._sent
 
     def _each(
         self, work: Callable[[Registry, Thing], Outcome], what: Sequence[Thing]
@@ -162,7 +162,7 @@ class Seeder:
         return patiently(lambda: registry.has_blob(repository, digest), self._patience)
 
     def _send(self, registry: Registry, parcel: Parcel) -> None:
-        """A blob into each repository that lacks it: sent once, then mounted."""
+        """A blob into each repository that lacks it: sent once, then mounted where the registry can."""
         blob, home = parcel.blob, parcel.at[0] if parcel.at else ""
         for repository in parcel.to:
             key = f"{repository}@{blob.digest}"
@@ -171,16 +171,18 @@ class Seeder:
                 registry, repository, blob.digest, blob.size,
                 location=place, patience=self._patience, piece=self._piece,
             )  # fmt: skip
-            upload.progress = partial(self._took, key, blob.digest, upload)
+            upload.progress = partial(self._took, key, upload)
             upload.run(lambda offset: self._bundle.layout.blob(blob, offset=offset), mount_from=home)
             self._journal.note(key, "")
+            with self._lock:
+                self._sent += upload.sent
             home = home or repository
 
-    def _took(self, key: str, digest: str, upload: Upload, taken: int) -> None:
+    def _took(self, key: str, upload: Upload, taken: int) -> None:
         self._journal.note(key, upload.location)
         with self._lock:
             # An upload that begins anew has lost bytes; what was told stays told.
-            self._taken[digest] = max(self._taken.get(digest, 0), taken)
+            self._taken[key] = max(self._taken.get(key, 0), taken)
             self._progress(min(sum(self._taken.values()), self._total), self._total)
 
     def _manifests(self, registry: Registry, item: Item) -> None:

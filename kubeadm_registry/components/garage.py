@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, url
-from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait, secret_of, wait
+from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait, secret_of, unit_state, wait
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
@@ -27,7 +26,7 @@ KEY_NAME = "registry"
 #: Nominal: all servers are equal, so only the ratio counts, and Garage does not stop at it.
 _CAPACITY = 1_000_000_000_000
 #: Seconds. A server that came back is connected twice for a moment, and one of the two connections is given up.
-STEADY = 3.0
+STEADY = 5.0
 TOGETHER = 1.0
 
 
@@ -82,12 +81,15 @@ def install(cluster: Cluster, host: Host) -> Steps:
         data=data,
     )
     yield Wait("its storage answers", partial(_answers, cluster), timeout=30)
+    yield Together(cluster)
 
 
 def form(cluster: Cluster, host: Host) -> Steps:
     """Make one cluster of the servers: layout, key, bucket, permission. Done on one host, once."""
     yield Together(cluster)
+    yield Wait("all storage servers are connected", partial(_all_connected, cluster), timeout=60)
     yield Layout(cluster)
+    yield Wait("the storage accepts the layout", partial(whole, cluster), timeout=60)
     yield Key(cluster)
     yield Bucket(cluster)
 
@@ -197,33 +199,47 @@ def gate(cluster: Cluster) -> Condition:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """All storage servers are connected; by themselves they would need half a minute after a restart."""
+    """All storage servers that run are connected; by themselves they would need half a minute after a restart."""
 
     cluster: Cluster
     title = "bring the storage together again"
 
-    def _misses(self, host: Host) -> str | None:
-        try:
-            connected = health(self.cluster, host)["connectedNodes"]
-        except NotYetKnown as error:
-            return error.message
-        wanted = len(self.cluster.hosts)
-        return f"{host.name} is connected with {connected} of {wanted} storage servers" if connected < wanted else None
+    def _running(self) -> list[Host]:
+        return [host for host in self.cluster.hosts if unit_state(host, UNIT).active]
 
-    def diff(self, _: Host) -> str | None:
-        """Who misses whom, as each server sees it."""
-        with ThreadPoolExecutor(max_workers=len(self.cluster.hosts)) as pool:
-            return next(filter(None, pool.map(self._misses, self.cluster.hosts)), None)
+    def _apart(self, running: Sequence[Host]) -> str | None:
+        for host in running:
+            try:
+                connected = health(self.cluster, host)["connectedNodes"]
+            except NotYetKnown as error:
+                return error.message
+            if connected < len(running):
+                return f"{host.name} is connected with {connected} of {len(running)} storage servers"
+        return None
+
+    def diff(self, host: Host) -> str | None:
+        """Who misses whom; None also before there is a layout, when there is nothing to come back to."""
+        return self._apart(self._running()) if _formed(self.cluster, host) else None
 
     def apply(self, host: Host) -> None:
-        """Tell each server to connect to the others, and wait."""
-        for member in self.cluster.hosts:
-            others = [self.cluster.node(other) for other in self.cluster.hosts if other.name != member.name]
-            secrets = self.cluster.secrets
+        """Tell each server that runs to connect to the others, and wait."""
+        secrets, running = self.cluster.secrets, self._running()
+        for member in running:
+            others = [self.cluster.node(other) for other in running if other.name != member.name]
             peers = [f"{secrets.node_id(peer.name)}@{endpoint(peer.address, paths.RPC_PORT)}" for peer in others]
             Api(self.cluster, member).do("ConnectClusterNodes", peers)
         # Where two servers connect to each other at once, one of the two connections is ended again.
-        wait(host, Steady(self.diff, TOGETHER), what="the storage servers stay connected", timeout=60)
+        steady = Steady(lambda _: self._apart(running), TOGETHER)
+        wait(host, steady, what="the storage servers stay connected", timeout=60)
+
+
+def _all_connected(cluster: Cluster, host: Host) -> str | None:
+    try:
+        connected = health(cluster, host)["connectedNodes"]
+    except NotYetKnown as error:
+        return error.message
+    wanted = len(cluster.hosts)
+    return None if connected >= wanted else f"{connected} of {wanted} storage servers are connected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +283,6 @@ class Layout:
         api = Api(self.cluster, host)
         api.do("UpdateClusterLayout", {"roles": self._roles(), "parameters": None})
         api.do("ApplyClusterLayout", {"version": 1})
-        wait(host, partial(whole, self.cluster), what="the storage accepts the layout", timeout=60)
 
 
 @dataclass(frozen=True, slots=True)

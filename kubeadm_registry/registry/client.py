@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,15 @@ _ACCEPT = ", ".join(
 #: What a proxy answers while nobody can serve, and a registry about an upload that an earlier writer began.
 _TEMPORARY = (404, 502, 503, 504)
 _PAGE = 1000
+#: While an answer is awaited nothing is sent, and a server that lost its power says nothing: the kernel asks after 2 s,
+#: and whoever has the virtual IP then answers that it knows no such connection.
+_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 10),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,8 @@ class Registry:
         context = ssl.create_default_context(cadata=ca)
         auth = httpx.BasicAuth(login.user, login.password) if login is not None else None
         # No proxy variables and no netrc of the operator's environment: the registry is on this network.
-        self._client = httpx.Client(verify=context, auth=auth, timeout=timeout, trust_env=False)
+        transport = httpx.HTTPTransport(verify=context, trust_env=False, socket_options=_ALIVE)
+        self._client = httpx.Client(transport=transport, auth=auth, timeout=timeout, trust_env=False)
 
     def __enter__(self) -> Self:
         return self

@@ -22,6 +22,8 @@ PIECE: Final = 8 * 2**20
 _CHUNK: Final = 2**18
 #: Statuses of an upload that the registry knows no more: it expired, or another writer began it.
 _LOST: Final = (404, 410)
+#: Seconds after which an upload that nobody can tell of begins anew.
+_FORGET: Final = 2.0
 #: A range that does not follow on what the registry has.
 _ELSEWHERE: Final = 416
 
@@ -48,6 +50,9 @@ class Upload:
         self._patience = patience
         self.progress = progress
         self._taken = 0
+        self._silent: float | None = None
+        self.sent = 0
+        """Bytes that were sent, also those that the registry forgot."""
         self.location = location
         """Where the upload goes on, also in a later run; empty before it has begun."""
 
@@ -109,6 +114,7 @@ class Upload:
         }
         with source(self._taken) as content:
             body = _limited(content, end - self._taken, self._digest)
+            self.sent += end - self._taken
             answer = self._registry.send("PATCH", self.location, content=body, headers=headers)
         if answer.status_code == _ELSEWHERE or answer.status_code in _LOST:
             self._recover()
@@ -124,14 +130,27 @@ class Upload:
         self._registry.expect(answer, 201, f"push {self._repository}@{self._digest}")
 
     def _recover(self) -> None:
-        """After a break: go on behind what the registry has, or anew if it knows the upload no more."""
+        """After a break: go on behind what the registry has, or anew if it knows the upload no more.
+
+        Our own proxy answers 503 for an upload that another writer began, as for a registry that is not there just
+        now: after a moment the one is taken for the other.
+        """
         try:
             if self.location and not self._find():
-                self.location = ""
-                self._tell(0)
+                self._forget()
         except RegistryError as error:
             if not error.temporary:
                 raise
+            now = time.monotonic()
+            self._silent = now if self._silent is None else self._silent
+            if now - self._silent >= _FORGET:
+                self._forget()
+        else:
+            self._silent = None
+
+    def _forget(self) -> None:
+        self.location, self._silent = "", None
+        self._tell(0)
 
     def _find(self) -> bool:
         """Ask how much the registry has of it; whether it knows the upload."""

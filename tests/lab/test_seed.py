@@ -66,8 +66,12 @@ def test_once_and_never_again(registry: Registry, tmp_path: Path) -> None:
 @contextmanager
 def without_the_registrys_network(registry: Registry) -> Iterator[None]:
     """This machine reaches the servers' SSH, and not the registry."""
-    table = "table inet seedtest { chain out { type filter hook output priority 0; tcp dport %d reject; } }"
-    registry.lab.run("nft", "-f", "-", stdin=table % paths.REGISTRY_PORT)
+    rules = (
+        "add table inet seedtest",
+        "add chain inet seedtest out { type filter hook output priority 0; }",
+        f"add rule inet seedtest out tcp dport {paths.REGISTRY_PORT} reject",
+    )
+    registry.lab.run("nft", "-f", "-", stdin="\n".join(rules) + "\n")
     try:
         yield
     finally:

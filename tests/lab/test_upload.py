@@ -56,7 +56,7 @@ def at(registry: Registry) -> Iterator[Client]:
         yield client
 
 
-def test_in_pieces_then_mounted_by_another_repository(at: Client, blob: Blob) -> None:
+def test_in_pieces_then_mounted_by_another_repository(registry: Registry, at: Client, blob: Blob) -> None:
     Upload(at, "upload/one", blob.digest, SIZE, piece=PIECE, progress=blob.told.append).run(blob.source)
     assert blob.told == [*range(0, SIZE, PIECE), SIZE]
     assert at.blob("upload/one", blob.digest) == blob.content
@@ -64,7 +64,8 @@ def test_in_pieces_then_mounted_by_another_repository(at: Client, blob: Blob) ->
     opened = len(blob.opened)
     Upload(at, "upload/two", blob.digest, SIZE, piece=PIECE).run(blob.source, mount_from="upload/one")
     assert at.blob("upload/two", blob.digest) == blob.content
-    assert len(blob.opened) == opened, "nothing was sent"
+    if registry.frontend == "distribution":  # zot mounts only what its cache of duplicates knows, and has none on S3
+        assert len(blob.opened) == opened, "nothing was sent"
 
 
 class KilledError(Exception):

@@ -87,9 +87,10 @@ def test_where_images_go(bundle: Bundle) -> None:
 def test_all_is_sent_once_and_can_then_be_read(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
     told = Told()
     sent = run(bundle, fake, tmp_path, told)
-    assert sent == len(LAYER) * 2 + 1 + len(b'{"os":"linux"}'), "the configuration that both have once"
-    assert told.numbers[0] == (0, sent)
-    assert told.numbers[-1] == (sent, sent)
+    configuration = len(b'{"os":"linux"}')
+    assert sent == len(LAYER) * 2 + 1 + configuration, "the configuration that both have is sent once"
+    assert told.numbers[0] == (0, sent + configuration)
+    assert told.numbers[-1] == (sent + configuration, sent + configuration), "and mounted once"
     assert told.numbers == sorted(told.numbers)
     assert seed.prove(connector(fake), seed.plan(bundle), 2) == {}
     kinds = [line.split()[1].split("/")[-2] for line in pushed(fake)]

@@ -364,7 +364,7 @@ def test_a_dry_run_of_init_on_bare_servers_shows_what_it_can(three: FakeCluster,
     assert three.snapshot() == before
     assert {action.host for action in actions} == {"cp-1", "cp-2", "cp-3"}
     assert any('"secretkey": <secret>' in action.diff for action in actions)
-    assert {path for path, _, _ in recorder.later} == {"backend/form"}, recorder.later
+    assert {path for path, _, _ in recorder.later} == {"backend/install", "backend/form"}, recorder.later
 
 
 # ---- checks -----------------------------------------------------------------------------------------------------
