@@ -27,8 +27,9 @@ _ACCEPT = ", ".join(
     )
 )
 
-#: What a proxy answers while nobody can serve, and a registry about an upload that an earlier writer began.
-_TEMPORARY = (404, 502, 503, 504)
+#: What a proxy answers while nobody can serve, a registry whose storage has no quorum for a moment (500), and one about
+#: an upload that an earlier writer began.
+_TEMPORARY = (404, 500, 502, 503, 504)
 _PAGE = 1000
 #: While an answer is awaited nothing is sent, and a server that lost its power says nothing: the kernel asks after 2 s,
 #: and whoever has the virtual IP then answers that it knows no such connection.

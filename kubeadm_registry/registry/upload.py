@@ -22,6 +22,8 @@ PIECE: Final = 8 * 2**20
 _CHUNK: Final = 2**18
 #: Statuses of an upload that the registry knows no more: it expired, or another writer began it.
 _LOST: Final = (404, 410)
+#: Statuses of a proxy that reaches no registry.
+_AWAY: Final = (502, 503, 504)
 #: Seconds after which an upload that nobody can tell of begins anew.
 _FORGET: Final = 2.0
 #: A range that does not follow on what the registry has.
@@ -125,7 +127,7 @@ class Upload:
 
     def _finish(self) -> None:
         answer = self._registry.send("PUT", self.location, params={"digest": self._digest}, content=b"")
-        if answer.status_code in (*_LOST, *_SERVER_ERRORS) and self._registry.has_blob(self._repository, self._digest):
+        if answer.status_code in (*_LOST, 500, *_AWAY) and self._registry.has_blob(self._repository, self._digest):
             return  # the answer of an earlier attempt was lost
         self._registry.expect(answer, 201, f"push {self._repository}@{self._digest}")
 
@@ -156,7 +158,8 @@ class Upload:
         """Ask how much the registry has of it; whether it knows the upload."""
         answer = self._registry.send("GET", self.location)
         if answer.status_code != httpx.codes.NO_CONTENT:
-            if answer.status_code in _LOST or not 500 <= answer.status_code < 600:
+            # Distribution says 500 of an upload that it does not find in its storage.
+            if answer.status_code not in _AWAY:
                 return False
             self._registry.expect(answer, 204, f"look at the upload to {self._repository}")
         self._follow(answer)
@@ -169,9 +172,6 @@ class Upload:
     def _tell(self, taken: int) -> None:
         self._taken = min(taken, self._size)
         self.progress(self._taken)
-
-
-_SERVER_ERRORS: Final = (500, 502, 503, 504)
 
 
 def _end_of(answer: httpx.Response, *, default: int) -> int:

@@ -116,7 +116,7 @@ def test_other_bytes_than_the_digest_says_are_refused(fake: FakeRegistry) -> Non
             assert caught.value.code == "DigestMismatch"
 
 
-@pytest.mark.parametrize(("status", "temporary"), [(500, False), (503, True), (403, False)])
+@pytest.mark.parametrize(("status", "temporary"), [(500, True), (503, True), (403, False)])
 def test_another_status_is_an_error_with_the_registrys_words(fake: FakeRegistry, status: int, temporary: bool) -> None:
     fake.refuse["GET", "/blobs/"] = [status]
     with client(fake) as registry, pytest.raises(RegistryError, match="UNAVAILABLE") as caught:
