@@ -365,7 +365,9 @@ class Service:
         try:
             host.run("systemctl", verb, "--", self.unit, timeout=self.timeout)
         except CommandFailed as error:
-            raise self._failure(host, f"systemctl {verb} {self.unit} failed") from error
+            # The agent ends what could write, and may hit a process that prepares the start; systemd tries again.
+            if unit_state(host, self.unit).properties.get("ActiveState") != "activating":
+                raise self._failure(host, f"systemctl {verb} {self.unit} failed") from error
         # A reload goes on when systemctl is back, and a process that dies at once is started again and again.
         try:
             wait(host, self._unsettled, what=f"{self.unit} runs", timeout=self.settle)
