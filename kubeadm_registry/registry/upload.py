@@ -68,8 +68,8 @@ class Upload:
 
         Raises RegistryError when the registry refuses it, or takes nothing for ``patience`` seconds.
         """
-        if self.location and not self._find():
-            self.location = ""
+        if self.location:
+            self._recover()
         deadline, best, pause = time.monotonic() + self._patience, self._taken, 0.1
         while True:
             try:
@@ -118,10 +118,10 @@ class Upload:
             body = _limited(content, end - self._taken, self._digest)
             self.sent += end - self._taken
             answer = self._registry.send("PATCH", self.location, content=body, headers=headers)
-        if answer.status_code == _ELSEWHERE or answer.status_code in _LOST:
-            self._recover()
-            return
-        self._registry.expect(answer, 202, f"push {self._repository}@{self._digest}")
+        what = f"push {self._repository}@{self._digest}"
+        if answer.status_code in (*_LOST, _ELSEWHERE):
+            raise RegistryError(f"{what}: the registry does not go on there ({answer.status_code})", temporary=True)
+        self._registry.expect(answer, 202, what)
         self._follow(answer)
         self._tell(_end_of(answer, default=end))
 

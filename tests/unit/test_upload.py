@@ -123,6 +123,20 @@ def test_a_location_of_an_earlier_run_that_is_gone(fake: FakeRegistry, registry:
     assert fake.blobs == {DIGEST: CONTENT}
 
 
+def test_a_registry_that_forgets_every_piece_at_once_is_given_up(fake: FakeRegistry, registry: Registry) -> None:
+    fake.refuse = {("PATCH", "/uploads/"): [404] * 1000}
+    with pytest.raises(RegistryError, match="does not go on there"):
+        upload(registry, patience=0.5).run(content)
+    assert methods(fake).count("PATCH") < 10, "with a pause between"
+
+
+def test_an_earlier_run_whose_writer_has_moved(fake: FakeRegistry, registry: Registry) -> None:
+    """Our proxy says 503 of such an upload for ever, and a registry that is only away says it for a moment."""
+    fake.refuse = {("GET", "/uploads/7"): [503] * 1000, ("PATCH", "/uploads/7"): [503] * 1000}
+    upload(registry, location="/v2/a/b/blobs/uploads/7", patience=20).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+
+
 def test_a_range_that_does_not_follow_is_looked_up(fake: FakeRegistry, registry: Registry) -> None:
     one = upload(registry)
     one.run(content)
