@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -11,7 +10,7 @@ from kubeadm_registry import secrets as secrets_file
 from kubeadm_registry.bundle import Bundle, Program
 from kubeadm_registry.config import Node, RegistryCluster, Spec
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
+from kubeadm_registry.host import Host, side_by_side
 from kubeadm_registry.secrets import Secrets, Vault
 
 
@@ -88,8 +87,6 @@ def _secrets_of(config: RegistryCluster, host: Host) -> bytes | None:
 
 def read_vault(config: RegistryCluster, hosts: Sequence[Host]) -> Vault:
     """Ask every host, side by side, for the secrets it has. Raises Error (SecretsConflict, SecretsDamaged)."""
-    with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
-        contents: Mapping[str, bytes | None] = dict(
-            zip((host.name for host in hosts), pool.map(partial(_secrets_of, config), hosts), strict=True)
-        )
+    found = side_by_side(partial(_secrets_of, config), hosts)
+    contents: Mapping[str, bytes | None] = dict(zip((host.name for host in hosts), found, strict=True))
     return Vault.read(config.metadata.name, [node.name for node in config.spec.nodes], contents)

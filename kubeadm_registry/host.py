@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kubeadm_registry.errors import CommandFailed, Error
 
@@ -89,6 +90,16 @@ sync -- "$new"
 mv -f -T -- "$new" "$path"
 sync -- "$directory"
 """
+
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+
+def side_by_side(work: Callable[[Item], Outcome], items: Sequence[Item]) -> list[Outcome]:
+    """Do *work* for all *items*, hosts or nodes, at the same time. The outcomes in their order; or the first error."""
+    with ThreadPoolExecutor(max_workers=max(1, len(items))) as pool:
+        return list(pool.map(work, items))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,7 @@ from kubeadm_registry import paths, pki
 from kubeadm_registry.addresses import prefix
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
+from kubeadm_registry.host import Host, side_by_side
 
 #: An agent writes its state every second; one that is silent for longer is not believed.
 STALE_AFTER = 5.0
@@ -113,8 +112,7 @@ def _agent(text: str, now: float) -> dict[str, Any] | None:
 
 def gather(config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[str, str]) -> list[Observation]:
     """Observe all *hosts* side by side; add those that are *unreachable*, with the reason. In the order of the file."""
-    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
-        seen = {one.name: one for one in pool.map(lambda host: observe(config, host), hosts)}
+    seen = {one.name: one for one in side_by_side(lambda host: observe(config, host), hosts)}
     for name, reason in unreachable.items():
         seen[name] = Observation(name, reachable=False, trouble=reason)
     return [seen[node.name] for node in config.spec.nodes]

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kubeadm_registry import paths
@@ -23,7 +22,7 @@ from kubeadm_registry.errors import (
     PreflightFailed,
     Problem,
 )
-from kubeadm_registry.host import Host
+from kubeadm_registry.host import Host, side_by_side
 from kubeadm_registry.report import Action, Reporter
 
 
@@ -139,11 +138,8 @@ def flush(cluster: Cluster, hosts: Sequence[Host]) -> None:
     Garage flushes none of its small files, and does not start when it finds an empty one in place of its marker.
     Source: garage_util/persister.rs and garage_block/layout.rs, check_markers, of Garage 2.3.
     """
-    if not hosts:
-        return
     directories = (paths.ETC, paths.OPT, cluster.spec.data_directory)
-    with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
-        list(pool.map(lambda host: host.run("sh", "-c", _FLUSH, "flush", *directories, timeout=120), hosts))
+    side_by_side(lambda host: host.run("sh", "-c", _FLUSH, "flush", *directories, timeout=120), hosts)
 
 
 def take_locks(hosts: Sequence[Host]) -> None:
@@ -184,8 +180,7 @@ def preflight(
             problems += [Problem(check.name, host.name, text, ignored) for text in found]
         return problems
 
-    with ThreadPoolExecutor(max_workers=len(cluster.hosts)) as pool:
-        problems = [problem for found in pool.map(ask, cluster.hosts) for problem in found]
+    problems = [problem for found in side_by_side(ask, cluster.hosts) for problem in found]
     for problem in problems:
         reporter.problem(problem)
     if any(not problem.ignored for problem in problems):
@@ -207,14 +202,12 @@ def _run_phase(
 
     if phase.one_at_a_time and not dry_run:
         # Most runs change little: only hosts where something differs take their turn.
-        with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
-            differs = list(pool.map(lambda host: _differs(phase, cluster, host), hosts))
+        differs = side_by_side(lambda host: _differs(phase, cluster, host), hosts)
         for host in (host for host, turn in zip(hosts, differs, strict=True) if turn):
             _run_host(path, phase, cluster, host, reporter, dry_run=dry_run, actions=actions)
         _tell(phase, cluster, hosts, reporter)
         return
-    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
-        failures = [failure for failure in pool.map(work, hosts) if failure is not None]
+    failures = [failure for failure in side_by_side(work, hosts) if failure is not None]
     for failure in failures[1:]:
         reporter.note(f"failed as well: {failure.message}", host=failure.host)
     if failures:
