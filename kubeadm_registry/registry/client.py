@@ -95,10 +95,7 @@ class Registry:
     def has_blob(self, repository: str, digest: str) -> bool:
         """Whether the registry has the blob. Raises RegistryError."""
         answer = self.send("HEAD", f"/v2/{repository}/blobs/{digest}")
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            return False
-        self.expect(answer, 200, f"look for {repository}@{digest}")
-        return True
+        return self._found(answer, 200, f"look for {repository}@{digest}")
 
     def piece(self, repository: str, digest: str, offset: int, size: int) -> bytes | None:
         """*size* bytes of a blob from byte *offset* on, or all that are left; None if there is no such blob.
@@ -107,31 +104,39 @@ class Registry:
         """
         headers = {"Range": f"bytes={offset}-{offset + size - 1}"}
         answer = self.send("GET", f"/v2/{repository}/blobs/{digest}", headers=headers)
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            return None
         if answer.status_code == httpx.codes.OK:  # a registry need not know ranges
             return answer.content[offset : offset + size]
-        return self.expect(answer, 206, f"read a piece of {repository}@{digest}").content
+        return answer.content if self._found(answer, 206, f"read a piece of {repository}@{digest}") else None
 
     def push_blob(self, repository: str, digest: str, content: bytes) -> None:
         """Push a blob in one piece (POST, then PUT), unless it is there. Raises RegistryError."""
         if self.has_blob(repository, digest):
             return
-        begun = self.expect(self.send("POST", f"/v2/{repository}/blobs/uploads/"), 202, f"begin upload to {repository}")
-        if "Location" not in begun.headers:
-            raise RegistryError(f"begin upload to {repository} at {self._name}: the answer has no Location")
         headers = {"Content-Type": "application/octet-stream"}
-        answer = self.send(
-            "PUT", begun.headers["Location"], params={"digest": digest}, content=content, headers=headers
-        )
+        location = self.begin_upload(repository)
+        answer = self.send("PUT", location, params={"digest": digest}, content=content, headers=headers)
         self.expect(answer, 201, f"push {repository}@{digest}")
+
+    def begin_upload(self, repository: str, *, mount: str = "", source: str = "") -> str:
+        """The Location of a new upload; empty if the blob *mount* of the repository *source* was mounted instead.
+
+        Raises RegistryError.
+        """
+        what = f"begin upload to {repository}"
+        query = {"mount": mount, "from": source} if source else {}
+        answer = self.send("POST", f"/v2/{repository}/blobs/uploads/", params=query)
+        if source and answer.status_code == httpx.codes.CREATED:
+            return ""
+        self.expect(answer, 202, what)
+        if not answer.headers.get("Location"):
+            raise RegistryError(f"{what} at {self._name}: the answer has no Location")
+        return str(answer.headers["Location"])
 
     def digest(self, repository: str, reference: str) -> str | None:
         """The digest of a manifest; None if there is none. Raises RegistryError."""
         answer = self.send("HEAD", f"/v2/{repository}/manifests/{reference}", headers={"Accept": _ACCEPT})
-        if answer.status_code == httpx.codes.NOT_FOUND:
+        if not self._found(answer, 200, f"look for {repository}:{reference}"):
             return None
-        self.expect(answer, 200, f"look for {repository}:{reference}")
         if told := answer.headers.get("Docker-Content-Digest"):
             return str(told)
         content = self.manifest(repository, reference)
@@ -140,10 +145,7 @@ class Registry:
     def delete_manifest(self, repository: str, reference: str) -> bool:
         """Delete a manifest by digest, or a tag; False if there is none. Raises RegistryError."""
         answer = self.send("DELETE", f"/v2/{repository}/manifests/{reference}")
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            return False
-        self.expect(answer, 202, f"delete {repository}:{reference}")
-        return True
+        return self._found(answer, 202, f"delete {repository}:{reference}")
 
     def tags(self, repository: str) -> list[str]:
         """All tags, over as many pages as there are; none if there is no such repository. Raises RegistryError."""
@@ -159,9 +161,8 @@ class Registry:
         while target not in seen:
             seen.add(target)
             answer = self.send("GET", target)
-            if answer.status_code == httpx.codes.NOT_FOUND:
+            if not self._found(answer, 200, f"list {path}"):
                 return
-            self.expect(answer, 200, f"list {path}")
             yield _object(answer.content, path)
             following = re.search(r'<([^>]+)>\s*;\s*rel="?next"?', answer.headers.get("Link", ""))
             if following is None:
@@ -174,11 +175,8 @@ class Registry:
         Source: distribution-spec, "Listing Referrers" and "Referrers Tag Schema". Raises RegistryError.
         """
         answer = self.send("GET", f"/v2/{repository}/referrers/{digest}")
-        content: bytes | None = answer.content
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            content = self.manifest(repository, digest.replace(":", "-"))
-        else:
-            self.expect(answer, 200, f"list what refers to {repository}@{digest}")
+        native = self._found(answer, 200, f"list what refers to {repository}@{digest}")
+        content = answer.content if native else self.manifest(repository, digest.replace(":", "-"))
         return [] if content is None else list(_object(content, f"referrers of {digest}").get("manifests") or ())
 
     def push_manifest(self, repository: str, reference: str, content: bytes, media_type: str) -> None:
@@ -228,10 +226,16 @@ class Registry:
             )
         return answer
 
-    def _body(self, answer: httpx.Response, reference: str, what: str) -> bytes | None:
+    def _found(self, answer: httpx.Response, status: int, what: str) -> bool:
+        """Whether *answer* has that *status*; False for 404. Raises RegistryError for any other."""
         if answer.status_code == httpx.codes.NOT_FOUND:
+            return False
+        self.expect(answer, status, what)
+        return True
+
+    def _body(self, answer: httpx.Response, reference: str, what: str) -> bytes | None:
+        if not self._found(answer, 200, what):
             return None
-        self.expect(answer, 200, what)
         algorithm, _, wanted = reference.partition(":")
         if algorithm == "sha256" and hashlib.sha256(answer.content).hexdigest() != wanted:
             raise RegistryError(f"{what} at {self._name}: the bytes have another digest", code="DigestMismatch")

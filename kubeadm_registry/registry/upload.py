@@ -58,11 +58,6 @@ class Upload:
         self.location = location
         """Where the upload goes on, also in a later run; empty before it has begun."""
 
-    @property
-    def taken(self) -> int:
-        """Bytes that the registry has, as far as is known."""
-        return self._taken
-
     def run(self, source: Source, *, mount_from: str = "") -> None:
         """Push it, from where an earlier run stopped if there is a location; *mount_from* a repository that has it.
 
@@ -95,17 +90,10 @@ class Upload:
         return True
 
     def _begin(self, mount_from: str) -> bool:
-        query = {"mount": self._digest, "from": mount_from} if mount_from else {}
-        answer = self._registry.send("POST", f"/v2/{self._repository}/blobs/uploads/", params=query)
-        if answer.status_code == httpx.codes.CREATED:
-            self._tell(self._size)
-            return True
-        self._registry.expect(answer, 202, f"begin upload to {self._repository}")
-        self._follow(answer)
-        if not self.location:
-            raise RegistryError(f"begin upload to {self._repository}: the answer has no Location")
-        self._tell(0)
-        return False
+        self.location = self._registry.begin_upload(self._repository, mount=self._digest, source=mount_from)
+        mounted = not self.location
+        self._tell(self._size if mounted else 0)
+        return mounted
 
     def _send(self, source: Source) -> None:
         end = min(self._size, self._taken + self._piece)
