@@ -55,6 +55,10 @@ class Secrets:
         """Garage's id of the node *name*: its public key, 64 hex digits."""
         return self.node_keys[name][64:]
 
+    def password(self, role: str) -> str:
+        """The password of ``push`` or ``pull``, which is the user's name as well."""
+        return {"push": self.push_password, "pull": self.pull_password}[role]
+
     def to_json(self) -> bytes:
         """The content of the file."""
         return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()

@@ -25,9 +25,8 @@ def registry_at(cluster: Cluster, host: Host, address: str, role: str = "pull") 
     if not cluster.vault.known:
         raise NotYetKnown("the registry is not there yet")
     secrets = cluster.secrets
-    password = {"pull": secrets.pull_password, "push": secrets.push_password}[role]
     via = host.dial(address, paths.REGISTRY_PORT)
-    login = Login(role, password)
+    login = Login(role, secrets.password(role))
     with Registry(address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login, via=via) as registry:
         yield registry
 

@@ -158,6 +158,9 @@ class Program(click.Group):
             else:
                 error.show()
             sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("Aborted!", err=True)
+            sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -192,7 +195,6 @@ def _run(
             reporter.note(f"{why}; going on with the others, which cannot lose another server now", host=name)
         if need_programs:
             require_programs(cluster)
-        absent = cluster.absent
         actions = run(workflow, cluster, reporter, only=only, skip=skip, ignore=ignore, dry_run=dry_run)
     changed = len(actions)
     hosts = len({action.host for action in actions})
@@ -204,12 +206,12 @@ def _run(
             f"{changed} {'thing' if changed == 1 else 'things'} {verb} on {hosts} {'host' if hosts == 1 else 'hosts'}"
         )
     phases = list(dict.fromkeys(action.phase for action in actions))
-    for name in absent:
+    for name in cluster.absent:
         what = f"{', '.join(phases)}, and what else" if phases else "what"
         reporter.note(f"owed: {what} changed since it was last reached; run init again when it is back", host=name)
-    owed = {name: {"reason": why, "phases": phases} for name, why in absent.items()}
+    owed = {name: {"reason": why, "phases": phases} for name, why in cluster.absent.items()}
     reporter.result(summary, changed=changed, dryRun=dry_run, owed=owed)
-    if absent:
+    if cluster.absent:
         sys.exit(EXIT_DEGRADED)
 
 
@@ -317,7 +319,7 @@ def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_
 def credentials(context: Context, path: Path | None, role: str) -> None:
     """Show user and password of a role: what `podman login` and `skopeo login` need."""
     secrets = session.secrets(config.load(path), context.reporter())
-    password = secrets.push_password if role == "push" else secrets.pull_password
+    password = secrets.password(role)
     if context.output == "json":
         click.echo(json.dumps({"username": role, "password": password}))
     else:

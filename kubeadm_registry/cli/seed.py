@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error, RegistryError
 from kubeadm_registry.host import Host
 from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.secrets import Secrets
 
 #: Seconds to find out whether the registry can be reached without SSH.
 DIRECT = 2.0
@@ -42,18 +42,18 @@ def seed(context: Context, path: Path | None, bundle: Path | None, workers: int)
     with session.cluster(cluster_file, reporter, bundle=bundle, may_miss=True) as cluster:
         if cluster.bundle is None:
             raise ConfigError("there is no bundle", hint="name one with --bundle FILE", code="BundleMissing")
-        if not cluster.vault.known:
-            raise Error("the servers have no secrets yet", hint="run init first", code="NotInstalled")
+        secrets = session.installed_secrets(cluster.vault)
         items = seeding.plan(cluster.bundle)
         if not items:
             raise ConfigError(
                 "the bundle holds no images", code="BundleEmpty", hint="`bundle create --images-from PATH` takes them"
             )
-        vip, journal = cluster_file.spec.vip.address, journal_of(cluster_file.metadata.name, cluster)
-        push = connection(cluster, cluster.hosts[0], vip, "push")
-        run = seeding.Seeder(cluster.bundle, push, journal, workers=workers, progress=reporter.progress)
+        vip = cluster_file.spec.vip.address
+        direct = answers(vip)
+        push = connection(cluster, cluster.hosts[0], vip, "push", direct=direct)
+        run = seeding.Seeder(cluster.bundle, push, journal_of(secrets), workers=workers, progress=reporter.progress)
         sent = run.run(items)
-        flaws, silent = prove(cluster, items, workers)
+        flaws, silent = prove(cluster, items, workers, direct=direct)
         unproven = {**cluster.absent, **silent}
     if flaws:
         raise Error(
@@ -70,7 +70,9 @@ def seed(context: Context, path: Path | None, bundle: Path | None, workers: int)
     )  # fmt: skip
 
 
-def prove(cluster: Cluster, items: Sequence[seeding.Item], workers: int) -> tuple[list[str], dict[str, str]]:
+def prove(
+    cluster: Cluster, items: Sequence[seeding.Item], workers: int, *, direct: bool
+) -> tuple[list[str], dict[str, str]]:
     """What cannot be read, in words (image, where, and why); and the servers that do not answer, with the reason.
 
     Raises RegistryError when the virtual IP does not answer.
@@ -81,7 +83,8 @@ def prove(cluster: Cluster, items: Sequence[seeding.Item], workers: int) -> tupl
     places.append(("the virtual IP", cluster.hosts[0], cluster.spec.vip.address))
     for name, host, address in places:
         try:
-            found = seeding.prove(connection(cluster, host, address, "pull"), items, workers)
+            way = connection(cluster, host, address, "pull", direct=direct and answers(address))
+            found = seeding.prove(way, items, workers)
         except (RegistryError, ConnectionFailed) as error:
             if address == cluster.spec.vip.address:
                 raise
@@ -91,15 +94,16 @@ def prove(cluster: Cluster, items: Sequence[seeding.Item], workers: int) -> tupl
     return flaws, silent
 
 
-def connection(cluster: Cluster, host: Host, address: str, role: str) -> seeding.Connect:
-    """The way to the registry at *address*: its own network, or SSH through *host* where that does not lead there."""
+def connection(cluster: Cluster, host: Host, address: str, role: str, *, direct: bool) -> seeding.Connect:
+    """The way to the registry at *address*: *direct*, by its own network, or else SSH through *host*."""
     secrets = cluster.secrets
-    login = Login(role, {"pull": secrets.pull_password, "push": secrets.push_password}[role])
-    via = None if _direct(address) else host.dial(address, paths.REGISTRY_PORT)
+    login = Login(role, secrets.password(role))
+    via = None if direct else host.dial(address, paths.REGISTRY_PORT)
     return partial(Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login, via=via, timeout=60)
 
 
-def _direct(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether somebody takes connections at the registry's port of *address*, as seen from this machine."""
     try:
         socket.create_connection((address, paths.REGISTRY_PORT), timeout=DIRECT).close()
     except OSError:
@@ -107,8 +111,7 @@ def _direct(address: str) -> bool:
     return True
 
 
-def journal_of(name: str, cluster: Cluster) -> seeding.Journal:
+def journal_of(secrets: Secrets) -> seeding.Journal:
     """The notes of earlier runs for this very cluster, in the user's state directory (XDG Base Directory 0.8)."""
     base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    key = hashlib.sha256(cluster.secrets.generation.encode()).hexdigest()[:16]
-    return seeding.Journal(base / "kubeadm-registry" / f"seed-{name}-{key}.json")
+    return seeding.Journal(base / "kubeadm-registry" / f"seed-{secrets.generation}.json")

@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import programs
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
-from kubeadm_registry.host import Host, Transport
+from kubeadm_registry.host import Host, Transport, side_by_side
 from kubeadm_registry.local import Local
 from kubeadm_registry.report import Reporter
 from kubeadm_registry.secrets import Secrets, Vault
@@ -83,6 +82,11 @@ def secrets(config: RegistryCluster, reporter: Reporter) -> Secrets:
     finally:
         for host in reached:
             host.transport.close()
+    return installed_secrets(vault)
+
+
+def installed_secrets(vault: Vault) -> Secrets:
+    """The secrets of a registry that was made. Raises Error (NotInstalled)."""
     if not vault.known:
         raise Error("the servers have no secrets yet", hint="run init first", code="NotInstalled")
     return vault.secrets
@@ -113,8 +117,7 @@ def _connect(
             error.host = error.host or node.name
             return error
 
-    with ThreadPoolExecutor(max_workers=len(nodes)) as pool:
-        return list(pool.map(attempt, nodes))
+    return side_by_side(attempt, nodes)
 
 
 def _told(failures: Sequence[ConnectionFailed], reporter: Reporter) -> ConnectionFailed:

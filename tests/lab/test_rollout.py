@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,30 +118,31 @@ def test_a_setting_of_the_proxy(registry: Registry) -> None:
         assert not result.failed
 
 
-def test_new_files_for_everything(registry: Registry) -> None:
-    """As if every configuration had changed, and the agent: what can take up new files as it runs does not restart."""
+def renewed(registry: Registry, forget: str) -> tuple[Reading, set[str]]:
+    """Run ``init`` after *forget*, a script, took away what the directory ``$1`` says of how services were started.
+
+    What a reader saw, and which units run anew; never were two servers down at once.
+    """
     before = registry.invocations()
     for host in registry.servers.values():
-        host.sh("sh", "-c", 'sed -i "/\\/etc\\/systemd\\//! s/^[0-9a-f]*/0/" "$1"/*', "-", f"{paths.RUN}/started")
+        host.sh("sh", "-c", forget, "-", f"{paths.RUN}/started")
     outages, result = rolled_out(registry, registry.file)
     assert not outages.together()
+    after = registry.invocations()
+    return result, {name.partition(" ")[2] for name in before if after[name] != before[name]}
+
+
+def test_new_files_for_everything(registry: Registry) -> None:
+    """As if every configuration had changed, and the agent: what can take up new files as it runs does not restart."""
+    result, restarted = renewed(registry, 'sed -i "/\\/etc\\/systemd\\//! s/^[0-9a-f]*/0/" "$1"/*')
     assert not result.failed
-    assert restarted(registry, before) == {f"{paths.PREFIX}-{name}.service" for name in ("garage", registry.frontend)}
+    assert restarted == {f"{paths.PREFIX}-{name}.service" for name in ("garage", registry.frontend)}
     assert registry.cli("init").stdout.splitlines()[-1] == "nothing to do"
 
 
 def test_new_programs_for_everything(registry: Registry) -> None:
     """All units restart. Where agent and keepalived do, the address moves once, and what was in hand then is lost."""
-    before = registry.invocations()
-    for host in registry.servers.values():
-        host.sh("sh", "-c", 'rm -f -- "$1"/*', "-", f"{paths.RUN}/started")
-    outages, result = rolled_out(registry, registry.file)
-    assert not outages.together()
+    services = {name.partition(" ")[2] for name in registry.invocations() if name.endswith(".service")}
+    result, restarted = renewed(registry, 'rm -f -- "$1"/*')
     assert len(result.failed) <= MOVES * IN_HAND
-    assert restarted(registry, before) == {name.partition(" ")[2] for name in before if name.endswith(".service")}
-
-
-def restarted(registry: Registry, before: Mapping[str, str]) -> set[str]:
-    """The units that run anew on some server."""
-    after = registry.invocations()
-    return {name.partition(" ")[2] for name in before if after[name] != before[name]}
+    assert restarted == services
