@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -22,7 +21,8 @@ from typing import Protocol, TypeVar
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.registry import PIECE, Registry, Upload
+from kubeadm_registry.references import parse
+from kubeadm_registry.registry import PIECE, Registry, Upload, patiently
 
 #: Blobs at a time. More do not help on a network of servers, and a small registry has other work as well.
 WORKERS = 6
@@ -103,13 +103,13 @@ def plan(bundle: Bundle) -> tuple[Item, ...]:
 
 
 def _item(bundle: Bundle, name: str, root: oci.Descriptor) -> Item:
-    upstream, _, path = name.partition("/")
-    path, _, digest = path.partition("@")
-    path, _, tag = path.partition(":")
+    reference = parse(name)
+    assert reference is not None  # noqa: S101  a bundle has no other names
     needed = list(bundle.layout.reachable(root))
     manifests = tuple(one for one in needed if one.media_type in oci.INDEXES | oci.MANIFESTS)
     blobs = tuple(one for one in needed if one not in manifests)
-    return Item(name, f"{repository_prefix(upstream)}/{path}", tag or digest, root, manifests, blobs)
+    repository = f"{repository_prefix(reference.host)}/{reference.path}"
+    return Item(name, repository, reference.tag or reference.digest, root, manifests, blobs)
 
 
 class Seeder:
@@ -245,16 +245,3 @@ def each(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what has begun ends, and no more begins
             raise
-
-
-def patiently(work: Callable[[], Outcome], seconds: float) -> Outcome:
-    """Do *work*, again while it fails as a registry does whose writer moves. Raises RegistryError after *seconds*."""
-    end, pause = time.monotonic() + seconds, 0.1
-    while True:
-        try:
-            return work()
-        except RegistryError as error:
-            if not error.temporary or time.monotonic() >= end:
-                raise
-        time.sleep(pause)
-        pause = min(2.0, 2 * pause)

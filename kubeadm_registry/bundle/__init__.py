@@ -3,7 +3,8 @@
 from kubeadm_registry.bundle.bundle import Bundle
 from kubeadm_registry.bundle.catalogue import catalogue, version_command
 from kubeadm_registry.bundle.create import Made, create
-from kubeadm_registry.bundle.images import FromLayout
+from kubeadm_registry.bundle.images import FromLayout, platforms
+from kubeadm_registry.bundle.inputs import images_from
 from kubeadm_registry.bundle.programs import Program
 from kubeadm_registry.bundle.sources import choose
 from kubeadm_registry.bundle.verify import inspect, problems, verify
@@ -18,7 +19,9 @@ __all__ = [
     "catalogue",
     "choose",
     "create",
+    "images_from",
     "inspect",
+    "platforms",
     "problems",
     "verify",
     "version_command",

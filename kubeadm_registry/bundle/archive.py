@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import re
 import tarfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ MAX_MEMBERS = 200_000
 #: The longest extended header, in bytes; real ones are under 1 KiB.
 MAX_EXTENDED_HEADER = 64 * 1024
 
+_RECORDS = frozenset({b"path", b"linkpath", b"size"})
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f\\]+")
 
 
@@ -35,6 +37,8 @@ class Member:
     size: int
     executable: bool
     directory: bool
+    link: str = ""
+    """The member that this one stands for, if it is a link; it may be missing."""
 
 
 def safe_name(name: str) -> str:
@@ -49,12 +53,12 @@ def safe_name(name: str) -> str:
     return "/".join(parts)
 
 
-def members(file: BinaryIO, *, max_bytes: int | None = None) -> Iterator[Member]:
+def members(file: BinaryIO, *, max_bytes: int | None = None, links: bool = False) -> Iterator[Member]:
     """Go through the archive *file* from its start and give each member, at whose content the file then stands.
 
     The caller may read from *file* between members. Raises BundleError for anything but plain files and directories,
     for unsafe or repeated names, for an archive that is cut short or goes on after its end, and when the contents
-    add up to more than *max_bytes*.
+    add up to more than *max_bytes*. With *links* also links are given, and refused if they lead out of the archive.
     """
     seen: set[str] = set()
     total = 0
@@ -70,14 +74,16 @@ def members(file: BinaryIO, *, max_bytes: int | None = None) -> Iterator[Member]
             return
         header = _Header.parse(block)
         content = position + BLOCK
-        if header.kind in b"xgL":
+        if header.kind in b"xgLK":
             extended |= _extended(file, header)
             position = content + _padded(header.size)
             continue
-        if header.kind not in b"0\x005":
+        linked = links and header.kind in b"12"
+        if header.kind not in b"0\x005" and not linked:
             raise damaged(f"{header.name[:200]!r} in the archive is neither a file nor a directory")
         size = _size(extended["size"]) if "size" in extended else header.size
         name = safe_name(extended.get("path", header.name))
+        link = _target(name, extended.get("linkpath", header.link), symbolic=header.kind == b"2") if linked else ""
         extended = {}
         directory = header.kind == b"5"
         if directory and size:
@@ -93,7 +99,13 @@ def members(file: BinaryIO, *, max_bytes: int | None = None) -> Iterator[Member]
         seen.add(name)
         if len(seen) > MAX_MEMBERS:
             raise damaged(f"the archive has more than {MAX_MEMBERS} members")
-        yield Member(name, content, size, bool(header.mode & 0o100), directory)
+        yield Member(name, content, size, bool(header.mode & 0o100), directory, link)
+
+
+def _target(name: str, link: str, *, symbolic: bool) -> str:
+    """The name that a link leads to: a hard link's is a name in the archive, a symbolic one's is seen from itself."""
+    folder = name.rpartition("/")[0] if symbolic else ""
+    return safe_name("/" if link.startswith("/") else posixpath.normpath(posixpath.join(folder, link)))
 
 
 def _expect_end(file: BinaryIO) -> None:
@@ -115,6 +127,7 @@ class _Header:
     mode: int
     size: int
     kind: bytes
+    link: str
 
     @classmethod
     def parse(cls, block: bytes) -> _Header:
@@ -128,7 +141,7 @@ class _Header:
         # GNU tar keeps other things where POSIX has the prefix, and marks itself by a blank after the magic.
         if block[262:263] == b"\0" and (prefix := _text(block[345:500])):
             name = f"{prefix}/{name}"
-        return cls(name, _number(block[100:108]), _number(block[124:136]), block[156:157])
+        return cls(name, _number(block[100:108]), _number(block[124:136]), block[156:157], _text(block[157:257]))
 
 
 def _text(field: bytes) -> str:
@@ -161,8 +174,8 @@ def _extended(file: BinaryIO, header: _Header) -> dict[str, str]:
     content = file.read(header.size)
     if len(content) < header.size:
         raise damaged("the archive is cut short in the middle of an extended header")
-    if header.kind == b"L":
-        return {"path": _text(content)}
+    if header.kind in b"LK":
+        return {"path" if header.kind == b"L" else "linkpath": _text(content)}
     records: dict[str, str] = {}
     while content:
         length, _, rest = content.partition(b" ")
@@ -170,9 +183,9 @@ def _extended(file: BinaryIO, header: _Header) -> dict[str, str]:
             raise damaged("an extended header in the archive has a wrong length")
         record = rest[: int(length) - len(length) - 1]
         key, _, value = record[:-1].partition(b"=")
-        if key.startswith(b"GNU.sparse") or (header.kind == b"g" and key in {b"path", b"size"}):
+        if key.startswith(b"GNU.sparse") or (header.kind == b"g" and key in _RECORDS):
             raise damaged(f"the archive uses {key.decode(errors='replace')[:50]}, which is not allowed here")
-        if key in {b"path", b"size"}:
+        if key in _RECORDS:
             records[key.decode()] = _text(value)
         content = content[int(length) :]
     return records

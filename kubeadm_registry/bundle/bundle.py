@@ -12,9 +12,10 @@ from typing import BinaryIO, Self
 
 from kubeadm_registry.bundle import oci
 from kubeadm_registry.bundle.failures import damaged
-from kubeadm_registry.bundle.images import image_name, is_full_name
+from kubeadm_registry.bundle.images import image_name
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import REFERENCE, Program, from_manifest
+from kubeadm_registry.references import parse
 
 
 class Bundle:
@@ -68,7 +69,7 @@ class Bundle:
             name = image_name(entry.annotations)
             if name.startswith(REFERENCE):
                 continue
-            if not is_full_name(name) or name in images:
+            if not parse(name) or name in images:
                 raise damaged(
                     f"{self.layout.where}: {name[:200] or entry.digest!r} is no image's name, or is there twice"
                 )

@@ -13,12 +13,13 @@ from typing import BinaryIO, Protocol
 
 from kubeadm_registry.bundle import archive, oci
 from kubeadm_registry.bundle.failures import refused
-from kubeadm_registry.bundle.images import FromLayout, images_in
+from kubeadm_registry.bundle.images import ImageSource, images_in, prune
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import ARCHITECTURES, Program, to_manifest
 from kubeadm_registry.bundle.sources import Built, ProgramSource
-from kubeadm_registry.bundle.workshop import Mirror, Progress, Workshop, default_cache, this_architecture
+from kubeadm_registry.bundle.workshop import Meter, Mirror, Progress, Workshop, default_cache, this_architecture
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.references import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +54,20 @@ def create(
     output: Path,
     programs: Mapping[str, ProgramSource],
     *,
-    images: Sequence[FromLayout] = (),
+    images: Sequence[ImageSource] = (),
+    platforms: Sequence[oci.Platform] = (),
     architecture: str = "",
     progress: Progress = lambda _text: None,
+    meter: Meter = lambda _done, _total: None,
     cache: Path | None = None,
     mirror: Mirror | None = None,
     workshop: Workshop | None = None,
 ) -> Made:
     """Make a bundle for servers of one *architecture* (this machine's if empty) and write it to *output*.
 
-    The file appears whole or not at all, and the same inputs give the same bytes. *programs* come from ``choose``.
+    The file appears whole or not at all, and the same inputs give the same bytes. *programs* come from ``choose``,
+    *images* from ``images_from``; of those for several platforms only *platforms* are taken: none given means what the
+    files hold, and from registries what servers of that architecture need. *meter* is told of bytes fetched.
     *workshop*, for tests, replaces *cache* and *mirror*. Raises BundleError if something cannot be had or is refused.
     """
     architecture = architecture or this_architecture()
@@ -83,6 +88,7 @@ def create(
             scratch=scratch,
             cache=cache or default_cache(),
             progress=progress,
+            meter=meter,
             mirror=mirror or Mirror.from_environment(),
         )
         bench = replace(bench, architecture=architecture, scratch=scratch, progress=progress)
@@ -90,7 +96,7 @@ def create(
         built = [source.build(name, bench) for name, source in sorted(programs.items())]
         for item in built:
             _add_program(contents, item)
-        names = _add_images(contents, images, stack)
+        names = _add_images(contents, images, platforms, bench, stack)
         index = oci.Index(manifests=tuple(sorted(contents.entries, key=_reference))).to_json()
         progress(f"writing {output}")
         _write(output, index, contents)
@@ -125,19 +131,38 @@ def _add_program(contents: _Contents, built: Built) -> None:
     )
 
 
-def _add_images(contents: _Contents, images: Iterable[FromLayout], stack: ExitStack) -> list[str]:
-    """Add all images of the layouts *images*, which stay open until *stack* ends; return their names, sorted."""
+def _add_images(
+    contents: _Contents, images: Iterable[ImageSource], platforms: Sequence[oci.Platform], bench: Workshop,
+    stack: ExitStack,
+) -> list[str]:  # fmt: skip
+    """Add all images of *images*, whose layouts stay open until *stack* ends; return their names, sorted."""
     found: dict[str, oci.Descriptor] = {}
+    usual = (oci.Platform(os="linux", architecture=bench.architecture),)
     for source in images:
-        layout = stack.enter_context(closing(Layout.open(source.path)))
-        for name, entry in images_in(layout, source.name):
-            if name in found and found[name].digest != entry.digest:
-                raise refused(f"{source.path} has another {name} than was given before", hint="give one of the two")
-            for descriptor in layout.reachable(entry):
+        layout = stack.enter_context(closing(source.open(bench, platforms or usual)))
+        for name, entry in images_in(layout, getattr(source, "name", "")):
+            root, needed = _for_platforms(contents, layout, name, entry, platforms)
+            if name in found and found[name].digest != root.digest:
+                raise refused(f"{layout.where} has another {name} than was given before", hint="give one of the two")
+            for descriptor in needed:
                 contents.blobs[descriptor.digest] = (descriptor.size, _opener(layout, descriptor))
-            found[name] = entry
+            found[name] = root
     contents.entries.extend(found.values())
     return sorted(found)
+
+
+def _for_platforms(
+    contents: _Contents, layout: Layout, name: str, entry: oci.Descriptor, platforms: Sequence[oci.Platform]
+) -> tuple[oci.Descriptor, list[oci.Descriptor]]:
+    """The image *entry* without what *platforms* have no use for, and what it needs of *layout*."""
+    pinned = (reference := parse(name)) is not None and reference.digest
+    if entry.media_type in oci.INDEXES and platforms and not pinned:
+        whole = layout.read(entry)
+        content = prune(whole, platforms, name)
+        if content != whole:
+            root = entry.model_copy(update={"digest": contents.add(content), "size": len(content)})
+            return root, list(layout.reachable(*oci.parse(oci.Index, content, name).manifests))
+    return entry, list(layout.reachable(entry))
 
 
 def _opener(layout: Layout, descriptor: oci.Descriptor) -> _Blob:

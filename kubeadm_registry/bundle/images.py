@@ -1,24 +1,33 @@
-"""Images that are copied into a bundle from OCI image layouts on this machine."""
+"""Images on their way into a bundle: where they come from, by which names, and for which platforms."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from kubeadm_registry.bundle import oci
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import REFERENCE
+from kubeadm_registry.bundle.workshop import Workshop
+from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.references import parse
 
-#: HOST/PATH:TAG or HOST/PATH@DIGEST, where HOST has a dot or a port, or is localhost: the reference grammar of
-#: https://github.com/distribution/reference, without its short forms.
-FULL_NAME = re.compile(
-    r"(?=[^/]*[.:]|localhost/)[A-Za-z0-9]+([.-]+[A-Za-z0-9]+)*(:[0-9]{1,5})?"
-    r"(/[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*)+"
-    r"(?P<tag>:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?P<digest>@sha256:[0-9a-f]{64})?"
-)
+#: BuildKit's mark of a manifest that tells about another one in the same index, which it names.
+_ABOUT = "vnd.docker.reference.digest"
+
+
+class ImageSource(Protocol):
+    """Something that images come from."""
+
+    def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
+        """Its images as a layout, each under its full name; what is fetched is fetched for *platforms* (none: all).
+
+        Raises BundleError, or RegistryError where it is a registry.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +37,15 @@ class FromLayout:
     path: Path
     name: str = ""
 
+    def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
+        """The layout itself."""
+        return Layout.open(self.path)
+
 
 def image_name(annotations: Mapping[str, str] | None) -> str:
     """Return the full name that a descriptor in an index carries, or nothing."""
     annotations = annotations or {}
     return annotations.get(oci.CONTAINERD_NAME) or annotations.get(oci.REFERENCE_NAME, "")
-
-
-def is_full_name(name: str) -> bool:
-    """Say whether *name* has a registry's host, a path, and a tag or a digest: one that every client reads alike."""
-    found = FULL_NAME.fullmatch(name) if len(name) <= 512 else None
-    return bool(found and (found["tag"] or found["digest"]))
 
 
 def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descriptor]]:
@@ -53,7 +60,7 @@ def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descrip
         )
     for entry in found:
         full = name or image_name(entry.annotations)
-        if not is_full_name(full):
+        if not parse(full):
             raise refused(
                 f"{layout.where}: {full or entry.digest} is not the full name of an image",
                 hint="save the image under a name with registry and tag, such as registry.k8s.io/pause:3.10",
@@ -61,3 +68,46 @@ def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descrip
         if entry.media_type not in oci.INDEXES | oci.MANIFESTS:
             raise refused(f"{layout.where}: {full} is {entry.media_type}, not an image", hint="save it in OCI's format")
         yield full, entry.model_copy(update={"annotations": {oci.REFERENCE_NAME: full}})
+
+
+def platforms(texts: Sequence[str]) -> tuple[oci.Platform, ...]:
+    """The platforms that people write as ``linux/amd64`` or ``linux/arm/v7``. Raises ConfigError."""
+    found = []
+    for text in texts:
+        os, _, rest = text.partition("/")
+        architecture, slash, variant = rest.partition("/")
+        if not os or not architecture or (slash and not variant):
+            raise ConfigError(
+                f"--platform {text}: is not OS/ARCHITECTURE", hint="write it as linux/amd64", code="UsageError"
+            )
+        found.append(oci.Platform(os=os, architecture=architecture, variant=variant or None))
+    return tuple(found)
+
+
+def prune(content: bytes, wanted: Sequence[oci.Platform], what: str) -> bytes:
+    """The index *content* with the manifests for the platforms *wanted* alone, and what is attached to these.
+
+    It is given back byte for byte when nothing is to go. Raises BundleError if nothing would stay; *what* is its name.
+    """
+    index = oci.parse(oci.Index, content, what)
+    kept = {entry.digest for entry in index.manifests if entry.platform is None or _fits(entry.platform, wanted)}
+    kept -= {entry.digest for entry in index.manifests if _ABOUT in (entry.annotations or {})}
+    if not kept:
+        offered = ", ".join(sorted({str(entry.platform) for entry in index.manifests if entry.platform}))
+        raise refused(
+            f"{what} is not there for {', '.join(map(str, wanted))}", hint=f"choose from --platform {offered}"
+        )
+    kept |= {entry.digest for entry in index.manifests if (entry.annotations or {}).get(_ABOUT) in kept}
+    if len(kept) == len({entry.digest for entry in index.manifests}):
+        return content
+    raw: dict[str, Any] = json.loads(content)
+    raw["manifests"] = [entry for entry in raw["manifests"] if entry["digest"] in kept]
+    return oci.canonical(raw)
+
+
+def _fits(platform: oci.Platform, wanted: Sequence[oci.Platform]) -> bool:
+    return any(
+        (platform.os, platform.architecture) == (one.os, one.architecture)
+        and (one.variant is None or platform.variant == one.variant)
+        for one in wanted
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, cast
@@ -76,6 +77,40 @@ class DirectoryStore:
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
+
+
+class PiecesStore:
+    """A layout that is put together from *pieces*: by name, the size in bytes and a way to open it.
+
+    *close* gives up what the pieces are taken from.
+    """
+
+    def __init__(
+        self, pieces: Mapping[str, tuple[int, Callable[[], BinaryIO]]], close: Callable[[], None] = lambda: None
+    ) -> None:
+        self._pieces = pieces
+        self._close = close
+        self.sizes: Mapping[str, int] = {name: size for name, (size, _) in pieces.items()}
+
+    @classmethod
+    def of(
+        cls, entries: Sequence[oci.Descriptor], manifests: Iterable[bytes],
+        blobs: Mapping[str, tuple[int, Callable[[], BinaryIO]]], close: Callable[[], None] = lambda: None,
+    ) -> Self:  # fmt: skip
+        """The layout whose index has *entries*, with the contents *manifests*, and *blobs* by digest."""
+        index = oci.Index(manifests=tuple(entries)).to_json()
+        texts = {oci.LAYOUT_FILE: oci.LAYOUT, oci.INDEX_FILE: index}
+        texts |= {oci.blob_name(oci.digest_of(content)): content for content in manifests}
+        pieces = {oci.blob_name(digest): piece for digest, piece in blobs.items()}
+        return cls(pieces | {name: (len(text), partial(io.BytesIO, text)) for name, text in texts.items()}, close)
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the piece *name*."""
+        return self._pieces[name][1]()
+
+    def close(self) -> None:
+        """Give up what the pieces are taken from."""
+        self._close()
 
 
 class Layout:

@@ -1,4 +1,4 @@
-"""What sources of programs need while a bundle is made."""
+"""What sources of programs and images need while a bundle is made."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ import httpx
 from kubeadm_registry.bundle.failures import unavailable
 
 Progress = Callable[[str], None]
+Meter = Callable[[int, int], None]
+"""Told how many bytes of how many are here."""
 
 #: Where the package debian-archive-keyring, of Debian and of Ubuntu, puts the keys.
 DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -38,7 +40,7 @@ def default_cache() -> Path:
     return root / "kubeadm-registry" / "bundle"
 
 
-def _silent(_text: str) -> None:
+def _silent(*_anything: object) -> None:
     """Report nothing."""
 
 
@@ -66,7 +68,7 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """The circumstances in which programs are made.
+    """The circumstances in which a bundle is made.
 
     *scratch* is an empty directory that is removed at the end; *cache* is kept from run to run. *client* makes the
     HTTP client for downloads.
@@ -76,6 +78,7 @@ class Workshop:
     scratch: Path
     cache: Path
     progress: Progress = _silent
+    meter: Meter = _silent
     mirror: Mirror = field(default_factory=Mirror)
     client: Callable[[], httpx.Client] = httpx.Client
 

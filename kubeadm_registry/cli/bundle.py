@@ -41,16 +41,22 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
 @click.option("--program", "given", metavar="NAME=PATH", multiple=True, help="Take this program from a file or folder.")
 @click.option("--accept-digest", "accepted", metavar="NAME=sha256:...", multiple=True,
               help="Vouch for the digest of a program that its upstream publishes without one.")  # fmt: skip
+@click.option("--image", "images", metavar="NAME", multiple=True, help="Take this image, or another OCI artifact.")
 @click.option(
-    "--images-from", "images", metavar="PATH", multiple=True, type=click.Path(path_type=Path),
-    help="Take the images of an OCI image layout, a folder or a tar file, under their full names.",
+    "--images-from", "paths", metavar="PATH", multiple=True, type=click.Path(path_type=Path),
+    help="Take all images of an OCI image layout, of an archive (docker save, podman save), of a list with a name "
+    "a line, or of Kubernetes manifests, a file or a folder.",
+)  # fmt: skip
+@click.option(
+    "--platform", "platforms", metavar="OS/ARCHITECTURE,...", default="",
+    help="Of images that are there for several, take these.  [default: from registries the servers' own, else all]",
 )  # fmt: skip
 @click.option(
     "--architecture", type=click.Choice(["amd64", "arm64"]), help="Of the servers.  [default: this machine's]"
 )
 def create(
     context: Context, file: Path, path: Path | None, with_: str, given: tuple[str, ...], accepted: tuple[str, ...],
-    images: tuple[Path, ...], architecture: str | None,
+    images: tuple[str, ...], paths: tuple[Path, ...], platforms: str, architecture: str | None,
 ) -> None:  # fmt: skip
     """Make a bundle. Needs internet, or the files themselves.
 
@@ -68,9 +74,11 @@ def create(
     made = bundle.create(
         file,
         bundle.choose(chosen, files, pairs(accepted, "--accept-digest")),
-        images=[bundle.FromLayout(image) for image in images],
+        images=bundle.images_from(images, paths),
+        platforms=bundle.platforms(names(platforms)),
         architecture=architecture or "",
         progress=reporter.note,
+        meter=reporter.progress,
         mirror=bundle.Mirror.from_environment(),
     )
     held = ", ".join(f"{program.name} {program.version}" for program in made.programs)

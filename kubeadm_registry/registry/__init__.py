@@ -1,9 +1,11 @@
-"""A client of the OCI distribution API, as far as verifying and seeding need it.
+"""A client of the OCI distribution API: our own registry, and those that images come from.
 
 Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md
 """
 
 from kubeadm_registry.registry.client import Login, Registry
+from kubeadm_registry.registry.retry import patiently
 from kubeadm_registry.registry.upload import PIECE, Upload
+from kubeadm_registry.registry.upstream import Upstream
 
-__all__ = ["PIECE", "Login", "Registry", "Upload"]
+__all__ = ["PIECE", "Login", "Registry", "Upload", "Upstream", "patiently"]

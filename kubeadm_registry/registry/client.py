@@ -8,8 +8,9 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import httpx
@@ -29,7 +30,8 @@ _ACCEPT = ", ".join(
 
 #: What a proxy answers while nobody can serve, a registry whose storage has no quorum for a moment (500), and one about
 #: an upload that an earlier writer began.
-_TEMPORARY = (404, 500, 502, 503, 504)
+#: 429 is an upstream's word for later.
+_TEMPORARY = (404, 429, 500, 502, 503, 504)
 _PAGE = 1000
 #: While an answer is awaited nothing is sent, and a server that lost its power says nothing: the kernel asks after 2 s,
 #: and whoever has the virtual IP then answers that it knows no such connection.
@@ -50,25 +52,22 @@ class Login:
     password: str
 
 
-class Registry:
-    """One registry, reached at one address. A context manager; not shared between threads."""
+class Api:
+    """The requests of the API, sent by *client* to *base*, the URL of a registry that messages call *name*.
+
+    *headers* and *extensions* (of httpx) go with every request. A context manager.
+    """
 
     def __init__(
-        self, address: str, port: int, *, ca: str, login: Login | None = None, via: tuple[str, int] | None = None,
-        timeout: float = 20,
+        self, name: str, base: str, client: httpx.Client, *,
+        headers: Mapping[str, str] = MappingProxyType({}), extensions: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        """*address*:*port* is whom the certificate must name; *via* where to connect instead (a forwarded port).
-
-        *ca* is the authority's certificate, PEM, and the only one trusted. *timeout* is seconds of silence.
-        """
-        self._name = address
-        self._base = url(*(via or (address, port)))
-        self._headers = {"Host": url(address, port).removeprefix("https://")}
-        context = ssl.create_default_context(cadata=ca)
-        auth = httpx.BasicAuth(login.user, login.password) if login is not None else None
-        # No proxy variables and no netrc of the operator's environment: the registry is on this network.
-        transport = httpx.HTTPTransport(verify=context, trust_env=False, socket_options=_ALIVE)
-        self._client = httpx.Client(transport=transport, auth=auth, timeout=timeout, trust_env=False)
+        self.name = name
+        """What messages call the registry."""
+        self._base = base
+        self._client = client
+        self._headers = headers
+        self._extensions = extensions
 
     def __enter__(self) -> Self:
         return self
@@ -84,8 +83,15 @@ class Registry:
 
     def manifest(self, repository: str, reference: str) -> bytes | None:
         """The manifest; None if there is none. A *reference* by digest is checked. Raises RegistryError."""
+        found = self.manifest_of_type(repository, reference)
+        return None if found is None else found[0]
+
+    def manifest_of_type(self, repository: str, reference: str) -> tuple[bytes, str] | None:
+        """The manifest and its media type; None if there is none. Raises RegistryError."""
         answer = self.send("GET", f"/v2/{repository}/manifests/{reference}", headers={"Accept": _ACCEPT})
-        return self._body(answer, reference, f"manifest {repository}@{reference}")
+        content = self._body(answer, reference, f"manifest {repository}@{reference}")
+        kind = str(answer.headers.get("Content-Type", "")).partition(";")[0].strip()
+        return None if content is None else (content, kind)
 
     def blob(self, repository: str, digest: str) -> bytes | None:
         """The blob, whole and checked; None if there is none. Raises RegistryError."""
@@ -108,6 +114,25 @@ class Registry:
             return answer.content[offset : offset + size]
         return answer.content if self._found(answer, 206, f"read a piece of {repository}@{digest}") else None
 
+    def stream(self, repository: str, digest: str, offset: int = 0) -> Iterator[bytes]:
+        """A blob's bytes from *offset* on, as they come, not checked. Raises RegistryError, also in the middle."""
+        what = f"read {repository}@{digest}"
+        # Encoded bytes would not be those that have the digest.
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={offset}-"} if offset else {})}
+        request = self._request("GET", f"/v2/{repository}/blobs/{digest}", headers=headers)
+        with self._unanswered(request), closing(self._client.send(request, stream=True)) as answer:
+            if answer.status_code == httpx.codes.OK:
+                skip = offset  # a registry need not know ranges
+            elif answer.status_code == httpx.codes.PARTIAL_CONTENT and offset:
+                skip = 0
+            else:
+                answer.read()
+                self.expect(answer, 206 if offset else 200, what)
+            for chunk in answer.iter_raw():
+                if skip < len(chunk):
+                    yield chunk[skip:]
+                skip = max(0, skip - len(chunk))
+
     def push_blob(self, repository: str, digest: str, content: bytes) -> None:
         """Push a blob in one piece (POST, then PUT), unless it is there. Raises RegistryError."""
         if self.has_blob(repository, digest):
@@ -129,7 +154,7 @@ class Registry:
             return ""
         self.expect(answer, 202, what)
         if not answer.headers.get("Location"):
-            raise RegistryError(f"{what} at {self._name}: the answer has no Location")
+            raise RegistryError(f"{what} at {self.name}: the answer has no Location")
         return str(answer.headers["Location"])
 
     def digest(self, repository: str, reference: str) -> str | None:
@@ -198,30 +223,39 @@ class Registry:
 
         Raises RegistryError, temporary, when there is no answer.
         """
+        request = self._request(method, target, content=content, headers=headers or {}, params=params)
+        with self._unanswered(request):
+            return self._client.send(request)
+
+    def _request(
+        self, method: str, target: str, *, content: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str], params: Mapping[str, str] | None = None,
+    ) -> httpx.Request:  # fmt: skip
         base = httpx.URL(self._base)
         # A Location may name the registry by its own address; the way there is ours.
         where = base.join(target).copy_with(scheme=base.scheme, host=base.host, port=base.port)
         if params:
             where = where.copy_merge_params(dict(params))
+        headers, extensions = {**self._headers, **headers}, dict(self._extensions)
+        return self._client.build_request(method, where, content=content, headers=headers, extensions=extensions)
+
+    @contextmanager
+    def _unanswered(self, request: httpx.Request) -> Iterator[None]:
+        """What httpx raises when there is no whole answer, as RegistryError, temporary."""
         try:
-            return self._client.request(
-                method,
-                where,
-                content=content,
-                headers={**self._headers, **(headers or {})},
-                extensions={"sni_hostname": self._name},
-            )
+            yield
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise RegistryError(
-                f"{method} {where} at {self._name} failed: {reason}", code="RegistryUnreachable", temporary=True
-            ) from error
+                f"{request.method} {request.url} at {self.name} failed: {reason}",
+                code="RegistryUnreachable", temporary=True,
+            ) from error  # fmt: skip
 
     def expect(self, answer: httpx.Response, status: int, what: str) -> httpx.Response:
         """*answer*, which must have that *status*. Raises RegistryError that says *what* failed, and why."""
         if answer.status_code != status:
             raise RegistryError(
-                f"{what} at {self._name}: status {answer.status_code} instead of {status}: {answer.text[:300].strip()}",
+                f"{what} at {self.name}: status {answer.status_code} instead of {status}: {answer.text[:300].strip()}",
                 temporary=answer.status_code in _TEMPORARY,
             )
         return answer
@@ -238,8 +272,32 @@ class Registry:
             return None
         algorithm, _, wanted = reference.partition(":")
         if algorithm == "sha256" and hashlib.sha256(answer.content).hexdigest() != wanted:
-            raise RegistryError(f"{what} at {self._name}: the bytes have another digest", code="DigestMismatch")
+            raise RegistryError(f"{what} at {self.name}: the bytes have another digest", code="DigestMismatch")
         return answer.content
+
+
+class Registry(Api):
+    """Our own registry, reached at one address. Not shared between threads."""
+
+    def __init__(
+        self, address: str, port: int, *, ca: str, login: Login | None = None, via: tuple[str, int] | None = None,
+        timeout: float = 20,
+    ) -> None:  # fmt: skip
+        """*address*:*port* is whom the certificate must name; *via* where to connect instead (a forwarded port).
+
+        *ca* is the authority's certificate, PEM, and the only one trusted. *timeout* is seconds of silence.
+        """
+        context = ssl.create_default_context(cadata=ca)
+        auth = httpx.BasicAuth(login.user, login.password) if login is not None else None
+        # No proxy variables and no netrc of the operator's environment: the registry is on this network.
+        transport = httpx.HTTPTransport(verify=context, trust_env=False, socket_options=_ALIVE)
+        super().__init__(
+            address,
+            url(*(via or (address, port))),
+            httpx.Client(transport=transport, auth=auth, timeout=timeout, trust_env=False),
+            headers={"Host": url(address, port).removeprefix("https://")},
+            extensions={"sni_hostname": address},
+        )
 
 
 def _object(content: bytes, what: str) -> dict[str, Any]:

@@ -1,0 +1,190 @@
+"""Images as ``docker save``, ``podman save`` and ``ctr``'s older kin write them, turned into OCI's form.
+
+Source: https://github.com/moby/docker-image-spec, "Combined Image JSON + Filesystem Changeset Format" (v1.2). Layers
+lie in such an archive as plain tar; they are compressed here, since they cross networks from now on.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from kubeadm_registry.bundle import archive, oci
+from kubeadm_registry.bundle.cache import Blobs
+from kubeadm_registry.bundle.failures import damaged, refused
+from kubeadm_registry.bundle.layout import Layout, PiecesStore
+from kubeadm_registry.bundle.workshop import Workshop
+from kubeadm_registry.references import full
+
+MANIFEST_FILE = "manifest.json"
+_LONGEST = 16 * 2**20
+_MAGIC = b"\x1f\x8b"
+#: Compression does the most at this level for its time, and every release of zlib writes the same bytes for it.
+_LEVEL = 6
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    config: str = Field(alias="Config")
+    names: tuple[str, ...] | None = Field(None, alias="RepoTags")
+    layers: tuple[str, ...] = Field((), alias="Layers")
+
+
+class _RootFs(BaseModel):
+    diff_ids: tuple[oci.Digest, ...] = ()
+
+
+class _Config(BaseModel):
+    rootfs: _RootFs
+
+
+_ROWS = TypeAdapter(tuple[_Row, ...])
+
+
+def is_one(path: Path) -> bool:
+    """Whether the file *path* is such an archive, and not an OCI layout as well. Raises BundleError if it is no tar."""
+    with path.open("rb") as file:
+        names = {member.name for member in archive.members(file, links=True)}
+    return MANIFEST_FILE in names and oci.LAYOUT_FILE not in names
+
+
+@dataclass(frozen=True, slots=True)
+class FromDockerArchive:
+    """The images of such an archive; *name* is the image's if it holds only one, and has none."""
+
+    path: Path
+    name: str = ""
+
+    def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
+        """Compress the layers into the cache, unless they are there."""
+        blobs = Blobs(workshop.cache)
+        with self.path.open("rb") as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            content = _Content(file, str(self.path))
+            images = list(content.images())
+            plain = {file: digest for image in images for file, digest in image.layers}
+            workshop.progress(f"compressing {len(plain)} layers of {self.path}")
+            packed = pool.map(lambda file: _layer(content, file, plain[file], blobs), plain)
+            layers = dict(zip(plain, packed, strict=True))
+        entries, texts = [], []
+        for image in images:
+            config = oci.Descriptor(media_type=oci.CONFIG, digest=oci.digest_of(image.config), size=len(image.config))
+            manifest = oci.Manifest(config=config, layers=tuple(layers[file] for file, _ in image.layers)).to_json()
+            texts += [image.config, manifest]
+            root = oci.Descriptor(media_type=oci.MANIFEST, digest=oci.digest_of(manifest), size=len(manifest))
+            for name in self._names(image):
+                entries.append(root.model_copy(update={"annotations": {oci.REFERENCE_NAME: name}}))
+        pieces = {layer.digest: (layer.size, blobs.opener(layer.digest)) for layer in layers.values()}
+        return Layout(PiecesStore.of(entries, texts, pieces), str(self.path))
+
+    def _names(self, image: _Image) -> tuple[str, ...]:
+        if not image.names and not self.name:
+            raise refused(
+                f"{self.path} has an image without a name", hint="save it by its name, as in `docker save NAME:TAG`"
+            )
+        return tuple(full(name) or name for name in image.names or (self.name,))
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image of the archive: its names, its configuration, its layers as files with the digest of their content."""
+
+    names: tuple[str, ...]
+    config: bytes
+    layers: tuple[tuple[str, str], ...]
+
+
+class _Content:
+    """The archive's files, by name, also where a link leads to one."""
+
+    def __init__(self, file: BinaryIO, where: str) -> None:
+        self._file = file
+        self._where = where
+        self._members = {member.name: member for member in archive.members(file, links=True)}
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file. Raises BundleError if there is none."""
+        for _ in range(8):  # links to links are not written by any tool; a circle must end
+            member = self._members.get(archive.safe_name(name))
+            if member is None or member.directory:
+                break
+            if not member.link:
+                return cast(BinaryIO, archive.Window(self._file, member.offset, member.size))
+            name = member.link
+        raise damaged(f"{self._where} has no file {name[:200]}, which it refers to")
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file."""
+        content = self.open(name).read(_LONGEST + 1)
+        if len(content) > _LONGEST:
+            raise damaged(f"{self._where}: {name[:200]} has more than {_LONGEST} bytes")
+        return content
+
+    def images(self) -> Iterator[_Image]:
+        """What the archive holds. Raises BundleError if it is described wrongly."""
+        try:
+            rows = _ROWS.validate_json(self.read(MANIFEST_FILE))
+            for row in rows:
+                config = self.read(row.config)
+                ids = _Config.model_validate_json(config).rootfs.diff_ids
+                yield _Image(row.names or (), config, tuple(zip(row.layers, ids, strict=True)))
+        except ValueError as error:
+            raise damaged(f"{self._where}: its {MANIFEST_FILE}, or what that names, is wrong: {error}") from error
+
+
+def _layer(content: _Content, name: str, diff: str, blobs: Blobs) -> oci.Descriptor:
+    """The layer with the content *diff*, compressed, in *blobs*. Raises BundleError if the file has another content."""
+    note = blobs.note(f"gzip-{_LEVEL}-{diff.removeprefix('sha256:')}")
+    try:
+        known = oci.Descriptor.model_validate_json(note.read_bytes())
+        if blobs.has(known):
+            return known
+    except (OSError, ValidationError):
+        pass
+    with tempfile.NamedTemporaryFile(dir=note.parent, prefix=".new.", delete=False) as target:
+        new = Path(target.name)
+        try:
+            found = _compress(content.open(name), target)
+            if found != diff:
+                raise damaged(f"layer {name[:200]} has the digest {found} instead of {diff}")
+            target.seek(0)
+            digest, size = oci.digest_of_file(cast(BinaryIO, target)), target.tell()
+            new.replace(blobs.path(digest))
+        finally:
+            new.unlink(missing_ok=True)
+    layer = oci.Descriptor(media_type=oci.LAYER, digest=digest, size=size)
+    note.write_bytes(layer.to_json())
+    return layer
+
+
+def _compress(source: BinaryIO, target: IO[bytes]) -> str:
+    """Write *source* to *target*, compressed if it is not, and return the digest of the plain bytes."""
+    hashed = hashlib.sha256()
+    start = source.read(len(_MAGIC))
+    source.seek(0)
+    if start == _MAGIC:  # crane writes layers that way
+        for chunk in iter(partial(source.read, oci.CHUNK), b""):
+            target.write(chunk)
+        source.seek(0)
+        with gzip.open(source) as plain:
+            for chunk in iter(partial(plain.read, oci.CHUNK), b""):
+                hashed.update(chunk)
+    else:
+        packer = zlib.compressobj(_LEVEL, wbits=31)
+        for chunk in iter(partial(source.read, oci.CHUNK), b""):
+            hashed.update(chunk)
+            target.write(packer.compress(chunk))
+        target.write(packer.flush())
+    target.flush()
+    return "sha256:" + hashed.hexdigest()

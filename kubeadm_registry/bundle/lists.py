@@ -1,0 +1,91 @@
+"""Names of images in files: lists with one name a line, and manifests of Kubernetes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kubeadm_registry.bundle.failures import refused
+from kubeadm_registry.references import full
+
+_MANIFESTS = (".yaml", ".yml", ".json")
+#: A list or manifest is text that people read; beyond this it is something else.
+_LONGEST = 64 * 2**20
+
+
+def names_in(path: Path) -> list[str]:
+    """The full names of the images in *path*: a list, a file of manifests, or a directory of such files; sorted.
+
+    A list has one name a line, and comments from ``#`` on. In manifests every ``image`` counts, wherever it stands, so
+    that custom resources count too; short names mean what they mean to containerd. Raises BundleError that tells of
+    everything that is no name, with the place.
+    """
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in _MANIFESTS and file.is_file())
+        if not files:
+            raise refused(
+                f"{path} has no OCI image layout and no manifests in it", hint="manifests end with .yaml, .yml or .json"
+            )
+    names: set[str] = set()
+    wrong = []
+    for file in files:
+        for place, text in _texts(file):
+            name = full(text)
+            if name is None:
+                wrong.append(f"{place}: {text[:200]!r} is no name of an image")
+            else:
+                names.add(name)
+    if wrong:
+        raise refused("\n".join(wrong), hint="a name is like registry.k8s.io/pause:3.10")
+    if not names:
+        raise refused(f"{path} names no image", hint="give a list with one name a line, or manifests with `image:`")
+    return sorted(names)
+
+
+def _texts(file: Path) -> Iterator[tuple[str, str]]:
+    """What stands where a name should be, with the place."""
+    try:
+        if file.stat().st_size > _LONGEST:
+            raise refused(f"{file} is too long for a list or manifests", hint="give the images as an OCI layout")
+        content = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise refused(f"cannot read {file}: {error}", hint="give a text file, or images in an archive") from error
+    if file.suffix in _MANIFESTS:
+        yield from _in_manifests(file, content)
+    else:
+        for number, line in enumerate(content.splitlines(), start=1):
+            if text := line.partition("#")[0].strip():
+                yield f"{file}:{number}", text
+
+
+def _in_manifests(file: Path, content: str) -> Iterator[tuple[str, str]]:
+    try:
+        documents = list(yaml.load_all(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise refused(
+            f"{where}: this is no YAML: {getattr(error, 'problem', None) or type(error).__name__}",
+            hint="render templates first: `helm template ... > FILE`, `kubectl kustomize ... > FILE`",
+        ) from error
+    # An alias in YAML makes one value stand in many places: each value is looked at once.
+    seen: set[int] = set()
+    waiting: list[Any] = list(reversed(documents))
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, dict | list) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, list):
+            waiting.extend(reversed(value))
+            continue
+        image = value.get("image")
+        if isinstance(image, dict):  # a volume that is an image
+            image = image.get("reference")
+        if isinstance(image, str) and image:
+            yield str(file), image
+        waiting.extend(reversed(value.values()))

@@ -1,0 +1,58 @@
+"""Names of images, as people and files write them, and as every client reads them.
+
+Source: https://github.com/distribution/reference, whose short forms mean ``docker.io``, ``library/`` and ``latest``;
+containerd reads them the same way.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+#: HOST/PATH:TAG or HOST/PATH@DIGEST, where HOST has a dot or a port, or is localhost.
+_FULL = re.compile(
+    r"(?P<host>(?=[^/]*[.:]|localhost/)[A-Za-z0-9]+(?:[.-]+[A-Za-z0-9]+)*(?::[0-9]{1,5})?)"
+    rf"/(?P<path>{_COMPONENT}(?:/{_COMPONENT})*)"
+    rf"(?::(?P<tag>{_TAG}))?(?:@(?P<digest>sha256:[0-9a-f]{{64}}))?"
+)
+_LONGEST = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An image's full name in its parts; *tag* or *digest* may be empty, not both."""
+
+    host: str
+    path: str
+    tag: str
+    digest: str
+
+    @property
+    def wanted(self) -> str:
+        """What a registry is asked for: the digest if there is one, for it says more than the tag."""
+        return self.digest or self.tag
+
+
+def parse(name: str) -> Reference | None:
+    """The parts of a full name: one with a registry's host, a path, and a tag or a digest. None for any other text."""
+    found = _FULL.fullmatch(name) if len(name) <= _LONGEST else None
+    if found is None or not (found["tag"] or found["digest"]):
+        return None
+    return Reference(found["host"], found["path"], found["tag"] or "", found["digest"] or "")
+
+
+def full(name: str) -> str | None:
+    """The full name that *name* stands for, as ``docker.io/library/nginx:latest`` for ``nginx``; None if it is none."""
+    first, slash, rest = name.partition("/")
+    if not slash or not (set(".:") & set(first) or first == "localhost"):
+        first, rest = "docker.io", name
+    if first == "index.docker.io":
+        first = "docker.io"
+    if first == "docker.io" and "/" not in rest.partition("@")[0]:
+        rest = f"library/{rest}"
+    if "@" not in rest and ":" not in rest.rpartition("/")[2]:
+        rest = f"{rest}:latest"
+    whole = f"{first}/{rest}"
+    return whole if parse(whole) else None

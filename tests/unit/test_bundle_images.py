@@ -1,0 +1,428 @@
+"""Images for a bundle: from registries, archives, lists and manifests; names, platforms, logins, broken transfers."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bundle_files import contents, image, member, tar, write_layout
+
+from kubeadm_registry.bundle import Bundle, FromLayout, create, images_from, oci, platforms, verify
+from kubeadm_registry.bundle.images import prune
+from kubeadm_registry.bundle.lists import names_in
+from kubeadm_registry.bundle.remote import FromRegistries
+from kubeadm_registry.errors import BundleError, ConfigError, RegistryError
+from kubeadm_registry.references import full, parse
+from kubeadm_registry.registry.client import Login
+from kubeadm_registry.registry.upstream import login_for
+from tests.unit.fake_upstream import FakeUpstream, serving
+
+LAYER = bytes(range(256)) * 4096
+
+
+@pytest.fixture
+def upstream() -> Iterator[FakeUpstream]:
+    with serving(FakeUpstream()) as held:
+        yield held
+
+
+@pytest.fixture(autouse=True)
+def nobodys_logins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
+
+
+def bundle_of(tmp_path: Path, *names: str, wanted: str = "", name: str = "a.tar") -> Path:
+    chosen = platforms([wanted]) if wanted else ()
+    source = FromRegistries(names, patience=1)
+    create(tmp_path / name, {}, images=[source], platforms=chosen, architecture="amd64", cache=tmp_path / "cache")
+    verify(tmp_path / name)
+    return tmp_path / name
+
+
+def multi_arch(held: FakeUpstream, repository: str) -> oci.Index:
+    """An image for three platforms, one with an attestation of BuildKit's."""
+    entries = []
+    for architecture, variant in (("amd64", None), ("arm64", "v8"), ("arm", "v7")):
+        root = held.image(repository, "", architecture.encode() * 100, platform=architecture)
+        platform = oci.Platform(os="linux", architecture=architecture, variant=variant)
+        entries.append(root.model_copy(update={"platform": platform}))
+    about = held.image(repository, "", b"attestation", platform="unknown")
+    notes = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": entries[0].digest}
+    unknown = oci.Platform(os="unknown", architecture="unknown")
+    entries.append(about.model_copy(update={"platform": unknown, "annotations": notes}))
+    index = oci.Index(manifests=tuple(entries))
+    held.add(repository, "v1", index.to_json(), oci.INDEX)
+    return index
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("nginx", "docker.io/library/nginx:latest"),
+        ("nginx:1.27", "docker.io/library/nginx:1.27"),
+        ("calico/node:v3", "docker.io/calico/node:v3"),
+        ("docker.io/nginx:1", "docker.io/library/nginx:1"),
+        ("index.docker.io/library/nginx:1", "docker.io/library/nginx:1"),
+        ("localhost/x:1", "localhost/x:1"),
+        ("localhost:5000/x", "localhost:5000/x:latest"),
+        ("quay.io/a/b/c:1@sha256:" + "a" * 64, "quay.io/a/b/c:1@sha256:" + "a" * 64),
+        ("nginx@sha256:" + "b" * 64, "docker.io/library/nginx@sha256:" + "b" * 64),
+        ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10"),
+    ],
+)
+def test_short_names_mean_what_they_mean_to_containerd(name: str, whole: str) -> None:
+    assert full(name) == whole
+
+
+@pytest.mark.parametrize(
+    "name", ["", "UPPER", "a b", "x:", "quay.io/", "quay.io/x@sha256:12", "{{ .Values.image }}", "a/../b"]
+)
+def test_what_is_no_name_is_none(name: str) -> None:
+    assert full(name) is None
+
+
+def test_a_name_in_its_parts() -> None:
+    found = parse("quay.io:8443/a/b:1@sha256:" + "a" * 64)
+    assert found is not None
+    assert (found.host, found.path, found.tag) == ("quay.io:8443", "a/b", "1")
+    assert found.wanted == "sha256:" + "a" * 64
+
+
+def test_lists_have_names_and_comments(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("# wanted\nregistry.k8s.io/pause:3.9   # twice\n\n  nginx:1\nnginx:1\n")
+    assert names_in(tmp_path / "list") == ["docker.io/library/nginx:1", "registry.k8s.io/pause:3.9"]
+
+
+def test_manifests_have_images_in_many_places(tmp_path: Path) -> None:
+    folder = tmp_path / "manifests" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "pods.yaml").write_text(
+        "kind: Pod\nspec:\n  initContainers: [{name: a, image: a:1}]\n  containers: [{image: 'quay.io/b:2'}]\n"
+        "  volumes: [{name: v, image: {reference: ghcr.io/data:3}}]\n---\n# empty\n---\n"
+        "kind: Prometheus\nspec: {image: quay.io/prometheus/prometheus:v3, values: {image: {repository: x}}}\n"
+    )
+    (folder / "list.json").write_text(json.dumps({"items": [{"spec": {"image": "registry.k8s.io/etcd:3"}}]}))
+    (folder / "notes.txt").write_text("image: not/me:1")
+    assert names_in(tmp_path / "manifests") == [
+        "docker.io/library/a:1", "ghcr.io/data:3", "quay.io/b:2", "quay.io/prometheus/prometheus:v3",
+        "registry.k8s.io/etcd:3",
+    ]  # fmt: skip
+
+
+def test_every_wrong_name_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("nginx:1\nNGINX\nok:1\nquay.io/ x\n")
+    with pytest.raises(BundleError) as caught:
+        names_in(tmp_path / "list")
+    assert f"{tmp_path}/list:2" in caught.value.message
+    assert f"{tmp_path}/list:4" in caught.value.message
+
+
+def test_a_template_is_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "pod.yaml").write_text("kind: Pod\nspec: {{ .Values.spec }}\n  x: [\n")
+    with pytest.raises(BundleError, match=r"pod.yaml:\d") as caught:
+        names_in(tmp_path)
+    assert "helm template" in caught.value.hint
+
+
+def test_many_aliases_are_looked_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 {image: x:1}"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    assert names_in(tmp_path / "bomb.yaml") == ["docker.io/library/x:1"]
+
+
+def test_each_path_is_taken_for_what_it_is(tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "layout.tar", image("registry.k8s.io/pause:3.10"))
+    (tmp_path / "list").write_text("nginx:1\n")
+    sources = images_from(["busybox"], [layout, tmp_path / "list"])
+    assert sources == [
+        FromLayout(layout),
+        FromRegistries(("docker.io/library/busybox:latest", "docker.io/library/nginx:1")),
+    ]
+
+
+@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh9"])
+def test_a_compressed_archive_is_refused_with_the_way_out(tmp_path: Path, magic: bytes) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(magic + bytes(600))
+    with pytest.raises(BundleError, match="is compressed") as caught:
+        images_from([], [tmp_path / "a.tar.gz"])
+    assert "gunzip" in caught.value.hint
+
+
+# Registries.
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_an_image_comes_with_all_that_it_needs(upstream: FakeUpstream, tmp_path: Path, tokens: bool) -> None:
+    upstream.tokens = tokens
+    upstream.image("a/b", "v1", LAYER, b"second")
+    name = f"{upstream.host}/a/b:v1"
+    with Bundle.open(bundle_of(tmp_path, name)) as bundle:
+        assert list(bundle.images) == [name]
+        assert len(list(bundle.layout.reachable(bundle.images[name]))) == 4
+
+
+def test_a_second_bundle_fetches_no_blob_and_is_the_same(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.image("a/b", "v1", LAYER)
+    first = bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+    sent = upstream.sent
+    second = bundle_of(tmp_path, f"{upstream.host}/a/b:v1", name="b.tar")
+    assert upstream.sent == sent
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_broken_transfer_goes_on_where_it_stopped(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.image("a/b", "v1", LAYER)
+    upstream.breaks = [300_000, 300_000]
+    bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+    assert upstream.sent <= len(LAYER) + 1000
+
+
+def test_a_registry_without_ranges_begins_anew_and_the_bytes_are_right(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.image("a/b", "v1", LAYER)
+    upstream.breaks, upstream.ranges = [300_000], False
+    bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+
+
+def test_a_later_run_goes_on_inside_a_blob(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.image("a/b", "v1", LAYER)
+    blob = oci.digest_of(LAYER).removeprefix("sha256:")
+    folder = tmp_path / "cache/blobs/sha256"
+    folder.mkdir(parents=True)
+    (folder / f"{blob}.part").write_bytes(LAYER[:500_000])
+    bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+    assert upstream.sent < len(LAYER) - 400_000
+
+
+def test_a_damaged_rest_of_an_earlier_run_is_thrown_away(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.image("a/b", "v1", LAYER)
+    part = tmp_path / "cache/blobs/sha256" / (oci.digest_of(LAYER).removeprefix("sha256:") + ".part")
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"?" * 500_000)
+    with pytest.raises(BundleError, match="has not the digest"):
+        bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+    bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+
+
+def test_a_registry_that_sends_something_else_is_refused(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.image("a/b", "v1", LAYER)
+    upstream.blobs[oci.digest_of(LAYER)] = LAYER[:-1] + b"!"
+    with pytest.raises(BundleError, match="has not the digest"):
+        bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+    assert not (tmp_path / "a.tar").exists()
+
+
+def test_every_image_that_is_not_there_is_named(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.image("a/b", "v1", LAYER)
+    names = [f"{upstream.host}/a/b:{tag}" for tag in ("v1", "v2", "v3")]
+    with pytest.raises(BundleError) as caught:
+        bundle_of(tmp_path, *names)
+    assert "v1" not in caught.value.message
+    assert names[1] in caught.value.message
+    assert names[2] in caught.value.message
+    assert caught.value.code == "BundleInputUnavailable"
+
+
+def test_a_registry_that_nobody_reaches_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"127\.0\.0\.1:1") as caught:
+        bundle_of(tmp_path, "127.0.0.1:1/a/b:v1")
+    assert caught.value.code == "BundleInputUnavailable"
+
+
+def test_only_the_wanted_platforms_come_and_what_is_attached_to_them(upstream: FakeUpstream, tmp_path: Path) -> None:
+    index = multi_arch(upstream, "a/b")
+    name = f"{upstream.host}/a/b:v1"
+
+    def held(wanted: str) -> list[str]:
+        with Bundle.open(bundle_of(tmp_path, name, wanted=wanted)) as bundle:
+            return [entry.digest for entry in bundle.layout.children(bundle.images[name])]
+
+    digests = [entry.digest for entry in index.manifests]
+    assert held("") == [digests[0], digests[3]], "that of the servers"
+    assert held("linux/arm64") == [digests[1]]
+    assert held("linux/arm/v7") == [digests[2]]
+    asked = [path for path in upstream.asked if digests[2] in path]
+    assert len(asked) == 1, "nothing is asked for that nobody wants"
+
+
+def test_an_image_by_digest_comes_whole(upstream: FakeUpstream, tmp_path: Path) -> None:
+    index = multi_arch(upstream, "a/b")
+    digest = oci.digest_of(index.to_json())
+    name = f"{upstream.host}/a/b:v1@{digest}"
+    with Bundle.open(bundle_of(tmp_path, name, wanted="linux/amd64")) as bundle:
+        assert bundle.images[name].digest == digest
+        assert len(bundle.layout.children(bundle.images[name])) == 4
+
+
+def test_a_platform_that_is_not_there_is_refused_with_those_that_are(upstream: FakeUpstream, tmp_path: Path) -> None:
+    multi_arch(upstream, "a/b")
+    with pytest.raises(BundleError, match="not there for linux/riscv64") as caught:
+        bundle_of(tmp_path, f"{upstream.host}/a/b:v1", wanted="linux/riscv64")
+    assert "linux/arm/v7" in caught.value.hint
+
+
+def test_a_layout_is_pruned_as_well(upstream: FakeUpstream, tmp_path: Path) -> None:
+    multi_arch(upstream, "a/b")
+    name = f"{upstream.host}/a/b:v1"
+    everything = bundle_of(tmp_path, f"{name}@{oci.digest_of(upstream.manifests['a/b:v1'][0])}")
+    with Bundle.open(everything) as bundle:
+        layout = contents(everything)
+        entry = bundle.layout.index.manifests[0].model_copy(update={"annotations": {oci.REFERENCE_NAME: name}})
+    layout[oci.INDEX_FILE] = oci.Index(manifests=(entry,)).to_json()
+    source = FromLayout(write_layout(tmp_path / "whole.tar", layout))
+    create(tmp_path / "b.tar", {}, images=[source], platforms=platforms(["linux/arm64"]), cache=tmp_path)
+    verify(tmp_path / "b.tar")
+    with Bundle.open(tmp_path / "b.tar") as bundle:
+        assert len(bundle.layout.children(bundle.images[name])) == 1
+
+
+def test_an_index_that_loses_nothing_keeps_its_bytes() -> None:
+    text = b'{ "schemaVersion": 2, "manifests": [ ], "x": 1 }'
+    one = b'{"manifests":[{"mediaType":"m","digest":"sha256:%s","size":1}]}' % (b"a" * 64)
+    assert prune(one, platforms(["linux/amd64"]), "x") == one
+    with pytest.raises(BundleError):
+        prune(text, platforms(["linux/amd64"]), "x")
+
+
+@pytest.mark.parametrize("text", ["linux", "/amd64", "linux/", "linux/arm/"])
+def test_a_platform_is_os_and_architecture(text: str) -> None:
+    with pytest.raises(ConfigError, match="OS/ARCHITECTURE"):
+        platforms([text])
+
+
+def test_an_old_form_of_image_is_refused(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.add("a/b", "v1", b"{}", "application/vnd.docker.distribution.manifest.v1+prettyjws")
+    with pytest.raises(BundleError, match="not an image of today's form"):
+        bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+
+
+# Logins.
+
+
+def test_the_users_login_is_told_to_the_tokens_server_alone(
+    upstream: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.tokens = True
+    upstream.image("a/b", "v1", LAYER)
+    auth = base64.b64encode(b"me:secret").decode()
+    (tmp_path / "auth.json").write_text(json.dumps({"auths": {upstream.host: {"auth": auth}}}))
+    bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+    assert set(upstream.logins) == {f"Basic {auth}"}
+
+
+def test_logins_are_found_where_other_tools_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    auth = base64.b64encode(b"me:se:cret").decode()
+    monkeypatch.delenv("REGISTRY_AUTH_FILE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    assert login_for("docker.io") is None
+    (tmp_path / ".docker").mkdir()
+    (tmp_path / ".docker/config.json").write_text(
+        json.dumps({"auths": {"https://index.docker.io/v1/": {"auth": auth}}})
+    )
+    assert login_for("docker.io") == Login("me", "se:cret")
+    assert login_for("quay.io") is None
+    helper = tmp_path / "docker-credential-safe"
+    helper.write_text('#!/bin/sh\nread name\necho "{\\"Username\\":\\"$name\\",\\"Secret\\":\\"s\\"}"\n')
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / ".docker/config.json").write_text(json.dumps({"credHelpers": {"quay.io": "safe"}}))
+    assert login_for("quay.io") == Login("quay.io", "s")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"auths": {"quay.io": {"auth": "!"}}}'])
+def test_a_damaged_file_of_logins_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "auth.json").write_text(text)
+    with pytest.raises(RegistryError, match=r"auth\.json") as caught:
+        login_for("quay.io")
+    assert caught.value.code == "LoginsUnreadable"
+
+
+# Archives of docker and podman.
+
+
+def saved(*layers: bytes, name: str | None = "nginx:1", links: bool = False) -> bytes:
+    """An archive as ``docker save`` writes it."""
+    config = json.dumps(
+        {"rootfs": {"diff_ids": ["sha256:" + hashlib.sha256(one).hexdigest() for one in layers]}}
+    ).encode()
+    files: list[tuple[str | tarfile.TarInfo, bytes]] = [("c.json", config)]
+    names = []
+    for number, layer in enumerate(layers):
+        names.append(f"{number}/layer.tar")
+        if links:
+            files += [(f"blob-{number}", layer), (member(names[-1], tarfile.SYMTYPE, f"../blob-{number}"), b"")]
+        else:
+            files.append((names[-1], layer))
+    row = {"Config": "c.json", "RepoTags": [name] if name else None, "Layers": names}
+    return tar(*files, ("manifest.json", json.dumps([row]).encode()))
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_an_archive_of_docker_becomes_an_image_of_todays_form(tmp_path: Path, links: bool) -> None:
+    plain = tar(("etc/x", b"content"))
+    (tmp_path / "saved.tar").write_bytes(saved(plain, LAYER, links=links))
+    made = [tmp_path / "a.tar", tmp_path / "b.tar"]
+    for path in made:
+        create(path, {}, images=images_from([], [tmp_path / "saved.tar"]), cache=tmp_path / "cache")
+    verify(made[0])
+    assert made[0].read_bytes() == made[1].read_bytes()
+    with Bundle.open(made[0]) as bundle:
+        assert list(bundle.images) == ["docker.io/library/nginx:1"]
+        manifest = bundle.layout.manifest(bundle.images["docker.io/library/nginx:1"])
+        with bundle.layout.blob(manifest.layers[0]) as blob:
+            assert gzip.decompress(blob.read()) == plain
+
+
+def test_layers_that_are_compressed_already_stay_as_they_are(tmp_path: Path) -> None:
+    packed = gzip.compress(LAYER, mtime=0)
+    archive = saved(LAYER)
+    config = contents(write(tmp_path / "x.tar", archive))["c.json"]
+    row = {"Config": "c.json", "RepoTags": ["quay.io/x:1"], "Layers": ["l.tar.gz"]}
+    write(
+        tmp_path / "crane.tar",
+        tar(("c.json", config), ("l.tar.gz", packed), ("manifest.json", json.dumps([row]).encode())),
+    )
+    create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "crane.tar"]), cache=tmp_path / "cache")
+    assert oci.blob_name(oci.digest_of(packed)) in contents(tmp_path / "a.tar")
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_a_layer_with_another_content_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "saved.tar", saved(LAYER).replace(LAYER[:1000], b"?" * 1000, 1))
+    with pytest.raises(BundleError, match="has the digest"):
+        create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "saved.tar"]), cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../etc/passwd", "missing", "../0/layer.tar"])
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path, target: str) -> None:
+    config = json.dumps({"rootfs": {"diff_ids": ["sha256:" + "a" * 64]}}).encode()
+    row = {"Config": "c.json", "RepoTags": ["x:1"], "Layers": ["0/layer.tar"]}
+    files = [
+        ("c.json", config),
+        (member("0/layer.tar", tarfile.SYMTYPE, target), b""),
+        ("manifest.json", json.dumps([row]).encode()),
+    ]
+    write(tmp_path / "saved.tar", tar(*files))
+    with pytest.raises(BundleError) as caught:
+        create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "saved.tar"]), cache=tmp_path / "cache")
+    assert caught.value.code == "BundleDamaged"
+
+
+def test_an_archive_without_a_name_needs_one(tmp_path: Path) -> None:
+    write(tmp_path / "saved.tar", saved(LAYER, name=None))
+    with pytest.raises(BundleError, match="without a name"):
+        create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "saved.tar"]), cache=tmp_path / "cache")
