@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from kubeadm_registry.bundle import archive, oci
+from kubeadm_registry.bundle import archive, oci, tool
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.bundle.images import ImageSource, images_in, prune
 from kubeadm_registry.bundle.layout import Layout
@@ -98,8 +98,12 @@ def create(
             _add_program(contents, item)
         names = _add_images(contents, images, platforms, bench, stack)
         index = oci.Index(manifests=tuple(sorted(contents.entries, key=_reference))).to_json()
+        files = {oci.LAYOUT_FILE: oci.LAYOUT, oci.INDEX_FILE: index}
+        for program in (item.program for item in built):
+            if program.name == tool.NAME:
+                files[tool.UNPACK_FILE] = tool.unpack_script(program)
         progress(f"writing {output}")
-        _write(output, index, contents)
+        _write(output, files, contents)
     return Made(
         path=output,
         size=output.stat().st_size,
@@ -170,7 +174,7 @@ def _opener(layout: Layout, descriptor: oci.Descriptor) -> _Blob:
     return lambda: layout.blob(descriptor)
 
 
-def _write(output: Path, index: bytes, contents: _Contents) -> None:
+def _write(output: Path, files: Mapping[str, bytes], contents: _Contents) -> None:
     """Write the file beside its final place, flush it to the disk and rename it."""
     # Manifests, being small, come first: whoever reads the file in order knows early what it holds.
     order = sorted(contents.blobs.items(), key=lambda item: (item[1][0] > oci.MAX_MANIFEST, item[0]))
@@ -180,8 +184,8 @@ def _write(output: Path, index: bytes, contents: _Contents) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             writer = archive.Writer(file)
-            writer.file(oci.LAYOUT_FILE, io.BytesIO(oci.LAYOUT), len(oci.LAYOUT))
-            writer.file(oci.INDEX_FILE, io.BytesIO(index), len(index))
+            for name, text in files.items():
+                writer.file(name, io.BytesIO(text), len(text))
             for digest, (size, opener) in order:
                 with opener() as content:
                     writer.file(oci.blob_name(digest), content, size)

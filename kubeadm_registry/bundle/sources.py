@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kubeadm_registry.bundle import elf, oci, private, tree
+from kubeadm_registry import __version__
+from kubeadm_registry.bundle import elf, oci, private, tool, tree
 from kubeadm_registry.bundle.catalogue import Packages, Release, catalogue, known, version_in
 from kubeadm_registry.bundle.debian import Apt, unpack
 from kubeadm_registry.bundle.download import fetch, published_digest
@@ -21,7 +22,7 @@ from kubeadm_registry.bundle.workshop import Workshop, command, locked, this_arc
 from kubeadm_registry.errors import BundleError, ConfigError
 
 #: Counts up when trees are built in another way from the same packages, so that no old one is taken from the cache.
-RECIPE = 1
+RECIPE = 2
 #: Seconds for a program to tell its version.
 VERSION_TIMEOUT = 10.0
 #: Seconds to wait for another run that fetches packages into the same cache.
@@ -114,9 +115,13 @@ class FromRelease:
 
 @dataclass(frozen=True, slots=True)
 class FromPackages:
-    """Packages of a Debian release, as a private tree. A tree of the same packages is kept in the cache."""
+    """Packages of a Debian release, as a private tree. A tree of the same packages is kept in the cache.
+
+    *tool*: this program itself is added, to the Python of the packages.
+    """
 
     recipe: Packages
+    tool: bool = False
 
     def build(self, name: str, workshop: Workshop) -> Built:
         """Find the packages in the release's signed index, fetch them, and build the tree for its place on hosts."""
@@ -128,25 +133,34 @@ class FromPackages:
             packages = apt.closure([recipe.program, *recipe.also])
             version = next(package.version for package in packages if package.name == recipe.program)
             inputs = [RECIPE, private.patchelf_version(), recipe.model_dump(mode="json"), [p.sha256 for p in packages]]
+            parts = tuple(Package(p.name, p.version, p.sha256) for p in packages)
+            wheels: list[Path] = []
+            if self.tool:
+                wheels = tool.wheels(workshop.cache, architecture, ".".join(version.split(".")[:2]))
+                version, parts = __version__, (*parts, *tool.packages(wheels))
+                source_code = tool.copy_source(workshop.new_directory(f"{name}/source"))
+                inputs += [[part.sha256 for part in parts], tree.content_digest(source_code)]
             key = oci.digest_of(oci.canonical([name, architecture, *inputs]))
             prefix = prefix_of(name, version, architecture, key)
             kept = _Kept(workshop.cache / "trees" / key.replace(":", "/", 1))
             if not kept.is_whole():
                 files = apt.download(packages)
-                workshop.progress(f"building {name} {version} for {prefix}")
+                workshop.progress(f"building {name} {version}" + ("" if self.tool else f" for {prefix}"))
                 root = workshop.new_directory(f"{name}/root")
                 unpack(files, root)
                 target = workshop.new_directory(f"{name}/tree")
-                private.assemble(root, recipe, target, prefix, architecture)
+                private.assemble(root, recipe, target, tool.ANYWHERE if self.tool else prefix, architecture)
+                if self.tool:
+                    tool.add(target, source_code, wheels, architecture)
                 _entry_point(name, target, recipe.program, architecture)
                 kept.keep(target)
                 shutil.rmtree(root)
         layer, packed = kept.layer, kept.packed()
         source = Source(
             kind="distribution-package",
-            origin=f"Debian {recipe.release}, {recipe.program}",
-            checked="the signed index of the release",
-            packages=tuple(Package(p.name, p.version, p.sha256) for p in packages),
+            origin=f"Debian {recipe.release}, {recipe.program}" + (", and wheels by pip" if self.tool else ""),
+            checked="the signed index of the release" + (", and pip's index" if self.tool else ""),
+            packages=parts,
         )
         program = Program(
             name=name,
@@ -213,7 +227,7 @@ def choose(
         elif entry.release:
             chosen[name] = FromRelease(entry.release, accepted.get(name, ""))
         elif entry.packages:
-            chosen[name] = FromPackages(entry.packages)
+            chosen[name] = FromPackages(entry.packages, tool=name == tool.NAME)
     return chosen
 
 

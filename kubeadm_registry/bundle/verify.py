@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kubeadm_registry.bundle import oci, tree
+from kubeadm_registry.bundle import oci, tool, tree
 from kubeadm_registry.bundle.bundle import Bundle
 from kubeadm_registry.bundle.programs import Program
 from kubeadm_registry.errors import BundleError
@@ -49,6 +49,14 @@ def _problems(bundle: Bundle, progress: Callable[[str], None]) -> Iterator[Bundl
     bundle.images  # noqa: B018
     wanted = {oci.LAYOUT_FILE, oci.INDEX_FILE}
     layers = {program.digest: program for program in programs.values()}
+    if tool.NAME in programs:
+        wanted.add(tool.UNPACK_FILE)
+        if not _is_unpack_script(bundle, programs[tool.NAME]):
+            yield BundleError(
+                f"{layout.where}: {tool.UNPACK_FILE} is not the script that unpacks the tool in it",
+                code="BundleDamaged",
+                hint="do not run it; make the bundle again with `bundle create`",
+            )
     checked: set[str] = set()
     for entry in layout.index.manifests:
         name = (entry.annotations or {}).get(oci.REFERENCE_NAME, entry.digest)
@@ -67,6 +75,16 @@ def _problems(bundle: Bundle, progress: Callable[[str], None]) -> Iterator[Bundl
             code="BundleDamaged",
             hint="make the bundle again with `bundle create`",
         )
+
+
+def _is_unpack_script(bundle: Bundle, program: Program) -> bool:
+    """Whether the script that people run is ours, of the version that made the bundle."""
+    store = bundle.layout.store
+    script = tool.unpack_script(program)
+    if store.sizes.get(tool.UNPACK_FILE) != len(script):
+        return False
+    with store.open(tool.UNPACK_FILE) as file:
+        return file.read() == script
 
 
 def _blob_problems(
