@@ -7,10 +7,12 @@ from kubeadm_registry.bundle.images import FromLayout, platforms
 from kubeadm_registry.bundle.inputs import images_from
 from kubeadm_registry.bundle.programs import Program
 from kubeadm_registry.bundle.sources import choose
+from kubeadm_registry.bundle.tool import NAME as TOOL
 from kubeadm_registry.bundle.verify import inspect, problems, verify
 from kubeadm_registry.bundle.workshop import Mirror
 
 __all__ = [
+    "TOOL",
     "Bundle",
     "FromLayout",
     "Made",

@@ -10,7 +10,9 @@ import click
 from kubeadm_registry import bundle, config
 from kubeadm_registry.cli.main import Context, cli, command, names
 from kubeadm_registry.cli.session import DEFAULT_BUNDLE, wanted
+from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.kubernetes_images import images_of
 
 
 @cli.group("bundle")
@@ -38,9 +40,14 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
     "-f", "--file", "path", type=click.Path(path_type=Path), help="Take the programs that this cluster file needs."
 )
 @click.option("--with", "with_", metavar="NAMES", default="", help="Programs to take, separated by commas.")
+@click.option("--images-only", is_flag=True, help="Take no programs: what is seeded each month.")
 @click.option("--program", "given", metavar="NAME=PATH", multiple=True, help="Take this program from a file or folder.")
 @click.option("--accept-digest", "accepted", metavar="NAME=sha256:...", multiple=True,
               help="Vouch for the digest of a program that its upstream publishes without one.")  # fmt: skip
+@click.option(
+    "--kubernetes-version", "kubernetes", metavar="VERSION",
+    help="Take the images that kubeadm of this version asks for, and the pause images of containerd's releases.",
+)  # fmt: skip
 @click.option("--image", "images", metavar="NAME", multiple=True, help="Take this image, or another OCI artifact.")
 @click.option(
     "--images-from", "paths", metavar="PATH", multiple=True, type=click.Path(path_type=Path),
@@ -55,22 +62,30 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
     "--architecture", type=click.Choice(["amd64", "arm64"]), help="Of the servers.  [default: this machine's]"
 )
 def create(
-    context: Context, file: Path, path: Path | None, with_: str, given: tuple[str, ...], accepted: tuple[str, ...],
-    images: tuple[str, ...], paths: tuple[Path, ...], platforms: str, architecture: str | None,
+    context: Context, file: Path, path: Path | None, with_: str, images_only: bool, given: tuple[str, ...],
+    accepted: tuple[str, ...], kubernetes: str | None, images: tuple[str, ...], paths: tuple[Path, ...],
+    platforms: str, architecture: str | None,
 ) -> None:  # fmt: skip
     """Make a bundle. Needs internet, or the files themselves.
 
-    Without -f and --with it holds the programs of a cluster with defaults. Each comes from --program, or else from
-    the pinned catalogue: upstream releases, and distribution packages with all they need as a private tree.
+    Without -f and --with it holds the programs of a cluster with defaults, and this tool itself. Each comes from
+    --program, or else from the pinned catalogue: upstream releases, and distribution packages with all they need as a
+    private tree. Blobs that were fetched are kept: a run that was broken off goes on, a second one fetches what is new.
     """
     reporter = context.reporter()
     files = {name: Path(value) for name, value in pairs(given, "--program").items()}
-    if with_:
-        chosen: tuple[str, ...] = names(with_)
+    if images_only and (with_ or given):
+        raise ConfigError("--images-only takes no programs", hint="leave out --with and --program", code="UsageError")
+    if images_only:
+        chosen: tuple[str, ...] = ()
+    elif with_:
+        chosen = names(with_)
     elif path is not None or config.DEFAULT_FILE.exists():
-        chosen = wanted(config.load(path))
+        chosen = (*wanted(config.load(path)), bundle.TOOL)
     else:
-        chosen = wanted(config.parse(config.SMALLEST, "defaults"))
+        chosen = (*wanted(config.parse(config.SMALLEST, "defaults")), bundle.TOOL)
+    if kubernetes is not None:
+        images = (*images, *images_of(kubernetes), *sorted(PAUSE_IMAGES))
     made = bundle.create(
         file,
         bundle.choose(chosen, files, pairs(accepted, "--accept-digest")),
@@ -81,7 +96,10 @@ def create(
         meter=reporter.progress,
         mirror=bundle.Mirror.from_environment(),
     )
-    held = ", ".join(f"{program.name} {program.version}" for program in made.programs)
+    held = ", ".join(
+        [f"{program.name} {program.version}" for program in made.programs]
+        + ([f"{len(made.images)} images"] if made.images else [])
+    )
     reporter.result(
         f"{made.path}: {made.size / 1e6:.1f} MB, {held}", path=str(made.path), size=made.size, index=made.index
     )

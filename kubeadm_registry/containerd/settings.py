@@ -18,13 +18,12 @@ from kubeadm_registry.errors import Error
 CERTS_D = "/etc/containerd/certs.d"
 CONFIG = "/etc/containerd/config.toml"
 
-#: What containerd's releases use when no pause image is set. ``containerd config default`` writes it out, so a file
-#: that holds one of these says nothing about what its owner wants.
-DEFAULT_PAUSE_IMAGES = frozenset(
-    f"{registry}/pause:{tag}"
-    for registry in ("k8s.gcr.io", "registry.k8s.io")
-    for tag in ("3.5", "3.6", "3.7", "3.8", "3.9", "3.10", "3.10.1", "3.10.2")
-)
+_PAUSES = ("3.5", "3.6", "3.7", "3.8", "3.9", "3.10", "3.10.1", "3.10.2")
+#: The pause images that containerd's releases want where nothing else is set.
+PAUSE_IMAGES = frozenset(f"registry.k8s.io/pause:{tag}" for tag in _PAUSES)
+#: The same, and under the old name. ``containerd config default`` writes it out, so a file that holds one of these
+#: says nothing about what its owner wants.
+DEFAULT_PAUSE_IMAGES = PAUSE_IMAGES | {f"k8s.gcr.io/pause:{tag}" for tag in _PAUSES}
 
 _CRI_1 = ("plugins", "cri")
 _CRI_2 = ("plugins", "io.containerd.grpc.v1.cri")

@@ -17,7 +17,7 @@ import pytest
 from kubeadm_registry.bundle import Bundle, Mirror, Program, choose, create, verify, version_command
 from kubeadm_registry.errors import BundleError
 
-NAMES = ("distribution", "haproxy", "keepalived", "python")
+NAMES = ("distribution", "haproxy", "keepalived", "kubeadm-registry", "python")
 
 #: ``$1`` the program's prefix, ``$2`` its layer, then the command.
 _IN_PLACE = """

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import __version__, config, paths, secrets
+from kubeadm_registry import __version__, bundle, config, paths, secrets
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.components import garage, programs
@@ -124,6 +124,8 @@ WRONG = {
     "a role that is none": ("credentials", "--role", "root"),
     "a bundle that is not there": ("init", "--bundle", "nowhere.tar"),
     "a node that is none": ("config", "kubeadm", "--node", "cp-9"),
+    "programs and no programs": ("bundle", "create", "--images-only", "--with", "garage"),
+    "a platform that is none": ("bundle", "create", "--images-only", "--platform", "linux"),
     "a program that is no pair": ("bundle", "create", "-o", "x.tar", "--program", "garage"),
 }
 
@@ -588,6 +590,25 @@ def test_a_bundle_is_made_verified_and_looked_into(run: Terminal) -> None:
     damaged[len(damaged) // 2] ^= 1
     (run.folder / "x.tar").write_bytes(damaged)
     failed(run("bundle", "verify", "x.tar"), 1)
+
+
+def test_a_bundle_of_images_alone(run: Terminal, tmp_path: Path) -> None:
+    write_layout(tmp_path / "layout.tar", image("registry.k8s.io/pause:3.10"))
+    made = run("bundle", "create", "-o", "x.tar", "--images-only", "--images-from", str(tmp_path / "layout.tar"))
+    assert made.exit_code == 0, made.output
+    assert made.stdout.splitlines()[-1].endswith("MB, 1 images")
+    [shown] = lines(run("bundle", "inspect", "x.tar", "-o", "json"))
+    assert (shown["programs"], len(shown["images"])) == ([], 1)
+
+
+def test_a_version_of_kubernetes_means_its_images_and_containerds(
+    run: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(bundle, "images_from", lambda names, paths: asked.extend(names) or [])
+    run("bundle", "create", "-o", "x.tar", "--images-only", "--kubernetes-version", "v1.36.3", "--image", "nginx")
+    assert {"registry.k8s.io/kube-proxy:v1.36.3", "registry.k8s.io/pause:3.8", "nginx"} <= set(asked)
+    failed(run("bundle", "create", "--images-only", "--kubernetes-version", "1.99.0"), 2)
 
 
 # ---- help and completion --------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kubeadm_registry.bundle.images import is_full_name
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.kubernetes_images import images_of
+from kubeadm_registry.references import parse
 
 LIST_1_36_3 = """\
 registry.k8s.io/kube-apiserver:v1.36.3
@@ -22,7 +22,7 @@ registry.k8s.io/etcd:3.6.8-0
 @pytest.mark.parametrize("version", ["v1.36.3", "1.36.3"])
 def test_the_list_is_that_of_kubeadm(version: str) -> None:
     assert images_of(version) == tuple(LIST_1_36_3.split())
-    assert all(is_full_name(name) for name in images_of(version))
+    assert all(parse(name) for name in images_of(version))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""The tool in a bundle: what is packed, how it starts, what a wheel may not do. That it runs is tested in the lab."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.bundle import tool
+from kubeadm_registry.bundle.programs import Program, Source
+from kubeadm_registry.errors import BundleError
+
+
+def wheel(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, name)
+    return path
+
+
+def python(tmp_path: Path) -> Path:
+    """A tree as the packages of Python leave it, with a loader that tells how it was started."""
+    for name in ("bin", "lib/python3.13"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+    loader = tmp_path / "tree/lib/ld-linux-x86-64.so.2"
+    loader.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    loader.chmod(0o755)
+    return tmp_path / "tree"
+
+
+def add(tree: Path, *wheels: Path) -> None:
+    tool.add(tree, tool.copy_source(tree.parent), wheels, "amd64")
+
+
+def test_the_tree_starts_from_any_folder(tmp_path: Path) -> None:
+    tree = python(tmp_path)
+    tool.add(
+        tree, tool.copy_source(tmp_path), [wheel(tmp_path / "click-8-py3-none-any.whl", "click/__init__.py")], "amd64"
+    )
+    assert (tree / "app/click/__init__.py").is_file()
+    assert (tree / "app/kubeadm_registry/phases/workflows.py").is_file(), "also what is a link in a checkout"
+    assert not list(tree.rglob("__pycache__"))
+    moved = tree.rename(tmp_path / "another place")
+    (tmp_path / "link").symlink_to(moved / "bin/kubeadm-registry")
+    said = subprocess.run(
+        [tmp_path / "link", "seed", "a b"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert said == [f"{moved}/bin/../bin/python3", "-I", "-S", f"{moved}/bin/../app", "seed", "a b"]
+
+
+def test_of_a_wheel_only_packages_are_taken(tmp_path: Path) -> None:
+    tree = python(tmp_path)
+    names = (
+        "a/__init__.py",
+        "a-1.data/purelib/b.py",
+        "a-1.data/scripts/run",
+        "a-1.data/data/etc/x",
+        "a-1.dist-info/METADATA",
+    )
+    tool.add(tree, tool.copy_source(tmp_path), [wheel(tmp_path / "a-1-py3-none-any.whl", *names)], "amd64")
+    found = {path.relative_to(tree / "app").as_posix() for path in (tree / "app").rglob("*") if path.is_file()}
+    assert {"a/__init__.py", "b.py", "a-1.dist-info/METADATA"} <= found
+    assert not [name for name in found if name.endswith(("run", "/x"))]
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/evil.py", "a/../../evil.py"])
+def test_a_wheel_that_leads_out_of_the_tree_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BundleError, match="unsafe name"):
+        tool.add(
+            python(tmp_path), tool.copy_source(tmp_path), [wheel(tmp_path / "a-1-py3-none-any.whl", name)], "amd64"
+        )
+
+
+def test_who_was_not_installed_by_pip_cannot_pack_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "requires", unknown)
+    with pytest.raises(BundleError, match="not installed by pip") as caught:
+        tool.wheels(tmp_path, "amd64", "3.13")
+    assert "--with" in caught.value.hint
+
+
+def test_the_script_checks_what_it_unpacks(tmp_path: Path) -> None:
+    program = Program(
+        "kubeadm-registry", "1", "amd64", "/x", "bin/x", Source("file", "x", "x"), "sha256:" + "a" * 64, 1, 1
+    )
+    (tmp_path / "blobs/sha256").mkdir(parents=True)
+    (tmp_path / "blobs/sha256" / ("a" * 64)).write_bytes(b"something else")
+    subprocess.run(["tar", "-cf", "bundle.tar", "blobs"], cwd=tmp_path, check=True)
+    result = subprocess.run(
+        ["sh", "-s", "bundle.tar", "there"],
+        input=tool.unpack_script(program),
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert b"FAILED" in result.stdout + result.stderr
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["layer.tar.gz"], "nothing was unpacked"
