@@ -56,7 +56,8 @@ def keep(cluster: Cluster, host: Host) -> Steps:
 
 def files(cluster: Cluster, host: Host) -> Steps:
     """Remove configuration, programs, run-time state and users."""
-    for path in (paths.ETC, paths.OPT, paths.RUN):
+    # zot has its images in the storage; what it works with is no data, and would be left to a user who is gone.
+    for path in (paths.ETC, paths.OPT, paths.RUN, f"{cluster.spec.data_directory}/{zot.NAME}"):
         yield Absent(path)
     for user in (agent.USER, haproxy.USER, zot.USER, distribution.USER, garage.USER):
         yield NoUser(user)
@@ -65,8 +66,7 @@ def files(cluster: Cluster, host: Host) -> Steps:
 def data(cluster: Cluster, host: Host) -> Steps:
     """Delete the images and the secrets, and nothing else that somebody may keep in that folder."""
     directory = cluster.spec.data_directory
-    for name in (garage.NAME, zot.NAME):
-        yield Absent(f"{directory}/{name}")
+    yield Absent(f"{directory}/{garage.NAME}")
     yield Absent(secrets.kept(directory))
     yield Absent(directory, only_if_empty=True)
 
