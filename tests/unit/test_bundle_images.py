@@ -6,12 +6,15 @@ import base64
 import gzip
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bundle_files import contents, image, member, tar, write_layout
+from bundle_files import contents, image, member, script, tar, write_layout
 
 from kubeadm_registry.bundle import Bundle, FromLayout, create, images_from, oci, platforms, verify
 from kubeadm_registry.bundle.images import prune
@@ -23,6 +26,7 @@ from kubeadm_registry.registry.client import Login
 from kubeadm_registry.registry.upstream import login_for
 from tests.unit.fake_upstream import FakeUpstream, serving
 
+ROOT = Path(__file__).parents[2]
 LAYER = bytes(range(256)) * 4096
 
 
@@ -426,3 +430,36 @@ def test_an_archive_without_a_name_needs_one(tmp_path: Path) -> None:
     write(tmp_path / "saved.tar", saved(LAYER, name=None))
     with pytest.raises(BundleError, match="without a name"):
         create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "saved.tar"]), cache=tmp_path / "cache")
+
+
+# The same everywhere.
+
+
+def test_neither_time_nor_place_nor_habits_change_a_byte(tmp_path: Path) -> None:
+    written = []
+    for number, (zone, language, mask) in enumerate([("UTC", "C", "022"), ("Asia/Kathmandu", "C.UTF-8", "077")]):
+        folder = tmp_path / f"folder {number}"
+        folder.mkdir()
+        write(folder / "saved.tar", saved(tar(("etc/x", b"content")), LAYER))
+        script(folder / "garage")
+        write_layout(folder / "layout.tar", image("registry.k8s.io/pause:3.10"))
+        argv = [
+            "-m",
+            "kubeadm_registry",
+            "bundle",
+            "create",
+            "-o",
+            "a.tar",
+            "--with",
+            "garage",
+            "--program",
+            "garage=garage",
+        ]
+        argv += ["--images-from", "saved.tar", "--images-from", "layout.tar", "--platform", "linux/amd64"]
+        environment = {
+            "PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT), "TZ": zone, "LC_ALL": language
+        }  # fmt: skip
+        command = ["sh", "-c", 'umask "$1"; shift; exec "$@"', "sh", mask, sys.executable, *argv]
+        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+        written.append((folder / "a.tar").read_bytes())
+    assert written[0] == written[1]
