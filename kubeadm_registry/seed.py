@@ -28,6 +28,9 @@ from kubeadm_registry.registry import PIECE, Registry, Upload, patiently
 WORKERS = 6
 #: Seconds that the registry may take nothing: longer than a writer needs to move.
 PATIENCE = 120.0
+#: A second place of an image: with an ``imageRepository`` of its own, ``VIP:5000/registry.k8s.io`` say, kubeadm asks
+#: for CoreDNS without the part that the name has upstream (GetDNSImage in kubernetes/cmd/kubeadm/app/images/images.go).
+ALSO = {"registry.k8s.io/coredns/coredns": "registry.k8s.io/coredns"}
 
 Connect = Callable[[], AbstractContextManager[Registry]]
 """Opens a connection to the registry, for one thread."""
@@ -98,8 +101,16 @@ class Journal:
 
 
 def plan(bundle: Bundle) -> tuple[Item, ...]:
-    """The images of *bundle* with all that they consist of. Raises BundleError."""
-    return tuple(_item(bundle, name, root) for name, root in sorted(bundle.images.items()))
+    """The images of *bundle* with all that they consist of, at each of their places. Raises BundleError."""
+    second = {place: root for name, root in bundle.images.items() for place in _second_places(name)}
+    wanted = {**second, **bundle.images}
+    return tuple(_item(bundle, name, root) for name, root in sorted(wanted.items()))
+
+
+def _second_places(name: str) -> Iterator[str]:
+    for path, other in ALSO.items():
+        if name.startswith((f"{path}:", f"{path}@")):
+            yield other + name[len(path) :]
 
 
 def _item(bundle: Bundle, name: str, root: oci.Descriptor) -> Item:

@@ -84,6 +84,20 @@ def test_where_images_go(bundle: Bundle) -> None:
     assert {blob.size for blob in one.blobs} == {len(b'{"os":"linux"}'), len(LAYER)}
 
 
+def test_coredns_goes_where_kubeadm_looks_for_it_in_a_registry_of_ones_own(tmp_path: Path) -> None:
+    """kubeadm asks for coredns/coredns at registry.k8s.io, and for coredns anywhere else."""
+    upstream, own = "registry.k8s.io/coredns/coredns:v1.14.2", "registry.k8s.io/coredns:v1.14.2"
+    with Bundle.open(write_layout(tmp_path / "one", image(upstream, LAYER))) as opened:
+        first, second = seed.plan(opened)
+    assert {first.name: first.repository, second.name: second.repository} == {
+        upstream: "registry.k8s.io/coredns/coredns", own: "registry.k8s.io/coredns",
+    }  # fmt: skip
+    assert (first.reference, first.root) == (second.reference, second.root)
+    held = joined(image(upstream, LAYER), image(own, LAYER + b"!"))
+    with Bundle.open(write_layout(tmp_path / "both", held)) as opened:
+        assert len({item.root.digest for item in seed.plan(opened)}) == 2, "one that the bundle itself has stays"
+
+
 def test_all_is_sent_once_and_can_then_be_read(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
     told = Told()
     sent = run(bundle, fake, tmp_path, told)
