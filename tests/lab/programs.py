@@ -1,24 +1,29 @@
 """Programs that tests and the demo need and that no package brings: built once from their source into the cache.
 
 python -m tests.lab.programs garage     prints the program's path
+python -m tests.lab.programs kubelet    builds all of Kubernetes' programs but kubeadm, which are one build
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.command import LabError, build, cache, locked, missing, run, say
 
+#: Source of what the pods of tests run.
+PODS = Path(__file__).parents[1] / "kubernetes/programs"
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One program and how to build it; the directory's ``bin`` then has it."""
+    """One program, or several of one build, and how to build it; the directory's ``bin`` then has it."""
 
     name: str
     version: str
@@ -31,20 +36,42 @@ class Program:
     """What pkg-config must know."""
     packages: str = ""
     """The Debian packages with what it needs, besides the language's own toolchain."""
+    parts: tuple[str, ...] = ()
+    """The programs of the build, where they are several, or one of another name."""
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """What ``bin`` then has."""
+        return self.parts or (self.name,)
 
 
 def _go(name: str, package: str, version: str, duration: str) -> Program:
-    """A Go program, by a module of our own: ``go install`` asks for a list of versions, which some proxies refuse."""
+    """A Go program."""
+    return _go_build(name, version, duration, {name: package})
+
+
+def _go_build(name: str, version: str, duration: str, packages: Mapping[str, str]) -> Program:
+    """Go programs, by a module of our own: ``go install`` asks for a list of versions, which some proxies refuse.
+
+    *packages* are the programs' packages by their names; the modules that these are in have one *version*.
+    """
 
     def steps(root: Path) -> list[list[str]]:
-        go, target = ["go", "-C", str(root)], str(root / "bin" / name)
         return [
-            [*go, "mod", "init", "build"],
-            [*go, "get", f"{package}@{version}"],
-            [*go, "build", "-trimpath", "-ldflags=-s -w", "-o", target, package],
+            ["go", "-C", str(root), "mod", "init", "build"],
+            ["go", "-C", str(root), "get", *(f"{package}@{version}" for package in packages.values())],
+            *_compile(root, packages),
         ]
 
-    return Program(name, version, duration, steps, needs=("go",))
+    return Program(name, version, duration, steps, needs=("go",), parts=tuple(packages))
+
+
+def _compile(root: Path, packages: Mapping[str, str], linker: str = "") -> list[list[str]]:
+    flags = ["-trimpath", f"-ldflags=-s -w {linker}".rstrip()]
+    return [
+        ["go", "-C", str(root), "build", *flags, "-o", str(root / "bin" / name), package]
+        for name, package in packages.items()
+    ]
 
 
 #: The modules that k8s.io/kubernetes 1.36 takes from its own tree; outside of it they are released beside it.
@@ -55,27 +82,42 @@ _STAGING = (
     "kube-controller-manager kube-proxy kube-scheduler kubectl kubelet metrics mount-utils pod-security-admission "
     "sample-apiserver streaming"
 ).split()
+KUBERNETES = "v1.36.3"
 
 
-def _kubeadm(version: str) -> Program:
-    """kubeadm of Kubernetes *version* (``v1.36.3``), which takes its default version from the linker."""
-    minor = version.split(".")[1]
-    staging = version.replace("v1.", "v0.", 1)
-    stamps = {"gitVersion": version, "gitMajor": "1", "gitMinor": minor}
-    linker = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in stamps.items())
+def _kubernetes(name: str, duration: str, *programs: str) -> Program:
+    """Programs of Kubernetes, which take their version from the linker; kubeadm its default version as well."""
+    packages = {program: f"k8s.io/kubernetes/cmd/{program}" for program in programs}
+    stamps = {"gitVersion": KUBERNETES, "gitMajor": "1", "gitMinor": KUBERNETES.split(".")[1]}
+    linker = " ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in stamps.items())
+    staging = KUBERNETES.replace("v1.", "v0.", 1)
 
     def steps(root: Path) -> list[list[str]]:
-        go, target, package = ["go", "-C", str(root)], str(root / "bin" / "kubeadm"), "k8s.io/kubernetes/cmd/kubeadm"
+        go = ["go", "-C", str(root)]
         replaced = [f"-replace=k8s.io/{module}=k8s.io/{module}@{staging}" for module in _STAGING]
         return [
             [*go, "mod", "init", "build"],
-            [*go, "mod", "edit", f"-require=k8s.io/kubernetes@{version}", *replaced],
-            [*go, "get", f"{package}@{version}"],
-            [*go, "build", "-trimpath", f"-ldflags=-s -w {linker}", "-o", target, package],
+            [*go, "mod", "edit", f"-require=k8s.io/kubernetes@{KUBERNETES}", *replaced],
+            [*go, "get", *(f"{package}@{KUBERNETES}" for package in packages.values())],
+            *_compile(root, packages, linker),
         ]
 
-    return Program("kubeadm", version, "about two minutes", steps, needs=("go",))
+    return Program(name, KUBERNETES, duration, steps, needs=("go",), parts=programs)
 
+
+def _own(name: str, source: str, argv: Callable[[Path, Path], list[str]], needs: str) -> Program:
+    """A program of the file *source* in PODS, whose digest is its version; *argv* builds one into the other path."""
+    file = PODS / source
+    version = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+    def steps(root: Path) -> list[list[str]]:
+        (root / "bin").mkdir()
+        return [argv(file, root / "bin" / name)]
+
+    return Program(name, version, "a few seconds", steps, needs=(needs,))
+
+
+_CNI = "github.com/containernetworking/plugins/plugins"
 
 PROGRAMS = {
     program.name: program
@@ -91,7 +133,46 @@ PROGRAMS = {
         ),
         _go("crane", "github.com/google/go-containerregistry/cmd/crane", "v0.22.1", "about a minute"),
         _go("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", "v1.36.0", "about a minute"),
-        _kubeadm("v1.36.3"),
+        _kubernetes("kubeadm", "about two minutes", "kubeadm"),
+        _kubernetes(
+            "kubernetes",
+            "five minutes or more",
+            "kubelet",
+            "kubectl",
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kube-proxy",
+        ),
+        _go_build(
+            "etcd",
+            "v3.6.8",
+            "about two minutes",
+            {"etcd": "go.etcd.io/etcd/server/v3", "etcdctl": "go.etcd.io/etcd/etcdctl/v3"},
+        ),
+        _go("coredns", "github.com/coredns/coredns", "v1.14.2", "about two minutes"),
+        _go_build(
+            "cni",
+            "v1.9.0",
+            "about a minute",
+            {
+                "bridge": f"{_CNI}/main/bridge",
+                "host-local": f"{_CNI}/ipam/host-local",
+                "loopback": f"{_CNI}/main/loopback",
+            },
+        ),
+        _own(
+            "pause",
+            "pause.c",
+            lambda source, target: ["gcc", "-static", "-Os", "-s", "-o", str(target), str(source)],
+            "gcc",
+        ),
+        _own(
+            "guest",
+            "guest.go",
+            lambda source, target: ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", str(target), str(source)],
+            "go",
+        ),
     )
 }
 
@@ -101,12 +182,12 @@ def program(name: str) -> Path:
 
     Raises LabError if the machine lacks what the build needs, or with the end of the build's output if it fails.
     """
-    wanted = PROGRAMS[name]
-    root = cache() / "build" / f"{name}-{wanted.version.removeprefix('v')}"
+    wanted = next(each for each in PROGRAMS.values() if name in each.programs)
+    root = cache() / "build" / f"{wanted.name}-{wanted.version.removeprefix('v')}"
     path = root / "bin" / name
     if path.exists():
         return path
-    with locked(cache() / "build" / f"{name}.lock"):
+    with locked(cache() / "build" / f"{wanted.name}.lock"):
         if not path.exists():
             _check(wanted)
             _build(wanted, root)
@@ -123,8 +204,9 @@ def _build(wanted: Program, root: Path) -> None:
     new.mkdir()
     for argv in wanted.steps(new):
         build(*argv, log=log, environment={"CGO_ENABLED": "0"} if argv[0] == "go" else {})
-    if not (new / "bin" / wanted.name).exists():
-        raise LabError(f"the build of {wanted.name} has left no program; its output is in {log}")
+    for name in wanted.programs:
+        if not (new / "bin" / name).exists():
+            raise LabError(f"the build of {wanted.name} has left no {name}; its output is in {log}")
     shutil.rmtree(root, ignore_errors=True)  # it is there without the program, of no use
     new.rename(root)
 
@@ -153,7 +235,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.lab.programs", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("names", nargs="+", choices=list(PROGRAMS), metavar="NAME", help=", ".join(PROGRAMS))
+    names = [name for each in PROGRAMS.values() for name in each.programs]
+    parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     try:
         for name in parser.parse_args(argv).names:
             sys.stdout.write(f"{program(name)}\n")
