@@ -96,6 +96,21 @@ class Cgroups:
         """Let the processes go on."""
         self._set_frozen(False)
 
+    @property
+    def _memory(self) -> Path:
+        return (ROOT if unified() else ROOT / "memory") / self.name
+
+    def memory_used(self) -> int:
+        """Bytes of memory that processes have and that cannot be dropped, as a file's contents can."""
+        anonymous = "anon" if unified() else "total_rss"
+        values = dict(line.split() for line in (self._memory / "memory.stat").read_text().splitlines())
+        return int(values[anonymous])
+
+    def limit_memory(self, size: int | None) -> None:
+        """Let all processes together have *size* bytes of memory; None: all that this machine has."""
+        file, unlimited = ("memory.max", "max") if unified() else ("memory.limit_in_bytes", "-1")
+        (self._memory / file).write_text(unlimited if size is None else str(size))
+
     def kill(self) -> None:
         """End all processes, frozen ones too, and wait until they are gone."""
         for pid in self.pids():

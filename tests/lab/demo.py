@@ -5,13 +5,9 @@ Ends with a lab that stays up, so that everything can be tried by hand; ``make l
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +15,7 @@ from pathlib import Path
 from kubeadm_registry import canary, paths
 from tests.lab import machine, programs
 from tests.lab.command import LabError
-from tests.lab.images import CONFIG, LAYER, MANIFEST, Image, digest_of
+from tests.lab.images import packed
 from tests.lab.lab import Lab, started_by
 from tests.lab.reading import Object, reading
 from tests.lab.registry import SERVERS, Registry
@@ -83,36 +79,11 @@ def demo() -> None:
     what_next(registry)
 
 
-def program_image(program: Path) -> Image:
-    """An image with *program* as its entry point, in one layer."""
-    content = program.read_bytes()
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        entry = tarfile.TarInfo(f"usr/local/bin/{program.name}")
-        entry.size, entry.mode = len(content), 0o755
-        tar.addfile(entry, io.BytesIO(content))
-    layer = gzip.compress(buffer.getvalue(), compresslevel=1, mtime=0)
-    config = json.dumps(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Entrypoint": [f"/usr/local/bin/{program.name}"]},
-            "rootfs": {"type": "layers", "diff_ids": [digest_of(buffer.getvalue())]},
-        }
-    ).encode()
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": {"mediaType": CONFIG, "digest": digest_of(config), "size": len(config)},
-        "layers": [{"mediaType": LAYER, "digest": digest_of(layer), "size": len(layer)}],
-    }
-    return Image(json.dumps(manifest).encode(), config, (layer,))
-
-
 def push(registry: Registry) -> None:
     """Push a real image with skopeo, which trusts only the cluster's authority."""
     with tempfile.TemporaryDirectory() as directory:
-        layout = program_image(programs.program("crane")).write_layout(Path(directory) / "image")
+        image = packed({"/usr/local/bin/crane": programs.program("crane")})
+        layout = image.write_layout(Path(directory) / "image")
         trust = Path(directory) / "trust"
         trust.mkdir()
         (trust / "ca.crt").write_bytes(registry.ca.read_bytes())

@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.lab.cgroups import Cgroups
@@ -157,6 +159,15 @@ class Host:
     def kill(self, unit: str, signal: signal.Signals = signal.SIGKILL) -> None:
         """Send *signal* to all processes of a systemd unit of the host."""
         self.sh("systemctl", "kill", "--kill-whom=all", f"--signal={signal.name}", unit)
+
+    @contextmanager
+    def little_memory(self, spare: int) -> Iterator[None]:
+        """A host with *spare* bytes of memory more than its processes use now, for the length of a ``with``."""
+        self._cgroups.limit_memory(self._cgroups.memory_used() + spare)
+        try:
+            yield
+        finally:
+            self._cgroups.limit_memory(None)
 
     # Cable
 

@@ -1,4 +1,4 @@
-"""Images made on the spot: noise in layers, described as OCI says."""
+"""Images made on the spot, of noise or of programs, described as OCI says."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import hashlib
 import io
 import json
 import random
+import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kubeadm_registry import paths
 from kubeadm_registry.registry import Login as Credentials
 from kubeadm_registry.registry import Registry as Client
+from tests.lab.command import run
 from tests.lab.registry import Registry
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -49,15 +51,23 @@ class Image:
 
     def write_layout(self, directory: Path, tag: str = "latest") -> Path:
         """Write it as an OCI image layout, which skopeo reads as ``oci:DIRECTORY:TAG``."""
-        folder = directory / "blobs/sha256"
-        folder.mkdir(parents=True)
-        for content in (self.manifest, *self.blobs):
+        return write_layout(directory, {tag: self})
+
+
+def write_layout(directory: Path, images: Mapping[str, Image]) -> Path:
+    """Write *images*, by their names, as one OCI image layout into the new *directory*."""
+    folder = directory / "blobs/sha256"
+    folder.mkdir(parents=True)
+    entries = []
+    for name, image in images.items():
+        for content in (image.manifest, *image.blobs):
             (folder / digest_of(content).partition(":")[2]).write_bytes(content)
-        entry = {"mediaType": MANIFEST, "digest": self.digest, "size": len(self.manifest)}
-        entry["annotations"] = {"org.opencontainers.image.ref.name": tag}
-        (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-        (directory / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
-        return directory
+        annotations = {"org.opencontainers.image.ref.name": name}
+        entry = {"mediaType": MANIFEST, "digest": image.digest, "size": len(image.manifest), "annotations": annotations}
+        entries.append(entry)
+    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    (directory / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+    return directory
 
 
 def image(sizes: Sequence[int] = (128 * 1024,), *, seed: int = 1) -> Image:
@@ -73,8 +83,13 @@ def image(sizes: Sequence[int] = (128 * 1024,), *, seed: int = 1) -> Image:
             tar.addfile(entry, io.BytesIO(content))
         diffs.append(digest_of(buffer.getvalue()))
         layers.append(gzip.compress(buffer.getvalue(), compresslevel=0, mtime=0))
+    return _described({}, layers, diffs)
+
+
+def _described(settings: Mapping[str, object], layers: Sequence[bytes], diffs: Sequence[str]) -> Image:
+    """An image of compressed *layers*, whose tars have the digests *diffs*, that starts as *settings* say."""
     config = json.dumps(
-        {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diffs}}
+        {"architecture": "amd64", "os": "linux", "config": settings, "rootfs": {"type": "layers", "diff_ids": diffs}}
     ).encode()
     manifest = {
         "schemaVersion": 2,
@@ -83,6 +98,50 @@ def image(sizes: Sequence[int] = (128 * 1024,), *, seed: int = 1) -> Image:
         "layers": [{"mediaType": LAYER, "digest": digest_of(layer), "size": len(layer)} for layer in layers],
     }
     return Image(json.dumps(manifest).encode(), config, tuple(layers))
+
+
+def packed(files: Mapping[str, Path], *, texts: Mapping[str, str] | None = None) -> Image:
+    """An image of programs, by their places in it, that starts the first of them; *texts* are further files.
+
+    One layer, the same bytes for the same files. A program that is linked dynamically brings its libraries.
+    """
+    sources = dict(files)
+    for source in files.values():
+        sources.update({library: Path(library) for library in _libraries(source)})
+    contents = {"/etc/passwd": "root:x:0:0::/:/sbin/nologin\nnobody:x:65534:65534::/:/sbin/nologin\n", **(texts or {})}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for directory in _directories([*sources, *contents, "/tmp/-"]):  # noqa: S108  the container's own
+            entry = tarfile.TarInfo(directory)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if directory == "tmp" else 0o755
+            tar.addfile(entry)
+        for name, text in contents.items():
+            entry = tarfile.TarInfo(name.lstrip("/"))
+            entry.size = len(text.encode())
+            tar.addfile(entry, io.BytesIO(text.encode()))
+        for name, source in sources.items():
+            entry = tarfile.TarInfo(name.lstrip("/"))
+            entry.size, entry.mode = source.stat().st_size, 0o755
+            with source.open("rb") as content:
+                tar.addfile(entry, content)
+    settings = {
+        "Entrypoint": [next(iter(files))],
+        "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        "WorkingDir": "/",
+    }
+    layer = gzip.compress(buffer.getvalue(), compresslevel=1, mtime=0)
+    return _described(settings, [layer], [digest_of(buffer.getvalue())])
+
+
+def _directories(files: Iterable[str]) -> list[str]:
+    """The directories above *files*, the outer ones first, as a tar names them."""
+    above = {str(parent) for file in files for parent in Path(file.lstrip("/")).parents}
+    return sorted(above - {"."})
+
+
+def _libraries(program: Path) -> list[str]:
+    """The shared libraries of *program*, its loader among them; none of a static one."""
+    return sorted(set(re.findall(r"(/\S+) \(0x", run("ldd", program, check=False).stdout)))
 
 
 def client(registry: Registry, *, address: str = "", role: str = "", timeout: float = 20) -> Client:

@@ -24,9 +24,12 @@ PROGRAMS = {
 SYSCTLS = (
     "fs/file-max",
     "fs/nr_open",
+    "kernel/keys/root_maxbytes",
+    "kernel/keys/root_maxkeys",
     "kernel/panic",
     "kernel/panic_on_oops",
     "vm/overcommit_memory",
+    "vm/panic_on_oom",
 )
 
 SETTINGS = Path("/proc/sys")

@@ -49,12 +49,13 @@ class Login:
 class Registry:
     """A registry on the lab's first three hosts, driven by the command line in the lab's network."""
 
-    def __init__(self, lab: Lab, frontend: str, directory: Path) -> None:
+    def __init__(self, lab: Lab, frontend: str, directory: Path, *, layout: Path | None = None) -> None:
+        """*layout* has images that the bundle holds beside the programs."""
         self.lab = lab
         self.frontend = frontend
         self.directory = directory
         """Where the command line runs: cluster.yaml is here, and what the tests write."""
-        self.bundle = bundle(frontend)
+        self.bundle = bundle(frontend, layout=layout)
         self.vip = lab.address(VIP_NUMBER)
         self.vip6 = lab.address6(VIP_NUMBER)
         self.installed = False
@@ -315,10 +316,10 @@ class Registry:
         return "\n".join(sorted(lines))
 
 
-def bundle(frontend: str = "distribution") -> Path:
+def bundle(frontend: str = "distribution", *, layout: Path | None = None) -> Path:
     """A bundle with all programs of a cluster with *frontend*: made once, and again when what it is made of changes.
 
-    Raises LabError if it cannot be made.
+    It holds the images of *layout* as well. Raises LabError if it cannot be made.
     """
     given = {"garage": programs.program("garage")}
     if frontend == "zot":
@@ -330,14 +331,20 @@ def bundle(frontend: str = "distribution") -> Path:
     for path in (*sorted(Path(kubeadm_registry.bundle.__file__).parent.glob("*")), *given.values()):
         if path.is_file():
             key.update(hashlib.sha256(path.read_bytes()).digest())
-    target = cache() / "bundles" / f"lab-{frontend}-{key.hexdigest()[:16]}.tar"
+    name = f"lab-{frontend}"
+    if layout is not None:
+        key.update((layout / "index.json").read_bytes())
+        name = f"full-{frontend}"
+    target = cache() / "bundles" / f"{name}-{key.hexdigest()[:16]}.tar"
     with locked(cache() / "bundles" / "lock"):
         if target.exists():
             return target
-        for old in target.parent.glob(f"lab-{frontend}-*.tar"):
+        for old in target.parent.glob(f"{name}-*.tar"):
             old.unlink()
         say(f"making the bundle for {frontend}, about a minute, once; it is kept in {target}")
-        options = [f"--program={name}={path}" for name, path in given.items()]
+        options = [f"--program={program}={path}" for program, path in given.items()]
+        if layout is not None:
+            options.append(f"--images-from={layout}")
         new = target.with_name(f"new-{target.name}")
         names = ",".join((frontend, "garage", "haproxy", "keepalived", "python"))
         command: list[str | Path] = [
@@ -365,7 +372,7 @@ def repeat(default: int = 2) -> int:
 
 
 @contextmanager
-def _lab(frontend: str) -> Iterator[Lab]:
+def _lab(frontend: str, settings: Settings) -> Iterator[Lab]:
     """A lab of this registry's own: the session's other tests find no registry on theirs."""
     default = Place.default()
     place = Place(default.directory.with_name(f"{default.name}-{frontend[:4]}"))
@@ -374,7 +381,7 @@ def _lab(frontend: str) -> Iterator[Lab]:
     with locked(place.lock, wait=False):
         sweep(place)
     with unwinding():
-        lab = Lab.up(Settings(), place=place, started_by="tests")
+        lab = Lab.up(settings, place=place, started_by="tests")
         try:
             yield lab
         finally:
@@ -384,19 +391,34 @@ def _lab(frontend: str) -> Iterator[Lab]:
                 lab.down()
 
 
-@pytest.fixture(scope="session", params=FRONTENDS)
-def hosts_for_registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """Hosts, a bundle and a cluster file, once for each frontend; what is on the hosts is the tests' business."""
+def skip_without(frontend: str) -> None:
+    """Skip where this machine cannot have a lab (in CI that is a failure) or has no *frontend*."""
     if problems := machine.problems():
         reason = "no lab on this machine: " + "; ".join(problems)
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    frontend: str = request.param
     if frontend == "zot" and programs.zot() is None:
         pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")
-    with _lab(frontend) as lab:
-        yield Registry(lab, frontend, tmp_path_factory.mktemp(frontend))
+
+
+@contextmanager
+def on_new_hosts(
+    frontend: str, directory: Path, *, layout: Path | None = None, settings: Settings | None = None
+) -> Iterator[Registry]:
+    """Hosts, a bundle and a cluster file for the length of a ``with``; see Registry for *directory* and *layout*."""
+    bundle(frontend, layout=layout)  # takes a while: better before the hosts are up
+    with _lab(frontend, settings or Settings()) as lab:
+        yield Registry(lab, frontend, directory, layout=layout)
+
+
+@pytest.fixture(scope="session", params=FRONTENDS)
+def hosts_for_registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """Hosts, a bundle and a cluster file, once for each frontend; what is on the hosts is the tests' business."""
+    frontend: str = request.param
+    skip_without(frontend)
+    with on_new_hosts(frontend, tmp_path_factory.mktemp(frontend)) as registry:
+        yield registry
 
 
 @pytest.fixture
