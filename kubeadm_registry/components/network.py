@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kubeadm_registry import paths
 from kubeadm_registry.changes import File, Steps
 from kubeadm_registry.cluster import Cluster
@@ -16,8 +18,27 @@ SCRIPT = f"{paths.LIBEXEC}/network"
 GUARD = f"{paths.ETC}/guard.nft"
 
 
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """The guard's rules are loaded: a flushed firewall, as after ``kubeadm reset``, lacks them, and no unit notices."""
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"load {GUARD}"
+
+    def diff(self, host: Host) -> str | None:
+        """That the table is missing, or None."""
+        there = host.query("nft", "list", "table", "inet", paths.PREFIX).ok
+        return None if there else f"nft table inet {paths.PREFIX}: is loaded (it is not there)"
+
+    def apply(self, host: Host) -> None:
+        """Let the unit load them: a reload, in which nothing is missing that services need."""
+        host.run("systemctl", "reload", "--", UNIT)
+
+
 def install(cluster: Cluster, host: Host) -> Steps:
-    """Install the script, the nft rules and the unit that applies both, now and at each boot.
+    """Install the script, the nft rules and the unit that applies both, now and at each boot; see that they are so.
 
     The users that the rules name exist before: nft resolves them when it loads the file.
     """
@@ -50,3 +71,4 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield guard
     yield script
     yield from serve(UNIT, (guard, script), reloads=(GUARD, SCRIPT), script=SCRIPT)
+    yield Guarded()

@@ -15,7 +15,7 @@ from kubeadm_registry.addresses import endpoint, prefix
 from kubeadm_registry.bundle import Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, garage, keepalived, programs
+from kubeadm_registry.components import agent, garage, keepalived, network, programs
 from kubeadm_registry.host import FileState
 from kubeadm_registry.phases import programs as programs_phase
 from kubeadm_registry.secrets import Secrets, Vault
@@ -168,6 +168,8 @@ class FakeCluster:
     bundle: FakeBundle | None = None
     #: Secrets that are "made" by the first run; None: as in earnest, new ones.
     fixed: Secrets | None = None
+    #: How often the guard had been loaded when a server's firewall was flushed.
+    flushed: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, text: str, *, fixed: bool = True, installed: bool = True) -> FakeCluster:
@@ -243,6 +245,7 @@ class FakeCluster:
                 "ip", "-oneline", "address", "show", "to", prefix(address),
                 with_=lambda argv, _: f"2: eth0 inet {argv[-1]}" if self._holder() is server else "",
             )  # fmt: skip
+        server.answer("nft", "list", "table", "inet", paths.PREFIX, with_=lambda *_: 0 if self._guarded(server) else 1)
         listening = f"LISTEN 0 4096 {endpoint(node.address, paths.REGISTRY_PORT)} *:*\n"
         server.answer(
             "ss", "-Hltn", "sport", "=", f":{paths.REGISTRY_PORT}",
@@ -258,6 +261,16 @@ class FakeCluster:
     def _holder(self) -> FakeTransport | None:
         running = [one for one in self.servers.values() if one.unit(keepalived.UNIT).active == "active"]
         return running[0] if running else None
+
+    def _guarded(self, server: FakeTransport) -> bool:
+        """Whether the unit has loaded the guard's rules since the firewall was flushed."""
+        unit = server.unit(network.UNIT)
+        return unit.active == "active" and unit.starts + unit.reloads > self.flushed.get(server.name, -1)
+
+    def flush_firewall(self, server: FakeTransport) -> None:
+        """Take all rules of nft away."""
+        unit = server.unit(network.UNIT)
+        self.flushed[server.name] = unit.starts + unit.reloads
 
     def _bring(self, server: FakeTransport, one: Program) -> None:
         digest = one.digest.removeprefix("sha256:")

@@ -283,6 +283,15 @@ def test_init_done_twice_does_nothing_the_second_time(frontend: str, installed: 
     assert fake.acts() == acts
 
 
+def test_init_brings_the_guard_back_after_the_firewall_was_flushed(three: FakeCluster) -> None:
+    everything(three)
+    three.flush_firewall(three.servers["cp-2"])
+    (action,) = everything(three)
+    assert (action.host, action.title) == ("cp-2", "load /etc/kubeadm-registry/guard.nft")
+    assert three.servers["cp-2"].acts[-1] == "reload kubeadm-registry-network.service"
+    assert everything(three) == []
+
+
 @pytest.mark.parametrize("reboots", [True, False], ids=["power cut", "lost connection"])
 def test_init_interrupted_at_any_act_is_made_up_by_the_next(reboots: bool) -> None:
     """It ends after each of the things that init does on a server; then init again, and once more."""
