@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import click
 
-from kubeadm_registry import config, paths
+from kubeadm_registry import config
 from kubeadm_registry import seed as seeding
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import Context, bundle_option, cli, command, file_option
-from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error, RegistryError
-from kubeadm_registry.host import Host
-from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.cli.way import answers, connection, prove
+from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.secrets import Secrets
-
-#: Seconds to find out whether the registry can be reached without SSH.
-DIRECT = 2.0
 
 
 @command(cli, "seed")
@@ -50,7 +42,7 @@ def seed(context: Context, path: Path | None, bundle: Path | None, workers: int)
             )
         vip = cluster_file.spec.vip.address
         direct = answers(vip)
-        push = connection(cluster, cluster.hosts[0], vip, "push", direct=direct)
+        push = connection(cluster, cluster.hosts[0], vip, direct=direct)
         run = seeding.Seeder(cluster.bundle, push, journal_of(secrets), workers=workers, progress=reporter.progress)
         sent = run.run(items)
         flaws, silent = prove(cluster, items, workers, direct=direct)
@@ -68,47 +60,6 @@ def seed(context: Context, path: Path | None, bundle: Path | None, workers: int)
         f"{sent / 1e6:.1f} MB sent",
         images=count, sent=sent, unproven=list(unproven),
     )  # fmt: skip
-
-
-def prove(
-    cluster: Cluster, items: Sequence[seeding.Item], workers: int, *, direct: bool
-) -> tuple[list[str], dict[str, str]]:
-    """What cannot be read, in words (image, where, and why); and the servers that do not answer, with the reason.
-
-    Raises RegistryError when the virtual IP does not answer.
-    """
-    flaws: list[str] = []
-    silent: dict[str, str] = {}
-    places = [(host.name, host, cluster.node(host).address) for host in cluster.hosts]
-    places.append(("the virtual IP", cluster.hosts[0], cluster.spec.vip.address))
-    for name, host, address in places:
-        try:
-            way = connection(cluster, host, address, "pull", direct=direct and answers(address))
-            found = seeding.prove(way, items, workers)
-        except (RegistryError, ConnectionFailed) as error:
-            if address == cluster.spec.vip.address:
-                raise
-            silent[name] = error.message
-            continue
-        flaws += [f"{image} at {name}: {why}" for image, why in found.items()]
-    return flaws, silent
-
-
-def connection(cluster: Cluster, host: Host, address: str, role: str, *, direct: bool) -> seeding.Connect:
-    """The way to the registry at *address*: *direct*, by its own network, or else SSH through *host*."""
-    secrets = cluster.secrets
-    login = Login(role, secrets.password(role))
-    via = None if direct else host.dial(address, paths.REGISTRY_PORT)
-    return partial(Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login, via=via, timeout=60)
-
-
-def answers(address: str) -> bool:
-    """Whether somebody takes connections at the registry's port of *address*, as seen from this machine."""
-    try:
-        socket.create_connection((address, paths.REGISTRY_PORT), timeout=DIRECT).close()
-    except OSError:
-        return False
-    return True
 
 
 def journal_of(secrets: Secrets) -> seeding.Journal:

@@ -1,0 +1,75 @@
+"""The way to the registry itself: by its own network, or SSH through a server; and the look at it from everywhere."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from kubeadm_registry import paths
+from kubeadm_registry import seed as seeding
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.errors import ConnectionFailed, RegistryError
+from kubeadm_registry.host import Host
+from kubeadm_registry.registry import Login, Registry
+
+#: Seconds to find out whether the registry can be reached without SSH.
+DIRECT = 2.0
+#: Whose login our own questions carry: nodes pull as anybody or as ``pull``, and `images wanted` tells them by that.
+ROLE = "push"
+#: What the virtual IP is called among the places where an image is looked for.
+VIRTUAL_IP = "the virtual IP"
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """What cannot be read of *image* at the server *where* (or through the virtual IP), and why."""
+
+    image: str
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.image} at {self.where}: {self.why}"
+
+
+def prove(
+    cluster: Cluster, items: Sequence[seeding.Item], workers: int, *, direct: bool
+) -> tuple[list[Flaw], dict[str, str]]:
+    """What cannot be read; and the servers that do not answer, with the reason.
+
+    Raises RegistryError when the virtual IP does not answer.
+    """
+    flaws: list[Flaw] = []
+    silent: dict[str, str] = {}
+    places = [(host.name, host, cluster.node(host).address) for host in cluster.hosts]
+    places.append((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.address))
+    for name, host, address in places:
+        try:
+            way = connection(cluster, host, address, direct=direct and answers(address))
+            found = seeding.prove(way, items, workers)
+        except (RegistryError, ConnectionFailed) as error:
+            if address == cluster.spec.vip.address:
+                raise
+            silent[name] = error.message
+            continue
+        flaws += [Flaw(image, name, why) for image, why in found.items()]
+    return flaws, silent
+
+
+def connection(cluster: Cluster, host: Host, address: str, *, direct: bool) -> seeding.Connect:
+    """The way to the registry at *address*: *direct*, by its own network, or else SSH through *host*."""
+    secrets = cluster.secrets
+    login = Login(ROLE, secrets.password(ROLE))
+    via = None if direct else host.dial(address, paths.REGISTRY_PORT)
+    return partial(Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login, via=via, timeout=60)
+
+
+def answers(address: str) -> bool:
+    """Whether somebody takes connections at the registry's port of *address*, as seen from this machine."""
+    try:
+        socket.create_connection((address, paths.REGISTRY_PORT), timeout=DIRECT).close()
+    except OSError:
+        return False
+    return True
