@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -30,6 +31,8 @@ class Cluster:
     """Whether placeholders may stand for secrets that nobody has made yet, as in a dry-run."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """The members that cannot be reached, and why. What the others get is owed to them."""
+    turn: AbstractContextManager[object] = field(default_factory=nullcontext, compare=False, repr=False)
+    """Held while something restarts that the pods of a host depend on, where many hosts are worked on side by side."""
 
     @property
     def spec(self) -> Spec:

@@ -96,9 +96,14 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 
-def side_by_side(work: Callable[[Item], Outcome], items: Sequence[Item]) -> list[Outcome]:
-    """Do *work* for all *items*, hosts or nodes, at the same time. The outcomes in their order; or the first error."""
-    with ThreadPoolExecutor(max_workers=max(1, len(items))) as pool:
+def side_by_side(
+    work: Callable[[Item], Outcome], items: Sequence[Item], *, at_most: int | None = None
+) -> list[Outcome]:
+    """Do *work* for all *items*, hosts or nodes, at the same time, or *at_most* so many at a time.
+
+    Returns the outcomes in their order, or raises the first error.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, min(len(items), at_most or len(items)))) as pool:
         return list(pool.map(work, items))
 
 

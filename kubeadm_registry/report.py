@@ -16,6 +16,9 @@ from rich.text import Text
 
 from kubeadm_registry.errors import Error, Problem
 
+#: Hosts in the live line; of a hundred nobody could read it.
+MOST_SHOWN = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Action:
@@ -197,7 +200,9 @@ class Console:
         if not self._running:
             self._status.stop()
             return
-        self._status.update(Text("  ".join(f"{host}: {title}" for host, title in sorted(self._running.items()))))
+        shown = [f"{host}: {title}" for host, title in sorted(self._running.items())]
+        more = [f"and {len(shown) - MOST_SHOWN} more"] if len(shown) > MOST_SHOWN else []
+        self._status.update(Text("  ".join([*shown[:MOST_SHOWN], *more])))
         self._status.start()
 
 

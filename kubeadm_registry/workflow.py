@@ -101,11 +101,13 @@ def run(
     ignore: Sequence[str] = (),
     dry_run: bool = False,
     lock: bool = True,
+    headings: bool = True,
 ) -> list[Action]:
     """Bring *cluster* to the state that *workflow* describes; return what differed.
 
     All checks of the selected phases run first, on all hosts, and nothing is changed if one that is not in *ignore*
-    finds a problem. In a *dry_run* hosts refuse to be changed and every difference is only reported.
+    finds a problem. In a *dry_run* hosts refuse to be changed and every difference is only reported. Without *headings*
+    the phases are not announced: for a run that is one of many side by side.
 
     Raises ConfigError (a phase or check that does not exist), HostBusy, PreflightFailed, PhaseFailed.
     """
@@ -120,7 +122,8 @@ def run(
     for path, phase in selected:
         if phase.steps is None:
             continue
-        reporter.phase(path, phase.summary)
+        if headings:
+            reporter.phase(path, phase.summary)
         _run_phase(path, phase, cluster, reporter, dry_run=dry_run, actions=actions)
     if not dry_run:
         changed = {action.host for action in actions}

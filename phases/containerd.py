@@ -29,7 +29,7 @@ def settings(cluster: Cluster) -> containerd.ContainerdSettings:
 
 def point(cluster: Cluster, host: Host) -> Steps:
     """Point this server's containerd at the registry."""
-    return containerd.steps(host, settings=settings(cluster))
+    return containerd.steps(host, settings=settings(cluster), turn=cluster.turn)
 
 
 def usable(_: Cluster, host: Host) -> Iterator[str]:

@@ -12,9 +12,9 @@ from kubeadm_registry.host import Host
 from kubeadm_registry.workflow import Phase
 
 
-def give_back(_: Cluster, host: Host) -> Steps:
+def give_back(cluster: Cluster, host: Host) -> Steps:
     """Give containerd its own configuration back."""
-    return containerd.restore_steps(host)
+    return containerd.restore_steps(host, turn=cluster.turn)
 
 
 def services(cluster: Cluster, host: Host) -> Steps:

@@ -13,6 +13,7 @@ from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.reset import RESET_PHASES
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import VIP
+from kubeadm_registry.phases.workers import LEAVE, POINT
 
 INIT = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS, NETWORK, BACKEND, FRONTEND, PROXY, AGENT, VIP, CONTAINERD, VERIFY)
 """From bare servers to a registry that is proven to work."""
@@ -24,3 +25,9 @@ VERIFY_ONLY = (VERIFY,)
 
 RESET = RESET_PHASES
 """The way back."""
+
+MIRRORS = (POINT,)
+"""On a worker, which has nothing else of ours."""
+
+MIRRORS_BACK = (LEAVE,)
+"""The way back for a worker."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from kubeadm_registry.addresses import is_ipv6
+from kubeadm_registry.addresses import ip, is_ipv6
 from kubeadm_registry.bundle import Bundle, Program
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import programs
@@ -21,6 +21,7 @@ from kubeadm_registry.local import Local
 from kubeadm_registry.report import Reporter
 from kubeadm_registry.secrets import Secrets, Vault
 from kubeadm_registry.ssh import UNREACHABLE, SshTarget, connect
+from kubeadm_registry.workers import Worker
 
 DEFAULT_BUNDLE = Path("kubeadm-registry-bundle.tar")
 SUDO_PASSWORD = "KUBEADM_REGISTRY_SUDO_PASSWORD"  # noqa: S105  the name of a variable
@@ -31,7 +32,7 @@ def ask_passphrase(key: Path) -> str | None:
     return getpass.getpass(f"Passphrase of {key}: ") if sys.stdin.isatty() else None
 
 
-def target(config: RegistryCluster, node: Node, *, sudo_password: str | None) -> SshTarget:
+def target(config: RegistryCluster, node: Node | Worker, *, sudo_password: str | None) -> SshTarget:
     """How to reach *node*: its own settings over those for all."""
     ssh = node.ssh.over(config.spec.ssh)
     return SshTarget(
@@ -51,6 +52,8 @@ def _path(text: str | None) -> Path | None:
 
 
 def _is_here(address: str) -> bool:
+    if ip(address) is None:
+        return False  # a name, which may be one of ssh_config alone
     with socket.socket(socket.AF_INET6 if is_ipv6(address) else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))
@@ -59,7 +62,7 @@ def _is_here(address: str) -> bool:
         return True
 
 
-def reach(config: RegistryCluster, node: Node, sudo_password: str | None) -> Transport:
+def reach(config: RegistryCluster, node: Node | Worker, sudo_password: str | None) -> Transport:
     """Connect to *node*; to this very machine without SSH. Raises ConnectionFailed."""
     if os.geteuid() == 0 and _is_here(node.address):
         return Local(node.name)
@@ -74,15 +77,19 @@ def attempt_all(config: RegistryCluster) -> tuple[list[Host], dict[str, str]]:
 
 def secrets(config: RegistryCluster, reporter: Reporter) -> Secrets:
     """The cluster's secrets, of any server that answers: one may be lost. Raises ConnectionFailed, or Error."""
+    return installed_secrets(vault(config, reporter))
+
+
+def vault(config: RegistryCluster, reporter: Reporter) -> Vault:
+    """What the servers that answer have of secrets. Raises ConnectionFailed if none answers, or Error."""
     reached, failures = _attempt(config)
     try:
         if not reached:
             raise _told(failures, reporter)
-        vault = read_vault(config, reached)
+        return read_vault(config, reached)
     finally:
         for host in reached:
             host.transport.close()
-    return installed_secrets(vault)
 
 
 def installed_secrets(vault: Vault) -> Secrets:

@@ -8,6 +8,7 @@ look without touching. What is decided is pure and lies in ``settings`` (config.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
@@ -15,7 +16,7 @@ from kubeadm_registry.changes import Change
 from kubeadm_registry.containerd import hosts, survey
 from kubeadm_registry.containerd.backup import Keep
 from kubeadm_registry.containerd.changes import DROP_IN, Config, HostsFiles, NoProxy
-from kubeadm_registry.containerd.restart import Restart
+from kubeadm_registry.containerd.restart import OWED, Restart
 from kubeadm_registry.containerd.restore import Forget, NoDirectories, NoHostsFiles, NoNoProxy, OriginalConfig
 from kubeadm_registry.containerd.settings import CERTS_D, Merged, Refused, Version, merge, refusals, unmerge
 from kubeadm_registry.containerd.survey import UNIT
@@ -23,6 +24,7 @@ from kubeadm_registry.host import Host
 
 __all__ = [
     "CERTS_D",
+    "OWED",
     "UNIT",
     "ContainerdSettings",
     "Merged",
@@ -91,8 +93,17 @@ def notices(host: Host, settings: ContainerdSettings) -> Iterator[str]:
     yield from _hosts_files(settings, merged.hosts_directory, shown.version).notices(host)
 
 
-def steps(host: Host, *, settings: ContainerdSettings) -> Iterator[Change]:
-    """Point this host's containerd at the registry. Raises Refused before the first change."""
+#: For whom nobody else waits.
+_ALONE: AbstractContextManager[object] = nullcontext()
+
+
+def steps(
+    host: Host, *, settings: ContainerdSettings, turn: AbstractContextManager[object] = _ALONE
+) -> Iterator[Change]:
+    """Point this host's containerd at the registry; *turn* is held during a restart.
+
+    Raises Refused before the first change.
+    """
     shown = survey.ask(host)
     if shown is None or shown.version is None:
         raise Refused(next(survey.problems(host, shown)), host=host.name)
@@ -107,18 +118,21 @@ def steps(host: Host, *, settings: ContainerdSettings) -> Iterator[Change]:
     no_proxy = (*settings.vip_addresses, *([settings.vip_name] if settings.vip_name else []), *settings.node_addresses)
     yield Keep((), [DROP_IN.rpartition("/")[0]])
     yield NoProxy(shown, no_proxy)
-    yield Restart(shown)
+    yield Restart(shown, turn)
 
 
-def restore_steps(host: Host) -> Iterator[Change]:
-    """Take all of it back. Must run before /etc/kubeadm-registry is removed, which holds the originals."""
+def restore_steps(host: Host, *, turn: AbstractContextManager[object] = _ALONE) -> Iterator[Change]:
+    """Take all of it back; *turn* is held during a restart.
+
+    Must run before /etc/kubeadm-registry is removed, which holds the originals.
+    """
     shown = survey.ask(host)
     yield OriginalConfig()
     yield NoHostsFiles()
     yield NoNoProxy()
     yield NoDirectories()
     if shown is not None:
-        yield Restart(shown)
+        yield Restart(shown, turn)
     yield Forget()
 
 

@@ -161,7 +161,8 @@ class HostsFiles:
     def diff(self, host: Host) -> str | None:
         """A unified diff of each file, or None."""
         there = self._there(host)
-        return "\n".join(unified(path, there.get(path), new) for path, new in self._wanted(there).items()) or None
+        wanted = self._wanted(there)
+        return "\n".join(hosts_toml.difference(path, there.get(path), new) for path, new in wanted.items()) or None
 
     def apply(self, host: Host) -> None:
         """Write the CA first: a hosts.toml that names a file that is not there fails every pull."""

@@ -8,7 +8,8 @@ in between has done it for us, and a containerd that needed no change is left al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
 from kubeadm_registry.changes import last_words
@@ -45,9 +46,13 @@ def mark(host: Host) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """containerd has been started after the last change of ours, and its CRI plugin runs."""
+    """containerd has been started after the last change of ours, and its CRI plugin runs.
+
+    *turn* is held while it restarts.
+    """
 
     containerd: Containerd
+    turn: AbstractContextManager[object] = field(default_factory=nullcontext, compare=False, repr=False)
     timeout: float = 120
 
     @property
@@ -62,6 +67,10 @@ class Restart:
 
     def apply(self, host: Host) -> None:
         """Restart it; its unit is of type notify, so systemd waits until it serves. Containers go on."""
+        with self.turn:
+            self._restart(host)
+
+    def _restart(self, host: Host) -> None:
         host.run("systemctl", "daemon-reload")
         try:
             host.run("systemctl", "restart", "--", UNIT, timeout=self.timeout)

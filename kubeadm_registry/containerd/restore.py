@@ -93,7 +93,7 @@ class NoHostsFiles:
 
     def diff(self, host: Host) -> str | None:
         """A unified diff of each file, or None."""
-        return "\n".join(unified(path, *pair) for path, pair in self._differences(host).items()) or None
+        return "\n".join(hosts_toml.difference(path, *pair) for path, pair in self._differences(host).items()) or None
 
     def apply(self, host: Host) -> None:
         """Write or remove each file; the CA last, since the others name it."""

@@ -1,0 +1,161 @@
+"""Workers: hosts that pull from the registry and are no servers of it. Each stands for itself.
+
+What is done on them is a workflow like any other, run once for each worker with a ``Cluster`` that has this one host.
+So one that fails keeps none of the others from being done.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import ValidationError
+
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.config import Ssh
+from kubeadm_registry.errors import ConfigError, ConfigProblem, Error, PreflightFailed
+from kubeadm_registry.host import Host, Transport, side_by_side
+from kubeadm_registry.report import Action, Reporter
+from kubeadm_registry.workflow import Workflow, run
+
+#: Workers at a time. One that says nothing costs its turn ten seconds, so a few of them must not hold up the others.
+AT_ONCE = 64
+#: Restarts of containerd at a time, at most, and at most this part of all workers.
+RESTARTS = 8
+RESTARTED_PART = 4
+#: After so many restarts that failed no other worker's containerd is restarted.
+MOST_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A host as the list of nodes names it: *address* is an address, a name, or a Host of the user's ssh_config."""
+
+    name: str
+    address: str
+    ssh: Ssh = field(default_factory=Ssh)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one worker: what differed and was changed, or the *error* that kept it from being done."""
+
+    worker: Worker
+    actions: tuple[Action, ...] = ()
+    error: Error | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it is not done, in words; empty if it is."""
+        if isinstance(self.error, PreflightFailed):
+            return "; ".join(problem.text for problem in self.error.problems)
+        return self.error.message if self.error is not None else ""
+
+
+class Turns:
+    """A turn for each restart: *at_once* at a time; and none any more once some failed, for what broke those may break
+    all. To be entered in a ``with`` statement, by several threads.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._free = threading.BoundedSemaphore(at_once)
+        self._lock = threading.Lock()
+        self._failed = 0
+
+    def __enter__(self) -> None:
+        """Wait for a turn. Raises Error when too many failed."""
+        self._free.acquire()
+        if self._failed >= MOST_FAILURES:
+            self._free.release()
+            raise Error(
+                f"containerd was not restarted, since that failed on {self._failed} other nodes", code="TooManyFailed",
+                hint="mend the nodes that are named with ContainerdRestart or ContainerdPlugin, then run this again",
+            )  # fmt: skip
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._failed += kind is not None
+        self._free.release()
+
+
+def load(path: Path) -> tuple[Worker, ...]:
+    """Read the list of nodes *path*. Raises ConfigError with every problem at once."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", code="NodesUnreadable") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, file: str) -> tuple[Worker, ...]:
+    """The workers that *text* lists; *file* stands in errors. Raises ConfigError.
+
+    A line is ``NAME ADDRESS`` or ``ADDRESS``, then settings of SSH for this node alone, as in ``nodes[].ssh`` of the
+    cluster file: ``user=admin port=2222 identityFile=... knownHostsFile=...``. ``#`` begins a comment.
+    """
+    found: list[Worker] = []
+    problems: list[ConfigProblem] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        where = f"{file}:{number}"
+        plain = [word for word in words if "=" not in word]
+        settings = dict(word.split("=", 1) for word in words if "=" in word)
+        if not words:
+            continue
+        if words[: len(plain)] != plain or not 1 <= len(plain) <= 2:
+            problems.append(ConfigProblem(where, "must be NAME ADDRESS [user=... port=...], or ADDRESS alone"))
+            continue
+        try:
+            worker = Worker(plain[0], plain[-1], Ssh.model_validate(settings))
+        except ValidationError as error:
+            problems += [ConfigProblem(where, f"{one['loc'][0]}: {one['msg']}") for one in error.errors()]
+            continue
+        for what in (worker.name, f"{worker.address} port {worker.ssh.port}"):
+            if lines.setdefault(what, number) != number:
+                problems.append(ConfigProblem(where, f"{what} stands in line {lines[what]} as well"))
+        found.append(worker)
+    if problems:
+        raise ConfigError(f"{file} is wrong", problems=problems, code="NodesInvalid")
+    if not found:
+        raise ConfigError(
+            f"{file} names no node", code="NodesInvalid", hint="one a line: NAME ADDRESS [user=... port=...]"
+        )
+    return tuple(found)
+
+
+def run_each(
+    workflow: Workflow,
+    cluster: Cluster,
+    workers: Sequence[Worker],
+    reach: Callable[[Worker], Transport],
+    reporter: Reporter,
+    *,
+    dry_run: bool = False,
+    at_once: int = AT_ONCE,
+) -> list[Outcome]:
+    """Run *workflow* on each of *workers*, *at_once* at a time; the outcomes in their order.
+
+    *reach* connects to one and raises Error if it cannot; the connection ends with its work. *cluster* is whose
+    registry they use, its hosts do not matter.
+    """
+    turns = Turns(max(1, min(RESTARTS, len(workers) // RESTARTED_PART)))
+
+    def one(worker: Worker) -> Outcome:
+        try:
+            host = Host(worker.name, worker.address, reach(worker))
+            try:
+                alone = replace(cluster, hosts=(host,), turn=turns)
+                actions = run(workflow, alone, reporter, dry_run=dry_run, headings=False)
+            finally:
+                host.transport.close()
+        except Error as error:
+            return Outcome(worker, error=error)
+        return Outcome(worker, tuple(actions))
+
+    return side_by_side(one, workers, at_most=at_once)

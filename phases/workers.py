@@ -1,0 +1,24 @@
+"""Workers: their containerd pulls through the virtual IP, and nothing else of ours is on them."""
+
+from __future__ import annotations
+
+from kubeadm_registry import containerd, paths
+from kubeadm_registry.changes import Absent, Steps
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.host import Host
+from kubeadm_registry.phases.containerd import CONTAINERD, point
+from kubeadm_registry.phases.reset import give_back
+from kubeadm_registry.workflow import Phase
+
+
+def leave(cluster: Cluster, host: Host) -> Steps:
+    """Give containerd its own configuration back, and remove what that needed."""
+    yield from give_back(cluster, host)
+    yield Absent(containerd.OWED)
+    for path in (paths.RUN, f"{paths.ETC}/backup", paths.ETC):
+        yield Absent(path, only_if_empty=True)
+
+
+# Restarts take turns over all workers, see Cluster.turn: a phase knows only the one host that it is run for.
+POINT = Phase("mirrors", CONTAINERD.summary, point, checks=CONTAINERD.checks, notices=CONTAINERD.notices)
+LEAVE = Phase("mirrors", "Give containerd its own configuration back", leave)

@@ -1,0 +1,343 @@
+"""Nodes that only pull: the list, what is done on each, and that one that fails keeps nobody else from being done."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kubeadm_registry import config, secrets, workers
+from kubeadm_registry.cli import session
+from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.config import Node, RegistryCluster, Ssh
+from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
+from kubeadm_registry.host import Result as Answer
+from kubeadm_registry.host import Transport
+from kubeadm_registry.secrets import basic
+from kubeadm_registry.workers import Turns, Worker
+from tests.unit.containerd_host import Rooted
+from tests.unit.fake_cluster import FakeCluster, fixed_secrets
+
+CERTS = "/etc/containerd/certs.d"
+OURS = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\n  config_path = "/etc/containerd/certs.d"\n'
+
+
+# ---- the list --------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_nodes() -> None:
+    text = """
+    # rack 1
+    w-1   10.0.0.21
+    w-2   10.0.0.22  user=admin port=2222   # has another sshd
+    10.0.0.23
+    fd00::24
+    w-5   jump.example  identityFile=~/.ssh/other knownHostsFile=/srv/known
+    """
+    assert workers.parse(text, "nodes") == (
+        Worker("w-1", "10.0.0.21"),
+        Worker("w-2", "10.0.0.22", Ssh(user="admin", port=2222)),
+        Worker("10.0.0.23", "10.0.0.23"),
+        Worker("fd00::24", "fd00::24"),
+        Worker("w-5", "jump.example", Ssh(identity_file="~/.ssh/other", known_hosts_file="/srv/known")),
+    )
+
+
+WRONG = {
+    "w-1 10.0.0.1 extra": "nodes:1: must be NAME ADDRESS",
+    "user=admin": "nodes:1: must be NAME ADDRESS",
+    "w-1 user=admin 10.0.0.1": "nodes:1: must be NAME ADDRESS",
+    "w-1 10.0.0.1 port=ssh": "nodes:1: port:",
+    "w-1 10.0.0.1 prot=22": "nodes:1: prot:",
+    "w-1 10.0.0.1\nw-1 10.0.0.2": "nodes:2: w-1 stands in line 1 as well",
+    "w-1 10.0.0.1\nw-2 10.0.0.1": "nodes:2: 10.0.0.1 port None stands in line 1 as well",
+    "# nobody\n": "nodes names no node",
+}
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG.items(), ids=[str(n) for n in range(len(WRONG))])
+def test_a_wrong_list(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        workers.parse(text, "nodes")
+    assert said in caught.value.message
+    assert (caught.value.code, caught.value.exit_code) == ("NodesInvalid", 2)
+
+
+def test_every_wrong_line_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        workers.parse("a b c\nw-1 10.0.0.1 port=0\nw-2 10.0.0.2\n", "nodes")
+    assert [problem.path for problem in caught.value.problems] == ["nodes:1", "nodes:2"]
+
+
+# ---- turns -----------------------------------------------------------------------------------------------------------
+
+
+def test_turns_are_bounded() -> None:
+    turns, inside, most, lock = Turns(2), [0], [0], threading.Lock()
+    all_are_here = threading.Barrier(2, timeout=20)
+
+    def work() -> None:
+        with turns:
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            all_are_here.wait()
+            with lock:
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most == [2]
+
+
+def test_after_some_that_failed_nobody_gets_a_turn() -> None:
+    turns = Turns(1)
+    for _ in range(workers.MOST_FAILURES):
+        with pytest.raises(ValueError, match="broken"), turns:
+            raise ValueError("broken")
+    for _ in range(2):
+        with pytest.raises(Error, match="not restarted") as caught, turns:
+            pytest.fail("it was given a turn")
+        assert caught.value.code == "TooManyFailed"
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Site:
+    """A registry of three servers, and workers whose files are below a temporary directory."""
+
+    folder: Path
+    registry: FakeCluster
+    workers: dict[str, Rooted] = field(default_factory=dict)
+    unreachable: dict[str, Error] = field(default_factory=dict)
+    reached: list[str] = field(default_factory=list)
+
+    def __call__(self, *arguments: str) -> Result:
+        return CliRunner().invoke(load_commands(), arguments, prog_name="kubeadm-registry")
+
+    def add(self, count: int, original: str = "version = 2\n") -> None:
+        for number in range(1, count + 1):
+            self.workers[f"w-{number}"] = Rooted(self.folder / f"w-{number}")
+            self.workers[f"w-{number}"].put("/etc/containerd/config.toml", original)
+        self.list(*self.workers)
+
+    def list(self, *names: str) -> None:
+        (self.folder / "nodes").write_text("".join(f"{name} 10.0.1.{name[2:]}\n" for name in names))
+
+    def run(self, what: str, *options: str) -> tuple[int, list[dict[str, Any]]]:
+        """The exit code and the JSON lines."""
+        done = self("mirrors", what, "--nodes", "nodes", "-o", "json", *options)
+        assert "Traceback" not in done.output, done.output
+        return done.exit_code, [json.loads(line) for line in done.stdout.splitlines()]
+
+    def trees(self) -> dict[str, dict[str, tuple[int, bytes | None]]]:
+        return {name: worker.tree() for name, worker in self.workers.items()}
+
+
+@pytest.fixture
+def site(tmp_path: Path, three: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> Site:
+    site = Site(tmp_path, three)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "cluster.yaml").write_text(config.SMALLEST)
+    for server in three.servers.values():
+        server.put(secrets.PATH, fixed_secrets(tuple(three.servers)).to_json())
+
+    def reach(_: RegistryCluster, node: Node | Worker, sudo_password: str | None) -> Transport:
+        site.reached.append(node.name)
+        if node.name in site.unreachable:
+            raise site.unreachable[node.name]
+        if (worker := site.workers.get(node.name)) is not None:
+            return worker
+        three.servers[node.name].closed = False
+        return three.servers[node.name]
+
+    monkeypatch.setattr(session, "reach", reach)
+    return site
+
+
+class Refusing:
+    """A transport that answers a command with a failure from some moment on."""
+
+    def __init__(self, worker: Rooted, fails: Callable[[Sequence[str]], bool]) -> None:
+        self._run, self._fails = worker.run, fails
+
+    def __call__(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Answer:
+        if self._fails(argv):
+            return Answer(tuple(argv), 1, b"", b"No space left on device")
+        return self._run(argv, stdin=stdin, timeout=timeout)
+
+
+def test_nodes_pull_from_the_registry_and_are_as_before_after_remove(site: Site) -> None:
+    site.add(5)
+    before = site.trees()
+    code, events = site.run("apply")
+    assert code == 0
+    result = events[-1]
+    assert result["summary"] == "5 of 5 nodes pull from the registry, 5 changed"
+    assert (result["nodes"], result["done"], result["owed"]) == (5, 5, {})
+    for name, worker in site.workers.items():
+        assert b"10.0.0.10:5000/v2/registry.k8s.io" in worker.path(f"{CERTS}/registry.k8s.io/hosts.toml").read_bytes()
+        assert "config_path" in worker.path("/etc/containerd/config.toml").read_text()
+        assert worker.restarts == 1, name
+    assert len([event for event in events if event["event"] == "phase"]) == 1, "one heading, not one for each node"
+
+    after = site.trees()
+    code, events = site.run("apply")
+    assert (code, events[-1]["summary"]) == (0, "5 of 5 nodes pull from the registry, nothing to do")
+    assert site.trees() == after
+    assert {worker.restarts for worker in site.workers.values()} == {1}
+
+    site.reached.clear()
+    code, events = site.run("remove")
+    assert (code, events[-1]["summary"]) == (0, "5 of 5 nodes are as they were, 5 changed")
+    assert site.trees() == before
+    assert not site.workers["w-1"].path("/run/kubeadm-registry").exists()
+    assert sorted(site.reached) == sorted(site.workers), "the servers may be gone for good"
+    assert site.run("remove")[1][-1]["summary"] == "5 of 5 nodes are as they were, nothing to do"
+
+
+def test_a_dry_run_shows_and_touches_nothing(site: Site) -> None:
+    site.add(2)
+    before = site.trees()
+    code, events = site.run("apply", "--dry-run")
+    assert code == 0
+    assert events[-1]["summary"] == "2 of 2 nodes would pull from the registry, 2 would be changed"
+    changes = [event for event in events if event["event"] == "change"]
+    assert {(event["host"], event["dryRun"]) for event in changes} == {("w-1", True), ("w-2", True)}
+    assert "+" in changes[0]["diff"] or "copied" in changes[0]["diff"]
+    assert site.trees() == before
+    assert site.workers["w-1"].restarts == 0
+
+
+def test_those_that_fail_are_named_and_the_others_are_done(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.add(6)
+    site.unreachable["w-1"] = ConnectionFailed("no SSH server answers", hint="try: ssh", code="HostUnreachable")
+    site.unreachable["w-2"] = ConnectionFailed("does not let user root in", code="AuthenticationFailed")
+    for name in ("containerd", "ctr"):
+        site.workers["w-3"].path(f"/usr/bin/{name}").unlink()
+    site.workers["w-3"].unit(LoadState="not-found", ExecStart="")
+    full = site.workers["w-4"]
+    monkeypatch.setattr(full, "run", Refusing(full, lambda argv: argv[:2] == ("sh", "-c") and "write" in argv[3:4]))
+    monkeypatch.setattr(site.workers["w-5"], "lock", lambda who: "somebody else, since noon")
+    code, events = site.run("apply")
+    assert code == 5
+    result = events[-1]
+    assert result["done"] == 1
+    assert result["summary"].startswith("1 of 6 nodes pull from the registry, 1 changed; not done: ")
+    assert {name: why["code"] for name, why in result["owed"].items()} == {
+        "w-1": "HostUnreachable", "w-2": "AuthenticationFailed", "w-3": "PreflightFailed", "w-4": "CommandFailed",
+        "w-5": "HostBusy",
+    }  # fmt: skip
+    reasons = {name: why["reason"] for name, why in result["owed"].items()}
+    assert "containerd is not installed" in reasons["w-3"]
+    assert "No space left on device" in reasons["w-4"]
+    assert "somebody else, since noon" in reasons["w-5"]
+    notes = {event["host"]: event["message"] for event in events if event["event"] == "note"}
+    assert set(result["owed"]) <= set(notes)
+
+
+def test_the_next_run_touches_only_those_that_were_not_done(site: Site) -> None:
+    site.add(3)
+    site.unreachable["w-2"] = ConnectionFailed("away", code="HostUnreachable")
+    assert site.run("apply")[0] == 5
+    site.unreachable.clear()
+    done = {name: tree for name, tree in site.trees().items() if name != "w-2"}
+    code, events = site.run("apply")
+    assert code == 0
+    assert {event["host"] for event in events if event["event"] == "change"} == {"w-2"}
+    assert {name: tree for name, tree in site.trees().items() if name != "w-2"} == done
+    assert {worker.restarts for worker in site.workers.values()} == {1}
+
+
+def test_a_node_whose_containerd_reads_hosts_files_is_not_restarted(site: Site) -> None:
+    site.add(2, OURS)
+    assert site.run("apply")[0] == 0
+    assert {worker.restarts for worker in site.workers.values()} == {0}
+    assert site.run("remove")[0] == 0
+    assert {worker.restarts for worker in site.workers.values()} == {0}
+
+
+def test_containerds_that_do_not_come_back_are_not_made_more(site: Site) -> None:
+    site.add(12)
+    for worker in site.workers.values():
+        worker.put("/stub/refuses", "")
+    code, events = site.run("apply")
+    assert code == 1, "nothing was done"
+    told = [event["message"] for event in events if event["event"] == "note"]
+    tried = len([text for text in told if "systemctl restart" in text])
+    at_once = 12 // workers.RESTARTED_PART
+    assert workers.MOST_FAILURES <= tried <= workers.MOST_FAILURES + at_once - 1
+    assert len([text for text in told if "not restarted" in text]) == 12 - tried
+    assert sum(worker.restarts for worker in site.workers.values()) == tried
+
+
+def test_if_nothing_can_be_done_the_first_reason_is_the_error(site: Site) -> None:
+    site.add(2)
+    site.unreachable |= dict.fromkeys(site.workers, ConnectionFailed("away", code="HostUnreachable"))
+    code, events = site.run("apply")
+    assert code == 4
+    assert (events[-1]["event"], events[-1]["code"], events[-1]["host"]) == ("error", "HostUnreachable", "w-1")
+
+
+def test_without_a_registry_there_is_nothing_to_point_at(site: Site) -> None:
+    site.add(1)
+    for server in site.registry.servers.values():
+        del server.tree[secrets.PATH]
+    code, events = site.run("apply")
+    assert (code, events[-1]["code"]) == (1, "NotInstalled")
+    assert "w-1" not in site.reached
+
+
+def test_one_server_that_answers_is_enough(site: Site) -> None:
+    site.add(1)
+    site.unreachable |= dict.fromkeys(("cp-1", "cp-2"), ConnectionFailed("away", code="HostUnreachable"))
+    assert site.run("apply")[0] == 0
+
+
+def test_a_server_of_the_registry_is_not_taken_apart(site: Site) -> None:
+    (site.folder / "nodes").write_text("w-1 10.0.1.1\nsome-name 10.0.0.12\n")
+    code, events = site.run("remove")
+    assert (code, events[-1]["code"]) == (2, "NodesInvalid")
+    assert "some-name" in events[-1]["message"]
+    assert site.reached == []
+
+
+def test_a_wrong_list_contacts_nobody(site: Site) -> None:
+    (site.folder / "nodes").write_text("a b c d\n")
+    code, events = site.run("apply")
+    assert (code, events[-1]["code"], site.reached) == (2, "NodesInvalid", [])
+    (site.folder / "nodes").unlink()
+    assert site.run("apply")[1][-1]["code"] == "NodesUnreadable"
+
+
+def test_the_pull_login_is_never_shown(site: Site) -> None:
+    (site.folder / "cluster.yaml").write_text(config.SMALLEST + "  proxy: {anonymousPull: false}\n")
+    site.add(1)
+    login = basic("pull", "the-pull-password")
+    for what in ("apply", "remove"):
+        done = site("mirrors", what, "--nodes", "nodes", "-o", "json", "--dry-run")
+        assert login not in done.output
+        if what == "apply":
+            assert "<login>" in done.output
+        assert site.run("apply")[0] == 0
+        assert login in site.workers["w-1"].path(f"{CERTS}/docker.io/hosts.toml").read_text()
+        assert site.workers["w-1"].path(f"{CERTS}/docker.io/hosts.toml").stat().st_mode & 0o777 == 0o600
+    # The login was changed since, and nobody here knows the old one.
+    changed = fixed_secrets(tuple(site.registry.servers)).to_json().replace(b"the-pull-password", b"another")
+    for server in site.registry.servers.values():
+        server.put(secrets.PATH, changed)
+    done = site("mirrors", "apply", "--nodes", "nodes", "-o", "json", "--diff")
+    assert f"+++ {CERTS}/docker.io/hosts.toml" in done.output, "that it differs is shown"
+    assert login not in done.output
