@@ -1,0 +1,73 @@
+"""``rescue serve``: a registry for reading, straight from a bundle."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import click
+
+from kubeadm_registry import paths, rescue
+from kubeadm_registry.addresses import endpoint, ip
+from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.cli.main import Context, cli, command
+from kubeadm_registry.errors import ConfigError
+
+
+@cli.group("rescue")
+def group() -> None:
+    """The way back in when the registry of the room is lost."""
+
+
+@command(group, "serve")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--listen", metavar="[ADDRESS]:PORT", default=f":{paths.REGISTRY_PORT}", show_default=True,
+    help="Where to serve; without an address on all of this host, both families.",
+)  # fmt: skip
+@click.option(
+    "--cert", type=click.Path(path_type=Path), default=Path(paths.NODE_PEM), show_default=True,
+    help="The certificate, PEM, for the virtual IP; with its key in the same file, or in that of --key.",
+)  # fmt: skip
+@click.option("--key", type=click.Path(path_type=Path), help="The certificate's key, PEM, if it is in another file.")
+def serve(context: Context, bundle: Path, listen: str, cert: Path, key: Path | None) -> None:
+    """Serve the images of a bundle from this host, for reading, straight from its file; Ctrl-C ends it.
+
+    Names and certificate are those of the registry, so containerd on the nodes pulls from here as soon as this host
+    has the virtual IP: `ip address add VIP/32 dev eth0` (/128 for IPv6). It asks for no login. Run it as root on a
+    server of the registry, whose own services do not run, or anywhere with --cert and --key.
+    """
+    reporter = context.reporter()
+    address, port = where(listen)
+    tls = rescue.certificate(cert, key)
+    requests = count()
+
+    def told(client: str, line: str) -> None:
+        next(requests)
+        reporter.note(line, host=client)
+
+    with Bundle.open(bundle) as opened, rescue.Server(address, port, opened, tls, told=told) as server:
+        if not server.repositories:
+            raise ConfigError(f"{bundle} holds no images", code="BundleEmpty", hint="serve the bundle that has them")
+        images = len(opened.images)
+        at = endpoint(address or "*", server.server_port)
+        reporter.note(f"{images} images of {bundle} can be pulled from {at} until this ends (Ctrl-C)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            answered = next(requests)
+            reporter.result(f"{answered} requests were answered", requests=answered)
+
+
+def where(listen: str) -> tuple[str, int]:
+    """Address (empty: all) and port of ``ADDRESS:PORT``, ``[ADDRESS]:PORT``, ``:PORT`` or ``ADDRESS``.
+
+    Raises ConfigError.
+    """
+    if ip(listen) is not None:
+        return listen, paths.REGISTRY_PORT
+    address, _, port = listen.rpartition(":")
+    address = address.removeprefix("[").removesuffix("]")
+    if not (port.isdigit() and 0 <= int(port) <= 65535 and (not address or ip(address) is not None)):
+        raise ConfigError(f"--listen {listen}: must be ADDRESS:PORT, [IPv6]:PORT or :PORT", code="UsageInvalid")
+    return address, int(port)
