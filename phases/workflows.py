@@ -11,11 +11,26 @@ from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.programs import PROGRAMS_PHASE
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.reset import RESET_PHASES
+from kubeadm_registry.phases.runbook import RUNBOOK
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import VIP
 from kubeadm_registry.phases.workers import LEAVE, POINT
 
-INIT = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS, NETWORK, BACKEND, FRONTEND, PROXY, AGENT, VIP, CONTAINERD, VERIFY)
+INIT = (
+    PREFLIGHT,
+    PROGRAMS_PHASE,
+    BASE,
+    SECRETS,
+    NETWORK,
+    BACKEND,
+    FRONTEND,
+    PROXY,
+    AGENT,
+    VIP,
+    RUNBOOK,
+    CONTAINERD,
+    VERIFY,
+)
 """From bare servers to a registry that is proven to work."""
 
 PREFLIGHT_ONLY = (PROGRAMS_PHASE,)
