@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from kubeadm_registry import config
+from kubeadm_registry import config, paths
 from kubeadm_registry import seed as seeding
+from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import Context, bundle_option, cli, command, file_option
 from kubeadm_registry.cli.way import answers, connection, prove
+from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import ConfigError, Error
+from kubeadm_registry.references import parse
 from kubeadm_registry.secrets import Secrets
 
 
@@ -46,7 +50,7 @@ def seed(context: Context, path: Path | None, bundle: Path | None, workers: int)
         run = seeding.Seeder(cluster.bundle, push, journal_of(secrets), workers=workers, progress=reporter.progress)
         sent = run.run(items)
         flaws, silent = prove(cluster, items, workers, direct=direct)
-        unproven = {**cluster.absent, **silent}
+        unproven, count = {**cluster.absent, **silent}, len(cluster.bundle.images)
     if flaws:
         raise Error(
             f"{len(flaws)} images cannot be read:\n" + "\n".join(f"  {flaw}" for flaw in flaws), code="SeedIncomplete",
@@ -54,12 +58,22 @@ def seed(context: Context, path: Path | None, bundle: Path | None, workers: int)
         )  # fmt: skip
     for name, why in unproven.items():
         reporter.note(f"{why}; the storage brings it the images when it is back", host=name)
-    count, servers = len(items), len(cluster_file.spec.nodes) - len(unproven)
+    for upstream in sorted(without_mirror(items, cluster_file.spec.mirrors)):
+        reporter.note(
+            f"containerd does not look here for images of {upstream}: add it to spec.mirrors and run init, or pull by "
+            f"{endpoint(vip, paths.REGISTRY_PORT)}/{repository_prefix(upstream)}/..."
+        )
+    servers = len(cluster_file.spec.nodes) - len(unproven)
     reporter.result(
         f"{count} of {count} images can be pulled through the virtual IP and from {servers} servers; "
         f"{sent / 1e6:.1f} MB sent",
         images=count, sent=sent, unproven=list(unproven),
     )  # fmt: skip
+
+
+def without_mirror(items: Iterable[seeding.Item], mirrors: Iterable[str]) -> set[str]:
+    """The registries of *items* that are not among *mirrors*: those that containerd goes to elsewhere."""
+    return {reference.host for item in items if (reference := parse(item.name))} - set(mirrors)
 
 
 def journal_of(secrets: Secrets) -> seeding.Journal:

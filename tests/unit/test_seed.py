@@ -10,6 +10,7 @@ import pytest
 
 from kubeadm_registry import pki, seed
 from kubeadm_registry.bundle import Bundle, oci
+from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.registry import Login, Registry
 from tests.unit.bundle_files import image, write_layout
@@ -172,3 +173,9 @@ def test_the_proof_names_the_image_and_what_is_missing(
     flaws = seed.prove(connector(fake), seed.plan(bundle), 2)
     assert set(flaws) == {ONE}
     assert lost in flaws[ONE]
+
+
+def test_images_that_containerd_looks_for_elsewhere_are_told(bundle: Bundle) -> None:
+    items = seed.plan(bundle)
+    assert cli_seed.without_mirror(items, ("registry.k8s.io", "docker.io")) == {"quay.io:443"}
+    assert cli_seed.without_mirror(items, ("registry.k8s.io", "quay.io:443")) == set()
