@@ -133,6 +133,7 @@ PROGRAMS = {
         ),
         _go("crane", "github.com/google/go-containerregistry/cmd/crane", "v0.22.1", "about a minute"),
         _go("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", "v1.36.0", "about a minute"),
+        _go("registry", "github.com/distribution/distribution/v3/cmd/registry", "v3.1.1", "about a minute"),
         _kubernetes("kubeadm", "about two minutes", "kubeadm"),
         _kubernetes(
             "kubernetes",

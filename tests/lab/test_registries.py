@@ -1,0 +1,259 @@
+"""The client of the distribution API against the registries that there are, each alone on loopback with a folder.
+
+Distribution 2.8 is Debian's, as in a bundle; 3 is built from its source; zot is that of KUBEADM_REGISTRY_ZOT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubeadm_registry import pki
+from kubeadm_registry.bundle import Bundle, choose, create, oci
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry import Registry, Upload
+from tests.lab import programs
+from tests.lab.command import cache, wait_until
+
+ADDRESS = "127.0.0.1"
+KINDS = ("distribution", "distribution3", "zot")
+PIECE = 2**20
+CONTENT = hashlib.shake_256(b"a blob of five pieces").digest(5 * PIECE)
+DIGEST = oci.digest_of(CONTENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A registry of *kind* at *port*, and who it trusts."""
+
+    kind: str
+    port: int
+    ca: str
+
+    def client(self) -> Registry:
+        return Registry(ADDRESS, self.port, ca=self.ca, timeout=20)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((ADDRESS, 0))
+        return int(probe.getsockname()[1])
+
+
+def debians(folder: Path) -> list[str]:
+    """Distribution 2.8 out of a bundle; the loader of its tree starts it from any place."""
+    if shutil.which("apt-get") is None:
+        pytest.skip("this machine has no apt, which fetches Debian's Distribution")
+    create(folder / "bundle.tar", choose(["distribution"]), cache=cache() / "bundle")
+    with Bundle.open(folder / "bundle.tar") as bundle:
+        bundle.extract(bundle.programs["distribution"], folder / "layer.tar.gz")
+    with tarfile.open(folder / "layer.tar.gz") as layer:
+        layer.extractall(folder / "tree", filter="data")
+    [loader] = (folder / "tree/lib").glob("ld-linux-*")
+    libraries = str(folder / "tree/lib")
+    return [str(loader), "--library-path", libraries, str(folder / "tree/bin/docker-registry")]
+
+
+def distribution(folder: Path, port: int) -> dict[str, Any]:
+    return {
+        "version": 0.1,
+        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
+        "http": {
+            "addr": f"{ADDRESS}:{port}",
+            "tls": {"certificate": str(folder / "tls.crt"), "key": str(folder / "tls.key")},
+        },
+    }
+
+
+def zot(folder: Path, port: int) -> dict[str, Any]:
+    return {
+        "distSpecVersion": "1.1.1",
+        "storage": {"rootDirectory": str(folder / "data"), "dedupe": True, "gc": False},
+        "http": {
+            "address": ADDRESS,
+            "port": str(port),
+            "tls": {"cert": str(folder / "tls.crt"), "key": str(folder / "tls.key")},
+        },
+        "log": {"level": "warn"},
+    }
+
+
+def command(kind: str, folder: Path, port: int) -> list[str]:
+    """Write the registry's configuration; how to start it. Skips where there is none."""
+    file = folder / "config.json"  # which is YAML as well
+    file.write_text(json.dumps(zot(folder, port) if kind == "zot" else distribution(folder, port)))
+    if kind == "zot":
+        binary = programs.zot()
+        if binary is None:
+            pytest.skip("KUBEADM_REGISTRY_ZOT names no zot")
+        return [str(binary), "serve", str(file)]
+    program = debians(folder) if kind == "distribution" else [str(programs.program("registry"))]
+    return [*program, "serve", str(file)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    kind, folder, port = str(request.param), tmp_path_factory.mktemp(str(request.param)), free_port()
+    authority = pki.make_ca("registries")
+    pair = pki.issue(authority, "registry", (ADDRESS,))
+    (folder / "tls.crt").write_text(pair.certificate)
+    (folder / "tls.key").write_text(pair.key)
+    argv = command(kind, folder, port)
+    with (folder / "log").open("wb") as log:
+        environment = {**os.environ, "OTEL_TRACES_EXPORTER": "none"}
+        process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+    registry = Served(kind, port, authority.certificate)
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            raise AssertionError(f"{kind} has ended: {(folder / 'log').read_text()[-2000:]}")
+        try:
+            with registry.client() as at:
+                at.ping()
+        except RegistryError:
+            return False
+        return True
+
+    try:
+        wait_until(f"{kind} on port {port}", answers, seconds=30, every=0.1)
+        yield registry
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def at(served: Served) -> Iterator[Registry]:
+    with served.client() as client:
+        yield client
+
+
+def source(content: bytes) -> Callable[[int], io.BytesIO]:
+    return lambda offset: io.BytesIO(content[offset:])
+
+
+def push_image(at: Registry, repository: str, tag: str, *, subject: oci.Descriptor | None = None) -> oci.Descriptor:
+    """Push an image of one small layer, unlike all others; its descriptor."""
+    config, layer = b"{}", f"{repository} {tag} {time.time_ns()}".encode()
+    for content in (config, layer):
+        at.push_blob(repository, oci.digest_of(content), content)
+    manifest = oci.Manifest(
+        artifact_type="application/vnd.example.test",
+        config=oci.Descriptor(media_type=oci.CONFIG, digest=oci.digest_of(config), size=len(config)),
+        layers=(oci.Descriptor(media_type=oci.LAYER, digest=oci.digest_of(layer), size=len(layer)),),
+        subject=subject,
+    ).to_json()
+    digest = oci.digest_of(manifest)
+    at.push_manifest(repository, tag or digest, manifest, oci.MANIFEST)
+    return oci.Descriptor(media_type=oci.MANIFEST, digest=digest, size=len(manifest))
+
+
+class KilledError(Exception):
+    """Stands for the end of the program."""
+
+
+def test_a_blob_in_pieces_goes_on_in_a_later_run(served: Served, at: Registry) -> None:
+    opened: list[int] = []
+
+    def stop(taken: int) -> None:
+        if taken >= 2 * PIECE:
+            raise KilledError
+
+    def read(offset: int) -> io.BytesIO:
+        opened.append(offset)
+        return io.BytesIO(CONTENT[offset:])
+
+    first = Upload(at, "a/pieces", DIGEST, len(CONTENT), piece=PIECE, progress=stop)
+    with pytest.raises(KilledError):
+        first.run(read)
+    opened.clear()
+    with served.client() as other:
+        Upload(other, "a/pieces", DIGEST, len(CONTENT), piece=PIECE, location=first.location).run(read)
+    assert min(opened) == 2 * PIECE, "what was there was not sent again"
+    assert at.blob("a/pieces", DIGEST) == CONTENT
+
+
+def test_parts_of_a_blob_are_read(at: Registry) -> None:
+    Upload(at, "a/parts", DIGEST, len(CONTENT)).run(source(CONTENT))
+    assert at.piece("a/parts", DIGEST, len(CONTENT) - 10, 100) == CONTENT[-10:]
+    assert b"".join(at.stream("a/parts", DIGEST)) == CONTENT
+    assert b"".join(at.stream("a/parts", DIGEST, len(CONTENT) - 1000)) == CONTENT[-1000:]
+    assert at.piece("a/parts", "sha256:" + "0" * 64, 0, 1) is None
+
+
+def test_a_wrong_blob_is_refused(at: Registry) -> None:
+    with pytest.raises(RegistryError):
+        Upload(at, "a/wrong", "sha256:" + "0" * 64, len(CONTENT), patience=0).run(source(CONTENT))
+    assert not at.has_blob("a/wrong", "sha256:" + "0" * 64)
+
+
+def test_a_blob_of_another_repository_is_mounted(at: Registry) -> None:
+    content = os.urandom(PIECE)
+    digest = oci.digest_of(content)
+    Upload(at, "a/home", digest, len(content)).run(source(content))
+    again = Upload(at, "a/mounted", digest, len(content))
+    again.run(source(content), mount_from="a/home")
+    assert again.sent == 0
+    assert at.blob("a/mounted", digest) == content
+
+
+def test_an_empty_blob(at: Registry) -> None:
+    digest = oci.digest_of(b"")
+    Upload(at, "a/empty", digest, 0).run(source(b""))
+    assert at.blob("a/empty", digest) == b""
+
+
+def test_all_tags_and_repositories_over_many_pages(at: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubeadm_registry.registry.client._PAGE", 2)
+    tags = [f"v{number}" for number in range(5)]
+    for tag in tags:
+        push_image(at, "pages/one", tag)
+    for name in ("pages/two", "pages/three"):
+        push_image(at, name, "v1")
+    assert sorted(at.tags("pages/one")) == tags
+    assert {"pages/one", "pages/two", "pages/three"} <= set(at.repositories())
+    assert at.tags("pages/none") == []
+
+
+def test_what_refers_to_an_image_is_found(served: Served, at: Registry) -> None:
+    subject = push_image(at, "a/subject", "v1")
+    assert at.referrers("a/subject", subject.digest) == []
+    referrer = push_image(at, "a/subject", "", subject=subject)
+    found = [entry["digest"] for entry in at.referrers("a/subject", subject.digest)]
+    if served.kind == "zot":
+        assert found == [referrer.digest]
+    else:  # the specification's way for registries without a list: the client keeps it under a tag
+        entry = referrer.model_copy(update={"artifact_type": "application/vnd.example.test"})
+        index = oci.Index(manifests=(entry,)).to_json()
+        at.push_manifest("a/subject", subject.digest.replace(":", "-"), index, oci.INDEX)
+        assert [one["digest"] for one in at.referrers("a/subject", subject.digest)] == [referrer.digest]
+
+
+def test_tags_and_manifests_are_deleted(served: Served, at: Registry) -> None:
+    first = push_image(at, "a/deleted", "v1")
+    content = at.manifest("a/deleted", "v1")
+    assert content is not None
+    at.push_manifest("a/deleted", "v2", content, oci.MANIFEST)
+    if served.kind == "distribution":  # 2.8 deletes by digest alone
+        with pytest.raises(RegistryError):
+            at.delete_manifest("a/deleted", "v2")
+    else:
+        assert at.delete_manifest("a/deleted", "v2")
+        assert at.digest("a/deleted", "v2") is None
+    assert at.digest("a/deleted", "v1") == first.digest, "the other tag stays"
+    assert at.delete_manifest("a/deleted", first.digest)
+    assert at.manifest("a/deleted", first.digest) is None
+    assert not at.delete_manifest("a/deleted", first.digest)
