@@ -60,7 +60,7 @@ docs: setup
 	$(PYTHON) docs/reference.py
 
 unit: setup
-	.venv/bin/pytest -q tests/unit
+	.venv/bin/pytest -q --numprocesses=auto tests/unit
 
 lab: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -m 'not long' tests/lab

@@ -266,12 +266,14 @@ class Shell:
             started = time.monotonic()
             patience = timeout + KILL_AFTER + MARGIN
             while not (out.found and err.found):
-                left = started + patience - time.monotonic()
+                # Taken before the last part goes out: where we are not run in time, the command must not look short.
+                before = time.monotonic()
+                left = started + patience - before
                 if left <= 0:
                     raise lost(self._host, what, f"no answer for {patience:g} s")
                 sent, stdout, stderr = self._stream.exchange(data, left)
                 if sent:
-                    data, started = data[sent:], time.monotonic()
+                    data, started = data[sent:], before
                 out.add(stdout)
                 err.add(stderr)
             complete = True

@@ -632,7 +632,9 @@ def test_every_command_has_help(run: Terminal, words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "workflow"), [(("init",), INIT), (("init", "phase"), INIT), (("reset",), RESET)], ids=str
+    ("words", "workflow"),
+    [(("init",), INIT), (("init", "phase"), INIT), (("reset",), RESET)],
+    ids=["init", "init phase", "reset"],
 )
 def test_help_ends_with_the_phases_as_they_are(run: Terminal, words: tuple[str, ...], workflow: Workflow) -> None:
     shown = run(*words, "--help").stdout

@@ -233,7 +233,7 @@ def test_no_report_and_no_argv_holds_a_secret(frontend: str, earlier: bool, dry_
         assert not shown_in(argv, one)
 
 
-@pytest.mark.parametrize("form", list(forms(FIXED)))
+@pytest.mark.parametrize("form", list(forms(FIXED)), ids=lambda _form: "")
 def test_an_error_of_a_program_that_quotes_a_secret_is_masked(three: FakeCluster, form: str) -> None:
     words = f"line 3: cannot understand '{form}'"
 
