@@ -337,7 +337,7 @@ def ca(context: Context, path: Path | None) -> None:
 
 def load_commands() -> Program:
     """The command line with all its commands: those of other modules register when they are imported."""
-    from kubeadm_registry.cli import bundle, configuration, mirrors, rescue, seed, status  # noqa: F401, PLC0415
+    from kubeadm_registry.cli import bundle, configuration, images, mirrors, rescue, seed, status  # noqa: F401, PLC0415
 
     return cli
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 import socket
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
@@ -204,11 +205,26 @@ class Api:
         content = answer.content if native else self.manifest(repository, digest.replace(":", "-"))
         return [] if content is None else list(_object(content, f"referrers of {digest}").get("manifests") or ())
 
-    def push_manifest(self, repository: str, reference: str, content: bytes, media_type: str) -> None:
-        """Push a manifest by tag or digest. Raises RegistryError."""
+    def push_manifest(self, repository: str, reference: str, content: bytes, media_type: str) -> bool:
+        """Push a manifest by tag or digest; whether the registry notes its subject itself. Raises RegistryError.
+
+        Source: distribution-spec, "Pushing Manifests with Subject".
+        """
         path = f"/v2/{repository}/manifests/{reference}"
         answer = self.send("PUT", path, content=content, headers={"Content-Type": media_type})
         self.expect(answer, 201, f"push {repository}:{reference}")
+        return "OCI-Subject" in answer.headers
+
+    def can_untag(self, repository: str) -> bool:
+        """Whether the registry deletes a tag without its manifest: asked with a tag that nobody has, so none goes.
+
+        Distribution 2.8 takes the tag for a damaged digest. *repository* must exist. Raises RegistryError.
+        """
+        answer = self.send("DELETE", f"/v2/{repository}/manifests/_{secrets.token_hex(16)}")
+        if answer.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.METHOD_NOT_ALLOWED):
+            return False
+        self._found(answer, 202, f"ask whether tags of {repository} can be deleted")
+        return True
 
     def send(
         self,

@@ -61,7 +61,7 @@ class FakeRegistry:
         return None
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     registry: FakeRegistry
 
@@ -174,15 +174,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(registry: FakeRegistry, pair: pki.Pair) -> Iterator[FakeRegistry]:
+def serving(registry: FakeRegistry, pair: pki.Pair, handler: type[Handler] = Handler) -> Iterator[FakeRegistry]:
     """Serve *registry* on 127.0.0.1 with the certificate *pair*; ``registry.port`` is where."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
         file.write(pair.certificate + pair.key)
         file.flush()
         context.load_cert_chain(Path(file.name))
-    handler = type("Handler", (_Handler,), {"registry": registry})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"registry": registry})) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         registry.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -1,0 +1,257 @@
+"""``images list | check | copy | delete | wanted``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from kubeadm_registry import config, seed
+from kubeadm_registry.bundle.lists import names_in
+from kubeadm_registry.cli import session
+from kubeadm_registry.cli.main import EXIT_DEGRADED, Context, cli, command, dry_run_option, file_option
+from kubeadm_registry.cli.way import Flaw, answers, connection, prove
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.errors import ConfigError, Error, Problem
+from kubeadm_registry.host import side_by_side
+from kubeadm_registry.images import check as checking
+from kubeadm_registry.images import copy as copying
+from kubeadm_registry.images import delete as deleting
+from kubeadm_registry.images import inventory
+from kubeadm_registry.images import wanted as wishes
+from kubeadm_registry.images.names import Place, place
+from kubeadm_registry.kubernetes_images import images_of
+from kubeadm_registry.registry import Registry, patiently
+from kubeadm_registry.report import Reporter
+
+DEFAULT_WANTED = Path("wanted-images.txt")
+
+
+@cli.group("images")
+def group() -> None:
+    """Look after the images in the registry: what is there, what is missing, what nodes ask for in vain."""
+
+
+@contextmanager
+def _opened(
+    path: Path | None, reporter: Reporter, bundle: Path | None = None
+) -> Iterator[tuple[Cluster, seed.Connect, bool]]:
+    """The cluster, the way to its registry through the virtual IP, and whether that is the registry's own network."""
+    cluster_file = config.load(path)
+    with session.cluster(cluster_file, reporter, bundle=bundle, may_miss=True) as cluster:
+        session.installed_secrets(cluster.vault)
+        vip = cluster_file.spec.vip.address
+        direct = answers(vip)
+        yield cluster, connection(cluster, cluster.hosts[0], vip, direct=direct), direct
+
+
+# ---- list -------------------------------------------------------------------------------------------------------
+
+
+@command(group, "list")
+@file_option
+@click.option("--referrers", is_flag=True, help="Ask for what refers to each image too: signatures and the like.")
+@click.option("--all", "everything", is_flag=True, help="With this project's own image, and the tags that hold lists.")
+@click.argument("repository", default="")
+def list_command(context: Context, path: Path | None, referrers: bool, everything: bool, repository: str) -> None:
+    """Show the images in the registry, every tag, with the platforms of each; or those below one REPOSITORY.
+
+    The size is that of the manifests and blobs that an image needs, each once; images share many. What has no tag
+    cannot be listed: no registry tells of it.
+    """
+    prefix = place(repository).repository if repository else ""
+    with _opened(path, context.reporter()) as (_, connect, _):
+        places = inventory.places(connect, prefix, everything=everything)
+        images = inventory.look(connect, places, referrers=referrers)
+    if context.output == "json":
+        click.echo(json.dumps({"images": [image.to_dict() for image in images]}))
+    else:
+        _show(images, referrers=referrers)
+
+
+def _show(images: Sequence[inventory.Image], *, referrers: bool) -> None:
+    console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
+    if not console.is_terminal:
+        console.width = 400
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("IMAGE", "DIGEST", "PLATFORMS", *(["REFERRERS"] if referrers else [])):
+        table.add_column(title, no_wrap=True)
+    table.add_column("SIZE", no_wrap=True, justify="right")
+    for image in images:
+        if image.tree is None:
+            table.add_row(str(image.place), image.flaw)
+            continue
+        lacking = f" (not there: {', '.join(image.absent)})" if image.absent else ""
+        count = [str(len(image.referrers))] if referrers else []
+        root = image.tree.root
+        size = f"{image.tree.size(root) / 1e6:.1f} MB"
+        table.add_row(str(image.place), root.digest[:19], ", ".join(image.platforms) + lacking, *count, size)
+    console.print(table)
+    console.print(f"{len(images)} {'image' if len(images) == 1 else 'images'}")
+
+
+# ---- check ------------------------------------------------------------------------------------------------------
+
+
+@command(group, "check")
+@file_option
+@click.option("--kubernetes-version", "version", metavar="VERSION", help="The images that this kubeadm asks for.")
+@click.option(
+    "--images-from", "lists", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+    help="The images that a list names, one a line, as `kubeadm config images list` writes it; or manifests.",
+)  # fmt: skip
+@click.option("--bundle", type=click.Path(path_type=Path), help="The images of a bundle.")
+def check(
+    context: Context, path: Path | None, version: str | None, lists: tuple[Path, ...], bundle: Path | None
+) -> None:
+    """Prove that images can be pulled: those of a Kubernetes version, a list or a bundle; else all that are there.
+
+    Through each server, and the virtual IP, every manifest is read and compared with its digest, and of every blob
+    the last byte is read, for all platforms. Exit code 1 if something is missing; 5 if a server could not be asked.
+    """
+    reporter = context.reporter()
+    names = [*(images_of(version) if version else ()), *(name for file in lists for name in names_in(file))]
+    places = [place(name) for name in dict.fromkeys(names)]
+    everything = not (names or bundle)
+    with _opened(path, reporter, bundle) as (cluster, connect, direct):
+        items = list(seed.plan(cluster.bundle)) if bundle and cluster.bundle else []
+        found, missing = checking.find(connect, inventory.places(connect) if everything else places)
+        items += found
+        flaws, silent = prove(cluster, items, seed.WORKERS, direct=direct)
+        unproven = {**cluster.absent, **silent}
+        servers = len(cluster.spec.nodes) - len(unproven)
+    flaws += [Flaw(name, "", why) for name, why in missing.items()]
+    for name, why in unproven.items():
+        reporter.note(why, host=name)
+    for flaw in flaws:
+        kind = "ImageReadable" if flaw.where else "ImagePresent"
+        reporter.problem(Problem(kind, flaw.where, f"{flaw.image}: {flaw.why}"))
+    count, bad = len(items) + len(missing), len({flaw.image for flaw in flaws})
+    if bad:
+        raise Error(
+            f"{bad} of {count} images cannot be pulled everywhere", code="ImagesMissing",
+            hint="seed a bundle that has them: `bundle create --images-from FILE`, then `seed`; what the registry says "
+            "it has and cannot read must be deleted first: `images delete`",
+        )  # fmt: skip
+    reporter.result(
+        f"{count} of {count} images can be pulled through the virtual IP and from {servers} servers",
+        images=count, unproven=list(unproven),
+    )  # fmt: skip
+    if unproven:
+        sys.exit(EXIT_DEGRADED)
+
+
+# ---- copy, delete -----------------------------------------------------------------------------------------------
+
+
+@command(group, "copy")
+@file_option
+@click.option("--referrers", is_flag=True, help="With all that refers to the image: signatures and the like.")
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+def copy(context: Context, path: Path | None, referrers: bool, source: str, target: str) -> None:
+    """Copy an image within the registry to another name or tag, with all its platforms.
+
+    DST without a tag takes that of SRC. Layers are mounted where the registry can (Distribution); with zot they pass
+    through this machine.
+    """
+    reporter = context.reporter()
+    origin, goal = place(source), place(target)
+    if not origin.reference:
+        raise ConfigError(f"{source} has no tag and no digest", hint="say which image it is", code="UsageError")
+    goal = Place(goal.repository, goal.reference or origin.reference)
+    with _opened(path, reporter) as (_, connect, _):
+        copied = copying.copy(connect, origin, goal, referrers=referrers)
+    reporter.result(
+        f"{origin} is {goal} too: {copied.manifests} manifests, {copied.sent / 1e6:.1f} MB sent",
+        digest=copied.digest, manifests=copied.manifests, sent=copied.sent,
+    )  # fmt: skip
+
+
+@command(group, "delete")
+@file_option
+@click.option("--all-tags", is_flag=True, help="All tags of a repository, and other tags that an image has.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@click.argument("names", metavar="NAME[:TAG|@DIGEST]...", nargs=-1, required=True)
+def delete(
+    context: Context, path: Path | None, all_tags: bool, yes: bool, dry_run: bool, names: tuple[str, ...]
+) -> None:
+    """Delete images: a tag, or a digest with all its tags.
+
+    A tag goes alone where the registry can do that (zot, Distribution 3). Distribution 2.8 deletes by digest, and other
+    tags of the same image go too: that is refused unless --all-tags is given. What an index that stays needs is never
+    deleted. The space comes back when the registry collects its garbage.
+    """
+    reporter = context.reporter()
+    places = [place(name) for name in names]
+    with _opened(path, reporter) as (_, connect, _):
+        planned = deleting.plan(connect, places, all_tags=all_tags)
+        for one in planned:
+            reporter.note(f"{'would delete' if dry_run else 'to delete:'} {one}")
+        if not (yes or dry_run or not sys.stdin.isatty()):
+            click.confirm(f"Delete {'this' if len(planned) == 1 else f'these {len(planned)}'}?", abort=True)
+        gone = [one for one in planned if not dry_run and deleting.carry_out(connect, one)]
+    count = len(planned) if dry_run else len(gone)
+    reporter.result(
+        f"{count} {'deletion' if count == 1 else 'deletions'} {'would be made' if dry_run else 'made'}",
+        dryRun=dry_run,
+        deleted=[
+            {"name": str(one.place), "digest": one.digest, "tags": list(one.tags)}
+            for one in (planned if dry_run else gone)
+        ],
+    )  # fmt: skip
+
+
+# ---- wanted -----------------------------------------------------------------------------------------------------
+
+
+@command(group, "wanted", short=False)
+@file_option
+@click.option("--since", default="7d", show_default=True, metavar="TIME", help="How far back: 7d, 12h, 30m.")
+@click.option(
+    "-o", "--output-file", "file", type=click.Path(path_type=Path), default=DEFAULT_WANTED, show_default=True,
+    help="Where to write the list.",
+)  # fmt: skip
+def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
+    """Write down what nodes asked for and did not get: the list that `bundle create --images-from` takes.
+
+    It comes from the proxies' logs on all servers that answer. What the registry has by now is left out.
+    """
+    reporter = context.reporter()
+    back = wishes.seconds(since)
+    with _opened(path, reporter) as (cluster, connect, _):
+        asked = side_by_side(partial(wishes.ask, back=back), cluster.hosts)
+        now = datetime.now(UTC)
+        for host, one in zip(cluster.hosts, asked, strict=True):
+            if one.begins is None or (now - one.begins).total_seconds() < back:
+                begins = "is empty" if one.begins is None else f"begins at {one.begins.isoformat()}"
+                reporter.note(f"its log {begins}", host=host.name)
+            if not one.complete:
+                reporter.note(f"more than {wishes.MOST} different requests; the rarest are left out", host=host.name)
+        found = wishes.together(asked)
+        there = {item for item, has in seed.each(connect, _has, list(found), seed.WORKERS) if has}
+        absent = cluster.absent
+    for name, why in absent.items():
+        reporter.note(f"{why}; what was asked of it is not known", host=name)
+    missing = {one: wish for one, wish in found.items() if one not in there}
+    names = sorted(str(one) for one in missing if wishes.is_name(one))
+    file.write_text(wishes.to_text(missing, since, now), encoding="utf-8")
+    reporter.result(
+        f"{file}: {len(names)} {'image is' if len(names) == 1 else 'images are'} wanted, {len(there)} came meanwhile",
+        path=str(file), wanted=names, arrived=len(there), unasked=list(absent),
+    )  # fmt: skip
+    if absent:
+        sys.exit(EXIT_DEGRADED)
+
+
+def _has(registry: Registry, one: Place) -> bool:
+    return patiently(lambda: registry.digest(one.repository, one.reference), inventory.PATIENCE) is not None

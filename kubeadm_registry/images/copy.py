@@ -1,0 +1,124 @@
+"""Copying an image within the registry: blobs are mounted where the registry can, else read and sent again."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from kubeadm_registry.bundle import oci
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.images import tree
+from kubeadm_registry.images.names import Place
+from kubeadm_registry.registry import PIECE, Registry, Upload, patiently
+from kubeadm_registry.seed import PATIENCE, WORKERS, Connect, each
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a copy came to: the image's *digest*, how many manifests were pushed, and how many bytes of blobs sent."""
+
+    digest: str
+    manifests: int
+    sent: int
+
+
+def copy(connect: Connect, source: Place, target: Place, *, referrers: bool, workers: int = WORKERS) -> Copied:
+    """Copy the image at *source*, whole, to *target*; *referrers*: with all that refers to it.
+
+    Raises RegistryError, ImageMissing if any of it is not there.
+    """
+    with ExitStack() as stack:
+        registry = stack.enter_context(connect())
+        found = patiently(lambda: tree.read(registry, source), PATIENCE)
+        if found is None:
+            raise _missing(f"{source} is not in the registry")
+        trees = [found]
+        if referrers:
+            trees += patiently(lambda: list(_referring(registry, found, {found.root.digest})), PATIENCE)
+        for one in trees:
+            for manifest in one.manifests:
+                if one.lacks(manifest):
+                    raise _missing(f"{one.place} needs {manifest.digest}, which is not in the registry")
+        sent = 0
+        if source.repository != target.repository:
+            blobs = {blob.digest: blob for one in trees for blob in one.blobs}
+            send = partial(_send, source=source.repository, target=target.repository)
+            sent = sum(count for _, count in each(connect, send, list(blobs.values()), workers))
+        pushed = sum(_push(registry, one, target, is_image=one is found) for one in trees)
+    return Copied(found.root.digest, pushed, sent)
+
+
+def _referring(registry: Registry, image: tree.Tree, seen: set[str]) -> Iterator[tree.Tree]:
+    """All that refers to *image*, or to what refers to it."""
+    repository = image.place.repository
+    for manifest in image.manifests:
+        for entry in registry.referrers(repository, manifest.digest):
+            digest = str(entry.get("digest"))
+            if digest in seen:
+                continue
+            seen.add(digest)
+            found = tree.read(registry, Place(repository, digest))
+            if found is not None:
+                yield found
+                yield from _referring(registry, found, seen)
+
+
+def _send(registry: Registry, blob: oci.Descriptor, *, source: str, target: str) -> int:
+    """Bring *blob* from one repository to another; how many bytes were sent."""
+    if patiently(lambda: registry.has_blob(target, blob.digest), PATIENCE):
+        return 0
+
+    def piece(offset: int) -> io.BytesIO:
+        content = registry.piece(source, blob.digest, offset, PIECE)
+        if content is None:
+            raise _missing(f"blob {blob.digest} of {source} is not in the registry")
+        return io.BytesIO(content)
+
+    upload = Upload(registry, target, blob.digest, blob.size, patience=PATIENCE)
+    upload.run(piece, mount_from=source)
+    return upload.sent
+
+
+def _push(registry: Registry, image: tree.Tree, target: Place, *, is_image: bool) -> int:
+    """Push the manifests of *image*: the root under the target's reference, or else by digest. How many there were."""
+    for manifest in image.manifests:
+        content = patiently(partial(registry.manifest, image.place.repository, manifest.digest), PATIENCE)
+        if content is None:
+            raise _missing(f"manifest {manifest.digest} of {image.place} is not in the registry")
+        is_root = is_image and manifest.digest == image.root.digest
+        reference = target.reference if is_root else manifest.digest
+        noted = patiently(
+            partial(registry.push_manifest, target.repository, reference, content, manifest.media_type), PATIENCE
+        )
+        document = json.loads(content)
+        if document.get("subject") and not noted:
+            patiently(partial(_refer, registry, target.repository, document, manifest), PATIENCE)
+    return len(image.manifests)
+
+
+def _refer(registry: Registry, repository: str, document: dict[str, Any], manifest: oci.Descriptor) -> None:
+    """Note *manifest*, which is *document*, by the tag that a registry without a list of referrers keeps them under.
+
+    Source: distribution-spec, "Pushing Manifests with Subject". Raises RegistryError.
+    """
+    subject = str(document["subject"].get("digest"))
+    entry = {
+        "mediaType": manifest.media_type,
+        "digest": manifest.digest,
+        "size": manifest.size,
+        "artifactType": document.get("artifactType") or document.get("config", {}).get("mediaType", ""),
+        **({"annotations": document["annotations"]} if document.get("annotations") else {}),
+    }
+    held = [one for one in registry.referrers(repository, subject) if one.get("digest") != manifest.digest]
+    index = {"schemaVersion": 2, "mediaType": oci.INDEX, "manifests": [*held, entry]}
+    registry.push_manifest(repository, subject.replace(":", "-"), oci.canonical(index), oci.INDEX)
+
+
+def _missing(message: str) -> RegistryError:
+    hint = "`images list` shows what is there, `images check` whether it is whole"
+    return RegistryError(message, code="ImageMissing", hint=hint)

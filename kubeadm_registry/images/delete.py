@@ -1,0 +1,140 @@
+"""Deleting images: what goes, and what must stay because something else needs it. First the plan, then the deed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from kubeadm_registry.bundle import oci
+from kubeadm_registry.errors import Error, RegistryError
+from kubeadm_registry.images import tree
+from kubeadm_registry.images.names import OURS, Place, name_of
+from kubeadm_registry.registry import Registry, patiently
+from kubeadm_registry.seed import PATIENCE, WORKERS, Connect, each
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """One request: delete *place*, a tag or a digest; its image is *digest*, and *tags* are all that go with it."""
+
+    place: Place
+    digest: str
+    tags: tuple[str, ...]
+
+    def __str__(self) -> str:
+        others = [name_of(self.place.repository, tag) for tag in self.tags if tag != self.place.reference]
+        also = f" and with it {', '.join(others)}" if others else ""
+        return f"{self.place}{f' ({self.digest})' if self.place.reference != self.digest else ''}{also}"
+
+
+def plan(connect: Connect, places: Sequence[Place], *, all_tags: bool, workers: int = WORKERS) -> list[Deletion]:
+    """What to ask the registry for so that *places* go and nothing else that was not agreed to.
+
+    *all_tags*: every tag of a repository named without one, and other tags of an image that goes by digest. Raises
+    Error (DeleteRefused) with everything that stands against it, RegistryError.
+    """
+    wanted: dict[str, list[str]] = {}
+    for place in places:
+        wanted.setdefault(place.repository, []).append(place.reference)
+    found: list[Deletion] = []
+    problems: list[str] = []
+    for repository, references in wanted.items():
+        if repository.startswith(OURS):
+            problems.append(f"{repository} is this project's own: the agents read it all the time")
+            continue
+        held = _Repository.read(connect, repository, workers)
+        more, against = held.plan(references, all_tags=all_tags)
+        found += more
+        problems += against
+    if problems:
+        raise Error(
+            "nothing was deleted:\n" + "\n".join(f"  {problem}" for problem in problems), code="DeleteRefused",
+            hint="leave out what is named here, or name what needs it as well",
+        )  # fmt: skip
+    return found
+
+
+def carry_out(connect: Connect, deletion: Deletion) -> bool:
+    """Delete; False if it was gone already. Raises RegistryError."""
+    with connect() as registry:
+        where = deletion.place
+        return patiently(partial(registry.delete_manifest, where.repository, where.reference), PATIENCE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Repository:
+    """One repository: its images by tag, which of the digests asked for are there, and whether a tag can go alone."""
+
+    name: str
+    images: Mapping[str, tree.Tree]
+    connect: Connect
+    can_untag: bool
+
+    @classmethod
+    def read(cls, connect: Connect, name: str, workers: int) -> _Repository:
+        with connect() as registry:
+            tags = patiently(partial(registry.tags, name), PATIENCE)
+            can_untag = bool(tags) and patiently(partial(registry.can_untag, name), PATIENCE)
+
+        images = {tag: one for tag, one in each(connect, partial(_image, name), tags, workers) if one is not None}
+        return cls(name, images, connect, can_untag)
+
+    def plan(self, references: Sequence[str], *, all_tags: bool) -> tuple[list[Deletion], list[str]]:
+        """What to delete for *references*, and what stands against it."""
+        problems = []
+        digests, tags = set[str](), set[str]()
+        for reference in dict.fromkeys(references):
+            if not reference and not self.images:
+                problems.append(f"{Place(self.name)} is not in the registry")
+            elif not reference and not all_tags:
+                problems.append(f"{Place(self.name)} has {len(self.images)} tags: name those to delete, or --all-tags")
+            elif not reference:
+                tags |= set(self.images)
+            elif ":" in reference and self._there(reference):
+                digests.add(reference)
+            elif reference in self.images:
+                tags.add(reference)
+            else:
+                problems.append(f"{Place(self.name, reference)} is not in the registry")
+        if not self.can_untag:
+            digests |= {self.images[tag].root.digest for tag in tags}
+        deletions = [
+            Deletion(Place(self.name, digest), digest, self._tags_of(digest)) for digest in sorted(digests)
+        ]  # fmt: skip
+        deletions += [
+            Deletion(Place(self.name, tag), self.images[tag].root.digest, (tag,))
+            for tag in sorted(tags)
+            if self.images[tag].root.digest not in digests
+        ]
+        going = {tag for one in deletions for tag in one.tags}
+        for one in deletions:
+            if (others := sorted(set(one.tags) - tags)) and not all_tags:
+                why = "" if one.digest in references else ", and this registry cannot delete a tag alone"
+                problems.append(f"{one.digest} also has the tags {', '.join(others)}{why}: --all-tags lets them go too")
+            if set(self._tags_of(one.digest)) <= going:
+                problems += [
+                    f"{one.place} is part of {Place(self.name, tag)}, which stays"
+                    for tag, image in self.images.items()
+                    if tag not in going and one.digest in {child.digest for child in image.manifests}
+                ]
+        return deletions, problems
+
+    def _tags_of(self, digest: str) -> tuple[str, ...]:
+        return tuple(sorted(tag for tag, image in self.images.items() if image.root.digest == digest))
+
+    def _there(self, digest: str) -> bool:
+        with self.connect() as registry:
+            return patiently(partial(registry.digest, self.name, digest), PATIENCE) is not None
+
+
+def _image(repository: str, registry: Registry, tag: str) -> tree.Tree | None:
+    """The image of *tag*; only its digest if its format is not known here, for it can be deleted all the same."""
+    place = Place(repository, tag)
+    try:
+        return patiently(lambda: tree.read(registry, place), PATIENCE)
+    except RegistryError as error:
+        if error.code != "ImageInvalid":
+            raise
+        digest = patiently(partial(registry.digest, repository, tag), PATIENCE)
+        return tree.Tree(place, oci.Descriptor(media_type="", digest=digest, size=0), {}) if digest else None

@@ -1,0 +1,127 @@
+"""What is in the registry: every tag, with the platforms of its image and what refers to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kubeadm_registry.bundle import oci
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.images import tree
+from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
+from kubeadm_registry.registry import Registry, patiently
+from kubeadm_registry.seed import WORKERS, Connect, each
+
+#: Seconds that one question may be asked again while the registry has no answer.
+PATIENCE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Referrer:
+    """What refers to the manifest *subject* of an image: a signature, a list of contents, a proof of its making."""
+
+    subject: str
+    digest: str
+    artifact_type: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What stands under one tag; *tree* None: it cannot be read, and *flaw* says why."""
+
+    place: Place
+    tree: tree.Tree | None
+    flaw: str = ""
+    referrers: tuple[Referrer, ...] = ()
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """The platforms of an index whose images are there; none for a single image, which does not say."""
+        return tuple(platform for _, platform, there in _children(self.tree) if there) if self.tree else ()
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The platforms that an index lists and the registry does not have."""
+        return tuple(platform for _, platform, there in _children(self.tree) if not there) if self.tree else ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For machines; sizes in bytes."""
+        found: dict[str, Any] = {
+            "name": str(self.place), "repository": self.place.repository, "tag": self.place.reference,
+        }  # fmt: skip
+        if self.tree is None:
+            return {**found, "problem": self.flaw}
+        root = self.tree.root
+        return {
+            **found,
+            "digest": root.digest,
+            "mediaType": root.media_type,
+            "size": self.tree.size(root),
+            "platforms": [
+                {"platform": platform, "digest": child.digest, "size": self.tree.size(child), "present": there}
+                for child, platform, there in _children(self.tree)
+            ],
+            "referrers": [
+                {"subject": one.subject, "digest": one.digest, "artifactType": one.artifact_type, "size": one.size}
+                for one in self.referrers
+            ],
+        }
+
+
+def places(connect: Connect, prefix: str = "", *, everything: bool = False, workers: int = WORKERS) -> list[Place]:
+    """Every tag of every repository that is, or begins with, *prefix*; sorted. Raises RegistryError.
+
+    *everything*: with this project's own repository, and the tags that hold lists of referrers.
+    """
+    with connect() as registry:
+        found = sorted(registry.repositories())
+    wanted = [
+        one
+        for one in found
+        if (everything or not one.startswith(OURS)) and (not prefix or one == prefix or one.startswith(f"{prefix}/"))
+    ]
+    return [
+        Place(repository, tag)
+        for repository, tags in each(connect, Registry.tags, wanted, workers)
+        for tag in sorted(tags)
+        if everything or not REFERRERS_TAG.fullmatch(tag)
+    ]
+
+
+def look(connect: Connect, where: Sequence[Place], *, referrers: bool, workers: int = WORKERS) -> list[Image]:
+    """The images at *where*, in that order; with what refers to them, if asked. Raises RegistryError."""
+
+    def one(registry: Registry, place: Place) -> Image:
+        try:
+            found = patiently(lambda: tree.read(registry, place), PATIENCE)
+        except RegistryError as error:
+            if error.code != "ImageInvalid":
+                raise
+            return Image(place, None, error.message)
+        if found is None:
+            return Image(place, None, f"{place} has no manifest")
+        return Image(place, found, referrers=_referrers(registry, found) if referrers else ())
+
+    return [image for _, image in each(connect, one, where, workers)]
+
+
+def _referrers(registry: Registry, image: tree.Tree) -> tuple[Referrer, ...]:
+    return tuple(
+        Referrer(manifest.digest, str(one.get("digest")), str(one.get("artifactType") or ""), int(one.get("size") or 0))
+        for manifest in image.manifests
+        if not image.lacks(manifest)
+        for one in registry.referrers(image.place.repository, manifest.digest)
+    )
+
+
+def _children(image: tree.Tree) -> list[tuple[oci.Descriptor, str, bool]]:
+    """The manifests of an index, with platform and whether they are there; without BuildKit's own attestations."""
+    if image.root.media_type not in oci.INDEXES:
+        return []
+    return [
+        (child, str(child.platform), not image.lacks(child))
+        for child in image.needs[image.root.digest]
+        if child.platform is not None and child.platform.os != "unknown"
+    ]

@@ -1,0 +1,65 @@
+"""Names of images as people write them, and the repositories of the registry that they stand for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kubeadm_registry import canary
+from kubeadm_registry.containerd.hosts import repository_prefix
+from kubeadm_registry.errors import ConfigError
+
+#: The repositories of this project: the known object that the agents read.
+OURS = canary.REPOSITORY.partition("/")[0] + "/"
+#: The tag under which registries without a list of referrers keep one: distribution-spec, "Referrers Tag Schema".
+REFERRERS_TAG = re.compile(r"sha256-[0-9a-f]{64}")
+
+_PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+#: distribution-spec, "Pulling manifests"; the first part may be a host with its port.
+_NAME = re.compile(
+    rf"(?P<path>(?:{_PART}(?::[0-9]{{1,5}})?/)?{_PART}(?:/{_PART})*)"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A repository of the registry, and a tag or digest in it; empty: all of it."""
+
+    repository: str
+    reference: str = ""
+
+    def __str__(self) -> str:
+        return name_of(self.repository, self.reference)
+
+
+def place(name: str) -> Place:
+    """Where the image *name* lies: ``registry.k8s.io/pause:3.10`` or the name of a repository. Raises ConfigError.
+
+    A digest says more than a tag, so with both the tag does not count.
+    """
+    found = _NAME.fullmatch(name) if len(name) <= 512 else None
+    if found is None:
+        raise ConfigError(
+            f"{name[:200]!r} is no name of an image", code="ImageNameInvalid",
+            hint="a name is like registry.k8s.io/pause:3.10, as `images list` shows it",
+        )  # fmt: skip
+    first, slash, rest = found["path"].partition("/")
+    return Place(f"{repository_prefix(first)}{slash}{rest}", found["digest"] or found["tag"] or "")
+
+
+def upstream(repository: str) -> str:
+    """*repository* as its upstream calls it, with a port's colon; empty if it holds no images of an upstream."""
+    first, slash, rest = repository.partition("/")
+    host, mark, port = first.rpartition("_")
+    if not (mark and port.isdigit()):
+        host, port = first, ""
+    if not slash or not ("." in host or host == "localhost"):
+        return ""
+    return f"{host}{':' if port else ''}{port}/{rest}"
+
+
+def name_of(repository: str, reference: str) -> str:
+    """The name of an image: its upstream's where there is one."""
+    separator = "@" if ":" in reference else ":" if reference else ""
+    return f"{upstream(repository) or repository}{separator}{reference}"

@@ -1,0 +1,106 @@
+"""An image as the registry has it: the manifest asked for, and all that it leads to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from kubeadm_registry.bundle import oci
+from kubeadm_registry.errors import BundleError, RegistryError
+from kubeadm_registry.images.names import Place
+from kubeadm_registry.registry import Registry
+from kubeadm_registry.seed import Item
+
+#: An index may hold an index; real ones hardly do.
+_DEPTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The manifest at a *place*, and for each manifest that is there, by digest, what it needs: *needs*."""
+
+    place: Place
+    root: oci.Descriptor
+    needs: Mapping[str, tuple[oci.Descriptor, ...]]
+
+    @property
+    def manifests(self) -> tuple[oci.Descriptor, ...]:
+        """All manifests, there or not, each after those that it needs; the root is the last."""
+        return tuple(one for one in self._walk(self.root) if _is_manifest(one))
+
+    @property
+    def blobs(self) -> tuple[oci.Descriptor, ...]:
+        """All blobs."""
+        return tuple(one for one in self._walk(self.root) if not _is_manifest(one))
+
+    def lacks(self, manifest: oci.Descriptor) -> bool:
+        """Whether *manifest* is not there."""
+        return manifest.digest not in self.needs
+
+    def size(self, manifest: oci.Descriptor) -> int:
+        """Bytes of *manifest* with all that it needs and that is there, each once."""
+        found = {one.digest: one.size for one in self._walk(manifest) if not (_is_manifest(one) and self.lacks(one))}
+        return sum(found.values())
+
+    def item(self) -> Item:
+        """The same as seeding knows it."""
+        return Item(str(self.place), self.place.repository, self.place.reference, self.root, self.manifests, self.blobs)
+
+    def _walk(self, start: oci.Descriptor, seen: set[str] | None = None) -> Iterator[oci.Descriptor]:
+        seen = set() if seen is None else seen
+        if start.digest in seen:
+            return
+        seen.add(start.digest)
+        for one in self.needs.get(start.digest, ()):
+            yield from self._walk(one, seen)
+        yield start
+
+
+def read(registry: Registry, where: Place) -> Tree | None:
+    """The image at *where*; None if it is not there. Raises RegistryError, also for what is no image (ImageInvalid)."""
+    content = registry.manifest(where.repository, where.reference)
+    if content is None:
+        return None
+    root = oci.Descriptor(media_type=_media_type(content, where), digest=oci.digest_of(content), size=len(content))
+    needs: dict[str, tuple[oci.Descriptor, ...]] = {}
+
+    def follow(manifest: oci.Descriptor, content: bytes, depth: int) -> None:
+        what = f"{where}: {manifest.digest}"
+        if depth > _DEPTH:
+            raise _invalid(f"{what}: indexes in indexes, more than {_DEPTH} deep")
+        try:
+            if manifest.media_type in oci.INDEXES:
+                needs[manifest.digest] = oci.parse(oci.Index, content, what).manifests
+            else:
+                parsed = oci.parse(oci.Manifest, content, what)
+                needs[manifest.digest] = (parsed.config, *parsed.layers)
+        except BundleError as error:
+            raise _invalid(error.message) from error
+        for child in needs[manifest.digest]:
+            if _is_manifest(child) and child.digest not in needs:
+                inner = registry.manifest(where.repository, child.digest)
+                if inner is not None:
+                    follow(child, inner, depth + 1)
+
+    follow(root, content, 1)
+    return Tree(where, root, needs)
+
+
+def _media_type(content: bytes, where: Place) -> str:
+    try:
+        document = json.loads(content)
+        told = document.get("mediaType") or (oci.INDEX if "manifests" in document else oci.MANIFEST)
+    except (ValueError, AttributeError) as error:
+        raise _invalid(f"{where}: the manifest is no JSON object") from error
+    if told not in oci.INDEXES | oci.MANIFESTS:
+        raise _invalid(f"{where} is {str(told)[:200]}, not an image in OCI's or Docker's present format")
+    return str(told)
+
+
+def _is_manifest(descriptor: oci.Descriptor) -> bool:
+    return descriptor.media_type in oci.INDEXES | oci.MANIFESTS
+
+
+def _invalid(message: str) -> RegistryError:
+    return RegistryError(message, code="ImageInvalid")

@@ -1,0 +1,220 @@
+"""`images ...` as people type it: output, exit codes, and what is asked before something goes."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import pytest
+from click.testing import CliRunner, Result
+
+from kubeadm_registry import config, pki, secrets, seed
+from kubeadm_registry.cli import images as commands
+from kubeadm_registry.cli import session, way
+from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.config import Node, RegistryCluster
+from kubeadm_registry.host import Transport
+from kubeadm_registry.images import wanted
+from kubeadm_registry.kubernetes_images import images_of
+from tests.unit.bundle_files import image, write_layout
+from tests.unit.fake_cluster import FakeCluster, authority, fixed_secrets
+from tests.unit.fake_images import Repositories, ScopedHandler
+from tests.unit.fake_registry import serving
+from tests.unit.fakes import FakeTransport
+
+PAUSE = "registry.k8s.io/pause"
+NAMES = ("cp-1", "cp-2", "cp-3")
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(load_commands(), ("images", *arguments), input=stdin, prog_name="kubeadm-registry")
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def pair() -> pki.Pair:
+    return pki.issue(authority(), "cp-1", ("10.0.0.10", "10.0.0.11", "10.0.0.12", "10.0.0.13"))
+
+
+@pytest.fixture
+def fake(three: FakeCluster, pair: pki.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repositories]:
+    """Three servers that were installed; one registry answers through each of them and through the virtual IP."""
+    monkeypatch.chdir(tmp_path)
+    for module in (way, commands):
+        monkeypatch.setattr(module, "answers", lambda _address: False)
+    (tmp_path / "cluster.yaml").write_text(config.SMALLEST)
+
+    def reach(_: RegistryCluster, node: Node, sudo_password: str | None) -> Transport:
+        server = three.servers[node.name]
+        server.put(secrets.PATH, fixed_secrets(NAMES).to_json(), 0o600)
+        server.closed = False
+        return server
+
+    monkeypatch.setattr(session, "reach", reach)
+    registry = Repositories()
+    registry.index(PAUSE, "3.10", amd64=registry.image(PAUSE), arm64=registry.image(PAUSE, layer=b"arm"))
+    registry.image("app", "v1", layer=b"app")
+    registry.image("kubeadm-registry/canary", "v1")
+    with serving(registry, pair, ScopedHandler):
+        monkeypatch.setattr(FakeTransport, "dial", lambda _self, _address, _port: ("127.0.0.1", registry.port))
+        yield registry
+
+
+def journal(three: FakeCluster, name: str, *found: str) -> None:
+    """What the script that reads a server's log says there."""
+    text = "\n".join(["begins 1700000000", *found])
+    three.servers[name].answer("sh", "-c", wanted.ASK, with_=text)
+
+
+def test_list_for_people(fake: Repositories) -> None:
+    result = run("list")
+    assert result.exit_code == 0, result.output
+    head, app, pause, total = result.stdout.splitlines()
+    assert head.split() == ["IMAGE", "DIGEST", "PLATFORMS", "SIZE"]
+    assert app.split()[0] == "app:v1"
+    assert pause.split()[0] == f"{PAUSE}:3.10"
+    assert "linux/amd64, linux/arm64" in pause
+    assert total == "2 images"
+    assert "canary" in run("list", "--all").stdout
+    assert run("list", "registry.k8s.io").stdout.splitlines()[-1] == "1 image"
+
+
+def test_list_for_machines(fake: Repositories) -> None:
+    (found,) = lines(run("list", "--referrers", "-o", "json"))
+    assert [one["name"] for one in found["images"]] == ["app:v1", f"{PAUSE}:3.10"]
+    assert found["images"][1]["digest"] == fake.store[PAUSE].tags["3.10"]
+    assert [one["platform"] for one in found["images"][1]["platforms"]] == ["linux/amd64", "linux/arm64"]
+
+
+def test_check_of_all_that_is_there(fake: Repositories) -> None:
+    result = run("check")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "2 of 2 images can be pulled through the virtual IP and from 3 servers\n"
+
+
+def test_check_names_image_and_server(fake: Repositories) -> None:
+    lost = next(iter(fake.store["app"].blobs))
+    fake.store["app"].blobs.pop(lost)
+    result = run("check", "-o", "json")
+    assert result.exit_code == 1
+    *checks, error = lines(result)
+    assert {one["host"] for one in checks} == {*NAMES, "the virtual IP"}
+    assert {one["check"] for one in checks} == {"ImageReadable"}
+    assert all("app:v1" in one["message"] and lost in one["message"] for one in checks)
+    assert error["code"] == "ImagesMissing"
+    assert error["message"] == "1 of 2 images cannot be pulled everywhere"
+
+
+def test_check_of_a_kubernetes_version(fake: Repositories) -> None:
+    *checks, error = lines(run("check", "--kubernetes-version", "v1.33.6", "-o", "json"))
+    there, *_ = [name for name in images_of("v1.33.6") if name == f"{PAUSE}:3.10"]
+    told = {one["message"].partition(" ")[0].rstrip(":") for one in checks}
+    assert told == set(images_of("v1.33.6")) - {there}
+    assert {(one["check"], one["host"]) for one in checks} == {("ImagePresent", "")}
+    assert error["message"] == "6 of 7 images cannot be pulled everywhere"
+    result = run("check", "--kubernetes-version", "v1.99.0", "-o", "json")
+    assert (result.exit_code, lines(result)[-1]["code"]) == (2, "KubernetesVersionUnknown")
+
+
+def test_check_of_a_list(fake: Repositories, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"# all\n{PAUSE}:3.10  # twice\n\n{PAUSE}:3.10\n")
+    assert run("check", "--images-from", "list").stdout.startswith("1 of 1 images")
+    (tmp_path / "list").write_text("No Name\n")
+    result = run("check", "--images-from", "list", "-o", "json")
+    assert (result.exit_code, lines(result)[-1]["code"]) == (1, "BundleInputRefused")
+    assert run("check", "--images-from", "nowhere").exit_code == 1
+
+
+def test_check_of_a_bundle(fake: Repositories, tmp_path: Path) -> None:
+    write_layout(tmp_path / "bundle.tar", image(f"{PAUSE}:3.11"))
+    result = run("check", "--bundle", "bundle.tar", "-o", "json")
+    assert result.exit_code == 1
+    assert {one["host"] for one in lines(result)[:-1]} == {*NAMES, "the virtual IP"}
+    assert all(f"{PAUSE}:3.11" in one["message"] for one in lines(result)[:-1])
+
+
+def test_check_does_not_speak_for_a_server_that_does_not_answer(
+    fake: Repositories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        closed = nobody.getsockname()[1]
+    monkeypatch.setattr(
+        FakeTransport, "dial",
+        lambda _self, address, _port: ("127.0.0.1", closed if address == "10.0.0.13" else fake.port),
+    )  # fmt: skip
+    patiently = seed.patiently
+    monkeypatch.setattr(seed, "patiently", lambda work, seconds: patiently(work, min(seconds, 0.3)))
+    result = run("check", "-o", "json")
+    assert result.exit_code == 5
+    *_, note, last = lines(result)
+    assert note["host"] == "cp-3"
+    assert last["unproven"] == ["cp-3"]
+    assert "from 2 servers" in last["summary"]
+
+
+def test_copy_to_another_name(fake: Repositories) -> None:
+    result = run("copy", f"{PAUSE}:3.10", "mine/pause", "-o", "json")
+    assert result.exit_code == 0, result.output
+    (last,) = lines(result)
+    assert (last["manifests"], last["digest"]) == (3, fake.store["mine/pause"].tags["3.10"])
+    assert run("copy", PAUSE, "mine/pause:v1").exit_code == 2, "which of its tags?"
+
+
+def test_delete_shows_before_it_does(fake: Repositories) -> None:
+    result = run("delete", "app:v1", "--dry-run")
+    assert result.stdout.splitlines()[0].startswith("would delete app:v1 (sha256:")
+    assert result.stdout.splitlines()[-1] == "1 deletion would be made"
+    assert fake.store["app"].tags
+    _, last = lines(run("delete", "app:v1", "-o", "json"))
+    assert [one["name"] for one in last["deleted"]] == ["app:v1"]
+    assert not fake.store["app"].tags
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_delete_asks_at_a_terminal(fake: Repositories, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _self: True)
+    result = run("delete", "app:v1", stdin=f"{answer}\n")
+    assert "Delete this? [y/N]" in result.stdout
+    assert result.exit_code == (0 if answer == "y" else 1)
+    assert bool(fake.store["app"].tags) is (answer == "n")
+    if answer == "n":
+        assert run("delete", "app:v1", "--yes").exit_code == 0
+        assert not fake.store["app"].tags
+
+
+def test_wanted_is_what_did_not_come_meanwhile(fake: Repositories, three: FakeCluster, tmp_path: Path) -> None:
+    journal(three, "cp-1", f"  4 10.0.0.21 {PAUSE} 3.9", f"  2 10.0.0.21 {PAUSE} 3.10")
+    journal(three, "cp-2", f"  1 10.0.0.22 {PAUSE} 3.9")
+    journal(three, "cp-3")
+    result = run("wanted", "--since", "2d", "-o", "out.txt", "--format", "json")
+    assert result.exit_code == 0, result.output
+    *_, last = lines(result)
+    assert (last["wanted"], last["arrived"], last["path"]) == ([f"{PAUSE}:3.9"], 1, "out.txt")
+    written = (tmp_path / "out.txt").read_text().splitlines()
+    assert [line for line in written if not line.startswith("#")] == [
+        f"{PAUSE}:3.9  # 5 times, by 10.0.0.21, 10.0.0.22"
+    ]
+    assert "in the 2d before" in written[0]
+
+
+def test_wanted_needs_the_logs(fake: Repositories, three: FakeCluster) -> None:
+    for name in NAMES:
+        three.servers[name].answer("sh", "-c", wanted.ASK, with_=1)
+    result = run("wanted", "--format", "json")
+    assert (result.exit_code, lines(result)[-1]["code"]) == (1, "LogUnreadable")
+    assert run("wanted", "--since", "soon").exit_code == 2
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("check",), ("copy", "a:1", "b"), ("delete", "a:1"), ("wanted",)])
+def test_each_needs_a_registry(fake: Repositories, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
+    monkeypatch.setattr(session, "reach", lambda _config, node, sudo_password: FakeTransport(node.name))
+    form = "--format" if arguments == ("wanted",) else "-o"
+    result = run(*arguments, form, "json")
+    assert (result.exit_code, lines(result)[-1]["code"]) == (1, "NotInstalled")

@@ -1,0 +1,449 @@
+"""The images in the registry: what is listed, checked, copied and deleted, and what a log of misses becomes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry import pki, seed
+from kubeadm_registry.bundle import oci
+from kubeadm_registry.errors import ConfigError, Error, RegistryError
+from kubeadm_registry.images import check, copy, delete, inventory, wanted
+from kubeadm_registry.images.names import Place, name_of, place, upstream
+from kubeadm_registry.registry import Login, Registry
+from tests.unit.fake_cluster import authority
+from tests.unit.fake_images import Repositories, ScopedHandler, plain
+from tests.unit.fake_registry import serving
+
+PAUSE = "registry.k8s.io/pause"
+SIGNATURE = "application/vnd.example.signature"
+
+
+@pytest.fixture(scope="module")
+def pair() -> pki.Pair:
+    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
+
+
+@pytest.fixture
+def fake(pair: pki.Pair) -> Iterator[Repositories]:
+    """pause:3.10 for two platforms, signed; app:v1 and app:v2, the same image; and the project's own."""
+    registry = Repositories()
+    registry.image("kubeadm-registry/canary", "v1")
+    amd64 = registry.image(PAUSE, layer=b"a" * 1000)
+    arm64 = registry.image(PAUSE, layer=b"b" * 2000)
+    index = registry.index(PAUSE, "3.10", amd64=amd64, arm64=arm64)
+    registry.image(PAUSE, layer=b"signature", subject=plain(index), artifactType=SIGNATURE)
+    registry.image("app", "v1")
+    registry.store["app"].tags["v2"] = registry.store["app"].tags["v1"]
+    with serving(registry, pair, ScopedHandler):
+        yield registry
+
+
+def connector(fake: Repositories) -> seed.Connect:
+    def connect() -> AbstractContextManager[Registry]:
+        return Registry(
+            "10.0.0.10", 5000, ca=authority().certificate, login=Login("push", "secret"),
+            via=("127.0.0.1", fake.port), timeout=10,
+        )  # fmt: skip
+
+    return connect
+
+
+def digest(fake: Repositories, repository: str, tag: str) -> str:
+    return fake.store[repository].tags[tag]
+
+
+# ---- names ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "repository", "reference"),
+    [
+        ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause", "3.10"),
+        ("registry.k8s.io/coredns/coredns:v1.14.2", "registry.k8s.io/coredns/coredns", "v1.14.2"),
+        ("quay.io:443/org/app:v1", "quay.io_443/org/app", "v1"),
+        ("quay.io:443/org/app", "quay.io_443/org/app", ""),
+        ("app", "app", ""),
+        ("app:v1", "app", "v1"),
+        (f"app:v1@sha256:{64 * 'a'}", "app", f"sha256:{64 * 'a'}"),
+    ],
+)
+def test_a_name_says_where_the_image_lies(name: str, repository: str, reference: str) -> None:
+    assert place(name) == Place(repository, reference)
+
+
+@pytest.mark.parametrize("name", ["", "App:v1", "app:", "a//b", "../a", "app:v1@sha256:12", "app v1", "a" * 600])
+def test_what_is_no_name(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        place(name)
+    assert caught.value.code == "ImageNameInvalid"
+
+
+@pytest.mark.parametrize(
+    ("repository", "name"),
+    [
+        ("registry.k8s.io/pause", "registry.k8s.io/pause"),
+        ("quay.io_443/org/app", "quay.io:443/org/app"),
+        ("localhost_5000/app", "localhost:5000/app"),
+        ("team_1/app", ""),
+        ("kube-apiserver", ""),
+        ("registry.k8s.io", ""),
+    ],
+)
+def test_a_repository_under_its_upstreams_name(repository: str, name: str) -> None:
+    assert upstream(repository) == name
+
+
+def test_names_come_back() -> None:
+    for name in ("quay.io:443/org/app:v1", f"registry.k8s.io/pause@sha256:{64 * '0'}", "app:v1", "app"):
+        assert str(place(name)) == name
+
+
+# ---- list -------------------------------------------------------------------------------------------------------
+
+
+def test_every_tag_is_listed_with_its_platforms(fake: Repositories) -> None:
+    connect = connector(fake)
+    places = inventory.places(connect)
+    assert [str(one) for one in places] == ["app:v1", "app:v2", f"{PAUSE}:3.10"], "without the project's own"
+    app, _, pause = inventory.look(connect, places, referrers=False)
+    assert (app.platforms, pause.platforms) == ((), ("linux/amd64", "linux/arm64"))
+    assert pause.tree is not None
+    assert pause.tree.root.digest == digest(fake, PAUSE, "3.10")
+    assert pause.tree.manifests[-1] == pause.tree.root
+    config = len(b'{"os":"linux"}')
+    manifests = sum(manifest.size for manifest in pause.tree.manifests)
+    assert pause.to_dict()["size"] == manifests + 1000 + 2000 + config, "the configuration that both have counts once"
+    assert pause.referrers == ()
+
+
+def test_what_refers_to_an_image_is_listed_if_asked(fake: Repositories) -> None:
+    connect = connector(fake)
+    (pause,) = inventory.look(connect, [Place(PAUSE, "3.10")], referrers=True)
+    (signature,) = pause.referrers
+    assert (signature.subject, signature.artifact_type) == (digest(fake, PAUSE, "3.10"), SIGNATURE)
+    assert pause.to_dict()["referrers"][0]["artifactType"] == SIGNATURE
+
+
+def test_one_part_of_the_registry_or_all_of_it(fake: Repositories) -> None:
+    connect = connector(fake)
+    fake.image("registry.k8s.io/pauses", "v1")
+    fake.store["app"].tags[f"sha256-{64 * '0'}"] = digest(fake, "app", "v1")
+    assert inventory.places(connect, PAUSE) == [Place(PAUSE, "3.10")]
+    assert len(inventory.places(connect, "registry.k8s.io")) == 2
+    assert f"sha256-{64 * '0'}" not in {one.reference for one in inventory.places(connect)}, "a list, not an image"
+    everything = inventory.places(connect, everything=True)
+    assert Place("kubeadm-registry/canary", "v1") in everything
+    assert Place("app", f"sha256-{64 * '0'}") in everything
+
+
+def test_a_platform_that_is_not_there_is_said(fake: Repositories) -> None:
+    amd64 = inventory.look(connector(fake), [Place(PAUSE, "3.10")], referrers=False)[0].to_dict()["platforms"][0]
+    del fake.store[PAUSE].manifests[amd64["digest"]]
+    (pause,) = inventory.look(connector(fake), [Place(PAUSE, "3.10")], referrers=True)
+    assert (pause.platforms, pause.absent) == (("linux/arm64",), ("linux/amd64",))
+    assert [one["present"] for one in pause.to_dict()["platforms"]] == [False, True]
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b'{"mediaType": "application/x"}', b'{"schemaVersion": 2}'])
+def test_what_is_no_image_does_not_hide_the_others(fake: Repositories, content: bytes) -> None:
+    odd = oci.digest_of(content)
+    fake.store["app"].manifests[odd] = content
+    fake.store["app"].tags["odd"] = odd
+    found = {image.place.reference: image for image in inventory.look(
+        connector(fake), inventory.places(connector(fake), "app"), referrers=True
+    )}  # fmt: skip
+    assert found["v1"].tree is not None
+    assert found["odd"].tree is None
+    assert "app:odd" in found["odd"].to_dict()["problem"]
+
+
+def test_indexes_in_indexes_end_somewhere(fake: Repositories) -> None:
+    inner = fake.image("app")
+    for _ in range(5):
+        inner = fake.put("app", {"mediaType": oci.INDEX, "manifests": [plain(inner)]})
+    (found,) = inventory.look(connector(fake), [Place("app", inner.digest)], referrers=False)
+    assert "deep" in found.flaw
+
+
+# ---- check ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_told_from_what_is_broken(fake: Repositories) -> None:
+    connect = connector(fake)
+    places = [Place(PAUSE, "3.10"), Place("app", "v1"), Place(PAUSE, "3.9")]
+    items, missing = check.find(connect, places)
+    assert missing == {f"{PAUSE}:3.9": "is not in the registry"}
+    assert seed.prove(connect, items, 2) == {}
+    lost = oci.digest_of(b"b" * 2000)
+    del fake.store[PAUSE].blobs[lost]
+    flaws = seed.prove(connect, items, 2)
+    assert set(flaws) == {f"{PAUSE}:3.10"}
+    assert lost in flaws[f"{PAUSE}:3.10"]
+
+
+def test_a_platform_that_is_lost_is_a_flaw(fake: Repositories) -> None:
+    connect = connector(fake)
+    (lost, *_) = inventory.look(connect, [Place(PAUSE, "3.10")], referrers=False)[0].to_dict()["platforms"]
+    del fake.store[PAUSE].manifests[lost["digest"]]
+    items, missing = check.find(connect, [Place(PAUSE, "3.10")])
+    assert not missing
+    assert lost["digest"] in seed.prove(connect, items, 2)[f"{PAUSE}:3.10"]
+
+
+# ---- copy -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mounts", [True, False])
+def test_an_image_is_copied_whole(fake: Repositories, mounts: bool) -> None:
+    fake.mounts = mounts
+    connect = connector(fake)
+    copied = copy.copy(connect, Place(PAUSE, "3.10"), Place("mine/pause", "3.10"), referrers=False)
+    assert copied.digest == digest(fake, "mine/pause", "3.10") == digest(fake, PAUSE, "3.10")
+    assert copied.manifests == 3
+    assert copied.sent == (0 if mounts else 3000 + len(b'{"os":"linux"}'))
+    items, _ = check.find(connect, [Place("mine/pause", "3.10")])
+    assert seed.prove(connect, items, 2) == {}
+    assert len(fake.store["mine/pause"].manifests) == 3, "without the signature"
+
+
+def test_another_tag_needs_no_blob(fake: Repositories) -> None:
+    before = len(fake.requests)
+    copied = copy.copy(connector(fake), Place("app", "v1"), Place("app", "stable"), referrers=True)
+    assert digest(fake, "app", "stable") == digest(fake, "app", "v1") == copied.digest
+    assert not [one for one in fake.requests[before:] if "/blobs/" in one.path]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_what_refers_to_it_comes_along_if_asked(fake: Repositories, native: bool) -> None:
+    source = connector(fake)
+    index = digest(fake, PAUSE, "3.10")
+    (signature,) = [one for one, content in fake.store[PAUSE].manifests.items() if SIGNATURE.encode() in content]
+    if not native:
+        fake.referrers = False
+        entry = {"mediaType": oci.MANIFEST, "digest": signature, "size": 10}
+        fake.put(PAUSE, {"mediaType": oci.INDEX, "manifests": [entry]}, index.replace(":", "-"))
+    copy.copy(source, Place(PAUSE, "3.10"), Place("mine/pause", "v1"), referrers=True)
+    with source() as registry:
+        (found,) = registry.referrers("mine/pause", index)
+    assert found["digest"] == signature
+    assert found["artifactType"] == SIGNATURE
+    assert (index.replace(":", "-") in fake.store["mine/pause"].tags) is not native
+    assert oci.digest_of(b"signature") in fake.store["mine/pause"].blobs
+
+
+@pytest.mark.parametrize("what", ["image", "manifest", "blob"])
+def test_half_an_image_is_not_copied(fake: Repositories, what: str) -> None:
+    if what == "manifest":
+        (lost, *_) = inventory.look(connector(fake), [Place(PAUSE, "3.10")], referrers=False)[0].to_dict()["platforms"]
+        del fake.store[PAUSE].manifests[lost["digest"]]
+    elif what == "blob":
+        del fake.store[PAUSE].blobs[oci.digest_of(b"b" * 2000)]
+    with pytest.raises(RegistryError) as caught:
+        tag = "3.9" if what == "image" else "3.10"
+        copy.copy(connector(fake), Place(PAUSE, tag), Place("mine/pause", "v1"), referrers=False)
+    assert caught.value.code == "ImageMissing"
+    assert "mine/pause" not in fake.store or not fake.store["mine/pause"].manifests
+
+
+# ---- delete -----------------------------------------------------------------------------------------------------
+
+
+def delete_all(fake: Repositories, *names: str, all_tags: bool = False) -> list[str]:
+    connect = connector(fake)
+    planned = delete.plan(connect, [place(name) for name in names], all_tags=all_tags)
+    assert all(delete.carry_out(connect, one) for one in planned)
+    return [str(one) for one in planned]
+
+
+def refusal(fake: Repositories, *names: str, all_tags: bool = False) -> str:
+    with pytest.raises(Error) as caught:
+        delete_all(fake, *names, all_tags=all_tags)
+    assert caught.value.code == "DeleteRefused"
+    return caught.value.message
+
+
+def test_a_tag_goes_alone(fake: Repositories) -> None:
+    kept = digest(fake, "app", "v1")
+    assert delete_all(fake, "app:v1") == [f"app:v1 ({kept})"]
+    assert fake.store["app"].tags == {"v2": kept}
+    assert kept in fake.store["app"].manifests
+
+
+def test_a_registry_that_cannot_delete_a_tag_takes_others_along_only_if_told(fake: Repositories) -> None:
+    fake.untags = False
+    assert "tags v2, and this registry cannot delete a tag alone" in refusal(fake, "app:v1")
+    assert set(fake.store["app"].tags) == {"v1", "v2"}
+    assert delete_all(fake, "app:v1", all_tags=True) == [f"app@{oci_digest(fake)} and with it app:v1, app:v2"]
+    assert not fake.store["app"].tags
+    assert not fake.store["app"].manifests
+
+
+def oci_digest(fake: Repositories) -> str:
+    """The digest of the only image in fake's requests to delete."""
+    (path,) = [one.path for one in fake.requests if one.method == "DELETE" and "sha256:" in one.path]
+    return path.rpartition("/")[2]
+
+
+def test_all_tags_of_an_image_may_be_named(fake: Repositories) -> None:
+    fake.untags = False
+    delete_all(fake, "app:v1", "app:v2")
+    assert not fake.store["app"].manifests
+
+
+def test_a_digest_takes_its_tags_along_only_if_told(fake: Repositories) -> None:
+    image = digest(fake, "app", "v1")
+    assert "v1, v2: --all-tags" in refusal(fake, f"app@{image}")
+    delete_all(fake, f"app@{image}", all_tags=True)
+    assert not fake.store["app"].tags
+
+
+def test_a_repository_goes_only_if_told(fake: Repositories) -> None:
+    assert "2 tags" in refusal(fake, "app")
+    delete_all(fake, "app", all_tags=True)
+    assert not fake.store["app"].tags
+    assert "app is not in the registry" in refusal(fake, "app", all_tags=True)
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+@pytest.mark.parametrize("untags", [True, False])
+def test_what_an_index_needs_stays(fake: Repositories, tagged: bool, untags: bool) -> None:
+    fake.untags = untags
+    (child, *_) = inventory.look(connector(fake), [Place(PAUSE, "3.10")], referrers=False)[0].to_dict()["platforms"]
+    name = f"{PAUSE}@{child['digest']}"
+    if tagged:
+        fake.store[PAUSE].tags["amd64"] = child["digest"]
+        name = f"{PAUSE}:amd64"
+    assert f"is part of {PAUSE}:3.10, which stays" in refusal(fake, name, all_tags=True)
+    delete_all(fake, name, f"{PAUSE}:3.10")
+    assert not fake.store[PAUSE].tags
+
+
+def test_one_of_two_tags_of_a_part_may_go(fake: Repositories) -> None:
+    (child, *_) = inventory.look(connector(fake), [Place(PAUSE, "3.10")], referrers=False)[0].to_dict()["platforms"]
+    fake.store[PAUSE].tags |= {"amd64": child["digest"], "small": child["digest"]}
+    delete_all(fake, f"{PAUSE}:small")
+    assert set(fake.store[PAUSE].tags) == {"3.10", "amd64"}
+
+
+def test_all_that_stands_against_it_is_told_and_nothing_goes(fake: Repositories) -> None:
+    said = refusal(fake, "app:v1", "app:v9", "kubeadm-registry/canary:v1", f"{PAUSE}@sha256:{64 * '0'}")
+    for part in ("app:v9 is not in the registry", "kubeadm-registry/canary is this project's own", 64 * "0"):
+        assert part in said
+    assert "v1" in fake.store["app"].tags
+    assert "v1" in fake.store["kubeadm-registry/canary"].tags
+
+
+def test_a_tag_of_an_unknown_format_can_go(fake: Repositories) -> None:
+    odd = oci.digest_of(b"[]")
+    fake.store["app"].manifests[odd] = b"[]"
+    fake.store["app"].tags["odd"] = odd
+    delete_all(fake, "app:odd")
+    assert "odd" not in fake.store["app"].tags
+
+
+def test_what_is_gone_already_is_no_failure(fake: Repositories) -> None:
+    connect = connector(fake)
+    (planned,) = delete.plan(connect, [Place("app", "v1")], all_tags=False)
+    assert delete.carry_out(connect, planned)
+    assert not delete.carry_out(connect, planned)
+
+
+# ---- wanted -----------------------------------------------------------------------------------------------------
+
+LOG = r"""
+{"client":"10.0.0.21","who":"anonymous","method":"HEAD","path":"\/v2\/registry.k8s.io\/pause\/manifests\/3.9","status":404}
+{"client":"10.0.0.21","who":"anonymous","method":"HEAD","path":"/v2/registry.k8s.io/pause/manifests/3.9","status":404}
+{"client":"fd00::21","who":"pull","method":"GET","path":"/v2/registry.k8s.io/pause/manifests/3.9","status":404}
+{"client":"10.0.0.21","who":"anonymous","method":"HEAD","path":"/v2/quay.io_443/org/app/manifests/v1","status":404}
+{"client":"10.0.0.21","who":"anonymous","method":"HEAD","path":"/v2/kube-apiserver/manifests/v1.36.3","status":404}
+{"client":"10.0.0.21","who":"anonymous","method":"HEAD","path":"/v2/kubeadm-registry/canary/manifests/v1","status":404}
+{"client":"10.0.0.9","who":"push","method":"HEAD","path":"/v2/registry.k8s.io/mine/manifests/v1","status":404}
+{"client":"10.0.0.9","who":"anonymous","method":"PUT","path":"/v2/registry.k8s.io/mine/manifests/v1","status":404}
+{"client":"10.0.0.21","who":"anonymous","method":"GET","path":"/v2/registry.k8s.io/there/manifests/v1","status":200}
+{"client":"10.0.0.21","who":"anonymous","method":"GET","path":"/v2/registry.k8s.io/x/blobs/sha256:0","status":404}
+{"client":"10.0.0.66","who":"anonymous","method":"GET","path":"/v2/registry.k8s.io/$(id)/manifests/v1","status":404}
+{"client":"10.0.0.66","who":"anonymous","method":"GET","path":"/v2/registry.k8s.io/x/manifests/v1 y","status":404}
+{"client":"10.0.0.66","who":"anonymous","method":"GET","path":"/v2/registry.k8s.io/x/manifests/v1\n#","status":404}
+{"client":"10.0.0.66","who":"anonymous","method":"GET","path":"/v2/registry.k8s.io/../x/manifests/v1","status":404}
+"""
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A journalctl that shows LOG, and notes how it was called."""
+    (tmp_path / "log").write_text(LOG.lstrip().replace("}", ',"up":0,"down":184}'))
+    script = tmp_path / "journalctl"
+    script.write_text(
+        f"""#!/bin/sh
+echo "$*" >> {tmp_path}/calls
+case "$*" in
+  *short-unix*) echo "1800000000.123456 cp-1 haproxy[1]: x" ;;
+  *--output=cat*) cat {tmp_path}/log ;;
+esac
+"""
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return tmp_path
+
+
+def asked() -> wanted.Asked:
+    argv = ("sh", "-c", wanted.ASK, "wanted", "3600", "100", wanted.REQUEST, "one@1.service", "one@2.service")
+    return wanted.parse(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
+def test_a_log_becomes_a_list(journal: Path) -> None:
+    found = asked()
+    assert found.begins == datetime.fromtimestamp(1_800_000_000, UTC)
+    assert found.complete
+    *_, last = (journal / "calls").read_text().splitlines()
+    assert last.split()[2:] == ["--output=cat", "--since=-3600s", "--unit=one@1.service", "--unit=one@2.service"]
+    text = wanted.to_text(found.wishes, "7d", datetime(2026, 1, 2, tzinfo=UTC))
+    assert text.splitlines()[2:] == [
+        "quay.io:443/org/app:v1     # 1 time, by 10.0.0.21",
+        "registry.k8s.io/pause:3.9  # 3 times, by 10.0.0.21, fd00::21",
+        "# Not under the name of an upstream registry, so nobody can tell where they come from:",
+        "#   kube-apiserver:v1.36.3  1 time, by 10.0.0.21",
+        "#   registry.k8s.io/../x:v1  1 time, by 10.0.0.66",
+    ]
+
+
+def test_servers_are_added_up() -> None:
+    here, there = (
+        wanted.parse(["begins 1.5", f"  {count} 10.0.0.{count} registry.k8s.io/pause 3.9", "nonsense"])
+        for count in (2, 3)
+    )
+    total = wanted.together([here, there])
+    assert total == {Place(PAUSE, "3.9"): wanted.Wish(5, {"10.0.0.2", "10.0.0.3"})}
+
+
+@pytest.mark.parametrize("lines", [[], [""], ["begins "], ["begins x"]])
+def test_an_empty_log_has_no_beginning(lines: list[str]) -> None:
+    assert wanted.parse(lines) == wanted.Asked({}, None, complete=True)
+
+
+def test_many_clients_are_counted() -> None:
+    wish = wanted.Wish(70, {f"10.0.0.{number}" for number in range(7)})
+    text = wanted.to_text({Place(PAUSE, "3.9"): wish}, "7d", datetime(2026, 1, 2, tzinfo=UTC))
+    assert text.splitlines()[-1].endswith("10.0.0.3, 10.0.0.4 and 2 more")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("7d", 604800), ("12h", 43200), ("30m", 1800), ("2w", 1209600)])
+def test_how_far_back(text: str, seconds: int) -> None:
+    assert wanted.seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "-7d", "0d", "7 d", "1y", "99999d", "7d; reboot"])
+def test_no_length_of_time(text: str) -> None:
+    with pytest.raises(ConfigError):
+        wanted.seconds(text)
+
+
+def test_names_for_people(fake: Repositories) -> None:
+    assert name_of("app", "") == "app"
