@@ -138,8 +138,8 @@ def check(
     if bad:
         raise Error(
             f"{bad} of {count} images cannot be pulled everywhere", code="ImagesMissing",
-            hint="seed a bundle that has them: `bundle create --images-from FILE`, then `seed`; what the registry says "
-            "it has and cannot read must be deleted first: `images delete`",
+            hint="`seed` a bundle that has them, made with `bundle create --images-from FILE`; what is there and "
+            "cannot be read whole is not sent again while it is listed, and docs/images.md says how to replace it",
         )  # fmt: skip
     reporter.result(
         f"{count} of {count} images can be pulled through the virtual IP and from {servers} servers",
@@ -189,7 +189,7 @@ def delete(
 
     A tag goes alone where the registry can do that (zot, Distribution 3). Distribution 2.8 deletes by digest, and other
     tags of the same image go too: that is refused unless --all-tags is given. What an index that stays needs is never
-    deleted. The space comes back when the registry collects its garbage.
+    deleted..
     """
     reporter = context.reporter()
     places = [place(name) for name in names]

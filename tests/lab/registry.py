@@ -152,6 +152,20 @@ class Registry:
         output = self.cli(*arguments, "-o", "json", check=check, timeout=timeout).stdout
         return [json.loads(line) for line in output.splitlines()]
 
+    @contextmanager
+    def without_direct_way(self) -> Iterator[None]:
+        """This machine reaches the servers' SSH, and not the registry, for the length of a ``with``."""
+        rules = (
+            "add table inet nodirect",
+            "add chain inet nodirect out { type filter hook output priority 0; }",
+            f"add rule inet nodirect out tcp dport {paths.REGISTRY_PORT} reject",
+        )
+        self.lab.run("nft", "-f", "-", stdin="\n".join(rules) + "\n")
+        try:
+            yield
+        finally:
+            self.lab.run("nft", "delete", "table", "inet", "nodirect")
+
     def install(self) -> None:
         """``preflight``, then ``init``, from whatever is there."""
         self.cli("preflight", "--bundle", self.bundle)

@@ -6,11 +6,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from kubeadm_registry import paths
 from kubeadm_registry.bundle import FromLayout, create
 from tests.lab import images
 from tests.lab.registry import Registry
@@ -63,24 +60,9 @@ def test_once_and_never_again(registry: Registry, tmp_path: Path) -> None:
     say(f"{registry.frontend}: {size / 1e6:.0f} MB in {first['seconds']} s, again in {second['seconds']} s")
 
 
-@contextmanager
-def without_the_registrys_network(registry: Registry) -> Iterator[None]:
-    """This machine reaches the servers' SSH, and not the registry."""
-    rules = (
-        "add table inet seedtest",
-        "add chain inet seedtest out { type filter hook output priority 0; }",
-        f"add rule inet seedtest out tcp dport {paths.REGISTRY_PORT} reject",
-    )
-    registry.lab.run("nft", "-f", "-", stdin="\n".join(rules) + "\n")
-    try:
-        yield
-    finally:
-        registry.lab.run("nft", "delete", "table", "inet", "seedtest")
-
-
 def test_through_ssh_where_nothing_else_leads_there(registry: Registry, tmp_path: Path) -> None:
     bundle, held = made(tmp_path)
-    with without_the_registrys_network(registry):
+    with registry.without_direct_way():
         result = seeded(registry, bundle)
     assert result["unproven"] == []
     say(f"{registry.frontend}: {int(str(result['sent'])) / 1e6:.0f} MB through SSH in {result['seconds']} s")
