@@ -112,7 +112,8 @@ class _Repository:
             if (others := sorted(set(one.tags) - tags)) and not all_tags:
                 why = "" if one.digest in references else ", and this registry cannot delete a tag alone"
                 problems.append(f"{one.digest} also has the tags {', '.join(others)}{why}: --all-tags lets them go too")
-            if set(self._tags_of(one.digest)) <= going:
+            # A tag that goes alone leaves its image to the index; zot and Distribution 3 do so.
+            if one.place.reference == one.digest:
                 problems += [
                     f"{one.place} is part of {Place(self.name, tag)}, which stays"
                     for tag, image in self.images.items()
