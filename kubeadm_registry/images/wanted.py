@@ -35,7 +35,7 @@ back=$1 most=$2 request=$3; shift 3
 for unit in "$@"; do set -- "$@" "--unit=$unit"; shift; done
 journalctl --quiet --no-pager --lines=0 "$@" || exit
 echo "begins $(journalctl --quiet --no-pager --output=short-unix "$@" | head -n 1 | cut -d ' ' -f 1)"
-journalctl --quiet --no-pager --output=cat --since="-${back}s" "$@" |
+journalctl --quiet --no-pager --output=cat --since="-${back}s" "$@" | LC_ALL=C grep -F '"status":404,' |
   LC_ALL=C sed -nE -e 's#\\/#/#g' -e "s#^$request\$#\1 \4 \5#p" | sort | uniq -c | sort -k 1,1nr -k 2 | head -n "$most"
 """
 _LINE = re.compile(r" *(\d+) (\S+) (\S+) (\S+)")
