@@ -9,6 +9,7 @@ Source: https://github.com/opencontainers/distribution-spec (v1.1), the parts "P
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import socket
@@ -107,6 +108,20 @@ def certificate(pem: Path, key: Path | None = None) -> ssl.SSLContext:
     return context
 
 
+def logins(auth_map: Path) -> frozenset[str]:
+    """Who may read by *auth_map*, the proxy's own: SHA-256 of a login as HTTP has it, and its role, one a line.
+
+    Raises Error (LoginsUnreadable), also when it names nobody: that would let everybody in.
+    """
+    try:
+        found = frozenset(line.split()[0] for line in auth_map.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(f"cannot read {auth_map}: {error}", code="LoginsUnreadable", hint="run this as root") from error
+    if not found:
+        raise Error(f"{auth_map} names no login", code="LoginsUnreadable", hint="leave the option out to let all read")
+    return found
+
+
 class Server(ThreadingHTTPServer):
     """The registry of one bundle. ``serve_forever`` serves until ``shutdown``; close it, or use it in a ``with``."""
 
@@ -115,14 +130,17 @@ class Server(ThreadingHTTPServer):
 
     def __init__(
         self, address: str, port: int, bundle: Bundle, tls: ssl.SSLContext,
-        *, told: Callable[[str, str], None] = lambda client, line: None,
+        *, logins: frozenset[str] = frozenset(), told: Callable[[str, str], None] = lambda client, line: None,
     ) -> None:  # fmt: skip
         """*address* empty: all of this host. *told* gets each request's client and a line about it.
+
+        *logins* are the SHA-256, hex, of those that may read; none: anybody may.
 
         Raises BundleError, or Error (ListenFailed) when the address or port cannot be had.
         """
         self.bundle = bundle
         self.repositories = repositories(bundle)
+        self.logins = logins
         self.told = told
         self._tls = tls
         self._slots = threading.BoundedSemaphore(MOST_CLIENTS)
@@ -207,7 +225,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, url: Any) -> None:
         self._begun = False
         path, query = unquote(url.path), parse_qs(url.query)
-        if path in ("/v2", "/v2/"):
+        if self.server.logins and not self._is_known():
+            more = {"WWW-Authenticate": 'Basic realm="registry"'}
+            self._fail(HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED", "log in to pull", more)
+        elif path in ("/v2", "/v2/"):
             self._say(HTTPStatus.OK, b"{}")
         elif path == "/v2/_catalog":
             self._list(path, query, "repositories", self.server.repositories, {})
@@ -225,6 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
             )
         else:
             self._fail(HTTPStatus.NOT_FOUND, "NOT_FOUND", "no such page")
+
+    def _is_known(self) -> bool:
+        scheme, _, login = self.headers.get("Authorization", "").strip().partition(" ")
+        return scheme.lower() == "basic" and hashlib.sha256(login.strip().encode()).hexdigest() in self.server.logins
 
     def _manifest(self, repository: Repository, reference: str, _: object) -> None:
         descriptor = repository.tags.get(reference) or repository.manifests.get(reference)

@@ -11,6 +11,7 @@ from kubeadm_registry import paths, rescue
 from kubeadm_registry.addresses import endpoint, ip
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli.main import Context, cli, command
+from kubeadm_registry.components import haproxy
 from kubeadm_registry.errors import ConfigError
 
 
@@ -30,23 +31,28 @@ def group() -> None:
     help="The certificate, PEM, for the virtual IP; with its key in the same file, or in that of --key.",
 )  # fmt: skip
 @click.option("--key", type=click.Path(path_type=Path), help="The certificate's key, PEM, if it is in another file.")
-def serve(context: Context, bundle: Path, listen: str, cert: Path, key: Path | None) -> None:
+@click.option(
+    "--auth-map", "auth_map", type=click.Path(path_type=Path), metavar="FILE",
+    help=f"Ask for the logins of this file, on a server of the registry {haproxy.AUTH_MAP}.  [default: ask nobody]",
+)  # fmt: skip
+def serve(context: Context, bundle: Path, listen: str, cert: Path, key: Path | None, auth_map: Path | None) -> None:
     """Serve the images of a bundle from this host, for reading, straight from its file; Ctrl-C ends it.
 
     Names and certificate are those of the registry, so containerd on the nodes pulls from here as soon as this host
-    has the virtual IP: `ip address add VIP/32 dev eth0` (/128 for IPv6). It asks for no login. Run it as root on a
-    server of the registry, whose own services do not run, or anywhere with --cert and --key.
+    has the virtual IP: `ip address add VIP/32 dev eth0` (/128 for IPv6). Run it as root on a server of the
+    registry, whose own services do not run, or anywhere with --cert and --key.
     """
     reporter = context.reporter()
     address, port = where(listen)
     tls = rescue.certificate(cert, key)
+    who = rescue.logins(auth_map) if auth_map is not None else frozenset()
     requests = count()
 
     def told(client: str, line: str) -> None:
         next(requests)
         reporter.note(line, host=client)
 
-    with Bundle.open(bundle) as opened, rescue.Server(address, port, opened, tls, told=told) as server:
+    with Bundle.open(bundle) as opened, rescue.Server(address, port, opened, tls, logins=who, told=told) as server:
         if not server.repositories:
             raise ConfigError(f"{bundle} holds no images", code="BundleEmpty", hint="serve the bundle that has them")
         images = len(opened.images)

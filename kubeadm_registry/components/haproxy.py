@@ -21,6 +21,7 @@ UNIT = f"{paths.PREFIX}-haproxy@.service"
 ETC = f"{paths.ETC}/haproxy"
 CONFIG = f"{ETC}/haproxy.cfg"
 STATE_MAP = f"{ETC}/state.map"
+AUTH_MAP = f"{ETC}/auth.map"
 RUN = f"{paths.RUN}/haproxy"
 SOCKETS = tuple(f"{RUN}/{number}.sock" for number in (1, 2))
 
@@ -78,7 +79,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     single_writer = spec.frontend.type == "zot"
     logins = (("push", secrets.push_password), ("pull", secrets.pull_password))
     auth_map = File(
-        f"{ETC}/auth.map",
+        AUTH_MAP,
         "".join(f"{login_digest(role, password)} {role}\n" for role, password in logins).encode(),
         owner=f"root:{USER}",
         mode=0o640,

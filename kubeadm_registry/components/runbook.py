@@ -54,7 +54,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
             python=agent.python(cluster, host),
             secrets=secrets.PATH,
             pem=paths.NODE_PEM,
-            proxy_config=haproxy.CONFIG,
+            auth_map=haproxy.AUTH_MAP,
             paths=paths,
         ),
     )

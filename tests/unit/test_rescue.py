@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from kubeadm_registry import pki, rescue, seed
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.components.haproxy import login_digest
 from kubeadm_registry.errors import BundleError, ConfigError, Error
 from kubeadm_registry.registry import Registry
 from tests.unit.bundle_files import image, write_layout
@@ -75,11 +76,14 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(path: Path, pem: Path, address: str = "127.0.0.1") -> Iterator[rescue.Server]:
+def serving(
+    path: Path, pem: Path, address: str = "127.0.0.1", logins: frozenset[str] = frozenset()
+) -> Iterator[rescue.Server]:
     told: list[str] = []
+    tls = rescue.certificate(pem)
     with (
         Bundle.open(path) as bundle,
-        rescue.Server(address, 0, bundle, rescue.certificate(pem), told=lambda _, line: told.append(line)) as server,
+        rescue.Server(address, 0, bundle, tls, logins=logins, told=lambda _, line: told.append(line)) as server,
     ):
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
@@ -249,6 +253,31 @@ def test_lists_come_in_pages(client: httpx.Client) -> None:
     assert names == ["3.10", "3.9", "sig"]
     assert client.get("/v2/_catalog?n=0").json() == {"repositories": []}
     assert client.get("/v2/_catalog?last=quay.io_443/org/app").json() == {"repositories": ["registry.k8s.io/pause"]}
+
+
+def test_with_logins_it_lets_nobody_else_read(tmp_path: Path, pem: Path) -> None:
+    auth_map = tmp_path / "auth.map"
+    auth_map.write_text(f"{login_digest('push', 'secret')} push\n{login_digest('pull', 'other')} pull\n")
+    path = write_layout(tmp_path / "bundle.tar", PAUSE)
+    context = ssl.create_default_context(cadata=authority().certificate)
+    with serving(path, pem, logins=rescue.logins(auth_map)) as server:
+
+        def ask(login: httpx.BasicAuth | None) -> httpx.Response:
+            url = f"https://127.0.0.1:{server.server_port}{blob()}"
+            return httpx.get(url, verify=context, trust_env=False, auth=login)
+
+        assert ask(httpx.BasicAuth("pull", "other")).content == LAYER
+        assert ask(httpx.BasicAuth("push", "secret")).status_code == 200
+        for refused in (None, httpx.BasicAuth("pull", "secret"), httpx.BasicAuth("", "")):
+            answer = ask(refused)
+            assert answer.status_code == 401
+            assert answer.headers["WWW-Authenticate"] == 'Basic realm="registry"'
+            assert LAYER not in answer.content
+    auth_map.write_text("\n")
+    with pytest.raises(Error, match="names no login"):
+        rescue.logins(auth_map)
+    with pytest.raises(Error, match="cannot read"):
+        rescue.logins(tmp_path / "none")
 
 
 # ---- many clients, bad clients, bad bundles --------------------------------------------------------------------------
