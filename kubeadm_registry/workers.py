@@ -116,7 +116,8 @@ def parse(text: str, file: str) -> tuple[Worker, ...]:
         except ValidationError as error:
             problems += [ConfigProblem(where, f"{one['loc'][0]}: {one['msg']}") for one in error.errors()]
             continue
-        for what in (worker.name, f"{worker.address} port {worker.ssh.port}"):
+        port = f" port {worker.ssh.port}" if worker.ssh.port else ""
+        for what in (worker.name, f"{worker.address}{port}"):
             if lines.setdefault(what, number) != number:
                 problems.append(ConfigProblem(where, f"{what} stands in line {lines[what]} as well"))
         found.append(worker)

@@ -56,7 +56,7 @@ WRONG = {
     "w-1 10.0.0.1 port=ssh": "nodes:1: port:",
     "w-1 10.0.0.1 prot=22": "nodes:1: prot:",
     "w-1 10.0.0.1\nw-1 10.0.0.2": "nodes:2: w-1 stands in line 1 as well",
-    "w-1 10.0.0.1\nw-2 10.0.0.1": "nodes:2: 10.0.0.1 port None stands in line 1 as well",
+    "w-1 10.0.0.1\nw-2 10.0.0.1": "nodes:2: 10.0.0.1 stands in line 1 as well",
     "# nobody\n": "nodes names no node",
 }
 
