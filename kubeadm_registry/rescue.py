@@ -31,8 +31,9 @@ from kubeadm_registry.addresses import endpoint, is_ipv6
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.errors import BundleError, Error
 
-#: Seconds of silence after which a connection ends.
+#: Seconds of silence after which a connection ends: in an answer, and between requests, where it holds up others.
 PATIENCE = 60
+IDLE = 5
 #: Connections at a time; others wait in the kernel's queue.
 MOST_CLIENTS = 512
 QUEUE = 256
@@ -177,7 +178,7 @@ class Server(ThreadingHTTPServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Agree on TLS here and not while accepting, where one that says nothing would hold up all others."""
-        request.settimeout(PATIENCE)
+        request.settimeout(IDLE)
         with self._tls.wrap_socket(request, server_side=True) as secure:
             _Handler(secure, client_address, self)
 
@@ -192,12 +193,13 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "kubeadm-registry-rescue"
     sys_version = ""
-    timeout = PATIENCE
+    timeout = IDLE
     disable_nagle_algorithm = True
     server: Server
 
     def do_GET(self) -> None:
         """Answer; a bundle that turns out to be damaged is told to the client and to whoever looks on."""
+        self.connection.settimeout(PATIENCE)
         try:
             self._answer(urlsplit(self.path))
         except BundleError as error:
@@ -206,6 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True  # the body is short of its length, which the client sees
             else:
                 self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, "UNKNOWN", error.message)
+        self.connection.settimeout(IDLE)
 
     do_HEAD = do_GET
 

@@ -303,6 +303,23 @@ def test_one_that_says_nothing_keeps_nobody_waiting(server: rescue.Server, clien
             connection.close()
 
 
+def test_one_that_asks_nothing_more_gives_its_place_back(
+    server: rescue.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescue, "IDLE", 0.2)
+    context = ssl.create_default_context(cadata=authority().certificate)
+    with (
+        socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as wire,
+        context.wrap_socket(wire, server_hostname="127.0.0.1") as secure,
+    ):
+        secure.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while piece := secure.recv(4096):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"{}")
+
+
 def test_one_that_does_not_trust_us_is_told_of(server: rescue.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     heard = threading.Event()
