@@ -16,8 +16,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar, cast
 
+from kubeadm_registry import seeded
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import RegistryError
@@ -117,6 +118,8 @@ def _item(bundle: Bundle, name: str, root: oci.Descriptor) -> Item:
     reference = parse(name)
     assert reference is not None  # noqa: S101  a bundle has no other names
     needed = list(bundle.layout.reachable(root))
+    for one in needed:
+        bundle.layout.expect(one)  # nothing is pushed of a bundle that lacks something
     manifests = tuple(one for one in needed if one.media_type in oci.INDEXES | oci.MANIFESTS)
     blobs = tuple(one for one in needed if one not in manifests)
     repository = f"{repository_prefix(reference.host)}/{reference.path}"
@@ -129,6 +132,7 @@ class Seeder:
     def __init__(
         self, bundle: Bundle, connect: Connect, journal: Journal, *, workers: int = WORKERS,
         progress: Progress = lambda done, total: None, patience: float = PATIENCE, piece: int = PIECE,
+        allow_older: bool = False,
     ) -> None:  # fmt: skip
         self._bundle = bundle
         self._connect = connect
@@ -137,6 +141,7 @@ class Seeder:
         self._progress = progress
         self._patience = patience
         self._piece = piece
+        self._allow_older = allow_older
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
         self._total = self._sent = 0
@@ -144,8 +149,14 @@ class Seeder:
     def run(self, items: Sequence[Item]) -> int:
         """Push what is missing of *items*; returns how many bytes of blobs went out. Raises RegistryError, BundleError.
 
-        All blobs first, then the manifests: an image is never there without what it needs.
+        All blobs first, then the manifests: an image is never there without what it needs. A delta whose base is not
+        there, or a bundle that comes before what is there, is refused before anything is pushed.
         """
+        line = self._bundle.layout.lineage
+        with self._connect() as registry:
+            record = patiently(lambda: seeded.read(registry, line), self._patience)
+        if not self._allow_older:
+            seeded.judge(line, record)
         missing = [item for item, there in self._each(self._is_there, items) if not there]
         needed = {(blob.digest, item.repository): blob for item in missing for blob in item.blobs}
         parcels: dict[str, Parcel] = {}
@@ -153,12 +164,31 @@ class Seeder:
             parcel = parcels.setdefault(digest, Parcel(needed[digest, repository], [], []))
             (parcel.at if there else parcel.to).append(repository)
         work = [parcel for parcel in parcels.values() if parcel.to]
+        self._find([parcel for parcel in work if parcel.blob.digest in line.left_out and not parcel.at])
         self._total = sum(parcel.blob.size * len(parcel.to) for parcel in work)
         self._progress(0, self._total)
         # The large ones first, so that none of them is alone at the end.
         list(self._each(self._send, sorted(work, key=lambda parcel: -parcel.blob.size)))
         list(self._each(self._manifests, missing))
+        if record is None or record.index != line.index:
+            with self._connect() as registry:
+                patiently(lambda: seeded.write(registry, line), self._patience)
         return self._sent
+
+    def _find(self, parcels: Sequence[Parcel]) -> None:
+        """Where the registry has what a delta leaves out, if not where it is needed. Raises BundleError."""
+        line = self._bundle.layout.lineage
+
+        def look(registry: Registry, parcel: Parcel) -> str:
+            digest = parcel.blob.digest
+            return patiently(lambda: seeded.home(registry, line.left_out[digest], digest), self._patience)
+
+        lacking = []
+        for parcel, home in self._each(look, parcels):
+            parcel.at.extend([home] if home else [])
+            lacking.extend([] if home else [parcel.blob.digest])
+        if lacking:
+            raise seeded.lacking(line, lacking)
 
     def _each(
         self, work: Callable[[Registry, Thing], Outcome], what: Sequence[Thing]
@@ -183,11 +213,20 @@ class Seeder:
                 location=place, patience=self._patience, piece=self._piece,
             )  # fmt: skip
             upload.progress = partial(self._took, key, upload)
-            upload.run(lambda offset: self._bundle.layout.blob(blob, offset=offset), mount_from=home)
+            try:
+                upload.run(partial(self._open, registry, blob, home), mount_from=home)
+            except RegistryError as error:
+                raise seeded.blame(self._bundle, blob, error) from error
             self._journal.note(key, "")
             with self._lock:
                 self._sent += upload.sent
             home = home or repository
+
+    def _open(self, registry: Registry, blob: oci.Descriptor, home: str, offset: int) -> BinaryIO:
+        """A blob from byte *offset* on: of the bundle, or of the repository *home* if the bundle leaves it out."""
+        if self._bundle.layout.has(blob.digest):
+            return self._bundle.layout.blob(blob, offset=offset)
+        return cast(BinaryIO, seeded.Kept(registry, home, blob.digest, offset))
 
     def _took(self, key: str, upload: Upload, taken: int) -> None:
         self._journal.note(key, upload.location)

@@ -23,7 +23,14 @@ BLOCK = 512
 MAX_MEMBERS = 200_000
 #: The longest extended header, in bytes; real ones are under 1 KiB.
 MAX_EXTENDED_HEADER = 64 * 1024
+#: The most extended headers before one member, of which tools write two, and the bytes of all in an archive.
+MAX_EXTENDED_HEADERS = 4
+MAX_EXTENDED_BYTES = 64 * 1024 * 1024
+#: The largest member, in bytes: as much as a descriptor may say.
+MAX_SIZE = 2**50
 
+#: Records of pax that change how others read a name or a content; what writes them has no place in a bundle.
+_REFUSED = (b"GNU.sparse", b"hdrcharset")
 _RECORDS = frozenset({b"path", b"linkpath", b"size"})
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f\\]+")
 
@@ -64,6 +71,7 @@ def members(file: BinaryIO, *, max_bytes: int | None = None, links: bool = False
     total = 0
     position = 0
     extended: dict[str, str] = {}
+    headers = extended_bytes = 0
     while True:
         file.seek(position)
         block = file.read(BLOCK)
@@ -77,6 +85,9 @@ def members(file: BinaryIO, *, max_bytes: int | None = None, links: bool = False
         if header.kind in b"xgLK":
             extended |= _extended(file, header)
             position = content + _padded(header.size)
+            headers, extended_bytes = headers + 1, extended_bytes + header.size
+            if headers > MAX_EXTENDED_HEADERS or extended_bytes > MAX_EXTENDED_BYTES:
+                raise damaged("the archive has more extended headers than any tool writes")
             continue
         linked = links and header.kind in b"12"
         if header.kind not in b"0\x005" and not linked:
@@ -84,7 +95,9 @@ def members(file: BinaryIO, *, max_bytes: int | None = None, links: bool = False
         size = _size(extended["size"]) if "size" in extended else header.size
         name = safe_name(extended.get("path", header.name))
         link = _target(name, extended.get("linkpath", header.link), symbolic=header.kind == b"2") if linked else ""
-        extended = {}
+        if "linkpath" in extended and not linked:
+            raise damaged(f"{name!r} in the archive is called a link, and is none")
+        extended, headers = {}, 0
         directory = header.kind == b"5"
         if directory and size:
             raise damaged(f"directory {name!r} in the archive has content")
@@ -141,7 +154,8 @@ class _Header:
         # GNU tar keeps other things where POSIX has the prefix, and marks itself by a blank after the magic.
         if block[262:263] == b"\0" and (prefix := _text(block[345:500])):
             name = f"{prefix}/{name}"
-        return cls(name, _number(block[100:108]), _number(block[124:136]), block[156:157], _text(block[157:257]))
+        size = _bounded(_number(block[124:136]))
+        return cls(name, _number(block[100:108]), size, block[156:157], _text(block[157:257]))
 
 
 def _text(field: bytes) -> str:
@@ -164,7 +178,13 @@ def _number(field: bytes) -> int:
 def _size(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise damaged("a size in the archive is not a number")
-    return int(text)
+    return _bounded(int(text))
+
+
+def _bounded(size: int) -> int:
+    if size > MAX_SIZE:
+        raise damaged(f"a file in the archive has {size} bytes")
+    return size
 
 
 def _extended(file: BinaryIO, header: _Header) -> dict[str, str]:
@@ -183,12 +203,42 @@ def _extended(file: BinaryIO, header: _Header) -> dict[str, str]:
             raise damaged("an extended header in the archive has a wrong length")
         record = rest[: int(length) - len(length) - 1]
         key, _, value = record[:-1].partition(b"=")
-        if key.startswith(b"GNU.sparse") or (header.kind == b"g" and key in _RECORDS):
+        if key.startswith(_REFUSED) or (header.kind == b"g" and key in _RECORDS):
             raise damaged(f"the archive uses {key.decode(errors='replace')[:50]}, which is not allowed here")
         if key in _RECORDS:
             records[key.decode()] = _text(value)
         content = content[int(length) :]
     return records
+
+
+def put_last(file: BinaryIO, name: str, content: bytes) -> None:
+    """Make the small file *name* the last one of the archive *file*, which is open for reading and writing.
+
+    One of that name which is the last already is replaced. The header is written after all else: an archive is whole
+    without the new file until it is whole with it. Raises BundleError for an archive that *name* is elsewhere in.
+    """
+    begin = end = 0
+    last = ""
+    for member in members(file):
+        if last == name:
+            raise damaged(f"{name} is not the last file of the archive", hint="make the bundle again")
+        begin, end, last = end, member.offset + _padded(member.size), member.name
+    if last != name:
+        begin = end
+    new = io.BytesIO()
+    writer = Writer(new)
+    writer.file(name, io.BytesIO(content), len(content))
+    writer.finish()
+    written = new.getvalue()
+    file.seek(begin + BLOCK)
+    file.write(written[BLOCK:])
+    file.flush()
+    os.fsync(file.fileno())
+    file.seek(begin)
+    file.write(written[:BLOCK])
+    file.truncate(begin + len(written))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 class Window(io.RawIOBase):

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from kubeadm_registry.bundle import oci
+from kubeadm_registry.bundle import oci, tree
 from kubeadm_registry.bundle.failures import damaged
 from kubeadm_registry.bundle.images import image_name
 from kubeadm_registry.bundle.layout import Layout
@@ -73,6 +73,8 @@ class Bundle:
                 raise damaged(
                     f"{self.layout.where}: {name[:200] or entry.digest!r} is no image's name, or is there twice"
                 )
+            if entry.media_type not in oci.TREES:
+                raise damaged(f"{self.layout.where}: {name} is {entry.media_type[:100]}, not an image")
             images[name] = entry
         return images
 
@@ -86,15 +88,18 @@ class Bundle:
         return self.layout.blob(descriptor, offset=offset)
 
     def extract(self, program: Program, to: Path, *, progress: Callable[[int], None] = lambda _bytes: None) -> None:
-        """Write the layer of *program*, a tar.gz, to the file *to*; its digest is checked.
+        """Write the layer of *program*, a tar.gz, to the file *to*; its digest is checked, and what it unpacks to.
 
         *progress* is told how many bytes were written since it was last called. Raises BundleError if the layer is
-        missing or damaged; then *to* is not there.
+        missing, damaged, or made to do harm where it is unpacked; then *to* is not there.
         """
         new = to.with_name(to.name + ".new")
         try:
             with self.layout.blob(program.layer) as source, new.open("wb") as target:
                 copy(source, target, progress)
+            with new.open("rb") as layer:
+                for flaw in tree.check_layer(layer, program.entry_point, program.unpacked):
+                    raise damaged(f"{self.layout.where}: {program.reference}: {flaw}")
             new.replace(to)
         finally:
             new.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from kubeadm_registry.bundle import archive, oci, tool
+from kubeadm_registry.bundle import archive, oci, signing, tool
+from kubeadm_registry.bundle.delta import Base
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.bundle.images import ImageSource, images_in, prune
 from kubeadm_registry.bundle.layout import Layout
@@ -56,6 +57,8 @@ def create(
     *,
     images: Sequence[ImageSource] = (),
     platforms: Sequence[oci.Platform] = (),
+    since: Path | None = None,
+    sign: Path | None = None,
     architecture: str = "",
     progress: Progress = lambda _text: None,
     meter: Meter = lambda _done, _total: None,
@@ -68,6 +71,7 @@ def create(
     The file appears whole or not at all, and the same inputs give the same bytes. *programs* come from ``choose``,
     *images* from ``images_from``; of those for several platforms only *platforms* are taken: none given means what the
     files hold, and from registries what servers of that architecture need. *meter* is told of bytes fetched.
+    *since* is an earlier bundle: what it has is left out. *sign* is the file of a key (see ``signing.sign``).
     *workshop*, for tests, replaces *cache* and *mirror*. Raises BundleError if something cannot be had or is refused.
     """
     architecture = architecture or this_architecture()
@@ -81,6 +85,7 @@ def create(
         raise ConfigError("the bundle would be empty", hint="name programs or images", code="BundleEmpty")
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise ConfigError(f"{output} cannot be written: it is a directory, or in none", hint="give a path for the file")
+    base = Base.read(since) if since is not None else None
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kubeadm-registry-bundle-")))
         bench = workshop or Workshop(
@@ -97,13 +102,16 @@ def create(
         for item in built:
             _add_program(contents, item)
         names = _add_images(contents, images, platforms, bench, stack)
-        index = oci.Index(manifests=tuple(sorted(contents.entries, key=_reference))).to_json()
+        annotations = base.leave_out(contents.blobs) if base is not None else None
+        entries = tuple(sorted(contents.entries, key=_reference))
+        index = oci.Index(manifests=entries, annotations=annotations).to_json()
         files = {oci.LAYOUT_FILE: oci.LAYOUT, oci.INDEX_FILE: index}
         for program in (item.program for item in built):
-            if program.name == tool.NAME:
+            if program.name == tool.NAME and program.digest in contents.blobs:
                 files[tool.UNPACK_FILE] = tool.unpack_script(program)
+        signature = signing.sign(index, sign) if sign is not None else b""
         progress(f"writing {output}")
-        _write(output, files, contents)
+        _write(output, files, contents, signature)
     return Made(
         path=output,
         size=output.stat().st_size,
@@ -174,7 +182,7 @@ def _opener(layout: Layout, descriptor: oci.Descriptor) -> _Blob:
     return lambda: layout.blob(descriptor)
 
 
-def _write(output: Path, files: Mapping[str, bytes], contents: _Contents) -> None:
+def _write(output: Path, files: Mapping[str, bytes], contents: _Contents, signature: bytes) -> None:
     """Write the file beside its final place, flush it to the disk and rename it."""
     # Manifests, being small, come first: whoever reads the file in order knows early what it holds.
     order = sorted(contents.blobs.items(), key=lambda item: (item[1][0] > oci.MAX_MANIFEST, item[0]))
@@ -189,6 +197,8 @@ def _write(output: Path, files: Mapping[str, bytes], contents: _Contents) -> Non
             for digest, (size, opener) in order:
                 with opener() as content:
                     writer.file(oci.blob_name(digest), content, size)
+            if signature:  # the last one, where `bundle sign` puts it as well
+                writer.file(signing.FILE, io.BytesIO(signature), len(signature))
             writer.finish()
             file.flush()
             os.fsync(file.fileno())

@@ -31,3 +31,8 @@ def refused(message: str, *, hint: str) -> BundleError:
 def unavailable(message: str, *, hint: str) -> BundleError:
     """Something that should go into a bundle cannot be fetched or built on this machine."""
     return BundleError(message, code="BundleInputUnavailable", hint=hint)
+
+
+def base_missing(message: str, *, hint: str) -> BundleError:
+    """A delta leaves out what its base has, and the base is not there."""
+    return BundleError(message, code="BundleBaseMissing", hint=hint)

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import BinaryIO, Protocol, Self, cast
 
 from kubeadm_registry.bundle import archive, oci
-from kubeadm_registry.bundle.failures import damaged, incomplete, refused
+from kubeadm_registry.bundle.failures import base_missing, damaged, incomplete, refused
+from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import BundleError
 
 
@@ -127,13 +128,16 @@ class Layout:
                 f"{where} is not an OCI image layout: it has no file {oci.LAYOUT_FILE}",
                 hint="make one, for example with `skopeo copy docker-archive:FILE oci-archive:FILE:NAME`",
             )
-        version = self._json(oci.LAYOUT_FILE, 4096)
+        version = self.file(oci.LAYOUT_FILE, 4096)
         if b'"1.0.0"' not in version:
             raise damaged(f"{where} is an OCI image layout of an unknown version: {version[:80]!r}")
         if oci.INDEX_FILE not in store.sizes:
             raise incomplete(f"{where} has no {oci.INDEX_FILE}")
-        self.index_bytes = self._json(oci.INDEX_FILE, oci.MAX_INDEX)
+        self.index_bytes = self.file(oci.INDEX_FILE, oci.MAX_INDEX)
         self.index = oci.parse(oci.Index, self.index_bytes, f"{where}: {oci.INDEX_FILE}")
+        self.lineage = Lineage.of(self.index, self.index_bytes, where)
+        if held := next(filter(self.has, self.lineage.left_out), ""):
+            raise damaged(f"{where} holds {held}, which it says is left out")
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -164,7 +168,8 @@ class Layout:
         """Close what is open; streams of this layout cannot be read after it."""
         self.store.close()
 
-    def _json(self, name: str, limit: int) -> bytes:
+    def file(self, name: str, limit: int) -> bytes:
+        """Return the small file *name*, which is there. Raises BundleError if it has more than *limit* bytes."""
         if self.store.sizes[name] > limit:
             raise damaged(f"{self.where}: {name} has {self.store.sizes[name]} bytes, more than {limit}")
         with self.store.open(name) as file:
@@ -174,20 +179,31 @@ class Layout:
         """Say whether the layout holds the blob *digest*, without reading it."""
         return oci.blob_name(digest) in self.store.sizes
 
+    def expect(self, descriptor: oci.Descriptor) -> None:
+        """Look whether the blob is there and has the right size, or is left out by a delta; raises BundleError if not.
+
+        Nothing is read.
+        """
+        size = self.store.sizes.get(oci.blob_name(descriptor.digest))
+        if size is None and descriptor.digest not in self.lineage.left_out:
+            raise incomplete(f"{self.where} does not hold {descriptor.digest}, which it refers to")
+        if size is not None and size != descriptor.size:
+            raise damaged(f"{self.where}: {descriptor.digest} has {size} bytes instead of {descriptor.size}")
+
     def blob(self, descriptor: oci.Descriptor, *, offset: int = 0) -> BinaryIO:
         """Open the blob that *descriptor* names, from byte *offset* on.
 
         Raises BundleError if it is missing or has another size; a stream from offset 0 raises it as well, before it
         gives out the last bytes, when the content does not have the digest.
         """
-        name = oci.blob_name(descriptor.digest)
-        if name not in self.store.sizes:
-            raise incomplete(f"{self.where} does not hold {descriptor.digest}, which it refers to")
-        if self.store.sizes[name] != descriptor.size:
-            raise damaged(
-                f"{self.where}: {descriptor.digest} has {self.store.sizes[name]} bytes instead of {descriptor.size}"
+        self.expect(descriptor)
+        if not self.has(descriptor.digest):
+            raise base_missing(
+                f"{self.where} leaves out {descriptor.digest}, which {self.lineage.left_out[descriptor.digest]} has "
+                f"in the bundle {self.lineage.base}",
+                hint="a delta goes where the bundle that it was made since has been used: use that one first",
             )
-        file = self.store.open(name)
+        file = self.store.open(oci.blob_name(descriptor.digest))
         if offset:
             file.seek(offset)
             return file
@@ -205,29 +221,49 @@ class Layout:
         return oci.parse(oci.Manifest, self.read(descriptor), f"{self.where}: manifest {descriptor.digest}")
 
     def children(self, descriptor: oci.Descriptor) -> tuple[oci.Descriptor, ...]:
-        """Return what the manifest or index named by *descriptor* refers to; nothing for any other blob."""
+        """Return what the manifest or index named by *descriptor* refers to; nothing for any other blob.
+
+        Raises BundleError for one that is of another type than its descriptor says, an index of anything but
+        manifests, and a manifest that has manifests for layers.
+        """
+        what = f"{self.where}: {descriptor.digest}"
         if descriptor.media_type in oci.INDEXES:
-            what = f"{self.where}: index {descriptor.digest}"
-            return oci.parse(oci.Index, self.read(descriptor), what).manifests
-        if descriptor.media_type in oci.MANIFESTS:
+            index = oci.parse(oci.Index, self.read(descriptor), what)
+            found, manifests, said = index.manifests, True, index.media_type
+        elif descriptor.media_type in oci.MANIFESTS:
             manifest = self.manifest(descriptor)
-            return (manifest.config, *manifest.layers)
-        return ()
+            found, manifests, said = (manifest.config, *manifest.layers), False, manifest.media_type
+        else:
+            return ()
+        if said != descriptor.media_type:
+            raise damaged(f"{what} is called {descriptor.media_type}, and calls itself {said[:100]}")
+        for child in found:
+            if (child.media_type in oci.TREES) != manifests:
+                raise damaged(f"{what} refers to {child.digest} as {child.media_type[:100]}, which has no place there")
+        return found
 
     def reachable(self, *roots: oci.Descriptor) -> Iterator[oci.Descriptor]:
-        """Give every blob that *roots* need, children before their parents, each once: the order to send them in."""
-        seen: set[str] = set()
-        stack = [(root, False) for root in reversed(roots)]
+        """Give every blob that *roots* need, children before their parents, each once: the order to send them in.
+
+        Raises BundleError when two descriptors disagree about a blob, and for indexes that lie too deep.
+        """
+        seen: dict[str, tuple[int, str]] = {}
+        stack = [(root, 0) for root in reversed(roots)]
         while stack:
-            descriptor, expanded = stack.pop()
-            if expanded:
+            descriptor, depth = stack.pop()
+            if depth < 0:
                 yield descriptor
                 continue
+            what = (descriptor.size, descriptor.media_type if descriptor.media_type in oci.TREES else "")
             if descriptor.digest in seen:
+                if seen[descriptor.digest] != what:
+                    raise damaged(f"{self.where}: two descriptors of {descriptor.digest} disagree")
                 continue
-            seen.add(descriptor.digest)
-            stack.append((descriptor, True))
-            stack.extend((child, False) for child in reversed(self.children(descriptor)))
+            seen[descriptor.digest] = what
+            if depth > oci.MAX_DEPTH:
+                raise damaged(f"{self.where}: more than {oci.MAX_DEPTH} indexes lie in each other")
+            stack.append((descriptor, -1))
+            stack.extend((child, depth + 1) for child in reversed(self.children(descriptor)))
 
 
 class _Verified(io.RawIOBase):

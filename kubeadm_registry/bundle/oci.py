@@ -6,12 +6,13 @@ image-layout.md.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, BinaryIO, Literal, TypeVar
+from typing import Annotated, BinaryIO, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from kubeadm_registry.bundle.failures import damaged
@@ -25,6 +26,8 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 INDEXES = frozenset({INDEX, DOCKER_INDEX})
 MANIFESTS = frozenset({MANIFEST, DOCKER_MANIFEST})
+#: What refers to other blobs.
+TREES = INDEXES | MANIFESTS
 
 REFERENCE_NAME = "org.opencontainers.image.ref.name"
 #: containerd writes the image's full name here, and only its tag into the reference name.
@@ -38,6 +41,9 @@ LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 MAX_MANIFEST = 4 * 1024 * 1024
 #: The longest index of a layout that is read: some ten thousand images.
 MAX_INDEX = 16 * 1024 * 1024
+
+#: How deep indexes may lie in each other: an image has one, and artifacts of some tools two.
+MAX_DEPTH = 8
 
 CHUNK = 1024 * 1024
 
@@ -75,9 +81,22 @@ class Descriptor(_Model):
     platform: Platform | None = None
     data: str | None = None
 
+    @model_validator(mode="after")
+    def _data_is_the_content(self) -> Self:
+        """Whoever reads *data* instead of the blob must get the same (descriptor.md, "Embedded Content")."""
+        if self.data is not None:
+            content = base64.b64decode(self.data, validate=True)
+            if digest_of(content) != self.digest or len(content) != self.size:
+                raise ValueError("its data is not what its digest and size say")
+        return self
+
 
 class Manifest(_Model):
-    """An image or an artifact: its configuration and its layers."""
+    """An image or an artifact: its configuration and its layers.
+
+    What has the lists of an index as well means one thing to some readers and another to others: it is refused
+    (CVE-2021-41190).
+    """
 
     schema_version: Literal[2] = 2
     media_type: str = MANIFEST
@@ -86,15 +105,18 @@ class Manifest(_Model):
     layers: tuple[Descriptor, ...] = ()
     subject: Descriptor | None = None
     annotations: Mapping[str, str] | None = None
+    manifests: None = None
 
 
 class Index(_Model):
-    """A list of manifests: the versions of one image, or everything that a layout holds."""
+    """A list of manifests: the versions of one image, or everything that a layout holds. Not a manifest as well."""
 
     schema_version: Literal[2] = 2
     media_type: str = INDEX
     manifests: tuple[Descriptor, ...] = ()
     annotations: Mapping[str, str] | None = None
+    config: None = None
+    layers: None = None
 
 
 Parsed = TypeVar("Parsed", Manifest, Index)

@@ -7,13 +7,14 @@ import hashlib
 import os
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from kubeadm_registry.bundle import archive, oci
-from kubeadm_registry.bundle.failures import refused
+from kubeadm_registry.bundle.failures import damaged, refused
 
 #: The largest program, unpacked, in bytes.
 MAX_TREE = 4 * 1024**3
@@ -127,15 +128,20 @@ def pack(tree: Path, output: Path) -> Packed:
         return Packed(oci.digest_of_file(written), output.stat().st_size, unpacked)
 
 
-def check_layer(layer: BinaryIO, entry_point: str) -> Iterator[str]:
-    """Read the tar.gz *layer* whole and say what is wrong with it as a program's tree.
+def check_layer(layer: BinaryIO, entry_point: str, unpacked: int) -> Iterator[str]:
+    """Read the tar.gz *layer* whole and say what is wrong with it as a program's tree of *unpacked* bytes.
 
-    Raises BundleError if it is no archive of plain files and directories.
+    It is read no further than that. Raises BundleError if it is no archive of plain files and directories.
     """
     names: dict[str, archive.Member] = {}
-    with gzip.GzipFile(fileobj=layer) as unpacked:
-        for member in archive.members(unpacked, max_bytes=MAX_TREE):  # type: ignore[arg-type]
-            names[member.name] = member
+    try:
+        with gzip.GzipFile(fileobj=layer) as content:
+            for member in archive.members(content, max_bytes=min(unpacked, MAX_TREE)):  # type: ignore[arg-type]
+                names[member.name] = member
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise damaged(f"the layer is not a whole tar.gz: {error}") from error
+    if (total := sum(member.size for member in names.values())) != unpacked:
+        yield f"the files have {total} bytes instead of {unpacked}"
     for name in names:
         parent = name.rpartition("/")[0]
         if parent and (parent not in names or not names[parent].directory):

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kubeadm_registry.bundle import oci, tool, tree
+from kubeadm_registry.bundle import oci, signing, tool, tree
 from kubeadm_registry.bundle.bundle import Bundle
+from kubeadm_registry.bundle.failures import base_missing, damaged
+from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import Program
 from kubeadm_registry.errors import BundleError
 
+AGAIN = "make the bundle again with `bundle create`"
 
-def verify(path: Path, progress: Callable[[str], None] = lambda _text: None) -> None:
+
+def verify(
+    path: Path, progress: Callable[[str], None] = lambda _text: None, *, key: Path | None = None,
+    bases: Sequence[Path] = (),
+) -> None:  # fmt: skip
     """Read the bundle at *path* whole; raises BundleError that lists every problem found.
 
     What is checked: each blob has the size and the digest by which it is called; all that is referred to is there,
     and nothing else; no name leads out of the bundle, or a program's tree out of its directory; each program has an
-    executable where it says.
+    executable where it says. With *key* (see ``signing.check``) also who signed it: first, and *progress* is told. With
+    *bases*, what a delta leaves out is read from them.
     """
-    found = list(problems(path, progress))
+    found = list(problems(path, progress, key=key, bases=bases))
     if found:
         first = found[0]
         raise BundleError(
@@ -34,27 +41,33 @@ def verify(path: Path, progress: Callable[[str], None] = lambda _text: None) -> 
         )
 
 
-def problems(path: Path, progress: Callable[[str], None] = lambda _text: None) -> Iterator[BundleError]:
+def problems(
+    path: Path, progress: Callable[[str], None] = lambda _text: None, *, key: Path | None = None,
+    bases: Sequence[Path] = (),
+) -> Iterator[BundleError]:  # fmt: skip
     """Give everything that is wrong with the bundle at *path*, as errors that are not raised."""
     try:
-        with Bundle.open(path) as bundle:
-            yield from _problems(bundle, progress)
+        with ExitStack() as stack:
+            bundle = stack.enter_context(Bundle.open(path))
+            if key is not None:
+                progress(f"signed by {signing.check(bundle.layout, key)}")
+            yield from _problems(bundle, progress, [stack.enter_context(Bundle.open(base)) for base in bases])
     except BundleError as error:
         yield error
 
 
-def _problems(bundle: Bundle, progress: Callable[[str], None]) -> Iterator[BundleError]:
+def _problems(bundle: Bundle, progress: Callable[[str], None], bases: Sequence[Bundle]) -> Iterator[BundleError]:
     layout = bundle.layout
     programs = bundle.programs  # what is wrong with the index as a whole ends the check: the rest would be guesses
     bundle.images  # noqa: B018
-    wanted = {oci.LAYOUT_FILE, oci.INDEX_FILE}
+    wanted = {oci.LAYOUT_FILE, oci.INDEX_FILE, signing.FILE}
+    left_out: dict[str, oci.Descriptor] = {}
     layers = {program.digest: program for program in programs.values()}
-    if tool.NAME in programs:
+    if tool.NAME in programs and layout.has(programs[tool.NAME].digest):
         wanted.add(tool.UNPACK_FILE)
         if not _is_unpack_script(bundle, programs[tool.NAME]):
-            yield BundleError(
+            yield damaged(
                 f"{layout.where}: {tool.UNPACK_FILE} is not the script that unpacks the tool in it",
-                code="BundleDamaged",
                 hint="do not run it; make the bundle again with `bundle create`",
             )
     checked: set[str] = set()
@@ -64,16 +77,42 @@ def _problems(bundle: Bundle, progress: Callable[[str], None]) -> Iterator[Bundl
         try:
             for descriptor in layout.reachable(entry):
                 wanted.add(oci.blob_name(descriptor.digest))
-                if descriptor.digest not in checked:
+                if descriptor.digest in layout.lineage.left_out:
+                    if left_out.setdefault(descriptor.digest, descriptor).size != descriptor.size:
+                        yield damaged(f"{name}: two descriptors of {descriptor.digest} disagree", hint=AGAIN)
+                elif descriptor.digest not in checked:
                     checked.add(descriptor.digest)
                     yield from _blob_problems(bundle, descriptor, layers.get(descriptor.digest), name)
+                else:
+                    layout.expect(descriptor)
         except BundleError as error:
             yield error
     for file in sorted(set(layout.store.sizes) - wanted):
-        yield BundleError(
-            f"{layout.where}: nothing refers to {file}",
-            code="BundleDamaged",
-            hint="make the bundle again with `bundle create`",
+        yield damaged(f"{layout.where}: nothing refers to {file}", hint=AGAIN)
+    for digest in sorted(layout.lineage.left_out.keys() - left_out.keys()):
+        yield damaged(f"{layout.where}: nothing refers to {digest}, which it says is left out", hint=AGAIN)
+    if bases:
+        progress("checking what is left out")
+        yield from _base_problems(layout, left_out.values(), bases)
+
+
+def _base_problems(
+    layout: Layout, left_out: Iterable[oci.Descriptor], bases: Sequence[Bundle]
+) -> Iterator[BundleError]:
+    """What a delta leaves out and none of the *bases* holds, or holds damaged."""
+    missing = []
+    for descriptor in left_out:
+        base = next((base for base in bases if base.layout.has(descriptor.digest)), None)
+        if base is None:
+            missing.append(descriptor.digest)
+        else:
+            yield from _blob_problems(base, descriptor, None, base.layout.where)
+    if missing:
+        yield base_missing(
+            f"{layout.where} leaves out what is in none of {', '.join(base.layout.where for base in bases)}: "
+            + ", ".join(f"{digest} (of {layout.lineage.left_out[digest]})" for digest in sorted(missing)),
+            hint=f"it was made since the bundle whose index is {layout.lineage.base}; give that one, and those before "
+            "it if it is a delta as well, each with --base",
         )
 
 
@@ -95,19 +134,11 @@ def _blob_problems(
             while blob.read(oci.CHUNK):
                 pass
         if program:
-            with bundle.layout.blob(descriptor, offset=0) as layer:
-                for text in tree.check_layer(layer, program.entry_point):
-                    yield BundleError(
-                        f"{name}: {text}", code="BundleDamaged", hint="make the bundle again with `bundle create`"
-                    )
+            with bundle.layout.blob(descriptor) as layer:
+                for text in tree.check_layer(layer, program.entry_point, program.unpacked):
+                    yield damaged(f"{name}: {text}", hint=AGAIN)
     except BundleError as error:
         yield BundleError(f"{name}: {error.message}", code=error.code, hint=error.hint)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        yield BundleError(
-            f"{name}: its layer is not a whole tar.gz: {error}",
-            code="BundleDamaged",
-            hint="make the bundle again with `bundle create`",
-        )
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -117,9 +148,11 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     with Bundle.open(path) as bundle:
         layout = bundle.layout
+        sizes = {program.digest: program.size for program in bundle.programs.values()}
         images = []
         for name, entry in sorted(bundle.images.items()):
             blobs = list(layout.reachable(entry))
+            sizes |= {blob.digest: blob.size for blob in blobs}
             images.append({"name": name, "digest": entry.digest, "size": sum(blob.size for blob in blobs)})
         programs = []
         for _, program in sorted(bundle.programs.items()):
@@ -127,7 +160,11 @@ def inspect(path: Path) -> dict[str, Any]:
         return {
             "path": str(path),
             "size": sum(layout.store.sizes.values()),
-            "index": oci.digest_of(layout.index_bytes),
+            "index": layout.lineage.index,
+            "signed": signing.FILE in layout.store.sizes,
+            "base": layout.lineage.base,
+            "sequence": layout.lineage.sequence,
+            "leftOut": sum(sizes[digest] for digest in layout.lineage.left_out if digest in sizes),
             "programs": programs,
             "images": images,
         }

@@ -1,4 +1,4 @@
-"""``bundle create | verify | inspect``."""
+"""``bundle create | verify | inspect | sign | diff``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kubeadm_registry import bundle, config
-from kubeadm_registry.cli.main import Context, cli, command, names
+from kubeadm_registry.cli.main import Context, cli, command, key_option, names
 from kubeadm_registry.cli.session import DEFAULT_BUNDLE, wanted
 from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.errors import ConfigError
@@ -59,12 +59,19 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
     help="Of images that are there for several, take these.  [default: from registries the servers' own, else all]",
 )  # fmt: skip
 @click.option(
+    "--since", metavar="OLD-BUNDLE", type=click.Path(path_type=Path),
+    help="Leave out what this bundle has: a small file for where it has been used.",
+)  # fmt: skip
+@click.option(
+    "--sign", metavar="KEY", type=click.Path(path_type=Path), help="Sign it with this SSH key; see bundle sign."
+)
+@click.option(
     "--architecture", type=click.Choice(["amd64", "arm64"]), help="Of the servers.  [default: this machine's]"
 )
 def create(
     context: Context, file: Path, path: Path | None, with_: str, images_only: bool, given: tuple[str, ...],
     accepted: tuple[str, ...], kubernetes: str | None, images: tuple[str, ...], paths: tuple[Path, ...],
-    platforms: str, architecture: str | None,
+    platforms: str, since: Path | None, sign: Path | None, architecture: str | None,
 ) -> None:  # fmt: skip
     """Make a bundle. Needs internet, or the files themselves.
 
@@ -91,6 +98,8 @@ def create(
         bundle.choose(chosen, files, pairs(accepted, "--accept-digest")),
         images=bundle.images_from(images, paths),
         platforms=bundle.platforms(names(platforms)),
+        since=since,
+        sign=sign,
         architecture=architecture or "",
         progress=reporter.note,
         meter=reporter.progress,
@@ -107,11 +116,26 @@ def create(
 
 @command(group, "verify")
 @click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
-def verify(context: Context, file: Path) -> None:
+@key_option
+@click.option(
+    "--base", "bases", metavar="OLD-BUNDLE", multiple=True, type=click.Path(path_type=Path),
+    help="Look for what a delta leaves out in this bundle as well; again for those before it.",
+)  # fmt: skip
+def verify(context: Context, file: Path, key: Path | None, bases: tuple[Path, ...]) -> None:
     """Read a bundle whole and compare every byte with its digest. Exit code 1 if anything is wrong."""
     reporter = context.reporter()
-    bundle.verify(file, reporter.note)
+    bundle.verify(file, reporter.note, key=key, bases=bases)
     reporter.result(f"{file} is whole", path=str(file))
+
+
+@command(group, "sign")
+@click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
+@click.option("--key", metavar="KEY", type=click.Path(path_type=Path), required=True,
+              help="A private SSH key, or a public one whose private key the agent or a security key has.")  # fmt: skip
+def sign(context: Context, file: Path, key: Path) -> None:
+    """Sign a bundle, or sign it anew. Only a few bytes at its end are written, however large it is."""
+    index = bundle.sign_file(file, key)
+    context.reporter().result(f"{file} is signed: index {index}", path=str(file), index=index)
 
 
 @command(group, "inspect")
@@ -128,3 +152,24 @@ def inspect(context: Context, file: Path) -> None:
                    f"{program['size'] / 1e6:7.1f} MB  {source['kind']}: {source['origin']}")  # fmt: skip
     for image in description["images"]:
         click.echo(f"image    {image['name']}  {image['digest']}")
+    if description["base"]:
+        click.echo(f"delta    number {description['sequence']}, since {description['base']}: leaves out "
+                   f"{description['leftOut'] / 1e6:.1f} MB")  # fmt: skip
+    click.echo(f"index    {description['index']}, {'signed' if description['signed'] else 'not signed'}")
+
+
+@command(group, "diff")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+def diff(context: Context, old: Path, new: Path) -> None:
+    """Show what bundle NEW has that OLD has not: images and programs, and how many bytes they add."""
+    found = bundle.diff(old, new)
+    if context.output == "json":
+        click.echo(json.dumps(found))
+        return
+    for sign, items in (("+", found["added"]), ("-", found["removed"]), ("~", found["changed"])):
+        for item in items:
+            was = f"{item['wasVersion'] or item['was']} -> " if "was" in item else ""
+            click.echo(f"{sign} {item['kind']:<8} {item['name']}  {was}{item['version'] or item['digest']}  "
+                       f"{item['size'] / 1e6:.1f} MB, {item['adds'] / 1e6:.1f} MB new")  # fmt: skip
+    click.echo(f"{new} adds {found['adds'] / 1e6:.1f} MB to {old}")

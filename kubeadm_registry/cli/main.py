@@ -127,6 +127,11 @@ bundle_option = click.option(
     help="The bundle with the programs.  [default: ./kubeadm-registry-bundle.tar if it is there, else what the "
     "servers have already]",
 )  # fmt: skip
+key_option = click.option(
+    "--key", type=click.Path(path_type=Path), envvar="KUBEADM_REGISTRY_BUNDLE_KEY",
+    help="Use the bundle only if this SSH key signed it: a public key, or a file of allowed signers.  "
+    "[env: KUBEADM_REGISTRY_BUNDLE_KEY]",
+)  # fmt: skip
 ignore_option = click.option(
     "--ignore-preflight-errors", "ignore", metavar="NAMES", default="",
     help="Checks whose problems do not stop the run, separated by commas; 'all' for every one.",
@@ -181,7 +186,8 @@ def cli() -> None:
 
 
 def _run(
-    context: Context, workflow: Workflow, path: Path | None, bundle: Path | None, *, dry_run: bool = False,
+    context: Context, workflow: Workflow, path: Path | None, bundle: Path | None, *, key: Path | None = None,
+    dry_run: bool = False,
     only: tuple[str, ...] = (), skip: tuple[str, ...] = (), ignore: tuple[str, ...] = (), need_programs: bool = True,
     may_miss: bool = False,
 ) -> None:  # fmt: skip
@@ -190,7 +196,7 @@ def _run(
     # What the command line says is judged before any server is contacted.
     select(workflow, only, skip)
     require_checks(workflow, ignore)
-    with session.cluster(cluster_file, reporter, bundle=bundle, may_miss=may_miss) as cluster:
+    with session.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=may_miss) as cluster:
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; going on with the others, which cannot lose another server now", host=name)
         if need_programs:
@@ -225,11 +231,14 @@ def require_programs(cluster: Cluster) -> None:
 @command(cli, "init", help_after=phase_table(INIT), cls=click.Group, invoke_without_command=True)
 @file_option
 @bundle_option
+@key_option
 @dry_run_option
 @diff_option
 @ignore_option
 @skip_option
-def init(context: Context, path: Path | None, bundle: Path | None, dry_run: bool, ignore: str, skip: str) -> None:
+def init(
+    context: Context, path: Path | None, bundle: Path | None, key: Path | None, dry_run: bool, ignore: str, skip: str
+) -> None:
     """Make the registry on the servers of the cluster file, or bring it to what the file says.
 
     Run it again at any time: what is right already is left alone, an interrupted run is made up, and a second run
@@ -240,23 +249,25 @@ def init(context: Context, path: Path | None, bundle: Path | None, dry_run: bool
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
-    _run(context, INIT, path, bundle, dry_run=dry_run, skip=names(skip), ignore=names(ignore), may_miss=True)
+    _run(context, INIT, path, bundle, key=key, dry_run=dry_run, skip=names(skip), ignore=names(ignore), may_miss=True)
 
 
 @command(cast(click.Group, init), "phase", help_after=phase_table(INIT))
 @click.argument("phase", metavar="NAME[/SUB]")
 @file_option
 @bundle_option
+@key_option
 @dry_run_option
 @diff_option
 @ignore_option
 @skip_option
 def init_phase(
-    context: Context, phase: str, path: Path | None, bundle: Path | None, dry_run: bool, ignore: str, skip: str
-) -> None:
+    context: Context, phase: str, path: Path | None, bundle: Path | None, key: Path | None, dry_run: bool,
+    ignore: str, skip: str,
+) -> None:  # fmt: skip
     """Run one phase of init, with the phases below it."""
     _run(
-        context, INIT, path, bundle,
+        context, INIT, path, bundle, key=key,
         dry_run=dry_run, only=(phase,), skip=names(skip), ignore=names(ignore), may_miss=True,
     )  # fmt: skip
 
@@ -264,13 +275,14 @@ def init_phase(
 @command(cli, "preflight")
 @file_option
 @bundle_option
+@key_option
 @ignore_option
-def preflight_command(context: Context, path: Path | None, bundle: Path | None, ignore: str) -> None:
+def preflight_command(context: Context, path: Path | None, bundle: Path | None, key: Path | None, ignore: str) -> None:
     """Check that nothing stands in the way of init, on every server. Exit code 3 if something does."""
     reporter = context.reporter()
     cluster_file = config.load(path)
     require_checks(INIT, names(ignore))
-    with session.cluster(cluster_file, reporter, bundle=bundle) as cluster:
+    with session.cluster(cluster_file, reporter, bundle=bundle, key=key) as cluster:
         require_programs(cluster)
         problems = preflight(select(INIT), cluster, reporter, ignore=names(ignore))
         run(PREFLIGHT_ONLY, cluster, reporter)

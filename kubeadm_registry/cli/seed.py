@@ -12,7 +12,7 @@ from kubeadm_registry import config, paths
 from kubeadm_registry import seed as seeding
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cli import session
-from kubeadm_registry.cli.main import Context, bundle_option, cli, command, file_option
+from kubeadm_registry.cli.main import Context, bundle_option, cli, command, file_option, key_option
 from kubeadm_registry.cli.way import answers, connection, prove
 from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import ConfigError, Error
@@ -23,10 +23,14 @@ from kubeadm_registry.secrets import Secrets
 @command(cli, "seed")
 @file_option
 @bundle_option
+@key_option
+@click.option("--allow-older", is_flag=True, help="Also a bundle that comes before the last one that was seeded.")
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=seeding.WORKERS, show_default=True, help="Blobs at a time."
 )
-def seed(context: Context, path: Path | None, bundle: Path | None, workers: int) -> None:
+def seed(
+    context: Context, path: Path | None, bundle: Path | None, key: Path | None, allow_older: bool, workers: int
+) -> None:
     """Bring the images of a bundle into the registry, straight from its file.
 
     What is there already is not sent again, also after a run that was killed, and not while the writer moves. The way
@@ -35,7 +39,7 @@ def seed(context: Context, path: Path | None, bundle: Path | None, workers: int)
     """
     reporter = context.reporter()
     cluster_file = config.load(path)
-    with session.cluster(cluster_file, reporter, bundle=bundle, may_miss=True) as cluster:
+    with session.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
         if cluster.bundle is None:
             raise ConfigError("there is no bundle", hint="name one with --bundle FILE", code="BundleMissing")
         secrets = session.installed_secrets(cluster.vault)
@@ -47,7 +51,10 @@ def seed(context: Context, path: Path | None, bundle: Path | None, workers: int)
         vip = cluster_file.spec.vip.address
         direct = answers(vip)
         push = connection(cluster, cluster.hosts[0], vip, direct=direct)
-        run = seeding.Seeder(cluster.bundle, push, journal_of(secrets), workers=workers, progress=reporter.progress)
+        run = seeding.Seeder(
+            cluster.bundle, push, journal_of(secrets),
+            workers=workers, allow_older=allow_older, progress=reporter.progress,
+        )  # fmt: skip
         sent = run.run(items)
         flaws, silent = prove(cluster, items, workers, direct=direct)
         unproven, count = {**cluster.absent, **silent}, len(cluster.bundle.images)

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kubeadm_registry.addresses import ip, is_ipv6
-from kubeadm_registry.bundle import Bundle, Program
+from kubeadm_registry.bundle import Bundle, Program, check
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import programs
 from kubeadm_registry.config import Node, RegistryCluster
@@ -146,12 +146,15 @@ def can_miss(config: RegistryCluster, reached: int, failures: Sequence[Connectio
 
 @contextmanager
 def cluster(
-    config: RegistryCluster, reporter: Reporter, *, bundle: Path | None, may_miss: bool = False
-) -> Iterator[Cluster]:
+    config: RegistryCluster, reporter: Reporter, *, bundle: Path | None, key: Path | None = None,
+    may_miss: bool = False,
+) -> Iterator[Cluster]:  # fmt: skip
     """The cluster with connected hosts. *bundle* None: ./kubeadm-registry-bundle.tar if it is there, else none.
 
+    A *key* must have signed the bundle, or no host is contacted.
     *may_miss*: less than half of the servers of a cluster that was made before may be unreachable. Raises
-    ConfigError, ConnectionFailed (after telling of each host that failed), Error (SecretsConflict, SecretsDamaged).
+    ConfigError, BundleError, ConnectionFailed (after telling of each host that failed), Error (SecretsConflict,
+    SecretsDamaged).
     """
     if bundle is None and DEFAULT_BUNDLE.exists():
         bundle = DEFAULT_BUNDLE
@@ -160,6 +163,8 @@ def cluster(
                           hint="make one with `kubeadm-registry bundle create -o FILE`")  # fmt: skip
     with ExitStack() as stack:
         opened = stack.enter_context(Bundle.open(bundle)) if bundle is not None else None
+        if opened is not None and key is not None:
+            reporter.note(f"{bundle} is signed by {check(opened.layout, key)}")
         connected, failures = _attempt(config)
         for host in connected:
             stack.callback(host.transport.close)

@@ -300,6 +300,7 @@ def with_layer(made: Path, tmp_path: Path, layer: bytes) -> Path:
             manifest = json.loads(files.pop(oci.blob_name(index["manifests"][0]["digest"])))
             files.pop(oci.blob_name(manifest["layers"][0]["digest"]))
             manifest["layers"][0].update(digest=oci.digest_of(layer), size=len(layer))
+            manifest["annotations"][PROGRAM + "unpacked-size"] = str(len(SCRIPT))
             content = json.dumps(manifest).encode()
             files[oci.blob_name(oci.digest_of(layer))] = layer
             files[oci.blob_name(oci.digest_of(content))] = content
@@ -316,7 +317,8 @@ def packed(*members: tuple[str | tarfile.TarInfo, bytes]) -> bytes:
     return gzip.compress(tar(*members), mtime=0)
 
 
-GOOD = (member("bin", tarfile.DIRTYPE, mode=0o755), b""), (member("bin/garage", mode=0o755), b"#!/bin/sh\n")
+SCRIPT = b"#!/bin/sh\n"
+GOOD = (member("bin", tarfile.DIRTYPE, mode=0o755), b""), (member("bin/garage", mode=0o755), SCRIPT)
 LAYERS = {
     "no gzip": b"hello",
     "cut": packed(*GOOD)[:-9],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import pki, seed
+from kubeadm_registry import pki, seed, seeded
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.errors import RegistryError
@@ -73,7 +74,9 @@ def run(bundle: Bundle, fake: FakeRegistry, path: Path, progress: Told | None = 
 
 
 def pushed(fake: FakeRegistry) -> list[str]:
-    return [f"{one.method} {one.path.split('?')[0]}" for one in fake.requests if one.method not in ("GET", "HEAD")]
+    """What was changed, until the bundle was noted down."""
+    images = itertools.takewhile(lambda one: f"/{seeded.REPOSITORY}/blobs" not in one.path, fake.requests[1:])
+    return [f"{one.method} {one.path.split('?')[0]}" for one in images if one.method not in ("GET", "HEAD")]
 
 
 def test_where_images_go(bundle: Bundle) -> None:

@@ -1,0 +1,138 @@
+"""Who vouches for a bundle: a signature of its index, whose digests stand for all the rest, made with an SSH key.
+
+The form is SSHSIG, https://github.com/openssh/openssh-portable/blob/master/PROTOCOL.sshsig, and ``ssh-keygen`` makes
+and checks it: so agents, security keys and certificates work as they do for SSH. Why so: docs/decisions/0006.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kubeadm_registry.bundle import archive, oci
+from kubeadm_registry.bundle.layout import Layout
+from kubeadm_registry.errors import BundleError, CommandTimeout, ConfigError
+
+#: What a signature is for: one made for another purpose, as of a mail or a commit, is none of a bundle.
+NAMESPACE = "bundle.kubeadm-registry.dev"
+#: The file in a bundle that holds the signature, the last one in an archive.
+FILE = f"{oci.INDEX_FILE}.sig"
+MAX_SIGNATURE = 64 * 1024
+#: Seconds for a person to give a passphrase or to touch a key; a check asks nobody.
+_PATIENCE, _CHECK = 300, 30
+_PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?")
+
+
+def sign(index: bytes, key: Path) -> bytes:
+    """The signature of *index* by the key in the file *key*; with a public key in it, the agent has the private one.
+
+    A passphrase, a PIN or a touch is asked for by ssh-keygen itself. Raises ConfigError.
+    """
+    if not key.is_file():
+        raise ConfigError(f"there is no key {key}", code="KeyUnreadable", hint="check the path")
+    done = _ssh_keygen("sign", "-n", NAMESPACE, "-f", str(key), content=index, timeout=_PATIENCE)
+    if done.returncode:
+        raise ConfigError(
+            f"cannot sign with {key}: {_words(done)}", code="KeyUnusable",
+            hint="give the file of a private SSH key, or of a public one whose private key the agent has",
+        )  # fmt: skip
+    return done.stdout
+
+
+def sign_file(path: Path, key: Path) -> str:
+    """Sign the bundle *path*, in place of a signature that it has; returns the digest of its index.
+
+    Nothing else in the file is touched. Raises ConfigError, BundleError.
+    """
+    with Layout.open(path) as layout:
+        index = layout.index_bytes
+    signature = sign(index, key)
+    try:
+        if path.is_dir():
+            (path / FILE).write_bytes(signature)
+        else:
+            with path.open("r+b") as file:
+                archive.put_last(file, FILE, signature)
+    except OSError as error:
+        raise BundleError(
+            f"cannot write to {path}: {error.strerror}", code="BundleUnreadable", hint="check its mode and its disk"
+        ) from error
+    return oci.digest_of(index)
+
+
+def check(layout: Layout, trusted: Path) -> str:
+    """Who signed the bundle *layout*, of those in *trusted*: a public key, or a file of allowed signers.
+
+    Raises BundleError (BundleUnsigned, BundleSignatureInvalid), and ConfigError when there is nothing to check with.
+    """
+    try:
+        keys = trusted.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the key {trusted}: {error}", code="KeyUnreadable", hint="check the path and its mode"
+        ) from error
+    if FILE not in layout.store.sizes:
+        raise BundleError(
+            f"{layout.where} has no signature", code="BundleUnsigned",
+            hint="get it from whoever made it; they sign it with `bundle sign FILE --key KEY`",
+        )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="kubeadm-registry-") as directory:
+        signature, signers = Path(directory, "signature"), Path(directory, "signers")
+        signature.write_bytes(layout.file(FILE, MAX_SIGNATURE))
+        signers.write_text("".join(f"{line}\n" for line in _allowed(keys)), encoding="utf-8")
+        given = ("-s", str(signature))
+        done = _ssh_keygen("check-novalidate", "-n", NAMESPACE, *given, content=layout.index_bytes)
+        if done.returncode:
+            raise _invalid(f"{layout.where}: the signature is not one of this bundle: {_words(done)}")
+        made_by = done.stdout.decode(errors="replace").partition(" with ")[2].strip()
+        found = _ssh_keygen("find-principals", "-f", str(signers), *given, content=b"")
+        for name in found.stdout.decode(errors="replace").splitlines():
+            # What is found may be a pattern; any name that fits it will do.
+            who = re.sub(r"[*?]", "x", name.split(",")[0])
+            arguments = ("-n", NAMESPACE, "-f", str(signers), "-I", who, *given)
+            if not _ssh_keygen("verify", *arguments, content=layout.index_bytes).returncode:
+                return made_by
+    raise _invalid(f"{layout.where} is signed with {made_by}, which {trusted} does not allow")
+
+
+def _invalid(message: str) -> BundleError:
+    return BundleError(
+        message, code="BundleSignatureInvalid",
+        hint="do not use this bundle before you know why: another key signed it, or somebody changed it",
+    )  # fmt: skip
+
+
+def _allowed(keys: str) -> Iterator[str]:
+    """The lines of *keys* as those of an allowed_signers file: a bare public key is allowed to sign bundles."""
+    for line in keys.splitlines():
+        if _PUBLIC_KEY.fullmatch(line.strip()):
+            yield f'bundle namespaces="{NAMESPACE}" {" ".join(line.split()[:2])}'
+        else:
+            yield line
+
+
+def _ssh_keygen(
+    action: str, *arguments: str, content: bytes, timeout: float = _CHECK
+) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(
+            ("ssh-keygen", "-Y", action, *arguments), input=content, capture_output=True, timeout=timeout, check=False
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "there is no ssh-keygen, which makes and checks signatures", code="SshKeygenMissing",
+            hint="install OpenSSH's client (Debian: openssh-client, RHEL: openssh)",
+        ) from error  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise CommandTimeout(
+            f"ssh-keygen took more than {timeout:.0f} s", hint="a passphrase or a touch may be asked for"
+        ) from error
+
+
+def _words(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The last line that ssh-keygen said."""
+    lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"status {done.returncode}"
