@@ -261,7 +261,7 @@ class Layout:
                 continue
             seen[descriptor.digest] = what
             if depth > oci.MAX_DEPTH:
-                raise damaged(f"{self.where}: more than {oci.MAX_DEPTH} indexes lie in each other")
+                raise damaged(f"{self.where}: manifests and indexes lie more than {oci.MAX_DEPTH} deep")
             stack.append((descriptor, -1))
             stack.extend((child, depth + 1) for child in reversed(self.children(descriptor)))
 

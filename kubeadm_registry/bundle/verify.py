@@ -71,6 +71,7 @@ def _problems(bundle: Bundle, progress: Callable[[str], None], bases: Sequence[B
                 hint="do not run it; make the bundle again with `bundle create`",
             )
     checked: set[str] = set()
+    whole = True
     for entry in layout.index.manifests:
         name = (entry.annotations or {}).get(oci.REFERENCE_NAME, entry.digest)
         progress(f"checking {name}")
@@ -86,7 +87,10 @@ def _problems(bundle: Bundle, progress: Callable[[str], None], bases: Sequence[B
                 else:
                     layout.expect(descriptor)
         except BundleError as error:
+            whole = False
             yield error
+    if not whole:
+        return  # what the rest of a tree refers to is not known
     for file in sorted(set(layout.store.sizes) - wanted):
         yield damaged(f"{layout.where}: nothing refers to {file}", hint=AGAIN)
     for digest in sorted(layout.lineage.left_out.keys() - left_out.keys()):

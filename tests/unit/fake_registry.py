@@ -47,6 +47,8 @@ class FakeRegistry:
     breaks: list[int] = field(default_factory=list)
     keeps: bool = True
     mounts: bool = False
+    #: Repository and digest of each blob, for a registry that keeps repositories apart; None for one that does not.
+    places: set[tuple[str, str]] | None = None
     referrers: bool = True
     page: int = 2
 
@@ -59,6 +61,10 @@ class FakeRegistry:
             if method == wanted and part in path and statuses:
                 return statuses.pop(0)
         return None
+
+
+def _repository(path: str) -> str:
+    return path.removeprefix("/v2/").partition("/blobs/")[0]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -107,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.command in ("GET", "HEAD"):
             kept = held.blobs if "/blobs/" in url.path else held.manifests
             content = kept.get(url.path.rpartition("/")[2])
-            if content is None:
+            if content is None or not self._is_here(url.path):
                 self._say(404, b'{"errors":[{"code":"BLOB_UNKNOWN"}]}')
             else:
                 self._say(200, content[:-1] + b"!" if held.spoil else content)
@@ -116,15 +122,28 @@ class Handler(BaseHTTPRequestHandler):
         elif self.command == "DELETE":
             self._say(404 if held.manifests.pop(url.path.rpartition("/")[2], None) is None else 202)
         elif self.command == "POST" and held.mounts and "mount=" in url.query:
+            self._put_here(url.path, parse_qs(url.query)["mount"][0])
             self._say(201)
         elif self.command == "POST":
             number = str(len(held.uploads) + 1)
             held.uploads[number] = bytearray()
-            self._say(202, location=held.place(number))
+            self._say(202, location=self._place(number))
         elif self.command == "PATCH":
             self._append(body)
         else:
             self._put(url.path, parse_qs(url.query).get("digest"), body)
+
+    def _place(self, number: str) -> str:
+        place = self.registry.place(number)
+        return place if self.registry.places is None else place.replace("/a/", f"/{_repository(self.path)}/")
+
+    def _is_here(self, path: str) -> bool:
+        places = self.registry.places
+        return places is None or "/blobs/" not in path or (_repository(path), path.rpartition("/")[2]) in places
+
+    def _put_here(self, path: str, digest: str) -> None:
+        if self.registry.places is not None:
+            self.registry.places.add((_repository(path), digest))
 
     @property
     def _number(self) -> str:
@@ -133,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
     def _say_how_far(self) -> None:
         if self._number not in self.registry.uploads:
             return self._say(404)
-        return self._say(204, location=self.registry.place(self._number), more=self._range())
+        return self._say(204, location=self._place(self._number), more=self._range())
 
     def _range(self) -> dict[str, str]:
         return {"Range": f"0-{max(0, len(self.registry.uploads[self._number]) - 1)}"}
@@ -145,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.headers["Content-Range"].startswith(f"{len(upload)}-"):
             return self._say(416, more=self._range())
         upload += body
-        return self._say(202, location=self.registry.place(self._number), more=self._range())
+        return self._say(202, location=self._place(self._number), more=self._range())
 
     def _list(self, path: str, query: dict[str, list[str]]) -> None:
         names = sorted(name for name in self.registry.manifests if ":" not in name)
@@ -163,6 +182,7 @@ class Handler(BaseHTTPRequestHandler):
             self.registry.manifests[digest] = self.registry.manifests[path.rpartition("/")[2]] = body
         elif wanted == [digest]:
             self.registry.blobs[digest] = body
+            self._put_here(path, digest)
         else:
             return self._say(400, b"digest invalid")
         return self._say(201)

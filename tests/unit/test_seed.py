@@ -75,7 +75,7 @@ def run(bundle: Bundle, fake: FakeRegistry, path: Path, progress: Told | None = 
 
 def pushed(fake: FakeRegistry) -> list[str]:
     """What was changed, until the bundle was noted down."""
-    images = itertools.takewhile(lambda one: f"/{seeded.REPOSITORY}/blobs" not in one.path, fake.requests[1:])
+    images = itertools.takewhile(lambda one: f"/{seeded.REPOSITORY}/blobs" not in one.path, fake.requests)
     return [f"{one.method} {one.path.split('?')[0]}" for one in images if one.method not in ("GET", "HEAD")]
 
 

@@ -1,0 +1,287 @@
+"""Deltas: what they hold and say, how they are verified and compared, and where they may be seeded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubeadm_registry import pki, seed, seeded
+from kubeadm_registry.bundle import Bundle, FromLayout, choose, create, diff, inspect, oci, problems, verify
+from kubeadm_registry.bundle.lineage import BASE, LEFT_OUT, ROOT, SEQUENCE
+from kubeadm_registry.errors import BundleError
+from tests.unit.bundle_files import contents, script, write_layout
+from tests.unit.fake_cluster import authority
+from tests.unit.fake_registry import FakeRegistry, serving
+from tests.unit.test_seed import connector, run
+
+PAUSE, APP, PROXY = "registry.k8s.io/pause:3.10", "quay.io/org/app:v1", "registry.k8s.io/kube-proxy:v1.36.3"
+BIG, SMALL, NEW = b"big" * 10_000, b"small" * 100, b"new" * 5_000
+
+
+def layered(name: str, *layers: bytes) -> dict[str, bytes]:
+    """A layout with one image of those layers."""
+    files = {oci.LAYOUT_FILE: oci.LAYOUT}
+
+    def blob(content: bytes, media_type: str) -> oci.Descriptor:
+        digest = oci.digest_of(content)
+        files[oci.blob_name(digest)] = content
+        return oci.Descriptor(media_type=media_type, digest=digest, size=len(content))
+
+    config = blob(name.encode(), "application/vnd.oci.image.config.v1+json")
+    manifest = oci.Manifest(config=config, layers=tuple(blob(layer, oci.LAYER) for layer in layers))
+    entry = blob(manifest.to_json(), oci.MANIFEST).model_copy(update={"annotations": {oci.REFERENCE_NAME: name}})
+    files[oci.INDEX_FILE] = oci.Index(manifests=(entry,)).to_json()
+    return files
+
+
+def bundle(path: Path, images: dict[str, tuple[bytes, ...]], since: Path | None = None, garage: str = "") -> Path:
+    sources = []
+    for number, (name, layers) in enumerate(images.items()):
+        sources.append(FromLayout(write_layout(path.with_suffix(f".{number}"), layered(name, *layers))))
+    programs = choose(["garage"], {"garage": script(path.parent / "garage", garage)}) if garage else {}
+    create(path, programs, images=sources, since=since, cache=path.parent / "cache")
+    return path
+
+
+def blobs(path: Path) -> set[bytes]:
+    """The contents in a bundle that are no JSON."""
+    return {held for held in contents(path).values() if not held.startswith(b"{")}
+
+
+class Line:
+    """A full bundle and the deltas that follow on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.full = bundle(folder / "full.tar", {PAUSE: (SMALL,), APP: (BIG, SMALL)}, garage="garage v1.0.0")
+        moved = {PAUSE: (SMALL,), PROXY: (BIG, NEW)}  # the app is gone, and another image has its layer
+        self.first = bundle(folder / "first.tar", moved, self.full, garage="garage v1.0.0")
+        self.second = bundle(folder / "second.tar", {PROXY: (NEW, b"third"), APP: (BIG,)}, self.first, "garage v1.1.0")
+        self.sibling = bundle(folder / "sibling.tar", {PAUSE: (SMALL, b"sibling")}, self.full)
+        self.stranger = bundle(folder / "stranger.tar", {PAUSE: (b"another",)})
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    return Line(tmp_path_factory.mktemp("line"))
+
+
+def test_holds_only_what_is_new(line: Line) -> None:
+    assert blobs(line.first) == {NEW, PROXY.encode()}
+    with Bundle.open(line.first) as delta, Bundle.open(line.full) as full:
+        place, before = delta.layout.lineage, full.layout.lineage
+        assert (before.sequence, before.base, before.root) == (0, "", before.index)
+        assert (place.sequence, place.base, place.root) == (1, before.index, before.index)
+        assert place.left_out[oci.digest_of(BIG)] == APP, "and says which image has the rest"
+        assert set(delta.images) == {PAUSE, PROXY}
+        assert delta.programs["garage"].digest in place.left_out
+    assert line.first.stat().st_size < line.full.stat().st_size
+
+
+def test_a_delta_of_a_delta(line: Line) -> None:
+    """It leaves out what the one before it left out as well, and holds again what that one no longer had."""
+    with Bundle.open(line.second) as delta:
+        assert delta.layout.lineage.sequence == 2
+        assert oci.digest_of(BIG) in delta.layout.lineage.left_out
+        assert delta.layout.lineage.left_out[oci.digest_of(NEW)] == PROXY
+        assert not delta.layout.has(delta.programs["garage"].digest) or delta.programs["garage"].version == "1.1.0"
+    assert {b"third", APP.encode()} <= blobs(line.second)
+
+
+def test_the_same_inputs_give_the_same_bytes(line: Line, tmp_path: Path) -> None:
+    moved = {PROXY: (BIG, NEW), PAUSE: (SMALL,)}
+    again = bundle(tmp_path / "again.tar", moved, line.full, garage="garage v1.0.0")
+    assert again.read_bytes() == line.first.read_bytes()
+
+
+def test_verified_alone_and_with_its_base(line: Line) -> None:
+    verify(line.first)
+    verify(line.first, bases=[line.full])
+    verify(line.second)
+    verify(line.second, bases=[line.first, line.full])
+    told = inspect(line.first)
+    assert (told["sequence"], told["base"]) == (1, inspect(line.full)["index"])
+    assert told["leftOut"] > len(BIG) + len(SMALL)
+
+
+def test_verified_with_another_base(line: Line) -> None:
+    for delta, bases in [(line.first, [line.stranger]), (line.second, [line.first])]:
+        [problem] = problems(delta, bases=bases)
+        assert problem.code == "BundleBaseMissing"
+        assert f"{oci.digest_of(BIG)} (of " in problem.message
+        assert inspect(delta)["base"] in problem.hint
+
+
+def test_verified_with_a_damaged_base(line: Line, tmp_path: Path) -> None:
+    files = contents(line.full)
+    name = oci.blob_name(oci.digest_of(BIG))
+    damaged = write_layout(tmp_path / "damaged.tar", files | {name: files[name][:-1] + b"!"})
+    assert {problem.code for problem in problems(line.first, bases=[damaged])} == {"BundleDamaged"}
+
+
+def changed(path: Path, to: Path, edit: Any) -> Path:
+    files = contents(path)
+    index = json.loads(files[oci.INDEX_FILE])
+    edit(index["annotations"])
+    return write_layout(to, files | {oci.INDEX_FILE: json.dumps(index).encode()})
+
+
+def test_what_is_lost_is_not_left_out(line: Line, tmp_path: Path) -> None:
+    files = contents(line.first)
+    del files[oci.blob_name(oci.digest_of(NEW))]
+    assert "BundleIncomplete" in {problem.code for problem in problems(write_layout(tmp_path / "x.tar", files))}
+
+
+LIES: dict[str, Any] = {
+    "no base": lambda said: said.pop(BASE),
+    "no root": lambda said: said.pop(ROOT),
+    "nothing left out": lambda said: said.pop(LEFT_OUT),
+    "a base that is no digest": lambda said: said.update({BASE: "sha256:1"}),
+    "a number that is none": lambda said: said.update({SEQUENCE: "-1"}),
+    "number 0": lambda said: said.update({SEQUENCE: "0"}),
+    "a number too large": lambda said: said.update({SEQUENCE: "9" * 50}),
+    "no JSON": lambda said: said.update({LEFT_OUT: "{"}),
+    "a list": lambda said: said.update({LEFT_OUT: "[]"}),
+    "a digest that is none": lambda said: said.update({LEFT_OUT: '{"x": ["sha256:../.."]}'}),
+    "a digest twice": lambda said: said.update({LEFT_OUT: json.dumps({"x": [oci.digest_of(BIG)] * 2})}),
+    "what is held": lambda said: said.update({LEFT_OUT: json.dumps({"x": [oci.digest_of(NEW)]})}),
+    "what nobody needs": lambda said: said.update(
+        {LEFT_OUT: json.dumps(json.loads(said[LEFT_OUT]) | {"x": [oci.digest_of(b"-")]})}
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lies_about_what_is_left_out(line: Line, tmp_path: Path, lie: str) -> None:
+    path = changed(line.first, tmp_path / "x.tar", LIES[lie])
+    assert {problem.code for problem in problems(path)} == {"BundleDamaged"}
+
+
+def test_a_delta_is_no_source_of_images(line: Line, tmp_path: Path) -> None:
+    with pytest.raises(BundleError) as caught:
+        create(tmp_path / "x.tar", {}, images=[FromLayout(line.first)], cache=tmp_path)
+    assert caught.value.code == "BundleBaseMissing"
+
+
+def test_a_program_that_is_left_out(line: Line, tmp_path: Path) -> None:
+    with Bundle.open(line.first) as delta, pytest.raises(BundleError) as caught:
+        delta.extract(delta.programs["garage"], tmp_path / "layer")
+    assert caught.value.code == "BundleBaseMissing"
+    assert "program/garage:1.0.0" in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_diff(line: Line) -> None:
+    found = json.loads(json.dumps(diff(line.full, line.second)))
+    assert [(item["kind"], item["name"]) for item in found["added"]] == [("image", PROXY)]
+    assert [item["name"] for item in found["removed"]] == [PAUSE]
+    assert [(item["name"], item["wasVersion"], item["version"]) for item in found["changed"]] == [
+        (APP, "", ""), ("garage", "1.0.0", "1.1.0"),
+    ]  # fmt: skip
+    [proxy] = diff(line.full, line.first)["added"]
+    assert proxy["size"] - proxy["adds"] == len(BIG)
+    assert found["adds"] >= sum(item["adds"] for item in found["changed"])
+    nothing = diff(line.full, line.full)
+    assert nothing == {"added": [], "removed": [], "changed": [], "adds": 0}
+
+
+# ---- seeding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake(request: pytest.FixtureRequest) -> Iterator[FakeRegistry]:
+    """A registry that keeps repositories apart; whether it mounts from one into another is the parameter."""
+    pair = pki.issue(authority(), "cp-1", ("10.0.0.10",))
+    with serving(FakeRegistry(mounts=getattr(request, "param", False), places=set()), pair) as registry:
+        yield registry
+
+
+def seeding(path: Path, fake: FakeRegistry, folder: Path) -> int:
+    with Bundle.open(path) as opened:
+        sent = run(opened, fake, folder)
+        assert seed.prove(connector(fake), seed.plan(opened), 1) == {}
+        return sent
+
+
+def refused(path: Path, fake: FakeRegistry, folder: Path) -> BundleError:
+    before = len(fake.requests)
+    with pytest.raises(BundleError) as caught:
+        seeding(path, fake, folder)
+    assert {request.method for request in fake.requests[before:]} <= {"GET", "HEAD"}, "something was pushed"
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize("fake", [True, False], indirect=True, ids=["mounts", "does not mount"])
+def test_one_after_the_other(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    """The layer that moved to another image comes from the registry itself, also where it cannot be mounted."""
+    for path in (line.full, line.first, line.second):
+        seeding(path, fake, tmp_path)
+        assert fake.places is not None
+        assert seeding(path, fake, tmp_path) == 0, "again, and nothing is to do"
+    assert ("registry.k8s.io/kube-proxy", oci.digest_of(BIG)) in fake.places
+    assert fake.blobs[oci.digest_of(BIG)] == BIG
+
+
+def test_a_wrong_base_is_named_with_what_is_missing(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    seeding(line.stranger, fake, tmp_path)
+    error = refused(line.first, fake, tmp_path)
+    assert error.code == "BundleBaseMissing"
+    assert f"{oci.digest_of(BIG)} of {APP}" in error.message
+    assert f"{oci.digest_of(SMALL)} of " in error.message
+    assert inspect(line.full)["index"] in error.hint
+
+
+def test_one_between_is_missing(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    seeding(line.full, fake, tmp_path)
+    error = refused(line.second, fake, tmp_path)
+    assert error.code == "BundleBaseMissing"
+    assert inspect(line.first)["index"] in error.message
+
+
+@pytest.mark.parametrize("older", ["first", "full", "sibling"])
+def test_an_older_one_is_not_taken_again(line: Line, fake: FakeRegistry, tmp_path: Path, older: str) -> None:
+    for path in (line.full, line.first, line.second):
+        seeding(path, fake, tmp_path)
+    before = dict(fake.manifests)
+    error = refused(getattr(line, older), fake, tmp_path)
+    assert error.code == "BundleReplayed"
+    assert inspect(line.second)["index"] in error.message
+    assert fake.manifests == before
+
+
+def test_an_older_one_on_purpose(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    for path in (line.full, line.first):
+        seeding(path, fake, tmp_path)
+    with Bundle.open(line.full) as opened:
+        journal = seed.Journal(tmp_path / "journal.json")
+        seeder = seed.Seeder(opened, connector(fake), journal, workers=1, patience=5, allow_older=True)
+        seeder.run(seed.plan(opened))
+    seeding(line.first, fake, tmp_path)  # which then follows again
+
+
+def test_lines_do_not_know_each_other(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    for path in (line.full, line.stranger, line.first, line.stranger, line.second):
+        seeding(path, fake, tmp_path)
+
+
+def test_a_run_that_was_killed_before_the_note_goes_on(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    seeding(line.full, fake, tmp_path)
+    note = {name: held for name, held in fake.manifests.items() if name.startswith("line-")}
+    seeding(line.first, fake, tmp_path)
+    fake.manifests.update(note)
+    assert seeding(line.first, fake, tmp_path) == 0
+
+
+def test_a_note_that_is_garbage(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    with Bundle.open(line.full) as opened:
+        tag = seeded.tag(opened.layout.lineage)
+    for content in (
+        b"{",
+        oci.Manifest(config=oci.Descriptor(media_type="x", digest=oci.digest_of(b""), size=0)).to_json(),
+    ):
+        fake.manifests[tag] = content
+        assert refused(line.full, fake, tmp_path).code == "BundleDamaged"
