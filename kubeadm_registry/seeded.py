@@ -15,6 +15,7 @@ from kubeadm_registry.bundle.failures import base_missing, damaged
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import BundleError, Error, RegistryError
+from kubeadm_registry.references import parse
 from kubeadm_registry.registry import Registry
 
 REPOSITORY = "kubeadm-registry/bundle"
@@ -85,15 +86,12 @@ def judge(line: Lineage, record: Record | None) -> None:
     )
 
 
-def repository(name: str) -> str:
-    """The repository in the registry of the image with that full name."""
-    upstream, _, path = name.partition("/")
-    return f"{repository_prefix(upstream)}/{path.partition('@')[0].partition(':')[0]}"
-
-
 def home(registry: Registry, name: str, digest: str) -> str:
     """The repository of the image *name*, if it has the blob *digest*; else nothing. Raises RegistryError."""
-    place = repository(name)
+    reference = parse(name)
+    if reference is None:  # a program, which no registry has
+        return ""
+    place = f"{repository_prefix(reference.host)}/{reference.path}"
     return place if registry.has_blob(place, digest) else ""
 
 

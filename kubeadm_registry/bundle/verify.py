@@ -91,13 +91,18 @@ def _problems(bundle: Bundle, progress: Callable[[str], None], bases: Sequence[B
             yield error
     if not whole:
         return  # what the rest of a tree refers to is not known
-    for file in sorted(set(layout.store.sizes) - wanted):
-        yield damaged(f"{layout.where}: nothing refers to {file}", hint=AGAIN)
-    for digest in sorted(layout.lineage.left_out.keys() - left_out.keys()):
-        yield damaged(f"{layout.where}: nothing refers to {digest}, which it says is left out", hint=AGAIN)
+    yield from _orphans(layout, wanted, set(left_out))
     if bases:
         progress("checking what is left out")
         yield from _base_problems(layout, left_out.values(), bases)
+
+
+def _orphans(layout: Layout, wanted: set[str], left_out: set[str]) -> Iterator[BundleError]:
+    """What is in the bundle, or said to be left out, and nobody needs."""
+    for file in sorted(set(layout.store.sizes) - wanted):
+        yield damaged(f"{layout.where}: nothing refers to {file}", hint=AGAIN)
+    for digest in sorted(layout.lineage.left_out.keys() - left_out):
+        yield damaged(f"{layout.where}: nothing refers to {digest}, which it says is left out", hint=AGAIN)
 
 
 def _base_problems(

@@ -1,7 +1,7 @@
 """The corpus of corrupted bundles: each a named case, made from a good one, with the code by which it is refused.
 
-*where* says who must find it besides ``verify``: ``open`` before anything else is looked at; ``plan`` seeding, before it
-sends anything; ``stream`` seeding, while it sends the blob that is wrong, and before any manifest; ``programs`` and
+*where* says who must find it besides ``verify``: ``open`` before anything else is looked at; ``plan`` seeding, before
+it sends anything; ``stream`` seeding, while it sends the blob that is wrong, and before any manifest; ``programs`` and
 ``extract`` the installation of a program, before and while its layer is read.
 """
 
@@ -65,7 +65,7 @@ class Good:
         return json.loads(self.files[oci.blob_name(digest)])
 
     def part(self, kind: str) -> str:
-        """The digest of the first image's ``inner`` index, ``manifest``, ``config``, ``layer``, or a ``program-...``."""
+        """The digest of the first image's ``inner`` index, ``manifest``, ``config`` or ``layer``; or ``program-...``."""
         whose, _, what = kind.rpartition("-")
         digest: str = self.entry("program/" if whose else ONE)["digest"]
         if what == "inner" or (whose and what == "manifest"):

@@ -56,24 +56,23 @@ def changed(content: bytes, change: Change) -> bytes:
     kind, first, second, new = change
     if not content:
         return new
-    blocks = len(content) // archive.BLOCK
-    at, other = int(first * len(content)), int(second * blocks) * archive.BLOCK
-    block = int(first * blocks) * archive.BLOCK
-    if kind == "flip":
-        return content[:at] + bytes([content[at] ^ (new[0] or 1)]) + content[at + 1 :]
-    if kind == "insert":
-        return content[:at] + new + content[at:]
-    if kind == "delete":
-        return content[:at] + content[at + 1 + int(second * 1024) :]
-    if kind == "text":
-        return content[:at] + new + content[at + len(new) :]
-    taken = content[block : block + archive.BLOCK]
-    if kind == "copy":
-        return content[:other] + taken + content[other:]
-    low, high = sorted((block, other))
-    end = high + archive.BLOCK
-    swapped = content[high:end] + content[low + archive.BLOCK : high] + content[low : low + archive.BLOCK]
-    return content[:low] + swapped + content[end:] if low != high else content
+    at, blocks = int(first * len(content)), len(content) // archive.BLOCK
+    low, high = sorted((int(first * blocks) * archive.BLOCK, int(second * blocks) * archive.BLOCK))
+    block, other = slice(low, low + archive.BLOCK), slice(high, high + archive.BLOCK)
+    match kind:
+        case "flip":
+            new = bytes([content[at] ^ (new[0] or 1)])
+            return content[:at] + new + content[at + 1 :]
+        case "insert":
+            return content[:at] + new + content[at:]
+        case "delete":
+            return content[:at] + content[at + 1 + int(second * 1024) :]
+        case "copy":
+            return content[:high] + content[block] + content[high:]
+        case "swap" if low != high:
+            between, rest = content[block.stop : high], content[other.stop :]
+            return content[:low] + content[other] + between + content[block] + rest
+    return content[:at] + new + content[at + len(new) :]
 
 
 def sealed(content: bytes) -> bytes:

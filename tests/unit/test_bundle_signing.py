@@ -9,8 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.bundle import Bundle, FromLayout, archive, check, create, inspect, problems, sign_file, verify
-from kubeadm_registry.bundle import oci, signing
+from kubeadm_registry.bundle import (
+    Bundle,
+    FromLayout,
+    archive,
+    check,
+    create,
+    inspect,
+    oci,
+    problems,
+    sign_file,
+    signing,
+    verify,
+)
 from kubeadm_registry.errors import BundleError, ConfigError, Error
 from tests.unit.bundle_files import contents, image, tar, write_layout
 
