@@ -169,7 +169,9 @@ def diff(context: Context, old: Path, new: Path) -> None:
         return
     for sign, items in (("+", found["added"]), ("-", found["removed"]), ("~", found["changed"])):
         for item in items:
-            was = f"{item['wasVersion'] or item['was']} -> " if "was" in item else ""
-            click.echo(f"{sign} {item['kind']:<8} {item['name']}  {was}{item['version'] or item['digest']}  "
+            by_version = item["version"] != item.get("wasVersion", "")
+            now = item["version"] if by_version else item["digest"]
+            was = f"{item['wasVersion'] if by_version else item['was']} -> " if "was" in item else ""
+            click.echo(f"{sign} {item['kind']:<8} {item['name']}  {was}{now}  "
                        f"{item['size'] / 1e6:.1f} MB, {item['adds'] / 1e6:.1f} MB new")  # fmt: skip
     click.echo(f"{new} adds {found['adds'] / 1e6:.1f} MB to {old}")

@@ -53,6 +53,11 @@ def serve(context: Context, bundle: Path, listen: str, cert: Path, key: Path | N
         reporter.note(line, host=client)
 
     with Bundle.open(bundle) as opened, rescue.Server(address, port, opened, tls, logins=who, told=told) as server:
+        if opened.layout.lineage.left_out:
+            raise ConfigError(
+                f"{bundle} is a delta, which leaves out what the bundle before it has", code="BundleBaseMissing",
+                hint="serve a full bundle",
+            )  # fmt: skip
         if not server.repositories:
             raise ConfigError(f"{bundle} holds no images", code="BundleEmpty", hint="serve the bundle that has them")
         images = len(opened.images)

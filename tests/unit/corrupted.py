@@ -65,7 +65,7 @@ class Good:
         return json.loads(self.files[oci.blob_name(digest)])
 
     def part(self, kind: str) -> str:
-        """The digest of the first image's ``inner`` index, ``manifest``, ``config`` or ``layer``; or ``program-...``."""
+        """The digest of the first image's ``inner`` index, ``manifest``, ``config`` or ``layer``; ``program-...``."""
         whose, _, what = kind.rpartition("-")
         digest: str = self.entry("program/" if whose else ONE)["digest"]
         if what == "inner" or (whose and what == "manifest"):

@@ -59,20 +59,19 @@ def changed(content: bytes, change: Change) -> bytes:
     at, blocks = int(first * len(content)), len(content) // archive.BLOCK
     low, high = sorted((int(first * blocks) * archive.BLOCK, int(second * blocks) * archive.BLOCK))
     block, other = slice(low, low + archive.BLOCK), slice(high, high + archive.BLOCK)
+    begin, end = at, at + len(new)
     match kind:
         case "flip":
-            new = bytes([content[at] ^ (new[0] or 1)])
-            return content[:at] + new + content[at + 1 :]
+            end, new = at + 1, bytes([content[at] ^ (new[0] or 1)])
         case "insert":
-            return content[:at] + new + content[at:]
+            end = at
         case "delete":
-            return content[:at] + content[at + 1 + int(second * 1024) :]
+            end, new = at + 1 + int(second * 1024), b""
         case "copy":
-            return content[:high] + content[block] + content[high:]
+            begin, end, new = high, high, content[block]
         case "swap" if low != high:
-            between, rest = content[block.stop : high], content[other.stop :]
-            return content[:low] + content[other] + between + content[block] + rest
-    return content[:at] + new + content[at + len(new) :]
+            begin, end, new = low, other.stop, content[other] + content[block.stop : high] + content[block]
+    return content[:begin] + new + content[end:]
 
 
 def sealed(content: bytes) -> bytes:

@@ -1,0 +1,110 @@
+"""The commands that decide whether a bundle is trusted: signed by whom, made since what, and checked before what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.components.programs import _UPLOADED, Installed
+from kubeadm_registry.errors import BundleError
+from kubeadm_registry.host import Host
+from tests.unit.bundle_files import contents, image, script, write_layout
+from tests.unit.fakes import FakeTransport
+from tests.unit.test_bundle_signing import keygen, public
+from tests.unit.test_cli import Terminal, failed, lines, run, servers, unreachable  # noqa: F401  fixtures
+
+PAUSE = "registry.k8s.io/pause:3.10"
+COMMANDS = [("init",), ("init", "phase", "vip"), ("preflight",), ("seed",)]
+
+
+@pytest.fixture
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("keys")
+    return keygen(folder / "ours"), keygen(folder / "other")
+
+
+def create(run: Terminal, name: str, layer: bytes, *arguments: str) -> None:  # noqa: F811
+    write_layout(run.folder / f"{name}.layout", image(PAUSE, layer))
+    script(run.folder / "garage")
+    common = ("--with", "garage", "--program", "garage=./garage", "--images-from", f"{name}.layout")
+    made = run("bundle", "create", "-o", name, *common, *arguments)
+    assert made.exit_code == 0, made.output
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_key_is_asked_before_any_server(
+    run: Terminal, unreachable: list[str], keys: tuple[Path, Path], words: tuple[str, ...]  # noqa: F811
+) -> None:  # fmt: skip
+    from kubeadm_registry import config
+
+    run.write(config.SMALLEST)
+    create(run, "x.tar", b"layer")
+    given, ours = (*words, "--bundle", "x.tar", "-o", "json"), str(public(keys[0]))
+    for signer, code in [(None, "BundleUnsigned"), (keys[1], "BundleSignatureInvalid")]:
+        if signer:
+            assert run("bundle", "sign", "x.tar", "--key", str(signer)).exit_code == 0
+        for result in (run(*given, "--key", ours), run(*given, env={"KUBEADM_REGISTRY_BUNDLE_KEY": ours})):
+            failed(result, 1)
+            assert lines(result)[-1]["code"] == code
+    failed(run(*given, "--key", "nowhere.pub"), 2)
+    assert not unreachable, "nobody was contacted"
+    run("bundle", "sign", "x.tar", "--key", str(keys[0]))
+    failed(run(*given, "--key", ours), 4)
+    assert unreachable, "now they are"
+
+
+def test_signed_verified_compared(run: Terminal, keys: tuple[Path, Path]) -> None:  # noqa: F811
+    ours = str(public(keys[0]))
+    create(run, "old.tar", b"old" * 1000, "--sign", str(keys[0]))
+    create(run, "new.tar", b"new" * 1000, "--since", "old.tar")
+    verified = run("bundle", "verify", "old.tar", "--key", ours)
+    assert verified.exit_code == 0
+    assert "signed by ED25519 key SHA256:" in verified.stdout
+    failed(run("bundle", "verify", "new.tar", env={"KUBEADM_REGISTRY_BUNDLE_KEY": ours}), 1)
+    [signed] = lines(run("bundle", "sign", "new.tar", "--key", str(keys[0]), "-o", "json"))
+    [shown] = lines(run("bundle", "inspect", "new.tar", "-o", "json"))
+    assert (signed["index"], shown["signed"], shown["sequence"]) == (shown["index"], True, 1)
+    assert "delta    number 1, since sha256:" in run("bundle", "inspect", "new.tar").stdout
+    assert run("bundle", "verify", "new.tar", "--key", ours, "--base", "old.tar").exit_code == 0
+    wrong = run("bundle", "verify", "new.tar", "--base", "new.tar", "-o", "json")
+    failed(wrong, 1)
+    assert lines(wrong)[-1]["code"] == "BundleBaseMissing"
+    text = run("bundle", "diff", "old.tar", "new.tar").stdout
+    assert f"~ image    {PAUSE}  sha256:" in text
+    assert "new.tar adds 0.0 MB to old.tar" in text
+    [found] = lines(run("bundle", "diff", "old.tar", "new.tar", "-o", "json"))
+    assert [item["name"] for item in found["changed"]] == [PAUSE]
+    failed(run("bundle", "sign", "new.tar", "--key", "nowhere"), 2)
+
+
+def test_a_delta_is_not_served(run: Terminal) -> None:  # noqa: F811
+    from tests.unit.fake_cluster import authority
+
+    (run.folder / "cert.pem").write_text(authority().certificate + authority().key)
+    create(run, "old.tar", b"old")
+    create(run, "new.tar", b"new", "--since", "old.tar")
+    refused = run("rescue", "serve", "new.tar", "--listen", "127.0.0.1:0", "--cert", "cert.pem", "-o", "json")
+    failed(refused, 2)
+    assert lines(refused)[-1]["code"] == "BundleBaseMissing"
+
+
+def test_programs_that_a_delta_leaves_out_are_on_the_servers(run: Terminal) -> None:  # noqa: F811
+    """init with a delta needs of the base's programs only that they were installed."""
+    create(run, "old.tar", b"old")
+    create(run, "new.tar", b"new", "--since", "old.tar")
+    with Bundle.open(run.folder / "new.tar") as delta:
+        garage = delta.programs["garage"]
+        server = FakeTransport()
+        host = Host("cp-1", "10.0.0.11", server)
+        change = Installed(garage, delta)
+        server.answer("sh", "-c", _UPLOADED, with_=1)
+        assert change.diff(host)
+        with pytest.raises(BundleError) as caught:
+            change.apply(host)
+        assert caught.value.code == "BundleBaseMissing"
+        assert "program/garage:2.3.0" in caught.value.message
+        server.put(f"{garage.prefix}/.digest", garage.digest.removeprefix("sha256:") + "\n")
+        assert change.diff(host) is None
+    assert "unpack.sh" not in contents(run.folder / "new.tar")
