@@ -20,7 +20,7 @@ from kubeadm_registry.bundle.failures import damaged
 
 BLOCK = 512
 #: The most members that an archive may have; a bundle with every Kubernetes image has a few hundred.
-MAX_MEMBERS = 200_000
+MAX_MEMBERS = 100_000
 #: The longest extended header, in bytes; real ones are under 1 KiB.
 MAX_EXTENDED_HEADER = 64 * 1024
 #: The most extended headers before one member, of which tools write two, and the bytes of all in an archive.

@@ -39,8 +39,8 @@ LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 #: The longest manifest that is read. The distribution specification asks registries for 4 MiB.
 MAX_MANIFEST = 4 * 1024 * 1024
-#: The longest index of a layout that is read: some ten thousand images.
-MAX_INDEX = 16 * 1024 * 1024
+#: The longest index of a layout that is read: some twenty thousand images, and 130 MB when all of it is descriptors.
+MAX_INDEX = 8 * 1024 * 1024
 
 #: How deep indexes may lie in each other: an image has one, and artifacts of some tools two.
 MAX_DEPTH = 8

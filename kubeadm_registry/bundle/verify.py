@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import Program
 from kubeadm_registry.errors import BundleError
 
+#: Problems after which no more is looked for: a bundle with so many is of no use.
+MOST = 50
 AGAIN = "make the bundle again with `bundle create`"
 
 
@@ -22,23 +25,19 @@ def verify(
     path: Path, progress: Callable[[str], None] = lambda _text: None, *, key: Path | None = None,
     bases: Sequence[Path] = (),
 ) -> None:  # fmt: skip
-    """Read the bundle at *path* whole; raises BundleError that lists every problem found.
+    """Read the bundle at *path* whole; raises BundleError that lists every problem found, up to ``MOST``.
 
     What is checked: each blob has the size and the digest by which it is called; all that is referred to is there,
     and nothing else; no name leads out of the bundle, or a program's tree out of its directory; each program has an
     executable where it says. With *key* (see ``signing.check``) also who signed it: first, and *progress* is told. With
     *bases*, what a delta leaves out is read from them.
     """
-    found = list(problems(path, progress, key=key, bases=bases))
+    found = list(islice(problems(path, progress, key=key, bases=bases), MOST))
     if found:
-        first = found[0]
-        raise BundleError(
-            "\n".join(
-                [f"{path}: {len(found)} problem{'s' if len(found) > 1 else ''}"] + [f"  {p.message}" for p in found]
-            ),
-            code=first.code,
-            hint=first.hint,
-        )
+        first, more = found[0], " or more" if len(found) == MOST else ""
+        words = f"{path}: {len(found)} problem{'s' if len(found) > 1 else ''}{more}"
+        message = "\n".join([words, *(f"  {problem.message}" for problem in found)])
+        raise BundleError(message, code=first.code, hint=first.hint)
 
 
 def problems(
