@@ -1,7 +1,7 @@
 # Everything that a fresh Debian machine needs is set up by these two, and kept for the next time:
 #   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
 #   make test    all checks and tests; what CI runs
-# Other goals: make unit | lint | lab | soak | bench, make lab-down, make clean.
+# Other goals: make unit | lint | lab | soak | fuzz | bench, make lab-down, make clean.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,7 +16,7 @@ PYTHON := .venv/bin/python
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo shellcheck gcc pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test unit lint lab soak bench docs lab-down clean setup packages programs
+.PHONY: help demo test unit lint lab soak fuzz bench docs lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -68,6 +68,10 @@ lab: programs
 # The long ones: full load for ten minutes, second faults.
 soak: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/lab
+
+# The reader of bundles under many more random changes than the unit tests try: a quarter of an hour.
+fuzz: setup
+	KUBEADM_REGISTRY_FUZZ=20000 .venv/bin/pytest -q tests/unit/test_bundle_fuzz.py
 
 bench: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s tests/bench
