@@ -69,7 +69,7 @@ lab: programs
 soak: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/lab
 
-# The reader of bundles under many more random changes than the unit tests try: a quarter of an hour.
+# The reader of bundles under many more random changes than the unit tests try: some ten minutes.
 fuzz: setup
 	KUBEADM_REGISTRY_FUZZ=20000 .venv/bin/pytest -q tests/unit/test_bundle_fuzz.py
 

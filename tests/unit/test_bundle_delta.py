@@ -220,8 +220,8 @@ def test_one_after_the_other(line: Line, fake: FakeRegistry, tmp_path: Path) -> 
     """The layer that moved to another image comes from the registry itself, also where it cannot be mounted."""
     for path in (line.full, line.first, line.second):
         seeding(path, fake, tmp_path)
-        assert fake.places is not None
         assert seeding(path, fake, tmp_path) == 0, "again, and nothing is to do"
+    assert fake.places
     assert ("registry.k8s.io/kube-proxy", oci.digest_of(BIG)) in fake.places
     assert fake.blobs[oci.digest_of(BIG)] == BIG
 
