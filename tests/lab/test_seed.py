@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -114,3 +115,40 @@ def test_the_holder_loses_its_power_in_the_middle(registry: Registry, tmp_path: 
     assert process.returncode == 0
     assert events[-1]["unproven"] == [victim.name]
     whole(registry, held)
+
+
+def test_the_next_month_is_a_small_file(registry: Registry, tmp_path: Path) -> None:
+    """A signed bundle, then a delta in which a layer has moved to another image, and an older one that comes again."""
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    public = ("--key", tmp_path / "key.pub")
+    place = f"registry.example/months/{registry.frontend}"
+    old, new = (images.image(SIZES, seed=time.time_ns() + number) for number in range(2))
+
+    def make(name: str, held: dict[str, images.Image], since: Path | None = None) -> Path:
+        layouts: list[FromLayout] = []
+        for image, content in held.items():
+            layout = content.write_layout(tmp_path / f"{name}-{len(layouts)}")
+            layouts.append(FromLayout(layout, f"{image}:v1"))
+        return create(tmp_path / f"{name}.tar", {}, images=layouts, since=since, sign=key).path
+
+    may = make("may", {f"{place}/old": old})
+    june_images = {f"{place}/moved": old, f"{place}/new": new}
+    june = make("june", june_images, since=may)
+    assert june.stat().st_size < may.stat().st_size * 1.1
+
+    def refusal(bundle: Path) -> object:
+        *_, last = registry.json("seed", "--bundle", bundle, *public, check=False)
+        return last["code"]
+
+    assert refusal(june) == "BundleBaseMissing"
+    registry.cli("seed", "--bundle", may, *public)
+    *_, result = registry.json("seed", "--bundle", june, *public)
+    assert result["unproven"] == []
+    whole(registry, june_images)
+    sent = int(result["sent"]) / 1e6
+    say(f"{registry.frontend}: {sent:.0f} MB of a delta, half of them moved, in {result['seconds']} s")
+    *_, again = registry.json("seed", "--bundle", june, *public)
+    assert again["sent"] == 0
+    assert refusal(may) == "BundleReplayed"
+    registry.cli("seed", "--bundle", may, "--allow-older")
