@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -86,6 +87,8 @@ def create(
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise ConfigError(f"{output} cannot be written: it is a directory, or in none", hint="give a path for the file")
     base = Base.read(since) if since is not None else None
+    if sign is not None:
+        signing.require(sign)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kubeadm-registry-bundle-")))
         bench = workshop or Workshop(
@@ -96,7 +99,8 @@ def create(
             meter=meter,
             mirror=mirror or Mirror.from_environment(),
         )
-        bench = replace(bench, architecture=architecture, scratch=scratch, progress=progress)
+        held = base.has if base is not None else ()
+        bench = replace(bench, architecture=architecture, scratch=scratch, progress=progress, held=held)
         contents = _Contents(entries=[], blobs={})
         built = [source.build(name, bench) for name, source in sorted(programs.items())]
         for item in built:
@@ -157,7 +161,9 @@ def _add_images(
             if name in found and found[name].digest != root.digest:
                 raise refused(f"{layout.where} has another {name} than was given before", hint="give one of the two")
             for descriptor in needed:
-                contents.blobs[descriptor.digest] = (descriptor.size, _opener(layout, descriptor))
+                if descriptor.digest not in bench.held:
+                    layout.blob(descriptor).close()  # says now, not after minutes of writing, that it is missing
+                contents.blobs[descriptor.digest] = (descriptor.size, partial(layout.blob, descriptor))
             found[name] = root
     contents.entries.extend(found.values())
     return sorted(found)
@@ -175,11 +181,6 @@ def _for_platforms(
             root = entry.model_copy(update={"digest": contents.add(content), "size": len(content)})
             return root, list(layout.reachable(*oci.parse(oci.Index, content, name).manifests))
     return entry, list(layout.reachable(entry))
-
-
-def _opener(layout: Layout, descriptor: oci.Descriptor) -> _Blob:
-    layout.blob(descriptor).close()  # says now, not after minutes of writing, that it is missing
-    return lambda: layout.blob(descriptor)
 
 
 def _write(output: Path, files: Mapping[str, bytes], contents: _Contents, signature: bytes) -> None:

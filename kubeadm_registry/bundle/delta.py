@@ -23,7 +23,10 @@ class Base:
     def read(cls, path: Path) -> Base:
         """Read the manifests of the bundle at *path*, itself a delta or not. Raises BundleError."""
         with Bundle.open(path) as bundle:
-            has = {program.digest: program.reference for program in bundle.programs.values()}
+            has = {}
+            for program in bundle.programs.values():
+                bundle.layout.expect(program.layer)
+                has[program.digest] = program.reference
             for name, descriptor in blobs(bundle):
                 bundle.layout.expect(descriptor)
                 has[descriptor.digest] = name

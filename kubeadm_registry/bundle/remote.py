@@ -60,7 +60,8 @@ class FromRegistries:
         return Layout(PiecesStore.of(entries, manifests, blobs), f"the cache in {workshop.cache}")
 
     def _fetch(self, pool: ThreadPoolExecutor, store: Blobs, trees: Iterable[_Tree], workshop: Workshop) -> None:
-        missing = {blob.digest: (blob, tree) for tree in trees for blob in tree.blobs if not store.has(blob)}
+        wanted = ((blob, tree) for tree in trees for blob in tree.blobs if blob.digest not in workshop.held)
+        missing = {blob.digest: (blob, tree) for blob, tree in wanted if not store.has(blob)}
         if not missing:
             return
         total = sum(blob.size for blob, _ in missing.values())

@@ -23,6 +23,8 @@ FILE = f"{oci.INDEX_FILE}.sig"
 MAX_SIGNATURE = 64 * 1024
 #: Seconds for a person to give a passphrase or to touch a key; a check asks nobody.
 _PATIENCE, _CHECK = 300, 30
+#: The name in a file of allowed signers for those who are known by their key alone.
+_ANYBODY = "bundle"
 _PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?")
 
 
@@ -31,8 +33,7 @@ def sign(index: bytes, key: Path) -> bytes:
 
     A passphrase, a PIN or a touch is asked for by ssh-keygen itself. Raises ConfigError.
     """
-    if not key.is_file():
-        raise ConfigError(f"there is no key {key}", code="KeyUnreadable", hint="check the path")
+    require(key)
     done = _ssh_keygen("sign", "-n", NAMESPACE, "-f", str(key), content=index, timeout=_PATIENCE)
     if done.returncode:
         raise ConfigError(
@@ -40,6 +41,12 @@ def sign(index: bytes, key: Path) -> bytes:
             hint="give the file of a private SSH key, or of a public one whose private key the agent has",
         )  # fmt: skip
     return done.stdout
+
+
+def require(key: Path) -> None:
+    """Look whether there is a key to sign with, before long work that ends with it. Raises ConfigError."""
+    if not key.is_file():
+        raise ConfigError(f"there is no key {key}", code="KeyUnreadable", hint="check the path")
 
 
 def sign_file(path: Path, key: Path) -> str:
@@ -94,7 +101,7 @@ def check(layout: Layout, trusted: Path) -> str:
             who = re.sub(r"[*?]", "x", name.split(",")[0])
             arguments = ("-n", NAMESPACE, "-f", str(signers), "-I", who, *given)
             if not _ssh_keygen("verify", *arguments, content=layout.index_bytes).returncode:
-                return made_by
+                return made_by if name == _ANYBODY else f"{name} with {made_by}"
     raise _invalid(f"{layout.where} is signed with {made_by}, which {trusted} does not allow")
 
 
@@ -109,7 +116,7 @@ def _allowed(keys: str) -> Iterator[str]:
     """The lines of *keys* as those of an allowed_signers file: a bare public key is allowed to sign bundles."""
     for line in keys.splitlines():
         if _PUBLIC_KEY.fullmatch(line.strip()):
-            yield f'bundle namespaces="{NAMESPACE}" {" ".join(line.split()[:2])}'
+            yield f'{_ANYBODY} namespaces="{NAMESPACE}" {" ".join(line.split()[:2])}'
         else:
             yield line
 

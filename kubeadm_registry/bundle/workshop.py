@@ -9,7 +9,7 @@ import platform
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,7 +71,7 @@ class Workshop:
     """The circumstances in which a bundle is made.
 
     *scratch* is an empty directory that is removed at the end; *cache* is kept from run to run. *client* makes the
-    HTTP client for downloads.
+    HTTP client for downloads. *held* are digests of blobs that a delta leaves out, so nobody need fetch them.
     """
 
     architecture: str
@@ -81,6 +81,7 @@ class Workshop:
     meter: Meter = _silent
     mirror: Mirror = field(default_factory=Mirror)
     client: Callable[[], httpx.Client] = httpx.Client
+    held: Collection[str] = ()
 
     def new_directory(self, name: str) -> Path:
         """Make and return an empty directory *name* in the scratch directory."""

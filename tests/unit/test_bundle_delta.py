@@ -12,10 +12,13 @@ import pytest
 from kubeadm_registry import pki, seed, seeded
 from kubeadm_registry.bundle import Bundle, FromLayout, choose, create, diff, inspect, oci, problems, verify
 from kubeadm_registry.bundle.lineage import BASE, LEFT_OUT, ROOT, SEQUENCE
+from kubeadm_registry.bundle.remote import FromRegistries
 from kubeadm_registry.errors import BundleError
 from tests.unit.bundle_files import contents, script, write_layout
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_registry import FakeRegistry, serving
+from tests.unit.fake_upstream import FakeUpstream
+from tests.unit.fake_upstream import serving as upstream_serving
 from tests.unit.test_seed import connector, run
 
 PAUSE, APP, PROXY = "registry.k8s.io/pause:3.10", "quay.io/org/app:v1", "registry.k8s.io/kube-proxy:v1.36.3"
@@ -164,6 +167,22 @@ def test_a_delta_is_no_source_of_images(line: Line, tmp_path: Path) -> None:
     with pytest.raises(BundleError) as caught:
         create(tmp_path / "x.tar", {}, images=[FromLayout(line.first)], cache=tmp_path)
     assert caught.value.code == "BundleBaseMissing"
+
+
+def test_what_the_older_one_has_is_not_fetched(tmp_path: Path) -> None:
+    with upstream_serving(FakeUpstream()) as upstream:
+        upstream.image("a/app", "v1", BIG, SMALL)
+        upstream.image("a/app", "v2", BIG, NEW)
+
+        def make(name: str, tag: str, since: Path | None = None) -> int:
+            before = upstream.sent
+            source = FromRegistries((f"{upstream.host}/a/app:{tag}",), patience=1)
+            create(tmp_path / name, {}, images=[source], since=since, cache=tmp_path / f"cache of {name}")
+            return upstream.sent - before
+
+        assert make("old.tar", "v1") > len(BIG) + len(SMALL)
+        assert len(NEW) <= make("new.tar", "v2", since=tmp_path / "old.tar") < len(BIG)
+    verify(tmp_path / "new.tar", bases=[tmp_path / "old.tar"])
 
 
 def test_a_program_that_is_left_out(line: Line, tmp_path: Path) -> None:

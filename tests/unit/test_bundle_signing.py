@@ -180,7 +180,9 @@ def test_allowed_signers(unsigned: Path, keys: dict[str, Path], tmp_path: Path) 
         f'somebody namespaces="git,bundle.*" {key}', f'somebody valid-after="20200101" {key}',
     ):  # fmt: skip
         allowed.write_text(right)
-        assert who(unsigned, allowed), right
+        assert "ED25519 key SHA256:" in who(unsigned, allowed), right
+    allowed.write_text(f"somebody@example.org {key}")
+    assert who(unsigned, allowed).startswith("somebody@example.org with ED25519 key")
     for wrong in (
         "", "# nothing", f"somebody {other}", f'somebody namespaces="git" {key}', f"{key[:-9]}",
         f'somebody valid-before="20200101" {key}', f"somebody cert-authority {key}",
