@@ -14,6 +14,9 @@ from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.kubernetes_images import images_of
 
+#: As much of a digest as people compare by eye.
+SHORT = len("sha256:") + 12
+
 
 @cli.group("bundle")
 def group() -> None:
@@ -170,8 +173,8 @@ def diff(context: Context, old: Path, new: Path) -> None:
     for sign, items in (("+", found["added"]), ("-", found["removed"]), ("~", found["changed"])):
         for item in items:
             by_version = item["version"] != item.get("wasVersion", "")
-            now = item["version"] if by_version else item["digest"]
-            was = f"{item['wasVersion'] if by_version else item['was']} -> " if "was" in item else ""
+            now = item["version"] if by_version else item["digest"][:SHORT]
+            was = f"{item['wasVersion'] if by_version else item['was'][:SHORT]} -> " if "was" in item else ""
             click.echo(f"{sign} {item['kind']:<8} {item['name']}  {was}{now}  "
                        f"{item['size'] / 1e6:.1f} MB, {item['adds'] / 1e6:.1f} MB new")  # fmt: skip
     click.echo(f"{new} adds {found['adds'] / 1e6:.1f} MB to {old}")
