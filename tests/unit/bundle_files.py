@@ -71,6 +71,32 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int =
     return info
 
 
+def raw(
+    name: bytes, *, size: bytes = b"00000000000\0", kind: bytes = b"0", prefix: bytes = b"", link: bytes = b""
+) -> bytes:
+    """Return a header whose every field is as given, with the right checksum."""
+    header = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size.ljust(12, b"\0") + b"00000000000\0"
+    header += (
+        b" " * 8 + kind + link.ljust(100, b"\0") + b"ustar\x0000" + bytes(80) + prefix.ljust(155, b"\0") + bytes(12)
+    )
+    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
+
+
+def pax(*records: bytes, kind: bytes = b"x") -> bytes:
+    """Return an extended header of pax with those *records*."""
+    text = b"".join(records)
+    return raw(b"h", size=b"%011o\0" % len(text), kind=kind) + text.ljust(-(-len(text) // 512) * 512, b"\0")
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    """Return a record of pax, which begins with its own length."""
+    length = len(key) + len(value) + 3
+    digits = len(str(length))
+    while len(str(length + digits)) != digits:
+        digits = len(str(length + digits))
+    return b"%d %s=%s\n" % (length + digits, key, value)
+
+
 def contents(path: Path) -> dict[str, bytes]:
     """Return the files of an archive, in its order."""
     with tarfile.open(path) as archive:

@@ -20,7 +20,7 @@ from typing import Any
 
 from kubeadm_registry.bundle import FromLayout, archive, choose, create, oci
 from kubeadm_registry.bundle.programs import ARTIFACT
-from tests.unit.bundle_files import contents, image, member, script, tar, write_layout
+from tests.unit.bundle_files import contents, image, member, pax, raw, record, script, tar, write_layout
 
 ONE, TWO = "registry.k8s.io/pause:3.10", "quay.io:443/org/app:v1"
 LAYER = b"layer" * 1000
@@ -289,34 +289,10 @@ def data_in_the_index_of_another_content(good: Good) -> bytes:
 # ---- the archive -----------------------------------------------------------------------------------------------------
 
 
-def raw(
-    name: bytes, *, size: bytes = b"00000000000\0", kind: bytes = b"0", prefix: bytes = b"", link: bytes = b""
-) -> bytes:
-    """A header whose every field is as given, with the right checksum."""
-    header = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size.ljust(12, b"\0") + b"00000000000\0"
-    header += (
-        b" " * 8 + kind + link.ljust(100, b"\0") + b"ustar\x0000" + bytes(80) + prefix.ljust(155, b"\0") + bytes(12)
-    )
-    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
-
-
 def with_member(block: bytes, good: Good) -> bytes:
     """The bundle with *block*, a header and what follows it, after its first file."""
     at = good.members[oci.INDEX_FILE].offset - archive.BLOCK
     return good.content[:at] + block + good.content[at:]
-
-
-def pax(*records: bytes, kind: bytes = b"x") -> bytes:
-    text = b"".join(records)
-    return raw(b"h", size=b"%011o\0" % len(text), kind=kind) + text.ljust(-(-len(text) // 512) * 512, b"\0")
-
-
-def record(key: bytes, value: bytes) -> bytes:
-    length = len(key) + len(value) + 3
-    digits = len(str(length))
-    while len(str(length + digits)) != digits:
-        digits = len(str(length + digits))
-    return b"%d %s=%s\n" % (length + digits, key, value)
 
 
 OUT = b"../../escaped"
