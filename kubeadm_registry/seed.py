@@ -180,8 +180,7 @@ class Seeder:
         line = self._bundle.layout.lineage
 
         def look(registry: Registry, parcel: Parcel) -> str:
-            digest = parcel.blob.digest
-            return patiently(lambda: seeded.home(registry, line.left_out[digest], digest), self._patience)
+            return patiently(lambda: seeded.home(registry, line, parcel.blob.digest, parcel.to), self._patience)
 
         lacking = []
         for parcel, home in self._each(look, parcels):

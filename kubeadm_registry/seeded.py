@@ -7,7 +7,7 @@ last. A delta goes on top of its own base only, so an older one that somebody re
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kubeadm_registry.bundle import Bundle, oci
@@ -86,13 +86,14 @@ def judge(line: Lineage, record: Record | None) -> None:
     )
 
 
-def home(registry: Registry, name: str, digest: str) -> str:
-    """The repository of the image *name*, if it has the blob *digest*; else nothing. Raises RegistryError."""
-    reference = parse(name)
-    if reference is None:  # a program, which no registry has
-        return ""
-    place = f"{repository_prefix(reference.host)}/{reference.path}"
-    return place if registry.has_blob(place, digest) else ""
+def home(registry: Registry, line: Lineage, digest: str, repositories: Sequence[str]) -> str:
+    """A repository that has the blob *digest*, which a delta leaves out; empty if none has.
+
+    It is looked for where the base had it, and in the *repositories* that need it. Raises RegistryError.
+    """
+    reference = parse(line.left_out[digest])  # None for a program, which no registry has
+    base = [f"{repository_prefix(reference.host)}/{reference.path}"] if reference else []
+    return next((one for one in (*base, *repositories) if registry.has_blob(one, digest)), "")
 
 
 def lacking(line: Lineage, digests: Iterable[str]) -> BundleError:
