@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar, cast
+from typing import BinaryIO, Protocol, TypeVar
 
 from kubeadm_registry import seeded
 from kubeadm_registry.bundle import Bundle, oci
@@ -222,10 +222,10 @@ class Seeder:
             home = home or repository
 
     def _open(self, registry: Registry, blob: oci.Descriptor, home: str, offset: int) -> BinaryIO:
-        """A blob from byte *offset* on: of the bundle, or of the repository *home* if the bundle leaves it out."""
+        """A blob from byte *offset* on, a piece at least: of the bundle, or of *home* if the bundle leaves it out."""
         if self._bundle.layout.has(blob.digest):
             return self._bundle.layout.blob(blob, offset=offset)
-        return cast(BinaryIO, seeded.Kept(registry, home, blob.digest, offset))
+        return seeded.kept(registry, home, blob.digest, offset, self._piece)
 
     def _took(self, key: str, upload: Upload, taken: int) -> None:
         self._journal.note(key, upload.location)

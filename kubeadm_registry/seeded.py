@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.bundle.failures import base_missing, damaged
@@ -23,8 +24,6 @@ ARTIFACT = "application/vnd.kubeadm-registry.bundle.v1"
 _INDEX = "dev.kubeadm-registry.bundle.index"
 _SEQUENCE = "dev.kubeadm-registry.bundle.sequence"
 _EMPTY = b"{}"
-#: Bytes a request, of a blob that comes from the registry itself.
-_PIECE = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,29 +104,9 @@ def lacking(line: Lineage, digests: Iterable[str]) -> BundleError:
     )
 
 
-class Kept(io.RawIOBase):
-    """A blob that *repository* has in the registry, from byte *offset* on, as a file. Reads raise RegistryError."""
-
-    def __init__(self, registry: Registry, repository: str, digest: str, offset: int) -> None:
-        super().__init__()
-        self._registry = registry
-        self._where = repository, digest
-        self._offset = offset
-        self._left = b""
-
-    def readable(self) -> bool:
-        """Say that this can be read."""
-        return True
-
-    def readinto(self, buffer: object, /) -> int:
-        """Fill *buffer*; 0 at the end."""
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        if not self._left:
-            self._left = self._registry.piece(*self._where, self._offset, _PIECE) or b""
-            self._offset += len(self._left)
-        count = min(len(view), len(self._left))
-        view[:count], self._left = self._left[:count], self._left[count:]
-        return count
+def kept(registry: Registry, repository: str, digest: str, offset: int, size: int) -> BinaryIO:
+    """At most *size* bytes of a blob that *repository* has, from byte *offset* on. Raises RegistryError."""
+    return io.BytesIO(registry.piece(repository, digest, offset, size) or b"")
 
 
 def blame(bundle: Bundle, blob: oci.Descriptor, error: RegistryError) -> Error:
