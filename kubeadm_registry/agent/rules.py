@@ -401,11 +401,17 @@ def _for_proxies(timings: Timings) -> Timings:
 def _proxies(
     memory: Memory, seen: Observation, now: float, timings: Timings
 ) -> tuple[tuple[ServiceMemory, ...], tuple[int, ...]]:
-    """A hung HAProxy is killed as soon as it is known to be hung: half of all new connections wait for it."""
+    """A hung HAProxy is killed as soon as it is known to be hung: half of all new connections wait for it.
+
+    Invariant: none is killed while all are silent and none is idle. Then the machine does not let them run, and to
+    start them anew takes more of what it lacks.
+    """
     quick = _for_proxies(timings)
     old = memory.proxies or tuple(ServiceMemory() for _ in seen.proxies)
     steps = [service(one, answers, memory.resumed, now, quick) for one, answers in zip(old, seen.proxies)]
-    return tuple(step[0] for step in steps), tuple(index for index, step in enumerate(steps) if step[2])
+    starved = all(step[0].health is not Health.OK for step in steps) and all(one.idle is None for one in seen.proxies)
+    kill = () if starved else tuple(index for index, step in enumerate(steps) if step[2])
+    return tuple(step[0] for step in steps), kill
 
 
 def _proxy(proxies: tuple[ServiceMemory, ...], seen: Observation, resumed: float, now: float) -> tuple[bool, bool]:

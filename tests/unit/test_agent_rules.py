@@ -532,6 +532,21 @@ def test_a_hung_proxy_is_killed_as_soon_as_it_is_known_to_be_hung(settled: Memor
     assert first(taken, lambda d: d.kill_proxies == (1,)) == near(5.6)
 
 
+def test_proxies_that_the_machine_does_not_let_run_are_not_killed(settled: Memory) -> None:
+    def starved(now: float) -> Observation:
+        return well(now, proxies=(silent(5.0, idle=None), silent(5.2, idle=None)))
+
+    _, taken = play(starved, until=20.0, memory=settled, start=5.0)
+    assert not any(d.kill_proxies for _, d in taken)
+    assert taken[-1][1].fit is False, "another server answers"
+
+    def one_turns_in_circles(now: float) -> Observation:
+        return well(now, proxies=(alive(now), silent(5.0, idle=None)))
+
+    _, taken = play(one_turns_in_circles, until=20.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: d.kill_proxies == (1,)) == near(5.0 + T.hung_busy)
+
+
 def test_a_node_that_was_never_good_is_fit_only_when_nobody_else_is() -> None:
     def course(now: float) -> Observation:
         return well(now, manifest=Reading(0.0, None, 0, None))
