@@ -64,7 +64,7 @@ def carry_out(connect: Connect, deletion: Deletion) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Repository:
-    """One repository: its images by tag, which of the digests asked for are there, and whether a tag can go alone."""
+    """One repository: its images by tag, and whether a tag can go alone."""
 
     name: str
     images: Mapping[str, tree.Tree]
@@ -83,7 +83,7 @@ class _Repository:
     def plan(self, references: Sequence[str], *, all_tags: bool) -> tuple[list[Deletion], list[str]]:
         """What to delete for *references*, and what stands against it."""
         problems = []
-        digests, tags = set[str](), set[str]()
+        digests, tags = dict[str, tree.Tree](), set[str]()
         for reference in dict.fromkeys(references):
             if not reference and not self.images:
                 problems.append(f"{Place(self.name)} is not in the registry")
@@ -91,21 +91,23 @@ class _Repository:
                 problems.append(f"{Place(self.name)} has {len(self.images)} tags: name those to delete, or --all-tags")
             elif not reference:
                 tags |= set(self.images)
-            elif ":" in reference and self._there(reference):
-                digests.add(reference)
+            elif ":" in reference and (image := self._by_digest(reference)):
+                digests[reference] = image
             elif reference in self.images:
                 tags.add(reference)
             else:
                 problems.append(f"{Place(self.name, reference)} is not in the registry")
         if not self.can_untag:
-            digests |= {self.images[tag].root.digest for tag in tags}
+            digests |= {self.images[tag].root.digest: self.images[tag] for tag in tags}
         deletions = [
-            Deletion(Place(self.name, digest), digest, self._tags_of(digest)) for digest in sorted(digests)
-        ]  # fmt: skip
-        deletions += [
             Deletion(Place(self.name, tag), self.images[tag].root.digest, (tag,))
             for tag in sorted(tags)
             if self.images[tag].root.digest not in digests
+        ]
+        # An index before its parts, which zot keeps as long as it has the index.
+        deletions += [
+            Deletion(Place(self.name, digest), digest, self._tags_of(digest))
+            for digest in sorted(digests, key=lambda digest: (-len(digests[digest].manifests), digest))
         ]
         going = {tag for one in deletions for tag in one.tags}
         for one in deletions:
@@ -124,18 +126,18 @@ class _Repository:
     def _tags_of(self, digest: str) -> tuple[str, ...]:
         return tuple(sorted(tag for tag, image in self.images.items() if image.root.digest == digest))
 
-    def _there(self, digest: str) -> bool:
+    def _by_digest(self, digest: str) -> tree.Tree | None:
         with self.connect() as registry:
-            return patiently(partial(registry.digest, self.name, digest), PATIENCE) is not None
+            return _image(self.name, registry, digest)
 
 
-def _image(repository: str, registry: Registry, tag: str) -> tree.Tree | None:
-    """The image of *tag*; only its digest if its format is not known here, for it can be deleted all the same."""
-    place = Place(repository, tag)
+def _image(repository: str, registry: Registry, reference: str) -> tree.Tree | None:
+    """The image of a tag or digest; only its digest if its format is not known here, for it can be deleted as well."""
+    place = Place(repository, reference)
     try:
         return patiently(lambda: tree.read(registry, place), PATIENCE)
     except RegistryError as error:
         if error.code != "ImageInvalid":
             raise
-        digest = patiently(partial(registry.digest, repository, tag), PATIENCE)
+        digest = patiently(partial(registry.digest, repository, reference), PATIENCE)
         return tree.Tree(place, oci.Descriptor(media_type="", digest=digest, size=0), {}) if digest else None

@@ -147,6 +147,9 @@ class ScopedHandler(Handler):
         if store.manifest(reference) is None:
             return self._say(404)
         if ":" in reference:
+            indexes = (json.loads(content) for content in store.manifests.values() if b'"manifests"' in content)
+            if any(reference == one["digest"] for index in indexes for one in index["manifests"]):
+                return self._say(405, b"part of an index, says zot")
             del store.manifests[reference]
             store.tags = {tag: digest for tag, digest in store.tags.items() if digest != reference}
         else:

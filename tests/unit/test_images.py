@@ -319,8 +319,12 @@ def test_what_an_index_needs_stays(fake: Repositories, tagged: bool) -> None:
         fake.store[PAUSE].tags["amd64"] = child["digest"]
         name = f"{PAUSE}:amd64"
     assert f"is part of {PAUSE}:3.10, which stays" in refusal(fake, name, all_tags=True)
-    delete_all(fake, name, f"{PAUSE}:3.10")
+    index = digest(fake, PAUSE, "3.10")
+    connect = connector(fake)
+    for one in delete.plan(connect, [place(name), Place(PAUSE, "3.10"), Place(PAUSE, index)], all_tags=False):
+        delete.carry_out(connect, one)
     assert not fake.store[PAUSE].tags
+    assert not {index, child["digest"]} & set(fake.store[PAUSE].manifests), "the index first, then its part"
 
 
 def test_the_tag_of_a_part_may_go_where_the_part_stays(fake: Repositories) -> None:
