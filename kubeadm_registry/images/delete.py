@@ -116,10 +116,11 @@ class _Repository:
                 problems.append(f"{one.digest} also has the tags {', '.join(others)}{why}: --all-tags lets them go too")
             # A tag that goes alone leaves its image to the index; zot and Distribution 3 do so.
             if one.place.reference == one.digest:
+                staying = {tag: image for tag, image in self.images.items() if image.root.digest not in digests}
                 problems += [
-                    f"{one.place} is part of {Place(self.name, tag)}, which stays"
-                    for tag, image in self.images.items()
-                    if tag not in going and one.digest in {child.digest for child in image.manifests}
+                    f"{one.place} is part of {_left(tag, image, going)}, which stays"
+                    for tag, image in staying.items()
+                    if one.digest in {child.digest for child in image.manifests}
                 ]
         return deletions, problems
 
@@ -129,6 +130,11 @@ class _Repository:
     def _by_digest(self, digest: str) -> tree.Tree | None:
         with self.connect() as registry:
             return _image(self.name, registry, digest)
+
+
+def _left(tag: str, image: tree.Tree, going: set[str]) -> Place:
+    """What is left of *image* when the tags *going* are gone."""
+    return Place(image.place.repository, image.root.digest if tag in going else tag)
 
 
 def _image(repository: str, registry: Registry, reference: str) -> tree.Tree | None:

@@ -202,7 +202,7 @@ def test_a_part_of_an_index_stays(registry: Registry) -> None:
     assert refused["code"] == "DeleteRefused"
     assert f"is part of {image.name}, which stays" in refused["message"]
     assert not images.missing(registry, image.amd64, image.repository)
-    registry.cli("images", "delete", image.name, name)
+    registry.cli("images", "delete", image.name, f"{image.repository}@{image.index}", name)
     assert image.name not in listed(registry)
 
 

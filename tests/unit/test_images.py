@@ -320,6 +320,8 @@ def test_what_an_index_needs_stays(fake: Repositories, tagged: bool) -> None:
         name = f"{PAUSE}:amd64"
     assert f"is part of {PAUSE}:3.10, which stays" in refusal(fake, name, all_tags=True)
     index = digest(fake, PAUSE, "3.10")
+    if not tagged:
+        assert f"is part of {PAUSE}@{index}, which stays" in refusal(fake, name, f"{PAUSE}:3.10"), "without its tag"
     connect = connector(fake)
     for one in delete.plan(connect, [place(name), Place(PAUSE, "3.10"), Place(PAUSE, index)], all_tags=False):
         delete.carry_out(connect, one)
