@@ -23,6 +23,7 @@ from kubeadm_registry.agent.config import Config, ConfigError, Paths, load
 from kubeadm_registry.agent.daemon import Daemon
 from kubeadm_registry.agent.gate import Gate
 from kubeadm_registry.agent.processes import Processes
+from kubeadm_registry.agent.resident import stay
 
 TAKES_OVER = "--takes-over"
 BREATH = 2.0  # seconds from a start that fails to the next
@@ -79,6 +80,8 @@ async def run(config: Config, *, takes_over: bool) -> bool:
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     gc.freeze()  # what was loaded stays; a full collection need not look at it again
+    if flaw := stay():
+        daemon.log("memory", f"this agent may be slow where memory is short: {flaw}", level=4)
     return await daemon.run()
 
 
