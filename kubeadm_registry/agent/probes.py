@@ -32,6 +32,8 @@ class Answered:
         self._newest = 0.0
         self._cpu: Optional[float] = None
         self._idle: Optional[float] = None
+        self._pages: Optional[int] = None
+        self._paged: Optional[float] = None
 
     def take(self, outcome: Outcome, deadline: float) -> bool:
         """Learn from one probe. Whether it changed what is certain: refused or not."""
@@ -52,20 +54,26 @@ class Answered:
         return self.refused is not before
 
     def watch(self, now: float) -> None:
-        """Look at the CPU time of the process, if its silence makes that worth while."""
+        """Look at the CPU time of the process and at its memory, if its silence makes that worth while."""
         if self._processes is None or (self.answered is not None and now - self.answered < LOOK):
             return
         cpu = self._processes.cpu()
         if cpu is None:
-            self._cpu = self._idle = None
-        elif cpu != self._cpu or self._processes.waits_for_cpu():
-            self._cpu, self._idle = cpu, now
+            self._cpu = self._idle = self._pages = self._paged = None
+            return
+        pages = self._processes.pages_read()
+        if pages != self._pages and self._pages is not None:
+            self._paged = self._idle = now
+        if cpu != self._cpu or self._processes.waits_for_cpu():
+            self._idle = now
+        self._cpu, self._pages = cpu, pages
 
     @property
     def answers(self) -> Answers:
         """What the rules may know of it."""
-        idle = self._idle if self.answered is None or clock() - self.answered >= LOOK else None
-        return Answers(self.first, self.answered, self.good, self.streak, self.refused, idle)
+        silent = self.answered is None or clock() - self.answered >= LOOK
+        idle, paged = (self._idle, self._paged) if silent else (None, None)
+        return Answers(self.first, self.answered, self.good, self.streak, self.refused, idle, paged)
 
 
 class Read:

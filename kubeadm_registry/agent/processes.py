@@ -101,6 +101,15 @@ class Processes:
             total += stat[0]
         return total if self._found else None
 
+    def pages_read(self) -> int:
+        """How often they have waited for a page of their own memory that the kernel had dropped (major faults)."""
+        total = 0
+        for pid in self._found:
+            text = _read(f"{self._proc}/{pid}/stat")
+            if text:
+                total += int(text[text.rindex(b")") + 2 :].split()[9])
+        return total
+
     def waits_for_cpu(self) -> bool:
         """Whether a thread of theirs would run if the machine let it: then it is starved, not hung."""
         for pid in self._found:

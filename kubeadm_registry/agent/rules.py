@@ -81,7 +81,8 @@ def service(
     """The next memory of a process, whether the reads that wait for it are to be reset, and whether it is to be killed.
 
     Invariants: resets only while DEAD or HUNG, at most ``len(RESETS)`` an episode. Kills only while HUNG, ``kill``
-    seconds after its last answer at the earliest, and again after ``KILL_AGAIN`` seconds.
+    seconds after its last answer at the earliest, and again after ``KILL_AGAIN`` seconds; never a process that waits
+    for pages of its own memory, since where that is short a new one has to wait for all of them.
     """
     new = health(memory.health, answers, resumed, now, timings)
     if new is not memory.health:
@@ -95,7 +96,9 @@ def service(
     silent = silence(answers.answered, answers.first, resumed, now)
     idle = 0.0 if answers.idle is None else now - max(answers.idle, resumed)
     patience = timings.kill if idle >= timings.idle else timings.hung_busy + timings.kill - timings.hung
-    kill = new is Health.HUNG and silent >= patience and (memory.killed is None or now - memory.killed >= KILL_AGAIN)
+    starved = answers.paged is not None and now - answers.paged < timings.idle
+    again = memory.killed is None or now - memory.killed >= KILL_AGAIN
+    kill = new is Health.HUNG and silent >= patience and again and not starved
     if kill:
         memory = replace(memory, killed=now)
     return memory, reset, kill

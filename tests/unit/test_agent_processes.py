@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kubeadm_registry.agent.probes import Answered
 from kubeadm_registry.agent.processes import Exits, Processes
 
 UNIT = "kubeadm-registry-zot.service"
@@ -41,12 +42,14 @@ def family() -> Iterator[subprocess.Popen[bytes]]:
     parent.wait()
 
 
-def proc(folder: Path, pid: int, *, cgroup: str, started: int = 1, state: str = "S", cpu: int = 0) -> None:
+def proc(
+    folder: Path, pid: int, *, cgroup: str, started: int = 1, state: str = "S", cpu: int = 0, pages: int = 0
+) -> None:
     """A process in a /proc of our own; its name would mislead who splits at blanks."""
     (folder / str(pid)).mkdir(exist_ok=True)
     (folder / str(pid) / "cgroup").write_text(cgroup)
     fields = ["0"] * 50
-    fields[0], fields[1], fields[11], fields[19] = state, "1", str(cpu), str(started)
+    fields[0], fields[1], fields[9], fields[11], fields[19] = state, "1", str(pages), str(cpu), str(started)
     (folder / str(pid) / "stat").write_text(f"{pid} (a ) S b) {' '.join(fields)}\n")
 
 
@@ -90,6 +93,31 @@ def test_the_cpu_time_is_of_all_and_is_found_anew_when_one_was_replaced(tmp_path
     assert processes.cpu() == 3.0
     proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n", started=2, cpu=5 * ticks)
     assert processes.cpu() == 7.0
+
+
+def test_the_pages_that_were_waited_for_are_those_of_all(tmp_path: Path) -> None:
+    proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n", pages=2)
+    proc(tmp_path, 8, cgroup=f"0::/{UNIT}\n", pages=3)
+    processes = Processes(UNIT, proc=str(tmp_path))
+    assert processes.pages_read() == 0, "none is known yet"
+    processes.find()
+    assert processes.pages_read() == 5
+
+
+def test_a_silent_process_is_idle_unless_it_works_or_waits_for_its_memory(tmp_path: Path) -> None:
+    cgroup = f"0::/{UNIT}\n"
+    proc(tmp_path, 7, cgroup=cgroup, pages=2)
+    answered = Answered(Processes(UNIT, proc=str(tmp_path)))
+    answered.watch(1.0)
+    assert (answered.answers.idle, answered.answers.paged) == (1.0, None)
+    answered.watch(2.0)
+    assert (answered.answers.idle, answered.answers.paged) == (1.0, None)
+    proc(tmp_path, 7, cgroup=cgroup, pages=3)
+    answered.watch(3.0)
+    assert (answered.answers.idle, answered.answers.paged) == (3.0, 3.0)
+    proc(tmp_path, 7, cgroup=cgroup, pages=3, cpu=1)
+    answered.watch(4.0)
+    assert (answered.answers.idle, answered.answers.paged) == (4.0, 3.0)
 
 
 def test_a_family_is_the_parent_and_its_children_also_later_ones(family: subprocess.Popen[bytes]) -> None:

@@ -126,6 +126,21 @@ def test_a_process_that_uses_the_cpu_is_slow_and_keeps_its_connections(settled: 
     assert first(taken, lambda d: d.kill_storage) == near(11.0)
 
 
+def test_a_process_that_waits_for_its_memory_is_hung_in_the_end_but_never_killed(settled: Memory) -> None:
+    def starved(now: float) -> Answers:
+        return replace(silent(5.0, idle=now - 0.1), paged=now - 0.1)
+
+    _, taken = play(lambda now: well(now, storage=starved(now)), until=20.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: d.reset_reads) == near(10.0)
+    assert not any(d.kill_storage for _, d in taken)
+
+    def hung(now: float) -> Answers:
+        return starved(min(now, 12.0))
+
+    _, taken = play(lambda now: well(now, storage=hung(now)), until=20.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: d.kill_storage) == near(12.3), "once it gets what it waits for and does nothing"
+
+
 def test_a_process_that_is_not_found_is_not_called_idle(settled: Memory) -> None:
     _, taken = play(lambda now: well(now, frontend=silent(5.0, idle=None)), until=9.9, memory=settled, start=5.0)
     assert not any(d.reset_reads or d.kill_frontend for _, d in taken)
