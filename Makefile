@@ -1,7 +1,7 @@
 # Everything that a fresh Debian machine needs is set up by these two, and kept for the next time:
 #   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
 #   make test    all checks and tests; what CI runs
-# Other goals: make unit | lint | lab | soak | fuzz | bench, make lab-down, make clean.
+# Other goals: make unit | lint | lab | test-kubernetes | soak | fuzz | bench, make lab-down, make clean.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,9 +14,9 @@ PYTHON := .venv/bin/python
 
 # For the lab (hosts by systemd-nspawn), for Garage from its source, and for the tests.
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
-            skopeo shellcheck gcc pkg-config libsodium-dev protobuf-compiler
+            skopeo shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test unit lint lab soak fuzz bench docs lab-down clean setup packages programs
+.PHONY: help demo test unit lint lab test-kubernetes kubernetes-programs soak fuzz bench docs lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -53,7 +53,7 @@ test: lint unit lab
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy -p kubeadm_registry -p tests.lab -p tests.bench
+	.venv/bin/mypy -p kubeadm_registry -p tests.lab -p tests.kubernetes -p tests.bench
 	.venv/bin/lint-imports
 
 docs: setup
@@ -64,6 +64,13 @@ unit: setup
 
 lab: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -m 'not long' tests/lab
+
+kubernetes-programs: programs
+	@$(PYTHON) -m tests.lab.programs kubelet etcd coredns bridge pause guest > /dev/null
+
+# kubeadm init, join and reset on three hosts, every image from the registry.
+test-kubernetes: kubernetes-programs
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s tests/kubernetes
 
 # The long ones: full load for ten minutes, second faults.
 soak: programs

@@ -1,0 +1,62 @@
+"""The registry and Kubernetes on it as fixtures, once for each frontend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kubernetes import images
+from tests.kubernetes.cluster import Kubernetes, empty
+from tests.lab import machine
+from tests.lab.programs import KUBERNETES
+from tests.lab.registry import FRONTENDS, on_new_hosts, skip_without
+
+
+def sysctls() -> dict[str, str]:
+    """What a kubelet sets for the whole machine, since these settings have no namespace."""
+    found = {name: machine.SETTINGS / name for name in machine.SYSCTLS}
+    return {name: file.read_text() for name, file in found.items() if file.exists()}
+
+
+@pytest.fixture(scope="session", params=FRONTENDS)
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]:
+    """Servers that are ready for ``preflight && init && seed`` and then ``kubeadm init``, with one bundle for both.
+
+    Afterwards everything is gone, and this machine's settings are what they were.
+    """
+    frontend: str = request.param
+    skip_without(frontend)
+    before = sysctls()
+    directory = tmp_path_factory.mktemp(frontend)
+    with on_new_hosts(frontend, directory, layout=images.layout()) as registry:
+        registry.write_file({"kubernetes.version": KUBERNETES})
+        kubernetes = Kubernetes(registry)
+        kubernetes.on_each(kubernetes.prepare)
+        yield kubernetes
+    if not any((machine.NOTES / "labs").iterdir()):  # else a lab that is still up may keep them
+        assert sysctls() == before
+
+
+@pytest.fixture(scope="session")
+def seeded(prepared: Kubernetes) -> Kubernetes:
+    """The registry is there and has what the bundle has; nothing of Kubernetes was ever started."""
+    registry = prepared.registry
+    with prepared.timed("preflight and init of the registry"):
+        registry.install()
+    with prepared.timed("seed"):
+        registry.cli("seed", "--bundle", registry.bundle)
+    return prepared
+
+
+@pytest.fixture(scope="session")
+def kubernetes(seeded: Kubernetes) -> Kubernetes:
+    """Three control planes."""
+    assert all(seeded.on_each(empty).values()), "an image that is there already proves nothing"
+    seeded.init()
+    for host in seeded.registry.others(seeded.first):
+        seeded.join(host)
+    seeded.kubectl("taint", "nodes", "--all", "node-role.kubernetes.io/control-plane-")
+    with seeded.timed("until all is ready"):
+        seeded.wait_ready()
+    return seeded

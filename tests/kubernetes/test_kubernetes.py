@@ -1,0 +1,284 @@
+"""kubeadm init, join, a lost server, greedy pods, kubeadm reset and init again: every image comes from the registry.
+
+One way through all of it, in this order: what a test needs of those before it, its fixtures make if it runs alone.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from kubeadm_registry import canary, paths
+from kubeadm_registry.registry.retry import patiently
+from tests.kubernetes import images
+from tests.kubernetes.cluster import Kubernetes, empty, images_of, pull, ways_out
+from tests.lab.command import run, wait_until
+from tests.lab.host import Host
+from tests.lab.images import push
+from tests.lab.reading import Object, reading
+from tests.lab.registry import Registry
+
+#: Memory that a host has left before a pod takes it all.
+SPARE = 512 << 20
+CANARY = Object(canary.REPOSITORY, canary.MANIFEST.digest, canary.LAYER.digest)
+
+
+def say(kubernetes: Kubernetes, text: str) -> None:
+    """Show a figure."""
+    sys.stdout.write(f"\n  {kubernetes.registry.frontend}: {text}\n")
+
+
+def pushed(registry: Registry, mark: str) -> str:
+    """Push an image of the tests' program that no host has seen; its name for a pod."""
+    image = images.guest(mark)
+    patiently(lambda: push(registry, image, "tests/guest", mark), 30)  # as clients do, while a control plane starts
+    return f"{registry.vip}:{paths.REGISTRY_PORT}/tests/guest:{mark}"
+
+
+def own_names(registry: Registry) -> tuple[str, list[str]]:
+    """``imageRepository`` for the registry, and what kubeadm's images are called there."""
+    repository = f"{registry.vip}:{paths.REGISTRY_PORT}/{images.UPSTREAM}"
+    names = [name.replace("coredns/coredns", "coredns") for name in images.wanted()]
+    return repository, [name.replace(images.UPSTREAM, repository) for name in names]
+
+
+# Before Kubernetes
+
+
+def test_no_server_has_a_way_out_or_an_image(seeded: Kubernetes) -> None:
+    assert not any(seeded.on_each(ways_out).values())
+    assert all(seeded.on_each(empty).values())
+
+
+def test_the_bundle_has_what_the_hosts_containerd_starts_pods_with(seeded: Kubernetes) -> None:
+    settings = seeded.first.sh("containerd", "config", "dump").stdout
+    assert f'sandbox_image = "{images.SANDBOX}"' in settings
+
+
+@pytest.mark.parametrize("mode", ["mirrors", "imageRepository"])
+def test_kubeadm_pulls_its_images_on_every_server(seeded: Kubernetes, mode: str) -> None:
+    repository, names = ("", images.wanted()) if mode == "mirrors" else own_names(seeded.registry)
+    seconds = seeded.on_each(lambda host: seeded.pull_all(host, repository))
+    say(seeded, f"kubeadm config images pull, {mode}: " + ", ".join(f"{took:.1f} s" for took in seconds.values()))
+    for host in seeded.servers.values():
+        assert sorted(images_of(host)) == sorted(names), host.name
+        host.sh("crictl", "rmi", "--all")
+    wait_until("hosts without images", lambda: all(seeded.on_each(empty).values()), seconds=30, every=1)
+
+
+def test_an_image_that_is_not_there_is_refused_at_once(seeded: Kubernetes) -> None:
+    own = f"{seeded.registry.vip}:{paths.REGISTRY_PORT}"
+    for name in (f"{images.UPSTREAM}/pause:0.0", "docker.io/library/nothing:v1", f"{own}/tests/nothing:v1"):
+        seconds, error = pull(seeded.first, name, check=False)
+        say(seeded, f"{name} is refused after {seconds:.2f} s")
+        assert "not found" in error
+        assert seconds < 3
+
+
+# Kubernetes
+
+
+def served(registry: Registry, since: float) -> set[tuple[str, str]]:
+    """Who asked for which manifest since the time *since* and got it, by the proxies' logs: (address, repository)."""
+    argv = ("journalctl", "--quiet", "--output=cat", "--identifier=haproxy", f"--since=@{int(since)}")
+    found = set()
+    for host in registry.servers.values():
+        for line in host.sh(*argv).stdout.splitlines():
+            if not line.startswith("{"):
+                continue
+            entry = json.loads(line)
+            repository, manifests, _ = entry["path"].removeprefix("/v2/").rpartition("/manifests/")
+            if manifests and entry["status"] == 200:
+                found.add((entry["client"], repository))
+    return found
+
+
+def all_from_the_registry(kubernetes: Kubernetes, hosts: Sequence[Host], since: float) -> None:
+    """Each of *hosts*, whose containerd was empty at the time *since*, has all images, and asked the registry for them.
+
+    The server that has the virtual IP asks with that for its own address.
+    """
+    registry = kubernetes.registry
+    asked = served(registry, since)
+    for host in hosts:
+        expected = {*images.wanted(), images.SANDBOX}
+        assert set(images_of(host)) >= expected, host.name
+        own = {host.address, registry.vip}
+        for name in expected:
+            repository = name.rpartition(":")[0]
+            assert any((address, repository) in asked for address in own), f"{host.name} never asked for {name}"
+
+
+def test_init_and_join_take_every_image_from_the_registry(kubernetes: Kubernetes) -> None:
+    all_from_the_registry(kubernetes, list(kubernetes.servers.values()), kubernetes.begin)
+    say(kubernetes, ", ".join(f"{what} {seconds:.1f} s" for what, seconds in kubernetes.took.items()))
+
+
+_GET = """\
+import sys, urllib.request
+sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode().strip())
+"""
+
+
+def test_a_deployment_of_a_pushed_image(kubernetes: Kubernetes) -> None:
+    image = pushed(kubernetes.registry, "deployment")
+    begin = time.monotonic()
+    kubernetes.deploy("guest", image, replicas=3)
+    say(kubernetes, f"three pods of a pushed image after {time.monotonic() - begin:.1f} s")
+    pods = kubernetes.get("pods", "--selector=app=guest")["items"]
+    assert {pod["spec"]["nodeName"] for pod in pods} == set(kubernetes.servers)
+    for pod in pods:
+        host = kubernetes.servers[pod["spec"]["nodeName"]]
+        for address in pod["status"]["podIPs"]:
+            url = f"http://[{address['ip']}]:8080/" if ":" in address["ip"] else f"http://{address['ip']}:8080/"
+            assert run(*host.network_argv(sys.executable, "-c", _GET, url)).stdout == pod["metadata"]["name"]
+
+
+# What goes wrong
+
+
+def test_a_new_pod_starts_while_the_holder_is_without_power(kubernetes: Kubernetes) -> None:
+    registry = kubernetes.registry
+    image = pushed(registry, "after-the-cut")
+    holder = registry.holder()
+    survivor = registry.others(holder)[0]
+    assert image not in images_of(survivor)
+    holder.sh(
+        "sync"
+    )  # CNI does not flush its notes about a pod, and with an empty one that pod neither ends nor starts
+    holder.power_cut()
+    begin = time.monotonic()
+    kubernetes.start("after-the-cut", image, survivor, at=survivor)
+    kubernetes.wait_running("after-the-cut", at=survivor)
+    say(kubernetes, f"{holder.name} is cut off; a pod of a new image runs {time.monotonic() - begin:.1f} s later")
+    assert image in images_of(survivor)
+    kubernetes.delete("after-the-cut", at=survivor)
+    begin = time.monotonic()
+    holder.power_on()
+    kubernetes.wait_answering(holder)
+    say(kubernetes, f"{holder.name} is back, with its API, after {time.monotonic() - begin:.1f} s")
+    registry.wait_whole()
+    kubernetes.wait_ready()
+
+
+@dataclass
+class Pulls:
+    """What hosts pulled over and over: seconds of each pull, and what was said of those that failed."""
+
+    seconds: list[float] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{len(self.seconds)} pulls by the others, {len(self.failed)} failed, slowest {max(self.seconds):.1f} s"
+
+
+@contextmanager
+def pulling(hosts: Sequence[Host], image: str) -> Iterator[Pulls]:
+    """Pull *image* on *hosts*, remove it, pull it again after a moment, for the length of a ``with``."""
+    pulls, stop = Pulls(), threading.Event()
+
+    def work(host: Host) -> None:
+        while not stop.wait(0.5):
+            seconds, error = pull(host, image, check=False)
+            pulls.seconds.append(seconds)
+            if error:
+                pulls.failed.append(f"{host.name}: {error}")
+            host.sh("crictl", "rmi", image, check=False)
+
+    threads = [threading.Thread(target=work, args=(host,)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    try:
+        yield pulls
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_pod_that_takes_all_memory_of_the_holder(kubernetes: Kubernetes) -> None:
+    registry = kubernetes.registry
+    greedy, other = pushed(registry, "greedy"), pushed(registry, "other")
+    holder = registry.holder()
+    others = registry.others(holder)
+    pull(holder, greedy)
+    before = registry.invocations()
+    with (
+        pulling(others, other) as pulls,
+        reading(registry, CANARY, period=0.1) as seen,
+        holder.little_memory(SPARE),
+        kubernetes.pod("greedy", greedy, holder, "memory", at=others[0]),
+    ):
+        wait_until("two deaths of the greedy pod", lambda: deaths(kubernetes, "greedy", others[0]) >= 2, seconds=120)
+    say(kubernetes, f"all memory of {holder.name} taken twice: {pulls}; a client: {seen}")
+    assert registry.invocations() == before
+    assert pulls.seconds
+    assert not pulls.failed
+    registry.wait_whole()
+
+
+def deaths(kubernetes: Kubernetes, name: str, at: Host) -> int:
+    """How often the pod *name* began anew after a death by signal 9, which the kernel sends for want of memory."""
+    for status in kubernetes.get("pod", name, at=at)["status"].get("containerStatuses", []):
+        if status["lastState"].get("terminated", {}).get("exitCode") == 128 + signal.SIGKILL:
+            return int(status["restartCount"])
+    return 0
+
+
+def test_a_pod_that_fills_the_disk_of_the_holders_containerd(kubernetes: Kubernetes) -> None:
+    registry = kubernetes.registry
+    filler, other = pushed(registry, "filler"), pushed(registry, "another")
+    holder = registry.holder()
+    others = registry.others(holder)
+    pull(holder, filler)
+    before = registry.invocations()
+
+    def free() -> int:
+        return int(holder.sh("df", "--output=avail", "--block-size=1", "/var/lib/containerd").stdout.split()[-1])
+
+    with (
+        pulling(others, other) as pulls,
+        reading(registry, CANARY, period=0.1) as seen,
+        kubernetes.pod("filler", filler, holder, "disk", "/filler", at=others[0]),
+    ):
+        wait_until("a full disk", lambda: free() < 1 << 20, seconds=60)
+        full, done = time.monotonic(), len(pulls.seconds)
+        wait_until("more pulls", lambda: len(pulls.seconds) >= done + 4, seconds=60)
+        wait_until("the kubelet to make room", lambda: free() > 100 << 20, seconds=120)
+        seconds = time.monotonic() - full
+    say(kubernetes, f"{holder.name}'s disk full for {seconds:.1f} s: {pulls}; a client: {seen}")
+    assert registry.invocations() == before
+    assert not pulls.failed
+    registry.wait_whole()
+
+
+# Once more
+
+
+def test_the_registry_outlives_kubernetes_and_serves_the_next_one(kubernetes: Kubernetes) -> None:
+    registry, first = kubernetes.registry, kubernetes.first
+    before = registry.invocations()
+    with reading(registry, CANARY) as seen:
+        for host in reversed(kubernetes.servers.values()):
+            kubernetes.reset(host)
+    say(kubernetes, f"kubeadm reset on three servers, a client meanwhile: {seen}")
+    assert not seen.failed
+    assert registry.invocations() == before
+    registry.wait_whole()
+    assert all(kubernetes.on_each(empty).values())
+    kubernetes.init()
+    say(kubernetes, f"kubeadm init once more: {kubernetes.took['kubeadm init']:.1f} s")
+    all_from_the_registry(kubernetes, [first], kubernetes.begin)
+    image = pushed(registry, "once-more")
+    kubernetes.kubectl("taint", "nodes", "--all", "node-role.kubernetes.io/control-plane-")
+    kubernetes.start("once-more", image, first)
+    kubernetes.wait_running("once-more")
+    assert registry.invocations() == before
