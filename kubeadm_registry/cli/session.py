@@ -64,7 +64,9 @@ def _is_here(address: str) -> bool:
 
 def reach(config: RegistryCluster, node: Node | Worker, sudo_password: str | None) -> Transport:
     """Connect to *node*; to this very machine without SSH. Raises ConnectionFailed."""
-    if os.geteuid() == 0 and _is_here(node.address):
+    # A worker with a port of its own is somebody behind this machine, such as a virtual one.
+    behind = isinstance(node, Worker) and node.ssh.port is not None
+    if os.geteuid() == 0 and not behind and _is_here(node.address):
         return Local(node.name)
     return connect(target(config, node, sudo_password=sudo_password))
 

@@ -167,6 +167,21 @@ def site(tmp_path: Path, three: FakeCluster, monkeypatch: pytest.MonkeyPatch) ->
     return site
 
 
+def test_this_very_machine_needs_no_ssh_but_who_is_behind_a_port_of_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(session, "Local", lambda name: f"here: {name}")
+    monkeypatch.setattr(session, "connect", lambda target: f"ssh: {target.address} {target.port}")
+    cluster_file = config.parse(config.SMALLEST, "x")
+
+    def reach(worker: Worker) -> object:
+        return session.reach(cluster_file, worker, None)
+
+    assert reach(Worker("w-1", "127.0.0.1")) == "here: w-1"
+    assert reach(Worker("w-1", "127.0.0.1", Ssh(port=2222))) == "ssh: 127.0.0.1 2222"
+    assert reach(Worker("w-1", "localhost")) == "ssh: localhost None", "a name may be one of ssh_config alone"
+    assert reach(Worker("w-1", "192.0.2.1")) == "ssh: 192.0.2.1 None"
+
+
 class Refusing:
     """A transport that answers a command with a failure from some moment on."""
 
