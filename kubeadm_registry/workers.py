@@ -22,7 +22,7 @@ from kubeadm_registry.report import Action, Reporter
 from kubeadm_registry.workflow import Workflow, run
 
 #: Workers at a time. One that says nothing costs its turn ten seconds, so a few of them must not hold up the others.
-AT_ONCE = 64
+AT_ONCE = 32
 #: Restarts of containerd at a time, at most, and at most this part of all workers.
 RESTARTS = 8
 RESTARTED_PART = 4
