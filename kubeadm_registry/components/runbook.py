@@ -23,7 +23,7 @@ def key(cluster: Cluster, repository: str, digest: str) -> str:
     """Where the frontend keeps the blob *digest* of *repository* in its bucket."""
     hexadecimal = digest.removeprefix("sha256:")
     if cluster.spec.frontend.type == zot.NAME:
-        return f"{cluster.spec.data_directory.lstrip('/')}/{zot.NAME}/{repository}/blobs/sha256/{hexadecimal}"
+        return f"{repository}/blobs/sha256/{hexadecimal}"
     return f"docker/registry/v2/blobs/sha256/{hexadecimal[:2]}/{hexadecimal}/data"
 
 
