@@ -10,23 +10,27 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self, TypeVar
 
 from kubeadm_registry import seeded
 from kubeadm_registry.bundle import Bundle, oci
+from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.references import parse
-from kubeadm_registry.registry import PIECE, Registry, Upload, patiently
+from kubeadm_registry.registry import PIECE, Limit, Registry, Upload, patiently
 
-#: Blobs at a time. More do not help on a network of servers, and a small registry has other work as well.
+#: Large blobs at a time. More do not help on a network of servers, and a small registry has other work as well.
 WORKERS = 6
+#: Small requests at a time, for each large blob: where the way is long, there is mostly waiting.
+SMALL_FOR_LARGE = 3
 #: Seconds that the registry may take nothing: longer than a writer needs to move.
 PATIENCE = 120.0
 #: A second place of an image: with an ``imageRepository`` of its own, ``VIP:5000/registry.k8s.io`` say, kubeadm asks
@@ -51,17 +55,17 @@ class Item:
     blobs: tuple[oci.Descriptor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parcel:
-    """A blob, the repositories that have it (*at*) and those that need it (*to*)."""
+    """A blob, a repository that has it (*home*; empty if none is known) and those that may lack it (*to*)."""
 
     blob: oci.Descriptor
-    at: list[str]
+    home: str
     to: list[str]
 
 
 class Progress(Protocol):
-    """Told how many bytes of all that are missing the registry has. The number never falls."""
+    """Told how many bytes of the images that are missing the registry has. The number never falls."""
 
     def __call__(self, done: int, total: int) -> None:
         """*done* of *total* bytes."""
@@ -132,19 +136,21 @@ class Seeder:
     def __init__(
         self, bundle: Bundle, connect: Connect, journal: Journal, *, workers: int = WORKERS,
         progress: Progress = lambda done, total: None, patience: float = PATIENCE, piece: int = PIECE,
-        allow_older: bool = False,
+        allow_older: bool = False, limit: Limit | None = None,
     ) -> None:  # fmt: skip
         self._bundle = bundle
         self._connect = connect
         self._journal = journal
         self._workers = workers
+        self._streams = threading.BoundedSemaphore(workers)
         self._progress = progress
         self._patience = patience
         self._piece = piece
         self._allow_older = allow_older
+        self._limit = limit
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
-        self._total = self._sent = 0
+        self._total = self._done = self._sent = 0
 
     def run(self, items: Sequence[Item]) -> int:
         """Push what is missing of *items*; returns how many bytes of blobs went out. Raises RegistryError, BundleError.
@@ -153,69 +159,69 @@ class Seeder:
         there, or a bundle that comes before what is there, is refused before anything is pushed.
         """
         line = self._bundle.layout.lineage
-        with self._connect() as registry:
-            record = patiently(lambda: seeded.read(registry, line), self._patience)
-        if not self._allow_older:
-            seeded.judge(line, record)
-        missing = [item for item, there in self._each(self._is_there, items) if not there]
-        needed = {(blob.digest, item.repository): blob for item in missing for blob in item.blobs}
-        parcels: dict[str, Parcel] = {}
-        for (digest, repository), there in self._each(self._has, list(needed)):
-            parcel = parcels.setdefault(digest, Parcel(needed[digest, repository], [], []))
-            (parcel.at if there else parcel.to).append(repository)
-        work = [parcel for parcel in parcels.values() if parcel.to]
-        self._find([parcel for parcel in work if parcel.blob.digest in line.left_out and not parcel.at])
-        self._total = sum(parcel.blob.size * len(parcel.to) for parcel in work)
-        self._progress(0, self._total)
-        # The large ones first, so that none of them is alone at the end.
-        list(self._each(self._send, sorted(work, key=lambda parcel: -parcel.blob.size)))
-        list(self._each(self._manifests, missing))
-        if record is None or record.index != line.index:
-            with self._connect() as registry:
-                patiently(lambda: seeded.write(registry, line), self._patience)
+        with Crew(self._connect, self._workers * SMALL_FOR_LARGE) as crew:
+            [(_, record)] = crew.each(self._record, [line])
+            if not self._allow_older:
+                seeded.judge(line, record)
+            found = crew.each(self._is_there, items)
+            missing = [item for item, there in found if not there]
+            homes = {blob.digest: item.repository for item, there in found if there for blob in item.blobs}
+            parcels: dict[str, Parcel] = {}
+            for item in missing:
+                for blob in item.blobs:
+                    parcel = parcels.setdefault(blob.digest, Parcel(blob, homes.get(blob.digest, ""), []))
+                    if item.repository not in parcel.to:
+                        parcel.to.append(item.repository)
+            self._find(crew, [one for one in parcels.values() if one.blob.digest in line.left_out and not one.home])
+            self._total = sum(parcel.blob.size * len(parcel.to) for parcel in parcels.values())
+            self._progress(0, self._total)
+            # The large ones first, so that none of them is alone at the end.
+            crew.each(self._send, sorted(parcels.values(), key=lambda parcel: -parcel.blob.size))
+            crew.each(self._manifests, missing)
+            if record is None or record.index != line.index:
+                crew.each(self._note, [line])
         return self._sent
 
-    def _find(self, parcels: Sequence[Parcel]) -> None:
-        """Where the registry has what a delta leaves out, if not where it is needed. Raises BundleError."""
+    def _record(self, registry: Registry, line: Lineage) -> seeded.Record | None:
+        return patiently(lambda: seeded.read(registry, line), self._patience)
+
+    def _note(self, registry: Registry, line: Lineage) -> None:
+        patiently(lambda: seeded.write(registry, line), self._patience)
+
+    def _find(self, crew: Crew, parcels: Sequence[Parcel]) -> None:
+        """Where the registry has what a delta leaves out. Raises BundleError."""
         line = self._bundle.layout.lineage
 
         def look(registry: Registry, parcel: Parcel) -> str:
             return patiently(lambda: seeded.home(registry, line, parcel.blob.digest, parcel.to), self._patience)
 
-        lacking = []
-        for parcel, home in self._each(look, parcels):
-            parcel.at.extend([home] if home else [])
-            lacking.extend([] if home else [parcel.blob.digest])
-        if lacking:
+        for parcel, home in crew.each(look, parcels):
+            parcel.home = home
+            parcel.to = [repository for repository in parcel.to if repository != home]
+        if lacking := [parcel.blob.digest for parcel in parcels if not parcel.home]:
             raise seeded.lacking(line, lacking)
-
-    def _each(
-        self, work: Callable[[Registry, Thing], Outcome], what: Sequence[Thing]
-    ) -> Iterator[tuple[Thing, Outcome]]:
-        return each(self._connect, work, what, self._workers)
 
     def _is_there(self, registry: Registry, item: Item) -> bool:
         return patiently(lambda: registry.digest(item.repository, item.reference), self._patience) == item.root.digest
 
-    def _has(self, registry: Registry, key: tuple[str, str]) -> bool:
-        digest, repository = key
-        return patiently(lambda: registry.has_blob(repository, digest), self._patience)
-
     def _send(self, registry: Registry, parcel: Parcel) -> None:
-        """A blob into each repository that lacks it: sent once, then mounted where the registry can."""
-        blob, home = parcel.blob, parcel.at[0] if parcel.at else ""
+        """A blob into each repository that lacks it: sent once, then mounted where the registry can.
+
+        To mount it from the repository itself asks whether it is there and begins the upload if not, in one request.
+        """
+        blob, home = parcel.blob, parcel.home
         for repository in parcel.to:
             key = f"{repository}@{blob.digest}"
-            place = self._journal.place(key)
             upload = Upload(
                 registry, repository, blob.digest, blob.size,
-                location=place, patience=self._patience, piece=self._piece,
+                location=self._journal.place(key), patience=self._patience, piece=self._piece, limit=self._limit,
             )  # fmt: skip
             upload.progress = partial(self._took, key, upload)
-            try:
-                upload.run(partial(self._open, registry, blob, home), mount_from=home)
-            except RegistryError as error:
-                raise seeded.blame(self._bundle, blob, error) from error
+            with self._streams if upload.goes_on else contextlib.nullcontext():
+                try:
+                    upload.run(partial(self._open, registry, blob, home), mount_from=home or repository)
+                except RegistryError as error:
+                    raise seeded.blame(self._bundle, blob, error) from error
             self._journal.note(key, "")
             with self._lock:
                 self._sent += upload.sent
@@ -228,11 +234,14 @@ class Seeder:
         return seeded.kept(registry, home, blob.digest, offset, self._piece)
 
     def _took(self, key: str, upload: Upload, taken: int) -> None:
-        self._journal.note(key, upload.location)
+        if upload.goes_on:
+            self._journal.note(key, upload.location)
         with self._lock:
             # An upload that begins anew has lost bytes; what was told stays told.
-            self._taken[key] = max(self._taken.get(key, 0), taken)
-            self._progress(min(sum(self._taken.values()), self._total), self._total)
+            best = self._taken.get(key, 0)
+            self._taken[key] = max(best, taken)
+            self._done += self._taken[key] - best
+            self._progress(self._done, self._total)
 
     def _manifests(self, registry: Registry, item: Item) -> None:
         for descriptor in item.manifests:
@@ -271,26 +280,46 @@ def prove(connect: Connect, items: Sequence[Item], workers: int = WORKERS) -> di
         except RegistryError as error:
             return error.message
 
-    found = each(connect, look, items, workers)
-    return {item.name: flaw for item, flaw in found if flaw is not None}
+    with Crew(connect, workers * SMALL_FOR_LARGE) as crew:
+        return {item.name: flaw for item, flaw in crew.each(look, items) if flaw is not None}
+
+
+class Crew:
+    """*workers* threads, each with a connection of its own, which it opens when it is first needed.
+
+    A context manager: at its end what has begun ends as well, and no more begins.
+    """
+
+    def __init__(self, connect: Connect, workers: int) -> None:
+        self._connect = connect
+        self._pool = ThreadPoolExecutor(max_workers=workers)
+        self._guard = threading.Lock()
+        self._connections = contextlib.ExitStack()
+        self._local = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._connections:
+            self._pool.shutdown(cancel_futures=True)
+
+    def each(self, work: Callable[[Registry, Thing], Outcome], what: Collection[Thing]) -> list[tuple[Thing, Outcome]]:
+        """Do *work* with each of *what*, and return what came of each. Raises the first error."""
+        return list(zip(what, self._pool.map(partial(self._one, work), what), strict=True))
+
+    def _one(self, work: Callable[[Registry, Thing], Outcome], thing: Thing) -> Outcome:
+        if not hasattr(self._local, "registry"):
+            with self._guard:
+                self._local.registry = self._connections.enter_context(self._connect())
+        return work(self._local.registry, thing)
 
 
 def each(
-    connect: Connect, work: Callable[[Registry, Thing], Outcome], what: Sequence[Thing], workers: int
-) -> Iterator[tuple[Thing, Outcome]]:
-    """Do *work* with each of *what*, *workers* at a time, each thread with a connection of its own."""
-    local = threading.local()
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(max_workers=workers) as pool:
-        guard = threading.Lock()
-
-        def one(thing: Thing) -> Outcome:
-            if not hasattr(local, "registry"):
-                with guard:
-                    local.registry = stack.enter_context(connect())
-            return work(local.registry, thing)
-
-        try:
-            yield from zip(what, pool.map(one, what), strict=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what has begun ends, and no more begins
-            raise
+    connect: Connect, work: Callable[[Registry, Thing], Outcome], what: Collection[Thing], workers: int
+) -> list[tuple[Thing, Outcome]]:
+    """Do *work* with each of *what* by a crew of its own."""
+    with Crew(connect, workers) as crew:
+        return crew.each(work, what)

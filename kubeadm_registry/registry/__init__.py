@@ -4,8 +4,9 @@ Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md
 """
 
 from kubeadm_registry.registry.client import Login, Registry
+from kubeadm_registry.registry.limit import Limit
 from kubeadm_registry.registry.retry import patiently
 from kubeadm_registry.registry.upload import PIECE, Upload
 from kubeadm_registry.registry.upstream import Upstream
 
-__all__ = ["PIECE", "Login", "Registry", "Upload", "Upstream", "patiently"]
+__all__ = ["PIECE", "Limit", "Login", "Registry", "Upload", "Upstream", "patiently"]

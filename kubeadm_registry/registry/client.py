@@ -6,18 +6,18 @@ import hashlib
 import json
 import re
 import secrets
-import socket
-import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import httpx
 
 from kubeadm_registry.addresses import url
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry.line import Line
 
 #: What a verifying client accepts as a manifest.
 _ACCEPT = ", ".join(
@@ -34,15 +34,6 @@ _ACCEPT = ", ".join(
 #: 429 is an upstream's word for later.
 _TEMPORARY = (404, 429, 500, 502, 503, 504)
 _PAGE = 1000
-#: While an answer is awaited nothing is sent, and a server that lost its power says nothing: the kernel asks after 2 s,
-#: and whoever has the virtual IP then answers that it knows no such connection.
-_ALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 10),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +47,18 @@ class Login:
 class Api:
     """The requests of the API, sent by *client* to *base*, the URL of a registry that messages call *name*.
 
-    *headers* and *extensions* (of httpx) go with every request. A context manager.
+    *headers* go with every request. A context manager.
     """
 
     def __init__(
         self, name: str, base: str, client: httpx.Client, *,
-        headers: Mapping[str, str] = MappingProxyType({}), extensions: Mapping[str, Any] = MappingProxyType({}),
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.name = name
         """What messages call the registry."""
-        self._base = base
+        self._base = httpx.URL(base)
         self._client = client
         self._headers = headers
-        self._extensions = extensions
 
     def __enter__(self) -> Self:
         return self
@@ -247,13 +237,15 @@ class Api:
         self, method: str, target: str, *, content: bytes | Iterable[bytes] | None = None,
         headers: Mapping[str, str], params: Mapping[str, str] | None = None,
     ) -> httpx.Request:  # fmt: skip
-        base = httpx.URL(self._base)
-        # A Location may name the registry by its own address; the way there is ours.
-        where = base.join(target).copy_with(scheme=base.scheme, host=base.host, port=base.port)
+        base = self._base
         if params:
-            where = where.copy_merge_params(dict(params))
-        headers, extensions = {**self._headers, **headers}, dict(self._extensions)
-        return self._client.build_request(method, where, content=content, headers=headers, extensions=extensions)
+            target += ("&" if "?" in target else "?") + urlencode(params)
+        if re.match(r"/(?!/)", target):
+            where = base.copy_with(raw_path=target.encode())  # thousands of times, and the other way is slow
+        else:
+            # A Location may name the registry by its own address; the way there is ours.
+            where = base.join(target).copy_with(scheme=base.scheme, host=base.host, port=base.port)
+        return self._client.build_request(method, where, content=content, headers={**self._headers, **headers})
 
     @contextmanager
     def _unanswered(self, request: httpx.Request) -> Iterator[None]:
@@ -303,16 +295,15 @@ class Registry(Api):
 
         *ca* is the authority's certificate, PEM, and the only one trusted. *timeout* is seconds of silence.
         """
-        context = ssl.create_default_context(cadata=ca)
+        host, number = via or (address, port)
         auth = httpx.BasicAuth(login.user, login.password) if login is not None else None
+        line = Line(host, number, name=address, ca=ca, timeout=timeout)
         # No proxy variables and no netrc of the operator's environment: the registry is on this network.
-        transport = httpx.HTTPTransport(verify=context, trust_env=False, socket_options=_ALIVE)
         super().__init__(
             address,
-            url(*(via or (address, port))),
-            httpx.Client(transport=transport, auth=auth, timeout=timeout, trust_env=False),
+            url(host, number),
+            httpx.Client(transport=line, auth=auth, trust_env=False),
             headers={"Host": url(address, port).removeprefix("https://")},
-            extensions={"sni_hostname": address},
         )
 
 

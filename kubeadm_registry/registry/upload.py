@@ -15,11 +15,14 @@ import httpx
 
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.registry.client import Registry
+from kubeadm_registry.registry.limit import Limit
+from kubeadm_registry.registry.retry import patiently
 
 #: Bytes a request. Distribution forgets what a request brought that was cut off, so no more than this is sent twice.
 PIECE: Final = 8 * 2**20
-#: Bytes a write.
-_CHUNK: Final = 2**18
+#: Bytes of a blob that goes with the request that ends its upload: a round trip less. What such a request brings is
+#: forgotten when it is cut off, by every registry.
+SMALL: Final = 2**20
 #: Statuses of an upload that the registry knows no more: it expired, or another writer began it.
 _LOST: Final = (404, 410)
 #: Statuses of a proxy that reaches no registry.
@@ -42,14 +45,17 @@ class Upload:
 
     def __init__(
         self, registry: Registry, repository: str, digest: str, size: int, *, location: str = "",
-        piece: int = PIECE, patience: float = 60, progress: Callable[[int], None] = lambda _bytes: None,
+        piece: int = PIECE, patience: float = 60, limit: Limit | None = None,
+        progress: Callable[[int], None] = lambda _bytes: None,
     ) -> None:  # fmt: skip
         self._registry = registry
         self._repository = repository
         self._digest = digest
         self._size = size
         self._piece = piece
+        self._whole = min(SMALL, piece)
         self._patience = patience
+        self._limit = limit or Limit()
         self.progress = progress
         self._taken = 0
         self._silent: float | None = None
@@ -58,35 +64,32 @@ class Upload:
         self.location = location
         """Where the upload goes on, also in a later run; empty before it has begun."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a later run can go on with it where this one stopped."""
+        return self._size > self._whole and self._taken < self._size
+
     def run(self, source: Source, *, mount_from: str = "") -> None:
         """Push it, from where an earlier run stopped if there is a location; *mount_from* a repository that has it.
 
         Raises RegistryError when the registry refuses it, or takes nothing for ``patience`` seconds.
         """
-        if self.location:
+
+        def go_on() -> None:
             self._recover()
-        deadline, best, pause = time.monotonic() + self._patience, self._taken, 0.1
-        while True:
-            try:
-                if self._step(source, mount_from):
-                    return
-            except RegistryError as error:
-                if not error.temporary or time.monotonic() >= deadline:
-                    raise
-                time.sleep(pause)
-                pause = min(2.0, 2 * pause)
-                self._recover()
-            if self._taken > best:
-                deadline, best, pause = time.monotonic() + self._patience, self._taken, 0.1
+            while not self._step(source, mount_from):
+                pass
+
+        patiently(go_on, self._patience, reached=lambda: self._taken)
 
     def _step(self, source: Source, mount_from: str) -> bool:
         """Begin, send a piece, or finish; whether that was the last."""
         if not self.location:
             return self._begin(mount_from)
-        if self._taken < self._size:
-            self._send(source)
+        if self.goes_on:
+            self._append(source)
             return False
-        self._finish()
+        self._finish(source)
         return True
 
     def _begin(self, mount_from: str) -> bool:
@@ -95,17 +98,9 @@ class Upload:
         self._tell(self._size if mounted else 0)
         return mounted
 
-    def _send(self, source: Source) -> None:
+    def _append(self, source: Source) -> None:
         end = min(self._size, self._taken + self._piece)
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(end - self._taken),
-            "Content-Range": f"{self._taken}-{end - 1}",
-        }
-        with source(self._taken) as content:
-            body = _limited(content, end - self._taken, self._digest)
-            self.sent += end - self._taken
-            answer = self._registry.send("PATCH", self.location, content=body, headers=headers)
+        answer = self._send("PATCH", source, end)
         what = f"push {self._repository}@{self._digest}"
         if answer.status_code in (*_LOST, _ELSEWHERE):
             raise RegistryError(f"{what}: the registry does not go on there ({answer.status_code})", temporary=True)
@@ -113,11 +108,25 @@ class Upload:
         self._follow(answer)
         self._tell(_end_of(answer, default=end))
 
-    def _finish(self) -> None:
-        answer = self._registry.send("PUT", self.location, params={"digest": self._digest}, content=b"")
-        if answer.status_code in (*_LOST, 500, *_AWAY) and self._registry.has_blob(self._repository, self._digest):
-            return  # the answer of an earlier attempt was lost
-        self._registry.expect(answer, 201, f"push {self._repository}@{self._digest}")
+    def _finish(self, source: Source) -> None:
+        answer = self._send("PUT", source, self._size, digest=self._digest)
+        lost = answer.status_code in (*_LOST, 500, *_AWAY)
+        if not lost or not self._registry.has_blob(self._repository, self._digest):  # an earlier answer may be lost
+            self._registry.expect(answer, 201, f"push {self._repository}@{self._digest}")
+        if self._taken < self._size:
+            self._tell(self._size)
+
+    def _send(self, method: str, source: Source, end: int, **params: str) -> httpx.Response:
+        """A request with what the registry lacks up to the byte *end*, if anything."""
+        size = end - self._taken
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        if not size:
+            return self._registry.send(method, self.location, params=params, content=b"", headers=headers)
+        headers["Content-Range"] = f"{self._taken}-{end - 1}"
+        self.sent += size
+        with source(self._taken) as content:
+            body = _limited(content, size, self._limit, self._digest)
+            return self._registry.send(method, self.location, params=params, content=body, headers=headers)
 
     def _recover(self) -> None:
         """After a break: go on behind what the registry has, or anew if it knows the upload no more.
@@ -173,11 +182,12 @@ def _end_of(answer: httpx.Response, *, default: int) -> int:
     return int(found[1]) + 1 if int(found[1]) else min(default, 1)
 
 
-def _limited(content: BinaryIO, size: int, what: str) -> Iterator[bytes]:
-    """The next *size* bytes of *content*. Raises RegistryError if there are fewer."""
+def _limited(content: BinaryIO, size: int, limit: Limit, what: str) -> Iterator[bytes]:
+    """The next *size* bytes of *content*, as fast as *limit* allows. Raises RegistryError if there are fewer."""
     while size:
-        chunk = content.read(min(_CHUNK, size))
+        chunk = content.read(min(limit.chunk, size))
         if not chunk:
             raise RegistryError(f"{what} is shorter here than it should be", code="BlobTruncated")
+        limit.wait(len(chunk))
         size -= len(chunk)
         yield chunk

@@ -98,8 +98,8 @@ class ScopedHandler(Handler):
             held.uploads[last] += body
             self._say(202, location=url.path)
         else:
-            held.store.setdefault(repository, Store()).blobs[parse_qs(url.query)["digest"][0]] = bytes(
-                held.uploads[last]
+            held.store.setdefault(repository, Store()).blobs[parse_qs(url.query)["digest"][0]] = (
+                bytes(held.uploads[last]) + body
             )
             self._say(201)
 

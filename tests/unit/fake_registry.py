@@ -121,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
             self._say(401, b"log in to push")
         elif self.command == "DELETE":
             self._say(404 if held.manifests.pop(url.path.rpartition("/")[2], None) is None else 202)
-        elif self.command == "POST" and held.mounts and "mount=" in url.query:
+        elif self.command == "POST" and held.mounts and self._can_mount(parse_qs(url.query)):
             self._put_here(url.path, parse_qs(url.query)["mount"][0])
             self._say(201)
         elif self.command == "POST":
@@ -140,6 +140,11 @@ class Handler(BaseHTTPRequestHandler):
     def _is_here(self, path: str) -> bool:
         places = self.registry.places
         return places is None or "/blobs/" not in path or (_repository(path), path.rpartition("/")[2]) in places
+
+    def _can_mount(self, query: dict[str, list[str]]) -> bool:
+        [digest], [source] = query.get("mount", [""]), query.get("from", [""])
+        places = self.registry.places
+        return digest in self.registry.blobs and (places is None or (source, digest) in places)
 
     def _put_here(self, path: str, digest: str) -> None:
         if self.registry.places is not None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -114,9 +115,25 @@ def test_all_is_sent_once_and_can_then_be_read(bundle: Bundle, fake: FakeRegistr
     kinds = [line.split()[1].split("/")[-2] for line in pushed(fake)]
     assert kinds.index("manifests") > max(i for i, kind in enumerate(kinds) if kind == "uploads"), "blobs come first"
 
+    asked = [one.path for one in fake.requests if one.method == "HEAD" and "/blobs/" in one.path]
+    assert all(seeded.REPOSITORY in path for path in asked), "the request that begins an upload asks as well"
+
     before = len(fake.requests)
     assert run(bundle, fake, tmp_path) == 0
-    assert {request.method for request in fake.requests[before:]} == {"HEAD", "GET"}, "nothing but questions"
+    asked = {one.path for one in fake.requests[before:]}
+    assert len(asked) == 2 + 1, "one question an image, and which bundle was the last"
+    assert all("/manifests/" in path for path in asked)
+
+
+def test_what_an_image_that_is_there_has_is_mounted(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    run(bundle, fake, tmp_path)
+    del fake.manifests["3.10"]
+    before = len(fake.requests)
+    assert run(bundle, fake, tmp_path) == 0
+    begun = [unquote(one.path) for one in fake.requests[before:] if one.method == "POST"]
+    assert sum("from=quay.io_443/org/app" in query for query in begun) == 1, "the configuration"
+    assert sum("from=registry.k8s.io/pause" in query for query in begun) == 1, "the layer may be there itself"
+    assert seed.prove(connector(fake), seed.plan(bundle), 1) == {}
 
 
 def test_what_a_killed_run_has_sent_is_not_sent_again(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
@@ -135,7 +152,7 @@ def test_what_a_killed_run_has_sent_is_not_sent_again(bundle: Bundle, fake: Fake
     run(bundle, fake, tmp_path)
     assert seed.prove(connector(fake), seed.plan(bundle), 1) == {}
     again = [one for one in fake.requests if one.method == "PATCH"][patches:]
-    assert len(again) == 2 + 3 + 1, "two pieces that were missing of the first layer, the second layer, configuration"
+    assert len(again) == 2 + 3, "two pieces that were missing of the first layer, and the second layer"
     assert seed.Journal(tmp_path / "journal.json").place("x") == ""
     assert (tmp_path / "journal.json").read_text() == "{}"
 

@@ -56,6 +56,17 @@ def test_a_blob_goes_in_pieces(fake: FakeRegistry, registry: Registry) -> None:
     assert seen == [0, 4000, 8000, len(CONTENT)]
 
 
+def test_a_small_blob_goes_with_the_request_that_ends_its_upload(fake: FakeRegistry, registry: Registry) -> None:
+    seen: list[int] = []
+    fake.refuse = {("PUT", "/uploads/"): [502]}
+    whole = upload(registry, piece=len(CONTENT), progress=seen.append)
+    assert not whole.goes_on
+    whole.run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert methods(fake) == ["POST", "PUT", "HEAD", "GET", "PUT"]
+    assert seen == [0, 0, len(CONTENT)]
+
+
 def test_an_empty_blob(fake: FakeRegistry, registry: Registry) -> None:
     digest = "sha256:" + hashlib.sha256(b"").hexdigest()
     Upload(registry, "a", digest, 0).run(lambda _: io.BytesIO())
@@ -64,6 +75,7 @@ def test_an_empty_blob(fake: FakeRegistry, registry: Registry) -> None:
 
 def test_a_blob_that_another_repository_has_is_not_sent(fake: FakeRegistry, registry: Registry) -> None:
     fake.mounts = True
+    fake.blobs[DIGEST] = CONTENT
     upload(registry).run(content, mount_from="c")
     assert methods(fake) == ["POST"]
     assert f"mount={DIGEST.replace(':', '%3A')}&from=c" in fake.requests[0].path
