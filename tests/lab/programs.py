@@ -133,6 +133,8 @@ PROGRAMS = {
         ),
         _go("crane", "github.com/google/go-containerregistry/cmd/crane", "v0.22.1", "about a minute"),
         _go("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", "v1.36.0", "about a minute"),
+        _go("oras", "oras.land/oras/cmd/oras", "v1.3.6", "about a minute"),
+        _go("regctl", "github.com/regclient/regclient/cmd/regctl", "v0.11.7", "about a minute"),
         _go("registry", "github.com/distribution/distribution/v3/cmd/registry", "v3.1.1", "about a minute"),
         _kubernetes("kubeadm", "about two minutes", "kubeadm"),
         _kubernetes(
