@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +18,32 @@ from kubeadm_registry.cli.way import answers, connection, prove
 from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.references import parse
+from kubeadm_registry.registry import Limit
 from kubeadm_registry.secrets import Secrets
+
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+#: Bytes a second. All uploads share it, and a proxy ends one that brings nothing for long.
+SLOWEST = 100_000
+
+
+class Rate(click.ParamType[int]):
+    """Bytes a second: ``2500k``, ``50M``, ``1.5G``; 0 is no limit."""
+
+    name = "rate"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes. Fails for what is no number, and for less than SLOWEST."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([kMG]?)", str(value))
+        if found is None:
+            self.fail(f"{value} is no rate: give a number with k, M or G, such as 50M", param, ctx)
+        rate = int(float(found[1]) * UNITS[found[2]])
+        if 0 < rate < SLOWEST:
+            self.fail(
+                f"{value} is less than {SLOWEST // 1000}k, with which a registry would take us for dead", param, ctx
+            )
+        return rate
 
 
 @command(cli, "seed")
@@ -26,11 +52,16 @@ from kubeadm_registry.secrets import Secrets
 @key_option
 @click.option("--allow-older", is_flag=True, help="Also a bundle that comes before the last one that was seeded.")
 @click.option(
-    "--workers", type=click.IntRange(1, 64), default=seeding.WORKERS, show_default=True, help="Blobs at a time."
+    "--workers", type=click.IntRange(1, 64), default=seeding.WORKERS, show_default=True, help="Large blobs at a time."
 )
+@click.option(
+    "--limit-rate", "rate", type=Rate(), metavar="BYTES", default="0",
+    help="At most so many bytes of blobs a second, all together; k, M or G for thousands, millions, thousand millions.",
+)  # fmt: skip
 def seed(
-    context: Context, path: Path | None, bundle: Path | None, key: Path | None, allow_older: bool, workers: int
-) -> None:
+    context: Context, path: Path | None, bundle: Path | None, key: Path | None, allow_older: bool, workers: int,
+    rate: int,
+) -> None:  # fmt: skip
     """Bring the images of a bundle into the registry, straight from its file.
 
     What is there already is not sent again, also after a run that was killed, and not while the writer moves. The way
@@ -53,7 +84,7 @@ def seed(
         push = connection(cluster, cluster.hosts[0], vip, direct=direct)
         run = seeding.Seeder(
             cluster.bundle, push, journal_of(secrets),
-            workers=workers, allow_older=allow_older, progress=reporter.progress,
+            workers=workers, allow_older=allow_older, progress=reporter.progress, limit=Limit(rate),
         )  # fmt: skip
         sent = run.run(items)
         flaws, silent = prove(cluster, items, workers, direct=direct)
