@@ -1,0 +1,35 @@
+"""What the benchmarks need of the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import machine, programs
+
+KINDS = ("distribution", "zot")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """A kind of registry that can be run here, by itself, on loopback."""
+    if problems := machine.problems():
+        reason = "no network namespaces on this machine: " + "; ".join(problems)
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    name: str = request.param
+    if name == "zot" and programs.zot() is None:
+        pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")
+    return name
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """A directory for much: pytest would keep it for three runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,43 @@
+"""Seeding in a process of its own, into a registry without a cluster, for the benchmarks.
+
+python -m tests.bench.seeding BUNDLE CA PORT JOURNAL [--limit-rate BYTES] [--no-proof]
+
+The command line seeds clusters only, by what a cluster file says; this is what it does once it knows the way. The last
+line is JSON: bytes sent, seconds of the proof, and images that cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+from kubeadm_registry import seed
+from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.registry import Limit, Registry
+
+
+def main() -> None:
+    """Seed, prove, and say what came of it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("ca", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("journal", type=Path)
+    parser.add_argument("--limit-rate", type=int, default=0)
+    parser.add_argument("--no-proof", action="store_true")
+    options = parser.parse_args()
+    connect = partial(Registry, "127.0.0.1", options.port, ca=options.ca.read_text(), timeout=60)
+    with Bundle.open(options.bundle) as bundle:
+        items = seed.plan(bundle)
+        limit = Limit(options.limit_rate)
+        sent = seed.Seeder(bundle, connect, seed.Journal(options.journal), limit=limit).run(items)
+        begin = time.perf_counter()
+        flaws = {} if options.no_proof else seed.prove(connect, items)
+    print(json.dumps({"sent": sent, "proof": time.perf_counter() - begin, "flaws": flaws}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""A seed that is killed twenty times, at random moments: in the end all is there, and no finished blob was sent twice.
+
+What is lost by a kill are the blobs on their way: Distribution 2.8 and zot 2.1 both forget all of an upload whose
+connection ends in the middle of a request, so a later run goes on inside a blob only if the kill fell between two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry import seed
+from kubeadm_registry.bundle import Bundle
+from tests.bench.bundles import MB, noise_images
+from tests.bench.loopback import ROOT, Loopback, loopback
+
+KILLS = 20
+#: Frames, TLS and questions, beside the blobs: a part of them, and bytes for each run.
+OVERHEAD, QUESTIONS = 1.02, 500_000
+SEED = int(os.environ.get("KUBEADM_REGISTRY_SEED") or time.time())
+
+
+def seeding(registry: Loopback, bundle: Path, journal: Path) -> subprocess.Popen[bytes]:
+    """A seed that has begun."""
+    argv = ["-m", "tests.bench.seeding", str(bundle), str(registry.ca), str(registry.port), str(journal), "--no-proof"]
+    return subprocess.Popen(registry.network.argv(sys.executable, *argv), cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def killed(registry: Loopback, process: subprocess.Popen[bytes], bytes_before: int) -> bool:
+    """Kill it when so many bytes have come to the registry in all; whether it was still at work."""
+    deadline = time.monotonic() + 60
+    while registry.taken() < bytes_before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    at_work = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return at_work
+
+
+def flaws(registry: Loopback, bundle: Path) -> list[str]:
+    """In what the registry is not the bundle: every byte of each blob is read, and every name."""
+    found = []
+    with Bundle.open(bundle) as opened, registry.network.entered(), registry.connect() as client:
+        items = seed.plan(opened)
+        for item in items:
+            if client.digest(item.repository, item.reference) != item.root.digest:
+                found.append(f"{item.name} is not there")
+            for blob in item.blobs:
+                content = client.blob(item.repository, blob.digest) or b""
+                if f"sha256:{hashlib.sha256(content).hexdigest()}" != blob.digest:
+                    found.append(f"{blob.digest} of {item.name}")
+        wanted = sorted((item.repository, item.reference) for item in items)
+        if sorted((name, tag) for name in client.repositories() for tag in client.tags(name)) != wanted:
+            found.append("there are other tags")
+    return found
+
+
+def missing(registry: Loopback, items: Sequence[seed.Item]) -> int:
+    """Bytes of blobs that the registry does not have yet."""
+    with registry.network.entered(), registry.connect() as client:
+        return sum(
+            blob.size for item in items for blob in item.blobs if not client.has_blob(item.repository, blob.digest)
+        )
+
+
+def test_killed_twenty_times(kind: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moments = random.Random(SEED)
+    layers = [[moments.randint(1, 60) * MB, *(moments.randint(10_000, 8 * MB) for _ in range(5))] for _ in range(12)]
+    images = noise_images(scratch / "images", layers)
+    with Bundle.open(images.bundle) as opened:
+        items = seed.plan(opened)
+    sent = 0
+    with loopback(kind) as registry:
+        for number in range(KILLS + 1):
+            lacking, before = missing(registry, items), registry.taken()
+            process = seeding(registry, images.bundle, scratch / "journal")
+            if number < KILLS:
+                moment = before + moments.randint(0, images.size // 12)
+                assert killed(registry, process, moment), f"it was over after {number} kills (seed {SEED})"
+            else:
+                assert process.wait(timeout=300) == 0
+            taken = registry.taken() - before
+            assert taken <= OVERHEAD * lacking + QUESTIONS, (
+                f"run {number}: more was sent than was missing (seed {SEED})"
+            )
+            sent += taken
+        assert flaws(registry, images.bundle) == []
+    with capsys.disabled():
+        more = (sent - images.size) / KILLS / MB
+        print(f"\n  {kind}: {images.size / MB:.0f} MB, killed {KILLS} times (seed {SEED}): "
+              f"{sent / images.size:.0%} came to the registry, {more:.1f} MB more for each kill")  # fmt: skip
