@@ -104,7 +104,7 @@ def test_the_holder_loses_its_power_in_the_middle(registry: Registry, tmp_path: 
         assert process.stdout is not None
         for line in process.stdout:
             events.append(json.loads(line))
-            if not cut and int(events[-1].get("done", 0)) > size // 4:
+            if not cut and int(events[-1].get("done", 0)) >= size * 2 // 5:
                 victim.power_cut()
                 cut = True
     finally:
