@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_and_what_was_there_is_not_sent_again(registry: Reg
     bundle, held = made(tmp_path)
     size = sum(len(blob) for image in held.values() for blob in image.blobs)
     done = 0
-    process = registry.popen("seed", "--bundle", bundle, "-o", "json")
+    process = registry.popen("seed", "--bundle", bundle, "-o", "json", "--limit-rate", "20M")
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -97,7 +97,7 @@ def test_the_holder_loses_its_power_in_the_middle(registry: Registry, tmp_path: 
     bundle, held = made(tmp_path)
     size = sum(len(blob) for image in held.values() for blob in image.blobs)
     victim = registry.holder()
-    process = registry.popen("seed", "--bundle", bundle, "-o", "json")
+    process = registry.popen("seed", "--bundle", bundle, "-o", "json", "--limit-rate", "20M")
     cut = False
     events = []
     try:
