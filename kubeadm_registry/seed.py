@@ -217,9 +217,11 @@ class Seeder:
                 location=self._journal.place(key), patience=self._patience, piece=self._piece, limit=self._limit,
             )  # fmt: skip
             upload.progress = partial(self._took, key, upload)
+            # The registry compares the digest of one that goes in pieces; here no piece tells.
+            source = partial(self._open, registry, blob, home, not upload.goes_on)
             with self._streams if upload.goes_on else contextlib.nullcontext():
                 try:
-                    upload.run(partial(self._open, registry, blob, home), mount_from=home or repository)
+                    upload.run(source, mount_from=home or repository)
                 except RegistryError as error:
                     raise seeded.blame(self._bundle, blob, error) from error
             self._journal.note(key, "")
@@ -227,10 +229,10 @@ class Seeder:
                 self._sent += upload.sent
             home = home or repository
 
-    def _open(self, registry: Registry, blob: oci.Descriptor, home: str, offset: int) -> BinaryIO:
+    def _open(self, registry: Registry, blob: oci.Descriptor, home: str, whole: bool, offset: int) -> BinaryIO:
         """A blob from byte *offset* on, a piece at least: of the bundle, or of *home* if the bundle leaves it out."""
         if self._bundle.layout.has(blob.digest):
-            return self._bundle.layout.blob(blob, offset=offset)
+            return self._bundle.layout.blob(blob, offset=offset, whole=whole)
         return seeded.kept(registry, home, blob.digest, offset, self._piece)
 
     def _took(self, key: str, upload: Upload, taken: int) -> None:

@@ -190,11 +190,12 @@ class Layout:
         if size is not None and size != descriptor.size:
             raise damaged(f"{self.where}: {descriptor.digest} has {size} bytes instead of {descriptor.size}")
 
-    def blob(self, descriptor: oci.Descriptor, *, offset: int = 0) -> BinaryIO:
+    def blob(self, descriptor: oci.Descriptor, *, offset: int = 0, whole: bool = True) -> BinaryIO:
         """Open the blob that *descriptor* names, from byte *offset* on.
 
         Raises BundleError if it is missing or has another size; a stream from offset 0 raises it as well, before it
-        gives out the last bytes, when the content does not have the digest.
+        gives out the last bytes, when the content does not have the digest. That is of no use, and left out, when the
+        stream is not read to its end (not *whole*).
         """
         self.expect(descriptor)
         if not self.has(descriptor.digest):
@@ -204,7 +205,7 @@ class Layout:
                 hint="a delta goes where the bundle that it was made since has been used: use that one first",
             )
         file = self.store.open(oci.blob_name(descriptor.digest))
-        if offset:
+        if offset or not whole:
             file.seek(offset)
             return file
         return cast(BinaryIO, io.BufferedReader(_Verified(file, descriptor, self.where), 256 * 1024))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from kubeadm_registry import pki
@@ -184,6 +185,47 @@ def test_a_blob_in_pieces_goes_on_in_a_later_run(served: Served, at: Registry) -
         Upload(other, "a/pieces", DIGEST, len(CONTENT), piece=PIECE, location=first.location).run(read)
     assert min(opened) == 2 * PIECE, "what was there was not sent again"
     assert at.blob("a/pieces", DIGEST) == CONTENT
+
+
+def test_a_mount_from_the_repository_itself_asks_and_begins_in_one(at: Registry) -> None:
+    """What a seed counts on: a blob that is there costs one request, and one that is not costs no more than before."""
+    content = b"of the repository's own"
+    digest = oci.digest_of(content)
+    assert at.begin_upload("a/itself", mount=digest, source="a/itself"), "no repository yet"
+    Upload(at, "a/itself", digest, len(content)).run(source(content), mount_from="a/itself")
+    assert at.blob("a/itself", digest) == content
+    assert at.begin_upload("a/itself", mount=digest, source="a/itself") == "", "it is there"
+    assert at.begin_upload("a/itself", mount=DIGEST.replace("0", "1"), source="a/itself"), "another blob is not"
+
+
+def test_an_upload_that_is_cut_off_in_a_piece(served: Served, at: Registry) -> None:
+    """Only Distribution 3 keeps what it has: with the others a seed that was killed begins the blob anew."""
+    cut = PIECE + PIECE // 2
+
+    def dying() -> Iterator[bytes]:
+        yield CONTENT[PIECE:cut]
+        wait_until("the registry to have it", lambda: time.monotonic() > begin + 0.3, seconds=1)
+        raise KilledError
+
+    begin = time.monotonic()
+    content = {"Content-Type": "application/octet-stream", "Content-Length": str(PIECE)}
+    headers = {**content, "Content-Range": f"0-{PIECE - 1}"}
+    place = at.begin_upload("a/cut")
+    place = at.send("PATCH", place, content=CONTENT[:PIECE], headers=headers).headers["Location"]
+    with pytest.raises(KilledError):
+        at.send("PATCH", place, content=dying(), headers={**content, "Content-Range": f"{PIECE}-{2 * PIECE - 1}"})
+    told: list[httpx.Response] = []
+
+    def settled() -> bool:
+        with served.client() as other:
+            told.append(other.send("GET", place))
+        return told[-1].status_code == 404 or told[-1].headers["Range"] == f"0-{cut - 1}"
+
+    wait_until("the registry to notice", settled, seconds=5)
+    assert told[-1].status_code == (204 if served.kind == "distribution3" else 404)
+    with served.client() as other:
+        Upload(other, "a/cut", DIGEST, len(CONTENT), piece=PIECE, location=place).run(source(CONTENT))
+    assert at.blob("a/cut", DIGEST) == CONTENT
 
 
 def test_parts_of_a_blob_are_read(at: Registry) -> None:
