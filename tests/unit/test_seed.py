@@ -120,9 +120,9 @@ def test_all_is_sent_once_and_can_then_be_read(bundle: Bundle, fake: FakeRegistr
 
     before = len(fake.requests)
     assert run(bundle, fake, tmp_path) == 0
-    asked = {one.path for one in fake.requests[before:]}
-    assert len(asked) == 2 + 1, "one question an image, and which bundle was the last"
-    assert all("/manifests/" in path for path in asked)
+    again = {one.path for one in fake.requests[before:]}
+    assert len(again) == 2 + 1, "one question an image, and which bundle was the last"
+    assert all("/manifests/" in path for path in again)
 
 
 def test_what_an_image_that_is_there_has_is_mounted(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
