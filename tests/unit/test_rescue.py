@@ -415,7 +415,9 @@ def test_where_to_listen() -> None:
 
 def test_it_serves_until_it_is_interrupted(tmp_path: Path, pem: Path) -> None:
     path = write_layout(tmp_path / "bundle.tar", PAUSE)
-    argv = [sys.executable, "-m", "kubeadm_registry", "rescue", "serve", str(path), "--cert", str(pem)]
+    # A shell starts what runs in the background with SIGINT ignored, and so would the tests hand it on.
+    argv = ["env", "--default-signal=INT", sys.executable, "-m", "kubeadm_registry"]
+    argv += ["rescue", "serve", str(path), "--cert", str(pem)]
     process = subprocess.Popen(
         [*argv, "--listen", "127.0.0.1:0", "-o", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
