@@ -74,14 +74,14 @@ test-kubernetes: kubernetes-programs
 
 # The long ones: full load for ten minutes, second faults.
 soak: programs
-	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/lab
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/lab tests/bench
 
 # The reader of bundles under many more random changes than the unit tests try: some ten minutes.
 fuzz: setup
 	KUBEADM_REGISTRY_FUZZ=20000 .venv/bin/pytest -q tests/unit/test_bundle_fuzz.py
 
 bench: programs
-	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s tests/bench
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m 'not long' tests/bench
 
 lab-down:
 	$(SUDO) $(PYTHON) -m tests.lab down

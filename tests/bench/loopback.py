@@ -25,7 +25,7 @@ from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle, choose, create
 from kubeadm_registry.registry import Registry
 from tests.lab import programs
-from tests.lab.command import LabError, cache, locked, run, say, wait_until
+from tests.lab.command import LabError, cache, locked, run, say, unwinding, wait_until
 from tests.lab.network import Network
 
 ADDRESS, PORT, FAR_PORT = "127.0.0.1", 5000, 5001
@@ -101,7 +101,7 @@ def loopback(kind: str, *, milliseconds: float = 0, where: Path | None = None) -
     """
     if where is None and _MEMORY.is_dir():
         where = _MEMORY
-    with contextlib.ExitStack() as stack:
+    with unwinding(), contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(dir=where))
         registry = Loopback(kind, Path(directory), milliseconds)
         stack.callback(registry.network.down)  # and all that runs in it

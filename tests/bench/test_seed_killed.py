@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import seed
+from kubeadm_registry import seed, seeded
 from kubeadm_registry.bundle import Bundle
 from tests.bench.bundles import MB, noise_images
 from tests.bench.loopback import ROOT, Loopback, loopback
@@ -59,8 +59,9 @@ def flaws(registry: Loopback, bundle: Path) -> list[str]:
                 if f"sha256:{hashlib.sha256(content).hexdigest()}" != blob.digest:
                     found.append(f"{blob.digest} of {item.name}")
         wanted = sorted((item.repository, item.reference) for item in items)
-        if sorted((name, tag) for name in client.repositories() for tag in client.tags(name)) != wanted:
-            found.append("there are other tags")
+        there = [(name, tag) for name in client.repositories() for tag in client.tags(name)]
+        if sorted(one for one in there if one[0] != seeded.REPOSITORY) != wanted:
+            found.append(f"there are other tags: {there}")
     return found
 
 

@@ -115,8 +115,8 @@ def test_all_is_sent_once_and_can_then_be_read(bundle: Bundle, fake: FakeRegistr
     kinds = [line.split()[1].split("/")[-2] for line in pushed(fake)]
     assert kinds.index("manifests") > max(i for i, kind in enumerate(kinds) if kind == "uploads"), "blobs come first"
 
-    asked = [one.path for one in fake.requests if one.method == "HEAD" and "/blobs/" in one.path]
-    assert all(seeded.REPOSITORY in path for path in asked), "the request that begins an upload asks as well"
+    looked = [one.path for one in fake.requests if one.method == "HEAD" and "/blobs/" in one.path]
+    assert all(seeded.REPOSITORY in path for path in looked), "the request that begins an upload asks as well"
 
     before = len(fake.requests)
     assert run(bundle, fake, tmp_path) == 0
