@@ -380,7 +380,7 @@ def bundle(frontend: str = "distribution", *, layout: Path | None = None) -> Pat
     return target
 
 
-def repeat(default: int = 2) -> int:
+def repeat(default: int = 1) -> int:
     """How often a fault is repeated: KUBEADM_REGISTRY_REPEAT, else *default*."""
     return int(os.environ.get("KUBEADM_REGISTRY_REPEAT") or default)
 
