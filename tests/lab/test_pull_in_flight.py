@@ -35,15 +35,16 @@ def large() -> images.Image:
 
 
 @pytest.fixture
-def pushed(registry: Registry, large: images.Image) -> Registry:
-    """The image is in the registry, and the worker's containerd has the servers' hosts files."""
+def pushed(registry: Registry, large: images.Image) -> Iterator[Registry]:
+    """The image is in the registry, and the worker's containerd has the servers' hosts files meanwhile."""
     if images.missing(registry, large, REPOSITORY):
         images.push(registry, large, REPOSITORY, "v1")
     server, client = registry.servers["h1"], registry.client
     for path in server.sh("find", CERTS, "-type", "f").stdout.split():
         client.sh("mkdir", "-p", str(Path(path).parent))
         client.sh("sh", "-c", 'cat > "$1"', "-", path, stdin=server.sh("cat", path).stdout)
-    return registry
+    yield registry
+    client.sh("rm", "-r", CERTS)
 
 
 @contextmanager
