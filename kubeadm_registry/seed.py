@@ -33,6 +33,8 @@ WORKERS = 6
 SMALL_FOR_LARGE = 3
 #: Seconds that the registry may take nothing: longer than a writer needs to move.
 PATIENCE = 120.0
+#: Seconds that reading an image may fail: longer than the virtual IP needs to move, and a lost blob fails each time.
+_LOOK = 4.0
 #: A second place of an image: with an ``imageRepository`` of its own, ``VIP:5000/registry.k8s.io`` say, kubeadm asks
 #: for CoreDNS without the part that the name has upstream (GetDNSImage in kubernetes/cmd/kubeadm/app/images/images.go).
 ALSO = {"registry.k8s.io/coredns/coredns": "registry.k8s.io/coredns"}
@@ -278,7 +280,7 @@ def prove(connect: Connect, items: Sequence[Item], workers: int = WORKERS) -> di
 
     def look(registry: Registry, item: Item) -> str | None:
         try:
-            return patiently(lambda: absent(registry, item), seconds=10)
+            return patiently(lambda: absent(registry, item), seconds=_LOOK)
         except RegistryError as error:
             return error.message
 

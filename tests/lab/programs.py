@@ -185,16 +185,20 @@ def program(name: str) -> Path:
 
     Raises LabError if the machine lacks what the build needs, or with the end of the build's output if it fails.
     """
-    wanted = next(each for each in PROGRAMS.values() if name in each.programs)
-    root = cache() / "build" / f"{wanted.name}-{wanted.version.removeprefix('v')}"
-    path = root / "bin" / name
+    wanted, path = _place(name)
     if path.exists():
         return path
     with locked(cache() / "build" / f"{wanted.name}.lock"):
         if not path.exists():
             _check(wanted)
-            _build(wanted, root)
+            _build(wanted, path.parents[1])
     return path
+
+
+def _place(name: str) -> tuple[Program, Path]:
+    """What builds the program *name*, and where it is then."""
+    wanted = next(each for each in PROGRAMS.values() if name in each.programs)
+    return wanted, cache() / "build" / f"{wanted.name}-{wanted.version.removeprefix('v')}" / "bin" / name
 
 
 def _build(wanted: Program, root: Path) -> None:
@@ -240,8 +244,12 @@ def main(argv: list[str]) -> int:
     )
     names = [name for each in PROGRAMS.values() for name in each.programs]
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--cached", action="store_true", help="build nothing: status 0 if all are there")
+    given = parser.parse_args(argv)
+    if given.cached:
+        return 0 if all(_place(name)[1].exists() for name in given.names) else 1
     try:
-        for name in parser.parse_args(argv).names:
+        for name in given.names:
             sys.stdout.write(f"{program(name)}\n")
     except LabError as error:
         sys.stderr.write(f"lab: {error}\n")
