@@ -8,8 +8,8 @@ import json
 import ssl
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +17,8 @@ from types import MappingProxyType
 from urllib.parse import parse_qs, urlsplit
 
 from kubeadm_registry import pki
+from kubeadm_registry.registry import Login, Registry
+from tests.unit.fake_cluster import authority
 
 
 @dataclass
@@ -216,3 +218,15 @@ def serving(registry: FakeRegistry, pair: pki.Pair, handler: type[Handler] = Han
         finally:
             server.shutdown()
             thread.join()
+
+
+def connector(fake: FakeRegistry) -> Callable[[], AbstractContextManager[Registry]]:
+    """Who opens connections to *fake*, by the name and with the login of the registry."""
+
+    def connect() -> AbstractContextManager[Registry]:
+        return Registry(
+            "10.0.0.10", 5000, ca=authority().certificate, login=Login("push", "secret"),
+            via=("127.0.0.1", fake.port), timeout=10,
+        )  # fmt: skip
+
+    return connect

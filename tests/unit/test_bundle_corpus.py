@@ -13,8 +13,8 @@ from kubeadm_registry.bundle import Bundle, problems, verify
 from kubeadm_registry.errors import BundleError
 from tests.unit.corrupted import CASES, Case, Good
 from tests.unit.fake_cluster import authority
-from tests.unit.fake_registry import FakeRegistry, serving
-from tests.unit.test_seed import connector, run
+from tests.unit.fake_registry import FakeRegistry, connector, serving
+from tests.unit.test_seed import run
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from kubeadm_registry.bundle.remote import FromRegistries
 from kubeadm_registry.errors import BundleError
 from tests.unit.bundle_files import contents, script, write_layout
 from tests.unit.fake_cluster import authority
-from tests.unit.fake_registry import FakeRegistry, serving
+from tests.unit.fake_registry import FakeRegistry, connector, serving
 from tests.unit.fake_upstream import FakeUpstream
 from tests.unit.fake_upstream import serving as upstream_serving
-from tests.unit.test_seed import connector, run
+from tests.unit.test_seed import run
 
 PAUSE, APP, PROXY = "registry.k8s.io/pause:3.10", "quay.io/org/app:v1", "registry.k8s.io/kube-proxy:v1.36.3"
 BIG, SMALL, NEW = b"big" * 10_000, b"small" * 100, b"new" * 5_000

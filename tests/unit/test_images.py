@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from kubeadm_registry.bundle import oci
 from kubeadm_registry.errors import ConfigError, Error, RegistryError
 from kubeadm_registry.images import check, copy, delete, inventory, wanted
 from kubeadm_registry.images.names import Place, name_of, place, upstream
-from kubeadm_registry.registry import Login, Registry
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_images import Repositories, ScopedHandler, plain
-from tests.unit.fake_registry import serving
+from tests.unit.fake_registry import connector, serving
 
 PAUSE = "registry.k8s.io/pause"
 SIGNATURE = "application/vnd.example.signature"
@@ -42,16 +40,6 @@ def fake(pair: pki.Pair) -> Iterator[Repositories]:
     registry.store["app"].tags["v2"] = registry.store["app"].tags["v1"]
     with serving(registry, pair, ScopedHandler):
         yield registry
-
-
-def connector(fake: Repositories) -> seed.Connect:
-    def connect() -> AbstractContextManager[Registry]:
-        return Registry(
-            "10.0.0.10", 5000, ca=authority().certificate, login=Login("push", "secret"),
-            via=("127.0.0.1", fake.port), timeout=10,
-        )  # fmt: skip
-
-    return connect
 
 
 def digest(fake: Repositories, repository: str, tag: str) -> str:

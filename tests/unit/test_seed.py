@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,10 +13,9 @@ from kubeadm_registry import pki, seed, seeded
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.registry import Login, Registry
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import authority
-from tests.unit.fake_registry import FakeRegistry, serving
+from tests.unit.fake_registry import FakeRegistry, connector, serving
 
 ONE, TWO = "registry.k8s.io/pause:3.10", "quay.io:443/org/app:v1"
 LAYER = b"layer" * 1000
@@ -46,16 +44,6 @@ def bundle(tmp_path: Path) -> Iterator[Bundle]:
     path = write_layout(tmp_path / "layout", joined(image(ONE, LAYER), image(TWO, LAYER + b"!")))
     with Bundle.open(path) as opened:
         yield opened
-
-
-def connector(fake: FakeRegistry) -> seed.Connect:
-    def connect() -> AbstractContextManager[Registry]:
-        return Registry(
-            "10.0.0.10", 5000, ca=authority().certificate, login=Login("push", "secret"),
-            via=("127.0.0.1", fake.port), timeout=10,
-        )  # fmt: skip
-
-    return connect
 
 
 class Told:
