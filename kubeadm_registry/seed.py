@@ -7,15 +7,12 @@ also after a run that was killed: a blob on its way is noted with the place wher
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, TypeVar
 
@@ -24,6 +21,7 @@ from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.journal import Journal
 from kubeadm_registry.references import parse
 from kubeadm_registry.registry import PIECE, Limit, Registry, Upload, patiently
 
@@ -71,40 +69,6 @@ class Progress(Protocol):
 
     def __call__(self, done: int, total: int) -> None:
         """*done* of *total* bytes."""
-
-
-class Journal:
-    """Where the uploads of a run that was killed go on: a small file, written whole at each change.
-
-    A damaged one is as good as none: the blobs in it begin anew.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._places: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                self._places = {str(key): str(value) for key, value in found.items()}
-
-    def place(self, key: str) -> str:
-        """Where the upload *key* goes on; empty if it is not known."""
-        with self._lock:
-            return self._places.get(key, "")
-
-    def note(self, key: str, place: str) -> None:
-        """The upload *key* goes on at *place*, or (empty) is over."""
-        with self._lock:
-            if self._places.get(key, "") == place:
-                return
-            self._places[key] = place
-            self._places = {key: place for key, place in self._places.items() if place}
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            new = self._path.with_name(f"{self._path.name}.new")
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-                json.dump(self._places, file)
-            new.replace(self._path)
 
 
 def plan(bundle: Bundle) -> tuple[Item, ...]:
@@ -161,7 +125,7 @@ class Seeder:
         there, or a bundle that comes before what is there, is refused before anything is pushed.
         """
         line = self._bundle.layout.lineage
-        with Crew(self._connect, self._workers * SMALL_FOR_LARGE) as crew:
+        with self._journal, Crew(self._connect, self._workers * SMALL_FOR_LARGE) as crew:
             [(_, record)] = crew.each(self._record, [line])
             if not self._allow_older:
                 seeded.judge(line, record)
@@ -220,8 +184,8 @@ class Seeder:
             )  # fmt: skip
             upload.progress = partial(self._took, key, upload)
             # The registry compares the digest of one that goes in pieces; here no piece tells.
-            source = partial(self._open, registry, blob, home, not upload.goes_on)
-            with self._streams if upload.goes_on else contextlib.nullcontext():
+            source = partial(self._open, registry, blob, home, not upload.in_pieces)
+            with self._streams if upload.in_pieces else contextlib.nullcontext():
                 try:
                     upload.run(source, mount_from=home or repository)
                 except RegistryError as error:
@@ -238,7 +202,7 @@ class Seeder:
         return seeded.kept(registry, home, blob.digest, offset, self._piece)
 
     def _took(self, key: str, upload: Upload, taken: int) -> None:
-        if upload.goes_on:
+        if upload.in_pieces:
             self._journal.note(key, upload.location)
         with self._lock:
             # An upload that begins anew has lost bytes; what was told stays told.

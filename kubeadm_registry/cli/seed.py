@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from kubeadm_registry import config, paths
 from kubeadm_registry import seed as seeding
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cli import session
+from kubeadm_registry.cli.apart import apart
 from kubeadm_registry.cli.main import Context, bundle_option, cli, command, file_option, key_option
 from kubeadm_registry.cli.way import answers, connection, prove
 from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import ConfigError, Error
+from kubeadm_registry.journal import Journal
 from kubeadm_registry.references import parse
 from kubeadm_registry.registry import Limit
 from kubeadm_registry.secrets import Secrets
@@ -70,6 +73,13 @@ def seed(
     """
     reporter = context.reporter()
     cluster_file = config.load(path)
+    stop = apart()
+
+    def progress(done: int, total: int) -> None:
+        if stop.is_set():  # here an upload is between two requests
+            sys.exit(1)
+        reporter.progress(done, total)
+
     with session.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
         if cluster.bundle is None:
             raise ConfigError("there is no bundle", hint="name one with --bundle FILE", code="BundleMissing")
@@ -84,7 +94,7 @@ def seed(
         push = connection(cluster, cluster.hosts[0], vip, direct=direct)
         run = seeding.Seeder(
             cluster.bundle, push, journal_of(secrets),
-            workers=workers, allow_older=allow_older, progress=reporter.progress, limit=Limit(rate),
+            workers=workers, allow_older=allow_older, progress=progress, limit=Limit(rate),
         )  # fmt: skip
         sent = run.run(items)
         flaws, silent = prove(cluster, items, workers, direct=direct)
@@ -114,7 +124,7 @@ def without_mirror(items: Iterable[seeding.Item], mirrors: Iterable[str]) -> set
     return {reference.host for item in items if (reference := parse(item.name))} - set(mirrors)
 
 
-def journal_of(secrets: Secrets) -> seeding.Journal:
+def journal_of(secrets: Secrets) -> Journal:
     """The notes of earlier runs for this very cluster, in the user's state directory (XDG Base Directory 0.8)."""
     base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return seeding.Journal(base / "kubeadm-registry" / f"seed-{secrets.generation}.json")
+    return Journal(base / "kubeadm-registry" / f"seed-{secrets.generation}.json")

@@ -65,9 +65,9 @@ class Upload:
         """Where the upload goes on, also in a later run; empty before it has begun."""
 
     @property
-    def goes_on(self) -> bool:
-        """Whether a later run can go on with it where this one stopped."""
-        return self._size > self._whole and self._taken < self._size
+    def in_pieces(self) -> bool:
+        """Whether it goes in several requests, so that a later run can go on where this one stopped."""
+        return self._size > self._whole
 
     def run(self, source: Source, *, mount_from: str = "") -> None:
         """Push it, from where an earlier run stopped if there is a location; *mount_from* a repository that has it.
@@ -86,7 +86,7 @@ class Upload:
         """Begin, send a piece, or finish; whether that was the last."""
         if not self.location:
             return self._begin(mount_from)
-        if self.goes_on:
+        if self.in_pieces and self._taken < self._size:
             self._append(source)
             return False
         self._finish(source)

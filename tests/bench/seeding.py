@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
 from kubeadm_registry import seed
 from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.cli.apart import apart
+from kubeadm_registry.journal import Journal
 from kubeadm_registry.registry import Limit, Registry
 
 
@@ -29,11 +32,18 @@ def main() -> None:
     parser.add_argument("--limit-rate", type=int, default=0)
     parser.add_argument("--no-proof", action="store_true")
     options = parser.parse_args()
+    stop = apart()
+
+    def progress(done: int, total: int) -> None:
+        del done, total
+        if stop.is_set():
+            sys.exit(1)
+
     connect = partial(Registry, "127.0.0.1", options.port, ca=options.ca.read_text(), timeout=60)
     with Bundle.open(options.bundle) as bundle:
         items = seed.plan(bundle)
         limit = Limit(options.limit_rate)
-        sent = seed.Seeder(bundle, connect, seed.Journal(options.journal), limit=limit).run(items)
+        sent = seed.Seeder(bundle, connect, Journal(options.journal), limit=limit, progress=progress).run(items)
         begin = time.perf_counter()
         flaws = {} if options.no_proof else seed.prove(connect, items)
     print(json.dumps({"sent": sent, "proof": time.perf_counter() - begin, "flaws": flaws}))

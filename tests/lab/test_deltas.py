@@ -9,6 +9,7 @@ import pytest
 from kubeadm_registry import seed, seeded
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.errors import BundleError
+from kubeadm_registry.journal import Journal
 from kubeadm_registry.registry import Registry
 from tests.lab.test_registries import ADDRESS, Served, served
 from tests.unit.corrupted import Good, flip
@@ -32,7 +33,7 @@ def run(at: Served, path: Path, journal: Path, *, mounts: bool = True) -> int:
 
     with Bundle.open(path) as bundle:
         items = seed.plan(bundle)
-        sent = seed.Seeder(bundle, connect, seed.Journal(journal), patience=20).run(items)
+        sent = seed.Seeder(bundle, connect, Journal(journal), patience=20).run(items)
         assert seed.prove(connect, items) == {}
         return sent
 

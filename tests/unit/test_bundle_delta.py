@@ -14,6 +14,7 @@ from kubeadm_registry.bundle import Bundle, FromLayout, choose, create, diff, in
 from kubeadm_registry.bundle.lineage import BASE, LEFT_OUT, ROOT, SEQUENCE
 from kubeadm_registry.bundle.remote import FromRegistries
 from kubeadm_registry.errors import BundleError
+from kubeadm_registry.journal import Journal
 from tests.unit.bundle_files import contents, script, write_layout
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_registry import FakeRegistry, connector, serving
@@ -276,7 +277,7 @@ def test_an_older_one_on_purpose(line: Line, fake: FakeRegistry, tmp_path: Path)
     for path in (line.full, line.first):
         seeding(path, fake, tmp_path)
     with Bundle.open(line.full) as opened:
-        journal = seed.Journal(tmp_path / "journal.json")
+        journal = Journal(tmp_path / "journal.json")
         seeder = seed.Seeder(opened, connector(fake), journal, workers=1, patience=5, allow_older=True)
         seeder.run(seed.plan(opened))
     seeding(line.first, fake, tmp_path)  # which then follows again

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from kubeadm_registry import __version__, bundle, config, paths, secrets
+from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.components import garage, programs
@@ -90,7 +92,10 @@ def failed(result: Result, code: int) -> None:
 # ---- exit code 2: nothing is contacted ------------------------------------------------------------------------------
 
 
-def test_seed_needs_a_registry_and_a_bundle_with_images(run: Terminal, servers: FakeCluster, tmp_path: Path) -> None:
+def test_seed_needs_a_registry_and_a_bundle_with_images(
+    run: Terminal, servers: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_seed, "apart", threading.Event)
     result = run("seed", "-o", "json")
     failed(result, 2)
     assert lines(result)[-1]["code"] == "BundleMissing"

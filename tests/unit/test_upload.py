@@ -60,7 +60,7 @@ def test_a_small_blob_goes_with_the_request_that_ends_its_upload(fake: FakeRegis
     seen: list[int] = []
     fake.refuse = {("PUT", "/uploads/"): [502]}
     whole = upload(registry, piece=len(CONTENT), progress=seen.append)
-    assert not whole.goes_on
+    assert not whole.in_pieces
     whole.run(content)
     assert fake.blobs == {DIGEST: CONTENT}
     assert methods(fake) == ["POST", "PUT", "HEAD", "GET", "PUT"]

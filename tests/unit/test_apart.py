@@ -1,0 +1,93 @@
+"""A command whose work a child does: real processes, which are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+#: Work in pieces, until it is told to stop; every line is there at once.
+PIECES = """\
+import sys, threading
+from kubeadm_registry.cli import apart
+from kubeadm_registry.errors import Error
+{before}
+try:
+    stop = apart.apart()
+except Error as error:
+    sys.exit(f"{{error.code}}: {{error.message}}")
+for number in range({pieces}):
+    print("begin", number, flush=True)
+    try:
+        threading.Event().wait({seconds})
+    except KeyboardInterrupt:
+        sys.exit(130 if stop.is_set() else 131)
+    print("end", number, flush=True)
+    if stop.is_set():
+        sys.exit(1)
+sys.exit(7)
+"""
+
+
+def begun(pieces: int, seconds: float, before: str = "") -> subprocess.Popen[str]:
+    """A process that has begun its first piece."""
+    script = PIECES.format(pieces=pieces, seconds=seconds, before=before)
+    process = subprocess.Popen(
+        ["env", "--default-signal=INT", sys.executable, "-c", script], text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begin 0\n"
+    return process
+
+
+def child_of(process: subprocess.Popen[str]) -> int:
+    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+
+
+def test_it_ends_with_the_childs_exit_code() -> None:
+    process = begun(2, 0.01)
+    said, wrong = process.communicate(timeout=30)
+    assert (process.returncode, said, wrong) == (7, "end 0\nbegin 1\nend 1\n", "")
+
+
+@pytest.mark.parametrize("kill", [os.kill, os.killpg])
+def test_what_is_in_hand_ends_after_a_kill_and_nothing_more_begins(kill: Callable[[int, int], None]) -> None:
+    process = begun(1000, 0.3)
+    kill(process.pid, signal.SIGKILL)
+    said, wrong = process.communicate(timeout=30)  # until the child has closed its end of the pipe, too
+    assert (process.returncode, said, wrong) == (-signal.SIGKILL, "end 0\n", "")
+
+
+def test_a_child_that_hangs_is_ended() -> None:
+    process = begun(1, 1000, before="apart.GRACE = 0.1")
+    process.kill()
+    assert process.communicate(timeout=30) == ("", "")
+
+
+def test_an_interruption_reaches_the_child() -> None:
+    process = begun(1, 1000)
+    process.send_signal(signal.SIGINT)
+    said, wrong = process.communicate(timeout=30)
+    assert (process.returncode, said, wrong) == (130, "", "")
+
+
+def test_a_background_job_ignores_an_interruption() -> None:
+    process = begun(2, 0.3, before="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    process.send_signal(signal.SIGINT)
+    os.kill(child_of(process), signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert (process.returncode, said) == (7, "end 0\nbegin 1\nend 1\n")
+
+
+def test_a_child_that_was_killed_is_told() -> None:
+    process = begun(1, 1000)
+    os.kill(child_of(process), signal.SIGKILL)
+    said, wrong = process.communicate(timeout=30)
+    assert (process.returncode, said) == (1, "")
+    assert wrong == "Killed: the process that did the work was ended by SIGKILL\n"

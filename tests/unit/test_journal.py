@@ -1,0 +1,53 @@
+"""What a seed notes: where uploads go on, by one run at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.errors import Error
+from kubeadm_registry.journal import Journal
+
+
+def test_what_one_run_notes_the_next_one_finds(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "seed.json"
+    with Journal(path) as journal:
+        journal.note("a", "/uploads/1")
+        journal.note("b", "/uploads/2")
+        journal.note("b", "")
+    with Journal(path) as journal:
+        assert (journal.place("a"), journal.place("b")) == ("/uploads/1", "")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff", ""])
+def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "seed.json"
+    path.write_bytes(content.encode("latin-1"))
+    with Journal(path) as journal:
+        assert journal.place("a") == ""
+        journal.note("a", "/uploads/1")
+    with Journal(path) as journal:
+        assert journal.place("a") == "/uploads/1"
+
+
+def test_another_run_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "seed.json"
+    with Journal(path), pytest.raises(Error) as refused, Journal(path, patience=0.2):
+        pass
+    assert refused.value.code == "SeedBusy"
+    with contextlib.ExitStack() as first:
+        journal = first.enter_context(Journal(path))
+
+        def end() -> None:
+            journal.note("a", "/uploads/1")
+            first.close()
+
+        ending = threading.Timer(0.3, end)
+        ending.start()
+        with Journal(path) as second:
+            assert second.place("a") == "/uploads/1", "what the first one noted last"
+        ending.join()
