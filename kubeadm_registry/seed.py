@@ -116,6 +116,7 @@ class Seeder:
         self._limit = limit
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
+        self._known: set[str] = set()
         self._total = self._done = self._sent = 0
 
     def run(self, items: Sequence[Item]) -> int:
@@ -132,6 +133,8 @@ class Seeder:
             found = crew.each(self._is_there, items)
             missing = [item for item, there in found if not there]
             homes = {blob.digest: item.repository for item, there in found if there for blob in item.blobs}
+            repositories = crew.each(self._is_known, {item.repository for item in missing})
+            self._known = {repository for repository, known in repositories if known}
             parcels: dict[str, Parcel] = {}
             for item in missing:
                 for blob in item.blobs:
@@ -170,30 +173,51 @@ class Seeder:
     def _is_there(self, registry: Registry, item: Item) -> bool:
         return patiently(lambda: registry.digest(item.repository, item.reference), self._patience) == item.root.digest
 
-    def _send(self, registry: Registry, parcel: Parcel) -> None:
-        """A blob into each repository that lacks it: sent once, then mounted where the registry can.
+    def _is_known(self, registry: Registry, repository: str) -> bool:
+        """Whether *repository* may have blobs, of an earlier version or a run that was killed."""
+        return patiently(lambda: registry.has_repository(repository), self._patience)
 
-        To mount it from the repository itself asks whether it is there and begins the upload if not, in one request.
-        """
+    def _send(self, registry: Registry, parcel: Parcel) -> None:
+        """A blob into each repository that lacks it: sent once, then mounted where the registry can."""
         blob, home = parcel.blob, parcel.home
         for repository in parcel.to:
-            key = f"{repository}@{blob.digest}"
-            upload = Upload(
-                registry, repository, blob.digest, blob.size,
-                location=self._journal.place(key), patience=self._patience, piece=self._piece, limit=self._limit,
-            )  # fmt: skip
-            upload.progress = partial(self._took, key, upload)
-            # The registry compares the digest of one that goes in pieces; here no piece tells.
-            source = partial(self._open, registry, blob, home, not upload.in_pieces)
-            with self._streams if upload.in_pieces else contextlib.nullcontext():
-                try:
-                    upload.run(source, mount_from=home or repository)
-                except RegistryError as error:
-                    raise seeded.blame(self._bundle, blob, error) from error
-            self._journal.note(key, "")
-            with self._lock:
-                self._sent += upload.sent
+            if not self._has(registry, repository, blob):
+                self._upload(registry, repository, blob, home)
             home = home or repository
+
+    def _has(self, registry: Registry, repository: str, blob: oci.Descriptor) -> bool:
+        """Whether the blob is in *repository*; one that is new has none, and is not asked."""
+        if repository not in self._known:
+            return False
+        key = f"{repository}@{blob.digest}"
+        there = patiently(lambda: registry.has_blob(repository, blob.digest), self._patience)
+        if there:
+            self._journal.note(key, "")
+            self._tell(key, blob.size)
+        return there
+
+    def _upload(self, registry: Registry, repository: str, blob: oci.Descriptor, home: str) -> None:
+        """Send a blob, or mount it from *home*.
+
+        To mount it from the repository itself asks whether it is there and begins the upload if not, in one request, of
+        a registry that mounts: Distribution says that a repository without a tag is none.
+        """
+        key = f"{repository}@{blob.digest}"
+        upload = Upload(
+            registry, repository, blob.digest, blob.size,
+            location=self._journal.place(key), patience=self._patience, piece=self._piece, limit=self._limit,
+        )  # fmt: skip
+        upload.progress = partial(self._took, key, upload)
+        # The registry compares the digest of one that goes in pieces; here no piece tells.
+        source = partial(self._open, registry, blob, home, not upload.in_pieces)
+        with self._streams if upload.in_pieces else contextlib.nullcontext():
+            try:
+                upload.run(source, mount_from=home or repository)
+            except RegistryError as error:
+                raise seeded.blame(self._bundle, blob, error) from error
+        self._journal.note(key, "")
+        with self._lock:
+            self._sent += upload.sent
 
     def _open(self, registry: Registry, blob: oci.Descriptor, home: str, whole: bool, offset: int) -> BinaryIO:
         """A blob from byte *offset* on, a piece at least: of the bundle, or of *home* if the bundle leaves it out."""
@@ -204,6 +228,10 @@ class Seeder:
     def _took(self, key: str, upload: Upload, taken: int) -> None:
         if upload.in_pieces:
             self._journal.note(key, upload.location)
+        self._tell(key, taken)
+
+    def _tell(self, key: str, taken: int) -> None:
+        """The registry has *taken* bytes of the upload *key*."""
         with self._lock:
             # An upload that begins anew has lost bytes; what was told stays told.
             best = self._taken.get(key, 0)

@@ -163,6 +163,11 @@ class Api:
         answer = self.send("DELETE", f"/v2/{repository}/manifests/{reference}")
         return self._found(answer, 202, f"delete {repository}:{reference}")
 
+    def has_repository(self, repository: str) -> bool:
+        """Whether the registry lists tags of *repository*, even if there are none. Raises RegistryError."""
+        path = f"/v2/{repository}/tags/list"
+        return self._found(self.send("GET", f"{path}?n=1"), 200, f"list {path}")
+
     def tags(self, repository: str) -> list[str]:
         """All tags, over as many pages as there are; none if there is no such repository. Raises RegistryError."""
         return [str(tag) for page in self._pages(f"/v2/{repository}/tags/list") for tag in page.get("tags") or ()]

@@ -88,7 +88,9 @@ def test_a_killed_run_goes_on_and_what_was_there_is_not_sent_again(registry: Reg
         process.communicate()
     assert size // 4 < done < size
     result = seeded(registry, bundle)
-    say(f"{registry.frontend}: killed at {done / 1e6:.0f} of {size / 1e6:.0f} MB")
+    sent = int(str(result["sent"]))
+    say(f"{registry.frontend}: killed at {done / 1e6:.0f} of {size / 1e6:.0f} MB, then {sent / 1e6:.0f} MB more")
+    assert sent <= size - done, "what was in hand is not lost"
     assert result["images"] == len(held)
     whole(registry, held)
 

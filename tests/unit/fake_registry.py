@@ -174,12 +174,16 @@ class Handler(BaseHTTPRequestHandler):
         return self._say(202, location=self._place(self._number), more=self._range())
 
     def _list(self, path: str, query: dict[str, list[str]]) -> None:
+        places = self.registry.places
+        known = self.registry.manifests if places is None else [one for one, _ in places if one == path[4:-10]]
+        if path.endswith("/tags/list") and not known:
+            return self._say(404, b'{"errors":[{"code":"NAME_UNKNOWN"}]}')
         names = sorted(name for name in self.registry.manifests if ":" not in name)
         names = [name for name in names if name > query.get("last", [""])[0]]
         page = names[: self.registry.page]
         link = {"Link": f'<{path}?n=2&last={page[-1]}>; rel="next"'} if len(page) < len(names) else {}
         kind = "tags" if path.endswith("list") else "repositories"
-        self._say(200, json.dumps({kind: page}).encode(), more=link)
+        return self._say(200, json.dumps({kind: page}).encode(), more=link)
 
     def _put(self, path: str, wanted: list[str] | None, body: bytes) -> None:
         if "/uploads/" in path:

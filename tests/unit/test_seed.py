@@ -115,14 +115,30 @@ def test_all_is_sent_once_and_can_then_be_read(bundle: Bundle, fake: FakeRegistr
 
 
 def test_what_an_image_that_is_there_has_is_mounted(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    fake.places = set()
     run(bundle, fake, tmp_path)
     del fake.manifests["3.10"]
+    fake.places = {place for place in fake.places if place[0] != "registry.k8s.io/pause"}
     before = len(fake.requests)
-    assert run(bundle, fake, tmp_path) == 0
+    assert run(bundle, fake, tmp_path) == len(LAYER)
     begun = [unquote(one.path) for one in fake.requests[before:] if one.method == "POST"]
     assert sum("from=quay.io_443/org/app" in query for query in begun) == 1, "the configuration"
     assert sum("from=registry.k8s.io/pause" in query for query in begun) == 1, "the layer may be there itself"
     assert seed.prove(connector(fake), seed.plan(bundle), 1) == {}
+
+
+def test_what_a_repository_has_is_not_sent_to_a_registry_that_does_not_mount(
+    bundle: Bundle, fake: FakeRegistry, tmp_path: Path
+) -> None:
+    """As zot on S3: its next version, or a run after one that was killed."""
+    fake.places, fake.mounts, told = set(), False, Told()
+    run(bundle, fake, tmp_path)
+    del fake.manifests["3.10"]
+    before = len(fake.requests)
+    assert run(bundle, fake, tmp_path, told) == 0
+    assert not [one.path for one in fake.requests[before:] if one.method == "POST"]
+    size = len(LAYER) + len(b'{"os":"linux"}')
+    assert told.numbers[-1] == (size, size)
 
 
 def test_what_a_killed_run_has_sent_is_not_sent_again(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
