@@ -44,7 +44,8 @@ class Observation:
     """``active``, ``failed``, ... by service; of several processes the worst."""
     agent: Mapping[str, Any] | None = None
     """The agent's state; None if it tells none, or an old one."""
-    holds_vip: bool = False
+    vip: tuple[str, ...] = ()
+    """The addresses of the virtual IP that it has."""
     certificate_ends: datetime | None = None
 
 
@@ -66,19 +67,22 @@ def observe(config: RegistryCluster, host: Host) -> Observation:
         answer = host.query("sh", "-c", _ASK, "status", paths.AGENT_STATE, *flat, timeout=15)
         shown, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
         now, _, state = rest.partition("\n")
-        vip = config.spec.vip.address
-        holds = bool(host.query("ip", "-oneline", "address", "show", "to", prefix(vip), timeout=15).text)
         ends, trouble = _certificate(host.read(paths.NODE_PEM))
         return Observation(
             host.name,
             trouble=trouble,
             services=_states(units, shown),
             agent=_agent(state, float(now)),
-            holds_vip=holds,
+            vip=tuple(address for address in config.spec.vip.addresses if _has(host, address)),
             certificate_ends=ends,
         )
     except (Error, ValueError) as error:
         return Observation(host.name, reachable=False, trouble=str(error))
+
+
+def _has(host: Host, address: str) -> bool:
+    """Whether *host* has *address*, and not one that another host denied it (dadfailed, which is tentative as well)."""
+    return bool(host.query("ip", "-oneline", "address", "show", "-tentative", "to", prefix(address), timeout=15).text)
 
 
 def _certificate(pem: bytes | None) -> tuple[datetime | None, str]:
@@ -121,17 +125,20 @@ def gather(config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[
 def judge(config: RegistryCluster, seen: Sequence[Observation], now: float | None = None) -> dict[str, Any]:
     """The status of the cluster, in the shape of the custom resource's status: conditions, vip, nodes."""
     moment = datetime.fromtimestamp(time.time() if now is None else now, UTC)
-    holders = [one.name for one in seen if one.holds_vip]
+    vip = config.spec.vip
+    holders, *others = ([one.name for one in seen if address in one.vip] for address in vip.addresses)
+    # keepalived moves them together.
+    astray = [address for address, there in zip(vip.addresses[1:], others, strict=True) if there != holders]
     nodes = [_node(one, moment) for one in seen]
     conditions = [
-        _available(seen, holders),
+        _available(seen, holders, astray),
         _can_lose_a_node(config, seen, holders),
         _storage_whole(config, seen),
         _certificates(seen, moment),
     ]
     return {
         "conditions": conditions,
-        "vip": {"address": config.spec.vip.address, "holder": holders[0] if len(holders) == 1 else None},
+        "vip": {"address": vip.address, "holder": holders[0] if len(holders) == 1 else None},
         "nodes": nodes,
     }
 
@@ -163,9 +170,14 @@ def _node(one: Observation, now: datetime) -> dict[str, Any]:
     return node
 
 
-def _available(seen: Sequence[Observation], holders: Sequence[str]) -> dict[str, str]:
+def _available(seen: Sequence[Observation], holders: Sequence[str], astray: Sequence[str]) -> dict[str, str]:
     if len(holders) > 1:
         return _condition("Available", False, "TwoHolders", f"{', '.join(holders)} all have the virtual IP")
+    if holders and astray:
+        return _condition(
+            "Available", False, "AddressAstray",
+            f"{holders[0]} has the virtual IP, but {', '.join(astray)} is not there, or not there alone",
+        )  # fmt: skip
     if holders:
         holder = next(one for one in seen if one.name == holders[0])
         if _fit(holder):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from kubeadm_registry import paths
-from kubeadm_registry.addresses import ip, is_ipv6, prefix
+from kubeadm_registry.addresses import ip, prefix
 from kubeadm_registry.changes import Directory, File, Steps, Wait
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
@@ -31,17 +31,6 @@ class Link:
     prefix_length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """One virtual address and the servers between which it moves: all of one family (VRRP has no other)."""
-
-    name: str
-    interface: str
-    source: str
-    peers: tuple[str, ...]
-    vip: str
-
-
 def link(host: Host, address: str) -> Link:
     """Where *address* is on *host*. Raises Error if it is on no interface."""
     result = host.query("ip", "-json", "address", "show")
@@ -56,8 +45,8 @@ def link(host: Host, address: str) -> Link:
 
 
 def holds(host: Host, address: str) -> bool:
-    """Whether *host* has the VIP *address* at this moment."""
-    return bool(host.query("ip", "-oneline", "address", "show", "to", prefix(address)).text)
+    """Whether *host* has the VIP *address* at this moment, and not one that another host denied it (dadfailed)."""
+    return bool(host.query("ip", "-oneline", "address", "show", "-tentative", "to", prefix(address)).text)
 
 
 def holder_last(cluster: Cluster) -> Sequence[Host]:
@@ -67,17 +56,9 @@ def holder_last(cluster: Cluster) -> Sequence[Host]:
 
 def install(cluster: Cluster, host: Host) -> Steps:
     """Install keepalived's configuration and start it."""
-    node, vip, peers = cluster.node(host), cluster.spec.vip, cluster.peers(host)
-    instances = [
-        Instance(
-            name=f"REGISTRY{6 if is_ipv6(address) else 4}",
-            interface=link(host, source).interface,
-            source=source,
-            peers=tuple(peer.addresses[number] for peer in peers),
-            vip=address,
-        )
-        for number, (source, address) in enumerate(zip(node.addresses, vip.addresses, strict=False))
-    ]
+    node, vip = cluster.node(host), cluster.spec.vip
+    # Each virtual address and the interface on which this server has its own of that family.
+    places = [(address, link(host, own).interface) for own, address in zip(node.addresses, vip.addresses, strict=False)]
     position = [member.name for member in cluster.spec.nodes].index(node.name)
     program = cluster.program(NAME).executable
     config = File(
@@ -85,15 +66,16 @@ def install(cluster: Cluster, host: Host) -> Steps:
         render(
             "keepalived/keepalived.conf.j2",
             node=node,
+            peers=cluster.peers(host),
+            places=places,
             fit=paths.FIT,
             alone=paths.ALONE,
-            instances=instances,
             router_id=vip.router_id,
             priority=250 - 2 * position,
         ),
         validate=(program, "--config-test", "--use-file", "{path}"),
     )
-    drops = [f"ip address del {prefix(one.vip)} dev {one.interface} 2>/dev/null || :" for one in instances]
+    drops = [f"ip address del {prefix(address)} dev {interface} 2>/dev/null || :" for address, interface in places]
     drop = File(
         DROP,
         ("#!/bin/sh\n# Written by kubeadm-registry: takes the virtual IP away from this server.\n"
@@ -115,14 +97,14 @@ def install(cluster: Cluster, host: Host) -> Steps:
 
 
 def one_holder(cluster: Cluster, host: Host) -> Steps:
-    """Wait until exactly one server has the VIP."""
+    """Wait until exactly one server has the VIP, with all its addresses."""
     yield Wait("exactly one server has the virtual IP", partial(_one_holder, cluster), timeout=30)
 
 
 def _one_holder(cluster: Cluster, _: Host) -> str | None:
-    address = cluster.spec.vip.address
-    holders = [host.name for host in cluster.hosts if holds(host, address)]
-    # A server that does not answer by SSH may have it and serve it; the phase verify reads through it.
-    if len(holders) == 1 or (not holders and cluster.absent):
-        return None
-    return f"{', '.join(holders)} have {address}" if holders else f"no server has {address}"
+    for address in cluster.spec.vip.addresses:
+        holders = [host.name for host in cluster.hosts if holds(host, address)]
+        # A server that does not answer by SSH may have it and serve it; the phase verify reads through it.
+        if len(holders) != 1 and (holders or not cluster.absent):
+            return f"{', '.join(holders)} have {address}" if holders else f"no server has {address}"
+    return None

@@ -198,13 +198,13 @@ class Registry:
 
     # What the hosts say
 
-    def holders(self) -> list[str]:
-        """The names of the servers that are on and have the VIP at this moment."""
-        return [
-            host.name
-            for host in self.servers.values()
-            if host.state == "on" and host.sh("ip", "-o", "address", "show", "to", self.vip).stdout
-        ]
+    def holders(self, address: str | None = None) -> list[str]:
+        """The names of the servers that are on and have the VIP, or its other *address*, at this moment.
+
+        An address of IPv6 that the kernel is in doubt about is none.
+        """
+        argv = ("ip", "-o", "address", "show", "-tentative", "to", address or self.vip)
+        return [host.name for host in self.servers.values() if host.state == "on" and host.sh(*argv).stdout]
 
     @property
     def cut_off(self) -> list[str]:
@@ -287,6 +287,8 @@ class Registry:
         holders = self.holders()
         if len(holders) != 1:
             flaws.append(f"the VIP is on {holders or 'no server'}")
+        if self.vip6 and (there := self.holders(self.vip6)) != holders:
+            flaws.append(f"{self.vip} is on {holders}, {self.vip6} on {there or 'no server'}")
         return flaws
 
     def wait_whole(self, seconds: float = 60) -> None:

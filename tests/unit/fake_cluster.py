@@ -242,7 +242,7 @@ class FakeCluster:
         server.answer("ip", "-json", "address", "show", with_=json.dumps(shown))
         for address in vip.addresses:
             server.answer(
-                "ip", "-oneline", "address", "show", "to", prefix(address),
+                "ip", "-oneline", "address", "show", "-tentative", "to", prefix(address),
                 with_=lambda argv, _: f"2: eth0 inet {argv[-1]}" if self._holder() is server else "",
             )  # fmt: skip
         server.answer("nft", "list", "table", "inet", paths.PREFIX, with_=lambda *_: 0 if self._guarded(server) else 1)

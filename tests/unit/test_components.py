@@ -388,7 +388,9 @@ def test_keepalived_restarts_last_where_the_address_is() -> None:
     fake = FakeCluster.of(config.SMALLEST)
     cluster = fake.cluster
     assert [host.name for host in keepalived.holder_last(cluster)] == ["cp-1", "cp-2", "cp-3"], "nobody has it"
-    fake.servers["cp-1"].answer("ip", "-oneline", "address", "show", "to", "10.0.0.10/32", with_="2: eth0 inet ...")
+    fake.servers["cp-1"].answer(
+        "ip", "-oneline", "address", "show", "-tentative", "to", "10.0.0.10/32", with_="2: eth0 inet ..."
+    )
     assert [host.name for host in keepalived.holder_last(cluster)] == ["cp-2", "cp-3", "cp-1"]
 
 

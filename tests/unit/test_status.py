@@ -22,12 +22,20 @@ ONE = config.parse(
     config.SMALLEST.replace("    - {name: cp-2, address: 10.0.0.12}\n    - {name: cp-3, address: 10.0.0.13}\n", ""), "x"
 )
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
+VIP, VIP6 = THREE.spec.vip.address, "fd00::10"
+DUAL = THREE.model_copy(
+    update={
+        "spec": THREE.spec.model_copy(update={"vip": THREE.spec.vip.model_copy(update={"secondary_address": VIP6})})
+    }
+)
 SERVICES = dict.fromkeys(status.services(THREE), "active")
 
 
 def well(name: str, *, vip: bool = False, of: int = 3) -> Observation:
     agent = {"fit": True, "level": 3, "quorum": {"storage": of}, "conditions": []}
-    return Observation(name, services=SERVICES, agent=agent, holds_vip=vip, certificate_ends=NOW + timedelta(days=900))
+    return Observation(
+        name, services=SERVICES, agent=agent, vip=(VIP,) * vip, certificate_ends=NOW + timedelta(days=900)
+    )
 
 
 def unfit(one: Observation) -> Observation:
@@ -59,11 +67,11 @@ def keeps(one: Observation) -> Observation:
 
 
 def holds(one: Observation) -> Observation:
-    return replace(one, holds_vip=True)
+    return replace(one, vip=(VIP,))
 
 
 def drops(one: Observation) -> Observation:
-    return replace(one, holds_vip=False)
+    return replace(one, vip=())
 
 
 Spoil = Callable[[Observation], Observation]
@@ -112,6 +120,17 @@ def test_one_server_is_never_called_redundant() -> None:
     assert condition(found, "StorageWhole") == "True"
     assert found["conditions"][1]["reason"] == "OneServer"
     assert exit_code(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [((VIP, VIP6), (), "Serving"), ((VIP,), (), "AddressAstray"), ((VIP,), (VIP6,), "AddressAstray"),
+     ((VIP, VIP6), (VIP6,), "AddressAstray"), ((VIP6,), (), "NoHolder")],
+)  # fmt: skip
+def test_each_address_of_the_vip_counts(first: tuple[str, ...], second: tuple[str, ...], reason: str) -> None:
+    seen = [replace(well("cp-1"), vip=first), replace(well("cp-2"), vip=second), well("cp-3")]
+    found = judge(DUAL, seen, NOW.timestamp())
+    assert found["conditions"][0]["reason"] == reason
 
 
 def test_what_is_not_known_is_said_to_be_unknown() -> None:
@@ -169,7 +188,7 @@ def server(
     text = agent if isinstance(agent, str) else json.dumps(agent)
     said = f"{shown}---\n{now}\n{text}"
     fake.answer("sh", "-c", status._ASK, "status", f"{paths.RUN}/agent/state.json", *UNITS, with_=said)
-    fake.answer("ip", "-oneline", "address", "show", "to", "10.0.0.10/32", with_=vip)
+    fake.answer("ip", "-oneline", "address", "show", "-tentative", "to", "10.0.0.10/32", with_=vip)
     return fake
 
 
@@ -182,7 +201,7 @@ def test_a_server_tells_everything() -> None:
     pair = pki.issue(authority(), "cp-1", ("cp-1",))
     fake.put(paths.NODE_PEM, pair.certificate + pair.key)
     assert observe(fake) == Observation(
-        "cp-1", services=SERVICES, agent=AGENT, holds_vip=True, certificate_ends=pki.expiry(pair.certificate)
+        "cp-1", services=SERVICES, agent=AGENT, vip=(VIP,), certificate_ends=pki.expiry(pair.certificate)
     )
 
 

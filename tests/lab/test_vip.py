@@ -1,0 +1,85 @@
+"""The virtual IP has an address of each family: both are on one server, and serve there, whatever befalls it."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from kubeadm_registry import canary, paths
+from tests.lab.command import wait_until
+from tests.lab.host import Host
+from tests.lab.reading import Object, reading
+from tests.lab.registry import Registry, repeat
+
+pytest_plugins = ["tests.lab.registry"]
+
+CANARY = Object(canary.REPOSITORY, canary.MANIFEST.digest, canary.LAYER.digest)
+
+
+@pytest.fixture
+def both(registry: Registry) -> Iterator[Registry]:
+    """A registry whose VIP has an address of each family; whole before and after."""
+    if not registry.vip6:
+        pytest.skip("this lab has one family")
+    registry.wait_whole()
+    yield registry
+    registry.wait_whole()
+
+
+def signalled(host: Host, number: signal.Signals) -> None:
+    """Send a signal to keepalived and its child."""
+    host.sh("systemctl", "kill", f"--signal={number.name}", "--kill-whom=all", paths.unit("keepalived"))
+
+
+def test_an_address_that_two_servers_had_serves_where_it_is_left(both: Registry) -> None:
+    """A server that hardly runs keeps the addresses while another one takes them, and answers who asks for them.
+
+    The kernel's doubt about such an address (duplicate address detection) would make it useless for good.
+    """
+    holder = both.holder()
+    signalled(holder, signal.SIGSTOP)
+    try:
+        wait_until("a second holder", lambda: len(both.holders()) == 2, seconds=10)
+        wait_until("both addresses there", lambda: len(both.holders(both.vip6)) == 2, seconds=3)
+        time.sleep(2)  # the doubt comes within a second
+    finally:
+        signalled(holder, signal.SIGCONT)
+    wait_until("one holder", lambda: len(both.holders()) == 1, seconds=10)
+    both.wait_whole(10)
+    for address in (both.vip, str(both.vip6)):
+        with reading(both, CANARY, address=address) as seen:
+            time.sleep(1)
+        assert not seen.failed, f"{address}: {seen}"
+
+
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+def test_an_address_that_somebody_deletes_is_served_again(both: Registry, family: str) -> None:
+    holder = both.holder()
+    address = both.vip if family == "IPv4" else both.vip6
+    begin = time.monotonic()
+    holder.sh("ip", "address", "del", f"{address}/{32 if family == 'IPv4' else 128}", "dev", "eth0")
+    wait_until("the address", lambda: not both.flaws(), seconds=15, every=0.1)
+    sys.stdout.write(f"\n  {both.frontend}: {family} deleted, whole {time.monotonic() - begin:.1f} s later\n")
+
+
+def test_clients_of_ipv6_follow_when_the_holder_loses_its_power(both: Registry) -> None:
+    gaps = []
+    for _ in range(repeat()):
+        holder = both.holder()
+        try:
+            with reading(both, CANARY, address=str(both.vip6)) as seen:
+                time.sleep(0.6)
+                holder.power_cut()
+                time.sleep(3)
+        finally:
+            holder.power_on()
+            both.wait_whole(90)
+        gaps.append(seen.gap)
+    sys.stdout.write(f"\n  {both.frontend}: power cut, through {both.vip6}: {[f'{gap:.2f}' for gap in gaps]} s\n")
+    assert statistics.median(gaps) <= 0.6
+    assert max(gaps) <= 1
