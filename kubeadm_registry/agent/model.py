@@ -66,7 +66,7 @@ class Answers:
     streak: int = 0  # answers within the deadline in a row
     refused: bool = False  # the newest attempt was refused
     idle: Optional[float] = None  # since when it has neither used the CPU nor waited for it; None: not known
-    paged: Optional[float] = None  # when it was last seen to wait for a page of its own memory
+    paged: Optional[float] = None  # when it was last seen to wait for memory, or all of this host was
 
 
 @dataclass(frozen=True)

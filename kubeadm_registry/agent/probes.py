@@ -11,6 +11,7 @@ from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
 from kubeadm_registry.agent.model import Answers, Reading, Timings, Verdict
+from kubeadm_registry.agent.pressure import Pressure
 from kubeadm_registry.agent.processes import Processes
 
 PATIENCE = 1.0  # seconds: a late answer is not good, but proves that the process lives
@@ -21,8 +22,9 @@ MISSING = 404
 class Answered:
     """What the probes of one process saw, and since when it has neither used the CPU nor waited for it."""
 
-    def __init__(self, processes: Optional[Processes] = None) -> None:
+    def __init__(self, processes: Optional[Processes] = None, pressure: Optional[Pressure] = None) -> None:
         self._processes = processes
+        self._pressure = pressure or Pressure()
         self.first = clock()
         self.answered: Optional[float] = None
         self.good: Optional[float] = None
@@ -62,7 +64,7 @@ class Answered:
             self._cpu = self._idle = self._pages = self._paged = None
             return
         pages = self._processes.pages_read()
-        if pages != self._pages and self._pages is not None:
+        if self._pressure.short(now) or (pages != self._pages and self._pages is not None):
             self._paged = self._idle = now
         if cpu != self._cpu or self._processes.waits_for_cpu():
             self._idle = now

@@ -82,7 +82,7 @@ def service(
 
     Invariants: resets only while DEAD or HUNG, at most ``len(RESETS)`` an episode. Kills only while HUNG, ``kill``
     seconds after its last answer at the earliest, and again after ``KILL_AGAIN`` seconds; never a process that waits
-    for pages of its own memory, since where that is short a new one has to wait for all of them.
+    for memory, since where that is short a new one has to wait for more.
     """
     new = health(memory.health, answers, resumed, now, timings)
     if new is not memory.health:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kubeadm_registry.agent.pressure import Pressure
 from kubeadm_registry.agent.probes import Answered
 from kubeadm_registry.agent.processes import Exits, Processes
 
@@ -107,7 +108,7 @@ def test_the_pages_that_were_waited_for_are_those_of_all(tmp_path: Path) -> None
 def test_a_silent_process_is_idle_unless_it_works_or_waits_for_its_memory(tmp_path: Path) -> None:
     cgroup = f"0::/{UNIT}\n"
     proc(tmp_path, 7, cgroup=cgroup, pages=2)
-    answered = Answered(Processes(UNIT, proc=str(tmp_path)))
+    answered = Answered(Processes(UNIT, proc=str(tmp_path)), Pressure(str(tmp_path / "none")))
     answered.watch(1.0)
     assert (answered.answers.idle, answered.answers.paged) == (1.0, None)
     answered.watch(2.0)
@@ -118,6 +119,41 @@ def test_a_silent_process_is_idle_unless_it_works_or_waits_for_its_memory(tmp_pa
     proc(tmp_path, 7, cgroup=cgroup, pages=3, cpu=1)
     answered.watch(4.0)
     assert (answered.answers.idle, answered.answers.paged) == (4.0, 3.0)
+
+
+def lost(path: Path, some: float) -> Path:
+    """What the kernel has counted: seconds in which somebody waited for memory, and all did."""
+    lines = [f"{kind} avg10=0.00 avg60=0.00 avg300=0.00 total={int(some * 1e6)}\n" for kind in ("some", "full")]
+    path.write_text("".join(lines))
+    return path
+
+
+def test_memory_is_short_where_a_fifth_of_the_time_is_lost_to_it(tmp_path: Path) -> None:
+    path = lost(tmp_path / "memory", 100.0)
+    pressure = Pressure(str(path))
+    assert not pressure.short(1.0), "nothing to compare with"
+    lost(path, 100.03)
+    assert pressure.short(1.1)
+    assert pressure.short(1.11), "too soon for another look"
+    assert not pressure.short(1.2)
+    lost(path, 110.0)
+    assert not pressure.short(9.0), "too long ago"
+    path.write_text("unknown")
+    assert not pressure.short(9.1)
+    path.unlink()
+    assert not pressure.short(9.2)
+
+
+def test_what_is_silent_where_memory_is_short_waits_for_it(tmp_path: Path) -> None:
+    proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n")
+    path = lost(tmp_path / "memory", 1.0)
+    answered = Answered(Processes(UNIT, proc=str(tmp_path)), Pressure(str(path)))
+    answered.watch(1.0)
+    lost(path, 1.05)
+    answered.watch(1.1)
+    assert (answered.answers.idle, answered.answers.paged) == (1.1, 1.1)
+    answered.watch(1.2)
+    assert (answered.answers.idle, answered.answers.paged) == (1.1, 1.1)
 
 
 def test_a_family_is_the_parent_and_its_children_also_later_ones(family: subprocess.Popen[bytes]) -> None:
