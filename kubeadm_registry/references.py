@@ -56,3 +56,8 @@ def full(name: str) -> str | None:
         rest = f"{rest}:latest"
     whole = f"{first}/{rest}"
     return whole if parse(whole) else None
+
+
+def repository_prefix(upstream: str) -> str:
+    """Where images of *upstream* lie in our registry; a colon is not allowed in the name of a repository."""
+    return upstream.replace(":", "_")

@@ -19,10 +19,9 @@ from typing import BinaryIO, Protocol, Self, TypeVar
 from kubeadm_registry import seeded
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.bundle.lineage import Lineage
-from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.journal import Journal
-from kubeadm_registry.references import parse
+from kubeadm_registry.references import parse, repository_prefix
 from kubeadm_registry.registry import PIECE, Limit, Registry, Upload, patiently
 
 #: Large blobs at a time. More do not help on a network of servers, and a small registry has other work as well.

@@ -14,9 +14,8 @@ from typing import BinaryIO
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.bundle.failures import base_missing, damaged
 from kubeadm_registry.bundle.lineage import Lineage
-from kubeadm_registry.containerd.hosts import repository_prefix
 from kubeadm_registry.errors import BundleError, Error, RegistryError
-from kubeadm_registry.references import parse
+from kubeadm_registry.references import parse, repository_prefix
 from kubeadm_registry.registry import Registry
 
 REPOSITORY = "kubeadm-registry/bundle"

@@ -23,6 +23,7 @@ from kubeadm_registry import addresses
 from kubeadm_registry.changes import unified
 from kubeadm_registry.containerd import edit
 from kubeadm_registry.containerd.settings import Version
+from kubeadm_registry.references import repository_prefix
 
 #: Lies beside the directories of the registries; every table of ours names it, which is how we know them again.
 CA_NAME = "kubeadm-registry-ca.crt"
@@ -41,11 +42,6 @@ class Mirror:
     registry: str
     urls: tuple[str, ...]
     override_path: bool
-
-
-def repository_prefix(upstream: str) -> str:
-    """Where images of *upstream* lie in our registry; a colon is not allowed in the name of a repository."""
-    return upstream.replace(":", "_")
 
 
 def mirrors(vip: Sequence[str], name: str, port: int, upstreams: Sequence[str]) -> tuple[Mirror, ...]:

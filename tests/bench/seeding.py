@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from kubeadm_registry import seed
+from kubeadm_registry.apart import apart
 from kubeadm_registry.bundle import Bundle
-from kubeadm_registry.cli.apart import apart
 from kubeadm_registry.journal import Journal
 from kubeadm_registry.registry import Limit, Registry
 

@@ -14,7 +14,7 @@ import pytest
 #: Work in pieces, until it is told to stop; every line is there at once.
 PIECES = """\
 import sys, threading
-from kubeadm_registry.cli import apart
+from kubeadm_registry import apart
 from kubeadm_registry.errors import Error
 {before}
 try:
