@@ -14,7 +14,7 @@ from typing import Optional
 PATH = "/proc/pressure/memory"
 SHORT = 0.2
 """Part of the time in which somebody waits for memory: a host that is well stays under a hundredth."""
-LEAST, MOST = 0.05, 2.0
+LEAST = 0.05
 """Seconds between two looks that are compared."""
 
 
@@ -28,13 +28,12 @@ class Pressure:
         self._short = False
 
     def short(self, now: float) -> bool:
-        """Whether memory is short now; False at the first look, and when the last one is long ago."""
+        """Whether memory was short since the last look; False at the first one."""
         apart = now - self._at
         if self._total is not None and apart < LEAST:
             return self._short
         before, total = self._total, self._lost()
-        known = before is not None and total is not None and apart <= MOST
-        self._short = known and (total or 0.0) - (before or 0.0) >= SHORT * apart
+        self._short = before is not None and total is not None and total - before >= SHORT * apart
         self._at, self._total = now, total
         return self._short
 

@@ -45,6 +45,7 @@ CALM = 60.0  # seconds
 WHOLE = 1.0  # seconds that all storages must have been there before their tables are compared
 FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard is looked at
 KILL_AGAIN = 2.0  # seconds
+STARVED = 3.0  # seconds after memory was last short, until what is silent counts as hung
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
 
 
@@ -96,7 +97,7 @@ def service(
     silent = silence(answers.answered, answers.first, resumed, now)
     idle = 0.0 if answers.idle is None else now - max(answers.idle, resumed)
     patience = timings.kill if idle >= timings.idle else timings.hung_busy + timings.kill - timings.hung
-    starved = answers.paged is not None and now - answers.paged < timings.idle
+    starved = answers.paged is not None and now - answers.paged < STARVED
     again = memory.killed is None or now - memory.killed >= KILL_AGAIN
     kill = new is Health.HUNG and silent >= patience and again and not starved
     if kill:

@@ -227,11 +227,16 @@ def test_a_pod_that_takes_all_memory_of_the_holder(kubernetes: Kubernetes) -> No
     changed = [unit for unit, now in registry.invocations([holder]).items() if on_holder[unit] != now]
     say(kubernetes, f"all memory of {holder.name} taken twice: {pulls}; a client: {seen}; began anew: {changed}")
     assert {name for _, name in victims() - earlier} == {"guest"}
-    assert registry.invocations(others) == before
-    assert set(changed) <= {f"{holder.name} {paths.unit('agent')}"}
+    assert steady(registry.invocations(others)) == steady(before)
+    assert steady(dict.fromkeys(changed, "")).keys() <= {f"{holder.name} {paths.unit('agent')}"}
     assert len(pulls.seconds) >= 10
     assert len(pulls.failed) <= len(pulls.seconds) / 20, pulls.failed
     registry.wait_whole()
+
+
+def steady(invocations: dict[str, str]) -> dict[str, str]:
+    """*invocations* without those of zot, which ends whenever it stops being the writer."""
+    return {unit: invocation for unit, invocation in invocations.items() if not unit.endswith(paths.unit("zot"))}
 
 
 def victims() -> set[tuple[str, str]]:

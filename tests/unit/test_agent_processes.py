@@ -136,12 +136,14 @@ def test_memory_is_short_where_a_fifth_of_the_time_is_lost_to_it(tmp_path: Path)
     assert pressure.short(1.1)
     assert pressure.short(1.11), "too soon for another look"
     assert not pressure.short(1.2)
-    lost(path, 110.0)
-    assert not pressure.short(9.0), "too long ago"
+    lost(path, 101.0)
+    assert not pressure.short(9.0), "a tenth of the time"
+    lost(path, 104.0)
+    assert pressure.short(12.0), "also after the agent did not run for seconds"
     path.write_text("unknown")
-    assert not pressure.short(9.1)
+    assert not pressure.short(12.1)
     path.unlink()
-    assert not pressure.short(9.2)
+    assert not pressure.short(12.2)
 
 
 def test_what_is_silent_where_memory_is_short_waits_for_it(tmp_path: Path) -> None:
