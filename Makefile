@@ -11,12 +11,13 @@ SHELL := /bin/bash
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kubeadm-registry
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
+KUBERNETES := kubelet etcd coredns bridge pause guest
 
 # For the lab (hosts by systemd-nspawn), for Garage from its source, and for the tests.
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test unit lint lab test-kubernetes kubernetes-programs soak fuzz bench docs lab-down clean setup packages programs
+.PHONY: help demo test unit lint lab test-kubernetes kubernetes-programs kubernetes-cached soak fuzz bench docs lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -66,7 +67,11 @@ lab: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -m 'not long' tests/lab
 
 kubernetes-programs: programs
-	@$(PYTHON) -m tests.lab.programs kubelet etcd coredns bridge pause guest > /dev/null
+	@$(PYTHON) -m tests.lab.programs $(KUBERNETES) > /dev/null
+
+# Whether they are there already.
+kubernetes-cached: setup
+	@$(PYTHON) -m tests.lab.programs --cached $(KUBERNETES) > /dev/null
 
 # kubeadm init, join and reset on three hosts, every image from the registry.
 test-kubernetes: kubernetes-programs

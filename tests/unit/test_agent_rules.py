@@ -138,7 +138,7 @@ def test_a_process_that_waits_for_its_memory_is_hung_in_the_end_but_never_killed
         return starved(min(now, 12.0))
 
     _, taken = play(lambda now: well(now, storage=hung(now)), until=20.0, memory=settled, start=5.0)
-    assert first(taken, lambda d: d.kill_storage) == near(14.9), "once it had what it waited for, and did nothing for three seconds"
+    assert first(taken, lambda d: d.kill_storage) == near(14.9), "once it had its memory, and did nothing for 3 s"
 
 
 def test_a_process_that_is_not_found_is_not_called_idle(settled: Memory) -> None:
