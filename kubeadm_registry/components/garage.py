@@ -15,7 +15,7 @@ from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait, se
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
-from kubeadm_registry.host import Host
+from kubeadm_registry.host import Host, side_by_side
 from kubeadm_registry.render import render
 
 NAME = "garage"
@@ -312,20 +312,24 @@ class Bucket:
     cluster: Cluster
     title = "make the storage bucket"
 
-    def _find(self, host: Host) -> dict[str, Any] | None:
-        api = Api(self.cluster, host)
-        for found in api.ask("ListBuckets"):
-            if bucket(self.cluster) in found["globalAliases"]:
-                info: dict[str, Any] = api.ask("GetBucketInfo", {"id": found["id"]})
-                return info
+    def _id(self, host: Host) -> str | None:
+        """The bucket's identity as *host* knows it."""
+        listed = Api(self.cluster, host).ask("ListBuckets")
+        return next((found["id"] for found in listed if bucket(self.cluster) in found["globalAliases"]), None)
+
+    def _find(self) -> tuple[Host, dict[str, Any]] | None:
+        """The bucket, and a host that knows it: one that was made anew may not yet, and would make a second one."""
+        for host, found in zip(self.cluster.hosts, side_by_side(self._id, self.cluster.hosts), strict=True):
+            if found is not None:
+                return host, Api(self.cluster, host).ask("GetBucketInfo", {"id": found})
         return None
 
     def diff(self, host: Host) -> str | None:
         """That the bucket or the permission is missing."""
-        name, found = bucket(self.cluster), self._find(host)
+        name, found = bucket(self.cluster), self._find()
         if found is None:
             return f"bucket {name}: new"
-        for key in found["keys"]:
+        for key in found[1]["keys"]:
             allowed = key["permissions"]
             if key["accessKeyId"] == self.cluster.secrets.s3_key_id and allowed["read"] and allowed["write"]:
                 return None
@@ -333,8 +337,11 @@ class Bucket:
 
     def apply(self, host: Host) -> None:
         """Make the bucket if there is none, and allow the key."""
-        api = Api(self.cluster, host)
-        found = self._find(host) or api.do("CreateBucket", {"globalAlias": bucket(self.cluster)})
+        there, found = self._find() or (
+            host,
+            Api(self.cluster, host).do("CreateBucket", {"globalAlias": bucket(self.cluster)}),
+        )
         permissions = {"read": True, "write": True, "owner": False}
         key = self.cluster.secrets.s3_key_id
-        api.do("AllowBucketKey", {"bucketId": found["id"], "accessKeyId": key, "permissions": permissions})
+        allow = {"bucketId": found["id"], "accessKeyId": key, "permissions": permissions}
+        Api(self.cluster, there).do("AllowBucketKey", allow)

@@ -99,6 +99,19 @@ def test_a_server_that_lost_everything_is_made_anew_and_gets_all_data(registry: 
     assert not images.missing(registry, image, "power/replaced", address=victim.address)
 
 
+@pytest.mark.long
+def test_two_servers_that_lost_everything_get_it_from_the_third(registry: Registry) -> None:
+    """Among them the one where things are done that are done once for all."""
+    image = images.image(SIZES, seed=time.time_ns())
+    images.push(registry, image, "power/third")
+    for name in SERVERS[:2]:
+        registry.servers[name].reinstall()
+    registry.cli("init", "--bundle", registry.bundle)
+    registry.wait_whole()
+    for host in registry.servers.values():
+        assert not images.missing(registry, image, "power/third", address=host.address)
+
+
 @pytest.mark.parametrize("absent", ["nobody", *SERVERS])
 def test_the_rack_comes_back_by_itself(registry: Registry, absent: str) -> None:
     """The power of all servers fails at once, and returns, for all or for all but one: the registry answers."""

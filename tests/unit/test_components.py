@@ -278,6 +278,20 @@ def test_the_network_script_takes_the_way_of_the_main_table(tmp_path: Path, case
     )
 
 
+def test_a_server_that_was_made_anew_makes_no_second_bucket() -> None:
+    """Its storage has joined, but does not know yet what the others know."""
+    fake = FakeCluster.of((GOLDEN / "ipv4-zot" / "cluster.yaml").read_text())
+    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    call = (fake.programs["garage"].executable, "-c", garage.CONFIG, "json-api")
+    fake.servers["cp-1"].answer(*call, "ListBuckets", with_="[]")
+    assert garage.Bucket(fake.cluster).diff(fake.cluster.leader) is None
+    [bucket] = fake.garage.buckets.values()
+    bucket["keys"] = []
+    garage.Bucket(fake.cluster).apply(fake.cluster.leader)
+    assert len(fake.garage.buckets) == 1
+    assert bucket["keys"]
+
+
 def test_the_network_script_goes_on_without_a_way_to_a_peer(tmp_path: Path) -> None:
     calls = network_script(tmp_path, "ipv4-zot", "")
     assert not [call for call in calls if "rule add" in call]
