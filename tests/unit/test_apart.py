@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -91,3 +93,30 @@ def test_a_child_that_was_killed_is_told() -> None:
     said, wrong = process.communicate(timeout=30)
     assert (process.returncode, said) == (1, "")
     assert wrong == "Killed: the process that did the work was ended by SIGKILL\n"
+
+
+PASSWORD = """\
+import getpass, sys
+from kubeadm_registry.apart import apart
+apart()
+print(f"length {len(getpass.getpass('Password: '))}", flush=True)
+"""
+
+
+def test_a_password_is_asked_for_at_the_terminal_without_an_echo() -> None:
+    """The child has no terminal of its own, but stdin still is one."""
+    screen, terminal = pty.openpty()
+    argv = [sys.executable, "-W", "ignore", "-c", PASSWORD]
+    process = subprocess.Popen(argv, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    shown = b""
+    while b"Password: " not in shown:
+        shown += os.read(screen, 1000)
+    os.write(screen, b"secret\n")
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while more := os.read(screen, 1000):
+            shown += more
+    os.close(screen)
+    assert process.wait(timeout=30) == 0, shown
+    assert b"length 6" in shown
+    assert b"secret" not in shown
