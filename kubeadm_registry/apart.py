@@ -26,8 +26,10 @@ def apart() -> threading.Event:
 
     The event is set when the process was killed, and the child is ended after GRACE seconds, or interrupted: nothing
     more is to begin. Raises SystemExit in the process, or Error if the child was killed, and KeyboardInterrupt in the
-    child when the process gets SIGINT. To be called before there are threads.
+    child when the process gets SIGINT. A process that has threads cannot be split: it does the work itself.
     """
+    if threading.active_count() > 1:
+        return threading.Event()
     sys.stdout.flush()
     sys.stderr.flush()
     ours, theirs = os.pipe()  # the process holds one end until it ends, however it ends

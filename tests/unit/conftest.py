@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from kubeadm_registry import config
+from kubeadm_registry.cli import seed as cli_seed
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fakes import FakeTransport
 
@@ -17,6 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Write tests/golden anew from what is rendered; then read the diff.",
     )
+
+
+@pytest.fixture(autouse=True)
+def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command of a unit test splits the process of the tests."""
+    monkeypatch.setattr(cli_seed, "apart", threading.Event)
 
 
 @pytest.fixture

@@ -95,6 +95,23 @@ def test_a_child_that_was_killed_is_told() -> None:
     assert wrong == "Killed: the process that did the work was ended by SIGKILL\n"
 
 
+THREADS = """\
+import os, threading
+from kubeadm_registry.apart import apart
+before = os.getpid()
+done = threading.Event()
+threading.Thread(target=done.wait).start()
+stop = apart()
+print(os.getpid() == before, stop.is_set())
+done.set()
+"""
+
+
+def test_a_process_with_threads_does_the_work_itself() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "True False\n"
+
+
 PASSWORD = """\
 import getpass, sys
 from kubeadm_registry.apart import apart

@@ -7,7 +7,6 @@ import os
 import pty
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import yaml
 from click.testing import CliRunner, Result
 
 from kubeadm_registry import __version__, bundle, config, paths, secrets
-from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.components import garage, programs
@@ -92,10 +90,7 @@ def failed(result: Result, code: int) -> None:
 # ---- exit code 2: nothing is contacted ------------------------------------------------------------------------------
 
 
-def test_seed_needs_a_registry_and_a_bundle_with_images(
-    run: Terminal, servers: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cli_seed, "apart", threading.Event)
+def test_seed_needs_a_registry_and_a_bundle_with_images(run: Terminal, servers: FakeCluster, tmp_path: Path) -> None:
     result = run("seed", "-o", "json")
     failed(result, 2)
     assert lines(result)[-1]["code"] == "BundleMissing"
