@@ -90,6 +90,7 @@ def form(cluster: Cluster, host: Host) -> Steps:
     yield Wait("all storage servers are connected", partial(_all_connected, cluster), timeout=60)
     yield Layout(cluster)
     yield Wait("the storage accepts the layout", partial(whole, cluster), timeout=60)
+    yield Wait("each storage server knows the layout", partial(_all_know, cluster), timeout=60)
     yield Key(cluster)
     yield Bucket(cluster)
 
@@ -240,6 +241,19 @@ def _all_connected(cluster: Cluster, host: Host) -> str | None:
         return error.message
     wanted = len(cluster.hosts)
     return None if connected >= wanted else f"{connected} of {wanted} storage servers are connected"
+
+
+def _all_know(cluster: Cluster, _: Host) -> str | None:
+    """None if every server has a layout: one that was made anew hears of it a moment after it was connected."""
+
+    def ask(member: Host) -> str | None:
+        try:
+            Api(cluster, member).ask("ListBuckets")
+        except NotYetKnown as error:
+            return f"{member.name}: {error.message}"
+        return None
+
+    return next(filter(None, side_by_side(ask, cluster.hosts)), None)
 
 
 @dataclass(frozen=True, slots=True)
