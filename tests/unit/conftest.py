@@ -9,6 +9,7 @@ import pytest
 
 from kubeadm_registry import config
 from kubeadm_registry.cli import seed as cli_seed
+from kubeadm_registry.components import garage
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fakes import FakeTransport
 
@@ -25,6 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No command of a unit test splits the process of the tests."""
     monkeypatch.setattr(cli_seed, "apart", threading.Event)
+
+
+@pytest.fixture(autouse=True)
+def _soon_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What must be well for seconds before a restart is so at once: the servers are not real."""
+    monkeypatch.setattr(garage, "STEADY", 0.1)
+    monkeypatch.setattr(garage, "TOGETHER", 0.1)
 
 
 @pytest.fixture
