@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from kubeadm_registry import canary, paths
 from tests.lab.reading import Object, Reading, reading
 from tests.lab.registry import Registry
@@ -140,6 +142,7 @@ def test_new_files_for_everything(registry: Registry) -> None:
     assert registry.cli("init").stdout.splitlines()[-1] == "nothing to do"
 
 
+@pytest.mark.long
 def test_new_programs_for_everything(registry: Registry) -> None:
     """All units restart. Where agent and keepalived do, the address moves once, and what was in hand then is lost."""
     services = {name.partition(" ")[2] for name in registry.invocations() if name.endswith(".service")}
