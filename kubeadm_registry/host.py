@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from kubeadm_registry.addresses import prefix
 from kubeadm_registry.errors import CommandFailed, Error
 
 
@@ -105,6 +106,11 @@ def side_by_side(
     """
     with ThreadPoolExecutor(max_workers=max(1, min(len(items), at_most or len(items)))) as pool:
         return list(pool.map(work, items))
+
+
+def has_address(host: Host, address: str) -> bool:
+    """Whether *host* has *address* now, and not one that another host denied it (dadfailed, which is tentative too)."""
+    return bool(host.query("ip", "-oneline", "address", "show", "-tentative", "to", prefix(address), timeout=15).text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from kubeadm_registry.errors import Error
+from kubeadm_registry.locks import locked
 
 #: Seconds that another run may need to end: longer than one that was killed has for what it has in hand.
 PATIENCE = 40.0
@@ -30,16 +29,16 @@ class Journal:
         self._patience = patience
         self._guard = threading.Lock()
         self._places: dict[str, str] = {}
-        self._alone = -1
+        self._alone = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._alone = os.open(self._path.with_name(f"{self._path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            self._take(self._alone)
-        except BaseException:
-            os.close(self._alone)
-            raise
+        busy = Error(
+            "another seed into this registry runs on this machine", code="SeedBusy",
+            hint="wait until it is done, or end it",
+        )  # fmt: skip
+        lock = self._path.with_name(f"{self._path.name}.lock")
+        self._alone.enter_context(locked(lock, busy, deadline=self._patience))
         self._places = {}
         with contextlib.suppress(OSError, ValueError):
             found = json.loads(self._path.read_text(encoding="utf-8"))
@@ -50,22 +49,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._alone)
-
-    def _take(self, lock: int) -> None:
-        deadline = time.monotonic() + self._patience
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise Error(
-                        "another seed into this registry runs on this machine", code="SeedBusy",
-                        hint="wait until it is done, or end it",
-                    ) from None  # fmt: skip
-            else:
-                return
-            time.sleep(0.1)
+        self._alone.close()
 
     def place(self, key: str) -> str:
         """Where the upload *key* goes on; empty if it is not known."""

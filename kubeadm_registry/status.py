@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kubeadm_registry import paths, pki
-from kubeadm_registry.addresses import prefix
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host, side_by_side
+from kubeadm_registry.host import Host, has_address, side_by_side
 
 #: An agent writes its state every second; one that is silent for longer is not believed.
 STALE_AFTER = 5.0
@@ -73,16 +72,11 @@ def observe(config: RegistryCluster, host: Host) -> Observation:
             trouble=trouble,
             services=_states(units, shown),
             agent=_agent(state, float(now)),
-            vip=tuple(address for address in config.spec.vip.addresses if _has(host, address)),
+            vip=tuple(address for address in config.spec.vip.addresses if has_address(host, address)),
             certificate_ends=ends,
         )
     except (Error, ValueError) as error:
         return Observation(host.name, reachable=False, trouble=str(error))
-
-
-def _has(host: Host, address: str) -> bool:
-    """Whether *host* has *address*, and not one that another host denied it (dadfailed, which is tentative as well)."""
-    return bool(host.query("ip", "-oneline", "address", "show", "-tentative", "to", prefix(address), timeout=15).text)
 
 
 def _certificate(pem: bytes | None) -> tuple[datetime | None, str]:

@@ -13,7 +13,7 @@ from kubeadm_registry.changes import unit_state
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import keepalived
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
+from kubeadm_registry.host import Host, has_address
 from kubeadm_registry.workflow import Check, Phase
 
 SUPPORTED = {
@@ -171,7 +171,7 @@ def vip_unused(cluster: Cluster, host: Host) -> Iterator[str]:
     """Nobody but our own servers answers at the VIP."""
     for vip in cluster.spec.vip.addresses:
         # A server that cannot be reached by SSH may well have it.
-        if cluster.absent or any(keepalived.holds(member, vip) for member in cluster.hosts):
+        if cluster.absent or any(has_address(member, vip) for member in cluster.hosts):
             continue
         if _answers(host, vip):
             yield f"{vip} is in use by another machine; take an unused address as spec.vip.address"

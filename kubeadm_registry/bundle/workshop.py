@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
+from kubeadm_registry import locks
 from kubeadm_registry.bundle.failures import unavailable
 
 Progress = Callable[[str], None]
@@ -138,17 +137,6 @@ def command(
 def locked(file: Path, *, deadline: float) -> Iterator[None]:
     """Hold the lock *file* against other runs; raises BundleError if one holds it for more than *deadline* seconds."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + deadline
-    with file.open("ab") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    raise unavailable(
-                        f"another run has held {file} for more than {deadline:g} s", hint="wait for its end, or end it"
-                    ) from error
-                time.sleep(0.2)
-            else:
-                break
+    text = f"another run has held {file} for more than {deadline:g} s"
+    with locks.locked(file, unavailable(text, hint="wait for its end, or end it"), deadline=deadline):
         yield

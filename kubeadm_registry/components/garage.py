@@ -89,8 +89,8 @@ def form(cluster: Cluster, host: Host) -> Steps:
     yield Together(cluster)
     yield Wait("all storage servers are connected", partial(_all_connected, cluster), timeout=60)
     yield Layout(cluster)
-    yield Wait("the storage accepts the layout", partial(whole, cluster), timeout=60)
-    yield Wait("each storage server knows the layout", partial(_all_know, cluster), timeout=60)
+    # A server that was made anew hears of the layout a moment after it was connected.
+    yield Wait("every storage server knows the layout", partial(whole_everywhere, cluster), timeout=60)
     yield Key(cluster)
     yield Bucket(cluster)
 
@@ -243,19 +243,6 @@ def _all_connected(cluster: Cluster, host: Host) -> str | None:
     return None if connected >= wanted else f"{connected} of {wanted} storage servers are connected"
 
 
-def _all_know(cluster: Cluster, _: Host) -> str | None:
-    """None if every server has a layout: one that was made anew hears of it a moment after it was connected."""
-
-    def ask(member: Host) -> str | None:
-        try:
-            Api(cluster, member).ask("ListBuckets")
-        except NotYetKnown as error:
-            return f"{member.name}: {error.message}"
-        return None
-
-    return next(filter(None, side_by_side(ask, cluster.hosts)), None)
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The roles of all servers, staged together and applied once: the same version applied twice would diverge."""
@@ -351,10 +338,8 @@ class Bucket:
 
     def apply(self, host: Host) -> None:
         """Make the bucket if there is none, and allow the key."""
-        there, found = self._find() or (
-            host,
-            Api(self.cluster, host).do("CreateBucket", {"globalAlias": bucket(self.cluster)}),
-        )
+        create = {"globalAlias": bucket(self.cluster)}
+        there, found = self._find() or (host, Api(self.cluster, host).do("CreateBucket", create))
         permissions = {"read": True, "write": True, "owner": False}
         key = self.cluster.secrets.s3_key_id
         allow = {"bucketId": found["id"], "accessKeyId": key, "permissions": permissions}

@@ -13,7 +13,7 @@ from kubeadm_registry.changes import Directory, File, Steps, Wait
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
+from kubeadm_registry.host import Host, has_address
 from kubeadm_registry.render import render
 
 NAME = "keepalived"
@@ -44,14 +44,9 @@ def link(host: Host, address: str) -> Link:
     )  # fmt: skip
 
 
-def holds(host: Host, address: str) -> bool:
-    """Whether *host* has the VIP *address* at this moment, and not one that another host denied it (dadfailed)."""
-    return bool(host.query("ip", "-oneline", "address", "show", "-tentative", "to", prefix(address)).text)
-
-
 def holder_last(cluster: Cluster) -> Sequence[Host]:
     """All hosts, the one that has the VIP after the others: where keepalived restarts, the VIP then moves only once."""
-    return sorted(cluster.hosts, key=lambda host: holds(host, cluster.spec.vip.address))
+    return sorted(cluster.hosts, key=lambda host: has_address(host, cluster.spec.vip.address))
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
@@ -103,7 +98,7 @@ def one_holder(cluster: Cluster, host: Host) -> Steps:
 
 def _one_holder(cluster: Cluster, _: Host) -> str | None:
     for address in cluster.spec.vip.addresses:
-        holders = [host.name for host in cluster.hosts if holds(host, address)]
+        holders = [host.name for host in cluster.hosts if has_address(host, address)]
         # A server that does not answer by SSH may have it and serve it; the phase verify reads through it.
         if len(holders) != 1 and (holders or not cluster.absent):
             return f"{', '.join(holders)} have {address}" if holders else f"no server has {address}"
