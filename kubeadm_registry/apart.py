@@ -33,9 +33,12 @@ def apart() -> threading.Event:
     sys.stdout.flush()
     sys.stderr.flush()
     ours, theirs = os.pipe()  # the process holds one end until it ends, however it ends
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until both know what to do with it
     child = os.fork()
     if child:
         os.close(ours)
+        _on_interrupt(lambda number, _frame: os.kill(child, number))  # Ctrl-C: the child is in no terminal's group
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _end_as(child)
     os.close(theirs)
     os.setsid()  # what ends a whole process group, as a shell does with a job, is not to reach it
@@ -46,13 +49,13 @@ def apart() -> threading.Event:
         signal.default_int_handler(number, frame)
 
     _on_interrupt(interrupt)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     threading.Thread(target=_watch, args=(ours, stop), name="parent", daemon=True).start()
     return stop
 
 
 def _end_as(child: int) -> NoReturn:
-    """Wait until *child* has ended, and end as it did. Ctrl-C is told to it, for it is in no terminal's group."""
-    _on_interrupt(lambda number, _frame: os.kill(child, number))
+    """Wait until *child* has ended, and end as it did."""
     _, status = os.waitpid(child, 0)
     _on_interrupt(signal.default_int_handler)
     code = os.waitstatus_to_exitcode(status)

@@ -24,8 +24,8 @@ try:
 except Error as error:
     sys.exit(f"{{error.code}}: {{error.message}}")
 for number in range({pieces}):
-    print("begin", number, flush=True)
     try:
+        print("begin", number, flush=True)
         threading.Event().wait({seconds})
     except KeyboardInterrupt:
         sys.exit(130 if stop.is_set() else 131)
