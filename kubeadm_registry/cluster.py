@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from kubeadm_registry import secrets as secrets_file
 from kubeadm_registry.bundle import Bundle, Program
@@ -84,12 +83,18 @@ def leader(cluster: Cluster) -> Sequence[Host]:
     return (cluster.leader,)
 
 
-def _secrets_of(config: RegistryCluster, host: Host) -> bytes | None:
-    return secrets_file.content(host, config.spec.data_directory)
-
-
 def read_vault(config: RegistryCluster, hosts: Sequence[Host]) -> Vault:
     """Ask every host, side by side, for the secrets it has. Raises Error (SecretsConflict, SecretsDamaged)."""
-    found = side_by_side(partial(_secrets_of, config), hosts)
-    contents: Mapping[str, bytes | None] = dict(zip((host.name for host in hosts), found, strict=True))
-    return Vault.read(config.metadata.name, [node.name for node in config.spec.nodes], contents)
+    directory = config.spec.data_directory
+
+    def ask(host: Host) -> tuple[dict[str, bytes], bool]:
+        files = secrets_file.contents(host, directory)
+        return files, not files and secrets_file.has_data(host, directory)
+
+    found = dict(zip((host.name for host in hosts), side_by_side(ask, hosts), strict=True))
+    return Vault.read(
+        config.metadata.name,
+        [node.name for node in config.spec.nodes],
+        {name: files for name, (files, _) in found.items()},
+        [name for name, (_, data) in found.items() if data],
+    )

@@ -4,6 +4,10 @@ All of it is one JSON file, ``/etc/kubeadm-registry/secrets.json``, mode 0600, e
 a run that dies leaves either all of it or nothing on a server, and any machine with SSH access can run the next one.
 A *generation* marks secrets that were made together. Two generations in one cluster are two clusters: refused, for
 mixing them would lock each half out of the other's storage.
+
+The files of one generation are merged key by key. A secret that none of them has, since an older release made them, is
+made and stored everywhere; the generation stays. A new generation is made only while no server has data, since Garage
+knows its nodes by the keys in this file: with others nothing of the data can be read.
 """
 
 from __future__ import annotations
@@ -12,21 +16,45 @@ import base64
 import json
 import secrets as random
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kubeadm_registry import paths, pki
 from kubeadm_registry.errors import Error, NotYetKnown
+from kubeadm_registry.formats import Damaged, Format, Found, NewerFormat, joined, split
 from kubeadm_registry.host import Host
 
 PATH = f"{paths.ETC}/secrets.json"
+FORMAT = Format(PATH)
 #: Values that anybody may see; all others are masked in whatever is shown.
 _PUBLIC = frozenset({"generation", "made", "ca_certificate", "s3_key_id"})
 #: Longer lines of a value are masked by themselves too; PEM's own "-----BEGIN PRIVATE KEY-----" is shorter.
 _KEY_LINE = 30
+#: Shorter texts in keys that this release does not know are words, not secrets.
+_UNKNOWN_SECRET = 8
+
+_RESTORE = (
+    "the file is the same on every server (owner root, mode 600): restore it from another server of this cluster, or "
+    "from a backup"
+)
+
+#: The secrets that can be made one by one, and how.
+_MADE: Mapping[str, Callable[[], str]] = {
+    "rpc_secret": lambda: random.token_hex(32),
+    "admin_token": lambda: random.token_hex(32),
+    "s3_key_id": lambda: f"GK{random.token_hex(12)}",
+    "s3_secret_key": lambda: random.token_hex(32),
+    "push_password": lambda: random.token_urlsafe(24),
+    "pull_password": lambda: random.token_urlsafe(24),
+    "upload_secret": lambda: random.token_hex(32),
+    "heartbeat_key": lambda: random.token_hex(32),
+}
+#: What says which cluster it is, and what clients trust: these are made once, with the cluster.
+_IDENTITY = ("generation", "ca_certificate", "ca_key")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -50,68 +78,85 @@ class Secrets:
     heartbeat_key: str
     node_keys: Mapping[str, str]
     """Garage's node keys, ed25519 seed and public key in hex, by node name."""
+    kept: Found = field(default_factory=lambda: Found({}))
+    """What a newer release has added to the file, and what it asks of those who write it."""
 
     def node_id(self, name: str) -> str:
-        """Garage's id of the node *name*: its public key, 64 hex digits."""
-        return self.node_keys[name][64:]
+        """Garage's id of the node *name*: its public key, 64 hex digits. Raises NotYetKnown."""
+        return self.node_key(name)[64:]
+
+    def node_key(self, name: str) -> str:
+        """Garage's key of the node *name*. Raises NotYetKnown before it is made."""
+        if name not in self.node_keys:
+            raise NotYetKnown(f"the storage key of {name} is made by the phase secrets", hint="run init")
+        return self.node_keys[name]
 
     def password(self, role: str) -> str:
         """The password of ``push`` or ``pull``, which is the user's name as well."""
         return {"push": self.push_password, "pull": self.pull_password}[role]
 
+    @property
+    def found(self) -> Found:
+        """The same as a record: all keys, those of a newer release as well."""
+        known = {name: getattr(self, name) for name in _KNOWN} | {"node_keys": dict(self.node_keys)}
+        return Found({**self.kept.values, **known}, self.kept.stamp)
+
     def to_json(self) -> bytes:
-        """The content of the file."""
-        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+        """The content of the file. Raises NewerFormat if this release may not write it."""
+        document = FORMAT.seal(self.found.values, self.kept)
+        return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+    def same_as(self, content: bytes) -> bool:
+        """Whether a file with this *content* says the same, be it without a version, as release 0.1 wrote it."""
+        try:
+            there = FORMAT.parse(content)
+        except Damaged:
+            return False
+        return there.values == self.found.values and FORMAT.stamp(there) == FORMAT.stamp(self.kept)
 
     @classmethod
     def from_json(cls, content: bytes) -> Secrets:
-        """Read the content of the file. Raises ValueError if it is not one."""
-        document = json.loads(content)
-        if not isinstance(document, dict) or set(document) != {field.name for field in fields(cls)}:
-            raise ValueError("its keys are not those that this version writes")
-        return cls(**document)
+        """Read the content of the file of a cluster that lacks nothing. Raises ValueError, NewerFormat."""
+        found = _parse(content)
+        if missing := _missing(found.values):
+            raise ValueError(f"it has no {', '.join(missing)}")
+        return cls.of(found)
+
+    @classmethod
+    def of(cls, found: Found) -> Secrets:
+        """From a record that lacks nothing."""
+        known, others = split(found.values, _KNOWN)
+        return cls(**{"made": "", "node_keys": {}, **known}, kept=Found(others, found.stamp))
 
     @classmethod
     def make(cls, cluster: str, names: Sequence[str]) -> Secrets:
         """New random secrets for the nodes *names* of the cluster called *cluster*."""
         ca = pki.make_ca(cluster)
-        return cls(
-            generation=random.token_hex(8),
-            made=datetime.now(UTC).isoformat(timespec="seconds"),
-            ca_certificate=ca.certificate,
-            ca_key=ca.key,
-            rpc_secret=random.token_hex(32),
-            admin_token=random.token_hex(32),
-            s3_key_id=f"GK{random.token_hex(12)}",
-            s3_secret_key=random.token_hex(32),
-            push_password=random.token_urlsafe(24),
-            pull_password=random.token_urlsafe(24),
-            upload_secret=random.token_hex(32),
-            heartbeat_key=random.token_hex(32),
-            node_keys={name: _node_key() for name in names},
-        )
+        identity = {"generation": random.token_hex(8), "ca_certificate": ca.certificate, "ca_key": ca.key}
+        made = {"made": datetime.now(UTC).isoformat(timespec="seconds")}
+        others = {name: make() for name, make in _MADE.items()}
+        return cls.of(Found({**identity, **made, **others, "node_keys": {name: _node_key() for name in names}}))
 
     @classmethod
     def placeholders(cls, names: Sequence[str]) -> Secrets:
         """Values that say what will stand there, for a dry-run before the first run."""
-        values = {field.name: f"<made by init: {field.name}>" for field in fields(cls) if field.name != "node_keys"}
-        keys = {name: f"<made by init: node key of {name}>".ljust(64) + f"<id of {name}>" for name in names}
-        return cls(**values, node_keys=keys)
+        return cls.of(_with_placeholders(Found({}), names))
 
     def redact(self, text: str) -> str:
         """*text* with every secret value in it replaced by its name."""
-        for field in fields(self):
-            if field.name in _PUBLIC or field.name == "node_keys":
-                continue
-            value = str(getattr(self, field.name))
+        secret = [(name, str(getattr(self, name))) for name in _KNOWN if name not in _PUBLIC and name != "node_keys"]
+        for name, value in (*secret, *_texts(self.kept.values)):
             # In a diff each line of a key has a mark before it.
             for part in (value, *(line for line in value.splitlines() if len(line) > _KEY_LINE)):
-                text = text.replace(part, f"<{field.name}>")
+                text = text.replace(part, f"<{name}>")
         for role, password in (("push", self.push_password), ("pull", self.pull_password)):
             text = text.replace(basic(role, password), f"<login of {role}>")
         for name, key in self.node_keys.items():
             text = text.replace(key, f"<node key of {name}>").replace(key[:64], f"<node key of {name}>")
         return text
+
+
+_KNOWN = tuple(one.name for one in fields(Secrets) if one.name != "kept")
 
 
 def basic(user: str, password: str) -> str:
@@ -124,70 +169,178 @@ def _node_key() -> str:
     return (key.private_bytes_raw() + key.public_key().public_bytes_raw()).hex()
 
 
+def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every longer text in the keys of a newer release, with the name of its key: any may be a secret."""
+    stack = list(values.items())
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, Mapping):
+            stack += [(name, one) for one in value.values()]
+        elif isinstance(value, list):
+            stack += [(name, one) for one in value]
+        elif isinstance(value, str) and len(value) >= _UNKNOWN_SECRET:
+            yield name, value
+
+
+def _parse(content: bytes) -> Found:
+    """One server's file; keys may be missing. Raises Damaged, NewerFormat."""
+    found = FORMAT.parse(content)
+    for name in (*_IDENTITY, "made", *_MADE):
+        value = found.values.get(name, "-")
+        if not (isinstance(value, str) and value):
+            raise Damaged(f"its key {name} is not a text")
+    keys = found.values.get("node_keys", {})
+    if not isinstance(keys, dict) or not all(isinstance(value, str) for value in keys.values()):
+        raise Damaged("its key node_keys is not an object of texts")
+    if "generation" not in found.values:
+        raise Damaged("it has no generation")
+    return found
+
+
+def _missing(values: Mapping[str, Any]) -> list[str]:
+    """The secrets that *values* lack, without the nodes' keys."""
+    return [name for name in (*_IDENTITY, *_MADE) if name not in values]
+
+
+def _with_placeholders(found: Found, names: Sequence[str]) -> Found:
+    """*found* with words in place of what is missing."""
+    words = {name: f"<made by init: {name}>" for name in _KNOWN if name != "node_keys"}
+    keys = {name: f"<made by init: node key of {name}>".ljust(64) + f"<id of {name}>" for name in names}
+    return Found({**words, **found.values, "node_keys": {**keys, **found.values.get("node_keys", {})}}, found.stamp)
+
+
+def _merge(into: dict[str, Any], holders: dict[str, str], values: Mapping[str, Any], place: str, prefix: str) -> None:
+    """Take over the *values* that *place* holds. Raises Error (SecretsConflict) if another place holds another one."""
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        holder = holders.setdefault(path, place)
+        if key not in into:
+            into[key] = {} if isinstance(value, dict) else value
+        if isinstance(value, dict) and isinstance(into[key], dict):
+            _merge(into[key], holders, value, place, f"{path}.")
+        elif into[key] != value:
+            raise Error(
+                f"{holder} and {place} hold different values of {path} in {PATH}, of the same generation",
+                hint="find out which server has the one in use; keep a copy of the other server's file in a safe "
+                "place, then restore it from the first",
+                code="SecretsConflict",
+            )
+
+
 class Vault:
     """The secrets as found on the servers, and the place where missing ones are made, once."""
 
-    def __init__(self, cluster: str, names: Sequence[str], found: Mapping[str, Secrets | None]) -> None:
-        """*found* tells for each host what it has. Raises Error (SecretsConflict) on two generations."""
+    def __init__(
+        self, cluster: str, names: Sequence[str], found: Mapping[str, Found | None], data: Collection[str] = ()
+    ) -> None:
+        """*found* says what each place has, *data* which hosts have data of a registry.
+
+        Raises Error (SecretsConflict) on two generations or two values, Error (SecretsDamaged) if the identity of the
+        cluster is nowhere.
+        """
         self._cluster = cluster
         self._names = tuple(names)
+        self._data = sorted(data)
         self._lock = threading.Lock()
+        self._found: Found | None = None
+        there = {place: one for place, one in found.items() if one is not None}
         generations: dict[str, list[str]] = {}
-        for host, secrets in found.items():
-            if secrets is not None:
-                generations.setdefault(secrets.generation, []).append(host)
+        for place, one in there.items():
+            generations.setdefault(str(one.values["generation"]), []).append(place)
         if len(generations) > 1:
-            held = "; ".join(f"{', '.join(hosts)}: {generation}" for generation, hosts in sorted(generations.items()))
+            held = "; ".join(f"{', '.join(places)}: {one}" for one, places in sorted(generations.items()))
             raise Error(
                 f"the servers hold secrets of {len(generations)} different clusters ({held})",
-                hint="decide which cluster lives on; on the servers of the other run `kubeadm-registry reset` "
-                "with a cluster file that names only them",
+                hint="name only servers of one cluster in the cluster file",
                 code="SecretsConflict",
             )
-        # Within a generation the file with the most node keys is the newest: keys are added, never taken away.
-        held_by = [secrets for secrets in found.values() if secrets is not None]
-        self._secrets = max(held_by, key=lambda secrets: len(secrets.node_keys), default=None)
+        values: dict[str, Any] = {}
+        holders: dict[str, str] = {}
+        stamp = Found({}).stamp
+        for place, one in there.items():
+            _merge(values, holders, one.values, place, "")
+            stamp = joined(stamp, one.stamp)
+        if there:
+            if lost := [name for name in _IDENTITY if name not in values]:
+                raise Error(f"no server has {', '.join(lost)} in {PATH}", hint=_RESTORE, code="SecretsDamaged")
+            if ("s3_key_id" in values) is not ("s3_secret_key" in values):
+                raise Error(f"no server has both parts of the S3 key in {PATH}", hint=_RESTORE, code="SecretsDamaged")
+            self._found = Found(values, stamp)
 
     @classmethod
-    def read(cls, cluster: str, names: Sequence[str], hosts: Mapping[str, bytes | None]) -> Vault:
-        """From the content of each host's file (None: it has none). Raises Error if one is damaged."""
-        found: dict[str, Secrets | None] = {}
-        for name, content in hosts.items():
-            try:
-                found[name] = None if content is None else Secrets.from_json(content)
-            except ValueError as error:
-                raise Error(
-                    f"{PATH} is damaged: {error}", host=name, code="SecretsDamaged",
-                    hint="if another server has a good one, remove this file and run init again",
-                ) from error  # fmt: skip
-        return cls(cluster, names, found)
+    def read(
+        cls, cluster: str, names: Sequence[str], hosts: Mapping[str, Mapping[str, bytes]], data: Collection[str] = ()
+    ) -> Vault:
+        """From the files of each host, by their paths. Raises Error if one is damaged, NewerFormat."""
+        found: dict[str, Found | None] = {}
+        for host, files in hosts.items():
+            for path, content in files.items():
+                try:
+                    found[host if path == PATH else f"{host} ({path})"] = _parse(content)
+                except NewerFormat as error:
+                    raise NewerFormat(error.message, host=host) from error
+                except Damaged as error:
+                    raise Error(
+                        f"{path} is damaged: {error}", host=host, hint=_RESTORE, code="SecretsDamaged"
+                    ) from error
+        return cls(cluster, names, found, data)
+
+    @property
+    def missing(self) -> list[str]:
+        """What the servers lack: names of secrets, and of nodes whose keys are to be made."""
+        if self._found is None:
+            return [*_IDENTITY, *_MADE, *self._names]
+        keys = self._found.values.get("node_keys", {})
+        return [*_missing(self._found.values), *(name for name in self._names if name not in keys)]
 
     @property
     def known(self) -> bool:
-        """Whether there are secrets for every node."""
-        return self._secrets is not None and set(self._names) <= set(self._secrets.node_keys)
+        """Whether there are all secrets, for every node."""
+        return not self.missing
+
+    @property
+    def made(self) -> bool:
+        """Whether this cluster has secrets, be it that some are missing still."""
+        return self._found is not None
 
     @property
     def secrets(self) -> Secrets:
-        """The secrets. Raises NotYetKnown before they are made."""
-        if self._secrets is None:
+        """The secrets. Raises NotYetKnown before all of them are made."""
+        if self._found is None:
             raise NotYetKnown("the secrets are made by the phase secrets", hint="run init")
-        return self._secrets
+        if missing := _missing(self._found.values):
+            raise NotYetKnown(f"this release needs more secrets: {', '.join(missing)}", hint="run init")
+        return Secrets.of(self._found)
 
     def preview(self) -> Secrets:
-        """The secrets, or placeholders before they are made."""
-        return self._secrets or Secrets.placeholders(self._names)
+        """The secrets, with placeholders for what is not made yet."""
+        return Secrets.of(_with_placeholders(self._found or Found({}), self._names))
+
+    def check(self) -> None:
+        """Raise Error (SecretsLost) if all would be made anew over data, NewerFormat if a file may not be written."""
+        if self._found is not None:
+            FORMAT.seal({}, self._found)
+        elif self._data:
+            raise Error(
+                f"no server has {PATH}, but {', '.join(self._data)} has data of a registry, which cannot be read with "
+                "new secrets",
+                hint=f"restore {PATH} on one of the servers from a backup (owner root, mode 600)",
+                code="SecretsLost",
+            )
 
     def ensure(self) -> Secrets:
-        """The secrets; what is missing is made, once for all threads."""
+        """The secrets; what is missing is made, once for all threads. Raises Error (SecretsLost), NewerFormat."""
         with self._lock:
-            if self._secrets is None:
-                self._secrets = Secrets.make(self._cluster, self._names)
-            missing = [name for name in self._names if name not in self._secrets.node_keys]
-            if missing:
-                keys = {**self._secrets.node_keys, **{name: _node_key() for name in missing}}
-                self._secrets = replace(self._secrets, node_keys=keys)
-            return self._secrets
+            if self.missing:
+                self.check()
+            if self._found is None:
+                self._found = Secrets.make(self._cluster, self._names).found
+            if self.missing:
+                new = {name: _MADE[name]() for name in _missing(self._found.values)}
+                keys = {name: _node_key() for name in self._names}
+                values = {**new, **self._found.values, "node_keys": {**keys, **self._found.values.get("node_keys", {})}}
+                self._found = replace(self._found, values=values)
+            return Secrets.of(self._found)
 
 
 def kept(data_directory: str) -> str:
@@ -195,8 +348,18 @@ def kept(data_directory: str) -> str:
     return f"{data_directory}/secrets.json"
 
 
-def content(host: Host, data_directory: str) -> bytes | None:
-    """The secrets file of *host*, or the one that a reset left with the data; None if it has neither."""
-    found = host.read(PATH)
+def contents(host: Host, data_directory: str) -> dict[str, bytes]:
+    """The secrets files of *host* by their paths: its own, and the one that a reset left with the data."""
+    found = {path: host.read(path) for path in (PATH, kept(data_directory))}
     # An empty file is a damaged one, not a host without secrets: then new ones would lock all out of the storage.
-    return host.read(kept(data_directory)) if found is None else found
+    return {path: content for path, content in found.items() if content is not None}
+
+
+#: Prints one name if there is anything in the directories ``$@``; lost+found is what a file system begins with.
+_DATA = 'find "$@" -mindepth 1 ! -name lost+found -print -quit 2>/dev/null || :'
+
+
+def has_data(host: Host, data_directory: str) -> bool:
+    """Whether there is data of a registry on *host*, which belongs to the secrets that it was written with."""
+    directories = (f"{data_directory}/garage/meta", f"{data_directory}/garage/data")
+    return bool(host.query("sh", "-c", _DATA, "data", *directories).text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubeadm_registry import secrets
@@ -9,7 +10,7 @@ from kubeadm_registry.changes import Absent, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.host import Host
-from kubeadm_registry.workflow import Phase
+from kubeadm_registry.workflow import Check, Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +21,30 @@ class SecretsFile:
     title = "store the secrets"
 
     def diff(self, host: Host) -> str | None:
-        """Whether it has them, without showing any."""
+        """Whether it has them, without showing any. Raises Error (SecretsLost) or NewerFormat if it cannot get them."""
         vault = self.cluster.vault
         state = host.state(secrets.PATH)
-        if not vault.known:
-            return f"{secrets.PATH}: the authority, credentials and keys of this cluster, made now"
-        if state is None or state.content != vault.secrets.to_json():
+        missing = vault.missing
+        if state is None or missing or not vault.secrets.same_as(state.content):
+            vault.check()
+            if not vault.made:
+                return f"{secrets.PATH}: the authority, credentials and keys of this cluster, made now"
+            if missing:
+                return f"{secrets.PATH}: new in this cluster, made now: {', '.join(missing)}"
             return f"{secrets.PATH}: as on the other servers, generation {vault.secrets.generation}"
         if (state.mode, state.owner) != (0o600, "root:root"):
             return f"{secrets.PATH}: mode {state.mode:o} -> 600, owner {state.owner} -> root:root"
         return None
 
     def apply(self, host: Host) -> None:
-        """Write them; what nobody has yet is made first, once for all servers."""
+        """Write them; what nobody has yet is made first, once for all servers. Raises NewerFormat."""
         host.write(secrets.PATH, self.cluster.vault.ensure().to_json(), mode=0o600)
+
+
+def storable(cluster: Cluster, host: Host) -> Iterator[str]:
+    """No secrets would be made anew over data, and this release may write the file."""
+    SecretsFile(cluster).diff(host)
+    yield from ()
 
 
 def store(cluster: Cluster, host: Host) -> Steps:
@@ -43,6 +54,11 @@ def store(cluster: Cluster, host: Host) -> Steps:
     yield Absent(secrets.kept(cluster.spec.data_directory))
 
 
-STORE = Phase("store", "Store the cluster's authority, credentials and keys on every server", store)
+STORE = Phase(
+    "store",
+    "Store the cluster's authority, credentials and keys on every server",
+    store,
+    checks=(Check("Secrets", storable),),
+)
 CERTIFICATES = Phase("certificates", "Issue each server's certificate", haproxy.identity)
 SECRETS = Phase("secrets", "Make the cluster's authority and secrets", phases=(STORE, CERTIFICATES))

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 KEY = "format"
-_VERSION, _READER, _WRITER = "version", "minReader", "minWriter"
+_VERSION, _READER, _WRITER = _VERSIONS = ("version", "minReader", "minWriter")
 
 
 class Damaged(ValueError):
@@ -33,10 +33,10 @@ class Newer(ValueError):
 
 @dataclass(frozen=True)
 class Found:
-    """A record as it was read: its *values* without the key ``format``, and what that key said."""
+    """A record as it was read: its *values* without the key ``format``, and in *stamp* what that key said."""
 
     values: dict[str, Any]
-    stamp: dict[str, Any] = field(default_factory=dict)
+    stamp: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(_VERSIONS, 1))
 
 
 @dataclass(frozen=True)
@@ -67,39 +67,45 @@ class Format:
         if not isinstance(document, dict):
             raise Damaged("it is not a JSON object")
         values = {key: value for key, value in document.items() if key != KEY}
-        stamp = document.get(KEY, {})
-        if not isinstance(stamp, dict):
+        said = document.get(KEY, {})
+        if not isinstance(said, dict):
             raise Damaged(f"its key {KEY} is not a JSON object")
-        for key in (_VERSION, _READER, _WRITER):
-            if type(stamp.get(key, 1)) is not int or stamp.get(key, 1) < 1:
+        stamp = {**dict.fromkeys(_VERSIONS, 1), **said}
+        for key in _VERSIONS:
+            if type(stamp[key]) is not int or stamp[key] < 1:
                 raise Damaged(f"{KEY}.{key} is not a positive whole number")
-        found = Found(values, stamp)
-        self._refuse(found, _READER, "read")
-        return found
+        self._refuse(stamp, _READER, "read")
+        return Found(values, stamp)
 
     def may_write(self, found: Optional[Found]) -> bool:
         """Whether this release may write a record that was *found* (None: it writes a new one)."""
-        return found is None or found.stamp.get(_WRITER, 1) <= self.version
+        return found is None or bool(found.stamp[_WRITER] <= self.version)
+
+    def stamp(self, found: Optional[Found] = None) -> dict[str, Any]:
+        """What the key ``format`` says when this release writes in place of *found*: what that asked stays asked."""
+        own = {_VERSION: self.version, _READER: self.min_reader, _WRITER: self.min_writer}
+        return own if found is None else joined(found.stamp, own)
 
     def seal(self, values: Mapping[str, Any], found: Optional[Found] = None) -> dict[str, Any]:
-        """The document to write for *values*, the caller's keys and those that it kept.
+        """The document to write for *values*, the caller's keys and those that it kept, in place of *found*.
 
-        *found* is the record that it replaces: what that asks of readers and writers stays asked. Raises Newer if this
-        release may not write it.
+        Raises Newer if this release may not write it.
         """
-        stamp = {} if found is None else found.stamp
         if found is not None:
-            self._refuse(found, _WRITER, "write")
-        asked = {_VERSION: self.version, _READER: self.min_reader, _WRITER: self.min_writer}
-        return {KEY: {**stamp, **{key: max(value, stamp.get(key, 1)) for key, value in asked.items()}}, **values}
+            self._refuse(found.stamp, _WRITER, "write")
+        return {KEY: self.stamp(found), **values}
 
-    def _refuse(self, found: Found, key: str, verb: str) -> None:
-        least = found.stamp.get(key, 1)
-        if least > self.version:
+    def _refuse(self, stamp: Mapping[str, Any], key: str, verb: str) -> None:
+        if stamp[key] > self.version:
             raise Newer(
-                f"a newer release wrote {self.name}: version {least} of its format is needed to {verb} it, "
+                f"a newer release wrote {self.name}: version {stamp[key]} of its format is needed to {verb} it, "
                 f"and this release has version {self.version}"
             )
+
+
+def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What two stamps ask together: the highest of each version."""
+    return {**one, **other, **{key: max(one[key], other[key]) for key in _VERSIONS}}
 
 
 def split(values: Mapping[str, Any], known: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:

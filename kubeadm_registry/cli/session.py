@@ -95,8 +95,8 @@ def vault(config: RegistryCluster, reporter: Reporter) -> Vault:
 
 
 def installed_secrets(vault: Vault) -> Secrets:
-    """The secrets of a registry that was made. Raises Error (NotInstalled)."""
-    if not vault.known:
+    """The secrets of a registry that was made. Raises Error (NotInstalled), NotYetKnown if this release needs more."""
+    if not vault.made:
         raise Error("the servers have no secrets yet", hint="run init first", code="NotInstalled")
     return vault.secrets
 
@@ -139,8 +139,9 @@ def _told(failures: Sequence[ConnectionFailed], reporter: Reporter) -> Connectio
 def can_miss(config: RegistryCluster, reached: int, failures: Sequence[ConnectionFailed], vault: Vault) -> bool:
     """Whether the work can be done on the *reached* hosts alone.
 
-    Only a cluster that was made once can: its secrets are known. More than half of it must be there, for else its
-    storage takes nothing; and a host that answers and is not trusted is not one that is down.
+    Only a cluster that was made once can, and of which all secrets are known: the missing server may have those that
+    the others lack. More than half of it must be there, for else its storage takes nothing; and a host that answers
+    and is not trusted is not one that is down.
     """
     down = all(failure.code == UNREACHABLE for failure in failures)
     return vault.known and down and 2 * reached > len(config.spec.nodes)
@@ -195,5 +196,5 @@ def installed(connected: Sequence[Host]) -> dict[str, Program]:
     for host in connected:
         content = host.read(programs.RECORD)
         if content is not None:
-            return programs.read_record(content)
+            return programs.read_record(content, host.name)
     return {}

@@ -45,7 +45,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     etc, data = f"{paths.ETC}/garage", f"{cluster.spec.data_directory}/garage"
     node, secrets = cluster.node(host), cluster.secrets
     members = [(secrets.node_id(member.name), member.address) for member in cluster.spec.nodes]
-    key = secrets.node_keys[node.name]
+    key = secrets.node_key(node.name)
     config = File(
         CONFIG,
         render(

@@ -6,20 +6,25 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from kubeadm_registry.bundle import Bundle, Program
-from kubeadm_registry.bundle.programs import Package, Source
-from kubeadm_registry.changes import File, Steps
+from kubeadm_registry.changes import Steps, unified
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.errors import Error
+from kubeadm_registry.formats import Damaged, Format, Found
 from kubeadm_registry.host import Host
 from kubeadm_registry.paths import OPT, PROGRAMS
 
 #: Which programs a host has, so that later runs need no bundle.
 RECORD = f"{OPT}/programs.json"
+#: Version 1, of release 0.1, had the programs at the top and no room for anything else.
+FORMAT = Format(RECORD, version=2, min_reader=2, min_writer=2)
 
 #: Whether the file ``$2`` has the SHA-256 ``$1``.
 _UPLOADED = 'echo "$1  $2" | sha256sum -c --quiet 2>&1'
@@ -78,28 +83,105 @@ class Installed:
         host.run("sh", "-c", _UNPACK, "unpack", archive, digest, self.program.prefix, timeout=300)
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The record of the *programs*, with what a newer release has noted in it."""
+
+    programs: Mapping[str, Program]
+    title = f"write {RECORD}"
+
+    def diff(self, host: Host) -> str | None:
+        """What the record does not say yet. Raises NewerFormat if this release may not write it."""
+        old = host.read(RECORD)
+        found = _found(old)
+        if found is not None and _merged(self.programs, found) == found.values:
+            return None
+        return unified(RECORD, old, self._content(old))
+
+    def apply(self, host: Host) -> None:
+        """Write the record whole."""
+        host.write(RECORD, self._content(host.read(RECORD)))
+
+    def _content(self, old: bytes | None) -> bytes:
+        return record(self.programs, _found(old))
+
+
 def install(cluster: Cluster, host: Host) -> Steps:
     """Every program of the cluster in its place, then the record of them."""
     for program in cluster.programs.values():
         yield Installed(program, cluster.bundle)
-    yield File(RECORD, record(cluster.programs))
+    yield Recorded(cluster.programs)
 
 
-def record(programs: Mapping[str, Program]) -> bytes:
-    """The content of the record."""
-    document = {name: dataclasses.asdict(program) for name, program in sorted(programs.items())}
-    return (json.dumps(document, indent=1) + "\n").encode()
+def record(programs: Mapping[str, Program], found: Found | None = None) -> bytes:
+    """The content of the record, in place of the one that was *found*. Raises NewerFormat."""
+    return FORMAT.render(_merged(programs, found or Found({})), found)
 
 
-def read_record(content: bytes) -> dict[str, Program]:
-    """The programs of a record. Raises Error if it is damaged."""
+def read_record(content: bytes, host: str = "") -> dict[str, Program]:
+    """The programs of a record. Raises Error (ProgramsDamaged, NewerFormat)."""
     try:
-        return {name: _program(values) for name, values in json.loads(content).items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Error(f"{RECORD} is damaged: {error}", hint="give the bundle with --bundle FILE") from error
+        return {name: _program(name, values) for name, values in _parse(content).values["programs"].items()}
+    except Damaged as error:
+        raise Error(
+            f"{RECORD} is damaged: {error}",
+            host=host,
+            hint="give the bundle with --bundle FILE",
+            code="ProgramsDamaged",
+        ) from error
 
 
-def _program(values: dict[str, Any]) -> Program:
-    source = values["source"]
-    packages = tuple(Package(**package) for package in source["packages"])
-    return Program(**{**values, "source": Source(**{**source, "packages": packages})})
+def _parse(content: bytes) -> Found:
+    """A record of any version as one of this. Raises Damaged, NewerFormat."""
+    found = FORMAT.parse(content)
+    programs = found.values if found.stamp["version"] == 1 else found.values.get("programs", {})
+    if not isinstance(programs, dict) or not all(isinstance(values, dict) for values in programs.values()):
+        raise Damaged("the programs in it are not JSON objects")
+    others = {} if programs is found.values else found.values
+    return Found({**others, "programs": programs}, found.stamp)
+
+
+def _found(content: bytes | None) -> Found | None:
+    """The record that a host has; None also if it is damaged, for it can be written anew."""
+    try:
+        return None if content is None else _parse(content)
+    except Damaged:
+        return None
+
+
+def _merged(programs: Mapping[str, Program], found: Found) -> dict[str, Any]:
+    """What the record says of *programs*, with what a newer release has noted of the same builds."""
+    entries = {}
+    for name, program in sorted(programs.items()):
+        # As JSON has it: lists in place of tuples.
+        new: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(program)))
+        old = found.values.get("programs", {}).get(name, {})
+        entries[name] = _over(old, new) if old.get("digest") == program.digest else new
+        with suppress(Damaged):
+            if _program(name, old) == program:
+                entries[name] = _over(new, old)
+    return {**found.values, "programs": entries}
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of both, those of *above* first, in the objects inside as well."""
+    both = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            both[key] = _over(below[key], above[key])
+    return both
+
+
+_PROGRAM = TypeAdapter(Program)
+#: What is only told to people, or can be looked up.
+_DEFAULTS = {"source": {"kind": "unknown", "origin": "", "checked": ""}, "size": 0, "unpacked": 0}
+
+
+def _program(name: str, values: Mapping[str, Any]) -> Program:
+    """The program of an entry; keys of a newer release are left out. Raises Damaged."""
+    try:
+        return _PROGRAM.validate_python({"name": name, **_DEFAULTS, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("programs", name, *first["loc"]))
+        raise Damaged(f"{where}: {first['msg']}") from error

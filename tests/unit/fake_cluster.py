@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,9 +14,9 @@ from kubeadm_registry import config, paths, pki
 from kubeadm_registry.addresses import endpoint, prefix
 from kubeadm_registry.bundle import Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
-from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import agent, garage, keepalived, network, programs
-from kubeadm_registry.host import FileState
+from kubeadm_registry.host import FileState, Host
 from kubeadm_registry.phases import programs as programs_phase
 from kubeadm_registry.secrets import Secrets, Vault
 from tests.unit.fakes import Command, FakeTransport
@@ -196,18 +196,18 @@ class FakeCluster:
     @property
     def cluster(self) -> Cluster:
         """What a run begins with."""
-        nodes = self.config.spec.nodes
-        hosts = tuple(self.servers[node.name].host(node.address) for node in nodes)
+        hosts = self.cluster_hosts()
+        names = [host.name for host in hosts]
+        vault = read_vault(self.config, hosts)
+        if self.fixed is not None and not vault.made:
+            vault = Vault(self.config.metadata.name, names, {"": self.fixed.found})
+        return Cluster(self.config, hosts, vault, self.programs, cast(Bundle | None, self.bundle))
+
+    def cluster_hosts(self) -> tuple[Host, ...]:
+        """The servers, connected anew."""
         for server in self.servers.values():
             server.closed, server.cut_at = False, None
-        names = [node.name for node in nodes]
-        files: Mapping[str, bytes | None] = {
-            host.name: host.read("/etc/kubeadm-registry/secrets.json") for host in hosts
-        }
-        vault = Vault.read(self.config.metadata.name, names, files)
-        if self.fixed is not None and not any(files.values()):
-            vault = Vault(self.config.metadata.name, names, {"": self.fixed})
-        return Cluster(self.config, hosts, vault, self.programs, cast(Bundle | None, self.bundle))
+        return tuple(self.servers[node.name].host(node.address) for node in self.config.spec.nodes)
 
     def snapshot(self) -> dict[str, object]:
         return {name: server.snapshot() for name, server in self.servers.items()}

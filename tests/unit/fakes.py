@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kubeadm_registry import changes, workflow
+from kubeadm_registry import changes, secrets, workflow
 from kubeadm_registry import host as host_module
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.host import FileState, Host, Result
@@ -238,6 +238,10 @@ class FakeTransport:
     def _flush(self, arguments: tuple[str, ...], _: bytes) -> bytes:
         self.flushed.append(arguments)
         return b""
+
+    def _data(self, directories: tuple[str, ...], _: bytes) -> bytes:
+        found = [path for directory in directories for path in self._below(directory) if "lost+found" not in path]
+        return "".join(found[:1]).encode()
 
     def _is_there(self, arguments: tuple[str, ...], _: bytes) -> bytes:
         path, only_if_empty = arguments
@@ -497,6 +501,7 @@ _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = 
     changes._THERE: FakeTransport._is_there,
     changes._UNIT: FakeTransport._unit_state,
     workflow._FLUSH: FakeTransport._flush,
+    secrets._DATA: FakeTransport._data,
 }
 
 

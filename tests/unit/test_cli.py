@@ -371,6 +371,7 @@ def test_init_then_init_again(run: Terminal, servers: FakeCluster) -> None:
 def test_init_as_json_lines(run: Terminal, servers: FakeCluster) -> None:
     events = lines(run("init", *SKIP, "-o", "json"))
     shapes = {
+        "check": {"event", "host", "check", "ok"},
         "phase": {"event", "phase", "summary"},
         "change": {"event", "phase", "host", "title", "diff", "dryRun"},
         "result": {"event", "ok", "summary", "changed", "dryRun", "owed", "seconds"},
@@ -391,7 +392,7 @@ def test_no_secret_is_shown(run: Terminal, servers: FakeCluster) -> None:
     assert "secretkey" in shown, "the configurations are shown"
     for name, value in json.loads(held).items():
         values = value.values() if isinstance(value, dict) else [value]
-        if name not in ("generation", "made", "ca_certificate", "s3_key_id"):
+        if name not in ("generation", "made", "ca_certificate", "s3_key_id", "format"):
             assert not [one for one in values if one in shown], name
 
 

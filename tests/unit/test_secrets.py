@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +18,8 @@ from hypothesis import strategies as st
 from kubeadm_registry import config, secrets
 from kubeadm_registry.changes import File
 from kubeadm_registry.cluster import Cluster, leader, read_vault
-from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown, PhaseFailed
+from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown, PhaseFailed, PreflightFailed
+from kubeadm_registry.formats import NewerFormat
 from kubeadm_registry.host import Host, Result
 from kubeadm_registry.phases.base import BASE
 from kubeadm_registry.phases.identity import STORE
@@ -30,8 +34,34 @@ NAMES = ("cp-1", "cp-2", "cp-3")
 FIXED = fixed_secrets(NAMES)
 
 
-def store(fake: FakeCluster) -> list[str]:
-    return [action.host for action in run((BASE, STORE), fake.cluster, Recorder()) if action.phase == "store"]
+def read(content: bytes) -> dict[str, object]:
+    document = json.loads(content)
+    assert isinstance(document, dict)
+    return document
+
+
+def document(*without: str, **more: object) -> bytes:
+    """The file of a cluster without those keys, and with those in it."""
+    whole = {**read(FIXED.to_json()), **more}
+    return json.dumps({key: value for key, value in whole.items() if key not in without}).encode()
+
+
+def stamped(version: int, reader: int, writer: int, **more: object) -> bytes:
+    """The file as a newer release writes it."""
+    return document(format={"version": version, "minReader": reader, "minWriter": writer}, **more)
+
+
+def store(fake: FakeCluster, ignore: tuple[str, ...] = ()) -> list[str]:
+    actions = run((BASE, STORE), fake.cluster, Recorder(), ignore=ignore)
+    return [action.host for action in actions if action.phase == "store"]
+
+
+def refused(fake: FakeCluster) -> set[tuple[str, str]]:
+    """What preflight says: host and words."""
+    with pytest.raises(PreflightFailed) as caught:
+        store(fake)
+    assert {problem.check for problem in caught.value.problems} == {"Secrets"}
+    return {(problem.host, problem.text) for problem in caught.value.problems}
 
 
 def held(fake: FakeCluster) -> list[Secrets]:
@@ -59,7 +89,7 @@ def test_secrets_are_made_once_for_all_servers(real: FakeCluster) -> None:
 
 def test_two_clusters_share_no_secret() -> None:
     one, other = (Secrets.make("x", NAMES) for _ in range(2))
-    public = {"made"}
+    public = {"made", "kept"}
     same = [field.name for field in fields(Secrets) if getattr(one, field.name) == getattr(other, field.name)]
     assert set(same) <= public
     assert not set(one.node_keys.values()) & set(other.node_keys.values())
@@ -109,12 +139,186 @@ def test_a_new_server_gets_a_node_key_and_all_else_stays(real: FakeCluster) -> N
     assert replace(after, node_keys=known) == replace(before, node_keys=known)
 
 
-def test_the_file_with_the_most_node_keys_is_the_newest() -> None:
-    """A run that added a server may have died after the first of them."""
-    older = replace(FIXED, node_keys={"cp-1": FIXED.node_keys["cp-1"]})
-    vault = Vault("x", NAMES, {"cp-1": older, "cp-2": FIXED, "cp-3": None})
-    assert vault.known
-    assert vault.secrets == FIXED
+def test_files_of_one_generation_are_merged(real: FakeCluster) -> None:
+    """As after two runs that added a server each and died after the first server, and one of a newer release."""
+    parts: dict[str, dict[str, object]] = {
+        "cp-1": {"node_keys": {"cp-1": FIXED.node_keys["cp-1"]}},
+        "cp-2": {"node_keys": {name: FIXED.node_keys[name] for name in ("cp-1", "cp-2")}, "later": {"a": 1}},
+        "cp-3": {"node_keys": {name: FIXED.node_keys[name] for name in ("cp-1", "cp-3")}, "later": {"b": 2}},
+    }
+    for name, part in parts.items():
+        real.servers[name].put(secrets.PATH, document(**part), 0o600)
+    store(real)
+    for server in real.servers.values():
+        assert read(server.content(secrets.PATH)) == {**read(FIXED.to_json()), "later": {"a": 1, "b": 2}}
+    assert store(real) == []
+
+
+@pytest.mark.parametrize("key", [*secrets._MADE, "node_keys"])
+def test_values_that_conflict_within_a_generation_stop_the_run(real: FakeCluster, key: str) -> None:
+    other = {"cp-2": "ab" * 64} if key == "node_keys" else "another value"
+    for server in real.servers.values():
+        server.put(secrets.PATH, FIXED.to_json(), 0o600)
+    real.servers["cp-3"].put(secrets.PATH, document(**{key: other}), 0o600)
+    with pytest.raises(Error) as caught:
+        read_vault(real.config, real.cluster_hosts())
+    assert caught.value.code == "SecretsConflict"
+    path = "node_keys.cp-2" if key == "node_keys" else key
+    assert caught.value.message == (
+        f"cp-1 and cp-3 hold different values of {path} in {secrets.PATH}, of the same generation"
+    )
+    assert not shown_in(f"{caught.value} {caught.value.hint}", FIXED)
+
+
+@pytest.mark.parametrize("key", [*secrets._MADE, "node_keys"])
+def test_a_secret_that_one_server_lacks_is_that_of_the_others(real: FakeCluster, key: str) -> None:
+    for server in real.servers.values():
+        server.put(secrets.PATH, FIXED.to_json(), 0o600)
+    real.servers["cp-2"].put(secrets.PATH, document(key), 0o600)
+    assert store(real) == ["cp-2"]
+    assert held(real) == [FIXED] * 3
+
+
+@pytest.mark.parametrize("key", [name for name in secrets._MADE if not name.startswith("s3_")])
+def test_a_secret_that_nobody_has_is_made_and_the_generation_stays(real: FakeCluster, key: str) -> None:
+    for server in real.servers.values():
+        server.put(secrets.PATH, document(key), 0o600)
+    vault = real.cluster.vault
+    assert vault.made and not vault.known
+    with pytest.raises(NotYetKnown, match=f"this release needs more secrets: {key}"):
+        _ = vault.secrets
+    assert getattr(vault.preview(), key) == f"<made by init: {key}>"
+    recorder = Recorder()
+    run((BASE, STORE), real.cluster, recorder)
+    assert f"{secrets.PATH}: new in this cluster, made now: {key}" in {action.diff for action in recorder.actions}
+    first, *others = held(real)
+    assert others == [first, first]
+    assert len(getattr(first, key)) >= 32
+    assert replace(first, **{key: getattr(FIXED, key)}) == FIXED
+    assert store(real) == []
+
+
+def test_both_parts_of_the_storage_key_are_made_together(real: FakeCluster) -> None:
+    for server in real.servers.values():
+        server.put(secrets.PATH, document("s3_key_id", "s3_secret_key"), 0o600)
+    store(real)
+    assert held(real)[0].s3_key_id.startswith("GK")
+    for server in real.servers.values():
+        server.put(secrets.PATH, document("s3_secret_key"), 0o600)
+    with pytest.raises(Error, match="both parts of the S3 key") as caught:
+        read_vault(real.config, real.cluster_hosts())
+    assert caught.value.code == "SecretsDamaged"
+
+
+@pytest.mark.parametrize("key", ["ca_certificate", "ca_key"])
+def test_what_clients_trust_is_never_made_anew(real: FakeCluster, key: str) -> None:
+    for server in real.servers.values():
+        server.put(secrets.PATH, document(key), 0o600)
+    with pytest.raises(Error, match=f"no server has {key} in {secrets.PATH}") as caught:
+        read_vault(real.config, real.cluster_hosts())
+    assert caught.value.code == "SecretsDamaged"
+    assert "restore it from another server of this cluster, or from a backup" in caught.value.hint
+
+
+# ---- of another release -----------------------------------------------------------------------------------------
+
+
+def test_an_older_release_keeps_what_a_newer_one_added(real: FakeCluster) -> None:
+    newer = stamped(3, 1, 1, later={"deep": ["a-secret-of-tomorrow"]}, short="words")
+    real.servers["cp-1"].put(secrets.PATH, newer, 0o600)
+    assert sorted(store(real)) == ["cp-2", "cp-3"]
+    for server in real.servers.values():
+        assert read(server.content(secrets.PATH)) == read(newer)
+    made = Secrets.from_json(newer)
+    assert made.redact("a-secret-of-tomorrow: words") == "<later>: words"
+
+
+def test_an_older_release_does_not_write_what_it_may_only_read(real: FakeCluster) -> None:
+    newer = stamped(2, 1, 2)
+    for server in real.servers.values():
+        server.put(secrets.PATH, newer, 0o600)
+    assert store(real) == [], "nothing is to be written"
+    assert real.cluster.secrets.push_password == FIXED.push_password
+    del real.servers["cp-3"].tree[secrets.PATH]
+    words = f"a newer release wrote {secrets.PATH}: version 2 of its format is needed to write it, and this release has"
+    assert refused(real) == {("cp-3", f"{words} version 1; use a newer kubeadm-registry")}
+    with pytest.raises(PhaseFailed, match=words) as caught:
+        store(real, ignore=("Secrets",))
+    assert caught.value.hint == "use a newer kubeadm-registry"
+    assert caught.value.cause.code == "NewerFormat"
+    assert secrets.PATH not in real.servers["cp-3"].tree
+
+
+def test_an_older_release_makes_no_secret_in_a_file_that_it_may_only_read(real: FakeCluster) -> None:
+    for server in real.servers.values():
+        server.put(secrets.PATH, stamped(2, 1, 2, node_keys={}), 0o600)
+    with pytest.raises(NewerFormat, match="needed to write it"):
+        real.cluster.vault.ensure()
+
+
+def test_an_older_release_refuses_what_it_cannot_read(real: FakeCluster) -> None:
+    real.servers["cp-2"].put(secrets.PATH, stamped(2, 2, 2), 0o600)
+    with pytest.raises(NewerFormat, match=f"cp-2: a newer release wrote {secrets.PATH}") as caught:
+        read_vault(real.config, real.cluster_hosts())
+    assert caught.value.hint == "use a newer kubeadm-registry"
+
+
+def test_what_any_server_asks_of_writers_is_asked_on_all(real: FakeCluster) -> None:
+    real.servers["cp-1"].put(secrets.PATH, stamped(3, 1, 1), 0o600)
+    real.servers["cp-2"].put(secrets.PATH, stamped(2, 1, 2), 0o600)
+    found = refused(real)
+    assert {host for host, words in found if "needed to write it" in words} == set(NAMES)
+
+
+# ---- never made anew over data ----------------------------------------------------------------------------------
+
+DATA = "/var/lib/kubeadm-registry/garage"
+
+
+@pytest.mark.parametrize("path", ["meta/db.lmdb/data.mdb", "data/garage-marker"])
+@pytest.mark.parametrize("dry_run", [False, True], ids=["run", "dry run"])
+def test_no_new_generation_is_made_while_a_server_has_data(real: FakeCluster, path: str, dry_run: bool) -> None:
+    real.servers["cp-2"].put(f"{DATA}/{path}", b"x")
+    for server in real.servers.values():
+        server.put(f"{DATA}/meta/lost+found", b"")
+    assert {host for host, words in refused(real) if "restore" in words} == set(NAMES)
+    with pytest.raises(PhaseFailed) as caught:
+        run((BASE, STORE), real.cluster, Recorder(), ignore=["Secrets"], dry_run=dry_run)
+    assert caught.value.cause.code == "SecretsLost"
+    assert "but cp-2 has data of a registry" in caught.value.message
+    assert f"restore {secrets.PATH} on one of the servers" in caught.value.hint
+    assert not [name for name, server in real.servers.items() if secrets.PATH in server.tree]
+    with pytest.raises(Error, match="data of a registry"):
+        real.cluster.vault.ensure()
+
+
+def test_data_is_no_obstacle_where_secrets_are(real: FakeCluster) -> None:
+    for server in real.servers.values():
+        server.put(f"{DATA}/meta/node_key", b"x")
+    real.servers["cp-1"].put(secrets.PATH, FIXED.to_json(), 0o600)
+    store(real)
+    assert held(real) == [FIXED] * 3
+
+
+def test_secrets_of_another_cluster_that_a_reset_kept_are_not_lost(real: FakeCluster) -> None:
+    """One place is enough, but only if both say the same."""
+    kept = "/var/lib/kubeadm-registry/secrets.json"
+    store(real)
+    real.servers["cp-3"].put(kept, FIXED.to_json(), 0o600)
+    with pytest.raises(Error, match=r"cp-3 \(/var/lib/kubeadm-registry/secrets.json\)") as caught:
+        read_vault(real.config, real.cluster_hosts())
+    assert caught.value.code == "SecretsConflict"
+
+
+def test_no_hint_proposes_to_remove_secrets(root: Path) -> None:
+    words = re.compile(r"(remove|delete|purge)[^.\n]*(secrets?\b|this file)", re.IGNORECASE)
+    hints = [
+        (path.name, node.value.lineno)
+        for path in (root / "kubeadm_registry").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "hint" and words.search(ast.unparse(node.value))
+    ]
+    assert hints == []
 
 
 def test_all_threads_get_the_same_new_secrets() -> None:
@@ -131,7 +335,7 @@ def test_all_threads_get_the_same_new_secrets() -> None:
     for thread in threads:
         thread.join()
     assert len(made) == 4
-    assert all(one is made[0] for one in made)
+    assert all(one == made[0] for one in made)
 
 
 def test_before_they_are_made_only_placeholders_are_there() -> None:
@@ -151,18 +355,22 @@ def test_before_they_are_made_only_placeholders_are_there() -> None:
 def test_two_generations_are_refused_with_who_holds_which() -> None:
     other = replace(FIXED, generation="fedcba9876543210")
     with pytest.raises(Error) as caught:
-        Vault("x", NAMES, {"cp-1": FIXED, "cp-2": other, "cp-3": FIXED})
+        Vault("x", NAMES, {"cp-1": FIXED.found, "cp-2": other.found, "cp-3": FIXED.found})
     assert caught.value.code == "SecretsConflict"
     assert "(cp-1, cp-3: 0123456789abcdef; cp-2: fedcba9876543210)" in caught.value.message
-    assert "reset" in caught.value.hint
+    assert caught.value.hint == "name only servers of one cluster in the cluster file"
 
 
 BROKEN = {
     "empty": b"",
     "cut": FIXED.to_json()[:-40],
     "a list": b"[]",
-    "a key too few": json.dumps({k: v for k, v in json.loads(FIXED.to_json()).items() if k != "made"}).encode(),
-    "a key too many": json.dumps({**json.loads(FIXED.to_json()), "more": 1}).encode(),
+    "no generation": document("generation"),
+    "a number": document(push_password=1),
+    "no text": document(ca_key=""),
+    "keys that are a list": document(node_keys=[]),
+    "a node key that is a number": document(node_keys={"cp-1": 1}),
+    "format": document(format=2),
     "not text": b"\xff\xfe",
 }
 
