@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -17,6 +18,8 @@ CA_LIFETIME = timedelta(days=3650)
 #: Long enough for a room that nobody visits for a year, short enough that renewal is practised.
 LEAF_LIFETIME = timedelta(days=1095)
 RENEW_BEFORE = timedelta(days=180)
+#: An authority cannot be renewed in passing: each client must be told to trust the new one.
+AUTHORITY_WARNING = timedelta(days=365)
 #: Clocks of servers that were never online differ; a certificate must not be "not yet valid" on one of them.
 BACKDATE = timedelta(days=1)
 #: The organizational unit by which the proxies know each other from a client with any certificate of ours.
@@ -40,7 +43,7 @@ def make_ca(cluster: str) -> Pair:
         data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
     )  # fmt: skip
     certificate = (
-        _builder(name, name, key.public_key(), CA_LIFETIME)
+        _builder(name, name, key.public_key(), datetime.now(UTC) + CA_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -49,8 +52,13 @@ def make_ca(cluster: str) -> Pair:
     return Pair(_pem(certificate), _key_pem(key))
 
 
-def issue(ca: Pair, common_name: str, names: Sequence[str], *, unit: str = NODE_UNIT) -> Pair:
-    """A server and client certificate for *names* (addresses and DNS names become subjectAltNames of their kind)."""
+def issue(
+    ca: Pair, common_name: str, names: Sequence[str], *, unit: str = NODE_UNIT, lifetime: timedelta = LEAF_LIFETIME
+) -> Pair:
+    """A server and client certificate for *names* (addresses and DNS names become subjectAltNames of their kind).
+
+    It ends with the authority at the latest, since it is worth nothing after that.
+    """
     authority = x509.load_pem_x509_certificate(ca.certificate.encode())
     signer = serialization.load_pem_private_key(ca.key.encode(), password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
@@ -62,8 +70,9 @@ def issue(ca: Pair, common_name: str, names: Sequence[str], *, unit: str = NODE_
             x509.NameAttribute(NameOID.COMMON_NAME, common_name),
         ]
     )
+    ends = min(datetime.now(UTC) + lifetime, authority.not_valid_after_utc)
     certificate = (
-        _builder(subject, authority.subject, key.public_key(), LEAF_LIFETIME)
+        _builder(subject, authority.subject, key.public_key(), ends)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName(_general_names(names)), critical=False)
         .add_extension(
@@ -76,19 +85,35 @@ def issue(ca: Pair, common_name: str, names: Sequence[str], *, unit: str = NODE_
 
 
 def shortcoming(ca_certificate: str, certificate: str, names: Sequence[str], now: datetime | None = None) -> str | None:
-    """Why *certificate* should be issued anew: another authority, other names, near its end. None: it is good."""
+    """Why *certificate* should be issued anew: another authority, other names, near its end. None: it is good.
+
+    Good is also one that ends soon because its authority does: a new one would end no later.
+    """
     now = now or datetime.now(UTC)
     try:
         leaf = x509.load_pem_x509_certificate(certificate.encode())
-        leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_certificate.encode()))
+        authority = x509.load_pem_x509_certificate(ca_certificate.encode())
+        leaf.verify_directly_issued_by(authority)
     except Exception as error:  # whatever is wrong with it, a new one is the remedy
         return f"is not one of this cluster's authority ({type(error).__name__})"
     alternative = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if set(alternative) != set(_general_names(names)):
         return "does not name exactly " + ", ".join(names)
-    if leaf.not_valid_after_utc - now < RENEW_BEFORE:
-        return f"ends on {leaf.not_valid_after_utc:%Y-%m-%d}"
+    ends, last = leaf.not_valid_after_utc, authority.not_valid_after_utc
+    if ends > last:
+        return f"ends on {ends:%Y-%m-%d}, and its authority before that, on {last:%Y-%m-%d}"
+    if ends - now < RENEW_BEFORE and ends < last:
+        return f"ends on {ends:%Y-%m-%d}"
     return None
+
+
+def is_of(ca_certificate: str, certificate: x509.Certificate) -> bool:
+    """Whether the authority signed *certificate*."""
+    try:
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_certificate.encode()))
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
 
 
 def expiry(certificate: str) -> datetime:
@@ -101,17 +126,16 @@ def _general_names(names: Sequence[str]) -> list[x509.GeneralName]:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, lifetime: timedelta
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, ends: datetime
 ) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(now + lifetime)
+        .not_valid_before(min(datetime.now(UTC), ends) - BACKDATE)
+        .not_valid_after(ends)
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from kubeadm_registry import secrets
+from kubeadm_registry import pki, secrets
 from kubeadm_registry.changes import Absent, Steps
-from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.host import Host
 from kubeadm_registry.workflow import Check, Phase
@@ -60,5 +61,30 @@ STORE = Phase(
     store,
     checks=(Check("Secrets", storable),),
 )
-CERTIFICATES = Phase("certificates", "Issue each server's certificate", haproxy.identity)
+
+
+def lasting(cluster: Cluster, _: Host) -> Iterator[str]:
+    """The cluster's authority has not ended: after that no certificate of it is worth anything."""
+    if not cluster.vault.made:
+        return
+    ends = pki.expiry(cluster.vault.secrets.ca_certificate)
+    if ends < datetime.now(UTC):
+        yield f"the cluster's authority ended on {ends:%Y-%m-%d}; {AUTHORITY_HINT}"
+
+
+def ending(cluster: Cluster, host: Host) -> Iterator[str]:
+    """That the authority ends, in good time."""
+    ends = pki.expiry(cluster.vault.secrets.ca_certificate)
+    if host == cluster.leader and datetime.now(UTC) > ends - pki.AUTHORITY_WARNING:
+        yield f"the cluster's authority ends on {ends:%Y-%m-%d}, and every certificate with it; {AUTHORITY_HINT}"
+
+
+AUTHORITY_HINT = 'this release cannot exchange it, see "The authority ends" in docs/recovery.md'
+CERTIFICATES = Phase(
+    "certificates",
+    "Issue each server's certificate",
+    haproxy.identity,
+    checks=(Check("Authority", lasting, on=leader),),
+    notices=ending,
+)
 SECRETS = Phase("secrets", "Make the cluster's authority and secrets", phases=(STORE, CERTIFICATES))

@@ -1,6 +1,17 @@
 """The door: TLS, who may do what, and the way to a healthy frontend."""
 
+from kubeadm_registry.changes import Steps
+from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
+from kubeadm_registry.components.served import Served
+from kubeadm_registry.host import Host
 from kubeadm_registry.workflow import Phase
 
-PROXY = Phase("proxy", "Install HAProxy and start it", haproxy.install, one_at_a_time=True)
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install and start HAProxy; one that runs takes up a renewed certificate."""
+    yield from haproxy.install(cluster, host)
+    yield Served(cluster)
+
+
+PROXY = Phase("proxy", "Install HAProxy and start it", install, one_at_a_time=True)

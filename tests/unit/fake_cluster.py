@@ -15,7 +15,7 @@ from kubeadm_registry.addresses import endpoint, prefix
 from kubeadm_registry.bundle import Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
 from kubeadm_registry.cluster import Cluster, read_vault
-from kubeadm_registry.components import agent, garage, keepalived, network, programs
+from kubeadm_registry.components import agent, garage, haproxy, keepalived, network, programs, served
 from kubeadm_registry.host import FileState, Host
 from kubeadm_registry.phases import programs as programs_phase
 from kubeadm_registry.secrets import Secrets, Vault
@@ -170,6 +170,8 @@ class FakeCluster:
     fixed: Secrets | None = None
     #: How often the guard had been loaded when a server's firewall was flushed.
     flushed: dict[str, int] = field(default_factory=dict)
+    #: The certificate that each run of each proxy has taken up: by server, unit, and number of its starts and reloads.
+    served: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, text: str, *, fixed: bool = True, installed: bool = True) -> FakeCluster:
@@ -246,6 +248,9 @@ class FakeCluster:
                 with_=lambda argv, _: f"2: eth0 inet {argv[-1]}" if self._holder() is server else "",
             )  # fmt: skip
         server.answer("nft", "list", "table", "inet", paths.PREFIX, with_=lambda *_: 0 if self._guarded(server) else 1)
+        server.answer(
+            PYTHON, "-I", "-c", served.source(), with_=lambda argv, _: json.dumps(self._certificates(server, argv[4])),
+        )  # fmt: skip
         listening = f"LISTEN 0 4096 {endpoint(node.address, paths.REGISTRY_PORT)} *:*\n"
         server.answer(
             "ss", "-Hltn", "sport", "=", f":{paths.REGISTRY_PORT}",
@@ -257,6 +262,22 @@ class FakeCluster:
                 server.put(paths.AGENT_STATE, "{}\n")
 
         server.on_start = started
+
+    def _certificates(self, server: FakeTransport, verb: str) -> dict[str, object]:
+        """What the script says: a proxy has the certificate that was there when it started, or was loaded since."""
+        pem = server.tree.get(paths.NODE_PEM)
+        there = hashlib.sha256(pem.content).hexdigest() if isinstance(pem, FileState) else None
+        proxies: dict[str, str | None] = {}
+        for path, name in zip(haproxy.SOCKETS, paths.HAPROXY_UNITS, strict=True):
+            unit = server.unit(name)
+            run = (server.name, name, unit.starts + unit.reloads)
+            has = self.served.setdefault(run, there)
+            if verb == "load" and has != there:
+                server._act(f"load the certificate into {name}")
+                self.served[run] = has = there
+            proxies[path] = has if unit.active == "active" else None
+        shaken = sorted({has for has in proxies.values() if has})
+        return {"file": there, "proxies": proxies, "handshakes": shaken, "trouble": []}
 
     def _holder(self) -> FakeTransport | None:
         running = [one for one in self.servers.values() if one.unit(keepalived.UNIT).active == "active"]

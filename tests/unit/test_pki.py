@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kubeadm_registry import config, paths, pki
 from kubeadm_registry.components import haproxy
+from kubeadm_registry.errors import PreflightFailed
 from kubeadm_registry.phases.base import BASE
 from kubeadm_registry.phases.identity import SECRETS
 from kubeadm_registry.workflow import run
@@ -115,6 +117,39 @@ def test_it_lives_as_long_as_said(leaf: pki.Pair) -> None:
     assert pki.LEAF_LIFETIME > pki.RENEW_BEFORE * 2
 
 
+def ending(monkeypatch: pytest.MonkeyPatch, days: float) -> pki.Pair:
+    """An authority that ends in so many days."""
+    with monkeypatch.context() as patch:
+        patch.setattr(pki, "CA_LIFETIME", timedelta(days=days))
+        return pki.make_ca("registry")
+
+
+@pytest.mark.parametrize("days", [-3, 0.5, 100, 1000])
+def test_no_certificate_outlives_its_authority(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
+    ca = ending(monkeypatch, days)
+    issued = pki.issue(ca, "cp-1", NAMES)
+    assert pki.expiry(issued.certificate) == pki.expiry(ca.certificate)
+    assert pki.shortcoming(ca.certificate, issued.certificate, NAMES) is None, "a new one would end no later"
+
+
+def test_one_that_claims_to_outlive_its_authority_is_issued_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As release 0.1 issued them: the end that it shows is not the one that clients see."""
+    ca = ending(monkeypatch, 900)
+    last = pki.expiry(ca.certificate)
+    monkeypatch.setattr(pki, "min", lambda wanted, _: wanted, raising=False)
+    issued = pki.issue(ca, "cp-1", NAMES)
+    ends = pki.expiry(issued.certificate)
+    assert ends > last
+    flaw = pki.shortcoming(ca.certificate, issued.certificate, NAMES)
+    assert flaw == f"ends on {ends:%Y-%m-%d}, and its authority before that, on {last:%Y-%m-%d}"
+
+
+def test_one_that_ends_soon_is_renewed_while_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    ca = ending(monkeypatch, 100)
+    issued = pki.issue(ca, "cp-1", NAMES, lifetime=timedelta(days=99))
+    assert "ends on" in (pki.shortcoming(ca.certificate, issued.certificate, NAMES) or "")
+
+
 @pytest.mark.parametrize("names", [NAMES[:-1], (*NAMES, "more.lan"), ("cp-1",)])
 def test_other_names_need_another_certificate(leaf: pki.Pair, names: tuple[str, ...]) -> None:
     assert (
@@ -200,3 +235,33 @@ def test_a_name_for_the_vip_is_put_into_every_certificate(installed: FakeCluster
     installed.config = config.parse(text, "x")
     assert set(identity(installed)) == {"cp-1", "cp-2", "cp-3"}
     assert identity(installed) == {}
+
+
+def of_authority(monkeypatch: pytest.MonkeyPatch, fake: FakeCluster, days: float) -> None:
+    """The cluster has an authority that ends in so many days."""
+    assert fake.fixed is not None
+    ca = ending(monkeypatch, days)
+    fake.fixed = replace(fake.fixed, ca_certificate=ca.certificate, ca_key=ca.key)
+
+
+@pytest.mark.parametrize(("days", "told"), [(pki.AUTHORITY_WARNING.days + 2, False), (30, True)])
+def test_init_tells_in_good_time_that_the_authority_ends(
+    monkeypatch: pytest.MonkeyPatch, three: FakeCluster, days: int, told: bool
+) -> None:
+    of_authority(monkeypatch, three, days)
+    recorder = Recorder()
+    run((BASE, SECRETS), three.cluster, recorder)
+    ends = f"{NOW + timedelta(days=days):%Y-%m-%d}"
+    wanted = f"the cluster's authority ends on {ends}, and every certificate with it; this release cannot exchange it"
+    assert [text.startswith(wanted) for host, text in recorder.notes if host == "cp-1"] == [True] * told
+    assert len(recorder.notes) == told
+    assert run((BASE, SECRETS), three.cluster, Recorder()) == []
+
+
+def test_nothing_is_done_under_an_authority_that_has_ended(monkeypatch: pytest.MonkeyPatch, three: FakeCluster) -> None:
+    of_authority(monkeypatch, three, -1)
+    with pytest.raises(PreflightFailed) as caught:
+        run((BASE, SECRETS), three.cluster, Recorder())
+    (problem,) = caught.value.problems
+    assert (problem.check, problem.host) == ("Authority", "cp-1")
+    assert problem.text.startswith("the cluster's authority ended on ")

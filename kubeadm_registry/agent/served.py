@@ -1,0 +1,116 @@
+"""Which certificate the proxies of this node serve, and how they take up a renewed one: by their runtime sockets.
+
+Run on the node with this source alone, so that it needs nothing that was installed there:
+
+    python3 -I -c SOURCE show|load PEM ADDRESS PORT SOCKET...
+
+``load`` gives the certificate and key in the file PEM to each HAProxy that has another certificate; connections go on,
+new handshakes use it, and so do those to other servers. Both print a JSON object of SHA-1 fingerprints, in hex: *file*
+is that of the file, *proxies* what each process has by its socket (null: no process), *handshakes* what it was that a
+few handshakes with ADDRESS:PORT brought, and *trouble* what went wrong.
+
+Source: HAProxy's management guide, "set ssl cert", "commit ssl cert" and "show ssl cert".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import ssl
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+DEADLINE = 5.0  # seconds, for each answer
+#: Two processes share the port, and the kernel gives a connection to either: so many handshakes miss one of them once
+#: in a hundred times. What each has is known by its socket; this is to see what comes out.
+HANDSHAKES = 8
+
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+FINGERPRINT = re.compile(r"^SHA1 FingerPrint: ([0-9A-F]{40})$", re.MULTILINE)
+
+
+def fingerprint(der: bytes) -> str:
+    """As HAProxy writes it. Only to tell certificates apart."""
+    return hashlib.sha1(der).hexdigest().upper()  # noqa: S324
+
+
+def ask(path: str, text: str) -> Optional[str]:
+    """What the process behind the socket *path* answers; None if there is no process. Raises OSError."""
+    with socket.socket(socket.AF_UNIX) as wire:
+        wire.settimeout(DEADLINE)
+        try:
+            wire.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        wire.sendall(text.encode())
+        answer = b""
+        while piece := wire.recv(65536):
+            answer += piece
+        return answer.decode(errors="replace")
+
+
+def loaded(path: str, pem: str) -> Optional[str]:
+    """The fingerprint of what a process serves under the name *pem*; None if there is no process. Raises OSError."""
+    answer = ask(path, f"show ssl cert {pem}\n")
+    if answer is None:
+        return None
+    found = FINGERPRINT.search(answer)
+    return found[1] if found else f"none: {' '.join(answer.split())[:200]}"
+
+
+def load(path: str, pem: str, content: str) -> str:
+    """Have a process serve *content* under the name *pem*. Returns what it complains of, or nothing. Raises OSError."""
+    # An empty line ends the payload.
+    lines = "\n".join(line for line in content.splitlines() if line)
+    said = ask(path, f"set ssl cert {pem} <<\n{lines}\n\n") or ""
+    if "Transaction created" not in said and "Transaction updated" not in said:
+        return " ".join(said.split())[:300]
+    said = ask(path, f"commit ssl cert {pem}\n") or ""
+    if "Success!" in said:
+        return ""
+    ask(path, f"abort ssl cert {pem}\n")
+    return " ".join(said.split())[:300]
+
+
+def handshake(address: str, port: int) -> str:
+    """The fingerprint of the certificate that a client is shown. Raises OSError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # whatever it is, it is to be seen
+    with socket.create_connection((address, port), DEADLINE) as wire, context.wrap_socket(wire) as tls:
+        return fingerprint(tls.getpeercert(binary_form=True) or b"")
+
+
+def main(arguments: list[str]) -> int:
+    """See above. The exit status is 0 also where something went wrong: it is told."""
+    verb, pem, address, port, *sockets = arguments
+    trouble: list[str] = []
+    shown: dict[str, Any] = {"file": None, "proxies": {}, "handshakes": [], "trouble": trouble}
+    try:
+        content = Path(pem).read_text(encoding="ascii")
+        found = CERTIFICATE.search(content)
+        shown["file"] = fingerprint(ssl.PEM_cert_to_DER_cert(found[0])) if found else None
+    except (OSError, ValueError) as error:
+        trouble.append(f"{pem}: {error}")
+    for path in sockets:
+        try:
+            shown["proxies"][path] = loaded(path, pem)
+            if verb == "load" and shown["file"] and shown["proxies"][path] not in (None, shown["file"]):
+                complaint = load(path, pem, content)
+                trouble += [f"{path}: {complaint}"] if complaint else []
+                shown["proxies"][path] = loaded(path, pem)
+        except OSError as error:
+            trouble.append(f"{path}: {error}")
+    try:
+        if any(shown["proxies"].values()):
+            shown["handshakes"] = sorted({handshake(address, int(port)) for _ in range(HANDSHAKES)})
+    except OSError as error:
+        trouble.append(f"{address}:{port}: {error}")
+    print(json.dumps(shown))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,268 @@
+"""A renewed certificate reaches proxies that run: with two real HAProxy processes on one port, and in a run of init."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubeadm_registry import paths, pki
+from kubeadm_registry.agent import served
+from kubeadm_registry.components import haproxy as component
+from kubeadm_registry.components.served import Served, source
+from kubeadm_registry.errors import Error, PhaseFailed
+from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.workflow import run
+from tests.unit.fake_cluster import ELSEWHERE, PYTHON, FakeCluster, authority
+from tests.unit.test_workflow import Recorder
+
+CONFIG = """\
+global
+  stats socket {folder}/{number}.sock mode 600 level admin expose-fd listeners
+defaults
+  mode http
+  timeout connect 1s
+  timeout client 20s
+  timeout server 20s
+frontend public
+  bind 127.0.0.1:{port} ssl crt {folder}/node.pem
+  http-request return status 200 content-type text/plain string "ok" if !{{ path_beg /peer }}
+  default_backend peer
+frontend internal
+  bind 127.0.0.1:{peer} ssl crt {folder}/node.pem ca-file {folder}/ca.crt verify required
+  http-request return status 200 content-type text/plain lf-string "%[ssl_c_serial,hex]"
+backend peer
+  http-reuse never
+  server peer 127.0.0.1:{peer} ssl crt {folder}/node.pem ca-file {folder}/ca.crt verify required
+"""
+
+
+def issue(lifetime: timedelta = timedelta(days=400)) -> str:
+    pair = pki.issue(authority(), "cp-1", ("cp-1", "localhost", "127.0.0.1"), lifetime=lifetime)
+    return pair.certificate + pair.key
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port: int = one.getsockname()[1]
+        return port
+
+
+@dataclass
+class Proxies:
+    """Two processes that share a port, and the file with their certificate."""
+
+    folder: Path
+    port: int
+    processes: list[subprocess.Popen[bytes]]
+
+    @property
+    def sockets(self) -> list[str]:
+        return [str(self.folder / f"{number}.sock") for number in (1, 2)]
+
+    @property
+    def pem(self) -> Path:
+        return self.folder / "node.pem"
+
+    def say(self, verb: str) -> dict[str, Any]:
+        """Run the script as a host runs it."""
+        argv = [sys.executable, "-I", "-c", source(), verb, str(self.pem), "127.0.0.1", str(self.port), *self.sockets]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+        said: dict[str, Any] = json.loads(done.stdout)
+        return said
+
+    def connect(self) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cadata=authority().certificate)
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=context)
+        connection.connect()
+        return connection
+
+
+def get(connection: http.client.HTTPSConnection, path: str = "/") -> str:
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    assert answer.status == 200
+    return answer.read().decode()
+
+
+def fingerprint(pem: str) -> str:
+    return served.fingerprint(ssl.PEM_cert_to_DER_cert(pem[: pem.index("-----BEGIN PRIVATE")]))
+
+
+@pytest.fixture
+def proxies(tmp_path: Path) -> Iterator[Proxies]:
+    program = os.environ.get("KUBEADM_REGISTRY_HAPROXY") or shutil.which("haproxy")
+    if program is None:
+        pytest.skip("no haproxy in PATH, and KUBEADM_REGISTRY_HAPROXY names none")
+    (tmp_path / "node.pem").write_text(issue())
+    (tmp_path / "ca.crt").write_text(authority().certificate)
+    both = Proxies(tmp_path, free_port(), [])
+    try:
+        for number in (1, 2):
+            text = CONFIG.format(folder=tmp_path, number=number, port=both.port, peer=free_port())
+            (tmp_path / f"{number}.cfg").write_text(text)
+            argv = [program, "-db", "-f", str(tmp_path / f"{number}.cfg")]
+            both.processes.append(subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        end = time.monotonic() + 20
+        while None in both.say("show")["proxies"].values():
+            assert time.monotonic() < end, "HAProxy does not start"
+        yield both
+    finally:
+        for process in both.processes:
+            process.kill()
+            process.wait()
+
+
+def test_a_renewed_certificate_is_served_by_both_and_no_connection_ends(proxies: Proxies) -> None:
+    old, new = proxies.pem.read_text(), issue()
+    # Enough that the kernel has given some of them to each process.
+    before = [proxies.connect() for _ in range(16)]
+    proxies.pem.write_text(new)
+    shown = proxies.say("show")
+    assert shown["file"] == fingerprint(new)
+    assert shown["proxies"] == dict.fromkeys(proxies.sockets, fingerprint(old))
+    assert shown["handshakes"] == [fingerprint(old)], "the file alone changes nothing"
+    loaded = proxies.say("load")
+    assert loaded["trouble"] == []
+    assert loaded["proxies"] == dict.fromkeys(proxies.sockets, fingerprint(new))
+    assert loaded["handshakes"] == [fingerprint(new)]
+    assert proxies.say("show") == loaded
+    assert [get(connection) for connection in before] == ["ok"] * 16
+    assert all(process.poll() is None for process in proxies.processes)
+
+
+def test_other_servers_are_shown_the_renewed_one_too(proxies: Proxies) -> None:
+    new = issue()
+    proxies.pem.write_text(new)
+    proxies.say("load")
+    serial = ssl._ssl._test_decode_cert(proxies.pem)["serialNumber"]  # type: ignore[attr-defined]
+    assert {int(get(proxies.connect(), "/peer"), 16) for _ in range(16)} == {int(serial, 16)}
+
+
+def test_a_process_that_is_gone_is_no_trouble_and_the_other_is_served(proxies: Proxies) -> None:
+    proxies.processes[0].kill()
+    proxies.processes[0].wait()
+    new = issue()
+    proxies.pem.write_text(new)
+    assert proxies.say("load") == {
+        "file": fingerprint(new),
+        "proxies": {proxies.sockets[0]: None, proxies.sockets[1]: fingerprint(new)},
+        "handshakes": [fingerprint(new)],
+        "trouble": [],
+    }
+
+
+def test_what_haproxy_does_not_take_is_told_and_the_old_one_stays(proxies: Proxies) -> None:
+    old, new = proxies.pem.read_text(), issue()
+    key = old[old.index("-----BEGIN PRIVATE") :]
+    for content in (new[: new.index("-----BEGIN PRIVATE")] + key, new[: new.index("-----BEGIN PRIVATE")]):
+        proxies.pem.write_text(content)
+        said = proxies.say("load")
+        assert len(said["trouble"]) == 2
+        assert said["proxies"] == dict.fromkeys(proxies.sockets, fingerprint(old))
+        assert said["handshakes"] == [fingerprint(old)]
+    proxies.pem.write_text(new)
+    assert proxies.say("load")["trouble"] == [], "nothing of the failed one is in the way"
+
+
+def test_no_file_and_no_process(tmp_path: Path) -> None:
+    none = Proxies(tmp_path, free_port(), [])
+    said = none.say("show")
+    assert said.pop("trouble") == [f"{none.pem}: [Errno 2] No such file or directory: '{none.pem}'"]
+    assert said == {"file": None, "proxies": dict.fromkeys(none.sockets), "handshakes": []}
+
+
+# ---- in a run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(three: FakeCluster) -> FakeCluster:
+    run(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
+    assert three.acts()
+    return three
+
+
+def soon(fake: FakeCluster, name: str) -> str:
+    """A certificate of that server which ends within the time of renewal."""
+    cluster = fake.cluster
+    host = next(one for one in cluster.hosts if one.name == name)
+    lifetime = pki.RENEW_BEFORE - timedelta(days=1)
+    pair = pki.issue(authority(), name, component.names(cluster, host), lifetime=lifetime)
+    return pair.certificate + pair.key
+
+
+def test_init_renews_a_certificate_and_loads_it_without_restart_or_reload(installed: FakeCluster) -> None:
+    server = installed.servers["cp-2"]
+    server.put(paths.NODE_PEM, soon(installed, "cp-2"), 0o640, f"root:{component.USER}")
+    for unit in paths.HAPROXY_UNITS:
+        installed.served["cp-2", unit, server.unit(unit).starts] = "an earlier one"
+        before = (server.unit(unit).starts, server.unit(unit).reloads)
+    server.acts.clear()
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    loads = [f"load the certificate into {unit}" for unit in paths.HAPROXY_UNITS]
+    assert [act for act in server.acts if act.startswith("load")] == loads
+    assert not [act for act in server.acts if "haproxy@" in act and act not in loads]
+    assert all((server.unit(unit).starts, server.unit(unit).reloads) == before for unit in paths.HAPROXY_UNITS)
+    assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
+def test_a_run_that_died_before_it_was_loaded_is_made_up(installed: FakeCluster) -> None:
+    server = installed.servers["cp-3"]
+    for unit in paths.HAPROXY_UNITS[:1]:
+        installed.served["cp-3", unit, server.unit(unit).starts] = "an earlier one"
+    (action,) = run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    assert (action.host, action.phase) == ("cp-3", "proxy")
+    wanted = f"{component.SOCKETS[0]}: served is an earlier certificate than that in {paths.NODE_PEM}"
+    assert action.diff == wanted
+
+
+def shows(fake: FakeCluster, **said: object) -> Served:
+    """The change on a server whose script says this."""
+    whole = {"file": "A", "proxies": {"1": "A", "2": "A"}, "handshakes": ["A"], "trouble": []} | said
+    for server in fake.servers.values():
+        server.answer(PYTHON, "-I", "-c", source(), with_=json.dumps(whole))
+    return Served(fake.cluster)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({}, None),
+        ({"file": None, "trouble": ["no file"]}, None),
+        ({"proxies": {"1": None, "2": None}, "handshakes": []}, None),
+        ({"handshakes": ["A", "B"]}, "a handshake on port 5000 shows another certificate"),
+        ({"proxies": {"1": "A", "2": "none: Not found"}}, "2: served is an earlier certificate"),
+        ({"trouble": ["127.0.0.1:5000: refused"]}, "cannot be seen: 127.0.0.1:5000: refused"),
+    ],
+)
+def test_what_is_served_is_judged(three: FakeCluster, said: dict[str, object], words: str | None) -> None:
+    difference = shows(three, **said).diff(three.cluster.hosts[0])
+    assert difference is None if words is None else words in (difference or "")
+
+
+def test_what_is_not_taken_up_is_an_error_with_a_remedy(installed: FakeCluster) -> None:
+    change = shows(installed, trouble=["1.sock: it does not match"], proxies={"1": "B", "2": "B"})
+    with pytest.raises(Error, match=r"do not take up .*node\.pem: 1\.sock: it does not match") as caught:
+        change.apply(installed.cluster.hosts[0])
+    assert caught.value.code == "CertificateNotLoaded"
+    assert "systemctl reload" in caught.value.hint
+
+
+def test_a_python_that_does_not_run_the_script_is_told(installed: FakeCluster) -> None:
+    for server in installed.servers.values():
+        server.answer(PYTHON, "-I", "-c", source(), with_=b"")
+    with pytest.raises(PhaseFailed, match="the certificate that is served cannot be seen"):
+        run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
