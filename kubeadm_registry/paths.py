@@ -25,6 +25,8 @@ PREFIX = "kubeadm-registry"
 """Begins the name of every unit, user and nft table of ours; but see SLICE."""
 HAPROXY_UNITS = tuple(f"{PREFIX}-haproxy@{number}.service" for number in (1, 2))
 """HAProxy is the one killed process that clients notice, so two of them share the port."""
+HAPROXY_SOCKETS = tuple(f"{RUN}/haproxy/{number}.sock" for number in (1, 2))
+"""The runtime socket of each of them."""
 SLICE = "kubeadm_registry.slice"
 """Without a dash: ``kubeadm-registry.slice`` would lie in a ``kubeadm.slice``, so its weights would be weighed against
 nobody's, and that slice would outlive us (systemd.slice(5))."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from kubeadm_registry import paths, pki
+from kubeadm_registry import certificates, paths, pki
+from kubeadm_registry.certificates import Certificates
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import Error
 from kubeadm_registry.host import Host, has_address, side_by_side
@@ -46,6 +47,10 @@ class Observation:
     vip: tuple[str, ...] = ()
     """The addresses of the virtual IP that it has."""
     certificate_ends: datetime | None = None
+    """The end of the certificate that is served."""
+    authority_ends: datetime | None = None
+    certificate_flaw: tuple[str, str] | None = None
+    """What is wrong with what is served: in one word, and in a sentence that begins with the node's name."""
 
 
 #: ``$1`` the agent's state, ``$2...`` units. One round trip for all.
@@ -66,25 +71,27 @@ def observe(config: RegistryCluster, host: Host) -> Observation:
         answer = host.query("sh", "-c", _ASK, "status", paths.AGENT_STATE, *flat, timeout=15)
         shown, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
         now, _, state = rest.partition("\n")
-        ends, trouble = _certificate(host.read(paths.NODE_PEM))
+        seen, trouble = _certificates_of(host)
         return Observation(
             host.name,
             trouble=trouble,
             services=_states(units, shown),
             agent=_agent(state, float(now)),
             vip=tuple(address for address in config.spec.vip.addresses if has_address(host, address)),
-            certificate_ends=ends,
+            certificate_ends=seen.ends,
+            authority_ends=seen.authority_ends,
+            certificate_flaw=(seen.reason, f"{host.name} {seen.flaw}") if seen.reason else None,
         )
     except (Error, ValueError) as error:
         return Observation(host.name, reachable=False, trouble=str(error))
 
 
-def _certificate(pem: bytes | None) -> tuple[datetime | None, str]:
-    """When the certificate ends (None: there is none, or no whole one), and what is wrong with it."""
+def _certificates_of(host: Host) -> tuple[Certificates, str]:
+    """The certificates of a host, and what hinders to read them."""
     try:
-        return (pki.expiry(pem.decode()) if pem else None), ""
+        return certificates.look(host), ""
     except ValueError as error:
-        return None, f"{paths.NODE_PEM} is damaged: {error}"
+        return Certificates(), str(error)
 
 
 def _states(units: Mapping[str, Sequence[str]], shown: str) -> dict[str, str]:
@@ -161,6 +168,8 @@ def _node(one: Observation, now: datetime) -> dict[str, Any]:
     if one.certificate_ends is not None:
         node["certificateExpires"] = one.certificate_ends.strftime("%Y-%m-%dT%H:%M:%SZ")
         node["certificateDays"] = (one.certificate_ends - now).days
+    if one.authority_ends is not None:
+        node["authorityExpires"] = one.authority_ends.strftime("%Y-%m-%dT%H:%M:%SZ")
     return node
 
 
@@ -231,15 +240,29 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[Observation]) -> dict
 
 
 def _certificates(seen: Sequence[Observation], now: datetime) -> dict[str, str]:
+    """As clients see them, so by what is served. Nothing is worth more than the authority."""
+    kind = "CertificatesValid"
     ends = {one.name: one.certificate_ends for one in seen if one.certificate_ends is not None}
     if not ends:
-        return _condition("CertificatesValid", None, "NoCertificate", "no server showed a certificate")
+        return _condition(kind, None, "NoCertificate", "no server showed a certificate")
     first = min(ends, key=lambda name: ends[name])
     days = (ends[first] - now).days
     text = f"the certificate of {first} ends first, on {ends[first]:%Y-%m-%d}, in {days} days"
-    if days < 0:
-        return _condition("CertificatesValid", False, "Expired", text)
-    return _condition("CertificatesValid", True, "EndsSoon" if days < CERTIFICATE_WARNING_DAYS else "Valid", text)
+    last = min((one.authority_ends for one in seen if one.authority_ends is not None), default=None)
+    if last is not None:
+        text += f"; the authority ends on {last:%Y-%m-%d}"
+    flaws = dict(one.certificate_flaw for one in seen if one.certificate_flaw is not None)
+    served = (("OtherAuthority", False), ("NotSeen", None), ("NotLoaded", True))
+    # The gravest first.
+    verdicts: list[tuple[bool, bool | None, str, str]] = [
+        (last is not None and last < now, False, "AuthorityEnded", f"{text}: clients refuse every certificate of it"),
+        (days < 0, False, "Expired", text),
+        *((reason in flaws, status, reason, f"{flaws.get(reason)}; run init") for reason, status in served),
+        (days < CERTIFICATE_WARNING_DAYS, True, "EndsSoon", f"{text}; run init"),
+        (last is not None and last - now < pki.AUTHORITY_WARNING, True, "AuthorityEndsSoon", text),
+        (True, True, "Valid", text),
+    ]
+    return next(_condition(kind, status, reason, words) for holds, status, reason, words in verdicts if holds)
 
 
 def condition(status: Mapping[str, Any], kind: str) -> str:

@@ -11,7 +11,7 @@ from kubeadm_registry.workflow import Phase
 def install(cluster: Cluster, host: Host) -> Steps:
     """Install and start HAProxy; one that runs takes up a renewed certificate."""
     yield from haproxy.install(cluster, host)
-    yield Served(cluster)
+    yield Served()
 
 
 PROXY = Phase("proxy", "Install HAProxy and start it", install, one_at_a_time=True)

@@ -5,9 +5,9 @@ Run on the node with this source alone, so that it needs nothing that was instal
     python3 -I -c SOURCE show|load PEM ADDRESS PORT SOCKET...
 
 ``load`` gives the certificate and key in the file PEM to each HAProxy that has another certificate; connections go on,
-new handshakes use it, and so do those to other servers. Both print a JSON object of SHA-1 fingerprints, in hex: *file*
-is that of the file, *proxies* what each process has by its socket (null: no process), *handshakes* what it was that a
-few handshakes with ADDRESS:PORT brought, and *trouble* what went wrong.
+new handshakes use it, and so do those to other servers. Both print a JSON object with SHA-1 fingerprints in hex: *file*
+is that of the file, *proxies* what each process has by its socket (null: no process). *handshakes* has the certificates
+that a few handshakes with ADDRESS:PORT brought, PEM by fingerprint, and *trouble* what went wrong.
 
 Source: HAProxy's management guide, "set ssl cert", "commit ssl cert" and "show ssl cert".
 """
@@ -75,19 +75,19 @@ def load(path: str, pem: str, content: str) -> str:
     return " ".join(said.split())[:300]
 
 
-def handshake(address: str, port: int) -> str:
-    """The fingerprint of the certificate that a client is shown. Raises OSError."""
+def handshake(address: str, port: int) -> bytes:
+    """The certificate that a client is shown, DER. Raises OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # whatever it is, it is to be seen
     with socket.create_connection((address, port), DEADLINE) as wire, context.wrap_socket(wire) as tls:
-        return fingerprint(tls.getpeercert(binary_form=True) or b"")
+        return tls.getpeercert(binary_form=True) or b""
 
 
 def main(arguments: list[str]) -> int:
     """See above. The exit status is 0 also where something went wrong: it is told."""
     verb, pem, address, port, *sockets = arguments
     trouble: list[str] = []
-    shown: dict[str, Any] = {"file": None, "proxies": {}, "handshakes": [], "trouble": trouble}
+    shown: dict[str, Any] = {"file": None, "proxies": {}, "handshakes": {}, "trouble": trouble}
     try:
         content = Path(pem).read_text(encoding="ascii")
         found = CERTIFICATE.search(content)
@@ -105,7 +105,8 @@ def main(arguments: list[str]) -> int:
             trouble.append(f"{path}: {error}")
     try:
         if any(shown["proxies"].values()):
-            shown["handshakes"] = sorted({handshake(address, int(port)) for _ in range(HANDSHAKES)})
+            seen = {handshake(address, int(port)) for _ in range(HANDSHAKES)}
+            shown["handshakes"] = {fingerprint(der): ssl.DER_cert_to_PEM_cert(der) for der in seen}
     except OSError as error:
         trouble.append(f"{address}:{port}: {error}")
     print(json.dumps(shown))  # noqa: T201

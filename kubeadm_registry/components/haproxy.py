@@ -23,7 +23,7 @@ CONFIG = f"{ETC}/haproxy.cfg"
 STATE_MAP = f"{ETC}/state.map"
 AUTH_MAP = f"{ETC}/auth.map"
 RUN = f"{paths.RUN}/haproxy"
-SOCKETS = tuple(f"{RUN}/{number}.sock" for number in (1, 2))
+SOCKETS = paths.HAPROXY_SOCKETS
 
 
 def names(cluster: Cluster, host: Host) -> list[str]:

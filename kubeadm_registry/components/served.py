@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
-from kubeadm_registry import paths
-from kubeadm_registry.agent import served as script
-from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, haproxy
+from kubeadm_registry import certificates, paths
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host, Result
-
-
-@cache
-def source() -> str:
-    """What the host's Python runs."""
-    return Path(script.__file__).read_text(encoding="utf-8")
+from kubeadm_registry.host import Host
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,41 +16,26 @@ class Served:
     The file alone is read when a proxy starts. Loaded by the runtime socket, it costs no connection.
     """
 
-    cluster: Cluster
     title = "load the certificate into the running proxies"
 
     def diff(self, host: Host) -> str | None:
-        """Which proxy serves another one; None also while none runs."""
-        shown = self._look(host, "show", host.query)
+        """What is served in place of it; None also while no proxy runs."""
+        try:
+            shown = certificates.ask(host.query, "show")
+        except Error as error:
+            raise Error(f"cannot see which certificate is served: {error.message}", host=host.name) from error
         if shown["file"] is None:
             return None  # not issued yet, in a dry-run: the proxies start with it
-        stale = [path for path, has in shown["proxies"].items() if has not in (None, shown["file"])]
-        if stale:
-            return f"{', '.join(stale)}: served is an earlier certificate than that in {paths.NODE_PEM}"
-        if shown["trouble"]:
-            return f"the certificate that is served cannot be seen: {'; '.join(shown['trouble'])}"
-        if any(one != shown["file"] for one in shown["handshakes"]):
-            return f"a handshake on port {paths.REGISTRY_PORT} shows another certificate than {paths.NODE_PEM}"
-        return None
+        if stale := certificates.unloaded(shown):
+            return f"{host.name} {stale}"
+        return f"cannot see what is served: {'; '.join(shown['trouble'])}" if shown["trouble"] else None
 
     def apply(self, host: Host) -> None:
         """Load it where another one is served. Raises Error (CertificateNotLoaded)."""
-        shown = self._look(host, "load", host.run)
-        if shown["trouble"]:
+        trouble = certificates.ask(host.run, "load")["trouble"]
+        if trouble:
             raise Error(
-                f"the proxies do not take up {paths.NODE_PEM}: {'; '.join(shown['trouble'])}", host=host.name,
+                f"the proxies do not take up {paths.NODE_PEM}: {'; '.join(trouble)}", host=host.name,
                 hint="they read it when they start: `systemctl reload 'kubeadm-registry-haproxy@*'` on this server",
                 code="CertificateNotLoaded",
             )  # fmt: skip
-
-    def _look(self, host: Host, verb: str, call: Any) -> dict[str, Any]:
-        where = (paths.NODE_PEM, paths.LOOPBACK, str(paths.REGISTRY_PORT), *haproxy.SOCKETS)
-        result: Result = call(agent.python(self.cluster, host), "-I", "-c", source(), verb, *where, timeout=60)
-        try:
-            shown: dict[str, Any] = json.loads(result.stdout)
-        except ValueError as error:
-            words = result.stderr.decode(errors="replace").strip().splitlines()
-            raise Error(
-                f"the certificate that is served cannot be seen: {words[-1] if words else error}", host=host.name
-            ) from error
-        return shown

@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from kubeadm_registry import config, paths, pki
+from kubeadm_registry import certificates, config, paths, pki
 from kubeadm_registry.addresses import endpoint, prefix
 from kubeadm_registry.bundle import Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
 from kubeadm_registry.cluster import Cluster, read_vault
-from kubeadm_registry.components import agent, garage, haproxy, keepalived, network, programs, served
+from kubeadm_registry.components import agent, garage, haproxy, keepalived, network, programs
 from kubeadm_registry.host import FileState, Host
 from kubeadm_registry.phases import programs as programs_phase
 from kubeadm_registry.secrets import Secrets, Vault
@@ -249,7 +249,8 @@ class FakeCluster:
             )  # fmt: skip
         server.answer("nft", "list", "table", "inet", paths.PREFIX, with_=lambda *_: 0 if self._guarded(server) else 1)
         server.answer(
-            PYTHON, "-I", "-c", served.source(), with_=lambda argv, _: json.dumps(self._certificates(server, argv[4])),
+            "sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source(),
+            with_=lambda argv, _: json.dumps(self._certificates(server, argv[6])),
         )  # fmt: skip
         listening = f"LISTEN 0 4096 {endpoint(node.address, paths.REGISTRY_PORT)} *:*\n"
         server.answer(
@@ -276,7 +277,7 @@ class FakeCluster:
                 server._act(f"load the certificate into {name}")
                 self.served[run] = has = there
             proxies[path] = has if unit.active == "active" else None
-        shaken = sorted({has for has in proxies.values() if has})
+        shaken = {has: "" for has in proxies.values() if has}
         return {"file": there, "proxies": proxies, "handshakes": shaken, "trouble": []}
 
     def _holder(self) -> FakeTransport | None:

@@ -19,14 +19,16 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry import paths, pki
+from kubeadm_registry import certificates, paths, pki
 from kubeadm_registry.agent import served
 from kubeadm_registry.components import haproxy as component
-from kubeadm_registry.components.served import Served, source
-from kubeadm_registry.errors import Error, PhaseFailed
+from kubeadm_registry.components.served import Served
+from kubeadm_registry.errors import Error
+from kubeadm_registry.host import Host, Result
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.workflow import run
-from tests.unit.fake_cluster import ELSEWHERE, PYTHON, FakeCluster, authority
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
+from tests.unit.fakes import FakeTransport
 from tests.unit.test_workflow import Recorder
 
 CONFIG = """\
@@ -79,7 +81,17 @@ class Proxies:
 
     def say(self, verb: str) -> dict[str, Any]:
         """Run the script as a host runs it."""
-        argv = [sys.executable, "-I", "-c", source(), verb, str(self.pem), "127.0.0.1", str(self.port), *self.sockets]
+        argv = [
+            sys.executable,
+            "-I",
+            "-c",
+            certificates.source(),
+            verb,
+            str(self.pem),
+            "127.0.0.1",
+            str(self.port),
+            *self.sockets,
+        ]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
         said: dict[str, Any] = json.loads(done.stdout)
         return said
@@ -134,11 +146,11 @@ def test_a_renewed_certificate_is_served_by_both_and_no_connection_ends(proxies:
     shown = proxies.say("show")
     assert shown["file"] == fingerprint(new)
     assert shown["proxies"] == dict.fromkeys(proxies.sockets, fingerprint(old))
-    assert shown["handshakes"] == [fingerprint(old)], "the file alone changes nothing"
+    assert shown["handshakes"].keys() == {fingerprint(old)}, "the file alone changes nothing"
     loaded = proxies.say("load")
     assert loaded["trouble"] == []
     assert loaded["proxies"] == dict.fromkeys(proxies.sockets, fingerprint(new))
-    assert loaded["handshakes"] == [fingerprint(new)]
+    assert loaded["handshakes"].keys() == {fingerprint(new)}
     assert proxies.say("show") == loaded
     assert [get(connection) for connection in before] == ["ok"] * 16
     assert all(process.poll() is None for process in proxies.processes)
@@ -160,7 +172,7 @@ def test_a_process_that_is_gone_is_no_trouble_and_the_other_is_served(proxies: P
     assert proxies.say("load") == {
         "file": fingerprint(new),
         "proxies": {proxies.sockets[0]: None, proxies.sockets[1]: fingerprint(new)},
-        "handshakes": [fingerprint(new)],
+        "handshakes": {fingerprint(new): new[: new.index("-----BEGIN PRIVATE")]},
         "trouble": [],
     }
 
@@ -173,7 +185,7 @@ def test_what_haproxy_does_not_take_is_told_and_the_old_one_stays(proxies: Proxi
         said = proxies.say("load")
         assert len(said["trouble"]) == 2
         assert said["proxies"] == dict.fromkeys(proxies.sockets, fingerprint(old))
-        assert said["handshakes"] == [fingerprint(old)]
+        assert said["handshakes"].keys() == {fingerprint(old)}
     proxies.pem.write_text(new)
     assert proxies.say("load")["trouble"] == [], "nothing of the failed one is in the way"
 
@@ -182,7 +194,7 @@ def test_no_file_and_no_process(tmp_path: Path) -> None:
     none = Proxies(tmp_path, free_port(), [])
     said = none.say("show")
     assert said.pop("trouble") == [f"{none.pem}: [Errno 2] No such file or directory: '{none.pem}'"]
-    assert said == {"file": None, "proxies": dict.fromkeys(none.sockets), "handshakes": []}
+    assert said == {"file": None, "proxies": dict.fromkeys(none.sockets), "handshakes": {}}
 
 
 # ---- in a run -----------------------------------------------------------------------------------------------------
@@ -225,16 +237,17 @@ def test_a_run_that_died_before_it_was_loaded_is_made_up(installed: FakeCluster)
         installed.served["cp-3", unit, server.unit(unit).starts] = "an earlier one"
     (action,) = run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
     assert (action.host, action.phase) == ("cp-3", "proxy")
-    wanted = f"{component.SOCKETS[0]}: served is an earlier certificate than that in {paths.NODE_PEM}"
-    assert action.diff == wanted
+    assert action.diff == f"cp-3 serves an earlier certificate than that in {paths.NODE_PEM} ({component.SOCKETS[0]})"
 
 
-def shows(fake: FakeCluster, **said: object) -> Served:
-    """The change on a server whose script says this."""
-    whole = {"file": "A", "proxies": {"1": "A", "2": "A"}, "handshakes": ["A"], "trouble": []} | said
-    for server in fake.servers.values():
-        server.answer(PYTHON, "-I", "-c", source(), with_=json.dumps(whole))
-    return Served(fake.cluster)
+SCRIPT = ("sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source())
+
+
+def shows(server: FakeTransport, **said: object) -> Host:
+    """A server whose script says this."""
+    whole = {"file": "A", "proxies": {"1": "A", "2": "A"}, "handshakes": {"A": ""}, "trouble": []} | said
+    server.answer(*SCRIPT, with_=json.dumps(whole))
+    return server.host()
 
 
 @pytest.mark.parametrize(
@@ -242,27 +255,51 @@ def shows(fake: FakeCluster, **said: object) -> Served:
     [
         ({}, None),
         ({"file": None, "trouble": ["no file"]}, None),
-        ({"proxies": {"1": None, "2": None}, "handshakes": []}, None),
-        ({"handshakes": ["A", "B"]}, "a handshake on port 5000 shows another certificate"),
-        ({"proxies": {"1": "A", "2": "none: Not found"}}, "2: served is an earlier certificate"),
-        ({"trouble": ["127.0.0.1:5000: refused"]}, "cannot be seen: 127.0.0.1:5000: refused"),
+        ({"proxies": {"1": None, "2": None}, "handshakes": {}}, None),
+        ({"handshakes": {"A": "", "B": ""}}, "shows another certificate in a handshake on port 5000"),
+        ({"proxies": {"1": "A", "2": "none: Not found"}}, "cp-1 serves an earlier certificate"),
+        ({"trouble": ["127.0.0.1:5000: refused"]}, "cannot see what is served: 127.0.0.1:5000: refused"),
     ],
 )
-def test_what_is_served_is_judged(three: FakeCluster, said: dict[str, object], words: str | None) -> None:
-    difference = shows(three, **said).diff(three.cluster.hosts[0])
+def test_what_is_served_is_judged(server: FakeTransport, said: dict[str, object], words: str | None) -> None:
+    difference = Served().diff(shows(server, **said))
     assert difference is None if words is None else words in (difference or "")
 
 
-def test_what_is_not_taken_up_is_an_error_with_a_remedy(installed: FakeCluster) -> None:
-    change = shows(installed, trouble=["1.sock: it does not match"], proxies={"1": "B", "2": "B"})
+def test_what_is_not_taken_up_is_an_error_with_a_remedy(server: FakeTransport) -> None:
+    host = shows(server, trouble=["1.sock: it does not match"], proxies={"1": "B", "2": "B"})
     with pytest.raises(Error, match=r"do not take up .*node\.pem: 1\.sock: it does not match") as caught:
-        change.apply(installed.cluster.hosts[0])
+        Served().apply(host)
     assert caught.value.code == "CertificateNotLoaded"
     assert "systemctl reload" in caught.value.hint
 
 
-def test_a_python_that_does_not_run_the_script_is_told(installed: FakeCluster) -> None:
-    for server in installed.servers.values():
-        server.answer(PYTHON, "-I", "-c", source(), with_=b"")
-    with pytest.raises(PhaseFailed, match="the certificate that is served cannot be seen"):
-        run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+def test_a_host_without_python_is_told(server: FakeTransport) -> None:
+    words = b"there is no Python 3.9 or newer"
+    server.answer(*SCRIPT, with_=Result(("sh",), 127, b"", words))
+    with pytest.raises(Error, match=f"cp-1: cannot see which certificate is served: {words.decode()}"):
+        Served().diff(server.host())
+
+
+@pytest.mark.parametrize("bundled", [False, True], ids=["the host's", "the bundle's"])
+def test_a_python_is_found(tmp_path: Path, bundled: bool) -> None:
+    """One that is too old is passed over."""
+    (tmp_path / "bin").mkdir()
+    old = tmp_path / "bin" / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    where = tmp_path / "python" / "3.13" / "bin"
+    where.mkdir(parents=True)
+    if bundled:
+        (where / "python3").symlink_to(sys.executable)
+    else:
+        old.unlink()
+        old.symlink_to(sys.executable)
+    argv = ["sh", "-c", certificates.RUN, "served", str(tmp_path), "import sys; print(sys.argv[1:])", "show", "a b"]
+    env = {"PATH": f"{tmp_path / 'bin'}"}
+    done = subprocess.run(["/bin/sh", *argv[1:]], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("['show', 'a b']\n", 0), done.stderr
+    for path in (old, where / "python3"):
+        path.unlink(missing_ok=True)
+    done = subprocess.run(["/bin/sh", *argv[1:]], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stderr, done.returncode) == ("there is no Python 3.9 or newer\n", 127)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry import config, paths, pki, status
+from kubeadm_registry import certificates, config, paths, pki, status
 from kubeadm_registry.cli.status import exit_code, show
 from kubeadm_registry.host import Result
 from kubeadm_registry.status import Observation, condition, judge
@@ -62,6 +62,14 @@ def ends(one: Observation, days: int) -> Observation:
     return replace(one, certificate_ends=NOW + timedelta(days=days))
 
 
+def authority_ends(one: Observation, days: int) -> Observation:
+    return replace(one, authority_ends=NOW + timedelta(days=days))
+
+
+def flawed(one: Observation, reason: str) -> Observation:
+    return replace(one, certificate_flaw=(reason, f"{one.name} has it"))
+
+
 def keeps(one: Observation) -> Observation:
     return one
 
@@ -97,6 +105,22 @@ CASES: dict[str, tuple[Sequence[Spoil], int, str]] = {
         (lambda one: down(one, "haproxy"), keeps, keeps), 5, "Serving ServiceDown AllServe Valid",
     ),
     "a certificate ends soon": ((keeps, lambda one: ends(one, 29), keeps), 0, "Serving Redundant AllServe EndsSoon"),
+    "a renewed certificate is not served": (
+        (keeps, lambda one: flawed(one, "NotLoaded"), keeps), 0, "Serving Redundant AllServe NotLoaded",
+    ),
+    "what is served cannot be seen": (
+        (keeps, lambda one: flawed(one, "NotSeen"), keeps), 5, "Serving Redundant AllServe NotSeen",
+    ),
+    "another authority's certificate is served": (
+        (lambda one: flawed(one, "NotLoaded"), lambda one: flawed(one, "OtherAuthority"), keeps), 5,
+        "Serving Redundant AllServe OtherAuthority",
+    ),
+    "the authority ends within a year": (
+        (keeps, keeps, lambda one: authority_ends(one, 364)), 0, "Serving Redundant AllServe AuthorityEndsSoon",
+    ),
+    "the authority has ended": (
+        (lambda one: authority_ends(one, -1), keeps, keeps), 5, "Serving Redundant AllServe AuthorityEnded",
+    ),
     "a certificate is expired": ((keeps, lambda one: ends(one, -1), keeps), 5, "Serving Redundant AllServe Expired"),
 }  # fmt: skip
 
@@ -160,6 +184,11 @@ def test_messages_name_the_server_and_the_number() -> None:
     texts = {one["type"]: one["message"] for one in found["conditions"]}
     assert texts["StorageWhole"] == "cp-2 sees 1 of 3 storage servers"
     assert texts["CertificatesValid"] == "the certificate of cp-2 ends first, on 2029-12-29, in -3 days"
+    found = judge(THREE, [authority_ends(well("cp-1", vip=True), 3000)], NOW.timestamp())
+    assert found["conditions"][3]["message"].endswith("; the authority ends on 2038-03-20")
+    assert found["nodes"][0]["authorityExpires"] == "2038-03-20T00:00:00Z"
+    found = judge(THREE, [flawed(well("cp-1", vip=True), "NotLoaded")], NOW.timestamp())
+    assert found["conditions"][3]["message"] == "cp-1 has it; run init"
 
 
 def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,6 +209,9 @@ AGENT = {"time": 1000.0, "fit": True, "quorum": {"storage": 3}}
 UNITS = [unit for units in status.services(THREE).values() for unit in units]
 
 
+SCRIPT = ("sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source())
+
+
 def server(
     *, agent: object = AGENT, now: float = 1001.5, states: dict[str, str] | None = None, vip: str = ""
 ) -> FakeTransport:
@@ -189,6 +221,7 @@ def server(
     said = f"{shown}---\n{now}\n{text}"
     fake.answer("sh", "-c", status._ASK, "status", f"{paths.RUN}/agent/state.json", *UNITS, with_=said)
     fake.answer("ip", "-oneline", "address", "show", "-tentative", "to", "10.0.0.10/32", with_=vip)
+    fake.answer(*SCRIPT, with_=json.dumps({"file": None, "proxies": {}, "handshakes": {}, "trouble": []}))
     return fake
 
 
@@ -240,6 +273,59 @@ def test_a_server_that_fails_to_answer_is_an_observation_too() -> None:
     seen = observe(fake)
     assert not seen.reachable
     assert "the connection is closed" in seen.trouble
+
+
+def says(fake: FakeTransport, *certificates_: str, **said: object) -> FakeTransport:
+    """A server whose proxies say this; the handshakes bring those certificates."""
+    shown = {str(number): pem for number, pem in enumerate(certificates_)}
+    whole = {"file": "0", "proxies": {"1.sock": "0", "2.sock": "0"}, "handshakes": shown, "trouble": []} | said
+    fake.answer(*SCRIPT, with_=json.dumps(whole))
+    return fake
+
+
+def test_the_end_is_that_of_the_certificate_that_is_served() -> None:
+    fake = server()
+    stored = pki.issue(authority(), "cp-1", ("cp-1",))
+    older = pki.issue(authority(), "cp-1", ("cp-1",), lifetime=timedelta(days=3))
+    fake.put(paths.NODE_PEM, stored.certificate + stored.key)
+    fake.put(paths.CA, authority().certificate)
+    seen = observe(says(fake, stored.certificate))
+    assert (seen.certificate_ends, seen.certificate_flaw) == (pki.expiry(stored.certificate), None)
+    assert seen.authority_ends == pki.expiry(authority().certificate)
+    seen = observe(says(fake, stored.certificate, older.certificate, proxies={"1.sock": "0", "2.sock": "1"}))
+    assert seen.certificate_ends == pki.expiry(older.certificate)
+    words = f"cp-1 serves an earlier certificate than that in {paths.NODE_PEM} (2.sock)"
+    assert seen.certificate_flaw == ("NotLoaded", words)
+
+
+def test_what_clients_would_refuse_is_told() -> None:
+    fake = server()
+    other = pki.issue(pki.make_ca("registry"), "cp-1", ("cp-1",))
+    fake.put(paths.NODE_PEM, other.certificate + other.key)
+    fake.put(paths.CA, authority().certificate)
+    seen = observe(says(fake, other.certificate))
+    assert seen.certificate_flaw == (
+        "OtherAuthority", "cp-1 serves a certificate that is not of the cluster's authority",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (json.dumps({"file": "0", "proxies": {}, "handshakes": {}, "trouble": ["no answer"]}),
+         "cp-1 cannot be asked what it serves: no answer"),
+        (Result(("sh",), 127, b"", b"there is no Python 3.9 or newer\n"),
+         "cp-1 cannot be asked what it serves: there is no Python 3.9 or newer"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_seen_is_not_called_valid(answer: str | Result, words: str) -> None:
+    fake = server()
+    pair = pki.issue(authority(), "cp-1", ("cp-1",))
+    fake.put(paths.NODE_PEM, pair.certificate + pair.key)
+    fake.answer(*SCRIPT, with_=answer)
+    seen = observe(fake)
+    assert (seen.reachable, seen.certificate_ends) == (True, pki.expiry(pair.certificate))
+    assert seen.certificate_flaw == ("NotSeen", words)
 
 
 def test_a_damaged_certificate_hides_nothing_else() -> None:

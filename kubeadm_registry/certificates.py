@@ -1,0 +1,102 @@
+"""Which certificates a host has, and which one its proxies serve: asked of them and seen in a handshake on the host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from kubeadm_registry import paths, pki
+from kubeadm_registry.agent import served
+from kubeadm_registry.errors import Error
+from kubeadm_registry.host import Host, Result
+
+#: Runs the Python source ``$2`` with the arguments behind it, by the host's Python or that of a bundle, below ``$1``.
+#: Nothing newer than 3.9 is needed, which is what the agent needs as well.
+RUN = """
+programs=$1; shift
+for python in "$(command -v python3)" "$programs"/python/*/bin/python3; do
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null && exec "$python" -I -c "$@"
+done
+echo "there is no Python 3.9 or newer" >&2
+exit 127
+"""
+
+
+@cache
+def source() -> str:
+    """What the host's Python runs."""
+    return Path(served.__file__).read_text(encoding="utf-8")
+
+
+def ask(call: Callable[..., Result], verb: str) -> dict[str, Any]:
+    """What ``agent.served`` says on the host of *call*, which is its ``query``, or its ``run`` for the verb ``load``.
+
+    Raises Error with the words of the host if it says nothing.
+    """
+    where = (paths.NODE_PEM, paths.LOOPBACK, str(paths.REGISTRY_PORT), *paths.HAPROXY_SOCKETS)
+    result = call("sh", "-c", RUN, "served", paths.PROGRAMS, source(), verb, *where, timeout=60)
+    try:
+        shown: dict[str, Any] = json.loads(result.stdout)
+    except ValueError as error:
+        words = result.stderr.decode(errors="replace").strip().splitlines()
+        raise Error(words[-1] if words else f"its Python answers no JSON: {error}") from error
+    return shown
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """The certificates of one host. *ends* is that of the one that is served, or of the file where no proxy runs."""
+
+    ends: datetime | None = None
+    authority_ends: datetime | None = None
+    reason: str = ""
+    """What is wrong with what is served, in one word (NotLoaded, OtherAuthority, NotSeen), and in *flaw* in words."""
+    flaw: str = ""
+
+
+def look(host: Host) -> Certificates:
+    """The certificates of *host*. Raises Error if it does not answer, ValueError if a file is damaged."""
+    (_, stored), (ca, authority_ends) = _read(host, paths.NODE_PEM), _read(host, paths.CA)
+    if stored is None:
+        return Certificates(authority_ends=authority_ends)
+    try:
+        shown = ask(host.query, "show")
+    except Error as error:
+        return Certificates(stored, authority_ends, "NotSeen", f"cannot be asked what it serves: {error.message}")
+    if shown["trouble"]:
+        trouble = "; ".join(shown["trouble"])
+        return Certificates(stored, authority_ends, "NotSeen", f"cannot be asked what it serves: {trouble}")
+    seen = [x509.load_pem_x509_certificate(one.encode()) for one in shown["handshakes"].values()]
+    ends = min((one.not_valid_after_utc for one in seen), default=stored)
+    if ca and not all(pki.is_of(ca, one) for one in seen):
+        flaw = "serves a certificate that is not of the cluster's authority"
+        return Certificates(ends, authority_ends, "OtherAuthority", flaw)
+    if stale := unloaded(shown):
+        return Certificates(ends, authority_ends, "NotLoaded", stale)
+    return Certificates(ends, authority_ends)
+
+
+def _read(host: Host, path: str) -> tuple[str, datetime | None]:
+    """A file's text and the end of the certificate in it; empty and None if there is no file."""
+    content = host.read(path)
+    try:
+        return ("", None) if content is None else (content.decode(), pki.expiry(content.decode()))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def unloaded(shown: Mapping[str, Any]) -> str | None:
+    """That another certificate is served than the one in the file; None if not, or if no proxy runs."""
+    stale = [path for path, has in shown["proxies"].items() if has not in (None, shown["file"])]
+    if stale:
+        return f"serves an earlier certificate than that in {paths.NODE_PEM} ({', '.join(stale)})"
+    if set(shown["handshakes"]) - {shown["file"]}:
+        return f"shows another certificate in a handshake on port {paths.REGISTRY_PORT} than that in {paths.NODE_PEM}"
+    return None
