@@ -32,9 +32,9 @@ def point(cluster: Cluster, host: Host) -> Steps:
     return containerd.steps(host, settings=settings(cluster), turn=cluster.turn)
 
 
-def usable(_: Cluster, host: Host) -> Iterator[str]:
+def usable(cluster: Cluster, host: Host) -> Iterator[str]:
     """Nothing in containerd's configuration keeps it from using the mirrors."""
-    return containerd.problems(host)
+    return containerd.problems(host, cluster.spec.containerd.sandbox_image)
 
 
 def notices(cluster: Cluster, host: Host) -> Iterator[str]:

@@ -12,12 +12,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
-from kubeadm_registry.changes import Change
+from kubeadm_registry.changes import Absent, Change
 from kubeadm_registry.containerd import hosts, survey
 from kubeadm_registry.containerd.backup import Keep
 from kubeadm_registry.containerd.changes import DROP_IN, Config, HostsFiles, NoProxy
 from kubeadm_registry.containerd.restart import OWED, Restart
-from kubeadm_registry.containerd.restore import Forget, NoDirectories, NoHostsFiles, NoNoProxy, OriginalConfig
+from kubeadm_registry.containerd.restore import (
+    Forget,
+    NoDirectories,
+    NoHostsFiles,
+    NoLeftovers,
+    NoNoProxy,
+    OriginalConfig,
+)
 from kubeadm_registry.containerd.settings import CERTS_D, Merged, Refused, Version, merge, refusals, unmerge
 from kubeadm_registry.containerd.survey import UNIT
 from kubeadm_registry.host import Host
@@ -66,16 +73,23 @@ def installed(host: Host) -> bool:
     return survey.ask(host) is not None
 
 
-def problems(host: Host) -> Iterator[str]:
-    """Everything that keeps this host's containerd from using the mirrors, one sentence with its remedy each."""
+def problems(host: Host, sandbox_image: str | None = None) -> Iterator[str]:
+    """Everything that keeps this host's containerd from using the mirrors, one sentence with its remedy each.
+
+    *sandbox_image* is the pause image that kubeadm wants, as in ContainerdSettings.
+    """
     shown = survey.ask(host)
     found = list(survey.problems(host, shown))
     yield from found
     if shown is None or shown.version is None:
         return
+    config = Config(shown, shown.version, CERTS_D, sandbox_image)
     try:
         configuration = survey.configuration(host, shown.config, shown.version)
         reasons = list(refusals(configuration.layers, shown.version))
+        # What is half-written may keep containerd from reading its files, and goes first.
+        if not reasons and not configuration.leftovers:
+            config.prove(host, config.plan(configuration).found)
     except Refused as error:
         reasons = [error]
     for reason in reasons:
@@ -109,12 +123,16 @@ def steps(
         raise Refused(next(survey.problems(host, shown)), host=host.name)
     config = Config(shown, shown.version, CERTS_D, settings.sandbox_image)
     configuration, merged = config.read(host)
+    if not configuration.leftovers:
+        config.prove(host, merged.found)
     files = _hosts_files(settings, merged.hosts_directory, shown.version)
     changed = [file.real if (file := configuration.file(path)) else path for path in merged.texts]
     parents = ["/etc/containerd", *files.directories, *(path.rpartition("/")[0] for path in changed)]
+    for path in configuration.leftovers:
+        yield Absent(path)
     yield Keep(changed, list(dict.fromkeys(parents)))
-    yield files
     yield config
+    yield files
     no_proxy = (*settings.vip_addresses, *([settings.vip_name] if settings.vip_name else []), *settings.node_addresses)
     yield Keep((), [DROP_IN.rpartition("/")[0]])
     yield NoProxy(shown, no_proxy)
@@ -130,6 +148,7 @@ def restore_steps(host: Host, *, turn: AbstractContextManager[object] = _ALONE) 
     yield OriginalConfig()
     yield NoHostsFiles()
     yield NoNoProxy()
+    yield NoLeftovers()
     yield NoDirectories()
     if shown is not None:
         yield Restart(shown, turn)

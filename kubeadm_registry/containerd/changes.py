@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from kubeadm_registry.changes import unified
-from kubeadm_registry.containerd import backup, edit, proxy, restart, survey
+from kubeadm_registry.containerd import backup, proxy, restart, survey
 from kubeadm_registry.containerd import hosts as hosts_toml
-from kubeadm_registry.containerd.settings import Edit, Merged, Refused, Version, plan
-from kubeadm_registry.containerd.survey import Configuration, Containerd
-from kubeadm_registry.host import Host
+from kubeadm_registry.containerd.replace import replace as replace_file
+from kubeadm_registry.containerd.settings import Edit, InForce, Merged, Refused, Version, contradictions, plan
+from kubeadm_registry.containerd.survey import Configuration, Containerd, Shown
+from kubeadm_registry.host import FileState, Host
 
 DROP_IN = f"/etc/systemd/system/{survey.UNIT}.d/{proxy.DROP_IN_NAME}"
 
@@ -63,13 +62,18 @@ class Config:
         )
 
     def apply(self, host: Host) -> None:
-        """Write each file once containerd accepts it, and see that containerd then reads the hosts files."""
+        """Write each file once containerd accepts it, and see that all we rely on is then in force."""
         configuration, merged = self.read(host)
         restart.mark(host)
         for path, text in merged.texts.items():
             self._write(host, configuration, path, text, [item for item in merged.edits if item.file == path])
         restart.mark(host)
-        self._prove(host, configuration, merged)
+        try:
+            self.prove(host, merged.wanted)
+        except Refused as error:
+            self._take_back(host, configuration, merged)
+            error.message += "; what was changed is put back"
+            raise
 
     def _write(self, host: Host, configuration: Configuration, path: str, text: str, edits: list[Edit]) -> None:
         file = configuration.file(path)
@@ -88,34 +92,26 @@ class Config:
         record.write(host)
         if file is None:
             backup.make_parent(host, path)
-        check = (self.containerd.program, "--config", "{path}", "config", "dump")
-        host.write(real, text.encode(), mode=mode, owner=owner, validate=("sh", "-c", _QUIETLY, "check", *check))
+        shown = file or Shown(path, path, FileState(b"", mode, owner))
+        replace_file(host, shown, text.encode(), mode=mode, owner=owner, program=self.containerd.program)
 
-    def _prove(self, host: Host, configuration: Configuration, merged: Merged) -> None:
-        if any(item.key == "config_path" for item in merged.edits):
-            dump = survey.dumped(host, self.containerd, self.containerd.config)
-            if merged.config_path not in _config_paths(dump):
-                for path in merged.texts:
-                    if (file := configuration.file(path)) is not None:
-                        host.write(file.real, file.state.content, mode=file.state.mode, owner=file.state.owner)
-                    else:
-                        host.run("rm", "-f", "--", path)
-                raise Refused(
-                    f"{self.containerd.config}: config_path was set, and containerd does not see it: another file wins",
-                    host=host.name,
-                    hint="the file is as it was before; compare it with what "
-                    f"`containerd --config {self.containerd.config} config dump` says",
-                )
+    def prove(self, host: Host, expected: InForce) -> None:
+        """Ask containerd itself. Raises Refused if it does not read its configuration, or not as *expected*."""
+        dump = survey.dumped(host, self.containerd, self.containerd.config)
+        if wrong := list(contradictions(expected, dump, self.version)):
+            raise Refused(
+                f"{self.containerd.config}: by its files {', and '.join(wrong)}: another table or file wins",
+                host=host.name,
+                hint="compare containerd's files with what "
+                f"`containerd --config {self.containerd.config} config dump` prints",
+            )
 
-
-#: Runs ``$@`` where systemd runs it, without its output, which is the whole configuration, but with its errors.
-_QUIETLY = 'cd / && exec "$@" > /dev/null'
-
-
-def _config_paths(dump: str) -> set[Any]:
-    values = tomllib.loads(dump)
-    plugins = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images")
-    return {edit.get(values, ("plugins", plugin, "registry", "config_path")) for plugin in plugins}
+    def _take_back(self, host: Host, configuration: Configuration, merged: Merged) -> None:
+        for path in merged.texts:
+            if (file := configuration.file(path)) is not None:
+                replace_file(host, file, file.state.content, mode=file.state.mode, owner=file.state.owner)
+            else:
+                host.run("rm", "-f", "--", path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,33 +139,35 @@ class HostsFiles:
         """The directories that are made."""
         return [self.directory, *(f"{self.directory}/{hosts_toml.directories(name)[0]}" for name in self.files)]
 
-    def _there(self, host: Host) -> dict[str, bytes]:
-        shown = survey.show(host, self.ca, f"{self.directory}/*/hosts.toml")
-        return {file.path: file.state.content for file in shown}
+    def _there(self, host: Host) -> dict[str, Shown | None]:
+        """What is there: path -> file; None for what is no file, such as a link to nowhere."""
+        return {path: file for _, path, file in survey.look(host, self.ca, f"{self.directory}/*/hosts.toml")}
 
-    def _wanted(self, there: Mapping[str, bytes]) -> dict[str, bytes | None]:
+    def _wanted(self, there: Mapping[str, Shown | None]) -> dict[str, bytes | None]:
         wanted: dict[str, bytes | None] = {self.ca: self.ca_pem}
         for registry, content in self.files.items():
             paths = [f"{self.directory}/{name}/hosts.toml" for name in hosts_toml.directories(registry)]
-            if all(hosts_toml.is_untouched(there[path]) for path in paths if path in there):
+            if all(_is_untouched(there[path]) for path in paths if path in there):
                 wanted[paths[0]] = content
-        for path, content in there.items():
-            if path not in wanted and path != self.ca and hosts_toml.is_untouched(content):
+        for path, file in there.items():
+            if path not in wanted and path != self.ca and _is_untouched(file):
                 wanted[path] = None
-        return {path: content for path, content in wanted.items() if there.get(path) != content}
+        return {path: content for path, content in wanted.items() if _content(there.get(path)) != content}
 
     def diff(self, host: Host) -> str | None:
         """A unified diff of each file, or None."""
         there = self._there(host)
         wanted = self._wanted(there)
-        return "\n".join(hosts_toml.difference(path, there.get(path), new) for path, new in wanted.items()) or None
+        said = [hosts_toml.difference(path, _content(there.get(path)), new) for path, new in wanted.items()]
+        return "\n".join(said) or None
 
     def apply(self, host: Host) -> None:
         """Write the CA first: a hosts.toml that names a file that is not there fails every pull."""
         record = backup.Record.read(host)
         if self.directory not in record.hosts_directories:
             replace(record, hosts_directories=(*record.hosts_directories, self.directory)).write(host)
-        wanted = self._wanted(self._there(host))
+        there = self._there(host)
+        wanted = self._wanted(there)
         made = [path.rpartition("/")[0] for path, content in wanted.items() if content is not None]
         if made:
             host.run("mkdir", "-p", "-m", "755", "--", *dict.fromkeys(made))
@@ -177,7 +175,9 @@ class HostsFiles:
             if content is None:
                 host.run("rm", "-f", "--", path)
             else:
-                host.write(path, content, mode=0o644 if path == self.ca else self.mode)
+                file = there.get(path)
+                real = file.real if file else path
+                host.write(real, content, mode=0o644 if path == self.ca else self.mode)
 
     def notices(self, host: Host) -> list[str]:
         """Hosts files that stay as they are although they are not what we would write."""
@@ -186,16 +186,29 @@ class HostsFiles:
         for registry in self.files:
             for name in hosts_toml.directories(registry):
                 path = f"{self.directory}/{name}/hosts.toml"
-                if path in there and not hosts_toml.is_untouched(there[path]):
-                    why = "edited since it was written" if hosts_toml.is_ours(there[path]) else "not ours"
+                if path in there and not _is_untouched(there[path]):
                     found.append(
-                        f"{path} is {why} and stays as it is: containerd finds {registry} as that file says; "
-                        "remove it and run again to take the images from this registry"
+                        f"{path} is {_why_it_stays(there[path])} and stays as it is: containerd finds {registry} as "
+                        "that file says; remove it and run again to take the images from this registry"
                     )
         default = f"{self.directory}/_default/hosts.toml"
         if default in there:
             found.append(f"{default} stays, and no longer counts for {', '.join(self.files)}: a file of its own wins")
         return found
+
+
+def _content(file: Shown | None) -> bytes | None:
+    return file.state.content if file else None
+
+
+def _is_untouched(file: Shown | None) -> bool:
+    return file is not None and hosts_toml.is_untouched(file.state.content)
+
+
+def _why_it_stays(file: Shown | None) -> str:
+    if file is None:
+        return "a link to nowhere, or no file at all,"
+    return "edited since it was written" if hosts_toml.is_ours(file.state.content) else "not ours"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,8 +98,16 @@ def sealed(body: str, advice: str = "") -> str:
 
 
 def is_ours(content: bytes) -> bool:
-    """Whether we wrote the file, edited since or not."""
-    return content.startswith(_MARK.encode())
+    """Whether we wrote the file, edited since or not: it has our first line or our advice, or names our CA."""
+    if content.startswith(_MARK.encode()) or _ADVICE.encode() in content:
+        return True
+    try:
+        values = edit.parse(content.decode())
+    except (UnicodeDecodeError, edit.Unparsable):
+        return False
+    hosts = values.get("host")
+    tables = hosts.values() if isinstance(hosts, dict) else ()
+    return _names_ca(values) or any(isinstance(table, dict) and _names_ca(table) for table in tables)
 
 
 def is_untouched(content: bytes) -> bool:

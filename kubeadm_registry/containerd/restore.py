@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kubeadm_registry.changes import unified
-from kubeadm_registry.containerd import backup, proxy, restart, survey
+from kubeadm_registry.containerd import backup, edit, proxy, restart, survey
 from kubeadm_registry.containerd import hosts as hosts_toml
 from kubeadm_registry.containerd.changes import DROP_IN, NEW_CONFIG
+from kubeadm_registry.containerd.replace import replace
 from kubeadm_registry.containerd.settings import CERTS_D, unmerge
+from kubeadm_registry.containerd.survey import Shown
 from kubeadm_registry.host import FileState, Host
 
 #: Removes those of the directories ``$@`` that are empty.
@@ -23,36 +25,38 @@ class OriginalConfig:
 
     title: str = "put containerd's configuration back"
 
-    def _differences(self, host: Host) -> dict[str, tuple[FileState | None, FileState | None]]:
+    def _differences(self, host: Host) -> list[tuple[Shown, FileState | None]]:
+        """The files that differ from what they should be, and that: None for no file."""
         originals, record = backup.Originals.read(host), backup.Record.read(host)
-        found: dict[str, tuple[FileState | None, FileState | None]] = {}
-        for path in originals.files:
-            now, written = host.state(path), record.files.get(path)
-            if now is None or written is None:
+        found: list[tuple[Shown, FileState | None]] = []
+        # Somebody may have put a link in a file's place since: its target is edited then, and it stays a link.
+        for now in survey.show(host, *map(survey.literal, originals.files)):
+            written = record.files.get(now.path)
+            if written is None:
                 continue
-            original = originals.state(host, path)
-            new = _back(now, written, original)
-            if new != now:
-                found[path] = (now, new)
+            new = _back(now.state, written, originals.state(host, now.path))
+            if new != now.state:
+                found.append((now, new))
         return found
 
     def diff(self, host: Host) -> str | None:
         """A unified diff of each file, or None."""
         said = []
-        for path, (now, new) in self._differences(host).items():
-            same = now and new and now.content == new.content
-            old_bytes, new_bytes = (now.content if now else None), (new.content if new else None)
-            said.append(f"{path}: mode and owner as before" if same else unified(path, old_bytes, new_bytes))
+        for now, new in self._differences(host):
+            if new is not None and now.state.content == new.content:
+                said.append(f"{now.path}: mode and owner as before")
+            else:
+                said.append(unified(now.path, now.state.content, new.content if new else None))
         return "\n".join(said) or None
 
     def apply(self, host: Host) -> None:
         """Write or remove each file."""
         restart.mark(host)
-        for path, (_, new) in self._differences(host).items():
+        for now, new in self._differences(host):
             if new is None:
-                host.run("rm", "-f", "--", path)
+                host.run("rm", "-f", "--", now.path)
             else:
-                host.write(path, new.content, mode=new.mode, owner=new.owner)
+                replace(host, now, new.content, mode=new.mode, owner=new.owner)
         restart.mark(host)
 
 
@@ -63,11 +67,11 @@ def _back(now: FileState, written: backup.Written, original: FileState | None) -
     if not written.edited and backup.digest(now.content) == written.digest:
         return original
     text = unmerge(now.content.decode(errors="surrogateescape"), written.edits)
-    rest = text.removeprefix(NEW_CONFIG)
-    if original is None and not rest.strip():
-        return None
-    content = (rest if original is None else text).encode(errors="surrogateescape")
-    return FileState(content, now.mode, now.owner)
+    if original is None:
+        text = "".join(line for line in edit.lines_of(text) if line.strip() != NEW_CONFIG.strip())
+        if not text.strip():
+            return None
+    return FileState(text.encode(errors="surrogateescape"), now.mode, now.owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,34 +80,55 @@ class NoHostsFiles:
 
     title: str = "remove the hosts files"
 
-    def _differences(self, host: Host) -> dict[str, tuple[bytes, bytes | None]]:
+    def _differences(self, host: Host) -> list[tuple[Shown, bytes | None]]:
         directories = dict.fromkeys((*backup.Record.read(host).hosts_directories, CERTS_D))
-        patterns = [f"{path}/{name}" for path in directories for name in ("*/hosts.toml", hosts_toml.CA_NAME)]
-        found: dict[str, tuple[bytes, bytes | None]] = {}
+        names = ("*/hosts.toml", hosts_toml.CA_NAME)
+        patterns = [f"{survey.literal(path)}/{name}" for path in directories for name in names]
+        found: list[tuple[Shown, bytes | None]] = []
         for file in survey.show(host, *patterns):
             content = file.state.content
-            if file.path.endswith(f"/{hosts_toml.CA_NAME}"):
-                found[file.path] = (content, None)
+            if file.path.endswith(f"/{hosts_toml.CA_NAME}") or hosts_toml.is_untouched(content):
+                found.append((file, None))
             elif hosts_toml.is_ours(content):
-                untouched = hosts_toml.is_untouched(content)
-                rest = None if untouched else hosts_toml.without_ours(content)
+                rest = hosts_toml.without_ours(content)
                 if rest != content:
-                    found[file.path] = (content, rest)
+                    found.append((file, rest))
         return found
 
     def diff(self, host: Host) -> str | None:
         """A unified diff of each file, or None."""
-        return "\n".join(hosts_toml.difference(path, *pair) for path, pair in self._differences(host).items()) or None
+        differences = self._differences(host)
+        return "\n".join(hosts_toml.difference(file.path, file.state.content, new) for file, new in differences) or None
 
     def apply(self, host: Host) -> None:
         """Write or remove each file; the CA last, since the others name it."""
-        for path, (_, content) in sorted(
-            self._differences(host).items(), key=lambda item: hosts_toml.CA_NAME in item[0]
-        ):
+        for file, content in sorted(self._differences(host), key=lambda one: one[0].path.endswith(hosts_toml.CA_NAME)):
             if content is None:
-                host.run("rm", "-f", "--", path)
+                host.run("rm", "-f", "--", file.path)
             else:
-                host.write(path, content)
+                replace(host, file, content, mode=file.state.mode, owner=file.state.owner)
+
+
+@dataclass(frozen=True, slots=True)
+class NoLeftovers:
+    """Beside the files that are put back or removed nothing is left that a killed run did not finish."""
+
+    title: str = "remove what interrupted runs left half-written"
+
+    def _leftovers(self, host: Host) -> list[str]:
+        hosts = dict.fromkeys((*backup.Record.read(host).hosts_directories, CERTS_D))
+        files = (*backup.Originals.read(host).files, DROP_IN, proxy.ENVIRONMENT)
+        parents = dict.fromkeys(path.rpartition("/")[0] for path in files)
+        below = [f"{survey.literal(path)}/*" for path in hosts]
+        return survey.leftovers(host, *map(survey.literal, (*parents, *hosts)), *below)
+
+    def diff(self, host: Host) -> str | None:
+        """Which files go, or None."""
+        return "\n".join(f"{path}: removed" for path in self._leftovers(host)) or None
+
+    def apply(self, host: Host) -> None:
+        """Remove them."""
+        host.run("rm", "-f", "--", *self._leftovers(host))
 
 
 @dataclass(frozen=True, slots=True)

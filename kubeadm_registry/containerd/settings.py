@@ -67,6 +67,11 @@ class Version:
         return 2 if self.major < 2 else 3
 
     @property
+    def last_schema(self) -> int:
+        """The highest version of a configuration file that this release reads."""
+        return 2 if self.major < 2 else 3 if self < Version(2, 3) else 99  # which later ones read nobody knows
+
+    @property
     def has_dial_timeout(self) -> bool:
         """Whether hosts.toml knows ``dial_timeout``; older releases wait 30 s for an address that nobody has."""
         return self >= Version(2, 1)
@@ -131,8 +136,11 @@ class Edit:
         return edit.set_key(text, self.table, self.key, self.new)
 
     def undo(self, text: str) -> str:
-        """*text* without our value; a key that was changed since stays as it is."""
-        if edit.get(edit.parse(text), (*self.table, self.key)) != self.new:
+        """*text* without our value. A key that was changed since stays, and ``version`` as long as names hang on it."""
+        values = edit.parse(text)
+        if edit.get(values, (*self.table, self.key)) != self.new:
+            return text
+        if (*self.table, self.key) == ("version",) and not (_is_unversioned(values) and not values.get("imports")):
             return text
         if self.old is not None:
             return edit.set_key(text, self.table, self.key, self.old)
@@ -140,18 +148,30 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True)
+class InForce:
+    """What containerd makes of its files; a pause image of None is none that we rely on."""
+
+    config_path: str
+    sandbox_image: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Merged:
-    """What comes of a merge: the new texts of the files that change, how, and what the reader should know."""
+    """What comes of a merge: the new texts of the files that change, how, and what the reader should know.
+
+    *found* is what should be in force before it, *wanted* afterwards.
+    """
 
     texts: dict[str, str]
     edits: tuple[Edit, ...]
-    config_path: str
+    found: InForce
+    wanted: InForce
     notices: tuple[str, ...] = ()
 
     @property
     def hosts_directory(self) -> str:
         """Where hosts files go: the first directory of ``config_path``, which wins over the others."""
-        return self.config_path.split(":")[0].rstrip("/") or CERTS_D
+        return self.wanted.config_path.split(":")[0].rstrip("/") or CERTS_D
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +202,19 @@ _SANDBOX = _Setting(
 def _schema(layers: Sequence[Layer], layer: Layer, containerd: Version) -> int:
     """By which version's names containerd looks up a file's plugins.
 
-    1.x takes the last version that any file names for all of them; 2.x converts each file on its own.
+    1.x takes the last version that any file names for all of them. So do 2.0 to 2.2, from 2 on, and 3 where no file
+    names one; from 2.3 on each file is converted on its own. All of 2.x give short names their long ones first.
     """
-    if containerd.major >= 2:
-        return layer.version or 1
-    return next((other.version for other in reversed(layers) if other.version), 1)
+    named = [other.version for other in reversed(layers) if other.version]
+    if containerd.major < 2:
+        return next(iter(named), 1)
+    short = layer.version < 2 and edit.get(layer.values, _CRI_1) is not None
+    if containerd < Version(2, 3):
+        overall = next((version for version in named if version >= 2), 3)
+        return 1 if short and overall == 2 else overall
+    if layer.version >= 2 or short:
+        return max(layer.version, 1)
+    return next((at for at, table in ((2, _CRI_2), (3, _IMAGES_3)) if edit.get(layer.values, table) is not None), 1)
 
 
 def _effective(layers: Sequence[Layer], containerd: Version, setting: _Setting) -> tuple[Layer, Any]:
@@ -216,11 +244,10 @@ def _plugin(table: tuple[str, ...]) -> tuple[str, ...]:
 def refusals(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
     """Everything in *layers* that keeps the mirrors from being used, each with its remedy."""
     for layer in layers:
-        supported = 2 if containerd.major < 2 else 99
-        if layer.version > supported:
+        if layer.version > containerd.last_schema:
             yield Refused(
                 f"{layer.path}: version = {layer.version}, which containerd {containerd} does not read",
-                hint="use version = 2, or a containerd of version 2",
+                hint=f"write the file in version = {containerd.last_schema}, or use a newer containerd",
             )
         disabled = layer.values.get("disabled_plugins")
         for plugin in disabled if isinstance(disabled, list) else ():
@@ -231,6 +258,7 @@ def refusals(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
                 )
     if not layers:
         return
+    yield from _ignored(layers, containerd)
     layer, mirrors = _effective(layers, containerd, _registry_key("mirrors"))
     if mirrors:
         yield Refused(
@@ -244,6 +272,32 @@ def refusals(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
                 f'{layer.path}: registry.configs."{host}".tls is set, and containerd refuses it with config_path',
                 hint=f"write ca, client or skip_verify to {CERTS_D}/{host}/hosts.toml instead and remove the tls table",
             )
+
+
+def _ignored(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
+    """CRI tables under names that 2.0 to 2.2 look up only if the last file that names a version names 2.
+
+    ``containerd config migrate`` of these releases leaves them out as well, so it is no remedy.
+    """
+    latest = next((layer for layer in reversed(layers) if layer.version >= 2), None)
+    if not Version(2, 0) <= containerd < Version(2, 3) or (latest is not None and latest.version == 2):
+        return
+    for layer in layers:
+        for table in (_CRI_1, _CRI_2):
+            if layer.version >= 3 or not edit.get(layer.values, table):
+                continue
+            said = f"{layer.path}: containerd {containerd} ignores [{edit.dotted(table)}]"
+            if latest is None or layer.version < 2:
+                yield Refused(
+                    f"{said} in a file without version = 2",
+                    hint=f'write "version = 2" at its top and [{edit.dotted(_CRI_2)}...] in place of [plugins.cri...], '
+                    "then restart containerd",
+                )
+            else:
+                yield Refused(
+                    f"{said}, for {latest.path} says version = {latest.version}",
+                    hint="write all files of containerd's configuration in one version, then restart containerd",
+                )
 
 
 def _registry_key(key: str) -> _Setting:
@@ -313,17 +367,36 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
     return Merged(
         {layer.path: layer.text for layer in layers if layer.path in changed},
         tuple(edits),
-        effective_path or config_path,
+        InForce(effective_path, sandbox_image if pause == sandbox_image else None),
+        InForce(effective_path or config_path, sandbox_image if wants_pause or pause == sandbox_image else None),
         tuple(notices),
     )
 
 
 def _is_blank(layers: Sequence[Layer]) -> bool:
     """Whether no file names a version, nor anything whose name depends on it."""
-    return all(
-        not layer.version and not layer.values.keys() & {"plugins", "disabled_plugins", "required_plugins"}
-        for layer in layers
-    )
+    return all(not layer.version and _is_unversioned(layer.values) for layer in layers)
+
+
+def _is_unversioned(values: dict[str, Any]) -> bool:
+    """Whether nothing in a file's *values* has a name that depends on the file's version."""
+    return not any(values.get(key) for key in ("plugins", "disabled_plugins", "required_plugins"))
+
+
+def contradictions(expected: InForce, dump: str, containerd: Version) -> Iterator[str]:
+    """What the output of ``containerd config dump`` shows otherwise than *expected*, a clause each."""
+    values = edit.parse(dump)
+
+    def dumped(setting: _Setting) -> Any:
+        # containerd prints its newest version, in which 2.x has moved both keys to another plugin.
+        table, key = setting.place(3 if containerd.major >= 2 else 2)
+        return edit.get(values, (*table, key)) or ""
+
+    default = CERTS_D if containerd.has_default_config_path else ""
+    if (dumped(_CONFIG_PATH) or default) != (expected.config_path or default):
+        yield f"config_path should be {expected.config_path or 'unset'} and is {dumped(_CONFIG_PATH) or 'unset'}"
+    if expected.sandbox_image is not None and dumped(_SANDBOX) != expected.sandbox_image:
+        yield f"the pause image should be {expected.sandbox_image} and is {dumped(_SANDBOX) or 'unset'}"
 
 
 def merge(text: str, *, containerd: Version, config_path: str = CERTS_D, sandbox_image: str | None = None) -> Merged:

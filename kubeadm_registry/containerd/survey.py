@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kubeadm_registry.containerd import proxy
@@ -12,10 +13,10 @@ from kubeadm_registry.host import FileState, Host
 
 UNIT = "containerd.service"
 
-#: One round trip: the unit's properties, the manager's environment, then program and version.
-#: ``$1`` unit. The program is the unit's, since upstream's own lies where a plain SSH login has no PATH.
+#: One round trip: the unit's properties, the manager's environment, program and version, the process's command line.
+#: ``$1`` unit, ``$2`` /proc. The program is the unit's, since upstream's own lies where a plain SSH login has no PATH.
 _ASK = """
-properties=$(systemctl show --property=LoadState,ActiveState,KillMode,InvocationID \\
+properties=$(systemctl show --property=LoadState,ActiveState,KillMode,InvocationID,MainPID \\
   --property=ExecStart,Environment,EnvironmentFiles -- "$1")
 printf '%s\\n--\\n' "$properties"
 systemctl show-environment 2>/dev/null | grep -i '_proxy=' || :
@@ -24,19 +25,27 @@ program=$(printf '%s\\n' "$properties" | sed -n 's/^ExecStart={ path=\\([^ ;]*\\
 [ -n "$program" ] || program=$(PATH=$PATH:/usr/local/bin command -v containerd) || exit 0
 echo "$program"
 "$program" --version
+echo --
+pid=$(printf '%s\\n' "$properties" | sed -n 's/^MainPID=//p')
+[ "${pid:-0}" = 0 ] || cat -- "$2/$pid/cmdline" 2>/dev/null || :
 """
 
-#: Shows files: ``$@`` are paths or patterns. For each file that there is a line "size mode owner:group real-path",
-#: a line with the path asked for, and the content.
+#: Shows files: ``$@`` are paths or patterns. For each path that there is a line "argument size mode owner:group
+#: real-path", a line with the path, and the content. Size ``-``: it is there and is not a plain file.
 _SHOW = """
 IFS=
 LC_ALL=C
-for pattern in "$@"; do
+number=0
+for pattern; do
   for path in $pattern; do
-    [ -f "$path" ] || continue
-    printf '%s %s\\n%s\\n' "$(stat -L -c '%s %a %U:%G' -- "$path")" "$(readlink -f -- "$path")" "$path"
-    cat -- "$path"
+    if [ -f "$path" ]; then
+      printf '%s %s %s\\n%s\\n' "$number" "$(stat -L -c '%s %a %u:%g' -- "$path")" "$(readlink -f -- "$path")" "$path"
+      cat -- "$path"
+    elif [ -e "$path" ] || [ -L "$path" ]; then
+      printf '%s - 0 - %s\\n%s\\n' "$number" "$path" "$path"
+    fi
   done
+  number=$((number + 1))
 done
 """
 
@@ -50,27 +59,42 @@ class Shown:
     state: FileState
 
 
-def show(host: Host, *patterns: str) -> list[Shown]:
-    """The plain files that *patterns* (paths, or with ``*``) name, in their order, in one round trip."""
+def look(host: Host, *patterns: str) -> list[tuple[int, str, Shown | None]]:
+    """What *patterns* (paths, or with ``*``) name, in one round trip: the pattern's index, the path, and the file.
+
+    The file is None for what is there and is not a plain file, such as a link to nowhere.
+    """
     rest = host.query("sh", "-c", _SHOW, "show", *patterns).stdout if patterns else b""
-    found = []
+    found: list[tuple[int, str, Shown | None]] = []
     while rest:
         head, _, rest = rest.partition(b"\n")
-        path, _, rest = rest.partition(b"\n")
-        size, mode, owner, real = head.decode().split(" ", 3)
-        content, rest = rest[: int(size)], rest[int(size) :]
-        found.append(Shown(path.decode(), real, FileState(content, int(mode, 8), owner)))
+        line, _, rest = rest.partition(b"\n")
+        number, size, mode, owner, real = head.decode().split(" ", 4)
+        path, shown = line.decode(), None
+        if size != "-":
+            content, rest = rest[: int(size)], rest[int(size) :]
+            shown = Shown(path, real, FileState(content, int(mode, 8), owner))
+        found.append((int(number), path, shown))
     return found
+
+
+def show(host: Host, *patterns: str) -> list[Shown]:
+    """The plain files that *patterns* (paths, or with ``*``) name, in their order, in one round trip."""
+    return [shown for _, _, shown in look(host, *patterns) if shown is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Containerd:
-    """The containerd of one host. *properties* are those of its unit, as systemctl names them."""
+    """The containerd of one host. *properties* are those of its unit, as systemctl names them.
+
+    *running* is the command line of the process that runs, empty if none does.
+    """
 
     program: str
     version: Version | None
     properties: dict[str, str]
     manager_environment: dict[str, str]
+    running: tuple[str, ...] = ()
 
     @property
     def has_unit(self) -> bool:
@@ -89,17 +113,37 @@ class Containerd:
 
     @property
     def config(self) -> str:
-        """The main configuration file: what the unit's command line names, else the default."""
-        return self._option(r"(?:-c|--config)", CONFIG)
+        """The main configuration file: what containerd's command line names, else the default."""
+        return self._option(("config", "c"), CONFIG)
 
     @property
     def socket(self) -> str:
         """Where containerd listens, unless its configuration says otherwise."""
-        return self._option(r"(?:-a|--address)", "/run/containerd/containerd.sock")
+        return self._option(("address", "a"), "/run/containerd/containerd.sock")
 
-    def _option(self, names: str, default: str) -> str:
-        found = re.search(rf"argv\[\]=[^;]*?\s{names}[ =](\S+)", self.properties.get("ExecStart", ""))
-        return found[1] if found else default
+    @property
+    def _words(self) -> Sequence[str]:
+        """The command line: that of the process, unless the unit has another one for the same program by now.
+
+        systemctl joins the words by blanks and leaves variables as they are, so only the process's own are certain.
+        """
+        found = re.search(r"argv\[\]=(.*?) ; ", self.properties.get("ExecStart", ""))
+        unit = found[1] if found else ""
+        certain = "$" not in unit and '"' not in unit
+        of_unit = unit.split()
+        if self.running and of_unit and certain and unit != " ".join(self.running):
+            same = posixpath.basename(of_unit[0]) == posixpath.basename(self.running[0])
+            return of_unit if same else self.running
+        return self.running or of_unit
+
+    def _option(self, names: Sequence[str], default: str) -> str:
+        """The value of an option, as Go's package flag reads it: with one dash or two, ``=`` or the next word."""
+        words = self._words
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            name, equals, value = word.lstrip("-").partition("=")
+            if 1 <= len(word) - len(word.lstrip("-")) <= 2 and name in names:
+                return (value if equals else following) or default
+        return default
 
     @property
     def environment_files(self) -> tuple[str, ...]:
@@ -112,23 +156,29 @@ class Containerd:
 
 def ask(host: Host) -> Containerd | None:
     """The host's containerd, or None if there is none."""
-    text = host.query("sh", "-c", _ASK, "ask", UNIT).stdout.decode(errors="replace")
-    unit, environment, program = (text + "--\n--\n").split("--\n", 2)
-    lines = program.replace("--\n", "").splitlines()
+    text = host.query("sh", "-c", _ASK, "ask", UNIT, "/proc").stdout.decode(errors="replace")
+    unit, environment, program, running = (f"{text}--\n--\n--\n").split("--\n", 3)
+    lines = program.splitlines()
+    words = tuple(running.split("\0")[:-1])
     properties = dict(line.partition("=")[::2] for line in unit.splitlines() if "=" in line)
     # A unit has one EnvironmentFiles line for each file, so the whole text is kept beside the last of each.
     properties["_all"] = unit
     if not lines:
         return None
-    return Containerd(lines[0], Version.parse(" ".join(lines[1:])), properties, proxy.parse_show(environment))
+    version = Version.parse(" ".join(lines[1:]))
+    return Containerd(lines[0], version, properties, proxy.parse_show(environment), words)
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The files of containerd's configuration, in the order in which containerd reads them; empty: there is none."""
+    """The files of containerd's configuration, in the order in which containerd reads them; empty: there is none.
+
+    *leftovers* are files of ours that an interrupted run left half-written, and that a pattern in ``imports`` matches.
+    """
 
     main: str
     files: tuple[Shown, ...]
+    leftovers: tuple[str, ...] = ()
 
     @property
     def layers(self) -> list[Layer]:
@@ -143,18 +193,82 @@ class Configuration:
 
 
 def configuration(host: Host, main: str, version: Version) -> Configuration:
-    """Read *main* and what it imports, breadth first and each file once, as containerd does."""
+    """Read *main* and what it imports, breadth first and each file once, as containerd does.
+
+    Raises Refused if a file is not TOML, or if an import that is no pattern is not there: containerd would not start.
+    """
     files: dict[str, Shown] = {}
-    pending: list[str] = [main]
+    leftovers: list[str] = []
+    pending = [_Import(literal(main))]
     while pending:
-        shown = [file for file in show(host, *pending) if file.path not in files]
+        arguments = [(one, pattern) for one in pending for pattern in one.patterns]
+        found: dict[_Import, dict[str, Shown | None]] = {one: {} for one in pending}
+        for number, path, shown in look(host, *(pattern for _, pattern in arguments)):
+            found[arguments[number][0]][path] = shown
         pending = []
-        for file in shown:
-            if file.path not in files:
-                files[file.path] = file
-                imports = Layer.read(file.path, file.state.content).imports
-                pending += [_absolute(file.path, name, version) for name in imports]
-    return Configuration(main, tuple(files.values()))
+        for one, paths in found.items():
+            if one.of and not one.is_pattern and not paths:
+                raise Refused(
+                    f"{one.of}: imports {one.path}, which is not there: containerd does not start",
+                    hint="take it out of imports, or put the file there", host=host.name,
+                )  # fmt: skip
+            # Where Go's filepath.Glob sorts the names of each directory, a shell sorts whole paths.
+            for path in sorted(paths, key=lambda path: path.split("/")):
+                if path in files or {".", ".."} & set(path.split("/")):
+                    continue
+                shown = paths[path]
+                if _LEFTOVER.fullmatch(posixpath.basename(path)):
+                    leftovers.append(path)
+                    continue
+                if shown is None:
+                    raise Refused(
+                        f"{path} is not a plain file, but a directory or a link to nowhere",
+                        hint=f"remove it{f', or what imports it in {one.of}' if one.of else ''}", host=host.name,
+                    )  # fmt: skip
+                files[path] = shown
+                imports = Layer.read(path, shown.state.content).imports
+                pending += [_Import(_absolute(path, name, version), path) for name in imports]
+    return Configuration(main, tuple(files.values()), tuple(leftovers))
+
+
+#: How ``Host.write`` calls a file until it is whole, and how release 0.1 did.
+_LEFTOVER = re.compile(r"\..+\.\w{10}\.kubeadm-registry.*|\.new\.\w{10}-.+")
+#: The same for a shell, below a directory.
+_LEFTOVERS = (".*.??????????.kubeadm-registry*", ".new.??????????-*")
+
+
+def leftovers(host: Host, *directories: str) -> list[str]:
+    """Files in *directories*, which may be patterns, that a run of ours which was killed did not finish writing."""
+    patterns = [f"{directory}/{pattern}" for directory in directories for pattern in _LEFTOVERS]
+    return [path for _, path, _ in look(host, *patterns) if _LEFTOVER.fullmatch(posixpath.basename(path))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Import:
+    """An import of the file *of* (empty: this is the main file itself): an absolute path, or a pattern with ``*``."""
+
+    path: str
+    of: str = ""
+
+    @property
+    def is_pattern(self) -> bool:
+        return "*" in self.path
+
+    @property
+    def patterns(self) -> list[str]:
+        """What a shell has to be asked for: there ``*`` names no hidden files, in Go it does."""
+        if not self.is_pattern:
+            return [literal(self.path)]
+        found = [""]
+        for part in self.path.split("/")[1:]:
+            hidden = [f".{part}", *([part.lstrip("*")] if part.lstrip("*").startswith(".") else [])]
+            found = [f"{path}/{one}" for path in found for one in (part, *(hidden if part.startswith("*") else []))]
+        return found
+
+
+def literal(path: str) -> str:
+    """A pattern that names *path* alone."""
+    return re.sub(r"[*?[]", r"[\g<0>]", path)
 
 
 def _absolute(parent: str, name: str, version: Version) -> str:
@@ -190,7 +304,8 @@ def dumped(host: Host, containerd: Containerd, path: str) -> str:
     """What containerd itself makes of the configuration *path*. Raises Refused with its own words if it refuses it."""
     result = host.query("sh", "-c", FROM_ROOT, "dump", containerd.program, "--config", path, "config", "dump")
     if not result.ok:
-        said = result.stderr.decode(errors="replace").strip()
+        # Before its reason come lines of its log, which say the same in other words.
+        said = result.stderr.decode(errors="replace").strip().rpartition("\n")[2].removeprefix("containerd: ")
         raise Refused(
             f"{path}: containerd does not read it: {said}", host=host.name, hint="mend the file and run again"
         )
@@ -203,8 +318,17 @@ def problems(host: Host, shown: Containerd | None) -> Iterator[str]:
         others = host.query("sh", "-c", _OTHERS, "others", "/usr/local/bin", "/usr/bin", "/opt/rke2/bin").text.split()
         if "k3s" in others or "rke2" in others:
             yield "this server runs k3s or RKE2, whose containerd is its own: use its registries.yaml, not this phase"
+        elif "crio" in others:
+            yield (
+                "this server has CRI-O and no containerd, and only containerd is configured here: install containerd, "
+                "or write the registry into /etc/containers/registries.conf.d yourself and leave this phase out "
+                "(--skip-phases containerd)"
+            )
         elif others:
-            yield f"containerd is not installed, {' and '.join(others)} is: kubeadm needs containerd or CRI-O"
+            yield (
+                f"containerd is not installed, {' and '.join(others)} is, which kubeadm does not use: install "
+                "containerd (package containerd or containerd.io), then run again"
+            )
         else:
             yield "containerd is not installed: install it (package containerd or containerd.io), then run again"
         return

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kubeadm_registry.host import Host, Result
+from tests.unit import containerd_dump
 
 STUBS = {
     # Knows one unit, whose properties are the lines of one file; a restart is another invocation.
@@ -23,11 +26,7 @@ STUBS = {
             id=$(sed -n 's/^InvocationID=//p' "$STUB/unit")
             sed -i "s/^InvocationID=.*/InvocationID=x$id/" "$STUB/unit" ;;
         esac""",
-    # Shows the file itself, which is what a merge of one file comes to; names of version 1 as those of version 2.
-    "containerd": """
-        if [ "$1" = --version ]; then cat "$STUB/version"; exit; fi
-        if [ -e "$STUB/dump" ]; then cat "$STUB/dump";
-        else sed 's/\\[plugins\\.cri/[plugins."io.containerd.grpc.v1.cri"/' "$2"; fi""",
+    "containerd": f'exec {shlex.quote(sys.executable)} -SE {shlex.quote(containerd_dump.__file__)} "$@"',
     "ctr": 'cat "$STUB/plugins"',
     "journalctl": "echo it failed",
     "chown": ":",

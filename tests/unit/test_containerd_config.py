@@ -113,7 +113,7 @@ def test_merge_adds_and_nothing_else(text: str, version: Version) -> None:
     assert survives(text, new, changed=len([item for item in merged.edits if item.old is not None]))
     assert unmerge(new, merged.edits).rstrip("\r\n") == text.rstrip("\r\n")
     values = tomllib.loads(new)["plugins"]["io.containerd.grpc.v1.cri"]
-    assert values["registry"]["config_path"] == merged.config_path
+    assert values["registry"]["config_path"] == merged.wanted.config_path
     assert values["sandbox_image"] in (PAUSE, "own/pause:1")
     assert ("\n" in text.replace("\r\n", "")) == ("\n" in new.replace("\r\n", "")) or "\n" not in text
 
@@ -214,7 +214,7 @@ def test_in_1_x_the_last_file_with_the_table_is_edited() -> None:
     layers = [layer("/main", CRI + 'config_path = "/etc/a"\n'), layer("/imported", "version = 2\n" + IMPORTED)]
     merged = containerd.plan(layers, containerd=V17, config_path=CERTS_D, sandbox_image=None)
     assert list(merged.texts) == ["/imported"], "its table replaces the one that sets config_path"
-    assert merged.config_path == CERTS_D
+    assert merged.wanted.config_path == CERTS_D
 
 
 def test_in_2_x_tables_are_merged_so_that_the_path_of_the_other_file_counts() -> None:

@@ -160,9 +160,6 @@ def test_an_imported_file_that_has_the_table_is_edited(rooted: Rooted) -> None:
     rooted.put(CONFIG, 'version = 2\nimports = ["conf.d/*.toml"]\n')
     rooted.put("/etc/containerd/conf.d/a.toml", "version = 2\n")
     cri = rooted.put("/etc/containerd/conf.d/b.toml", 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n')
-    rooted.put(
-        "/stub/dump", '[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/containerd/certs.d"\n'
-    )
     init(rooted)
     assert "config_path" in cri.read_text()
     assert "config_path" not in rooted.path(CONFIG).read_text()
@@ -176,12 +173,79 @@ def test_in_1_6_a_relative_pattern_is_none_of_the_files_beside(rooted: Rooted) -
     assert "config_path" in rooted.path(CONFIG).read_text()
 
 
-def test_what_containerd_does_not_see_is_taken_back(rooted: Rooted) -> None:
-    rooted.put(CONFIG, "version = 2\n")
-    rooted.put("/stub/dump", "version = 2\n")
-    with pytest.raises(Refused, match="another file wins"):
+def test_what_is_not_in_force_afterwards_is_put_back(rooted: Rooted) -> None:
+    """From 2.3 on the old plugin's keys are converted in files of version 3 as well, and win."""
+    rooted.says_version("2.4.2")
+    text = 'version = 3\n[plugins."io.containerd.grpc.v1.cri"]\nsandbox_image = "own/pause:1"\n'
+    rooted.put(CONFIG, text)
+    with pytest.raises(Refused, match=r"pause image should be .*pause:3\.10\.2 and is own/pause:1.* is put back"):
         init(rooted)
-    assert rooted.path(CONFIG).read_text() == "version = 2\n"
+    assert rooted.path(CONFIG).read_text() == text
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text() == text
+
+
+def test_what_is_not_in_force_before_is_found_before_any_change(rooted: Rooted) -> None:
+    """2.1 merges tables of version 3 of a file of version 2, although only those of version 2 should count in it."""
+    rooted.says_version("2.1.9")
+    rooted.put(CONFIG, 'version = 2\n[plugins."io.containerd.cri.v1.images".registry]\nconfig_path = "/etc/mine"\n')
+    before = rooted.tree()
+    assert "config_path should be unset and is /etc/mine" in next(problems(host(rooted)))
+    with pytest.raises(Refused, match="another table or file wins"):
+        init(rooted)
+    assert rooted.tree() == before
+
+
+@pytest.mark.parametrize("version", ["2.0.5", "2.1.9"])
+def test_names_of_version_1_that_2_x_ignores_are_found_by_preflight(rooted: Rooted, version: str) -> None:
+    """After an upgrade from 1.7, where the mirrors were in force by these very names."""
+    rooted.put(CONFIG, '[plugins.cri]\nsandbox_image = "own/pause:1"\n')
+    init(rooted)
+    assert "config_path" in rooted.path(CONFIG).read_text()
+    rooted.says_version(version)
+    before = rooted.tree()
+    (found,) = problems(host(rooted))
+    assert f"containerd {version}~ds1 ignores [plugins.cri] in a file without version = 2" in found
+    assert 'write "version = 2" at its top' in found
+    with pytest.raises(Refused, match="ignores"):
+        init(rooted)
+    assert rooted.tree() == before
+    text = rooted.path(CONFIG).read_text().replace("plugins.cri", 'plugins."io.containerd.grpc.v1.cri"')
+    rooted.put(CONFIG, "version = 2\n" + text)
+    assert not list(problems(host(rooted))), "the remedy is one"
+
+
+def test_names_of_version_1_count_again_from_2_3_on(rooted: Rooted) -> None:
+    rooted.says_version("2.4.2")
+    rooted.put(CONFIG, '[plugins.cri]\nsandbox_image = "registry.k8s.io/pause:3.8"\n')
+    assert not list(problems(host(rooted)))
+    init(rooted)
+    assert not init(rooted)
+
+
+@pytest.mark.parametrize("version", ["1.6.20", "1.7.24", "2.1.9", "2.4.2"])
+def test_an_empty_list_of_disabled_plugins_makes_no_version_1(rooted: Rooted, version: str) -> None:
+    """What is left of the file of Docker's package once its "cri" is taken out."""
+    rooted.says_version(version)
+    rooted.put(CONFIG, "disabled_plugins = []\n")
+    init(rooted)
+    assert "[plugins.cri" not in rooted.path(CONFIG).read_text()
+    assert not init(rooted)
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text() == "disabled_plugins = []\n"
+
+
+def test_a_version_that_the_user_wrote_since_stays(rooted: Rooted) -> None:
+    """Without it containerd 1.x would take the file for one of version 1, and SystemdCgroup would be lost."""
+    rooted.put(CONFIG, "# nothing\n")
+    init(rooted)
+    assert "version = 2" in rooted.path(CONFIG).read_text()
+    mine = (
+        (GOLDEN / "default-1.7" / "original.toml").read_text().replace("SystemdCgroup = false", "SystemdCgroup = true")
+    )
+    rooted.put(CONFIG, mine)
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text() == mine
 
 
 def test_hosts_files_of_others_stay(rooted: Rooted) -> None:
