@@ -7,6 +7,7 @@ look without touching. What is decided is pure and lies in ``settings`` (config.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -127,10 +128,10 @@ def steps(
         config.prove(host, merged.found)
     files = _hosts_files(settings, merged.hosts_directory, shown.version)
     changed = [file.real if (file := configuration.file(path)) else path for path in merged.texts]
-    parents = ["/etc/containerd", *files.directories, *(path.rpartition("/")[0] for path in changed)]
+    parents = ["/etc/containerd", *files.directories, *(posixpath.dirname(path) for path in changed)]
     for path in configuration.leftovers:
         yield Absent(path)
-    yield Keep(changed, list(dict.fromkeys(parents)))
+    yield Keep(changed, list(dict.fromkeys(above for path in parents for above in _with_those_above(path))))
     yield config
     yield files
     no_proxy = (*settings.vip_addresses, *([settings.vip_name] if settings.vip_name else []), *settings.node_addresses)
@@ -153,6 +154,13 @@ def restore_steps(host: Host, *, turn: AbstractContextManager[object] = _ALONE) 
     if shown is not None:
         yield Restart(shown, turn)
     yield Forget()
+
+
+def _with_those_above(directory: str) -> Iterator[str]:
+    """*directory* and those in which it lies, without the root."""
+    while directory.strip("/"):
+        yield directory
+        directory = posixpath.dirname(directory)
 
 
 def _hosts_files(settings: ContainerdSettings, directory: str, version: Version) -> HostsFiles:

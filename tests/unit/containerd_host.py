@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.host import Host, Result
 from tests.unit import containerd_dump
 
@@ -60,6 +61,8 @@ class Rooted:
         (self.stub / "plugins").write_text("io.containerd.grpc.v1 cri linux/amd64 ok\n")
         self.says_version("1.7.24")
         self.calls = 0
+        #: The connection breaks after the script of this name with these first parameters.
+        self.breaks_after: tuple[str, ...] = ()
 
     def says_version(self, version: str) -> None:
         (self.stub / "version").write_text(f"containerd github.com/containerd/containerd {version}~ds1 {version}\n")
@@ -75,6 +78,8 @@ class Rooted:
         inside = [f"{self.root}{word}" if word.startswith("/") else word for word in argv]
         environment = {"PATH": f"{self.root}/usr/bin:{os.environ['PATH']}", "STUB": str(self.stub), "LC_ALL": "C"}
         done = subprocess.run(inside, input=stdin, capture_output=True, timeout=timeout, env=environment, check=False)
+        if self.breaks_after and tuple(argv[3 : 3 + len(self.breaks_after)]) == self.breaks_after:
+            raise ConnectionFailed("the connection broke", host="h1")
         hide = str(self.root).encode()
         return Result(tuple(argv), done.returncode, done.stdout.replace(hide, b""), done.stderr.replace(hide, b""))
 

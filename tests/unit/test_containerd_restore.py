@@ -1,0 +1,176 @@
+"""The way back where something else happened to containerd's files since, and what hangs on a file beside its bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.containerd import notices
+from kubeadm_registry.containerd.changes import NEW_CONFIG
+from kubeadm_registry.containerd.edit import Uneditable, unset_key
+from kubeadm_registry.errors import ConnectionFailed
+from tests.unit.containerd_host import Rooted, host
+from tests.unit.test_containerd_steps import CERTS, CONFIG, SETTINGS, init, reset, without_ours
+
+ORIGINAL = 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n  sandbox_image = "own/pause:1"\n'
+
+
+@pytest.fixture
+def rooted(tmp_path: Path) -> Rooted:
+    return Rooted(tmp_path)
+
+
+def label(path: Path) -> None:
+    """Give *path* an extended attribute and an ACL, or skip the test where the file system has none."""
+    # Version 2; entries of tag, permissions and id: owner rw, user 1234 r, group r, mask r, others none.
+    entries = [(1, 6, 0xFFFFFFFF), (2, 4, 1234), (4, 4, 0xFFFFFFFF), (16, 4, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF)]
+    try:
+        os.setxattr(path, "user.mine", b"1")
+        os.setxattr(
+            path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries)
+        )
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            pytest.skip("the file system has no extended attributes")
+        raise
+
+
+def labels(path: Path) -> dict[str, bytes]:
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+def test_extended_attributes_and_acls_stay(rooted: Rooted) -> None:
+    path = rooted.put(CONFIG, ORIGINAL, 0o640)
+    label(path)
+    before = labels(path)
+    assert set(before) >= {"user.mine", "system.posix_acl_access"}
+    init(rooted)
+    assert "config_path" in path.read_text()
+    assert labels(path) == before
+    reset(rooted)
+    assert (path.read_text(), labels(path)) == (ORIGINAL, before)
+
+
+def test_attributes_of_an_edited_hosts_file_stay(rooted: Rooted) -> None:
+    """It may hold a login of the user's."""
+    init(rooted)
+    path = rooted.path(f"{CERTS}/docker.io/hosts.toml")
+    path.write_text(path.read_text() + '[host."https://mine.lan".header]\n  Authorization = "Basic eA=="\n')
+    path.chmod(0o600)
+    label(path)
+    before = labels(path)
+    mode = path.stat().st_mode
+    reset(rooted)
+    assert path.read_text().startswith('[host."https://mine.lan"')
+    assert (labels(path), path.stat().st_mode) == (before, mode)
+
+
+def test_a_mode_that_the_user_set_since_stays_with_the_edit(rooted: Rooted) -> None:
+    path = rooted.put(CONFIG, ORIGINAL, 0o644)
+    init(rooted)
+    path.write_text(path.read_text() + "# mine\n")
+    path.chmod(0o600)
+    reset(rooted)
+    assert path.read_text() == ORIGINAL + "# mine\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_that_took_the_place_of_the_file_stays_one(rooted: Rooted) -> None:
+    path = rooted.put(CONFIG, ORIGINAL)
+    init(rooted)
+    target = rooted.put("/srv/containerd.toml", path.read_text())
+    path.unlink()
+    path.symlink_to(target)
+    reset(rooted)
+    assert path.is_symlink()
+    assert target.read_text() == ORIGINAL
+    assert not reset(rooted)
+
+
+def test_a_link_to_nowhere_in_place_of_the_file_does_not_hold_reset_up(rooted: Rooted) -> None:
+    path = rooted.put(CONFIG, ORIGINAL)
+    init(rooted)
+    path.unlink()
+    path.symlink_to("nowhere")
+    reset(rooted)
+    assert path.is_symlink()
+    assert not rooted.path(f"{CERTS}/docker.io").exists()
+
+
+def test_a_hosts_file_that_is_a_link_to_nowhere_stays_and_is_reported(rooted: Rooted) -> None:
+    link = rooted.path(f"{CERTS}/docker.io/hosts.toml")
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/srv/not-mounted/hosts.toml")
+    before = rooted.tree()
+    init(rooted)
+    assert link.is_symlink()
+    assert "a link to nowhere" in next(notices(host(rooted), SETTINGS))
+    assert not init(rooted)
+    reset(rooted)
+    assert link.is_symlink()
+    assert without_ours(rooted.tree()) == before
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_hosts_file_without_its_first_lines_is_still_ours(rooted: Rooted, lines: int) -> None:
+    """It names our CA, so nothing could be pulled by it any more."""
+    before = rooted.tree()
+    init(rooted)
+    path = rooted.path(f"{CERTS}/docker.io/hosts.toml")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[lines:]))
+    assert not init(rooted), "it stays as it was edited"
+    reset(rooted)
+    assert without_ours(rooted.tree()) == before
+
+
+def test_directories_above_those_of_hosts_files_go_again(rooted: Rooted) -> None:
+    rooted.put(CONFIG, 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/a/b/c"\n')
+    before = rooted.tree()
+    init(rooted)
+    assert rooted.path("/etc/a/b/c/docker.io/hosts.toml").exists()
+    reset(rooted)
+    assert without_ours(rooted.tree()) == before
+
+
+@pytest.mark.parametrize(
+    "rest", [NEW_CONFIG, NEW_CONFIG.rstrip("\n"), f"\n{NEW_CONFIG}\n", NEW_CONFIG.replace("\n", "\r\n")]
+)
+def test_a_file_with_nothing_but_our_comment_goes(rooted: Rooted, rest: str) -> None:
+    before = rooted.tree()
+    init(rooted)
+    rooted.path(CONFIG).write_text(rest, newline="")
+    reset(rooted)
+    assert without_ours(rooted.tree()) == before
+
+
+def test_a_run_that_dies_after_a_file_was_put_back_owes_a_restart(rooted: Rooted) -> None:
+    rooted.put(CONFIG, ORIGINAL)
+    init(rooted)
+    restarts = rooted.restarts
+    rooted.breaks_after = ("write", CONFIG)
+    with pytest.raises(ConnectionFailed):
+        reset(rooted)
+    rooted.breaks_after = ()
+    assert rooted.path(CONFIG).read_text() == ORIGINAL
+    reset(rooted)
+    assert rooted.restarts == restarts + 1
+
+
+def test_a_key_that_is_a_table_by_dots_is_not_taken_out_in_part() -> None:
+    with pytest.raises(Uneditable, match="laid out"):
+        unset_key('plugins."x".registry.a = 1\n', ("plugins", "x"), "registry")
+
+
+def test_leftovers_of_killed_runs_do_not_keep_directories(rooted: Rooted) -> None:
+    rooted.path("/etc/containerd").rmdir()
+    before = rooted.tree()
+    init(rooted)
+    rooted.put(f"{CERTS}/docker.io/.hosts.toml.aB3dE5gH7j.kubeadm-registry", "[hos")
+    rooted.put(f"{CERTS}/.new.aB3dE5gH7j-kubeadm-registry-ca.crt", "---")
+    rooted.put("/etc/containerd/.config.toml.aB3dE5gH7j.kubeadm-registry", "vers")
+    reset(rooted)
+    assert without_ours(rooted.tree()) == before
