@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,30 +60,44 @@ class Transport(Protocol):
         """End the connection and with it the lock."""
 
 
+#: Owner and group of a file as names and as numbers, for ``stat``; ``owner_of`` reads it.
+OWNER = "%U:%G %u:%g"
+
+#: Ends the name of a file that is being written. Programs read ``conf.d/*.toml`` and the like at any moment, and Go's
+#: patterns match a name that begins with a dot: so it is the end that must not be theirs.
+UNFINISHED = ".kubeadm-registry"
+
 #: Asks for type, mode, owner and size of a path and for its content, in one round trip.
 #: ``$1`` path. Status 3: no such file; 4: it is there and is not a plain file.
-_READ = """
+_READ = f"""
 [ -e "$1" ] || [ -L "$1" ] || exit 3
 [ -f "$1" ] || exit 4
-stat -L -c '%a %U:%G' -- "$1" && cat -- "$1"
+stat -L -c '%a {OWNER}' -- "$1" && cat -- "$1"
 """
 
-#: Writes standard input to a new file beside ``$1``, with mode ``$2`` and owner ``$3``; lets ``$4...`` look at it
-#: (``{path}`` stands for its name); flushes it to disk and renames it: the file is whole at any moment.
-_WRITE = """
+#: Writes standard input, ``$4`` bytes with the SHA-256 ``$5``, to a new file beside ``$1``, with mode ``$2`` and owner
+#: ``$3``; lets ``$7...`` look at it (``{path}`` stands for its name, which ends in ``$6``); flushes it to disk and
+#: renames it: the file is whole at any moment. What runs left that were killed in here, by a power cut too, is removed.
+#: When the connection breaks, the complaint has no reader: SIGPIPE would end the shell before it cleans up.
+_WRITE = f"""
 set -e
-path=$1 mode=$2 owner=$3; shift 3
-directory=$(dirname -- "$path")
-# The end of the name stays: some programs tell the format by it.
-new=$(mktemp --suffix="-${path##*/}" -- "$directory/.new.XXXXXXXXXX")
+trap '' PIPE HUP
+trap 'exit 143' TERM
+path=$1 mode=$2 owner=$3 size=$4 digest=$5 ending=$6; shift 6
+directory=$(dirname -- "$path") name=${{path##*/}}
+rm -f -- "$directory/.$name."??????????"{UNFINISHED}"* "$directory/.new."??????????"-$name"
+new=$(mktemp --suffix="{UNFINISHED}$ending" -- "$directory/.$name.XXXXXXXXXX")
 trap 'rm -f -- "$new"' EXIT
 cat > "$new"
+arrived=$(stat -c %s -- "$new")
+[ "$arrived" = "$size" ] || {{ echo "$arrived of $size bytes arrived" >&2; exit 3; }}
+[ "$(sha256sum <"$new")" = "$digest  -" ] || {{ echo "other bytes arrived than were sent" >&2; exit 3; }}
 chown -- "$owner" "$new"
 chmod -- "$mode" "$new"
 if [ $# -gt 0 ]; then
   for word in "$@"; do
     shift
-    [ "$word" = '{path}' ] && word=$new
+    [ "$word" = '{{path}}' ] && word=$new
     set -- "$@" "$word"
   done
   "$@" >&2
@@ -113,9 +128,30 @@ def has_address(host: Host, address: str) -> bool:
     return bool(host.query("ip", "-oneline", "address", "show", "-tentative", "to", prefix(address), timeout=15).text)
 
 
+def owner_of(names: str, numbers: str) -> str:
+    """``user:group``, of what ``stat`` says by OWNER: as numbers where the host has no name for them."""
+    pairs = zip(names.split(":"), numbers.split(":"), strict=True)
+    return ":".join(number if name == "UNKNOWN" else name for name, number in pairs)
+
+
+def _write_hint(path: str, said: bytes) -> str:
+    """What to do when writing *path* failed with these words."""
+    directory = path.rpartition("/")[0] or "/"
+    if b"Operation not permitted" in said:
+        return (
+            f"the file or its directory may be immutable: see `lsattr -d {directory} {path}` on the host, take the "
+            "attribute off with `chattr -i`, then run this again"
+        )
+    if b"Read-only file system" in said:
+        return f"mount the file system of {directory} read-write, or find out why the kernel made it read-only"
+    if b"No space left" in said or b"quota exceeded" in said:
+        return f"free space there, then run this again; see `df -h {directory}` and `df -i {directory}`"
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A plain file on a host: content, mode (``644``) and owner (``root:root``)."""
+    """A plain file on a host: content, mode (``644``) and owner (``root:root``; a number where there is no name)."""
 
     content: bytes
     mode: int
@@ -155,8 +191,8 @@ class Host:
             what = "is not a plain file" if result.code == 4 else result.stderr.decode(errors="replace").strip()
             raise Error(f"cannot read {path}: {what}", host=self.name, code="FileUnreadable")
         head, _, content = result.stdout.partition(b"\n")
-        mode, owner = head.decode().split(" ", 1)
-        return FileState(content, int(mode, 8), owner)
+        mode, names, numbers = head.decode().split(" ")
+        return FileState(content, int(mode, 8), owner_of(names, numbers))
 
     def read(self, path: str) -> bytes | None:
         """Content of the file *path*; None if there is none."""
@@ -168,10 +204,19 @@ class Host:
     ) -> None:
         """Write *path* whole: new name, content, owner, mode, *validate*, flush, rename.
 
-        *validate* is a command that must accept the new file (``{path}`` stands for its name) before it replaces the
-        old one. Raises CommandFailed, and the old file is as it was.
+        *validate* is a command that must accept the new file before it replaces the old one: ``{path}`` stands for its
+        name, and ``{path}.json`` for a name that ends so, for a program that tells the format by it. Raises
+        CommandFailed, and the old file is as it was.
         """
-        self.run("sh", "-c", _WRITE, "write", path, f"{mode:o}", owner, *validate, stdin=content)
+        ending = next((word.removeprefix("{path}") for word in validate if word.startswith("{path}")), "")
+        check = [word.removesuffix(ending) if word.startswith("{path}") else word for word in validate]
+        size, digest = str(len(content)), hashlib.sha256(content).hexdigest()
+        argv = ("sh", "-c", _WRITE, "write", path, f"{mode:o}", owner)
+        try:
+            self.run(*argv, size, digest, ending, *check, stdin=content)
+        except CommandFailed as error:
+            shown = replace(error.result, argv=argv)
+            raise CommandFailed(shown, host=self.name, hint=_write_hint(path, shown.stderr)) from error
 
     def upload(self, source: Path, path: str) -> None:
         """Copy the large file *source* of this machine to *path* on the host."""

@@ -2,7 +2,7 @@
 
 The shell reads commands from a byte stream and answers on two others, standard output and standard error. After each
 command it prints a random mark on both, so output is binary-safe and needs no newline at its end. It works where
-``/bin/sh`` is dash or bash and needs ``timeout``, ``base64`` and ``flock`` on the host.
+``/bin/sh`` is dash or bash and needs ``timeout``, ``base64``, ``sha256sum`` and ``flock`` on the host.
 
 The shell ends at the end of its input. A command cut short on its way never runs: each stands in ``{ }``, and a
 shell refuses an unclosed brace.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import io
 import os
 import re
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
-from kubeadm_registry.host import Result
+from kubeadm_registry.host import UNFINISHED, Result
 
 #: Seconds between the TERM and the KILL for a command that outlives its time.
 KILL_AFTER = 5.0
@@ -36,8 +37,9 @@ START_TIMEOUT = 30.0
 STALL = 120.0
 #: Seconds to flush a large file to a slow disk.
 FLUSH_TIMEOUT = 900.0
-#: More standard input than this goes to a process of its own: bash reads its commands byte by byte, about 2 MB/s.
-INLINE_STDIN = 128 * 1024
+#: More standard input than this goes to a process of its own: bash reads its commands byte by byte, about 2 MB/s, and a
+#: ``printf`` that is not built in takes 128 KiB in one argument, which this is not in base64.
+INLINE_STDIN = 64 * 1024
 
 CHUNK = 256 * 1024
 
@@ -50,7 +52,7 @@ _START = (
 
 #: Names the missing programs, then the user's id.
 _HELLO = """
-for tool in timeout base64 flock; do command -v "$tool" >/dev/null 2>&1 || printf '%s ' "$tool"; done
+for tool in timeout base64 sha256sum flock; do command -v "$tool" >/dev/null 2>&1 || printf '%s ' "$tool"; done
 id -u </dev/null
 """
 
@@ -71,14 +73,17 @@ else
 fi
 """
 
-#: Writes standard input, which must have ``$2`` bytes, beside ``$1`` and renames it. One line, see above.
-#: When the connection breaks, the complaint has no reader: SIGPIPE would end the shell before it cleans up.
+#: Writes standard input, which must have ``$2`` bytes and the SHA-256 ``$3``, beside ``$1`` and renames it, as
+#: ``Host.write`` does. One line, see above.
 _UPLOAD = (
-    "set -e; trap '' PIPE HUP; "
-    'directory=$(dirname -- "$1"); new=$(mktemp -- "$directory/.new.XXXXXXXXXX"); '
+    "set -e; trap '' PIPE HUP; trap 'exit 143' TERM; "
+    'directory=$(dirname -- "$1") name=${1##*/}; '
+    f'rm -f -- "$directory/.$name."??????????"{UNFINISHED}"; '
+    f'new=$(mktemp --suffix={UNFINISHED} -- "$directory/.$name.XXXXXXXXXX"); '
     "trap 'rm -f -- \"$new\"' EXIT; "
     'cat >"$new"; size=$(stat -c %s -- "$new"); '
     '[ "$size" = "$2" ] || { echo "$size of $2 bytes arrived" >&2; exit 3; }; '
+    '[ "$(sha256sum <"$new")" = "$3  -" ] || { echo "other bytes arrived than were sent" >&2; exit 3; }; '
     'sync -- "$new"; mv -f -T -- "$new" "$1"; sync -- "$directory"'
 )
 
@@ -148,7 +153,7 @@ class Shell:
                 raise ConnectionFailed(
                     f"there is no {' and no '.join(missing)} on the host",
                     host=host,
-                    hint="install coreutils (timeout, base64) and util-linux (flock) there",
+                    hint="install coreutils (timeout, base64, sha256sum) and util-linux (flock) there",
                     code="ToolsMissing",
                 )
         except BaseException:
@@ -174,9 +179,9 @@ class Shell:
         else:
             words = shlex.join(limited)
             if stdin:
-                # dash reads ahead, so what follows the command in the stream must be its text.
+                # No here-document: bash keeps a large one in /tmp, and goes on without it where that is full.
                 text = base64.encodebytes(stdin).decode()
-                words = f"base64 -d <<'END.' 2>/dev/null 9>&- | {words} 9>&-\n{text}END."
+                words = f"{{ printf %s '{text}' | base64 -d; }} 2>/dev/null 9>&- | {words} 9>&-"
             else:
                 words = f"{words} </dev/null 9>&-"
             with self._turn:
@@ -188,14 +193,16 @@ class Shell:
     def upload(self, source: Path, path: str) -> None:
         """Copy the file *source* of this machine to *path* on the host: as a stream, whole or not at all, mode 600.
 
-        Raises Error when *source* cannot be read, CommandFailed when the host cannot write it or another number of
-        bytes arrived.
+        Raises Error when *source* cannot be read, CommandFailed when the host cannot write it or other bytes arrived
+        than were sent.
         """
         self._need_open(("upload", path))
         try:
             with source.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                process = self._spawn(("sh", "-c", _UPLOAD, "upload", path, str(size)))
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                file.seek(0)
+                process = self._spawn(("sh", "-c", _UPLOAD, "upload", path, str(size), digest))
                 result, _ = run_process(process, file, ("upload", path), self._host, timeout=FLUSH_TIMEOUT, stall=STALL)
         except OSError as error:
             raise Error(f"cannot read {source}: {error.strerror}", code="FileUnreadable") from error

@@ -22,7 +22,7 @@ from kubeadm_registry.errors import (
     PreflightFailed,
     Problem,
 )
-from kubeadm_registry.host import Host, side_by_side
+from kubeadm_registry.host import UNFINISHED, Host, side_by_side
 from kubeadm_registry.report import Action, Reporter
 
 
@@ -118,6 +118,8 @@ def run(
     elif lock:
         take_locks(cluster.hosts)
     preflight(selected, cluster, reporter, ignore=ignore)
+    if not dry_run:
+        sweep(cluster.hosts)
     actions: list[Action] = []
     for path, phase in selected:
         if phase.steps is None:
@@ -143,6 +145,24 @@ def flush(cluster: Cluster, hosts: Sequence[Host]) -> None:
     """
     directories = (paths.ETC, paths.OPT, cluster.spec.data_directory)
     side_by_side(lambda host: host.run("sh", "-c", _FLUSH, "flush", *directories, timeout=120), hosts)
+
+
+#: Removes what is left below the directories ``$@`` of files that were being written. Other file systems may hang.
+_SWEEP = f"""
+for directory; do
+  [ ! -d "$directory" ] || find "$directory" -xdev -type f -name '.*.??????????{UNFINISHED}*' -delete
+done
+:
+"""
+
+
+def sweep(hosts: Sequence[Host]) -> None:
+    """Remove the unfinished files of runs that were killed, or whose host lost its power, from all *hosts* at once.
+
+    Only under the lock: those of a run that works just then look the same. Paths elsewhere, as those of a containerd
+    that has its configuration somewhere else, are swept by the next write there.
+    """
+    side_by_side(lambda host: host.run("sh", "-c", _SWEEP, "sweep", "/etc", paths.OPT), hosts)
 
 
 def take_locks(hosts: Sequence[Host]) -> None:

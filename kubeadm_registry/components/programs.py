@@ -36,6 +36,7 @@ archive=$1 digest=$2 target=$3
 echo "$digest  $archive" | sha256sum --check --quiet
 umask 022
 mkdir -p -- "$(dirname -- "$target")"
+rm -rf -- "$(dirname -- "$target")"/.new.??????????*
 new=$(mktemp -d -- "$(dirname -- "$target")/.new.XXXXXXXXXX")
 trap 'rm -rf -- "$new"' EXIT
 tar -xzf "$archive" -C "$new" --no-same-owner

@@ -81,7 +81,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
             configuration(cluster, writer=path == WRITER_CONFIG),
             mode=0o640,
             owner=owner,
-            validate=(program, "verify", "{path}"),
+            validate=(program, "verify", "{path}.json"),
             secret_keys=("secretkey",),
         )
         for path in (STANDBY_CONFIG, WRITER_CONFIG)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kubeadm_registry.containerd import proxy
 from kubeadm_registry.containerd.settings import CONFIG, Layer, Refused, Version
-from kubeadm_registry.host import FileState, Host
+from kubeadm_registry.host import OWNER, FileState, Host, owner_of
 
 UNIT = "containerd.service"
 
@@ -30,19 +30,20 @@ pid=$(printf '%s\\n' "$properties" | sed -n 's/^MainPID=//p')
 [ "${pid:-0}" = 0 ] || cat -- "$2/$pid/cmdline" 2>/dev/null || :
 """
 
-#: Shows files: ``$@`` are paths or patterns. For each path that there is a line "argument size mode owner:group
-#: real-path", a line with the path, and the content. Size ``-``: it is there and is not a plain file.
-_SHOW = """
+#: Shows files: ``$@`` are paths or patterns. For each path that there is a line "argument size mode owner real-path",
+#: with the owner as ``host.OWNER`` says, a line with the path, and the content. Size ``-``: it is there and is not a
+#: plain file.
+_SHOW = f"""
 IFS=
 LC_ALL=C
 number=0
 for pattern; do
   for path in $pattern; do
     if [ -f "$path" ]; then
-      printf '%s %s %s\\n%s\\n' "$number" "$(stat -L -c '%s %a %u:%g' -- "$path")" "$(readlink -f -- "$path")" "$path"
+      printf '%s %s %s\\n%s\\n' "$number" "$(stat -L -c '%s %a {OWNER}' -- "$path")" "$(readlink -f -- "$path")" "$path"
       cat -- "$path"
     elif [ -e "$path" ] || [ -L "$path" ]; then
-      printf '%s - 0 - %s\\n%s\\n' "$number" "$path" "$path"
+      printf '%s - 0 - - %s\\n%s\\n' "$number" "$path" "$path"
     fi
   done
   number=$((number + 1))
@@ -69,11 +70,11 @@ def look(host: Host, *patterns: str) -> list[tuple[int, str, Shown | None]]:
     while rest:
         head, _, rest = rest.partition(b"\n")
         line, _, rest = rest.partition(b"\n")
-        number, size, mode, owner, real = head.decode().split(" ", 4)
+        number, size, mode, names, numbers, real = head.decode().split(" ", 5)
         path, shown = line.decode(), None
         if size != "-":
             content, rest = rest[: int(size)], rest[int(size) :]
-            shown = Shown(path, real, FileState(content, int(mode, 8), owner))
+            shown = Shown(path, real, FileState(content, int(mode, 8), owner_of(names, numbers)))
         found.append((int(number), path, shown))
     return found
 

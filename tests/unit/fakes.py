@@ -218,10 +218,15 @@ class FakeTransport:
             raise Failed(code=3)
         if not isinstance(found, FileState):
             raise Failed(code=4)
-        return f"{found.mode:o} {self._owner(found.owner)}\n".encode() + found.content
+        names = self._owner(found.owner)
+        numbers = ":".join(
+            "0" if name == "root" else name if name.isdigit() else "900" for name in found.owner.split(":")
+        )
+        return f"{found.mode:o} {names} {numbers}\n".encode() + found.content
 
     def _write(self, arguments: tuple[str, ...], stdin: bytes) -> bytes:
-        path, mode, owner, *validate = arguments
+        path, mode, owner, size, digest, _, *validate = arguments
+        assert (size, digest) == (str(len(stdin)), hashlib.sha256(stdin).hexdigest())
         if not isinstance(self.tree.get(posixpath.dirname(path)), Dir):
             raise Failed(f"mktemp: failed to create file in {posixpath.dirname(path)}: No such file or directory")
         self._known_owner(owner)
@@ -242,6 +247,10 @@ class FakeTransport:
     def _data(self, directories: tuple[str, ...], _: bytes) -> bytes:
         found = [path for directory in directories for path in self._below(directory) if "lost+found" not in path]
         return "".join(found[:1]).encode()
+    def _sweep(self, arguments: tuple[str, ...], _: bytes) -> bytes:
+        for path in [path for path in self.tree if path.endswith(host_module.UNFINISHED)]:
+            del self.tree[path]
+        return b""
 
     def _is_there(self, arguments: tuple[str, ...], _: bytes) -> bytes:
         path, only_if_empty = arguments
@@ -502,6 +511,7 @@ _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = 
     changes._UNIT: FakeTransport._unit_state,
     workflow._FLUSH: FakeTransport._flush,
     secrets._DATA: FakeTransport._data,
+    workflow._SWEEP: FakeTransport._sweep,
 }
 
 

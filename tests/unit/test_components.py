@@ -347,6 +347,8 @@ def unpack(archive: Path, digest: str, target: Path) -> int:
 
 def test_a_program_is_unpacked_whole_in_place_of_another_build(tmp_path: Path) -> None:
     target = tmp_path / "programs" / "x" / "1"
+    for left in (".new.0123456789", ".new.0123456789.old"):
+        (target.parent / left / "bin").mkdir(parents=True)  # of runs that were killed
     for text in ("one", "two"):
         archive, digest = layer(tmp_path / text, text)
         assert unpack(archive, digest, target) == 0

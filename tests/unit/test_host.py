@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kubeadm_registry.containerd.survey import show
 from kubeadm_registry.errors import CommandFailed, Error
-from kubeadm_registry.host import FileState, Host, Result
+from kubeadm_registry.host import _WRITE, FileState, Host, Result
 from tests.unit.fakes import FakeTransport
-from tests.unit.here import OWNER, here, stub
+from tests.unit.here import OWNER, Here, here, stub
 
 
 def test_asking_takes_any_status_for_an_answer(server: FakeTransport) -> None:
@@ -136,7 +141,7 @@ def test_a_file_is_flushed_before_it_gets_its_name_and_the_name_after(tmp_path: 
     here(tmp_path / "bin").write(path, b"x", owner=OWNER)
     flushed, renamed, flushed_name = log.read_text().splitlines()
     new = flushed.removeprefix("sync -- ")
-    assert new.startswith(f"{tmp_path}/etc/.new.")
+    assert new.startswith(f"{tmp_path}/etc/.config.")
     assert renamed == f"mv -f -T -- {new} {path}"
     assert flushed_name == f"sync -- {tmp_path}/etc"
 
@@ -144,3 +149,101 @@ def test_a_file_is_flushed_before_it_gets_its_name_and_the_name_after(tmp_path: 
 def test_without_the_folder_writing_fails_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(CommandFailed, match="No such file or directory"):
         here().write(str(tmp_path / "no" / "file"), b"x", owner=OWNER)
+
+
+class Altering(Here):
+    """A connection that hands the script other standard input than it was given."""
+
+    def __init__(self, alter: Callable[[bytes], bytes]) -> None:
+        super().__init__()
+        self._alter = alter
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Result:
+        return super().run(argv, stdin=self._alter(stdin), timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("alter", "said"),
+    [
+        (lambda content: b"", "0 of 12 bytes arrived"),
+        (lambda content: content[:-1], "11 of 12 bytes arrived"),
+        (lambda content: content + b"x", "13 of 12 bytes arrived"),
+        (lambda content: content[:-1] + b"x", "other bytes arrived than were sent"),
+    ],
+)
+def test_content_that_does_not_arrive_as_it_was_sent_replaces_nothing(
+    tmp_path: Path, alter: Callable[[bytes], bytes], said: str
+) -> None:
+    path = tmp_path / "config"
+    path.write_text("good")
+    with pytest.raises(CommandFailed, match=said):
+        Host("here", "192.0.2.1", Altering(alter)).write(str(path), b"twelve bytes", owner=OWNER)
+    assert path.read_text() == "good"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_being_written_is_not_one_of_those_that_programs_read(tmp_path: Path) -> None:
+    """containerd reads every conf.d/*.toml, also those that begin with a dot; zot tells the format by the ending."""
+    path, shown = tmp_path / "10-reg.toml", tmp_path / "shown"
+    look = ("sh", "-c", 'ls -A "$1" > "$2"; echo "$3" >> "$2"', "look", str(tmp_path), str(shown), "{path}")
+    here().write(str(path), b"x", owner=OWNER, validate=look)
+    *there, seen = shown.read_text().splitlines()
+    assert Path(seen).name in there
+    assert Path(seen).suffix != ".toml"
+    here().write(str(path), b"x", owner=OWNER, validate=(*look[:-1], "{path}.json"))
+    assert shown.read_text().splitlines()[-1].endswith(".json")
+
+
+def test_what_killed_runs_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "10-reg.toml"
+    for name in (".new.0123456789-10-reg.toml", ".10-reg.toml.0123456789.kubeadm-registry.json"):
+        (tmp_path / name).write_text("an earlier version left this")
+    stays = [".new.0123456789-other.toml", ".10-reg.toml.swp", ".other.toml.0123456789.kubeadm-registry"]
+    for name in stays:
+        (tmp_path / name).touch()
+    with pytest.raises(CommandFailed):
+        here().write(str(path), b"x", owner=OWNER, validate=("sh", "-c", "kill -KILL $PPID"))
+    left = sorted(one.name for one in tmp_path.iterdir() if one.name not in stays)
+    assert [fnmatch(name, ".10-reg.toml.??????????.kubeadm-registry") for name in left] == [True]
+    here().write(str(path), b"x", owner=OWNER)
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*stays, "10-reg.toml"])
+
+
+def test_writing_that_takes_too_long_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        ["timeout", "0.3", "sh", "-c", _WRITE, "write", str(tmp_path / "config"), "644", OWNER, "1", "", ""],
+        stdin=subprocess.PIPE,
+    )
+    assert process.wait(20) == 124
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_an_owner_without_a_name_is_kept_as_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    os.chown(path, 54321, 0)
+    state = here().state(str(path))
+    assert state is not None
+    assert state.owner == "54321:root"
+    here().write(str(path), b"x", owner=state.owner)
+    assert (path.stat().st_uid, path.stat().st_gid) == (54321, 0)
+    (shown,) = show(here(), str(path))
+    assert shown.state == FileState(b"x", 0o644, "54321:root")
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("mv: cannot move 'a' to 'b': Operation not permitted", "chattr -i"),
+        ("mktemp: failed: Read-only file system", "read-write"),
+        ("cat: write error: No space left on device", "df -h {etc}"),
+    ],
+)
+def test_a_file_that_cannot_be_replaced_comes_with_what_to_do(tmp_path: Path, said: str, hint: str) -> None:
+    stub(tmp_path / "bin", "mv", f'echo "{said}" >&2; exit 1')
+    (tmp_path / "etc").mkdir()
+    with pytest.raises(CommandFailed) as caught:
+        here(tmp_path / "bin").write(f"{tmp_path}/etc/config", b"x", owner=OWNER)
+    assert hint.format(etc=tmp_path / "etc") in caught.value.hint
+    assert list((tmp_path / "etc").iterdir()) == []

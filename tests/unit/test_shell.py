@@ -1,3 +1,4 @@
+import hashlib
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from kubeadm_registry import shell as shell_module
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
+from kubeadm_registry.host import Host
 from kubeadm_registry.local import Local, ProcessStream
 from kubeadm_registry.shell import INLINE_STDIN, Shell, start_argv, wait_started
 
@@ -101,6 +103,51 @@ def test_standard_input_of_any_size(shell, size):
 def test_the_status_is_that_of_a_command_that_reads_nothing(shell, size):
     result = shell.run(["sh", "-c", "exit 3"], stdin=bytes(size))
     assert (result.code, result.stdout, result.stderr) == (3, b"", b"")
+
+
+#: Runs ``$2...`` where /tmp is full and /mnt is the folder ``$1``.
+FULL_TMP = """
+mount --bind "$1" /mnt && shift
+mount -t tmpfs -o size=64k,mode=1777 none /tmp && head -c 1M /dev/zero >/tmp/full 2>/dev/null
+[ "$(stat -f -c %a /tmp)" = 0 ] || exit 9
+unset TMPDIR
+exec "$@"
+"""
+IN_FULL_TMP = ("unshare", *(() if os.geteuid() == 0 else ("--map-root-user",)), "--mount", "sh", "-c", FULL_TMP, "full")
+
+
+@pytest.fixture(params=["dash", "bash"])
+def cramped(request, tmp_path):
+    """A shell on a host whose /tmp is full; its /mnt is the test's folder."""
+    if not shutil.which(request.param):
+        pytest.skip(f"there is no {request.param} on this machine")
+    there = [*IN_FULL_TMP, str(tmp_path)]
+    if not os.environ.get("CI") and subprocess.run([*there, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("may not make a mount namespace")
+
+    def spawn_there(argv):
+        mark = secrets.token_hex(16)
+        stream = ProcessStream([*there, *start_argv(argv, mark)])
+        assert wait_started(stream, mark) is None
+        return stream
+
+    one = Shell(spawn_there, "cp-1", program=request.param)
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize("size", [1, 48 * 1024, 56_778, 64 * 1024, 96 * 1024, 128 * 1024, 1_000_000])
+def test_standard_input_arrives_where_tmp_is_full(cramped, size):
+    """bash keeps a here-document of more than 64 KiB in /tmp, and goes on without it when it cannot."""
+    data = os.urandom(size)
+    assert cramped.run(["cat"], stdin=data).stdout == data
+
+
+@pytest.mark.parametrize("size", [56_778, 1_000_000])
+def test_a_file_is_written_whole_where_tmp_is_full(cramped, tmp_path, size):
+    content = os.urandom(size)
+    Host("cp-1", "10.0.0.11", cramped).write("/mnt/file", content, owner="0:0")
+    assert (tmp_path / "file").read_bytes() == content
 
 
 def test_without_input_a_command_reads_nothing(shell):
@@ -298,6 +345,24 @@ def test_upload_that_arrives_in_part_leaves_the_old_file(shell, tmp_path, monkey
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "target"]
 
 
+def test_upload_of_a_file_that_changes_on_its_way_leaves_the_old_one(shell, tmp_path, monkeypatch):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"new")
+    target.write_bytes(b"old")
+    monkeypatch.setattr(shell_module.hashlib, "file_digest", lambda file, kind: hashlib.sha256(b"what was read before"))
+    with pytest.raises(CommandFailed, match="other bytes arrived than were sent"):
+        shell.upload(source, str(target))
+    assert target.read_bytes() == b"old"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "target"]
+
+
+def test_upload_removes_what_killed_ones_left(shell, tmp_path):
+    for name in ("source", ".target.0123456789.kubeadm-registry", ".other.0123456789.kubeadm-registry"):
+        (tmp_path / name).write_bytes(b"new")
+    shell.upload(tmp_path / "source", str(tmp_path / "target"))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"source", "target", ".other.0123456789.kubeadm-registry"}
+
+
 # The lock
 
 
@@ -384,7 +449,9 @@ def test_missing_programs_are_named_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(
         shell_module, "_START", f"PATH={tmp_path}; " + shell_module._START.partition("export PATH LC_ALL; ")[2]
     )
-    with pytest.raises(ConnectionFailed, match="there is no base64 and no flock on the host") as caught:
+    with pytest.raises(
+        ConnectionFailed, match="there is no base64 and no sha256sum and no flock on the host"
+    ) as caught:
         Shell(spawn, "cp-1")
     assert caught.value.code == "ToolsMissing"
     assert "coreutils" in caught.value.hint

@@ -276,6 +276,22 @@ def test_the_next_run_touches_only_those_that_were_not_done(site: Site) -> None:
     assert {worker.restarts for worker in site.workers.values()} == {1}
 
 
+def test_what_a_killed_run_left_unfinished_goes_with_the_next_run(site: Site) -> None:
+    """Else an unfinished file would stay beside those that containerd reads, also after remove."""
+    site.add(1)
+    worker = site.workers["w-1"]
+    before = site.trees()
+    assert site.run("apply")[0] == 0
+    left = worker.put(f"{CERTS}/quay.io/.hosts.toml.0123456789.kubeadm-registry", "[host")
+    other = worker.put("/etc/containerd/.config.toml.swp", "somebody's editor")
+    site.run("remove", "--dry-run")
+    assert left.exists()
+    assert site.run("remove")[0] == 0
+    assert not left.exists()
+    other.unlink()
+    assert site.trees() == before
+
+
 def test_a_node_whose_containerd_reads_hosts_files_is_not_restarted(site: Site) -> None:
     site.add(2, OURS)
     assert site.run("apply")[0] == 0
