@@ -7,6 +7,7 @@ IPv6 literals take brackets in URLs (RFC 3986, section 3.2.2) and in "host:port"
 from __future__ import annotations
 
 import ipaddress
+import re
 from ipaddress import IPv4Address, IPv6Address
 
 
@@ -16,6 +17,22 @@ def ip(address: str) -> IPv4Address | IPv6Address | None:
         return ipaddress.ip_address(address)
     except ValueError:
         return None
+
+
+def normal(host: str) -> str:
+    """The one way to write the address *host*, so that two of them compare; a name as it is."""
+    found = ip(host)
+    return host if found is None else str(found)
+
+
+#: Names in DNS, /etc/hosts and ssh_config: RFC 1123 with underscores, 63 characters at most between two dots.
+_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
+
+
+def is_host_name(text: str) -> bool:
+    """Whether *text* may be the name of a host. One that ends in a number is a mistyped address."""
+    return _HOST_NAME.fullmatch(text) is not None and not text.rpartition(".")[2].isdecimal()
 
 
 def is_ipv6(address: str) -> bool:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from types import TracebackType
 
-from pydantic import ValidationError
-
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.config import Ssh
-from kubeadm_registry.errors import ConfigError, ConfigProblem, Error, PreflightFailed
+from kubeadm_registry.errors import Error, PreflightFailed
 from kubeadm_registry.host import Host, Transport, side_by_side
 from kubeadm_registry.report import Action, Reporter
+from kubeadm_registry.worker_list import Worker
 from kubeadm_registry.workflow import Workflow, run
 
 #: Workers at a time. One that says nothing costs its turn ten seconds, so a few of them must not hold up the others.
@@ -28,15 +25,6 @@ RESTARTS = 8
 RESTARTED_PART = 4
 #: After so many restarts that failed no other worker's containerd is restarted.
 MOST_FAILURES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A host as the list of nodes names it: *address* is an address, a name, or a Host of the user's ssh_config."""
-
-    name: str
-    address: str
-    ssh: Ssh = field(default_factory=Ssh)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,53 +71,6 @@ class Turns:
         self._free.release()
 
 
-def load(path: Path) -> tuple[Worker, ...]:
-    """Read the list of nodes *path*. Raises ConfigError with every problem at once."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", code="NodesUnreadable") from error
-    return parse(text, str(path))
-
-
-def parse(text: str, file: str) -> tuple[Worker, ...]:
-    """The workers that *text* lists; *file* stands in errors. Raises ConfigError.
-
-    A line is ``NAME ADDRESS`` or ``ADDRESS``, then settings of SSH for this node alone, as in ``nodes[].ssh`` of the
-    cluster file: ``user=admin port=2222 identityFile=... knownHostsFile=...``. ``#`` begins a comment.
-    """
-    found: list[Worker] = []
-    problems: list[ConfigProblem] = []
-    lines: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.partition("#")[0].split()
-        where = f"{file}:{number}"
-        plain = [word for word in words if "=" not in word]
-        settings = dict(word.split("=", 1) for word in words if "=" in word)
-        if not words:
-            continue
-        if words[: len(plain)] != plain or not 1 <= len(plain) <= 2:
-            problems.append(ConfigProblem(where, "must be NAME ADDRESS [user=... port=...], or ADDRESS alone"))
-            continue
-        try:
-            worker = Worker(plain[0], plain[-1], Ssh.model_validate(settings))
-        except ValidationError as error:
-            problems += [ConfigProblem(where, f"{one['loc'][0]}: {one['msg']}") for one in error.errors()]
-            continue
-        port = f" port {worker.ssh.port}" if worker.ssh.port else ""
-        for what in (worker.name, f"{worker.address}{port}"):
-            if lines.setdefault(what, number) != number:
-                problems.append(ConfigProblem(where, f"{what} stands in line {lines[what]} as well"))
-        found.append(worker)
-    if problems:
-        raise ConfigError(f"{file} is wrong", problems=problems, code="NodesInvalid")
-    if not found:
-        raise ConfigError(
-            f"{file} names no node", code="NodesInvalid", hint="one a line: NAME ADDRESS [user=... port=...]"
-        )
-    return tuple(found)
-
-
 def run_each(
     workflow: Workflow,
     cluster: Cluster,
@@ -157,6 +98,18 @@ def run_each(
                 host.transport.close()
         except Error as error:
             return Outcome(worker, error=error)
+        except Exception as error:
+            # Our mistake, and maybe met on this node alone: the others are not left waiting for it.
+            return Outcome(worker, error=_bug(error))
         return Outcome(worker, tuple(actions))
 
     return side_by_side(one, workers, at_most=at_once)
+
+
+def _bug(cause: Exception) -> Error:
+    error = Error(
+        f"unexpected {type(cause).__name__}: {cause}", code="Bug",
+        hint="run it with --debug and this node alone in the list, and report what it shows",
+    )  # fmt: skip
+    error.__cause__ = cause
+    return error

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from kubeadm_registry import config, workers
+from kubeadm_registry import config, worker_list, workers
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import (
     EXIT_DEGRADED,
@@ -31,7 +31,8 @@ from kubeadm_registry.host import Transport
 from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_BACK
 from kubeadm_registry.report import Reporter
 from kubeadm_registry.secrets import Vault
-from kubeadm_registry.workers import Outcome, Worker
+from kubeadm_registry.worker_list import Worker
+from kubeadm_registry.workers import Outcome
 from kubeadm_registry.workflow import Workflow
 
 nodes_option = click.option(
@@ -58,7 +59,8 @@ def apply(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> No
     right yet. containerd is restarted only where it must be, on a few nodes at a time.
     """
     reporter = context.reporter()
-    cluster_file, listed = config.load(path), workers.load(nodes)
+    cluster_file, listed = config.load(path), worker_list.load(nodes)
+    worker_list.refuse_registry(listed, cluster_file.spec, str(nodes))
     vault = session.vault(cluster_file, reporter)
     session.installed_secrets(vault)
     outcomes = _run(MIRRORS, cluster_file, vault, listed, reporter, dry_run=dry_run)
@@ -76,7 +78,8 @@ def remove(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> N
     The servers of the registry need not answer. One that is in the list is refused: that is what reset is for.
     """
     reporter = context.reporter()
-    cluster_file, listed = config.load(path), workers.load(nodes)
+    cluster_file, listed = config.load(path), worker_list.load(nodes)
+    worker_list.refuse_registry(listed, cluster_file.spec, str(nodes))
     servers = {name for node in cluster_file.spec.nodes for name in (node.name, *node.addresses)}
     if wrong := [worker.name for worker in listed if servers & {worker.name, worker.address}]:
         raise ConfigError(

@@ -21,7 +21,7 @@ from kubeadm_registry.local import Local
 from kubeadm_registry.report import Reporter
 from kubeadm_registry.secrets import Secrets, Vault
 from kubeadm_registry.ssh import UNREACHABLE, SshTarget, connect
-from kubeadm_registry.workers import Worker
+from kubeadm_registry.worker_list import Worker
 
 DEFAULT_BUNDLE = Path("kubeadm-registry-bundle.tar")
 SUDO_PASSWORD = "KUBEADM_REGISTRY_SUDO_PASSWORD"  # noqa: S105  the name of a variable

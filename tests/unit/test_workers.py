@@ -16,63 +16,17 @@ from kubeadm_registry import config, secrets, workers
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.config import Node, RegistryCluster, Ssh
-from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
+from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.host import Result as Answer
 from kubeadm_registry.host import Transport
 from kubeadm_registry.secrets import basic
-from kubeadm_registry.workers import Turns, Worker
+from kubeadm_registry.worker_list import Worker
+from kubeadm_registry.workers import Turns
 from tests.unit.containerd_host import Rooted
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 
 CERTS = "/etc/containerd/certs.d"
 OURS = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\n  config_path = "/etc/containerd/certs.d"\n'
-
-
-# ---- the list --------------------------------------------------------------------------------------------------------
-
-
-def test_a_list_of_nodes() -> None:
-    text = """
-    # rack 1
-    w-1   10.0.0.21
-    w-2   10.0.0.22  user=admin port=2222   # has another sshd
-    10.0.0.23
-    fd00::24
-    w-5   jump.example  identityFile=~/.ssh/other knownHostsFile=/srv/known
-    """
-    assert workers.parse(text, "nodes") == (
-        Worker("w-1", "10.0.0.21"),
-        Worker("w-2", "10.0.0.22", Ssh(user="admin", port=2222)),
-        Worker("10.0.0.23", "10.0.0.23"),
-        Worker("fd00::24", "fd00::24"),
-        Worker("w-5", "jump.example", Ssh(identity_file="~/.ssh/other", known_hosts_file="/srv/known")),
-    )
-
-
-WRONG = {
-    "w-1 10.0.0.1 extra": "nodes:1: must be NAME ADDRESS",
-    "user=admin": "nodes:1: must be NAME ADDRESS",
-    "w-1 user=admin 10.0.0.1": "nodes:1: must be NAME ADDRESS",
-    "w-1 10.0.0.1 port=ssh": "nodes:1: port:",
-    "w-1 10.0.0.1 prot=22": "nodes:1: prot:",
-    "w-1 10.0.0.1\nw-1 10.0.0.2": "nodes:2: w-1 stands in line 1 as well",
-    "w-1 10.0.0.1\nw-2 10.0.0.1": "nodes:2: 10.0.0.1 stands in line 1 as well",
-    "# nobody\n": "nodes names no node",
-}
-
-
-@pytest.mark.parametrize(("text", "said"), WRONG.items(), ids=[str(n) for n in range(len(WRONG))])
-def test_a_wrong_list(text: str, said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        workers.parse(text, "nodes")
-    assert said in caught.value.message
-    assert (caught.value.code, caught.value.exit_code) == ("NodesInvalid", 2)
-
-
-def test_every_wrong_line_is_told_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        workers.parse("a b c\nw-1 10.0.0.1 port=0\nw-2 10.0.0.2\n", "nodes")
-    assert [problem.path for problem in caught.value.problems] == ["nodes:1", "nodes:2"]
 
 
 # ---- turns -----------------------------------------------------------------------------------------------------------
@@ -261,6 +215,28 @@ def test_those_that_fail_are_named_and_the_others_are_done(site: Site, monkeypat
     assert "somebody else, since noon" in reasons["w-5"]
     notes = {event["host"]: event["message"] for event in events if event["event"] == "note"}
     assert set(result["owed"]) <= set(notes)
+
+
+def test_what_nobody_thought_of_ends_no_run(site: Site) -> None:
+    """An error that is none of ours is told of the node that it happened on; the others are done."""
+    site.add(3)
+    site.unreachable["w-2"] = UnicodeError("encoding with 'idna' codec failed")  # type: ignore[assignment]
+    code, events = site.run("apply")
+    assert (code, events[-1]["done"]) == (5, 2)
+    assert list(events[-1]["owed"]) == ["w-2"]
+    why = events[-1]["owed"]["w-2"]
+    assert (why["code"], "UnicodeError" in why["reason"], "--debug" in why["hint"]) == ("Bug", True, True)
+
+
+@pytest.mark.parametrize("what", ["apply", "remove"])
+@pytest.mark.parametrize("line", ["w-1 10.0.0.10", "10.0.0.10 user=root", "w-1 Registry.example.com"])
+def test_the_virtual_ip_is_no_node(site: Site, what: str, line: str) -> None:
+    text = config.SMALLEST.replace("{address: 10.0.0.10}", "{address: 10.0.0.10, name: registry.example.com}")
+    (site.folder / "cluster.yaml").write_text(text)
+    (site.folder / "nodes").write_text(f"{line}\n")
+    code, events = site.run(what)
+    assert (code, events[-1]["code"], site.reached) == (2, "NodesInvalid", [])
+    assert "is the virtual IP" in events[-1]["message"]
 
 
 def test_the_next_run_touches_only_those_that_were_not_done(site: Site) -> None:
