@@ -7,10 +7,11 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from kubeadm_registry.addresses import ip, is_ipv6
+from kubeadm_registry.addresses import ip
+from kubeadm_registry.agent.netlink import Addresses
 from kubeadm_registry.bundle import Bundle, Program, check
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import programs
@@ -51,22 +52,27 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text).expanduser()
 
 
-def _is_here(address: str) -> bool:
-    if ip(address) is None:
-        return False  # a name, which may be one of ssh_config alone
-    with socket.socket(socket.AF_INET6 if is_ipv6(address) else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-        return True
+def is_here(address: str) -> bool:
+    """Whether *address* is one of this machine. A name is not, since it may be one of ssh_config alone.
+
+    The kernel's routes say it. That a socket can be bound says nothing: with ``ip_nonlocal_bind``, which is usual
+    beside keepalived, each address can. Where the kernel cannot be asked, SSH leads to this machine as well.
+    """
+    parsed = ip(address)
+    if parsed is None or parsed.is_unspecified or parsed.is_multicast or not hasattr(socket, "AF_NETLINK"):
+        return False
+    try:
+        with closing(Addresses()) as addresses:
+            return addresses.here(address)
+    except OSError:
+        return False
 
 
 def reach(config: RegistryCluster, node: Node | Worker, sudo_password: str | None) -> Transport:
     """Connect to *node*; to this very machine without SSH. Raises ConnectionFailed."""
     # A worker with a port of its own is somebody behind this machine, such as a virtual one.
     behind = isinstance(node, Worker) and node.ssh.port is not None
-    if os.geteuid() == 0 and not behind and _is_here(node.address):
+    if os.geteuid() == 0 and not behind and is_here(node.address):
         return Local(node.name)
     return connect(target(config, node, sudo_password=sudo_password))
 
