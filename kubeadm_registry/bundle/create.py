@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from kubeadm_registry.bundle import archive, oci, signing, tool
+from kubeadm_registry.bundle import archive, oci, signing, tool, versions
 from kubeadm_registry.bundle.delta import Base
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.bundle.images import ImageSource, images_in, prune
@@ -106,13 +106,15 @@ def create(
         for item in built:
             _add_program(contents, item)
         names = _add_images(contents, images, platforms, bench, stack)
-        annotations = base.leave_out(contents.blobs) if base is not None else None
-        entries = tuple(sorted(contents.entries, key=_reference))
-        index = oci.Index(manifests=entries, annotations=annotations).to_json()
-        files = {oci.LAYOUT_FILE: oci.LAYOUT, oci.INDEX_FILE: index}
+        annotations = base.leave_out(contents.blobs) if base is not None else {}
+        files = {}
         for program in (item.program for item in built):
             if program.name == tool.NAME and program.digest in contents.blobs:
                 files[tool.UNPACK_FILE] = tool.unpack_script(program)
+        annotations |= versions.index_annotations(files)
+        entries = tuple(sorted(contents.entries, key=_reference))
+        index = oci.Index(manifests=entries, annotations=annotations).to_json()
+        files = {oci.LAYOUT_FILE: versions.layout_file(index), oci.INDEX_FILE: index, **files}
         signature = signing.sign(index, sign) if sign is not None else b""
         progress(f"writing {output}")
         _write(output, files, contents, signature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kubeadm_registry.errors import BundleError
+from kubeadm_registry.formats import HINT, NewerFormat
 
 
 def damaged(message: str, *, hint: str = "") -> BundleError:
@@ -36,3 +37,8 @@ def unavailable(message: str, *, hint: str) -> BundleError:
 def base_missing(message: str, *, hint: str) -> BundleError:
     """A delta leaves out what its base has, and the base is not there."""
     return BundleError(message, code="BundleBaseMissing", hint=hint)
+
+
+def newer(message: str) -> BundleError:
+    """A newer release made the bundle in a way that this one cannot read."""
+    return BundleError(message, code=NewerFormat.code, hint=HINT)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, cast
 
-from kubeadm_registry.bundle import archive, oci
+from kubeadm_registry.bundle import archive, oci, versions
 from kubeadm_registry.bundle.failures import base_missing, damaged, incomplete, refused
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import BundleError
@@ -128,13 +128,10 @@ class Layout:
                 f"{where} is not an OCI image layout: it has no file {oci.LAYOUT_FILE}",
                 hint="make one, for example with `skopeo copy docker-archive:FILE oci-archive:FILE:NAME`",
             )
-        version = self.file(oci.LAYOUT_FILE, 4096)
-        if b'"1.0.0"' not in version:
-            raise damaged(f"{where} is an OCI image layout of an unknown version: {version[:80]!r}")
         if oci.INDEX_FILE not in store.sizes:
             raise incomplete(f"{where} has no {oci.INDEX_FILE}")
         self.index_bytes = self.file(oci.INDEX_FILE, oci.MAX_INDEX)
-        self.index = oci.parse(oci.Index, self.index_bytes, f"{where}: {oci.INDEX_FILE}")
+        self.index, self.version = versions.read(self.file(oci.LAYOUT_FILE, 4096), self.index_bytes, where)
         self.lineage = Lineage.of(self.index, self.index_bytes, where)
         if held := next(filter(self.has, self.lineage.left_out), ""):
             raise damaged(f"{where} holds {held}, which it says is left out")

@@ -12,10 +12,10 @@ from kubeadm_registry.bundle import oci
 from kubeadm_registry.bundle.failures import damaged
 
 _OURS = "dev.kubeadm-registry.bundle."
-#: The annotations of a delta's index: all of them or none.
+#: The annotations of a delta's index: all of them or none. Others of that prefix are a newer release's.
 BASE, ROOT, SEQUENCE, LEFT_OUT = (_OURS + name for name in ("base", "root", "sequence", "left-out"))
+_KEYS = {BASE, ROOT, SEQUENCE, LEFT_OUT}
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _SEQUENCE = re.compile(r"[1-9][0-9]{0,5}")
 _LeftOut = TypeAdapter(dict[str, list[oci.Digest]])
 
@@ -38,14 +38,14 @@ class Lineage:
     @classmethod
     def of(cls, index: oci.Index, content: bytes, where: str) -> Lineage:
         """The place that *index*, whose JSON is *content*, says. Raises BundleError if it is none."""
-        said = {key: value for key, value in (index.annotations or {}).items() if key.startswith(_OURS)}
+        said = {key: value for key, value in (index.annotations or {}).items() if key in _KEYS}
         digest = oci.digest_of(content)
         if not said:
             return cls(digest, digest, "", 0, {})
         if not (
-            said.keys() == {BASE, ROOT, SEQUENCE, LEFT_OUT}
-            and _DIGEST.fullmatch(said[BASE])
-            and _DIGEST.fullmatch(said[ROOT])
+            said.keys() == _KEYS
+            and oci.DIGEST.fullmatch(said[BASE])
+            and oci.DIGEST.fullmatch(said[ROOT])
             and _SEQUENCE.fullmatch(said[SEQUENCE])
         ):
             raise damaged(f"{where}: the index does not say properly what the delta was made since")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, BinaryIO, Literal, Self, TypeVar
 
@@ -47,7 +48,8 @@ MAX_DEPTH = 8
 
 CHUNK = 1024 * 1024
 
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+Digest = Annotated[str, StringConstraints(pattern=rf"^{DIGEST.pattern}$")]
 Size = Annotated[int, Field(ge=0, le=2**50, strict=True)]
 
 

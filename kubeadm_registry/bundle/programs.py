@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubeadm_registry.bundle import archive, oci
-from kubeadm_registry.bundle.failures import damaged
+from kubeadm_registry.bundle.failures import damaged, newer
 from kubeadm_registry.paths import PROGRAMS
 
 ARTIFACT = "application/vnd.kubeadm-registry.program.v1"
+_NEWER_ARTIFACT = re.compile(r"application/vnd\.kubeadm-registry\.program\.v[0-9]{1,9}")
 #: The reference name of a program in the index begins with this.
 REFERENCE = "program/"
 ARCHITECTURES = ("amd64", "arm64")
@@ -127,8 +128,11 @@ def to_manifest(program: Program) -> oci.Manifest:
 def from_manifest(manifest: oci.Manifest, digest: str) -> Program:
     """Return the program that the artifact *manifest* with its *digest* describes; raises BundleError if it is unfit.
 
-    What is read here decides which path of a host root writes to and what runs there, so every value is checked.
+    What is read here decides which path of a host root writes to and what runs there, so every value is checked. What
+    is only shown to people may be missing.
     """
+    if manifest.artifact_type != ARTIFACT and _NEWER_ARTIFACT.fullmatch(manifest.artifact_type or ""):
+        raise newer(f"a newer release made the program {digest}: it is {manifest.artifact_type}")
     if manifest.artifact_type != ARTIFACT or len(manifest.layers) != 1:
         raise damaged(f"{digest} is not a program: it is {manifest.artifact_type} with {len(manifest.layers)} layers")
     fields = _Fields(digest, manifest.annotations or {})
@@ -150,9 +154,9 @@ def from_manifest(manifest: oci.Manifest, digest: str) -> Program:
         prefix=prefix,
         entry_point=entry_point,
         source=Source(
-            kind=fields.match(_OURS + "source", _NAME),
-            origin=fields.match(_OURS + "origin", _PLAIN),
-            checked=fields.match(_OURS + "checked", _PLAIN),
+            kind=fields.match(_OURS + "source", _NAME, "unknown"),
+            origin=fields.match(_OURS + "origin", _PLAIN, "unknown"),
+            checked=fields.match(_OURS + "checked", _PLAIN, "unknown"),
             packages=fields.packages(),
         ),
         digest=layer.digest,
@@ -172,8 +176,8 @@ class _Fields:
     def wrong(self, key: str) -> Exception:
         return damaged(f"program {self.digest}: annotation {key} is {self.values.get(key, '')[:200]!r}")
 
-    def match(self, key: str, pattern: re.Pattern[str]) -> str:
-        value = self.values.get(key, "")
+    def match(self, key: str, pattern: re.Pattern[str], default: str = "") -> str:
+        value = self.values.get(key, default)
         if not pattern.fullmatch(value):
             raise self.wrong(key)
         return value

@@ -56,6 +56,7 @@ def sign_file(path: Path, key: Path) -> str:
     """
     with Layout.open(path) as layout:
         index = layout.index_bytes
+        layout.version.require_writer(layout.where)
     signature = sign(index, key)
     try:
         if path.is_dir():

@@ -47,7 +47,28 @@ here=$(dirname "$(readlink -f "$0")")/..
 exec "$here/lib/{loader}" "$here/bin/python3" -I -S "$here/{folder}" "$@"
 """
 
+#: ``found`` is compared with ``[``, because busybox's sha256sum has no --quiet.
 UNPACK = """\
+#!/bin/sh
+# Unpacks kubeadm-registry from the bundle it is in. Needs tar, gzip and sha256sum; those of busybox will do.
+#   tar -xOf BUNDLE unpack.sh | sh -s BUNDLE [DIRECTORY]
+set -eu
+bundle=${{1:?give the path of the bundle}}
+directory=${{2:-kubeadm-registry-{version}}}
+mkdir -p "$directory"
+layer=$directory/layer.tar.gz
+trap 'rm -f "$layer"' EXIT
+tar -xOf "$bundle" {blob} > "$layer"
+found=$(sha256sum < "$layer")
+if [ "${{found%% *}}" != {sum} ]; then
+    echo "$bundle is damaged: nothing was unpacked" >&2
+    exit 1
+fi
+tar -xzf "$layer" -C "$directory"
+echo "start it as $directory/bin/kubeadm-registry"
+"""
+#: What release 0.1 wrote. Its bundles do not say what their script is, so this is what it must be.
+UNPACK_0_1 = """\
 #!/bin/sh
 # The tool that this bundle is for, out of the bundle, with nothing but tar, gzip and sha256sum:
 #   tar -xOf BUNDLE unpack.sh | sh -s BUNDLE [FOLDER]
@@ -66,11 +87,11 @@ echo "start it as $folder/bin/kubeadm-registry"
 UNPACK_FILE = "unpack.sh"
 
 
-def unpack_script(program: Program) -> bytes:
+def unpack_script(program: Program, template: str = UNPACK) -> bytes:
     """The script that unpacks *program*, the tool, from a bundle that has it."""
     blob = oci.blob_name(program.digest)
     parts = {"version": slug(program.version), "blob": blob, "sum": program.digest.removeprefix("sha256:")}
-    return UNPACK.format(**parts).encode()
+    return template.format(**parts).encode()
 
 
 def wheels(cache: Path, architecture: str, python: str) -> list[Path]:

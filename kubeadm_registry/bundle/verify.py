@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
@@ -62,12 +62,12 @@ def _problems(bundle: Bundle, progress: Callable[[str], None], bases: Sequence[B
     wanted = {oci.LAYOUT_FILE, oci.INDEX_FILE, signing.FILE}
     left_out: dict[str, oci.Descriptor] = {}
     layers = {program.digest: program for program in programs.values()}
-    if tool.NAME in programs and layout.has(programs[tool.NAME].digest):
-        wanted.add(tool.UNPACK_FILE)
-        if not _is_unpack_script(bundle, programs[tool.NAME]):
+    for file, digest in _files(layout, programs.get(tool.NAME)).items():
+        wanted.add(file)
+        if not _has_file(layout, file, digest):
             yield damaged(
-                f"{layout.where}: {tool.UNPACK_FILE} is not the script that unpacks the tool in it",
-                hint="do not run it; make the bundle again with `bundle create`",
+                f"{layout.where}: {file} is not the file that the bundle was made with",
+                hint="do not run it; copy the bundle again, or make it again with `bundle create`",
             )
     checked: set[str] = set()
     whole = True
@@ -124,14 +124,18 @@ def _base_problems(
         )
 
 
-def _is_unpack_script(bundle: Bundle, program: Program) -> bool:
-    """Whether the script that people run is ours, of the version that made the bundle."""
-    store = bundle.layout.store
-    script = tool.unpack_script(program)
-    if store.sizes.get(tool.UNPACK_FILE) != len(script):
+def _files(layout: Layout, program: Program | None) -> Mapping[str, str]:
+    """The files beside index and blobs, with their digests; *program* is this tool, if the bundle lists it."""
+    if layout.version.number == 1 and program is not None and layout.has(program.digest):
+        return {tool.UNPACK_FILE: oci.digest_of(tool.unpack_script(program, tool.UNPACK_0_1))}
+    return layout.version.files
+
+
+def _has_file(layout: Layout, name: str, digest: str) -> bool:
+    if name not in layout.store.sizes:
         return False
-    with store.open(tool.UNPACK_FILE) as file:
-        return file.read() == script
+    with layout.store.open(name) as file:
+        return oci.digest_of_file(file) == digest
 
 
 def _blob_problems(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from kubeadm_registry.bundle import oci
+from kubeadm_registry.bundle import oci, versions
 from kubeadm_registry.bundle.workshop import Workshop, this_architecture
 
 MACHINES = {"amd64": 62, "arm64": 183, "riscv64": 243}
@@ -107,6 +108,14 @@ def write_layout(path: Path, files: Mapping[str, bytes]) -> Path:
     """Write *files* as a layout in an archive."""
     path.write_bytes(tar(*files.items()))
     return path
+
+
+def resealed(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """*files* of a bundle whose index was changed, with the index's digest made right where they tell it."""
+    told = json.loads(files[oci.LAYOUT_FILE])
+    if versions.INDEX_DIGEST in told and oci.INDEX_FILE in files:
+        return {**files, oci.LAYOUT_FILE: versions.layout_file(files[oci.INDEX_FILE])}
+    return dict(files)
 
 
 def image(name: str, layer: bytes = b"layer", **annotations: str) -> dict[str, bytes]:

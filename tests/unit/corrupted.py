@@ -18,9 +18,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from kubeadm_registry.bundle import FromLayout, archive, choose, create, oci
+from kubeadm_registry.bundle import FromLayout, archive, choose, create, oci, versions
 from kubeadm_registry.bundle.programs import ARTIFACT
-from tests.unit.bundle_files import contents, image, member, pax, raw, record, script, tar, write_layout
+from tests.unit.bundle_files import contents, image, member, pax, raw, record, resealed, script, tar, write_layout
 
 ONE, TWO = "registry.k8s.io/pause:3.10", "quay.io:443/org/app:v1"
 LAYER = b"layer" * 1000
@@ -116,7 +116,7 @@ def sealed(files: Files, digest: str, content: bytes) -> Files:
                 one.update(digest=new, size=len(content))
         text = json.dumps(document).encode()
         if name == oci.INDEX_FILE:
-            files[name] = text
+            files = resealed(files | {name: text})
         else:
             files = sealed(files, "sha256:" + name.rpartition("/")[2], text)
     return files
@@ -144,7 +144,7 @@ def indexed(good: Good, edit: Callable[[Any], object]) -> bytes:
     """The bundle with another index.json."""
     index = good.index()
     edit(index)
-    return tar(*(good.files | {oci.INDEX_FILE: json.dumps(index).encode()}).items())
+    return tar(*resealed(good.files | {oci.INDEX_FILE: json.dumps(index).encode()}).items())
 
 
 # ---- content ---------------------------------------------------------------------------------------------------------
@@ -169,14 +169,30 @@ def _flip_layout(good: Good) -> bytes:
     return good.content.replace(b'"1.0.0"', b'"1.0.1"', 1)
 
 
-@case(where="plan")
-def flip_in_index(good: Good) -> bytes:
-    """In a digest: it then names a blob that is not there."""
-    digest = good.entry(ONE)["digest"].encode()
+@case(code="BundleIncomplete", where="plan")
+def a_digest_in_the_index_that_is_nowhere(good: Good) -> bytes:
+    digest = good.entry(ONE)["digest"]
+    other = digest[:-1] + ("0" if digest[-1:] != "0" else "1")
+    return indexed(
+        good, lambda index: next(one for one in descriptors(index) if one.get("digest") == digest).update(digest=other)
+    )
+
+
+@case()
+def flip_in_a_name_in_the_index(good: Good) -> bytes:
+    """All names are proper ones and all digests are there, but one of an image's name is another."""
+    return good.content.replace(b"pause:3.10", b"pause:3.11", 1)
+
+
+@case()
+def flip_in_the_index_s_digest(good: Good) -> bytes:
+    digest = oci.digest_of(good.files[oci.INDEX_FILE]).encode()
     return good.content.replace(digest, digest[:-1] + (b"0" if digest[-1:] != b"0" else b"1"), 1)
 
 
-CASES[-1] = Case("flip-in-index", flip_in_index, "BundleIncomplete", "plan")
+@case()
+def flip_in_the_key_of_the_index_s_digest(good: Good) -> bytes:
+    return good.content.replace(versions.INDEX_DIGEST.encode(), versions.INDEX_DIGEST.encode()[:-1] + b"y", 1)
 
 
 @case()

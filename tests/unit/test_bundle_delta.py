@@ -15,7 +15,7 @@ from kubeadm_registry.bundle.lineage import BASE, LEFT_OUT, ROOT, SEQUENCE
 from kubeadm_registry.bundle.remote import FromRegistries
 from kubeadm_registry.errors import BundleError
 from kubeadm_registry.journal import Journal
-from tests.unit.bundle_files import contents, script, write_layout
+from tests.unit.bundle_files import contents, resealed, script, write_layout
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_registry import FakeRegistry, connector, serving
 from tests.unit.fake_upstream import FakeUpstream
@@ -130,7 +130,7 @@ def changed(path: Path, to: Path, edit: Any) -> Path:
     files = contents(path)
     index = json.loads(files[oci.INDEX_FILE])
     edit(index["annotations"])
-    return write_layout(to, files | {oci.INDEX_FILE: json.dumps(index).encode()})
+    return write_layout(to, resealed(files | {oci.INDEX_FILE: json.dumps(index).encode()}))
 
 
 def test_what_is_lost_is_not_left_out(line: Line, tmp_path: Path) -> None:

@@ -100,12 +100,7 @@ def look(path: Path, good: Good) -> None:
         return
     if not found:
         with Bundle.open(path) as bundle, Bundle.open(path.with_name("good.tar")) as before:
-            # Nothing but a signature vouches for the names in the index; all else its digests vouch for.
-            if bundle.layout.index_bytes == before.layout.index_bytes:
-                assert (bundle.programs, bundle.images) == (before.programs, before.images)
-            assert {entry.digest for entry in bundle.layout.index.manifests} <= {
-                entry.digest for entry in before.layout.index.manifests
-            }
+            assert (bundle.programs, bundle.images) == (before.programs, before.images)
 
 
 def within_bounds(path: Path, content: bytes, good: Good) -> None:
@@ -136,20 +131,22 @@ def test_any_damage(good: Good, tmp_path: Path, changes: list[Change], seal: boo
 @given(changes, st.sampled_from(("index.json", "inner", "manifest", "config", "program-manifest", "program-layer")))
 def test_damage_in_one_file_under_right_digests(good: Good, tmp_path: Path, changes: list[Change], kind: str) -> None:
     """The archive and all digests are right: what a document says, or a layer unpacks to, is wrong."""
-    from tests.unit.bundle_files import tar
-    from tests.unit.corrupted import sealed as resealed
+    from tests.unit.bundle_files import resealed, tar
+    from tests.unit.corrupted import sealed as sealed_files
 
     content = good.files[good.name(kind)]
     for change in changes:
         content = changed(content, change)
     files: Files = (
-        good.files | {kind: content} if kind in good.files else resealed(good.files, good.part(kind), content)
+        resealed(good.files | {kind: content})
+        if kind in good.files
+        else sealed_files(good.files, good.part(kind), content)
     )
     path = tmp_path / "bundle.tar"
     path.write_bytes(tar(*files.items()))
     begin = time.process_time()
     codes = {problem.code for problem in problems(path)}
-    assert codes <= {"BundleDamaged", "BundleIncomplete"}
+    assert codes <= {"BundleDamaged", "BundleIncomplete", "NewerFormat"}
     try:
         with Bundle.open(path) as bundle:
             seed.plan(bundle)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bundle_files import contents, image, member, script, tar, write_layout
+from bundle_files import contents, image, member, resealed, script, tar, write_layout
 
 from kubeadm_registry.bundle import Bundle, FromLayout, create, images_from, oci, platforms, verify
 from kubeadm_registry.bundle.images import prune
@@ -281,7 +281,7 @@ def test_a_layout_is_pruned_as_well(upstream: FakeUpstream, tmp_path: Path) -> N
         layout = contents(everything)
         entry = bundle.layout.index.manifests[0].model_copy(update={"annotations": {oci.REFERENCE_NAME: name}})
     layout[oci.INDEX_FILE] = oci.Index(manifests=(entry,)).to_json()
-    source = FromLayout(write_layout(tmp_path / "whole.tar", layout))
+    source = FromLayout(write_layout(tmp_path / "whole.tar", resealed(layout)))
     create(tmp_path / "b.tar", {}, images=[source], platforms=platforms(["linux/arm64"]), cache=tmp_path)
     verify(tmp_path / "b.tar")
     with Bundle.open(tmp_path / "b.tar") as bundle:

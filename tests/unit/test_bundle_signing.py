@@ -23,7 +23,7 @@ from kubeadm_registry.bundle import (
     verify,
 )
 from kubeadm_registry.errors import BundleError, ConfigError, Error
-from tests.unit.bundle_files import contents, image, tar, write_layout
+from tests.unit.bundle_files import contents, image, resealed, tar, write_layout
 
 PAUSE = "registry.k8s.io/pause:3.10"
 KINDS = {"ed25519": ("ed25519",), "ecdsa": ("ecdsa", "-b", "384"), "rsa": ("rsa", "-b", "2048")}
@@ -149,7 +149,7 @@ def test_something_swapped_under_a_valid_signature(
         files[oci.INDEX_FILE] = files[oci.INDEX_FILE].replace(b"pause:3.10", b"pause:3.11")
     else:
         files[oci.INDEX_FILE] += b" "
-    write_layout(unsigned, files)
+    write_layout(unsigned, resealed(files))
     verify(unsigned)
     assert refusal(unsigned, public(keys["ed25519"])).code == "BundleSignatureInvalid"
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
+import shutil
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.bundle import tool
+from kubeadm_registry.bundle import oci, tool
 from kubeadm_registry.bundle.programs import Program, Source
 from kubeadm_registry.errors import BundleError
+from tests.unit.bundle_files import member, tar
 
 
 def wheel(path: Path, *names: str) -> Path:
@@ -84,20 +88,48 @@ def test_who_was_not_installed_by_pip_cannot_pack_itself(tmp_path: Path, monkeyp
     assert "--with" in caught.value.hint
 
 
-def test_the_script_checks_what_it_unpacks(tmp_path: Path) -> None:
-    program = Program(
-        "kubeadm-registry", "1", "amd64", "/x", "bin/x", Source("file", "x", "x"), "sha256:" + "a" * 64, 1, 1
-    )
-    (tmp_path / "blobs/sha256").mkdir(parents=True)
-    (tmp_path / "blobs/sha256" / ("a" * 64)).write_bytes(b"something else")
-    subprocess.run(["tar", "-cf", "bundle.tar", "blobs"], cwd=tmp_path, check=True)
-    result = subprocess.run(
-        ["sh", "-s", "bundle.tar", "there"],
-        input=tool.unpack_script(program),
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-    )
+@pytest.fixture(params=["these", "busybox"])
+def programs(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder for PATH: with this machine's own programs, or with busybox's alone."""
+    if request.param == "these":
+        return Path("/usr/bin")
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        pytest.skip("there is no busybox (Debian: apt-get install busybox)")
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name in ("sh", "tar", "gzip", "sha256sum", "mkdir", "rm"):
+        (folder / name).symlink_to(busybox)
+    return folder
+
+
+def packed(tmp_path: Path, content: bytes = b"") -> Program:
+    """A bundle with the tool's layer, or with *content* in its place."""
+    layer = gzip.compress(tar((member("bin", tarfile.DIRTYPE, mode=0o755), b""), ("bin/kubeadm-registry", b"#!")))
+    digest = oci.digest_of(layer)
+    (tmp_path / "bundle.tar").write_bytes(tar((oci.blob_name(digest), content or layer)))
+    source = Source("file", "x", "x")
+    return Program("kubeadm-registry", "1:2", "amd64", "/x", "bin/kubeadm-registry", source, digest, len(layer), 2)
+
+
+def unpack(tmp_path: Path, programs: Path, program: Program, *folder: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [programs / "sh", "-s", "bundle.tar", *folder], input=tool.unpack_script(program), cwd=tmp_path,
+        env={"PATH": str(programs)}, capture_output=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_script_unpacks_the_tool(tmp_path: Path, programs: Path) -> None:
+    result = unpack(tmp_path, programs, packed(tmp_path), "the tool")
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == b"start it as the tool/bin/kubeadm-registry\n"
+    assert [path.name for path in (tmp_path / "the tool").iterdir()] == ["bin"]
+    assert (tmp_path / "the tool/bin/kubeadm-registry").read_bytes() == b"#!"
+
+
+def test_the_script_checks_what_it_unpacks(tmp_path: Path, programs: Path) -> None:
+    result = unpack(tmp_path, programs, packed(tmp_path, b"something else"))
     assert result.returncode != 0
-    assert b"FAILED" in result.stdout + result.stderr
-    assert [path.name for path in (tmp_path / "there").iterdir()] == ["layer.tar.gz"], "nothing was unpacked"
+    assert result.stderr == b"bundle.tar is damaged: nothing was unpacked\n"
+    assert result.stdout == b""
+    assert list((tmp_path / "kubeadm-registry-1_2").iterdir()) == []
