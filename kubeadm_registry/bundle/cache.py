@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from kubeadm_registry.bundle import oci
 from kubeadm_registry.bundle.failures import refused
-from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.registry import patiently
 from kubeadm_registry.registry.client import Api
+
+
+class Stopped(Error):
+    """The run ends, so a download does."""
 
 
 class Taken:
@@ -23,19 +28,30 @@ class Taken:
         self._done = 0
         self._total = total
         self._tell = tell
+        self._stopped = False
         tell(0, total)
 
+    def stop(self) -> None:
+        """Let all downloads end: none counts a byte more."""
+        self._stopped = True
+
     def add(self, count: int) -> None:
-        """*count* bytes more are here."""
+        """*count* bytes more are here. Raises Stopped."""
+        if self._stopped:
+            raise Stopped("the run was ended")
         with self._lock:
             self._done += count
             self._tell(self._done, self._total)
 
 
 class Blobs:
-    """The blobs in a cache, by digest; a file of that name has been compared with it."""
+    """The blobs in a cache, by digest; a file of that name has been compared with it.
 
-    def __init__(self, cache: Path) -> None:
+    *thorough*: those that are there are compared again, and removed if they were damaged since.
+    """
+
+    def __init__(self, cache: Path, *, thorough: bool = False) -> None:
+        self._thorough = thorough
         self._folder = cache / "blobs" / "sha256"
         self._notes = cache / "blobs" / "notes"
         for folder in (self._folder, self._notes):
@@ -52,7 +68,14 @@ class Blobs:
     def has(self, blob: oci.Descriptor) -> bool:
         """Whether the blob is there, by its size: its content is compared when it is read."""
         path = self.path(blob.digest)
-        return path.is_file() and path.stat().st_size == blob.size
+        if not (path.is_file() and path.stat().st_size == blob.size):
+            return False
+        if self._thorough:
+            with path.open("rb") as file:
+                if oci.digest_of_file(file) != blob.digest:
+                    path.unlink()
+                    return False
+        return True
 
     def opener(self, digest: str) -> Callable[[], io.BufferedReader]:
         """A way to open the blob."""
@@ -81,6 +104,8 @@ class Blobs:
 
             if file.tell() < blob.size:
                 patiently(attempt, patience, reached=file.tell)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut leaves zeros under the name of a blob
         if "sha256:" + hashed.hexdigest() != blob.digest:
             part.unlink()
             raise refused(f"what {registry.name} sends has not the digest {blob.digest}", hint="try again")

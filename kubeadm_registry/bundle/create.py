@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -12,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from kubeadm_registry.bundle import archive, oci, signing, tool, versions
+from kubeadm_registry.bundle import archive, oci, signing, temporary, tool, versions
 from kubeadm_registry.bundle.delta import Base
-from kubeadm_registry.bundle.failures import refused
+from kubeadm_registry.bundle.failures import CacheDamaged, refused
 from kubeadm_registry.bundle.images import ImageSource, images_in, prune
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import ARCHITECTURES, Program, to_manifest
@@ -60,6 +59,7 @@ def create(
     platforms: Sequence[oci.Platform] = (),
     since: Path | None = None,
     sign: Path | None = None,
+    inputs: Sequence[Path] = (),
     architecture: str = "",
     progress: Progress = lambda _text: None,
     meter: Meter = lambda _done, _total: None,
@@ -69,11 +69,13 @@ def create(
 ) -> Made:
     """Make a bundle for servers of one *architecture* (this machine's if empty) and write it to *output*.
 
-    The file appears whole or not at all, and the same inputs give the same bytes. *programs* come from ``choose``,
-    *images* from ``images_from``; of those for several platforms only *platforms* are taken: none given means what the
-    files hold, and from registries what servers of that architecture need. *meter* is told of bytes fetched.
-    *since* is an earlier bundle: what it has is left out. *sign* is the file of a key (see ``signing.sign``).
-    *workshop*, for tests, replaces *cache* and *mirror*. Raises BundleError if something cannot be had or is refused.
+    The file appears whole or not at all, and the same inputs give the same bytes; a link is followed. *programs* come
+    from ``choose``, *images* from ``images_from``; of those for several platforms only *platforms* are taken: none
+    given means what the files hold, and from registries what servers of that architecture need. *meter* is told of
+    bytes fetched. *since* is an earlier bundle: what it has is left out. *sign* is the file of a key (see
+    ``signing.sign``). *output* must be none of these two, and none of the other *inputs*.
+    *workshop*, for tests, replaces *cache* and *mirror*. Raises BundleError if something cannot be had or is refused,
+    ConfigError for what cannot be made.
     """
     architecture = architecture or this_architecture()
     if architecture not in ARCHITECTURES:
@@ -84,13 +86,11 @@ def create(
         )
     if not programs and not images:
         raise ConfigError("the bundle would be empty", hint="name programs or images", code="BundleEmpty")
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"{output} cannot be written: it is a directory, or in none", hint="give a path for the file")
+    target = _target(output, [*filter(None, (since, sign)), *inputs])
     base = Base.read(since) if since is not None else None
     if sign is not None:
         signing.require(sign)
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kubeadm-registry-bundle-")))
+    with temporary.directory("kubeadm-registry-bundle-") as scratch:
         bench = workshop or Workshop(
             architecture=architecture,
             scratch=scratch,
@@ -101,23 +101,13 @@ def create(
         )
         held = base.has if base is not None else ()
         bench = replace(bench, architecture=architecture, scratch=scratch, progress=progress, held=held)
-        contents = _Contents(entries=[], blobs={})
         built = [source.build(name, bench) for name, source in sorted(programs.items())]
-        for item in built:
-            _add_program(contents, item)
-        names = _add_images(contents, images, platforms, bench, stack)
-        annotations = base.leave_out(contents.blobs) if base is not None else {}
-        files = {}
-        for program in (item.program for item in built):
-            if program.name == tool.NAME and program.digest in contents.blobs:
-                files[tool.UNPACK_FILE] = tool.unpack_script(program)
-        annotations |= versions.index_annotations(files)
-        entries = tuple(sorted(contents.entries, key=_reference))
-        index = oci.Index(manifests=entries, annotations=annotations).to_json()
-        files = {oci.LAYOUT_FILE: versions.layout_file(index), oci.INDEX_FILE: index, **files}
-        signature = signing.sign(index, sign) if sign is not None else b""
-        progress(f"writing {output}")
-        _write(output, files, contents, signature)
+        bundle = _Bundle(target, built, images, platforms, base, sign)
+        try:
+            index, names = bundle.make(bench)
+        except CacheDamaged as error:
+            progress(f"{error.message}: comparing all that is taken from the cache")
+            index, names = bundle.make(replace(bench, thorough=True))
     return Made(
         path=output,
         size=output.stat().st_size,
@@ -125,6 +115,58 @@ def create(
         programs=tuple(item.program for item in built),
         images=tuple(names),
     )
+
+
+def _target(output: Path, inputs: Iterable[Path]) -> Path:
+    """The file to write for *output*: where it leads if it is a link. Raises ConfigError for what must not be replaced.
+
+    A rename would replace a device, as root even /dev/null, and the very bundle that a delta is made since.
+    """
+    target = Path(os.path.realpath(output))
+    wrong = ""
+    if target.is_dir() or not target.parent.is_dir():
+        wrong = "it is a directory, or in none"
+    elif target.is_symlink() or (target.exists() and not target.is_file()):
+        wrong = "it is not a regular file"
+    elif target.exists():
+        same = next((one for one in inputs if one.exists() and one.samefile(target)), None)
+        wrong = f"the bundle is made from {same}" if same is not None else ""
+    if wrong:
+        raise ConfigError(f"{output} cannot be written: {wrong}", hint="give another path", code="OutputInvalid")
+    return target
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """A bundle to be made at *target*: *built* programs, *images*, and the rest as for ``create``."""
+
+    target: Path
+    built: Sequence[Built]
+    images: Sequence[ImageSource]
+    platforms: Sequence[oci.Platform]
+    base: Base | None
+    sign: Path | None
+
+    def make(self, bench: Workshop) -> tuple[bytes, list[str]]:
+        """Bring the images and write the file; returns its index and the images' names."""
+        contents = _Contents(entries=[], blobs={})
+        for item in self.built:
+            _add_program(contents, item)
+        with ExitStack() as stack:
+            names = _add_images(contents, self.images, self.platforms, bench, stack)
+            annotations = self.base.leave_out(contents.blobs) if self.base is not None else {}
+            files = {}
+            for program in (item.program for item in self.built):
+                if program.name == tool.NAME and program.digest in contents.blobs:
+                    files[tool.UNPACK_FILE] = tool.unpack_script(program)
+            annotations |= versions.index_annotations(files)
+            entries = tuple(sorted(contents.entries, key=_reference))
+            index = oci.Index(manifests=entries, annotations=annotations).to_json()
+            files = {oci.LAYOUT_FILE: versions.layout_file(index), oci.INDEX_FILE: index, **files}
+            signature = signing.sign(index, self.sign) if self.sign is not None else b""
+            bench.progress(f"writing {self.target}")
+            _write(self.target, files, contents, signature)
+        return index, names
 
 
 def _reference(entry: oci.Descriptor) -> str:
@@ -185,39 +227,21 @@ def _for_platforms(
     return entry, list(layout.reachable(entry))
 
 
-def _write(output: Path, files: Mapping[str, bytes], contents: _Contents, signature: bytes) -> None:
+def _write(target: Path, files: Mapping[str, bytes], contents: _Contents, signature: bytes) -> None:
     """Write the file beside its final place, flush it to the disk and rename it."""
     # Manifests, being small, come first: whoever reads the file in order knows early what it holds.
     order = sorted(contents.blobs.items(), key=lambda item: (item[1][0] > oci.MAX_MANIFEST, item[0]))
-    folder = output.absolute().parent
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{output.name}.")
-    new = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            writer = archive.Writer(file)
-            for name, text in files.items():
-                writer.file(name, io.BytesIO(text), len(text))
-            for digest, (size, opener) in order:
-                with opener() as content:
-                    writer.file(oci.blob_name(digest), content, size)
-            if signature:  # the last one, where `bundle sign` puts it as well
-                writer.file(signing.FILE, io.BytesIO(signature), len(signature))
-            writer.finish()
-            file.flush()
-            os.fsync(file.fileno())
-        # The bundle holds no secret; mkstemp's mode would keep it from the people it is made for.
+    with temporary.file(target.parent, target.name) as file:
+        writer = archive.Writer(file)
+        for name, text in files.items():
+            writer.file(name, io.BytesIO(text), len(text))
+        for digest, (size, opener) in order:
+            with opener() as content:
+                writer.file(oci.blob_name(digest), content, size)
+        if signature:  # the last one, where `bundle sign` puts it as well
+            writer.file(signing.FILE, io.BytesIO(signature), len(signature))
+        writer.finish()
+        # The bundle holds no secret; the mode of a temporary file would keep it from the people it is made for.
         umask = os.umask(0)
         os.umask(umask)
-        new.chmod(0o666 & ~umask)
-        new.replace(output)
-        _sync_directory(folder)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        temporary.put(file, target, mode=0o666 & ~umask)

@@ -9,20 +9,19 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from kubeadm_registry.bundle import archive, oci
+from kubeadm_registry.bundle import archive, oci, temporary
 from kubeadm_registry.bundle.cache import Blobs
-from kubeadm_registry.bundle.failures import damaged, refused
+from kubeadm_registry.bundle.failures import cache_damaged, damaged, refused
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.workshop import Workshop
 from kubeadm_registry.references import full
@@ -69,7 +68,7 @@ class FromDockerArchive:
 
     def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
         """Compress the layers into the cache, unless they are there."""
-        blobs = Blobs(workshop.cache)
+        blobs = Blobs(workshop.cache, thorough=workshop.thorough)
         with self.path.open("rb") as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             content = _Content(file, str(self.path))
             images = list(content.images())
@@ -86,7 +85,7 @@ class FromDockerArchive:
             for name in self._names(image):
                 entries.append(root.model_copy(update={"annotations": {oci.REFERENCE_NAME: name}}))
         pieces = {layer.digest: (layer.size, blobs.opener(layer.digest)) for layer in layers.values()}
-        return Layout(PiecesStore.of(entries, texts, pieces), str(self.path))
+        return Layout(PiecesStore.of(entries, texts, pieces), str(self.path), flaw=cache_damaged)
 
     def _names(self, image: _Image) -> tuple[str, ...]:
         if not image.names and not self.name:
@@ -152,24 +151,23 @@ def _layer(content: _Content, name: str, diff: str, blobs: Blobs) -> oci.Descrip
             return known
     except (OSError, ValidationError):
         pass
-    with tempfile.NamedTemporaryFile(dir=note.parent, prefix=".new.", delete=False) as target:
-        new = Path(target.name)
-        try:
-            found = _compress(content.open(name), target)
-            if found != diff:
-                raise damaged(f"layer {name[:200]} has the digest {found} instead of {diff}")
-            target.seek(0)
-            digest, size = oci.digest_of_file(cast(BinaryIO, target)), target.tell()
-            new.replace(blobs.path(digest))
-        finally:
-            new.unlink(missing_ok=True)
+    with temporary.file(note.parent, note.name) as target:
+        found = _compress(content.open(name), target, name)
+        if found != diff:
+            raise damaged(f"layer {name[:200]} has the digest {found} instead of {diff}")
+        target.seek(0)
+        digest, size = oci.digest_of_file(target), target.tell()
+        temporary.put(target, blobs.path(digest))
     layer = oci.Descriptor(media_type=oci.LAYER, digest=digest, size=size)
     note.write_bytes(layer.to_json())
     return layer
 
 
-def _compress(source: BinaryIO, target: IO[bytes]) -> str:
-    """Write *source* to *target*, compressed if it is not, and return the digest of the plain bytes."""
+def _compress(source: BinaryIO, target: BinaryIO, name: str) -> str:
+    """Write *source* to *target*, compressed if it is not, and return the digest of the plain bytes.
+
+    Raises BundleError if it is compressed, and cut short or damaged; *name* is the layer's.
+    """
     hashed = hashlib.sha256()
     start = source.read(len(_MAGIC))
     source.seek(0)
@@ -177,9 +175,15 @@ def _compress(source: BinaryIO, target: IO[bytes]) -> str:
         for chunk in iter(partial(source.read, oci.CHUNK), b""):
             target.write(chunk)
         source.seek(0)
-        with gzip.open(source) as plain:
-            for chunk in iter(partial(plain.read, oci.CHUNK), b""):
-                hashed.update(chunk)
+        try:
+            with gzip.open(source) as plain:
+                for chunk in iter(partial(plain.read, oci.CHUNK), b""):
+                    hashed.update(chunk)
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise damaged(
+                f"layer {name[:200]} is not a whole gzip file: {error}",
+                hint="save the image again, or copy the archive again if the copy was cut short",
+            ) from error
     else:
         packer = zlib.compressobj(_LEVEL, wbits=31)
         for chunk in iter(partial(source.read, oci.CHUNK), b""):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
-from kubeadm_registry.bundle import oci
+from kubeadm_registry.bundle import oci, temporary
 from kubeadm_registry.bundle.failures import refused, unavailable
 from kubeadm_registry.bundle.workshop import Workshop
 
@@ -31,24 +29,20 @@ def fetch(workshop: Workshop, url: str, digest: str, *, hint: str) -> Path:
     """
     kept = workshop.cache / "downloads" / digest.replace(":", "/", 1)
     if kept.is_file():
-        with kept.open("rb") as file:
-            if oci.digest_of_file(file) == digest:
+        with kept.open("rb") as held:
+            if oci.digest_of_file(held) == digest:
                 return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
     workshop.progress(f"fetching {url}")
-    descriptor, name = tempfile.mkstemp(dir=kept.parent, prefix=".new.")
-    try:
+    with temporary.file(kept.parent, kept.name) as file:
         hashed = hashlib.sha256()
-        with os.fdopen(descriptor, "wb") as file:
-            for chunk in _stream(workshop, url, MAX_DOWNLOAD, hint):
-                hashed.update(chunk)
-                file.write(chunk)
+        for chunk in _stream(workshop, url, MAX_DOWNLOAD, hint):
+            hashed.update(chunk)
+            file.write(chunk)
         found = "sha256:" + hashed.hexdigest()
         if found != digest:
             raise refused(f"{url} has the digest {found} instead of {digest}", hint=hint)
-        Path(name).replace(kept)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.put(file, kept)
     return kept
 
 

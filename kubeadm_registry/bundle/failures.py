@@ -34,6 +34,17 @@ def unavailable(message: str, *, hint: str) -> BundleError:
     return BundleError(message, code="BundleInputUnavailable", hint=hint)
 
 
+class CacheDamaged(BundleError):
+    """What an earlier run kept in the cache is not what it was: it can be fetched or compressed again."""
+
+    code = "BundleInputUnavailable"
+
+
+def cache_damaged(message: str) -> BundleError:
+    """As *message* says, of a blob in the cache."""
+    return CacheDamaged(message, hint="try again; if that does not help, look for errors of the disk in `dmesg`")
+
+
 def base_missing(message: str, *, hint: str) -> BundleError:
     """A delta leaves out what its base has, and the base is not there."""
     return BundleError(message, code="BundleBaseMissing", hint=hint)

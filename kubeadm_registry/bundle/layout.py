@@ -117,12 +117,14 @@ class PiecesStore:
 class Layout:
     """An OCI image layout: its index, its manifests and its blobs. Close it, or use it in a ``with`` statement.
 
-    A blob's content is compared with its digest when it is read to its end; a manifest's always.
+    A blob's content is compared with its digest when it is read to its end; a manifest's always. *flaw* makes the error
+    for one that differs.
     """
 
-    def __init__(self, store: Store, where: str) -> None:
+    def __init__(self, store: Store, where: str, *, flaw: Callable[[str], BundleError] = damaged) -> None:
         self.store = store
         self.where = where
+        self._flaw = flaw
         if oci.LAYOUT_FILE not in store.sizes:
             raise refused(
                 f"{where} is not an OCI image layout: it has no file {oci.LAYOUT_FILE}",
@@ -205,7 +207,10 @@ class Layout:
         if offset or not whole:
             file.seek(offset)
             return file
-        return cast(BinaryIO, io.BufferedReader(_Verified(file, descriptor, self.where), 256 * 1024))
+        return cast(BinaryIO, io.BufferedReader(_Verified(file, descriptor, self._different), 256 * 1024))
+
+    def _different(self, digest: str) -> BundleError:
+        return self._flaw(f"{self.where}: the content of {digest} is not what its digest says")
 
     def read(self, descriptor: oci.Descriptor) -> bytes:
         """Return the content of a manifest, an index or another small blob, 4 MiB at most, compared with its digest."""
@@ -267,12 +272,14 @@ class Layout:
 class _Verified(io.RawIOBase):
     """A stream that does not give out the last part of a blob whose content has not the blob's digest."""
 
-    def __init__(self, file: BinaryIO, descriptor: oci.Descriptor, where: str) -> None:
+    def __init__(
+        self, file: BinaryIO, descriptor: oci.Descriptor, different: Callable[[str], BundleError]
+    ) -> None:  # fmt: skip
         super().__init__()
         self._file = file
         self._digest = descriptor.digest
         self._left = descriptor.size
-        self._where = where
+        self._different = different
         self._hash = hashlib.sha256()
 
     def readable(self) -> bool:
@@ -286,7 +293,7 @@ class _Verified(io.RawIOBase):
         self._hash.update(content)
         self._left -= len(content)
         if (not self._left or not content) and "sha256:" + self._hash.hexdigest() != self._digest:
-            raise damaged(f"{self._where}: the content of {self._digest} is not what its digest says")
+            raise self._different(self._digest)
         view[: len(content)] = content
         return len(content)
 

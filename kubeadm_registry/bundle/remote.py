@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from kubeadm_registry.bundle import oci
 from kubeadm_registry.bundle.cache import Blobs, Taken
-from kubeadm_registry.bundle.failures import refused, unavailable
+from kubeadm_registry.bundle.failures import cache_damaged, refused, unavailable
 from kubeadm_registry.bundle.images import prune
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.workshop import Workshop, locked
@@ -51,13 +51,15 @@ class FromRegistries:
             pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
             trees = [_Tree(name, one, registries[one.host], self.patience) for name, one in references.items()]
             _all(pool.map(lambda tree: _caught(lambda: tree.read(platforms)), trees))
-            store = Blobs(workshop.cache)
+            store = Blobs(workshop.cache, thorough=workshop.thorough)
             with locked(workshop.cache / "blobs.lock", deadline=LOCK_DEADLINE):
                 self._fetch(pool, store, trees, workshop)
         blobs = {blob.digest: (blob.size, store.opener(blob.digest)) for tree in trees for blob in tree.blobs}
         entries = [tree.root for tree in trees]
         manifests = [content for tree in trees for content in tree.manifests]
-        return Layout(PiecesStore.of(entries, manifests, blobs), f"the cache in {workshop.cache}")
+        return Layout(
+            PiecesStore.of(entries, manifests, blobs), f"the cache in {workshop.cache}", flaw=cache_damaged
+        )  # fmt: skip
 
     def _fetch(self, pool: ThreadPoolExecutor, store: Blobs, trees: Iterable[_Tree], workshop: Workshop) -> None:
         wanted = ((blob, tree) for tree in trees for blob in tree.blobs if blob.digest not in workshop.held)
@@ -72,8 +74,12 @@ class FromRegistries:
             blob, tree = item
             return _caught(lambda: store.fetch(blob, tree.registry, tree.reference.path, self.patience, taken))
 
-        # The large ones first, so that none of them is alone at the end.
-        _all(pool.map(one, sorted(missing.values(), key=lambda item: -item[0].size)))
+        try:
+            # The large ones first, so that none of them is alone at the end.
+            _all(pool.map(one, sorted(missing.values(), key=lambda item: -item[0].size)))
+        except BaseException:
+            taken.stop()  # the pool waits for its threads, and Ctrl-C is not to wait for gigabytes
+            raise
 
 
 @dataclass

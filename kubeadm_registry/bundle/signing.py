@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kubeadm_registry.bundle import archive, oci
+from kubeadm_registry.bundle import archive, oci, temporary
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.errors import BundleError, CommandTimeout, ConfigError
 
@@ -60,10 +60,12 @@ def sign_file(path: Path, key: Path) -> str:
     signature = sign(index, key)
     try:
         if path.is_dir():
-            (path / FILE).write_bytes(signature)
+            with temporary.file(path, FILE) as file:
+                file.write(signature)
+                temporary.put(file, path / FILE, mode=0o644)
         else:
-            with path.open("r+b") as file:
-                archive.put_last(file, FILE, signature)
+            with path.open("r+b") as whole:
+                archive.put_last(whole, FILE, signature)
     except OSError as error:
         raise BundleError(
             f"cannot write to {path}: {error.strerror}", code="BundleUnreadable", hint="check its mode and its disk"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from kubeadm_registry import __version__
-from kubeadm_registry.bundle import elf, oci, private, tool, tree
+from kubeadm_registry.bundle import elf, oci, private, temporary, tool, tree
 from kubeadm_registry.bundle.catalogue import Packages, Release, catalogue, known, version_in
 from kubeadm_registry.bundle.debian import Apt, unpack
 from kubeadm_registry.bundle.download import fetch, published_digest
@@ -195,11 +194,14 @@ class _Kept:
 
     def keep(self, content: Path) -> None:
         self.layer.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.layer.parent, prefix=".new.") as name:
-            packed = tree.pack(content, Path(name, "layer"))
-            Path(name, "facts").write_text(json.dumps(asdict(packed)), encoding="utf-8")
-            Path(name, "layer").replace(self.layer)
-            Path(name, "facts").replace(self._facts)
+        with (
+            temporary.file(self.layer.parent, self.layer.name) as layer,
+            temporary.file(self.layer.parent, self._facts.name) as facts,
+        ):
+            packed = tree.pack(content, Path(layer.name))
+            facts.write(json.dumps(asdict(packed)).encode())
+            temporary.put(layer, self.layer)
+            temporary.put(facts, self._facts)
 
 
 def choose(

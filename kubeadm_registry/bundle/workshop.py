@@ -70,7 +70,8 @@ class Workshop:
     """The circumstances in which a bundle is made.
 
     *scratch* is an empty directory that is removed at the end; *cache* is kept from run to run. *client* makes the
-    HTTP client for downloads. *held* are digests of blobs that a delta leaves out, so nobody need fetch them.
+    HTTP client for downloads. *held* are digests of blobs that a delta leaves out, so nobody need fetch them. When the
+    work is *thorough*, blobs in the cache are compared with their digests before they are used.
     """
 
     architecture: str
@@ -81,6 +82,7 @@ class Workshop:
     mirror: Mirror = field(default_factory=Mirror)
     client: Callable[[], httpx.Client] = httpx.Client
     held: Collection[str] = ()
+    thorough: bool = False
 
     def new_directory(self, name: str) -> Path:
         """Make and return an empty directory *name* in the scratch directory."""

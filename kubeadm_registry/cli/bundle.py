@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -96,18 +100,20 @@ def create(
         chosen = (*wanted(config.parse(config.SMALLEST, "defaults")), bundle.TOOL)
     if kubernetes is not None:
         images = (*images, *images_of(kubernetes), *sorted(PAUSE_IMAGES))
-    made = bundle.create(
-        file,
-        bundle.choose(chosen, files, pairs(accepted, "--accept-digest")),
-        images=bundle.images_from(images, paths),
-        platforms=bundle.platforms(names(platforms)),
-        since=since,
-        sign=sign,
-        architecture=architecture or "",
-        progress=reporter.note,
-        meter=reporter.progress,
-        mirror=bundle.Mirror.from_environment(),
-    )
+    with _ended_by_signals():
+        made = bundle.create(
+            file,
+            bundle.choose(chosen, files, pairs(accepted, "--accept-digest")),
+            images=bundle.images_from(images, paths),
+            platforms=bundle.platforms(names(platforms)),
+            since=since,
+            sign=sign,
+            inputs=[*paths, *files.values()],
+            architecture=architecture or "",
+            progress=reporter.note,
+            meter=reporter.progress,
+            mirror=bundle.Mirror.from_environment(),
+        )
     held = ", ".join(
         [f"{program.name} {program.version}" for program in made.programs]
         + ([f"{len(made.images)} images"] if made.images else [])
@@ -115,6 +121,25 @@ def create(
     reporter.result(
         f"{made.path}: {made.size / 1e6:.1f} MB, {held}", path=str(made.path), size=made.size, index=made.index
     )
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it removes its temporary files; unless ignored."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough: a second one must not end the cleaning up
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:  # as nohup does it
+                signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @command(group, "verify")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ class FakeUpstream:
     ranges: bool = True
     #: Bytes after which an answer with a blob breaks off, one for each answer.
     breaks: list[int] = field(default_factory=list)
+    #: Seconds between pieces of a blob, of 64 KiB each.
+    pace: float = 0
     asked: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
     sent: int = 0
@@ -102,7 +105,15 @@ class _Handler(BaseHTTPRequestHandler):
             part = part[: held.breaks.pop(0)]
             self.close_connection = True
         held.sent += len(part)
-        self.wfile.write(part)
+        if not held.pace:
+            self.wfile.write(part)
+            return
+        try:
+            for begin in range(0, len(part), 65536):
+                self.wfile.write(part[begin : begin + 65536])
+                time.sleep(held.pace)
+        except OSError:
+            self.close_connection = True  # the client has gone
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

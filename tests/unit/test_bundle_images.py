@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -398,6 +398,31 @@ def test_layers_that_are_compressed_already_stay_as_they_are(tmp_path: Path) -> 
     )
     create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "crane.tar"]), cache=tmp_path / "cache")
     assert oci.blob_name(oci.digest_of(packed)) in contents(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda packed: packed[:-9],
+        lambda packed: packed[:-3],
+        lambda packed: packed[:5],
+        lambda packed: packed[:2],
+        lambda packed: packed[:300] + b"???" + packed[303:],
+        lambda packed: packed[:-8] + b"????" + packed[-4:],
+        lambda packed: packed + b"?",
+    ],
+    ids=["no end", "half an end", "half a header", "magic alone", "other bytes", "other checksum", "more bytes"],
+)
+def test_a_damaged_layer_that_is_compressed_already_is_refused(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    packed = spoil(gzip.compress(LAYER, mtime=0))
+    config = contents(write(tmp_path / "x.tar", saved(LAYER)))["c.json"]
+    row = {"Config": "c.json", "RepoTags": ["quay.io/x:1"], "Layers": ["l.tar.gz"]}
+    files = (("c.json", config), ("l.tar.gz", packed), ("manifest.json", json.dumps([row]).encode()))
+    write(tmp_path / "crane.tar", tar(*files))
+    with pytest.raises(BundleError, match=r"layer l\.tar\.gz is not a whole gzip file") as caught:
+        create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "crane.tar"]), cache=tmp_path / "cache")
+    assert caught.value.code == "BundleDamaged"
+    assert not list((tmp_path / "cache/blobs/sha256").iterdir())
 
 
 def write(path: Path, content: bytes) -> Path:

@@ -1,0 +1,109 @@
+"""Temporary files and directories that a killed run may leave behind, and that the next run then removes.
+
+Each one is locked while it is used (flock(2)), and the kernel drops the lock with the process, however that ends. So
+one that can be locked belongs to nobody. Where the file system has no locks, nothing is removed but by its own run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+_SUFFIX = ".new"
+
+
+@contextmanager
+def file(folder: Path, name: str) -> Iterator[BinaryIO]:
+    """A new file in *folder*, open for writing and reading; it is removed after the block, unless ``put`` moved it.
+
+    Its name is made of *name*; what killed runs left under that name is removed first. Raises OSError.
+    """
+
+    def make() -> tuple[int, str]:
+        return tempfile.mkstemp(dir=folder, prefix=prefix, suffix=_SUFFIX)
+
+    def remove(path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    prefix = f".{name}."
+    _sweep(folder, prefix, stat.S_ISREG, remove)
+    with _held(make, remove) as path, path.open("w+b") as opened:
+        yield cast(BinaryIO, opened)
+
+
+def put(file: BinaryIO, target: Path, *, mode: int | None = None) -> None:
+    """Move *file*, one of ``file``, to *target* in the same directory, flushed to the disk. Raises OSError."""
+    file.flush()
+    if mode is not None:
+        with suppress(PermissionError):  # FAT has no modes
+            os.fchmod(file.fileno(), mode)
+    os.fsync(file.fileno())
+    Path(file.name).replace(target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def directory(prefix: str) -> Iterator[Path]:
+    """An empty directory where temporary files belong, removed after the block with all in it.
+
+    Those with *prefix* that killed runs left are removed first. Raises OSError.
+    """
+
+    def make() -> tuple[int, str]:
+        name = tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX)
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY), name
+
+    def remove(path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+    _sweep(Path(tempfile.gettempdir()), prefix, stat.S_ISDIR, remove)
+    with _held(make, remove) as path:
+        yield path
+
+
+@contextmanager
+def _held(make: Callable[[], tuple[int, str]], remove: Callable[[Path], None]) -> Iterator[Path]:
+    """What *make* made and opened, locked; after the block *remove* removes it."""
+    while True:
+        descriptor, name = make()
+        path = Path(name)
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if path.exists():
+                yield path
+                return
+            # Another run removed it before it was locked.
+        finally:
+            remove(path)
+            os.close(descriptor)
+
+
+def _sweep(folder: Path, prefix: str, kind: Callable[[int], bool], remove: Callable[[Path], None]) -> None:
+    """Remove what of this user's is in *folder*, of that *kind*, named as here, and locked by nobody."""
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if not re.fullmatch(re.escape(prefix) + "[a-z0-9_]{8}" + re.escape(_SUFFIX), entry.name):
+                continue
+            # What cannot be opened, locked or removed stays: it is only in the way.
+            with suppress(OSError):
+                descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    found = os.fstat(descriptor)
+                    if kind(found.st_mode) and found.st_uid == os.geteuid():
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        remove(Path(entry.path))
+                finally:
+                    os.close(descriptor)
