@@ -148,6 +148,13 @@ class Api:
             raise RegistryError(f"{what} at {self.name}: the answer has no Location")
         return str(answer.headers["Location"])
 
+    def cancel_upload(self, location: str) -> None:
+        """Drop the upload at *location*; nothing happens if there is none. Raises RegistryError.
+
+        Source: https://distribution.github.io/distribution/spec/api/#canceling-an-upload (no part of the OCI one).
+        """
+        self._found(self.send("DELETE", location), 204, "cancel an upload")
+
     def digest(self, repository: str, reference: str) -> str | None:
         """The digest of a manifest; None if there is none. Raises RegistryError."""
         answer = self.send("HEAD", f"/v2/{repository}/manifests/{reference}", headers={"Accept": _ACCEPT})

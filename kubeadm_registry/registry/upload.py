@@ -6,6 +6,7 @@ https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#pushing-
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import BinaryIO, Final
 
 import httpx
 
-from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.registry.client import Registry
 from kubeadm_registry.registry.limit import Limit
 from kubeadm_registry.registry.retry import patiently
@@ -72,15 +73,36 @@ class Upload:
     def run(self, source: Source, *, mount_from: str = "") -> None:
         """Push it, from where an earlier run stopped if there is a location; *mount_from* a repository that has it.
 
-        Raises RegistryError when the registry refuses it, or takes nothing for ``patience`` seconds.
+        Raises RegistryError when the registry refuses it, or takes nothing for ``patience`` seconds; and what *source*
+        raises. The location is then forgotten, unless the upload can be resumed there.
         """
+        if self.location:
+            try:
+                self._run(source, mount_from)
+            except RegistryError as error:
+                # The bytes that an earlier run sent may be the wrong ones: its copy of the bundle was damaged, say.
+                if error.temporary:
+                    raise
+            else:
+                return
+        self._run(source, mount_from)
+
+    def _run(self, source: Source, mount_from: str) -> None:
+        before = self._taken
 
         def go_on() -> None:
             self._recover()
             while not self._step(source, mount_from):
                 pass
 
-        patiently(go_on, self._patience, reached=lambda: self._taken)
+        try:
+            patiently(go_on, self._patience, reached=lambda: self._taken)
+        except Error as error:
+            if not (isinstance(error, RegistryError) and error.temporary):
+                self._cancel()
+            elif self._taken <= before:  # a later run would fail there as well
+                self._forget()
+            raise
 
     def _step(self, source: Source, mount_from: str) -> bool:
         """Begin, send a piece, or finish; whether that was the last."""
@@ -146,6 +168,14 @@ class Upload:
                 self._forget()
         else:
             self._silent = None
+
+    def _cancel(self) -> None:
+        """Forget the upload, and ask the registry to drop what it has of it."""
+        location = self.location
+        self._forget()
+        if location:
+            with contextlib.suppress(RegistryError):  # it expires by itself as well
+                self._registry.cancel_upload(location)
 
     def _forget(self) -> None:
         self.location, self._silent = "", None

@@ -166,18 +166,24 @@ class KilledError(Exception):
     """Stands for the end of the program."""
 
 
-def test_a_blob_in_pieces_goes_on_in_a_later_run(served: Served, at: Registry) -> None:
-    opened: list[int] = []
+def stop_at(size: int) -> Callable[[int], None]:
+    """Progress of a run that ends when the registry has *size* bytes."""
 
     def stop(taken: int) -> None:
-        if taken >= 2 * PIECE:
+        if taken >= size:
             raise KilledError
+
+    return stop
+
+
+def test_a_blob_in_pieces_goes_on_in_a_later_run(served: Served, at: Registry) -> None:
+    opened: list[int] = []
 
     def read(offset: int) -> io.BytesIO:
         opened.append(offset)
         return io.BytesIO(CONTENT[offset:])
 
-    first = Upload(at, "a/pieces", DIGEST, len(CONTENT), piece=PIECE, progress=stop)
+    first = Upload(at, "a/pieces", DIGEST, len(CONTENT), piece=PIECE, progress=stop_at(2 * PIECE))
     with pytest.raises(KilledError):
         first.run(read)
     opened.clear()
@@ -240,6 +246,28 @@ def test_a_wrong_blob_is_refused(at: Registry) -> None:
     with pytest.raises(RegistryError):
         Upload(at, "a/wrong", "sha256:" + "0" * 64, len(CONTENT), patience=0).run(source(CONTENT))
     assert not at.has_blob("a/wrong", "sha256:" + "0" * 64)
+
+
+def test_wrong_bytes_of_an_earlier_run_are_replaced(served: Served, at: Registry) -> None:
+    """A damaged copy of a bundle was seeded, in a run that was killed or that was refused; then a good one is."""
+    wrong = bytes(PIECE) + CONTENT[PIECE:]
+    killed = Upload(at, "a/replaced", DIGEST, len(CONTENT), piece=PIECE, progress=stop_at(2 * PIECE))
+    with pytest.raises(KilledError):
+        killed.run(source(wrong))
+    refused = Upload(at, "a/replaced", DIGEST, len(CONTENT), piece=PIECE)
+    with pytest.raises(RegistryError):
+        refused.run(source(wrong))
+    assert refused.location == ""
+    with served.client() as other:
+        Upload(other, "a/replaced", DIGEST, len(CONTENT), piece=PIECE, location=killed.location).run(source(CONTENT))
+    assert at.blob("a/replaced", DIGEST) == CONTENT
+
+
+def test_an_upload_that_was_cancelled_is_gone(at: Registry) -> None:
+    place = at.begin_upload("a/cancelled")
+    at.cancel_upload(place)
+    assert at.send("GET", place).status_code != httpx.codes.NO_CONTENT
+    at.cancel_upload(place)  # as often as one likes
 
 
 def test_a_blob_of_another_repository_is_mounted(at: Registry) -> None:

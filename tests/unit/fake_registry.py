@@ -43,7 +43,8 @@ class FakeRegistry:
     #: What an upload's Location begins with; it may be absolute, by a name that only the registry knows.
     location: str = "/v2/a/blobs/uploads/1?state=x"
     spoil: bool = False
-    #: What has come of each upload, by its number.
+    #: How many uploads have begun, and what has come of each, by its number.
+    begun: int = 0
     uploads: dict[str, bytearray] = field(default_factory=dict)
     #: Bytes of a PATCH after which the connection breaks, one for each PATCH; and whether what came is kept.
     breaks: list[int] = field(default_factory=list)
@@ -121,13 +122,16 @@ class Handler(BaseHTTPRequestHandler):
                 self._say(200, content[:-1] + b"!" if held.spoil else content)
         elif login != held.password:
             self._say(401, b"log in to push")
+        elif self.command == "DELETE" and "/uploads/" in url.path:
+            self._say(404 if held.uploads.pop(self._number, None) is None else 204)
         elif self.command == "DELETE":
             self._say(404 if held.manifests.pop(url.path.rpartition("/")[2], None) is None else 202)
         elif self.command == "POST" and held.mounts and self._can_mount(parse_qs(url.query)):
             self._put_here(url.path, parse_qs(url.query)["mount"][0])
             self._say(201)
         elif self.command == "POST":
-            number = str(len(held.uploads) + 1)
+            held.begun += 1
+            number = str(held.begun)
             held.uploads[number] = bytearray()
             self._say(202, location=self._place(number))
         elif self.command == "PATCH":
@@ -193,6 +197,7 @@ class Handler(BaseHTTPRequestHandler):
             self.registry.manifests[digest] = self.registry.manifests[path.rpartition("/")[2]] = body
         elif wanted == [digest]:
             self.registry.blobs[digest] = body
+            self.registry.uploads.pop(self._number, None)
             self._put_here(path, digest)
         else:
             return self._say(400, b"digest invalid")

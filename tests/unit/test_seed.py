@@ -12,7 +12,7 @@ import pytest
 from kubeadm_registry import pki, seed, seeded
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.cli import seed as cli_seed
-from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.journal import Journal
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import authority
@@ -159,6 +159,20 @@ def test_what_a_killed_run_has_sent_is_not_sent_again(bundle: Bundle, fake: Fake
     again = [one for one in fake.requests if one.method == "PATCH"][patches:]
     assert len(again) == 2 + 3, "two pieces that were missing of the first layer, and the second layer"
     assert (tmp_path / "journal.json").read_text() == "{}"
+
+
+def test_a_good_copy_can_be_seeded_after_a_damaged_one(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    held = joined(image(ONE, LAYER), image(TWO, LAYER + b"!"))
+    name = oci.blob_name(oci.digest_of(LAYER))
+    with (
+        Bundle.open(write_layout(tmp_path / "damaged", held | {name: LAYER[:-1] + b"?"})) as damaged,
+        pytest.raises(BundleError, match="is not what its digest says") as caught,
+    ):
+        run(damaged, fake, tmp_path)
+    assert caught.value.code == "BundleDamaged"
+    assert not fake.uploads, "nothing of it stays in the registry"
+    run(bundle, fake, tmp_path)
+    assert seed.prove(connector(fake), seed.plan(bundle), 1) == {}
 
 
 def test_a_damaged_journal_is_as_good_as_none(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kubeadm_registry import pki
-from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.registry import Login, Registry, Upload
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_registry import FakeRegistry, serving
@@ -128,6 +128,53 @@ def test_an_upload_that_the_registry_does_not_know_begins_anew(
     upload(registry).run(content)
     assert fake.blobs == {DIGEST: CONTENT}
     assert methods(fake).count("POST") == 2
+
+
+def test_wrong_bytes_of_an_earlier_run_are_not_kept(fake: FakeRegistry, registry: Registry) -> None:
+    """A run of a damaged bundle was killed, and the next one has a good copy."""
+    location = registry.begin_upload("a/b")
+    fake.uploads["1"] += b"?" * 4000
+    upload(registry, location=location).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert methods(fake).count("PUT") == 2, "begun again once"
+    assert "1" not in fake.uploads, "nothing of it stays in the registry"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_refused_upload_is_dropped(fake: FakeRegistry, registry: Registry, resumed: bool) -> None:
+    location = registry.begin_upload("a/b") if resumed else ""
+    one = upload(registry, location=location)
+    with pytest.raises(RegistryError, match="digest invalid"):
+        one.run(lambda offset: io.BytesIO(bytes(len(CONTENT) - offset)))
+    assert methods(fake).count("PUT") == 1 + resumed, "begun again once at most"
+    assert one.location == ""
+    assert fake.uploads == {}
+
+
+def test_a_source_that_fails_leaves_no_upload(fake: FakeRegistry, registry: Registry) -> None:
+    def damaged(offset: int) -> io.BytesIO:
+        raise BundleError(f"damaged at byte {offset}")
+
+    one = upload(registry)
+    with pytest.raises(BundleError):
+        one.run(damaged)
+    assert (one.location, fake.uploads) == ("", {})
+
+
+def test_an_upload_that_is_given_up_is_resumed_by_a_later_run(fake: FakeRegistry, registry: Registry) -> None:
+    fake.refuse = {("PUT", "/uploads/"): [503] * 100}
+    one = upload(registry, patience=0.3)
+    with pytest.raises(RegistryError, match="status 503"):
+        one.run(content)
+    assert one.location == fake.place("1"), "what has arrived need not be sent again"
+
+
+def test_a_location_where_nothing_gets_on_is_not_tried_by_the_next_run(fake: FakeRegistry, registry: Registry) -> None:
+    fake.refuse = {("PATCH", "/uploads/1"): [503] * 100}
+    one = upload(registry, patience=0.3, location=registry.begin_upload("a/b"))
+    with pytest.raises(RegistryError, match="status 503"):
+        one.run(content)
+    assert one.location == ""
 
 
 def test_a_location_of_an_earlier_run_that_is_gone(fake: FakeRegistry, registry: Registry) -> None:
