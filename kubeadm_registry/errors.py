@@ -152,13 +152,15 @@ class BundleError(Error):
 class RegistryError(Error):
     """A registry answered otherwise than the OCI distribution specification says it must, or did not answer.
 
-    *temporary*: it may be right a moment later, as while the writer moves; begin the whole operation anew.
+    *temporary*: it may be right a moment later, as while the writer moves; begin the whole operation anew, after *wait*
+    seconds if it asked for a pause.
     """
 
     code = "RegistryError"
 
     def __init__(
-        self, message: str, *, hint: str = "", host: str = "", code: str = "", temporary: bool = False
+        self, message: str, *, hint: str = "", host: str = "", code: str = "", temporary: bool = False, wait: float = 0
     ) -> None:
         super().__init__(message, hint=hint, host=host, code=code)
         self.temporary = temporary
+        self.wait = wait

@@ -17,7 +17,7 @@ from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.references import Reference, parse
 from kubeadm_registry.registry import Upstream, patiently
 from kubeadm_registry.registry.client import Api
-from kubeadm_registry.registry.upstream import login_for
+from kubeadm_registry.registry.logins import Logins
 
 #: Requests at a time. Public registries slow down who asks for more.
 WORKERS = 6
@@ -30,7 +30,7 @@ _DEPTH = 4
 
 
 def _upstream(host: str) -> Api:
-    return Upstream(host, login_for(host))
+    return Upstream(host, Logins(host).of)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import httpx
 
 from kubeadm_registry import locks
 from kubeadm_registry.bundle.failures import unavailable
+from kubeadm_registry.registry import web
 
 Progress = Callable[[str], None]
 Meter = Callable[[int, int], None]
@@ -80,7 +81,7 @@ class Workshop:
     progress: Progress = _silent
     meter: Meter = _silent
     mirror: Mirror = field(default_factory=Mirror)
-    client: Callable[[], httpx.Client] = httpx.Client
+    client: Callable[[], httpx.Client] = web.client
     held: Collection[str] = ()
     thorough: bool = False
 

@@ -6,18 +6,22 @@ import hashlib
 import json
 import re
 import secrets
+import socket
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlencode
 
 import httpx
 
 from kubeadm_registry.addresses import url
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry.answers import MAX_DOCUMENT, Answer, beginning, paced, whole
 from kubeadm_registry.registry.line import Line
+from kubeadm_registry.registry.retry import seconds_to_wait
 
 #: What a verifying client accepts as a manifest.
 _ACCEPT = ", ".join(
@@ -29,19 +33,26 @@ _ACCEPT = ", ".join(
     )
 )
 
-#: What a proxy answers while nobody can serve, a registry whose storage has no quorum for a moment (500), and one about
-#: an upload that an earlier writer began.
-#: 429 is an upstream's word for later.
-_TEMPORARY = (404, 429, 500, 502, 503, 504)
+#: What a proxy answers while nobody can serve, a registry whose storage has no quorum for a moment (500), and one that
+#: is asked too often.
+_TEMPORARY = (429, 500, 502, 503, 504)
+#: The same of a request that writes: of an upload that an earlier writer began nothing is known.
+_TEMPORARY_FOR_WRITES = (*_TEMPORARY, 404)
+#: Name resolution that failed for good: no such name, or no address of it.
+_NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL)
 _PAGE = 1000
+#: The most bytes of a blob that is read into memory.
+_MAX_BLOB = 2**28
+Entry = TypeVar("Entry", str, dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """User and password."""
+    """User and password; or an *identity_token*, which a tokens' server takes instead."""
 
     user: str
-    password: str
+    password: str = field(repr=False)
+    identity_token: str = field(default="", repr=False)
 
 
 class Api:
@@ -58,7 +69,8 @@ class Api:
         """What messages call the registry."""
         self._base = httpx.URL(base)
         self._client = client
-        self._headers = headers
+        # A compressed answer has other bytes than the digest says, and may be far larger than it looks.
+        self._headers = {"Accept-Encoding": "identity", **headers}
 
     def __enter__(self) -> Self:
         return self
@@ -84,9 +96,9 @@ class Api:
         kind = str(answer.headers.get("Content-Type", "")).partition(";")[0].strip()
         return None if content is None else (content, kind)
 
-    def blob(self, repository: str, digest: str) -> bytes | None:
-        """The blob, whole and checked; None if there is none. Raises RegistryError."""
-        answer = self.send("GET", f"/v2/{repository}/blobs/{digest}")
+    def blob(self, repository: str, digest: str, *, most: int = _MAX_BLOB) -> bytes | None:
+        """The blob, of *most* bytes at most, whole and checked; None if there is none. Raises RegistryError."""
+        answer = self.send("GET", f"/v2/{repository}/blobs/{digest}", most=most)
         return self._body(answer, digest, f"blob {repository}@{digest}")
 
     def has_blob(self, repository: str, digest: str) -> bool:
@@ -100,29 +112,27 @@ class Api:
         They are not checked: that takes all of it. Raises RegistryError.
         """
         headers = {"Range": f"bytes={offset}-{offset + size - 1}"}
-        answer = self.send("GET", f"/v2/{repository}/blobs/{digest}", headers=headers)
-        if answer.status_code == httpx.codes.OK:  # a registry need not know ranges
-            return answer.content[offset : offset + size]
-        return answer.content if self._found(answer, 206, f"read a piece of {repository}@{digest}") else None
+        request = self._request("GET", f"/v2/{repository}/blobs/{digest}", headers=headers)
+        what = f"read a piece of {repository}@{digest}"
+        with self._answering(request) as answer:
+            if answer.status_code == httpx.codes.OK:  # a registry need not know ranges
+                return b"".join(_cut(paced(answer.iter_bytes(), what), offset, size))
+            found = whole(answer, size, what)
+        return found.content if self._found(found, 206, what) else None
 
     def stream(self, repository: str, digest: str, offset: int = 0) -> Iterator[bytes]:
         """A blob's bytes from *offset* on, as they come, not checked. Raises RegistryError, also in the middle."""
         what = f"read {repository}@{digest}"
-        # Encoded bytes would not be those that have the digest.
-        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={offset}-"} if offset else {})}
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
         request = self._request("GET", f"/v2/{repository}/blobs/{digest}", headers=headers)
-        with self._unanswered(request), closing(self._client.send(request, stream=True)) as answer:
+        with self._answering(request) as answer:
             if answer.status_code == httpx.codes.OK:
                 skip = offset  # a registry need not know ranges
             elif answer.status_code == httpx.codes.PARTIAL_CONTENT and offset:
                 skip = 0
             else:
-                answer.read()
-                self.expect(answer, 206 if offset else 200, what)
-            for chunk in answer.iter_raw():
-                if skip < len(chunk):
-                    yield chunk[skip:]
-                skip = max(0, skip - len(chunk))
+                self.expect(beginning(answer, what), 206 if offset else 200, what)
+            yield from _cut(paced(answer.iter_raw(), what), skip)
 
     def push_blob(self, repository: str, digest: str, content: bytes) -> None:
         """Push a blob in one piece (POST, then PUT), unless it is there. Raises RegistryError."""
@@ -177,21 +187,21 @@ class Api:
 
     def tags(self, repository: str) -> list[str]:
         """All tags, over as many pages as there are; none if there is no such repository. Raises RegistryError."""
-        return [str(tag) for page in self._pages(f"/v2/{repository}/tags/list") for tag in page.get("tags") or ()]
+        return list(self._pages(f"/v2/{repository}/tags/list", "tags"))
 
     def repositories(self) -> list[str]:
         """All repositories, by the catalogue, which is no part of the specification. Raises RegistryError."""
-        return [str(name) for page in self._pages("/v2/_catalog") for name in page.get("repositories") or ()]
+        return list(self._pages("/v2/_catalog", "repositories"))
 
-    def _pages(self, path: str) -> Iterator[dict[str, Any]]:
-        """The pages of a list. Source: distribution-spec, "Listing Tags": Link as in RFC 8288."""
+    def _pages(self, path: str, key: str) -> Iterator[str]:
+        """The entries of a list, page by page. Source: distribution-spec, "Listing Tags": Link as in RFC 8288."""
         target, seen = f"{path}?n={_PAGE}", set[str]()
         while target not in seen:
             seen.add(target)
             answer = self.send("GET", target)
             if not self._found(answer, 200, f"list {path}"):
                 return
-            yield _object(answer.content, path)
+            yield from _listed(answer.content, key, str, path)
             following = re.search(r'<([^>]+)>\s*;\s*rel="?next"?', answer.headers.get("Link", ""))
             if following is None:
                 return
@@ -205,7 +215,7 @@ class Api:
         answer = self.send("GET", f"/v2/{repository}/referrers/{digest}")
         native = self._found(answer, 200, f"list what refers to {repository}@{digest}")
         content = answer.content if native else self.manifest(repository, digest.replace(":", "-"))
-        return [] if content is None else list(_object(content, f"referrers of {digest}").get("manifests") or ())
+        return [] if content is None else _listed(content, "manifests", dict, f"referrers of {digest}")
 
     def push_manifest(self, repository: str, reference: str, content: bytes, media_type: str) -> bool:
         """Push a manifest by tag or digest; whether the registry notes its subject itself. Raises RegistryError.
@@ -236,14 +246,25 @@ class Api:
         content: bytes | Iterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
+        most: int = MAX_DOCUMENT,
+    ) -> Answer:
         """Send a request to *target*, a path or a Location that the registry gave; *params* go to its query.
 
-        Raises RegistryError, temporary, when there is no answer.
+        Raises RegistryError when there is no answer, or one of more than *most* bytes.
         """
         request = self._request(method, target, content=content, headers=headers or {}, params=params)
-        with self._unanswered(request):
-            return self._client.send(request)
+        with self._answering(request) as answer:
+            return whole(answer, most, f"{method} {request.url} at {self.name}")
+
+    @contextmanager
+    def _answering(self, request: httpx.Request) -> Iterator[httpx.Response]:
+        """The answer to *request*, whose body is still to be read. Raises RegistryError, also while it is read."""
+        with self._unanswered(request), closing(self._exchange(request)) as answer:
+            yield answer
+
+    def _exchange(self, request: httpx.Request) -> httpx.Response:
+        """Send *request*. Raises httpx.HTTPError."""
+        return self._client.send(request, stream=True)
 
     def _request(
         self, method: str, target: str, *, content: bytes | Iterable[bytes] | None = None,
@@ -252,42 +273,61 @@ class Api:
         base = self._base
         if params:
             target += ("&" if "?" in target else "?") + urlencode(params)
-        if re.match(r"/(?!/)", target):
-            where = base.copy_with(raw_path=target.encode())  # thousands of times, and the other way is slow
-        else:
-            # A Location may name the registry by its own address; the way there is ours.
-            where = base.join(target).copy_with(scheme=base.scheme, host=base.host, port=base.port)
+        try:
+            if re.match(r"/(?!/)", target):
+                where = base.copy_with(raw_path=target.encode("ascii"))  # thousands of times: the other way is slow
+            else:
+                # A Location may name the registry by its own address; the way there is ours.
+                where = base.join(target).copy_with(scheme=base.scheme, host=base.host, port=base.port)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise RegistryError(f"{self.name} names a place that cannot be asked: {error}") from error
         return self._client.build_request(method, where, content=content, headers={**self._headers, **headers})
 
     @contextmanager
     def _unanswered(self, request: httpx.Request) -> Iterator[None]:
-        """What httpx raises when there is no whole answer, as RegistryError, temporary."""
+        """What httpx raises when there is no whole answer, as RegistryError."""
         try:
             yield
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, UnicodeError) as error:
             reason = str(error) or type(error).__name__
             raise RegistryError(
-                f"{request.method} {request.url} at {self.name} failed: {reason}",
-                code="RegistryUnreachable", temporary=True,
+                f"{request.method} {request.url} at {self.name} failed: {reason}", code="RegistryUnreachable",
+                hint=_remedy(error), temporary=self._may_pass(error),
             ) from error  # fmt: skip
 
-    def expect(self, answer: httpx.Response, status: int, what: str) -> httpx.Response:
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether waiting may mend *error*."""
+        if isinstance(error, httpx.ProxyError):  # the proxy's status and its words
+            return not re.match(r"4(?!29)\d\d\b", str(error))
+        if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
+            return False
+        return not _remedy(error)
+
+    def expect(self, answer: Answer, status: int, what: str) -> Answer:
         """*answer*, which must have that *status*. Raises RegistryError that says *what* failed, and why."""
         if answer.status_code != status:
+            reads = answer.method in ("GET", "HEAD")
             raise RegistryError(
                 f"{what} at {self.name}: status {answer.status_code} instead of {status}: {answer.text[:300].strip()}",
-                temporary=answer.status_code in _TEMPORARY,
+                hint=self._hint(answer.status_code),
+                temporary=answer.status_code in (_TEMPORARY if reads else _TEMPORARY_FOR_WRITES),
+                wait=seconds_to_wait(answer.headers.get("Retry-After", "")),
             )
         return answer
 
-    def _found(self, answer: httpx.Response, status: int, what: str) -> bool:
+    def _hint(self, status: int) -> str:
+        """What to do about an answer of that *status*; empty if nobody can tell."""
+        del status
+        return ""
+
+    def _found(self, answer: Answer, status: int, what: str) -> bool:
         """Whether *answer* has that *status*; False for 404. Raises RegistryError for any other."""
         if answer.status_code == httpx.codes.NOT_FOUND:
             return False
         self.expect(answer, status, what)
         return True
 
-    def _body(self, answer: httpx.Response, reference: str, what: str) -> bytes | None:
+    def _body(self, answer: Answer, reference: str, what: str) -> bytes | None:
         if not self._found(answer, 200, what):
             return None
         algorithm, _, wanted = reference.partition(":")
@@ -319,11 +359,48 @@ class Registry(Api):
         )
 
 
-def _object(content: bytes, what: str) -> dict[str, Any]:
+def json_object(content: bytes, what: str) -> dict[str, Any]:
+    """The JSON object that *content* is. Raises RegistryError that says *what* is none."""
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RegistryError(f"{what}: the answer is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise RegistryError(f"{what}: the answer is no object")
     return found
+
+
+def _listed(content: bytes, key: str, kind: type[Entry], what: str) -> list[Entry]:
+    """The list *key* of a JSON object, with entries of that *kind*; none if it is null. Raises RegistryError."""
+    found = json_object(content, what).get(key)
+    if found is None:
+        return []
+    if not (isinstance(found, list) and all(isinstance(one, kind) for one in found)):
+        raise RegistryError(f"{what}: the answer is no list of {key}")
+    return found
+
+
+def _cut(chunks: Iterator[bytes], skip: int, size: int | None = None) -> Iterator[bytes]:
+    """*chunks* without the first *skip* bytes; *size* bytes of them, or all."""
+    for chunk in chunks:
+        part = chunk[skip:] if size is None else chunk[skip : skip + size]
+        skip = max(0, skip - len(chunk))
+        if part:
+            yield part
+        if size is not None:
+            size -= len(part)
+            if not size:
+                return
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about an error that waiting does not mend; empty for one that it may."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return "see that this is the right address, and that this machine trusts the authority of its certificate"
+        # Python encodes a name before it looks it up, and not every one can be.
+        if isinstance(cause, UnicodeError) or (isinstance(cause, socket.gaierror) and cause.errno in _NO_SUCH_HOST):
+            return "check the name, and this machine's DNS"
+        cause = cause.__cause__ or cause.__context__
+    return ""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry.answers import LEAST
 
 Outcome = TypeVar("Outcome")
 
@@ -14,17 +18,33 @@ Outcome = TypeVar("Outcome")
 def patiently(work: Callable[[], Outcome], seconds: float, *, reached: Callable[[], int] = lambda: 0) -> Outcome:
     """Do *work*, again while it fails as a registry does whose writer moves, or a network that breaks.
 
-    Raises RegistryError when it fails otherwise, or for *seconds* in which *reached*, how far it has come, is no more
-    than before.
+    Raises RegistryError when it fails otherwise, or for *seconds* in which *reached*, how many bytes it has come, grows
+    by less than LEAST. A registry that asks for a pause (Retry-After) has it, if it is over by then.
     """
     best, end, pause = reached(), time.monotonic() + seconds, 0.1
     while True:
         try:
             return work()
         except RegistryError as error:
-            if reached() > best:
+            if reached() >= best + LEAST:
                 best, end, pause = reached(), time.monotonic() + seconds, 0.1
-            if not error.temporary or time.monotonic() >= end:
+            wait = max(pause, error.wait)
+            left = end - time.monotonic()
+            if not error.temporary or left <= 0:
                 raise
-        time.sleep(pause)
+            if error.wait > left:
+                error.hint = error.hint or f"the registry asks for a pause of {error.wait:.0f} seconds: try again then"
+                raise
+        time.sleep(wait)
         pause = min(2.0, 2 * pause)
+
+
+def seconds_to_wait(told: str) -> float:
+    """The pause that a ``Retry-After`` header asks for: seconds, or until a date; 0 if it is neither."""
+    if re.fullmatch(r"[0-9]{1,9}", told):
+        return float(told)
+    try:
+        until = parsedate_to_datetime(told)
+    except ValueError:
+        return 0.0
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 import httpx
 
 from kubeadm_registry.errors import Error, RegistryError
+from kubeadm_registry.registry.answers import Answer
 from kubeadm_registry.registry.client import Registry
 from kubeadm_registry.registry.limit import Limit
 from kubeadm_registry.registry.retry import patiently
@@ -138,7 +139,7 @@ class Upload:
         if self._taken < self._size:
             self._tell(self._size)
 
-    def _send(self, method: str, source: Source, end: int, **params: str) -> httpx.Response:
+    def _send(self, method: str, source: Source, end: int, **params: str) -> Answer:
         """A request with what the registry lacks up to the byte *end*, if anything."""
         size = end - self._taken
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
@@ -193,7 +194,7 @@ class Upload:
         self._tell(_end_of(answer, default=0))
         return True
 
-    def _follow(self, answer: httpx.Response) -> None:
+    def _follow(self, answer: Answer) -> None:
         self.location = answer.headers.get("Location", self.location)
 
     def _tell(self, taken: int) -> None:
@@ -201,7 +202,7 @@ class Upload:
         self.progress(self._taken)
 
 
-def _end_of(answer: httpx.Response, *, default: int) -> int:
+def _end_of(answer: Answer, *, default: int) -> int:
     """How many bytes the ``Range`` of an answer says that the registry has: ``0-99`` are a hundred.
 
     Some write ``0-0`` for nothing as well as for one byte: then *default* tells, and a wrong guess is answered by 416.

@@ -1,185 +1,193 @@
 """Registries on the internet, for reading: with tokens, redirects, and the logins that the user has on this machine.
 
-The sources: https://distribution.github.io/distribution/spec/auth/token/ for tokens,
-https://github.com/containers/image/blob/main/docs/containers-auth.json.5.md and
-https://docs.docker.com/reference/cli/docker/login/ for logins.
+A login is for the registry that the user logged in to, and for the server of tokens that this very registry names.
+Whoever it redirects to gets neither; and nothing that is asked by https goes on by http.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import os
 import re
 import ssl
-import subprocess
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable
+from contextlib import closing
 
 import httpx
 
 from kubeadm_registry import addresses
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry import challenges
+from kubeadm_registry.registry.answers import Answer, beginning, whole
 from kubeadm_registry.registry.client import Api, Login
+from kubeadm_registry.registry.web import by_proxies
 
-#: Where images of a name are, if not at the host that the name says; and by which name a login for it is kept.
+#: Where images of a name are, if not at the host that the name says.
 _ELSEWHERE = {"docker.io": "registry-1.docker.io"}
-_LOGIN_NAMES = {"docker.io": ("docker.io", "https://index.docker.io/v1/", "index.docker.io")}
-#: Seconds for a program of the user's that keeps logins.
-_HELPER_TIMEOUT = 30.0
+#: How often a registry may send elsewhere; most do it once, for blobs.
+_MAX_REDIRECTS = 5
+#: The most bytes of an answer with a token.
+_MAX_TOKEN = 2**18
+#: Seconds for which a registry that never answered may be silent: then it is not there, or there is no network.
+_FIRST = 5.0
+#: Seconds to find out what a registry on this machine speaks.
+_PROBE = 5.0
 
 
 class Upstream(Api):
     """The registry that images name as *host*, read by any number of threads. *timeout* is seconds of silence.
 
-    TLS, by the authorities that this machine trusts; plain HTTP only with this machine itself, as other clients do it.
+    *login* gives the login for a repository. TLS, by the authorities that this machine trusts; plain HTTP only with
+    this machine itself, as other clients do it.
     """
 
-    def __init__(self, host: str, login: Login | None = None, *, timeout: float = 30) -> None:
+    def __init__(
+        self, host: str, login: Callable[[str], Login | None] = lambda _: None, *, timeout: float = 30
+    ) -> None:
         name = _ELSEWHERE.get(host, host)
-        scheme = "http" if _is_this_machine(name) else "https"
-        client = httpx.Client(
-            verify=ssl.create_default_context(), auth=Tokens(login), timeout=timeout, follow_redirects=True
-        )
-        super().__init__(host, f"{scheme}://{name}", client)
+        challenges.address(f"https://{name}")
+        client = httpx.Client(transport=by_proxies(ssl.create_default_context()), trust_env=False, timeout=timeout)
+        super().__init__(host, f"{_scheme(client, name)}://{name}", client)
+        self._login = login
+        self._lock = threading.Lock()
+        self._tokens: dict[tuple[str, str], str] = {}
+        self._answered = False
+        self._silent_since: float | None = None
+
+    def _exchange(self, request: httpx.Request) -> httpx.Response:
+        repository = _repository(request.url.path)
+        for _ in range(_MAX_REDIRECTS + 1):
+            answer = self._as_allowed(request, repository)
+            self._answered = True
+            if answer.next_request is None:
+                return answer
+            with closing(answer):
+                beginning(answer, self.name)  # to the end, as a rule: then the connection serves the next request
+            request = self._onward(answer)
+        raise RegistryError(f"{self.name} sends elsewhere more than {_MAX_REDIRECTS} times", code="RedirectRefused")
+
+    def _onward(self, answer: httpx.Response) -> httpx.Request:
+        """The request to where *answer* redirects; with the login if it is the same place. Raises RegistryError."""
+        request = answer.next_request
+        assert request is not None  # noqa: S101  who calls has looked
+        if not self._is_safe(request.url):
+            raise RegistryError(
+                f"{self.name} redirects to {_origin(request.url)}, which is no https address", code="RedirectRefused",
+                hint="whoever is on the way there could send another image",
+            )  # fmt: skip
+        if _origin(request.url) != _origin(answer.request.url):
+            request.headers.pop("Authorization", None)
+        return request
+
+    def _as_allowed(self, request: httpx.Request, repository: str) -> httpx.Response:
+        """The answer to *request*, sent with a token; a second time with what the first answer asked for."""
+        place = (_origin(request.url), repository)
+        with self._lock:
+            known = self._tokens.get(place)
+        if known:
+            request.headers["Authorization"] = known
+        answer = self._sent(request)
+        if answer.status_code != httpx.codes.UNAUTHORIZED:
+            return answer
+        try:
+            # Who is only redirected to may be anybody: what it asks for is answered without the user's login.
+            login = self._login(repository) if place[0] == _origin(self._base) else None
+            header = self._answer_to(answer, repository, login)
+            if header is None:
+                return answer
+            beginning(answer, self.name)
+        except BaseException:
+            answer.close()
+            raise
+        answer.close()
+        with self._lock:
+            self._tokens[place] = header
+        request.headers["Authorization"] = header
+        return self._sent(request)
+
+    def _sent(self, request: httpx.Request) -> httpx.Response:
+        """The answer to *request* itself. Raises httpx.HTTPError, and RegistryError for a host that cannot be."""
+        try:
+            return self._client.send(request, stream=True)
+        except (UnicodeError, IndexError) as error:  # what Python says of names in no alphabet, as xn--a
+            raise RegistryError(
+                f"{self.name} leads to a host whose name cannot be read", code="RegistryUnreachable",
+                hint="check the name of the registry",
+            ) from error  # fmt: skip
+
+    def _answer_to(self, answer: httpx.Response, repository: str, login: Login | None) -> str | None:
+        """The header that answers a challenge; None if there is none that can be answered. Raises RegistryError."""
+        found = challenges.challenges(answer.headers.get_list("WWW-Authenticate"))
+        for one in found:
+            if one.scheme == "bearer":
+                return self._token(challenges.question(one, repository, login))
+        if login is not None and login.user and any(one.scheme == "basic" for one in found):
+            return challenges.basic(login)
+        return None
+
+    def _token(self, request: httpx.Request) -> str:
+        if not self._is_safe(request.url):
+            raise RegistryError(
+                f"{self.name} sends for its tokens to {_origin(request.url)!r}, which is no https address",
+                code="RedirectRefused",
+            )
+        with self._unanswered(request):
+            for _ in range(_MAX_REDIRECTS + 1):
+                with closing(self._sent(request)) as answer:
+                    if answer.next_request is None or request.method != "GET":
+                        found = whole(answer, _MAX_TOKEN, f"the token of {request.url.host}")
+                        return challenges.token(found, request.url.host)
+                request = self._onward(answer)
+        raise RegistryError(f"{self.name}: the server of its tokens redirects too often", code="RedirectRefused")
+
+    def _is_safe(self, url: httpx.URL) -> bool:
+        """Whether this registry may send to *url*: by https; by http if itself is asked so, and to this machine."""
+        if not url.host:
+            return False
+        return url.scheme == "https" or (url.scheme == self._base.scheme == "http" and _is_loopback(url.host))
+
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether waiting may mend *error*: hardly if this registry never answered."""
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._answered:
+            now = time.monotonic()
+            self._silent_since = now if self._silent_since is None else self._silent_since
+            if now - self._silent_since >= _FIRST:
+                return False
+        return super()._may_pass(error)
+
+    def _hint(self, status: int) -> str:
+        """What to do about an answer of that *status*."""
+        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            return "log in on this machine (podman login, docker login); its login file is read"
+        return ""
 
 
-def _is_this_machine(name: str) -> bool:
-    host = re.sub(r":[0-9]+$", "", name)
+def _scheme(client: httpx.Client, name: str) -> str:
+    """How to ask the registry *name*: by https, unless it is on this machine and does not speak it.
+
+    Whether it does is asked by plain HTTP, which a TLS server refuses at once, with an error or with 400.
+    """
+    if not _is_loopback(re.sub(r":[0-9]+$", "", name)):
+        return "https"
+    try:
+        with client.stream("GET", f"http://{name}/v2/", timeout=_PROBE) as answer:
+            found: Answer = beginning(answer, name)
+    except (httpx.HTTPError, RegistryError):
+        return "https"
+    elsewhere = found.headers.get("Location", "")
+    return "https" if found.status_code == httpx.codes.BAD_REQUEST or elsewhere.startswith("https:") else "http"
+
+
+def _is_loopback(host: str) -> bool:
     address = addresses.ip(host)
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
-class Tokens(httpx.Auth):
-    """Answers a registry's challenge: by a token that it has fetched for that repository, or by the login itself."""
-
-    def __init__(self, login: Login | None) -> None:
-        self._login = login
-        self._known: dict[str, str] = {}
-        self._lock = threading.Lock()
-
-    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send *request*, and once more with what the answer asks for."""
-        repository = _repository(request.url.path)
-        with self._lock:
-            known = self._known.get(repository)
-        if known:
-            request.headers["Authorization"] = known
-        answer = yield request
-        if answer.status_code != httpx.codes.UNAUTHORIZED:
-            return
-        kind, values = _challenge(answer.headers.get("WWW-Authenticate", ""))
-        if kind == "bearer":
-            answer = yield self._ask(values, repository)
-            answer.read()
-            header = _token(answer)
-        elif kind == "basic" and self._login:
-            header = _basic(self._login)
-        else:
-            return
-        with self._lock:
-            self._known[repository] = header
-        request.headers["Authorization"] = header
-        yield request
-
-    def _ask(self, values: Mapping[str, str], repository: str) -> httpx.Request:
-        realm = httpx.URL(values.get("realm", ""))
-        if realm.scheme != "https" and not _is_this_machine(realm.host):
-            raise RegistryError(f"a registry sends for its tokens to {str(realm)!r}, which is no https address")
-        scope = values.get("scope", f"repository:{repository}:pull")
-        wanted = {"scope": scope, **({"service": values["service"]} if "service" in values else {})}
-        headers = {"Authorization": _basic(self._login)} if self._login else {}
-        return httpx.Request("GET", realm.copy_merge_params(wanted), headers=headers)
+def _origin(url: httpx.URL) -> str:
+    """Scheme, host and port, the default one left out: what one login is for (RFC 6454)."""
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
 def _repository(path: str) -> str:
     found = re.match(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/", path)
     return found[1] if found else ""
-
-
-def _challenge(header: str) -> tuple[str, dict[str, str]]:
-    """The scheme and the values of a challenge (RFC 9110, section 11.3)."""
-    kind, _, rest = header.strip().partition(" ")
-    return kind.lower(), dict(re.findall(r'([a-z_]+)="([^"]*)"', rest))
-
-
-def _token(answer: httpx.Response) -> str:
-    try:
-        told = answer.json() if answer.is_success else {}
-        token = told.get("token") or told.get("access_token")
-    except (ValueError, AttributeError):
-        token = None
-    if not isinstance(token, str):
-        raise RegistryError(
-            f"{answer.url.host} gives no token: status {answer.status_code}", code="RegistryLoginRefused",
-            temporary=answer.status_code in {429, 500, 502, 503, 504},
-            hint="log in on this machine (podman login, docker login); its login file is read",
-        )  # fmt: skip
-    return f"Bearer {token}"
-
-
-def _basic(login: Login) -> str:
-    return "Basic " + base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
-
-
-def login_for(host: str) -> Login | None:
-    """The user's login for *host* on this machine, as podman, skopeo, crane and docker keep it; None if there is none.
-
-    Raises RegistryError if a file of logins, or the program that it names, cannot be understood.
-    """
-    names = _LOGIN_NAMES.get(host, (host, f"https://{host}"))
-    for file in _login_files():
-        try:
-            kept: Any = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise RegistryError(f"cannot read the logins in {file}: {error}", code="LoginsUnreadable") from error
-        for name in names:
-            if found := _kept(kept, name, file):
-                return found
-    return None
-
-
-def _login_files() -> Iterator[Path]:
-    environment = os.environ
-    if named := environment.get("REGISTRY_AUTH_FILE"):
-        yield Path(named)
-        return
-    if runtime := environment.get("XDG_RUNTIME_DIR"):
-        yield Path(runtime) / "containers" / "auth.json"
-    yield Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "containers" / "auth.json"
-    yield Path(environment.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
-
-
-def _kept(kept: Any, name: str, file: Path) -> Login | None:
-    """The login for *name* in a file of logins: written out, or with a program that keeps it."""
-    if not isinstance(kept, dict):
-        raise RegistryError(f"cannot read the logins in {file}: it is no object", code="LoginsUnreadable")
-    entry = (kept.get("auths") or {}).get(name) or {}
-    if written := entry.get("auth"):
-        try:
-            user, colon, password = base64.b64decode(written, validate=True).decode().partition(":")
-        except (binascii.Error, ValueError):
-            colon = ""
-        if not colon:
-            raise RegistryError(f"the login for {name} in {file} is no user and password", code="LoginsUnreadable")
-        return Login(user, password)
-    helper = (kept.get("credHelpers") or {}).get(name) or kept.get("credsStore")
-    return _helped(str(helper), name) if helper else None
-
-
-def _helped(helper: str, name: str) -> Login | None:
-    """What ``docker-credential-HELPER`` keeps for *name*. Source: github.com/docker/docker-credential-helpers."""
-    try:
-        told = subprocess.run(
-            [f"docker-credential-{helper}", "get"], input=name.encode(), capture_output=True, check=True,
-            timeout=_HELPER_TIMEOUT,
-        ).stdout  # fmt: skip
-        found = json.loads(told)
-        return Login(str(found["Username"]), str(found["Secret"]))
-    except (OSError, ValueError, KeyError, TypeError, subprocess.SubprocessError):
-        return None  # it keeps none for this name, and most images need none

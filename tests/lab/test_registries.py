@@ -26,6 +26,7 @@ from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle, choose, create, oci
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.registry import Registry, Upload
+from kubeadm_registry.registry.answers import Answer
 from tests.lab import programs
 from tests.lab.command import cache, wait_until
 
@@ -220,7 +221,7 @@ def test_an_upload_that_is_cut_off_in_a_piece(served: Served, at: Registry) -> N
     place = at.send("PATCH", place, content=CONTENT[:PIECE], headers=headers).headers["Location"]
     with pytest.raises(KilledError):
         at.send("PATCH", place, content=dying(), headers={**content, "Content-Range": f"{PIECE}-{2 * PIECE - 1}"})
-    told: list[httpx.Response] = []
+    told: list[Answer] = []
 
     def settled() -> bool:
         with served.client() as other:

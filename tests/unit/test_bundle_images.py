@@ -20,10 +20,8 @@ from kubeadm_registry.bundle import Bundle, FromLayout, create, images_from, oci
 from kubeadm_registry.bundle.images import prune
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.bundle.remote import FromRegistries
-from kubeadm_registry.errors import BundleError, ConfigError, RegistryError
+from kubeadm_registry.errors import BundleError, ConfigError
 from kubeadm_registry.references import full, parse
-from kubeadm_registry.registry.client import Login
-from kubeadm_registry.registry.upstream import login_for
 from tests.unit.fake_upstream import FakeUpstream, serving
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +36,7 @@ def upstream() -> Iterator[FakeUpstream]:
 
 @pytest.fixture(autouse=True)
 def nobodys_logins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "auth.json").write_text("{}")
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
 
 
@@ -320,35 +319,6 @@ def test_the_users_login_is_told_to_the_tokens_server_alone(
     (tmp_path / "auth.json").write_text(json.dumps({"auths": {upstream.host: {"auth": auth}}}))
     bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
     assert set(upstream.logins) == {f"Basic {auth}"}
-
-
-def test_logins_are_found_where_other_tools_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    auth = base64.b64encode(b"me:se:cret").decode()
-    monkeypatch.delenv("REGISTRY_AUTH_FILE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    assert login_for("docker.io") is None
-    (tmp_path / ".docker").mkdir()
-    (tmp_path / ".docker/config.json").write_text(
-        json.dumps({"auths": {"https://index.docker.io/v1/": {"auth": auth}}})
-    )
-    assert login_for("docker.io") == Login("me", "se:cret")
-    assert login_for("quay.io") is None
-    helper = tmp_path / "docker-credential-safe"
-    helper.write_text('#!/bin/sh\nread name\necho "{\\"Username\\":\\"$name\\",\\"Secret\\":\\"s\\"}"\n')
-    helper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    (tmp_path / ".docker/config.json").write_text(json.dumps({"credHelpers": {"quay.io": "safe"}}))
-    assert login_for("quay.io") == Login("quay.io", "s")
-
-
-@pytest.mark.parametrize("text", ["[]", "{", '{"auths": {"quay.io": {"auth": "!"}}}'])
-def test_a_damaged_file_of_logins_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "auth.json").write_text(text)
-    with pytest.raises(RegistryError, match=r"auth\.json") as caught:
-        login_for("quay.io")
-    assert caught.value.code == "LoginsUnreadable"
 
 
 # Archives of docker and podman.

@@ -1,0 +1,98 @@
+"""What a registry demands of who asks without a login: challenges, and the tokens that answer them.
+
+Sources: RFC 9110, section 11 (the syntax), https://distribution.github.io/distribution/spec/auth/token/ (tokens), and
+https://distribution.github.io/distribution/spec/auth/oauth/ (identity tokens).
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+import httpx
+
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry.answers import Answer
+from kubeadm_registry.registry.client import Login, json_object
+
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+#: A scheme, or a parameter with its value; both begin after a comma or a blank.
+_PART = re.compile(rf'[\s,]*({_WORD})(?:[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s,"]*))?')
+#: What a header can carry.
+_PLAIN = re.compile(r"[\x20-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One way to log in: its *scheme* and the names of its *values*, both in small letters."""
+
+    scheme: str
+    values: Mapping[str, str]
+
+
+def challenges(headers: Iterable[str]) -> list[Challenge]:
+    """The challenges of all ``WWW-Authenticate`` headers of an answer; what is none of them is left out."""
+    found: list[tuple[str, dict[str, str]]] = []
+    for header in headers:
+        place, ours = 0, len(found)  # a parameter belongs to a scheme of the same header
+        while part := _PART.match(header, place):
+            place = part.end()
+            if part[2] is None:
+                found.append((part[1].lower(), {}))
+            elif len(found) > ours:
+                value = re.sub(r"\\(.)", r"\1", part[2][1:-1]) if part[2].startswith('"') else part[2]
+                found[-1][1].setdefault(part[1].lower(), value)
+    return [Challenge(scheme, values) for scheme, values in found]
+
+
+def basic(login: Login) -> str:
+    """The header that tells *login* itself."""
+    return "Basic " + base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
+
+
+def address(text: str) -> httpx.URL:
+    """The URL that *text* is. Raises RegistryError, also for a host whose name is none."""
+    try:
+        found = httpx.URL(text)
+        _ = found.host  # names of other alphabets are decoded here, and Python's decoder raises IndexError as well
+    except (httpx.InvalidURL, UnicodeError, IndexError) as error:
+        raise RegistryError(
+            f"{text[:300]!r} is no address: {error}", code="RegistryUnreachable", hint="check the name of the registry"
+        ) from error
+    return found
+
+
+def question(challenge: Challenge, repository: str, login: Login | None) -> httpx.Request:
+    """The request for a token of a ``Bearer`` *challenge*, to read *repository*. Raises RegistryError."""
+    values = challenge.values
+    realm = address(values.get("realm", ""))
+    wanted = {"scope": values.get("scope") or f"repository:{repository}:pull"}
+    if service := values.get("service"):
+        wanted["service"] = service
+    if login is not None and login.identity_token:
+        form = {
+            **wanted, "grant_type": "refresh_token", "client_id": "kubeadm-registry",
+            "refresh_token": login.identity_token,
+        }  # fmt: skip
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return httpx.Request("POST", realm, headers=headers, content=urlencode(form).encode())
+    headers = {"Authorization": basic(login)} if login is not None else {}
+    return httpx.Request("GET", realm.copy_merge_params(wanted), headers=headers)
+
+
+def token(answer: Answer, host: str) -> str:
+    """The header with the token that *answer*, from *host*, gives. Raises RegistryError."""
+    told: object = None
+    if answer.status_code == httpx.codes.OK:
+        found = json_object(answer.content, f"the token of {host}")
+        told = found.get("token") or found.get("access_token")
+    if not (isinstance(told, str) and _PLAIN.fullmatch(told)):
+        raise RegistryError(
+            f"{host} gives no token: status {answer.status_code}", code="RegistryLoginRefused",
+            temporary=answer.status_code in {429, 500, 502, 503, 504},
+            hint="log in on this machine (podman login, docker login); its login file is read",
+        )  # fmt: skip
+    return f"Bearer {told}"
