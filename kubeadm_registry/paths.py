@@ -21,6 +21,9 @@ ALONE = f"{RUN}/agent/alone"
 AGENT_STATE = f"{RUN}/agent/state.json"
 """What the agent sees, written every second."""
 
+GUARD = f"{ETC}/guard.nft"
+"""The nft rules that guard the frontend and the storage on loopback. Their table is called PREFIX."""
+
 PREFIX = "kubeadm-registry"
 """Begins the name of every unit, user and nft table of ours; but see SLICE."""
 HAPROXY_UNITS = tuple(f"{PREFIX}-haproxy@{number}.service" for number in (1, 2))

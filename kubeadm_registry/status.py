@@ -51,14 +51,17 @@ class Observation:
     authority_ends: datetime | None = None
     certificate_flaw: tuple[str, str] | None = None
     """What is wrong with what is served: in one word, and in a sentence that begins with the node's name."""
+    guarded: bool | None = None
+    """Whether the nft rules that guard loopback are loaded."""
 
 
-#: ``$1`` the agent's state, ``$2...`` units. One round trip for all.
+#: ``$1`` the agent's state, ``$2`` the guard's nft table, ``$3...`` units. One round trip for all.
 _ASK = """
-state=$1; shift
+state=$1 table=$2; shift 2
 systemctl show --property=Id,ActiveState -- "$@"
 echo ---
 date +%s.%N
+nft list table inet "$table" 2>/dev/null | grep -c dport || :
 cat -- "$state" 2>/dev/null || :
 """
 
@@ -68,9 +71,9 @@ def observe(config: RegistryCluster, host: Host) -> Observation:
     units = services(config)
     try:
         flat = [unit for group in units.values() for unit in group]
-        answer = host.query("sh", "-c", _ASK, "status", paths.AGENT_STATE, *flat, timeout=15)
+        answer = host.query("sh", "-c", _ASK, "status", paths.AGENT_STATE, paths.PREFIX, *flat, timeout=15)
         shown, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
-        now, _, state = rest.partition("\n")
+        now, rules, state = (*rest.split("\n", 2), "", "")[:3]
         seen, trouble = _certificates_of(host)
         return Observation(
             host.name,
@@ -81,6 +84,7 @@ def observe(config: RegistryCluster, host: Host) -> Observation:
             certificate_ends=seen.ends,
             authority_ends=seen.authority_ends,
             certificate_flaw=(seen.reason, f"{host.name} {seen.flaw}") if seen.reason else None,
+            guarded=int(rules) > 0,
         )
     except (Error, ValueError) as error:
         return Observation(host.name, reachable=False, trouble=str(error))
@@ -136,6 +140,7 @@ def judge(config: RegistryCluster, seen: Sequence[Observation], now: float | Non
         _can_lose_a_node(config, seen, holders),
         _storage_whole(config, seen),
         _certificates(seen, moment),
+        _guarded(seen),
     ]
     return {
         "conditions": conditions,
@@ -263,6 +268,21 @@ def _certificates(seen: Sequence[Observation], now: datetime) -> dict[str, str]:
         (True, True, "Valid", text),
     ]
     return next(_condition(kind, status, reason, words) for holds, status, reason, words in verdicts if holds)
+
+
+def _guarded(seen: Sequence[Observation]) -> dict[str, str]:
+    """By the rules in the kernel, and by the agents, which know how many there should be."""
+    known = [one for one in seen if one.guarded is not None]
+    if not known:
+        return _condition("LoopbackGuarded", None, "NoAnswer", "no server could be asked for its nft rules")
+    open_to_all = [one.name for one in known if not one.guarded or (one.agent or {}).get("guarded") is False]
+    if open_to_all:
+        return _condition(
+            "LoopbackGuarded", False, "RulesMissing",
+            f"{', '.join(open_to_all)} lost the nft rules of table {paths.PREFIX}: every local user can push there, "
+            "or ask the storage; run init",
+        )  # fmt: skip
+    return _condition("LoopbackGuarded", True, "RulesLoaded", "only the registry's services reach each other's ports")
 
 
 def condition(status: Mapping[str, Any], kind: str) -> str:

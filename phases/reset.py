@@ -20,8 +20,11 @@ def give_back(cluster: Cluster, host: Host) -> Steps:
 def services(cluster: Cluster, host: Host) -> Steps:
     """Stop every service, the outermost first, so that the VIP moves away before the registry stops."""
     frontends = (distribution.UNIT, zot.UNIT)
-    for unit in (keepalived.UNIT, agent.UNIT, *paths.HAPROXY_UNITS, *frontends, garage.UNIT, network.UNIT):
+    for unit in (keepalived.UNIT, agent.UNIT, *paths.HAPROXY_UNITS, *frontends, garage.UNIT):
         yield NoService(unit)
+    for unit in (network.UNIT, network.GUARD_UNIT):
+        yield NoService(unit)
+    yield network.NoGuard()
     yield NoService(paths.SLICE)
 
 

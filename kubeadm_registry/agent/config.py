@@ -55,6 +55,14 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """The nft rules for who may connect to frontend and storage on loopback. Left out: nobody looks at them."""
+
+    table: str  # of the family inet
+    file: str  # what nft loads to have it
+
+
+@dataclass(frozen=True)
 class Proxy:
     """The HAProxy processes: one runtime socket each, in the order of their units."""
 
@@ -119,6 +127,7 @@ class Config:
     heartbeat_key_file: str
     tls: Tls
     storage: Optional[Storage] = None
+    guard: Optional[Guard] = None
     canary: Optional[Canary] = None
     garage_admin_token_file: str = ""
     metrics_anonymous: bool = False  # /metrics without a client certificate

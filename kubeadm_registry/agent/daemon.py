@@ -20,6 +20,7 @@ from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.epoch import Epoch, known
 from kubeadm_registry.agent.garage import Garage
 from kubeadm_registry.agent.gate import Gate, Writer
+from kubeadm_registry.agent.guard import Guard
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.lease import ASKS
 from kubeadm_registry.agent.log import Log, described
@@ -81,6 +82,7 @@ class Daemon:
         self._garage = Garage(config, self._failed)
         self._gate = Gate(config.frontend, self._frontend, Path(config.paths.mark))
         self._writer = Writer(config, self._gate, self.changed)
+        self._guard = Guard(config.guard, self.changed, self.log, self._failed)
         self._addresses = Addresses()
         self._connections = Connections()
         self._can_destroy: Optional[bool] = None
@@ -178,6 +180,7 @@ class Daemon:
         self.probes.tick(now)
         for one in self.proxies:
             one.tick(now)
+        self._guard.tick(now)
         if self._every("exits", 1.0, now):
             self._watch_exits()
         if self._every("second", 1.0, now):
@@ -224,6 +227,7 @@ class Daemon:
             fenced=self._fenced,
             writable=self._writer.writable,
             wall_ms=int(time.time() * 1000),
+            guarded=self._guard.whole,
         )
 
     # ---- doing ----------------------------------------------------------------------------------------------------
@@ -405,6 +409,8 @@ class Daemon:
             corrections=tuple(one.corrections for one in self.proxies),
             heard=heard,
             wall_skew=skew,
+            guarded=self._guard.whole,
+            guard_losses=self._guard.losses,
         )
         if self.decisions is None:
             return {}
@@ -486,6 +492,7 @@ class Daemon:
             task.cancel()
         for exits in self._exits:
             exits.close()
+        self._guard.close()
         for one in self.proxies:
             one.close()
         self.probes.close()

@@ -125,6 +125,7 @@ class Observation:
     fenced: bool  # the frontend process that could write is known to be gone
     writable: Optional[bool] = None  # whether the frontend takes writes; None: not known
     wall_ms: int = 0
+    guarded: Optional[bool] = None  # whether the nft rules are whole; None: not known yet, or nobody asked
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ class Memory:
     failed_since: Optional[float] = None  # since when its storage has been dead or hung
     unwell_since: Optional[float] = None  # since when it has had another level than 0
     hidden_since: Optional[float] = None  # since when another holder is heard of, but not heard
+    unguarded_since: Optional[float] = None  # since when the nft rules on loopback have been missing
     lonely_since: Optional[float] = None  # since when fewer than a majority are heard
     joined_since: Optional[float] = None  # since when a majority is heard
     alone: bool = False  # cut off from the majority, or only just back

@@ -1,6 +1,7 @@
-"""Kernel sockets of the agent: ending TCP connections of this host, and knowing whether it has an address.
+"""Kernel sockets of the agent: ending TCP connections, knowing whether this host has an address, counting nft rules.
 
-Layouts are those of linux/netlink.h, inet_diag.h and rtnetlink.h. ``ss -K`` and ``ip route get`` do the same.
+Layouts are those of linux/netlink.h, inet_diag.h, rtnetlink.h and netfilter/nf_tables.h. ``ss -K``, ``ip route get``
+and ``nft list table`` do the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
-NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4
+NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_NETFILTER = 0, 4, 12
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY, RTM_GETROUTE = 20, 21, 26
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 REQUEST, ACK, DUMP = 1, 4, 0x300
@@ -23,6 +24,10 @@ BYTECODE = 1  # INET_DIAG_REQ_BYTECODE
 SOURCE, DESTINATION = 7, 8  # INET_DIAG_BC_S_COND, _D_COND
 IPV4_ADDRESSES, IPV6_ADDRESSES = 0x10, 0x100  # RTMGRP_*_IFADDR
 RTA_DST, RTN_LOCAL = 1, 2
+GETRULE, GETGEN = 0x0A07, 0x0A10  # NFNL_SUBSYS_NFTABLES, and NFT_MSG_GETRULE or NFT_MSG_GETGEN
+RULE_TABLE, GENERATION = 1, 1  # NFTA_RULE_TABLE, NFTA_GEN_ID
+INET = 1  # NFPROTO_INET
+NFGENMSG = struct.Struct("!BBH")  # family, version, resource; attributes follow
 SYN_SENT, TIMER_RETRANSMIT = 2, 1
 INFO = 2  # INET_DIAG_INFO: struct tcp_info
 ATTRIBUTES = 72  # they begin behind struct inet_diag_msg
@@ -236,3 +241,36 @@ class Addresses:
         except OSError:  # no route at all
             return False
         return answer is not None and answer[7] == RTN_LOCAL
+
+
+class Ruleset:
+    """The nft rules of this network namespace. All raise OSError, also where the kernel has no nf_tables."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        self._socket.settimeout(0.2)
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the netlink socket."""
+        self._socket.close()
+
+    def generation(self) -> int:
+        """The ruleset's number: another one after each change, whoever makes it."""
+        for payload in self._ask(GETGEN, REQUEST, NFGENMSG.pack(0, 0, 0)):
+            length, kind = struct.unpack_from("=HH", payload, NFGENMSG.size)
+            if kind == GENERATION and length == 8:
+                return int(struct.unpack_from("!I", payload, NFGENMSG.size + 4)[0])
+        raise OSError(errno.EPROTO, "the kernel told no generation")
+
+    def rules(self, table: str) -> int:
+        """How many rules *table* of the family inet has; 0 if there is none."""
+        name = table.encode() + b"\0"
+        attribute = struct.pack("=HH", 4 + len(name), RULE_TABLE) + name + b"\0" * (-len(name) % 4)
+        return sum(1 for _ in self._ask(GETRULE, REQUEST | DUMP, NFGENMSG.pack(INET, 0, 0) + attribute))
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
+        self._sequence += 1
+        self._socket.send(HEADER.pack(HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
+        for _, payload in _messages(self._socket, self._sequence):
+            yield payload

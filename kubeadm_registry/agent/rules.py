@@ -47,6 +47,7 @@ FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard i
 KILL_AGAIN = 2.0  # seconds
 STARVED = 3.0  # seconds after memory was last short, until what is silent counts as hung
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
+UNGUARDED = 1.0  # seconds without the nft rules that a writer may have: longer than it takes to load them again
 
 
 def silence(newest: Optional[float], first: float, resumed: float, now: float) -> float:
@@ -294,6 +295,9 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     joined = 1 + len(fresh) >= settings.majority
     lonely_since, joined_since = _since(memory.lonely_since, not joined, now), _since(memory.joined_since, joined, now)
     held = _since(memory.held_since, seen.holds_vip, now)
+    unguarded = _since(memory.unguarded_since, seen.guarded is False, now)
+    # Where any user of this host could push without a login, nobody writes.
+    open_to_all = unguarded is not None and now - unguarded >= UNGUARDED
     hidden = hidden_holder(reports, settings)
     new = replace(
         memory,
@@ -309,6 +313,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         wrong_since=_since(memory.wrong_since, wrong, now),
         held_since=held,
         hidden_since=_since(memory.hidden_since, hidden, now),
+        unguarded_since=unguarded,
         lonely_since=lonely_since,
         joined_since=joined_since,
         alone=alone(memory.alone, lonely_since, joined_since, now),
@@ -329,7 +334,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
             fresh,
             now=now,
             started=memory.started,
-            held=held,
+            held=None if open_to_all else held,
             frontend=frontend.health,
             proxy_ok=proxy_ok,
             writable=seen.writable,
@@ -470,6 +475,7 @@ def _conditions(
         "CanaryBroken": memory.verdict in (Verdict.MISSING, Verdict.WRONG) and memory.level is not Level.FIT,
         "ChainSlow": memory.verdict is Verdict.SLOW,
         "NoMajority": 1 + fresh < settings.majority,
+        "Unguarded": seen.guarded is False,
         "WriterClosing": settings.single_writer and memory.lease.role is Role.CLOSING,
     }
     return tuple(name for name, true in found.items() if true)

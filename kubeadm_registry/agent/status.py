@@ -41,6 +41,8 @@ class Facts:
     corrections: tuple[int, ...]  # of each HAProxy
     heard: dict[str, tuple[Optional[float], Optional[float], int, int]]  # age, round trip, received, refused
     wall_skew: dict[str, Optional[float]]
+    guarded: Optional[bool] = None  # None: not known yet, or nobody asked
+    guard_losses: int = 0
 
 
 def seconds(probes: Probes) -> dict[str, Optional[float]]:
@@ -152,6 +154,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
             for peer in config.peers
             if peer.name in memory.peers
         },
+        "guarded": facts.guarded,
         "can_destroy_connections": facts.can_destroy,
         "certificate_expires": facts.expires,
         "done": {
@@ -162,6 +165,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
             "storage_compares": counters.compares,
             "own_pauses": counters.pauses,
             "fences": counters.fences,
+            "guard_losses": facts.guard_losses,
             "errors": counters.errors,
         },
     }
@@ -191,6 +195,7 @@ def metrics(state: dict[str, Any], cpu: float) -> str:
     one("epoch", "Epoch of the newest writer known.", state["writer"]["epoch"])
     one("majority", "1 if more than half of the nodes are heard.", state["quorum"]["majority"])
     one("certificate_expires_seconds", "End of the node certificate, seconds since 1970.", state["certificate_expires"])
+    one("guarded", "1 if the nft rules on loopback are loaded.", state["guarded"])
     one("can_destroy_connections", "1 if the kernel lets the agent end connections.", state["can_destroy_connections"])
     healths: list[tuple[str, Any]] = [('{process="frontend"}', state["frontend"]["health"] == Health.OK.value)]
     if state["storage"] is not None:
@@ -228,6 +233,7 @@ def metrics(state: dict[str, Any], cpu: float) -> str:
         ("storage_compares", "Times that the storage was told to compare its tables with its peers'."),
         ("own_pauses", "Times that the agent itself was not run."),
         ("fences", "Frontend processes ended because they could write."),
+        ("guard_losses", "Times that the nft rules on loopback were changed or lost, and loaded again."),
         ("errors", "Things that the agent could not do."),
     ):
         one(f"{key}_total", text, done[key], "counter")

@@ -59,6 +59,7 @@ def settings(cluster: Cluster, host: Host) -> dict[str, object]:
         "frontend": frontend,
         "writer": "single" if spec.frontend.type == zot.NAME else "any",
         "storage": {"unit": garage.UNIT},
+        "guard": {"table": paths.PREFIX, "file": paths.GUARD},
         "canary": {
             "repository": canary.REPOSITORY,
             "manifest": canary.MANIFEST.digest,

@@ -1,13 +1,18 @@
-"""What the services need of the kernel: a loopback address, routes that acknowledge at once, a guard by user."""
+"""What the services need of the kernel: a loopback address, routes that acknowledge at once, a guard by user.
+
+The guard has a unit of its own, which follows the firewalls that flush the whole ruleset when they start, stop or
+reload (Debian's nftables.service does). Address and routes have to stay meanwhile. The agent sees all other flushes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from kubeadm_registry import paths
+from kubeadm_registry.addresses import family
 from kubeadm_registry.changes import File, Steps
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, garage, haproxy
+from kubeadm_registry.components import agent, haproxy
 from kubeadm_registry.components.units import serve
 from kubeadm_registry.host import Host
 from kubeadm_registry.render import render
@@ -15,17 +20,17 @@ from kubeadm_registry.render import render
 NAME = "network"
 UNIT = paths.unit(NAME)
 SCRIPT = f"{paths.LIBEXEC}/network"
-GUARD = f"{paths.ETC}/guard.nft"
+GUARD_UNIT = paths.unit("guard")
 
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """The guard's rules are loaded: a flushed firewall, as after ``kubeadm reset``, lacks them, and no unit notices."""
+    """The guard's rules are loaded: a flushed firewall, as after ``kubeadm reset``, lacks them."""
 
     @property
     def title(self) -> str:
         """What apply does."""
-        return f"load {GUARD}"
+        return f"load {paths.GUARD}"
 
     def diff(self, host: Host) -> str | None:
         """That the table is missing, or None."""
@@ -34,17 +39,33 @@ class Guarded:
 
     def apply(self, host: Host) -> None:
         """Let the unit load them: a reload, in which nothing is missing that services need."""
-        host.run("systemctl", "reload", "--", UNIT)
+        host.run("systemctl", "reload", "--", GUARD_UNIT)
+
+
+@dataclass(frozen=True, slots=True)
+class NoGuard:
+    """The guard's rules are gone. Their unit leaves them when it stops, for it stops with every other firewall."""
+
+    title = "remove the guard's rules"
+
+    def diff(self, host: Host) -> str | None:
+        """That the table is there, or None."""
+        there = host.query("nft", "list", "table", "inet", paths.PREFIX).ok
+        return f"nft table inet {paths.PREFIX}: removed" if there else None
+
+    def apply(self, host: Host) -> None:
+        """Delete the table."""
+        host.run("nft", "delete", "table", "inet", paths.PREFIX)
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
-    """Install the script, the nft rules and the unit that applies both, now and at each boot; see that they are so.
+    """Install the nft rules and the script, with the units that apply them now and at each boot; see that they are so.
 
     The users that the rules name exist before: nft resolves them when it loads the file.
     """
-    frontend_user = paths.user(cluster.spec.frontend.type)
+    node = cluster.node(host)
     guard = File(
-        GUARD,
+        paths.GUARD,
         render(
             "network/guard.nft.j2",
             table=paths.PREFIX,
@@ -52,23 +73,26 @@ def install(cluster: Cluster, host: Host) -> Steps:
             s3_port=paths.S3_PORT,
             admin_port=paths.ADMIN_PORT,
             frontend_users=(haproxy.USER, agent.USER),
-            storage_users=(frontend_user, garage.USER, agent.USER),
+            s3_users=(paths.user(cluster.spec.frontend.type),),
+            admin_users=(agent.USER,),
+            router_id=cluster.spec.vip.router_id,
+            family=family(node.address),
+            peers=[peer.address for peer in cluster.peers(host)],
         ),
     )
     script = File(
         SCRIPT,
         render(
             "network/network.sh.j2",
-            table=paths.PREFIX,
             s3_address=paths.S3_ADDRESS,
             rpc_table=paths.RPC_TABLE,
             rpc_port=paths.RPC_PORT,
             peers=[peer.address for peer in cluster.peers(host)],
-            guard=GUARD,
         ),
         mode=0o755,
     )
     yield guard
-    yield script
-    yield from serve(UNIT, (guard, script), reloads=(GUARD, SCRIPT), script=SCRIPT)
+    yield from serve(GUARD_UNIT, (guard,), reloads=(paths.GUARD,), guard=paths.GUARD)
     yield Guarded()
+    yield script
+    yield from serve(UNIT, (script,), reloads=(SCRIPT,), script=SCRIPT)

@@ -247,11 +247,18 @@ class FakeCluster:
                 "ip", "-oneline", "address", "show", "-tentative", "to", prefix(address),
                 with_=lambda argv, _: f"2: eth0 inet {argv[-1]}" if self._holder() is server else "",
             )  # fmt: skip
-        server.answer("nft", "list", "table", "inet", paths.PREFIX, with_=lambda *_: 0 if self._guarded(server) else 1)
         server.answer(
             "sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source(),
             with_=lambda argv, _: json.dumps(self._certificates(server, argv[6])),
         )  # fmt: skip
+        table = ("table", "inet", paths.PREFIX)
+        server.answer("nft", "list", *table, with_=lambda *_: 0 if self._guarded(server) else 1)
+
+        def remove_guard(*_: object) -> int:
+            self.flush_firewall(server)
+            return 0
+
+        server.answer("nft", "delete", *table, act="remove the guard", with_=remove_guard)
         listening = f"LISTEN 0 4096 {endpoint(node.address, paths.REGISTRY_PORT)} *:*\n"
         server.answer(
             "ss", "-Hltn", "sport", "=", f":{paths.REGISTRY_PORT}",
@@ -285,13 +292,13 @@ class FakeCluster:
         return running[0] if running else None
 
     def _guarded(self, server: FakeTransport) -> bool:
-        """Whether the unit has loaded the guard's rules since the firewall was flushed."""
-        unit = server.unit(network.UNIT)
-        return unit.active == "active" and unit.starts + unit.reloads > self.flushed.get(server.name, -1)
+        """Whether the unit has loaded the guard's rules since the firewall was flushed; they stay when it stops."""
+        unit = server.unit(network.GUARD_UNIT)
+        return unit.starts + unit.reloads > self.flushed.get(server.name, 0)
 
     def flush_firewall(self, server: FakeTransport) -> None:
-        """Take all rules of nft away."""
-        unit = server.unit(network.UNIT)
+        """Take all nft rules away."""
+        unit = server.unit(network.GUARD_UNIT)
         self.flushed[server.name] = unit.starts + unit.reloads
 
     def _bring(self, server: FakeTransport, one: Program) -> None:

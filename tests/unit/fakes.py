@@ -247,6 +247,7 @@ class FakeTransport:
     def _data(self, directories: tuple[str, ...], _: bytes) -> bytes:
         found = [path for directory in directories for path in self._below(directory) if "lost+found" not in path]
         return "".join(found[:1]).encode()
+
     def _sweep(self, arguments: tuple[str, ...], _: bytes) -> bytes:
         for path in [path for path in self.tree if path.endswith(host_module.UNFINISHED)]:
             del self.tree[path]

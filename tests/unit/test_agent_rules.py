@@ -660,3 +660,23 @@ def test_who_misses_one_of_two_peers_is_not_alone(settled: Memory) -> None:
 def test_tables_are_compared_once_after_the_start() -> None:
     _, taken = play(well, until=60.0)
     assert [now for now, d in taken if d.compare] == [near(rules.WHOLE)]
+
+
+@pytest.mark.parametrize(("missing", "closes"), [(0.5, False), (3.0, True)])
+def test_a_writer_without_the_guard_of_loopback_closes_unless_it_is_soon_loaded_again(
+    missing: float, closes: bool
+) -> None:
+    alone = Settings("a", (), True, T)
+
+    def course(now: float) -> Observation:
+        lost = 10.0 <= now < 10.0 + missing
+        return well(now, peers={}, holds_vip=True, fenced=True, writable=True, guarded=not lost)
+
+    _, taken = play(course, until=20.0, config=alone)
+    roles = {now: decided.report.role for now, decided in taken}
+    assert all(role is Role.WRITER for now, role in roles.items() if 8.0 < now < 10.0 or now > 18.0)
+    away = [now for now, role in roles.items() if now >= 10.0 and role is not Role.WRITER]
+    assert bool(away) is closes
+    if closes:
+        assert away[0] == near(10.0 + rules.UNGUARDED)
+    assert all(("Unguarded" in decided.conditions) is (10.0 <= now < 10.0 + missing) for now, decided in taken)

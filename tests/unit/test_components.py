@@ -273,9 +273,6 @@ def test_the_network_script_takes_the_way_of_the_main_table(tmp_path: Path, case
         assert f"ip {family} route replace {peer} {way} table 3901 quickack 1" in calls
         for end in ("dport", "sport"):
             assert f"ip {family} rule add to {peer} ipproto 6 {end} 3901 lookup 3901 priority 3901" in calls
-    assert calls.index("nft -f /etc/kubeadm-registry/guard.nft") < calls.index(
-        next(c for c in calls if "rule add" in c)
-    )
 
 
 def test_a_server_that_was_made_anew_makes_no_second_bucket() -> None:

@@ -34,7 +34,7 @@ SERVICES = dict.fromkeys(status.services(THREE), "active")
 def well(name: str, *, vip: bool = False, of: int = 3) -> Observation:
     agent = {"fit": True, "level": 3, "quorum": {"storage": of}, "conditions": []}
     return Observation(
-        name, services=SERVICES, agent=agent, vip=(VIP,) * vip, certificate_ends=NOW + timedelta(days=900)
+        name, services=SERVICES, agent=agent, vip=(VIP,) * vip, certificate_ends=NOW + timedelta(days=900), guarded=True
     )
 
 
@@ -130,12 +130,32 @@ def test_judgement(spoils: Sequence[Spoil], code: int, reasons: str) -> None:
     seen = [spoil(well(f"cp-{i}", vip=i == 1)) for i, spoil in enumerate(spoils, 1)]
     found = judge(THREE, seen, NOW.timestamp())
     assert [one["type"] for one in found["conditions"]] == [
-        "Available", "CanLoseANode", "StorageWhole", "CertificatesValid",
+        "Available", "CanLoseANode", "StorageWhole", "CertificatesValid", "LoopbackGuarded",
     ]  # fmt: skip
-    assert [one["reason"] for one in found["conditions"]] == reasons.split()
+    assert [one["reason"] for one in found["conditions"]][:4] == reasons.split()
     assert exit_code(found) == code
     assert all(one["message"] for one in found["conditions"])
     assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("loaded", "whole", "status_", "code"),
+    [(True, True, "True", 0), (True, None, "True", 0), (False, None, "False", 5), (True, False, "False", 5)],
+)
+def test_a_server_without_the_guard_of_loopback_is_named(
+    loaded: bool, whole: bool | None, status_: str, code: int
+) -> None:
+    """*loaded*: there are such rules in the kernel; *whole*: the agent says that they are all there."""
+    second = well("cp-2")
+    second = replace(second, guarded=loaded, agent={**(second.agent or {}), "guarded": whole})
+    found = judge(THREE, [well("cp-1", vip=True), second, well("cp-3")], NOW.timestamp())
+    assert condition(found, "LoopbackGuarded") == status_
+    assert exit_code(found) == code
+    assert ("cp-2 lost the nft rules" in found["conditions"][-1]["message"]) is (status_ == "False")
+
+
+def test_without_an_answer_nobody_knows_of_the_guard() -> None:
+    assert condition(judge(THREE, [gone(well(f"cp-{i}")) for i in (1, 2, 3)]), "LoopbackGuarded") == "Unknown"
 
 
 def test_one_server_is_never_called_redundant() -> None:
@@ -213,13 +233,14 @@ SCRIPT = ("sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.s
 
 
 def server(
-    *, agent: object = AGENT, now: float = 1001.5, states: dict[str, str] | None = None, vip: str = ""
+    *, agent: object = AGENT, now: float = 1001.5, states: dict[str, str] | None = None, vip: str = "", rules: int = 4
 ) -> FakeTransport:
     fake = FakeTransport("cp-1")
     shown = "\n".join(f"Id={unit}\nActiveState={(states or {}).get(unit, 'active')}\n" for unit in UNITS)
     text = agent if isinstance(agent, str) else json.dumps(agent)
-    said = f"{shown}---\n{now}\n{text}"
-    fake.answer("sh", "-c", status._ASK, "status", f"{paths.RUN}/agent/state.json", *UNITS, with_=said)
+    said = f"{shown}---\n{now}\n{rules}\n{text}"
+    state = f"{paths.RUN}/agent/state.json"
+    fake.answer("sh", "-c", status._ASK, "status", state, "kubeadm-registry", *UNITS, with_=said)
     fake.answer("ip", "-oneline", "address", "show", "-tentative", "to", "10.0.0.10/32", with_=vip)
     fake.answer(*SCRIPT, with_=json.dumps({"file": None, "proxies": {}, "handshakes": {}, "trouble": []}))
     return fake
@@ -234,13 +255,13 @@ def test_a_server_tells_everything() -> None:
     pair = pki.issue(authority(), "cp-1", ("cp-1",))
     fake.put(paths.NODE_PEM, pair.certificate + pair.key)
     assert observe(fake) == Observation(
-        "cp-1", services=SERVICES, agent=AGENT, vip=(VIP,), certificate_ends=pki.expiry(pair.certificate)
+        "cp-1", services=SERVICES, agent=AGENT, vip=(VIP,), certificate_ends=pki.expiry(pair.certificate), guarded=True
     )
 
 
 def test_a_bare_server_is_reachable_and_has_nothing() -> None:
-    seen = observe(server(agent="", states=dict.fromkeys(UNITS, "inactive")))
-    assert seen == Observation("cp-1", services=dict.fromkeys(SERVICES, "inactive"))
+    seen = observe(server(agent="", states=dict.fromkeys(UNITS, "inactive"), rules=0))
+    assert seen == Observation("cp-1", services=dict.fromkeys(SERVICES, "inactive"), guarded=False)
 
 
 def test_of_two_processes_the_worse_one_counts() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry import config
+from kubeadm_registry import config, paths
 from kubeadm_registry.changes import RECORD_START, Change, File, Service, Steps
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.errors import (
@@ -288,7 +288,7 @@ def test_init_brings_the_guard_back_after_the_firewall_was_flushed(three: FakeCl
     three.flush_firewall(three.servers["cp-2"])
     (action,) = everything(three)
     assert (action.host, action.title) == ("cp-2", "load /etc/kubeadm-registry/guard.nft")
-    assert three.servers["cp-2"].acts[-1] == "reload kubeadm-registry-network.service"
+    assert three.servers["cp-2"].acts[-1] == "reload kubeadm-registry-guard.service"
     assert everything(three) == []
 
 
@@ -331,6 +331,7 @@ def test_reset_leaves_data_and_secrets_and_nothing_else(three: FakeCluster) -> N
     run(RESET, three.cluster, Recorder(), skip=("containerd", "data"))
     assert run(RESET, three.cluster, Recorder(), skip=("containerd", "data")) == []
     for server in three.servers.values():
+        assert not server.host().query("nft", "list", "table", "inet", paths.PREFIX).ok
         left = {path for path in server.files() if "kubeadm-registry" in path}
         assert left and {path.rpartition("/kubeadm-registry")[0] for path in left} == {"/var/lib"}
         assert server.content("/var/lib/kubeadm-registry/secrets.json") == secrets
