@@ -30,6 +30,8 @@ HAPROXY_UNITS = tuple(f"{PREFIX}-haproxy@{number}.service" for number in (1, 2))
 """HAProxy is the one killed process that clients notice, so two of them share the port."""
 HAPROXY_SOCKETS = tuple(f"{RUN}/haproxy/{number}.sock" for number in (1, 2))
 """The runtime socket of each of them."""
+FENCE_TABLE = f"{PREFIX}-fence"
+"""The nft table of the kernel's timer."""
 SLICE = "kubeadm_registry.slice"
 """Without a dash: ``kubeadm-registry.slice`` would lie in a ``kubeadm.slice``, so its weights would be weighed against
 nobody's, and that slice would outlive us (systemd.slice(5))."""
@@ -47,6 +49,9 @@ FRONTEND_PORT = 5001
 S3_PORT = 3900
 RPC_PORT = 3901
 ADMIN_PORT = 3903
+
+FENCE_PORT = 3904
+"""The agent's words to the kernel's timer, UDP on the storage's loopback address; they never leave the host."""
 
 LOOPBACK = "127.0.0.1"
 S3_ADDRESS = "127.0.0.39"

@@ -24,7 +24,8 @@ def services(cluster: Cluster, host: Host) -> Steps:
         yield NoService(unit)
     for unit in (network.UNIT, network.GUARD_UNIT):
         yield NoService(unit)
-    yield network.NoGuard()
+    yield network.NoGuard(paths.PREFIX)
+    yield network.NoGuard(paths.FENCE_TABLE)
     yield NoService(paths.SLICE)
 
 

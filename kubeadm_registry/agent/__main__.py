@@ -22,8 +22,10 @@ from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, ConfigError, Paths, load
 from kubeadm_registry.agent.daemon import Daemon
 from kubeadm_registry.agent.gate import Gate
+from kubeadm_registry.agent.hands import DISARM, FENCE
 from kubeadm_registry.agent.processes import Processes
 from kubeadm_registry.agent.resident import stay
+from kubeadm_registry.agent.timer import Timer
 
 TAKES_OVER = "--takes-over"
 BREATH = 2.0  # seconds from a start that fails to the next
@@ -111,7 +113,17 @@ async def close(config: Config) -> int:
         except OSError:
             continue  # a HAProxy that does not answer passes on nothing, and the fence follows
     gate = Gate(config.frontend, Processes(config.frontend.unit), Path(config.paths.mark))
-    return 0 if await gate.fence(1.0) else 1
+    if not await gate.fence(FENCE):
+        return 1
+    if config.fence is None:
+        return 0
+    timer = Timer(config.fence, config.timings.timer, complain)
+    return 0 if await timer.disarmed(DISARM) else 1
+
+
+def complain(_: str, text: str) -> None:
+    """Say what could not be done."""
+    sys.stderr.write(f"{text}\n")
 
 
 def abandon(paths: Paths) -> None:

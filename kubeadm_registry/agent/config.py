@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import math
@@ -10,7 +11,10 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from kubeadm_registry.agent.model import Settings, Timings
+from kubeadm_registry.agent.model import Members, Settings, Timings
+
+LEAST_MARK, MOST_MARK = 3, 63
+"""The kernel's timer says its timeout by a DSCP, in tenths of a second; 1 and 2 say something else."""
 
 
 class ConfigError(Exception):
@@ -58,8 +62,16 @@ class Storage:
 class Guard:
     """The nft rules for who may connect to frontend and storage on loopback. Left out: nobody looks at them."""
 
-    table: str  # of the family inet
+    tables: tuple[str, ...]  # of the family inet
     file: str  # what nft loads to have it
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Where the rules of the kernel's timer listen: the storage's own loopback address, and a UDP port."""
+
+    address: str = "127.0.0.39"
+    port: int = 3904
 
 
 @dataclass(frozen=True)
@@ -105,13 +117,13 @@ class Ports:
 
 @dataclass(frozen=True)
 class Paths:
-    """What the agent writes, on tmpfs."""
+    """What the agent writes, on tmpfs but for ``hardstate``."""
 
     fit: str = "/run/kubeadm-registry/agent/fit"
     alone: str = "/run/kubeadm-registry/agent/alone"
     state: str = "/run/kubeadm-registry/agent/state.json"
     mark: str = "/run/kubeadm-registry/agent/writer"  # there while a frontend process may have been the writer
-    epoch: str = "/run/kubeadm-registry/agent/epoch"  # the highest term that this node has let write
+    hardstate: str = "/var/lib/kubeadm-registry/agent/hardstate"  # on disk: what this node has promised
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,9 @@ class Config:
     writer: str  # "any" or "single"
     heartbeat_key_file: str
     tls: Tls
+    generation: int = 1  # of the list of members; grows with each change of it
+    members_before: tuple[str, ...] = ()  # names of the generation before, until all nodes have the new one
+    fence: Optional[Fence] = None  # needed with writer "single"
     storage: Optional[Storage] = None
     guard: Optional[Guard] = None
     canary: Optional[Canary] = None
@@ -144,7 +159,15 @@ class Config:
             peers=tuple(peer.name for peer in self.peers),
             single_writer=self.writer == "single",
             timings=self.timings,
+            members=self.members,
+            before=self.members_before,
         )
+
+    @property
+    def members(self) -> Members:
+        """The list of members as heartbeats name it: votes count among nodes that have the same one."""
+        nodes = sorted([(self.name, self.address), *((peer.name, peer.address) for peer in self.peers)])
+        return Members(self.generation, hashlib.sha256(json.dumps(nodes).encode()).hexdigest()[:16])
 
 
 def load(path: Path) -> Config:
@@ -222,6 +245,10 @@ def _mistakes(config: Config) -> list[str]:
     for key in ("runtime_config", "writer_config", "standby_config") if config.writer == "single" else ():
         if not getattr(config.frontend, key):
             found.append(f'frontend.{key}: missing, and writer is "single"')
+    if config.writer == "single" and config.fence is None:
+        found.append('fence: missing, and writer is "single"')
+    if config.generation < 1:
+        found.append("generation: must be 1 or more")
     found += _wrong_addresses(config) + _wrong_ports(config)
     return found + _wrong_canary(config) + _wrong_timings(config.timings)
 
@@ -232,6 +259,8 @@ def _wrong_addresses(config: Config) -> list[str]:
     addresses += [("frontend.reads_from", config.frontend.reads_from)]
     addresses += [(f"peers[{index}].address", peer.address) for index, peer in enumerate(config.peers)]
     addresses += [(f"vips[{index}]", vip) for index, vip in enumerate(config.vips)]
+    if config.fence is not None:
+        addresses.append(("fence.address", config.fence.address))
     if config.storage is not None:
         addresses.append(("storage.admin_address", config.storage.admin_address))
     for path, address in addresses:
@@ -250,6 +279,8 @@ def _wrong_addresses(config: Config) -> list[str]:
 def _wrong_ports(config: Config) -> list[str]:
     ports = [(f"ports.{one.name}", getattr(config.ports, one.name)) for one in fields(Ports)]
     ports.append(("frontend.port", config.frontend.port))
+    if config.fence is not None:
+        ports.append(("fence.port", config.fence.port))
     if config.storage is not None:
         ports.append(("storage.admin_port", config.storage.admin_port))
     return [f"{path}: must be a port, 1 to 65535" for path, port in ports if not 0 < port < 65536]
@@ -272,4 +303,8 @@ def _wrong_timings(timings: Timings) -> list[str]:
     ]
     if timings.lease_margin >= timings.lease:
         found.append("timings.lease_margin: must be less than timings.lease")
+    if timings.timer + timings.ticket + timings.timer_slack >= timings.lease:
+        found.append("timings.timer: with ticket and timer_slack it must be less than timings.lease")
+    if not LEAST_MARK <= round(timings.timer * 10) <= MOST_MARK:
+        found.append(f"timings.timer: must be {LEAST_MARK / 10} to {MOST_MARK / 10}")
     return found

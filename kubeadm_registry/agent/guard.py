@@ -2,7 +2,7 @@
 
 Any ``nft flush ruleset`` takes them away, as a firewall's restart or an administrator does it, and no unit hears of
 that. The kernel's number for the ruleset's generation grows with each change, so a look costs one short question; only
-when the number has changed the rules of this one table are counted.
+when the number has changed the rules of our own tables are counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Tell = Callable[[str, str], None]  # a kind and a sentence
 
 
 class Guard:
-    """The rules of one table; none is looked at without *settings*. *log* hears of losses, *failed* what went wrong.
+    """The rules of our tables; none is looked at without *settings*. *log* hears of losses, *failed* what went wrong.
 
     ``whole`` says whether the rules are there; None until they were loaded once, when it is known how many there are.
     """
@@ -36,7 +36,7 @@ class Guard:
         self._log = log
         self._failed = failed
         self._ruleset = Ruleset()
-        self._rules = 0  # as many as there were when they had been loaded
+        self._rules: tuple[int, ...] = ()  # of each table, as many as there were when they had been loaded
         self._generation = -1  # when they were last counted
         self._next = 0.0
         self._task: Optional[asyncio.Task[None]] = None
@@ -47,7 +47,7 @@ class Guard:
             return
         self._next = now + INTERVAL
         try:
-            lost = self._lost(self._settings.table)
+            lost = self._lost()
         except OSError as error:
             self._failed("guard", f"cannot ask the kernel for the nft rules: {error}")
             self._next = now + AGAIN
@@ -56,28 +56,32 @@ class Guard:
             return
         if self.whole:
             self.losses += 1
-            self._log("guard", f"the nft rules of {self._settings.table} were changed or lost, and are loaded again")
+            tables = ", ".join(self._settings.tables)
+            self._log("guard", f"the nft rules of {tables} were changed or lost, and are loaded again")
             self._set(False)
         self._task = asyncio.get_running_loop().create_task(self._load(self._settings))
 
-    def _lost(self, table: str) -> bool:
-        """Whether *table* is not as it was when it had been loaded, or was not loaded yet. Raises OSError."""
+    def _lost(self) -> bool:
+        """Whether the tables are not as they were when they had been loaded, or not loaded yet. Raises OSError."""
         generation = self._ruleset.generation()
         if self.whole and generation == self._generation:
             return False
         self._generation = generation  # as it was before they are counted: a change meanwhile is seen next time
-        return not self.whole or self._ruleset.rules(table) != self._rules
+        return not self.whole or self._count() != self._rules
+
+    def _count(self) -> tuple[int, ...]:
+        return tuple(self._ruleset.rules(table) for table in self._settings.tables) if self._settings else ()
 
     async def _load(self, settings: Settings) -> None:
-        """Load the file, which replaces the table in one transaction."""
+        """Load the file, which replaces all rules in one transaction."""
         try:
             complaint = await _nft("-f", settings.file)
             self._generation = self._ruleset.generation()
-            self._rules = self._ruleset.rules(settings.table)
+            self._rules = self._count()
         except (OSError, asyncio.TimeoutError) as error:
             complaint = described(error)
-        if not complaint and not self._rules:
-            complaint = f"there are no rules in table {settings.table} afterwards"
+        if not complaint and not all(self._rules):
+            complaint = f"there are no rules in {', '.join(settings.tables)} afterwards"
         if complaint:
             self._failed("guard", f"cannot load {settings.file}: {complaint}")
             self._next = clock() + AGAIN

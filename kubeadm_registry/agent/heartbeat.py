@@ -1,9 +1,13 @@
 """The datagrams between agents: what they carry, who may be believed, and what is old.
 
-A heartbeat is ``KR1``, an HMAC-SHA256 of the rest under the key that all nodes share, and a JSON array. It names
+A heartbeat is ``KR2``, an HMAC-SHA256 of the rest under the key that all nodes share, and a JSON object. It names
 sender and receiver, the sender's *instance* (random, new at each start) and a counter that only grows, and it
 *answers* the newest heartbeats that the sender has from the receiver by their instance and counter: first the one
 that it believed, then one that it could not yet believe. Only the first renews a vote.
+
+Agents of two releases run side by side during an upgrade. A key that a reader does not know is passed over, one that
+is missing has a value that grants nothing: a vote without members counts for nobody. A release whose heartbeats the
+earlier ones must not read begins them with ``KR3``.
 
 A receiver believes a heartbeat as news only if it answers one that the receiver sent a short while ago, by the
 receiver's own clock. So neither a replay, nor a delayed datagram, nor one that was recorded before either side
@@ -17,14 +21,18 @@ import hmac
 import json
 from collections import deque
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Callable, Optional, TypeVar
 
-from kubeadm_registry.agent.model import Level, Report, Role, Verdict
+from kubeadm_registry.agent.model import Level, Members, Report, Role, Verdict
 
-MAGIC = b"KR1"
+T = TypeVar("T")
+
+MAGIC = b"KR2"
+FAMILY = b"KR"
 DIGEST = 32
 LARGEST = 1200  # bytes; fits any path without fragments
 LEAST_KEY = 16  # bytes
+SAMPLES = 8  # heartbeats of which the quickest tells how far a peer's clock is off
 
 Answer = tuple[str, int]  # (instance, counter) of a heartbeat of the receiver's
 NOTHING: Answer = ("", 0)
@@ -36,7 +44,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Packet:
-    """One heartbeat. ``wall`` is milliseconds since 1970 by the sender's clock; nothing is decided by it."""
+    """One heartbeat. ``wall`` is milliseconds since 1970 by the sender's clock: one that is off may not write."""
 
     sender: str
     receiver: str
@@ -47,29 +55,34 @@ class Packet:
     report: Report
 
 
+#: What is said of a node by one letter each in ``flags``, and the field of its report.
+FLAGS = {"f": "fit", "g": "good", "v": "vip", "s": "storage", "b": "bye"}
+
+
 def encode(key: bytes, packet: Packet) -> bytes:
     """The datagram for *packet*."""
     report = packet.report
-    flags = [report.fit, report.good, report.vip, report.storage, report.bye]
     body = json.dumps(
-        [
-            packet.sender,
-            packet.receiver,
-            packet.instance,
-            packet.counter,
-            packet.answers,
-            packet.wall,
-            int(report.level),
-            "".join("1" if flag else "0" for flag in flags),
-            report.verdict.value,
-            report.role.value,
-            report.term,
-            report.epoch,
-            report.vote,
-            report.vote_term,
-            round(report.held, 1),
-            report.sees,
-        ],
+        {
+            "from": packet.sender,
+            "to": packet.receiver,
+            "instance": packet.instance,
+            "counter": packet.counter,
+            "answers": packet.answers,
+            "wall": packet.wall,
+            "level": int(report.level),
+            "flags": "".join(letter for letter, name in FLAGS.items() if getattr(report, name)),
+            "verdict": report.verdict.value,
+            "held": round(report.held, 1),
+            "sees": report.sees,
+            "generation": report.members.generation,
+            "members": report.members.digest,
+            "role": report.role.value,
+            "term": report.term,
+            "epoch": report.epoch,
+            "vote": report.vote,
+            "voteTerm": report.vote_term,
+        },
         separators=(",", ":"),
     ).encode()
     return MAGIC + hmac.digest(key, body, "sha256") + body
@@ -77,36 +90,50 @@ def encode(key: bytes, packet: Packet) -> bytes:
 
 def decode(key: bytes, datagram: bytes) -> Packet:
     """The heartbeat in *datagram*. Raises Refused if it was not made with *key* or is not a heartbeat."""
-    if len(datagram) > LARGEST or not datagram.startswith(MAGIC):
+    if len(datagram) > LARGEST or not datagram.startswith(FAMILY):
         raise Refused("not a heartbeat")
+    if not datagram.startswith(MAGIC):
+        raise Refused("of an agent that is older or newer, and cannot be understood")
     head = len(MAGIC) + DIGEST
     body = datagram[head:]
     if not hmac.compare_digest(hmac.digest(key, body, "sha256"), datagram[len(MAGIC) : head]):
         raise Refused("made with another key")
     try:
-        sender, receiver, instance, counter, answers, wall, level, flags, *rest = json.loads(body)
-        seen, role, term, epoch, vote, vote_term, held, sees = rest
-        fit, good, vip, storage, bye = (flag == "1" for flag in flags)
-        report = Report(
-            level=Level(level),
-            fit=fit,
-            good=good,
-            vip=vip,
-            verdict=Verdict(seen),
-            storage=storage,
-            role=Role(role),
-            term=int(term),
-            epoch=int(epoch),
-            vote=str(vote),
-            vote_term=int(vote_term),
-            bye=bye,
-            held=float(held),
-            sees=str(sees),
-        )
-        answered = tuple((str(one), int(two)) for one, two in answers)
-        return Packet(str(sender), str(receiver), str(instance), int(counter), answered, int(wall), report)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise Refused(f"of another version: {error}") from error
+        return _packet(json.loads(body))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, AttributeError) as error:
+        raise Refused(f"not to be understood: {error!r}") from error
+
+
+def _packet(said: dict[str, Any]) -> Packet:
+    """The heartbeat that the object *said* stands for. Raises ValueError, TypeError, KeyError and others."""
+    flags = str(said.get("flags", ""))
+    report = Report(
+        level=_known(Level, said.get("level"), Level.PROCESS),
+        verdict=_known(Verdict, said.get("verdict"), Verdict.UNKNOWN),
+        # What a later release calls otherwise may write, as far as this one knows.
+        role=_known(Role, said.get("role", Role.STANDBY.value), Role.CLOSING),
+        term=int(said.get("term", 0)),
+        epoch=int(said.get("epoch", 0)),
+        vote=str(said.get("vote", "")),
+        vote_term=int(said.get("voteTerm", 0)),
+        held=float(said.get("held", 0.0)),
+        sees=str(said.get("sees", "")),
+        members=Members(int(said.get("generation", 0)), str(said.get("members", ""))),
+        **{name: letter in flags for letter, name in FLAGS.items()},
+    )
+    answered = tuple((str(one), int(two)) for one, two in said.get("answers", ()))
+    wall = int(said.get("wall", 0))
+    return Packet(
+        str(said["from"]), str(said["to"]), str(said["instance"]), int(said["counter"]), answered, wall, report
+    )
+
+
+def _known(kind: Callable[[Any], T], value: object, otherwise: T) -> T:
+    """*value* as one of *kind*; a word of a later release is taken for *otherwise*."""
+    try:
+        return kind(value)
+    except ValueError:
+        return otherwise
 
 
 class Outbox:
@@ -142,11 +169,19 @@ class Inbox:
         self.heard: Optional[float] = None
         self.echoed: Optional[float] = None
         self.said: Optional[Report] = None
-        self.wall = 0
         self.instance = ""
         self.counter = 0
         self._unproved: Optional[Answer] = None
         self._muted = False
+        self._offsets: deque[tuple[float, float]] = deque(maxlen=SAMPLES)  # (round trip, offset), the newest ones
+
+    @property
+    def offset(self) -> Optional[float]:
+        """Seconds that the peer's wall clock is ahead of this node's; None if it was not heard.
+
+        Of the newest answers the quickest says it best (as NTP's clock filter has it: RFC 5905, section 10).
+        """
+        return min(self._offsets)[1] if self._offsets else None
 
     @property
     def answers(self) -> tuple[Answer, ...]:
@@ -154,8 +189,10 @@ class Inbox:
         proved = (self.instance, self.counter) if self.instance and not self._muted else NOTHING
         return (proved, self._unproved) if self._unproved else (proved,)
 
-    def take(self, packet: Packet, outbox: Outbox, now: float) -> bool:
+    def take(self, packet: Packet, outbox: Outbox, now: float, wall: float) -> bool:
         """Whether *packet* is news. False also for an honest first heartbeat: the answer to it makes the next one news.
+
+        *wall* is this node's wall clock, in seconds since 1970.
 
         Raises Refused for what can only be a replay, a reflection or a mistake.
         """
@@ -175,7 +212,9 @@ class Inbox:
             return False
         self.instance, self.counter = packet.instance, packet.counter
         self._unproved, self._muted = None, False
-        self.heard, self.said, self.wall = now, packet.report, packet.wall
+        self.heard, self.said = now, packet.report
+        # The peer looked at its clock after it had heard what this node sent, and before this node heard the answer.
+        self._offsets.append((now - sent, packet.wall / 1000 - wall + (now - sent) / 2))
         believed = outbox.sent(packet.answers[:1])
         self.echoed = believed if believed is not None else self.echoed
         return True

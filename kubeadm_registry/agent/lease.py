@@ -11,7 +11,14 @@ own clock, a time until which the vote lasts at least; clocks need not agree, on
 
 Terms are unique to a node. A voter tells the highest term that it ever let write, and a candidate with a lower one
 begins anew with a higher: any two majorities share a voter, so the terms of successive writers grow, and serve as the
-epochs of uploads. A voter keeps that term across its own restarts.
+epochs of uploads. A voter says a vote only once its term is on disk, so it keeps that term in a power cut.
+
+Votes and claims count among nodes only that have the same list of members, by generation and digest. A node that was
+given a list of a higher generation never votes under a lower one again; who hears of a higher one closes.
+
+The storage orders what is written by the wall clock of the server that writes, so a server whose clock is off may
+neither become nor stay the writer. And since an agent may stand still at any moment, a timer in the kernel ends what
+its frontend can write unless the agent renews it, which it does only under a lease that is good for longer.
 """
 
 from __future__ import annotations
@@ -20,31 +27,72 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Optional
 
-from kubeadm_registry.agent.model import Health, LeaseMemory, PeerView, Report, Role, Settings, Vote
+from kubeadm_registry.agent.model import (
+    HardState,
+    Health,
+    LeaseMemory,
+    Observation,
+    PeerView,
+    Report,
+    Role,
+    Settings,
+    Vote,
+    majority,
+)
 
 ASKS = frozenset({Role.CANDIDATE, Role.OPENING, Role.WRITER, Role.CLOSING})
 OPEN = frozenset({Role.OPENING, Role.WRITER, Role.CLOSING})
+IN_STEP = 0.8  # of what ends a writer: a clock that hovers there must not open and close it again and again
 
 
-def votes_until(memory: LeaseMemory, peers: Mapping[str, PeerView], now: float, settings: Settings) -> float:
+def known(memory: LeaseMemory, settings: Settings) -> HardState:
+    """What must be on disk before a vote of *memory* is said."""
+    vote = memory.vote.term if memory.vote is not None else 0
+    return HardState(settings.members.generation, max(memory.epoch, vote))
+
+
+def said_vote(memory: LeaseMemory, kept: HardState, settings: Settings) -> Optional[Vote]:
+    """The vote that this node may tell of, and count for itself.
+
+    Invariant: its term is on disk, and so is the generation of its members, which is the highest there.
+    """
+    vote = memory.vote
+    if vote is None or vote.term > kept.epoch or kept.generation != settings.members.generation:
+        return None
+    return vote
+
+
+def allies(peers: Mapping[str, PeerView], settings: Settings) -> Mapping[str, PeerView]:
+    """The peers with the same list of members: what others say about writing is said to other nodes."""
+    return {name: one for name, one in peers.items() if one.said is not None and one.said.members == settings.members}
+
+
+def votes_until(
+    memory: LeaseMemory, peers: Mapping[str, PeerView], kept: HardState, now: float, settings: Settings
+) -> float:
     """Until when a majority lets this node write under its present term; 0 without a majority.
 
-    Invariant: only votes for this very term count, and a peer's vote counts from when this node *sent* what the peer
-    answers.
+    Invariant: only votes for this very term count, of nodes with the same members, and a peer's vote counts from when
+    this node *sent* what the peer answers.
     """
     lease = settings.timings.lease
-    ends = []
-    if memory.vote is not None and memory.vote.candidate == settings.name and memory.vote.term == memory.term:
-        ends.append(now + lease)
-    for view in peers.values():
+    ends: dict[str, float] = {}
+    own = said_vote(memory, kept, settings)
+    if own is not None and own.candidate == settings.name and own.term == memory.term:
+        ends[settings.name] = now + lease
+    for name, view in allies(peers, settings).items():
         said = view.said
-        if said is None or view.echoed is None:
-            continue
-        if said.vote == settings.name and said.vote_term == memory.term:
-            ends.append(view.echoed + lease)
-    if len(ends) < settings.majority:
-        return 0.0
-    return sorted(ends, reverse=True)[settings.majority - 1]
+        counts = said is not None and said.vote == settings.name and said.vote_term == memory.term
+        if counts and view.echoed is not None:
+            ends[name] = view.echoed + lease
+    return min(_until(ends, quorum) for quorum in settings.quorums)
+
+
+def _until(ends: Mapping[str, float], quorum: frozenset[str]) -> float:
+    """Until when more than half of *quorum* are in *ends*."""
+    needed = majority(len(quorum))
+    found = sorted((end for name, end in ends.items() if name in quorum), reverse=True)
+    return found[needed - 1] if len(found) >= needed else 0.0
 
 
 def next_vote(
@@ -90,7 +138,6 @@ def _grant(memory: LeaseMemory, peers: Mapping[str, PeerView], now: float, setti
 
 def step(
     memory: LeaseMemory,
-    peers: Mapping[str, PeerView],
     fresh: frozenset[str],
     *,
     now: float,
@@ -98,39 +145,44 @@ def step(
     held: Optional[float],
     frontend: Health,
     proxy_ok: bool,
-    writable: Optional[bool],
-    fenced: bool,
-    wall_ms: int,
+    clock_off: Optional[float],
+    seen: Observation,
     settings: Settings,
 ) -> LeaseMemory:
     """The next role, term, epoch and vote of this node.
 
-    *peers* is all that was ever heard, *fresh* names those whose heartbeat is recent, *held* says since when this node
-    has had the VIP, *writable* whether its frontend takes writes, *fenced* that the process that could write is gone.
+    *seen* holds all that was ever heard of the peers, whether the frontend takes writes, that the process that could
+    write is gone, what is on disk and how the kernel's timer is; *fresh* names the peers whose heartbeat is recent,
+    *held* says since when this node has had the VIP.
 
-    Invariants: a node is WRITER only while it holds the VIP, its lease lasts, and its frontend lives and takes
-    writes; it leaves OPENING and WRITER only through CLOSING, and CLOSING only when fenced; terms of successive
-    writers grow, also when only the frontend was restarted, since uploads that the dead process had half stored must
-    not go on.
+    Invariants: a node is WRITER only while it holds the VIP, its lease lasts, its frontend lives and takes writes,
+    its clock agrees with the others' and the kernel's timer runs; it leaves OPENING and WRITER only through CLOSING,
+    and CLOSING only when fenced; terms of successive writers grow, also when only the frontend was restarted, since
+    uploads that the dead process had half stored must not go on.
     """
-    timings = settings.timings
+    timings, peers = settings.timings, seen.peers
     said: list[Report] = [view.said for view in peers.values() if view.said is not None]
+    outdated = any(one.members.generation > settings.members.generation for one in said)
+    outdated = outdated or seen.kept.generation > settings.members.generation
+    limit = timings.clock_off if memory.role in OPEN else IN_STEP * timings.clock_off
+    doubtful = clock_off is None or clock_off > limit or not seen.timer_there
     serving = max([memory.serving] + [one.term for one in said if one.role is Role.WRITER])
     let = memory.vote.term if memory.vote is not None else 0
     epoch = max([memory.epoch, serving, let] + [one.epoch for one in said])
-    highest = max([epoch, wall_ms, memory.term] + [one.term for one in said])
+    highest = max([epoch, seen.wall_ms, memory.term] + [one.term for one in said])
     memory = replace(memory, epoch=epoch)
-    until = votes_until(memory, peers, now, settings)
+    until = votes_until(memory, peers, seen.kept, now, settings)
     leased = now < until - timings.lease_margin
     role, since, term = memory.role, memory.since, memory.term
     if role is Role.CLOSING:
-        role = Role.STANDBY if fenced else role
+        role = Role.STANDBY if seen.fenced else role
     elif role in (Role.WRITER, Role.OPENING):
-        if held is None or not leased or frontend is Health.DEAD or (role is Role.WRITER and writable is False):
+        lost = held is None or not leased or outdated or doubtful or frontend is Health.DEAD
+        if lost or (role is Role.WRITER and (seen.writable is False or not timed(seen, now, settings))):
             role = Role.CLOSING
-        elif role is Role.OPENING and writable:
+        elif role is Role.OPENING and seen.writable:
             role, serving = Role.WRITER, term
-    elif held is None or not proxy_ok or frontend is not Health.OK:
+    elif held is None or not proxy_ok or frontend is not Health.OK or outdated or doubtful:
         role = Role.STANDBY
     elif role is Role.STANDBY:
         if now - held >= timings.settle:
@@ -142,7 +194,27 @@ def step(
     if role is not memory.role:
         since = now
     memory = replace(memory, role=role, since=since, term=term, epoch=epoch, serving=serving, until=until)
-    return replace(memory, vote=next_vote(memory, peers, now, started, settings))
+    return replace(memory, vote=next_vote(memory, allies(peers, settings), now, started, settings))
+
+
+def timed(seen: Observation, now: float, settings: Settings) -> bool:
+    """Whether the kernel's timer is known to run: without it nothing ends what a stopped agent let write."""
+    return seen.timer_there and seen.timer is not None and now - seen.timer < settings.timings.timer
+
+
+def renews(memory: LeaseMemory, now: float, settings: Settings) -> bool:
+    """Whether the kernel's timer is to run anew from *now*.
+
+    Invariant: it ends before the votes do, whenever the renewal reaches the kernel, which is within ``ticket`` seconds.
+    """
+    timings = settings.timings
+    lasts = timings.ticket + timings.timer + timings.timer_slack
+    return memory.role in (Role.OPENING, Role.WRITER) and memory.until - now >= lasts
+
+
+def writes(memory: LeaseMemory, seen: Observation, now: float, settings: Settings) -> bool:
+    """Whether the frontend should have its writing configuration. Invariant: only under a timer that runs."""
+    return memory.role in (Role.OPENING, Role.WRITER) and timed(seen, now, settings)
 
 
 def writer(memory: LeaseMemory, peers: Mapping[str, PeerView], fresh: frozenset[str], name: str) -> Optional[str]:

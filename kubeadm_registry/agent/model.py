@@ -80,6 +80,22 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Members:
+    """Which list of members a node has: votes and claims count among nodes with equal ones only."""
+
+    generation: int = 0  # grows with each change of the list; 0: not said
+    digest: str = ""  # of the names and addresses of all members
+
+
+@dataclass(frozen=True)
+class HardState:
+    """What a node must not forget in a restart or a power cut (Raft calls it so): both numbers never fall."""
+
+    generation: int = 0  # the highest generation of members under which it has ever voted
+    epoch: int = 0  # the highest term that it has let write
+
+
+@dataclass(frozen=True)
 class Report:
     """What a node says about itself in every heartbeat."""
 
@@ -97,6 +113,7 @@ class Report:
     vote: str = ""  # the node that it lets write
     vote_term: int = 0
     bye: bool = False
+    members: Members = Members()  # under which all of the above about writing is said
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,7 @@ class PeerView:
     away: Optional[float] = None  # newest proof that its host lives without an agent
     said: Optional[Report] = None  # in the newest heartbeat
     echoed: Optional[float] = None  # when this agent sent the heartbeat that the peer's newest one answers
+    offset: Optional[float] = None  # seconds that its wall clock is ahead of this node's, as well as is known
 
 
 @dataclass(frozen=True)
@@ -126,6 +144,9 @@ class Observation:
     writable: Optional[bool] = None  # whether the frontend takes writes; None: not known
     wall_ms: int = 0
     guarded: Optional[bool] = None  # whether the nft rules are whole; None: not known yet, or nobody asked
+    kept: HardState = HardState()  # what is known to be on disk
+    timer: Optional[float] = None  # when the newest renewal was sent that the kernel's timer took; None: it has none
+    timer_there: bool = False  # the kernel has such a timer
 
 
 @dataclass(frozen=True)
@@ -202,6 +223,7 @@ class Memory:
     whole_since: Optional[float] = None  # since when all storages answer and are connected
     compared: Optional[float] = None  # when the storage was last told to compare its tables
     lease: LeaseMemory = LeaseMemory()
+    clock_off: Optional[float] = None  # seconds between this node's wall clock and the median of a majority's
 
 
 @dataclass(frozen=True)
@@ -225,7 +247,9 @@ class Decisions:
     connect: bool = False  # tell the storage to connect to the peers
     compare: bool = False  # tell the storage to compare its tables with the peers'
     fence: bool = False  # end the frontend process that could write
+    renew: bool = False  # the kernel's timer lets the frontend reach the storage for another while
     writing: bool = False  # the frontend should have its writing configuration
+    keep: HardState = HardState()  # what must be on disk before the next vote is said
     conditions: tuple[str, ...] = ()
 
 
@@ -265,6 +289,11 @@ class Timings:
     settle: float = 0.4  # the VIP is held for so long before the node asks to write
     lease: float = 3.0  # a vote lasts so long after its node was last heard; longer than systemd's watchdog takes
     lease_margin: float = 0.5  # a writer ends so long before
+    # The kernel's timer, in tests/simulation: it ends at the latest ``ticket`` + ``timer`` after a renewal was decided.
+    timer: float = 2.0  # without a renewal the kernel keeps a frontend that could write from the storage
+    ticket: float = 0.2  # a renewal reaches the kernel within so long after the agent began to decide on it, or never
+    timer_slack: float = 0.1  # for the kernel's own rounding, and for clocks of different rates
+    clock_off: float = 0.5  # a server whose wall clock is further from the others' than this does not write
     writable_interval: float = 1.0  # between two looks whether the writing frontend takes writes
     connect_interval: float = 5.0
     compare_interval: float = 10.0  # between two comparisons of all tables, which read the whole metadata
@@ -278,6 +307,8 @@ class Settings:
     peers: tuple[str, ...]
     single_writer: bool
     timings: Timings = Timings()
+    members: Members = Members()
+    before: tuple[str, ...] = ()  # the members of the generation before, until all have the new list
 
     def term(self, after: int) -> int:
         """The next term after *after* that only this node can choose."""
@@ -287,4 +318,19 @@ class Settings:
     @property
     def majority(self) -> int:
         """How many nodes, this one among them, are more than half."""
-        return (1 + len(self.peers)) // 2 + 1
+        return majority(1 + len(self.peers))
+
+    @property
+    def quorums(self) -> tuple[frozenset[str], ...]:
+        """The sets of nodes in each of which a writer needs more than half.
+
+        While members change that is the list of before as well, so that no majority of it can act by itself
+        (joint consensus: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm", section 6).
+        """
+        now = frozenset((self.name, *self.peers))
+        return (now, frozenset(self.before)) if self.before else (now,)
+
+
+def majority(nodes: int) -> int:
+    """How many of *nodes* are more than half."""
+    return nodes // 2 + 1

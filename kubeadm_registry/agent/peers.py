@@ -101,7 +101,7 @@ class Link:
                 break
             self.received += 1
             try:
-                if self.inbox.take(decode(self._key, datagram), self._outbox, clock()):
+                if self.inbox.take(decode(self._key, datagram), self._outbox, clock(), time.time()):
                     news = True
                     said = self.inbox.said
                     self.away = clock() if said is not None and said.bye else None
@@ -115,7 +115,7 @@ class Link:
     @property
     def view(self) -> PeerView:
         """What the rules may know of this peer."""
-        return PeerView(self.inbox.heard, self.away, self.inbox.said, self.inbox.echoed)
+        return PeerView(self.inbox.heard, self.away, self.inbox.said, self.inbox.echoed, self.inbox.offset)
 
 
 class Links:

@@ -8,35 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
 from typing import Callable
 
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome
-from kubeadm_registry.agent.model import Decisions
 from kubeadm_registry.agent.probes import PATIENCE, Answered
 from kubeadm_registry.agent.processes import Processes
+from kubeadm_registry.agent.steering import Servers
 
 FORCED_MAINTENANCE = 0x01
 DRAINING = 0x08
 EPOCH = re.compile(r"^0x[0-9a-f]+ epoch (\d+)$", re.MULTILINE)  # in what ``show map`` says
-
-Servers = Mapping[tuple[str, str], bool]  # (backend, server): takes requests
-
-
-def wanted(decisions: Decisions, name: str, peers: tuple[str, ...]) -> Servers:
-    """What the servers of this node's HAProxy should be. What was not decided is not named."""
-    servers: dict[tuple[str, str], bool] = {}
-    for backend, nodes in (("reads", decisions.readers), ("writer", decisions.writers)):
-        if nodes is None:
-            continue
-        servers[backend, "local"] = name in nodes
-        for peer in peers:
-            servers[backend, peer] = peer in nodes
-    servers["gate", "open"] = decisions.gate
-    if decisions.writers is not None:
-        servers["newwork", "open"] = bool(decisions.writers)
-    return servers
 
 
 def parse(text: str) -> Servers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from statistics import median
 from typing import Optional
 
 from kubeadm_registry.agent import lease
@@ -247,6 +248,15 @@ def alone(before: bool, lonely_since: Optional[float], joined_since: Optional[fl
     return before and (joined_since is None or now - joined_since < BACK)
 
 
+def clock_off(before: Optional[float], fresh: Mapping[str, PeerView], settings: Settings) -> Optional[float]:
+    """Seconds between this node's wall clock and the median of those of a majority; *before* while none is heard.
+
+    Of two that disagree nobody knows which is right, so each is half of it off.
+    """
+    offsets = [view.offset for view in fresh.values() if view.offset is not None]
+    return abs(median([0.0, *offsets])) if 1 + len(offsets) >= settings.majority else before
+
+
 def _since(before: Optional[float], true: bool, now: float) -> Optional[float]:
     """Since when something has been *true* without a break; None while it is not."""
     return (now if before is None else before) if true else None
@@ -317,6 +327,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         lonely_since=lonely_since,
         joined_since=joined_since,
         alone=alone(memory.alone, lonely_since, joined_since, now),
+        clock_off=clock_off(memory.clock_off, {name: seen.peers[name] for name in fresh}, settings),
         failed_since=_since(memory.failed_since, storage.health in FAILED, now),
         unwell_since=_since(memory.unwell_since, level is not Level.FIT, now),
         connected=now if connect else memory.connected,
@@ -330,16 +341,14 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     if settings.single_writer:
         claim = lease.step(
             new.lease,
-            seen.peers,
             fresh,
             now=now,
             started=memory.started,
             held=None if open_to_all else held,
             frontend=frontend.health,
             proxy_ok=proxy_ok,
-            writable=seen.writable,
-            fenced=seen.fenced,
-            wall_ms=seen.wall_ms,
+            clock_off=new.clock_off,
+            seen=seen,
             settings=settings,
         )
     new = replace(new, fit=is_fit, lease=claim)
@@ -368,8 +377,10 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         connect=connect,
         compare=compare,
         fence=settings.single_writer and claim.role is Role.CLOSING,
-        writing=settings.single_writer and claim.role in (Role.OPENING, Role.WRITER),
-        conditions=_conditions(new, seen, len(reports), proxy_dead=proxy_dead, proxy_ok=proxy_ok, settings=settings),
+        renew=settings.single_writer and lease.renews(claim, now, settings),
+        writing=settings.single_writer and lease.writes(claim, seen, now, settings),
+        keep=lease.known(claim, settings),
+        conditions=_conditions(new, seen, reports, proxy_dead=proxy_dead, proxy_ok=proxy_ok, settings=settings),
     )
 
 
@@ -439,6 +450,7 @@ def _reason(memory: ServiceMemory, due: bool, name: str) -> str:
 
 def _report(memory: Memory, seen: Observation, settings: Settings, reports: Mapping[str, Report], now: float) -> Report:
     claim: LeaseMemory = memory.lease
+    vote = lease.said_vote(claim, seen.kept, settings)
     return Report(
         level=memory.level,
         fit=memory.fit,
@@ -451,13 +463,20 @@ def _report(memory: Memory, seen: Observation, settings: Settings, reports: Mapp
         role=claim.role if settings.single_writer else Role.STANDBY,
         term=claim.term,
         epoch=claim.epoch,
-        vote=claim.vote.candidate if claim.vote is not None else "",
-        vote_term=claim.vote.term if claim.vote is not None else 0,
+        vote=vote.candidate if vote is not None else "",
+        vote_term=vote.term if vote is not None else 0,
+        members=settings.members,
     )
 
 
 def _conditions(
-    memory: Memory, seen: Observation, fresh: int, *, proxy_dead: bool, proxy_ok: bool, settings: Settings
+    memory: Memory,
+    seen: Observation,
+    reports: Mapping[str, Report],
+    *,
+    proxy_dead: bool,
+    proxy_ok: bool,
+    settings: Settings,
 ) -> tuple[str, ...]:
     """Names of what is not as it should be, for people; nothing is decided by them."""
     found = {
@@ -474,8 +493,11 @@ def _conditions(
         "CanaryMissing": memory.verdict is Verdict.MISSING and memory.level is Level.FIT,
         "CanaryBroken": memory.verdict in (Verdict.MISSING, Verdict.WRONG) and memory.level is not Level.FIT,
         "ChainSlow": memory.verdict is Verdict.SLOW,
-        "NoMajority": 1 + fresh < settings.majority,
+        "NoMajority": 1 + len(reports) < settings.majority,
         "Unguarded": seen.guarded is False,
         "WriterClosing": settings.single_writer and memory.lease.role is Role.CLOSING,
+        "ClockOff": memory.clock_off is not None and memory.clock_off > settings.timings.clock_off,
+        "NoTimer": settings.single_writer and not seen.timer_there,
+        "MembersDiffer": any(said.members != settings.members for said in reports.values()),
     }
     return tuple(name for name, true in found.items() if true)

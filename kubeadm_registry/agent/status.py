@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from kubeadm_registry.agent.config import Config
+from kubeadm_registry.agent.formats import Format
 from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Presence, Role
 from kubeadm_registry.agent.peers import Links
 from kubeadm_registry.agent.probes import Probes
+
+FORMAT = Format("the agent's state")
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Facts:
     corrections: tuple[int, ...]  # of each HAProxy
     heard: dict[str, tuple[Optional[float], Optional[float], int, int]]  # age, round trip, received, refused
     wall_skew: dict[str, Optional[float]]
+    timer_there: bool = False
     guarded: Optional[bool] = None  # None: not known yet, or nobody asked
     guard_losses: int = 0
 
@@ -71,7 +74,7 @@ def hearing(
         age = None if inbox.heard is None else round(now - inbox.heard, 3)
         trip = None if inbox.heard is None or inbox.echoed is None else round(inbox.heard - inbox.echoed, 3)
         heard[name] = (age, trip, link.received, link.refused)
-        skew[name] = None if age is None or not inbox.wall else round(time.time() - age - inbox.wall / 1000, 2)
+        skew[name] = None if inbox.offset is None else round(-inbox.offset, 2)
     return heard, skew
 
 
@@ -95,7 +98,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
     claim = memory.lease
     fresh = [name for name, one in memory.peers.items() if one.presence is Presence.FRESH]
     majority = (1 + len(config.peers)) // 2 + 1
-    return {
+    values = {
         "name": config.name,
         "address": config.address,
         "version": facts.version,
@@ -131,7 +134,10 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
             "epoch": claim.serving,
             "vote": claim.vote.candidate if claim.vote is not None else None,
             "lease_seconds": round(max(0.0, claim.until - facts.now), 2) if claim.role is Role.WRITER else None,
+            "timer": facts.timer_there if config.writer == "single" else None,
         },
+        "members": {"generation": config.generation, "digest": config.members.digest},
+        "clock_off": None if memory.clock_off is None else round(memory.clock_off, 3),
         "quorum": {
             "nodes": 1 + len(config.peers),
             "heard": 1 + len(fresh),
@@ -169,6 +175,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
             "errors": counters.errors,
         },
     }
+    return FORMAT.seal(values)
 
 
 def metrics(state: dict[str, Any], cpu: float) -> str:
@@ -193,6 +200,8 @@ def metrics(state: dict[str, Any], cpu: float) -> str:
     one("vip_held", "1 if this node has the VIP.", state["vip"]["held"])
     one("writer", "1 if this node is the one writer.", state["writer"]["role"] == Role.WRITER.value)
     one("epoch", "Epoch of the newest writer known.", state["writer"]["epoch"])
+    one("timer", "1 if the kernel ends what a stopped agent let write.", state["writer"]["timer"])
+    one("clock_off_seconds", "Wall clock against the median of a majority's.", state["clock_off"])
     one("majority", "1 if more than half of the nodes are heard.", state["quorum"]["majority"])
     one("certificate_expires_seconds", "End of the node certificate, seconds since 1970.", state["certificate_expires"])
     one("guarded", "1 if the nft rules on loopback are loaded.", state["guarded"])

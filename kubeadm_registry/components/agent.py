@@ -37,6 +37,11 @@ def python(cluster: Cluster, host: Host) -> str:
     return cluster.program("python").executable
 
 
+def data(cluster: Cluster) -> str:
+    """The directory of what the agent has promised and must not forget."""
+    return f"{cluster.spec.data_directory}/agent"
+
+
 def settings(cluster: Cluster, host: Host) -> dict[str, object]:
     """The agent's configuration; ``docs/agent.md`` has the reference."""
     node, spec, secrets = cluster.node(host), cluster.spec, cluster.secrets
@@ -47,6 +52,7 @@ def settings(cluster: Cluster, host: Host) -> dict[str, object]:
             "writer_config": zot.WRITER_CONFIG,
             "standby_config": zot.STANDBY_CONFIG,
         }
+    single = spec.frontend.type == zot.NAME
     peers = [
         {"name": peer.name, "address": peer.address, "garage_node_id": secrets.node_id(peer.name)}
         for peer in cluster.peers(host)
@@ -57,9 +63,10 @@ def settings(cluster: Cluster, host: Host) -> dict[str, object]:
         "peers": peers,
         "vips": spec.vip.addresses,
         "frontend": frontend,
-        "writer": "single" if spec.frontend.type == zot.NAME else "any",
+        "writer": "single" if single else "any",
+        "fence": {"address": paths.S3_ADDRESS, "port": paths.FENCE_PORT} if single else None,
         "storage": {"unit": garage.UNIT},
-        "guard": {"table": paths.PREFIX, "file": paths.GUARD},
+        "guard": {"tables": [paths.PREFIX, *((paths.FENCE_TABLE,) if single else ())], "file": paths.GUARD},
         "canary": {
             "repository": canary.REPOSITORY,
             "manifest": canary.MANIFEST.digest,
@@ -69,6 +76,7 @@ def settings(cluster: Cluster, host: Host) -> dict[str, object]:
         "garage_admin_token_file": f"{ETC}/admin_token",
         "tls": {"cert": paths.NODE_PEM, "key": paths.NODE_PEM, "ca": paths.CA},
         "proxy": {"sockets": haproxy.SOCKETS, "epoch_map": haproxy.STATE_MAP},
+        "paths": {"hardstate": f"{data(cluster)}/hardstate"},
     }
 
 
@@ -85,6 +93,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     )
     yield Directory(ETC, mode=0o750, owner=f"root:{USER}")
     yield Directory(f"{paths.OPT}/agent")
+    yield Directory(data(cluster), mode=0o700, owner=f"{USER}:{USER}", recursive=True)
     yield from (archive, key, token, config)
     yield from serve(
         UNIT,
@@ -94,6 +103,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
         python=interpreter,
         archive=ARCHIVE,
         config=CONFIG,
+        data=data(cluster),
     )
     yield Wait("the agent tells its state", _tells, timeout=20)
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import family
+from kubeadm_registry.agent.model import Timings
 from kubeadm_registry.changes import File, Steps
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, haproxy
+from kubeadm_registry.components import agent, haproxy, zot
 from kubeadm_registry.components.units import serve
 from kubeadm_registry.host import Host
 from kubeadm_registry.render import render
@@ -27,15 +28,19 @@ GUARD_UNIT = paths.unit("guard")
 class Guarded:
     """The guard's rules are loaded: a flushed firewall, as after ``kubeadm reset``, lacks them."""
 
+    tables: tuple[str, ...]
+
     @property
     def title(self) -> str:
         """What apply does."""
         return f"load {paths.GUARD}"
 
     def diff(self, host: Host) -> str | None:
-        """That the table is missing, or None."""
-        there = host.query("nft", "list", "table", "inet", paths.PREFIX).ok
-        return None if there else f"nft table inet {paths.PREFIX}: is loaded (it is not there)"
+        """Which table is missing, or None."""
+        for table in self.tables:
+            if not host.query("nft", "list", "table", "inet", table).ok:
+                return f"nft table inet {table}: is loaded (it is not there)"
+        return None
 
     def apply(self, host: Host) -> None:
         """Let the unit load them: a reload, in which nothing is missing that services need."""
@@ -46,16 +51,42 @@ class Guarded:
 class NoGuard:
     """The guard's rules are gone. Their unit leaves them when it stops, for it stops with every other firewall."""
 
-    title = "remove the guard's rules"
+    table: str
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"remove the nft table {self.table}"
 
     def diff(self, host: Host) -> str | None:
         """That the table is there, or None."""
-        there = host.query("nft", "list", "table", "inet", paths.PREFIX).ok
-        return f"nft table inet {paths.PREFIX}: removed" if there else None
+        there = host.query("nft", "list", "table", "inet", self.table).ok
+        return f"nft table inet {self.table}: removed" if there else None
 
     def apply(self, host: Host) -> None:
         """Delete the table."""
-        host.run("nft", "delete", "table", "inet", paths.PREFIX)
+        host.run("nft", "delete", "table", "inet", self.table)
+
+
+def tables(cluster: Cluster) -> tuple[str, ...]:
+    """The nft tables of this cluster's servers."""
+    return (paths.PREFIX, paths.FENCE_TABLE) if fence(cluster) else (paths.PREFIX,)
+
+
+def fence(cluster: Cluster) -> dict[str, object] | None:
+    """What the rules of the kernel's timer need; None for a frontend that may write anywhere at any time."""
+    if cluster.spec.frontend.type != zot.NAME:
+        return None
+    timings = Timings()
+    return {
+        "address": paths.S3_ADDRESS,
+        "port": paths.FENCE_PORT,
+        "agent": agent.USER,
+        "frontend": zot.USER,
+        "ticket_ms": round(timings.ticket * 1000),
+        "timer_ms": round(timings.timer * 1000),
+        "mark": round(timings.timer * 10),
+    }
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
@@ -78,6 +109,8 @@ def install(cluster: Cluster, host: Host) -> Steps:
             router_id=cluster.spec.vip.router_id,
             family=family(node.address),
             peers=[peer.address for peer in cluster.peers(host)],
+            fence_table=paths.FENCE_TABLE,
+            fence=fence(cluster),
         ),
     )
     script = File(
@@ -93,6 +126,6 @@ def install(cluster: Cluster, host: Host) -> Steps:
     )
     yield guard
     yield from serve(GUARD_UNIT, (guard,), reloads=(paths.GUARD,), guard=paths.GUARD)
-    yield Guarded()
+    yield Guarded(tables(cluster))
     yield script
     yield from serve(UNIT, (script,), reloads=(SCRIPT,), script=SCRIPT)

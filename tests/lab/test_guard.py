@@ -72,7 +72,7 @@ def rules(folder: Path) -> Path:
     steps = component.install(cluster, cluster.leader)
     text = next(one.content.decode() for one in steps if isinstance(one, File) and one.path == paths.GUARD)
     file = folder / "guard.nft"
-    file.write_text(re.sub(rf"{paths.PREFIX}-\w+", lambda found: str(USERS[found[0]]), text))
+    file.write_text(re.sub(rf"{paths.PREFIX}-\w+", lambda found: str(USERS.get(found[0], found[0])), text))
     return file
 
 

@@ -251,14 +251,15 @@ class FakeCluster:
             "sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source(),
             with_=lambda argv, _: json.dumps(self._certificates(server, argv[6])),
         )  # fmt: skip
-        table = ("table", "inet", paths.PREFIX)
-        server.answer("nft", "list", *table, with_=lambda *_: 0 if self._guarded(server) else 1)
 
         def remove_guard(*_: object) -> int:
             self.flush_firewall(server)
             return 0
 
-        server.answer("nft", "delete", *table, act="remove the guard", with_=remove_guard)
+        for name in (paths.PREFIX, paths.FENCE_TABLE):
+            table = ("table", "inet", name)
+            server.answer("nft", "list", *table, with_=lambda *_: 0 if self._guarded(server) else 1)
+            server.answer("nft", "delete", *table, act=f"remove {name}", with_=remove_guard)
         listening = f"LISTEN 0 4096 {endpoint(node.address, paths.REGISTRY_PORT)} *:*\n"
         server.answer(
             "ss", "-Hltn", "sport", "=", f":{paths.REGISTRY_PORT}",

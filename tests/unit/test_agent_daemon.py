@@ -20,6 +20,7 @@ import pytest
 
 from kubeadm_registry import zipapp
 from kubeadm_registry.agent import daemon as module
+from kubeadm_registry.agent import hands
 from kubeadm_registry.agent.config import Config, parse
 from kubeadm_registry.agent.daemon import Daemon
 from kubeadm_registry.agent.gate import Gate
@@ -53,7 +54,7 @@ def raw(folder: Path, number: int, ports: dict[str, int], frontend: int) -> dict
         "tls": {"cert": str(own / "none"), "key": str(own / "none"), "ca": str(own / "none")},
         "proxy": {"sockets": [str(own / "haproxy.sock")]},
         "ports": ports,
-        "paths": {key: str(own / key) for key in ("fit", "alone", "state", "mark", "epoch")},
+        "paths": {key: str(own / key) for key in ("fit", "alone", "state", "mark", "hardstate")},
     }
 
 
@@ -265,10 +266,10 @@ def test_unfit_is_said_by_no_file_if_it_cannot_be_written(
     async def run() -> None:
         one = Daemon(parse(configs[0]))
         fit.write_text("1\n")
-        monkeypatch.setattr(module, "write", full)
-        one._write_flag(str(fit), True)
+        monkeypatch.setattr(hands, "write", full)
+        one.hands.write_flag(str(fit), True)
         assert fit.exists()
-        one._write_flag(str(fit), False)
+        one.hands.write_flag(str(fit), False)
         assert not fit.exists()
 
     asyncio.run(run())
@@ -287,12 +288,12 @@ def test_only_connections_on_our_own_ports_are_ended(
             asked.append((source, destination, ports))
             return 0
 
-        monkeypatch.setattr(one._connections, "end_all", end_all)
+        monkeypatch.setattr(one.hands._connections, "end_all", end_all)
         one.step()
-        one._cut("cp-2", False)
+        one.hands.cut("cp-2", False)
         assert one.decisions is not None
         why = replace(one.decisions, reset_reads="why", reset_rpc="why")
-        one._apply(one.decisions, why, one.memory.last)
+        one.hands.mend(why, one.memory.last)
         assert asked == [
             (End(), End("127.8.0.2"), frozenset({3901, 5443, 5445})),
             (End("127.0.0.9"), End("127.0.0.1", configs[0]["frontend"]["port"]), frozenset()),

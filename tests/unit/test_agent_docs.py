@@ -25,7 +25,7 @@ def text(root: Path) -> str:
 
 def shown(value: object) -> str:
     if isinstance(value, tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "empty"
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if value != "" else "empty"

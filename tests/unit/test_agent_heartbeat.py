@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hmac
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode, encode
-from kubeadm_registry.agent.model import Level, Report, Role, Verdict
+from kubeadm_registry.agent.heartbeat import DIGEST, LARGEST, MAGIC, Inbox, Outbox, Packet, Refused, decode, encode
+from kubeadm_registry.agent.model import Level, Members, Report, Role, Verdict
 
 KEY = b"k" * 32
 REPORT = Report(
@@ -20,14 +26,16 @@ REPORT = Report(
     term=7,
     epoch=9,
     vote="b",
+    vote_term=7,
+    members=Members(3, "0123456789abcdef"),
 )
 
 
 class Side:
     """One agent's half of a conversation; its clock shows what nobody else's does."""
 
-    def __init__(self, name: str, peer: str, clock: float) -> None:
-        self.name, self.peer, self.clock = name, peer, clock
+    def __init__(self, name: str, peer: str, clock: float, wall: float = 1.8e9) -> None:
+        self.name, self.peer, self.clock, self.wall = name, peer, clock, wall
         self.begin("1")
 
     def begin(self, life: str) -> None:
@@ -36,11 +44,12 @@ class Side:
 
     def send(self, now: float) -> bytes:
         counter = self.outbox.next(now + self.clock)
-        packet = Packet(self.name, self.peer, self.outbox.instance, counter, self.inbox.answers, 123, REPORT)
+        wall = round((now + self.wall) * 1000)
+        packet = Packet(self.name, self.peer, self.outbox.instance, counter, self.inbox.answers, wall, REPORT)
         return encode(KEY, packet)
 
     def take(self, datagram: bytes, now: float) -> bool:
-        return self.inbox.take(decode(KEY, datagram), self.outbox, now + self.clock)
+        return self.inbox.take(decode(KEY, datagram), self.outbox, now + self.clock, now + self.wall)
 
 
 @pytest.fixture
@@ -83,6 +92,7 @@ def test_what_is_said_arrives(
         vote=vote,
         vote_term=vote_term,
         bye=bye,
+        members=Members(term, "0123456789abcdef"),
     )
     packet = Packet("a" * 63, "b" * 63, "0123456789abcdef", 2**40, (("0123456789abcdef", 2**40),) * 2, 2**41, report)
     datagram = encode(KEY, packet)
@@ -210,3 +220,82 @@ def test_a_heartbeat_that_was_not_believed_renews_no_vote(pair: tuple[Side, Side
     assert not b.take(a.send(2.4), 2.4), "b sees it, and cannot believe it"
     assert a.take(b.send(2.45), 2.45), "a believes b, since b has just seen a"
     assert a.inbox.echoed == before
+
+
+@given(ahead=st.floats(-100, 100), there=st.floats(0, 0.2), back=st.floats(0, 0.2))
+def test_each_knows_how_far_the_clock_of_the_other_is_off(ahead: float, there: float, back: float) -> None:
+    a, b = Side("a", "b", 1000.0), Side("b", "a", -500.0, 1.8e9 + ahead)
+    for tick in range(4):
+        now = tick * 0.5
+        b.take(a.send(now), now + there)
+        a.take(b.send(now + there), now + there + back)
+    assert a.inbox.offset is not None
+    assert abs(a.inbox.offset - ahead) <= max(there, back) / 2 + 0.002, "as well as the way there and back can differ"
+
+
+def test_the_quickest_of_the_newest_answers_says_it_best() -> None:
+    a, b = Side("a", "b", 0.0), Side("b", "a", 0.0)
+    for tick in range(30):
+        slow = 0.0 if tick in (4, 11, 18, 25) else 0.4
+        b.take(a.send(tick * 1.0), tick * 1.0)
+        a.take(b.send(tick * 1.0), tick * 1.0 + slow)
+        assert tick < 5 or a.inbox.offset == pytest.approx(0.0, abs=0.002)
+    b.wall += 9
+    for tick in range(30, 38):
+        b.take(a.send(tick * 1.0), tick * 1.0)
+        a.take(b.send(tick * 1.0), tick * 1.0 + 0.4)
+    assert a.inbox.offset == pytest.approx(8.8, abs=0.002), "and no old one for ever"
+
+
+def changed(datagram: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """The datagram as another release would make it."""
+    said = json.loads(datagram[len(MAGIC) + DIGEST :])
+    change(said)
+    body = json.dumps(said).encode()
+    return MAGIC + hmac.digest(KEY, body, "sha256") + body
+
+
+@pytest.fixture(scope="module")
+def frozen(root: Path) -> bytes:
+    """A heartbeat as 0.1 sends it, under KEY."""
+    return (root / "tests/golden/formats/0.1/heartbeat").read_bytes()
+
+
+def test_a_heartbeat_of_0_1_is_understood_and_made_so_still(frozen: bytes) -> None:
+    packet = Packet("cp-1", "cp-2", "0123456789abcdef", 7, (("fedcba9876543210", 6),), 1_800_000_000_123, REPORT)
+    assert decode(KEY, frozen) == packet
+    assert encode(KEY, packet) == frozen
+
+
+def test_one_key_more_is_passed_over(frozen: bytes) -> None:
+    more = changed(frozen, lambda said: said.update(later={"a": [1]}))
+    assert decode(KEY, more) == decode(KEY, frozen)
+
+
+def test_one_key_less_grants_nothing(frozen: bytes) -> None:
+    """A vote, a claim or a fitness that was not said is none; who sent it must be said."""
+    whole = decode(KEY, frozen).report
+    for key in json.loads(frozen[len(MAGIC) + DIGEST :]):
+        less = changed(frozen, lambda said, key=key: said.pop(key))  # type: ignore[misc]
+        if key in ("from", "to", "instance", "counter"):
+            with pytest.raises(Refused):
+                decode(KEY, less)
+            continue
+        report = decode(KEY, less).report
+        assert report == whole or key not in ("answers", "wall")
+        if key in ("generation", "members"):
+            assert report.members != whole.members
+        if key in ("vote", "voteTerm"):
+            assert (report.vote, report.vote_term) != (whole.vote, whole.vote_term)
+        if key == "flags":
+            assert not (report.fit or report.good or report.vip)
+
+
+def test_words_of_a_later_release_are_taken_for_the_careful_one(frozen: bytes) -> None:
+    report = decode(KEY, changed(frozen, lambda said: said.update(role="pausing", level=9, verdict="odd"))).report
+    assert (report.role, report.level, report.verdict) == (Role.CLOSING, Level.PROCESS, Verdict.UNKNOWN)
+
+
+def test_a_heartbeat_that_cannot_be_understood_is_refused_by_name() -> None:
+    with pytest.raises(Refused, match="older or newer"):
+        decode(KEY, b"KR1" + bytes(80))

@@ -4,20 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import random
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeadm_registry.agent import lease
-from kubeadm_registry.agent.epoch import Epoch, known
 from kubeadm_registry.agent.heartbeat import Inbox, Outbox, Packet, Refused
-from kubeadm_registry.agent.model import Health, LeaseMemory, PeerView, Report, Role, Settings, Timings, Vote
+from kubeadm_registry.agent.model import (
+    Answers,
+    HardState,
+    Health,
+    LeaseMemory,
+    Members,
+    Observation,
+    PeerView,
+    Report,
+    Role,
+    Settings,
+    Timings,
+    Vote,
+)
 
 TIMINGS = Timings()
 STEP = 0.05
+
+
+def observed(peers: dict[str, PeerView], **values: Any) -> Observation:
+    """What an agent sees of a host where all is well."""
+    fine = Answers(first=0.0)
+    common: dict[str, Any] = {"kept": HardState(0, 10**15), "timer_there": True, "fenced": True}
+    return Observation(
+        frontend=fine,
+        storage=None,
+        storage_whole=True,
+        manifest=None,
+        blob=None,
+        proxies=(),
+        proxy_door=fine,
+        peers=peers,
+        holds_vip=True,
+        **{**common, **values},
+    )
 
 
 @dataclass
@@ -49,7 +79,8 @@ class Node:
     def begin(self, now: float) -> None:
         self.lives += 1
         self.started = now + self.clock
-        self.memory = LeaseMemory(epoch=known(self.memory))  # the one thing that outlives it
+        self.kept = lease.known(self.memory, self.settings)  # the one thing that outlives it
+        self.memory = LeaseMemory(epoch=self.kept.epoch)
         self.outbox = Outbox(f"{self.name}-{self.lives}")
         self.inboxes = {name: Inbox(self.name, name, TIMINGS.echo_window) for name in self.names if name != self.name}
         self.dead_until = None
@@ -71,7 +102,7 @@ class Node:
 
     def receive(self, packet: Packet, now: float) -> None:
         with contextlib.suppress(Refused):
-            self.inboxes[packet.sender].take(packet, self.outbox, now + self.clock)
+            self.inboxes[packet.sender].take(packet, self.outbox, now + self.clock, now)
 
     def step(self, now: float, holds_vip: bool, fence_seconds: float) -> None:
         own = now + self.clock
@@ -84,18 +115,24 @@ class Node:
         there = now >= self.broken_until
         self.may_write = there and self.writes_next
         self.held = (self.held if self.held is not None else own) if holds_vip else None
+        seen = observed(
+            views,
+            writable=self.may_write,
+            fenced=self.memory.role is Role.CLOSING and self.fence_at is None and not self.writes_next,
+            wall_ms=int((now + self.clock) * 1000),
+            kept=lease.known(self.memory, self.settings),
+            timer=own,
+        )
         self.memory = lease.step(
             self.memory,
-            views,
             fresh,
             now=own,
             started=self.started,
             held=self.held,
             frontend=Health.OK if there else Health.DEAD,
             proxy_ok=True,
-            writable=self.may_write,
-            fenced=self.memory.role is Role.CLOSING and self.fence_at is None and not self.writes_next,
-            wall_ms=int((now + self.clock) * 1000),
+            clock_off=0.0,
+            seen=seen,
             settings=self.settings,
         )
         self.gate = self.memory.role is Role.WRITER
@@ -197,23 +234,11 @@ def test_terms_grow_although_a_voter_was_restarted() -> None:
     assert epochs == sorted(set(epochs))
 
 
-def test_a_term_outlives_the_agent_that_let_it_write(tmp_path: Path) -> None:
-    path = tmp_path / "epoch"
-    one = Epoch(path)
-    assert one.read() == 0
-    one.keep(known(LeaseMemory(epoch=7, vote=Vote("b", 9, 1.0))))
-    one.keep(8)
-    assert Epoch(path).read() == 9
-    path.write_text("rubbish")
-    assert Epoch(path).read() == 0
-    with pytest.raises(OSError, match="epoch"):
-        Epoch(tmp_path / "none" / "epoch").keep(1)
-
-
 def view(report: Report, heard: float, echoed: float) -> PeerView:
     return PeerView(heard, None, report, echoed)
 
 
+KEPT = HardState(0, 100)
 B = Settings("b", ("a", "c"), True, TIMINGS)
 ALONE = Settings("a", (), True, TIMINGS)
 
@@ -228,20 +253,21 @@ def one_step(
     frontend: Health = Health.OK,
     writable: bool | None = True,
     fenced: bool = True,
+    clock_off: float | None = 0.0,
+    **seen: Any,
 ) -> LeaseMemory:
-    """One step of a node that all peers are fresh to."""
+    """One step of a node that all peers are fresh to, with a timer that has just been renewed."""
+    values: dict[str, Any] = {"writable": writable, "fenced": fenced, "wall_ms": 7, "timer": now, **seen}
     return lease.step(
         memory,
-        peers or {},
         frozenset(name for name, one in (peers or {}).items() if one.heard is not None),
         now=now,
         started=0.0,
         held=held,
         frontend=frontend,
         proxy_ok=True,
-        writable=writable,
-        fenced=fenced,
-        wall_ms=7,
+        clock_off=clock_off,
+        seen=observed(peers or {}, **values),
         settings=config,
     )
 
@@ -270,10 +296,10 @@ def test_a_vote_for_an_older_term_does_not_count() -> None:
     memory = LeaseMemory(role=Role.CANDIDATE, term=9)
     voter = Report(vote="b", vote_term=8)
     peers = {"a": view(voter, 100.0, 99.9), "c": view(voter, 100.0, 99.9)}
-    assert lease.votes_until(memory, peers, 100.0, B) == 0.0
+    assert lease.votes_until(memory, peers, KEPT, 100.0, B) == 0.0
     voter = Report(vote="b", vote_term=9)
     peers = {"a": view(voter, 100.0, 99.9), "c": view(voter, 100.0, 99.8)}
-    assert lease.votes_until(memory, peers, 100.0, B) == pytest.approx(99.8 + TIMINGS.lease)
+    assert lease.votes_until(memory, peers, KEPT, 100.0, B) == pytest.approx(99.8 + TIMINGS.lease)
 
 
 def test_an_agent_that_has_just_started_gives_no_vote() -> None:
@@ -336,3 +362,79 @@ def test_writes_go_to_the_claim_with_the_highest_term_only() -> None:
     assert lease.writer(LeaseMemory(role=Role.STANDBY, term=99), peers, frozenset({"a"}), "b") == "a"
     assert lease.writer(LeaseMemory(role=Role.CANDIDATE, term=99), peers, frozenset(), "b") is None
     assert lease.writer(LeaseMemory(role=Role.WRITER, term=99), peers, frozenset({"a", "c"}), "b") == "b"
+
+
+def test_votes_count_among_nodes_with_the_same_members_only() -> None:
+    config = replace(B, members=Members(2, "x"))
+    memory = LeaseMemory(role=Role.CANDIDATE, term=9)
+    for members, counts in ((Members(2, "x"), True), (Members(2, "y"), False), (Members(1, "x"), False)):
+        voter = Report(vote="b", vote_term=9, members=members)
+        peers = {"a": view(voter, 100.0, 99.9), "c": view(voter, 100.0, 99.9)}
+        assert (lease.votes_until(memory, peers, HardState(2, 100), 100.0, config) > 0) is counts
+
+
+def test_who_hears_of_newer_members_closes_and_asks_no_more() -> None:
+    config = replace(ALONE, members=Members(2, "x"))
+    newer = {"z": view(Report(members=Members(3, "y")), 4.9, 4.9)}
+    assert one_step(writing(), 5.0, peers=newer, config=config).role is Role.CLOSING
+    assert one_step(LeaseMemory(role=Role.CANDIDATE, term=9), 5.0, peers=newer, config=config).role is Role.STANDBY
+    kept = HardState(3, 0)
+    assert one_step(writing(), 5.0, config=config, kept=kept).role is Role.CLOSING, "it had them itself once"
+
+
+def test_a_vote_is_said_and_counted_once_it_is_on_disk() -> None:
+    memory = LeaseMemory(role=Role.CANDIDATE, term=9, vote=Vote("a", 9, 100.0))
+    assert lease.votes_until(memory, {}, HardState(0, 8), 100.0, ALONE) == 0.0
+    assert lease.votes_until(memory, {}, HardState(0, 9), 100.0, ALONE) == 103.0
+    assert lease.said_vote(memory, HardState(0, 8), ALONE) is None
+    assert lease.said_vote(memory, HardState(1, 9), ALONE) is None, "of a generation that is not the highest there"
+    assert lease.said_vote(memory, HardState(0, 9), ALONE) == memory.vote
+
+
+def test_while_members_change_a_majority_of_those_before_is_needed_as_well() -> None:
+    names = ("a", "c", "d", "e")
+    config = Settings("b", names, True, TIMINGS, Members(2, "x"), before=("a", "b", "z"))
+    memory = LeaseMemory(role=Role.CANDIDATE, term=9)
+    voter = Report(vote="b", vote_term=9, members=Members(2, "x"))
+    kept = HardState(2, 100)
+    new = {name: view(voter, 100.0, 99.9) for name in ("c", "d", "e")}
+    assert lease.votes_until(memory, new, kept, 100.0, config) == 0.0, "three of five, and none of the three before"
+    own = replace(memory, vote=Vote("b", 9, 100.0))
+    assert lease.votes_until(own, new, kept, 100.0, config) == 0.0, "one of the three before"
+    both = {**new, "a": view(voter, 100.0, 99.0)}
+    assert lease.votes_until(own, both, kept, 100.0, config) == pytest.approx(102.0), "for as long as the shorter lasts"
+
+
+@pytest.mark.parametrize(("off", "closes"), [(0.45, False), (0.51, True), (None, True)])
+def test_a_server_whose_clock_is_off_does_not_write(off: float | None, closes: bool) -> None:
+    assert one_step(writing(), 5.0, clock_off=off).role is (Role.CLOSING if closes else Role.WRITER)
+
+
+@pytest.mark.parametrize(("off", "asks"), [(0.39, True), (0.41, False)])
+def test_a_clock_that_hovers_at_the_bound_opens_and_closes_nothing(off: float, asks: bool) -> None:
+    memory = one_step(LeaseMemory(role=Role.STANDBY), 5.0, clock_off=off)
+    assert memory.role is (Role.CANDIDATE if asks else Role.STANDBY)
+
+
+def test_a_writer_without_the_kernels_timer_closes_and_nobody_asks_without_one() -> None:
+    assert one_step(writing(), 5.0, timer_there=False).role is Role.CLOSING
+    assert one_step(writing(), 5.0, timer=5.0 - TIMINGS.timer).role is Role.CLOSING
+    assert one_step(writing(), 5.0, timer=5.0 - TIMINGS.timer + 0.1).role is Role.WRITER
+    assert one_step(LeaseMemory(role=Role.STANDBY), 5.0, timer_there=False).role is Role.STANDBY
+
+
+def test_the_frontend_gets_its_writing_configuration_under_a_timer_that_runs_only() -> None:
+    memory = LeaseMemory(role=Role.OPENING, term=9, until=103.0)
+    assert not lease.writes(memory, observed({}, timer=None), 100.0, ALONE)
+    assert not lease.writes(memory, observed({}, timer=99.9, timer_there=False), 100.0, ALONE)
+    assert lease.writes(memory, observed({}, timer=99.9), 100.0, ALONE)
+
+
+def test_a_timer_is_renewed_under_a_lease_that_lasts_longer_only() -> None:
+    """However late within its ticket a renewal comes, the timer ends before the votes."""
+    lasts = TIMINGS.ticket + TIMINGS.timer + TIMINGS.timer_slack
+    memory = LeaseMemory(role=Role.WRITER, term=9, until=100.001 + lasts)
+    assert lease.renews(memory, 100.0, ALONE)
+    assert not lease.renews(memory, 100.01, ALONE)
+    assert not lease.renews(replace(memory, role=Role.CLOSING), 100.0, ALONE)
+    assert lasts + TIMINGS.heartbeat_interval * 3 < TIMINGS.lease, "it is renewed also when heartbeats are lost"

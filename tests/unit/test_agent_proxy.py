@@ -14,8 +14,9 @@ import pytest
 
 from kubeadm_registry.agent.config import Config, parse
 from kubeadm_registry.agent.model import Decisions, Report
-from kubeadm_registry.agent.proxy import Proxy, commands, wanted
+from kubeadm_registry.agent.proxy import Proxy, commands
 from kubeadm_registry.agent.proxy import parse as servers_of
+from kubeadm_registry.agent.steering import wanted
 from tests.unit.test_agent_config import smallest
 
 ONE = frozenset({"cp-2"})
@@ -26,7 +27,7 @@ def decisions(*, readers: frozenset[str] | None, writers: frozenset[str] | None,
 
 
 def config(folder: Path, epoch_map: str = "") -> Config:
-    raw = smallest() | {"writer": "single"}
+    raw = smallest() | {"writer": "single", "fence": {}}
     raw["frontend"] |= {"type": "zot", "runtime_config": "/r", "writer_config": "/w", "standby_config": "/s"}
     raw["proxy"] = {"sockets": [str(folder / "1.sock")], "epoch_map": epoch_map or str(folder / "state.map")}
     return parse(raw)

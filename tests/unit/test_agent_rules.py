@@ -13,6 +13,7 @@ from kubeadm_registry.agent import rules
 from kubeadm_registry.agent.model import (
     Answers,
     Decisions,
+    HardState,
     Health,
     Level,
     Memory,
@@ -55,6 +56,9 @@ def well(now: float, **changes: object) -> Observation:
         peers={name: PeerView(now, None, GOOD_PEER, now) for name in ("b", "c")},
         holds_vip=False,
         fenced=False,
+        kept=HardState(0, 10**15),
+        timer=now,
+        timer_there=True,
     )
     return replace(seen, **changes)  # type: ignore[arg-type]
 
@@ -680,3 +684,28 @@ def test_a_writer_without_the_guard_of_loopback_closes_unless_it_is_soon_loaded_
     if closes:
         assert away[0] == near(10.0 + rules.UNGUARDED)
     assert all(("Unguarded" in decided.conditions) is (10.0 <= now < 10.0 + missing) for now, decided in taken)
+
+
+def offset(seconds: float | None) -> PeerView:
+    return PeerView(5.0, None, GOOD_PEER, 5.0, seconds)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "off"),
+    [
+        ((0.1, -0.2), 0.0),  # the middle one is this node
+        ((9.0, 9.2), 9.0),  # this node is off
+        ((9.0, 0.2), 0.2),  # one peer is
+        ((0.8, None), 0.4),  # of two that disagree nobody knows which is right
+        ((None, None), 7.0),  # no majority is heard: as before
+    ],
+)
+def test_a_clock_is_compared_with_the_median_of_a_majority(offsets: tuple[float | None, ...], off: float) -> None:
+    fresh = {name: offset(one) for name, one in zip("bc", offsets, strict=True)}
+    assert rules.clock_off(7.0, fresh, ANY) == pytest.approx(off)
+
+
+def test_a_clock_that_is_off_is_a_condition() -> None:
+    peers = {name: replace(offset(9.0), heard=4.99) for name in ("b", "c")}
+    _, decided = rules.decide(Memory(started=0.0), well(5.0, peers=peers), 5.0, ANY)
+    assert "ClockOff" in decided.conditions
