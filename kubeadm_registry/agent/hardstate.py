@@ -74,12 +74,20 @@ class HardStateFile:
         self._again = 0.0
 
     def read(self) -> HardState:
-        """What an earlier life left there. Raises OSError, Unreadable; then no vote can be given."""
+        """What an earlier life left there. Raises OSError, Unreadable; then no vote can be given.
+
+        An agent that was killed may have written what was not yet on disk; it comes there first.
+        """
         try:
-            content = self._path.read_bytes()
+            handle = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             self.kept = HardState()
             return self.kept
+        try:
+            os.fsync(handle)
+            content = os.pread(handle, RECORD * RECORDS, 0)
+        finally:
+            os.close(handle)
         try:
             records = [decode(content[at : at + RECORD]) for at in range(0, RECORD * RECORDS, RECORD)]
         except Newer as error:

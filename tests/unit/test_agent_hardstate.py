@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,22 @@ def test_a_record_that_was_not_written_whole_leaves_the_one_before(tmp_path: Pat
     assert again.read() == HardState(1, 5)
     again.write(HardState(2, 8))
     assert at(path).read() == HardState(2, 8)
+
+
+def test_what_a_killed_agent_had_written_is_on_disk_before_it_is_relied_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was in memory only: a power cut would forget it, after votes of that term were said."""
+    path = tmp_path / "hardstate"
+    one = at(path)
+    one.read()
+    one.write(HardState(1, 5))
+    calls: list[str] = []
+    fsync, pread = os.fsync, os.pread
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append("fsync") or fsync(handle))
+    monkeypatch.setattr(os, "pread", lambda *arguments: calls.append("read") or pread(*arguments))
+    assert at(path).read() == HardState(1, 5)
+    assert calls == ["fsync", "read"]
 
 
 def test_neither_number_falls(tmp_path: Path) -> None:
