@@ -203,6 +203,19 @@ def test_disarmed_it_reaches_the_storage_without_a_timer(node: Node) -> None:
         assert node.flows()
 
 
+def test_it_is_armed_and_disarmed_without_end(node: Node) -> None:
+    """More often than its sets have room: what has ended must leave them."""
+    for _ in range(100):
+        said = node.agent("ticket", "renew", "disarm", "wait0.03")
+        assert said["there"]
+    with node.frontend():
+        assert node.flows()
+        assert node.agent("ticket", "renew")["renewed"] < SLACK
+        node.stops_within(T.timer + 1.0)
+        node.agent("disarm", "wait0.03")
+        assert node.flows(1.0)
+
+
 def test_nobody_else_is_cut_and_nobody_else_can_renew(node: Node) -> None:
     say = "import os, socket, sys; os.setuid(int(sys.argv[1])); s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
     say += f"[s.sendto(word, ('{paths.S3_ADDRESS}', {paths.FENCE_PORT})) for word in (b't', b'r')]"
