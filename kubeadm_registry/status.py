@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kubeadm_registry import certificates, paths, pki
+from kubeadm_registry.agent.model import Timings
 from kubeadm_registry.certificates import Certificates
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import Error
@@ -55,6 +56,7 @@ class Observation:
     """Whether the nft rules that guard loopback are loaded."""
 
 
+CLOCK_OFF = Timings().clock_off  # seconds
 #: ``$1`` the agent's state, ``$2`` the guard's nft table, ``$3...`` units. One round trip for all.
 _ASK = """
 state=$1 table=$2; shift 2
@@ -140,6 +142,7 @@ def judge(config: RegistryCluster, seen: Sequence[Observation], now: float | Non
         _can_lose_a_node(config, seen, holders),
         _storage_whole(config, seen),
         _certificates(seen, moment),
+        _clocks(seen),
         _guarded(seen),
     ]
     return {
@@ -268,6 +271,21 @@ def _certificates(seen: Sequence[Observation], now: datetime) -> dict[str, str]:
         (True, True, "Valid", text),
     ]
     return next(_condition(kind, status, reason, words) for holds, status, reason, words in verdicts if holds)
+
+
+def _clocks(seen: Sequence[Observation]) -> dict[str, str]:
+    """Whether the servers' clocks agree: the storage takes the write with the latest time for the newest."""
+    kind = "ClocksAgree"
+    off = {one.name: one.agent.get("clock_off") for one in seen if one.agent is not None}
+    known = {name: float(seconds) for name, seconds in off.items() if isinstance(seconds, (int, float))}
+    if not known:
+        return _condition(kind, None, "NoAgent", "no agent tells how far the clock of its server is off")
+    wrong = [f"{name} is {seconds:.1f} s off" for name, seconds in known.items() if seconds > CLOCK_OFF]
+    if wrong:
+        text = f"{', '.join(wrong)}: such a server does not write; see that its time is synchronized (chronyc tracking)"
+        return _condition(kind, False, "ClockOff", text)
+    most = max(known.values())
+    return _condition(kind, True, "InStep", f"every server's clock is within {most:.2f} s of the others'")
 
 
 def _guarded(seen: Sequence[Observation]) -> dict[str, str]:

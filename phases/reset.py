@@ -61,7 +61,8 @@ def keep(cluster: Cluster, host: Host) -> Steps:
 def files(cluster: Cluster, host: Host) -> Steps:
     """Remove configuration, programs, run-time state and users."""
     # zot has its images in the storage; what it works with is no data, and would be left to a user who is gone.
-    for path in (paths.ETC, paths.OPT, paths.RUN, f"{cluster.spec.data_directory}/{zot.NAME}"):
+    # What the agent has promised ends with the cluster.
+    for path in (paths.ETC, paths.OPT, paths.RUN, f"{cluster.spec.data_directory}/{zot.NAME}", agent.data(cluster)):
         yield Absent(path)
     for user in (agent.USER, haproxy.USER, zot.USER, distribution.USER, garage.USER):
         yield NoUser(user)

@@ -25,6 +25,7 @@ _QUESTIONS = {
     "CanLoseANode": "can lose a node",
     "StorageWhole": "storage is whole",
     "CertificatesValid": "certificates are valid",
+    "ClocksAgree": "clocks agree",
     "LoopbackGuarded": "loopback is guarded",
 }
 
@@ -58,8 +59,9 @@ def exit_code(found: dict[str, Any]) -> int:
         return EXIT_UNREACHABLE
     if cluster_status.condition(found, "Available") != "True":
         return EXIT_NOT_AVAILABLE
-    # Clients refuse an expired certificate, and without the guard local users push, whatever else is well.
-    kinds = ("CanLoseANode", "CertificatesValid", "LoopbackGuarded")
+    # Clients refuse an expired certificate, a server with another time does not write, without the guard local users
+    # push, whatever else is well.
+    kinds = ("CanLoseANode", "CertificatesValid", "ClocksAgree", "LoopbackGuarded")
     well = all(cluster_status.condition(found, kind) == "True" for kind in kinds)
     return 0 if well else EXIT_DEGRADED
 

@@ -32,7 +32,7 @@ SERVICES = dict.fromkeys(status.services(THREE), "active")
 
 
 def well(name: str, *, vip: bool = False, of: int = 3) -> Observation:
-    agent = {"fit": True, "level": 3, "quorum": {"storage": of}, "conditions": []}
+    agent = {"fit": True, "level": 3, "quorum": {"storage": of}, "conditions": [], "clock_off": 0.01}
     return Observation(
         name, services=SERVICES, agent=agent, vip=(VIP,) * vip, certificate_ends=NOW + timedelta(days=900), guarded=True
     )
@@ -130,7 +130,8 @@ def test_judgement(spoils: Sequence[Spoil], code: int, reasons: str) -> None:
     seen = [spoil(well(f"cp-{i}", vip=i == 1)) for i, spoil in enumerate(spoils, 1)]
     found = judge(THREE, seen, NOW.timestamp())
     assert [one["type"] for one in found["conditions"]] == [
-        "Available", "CanLoseANode", "StorageWhole", "CertificatesValid", "LoopbackGuarded",
+        "Available", "CanLoseANode", "StorageWhole", "CertificatesValid", "ClocksAgree",
+        "LoopbackGuarded",
     ]  # fmt: skip
     assert [one["reason"] for one in found["conditions"]][:4] == reasons.split()
     assert exit_code(found) == code
@@ -152,6 +153,17 @@ def test_a_server_without_the_guard_of_loopback_is_named(
     assert condition(found, "LoopbackGuarded") == status_
     assert exit_code(found) == code
     assert ("cp-2 lost the nft rules" in found["conditions"][-1]["message"]) is (status_ == "False")
+
+
+@pytest.mark.parametrize(("off", "status_", "code"), [(0.4, "True", 0), (0.6, "False", 5), (None, "True", 0)])
+def test_a_server_whose_clock_is_off_is_named(off: float | None, status_: str, code: int) -> None:
+    second = well("cp-2")
+    second = replace(second, agent={**(second.agent or {}), "clock_off": off})
+    found = judge(THREE, [well("cp-1", vip=True), second, well("cp-3")], NOW.timestamp())
+    assert condition(found, "ClocksAgree") == status_
+    assert exit_code(found) == code
+    text = next(one["message"] for one in found["conditions"] if one["type"] == "ClocksAgree")
+    assert ("cp-2 is 0.6 s off" in text) is (status_ == "False")
 
 
 def test_without_an_answer_nobody_knows_of_the_guard() -> None:
