@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubeadm_registry import containerd, paths, secrets
@@ -9,12 +10,17 @@ from kubeadm_registry.changes import Absent, NoService, NoUser, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network, zot
 from kubeadm_registry.host import Host
-from kubeadm_registry.workflow import Phase
+from kubeadm_registry.workflow import Check, Phase
 
 
 def give_back(cluster: Cluster, host: Host) -> Steps:
     """Give containerd its own configuration back."""
     return containerd.restore_steps(host, turn=cluster.turn)
+
+
+def restorable(_: Cluster, host: Host) -> Iterator[str]:
+    """What containerd's files were before is known, and nothing has altered the copies."""
+    return containerd.restore_problems(host)
 
 
 def services(cluster: Cluster, host: Host) -> Steps:
@@ -76,7 +82,13 @@ def data(cluster: Cluster, host: Host) -> Steps:
     yield Absent(directory, only_if_empty=True)
 
 
-CONTAINERD = Phase("containerd", "Give containerd its own configuration back", give_back, one_at_a_time=True)
+CONTAINERD = Phase(
+    "containerd",
+    "Give containerd its own configuration back",
+    give_back,
+    checks=(Check("ContainerdBackup", restorable),),
+    one_at_a_time=True,
+)
 SERVICES = Phase("services", "Stop the services and remove their units", services)
 KEEP = Phase("secrets", "Keep the secrets beside the data", keep)
 FILES = Phase("files", "Remove configuration, programs and users", files)

@@ -6,14 +6,14 @@ from kubeadm_registry import containerd, paths
 from kubeadm_registry.changes import Absent, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.host import Host
+from kubeadm_registry.phases import reset
 from kubeadm_registry.phases.containerd import CONTAINERD, point
-from kubeadm_registry.phases.reset import give_back
 from kubeadm_registry.workflow import Phase
 
 
 def leave(cluster: Cluster, host: Host) -> Steps:
     """Give containerd its own configuration back, and remove what that needed."""
-    yield from give_back(cluster, host)
+    yield from reset.give_back(cluster, host)
     yield Absent(containerd.OWED)
     for path in (paths.RUN, f"{paths.ETC}/backup", paths.ETC):
         yield Absent(path, only_if_empty=True)
@@ -21,4 +21,4 @@ def leave(cluster: Cluster, host: Host) -> Steps:
 
 # Restarts take turns over all workers, see Cluster.turn: a phase knows only the one host that it is run for.
 POINT = Phase("mirrors", CONTAINERD.summary, point, checks=CONTAINERD.checks, notices=CONTAINERD.notices)
-LEAVE = Phase("mirrors", "Give containerd its own configuration back", leave)
+LEAVE = Phase("mirrors", reset.CONTAINERD.summary, leave, checks=reset.CONTAINERD.checks)

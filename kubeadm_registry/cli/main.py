@@ -306,7 +306,8 @@ def verify(context: Context, path: Path | None) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @dry_run_option
 @diff_option
-def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_run: bool) -> None:
+@ignore_option
+def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_run: bool, ignore: str) -> None:
     """Take everything of ours off the servers again; containerd's files come back as they were.
 
     Image data stays in spec.dataDirectory, and a later init finds it again, unless --purge-data is given.
@@ -317,7 +318,7 @@ def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_
         what = "the registry AND ALL ITS IMAGES" if purge_data else "the registry (its images stay)"
         click.confirm(f"Remove {what} from {where}?", abort=True)
     skip = () if purge_data else ("data",)
-    _run(context, RESET, path, None, dry_run=dry_run, skip=skip, need_programs=False)
+    _run(context, RESET, path, None, dry_run=dry_run, skip=skip, ignore=names(ignore), need_programs=False)
 
 
 # ---- reading what the cluster has -------------------------------------------------------------------------------

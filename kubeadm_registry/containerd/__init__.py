@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
 from kubeadm_registry.changes import Absent, Change
-from kubeadm_registry.containerd import hosts, survey
+from kubeadm_registry.containerd import backup, hosts, survey
 from kubeadm_registry.containerd.backup import Keep
 from kubeadm_registry.containerd.changes import DROP_IN, Config, HostsFiles, NoProxy
 from kubeadm_registry.containerd.restart import OWED, Restart
@@ -25,6 +25,7 @@ from kubeadm_registry.containerd.restore import (
     NoLeftovers,
     NoNoProxy,
     OriginalConfig,
+    obstacles,
 )
 from kubeadm_registry.containerd.settings import CERTS_D, Merged, Refused, Version, merge, refusals, unmerge
 from kubeadm_registry.containerd.survey import UNIT
@@ -42,6 +43,7 @@ __all__ = [
     "merge",
     "notices",
     "problems",
+    "restore_problems",
     "restore_steps",
     "steps",
     "unmerge",
@@ -80,8 +82,8 @@ def problems(host: Host, sandbox_image: str | None = None) -> Iterator[str]:
     *sandbox_image* is the pause image that kubeadm wants, as in ContainerdSettings.
     """
     shown = survey.ask(host)
-    found = list(survey.problems(host, shown))
-    yield from found
+    yield from survey.problems(host, shown)
+    yield from backup.problems(host)
     if shown is None or shown.version is None:
         return
     config = Config(shown, shown.version, CERTS_D, sandbox_image)
@@ -138,6 +140,11 @@ def steps(
     yield Keep((), [DROP_IN.rpartition("/")[0]])
     yield NoProxy(shown, no_proxy)
     yield Restart(shown, turn)
+
+
+def restore_problems(host: Host) -> Iterator[str]:
+    """Everything that keeps this host's files from being put back as they were, one sentence with its remedy each."""
+    return obstacles(host, survey.ask(host))
 
 
 def restore_steps(host: Host, *, turn: AbstractContextManager[object] = _ALONE) -> Iterator[Change]:

@@ -1,73 +1,99 @@
-"""The way back: what containerd's files were before us, and what exactly we made of them.
+"""The way back: what containerd's files were before us, and what exactly we made of them. See ``record``.
 
-``originals.json`` says of each file whether it was there, with which mode and owner, and which directories were not;
-the copies lie below ``files/``. An entry is made before the first change and never written again. ``written.json``
-says which keys we set and what the file's digest was after that, so that an edit made since can be told from our own.
+The copies lie below ``files/``. An entry is made before the first change and never written again.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-from kubeadm_registry import paths
-from kubeadm_registry.containerd.settings import Edit
+from kubeadm_registry.containerd.record import DIRECTORY, ORIGINALS, WRITTEN, Original, Originals, Record, Written
+from kubeadm_registry.containerd.settings import Refused, unmerge
 from kubeadm_registry.errors import Error
+from kubeadm_registry.formats import Damaged, NewerFormat
 from kubeadm_registry.host import FileState, Host
 
-DIRECTORY = f"{paths.ETC}/backup/containerd"
-_ORIGINALS = f"{DIRECTORY}/originals.json"
-_WRITTEN = f"{DIRECTORY}/written.json"
+_Kind = TypeVar("_Kind", Originals, Record)
+
+_BY_HAND = (
+    f"the originals lie below {DIRECTORY}/files: compare them with containerd's files, put them back by hand, and then "
+    f"remove {DIRECTORY}"
+)
 
 #: Prints those of the directories ``$@`` that are not there.
 _MISSING = 'for path in "$@"; do [ -d "$path" ] || printf "%s\\n" "$path"; done'
 
 
-@dataclass(frozen=True, slots=True)
-class Originals:
-    """What was there before: file -> mode and owner (None: no file), and the directories that were not."""
+def originals(host: Host) -> Originals:
+    """What was there before; empty if nothing was kept yet. Raises Error (BackupDamaged, NewerFormat)."""
+    return _load(host, ORIGINALS, Originals)
 
-    files: dict[str, tuple[int, str] | None] = field(default_factory=dict)
-    directories: tuple[str, ...] = ()
 
-    @classmethod
-    def read(cls, host: Host) -> Self:
-        """From the host; empty if nothing was kept yet."""
-        values = _load(host, _ORIGINALS)
-        files = {
-            path: (int(entry["mode"], 8), str(entry["owner"])) if entry else None
-            for path, entry in values.get("files", {}).items()
-        }
-        return cls(files, tuple(values.get("directories", ())))
+def record(host: Host) -> Record:
+    """What we wrote; empty if nothing was. Raises Error (BackupDamaged, NewerFormat)."""
+    return _load(host, WRITTEN, Record)
 
-    def write(self, host: Host) -> None:
-        """To the host, below a directory that only root may read."""
-        files = {
-            path: {"mode": f"{entry[0]:o}", "owner": entry[1]} if entry else None for path, entry in self.files.items()
-        }
-        _store(host, _ORIGINALS, {"files": files, "directories": list(self.directories)})
 
-    def state(self, host: Host, path: str) -> FileState | None:
-        """The original of *path*; None if there was no file."""
-        entry = self.files[path]
-        if entry is None:
-            return None
-        content = host.read(copy_of(path))
-        if content is None:
-            raise Error(
-                f"the copy of {path} in {DIRECTORY} is gone", host=host.name, code="BackupMissing",
-                hint=f"put the original of {path} back by hand, then remove {DIRECTORY}",
-            )  # fmt: skip
-        return FileState(content, *entry)
+def store(host: Host, what: Originals | Record) -> None:
+    """To the host, below a directory that only root may read. Raises NewerFormat."""
+    path = ORIGINALS if isinstance(what, Originals) else WRITTEN
+    make_parent(host, path, 0o700)
+    host.write(path, what.render(), mode=0o600)
+
+
+def is_whole(host: Host) -> bool:
+    """Whether the records say all that they must once anything was written."""
+    known, written = originals(host), record(host)
+    return host.query("test", "-e", WRITTEN).ok and written.files.keys() <= known.files.keys()
+
+
+def problems(host: Host) -> Iterator[str]:
+    """What keeps the records from being read and written on, a sentence with its remedy each."""
+    for read in (originals, record):
+        try:
+            found: Originals | Record = read(host)
+            found.render()
+        except Error as error:
+            yield f"{error.message}: {error.hint}"
 
 
 def copy_of(path: str) -> str:
     """Where the original of *path* is kept."""
     return f"{DIRECTORY}/files{path}"
+
+
+def restored(host: Host, path: str, original: Original, now: FileState, written: Written) -> FileState:
+    """The original of the file *path*, which is *now* as we left it, for certain. Raises Error (BackupDamaged)."""
+    content = host.read(copy_of(path))
+    if content is None or original.sha256 not in (None, digest(content)):
+        said = "gone" if content is None else "not what it was when it was made"
+        # Without our keys it may well be the very original.
+        content = _without_ours(now, written)
+        if content is None or digest(content) != original.sha256:
+            raise Error(
+                f"the copy of {path} in {DIRECTORY} is {said}", host=host.name, code="BackupDamaged",
+                hint=f"put the original of {path} back by hand, and then remove {DIRECTORY}",
+            )  # fmt: skip
+    return FileState(content, int(original.mode, 8), original.owner)
+
+
+def _without_ours(now: FileState, written: Written) -> bytes | None:
+    try:
+        return unmerge(now.content.decode(), written.undoable).encode()
+    except (Refused, UnicodeDecodeError):
+        return None
+
+
+def is_original(host: Host, path: str, original: Original | None, content: bytes) -> bool:
+    """Whether *content* is what the file *path* was before us."""
+    if original is None:
+        return False
+    if original.sha256 is None:
+        return content == host.read(copy_of(path))
+    return digest(content) == original.sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,88 +108,33 @@ class Keep:
         """What apply does."""
         return "keep a copy of containerd's configuration"
 
-    def _missing(self, host: Host) -> tuple[list[str], list[str]]:
-        known = Originals.read(host)
+    def _missing(self, host: Host) -> tuple[Originals, list[str], list[str]]:
+        known = originals(host)
         files = [path for path in self.files if path not in known.files]
         there = [path for path in self.directories if path not in known.directories]
         gone = host.query("sh", "-c", _MISSING, "missing", *there).text.splitlines() if there else []
-        return files, gone
+        return known, files, gone
 
     def diff(self, host: Host) -> str | None:
         """What is to be kept, or None."""
-        files, directories = self._missing(host)
+        _, files, directories = self._missing(host)
         said = [f"copied to {copy_of(path)}: {path}" for path in files]
         said += [f"noted as not there before: {path}" for path in directories]
         return "\n".join(said) or None
 
     def apply(self, host: Host) -> None:
         """Copy, and note what was copied last: a run that dies between leaves only a copy that nobody refers to."""
-        files, directories = self._missing(host)
-        known = Originals.read(host)
+        known, files, directories = self._missing(host)
         entries = dict(known.files)
         for path in files:
             state = host.state(path)
-            entries[path] = None if state is None else (state.mode, state.owner)
+            entries[path] = None
             if state is not None:
                 make_parent(host, copy_of(path))
                 host.write(copy_of(path), state.content, mode=state.mode & 0o600)
-        Originals(entries, (*known.directories, *directories)).write(host)
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What we made of one file: the digest of all of it, and our edits. *edited*: by somebody else in between."""
-
-    digest: str
-    edits: tuple[Edit, ...]
-    edited: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """All that we wrote: file -> Written, and the directories in which our hosts files lie."""
-
-    files: dict[str, Written] = field(default_factory=dict)
-    hosts_directories: tuple[str, ...] = ()
-
-    @classmethod
-    def read(cls, host: Host) -> Self:
-        """From the host; empty if nothing was written yet."""
-        values = _load(host, _WRITTEN)
-        files = {
-            path: Written(entry["sha256"], tuple(_edit(item) for item in entry["edits"]), bool(entry["edited"]))
-            for path, entry in values.get("files", {}).items()
-        }
-        return cls(files, tuple(values.get("hostsDirectories", ())))
-
-    def write(self, host: Host) -> None:
-        """To the host."""
-        files = {
-            path: {
-                "sha256": entry.digest,
-                "edited": entry.edited,
-                "edits": [dataclasses.asdict(item) for item in entry.edits],
-            }
-            for path, entry in self.files.items()
-        }
-        _store(host, _WRITTEN, {"files": files, "hostsDirectories": list(self.hosts_directories)})
-
-    def with_file(
-        self, path: str, edits: Sequence[Edit], *, original: bytes | None, before: bytes | None, after: bytes
-    ) -> Record:
-        """The record once *path*, of content *before*, has become *after* by *edits*."""
-        entry = self.files.get(path)
-        if before == original or entry is None:
-            new = Written(digest(after), tuple(edits), before != original)
-        else:
-            known = {(item.table, item.key): item for item in entry.edits}
-            for item in edits:
-                # The value to go back to is the first one, not one of ours that was replaced since.
-                first = known.get((item.table, item.key), item)
-                known[item.table, item.key] = dataclasses.replace(item, old=first.old, opens=first.opens or item.opens)
-            edited = entry.edited or digest(before or b"") != entry.digest
-            new = Written(digest(after), tuple(known.values()), edited)
-        return dataclasses.replace(self, files={**self.files, path: new})
+                entries[path] = Original(mode=f"{state.mode:o}", owner=state.owner, sha256=digest(state.content))
+        update = {"files": entries, "directories": (*known.directories, *directories)}
+        store(host, known.model_copy(update=update))
 
 
 def digest(content: bytes) -> str:
@@ -176,24 +147,14 @@ def make_parent(host: Host, path: str, mode: int = 0o755) -> None:
     host.run("mkdir", "-p", "-m", f"{mode:o}", "--", path.rpartition("/")[0])
 
 
-def _edit(values: dict[str, Any]) -> Edit:
-    return Edit(**{**values, "table": tuple(values["table"])})
-
-
-def _load(host: Host, path: str) -> dict[str, Any]:
+def _load(host: Host, path: str, kind: type[_Kind]) -> _Kind:
     content = host.read(path)
     if content is None:
-        return {}
+        return kind()
     try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise Error(
-            f"{path} is damaged: {error}", host=host.name, code="BackupDamaged",
-            hint=f"the originals lie below {DIRECTORY}/files; put them back by hand, then remove {DIRECTORY}",
-        ) from error  # fmt: skip
-    return dict(values)
-
-
-def _store(host: Host, path: str, values: dict[str, Any]) -> None:
-    make_parent(host, path, 0o700)
-    host.write(path, (json.dumps(values, indent=2) + "\n").encode(), mode=0o600)
+        return kind.parse(content)
+    except Damaged as error:
+        raise Error(f"{path} is damaged: {error}", host=host.name, code="BackupDamaged", hint=_BY_HAND) from error
+    except NewerFormat as error:
+        error.host = host.name
+        raise

@@ -79,21 +79,30 @@ class Config:
         file = configuration.file(path)
         real, before = (file.real, file.state.content) if file else (path, None)
         mode, owner = (file.state.mode, file.state.owner) if file else (0o644, "root:root")
-        originals = backup.Originals.read(host)
-        original = originals.state(host, real) if real in originals.files else None
-        record = backup.Record.read(host).with_file(
+        record = backup.record(host).with_file(
             real,
             edits,
-            original=original.content if original else None,
-            before=before,
-            after=text.encode(),
+            original=self._original(host, real),
+            before=None if before is None else backup.digest(before),
+            after=backup.digest(text.encode()),
         )
         # Before the file: if the run dies between the two, the file is the original, which no record contradicts.
-        record.write(host)
+        backup.store(host, record)
         if file is None:
             backup.make_parent(host, path)
         shown = file or Shown(path, path, FileState(b"", mode, owner))
         replace_file(host, shown, text.encode(), mode=mode, owner=owner, program=self.containerd.program)
+
+    @staticmethod
+    def _original(host: Host, path: str) -> str | None:
+        """The digest of the file before us; None if there was none. 0.1 noted no digests, but it has the copy."""
+        entry = backup.originals(host).files.get(path)
+        if entry is None:
+            return None
+        if entry.sha256 is not None:
+            return entry.sha256
+        copy = host.read(backup.copy_of(path))
+        return None if copy is None else backup.digest(copy)
 
     def prove(self, host: Host, expected: InForce) -> None:
         """Ask containerd itself. Raises Refused if it does not read its configuration, or not as *expected*."""
@@ -163,9 +172,10 @@ class HostsFiles:
 
     def apply(self, host: Host) -> None:
         """Write the CA first: a hosts.toml that names a file that is not there fails every pull."""
-        record = backup.Record.read(host)
+        record = backup.record(host)
         if self.directory not in record.hosts_directories:
-            replace(record, hosts_directories=(*record.hosts_directories, self.directory)).write(host)
+            update = {"hosts_directories": (*record.hosts_directories, self.directory)}
+            backup.store(host, record.model_copy(update=update))
         there = self._there(host)
         wanted = self._wanted(there)
         made = [path.rpartition("/")[0] for path, content in wanted.items() if content is not None]

@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubeadm_registry.changes import unified
 from kubeadm_registry.containerd import backup, edit, proxy, restart, survey
 from kubeadm_registry.containerd import hosts as hosts_toml
 from kubeadm_registry.containerd.changes import DROP_IN, NEW_CONFIG
+from kubeadm_registry.containerd.record import DIRECTORY, Written
 from kubeadm_registry.containerd.replace import replace
-from kubeadm_registry.containerd.settings import CERTS_D, unmerge
+from kubeadm_registry.containerd.settings import CERTS_D, Refused, plan, unmerge
 from kubeadm_registry.containerd.survey import Shown
+from kubeadm_registry.errors import Error
 from kubeadm_registry.host import FileState, Host
+
+
+def obstacles(host: Host, shown: survey.Containerd | None) -> Iterator[str]:
+    """What keeps containerd's files from being put back as they were, a sentence with its remedy each."""
+    if found := list(backup.problems(host)):
+        yield from found
+        return
+    try:
+        OriginalConfig().diff(host)
+        if not backup.is_whole(host) and (left := _unexplained(host, shown)):
+            yield (
+                f"{DIRECTORY} does not say any more what containerd's configuration was before, so {left} would stay: "
+                "take it out by hand if it was not there before, else remove the hosts files by hand that name "
+                f"{hosts_toml.CA_NAME}; then run this again"
+            )
+    except Error as error:
+        yield f"{error.message}: {error.hint}" if error.hint else error.message
+
+
+def _unexplained(host: Host, shown: survey.Containerd | None) -> str:
+    """What in containerd's configuration may be ours, by the hosts files beside it; empty if there is nothing."""
+    if shown is None or shown.version is None:
+        return ""
+    try:
+        layers = survey.configuration(host, shown.config, shown.version).layers
+        path = plan(layers, containerd=shown.version, config_path=CERTS_D, sandbox_image=None).found.config_path
+    except Refused:
+        return ""  # it is not as we left it, whoever changed it
+    directory = survey.literal(path.partition(":")[0].rstrip("/"))
+    files = survey.show(host, f"{directory}/*/hosts.toml") if path else []
+    ours = any(hosts_toml.is_ours(file.state.content) for file in files)
+    return f'config_path = "{path}" in {shown.config} or a file that it imports' if ours else ""
+
 
 #: Removes those of the directories ``$@`` that are empty.
 _PRUNE = 'for path in "$@"; do rmdir -- "$path" 2>/dev/null || :; done'
@@ -27,14 +63,19 @@ class OriginalConfig:
 
     def _differences(self, host: Host) -> list[tuple[Shown, FileState | None]]:
         """The files that differ from what they should be, and that: None for no file."""
-        originals, record = backup.Originals.read(host), backup.Record.read(host)
+        originals, record = backup.originals(host), backup.record(host)
         found: list[tuple[Shown, FileState | None]] = []
         # Somebody may have put a link in a file's place since: its target is edited then, and it stays a link.
         for now in survey.show(host, *map(survey.literal, originals.files)):
-            written = record.files.get(now.path)
-            if written is None:
+            original, written = originals.files[now.path], record.files.get(now.path)
+            if written is None or backup.is_original(host, now.path, original, now.state.content):
                 continue
-            new = _back(now.state, written, originals.state(host, now.path))
+            if written.edited or backup.digest(now.state.content) != written.sha256:
+                new = _without_ours(now.state, written, is_new=original is None)
+            elif original is None:
+                new = None
+            else:
+                new = backup.restored(host, now.path, original, now.state, written)
             if new != now.state:
                 found.append((now, new))
         return found
@@ -60,14 +101,10 @@ class OriginalConfig:
         restart.mark(host)
 
 
-def _back(now: FileState, written: backup.Written, original: FileState | None) -> FileState | None:
-    """What becomes of a file that is *now* and was *original* before us."""
-    if original is not None and now.content == original.content:
-        return now
-    if not written.edited and backup.digest(now.content) == written.digest:
-        return original
-    text = unmerge(now.content.decode(errors="surrogateescape"), written.edits)
-    if original is None:
+def _without_ours(now: FileState, written: Written, *, is_new: bool) -> FileState | None:
+    """A file that was edited since, without our keys; None if it is one that we made and nothing else is in it."""
+    text = unmerge(now.content.decode(errors="surrogateescape"), written.undoable)
+    if is_new:
         text = "".join(line for line in edit.lines_of(text) if line.strip() != NEW_CONFIG.strip())
         if not text.strip():
             return None
@@ -81,7 +118,7 @@ class NoHostsFiles:
     title: str = "remove the hosts files"
 
     def _differences(self, host: Host) -> list[tuple[Shown, bytes | None]]:
-        directories = dict.fromkeys((*backup.Record.read(host).hosts_directories, CERTS_D))
+        directories = dict.fromkeys((*backup.record(host).hosts_directories, CERTS_D))
         names = ("*/hosts.toml", hosts_toml.CA_NAME)
         patterns = [f"{survey.literal(path)}/{name}" for path in directories for name in names]
         found: list[tuple[Shown, bytes | None]] = []
@@ -116,8 +153,8 @@ class NoLeftovers:
     title: str = "remove what interrupted runs left half-written"
 
     def _leftovers(self, host: Host) -> list[str]:
-        hosts = dict.fromkeys((*backup.Record.read(host).hosts_directories, CERTS_D))
-        files = (*backup.Originals.read(host).files, DROP_IN, proxy.ENVIRONMENT)
+        hosts = dict.fromkeys((*backup.record(host).hosts_directories, CERTS_D))
+        files = (*backup.originals(host).files, DROP_IN, proxy.ENVIRONMENT)
         parents = dict.fromkeys(path.rpartition("/")[0] for path in files)
         below = [f"{survey.literal(path)}/*" for path in hosts]
         return survey.leftovers(host, *map(survey.literal, (*parents, *hosts)), *below)
@@ -157,7 +194,7 @@ class NoDirectories:
     title: str = "remove the directories that were made"
 
     def _deepest_first(self, host: Host) -> list[str]:
-        return sorted(backup.Originals.read(host).directories, key=lambda path: path.count("/"), reverse=True)
+        return sorted(backup.originals(host).directories, key=lambda path: path.count("/"), reverse=True)
 
     def diff(self, host: Host) -> str | None:
         """Which of them are empty, or None."""
@@ -178,9 +215,9 @@ class Forget:
 
     def diff(self, host: Host) -> str | None:
         """That they are there, or None."""
-        there = host.query("test", "-d", backup.DIRECTORY).ok
-        return f"{backup.DIRECTORY}: removed" if there else None
+        there = host.query("test", "-d", DIRECTORY).ok
+        return f"{DIRECTORY}: removed" if there else None
 
     def apply(self, host: Host) -> None:
         """Remove them."""
-        host.run("rm", "-rf", "--one-file-system", "--", backup.DIRECTORY)
+        host.run("rm", "-rf", "--one-file-system", "--", DIRECTORY)

@@ -52,6 +52,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("date", "+%s.%N", with_=lambda *_: f"{time.time():.9f}\n")
     server.answer("sh", "-c", survey._ASK, "ask", survey.UNIT, with_=CONTAINERD)
     server.answer("sh", "-c", survey._SHOW, "show")
+    server.answer("sh", "-c", survey.FROM_ROOT, "dump", with_="version = 3\n")
 
 
 def without_containerd(server: FakeTransport) -> None:

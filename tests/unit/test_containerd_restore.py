@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kubeadm_registry.containerd import notices
+from kubeadm_registry.containerd import backup, notices, problems, restore_problems
 from kubeadm_registry.containerd.changes import NEW_CONFIG
 from kubeadm_registry.containerd.edit import Uneditable, unset_key
-from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.containerd.record import DIRECTORY
+from kubeadm_registry.errors import ConnectionFailed, Error
+from kubeadm_registry.formats import NewerFormat
 from tests.unit.containerd_host import Rooted, host
-from tests.unit.test_containerd_steps import CERTS, CONFIG, SETTINGS, init, reset, without_ours
+from tests.unit.test_containerd_steps import CERTS, CONFIG, GOLDEN, SETTINGS, init, reset, without_ours
 
 ORIGINAL = 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n  sandbox_image = "own/pause:1"\n'
 
@@ -174,3 +181,143 @@ def test_leftovers_of_killed_runs_do_not_keep_directories(rooted: Rooted) -> Non
     rooted.put("/etc/containerd/.config.toml.aB3dE5gH7j.kubeadm-registry", "vers")
     reset(rooted)
     assert without_ours(rooted.tree()) == before
+
+
+# ---- the records and the copies -------------------------------------------------------------------------------------
+
+
+def copy(rooted: Rooted) -> Path:
+    return rooted.path(backup.copy_of(CONFIG))
+
+
+def test_without_the_record_reset_says_what_would_stay(rooted: Rooted) -> None:
+    rooted.put(CONFIG, ORIGINAL)
+    init(rooted)
+    shutil.rmtree(rooted.path(DIRECTORY))
+    (found,) = restore_problems(host(rooted))
+    assert f'config_path = "{CERTS}" in {CONFIG}' in found
+    rooted.put(CONFIG, ORIGINAL)
+    assert not list(restore_problems(host(rooted))), "the remedy is one"
+    reset(rooted)
+    assert not rooted.path(CERTS).joinpath("docker.io/hosts.toml").exists()
+
+
+@pytest.mark.parametrize("name", ["originals.json", "written.json"])
+def test_half_of_the_record_is_none(rooted: Rooted, name: str) -> None:
+    rooted.put(CONFIG, ORIGINAL)
+    init(rooted)
+    rooted.path(f"{DIRECTORY}/{name}").unlink()
+    assert "would stay" in next(restore_problems(host(rooted)))
+
+
+def test_a_healthy_host_can_be_restored(rooted: Rooted) -> None:
+    assert not list(restore_problems(host(rooted))), "nothing of ours is there"
+    rooted.put(CONFIG, 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/mine"\n')
+    init(rooted)
+    assert not list(restore_problems(host(rooted))), "config_path is the user's own"
+
+
+def damage(rooted: Rooted, name: str, change: Callable[[Any], Any]) -> None:
+    path = rooted.path(f"{DIRECTORY}/{name}")
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+MISSHAPEN: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("originals.json", lambda _: [], "not a JSON object"),
+    ("originals.json", lambda all_: all_ | {"files": 1}, "files: "),
+    ("originals.json", lambda all_: all_ | {"files": {CONFIG: 1}}, f"files.{CONFIG}: "),
+    ("originals.json", lambda all_: all_ | {"files": {CONFIG: {"mode": "9", "owner": "root:root"}}}, ".mode: "),
+    ("originals.json", lambda all_: all_ | {"files": {"relative": None}}, "files.relative"),
+    ("originals.json", lambda all_: all_ | {"directories": 3}, "directories: "),
+    ("originals.json", lambda all_: all_ | {"format": 3}, "format"),
+    ("written.json", lambda _: None, "not a JSON object"),
+    ("written.json", lambda all_: all_ | {"files": {CONFIG: {}}}, f"files.{CONFIG}.sha256: is missing"),
+    ("written.json", lambda all_: all_ | {"files": {CONFIG: {"sha256": "x" * 64, "edits": 1}}}, "sha256: "),
+    ("written.json", lambda all_: all_ | {"hostsDirectories": {}}, "hostsDirectories: "),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "says"), MISSHAPEN)
+def test_a_misshapen_record_is_named_before_anything_is_changed(
+    rooted: Rooted, name: str, change: Callable[[Any], Any], says: str
+) -> None:
+    rooted.put(CONFIG, ORIGINAL)
+    init(rooted)
+    damage(rooted, name, change)
+    before = rooted.tree()
+    for found in (next(restore_problems(host(rooted))), next(problems(host(rooted)))):
+        assert f"{DIRECTORY}/{name} is damaged: " in found
+        assert says in found
+        assert f"put them back by hand, and then remove {DIRECTORY}" in found
+    with pytest.raises(Error) as caught:
+        reset(rooted)
+    assert caught.value.code == "BackupDamaged"
+    assert rooted.tree() == before
+
+
+def test_a_record_of_a_newer_release_is_left_to_it(rooted: Rooted) -> None:
+    rooted.put(CONFIG, ORIGINAL)
+    init(rooted)
+    damage(rooted, "written.json", lambda all_: all_ | {"format": {"version": 9, "minReader": 9, "minWriter": 9}})
+    assert "use a newer kubeadm-registry" in next(restore_problems(host(rooted)))
+    assert "use a newer kubeadm-registry" in next(problems(host(rooted)))
+    with pytest.raises(NewerFormat):
+        reset(rooted)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("version = 2 # altered\n")])
+def test_a_copy_that_is_gone_or_altered_is_not_restored(rooted: Rooted, spoil: Callable[[Path], Any]) -> None:
+    """Where the file without our keys is the original by its digest, that is taken."""
+    rooted.put(CONFIG, ORIGINAL)
+    init(rooted)
+    spoil(copy(rooted))
+    assert not list(restore_problems(host(rooted)))
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text() == ORIGINAL
+
+
+def test_an_altered_copy_that_nothing_makes_up_for_is_an_error(rooted: Rooted) -> None:
+    # Where the last line has no end, the file without our keys has one.
+    rooted.put(CONFIG, ORIGINAL.rstrip("\n"))
+    init(rooted)
+    copy(rooted).write_text("version = 2 # altered\n")
+    before = rooted.tree()
+    (found,) = restore_problems(host(rooted))
+    assert f"the copy of {CONFIG} in {DIRECTORY} is not what it was when it was made" in found
+    assert f"put the original of {CONFIG} back by hand, and then remove {DIRECTORY}" in found
+    with pytest.raises(Error) as caught:
+        reset(rooted)
+    assert caught.value.code == "BackupDamaged"
+    assert rooted.tree() == before
+
+
+def test_what_0_1_kept_without_digests_is_restored(rooted: Rooted) -> None:
+    rooted.put(CONFIG, ORIGINAL.rstrip("\n"))
+    init(rooted)
+
+    def as_0_1(record: Any) -> Any:
+        del record["format"]
+        for entry in record["files"].values():
+            del entry["sha256"]
+        return record
+
+    damage(rooted, "originals.json", as_0_1)
+    assert not list(restore_problems(host(rooted)))
+    assert init(rooted, replace(SETTINGS, sandbox_image=None)) == []
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text() == ORIGINAL.rstrip("\n")
+
+
+def test_what_a_newer_release_noted_stays_in_the_record(rooted: Rooted) -> None:
+    rooted.put(CONFIG, (GOLDEN / "default-1.7" / "original.toml").read_bytes())
+    init(rooted, replace(SETTINGS, sandbox_image="registry.k8s.io/pause:3.10"))
+
+    def noted(record: Any) -> Any:
+        record["files"][CONFIG]["edits"][-1]["why"] = record["files"][CONFIG]["by"] = record["more"] = "newer"
+        return record
+
+    damage(rooted, "written.json", noted)
+    assert init(rooted)
+    record = json.loads(rooted.path(f"{DIRECTORY}/written.json").read_text())
+    assert record["more"] == record["files"][CONFIG]["by"] == "newer"
+    assert [edit.get("why") for edit in record["files"][CONFIG]["edits"]] == [None, "newer"]

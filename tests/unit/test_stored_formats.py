@@ -17,7 +17,10 @@ import pytest
 
 from kubeadm_registry import secrets
 from kubeadm_registry.components import programs
+from kubeadm_registry.containerd import backup
+from kubeadm_registry.containerd.record import ORIGINALS, WRITTEN, Originals, Record
 from kubeadm_registry.errors import Error
+from kubeadm_registry.host import Host
 from kubeadm_registry.secrets import Vault
 from tests.unit.fakes import FakeTransport
 
@@ -61,7 +64,46 @@ def programs_back(content: bytes) -> bytes:
     return server.content(programs.RECORD)
 
 
+class Containerd:
+    """A host on which containerd's record *kind* is read and written."""
+
+    def __init__(self, path: str, read: Callable[[Host], Originals | Record]) -> None:
+        self.path, self.read = path, read
+
+    def __call__(self, content: bytes) -> bytes:
+        server = FakeTransport()
+        server.put(self.path, content)
+        server.answer("mkdir")
+        backup.store(server.host(), self.read(server.host()))
+        return server.content(self.path)
+
+
+def with_digests(document: Any) -> Any:
+    for entry in document["files"].values():
+        entry["sha256"] = None
+    return document
+
+
+CONFIG = "/etc/containerd/config.toml"
 KINDS = (
+    Kind(
+        "containerd-originals.json",
+        Containerd(ORIGINALS, backup.originals),
+        objects=((), ("files", CONFIG)),
+        needed=frozenset({("files", CONFIG, "mode"), ("files", CONFIG, "owner")}),
+        code="BackupDamaged",
+        today=with_digests,
+    ),
+    Kind(
+        "containerd-written.json",
+        Containerd(WRITTEN, backup.record),
+        objects=((), ("files", CONFIG), ("files", CONFIG, "edits", 0)),
+        needed=frozenset(
+            [("files", CONFIG, key) for key in ("sha256", "edits")]
+            + [("files", CONFIG, "edits", 0, key) for key in ("file", "table", "key", "new")]
+        ),
+        code="BackupDamaged",
+    ),
     Kind(
         "secrets.json",
         secrets_back,
