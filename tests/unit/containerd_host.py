@@ -34,6 +34,9 @@ STUBS = {
     "sync": ":",
 }
 
+#: Programs that change something.
+ACTS = ("mkdir", "rm", "systemctl")
+
 UNIT = """\
 LoadState=loaded
 ActiveState=active
@@ -63,6 +66,8 @@ class Rooted:
         self.calls = 0
         #: The connection breaks after the script of this name with these first parameters.
         self.breaks_after: tuple[str, ...] = ()
+        #: It breaks after so many commands that change something.
+        self.acts_left: int | None = None
 
     def says_version(self, version: str) -> None:
         (self.stub / "version").write_text(f"containerd github.com/containerd/containerd {version}~ds1 {version}\n")
@@ -78,6 +83,10 @@ class Rooted:
         inside = [f"{self.root}{word}" if word.startswith("/") else word for word in argv]
         environment = {"PATH": f"{self.root}/usr/bin:{os.environ['PATH']}", "STUB": str(self.stub), "LC_ALL": "C"}
         done = subprocess.run(inside, input=stdin, capture_output=True, timeout=timeout, env=environment, check=False)
+        if self.acts_left is not None and (argv[0] in ACTS or tuple(argv[3:4]) in (("write",), ("mark",))):
+            self.acts_left -= 1
+            if self.acts_left == 0:
+                raise ConnectionFailed("the connection broke", host="h1")
         if self.breaks_after and tuple(argv[3 : 3 + len(self.breaks_after)]) == self.breaks_after:
             raise ConnectionFailed("the connection broke", host="h1")
         hide = str(self.root).encode()

@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,32 @@ def test_a_run_that_dies_after_a_file_was_put_back_owes_a_restart(rooted: Rooted
     assert rooted.path(CONFIG).read_text() == ORIGINAL
     reset(rooted)
     assert rooted.restarts == restarts + 1
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_a_run_that_dies_anywhere_is_made_up_and_taken_back(tmp_path: Path, first: int) -> None:
+    """After each command that changes something, in init and then in reset; a third of them in each test."""
+    few = replace(SETTINGS, vip_addresses=("10.0.0.10",), vip_name="", mirrors=("docker.io",))
+    point, whole = first, False
+    while not whole:
+        rooted = Rooted(tmp_path / str(point))
+        rooted.put(CONFIG, ORIGINAL)
+        before = rooted.tree()
+        rooted.acts_left = point
+        applied = False
+        with suppress(ConnectionFailed):
+            init(rooted, few)
+            applied = True
+            reset(rooted)
+            whole = True
+        rooted.acts_left = None
+        if not applied:
+            init(rooted, few)
+            assert "config_path" in rooted.path(CONFIG).read_text(), point
+        reset(rooted)
+        assert without_ours(rooted.tree()) == before, point
+        point += 3
+    assert point > 25
 
 
 def test_a_key_that_is_a_table_by_dots_is_not_taken_out_in_part() -> None:
