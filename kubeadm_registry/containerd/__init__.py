@@ -90,9 +90,8 @@ def problems(host: Host, sandbox_image: str | None = None) -> Iterator[str]:
     try:
         configuration = survey.configuration(host, shown.config, shown.version)
         reasons = list(refusals(configuration.layers, shown.version))
-        # What is half-written may keep containerd from reading its files, and goes first.
-        if not reasons and not configuration.leftovers:
-            config.prove(host, config.plan(configuration).found)
+        if not reasons:
+            config.prove_found(host, configuration, config.plan(configuration))
     except Refused as error:
         reasons = [error]
     for reason in reasons:
@@ -126,8 +125,7 @@ def steps(
         raise Refused(next(survey.problems(host, shown)), host=host.name)
     config = Config(shown, shown.version, CERTS_D, settings.sandbox_image)
     configuration, merged = config.read(host)
-    if not configuration.leftovers:
-        config.prove(host, merged.found)
+    config.prove_found(host, configuration, merged)
     files = _hosts_files(settings, merged.hosts_directory, shown.version)
     changed = [file.real if (file := configuration.file(path)) else path for path in merged.texts]
     parents = ["/etc/containerd", *files.directories, *(posixpath.dirname(path) for path in changed)]

@@ -104,6 +104,12 @@ class Config:
         copy = host.read(backup.copy_of(path))
         return None if copy is None else backup.digest(copy)
 
+    def prove_found(self, host: Host, configuration: Configuration, merged: Merged) -> None:
+        """Ask containerd what is in force before any change. Raises Refused as ``prove`` does."""
+        # Without a file 1.x has no dump, but starts. What is half-written may keep it from reading, and goes first.
+        if configuration.files and not configuration.leftovers:
+            self.prove(host, merged.found)
+
     def prove(self, host: Host, expected: InForce) -> None:
         """Ask containerd itself. Raises Refused if it does not read its configuration, or not as *expected*."""
         dump = survey.dumped(host, self.containerd, self.containerd.config)

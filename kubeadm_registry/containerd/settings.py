@@ -226,14 +226,14 @@ def _effective(layers: Sequence[Layer], containerd: Version, setting: _Setting) 
             # The last file that has the plugin's table replaces those of all others, also where it is silent.
             if edit.get(layer.values, _plugin(table)) is not None:
                 return layer, value
-        elif value:
+        elif value is not None:
             return layer, value
     if containerd.major >= 2:
         # Tables are merged key by key, so any file will do: take the one that has the table already.
         for layer in reversed(layers):
             table, key = setting.place(_schema(layers, layer, containerd))
             if edit.get(layer.values, _plugin(table)) is not None:
-                return layer, edit.get(layer.values, (*table, key))
+                return layer, None
     return layers[0], None
 
 

@@ -1,7 +1,7 @@
 """Stands for the program containerd in unit tests: ``--version``, and ``--config FILE config dump``.
 
-It reads, merges and converts files as the releases do, as far as mirrors and the pause image go; the lab's
-test_containerd_dump.py compares it with real ones. Absolute imports lie below the directory that ``$STUB``
+It reads, merges and converts files as the releases do, as far as mirrors and the pause image go;
+test_containerd_dump.py compares it with what real ones said. Absolute imports lie below the directory that ``$STUB``
 is in; its file ``version`` has what ``--version`` prints.
 
 Sources: services/server/config/config.go (1.6, 1.7), cmd/containerd/server/config/config.go and
@@ -28,11 +28,11 @@ class Refused(Exception):
 
 
 def merge(into: Values, other: Values) -> None:
-    """Key by key, later ones win; empty ones do not."""
+    """Key by key, later ones win."""
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
-        elif value or key not in into:
+        else:
             into[key] = copy.deepcopy(value)
 
 
@@ -66,7 +66,7 @@ def load(main: str, release: tuple[int, int], root: str) -> tuple[int, Values]:
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            if release < (2, 0) and path != main:
+            if release < (2, 0):
                 raise Refused(f"failed to load TOML: {path}: no such file or directory") from None
             return version, plugins
         except (OSError, ValueError) as error:
@@ -74,8 +74,6 @@ def load(main: str, release: tuple[int, int], root: str) -> tuple[int, Values]:
         said, own = values.get("version", 0), values.get("plugins", {})
         if not isinstance(said, int) or not isinstance(own, dict) or not isinstance(values.get("imports", []), list):
             raise Refused(f"failed to unmarshal TOML: {path}: values of the wrong kind")
-        if said > newest:
-            raise Refused(f"expected containerd config version equal to or less than {newest}, got {said}")
         if release < (2, 0):
             plugins |= copy.deepcopy(own)
         else:
@@ -85,6 +83,10 @@ def load(main: str, release: tuple[int, int], root: str) -> tuple[int, Values]:
             merge(plugins, own)
         version = said if said and (release < (2, 0) or said >= 2) else version
         pending += imports(path, values.get("imports", []), release, root)
+    if version > newest and release >= (1, 7):
+        raise Refused(f"expected containerd config version equal to or less than {newest}, got {version}")
+    if release < (2, 0) and version >= 2 and any("." not in name for name in plugins):
+        raise Refused("invalid plugin key URI expect io.containerd.x.vx")
     return version or 1, plugins
 
 
@@ -100,6 +102,24 @@ def imports(parent: str, names: list[str], release: tuple[int, int], root: str) 
     return found
 
 
+def dump(main: str, release: tuple[int, int], root: str) -> str:
+    """What ``config dump`` prints of the two settings. Raises Refused."""
+    version, plugins = load(main, release, root)
+    if release < (2, 0):
+        cri = plugins.get(LONG_CRI if version >= 2 else CRI, {})
+        table, pause, sandbox = f'plugins."{LONG_CRI}"', "sandbox_image", cri.get("sandbox_image")
+    else:
+        if version == 2 and release < (2, 3):
+            as_version_3(plugins)
+        cri = plugins.get(IMAGES, {})
+        table, pause = f'plugins."{IMAGES}"', "sandbox"
+        sandbox = cri.get("pinned_images", {}).get("sandbox")
+    sandbox = sandbox or f"registry.k8s.io/pause:{DEFAULT_PAUSE.get(release, '3.10.2')}"
+    path = json.dumps(cri.get("registry", {}).get("config_path", ""))
+    inner = table if release < (2, 0) else f"{table}.pinned_images"
+    return f"[{inner}]\n{pause} = {json.dumps(sandbox)}\n[{table}.registry]\nconfig_path = {path}\n"
+
+
 def main() -> None:
     """As containerd's command line."""
     stub = Path(os.environ["STUB"])
@@ -108,24 +128,10 @@ def main() -> None:
         sys.stdout.write(said)
         return
     major, minor = said.split()[-1].split(".")[:2]
-    release = (int(major), int(minor))
     try:
-        version, plugins = load(sys.argv[2], release, str(stub.parent))
+        sys.stdout.write(dump(sys.argv[2], (int(major), int(minor)), str(stub.parent)))
     except Refused as error:
         sys.exit(f"containerd: {error}")
-    if release < (2, 0):
-        cri = plugins.get(LONG_CRI if version == 2 else CRI, {})
-        table, pause, sandbox = f'plugins."{LONG_CRI}"', "sandbox_image", cri.get("sandbox_image")
-    else:
-        if version == 2:
-            as_version_3(plugins)
-        cri = plugins.get(IMAGES, {})
-        table, pause = f'plugins."{IMAGES}"', "sandbox"
-        sandbox = cri.get("pinned_images", {}).get("sandbox")
-    sandbox = sandbox or f"registry.k8s.io/pause:{DEFAULT_PAUSE.get(release, '3.10.2')}"
-    path = json.dumps(cri.get("registry", {}).get("config_path", ""))
-    inner = table if release < (2, 0) else f"{table}.pinned_images"
-    sys.stdout.write(f"[{inner}]\n{pause} = {json.dumps(sandbox)}\n[{table}.registry]\nconfig_path = {path}\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "containerd"
 #: The others are merged and taken back as text, in test_containerd_config.py; here it is the way through a host.
 CASES = ["comments-1.7", "crlf-1.7", "debian-1.6", "empty-2.1", "no-final-newline-2.1", "version-1-1.7"]
 CONFIG = "/etc/containerd/config.toml"
+CRI = '[plugins."io.containerd.grpc.v1.cri".registry]\n'
 CERTS = "/etc/containerd/certs.d"
 SETTINGS = ContainerdSettings(
     vip_addresses=("10.0.0.10", "fd00::10"),
@@ -171,6 +172,36 @@ def test_in_1_6_a_relative_pattern_is_none_of_the_files_beside(rooted: Rooted) -
     rooted.put("/etc/containerd/conf.d/b.toml", 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n')
     init(rooted)
     assert "config_path" in rooted.path(CONFIG).read_text()
+
+
+@pytest.mark.parametrize("version", ["2.1.9", "2.4.2"])
+def test_an_empty_path_in_a_later_file_counts(rooted: Rooted, version: str) -> None:
+    """2.x merges key by key, and an empty value is one."""
+    rooted.says_version(version)
+    rooted.put(CONFIG, 'version = 2\nimports = ["b.toml"]\n' + CRI + 'config_path = "/etc/mine"\n')
+    later = rooted.put("/etc/containerd/b.toml", "version = 2\n" + CRI + 'config_path = ""\n')
+    before = rooted.tree()
+    init(rooted)
+    if version == "2.1.9":
+        assert f'config_path = "{CERTS}"' in later.read_text()
+    assert rooted.path(f"{CERTS}/docker.io/hosts.toml").exists()
+    assert not init(rooted)
+    reset(rooted)
+    assert without_ours(rooted.tree()) == before
+
+
+@pytest.mark.parametrize("version", ["1.6.20", "1.7.24", "2.1.9", "2.4.2"])
+def test_a_host_without_a_configuration(rooted: Rooted, version: str) -> None:
+    """``config dump`` of 1.x fails there, and containerd runs."""
+    rooted.says_version(version)
+    rooted.path("/etc/containerd").rmdir()
+    before = rooted.tree()
+    assert not list(problems(host(rooted)))
+    init(rooted)
+    assert not init(rooted)
+    assert not list(problems(host(rooted)))
+    reset(rooted)
+    assert without_ours(rooted.tree()) == before
 
 
 def test_what_is_not_in_force_afterwards_is_put_back(rooted: Rooted) -> None:
