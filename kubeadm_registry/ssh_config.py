@@ -1,7 +1,8 @@
 """How to reach a host by SSH: what the caller says, completed by the user's ssh_config.
 
 OpenSSH itself reads ssh_config (``ssh -G``), so Include, Match, canonical names and the order of files mean here what
-they mean on the command line. Without an ``ssh`` program only the caller's values and OpenSSH's defaults count.
+they mean on the command line. Without an ``ssh`` program, or where it does not run since the user's id has no entry in
+passwd, only the caller's values and OpenSSH's defaults count.
 
 Not taken from ssh_config: StrictHostKeyChecking (always strict), CertificateFile, KnownHostsCommand, VerifyHostKeyDNS,
 algorithm lists, forwardings.
@@ -9,7 +10,6 @@ algorithm lists, forwardings.
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import socket
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kubeadm_registry import whoami
 from kubeadm_registry.errors import ConnectionFailed
 
 _JUMP = re.compile(r"(?:ssh://)?(?:(?P<user>.+)@)?(?P<host>\[[^\]]+\]|[^:/@]+)(?::(?P<port>\d+))?/?")
@@ -95,16 +96,17 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
 
     hostname = first("hostname", target.address)
     port = target.port or int(first("port", "22"))
-    user = target.user or first("user") or getpass.getuser()
+    # To an id without a name ssh_config says nothing, and no host knows it.
+    login = target.user or first("user") or (whoami.name() if whoami.has_name() else "root")
     alias = first("hostkeyalias") or None
-    tokens = {"h": hostname, "n": target.address, "p": str(port), "r": user, "k": alias or target.address}
+    tokens = {"h": hostname, "n": target.address, "p": str(port), "r": login, "k": alias or target.address}
 
     def path(text: str) -> Path:
-        return Path(_expand(text, tokens)).expanduser()
+        return whoami.expand(_expand(text, tokens))
 
     keys = [path(text) for text in said.get("identityfile", _DEFAULT_KEYS)]
     if target.identity_file is not None:
-        explicit = target.identity_file.expanduser()
+        explicit = whoami.expand(target.identity_file)
         keys = [explicit, *(key for key in keys if key != explicit)]
     agent = first("identityagent", "SSH_AUTH_SOCK")
     if agent == "SSH_AUTH_SOCK":
@@ -116,7 +118,7 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
         alias=target.address,
         hostname=hostname,
         port=port,
-        user=user,
+        user=login,
         identity_files=tuple(keys),
         identities_only=first("identitiesonly") == "yes",
         agent=path(agent) if agent else None,
@@ -132,7 +134,8 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
 def jump_target(jump: str, target: SshTarget) -> SshTarget:
     """The host that *jump* (``[user@]host[:port]`` or ``ssh://...``) names, on the way to *target*."""
     match = _JUMP.fullmatch(jump)
-    if not match:
+    port = int(match["port"][:6]) if match and match["port"] else None
+    if not match or (port is not None and not 1 <= port <= 65535):
         raise ConnectionFailed(
             f"cannot understand ProxyJump {jump!r}",
             host=target.name,
@@ -143,7 +146,7 @@ def jump_target(jump: str, target: SshTarget) -> SshTarget:
         name=target.name,
         address=match["host"].strip("[]"),
         user=match["user"],
-        port=int(match["port"]) if match["port"] else None,
+        port=port,
         known_hosts_file=target.known_hosts_file,
         config_file=target.config_file,
         passphrase=target.passphrase,
@@ -155,7 +158,7 @@ def _ask_ssh(target: SshTarget) -> dict[str, list[str]]:
     """What ``ssh -G`` says: keyword in small letters to its values."""
     argv = ["ssh", "-T", "-G"]
     if target.config_file is not None:
-        argv += ["-F", str(target.config_file.expanduser())]
+        argv += ["-F", str(whoami.expand(target.config_file))]
     if target.user is not None:
         argv += ["-l", target.user]
     if target.port is not None:
@@ -165,17 +168,17 @@ def _ask_ssh(target: SshTarget) -> dict[str, list[str]]:
             [*argv, "--", target.address], check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=30
         )
     except FileNotFoundError as error:
-        file = (target.config_file or Path("~/.ssh/config")).expanduser()
-        if file != Path(os.devnull) and file.exists():
-            raise ConnectionFailed(
-                f"there is {file}, but no ssh program on this machine to read it",
-                host=target.name,
-                hint="install the OpenSSH client",
-                code="SshConfigInvalid",
-            ) from error
+        _need_no_config(target, "there is no ssh program on this machine", "install the OpenSSH client", error)
         return {}
     except subprocess.TimeoutExpired as error:
         raise ConnectionFailed("ssh -G did not end within 30 s", host=target.name, code="SshConfigInvalid") from error
+    if done.stderr.startswith(b"No user exists for uid"):
+        _need_no_config(
+            target,
+            f"ssh does not run for user id {os.getuid()}, which has no entry in /etc/passwd",
+            f"add one: echo 'me:x:{os.getuid()}:{os.getgid()}::{whoami.home()}:/bin/sh' >> /etc/passwd",
+        )
+        return {}
     if done.returncode:
         raise ConnectionFailed(
             f"ssh cannot read its configuration: {done.stderr.decode(errors='replace').strip()}",
@@ -190,11 +193,20 @@ def _ask_ssh(target: SshTarget) -> dict[str, list[str]]:
     return said
 
 
+def _need_no_config(target: SshTarget, why: str, hint: str, cause: Exception | None = None) -> None:
+    """Raise ConnectionFailed if there is an ssh_config of the user or the caller, which nobody can read."""
+    file = whoami.expand(target.config_file or "~/.ssh/config")
+    if file != Path(os.devnull) and file.exists():
+        raise ConnectionFailed(
+            f"there is {file}, and {why} to read it", host=target.name, hint=hint, code="SshConfigInvalid"
+        ) from cause
+
+
 def _known_hosts(target: SshTarget, first: Callable[[str, str], str], *, jump: bool) -> list[str]:
-    user = first("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
+    own = first("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
     everyone = first("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
     # ssh -G prints a list without quotes: a name with blanks shows only by being there.
-    files = [user] if Path(user).expanduser().exists() else user.split()
+    files = [own] if whoami.expand(own).exists() else own.split()
     if target.known_hosts_file is not None:
         files = [str(target.known_hosts_file), *(files if jump else [])]
     return [*files, *everyone.split()]
@@ -205,11 +217,11 @@ def _expand(text: str, tokens: dict[str, str]) -> str:
     local = socket.gethostname()
     known = {
         "%": "%",
-        "d": str(Path.home()),
+        "d": str(whoami.home()),
         "i": str(os.getuid()),
         "l": local,
         "L": local.split(".")[0],
-        "u": getpass.getuser(),
+        "u": whoami.name(),
         **tokens,
     }
     return re.sub(r"%(.)", lambda match: known.get(match[1], match[0]), text)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
 import io
+import os
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +30,15 @@ Ask = Callable[[Path], str | None]
 _decrypted: dict[Path, paramiko.PKey] = {}
 _asking = threading.Lock()
 
+#: Seconds for an agent to list its keys.
+LIST_TIMEOUT = 10.0
+#: Seconds for an agent to sign: a security key may wait for a touch.
+SIGN_TIMEOUT = 60.0
+#: Seconds for which an agent that did not answer is not asked again.
+HANGING = 60.0
+_hanging: dict[Path, float] = {}
+_listing = threading.Lock()
+
 
 class KeyUnusable(Exception):
     """A key cannot be used; says why."""
@@ -41,40 +54,67 @@ def candidates(
     """The keys to try, in order, each with its name for messages: the key itself, or why it cannot be used.
 
     First *named*, the one that the caller wants; then those of the agent, those of ssh_config, and of these the
-    encrypted ones last, so that *ask* is called only when nothing else opened the door.
+    encrypted ones last, so that *ask* is called only when nothing else opened the door. The agent is not asked where
+    *named* is enough.
     """
-    held = {key.asbytes(): key for key in agent_keys(settings.agent)}
-    by_agent = {path: held.pop(blob) for path in settings.identity_files if (blob := _public_blob(path)) in held}
-    files = [path for path in settings.identity_files if path not in by_agent and path != named and path.exists()]
     encrypted: list[Path] = []
-    if named is not None and named not in by_agent:
+
+    def from_file(path: Path) -> Iterator[tuple[str, paramiko.PKey | KeyUnusable]]:
         try:
-            yield str(named), load(named)
+            yield from _offers(path, load(path))
         except _Encrypted:
-            yield str(named), decrypt(named, ask)
+            encrypted.append(path)
         except KeyUnusable as error:
-            yield str(named), error
+            yield str(path), error
+
+    if named is not None:
+        yield from from_file(named)
+    try:
+        held = {key.asbytes(): key for key in agent_keys(settings.agent)}
+    except KeyUnusable as error:
+        yield f"agent {settings.agent}", error
+        held = {}
+    by_agent = {path: held.pop(blob) for path in settings.identity_files if (blob := _public_blob(path)) in held}
+    if named in encrypted and named not in by_agent:
+        yield from _offers(named, decrypt(named, ask))
     for path, key in by_agent.items():
         yield f"{path} by the agent", key
     if not settings.identities_only:
         for blob, key in held.items():
             yield f"agent key {fingerprint(blob)}", key
-    for path in files:
-        try:
-            yield str(path), load(path)
-        except _Encrypted:
-            encrypted.append(path)
-        except KeyUnusable as error:
-            yield str(path), error
+    for path in settings.identity_files:
+        if path != named and path not in by_agent and os.access(path, os.F_OK):
+            yield from from_file(path)
     for path in encrypted:
-        yield str(path), decrypt(path, ask)
+        if path != named:
+            yield from _offers(path, decrypt(path, ask))
+
+
+def _offers(path: Path, key: paramiko.PKey | KeyUnusable) -> Iterator[tuple[str, paramiko.PKey | KeyUnusable]]:
+    """What to try with *key* of the file *path*: with the certificate beside it, if there is one, then without."""
+    certificate = path.with_name(path.name + "-cert.pub")
+    if isinstance(key, paramiko.PKey) and certificate.exists():
+        certified = copy.copy(key)
+        try:
+            certified.load_certificate(str(certificate))
+            mine = certified.public_blob is not None and _is_certified(certified.public_blob.key_blob, key)
+        except (OSError, ValueError, paramiko.SSHException):
+            mine = False
+        yield str(certificate), certified if mine else KeyUnusable("not a certificate of this key")
+    yield str(path), key
+
+
+def _is_certified(certificate: bytes, key: paramiko.PKey) -> bool:
+    """Whether *certificate* is one of *key*: after its kind and a nonce it has the key (PROTOCOL.certkeys)."""
+    shown, own = paramiko.Message(certificate), paramiko.Message(key.asbytes())
+    shown.get_binary()
+    shown.get_binary()
+    own.get_binary()
+    return shown.get_remainder().startswith(own.get_remainder())
 
 
 def load(path: Path) -> paramiko.PKey:
-    """Read the private key *path* (OpenSSH or PEM; RSA, ECDSA, Ed25519), and the certificate beside it.
-
-    Raises KeyUnusable.
-    """
+    """Read the private key *path* (OpenSSH or PEM; RSA, ECDSA, Ed25519). Raises KeyUnusable."""
     if (key := _decrypted.get(path)) is not None:
         return key
     return _load(path, None)
@@ -102,20 +142,33 @@ def decrypt(path: Path, ask: Ask | None) -> paramiko.PKey | KeyUnusable:
 
 
 def agent_keys(path: Path | None) -> list[paramiko.AgentKey]:
-    """The keys that the agent behind the socket *path* holds; none when there is no agent."""
+    """The keys that the agent behind the socket *path* holds; none when there is no agent.
+
+    Raises KeyUnusable when it does not answer; it is then not asked again for a while, since each host would wait.
+    """
     if path is None:
         return []
+    with _listing:
+        if time.monotonic() < _hanging.get(path, 0):
+            raise KeyUnusable("did not answer a moment ago")
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(60)
+    connection.settimeout(LIST_TIMEOUT)
     agent = paramiko.agent.AgentSSH()
     try:
         connection.connect(str(path))
         # paramiko's own Agent knows SSH_AUTH_SOCK only, not IdentityAgent.
         agent._connect(connection)  # type: ignore[attr-defined]
-        return list(agent.get_keys())
-    except (OSError, paramiko.SSHException):
+        keys = list(agent.get_keys())
+    except TimeoutError as error:
+        connection.close()
+        with _listing:
+            _hanging[path] = time.monotonic() + HANGING
+        raise KeyUnusable(f"does not answer within {LIST_TIMEOUT:g} s") from error
+    except (OSError, paramiko.SSHException, struct.error):
         connection.close()
         return []
+    connection.settimeout(SIGN_TIMEOUT)
+    return keys
 
 
 def _load(path: Path, passphrase: bytes | None) -> paramiko.PKey:
@@ -144,9 +197,6 @@ def _load(path: Path, passphrase: bytes | None) -> paramiko.PKey:
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )
         key = kind.from_private_key(io.StringIO(text.decode()))
-        certificate = path.with_name(path.name + "-cert.pub")
-        if certificate.exists():
-            key.load_certificate(str(certificate))
     except TypeError as error:
         # cryptography's way to say that a passphrase is missing.
         raise _Encrypted from error

@@ -7,7 +7,6 @@ Honoured: plain and hashed names, wildcards and ``!``, ``[host]:port``, ``@revok
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import shlex
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from kubeadm_registry import whoami
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.ssh_config import Settings
 
@@ -76,7 +76,7 @@ def check(settings: Settings, known: Sequence[KnownKey], key_type: str, blob: by
             f" ({_on_console(key_type)}), then forget the old key: {' && '.join(removals)}",
             code="HostKeyChanged",
         )
-    target = settings.known_hosts[0] if settings.known_hosts else Path("~/.ssh/known_hosts").expanduser()
+    target = settings.known_hosts[0] if settings.known_hosts else whoami.expand("~/.ssh/known_hosts")
     if hops or settings.host_key_alias or settings.proxy_command:
         accept = f"echo {shlex.quote(f'{name} {key_type} {base64.b64encode(blob).decode()}')}"
     else:
@@ -129,7 +129,8 @@ def _lines(file: Path) -> Iterator[tuple[str, KnownKey]]:
             continue
         try:
             blob = base64.b64decode(words[2], validate=True)
-        except binascii.Error:
+        except ValueError:
+            # Also what is not ASCII. Like OpenSSH: one odd line says nothing of the others.
             continue
         yield words[0], KnownKey(file, number, marker, words[1], blob)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kubeadm_registry import paths
+from kubeadm_registry import paths, whoami
 from kubeadm_registry.changes import Steps
 from kubeadm_registry.cluster import Cluster, everyone
 from kubeadm_registry.errors import (
@@ -167,7 +166,7 @@ def sweep(hosts: Sequence[Host]) -> None:
 
 def take_locks(hosts: Sequence[Host]) -> None:
     """Lock every host for this run, until its connection ends. Raises HostBusy with who works there."""
-    who = f"{getpass.getuser()}@{socket.gethostname()} pid {os.getpid()}"
+    who = f"{whoami.name()}@{socket.gethostname()} pid {os.getpid()}"
     # One after another in the order of the file: two runs that begin together cannot each hold a half.
     for host in hosts:
         holder = host.transport.lock(who)

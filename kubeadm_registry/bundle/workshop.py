@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from kubeadm_registry import locks
+from kubeadm_registry import locks, whoami
 from kubeadm_registry.bundle.failures import unavailable
 from kubeadm_registry.registry import web
 
@@ -36,7 +36,7 @@ def default_cache() -> Path:
     """Return the directory for downloads and built trees: ``kubeadm-registry/bundle`` in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification says to ignore a relative path.
-    root = Path(base) if base.startswith("/") else Path.home() / ".cache"
+    root = Path(base) if base.startswith("/") else whoami.home() / ".cache"
     return root / "kubeadm-registry" / "bundle"
 
 

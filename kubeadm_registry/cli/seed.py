@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from kubeadm_registry import config, paths
+from kubeadm_registry import config, paths, whoami
 from kubeadm_registry import seed as seeding
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.apart import apart
@@ -125,5 +125,5 @@ def without_mirror(items: Iterable[seeding.Item], mirrors: Iterable[str]) -> set
 
 def journal_of(secrets: Secrets) -> Journal:
     """The notes of earlier runs for this very cluster, in the user's state directory (XDG Base Directory 0.8)."""
-    base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    base = Path(os.environ.get("XDG_STATE_HOME") or whoami.home() / ".local" / "state")
     return Journal(base / "kubeadm-registry" / f"seed-{secrets.generation}.json")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from kubeadm_registry import whoami
 from kubeadm_registry.addresses import ip
 from kubeadm_registry.agent.netlink import Addresses
 from kubeadm_registry.bundle import Bundle, Program, check
@@ -49,7 +50,7 @@ def target(config: RegistryCluster, node: Node | Worker, *, sudo_password: str |
 
 
 def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text).expanduser()
+    return None if text is None else whoami.expand(text)
 
 
 def is_here(address: str) -> bool:

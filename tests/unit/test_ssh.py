@@ -1,6 +1,7 @@
 """Against a real sshd on loopback, which the tests start as the user who runs them."""
 
 import contextlib
+import dataclasses
 import functools
 import getpass
 import hashlib
@@ -16,13 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import ssh
+from kubeadm_registry import shell, ssh, ssh_keys, ssh_login
 from kubeadm_registry.errors import CommandTimeout, ConnectionFailed
+from kubeadm_registry.host import side_by_side
 from kubeadm_registry.shell import Shell
 from kubeadm_registry.ssh import SshTarget, connect
+from kubeadm_registry.ssh_config import resolve
 
 SSHD = "/usr/sbin/sshd"
 ME = getpass.getuser()
+NOWHERE = Path(os.devnull)
 
 if not Path(SSHD).exists() and not os.environ.get("CI"):
     pytest.skip("needs sshd (package openssh-server)", allow_module_level=True)
@@ -127,6 +131,7 @@ class Server:
 @pytest.fixture(autouse=True)
 def hermetic(monkeypatch, tmp_path):
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setattr(ssh_keys, "_hanging", {})
     monkeypatch.setattr(ssh, "ROOT", ME)
     monkeypatch.setattr(ssh, "Shell", functools.partial(Shell, lock_file=str(tmp_path / "lock")))
 
@@ -339,6 +344,8 @@ Host silent
   ProxyCommand sleep 60
 Host ending
   ProxyCommand true
+Host complaining
+  ProxyCommand sh -c 'echo proxy: token has expired >&2; exit 1'
 Host *
   HostName 127.0.0.1
   Port {server.port}
@@ -373,6 +380,115 @@ def test_an_unknown_key_behind_a_jump_comes_with_a_command_that_works(jumps, log
     assert login(jumps("target", known_hosts_file=known)).run(["true"]).ok
 
 
+def test_many_targets_behind_one_host_do_not_come_to_it_all_at_once(own_server, server, tmp_path):
+    """Of many logins at the same time sshd refuses some, and healthy targets would count as down."""
+    bastion = own_server("MaxStartups 6:100:6")
+    config = tmp_path / "config"
+    config.write_text(
+        f"""
+Host bastion
+  Port {bastion.port}
+  IdentityFile {bastion.user_key}
+  UserKnownHostsFile {bastion.known}
+Host w-*
+  Port {server.port}
+  ProxyJump bastion
+  IdentityFile {server.user_key}
+  UserKnownHostsFile {server.known}
+Host *
+  HostName 127.0.0.1
+  IdentitiesOnly yes
+"""
+    )
+    together = threading.Barrier(16)
+
+    def work(number):
+        together.wait(60)
+        host = connect(SshTarget(f"w-{number}", f"w-{number}", config_file=config, connect_timeout=10))
+        try:
+            return host.run(["echo", str(number)]).text
+        finally:
+            host.close()
+
+    assert side_by_side(work, range(16)) == [str(number) for number in range(16)]
+
+
+def test_those_that_wait_for_a_host_on_the_way_share_its_failure(jumps, monkeypatch):
+    """One that is down costs a time-out, and not one for each target behind it."""
+    tried, attempts = [], []
+    enter = ssh_login._Entrance.login
+
+    def down(settings, target):
+        tried.append(target.address)
+        wait_until("the others wait", lambda: len(attempts) >= 6)
+        raise ConnectionFailed("it is down", host=target.name, hint="mend it", code="HostUnreachable")
+
+    monkeypatch.setattr(ssh_login, "AT_ONCE", 1)
+    monkeypatch.setattr(ssh_login, "_entrances", {})
+    monkeypatch.setattr(ssh_login, "_dial", down)
+    monkeypatch.setattr(ssh_login._Entrance, "login", lambda *them: (attempts.append(1), enter(*them))[1])
+
+    def attempt(number):
+        with pytest.raises(ConnectionFailed, match="it is down") as caught:
+            connect(dataclasses.replace(jumps("target"), name=f"w-{number}"))
+        return caught.value.host, caught.value.code, caught.value.hint
+
+    assert side_by_side(attempt, range(6)) == [(f"w-{n}", "HostUnreachable", "mend it") for n in range(6)]
+    assert (done := len(tried)) < 6
+    assert attempt(7)[0] == "w-7"
+    assert len(tried) == done + 1, "who comes later tries again"
+
+
+def test_a_busy_server_that_closes_the_connection_is_asked_again(own_server, login, monkeypatch):
+    monkeypatch.setattr(ssh_login, "PAUSES", (0.05,) * 200)
+    server = own_server("MaxStartups 1:100:1")
+    with socket.create_connection(("127.0.0.1", server.port)) as other:
+        assert other.recv(4) == b"SSH-"
+        opened = []
+        thread = threading.Thread(target=lambda: opened.append(login(server.target())))
+        thread.start()
+        wait_until("it was refused", lambda: b"MaxStartups" in server.log.read_bytes())
+    thread.join(30)
+    assert opened[0].run(["echo", "well"]).text == "well"
+
+
+def test_a_server_that_always_closes_the_connection_is_given_up(monkeypatch):
+    monkeypatch.setattr(ssh_login, "PAUSES", (0.01, 0.01))
+    met = []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def close_each():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = other.accept()
+                    met.append(connection)
+                    with connection:
+                        connection.sendall(b"Exceeded MaxStartups\r\n")
+                        connection.shutdown(socket.SHUT_WR)
+                        connection.recv(1000)
+
+        threading.Thread(target=close_each, daemon=True).start()
+        error = refused(SshTarget("cp-1", "127.0.0.1", port=other.getsockname()[1], config_file=NOWHERE))
+        other.shutdown(socket.SHUT_RDWR)
+    assert (error.code, len(met)) == ("HostUnreachable", 3)
+    assert "no SSH server answers: Exceeded MaxStartups" in error.message
+
+
+@pytest.mark.parametrize("address", ["10.0.0..1", "a" * 64])
+def test_what_is_no_name_of_a_host_is_said_and_no_bug(address, monkeypatch):
+    settings = dataclasses.replace(resolve(SshTarget("cp-1", "x", config_file=NOWHERE)), hostname=address)
+    monkeypatch.setattr(ssh_login, "resolve", lambda target: settings)
+    error = refused(SshTarget("cp-1", "x"))
+    assert error.code == "SshConfigInvalid"
+    assert "is no address or name of a host" in error.message
+
+
+def test_what_a_proxy_command_says_is_told(jumps):
+    error = refused(jumps("complaining"))
+    assert error.code == "HostUnreachable"
+    assert "through ProxyCommand: proxy: token has expired" in error.message
+
+
 def test_a_circle_of_jumps_is_seen(jumps):
     assert "ProxyJump goes in a circle" in refused(jumps("circle-a")).message
 
@@ -387,7 +503,7 @@ def test_a_target_that_the_jump_cannot_reach(jumps, server, tmp_path):
 
 @pytest.mark.parametrize("name", ["silent", "ending"])
 def test_a_proxy_command_that_leads_nowhere(jumps, name, monkeypatch):
-    monkeypatch.setattr(ssh, "HANDSHAKE", 0.5)
+    monkeypatch.setattr(ssh_login, "HANDSHAKE", 0.5)
     assert refused(jumps(name, connect_timeout=0.5)).code == "HostUnreachable"
 
 
@@ -412,7 +528,7 @@ def test_something_else_listens():
         threading.Thread(target=answer, daemon=True).start()
         error = refused(SshTarget("cp-1", "127.0.0.1", port=port, config_file=Path(os.devnull)))
     assert error.code == "HostUnreachable"
-    assert "no SSH server answers" in error.message
+    assert "no SSH server answers: it says: 'HTTP/1.0 400 Bad Request'" in error.message
 
 
 def test_a_name_that_nobody_knows(monkeypatch):
@@ -527,6 +643,76 @@ def test_an_encrypted_key_that_the_agent_holds_asks_nothing(server, login, agent
     assert login(server.target(identity_file=key, passphrase=None)).run(["true"]).ok
 
 
+@pytest.fixture
+def hanging_agent(tmp_path, monkeypatch):
+    """An agent that takes every question and answers none; the connections that it got."""
+    monkeypatch.setattr(ssh_keys, "LIST_TIMEOUT", 0.5)
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent.sock"))
+    met = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "agent.sock"))
+        listener.listen()
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    met.append(listener.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield met
+        listener.shutdown(socket.SHUT_RDWR)
+    for connection in met:
+        connection.close()
+
+
+def test_with_a_key_named_no_agent_is_asked(server, login, hanging_agent):
+    assert login(server.target()).run(["true"]).ok
+    assert hanging_agent == []
+
+
+def test_an_agent_that_does_not_answer_is_named_and_left_alone_for_a_while(server, login, hanging_agent, tmp_path):
+    config = tmp_path / "config"
+    config.write_text(f"IdentityFile {tmp_path}/none\n")
+    for why in ("does not answer within 0.5 s", "did not answer a moment ago"):
+        error = refused(server.target(identity_file=None, config_file=config))
+        assert f"tried: agent {tmp_path / 'agent.sock'} ({why})" in error.message
+    assert len(hanging_agent) == 1
+    config.write_text(f"IdentityFile {server.user_key}\n")
+    assert login(server.target(identity_file=None, config_file=config)).run(["true"]).ok
+
+
+def certify(authority, key, *options):
+    """A certificate of *authority* beside *key*."""
+    principals = ("-n", ME)
+    subprocess.run(["ssh-keygen", "-q", "-s", authority, "-I", "x", *principals, *options, f"{key}.pub"], check=True)
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa"])
+def test_a_certificate_beside_the_key_opens(own_server, login, tmp_path, kind):
+    authority, key = keygen(tmp_path / "authority"), keygen(tmp_path / "key", kind=kind)
+    server = own_server(f"TrustedUserCAKeys {authority}.pub")
+    certify(authority, key)
+    assert login(server.target(identity_file=key)).run(["true"]).ok
+    assert b"CERT ID x" in server.log.read_bytes() or b"-CERT SHA256" in server.log.read_bytes()
+
+
+def test_a_certificate_that_is_over_or_of_another_key_is_no_obstacle(own_server, login, tmp_path):
+    authority, key, other = (keygen(tmp_path / name) for name in ("authority", "key", "other"))
+    server = own_server(f"TrustedUserCAKeys {authority}.pub")
+    server.authorized.write_text(public(key))
+    certificate = tmp_path / "key-cert.pub"
+    certify(authority, key, "-V", "20200101:20200201")
+    assert login(server.target(identity_file=key)).run(["true"]).ok
+    certify(authority, other)
+    shutil.copy(tmp_path / "other-cert.pub", certificate)
+    assert login(server.target(identity_file=key)).run(["true"]).ok
+    server.authorized.write_text("")
+    for content in (certificate.read_text(), "ssh-ed25519-cert-v01@openssh.com AAAA x", "nonsense", ""):
+        certificate.write_text(content)
+        error = refused(server.target(identity_file=key))
+        assert f"tried: {certificate} (not a certificate of this key), {key} (refused)" in error.message
+
+
 def test_identities_only_leaves_the_agents_other_keys_alone(server, agent, tmp_path):
     agent(server.user_key)
     config = tmp_path / "config"
@@ -577,7 +763,13 @@ def test_sudo_with_a_password_that_no_command_line_shows(own_server, login, user
         (SUDO, None, "SudoNeeded", "sudo: a password is required"),
         (SUDO, "wrong", "SudoPasswordWrong", "does not accept the password"),
         ("echo 'joe is not in the sudoers file.' >&2; exit 1", "let me in", "SudoNeeded", "not in the sudoers file"),
-        ("echo 'sudo: sorry, you must have a tty to run sudo' >&2; exit 1", None, "SudoNeeded", "must have a tty"),
+        ("echo 'sudo: sorry, you must have a tty to run sudo' >&2; exit 1", None, "SudoNeedsTerminal", "have a tty"),
+        (
+            "echo 'sudo: Account or password is expired, reset your password and try again' >&2; exit 1",
+            None,
+            "PasswordExpired",
+            "password is expired",
+        ),
     ],
 )
 def test_sudo_that_refuses(own_server, user, body, password, code, text):
@@ -593,6 +785,69 @@ def test_a_host_without_sudo(own_server, user):
     server.program("sudo", "echo 'sh: sudo: not found' >&2; exit 127")
     error = refused(server.target())
     assert (error.code, "not found" in error.message) == ("SudoNeeded", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "remedy"),
+    [
+        (
+            "WARNING: Your password has expired.\nPassword change required but no TTY available.",
+            "PasswordExpired",
+            f"ssh -p {{port}} {ME}@127.0.0.1",
+        ),
+        ("This account is currently not available.", "ShellForbidden", "usermod --shell"),
+    ],
+)
+@pytest.mark.parametrize("root", [True, False])
+def test_a_user_who_may_log_in_and_run_nothing(own_server, monkeypatch, words, code, remedy, root):
+    """Whoever is asked for sudo's password then would look for the mistake in the wrong place."""
+    if not root:
+        monkeypatch.setattr(ssh, "ROOT", "somebody else")
+    server = own_server(f"ForceCommand printf '%s\\n' '{words.splitlines()[0]}' '{words.splitlines()[-1]}'; exit 1")
+    error = refused(server.target())
+    assert error.code == code
+    assert words.splitlines()[-1] in error.message
+    assert remedy.format(port=server.port) in error.hint
+
+
+def test_a_login_that_waits_for_input_is_told_from_a_host_that_is_down(own_server, monkeypatch):
+    """As by `exec cat` in a .bashrc."""
+    monkeypatch.setattr(shell, "START_TIMEOUT", 3)
+    error = refused(own_server("ForceCommand echo Welcome >&2; exec cat").target())
+    assert error.code == "LoginHangs"
+    assert "no command ran: no answer for 3 s: Welcome" in error.message
+    assert ".bashrc" in error.hint
+
+
+def test_a_host_that_opens_one_session_only_is_refused_at_once(own_server):
+    """Else the first upload would fail in the middle of a run, and again when it is run again."""
+    error = refused(own_server("MaxSessions 1").target())
+    assert error.code == "SessionsTooFew"
+    assert "set MaxSessions to 2" in error.hint
+
+
+def test_two_sessions_are_enough(own_server, login, tmp_path):
+    host = login(own_server("MaxSessions 2").target())
+    data = os.urandom(1_000_000)
+    for _ in range(3):
+        assert host.run(["cat"], stdin=data).stdout == data
+    (tmp_path / "source").write_bytes(data)
+    host.upload(tmp_path / "source", str(tmp_path / "target"))
+    assert (tmp_path / "target").read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"),
+    [
+        ("KexAlgorithms diffie-hellman-group18-sha512", "KexAlgorithms"),
+        ("Ciphers chacha20-poly1305@openssh.com", "Ciphers"),
+    ],
+)
+def test_a_server_without_an_algorithm_in_common_is_not_one_that_is_down(own_server, option, kind):
+    error = refused(own_server(option).target())
+    assert error.code == "SshAlgorithms"
+    assert "no algorithm in common" in error.message
+    assert f"{kind} " in error.hint
 
 
 def test_an_id_other_than_0_is_not_root(own_server):

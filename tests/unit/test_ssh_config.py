@@ -1,5 +1,9 @@
 import getpass
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +150,7 @@ def test_without_an_ssh_program_a_config_file_is_an_error_and_none_is_fine(monke
         ("[fd00::1]:2222", "fd00::1", None, 2222),
         ("ann@[fd00::1]", "fd00::1", "ann", None),
         ("ssh://ann@bastion:2222", "bastion", "ann", 2222),
+        ("bastion:65535", "bastion", None, 65535),
     ],
 )
 def test_hosts_to_jump_over(jump, address, user, port):
@@ -153,10 +158,67 @@ def test_hosts_to_jump_over(jump, address, user, port):
     assert (got.name, got.address, got.user, got.port, got.sudo_password) == ("cp-1", address, user, port, None)
 
 
-def test_a_jump_that_means_nothing_is_refused():
-    with pytest.raises(ConnectionFailed, match="cannot understand ProxyJump 'a:b:c'"):
-        jump_target("a:b:c", SshTarget("cp-1", "cp-1"))
+@pytest.mark.parametrize("jump", ["a:b:c", "bastion:65536", "bastion:0", "bastion:99999999999999999999"])
+def test_a_jump_that_means_nothing_is_refused(jump):
+    with pytest.raises(ConnectionFailed, match=f"cannot understand ProxyJump '{jump}'"):
+        jump_target(jump, SshTarget("cp-1", "cp-1"))
 
 
 def test_a_password_is_not_in_what_is_printed():
     assert "secret" not in repr(SshTarget("cp-1", "cp-1", sudo_password="secret"))
+
+
+def test_a_home_that_does_not_exist_is_no_bug(ask):
+    got = ask("IdentityFile ~nosuchuser/key\n", known_hosts_file=Path("~nosuchuser/known"))
+    assert Path("~nosuchuser/key") in got.identity_files
+    assert got.known_hosts[0] == Path("~nosuchuser/known")
+
+
+#: Runs Python with an id that no passwd file has, and says what it is told to by ssh_config and by the system.
+NAMELESS = ("unshare", "--user", "--map-user=54321", sys.executable, "-c", """
+import json, sys
+from pathlib import Path
+from kubeadm_registry import whoami
+from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.ssh_config import SshTarget, resolve
+try:
+    got = resolve(SshTarget("cp-1", "10.0.0.11", config_file=Path(sys.argv[1]) if sys.argv[1:] else None))
+except ConnectionFailed as error:
+    print(json.dumps([error.code, error.message, error.hint]))
+else:
+    print(json.dumps([whoami.name(), str(whoami.home()), got.user, [str(key) for key in got.identity_files][:1]]))
+""")  # fmt: skip
+
+
+@pytest.fixture
+def nameless(tmp_path):
+    """Answers as one whose id has no name: in a container with an id of its own it is so."""
+    if not shutil.which("ssh"):
+        pytest.skip("there is no ssh program on this machine")
+
+    def run(*arguments, **variables):
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(sys.path), **variables}
+        done = subprocess.run([*NAMELESS, *arguments], env=environment, capture_output=True, text=True, check=False)
+        if "unshare" in done.stderr and not os.environ.get("CI"):
+            pytest.skip("may not make a user namespace")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_an_id_without_a_name_works(nameless, tmp_path):
+    keys = [f"{tmp_path}/.ssh/id_rsa"]
+    assert nameless(HOME=str(tmp_path)) == ["uid-54321", str(tmp_path), "root", keys]
+    assert nameless(HOME=str(tmp_path), USER="ann") == ["ann", str(tmp_path), "ann", keys]
+    assert nameless() == ["uid-54321", "/", "root", ["/.ssh/id_rsa"]]
+
+
+def test_an_id_without_a_name_cannot_have_ssh_read_a_configuration(nameless, tmp_path):
+    """ssh does not run then; not to tell would mean to leave out what somebody wrote there."""
+    (tmp_path / "config").write_text("User joe\n")
+    code, message, hint = nameless(str(tmp_path / "config"), HOME=str(tmp_path))
+    assert code == "SshConfigInvalid"
+    assert f"there is {tmp_path / 'config'}, and ssh does not run for user id 54321" in message
+    assert ">> /etc/passwd" in hint
+    assert nameless(os.devnull, HOME=str(tmp_path))[2] == "root"

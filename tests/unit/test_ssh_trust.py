@@ -6,6 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.ssh_config import Settings
@@ -172,3 +175,34 @@ def test_fingerprints_are_those_of_openssh(tmp_path):
 
 def test_without_any_file_the_usual_one_is_named():
     assert complaint(settings()).hint.endswith(f">> {Path.home() / '.ssh/known_hosts'}")
+
+
+ODD = [
+    "10.0.0.11 ssh-ed25519 AAAÄ=\n",
+    "10.0.0.11 ssh-ed25519 \udcff\udcfe\n",
+    "10.0.0.11 ssh-ed25519\n",
+    "10.0.0.11\n",
+    "|1|Ä|Ä ssh-ed25519 AAAA\n",
+    "|1|AAAA ssh-ed25519 AAAA\n",
+    "|1||| ssh-ed25519 AAAA\n",
+    "@revoked\n",
+    "[[]!*?-] ssh-ed25519 AAAA\n",
+    "\0\n",
+    "<<<<<<< HEAD\n",
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=[str(number) for number in range(len(ODD))])
+def test_an_odd_line_says_nothing_of_the_others(file, odd):
+    """As with OpenSSH; a line that somebody's editor or a merge left must not stop work on every host."""
+    file.write_bytes((odd + line("10.0.0.11")).encode(errors="surrogateescape"))
+    assert verdict(settings(file)) == "trusted"
+    assert verdict(settings(file), OTHER) == "HostKeyChanged"
+
+
+@given(st.binary(max_size=80) | st.text(alphabet="|1AÄ= @!*?[],\t-é", max_size=40).map(str.encode))
+@hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_line_is_a_bug(tmp_path, text):
+    file = tmp_path / "known"
+    file.write_bytes(text + b"\n" + line("10.0.0.11").encode())
+    verdict(settings(file))
