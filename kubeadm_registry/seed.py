@@ -16,7 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, TypeVar
 
-from kubeadm_registry import seeded
+from kubeadm_registry import referrers, seeded
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import RegistryError
@@ -170,7 +170,15 @@ class Seeder:
             raise seeded.lacking(line, lacking)
 
     def _is_there(self, registry: Registry, item: Item) -> bool:
-        return patiently(lambda: registry.digest(item.repository, item.reference), self._patience) == item.root.digest
+        """Whether the registry has *item*, and lists what of it refers to something else."""
+
+        def look() -> bool:
+            return registry.digest(item.repository, item.reference) == item.root.digest and all(
+                referrers.is_noted(registry, item.repository, manifest, self._bundle.layout.read(manifest))
+                for manifest in item.manifests
+            )
+
+        return patiently(look, self._patience)
 
     def _is_known(self, registry: Registry, repository: str) -> bool:
         """Whether *repository* may have blobs, of an earlier version or a run that was killed."""
@@ -242,7 +250,7 @@ class Seeder:
         for descriptor in item.manifests:
             reference = item.reference if descriptor.digest == item.root.digest else descriptor.digest
             content = self._bundle.layout.read(descriptor)
-            push = partial(registry.push_manifest, item.repository, reference, content, descriptor.media_type)
+            push = partial(referrers.push, registry, item.repository, reference, descriptor, content)
             patiently(push, self._patience)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from kubeadm_registry.bundle import oci
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import tree
 from kubeadm_registry.images.names import Place
+from kubeadm_registry.referrers import push
 from kubeadm_registry.registry import PIECE, Registry, Upload, patiently
 from kubeadm_registry.seed import PATIENCE, WORKERS, Connect, each
 
@@ -92,31 +91,8 @@ def _push(registry: Registry, image: tree.Tree, target: Place, *, is_image: bool
             raise _missing(f"manifest {manifest.digest} of {image.place} is not in the registry")
         is_root = is_image and manifest.digest == image.root.digest
         reference = target.reference if is_root else manifest.digest
-        noted = patiently(
-            partial(registry.push_manifest, target.repository, reference, content, manifest.media_type), PATIENCE
-        )
-        document = json.loads(content)
-        if document.get("subject") and not noted:
-            patiently(partial(_refer, registry, target.repository, document, manifest), PATIENCE)
+        patiently(partial(push, registry, target.repository, reference, manifest, content), PATIENCE)
     return len(image.manifests)
-
-
-def _refer(registry: Registry, repository: str, document: dict[str, Any], manifest: oci.Descriptor) -> None:
-    """Note *manifest*, which is *document*, by the tag that a registry without a list of referrers keeps them under.
-
-    Source: distribution-spec, "Pushing Manifests with Subject". Raises RegistryError.
-    """
-    subject = str(document["subject"].get("digest"))
-    entry = {
-        "mediaType": manifest.media_type,
-        "digest": manifest.digest,
-        "size": manifest.size,
-        "artifactType": document.get("artifactType") or document.get("config", {}).get("mediaType", ""),
-        **({"annotations": document["annotations"]} if document.get("annotations") else {}),
-    }
-    held = [one for one in registry.referrers(repository, subject) if one.get("digest") != manifest.digest]
-    index = {"schemaVersion": 2, "mediaType": oci.INDEX, "manifests": [*held, entry]}
-    registry.push_manifest(repository, subject.replace(":", "-"), oci.canonical(index), oci.INDEX)
 
 
 def _missing(message: str) -> RegistryError:

@@ -214,7 +214,7 @@ class Api:
         """
         answer = self.send("GET", f"/v2/{repository}/referrers/{digest}")
         native = self._found(answer, 200, f"list what refers to {repository}@{digest}")
-        content = answer.content if native else self.manifest(repository, digest.replace(":", "-"))
+        content = answer.content if native else self.manifest(repository, referrers_tag(digest))
         return [] if content is None else _listed(content, "manifests", dict, f"referrers of {digest}")
 
     def push_manifest(self, repository: str, reference: str, content: bytes, media_type: str) -> bool:
@@ -357,6 +357,12 @@ class Registry(Api):
             httpx.Client(transport=line, auth=auth, trust_env=False),
             headers={"Host": url(address, port).removeprefix("https://")},
         )
+
+
+def referrers_tag(digest: str) -> str:
+    """The tag that lists what refers to the manifest *digest*. Source: distribution-spec, "Referrers Tag Schema"."""
+    algorithm, _, encoded = digest.partition(":")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{algorithm[:32]}-{encoded[:64]}")
 
 
 def json_object(content: bytes, what: str) -> dict[str, Any]:

@@ -67,7 +67,10 @@ class Upstream(Api):
         raise RegistryError(f"{self.name} sends elsewhere more than {_MAX_REDIRECTS} times", code="RedirectRefused")
 
     def _onward(self, answer: httpx.Response) -> httpx.Request:
-        """The request to where *answer* redirects; with the login if it is the same place. Raises RegistryError."""
+        """The request to where *answer* redirects. Raises RegistryError if that is not safe.
+
+        httpx has made it, and taken the login out if it leads to another place.
+        """
         request = answer.next_request
         assert request is not None  # noqa: S101  who calls has looked
         if not self._is_safe(request.url):
@@ -75,8 +78,6 @@ class Upstream(Api):
                 f"{self.name} redirects to {_origin(request.url)}, which is no https address", code="RedirectRefused",
                 hint="whoever is on the way there could send another image",
             )  # fmt: skip
-        if _origin(request.url) != _origin(answer.request.url):
-            request.headers.pop("Authorization", None)
         return request
 
     def _as_allowed(self, request: httpx.Request, repository: str) -> httpx.Response:

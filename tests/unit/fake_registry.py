@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import parse_qs, urlsplit
 
-from kubeadm_registry import pki
+from kubeadm_registry import pki, referrers
 from kubeadm_registry.registry import Login, Registry
 from tests.unit.fake_cluster import authority
 
@@ -112,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
         elif url.path.endswith(("/tags/list", "/_catalog")):
             self._list(url.path, parse_qs(url.query))
         elif "/referrers/" in url.path:
-            self._say(200, b'{"manifests": [{"digest": "sha256:1"}]}') if held.referrers else self._say(404)
+            self._referrers(url.path.rpartition("/")[2])
         elif self.command in ("GET", "HEAD"):
             kept = held.blobs if "/blobs/" in url.path else held.manifests
             content = kept.get(url.path.rpartition("/")[2])
@@ -177,6 +177,13 @@ class Handler(BaseHTTPRequestHandler):
         upload += body
         return self._say(202, location=self._place(self._number), more=self._range())
 
+    def _referrers(self, subject: str) -> None:
+        if not self.registry.referrers:
+            return self._say(404)
+        held = self.registry.manifests.items()
+        found = [{"digest": digest} for digest, one in held if ":" in digest and referrers.subject_of(one) == subject]
+        return self._say(200, json.dumps({"manifests": found}).encode())
+
     def _list(self, path: str, query: dict[str, list[str]]) -> None:
         places = self.registry.places
         known = self.registry.manifests if places is None else [one for one, _ in places if one == path[4:-10]]
@@ -195,6 +202,8 @@ class Handler(BaseHTTPRequestHandler):
         digest = "sha256:" + hashlib.sha256(body).hexdigest()
         if "/uploads/" not in path:
             self.registry.manifests[digest] = self.registry.manifests[path.rpartition("/")[2]] = body
+            if self.registry.referrers and (subject := referrers.subject_of(body)):
+                return self._say(201, more={"OCI-Subject": subject})
         elif wanted == [digest]:
             self.registry.blobs[digest] = body
             self.registry.uploads.pop(self._number, None)
