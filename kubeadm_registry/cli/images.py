@@ -189,7 +189,7 @@ def delete(
 
     A tag goes alone where the registry can do that (zot, Distribution 3). Distribution 2.8 deletes by digest, and other
     tags of the same image go too: that is refused unless --all-tags is given. What an index that stays needs is never
-    deleted..
+    deleted.
     """
     reporter = context.reporter()
     places = [place(name) for name in names]

@@ -37,25 +37,42 @@ class Flaw:
 def prove(
     cluster: Cluster, items: Sequence[seeding.Item], workers: int, *, direct: bool
 ) -> tuple[list[Flaw], dict[str, str]]:
-    """What cannot be read; and the servers that do not answer, with the reason.
+    """What cannot be read, by each address of each server; and the servers that do not answer, with the reason.
 
     Raises RegistryError when the virtual IP does not answer.
     """
     flaws: list[Flaw] = []
     silent: dict[str, str] = {}
-    places = [(host.name, host, cluster.node(host).address) for host in cluster.hosts]
-    places.append((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.address))
-    for name, host, address in places:
+    places = [(host.name, host, cluster.node(host).addresses) for host in cluster.hosts]
+    places.append((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses))
+    for name, host, (address, *others) in places:
         try:
-            way = connection(cluster, host, address, direct=direct and answers(address))
-            found = seeding.prove(way, items, workers)
+            found = seeding.prove(_way(cluster, host, address, direct=direct), items, workers)
         except (RegistryError, ConnectionFailed) as error:
-            if address == cluster.spec.vip.address:
+            if name == VIRTUAL_IP:
                 raise
             silent[name] = error.message
             continue
         flaws += [Flaw(image, name, why) for image, why in found.items()]
+        for other in others:
+            flaws += _second_look(_way(cluster, host, other, direct=direct), items[:1], name, other)
     return flaws, silent
+
+
+def _way(cluster: Cluster, host: Host, address: str, *, direct: bool) -> seeding.Connect:
+    return connection(cluster, host, address, direct=direct and answers(address))
+
+
+def _second_look(way: seeding.Connect, items: Sequence[seeding.Item], where: str, address: str) -> list[Flaw]:
+    """What of *items* cannot be read by a server's address of the other family.
+
+    The registry behind it is the same, and has been looked at: one image shows that the address leads there.
+    """
+    try:
+        found = seeding.prove(way, items, workers=1)
+    except (RegistryError, ConnectionFailed) as error:
+        found = {item.name: error.message for item in items}
+    return [Flaw(image, f"{where} ({address})", why) for image, why in found.items()]
 
 
 def connection(cluster: Cluster, host: Host, address: str, *, direct: bool) -> seeding.Connect:

@@ -18,8 +18,10 @@ from kubeadm_registry.cli import session, way
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.host import Transport
-from kubeadm_registry.images import wanted
+from kubeadm_registry.images import check, wanted
+from kubeadm_registry.images.names import Place
 from kubeadm_registry.kubernetes_images import images_of
+from kubeadm_registry.registry import patiently
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import FakeCluster, authority, fixed_secrets
 from tests.unit.fake_images import Repositories, ScopedHandler
@@ -149,7 +151,6 @@ def test_check_does_not_speak_for_a_server_that_does_not_answer(
         FakeTransport, "dial",
         lambda _self, address, _port: ("127.0.0.1", closed if address == "10.0.0.13" else fake.port),
     )  # fmt: skip
-    patiently = seed.patiently
     monkeypatch.setattr(seed, "patiently", lambda work, seconds: patiently(work, min(seconds, 0.3)))
     result = run("check", "-o", "json")
     assert result.exit_code == 5
@@ -157,6 +158,54 @@ def test_check_does_not_speak_for_a_server_that_does_not_answer(
     assert note["host"] == "cp-3"
     assert last["unproven"] == ["cp-3"]
     assert "from 2 servers" in last["summary"]
+
+
+DUAL_STACK = """
+apiVersion: kubeadm-registry.dev/v1alpha1
+kind: RegistryCluster
+metadata: {name: registry}
+spec:
+  nodes:
+    - {name: cp-1, address: 10.0.0.11, secondaryAddress: "fd00::11"}
+    - {name: cp-2, address: 10.0.0.12, secondaryAddress: "fd00::12"}
+    - {name: cp-3, address: 10.0.0.13, secondaryAddress: "fd00::13"}
+  vip: {address: 10.0.0.10, secondaryAddress: "fd00::10"}
+"""
+
+
+@pytest.fixture
+def dual_stack(tmp_path: Path) -> Iterator[tuple[Repositories, FakeCluster]]:
+    """A registry that is reached by both addresses of three servers and of the virtual IP."""
+    names = tuple(f"{prefix}{last}" for prefix in ("10.0.0.", "fd00::") for last in (10, 11, 12, 13))
+    registry = Repositories()
+    for number in range(3):
+        registry.image("app", f"v{number}", layer=bytes([number]))
+    with serving(registry, pki.issue(authority(), "cp-1", names), ScopedHandler):
+        yield registry, FakeCluster.of(DUAL_STACK)
+
+
+@pytest.mark.parametrize("closed", ["", "fd00::12", "fd00::10"])
+def test_both_families_are_looked_at(
+    dual_stack: tuple[Repositories, FakeCluster], monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    registry, three = dual_stack
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    dialled = []
+
+    def dial(_: object, address: str, _port: int) -> tuple[str, int]:
+        dialled.append(address)
+        return "127.0.0.1", port if address == closed else registry.port
+
+    monkeypatch.setattr(FakeTransport, "dial", dial)
+    monkeypatch.setattr(seed, "patiently", lambda work, seconds: patiently(work, min(seconds, 0.3)))
+    connect = way.connection(three.cluster, three.cluster.hosts[0], "10.0.0.10", direct=False)
+    items, _ = check.find(connect, [Place("app", f"v{number}") for number in range(3)])
+    flaws, silent = way.prove(three.cluster, items, 2, direct=False)
+    assert set(dialled) == set(three.cluster.spec.vip.addresses).union(*(n.addresses for n in three.cluster.spec.nodes))
+    where = {"": [], "fd00::12": ["cp-2 (fd00::12)"], "fd00::10": ["the virtual IP (fd00::10)"]}
+    assert [flaw.where for flaw in flaws] == where[closed]
+    assert silent == {}
 
 
 def test_copy_to_another_name(fake: Repositories) -> None:

@@ -193,7 +193,7 @@ def test_who_may_not_push_is_told_so_at_once(bundle: Bundle, fake: FakeRegistry,
     assert not fake.manifests, "no image is there without what it needs"
 
 
-@pytest.mark.parametrize("what", ["blob", "manifest", "tag"])
+@pytest.mark.parametrize("what", ["blob", "end of a blob", "manifest", "tag"])
 def test_the_proof_names_the_image_and_what_is_missing(
     bundle: Bundle, fake: FakeRegistry, tmp_path: Path, what: str
 ) -> None:
@@ -202,6 +202,9 @@ def test_the_proof_names_the_image_and_what_is_missing(
     if what == "blob":
         lost = max(item.blobs, key=lambda blob: blob.size).digest
         del fake.blobs[lost]
+    elif what == "end of a blob":
+        lost = max(item.blobs, key=lambda blob: blob.size).digest
+        fake.blobs[lost] = fake.blobs[lost][:-1]
     elif what == "manifest":
         lost = item.manifests[0].digest
         del fake.manifests[lost]
@@ -211,6 +214,12 @@ def test_the_proof_names_the_image_and_what_is_missing(
     flaws = seed.prove(connector(fake), seed.plan(bundle), 2)
     assert set(flaws) == {ONE}
     assert lost in flaws[ONE]
+
+
+def test_an_empty_blob_is_not_missing(fake: FakeRegistry, tmp_path: Path) -> None:
+    with Bundle.open(write_layout(tmp_path / "empty", image(ONE, b""))) as opened:
+        run(opened, fake, tmp_path)
+        assert seed.prove(connector(fake), seed.plan(opened), 1) == {}
 
 
 def test_images_that_containerd_looks_for_elsewhere_are_told(bundle: Bundle) -> None:
