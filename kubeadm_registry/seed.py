@@ -19,7 +19,7 @@ from typing import BinaryIO, Protocol, Self, TypeVar
 from kubeadm_registry import referrers, seeded
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.bundle.lineage import Lineage
-from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.journal import Journal
 from kubeadm_registry.references import parse, repository_prefix
 from kubeadm_registry.registry import PIECE, Limit, Registry, Upload, patiently
@@ -96,12 +96,15 @@ def _item(bundle: Bundle, name: str, root: oci.Descriptor) -> Item:
 
 
 class Seeder:
-    """One run of seeding. *connect* leads to the registry's writer; *progress* is called from several threads."""
+    """One run of seeding. *connect* leads to the registry's writer; *progress* is called from several threads.
+
+    When *stop* is set, what is in hand ends, where it goes on is noted, and nothing more begins.
+    """
 
     def __init__(
         self, bundle: Bundle, connect: Connect, journal: Journal, *, workers: int = WORKERS,
         progress: Progress = lambda done, total: None, patience: float = PATIENCE, piece: int = PIECE,
-        allow_older: bool = False, limit: Limit | None = None,
+        allow_older: bool = False, limit: Limit | None = None, stop: threading.Event | None = None,
     ) -> None:  # fmt: skip
         self._bundle = bundle
         self._connect = connect
@@ -113,13 +116,16 @@ class Seeder:
         self._piece = piece
         self._allow_older = allow_older
         self._limit = limit
+        self._stop = stop or threading.Event()
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
         self._known: set[str] = set()
         self._total = self._done = self._sent = 0
 
     def run(self, items: Sequence[Item]) -> int:
-        """Push what is missing of *items*; returns how many bytes of blobs went out. Raises RegistryError, BundleError.
+        """Push what is missing of *items*; returns how many bytes of blobs went out.
+
+        Raises RegistryError, BundleError, and Error (SeedStopped).
 
         All blobs first, then the manifests: an image is never there without what it needs. A delta whose base is not
         there, or a bundle that comes before what is there, is refused before anything is pushed.
@@ -238,7 +244,8 @@ class Seeder:
         self._tell(key, taken)
 
     def _tell(self, key: str, taken: int) -> None:
-        """The registry has *taken* bytes of the upload *key*."""
+        """The registry has *taken* bytes of the upload *key*. Between two requests; may raise SeedStopped."""
+        self._go_on()
         with self._lock:
             # An upload that begins anew has lost bytes; what was told stays told.
             best = self._taken.get(key, 0)
@@ -246,7 +253,15 @@ class Seeder:
             self._done += self._taken[key] - best
             self._progress(self._done, self._total)
 
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise Error(
+                "the seed was ended before all was sent", code="SeedStopped",
+                hint="run it again: it goes on where it stopped",
+            )  # fmt: skip
+
     def _manifests(self, registry: Registry, item: Item) -> None:
+        self._go_on()
         for descriptor in item.manifests:
             reference = item.reference if descriptor.digest == item.root.digest else descriptor.digest
             content = self._bundle.layout.read(descriptor)

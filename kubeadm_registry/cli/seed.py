@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,12 +72,6 @@ def seed(
     reporter = context.reporter()
     cluster_file = config.load(path)
     stop = apart()
-
-    def progress(done: int, total: int) -> None:
-        if stop.is_set():  # here an upload is between two requests
-            sys.exit(1)
-        reporter.progress(done, total)
-
     with session.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
         if cluster.bundle is None:
             raise ConfigError("there is no bundle", hint="name one with --bundle FILE", code="BundleMissing")
@@ -93,7 +86,8 @@ def seed(
         push = connection(cluster, cluster.hosts[0], vip, direct=direct)
         run = seeding.Seeder(
             cluster.bundle, push, journal_of(secrets),
-            workers=workers, allow_older=allow_older, progress=progress, limit=Limit(rate),
+            workers=workers, allow_older=allow_older, progress=reporter.progress, limit=Limit(rate),
+            stop=stop,
         )  # fmt: skip
         sent = run.run(items)
         flaws, silent = prove(cluster, items, workers, direct=direct)

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 
 import httpx
 
-from kubeadm_registry.errors import Error, RegistryError
+from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.registry.answers import Answer
 from kubeadm_registry.registry.client import Registry
 from kubeadm_registry.registry.limit import Limit
@@ -75,7 +75,7 @@ class Upload:
         """Push it, from where an earlier run stopped if there is a location; *mount_from* a repository that has it.
 
         Raises RegistryError when the registry refuses it, or takes nothing for ``patience`` seconds; and what *source*
-        raises. The location is then forgotten, unless the upload can be resumed there.
+        raises. The location is forgotten then, unless the upload can be resumed there.
         """
         if self.location:
             try:
@@ -98,7 +98,7 @@ class Upload:
 
         try:
             patiently(go_on, self._patience, reached=lambda: self._taken)
-        except Error as error:
+        except (BundleError, RegistryError) as error:  # what *progress* raises only ends this run
             if not (isinstance(error, RegistryError) and error.temporary):
                 self._cancel()
             elif self._taken <= before:  # a later run would fail there as well

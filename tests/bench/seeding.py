@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -33,17 +32,11 @@ def main() -> None:
     parser.add_argument("--no-proof", action="store_true")
     options = parser.parse_args()
     stop = apart()
-
-    def progress(done: int, total: int) -> None:
-        del done, total
-        if stop.is_set():
-            sys.exit(1)
-
     connect = partial(Registry, "127.0.0.1", options.port, ca=options.ca.read_text(), timeout=60)
     with Bundle.open(options.bundle) as bundle:
         items = seed.plan(bundle)
         limit = Limit(options.limit_rate)
-        sent = seed.Seeder(bundle, connect, Journal(options.journal), limit=limit, progress=progress).run(items)
+        sent = seed.Seeder(bundle, connect, Journal(options.journal), limit=limit, stop=stop).run(items)
         begin = time.perf_counter()
         flaws = {} if options.no_proof else seed.prove(connect, items)
     print(json.dumps({"sent": sent, "proof": time.perf_counter() - begin, "flaws": flaws}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -12,7 +13,7 @@ import pytest
 from kubeadm_registry import pki, seed, seeded
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.cli import seed as cli_seed
-from kubeadm_registry.errors import BundleError, RegistryError
+from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.journal import Journal
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import authority
@@ -57,9 +58,11 @@ class Told:
         self.numbers.append((done, total))
 
 
-def run(bundle: Bundle, fake: FakeRegistry, path: Path, progress: Told | None = None) -> int:
+def run(
+    bundle: Bundle, fake: FakeRegistry, path: Path, progress: Told | None = None, stop: threading.Event | None = None
+) -> int:
     journal = Journal(path / "journal.json")
-    options = {"workers": 1, "patience": 5.0, "piece": 2000, "progress": progress or Told()}
+    options = {"workers": 1, "patience": 5.0, "piece": 2000, "progress": progress or Told(), "stop": stop}
     return seed.Seeder(bundle, connector(fake), journal, **options).run(seed.plan(bundle))  # type: ignore[arg-type]
 
 
@@ -141,24 +144,36 @@ def test_what_a_repository_has_is_not_sent_to_a_registry_that_does_not_mount(
     assert told.numbers[-1] == (size, size)
 
 
-def test_what_a_killed_run_has_sent_is_not_sent_again(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
-    class Killed(BaseException):
-        pass
+def test_what_a_run_that_was_stopped_has_sent_is_not_sent_again(
+    bundle: Bundle, fake: FakeRegistry, tmp_path: Path
+) -> None:
+    stop = threading.Event()
 
-    class Killer(Told):
+    class Stopping(Told):
         def __call__(self, done: int, total: int) -> None:
             if done >= 2000:
-                raise Killed
+                stop.set()
 
-    with pytest.raises(Killed):
-        run(bundle, fake, tmp_path, Killer())
+    with pytest.raises(Error) as caught:
+        run(bundle, fake, tmp_path, Stopping(), stop)
+    assert caught.value.code == "SeedStopped"
     assert (tmp_path / "journal.json").stat().st_mode & 0o777 == 0o600
     patches = len([one for one in fake.requests if one.method == "PATCH"])
+    assert patches == 2, "the request in hand, when it was told, ended"
+    assert not [one for one in fake.requests if one.method == "DELETE"], "it is to be resumed"
     run(bundle, fake, tmp_path)
     assert seed.prove(connector(fake), seed.plan(bundle), 1) == {}
     again = [one for one in fake.requests if one.method == "PATCH"][patches:]
-    assert len(again) == 2 + 3, "two pieces that were missing of the first layer, and the second layer"
-    assert (tmp_path / "journal.json").read_text() == "{}"
+    assert len(again) == 1 + 3, "the piece that was missing of the first layer, and the second layer"
+
+
+def test_a_run_that_is_stopped_early_pushes_nothing(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Error, match="ended before all was sent"):
+        run(bundle, fake, tmp_path, stop=stop)
+    assert not fake.blobs
+    assert not fake.manifests
 
 
 def test_a_good_copy_can_be_seeded_after_a_damaged_one(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
