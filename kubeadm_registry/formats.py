@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubeadm_registry.agent import formats as rules
-from kubeadm_registry.agent.formats import Damaged, Found, joined, split
+from kubeadm_registry.agent.formats import KEY, Damaged, Found, joined, split
 from kubeadm_registry.errors import Error
 
-__all__ = ["HINT", "Damaged", "Format", "Found", "NewerFormat", "joined", "split"]
+__all__ = ["HINT", "KEY", "Damaged", "Format", "Found", "NewerFormat", "joined", "split"]
 
 HINT = "use a newer kubeadm-registry"
 

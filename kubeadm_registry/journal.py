@@ -8,27 +8,33 @@ import os
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from kubeadm_registry.errors import Error
+from kubeadm_registry.formats import KEY, Format, Found, split
 from kubeadm_registry.locks import locked
 
 #: Seconds that another run may need to end: longer than one that was killed has for what it has in hand.
 PATIENCE = 40.0
+_UPLOADS = "uploads"
 
 
 class Journal:
     """Where the uploads of a run that was killed go on: the small file *path*, written whole at each change.
 
     A context manager for the length of a run, since two would note over each other: it waits up to *patience* seconds
-    for another one, and raises Error. A damaged file is as good as none: the blobs in it begin anew.
+    for another one, and raises Error (SeedBusy). A damaged file is as good as none: the blobs in it begin anew. A file
+    that only a newer release may read or write raises NewerFormat.
     """
 
     def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
         self._path = path
         self._patience = patience
         self._guard = threading.Lock()
-        self._places: dict[str, str] = {}
+        self._format = Format(str(path), version=2, min_writer=2)
+        self._found: Found | None = None
+        self._kept: dict[str, Any] = {}
+        self._uploads: dict[str, Any] = {}
         self._alone = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -39,12 +45,28 @@ class Journal:
         )  # fmt: skip
         lock = self._path.with_name(f"{self._path.name}.lock")
         self._alone.enter_context(locked(lock, busy, deadline=self._patience))
-        self._places = {}
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                self._places = {str(key): str(value) for key, value in found.items()}
+        try:
+            self._read()
+        except BaseException:
+            self._alone.close()
+            raise
         return self
+
+    def _read(self) -> None:
+        self._found, self._kept, self._uploads = None, {}, {}
+        try:
+            document = json.loads(self._path.read_bytes())
+            found = self._format.open(document)
+        except (OSError, ValueError, RecursionError):
+            return
+        # Release 0.1 had the uploads at the top.
+        uploads = found.values if KEY not in document else found.values.get(_UPLOADS, {})
+        if not isinstance(uploads, dict):
+            return
+        self._format.seal({}, found)  # raises NewerFormat
+        self._found, self._uploads = found, dict(uploads)
+        if KEY in document:
+            _, self._kept = split(found.values, (_UPLOADS,))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -54,16 +76,20 @@ class Journal:
     def place(self, key: str) -> str:
         """Where the upload *key* goes on; empty if it is not known."""
         with self._guard:
-            return self._places.get(key, "")
+            place = self._uploads.get(key)
+            return place if isinstance(place, str) else ""
 
     def note(self, key: str, place: str) -> None:
         """The upload *key* goes on at *place*, or (empty) is over."""
         with self._guard:
-            if self._places.get(key, "") == place:
+            if self._uploads.get(key, "") == place:
                 return
-            self._places[key] = place
-            self._places = {key: place for key, place in self._places.items() if place}
+            if place:
+                self._uploads[key] = place
+            else:
+                del self._uploads[key]
+            content = self._format.render({**self._kept, _UPLOADS: self._uploads}, self._found)
             new = self._path.with_name(f"{self._path.name}.new")
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-                json.dump(self._places, file)
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(content)
             new.replace(self._path)

@@ -125,7 +125,7 @@ class Seeder:
     def run(self, items: Sequence[Item]) -> int:
         """Push what is missing of *items*; returns how many bytes of blobs went out.
 
-        Raises RegistryError, BundleError, and Error (SeedStopped).
+        Raises RegistryError, BundleError, and Error (SeedStopped, SeedRecordDamaged, NewerFormat).
 
         All blobs first, then the manifests: an image is never there without what it needs. A delta whose base is not
         there, or a bundle that comes before what is there, is refused before anything is pushed.
@@ -135,6 +135,8 @@ class Seeder:
             [(_, record)] = crew.each(self._record, [line])
             if not self._allow_older:
                 seeded.judge(line, record)
+            if record is None or record.index != line.index:
+                seeded.require_writer(record)
             found = crew.each(self._is_there, items)
             missing = [item for item, there in found if not there]
             homes = {blob.digest: item.repository for item, there in found if there for blob in item.blobs}
@@ -153,14 +155,19 @@ class Seeder:
             crew.each(self._send, sorted(parcels.values(), key=lambda parcel: -parcel.blob.size))
             crew.each(self._manifests, missing)
             if record is None or record.index != line.index:
-                crew.each(self._note, [line])
+                crew.each(partial(self._note, record=record), [line])
         return self._sent
 
     def _record(self, registry: Registry, line: Lineage) -> seeded.Record | None:
-        return patiently(lambda: seeded.read(registry, line), self._patience)
+        try:
+            return patiently(lambda: seeded.read(registry, line), self._patience)
+        except Error as error:
+            if error.code == "SeedRecordDamaged" and self._allow_older:
+                return None
+            raise
 
-    def _note(self, registry: Registry, line: Lineage) -> None:
-        patiently(lambda: seeded.write(registry, line), self._patience)
+    def _note(self, registry: Registry, line: Lineage, record: seeded.Record | None) -> None:
+        patiently(lambda: seeded.write(registry, line, record), self._patience)
 
     def _find(self, crew: Crew, parcels: Sequence[Parcel]) -> None:
         """Where the registry has what a delta leaves out. Raises BundleError."""

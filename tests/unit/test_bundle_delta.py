@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from kubeadm_registry import pki, seed, seeded
 from kubeadm_registry.bundle import Bundle, FromLayout, choose, create, diff, inspect, oci, problems, verify
 from kubeadm_registry.bundle.lineage import BASE, LEFT_OUT, ROOT, SEQUENCE
 from kubeadm_registry.bundle.remote import FromRegistries
-from kubeadm_registry.errors import BundleError
+from kubeadm_registry.errors import BundleError, Error
 from kubeadm_registry.journal import Journal
 from tests.unit.bundle_files import contents, resealed, script, write_layout
 from tests.unit.fake_cluster import authority
@@ -296,12 +297,57 @@ def test_a_run_that_was_killed_before_the_note_goes_on(line: Line, fake: FakeReg
     assert seeding(line.first, fake, tmp_path) == 0
 
 
-def test_a_note_that_is_garbage(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+def tag_of(path: Path) -> str:
+    """The tag of the record of a bundle's line."""
+    with Bundle.open(path) as opened:
+        return seeded.tag(opened.layout.lineage)
+
+
+GARBAGE = (
+    b"{", b"[]", b"{}", b'{"annotations": 5}', b"[" * 100_000,
+    oci.Manifest(config=oci.Descriptor(media_type="x", digest=oci.digest_of(b""), size=0)).to_json(),
+    b'{"annotations": {"dev.kubeadm-registry.bundle.index": "x", "dev.kubeadm-registry.bundle.sequence": "1"}}',
+    b'{"annotations": {"dev.kubeadm-registry.format": "{"}}',
+    b'{"annotations": {"dev.kubeadm-registry.format": "{\\"version\\": 0}"}}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", GARBAGE, ids=range(len(GARBAGE)))
+def test_a_record_that_is_garbage_is_named_and_can_be_written_again(
+    line: Line, fake: FakeRegistry, tmp_path: Path, content: bytes
+) -> None:
+    fake.manifests[tag_of(line.full)] = content
     with Bundle.open(line.full) as opened:
-        tag = seeded.tag(opened.layout.lineage)
-    for content in (
-        b"{",
-        oci.Manifest(config=oci.Descriptor(media_type="x", digest=oci.digest_of(b""), size=0)).to_json(),
-    ):
-        fake.manifests[tag] = content
-        assert refused(line.full, fake, tmp_path).code == "BundleDamaged"
+        seeder = partial(seed.Seeder, opened, connector(fake), Journal(tmp_path / "journal.json"), patience=5)
+        items = seed.plan(opened)
+        with pytest.raises(Error, match=tag_of(line.full)) as caught:
+            seeder().run(items)
+        assert caught.value.code == "SeedRecordDamaged"
+        assert "--allow-older" in caught.value.hint
+        assert {request.method for request in fake.requests} <= {"GET", "HEAD"}, "something was pushed"
+        seeder(allow_older=True).run(items)
+        assert seeder().run(items) == 0
+
+
+def test_a_record_of_a_newer_release(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    seeding(line.full, fake, tmp_path)
+    tag = tag_of(line.full)
+
+    def stamp(**versions: int) -> None:
+        record = json.loads(fake.manifests[tag])
+        record["annotations"] |= {"dev.kubeadm-registry.format": json.dumps(versions), "of.a.newer": "release"}
+        fake.manifests[tag] = oci.canonical(record)
+
+    for key in ("minReader", "minWriter"):
+        stamp(**{"version": 9, key: 9})
+        before = len(fake.requests)
+        with pytest.raises(Error, match="a newer release wrote the record of what was seeded") as caught:
+            seeding(line.first, fake, tmp_path)
+        assert (caught.value.code, caught.value.hint) == ("NewerFormat", "use a newer kubeadm-registry")
+        assert {request.method for request in fake.requests[before:]} <= {"GET", "HEAD"}, "something was pushed"
+    assert seeding(line.full, fake, tmp_path) == 0, "what need not be written can be looked at"
+    stamp(version=9)
+    seeding(line.first, fake, tmp_path)
+    written = json.loads(fake.manifests[tag])["annotations"]
+    assert written["of.a.newer"] == "release"
+    assert json.loads(written["dev.kubeadm-registry.format"])["version"] == 9

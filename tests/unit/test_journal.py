@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from pathlib import Path
 
@@ -32,6 +33,31 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: str) -> None
         journal.note("a", "/uploads/1")
     with Journal(path) as journal:
         assert journal.place("a") == "/uploads/1"
+
+
+def test_the_journal_of_release_0_1_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "seed.json"
+    path.write_text(json.dumps({"a": "/uploads/1", "format": "/uploads/2"}))
+    with Journal(path) as journal:
+        assert journal.place("a") == "", "a key of that name means a newer one"
+    path.write_text(json.dumps({"a": "/uploads/1"}))
+    with Journal(path) as journal:
+        assert journal.place("a") == "/uploads/1"
+        journal.note("b", "/uploads/2")
+    with Journal(path) as journal:
+        assert (journal.place("a"), journal.place("b")) == ("/uploads/1", "/uploads/2")
+
+
+@pytest.mark.parametrize("key", ["minReader", "minWriter"])
+def test_a_journal_of_a_newer_release_stays_as_it_is(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "seed.json"
+    content = json.dumps({"format": {"version": 9, key: 9}, "uploads": {}})
+    path.write_text(content)
+    for _ in range(2):  # the lock is free again
+        with pytest.raises(Error, match=r"a newer release wrote .*seed\.json") as caught, Journal(path, patience=0.2):
+            pass
+        assert (caught.value.code, caught.value.hint) == ("NewerFormat", "use a newer kubeadm-registry")
+    assert path.read_text() == content
 
 
 def test_another_run_is_waited_for(tmp_path: Path) -> None:
