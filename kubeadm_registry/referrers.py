@@ -54,26 +54,52 @@ def is_noted(registry: Registry, repository: str, manifest: oci.Descriptor, cont
     return not subject or manifest.digest in _digests(registry.referrers(repository, subject))
 
 
+def forget(registry: Registry, repository: str, digest: str, content: bytes) -> None:
+    """Take the manifest *digest*, whose JSON is *content* and which is to be deleted, from the list of its subject.
+
+    Source: distribution-spec, "Deleting Manifests". Raises RegistryError.
+    """
+    subject = subject_of(content)
+    if not subject:
+        return
+    with _alone:
+        index = _list(registry, repository, subject)
+        if digest in _digests(index["manifests"]):
+            index["manifests"] = [one for one in index["manifests"] if one.get("digest") != digest]
+            _push_list(registry, repository, subject, index)
+
+
 def _note(registry: Registry, repository: str, subject: str, entry: dict[str, Any]) -> None:
     """Add *entry* to the list of what refers to *subject*. Raises RegistryError."""
+    index = _list(registry, repository, subject)
+    if entry["digest"] not in _digests(index["manifests"]):
+        index["manifests"].append(entry)
+        _push_list(registry, repository, subject, index)
+
+
+def _list(registry: Registry, repository: str, subject: str) -> dict[str, Any]:
+    """The index under the tag for what refers to *subject*; an empty one if there is none. Raises RegistryError."""
     tag = referrers_tag(subject)
     content = registry.manifest(repository, tag)
     try:
         index: Any = {"schemaVersion": 2, "mediaType": oci.INDEX} if content is None else json.loads(content)
         held = index.setdefault("manifests", [])
         is_index = index.get("mediaType", oci.INDEX) == oci.INDEX and not index.keys() & {"config", "layers"}
-        if not (is_index and all(isinstance(one, dict) for one in held)):
+        if not (is_index and isinstance(held, list) and all(isinstance(one, dict) for one in held)):
             raise ValueError("not an index")
     except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise RegistryError(
             f"{repository}:{tag} in the registry should list what refers to {subject}, and is not an index of it",
             code="ReferrersTagInvalid", hint=f"delete that tag (`images delete {repository}:{tag}`), and try again",
         ) from error  # fmt: skip
-    if entry["digest"] in _digests(held):
-        return
+    return dict(index)
+
+
+def _push_list(registry: Registry, repository: str, subject: str, index: dict[str, Any]) -> None:
     # Registries refuse an index of what they do not have, and what was deleted refers to nothing.
-    index["manifests"] = [*(one for one in held if _is_there(registry, repository, one)), entry]
-    registry.push_manifest(repository, tag, oci.canonical(index), oci.INDEX)
+    there = [one for one in index["manifests"] if _is_there(registry, repository, one)]
+    content = oci.canonical({**index, "manifests": there})
+    registry.push_manifest(repository, referrers_tag(subject), content, oci.INDEX)
 
 
 def _is_there(registry: Registry, repository: str, entry: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from kubeadm_registry import referrers
 from kubeadm_registry.bundle import oci
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import tree
@@ -56,9 +57,16 @@ def plan(connect: Connect, places: Sequence[Place], *, all_tags: bool, workers: 
 
 
 def carry_out(connect: Connect, deletion: Deletion) -> bool:
-    """Delete; False if it was gone already. Raises RegistryError."""
+    """Delete; False if it was gone already. Raises RegistryError.
+
+    What referred to another image is taken from the list that the registry does not keep itself.
+    """
     with connect() as registry:
         where = deletion.place
+        if where.reference == deletion.digest:  # a tag goes alone
+            content = patiently(partial(registry.manifest, where.repository, deletion.digest), PATIENCE)
+            if content is not None:  # first, for a registry may keep what an index needs
+                patiently(partial(referrers.forget, registry, where.repository, deletion.digest, content), PATIENCE)
         return patiently(partial(registry.delete_manifest, where.repository, where.reference), PATIENCE)
 
 

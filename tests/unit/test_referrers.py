@@ -11,6 +11,8 @@ import pytest
 from kubeadm_registry import pki, referrers, seed
 from kubeadm_registry.bundle import Bundle, oci
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.images import delete
+from kubeadm_registry.images.names import Place
 from kubeadm_registry.journal import Journal
 from kubeadm_registry.registry import Registry, referrers_tag
 from tests.unit.bundle_files import write_layout
@@ -142,6 +144,14 @@ def test_what_refers_to_nothing(content: bytes) -> None:
 )
 def test_the_tag_of_a_digest(digest: str, tag: str) -> None:
     assert referrers_tag(digest) == tag
+
+
+def test_what_was_deleted_is_taken_from_the_list(fake: Repositories, at: Registry) -> None:
+    one, two = signature(1), signature(2)
+    put(at, one)
+    put(at, two)
+    assert delete.carry_out(connector(fake), delete.Deletion(Place(REPOSITORY, one[0].digest), one[0].digest, ()))
+    assert [found["digest"] for found in listed(fake)] == [two[0].digest]
 
 
 # ---- seeding ---------------------------------------------------------------------------------------------------------
