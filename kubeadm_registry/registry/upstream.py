@@ -30,6 +30,8 @@ _MAX_REDIRECTS = 5
 _MAX_TOKEN = 2**18
 #: Seconds for which a registry that never answered may be silent: then it is not there, or there is no network.
 _FIRST = 5.0
+#: Seconds to connect; a registry is a few hundredths away, and a firewall may drop all without a word.
+_CONNECT = 10.0
 #: Seconds to find out what a registry on this machine speaks.
 _PROBE = 5.0
 
@@ -46,16 +48,20 @@ class Upstream(Api):
     ) -> None:
         name = _ELSEWHERE.get(host, host)
         challenges.address(f"https://{name}")
-        client = httpx.Client(transport=by_proxies(ssl.create_default_context()), trust_env=False, timeout=timeout)
+        client = httpx.Client(
+            transport=by_proxies(ssl.create_default_context()), trust_env=False,
+            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT)),
+        )  # fmt: skip
         super().__init__(host, f"{_scheme(client, name)}://{name}", client)
         self._login = login
         self._lock = threading.Lock()
         self._tokens: dict[tuple[str, str], str] = {}
         self._answered = False
-        self._silent_since: float | None = None
+        self._begun: float | None = None
 
     def _exchange(self, request: httpx.Request) -> httpx.Response:
         repository = _repository(request.url.path)
+        self._begun = time.monotonic() if self._begun is None else self._begun
         for _ in range(_MAX_REDIRECTS + 1):
             answer = self._as_allowed(request, repository)
             self._answered = True
@@ -149,11 +155,9 @@ class Upstream(Api):
 
     def _may_pass(self, error: Exception) -> bool:
         """Whether waiting may mend *error*: hardly if this registry never answered."""
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._answered:
-            now = time.monotonic()
-            self._silent_since = now if self._silent_since is None else self._silent_since
-            if now - self._silent_since >= _FIRST:
-                return False
+        unreached = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._answered
+        if unreached and self._begun is not None and time.monotonic() - self._begun >= _FIRST:
+            return False
         return super()._may_pass(error)
 
     def _hint(self, status: int) -> str:

@@ -26,8 +26,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def client() -> httpx.Client:
-    """A client for downloads, by the proxies of the environment."""
-    return httpx.Client(transport=by_proxies(ssl.create_default_context()), trust_env=False)
+    """A client for downloads, by the proxies of the environment; it trusts the authorities that httpx does."""
+    return httpx.Client(transport=by_proxies(httpx.create_ssl_context()), trust_env=False)
 
 
 def by_proxies(tls: ssl.SSLContext, environment: Mapping[str, str] = os.environ) -> httpx.BaseTransport:
