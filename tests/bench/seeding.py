@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from kubeadm_registry import seed
 from kubeadm_registry.apart import apart
 from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.errors import Error
 from kubeadm_registry.journal import Journal
 from kubeadm_registry.registry import Limit, Registry
 
@@ -36,7 +38,10 @@ def main() -> None:
     with Bundle.open(options.bundle) as bundle:
         items = seed.plan(bundle)
         limit = Limit(options.limit_rate)
-        sent = seed.Seeder(bundle, connect, Journal(options.journal), limit=limit, stop=stop).run(items)
+        try:
+            sent = seed.Seeder(bundle, connect, Journal(options.journal), limit=limit, stop=stop).run(items)
+        except Error as error:
+            sys.exit(f"{error.code}: {error}")
         begin = time.perf_counter()
         flaws = {} if options.no_proof else seed.prove(connect, items)
     print(json.dumps({"sent": sent, "proof": time.perf_counter() - begin, "flaws": flaws}))
