@@ -89,7 +89,7 @@ def _list(registry: Registry, repository: str, subject: str) -> dict[str, Any]:
             raise ValueError("not an index")
     except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise RegistryError(
-            f"{repository}:{tag} in the registry should list what refers to {subject}, and is not an index of it",
+            f"{repository}:{tag} in the registry is not an index of what refers to {subject}",
             code="ReferrersTagInvalid", hint=f"delete that tag (`images delete {repository}:{tag}`), and try again",
         ) from error  # fmt: skip
     return dict(index)

@@ -263,8 +263,8 @@ class Seeder:
     def _go_on(self) -> None:
         if self._stop.is_set():
             raise Error(
-                "the seed was ended before all was sent", code="SeedStopped",
-                hint="run it again: it goes on where it stopped",
+                "seed was stopped before all images were pushed", code="SeedStopped",
+                hint="run it again: it resumes where it stopped",
             )  # fmt: skip
 
     def _manifests(self, registry: Registry, item: Item) -> None:

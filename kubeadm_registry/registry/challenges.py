@@ -60,7 +60,9 @@ def address(text: str) -> httpx.URL:
         _ = found.host  # names of other alphabets are decoded here, and Python's decoder raises IndexError as well
     except (httpx.InvalidURL, UnicodeError, IndexError) as error:
         raise RegistryError(
-            f"{text[:300]!r} is no address: {error}", code="RegistryUnreachable", hint="check the name of the registry"
+            f"{text[:300]!r} is not a valid address: {error}",
+            code="RegistryUnreachable",
+            hint="check the name of the registry",
         ) from error
     return found
 
@@ -91,7 +93,7 @@ def token(answer: Answer, host: str) -> str:
         told = found.get("token") or found.get("access_token")
     if not (isinstance(told, str) and _PLAIN.fullmatch(told)):
         raise RegistryError(
-            f"{host} gives no token: status {answer.status_code}", code="RegistryLoginRefused",
+            f"{host} returned no token: status {answer.status_code}", code="RegistryLoginRefused",
             temporary=answer.status_code in {429, 500, 502, 503, 504},
             hint="log in on this machine (podman login, docker login); its login file is read",
         )  # fmt: skip

@@ -280,7 +280,7 @@ class Api:
                 # A Location may name the registry by its own address; the way there is ours.
                 where = base.join(target).copy_with(scheme=base.scheme, host=base.host, port=base.port)
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise RegistryError(f"{self.name} names a place that cannot be asked: {error}") from error
+            raise RegistryError(f"{self.name} returned a location that is not valid: {error}") from error
         return self._client.build_request(method, where, content=content, headers={**self._headers, **headers})
 
     @contextmanager
@@ -370,9 +370,9 @@ def json_object(content: bytes, what: str) -> dict[str, Any]:
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RegistryError(f"{what}: the answer is no JSON: {error}") from error
+        raise RegistryError(f"{what}: the answer is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise RegistryError(f"{what}: the answer is no object")
+        raise RegistryError(f"{what}: the answer is not a JSON object")
     return found
 
 
@@ -382,7 +382,7 @@ def _listed(content: bytes, key: str, kind: type[Entry], what: str) -> list[Entr
     if found is None:
         return []
     if not (isinstance(found, list) and all(isinstance(one, kind) for one in found)):
-        raise RegistryError(f"{what}: the answer is no list of {key}")
+        raise RegistryError(f"{what}: the answer has no list of {key}")
     return found
 
 
@@ -404,9 +404,9 @@ def _remedy(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return "see that this is the right address, and that this machine trusts the authority of its certificate"
+            return "check the address, and that this machine trusts the CA of its certificate"
         # Python encodes a name before it looks it up, and not every one can be.
         if isinstance(cause, UnicodeError) or (isinstance(cause, socket.gaierror) and cause.errno in _NO_SUCH_HOST):
-            return "check the name, and this machine's DNS"
+            return "check the host name and the DNS settings of this machine"
         cause = cause.__cause__ or cause.__context__
     return ""

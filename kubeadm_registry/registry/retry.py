@@ -33,7 +33,10 @@ def patiently(work: Callable[[], Outcome], seconds: float, *, reached: Callable[
             if not error.temporary or left <= 0:
                 raise
             if error.wait > left:
-                error.hint = error.hint or f"the registry asks for a pause of {error.wait:.0f} seconds: try again then"
+                error.hint = (
+                    error.hint
+                    or f"the registry asks to wait {error.wait:.0f} seconds: run the command again after that"
+                )
                 raise
         time.sleep(wait)
         pause = min(2.0, 2 * pause)

@@ -70,7 +70,7 @@ class Upstream(Api):
             with closing(answer):
                 beginning(answer, self.name)  # to the end, as a rule: then the connection serves the next request
             request = self._onward(answer)
-        raise RegistryError(f"{self.name} sends elsewhere more than {_MAX_REDIRECTS} times", code="RedirectRefused")
+        raise RegistryError(f"{self.name} redirects more than {_MAX_REDIRECTS} times", code="RedirectRefused")
 
     def _onward(self, answer: httpx.Response) -> httpx.Request:
         """The request to where *answer* redirects. Raises RegistryError if that is not safe.
@@ -81,8 +81,9 @@ class Upstream(Api):
         assert request is not None  # noqa: S101  who calls has looked
         if not self._is_safe(request.url):
             raise RegistryError(
-                f"{self.name} redirects to {_origin(request.url)}, which is no https address", code="RedirectRefused",
-                hint="whoever is on the way there could send another image",
+                f"{self.name} redirects to {_origin(request.url)}, which is not an https address",
+                code="RedirectRefused",
+                hint="take the image from another registry: on the way there anybody could replace it",
             )  # fmt: skip
         return request
 
@@ -118,7 +119,7 @@ class Upstream(Api):
             return self._client.send(request, stream=True)
         except (UnicodeError, IndexError) as error:  # what Python says of names in no alphabet, as xn--a
             raise RegistryError(
-                f"{self.name} leads to a host whose name cannot be read", code="RegistryUnreachable",
+                f"{self.name} redirects to a host name that is not valid", code="RegistryUnreachable",
                 hint="check the name of the registry",
             ) from error  # fmt: skip
 
@@ -135,7 +136,7 @@ class Upstream(Api):
     def _token(self, request: httpx.Request) -> str:
         if not self._is_safe(request.url):
             raise RegistryError(
-                f"{self.name} sends for its tokens to {_origin(request.url)!r}, which is no https address",
+                f"the token server of {self.name} is {_origin(request.url)!r}, which is not an https address",
                 code="RedirectRefused",
             )
         with self._unanswered(request):
@@ -145,7 +146,9 @@ class Upstream(Api):
                         found = whole(answer, _MAX_TOKEN, f"the token of {request.url.host}")
                         return challenges.token(found, request.url.host)
                 request = self._onward(answer)
-        raise RegistryError(f"{self.name}: the server of its tokens redirects too often", code="RedirectRefused")
+        raise RegistryError(
+            f"the token server of {self.name} redirects more than {_MAX_REDIRECTS} times", code="RedirectRefused"
+        )
 
     def _is_safe(self, url: httpx.URL) -> bool:
         """Whether this registry may send to *url*: by https; by http if itself is asked so, and to this machine."""

@@ -167,7 +167,7 @@ def test_a_damaged_file_of_logins_is_named(home: Path, monkeypatch: pytest.Monke
 
 def test_a_file_that_was_named_must_be_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(home / "nothing"))
-    with pytest.raises(RegistryError, match=r"REGISTRY_AUTH_FILE names .*nothing, which is not there"):
+    with pytest.raises(RegistryError, match=r"REGISTRY_AUTH_FILE names .*nothing, which does not exist"):
         Logins("quay.io")
 
 

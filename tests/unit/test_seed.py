@@ -170,7 +170,7 @@ def test_what_a_run_that_was_stopped_has_sent_is_not_sent_again(
 def test_a_run_that_is_stopped_early_pushes_nothing(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
     stop = threading.Event()
     stop.set()
-    with pytest.raises(Error, match="ended before all was sent"):
+    with pytest.raises(Error, match="stopped before all images"):
         run(bundle, fake, tmp_path, stop=stop)
     assert not fake.blobs
     assert not fake.manifests
