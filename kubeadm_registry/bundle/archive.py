@@ -23,15 +23,19 @@ BLOCK = 512
 MAX_MEMBERS = 100_000
 #: The longest extended header, in bytes; real ones are under 1 KiB.
 MAX_EXTENDED_HEADER = 64 * 1024
-#: The most extended headers before one member, of which tools write two, and the bytes of all in an archive.
+#: The most extended headers before one member, of which tools write two, and the bytes of all in an archive: as many as
+#: tools write for MAX_MEMBERS.
 MAX_EXTENDED_HEADERS = 4
-MAX_EXTENDED_BYTES = 64 * 1024 * 1024
+MAX_EXTENDED_BYTES = 16 * 1024 * 1024
+#: The most records in an extended header; tools write one for each field and each attribute of a file.
+MAX_RECORDS = 64
 #: The largest member, in bytes: as much as a descriptor may say.
 MAX_SIZE = 2**50
 
 #: Records of pax that change how others read a name or a content; what writes them has no place in a bundle.
 _REFUSED = (b"GNU.sparse", b"hdrcharset")
 _RECORDS = frozenset({b"path", b"linkpath", b"size"})
+_LENGTH = re.compile(rb"([0-9]{1,6}) ")
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f\\]+")
 
 
@@ -196,18 +200,28 @@ def _extended(file: BinaryIO, header: _Header) -> dict[str, str]:
         raise damaged("the archive is cut short in the middle of an extended header")
     if header.kind in b"LK":
         return {"path" if header.kind == b"L" else "linkpath": _text(content)}
+    return _records(content, shared=header.kind == b"g")
+
+
+def _records(content: bytes, *, shared: bool) -> dict[str, str]:
+    """The records in *content* that say something of a member; if *shared*, of all that follow, which is refused."""
     records: dict[str, str] = {}
-    while content:
-        length, _, rest = content.partition(b" ")
-        if not re.fullmatch(rb"[0-9]{1,6}", length) or not len(length) + 1 < int(length) <= len(content):
+    begin = count = 0
+    while begin < len(content):
+        # A length has six digits at most, by MAX_EXTENDED_HEADER. Each byte is looked at once, however many records
+        # there are: this is done before any signature is checked.
+        found = _LENGTH.match(content, begin)
+        end = begin + int(found[1]) if found else 0
+        if found is None or not found.end() < end <= len(content):
             raise damaged("an extended header in the archive has a wrong length")
-        record = rest[: int(length) - len(length) - 1]
-        key, _, value = record[:-1].partition(b"=")
-        if key.startswith(_REFUSED) or (header.kind == b"g" and key in _RECORDS):
+        if (count := count + 1) > MAX_RECORDS:
+            raise damaged(f"an extended header in the archive has more than {MAX_RECORDS} records")
+        key, _, value = content[found.end() : end - 1].partition(b"=")
+        if key.startswith(_REFUSED) or (shared and key in _RECORDS):
             raise damaged(f"the archive uses {key.decode(errors='replace')[:50]}, which is not allowed here")
         if key in _RECORDS:
             records[key.decode()] = _text(value)
-        content = content[int(length) :]
+        begin = end
     return records
 
 

@@ -17,6 +17,9 @@ from kubeadm_registry.bundle.failures import base_missing, damaged, incomplete, 
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import BundleError
 
+#: What was met on the way through manifests: by digest, the size and, if it is a manifest, the type.
+Seen = dict[str, tuple[int, str]]
+
 
 class Store(Protocol):
     """Files by name, for reading: the two forms of a layout."""
@@ -125,6 +128,8 @@ class Layout:
         self.store = store
         self.where = where
         self._flaw = flaw
+        self._asked: set[tuple[str, int, str]] = set()
+        self._children: dict[tuple[str, int, str], tuple[oci.Descriptor, ...]] = {}
         if oci.LAYOUT_FILE not in store.sizes:
             raise refused(
                 f"{where} is not an OCI image layout: it has no file {oci.LAYOUT_FILE}",
@@ -226,9 +231,20 @@ class Layout:
     def children(self, descriptor: oci.Descriptor) -> tuple[oci.Descriptor, ...]:
         """Return what the manifest or index named by *descriptor* refers to; nothing for any other blob.
 
-        Raises BundleError for one that is of another type than its descriptor says, an index of anything but
-        manifests, and a manifest that has manifests for layers.
+        What is asked for again is kept, for many images may have one manifest. Raises BundleError for one that is of
+        another type than its descriptor says, an index of anything but manifests, and a manifest that has manifests
+        for layers.
         """
+        key = (descriptor.digest, descriptor.size, descriptor.media_type)
+        if key not in self._children:
+            found = self._read_children(descriptor)
+            if key not in self._asked:  # most are asked for once, and a large bundle has many
+                self._asked.add(key)
+                return found
+            self._children[key] = found
+        return self._children[key]
+
+    def _read_children(self, descriptor: oci.Descriptor) -> tuple[oci.Descriptor, ...]:
         what = f"{self.where}: {descriptor.digest}"
         if descriptor.media_type in oci.INDEXES:
             index = oci.parse(oci.Index, self.read(descriptor), what)
@@ -245,12 +261,13 @@ class Layout:
                 raise damaged(f"{what} refers to {child.digest} as {child.media_type[:100]}, which has no place there")
         return found
 
-    def reachable(self, *roots: oci.Descriptor) -> Iterator[oci.Descriptor]:
+    def reachable(self, *roots: oci.Descriptor, seen: Seen | None = None) -> Iterator[oci.Descriptor]:
         """Give every blob that *roots* need, children before their parents, each once: the order to send them in.
 
-        Raises BundleError when two descriptors disagree about a blob, and for indexes that lie too deep.
+        What earlier calls with the same *seen* gave is not given again. Raises BundleError when two descriptors
+        disagree about a blob, and for indexes that lie too deep.
         """
-        seen: dict[str, tuple[int, str]] = {}
+        seen = {} if seen is None else seen
         stack = [(root, 0) for root in reversed(roots)]
         while stack:
             descriptor, depth = stack.pop()

@@ -12,7 +12,7 @@ from typing import Any
 from kubeadm_registry.bundle import oci, signing, tool, tree
 from kubeadm_registry.bundle.bundle import Bundle
 from kubeadm_registry.bundle.failures import base_missing, damaged
-from kubeadm_registry.bundle.layout import Layout
+from kubeadm_registry.bundle.layout import Layout, Seen
 from kubeadm_registry.bundle.programs import Program
 from kubeadm_registry.errors import BundleError
 
@@ -69,22 +69,18 @@ def _problems(bundle: Bundle, progress: Callable[[str], None], bases: Sequence[B
                 f"{layout.where}: {file} is not the file that the bundle was made with",
                 hint="do not run it; copy the bundle again, or make it again with `bundle create`",
             )
-    checked: set[str] = set()
+    seen: Seen = {}  # a blob that many images have is read once, and a manifest is parsed once
     whole = True
     for entry in layout.index.manifests:
         name = (entry.annotations or {}).get(oci.REFERENCE_NAME, entry.digest)
         progress(f"checking {name}")
         try:
-            for descriptor in layout.reachable(entry):
+            for descriptor in layout.reachable(entry, seen=seen):
                 wanted.add(oci.blob_name(descriptor.digest))
                 if descriptor.digest in layout.lineage.left_out:
-                    if left_out.setdefault(descriptor.digest, descriptor).size != descriptor.size:
-                        yield damaged(f"{name}: two descriptors of {descriptor.digest} disagree", hint=AGAIN)
-                elif descriptor.digest not in checked:
-                    checked.add(descriptor.digest)
-                    yield from _blob_problems(bundle, descriptor, layers.get(descriptor.digest), name)
+                    left_out[descriptor.digest] = descriptor
                 else:
-                    layout.expect(descriptor)
+                    yield from _blob_problems(bundle, descriptor, layers.get(descriptor.digest), name)
         except BundleError as error:
             whole = False
             yield error

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -424,6 +425,28 @@ def test_one_name_cannot_stand_for_two_images(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="another"):
         create(tmp_path / "a.tar", {}, images=layouts, cache=tmp_path)
     assert create(tmp_path / "a.tar", {}, images=[layouts[0], layouts[0]], cache=tmp_path).images == (PAUSE,)
+
+
+def test_a_manifest_under_many_names_costs_little(tmp_path: Path) -> None:
+    """It is parsed twice at most, whoever reads the bundle."""
+    files = {oci.LAYOUT_FILE: oci.LAYOUT, oci.blob_name(oci.digest_of(b"{}")): b"{}"}
+    empty = oci.Descriptor(media_type=oci.EMPTY, digest=oci.digest_of(b"{}"), size=2)
+    content = oci.Manifest(config=empty, layers=(empty,) * 8000).to_json()
+    files[oci.blob_name(oci.digest_of(content))] = content
+    root = oci.Descriptor(media_type=oci.MANIFEST, digest=oci.digest_of(content), size=len(content))
+    index = oci.Index(manifests=(root.model_copy(update={"annotations": {"x": str(len(content))}}),)).to_json()
+    files[oci.blob_name(oci.digest_of(index))] = index
+    roots = [root, oci.Descriptor(media_type=oci.INDEX, digest=oci.digest_of(index), size=len(index))]
+    entries = [
+        roots[number % 2].model_copy(update={"annotations": {oci.REFERENCE_NAME: f"quay.io/x:{number}"}})
+        for number in range(100)
+    ]
+    files[oci.INDEX_FILE] = oci.Index(manifests=tuple(entries)).to_json()
+    path = write_layout(tmp_path / "many.tar", files)
+    for look in (verify, inspect):
+        begin = time.process_time()
+        look(path)
+        assert time.process_time() - begin < 3, "it took 5 s and more"
 
 
 # Programs from files.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
+import time
 
 import pytest
-from bundle_files import member, tar
+from bundle_files import member, pax, raw, record, tar
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,8 +71,8 @@ def test_refuses_a_name_twice() -> None:
 
 def test_refuses_sparse_files_and_global_names() -> None:
     for key, kind in [("GNU.sparse.size", tarfile.XHDTYPE), ("path", tarfile.XGLTYPE)]:
-        record = f"30 {key}=".ljust(29, "1") + "\n"
-        assert "not allowed" in refusal(tar((member("h", kind), record.encode()), ("a", b"")))
+        text = f"30 {key}=".ljust(29, "1") + "\n"
+        assert "not allowed" in refusal(tar((member("h", kind), text.encode()), ("a", b"")))
 
 
 def test_refuses_headers_without_bounds() -> None:
@@ -78,9 +80,45 @@ def test_refuses_headers_without_bounds() -> None:
     assert "extended header" in refusal(tar((header, b"x" * (archive.MAX_EXTENDED_HEADER + 1)), ("a", b"")))
 
 
-@pytest.mark.parametrize("record", [b"5 path", b"99 path=b\n", b"0 path=b\n", b"-1 a=b\n", b"x", b"1 "], ids=repr)
-def test_refuses_wrong_lengths_in_extended_headers(record: bytes) -> None:
-    assert "wrong length" in refusal(tar((member("h", tarfile.XHDTYPE), record), ("a", b"")))
+def test_takes_as_many_extended_headers_as_tools_write_and_no_more() -> None:
+    one = pax(record(b"comment", b"x"))
+    end = raw(b"a") + raw(b"b") + bytes(1024)
+    for most in (archive.MAX_EXTENDED_HEADERS, 1):
+        assert list(read(one * most + raw(b"first") + one * archive.MAX_EXTENDED_HEADERS + end)) == ["first", "a", "b"]
+    refused = refusal(one * (archive.MAX_EXTENDED_HEADERS + 1) + end)
+    assert refused == "the archive has more extended headers than any tool writes"
+
+
+def test_takes_extended_headers_of_so_many_bytes_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"".join(pax(record(b"comment", b"x" * 90)) + raw(b"%d" % number) for number in range(10)) + bytes(1024)
+    size = 10 * len(record(b"comment", b"x" * 90))
+    monkeypatch.setattr(archive, "MAX_EXTENDED_BYTES", size)
+    assert len(read(content)) == 10
+    monkeypatch.setattr(archive, "MAX_EXTENDED_BYTES", size - 1)
+    assert "more extended headers" in refusal(content)
+
+
+def test_takes_so_many_records_in_an_extended_header() -> None:
+    for count, kind in [(archive.MAX_RECORDS, b"x"), (archive.MAX_RECORDS, b"g")]:
+        assert list(read(pax(*[record(b"a", b"1")] * count, kind=kind) + raw(b"a") + bytes(1024))) == ["a"]
+        refused = refusal(pax(*[record(b"a", b"1")] * (count + 1), kind=kind) + raw(b"a") + bytes(1024))
+        assert refused == f"an extended header in the archive has more than {count} records"
+
+
+@pytest.mark.parametrize("count", [10_000, archive.MAX_RECORDS], ids=["too many", "as many as may be"])
+def test_many_small_records_cost_little(count: int) -> None:
+    """They are read before any signature is checked. Each byte used to be copied for every record before it."""
+    block = pax(*[record(b"a", b"1")] * count)
+    content = b"".join(block + raw(b"%d" % number) for number in range(5_000_000 // (len(block) + 512))) + bytes(1024)
+    begin = time.process_time()
+    with contextlib.suppress(BundleError):
+        read(content)
+    assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize("text", [b"5 path", b"99 path=b\n", b"0 path=b\n", b"-1 a=b\n", b"x", b"1 ", b"2 ="], ids=repr)
+def test_refuses_wrong_lengths_in_extended_headers(text: bytes) -> None:
+    assert "wrong length" in refusal(tar((member("h", tarfile.XHDTYPE), text), ("a", b"")))
 
 
 def test_refuses_more_than_it_may_unpack() -> None:
