@@ -81,8 +81,9 @@ def check(layout: Layout, trusted: Path) -> str:
     try:
         keys = trusted.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(
-            f"cannot read the key {trusted}: {error}", code="KeyUnreadable", hint="check the path and its mode"
+            f"cannot read the key {trusted}: {why}", code="KeyUnreadable", hint="check the path and its mode"
         ) from error
     if FILE not in layout.store.sizes:
         raise BundleError(

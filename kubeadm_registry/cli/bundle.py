@@ -13,7 +13,7 @@ import click
 
 from kubeadm_registry import bundle, config
 from kubeadm_registry.cli.main import Context, cli, command, key_option, names
-from kubeadm_registry.cli.session import DEFAULT_BUNDLE, wanted
+from kubeadm_registry.cli.session import DEFAULT_BUNDLE, bundle_key, wanted
 from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.kubernetes_images import images_of
@@ -152,7 +152,7 @@ def _ended_by_signals() -> Iterator[None]:
 def verify(context: Context, file: Path, key: Path | None, bases: tuple[Path, ...]) -> None:
     """Read a bundle whole and compare every byte with its digest. Exit code 1 if anything is wrong."""
     reporter = context.reporter()
-    bundle.verify(file, reporter.note, key=key, bases=bases)
+    bundle.verify(file, reporter.note, key=bundle_key(key), bases=bases)
     reporter.result(f"{file} is whole", path=str(file))
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from kubeadm_registry import config, seed
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import session
-from kubeadm_registry.cli.main import EXIT_DEGRADED, Context, cli, command, dry_run_option, file_option
+from kubeadm_registry.cli.main import EXIT_DEGRADED, Context, cli, command, dry_run_option, file_option, key_option
 from kubeadm_registry.cli.way import Flaw, answers, connection, prove
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.errors import ConfigError, Error, Problem
@@ -42,11 +42,11 @@ def group() -> None:
 
 @contextmanager
 def _opened(
-    path: Path | None, reporter: Reporter, bundle: Path | None = None
+    path: Path | None, reporter: Reporter, bundle: Path | None = None, key: Path | None = None
 ) -> Iterator[tuple[Cluster, seed.Connect, bool]]:
     """The cluster, the way to its registry through the virtual IP, and whether that is the registry's own network."""
     cluster_file = config.load(path)
-    with session.cluster(cluster_file, reporter, bundle=bundle, may_miss=True) as cluster:
+    with session.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
         session.installed_secrets(cluster.vault)
         vip = cluster_file.spec.vip.address
         direct = answers(vip)
@@ -109,9 +109,11 @@ def _show(images: Sequence[inventory.Image], *, referrers: bool) -> None:
     help="The images that a list names, one a line, as `kubeadm config images list` writes it; or manifests.",
 )  # fmt: skip
 @click.option("--bundle", type=click.Path(path_type=Path), help="The images of a bundle.")
+@key_option
 def check(
-    context: Context, path: Path | None, version: str | None, lists: tuple[Path, ...], bundle: Path | None
-) -> None:
+    context: Context, path: Path | None, version: str | None, lists: tuple[Path, ...], bundle: Path | None,
+    key: Path | None,
+) -> None:  # fmt: skip
     """Prove that images can be pulled: those of a Kubernetes version, a list or a bundle; else all that are there.
 
     Through each server, and the virtual IP, every manifest is read and compared with its digest, and of every blob
@@ -121,7 +123,7 @@ def check(
     names = [*(images_of(version) if version else ()), *(name for file in lists for name in names_in(file))]
     places = [place(name) for name in dict.fromkeys(names)]
     everything = not (names or bundle)
-    with _opened(path, reporter, bundle) as (cluster, connect, direct):
+    with _opened(path, reporter, bundle, key) as (cluster, connect, direct):
         items = list(seed.plan(cluster.bundle)) if bundle and cluster.bundle else []
         found, missing = checking.find(connect, inventory.places(connect) if everything else places)
         items += found

@@ -128,9 +128,9 @@ bundle_option = click.option(
     "servers have already]",
 )  # fmt: skip
 key_option = click.option(
-    "--key", type=click.Path(path_type=Path), envvar="KUBEADM_REGISTRY_BUNDLE_KEY",
+    "--key", type=click.Path(path_type=Path), envvar=session.BUNDLE_KEY,
     help="Use the bundle only if this SSH key signed it: a public key, or a file of allowed signers.  "
-    "[env: KUBEADM_REGISTRY_BUNDLE_KEY]",
+    f"[env: {session.BUNDLE_KEY}]",
 )  # fmt: skip
 ignore_option = click.option(
     "--ignore-preflight-errors", "ignore", metavar="NAMES", default="",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import click
 
 from kubeadm_registry import paths, rescue
 from kubeadm_registry.addresses import endpoint, ip
-from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.bundle import Bundle, check
+from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import Context, cli, command
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.errors import ConfigError
@@ -35,7 +37,15 @@ def group() -> None:
     "--auth-map", "auth_map", type=click.Path(path_type=Path), metavar="FILE",
     help=f"Ask for the logins of this file, on a server of the registry {haproxy.AUTH_MAP}.  [default: ask nobody]",
 )  # fmt: skip
-def serve(context: Context, bundle: Path, listen: str, cert: Path, key: Path | None, auth_map: Path | None) -> None:
+@click.option(
+    "--bundle-key", "signers", type=click.Path(path_type=Path), envvar=session.BUNDLE_KEY,
+    help="Serve the bundle only if this SSH key signed it: a public key, or a file of allowed signers.  "
+    f"[env: {session.BUNDLE_KEY}]",
+)  # fmt: skip
+def serve(
+    context: Context, bundle: Path, listen: str, cert: Path, key: Path | None, auth_map: Path | None,
+    signers: Path | None,
+) -> None:  # fmt: skip
     """Serve the images of a bundle from this host, for reading, straight from its file; Ctrl-C ends it.
 
     Names and certificate are those of the registry, so containerd on the nodes pulls from here as soon as this host
@@ -52,7 +62,11 @@ def serve(context: Context, bundle: Path, listen: str, cert: Path, key: Path | N
         next(requests)
         reporter.note(line, host=client)
 
-    with Bundle.open(bundle) as opened, rescue.Server(address, port, opened, tls, logins=who, told=told) as server:
+    with ExitStack() as stack:
+        opened = stack.enter_context(Bundle.open(bundle))
+        if (signers := session.bundle_key(signers)) is not None:
+            reporter.note(f"{bundle} is signed by {check(opened.layout, signers)}")
+        server = stack.enter_context(rescue.Server(address, port, opened, tls, logins=who, told=told))
         if opened.layout.lineage.left_out:
             raise ConfigError(
                 f"{bundle} is a delta, which leaves out what the bundle before it has", code="BundleBaseMissing",

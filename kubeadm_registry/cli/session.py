@@ -26,6 +26,8 @@ from kubeadm_registry.ssh import UNREACHABLE, SshTarget, connect
 from kubeadm_registry.worker_list import Worker
 
 DEFAULT_BUNDLE = Path("kubeadm-registry-bundle.tar")
+#: The variable that names a key, as --key does: for every command that reads a bundle.
+BUNDLE_KEY = "KUBEADM_REGISTRY_BUNDLE_KEY"
 SUDO_PASSWORD = "KUBEADM_REGISTRY_SUDO_PASSWORD"  # noqa: S105  the name of a variable
 
 
@@ -154,6 +156,20 @@ def can_miss(config: RegistryCluster, reached: int, failures: Sequence[Connectio
     return vault.known and down and 2 * reached > len(config.spec.nodes)
 
 
+def bundle_key(given: Path | None) -> Path | None:
+    """The key that must have signed a bundle: the one *given*, or that of the variable; None if nobody asks for one.
+
+    Raises ConfigError if the variable is empty: whoever set it wants bundles to be checked.
+    """
+    named = os.environ.get(BUNDLE_KEY)
+    if given is not None or named is None:
+        return given
+    if not named:
+        raise ConfigError(f"{BUNDLE_KEY} is set and empty", code="KeyUnreadable",
+                          hint="let it name a key, or unset it to use bundles without a check")  # fmt: skip
+    return Path(named)
+
+
 @contextmanager
 def cluster(
     config: RegistryCluster, reporter: Reporter, *, bundle: Path | None, key: Path | None = None,
@@ -161,7 +177,7 @@ def cluster(
 ) -> Iterator[Cluster]:  # fmt: skip
     """The cluster with connected hosts. *bundle* None: ./kubeadm-registry-bundle.tar if it is there, else none.
 
-    A *key* must have signed the bundle, or no host is contacted.
+    A *key*, of the variable if it is None, must have signed the bundle, or no host is contacted.
     *may_miss*: less than half of the servers of a cluster that was made before may be unreachable. Raises
     ConfigError, BundleError, ConnectionFailed (after telling of each host that failed), Error (SecretsConflict,
     SecretsDamaged).
@@ -173,7 +189,7 @@ def cluster(
                           hint="make one with `kubeadm-registry bundle create -o FILE`")  # fmt: skip
     with ExitStack() as stack:
         opened = stack.enter_context(Bundle.open(bundle)) if bundle is not None else None
-        if opened is not None and key is not None:
+        if opened is not None and (key := bundle_key(key)) is not None:
             reporter.note(f"{bundle} is signed by {check(opened.layout, key)}")
         connected, failures = _attempt(config)
         for host in connected:

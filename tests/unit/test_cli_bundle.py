@@ -16,7 +16,7 @@ from tests.unit.test_bundle_signing import keygen, public
 from tests.unit.test_cli import Terminal, failed, lines, run, servers, unreachable  # noqa: F401  fixtures
 
 PAUSE = "registry.k8s.io/pause:3.10"
-COMMANDS = [("init",), ("init", "phase", "vip"), ("preflight",), ("seed",)]
+COMMANDS = [("init",), ("init", "phase", "vip"), ("preflight",), ("seed",), ("images", "check")]
 
 
 @pytest.fixture
@@ -53,6 +53,71 @@ def test_the_key_is_asked_before_any_server(
     run("bundle", "sign", "x.tar", "--key", str(keys[0]))
     failed(run(*given, "--key", ours), 4)
     assert unreachable, "now they are"
+
+
+@pytest.mark.parametrize("words", [*COMMANDS, ("verify",), ("reset", "--yes"), ("images", "list")], ids=" ".join)
+def test_the_variable_counts_for_the_bundle_in_the_folder_too(
+    run: Terminal, unreachable: list[str], keys: tuple[Path, Path], words: tuple[str, ...]  # noqa: F811
+) -> None:  # fmt: skip
+    from kubeadm_registry import config
+    from kubeadm_registry.cli.session import DEFAULT_BUNDLE
+
+    run.write(config.SMALLEST)
+    create(run, str(DEFAULT_BUNDLE), b"layer")
+    given = (*words, "-o", "json")
+    for value, code, exit_code in [(str(public(keys[0])), "BundleUnsigned", 1), ("", "KeyUnreadable", 2)]:
+        result = run(*given, env={"KUBEADM_REGISTRY_BUNDLE_KEY": value})
+        failed(result, exit_code)
+        assert lines(result)[-1]["code"] == code
+    assert not unreachable, "nobody was contacted"
+    failed(run(*given), 4)
+    assert unreachable
+
+
+def test_an_empty_variable_is_no_key(run: Terminal, keys: tuple[Path, Path]) -> None:  # noqa: F811
+    """Whoever writes KUBEADM_REGISTRY_BUNDLE_KEY=$FILE and has no FILE wants a check, and does not get one."""
+    create(run, "x.tar", b"layer", "--sign", str(keys[0]))
+    empty = {"KUBEADM_REGISTRY_BUNDLE_KEY": ""}
+    refused = run("bundle", "verify", "x.tar", "-o", "json", env=empty)
+    failed(refused, 2)
+    assert lines(refused)[-1]["code"] == "KeyUnreadable"
+    assert "unset" in lines(refused)[-1]["hint"]
+    assert run("bundle", "verify", "x.tar", "--key", str(public(keys[0])), env=empty).exit_code == 0
+    refused = run("bundle", "verify", "x.tar", "--key", "", "-o", "json")
+    failed(refused, 2)
+    assert lines(refused)[-1]["code"] == "KeyUnreadable"
+
+
+def test_only_a_signed_bundle_is_served(
+    run: Terminal, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    from kubeadm_registry import rescue
+    from tests.unit.fake_cluster import authority
+
+    (run.folder / "cert.pem").write_text(authority().certificate + authority().key)
+    create(run, "x.tar", b"layer")
+    served: list[rescue.Server] = []
+
+    def ended_at_once(server: rescue.Server) -> None:
+        served.append(server)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rescue.Server, "serve_forever", ended_at_once)
+    words = ("rescue", "serve", "x.tar", "--listen", "127.0.0.1:0", "--cert", "cert.pem", "-o", "json")
+    ours = str(public(keys[0]))
+    for signer, code in [(None, "BundleUnsigned"), (keys[1], "BundleSignatureInvalid")]:
+        if signer:
+            assert run("bundle", "sign", "x.tar", "--key", str(signer)).exit_code == 0
+        for result in (run(*words, "--bundle-key", ours), run(*words, env={"KUBEADM_REGISTRY_BUNDLE_KEY": ours})):
+            failed(result, 1)
+            assert lines(result)[-1]["code"] == code
+    failed(run(*words, env={"KUBEADM_REGISTRY_BUNDLE_KEY": ""}), 2)
+    assert not served
+    run("bundle", "sign", "x.tar", "--key", str(keys[0]))
+    result = run(*words, env={"KUBEADM_REGISTRY_BUNDLE_KEY": ours})
+    assert result.exit_code == 0, result.output
+    assert "x.tar is signed by ED25519 key SHA256:" in result.stdout
+    assert len(served) == 1
 
 
 def test_signed_verified_compared(run: Terminal, keys: tuple[Path, Path]) -> None:  # noqa: F811
