@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from kubeadm_registry import seed
 from kubeadm_registry.addresses import endpoint, is_ipv6
-from kubeadm_registry.bundle import Bundle, oci
+from kubeadm_registry.bundle import Bundle, files, oci
 from kubeadm_registry.errors import BundleError, Error
 
 #: Seconds of silence after which a connection ends: in an answer, and between requests, where it holds up others.
@@ -37,6 +37,8 @@ IDLE = 5
 #: Connections at a time; others wait in the kernel's queue.
 MOST_CLIENTS = 512
 QUEUE = 256
+#: The longest file of logins, in bytes.
+MAX_LOGINS = 1024 * 1024
 #: Bytes of a blob in hand, for each client.
 PIECE = 256 * 1024
 
@@ -93,6 +95,12 @@ def certificate(pem: Path, key: Path | None = None) -> ssl.SSLContext:
     Raises Error (CertificateMissing, CertificateInvalid) with the remedy.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for file in filter(None, (pem, key)):
+        if file.exists() and not file.is_file():  # it is read twice, and a pipe would make it wait
+            raise Error(
+                f"cannot use the certificate {file}: it is not a regular file", code="CertificateInvalid",
+                hint="give files, PEM",
+            )  # fmt: skip
     try:
         context.load_cert_chain(pem, key)
     except FileNotFoundError as error:
@@ -115,9 +123,11 @@ def logins(auth_map: Path) -> frozenset[str]:
     Raises Error (LoginsUnreadable), also when it names nobody: that would let everybody in.
     """
     try:
-        found = frozenset(line.split()[0] for line in auth_map.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise Error(f"cannot read {auth_map}: {error}", code="LoginsUnreadable", hint="run this as root") from error
+        found = frozenset(line.split()[0] for line in files.text(auth_map, MAX_LOGINS).splitlines() if line.strip())
+    except OSError as error:
+        raise Error(
+            f"cannot read {auth_map}: {error.strerror}", code="LoginsUnreadable", hint="run this as root"
+        ) from error
     if not found:
         raise Error(f"{auth_map} names no login", code="LoginsUnreadable", hint="leave the option out to let all read")
     return found

@@ -5,7 +5,7 @@ from kubeadm_registry.bundle.catalogue import catalogue, version_command
 from kubeadm_registry.bundle.create import Made, create
 from kubeadm_registry.bundle.delta import diff
 from kubeadm_registry.bundle.images import FromLayout, platforms
-from kubeadm_registry.bundle.inputs import images_from
+from kubeadm_registry.bundle.inputs import images_from, named
 from kubeadm_registry.bundle.programs import Program
 from kubeadm_registry.bundle.signing import check, sign_file
 from kubeadm_registry.bundle.sources import choose
@@ -27,6 +27,7 @@ __all__ = [
     "diff",
     "images_from",
     "inspect",
+    "named",
     "platforms",
     "problems",
     "sign_file",

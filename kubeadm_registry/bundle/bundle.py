@@ -12,9 +12,9 @@ from typing import BinaryIO, Self
 
 from kubeadm_registry.bundle import oci, tree
 from kubeadm_registry.bundle.failures import damaged
-from kubeadm_registry.bundle.images import image_name
+from kubeadm_registry.bundle.images import image_name, is_program
 from kubeadm_registry.bundle.layout import Layout
-from kubeadm_registry.bundle.programs import REFERENCE, Program, from_manifest
+from kubeadm_registry.bundle.programs import Program, from_manifest
 from kubeadm_registry.references import parse
 
 
@@ -51,9 +51,9 @@ class Bundle:
         """The programs, by name; raises BundleError if one is described wrongly or is there twice."""
         programs: dict[str, Program] = {}
         for entry in self.layout.index.manifests:
-            reference = (entry.annotations or {}).get(oci.REFERENCE_NAME, "")
-            if not reference.startswith(REFERENCE):
+            if not is_program(entry):
                 continue
+            reference = (entry.annotations or {})[oci.REFERENCE_NAME]
             program = from_manifest(self.layout.manifest(entry), entry.digest)
             if program.reference != reference:
                 raise damaged(f"{self.layout.where}: the index calls {program.reference} {reference[:200]}")
@@ -67,13 +67,16 @@ class Bundle:
         """The images, by full name; raises BundleError for a name that is not full, or is there twice."""
         images: dict[str, oci.Descriptor] = {}
         for entry in self.layout.index.manifests:
-            name = image_name(entry.annotations)
-            if name.startswith(REFERENCE):
+            if is_program(entry):
                 continue
-            if not parse(name) or name in images:
+            name = image_name(entry.annotations)
+            reference = parse(name)
+            if reference is None or name in images:
                 raise damaged(
                     f"{self.layout.where}: {name[:200] or entry.digest!r} is no image's name, or is there twice"
                 )
+            if reference.digest not in ("", entry.digest):
+                raise damaged(f"{self.layout.where}: what is called {name} has another digest, {entry.digest}")
             if entry.media_type not in oci.TREES:
                 raise damaged(f"{self.layout.where}: {name} is {entry.media_type[:100]}, not an image")
             images[name] = entry

@@ -14,12 +14,12 @@ from typing import BinaryIO, Protocol
 from kubeadm_registry.bundle import archive, oci, signing, temporary, tool, versions
 from kubeadm_registry.bundle.delta import Base
 from kubeadm_registry.bundle.failures import CacheDamaged, refused
-from kubeadm_registry.bundle.images import ImageSource, images_in, prune
+from kubeadm_registry.bundle.images import ImageSource, images_in, platforms_of, prune, require
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import ARCHITECTURES, Program, to_manifest
 from kubeadm_registry.bundle.sources import Built, ProgramSource
 from kubeadm_registry.bundle.workshop import Meter, Mirror, Progress, Workshop, default_cache, this_architecture
-from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.errors import BundleError, ConfigError
 from kubeadm_registry.references import parse
 
 
@@ -202,6 +202,7 @@ def _add_images(
         layout = stack.enter_context(closing(source.open(bench, platforms or usual)))
         for name, entry in images_in(layout, getattr(source, "name", "")):
             root, needed = _for_platforms(contents, layout, name, entry, platforms)
+            _look_at_platforms(layout, name, entry, platforms, usual, bench)
             if name in found and found[name].digest != root.digest:
                 raise refused(f"{layout.where} has another {name} than was given before", hint="give one of the two")
             for descriptor in needed:
@@ -217,14 +218,44 @@ def _for_platforms(
     contents: _Contents, layout: Layout, name: str, entry: oci.Descriptor, platforms: Sequence[oci.Platform]
 ) -> tuple[oci.Descriptor, list[oci.Descriptor]]:
     """The image *entry* without what *platforms* have no use for, and what it needs of *layout*."""
-    pinned = (reference := parse(name)) is not None and reference.digest
-    if entry.media_type in oci.INDEXES and platforms and not pinned:
+    root, roots = entry, [entry]
+    if entry.media_type in oci.INDEXES and platforms and not _is_pinned(name):
         whole = layout.read(entry)
-        content = prune(whole, platforms, name)
+        content = prune(whole, platforms, name, layout.has)
         if content != whole:
             root = entry.model_copy(update={"digest": contents.add(content), "size": len(content)})
-            return root, list(layout.reachable(*oci.parse(oci.Index, content, name).manifests))
-    return entry, list(layout.reachable(entry))
+            roots = list(oci.parse(oci.Index, content, name).manifests)
+    try:
+        return root, list(layout.reachable(*roots))
+    except BundleError as error:
+        # As engines save an image of which they pulled one platform: with the whole index, and the rest is not there.
+        there = [str(one.platform) for one in layout.children(entry) if one.platform and layout.has(one.digest)]
+        if error.code != "BundleIncomplete" or not there or _is_pinned(name):
+            raise
+        raise BundleError(
+            f"{error.message}, for {name}", code=error.code,
+            hint=f"take the platforms that are there, with --platform {','.join(sorted(set(there)))}",
+        ) from error  # fmt: skip
+
+
+def _look_at_platforms(
+    layout: Layout, name: str, entry: oci.Descriptor, platforms: Sequence[oci.Platform],
+    usual: Sequence[oci.Platform], bench: Workshop,
+) -> None:  # fmt: skip
+    """Refuse the image for *platforms* that it is not for; with none given, tell if it is not for the servers."""
+    there = platforms_of(layout, entry, bench.held)
+    if platforms and not _is_pinned(name):
+        require(name, there, platforms)
+        return
+    try:
+        require(name, there, usual)
+    except BundleError as error:
+        bench.progress(f"warning: {error.message}, only for {', '.join(map(str, there))}")
+
+
+def _is_pinned(name: str) -> bool:
+    """Whether *name* has a digest: then it is one image, whatever it is for."""
+    return bool((reference := parse(name)) and reference.digest)
 
 
 def _write(target: Path, files: Mapping[str, bytes], contents: _Contents, signature: bytes) -> None:

@@ -61,7 +61,7 @@ def is_one(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FromDockerArchive:
-    """The images of such an archive; *name* is the image's if it holds only one, and has none."""
+    """The images of such an archive, with a *name* as for ``images_in``."""
 
     path: Path
     name: str = ""
@@ -90,9 +90,10 @@ class FromDockerArchive:
     def _names(self, image: _Image) -> tuple[str, ...]:
         if not image.names and not self.name:
             raise refused(
-                f"{self.path} has an image without a name", hint="save it by its name, as in `docker save NAME:TAG`"
+                f"{self.path} has an image without a name",
+                hint=f"give its name, as in NAME:TAG={self.path}, or save it by its name, as in `docker save NAME:TAG`",
             )
-        return tuple(full(name) or name for name in image.names or (self.name,))
+        return tuple(full(name) or name for name in image.names) or ("",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from pydantic import ValidationError
 
 from kubeadm_registry.bundle import oci
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import REFERENCE
 from kubeadm_registry.bundle.workshop import Workshop
-from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.errors import BundleError, ConfigError
+from kubeadm_registry.references import full as full_name
 from kubeadm_registry.references import parse
 
 #: BuildKit's mark of a manifest that tells about another one in the same index, which it names.
@@ -32,7 +35,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FromLayout:
-    """The images of an OCI image layout, a directory or a tar file; *name* is the image's if it holds only one."""
+    """The images of an OCI image layout, a directory or a tar file, with a *name* as for ``images_in``."""
 
     path: Path
     name: str = ""
@@ -48,26 +51,55 @@ def image_name(annotations: Mapping[str, str] | None) -> str:
     return annotations.get(oci.CONTAINERD_NAME) or annotations.get(oci.REFERENCE_NAME, "")
 
 
+def is_program(entry: oci.Descriptor) -> bool:
+    """Whether an entry in an index is a program; every other one is an image, and must have an image's name."""
+    annotations = entry.annotations or {}
+    return oci.CONTAINERD_NAME not in annotations and annotations.get(oci.REFERENCE_NAME, "").startswith(REFERENCE)
+
+
 def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descriptor]]:
     """Give the full name and the descriptor of each image in *layout*.
 
-    *name* replaces the name of the only image. Raises BundleError for an image without a full name.
+    *name* replaces the name of the only image; without tag and digest it goes before the tags that the images have.
+    Raises BundleError for an image without a full name.
     """
-    found = [entry for entry in layout.index.manifests if not image_name(entry.annotations).startswith(REFERENCE)]
-    if name and len(found) != 1:
-        raise refused(
-            f"{layout.where} has {len(found)} images, so {name} names none of them", hint="leave out the name"
-        )
+    found = [entry for entry in layout.index.manifests if not is_program(entry)]
+    told, tagged = _name_of(name)
+    if tagged:
+        if len({entry.digest for entry in found}) != 1:
+            raise refused(
+                f"{layout.where} has {len(found)} images, so {name} names none of them",
+                hint="leave out the name, or give one without a tag, which goes before the tags that the images have",
+            )
+        found = found[:1]
     for entry in found:
-        full = name or image_name(entry.annotations)
-        if not parse(full):
+        full = told if tagged else image_name(entry.annotations)
+        if told and not tagged:
+            full = f"{told}:{full}"
+        reference = parse(full)
+        if reference is None:
             raise refused(
                 f"{layout.where}: {full or entry.digest} is not the full name of an image",
-                hint="save the image under a name with registry and tag, such as registry.k8s.io/pause:3.10",
+                hint="give the name before the path, NAME:TAG=PATH for one image or NAME=PATH for all that have tags; "
+                "or save the image by its full name, such as registry.k8s.io/pause:3.10",
             )
+        if reference.digest not in ("", entry.digest):
+            raise refused(f"{layout.where}: what is called {full} has another digest, {entry.digest}",
+                          hint="name it by its tag, or by its own digest")  # fmt: skip
         if entry.media_type not in oci.INDEXES | oci.MANIFESTS:
             raise refused(f"{layout.where}: {full} is {entry.media_type}, not an image", hint="save it in OCI's format")
         yield full, entry.model_copy(update={"annotations": {oci.REFERENCE_NAME: full}})
+
+
+def _name_of(name: str) -> tuple[str, bool]:
+    """The full name that *name* stands for, and whether it has a tag or a digest; empty if it is empty."""
+    if not name:
+        return "", False
+    whole = full_name(name)
+    if whole is None:
+        raise refused(f"{name} is not the name of an image", hint="a name is like registry.k8s.io/pause:3.10")
+    tagged = "@" in name or ":" in name.rpartition("/")[2]
+    return (whole if tagged else whole.removesuffix(":latest")), tagged
 
 
 def platforms(texts: Sequence[str]) -> tuple[oci.Platform, ...]:
@@ -84,25 +116,54 @@ def platforms(texts: Sequence[str]) -> tuple[oci.Platform, ...]:
     return tuple(found)
 
 
-def prune(content: bytes, wanted: Sequence[oci.Platform], what: str) -> bytes:
+def prune(
+    content: bytes, wanted: Sequence[oci.Platform], what: str, has: Callable[[str], bool] = lambda _digest: True
+) -> bytes:
     """The index *content* with the manifests for the platforms *wanted* alone, and what is attached to these.
 
-    It is given back byte for byte when nothing is to go. Raises BundleError if nothing would stay; *what* is its name.
+    What is attached stays if the source *has* it: an engine that pulled one platform may lack it. The index is given
+    back byte for byte when nothing is to go. Raises BundleError if nothing would stay; *what* is its name.
     """
     index = oci.parse(oci.Index, content, what)
     kept = {entry.digest for entry in index.manifests if entry.platform is None or _fits(entry.platform, wanted)}
     kept -= {entry.digest for entry in index.manifests if _ABOUT in (entry.annotations or {})}
     if not kept:
-        offered = ", ".join(sorted({str(entry.platform) for entry in index.manifests if entry.platform}))
-        raise refused(
-            f"{what} is not there for {', '.join(map(str, wanted))}", hint=f"choose from --platform {offered}"
-        )
-    kept |= {entry.digest for entry in index.manifests if (entry.annotations or {}).get(_ABOUT) in kept}
+        raise _not_for(what, wanted, [entry.platform for entry in index.manifests if entry.platform])
+    attached = {entry.digest for entry in index.manifests if (entry.annotations or {}).get(_ABOUT) in kept}
+    kept |= set(filter(has, attached))
     if len(kept) == len({entry.digest for entry in index.manifests}):
         return content
     raw: dict[str, Any] = json.loads(content)
     raw["manifests"] = [entry for entry in raw["manifests"] if entry["digest"] in kept]
     return oci.canonical(raw)
+
+
+def require(name: str, there: Sequence[oci.Platform], wanted: Sequence[oci.Platform]) -> None:
+    """Raise BundleError if the image *name*, which is *there* for these platforms, is for none of those *wanted*."""
+    if there and not any(_fits(platform, wanted) for platform in there):
+        raise _not_for(name, wanted, there)
+
+
+def platforms_of(layout: Layout, root: oci.Descriptor, held: Collection[str]) -> list[oci.Platform]:
+    """What the image *root* runs on: by its index, or by its configuration; nothing if neither says or it is no image.
+
+    A configuration that is *held* elsewhere, so that *layout* need not have it, says nothing. Raises BundleError.
+    """
+    if root.media_type in oci.INDEXES:
+        found = [entry.platform for entry in layout.children(root) if entry.platform is not None]
+        return [platform for platform in found if platform.os != "unknown"]
+    config = layout.manifest(root).config
+    if config.media_type not in oci.CONFIGS or config.digest in held:
+        return []
+    try:
+        return [oci.Platform.model_validate_json(layout.read(config))]
+    except ValidationError:
+        return []
+
+
+def _not_for(what: str, wanted: Sequence[oci.Platform], there: Iterable[oci.Platform]) -> BundleError:
+    offered = ",".join(sorted(set(map(str, there))))
+    return refused(f"{what} is not there for {', '.join(map(str, wanted))}", hint=f"choose from --platform {offered}")
 
 
 def _fits(platform: oci.Platform, wanted: Sequence[oci.Platform]) -> bool:

@@ -16,10 +16,17 @@ from kubeadm_registry.references import full
 _TAR = (257, b"ustar")
 
 
-def images_from(names: Iterable[str], paths: Iterable[Path]) -> list[ImageSource]:
+def named(text: str) -> tuple[str, Path]:
+    """Name and path of ``NAME=PATH``; without a name, also for a path that has an equals sign and is there."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals and not Path(text).exists() else ("", Path(text))
+
+
+def images_from(names: Iterable[str], paths: Iterable[Path | str]) -> list[ImageSource]:
     """The sources of images: what *paths* hold, and the registries for *names* and for those listed in *paths*.
 
-    Raises BundleError for what is none.
+    A path may be ``NAME=PATH``, where the images have no full names of their own (see ``images_in``). Raises
+    BundleError for what is none.
     """
     wanted: set[str] = set()
     for name in names:
@@ -28,13 +35,19 @@ def images_from(names: Iterable[str], paths: Iterable[Path]) -> list[ImageSource
             raise refused(f"--image {name}: is no name of an image", hint="a name is like registry.k8s.io/pause:3.10")
         wanted.add(whole)
     sources: list[ImageSource] = []
-    for path in paths:
+    for given, path in (named(str(path)) for path in paths):
         if not path.exists():
             raise refused(f"there is no {path}", hint="check the path given with --images-from")
         if path.is_dir() and (path / oci.LAYOUT_FILE).is_file():
-            sources.append(FromLayout(path))
+            sources.append(FromLayout(path, given))
         elif path.is_file() and _is_archive(path):
-            sources.append(docker_archive.FromDockerArchive(path) if docker_archive.is_one(path) else FromLayout(path))
+            is_docker = docker_archive.is_one(path)
+            sources.append(docker_archive.FromDockerArchive(path, given) if is_docker else FromLayout(path, given))
+        elif given:
+            raise refused(
+                f"{path} is neither an OCI image layout nor an archive of images, so {given} names nothing in it",
+                hint="leave out the name",
+            )
         else:
             wanted.update(names_in(path))
     if wanted:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, cast
 
-from kubeadm_registry.bundle import archive, oci, versions
+from kubeadm_registry.bundle import archive, files, oci, versions
 from kubeadm_registry.bundle.failures import base_missing, damaged, incomplete, refused
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import BundleError
@@ -38,7 +38,7 @@ class ArchiveStore:
 
     def __init__(self, path: Path) -> None:
         with ExitStack() as stack:
-            self._file = stack.enter_context(path.open("rb"))
+            self._file = stack.enter_context(files.regular(path))
             length = os.fstat(self._file.fileno()).st_size
             self._members = {}
             for member in archive.members(self._file):
@@ -66,8 +66,8 @@ class DirectoryStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         sizes = {}
-        for folder, folders, files in os.walk(path):
-            for name in [*folders, *files]:
+        for folder, folders, names in os.walk(path):
+            for name in [*folders, *names]:
                 file = Path(folder, name)
                 if file.is_symlink() or not (file.is_dir() or file.is_file()):
                     raise damaged(f"{file} is neither a file nor a directory")

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from kubeadm_registry.bundle import files
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.references import full
 
@@ -23,16 +24,16 @@ def names_in(path: Path) -> list[str]:
     that custom resources count too; short names mean what they mean to containerd. Raises BundleError that tells of
     everything that is no name, with the place.
     """
-    files = [path]
+    found = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _MANIFESTS and file.is_file())
-        if not files:
+        found = sorted(file for file in path.rglob("*") if file.suffix in _MANIFESTS and file.is_file())
+        if not found:
             raise refused(
                 f"{path} has no OCI image layout and no manifests in it", hint="manifests end with .yaml, .yml or .json"
             )
     names: set[str] = set()
     wrong = []
-    for file in files:
+    for file in found:
         for place, text in _texts(file):
             name = full(text)
             if name is None:
@@ -49,11 +50,11 @@ def names_in(path: Path) -> list[str]:
 def _texts(file: Path) -> Iterator[tuple[str, str]]:
     """What stands where a name should be, with the place."""
     try:
-        if file.stat().st_size > _LONGEST:
-            raise refused(f"{file} is too long for a list or manifests", hint="give the images as an OCI layout")
-        content = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise refused(f"cannot read {file}: {error}", hint="give a text file, or images in an archive") from error
+        content = files.text(file, _LONGEST)
+    except OSError as error:
+        raise refused(
+            f"cannot read {file}: {error.strerror}", hint="give a text file, or images in an archive or an OCI layout"
+        ) from error
     if file.suffix in _MANIFESTS:
         yield from _in_manifests(file, content)
     else:

@@ -25,6 +25,8 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 CONFIG = "application/vnd.oci.image.config.v1+json"
+#: What says which platform an image is for. Other artifacts have other configurations.
+CONFIGS = frozenset({CONFIG, "application/vnd.docker.container.image.v1+json"})
 INDEXES = frozenset({INDEX, DOCKER_INDEX})
 MANIFESTS = frozenset({MANIFEST, DOCKER_MANIFEST})
 #: What refers to other blobs.

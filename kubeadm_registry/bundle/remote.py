@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from kubeadm_registry.bundle import oci
 from kubeadm_registry.bundle.cache import Blobs, Taken
 from kubeadm_registry.bundle.failures import cache_damaged, refused, unavailable
-from kubeadm_registry.bundle.images import prune
+from kubeadm_registry.bundle.images import platforms_of, prune, require
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.workshop import Workshop, locked
 from kubeadm_registry.errors import BundleError, Error, RegistryError
@@ -57,9 +57,13 @@ class FromRegistries:
         blobs = {blob.digest: (blob.size, store.opener(blob.digest)) for tree in trees for blob in tree.blobs}
         entries = [tree.root for tree in trees]
         manifests = [content for tree in trees for content in tree.manifests]
-        return Layout(
+        layout = Layout(
             PiecesStore.of(entries, manifests, blobs), f"the cache in {workshop.cache}", flaw=cache_damaged
         )  # fmt: skip
+        for tree in trees:
+            if not tree.reference.digest:  # an index was pruned already; an image without one says it here
+                require(tree.name, platforms_of(layout, tree.root, workshop.held), platforms)
+        return layout
 
     def _fetch(self, pool: ThreadPoolExecutor, store: Blobs, trees: Iterable[_Tree], workshop: Workshop) -> None:
         wanted = ((blob, tree) for tree in trees for blob in tree.blobs if blob.digest not in workshop.held)

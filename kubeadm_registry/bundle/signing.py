@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kubeadm_registry.bundle import archive, oci, temporary
+from kubeadm_registry.bundle import archive, files, oci, temporary
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.errors import BundleError, CommandTimeout, ConfigError
 
@@ -21,6 +21,8 @@ NAMESPACE = "bundle.kubeadm-registry.dev"
 #: The file in a bundle that holds the signature, the last one in an archive.
 FILE = f"{oci.INDEX_FILE}.sig"
 MAX_SIGNATURE = 64 * 1024
+#: The longest file of allowed signers.
+MAX_KEYS = 16 * 1024 * 1024
 #: Seconds for a person to give a passphrase or to touch a key; a check asks nobody.
 _PATIENCE, _CHECK = 300, 30
 #: The name in a file of allowed signers for those who are known by their key alone.
@@ -79,12 +81,12 @@ def check(layout: Layout, trusted: Path) -> str:
     Raises BundleError (BundleUnsigned, BundleSignatureInvalid), and ConfigError when there is nothing to check with.
     """
     try:
-        keys = trusted.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        keys = files.text(trusted, MAX_KEYS)
+    except OSError as error:
         raise ConfigError(
-            f"cannot read the key {trusted}: {why}", code="KeyUnreadable", hint="check the path and its mode"
-        ) from error
+            f"cannot read the key {trusted}: {error.strerror}", code="KeyUnreadable",
+            hint="check the path and its mode",
+        ) from error  # fmt: skip
     if FILE not in layout.store.sizes:
         raise BundleError(
             f"{layout.where} has no signature", code="BundleUnsigned",

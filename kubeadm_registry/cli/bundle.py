@@ -57,9 +57,10 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
 )  # fmt: skip
 @click.option("--image", "images", metavar="NAME", multiple=True, help="Take this image, or another OCI artifact.")
 @click.option(
-    "--images-from", "paths", metavar="PATH", multiple=True, type=click.Path(path_type=Path),
+    "--images-from", "paths", metavar="[NAME=]PATH", multiple=True,
     help="Take all images of an OCI image layout, of an archive (docker save, podman save), of a list with a name "
-    "a line, or of Kubernetes manifests, a file or a folder.",
+    "a line, or of Kubernetes manifests, a file or a folder. NAME:TAG names the only image of a layout or an archive, "
+    "NAME goes before the tags in a layout.",
 )  # fmt: skip
 @click.option(
     "--platform", "platforms", metavar="OS/ARCHITECTURE,...", default="",
@@ -77,7 +78,7 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
 )
 def create(
     context: Context, file: Path, path: Path | None, with_: str, images_only: bool, given: tuple[str, ...],
-    accepted: tuple[str, ...], kubernetes: str | None, images: tuple[str, ...], paths: tuple[Path, ...],
+    accepted: tuple[str, ...], kubernetes: str | None, images: tuple[str, ...], paths: tuple[str, ...],
     platforms: str, since: Path | None, sign: Path | None, architecture: str | None,
 ) -> None:  # fmt: skip
     """Make a bundle. Needs internet, or the files themselves.
@@ -108,7 +109,7 @@ def create(
             platforms=bundle.platforms(names(platforms)),
             since=since,
             sign=sign,
-            inputs=[*paths, *files.values()],
+            inputs=[*(bundle.named(one)[1] for one in paths), *files.values()],
             architecture=architecture or "",
             progress=reporter.note,
             meter=reporter.progress,

@@ -1,0 +1,36 @@
+"""Reading files that people name, which may be anything: a pipe that nobody writes to must not make a run wait."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def regular(path: Path) -> BinaryIO:
+    """Open the regular file *path*. Raises OSError, with what is wrong as strerror, for any other kind as well."""
+    file = anything(path)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(None, "it is not a regular file", str(path))
+    return file
+
+
+def anything(path: Path) -> BinaryIO:
+    """Open *path*, also if it is a pipe, as in ``<(command)``; one that nobody writes to is empty. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")
+
+
+def text(path: Path, most: int) -> str:
+    """The text in *path*, of *most* bytes. Raises OSError with what is wrong as strerror, also for what is no text."""
+    with anything(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(None, f"it has more than {most} bytes", str(path))
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise OSError(None, "it is not text", str(path)) from error

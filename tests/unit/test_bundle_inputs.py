@@ -1,0 +1,349 @@
+"""What people have, on its way into a bundle: names, platforms, layouts that lack something, and what is no file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry import rescue
+from kubeadm_registry.bundle import (
+    Bundle,
+    FromLayout,
+    check,
+    choose,
+    create,
+    images_from,
+    named,
+    oci,
+    platforms,
+    problems,
+)
+from kubeadm_registry.bundle.lists import names_in
+from kubeadm_registry.bundle.remote import FromRegistries
+from kubeadm_registry.errors import BundleError, Error
+from tests.unit.bundle_files import contents, image, resealed, write_layout
+from tests.unit.fake_upstream import FakeUpstream, serving
+from tests.unit.test_bundle_delta import layered
+from tests.unit.test_bundle_images import multi_arch, saved
+from tests.unit.test_bundle_signing import made
+
+PAUSE = "registry.k8s.io/pause:3.10"
+
+
+@pytest.fixture
+def upstream() -> Iterator[FakeUpstream]:
+    with serving(FakeUpstream()) as held:
+        yield held
+
+
+@pytest.fixture(autouse=True)
+def nobodys_logins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def codes(path: Path) -> set[str]:
+    return {problem.code for problem in problems(path)}
+
+
+def refusal(path: Path, *given: str | Path, wanted: str = "") -> BundleError:
+    with pytest.raises(BundleError) as caught:
+        create(path, {}, images=images_from([], given), platforms=platforms(wanted.split()), cache=path.parent / "c")
+    return caught.value
+
+
+def tagged(path: Path, *tags: str) -> Path:
+    """A layout as skopeo and umoci write it: images by their tags alone."""
+    files: dict[str, bytes] = {}
+    entries = []
+    for number, tag in enumerate(tags):
+        one = layered(tag, b"layer %d" % number)
+        entries += json.loads(one[oci.INDEX_FILE])["manifests"]
+        files |= one
+    files[oci.INDEX_FILE] = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+    return write_layout(path, files)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_with_another_digest_is_refused(tmp_path: Path) -> None:
+    """It would be pushed under the tag, and pulled by it."""
+    wrong = f"{PAUSE}@sha256:{'a' * 64}"
+    layout = write_layout(tmp_path / "layout.tar", image(wrong))
+    error = refusal(tmp_path / "a.tar", layout)
+    assert (error.code, wrong in error.message) == ("BundleInputRefused", True)
+    assert codes(layout) == {"BundleDamaged"}, "a bundle is a layout, and this one is read as one"
+    with Bundle.open(layout) as bundle, pytest.raises(BundleError, match="has another digest"):
+        _ = bundle.images
+    digest = json.loads(image(PAUSE)[oci.INDEX_FILE])["manifests"][0]["digest"]
+    right = write_layout(tmp_path / "right.tar", image(f"{PAUSE}@{digest}"))
+    create(tmp_path / "a.tar", {}, images=[FromLayout(right)], cache=tmp_path / "cache")
+    assert codes(tmp_path / "a.tar") == set()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {oci.CONTAINERD_NAME: "program/x:1", oci.REFERENCE_NAME: "1"},
+        {oci.CONTAINERD_NAME: "program/x:1"},
+        {oci.CONTAINERD_NAME: "program/x:1", oci.REFERENCE_NAME: "program/x:1"},
+        {oci.REFERENCE_NAME: "program/x:1"},
+        {oci.CONTAINERD_NAME: PAUSE, oci.REFERENCE_NAME: "program/x:1"},
+    ],
+    ids=str,
+)
+def test_an_image_named_like_a_program(tmp_path: Path, names: dict[str, str]) -> None:
+    """Each entry is a program or an image, for whoever reads the bundle, and is looked at as that."""
+    path = write_layout(tmp_path / "x.tar", image("", **names))
+    if names.get(oci.CONTAINERD_NAME) == PAUSE:
+        assert codes(path) == set()
+        with Bundle.open(path) as bundle:
+            assert (list(bundle.images), list(bundle.programs)) == ([PAUSE], [])
+    else:
+        assert codes(path) == {"BundleDamaged"}
+    if oci.CONTAINERD_NAME in names and PAUSE not in names.values():
+        assert refusal(tmp_path / "a.tar", path).code == "BundleInputRefused"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "path"),
+    [
+        ("quay.io/x:1=dir", "quay.io/x:1", "dir"), ("x=dir/a=b", "x", "dir/a=b"), ("dir", "", "dir"),
+        ("./here=there", "", "./here=there"), ("=dir", "", "dir"),
+    ],
+)  # fmt: skip
+def test_a_name_before_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here=there").touch()
+    assert named(text) == (name, Path(path))
+
+
+def test_layouts_with_tags_only_get_their_names(tmp_path: Path) -> None:
+    one, two = tagged(tmp_path / "one.tar", "latest"), tagged(tmp_path / "two.tar", "v1", "v2")
+
+    def names(*given: str) -> list[str]:
+        return list(create(tmp_path / "a.tar", {}, images=images_from([], given), cache=tmp_path / "cache").images)
+
+    assert names(f"quay.io/org/app:v3={one}") == ["quay.io/org/app:v3"]
+    assert names(f"quay.io/org/app={one}") == ["quay.io/org/app:latest"]
+    assert names(f"app={two}") == ["docker.io/library/app:v1", "docker.io/library/app:v2"]
+    assert codes(tmp_path / "a.tar") == set()
+    assert names(f"localhost:5000/app={two}", f"x:1={one}") == [
+        "docker.io/library/x:1", "localhost:5000/app:v1", "localhost:5000/app:v2"
+    ]  # fmt: skip
+    for given, words in [
+        (str(two), "is not the full name of an image"), (f"quay.io/app:v1={two}", "has 2 images"),
+        (f"UPPER={two}", "is not the name of an image"), (f"quay.io/app={write_layout(one, image(PAUSE))}", PAUSE),
+    ]:  # fmt: skip
+        error = refusal(tmp_path / "a.tar", given)
+        assert words in error.message
+        assert error.hint
+
+
+def test_an_archive_of_docker_gets_its_name(tmp_path: Path) -> None:
+    (tmp_path / "none.tar").write_bytes(saved(b"layer", name=None))
+    (tmp_path / "named.tar").write_bytes(saved(b"layer"))
+    for name in ("none.tar", "named.tar"):
+        sources = images_from([], [f"quay.io/x:1={tmp_path / name}"])
+        assert create(tmp_path / "a.tar", {}, images=sources, cache=tmp_path / "c").images == ("quay.io/x:1",)
+    error = refusal(tmp_path / "a.tar", tmp_path / "none.tar")
+    assert f"NAME:TAG={tmp_path / 'none.tar'}" in error.hint
+
+
+def test_a_list_has_its_names(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("nginx:1\n")
+    assert "names nothing in it" in refusal(tmp_path / "a.tar", f"quay.io/x={tmp_path / 'list'}").message
+
+
+# ---- platforms -------------------------------------------------------------------------------------------------------
+
+
+def sparse(folder: Path, upstream: FakeUpstream, *kept: str) -> Path:
+    """An image for three platforms of which only those *kept* are there, and no attestation."""
+    index = multi_arch(upstream, "a/b")
+    name = f"{upstream.host}/a/b:v1"
+    whole = FromRegistries((f"{name}@{oci.digest_of(index.to_json())}",), patience=1)
+    create(folder / "whole.tar", {}, images=[whole], cache=folder / "cache")
+    files = contents(folder / "whole.tar")
+    for entry in index.manifests:
+        if str(entry.platform) not in kept:
+            manifest = json.loads(files.pop(oci.blob_name(entry.digest)))
+            for one in (manifest["config"], *manifest["layers"]):
+                files.pop(oci.blob_name(one["digest"]), None)
+    told = json.loads(files[oci.INDEX_FILE])
+    told["manifests"][0]["annotations"] = {oci.REFERENCE_NAME: "quay.io/a/b:v1"}
+    return write_layout(folder / "sparse.tar", resealed(files | {oci.INDEX_FILE: json.dumps(told).encode()}))
+
+
+def test_an_index_whose_platforms_are_not_all_there(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """As engines save what they pulled for one platform. The hint leads to what works."""
+    path = sparse(tmp_path, upstream, "linux/amd64", "linux/arm/v7")
+    error = refusal(tmp_path / "a.tar", path)
+    assert (error.code, "quay.io/a/b:v1" in error.message) == ("BundleIncomplete", True)
+    assert error.hint == "take the platforms that are there, with --platform linux/amd64,linux/arm/v7"
+    error = refusal(tmp_path / "a.tar", path, wanted="linux/amd64 linux/arm64/v8")
+    assert error.hint == "take the platforms that are there, with --platform linux/amd64,linux/arm/v7"
+    create(
+        tmp_path / "a.tar", {}, images=[FromLayout(path)], platforms=platforms(["linux/amd64", "linux/arm/v7"]),
+        cache=tmp_path / "cache",
+    )  # fmt: skip
+    assert codes(tmp_path / "a.tar") == set()
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_an_image_for_other_servers(upstream: FakeUpstream, tmp_path: Path, pinned: bool) -> None:
+    root = upstream.image("a/b", "v1", b"layer", platform="arm64")
+    name = f"{upstream.host}/a/b:v1" + (f"@{root.digest}" if pinned else "")
+    said: list[str] = []
+
+    def make(*wanted: str) -> None:
+        source = FromRegistries((name,), patience=1)
+        create(
+            tmp_path / "a.tar", {}, images=[source], platforms=platforms(wanted), architecture="amd64",
+            cache=tmp_path / "cache", progress=said.append,
+        )  # fmt: skip
+
+    warning = f"warning: {name} is not there for linux/amd64, only for linux/arm64"
+    if pinned:  # it is that one image, by its digest
+        make()
+        assert warning in said
+        return
+    for wanted in ((), ("linux/amd64",)):
+        with pytest.raises(BundleError, match="not there for linux/amd64") as caught:
+            make(*wanted)
+        assert caught.value.code == "BundleInputRefused"
+        assert caught.value.hint == "choose from --platform linux/arm64"
+    make("linux/arm64")
+    assert not [line for line in said if line.startswith("warning")]
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_a_file_with_an_image_for_other_servers(upstream: FakeUpstream, tmp_path: Path, index: bool) -> None:
+    """All of a file is taken where no platform is given, and what nobody there can start is told."""
+    upstream.image("a/b", "v1", b"layer", platform="arm64")
+    source = FromRegistries((f"{upstream.host}/a/b:v1",), patience=1)
+    arm = platforms(["linux/arm64"])
+    create(tmp_path / "file.tar", {}, images=[source], platforms=arm, cache=tmp_path / "cache")
+    name = f"{upstream.host}/a/b:v1"
+    if index:
+        path = sparse(tmp_path, upstream, "linux/arm64/v8")
+        create(tmp_path / "file.tar", {}, images=[FromLayout(path)], platforms=arm, cache=tmp_path / "cache")
+        name = "quay.io/a/b:v1"
+    said: list[str] = []
+    create(
+        tmp_path / "a.tar", {}, images=[FromLayout(tmp_path / "file.tar")], architecture="amd64", cache=tmp_path / "c",
+        progress=said.append,
+    )  # fmt: skip
+    variant = "/v8" if index else ""
+    assert f"warning: {name} is not there for linux/amd64, only for linux/arm64{variant}" in said
+    error = refusal(tmp_path / "a.tar", tmp_path / "file.tar", wanted="linux/amd64")
+    assert "not there for linux/amd64" in error.message
+
+
+def test_what_is_for_no_platform_is_for_all(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """Charts, and images whose configuration does not say."""
+    manifests = []
+    for number, (kind, config) in enumerate(
+        [("application/vnd.cncf.helm.config.v1+json", b'{"os":"x","architecture":"y"}'), (oci.CONFIG, b"{}")]
+    ):
+        blob = upstream.blob(config, kind)
+        manifest = oci.Manifest(config=blob, layers=(upstream.blob(b"chart"),))
+        upstream.add("a/chart", f"v{number}", manifest.to_json(), oci.MANIFEST)
+        manifests.append(f"{upstream.host}/a/chart:v{number}")
+    source = FromRegistries(tuple(manifests), patience=1)
+    made = create(
+        tmp_path / "a.tar", {}, images=[source], platforms=platforms(["linux/amd64"]), cache=tmp_path / "cache"
+    )
+    assert len(made.images) == 2
+
+
+def test_what_a_delta_leaves_out_is_not_looked_at(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.image("a/b", "v1", b"layer")
+    source = FromRegistries((f"{upstream.host}/a/b:v1",), patience=1)
+    create(tmp_path / "a.tar", {}, images=[source], architecture="amd64", cache=tmp_path / "cache")
+    create(
+        tmp_path / "b.tar", {}, images=[source], architecture="amd64", since=tmp_path / "a.tar", cache=tmp_path / "new"
+    )
+    assert codes(tmp_path / "b.tar") == set()
+    assert not list((tmp_path / "new/blobs/sha256").iterdir())
+
+
+# ---- what is no file -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def soon() -> Iterator[None]:
+    """Ends a test that waits for a pipe."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise AssertionError("it waits for the pipe")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(20)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def as_images(path: Path) -> None:
+    create(path.with_name("a.tar"), {}, images=images_from([], [path]), cache=path.parent / "cache")
+
+
+def as_program(path: Path) -> None:
+    create(path.with_name("a.tar"), choose([], {"garage": path}), cache=path.parent / "cache")
+
+
+def as_base(path: Path) -> None:
+    made(path.with_name("a.tar"), since=path)
+
+
+def as_key(path: Path) -> None:
+    with Bundle.open(made(path.with_name("a.tar"))) as bundle:
+        check(bundle.layout, path)
+
+
+READERS: list[Callable[[Path], object]] = [
+    Bundle.open, as_images, as_program, as_base, as_key, rescue.certificate, rescue.logins,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("read", READERS, ids=lambda read: read.__qualname__)
+def test_a_pipe_that_nobody_writes_to_is_refused(tmp_path: Path, read: Callable[[Path], object], soon: None) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Error) as caught:
+        read(tmp_path / "pipe")
+    assert caught.value.hint
+    assert caught.value.code != "Bug"
+
+
+def test_what_a_command_writes_is_a_list(soon: None) -> None:
+    """As ``--images-from <(kubeadm config images list)``, whose writer may take its time."""
+    end, written = os.pipe()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(names_in, Path(f"/dev/fd/{end}"))
+        assert not found.done()
+        os.write(written, f"{PAUSE}\n".encode())
+        os.close(written)
+        assert found.result(10) == [PAUSE]
+    os.close(end)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
+def test_a_device_is_no_bundle(path: str, soon: None) -> None:
+    with pytest.raises(BundleError, match="it is not a regular file") as caught:
+        Bundle.open(path)
+    assert caught.value.code == "BundleUnreadable"
+
+
+def test_a_list_without_end_is_refused(soon: None) -> None:
+    with pytest.raises(BundleError, match="it has more than"):
+        names_in(Path("/dev/zero"))
