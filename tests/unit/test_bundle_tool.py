@@ -78,6 +78,58 @@ def test_a_wheel_that_leads_out_of_the_tree_is_refused(tmp_path: Path, name: str
         )
 
 
+def installable(folder: Path, name: str, version: str) -> Path:
+    """A wheel that pip takes."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}/__init__.py": "",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as file:
+        for one, content in files.items():
+            file.writestr(one, content)
+    return path
+
+
+def test_wheels_in_the_cache_are_compared_with_their_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip compares what it fetches; what it left in the cache may be damaged since. By pip itself, without an index."""
+    links = tmp_path / "links"
+    links.mkdir()
+    wheel = installable(links, "click", importlib.metadata.version("click"))
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _name: ["click"])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    [first] = tool.wheels(tmp_path / "cache", "amd64", "3.13")
+    assert first.read_bytes() == wheel.read_bytes()
+
+    sums, held = first.with_name("sums.json"), wheel.read_bytes()
+    for spoil in (
+        lambda: first.write_bytes(bytes(len(held))),
+        first.unlink,
+        lambda: shutil.copy(wheel, first.with_name("evil-1-py3-none-any.whl")),
+        sums.unlink,  # as in the cache of release 0.1
+        lambda: sums.write_text("[]"),
+        lambda: sums.write_text("{"),
+    ):
+        kept = sums.read_bytes()
+        spoil()
+        assert not tool._is_whole(first.parent)
+        shutil.rmtree(first.parent)
+        first.parent.mkdir()
+        first.write_bytes(held)
+        sums.write_bytes(kept)
+        assert tool._is_whole(first.parent)
+
+    first.write_bytes(b"damaged")
+    assert tool.wheels(tmp_path / "cache", "amd64", "3.13") == [first]
+    assert first.read_bytes() == held
+    wheel.unlink()
+    assert tool.wheels(tmp_path / "cache", "amd64", "3.13") == [first], "it is not fetched again"
+
+
 def test_who_was_not_installed_by_pip_cannot_pack_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(_name: str) -> list[str]:
         raise importlib.metadata.PackageNotFoundError
