@@ -15,7 +15,7 @@ KUBERNETES := kubelet etcd coredns bridge pause guest
 
 # For the lab (hosts by systemd-nspawn), for Garage from its source, and for the tests.
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
-            skopeo shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
+            skopeo busybox shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
 .PHONY: help demo test unit lint lab test-kubernetes kubernetes-programs kubernetes-cached soak fuzz bench docs lab-down clean setup packages programs
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kubeadm_registry.bundle import archive, oci, temporary
-from kubeadm_registry.bundle.cache import Blobs
+from kubeadm_registry.bundle.cache import Blobs, Stopped
 from kubeadm_registry.bundle.failures import cache_damaged, damaged, refused
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.workshop import Workshop
@@ -74,8 +74,12 @@ class FromDockerArchive:
             images = list(content.images())
             plain = {file: digest for image in images for file, digest in image.layers}
             workshop.progress(f"compressing {len(plain)} layers of {self.path}")
-            packed = pool.map(lambda file: _layer(content, file, plain[file], blobs), plain)
-            layers = dict(zip(plain, packed, strict=True))
+            stop = threading.Event()
+            packed = pool.map(lambda file: _layer(content, file, plain[file], blobs, stop), plain)
+            try:
+                layers = dict(zip(plain, packed, strict=True))
+            finally:
+                stop.set()  # the pool waits for its threads, and Ctrl-C is not to wait for gigabytes
         entries, texts = [], []
         for image in images:
             config = oci.Descriptor(media_type=oci.CONFIG, digest=oci.digest_of(image.config), size=len(image.config))
@@ -143,8 +147,11 @@ class _Content:
             raise damaged(f"{self._where}: its {MANIFEST_FILE}, or what that names, is wrong: {error}") from error
 
 
-def _layer(content: _Content, name: str, diff: str, blobs: Blobs) -> oci.Descriptor:
-    """The layer with the content *diff*, compressed, in *blobs*. Raises BundleError if the file has another content."""
+def _layer(content: _Content, name: str, diff: str, blobs: Blobs, stop: threading.Event) -> oci.Descriptor:
+    """The layer with the content *diff*, compressed, in *blobs*.
+
+    Raises BundleError if the file has another content, and Stopped when *stop* is set.
+    """
     note = blobs.note(f"gzip-{_LEVEL}-{diff.removeprefix('sha256:')}")
     try:
         known = oci.Descriptor.model_validate_json(note.read_bytes())
@@ -153,7 +160,7 @@ def _layer(content: _Content, name: str, diff: str, blobs: Blobs) -> oci.Descrip
     except (OSError, ValidationError):
         pass
     with temporary.file(note.parent, note.name) as target:
-        found = _compress(content.open(name), target, name)
+        found = _compress(content.open(name), target, name, stop)
         if found != diff:
             raise damaged(f"layer {name[:200]} has the digest {found} instead of {diff}")
         target.seek(0)
@@ -164,21 +171,22 @@ def _layer(content: _Content, name: str, diff: str, blobs: Blobs) -> oci.Descrip
     return layer
 
 
-def _compress(source: BinaryIO, target: BinaryIO, name: str) -> str:
+def _compress(source: BinaryIO, target: BinaryIO, name: str, stop: threading.Event) -> str:
     """Write *source* to *target*, compressed if it is not, and return the digest of the plain bytes.
 
-    Raises BundleError if it is compressed, and cut short or damaged; *name* is the layer's.
+    Raises BundleError if it is compressed, and cut short or damaged, and Stopped when *stop* is set; *name* is the
+    layer's.
     """
     hashed = hashlib.sha256()
     start = source.read(len(_MAGIC))
     source.seek(0)
     if start == _MAGIC:  # crane writes layers that way
-        for chunk in iter(partial(source.read, oci.CHUNK), b""):
+        for chunk in _chunks(source, stop):
             target.write(chunk)
         source.seek(0)
         try:
             with gzip.open(source) as plain:
-                for chunk in iter(partial(plain.read, oci.CHUNK), b""):
+                for chunk in _chunks(plain, stop):
                     hashed.update(chunk)
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise damaged(
@@ -187,9 +195,17 @@ def _compress(source: BinaryIO, target: BinaryIO, name: str) -> str:
             ) from error
     else:
         packer = zlib.compressobj(_LEVEL, wbits=31)
-        for chunk in iter(partial(source.read, oci.CHUNK), b""):
+        for chunk in _chunks(source, stop):
             hashed.update(chunk)
             target.write(packer.compress(chunk))
         target.write(packer.flush())
     target.flush()
     return "sha256:" + hashed.hexdigest()
+
+
+def _chunks(source: BinaryIO | gzip.GzipFile, stop: threading.Event) -> Iterator[bytes]:
+    """What is left to read of *source*, until *stop* is set: then Stopped is raised."""
+    while chunk := source.read(oci.CHUNK):
+        if stop.is_set():
+            raise Stopped("the run was ended")
+        yield chunk

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from kubeadm_registry.bundle import Bundle, Program
+from kubeadm_registry.bundle import Bundle, Program, temporary
 from kubeadm_registry.changes import Steps, unified
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.errors import Error
@@ -77,8 +75,8 @@ class Installed:
             if self.bundle is None:
                 raise Error(f"{self.program.name} is not on this host", hint="give the bundle with --bundle FILE",
                             host=host.name, code="BundleMissing")  # fmt: skip
-            with tempfile.TemporaryDirectory(prefix="kubeadm-registry-") as directory:
-                local = Path(directory) / "layer.tar.gz"
+            with temporary.directory("kubeadm-registry-layer-") as directory:
+                local = directory / "layer.tar.gz"
                 self.bundle.extract(self.program, local)
                 host.upload(local, archive)
         host.run("sh", "-c", _UNPACK, "unpack", archive, digest, self.program.prefix, timeout=300)

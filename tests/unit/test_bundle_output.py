@@ -158,7 +158,7 @@ def begun(folder: Path) -> bool:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A layout that takes seconds to copy."""
-    return sparse(tmp_path_factory.mktemp("large") / "large.tar", 1024 * MB)
+    return sparse(tmp_path_factory.mktemp("large") / "large.tar", 512 * MB)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -200,6 +200,21 @@ def test_an_ended_run_does_not_wait_for_downloads(tmp_path: Path) -> None:
             assert time.monotonic() - begin < 15
     assert temporaries(tmp_path) == []
     assert list(blobs.glob("*.part")), "the next run goes on from there"
+
+
+def test_an_ended_run_does_not_wait_for_compression(tmp_path: Path) -> None:
+    from tests.unit.test_bundle_images import saved
+
+    (tmp_path / "saved.tar").write_bytes(saved(os.urandom(64 * MB)))  # 2 s and more
+    with running(tmp_path, "--images-from", "saved.tar") as process:
+        notes = tmp_path / ".cache/kubeadm-registry/bundle/blobs/notes"
+        until(lambda: any(new.stat().st_size for new in notes.glob(".gzip-*.new")), process)
+        process.terminate()
+        process.communicate(timeout=40)
+        assert process.returncode == 130
+    assert temporaries(tmp_path) == []
+    assert list(notes.iterdir()) == []
+    assert list((notes.parent / "sha256").iterdir()) == [], "it was not compressed to its end"
 
 
 def test_signals_that_are_ignored_stay_ignored() -> None:
