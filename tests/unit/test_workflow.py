@@ -610,6 +610,22 @@ def test_one_at_a_time_takes_a_host_that_cannot_be_compared_yet(three: FakeClust
     assert [action.host for action in actions] == ["cp-1", "cp-2", "cp-3"]
 
 
+def test_one_at_a_time_takes_a_host_that_cannot_be_compared_at_all(three: FakeCluster, recorder: Recorder) -> None:
+    """When its turn comes, the error is that of the phase on this host; those before it are done."""
+
+    def ask(host: Host) -> str | None:
+        if host.name == "cp-2":
+            raise Error("the disk cannot be read", hint="replace it", code="DiskBroken")
+        return None if host.read(MOTD) else "no greeting"
+
+    change = Odd(ask, lambda host: host.write(MOTD, b"hello\n"))
+    with pytest.raises(PhaseFailed, match="the disk cannot be read") as caught:
+        run((serial(change),), three.cluster, recorder)
+    assert (caught.value.host, caught.value.phase, caught.value.code) == ("cp-2", "serial", "DiskBroken")
+    assert three.servers["cp-1"].content(MOTD) == b"hello\n"
+    assert MOTD not in three.servers["cp-3"].tree
+
+
 def test_one_at_a_time_compares_without_changing(three: FakeCluster, recorder: Recorder) -> None:
     """A phase that acts outside of a change shows it when hosts are compared, before any takes its turn."""
 
