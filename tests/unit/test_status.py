@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -390,3 +391,30 @@ def test_a_command_that_fails_is_no_answer() -> None:
     fake = server()
     fake.answer("sh", "-c", status._ASK, with_=Result(("sh",), 127, b"", b"sh: not found"))
     assert not observe(fake).reachable
+
+
+# ---- agents of other releases ------------------------------------------------------------------------------------
+
+SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "0.1" / "agent-state.json"
+
+
+def test_the_state_of_an_agent_of_release_0_1_is_understood() -> None:
+    said = json.loads(SAMPLE.read_text())
+    seen = observe(server(agent=said, now=said["time"] + 1))
+    assert seen.agent == said
+    found = judge(THREE, [replace(well("cp-1", vip=True), agent=said), well("cp-2"), well("cp-3")], NOW.timestamp())
+    assert exit_code(found) == 0
+    assert (found["nodes"][0]["fit"], found["nodes"][0]["level"]) == (True, 0)
+
+
+@pytest.mark.parametrize("key", json.loads(SAMPLE.read_text()))
+def test_one_key_less_or_more_in_it_hides_nothing_else(key: str) -> None:
+    """An agent without it is not believed, or counts as unfit, or lacks what only people read; status never fails."""
+    whole = json.loads(SAMPLE.read_text())
+    less = {name: value for name, value in whole.items() if name != key}
+    for said in (less, less | {key: {"of a newer release": 1}}, whole | {"of_a_newer_release": [1]}):
+        seen = observe(server(agent=said, now=whole["time"] + 1))
+        assert seen.reachable
+        found = judge(THREE, [replace(seen, vip=(VIP,)), well("cp-2"), well("cp-3")], NOW.timestamp())
+        assert [node["name"] for node in found["nodes"]] == ["cp-1", "cp-2", "cp-3"]
+        assert json.dumps(found)
