@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kubeadm_registry import certificates, paths
+from kubeadm_registry.changes import wait
 from kubeadm_registry.errors import Error
 from kubeadm_registry.host import Host
+
+#: Seconds.
+SETTLE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Served:
         return f"cannot see what is served: {'; '.join(shown['trouble'])}" if shown["trouble"] else None
 
     def apply(self, host: Host) -> None:
-        """Load it where another one is served. Raises Error (CertificateNotLoaded)."""
+        """Load it where another one is served. Raises Error (CertificateNotLoaded), CommandTimeout."""
         trouble = certificates.ask(host.run, "load")["trouble"]
         if trouble:
             raise Error(
@@ -39,3 +43,5 @@ class Served:
                 hint="they read it when they start: `systemctl reload 'kubeadm-registry-haproxy@*'` on this server",
                 code="CertificateNotLoaded",
             )  # fmt: skip
+        # After a reload a process of before may take connections for a moment.
+        wait(host, self.diff, what="the proxies serve the certificate", timeout=SETTLE)

@@ -314,7 +314,8 @@ def test_no_hint_proposes_to_remove_secrets(root: Path) -> None:
     words = re.compile(r"(remove|delete|purge)[^.\n]*(secrets?\b|this file)", re.IGNORECASE)
     hints = [
         (path.name, node.value.lineno)
-        for path in (root / "kubeadm_registry").rglob("*.py")
+        for folder in ("kubeadm_registry", "phases")
+        for path in (root / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.keyword) and node.arg == "hint" and words.search(ast.unparse(node.value))
     ]

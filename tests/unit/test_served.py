@@ -274,6 +274,14 @@ def test_what_is_not_taken_up_is_an_error_with_a_remedy(server: FakeTransport) -
     assert "systemctl reload" in caught.value.hint
 
 
+def test_a_process_of_before_a_reload_may_be_seen_for_a_moment(server: FakeTransport) -> None:
+    seen = iter([{"B": ""}, {"A": "", "B": ""}, {"A": ""}])
+    whole = {"file": "A", "proxies": {"1": "A", "2": "A"}, "trouble": []}
+    server.answer(*SCRIPT, with_=lambda *_: json.dumps(whole | {"handshakes": next(seen)}))
+    Served().apply(server.host())
+    assert next(seen, None) is None
+
+
 def test_a_host_without_python_is_told(server: FakeTransport) -> None:
     words = b"there is no Python 3.9 or newer"
     server.answer(*SCRIPT, with_=Result(("sh",), 127, b"", words))
