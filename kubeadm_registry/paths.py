@@ -54,6 +54,7 @@ FENCE_PORT = 3904
 """The agent's words to the kernel's timer, UDP on the storage's loopback address; they never leave the host."""
 
 LOOPBACK = "127.0.0.1"
+LOOPBACK_NETWORK = "127.0.0.0/8"
 S3_ADDRESS = "127.0.0.39"
 """Garage's S3 has a loopback address of its own, so that its route alone can acknowledge at once (quickack)."""
 READ_SOURCE = "127.0.0.9"

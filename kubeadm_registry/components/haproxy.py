@@ -24,6 +24,12 @@ STATE_MAP = f"{ETC}/state.map"
 AUTH_MAP = f"{ETC}/auth.map"
 RUN = f"{paths.RUN}/haproxy"
 SOCKETS = paths.HAPROXY_SOCKETS
+#: Connections to each of the two processes. An idle one costs some 20 KB.
+PUBLIC_MOST, INTERNAL_MOST = 3000, 1000
+#: From one address: as many as a hundred nodes behind one router need, not enough to keep out others.
+SOURCE_MOST = 400
+#: Of the public ones, kept for the servers themselves.
+SERVERS_RESERVE = 400
 
 
 def names(cluster: Cluster, host: Host) -> list[str]:
@@ -99,6 +105,12 @@ def install(cluster: Cluster, host: Host) -> Steps:
             vip=spec.vip.addresses,
             port=paths.REGISTRY_PORT,
             internal_port=paths.INTERNAL_PORT,
+            public_most=PUBLIC_MOST,
+            internal_most=INTERNAL_MOST,
+            source_most=SOURCE_MOST,
+            servers_reserve=SERVERS_RESERVE,
+            servers_addresses=[*(address for one in spec.nodes for address in one.addresses), *spec.vip.addresses],
+            loopback_network=paths.LOOPBACK_NETWORK,
             frontend=endpoint(paths.LOOPBACK, paths.FRONTEND_PORT),
             read_source=paths.READ_SOURCE,
             pem=paths.NODE_PEM,

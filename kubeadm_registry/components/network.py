@@ -103,6 +103,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
             frontend_port=paths.FRONTEND_PORT,
             s3_port=paths.S3_PORT,
             admin_port=paths.ADMIN_PORT,
+            loopback_network=paths.LOOPBACK_NETWORK,
             frontend_users=(haproxy.USER, agent.USER),
             s3_users=(paths.user(cluster.spec.frontend.type),),
             admin_users=(agent.USER,),

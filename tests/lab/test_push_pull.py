@@ -195,13 +195,13 @@ def test_other_users_of_a_server_reach_nothing_behind_the_proxy(registry: Regist
     frontend, haproxy, agent, garage = (paths.user(name) for name in (registry.frontend, "haproxy", "agent", "garage"))
     allowed = {
         (paths.LOOPBACK, paths.FRONTEND_PORT): ("root", haproxy, agent),
-        (paths.S3_ADDRESS, paths.S3_PORT): ("root", frontend, garage, agent),
-        (paths.LOOPBACK, paths.ADMIN_PORT): ("root", garage, agent),
+        (paths.S3_ADDRESS, paths.S3_PORT): ("root", frontend),
+        (paths.LOOPBACK, paths.ADMIN_PORT): ("root", agent),
     }
     refused = {
         (paths.LOOPBACK, paths.FRONTEND_PORT): ("nobody", "daemon", garage),
-        (paths.S3_ADDRESS, paths.S3_PORT): ("nobody", "daemon", haproxy),
-        (paths.LOOPBACK, paths.ADMIN_PORT): ("nobody", "daemon", haproxy),
+        (paths.S3_ADDRESS, paths.S3_PORT): ("nobody", "daemon", haproxy, agent),
+        (paths.LOOPBACK, paths.ADMIN_PORT): ("nobody", "daemon", haproxy, frontend),
     }
     for host in registry.servers.values():
         for (address, port), users in allowed.items():
@@ -220,9 +220,24 @@ def test_other_hosts_reach_nothing_behind_the_proxy(registry: Registry) -> None:
         assert reaches(client, "root", address, paths.REGISTRY_PORT), address
 
 
+#: Reads a manifest of the server ``$1`` at its port for servers, as another server does; prints the status.
+AS_A_SERVER = """
+import http.client, ssl, sys
+address, port, pem, ca, path = sys.argv[1:]
+trust = ssl.create_default_context(cafile=ca)
+trust.load_cert_chain(pem)
+asked = http.client.HTTPSConnection(address, int(port), context=trust, timeout=10)
+asked.request("GET", path)
+print(asked.getresponse().status)
+"""
+
+
 @pytest.mark.parametrize("port", [paths.INTERNAL_PORT, paths.AGENT_PORT])
 def test_the_servers_talk_to_servers_only(registry: Registry, tmp_path: Path, port: int) -> None:
-    """Neither without a certificate, nor with one of another authority; with that of a server it works."""
+    """Neither without a certificate, nor with one of another authority; with that of a server it works.
+
+    At the port that takes writes without a login it works from a server's address only, also with the certificate.
+    """
     here, there = registry.servers["h1"], registry.servers["h2"]
     other = pki.make_ca("registry")
     forged = pki.issue(other, "h1", ["h1", here.address])
@@ -236,10 +251,14 @@ def test_the_servers_talk_to_servers_only(registry: Registry, tmp_path: Path, po
             trust.load_cert_chain(certificate)
         return ask(registry, "GET", CANARY, address=there.address, port=port, trust=trust).status
 
-    for refused in (None, stranger):
+    for refused in (None, stranger, *([member] if port == paths.INTERNAL_PORT else [])):
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.BadStatusLine)):
             answer(refused)
-    assert answer(member) == (200 if port == paths.INTERNAL_PORT else 404)
+    if port == paths.AGENT_PORT:
+        assert answer(member) == 404
+        return
+    arguments = (there.address, str(port), paths.NODE_PEM, paths.CA, CANARY)
+    assert here.sh("python3", "-c", AS_A_SERVER, *arguments).stdout == "200\n"
 
 
 def crictl(host: Host, *argv: str) -> str:

@@ -1,0 +1,328 @@
+"""The only way to the registry, as a real HAProxy takes its configuration: who gets in, with what, and for how long."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry import paths
+from kubeadm_registry.components import haproxy
+from tests.unit.real_haproxy import PUSH, Answer, Node, nodes
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+ZOT = (GOLDEN / "ipv4-zot" / "cluster.yaml").read_text()
+DISTRIBUTION = (GOLDEN / "ipv4-distribution" / "cluster.yaml").read_text()
+EPOCH = 4
+READ = "/v2/a/manifests/v1"
+
+
+@pytest.fixture(scope="module")
+def zot() -> Iterator[Node]:
+    """The one writer's server: its gate is open."""
+    with nodes(ZOT, "cp-1") as [node]:
+        node.open_gate(EPOCH)
+        yield node
+
+
+@pytest.fixture(scope="module")
+def standby() -> Iterator[Node]:
+    """A server whose gate is shut, as it is on disk, and which knows no writer."""
+    with nodes(ZOT, "cp-1") as [node]:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def distribution() -> Iterator[Node]:
+    """A server with Distribution, where all may write."""
+    with nodes(DISTRIBUTION, "cp-1") as [node]:
+        yield node
+
+
+def came(node: Node) -> list[str]:
+    """What has come to the frontend since this was asked last."""
+    arrived, node.arrived[:] = list(node.arrived), []
+    return arrived
+
+
+# ---- what is written, and by whom --------------------------------------------------------------------------------
+
+DIGEST = "sha256:" + "0" * 64
+WRITES = [
+    "POST /v2/a/blobs/uploads/",
+    "POST /v2/a/blobs/uploads",
+    f"POST /v2/a/b-c/d__e.f/blobs/uploads/?mount={DIGEST}&from=other%2Fname",
+    f"PATCH /v2/a/blobs/uploads/0b5c_-.=Z?_w={EPOCH}",
+    f"PATCH /v2/a/blobs/uploads/u?_state=a%3Db&_w={EPOCH}",
+    f"PUT /v2/a/blobs/uploads/u?_w={EPOCH}&digest={DIGEST.replace(':', '%3A')}",
+    f"DELETE /v2/a/blobs/uploads/u?_w={EPOCH}",
+    "PUT /v2/a/manifests/v1.2_3-X",
+    f"PUT /v2/10.0.0.1/x/manifests/{DIGEST}",
+    f"DELETE /v2/a/manifests/{DIGEST}",
+    f"DELETE /v2/a/blobs/{DIGEST}",
+]
+
+
+@pytest.mark.parametrize("request_", WRITES)
+@pytest.mark.parametrize("frontend", ["zot", "distribution"])
+def test_what_a_client_writes_arrives(frontend: str, request_: str, request: pytest.FixtureRequest) -> None:
+    node: Node = request.getfixturevalue(frontend)
+    came(node)
+    method, target = request_.split()
+    assert node.ask(method, target, PUSH, b"{}").status in (200, 202)
+    assert came(node) == [request_]
+
+
+#: With the login, at the writer: what goes round a rule that looks at the path or at the epoch.
+ROUND = [
+    f"PUT /v2/a/%6danifests/v1?_w={EPOCH}",
+    "PUT /v2/a/manifests/v%31",
+    "PATCH /v2/a/blobs/%75ploads/u?_w=3",
+    "PATCH /v2/a/blobs/uploads//u",
+    "PATCH /v2/a/blobs/uploads/u/",
+    "PATCH /v2/a/blobs//uploads/u",
+    "PATCH /v2//a/blobs/uploads/u",
+    "PATCH /v2/a/blobs/uploads/./u",
+    "PATCH /v2/a/blobs/./uploads/u",
+    "PATCH /v2/a/x/../blobs/uploads/u",
+    "PATCH /v2/a/blobs/uploads%2Fu",
+    "PATCH /v2/a/blobs/uploads/u;x",
+    f"PATCH /v2/a/blobs/uploads/u?_w={EPOCH + 1}&_w={EPOCH}",
+    f"PATCH /v2/a/blobs/uploads/u?_w={EPOCH}&_w={EPOCH - 1}",
+    "PATCH /v2/a/blobs/uploads/u",
+    "PATCH /v2/a/blobs/uploads/u?_w=3",
+    "PUT /v2/a/blobs/uploads/u?_w=",
+    f"PUT /v2/a/blobs/uploads/u?%5fw={EPOCH}",
+    "PUT /v2/A/manifests/v1",
+    "PUT /v2/_a/manifests/v1",
+    "PUT /v2/a/.b/manifests/v1",
+    "PUT /v2/a/manifests/",
+    "PUT /v2/a/manifests/v1/",
+    "PUT /v2/manifests/v1",
+    "PUT /v2/a/tags/list",
+    "POST /v2/_zot/ext/search",
+    "POST /v2/",
+]
+
+
+@pytest.mark.parametrize("request_", ROUND)
+def test_no_other_spelling_of_a_write_arrives(zot: Node, request_: str) -> None:
+    came(zot)
+    method, target = request_.split()
+    answer = zot.ask(method, target, PUSH, b"{}")
+    assert answer.status in (400, 404, 503)
+    assert came(zot) == []
+
+
+HOSTILE_METHODS = ("POST", "PUT", "PATCH", "DELETE")
+HOSTILE_TARGETS = (
+    "/v2/a/blobs/uploads/", f"/v2/a/blobs/uploads/u?_w={EPOCH}", "/v2/a/manifests/v1", f"/v2/a/blobs/{DIGEST}",
+    "/v2/a/%6danifests/v1", "/v2//a/manifests/v1", "/v2/./a/manifests/v1", "/V2/a/manifests/v1",
+    "http://x/v2/a/manifests/v1", "/v2/a/manifests/v1#", "/healthz", "/healthz/../v2/a/manifests/v1", "/v2",
+)  # fmt: skip
+HOSTILE_HEADERS: tuple[dict[str, str], ...] = (
+    {},
+    {"Authorization": "Basic Og=="},
+    {"Authorization": "Basic cHVzaDp3cm9uZw=="},
+    {"X-HTTP-Method-Override": "PUT", "X-Forwarded-For": "127.0.0.1"},
+)
+
+
+def refused(answer: Answer) -> bool:
+    return answer.status >= 400 or answer.status == 0 or answer.body == b"ok"  # the last is /healthz, which is nobody's
+
+
+def test_no_write_arrives_without_the_login(zot: Node) -> None:
+    """At the open gate."""
+    came(zot)
+    hostile = list(itertools.product(HOSTILE_METHODS, HOSTILE_TARGETS, HOSTILE_HEADERS))
+    assert len(hostile) >= 200
+    for method, target, headers in hostile:
+        assert refused(zot.ask(method, target, headers, b"x")), f"{method} {target} {headers}"
+    for method in ("put", "PUTT", "CONNECT", "TRACE", "PROPFIND", "MOVE"):
+        assert refused(zot.ask(method, "/v2/a/manifests/v1", PUSH)), method
+    # A GET that a frontend could take for something else, and two requests in one.
+    smuggled = b"0\r\n\r\nPUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    for headers in ({"Transfer-Encoding": "chunked"}, {"Content-Length": str(len(smuggled))},
+                    {"Transfer-Encoding": "chunked", "Content-Length": "5"}):  # fmt: skip
+        zot.ask("GET", READ, headers, smuggled)
+    assert [one for one in came(zot) if not one.startswith("GET ")] == []
+
+
+def test_no_write_arrives_while_the_gate_is_shut(standby: Node) -> None:
+    """With the login. Those that may wait for a writer are asked side by side elsewhere."""
+    came(standby)
+    for method, target in itertools.product(HOSTILE_METHODS, HOSTILE_TARGETS[4:]):
+        assert refused(standby.ask(method, target, PUSH, b"x")), f"{method} {target}"
+    assert came(standby) == []
+
+
+# ---- what is read ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/v2/_zot/ext/search", "/v2/_oci/ext/discover", "/v2/_admin", "/v2/%5fzot/ext/search", "/v2//_zot", "/v2/./_zot",
+     "/v2/a/../_zot", "/v2/a/%2e%2e/_zot", "/v2/%2f_zot", "/v2/_catalog/../_zot", "/v2/.."],
+)  # fmt: skip
+@pytest.mark.parametrize("headers", [{}, PUSH], ids=["anonymous", "push"])
+def test_extensions_and_administration_are_not_reached(zot: Node, target: str, headers: dict[str, str]) -> None:
+    came(zot)
+    assert zot.ask("GET", target, headers).status == 404
+    assert came(zot) == []
+
+
+@pytest.mark.parametrize(
+    "target", ["/v2/_catalog", READ, f"/v2/a/b/blobs/{DIGEST.replace(':', '%3A')}", "/v2/a/tags/list"]
+)
+def test_what_a_client_reads_arrives(zot: Node, target: str) -> None:
+    came(zot)
+    assert zot.ask("GET", target).status == 200
+    assert came(zot) == [f"GET {target}"]
+
+
+@pytest.mark.parametrize("field", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_a_read_whose_body_drips_is_ended_and_costs_the_frontend_nothing(zot: Node, field: str) -> None:
+    came(zot)
+    with zot.connect(timeout=5) as connection:
+        connection.sendall(f"GET {READ} HTTP/1.1\r\nHost: x\r\n{field}\r\n\r\n1".encode())
+        assert ended(connection)
+    assert came(zot) == []
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether HAProxy ends *connection*; False if it is silent for as long as its patience."""
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:  # reset, or no end of TLS
+        return True
+
+
+# ---- how many, and for how long ----------------------------------------------------------------------------------
+
+MOST, SOURCE, RESERVE = 120, 40, 30
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Node]]:
+    """Two servers that take few connections."""
+    for name, value in (
+        ("PUBLIC_MOST", MOST),
+        ("SOURCE_MOST", SOURCE),
+        ("SERVERS_RESERVE", RESERVE),
+        ("INTERNAL_MOST", 20),
+    ):
+        monkeypatch.setattr(haproxy, name, value)
+    with nodes(ZOT, "cp-1", "cp-2") as made:
+        yield made
+
+
+def silent_connections(stack: ExitStack, node: Node, source: str, count: int) -> None:
+    """Connections that say nothing, and stay open as far as HAProxy lets them."""
+    for _ in range(count):
+        with suppress(ConnectionError):
+            stack.enter_context(socket.create_connection((node.address, paths.REGISTRY_PORT), 5, (source, 0)))
+
+
+def test_one_client_does_not_keep_out_the_others(pair: list[Node]) -> None:
+    node = pair[0]
+    with ExitStack() as stack:
+        silent_connections(stack, node, "127.201.0.1", 10 * MOST)
+        for source in ("127.201.0.2", node.address, pair[1].address):
+            answer = node.ask("GET", READ, source=source, timeout=5)
+            assert answer.status == 200, source
+            assert answer.seconds < 2
+        with pytest.raises((OSError, ssl.SSLError)):
+            node.ask("GET", READ, source="127.201.0.1", timeout=5)
+    assert node.ask("GET", READ, source="127.201.0.1", timeout=5).status == 200, "when they are gone it is as before"
+
+
+def test_many_clients_keep_out_neither_the_servers_nor_what_servers_ask_of_each_other(pair: list[Node]) -> None:
+    node, other = pair
+    member = other.client()
+    member.check_hostname = False
+    member.load_cert_chain(other.folder / "etc/haproxy/node.pem")
+    with ExitStack() as stack:
+        for number in range(10):
+            silent_connections(stack, node, f"127.202.0.{number + 1}", SOURCE)
+        with pytest.raises((OSError, ssl.SSLError)):
+            node.ask("GET", READ, source="127.203.0.1", timeout=3)
+        for source in (node.address, other.address, node.loopback):
+            assert node.ask("GET", READ, source=source, timeout=5).status == 200, source
+        with node.connect(source=other.address, port=paths.INTERNAL_PORT, tls=member, timeout=5) as connection:
+            connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_only_servers_reach_the_port_of_the_servers(pair: list[Node]) -> None:
+    """Also with the certificate of one."""
+    node, other = pair
+    member = other.client()
+    member.check_hostname = False
+    member.load_cert_chain(other.folder / "etc/haproxy/node.pem")
+    with pytest.raises((OSError, ssl.SSLError)):
+        node.connect(source="127.203.0.1", port=paths.INTERNAL_PORT, tls=member, timeout=3)
+
+
+def test_a_server_asks_another_one_by_the_address_that_it_is_known_by(pair: list[Node]) -> None:
+    """When the own frontend is gone; reads then come from the other server's."""
+    node, other = pair
+    node.tell("set server reads/local state maint", "set server reads/cp-3 state maint")
+    came(other)
+    assert node.ask("GET", READ).status == 200
+    assert came(other) == [f"GET {READ}"]
+    assert came(node) == []
+
+
+def test_who_says_nothing_is_not_waited_for(zot: Node) -> None:
+    """Neither within the TLS handshake nor within the header of a request."""
+    if "Version: 2." in zot.tell("show info"):
+        pytest.skip("HAProxy 2 knows no time-out for the handshake alone")
+    began = time.monotonic()
+    with socket.create_connection((zot.address, paths.REGISTRY_PORT), 8) as bare, zot.connect(timeout=13) as header:
+        header.sendall(b"GET /v2/ HTTP/1.1\r\nHost: ")
+        assert ended(bare)
+        assert 3 < time.monotonic() - began < 7
+        assert header.recv(100).startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - began < 13
+
+
+# ---- waiting for a writer ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("request_", ["POST /v2/a/blobs/uploads/", f"PATCH /v2/a/blobs/uploads/u?_w={EPOCH}"])
+def test_a_write_without_a_writer_is_held_for_8_seconds_and_then_refused(
+    standby: Node, request_: str, moving: bool
+) -> None:
+    """Also where nothing new is let in, as where no writer is heard of at all."""
+    came(standby)
+    standby.tell(f"set server newwork/open state {'maint' if moving else 'ready'}")
+    method, target = request_.split()
+    answer = standby.ask(method, target, PUSH, timeout=20)
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert 7.5 < answer.seconds < 9.5
+    assert came(standby) == []
+
+
+def test_a_write_that_waits_goes_on_once_there_is_a_writer() -> None:
+    with nodes(ZOT, "cp-1") as [node], node.connect() as connection:
+        fields = {"Host": "x", "Content-Length": "0", **PUSH}
+        head = "POST /v2/a/blobs/uploads/ HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
+        node.tell("set server newwork/open state maint")
+        connection.sendall(f"{head}\r\n".encode())
+        time.sleep(0.3)
+        assert node.arrived == []
+        node.tell("set server newwork/open state ready")
+        node.open_gate(EPOCH)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 202")
+        assert node.arrived == ["POST /v2/a/blobs/uploads/"]
