@@ -18,6 +18,8 @@ NODE_PEM = f"{ETC}/haproxy/node.pem"
 FIT = f"{RUN}/agent/fit"
 ALONE = f"{RUN}/agent/alone"
 """1 while this server serves reads well; anything else, or no file, makes keepalived give up the VIP."""
+WRITER_MARK = f"{RUN}/agent/writer"
+"""There while a process of the frontend may be the writer; the agent's own default is the same."""
 AGENT_STATE = f"{RUN}/agent/state.json"
 """What the agent sees, written every second."""
 

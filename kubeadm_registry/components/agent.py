@@ -11,6 +11,7 @@ from kubeadm_registry.components import garage, haproxy, zot
 from kubeadm_registry.components.units import serve
 from kubeadm_registry.errors import Error
 from kubeadm_registry.host import Host
+from kubeadm_registry.render import render
 
 NAME = "agent"
 UNIT = paths.unit(NAME)
@@ -18,6 +19,7 @@ USER = paths.user(NAME)
 ETC = f"{paths.ETC}/agent"
 CONFIG = f"{ETC}/agent.json"
 ARCHIVE = f"{paths.OPT}/agent/agent.pyz"
+END_WRITER = f"{paths.LIBEXEC}/end-writer"
 #: What the agent is written for.
 PYTHON = (3, 9)
 #: Whether the host's Python is of version ``$1`` (as a tuple's items) or newer, and where it is.
@@ -94,16 +96,22 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield Directory(ETC, mode=0o750, owner=f"root:{USER}")
     yield Directory(f"{paths.OPT}/agent")
     yield Directory(data(cluster), mode=0o700, owner=f"{USER}:{USER}", recursive=True)
-    yield from (archive, key, token, config)
+    files = [archive, key, token, config]
+    single_writer = cluster.spec.frontend.type == zot.NAME
+    if single_writer:
+        text = render("agent/end-writer.sh.j2", mark=paths.WRITER_MARK, slice=paths.SLICE, unit=zot.UNIT)
+        files.append(File(END_WRITER, text, mode=0o755))
+    yield from files
     yield from serve(
         UNIT,
-        (archive, key, token, config),
-        reloads=(ARCHIVE, key.path, token.path, CONFIG),
+        files,
+        reloads=[file.path for file in files],
         user=USER,
         python=interpreter,
         archive=ARCHIVE,
         config=CONFIG,
         data=data(cluster),
+        end_writer=END_WRITER if single_writer else "",
     )
     yield Wait("the agent tells its state", _tells, timeout=20)
 

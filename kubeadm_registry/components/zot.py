@@ -23,7 +23,8 @@ USER = paths.user(NAME)
 ETC = f"{paths.ETC}/zot"
 STANDBY_CONFIG = f"{ETC}/standby.json"
 WRITER_CONFIG = f"{ETC}/writer.json"
-RUNTIME_CONFIG = f"{paths.RUN}/zot/config.json"
+RUN = f"{paths.RUN}/zot"
+RUNTIME_CONFIG = f"{RUN}/config.json"
 
 _READ = ("read",)
 _WRITE = ("read", "create", "update", "delete")
@@ -98,6 +99,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
         agent=agent_user,
         program=program,
         standby=STANDBY_CONFIG,
+        run=RUN,
         runtime=RUNTIME_CONFIG,
         data=f"{cluster.spec.data_directory}/zot",
     )

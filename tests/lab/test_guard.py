@@ -7,14 +7,18 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from kubeadm_registry import paths
-from kubeadm_registry.changes import File
+from kubeadm_registry.changes import File, Steps
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import keepalived
 from kubeadm_registry.components import network as component
+from kubeadm_registry.host import Host
+from tests.lab.command import wait_until
 from tests.lab.namespaces import Namespace, network
 from tests.unit.fake_cluster import FakeCluster
 
@@ -66,11 +70,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def written(install: Callable[[Cluster, Host], Steps], path: str) -> str:
+    """The file *path* that *install* gives to cp-1."""
+    cluster = FakeCluster.of(CLUSTER).cluster
+    steps = install(cluster, cluster.leader)
+    return next(one.content.decode() for one in steps if isinstance(one, File) and one.path == path)
+
+
 def rules(folder: Path) -> Path:
     """The file that cp-1 loads, with numbers for the users that this machine does not have."""
-    cluster = FakeCluster.of(CLUSTER).cluster
-    steps = component.install(cluster, cluster.leader)
-    text = next(one.content.decode() for one in steps if isinstance(one, File) and one.path == paths.GUARD)
+    text = written(component.install, paths.GUARD)
     file = folder / "guard.nft"
     file.write_text(re.sub(rf"{paths.PREFIX}-\w+", lambda found: str(USERS.get(found[0], found[0])), text))
     return file
@@ -178,12 +187,19 @@ def test_the_agent_loads_what_somebody_flushed(hosts: dict[str, Namespace], tmp_
 
 #: Send a VRRP advertisement (RFC 5798) to ``$2`` from ``$1``, with TTL ``$3`` and for virtual router ``$4``.
 ADVERT = textwrap.dedent("""
-    import socket, struct, sys
-    source, target, ttl, router = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    addresses = [socket.inet_aton(one) for one in (source, target)]
-    vrrp = struct.pack("!BBBBHH", 0x31, router, 255, 1, 15, 0) + socket.inet_aton("10.0.0.10")
-    packet = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(vrrp), 1, 0, ttl, 112, 0, *addresses) + vrrp
-    socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).sendto(packet, (target, 0))
+    import socket, struct, sys, time
+    source, target, ttl, router, times = *sys.argv[1:3], *map(int, sys.argv[3:])
+    ends = socket.inet_aton(source) + socket.inet_aton(target)
+    def vrrp(checksum):
+        return struct.pack("!BBBBHH", 0x31, router, 255, 1, 15, checksum) + socket.inet_aton("10.0.0.10")
+    total = sum(struct.unpack("!12H", ends + struct.pack("!HH", 112, 12) + vrrp(0)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    packet = struct.pack("!BBHHHBBH", 0x45, 0, 32, 1, 0, ttl, 112, 0) + ends + vrrp(~total & 0xFFFF)
+    wire = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    for _ in range(times):
+        wire.sendto(packet, (target, 0))
+        time.sleep(0.05)
 """)
 HEAR = textwrap.dedent("""
     import socket, sys
@@ -213,7 +229,7 @@ def heard(hosts: dict[str, Namespace]) -> list[str]:
     assert ear.stdout is not None
     assert ear.stdout.readline() == "ready\n"
     for source, ttl, router in SENT:
-        neighbor.python(ADVERT, source, "10.0.0.11", str(ttl), str(router))
+        neighbor.python(ADVERT, source, "10.0.0.11", str(ttl), str(router), "1")
     return ear.communicate("\n", timeout=30)[0].splitlines()
 
 
@@ -223,3 +239,39 @@ def test_without_the_guard_all_vrrp_is_heard(hosts: dict[str, Namespace]) -> Non
 
 def test_vrrp_of_this_router_comes_from_peers_that_are_on_the_link(guarded: dict[str, Namespace]) -> None:
     assert heard(guarded) == ["10.0.0.12 255 111", "10.0.0.99 255 51", "10.0.0.99 63 51"]
+
+
+@pytest.fixture
+def holder(hosts: dict[str, Namespace], tmp_path: Path) -> Iterator[Namespace]:
+    """The node with a keepalived that holds the VIP, and without the guard: both look at VRRP."""
+    usual = shutil.which("keepalived", path=f"{os.environ['PATH']}:/usr/sbin")
+    program = os.environ.get("KUBEADM_REGISTRY_KEEPALIVED") or usual
+    if program is None:
+        pytest.skip("there is no keepalived here, and KUBEADM_REGISTRY_KEEPALIVED names none")
+    text = written(keepalived.install, keepalived.CONFIG)
+    for path, content in ((paths.FIT, "1\n"), (paths.ALONE, "0\n")):
+        file = tmp_path / Path(path).name
+        file.write_text(content)
+        text = text.replace(path, str(file))
+    (tmp_path / "keepalived.conf").write_text(text)
+    node = hosts["node"]
+    files = ("-f", tmp_path / "keepalived.conf", "-p", tmp_path / "pid", "-r", tmp_path / "vrrp.pid")
+    command = (program, "--dont-fork", "--log-console", "--no-syslog", "--vrrp", *map(str, files))
+    with (tmp_path / "said").open("w") as said, node.start(*command, stdout=said, stderr=said) as process:
+        try:
+            wait_until("the VIP", lambda: holds(node), seconds=10, every=0.1)
+            yield node
+        finally:
+            process.terminate()
+
+
+def holds(node: Namespace) -> bool:
+    return "10.0.0.10/32" in node.run("ip", "-oneline", "address", "show", "dev", "eth0").stdout
+
+
+def test_keepalived_hears_no_peer_through_a_router(hosts: dict[str, Namespace], holder: Namespace) -> None:
+    """Adverts of a second, with the highest priority and a peer's address."""
+    hosts["neighbor"].python(ADVERT, "10.0.0.12", "10.0.0.11", "63", "111", "20")
+    assert holds(holder)
+    hosts["neighbor"].python(ADVERT, "10.0.0.12", "10.0.0.11", "255", "111", "5")
+    assert not holds(holder), "a neighbor can still forge both; docs/how-it-works.md says so"

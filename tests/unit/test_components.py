@@ -12,10 +12,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tarfile
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import yaml
 from kubeadm_registry import config, paths
 from kubeadm_registry.agent import config as agent_config
 from kubeadm_registry.changes import RECORD_START, STARTED
-from kubeadm_registry.components import agent, common, garage, keepalived, network, programs
+from kubeadm_registry.components import agent, common, garage, keepalived, network, programs, zot
 from kubeadm_registry.components.haproxy import login_digest
 from kubeadm_registry.host import FileState
 from kubeadm_registry.phases.workflows import INIT
@@ -194,6 +195,83 @@ def test_every_file_that_a_unit_names_is_there() -> None:
                     for word in words:
                         if word.startswith("/") and not word.startswith(made_at_start):
                             assert word in server.tree, f"{case}: {unit}: {line}"
+
+
+def unit_lines(server: FakeTransport) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Each unit of a server with its settings, of which some come more than once."""
+    for path, node in server.files().items():
+        if path.startswith(UNITS):
+            settings: dict[str, list[str]] = {}
+            for line in node.content.decode().splitlines():
+                key, equals, value = line.partition("=")
+                if equals and not line.startswith("#"):
+                    settings.setdefault(key, []).append(value)
+            yield path, settings
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_root_works_in_no_directory_that_a_service_may_change(case: str) -> None:
+    """In a directory of its own a service's user can put a link in the place of what root writes or reads there."""
+    server = next(iter(installed(case).servers.values()))
+    units = dict(unit_lines(server))
+    theirs = {
+        path for path, node in server.tree.items() if isinstance(node, Dir) and not node.owner.startswith("root:")
+    }
+    theirs |= {f"/run/{name}" for unit in units.values() if "User" in unit for name in unit.get("RuntimeDirectory", ())}
+    assert f"{paths.RUN}/agent" in theirs
+    for name, unit in units.items():
+        for key, values in unit.items():
+            for value in values if key.startswith("Exec") else ():
+                program, *words = value.split()
+                if "User" in unit and "+" not in program[:3]:
+                    continue
+                within = [word for word in words if any(word.startswith(f"{one}/") for one in theirs)]
+                assert not within, f"{name}: {key}={value}"
+
+
+def test_zot_starts_as_a_standby_whatever_is_in_its_place(tmp_path: Path) -> None:
+    """The lines of the unit, as this user: a link to a directory there led root into it."""
+    server = installed("ipv4-zot").servers["cp-1"]
+    unit = dict(unit_lines(server))[f"{UNITS}/{zot.UNIT}"]
+    steps = [line.lstrip("+") for line in unit["ExecStartPre"] if "/install " in line]
+    assert len(steps) == 2
+    elsewhere, place = tmp_path / "manifests", tmp_path / "run"
+    elsewhere.mkdir()
+    place.mkdir()
+    (place / "config.json").symlink_to(elsewhere)
+    (tmp_path / "standby.json").write_text("{}\n")
+    text = "\n".join(steps).replace(zot.STANDBY_CONFIG, str(tmp_path / "standby.json")).replace(zot.RUN, str(place))
+    for step in re.sub(r"-o \S+ -g \S+", f"-o {os.getuid()} -g {os.getgid()}", text).splitlines():
+        subprocess.run(step.split(), check=True)
+    assert list(elsewhere.iterdir()) == []
+    assert not (place / "config.json").is_symlink()
+    assert (place / "config.json").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_an_agent_that_is_gone_leaves_no_writer_behind(tmp_path: Path, marked: bool) -> None:
+    """Its unit's first act, in a tree of control groups that has one process."""
+    server = installed("ipv4-zot").servers["cp-1"]
+    assert dict(unit_lines(server))[f"{UNITS}/{agent.UNIT}"]["ExecStopPost"][0] == f"-{agent.END_WRITER}"
+    text = server.content(agent.END_WRITER).decode()
+    script = tmp_path / "end-writer"
+    script.write_text(text.replace("/sys/fs/cgroup", str(tmp_path / "cgroup")).replace(paths.RUN, str(tmp_path)))
+    group = tmp_path / "cgroup" / "systemd" / paths.SLICE / zot.UNIT
+    group.mkdir(parents=True)
+    (tmp_path / "agent").mkdir()
+    if marked:
+        (tmp_path / "agent" / "writer").write_text(f"{zot.UNIT}\n")
+    with subprocess.Popen(["sleep", "60"]) as process:
+        (group / "cgroup.procs").write_text(f"0\n{process.pid}\n{2**22 + 1}\n")
+        subprocess.run(["sh", script], check=True)
+        assert (process.wait(5) == -signal.SIGKILL) if marked else (process.poll() is None)
+        process.kill()
+
+
+def test_distribution_has_no_writer_to_end() -> None:
+    server = installed("ipv4-distribution").servers["cp-1"]
+    assert agent.END_WRITER not in server.tree
+    assert len(dict(unit_lines(server))[f"{UNITS}/{agent.UNIT}"]["ExecStopPost"]) == 1
 
 
 def test_a_file_with_a_secret_is_closed_to_others() -> None:
