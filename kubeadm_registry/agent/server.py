@@ -13,7 +13,7 @@ from kubeadm_registry.agent.config import Config
 
 LARGEST = 8192  # bytes of a request
 PATIENCE = 5.0  # seconds for the handshake, and for the exchange
-MOST = 16  # connections at a time: strangers who only connect must not use up the agent's descriptors
+MOST = 16  # connections at a time: strangers who only connect must not use up the agent's descriptors, nor all places
 BREATH = 0.01  # seconds from one connection to the next: nor its time
 UNITS = frozenset({"registry-node", "registry-admin"})
 
@@ -46,6 +46,7 @@ class Server:
         self._listener: Optional[socket.socket] = None
         self._stamp: tuple[float, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], None] = {}  # those who have shown no certificate, the oldest first
 
     @property
     def running(self) -> bool:
@@ -63,10 +64,15 @@ class Server:
         self._listener = listener
         self._begin(self._accept(listener, self._tls))
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._strangers.pop(task, None)
 
     async def _accept(self, listener: socket.socket, tls: ssl.SSLContext) -> None:
         loop = asyncio.get_running_loop()
@@ -76,10 +82,15 @@ class Server:
             except OSError:  # it went before it was taken, or there is no descriptor left
                 await asyncio.sleep(1.0)
                 continue
-            if len(self._tasks) > MOST:  # this task is one of them
+            # This task is one of them. The stranger who has had the most time gives place; one who is known never does.
+            if len(self._tasks) > MOST and self._strangers:
+                oldest = next(iter(self._strangers))
+                self._ended(oldest)
+                oldest.cancel()
+            if len(self._tasks) > MOST:
                 client.close()
             else:
-                self._begin(self._serve(client, tls))
+                self._strangers[self._begin(self._serve(client, tls))] = None
             await asyncio.sleep(BREATH)
 
     def renew(self) -> bool:
@@ -107,6 +118,12 @@ class Server:
         except OSError:  # no TLS, or no certificate of ours
             client.close()
             return
+        except asyncio.CancelledError:
+            client.close()
+            raise
+        task = asyncio.current_task()
+        if task is not None and known(transport.get_extra_info("peercert")):
+            self._strangers.pop(task, None)
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
             await asyncio.wait_for(self._answer(reader, writer), PATIENCE)

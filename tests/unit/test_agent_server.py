@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,46 @@ def test_strangers_who_only_connect_hold_a_few_descriptors_and_go(
             for stranger in strangers:
                 stranger.close()
             return await get(port, client(tmp_path, "registry-node"))
+
+    assert asyncio.run(course()).startswith(b"HTTP/1.1 200 ")
+
+
+def test_strangers_who_say_nothing_do_not_keep_out_who_has_a_certificate(tmp_path: Path) -> None:
+    """As many as there are places, and each of them could stay for PATIENCE."""
+
+    async def course() -> tuple[bytes, float]:
+        async with serving(tmp_path) as (one, port):
+            strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(server.MOST)]
+            await until(lambda: len(one._tasks) == server.MOST + 1)
+            began = time.monotonic()
+            answer = await get(port, client(tmp_path, "registry-node"))
+            took = time.monotonic() - began
+            for stranger in strangers:
+                stranger.close()
+            return answer, took
+
+    answer, took = asyncio.run(course())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert took < server.PATIENCE / 2
+
+
+def test_who_has_shown_a_certificate_is_not_put_out_by_strangers(tmp_path: Path) -> None:
+    async def course() -> bytes:
+        async with serving(tmp_path) as (one, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client(tmp_path, "registry-node"))
+            writer.write(b"GET /state HTTP/1.1\r\n")
+            await until(lambda: len(one._tasks) == 2 and not one._strangers)
+            strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(server.MOST + 4)]
+            async with asyncio.timeout(server.PATIENCE / 2):
+                for stranger in strangers[:4]:
+                    with suppress(ConnectionError):
+                        assert await stranger[0].read() == b""  # the oldest gave place to the newest
+            writer.write(b"\r\n")
+            answer = await reader.read()
+            for _, stranger_writer in strangers:
+                stranger_writer.close()
+            writer.close()
+            return answer
 
     assert asyncio.run(course()).startswith(b"HTTP/1.1 200 ")
 

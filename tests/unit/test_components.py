@@ -17,6 +17,7 @@ import subprocess
 import tarfile
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from kubeadm_registry.changes import RECORD_START, STARTED
 from kubeadm_registry.components import agent, common, garage, keepalived, network, programs, zot
 from kubeadm_registry.components.haproxy import login_digest
 from kubeadm_registry.host import FileState
+from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.workflow import run
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
@@ -180,6 +182,36 @@ def test_systemd_finds_nothing_to_say_about_the_units(case: str, tmp_path: Path)
     )  # fmt: skip
     ours = [line for line in result.stderr.splitlines() if str(tmp_path) in line or "kubeadm-registry" in line]
     assert not ours
+
+
+#: The most that `systemd-analyze security` may find: 0 is nothing left to an attacker, 10 everything.
+EXPOSURE = {agent.UNIT: 2.5, keepalived.UNIT: 2.8}  # both need capabilities, and the agent looks at other processes
+OTHERS = 2.3
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
+@pytest.mark.parametrize("case", ["ipv4-zot", "ipv4-distribution"])
+def test_a_service_may_do_no_more_than_it_needs(case: str, tmp_path: Path) -> None:
+    server = next(iter(installed(case).servers.values()))
+    found = {}
+    for path in server.files():
+        if not path.startswith(UNITS) or not path.endswith(".service"):
+            continue
+        unit = tmp_path / Path(path).name.replace("@.", "@1.")
+        unit.write_text(
+            re.sub(r"^(Exec\w+=[+-]*)\S+", r"\1/bin/true", server.content(path).decode(), flags=re.MULTILINE)
+        )
+        said = subprocess.run(
+            ["systemd-analyze", "security", "--offline=true", "--no-pager", unit],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if "unrecognized option" in said.stderr:
+            pytest.skip("this systemd judges running units only")
+        level = re.search(r"exposure level for .*: ([0-9.]+)", said.stdout)
+        assert level is not None, said.stdout + said.stderr
+        found[Path(path).name] = float(level[1])
+    assert len(found) >= 7
+    assert {name: level for name, level in found.items() if level > EXPOSURE.get(name, OTHERS)} == {}
 
 
 def test_every_file_that_a_unit_names_is_there() -> None:
@@ -494,3 +526,43 @@ def test_what_must_be_steady_begins_anew_after_each_flaw(monkeypatch: pytest.Mon
         said[now] = steady(FakeTransport().host())
     wait = "all is well, for {} s more to be sure".format
     assert list(said.values()) == ["apart", wait("1.0"), wait("0.5"), "apart", wait("1.0"), wait("0.1"), None]
+
+
+@pytest.mark.parametrize("changed", ["proxy: {anonymousPull: false}", "vip: {address: 10.0.0.9}"])
+def test_a_setting_of_the_proxy_is_taken_up_without_a_restart(changed: str) -> None:
+    """A restart would cut every transfer that is under way."""
+    fake = FakeCluster.of(config.SMALLEST)
+    host = fake.cluster.leader
+    server = fake.servers[host.name]
+    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    before = len(server.acts)
+    key = changed.partition(":")[0]
+    text = "".join(line for line in config.SMALLEST.splitlines(keepends=True) if not line.strip().startswith(key))
+    fake.config = config.parse(f"{text}  {changed}\n", "cluster.yaml")
+    run((PROXY,), fake.cluster, Recorder())
+    acts = [act for act in server.acts[before:] if "haproxy" in act and act.startswith(("reload", "restart", "start"))]
+    assert acts == [f"reload {unit}" for unit in paths.HAPROXY_UNITS]
+
+
+@pytest.mark.parametrize(
+    ("holders", "absent", "said"),
+    [
+        (("cp-1",), False, None),
+        (("cp-1",), True, None),
+        ((), False, "no server has 10.0.0.10"),
+        # It may be at the server that does not answer by SSH.
+        ((), True, None),
+        (("cp-1", "cp-2"), False, "cp-1, cp-2 have 10.0.0.10"),
+        (("cp-1", "cp-2"), True, "cp-1, cp-2 have 10.0.0.10"),
+    ],
+)
+def test_one_server_has_the_virtual_ip_or_may_have_it(holders: tuple[str, ...], absent: bool, said: str | None) -> None:
+    fake = FakeCluster.of(config.SMALLEST)
+    for name, server in fake.servers.items():
+        shown = "2: eth0 inet 10.0.0.10/32" if name in holders else ""
+        server.answer("ip", "-oneline", "address", "show", "-tentative", "to", "10.0.0.10/32", with_=shown)
+    cluster = fake.cluster
+    if absent:
+        cluster = replace(cluster, hosts=cluster.hosts[:2], absent={"cp-3": "no route"})
+    [wait] = keepalived.one_holder(cluster, cluster.leader)
+    assert wait.diff(cluster.leader) == said
