@@ -12,9 +12,10 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from kubeadm_registry import config, errors, paths
+from kubeadm_registry import config, errors, paths, values
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.phases import workflows
+from kubeadm_registry.phases.immutable import TABLE
 from kubeadm_registry.workflow import Workflow, leaves
 
 TARGET = Path(__file__).with_name("reference.md")
@@ -33,6 +34,7 @@ def text() -> str:
             *_phases("reset", workflows.RESET),
             *_checks(),
             *_configuration(),
+            *_immutable(),
             *_codes(),
             *_places(),
         ]
@@ -87,9 +89,9 @@ def _checks() -> Iterator[str]:
     yield ""
     yield "| check | passes when |"
     yield "| --- | --- |"
-    for _, phase in leaves(workflows.INIT):
-        for check in phase.checks:
-            yield f"| `{check.name}` | {_sentence(inspect.getdoc(check.probe) or '')} |"
+    checks = {check.name: check for _, phase in leaves(workflows.INIT) for check in phase.checks}
+    for check in checks.values():
+        yield f"| `{check.name}` | {_sentence(inspect.getdoc(check.probe) or '')} |"
     yield ""
 
 
@@ -108,6 +110,34 @@ def _configuration() -> Iterator[str]:
     yield ""
 
 
+def _immutable() -> Iterator[str]:
+    yield "### What cannot be changed in place"
+    yield ""
+    yield "Everything else in the file may be changed at any time: `init` brings the servers to it. These stay as they"
+    yield "were at the first `init`; the check `SameCluster` compares them before anything is touched."
+    yield ""
+    yield "| value | why it stays | to get another one |"
+    yield "| --- | --- | --- |"
+    for one in TABLE:
+        yield f"| {one.path if ' ' in one.path else f'`{one.path}`'} | {one.why} | {one.remedy} |"
+    yield ""
+    yield "`spec.frontend.type` may be changed, but the images do not come along: each program has a bucket of its own,"
+    yield "so `seed` again. What the other one had stays, and is there when it is changed back."
+    yield ""
+    yield "### Where data may be"
+    yield ""
+    yield "`spec.dataDirectory` is none of these, in none of them, and holds none. A directory that is there keeps its"
+    yield "owner and mode. The services run as users of their own, so all must be able to enter it (`o+x`), and must"
+    yield "not be able to write to it. `reset` deletes no images without `--purge-data`, and nothing that `init` did"
+    yield "not make."
+    yield ""
+    yield "| directory | which |"
+    yield "| --- | --- |"
+    for why, directories in values.reserved():
+        yield f"| {', '.join(f'`{directory}`' for directory in directories)} | {why} |"
+    yield ""
+
+
 def _fields(model: type[BaseModel], above: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         path = f"{above}{field.alias or name}"
@@ -116,7 +146,7 @@ def _fields(model: type[BaseModel], above: str) -> Iterator[str]:
         if inner is not None:
             yield from _fields(inner, f"{path}{many}.")
             continue
-        yield f"| `{path}{many}` | {_default(field)} | {field.description or ''} |"
+        yield f"| `{path}{many}` | {_default(field)} | {' '.join((field.description or '').split())} |"
 
 
 def _default(field: Any) -> str:

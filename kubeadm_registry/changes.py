@@ -117,13 +117,15 @@ def secret_of(user: str, path: str, content: bytes) -> File:
 class Directory:
     """A directory with this mode and owner.
 
-    With *recursive*, where the owner differs all below gets the new one too: data that outlived its user.
+    With *recursive*, where the owner differs all below gets the new one too: data that outlived its user. With *as_is*
+    one that is there already keeps mode and owner, which somebody else chose, and may be reached by a link.
     """
 
     path: str
     mode: int = 0o755
     owner: str = "root:root"
     recursive: bool = False
+    as_is: bool = False
 
     @property
     def title(self) -> str:
@@ -132,6 +134,8 @@ class Directory:
 
     def diff(self, host: Host) -> str | None:
         """What differs, or None."""
+        if self.as_is and host.query("test", "-d", self.path).ok:
+            return None
         result = host.query("stat", "-c", "%F|%a|%U:%G", "--", self.path)
         if not result.ok:
             return f"{self.path}: new directory, mode {self.mode:o}, owner {self.owner}"

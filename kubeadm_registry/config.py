@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from kubeadm_registry.addresses import ip, is_ipv6
+from kubeadm_registry.addresses import is_ipv6
 from kubeadm_registry.errors import ConfigError, ConfigProblem
+from kubeadm_registry.values import Address, DataDirectory, DnsName, Label, NodeName, Upstream
 
 API_VERSION: Literal["kubeadm-registry.dev/v1alpha1"] = "kubeadm-registry.dev/v1alpha1"
 DEFAULT_FILE = Path("cluster.yaml")
@@ -29,62 +29,6 @@ spec:
     - {name: cp-3, address: 10.0.0.13}
   vip: {address: 10.0.0.10}
 """
-
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_DNS_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(\.{_LABEL.pattern})*")
-_UPSTREAM = re.compile(rf"{_DNS_NAME.pattern}(:[0-9]{{1,5}})?")
-
-
-def _label(value: str) -> str:
-    if not _LABEL.fullmatch(value):
-        raise ValueError("must be a DNS label: lower-case letters, digits and dashes, 63 at most (RFC 1123)")
-    return value
-
-
-def _node_name(value: str) -> str:
-    if value == "local":
-        raise ValueError("must not be 'local', by which each server calls itself")
-    return _label(value)
-
-
-def _dns_name(value: str) -> str:
-    if not _DNS_NAME.fullmatch(value):
-        raise ValueError("must be a DNS name in lower case (RFC 1123)")
-    return value
-
-
-def _upstream(value: str) -> str:
-    if not _UPSTREAM.fullmatch(value) or ("." not in value and ":" not in value):
-        raise ValueError("must be the host of a registry as it stands in image names, such as registry.k8s.io")
-    return value
-
-
-def _address(value: str) -> str:
-    parsed = ip(value)
-    if parsed is None:
-        raise ValueError("must be an IPv4 or IPv6 address, not a name: names need a DNS that may not be there yet")
-    if parsed.is_unspecified or parsed.is_loopback or parsed.is_multicast:
-        raise ValueError("must be the address of a server, not a loopback, multicast or unspecified one")
-    if is_ipv6(value) and parsed.is_link_local:
-        raise ValueError("must not be link-local: containerd cannot name the interface")
-    if "%" in value:
-        raise ValueError("must not name an interface: only link-local addresses have one")
-    return str(parsed)
-
-
-def _absolute(value: str) -> str:
-    path = Path(value)
-    if not path.is_absolute() or ".." in path.parts or not re.fullmatch(r"[A-Za-z0-9/._-]+", value) or not path.name:
-        raise ValueError("must be an absolute path of letters, digits, dots, dashes and underscores, without '..'")
-    return str(path)
-
-
-Label = Annotated[str, AfterValidator(_label)]
-NodeName = Annotated[str, AfterValidator(_node_name)]
-DnsName = Annotated[str, AfterValidator(_dns_name)]
-Upstream = Annotated[str, AfterValidator(_upstream)]
-Address = Annotated[str, AfterValidator(_address)]
-AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 
 
 class Model(BaseModel):
@@ -208,8 +152,9 @@ class Spec(Model):
     """Upstream registries whose images containerd takes from this registry instead."""
     containerd: Containerd = Containerd()
     kubernetes: Kubernetes = Kubernetes()
-    data_directory: AbsolutePath = "/var/lib/kubeadm-registry"
-    """Where the servers keep layers and metadata: the place for a disk of its own."""
+    data_directory: DataDirectory = "/var/lib/kubeadm-registry"
+    """Where the servers keep layers and metadata: the place for a disk of its own. A directory that is there keeps its
+    owner and mode."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

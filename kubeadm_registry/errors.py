@@ -66,12 +66,16 @@ class ConfigError(Error):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a check found on a host: one sentence with its remedy. *ignored*: the user asked to go on regardless."""
+    """What a check found on a host: one sentence with its remedy.
+
+    *ignored*: the user asked to go on regardless; *mandatory*: that cannot be asked of this check.
+    """
 
     check: str
     host: str
     text: str
     ignored: bool = False
+    mandatory: bool = False
 
 
 class PreflightFailed(Error):
@@ -82,10 +86,11 @@ class PreflightFailed(Error):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         fatal = [problem for problem in problems if not problem.ignored]
-        names = ",".join(sorted({problem.check for problem in fatal}))
+        names = ",".join(sorted({problem.check for problem in fatal if not problem.mandatory}))
+        regardless = f", or go on regardless with --ignore-preflight-errors={names}" if names else ""
         super().__init__(
             f"preflight found {len(fatal)} problem{'s' if len(fatal) != 1 else ''}; nothing was changed",
-            hint=f"mend what is listed above, or go on regardless with --ignore-preflight-errors={names}",
+            hint=f"mend what is listed above{regardless}",
         )
         self.problems = tuple(problems)
 

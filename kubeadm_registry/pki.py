@@ -14,6 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kubeadm_registry.addresses import ip
 
+#: Begins the name of an authority, before the name of its cluster.
+_CA_OF = "kubeadm-registry CA of "
 CA_LIFETIME = timedelta(days=3650)
 #: Long enough for a room that nobody visits for a year, short enough that renewal is practised.
 LEAF_LIFETIME = timedelta(days=1095)
@@ -37,7 +39,7 @@ class Pair:
 def make_ca(cluster: str) -> Pair:
     """A new authority (ECDSA P-256) that may sign end certificates only (path length 0, RFC 5280, 4.2.1.9)."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"kubeadm-registry CA of {cluster}")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{_CA_OF}{cluster}")])
     usage = x509.KeyUsage(
         digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
         data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
@@ -50,6 +52,13 @@ def make_ca(cluster: str) -> Pair:
         .sign(key, hashes.SHA256())
     )
     return Pair(_pem(certificate), _key_pem(key))
+
+
+def cluster_of(ca_certificate: str) -> str | None:
+    """The name of the cluster that an authority of ``make_ca`` was made for; None if it was made by others."""
+    subject = x509.load_pem_x509_certificate(ca_certificate.encode()).subject
+    names = [str(attribute.value) for attribute in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return next((name.removeprefix(_CA_OF) for name in names if name.startswith(_CA_OF)), None)
 
 
 def issue(

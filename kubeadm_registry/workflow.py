@@ -30,11 +30,13 @@ class Check:
     """A precondition. A healthy host on which the registry is installed passes it.
 
     *name* is what --ignore-preflight-errors takes; *probe* yields one sentence with its remedy for each problem.
+    A *mandatory* one cannot be ignored: going on would destroy what nobody asked to destroy.
     """
 
     name: str
     probe: Callable[[Cluster, Host], Iterator[str]]
     on: Callable[[Cluster], Sequence[Host]] = everyone
+    mandatory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +200,8 @@ def preflight(
                 # What cannot be told is a problem of this check; the others go on.
                 found = [f"{error.message}; {error.hint}" if error.hint else error.message]
             reporter.check(host.name, check.name, ok=not found)
-            ignored = check.name in ignore or "all" in ignore
-            problems += [Problem(check.name, host.name, text, ignored) for text in found]
+            ignored = not check.mandatory and (check.name in ignore or "all" in ignore)
+            problems += [Problem(check.name, host.name, text, ignored, check.mandatory) for text in found]
         return problems
 
     problems = [problem for found in side_by_side(ask, cluster.hosts) for problem in found]

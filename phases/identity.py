@@ -11,6 +11,7 @@ from kubeadm_registry.changes import Absent, Steps
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.host import Host
+from kubeadm_registry.phases.immutable import SAME_CLUSTER
 from kubeadm_registry.workflow import Check, Phase
 
 
@@ -59,7 +60,7 @@ STORE = Phase(
     "store",
     "Store the cluster's authority, credentials and keys on every server",
     store,
-    checks=(Check("Secrets", storable),),
+    checks=(SAME_CLUSTER, Check("Secrets", storable)),
 )
 
 

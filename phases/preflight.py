@@ -11,9 +11,10 @@ from kubeadm_registry import paths
 from kubeadm_registry.addresses import ip
 from kubeadm_registry.changes import unit_state
 from kubeadm_registry.cluster import Cluster, leader
-from kubeadm_registry.components import keepalived
+from kubeadm_registry.components import data, keepalived
 from kubeadm_registry.errors import Error
 from kubeadm_registry.host import Host, has_address
+from kubeadm_registry.phases.immutable import SAME_CLUSTER
 from kubeadm_registry.workflow import Check, Phase
 
 SUPPORTED = {
@@ -197,11 +198,13 @@ def _answers(host: Host, address: str) -> bool:
 
 
 CHECKS = (
+    SAME_CLUSTER,
     Check("OperatingSystem", operating_system),
     Check("Architecture", architecture),
     Check("Tools", tools),
     Check("Kernel", kernel),
     Check("Ports", ports),
+    Check("DataDirectory", data.suitable),
     Check("DiskSpace", disk),
     Check("Clock", clock),
     Check("VipInSubnet", vip_in_subnet),

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubeadm_registry import containerd, paths, secrets
-from kubeadm_registry.changes import Absent, NoService, NoUser, Steps
+from kubeadm_registry.changes import Absent, Directory, NoService, NoUser, Steps
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network, zot
+from kubeadm_registry.components import agent, data, distribution, garage, haproxy, keepalived, network, zot
 from kubeadm_registry.host import Host
 from kubeadm_registry.workflow import Check, Phase
 
@@ -49,7 +49,9 @@ class SecretsKept:
 
     def apply(self, host: Host) -> None:
         """Move them."""
-        host.run("install", "-d", "-m", "755", "--", self.cluster.spec.data_directory)
+        place = Directory(self.cluster.spec.data_directory, as_is=True)
+        if place.diff(host) is not None:
+            place.apply(host)
         content = host.read(secrets.PATH) or b""
         host.write(self._kept, content, mode=0o600)
         host.run("rm", "-f", "--", secrets.PATH)
@@ -67,30 +69,34 @@ def keep(cluster: Cluster, host: Host) -> Steps:
 def files(cluster: Cluster, host: Host) -> Steps:
     """Remove configuration, programs, run-time state and users."""
     # zot has its images in the storage; what it works with is no data, and would be left to a user who is gone.
+    if data.owns_scratch(cluster, host):
+        yield Absent(data.scratch(cluster))
     # What the agent has promised ends with the cluster.
-    for path in (paths.ETC, paths.OPT, paths.RUN, f"{cluster.spec.data_directory}/{zot.NAME}", agent.data(cluster)):
+    for path in (paths.ETC, paths.OPT, paths.RUN, agent.data(cluster)):
         yield Absent(path)
     for user in (agent.USER, haproxy.USER, zot.USER, distribution.USER, garage.USER):
         yield NoUser(user)
 
 
-def data(cluster: Cluster, host: Host) -> Steps:
+def purge(cluster: Cluster, host: Host) -> Steps:
     """Delete the images and the secrets, and nothing else that somebody may keep in that folder."""
     directory = cluster.spec.data_directory
-    yield Absent(f"{directory}/{garage.NAME}")
+    if data.owns_storage(cluster, host):
+        yield Absent(data.storage(cluster))
     yield Absent(secrets.kept(directory))
     yield Absent(directory, only_if_empty=True)
 
 
+IMAGES_STAY = Check("ImagesStay", data.astray, mandatory=True)
 CONTAINERD = Phase(
     "containerd",
     "Give containerd its own configuration back",
     give_back,
-    checks=(Check("ContainerdBackup", restorable),),
+    checks=(IMAGES_STAY, Check("ContainerdBackup", restorable)),
     one_at_a_time=True,
 )
 SERVICES = Phase("services", "Stop the services and remove their units", services)
 KEEP = Phase("secrets", "Keep the secrets beside the data", keep)
-FILES = Phase("files", "Remove configuration, programs and users", files)
-DATA = Phase("data", "Delete all images and the secrets (only with --purge-data)", data)
+FILES = Phase("files", "Remove configuration, programs and users", files, notices=data.foreign_scratch)
+DATA = Phase("data", "Delete all images and the secrets (only with --purge-data)", purge, notices=data.foreign_storage)
 RESET_PHASES = (CONTAINERD, SERVICES, KEEP, FILES, DATA)

@@ -28,7 +28,8 @@ def base(cluster: Cluster, host: Host) -> Steps:
         yield User(name)
     # The agent speaks to the proxy's runtime socket and shows the same certificate.
     yield User(agent.USER, groups=(haproxy.USER,))
-    for path in (ETC, OPT, PROGRAMS, LIBEXEC, cluster.spec.data_directory):
+    for path in (ETC, OPT, PROGRAMS, LIBEXEC):
         yield Directory(path)
+    yield Directory(cluster.spec.data_directory, as_is=True)
     yield File(RECORD_START, _RECORD_START, mode=0o755)
     yield File(f"{UNITS}/{SLICE}", render(f"units/{SLICE}.j2"))

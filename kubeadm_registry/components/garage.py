@@ -17,11 +17,14 @@ from kubeadm_registry.components.units import serve
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
 from kubeadm_registry.host import Host, side_by_side
 from kubeadm_registry.render import render
+from kubeadm_registry.secrets import Secrets
 
 NAME = "garage"
 UNIT = paths.unit(NAME)
 USER = paths.user(NAME)
 CONFIG = f"{paths.ETC}/garage/garage.toml"
+NODE_KEY = "meta/node_key"
+"""Below Garage's directory: the private key by which the other servers know this one."""
 KEY_NAME = "registry"
 #: Nominal: all servers are equal, so only the ratio counts, and Garage does not stop at it.
 _CAPACITY = 1_000_000_000_000
@@ -35,6 +38,11 @@ def bucket(cluster: Cluster) -> str:
     return f"registry-{cluster.spec.frontend.type}"
 
 
+def copies(servers: int) -> int:
+    """How many servers keep each block, of so many *servers*."""
+    return min(3, servers)
+
+
 def s3_url() -> str:
     """Where the frontend finds the storage."""
     return url(paths.S3_ADDRESS, paths.S3_PORT, scheme="http")
@@ -45,7 +53,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     etc, data = f"{paths.ETC}/garage", f"{cluster.spec.data_directory}/garage"
     node, secrets = cluster.node(host), cluster.secrets
     members = [(secrets.node_id(member.name), member.address) for member in cluster.spec.nodes]
-    key = secrets.node_key(node.name)
+    key = node_key(secrets, node.name)
     config = File(
         CONFIG,
         render(
@@ -54,7 +62,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
             members=members,
             data=data,
             etc=etc,
-            replication_factor=min(3, len(members)),
+            replication_factor=copies(len(members)),
             rpc_port=paths.RPC_PORT,
             s3=endpoint(paths.S3_ADDRESS, paths.S3_PORT),
             admin=endpoint(paths.LOOPBACK, paths.ADMIN_PORT),
@@ -68,8 +76,8 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield Directory(etc, mode=0o750, owner=f"root:{USER}")
     for directory in (data, f"{data}/meta", f"{data}/data"):
         yield Directory(directory, mode=0o700, owner=f"{USER}:{USER}", recursive=True)
-    yield secret_of(USER, f"{data}/meta/node_key", _bytes(key))
-    yield File(f"{data}/meta/node_key.pub", _bytes(key[64:]), owner=f"{USER}:{USER}", mode=0o400)
+    yield secret_of(USER, f"{data}/{NODE_KEY}", key)
+    yield File(f"{data}/{NODE_KEY}.pub", _bytes(secrets.node_id(node.name)), owner=f"{USER}:{USER}", mode=0o400)
     yield from (rpc_secret, admin_token, config)
     yield from serve(
         UNIT,
@@ -98,6 +106,11 @@ def form(cluster: Cluster, host: Host) -> Steps:
 def joined(cluster: Cluster, host: Host) -> Steps:
     """Wait until the storage is whole as this host sees it."""
     yield Wait("the storage is whole as seen from here", partial(whole, cluster), timeout=60)
+
+
+def node_key(secrets: Secrets, name: str) -> bytes:
+    """The content of the file NODE_KEY of the server *name*. Raises NotYetKnown before it is made."""
+    return _bytes(secrets.node_key(name))
 
 
 def _bytes(key: str) -> bytes:
@@ -270,8 +283,7 @@ class Layout:
         if present == wanted:
             return None
         if layout["version"] == 0:
-            copies = min(3, len(wanted))
-            return f"storage layout: {', '.join(sorted(wanted.values()))}, each block on {copies} of them"
+            return f"storage layout: {', '.join(sorted(wanted.values()))}, each block on {copies(len(wanted))} of them"
         raise Error(
             f"the storage consists of {', '.join(sorted(present.values()))}, the file names "
             f"{', '.join(sorted(wanted.values()))}",

@@ -195,6 +195,16 @@ class FakeCluster:
                     fake._unpack(server, one)
         return fake
 
+    def with_file(self, text: str) -> FakeCluster:
+        """The same servers with another cluster file; a server that is new in it is a bare one."""
+        parsed = config.parse(text, "cluster.yaml")
+        servers = {node.name: self.servers.get(node.name, FakeTransport(node.name)) for node in parsed.spec.nodes}
+        self.garage.hosts = servers
+        other = FakeCluster(parsed, servers, self.garage, self.programs, fixed=None)
+        for server in servers.values():
+            other._furnish(server)
+        return other
+
     @property
     def cluster(self) -> Cluster:
         """What a run begins with."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kubeadm_registry import changes, secrets, workflow
 from kubeadm_registry import host as host_module
+from kubeadm_registry.components import data
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.host import FileState, Host, Result
 
@@ -259,6 +260,24 @@ class FakeTransport:
             raise Failed
         return b""
 
+    def _way(self, arguments: tuple[str, ...], _: bytes) -> bytes:
+        real = posixpath.normpath(arguments[0])
+        while link := next((one for one in self._above(real) if isinstance(self.tree.get(one), Link)), None):
+            target = self.tree[link]
+            assert isinstance(target, Link)
+            real = posixpath.normpath(posixpath.join(posixpath.dirname(link), target.target)) + real[len(link) :]
+        lines = [real]
+        for path in self._above(real):
+            node = self.tree.get(path)
+            if node is not None:
+                assert not isinstance(node, Link)
+                lines.append(f"{node.mode:o}|{'directory' if isinstance(node, Dir) else 'regular file'}|{path}")
+        return "\n".join(lines).encode() + b"\n"
+
+    def _above(self, path: str) -> list[str]:
+        """*path* and all folders above it, the innermost first."""
+        return [path] if path == "/" else [path, *self._above(posixpath.dirname(path))]
+
     def _unit_state(self, arguments: tuple[str, ...], _: bytes) -> bytes:
         name, record = arguments
         unit = self.units.get(name) or Unit()
@@ -379,6 +398,10 @@ class FakeTransport:
         if found["name"] not in (self.users if found["database"] == "passwd" else self.groups):
             raise Failed(code=2)
         return f"{found['name']}:x:990:\n".encode()
+
+    def _find(self, found: re.Match[str]) -> bytes:
+        below = [one for one in self._below(self._path(found)) if not isinstance(self.tree[one], Dir)]
+        return f"{below[0]}\n".encode() if below else b""
 
     def _test(self, found: re.Match[str]) -> bytes:
         node, what = self._follow(found["path"]), found["what"]
@@ -513,6 +536,7 @@ _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = 
     workflow._FLUSH: FakeTransport._flush,
     secrets._DATA: FakeTransport._data,
     workflow._SWEEP: FakeTransport._sweep,
+    data._WAY: FakeTransport._way,
 }
 
 
@@ -548,6 +572,7 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
         ("userdel -- <user>", FakeTransport._userdel),
         ("groupdel -- <user>", FakeTransport._groupdel),
         ("getent <database> <name>", FakeTransport._getent),
+        ("find <path> ! -type d -print -quit", FakeTransport._find),
         ("test -<what> <path>", FakeTransport._test),
         ("journalctl --no-pager --quiet -o cat -n 5 -u <unit>", FakeTransport._journal),
         ("systemctl daemon-reload", FakeTransport._daemon_reload),

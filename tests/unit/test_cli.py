@@ -26,6 +26,7 @@ from kubeadm_registry.phases.workflows import INIT, RESET
 from kubeadm_registry.workflow import Workflow, leaves
 from tests.unit.bundle_files import image, script, write_layout
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.fakes import Dir, Link
 from tests.unit.healthy import healthy, without_containerd
 
 #: Phases that the fake servers have no answers for.
@@ -498,6 +499,72 @@ def test_only_purge_data_deletes_images_and_only_ours(run: Terminal, installed: 
         left = [path for path in server.tree if path.startswith("/var/lib/")]
         folder = "/var/lib/kubeadm-registry"
         assert left == ([folder, f"{folder}/of the user"] if name == "cp-2" else [])
+
+
+def test_a_data_directory_that_was_there_keeps_its_owner_and_mode(run: Terminal, servers: FakeCluster) -> None:
+    run.write(config.SMALLEST + "  dataDirectory: /srv\n")
+    for server in servers.servers.values():
+        server.users["ann"], server.groups = {"ann"}, server.groups | {"ann"}
+        server.tree["/srv"] = Dir(0o2775, "ann:ann")
+        server.put("/srv/of ann", b"x")
+    assert run("init", *SKIP).exit_code == 0
+    assert {server.tree["/srv"] for server in servers.servers.values()} == {Dir(0o2775, "ann:ann")}
+    for server in servers.servers.values():
+        without_containerd(server)
+    assert run("reset", "--yes").exit_code == 0
+    assert {server.tree["/srv"] for server in servers.servers.values()} == {Dir(0o2775, "ann:ann")}
+    assert servers.servers["cp-1"].files()["/srv/secrets.json"].mode == 0o600
+
+
+@pytest.mark.parametrize("purge", [(), ("--purge-data",)], ids=["keep", "purge"])
+def test_reset_with_another_data_directory_is_refused_before_anything_is_touched(
+    run: Terminal, installed: FakeCluster, purge: tuple[str, ...]
+) -> None:
+    """It would put the secrets where nobody looks for them, or leave what was to be purged."""
+    run.write(config.SMALLEST + "  dataDirectory: /srv/registry\n")
+    before = installed.snapshot()
+    result = run("reset", "--yes", *purge)
+    failed(result, 3)
+    assert "the images are in /var/lib/kubeadm-registry, not in /srv/registry" in result.stdout
+    assert "--ignore-preflight-errors" not in result.stderr, "nobody can ask for this"
+    assert installed.snapshot() == before
+
+
+def test_reset_removes_no_directory_that_the_images_are_in(run: Terminal, installed: FakeCluster) -> None:
+    server = installed.servers["cp-2"]
+    for path in [path for path in server.tree if path.startswith("/var/lib/kubeadm-registry")]:
+        server.tree[path.replace("/var/lib/", "/opt/kubeadm-registry/")] = server.tree.pop(path)
+    server.tree["/var/lib/kubeadm-registry"] = Link("/opt/kubeadm-registry/kubeadm-registry")
+    before = installed.snapshot()
+    result = run("reset", "--yes")
+    failed(result, 3)
+    assert "the images are in /opt/kubeadm-registry/kubeadm-registry, which is removed whole" in result.stdout
+    assert installed.snapshot() == before
+
+
+@pytest.mark.parametrize("name", ["garage", "zot"])
+def test_reset_leaves_what_it_did_not_put_into_the_data_directory(
+    run: Terminal, servers: FakeCluster, name: str
+) -> None:
+    """A cluster file may name a directory of somebody who runs the same programs, and reset may come before init."""
+    run.write(config.SMALLEST + "  dataDirectory: /srv\n")
+    for server in servers.servers.values():
+        without_containerd(server)
+        server.put(f"/srv/{name}/meta/node_key", b"of another storage")
+    result = run("reset", "--yes", "--purge-data")
+    assert result.exit_code == 0, result.output
+    for server in servers.servers.values():
+        assert server.content(f"/srv/{name}/meta/node_key") == b"of another storage"
+    assert f"/srv/{name} holds files that this registry did not put there" in result.stdout
+
+
+def test_a_purge_that_was_cut_off_is_made_up(run: Terminal, installed: FakeCluster) -> None:
+    """Files go in no order: the key by which the storage is known as ours may be the first to go."""
+    assert run("reset", "--yes").exit_code == 0
+    for server in installed.servers.values():
+        del server.tree["/var/lib/kubeadm-registry/garage/meta/node_key"]
+    assert run("reset", "--yes", "--purge-data").exit_code == 0
+    assert not any("kubeadm-registry" in path for server in installed.servers.values() for path in server.tree)
 
 
 def test_a_dry_run_of_reset_touches_nothing(run: Terminal, installed: FakeCluster) -> None:

@@ -161,7 +161,7 @@ BAD = {
     "directories": (
         spec(more="  dataDirectory: srv\n"),
         ["spec.dataDirectory: must be an absolute path of letters, digits, dots, dashes and underscores, without "
-         "'..' (it is 'srv')"],
+         "'..', 200 characters at most (it is 'srv')"],
     ),
     "a list where a mapping belongs": (
         spec(vip="[10.0.0.9]"),
@@ -187,6 +187,41 @@ def test_a_data_directory_needs_no_quoting(path: str) -> None:
     """It stands in units and configuration files as it is."""
     (problem,) = problems(spec(more=f"  dataDirectory: {yaml.safe_dump(path)}"))
     assert problem.startswith("spec.dataDirectory: must be an absolute path")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/opt/kubeadm-registry/data", "must not be in /opt/kubeadm-registry, which belongs to kubeadm-registry"),
+        ("//opt/kubeadm-registry", "must not be in /opt/kubeadm-registry"),
+        ("/etc/kubeadm-registry/x", "must not be in /etc, which belongs to the operating system"),
+        ("/run/kubeadm-registry/data", "must not be in /run, which is emptied when the server starts"),
+        ("/run/x", "must not be in /run"),
+        ("/tmp", "must not be in /tmp"),  # noqa: S108
+        ("/var/tmp/x", "must not be in /var/tmp"),  # noqa: S108
+        ("/root", "must not be in /root, which is hidden from the services"),
+        ("/home/ann/registry", "must not be in /home"),
+        ("/proc/1", "must not be in /proc"),
+        ("/usr/local/share/registry", "must not be in /usr"),
+        ("/var/lib/etcd", "must not be in /var/lib/etcd, which belongs to Kubernetes or a container runtime"),
+        ("/etc/kubernetes", "must not be in /etc"),
+        ("/var/lib/containerd/x/", "must not be in /var/lib/containerd"),
+        ("/opt", "must not be /opt, which holds /opt/kubeadm-registry: name a directory of its own, such as "
+                 "/opt/registry"),
+        ("/var/./lib", "must not be /var/lib, which holds "),
+        ("/" + 70 * "abc", "must be an absolute path"),
+    ],
+)  # fmt: skip
+def test_a_data_directory_is_nobody_elses(path: str, words: str) -> None:
+    """What is there would be given other owners, hidden from the services, or removed by reset with the images."""
+    (problem,) = problems(spec(more=f"  dataDirectory: {path}\n"))
+    assert problem.startswith(f"spec.dataDirectory: {words}")
+    assert problem.endswith(f"(it is '{path}')")
+
+
+@pytest.mark.parametrize("path", ["/srv", "/mnt/disk", "/data", "/opt/registry", "/var/lib/etcd2", "/var/registry/"])
+def test_a_data_directory_of_its_own(path: str) -> None:
+    assert parse(spec(more=f"  dataDirectory: {path}\n"), "x").spec.data_directory == path.rstrip("/")
 
 
 def test_an_address_names_no_interface() -> None:
@@ -336,7 +371,7 @@ def documents(draw: st.DrawFn) -> dict[str, object]:
             mirrors=st.lists(hosts, max_size=4, unique=True),
             containerd=optional(sandboxImage=words),
             kubernetes=optional(version=st.just("v1.36.3"), controlPlaneEndpoint=words),
-            dataDirectory=st.from_regex(r"(/[a-z0-9_-]{1,5}){1,3}", fullmatch=True),
+            dataDirectory=st.from_regex(r"/srv(/[a-z0-9_-]{1,5}){1,3}", fullmatch=True),
         )
     )
     return {

@@ -11,12 +11,13 @@ import pytest
 
 from kubeadm_registry import config, paths
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent
+from kubeadm_registry.components import agent, data
 from kubeadm_registry.phases import preflight
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.report import JsonLines
 from kubeadm_registry.workflow import leaves, run
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.fakes import Dir, Link
 from tests.unit.healthy import DEBIAN, SSHD, free, healthy, neighbour
 from tests.unit.here import here, stub
 
@@ -185,6 +186,71 @@ def test_all_clocks_wrong_together_are_no_problem(good: FakeCluster) -> None:
     assert problems(good) == {}
 
 
+def test_a_data_directory_that_others_cannot_enter_or_all_can_change(good: FakeCluster) -> None:
+    good.servers["cp-2"].tree["/var/lib/kubeadm-registry"] = Dir(0o700)
+    good.servers["cp-3"].tree["/var/lib"] = Dir(0o777)
+    assert problems(good) == {
+        "DataDirectory": [
+            "/var/lib/kubeadm-registry has mode 700, and the services run as users of their own: "
+            "chmod o+x /var/lib/kubeadm-registry"
+        ]
+    }
+    [text] = problems(good, "cp-3")["DataDirectory"]
+    assert text == "/var/lib has mode 777, so everybody could replace the data: chmod o-w /var/lib"
+    good.servers["cp-3"].tree["/var/lib"] = Dir(0o1777)
+    assert problems(good, "cp-3") == {}, "others cannot take away what is not theirs there"
+
+
+def test_a_data_directory_that_is_a_file(good: FakeCluster) -> None:
+    good.servers["cp-2"].put("/var/lib/kubeadm-registry", b"x", 0o755)
+    assert "/var/lib/kubeadm-registry is a regular file, not a directory" in problems(good)["DataDirectory"][0]
+
+
+def test_a_data_directory_that_leads_to_where_none_may_be(good: FakeCluster) -> None:
+    good.servers["cp-2"].tree["/var/lib/kubeadm-registry"] = Link("../../opt/kubeadm-registry/data")
+    good.servers["cp-3"].tree["/var/lib/kubeadm-registry"] = Link("/srv/registry")
+    assert problems(good) == {
+        "DataDirectory": [
+            "/var/lib/kubeadm-registry leads to /opt/kubeadm-registry/data: the data must not be in "
+            "/opt/kubeadm-registry, which belongs to kubeadm-registry itself, and reset removes it"
+        ]
+    }
+    assert problems(good, "cp-3") == {}
+
+
+@pytest.mark.parametrize("name", ["garage", "zot"])
+def test_a_data_directory_that_has_somebody_elses_storage_in_it(good: FakeCluster, name: str) -> None:
+    """Its owner would be changed, and reset would delete it."""
+    good.servers["cp-2"].put(f"/var/lib/kubeadm-registry/{name}/meta/node_key", b"of another one", owner="root:root")
+    assert problems(good) == {
+        "DataDirectory": [
+            f"/var/lib/kubeadm-registry/{name} holds files that this registry did not put there; move them away, or "
+            "name another place in spec.dataDirectory"
+        ]
+    }
+
+
+def test_the_script_that_looks_at_the_way_to_the_data(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir(mode=0o750)
+    (tmp_path / "link").symlink_to("disk")
+    (tmp_path / "file").touch(mode=0o640)
+    real, *steps = data._way(here(), f"{tmp_path}/link/new/er")
+    assert real == f"{tmp_path}/disk/new/er"
+    assert steps[0] == f"750|directory|{tmp_path}/disk"
+    assert [step.split("|")[2] for step in steps] == [
+        str(one) for one in (tmp_path / "disk", *(tmp_path / "disk").parents)
+    ]
+    assert data._way(here(), f"{tmp_path}/file")[1] == f"640|regular empty file|{tmp_path}/file"
+
+
+def test_what_finds_a_file_in_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert data._empty(here(), str(tmp_path))
+    assert data._empty(here(), str(tmp_path / "nowhere"))
+    (tmp_path / "a" / "b" / "c").touch()
+    assert not data._empty(here(), str(tmp_path))
+
+
 def test_a_vip_outside_of_the_subnet(good: FakeCluster) -> None:
     text = config.SMALLEST.replace("address: 10.0.0.10}", "address: 10.0.1.10}")
     [found] = problems(healthy(FakeCluster.of(text)))["VipInSubnet"]
@@ -231,7 +297,7 @@ def test_the_script_that_knocks(tmp_path: Path, shown: str, code: int) -> None:
 
 
 def test_every_check_has_a_name_that_can_be_typed_and_says_what_it_wants() -> None:
-    checks = [check for _, phase in leaves(INIT) for check in phase.checks]
+    checks = {check for _, phase in leaves(INIT) for check in phase.checks}
     names = [check.name for check in checks]
     assert len(set(names)) == len(names) > 8
     for check in checks:

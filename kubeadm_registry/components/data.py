@@ -1,0 +1,96 @@
+"""The data directory on a host: whether it can serve, and what in it is this cluster's and not somebody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from kubeadm_registry import paths, secrets
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import existing, garage, zot
+from kubeadm_registry.host import Host
+from kubeadm_registry.values import unsuitable
+
+#: Where ``$1`` really is, then mode and type of all on the way to it that is there already, the innermost first.
+_WAY = """
+path=$(realpath -m -- "$1") && echo "$path" || exit 1
+until [ -e "$path" ]; do path=$(dirname -- "$path"); done
+while stat -c '%a|%F|%n' -- "$path" && [ "$path" != / ]; do path=$(dirname -- "$path"); done
+"""
+
+
+def storage(cluster: Cluster) -> str:
+    """Where Garage keeps layers and metadata."""
+    return f"{cluster.spec.data_directory}/{garage.NAME}"
+
+
+def scratch(cluster: Cluster) -> str:
+    """Where zot keeps what it works with; the images are in the storage."""
+    return f"{cluster.spec.data_directory}/{zot.NAME}"
+
+
+def suitable(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The data directory can be entered by the services, is safe from others, and holds nothing of somebody else's."""
+    wanted = cluster.spec.data_directory
+    real, *steps = _way(host, wanted)
+    if real != wanted and (flaw := unsuitable(real)) is not None:
+        yield f"{wanted} leads to {real}: the data {flaw}"
+    for mode, kind, path in (step.split("|", 2) for step in steps):
+        if kind != "directory":
+            yield f"{path} is a {kind}, not a directory; move it away, or name another place in spec.dataDirectory"
+        elif not int(mode, 8) & 0o001:
+            yield f"{path} has mode {mode}, and the services run as users of their own: chmod o+x {path}"
+        elif int(mode, 8) & 0o1002 == 0o002:
+            yield f"{path} has mode {mode}, so everybody could replace the data: chmod o-w {path}"
+    for text in (*foreign_storage(cluster, host), *foreign_scratch(cluster, host)):
+        yield f"{text}; move them away, or name another place in spec.dataDirectory"
+
+
+def astray(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The images are where the file says, and in nothing that reset removes without being told to delete images."""
+    wanted = where = cluster.spec.data_directory
+    made = existing.read(host)
+    if made is not None and made.data_directory != wanted and not _empty(host, f"{made.data_directory}/{garage.NAME}"):
+        where = made.data_directory
+        yield f"the images are in {where}, not in {wanted}; set spec.dataDirectory to where they are"
+    real, *_ = _way(host, where)
+    if any(PurePosixPath(real).is_relative_to(tree) for tree in (paths.ETC, paths.OPT, paths.RUN)):
+        yield f"the images are in {real}, which is removed whole; stop {garage.UNIT} and move them out of it first"
+
+
+def foreign_storage(cluster: Cluster, host: Host) -> Iterator[str]:
+    """That in the place of the storage is what is not this cluster's."""
+    if not owns_storage(cluster, host):
+        yield f"{storage(cluster)} holds files that this registry did not put there"
+
+
+def foreign_scratch(cluster: Cluster, host: Host) -> Iterator[str]:
+    """That in the place of zot's folder is what is not our zot's."""
+    if not owns_scratch(cluster, host):
+        yield f"{scratch(cluster)} holds files that this registry did not put there"
+
+
+def owns_storage(cluster: Cluster, host: Host) -> bool:
+    """Whether the storage of *host* is this cluster's, or nothing is there: what else is there must stay as it is."""
+    vault = cluster.vault
+    key = garage.node_key(vault.preview(), host.name) if vault.made and host.name not in vault.missing else None
+    if key is not None and host.read(f"{storage(cluster)}/{garage.NODE_KEY}") == key:
+        return True
+    # Half removed it may have lost its key; the secrets that are kept beside it go last.
+    kept = host.query("test", "-e", secrets.kept(cluster.spec.data_directory)).ok
+    return kept or _empty(host, storage(cluster))
+
+
+def owns_scratch(cluster: Cluster, host: Host) -> bool:
+    """Whether zot's folder was made for our zot, or nothing is in it."""
+    found = host.query("stat", "-c", "%F|%a|%U:%G", "--", scratch(cluster))
+    return found.text.endswith(f"|{zot.USER}:{zot.USER}") or _empty(host, scratch(cluster))
+
+
+def _empty(host: Host, directory: str) -> bool:
+    """Whether there is no file in *directory*, at any depth; also if there is no such directory."""
+    return not host.query("find", directory, "!", "-type", "d", "-print", "-quit").text
+
+
+def _way(host: Host, directory: str) -> list[str]:
+    return host.query("sh", "-c", _WAY, "way", directory).stdout.decode(errors="replace").splitlines()

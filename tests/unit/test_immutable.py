@@ -1,0 +1,204 @@
+"""What cannot be changed in place is found before anything is touched, in a dry-run as well, and says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kubeadm_registry import config, secrets
+from kubeadm_registry.errors import PhaseFailed, PreflightFailed
+from kubeadm_registry.phases import immutable
+from kubeadm_registry.phases.immutable import Immutable
+from kubeadm_registry.phases.workflows import INIT, RESET
+from kubeadm_registry.workflow import run
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.healthy import healthy
+from tests.unit.test_workflow import Recorder
+
+FIVE = config.SMALLEST.replace(
+    "  vip:", "    - {name: cp-4, address: 10.0.0.14}\n    - {name: cp-5, address: 10.0.0.15}\n  vip:"
+)
+ONE = "".join(line for line in config.SMALLEST.splitlines(True) if "cp-2" not in line and "cp-3" not in line)
+SET_UP = "spec.nodes: the registry consists of cp-1, cp-2, cp-3, and the file "
+CHANGES: dict[str, tuple[str, list[str], list[Immutable]]] = {
+    "the name of the cluster": (
+        config.SMALLEST.replace("name: registry", "name: other"),
+        ["metadata.name is registry, and cannot become other in place: "],
+        [immutable.NAME],
+    ),
+    "servers added": (FIVE, [SET_UP + "adds cp-4, cp-5: "], [immutable.MEMBERS]),
+    "one server of three left": (
+        ONE,
+        [SET_UP + "leaves out cp-2, cp-3: ", "the number of copies is 3, and the file wants 1: "],
+        [immutable.MEMBERS, immutable.COPIES],
+    ),
+    "a server renamed": (
+        config.SMALLEST.replace("cp-2", "cp-9"),
+        [SET_UP + "adds cp-9 and leaves out cp-2: "],
+        [immutable.MEMBERS],
+    ),
+    "an address": (
+        config.SMALLEST.replace("10.0.0.12", "10.0.0.22"),
+        ["spec.nodes[].address of cp-2 is 10.0.0.12, and cannot become 10.0.0.22 in place: "],
+        [immutable.ADDRESS],
+    ),
+    "two addresses exchanged": (
+        config.SMALLEST.replace("0.12", "0.x").replace("0.13", "0.12").replace("0.x", "0.13"),
+        [
+            "spec.nodes[].address of cp-2 is 10.0.0.12, and cannot become 10.0.0.13 in place: ",
+            "spec.nodes[].address of cp-3 is 10.0.0.13, and cannot become 10.0.0.12 in place: ",
+        ],
+        [immutable.ADDRESS, immutable.ADDRESS],
+    ),
+    "the data directory": (
+        config.SMALLEST + "  dataDirectory: /srv/registry\n",
+        ["spec.dataDirectory is /var/lib/kubeadm-registry, and cannot become /srv/registry in place: "],
+        [immutable.DIRECTORY],
+    ),
+}
+
+
+def put_up(fake: FakeCluster) -> FakeCluster:
+    """Install the registry of *fake*, which keeps something from then on."""
+    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    for server in fake.servers.values():
+        server.put(f"{fake.config.spec.data_directory}/garage/meta/cluster_layout", b"a layout")
+    return healthy(fake)
+
+
+def with_file(fake: FakeCluster, text: str) -> FakeCluster:
+    return healthy(fake.with_file(text))
+
+
+def refused(fake: FakeCluster, only: tuple[str, ...] = (), **options: Any) -> list[str]:
+    """What SameCluster finds; nothing is changed anywhere."""
+    before, recorder = fake.snapshot(), Recorder()
+    acts = fake.acts()
+    with pytest.raises(PreflightFailed) as caught:
+        run(INIT, fake.cluster, recorder, only=only, skip=() if only else ("containerd", "verify"), **options)
+    assert (fake.snapshot(), fake.acts()) == (before, acts)
+    assert {problem.check for problem in caught.value.problems} == {"SameCluster"}
+    return [problem.text for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("options", [{}, {"dry_run": True}], ids=["init", "dry-run"])
+@pytest.mark.parametrize(("text", "words", "rules"), CHANGES.values(), ids=CHANGES)
+def test_it_is_refused_with_what_to_do(
+    three: FakeCluster, text: str, words: list[str], rules: list[Immutable], options: dict[str, bool]
+) -> None:
+    found = refused(with_file(put_up(three), text), **options)
+    assert len(found) == len(words)
+    for problem, begin, rule in zip(found, words, rules, strict=True):
+        assert problem.startswith(begin)
+        assert rule.why in problem
+        assert problem.endswith(f"put it back as it was, or: {rule.remedy}")
+
+
+@pytest.mark.parametrize("phase", ["secrets", "secrets/store", "backend", "backend/install"])
+def test_a_phase_by_itself_is_refused_too(three: FakeCluster, phase: str) -> None:
+    assert refused(with_file(put_up(three), FIVE), only=(phase,))
+
+
+def test_another_kind_of_storage(three: FakeCluster) -> None:
+    """There is but one kind now; the file of a later release may name another."""
+    put_up(three)
+    spec = three.config.spec
+    backend = spec.backend.model_copy(update={"type": "seaweed"})
+    three.config = three.config.model_copy(update={"spec": spec.model_copy(update={"backend": backend})})
+    [found] = list(immutable.same_cluster(three.cluster, three.cluster.leader))
+    assert found.startswith("spec.backend.type is garage, and cannot become seaweed in place: ")
+
+
+def test_every_rule_is_tested() -> None:
+    tested = [rule for _, _, rules in CHANGES.values() for rule in rules] + [immutable.BACKEND]
+    assert set(tested) == set(immutable.TABLE)
+
+
+# ---- what may be changed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text,
+        lambda text: text.replace("10.0.0.10}", "10.0.0.99}"),
+        lambda text: text + "  frontend: {type: distribution}\n",
+        lambda text: text + "  proxy: {anonymousPull: false}\n",
+        lambda text: text.replace("10.0.0.11}", "10.0.0.11, secondaryAddress: 'fd00::1'}"),
+    ],
+    ids=["nothing", "the VIP", "the frontend", "who may pull", "a second address"],
+)
+def test_everything_else(three: FakeCluster, change: Callable[[str], str]) -> None:
+    fake = with_file(put_up(three), change(config.SMALLEST))
+    assert list(immutable.same_cluster(fake.cluster, fake.cluster.leader)) == []
+
+
+def test_what_could_not_be_stored_yet_may_all_be_changed(three: FakeCluster) -> None:
+    """The first init failed, as with a data directory that cannot be written: the next one has another."""
+    three.servers["cp-2"].broken["kubeadm-registry-garage.service"] = "cannot write"
+    with pytest.raises(Exception, match="cannot write"):
+        run(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
+    three.servers["cp-2"].broken.clear()
+    fake = with_file(three, config.SMALLEST + "  dataDirectory: /srv/registry\n")
+    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    assert fake.servers["cp-1"].content("/srv/registry/garage/meta/node_key")
+
+
+def test_a_server_that_was_set_up_anew_is_no_other_one(three: FakeCluster) -> None:
+    put_up(three)
+    del three.servers["cp-2"]
+    fake = with_file(three, config.SMALLEST)
+    assert list(immutable.same_cluster(fake.cluster, fake.cluster.leader)) == []
+
+
+# ---- after a reset that left the images -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def left(three: FakeCluster) -> FakeCluster:
+    run(RESET, put_up(three).cluster, Recorder(), skip=("containerd", "data"))
+    return three
+
+
+def test_after_a_reset_addresses_may_be_others(left: FakeCluster) -> None:
+    fake = with_file(left, config.SMALLEST.replace("10.0.0.12", "10.0.0.22"))
+    assert list(immutable.same_cluster(fake.cluster, fake.cluster.leader)) == []
+
+
+def test_after_a_reset_the_data_may_have_been_moved(left: FakeCluster) -> None:
+    for server in left.servers.values():
+        for path in [path for path in server.tree if path.startswith("/var/lib/kubeadm-registry")]:
+            server.tree[path.replace("/var/lib/kubeadm-registry", "/srv/registry")] = server.tree.pop(path)
+    fake = with_file(left, config.SMALLEST + "  dataDirectory: /srv/registry\n")
+    kept = fake.servers["cp-1"].content("/srv/registry/secrets.json")
+    cluster = fake.cluster
+    assert list(immutable.same_cluster(cluster, cluster.leader)) == []
+    run(INIT, cluster, Recorder(), only=("base", "secrets"))
+    assert fake.servers["cp-1"].content(secrets.PATH) == kept
+
+
+@pytest.mark.parametrize("text", [FIVE, ONE, config.SMALLEST.replace("cp-2", "cp-9")], ids=["more", "fewer", "renamed"])
+def test_after_a_reset_the_servers_must_still_be_the_same(left: FakeCluster, text: str) -> None:
+    [found] = refused(with_file(left, text))
+    assert found.startswith(SET_UP)
+
+
+# ---- what cannot be told --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["not toml", "x = 1\n", "metadata_dir = 7\nbootstrap_peers = []\n"])
+def test_a_configuration_that_somebody_spoilt(three: FakeCluster, content: str) -> None:
+    put_up(three).servers["cp-2"].put("/etc/kubeadm-registry/garage/garage.toml", content)
+    [found] = refused(three)
+    assert found.startswith("/etc/kubeadm-registry/garage/garage.toml is not as init wrote it: ")
+    assert found.endswith("put the file back as it was on the other servers")
+
+
+def test_whoever_goes_on_regardless_is_stopped_by_the_storage(three: FakeCluster) -> None:
+    """Also in a dry-run, where a server has no key yet."""
+    fake = with_file(put_up(three), FIVE)
+    with pytest.raises(PhaseFailed, match="the storage consists of cp-1, cp-2, cp-3, the file") as caught:
+        run(INIT, fake.cluster, Recorder(), ignore=("SameCluster",), skip=("containerd", "verify"), dry_run=True)
+    assert caught.value.code == "LayoutDiffers"
