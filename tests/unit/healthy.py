@@ -50,6 +50,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("ss", "-Hltunp", with_=SSHD)
     server.answer("sh", "-c", preflight._FREE, "free", with_=free("/", 200))
     server.answer("date", "+%s.%N", with_=lambda *_: f"{time.time():.9f}\n")
+    server.answer("sh", "-c", preflight._TIME, "time", with_="NTPSynchronized=yes\nrunning systemd-timesyncd\n")
     server.answer("sh", "-c", survey._ASK, "ask", survey.UNIT, with_=CONTAINERD)
     server.answer("sh", "-c", survey._SHOW, "show")
     server.answer("sh", "-c", survey.FROM_ROOT, "dump", with_="version = 3\n")

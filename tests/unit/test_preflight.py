@@ -172,12 +172,99 @@ def test_the_script_that_asks_for_room_takes_a_folder_that_is_not_there_yet() ->
     assert (int(fields[3]) >= 0, fields[5]) == (True, "/")
 
 
-@pytest.mark.parametrize(("ahead", "words"), [(30, "30.0 s ahead of cp-1's"), (-2, "2.0 s behind cp-1's")])
-def test_a_clock_that_goes_otherwise_than_the_first_servers(good: FakeCluster, ahead: float, words: str) -> None:
-    good.servers["cp-2"].answer("date", with_=lambda *_: f"{time.time() + ahead:.9f}\n")
-    [text] = problems(good)["Clock"]
-    assert words in text
+def set_clocks(fake: FakeCluster, *ahead: float, takes: float = 0) -> None:
+    """Set each server's clock so many seconds ahead; an answer *takes* some seconds, half of them on the way there."""
+    for server, seconds in zip(fake.servers.values(), ahead, strict=True):
+
+        def date(*_: object, seconds: float = seconds) -> str:
+            time.sleep(takes / 2)
+            there = time.time() + seconds
+            time.sleep(takes / 2)
+            return f"{there:.9f}\n"
+
+        server.answer("date", with_=date)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "words"),
+    [
+        ((0, 30, 0), "the clock of cp-2 is 30.0 s ahead of that of cp-"),
+        ((0, 0, -2), "the clock of cp-3 is 2.0 s behind that of cp-"),
+        ((0.9, 0, 0), "the clock of cp-1 is 0.9 s ahead of that of cp-"),
+        ((0, 0.4, 0), "the clock of cp-2 is 0.4 s ahead of that of cp-"),
+        ((0, 0.2, 0.4), "the clock of cp-3 is 0.4 s ahead of that of cp-1"),
+    ],
+)
+def test_a_clock_that_goes_otherwise_than_the_others(good: FakeCluster, ahead: tuple[float, ...], words: str) -> None:
+    set_clocks(good, *ahead)
+    [text] = problems(good, "cp-1")["Clock"]
+    assert text.startswith(words)
+    assert "at most 0.3 s are allowed" in text
     assert "chrony" in text
+
+
+def test_clocks_that_go_nearly_together(good: FakeCluster) -> None:
+    set_clocks(good, 0.1, 0, -0.1)
+    assert problems(good, "cp-1") == {}
+
+
+def test_a_long_way_to_a_server_is_not_taken_for_a_wrong_clock(
+    good: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between asking and the answer lies the time; where in between the server looked is not known."""
+    monkeypatch.setattr(preflight, "CLOCK_TRIES", 1)
+    set_clocks(good, 0, 0.35, 0, takes=0.2)
+    assert problems(good, "cp-1") == {}
+    set_clocks(good, 0, 0.9, 0, takes=0.2)
+    assert list(problems(good, "cp-1")) == ["Clock"]
+
+
+def test_a_server_that_answers_late_once_is_asked_again(good: FakeCluster) -> None:
+    late = iter((0.5, 0.5, 0.0))
+
+    def date(*_: object) -> str:
+        there = time.time() + 0.4
+        time.sleep(next(late, 0.0))
+        return f"{there:.9f}\n"
+
+    good.servers["cp-3"].answer("date", with_=date)
+    [text] = problems(good, "cp-1")["Clock"]
+    assert text.startswith("the clock of cp-3 is 0.4 s ahead")
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ("NTPSynchronized=yes\nrunning chronyd\n", None),
+        ("NTPSynchronized=yes\n", None),
+        ("container\nNTPSynchronized=no\n", None),
+        ("NTPSynchronized=no\nLeap status     : Normal\nrunning chrony\n", None),
+        ("NTPSynchronized=no\nLeap status     : Not synchronised\nrunning chrony\n",
+         "chrony runs, and the clock is not synchronized with any source; "),
+        ("NTPSynchronized=no\nrunning systemd-timesyncd\n", "systemd-timesyncd runs, and the clock is not"),
+        ("NTPSynchronized=no\n", "no time service keeps the clock"),
+        ("", "no time service keeps the clock"),
+    ],
+)  # fmt: skip
+def test_a_time_service_keeps_the_clock(good: FakeCluster, said: str, problem: str | None) -> None:
+    good.servers["cp-2"].answer("sh", "-c", preflight._TIME, "time", with_=said)
+    found = problems(good)
+    if problem is None:
+        assert found == {}
+    else:
+        assert list(found) == ["TimeSync"]
+        assert found["TimeSync"][0].startswith(problem)
+
+
+@pytest.mark.parametrize("container", [0, 1])
+def test_the_script_that_asks_for_the_time_service(tmp_path: Path, container: int) -> None:
+    stub(tmp_path, "systemd-detect-virt", f"exit {container}")
+    stub(tmp_path, "timedatectl", "echo NTPSynchronized=no")
+    stub(tmp_path, "chronyc", "printf 'Stratum         : 10\nLeap status     : Normal\n'")
+    stub(tmp_path, "systemctl", '[ "$3" = chrony ]')
+    said = here(tmp_path).query("sh", "-c", preflight._TIME, "time").text.splitlines()
+    assert said[-3:] == ["NTPSynchronized=no", "Leap status     : Normal", "running chrony"]
+    assert (said[0] == "container") == (container == 0)
 
 
 def test_all_clocks_wrong_together_are_no_problem(good: FakeCluster) -> None:
