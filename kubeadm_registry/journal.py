@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from kubeadm_registry.disk import naming
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import KEY, Format, Found, split
 from kubeadm_registry.locks import locked
@@ -90,6 +91,7 @@ class Journal:
                 del self._uploads[key]
             content = self._format.render({**self._kept, _UPLOADS: self._uploads}, self._found)
             new = self._path.with_name(f"{self._path.name}.new")
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with naming(new), os.fdopen(descriptor, "wb") as file:
                 file.write(content)
             new.replace(self._path)

@@ -7,15 +7,19 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
+import click
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.syntax import Syntax
 from rich.text import Text
 
-from kubeadm_registry.errors import Error, Problem
+from kubeadm_registry.disk import naming
+from kubeadm_registry.errors import ConfigError, Error, Problem
+from kubeadm_registry.printable import printable
 
+STANDARD_OUTPUT = "standard output"
 #: Hosts in the live line; of a hundred nobody could read it.
 MOST_SHOWN = 5
 
@@ -94,14 +98,43 @@ class Meter:
         return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s{left}"
 
 
+class _Screen(RichConsole):
+    """What rich writes, without orders to the terminal that stand in texts of others, in cells of tables as well."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text as rich will show it; all strings come by here."""
+        return super().render_str(printable(text), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As it is; an error says where it was to be written."""
+        with naming(STANDARD_OUTPUT):
+            super().print(*objects, **options)
+
+
+def screen(*, out: TextIO | None = None, err: bool = False, markup: bool = True) -> RichConsole:
+    """Where text for people goes: standard output, *out*, or with *err* standard error; never breaking lines."""
+    # Output goes to a person or a log: never break a line at the width that rich guesses for a pipe.
+    # No emoji: rich would make one of the ":100:" or ":a:" in an IPv6 address.
+    return _Screen(file=out, stderr=err, highlight=False, soft_wrap=True, emoji=False, markup=markup)
+
+
+def put(text: str) -> None:
+    """Write *text* to standard output as it is: what is for machines, or a file's content."""
+    with naming(STANDARD_OUTPUT):
+        click.echo(text, nl=False)
+
+
+def echo(line: str) -> None:
+    """Write a line, in which others may have had a hand, to standard output."""
+    put(printable(line) + "\n")
+
+
 class Console:
     """For people: what changes, host by host; colours and a live line on a terminal, plain lines in a pipe."""
 
     def __init__(self, *, diffs: bool = False, out: TextIO | None = None) -> None:
         """*diffs*: show what differs, not only that it does."""
-        # Output goes to a person or a log: never break a line at the width that rich guesses for a pipe.
-        # No emoji: rich would make one of the ":100:" or ":a:" in an IPv6 address.
-        self._out = RichConsole(file=out or sys.stdout, highlight=False, soft_wrap=True, emoji=False)
+        self._out = screen(out=out or sys.stdout)
         self._diffs = diffs
         self._lock = threading.Lock()
         self._running: dict[str, str] = {}
@@ -163,7 +196,7 @@ class Console:
     def error(self, error: Error) -> None:
         """What is wrong, where, and what to do, on standard error."""
         self.close()
-        stderr = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        stderr = screen(err=True)
         stderr.print(f"[bold red]error[/bold red] \\[{error.code}] {escape(str(error))}")
         if error.hint:
             stderr.print(f"[bold]what to do:[/bold] {escape(error.hint)}")
@@ -188,7 +221,7 @@ class Console:
         self._out.print(text, markup=markup)
 
     def _show(self, diff: str) -> None:
-        indented = "\n".join("      " + line for line in diff.splitlines())
+        indented = "\n".join("      " + line for line in printable(diff).splitlines())
         if self._out.is_terminal:
             self._out.print(Syntax(indented, "diff", background_color="default", word_wrap=True))
         else:
@@ -202,7 +235,7 @@ class Console:
             return
         shown = [f"{host}: {title}" for host, title in sorted(self._running.items())]
         more = [f"and {len(shown) - MOST_SHOWN} more"] if len(shown) > MOST_SHOWN else []
-        self._status.update(Text("  ".join([*shown[:MOST_SHOWN], *more])))
+        self._status.update(Text(printable("  ".join([*shown[:MOST_SHOWN], *more]))))
         self._status.start()
 
 
@@ -258,8 +291,13 @@ class JsonLines:
             self._write(event="progress", done=done, total=total, rate=round(self._meter.rate(done)))
 
     def error(self, error: Error) -> None:
-        """``{"event": "error", "code": ..., "message": ..., "hint": ..., "host": ...}``."""
-        self._write(event="error", code=error.code, message=error.message, hint=error.hint, host=error.host)
+        """``{"event": "error", "code": ..., "message": ..., "hint": ..., "host": ...}``, and what is wrong in a file.
+
+        That is ``"problems": [{"path": "spec.nodes[0].name", "message": ...}]``.
+        """
+        problems = error.problems if isinstance(error, ConfigError) else ()
+        listed = {"problems": [{"path": one.path, "message": one.text} for one in problems]} if problems else {}
+        self._write(event="error", code=error.code, message=error.message, hint=error.hint, host=error.host, **listed)
 
     def result(self, summary: str, **facts: object) -> None:
         """``{"event": "result", "ok": true, ..., "seconds": ...}``."""
@@ -270,5 +308,5 @@ class JsonLines:
         """Nothing to end."""
 
     def _write(self, **event: object) -> None:
-        with self._lock:
+        with self._lock, naming(STANDARD_OUTPUT):
             print(json.dumps(event), file=self._out, flush=True)

@@ -15,6 +15,7 @@ from kubeadm_registry.bundle.failures import damaged
 from kubeadm_registry.bundle.images import image_name, is_program
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import Program, from_manifest
+from kubeadm_registry.disk import naming
 from kubeadm_registry.references import parse
 
 
@@ -99,7 +100,7 @@ class Bundle:
         """
         new = to.with_name(to.name + ".new")
         try:
-            with self.layout.blob(program.layer) as source, new.open("wb") as target:
+            with self.layout.blob(program.layer) as source, naming(to), new.open("wb") as target:
                 copy(source, target, progress)
             if program.digest not in self._sound:  # the same bytes for each host are looked into once
                 with new.open("rb") as layer:

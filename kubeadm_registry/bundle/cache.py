@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kubeadm_registry.bundle import oci
 from kubeadm_registry.bundle.failures import refused
+from kubeadm_registry.disk import naming
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.registry import patiently
 from kubeadm_registry.registry.client import Api
@@ -86,7 +87,7 @@ class Blobs:
         """Bring *blob*, from the byte on where an earlier try stopped. Raises BundleError, RegistryError."""
         part = self.path(blob.digest).with_suffix(".part")
         hashed = hashlib.sha256()
-        with part.open("a+b") as file:
+        with naming(part), part.open("a+b") as file:
             file.seek(0)
             while chunk := file.read(oci.CHUNK):
                 hashed.update(chunk)

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from kubeadm_registry.disk import naming
+
 _SUFFIX = ".new"
 
 
@@ -35,7 +37,7 @@ def file(folder: Path, name: str) -> Iterator[BinaryIO]:
 
     prefix = f".{name}."
     _sweep(folder, prefix, stat.S_ISREG, remove)
-    with _held(make, remove) as path, path.open("w+b") as opened:
+    with naming(folder / name), _held(make, remove) as path, path.open("w+b") as opened:
         yield cast(BinaryIO, opened)
 
 

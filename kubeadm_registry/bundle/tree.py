@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from kubeadm_registry.bundle import archive, oci
 from kubeadm_registry.bundle.failures import damaged, refused
+from kubeadm_registry.disk import naming
 
 #: The largest program, unpacked, in bytes.
 MAX_TREE = 4 * 1024**3
@@ -108,6 +109,7 @@ def pack(tree: Path, output: Path) -> Packed:
     unpacked = 0
     # Level 9, the default, takes 3.5 times as long for 1 % less (measured on the Python tree).
     with (
+        naming(output),
         output.open("wb") as file,
         gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as packed,
     ):

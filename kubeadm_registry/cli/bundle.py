@@ -17,6 +17,7 @@ from kubeadm_registry.cli.session import DEFAULT_BUNDLE, bundle_key, wanted
 from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.kubernetes_images import images_of
+from kubeadm_registry.report import echo
 
 #: As much of a digest as people compare by eye.
 SHORT = len("sha256:") + 12
@@ -173,18 +174,18 @@ def inspect(context: Context, file: Path) -> None:
     """Show what a bundle holds: programs with version, origin and digest, and images."""
     description = bundle.inspect(file)
     if context.output == "json":
-        click.echo(json.dumps(description))
+        echo(json.dumps(description))
         return
     for program in description["programs"]:
         source = program["source"]
-        click.echo(f"program  {program['name']:<14} {program['version']:<22} {program['architecture']:<6} "
-                   f"{program['size'] / 1e6:7.1f} MB  {source['kind']}: {source['origin']}")  # fmt: skip
+        echo(f"program  {program['name']:<14} {program['version']:<22} {program['architecture']:<6} "
+             f"{program['size'] / 1e6:7.1f} MB  {source['kind']}: {source['origin']}")  # fmt: skip
     for image in description["images"]:
-        click.echo(f"image    {image['name']}  {image['digest']}")
+        echo(f"image    {image['name']}  {image['digest']}")
     if description["base"]:
-        click.echo(f"delta    number {description['sequence']}, since {description['base']}: leaves out "
-                   f"{description['leftOut'] / 1e6:.1f} MB")  # fmt: skip
-    click.echo(f"index    {description['index']}, {'signed' if description['signed'] else 'not signed'}")
+        echo(f"delta    number {description['sequence']}, since {description['base']}: leaves out "
+             f"{description['leftOut'] / 1e6:.1f} MB")  # fmt: skip
+    echo(f"index    {description['index']}, {'signed' if description['signed'] else 'not signed'}")
 
 
 @command(group, "diff")
@@ -194,13 +195,13 @@ def diff(context: Context, old: Path, new: Path) -> None:
     """Show what bundle NEW has that OLD has not: images and programs, and how many bytes they add."""
     found = bundle.diff(old, new)
     if context.output == "json":
-        click.echo(json.dumps(found))
+        echo(json.dumps(found))
         return
     for sign, items in (("+", found["added"]), ("-", found["removed"]), ("~", found["changed"])):
         for item in items:
             by_version = item["version"] != item.get("wasVersion", "")
             now = item["version"] if by_version else item["digest"][:SHORT]
             was = f"{item['wasVersion'] if by_version else item['was'][:SHORT]} -> " if "was" in item else ""
-            click.echo(f"{sign} {item['kind']:<8} {item['name']}  {was}{now}  "
-                       f"{item['size'] / 1e6:.1f} MB, {item['adds'] / 1e6:.1f} MB new")  # fmt: skip
-    click.echo(f"{new} adds {found['adds'] / 1e6:.1f} MB to {old}")
+            echo(f"{sign} {item['kind']:<8} {item['name']}  {was}{now}  "
+                 f"{item['size'] / 1e6:.1f} MB, {item['adds'] / 1e6:.1f} MB new")  # fmt: skip
+    echo(f"{new} adds {found['adds'] / 1e6:.1f} MB to {old}")

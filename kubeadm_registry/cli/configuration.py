@@ -11,6 +11,7 @@ from kubeadm_registry import config
 from kubeadm_registry.cli.main import Context, cli, command, file_option
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.kubeadm import kubeadm_config
+from kubeadm_registry.report import put
 
 
 @cli.group("config")
@@ -23,9 +24,9 @@ def print_defaults(context: Context) -> None:
     """Show a cluster file with every default written out."""
     defaults = config.parse(config.SMALLEST, "defaults")
     if context.output == "json":
-        click.echo(json.dumps(defaults.model_dump(by_alias=True, exclude_none=True, mode="json")))
+        put(json.dumps(defaults.model_dump(by_alias=True, exclude_none=True, mode="json")) + "\n")
     else:
-        click.echo(config.dump(defaults), nl=False)
+        put(config.dump(defaults))
 
 
 @command(group, "validate")
@@ -52,4 +53,4 @@ def kubeadm_command(context: Context, path: Path | None, node: str | None) -> No
     text = kubeadm_config(
         cluster.spec, node, control_plane_endpoint=cluster.spec.kubernetes.control_plane_endpoint or ""
     )
-    click.echo(json.dumps({"node": node or known[0], "config": text}) if context.output == "json" else text, nl=False)
+    put(json.dumps({"node": node or known[0], "config": text}) + "\n" if context.output == "json" else text)

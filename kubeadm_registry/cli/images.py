@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from kubeadm_registry import config, seed
@@ -20,6 +19,7 @@ from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import EXIT_DEGRADED, Context, cli, command, dry_run_option, file_option, key_option
 from kubeadm_registry.cli.way import Flaw, answers, connection, prove
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.disk import naming
 from kubeadm_registry.errors import ConfigError, Error, Problem
 from kubeadm_registry.host import side_by_side
 from kubeadm_registry.images import check as checking
@@ -30,7 +30,7 @@ from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.names import Place, place
 from kubeadm_registry.kubernetes_images import images_of
 from kubeadm_registry.registry import Registry, patiently
-from kubeadm_registry.report import Reporter
+from kubeadm_registry.report import Reporter, echo, screen
 
 DEFAULT_WANTED = Path("wanted-images.txt")
 
@@ -72,13 +72,13 @@ def list_command(context: Context, path: Path | None, referrers: bool, everythin
         places = inventory.places(connect, prefix, everything=everything)
         images = inventory.look(connect, places, referrers=referrers)
     if context.output == "json":
-        click.echo(json.dumps({"images": [image.to_dict() for image in images]}))
+        echo(json.dumps({"images": [image.to_dict() for image in images]}))
     else:
         _show(images, referrers=referrers)
 
 
 def _show(images: Sequence[inventory.Image], *, referrers: bool) -> None:
-    console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
+    console = screen(markup=False)
     if not console.is_terminal:
         console.width = 400
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -246,7 +246,8 @@ def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
         reporter.note(f"{why}; what was asked of it is not known", host=name)
     missing = {one: wish for one, wish in found.items() if one not in there}
     names = sorted(str(one) for one in missing if wishes.is_name(one))
-    file.write_text(wishes.to_text(missing, since, now), encoding="utf-8")
+    with naming(file):
+        file.write_text(wishes.to_text(missing, since, now), encoding="utf-8")
     reporter.result(
         f"{file}: {len(names)} {'image is' if len(names) == 1 else 'images are'} wanted, {len(there)} came meanwhile",
         path=str(file), wanted=names, arrived=len(there), unasked=list(absent),

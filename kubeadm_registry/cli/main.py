@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -18,9 +19,11 @@ from click.core import ParameterSource
 from kubeadm_registry import __version__, config
 from kubeadm_registry.cli import session
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.disk import refusal
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIFY_ONLY
-from kubeadm_registry.report import Console, JsonLines, Reporter
+from kubeadm_registry.printable import printable
+from kubeadm_registry.report import STANDARD_OUTPUT, Console, JsonLines, Reporter, put
 from kubeadm_registry.workflow import Workflow, leaves, preflight, require_checks, run, select
 
 EXIT_DEGRADED = 5
@@ -91,32 +94,48 @@ def guarded(context: Context, work: Callable[[], None]) -> None:
     reporter = context.reporter()
     try:
         work()
-    except Error as error:
-        reporter.error(error)
-        if context.debug:
-            raise
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        reporter.error(Error("interrupted", hint="run it again: it goes on where it stopped", code="Interrupted"))
-        sys.exit(EXIT_INTERRUPTED)
-    except click.Abort:
-        reporter.error(Error("not confirmed; nothing was changed", hint="answer y, or give --yes", code="Aborted"))
-        sys.exit(1)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to say to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        let_go_of_output()
         sys.exit(1)
-    except Exception as error:
-        if context.debug:
+    except (Exception, KeyboardInterrupt) as error:
+        told, code = meaning(error)
+        if context.debug and told.code == "Bug":
             raise
-        reporter.error(
-            Error(
-                f"unexpected {type(error).__name__}: {error}",
-                code="Bug",
-                hint="run it again with --debug, and report what it shows",
-            )
-        )
-        sys.exit(1)
+        try:
+            reporter.error(told)
+        except OSError:
+            # It is standard output that cannot be written to.
+            click.echo(f"error [{told.code}] {printable(str(told))}", err=True)
+        let_go_of_output()
+        if context.debug and isinstance(error, Error | OSError):
+            raise
+        sys.exit(code)
+
+
+def meaning(error: BaseException) -> tuple[Error, int]:
+    """What users are told of *error*, and the exit code."""
+    if isinstance(error, Error):
+        return error, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        hint = "run it again: it goes on where it stopped"
+        return Error("interrupted", hint=hint, code="Interrupted"), EXIT_INTERRUPTED
+    if isinstance(error, click.Abort):
+        return Error("not confirmed; nothing was changed", hint="answer y, or give --yes", code="Aborted"), 1
+    if isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, "")
+    if isinstance(error, OSError) and (refused := refusal(error)) is not None:
+        return refused, refused.exit_code
+    text = f"unexpected {type(error).__name__}: {error}"
+    return Error(text, hint="run it again with --debug, and report what it shows", code="Bug"), 1
+
+
+def let_go_of_output() -> None:
+    """What cannot be written to standard output is not tried again when the program ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 file_option = click.option(
@@ -166,6 +185,11 @@ class Program(click.Group):
         except click.Abort:
             click.echo("Aborted!", err=True)
             sys.exit(1)
+        except OSError as error:  # --help and --version, which no command guards
+            error.filename = STANDARD_OUTPUT
+            told, code = meaning(error)
+            click.echo(f"error [{told.code}] {printable(str(told))}", err=True)
+            let_go_of_output()
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -334,9 +358,9 @@ def credentials(context: Context, path: Path | None, role: str) -> None:
     secrets = session.secrets(config.load(path), context.reporter())
     password = secrets.password(role)
     if context.output == "json":
-        click.echo(json.dumps({"username": role, "password": password}))
+        put(json.dumps({"username": role, "password": password}) + "\n")
     else:
-        click.echo(f"username: {role}\npassword: {password}")
+        put(f"username: {role}\npassword: {password}\n")
 
 
 @command(cli, "ca")
@@ -344,8 +368,7 @@ def credentials(context: Context, path: Path | None, role: str) -> None:
 def ca(context: Context, path: Path | None) -> None:
     """Show the certificate of the cluster's authority, PEM: what clients must trust."""
     certificate = session.secrets(config.load(path), context.reporter()).ca_certificate
-    as_json = context.output == "json"
-    click.echo(json.dumps({"ca": certificate}) if as_json else certificate, nl=as_json)
+    put(json.dumps({"ca": certificate}) + "\n" if context.output == "json" else certificate)
 
 
 def load_commands() -> Program:

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,6 +14,7 @@ from kubeadm_registry import config
 from kubeadm_registry import status as cluster_status
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import EXIT_DEGRADED, Context, cli, command, file_option
+from kubeadm_registry.report import echo, screen
 
 EXIT_NOT_AVAILABLE = 1
 EXIT_UNREACHABLE = 4
@@ -47,7 +46,7 @@ def status(context: Context, path: Path | None) -> None:
         for host in reached:
             host.transport.close()
     if context.output == "json":
-        click.echo(json.dumps(found))
+        echo(json.dumps(found))
     else:
         show(found)
     sys.exit(exit_code(found))
@@ -68,7 +67,7 @@ def exit_code(found: dict[str, Any]) -> int:
 
 def show(found: dict[str, Any]) -> None:
     """Print it for people."""
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    console = screen()
     if not console.is_terminal:
         console.width = 200
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -188,7 +189,8 @@ def test_a_wrong_file_as_json(run: Terminal) -> None:
     [event] = lines(result)
     assert (event["event"], event["code"], event["host"]) == ("error", "ConfigInvalid", "")
     assert "spec.nodes: is missing" in event["message"]
-    assert set(event) == {"event", "code", "message", "hint", "host"}
+    assert set(event) == {"event", "code", "message", "hint", "host", "problems"}
+    assert {"path": "spec.nodes", "message": "is missing"} in event["problems"]
     assert result.stderr == ""
 
 
@@ -698,6 +700,7 @@ def test_every_command_has_help(run: Terminal, words: tuple[str, ...]) -> None:
         result = run(*words, option)
         assert result.exit_code == 0
         assert f"Usage: {' '.join(('kubeadm-registry', *words))}" in result.stdout
+        assert not re.search(r"[^.]\.\.(\s|$)", result.stdout), "no sentence ends twice"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""What this machine's files refuse: a full disk, one that is read-only, a path that is not there.
+
+These are no mistakes of ours. ``naming`` tells which file it was where Python does not, for an error of ``write``
+has no name in it; ``refusal`` makes an Error of one that nobody else has dealt with.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kubeadm_registry.errors import Error
+
+_ROOM = (
+    "make room there, or name another place (for a bundle -o, for temporary files TMPDIR, for what is kept "
+    "XDG_CACHE_HOME), and run it again"
+)
+_RIGHTS = "see who may write there (ls -ld), or name another place, and run it again"
+_PATH = "see that the path is right, and run it again"
+#: By error number: the code, and what to do. Others, of the network above all, are dealt with where they arise.
+_REFUSALS = {
+    errno.ENOSPC: ("DiskFull", _ROOM),
+    errno.EDQUOT: ("DiskFull", _ROOM),
+    errno.EFBIG: ("FileTooLarge", "raise the limit (ulimit -f, or that of the file system), or name another place"),
+    errno.EROFS: ("ReadOnly", "mount it for writing, or name another place, and run it again"),
+    errno.EACCES: ("NotPermitted", _RIGHTS),
+    errno.EPERM: ("NotPermitted", _RIGHTS),
+    errno.EIO: ("DiskFailed", "see what the kernel says of the disk (dmesg)"),
+    errno.ENXIO: ("DiskFailed", "see what the kernel says of the device (dmesg)"),
+    errno.ESTALE: ("DiskFailed", "mount the network's file system again"),
+    errno.EMFILE: ("TooManyFiles", "raise the limit of open files (ulimit -n), and run it again"),
+    errno.ENFILE: ("TooManyFiles", "raise the limit of open files (sysctl fs.file-max), and run it again"),
+    errno.ENOMEM: ("MemoryFull", "end something else that needs memory, and run it again"),
+    errno.ENOENT: ("PathUnusable", _PATH),
+    errno.ENOTDIR: ("PathUnusable", _PATH),
+    errno.EISDIR: ("PathUnusable", _PATH),
+    errno.EEXIST: ("PathUnusable", _PATH),
+    errno.ENOTEMPTY: ("PathUnusable", _PATH),
+    errno.ELOOP: ("PathUnusable", _PATH),
+    errno.ENAMETOOLONG: ("PathUnusable", _PATH),
+    errno.ETXTBSY: ("PathUnusable", "end the program of that name, and run it again"),
+}
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it an error of files that names none is one of *path*."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _REFUSALS and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def refusal(error: OSError) -> Error | None:
+    """What *error* means for a user; None if it is none of files, and so one that we should have dealt with."""
+    if error.errno not in _REFUSALS:
+        return None
+    code, hint = _REFUSALS[error.errno]
+    # The second name is the target, where the first one is ours and temporary.
+    name = error.filename2 or error.filename
+    where = f"{os.fsdecode(name)}: " if name is not None and not isinstance(name, int) else ""
+    what = os.strerror(error.errno)
+    return Error(f"{where or 'cannot go on: '}{what[:1].lower()}{what[1:]}", hint=hint, code=code)
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of the file *path*, which may be a pipe; UTF-8, a byte order mark is left out.
+
+    Raises ValueError, with why, if it has more than *most* bytes or is no text; OSError.
+    """
+    with path.open("rb") as file, naming(path):
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most // 1024} KiB")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"it is not UTF-8 text: byte 0x{content[error.start]:02x} in line {line}") from None
