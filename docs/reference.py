@@ -12,7 +12,7 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from kubeadm_registry import config, errors, paths, values
+from kubeadm_registry import config, errors, explain, paths, values
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.immutable import TABLE
@@ -141,7 +141,7 @@ def _immutable() -> Iterator[str]:
 def _fields(model: type[BaseModel], above: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         path = f"{above}{field.alias or name}"
-        inner = config.model_of(field.annotation)
+        inner = explain.model_of(field.annotation)
         many = "[]" if "tuple" in str(field.annotation) else ""
         if inner is not None:
             yield from _fields(inner, f"{path}{many}.")

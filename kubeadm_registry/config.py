@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from kubeadm_registry.addresses import is_ipv6
+from kubeadm_registry import yamlfile
+from kubeadm_registry.contradictions import MOST_NODES, Contradiction, Facts, contradictions
+from kubeadm_registry.disk import read_text
 from kubeadm_registry.errors import ConfigError, ConfigProblem
-from kubeadm_registry.values import Address, DataDirectory, DnsName, Label, NodeName, Upstream
+from kubeadm_registry.explain import explain
+from kubeadm_registry.values import (
+    Address,
+    DataDirectory,
+    DnsName,
+    Endpoint,
+    Flag,
+    ImageName,
+    Label,
+    NodeName,
+    OwnFile,
+    Upstream,
+    UserName,
+    Version,
+    Whole,
+)
+from kubeadm_registry.yamlfile import NotYaml
 
 API_VERSION: Literal["kubeadm-registry.dev/v1alpha1"] = "kubeadm-registry.dev/v1alpha1"
 DEFAULT_FILE = Path("cluster.yaml")
+#: Bytes: far more than five nodes need, little enough to be read at once.
+_LARGEST = 256 * 1024
+_MOST_PROBLEMS = 50
+_HINT = "`kubeadm-registry config print-defaults` shows a file with every key; docs/reference.md says what each means"
 SMALLEST = """\
 apiVersion: kubeadm-registry.dev/v1alpha1
 kind: RegistryCluster
@@ -42,13 +63,13 @@ class Model(BaseModel):
 class Ssh(Model):
     """How to reach a server, on top of the user's own ssh_config, which these values overrule."""
 
-    user: str | None = Field(None, min_length=1)
+    user: UserName | None = None
     """User to log in as. Unset: what ssh_config says, else root. Others need sudo."""
-    port: int | None = Field(None, ge=1, le=65535)
+    port: Whole | None = Field(None, ge=1, le=65535)
     """Port of sshd. Unset: what ssh_config says, else 22."""
-    identity_file: str | None = Field(None, min_length=1)
+    identity_file: OwnFile | None = None
     """Private key. Unset: ssh_config's, the agent's and the usual names in ~/.ssh."""
-    known_hosts_file: str | None = Field(None, min_length=1)
+    known_hosts_file: OwnFile | None = None
     """Where the servers' host keys are known from. Unset: what ssh_config says, else ~/.ssh/known_hosts."""
 
     def over(self, other: Ssh) -> Ssh:
@@ -83,7 +104,7 @@ class Vip(Model):
     """A second one of the other family, in a dual-stack network. It moves together with the first."""
     name: DnsName | None = None
     """A name for it, in addition, if something resolves one. It is put into the certificates."""
-    virtual_router_id: int | None = Field(None, alias="virtualRouterID", ge=1, le=255)
+    virtual_router_id: Whole | None = Field(None, alias="virtualRouterID", ge=1, le=255)
     """VRRP's group number, unique in the subnet. Unset: derived from the address."""
 
     @property
@@ -117,30 +138,30 @@ class Frontend(Model):
 class Proxy(Model):
     """Who may do what."""
 
-    anonymous_pull: bool = True
+    anonymous_pull: Flag = True
     """Whether images may be pulled without a login. Off: containerd needs the pull login on every node."""
 
 
 class Containerd(Model):
     """What happens to containerd on the registry's servers."""
 
-    sandbox_image: str | None = Field(None, min_length=1)
+    sandbox_image: ImageName | None = None
     """The pause image (``registry.k8s.io/pause:3.10.2``), if containerd's own default should be replaced."""
 
 
 class Kubernetes(Model):
     """What ``config kubeadm`` writes."""
 
-    version: str | None = Field(None, pattern=r"^v?[0-9]+\.[0-9]+\.[0-9]+$")
+    version: Version | None = None
     """Version of Kubernetes, v1.36.3. Without it kubeadm asks the internet, which is not there."""
-    control_plane_endpoint: str | None = Field(None, min_length=1)
+    control_plane_endpoint: Endpoint | None = None
     """``host:port`` of the API servers together. Unset: the first server's own, a single point of failure."""
 
 
 class Spec(Model):
     """What the registry should be."""
 
-    nodes: tuple[Node, ...] = Field(min_length=1, max_length=5)
+    nodes: tuple[Node, ...] = Field(min_length=1, max_length=MOST_NODES)
     """Three to five servers; one for trying things out, without high availability."""
     vip: Vip
     ssh: Ssh = Ssh()
@@ -158,9 +179,9 @@ class Spec(Model):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        problems = list(_contradictions(self))
+        problems = list(contradictions(Facts.of(self)))
         if problems:
-            raise _Contradiction(problems)
+            raise Contradiction(problems)
         return self
 
     def node(self, name: str) -> Node:
@@ -173,65 +194,41 @@ class Spec(Model):
         return len(self.nodes) > 1
 
 
+#: Keys of metadata that an API server writes, or that mean something to it alone (meta/v1, ObjectMeta).
+_OF_API_SERVERS = {
+    "namespace", "labels", "annotations", "uid", "resourceVersion", "generation", "creationTimestamp", "managedFields",
+    "selfLink", "finalizers", "ownerReferences", "deletionTimestamp", "deletionGracePeriodSeconds",
+}  # fmt: skip
+
+
+def _without(value: Any, keys: Set[str]) -> Any:
+    return {key: item for key, item in value.items() if key not in keys} if isinstance(value, Mapping) else value
+
+
 class Metadata(Model):
-    """Kubernetes' metadata, as far as a file needs it."""
+    """Kubernetes' metadata, as far as a file needs it; what an API server adds to it is passed over."""
 
     name: Label = "registry"
     """Name of the cluster."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_the_servers(cls, value: Any) -> Any:
+        return _without(value, _OF_API_SERVERS)
+
 
 class RegistryCluster(Model):
-    """The whole file."""
+    """The whole file; ``kubectl get -o yaml`` shows a ``status`` besides, which is passed over."""
 
     api_version: Literal["kubeadm-registry.dev/v1alpha1"]
     kind: Literal["RegistryCluster"]
     metadata: Metadata = Metadata()
     spec: Spec
 
-
-class _Contradiction(ValueError):
-    """Values that are right each for itself and not together; carries path and text of each."""
-
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{path}: {text}" for path, text in problems))
-        self.problems = problems
-
-
-def _contradictions(spec: Spec) -> Iterator[tuple[str, str]]:
-    if len(spec.nodes) == 2:
-        yield "nodes", "two servers cannot outvote a lost one: give three to five, or one to try things out"
-    names: dict[str, int] = {}
-    owners: dict[str, str] = {}
-    for index, node in enumerate(spec.nodes):
-        if node.name in names:
-            yield f"nodes[{index}].name", f"{node.name} is the name of nodes[{names[node.name]}] as well"
-        names.setdefault(node.name, index)
-        for field, address in (("address", node.address), ("secondaryAddress", node.secondary_address)):
-            if address is None:
-                continue
-            path = f"nodes[{index}].{field}"
-            if address in owners:
-                yield path, f"{address} is {owners[address]} as well"
-            owners.setdefault(address, path)
-            if address in spec.vip.addresses:
-                yield path, f"{address} is the VIP, which belongs to no server"
-        if is_ipv6(node.address) != is_ipv6(spec.nodes[0].address):
-            yield f"nodes[{index}].address", "must be of the same family as nodes[0].address"
-        if node.secondary_address and is_ipv6(node.secondary_address) == is_ipv6(node.address):
-            yield f"nodes[{index}].secondaryAddress", "must be of the other family than address"
-    yield from _vip_contradictions(spec)
-
-
-def _vip_contradictions(spec: Spec) -> Iterator[tuple[str, str]]:
-    if is_ipv6(spec.vip.address) != is_ipv6(spec.nodes[0].address):
-        yield "vip.address", "must be of the same family as nodes[0].address"
-    if spec.vip.secondary_address is not None:
-        if is_ipv6(spec.vip.secondary_address) == is_ipv6(spec.vip.address):
-            yield "vip.secondaryAddress", "must be of the other family than vip.address"
-        if any(node.secondary_address is None for node in spec.nodes):
-            yield "vip.secondaryAddress", "needs a secondaryAddress at every node"
-    if len(set(spec.mirrors)) != len(spec.mirrors):
-        yield "mirrors", "names a registry twice"
+    @model_validator(mode="before")
+    @classmethod
+    def _without_status(cls, value: Any) -> Any:
+        return _without(value, {"status"})
 
 
 def load(path: Path | None) -> RegistryCluster:
@@ -245,92 +242,41 @@ def load(path: Path | None) -> RegistryCluster:
         )
     path = DEFAULT_FILE if path is None else path
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", code="ConfigUnreadable") from error
+        text = read_text(path, _LARGEST)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"cannot read {path}: {why}", hint="name the file with -f FILE", code="ConfigUnreadable"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error}", hint="is this the cluster file?", code="ConfigUnreadable"
+        ) from error
     return parse(text, str(path))
 
 
 def parse(text: str, name: str) -> RegistryCluster:
     """The cluster that *text* (YAML) describes; *name* stands in errors. Raises ConfigError."""
     try:
-        document = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  a SafeLoader that refuses a key given twice
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not YAML: {error}", code="ConfigNotYaml") from error
+        document = yamlfile.read(text, name)
+    except NotYaml as error:
+        raise ConfigError(f"{name} is not YAML: {error}", hint=_HINT, code="ConfigNotYaml") from error
     if not isinstance(document, Mapping):
         raise ConfigError(f"{name} holds no mapping", hint=f"this is the smallest file:\n\n{SMALLEST}")
     try:
-        return RegistryCluster.model_validate(document)
+        return RegistryCluster.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise ConfigError(f"{name} is wrong", problems=list(_explain(error))) from None
+        raise ConfigError(f"{name} is not valid", problems=_problems(error, document), hint=_HINT) from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML takes the last of two equal keys and says nothing; a forgotten node must not vanish so."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _explain(error: ValidationError) -> Iterator[ConfigProblem]:
-    found = error.errors()
-    for item in found:
-        place = item["loc"]
-        if item["type"] == "too_short" and any(place == other["loc"][: len(place)] for other in found if other != item):
-            continue  # pydantic does not count items that are wrong, and those are told anyway
-        path = _path(place)
-        cause = item.get("ctx", {}).get("error")
-        if isinstance(cause, _Contradiction):
-            for relative, text in cause.problems:
-                yield ConfigProblem(f"{path}.{relative}", text)
-        elif item["type"] == "extra_forbidden":
-            yield ConfigProblem(path, f"unknown key{_suggestion(item['loc'])}")
-        elif item["type"] == "missing":
-            yield ConfigProblem(path, "is missing")
-        elif item["type"] in ("too_short", "too_long"):
-            context = item["ctx"]
-            bound = f"least {context['min_length']}" if "min_length" in context else f"most {context['max_length']}"
-            yield ConfigProblem(path, f"must have at {bound}, and has {context['actual_length']}")
-        elif isinstance(cause, ValueError):
-            yield ConfigProblem(path, f"{cause} (it is {item['input']!r})")
-        else:
-            text = item["msg"][0].lower() + item["msg"][1:]
-            shown = f" (it is {item['input']!r})" if isinstance(item["input"], str | int | float | bool) else ""
-            yield ConfigProblem(path, f"{text}{shown}")
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.lstrip(".")
-
-
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] | None = RegistryCluster
-    for part in location[:-1]:
-        if isinstance(part, int) or model is None:
-            continue
-        model = next((model_of(f.annotation) for n, f in model.model_fields.items() if part in (n, f.alias)), None)
-    if model is None:
-        return ""
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f", did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
-
-
-def model_of(annotation: object) -> type[BaseModel] | None:
-    """The model in the annotation of a field (``tuple[Node, ...]``: Node); None if it is a plain value."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for argument in get_args(annotation) if (model := model_of(argument))), None)
+def _problems(error: ValidationError, document: Mapping[str, Any]) -> list[ConfigProblem]:
+    """What is wrong with single values, and what contradicts itself, which pydantic looks for in good values only."""
+    spec = document.get("spec")
+    together = contradictions(Facts.in_document(spec)) if isinstance(spec, Mapping) else ()
+    apart = explain(error, RegistryCluster)
+    found = list(dict.fromkeys([*apart, *(ConfigProblem(f"spec.{path}", text) for path, text in together)]))
+    more = [ConfigProblem("", f"and {len(found) - _MOST_PROBLEMS} more")] if len(found) > _MOST_PROBLEMS else []
+    return [*found[:_MOST_PROBLEMS], *more]
 
 
 def dump(cluster: RegistryCluster) -> str:

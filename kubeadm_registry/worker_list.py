@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from kubeadm_registry.addresses import ip, is_host_name, normal
 from kubeadm_registry.config import Spec, Ssh
 from kubeadm_registry.errors import ConfigError, ConfigProblem
+from kubeadm_registry.explain import explain
 
 #: A longer file is no list of nodes, and may have no end.
 MOST_BYTES = 16 << 20
@@ -142,7 +143,7 @@ def _settings(words: Sequence[str]) -> Ssh:
     try:
         return Ssh.model_validate(dict(pairs))
     except ValidationError as error:
-        raise _Wrong(*(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())) from error
+        raise _Wrong(*map(str, explain(error, Ssh))) from error
 
 
 def _wrong_settings(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -112,7 +111,7 @@ def _run(
     def reaching(password: str | None) -> Callable[[Worker], Transport]:
         return partial(session.reach, cluster_file, sudo_password=password)
 
-    outcomes = run(listed, reaching(os.environ.get(session.SUDO_PASSWORD)))
+    outcomes = run(listed, reaching(session.given_sudo_password()))
     wanting = [worker for worker, outcome in outcomes.items() if outcome.error and outcome.error.code == "SudoNeeded"]
     if wanting and sys.stdin.isatty():
         outcomes |= run(wanting, reaching(getpass.getpass("Password for sudo on the nodes: ")))

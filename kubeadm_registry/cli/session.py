@@ -31,6 +31,17 @@ BUNDLE_KEY = "KUBEADM_REGISTRY_BUNDLE_KEY"
 SUDO_PASSWORD = "KUBEADM_REGISTRY_SUDO_PASSWORD"  # noqa: S105  the name of a variable
 
 
+def given_sudo_password() -> str | None:
+    """The password for sudo in the environment, if there is one. Raises ConfigError if it is no text."""
+    password = os.environ.get(SUDO_PASSWORD)
+    try:
+        (password or "").encode()
+    except UnicodeEncodeError:
+        hint = "set it in a terminal whose encoding is UTF-8"
+        raise ConfigError(f"{SUDO_PASSWORD} is not UTF-8 text", hint=hint, code="SudoPasswordInvalid") from None
+    return password
+
+
 def ask_passphrase(key: Path) -> str | None:
     """The passphrase of a key file, from the terminal; None where there is none."""
     return getpass.getpass(f"Passphrase of {key}: ") if sys.stdin.isatty() else None
@@ -112,7 +123,7 @@ def installed_secrets(vault: Vault) -> Secrets:
 
 def _attempt(config: RegistryCluster) -> tuple[list[Host], list[ConnectionFailed]]:
     """Connect to every host. Where sudo wants a password and a person is there, it is asked for, once for all."""
-    results = _connect(config, config.spec.nodes, os.environ.get(SUDO_PASSWORD))
+    results = _connect(config, config.spec.nodes, given_sudo_password())
     wanting = [node for node, one in zip(config.spec.nodes, results, strict=True) if _needs_password(one)]
     if wanting and sys.stdin.isatty():
         again = iter(_connect(config, wanting, getpass.getpass("Password for sudo on the servers: ")))

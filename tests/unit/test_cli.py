@@ -142,6 +142,18 @@ def test_a_wrong_command_line_ends_with_2_and_contacts_nobody(
     assert [path.name for path in run.folder.iterdir()] == ["cluster.yaml"]
 
 
+@pytest.mark.parametrize("command", [("init",), ("mirrors", "apply", "--nodes", "workers.txt")])
+def test_a_sudo_password_that_is_no_text(
+    run: Terminal, servers: FakeCluster, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    run("init", *SKIP)
+    run.write("10.0.0.21\n", "workers.txt")
+    monkeypatch.setenv(session.SUDO_PASSWORD, os.fsdecode(b"geh\xe4im"))
+    result = run(*command)
+    failed(result, 2)
+    assert f"{session.SUDO_PASSWORD} is not UTF-8 text" in result.stderr
+
+
 def test_a_wrong_command_line_as_json(run: Terminal) -> None:
     result = run("init", "--bogus", "-o", "json")
     failed(result, 2)

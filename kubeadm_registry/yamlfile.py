@@ -1,0 +1,86 @@
+"""YAML as users write it by hand: a small document of text, whole numbers, true, false and null.
+
+YAML 1.1, which PyYAML reads, makes 18 of ``022``, 90 of ``1:30`` and false of ``no``. Here a plain word is what it is
+in YAML 1.2, numbers are decimal and have no leading zeros, and anything else is text. Keys are text and given once;
+tags are refused, and so is a document that is deep or long beyond any sense.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+_TEXT = "tag:yaml.org,2002:str"
+_DEEPEST = 20
+_MOST_NODES = 10_000
+
+
+class NotYaml(ValueError):
+    """Why a text is no YAML of this kind, and where."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads with the rules of this module."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  none of YAML 1.1's
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.name = name
+        self._depth = 0
+        self._nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        tag: str | None = getattr(event, "tag", None)
+        self._depth += 1
+        self._nodes += 1
+        if tag not in (None, "!", _TEXT):
+            written = tag.replace("tag:yaml.org,2002:", "!!")
+            raise _at(event.start_mark, f"the tag {written} is not used here")
+        if self._depth > _DEEPEST:
+            raise _at(event.start_mark, f"it is nested deeper than {_DEEPEST} levels")
+        if self._nodes > _MOST_NODES:
+            raise _at(event.start_mark, f"it has more than {_MOST_NODES} values")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _at(key.start_mark, "a key must be plain text; a template ({{ ... }}) must be rendered first")
+            # YAML takes the last of two equal keys and says nothing; a forgotten node must not vanish so.
+            if key.value in found:
+                raise _at(key.start_mark, f"key {key.value} is given twice")
+            found[key.value] = self.construct_object(value, deep=deep)
+        return found
+
+
+for _tag, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", "-?(?:0|[1-9][0-9]{0,17})", "-0123456789"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
+
+
+def _at(mark: yaml.Mark | None, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, mark)
+
+
+def read(text: str, name: str) -> Any:
+    """The document *text* as plain data; None if it is empty. Raises NotYaml."""
+    try:
+        loader = _Loader(text, name)
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        context = f", {error.context}" if error.context else ""
+        raise NotYaml(f"{where}{error.problem}{context}") from error
+    except yaml.YAMLError as error:
+        raise NotYaml(str(error).splitlines()[0]) from error
