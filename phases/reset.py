@@ -72,7 +72,9 @@ def files(cluster: Cluster, host: Host) -> Steps:
     if data.owns_scratch(cluster, host):
         yield Absent(data.scratch(cluster))
     # What the agent has promised ends with the cluster.
-    for path in (paths.ETC, paths.OPT, paths.RUN, agent.data(cluster)):
+    yield Absent(agent.hardstate(cluster))
+    yield Absent(agent.data(cluster), only_if_empty=True)
+    for path in (paths.ETC, paths.OPT, paths.RUN):
         yield Absent(path)
     for user in (agent.USER, haproxy.USER, zot.USER, distribution.USER, garage.USER):
         yield NoUser(user)

@@ -40,8 +40,13 @@ def python(cluster: Cluster, host: Host) -> str:
 
 
 def data(cluster: Cluster) -> str:
-    """The directory of what the agent has promised and must not forget."""
-    return f"{cluster.spec.data_directory}/agent"
+    """The directory of what the agent has promised and must not forget; by its name nobody else's."""
+    return f"{cluster.spec.data_directory}/{USER}"
+
+
+def hardstate(cluster: Cluster) -> str:
+    """The agent's file in there."""
+    return f"{data(cluster)}/hardstate"
 
 
 def settings(cluster: Cluster, host: Host) -> dict[str, object]:
@@ -78,7 +83,7 @@ def settings(cluster: Cluster, host: Host) -> dict[str, object]:
         "garage_admin_token_file": f"{ETC}/admin_token",
         "tls": {"cert": paths.NODE_PEM, "key": paths.NODE_PEM, "ca": paths.CA},
         "proxy": {"sockets": haproxy.SOCKETS, "epoch_map": haproxy.STATE_MAP},
-        "paths": {"hardstate": f"{data(cluster)}/hardstate"},
+        "paths": {"hardstate": hardstate(cluster)},
     }
 
 
