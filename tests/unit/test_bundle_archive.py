@@ -9,7 +9,7 @@ import time
 
 import pytest
 from bundle_files import member, pax, raw, record, tar
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeadm_registry.bundle import archive
@@ -138,6 +138,7 @@ def test_refuses_other_files() -> None:
     assert "cut short" in refusal(b"")
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=0, max_value=3 * 512 - 1))
 def test_notices_every_cut(length: int) -> None:
     content = tar(("a", b"1" * 100))[: 4 * 512]
@@ -145,6 +146,7 @@ def test_notices_every_cut(length: int) -> None:
     assert read(content) == {"a": b"1" * 100}
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_change_leads_anywhere_else(data: st.DataObject) -> None:
     """A changed archive is read or refused; no other error, no name that is not safe."""
@@ -163,6 +165,7 @@ def test_no_change_leads_anywhere_else(data: st.DataObject) -> None:
         assert archive.safe_name(name) == name
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=130), st.binary(max_size=1100)
