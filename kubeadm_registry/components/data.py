@@ -8,14 +8,16 @@ from pathlib import PurePosixPath
 from kubeadm_registry import paths, secrets
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import existing, garage, zot
+from kubeadm_registry.errors import Error
 from kubeadm_registry.host import Host
 from kubeadm_registry.values import unsuitable
 
 #: Where ``$1`` really is, then mode and type of all on the way to it that is there already, the innermost first.
 _WAY = """
 path=$(realpath -m -- "$1") && echo "$path" || exit 1
+[ ! -L "$path" ] || { echo "its links lead in a circle" >&2; exit 1; }
 until [ -e "$path" ]; do path=$(dirname -- "$path"); done
-while stat -c '%a|%F|%n' -- "$path" && [ "$path" != / ]; do path=$(dirname -- "$path"); done
+while stat -c '%a|%F|%n' -- "$path" || exit 1; [ "$path" != / ]; do path=$(dirname -- "$path"); done
 """
 
 
@@ -93,4 +95,10 @@ def _empty(host: Host, directory: str) -> bool:
 
 
 def _way(host: Host, directory: str) -> list[str]:
-    return host.query("sh", "-c", _WAY, "way", directory).stdout.decode(errors="replace").splitlines()
+    """Where *directory* really is, and what leads there (see _WAY). Raises Error if nobody can tell."""
+    found = host.query("sh", "-c", _WAY, "way", directory)
+    if not found.ok:
+        why = found.stderr.decode(errors="replace").strip()
+        hint = "mend the links that lead there, or name another place in spec.dataDirectory"
+        raise Error(f"cannot tell where {directory} is: {why}", host=host.name, code="DataDirectoryUnknown", hint=hint)
+    return found.stdout.decode(errors="replace").splitlines()

@@ -12,6 +12,7 @@ import pytest
 from kubeadm_registry import config, paths
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, data
+from kubeadm_registry.errors import Error
 from kubeadm_registry.phases import preflight
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.report import JsonLines
@@ -328,6 +329,14 @@ def test_the_script_that_looks_at_the_way_to_the_data(tmp_path: Path) -> None:
         str(one) for one in (tmp_path / "disk", *(tmp_path / "disk").parents)
     ]
     assert data._way(here(), f"{tmp_path}/file")[1] == f"640|regular empty file|{tmp_path}/file"
+
+
+def test_a_way_in_circles_is_told_as_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(Error, match=f"cannot tell where {tmp_path}/a is: its links lead in a circle") as caught:
+        data._way(here(), f"{tmp_path}/a")
+    assert caught.value.hint
 
 
 def test_what_finds_a_file_in_a_directory(tmp_path: Path) -> None:
