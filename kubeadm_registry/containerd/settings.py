@@ -217,24 +217,37 @@ def _schema(layers: Sequence[Layer], layer: Layer, containerd: Version) -> int:
     return next((at for at, table in ((2, _CRI_2), (3, _IMAGES_3)) if edit.get(layer.values, table) is not None), 1)
 
 
-def _effective(layers: Sequence[Layer], containerd: Version, setting: _Setting) -> tuple[Layer, Any]:
-    """The file that decides *setting*, and the value that containerd takes from it (None: not set)."""
+#: A table and a key in it.
+_Place = tuple[tuple[str, ...], str]
+
+
+def _effective(layers: Sequence[Layer], containerd: Version, setting: _Setting) -> tuple[Layer, _Place, Any]:
+    """The file that decides *setting*, under which name, and the value that containerd takes (None: not set)."""
     for layer in reversed(layers):
-        table, key = setting.place(_schema(layers, layer, containerd))
-        value = edit.get(layer.values, (*table, key))
-        if containerd.major < 2:
-            # The last file that has the plugin's table replaces those of all others, also where it is silent.
-            if edit.get(layer.values, _plugin(table)) is not None:
-                return layer, value
-        elif value is not None:
-            return layer, value
+        for table, key in _places(layers, layer, containerd, setting):
+            value = edit.get(layer.values, (*table, key))
+            if containerd.major < 2:
+                # The last file that has the plugin's table replaces those of all others, also where it is silent.
+                if edit.get(layer.values, _plugin(table)) is not None:
+                    return layer, (table, key), value
+            elif value is not None:
+                return layer, (table, key), value
+    places = {layer.path: setting.place(_schema(layers, layer, containerd)) for layer in layers}
     if containerd.major >= 2:
         # Tables are merged key by key, so any file will do: take the one that has the table already.
         for layer in reversed(layers):
-            table, key = setting.place(_schema(layers, layer, containerd))
+            table, _ = places[layer.path]
             if edit.get(layer.values, _plugin(table)) is not None:
-                return layer, None
-    return layers[0], None
+                return layer, places[layer.path], None
+    return layers[0], places[layers[0].path], None
+
+
+def _places(layers: Sequence[Layer], layer: Layer, containerd: Version, setting: _Setting) -> list[_Place]:
+    """Where a file may set *setting*, first what wins: from 2.3 on old names do, also in files of version 3."""
+    schemas = [_schema(layers, layer, containerd)]
+    if containerd >= Version(2, 3) and layer.version < 4:
+        schemas = [1, 2, 3] if schemas[0] == 1 else [2, 3]
+    return [setting.place(schema) for schema in schemas]
 
 
 def _plugin(table: tuple[str, ...]) -> tuple[str, ...]:
@@ -259,13 +272,13 @@ def refusals(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
     if not layers:
         return
     yield from _ignored(layers, containerd)
-    layer, mirrors = _effective(layers, containerd, _registry_key("mirrors"))
+    layer, _, mirrors = _effective(layers, containerd, _registry_key("mirrors"))
     if mirrors:
         yield Refused(
             f"{layer.path}: registry.mirrors is set, and containerd refuses it together with config_path",
             hint=_as_hosts_files(mirrors),
         )
-    layer, configs = _effective(layers, containerd, _registry_key("configs"))
+    layer, _, configs = _effective(layers, containerd, _registry_key("configs"))
     for host, config in configs.items() if isinstance(configs, dict) else ():
         if isinstance(config, dict) and config.get("tls"):
             yield Refused(
@@ -343,9 +356,9 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
         layers[at] = Layer(file, text, edit.parse(text))
         edits.append(dataclasses.replace(change, opens=not had_header and edit.has_header(text, table)))
 
-    _, first = _effective(layers, containerd, _CONFIG_PATH)
+    _, _, first = _effective(layers, containerd, _CONFIG_PATH)
     effective_path = first if isinstance(first, str) and first else ""
-    pause_layer, pause = _effective(layers, containerd, _SANDBOX)
+    pause_layer, _, pause = _effective(layers, containerd, _SANDBOX)
     wants_path = not effective_path and not containerd.has_default_config_path
     is_default = not pause or str(pause) in DEFAULT_PAUSE_IMAGES
     wants_pause = sandbox_image is not None and pause != sandbox_image and is_default
@@ -360,8 +373,7 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
     for setting, value in ((_CONFIG_PATH, config_path if wants_path else None),
                            (_SANDBOX, sandbox_image if wants_pause else None)):  # fmt: skip
         if value is not None:
-            layer, old = _effective(layers, containerd, setting)
-            table, key = setting.place(_schema(layers, layer, containerd))
+            layer, (table, key), old = _effective(layers, containerd, setting)
             add(layer.path, table, key, value, old if isinstance(old, str) else None)
     changed = {change.file for change in edits}
     return Merged(

@@ -2,7 +2,7 @@
 
 It reads, merges and converts files as the releases do, as far as mirrors and the pause image go;
 test_containerd_dump.py compares it with what real ones said. Absolute imports lie below the directory that ``$STUB``
-is in; its file ``version`` has what ``--version`` prints.
+is in; its file ``version`` has what ``--version`` prints, its file ``dump`` (if there) what each dump is.
 
 Sources: services/server/config/config.go (1.6, 1.7), cmd/containerd/server/config/config.go and
 plugins/cri/images/plugin.go (2.x).
@@ -126,6 +126,9 @@ def main() -> None:
     said = (stub / "version").read_text(encoding="utf-8")
     if sys.argv[1:] == ["--version"]:
         sys.stdout.write(said)
+        return
+    if (stub / "dump").exists():
+        sys.stdout.write((stub / "dump").read_text(encoding="utf-8"))
         return
     major, minor = said.split()[-1].split(".")[:2]
     try:
