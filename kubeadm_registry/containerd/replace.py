@@ -5,13 +5,13 @@ from __future__ import annotations
 from kubeadm_registry.containerd.settings import Refused
 from kubeadm_registry.containerd.survey import Shown
 from kubeadm_registry.errors import CommandFailed
-from kubeadm_registry.host import Host
+from kubeadm_registry.host import UNFINISHED, Host
 
 #: Runs before the new file ``$1`` replaces the old one ``$2``: the new one gets the old one's extended attributes, ACL
 #: and SELinux label, then mode ``$3`` and owner ``$4``. ``$6...`` is containerd, if it shall read the new one; it knows
 #: the file by the path ``$5``, to which imports are relative, so where that is a link, it gets a link as well.
 #: What it prints is the whole configuration; its errors matter. Status 65: it refuses the file.
-_PREPARE = """
+_PREPARE = f"""
 set -e
 new=$1 old=$2 mode=$3 owner=$4 path=$5; shift 5
 if [ -f "$old" ]; then
@@ -21,8 +21,8 @@ if [ -f "$old" ]; then
 fi
 [ $# -gt 0 ] || exit 0
 cd /
-if [ "${old%/*}" != "${path%/*}" ]; then
-  link=$(mktemp -u --suffix=.kubeadm-registry -- "${path%/*}/.${path##*/}.XXXXXXXXXX")
+if [ "${{old%/*}}" != "${{path%/*}}" ]; then
+  link=$(mktemp -u --suffix={UNFINISHED} -- "${{path%/*}}/.${{path##*/}}.XXXXXXXXXX")
   trap 'rm -f -- "$link"' EXIT
   ln -s -- "$new" "$link"
   new=$link

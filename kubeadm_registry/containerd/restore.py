@@ -82,12 +82,8 @@ class OriginalConfig:
 
     def diff(self, host: Host) -> str | None:
         """A unified diff of each file, or None."""
-        said = []
-        for now, new in self._differences(host):
-            if new is not None and now.state.content == new.content:
-                said.append(f"{now.path}: mode and owner as before")
-            else:
-                said.append(unified(now.path, now.state.content, new.content if new else None))
+        differences = self._differences(host)
+        said = [unified(now.path, now.state.content, new.content if new else None) for now, new in differences]
         return "\n".join(said) or None
 
     def apply(self, host: Host) -> None:

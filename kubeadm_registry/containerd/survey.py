@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kubeadm_registry.containerd import proxy
 from kubeadm_registry.containerd.settings import CONFIG, Layer, Refused, Version
-from kubeadm_registry.host import OWNER, FileState, Host, owner_of
+from kubeadm_registry.host import OWNER, UNFINISHED, FileState, Host, owner_of
 
 UNIT = "containerd.service"
 
@@ -233,9 +233,9 @@ def configuration(host: Host, main: str, version: Version) -> Configuration:
 
 
 #: How ``Host.write`` calls a file until it is whole, and how release 0.1 did.
-_LEFTOVER = re.compile(r"\..+\.\w{10}\.kubeadm-registry.*|\.new\.\w{10}-.+")
+_LEFTOVER = re.compile(rf"\..+\.\w{{10}}{re.escape(UNFINISHED)}.*|\.new\.\w{{10}}-.+")
 #: The same for a shell, below a directory.
-_LEFTOVERS = (".*.??????????.kubeadm-registry*", ".new.??????????-*")
+_LEFTOVERS = (f".*.??????????{UNFINISHED}*", ".new.??????????-*")
 
 
 def leftovers(host: Host, *directories: str) -> list[str]:
