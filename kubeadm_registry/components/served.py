@@ -24,12 +24,12 @@ class Served:
 
     def diff(self, host: Host) -> str | None:
         """What is served in place of it; None also while no proxy runs."""
+        if host.state(paths.NODE_PEM) is None:
+            return None  # not issued yet, in a dry-run on a host that may lack Python: the proxies start with it
         try:
             shown = certificates.ask(host.query, "show")
         except Error as error:
             raise Error(f"cannot see which certificate is served: {error.message}", host=host.name) from error
-        if shown["file"] is None:
-            return None  # not issued yet, in a dry-run: the proxies start with it
         if stale := certificates.unloaded(shown):
             return f"{host.name} {stale}"
         return f"cannot see what is served: {'; '.join(shown['trouble'])}" if shown["trouble"] else None

@@ -247,6 +247,7 @@ def shows(server: FakeTransport, **said: object) -> Host:
     """A server whose script says this."""
     whole = {"file": "A", "proxies": {"1": "A", "2": "A"}, "handshakes": {"A": ""}, "trouble": []} | said
     server.answer(*SCRIPT, with_=json.dumps(whole))
+    server.put(paths.NODE_PEM, b"a certificate")
     return server.host()
 
 
@@ -254,7 +255,6 @@ def shows(server: FakeTransport, **said: object) -> Host:
     ("said", "words"),
     [
         ({}, None),
-        ({"file": None, "trouble": ["no file"]}, None),
         ({"proxies": {"1": None, "2": None}, "handshakes": {}}, None),
         ({"handshakes": {"A": "", "B": ""}}, "shows another certificate in a handshake on port 5000"),
         ({"proxies": {"1": "A", "2": "none: Not found"}}, "cp-1 serves an earlier certificate"),
@@ -278,6 +278,7 @@ def test_a_process_of_before_a_reload_may_be_seen_for_a_moment(server: FakeTrans
     seen = iter([{"B": ""}, {"A": "", "B": ""}, {"A": ""}])
     whole = {"file": "A", "proxies": {"1": "A", "2": "A"}, "trouble": []}
     server.answer(*SCRIPT, with_=lambda *_: json.dumps(whole | {"handshakes": next(seen)}))
+    server.put(paths.NODE_PEM, b"a certificate")
     Served().apply(server.host())
     assert next(seen, None) is None
 
@@ -285,6 +286,8 @@ def test_a_process_of_before_a_reload_may_be_seen_for_a_moment(server: FakeTrans
 def test_a_host_without_python_is_told(server: FakeTransport) -> None:
     words = b"there is no Python 3.9 or newer"
     server.answer(*SCRIPT, with_=Result(("sh",), 127, b"", words))
+    assert Served().diff(server.host()) is None, "nothing is served before there is a certificate, as in a dry-run"
+    server.put(paths.NODE_PEM, b"a certificate")
     with pytest.raises(Error, match=f"cp-1: cannot see which certificate is served: {words.decode()}"):
         Served().diff(server.host())
 
