@@ -27,6 +27,9 @@ class Health(str, Enum):
     DEAD = "dead"  # its port refuses: certain
 
 
+FAILED = (Health.DEAD, Health.HUNG)
+
+
 class Verdict(str, Enum):
     """What reading the known object through frontend and storage said."""
 

@@ -14,7 +14,9 @@ from statistics import median
 from typing import Optional
 
 from kubeadm_registry.agent import lease
+from kubeadm_registry.agent.conditions import conditions
 from kubeadm_registry.agent.model import (
+    FAILED,
     Answers,
     Decisions,
     Health,
@@ -35,7 +37,6 @@ from kubeadm_registry.agent.model import (
 )
 
 RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new state are caught by the later ones
-FAILED = (Health.DEAD, Health.HUNG)
 LIVES = 1.5  # seconds that a proof of "host lives, agent does not" lasts: kernels limit these answers to one a second
 ALONE = 0.2  # seconds without a majority that make a server alone
 BACK = 2.0  # seconds with one after which it is no longer
@@ -380,7 +381,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         renew=settings.single_writer and lease.renews(claim, now, settings),
         writing=settings.single_writer and lease.writes(claim, seen, now, settings),
         keep=lease.known(claim, settings),
-        conditions=_conditions(new, seen, reports, proxy_dead=proxy_dead, proxy_ok=proxy_ok, settings=settings),
+        conditions=conditions(new, seen, reports, proxy_dead=proxy_dead, proxy_ok=proxy_ok, settings=settings),
     )
 
 
@@ -467,37 +468,3 @@ def _report(memory: Memory, seen: Observation, settings: Settings, reports: Mapp
         vote_term=vote.term if vote is not None else 0,
         members=settings.members,
     )
-
-
-def _conditions(
-    memory: Memory,
-    seen: Observation,
-    reports: Mapping[str, Report],
-    *,
-    proxy_dead: bool,
-    proxy_ok: bool,
-    settings: Settings,
-) -> tuple[str, ...]:
-    """Names of what is not as it should be, for people; nothing is decided by them."""
-    found = {
-        "HiddenHolder": memory.hidden_since is not None,
-        "NotYetGood": not memory.been_good,
-        "FrontendDown": memory.frontend.health in FAILED,
-        "FrontendSlow": memory.frontend.health is Health.SUSPECT,
-        "StorageDown": memory.storage.health in FAILED,
-        "StorageSlow": memory.storage.health is Health.SUSPECT,
-        "StoragePartial": seen.storage is not None and memory.storage.health is Health.OK and not seen.storage_whole,
-        "ProxyDown": proxy_dead,
-        "ProxyPartial": not proxy_dead and (not proxy_ok or any(p.health is not Health.OK for p in memory.proxies)),
-        "NoCanary": seen.manifest is None,
-        "CanaryMissing": memory.verdict is Verdict.MISSING and memory.level is Level.FIT,
-        "CanaryBroken": memory.verdict in (Verdict.MISSING, Verdict.WRONG) and memory.level is not Level.FIT,
-        "ChainSlow": memory.verdict is Verdict.SLOW,
-        "NoMajority": 1 + len(reports) < settings.majority,
-        "Unguarded": seen.guarded is False,
-        "WriterClosing": settings.single_writer and memory.lease.role is Role.CLOSING,
-        "ClockOff": memory.clock_off is not None and memory.clock_off > settings.timings.clock_off,
-        "NoTimer": settings.single_writer and not seen.timer_there,
-        "MembersDiffer": any(said.members != settings.members for said in reports.values()),
-    }
-    return tuple(name for name, true in found.items() if true)

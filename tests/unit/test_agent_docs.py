@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry.agent import rules, status
+from kubeadm_registry.agent import conditions, rules, status
 from kubeadm_registry.agent.config import Config, parse
 from kubeadm_registry.agent.model import Memory
 from tests.unit.test_agent_config import smallest
@@ -61,7 +61,7 @@ def test_every_metric_field_and_condition_is_told(text: str) -> None:
     raw["peers"] = [{"name": "b", "address": "10.0.0.2"}, {"name": "c", "address": "10.0.0.3"}]
     config = parse(raw)
     memory, decided = rules.decide(Memory(started=0.0), well(5.0), 5.0, ANY)
-    known = re.findall(r'^        "([A-Z][A-Za-z]+)": ', Path(rules.__file__).read_text(), re.MULTILINE)
+    known = re.findall(r'^        "([A-Z][A-Za-z]+)": ', Path(conditions.__file__).read_text(), re.MULTILINE)
     assert len(known) > 10
     facts = status.Facts(
         version="1", instance="i", wall=1.0, now=1.0, holds_vip=True, expires=1.0, can_destroy=True,

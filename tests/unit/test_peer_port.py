@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import config, pki
+from kubeadm_registry import config, paths, pki
 from kubeadm_registry.addresses import endpoint
+from kubeadm_registry.components import haproxy
 from kubeadm_registry.render import render
 from tests.unit.fake_cluster import authority
 from tests.unit.test_served import free_port
 
 NODES = config.parse(config.SMALLEST, "x").spec.nodes
-LOCAL = "127.0.0.1"
+LOCAL, PEER = "127.0.0.1", "127.0.0.2"
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,17 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     text = render(
         "haproxy/haproxy.cfg.j2",
         node=NODES[0].model_copy(update={"address": LOCAL}),
-        peers=NODES[1:],
+        peers=[one.model_copy(update={"address": PEER}) for one in NODES[1:]],
         listen=(LOCAL,),
         vip=(),
         port=free_port(),
         internal_port=internal,
+        public_most=haproxy.PUBLIC_MOST,
+        internal_most=haproxy.INTERNAL_MOST,
+        source_most=haproxy.SOURCE_MOST,
+        servers_reserve=haproxy.SERVERS_RESERVE,
+        servers_addresses=[LOCAL],
+        loopback_network=paths.LOOPBACK_NETWORK,
         frontend=endpoint(LOCAL, free_port()),
         read_source=LOCAL,
         pem=folder / "node.pem",
@@ -72,7 +79,7 @@ def answered(port: int, folder: Path, pair: pki.Pair) -> bool:
     (folder / "client.pem").write_text(pair.certificate + pair.key)
     context = ssl.create_default_context(cadata=authority().certificate)
     context.load_cert_chain(folder / "client.pem")
-    with socket.create_connection((LOCAL, port), 10) as wire:
+    with socket.create_connection((LOCAL, port), 10, (PEER, 0)) as wire:
         try:
             with context.wrap_socket(wire, server_hostname=LOCAL) as tls:
                 tls.sendall(b"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
