@@ -190,6 +190,37 @@ def test_who_fails_is_named_and_the_others_are_done_once(site: Site) -> None:
     site.run("remove", site.all)
 
 
+def test_a_large_configuration_where_sh_is_bash_and_tmp_is_full(site: Site) -> None:
+    """As on RHEL: bash keeps a large here-document in /tmp, and a command then ran with empty standard input."""
+    host = next(iter(site.workers.values()))
+    original = "version = 2\n" + "# a comment of somebody who explains every key\n" * 1200
+    assert 48 * 1024 < len(original) < 64 * 1024
+    kept = host.sh("cat", CONFIG).stdout
+    host.sh("sh", "-c", 'cat > "$1"', "-", CONFIG, stdin=original)
+    host.sh("systemctl", "restart", "containerd")
+    before = listings([host])
+    host.sh("ln", "-sf", "bash", "/usr/bin/sh")
+    host.sh("mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "none", "/tmp")  # noqa: S108
+    host.sh("sh", "-c", "head -c 1M /dev/zero > /tmp/full || :")
+    try:
+        line = f"{host.name} {host.address}"
+        code, events, _ = site.run("apply", [line])
+        assert code == 0, events[-1]
+        written = host.sh("cat", CONFIG).stdout
+        assert written.count("# a comment") == 1200
+        assert "config_path" in written
+        assert host.sh("cat", f"/etc/kubeadm-registry/backup/containerd/files{CONFIG}").stdout == original
+        code, events, _ = site.run("remove", [line])
+        assert code == 0, events[-1]
+    finally:
+        host.sh("umount", "/tmp")  # noqa: S108
+        host.sh("ln", "-sf", "dash", "/usr/bin/sh")
+    assert host.sh("cat", CONFIG).stdout == original
+    assert not differences(before, listings([host]))
+    host.sh("sh", "-c", 'cat > "$1"', "-", CONFIG, stdin=kept)
+    host.sh("systemctl", "restart", "containerd")
+
+
 def test_a_hundred_sessions(site: Site) -> None:
     """More sshd on each worker make a list of a hundred; a dry run, since each host has one lock and one disk."""
     known = site.lab.place.known_hosts.read_text()
