@@ -29,6 +29,7 @@ _REFUSALS = {
     errno.EACCES: ("NotPermitted", _RIGHTS),
     errno.EPERM: ("NotPermitted", _RIGHTS),
     errno.EIO: ("DiskFailed", "see what the kernel says of the disk (dmesg)"),
+    errno.EBADF: ("OutputClosed", "open standard output, if only for /dev/null"),
     errno.ENXIO: ("DiskFailed", "see what the kernel says of the device (dmesg)"),
     errno.ESTALE: ("DiskFailed", "mount the network's file system again"),
     errno.EMFILE: ("TooManyFiles", "raise the limit of open files (ulimit -n), and run it again"),
@@ -58,7 +59,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def refusal(error: OSError) -> Error | None:
     """What *error* means for a user; None if it is none of files, and so one that we should have dealt with."""
-    if error.errno not in _REFUSALS:
+    if error.errno not in _REFUSALS or (error.errno == errno.EBADF and error.filename is None):
         return None
     code, hint = _REFUSALS[error.errno]
     # The second name is the target, where the first one is ours and temporary.

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
@@ -129,12 +130,41 @@ def echo(line: str) -> None:
     put(printable(line) + "\n")
 
 
+class _Output:
+    """Standard output that may fail, as on a full disk: the work goes on to its end, and then it is an error.
+
+    A run that stopped where its words could not be written would leave the servers half changed. That nobody reads any
+    more (BrokenPipeError) is raised at once.
+    """
+
+    def __init__(self) -> None:
+        self._failed: OSError | None = None
+
+    def attempt(self, write: Callable[[], object]) -> None:
+        """Have *write* write, unless that failed before."""
+        if self._failed is not None:
+            return
+        try:
+            with naming(STANDARD_OUTPUT):
+                write()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self._failed = error
+
+    def check(self) -> None:
+        """Raise the OSError if anything could not be written."""
+        if self._failed is not None:
+            raise self._failed
+
+
 class Console:
     """For people: what changes, host by host; colours and a live line on a terminal, plain lines in a pipe."""
 
     def __init__(self, *, diffs: bool = False, out: TextIO | None = None) -> None:
         """*diffs*: show what differs, not only that it does."""
         self._out = screen(out=out or sys.stdout)
+        self._output = _Output()
         self._diffs = diffs
         self._lock = threading.Lock()
         self._running: dict[str, str] = {}
@@ -202,9 +232,10 @@ class Console:
             stderr.print(f"[bold]what to do:[/bold] {escape(error.hint)}")
 
     def result(self, summary: str, **facts: object) -> None:
-        """The last line."""
+        """The last line. Raises OSError if it, or anything before it, could not be written."""
         self.close()
         self._print(escape(summary))
+        self._output.check()
 
     def close(self) -> None:
         """Take the live line away."""
@@ -218,12 +249,13 @@ class Console:
             self._line(markup, markup=True)
 
     def _line(self, text: str, *, markup: bool = False) -> None:
-        self._out.print(text, markup=markup)
+        self._output.attempt(lambda: self._out.print(text, markup=markup))
 
     def _show(self, diff: str) -> None:
         indented = "\n".join("      " + line for line in printable(diff).splitlines())
         if self._out.is_terminal:
-            self._out.print(Syntax(indented, "diff", background_color="default", word_wrap=True))
+            syntax = Syntax(indented, "diff", background_color="default", word_wrap=True)
+            self._output.attempt(lambda: self._out.print(syntax))
         else:
             self._line(indented)
 
@@ -244,6 +276,7 @@ class JsonLines:
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
+        self._output = _Output()
         self._lock = threading.Lock()
         self._begin = time.monotonic()
         self._meter = Meter(1)
@@ -298,15 +331,20 @@ class JsonLines:
         problems = error.problems if isinstance(error, ConfigError) else ()
         listed = {"problems": [{"path": one.path, "message": one.text} for one in problems]} if problems else {}
         self._write(event="error", code=error.code, message=error.message, hint=error.hint, host=error.host, **listed)
+        self._output.check()
 
     def result(self, summary: str, **facts: object) -> None:
-        """``{"event": "result", "ok": true, ..., "seconds": ...}``."""
+        """``{"event": "result", "ok": true, ..., "seconds": ...}``.
+
+        Raises OSError if it, or anything before it, could not be written.
+        """
         seconds = round(time.monotonic() - self._begin, 3)
         self._write(event="result", ok=True, summary=summary, **facts, seconds=seconds)
+        self._output.check()
 
     def close(self) -> None:
         """Nothing to end."""
 
     def _write(self, **event: object) -> None:
-        with self._lock, naming(STANDARD_OUTPUT):
-            print(json.dumps(event), file=self._out, flush=True)
+        with self._lock:
+            self._output.attempt(lambda: print(json.dumps(event), file=self._out, flush=True))

@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 from kubeadm_registry import __version__, config
-from kubeadm_registry.cli import session
+from kubeadm_registry.cli import session, standard
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.disk import refusal
 from kubeadm_registry.errors import ConfigError, Error
@@ -102,12 +102,7 @@ def guarded(context: Context, work: Callable[[], None]) -> None:
         told, code = meaning(error)
         if context.debug and told.code == "Bug":
             raise
-        try:
-            reporter.error(told)
-        except OSError:
-            # It is standard output that cannot be written to.
-            click.echo(f"error [{told.code}] {printable(str(told))}", err=True)
-        let_go_of_output()
+        tell(reporter, told)
         if context.debug and isinstance(error, Error | OSError):
             raise
         sys.exit(code)
@@ -128,6 +123,15 @@ def meaning(error: BaseException) -> tuple[Error, int]:
         return refused, refused.exit_code
     text = f"unexpected {type(error).__name__}: {error}"
     return Error(text, hint="run it again with --debug, and report what it shows", code="Bug"), 1
+
+
+def tell(reporter: Reporter, error: Error) -> None:
+    """Report *error*; on standard error where standard output cannot be written to."""
+    try:
+        reporter.error(error)
+    except OSError:
+        click.echo(f"error [{error.code}] {printable(str(error))}", err=True)
+    let_go_of_output()
 
 
 def let_go_of_output() -> None:
@@ -178,7 +182,7 @@ class Program(click.Group):
         except click.ClickException as error:
             if {"json", "-ojson", "--output=json", "--format=json"} & {*words}:
                 wrong = ConfigError(error.format_message(), hint="see --help of that command", code="UsageInvalid")
-                JsonLines().error(wrong)
+                tell(JsonLines(), wrong)
             else:
                 error.show()
             sys.exit(error.exit_code)
@@ -380,4 +384,5 @@ def load_commands() -> Program:
 
 def main() -> NoReturn:
     """Entry point of the program."""
+    standard.complete()
     load_commands().main(prog_name="kubeadm-registry")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,3 +183,23 @@ def test_lines_of_many_threads_are_whole(kind: type, plain: io.StringIO) -> None
     lines = plain.getvalue().splitlines()
     assert len(lines) == 200
     assert len({re.search(r"<\d+>x{500}", line)[0] for line in lines}) == 200  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", [Console, JsonLines])
+def test_a_run_whose_words_cannot_be_written_goes_on_and_ends_as_an_error(kind: type[Console | JsonLines]) -> None:
+    """A log on a full disk must not leave the servers half changed."""
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:
+        reporter = kind(out=full)
+        reporter.phase("vip", "Make the VIP")
+        reporter.action(Action("vip", "cp-1", "write /etc/x", "+x"), dry_run=True)
+        reporter.done(Action("vip", "cp-1", "write /etc/x", "+x"), 0.1)
+        reporter.note("done")
+        with pytest.raises(OSError, match="No space left on device: 'standard output'"):
+            reporter.result("1 thing changed", changed=1)
+
+
+def test_a_reader_that_has_gone_ends_the_run() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "w") as out, pytest.raises(BrokenPipeError):
+        JsonLines(out).note("hello")
