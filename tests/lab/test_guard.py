@@ -153,7 +153,8 @@ AGENT = textwrap.dedent("""
     async def course():
         def changed():
             print("whole" if guard.whole else "lost", flush=True)
-        guard = Guard(Settings("kubeadm-registry", sys.argv[1]), changed, lambda *_: None, lambda _, text: print(text))
+        tables = tuple(sys.argv[2:])
+        guard = Guard(Settings(tables, sys.argv[1]), changed, lambda *_: None, lambda _, text: print(text))
         ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         while not ended.done():
             guard.tick(clock())
@@ -165,24 +166,35 @@ AGENT = textwrap.dedent("""
 """)
 
 
+TABLES = (paths.PREFIX, paths.FENCE_TABLE)
+
+
 @pytest.mark.parametrize(
-    "loss", ["flush ruleset", "delete table inet kubeadm-registry", "flush chain inet kubeadm-registry input"]
+    "loss",
+    ["flush ruleset", *(f"delete table inet {table}" for table in TABLES), f"flush chain inet {paths.PREFIX} input"],
 )
-def test_the_agent_loads_what_somebody_flushed(hosts: dict[str, Namespace], tmp_path: Path, loss: str) -> None:
-    node = hosts["node"]
-    agent = node.start(sys.executable, "-c", AGENT, str(rules(tmp_path)), stdin=-1, stdout=-1, cwd=ROOT)
-    assert agent.stdout is not None
-    assert agent.stdout.readline() == "whole\n"
-    whole = node.run("nft", "list", "ruleset").stdout
-    node.run("nft", *loss.split())
-    assert agent.stdout.readline() == "lost\n"
-    assert agent.stdout.readline() == "whole\n"
-    assert node.run("nft", "list", "ruleset").stdout == whole
-    node.run("nft", "add", "table", "inet", "other")  # a change that is not ours to mend
-    node.run("nft", "delete", "table", "inet", "other")
-    said, _ = agent.communicate(timeout=30)
-    assert said == "1 losses\n"
-    node.run("nft", "flush", "ruleset")
+def test_the_agent_loads_what_somebody_flushed(guarded: dict[str, Namespace], tmp_path: Path, loss: str) -> None:
+    node = guarded["node"]
+    arguments = (str(tmp_path / "guard.nft"), *TABLES)
+    whole = listed(node)
+    with node.start(sys.executable, "-c", AGENT, *arguments, stdin=-1, stdout=-1, cwd=ROOT) as agent:
+        assert agent.stdout is not None
+        try:
+            assert agent.stdout.readline() == "whole\n"
+            node.run("nft", *loss.split())
+            assert agent.stdout.readline() == "lost\n"
+            assert agent.stdout.readline() == "whole\n"
+            assert listed(node) == whole
+            node.run("nft", "add", "table", "inet", "other")  # a change that is not ours to mend
+            node.run("nft", "delete", "table", "inet", "other")
+            assert agent.communicate(timeout=30)[0] == "1 losses\n"
+        finally:
+            agent.kill()
+
+
+def listed(node: Namespace) -> list[str]:
+    """Our tables as the kernel has them."""
+    return [node.run("nft", "list", "table", "inet", table).stdout for table in TABLES]
 
 
 #: Send a VRRP advertisement (RFC 5798) to ``$2`` from ``$1``, with TTL ``$3`` and for virtual router ``$4``.
