@@ -64,8 +64,11 @@ def directory(prefix: str) -> Iterator[Path]:
     """
 
     def make() -> tuple[int, str]:
-        name = tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX)
-        return os.open(name, os.O_RDONLY | os.O_DIRECTORY), name
+        while True:
+            name = tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX)
+            # One that begins at this moment, in another thread perhaps, takes it for left behind: nobody holds it yet.
+            with suppress(FileNotFoundError):
+                return os.open(name, os.O_RDONLY | os.O_DIRECTORY), name
 
     def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -264,6 +265,26 @@ def test_directories_are_removed_with_all_in_them(tmp_path: Path, monkeypatch: p
             (second / "file").touch()
         assert not second.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_another_one_took_for_left_behind_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its making and its opening nobody holds it."""
+    made: list[str] = []
+    mkdtemp = tempfile.mkdtemp
+
+    def interrupted(prefix: str, suffix: str) -> str:
+        name = mkdtemp(prefix=prefix, suffix=suffix, dir=tmp_path)
+        made.append(name)
+        if len(made) == 1:
+            Path(name).rmdir()
+        return name
+
+    monkeypatch.setattr(tempfile, "mkdtemp", interrupted)
+    with temporary.directory("work-") as directory:
+        assert [str(directory)] == made[1:]
+        assert directory.is_dir()
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
