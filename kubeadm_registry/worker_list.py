@@ -155,15 +155,8 @@ def _wrong_settings(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
         elif keys.count(key) > 1:
             yield f"{key} is given twice"
     for key, value in pairs:
-        if not value:
-            yield f"{key}: must not be empty"
-        elif key == "port" and not (re.fullmatch("[0-9]{1,5}", value) and 1 <= int(value) <= 65535):
+        if key == "port" and not (re.fullmatch("[0-9]{1,5}", value) and 1 <= int(value) <= 65535):
             yield f"port: must be a number from 1 to 65535 (it is {value})"
-        elif key.endswith("File") and value.startswith("~"):
-            try:
-                Path(value).expanduser()
-            except RuntimeError:
-                yield f"{key}: there is no home directory for {value.partition('/')[0]}"
 
 
 def refuse_registry(workers: Sequence[Worker], spec: Spec, file: str) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kubeadm_registry import whoami
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.registry.client import Login
 
@@ -103,8 +104,8 @@ def _places() -> Iterator[tuple[Path, bool]]:
         return
     if runtime := environment.get("XDG_RUNTIME_DIR"):
         yield Path(runtime) / "containers" / "auth.json", False
-    yield Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "containers" / "auth.json", False
-    yield Path(environment.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json", False
+    yield Path(environment.get("XDG_CONFIG_HOME") or whoami.home() / ".config") / "containers" / "auth.json", False
+    yield Path(environment.get("DOCKER_CONFIG") or whoami.home() / ".docker") / "config.json", False
 
 
 def _object(kept: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
