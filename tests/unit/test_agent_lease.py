@@ -438,3 +438,15 @@ def test_a_timer_is_renewed_under_a_lease_that_lasts_longer_only() -> None:
     assert not lease.renews(memory, 100.01, ALONE)
     assert not lease.renews(replace(memory, role=Role.CLOSING), 100.0, ALONE)
     assert lasts + TIMINGS.heartbeat_interval * 3 < TIMINGS.lease, "it is renewed also when heartbeats are lost"
+
+
+@pytest.mark.parametrize(("left", "closes"), [(0.01, False), (-0.01, True)])
+def test_a_writer_closes_its_margin_before_the_votes_end(left: float, closes: bool) -> None:
+    voter = Report(vote="b", vote_term=9)
+    ends = 99.0 + TIMINGS.lease
+    peers = {"a": view(voter, 99.1, 99.0), "c": view(Report(), 99.1, 99.0)}
+    memory = LeaseMemory(role=Role.WRITER, term=9, vote=Vote("b", 9, 99.0))
+    now = ends - TIMINGS.lease_margin - left
+    after = one_step(memory, now, peers=peers, config=B)
+    assert after.until == pytest.approx(ends)
+    assert after.role is (Role.CLOSING if closes else Role.WRITER)

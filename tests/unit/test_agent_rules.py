@@ -709,3 +709,26 @@ def test_a_clock_that_is_off_is_a_condition() -> None:
     peers = {name: replace(offset(9.0), heard=4.99) for name in ("b", "c")}
     _, decided = rules.decide(Memory(started=0.0), well(5.0, peers=peers), 5.0, ANY)
     assert "ClockOff" in decided.conditions
+
+
+@pytest.mark.parametrize(("calm", "alarms"), [(rules.CALM - 0.1, 2), (rules.CALM, 0)])
+def test_false_alarms_are_forgotten_after_a_calm_minute_and_not_before(calm: float, alarms: int) -> None:
+    before = PeerMemory(presence=Presence.FRESH, since=100.0, alarms=2)
+    now = 100.0 + calm
+    after, what, _ = rules.peer(before, PeerView(now, None, GOOD_PEER, now), 0.0, 0.0, now, T)
+    assert after.alarms == alarms
+    assert what is None
+
+
+@pytest.mark.parametrize(
+    ("door", "shut"),
+    [
+        (Answers(0.0, 9.9, 9.9, 3, refused=True), True),
+        (Answers(0.0, 10.0 - rules.DOOR_SILENT, 9.0, 3), True),
+        (Answers(0.0, 10.0 - rules.DOOR_SILENT + 0.1, 9.0, 3), False),
+    ],
+    ids=["refused", "silent", "late"],
+)
+def test_the_public_port_is_shut_when_it_refuses_or_is_silent(door: Answers, shut: bool) -> None:
+    _, decided = rules.decide(Memory(started=0.0), well(10.0, proxy_door=door), 10.0, ANY)
+    assert ("ProxyDown" in decided.conditions) is shut
