@@ -7,7 +7,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.host import Host, Result
@@ -36,6 +38,22 @@ STUBS = {
 
 #: Programs that change something.
 ACTS = ("mkdir", "rm", "systemctl")
+
+#: What a host of these tests has only if the test says so, whatever this machine has.
+RUNTIMES = frozenset({"containerd", "ctr", "crictl", "crio", "docker", "dockerd", "k3s", "rke2"})
+
+
+@cache
+def tools() -> TemporaryDirectory[str]:
+    """A folder with links to this machine's programs, but for RUNTIMES."""
+    folder = TemporaryDirectory(prefix="tools-")
+    for directory in os.environ["PATH"].split(":"):
+        for program in Path(directory).iterdir() if Path(directory).is_dir() else ():
+            link = Path(folder.name, program.name)
+            if program.name not in RUNTIMES and not link.is_symlink():
+                link.symlink_to(program)
+    return folder
+
 
 UNIT = """\
 LoadState=loaded
@@ -81,7 +99,7 @@ class Rooted:
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Result:
         self.calls += 1
         inside = [f"{self.root}{word}" if word.startswith("/") else word for word in argv]
-        environment = {"PATH": f"{self.root}/usr/bin:{os.environ['PATH']}", "STUB": str(self.stub), "LC_ALL": "C"}
+        environment = {"PATH": f"{self.root}/usr/bin:{tools().name}", "STUB": str(self.stub), "LC_ALL": "C"}
         done = subprocess.run(inside, input=stdin, capture_output=True, timeout=timeout, env=environment, check=False)
         if self.acts_left is not None and (argv[0] in ACTS or tuple(argv[3:4]) in (("write",), ("mark",))):
             self.acts_left -= 1
