@@ -34,14 +34,17 @@ def test_another_firewall_takes_the_guard_away_for_a_moment_only(whole: Registry
     """nftables.service flushes all rules when it starts, stops or reloads; its unit brings ours along, or the agent."""
     host = whole.others(whole.holder())[0]
     before = whole.invocations([host])
-    acts = [["systemctl", verb, "nftables"] for verb in ("start", "reload", "restart")]
-    if agent == "runs":
-        acts += [["systemctl", "stop", "nftables"], ["nft", "flush", "ruleset"]]
-    else:
+    acts = [f"systemctl {verb} nftables" for verb in ("start", "reload", "restart")]
+    acts += ["systemctl stop nftables", "nft flush ruleset"]
+    if agent == "is away":
+        # It alone sees that a unit starts which did not run before, or that none has to do with it.
+        host.sh("systemctl", "start", "nftables")
+        host.sh("systemctl", "restart", paths.unit("guard"))
         host.sh("systemctl", "stop", paths.unit("agent"))
+        acts = [*acts[1:3], "systemctl stop nftables && systemctl start nftables"]
     try:
         for act in acts:
-            host.sh(*act)
+            host.sh("sh", "-c", act)
             wait_until(f"the guard after {act}", lambda: host.sh(*TABLE, check=False).returncode == 0, seconds=3)
             assert not reaches(host, "nobody", paths.LOOPBACK, paths.FRONTEND_PORT), act
     finally:
