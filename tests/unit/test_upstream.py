@@ -453,7 +453,8 @@ def _streamed(registry: Upstream) -> Callable[[str, str], bytes | None]:
 
 def test_a_right_answer_is_taken() -> None:
     """The odd ones are not refused for another reason."""
-    with raw(http(b"200 OK\r\n" + JSON + LENGTH, MANIFEST)) as host, to(host) as registry:
+    answer = http(b"200 OK\r\nConnection: close\r\n" + JSON + LENGTH, MANIFEST)
+    with raw(answer) as host, to(host) as registry:
         for ask in (registry.manifest, registry.blob, _streamed(registry)):
             assert ask("a", DIGEST) == MANIFEST
 
