@@ -89,7 +89,8 @@ def _checks() -> Iterator[str]:
     yield ""
     yield "| check | passes when |"
     yield "| --- | --- |"
-    checks = {check.name: check for _, phase in leaves(workflows.INIT) for check in phase.checks}
+    phases = [phase for workflow in (workflows.INIT, workflows.RESET) for _, phase in leaves(workflow)]
+    checks = {check.name: check for phase in phases for check in phase.checks}
     for check in checks.values():
         yield f"| `{check.name}` | {_sentence(inspect.getdoc(check.probe) or '')} |"
     yield ""
