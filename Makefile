@@ -1,7 +1,7 @@
 # Everything that a fresh Debian machine needs is set up by these two, and kept for the next time:
 #   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
 #   make test    all checks and tests; what CI runs
-# Other goals: make unit | lint | lab | test-kubernetes | soak | fuzz | bench, make lab-down, make clean.
+# Other goals: make unit | lint | lab | test-kubernetes | simulate | soak | fuzz | bench, make lab-down, make clean.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,7 +17,7 @@ KUBERNETES := kubelet etcd coredns bridge pause guest
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo busybox shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test unit lint lab test-kubernetes kubernetes-programs kubernetes-cached soak fuzz bench docs lab-down clean setup packages programs
+.PHONY: help demo test unit lint lab test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -54,14 +54,14 @@ test: lint unit lab
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy -p kubeadm_registry -p tests.lab -p tests.kubernetes -p tests.bench
+	.venv/bin/mypy -p kubeadm_registry -p tests.lab -p tests.kubernetes -p tests.bench -p tests.simulation
 	.venv/bin/lint-imports
 
 docs: setup
 	$(PYTHON) docs/reference.py
 
 unit: setup
-	.venv/bin/pytest -q --numprocesses=auto tests/unit
+	.venv/bin/pytest -q --numprocesses=auto tests/unit tests/simulation
 
 lab: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -m 'not long' tests/lab
@@ -80,6 +80,10 @@ test-kubernetes: kubernetes-programs
 # The long ones: full load for ten minutes, second faults.
 soak: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/lab tests/bench
+
+# A million schedules of faults in simulated servers (docs/simulation.md), some hours on all processors.
+simulate: setup
+	$(PYTHON) -m tests.simulation --count 1000000
 
 # The reader of bundles under many more random changes than the unit tests try: some ten minutes.
 fuzz: setup

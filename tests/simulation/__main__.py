@@ -1,0 +1,124 @@
+"""``python -m tests.simulation --seed N`` replays one schedule; ``--count N`` runs many, on all processors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+from functools import partial
+
+from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.run import Result, run
+from tests.simulation.schedule import KINDS
+from tests.simulation.summary import Summary
+
+CHUNK = 50  # schedules at a time for one process
+TELL = 30.0  # seconds
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status is 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="run this one, and show what happens")
+    parser.add_argument("--count", type=int, default=2000, help="run so many (%(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="beginning with this seed (%(default)s)")
+    parser.add_argument("--kind", default="", choices=["", *KINDS], help="schedules of this kind only")
+    parser.add_argument("--mutant", default="", choices=["", *MUTANTS], help="with this rule broken")
+    parser.add_argument("--mutants", action="store_true", help="tell after how many schedules each is found")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(%(default)s)")
+    parser.add_argument("--minutes", type=float, default=0.0, help="begin no more after so long; 0: run all")
+    options = parser.parse_args(arguments)
+    if options.mutants:
+        return all_mutants()
+    with MUTANTS[options.mutant].applied() if options.mutant else contextlib.nullcontext():
+        if options.seed is not None:
+            result = run(options.seed, options.kind, tracing=True)
+            print(told(result))
+            return 1 if result.finding else 0
+        if options.mutant:
+            options.processes = 1
+        return many(options)
+
+
+def told(result: Result) -> str:
+    """One schedule for people."""
+    lines = [*result.trace, ""]
+    if result.finding is not None:
+        lines.append(f"BROKEN: {result.finding.promise}: {result.finding.text}, at {result.finding.at:.4f} s")
+        lines.append(f"replay: python -m tests.simulation --seed {result.seed} --kind {result.kind}")
+    lines.append(f"seed {result.seed}, {result.kind}: {result.counts}, recovery {result.recovery:.2f} s")
+    return "\n".join(lines)
+
+
+def all_mutants() -> int:
+    """A table of what breaks when a rule is broken; the exit status is 1 if one is not found."""
+    print("| mutant | the rule that is broken | kind | promise that breaks | found in schedule |")
+    print("| --- " * 5 + "|")
+    missed = 0
+    for name, mutant in MUTANTS.items():
+        with mutant.applied():
+            seed = first_found(mutant)
+        missed += seed is None
+        found = f"number {seed + 1}" if seed is not None else f"none of {mutant.seeds}"
+        print(f"| `{name}` | {mutant.text} | `{mutant.kind}` | {mutant.finds} | {found} |", flush=True)
+    return 1 if missed else 0
+
+
+def first_found(mutant: Mutant) -> int | None:
+    """The first seed under which the promise breaks that *mutant* names, while it is applied."""
+    for seed in range(mutant.seeds):
+        finding = run(seed, mutant.kind).finding
+        if finding is not None and finding.promise == mutant.finds:
+            return seed
+    return None
+
+
+def chunk(kind: str, seeds: range) -> Summary:
+    """Run *seeds*."""
+    summary = Summary()
+    for seed in seeds:
+        summary.add(run(seed, kind))
+    return summary
+
+
+def many(options: argparse.Namespace) -> int:
+    """Run all, and tell how it goes."""
+    began = told_at = time.monotonic()
+    end = options.first + options.count
+    chunks = [range(first, min(first + CHUNK, end)) for first in range(options.first, end, CHUNK)]
+    summary = Summary()
+    work = partial(chunk, options.kind)
+    with contextlib.ExitStack() as stack:
+        if options.processes > 1:
+            pool = stack.enter_context(multiprocessing.Pool(options.processes))
+            done = pool.imap_unordered(work, chunks)
+        else:
+            done = map(work, chunks)  # type: ignore[assignment]  # any iterator will do
+        for part in done:
+            summary.merge(part)
+            for seed, kind, text in part.broken:
+                print(f"BROKEN seed {seed} {kind}: {text}", flush=True)
+            now, total = time.monotonic(), summary.total()
+            if now - told_at >= TELL:
+                told_at = now
+                rate = total.schedules / (now - began)
+                print(
+                    f"{total.schedules:,} of {options.count:,}, {rate:.0f} a second, {len(summary.broken)} broken",
+                    flush=True,
+                )
+            if options.minutes and now - began >= options.minutes * 60:
+                break
+    total, took = summary.total(), time.monotonic() - began
+    print(summary.table())
+    print(
+        f"\n{total.schedules:,} schedules, {total.events:,} events, {total.seconds / 3600:,.1f} hours of the simulated"
+        f" servers in {took / 60:.1f} minutes on {options.processes} processes"
+    )
+    return 1 if summary.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

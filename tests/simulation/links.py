@@ -1,0 +1,98 @@
+"""Heartbeats as the agent's links send and receive them, over the simulated network instead of sockets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kubeadm_registry.agent.heartbeat import Inbox, Outbox, Packet, Refused, decode, encode
+from kubeadm_registry.agent.model import PeerView, Report, Settings
+
+if TYPE_CHECKING:
+    from tests.simulation.host import Host
+
+KEY = b"the key that all of them share, and no one else"
+BREATH = 0.05  # seconds
+
+
+class Link:
+    """Heartbeats to and from one peer."""
+
+    def __init__(self, host: Host, peer: str, outbox: Outbox, window: float) -> None:
+        self.host = host
+        self.peer = peer
+        self.outbox = outbox
+        self.inbox = Inbox(host.name, peer, window)
+        self.away: float | None = None
+        self.answered = 0.0
+
+    def send(self, counter: int, report: Report) -> None:
+        """Send one heartbeat."""
+        packet = Packet(
+            sender=self.host.name,
+            receiver=self.peer,
+            instance=self.outbox.instance,
+            counter=counter,
+            answers=self.inbox.answers,
+            wall=int(self.host.wall() * 1000),
+            report=report,
+        )
+        world = self.host.world
+        world.network.send(
+            self.host.name, self.peer, world.hosts[self.peer].heartbeat, self.host.name, encode(KEY, packet)
+        )
+
+    def receive(self, datagram: bytes, now: float) -> tuple[bool, bool]:
+        """Whether it was news, and whether an answer is needed before there can be news."""
+        try:
+            if not self.inbox.take(decode(KEY, datagram), self.outbox, now, self.host.wall()):
+                return False, True
+        except Refused:
+            return False, False
+        said = self.inbox.said
+        self.away = now if said is not None and said.bye else None
+        return True, False
+
+    @property
+    def view(self) -> PeerView:
+        """What the rules may know of this peer."""
+        return PeerView(self.inbox.heard, self.away, self.inbox.said, self.inbox.echoed, self.inbox.offset)
+
+
+class Links:
+    """Heartbeats to and from all peers."""
+
+    def __init__(self, host: Host, settings: Settings, instance: str) -> None:
+        self.host = host
+        self.outbox = Outbox(instance)
+        self.interval = settings.timings.heartbeat_interval
+        self.next = 0.0
+        self.report = Report()
+        self.links = {peer: Link(host, peer, self.outbox, settings.timings.echo_window) for peer in settings.peers}
+
+    def say(self, report: Report) -> None:
+        """From now on say this; what is new is said at once."""
+        if report != self.report:
+            self.report = report
+            self.send()
+
+    def tick(self, now: float) -> None:
+        """Send what is due."""
+        if now >= self.next:
+            self.next = self.next + self.interval if now - self.next < self.interval else now + self.interval
+            self.send()
+
+    def send(self) -> None:
+        """One heartbeat to each peer."""
+        counter = self.outbox.next(self.host.seconds())
+        for link in self.links.values():
+            link.send(counter, self.report)
+
+    def receive(self, source: str, datagram: bytes) -> bool:
+        """Whether the peer said something new."""
+        link = self.links[source]
+        before, now = link.inbox.said, self.host.seconds()
+        news, answer = link.receive(datagram, now)
+        if answer and now - link.answered >= BREATH:
+            link.answered = now
+            link.send(self.outbox.next(now), self.report)
+        return news and link.inbox.said != before

@@ -1,0 +1,181 @@
+"""The models by themselves, and that a seed is a whole schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import pytest
+
+from kubeadm_registry.agent.model import HardState, LeaseMemory, Memory, Role, Timings
+from tests.simulation import schedule
+from tests.simulation.__main__ import main
+from tests.simulation.agent import Roster
+from tests.simulation.disk import Disk
+from tests.simulation.kernel import JIFFY, Clock, Timer
+from tests.simulation.network import Network
+from tests.simulation.process import Ended
+from tests.simulation.quick import copy
+from tests.simulation.run import run
+from tests.simulation.schedule import THREE
+from tests.simulation.timeline import Timeline
+from tests.simulation.world import World, new_world
+
+
+@dataclass
+class Seen:
+    """What happened, in order."""
+
+    what: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.what.append(text)
+
+
+def test_events_come_in_the_order_of_their_times() -> None:
+    timeline, seen = Timeline(), Seen()
+    timeline.at(2.0, seen.note, "late")
+    timeline.at(1.0, seen.note, "first")
+    timeline.at(1.0, seen.note, "second")
+    timeline.run(1.5)
+    assert (seen.what, timeline.now) == (["first", "second"], 1.5)
+    timeline.run(3.0)
+    assert seen.what[-1] == "late"
+
+
+def test_others_go_on_while_one_stands_still_within_an_event() -> None:
+    timeline, seen = Timeline(), Seen()
+
+    def stand_still() -> None:
+        seen.note("begins")
+        timeline.run(timeline.now + 1.0)
+        seen.note(f"ends at {timeline.now}")
+
+    timeline.at(1.0, stand_still)
+    timeline.at(1.5, seen.note, "another")
+    timeline.run(3.0)
+    assert seen.what == ["begins", "another", "ends at 2.0"]
+    assert timeline.now == 3.0
+
+
+def test_a_timer_lasts_from_its_renewal_and_not_without_a_ticket() -> None:
+    timer = Timer(lasts=2.0, ticket_lasts=0.2)
+    assert timer.passes(0.0), "a standby is not cut"
+    assert not timer.renew(10.0)
+    assert timer.take_ticket(10.0)
+    assert timer.renew(10.2)
+    assert timer.passes(12.2)
+    assert not timer.passes(12.2 + JIFFY)
+    assert not timer.renew(12.5), "the ticket is old"
+    timer.disarm()
+    assert timer.passes(20.0)
+    timer.there = False
+    assert not timer.take_ticket(21.0)
+    assert not timer.renew(21.0)
+
+
+def test_the_clocks_of_a_paused_machine_stand() -> None:
+    clock = Clock(0.0, 1.01, 5.0)
+    assert clock.at(10.0) == pytest.approx(15.1)
+    clock.pause(10.0, True)
+    assert clock.at(20.0) == pytest.approx(15.1)
+    clock.pause(20.0, False)
+    assert clock.at(30.0) == pytest.approx(25.2)
+
+
+def test_a_power_cut_takes_what_was_not_synced_and_nothing_else() -> None:
+    results = set()
+    for seed in range(30):
+        disk = Disk(Random(seed))
+        disk.write(HardState(1, 5))
+        disk.sync()
+        disk.write(HardState(1, 7))
+        assert disk.cached == HardState(1, 7)
+        disk.lose_power()
+        results.add(disk.cached)
+    assert results == {HardState(1, 5), HardState(1, 7)}
+
+
+def test_a_network_is_cut_in_one_direction_only() -> None:
+    timeline, seen = Timeline(), Seen()
+    network = Network(timeline, Random(0))
+    network.cut("a", "b")
+    network.send("a", "b", seen.note, "a to b")
+    network.send("b", "a", seen.note, "b to a")
+    network.weather.doubled = 1.0
+    network.send("b", "a", seen.note, "twice")
+    network.weather.loss = 1.0
+    network.send("b", "a", seen.note, "lost")
+    timeline.run(1.0)
+    assert sorted(seen.what) == ["b to a", "twice", "twice"]
+
+
+def test_three_servers_that_are_switched_on_have_one_address_and_one_writer() -> None:
+    world = World(7, THREE, Roster(THREE))
+    world.timeline.run(8.0)
+    assert [host.name for host in world.hosts.values() if host.vip] == [host.name for host in world.writers()]
+    assert len(world.writers()) == 1
+    assert world.counts.openings == 1
+
+
+def test_a_process_that_is_killed_in_the_midst_of_a_round_does_no_more() -> None:
+    world = new_world(THREE, Roster(THREE), cold=False)
+    writer = world.writing()
+    assert writer is not None
+    process = writer.agent.process
+    assert process is not None
+    world.stalls[writer.name, "renew"] = 1.0
+    world.timeline.after(0.5, writer.agent.die)
+    renewed = writer.timer.lease
+    with pytest.raises(Ended):
+        process.steering.step(process.observe)
+    assert not process.alive
+    assert writer.timer.lease <= renewed
+
+
+def test_a_watchdog_ends_an_agent_that_is_not_run() -> None:
+    world = new_world(THREE, Roster(THREE), cold=False)
+    writer = world.writing()
+    assert writer is not None
+    before = writer.agent.process
+    assert before is not None
+    before.stop()
+    world.timeline.run(world.timeline.now + 2.5)
+    assert not before.alive
+    assert not writer.zot.could_write
+
+
+def test_a_seed_is_a_whole_schedule() -> None:
+    for seed in range(5):
+        first, second = run(seed, tracing=True), run(seed, tracing=True)
+        assert first == second
+        assert first.trace
+        assert replace(first, trace=()) == run(seed) == run(seed, first.kind)
+
+
+def test_all_kinds_of_schedules_are_drawn() -> None:
+    kinds = {schedule.make(seed).kind for seed in range(400)}
+    assert kinds == set(schedule.KINDS)
+
+
+def test_the_quick_copy_is_the_same_as_the_slow_one() -> None:
+    memory = Memory(started=1.0, lease=LeaseMemory(role=Role.WRITER, term=7))
+    for value, changes in (
+        (memory, {"last": 5.0, "fit": True}),
+        (memory.lease, {"term": 9}),
+        (Timings(), {"tick": 0.1}),
+    ):
+        assert copy(value, **changes) == replace(value, **changes)
+        assert hash(copy(memory.lease, term=9)) == hash(replace(memory.lease, term=9))
+
+
+def test_a_replay_shows_what_happens(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "1", "--kind", "isolation"]) == 0
+    shown = capsys.readouterr().out
+    assert "FAULT isolate" in shown or "FAULT pair" in shown
+    assert "seed 1, isolation" in shown
+
+
+def test_many_schedules_become_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--count", "12", "--processes", "1", "--kind", "frozen"]) == 0
+    assert "| all | 12 |" in capsys.readouterr().out

@@ -1,0 +1,32 @@
+"""The simulator finds each rule that is broken on purpose, or the schedules that pass would mean nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.__main__ import first_found, told
+from tests.simulation.mutants import MUTANTS, edit
+from tests.simulation.run import run
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_rule_is_found(name: str) -> None:
+    mutant = MUTANTS[name]
+    with mutant.applied():
+        found = first_found(mutant)
+        assert found is not None, f"not found in {mutant.seeds} schedules of {mutant.kind!r}: {mutant.text}"
+        replayed = run(found, mutant.kind, tracing=True)
+    assert replayed.finding is not None
+    assert replayed.finding.promise == mutant.finds
+    assert f"--seed {found} --kind {mutant.kind}" in told(replayed)
+    assert run(found, mutant.kind).finding is None, "the rule as it is keeps the promise under the same schedule"
+
+
+def test_a_mutant_whose_line_is_gone_is_an_error() -> None:
+    class Owner:
+        def rule(self) -> bool:
+            return True
+
+    assert edit(Owner, "rule", "True", "False").made()(Owner()) is False
+    with pytest.raises(ValueError, match="not exactly one 'Maybe'"):
+        edit(Owner, "rule", "Maybe", "False").made()

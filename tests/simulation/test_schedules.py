@@ -1,0 +1,21 @@
+"""Under seeded random schedules of faults never two write, terms grow, and one writes again when all is well."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.simulation.__main__ import told
+from tests.simulation.run import run
+
+COUNT = int(os.environ.get("KUBEADM_REGISTRY_SCHEDULES", "2000"))
+SHARD = 50
+
+
+@pytest.mark.parametrize("first", range(0, COUNT, SHARD))
+def test_no_promise_is_broken(first: int) -> None:
+    for seed in range(first, min(first + SHARD, COUNT)):
+        result = run(seed)
+        if result.finding is not None:
+            pytest.fail(told(run(seed, result.kind, tracing=True)), pytrace=False)
