@@ -172,9 +172,9 @@ KEEP_TIME = (
     "run chrony (or systemd-timesyncd) on all servers, in a room without internet against one of them; "
     "see docs/recovery.md, Clocks"
 )
-#: "container" where the clock is another system's, the kernel's opinion, chrony's, and the time services that run.
+#: "container" where the clock is another system's, else the kernel's opinion, chrony's, and the time services that run.
 _TIME = """
-systemd-detect-virt --quiet --container && echo container
+! systemd-detect-virt --quiet --container || { echo container; exit; }
 timedatectl show --property=NTPSynchronized 2>/dev/null
 chronyc -n tracking 2>/dev/null | grep '^Leap status'
 for unit in chronyd chrony systemd-timesyncd ntpd ntp ntpsec openntpd; do
