@@ -239,3 +239,11 @@ def test_a_higher_version_alone_is_read_and_stays(kind: Kind) -> None:
     document = kind.document()
     document["format"] = {**document["format"], "version": 99, "more": "words"}
     assert json.loads(kind.write_back(json.dumps(document).encode())) == document
+
+
+def test_every_sample_is_tried_here_or_elsewhere() -> None:
+    texts = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    names = {path.name for path in SAMPLES.iterdir()}
+    here = {kind.sample for kind in KINDS}
+    assert here < names
+    assert {name for name in names - here if f'0.1/{name}"' not in texts and f'"0.1" / "{name}"' not in texts} == set()
