@@ -173,9 +173,12 @@ class Shell:
         limited = ("timeout", f"--kill-after={KILL_AFTER:g}", "--", f"{timeout:f}", *argv)
         if len(stdin) > INLINE_STDIN:
             self._need_open(argv)
-            result, seconds = run_process(
+            # Taken before the process starts: where we are not run in time, the command must not look short.
+            started = time.monotonic()
+            result = run_process(
                 self._spawn(limited), io.BytesIO(stdin), argv, self._host, timeout=timeout, stall=timeout
             )
+            seconds = time.monotonic() - started
         else:
             words = shlex.join(limited)
             if stdin:
@@ -203,7 +206,7 @@ class Shell:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 file.seek(0)
                 process = self._spawn(("sh", "-c", _UPLOAD, "upload", path, str(size), digest))
-                result, _ = run_process(process, file, ("upload", path), self._host, timeout=FLUSH_TIMEOUT, stall=STALL)
+                result = run_process(process, file, ("upload", path), self._host, timeout=FLUSH_TIMEOUT, stall=STALL)
         except OSError as error:
             raise Error(f"cannot read {source}: {error.strerror}", code="FileUnreadable") from error
         if not result.ok:
@@ -362,8 +365,8 @@ def wait_started(stream: Stream, mark: str, *, prompt: str = "", password: str |
 
 def run_process(
     stream: Stream, source: BinaryIO, argv: Sequence[str], host: str, *, timeout: float, stall: float
-) -> tuple[Result, float]:
-    """Feed *source* to a process of its own and wait for its end; the result, and the seconds that it took.
+) -> Result:
+    """Feed *source* to a process of its own and wait for its end.
 
     Raises ConnectionFailed when nothing moves for *stall* seconds while there is something to feed, for *timeout*
     seconds after that, and a margin.
@@ -372,7 +375,7 @@ def run_process(
     out, err = bytearray(), bytearray()
     data = memoryview(source.read(CHUNK))
     feeding = True
-    started = moved = time.monotonic()
+    moved = time.monotonic()
     try:
         while True:
             if feeding and not data:
@@ -396,4 +399,4 @@ def run_process(
             raise lost(host, what)
     finally:
         stream.close()
-    return Result(tuple(argv), code, bytes(out), bytes(err)), time.monotonic() - started
+    return Result(tuple(argv), code, bytes(out), bytes(err))

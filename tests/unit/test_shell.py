@@ -213,6 +213,21 @@ def test_a_command_that_outlives_its_time_is_killed_over_there(shell, size):
     assert shell.run(["echo", "goes on"]).text == "goes on"
 
 
+def test_a_command_that_was_killed_while_this_process_stood_still_is_told_as_such(shell, monkeypatch):
+    """On a busy machine it may be over when we look at the clock for the first time."""
+    start = shell._spawn
+
+    def held_up(argv):
+        stream = start(argv)
+        process = stream._process
+        wait_until("it is over", lambda: process.poll() is not None)
+        return stream
+
+    monkeypatch.setattr(shell, "_spawn", held_up)
+    with pytest.raises(CommandTimeout):
+        shell.run(["sleep", "30"], stdin=bytes(INLINE_STDIN + 1), timeout=0.2)
+
+
 def test_a_command_deaf_to_the_first_signal_is_killed_as_well(shell, monkeypatch):
     monkeypatch.setattr(shell_module, "KILL_AFTER", 0.2)
     with pytest.raises(CommandTimeout):
