@@ -117,6 +117,13 @@ def weather(world: World, host: Host, value: tuple[float, float, float, float]) 
     now.loss, now.doubled, now.late, now.lateness = value
 
 
+@deed
+def slow_to(world: World, host: Host, value: tuple[float, float]) -> None:
+    """What others send to it takes so many seconds, and what it sends does not."""
+    for other in world.hosts:
+        world.network.slow[other, host.name] = value
+
+
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 

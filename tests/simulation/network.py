@@ -27,6 +27,7 @@ class Network:
         self.random = random
         self.weather = Weather()
         self.cuts: set[tuple[str, str]] = set()
+        self.slow: dict[tuple[str, str], tuple[float, float]] = {}  # ways that take so many seconds, from and to
 
     def cut(self, source: str, target: str) -> None:
         """From now on nothing gets from *source* to *target*."""
@@ -35,6 +36,7 @@ class Network:
     def heal(self) -> None:
         """All reach all again, in good weather."""
         self.cuts.clear()
+        self.slow.clear()
         self.weather = Weather()
 
     def send(self, source: str, target: str, arrive: Action, *arguments: object) -> None:
@@ -46,6 +48,8 @@ class Network:
             return
         for _ in range(2 if weather.doubled and random() < weather.doubled else 1):
             delay = weather.delay * (0.5 + random())
+            if self.slow and (way := self.slow.get((source, target))) is not None:
+                delay += way[0] + (way[1] - way[0]) * random()
             if weather.late and random() < weather.late:
                 delay += weather.lateness * random()
             self.timeline.after(delay, arrive, *arguments)

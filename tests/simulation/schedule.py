@@ -151,11 +151,13 @@ def reboots(random: Random) -> tuple[list[Fault], float]:
     """Power is lost, of the writer, of voters or of all, and clocks come back wrong."""
     back = random.choice([0.0, *BACK])
     if random.random() < 0.3:  # just as another server begins to write, and disks are slow
-        at = random.uniform(0.6, 3.0)
+        at = random.uniform(0.9, 2.4)
         faults = [
-            Fault(0.01, "slow_disk", "all", random.choice([0.5, 1.0, 2.0])),
-            Fault(0.05, random.choice(["stop_agent", "crash_agent"]), "writer"),
-            Fault(at, "power", random.choice(["all", "all", "writer"]), (random.uniform(0.1, 1.0), back)),
+            Fault(0.01, "slow_disk", "all", random.choice([1.0, 2.0, 3.0])),
+            Fault(0.05, random.choice(["stop_agent", "stop_agent", "crash_agent"]), "writer"),
+            Fault(
+                at, "power", random.choice(["all", "all", "writer"]), (random.uniform(0.1, 1.0), random.choice(BACK))
+            ),
         ]
         return faults, at + random.uniform(5.0, 7.0)
     faults = []
@@ -222,8 +224,13 @@ def restored(random: Random) -> tuple[list[Fault], float]:
 
 
 def late(random: Random) -> tuple[list[Fault], float]:
-    """Everything comes late and out of order, and then some do not hear each other any more."""
-    at = random.uniform(0.2, 1.2)
+    """Everything comes late, or what is sent to the writer only, and then some do not hear each other any more."""
+    at = random.uniform(0.8, 1.8)
+    if random.random() < 0.5:
+        slow = random.uniform(0.2, 0.8)
+        faults = [Fault(0.01, "slow_to", "writer", (slow, slow + 0.1)), Fault(at, "isolate", "writer", "both")]
+        faults.append(Fault(at + random.uniform(0.5, 3.0), "stall", "writer", lasting(random)))
+        return faults, at + random.uniform(4.5, 6.0)
     lateness = random.choice([0.3, 0.6, 0.9, 1.5])
     shares = (random.choice([0.0, 0.1]), random.choice([0.0, 0.3]), random.choice([0.5, 1.0]))
     faults = [Fault(0.01, "weather", "any", (*shares, lateness)), cut(random, at, "writer")]
@@ -295,7 +302,7 @@ def make(seed: int, kind: str = "") -> Schedule:
         names=names,
         roster=before,
         after=after,
-        cold=kind != "anarchy" and random.random() < 0.06,
+        cold=kind not in ("anarchy", "restored") and random.random() < 0.06,
         anarchy=kind == "anarchy",
         ticks=tuple(random.choice(TICKS) for _ in names),
         rates=tuple(1.0 + random.uniform(-spread, spread) for _ in names),
