@@ -15,6 +15,8 @@ from kubeadm_registry.agent import lease
 from kubeadm_registry.agent.model import Settings
 from tests.simulation.hands import SimulatedHands
 from tests.simulation.kernel import Timer
+from tests.simulation.schedule import BEGINNINGS
+from tests.simulation.world import new_world
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,13 @@ class Mutant:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """With the rule broken."""
+        """With the rule broken, but not while the worlds are made in which schedules begin: they are kept.
+
+        Otherwise it would depend on what ran before in this process what a seed is.
+        """
+        for names, roster in BEGINNINGS:
+            for cold in (False, True):
+                new_world(names, roster, cold=cold)
         with contextlib.ExitStack() as stack:
             for edit in self.edits:
                 stack.enter_context(patch.object(edit.owner, edit.function, edit.made()))

@@ -307,3 +307,7 @@ def make(seed: int, kind: str = "") -> Schedule:
         ticks=tuple(random.choice(TICKS) for _ in names),
         rates=tuple(1.0 + random.uniform(-spread, spread) for _ in names),
     )
+
+
+#: All pairs of servers and what they know of each other at the start of a schedule.
+BEGINNINGS = ((THREE, Roster(THREE)), (FIVE, Roster(THREE)), (FIVE, Roster(FIVE)), (FIVE, Roster(FIVE, 2)))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.simulation import world
 from tests.simulation.__main__ import first_found, told
 from tests.simulation.mutants import MUTANTS, edit
 from tests.simulation.run import run
+from tests.simulation.schedule import KINDS, make
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -30,3 +32,14 @@ def test_a_mutant_whose_line_is_gone_is_an_error() -> None:
     assert edit(Owner, "rule", "True", "False").made()(Owner()) is False
     with pytest.raises(ValueError, match="not exactly one 'Maybe'"):
         edit(Owner, "rule", "Maybe", "False").made()
+
+
+def test_no_schedule_begins_in_a_world_that_a_mutant_made() -> None:
+    world._warm.cache_clear()
+    with MUTANTS["vote-not-on-disk"].applied():
+        made = world._warm.cache_info().misses
+        for kind in KINDS:
+            for seed in range(200):
+                plan = make(seed, kind)
+                world.new_world(plan.names, plan.roster, cold=plan.cold)
+        assert world._warm.cache_info().misses == made

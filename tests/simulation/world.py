@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from random import Random
 
 from kubeadm_registry.agent.model import Timings
@@ -176,7 +176,7 @@ class World:
         self.alone_since = None
 
 
-@lru_cache(maxsize=8)
+@cache
 def _warm(names: tuple[str, ...], roster: Roster, warm: float) -> bytes:
     world = World(1, names, roster)
     world.timeline.run(warm)
