@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,7 +42,6 @@ ACTS = ("mkdir", "rm", "systemctl")
 RUNTIMES = frozenset({"containerd", "ctr", "crictl", "crio", "docker", "dockerd", "k3s", "rke2"})
 
 
-@cache
 def tools() -> TemporaryDirectory[str]:
     """A folder with links to this machine's programs, but for RUNTIMES."""
     folder = TemporaryDirectory(prefix="tools-")
@@ -54,6 +52,8 @@ def tools() -> TemporaryDirectory[str]:
                 link.symlink_to(program)
     return folder
 
+
+TOOLS = tools()
 
 UNIT = """\
 LoadState=loaded
@@ -99,7 +99,7 @@ class Rooted:
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Result:
         self.calls += 1
         inside = [f"{self.root}{word}" if word.startswith("/") else word for word in argv]
-        environment = {"PATH": f"{self.root}/usr/bin:{tools().name}", "STUB": str(self.stub), "LC_ALL": "C"}
+        environment = {"PATH": f"{self.root}/usr/bin:{TOOLS.name}", "STUB": str(self.stub), "LC_ALL": "C"}
         done = subprocess.run(inside, input=stdin, capture_output=True, timeout=timeout, env=environment, check=False)
         if self.acts_left is not None and (argv[0] in ACTS or tuple(argv[3:4]) in (("write",), ("mark",))):
             self.acts_left -= 1
