@@ -48,7 +48,8 @@ def connect(registry: Registry, address: str) -> http.client.HTTPSConnection:
 
 
 def get(connection: http.client.HTTPSConnection) -> int:
-    connection.request("GET", CANARY)
+    # Distribution hides a manifest of OCI's kind from who does not ask for it.
+    connection.request("GET", CANARY, headers={"Accept": canary.MANIFEST.media_type})
     answer = connection.getresponse()
     answer.read()
     return answer.status

@@ -87,16 +87,17 @@ def test_a_write_that_cannot_reach_the_writer_is_answered(whole: Registry) -> No
     sys.stdout.write(f"\n  cut off from the writer: 503 after {took:.1f} s\n")
 
 
-#: Opens as many connections to ``$1``:``$2`` as it may, up to ``$3``, and keeps them for ``$4`` seconds.
+#: Opens as many connections to ``$1``:``$2`` as it may, up to ``$3``, and keeps them for ``$4`` seconds; from ``$5``.
 FLOOD = textwrap.dedent("""
     import resource, socket, sys, time
-    address, port, count, seconds = sys.argv[1], *map(int, sys.argv[2:])
+    address, port, count, seconds = sys.argv[1], *map(int, sys.argv[2:5])
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     kept, end = [], time.monotonic() + seconds
     for _ in range(count):
         one = socket.socket()
         one.setblocking(False)
+        one.bind((sys.argv[5], 0))
         one.connect_ex((address, port))
         kept.append(one)
     print(len(kept), flush=True)
@@ -106,8 +107,15 @@ FLOOD = textwrap.dedent("""
 
 def test_a_client_that_opens_connections_and_says_nothing_disturbs_nobody(whole: Registry) -> None:
     holder = whole.holder()
-    with reading(whole, KNOWN) as seen:
-        opened = whole.client.sh("python3", "-c", FLOOD, whole.vip, str(paths.REGISTRY_PORT), "12000", "8", timeout=60)
+    flooding = whole.lab.address(150)  # an address of its own, since the bound is for each
+    where = ("address", "add", f"{flooding}/32", "dev", "lo")
+    whole.client.sh("ip", *where)
+    words = (whole.vip, str(paths.REGISTRY_PORT), "12000", "8", flooding)
+    try:
+        with reading(whole, KNOWN) as seen:
+            opened = whole.client.sh("python3", "-c", FLOOD, *words, timeout=60)
+    finally:
+        whole.client.sh("ip", "address", "del", *where[2:])
     sys.stdout.write(f"\n  {whole.frontend}: {opened.stdout.strip()} connections of one client; another one: {seen}\n")
     assert int(opened.stdout) == 12000
     assert not seen.failed
