@@ -9,6 +9,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from cryptography import x509
 
 from kubeadm_registry import canary, paths, pki
@@ -93,6 +94,8 @@ def certificates(registry: Registry) -> tuple[dict[str, str], dict[str, int], in
     return condition, {node["name"]: node["certificateDays"] for node in found["nodes"]}, result.returncode
 
 
+# No read may fail beside three reloads, so it needs a machine that has nothing else to do.
+@pytest.mark.long
 def test_a_certificate_that_ends_soon_is_renewed_without_a_failed_read(registry: Registry) -> None:
     serials = {name: give(host, timedelta(minutes=30)).serial_number for name, host in registry.servers.items()}
     wait_until("the short-lived certificates are served", lambda: reloaded(registry, serials), seconds=30)

@@ -105,6 +105,8 @@ FLOOD = textwrap.dedent("""
 """)
 
 
+# Twelve thousand connections at once are a load of their own: it needs a machine that has nothing else to do.
+@pytest.mark.long
 def test_a_client_that_opens_connections_and_says_nothing_disturbs_nobody(whole: Registry) -> None:
     holder = whole.holder()
     flooding = whole.lab.address(150)  # an address of its own, since the bound is for each
