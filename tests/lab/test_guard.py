@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import paths
+from kubeadm_registry import config, paths
 from kubeadm_registry.changes import File, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import keepalived
@@ -22,18 +22,7 @@ from tests.lab.command import wait_until
 from tests.lab.namespaces import Namespace, network
 from tests.unit.fake_cluster import FakeCluster
 
-CLUSTER = """\
-apiVersion: kubeadm-registry.dev/v1alpha1
-kind: RegistryCluster
-metadata: {name: registry}
-spec:
-  nodes:
-    - {name: cp-1, address: 10.0.0.11}
-    - {name: cp-2, address: 10.0.0.12}
-    - {name: cp-3, address: 10.0.0.13}
-  vip: {address: 10.0.0.10}
-  frontend: {type: zot}
-"""
+CLUSTER = f"{config.SMALLEST}  frontend: {{type: zot}}\n"
 #: The users of the services, which this machine does not have, and two that are not the registry's.
 USERS = {paths.user(name): 64000 + number for number, name in enumerate(("haproxy", "agent", "zot", "garage"))}
 NOBODY, ADMINISTRATOR = 65534, 0
