@@ -145,8 +145,8 @@ def nodes(cluster: str, *names: str) -> Iterator[list[Node]]:
     """
     executable = program()
     fake = FakeCluster.of(cluster)
-    second, third = 8 * secrets.randbelow(24), secrets.randbelow(250)  # 127.0 to 127.191: clients come from above
     with ExitStack() as stack:
+        second, third = _networks(stack)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kr")))  # short: a socket's path is
         made = []
         for number, name in enumerate(names, 1):
@@ -174,6 +174,16 @@ def nodes(cluster: str, *names: str) -> Iterator[list[Node]]:
         for one in made:
             _wait(one)
         yield made
+
+
+def _networks(stack: ExitStack) -> tuple[int, int]:
+    """The second and third numbers of addresses in 127 that no other test of this machine uses until *stack* ends."""
+    claim = stack.enter_context(socket.socket(socket.AF_UNIX))
+    while True:
+        second, third = 8 * secrets.randbelow(24), secrets.randbelow(250)  # 127.0 to 127.191: clients come from above
+        with suppress(OSError):
+            claim.bind(f"\0kubeadm-registry-tests/127.{second}.{third}")  # abstract: it goes with its process
+            return second, third
 
 
 def _write(fake: FakeCluster, name: str, folder: Path, networks: dict[str, str]) -> None:
