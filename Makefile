@@ -92,7 +92,7 @@ fuzz: setup
 bench: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m 'not long' tests/bench
 
-lab-down:
+lab-down: setup
 	$(SUDO) $(PYTHON) -m tests.lab down
 
 clean:

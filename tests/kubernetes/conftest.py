@@ -10,7 +10,8 @@ from tests.kubernetes import images
 from tests.kubernetes.cluster import Kubernetes, empty
 from tests.lab import machine
 from tests.lab.programs import KUBERNETES
-from tests.lab.registry import FRONTENDS, on_new_hosts, skip_without
+from tests.lab.registry import on_new_hosts, skip_without
+from tests.lab.settings import FRONTENDS
 
 
 def sysctls() -> dict[str, str]:

@@ -8,7 +8,7 @@ import sys
 
 from tests.lab.command import LabError, locked, unwinding
 from tests.lab.lab import Lab, sweep
-from tests.lab.settings import Place, Settings
+from tests.lab.settings import FRONTENDS, Place, Settings
 
 DESCRIPTION = """\
 Real hosts with systemd and sshd on this machine, on one switch, cut off from the world.
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--gateway", action="store_true", help="give the hosts a default route, which leads nowhere")
     up.add_argument("--disk", default=default.disk, help="size of each host's disk (default: %(default)s)")
 
-    command("down", "end the lab, or what a killed one left behind")
+    command("down", "end the lab, or what a killed run of the tests left behind")
     command("list", "hosts with their addresses and state")
     for name, summary in (
         ("ssh", "run a command over sshd as the lab's user, or log in"),
@@ -107,9 +107,7 @@ def work(options: argparse.Namespace) -> int:
         Lab.up(settings(options))
         return 0
     if options.command == "down":
-        place = Place.default()
-        with locked(place.lock, wait=False):
-            sweep(place)
+        down()
         return 0
     if options.command == "check":
         os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", "tests/lab/test_lab.py"])  # noqa: S606
@@ -130,6 +128,19 @@ def work(options: argparse.Namespace) -> int:
     else:
         on_host(lab, options)
     return 0
+
+
+def down() -> None:
+    """End the lab and those of the registry's tests beside it, whole or broken. Raises LabError with what stays."""
+    default, failed = Place.default(), []
+    for place in (default, *(default.beside(name) for name in FRONTENDS)):
+        try:
+            with locked(place.lock, wait=False):
+                sweep(place)
+        except LabError as error:
+            failed.append(str(error))
+    if failed:
+        raise LabError("; ".join(failed))
 
 
 def on_host(lab: Lab, options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ def hierarchies() -> list[Path]:
 
 
 class Cgroups:
-    """The control groups of one host, ``NAME`` in each hierarchy.
+    """The control groups of one host, or of the lab's mounts, ``NAME`` in each hierarchy.
 
     ``NAME/host`` is what the host sees as its root, ``NAME/keeper`` holds the process that starts it again after a
     reboot: version 2 allows processes in leaves only.
@@ -65,11 +65,7 @@ class Cgroups:
 
     def pids(self) -> list[int]:
         """All processes, those of containers on the host among them."""
-        found: list[int] = []
-        for file in self._freezer.rglob("cgroup.procs"):
-            with contextlib.suppress(OSError):  # a cgroup that went away meanwhile has no processes
-                found += [int(line) for line in file.read_text().split()]
-        return found
+        return _processes(self._freezer)
 
     def leader(self) -> int | None:
         """The host's PID 1 as this machine numbers it; None if the host is off."""
@@ -113,18 +109,28 @@ class Cgroups:
 
     def kill(self) -> None:
         """End all processes, frozen ones too, and wait until they are gone."""
-        for pid in self.pids():
+        wait_until(f"end of the processes of {self.name}", self._kill, seconds=20, every=0.05)
+
+    def _kill(self) -> bool:
+        """Whether none is left; one that is just coming in is in some hierarchies only."""
+        found = {pid for directory in self.directories for pid in _processes(directory)}
+        for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.thaw()
-        wait_until(f"end of the processes of {self.name}", lambda: not self.pids(), seconds=20, every=0.05)
+        return not found
 
     def remove(self) -> None:
-        """Remove what is left of them; nothing may run in them any more."""
+        """End what has come in meanwhile, and remove them."""
+        wait_until(f"removal of the control groups of {self.name}", self._remove, seconds=20, every=0.05)
+
+    def _remove(self) -> bool:
+        self._kill()
         for directory in self.directories:
             for path in [*_deepest_first(directory), directory]:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):  # gone already, or busy for another moment
                     path.rmdir()
+        return not self.directories
 
     def _set_frozen(self, wanted: bool) -> None:
         if not self._freezer.is_dir():
@@ -136,10 +142,19 @@ class Cgroups:
 
 
 def of_lab(name: str) -> list[Cgroups]:
-    """Those of all hosts of the lab *name*, also those that a killed run left behind."""
-    host = re.compile(rf"{re.escape(name)}-h[1-9][0-9]*")
-    found = {path.name for root in hierarchies() for path in root.iterdir() if host.fullmatch(path.name)}
+    """Those of all hosts of the lab *name* and of its mounts, also those that a killed run left behind."""
+    ours = re.compile(rf"{re.escape(name)}-(h[1-9][0-9]*|mounts)")
+    found = {path.name for root in hierarchies() for path in root.iterdir() if ours.fullmatch(path.name)}
     return [Cgroups(each) for each in sorted(found)]
+
+
+def _processes(directory: Path) -> list[int]:
+    """Those in a control group and all below it."""
+    found: list[int] = []
+    for file in directory.rglob("cgroup.procs"):
+        with contextlib.suppress(OSError):  # a cgroup that went away meanwhile has no processes
+            found += [int(line) for line in file.read_text().split()]
+    return found
 
 
 def _deepest_first(directory: Path) -> Iterator[Path]:

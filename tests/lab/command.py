@@ -128,9 +128,12 @@ def cache() -> Path:
     return home / "kubeadm-registry"
 
 
-def mounts() -> list[str]:
-    """Where something is mounted, in the order of mounting. Also bind mounts, which ``os.path.ismount`` overlooks."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+def mounts(pid: int | str = "self") -> list[str]:
+    """Where something is mounted as the process *pid* sees it, in the order of mounting.
+
+    Also bind mounts, which ``os.path.ismount`` overlooks.
+    """
+    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
     return [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in lines]
 
 

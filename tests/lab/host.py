@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.lab.cgroups import Cgroups
-from tests.lab.command import LabError, mounted, run, wait_until
+from tests.lab.command import LabError, run, wait_until
 from tests.lab.disk import Disk
+from tests.lab.mounts import Mounts
 from tests.lab.network import BRIDGE, Network
 from tests.lab.settings import NAMESERVER, Place, Settings
 
@@ -30,7 +31,9 @@ ENVIRONMENT = {
 class Host:
     """A host, on or off. Everything raises LabError if it cannot be done."""
 
-    def __init__(self, name: str, place: Place, settings: Settings, network: Network, layers: str) -> None:
+    def __init__(
+        self, name: str, place: Place, settings: Settings, network: Network, mounts: Mounts, layers: str
+    ) -> None:
         self.name = name
         number = settings.number(name)
         self.address6 = settings.address6(number)
@@ -42,18 +45,24 @@ class Host:
         self._place = place
         self._settings = settings
         self._network = network
+        self._mounts = mounts
         self._layers = layers
         self.connected = True
         """Whether the cable is in and the port passes: what this lab did to them, not what the host thinks."""
         self._directory = place.hosts / name
         self._root = self._directory / "root"
-        self._disk = Disk(place.disks / f"{name}.img", self._directory)
+        self._disk = Disk(place.disks / f"{name}.img", self._directory, mounts)
         self._cgroups = Cgroups(f"{place.name}-{name}")
 
     @property
     def var(self) -> Path:
         """The host's /var as this machine sees it."""
-        return self._directory / "var"
+        return self._mounts.path(self._directory / "var")
+
+    @property
+    def root(self) -> Path:
+        """The host's files as this machine sees them, but for /var and what the host itself mounts."""
+        return self._mounts.path(self._root)
 
     def __repr__(self) -> str:
         return f"<Host {self.name} {self.address} {self.state}>"
@@ -74,13 +83,10 @@ class Host:
 
     def sh_argv(self, *argv: str) -> list[str]:
         """The command of this machine that runs *argv* in the host as root, without sshd; a shell without *argv*."""
-        leader = self._cgroups.leader()
-        if leader is None:
-            raise LabError(f"{self.name} is off")
         variables = [
             f"{name}={value}" for name, value in {**ENVIRONMENT, "TERM": os.environ.get("TERM", "dumb")}.items()
         ]
-        return ["nsenter", "--all", f"--target={leader}", "--", "env", "-i", *variables, *(argv or ("bash", "-l"))]
+        return ["nsenter", "--all", f"--target={self.leader}", "--", "env", "-i", *variables, *(argv or ("bash", "-l"))]
 
     def sh(
         self, *argv: str, check: bool = True, timeout: float = 60, stdin: str = ""
@@ -94,16 +100,21 @@ class Host:
 
     def network_argv(self, *argv: str | Path) -> list[str]:
         """The command that runs *argv* of this machine in the host's network, also where the host lacks the program."""
-        leader = self._cgroups.leader()
-        if leader is None:
-            raise LabError(f"{self.name} is off")
-        return ["nsenter", "--net", f"--target={leader}", "--", *map(str, argv)]
+        return ["nsenter", "--net", f"--target={self.leader}", "--", *map(str, argv)]
 
     def put(self, source: Path, target: str, *, mode: str = "644") -> None:
         """Copy a file of this machine to the path *target* on the host."""
         script = 'cat > "$1" && chmod "$2" "$1"'
         with source.open("rb") as content:
             subprocess.run(self.sh_argv("sh", "-c", script, "-", target, mode), stdin=content, check=True, timeout=300)
+
+    @property
+    def leader(self) -> int:
+        """The host's PID 1 as this machine numbers it."""
+        leader = self._cgroups.leader()
+        if leader is None:
+            raise LabError(f"{self.name} is off")
+        return leader
 
     # Power
 
@@ -195,10 +206,8 @@ class Host:
         """Make the host's disk and put on it what differs from host to host."""
         self._disk.make(self._settings.disk)
         self._mount()
-        run(
-            "cp", "-a", f"{self._root}/var", self._directory / "var"
-        )  # /var is bound from ext4: overlay does not go on overlay
-        etc = self._root / "etc"
+        run("cp", "-a", self.root / "var", self.var)  # /var is bound from ext4: overlay does not go on overlay
+        etc = self.root / "etc"
         settings = self._settings
         (etc / "hostname").write_text(f"{self.name}\n")
         (etc / "machine-id").write_text(f"{uuid.uuid4().hex}\n")
@@ -213,7 +222,7 @@ class Host:
             key = etc / f"ssh/ssh_host_{kind}_key"
             run("ssh-keygen", "-q", "-t", kind, "-N", "", "-C", f"root@{self.name}", "-f", key)
         self._let_in()
-        run("sync", "--file-system", self._directory)  # else a power cut soon after would take the host keys
+        run("sync", "--file-system", self.var)  # else a power cut soon after would take the host keys
 
     def write_identity(self) -> None:
         """Let this machine know the host by its keys, and no longer by those it had."""
@@ -223,7 +232,7 @@ class Host:
         file = self._place.known_hosts
         lines = file.read_text().splitlines() if file.exists() else []
         kept = [line for line in lines if not line.startswith(f"{known} ")]
-        for path in sorted((self._root / "etc/ssh").glob("ssh_host_*_key.pub")):
+        for path in sorted((self.root / "etc/ssh").glob("ssh_host_*_key.pub")):
             kept.append(f"{known} {' '.join(path.read_text().split()[:2])}")
         new = file.with_suffix(".new")
         new.write_text("\n".join(kept) + "\n")
@@ -264,7 +273,7 @@ class Host:
         ]
         with (self._place.consoles / self.name).open("ab") as console:
             subprocess.run(
-                ["setsid", "--fork", *self._network.argv(*keeper)],
+                ["setsid", "--fork", "nsenter", f"--mount={self._mounts.file}", "--", *self._network.argv(*keeper)],
                 env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -291,24 +300,24 @@ class Host:
         self._disk.mount()
         upper, work = self._directory / "upper", self._directory / "work"
         for directory in (upper, work, self._root):
-            directory.mkdir(exist_ok=True)
-        if not mounted(self._root):
+            self._mounts.path(directory).mkdir(exist_ok=True)
+        if str(self._root) not in self._mounts.points():
             options = f"lowerdir={self._layers},upperdir={upper},workdir={work}"
-            run("mount", "-t", "overlay", "overlay", "-o", options, self._root)
+            self._mounts.run("mount", "-t", "overlay", "overlay", "-o", options, self._root)
 
     def _let_in(self) -> None:
         """Make the lab's user, and let the lab's key in as that user."""
         user, home = self._settings.user, "root"
         if user != "root":
             home = f"home/{user}"
-            run("chroot", self._root, "useradd", "--create-home", "--shell", "/bin/bash", user)
-            sudoers = self._root / "etc/sudoers.d/lab"
+            run("chroot", self.root, "useradd", "--create-home", "--shell", "/bin/bash", user)
+            sudoers = self.root / "etc/sudoers.d/lab"
             sudoers.write_text(f"{user} ALL=(ALL) NOPASSWD: ALL\n")
             sudoers.chmod(0o440)
-        directory = self._root / home / ".ssh"
+        directory = self.root / home / ".ssh"
         directory.mkdir(mode=0o700, exist_ok=True)
         shutil.copy(self._place.key.with_suffix(".pub"), directory / "authorized_keys")
-        run("chroot", self._root, "chown", "-R", f"{user}:", f"/{home}/.ssh")
+        run("chroot", self.root, "chown", "-R", f"{user}:", f"/{home}/.ssh")
 
     def _network_file(self) -> str:
         settings = self._settings

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import cgroups, machine
-from tests.lab.command import LabError, locked, mounted, run
+from tests.lab.command import LabError, locked, mounts, run
 from tests.lab.disk import Disk
 from tests.lab.host import Host
+from tests.lab.mounts import Mounts
 from tests.lab.network import Network
 from tests.lab.settings import Place, Settings
 from tests.lab.system import System, system
@@ -31,9 +32,17 @@ class Lab:
         self.place = place
         self.settings = settings
         self._network = Network(place.name)
+        self._mounts = Mounts(place)
         self._lock = contextlib.ExitStack()
         self.hosts = {
-            name: Host(name, place, settings, self._network, layers.layers(python=name not in settings.without_python))
+            name: Host(
+                name,
+                place,
+                settings,
+                self._network,
+                self._mounts,
+                layers.layers(python=name not in settings.without_python),
+            )
             for name in settings.names
         }
 
@@ -77,6 +86,10 @@ class Lab:
         """End the lab: no process, mount, disk, control group or namespace of it stays."""
         with self._lock:
             sweep(self.place)
+
+    def forsake(self) -> None:
+        """Leave the lab as it is, as a process does that is killed."""
+        self._lock.close()
 
     @property
     def namespace(self) -> Path:
@@ -142,9 +155,7 @@ class Lab:
         machine.save_sysctls(place.name)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", place.name, "-f", place.key)
         place.ssh_config.write_text(self._ssh_config())
-        # Shared, for else each host's mount namespace keeps the disks of those before it mounted after their death.
-        run("mount", "--bind", place.hosts, place.hosts)
-        run("mount", "--make-shared", place.hosts)
+        self._mounts.up()
         self._network.up(self.settings)
         hosts = list(self.hosts.values())
         with ThreadPoolExecutor(max_workers=2) as pool:
@@ -201,21 +212,23 @@ def sweep(place: Place) -> None:
             failed.append(str(error))
 
     groups = cgroups.of_lab(place.name)
-    disks = [Disk(place.disks / f"{path.name}.img", path) for path in sorted(place.hosts.glob("h*"))]
+    space = Mounts(place)
+    disks = [Disk(place.disks / f"{path.name}.img", path, space) for path in sorted(place.hosts.glob("h*"))]
     for disk in disks:
         with attempt():
             disk.crash()  # nothing on it is wanted any more
     for group in groups:
         with attempt():
-            group.kill()
+            group.kill()  # the mounts end with the last of them
     with attempt():
         Network(place.name).down()
+    for point in reversed(mounts()):
+        with attempt():
+            if Path(point).is_relative_to(place.directory):  # of a lab that had them in the machine's own namespace
+                run("umount", "--lazy", point)
     for disk in disks:
         with attempt():
             disk.unmount()
-    while mounted(place.hosts) and not failed:
-        with attempt():
-            run("umount", place.hosts)
     for group in groups:
         with attempt():
             group.remove()

@@ -24,13 +24,12 @@ from tests.lab import machine, programs
 from tests.lab.command import LabError, cache, locked, say, unwinding, wait_until
 from tests.lab.host import Host
 from tests.lab.lab import Lab, started_by, sweep
-from tests.lab.settings import Place, Settings
+from tests.lab.settings import FRONTENDS, Place, Settings
 
 ROOT = Path(__file__).parents[2]
 SERVERS = ("h1", "h2", "h3")
 CLIENT = "h4"
 VIP_NUMBER = 100
-FRONTENDS = ("distribution", "zot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,8 +389,7 @@ def repeat(default: int = 1) -> int:
 @contextmanager
 def _lab(frontend: str, settings: Settings) -> Iterator[Lab]:
     """A lab of this registry's own: the session's other tests find no registry on theirs."""
-    default = Place.default()
-    place = Place(default.directory.with_name(f"{default.name}-{frontend[:4]}"))
+    place = Place.default().beside(frontend)
     if started_by(place) == "hand":
         raise LabError(f"somebody's lab is up in {place.directory}")
     with locked(place.lock, wait=False):

@@ -12,6 +12,8 @@ from typing import Literal
 from tests.lab.command import LabError
 
 Family = Literal["4", "6", "dual"]
+FRONTENDS = ("distribution", "zot")
+"""Each has a lab of its own for the tests of the registry."""
 
 #: An address reserved for documentation (RFC 5737): nobody answers there, which is what a room without DNS offers.
 #: Without any nameserver line no pod starts and CoreDNS ends at once.
@@ -83,6 +85,10 @@ class Place:
     def default(cls) -> Place:
         """The directory from KUBEADM_REGISTRY_LAB."""
         return cls(Path(os.environ.get("KUBEADM_REGISTRY_LAB") or "/var/tmp/kubeadm-registry-lab").absolute())  # noqa: S108
+
+    def beside(self, name: str) -> Place:
+        """The place of another lab, that of the registry tests with the frontend *name*, next to this one."""
+        return Place(self.directory.with_name(f"{self.directory.name}-{name[:4]}"))
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -224,6 +225,26 @@ def test_a_power_cut_loses_what_was_not_synced(healthy_lab: Lab) -> None:
     h1.sh("rm", "/var/lib/synced", "/etc/synced")
 
 
+def test_nobody_outside_holds_a_hosts_disk(healthy_lab: Lab) -> None:
+    """A process with a mount namespace of its own, as many services have, keeps all that was mounted at its start."""
+    h1 = healthy_lab.hosts["h1"]
+    directory = str(healthy_lab.place.directory)
+    with subprocess.Popen(["unshare", "--mount", "sleep", "infinity"]) as bystander:
+        try:
+            wait_until("its namespace", lambda: namespace(bystander.pid) != namespace("self"), seconds=5, every=0.02)
+            assert [path for path in mounts(bystander.pid) if path.startswith(directory)] == []
+            h1.power_cut()
+            h1.power_on()
+        finally:
+            bystander.kill()
+    assert h1.ssh("true").returncode == 0
+
+
+def namespace(pid: int | str) -> int:
+    """The mount namespace of a process."""
+    return Path(f"/proc/{pid}/ns/mnt").stat().st_ino
+
+
 def test_a_power_cut_tells_the_peers_nothing(healthy_lab: Lab) -> None:
     h2 = healthy_lab.hosts["h2"]
     with healthy_lab.network(), socket.create_connection((h2.address, 22), timeout=5) as connection:
@@ -335,6 +356,27 @@ def test_another_lab_of_another_kind_stands_beside_and_leaves_nothing(lab: Lab, 
         assert remains(place) == []
     finally:
         sweep(place)
+    assert pings(lab.hosts["h1"], lab.hosts["h2"].address)
+
+
+@pytest.mark.parametrize("broken", ["no directory", "no state", "no keeper", "another's mounts"])
+def test_down_mends_what_a_broken_run_left(lab: Lab, tmp_path: Path, broken: str) -> None:
+    """A lab with one host, whose process was killed, and of which a part is gone; that of a registry."""
+    place = Place(tmp_path / "broken-lab").beside("zot")
+    Lab.up(Settings(hosts=1, without_python=()), place=place, started_by="tests").forsake()
+    keeper = cgroups.Cgroups(f"{place.name}-mounts")
+    match broken:
+        case "no directory":
+            shutil.rmtree(place.directory)
+        case "no state":
+            place.state.unlink()
+        case "no keeper":
+            keeper.kill()
+        case _:  # as a lab of an earlier version had them
+            run("mount", "--bind", place.hosts, place.hosts)
+    environment = {**os.environ, "KUBEADM_REGISTRY_LAB": str(tmp_path / "broken-lab")}
+    subprocess.run([sys.executable, "-m", "tests.lab", "down"], env=environment, check=True, timeout=60)
+    assert remains(place) == []
     assert pings(lab.hosts["h1"], lab.hosts["h2"].address)
 
 

@@ -51,7 +51,7 @@ class Book:
         self.ran |= set(lines)
         script = "\n".join(lines)
         if any(re.search(rf"\b{name} ", script) for name in BORROWED):
-            root = self.host.var.parent / "root"
+            root = self.host.root
             script = script.replace("/etc/kubeadm-registry", f"{root}/etc/kubeadm-registry")
             argv = self.host.network_argv("sh", "-e", "-c", script)
             done = subprocess.run(argv, cwd=self.scratch, capture_output=True, text=True, timeout=timeout, check=False)
