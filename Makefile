@@ -42,7 +42,7 @@ packages:
 programs: packages .venv/.ready
 	@command -v cargo > /dev/null || { echo "cargo is missing, which builds Garage: install Rust 1.85 or newer (rustup.rs)"; exit 1; }
 	@command -v go > /dev/null || { echo "go is missing, which builds crane, crictl and kubeadm: install Go 1.25 or newer"; exit 1; }
-	@$(PYTHON) -m tests.lab.programs garage crane crictl kubeadm > /dev/null
+	@$(PYTHON) -m tests.lab.programs $(if $(SUDO),,--system) garage crane crictl kubeadm > /dev/null
 
 setup: packages .venv/.ready
 

@@ -59,22 +59,43 @@ def run(
     return result
 
 
-def build(*argv: str | Path, log: Path, environment: dict[str, str] | None = None) -> None:
-    """Run a long command, adding its output to the file *log*; raises LabError with the log's end if it fails."""
+def build(
+    *argv: str | Path,
+    log: Path,
+    environment: dict[str, str] | None = None,
+    progress: Callable[[float], None] | None = None,
+    every: float = 15,
+) -> None:
+    """Run a long command, adding its output to the file *log*; raises LabError with the log's end if it fails.
+
+    *progress* is called meanwhile, *every* so many seconds, with the seconds since the start.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [str(word) for word in argv]
-    try:
-        with log.open("ab") as output:
-            code = subprocess.run(
+    began = time.monotonic()
+    with log.open("ab") as output:
+        try:
+            running = subprocess.Popen(
                 command,
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
-    except FileNotFoundError as error:
-        raise LabError(f"{command[0]} is not installed on this machine") from error
+            )
+        except FileNotFoundError as error:
+            raise LabError(f"{command[0]} is not installed on this machine") from error
+        code = None
+        try:
+            while code is None:
+                try:
+                    code = running.wait(timeout=every)
+                except subprocess.TimeoutExpired:
+                    if progress is not None:
+                        progress(time.monotonic() - began)
+        finally:
+            if code is None:
+                running.kill()
+                running.wait()
     if code != 0:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise LabError(f"{shlex.join(command)} ended with status {code}; whole output in {log}, its end:\n{end}")

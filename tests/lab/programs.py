@@ -12,10 +12,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.lab.command import LabError, build, cache, locked, missing, run, say
+from tests.lab.settings import Settings
+from tests.lab.system import system
 
 #: Source of what the pods of tests run.
 PODS = Path(__file__).parents[1] / "kubernetes/programs"
@@ -38,6 +42,8 @@ class Program:
     """The Debian packages with what it needs, besides the language's own toolchain."""
     parts: tuple[str, ...] = ()
     """The programs of the build, where they are several, or one of another name."""
+    crates: int = 0
+    """How many crates cargo compiles for it, so that one can see how far it is; 0: not told."""
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -130,6 +136,7 @@ PROGRAMS = {
             needs=("cargo", "pkg-config", "protoc"),
             libraries=("libsodium",),
             packages="libsodium-dev pkg-config protobuf-compiler",
+            crates=284,
         ),
         _go("crane", "github.com/google/go-containerregistry/cmd/crane", "v0.22.1", "about a minute"),
         _go("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", "v1.36.0", "about a minute"),
@@ -210,12 +217,21 @@ def _build(wanted: Program, root: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     for argv in wanted.steps(new):
-        build(*argv, log=log, environment={"CGO_ENABLED": "0"} if argv[0] == "go" else {})
+        environment = {"CGO_ENABLED": "0"} if argv[0] == "go" else {}
+        build(*argv, log=log, environment=environment, progress=partial(_tell, wanted, log))
     for name in wanted.programs:
         if not (new / "bin" / name).exists():
             raise LabError(f"the build of {wanted.name} has left no {name}; its output is in {log}")
     shutil.rmtree(root, ignore_errors=True)  # it is there without the program, of no use
     new.rename(root)
+
+
+def _tell(wanted: Program, log: Path, seconds: float) -> None:
+    """Say how far a build of cargo is. The last crates are the largest, so the estimate is of no use before the end."""
+    compiled = log.read_bytes().count(b"\n   Compiling ")
+    if compiled:
+        took = f"after {seconds / 60:.0f} min ({wanted.duration} in all)"
+        say(f"{wanted.name}: crate {compiled} of {wanted.crates} {took}")
 
 
 def zot() -> Path | None:
@@ -244,13 +260,19 @@ def main(argv: list[str]) -> int:
     )
     names = [name for each in PROGRAMS.values() for name in each.programs]
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--system", action="store_true", help="build the hosts' system as well, which needs root")
     parser.add_argument("--cached", action="store_true", help="build nothing: status 0 if all are there")
     given = parser.parse_args(argv)
     if given.cached:
         return 0 if all(_place(name)[1].exists() for name in given.names) else 1
     try:
-        for name in given.names:
-            sys.stdout.write(f"{program(name)}\n")
+        # A build of cargo has long parts in which one processor is idle.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            base = pool.submit(system, Settings().suite) if given.system else None
+            paths = list(pool.map(program, given.names))
+            if base is not None:
+                base.result()
+        sys.stdout.writelines(f"{path}\n" for path in paths)
     except LabError as error:
         sys.stderr.write(f"lab: {error}\n")
         return 1
