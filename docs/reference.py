@@ -12,11 +12,12 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from kubeadm_registry import config, errors, explain, paths, values
+from kubeadm_registry import config, errors, paths
 from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.config import explain, values
+from kubeadm_registry.engine.workflow import Workflow, leaves
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.immutable import TABLE
-from kubeadm_registry.workflow import Workflow, leaves
 
 TARGET = Path(__file__).with_name("reference.md")
 

@@ -15,7 +15,8 @@ from cryptography import x509
 from kubeadm_registry import paths, pki
 from kubeadm_registry.agent import served
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host, Result
+from kubeadm_registry.result import Result
+from kubeadm_registry.transport.host import Host
 
 #: Runs the Python source ``$2`` with the arguments behind it, by the host's Python or that of a bundle, below ``$1``.
 #: Nothing newer than 3.9 is needed, which is what the agent needs as well.

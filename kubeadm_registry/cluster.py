@@ -10,8 +10,8 @@ from kubeadm_registry import secrets as secrets_file
 from kubeadm_registry.bundle import Bundle, Program
 from kubeadm_registry.config import Node, RegistryCluster, Spec
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host, side_by_side
 from kubeadm_registry.secrets import Secrets, Vault
+from kubeadm_registry.transport.host import Host, side_by_side
 
 
 @dataclass(frozen=True, slots=True)

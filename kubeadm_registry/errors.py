@@ -19,10 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from kubeadm_registry.host import Result
+from kubeadm_registry.result import Result
 
 
 class Error(Exception):
@@ -152,6 +150,15 @@ class BundleError(Error):
     """A bundle, or something that should go into one, is damaged, incomplete or refused."""
 
     code = "BundleInvalid"
+
+
+def damaged(message: str, *, hint: str = "") -> BundleError:
+    """The error for a bundle that is not what was written: cut short, altered, or made to do harm."""
+    return BundleError(
+        message,
+        code="BundleDamaged",
+        hint=hint or "copy the bundle again and compare its checksum, or make a new one with `bundle create`",
+    )
 
 
 class RegistryError(Error):

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kubeadm_registry import paths, pki
 from kubeadm_registry.errors import Error, NotYetKnown
 from kubeadm_registry.formats import Damaged, Format, Found, NewerFormat, joined, split
-from kubeadm_registry.host import Host
+from kubeadm_registry.transport.host import Host
 
 PATH = f"{paths.ETC}/secrets.json"
 FORMAT = Format(PATH)

@@ -14,7 +14,7 @@ from kubeadm_registry.agent.model import Timings
 from kubeadm_registry.certificates import Certificates
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host, has_address, side_by_side
+from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
 #: An agent writes its state every second; one that is silent for longer is not believed.
 STALE_AFTER = 5.0

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.config.worker_list import Worker
+from kubeadm_registry.engine.report import Action, Reporter
+from kubeadm_registry.engine.workflow import Workflow, run
 from kubeadm_registry.errors import Error, PreflightFailed
-from kubeadm_registry.host import Host, Transport, side_by_side
-from kubeadm_registry.report import Action, Reporter
-from kubeadm_registry.worker_list import Worker
-from kubeadm_registry.workflow import Workflow, run
+from kubeadm_registry.transport.host import Host, Transport, side_by_side
 
 #: Workers at a time. One that says nothing costs its turn ten seconds, so a few of them must not hold up the others.
 AT_ONCE = 32

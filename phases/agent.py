@@ -1,7 +1,7 @@
 """The node agent."""
 
 from kubeadm_registry.components import agent, keepalived
-from kubeadm_registry.workflow import Phase
+from kubeadm_registry.engine.workflow import Phase
 
 # One that restarts gives the address up.
 AGENT = Phase(

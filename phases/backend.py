@@ -2,8 +2,8 @@
 
 from kubeadm_registry.cluster import leader
 from kubeadm_registry.components import garage
+from kubeadm_registry.engine.workflow import Phase
 from kubeadm_registry.phases.immutable import SAME_CLUSTER
-from kubeadm_registry.workflow import Phase
 
 INSTALL = Phase("install", "Install Garage and start it", garage.install, checks=(SAME_CLUSTER,), one_at_a_time=True)
 FORM = Phase("form", "Make one storage of the servers: layout, key, bucket", garage.form, on=leader)

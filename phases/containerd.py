@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kubeadm_registry import containerd
-from kubeadm_registry.changes import Steps
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.host import Host
+from kubeadm_registry.engine.changes import Steps
+from kubeadm_registry.engine.workflow import Check, Phase
 from kubeadm_registry.secrets import basic
-from kubeadm_registry.workflow import Check, Phase
+from kubeadm_registry.transport.host import Host
 
 
 def settings(cluster: Cluster) -> containerd.ContainerdSettings:

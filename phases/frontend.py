@@ -1,11 +1,11 @@
 """The registry program, on loopback behind the proxy."""
 
 from kubeadm_registry import paths
-from kubeadm_registry.changes import NoService, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import distribution, zot
-from kubeadm_registry.host import Host
-from kubeadm_registry.workflow import Phase
+from kubeadm_registry.engine.changes import NoService, Steps
+from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.transport.host import Host
 
 FRONTENDS = {zot.NAME: zot.install, distribution.NAME: distribution.install}
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from kubeadm_registry import pki, secrets
-from kubeadm_registry.changes import Absent, Steps
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import haproxy
-from kubeadm_registry.host import Host
+from kubeadm_registry.engine.changes import Absent, Steps
+from kubeadm_registry.engine.workflow import Check, Phase
 from kubeadm_registry.phases.immutable import SAME_CLUSTER
-from kubeadm_registry.workflow import Check, Phase
+from kubeadm_registry.transport.host import Host
 
 
 @dataclass(frozen=True, slots=True)

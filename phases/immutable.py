@@ -9,9 +9,9 @@ from kubeadm_registry import pki
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import existing, garage
 from kubeadm_registry.components.existing import Existing
-from kubeadm_registry.host import Host, side_by_side
+from kubeadm_registry.engine.workflow import Check
 from kubeadm_registry.secrets import Secrets
-from kubeadm_registry.workflow import Check
+from kubeadm_registry.transport.host import Host, side_by_side
 
 #: Takes the images with it, so it comes last in each remedy.
 _ANEW = "`reset --purge-data` with the file as it was, `init` with the new one, and `seed` again"

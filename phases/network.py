@@ -1,7 +1,7 @@
 """The loopback address, the routes and the guard that the services need."""
 
 from kubeadm_registry.components import network
-from kubeadm_registry.workflow import Phase
+from kubeadm_registry.engine.workflow import Phase
 
 NETWORK = Phase(
     "network",

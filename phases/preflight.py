@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import ip
-from kubeadm_registry.changes import unit_state
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import data, keepalived
+from kubeadm_registry.engine.changes import unit_state
+from kubeadm_registry.engine.workflow import Check, Phase
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host, has_address, side_by_side
 from kubeadm_registry.phases.immutable import SAME_CLUSTER
-from kubeadm_registry.workflow import Check, Phase
+from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
 SUPPORTED = {
     "debian": ("12", "13"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kubeadm_registry.bundle import Program, version_command
-from kubeadm_registry.changes import Directory, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import programs
+from kubeadm_registry.engine.changes import Directory, Steps
+from kubeadm_registry.engine.workflow import Phase
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
 from kubeadm_registry.paths import OPT, PROGRAMS
-from kubeadm_registry.workflow import Phase
+from kubeadm_registry.transport.host import Host
 
 
 def install(cluster: Cluster, host: Host) -> Steps:

@@ -1,11 +1,11 @@
 """The door: TLS, who may do what, and the way to a healthy frontend."""
 
-from kubeadm_registry.changes import Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.components.served import Served
-from kubeadm_registry.host import Host
-from kubeadm_registry.workflow import Phase
+from kubeadm_registry.engine.changes import Steps
+from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.transport.host import Host
 
 
 def install(cluster: Cluster, host: Host) -> Steps:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubeadm_registry import containerd, paths, secrets
-from kubeadm_registry.changes import Absent, Directory, NoService, NoUser, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, data, distribution, garage, haproxy, keepalived, network, zot
-from kubeadm_registry.host import Host
-from kubeadm_registry.workflow import Check, Phase
+from kubeadm_registry.engine.changes import Absent, Directory, NoService, NoUser, Steps
+from kubeadm_registry.engine.workflow import Check, Phase
+from kubeadm_registry.transport.host import Host
 
 
 def give_back(cluster: Cluster, host: Host) -> Steps:

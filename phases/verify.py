@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from kubeadm_registry import canary, paths
-from kubeadm_registry.changes import Steps, Wait, wait
+from kubeadm_registry import paths
 from kubeadm_registry.cluster import Cluster, leader
+from kubeadm_registry.engine.changes import Steps, Wait, wait
+from kubeadm_registry.engine.workflow import Phase
 from kubeadm_registry.errors import Error, NotYetKnown, RegistryError
-from kubeadm_registry.host import Host
+from kubeadm_registry.oci import canary
 from kubeadm_registry.registry import Login, Registry
-from kubeadm_registry.workflow import Phase
+from kubeadm_registry.transport.host import Host
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from kubeadm_registry.cluster import leader
 from kubeadm_registry.components import keepalived
-from kubeadm_registry.workflow import Phase
+from kubeadm_registry.engine.workflow import Phase
 
 INSTALL = Phase(
     "install",

@@ -2,32 +2,21 @@
 
 from kubeadm_registry.bundle.bundle import Bundle
 from kubeadm_registry.bundle.catalogue import catalogue, version_command
-from kubeadm_registry.bundle.create import Made, create
 from kubeadm_registry.bundle.delta import diff
-from kubeadm_registry.bundle.images import FromLayout, platforms
-from kubeadm_registry.bundle.inputs import images_from, named
+from kubeadm_registry.bundle.images import platforms
 from kubeadm_registry.bundle.programs import Program
 from kubeadm_registry.bundle.signing import check, sign_file
-from kubeadm_registry.bundle.sources import choose
 from kubeadm_registry.bundle.tool import NAME as TOOL
 from kubeadm_registry.bundle.verify import inspect, problems, verify
-from kubeadm_registry.bundle.workshop import Mirror
 
 __all__ = [
     "TOOL",
     "Bundle",
-    "FromLayout",
-    "Made",
-    "Mirror",
     "Program",
     "catalogue",
     "check",
-    "choose",
-    "create",
     "diff",
-    "images_from",
     "inspect",
-    "named",
     "platforms",
     "problems",
     "sign_file",

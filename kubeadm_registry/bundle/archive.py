@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from kubeadm_registry.bundle.failures import damaged
+from kubeadm_registry.errors import damaged
 
 BLOCK = 512
 #: The most members that an archive may have; a bundle with every Kubernetes image has a few hundred.

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from kubeadm_registry.bundle import oci, tree
-from kubeadm_registry.bundle.failures import damaged
+from kubeadm_registry.bundle import tree
 from kubeadm_registry.bundle.images import image_name, is_program
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import Program, from_manifest
 from kubeadm_registry.disk import naming
-from kubeadm_registry.references import parse
+from kubeadm_registry.errors import damaged
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.oci.references import parse
 
 
 class Bundle:

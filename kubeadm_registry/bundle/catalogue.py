@@ -12,9 +12,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, TypeAdapter, model_validator
 
 from kubeadm_registry.bundle.archive import safe_name
-from kubeadm_registry.bundle.oci import Digest
 from kubeadm_registry.bundle.programs import Program
 from kubeadm_registry.errors import BundleError, ConfigError
+from kubeadm_registry.oci.descriptors import Digest
 
 
 def _is_pattern(text: str) -> str:

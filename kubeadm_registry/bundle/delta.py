@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kubeadm_registry.bundle import oci
 from kubeadm_registry.bundle.bundle import Bundle
 from kubeadm_registry.bundle.lineage import Lineage
+from kubeadm_registry.oci import descriptors as oci
 
 
 @dataclass(frozen=True, slots=True)

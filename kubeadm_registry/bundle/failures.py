@@ -6,15 +6,6 @@ from kubeadm_registry.errors import BundleError
 from kubeadm_registry.formats import HINT, NewerFormat
 
 
-def damaged(message: str, *, hint: str = "") -> BundleError:
-    """The bundle is not what was written: cut short, altered, or made to do harm."""
-    return BundleError(
-        message,
-        code="BundleDamaged",
-        hint=hint or "copy the bundle again and compare its checksum, or make a new one with `bundle create`",
-    )
-
-
 def incomplete(message: str, *, hint: str = "") -> BundleError:
     """The bundle refers to something that it does not hold."""
     return BundleError(

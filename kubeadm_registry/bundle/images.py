@@ -4,45 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
-from kubeadm_registry.bundle import oci
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.programs import REFERENCE
-from kubeadm_registry.bundle.workshop import Workshop
 from kubeadm_registry.errors import BundleError, ConfigError
-from kubeadm_registry.references import full as full_name
-from kubeadm_registry.references import parse
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.oci.references import full as full_name
+from kubeadm_registry.oci.references import parse
 
 #: BuildKit's mark of a manifest that tells about another one in the same index, which it names.
 _ABOUT = "vnd.docker.reference.digest"
-
-
-class ImageSource(Protocol):
-    """Something that images come from."""
-
-    def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
-        """Its images as a layout, each under its full name; what is fetched is fetched for *platforms* (none: all).
-
-        Raises BundleError, or RegistryError where it is a registry.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class FromLayout:
-    """The images of an OCI image layout, a directory or a tar file, with a *name* as for ``images_in``."""
-
-    path: Path
-    name: str = ""
-
-    def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
-        """The layout itself."""
-        return Layout.open(self.path)
 
 
 def image_name(annotations: Mapping[str, str] | None) -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, cast
 
-from kubeadm_registry.bundle import archive, files, oci, versions
-from kubeadm_registry.bundle.failures import base_missing, damaged, incomplete, refused
+from kubeadm_registry.bundle import archive, files, versions
+from kubeadm_registry.bundle.failures import base_missing, incomplete, refused
 from kubeadm_registry.bundle.lineage import Lineage
-from kubeadm_registry.errors import BundleError
+from kubeadm_registry.errors import BundleError, damaged
+from kubeadm_registry.oci import descriptors as oci
 
 #: What was met on the way through manifests: by digest, the size and, if it is a manifest, the type.
 Seen = dict[str, tuple[int, str]]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
-from kubeadm_registry.bundle import oci
-from kubeadm_registry.bundle.failures import damaged
+from kubeadm_registry.errors import damaged
+from kubeadm_registry.oci import descriptors as oci
 
 _OURS = "dev.kubeadm-registry.bundle."
 #: The annotations of a delta's index: all of them or none. Others of that prefix are a newer release's.

@@ -10,7 +10,7 @@ import yaml
 
 from kubeadm_registry.bundle import files
 from kubeadm_registry.bundle.failures import refused
-from kubeadm_registry.references import full
+from kubeadm_registry.oci.references import full
 
 _MANIFESTS = (".yaml", ".yml", ".json")
 #: A list or manifest is text that people read; beyond this it is something else.

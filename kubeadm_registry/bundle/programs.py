@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kubeadm_registry.bundle import archive, oci
-from kubeadm_registry.bundle.failures import damaged, newer
+from kubeadm_registry.bundle import archive
+from kubeadm_registry.bundle.failures import newer
+from kubeadm_registry.errors import damaged
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.paths import PROGRAMS
 
 ARTIFACT = "application/vnd.kubeadm-registry.program.v1"

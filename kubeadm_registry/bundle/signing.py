@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kubeadm_registry.bundle import archive, files, oci, temporary
+from kubeadm_registry.bundle import archive, files, temporary
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.errors import BundleError, CommandTimeout, ConfigError
+from kubeadm_registry.oci import descriptors as oci
 
 #: What a signature is for: one made for another purpose, as of a mail or a commit, is none of a bundle.
 NAMESPACE = "bundle.kubeadm-registry.dev"

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from kubeadm_registry.bundle import archive, oci
-from kubeadm_registry.bundle.failures import damaged, refused
+from kubeadm_registry.bundle import archive
+from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.disk import naming
+from kubeadm_registry.errors import damaged
+from kubeadm_registry.oci import descriptors as oci
 
 #: The largest program, unpacked, in bytes.
 MAX_TREE = 4 * 1024**3

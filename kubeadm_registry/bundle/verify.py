@@ -9,12 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from kubeadm_registry.bundle import oci, signing, tool, tree
+from kubeadm_registry.bundle import signing, tool, tree
 from kubeadm_registry.bundle.bundle import Bundle
-from kubeadm_registry.bundle.failures import base_missing, damaged
+from kubeadm_registry.bundle.failures import base_missing
 from kubeadm_registry.bundle.layout import Layout, Seen
 from kubeadm_registry.bundle.programs import Program
-from kubeadm_registry.errors import BundleError
+from kubeadm_registry.errors import BundleError, damaged
+from kubeadm_registry.oci import descriptors as oci
 
 #: Problems after which no more is looked for: a bundle with so many is of no use.
 MOST = 50

@@ -15,9 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from kubeadm_registry import formats
 from kubeadm_registry.agent.formats import KEY
-from kubeadm_registry.bundle import archive, oci
-from kubeadm_registry.bundle.failures import damaged, newer
-from kubeadm_registry.errors import BundleError
+from kubeadm_registry.bundle import archive
+from kubeadm_registry.bundle.failures import newer
+from kubeadm_registry.errors import BundleError, damaged
+from kubeadm_registry.oci import descriptors as oci
 
 BUNDLE = formats.Format("the bundle", version=2)
 #: Annotations of the index. Release 0.1 ignores them: it takes only those with ``bundle.`` for its own.

@@ -12,12 +12,13 @@ from types import FrameType
 import click
 
 from kubeadm_registry import bundle, config
+from kubeadm_registry.bundle import make
 from kubeadm_registry.cli.main import Context, cli, command, key_option, names
 from kubeadm_registry.cli.session import DEFAULT_BUNDLE, bundle_key, wanted
 from kubeadm_registry.containerd.settings import PAUSE_IMAGES
+from kubeadm_registry.engine.report import echo
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.kubernetes_images import images_of
-from kubeadm_registry.report import echo
+from kubeadm_registry.images.kubernetes_images import images_of
 
 #: As much of a digest as people compare by eye.
 SHORT = len("sha256:") + 12
@@ -103,18 +104,18 @@ def create(
     if kubernetes is not None:
         images = (*images, *images_of(kubernetes), *sorted(PAUSE_IMAGES))
     with _ended_by_signals():
-        made = bundle.create(
+        made = make.create(
             file,
-            bundle.choose(chosen, files, pairs(accepted, "--accept-digest")),
-            images=bundle.images_from(images, paths),
+            make.choose(chosen, files, pairs(accepted, "--accept-digest")),
+            images=make.images_from(images, paths),
             platforms=bundle.platforms(names(platforms)),
             since=since,
             sign=sign,
-            inputs=[*(bundle.named(one)[1] for one in paths), *files.values()],
+            inputs=[*(make.named(one)[1] for one in paths), *files.values()],
             architecture=architecture or "",
             progress=reporter.note,
             meter=reporter.progress,
-            mirror=bundle.Mirror.from_environment(),
+            mirror=make.Mirror.from_environment(),
         )
     held = ", ".join(
         [f"{program.name} {program.version}" for program in made.programs]

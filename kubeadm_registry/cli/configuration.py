@@ -9,9 +9,9 @@ import click
 
 from kubeadm_registry import config
 from kubeadm_registry.cli.main import Context, cli, command, file_option
+from kubeadm_registry.engine.report import put
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.kubeadm import kubeadm_config
-from kubeadm_registry.report import put
 
 
 @cli.group("config")

@@ -13,24 +13,24 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from kubeadm_registry import config, seed
+from kubeadm_registry import config
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import EXIT_DEGRADED, Context, cli, command, dry_run_option, file_option, key_option
 from kubeadm_registry.cli.way import Flaw, answers, connection, prove
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.disk import naming
+from kubeadm_registry.engine.report import Reporter, echo, screen
 from kubeadm_registry.errors import ConfigError, Error, Problem
-from kubeadm_registry.host import side_by_side
 from kubeadm_registry.images import check as checking
 from kubeadm_registry.images import copy as copying
 from kubeadm_registry.images import delete as deleting
-from kubeadm_registry.images import inventory
+from kubeadm_registry.images import inventory, seed
 from kubeadm_registry.images import wanted as wishes
+from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place, place
-from kubeadm_registry.kubernetes_images import images_of
 from kubeadm_registry.registry import Registry, patiently
-from kubeadm_registry.report import Reporter, echo, screen
+from kubeadm_registry.transport.host import side_by_side
 
 DEFAULT_WANTED = Path("wanted-images.txt")
 

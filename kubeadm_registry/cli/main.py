@@ -20,11 +20,11 @@ from kubeadm_registry import __version__, config
 from kubeadm_registry.cli import session, standard
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.disk import refusal
+from kubeadm_registry.engine.report import STANDARD_OUTPUT, Console, JsonLines, Reporter, put
+from kubeadm_registry.engine.workflow import Workflow, leaves, preflight, require_checks, run, select
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIFY_ONLY
 from kubeadm_registry.printable import printable
-from kubeadm_registry.report import STANDARD_OUTPUT, Console, JsonLines, Reporter, put
-from kubeadm_registry.workflow import Workflow, leaves, preflight, require_checks, run, select
 
 EXIT_DEGRADED = 5
 EXIT_INTERRUPTED = 130

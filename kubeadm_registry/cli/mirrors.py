@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from kubeadm_registry import config, worker_list, workers
+from kubeadm_registry import config, workers
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import (
     EXIT_DEGRADED,
@@ -24,15 +24,15 @@ from kubeadm_registry.cli.main import (
     phase_table,
 )
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.config import RegistryCluster, worker_list
+from kubeadm_registry.config.worker_list import Worker
+from kubeadm_registry.engine.report import Reporter
+from kubeadm_registry.engine.workflow import Workflow
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.host import Transport
 from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_BACK
-from kubeadm_registry.report import Reporter
 from kubeadm_registry.secrets import Vault
-from kubeadm_registry.worker_list import Worker
+from kubeadm_registry.transport.host import Transport
 from kubeadm_registry.workers import Outcome
-from kubeadm_registry.workflow import Workflow
 
 nodes_option = click.option(
     "--nodes", "nodes", type=click.Path(path_type=Path), required=True, metavar="FILE",

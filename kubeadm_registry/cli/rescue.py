@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from kubeadm_registry import paths, rescue
+from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, ip
 from kubeadm_registry.bundle import Bundle, check
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import Context, cli, command
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.images import rescue
 
 
 @cli.group("rescue")

@@ -10,15 +10,15 @@ from pathlib import Path
 import click
 
 from kubeadm_registry import config, paths, whoami
-from kubeadm_registry import seed as seeding
 from kubeadm_registry.addresses import endpoint
-from kubeadm_registry.apart import apart
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import Context, bundle_option, cli, command, file_option, key_option
 from kubeadm_registry.cli.way import answers, connection, prove
 from kubeadm_registry.errors import ConfigError, Error
-from kubeadm_registry.journal import Journal
-from kubeadm_registry.references import parse, repository_prefix
+from kubeadm_registry.images import seed as seeding
+from kubeadm_registry.images.apart import apart
+from kubeadm_registry.images.journal import Journal
+from kubeadm_registry.oci.references import parse, repository_prefix
 from kubeadm_registry.registry import Limit
 from kubeadm_registry.secrets import Secrets
 

@@ -17,13 +17,13 @@ from kubeadm_registry.bundle import Bundle, Program, check
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import programs
 from kubeadm_registry.config import Node, RegistryCluster
+from kubeadm_registry.config.worker_list import Worker
+from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
-from kubeadm_registry.host import Host, Transport, side_by_side
-from kubeadm_registry.local import Local
-from kubeadm_registry.report import Reporter
 from kubeadm_registry.secrets import Secrets, Vault
-from kubeadm_registry.ssh import UNREACHABLE, SshTarget, connect
-from kubeadm_registry.worker_list import Worker
+from kubeadm_registry.transport.host import Host, Transport, side_by_side
+from kubeadm_registry.transport.local import Local
+from kubeadm_registry.transport.ssh import UNREACHABLE, SshTarget, connect
 
 DEFAULT_BUNDLE = Path("kubeadm-registry-bundle.tar")
 #: The variable that names a key, as --key does: for every command that reads a bundle.

@@ -14,7 +14,7 @@ from kubeadm_registry import config
 from kubeadm_registry import status as cluster_status
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import EXIT_DEGRADED, Context, cli, command, file_option
-from kubeadm_registry.report import echo, screen
+from kubeadm_registry.engine.report import echo, screen
 
 EXIT_NOT_AVAILABLE = 1
 EXIT_UNREACHABLE = 4

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from kubeadm_registry import paths
-from kubeadm_registry import seed as seeding
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.errors import ConnectionFailed, RegistryError
-from kubeadm_registry.host import Host
+from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.transport.host import Host
 
 #: Seconds to find out whether the registry can be reached without SSH.
 DIRECT = 2.0

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
-from kubeadm_registry import canary, paths, zipapp
-from kubeadm_registry.changes import Directory, File, Steps, Wait, secret_of
+from kubeadm_registry import paths, zipapp
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage, haproxy, zot
 from kubeadm_registry.components.units import serve
+from kubeadm_registry.engine.changes import Directory, File, Steps, Wait, secret_of
+from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
-from kubeadm_registry.render import render
+from kubeadm_registry.oci import canary
+from kubeadm_registry.transport.host import Host
 
 NAME = "agent"
 UNIT = paths.unit(NAME)

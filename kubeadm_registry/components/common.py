@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kubeadm_registry.changes import RECORD_START, STARTED, Directory, File, Steps, User
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, garage, haproxy
-from kubeadm_registry.host import Host
+from kubeadm_registry.engine.changes import RECORD_START, STARTED, Directory, File, Steps, User
+from kubeadm_registry.engine.render import render
 from kubeadm_registry.paths import ETC, LIBEXEC, OPT, PROGRAMS, SLICE, UNITS, user
-from kubeadm_registry.render import render
+from kubeadm_registry.transport.host import Host
 
 _RECORD_START = f"""\
 #!/bin/sh

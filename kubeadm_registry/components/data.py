@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 from kubeadm_registry import paths, secrets
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import existing, garage, zot
+from kubeadm_registry.config.values import unsuitable
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
-from kubeadm_registry.values import unsuitable
+from kubeadm_registry.transport.host import Host
 
 #: Where ``$1`` really is, then mode and type of all on the way to it that is there already, the innermost first.
 _WAY = """

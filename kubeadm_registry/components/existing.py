@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kubeadm_registry.components import garage
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
+from kubeadm_registry.transport.host import Host
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, url
-from kubeadm_registry.changes import Condition, Directory, File, Steps, Wait, secret_of, unit_state, wait
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
+from kubeadm_registry.engine.changes import Condition, Directory, File, Steps, Wait, secret_of, unit_state, wait
+from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
-from kubeadm_registry.host import Host, side_by_side
-from kubeadm_registry.render import render
 from kubeadm_registry.secrets import Secrets
+from kubeadm_registry.transport.host import Host, side_by_side
 
 NAME = "garage"
 UNIT = paths.unit(NAME)

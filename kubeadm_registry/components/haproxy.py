@@ -8,12 +8,12 @@ from functools import partial
 
 from kubeadm_registry import paths, pki
 from kubeadm_registry.addresses import endpoint
-from kubeadm_registry.changes import Directory, File, Steps, Wait
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
-from kubeadm_registry.host import Host
-from kubeadm_registry.render import render
+from kubeadm_registry.engine.changes import Directory, File, Steps, Wait
+from kubeadm_registry.engine.render import render
 from kubeadm_registry.secrets import basic
+from kubeadm_registry.transport.host import Host
 
 NAME = "haproxy"
 USER = paths.user(NAME)

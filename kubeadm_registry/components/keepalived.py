@@ -9,12 +9,12 @@ from functools import partial
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import ip, prefix
-from kubeadm_registry.changes import Directory, File, Steps, Wait
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import serve
+from kubeadm_registry.engine.changes import Directory, File, Steps, Wait
+from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host, has_address
-from kubeadm_registry.render import render
+from kubeadm_registry.transport.host import Host, has_address
 
 NAME = "keepalived"
 UNIT = paths.unit(NAME)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import family
 from kubeadm_registry.agent.model import Timings
-from kubeadm_registry.changes import File, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, haproxy, zot
 from kubeadm_registry.components.units import serve
-from kubeadm_registry.host import Host
-from kubeadm_registry.render import render
+from kubeadm_registry.engine.changes import File, Steps
+from kubeadm_registry.engine.render import render
+from kubeadm_registry.transport.host import Host
 
 NAME = "network"
 UNIT = paths.unit(NAME)

@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from kubeadm_registry.bundle import Bundle, Program, temporary
-from kubeadm_registry.changes import Steps, unified
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.engine.changes import Steps, unified
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Damaged, Format, Found
-from kubeadm_registry.host import Host
 from kubeadm_registry.paths import OPT, PROGRAMS
+from kubeadm_registry.transport.host import Host
 
 #: Which programs a host has, so that later runs need no bundle.
 RECORD = f"{OPT}/programs.json"

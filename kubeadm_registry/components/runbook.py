@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from kubeadm_registry import canary, paths, secrets
-from kubeadm_registry.changes import File, Steps
+from kubeadm_registry import paths, secrets
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network, zot
-from kubeadm_registry.host import Host
-from kubeadm_registry.render import render
+from kubeadm_registry.engine.changes import File, Steps
+from kubeadm_registry.engine.render import render
+from kubeadm_registry.oci import canary
+from kubeadm_registry.transport.host import Host
 
 PATH = f"{paths.ETC}/RUNBOOK"
 _FRONTENDS = {zot.NAME: zot.UNIT, distribution.NAME: distribution.UNIT}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kubeadm_registry import certificates, paths
-from kubeadm_registry.changes import wait
+from kubeadm_registry.engine.changes import wait
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
+from kubeadm_registry.transport.host import Host
 
 #: Seconds.
 SETTLE = 10.0

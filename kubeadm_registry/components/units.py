@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kubeadm_registry.changes import RECORD_START, Condition, File, Service, Steps, unit_path
+from kubeadm_registry.engine.changes import RECORD_START, Condition, File, Service, Steps, unit_path
+from kubeadm_registry.engine.render import render
 from kubeadm_registry.paths import SLICE
-from kubeadm_registry.render import render
 
 
 def serve(

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 
 from kubeadm_registry import paths
-from kubeadm_registry.changes import Directory, File, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage
 from kubeadm_registry.components.units import serve
-from kubeadm_registry.host import Host
+from kubeadm_registry.engine.changes import Directory, File, Steps
+from kubeadm_registry.transport.host import Host
 
 NAME = "zot"
 UNIT = paths.unit(NAME)

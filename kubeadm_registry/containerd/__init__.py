@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
-from kubeadm_registry.changes import Absent, Change
 from kubeadm_registry.containerd import backup, hosts, survey
 from kubeadm_registry.containerd.backup import Keep
 from kubeadm_registry.containerd.changes import DROP_IN, Config, HostsFiles, NoProxy
@@ -29,7 +28,8 @@ from kubeadm_registry.containerd.restore import (
 )
 from kubeadm_registry.containerd.settings import CERTS_D, Merged, Refused, Version, merge, refusals, unmerge
 from kubeadm_registry.containerd.survey import UNIT
-from kubeadm_registry.host import Host
+from kubeadm_registry.engine.changes import Absent, Change
+from kubeadm_registry.transport.host import Host
 
 __all__ = [
     "CERTS_D",

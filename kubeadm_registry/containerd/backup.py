@@ -14,7 +14,7 @@ from kubeadm_registry.containerd.record import DIRECTORY, ORIGINALS, WRITTEN, Or
 from kubeadm_registry.containerd.settings import Refused, unmerge
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Damaged, NewerFormat
-from kubeadm_registry.host import FileState, Host
+from kubeadm_registry.transport.host import FileState, Host
 
 _Kind = TypeVar("_Kind", Originals, Record)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from kubeadm_registry.changes import unified
 from kubeadm_registry.containerd import backup, proxy, restart, survey
 from kubeadm_registry.containerd import hosts as hosts_toml
 from kubeadm_registry.containerd.replace import replace as replace_file
 from kubeadm_registry.containerd.settings import Edit, InForce, Merged, Refused, Version, contradictions, plan
 from kubeadm_registry.containerd.survey import Configuration, Containerd, Shown
-from kubeadm_registry.host import FileState, Host
+from kubeadm_registry.engine.changes import unified
+from kubeadm_registry.transport.host import FileState, Host
 
 DROP_IN = f"/etc/systemd/system/{survey.UNIT}.d/{proxy.DROP_IN_NAME}"
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubeadm_registry import addresses
-from kubeadm_registry.changes import unified
 from kubeadm_registry.containerd import edit
 from kubeadm_registry.containerd.settings import Version
-from kubeadm_registry.references import repository_prefix
+from kubeadm_registry.engine.changes import unified
+from kubeadm_registry.oci.references import repository_prefix
 
 #: Lies beside the directories of the registries; every table of ours names it, which is how we know them again.
 CA_NAME = "kubeadm-registry-ca.crt"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kubeadm_registry.containerd.settings import Refused
 from kubeadm_registry.containerd.survey import Shown
 from kubeadm_registry.errors import CommandFailed
-from kubeadm_registry.host import UNFINISHED, Host
+from kubeadm_registry.transport.host import UNFINISHED, Host
 
 #: Runs before the new file ``$1`` replaces the old one ``$2``: the new one gets the old one's extended attributes, ACL
 #: and SELinux label, then mode ``$3`` and owner ``$4``. ``$6...`` is containerd, if it shall read the new one; it knows

@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
-from kubeadm_registry.changes import last_words
 from kubeadm_registry.containerd.survey import UNIT, Containerd
+from kubeadm_registry.engine.changes import last_words
 from kubeadm_registry.errors import CommandFailed, Error
-from kubeadm_registry.host import Host
+from kubeadm_registry.transport.host import Host
 
 #: Gone after a boot, which starts containerd anew.
 OWED = f"{paths.RUN}/containerd-restart"

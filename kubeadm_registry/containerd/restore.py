@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kubeadm_registry.changes import unified
 from kubeadm_registry.containerd import backup, edit, proxy, restart, survey
 from kubeadm_registry.containerd import hosts as hosts_toml
 from kubeadm_registry.containerd.changes import DROP_IN, NEW_CONFIG
@@ -13,8 +12,9 @@ from kubeadm_registry.containerd.record import DIRECTORY, Written
 from kubeadm_registry.containerd.replace import replace
 from kubeadm_registry.containerd.settings import CERTS_D, Refused, plan, unmerge
 from kubeadm_registry.containerd.survey import Shown
+from kubeadm_registry.engine.changes import unified
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import FileState, Host
+from kubeadm_registry.transport.host import FileState, Host
 
 
 def obstacles(host: Host, shown: survey.Containerd | None) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kubeadm_registry.containerd import proxy
 from kubeadm_registry.containerd.settings import CONFIG, Layer, Refused, Version
-from kubeadm_registry.host import OWNER, UNFINISHED, FileState, Host, owner_of
+from kubeadm_registry.transport.host import OWNER, UNFINISHED, FileState, Host, owner_of
 
 UNIT = "containerd.service"
 

@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from kubeadm_registry.bundle import oci
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import tree
 from kubeadm_registry.images.names import Place
-from kubeadm_registry.referrers import push
+from kubeadm_registry.images.referrers import push
+from kubeadm_registry.images.seed import PATIENCE, WORKERS, Connect, each
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import PIECE, Registry, Upload, patiently
-from kubeadm_registry.seed import PATIENCE, WORKERS, Connect, each
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from kubeadm_registry import referrers
-from kubeadm_registry.bundle import oci
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.images import tree
+from kubeadm_registry.images import referrers, tree
 from kubeadm_registry.images.names import OURS, Place, name_of
+from kubeadm_registry.images.seed import PATIENCE, WORKERS, Connect, each
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry, patiently
-from kubeadm_registry.seed import PATIENCE, WORKERS, Connect, each
 
 
 @dataclass(frozen=True, slots=True)

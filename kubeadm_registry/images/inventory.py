@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kubeadm_registry.bundle import oci
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import tree
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
+from kubeadm_registry.images.seed import WORKERS, Connect, each
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry, patiently
-from kubeadm_registry.seed import WORKERS, Connect, each
 
 #: Seconds that one question may be asked again while the registry has no answer.
 PATIENCE = 10.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from kubeadm_registry import canary
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.references import repository_prefix
+from kubeadm_registry.oci import canary
+from kubeadm_registry.oci.references import repository_prefix
 
 #: The repositories of this project: the known object that the agents read.
 OURS = canary.REPOSITORY.partition("/")[0] + "/"

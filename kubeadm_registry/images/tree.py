@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from kubeadm_registry.bundle import oci
 from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.images.names import Place
+from kubeadm_registry.images.seed import Item
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry
-from kubeadm_registry.seed import Item
 
 #: An index may hold an index; real ones hardly do.
 _DEPTH = 4

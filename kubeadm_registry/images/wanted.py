@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 
 from kubeadm_registry import paths
 from kubeadm_registry.errors import ConfigError, Error
-from kubeadm_registry.host import Host
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place, name_of, upstream
-from kubeadm_registry.references import parse as parse_name
+from kubeadm_registry.oci.references import parse as parse_name
+from kubeadm_registry.transport.host import Host
 
 #: Different requests that are taken from one server, the most frequent ones.
 MOST = 20_000

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubeadm_registry.bundle import FromLayout, create, oci
+from kubeadm_registry.bundle.make import FromLayout, create
+from kubeadm_registry.oci import descriptors as oci
 
 NAME = "registry.example/bench/image-{}"
 TAG = "v1"

@@ -22,7 +22,8 @@ from pathlib import Path
 import yaml
 
 from kubeadm_registry import pki
-from kubeadm_registry.bundle import Bundle, choose, create
+from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.bundle.make import choose, create
 from kubeadm_registry.registry import Registry
 from tests.lab import programs
 from tests.lab.command import LabError, cache, locked, run, say, unwinding, wait_until

@@ -15,11 +15,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-from kubeadm_registry import seed
-from kubeadm_registry.apart import apart
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.errors import Error
-from kubeadm_registry.journal import Journal
+from kubeadm_registry.images import seed
+from kubeadm_registry.images.apart import apart
+from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.registry import Limit, Registry
 
 

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import seed
 from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.images import seed
 from tests.bench.bundles import MB, TAG, Images, noise_images
 from tests.bench.loopback import ROOT, Loopback, loopback
 from tests.lab import programs

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from kubeadm_registry import canary, paths
+from kubeadm_registry import paths
+from kubeadm_registry.oci import canary
 from tests.lab import images
 from tests.lab.registry import Registry
 

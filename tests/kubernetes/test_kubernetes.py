@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import canary, paths
+from kubeadm_registry import paths
 from kubeadm_registry.agent.pressure import PATH as PRESSURE
+from kubeadm_registry.oci import canary
 from kubeadm_registry.registry.retry import patiently
 from tests.kubernetes import images
 from tests.kubernetes.cluster import Kubernetes, empty, images_of, pull, ways_out

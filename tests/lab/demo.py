@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from kubeadm_registry import canary, paths
+from kubeadm_registry import paths
+from kubeadm_registry.oci import canary
 from tests.lab import machine, programs
 from tests.lab.command import LabError
 from tests.lab.images import packed

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.bundle import Bundle, Mirror, Program, choose, create, verify, version_command
+from kubeadm_registry.bundle import Bundle, Program, verify, version_command
+from kubeadm_registry.bundle.make import Mirror, choose, create
 from kubeadm_registry.errors import BundleError
 
 PROGRAMS = ("distribution", "haproxy", "keepalived", "python")

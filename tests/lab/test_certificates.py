@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from kubeadm_registry import canary, paths, pki
+from kubeadm_registry import paths, pki
+from kubeadm_registry.oci import canary
 from kubeadm_registry.secrets import PATH, Secrets
 from tests.lab.command import wait_until
 from tests.lab.host import Host

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kubeadm_registry import canary, paths
+from kubeadm_registry import paths
+from kubeadm_registry.oci import canary
 from tests.lab.command import wait_until
 from tests.lab.reading import Object, reading
 from tests.lab.registry import Registry

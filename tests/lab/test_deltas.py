@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import seed, seeded
-from kubeadm_registry.bundle import Bundle, oci
+from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.errors import BundleError
-from kubeadm_registry.journal import Journal
+from kubeadm_registry.images import seed, seeded
+from kubeadm_registry.images.journal import Journal
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry
 from tests.lab.test_registries import ADDRESS, Served, served
 from tests.unit.corrupted import Good, flip

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry import config, paths
-from kubeadm_registry.changes import File, Steps
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import keepalived
 from kubeadm_registry.components import network as component
-from kubeadm_registry.host import Host
+from kubeadm_registry.engine.changes import File, Steps
+from kubeadm_registry.transport.host import Host
 from tests.lab.command import wait_until
 from tests.lab.namespaces import Namespace, network
 from tests.unit.fake_cluster import FakeCluster

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry.bundle import FromLayout, create, oci
+from kubeadm_registry.bundle.make import FromLayout, create
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry as Client
 from tests.lab import images, programs, s3
 from tests.lab.command import LabError

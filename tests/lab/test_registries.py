@@ -22,9 +22,12 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeadm_registry import pki, referrers
-from kubeadm_registry.bundle import Bundle, choose, create, oci
+from kubeadm_registry import pki
+from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.bundle.make import choose, create
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.images import referrers
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry, Upload, referrers_tag
 from kubeadm_registry.registry.answers import Answer
 from tests.lab import programs

@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from kubeadm_registry.bundle import FromLayout, choose, create
+from kubeadm_registry.bundle.make import FromLayout, choose, create
 from kubeadm_registry.bundle.tool import NAME as TOOL
 from tests.lab import images
 from tests.lab.command import cache, wait_until

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import canary, paths
+from kubeadm_registry import paths
+from kubeadm_registry.oci import canary
 from tests.lab.reading import Object, Reading, reading
 from tests.lab.registry import Registry
 

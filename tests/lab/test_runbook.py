@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import canary, paths
+from kubeadm_registry import paths
 from kubeadm_registry.components.runbook import PATH
+from kubeadm_registry.oci import canary
 from tests.lab import images
 from tests.lab.command import wait_until
 from tests.lab.host import Host

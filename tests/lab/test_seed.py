@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from kubeadm_registry.bundle import FromLayout, create
+from kubeadm_registry.bundle.make import FromLayout, create
 from tests.lab import images
 from tests.lab.registry import Registry
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.bundle import choose, create
+from kubeadm_registry.bundle.make import choose, create
 from kubeadm_registry.bundle.tool import NAME
 from tests.lab.registry import Registry
 

@@ -8,7 +8,8 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kubeadm_registry import canary, paths
+from kubeadm_registry import paths
+from kubeadm_registry.oci import canary
 from tests.lab.images import MANIFEST
 from tests.lab.registry import Login, Registry
 

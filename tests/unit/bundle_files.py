@@ -9,8 +9,9 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from kubeadm_registry.bundle import oci, versions
-from kubeadm_registry.bundle.workshop import Workshop, this_architecture
+from kubeadm_registry.bundle import versions
+from kubeadm_registry.bundle.make.workshop import Workshop, this_architecture
+from kubeadm_registry.oci import descriptors as oci
 
 MACHINES = {"amd64": 62, "arm64": 183, "riscv64": 243}
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kubeadm_registry.errors import ConnectionFailed
-from kubeadm_registry.host import Host, Result
+from kubeadm_registry.result import Result
+from kubeadm_registry.transport.host import Host
 from tests.unit import containerd_dump
 
 STUBS = {

@@ -18,8 +18,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from kubeadm_registry.bundle import FromLayout, archive, choose, create, oci, versions
+from kubeadm_registry.bundle import archive, versions
+from kubeadm_registry.bundle.make import FromLayout, choose, create
 from kubeadm_registry.bundle.programs import ARTIFACT
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import contents, image, member, pax, raw, record, resealed, script, tar, write_layout
 
 ONE, TWO = "registry.k8s.io/pause:3.10", "quay.io:443/org/app:v1"

@@ -16,9 +16,9 @@ from kubeadm_registry.bundle import Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import agent, garage, haproxy, keepalived, network, programs
-from kubeadm_registry.host import FileState, Host
 from kubeadm_registry.phases import programs as programs_phase
 from kubeadm_registry.secrets import Secrets, Vault
+from kubeadm_registry.transport.host import FileState, Host
 from tests.unit.fakes import Command, FakeTransport
 
 PYTHON = "/usr/bin/python3"

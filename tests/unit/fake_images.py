@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from kubeadm_registry.bundle import oci
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.fake_registry import FakeRegistry, Handler, Request
 
 

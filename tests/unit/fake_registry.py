@@ -16,7 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import parse_qs, urlsplit
 
-from kubeadm_registry import pki, referrers
+from kubeadm_registry import pki
+from kubeadm_registry.images import referrers
 from kubeadm_registry.registry import Login, Registry
 from tests.unit.fake_cluster import authority
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from kubeadm_registry.bundle import oci
+from kubeadm_registry.oci import descriptors as oci
 
 
 @dataclass

@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kubeadm_registry import changes, secrets, workflow
-from kubeadm_registry import host as host_module
+from kubeadm_registry import secrets
 from kubeadm_registry.components import data
+from kubeadm_registry.engine import changes, workflow
 from kubeadm_registry.errors import ConnectionFailed
-from kubeadm_registry.host import FileState, Host, Result
+from kubeadm_registry.result import Result
+from kubeadm_registry.transport import host as host_module
+from kubeadm_registry.transport.host import FileState, Host
 
 UNITS = "/etc/systemd/system"
 #: What a bare host has of the folders that we write below.

@@ -9,7 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kubeadm_registry.host import Host, Result
+from kubeadm_registry.result import Result
+from kubeadm_registry.transport.host import Host
 
 #: Who runs the tests, as a file's owner.
 OWNER = f"{pwd.getpwuid(os.getuid()).pw_name}:{grp.getgrgid(os.getgid()).gr_name}"

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry import paths, pki
-from kubeadm_registry.changes import File
 from kubeadm_registry.components import haproxy
+from kubeadm_registry.engine.changes import File
 from kubeadm_registry.secrets import basic
 from tests.unit.fake_cluster import FakeCluster
 

@@ -16,7 +16,7 @@ import pytest
 #: Work in pieces, until it is told to stop; every line is there at once.
 PIECES = """\
 import sys, threading
-from kubeadm_registry import apart
+from kubeadm_registry.images import apart
 from kubeadm_registry.errors import Error
 {before}
 try:
@@ -97,7 +97,7 @@ def test_a_child_that_was_killed_is_told() -> None:
 
 THREADS = """\
 import os, threading
-from kubeadm_registry.apart import apart
+from kubeadm_registry.images.apart import apart
 before = os.getpid()
 done = threading.Event()
 threading.Thread(target=done.wait).start()
@@ -114,7 +114,7 @@ def test_a_process_with_threads_does_the_work_itself() -> None:
 
 PASSWORD = """\
 import getpass, sys
-from kubeadm_registry.apart import apart
+from kubeadm_registry.images.apart import apart
 apart()
 print(f"length {len(getpass.getpass('Password: '))}", flush=True)
 """

@@ -18,10 +18,12 @@ from bundle_files import contents, elf, image, member, resealed, script, tar, wr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry.bundle import Bundle, FromLayout, choose, create, inspect, oci, problems, verify, version_command
+from kubeadm_registry.bundle import Bundle, inspect, problems, verify, version_command
+from kubeadm_registry.bundle.make import FromLayout, choose, create
+from kubeadm_registry.bundle.make.workshop import this_architecture
 from kubeadm_registry.bundle.programs import PROGRAMS, Program
-from kubeadm_registry.bundle.workshop import this_architecture
 from kubeadm_registry.errors import BundleError, ConfigError
+from kubeadm_registry.oci import descriptors as oci
 
 PAUSE = "registry.k8s.io/pause:3.10"
 

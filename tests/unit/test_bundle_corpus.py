@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import pki, seed
+from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle, problems, verify
 from kubeadm_registry.errors import BundleError
+from kubeadm_registry.images import seed
 from tests.unit.corrupted import CASES, Case, Good
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_registry import FakeRegistry, connector, serving

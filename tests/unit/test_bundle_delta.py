@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry import pki, seed, seeded
-from kubeadm_registry.bundle import Bundle, FromLayout, choose, create, diff, inspect, oci, problems, verify
+from kubeadm_registry import pki
+from kubeadm_registry.bundle import Bundle, diff, inspect, problems, verify
 from kubeadm_registry.bundle.lineage import BASE, LEFT_OUT, ROOT, SEQUENCE
-from kubeadm_registry.bundle.remote import FromRegistries
+from kubeadm_registry.bundle.make import FromLayout, choose, create
+from kubeadm_registry.bundle.make.remote import FromRegistries
 from kubeadm_registry.errors import BundleError, Error
-from kubeadm_registry.journal import Journal
+from kubeadm_registry.images import seed, seeded
+from kubeadm_registry.images.journal import Journal
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import contents, resealed, script, write_layout
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_registry import FakeRegistry, connector, serving

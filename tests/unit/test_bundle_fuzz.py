@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry import seed
-from kubeadm_registry.bundle import Bundle, archive, oci, problems
+from kubeadm_registry.bundle import Bundle, archive, problems
 from kubeadm_registry.errors import BundleError
+from kubeadm_registry.images import seed
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.corrupted import Files, Good
 
 EXAMPLES = int(os.environ.get("KUBEADM_REGISTRY_FUZZ", "300"))

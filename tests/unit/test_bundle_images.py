@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 from bundle_files import contents, image, member, resealed, script, tar, write_layout
 
-from kubeadm_registry.bundle import Bundle, FromLayout, create, images_from, oci, platforms, verify
+from kubeadm_registry.bundle import Bundle, platforms, verify
 from kubeadm_registry.bundle.images import prune
 from kubeadm_registry.bundle.lists import names_in
-from kubeadm_registry.bundle.remote import FromRegistries
+from kubeadm_registry.bundle.make import FromLayout, create, images_from
+from kubeadm_registry.bundle.make.remote import FromRegistries
 from kubeadm_registry.errors import BundleError, ConfigError
-from kubeadm_registry.references import full, parse
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.oci.references import full, parse
 from tests.unit.fake_upstream import FakeUpstream, serving
 
 ROOT = Path(__file__).parents[2]

@@ -11,22 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import rescue
-from kubeadm_registry.bundle import (
-    Bundle,
-    FromLayout,
-    check,
-    choose,
-    create,
-    images_from,
-    named,
-    oci,
-    platforms,
-    problems,
-)
+from kubeadm_registry.bundle import Bundle, check, platforms, problems
 from kubeadm_registry.bundle.lists import names_in
-from kubeadm_registry.bundle.remote import FromRegistries
+from kubeadm_registry.bundle.make import FromLayout, choose, create, images_from, named
+from kubeadm_registry.bundle.make.remote import FromRegistries
 from kubeadm_registry.errors import BundleError, Error
+from kubeadm_registry.images import rescue
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import contents, image, resealed, write_layout
 from tests.unit.fake_upstream import FakeUpstream, serving
 from tests.unit.test_bundle_delta import layered

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.bundle import archive, oci, sign_file
+from kubeadm_registry.bundle import archive, sign_file
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import image
 from tests.unit.test_bundle_signing import keygen
 

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.bundle import FromLayout, create, oci, temporary, verify
+from kubeadm_registry.bundle import temporary, verify
+from kubeadm_registry.bundle.make import FromLayout, create
 from kubeadm_registry.cli.bundle import _ended_by_signals
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import image, script, write_layout
 from tests.unit.fake_upstream import FakeUpstream, serving
 from tests.unit.test_bundle_memory import MB, sparse
@@ -292,7 +294,7 @@ def test_a_directory_that_another_one_took_for_left_behind_is_made_again(
 
 @pytest.mark.parametrize("damage", [lambda held: held[:-1] + b"!", lambda held: bytes(len(held))], ids=["bit", "zeros"])
 def test_damaged_blobs_in_the_cache_are_fetched_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    from kubeadm_registry.bundle.remote import FromRegistries
+    from kubeadm_registry.bundle.make.remote import FromRegistries
 
     said: list[str] = []
     layers = [bytes([number]) * 100_000 for number in range(1, 4)]
@@ -312,7 +314,7 @@ def test_damaged_blobs_in_the_cache_are_fetched_again(tmp_path: Path, damage: Ca
 
 
 def test_a_damaged_layer_of_an_archive_in_the_cache_is_compressed_again(tmp_path: Path) -> None:
-    from kubeadm_registry.bundle import images_from
+    from kubeadm_registry.bundle.make import images_from
     from tests.unit.test_bundle_images import saved
 
     (tmp_path / "saved.tar").write_bytes(saved(bytes(100_000)))

@@ -9,20 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.bundle import (
-    Bundle,
-    FromLayout,
-    archive,
-    check,
-    create,
-    inspect,
-    oci,
-    problems,
-    sign_file,
-    signing,
-    verify,
-)
+from kubeadm_registry.bundle import Bundle, archive, check, inspect, problems, sign_file, signing, verify
+from kubeadm_registry.bundle.make import FromLayout, create
 from kubeadm_registry.errors import BundleError, ConfigError, Error
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import contents, image, resealed, tar, write_layout
 
 PAUSE = "registry.k8s.io/pause:3.10"

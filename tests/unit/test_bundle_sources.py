@@ -12,13 +12,13 @@ import httpx
 import pytest
 from bundle_files import elf, tar, workshop
 
-from kubeadm_registry.bundle import choose, private
 from kubeadm_registry.bundle.catalogue import Packages, catalogue, known, parse, version_in
-from kubeadm_registry.bundle.debian import closure, parse_packages, sources
-from kubeadm_registry.bundle.elf import read
+from kubeadm_registry.bundle.make import choose, private
+from kubeadm_registry.bundle.make.debian import closure, parse_packages, sources
+from kubeadm_registry.bundle.make.elf import read
+from kubeadm_registry.bundle.make.sources import Built, FromRelease
+from kubeadm_registry.bundle.make.workshop import Mirror, Workshop, command, default_cache, locked, this_architecture
 from kubeadm_registry.bundle.programs import prefix_of, slug
-from kubeadm_registry.bundle.sources import Built, FromRelease
-from kubeadm_registry.bundle.workshop import Mirror, Workshop, command, default_cache, locked, this_architecture
 from kubeadm_registry.errors import BundleError
 
 Answer = httpx.Response | Callable[[], httpx.Response]

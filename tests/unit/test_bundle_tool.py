@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.bundle import oci, tool
+from kubeadm_registry.bundle.make import tool
 from kubeadm_registry.bundle.programs import Program, Source
+from kubeadm_registry.bundle.tool import unpack_script
 from kubeadm_registry.errors import BundleError
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import member, tar
 
 
@@ -166,7 +168,7 @@ def packed(tmp_path: Path, content: bytes = b"") -> Program:
 
 def unpack(tmp_path: Path, programs: Path, program: Program, *folder: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [programs / "sh", "-s", "bundle.tar", *folder], input=tool.unpack_script(program), cwd=tmp_path,
+        [programs / "sh", "-s", "bundle.tar", *folder], input=unpack_script(program), cwd=tmp_path,
         env={"PATH": str(programs)}, capture_output=True, check=False,
     )  # fmt: skip
 

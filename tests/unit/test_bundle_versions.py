@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry.bundle import Bundle, FromLayout, choose, create, inspect, oci, problems, sign_file, tool, verify
+from kubeadm_registry.bundle import Bundle, inspect, problems, sign_file, tool, verify
+from kubeadm_registry.bundle.make import FromLayout, choose, create
 from kubeadm_registry.bundle.versions import FILES, FORMAT, INDEX_DIGEST
 from kubeadm_registry.errors import BundleError
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import contents, image, resealed, script, write_layout
 from tests.unit.corrupted import Files, descriptors, sealed
 from tests.unit.test_bundle_signing import keygen, public

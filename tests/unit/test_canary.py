@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 
-from kubeadm_registry import canary
+from kubeadm_registry.oci import canary
 
 
 def test_its_digests_never_change() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import changes
-from kubeadm_registry.changes import (
+from kubeadm_registry.engine import changes
+from kubeadm_registry.engine.changes import (
     Absent,
     Change,
     Directory,
@@ -25,7 +25,7 @@ from kubeadm_registry.changes import (
     wait,
 )
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
-from kubeadm_registry.host import Host
+from kubeadm_registry.transport.host import Host
 from tests.unit.fakes import Dir, FakeTransport, UnknownCommand
 from tests.unit.here import here, stub
 

@@ -16,15 +16,16 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import __version__, bundle, config, paths, secrets
+from kubeadm_registry import __version__, config, paths, secrets
+from kubeadm_registry.bundle import make
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.components import garage, programs
 from kubeadm_registry.config import Node, RegistryCluster
+from kubeadm_registry.engine.workflow import Workflow, leaves
 from kubeadm_registry.errors import ConnectionFailed
-from kubeadm_registry.host import Transport
 from kubeadm_registry.phases.workflows import INIT, RESET
-from kubeadm_registry.workflow import Workflow, leaves
+from kubeadm_registry.transport.host import Transport
 from tests.unit.bundle_files import image, script, write_layout
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import Dir, Link
@@ -688,7 +689,7 @@ def test_a_version_of_kubernetes_means_its_images_and_containerds(
     run: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(bundle, "images_from", lambda names, paths: asked.extend(names) or [])
+    monkeypatch.setattr(make, "images_from", lambda names, paths: asked.extend(names) or [])
     run("bundle", "create", "-o", "x.tar", "--images-only", "--kubernetes-version", "v1.36.3", "--image", "nginx")
     assert {"registry.k8s.io/kube-proxy:v1.36.3", "registry.k8s.io/pause:3.8", "nginx"} <= set(asked)
     failed(run("bundle", "create", "--images-only", "--kubernetes-version", "1.99.0"), 2)

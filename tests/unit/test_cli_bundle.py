@@ -9,7 +9,7 @@ import pytest
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.components.programs import _UPLOADED, Installed
 from kubeadm_registry.errors import BundleError
-from kubeadm_registry.host import Host
+from kubeadm_registry.transport.host import Host
 from tests.unit.bundle_files import contents, image, script, write_layout
 from tests.unit.fakes import FakeTransport
 from tests.unit.test_bundle_signing import keygen, public
@@ -91,7 +91,7 @@ def test_an_empty_variable_is_no_key(run: Terminal, keys: tuple[Path, Path]) -> 
 def test_only_a_signed_bundle_is_served(
     run: Terminal, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
-    from kubeadm_registry import rescue
+    from kubeadm_registry.images import rescue
     from tests.unit.fake_cluster import authority
 
     (run.folder / "cert.pem").write_text(authority().certificate + authority().key)

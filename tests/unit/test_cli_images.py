@@ -12,16 +12,16 @@ import click.testing
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import config, pki, secrets, seed
+from kubeadm_registry import config, pki, secrets
 from kubeadm_registry.cli import images as commands
 from kubeadm_registry.cli import session, way
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.config import Node, RegistryCluster
-from kubeadm_registry.host import Transport
-from kubeadm_registry.images import check, wanted
+from kubeadm_registry.images import check, seed, wanted
+from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place
-from kubeadm_registry.kubernetes_images import images_of
 from kubeadm_registry.registry import patiently
+from kubeadm_registry.transport.host import Transport
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import FakeCluster, authority, fixed_secrets
 from tests.unit.fake_images import Repositories, ScopedHandler

@@ -26,13 +26,13 @@ import yaml
 
 from kubeadm_registry import config, paths
 from kubeadm_registry.agent import config as agent_config
-from kubeadm_registry.changes import RECORD_START, STARTED
 from kubeadm_registry.components import agent, common, garage, keepalived, network, programs, zot
 from kubeadm_registry.components.haproxy import login_digest
-from kubeadm_registry.host import FileState
+from kubeadm_registry.engine.changes import RECORD_START, STARTED
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.workflows import INIT
-from kubeadm_registry.workflow import run
+from kubeadm_registry.transport.host import FileState
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
 from tests.unit.fakes import BARE, UNITS, Dir, FakeTransport
 from tests.unit.test_workflow import Recorder

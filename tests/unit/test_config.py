@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 from kubeadm_registry import config
 from kubeadm_registry.config import RegistryCluster, Ssh, dump, load, parse
+from kubeadm_registry.config.explain import model_of
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.explain import model_of
 
 HEAD = "apiVersion: kubeadm-registry.dev/v1alpha1\nkind: RegistryCluster\n"
 NODES = "[{name: a, address: 10.0.0.1}, {name: b, address: 10.0.0.2}, {name: c, address: 10.0.0.3}]"

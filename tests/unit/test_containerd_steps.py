@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.changes import Change
 from kubeadm_registry.containerd import ContainerdSettings, Refused, notices, problems, restore_steps, steps
 from kubeadm_registry.containerd.changes import DROP_IN
 from kubeadm_registry.containerd.proxy import ENVIRONMENT
+from kubeadm_registry.engine.changes import Change
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
+from kubeadm_registry.transport.host import Host
 from tests.unit.containerd_host import Rooted, host
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "containerd"

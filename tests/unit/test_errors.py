@@ -18,7 +18,7 @@ from kubeadm_registry.errors import (
     PreflightFailed,
     Problem,
 )
-from kubeadm_registry.host import Result
+from kubeadm_registry.result import Result
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Error)]
 #: Scripts match these: a change here breaks them.

@@ -9,9 +9,9 @@ import pytest
 
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import NotYetKnown
 from kubeadm_registry.phases.workflows import INIT
-from kubeadm_registry.workflow import run
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.test_workflow import Recorder
 

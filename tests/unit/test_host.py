@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from kubeadm_registry.containerd.survey import show
 from kubeadm_registry.errors import CommandFailed, Error
-from kubeadm_registry.host import _WRITE, FileState, Host, Result
+from kubeadm_registry.result import Result
+from kubeadm_registry.transport.host import _WRITE, FileState, Host
 from tests.unit.fakes import FakeTransport
 from tests.unit.here import OWNER, Here, here, stub
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import pki, seed
-from kubeadm_registry.bundle import oci
+from kubeadm_registry import pki
 from kubeadm_registry.errors import ConfigError, Error, RegistryError
-from kubeadm_registry.images import check, copy, delete, inventory, wanted
+from kubeadm_registry.images import check, copy, delete, inventory, seed, wanted
 from kubeadm_registry.images.names import Place, name_of, place, upstream
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_images import Repositories, ScopedHandler, plain
 from tests.unit.fake_registry import connector, serving

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from kubeadm_registry import config, secrets
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PhaseFailed, PreflightFailed
 from kubeadm_registry.phases import immutable
 from kubeadm_registry.phases.immutable import Immutable
 from kubeadm_registry.phases.workflows import INIT, RESET
-from kubeadm_registry.workflow import run
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.healthy import healthy
 from tests.unit.test_workflow import Recorder

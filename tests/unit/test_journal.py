@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry.errors import Error
-from kubeadm_registry.journal import Journal
+from kubeadm_registry.images.journal import Journal
 
 
 def test_what_one_run_notes_the_next_one_finds(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.kubernetes_images import images_of
-from kubeadm_registry.references import parse
+from kubeadm_registry.images.kubernetes_images import images_of
+from kubeadm_registry.oci.references import parse
 
 LIST_1_36_3 = """\
 registry.k8s.io/kube-apiserver:v1.36.3

@@ -16,7 +16,7 @@ import pytest
 from kubeadm_registry import config, paths, pki
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.components import haproxy
-from kubeadm_registry.render import render
+from kubeadm_registry.engine.render import render
 from tests.unit.fake_cluster import authority
 from tests.unit.test_served import free_port
 

@@ -17,10 +17,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kubeadm_registry import config, paths, pki
 from kubeadm_registry.components import haproxy
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PreflightFailed
 from kubeadm_registry.phases.base import BASE
 from kubeadm_registry.phases.identity import SECRETS
-from kubeadm_registry.workflow import run
 from tests.unit.fake_cluster import FakeCluster, authority
 from tests.unit.test_workflow import Recorder
 

@@ -12,11 +12,11 @@ import pytest
 from kubeadm_registry import config, paths
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, data
+from kubeadm_registry.engine.report import JsonLines
+from kubeadm_registry.engine.workflow import leaves, run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases import preflight
 from kubeadm_registry.phases.workflows import INIT
-from kubeadm_registry.report import JsonLines
-from kubeadm_registry.workflow import leaves, run
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import Dir, Link
 from tests.unit.healthy import DEBIAN, SSHD, free, healthy, neighbour

@@ -8,9 +8,9 @@ import unicodedata
 import pytest
 from rich.table import Table
 
+from kubeadm_registry.engine.report import Console, echo, screen
 from kubeadm_registry.errors import Error
 from kubeadm_registry.printable import printable, shown
-from kubeadm_registry.report import Console, echo, screen
 from tests.unit.test_report import Screen, everything
 
 #: Another title, a colour, the end of a hyperlink, a line taken back, the direction turned, a C1 order, a tag.

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import pki, referrers, seed
-from kubeadm_registry.bundle import Bundle, oci
+from kubeadm_registry import pki
+from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.images import delete
+from kubeadm_registry.images import delete, referrers, seed
+from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.images.names import Place
-from kubeadm_registry.journal import Journal
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry, referrers_tag
 from tests.unit.bundle_files import write_layout
 from tests.unit.fake_cluster import authority

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from kubeadm_registry import canary, pki
+from kubeadm_registry import pki
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PhaseFailed, RegistryError
+from kubeadm_registry.oci import canary
 from kubeadm_registry.phases.workflows import VERIFY_ONLY
 from kubeadm_registry.registry import Login, Registry
-from kubeadm_registry.workflow import run
 from tests.unit.fake_cluster import FakeCluster, authority
 from tests.unit.fake_registry import FakeRegistry, serving
 from tests.unit.test_workflow import Recorder

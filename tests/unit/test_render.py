@@ -8,7 +8,7 @@ import jinja2
 import pytest
 
 from kubeadm_registry import paths
-from kubeadm_registry.render import _environment, render
+from kubeadm_registry.engine.render import _environment, render
 
 SLICE = f"units/{paths.SLICE}.j2"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from kubeadm_registry.engine.report import Action, Console, JsonLines, Reporter
 from kubeadm_registry.errors import Error, Problem
-from kubeadm_registry.report import Action, Console, JsonLines, Reporter
 
 ACTION = Action("proxy", "cp-1", "write /etc/a", "--- /dev/null\n+++ /etc/a\n+[red]not markup[/red]")
 #: What rich would make an emoji, markup or a link of.

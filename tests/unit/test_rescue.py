@@ -21,11 +21,13 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from kubeadm_registry import pki, rescue, seed
-from kubeadm_registry.bundle import Bundle, oci
+from kubeadm_registry import pki
+from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.components.haproxy import login_digest
 from kubeadm_registry.errors import BundleError, ConfigError, Error
+from kubeadm_registry.images import rescue, seed
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import authority

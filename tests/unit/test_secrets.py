@@ -16,17 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeadm_registry import config, secrets
-from kubeadm_registry.changes import File
 from kubeadm_registry.cluster import Cluster, leader, read_vault
+from kubeadm_registry.engine.changes import File
+from kubeadm_registry.engine.report import Console, JsonLines
+from kubeadm_registry.engine.workflow import Phase, run
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown, PhaseFailed, PreflightFailed
 from kubeadm_registry.formats import NewerFormat
-from kubeadm_registry.host import Host, Result
 from kubeadm_registry.phases.base import BASE
 from kubeadm_registry.phases.identity import STORE
 from kubeadm_registry.phases.workflows import INIT
-from kubeadm_registry.report import Console, JsonLines
+from kubeadm_registry.result import Result
 from kubeadm_registry.secrets import Secrets, Vault, basic
-from kubeadm_registry.workflow import Phase, run
+from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority, fixed_secrets
 from tests.unit.test_workflow import Odd, Recorder, raising
 

@@ -10,11 +10,13 @@ from urllib.parse import unquote
 
 import pytest
 
-from kubeadm_registry import pki, seed, seeded
-from kubeadm_registry.bundle import Bundle, oci
+from kubeadm_registry import pki
+from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.errors import BundleError, Error, RegistryError
-from kubeadm_registry.journal import Journal
+from kubeadm_registry.images import seed, seeded
+from kubeadm_registry.images.journal import Journal
+from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_registry import FakeRegistry, connector, serving

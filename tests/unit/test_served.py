@@ -23,10 +23,11 @@ from kubeadm_registry import certificates, paths, pki
 from kubeadm_registry.agent import served
 from kubeadm_registry.components import haproxy as component
 from kubeadm_registry.components.served import Served
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host, Result
 from kubeadm_registry.phases.workflows import INIT
-from kubeadm_registry.workflow import run
+from kubeadm_registry.result import Result
+from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
 from tests.unit.fakes import FakeTransport
 from tests.unit.test_workflow import Recorder

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry import shell as shell_module
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
-from kubeadm_registry.host import Host
-from kubeadm_registry.local import Local, ProcessStream
-from kubeadm_registry.shell import INLINE_STDIN, Shell, start_argv, wait_started
+from kubeadm_registry.transport import shell as shell_module
+from kubeadm_registry.transport.host import Host
+from kubeadm_registry.transport.local import Local, ProcessStream
+from kubeadm_registry.transport.shell import INLINE_STDIN, Shell, start_argv, wait_started
 
 
 def spawn(argv):
@@ -440,7 +440,7 @@ def test_the_lock_ends_when_its_holder_is_killed(open_shell, tmp_path):
 import sys
 sys.path[:0] = {sys.path!r}
 from test_shell import spawn
-from kubeadm_registry.shell import Shell
+from kubeadm_registry.transport.shell import Shell
 shell = Shell(spawn, "cp-1", lock_file={str(tmp_path / "lock")!r})
 print(shell.lock("the killed one"), flush=True)
 sys.stdin.read()

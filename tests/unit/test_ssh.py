@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import shell, ssh, ssh_keys, ssh_login
 from kubeadm_registry.errors import CommandTimeout, ConnectionFailed
-from kubeadm_registry.host import side_by_side
-from kubeadm_registry.shell import Shell
-from kubeadm_registry.ssh import SshTarget, connect
-from kubeadm_registry.ssh_config import resolve
+from kubeadm_registry.transport import shell, ssh, ssh_keys, ssh_login
+from kubeadm_registry.transport.host import side_by_side
+from kubeadm_registry.transport.shell import Shell
+from kubeadm_registry.transport.ssh import SshTarget, connect
+from kubeadm_registry.transport.ssh_config import resolve
 
 SSHD = "/usr/sbin/sshd"
 ME = getpass.getuser()
@@ -229,8 +229,8 @@ def test_the_lock_ends_when_the_program_is_killed(server, login, tmp_path):
     program = f"""
 import functools, pathlib, sys
 sys.path[:0] = {sys.path!r}
-from kubeadm_registry import ssh
-from kubeadm_registry.shell import Shell
+from kubeadm_registry.transport import ssh
+from kubeadm_registry.transport.shell import Shell
 ssh.ROOT = {ME!r}
 ssh.Shell = functools.partial(Shell, lock_file={str(tmp_path / "lock")!r})
 host = ssh.connect(ssh.SshTarget("cp-1", "127.0.0.1", port={server.port}, config_file=pathlib.Path("/dev/null"),

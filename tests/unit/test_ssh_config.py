@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry.errors import ConnectionFailed
-from kubeadm_registry.ssh_config import SshTarget, jump_target, resolve
+from kubeadm_registry.transport.ssh_config import SshTarget, jump_target, resolve
 
 HOME = Path.home()
 
@@ -180,7 +180,7 @@ import json, sys
 from pathlib import Path
 from kubeadm_registry import whoami
 from kubeadm_registry.errors import ConnectionFailed
-from kubeadm_registry.ssh_config import SshTarget, resolve
+from kubeadm_registry.transport.ssh_config import SshTarget, resolve
 try:
     got = resolve(SshTarget("cp-1", "10.0.0.11", config_file=Path(sys.argv[1]) if sys.argv[1:] else None))
 except ConnectionFailed as error:

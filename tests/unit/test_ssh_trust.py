@@ -11,8 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from kubeadm_registry.errors import ConnectionFailed
-from kubeadm_registry.ssh_config import Settings
-from kubeadm_registry.ssh_trust import check, fingerprint, known_keys, preferred_types
+from kubeadm_registry.transport.ssh_config import Settings
+from kubeadm_registry.transport.ssh_trust import check, fingerprint, known_keys, preferred_types
 
 ED = b"\0\0\0\x0bssh-ed25519" + b"e" * 36
 OTHER = b"\0\0\0\x0bssh-ed25519" + b"o" * 36

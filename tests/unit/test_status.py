@@ -13,7 +13,7 @@ import pytest
 
 from kubeadm_registry import certificates, config, paths, pki, status
 from kubeadm_registry.cli.status import exit_code, show
-from kubeadm_registry.host import Result
+from kubeadm_registry.result import Result
 from kubeadm_registry.status import Observation, condition, judge
 from tests.unit.fake_cluster import authority
 from tests.unit.fakes import FakeTransport

@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry import secrets, seeded
+from kubeadm_registry import secrets
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.components import programs
 from kubeadm_registry.containerd import backup
 from kubeadm_registry.containerd.record import ORIGINALS, WRITTEN, Originals, Record
 from kubeadm_registry.errors import Error
-from kubeadm_registry.host import Host
-from kubeadm_registry.journal import Journal
+from kubeadm_registry.images import seeded
+from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.secrets import Vault
+from kubeadm_registry.transport.host import Host
 from tests.unit.fakes import FakeTransport
 
 SAMPLES = Path(__file__).parents[1] / "golden" / "formats" / "0.1"

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry import worker_list
-from kubeadm_registry.config import Ssh
+from kubeadm_registry.config import Ssh, worker_list
+from kubeadm_registry.config.worker_list import Worker, load, parse
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.worker_list import Worker, load, parse
 
 
 def test_a_list_of_nodes() -> None:

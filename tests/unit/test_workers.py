@@ -16,11 +16,11 @@ from kubeadm_registry import config, secrets, workers
 from kubeadm_registry.cli import session
 from kubeadm_registry.cli.main import load_commands
 from kubeadm_registry.config import Node, RegistryCluster, Ssh
+from kubeadm_registry.config.worker_list import Worker
 from kubeadm_registry.errors import ConnectionFailed, Error
-from kubeadm_registry.host import Result as Answer
-from kubeadm_registry.host import Transport
+from kubeadm_registry.result import Result as Answer
 from kubeadm_registry.secrets import basic
-from kubeadm_registry.worker_list import Worker
+from kubeadm_registry.transport.host import Transport
 from kubeadm_registry.workers import Turns
 from tests.unit.containerd_host import Rooted
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets

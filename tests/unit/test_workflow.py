@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from kubeadm_registry import config, paths
-from kubeadm_registry.changes import RECORD_START, Change, File, Service, Steps
 from kubeadm_registry.cluster import Cluster, leader
+from kubeadm_registry.engine.changes import RECORD_START, Change, File, Service, Steps
+from kubeadm_registry.engine.report import Action
+from kubeadm_registry.engine.workflow import Check, Phase, leaves, run, select
 from kubeadm_registry.errors import (
     CommandFailed,
     ConfigError,
@@ -24,10 +26,8 @@ from kubeadm_registry.errors import (
     PreflightFailed,
     Problem,
 )
-from kubeadm_registry.host import Host
 from kubeadm_registry.phases.workflows import INIT, RESET
-from kubeadm_registry.report import Action
-from kubeadm_registry.workflow import Check, Phase, leaves, run, select
+from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import UNITS, FakeTransport
 

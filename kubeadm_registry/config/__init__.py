@@ -1,0 +1,41 @@
+"""The cluster file: what it may say, and what is wrong with one."""
+
+from kubeadm_registry.config.model import (
+    API_VERSION,
+    DEFAULT_FILE,
+    SMALLEST,
+    Backend,
+    Containerd,
+    Frontend,
+    Kubernetes,
+    Metadata,
+    Node,
+    Proxy,
+    RegistryCluster,
+    Spec,
+    Ssh,
+    Vip,
+    dump,
+    load,
+    parse,
+)
+
+__all__ = [
+    "API_VERSION",
+    "DEFAULT_FILE",
+    "SMALLEST",
+    "Backend",
+    "Containerd",
+    "Frontend",
+    "Kubernetes",
+    "Metadata",
+    "Node",
+    "Proxy",
+    "RegistryCluster",
+    "Spec",
+    "Ssh",
+    "Vip",
+    "dump",
+    "load",
+    "parse",
+]

@@ -1,0 +1,284 @@
+"""The cluster file: one frozen model, which is also the custom resource. Every field has its reason beside it."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from kubeadm_registry.config import yamlfile
+from kubeadm_registry.config.contradictions import MOST_NODES, Contradiction, Facts, contradictions
+from kubeadm_registry.config.explain import explain
+from kubeadm_registry.config.values import (
+    Address,
+    DataDirectory,
+    DnsName,
+    Endpoint,
+    Flag,
+    ImageName,
+    Label,
+    NodeName,
+    OwnFile,
+    Upstream,
+    UserName,
+    Version,
+    Whole,
+)
+from kubeadm_registry.config.yamlfile import NotYaml
+from kubeadm_registry.disk import read_text
+from kubeadm_registry.errors import ConfigError, ConfigProblem
+
+API_VERSION: Literal["kubeadm-registry.dev/v1alpha1"] = "kubeadm-registry.dev/v1alpha1"
+DEFAULT_FILE = Path("cluster.yaml")
+#: Bytes: far more than five nodes need, little enough to be read at once.
+_LARGEST = 256 * 1024
+_MOST_PROBLEMS = 50
+_HINT = "`kubeadm-registry config print-defaults` shows a file with every key; docs/reference.md says what each means"
+SMALLEST = """\
+apiVersion: kubeadm-registry.dev/v1alpha1
+kind: RegistryCluster
+metadata: {name: registry}
+spec:
+  nodes:
+    - {name: cp-1, address: 10.0.0.11}
+    - {name: cp-2, address: 10.0.0.12}
+    - {name: cp-3, address: 10.0.0.13}
+  vip: {address: 10.0.0.10}
+"""
+
+
+class Model(BaseModel):
+    """Base of all parts: frozen, closed to unknown keys, camelCase in the file."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True
+    )
+
+
+class Ssh(Model):
+    """How to reach a server, on top of the user's own ssh_config, which these values overrule."""
+
+    user: UserName | None = None
+    """User to log in as. Unset: what ssh_config says, else root. Others need sudo."""
+    port: Whole | None = Field(None, ge=1, le=65535)
+    """Port of sshd. Unset: what ssh_config says, else 22."""
+    identity_file: OwnFile | None = None
+    """Private key. Unset: ssh_config's, the agent's and the usual names in ~/.ssh."""
+    known_hosts_file: OwnFile | None = None
+    """Where the servers' host keys are known from. Unset: what ssh_config says, else ~/.ssh/known_hosts."""
+
+    def over(self, other: Ssh) -> Ssh:
+        """These settings where they are set, those of *other* where they are not."""
+        return Ssh(**{**other.model_dump(exclude_none=True), **self.model_dump(exclude_none=True)})
+
+
+class Node(Model):
+    """A server that runs the registry; usually a control-plane server of the later cluster."""
+
+    name: NodeName
+    """Name of the server, unique; the Kubernetes node name is the natural choice."""
+    address: Address
+    """Address by which the other servers, the clients and SSH reach it."""
+    secondary_address: Address | None = None
+    """Its address of the other family, in a dual-stack network."""
+    ssh: Ssh = Ssh()
+    """SSH settings of this server alone."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """One or two addresses, the first one preferred."""
+        return (self.address,) if self.secondary_address is None else (self.address, self.secondary_address)
+
+
+class Vip(Model):
+    """The virtual IP: one layer-2 address that is always at a healthy server."""
+
+    address: Address
+    """The address. Unused, in the subnet of the nodes' addresses, never an address of a node."""
+    secondary_address: Address | None = None
+    """A second one of the other family, in a dual-stack network. It moves together with the first."""
+    name: DnsName | None = None
+    """A name for it, in addition, if something resolves one. It is put into the certificates."""
+    virtual_router_id: Whole | None = Field(None, alias="virtualRouterID", ge=1, le=255)
+    """VRRP's group number, unique in the subnet. Unset: derived from the address."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """One or two addresses."""
+        return (self.address,) if self.secondary_address is None else (self.address, self.secondary_address)
+
+    @property
+    def router_id(self) -> int:
+        """The VRRP virtual router identifier, 1 to 255 (RFC 5798, section 5.2.3)."""
+        if self.virtual_router_id is not None:
+            return self.virtual_router_id
+        # kube-vip and hand-made keepalived setups crowd near 1, 50 and 51; the last byte keeps two of ours apart.
+        return ipaddress.ip_address(self.address).packed[-1] % 127 + 101
+
+
+class Backend(Model):
+    """The replicated storage of the layers."""
+
+    type: Literal["garage"] = "garage"
+    """Garage keeps every block on three servers and needs two of them to read and write."""
+
+
+class Frontend(Model):
+    """The registry program that speaks OCI."""
+
+    type: Literal["zot", "distribution"] = "zot"
+    """zot has retention and referrers, and one writer; Distribution is plain and may be written anywhere."""
+
+
+class Proxy(Model):
+    """Who may do what."""
+
+    anonymous_pull: Flag = True
+    """Whether images may be pulled without a login. Off: containerd needs the pull login on every node."""
+
+
+class Containerd(Model):
+    """What happens to containerd on the registry's servers."""
+
+    sandbox_image: ImageName | None = None
+    """The pause image (``registry.k8s.io/pause:3.10.2``), if containerd's own default should be replaced."""
+
+
+class Kubernetes(Model):
+    """What ``config kubeadm`` writes."""
+
+    version: Version | None = None
+    """Version of Kubernetes, v1.36.3. Without it kubeadm asks the internet, which is not there."""
+    control_plane_endpoint: Endpoint | None = None
+    """``host:port`` of the API servers together. Unset: the first server's own, a single point of failure."""
+
+
+class Spec(Model):
+    """What the registry should be."""
+
+    nodes: tuple[Node, ...] = Field(min_length=1, max_length=MOST_NODES)
+    """Three to five servers; one for trying things out, without high availability."""
+    vip: Vip
+    ssh: Ssh = Ssh()
+    """SSH settings for all servers."""
+    backend: Backend = Backend()
+    frontend: Frontend = Frontend()
+    proxy: Proxy = Proxy()
+    mirrors: tuple[Upstream, ...] = ("registry.k8s.io", "docker.io", "quay.io", "ghcr.io")
+    """Upstream registries whose images containerd takes from this registry instead."""
+    containerd: Containerd = Containerd()
+    kubernetes: Kubernetes = Kubernetes()
+    data_directory: DataDirectory = "/var/lib/kubeadm-registry"
+    """Where the servers keep layers and metadata: the place for a disk of its own. A directory that is there keeps its
+    owner and mode."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problems = list(contradictions(Facts.of(self)))
+        if problems:
+            raise Contradiction(problems)
+        return self
+
+    def node(self, name: str) -> Node:
+        """The node of this name. Raises KeyError."""
+        return {node.name: node for node in self.nodes}[name]
+
+    @property
+    def highly_available(self) -> bool:
+        """Whether any one server may be lost."""
+        return len(self.nodes) > 1
+
+
+#: Keys of metadata that an API server writes, or that mean something to it alone (meta/v1, ObjectMeta).
+_OF_API_SERVERS = {
+    "namespace", "labels", "annotations", "uid", "resourceVersion", "generation", "creationTimestamp", "managedFields",
+    "selfLink", "finalizers", "ownerReferences", "deletionTimestamp", "deletionGracePeriodSeconds",
+}  # fmt: skip
+
+
+def _without(value: Any, keys: Set[str]) -> Any:
+    return {key: item for key, item in value.items() if key not in keys} if isinstance(value, Mapping) else value
+
+
+class Metadata(Model):
+    """Kubernetes' metadata, as far as a file needs it; what an API server adds to it is passed over."""
+
+    name: Label = "registry"
+    """Name of the cluster."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_the_servers(cls, value: Any) -> Any:
+        return _without(value, _OF_API_SERVERS)
+
+
+class RegistryCluster(Model):
+    """The whole file; ``kubectl get -o yaml`` shows a ``status`` besides, which is passed over."""
+
+    api_version: Literal["kubeadm-registry.dev/v1alpha1"]
+    kind: Literal["RegistryCluster"]
+    metadata: Metadata = Metadata()
+    spec: Spec
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_status(cls, value: Any) -> Any:
+        return _without(value, {"status"})
+
+
+def load(path: Path | None) -> RegistryCluster:
+    """Read the cluster file *path*, ``./cluster.yaml`` if None. Raises ConfigError with every problem at once."""
+    if path is None and not DEFAULT_FILE.exists():
+        raise ConfigError(
+            "no cluster file: there is no ./cluster.yaml here, and -f names no other. This is the smallest one:\n\n"
+            + SMALLEST,
+            hint="write it with your addresses, then run this again, or name yours with -f FILE",
+            code="ConfigMissing",
+        )
+    path = DEFAULT_FILE if path is None else path
+    try:
+        text = read_text(path, _LARGEST)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"cannot read {path}: {why}", hint="name the file with -f FILE", code="ConfigUnreadable"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error}", hint="is this the cluster file?", code="ConfigUnreadable"
+        ) from error
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> RegistryCluster:
+    """The cluster that *text* (YAML) describes; *name* stands in errors. Raises ConfigError."""
+    try:
+        document = yamlfile.read(text, name)
+    except NotYaml as error:
+        raise ConfigError(f"{name} is not YAML: {error}", hint=_HINT, code="ConfigNotYaml") from error
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{name} holds no mapping", hint=f"this is the smallest file:\n\n{SMALLEST}")
+    try:
+        return RegistryCluster.model_validate(document, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise ConfigError(f"{name} is not valid", problems=_problems(error, document), hint=_HINT) from None
+
+
+def _problems(error: ValidationError, document: Mapping[str, Any]) -> list[ConfigProblem]:
+    """What is wrong with single values, and what contradicts itself, which pydantic looks for in good values only."""
+    spec = document.get("spec")
+    together = contradictions(Facts.in_document(spec)) if isinstance(spec, Mapping) else ()
+    apart = explain(error, RegistryCluster)
+    found = list(dict.fromkeys([*apart, *(ConfigProblem(f"spec.{path}", text) for path, text in together)]))
+    more = [ConfigProblem("", f"and {len(found) - _MOST_PROBLEMS} more")] if len(found) > _MOST_PROBLEMS else []
+    return [*found[:_MOST_PROBLEMS], *more]
+
+
+def dump(cluster: RegistryCluster) -> str:
+    """The cluster as YAML with every default written out."""
+    return yaml.safe_dump(cluster.model_dump(by_alias=True, exclude_none=True, mode="json"), sort_keys=False)

@@ -1,0 +1,430 @@
+"""Things that should be so on one host: each tells what differs (``diff``) and makes it so (``apply``)."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kubeadm_registry import paths
+from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
+from kubeadm_registry.transport.host import Host
+
+#: Where a unit's ``record-start`` notes the digests of the files that it was started with; empty after a boot.
+STARTED = f"{paths.RUN}/started"
+#: Called by each of our units before it starts or reloads: ``record-start UNIT FILE...``
+RECORD_START = f"{paths.LIBEXEC}/record-start"
+
+
+class Change(Protocol):
+    """One thing that should be so on one host."""
+
+    @property
+    def title(self) -> str:
+        """What apply does, as a person would say it: ``write /etc/zot/config.json``."""
+
+    def diff(self, host: Host) -> str | None:
+        """What differs, or None if it is so. Reads only."""
+
+    def apply(self, host: Host) -> None:
+        """Make it so; afterwards ``diff`` is None."""
+
+
+Steps = Iterator[Change]
+
+
+def unified(path: str, old: bytes | None, new: bytes | None) -> str:
+    """A unified diff of a file's content; None stands for a file that is not there."""
+    try:
+        before = [] if old is None else old.decode().splitlines()
+        after = [] if new is None else new.decode().splitlines()
+    except UnicodeDecodeError:
+        return f"binary content of {path} differs"
+    lines = difflib.unified_diff(before, after, "/dev/null" if old is None else path, path, lineterm="", n=2)
+    return "\n".join(lines) or f"line ends of {path} differ"
+
+
+def _masked(content: bytes | None, keys: Sequence[str]) -> bytes | None:
+    """*content* with the values of *keys* (``key: value``, ``"key": value``, ``key = value``) made unreadable."""
+    if content is None or not keys:
+        return content
+    names = "|".join(map(re.escape, keys))
+    return re.sub(rf'(?im)^(\s*"?(?:{names})"?\s*[:=]).*$'.encode(), rb"\1 <secret>", content)
+
+
+def _attributes(path: str, mode: int, owner: str, is_mode: int, is_owner: str) -> str | None:
+    differences = []
+    if is_mode != mode:
+        differences.append(f"mode {is_mode:o} -> {mode:o}")
+    if is_owner != owner:
+        differences.append(f"owner {is_owner} -> {owner}")
+    return f"{path}: {', '.join(differences)}" if differences else None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file with exactly this content, mode and owner.
+
+    *validate* is a command that must accept the new file (``{path}`` stands for its name) before it replaces the old.
+    The content of a *secret* file is never shown, and neither are the values of *secret_keys* in others: the ones that
+    are replaced may be those of an earlier cluster, which nobody here knows.
+    """
+
+    path: str
+    content: bytes
+    mode: int = 0o644
+    owner: str = "root:root"
+    validate: Sequence[str] = ()
+    secret: bool = False
+    secret_keys: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"write {self.path}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, hex."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def diff(self, host: Host) -> str | None:
+        """A unified diff, or what differs in mode and owner."""
+        state = host.state(self.path)
+        if state is None or state.content != self.content:
+            old = None if state is None else state.content
+            if self.secret:
+                return f"{self.path}: {'new' if old is None else 'changed'} secret, {len(self.content)} bytes"
+            before, after = _masked(old, self.secret_keys), _masked(self.content, self.secret_keys)
+            return f"secret values of {self.path} differ" if before == after else unified(self.path, before, after)
+        return _attributes(self.path, self.mode, self.owner, state.mode, state.owner)
+
+    def apply(self, host: Host) -> None:
+        """Write the file whole, validated before it replaces the old one."""
+        host.write(self.path, self.content, mode=self.mode, owner=self.owner, validate=self.validate)
+
+
+def secret_of(user: str, path: str, content: bytes) -> File:
+    """A file that *user* alone may read, and whose content is never shown."""
+    return File(path, content, mode=0o400, owner=f"{user}:{user}", secret=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory with this mode and owner.
+
+    With *recursive*, where the owner differs all below gets the new one too: data that outlived its user. With *as_is*
+    one that is there already keeps mode and owner, which somebody else chose, and may be reached by a link.
+    """
+
+    path: str
+    mode: int = 0o755
+    owner: str = "root:root"
+    recursive: bool = False
+    as_is: bool = False
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"make directory {self.path}"
+
+    def diff(self, host: Host) -> str | None:
+        """What differs, or None."""
+        if self.as_is and host.query("test", "-d", self.path).ok:
+            return None
+        result = host.query("stat", "-c", "%F|%a|%U:%G", "--", self.path)
+        if not result.ok:
+            return f"{self.path}: new directory, mode {self.mode:o}, owner {self.owner}"
+        kind, mode, owner = result.text.split("|")
+        if kind != "directory":
+            raise Error(f"{self.path} is a {kind}, not a directory", hint="move it away", host=host.name)
+        return _attributes(self.path, self.mode, self.owner, int(mode, 8), owner)
+
+    def apply(self, host: Host) -> None:
+        """Make the directory, or mend its mode and owner."""
+        owner, _, group = self.owner.partition(":")
+        if self.recursive and host.query("test", "-d", self.path).ok:
+            # chown does a directory after what is in it, so an interrupted one is seen at the top, and made up.
+            host.run("chown", "-R", "-P", "--", self.owner, self.path, timeout=3600)
+        host.run("install", "-d", "-m", f"{self.mode:o}", "-o", owner, "-g", group, "--", self.path)
+
+
+#: Whether something is at ``$1``; with a second argument, whether it is an empty directory that can be removed.
+_THERE = """
+{ [ -e "$1" ] || [ -L "$1" ]; } || exit 1
+[ -z "$2" ] || { [ -z "$(ls -A -- "$1")" ] && ! mountpoint -q -- "$1"; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """No file, link or directory at *path*. With *only_if_empty* a directory that holds something, or on which a file
+    system is mounted, stays.
+    """
+
+    path: str
+    only_if_empty: bool = False
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"remove {self.path}"
+
+    def diff(self, host: Host) -> str | None:
+        """That it is there, or None."""
+        there = host.query("sh", "-c", _THERE, "absent", self.path, "yes" if self.only_if_empty else "").ok
+        return f"{self.path}: removed" if there else None
+
+    def apply(self, host: Host) -> None:
+        """Remove it and all below it, never crossing into another file system."""
+        if self.only_if_empty:
+            host.run("rmdir", "--", self.path)
+        else:
+            host.run("rm", "-rf", "--one-file-system", "--", self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A system user with a group of the same name, without home, shell or password; *groups* are joined as well."""
+
+    name: str
+    groups: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"add user {self.name}"
+
+    def diff(self, host: Host) -> str | None:
+        """What is missing, or None."""
+        result = host.query("id", "-Gn", "--", self.name)
+        if not result.ok:
+            return f"user {self.name}: new system user"
+        missing = sorted(set(self.groups) - set(result.text.split()))
+        return f"user {self.name}: joins {', '.join(missing)}" if missing else None
+
+    def apply(self, host: Host) -> None:
+        """Add user and group, and the memberships."""
+        if not host.query("id", "--", self.name).ok:
+            host.run(
+                "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent",
+                "--shell", "/usr/sbin/nologin", "--comment", "kubeadm-registry", "--", self.name,
+            )  # fmt: skip
+        for group in self.groups:
+            host.run("usermod", "--append", "--groups", group, "--", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class NoUser:
+    """No user and group of this name."""
+
+    name: str
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"remove user {self.name}"
+
+    def diff(self, host: Host) -> str | None:
+        """That it is there, or None."""
+        return f"user {self.name}: removed" if host.query("getent", "passwd", self.name).ok else None
+
+    def apply(self, host: Host) -> None:
+        """Remove the user; its group goes with it."""
+        host.run("userdel", "--", self.name)
+        if host.query("getent", "group", self.name).ok:
+            host.run("groupdel", "--", self.name)
+
+
+Condition = Callable[[Host], str | None]
+
+
+def wait(host: Host, condition: Condition, *, what: str, timeout: float, interval: float = 0.2) -> None:
+    """Ask *condition* until it says None; raises CommandTimeout after *timeout* seconds with its last answer."""
+    end = time.monotonic() + timeout
+    while (answer := condition(host)) is not None:
+        if time.monotonic() >= end:
+            raise CommandTimeout(f"waited {timeout:.0f} s until {what}: {answer}", host=host.name)
+        time.sleep(interval)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A state that comes by itself: ``diff`` is what is missing still, ``apply`` waits for it with a deadline."""
+
+    what: str
+    condition: Condition
+    timeout: float = 60
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"wait until {self.what}"
+
+    def diff(self, host: Host) -> str | None:
+        """What is missing still, or None."""
+        return self.condition(host)
+
+    def apply(self, host: Host) -> None:
+        """Wait."""
+        wait(host, self.condition, what=self.what, timeout=self.timeout)
+
+
+#: One round trip: the unit's properties, then the digests that it was started with.
+_UNIT = """
+systemctl show --property=LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload -- "$1"
+echo
+cat -- "$2" 2>/dev/null || :
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """What systemd says of a unit, and which files it was started with: path -> SHA-256, hex."""
+
+    properties: dict[str, str]
+    started: dict[str, str]
+
+    @property
+    def active(self) -> bool:
+        """Whether the unit runs (or, for a oneshot unit, has run)."""
+        return self.properties.get("ActiveState") == "active"
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the unit starts at boot."""
+        return self.properties.get("UnitFileState") == "enabled"
+
+
+def unit_state(host: Host, unit: str) -> UnitState:
+    """Ask systemd about *unit*, in one round trip."""
+    text = host.query("sh", "-c", _UNIT, "unit", unit, f"{STARTED}/{unit}").stdout.decode(errors="replace")
+    properties, _, record = text.partition("\n\n")
+    started = (line.split("  ", 1) for line in record.splitlines() if "  " in line)
+    return UnitState(
+        dict(line.partition("=")[::2] for line in properties.splitlines() if "=" in line),
+        {path: digest for digest, path in started},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A systemd unit that is enabled, runs, and was started with exactly these *files*.
+
+    The unit itself notes the digests of its files when it starts (``record-start`` in its ExecStartPre), so a run
+    that died between a write and the restart is made up by the next one, and a reboot needs no restart.
+    *reloads* names those of the files for which ``systemctl reload`` is enough. Before a running unit is restarted,
+    *gate* must say None: another host may be down at this moment.
+    """
+
+    unit: str
+    files: Sequence[File]
+    reloads: Sequence[str] = ()
+    gate: Condition | None = None
+    gate_timeout: float = 120
+    timeout: float = 90
+    settle: float = 15
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"start {self.unit}"
+
+    def _stale(self, state: UnitState) -> list[str]:
+        return [file.path for file in self.files if state.started.get(file.path) != file.digest]
+
+    def diff(self, host: Host) -> str | None:
+        """Why it must be enabled, started, reloaded or restarted; or None."""
+        state = unit_state(host, self.unit)
+        reasons = []
+        if not state.enabled:
+            reasons.append("is enabled")
+        if not state.active:
+            reasons.append(f"is started (it is {state.properties.get('ActiveState', 'unknown')})")
+        elif stale := self._stale(state):
+            verb = "reloads" if set(stale) <= set(self.reloads) else "restarts"
+            reasons.append(f"{verb}, for it runs with earlier versions of {', '.join(stale)}")
+        return f"{self.unit}: {', '.join(reasons)}" if reasons else None
+
+    def apply(self, host: Host) -> None:
+        """Enable, start, reload or restart it, and see that it stays up."""
+        host.run("systemctl", "daemon-reload")
+        host.run("systemctl", "enable", "--quiet", "--", self.unit)
+        state = unit_state(host, self.unit)
+        stale = self._stale(state)
+        if not state.active:
+            # A unit that failed too often in a row refuses to start until its counter is reset.
+            host.query("systemctl", "reset-failed", "--", self.unit)
+            verb = "start"
+        elif not stale:
+            return
+        else:
+            verb = "reload" if set(stale) <= set(self.reloads) else "restart"
+            if verb == "restart" and self.gate is not None:
+                wait(host, self.gate, what=f"{self.unit} may restart", timeout=self.gate_timeout)
+        try:
+            host.run("systemctl", verb, "--", self.unit, timeout=self.timeout)
+        except CommandFailed as error:
+            # The agent ends what could write, and may hit a process that prepares the start; systemd tries again.
+            if unit_state(host, self.unit).properties.get("ActiveState") != "activating":
+                raise self._failure(host, f"systemctl {verb} {self.unit} failed") from error
+        # A reload goes on when systemctl is back, and a process that dies at once is started again and again.
+        try:
+            wait(host, self._unsettled, what=f"{self.unit} runs", timeout=self.settle)
+        except CommandTimeout as error:
+            raise self._failure(host, f"{self.unit} does not stay up") from error
+
+    def _failure(self, host: Host, what: str) -> Error:
+        return Error(
+            f"{what}: {last_words(host, self.unit)}",
+            host=host.name,
+            hint=f"look at: journalctl -u {self.unit}",
+            code="ServiceFailed",
+        )
+
+    def _unsettled(self, host: Host) -> str | None:
+        state = unit_state(host, self.unit).properties.get("ActiveState", "unknown")
+        return None if state == "active" else f"it is {state}"
+
+
+def last_words(host: Host, unit: str, lines: int = 5) -> str:
+    """The last lines that *unit* logged, joined to one."""
+    result = host.query("journalctl", "--no-pager", "--quiet", "-o", "cat", "-n", str(lines), "-u", unit)
+    return " | ".join(result.text.splitlines()) or "it logged nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class NoService:
+    """No such unit runs or starts at boot, and its unit file is gone."""
+
+    unit: str
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"stop {self.unit}"
+
+    def diff(self, host: Host) -> str | None:
+        """What is still there, or None."""
+        state = unit_state(host, self.unit)
+        there = host.query("test", "-e", unit_path(self.unit)).ok
+        if not there and not state.active and not state.enabled:
+            return None
+        return f"{self.unit}: stopped, disabled and removed"
+
+    def apply(self, host: Host) -> None:
+        """Stop and disable it, remove its file."""
+        host.query("systemctl", "disable", "--quiet", "--now", "--", self.unit, timeout=120)
+        host.run("rm", "-f", "--", unit_path(self.unit), f"{STARTED}/{self.unit}")
+        host.run("systemctl", "daemon-reload")
+        host.query("systemctl", "reset-failed", "--", self.unit)
+
+
+def unit_path(unit: str) -> str:
+    """Where our unit file lies: an instance (``haproxy@1.service``) shares that of its template."""
+    name, at, rest = unit.partition("@")
+    return f"{paths.UNITS}/{name}{at}{'.' + rest.rpartition('.')[2] if at else ''}"

@@ -1,0 +1,291 @@
+"""The engine: brings a cluster to the state that a workflow describes, or says what differs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from kubeadm_registry import paths, whoami
+from kubeadm_registry.cluster import Cluster, everyone
+from kubeadm_registry.engine.changes import Steps
+from kubeadm_registry.engine.report import Action, Reporter
+from kubeadm_registry.errors import (
+    ConfigError,
+    ConnectionFailed,
+    Error,
+    HostBusy,
+    NotYetKnown,
+    PhaseFailed,
+    PreflightFailed,
+    Problem,
+)
+from kubeadm_registry.transport.host import UNFINISHED, Host, side_by_side
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A precondition. A healthy host on which the registry is installed passes it.
+
+    *name* is what --ignore-preflight-errors takes; *probe* yields one sentence with its remedy for each problem.
+    A *mandatory* one cannot be ignored: going on would destroy what nobody asked to destroy.
+    """
+
+    name: str
+    probe: Callable[[Cluster, Host], Iterator[str]]
+    on: Callable[[Cluster], Sequence[Host]] = everyone
+    mandatory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a workflow: what should be so on which hosts, or phases below it.
+
+    *notices* tells of what stays as it is although somebody may expect otherwise; it is asked after the steps.
+    *one_at_a_time*: what users depend on is restarted here, so the next host waits until this one is done.
+    """
+
+    name: str
+    summary: str
+    steps: Callable[[Cluster, Host], Steps] | None = None
+    on: Callable[[Cluster], Sequence[Host]] = everyone
+    checks: tuple[Check, ...] = ()
+    phases: tuple[Phase, ...] = ()
+    one_at_a_time: bool = False
+    notices: Callable[[Cluster, Host], Iterator[str]] | None = None
+
+
+Workflow = Sequence[Phase]
+
+
+def leaves(workflow: Workflow, above: str = "") -> Iterator[tuple[str, Phase]]:
+    """Every phase with its path (``backend/install``), depth first, those with sub-phases before these."""
+    for phase in workflow:
+        path = f"{above}{phase.name}"
+        yield path, phase
+        yield from leaves(phase.phases, f"{path}/")
+
+
+def select(workflow: Workflow, only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[tuple[str, Phase]]:
+    """The phases named by *only* (all if empty) with those below them, without *skip*. Raises ConfigError."""
+    known = list(leaves(workflow))
+    for name in (*only, *skip):
+        if name not in dict(known):
+            paths = ", ".join(path for path, _ in known)
+            raise ConfigError(f"there is no phase {name}", hint=f"the phases are: {paths}", code="PhaseUnknown")
+
+    def within(path: str, names: Sequence[str]) -> bool:
+        return any(path == name or path.startswith(f"{name}/") for name in names)
+
+    return [(path, phase) for path, phase in known if (not only or within(path, only)) and not within(path, skip)]
+
+
+def require_checks(workflow: Workflow, names: Sequence[str]) -> None:
+    """Each of *names* is a check of *workflow*, or ``all``. Raises ConfigError."""
+    known = dict.fromkeys(check.name for _, phase in leaves(workflow) for check in phase.checks)
+    unknown = [name for name in names if name not in {*known, "all"}]
+    if unknown:
+        raise ConfigError(
+            f"there is no check {', '.join(unknown)}", hint=f"the checks are: {', '.join(known)}", code="CheckUnknown"
+        )
+
+
+def run(
+    workflow: Workflow,
+    cluster: Cluster,
+    reporter: Reporter,
+    *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    dry_run: bool = False,
+    lock: bool = True,
+    headings: bool = True,
+) -> list[Action]:
+    """Bring *cluster* to the state that *workflow* describes; return what differed.
+
+    All checks of the selected phases run first, on all hosts, and nothing is changed if one that is not in *ignore*
+    finds a problem. In a *dry_run* hosts refuse to be changed and every difference is only reported. Without *headings*
+    the phases are not announced: for a run that is one of many side by side.
+
+    Raises ConfigError (a phase or check that does not exist), HostBusy, PreflightFailed, PhaseFailed.
+    """
+    selected = select(workflow, only, skip)
+    require_checks(workflow, ignore)
+    if dry_run:
+        cluster = cluster.for_dry_run()
+    elif lock:
+        take_locks(cluster.hosts)
+    preflight(selected, cluster, reporter, ignore=ignore)
+    if not dry_run:
+        sweep(cluster.hosts)
+    actions: list[Action] = []
+    for path, phase in selected:
+        if phase.steps is None:
+            continue
+        if headings:
+            reporter.phase(path, phase.summary)
+        _run_phase(path, phase, cluster, reporter, dry_run=dry_run, actions=actions)
+    if not dry_run:
+        changed = {action.host for action in actions}
+        flush(cluster, [host for host in cluster.hosts if host.name in changed])
+    return actions
+
+
+#: ``$@`` directories whose file systems are flushed; others may hang, and are not our business.
+_FLUSH = 'for directory; do [ ! -d "$directory" ] || sync -f -- "$directory"; done'
+
+
+def flush(cluster: Cluster, hosts: Sequence[Host]) -> None:
+    """Bring to disk what programs wrote themselves, on all *hosts* at once: a run that is done outlives a power cut.
+
+    Garage flushes none of its small files, and does not start when it finds an empty one in place of its marker.
+    Source: garage_util/persister.rs and garage_block/layout.rs, check_markers, of Garage 2.3.
+    """
+    directories = (paths.ETC, paths.OPT, cluster.spec.data_directory)
+    side_by_side(lambda host: host.run("sh", "-c", _FLUSH, "flush", *directories, timeout=120), hosts)
+
+
+#: Removes what is left below the directories ``$@`` of files that were being written. Other file systems may hang.
+_SWEEP = f"""
+for directory; do
+  [ ! -d "$directory" ] || find "$directory" -xdev -type f -name '.*.??????????{UNFINISHED}*' -delete
+done
+:
+"""
+
+
+def sweep(hosts: Sequence[Host]) -> None:
+    """Remove the unfinished files of runs that were killed, or whose host lost its power, from all *hosts* at once.
+
+    Only under the lock: those of a run that works just then look the same. Paths elsewhere, as those of a containerd
+    that has its configuration somewhere else, are swept by the next write there.
+    """
+    side_by_side(lambda host: host.run("sh", "-c", _SWEEP, "sweep", "/etc", paths.OPT), hosts)
+
+
+def take_locks(hosts: Sequence[Host]) -> None:
+    """Lock every host for this run, until its connection ends. Raises HostBusy with who works there."""
+    who = f"{whoami.name()}@{socket.gethostname()} pid {os.getpid()}"
+    # One after another in the order of the file: two runs that begin together cannot each hold a half.
+    for host in hosts:
+        holder = host.transport.lock(who)
+        if holder is not None:
+            raise HostBusy(
+                f"another run works here: {holder}", host=host.name,
+                hint="wait until it is done; if it is gone and its connection hangs, end the process named there",
+            )  # fmt: skip
+
+
+def preflight(
+    selected: Sequence[tuple[str, Phase]], cluster: Cluster, reporter: Reporter, *, ignore: Sequence[str] = ()
+) -> list[Problem]:
+    """Run each check of the *selected* phases once on each of its hosts. Raises PreflightFailed."""
+    checks = {check.name: check for _, phase in selected for check in phase.checks}
+
+    def ask(host: Host) -> list[Problem]:
+        problems = []
+        for check in checks.values():
+            if host not in check.on(cluster):
+                continue
+            try:
+                found = list(check.probe(cluster, host))
+            except NotYetKnown:
+                continue
+            except ConnectionFailed:
+                raise
+            except Error as error:
+                # What cannot be told is a problem of this check; the others go on.
+                found = [f"{error.message}; {error.hint}" if error.hint else error.message]
+            reporter.check(host.name, check.name, ok=not found)
+            ignored = not check.mandatory and (check.name in ignore or "all" in ignore)
+            problems += [Problem(check.name, host.name, text, ignored, check.mandatory) for text in found]
+        return problems
+
+    problems = [problem for found in side_by_side(ask, cluster.hosts) for problem in found]
+    for problem in problems:
+        reporter.problem(problem)
+    if any(not problem.ignored for problem in problems):
+        raise PreflightFailed(problems)
+    return problems
+
+
+def _run_phase(
+    path: str, phase: Phase, cluster: Cluster, reporter: Reporter, *, dry_run: bool, actions: list[Action]
+) -> None:
+    hosts = phase.on(cluster)
+
+    def work(host: Host) -> PhaseFailed | None:
+        try:
+            _run_host(path, phase, cluster, host, reporter, dry_run=dry_run, actions=actions)
+        except PhaseFailed as error:
+            return error
+        return None
+
+    if phase.one_at_a_time and not dry_run:
+        # Most runs change little: only hosts where something differs take their turn.
+        differs = side_by_side(lambda host: _differs(phase, cluster, host), hosts)
+        for host in (host for host, turn in zip(hosts, differs, strict=True) if turn):
+            _run_host(path, phase, cluster, host, reporter, dry_run=dry_run, actions=actions)
+        _tell(phase, cluster, hosts, reporter)
+        return
+    failures = [failure for failure in side_by_side(work, hosts) if failure is not None]
+    for failure in failures[1:]:
+        reporter.note(f"failed as well: {failure.message}", host=failure.host)
+    if failures:
+        raise failures[0]
+    _tell(phase, cluster, hosts, reporter)
+
+
+def _tell(phase: Phase, cluster: Cluster, hosts: Sequence[Host], reporter: Reporter) -> None:
+    if phase.notices is None:
+        return
+    for host in hosts:
+        try:
+            for text in phase.notices(cluster, host):
+                reporter.note(text, host=host.name)
+        except NotYetKnown:
+            continue
+
+
+def _differs(phase: Phase, cluster: Cluster, host: Host) -> bool:
+    """Whether *phase* would change anything on *host*; also if that cannot be told now."""
+    assert phase.steps is not None  # noqa: S101  as in _run_host
+    try:
+        return any(change.diff(host) is not None for change in phase.steps(cluster, host.as_read_only()))
+    except Error:
+        return True
+
+
+def _run_host(
+    path: str, phase: Phase, cluster: Cluster, host: Host, reporter: Reporter, *, dry_run: bool, actions: list[Action]
+) -> None:
+    assert phase.steps is not None  # noqa: S101  the caller selects phases that have steps
+    title = ""
+    try:
+        for change in phase.steps(cluster, host):
+            title = change.title
+            difference = change.diff(host)
+            if difference is None:
+                continue
+            action = Action(path, host.name, title, cluster.vault.preview().redact(difference))
+            actions.append(action)
+            reporter.action(action, dry_run=dry_run)
+            if dry_run:
+                continue
+            begin = time.monotonic()
+            change.apply(host)
+            remaining = change.diff(host)
+            if remaining is not None:
+                raise Error(f"was applied, yet still differs: {remaining}", host=host.name, code="NotConverged")
+            reporter.done(action, time.monotonic() - begin)
+            title = ""
+    except Error as error:
+        # Words of other programs are in it, and may quote what they were given.
+        redact = cluster.vault.preview().redact
+        error.message, error.hint = redact(error.message), redact(error.hint)
+        if not (dry_run and isinstance(error, NotYetKnown)):
+            raise PhaseFailed(path, error, host=host.name, change=title) from error
+        reporter.deferred(path, host.name, error.message)

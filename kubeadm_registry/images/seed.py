@@ -1,0 +1,351 @@
+"""From a bundle into the registry: what is missing, several blobs at a time, and the proof that all can be read.
+
+Nothing is unpacked: each blob is read from its place in the bundle's file. What the registry has is not sent again,
+also after a run that was killed: a blob on its way is noted with the place where it goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self, TypeVar
+
+from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.bundle.lineage import Lineage
+from kubeadm_registry.errors import Error, RegistryError
+from kubeadm_registry.images import referrers, seeded
+from kubeadm_registry.images.journal import Journal
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.oci.references import parse, repository_prefix
+from kubeadm_registry.registry import PIECE, Limit, Registry, Upload, patiently
+
+#: Large blobs at a time. More do not help on a network of servers, and a small registry has other work as well.
+WORKERS = 6
+#: Small requests at a time, for each large blob: where the way is long, there is mostly waiting.
+SMALL_FOR_LARGE = 3
+#: Seconds that the registry may take nothing: longer than a writer needs to move.
+PATIENCE = 120.0
+#: Seconds that reading an image may fail: longer than the virtual IP needs to move, and a lost blob fails each time.
+_LOOK = 4.0
+#: A second place of an image: with an ``imageRepository`` of its own, ``VIP:5000/registry.k8s.io`` say, kubeadm asks
+#: for CoreDNS without the part that the name has upstream (GetDNSImage in kubernetes/cmd/kubeadm/app/images/images.go).
+ALSO = {"registry.k8s.io/coredns/coredns": "registry.k8s.io/coredns"}
+
+Connect = Callable[[], AbstractContextManager[Registry]]
+"""Opens a connection to the registry, for one thread."""
+Thing = TypeVar("Thing")
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image of the bundle (*name*) and its place in the registry; manifests come after those that they need."""
+
+    name: str
+    repository: str
+    reference: str
+    root: oci.Descriptor
+    manifests: tuple[oci.Descriptor, ...]
+    blobs: tuple[oci.Descriptor, ...]
+
+
+@dataclass(slots=True)
+class Parcel:
+    """A blob, a repository that has it (*home*; empty if none is known) and those that may lack it (*to*)."""
+
+    blob: oci.Descriptor
+    home: str
+    to: list[str]
+
+
+class Progress(Protocol):
+    """Told how many bytes of the images that are missing the registry has. The number never falls."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """*done* of *total* bytes."""
+
+
+def plan(bundle: Bundle) -> tuple[Item, ...]:
+    """The images of *bundle* with all that they consist of, at each of their places. Raises BundleError."""
+    second = {place: root for name, root in bundle.images.items() for place in _second_places(name)}
+    wanted = {**second, **bundle.images}
+    return tuple(_item(bundle, name, root) for name, root in sorted(wanted.items()))
+
+
+def _second_places(name: str) -> Iterator[str]:
+    for path, other in ALSO.items():
+        if name.startswith((f"{path}:", f"{path}@")):
+            yield other + name[len(path) :]
+
+
+def _item(bundle: Bundle, name: str, root: oci.Descriptor) -> Item:
+    reference = parse(name)
+    assert reference is not None  # noqa: S101  a bundle has no other names
+    needed = list(bundle.layout.reachable(root))
+    for one in needed:
+        bundle.layout.expect(one)  # nothing is pushed of a bundle that lacks something
+    manifests = tuple(one for one in needed if one.media_type in oci.INDEXES | oci.MANIFESTS)
+    blobs = tuple(one for one in needed if one not in manifests)
+    repository = f"{repository_prefix(reference.host)}/{reference.path}"
+    return Item(name, repository, reference.tag or reference.digest, root, manifests, blobs)
+
+
+class Seeder:
+    """One run of seeding. *connect* leads to the registry's writer; *progress* is called from several threads.
+
+    When *stop* is set, what is in hand ends, where it goes on is noted, and nothing more begins.
+    """
+
+    def __init__(
+        self, bundle: Bundle, connect: Connect, journal: Journal, *, workers: int = WORKERS,
+        progress: Progress = lambda done, total: None, patience: float = PATIENCE, piece: int = PIECE,
+        allow_older: bool = False, limit: Limit | None = None, stop: threading.Event | None = None,
+    ) -> None:  # fmt: skip
+        self._bundle = bundle
+        self._connect = connect
+        self._journal = journal
+        self._workers = workers
+        self._streams = threading.BoundedSemaphore(workers)
+        self._progress = progress
+        self._patience = patience
+        self._piece = piece
+        self._allow_older = allow_older
+        self._limit = limit
+        self._stop = stop or threading.Event()
+        self._lock = threading.Lock()
+        self._taken: dict[str, int] = {}
+        self._known: set[str] = set()
+        self._total = self._done = self._sent = 0
+
+    def run(self, items: Sequence[Item]) -> int:
+        """Push what is missing of *items*; returns how many bytes of blobs went out.
+
+        Raises RegistryError, BundleError, and Error (SeedStopped, SeedRecordDamaged, NewerFormat).
+
+        All blobs first, then the manifests: an image is never there without what it needs. A delta whose base is not
+        there, or a bundle that comes before what is there, is refused before anything is pushed.
+        """
+        line = self._bundle.layout.lineage
+        with self._journal, Crew(self._connect, self._workers * SMALL_FOR_LARGE) as crew:
+            [(_, record)] = crew.each(self._record, [line])
+            if not self._allow_older:
+                seeded.judge(line, record)
+            if record is None or record.index != line.index:
+                seeded.require_writer(record)
+            found = crew.each(self._is_there, items)
+            missing = [item for item, there in found if not there]
+            homes = {blob.digest: item.repository for item, there in found if there for blob in item.blobs}
+            repositories = crew.each(self._is_known, {item.repository for item in missing})
+            self._known = {repository for repository, known in repositories if known}
+            parcels: dict[str, Parcel] = {}
+            for item in missing:
+                for blob in item.blobs:
+                    parcel = parcels.setdefault(blob.digest, Parcel(blob, homes.get(blob.digest, ""), []))
+                    if item.repository not in parcel.to:
+                        parcel.to.append(item.repository)
+            self._find(crew, [one for one in parcels.values() if one.blob.digest in line.left_out and not one.home])
+            self._total = sum(parcel.blob.size * len(parcel.to) for parcel in parcels.values())
+            self._progress(0, self._total)
+            # The large ones first, so that none of them is alone at the end.
+            crew.each(self._send, sorted(parcels.values(), key=lambda parcel: -parcel.blob.size))
+            crew.each(self._manifests, missing)
+            if record is None or record.index != line.index:
+                crew.each(partial(self._note, record=record), [line])
+        return self._sent
+
+    def _record(self, registry: Registry, line: Lineage) -> seeded.Record | None:
+        try:
+            return patiently(lambda: seeded.read(registry, line), self._patience)
+        except Error as error:
+            if error.code == "SeedRecordDamaged" and self._allow_older:
+                return None
+            raise
+
+    def _note(self, registry: Registry, line: Lineage, record: seeded.Record | None) -> None:
+        patiently(lambda: seeded.write(registry, line, record), self._patience)
+
+    def _find(self, crew: Crew, parcels: Sequence[Parcel]) -> None:
+        """Where the registry has what a delta leaves out. Raises BundleError."""
+        line = self._bundle.layout.lineage
+
+        def look(registry: Registry, parcel: Parcel) -> str:
+            return patiently(lambda: seeded.home(registry, line, parcel.blob.digest, parcel.to), self._patience)
+
+        for parcel, home in crew.each(look, parcels):
+            parcel.home = home
+            parcel.to = [repository for repository in parcel.to if repository != home]
+        if lacking := [parcel.blob.digest for parcel in parcels if not parcel.home]:
+            raise seeded.lacking(line, lacking)
+
+    def _is_there(self, registry: Registry, item: Item) -> bool:
+        """Whether the registry has *item*, and lists what of it refers to something else."""
+
+        def look() -> bool:
+            return registry.digest(item.repository, item.reference) == item.root.digest and all(
+                referrers.is_noted(registry, item.repository, manifest, self._bundle.layout.read(manifest))
+                for manifest in item.manifests
+            )
+
+        return patiently(look, self._patience)
+
+    def _is_known(self, registry: Registry, repository: str) -> bool:
+        """Whether *repository* may have blobs, of an earlier version or a run that was killed."""
+        return patiently(lambda: registry.has_repository(repository), self._patience)
+
+    def _send(self, registry: Registry, parcel: Parcel) -> None:
+        """A blob into each repository that lacks it: sent once, then mounted where the registry can."""
+        blob, home = parcel.blob, parcel.home
+        for repository in parcel.to:
+            if not self._has(registry, repository, blob):
+                self._upload(registry, repository, blob, home)
+            home = home or repository
+
+    def _has(self, registry: Registry, repository: str, blob: oci.Descriptor) -> bool:
+        """Whether the blob is in *repository*; one that is new has none, and is not asked."""
+        if repository not in self._known:
+            return False
+        key = f"{repository}@{blob.digest}"
+        there = patiently(lambda: registry.has_blob(repository, blob.digest), self._patience)
+        if there:
+            self._journal.note(key, "")
+            self._tell(key, blob.size)
+        return there
+
+    def _upload(self, registry: Registry, repository: str, blob: oci.Descriptor, home: str) -> None:
+        """Send a blob, or mount it from *home*.
+
+        To mount it from the repository itself asks whether it is there and begins the upload if not, in one request, of
+        a registry that mounts: Distribution says that a repository without a tag is none.
+        """
+        key = f"{repository}@{blob.digest}"
+        upload = Upload(
+            registry, repository, blob.digest, blob.size,
+            location=self._journal.place(key), patience=self._patience, piece=self._piece, limit=self._limit,
+        )  # fmt: skip
+        upload.progress = partial(self._took, key, upload)
+        # The registry compares the digest of one that goes in pieces; here no piece tells.
+        source = partial(self._open, registry, blob, home, not upload.in_pieces)
+        with self._streams if upload.in_pieces else contextlib.nullcontext():
+            try:
+                upload.run(source, mount_from=home or repository)
+            except RegistryError as error:
+                raise seeded.blame(self._bundle, blob, error) from error
+        self._journal.note(key, "")
+        with self._lock:
+            self._sent += upload.sent
+
+    def _open(self, registry: Registry, blob: oci.Descriptor, home: str, whole: bool, offset: int) -> BinaryIO:
+        """A blob from byte *offset* on, a piece at least: of the bundle, or of *home* if the bundle leaves it out."""
+        if self._bundle.layout.has(blob.digest):
+            return self._bundle.layout.blob(blob, offset=offset, whole=whole)
+        return seeded.kept(registry, home, blob.digest, offset, self._piece)
+
+    def _took(self, key: str, upload: Upload, taken: int) -> None:
+        if upload.in_pieces:
+            self._journal.note(key, upload.location)
+        self._tell(key, taken)
+
+    def _tell(self, key: str, taken: int) -> None:
+        """The registry has *taken* bytes of the upload *key*. Between two requests; may raise SeedStopped."""
+        self._go_on()
+        with self._lock:
+            # An upload that begins anew has lost bytes; what was told stays told.
+            best = self._taken.get(key, 0)
+            self._taken[key] = max(best, taken)
+            self._done += self._taken[key] - best
+            self._progress(self._done, self._total)
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise Error(
+                "seed was stopped before all images were pushed", code="SeedStopped",
+                hint="run it again: it resumes where it stopped",
+            )  # fmt: skip
+
+    def _manifests(self, registry: Registry, item: Item) -> None:
+        self._go_on()
+        for descriptor in item.manifests:
+            reference = item.reference if descriptor.digest == item.root.digest else descriptor.digest
+            content = self._bundle.layout.read(descriptor)
+            push = partial(referrers.push, registry, item.repository, reference, descriptor, content)
+            patiently(push, self._patience)
+
+
+def absent(registry: Registry, item: Item) -> str | None:
+    """None if all of *item* can be read at *registry*; else what cannot. Raises RegistryError.
+
+    Every manifest is read and compared with its digest, and of every blob the last byte is read: that takes the data
+    of the storage, not only its word.
+    """
+    if registry.digest(item.repository, item.reference) != item.root.digest:
+        return f"{item.reference} is not {item.root.digest}"
+    for manifest in item.manifests:
+        if registry.manifest(item.repository, manifest.digest) is None:
+            return f"manifest {manifest.digest} is missing"
+    for blob in item.blobs:
+        last = registry.piece(item.repository, blob.digest, max(0, blob.size - 1), 1)
+        if last is None or (blob.size and not last):
+            return f"blob {blob.digest} is missing"
+    return None
+
+
+def prove(connect: Connect, items: Sequence[Item], workers: int = WORKERS) -> dict[str, str]:
+    """The images that cannot be read where *connect* leads, and what of them. RegistryError: nobody answers there."""
+    with connect() as registry:
+        patiently(registry.ping, seconds=10)
+
+    def look(registry: Registry, item: Item) -> str | None:
+        try:
+            return patiently(lambda: absent(registry, item), seconds=_LOOK)
+        except RegistryError as error:
+            return error.message
+
+    with Crew(connect, workers * SMALL_FOR_LARGE) as crew:
+        return {item.name: flaw for item, flaw in crew.each(look, items) if flaw is not None}
+
+
+class Crew:
+    """*workers* threads, each with a connection of its own, which it opens when it is first needed.
+
+    A context manager: at its end what has begun ends as well, and no more begins.
+    """
+
+    def __init__(self, connect: Connect, workers: int) -> None:
+        self._connect = connect
+        self._pool = ThreadPoolExecutor(max_workers=workers)
+        self._guard = threading.Lock()
+        self._connections = contextlib.ExitStack()
+        self._local = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._connections:
+            self._pool.shutdown(cancel_futures=True)
+
+    def each(self, work: Callable[[Registry, Thing], Outcome], what: Collection[Thing]) -> list[tuple[Thing, Outcome]]:
+        """Do *work* with each of *what*, and return what came of each. Raises the first error."""
+        return list(zip(what, self._pool.map(partial(self._one, work), what), strict=True))
+
+    def _one(self, work: Callable[[Registry, Thing], Outcome], thing: Thing) -> Outcome:
+        if not hasattr(self._local, "registry"):
+            with self._guard:
+                self._local.registry = self._connections.enter_context(self._connect())
+        return work(self._local.registry, thing)
+
+
+def each(
+    connect: Connect, work: Callable[[Registry, Thing], Outcome], what: Collection[Thing], workers: int
+) -> list[tuple[Thing, Outcome]]:
+    """Do *work* with each of *what* by a crew of its own."""
+    with Crew(connect, workers) as crew:
+        return crew.each(work, what)

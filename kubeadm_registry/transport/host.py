@@ -1,0 +1,210 @@
+"""A server that we reach, and the seam behind which it is reached."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from kubeadm_registry.addresses import prefix
+from kubeadm_registry.errors import CommandFailed, Error
+from kubeadm_registry.result import Result
+
+
+class Transport(Protocol):
+    """The only seam to a host: four methods. Behind it are SSH, this machine, or a fake in unit tests."""
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Result:
+        """Run *argv* as root and wait for its end, *timeout* seconds at most (raises CommandTimeout)."""
+
+    def upload(self, source: Path, path: str) -> None:
+        """Copy the file *source* of this machine to *path* on the host, as a stream, without reading it whole."""
+
+    def lock(self, who: str) -> str | None:
+        """Take the host's lock until ``close`` or the connection's end; None, or who holds it already."""
+
+    def dial(self, address: str, port: int) -> tuple[str, int]:
+        """An address and port of this machine that leads to *address*:*port* as the host sees it."""
+
+    def close(self) -> None:
+        """End the connection and with it the lock."""
+
+
+#: Owner and group of a file as names and as numbers, for ``stat``; ``owner_of`` reads it.
+OWNER = "%U:%G %u:%g"
+
+#: Ends the name of a file that is being written. Programs read ``conf.d/*.toml`` and the like at any moment, and Go's
+#: patterns match a name that begins with a dot: so it is the end that must not be theirs.
+UNFINISHED = ".kubeadm-registry"
+
+#: Asks for type, mode, owner and size of a path and for its content, in one round trip.
+#: ``$1`` path. Status 3: no such file; 4: it is there and is not a plain file.
+_READ = f"""
+[ -e "$1" ] || [ -L "$1" ] || exit 3
+[ -f "$1" ] || exit 4
+stat -L -c '%a {OWNER}' -- "$1" && cat -- "$1"
+"""
+
+#: Writes standard input, ``$4`` bytes with the SHA-256 ``$5``, to a new file beside ``$1``, with mode ``$2`` and owner
+#: ``$3``; lets ``$7...`` look at it (``{path}`` stands for its name, which ends in ``$6``); flushes it to disk and
+#: renames it: the file is whole at any moment. What runs left that were killed in here, by a power cut too, is removed.
+#: When the connection breaks, the complaint has no reader: SIGPIPE would end the shell before it cleans up.
+_WRITE = f"""
+set -e
+trap '' PIPE HUP
+trap 'exit 143' TERM
+path=$1 mode=$2 owner=$3 size=$4 digest=$5 ending=$6; shift 6
+directory=$(dirname -- "$path") name=${{path##*/}}
+rm -f -- "$directory/.$name."??????????"{UNFINISHED}"* "$directory/.new."??????????"-$name"
+new=$(mktemp --suffix="{UNFINISHED}$ending" -- "$directory/.$name.XXXXXXXXXX")
+trap 'rm -f -- "$new"' EXIT
+cat > "$new"
+arrived=$(stat -c %s -- "$new")
+[ "$arrived" = "$size" ] || {{ echo "$arrived of $size bytes arrived" >&2; exit 3; }}
+[ "$(sha256sum <"$new")" = "$digest  -" ] || {{ echo "other bytes arrived than were sent" >&2; exit 3; }}
+chown -- "$owner" "$new"
+chmod -- "$mode" "$new"
+if [ $# -gt 0 ]; then
+  for word in "$@"; do
+    shift
+    [ "$word" = '{{path}}' ] && word=$new
+    set -- "$@" "$word"
+  done
+  "$@" >&2
+fi
+sync -- "$new"
+mv -f -T -- "$new" "$path"
+sync -- "$directory"
+"""
+
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+
+def side_by_side(
+    work: Callable[[Item], Outcome], items: Sequence[Item], *, at_most: int | None = None
+) -> list[Outcome]:
+    """Do *work* for all *items*, hosts or nodes, at the same time, or *at_most* so many at a time.
+
+    Returns the outcomes in their order, or raises the first error.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, min(len(items), at_most or len(items)))) as pool:
+        return list(pool.map(work, items))
+
+
+def has_address(host: Host, address: str) -> bool:
+    """Whether *host* has *address* now, and not one that another host denied it (dadfailed, which is tentative too)."""
+    return bool(host.query("ip", "-oneline", "address", "show", "-tentative", "to", prefix(address), timeout=15).text)
+
+
+def owner_of(names: str, numbers: str) -> str:
+    """``user:group``, of what ``stat`` says by OWNER: as numbers where the host has no name for them."""
+    pairs = zip(names.split(":"), numbers.split(":"), strict=True)
+    return ":".join(number if name == "UNKNOWN" else name for name, number in pairs)
+
+
+def _write_hint(path: str, said: bytes) -> str:
+    """What to do when writing *path* failed with these words."""
+    directory = path.rpartition("/")[0] or "/"
+    if b"Operation not permitted" in said:
+        return (
+            f"the file or its directory may be immutable: see `lsattr -d {directory} {path}` on the host, take the "
+            "attribute off with `chattr -i`, then run this again"
+        )
+    if b"Read-only file system" in said:
+        return f"mount the file system of {directory} read-write, or find out why the kernel made it read-only"
+    if b"No space left" in said or b"quota exceeded" in said:
+        return f"free space there, then run this again; see `df -h {directory}` and `df -i {directory}`"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """A plain file on a host: content, mode (``644``) and owner (``root:root``; a number where there is no name)."""
+
+    content: bytes
+    mode: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One server. ``query``, ``read`` and ``state`` ask; ``run``, ``write`` and ``upload`` act.
+
+    A *read_only* host refuses to act: that is how a dry-run is enforced rather than promised.
+    """
+
+    name: str
+    address: str
+    transport: Transport = field(compare=False, repr=False)
+    read_only: bool = False
+
+    def query(self, *argv: str, stdin: bytes = b"", timeout: float = 60) -> Result:
+        """Ask: run *argv*, which changes nothing. A non-zero status is an answer."""
+        return self.transport.run(argv, stdin=stdin, timeout=timeout)
+
+    def run(self, *argv: str, stdin: bytes = b"", timeout: float = 60) -> Result:
+        """Act: run *argv*. Raises CommandFailed on a non-zero status."""
+        self._may_act(argv)
+        result = self.transport.run(argv, stdin=stdin, timeout=timeout)
+        if not result.ok:
+            raise CommandFailed(result, host=self.name)
+        return result
+
+    def state(self, path: str) -> FileState | None:
+        """Content, mode and owner of the plain file *path*; None if there is none."""
+        result = self.query("sh", "-c", _READ, "read", path)
+        if result.code == 3:
+            return None
+        if not result.ok:
+            what = "is not a plain file" if result.code == 4 else result.stderr.decode(errors="replace").strip()
+            raise Error(f"cannot read {path}: {what}", host=self.name, code="FileUnreadable")
+        head, _, content = result.stdout.partition(b"\n")
+        mode, names, numbers = head.decode().split(" ")
+        return FileState(content, int(mode, 8), owner_of(names, numbers))
+
+    def read(self, path: str) -> bytes | None:
+        """Content of the file *path*; None if there is none."""
+        state = self.state(path)
+        return None if state is None else state.content
+
+    def write(
+        self, path: str, content: bytes, *, mode: int = 0o644, owner: str = "root:root", validate: Sequence[str] = ()
+    ) -> None:
+        """Write *path* whole: new name, content, owner, mode, *validate*, flush, rename.
+
+        *validate* is a command that must accept the new file before it replaces the old one: ``{path}`` stands for its
+        name, and ``{path}.json`` for a name that ends so, for a program that tells the format by it. Raises
+        CommandFailed, and the old file is as it was.
+        """
+        ending = next((word.removeprefix("{path}") for word in validate if word.startswith("{path}")), "")
+        check = [word.removesuffix(ending) if word.startswith("{path}") else word for word in validate]
+        size, digest = str(len(content)), hashlib.sha256(content).hexdigest()
+        argv = ("sh", "-c", _WRITE, "write", path, f"{mode:o}", owner)
+        try:
+            self.run(*argv, size, digest, ending, *check, stdin=content)
+        except CommandFailed as error:
+            shown = replace(error.result, argv=argv)
+            raise CommandFailed(shown, host=self.name, hint=_write_hint(path, shown.stderr)) from error
+
+    def upload(self, source: Path, path: str) -> None:
+        """Copy the large file *source* of this machine to *path* on the host."""
+        self._may_act(("upload", path))
+        self.transport.upload(source, path)
+
+    def dial(self, address: str, port: int) -> tuple[str, int]:
+        """An address and port of this machine that leads to *address*:*port* as the host sees it."""
+        return self.transport.dial(address, port)
+
+    def as_read_only(self) -> Host:
+        """The same host, which refuses to be changed."""
+        return replace(self, read_only=True)
+
+    def _may_act(self, argv: Sequence[str]) -> None:
+        if self.read_only:
+            raise AssertionError(f"a phase tried to change {self.name} outside of a Change: {shlex.join(argv)}")

@@ -1,0 +1,403 @@
+"""One long-lived POSIX shell on a host, so that a question costs one round trip instead of a new process and login.
+
+The shell reads commands from a byte stream and answers on two others, standard output and standard error. After each
+command it prints a random mark on both, so output is binary-safe and needs no newline at its end. It works where
+``/bin/sh`` is dash or bash and needs ``timeout``, ``base64``, ``sha256sum`` and ``flock`` on the host.
+
+The shell ends at the end of its input. A command cut short on its way never runs: each stands in ``{ }``, and a
+shell refuses an unclosed brace.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import re
+import secrets
+import shlex
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
+from kubeadm_registry.result import Result
+from kubeadm_registry.transport.host import UNFINISHED
+
+#: Seconds between the TERM and the KILL for a command that outlives its time.
+KILL_AFTER = 5.0
+#: Seconds beyond a command's own time in which the host must answer, else the connection counts as lost.
+MARGIN = 15.0
+#: Seconds for the first answer of a new process: logins through PAM and LDAP are slow.
+START_TIMEOUT = 30.0
+#: Seconds in which an upload must move.
+STALL = 120.0
+#: Seconds to flush a large file to a slow disk.
+FLUSH_TIMEOUT = 900.0
+#: More standard input than this goes to a process of its own: bash reads its commands byte by byte, about 2 MB/s, and a
+#: ``printf`` that is not built in takes 128 KiB in one argument, which this is not in base64.
+INLINE_STDIN = 64 * 1024
+
+CHUNK = 256 * 1024
+
+#: What every process on a host is started by: fixed environment, then ``$1`` on a line of its own, then ``$2...``.
+#: One line, since csh accepts no newline in quotes; no ``exec``, so that a signal becomes a status.
+_START = (
+    'PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"; LC_ALL=C; export PATH LC_ALL; '
+    r'umask 022; cd /; printf "%s\n" "$1"; shift; "$@"; exit $?'
+)
+
+#: Names the missing programs, then the user's id.
+_HELLO = """
+for tool in timeout base64 sha256sum flock; do command -v "$tool" >/dev/null 2>&1 || printf '%s ' "$tool"; done
+id -u </dev/null
+"""
+
+#: Takes the lock ``$1`` for ``$2`` on descriptor 9 of the shell itself. Status 75: held, by whom is on standard output.
+#: Status 77: it was the lock of a run that ended just then, which removed the file; try again.
+#: A redirection that fails ends a POSIX shell, hence the trial in a subshell.
+_LOCK = """
+if ( : >>"$1" ) && exec 9>>"$1"; then
+  flock -n 9 </dev/null
+  case $?$([ "$1" -ef /proc/self/fd/9 ] || echo gone) in
+  0gone) exec 9>&-; (exit 77) ;;
+  0) printf '%s, since %s, process %s\\n' "$2" "$(date -u +%Y-%m-%dT%H:%M:%SZ 9>&-)" "$$" >"$1.who" ;;
+  1|1gone) exec 9>&-; cat -- "$1.who" </dev/null 2>/dev/null; (exit 75) ;;
+  *) exec 9>&-; (exit 76) ;;
+  esac
+else
+  (exit 76)
+fi
+"""
+
+#: Writes standard input, which must have ``$2`` bytes and the SHA-256 ``$3``, beside ``$1`` and renames it, as
+#: ``Host.write`` does. One line, see above.
+_UPLOAD = (
+    "set -e; trap '' PIPE HUP; trap 'exit 143' TERM; "
+    'directory=$(dirname -- "$1") name=${1##*/}; '
+    f'rm -f -- "$directory/.$name."??????????"{UNFINISHED}"; '
+    f'new=$(mktemp --suffix={UNFINISHED} -- "$directory/.$name.XXXXXXXXXX"); '
+    "trap 'rm -f -- \"$new\"' EXIT; "
+    'cat >"$new"; size=$(stat -c %s -- "$new"); '
+    '[ "$size" = "$2" ] || { echo "$size of $2 bytes arrived" >&2; exit 3; }; '
+    '[ "$(sha256sum <"$new")" = "$3  -" ] || { echo "other bytes arrived than were sent" >&2; exit 3; }; '
+    'sync -- "$new"; mv -f -T -- "$new" "$1"; sync -- "$directory"'
+)
+
+
+class Stream(Protocol):
+    """A running process: bytes into its standard input, bytes out of its standard output and standard error."""
+
+    def exchange(self, data: memoryview, wait: float) -> tuple[int, bytes, bytes]:
+        """Send what fits of *data* and read what is there; wait *wait* seconds at most for either.
+
+        Returns how many bytes went out, and what came on standard output and standard error. Raises EOFError once both
+        have ended.
+        """
+
+    def end_input(self) -> None:
+        """Close the process's standard input."""
+
+    def status(self, wait: float) -> int | None:
+        """The exit status of the ended process, waiting *wait* seconds at most; None if it cannot be known."""
+
+    def close(self) -> None:
+        """Give the process up."""
+
+
+#: Starts argv as root on the host and returns it running.
+Spawn = Callable[[Sequence[str]], Stream]
+
+
+def lost(host: str, what: str, detail: str = "") -> ConnectionFailed:
+    """The error for a connection that ended or fell silent during *what*."""
+    return ConnectionFailed(
+        f"the connection was lost during: {what}" + (f" ({detail})" if detail else ""),
+        host=host,
+        hint="see that the host is up and reachable, then run the same command again: what is done stays done",
+        code="ConnectionLost",
+    )
+
+
+class Shell:
+    """The long-lived shell. Safe to use from several threads; they take turns.
+
+    *spawn* starts processes as root, *host* is the name for messages. Raises ConnectionFailed when the host lacks a
+    program that the shell needs.
+
+    The lock is a ``flock`` held by the shell itself on *lock_file*, with who holds it beside it in ``.who``. It ends
+    with the shell, and the shell ends as soon as its input does and the command that runs just then is over: on
+    ``close``, when this process is killed, when the connection breaks. When this machine vanishes without a word, the
+    host's sshd notices only by ``ClientAliveInterval`` (off by default; then by TCP, after 15 minutes to 2 hours), and
+    the lock stays that long. The line that ``lock`` returns ends in the process to kill in such a case.
+    """
+
+    def __init__(
+        self, spawn: Spawn, host: str, *, program: str = "sh", lock_file: str = "/run/kubeadm-registry.lock"
+    ) -> None:
+        self._spawn = spawn
+        self._host = host
+        self._lock_file = lock_file
+        self._turn = threading.RLock()
+        self._locked = False
+        self._why_closed = ""
+        self._stream = spawn([program])
+        try:
+            words = self._script(("id", "-u"), _HELLO).text.split()
+            if not words or not words[-1].isdigit():
+                raise lost(host, "start of the shell", " ".join(words))
+            if missing := words[:-1]:
+                raise ConnectionFailed(
+                    f"there is no {' and no '.join(missing)} on the host",
+                    host=host,
+                    hint="install coreutils (timeout, base64, sha256sum) and util-linux (flock) there",
+                    code="ToolsMissing",
+                )
+        except BaseException:
+            self._stream.close()
+            raise
+        #: The user's id on the host; 0 is root.
+        self.uid = int(words[-1])
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Result:
+        """Run *argv* with *stdin* and wait for its end.
+
+        Raises CommandTimeout when it runs longer than *timeout* seconds, and it is killed on the host; raises
+        ConnectionFailed when the host does not answer.
+        """
+        if not argv or any("\0" in word for word in argv):
+            raise ValueError(f"not a command: {argv!r}")
+        limited = ("timeout", f"--kill-after={KILL_AFTER:g}", "--", f"{timeout:f}", *argv)
+        if len(stdin) > INLINE_STDIN:
+            self._need_open(argv)
+            # Taken before the process starts: where we are not run in time, the command must not look short.
+            started = time.monotonic()
+            result = run_process(
+                self._spawn(limited), io.BytesIO(stdin), argv, self._host, timeout=timeout, stall=timeout
+            )
+            seconds = time.monotonic() - started
+        else:
+            words = shlex.join(limited)
+            if stdin:
+                # No here-document: bash keeps a large one in /tmp, and goes on without it where that is full.
+                text = base64.encodebytes(stdin).decode()
+                words = f"{{ printf %s '{text}' | base64 -d; }} 2>/dev/null 9>&- | {words} 9>&-"
+            else:
+                words = f"{words} </dev/null 9>&-"
+            with self._turn:
+                result, seconds = self._ask(tuple(argv), words, timeout)
+        if result.code in (124, 137) and seconds >= timeout:
+            raise CommandTimeout(f"{result.command} did not end within {timeout:g} s and was killed", host=self._host)
+        return result
+
+    def upload(self, source: Path, path: str) -> None:
+        """Copy the file *source* of this machine to *path* on the host: as a stream, whole or not at all, mode 600.
+
+        Raises Error when *source* cannot be read, CommandFailed when the host cannot write it or other bytes arrived
+        than were sent.
+        """
+        self._need_open(("upload", path))
+        try:
+            with source.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                file.seek(0)
+                process = self._spawn(("sh", "-c", _UPLOAD, "upload", path, str(size), digest))
+                result = run_process(process, file, ("upload", path), self._host, timeout=FLUSH_TIMEOUT, stall=STALL)
+        except OSError as error:
+            raise Error(f"cannot read {source}: {error.strerror}", code="FileUnreadable") from error
+        if not result.ok:
+            raise CommandFailed(result, host=self._host)
+
+    def lock(self, who: str) -> str | None:
+        """Take the host's lock until ``close`` or the connection's end; None, or who holds it already."""
+        with self._turn:
+            if self._locked:
+                return None
+            for _ in range(5):
+                result = self._script(("flock", self._lock_file), _LOCK, self._lock_file, who)
+                if result.code != 77:
+                    break
+            if result.code == 75:
+                return result.text or "a run that left no name"
+            if not result.ok:
+                raise CommandFailed(result, host=self._host)
+            self._locked = True
+            return None
+
+    def close(self) -> None:
+        """End the shell and with it the lock; waits a moment for its end. Never raises."""
+        # Another thread may wait for a long command: it learns from the closed stream.
+        mine = self._turn.acquire(timeout=1)
+        try:
+            if self._why_closed:
+                return
+            self._why_closed = "it was closed"
+            if mine:
+                self._say_goodbye()
+            self._stream.close()
+        finally:
+            if mine:
+                self._turn.release()
+
+    def _say_goodbye(self) -> None:
+        text = "exit\n"
+        if self._locked:
+            text = f"rm -f -- {shlex.quote(self._lock_file + '.who')} {shlex.quote(self._lock_file)} </dev/null\n{text}"
+        with contextlib.suppress(EOFError, OSError):
+            self._stream.exchange(memoryview(text.encode()), 0)
+            self._stream.end_input()
+            deadline = time.monotonic() + 2
+            while (left := deadline - time.monotonic()) > 0:
+                self._stream.exchange(memoryview(b""), left)
+
+    def _need_open(self, argv: Sequence[str]) -> None:
+        if self._why_closed:
+            raise lost(self._host, Result(tuple(argv), 0).command, self._why_closed)
+
+    def _script(self, what: tuple[str, ...], script: str, *words: str) -> Result:
+        """Run the constant *script* in the shell itself, *words* as its positional parameters; *what* names it."""
+        with self._turn:
+            return self._ask(what, f"set -- {shlex.join(words)}\n{script}", 30)[0]
+
+    def _ask(self, argv: tuple[str, ...], words: str, timeout: float) -> tuple[Result, float]:
+        """Have the shell run *words*; the result, and the seconds since it had all of them."""
+        what = Result(argv, 0).command
+        self._need_open(argv)
+        mark = secrets.token_hex(16)
+        text = f"{{ {words}\n}}; printf '{mark} %d\\n' \"$?\"; printf '{mark}\\n' >&2\n"
+        data = memoryview(os.fsencode(text))
+        out, err = _Until(rb"%s (\d+)\n" % mark.encode()), _Until(rb"%s\n" % mark.encode())
+        complete = False
+        try:
+            started = time.monotonic()
+            patience = timeout + KILL_AFTER + MARGIN
+            while not (out.found and err.found):
+                # Taken before the last part goes out: where we are not run in time, the command must not look short.
+                before = time.monotonic()
+                left = started + patience - before
+                if left <= 0:
+                    raise lost(self._host, what, f"no answer for {patience:g} s")
+                sent, stdout, stderr = self._stream.exchange(data, left)
+                if sent:
+                    data, started = data[sent:], before
+                out.add(stdout)
+                err.add(stderr)
+            complete = True
+        except (EOFError, OSError) as error:
+            detail = err.data.decode(errors="replace").strip() or str(error)
+            raise lost(self._host, what, detail[-500:]) from error
+        finally:
+            # After an error or an interrupt the answer is still on its way: nobody could tell it from the next one.
+            if not complete:
+                self._why_closed = "given up earlier"
+                self._stream.close()
+        return Result(argv, int(out.value), out.before, err.before), time.monotonic() - started
+
+
+class _Until:
+    """Gathers bytes until *pattern* comes, without looking twice at what was looked at; *value* is its last group."""
+
+    def __init__(self, pattern: bytes) -> None:
+        self.data = bytearray()
+        self.found = False
+        self.value = b""
+        self._pattern = re.compile(pattern)
+        self._seen = self._end = 0
+
+    def add(self, chunk: bytes) -> None:
+        if not chunk or self.found:
+            return
+        self.data += chunk
+        if match := self._pattern.search(self.data, self._seen):
+            self.found = True
+            self.value = bytes(match[match.lastindex or 0])
+            self._end = match.start()
+        self._seen = max(0, len(self.data) - 64)
+
+    @property
+    def before(self) -> bytes:
+        """What came before the pattern."""
+        return bytes(self.data[: self._end])
+
+
+def start_argv(argv: Sequence[str], mark: str) -> list[str]:
+    """The command that sets the environment, prints *mark* on a line of its own and runs *argv*."""
+    return ["sh", "-c", _START, "start", mark, *argv]
+
+
+def wait_started(stream: Stream, mark: str, *, prompt: str = "", password: str | None = None) -> str | None:
+    """Read from *stream* until *mark* comes, and throw away what login scripts print before.
+
+    When *prompt* comes on standard error, *password* is the answer, once. Returns None when the process runs, else what
+    the host said instead; asks for the password a second time: ``prompt``. Raises EOFError never, TimeoutError when
+    nothing comes in START_TIMEOUT seconds.
+    """
+    data = memoryview(b"")
+    answered = False
+    # The mark ends in a newline, and what the process itself prints cannot come before it was told something.
+    out, err = _Until(re.escape(mark.encode()) + rb"\n"), bytearray()
+    deadline = time.monotonic() + START_TIMEOUT
+    while not out.found:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            detail = err.decode(errors="replace").strip()[-500:]
+            raise TimeoutError(f"no answer for {START_TIMEOUT:g} s{': ' if detail else ''}{detail}")
+        try:
+            sent, stdout, stderr = stream.exchange(data, left)
+        except EOFError:
+            said = bytes(err).replace(prompt.encode(), b"") if prompt else bytes(err)
+            return (said or bytes(out.data)).decode(errors="replace").strip()[-500:] or "it said nothing"
+        data = data[sent:]
+        out.add(stdout)
+        err += stderr
+        if prompt and prompt.encode() in err:
+            err = err.replace(prompt.encode(), b"")
+            if answered or password is None:
+                return prompt
+            answered = True
+            data = memoryview(password.encode() + b"\n")
+    return None
+
+
+def run_process(
+    stream: Stream, source: BinaryIO, argv: Sequence[str], host: str, *, timeout: float, stall: float
+) -> Result:
+    """Feed *source* to a process of its own and wait for its end.
+
+    Raises ConnectionFailed when nothing moves for *stall* seconds while there is something to feed, for *timeout*
+    seconds after that, and a margin.
+    """
+    what = Result(tuple(argv), 0).command
+    out, err = bytearray(), bytearray()
+    data = memoryview(source.read(CHUNK))
+    feeding = True
+    moved = time.monotonic()
+    try:
+        while True:
+            if feeding and not data:
+                data = memoryview(source.read(CHUNK))
+                if not data:
+                    stream.end_input()
+                    feeding = False
+            patience = (stall if feeding else timeout) + KILL_AFTER + MARGIN
+            left = moved + patience - time.monotonic()
+            if left <= 0:
+                raise lost(host, what, f"nothing moved for {patience:g} s")
+            try:
+                sent, stdout, stderr = stream.exchange(data, left)
+            except EOFError:
+                break
+            if sent:
+                data, moved = data[sent:], time.monotonic()
+            out += stdout
+            err += stderr
+        if (code := stream.status(MARGIN)) is None:
+            raise lost(host, what)
+    finally:
+        stream.close()
+    return Result(tuple(argv), code, bytes(out), bytes(err))

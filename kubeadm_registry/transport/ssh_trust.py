@@ -1,0 +1,154 @@
+"""Whether the key that a server shows is the one we expect: known_hosts as in sshd(8).
+
+Honoured: plain and hashed names, wildcards and ``!``, ``[host]:port``, ``@revoked``, several files. An entry of
+``@cert-authority`` is not used, since paramiko verifies no host certificates: such a host needs a line with its key.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from kubeadm_registry import whoami
+from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.transport.ssh_config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """One line of a known_hosts file that speaks of the host."""
+
+    file: Path
+    line: int
+    marker: str
+    type: str
+    blob: bytes
+
+
+def known_keys(settings: Settings) -> list[KnownKey]:
+    """Every line about the host: under its HostKeyAlias or HostName, else under its name in ssh_config."""
+    lines = [line for file in settings.known_hosts for line in _lines(file)]
+    for name in _names(settings):
+        if found := [key for patterns, key in lines if _matches(patterns, name)]:
+            return found
+    return []
+
+
+def preferred_types(known: Iterable[KnownKey], offered: Sequence[str]) -> list[str]:
+    """Host key algorithms in the order to ask for them: first those whose key we know."""
+    types = {key.type for key in known if not key.marker}
+    if "ssh-rsa" in types:
+        types |= {"rsa-sha2-256", "rsa-sha2-512"}
+    return sorted(offered, key=lambda name: name not in types)
+
+
+def check(settings: Settings, known: Sequence[KnownKey], key_type: str, blob: bytes, *, host: str, hops: bool) -> None:
+    """Raise ConnectionFailed unless *blob* is a key that *known* trusts.
+
+    *host* is the name for messages; *hops* says that the server is reached over another one.
+    """
+    shown = f"{key_type.removeprefix('ssh-')} key {fingerprint(blob)}"
+    name = _names(settings)[0]
+    for key in known:
+        if key.marker == "@revoked" and key.blob == blob:
+            raise ConnectionFailed(
+                f"{settings.where} shows the {shown}, which {key.file} line {key.line} revokes; not logging in",
+                host=host,
+                hint="somebody may pose as the server. Give it a new host key, or find out why the key was revoked",
+                code="HostKeyRevoked",
+            )
+    trusted = [key for key in known if not key.marker]
+    if any(key.blob == blob for key in trusted):
+        return
+    if trusted:
+        places = ", ".join(f"{key.file} line {key.line}" for key in trusted)
+        removals = [f"ssh-keygen -f {shlex.quote(str(file))} -R {shlex.quote(name)}" for file in _files(trusted)]
+        raise ConnectionFailed(
+            f"THE HOST KEY HAS CHANGED: {settings.where} shows the {shown}, another is in {places}; not logging in",
+            host=host,
+            hint="somebody may pose as the server. If it was installed anew, compare the fingerprint on its console"
+            f" ({_on_console(key_type)}), then forget the old key: {' && '.join(removals)}",
+            code="HostKeyChanged",
+        )
+    target = settings.known_hosts[0] if settings.known_hosts else whoami.expand("~/.ssh/known_hosts")
+    if hops or settings.host_key_alias or settings.proxy_command:
+        accept = f"echo {shlex.quote(f'{name} {key_type} {base64.b64encode(blob).decode()}')}"
+    else:
+        short = key_type.removeprefix("ssh-").removeprefix("ecdsa-sha2-")
+        short = "ecdsa" if short.startswith("nistp") else short
+        accept = f"ssh-keyscan -p {settings.port} -t {short} {settings.hostname}"
+    authority = any(key.marker == "@cert-authority" for key in known)
+    raise ConnectionFailed(
+        f"the host key of {settings.where} is not known: it shows the {shown}"
+        + ("; it is known by a certificate authority only, which is not supported" if authority else ""),
+        host=host,
+        hint=f"compare the fingerprint on the server's console ({_on_console(key_type)}), then accept the key: "
+        f"{accept} >> {shlex.quote(str(target))}",
+        code="HostKeyUnknown",
+    )
+
+
+def fingerprint(blob: bytes) -> str:
+    """The fingerprint of a public key as OpenSSH prints it."""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def _on_console(key_type: str) -> str:
+    kind = "ed25519" if "ed25519" in key_type else "rsa" if "rsa" in key_type else "ecdsa"
+    return f"ssh-keygen -lf /etc/ssh/ssh_host_{kind}_key.pub"
+
+
+def _names(settings: Settings) -> list[str]:
+    if settings.host_key_alias:
+        return [settings.host_key_alias]
+    hosts = dict.fromkeys((settings.hostname.lower(), settings.alias.lower()))
+    return [host if settings.port == 22 else f"[{host}]:{settings.port}" for host in hosts]
+
+
+def _files(keys: Iterable[KnownKey]) -> list[Path]:
+    return list(dict.fromkeys(key.file for key in keys))
+
+
+def _lines(file: Path) -> Iterator[tuple[str, KnownKey]]:
+    try:
+        text = file.read_text(errors="replace")
+    except OSError:
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        marker = words.pop(0) if words[0].startswith("@") else ""
+        if len(words) < 3:
+            continue
+        try:
+            blob = base64.b64decode(words[2], validate=True)
+        except ValueError:
+            # Also what is not ASCII. Like OpenSSH: one odd line says nothing of the others.
+            continue
+        yield words[0], KnownKey(file, number, marker, words[1], blob)
+
+
+def _matches(patterns: str, name: str) -> bool:
+    """Whether the first field of a line speaks of *name*."""
+    if patterns.startswith("|1|"):
+        try:
+            salt, digest = (base64.b64decode(part) for part in patterns.split("|")[2:4])
+        except ValueError:
+            return False
+        return hmac.compare_digest(hmac.new(salt, name.encode(), hashlib.sha1).digest(), digest)
+    found = False
+    for pattern in patterns.lower().split(","):
+        # Brackets are literal here, and a set of characters to fnmatch.
+        wanted = pattern.removeprefix("!").replace("[", "[[]")
+        if fnmatchcase(name, wanted):
+            if pattern.startswith("!"):
+                return False
+            found = True
+    return found
