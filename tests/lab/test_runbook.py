@@ -13,6 +13,7 @@ import pytest
 
 from kubeadm_registry import paths
 from kubeadm_registry.components.runbook import PATH
+from kubeadm_registry.formats import KEY as FORMAT_KEY
 from kubeadm_registry.oci import canary
 from tests.lab import images
 from tests.lab.command import wait_until
@@ -80,7 +81,7 @@ def reads(registry: Registry, address: str = "") -> bool:
 def test_it_tells_and_hides(registry: Registry, books: dict[str, Book]) -> None:
     assert registry.servers["h1"].sh("stat", "-c", "%a %U:%G", PATH).stdout.strip() == "644 root:root"
     secrets = json.loads(registry.servers["h1"].sh("cat", f"{paths.ETC}/secrets.json").stdout)
-    public = ("generation", "made", "ca_certificate", "node_keys", "s3_key_id")
+    public = (FORMAT_KEY, "generation", "made", "ca_certificate", "node_keys", "s3_key_id")
     for name, book in books.items():
         assert f"seen from {name}" in book.text
         for host in registry.servers.values():
