@@ -169,4 +169,5 @@ def missing(registry: Registry, what: Image, repository: str, *, address: str = 
     """
     with registry.lab.network(), client(registry, address=address, timeout=timeout) as at:
         found = [what.digest] if at.manifest(repository, what.digest) is None else []
-        return found + [digest_of(blob) for blob in what.blobs if at.blob(repository, digest_of(blob)) is None]
+        digests = {digest_of(blob): len(blob) for blob in what.blobs}
+        return found + [one for one, size in digests.items() if at.blob(repository, one, most=size) is None]

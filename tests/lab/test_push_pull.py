@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry import paths, pki
+from kubeadm_registry.oci import canary
 from tests.lab import images, programs
 from tests.lab.command import wait_until
 from tests.lab.host import Host
@@ -223,11 +224,11 @@ def test_other_hosts_reach_nothing_behind_the_proxy(registry: Registry) -> None:
 #: Reads a manifest of the server ``$1`` at its port for servers, as another server does; prints the status.
 AS_A_SERVER = """
 import http.client, ssl, sys
-address, port, pem, ca, path = sys.argv[1:]
+address, port, pem, ca, path, kind = sys.argv[1:]
 trust = ssl.create_default_context(cafile=ca)
 trust.load_cert_chain(pem)
 asked = http.client.HTTPSConnection(address, int(port), context=trust, timeout=10)
-asked.request("GET", path)
+asked.request("GET", path, headers={"Accept": kind})
 print(asked.getresponse().status)
 """
 
@@ -257,7 +258,7 @@ def test_the_servers_talk_to_servers_only(registry: Registry, tmp_path: Path, po
     if port == paths.AGENT_PORT:
         assert answer(member) == 404
         return
-    arguments = (there.address, str(port), paths.NODE_PEM, paths.CA, CANARY)
+    arguments = (there.address, str(port), paths.NODE_PEM, paths.CA, CANARY, canary.MANIFEST.media_type)
     assert here.sh("python3", "-c", AS_A_SERVER, *arguments).stdout == "200\n"
 
 
