@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSegment
@@ -33,20 +34,25 @@ class Elf:
 def read(path: Path) -> Elf | None:
     """Return the headers of the file *path*, or None if it is not ELF; raises BundleError if it is broken ELF."""
     with path.open("rb") as file:
-        if file.read(4) != b"\x7fELF":
-            return None
-        try:
-            elf = ELFFile(file)
-            interpreter = ""
-            tags: list[tuple[str, str]] = []
-            for segment in elf.iter_segments():
-                if isinstance(segment, InterpSegment):
-                    interpreter = segment.get_interp_name()
-                elif isinstance(segment, DynamicSegment):
-                    tags += _names(segment)
-            machine = str(elf["e_machine"])
-        except (ELFError, AttributeError, ValueError, KeyError, TypeError, OSError) as error:
-            raise refused(f"{path} is a damaged ELF file: {error}", hint="build it or fetch it again") from error
+        return read_from(file, str(path))
+
+
+def read_from(file: BinaryIO, name: str) -> Elf | None:
+    """Return the headers of the open *file*, which errors call *name*; else as ``read``."""
+    if file.read(4) != b"\x7fELF":
+        return None
+    try:
+        elf = ELFFile(file)
+        interpreter = ""
+        tags: list[tuple[str, str]] = []
+        for segment in elf.iter_segments():
+            if isinstance(segment, InterpSegment):
+                interpreter = segment.get_interp_name()
+            elif isinstance(segment, DynamicSegment):
+                tags += _names(segment)
+        machine = str(elf["e_machine"])
+    except (ELFError, AttributeError, ValueError, KeyError, TypeError, OSError) as error:
+        raise refused(f"{name} is a damaged ELF file: {error}", hint="build it or fetch it again") from error
     return Elf(
         architecture=_MACHINES.get(machine, machine),
         interpreter=interpreter,

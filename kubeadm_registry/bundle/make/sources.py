@@ -134,11 +134,13 @@ class FromPackages:
             apt.update()
             packages = apt.closure([recipe.program, *recipe.also])
             version = next(package.version for package in packages if package.name == recipe.program)
-            inputs = [RECIPE, private.patchelf_version(), recipe.model_dump(mode="json"), [p.sha256 for p in packages]]
             parts = tuple(Package(p.name, p.version, p.sha256) for p in packages)
             wheels: list[Path] = []
             if self.tool:
                 wheels = tool.wheels(workshop.cache, architecture, ".".join(version.split(".")[:2]))
+                recipe = recipe.model_copy(update={"load": (*recipe.load, *tool.libraries(wheels))})
+            inputs = [RECIPE, private.patchelf_version(), recipe.model_dump(mode="json"), [p.sha256 for p in packages]]
+            if self.tool:
                 version, parts = __version__, (*parts, *tool.packages(wheels))
                 source_code = tool.copy_source(workshop.new_directory(f"{name}/source"))
                 inputs += [[part.sha256 for part in parts], tree.content_digest(source_code)]

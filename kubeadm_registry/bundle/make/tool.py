@@ -7,16 +7,19 @@ the servers' programs are: its start script names Python, and Python's loader, f
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from kubeadm_registry.bundle import archive
 from kubeadm_registry.bundle.failures import refused, unavailable
+from kubeadm_registry.bundle.make import elf
 from kubeadm_registry.bundle.make.workshop import command
 from kubeadm_registry.bundle.programs import Package
 from kubeadm_registry.bundle.tool import NAME
@@ -133,6 +136,23 @@ def packages(files: Iterable[Path]) -> tuple[Package, ...]:
     return tuple(found)
 
 
+def libraries(files: Iterable[Path]) -> tuple[str, ...]:
+    """The shared libraries that the extension modules in the wheels *files* are linked with, and no wheel brings.
+
+    A host's own would be of another glibc than the loader in the tree. Raises BundleError for a wheel that is none.
+    """
+    needed: set[str] = set()
+    brought: set[str] = set()
+    for wheel in files:
+        with _opened(wheel) as file:
+            for info in file.infolist():
+                if ".so" in (name := PurePosixPath(info.filename)).suffixes:
+                    brought.add(name.name)
+                    headers = elf.read_from(io.BytesIO(file.read(info)), f"{info.filename} in {wheel.name}")
+                    needed.update(headers.needed if headers else ())
+    return tuple(sorted(needed - brought))
+
+
 def copy_source(folder: Path) -> Path:
     """This package as it is here, copied to *folder*, without what Python compiled of it."""
     source = Path(__file__).parents[2]
@@ -157,19 +177,26 @@ def add(tree: Path, source: Path, files: Iterable[Path], architecture: str) -> N
 
 def _unpack(wheel: Path, target: Path) -> None:
     """Unpack a wheel (https://packaging.python.org/en/latest/specifications/binary-distribution-format/)."""
+    with _opened(wheel) as file:
+        for info in file.infolist():
+            name = PurePosixPath(archive.safe_name(info.filename))
+            if info.is_dir():
+                continue
+            if name.parts[0].endswith(".data"):
+                if len(name.parts) < 3 or name.parts[1] not in {"purelib", "platlib"}:
+                    continue  # programs and headers: nothing here starts or compiles them
+                name = PurePosixPath(*name.parts[2:])
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file.read(info))
+            path.chmod(0o644)
+
+
+@contextmanager
+def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    """The file *wheel* as an archive."""
     try:
         with zipfile.ZipFile(wheel) as file:
-            for info in file.infolist():
-                name = PurePosixPath(archive.safe_name(info.filename))
-                if info.is_dir():
-                    continue
-                if name.parts[0].endswith(".data"):
-                    if len(name.parts) < 3 or name.parts[1] not in {"purelib", "platlib"}:
-                        continue  # programs and headers: nothing here starts or compiles them
-                    name = PurePosixPath(*name.parts[2:])
-                path = target / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(file.read(info))
-                path.chmod(0o644)
+            yield file
     except (zipfile.BadZipFile, OSError) as error:
         raise refused(f"{wheel.name} is no wheel: {error}", hint="delete the cache of wheels and try again") from error
