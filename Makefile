@@ -1,6 +1,7 @@
 # Everything that a fresh Debian machine needs is set up by these two, and kept for the next time:
 #   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
 #   make test    all checks and tests; what CI runs
+#   make dist    kubeadm-registry as one file that needs no Python, with its checksum, in dist/
 # Other goals: make unit | lint | lab | test-kubernetes | simulate | soak | fuzz | bench, make lab-down, make clean.
 
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ KUBERNETES := kubelet etcd coredns bridge pause guest
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo busybox shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test unit lint lab test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs lab-down clean setup packages programs
+.PHONY: help demo test dist unit lint lab test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -56,6 +57,12 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy -p kubeadm_registry -p tests.lab -p tests.kubernetes -p tests.bench -p tests.simulation
 	.venv/bin/lint-imports
+
+# Needs apt and pip to reach their mirrors. Debian's keys are not part of Ubuntu.
+dist: PACKAGES := python3-venv debian-archive-keyring
+dist: setup
+	@$(PYTHON) -m kubeadm_registry.bundle.make.onefile dist
+	@cat dist/SHA256SUMS
 
 docs: setup
 	$(PYTHON) docs/reference.py
