@@ -94,6 +94,25 @@ def kubeadm_config(
     )
 
 
+def cautions(spec: Spec) -> list[str]:
+    """What a user of the file for *spec* should know before `kubeadm init`, a sentence each; empty: nothing."""
+    found = []
+    if spec.kubernetes.version is None:
+        found.append(
+            "spec.kubernetes.version is not set, so kubeadm asks the internet for the latest version; "
+            "set it to the version whose images are in the registry"
+        )
+    used = spec.kubernetes.control_plane_endpoint or endpoint(spec.nodes[0].address, _API_PORT)
+    host = used.rpartition(":")[0].strip("[]")
+    node = next((node for node in spec.nodes if host in (node.name, *node.addresses)), None)
+    if node is not None and len(spec.nodes) > 1:
+        found.append(
+            f"controlPlaneEndpoint is {used} on the single node {node.name}: without that node the Kubernetes API is "
+            "unreachable; set spec.kubernetes.controlPlaneEndpoint to an address or name that leads to every API server"
+        )
+    return found
+
+
 def _minor(version: str | None) -> int:
     """The minor version; a large one where none is set, for then it will be a recent one."""
     return 99 if version is None else int(version.split(".")[1])

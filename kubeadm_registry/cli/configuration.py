@@ -11,7 +11,7 @@ from kubeadm_registry import config
 from kubeadm_registry.cli.main import Context, cli, command, file_option
 from kubeadm_registry.engine.report import put
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.kubeadm import kubeadm_config
+from kubeadm_registry.kubeadm import cautions, kubeadm_config
 
 
 @cli.group("config")
@@ -50,6 +50,8 @@ def kubeadm_command(context: Context, path: Path | None, node: str | None) -> No
     known = [member.name for member in cluster.spec.nodes]
     if node is not None and node not in known:
         raise ConfigError(f"there is no node {node}", hint=f"the nodes are: {', '.join(known)}", code="NodeUnknown")
+    for caution in cautions(cluster.spec):
+        click.echo(f"warning: {caution}", err=True)
     text = kubeadm_config(
         cluster.spec, node, control_plane_endpoint=cluster.spec.kubernetes.control_plane_endpoint or ""
     )

@@ -651,7 +651,9 @@ def test_one_server_is_told_not_to_be_highly_available(run: Terminal) -> None:
 
 def test_kubeadm_configuration(run: Terminal) -> None:
     run.write(config.SMALLEST)
-    text = run("config", "kubeadm", "--node", "cp-2").stdout
+    result = run("config", "kubeadm", "--node", "cp-2")
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["warning", "warning"]
+    text = result.stdout
     kinds = [document["kind"] for document in yaml.safe_load_all(text)]
     assert kinds == ["InitConfiguration", "ClusterConfiguration", "JoinConfiguration"]
     assert "10.0.0.12" in text

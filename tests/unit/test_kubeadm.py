@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from kubeadm_registry.config import Spec
-from kubeadm_registry.kubeadm import kubeadm_config
+from kubeadm_registry.kubeadm import cautions, kubeadm_config
 
 VIP = "10.0.0.10"
 
@@ -89,3 +89,23 @@ def test_an_endpoint_of_the_users() -> None:
     assert found["ClusterConfiguration"]["controlPlaneEndpoint"] == "api.lan:6443"
     assert found["JoinConfiguration"]["discovery"]["bootstrapToken"]["apiServerEndpoint"] == "api.lan:6443"
     assert "This is the first server" not in text
+
+
+@pytest.mark.parametrize("used", [None, "10.0.0.12:6443", "cp-2:6443", "[fd00::12]:6443"])
+def test_the_address_of_one_node_is_no_endpoint_of_a_cluster(used: str | None) -> None:
+    nodes = [{"name": f"cp-{n}", "address": f"10.0.0.1{n}", "secondaryAddress": f"fd00::1{n}"} for n in (1, 2, 3)]
+    wanted = spec(*nodes, vip={"address": VIP, "secondaryAddress": "fd00::10"}, version="v1.36.3")
+    kubernetes = wanted.kubernetes.model_copy(update={"control_plane_endpoint": used})
+    [said] = cautions(wanted.model_copy(update={"kubernetes": kubernetes}))
+    assert said.startswith(f"controlPlaneEndpoint is {used or '10.0.0.11:6443'} on the single node cp-")
+
+
+def test_an_endpoint_that_leads_to_all_and_a_single_node_are_fine() -> None:
+    wanted = spec(version="v1.36.3")
+    kubernetes = wanted.kubernetes.model_copy(update={"control_plane_endpoint": "api.lan:6443"})
+    assert cautions(wanted.model_copy(update={"kubernetes": kubernetes})) == []
+    assert cautions(spec({"name": "cp-1", "address": "10.0.0.11"}, version="v1.36.3")) == []
+
+
+def test_a_version_that_is_missing_is_told() -> None:
+    assert [said for said in cautions(spec()) if said.startswith("spec.kubernetes.version is not set")]
