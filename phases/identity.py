@@ -80,7 +80,7 @@ def ending(cluster: Cluster, host: Host) -> Iterator[str]:
         yield f"the cluster's authority ends on {ends:%Y-%m-%d}, and every certificate with it; {AUTHORITY_HINT}"
 
 
-AUTHORITY_HINT = 'this release cannot exchange it, see "The authority ends" in docs/recovery.md'
+AUTHORITY_HINT = 'this release cannot exchange it, see "The CA expires" in docs/recovery.md'
 CERTIFICATES = Phase(
     "certificates",
     "Issue each server's certificate",
