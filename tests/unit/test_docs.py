@@ -1,0 +1,63 @@
+"""The pages lead where they say, and README names commands and options that are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from kubeadm_registry.cli.main import load_commands
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def pages(root: Path) -> list[Path]:
+    return [*sorted(root.glob("*.md")), *sorted(root.glob("docs/**/*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which headings are linked, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_leads_to_a_file_and_a_heading(root: Path) -> None:
+    broken = []
+    for page in pages(root):
+        for link in LINK.findall(page.read_text()):
+            if link.startswith(("http://", "https://")):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path) if path else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{page.relative_to(root)}: {link}")
+    assert broken == []
+
+
+def commands(text: str) -> list[list[str]]:
+    """What comes after ``kubeadm-registry`` in blocks and in code of *text*, word by word."""
+    text = text.replace("\\\n", " ")
+    lines = [line for block in re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines += re.findall(r"`(kubeadm-registry [^`]+)`", text)
+    found = [re.search(r"(?:^|[ /])kubeadm-registry ([a-z].*)", line) for line in lines]
+    return [shlex.split(re.sub(r"[|;>&].*| # .*", "", match[1])) for match in found if match]
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/air-gap.md", "docs/images.md", "docs/recovery.md", "docs/bundle.md"]
+)
+def test_every_command_and_option_is_there(root: Path, name: str) -> None:
+    found = commands((root / name).read_text())
+    assert len(found) > 4 or name == "docs/recovery.md"
+    for words in found:
+        command: click.Command = load_commands()
+        rest = list(words)
+        while isinstance(command, click.Group) and rest and rest[0] in command.commands:
+            command = command.commands[rest.pop(0)]
+        whole_group = not rest and isinstance(command, click.Group) and len(words) == 1
+        assert whole_group or not isinstance(command, click.Group) or command.invoke_without_command, words
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word.partition("=")[0] for word in rest if word.startswith("-")} <= options | {"--help"}, words
