@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
+from kubeadm_registry import config
 from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.kubeadm import cautions
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -35,6 +37,15 @@ def test_every_link_leads_to_a_file_and_a_heading(root: Path) -> None:
             if not target.exists() or (anchor and anchor not in anchors(target)):
                 broken.append(f"{page.relative_to(root)}: {link}")
     assert broken == []
+
+
+def test_the_cluster_file_of_the_quick_start_is_valid(root: Path) -> None:
+    [example] = re.findall(r"```yaml\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    spec = config.parse(example, "README.md").spec
+    [caution] = cautions(spec)
+    assert caution.startswith("controlPlaneEndpoint is 10.0.0.11:6443"), "the page says that it warns of this alone"
+    whole = re.sub(r"# (controlPlaneEndpoint: \S+) .*", r"\1", example)
+    assert cautions(config.parse(whole, "README.md").spec) == []
 
 
 def commands(text: str) -> list[list[str]]:
