@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kubeadm_registry.engine.changes import RECORD_START, Condition, File, Service, Steps, unit_path
+from kubeadm_registry.engine.changes import RECORD_START, Condition, File, Running, Steps, unit_path
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.paths import SLICE
 
@@ -28,4 +28,4 @@ def serve(
     unit_file = File(unit_path(unit), text)
     yield unit_file
     for name in instances or (unit,):
-        yield Service(name, (*files, unit_file), reloads=reloads, gate=gate)
+        yield Running(name, (*files, unit_file), reloads=reloads, gate=gate)

@@ -312,7 +312,7 @@ def unit_state(host: Host, unit: str) -> UnitState:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class Running:
     """A systemd unit that is enabled, runs, and was started with exactly these *files*.
 
     The unit itself notes the digests of its files when it starts (``record-start`` in its ExecStartPre), so a run

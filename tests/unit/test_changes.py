@@ -16,7 +16,7 @@ from kubeadm_registry.engine.changes import (
     File,
     NoService,
     NoUser,
-    Service,
+    Running,
     User,
     Wait,
     unified,
@@ -290,7 +290,7 @@ def ready(server: FakeTransport) -> FakeTransport:
     return server
 
 
-SERVICE = Service(UNIT, (CONFIG, UNIT_FILE))
+SERVICE = Running(UNIT, (CONFIG, UNIT_FILE))
 
 
 def test_a_service_is_enabled_and_started(ready: FakeTransport) -> None:
@@ -314,14 +314,14 @@ def rewritten(ready: FakeTransport) -> File:
 
 def test_a_service_that_runs_with_an_earlier_file_is_restarted(ready: FakeTransport) -> None:
     new = rewritten(ready)
-    change = Service(UNIT, (new, UNIT_FILE))
+    change = Running(UNIT, (new, UNIT_FILE))
     assert converge(change, ready.host()) == f"{UNIT}: restarts, for it runs with earlier versions of {CONFIG.path}"
     assert (ready.unit(UNIT).starts, ready.unit(UNIT).reloads) == (2, 0)
 
 
 def test_a_file_that_can_be_reloaded_costs_no_restart(ready: FakeTransport) -> None:
     new = rewritten(ready)
-    change = Service(UNIT, (new, UNIT_FILE), reloads=(CONFIG.path,))
+    change = Running(UNIT, (new, UNIT_FILE), reloads=(CONFIG.path,))
     assert "reloads" in converge(change, ready.host())
     assert (ready.unit(UNIT).starts, ready.unit(UNIT).reloads) == (1, 1)
 
@@ -330,7 +330,7 @@ def test_a_changed_unit_file_restarts_though_the_configuration_could_be_reloaded
     new = rewritten(ready)
     unit = File(UNIT_FILE.path, UNIT_FILE.content.replace(b"/x", b"/y"))
     unit.apply(ready.host())
-    assert "restarts" in converge(Service(UNIT, (new, unit), reloads=(CONFIG.path,)), ready.host())
+    assert "restarts" in converge(Running(UNIT, (new, unit), reloads=(CONFIG.path,)), ready.host())
     assert ready.unit(UNIT).loaded == unit.content, "systemd has read the new unit file"
 
 
@@ -343,7 +343,7 @@ def test_a_reboot_needs_no_restart_by_us(ready: FakeTransport) -> None:
 def test_a_reboot_with_files_that_changed_meanwhile_needs_none_either(ready: FakeTransport) -> None:
     new = rewritten(ready)
     ready.reboot()
-    assert Service(UNIT, (new, UNIT_FILE)).diff(ready.host()) is None
+    assert Running(UNIT, (new, UNIT_FILE)).diff(ready.host()) is None
 
 
 def test_a_service_that_somebody_stopped_is_started(ready: FakeTransport) -> None:
@@ -370,18 +370,18 @@ def test_a_restart_waits_for_the_others_and_a_start_does_not(ready: FakeTranspor
         asked.append(host.name)
         return "another server is down"
 
-    Service(UNIT, (CONFIG, UNIT_FILE), gate=gate).apply(ready.host())
+    Running(UNIT, (CONFIG, UNIT_FILE), gate=gate).apply(ready.host())
     assert not asked, "a service that does not run takes nothing away when it starts"
     new = File(CONFIG.path, b"2")
     new.apply(ready.host())
     with pytest.raises(CommandTimeout, match=r"zot\.service may restart: another server is down"):
-        Service(UNIT, (new, UNIT_FILE), gate=gate, gate_timeout=0).apply(ready.host())
+        Running(UNIT, (new, UNIT_FILE), gate=gate, gate_timeout=0).apply(ready.host())
     assert ready.unit(UNIT).starts == 1
 
 
 def test_a_reload_needs_not_wait_for_the_others(ready: FakeTransport) -> None:
     new = rewritten(ready)
-    change = Service(UNIT, (new, UNIT_FILE), reloads=(CONFIG.path,), gate=lambda _: "another is down", gate_timeout=0)
+    change = Running(UNIT, (new, UNIT_FILE), reloads=(CONFIG.path,), gate=lambda _: "another is down", gate_timeout=0)
     converge(change, ready.host())
 
 
@@ -409,7 +409,7 @@ def test_two_instances_of_a_template_are_both_removed(ready: FakeTransport) -> N
     template = File(unit_path(first), UNIT_FILE.content)
     template.apply(ready.host())
     for unit in (first, second):
-        Service(unit, ()).apply(ready.host())
+        Running(unit, ()).apply(ready.host())
     for unit in (first, second):
         converge(NoService(unit), ready.host())
     assert not any(unit.active == "active" for unit in ready.units.values())

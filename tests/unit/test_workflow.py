@@ -12,7 +12,7 @@ import pytest
 
 from kubeadm_registry import config, paths
 from kubeadm_registry.cluster import Cluster, leader
-from kubeadm_registry.engine.changes import RECORD_START, Change, File, Service, Steps
+from kubeadm_registry.engine.changes import RECORD_START, Change, File, Running, Steps
 from kubeadm_registry.engine.report import Action
 from kubeadm_registry.engine.workflow import Check, Phase, leaves, run, select
 from kubeadm_registry.errors import (
@@ -219,7 +219,7 @@ def service(text: bytes, *, reloads: Sequence[str] = ()) -> Phase:
         f"[Service]\nExecStartPre=+{RECORD_START} %n {settings.path} {UNITS}/x.service\n"
         f"ExecReload=+{RECORD_START} %n {settings.path} {UNITS}/x.service\n[Install]\n".encode(),
     )
-    running = Service("x.service", (settings, unit), reloads=reloads)
+    running = Running("x.service", (settings, unit), reloads=reloads)
     return Phase("service", "Serve", yields(settings, unit, running))
 
 
