@@ -2,7 +2,7 @@
 
 An agent may stand still at any moment, between its last look at the clock and what it does next. So the right to write
 ends in the kernel: a rule of nftables lets the frontend's packets to the storage pass while an element with a timeout
-is in a set, which is looked at for each packet (``templates/network/fence.nft.j2``).
+is in a set, which is looked at for each packet (``templates/guard/guard.nft.j2``).
 
 The agent talks to these rules by datagrams to the storage's own loopback address. A rule acts while ``send`` runs,
 without a lock that a large ruleset of somebody else's could hold, and marks the datagram (DSCP). It then comes back to

@@ -7,7 +7,7 @@ import json
 from kubeadm_registry import paths, zipapp
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage, haproxy, zot
-from kubeadm_registry.components.units import serve
+from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps, Wait, secret_of
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import Error
@@ -21,6 +21,18 @@ ETC = f"{paths.ETC}/agent"
 CONFIG = f"{ETC}/agent.json"
 ARCHIVE = f"{paths.OPT}/agent/agent.pyz"
 END_WRITER = f"{paths.LIBEXEC}/end-writer"
+HEARTBEAT_KEY = f"{ETC}/heartbeat.key"
+ADMIN_TOKEN = f"{ETC}/admin_token"
+SERVICE = Service(
+    NAME,
+    units=(UNIT,),
+    user=USER,
+    # It speaks to the proxy's runtime socket and shows the same certificate.
+    groups=(haproxy.USER,),
+    reloaded_by=(ARCHIVE, HEARTBEAT_KEY, ADMIN_TOKEN, CONFIG, END_WRITER),
+    ports=(Port(paths.HEARTBEAT_PORT, "udp"), Port(paths.AGENT_PORT)),
+    calls=(paths.FRONTEND_PORT, paths.ADMIN_PORT),
+)
 #: What the agent is written for.
 PYTHON = (3, 9)
 #: Whether the host's Python is of version ``$1`` (as a tuple's items) or newer, and where it is.
@@ -80,8 +92,8 @@ def settings(cluster: Cluster, host: Host) -> dict[str, object]:
             "manifest": canary.MANIFEST.digest,
             "blob": canary.LAYER.digest,
         },
-        "heartbeat_key_file": f"{ETC}/heartbeat.key",
-        "garage_admin_token_file": f"{ETC}/admin_token",
+        "heartbeat_key_file": HEARTBEAT_KEY,
+        "garage_admin_token_file": ADMIN_TOKEN,
         "tls": {"cert": paths.NODE_PEM, "key": paths.NODE_PEM, "ca": paths.CA},
         "proxy": {"sockets": haproxy.SOCKETS, "epoch_map": haproxy.STATE_MAP},
         "paths": {"hardstate": hardstate(cluster)},
@@ -90,8 +102,8 @@ def settings(cluster: Cluster, host: Host) -> dict[str, object]:
 
 def install(cluster: Cluster, host: Host) -> Steps:
     """Install the agent with its configuration and start it."""
-    key = secret_of(USER, f"{ETC}/heartbeat.key", cluster.secrets.heartbeat_key.encode())
-    token = secret_of(USER, f"{ETC}/admin_token", cluster.secrets.admin_token.encode())
+    key = secret_of(USER, HEARTBEAT_KEY, cluster.secrets.heartbeat_key.encode())
+    token = secret_of(USER, ADMIN_TOKEN, cluster.secrets.admin_token.encode())
     archive = File(ARCHIVE, zipapp.build())
     interpreter = python(cluster, host)
     config = File(
@@ -109,9 +121,8 @@ def install(cluster: Cluster, host: Host) -> Steps:
         files.append(File(END_WRITER, text, mode=0o755))
     yield from files
     yield from serve(
-        UNIT,
+        SERVICE,
         files,
-        reloads=[file.path for file in files],
         user=USER,
         python=interpreter,
         archive=ARCHIVE,

@@ -6,7 +6,7 @@ from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage
-from kubeadm_registry.components.units import serve
+from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.transport.host import Host
@@ -15,6 +15,15 @@ NAME = "distribution"
 UNIT = paths.unit(NAME)
 USER = paths.user(NAME)
 CONFIG = f"{paths.ETC}/distribution/config.yml"
+SERVICE = Service(
+    NAME,
+    units=(UNIT,),
+    user=USER,
+    program=NAME,
+    restarted_by=(CONFIG,),
+    ports=(Port(paths.FRONTEND_PORT, local=True),),
+    calls=(paths.S3_PORT,),
+)
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
@@ -35,7 +44,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield Directory(f"{paths.ETC}/distribution", mode=0o750, owner=f"root:{USER}")
     yield config
     yield from serve(
-        UNIT,
+        SERVICE,
         (config,),
         gate=garage.gate(cluster),
         user=USER,

@@ -12,7 +12,7 @@ from typing import Any
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, url
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components.units import serve
+from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Condition, Directory, File, Steps, Wait, secret_of, unit_state, wait
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
@@ -22,7 +22,18 @@ from kubeadm_registry.transport.host import Host, side_by_side
 NAME = "garage"
 UNIT = paths.unit(NAME)
 USER = paths.user(NAME)
-CONFIG = f"{paths.ETC}/garage/garage.toml"
+ETC = f"{paths.ETC}/garage"
+CONFIG = f"{ETC}/garage.toml"
+RPC_SECRET = f"{ETC}/rpc_secret"
+ADMIN_TOKEN = f"{ETC}/admin_token"
+SERVICE = Service(
+    NAME,
+    units=(UNIT,),
+    user=USER,
+    program=NAME,
+    restarted_by=(CONFIG, RPC_SECRET, ADMIN_TOKEN),
+    ports=(Port(paths.RPC_PORT), Port(paths.S3_PORT, local=True), Port(paths.ADMIN_PORT, local=True)),
+)
 NODE_KEY = "meta/node_key"
 """Below Garage's directory: the private key by which the other servers know this one."""
 KEY_NAME = "registry"
@@ -50,7 +61,7 @@ def s3_url() -> str:
 
 def install(cluster: Cluster, host: Host) -> Steps:
     """Install Garage with its node key and configuration, and start it."""
-    etc, data = f"{paths.ETC}/garage", f"{cluster.spec.data_directory}/garage"
+    data = f"{cluster.spec.data_directory}/garage"
     node, secrets = cluster.node(host), cluster.secrets
     members = [(secrets.node_id(member.name), member.address) for member in cluster.spec.nodes]
     key = node_key(secrets, node.name)
@@ -61,7 +72,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
             node=node,
             members=members,
             data=data,
-            etc=etc,
+            etc=ETC,
             replication_factor=copies(len(members)),
             rpc_port=paths.RPC_PORT,
             s3=endpoint(paths.S3_ADDRESS, paths.S3_PORT),
@@ -71,16 +82,16 @@ def install(cluster: Cluster, host: Host) -> Steps:
         mode=0o640,
     )
     # Garage refuses secrets that its group may read, so they belong to its user alone.
-    rpc_secret = secret_of(USER, f"{etc}/rpc_secret", secrets.rpc_secret.encode())
-    admin_token = secret_of(USER, f"{etc}/admin_token", secrets.admin_token.encode())
-    yield Directory(etc, mode=0o750, owner=f"root:{USER}")
+    rpc_secret = secret_of(USER, RPC_SECRET, secrets.rpc_secret.encode())
+    admin_token = secret_of(USER, ADMIN_TOKEN, secrets.admin_token.encode())
+    yield Directory(ETC, mode=0o750, owner=f"root:{USER}")
     for directory in (data, f"{data}/meta", f"{data}/data"):
         yield Directory(directory, mode=0o700, owner=f"{USER}:{USER}", recursive=True)
     yield secret_of(USER, f"{data}/{NODE_KEY}", key)
     yield File(f"{data}/{NODE_KEY}.pub", _bytes(secrets.node_id(node.name)), owner=f"{USER}:{USER}", mode=0o400)
     yield from (rpc_secret, admin_token, config)
     yield from serve(
-        UNIT,
+        SERVICE,
         (config, rpc_secret, admin_token),
         gate=gate(cluster),
         user=USER,

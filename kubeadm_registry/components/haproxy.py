@@ -9,7 +9,7 @@ from functools import partial
 from kubeadm_registry import paths, pki
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components.units import serve
+from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps, Wait
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.secrets import basic
@@ -17,13 +17,22 @@ from kubeadm_registry.transport.host import Host
 
 NAME = "haproxy"
 USER = paths.user(NAME)
-UNIT = f"{paths.PREFIX}-haproxy@.service"
 ETC = f"{paths.ETC}/haproxy"
 CONFIG = f"{ETC}/haproxy.cfg"
 STATE_MAP = f"{ETC}/state.map"
 AUTH_MAP = f"{ETC}/auth.map"
+HOLD = f"{ETC}/hold.lua"
 RUN = f"{paths.RUN}/haproxy"
 SOCKETS = paths.HAPROXY_SOCKETS
+SERVICE = Service(
+    NAME,
+    units=paths.HAPROXY_UNITS,
+    user=USER,
+    program=NAME,
+    reloaded_by=(CONFIG, AUTH_MAP, HOLD, STATE_MAP),
+    ports=(Port(paths.REGISTRY_PORT), Port(paths.INTERNAL_PORT)),
+    calls=(paths.FRONTEND_PORT,),
+)
 #: Connections to each of the two processes. An idle one costs some 20 KB.
 PUBLIC_MOST, INTERNAL_MOST = 3000, 1000
 #: From one address: as many as a hundred nodes behind one router need, not enough to keep out others.
@@ -93,7 +102,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     )
     files = [auth_map]
     if single_writer:
-        files += [File(f"{ETC}/hold.lua", render("haproxy/hold.lua")), File(STATE_MAP, b"epoch 0\n")]
+        files += [File(HOLD, render("haproxy/hold.lua")), File(STATE_MAP, b"epoch 0\n")]
     program = cluster.program(NAME).executable
     config = File(
         CONFIG,
@@ -126,10 +135,8 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield from files
     yield config
     yield from serve(
-        UNIT,
+        SERVICE,
         (config, *files),
-        instances=paths.HAPROXY_UNITS,
-        reloads=[file.path for file in (config, *files)],
         user=USER,
         program=program,
         config=CONFIG,

@@ -10,7 +10,7 @@ from functools import partial
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import ip, prefix
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components.units import serve
+from kubeadm_registry.components.units import Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps, Wait
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import Error
@@ -21,6 +21,12 @@ UNIT = paths.unit(NAME)
 ETC = f"{paths.ETC}/keepalived"
 CONFIG = f"{ETC}/keepalived.conf"
 DROP = f"{paths.LIBEXEC}/drop-vip"
+SERVICE = Service(
+    NAME,
+    units=(UNIT,),
+    program=NAME,
+    reloaded_by=(CONFIG, DROP),  # the script runs before a start and after a stop
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +87,8 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield drop
     yield config
     yield from serve(
-        UNIT,
+        SERVICE,
         (config, drop),
-        reloads=(CONFIG, DROP),  # the script runs before a start and after a stop
         program=program,
         config=CONFIG,
         drop=DROP,

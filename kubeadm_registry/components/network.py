@@ -13,7 +13,7 @@ from kubeadm_registry.addresses import family
 from kubeadm_registry.agent.model import Timings
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, haproxy, zot
-from kubeadm_registry.components.units import serve
+from kubeadm_registry.components.units import Service, serve
 from kubeadm_registry.engine.changes import File, Steps
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.transport.host import Host
@@ -22,6 +22,8 @@ NAME = "network"
 UNIT = paths.unit(NAME)
 SCRIPT = f"{paths.LIBEXEC}/network"
 GUARD_UNIT = paths.unit("guard")
+SERVICE = Service(NAME, units=(UNIT,), reloaded_by=(SCRIPT,))
+GUARD = Service("guard", units=(GUARD_UNIT,), reloaded_by=(paths.GUARD,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     guard = File(
         paths.GUARD,
         render(
-            "network/guard.nft.j2",
+            "guard/guard.nft.j2",
             table=paths.PREFIX,
             frontend_port=paths.FRONTEND_PORT,
             s3_port=paths.S3_PORT,
@@ -126,7 +128,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
         mode=0o755,
     )
     yield guard
-    yield from serve(GUARD_UNIT, (guard,), reloads=(paths.GUARD,), guard=paths.GUARD)
+    yield from serve(GUARD, (guard,), guard=paths.GUARD)
     yield Guarded(tables(cluster))
     yield script
-    yield from serve(UNIT, (script,), reloads=(SCRIPT,), script=SCRIPT)
+    yield from serve(SERVICE, (script,), script=SCRIPT)

@@ -13,7 +13,7 @@ import json
 from kubeadm_registry import paths
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage
-from kubeadm_registry.components.units import serve
+from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps
 from kubeadm_registry.transport.host import Host
 
@@ -25,6 +25,16 @@ STANDBY_CONFIG = f"{ETC}/standby.json"
 WRITER_CONFIG = f"{ETC}/writer.json"
 RUN = f"{paths.RUN}/zot"
 RUNTIME_CONFIG = f"{RUN}/config.json"
+SERVICE = Service(
+    NAME,
+    units=(UNIT,),
+    user=USER,
+    program=NAME,
+    restarted_by=(STANDBY_CONFIG, WRITER_CONFIG),
+    ports=(Port(paths.FRONTEND_PORT, local=True),),
+    calls=(paths.S3_PORT,),
+    scratch=True,
+)
 
 _READ = ("read",)
 _WRITE = ("read", "create", "update", "delete")
@@ -92,7 +102,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield standby
     yield writer
     yield from serve(
-        UNIT,
+        SERVICE,
         (standby, writer),
         gate=garage.gate(cluster),
         user=USER,

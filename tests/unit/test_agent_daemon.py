@@ -305,7 +305,7 @@ def test_only_connections_on_our_own_ports_are_ended(
 
 
 def test_systemd_ends_a_hung_writer_before_another_node_may_write(root: Path) -> None:
-    unit = (root / "kubeadm_registry/templates/units/kubeadm-registry-agent.service.j2").read_text()
+    unit = (root / "kubeadm_registry/templates/agent/unit.j2").read_text()
     seconds = next(float(line.partition("=")[2]) for line in unit.splitlines() if line.startswith("WatchdogSec="))
     assert seconds < Timings().lease
     assert "WatchdogSignal=SIGKILL" in unit, "a core dump would take longer than the rest of the lease"
