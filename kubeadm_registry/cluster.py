@@ -11,7 +11,7 @@ from kubeadm_registry.bundle import Bundle, Program
 from kubeadm_registry.config import Node, RegistryCluster, Spec
 from kubeadm_registry.errors import Error
 from kubeadm_registry.secrets import Secrets, Vault
-from kubeadm_registry.transport.host import Host, side_by_side
+from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +83,26 @@ def leader(cluster: Cluster) -> Sequence[Host]:
     return (cluster.leader,)
 
 
-def read_vault(config: RegistryCluster, hosts: Sequence[Host]) -> Vault:
-    """Ask every host, side by side, for the secrets it has. Raises Error (SecretsConflict, SecretsDamaged)."""
+def holder_last(cluster: Cluster) -> Sequence[Host]:
+    """All hosts, the one that has the VIP after the others: it then moves only once where each host gives it up."""
+    return sorted(cluster.hosts, key=lambda host: has_address(host, cluster.spec.vip.address))
+
+
+def read_vault(config: RegistryCluster, hosts: Sequence[Host], data: Sequence[str]) -> Vault:
+    """Ask every host, side by side, for the secrets it has, and for files in the directories *data*.
+
+    Raises Error (SecretsConflict, SecretsDamaged).
+    """
     directory = config.spec.data_directory
 
     def ask(host: Host) -> tuple[dict[str, bytes], bool]:
         files = secrets_file.contents(host, directory)
-        return files, not files and secrets_file.has_data(host, directory)
+        return files, not files and secrets_file.has_data(host, data)
 
     found = dict(zip((host.name for host in hosts), side_by_side(ask, hosts), strict=True))
     return Vault.read(
         config.metadata.name,
         [node.name for node in config.spec.nodes],
         {name: files for name, (files, _) in found.items()},
-        [name for name, (_, data) in found.items() if data],
+        [name for name, (_, has_data) in found.items() if has_data],
     )

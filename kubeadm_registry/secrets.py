@@ -359,7 +359,6 @@ def contents(host: Host, data_directory: str) -> dict[str, bytes]:
 _DATA = 'find "$@" -mindepth 1 ! -name lost+found -print -quit 2>/dev/null || :'
 
 
-def has_data(host: Host, data_directory: str) -> bool:
+def has_data(host: Host, directories: Sequence[str]) -> bool:
     """Whether there is data of a registry on *host*, which belongs to the secrets that it was written with."""
-    directories = (f"{data_directory}/garage/meta", f"{data_directory}/garage/data")
     return bool(host.query("sh", "-c", _DATA, "data", *directories).text)

@@ -12,6 +12,7 @@ from typing import Any
 from kubeadm_registry import certificates, paths, pki
 from kubeadm_registry.agent.model import Timings
 from kubeadm_registry.certificates import Certificates
+from kubeadm_registry.components.services import services
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import Error
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
@@ -19,19 +20,6 @@ from kubeadm_registry.transport.host import Host, has_address, side_by_side
 #: An agent writes its state every second; one that is silent for longer is not believed.
 STALE_AFTER = 5.0
 CERTIFICATE_WARNING_DAYS = 30
-
-
-def services(config: RegistryCluster) -> dict[str, tuple[str, ...]]:
-    """The units of each service on a node, by the name that people use."""
-    frontend = config.spec.frontend.type
-    return {
-        "network": (paths.unit("network"),),
-        "garage": (paths.unit("garage"),),
-        frontend: (paths.unit(frontend),),
-        "haproxy": paths.HAPROXY_UNITS,
-        "agent": (paths.unit("agent"),),
-        "keepalived": (paths.unit("keepalived"),),
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +58,7 @@ cat -- "$state" 2>/dev/null || :
 
 def observe(config: RegistryCluster, host: Host) -> Observation:
     """Ask *host* for everything. A host that fails to answer is an observation too."""
-    units = services(config)
+    units = {service.name: service.units for service in services(config.spec)}
     try:
         flat = [unit for group in units.values() for unit in group]
         answer = host.query("sh", "-c", _ASK, "status", paths.AGENT_STATE, paths.PREFIX, *flat, timeout=15)

@@ -1,9 +1,17 @@
 """The node agent."""
 
-from kubeadm_registry.components import agent, keepalived
+from kubeadm_registry.cluster import Cluster, holder_last
+from kubeadm_registry.components import agent
+from kubeadm_registry.components.services import backend, frontend
+from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.transport.host import Host
+
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install the agent, which looks after the frontend and the storage."""
+    return agent.install(cluster, host, frontend(cluster.spec), backend(cluster.spec))
+
 
 # One that restarts gives the address up.
-AGENT = Phase(
-    "agent", "Install the node agent and start it", agent.install, on=keepalived.holder_last, one_at_a_time=True
-)
+AGENT = Phase("agent", "Install the node agent and start it", install, on=holder_last, one_at_a_time=True)

@@ -1,11 +1,29 @@
 """The replicated storage: installed on each server, formed once, seen whole from everywhere."""
 
-from kubeadm_registry.cluster import leader
-from kubeadm_registry.components import garage
+from kubeadm_registry.cluster import Cluster, leader
+from kubeadm_registry.components.services import backend
+from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.workflow import Phase
 from kubeadm_registry.phases.immutable import SAME_CLUSTER
+from kubeadm_registry.transport.host import Host
 
-INSTALL = Phase("install", "Install Garage and start it", garage.install, checks=(SAME_CLUSTER,), one_at_a_time=True)
-FORM = Phase("form", "Make one storage of the servers: layout, key, bucket", garage.form, on=leader)
-JOINED = Phase("joined", "Wait until every server sees the storage whole", garage.joined)
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install the storage on this server."""
+    return backend(cluster.spec).install(cluster, host)
+
+
+def form(cluster: Cluster, host: Host) -> Steps:
+    """Make one storage of all servers."""
+    return backend(cluster.spec).form(cluster, host)
+
+
+def joined(cluster: Cluster, host: Host) -> Steps:
+    """Wait until this server sees the storage whole."""
+    return backend(cluster.spec).joined(cluster, host)
+
+
+INSTALL = Phase("install", "Install Garage and start it", install, checks=(SAME_CLUSTER,), one_at_a_time=True)
+FORM = Phase("form", "Make one storage of the servers: layout, key, bucket", form, on=leader)
+JOINED = Phase("joined", "Wait until every server sees the storage whole", joined)
 BACKEND = Phase("backend", "Set up the replicated storage", phases=(INSTALL, FORM, JOINED))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from kubeadm_registry import pki
 from kubeadm_registry.cluster import Cluster, leader
-from kubeadm_registry.components import existing, garage
 from kubeadm_registry.components.existing import Existing
+from kubeadm_registry.components.services import BACKENDS, existing, formed
 from kubeadm_registry.engine.workflow import Check
 from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.transport.host import Host, side_by_side
@@ -50,10 +50,10 @@ def same_cluster(cluster: Cluster, _: Host) -> Iterator[str]:
     if not cluster.vault.made:
         return
     secrets = cluster.vault.preview()  # a newer release may want more of them, which init makes later
-    found = side_by_side(existing.read, cluster.hosts)
+    found = side_by_side(existing, cluster.hosts)
     made = [one for one in found if one is not None]
     places = [cluster.spec.data_directory if one is None else one.data_directory for one in found]
-    if not any(map(existing.formed, cluster.hosts, places)):
+    if not any(map(formed, cluster.hosts, places)):
         return  # an init that ended before anything could be stored
     yield from _told(NAME, "", pki.cluster_of(secrets.ca_certificate), cluster.config.metadata.name)
     yield from _members(cluster, secrets, made)
@@ -94,8 +94,8 @@ def _data(cluster: Cluster, _: Secrets, made: Existing) -> Iterator[str]:
 
 
 def _storage(cluster: Cluster, _: Secrets, made: Existing) -> Iterator[str]:
-    yield from _told(BACKEND, "", garage.NAME, cluster.spec.backend.type)
-    wanted = garage.copies(len(cluster.spec.nodes))
+    yield from _told(BACKEND, "", made.backend, cluster.spec.backend.type)
+    wanted = BACKENDS[made.backend].copies(len(cluster.spec.nodes))
     if made.copies != wanted:
         yield f"{COPIES.path} is {made.copies}, and the file wants {wanted}: {COPIES.why}; {_advice(COPIES)}"
 

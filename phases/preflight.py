@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import ip
 from kubeadm_registry.cluster import Cluster, leader
-from kubeadm_registry.components import data, keepalived
+from kubeadm_registry.components import data
+from kubeadm_registry.components.links import link
+from kubeadm_registry.components.services import backend, services
 from kubeadm_registry.engine.changes import unit_state
 from kubeadm_registry.engine.workflow import Check, Phase
 from kubeadm_registry.errors import Error
@@ -87,9 +89,7 @@ def kernel(_: Cluster, host: Host) -> Iterator[str]:
 
 def ports(cluster: Cluster, host: Host) -> Iterator[str]:
     """Nobody else listens where our services will."""
-    tcp = (paths.REGISTRY_PORT, paths.INTERNAL_PORT, paths.AGENT_PORT, paths.FRONTEND_PORT, paths.S3_PORT,
-           paths.RPC_PORT, paths.ADMIN_PORT)  # fmt: skip
-    wanted = {*(("tcp", port) for port in tcp), ("udp", paths.HEARTBEAT_PORT)}
+    wanted = {(port.protocol, port.number) for service in services(cluster.spec) for port in service.ports}
     for line in host.query("ss", "-Hltunp").stdout.decode(errors="replace").splitlines():
         fields = line.split()
         if len(fields) < 5:
@@ -118,7 +118,7 @@ def disk(cluster: Cluster, host: Host) -> Iterator[str]:
     for path, least in ((cluster.spec.data_directory, DATA_FREE), (paths.OPT, PROGRAMS_FREE)):
         fields = host.query("sh", "-c", _FREE, "free", path).text.split()
         free = int(fields[3])
-        if free < least and not unit_state(host, paths.unit("garage")).active:
+        if free < least and not unit_state(host, backend(cluster.spec).SERVICE.unit).active:
             yield (
                 f"{path} has {free / 2**30:.1f} GiB free on {fields[5]}, at least {least / 2**30:.0f} are needed; "
                 "give it a disk, or name another place in spec.dataDirectory"
@@ -202,13 +202,13 @@ def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:
     node = cluster.node(host)
     for own, vip in zip(node.addresses, cluster.spec.vip.addresses, strict=False):
         try:
-            link = keepalived.link(host, own)
+            found = link(host, own)
         except Error as error:
             yield f"{error.message}; {error.hint}"
             continue
-        if not _same_subnet(own, vip, link.prefix_length):
+        if not _same_subnet(own, vip, found.prefix_length):
             yield (
-                f"the virtual IP {vip} is not in the subnet {own}/{link.prefix_length} of {link.interface}; "
+                f"the virtual IP {vip} is not in the subnet {own}/{found.prefix_length} of {found.interface}; "
                 "take an unused address of that subnet as spec.vip.address"
             )
 

@@ -3,6 +3,7 @@
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.components.served import Served
+from kubeadm_registry.components.services import frontend
 from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.workflow import Phase
 from kubeadm_registry.transport.host import Host
@@ -10,7 +11,7 @@ from kubeadm_registry.transport.host import Host
 
 def install(cluster: Cluster, host: Host) -> Steps:
     """Install and start HAProxy; one that runs takes up a renewed certificate."""
-    yield from haproxy.install(cluster, host)
+    yield from haproxy.install(cluster, host, single_writer=frontend(cluster.spec).SINGLE_WRITER)
     yield Served()
 
 

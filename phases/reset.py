@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from kubeadm_registry import containerd, paths, secrets
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, data, distribution, garage, haproxy, keepalived, network, zot
+from kubeadm_registry.components import agent, data, network
+from kubeadm_registry.components.services import every_service
 from kubeadm_registry.engine.changes import Absent, Directory, NoService, NoUser, Steps
 from kubeadm_registry.engine.workflow import Check, Phase
 from kubeadm_registry.transport.host import Host
@@ -25,11 +26,9 @@ def restorable(_: Cluster, host: Host) -> Iterator[str]:
 
 def services(cluster: Cluster, host: Host) -> Steps:
     """Stop every service, the outermost first, so that the VIP moves away before the registry stops."""
-    frontends = (distribution.UNIT, zot.UNIT)
-    for unit in (keepalived.UNIT, agent.UNIT, *paths.HAPROXY_UNITS, *frontends, garage.UNIT):
-        yield NoService(unit)
-    for unit in (network.UNIT, network.GUARD_UNIT):
-        yield NoService(unit)
+    for service in reversed(every_service()):
+        for unit in service.units:
+            yield NoService(unit)
     yield network.NoGuard(paths.PREFIX)
     yield network.NoGuard(paths.FENCE_TABLE)
     yield NoService(paths.SLICE)
@@ -68,16 +67,17 @@ def keep(cluster: Cluster, host: Host) -> Steps:
 
 def files(cluster: Cluster, host: Host) -> Steps:
     """Remove configuration, programs, run-time state and users."""
-    # zot has its images in the storage; what it works with is no data, and would be left to a user who is gone.
-    if data.owns_scratch(cluster, host):
-        yield Absent(data.scratch(cluster))
+    # A frontend has its images in the storage; what it works with is no data, and would be left to a user who is gone.
+    for path in data.owned_scratch(cluster, host):
+        yield Absent(path)
     # What the agent has promised ends with the cluster.
     yield Absent(agent.hardstate(cluster))
     yield Absent(agent.data(cluster), only_if_empty=True)
     for path in (paths.ETC, paths.OPT, paths.RUN):
         yield Absent(path)
-    for user in (agent.USER, haproxy.USER, zot.USER, distribution.USER, garage.USER):
-        yield NoUser(user)
+    for service in reversed(every_service()):
+        if service.user:
+            yield NoUser(service.user)
 
 
 def purge(cluster: Cluster, host: Host) -> Steps:

@@ -16,6 +16,7 @@ from kubeadm_registry.agent.netlink import Addresses
 from kubeadm_registry.bundle import Bundle, Program, check
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import programs
+from kubeadm_registry.components.services import data_directories, services
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.config.worker_list import Worker
 from kubeadm_registry.engine.report import Reporter
@@ -108,7 +109,7 @@ def vault(config: RegistryCluster, reporter: Reporter) -> Vault:
     try:
         if not reached:
             raise _told(failures, reporter)
-        return read_vault(config, reached)
+        return read_vault(config, reached, data_directories(config.spec))
     finally:
         for host in reached:
             host.transport.close()
@@ -207,7 +208,7 @@ def cluster(
             stack.callback(host.transport.close)
         if failures and not (may_miss and connected):
             raise _told(failures, reporter)
-        vault = read_vault(config, connected)
+        vault = read_vault(config, connected, data_directories(config.spec))
         if failures and not can_miss(config, len(connected), failures, vault):
             raise _told(failures, reporter)
         found = select(config, opened.programs) if opened is not None else installed(connected)
@@ -217,7 +218,7 @@ def cluster(
 
 def wanted(config: RegistryCluster) -> tuple[str, ...]:
     """The programs that the file needs. ``python`` is for hosts that have none; a bundle may lack it."""
-    return (config.spec.backend.type, config.spec.frontend.type, "haproxy", "keepalived", "python")
+    return (*(one.program for one in services(config.spec) if one.program), "python")
 
 
 def select(config: RegistryCluster, available: Mapping[str, Program]) -> dict[str, Program]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths, zipapp
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import garage, haproxy, zot
+from kubeadm_registry.components import haproxy
 from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps, Wait, secret_of
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import Error
 from kubeadm_registry.oci import canary
 from kubeadm_registry.transport.host import Host
+
+if TYPE_CHECKING:
+    from kubeadm_registry.components.services import Backend, Frontend
 
 NAME = "agent"
 UNIT = paths.unit(NAME)
@@ -62,30 +66,22 @@ def hardstate(cluster: Cluster) -> str:
     return f"{data(cluster)}/hardstate"
 
 
-def settings(cluster: Cluster, host: Host) -> dict[str, object]:
+def settings(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend) -> dict[str, object]:
     """The agent's configuration; ``docs/agent.md`` has the reference."""
-    node, spec, secrets = cluster.node(host), cluster.spec, cluster.secrets
-    frontend: dict[str, object] = {"type": spec.frontend.type, "unit": paths.unit(spec.frontend.type)}
-    if spec.frontend.type == zot.NAME:
-        frontend |= {
-            "runtime_config": zot.RUNTIME_CONFIG,
-            "writer_config": zot.WRITER_CONFIG,
-            "standby_config": zot.STANDBY_CONFIG,
-        }
-    single = spec.frontend.type == zot.NAME
+    node, single = cluster.node(host), frontend.SINGLE_WRITER
     peers = [
-        {"name": peer.name, "address": peer.address, "garage_node_id": secrets.node_id(peer.name)}
+        {"name": peer.name, "address": peer.address, **storage.agent_peer(cluster, peer.name)}
         for peer in cluster.peers(host)
     ]
     return {
         "name": node.name,
         "address": node.address,
         "peers": peers,
-        "vips": spec.vip.addresses,
-        "frontend": frontend,
+        "vips": cluster.spec.vip.addresses,
+        "frontend": {"type": frontend.SERVICE.name, "unit": frontend.SERVICE.unit, **frontend.agent_frontend()},
         "writer": "single" if single else "any",
         "fence": {"address": paths.S3_ADDRESS, "port": paths.FENCE_PORT} if single else None,
-        "storage": {"unit": garage.UNIT},
+        "storage": storage.agent_storage(),
         "guard": {"tables": [paths.PREFIX, *((paths.FENCE_TABLE,) if single else ())], "file": paths.GUARD},
         "canary": {
             "repository": canary.REPOSITORY,
@@ -93,31 +89,31 @@ def settings(cluster: Cluster, host: Host) -> dict[str, object]:
             "blob": canary.LAYER.digest,
         },
         "heartbeat_key_file": HEARTBEAT_KEY,
-        "garage_admin_token_file": ADMIN_TOKEN,
+        **({"garage_admin_token_file": ADMIN_TOKEN} if storage.agent_token(cluster) else {}),
         "tls": {"cert": paths.NODE_PEM, "key": paths.NODE_PEM, "ca": paths.CA},
         "proxy": {"sockets": haproxy.SOCKETS, "epoch_map": haproxy.STATE_MAP},
         "paths": {"hardstate": hardstate(cluster)},
     }
 
 
-def install(cluster: Cluster, host: Host) -> Steps:
+def install(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend) -> Steps:
     """Install the agent with its configuration and start it."""
     key = secret_of(USER, HEARTBEAT_KEY, cluster.secrets.heartbeat_key.encode())
-    token = secret_of(USER, ADMIN_TOKEN, cluster.secrets.admin_token.encode())
     archive = File(ARCHIVE, zipapp.build())
     interpreter = python(cluster, host)
     config = File(
         CONFIG,
-        (json.dumps(settings(cluster, host), indent=1) + "\n").encode(),
+        (json.dumps(settings(cluster, host, frontend, storage), indent=1) + "\n").encode(),
         validate=(interpreter, "-I", ARCHIVE, "--check", "--config", "{path}"),
     )
     yield Directory(ETC, mode=0o750, owner=f"root:{USER}")
     yield Directory(f"{paths.OPT}/agent")
     yield Directory(data(cluster), mode=0o700, owner=f"{USER}:{USER}", recursive=True)
-    files = [archive, key, token, config]
-    single_writer = cluster.spec.frontend.type == zot.NAME
-    if single_writer:
-        text = render("agent/end-writer.sh.j2", mark=paths.WRITER_MARK, slice=paths.SLICE, unit=zot.UNIT)
+    token = storage.agent_token(cluster)
+    tokens = [secret_of(USER, ADMIN_TOKEN, token.encode())] if token else []
+    files = [archive, key, *tokens, config]
+    if frontend.SINGLE_WRITER:
+        text = render("agent/end-writer.sh.j2", mark=paths.WRITER_MARK, slice=paths.SLICE, unit=frontend.SERVICE.unit)
         files.append(File(END_WRITER, text, mode=0o755))
     yield from files
     yield from serve(
@@ -128,7 +124,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
         archive=ARCHIVE,
         config=CONFIG,
         data=data(cluster),
-        end_writer=END_WRITER if single_writer else "",
+        end_writer=END_WRITER if frontend.SINGLE_WRITER else "",
     )
     yield Wait("the agent tells its state", _tells, timeout=20)
 

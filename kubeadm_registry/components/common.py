@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, garage, haproxy
+from kubeadm_registry.components.services import services
 from kubeadm_registry.engine.changes import RECORD_START, STARTED, Directory, File, Steps, User
 from kubeadm_registry.engine.render import render
-from kubeadm_registry.paths import ETC, LIBEXEC, OPT, PROGRAMS, SLICE, UNITS, user
+from kubeadm_registry.paths import ETC, LIBEXEC, OPT, PROGRAMS, SLICE, UNITS
 from kubeadm_registry.transport.host import Host
 
 _RECORD_START = f"""\
@@ -24,10 +24,9 @@ mv -f -- "{STARTED}/.$unit" "{STARTED}/$unit"
 
 def base(cluster: Cluster, host: Host) -> Steps:
     """Users, folders, slice and helper script."""
-    for name in (garage.USER, user(cluster.spec.frontend.type), haproxy.USER):
-        yield User(name)
-    # The agent speaks to the proxy's runtime socket and shows the same certificate.
-    yield User(agent.USER, groups=(haproxy.USER,))
+    for service in services(cluster.spec):
+        if service.user:
+            yield User(service.user, groups=service.groups)
     for path in (ETC, OPT, PROGRAMS, LIBEXEC):
         yield Directory(path)
     yield Directory(cluster.spec.data_directory, as_is=True)

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from kubeadm_registry import paths, secrets
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import existing, garage, zot
+from kubeadm_registry.components.services import FRONTENDS, backend, existing
 from kubeadm_registry.config.values import unsuitable
 from kubeadm_registry.errors import Error
 from kubeadm_registry.transport.host import Host
@@ -22,13 +22,14 @@ while stat -c '%a|%F|%n' -- "$path" || exit 1; [ "$path" != / ]; do path=$(dirna
 
 
 def storage(cluster: Cluster) -> str:
-    """Where Garage keeps layers and metadata."""
-    return f"{cluster.spec.data_directory}/{garage.NAME}"
+    """Where the storage keeps layers and metadata."""
+    return f"{cluster.spec.data_directory}/{backend(cluster.spec).SERVICE.name}"
 
 
-def scratch(cluster: Cluster) -> str:
-    """Where zot keeps what it works with; the images are in the storage."""
-    return f"{cluster.spec.data_directory}/{zot.NAME}"
+def scratch(cluster: Cluster) -> dict[str, str]:
+    """Where frontends of any kind keep what they work with, each with its user; the images are in the storage."""
+    found = [part.SERVICE for part in FRONTENDS.values()]
+    return {f"{cluster.spec.data_directory}/{one.name}": one.user for one in found if one.scratch}
 
 
 def suitable(cluster: Cluster, host: Host) -> Iterator[str]:
@@ -51,13 +52,14 @@ def suitable(cluster: Cluster, host: Host) -> Iterator[str]:
 def astray(cluster: Cluster, host: Host) -> Iterator[str]:
     """The images are where the file says, and in nothing that reset removes without being told to delete images."""
     wanted = where = cluster.spec.data_directory
-    made = existing.read(host)
-    if made is not None and made.data_directory != wanted and not _empty(host, f"{made.data_directory}/{garage.NAME}"):
+    made = existing(host)
+    if made is not None and made.data_directory != wanted and not _empty(host, f"{made.data_directory}/{made.backend}"):
         where = made.data_directory
         yield f"the images are in {where}, not in {wanted}; set spec.dataDirectory to where they are"
     real, *_ = _way(host, where)
+    unit = backend(cluster.spec).SERVICE.unit
     if any(PurePosixPath(real).is_relative_to(tree) for tree in (paths.ETC, paths.OPT, paths.RUN)):
-        yield f"the images are in {real}, which is removed whole; stop {garage.UNIT} and move them out of it first"
+        yield f"the images are in {real}, which is removed whole; stop {unit} and move them out of it first"
 
 
 def foreign_storage(cluster: Cluster, host: Host) -> Iterator[str]:
@@ -67,26 +69,29 @@ def foreign_storage(cluster: Cluster, host: Host) -> Iterator[str]:
 
 
 def foreign_scratch(cluster: Cluster, host: Host) -> Iterator[str]:
-    """That in the place of zot's folder is what is not our zot's."""
-    if not owns_scratch(cluster, host):
-        yield f"{scratch(cluster)} holds files that this registry did not put there"
+    """That in the place of a frontend's folder is what is not our frontend's."""
+    owned = owned_scratch(cluster, host)
+    for path in scratch(cluster):
+        if path not in owned:
+            yield f"{path} holds files that this registry did not put there"
 
 
 def owns_storage(cluster: Cluster, host: Host) -> bool:
     """Whether the storage of *host* is this cluster's, or nothing is there: what else is there must stay as it is."""
-    vault = cluster.vault
-    key = garage.node_key(vault.preview(), host.name) if vault.made and host.name not in vault.missing else None
-    if key is not None and host.read(f"{storage(cluster)}/{garage.NODE_KEY}") == key:
+    if backend(cluster.spec).is_ours(cluster, host):
         return True
     # Half removed it may have lost its key; the secrets that are kept beside it go last.
     kept = host.query("test", "-e", secrets.kept(cluster.spec.data_directory)).ok
     return kept or _empty(host, storage(cluster))
 
 
-def owns_scratch(cluster: Cluster, host: Host) -> bool:
-    """Whether zot's folder was made for our zot, or nothing is in it."""
-    found = host.query("stat", "-c", "%F|%a|%U:%G", "--", scratch(cluster))
-    return found.text.endswith(f"|{zot.USER}:{zot.USER}") or _empty(host, scratch(cluster))
+def owned_scratch(cluster: Cluster, host: Host) -> list[str]:
+    """Those of the folders of ``scratch`` that were made for our frontends, or in which nothing is."""
+    return [path for path, user in scratch(cluster).items() if _made_for(host, path, user) or _empty(host, path)]
+
+
+def _made_for(host: Host, path: str, user: str) -> bool:
+    return host.query("stat", "-c", "%F|%a|%U:%G", "--", path).text.endswith(f"|{user}:{user}")
 
 
 def _empty(host: Host, directory: str) -> bool:

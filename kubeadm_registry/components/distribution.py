@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import garage
+from kubeadm_registry.components import s3
 from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.transport.host import Host
 
+if TYPE_CHECKING:
+    from kubeadm_registry.components.services import Backend
+
 NAME = "distribution"
 UNIT = paths.unit(NAME)
 USER = paths.user(NAME)
 CONFIG = f"{paths.ETC}/distribution/config.yml"
+SINGLE_WRITER = False
 SERVICE = Service(
     NAME,
     units=(UNIT,),
@@ -26,7 +32,18 @@ SERVICE = Service(
 )
 
 
-def install(cluster: Cluster, host: Host) -> Steps:
+def agent_frontend() -> dict[str, object]:
+    """Nothing: it may write at any time."""
+    return {}
+
+
+def key(_: str, digest: str) -> str:
+    """Where Distribution keeps the blob *digest* in its bucket, which all repositories share."""
+    hexadecimal = digest.removeprefix("sha256:")
+    return f"docker/registry/v2/blobs/sha256/{hexadecimal[:2]}/{hexadecimal}/data"
+
+
+def install(cluster: Cluster, host: Host, storage: Backend) -> Steps:
     """Install Distribution on loopback, without a login of its own, and start it."""
     config = File(
         CONFIG,
@@ -34,8 +51,9 @@ def install(cluster: Cluster, host: Host) -> Steps:
             "distribution/config.yml.j2",
             listen=endpoint(paths.LOOPBACK, paths.FRONTEND_PORT),
             secrets=cluster.secrets,
-            s3=garage.s3_url(),
-            bucket=garage.bucket(cluster),
+            s3=s3.url(),
+            region=storage.REGION,
+            bucket=s3.bucket(cluster.spec),
         ),
         owner=f"root:{USER}",
         mode=0o640,
@@ -46,7 +64,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield from serve(
         SERVICE,
         (config,),
-        gate=garage.gate(cluster),
+        gate=storage.gate(cluster),
         user=USER,
         program=cluster.program(NAME).executable,
         config=CONFIG,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from kubeadm_registry import paths
-from kubeadm_registry.addresses import endpoint, url
+from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import s3
+from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Condition, Directory, File, Steps, Wait, secret_of, unit_state, wait
 from kubeadm_registry.engine.render import render
@@ -34,6 +37,8 @@ SERVICE = Service(
     restarted_by=(CONFIG, RPC_SECRET, ADMIN_TOKEN),
     ports=(Port(paths.RPC_PORT), Port(paths.S3_PORT, local=True), Port(paths.ADMIN_PORT, local=True)),
 )
+REGION = "garage"
+DATA: tuple[str, ...] = ("meta", "data")
 NODE_KEY = "meta/node_key"
 """Below Garage's directory: the private key by which the other servers know this one."""
 KEY_NAME = "registry"
@@ -44,19 +49,9 @@ STEADY = 5.0
 TOGETHER = 1.0
 
 
-def bucket(cluster: Cluster) -> str:
-    """The bucket of the frontend: each kind has its own, for neither can read what the other writes."""
-    return f"registry-{cluster.spec.frontend.type}"
-
-
 def copies(servers: int) -> int:
     """How many servers keep each block, of so many *servers*."""
     return min(3, servers)
-
-
-def s3_url() -> str:
-    """Where the frontend finds the storage."""
-    return url(paths.S3_ADDRESS, paths.S3_PORT, scheme="http")
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
@@ -117,6 +112,54 @@ def form(cluster: Cluster, host: Host) -> Steps:
 def joined(cluster: Cluster, host: Host) -> Steps:
     """Wait until the storage is whole as this host sees it."""
     yield Wait("the storage is whole as seen from here", partial(whole, cluster), timeout=60)
+
+
+def existing(host: Host) -> Existing | None:
+    """What Garage was set up with on *host*; None without its configuration. Raises Error if that cannot be told."""
+    content = host.read(CONFIG)
+    if content is None:
+        return None
+    try:
+        document = tomllib.loads(content.decode())
+        metadata = document["metadata_dir"]
+        peers = [peer.partition("@")[::2] for peer in document["bootstrap_peers"]]
+        members = {identity: place.rpartition(":")[0].strip("[]") for identity, place in peers}
+        return Existing(NAME, metadata.removesuffix(f"/{NAME}/meta"), document["replication_factor"], members)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise Error(
+            f"{CONFIG} is not as init wrote it: {type(error).__name__} {error}", host=host.name,
+            code="ExistingUnknown", hint="put the file back as it was on the other servers",
+        ) from error  # fmt: skip
+
+
+def formed(host: Host, data_directory: str) -> bool:
+    """Whether the storage in *data_directory* may have a layout; before that it stores nothing, and all may be changed.
+
+    Garage writes the file when it is told of a layout first (LayoutManager::save_cluster_layout of Garage 2.3).
+    """
+    return host.query("test", "-s", f"{data_directory}/{NAME}/meta/cluster_layout").ok
+
+
+def is_ours(cluster: Cluster, host: Host) -> bool:
+    """Whether Garage's directory on *host* has the node key that the secrets have for it."""
+    vault = cluster.vault
+    key = node_key(vault.preview(), host.name) if vault.made and host.name not in vault.missing else None
+    return key is not None and host.read(f"{cluster.spec.data_directory}/{NAME}/{NODE_KEY}") == key
+
+
+def agent_storage() -> dict[str, object] | None:
+    """Garage's unit; the agent knows its ports."""
+    return {"unit": UNIT}
+
+
+def agent_peer(cluster: Cluster, name: str) -> dict[str, object]:
+    """By which id the agent tells Garage to connect to the server *name*."""
+    return {"garage_node_id": cluster.secrets.node_id(name)}
+
+
+def agent_token(cluster: Cluster) -> str:
+    """The token of Garage's admin interface."""
+    return cluster.secrets.admin_token
 
 
 def node_key(secrets: Secrets, name: str) -> bytes:
@@ -339,7 +382,7 @@ class Bucket:
     def _id(self, host: Host) -> str | None:
         """The bucket's identity as *host* knows it."""
         listed = Api(self.cluster, host).ask("ListBuckets")
-        return next((found["id"] for found in listed if bucket(self.cluster) in found["globalAliases"]), None)
+        return next((found["id"] for found in listed if s3.bucket(self.cluster.spec) in found["globalAliases"]), None)
 
     def _find(self) -> tuple[Host, dict[str, Any]] | None:
         """The bucket, and a host that knows it: one that was made anew may not yet, and would make a second one."""
@@ -350,7 +393,7 @@ class Bucket:
 
     def diff(self, host: Host) -> str | None:
         """That the bucket or the permission is missing."""
-        name, found = bucket(self.cluster), self._find()
+        name, found = s3.bucket(self.cluster.spec), self._find()
         if found is None:
             return f"bucket {name}: new"
         for key in found[1]["keys"]:
@@ -361,7 +404,7 @@ class Bucket:
 
     def apply(self, host: Host) -> None:
         """Make the bucket if there is none, and allow the key."""
-        create = {"globalAlias": bucket(self.cluster)}
+        create = {"globalAlias": s3.bucket(self.cluster.spec)}
         there, found = self._find() or (host, Api(self.cluster, host).do("CreateBucket", create))
         permissions = {"read": True, "write": True, "owner": False}
         key = self.cluster.secrets.s3_key_id

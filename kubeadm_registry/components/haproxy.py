@@ -88,10 +88,9 @@ def identity(cluster: Cluster, host: Host) -> Steps:
     yield NodeCertificate(cluster)
 
 
-def install(cluster: Cluster, host: Host) -> Steps:
-    """Install the proxy's configuration and start both processes."""
+def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
+    """Install the proxy's configuration and start both processes. *single_writer*: writes go to one server."""
     secrets, spec, node = cluster.secrets, cluster.spec, cluster.node(host)
-    single_writer = spec.frontend.type == "zot"
     logins = (("push", secrets.push_password), ("pull", secrets.pull_password))
     auth_map = File(
         AUTH_MAP,

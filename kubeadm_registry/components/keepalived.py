@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-
 from kubeadm_registry import paths
-from kubeadm_registry.addresses import ip, prefix
+from kubeadm_registry.addresses import prefix
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.links import link
 from kubeadm_registry.components.units import Service, serve
-from kubeadm_registry.engine.changes import Directory, File, Steps, Wait
+from kubeadm_registry.engine.changes import Directory, File, Steps
 from kubeadm_registry.engine.render import render
-from kubeadm_registry.errors import Error
-from kubeadm_registry.transport.host import Host, has_address
+from kubeadm_registry.transport.host import Host
 
 NAME = "keepalived"
 UNIT = paths.unit(NAME)
@@ -27,32 +22,6 @@ SERVICE = Service(
     program=NAME,
     reloaded_by=(CONFIG, DROP),  # the script runs before a start and after a stop
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """An address of a host as its kernel has it: interface and prefix length."""
-
-    interface: str
-    prefix_length: int
-
-
-def link(host: Host, address: str) -> Link:
-    """Where *address* is on *host*. Raises Error if it is on no interface."""
-    result = host.query("ip", "-json", "address", "show")
-    for entry in json.loads(result.stdout or b"[]"):
-        for item in entry.get("addr_info", ()):
-            if ip(item.get("local", "")) == ip(address):
-                return Link(entry["ifname"], item["prefixlen"])
-    raise Error(
-        f"no interface has the address {address}", host=host.name, code="AddressMissing",
-        hint="nodes[].address must be an address of the server itself, not one that a router translates",
-    )  # fmt: skip
-
-
-def holder_last(cluster: Cluster) -> Sequence[Host]:
-    """All hosts, the one that has the VIP after the others: where keepalived restarts, the VIP then moves only once."""
-    return sorted(cluster.hosts, key=lambda host: has_address(host, cluster.spec.vip.address))
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
@@ -94,17 +63,3 @@ def install(cluster: Cluster, host: Host) -> Steps:
         drop=DROP,
         run=f"{paths.RUN}/keepalived",
     )
-
-
-def one_holder(cluster: Cluster, host: Host) -> Steps:
-    """Wait until exactly one server has the VIP, with all its addresses."""
-    yield Wait("exactly one server has the virtual IP", partial(_one_holder, cluster), timeout=30)
-
-
-def _one_holder(cluster: Cluster, _: Host) -> str | None:
-    for address in cluster.spec.vip.addresses:
-        holders = [host.name for host in cluster.hosts if has_address(host, address)]
-        # A server that does not answer by SSH may have it and serve it; the phase verify reads through it.
-        if len(holders) != 1 and (holders or not cluster.absent):
-            return f"{', '.join(holders)} have {address}" if holders else f"no server has {address}"
-    return None

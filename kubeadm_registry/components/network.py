@@ -6,17 +6,22 @@ reload (Debian's nftables.service does). Address and routes have to stay meanwhi
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import family
 from kubeadm_registry.agent.model import Timings
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, haproxy, zot
+from kubeadm_registry.components import agent
 from kubeadm_registry.components.units import Service, serve
 from kubeadm_registry.engine.changes import File, Steps
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.transport.host import Host
+
+if TYPE_CHECKING:
+    from kubeadm_registry.components.services import Frontend
 
 NAME = "network"
 UNIT = paths.unit(NAME)
@@ -70,28 +75,31 @@ class NoGuard:
         host.run("nft", "delete", "table", "inet", self.table)
 
 
-def tables(cluster: Cluster) -> tuple[str, ...]:
-    """The nft tables of this cluster's servers."""
-    return (paths.PREFIX, paths.FENCE_TABLE) if fence(cluster) else (paths.PREFIX,)
+def guarded(services: Sequence[Service]) -> Iterator[tuple[int, list[str]]]:
+    """Each loopback port of the *services*, the outermost first, with the users that may connect to it besides root."""
+    for service in reversed(services):
+        for port in service.ports:
+            if port.local:
+                yield port.number, [other.user for other in services if port.number in other.calls]
 
 
-def fence(cluster: Cluster) -> dict[str, object] | None:
+def fence(frontend: Frontend) -> dict[str, object] | None:
     """What the rules of the kernel's timer need; None for a frontend that may write anywhere at any time."""
-    if cluster.spec.frontend.type != zot.NAME:
+    if not frontend.SINGLE_WRITER:
         return None
     timings = Timings()
     return {
         "address": paths.S3_ADDRESS,
         "port": paths.FENCE_PORT,
         "agent": agent.USER,
-        "frontend": zot.USER,
+        "frontend": frontend.SERVICE.user,
         "ticket_ms": round(timings.ticket * 1000),
         "timer_ms": round(timings.timer * 1000),
         "mark": round(timings.timer * 10),
     }
 
 
-def install(cluster: Cluster, host: Host) -> Steps:
+def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend: Frontend) -> Steps:
     """Install the nft rules and the script, with the units that apply them now and at each boot; see that they are so.
 
     The users that the rules name exist before: nft resolves them when it loads the file.
@@ -102,18 +110,14 @@ def install(cluster: Cluster, host: Host) -> Steps:
         render(
             "guard/guard.nft.j2",
             table=paths.PREFIX,
-            frontend_port=paths.FRONTEND_PORT,
+            guarded=list(guarded(services)),
             s3_port=paths.S3_PORT,
-            admin_port=paths.ADMIN_PORT,
             loopback_network=paths.LOOPBACK_NETWORK,
-            frontend_users=(haproxy.USER, agent.USER),
-            s3_users=(paths.user(cluster.spec.frontend.type),),
-            admin_users=(agent.USER,),
             router_id=cluster.spec.vip.router_id,
             family=family(node.address),
             peers=[peer.address for peer in cluster.peers(host)],
             fence_table=paths.FENCE_TABLE,
-            fence=fence(cluster),
+            fence=fence(frontend),
         ),
     )
     script = File(
@@ -129,6 +133,6 @@ def install(cluster: Cluster, host: Host) -> Steps:
     )
     yield guard
     yield from serve(GUARD, (guard,), guard=paths.GUARD)
-    yield Guarded(tables(cluster))
+    yield Guarded((paths.PREFIX, paths.FENCE_TABLE) if frontend.SINGLE_WRITER else (paths.PREFIX,))
     yield script
     yield from serve(SERVICE, (script,), script=SCRIPT)

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 from kubeadm_registry import paths, secrets
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network, zot
+from kubeadm_registry.components import agent, haproxy, s3
+from kubeadm_registry.components.links import link
+from kubeadm_registry.components.services import backend, frontend, services, vip_manager
 from kubeadm_registry.engine.changes import File, Steps
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.oci import canary
 from kubeadm_registry.transport.host import Host
 
 PATH = f"{paths.ETC}/RUNBOOK"
-_FRONTENDS = {zot.NAME: zot.UNIT, distribution.NAME: distribution.UNIT}
-
-
-def units(cluster: Cluster) -> tuple[str, ...]:
-    """Our units in the order in which they start; they stop the other way round."""
-    frontend = _FRONTENDS[cluster.spec.frontend.type]
-    return (network.UNIT, garage.UNIT, frontend, *paths.HAPROXY_UNITS, agent.UNIT, keepalived.UNIT)
-
-
-def key(cluster: Cluster, repository: str, digest: str) -> str:
-    """Where the frontend keeps the blob *digest* of *repository* in its bucket."""
-    hexadecimal = digest.removeprefix("sha256:")
-    if cluster.spec.frontend.type == zot.NAME:
-        return f"{repository}/blobs/sha256/{hexadecimal}"
-    return f"docker/registry/v2/blobs/sha256/{hexadecimal[:2]}/{hexadecimal}/data"
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
     """Write the RUNBOOK; there is no secret in it."""
     node, spec = cluster.node(host), cluster.spec
+    registry, storage, vip = frontend(spec), backend(spec), vip_manager(spec)
+    # They stop the other way round.
+    units = [unit for service in services(spec) for unit in service.units]
     yield File(
         PATH,
         render(
@@ -39,18 +29,24 @@ def install(cluster: Cluster, host: Host) -> Steps:
             node=node,
             nodes=spec.nodes,
             vips=[
-                (address, keepalived.link(host, own).interface)
+                (address, link(host, own).interface)
                 for own, address in zip(node.addresses, spec.vip.addresses, strict=False)
             ],
-            frontend=spec.frontend.type,
+            frontend=registry.SERVICE.name,
             anonymous_pull=spec.proxy.anonymous_pull,
-            units=units(cluster),
+            units=units,
+            units_before_frontend=units[units.index(registry.SERVICE.unit) + 1 :],
             data=spec.data_directory,
-            garage=cluster.program(garage.NAME).executable,
-            garage_config=garage.CONFIG,
-            bucket=garage.bucket(cluster),
-            s3=garage.s3_url(),
-            key=key(cluster, canary.REPOSITORY, canary.LAYER.digest),
+            backend=storage.SERVICE.name,
+            storage_unit=storage.SERVICE.unit,
+            storage_program=cluster.program(storage.SERVICE.program).executable,
+            storage_config=storage.CONFIG,
+            region=storage.REGION,
+            vip_manager=vip.SERVICE.name,
+            vip_unit=vip.SERVICE.unit,
+            bucket=s3.bucket(spec),
+            s3=s3.url(),
+            key=registry.key(canary.REPOSITORY, canary.LAYER.digest),
             canary=canary,
             python=agent.python(cluster, host),
             secrets=secrets.PATH,

@@ -9,13 +9,17 @@ start, 7 to 12 s with 1000 repositories. It collects no garbage: that is retenti
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import garage
+from kubeadm_registry.components import s3
 from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps
 from kubeadm_registry.transport.host import Host
+
+if TYPE_CHECKING:
+    from kubeadm_registry.components.services import Backend
 
 NAME = "zot"
 UNIT = paths.unit(NAME)
@@ -25,6 +29,7 @@ STANDBY_CONFIG = f"{ETC}/standby.json"
 WRITER_CONFIG = f"{ETC}/writer.json"
 RUN = f"{paths.RUN}/zot"
 RUNTIME_CONFIG = f"{RUN}/config.json"
+SINGLE_WRITER = True
 SERVICE = Service(
     NAME,
     units=(UNIT,),
@@ -40,8 +45,8 @@ _READ = ("read",)
 _WRITE = ("read", "create", "update", "delete")
 
 
-def configuration(cluster: Cluster, *, writer: bool) -> bytes:
-    """zot's configuration as standby or as *writer*."""
+def configuration(cluster: Cluster, region: str, *, writer: bool) -> bytes:
+    """zot's configuration as standby or as *writer*, for a storage of this S3 *region*."""
     secrets = cluster.secrets
     document = {
         "distSpecVersion": "1.1.1",
@@ -53,10 +58,10 @@ def configuration(cluster: Cluster, *, writer: bool) -> bytes:
             "gc": False,
             "storageDriver": {
                 "name": "s3",
-                "region": "garage",
-                "regionendpoint": garage.s3_url(),
+                "region": region,
+                "regionendpoint": s3.url(),
                 "forcepathstyle": True,
-                "bucket": garage.bucket(cluster),
+                "bucket": s3.bucket(cluster.spec),
                 "secure": False,
                 "accesskey": secrets.s3_key_id,
                 "secretkey": secrets.s3_secret_key,
@@ -80,7 +85,17 @@ def configuration(cluster: Cluster, *, writer: bool) -> bytes:
     return (json.dumps(document, indent=1) + "\n").encode()
 
 
-def install(cluster: Cluster, host: Host) -> Steps:
+def agent_frontend() -> dict[str, object]:
+    """The configuration that zot watches, and the two that the agent gives it in turn."""
+    return {"runtime_config": RUNTIME_CONFIG, "writer_config": WRITER_CONFIG, "standby_config": STANDBY_CONFIG}
+
+
+def key(repository: str, digest: str) -> str:
+    """Where zot keeps the blob *digest* of *repository* in its bucket."""
+    return f"{repository}/blobs/sha256/{digest.removeprefix('sha256:')}"
+
+
+def install(cluster: Cluster, host: Host, storage: Backend) -> Steps:
     """Install zot on loopback as a standby, and start it."""
     # The agent copies the one or the other, and knows what zot knows.
     agent_user = paths.user("agent")
@@ -89,7 +104,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     standby, writer = (
         File(
             path,
-            configuration(cluster, writer=path == WRITER_CONFIG),
+            configuration(cluster, storage.REGION, writer=path == WRITER_CONFIG),
             mode=0o640,
             owner=owner,
             validate=(program, "verify", "{path}.json"),
@@ -104,7 +119,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield from serve(
         SERVICE,
         (standby, writer),
-        gate=garage.gate(cluster),
+        gate=storage.gate(cluster),
         user=USER,
         agent=agent_user,
         program=program,

@@ -15,8 +15,8 @@ import pytest
 from kubeadm_registry import config, paths
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import keepalived
-from kubeadm_registry.components import network as component
 from kubeadm_registry.engine.changes import File, Steps
+from kubeadm_registry.phases import network as phase
 from kubeadm_registry.transport.host import Host
 from tests.lab.command import wait_until
 from tests.lab.namespaces import Namespace, network
@@ -68,7 +68,7 @@ def written(install: Callable[[Cluster, Host], Steps], path: str) -> str:
 
 def rules(folder: Path) -> Path:
     """The file that cp-1 loads, with numbers for the users that this machine does not have."""
-    text = written(component.install, paths.GUARD)
+    text = written(phase.install, paths.GUARD)
     file = folder / "guard.nft"
     file.write_text(re.sub(rf"{paths.PREFIX}-\w+", lambda found: str(USERS.get(found[0], found[0])), text))
     return file

@@ -16,6 +16,7 @@ from kubeadm_registry.bundle import Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import agent, garage, haproxy, keepalived, network, programs
+from kubeadm_registry.components.services import data_directories
 from kubeadm_registry.phases import programs as programs_phase
 from kubeadm_registry.secrets import Secrets, Vault
 from kubeadm_registry.transport.host import FileState, Host
@@ -210,7 +211,7 @@ class FakeCluster:
         """What a run begins with."""
         hosts = self.cluster_hosts()
         names = [host.name for host in hosts]
-        vault = read_vault(self.config, hosts)
+        vault = read_vault(self.config, hosts, data_directories(self.config.spec))
         if self.fixed is not None and not vault.made:
             vault = Vault(self.config.metadata.name, names, {"": self.fixed.found})
         return Cluster(self.config, hosts, vault, self.programs, cast(Bundle | None, self.bundle))

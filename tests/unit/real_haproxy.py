@@ -192,7 +192,10 @@ def _write(fake: FakeCluster, name: str, folder: Path, networks: dict[str, str])
     host = next(one for one in cluster.hosts if one.name == name)
     (folder / "run").mkdir(parents=True)
     places = {paths.ETC: f"{folder}/etc", haproxy.RUN: f"{folder}/run", **networks}
-    for step in (*haproxy.identity(cluster, host), *haproxy.install(cluster, host)):
+    for step in (
+        *haproxy.identity(cluster, host),
+        *haproxy.install(cluster, host, single_writer=fake.config.spec.frontend.type == "zot"),
+    ):
         if isinstance(step, File) and step.path.startswith(paths.ETC):
             text = step.content.decode()
             for old, new in places.items():

@@ -10,6 +10,7 @@ import pytest
 from kubeadm_registry import config
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cluster import everyone, leader, read_vault
+from kubeadm_registry.components.services import data_directories
 from kubeadm_registry.errors import ConnectionFailed, Error, NotYetKnown
 from kubeadm_registry.secrets import PATH
 from tests.unit.fake_cluster import FakeBundle, FakeCluster, fixed_secrets
@@ -58,7 +59,7 @@ def test_secrets_are_read_from_every_host(three: FakeCluster) -> None:
     held = fixed_secrets(("cp-1", "cp-2", "cp-3"))
     three.servers["cp-3"].put(PATH, held.to_json(), 0o600)
     hosts = three.cluster.hosts
-    assert read_vault(three.config, hosts).secrets == held
+    assert read_vault(three.config, hosts, data_directories(three.config.spec)).secrets == held
     for server in three.servers.values():
         assert server.log, "each one was asked"
 
@@ -67,7 +68,7 @@ def test_a_host_that_cannot_be_asked_is_never_taken_for_one_without_secrets(thre
     hosts = three.cluster.hosts
     three.servers["cp-2"].close()
     with pytest.raises(ConnectionFailed) as caught:
-        read_vault(three.config, hosts)
+        read_vault(three.config, hosts, data_directories(three.config.spec))
     assert caught.value.host == "cp-2"
 
 

@@ -26,11 +26,13 @@ import yaml
 
 from kubeadm_registry import config, paths
 from kubeadm_registry.agent import config as agent_config
+from kubeadm_registry.cluster import holder_last
 from kubeadm_registry.components import agent, common, garage, keepalived, network, programs, zot
 from kubeadm_registry.components.haproxy import login_digest
 from kubeadm_registry.engine.changes import RECORD_START, STARTED
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases.proxy import PROXY
+from kubeadm_registry.phases.vip import one_holder
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.transport.host import FileState
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
@@ -510,11 +512,11 @@ def test_haproxy_accepts_its_configuration(case: str, tmp_path: Path) -> None:
 def test_keepalived_restarts_last_where_the_address_is() -> None:
     fake = FakeCluster.of(config.SMALLEST)
     cluster = fake.cluster
-    assert [host.name for host in keepalived.holder_last(cluster)] == ["cp-1", "cp-2", "cp-3"], "nobody has it"
+    assert [host.name for host in holder_last(cluster)] == ["cp-1", "cp-2", "cp-3"], "nobody has it"
     fake.servers["cp-1"].answer(
         "ip", "-oneline", "address", "show", "-tentative", "to", "10.0.0.10/32", with_="2: eth0 inet ..."
     )
-    assert [host.name for host in keepalived.holder_last(cluster)] == ["cp-2", "cp-3", "cp-1"]
+    assert [host.name for host in holder_last(cluster)] == ["cp-2", "cp-3", "cp-1"]
 
 
 def test_what_must_be_steady_begins_anew_after_each_flaw(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,5 +566,5 @@ def test_one_server_has_the_virtual_ip_or_may_have_it(holders: tuple[str, ...], 
     cluster = fake.cluster
     if absent:
         cluster = replace(cluster, hosts=cluster.hosts[:2], absent={"cp-3": "no route"})
-    [wait] = keepalived.one_holder(cluster, cluster.leader)
+    [wait] = one_holder(cluster, cluster.leader)
     assert wait.diff(cluster.leader) == said

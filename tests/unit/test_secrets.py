@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from kubeadm_registry import config, secrets
 from kubeadm_registry.cluster import Cluster, leader, read_vault
+from kubeadm_registry.components.services import data_directories
 from kubeadm_registry.engine.changes import File
 from kubeadm_registry.engine.report import Console, JsonLines
 from kubeadm_registry.engine.workflow import Phase, run
@@ -162,7 +163,7 @@ def test_values_that_conflict_within_a_generation_stop_the_run(real: FakeCluster
         server.put(secrets.PATH, FIXED.to_json(), 0o600)
     real.servers["cp-3"].put(secrets.PATH, document(**{key: other}), 0o600)
     with pytest.raises(Error) as caught:
-        read_vault(real.config, real.cluster_hosts())
+        read_vault(real.config, real.cluster_hosts(), data_directories(real.config.spec))
     assert caught.value.code == "SecretsConflict"
     path = "node_keys.cp-2" if key == "node_keys" else key
     assert caught.value.message == (
@@ -207,7 +208,7 @@ def test_both_parts_of_the_storage_key_are_made_together(real: FakeCluster) -> N
     for server in real.servers.values():
         server.put(secrets.PATH, document("s3_secret_key"), 0o600)
     with pytest.raises(Error, match="both parts of the S3 key") as caught:
-        read_vault(real.config, real.cluster_hosts())
+        read_vault(real.config, real.cluster_hosts(), data_directories(real.config.spec))
     assert caught.value.code == "SecretsDamaged"
 
 
@@ -216,7 +217,7 @@ def test_what_clients_trust_is_never_made_anew(real: FakeCluster, key: str) -> N
     for server in real.servers.values():
         server.put(secrets.PATH, document(key), 0o600)
     with pytest.raises(Error, match=f"no server has {key} in {secrets.PATH}") as caught:
-        read_vault(real.config, real.cluster_hosts())
+        read_vault(real.config, real.cluster_hosts(), data_directories(real.config.spec))
     assert caught.value.code == "SecretsDamaged"
     assert "restore it from another server of this cluster, or from a backup" in caught.value.hint
 
@@ -260,7 +261,7 @@ def test_an_older_release_makes_no_secret_in_a_file_that_it_may_only_read(real: 
 def test_an_older_release_refuses_what_it_cannot_read(real: FakeCluster) -> None:
     real.servers["cp-2"].put(secrets.PATH, stamped(2, 2, 2), 0o600)
     with pytest.raises(NewerFormat, match=f"cp-2: a newer release wrote {secrets.PATH}") as caught:
-        read_vault(real.config, real.cluster_hosts())
+        read_vault(real.config, real.cluster_hosts(), data_directories(real.config.spec))
     assert caught.value.hint == "use a newer kubeadm-registry"
 
 
@@ -307,7 +308,7 @@ def test_secrets_of_another_cluster_that_a_reset_kept_are_not_lost(real: FakeClu
     store(real)
     real.servers["cp-3"].put(kept, FIXED.to_json(), 0o600)
     with pytest.raises(Error, match=r"cp-3 \(/var/lib/kubeadm-registry/secrets.json\)") as caught:
-        read_vault(real.config, real.cluster_hosts())
+        read_vault(real.config, real.cluster_hosts(), data_directories(real.config.spec))
     assert caught.value.code == "SecretsConflict"
 
 
@@ -382,15 +383,15 @@ def test_a_damaged_file_is_an_error_and_never_a_reason_for_new_secrets(real: Fak
     cluster = real.cluster
     real.servers["cp-2"].put(secrets.PATH, content, 0o600)
     with pytest.raises(Error, match=f"cp-2: {secrets.PATH} is damaged") as caught:
-        read_vault(real.config, cluster.hosts)
+        read_vault(real.config, cluster.hosts, data_directories(real.config.spec))
     assert caught.value.code == "SecretsDamaged"
 
 
 def test_what_a_reset_left_with_the_data_is_found(real: FakeCluster) -> None:
     hosts = real.cluster.hosts
-    assert not read_vault(real.config, hosts).known
+    assert not read_vault(real.config, hosts, data_directories(real.config.spec)).known
     real.servers["cp-3"].put("/var/lib/kubeadm-registry/secrets.json", FIXED.to_json(), 0o600)
-    assert read_vault(real.config, hosts).secrets == FIXED
+    assert read_vault(real.config, hosts, data_directories(real.config.spec)).secrets == FIXED
 
 
 def test_the_file_is_read_as_it_was_written() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from kubeadm_registry import certificates, config, paths, pki, status
 from kubeadm_registry.cli.status import exit_code, show
+from kubeadm_registry.components.services import services
 from kubeadm_registry.result import Result
 from kubeadm_registry.status import Observation, condition, judge
 from tests.unit.fake_cluster import authority
@@ -29,7 +30,7 @@ DUAL = THREE.model_copy(
         "spec": THREE.spec.model_copy(update={"vip": THREE.spec.vip.model_copy(update={"secondary_address": VIP6})})
     }
 )
-SERVICES = dict.fromkeys(status.services(THREE), "active")
+SERVICES = dict.fromkeys([service.name for service in services(THREE.spec)], "active")
 
 
 def well(name: str, *, vip: bool = False, of: int = 3) -> Observation:
@@ -239,7 +240,7 @@ def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
 # ---- asking a server ---------------------------------------------------------------------------------------------
 
 AGENT = {"time": 1000.0, "fit": True, "quorum": {"storage": 3}}
-UNITS = [unit for units in status.services(THREE).values() for unit in units]
+UNITS = [unit for service in services(THREE.spec) for unit in service.units]
 
 
 SCRIPT = ("sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source())
