@@ -66,6 +66,7 @@ def install(cluster: Cluster, host: Host, storage: Backend) -> Steps:
         (config,),
         gate=storage.gate(cluster),
         user=USER,
+        storage=storage.SERVICE.unit,
         program=cluster.program(NAME).executable,
         config=CONFIG,
     )

@@ -121,6 +121,7 @@ def install(cluster: Cluster, host: Host, storage: Backend) -> Steps:
         (standby, writer),
         gate=storage.gate(cluster),
         user=USER,
+        storage=storage.SERVICE.unit,
         agent=agent_user,
         program=program,
         standby=STANDBY_CONFIG,
