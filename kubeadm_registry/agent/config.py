@@ -36,9 +36,9 @@ class Peer:
 
 @dataclass(frozen=True)
 class Frontend:
-    """The registry process on loopback: zot or Distribution."""
+    """The registry process on loopback."""
 
-    type: str  # zot or distribution; only for people, ``writer`` decides
+    type: str  # its name; only for people, ``writer`` decides
     unit: str  # systemd unit
     address: str = "127.0.0.1"
     port: int = 5001
@@ -235,8 +235,6 @@ def _mistakes(config: Config) -> list[str]:
     found = []
     if config.writer not in ("any", "single"):
         found.append('writer: "any" or "single" is needed')
-    if config.frontend.type not in ("zot", "distribution"):
-        found.append('frontend.type: "zot" or "distribution" is needed')
     names = [config.name, *(peer.name for peer in config.peers)]
     if len(set(names)) != len(names) or "local" in names:
         found.append("peers: every node needs a name of its own, and none may be called local")
