@@ -14,4 +14,4 @@ class Existing:
     data_directory: str
     copies: int
     members: Mapping[str, str]
-    """The address of each server by the storage's id of it."""
+    """The address of each server by its id (``Secrets.node_id``)."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from kubeadm_registry import certificates, config, paths, pki
+from kubeadm_registry import certificates, config, paths, pki, status
 from kubeadm_registry.addresses import endpoint, prefix
 from kubeadm_registry.bundle import Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import agent, garage, haproxy, keepalived, network, programs
-from kubeadm_registry.components.services import data_directories
+from kubeadm_registry.components.services import data_directories, services
 from kubeadm_registry.phases import programs as programs_phase
 from kubeadm_registry.secrets import Secrets, Vault
 from kubeadm_registry.transport.host import FileState, Host
@@ -175,9 +175,15 @@ class FakeCluster:
     served: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, text: str, *, fixed: bool = True, installed: bool = True) -> FakeCluster:
-        """From a cluster file. *installed*: the programs are on the hosts; else a bundle brings them."""
+    def of(cls, text: str, *, fixed: bool = True, installed: bool = True, backend: str = "") -> FakeCluster:
+        """From a cluster file. *installed*: the programs are on the hosts; else a bundle brings them.
+
+        *backend*: one that the file cannot name, for only a test has it.
+        """
         parsed = config.parse(text, "cluster.yaml")
+        if backend:
+            part = parsed.spec.backend.model_copy(update={"type": backend})
+            parsed = parsed.model_copy(update={"spec": parsed.spec.model_copy(update={"backend": part})})
         names = tuple(node.name for node in parsed.spec.nodes)
         servers = {name: FakeTransport(name) for name in names}
         wanted = (parsed.spec.backend.type, parsed.spec.frontend.type, "haproxy", "keepalived")
@@ -235,7 +241,8 @@ class FakeCluster:
         node = self.config.spec.node(server.name)
         vip = self.config.spec.vip
         on = {name: one.executable for name, one in self.programs.items()}
-        self.garage.serve(server, on["garage"])
+        if "garage" in on:
+            self.garage.serve(server, on["garage"])
         for one in self.programs.values():
             server.answer(one.executable, *version_command(one)[1:], with_="1.0")
             self._bring(server, one)
@@ -249,6 +256,11 @@ class FakeCluster:
         server.answer(
             PYTHON, "-I", agent.ARCHIVE, "--check", "--config", "{path}",
             with_=lambda _, content: 0 if json.loads(content)["name"] == server.name else 1,
+        )  # fmt: skip
+        units = [unit for service in services(self.config.spec) for unit in service.units]
+        server.answer(
+            "sh", "-c", status._ASK, "status", paths.AGENT_STATE, paths.PREFIX, *units,
+            with_=lambda *_: self._status(server, units),
         )  # fmt: skip
         links = [{"local": own, "prefixlen": 64 if ":" in own else 24} for own in node.addresses]
         shown = [{"ifname": "lo", "addr_info": []}, {"ifname": "eth0", "addr_info": links}]
@@ -282,6 +294,13 @@ class FakeCluster:
                 server.put(paths.AGENT_STATE, "{}\n")
 
         server.on_start = started
+
+    def _status(self, server: FakeTransport, units: Sequence[str]) -> str:
+        """What the script says by which status asks."""
+        shown = "\n".join(f"Id={name}\nActiveState={server.unit(name).active}\n" for name in units)
+        state = {"time": 1000.0, "fit": True, "quorum": {"storage": len(self.servers)}, "clock_off": 0.0}
+        told = json.dumps(state) if server.unit(agent.UNIT).active == "active" else ""
+        return f"{shown}---\n1000.5\n{3 if self._guarded(server) else 0}\n{told}"
 
     def _certificates(self, server: FakeTransport, verb: str) -> dict[str, object]:
         """What the script says: a proxy has the certificate that was there when it started, or was loaded since."""
