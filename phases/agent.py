@@ -14,4 +14,4 @@ def install(cluster: Cluster, host: Host) -> Steps:
 
 
 # One that restarts gives the address up.
-AGENT = Phase("agent", "Install the node agent and start it", install, on=holder_last, one_at_a_time=True)
+AGENT = Phase("agent", "Install and start the node agent", install, on=holder_last, one_at_a_time=True)

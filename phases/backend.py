@@ -23,7 +23,7 @@ def joined(cluster: Cluster, host: Host) -> Steps:
     return backend(cluster.spec).joined(cluster, host)
 
 
-INSTALL = Phase("install", "Install Garage and start it", install, checks=(SAME_CLUSTER,), one_at_a_time=True)
-FORM = Phase("form", "Make one storage of the servers: layout, key, bucket", form, on=leader)
-JOINED = Phase("joined", "Wait until every server sees the storage whole", joined)
+INSTALL = Phase("install", "Install and start the storage", install, checks=(SAME_CLUSTER,), one_at_a_time=True)
+FORM = Phase("form", "Create the storage cluster: layout, key and buckets", form, on=leader)
+JOINED = Phase("joined", "Wait for all storage nodes to be connected", joined)
 BACKEND = Phase("backend", "Set up the replicated storage", phases=(INSTALL, FORM, JOINED))

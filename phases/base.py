@@ -3,4 +3,4 @@
 from kubeadm_registry.components import common
 from kubeadm_registry.engine.workflow import Phase
 
-BASE = Phase("base", "Make users, folders and the slice of the services", common.base)
+BASE = Phase("base", "Create system users, directories and the systemd slice", common.base)

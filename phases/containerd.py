@@ -44,7 +44,7 @@ def notices(cluster: Cluster, host: Host) -> Iterator[str]:
 
 CONTAINERD = Phase(
     "containerd",
-    "Let containerd pull through the virtual IP",
+    "Configure containerd to pull through the virtual IP",
     point,
     checks=(Check("Containerd", usable),),
     one_at_a_time=True,

@@ -16,4 +16,6 @@ def install_frontend(cluster: Cluster, host: Host) -> Steps:
     yield from wanted.install(cluster, host, backend(cluster.spec))
 
 
-FRONTEND = Phase("frontend", "Install the registry program and start it", install_frontend, one_at_a_time=True)
+FRONTEND = Phase(
+    "frontend", "Install and start the registry (zot or Distribution)", install_frontend, one_at_a_time=True
+)

@@ -58,7 +58,7 @@ def store(cluster: Cluster, host: Host) -> Steps:
 
 STORE = Phase(
     "store",
-    "Store the cluster's authority, credentials and keys on every server",
+    "Store the cluster CA, credentials and keys on every node",
     store,
     checks=(SAME_CLUSTER, Check("Secrets", storable)),
 )
@@ -83,9 +83,9 @@ def ending(cluster: Cluster, host: Host) -> Iterator[str]:
 AUTHORITY_HINT = 'this release cannot exchange it, see "The CA expires" in docs/recovery.md'
 CERTIFICATES = Phase(
     "certificates",
-    "Issue each server's certificate",
+    "Issue each node's certificate",
     haproxy.identity,
     checks=(Check("Authority", lasting, on=leader),),
     notices=ending,
 )
-SECRETS = Phase("secrets", "Make the cluster's authority and secrets", phases=(STORE, CERTIFICATES))
+SECRETS = Phase("secrets", "Generate the cluster CA, credentials and keys", phases=(STORE, CERTIFICATES))

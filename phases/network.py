@@ -15,7 +15,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
 
 NETWORK = Phase(
     "network",
-    "Give the storage its loopback address and quick routes, guard it from other users",
+    "Configure the loopback address, routes and nftables rules",
     install,
     one_at_a_time=True,
 )

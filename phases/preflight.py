@@ -264,4 +264,4 @@ CHECKS = (
     Check("VipInSubnet", vip_in_subnet),
     Check("VipUnused", vip_unused, on=leader),
 )
-PREFLIGHT = Phase("preflight", "Check that nothing stands in the way", checks=CHECKS)
+PREFLIGHT = Phase("preflight", "Run the pre-flight checks", checks=CHECKS)

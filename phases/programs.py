@@ -68,4 +68,4 @@ def start(program: Program, host: Host) -> str | None:
     return f"{program.name} does not start: {words[-1] if words else f'status {result.code}'}"
 
 
-PROGRAMS_PHASE = Phase("programs", "Bring the programs to every server and start each once", install)
+PROGRAMS_PHASE = Phase("programs", "Upload the programs and check that each one starts", install)

@@ -15,4 +15,4 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield Served()
 
 
-PROXY = Phase("proxy", "Install HAProxy and start it", install, one_at_a_time=True)
+PROXY = Phase("proxy", "Install and start HAProxy", install, one_at_a_time=True)

@@ -92,13 +92,13 @@ def purge(cluster: Cluster, host: Host) -> Steps:
 IMAGES_STAY = Check("ImagesStay", data.astray, mandatory=True)
 CONTAINERD = Phase(
     "containerd",
-    "Give containerd its own configuration back",
+    "Restore containerd's original configuration",
     give_back,
     checks=(IMAGES_STAY, Check("ContainerdBackup", restorable)),
     one_at_a_time=True,
 )
 SERVICES = Phase("services", "Stop the services and remove their units", services)
-KEEP = Phase("secrets", "Keep the secrets beside the data", keep)
+KEEP = Phase("secrets", "Move the secrets to the data directory", keep)
 FILES = Phase("files", "Remove configuration, programs and users", files, notices=data.foreign_scratch)
-DATA = Phase("data", "Delete all images and the secrets (only with --purge-data)", purge, notices=data.foreign_storage)
+DATA = Phase("data", "Delete all images and secrets (only with --purge-data)", purge, notices=data.foreign_storage)
 RESET_PHASES = (CONTAINERD, SERVICES, KEEP, FILES, DATA)

@@ -3,4 +3,4 @@
 from kubeadm_registry.components import runbook
 from kubeadm_registry.engine.workflow import Phase
 
-RUNBOOK = Phase("runbook", f"Write {runbook.PATH}: the commands for this room", runbook.install)
+RUNBOOK = Phase("runbook", f"Write {runbook.PATH}: recovery commands for a node's console", runbook.install)

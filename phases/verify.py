@@ -105,6 +105,6 @@ def pull(cluster: Cluster, host: Host) -> Steps:
         yield Wait(f"{address} serves the known object", partial(serves, cluster, address), timeout=30)
 
 
-PUSH = Phase("push", "Push a small image through the proxy", push, on=leader)
-PULL = Phase("pull", "Pull it by digest through every server and through the virtual IP", pull)
-VERIFY = Phase("verify", "Prove that the registry works", phases=(PUSH, PULL))
+PUSH = Phase("push", "Push the canary image through the proxy", push, on=leader)
+PULL = Phase("pull", "Pull it by digest through every node and the virtual IP", pull)
+VERIFY = Phase("verify", "Verify the registry end to end", phases=(PUSH, PULL))

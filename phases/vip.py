@@ -30,10 +30,10 @@ def _one_holder(cluster: Cluster, _: Host) -> str | None:
 
 INSTALL = Phase(
     "install",
-    "Install keepalived and start it",
+    "Install and start keepalived",
     install,
     on=holder_last,
     one_at_a_time=True,
 )
-HOLDER = Phase("holder", "Wait until exactly one server has the address", one_holder, on=leader)
-VIP = Phase("vip", "Give the virtual IP to a healthy server", phases=(INSTALL, HOLDER))
+HOLDER = Phase("holder", "Wait until exactly one node holds the virtual IP", one_holder, on=leader)
+VIP = Phase("vip", "Assign the virtual IP to a healthy node", phases=(INSTALL, HOLDER))
