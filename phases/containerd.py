@@ -33,7 +33,7 @@ def point(cluster: Cluster, host: Host) -> Steps:
 
 
 def usable(cluster: Cluster, host: Host) -> Iterator[str]:
-    """Nothing in containerd's configuration keeps it from using the mirrors."""
+    """containerd's configuration allows it to use the mirrors."""
     return containerd.problems(host, cluster.spec.containerd.sandbox_image)
 
 

@@ -30,10 +30,10 @@ class SecretsFile:
         if state is None or missing or not vault.secrets.same_as(state.content):
             vault.check()
             if not vault.made:
-                return f"{secrets.PATH}: the authority, credentials and keys of this cluster, made now"
+                return f"{secrets.PATH}: new CA, credentials and keys for this cluster"
             if missing:
-                return f"{secrets.PATH}: new in this cluster, made now: {', '.join(missing)}"
-            return f"{secrets.PATH}: as on the other servers, generation {vault.secrets.generation}"
+                return f"{secrets.PATH}: new in this cluster: {', '.join(missing)}"
+            return f"{secrets.PATH}: as on the other nodes, generation {vault.secrets.generation}"
         if (state.mode, state.owner) != (0o600, "root:root"):
             return f"{secrets.PATH}: mode {state.mode:o} -> 600, owner {state.owner} -> root:root"
         return None
@@ -44,7 +44,7 @@ class SecretsFile:
 
 
 def storable(cluster: Cluster, host: Host) -> Iterator[str]:
-    """No secrets would be made anew over data, and this release may write the file."""
+    """No new secrets would be generated over existing data, and this release may write the file."""
     SecretsFile(cluster).diff(host)
     yield from ()
 
@@ -65,22 +65,22 @@ STORE = Phase(
 
 
 def lasting(cluster: Cluster, _: Host) -> Iterator[str]:
-    """The cluster's authority has not ended: after that no certificate of it is worth anything."""
+    """The cluster CA has not expired: no certificate that it signed is valid afterwards."""
     if not cluster.vault.made:
         return
     ends = pki.expiry(cluster.vault.secrets.ca_certificate)
     if ends < datetime.now(UTC):
-        yield f"the cluster's authority ended on {ends:%Y-%m-%d}; {AUTHORITY_HINT}"
+        yield f"the cluster CA expired on {ends:%Y-%m-%d}; {AUTHORITY_HINT}"
 
 
 def ending(cluster: Cluster, host: Host) -> Iterator[str]:
     """That the authority ends, in good time."""
     ends = pki.expiry(cluster.vault.secrets.ca_certificate)
     if host == cluster.leader and datetime.now(UTC) > ends - pki.AUTHORITY_WARNING:
-        yield f"the cluster's authority ends on {ends:%Y-%m-%d}, and every certificate with it; {AUTHORITY_HINT}"
+        yield f"the cluster CA expires on {ends:%Y-%m-%d}, and every certificate with it; {AUTHORITY_HINT}"
 
 
-AUTHORITY_HINT = 'this release cannot exchange it, see "The CA expires" in docs/recovery.md'
+AUTHORITY_HINT = 'this release cannot replace it, see "The CA expires" in docs/recovery.md'
 CERTIFICATES = Phase(
     "certificates",
     "Issue each node's certificate",

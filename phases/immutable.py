@@ -14,7 +14,7 @@ from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.transport.host import Host, side_by_side
 
 #: Takes the images with it, so it comes last in each remedy.
-_ANEW = "`reset --purge-data` with the file as it was, `init` with the new one, and `seed` again"
+_ANEW = "`reset --purge-data` with the old file, `init` with the new file, and `seed` again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +26,27 @@ class Immutable:
     remedy: str
 
 
-NAME = Immutable("metadata.name", "the certificates of the cluster's authority carry it", _ANEW)
-MEMBERS = Immutable("spec.nodes", "each server has its part in the storage, by its name", _ANEW)
+NAME = Immutable("metadata.name", "the cluster CA and its certificates contain it", _ANEW)
+MEMBERS = Immutable("spec.nodes", "the storage layout assigns data to each node by its name", _ANEW)
 ADDRESS = Immutable(
-    "spec.nodes[].address", "the other servers' storage connects to it",
-    "`reset` with the file as it was (the images stay on the servers), then `init` with the new address",
+    "spec.nodes[].address", "the storage on the other nodes connects to it",
+    "`reset` with the old file (the images stay on the nodes), then `init` with the new address",
 )  # fmt: skip
 DIRECTORY = Immutable(
-    "spec.dataDirectory", "the images would be left behind in the old one",
-    "`reset` with the file as it was (the images stay on the servers), move what is in the directory to the new one on "
-    "every server, then `init` with the new one",
+    "spec.dataDirectory", "the images would stay in the old directory",
+    "`reset` with the old file (the images stay on the nodes), move the contents of the directory to the new one "
+    "on every node, then `init` with the new file",
 )  # fmt: skip
-BACKEND = Immutable("spec.backend.type", "no storage reads what another one wrote", _ANEW)
+BACKEND = Immutable("spec.backend.type", "no storage can read the data of another one", _ANEW)
 COPIES = Immutable(
-    "the number of copies", "it follows from the number of spec.nodes: one copy on one server, three on more", _ANEW
+    "the number of copies", "it follows from the number of spec.nodes: one copy for one node, otherwise three", _ANEW
 )
 TABLE = (NAME, MEMBERS, ADDRESS, DIRECTORY, BACKEND, COPIES)
 """Everything that this check finds; docs/reference.md shows it."""
 
 
 def same_cluster(cluster: Cluster, _: Host) -> Iterator[str]:
-    """The file describes the registry that is there: what cannot be changed in place is as it was at the first init."""
+    """The file describes the existing registry: values that cannot be changed in place are those of the first init."""
     if not cluster.vault.made:
         return
     secrets = cluster.vault.preview()  # a newer release may want more of them, which init makes later
@@ -69,17 +69,17 @@ def _members(cluster: Cluster, secrets: Secrets, made: Sequence[Existing]) -> It
         # What a reset left with the images names no servers but those that have keys.
         names = set(secrets.node_keys) - set(cluster.vault.missing)
     wanted = {node.name for node in cluster.spec.nodes}
-    changes = (("adds", wanted - names), ("leaves out", names - wanted))
+    changes = (("adds", wanted - names), ("omits", names - wanted))
     words = " and ".join(f"{verb} {', '.join(sorted(which))}" for verb, which in changes if which)
     if words:
         made_of, advice = ", ".join(sorted(names)), _advice(MEMBERS)
-        yield f"{MEMBERS.path}: the registry consists of {made_of}, and the file {words}: {MEMBERS.why}; {advice}"
+        yield f"{MEMBERS.path}: the registry consists of {made_of}, and the file {words}; {MEMBERS.why}; {advice}"
 
 
 def _names(secrets: Secrets, made: Existing) -> Mapping[str, str]:
     """The name of each member by its id."""
     known = {secrets.node_id(name): name for name in secrets.node_keys}
-    return {identity: known.get(identity, f"an unknown server ({identity[:16]})") for identity in made.members}
+    return {identity: known.get(identity, f"an unknown node ({identity[:16]})") for identity in made.members}
 
 
 def _addresses(cluster: Cluster, secrets: Secrets, made: Existing) -> Iterator[str]:
@@ -97,16 +97,16 @@ def _storage(cluster: Cluster, _: Secrets, made: Existing) -> Iterator[str]:
     yield from _told(BACKEND, "", made.backend, cluster.spec.backend.type)
     wanted = BACKENDS[made.backend].copies(len(cluster.spec.nodes))
     if made.copies != wanted:
-        yield f"{COPIES.path} is {made.copies}, and the file wants {wanted}: {COPIES.why}; {_advice(COPIES)}"
+        yield f"{COPIES.path} is {made.copies}, and the file requires {wanted}; {COPIES.why}; {_advice(COPIES)}"
 
 
 def _told(what: Immutable, whose: str, made: str | None, wanted: str) -> Iterator[str]:
     if made is not None and made != wanted:
-        yield f"{what.path}{whose} is {made}, and cannot become {wanted} in place: {what.why}; {_advice(what)}"
+        yield f"{what.path}{whose} is {made} and cannot be changed to {wanted} in place; {what.why}; {_advice(what)}"
 
 
 def _advice(what: Immutable) -> str:
-    return f"put it back as it was, or: {what.remedy}"
+    return f"restore the old value, or run {what.remedy}"
 
 
 SAME_CLUSTER = Check("SameCluster", same_cluster, on=leader)

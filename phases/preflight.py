@@ -39,26 +39,26 @@ CLOCK_TRIES = 8
 
 
 def operating_system(_: Cluster, host: Host) -> Iterator[str]:
-    """The distribution and release are among those that were tested."""
+    """The operating system is a tested release."""
     release = (host.read("/etc/os-release") or b"").decode(errors="replace")
     values = {k: v.strip('"') for k, v in re.findall(r"^([A-Z_]+)=(.*)$", release, re.MULTILINE)}
     name, version = values.get("ID", "unknown"), values.get("VERSION_ID", "")
     known = SUPPORTED.get(name, ())
     if version not in known and version.split(".")[0] not in known:
         tested = ", ".join(f"{name} {'/'.join(versions)}" for name, versions in SUPPORTED.items())
-        yield f"{name} {version} was not tested; supported are {tested}"
+        yield f"{name} {version} is not supported; supported are {tested}"
 
 
 def architecture(cluster: Cluster, host: Host) -> Iterator[str]:
-    """The programs are built for this machine."""
+    """The programs match the node's architecture."""
     machine = host.query("uname", "-m").text
     name = ARCHITECTURES.get(machine)
     if name is None:
-        yield f"machine {machine} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        yield f"architecture {machine} is not supported; supported are {', '.join(ARCHITECTURES)}"
         return
     wrong = sorted(program.name for program in cluster.programs.values() if program.architecture != name)
     if wrong:
-        yield f"the bundle's {', '.join(wrong)} are not for {name}; make a bundle on a machine of this architecture"
+        yield f"the bundle's {', '.join(wrong)} are not built for {name}; create a bundle on a machine that is"
 
 
 #: Those of the arguments that are no programs here.
@@ -66,29 +66,29 @@ _MISSING = 'for tool; do command -v "$tool" > /dev/null || echo "$tool"; done'
 
 
 def tools(_: Cluster, host: Host) -> Iterator[str]:
-    """systemd runs, and the ordinary tools are there."""
+    """systemd is running, and the required tools are installed."""
     if not host.query("test", "-d", "/run/systemd/system").ok:
-        yield "systemd does not run this machine; the services need it"
+        yield "systemd is not running; the services require it"
     missing = host.query("sh", "-c", _MISSING, "tools", *TOOLS).text.split()
     if missing:
-        yield f"{', '.join(missing)} missing; install the packages that hold them (iproute2, nftables, ...)"
+        yield f"{', '.join(missing)} not found; install the packages that provide them (iproute2, nftables, ...)"
 
 
 _DIAG_DESTROY = 'grep -h "CONFIG_INET_DIAG_DESTROY" "/boot/config-$(uname -r)" 2>/dev/null'
 
 
 def kernel(_: Cluster, host: Host) -> Iterator[str]:
-    """The kernel can end the connections to a server that fell silent."""
+    """The kernel can destroy the connections to a node that stopped responding."""
     line = host.query("sh", "-c", _DIAG_DESTROY).text
     if line and "=y" not in line:
         yield (
-            "the kernel lacks CONFIG_INET_DIAG_DESTROY: after the silent loss of a server pulls would hang for "
-            "many seconds; use the distribution's standard kernel"
+            "the kernel lacks CONFIG_INET_DIAG_DESTROY, so pulls would hang for many seconds when a node stops "
+            "responding; use the distribution's standard kernel"
         )
 
 
 def ports(cluster: Cluster, host: Host) -> Iterator[str]:
-    """Nobody else listens where our services will."""
+    """The ports of the services are free."""
     wanted = {(port.protocol, port.number) for service in services(cluster.spec) for port in service.ports}
     for line in host.query("ss", "-Hltunp").stdout.decode(errors="replace").splitlines():
         fields = line.split()
@@ -101,7 +101,7 @@ def ports(cluster: Cluster, host: Host) -> Iterator[str]:
         strangers = [(name, pid) for name, pid in pids if not _ours(host, pid)]
         if strangers or not pids:
             who = ", ".join(f"{name} (pid {pid})" for name, pid in strangers) or "another program"
-            yield f"port {port}/{fields[0]} is taken by {who} at {fields[4]}; stop it or move it"
+            yield f"port {port}/{fields[0]} is in use by {who} at {fields[4]}; stop it or change its port"
 
 
 def _ours(host: Host, pid: str) -> bool:
@@ -114,19 +114,19 @@ _FREE = 'p=$1; until [ -e "$p" ]; do p=$(dirname "$p"); done; df -P -B1 -- "$p" 
 
 
 def disk(cluster: Cluster, host: Host) -> Iterator[str]:
-    """There is room for layers and programs."""
+    """Enough disk space is free for layers and programs."""
     for path, least in ((cluster.spec.data_directory, DATA_FREE), (paths.OPT, PROGRAMS_FREE)):
         fields = host.query("sh", "-c", _FREE, "free", path).text.split()
         free = int(fields[3])
         if free < least and not unit_state(host, backend(cluster.spec).SERVICE.unit).active:
             yield (
-                f"{path} has {free / 2**30:.1f} GiB free on {fields[5]}, at least {least / 2**30:.0f} are needed; "
-                "give it a disk, or name another place in spec.dataDirectory"
+                f"{path} has {free / 2**30:.1f} GiB free on {fields[5]}, at least {least / 2**30:.0f} are required; "
+                "free or add disk space, or set spec.dataDirectory to another path"
             )
 
 
 def clock(cluster: Cluster, _: Host) -> Iterator[str]:
-    """The servers' clocks differ by 0.3 s at most: the storage orders what is written by them."""
+    """The nodes' clocks differ by at most 0.3 s: the storage orders writes by time."""
     measured = dict(zip((host.name for host in cluster.hosts), side_by_side(_offset, cluster.hosts), strict=True))
     in_order = sorted(measured, key=lambda name: measured[name][0])
     middle = in_order[len(in_order) // 2]
@@ -147,8 +147,8 @@ def _apart(measured: Mapping[str, tuple[float, float]], one: str, other: str) ->
     if abs(skew) - here_error - there_error <= CLOCK_SKEW:
         return None
     return (
-        f"the clock of {one} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} that of {other}, at most "
-        f"{CLOCK_SKEW} s are allowed; {KEEP_TIME}"
+        f"the clock of {one} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} that of {other}, and the "
+        f"limit is {CLOCK_SKEW} s; {KEEP_TIME}"
     )
 
 
@@ -169,7 +169,7 @@ def _offset(host: Host) -> tuple[float, float]:
 
 
 KEEP_TIME = (
-    "run chrony (or systemd-timesyncd) on all servers, in a room without internet against one of them; "
+    "run chrony (or systemd-timesyncd) on all nodes, on an air-gapped site with one of them as the source; "
     "see docs/recovery.md, Clocks"
 )
 #: "container" where the clock is another system's, else the kernel's opinion, chrony's, and the time services that run.
@@ -184,7 +184,7 @@ done
 
 
 def time_sync(_: Cluster, host: Host) -> Iterator[str]:
-    """A time service keeps the clock, and has a source; a container has the clock of its host."""
+    """The clock is synchronized by a time service; a container uses the clock of its host."""
     said = host.query("sh", "-c", _TIME, "time").text
     # chrony as the room's own reference (its directive "local") is right by definition; the kernel counts it as alone.
     by_chrony = re.search(r"^Leap status *: (?!Not synchronised)", said, re.MULTILINE)
@@ -192,13 +192,13 @@ def time_sync(_: Cluster, host: Host) -> Iterator[str]:
         return
     services = re.findall(r"^running (\S+)$", said, re.MULTILINE)
     if services:
-        yield f"{services[0]} runs, and the clock is not synchronized with any source; {KEEP_TIME}"
+        yield f"{services[0]} is running, but the clock is not synchronized; {KEEP_TIME}"
     else:
-        yield f"no time service keeps the clock, so it drifts away from the others; {KEEP_TIME}"
+        yield f"no time service is running; {KEEP_TIME}"
 
 
 def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:
-    """The VIP lies in the subnet of the node's address, on an interface that is there."""
+    """The virtual IP is in the subnet of the node's address, on an existing interface."""
     node = cluster.node(host)
     for own, vip in zip(node.addresses, cluster.spec.vip.addresses, strict=False):
         try:
@@ -209,7 +209,7 @@ def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:
         if not _same_subnet(own, vip, found.prefix_length):
             yield (
                 f"the virtual IP {vip} is not in the subnet {own}/{found.prefix_length} of {found.interface}; "
-                "take an unused address of that subnet as spec.vip.address"
+                "set spec.vip.address to an unused address of that subnet"
             )
 
 
@@ -222,13 +222,13 @@ def _same_subnet(one: str, other: str, prefix_length: int) -> bool:
 
 
 def vip_unused(cluster: Cluster, host: Host) -> Iterator[str]:
-    """Nobody but our own servers answers at the VIP."""
+    """No other machine uses the virtual IP."""
     for vip in cluster.spec.vip.addresses:
         # A server that cannot be reached by SSH may well have it.
         if cluster.absent or any(has_address(member, vip) for member in cluster.hosts):
             continue
         if _answers(host, vip):
-            yield f"{vip} is in use by another machine; take an unused address as spec.vip.address"
+            yield f"{vip} is in use by another machine; set spec.vip.address to an unused address"
 
 
 #: Any datagram makes the kernel ask who has the address; the port is "discard" (RFC 863). Two tries of 1 s.

@@ -36,7 +36,7 @@ class Starts:
     @property
     def title(self) -> str:
         """What apply does."""
-        return f"start {self.program.name} once"
+        return f"check that {self.program.name} starts"
 
     def diff(self, host: Host) -> str | None:
         """Why it does not start. Raises Error, for nothing here could mend it."""
@@ -54,8 +54,8 @@ class Starts:
 
 
 HINT = (
-    "look at the words above: a wrong architecture or C library needs a bundle for this host, "
-    "'Permission denied' an /opt that is not mounted noexec"
+    "create a bundle for this host if architecture or C library are wrong; remount /opt "
+    "without noexec if permission was denied"
 )
 
 

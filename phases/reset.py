@@ -20,7 +20,7 @@ def give_back(cluster: Cluster, host: Host) -> Steps:
 
 
 def restorable(_: Cluster, host: Host) -> Iterator[str]:
-    """What containerd's files were before is known, and nothing has altered the copies."""
+    """The backup of containerd's original configuration exists and is unmodified."""
     return containerd.restore_problems(host)
 
 
@@ -39,7 +39,7 @@ class SecretsKept:
     """The secrets lie beside the data, which is worthless without them, and nowhere else."""
 
     cluster: Cluster
-    title = "keep the secrets with the data"
+    title = "move the secrets to the data directory"
 
     def diff(self, host: Host) -> str | None:
         """Whether they are still in their place."""

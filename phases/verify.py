@@ -37,7 +37,7 @@ class Canary:
     """The known object is in the store."""
 
     cluster: Cluster
-    title = "push the known object"
+    title = "push the canary image"
 
     def diff(self, host: Host) -> str | None:
         """That it is missing. Raises NotYetKnown while the registry does not answer."""
@@ -45,12 +45,12 @@ class Canary:
             with registry_at(self.cluster, host, self.cluster.node(host).address) as registry:
                 missing = registry.manifest(canary.REPOSITORY, canary.MANIFEST.digest) is None
         except RegistryError as error:
-            raise NotYetKnown(f"the registry does not answer yet: {error.message}") from error
+            raise NotYetKnown(f"the registry does not respond yet: {error.message}") from error
         return f"{canary.REPOSITORY}:{canary.TAG}: new, {canary.MANIFEST.digest}" if missing else None
 
     def apply(self, host: Host) -> None:
         """Push it; from the beginning again while the writer moves."""
-        wait(host, self._push, what="the registry takes a push", timeout=30, interval=0.5)
+        wait(host, self._push, what="the registry accepts a push", timeout=30, interval=0.5)
 
     def _push(self, host: Host) -> str | None:
         try:
@@ -74,9 +74,9 @@ def serves(cluster: Cluster, address: str, host: Host) -> str | None:
     try:
         with registry_at(cluster, host, address) as registry:
             if registry.manifest(canary.REPOSITORY, canary.MANIFEST.digest) is None:
-                return f"{address} has no manifest of {canary.REPOSITORY}"
+                return f"{address} serves no manifest of {canary.REPOSITORY}"
             if registry.blob(canary.REPOSITORY, canary.LAYER.digest) is None:
-                return f"{address} has no layer of {canary.REPOSITORY}"
+                return f"{address} serves no layer of {canary.REPOSITORY}"
     except NotYetKnown:
         raise
     except Error as error:
@@ -86,7 +86,7 @@ def serves(cluster: Cluster, address: str, host: Host) -> str | None:
 
 def push(cluster: Cluster, host: Host) -> Steps:
     """Wait until the proxy takes a push, then push."""
-    yield Wait("the registry answers", partial(_answers, cluster), timeout=30)
+    yield Wait("the registry responds", partial(_answers, cluster), timeout=30)
     yield Canary(cluster)
 
 
@@ -102,7 +102,7 @@ def _answers(cluster: Cluster, host: Host) -> str | None:
 def pull(cluster: Cluster, host: Host) -> Steps:
     """Read the known object at this server's own address and at the virtual IP."""
     for address in (*cluster.node(host).addresses, *cluster.spec.vip.addresses):
-        yield Wait(f"{address} serves the known object", partial(serves, cluster, address), timeout=30)
+        yield Wait(f"{address} serves the canary image", partial(serves, cluster, address), timeout=30)
 
 
 PUSH = Phase("push", "Push the canary image through the proxy", push, on=leader)

@@ -16,7 +16,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
 
 def one_holder(cluster: Cluster, host: Host) -> Steps:
     """Wait until exactly one server has the VIP, with all its addresses."""
-    yield Wait("exactly one server has the virtual IP", partial(_one_holder, cluster), timeout=30)
+    yield Wait("exactly one node holds the virtual IP", partial(_one_holder, cluster), timeout=30)
 
 
 def _one_holder(cluster: Cluster, _: Host) -> str | None:
@@ -24,7 +24,7 @@ def _one_holder(cluster: Cluster, _: Host) -> str | None:
         holders = [host.name for host in cluster.hosts if has_address(host, address)]
         # A server that does not answer by SSH may have it and serve it; the phase verify reads through it.
         if len(holders) != 1 and (holders or not cluster.absent):
-            return f"{', '.join(holders)} have {address}" if holders else f"no server has {address}"
+            return f"{', '.join(holders)} hold {address}" if holders else f"no node holds {address}"
     return None
 
 

@@ -50,8 +50,8 @@ def python(cluster: Cluster, host: Host) -> str:
         return answer[1]
     if "python" not in cluster.programs:
         raise Error(
-            "this host has no Python 3.9 or newer, and neither has the bundle", host=host.name, code="PythonMissing",
-            hint="put one into the bundle: `kubeadm-registry bundle create --with ...,python`",
+            "neither this host nor the bundle has Python 3.9 or newer", host=host.name, code="PythonMissing",
+            hint="create a bundle with Python (`kubeadm-registry bundle create --with ...,python`)",
         )  # fmt: skip
     return cluster.program("python").executable
 
@@ -126,8 +126,8 @@ def install(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend) 
         data=data(cluster),
         end_writer=END_WRITER if frontend.SINGLE_WRITER else "",
     )
-    yield Wait("the agent tells its state", _tells, timeout=20)
+    yield Wait("the agent reports its state", _tells, timeout=20)
 
 
 def _tells(host: Host) -> str | None:
-    return None if host.query("test", "-s", paths.AGENT_STATE).ok else f"there is no {paths.AGENT_STATE}"
+    return None if host.query("test", "-s", paths.AGENT_STATE).ok else f"{paths.AGENT_STATE} does not exist"

@@ -33,39 +33,39 @@ def scratch(cluster: Cluster) -> dict[str, str]:
 
 
 def suitable(cluster: Cluster, host: Host) -> Iterator[str]:
-    """The data directory can be entered by the services, is safe from others, and holds nothing of somebody else's."""
+    """The services can enter the data directory, other users cannot replace it, and it contains no foreign files."""
     wanted = cluster.spec.data_directory
     real, *steps = _way(host, wanted)
     if real != wanted and (flaw := unsuitable(real)) is not None:
-        yield f"{wanted} leads to {real}: the data {flaw}"
+        yield f"{wanted} resolves to {real}; the data {flaw}"
     for mode, kind, path in (step.split("|", 2) for step in steps):
         if kind != "directory":
-            yield f"{path} is a {kind}, not a directory; move it away, or name another place in spec.dataDirectory"
+            yield f"{path} is a {kind}, not a directory; move it away, or set spec.dataDirectory to another path"
         elif not int(mode, 8) & 0o001:
-            yield f"{path} has mode {mode}, and the services run as users of their own: chmod o+x {path}"
+            yield f"{path} has mode {mode}, so the services cannot enter it; run chmod o+x {path}"
         elif int(mode, 8) & 0o1002 == 0o002:
-            yield f"{path} has mode {mode}, so everybody could replace the data: chmod o-w {path}"
+            yield f"{path} has mode {mode}, so every user could replace the data; run chmod o-w {path}"
     for text in (*foreign_storage(cluster, host), *foreign_scratch(cluster, host)):
-        yield f"{text}; move them away, or name another place in spec.dataDirectory"
+        yield f"{text}; move them away, or set spec.dataDirectory to another path"
 
 
 def astray(cluster: Cluster, host: Host) -> Iterator[str]:
-    """The images are where the file says, and in nothing that reset removes without being told to delete images."""
+    """The images are in spec.dataDirectory, and outside of the directories that reset removes."""
     wanted = where = cluster.spec.data_directory
     made = existing(host)
     if made is not None and made.data_directory != wanted and not _empty(host, f"{made.data_directory}/{made.backend}"):
         where = made.data_directory
-        yield f"the images are in {where}, not in {wanted}; set spec.dataDirectory to where they are"
+        yield f"the images are in {where}, not in {wanted}; set spec.dataDirectory to that path"
     real, *_ = _way(host, where)
     unit = backend(cluster.spec).SERVICE.unit
     if any(PurePosixPath(real).is_relative_to(tree) for tree in (paths.ETC, paths.OPT, paths.RUN)):
-        yield f"the images are in {real}, which is removed whole; stop {unit} and move them out of it first"
+        yield f"the images are in {real}, which reset removes; stop {unit} and move them to another directory first"
 
 
 def foreign_storage(cluster: Cluster, host: Host) -> Iterator[str]:
     """That in the place of the storage is what is not this cluster's."""
     if not owns_storage(cluster, host):
-        yield f"{storage(cluster)} holds files that this registry did not put there"
+        yield f"{storage(cluster)} contains files that this registry did not create"
 
 
 def foreign_scratch(cluster: Cluster, host: Host) -> Iterator[str]:
@@ -73,7 +73,7 @@ def foreign_scratch(cluster: Cluster, host: Host) -> Iterator[str]:
     owned = owned_scratch(cluster, host)
     for path in scratch(cluster):
         if path not in owned:
-            yield f"{path} holds files that this registry did not put there"
+            yield f"{path} contains files that this registry did not create"
 
 
 def owns_storage(cluster: Cluster, host: Host) -> bool:
@@ -104,6 +104,6 @@ def _way(host: Host, directory: str) -> list[str]:
     found = host.query("sh", "-c", _WAY, "way", directory)
     if not found.ok:
         why = found.stderr.decode(errors="replace").strip()
-        hint = "mend the links that lead there, or name another place in spec.dataDirectory"
-        raise Error(f"cannot tell where {directory} is: {why}", host=host.name, code="DataDirectoryUnknown", hint=hint)
+        hint = "fix the symbolic links in the path, or set spec.dataDirectory to another path"
+        raise Error(f"cannot resolve {directory}: {why}", host=host.name, code="DataDirectoryUnknown", hint=hint)
     return found.stdout.decode(errors="replace").splitlines()

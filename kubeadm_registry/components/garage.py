@@ -94,24 +94,24 @@ def install(cluster: Cluster, host: Host) -> Steps:
         config=CONFIG,
         data=data,
     )
-    yield Wait("its storage answers", partial(_answers, cluster), timeout=30)
+    yield Wait("the storage responds", partial(_answers, cluster), timeout=30)
     yield Together(cluster)
 
 
 def form(cluster: Cluster, host: Host) -> Steps:
     """Make one cluster of the servers: layout, key, bucket, permission. Done on one host, once."""
     yield Together(cluster)
-    yield Wait("all storage servers are connected", partial(_all_connected, cluster), timeout=60)
+    yield Wait("all storage nodes are connected", partial(_all_connected, cluster), timeout=60)
     yield Layout(cluster)
     # A server that was made anew hears of the layout a moment after it was connected.
-    yield Wait("every storage server knows the layout", partial(whole_everywhere, cluster), timeout=60)
+    yield Wait("every storage node has the layout", partial(whole_everywhere, cluster), timeout=60)
     yield Key(cluster)
     yield Bucket(cluster)
 
 
 def joined(cluster: Cluster, host: Host) -> Steps:
     """Wait until the storage is whole as this host sees it."""
-    yield Wait("the storage is whole as seen from here", partial(whole, cluster), timeout=60)
+    yield Wait("the storage is fully replicated as this node sees it", partial(whole, cluster), timeout=60)
 
 
 def existing(host: Host) -> Existing | None:
@@ -127,8 +127,8 @@ def existing(host: Host) -> Existing | None:
         return Existing(NAME, metadata.removesuffix(f"/{NAME}/meta"), document["replication_factor"], members)
     except (ValueError, KeyError, AttributeError) as error:
         raise Error(
-            f"{CONFIG} is not as init wrote it: {type(error).__name__} {error}", host=host.name,
-            code="ExistingUnknown", hint="put the file back as it was on the other servers",
+            f"{CONFIG} was changed since init wrote it: {type(error).__name__} {error}", host=host.name,
+            code="ExistingUnknown", hint="restore the file from another node, with this node's own addresses",
         ) from error  # fmt: skip
 
 
@@ -186,7 +186,7 @@ class Api:
         try:
             return self._call(self._host.query, endpoint, payload)
         except CommandFailed as error:
-            raise NotYetKnown(f"Garage does not answer {endpoint} yet: {error.message}", host=error.host) from error
+            raise NotYetKnown(f"Garage does not respond to {endpoint} yet: {error.message}", host=error.host) from error
 
     def do(self, endpoint: str, payload: object = None) -> Any:
         """The answer of an *endpoint* that changes something. Raises CommandFailed."""
@@ -225,7 +225,7 @@ def whole(cluster: Cluster, host: Host) -> str | None:
     complete = state["partitionsQuorum" if cluster.absent else "partitionsAllOk"]
     if state["storageNodesUp"] >= wanted and state["partitions"] and complete == state["partitions"]:
         return None
-    return f"{state['storageNodesUp']} of {wanted} storage servers are up, storage is {state['status']}"
+    return f"{state['storageNodesUp']} of {wanted} storage nodes are up, storage is {state['status']}"
 
 
 def _formed(cluster: Cluster, host: Host) -> bool:
@@ -256,7 +256,7 @@ class Steady:
             return flaw
         self._since = time.monotonic() if self._since is None else self._since
         left = self._since + self._seconds - time.monotonic()
-        return f"all is well, for {left:.1f} s more to be sure" if left > 0 else None
+        return f"healthy; waiting another {left:.1f} s to confirm" if left > 0 else None
 
 
 def gate(cluster: Cluster) -> Condition:
@@ -270,7 +270,7 @@ class Together:
     """All storage servers that run are connected; by themselves they would need half a minute after a restart."""
 
     cluster: Cluster
-    title = "bring the storage together again"
+    title = "reconnect the storage nodes"
 
     def _running(self) -> list[Host]:
         return [host for host in self.cluster.hosts if unit_state(host, UNIT).active]
@@ -282,7 +282,7 @@ class Together:
             except NotYetKnown as error:
                 return error.message
             if connected < len(running):
-                return f"{host.name} is connected with {connected} of {len(running)} storage servers"
+                return f"{host.name} is connected to {connected} of {len(running)} storage nodes"
         return None
 
     def diff(self, host: Host) -> str | None:
@@ -298,7 +298,7 @@ class Together:
             Api(self.cluster, member).do("ConnectClusterNodes", peers)
         # Where two servers connect to each other at once, one of the two connections is ended again.
         steady = Steady(lambda _: self._apart(running), TOGETHER)
-        wait(host, steady, what="the storage servers stay connected", timeout=60)
+        wait(host, steady, what="the storage nodes stay connected", timeout=60)
 
 
 def _all_connected(cluster: Cluster, host: Host) -> str | None:
@@ -307,7 +307,7 @@ def _all_connected(cluster: Cluster, host: Host) -> str | None:
     except NotYetKnown as error:
         return error.message
     wanted = len(cluster.hosts)
-    return None if connected >= wanted else f"{connected} of {wanted} storage servers are connected"
+    return None if connected >= wanted else f"{connected} of {wanted} storage nodes are connected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,9 +339,9 @@ class Layout:
         if layout["version"] == 0:
             return f"storage layout: {', '.join(sorted(wanted.values()))}, each block on {copies(len(wanted))} of them"
         raise Error(
-            f"the storage consists of {', '.join(sorted(present.values()))}, the file names "
+            f"the storage consists of {', '.join(sorted(present.values()))}, the file lists "
             f"{', '.join(sorted(wanted.values()))}",
-            hint="servers cannot be added or exchanged by init; give the file that the cluster was made with",
+            hint="init cannot add, remove or rename nodes; use the cluster file that the registry was created with",
             host=host.name, code="LayoutDiffers",
         )  # fmt: skip
 
@@ -374,10 +374,10 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The bucket, which the key may read and write."""
+    """The bucket, which grant the key read and write access."""
 
     cluster: Cluster
-    title = "make the storage bucket"
+    title = "create the storage bucket"
 
     def _id(self, host: Host) -> str | None:
         """The bucket's identity as *host* knows it."""
@@ -400,7 +400,7 @@ class Bucket:
             allowed = key["permissions"]
             if key["accessKeyId"] == self.cluster.secrets.s3_key_id and allowed["read"] and allowed["write"]:
                 return None
-        return f"bucket {name}: the key may read and write"
+        return f"bucket {name}: grant the key read and write access"
 
     def apply(self, host: Host) -> None:
         """Make the bucket if there is none, and allow the key."""

@@ -53,7 +53,7 @@ class NodeCertificate:
     """The server's certificate with its key, signed by the cluster's authority; issued anew when it no longer fits."""
 
     cluster: Cluster
-    title = "issue the certificate of this server"
+    title = "issue the certificate of this node"
 
     def diff(self, host: Host) -> str | None:
         """Why it is issued, or None."""
@@ -141,7 +141,7 @@ def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
         config=CONFIG,
         run=RUN,
     )
-    yield Wait("the proxy answers", partial(_listens, cluster), timeout=20)
+    yield Wait("the proxy responds", partial(_listens, cluster), timeout=20)
 
 
 def _listens(cluster: Cluster, host: Host) -> str | None:

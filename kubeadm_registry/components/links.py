@@ -27,5 +27,5 @@ def link(host: Host, address: str) -> Link:
                 return Link(entry["ifname"], item["prefixlen"])
     raise Error(
         f"no interface has the address {address}", host=host.name, code="AddressMissing",
-        hint="nodes[].address must be an address of the server itself, not one that a router translates",
+        hint="set nodes[].address to an address of the node itself, not to one that a router translates",
     )  # fmt: skip

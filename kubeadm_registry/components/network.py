@@ -46,7 +46,7 @@ class Guarded:
         """Which table is missing, or None."""
         for table in self.tables:
             if not host.query("nft", "list", "table", "inet", table).ok:
-                return f"nft table inet {table}: is loaded (it is not there)"
+                return f"nft table inet {table}: loaded (it is missing)"
         return None
 
     def apply(self, host: Host) -> None:

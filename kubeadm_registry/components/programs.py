@@ -73,8 +73,10 @@ class Installed:
         archive = f"{PROGRAMS}/.{digest}.tar.gz"
         if not host.query("sh", "-c", _UPLOADED, "uploaded", digest, archive).ok:
             if self.bundle is None:
-                raise Error(f"{self.program.name} is not on this host", hint="give the bundle with --bundle FILE",
-                            host=host.name, code="BundleMissing")  # fmt: skip
+                raise Error(
+                    f"{self.program.name} is not installed on this host",
+                    host=host.name, code="BundleMissing", hint="pass the bundle with --bundle FILE",
+                )  # fmt: skip
             with temporary.directory("kubeadm-registry-layer-") as directory:
                 local = directory / "layer.tar.gz"
                 self.bundle.extract(self.program, local)
@@ -125,7 +127,7 @@ def read_record(content: bytes, host: str = "") -> dict[str, Program]:
         raise Error(
             f"{RECORD} is damaged: {error}",
             host=host,
-            hint="give the bundle with --bundle FILE",
+            hint="pass the bundle with --bundle FILE",
             code="ProgramsDamaged",
         ) from error
 
@@ -135,7 +137,7 @@ def _parse(content: bytes) -> Found:
     found = FORMAT.parse(content)
     programs = found.values if found.stamp["version"] == 1 else found.values.get("programs", {})
     if not isinstance(programs, dict) or not all(isinstance(values, dict) for values in programs.values()):
-        raise Damaged("the programs in it are not JSON objects")
+        raise Damaged("its programs are not JSON objects")
     others = {} if programs is found.values else found.values
     return Found({**others, "programs": programs}, found.stamp)
 

@@ -29,18 +29,18 @@ class Served:
         try:
             shown = certificates.ask(host.query, "show")
         except Error as error:
-            raise Error(f"cannot see which certificate is served: {error.message}", host=host.name) from error
+            raise Error(f"cannot determine which certificate is served: {error.message}", host=host.name) from error
         if stale := certificates.unloaded(shown):
             return f"{host.name} {stale}"
-        return f"cannot see what is served: {'; '.join(shown['trouble'])}" if shown["trouble"] else None
+        return f"cannot determine what is served: {'; '.join(shown['trouble'])}" if shown["trouble"] else None
 
     def apply(self, host: Host) -> None:
         """Load it where another one is served. Raises Error (CertificateNotLoaded), CommandTimeout."""
         trouble = certificates.ask(host.run, "load")["trouble"]
         if trouble:
             raise Error(
-                f"the proxies do not take up {paths.NODE_PEM}: {'; '.join(trouble)}", host=host.name,
-                hint="they read it when they start: `systemctl reload 'kubeadm-registry-haproxy@*'` on this server",
+                f"the proxies did not load {paths.NODE_PEM}: {'; '.join(trouble)}", host=host.name,
+                hint="run `systemctl reload 'kubeadm-registry-haproxy@*'` on this node",
                 code="CertificateNotLoaded",
             )  # fmt: skip
         # After a reload a process of before may take connections for a moment.

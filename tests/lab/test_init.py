@@ -141,7 +141,7 @@ def test_a_taken_port_is_named_with_its_owner(untouched: Registry) -> None:
     finally:
         host.sh("systemctl", "stop", "squatter")
     assert list(found) == [("h1", "Ports")]
-    assert f"port 5000/tcp is taken by python3 (pid {pid})" in found["h1", "Ports"]
+    assert f"port 5000/tcp is in use by python3 (pid {pid})" in found["h1", "Ports"]
 
 
 def test_a_vip_that_somebody_has(untouched: Registry) -> None:
@@ -423,12 +423,12 @@ MOMENTS = (
     (r"h1 .*start kubeadm-registry-garage", 0.0),
     (r"h3 .*start kubeadm-registry-garage", 0.2),
     (r"apply the storage layout", 0.0),
-    (r"make the storage bucket", 0.0),
+    (r"create the storage bucket", 0.0),
     (r"h2 .*start kubeadm-registry-(zot|distribution)", 0.0),
     (r"h1 .*start kubeadm-registry-haproxy@1", 0.0),
     (r"h2 .*start kubeadm-registry-keepalived", 0.0),
     (r"h2 .*restart containerd", 0.0),
-    (r"push the known object", 0.0),
+    (r"push the canary image", 0.0),
 )
 
 

@@ -216,7 +216,7 @@ def test_a_failed_check_ends_with_3_and_changes_nothing(run: Terminal, servers: 
     result = run("init", "--skip-phases", "containerd,verify")
     failed(result, 3)
     assert "cp-2" in result.stdout
-    assert "[Architecture] machine riscv64" in result.stdout
+    assert "[Architecture] architecture riscv64" in result.stdout
     assert "[OperatingSystem] alpine" in result.stdout, "all problems on all servers at once"
     assert "--ignore-preflight-errors=Architecture,OperatingSystem" in result.stderr
     assert servers.acts() == []
@@ -238,7 +238,7 @@ def test_a_failed_check_as_json(run: Terminal, servers: FakeCluster) -> None:
     }
     [bad] = [event for event in checks if not event["ok"]]
     assert (bad["host"], bad["check"], bad["ignored"]) == ("cp-2", "Architecture", False)
-    assert bad["message"].startswith("machine riscv64 is not supported")
+    assert bad["message"].startswith("architecture riscv64 is not supported")
     assert lines(result)[-1]["code"] == "PreflightFailed"
 
 
@@ -554,7 +554,7 @@ def test_reset_removes_no_directory_that_the_images_are_in(run: Terminal, instal
     before = installed.snapshot()
     result = run("reset", "--yes")
     failed(result, 3)
-    assert "the images are in /opt/kubeadm-registry/kubeadm-registry, which is removed whole" in result.stdout
+    assert "the images are in /opt/kubeadm-registry/kubeadm-registry, which reset removes" in result.stdout
     assert installed.snapshot() == before
 
 
@@ -571,7 +571,7 @@ def test_reset_leaves_what_it_did_not_put_into_the_data_directory(
     assert result.exit_code == 0, result.output
     for server in servers.servers.values():
         assert server.content(f"/srv/{name}/meta/node_key") == b"of another storage"
-    assert f"/srv/{name} holds files that this registry did not put there" in result.stdout
+    assert f"/srv/{name} contains files that this registry did not create" in result.stdout
 
 
 def test_a_purge_that_was_cut_off_is_made_up(run: Terminal, installed: FakeCluster) -> None:

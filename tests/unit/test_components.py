@@ -526,7 +526,7 @@ def test_what_must_be_steady_begins_anew_after_each_flaw(monkeypatch: pytest.Mon
     for now in course:
         monkeypatch.setattr(garage.time, "monotonic", lambda now=now: now)
         said[now] = steady(FakeTransport().host())
-    wait = "all is well, for {} s more to be sure".format
+    wait = "healthy; waiting another {} s to confirm".format
     assert list(said.values()) == ["apart", wait("1.0"), wait("0.5"), "apart", wait("1.0"), wait("0.1"), None]
 
 
@@ -551,11 +551,11 @@ def test_a_setting_of_the_proxy_is_taken_up_without_a_restart(changed: str) -> N
     [
         (("cp-1",), False, None),
         (("cp-1",), True, None),
-        ((), False, "no server has 10.0.0.10"),
+        ((), False, "no node holds 10.0.0.10"),
         # It may be at the server that does not answer by SSH.
         ((), True, None),
-        (("cp-1", "cp-2"), False, "cp-1, cp-2 have 10.0.0.10"),
-        (("cp-1", "cp-2"), True, "cp-1, cp-2 have 10.0.0.10"),
+        (("cp-1", "cp-2"), False, "cp-1, cp-2 hold 10.0.0.10"),
+        (("cp-1", "cp-2"), True, "cp-1, cp-2 hold 10.0.0.10"),
     ],
 )
 def test_one_server_has_the_virtual_ip_or_may_have_it(holders: tuple[str, ...], absent: bool, said: str | None) -> None:

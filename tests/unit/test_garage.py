@@ -81,9 +81,9 @@ def test_a_server_may_restart_once_all_have_seen_the_storage_whole_for_a_while(
     cluster = installed.cluster
     gate = garage.gate(cluster)
     says(installed, "cp-2", storageNodesUp=2, status="degraded")
-    assert gate(cluster.hosts[0]) == "cp-2: 2 of 3 storage servers are up, storage is degraded"
+    assert gate(cluster.hosts[0]) == "cp-2: 2 of 3 storage nodes are up, storage is degraded"
     says(installed)
-    assert gate(cluster.hosts[0]) == "all is well, for 5.0 s more to be sure"
+    assert gate(cluster.hosts[0]) == "healthy; waiting another 5.0 s to confirm"
     now[0] += 5.0
     assert gate(cluster.hosts[0]) is None
     says(installed, "cp-3", partitionsAllOk=255)
@@ -94,5 +94,5 @@ def test_where_garage_does_not_answer_nothing_may_restart(installed: FakeCluster
     cluster = installed.cluster
     gate = garage.gate(cluster)
     installed.servers["cp-1"].unit(garage.UNIT).active = "failed"
-    with pytest.raises(NotYetKnown, match="Garage does not answer"):
+    with pytest.raises(NotYetKnown, match="Garage does not respond"):
         gate(cluster.hosts[0])

@@ -25,36 +25,36 @@ SET_UP = "spec.nodes: the registry consists of cp-1, cp-2, cp-3, and the file "
 CHANGES: dict[str, tuple[str, list[str], list[Immutable]]] = {
     "the name of the cluster": (
         config.SMALLEST.replace("name: registry", "name: other"),
-        ["metadata.name is registry, and cannot become other in place: "],
+        ["metadata.name is registry and cannot be changed to other in place; "],
         [immutable.NAME],
     ),
-    "servers added": (FIVE, [SET_UP + "adds cp-4, cp-5: "], [immutable.MEMBERS]),
+    "servers added": (FIVE, [SET_UP + "adds cp-4, cp-5; "], [immutable.MEMBERS]),
     "one server of three left": (
         ONE,
-        [SET_UP + "leaves out cp-2, cp-3: ", "the number of copies is 3, and the file wants 1: "],
+        [SET_UP + "omits cp-2, cp-3; ", "the number of copies is 3, and the file requires 1; "],
         [immutable.MEMBERS, immutable.COPIES],
     ),
     "a server renamed": (
         config.SMALLEST.replace("cp-2", "cp-9"),
-        [SET_UP + "adds cp-9 and leaves out cp-2: "],
+        [SET_UP + "adds cp-9 and omits cp-2; "],
         [immutable.MEMBERS],
     ),
     "an address": (
         config.SMALLEST.replace("10.0.0.12", "10.0.0.22"),
-        ["spec.nodes[].address of cp-2 is 10.0.0.12, and cannot become 10.0.0.22 in place: "],
+        ["spec.nodes[].address of cp-2 is 10.0.0.12 and cannot be changed to 10.0.0.22 in place; "],
         [immutable.ADDRESS],
     ),
     "two addresses exchanged": (
         config.SMALLEST.replace("0.12", "0.x").replace("0.13", "0.12").replace("0.x", "0.13"),
         [
-            "spec.nodes[].address of cp-2 is 10.0.0.12, and cannot become 10.0.0.13 in place: ",
-            "spec.nodes[].address of cp-3 is 10.0.0.13, and cannot become 10.0.0.12 in place: ",
+            "spec.nodes[].address of cp-2 is 10.0.0.12 and cannot be changed to 10.0.0.13 in place; ",
+            "spec.nodes[].address of cp-3 is 10.0.0.13 and cannot be changed to 10.0.0.12 in place; ",
         ],
         [immutable.ADDRESS, immutable.ADDRESS],
     ),
     "the data directory": (
         config.SMALLEST + "  dataDirectory: /srv/registry\n",
-        ["spec.dataDirectory is /var/lib/kubeadm-registry, and cannot become /srv/registry in place: "],
+        ["spec.dataDirectory is /var/lib/kubeadm-registry and cannot be changed to /srv/registry in place; "],
         [immutable.DIRECTORY],
     ),
 }
@@ -93,7 +93,7 @@ def test_it_is_refused_with_what_to_do(
     for problem, begin, rule in zip(found, words, rules, strict=True):
         assert problem.startswith(begin)
         assert rule.why in problem
-        assert problem.endswith(f"put it back as it was, or: {rule.remedy}")
+        assert problem.endswith(f"restore the old value, or run {rule.remedy}")
 
 
 @pytest.mark.parametrize("phase", ["secrets", "secrets/store", "backend", "backend/install"])
@@ -108,7 +108,7 @@ def test_another_kind_of_storage(three: FakeCluster) -> None:
     backend = spec.backend.model_copy(update={"type": "seaweed"})
     three.config = three.config.model_copy(update={"spec": spec.model_copy(update={"backend": backend})})
     [found] = list(immutable.same_cluster(three.cluster, three.cluster.leader))
-    assert found.startswith("spec.backend.type is garage, and cannot become seaweed in place: ")
+    assert found.startswith("spec.backend.type is garage and cannot be changed to seaweed in place; ")
 
 
 def test_every_rule_is_tested() -> None:
@@ -192,8 +192,8 @@ def test_after_a_reset_the_servers_must_still_be_the_same(left: FakeCluster, tex
 def test_a_configuration_that_somebody_spoilt(three: FakeCluster, content: str) -> None:
     put_up(three).servers["cp-2"].put("/etc/kubeadm-registry/garage/garage.toml", content)
     [found] = refused(three)
-    assert found.startswith("/etc/kubeadm-registry/garage/garage.toml is not as init wrote it: ")
-    assert found.endswith("put the file back as it was on the other servers")
+    assert found.startswith("/etc/kubeadm-registry/garage/garage.toml was changed since init wrote it: ")
+    assert found.endswith("restore the file from another node, with this node's own addresses")
 
 
 def test_whoever_goes_on_regardless_is_stopped_by_the_storage(three: FakeCluster) -> None:

@@ -252,7 +252,7 @@ def test_init_tells_in_good_time_that_the_authority_ends(
     recorder = Recorder()
     run((BASE, SECRETS), three.cluster, recorder)
     ends = f"{NOW + timedelta(days=days):%Y-%m-%d}"
-    wanted = f"the cluster's authority ends on {ends}, and every certificate with it; this release cannot exchange it"
+    wanted = f"the cluster CA expires on {ends}, and every certificate with it; this release cannot replace it"
     assert [text.startswith(wanted) for host, text in recorder.notes if host == "cp-1"] == [True] * told
     assert len(recorder.notes) == told
     assert run((BASE, SECRETS), three.cluster, Recorder()) == []
@@ -264,4 +264,4 @@ def test_nothing_is_done_under_an_authority_that_has_ended(monkeypatch: pytest.M
         run((BASE, SECRETS), three.cluster, Recorder())
     (problem,) = caught.value.problems
     assert (problem.check, problem.host) == ("Authority", "cp-1")
-    assert problem.text.startswith("the cluster's authority ended on ")
+    assert problem.text.startswith("the cluster CA expired on ")

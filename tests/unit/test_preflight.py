@@ -68,9 +68,9 @@ def test_a_healthy_server_with_the_registry_on_it_has_none_either(good: FakeClus
         (DEBIAN, None),
         ('ID="rocky"\nVERSION_ID="9.4"\n', None),
         ('ID=ubuntu\nVERSION_ID="24.04"\n', None),
-        ('ID=ubuntu\nVERSION_ID="24.10"\n', "ubuntu 24.10 was not tested; supported are "),
-        ("ID=debian\n", "debian  was not tested; supported are "),
-        ("ID=alpine\nVERSION_ID=3.20\n", "alpine 3.20 was not tested; supported are "),
+        ('ID=ubuntu\nVERSION_ID="24.10"\n', "ubuntu 24.10 is not supported; supported are "),
+        ("ID=debian\n", "debian  is not supported; supported are "),
+        ("ID=alpine\nVERSION_ID=3.20\n", "alpine 3.20 is not supported; supported are "),
     ],
 )
 def test_operating_system(good: FakeCluster, release: str, problem: str | None) -> None:
@@ -91,7 +91,7 @@ def test_no_release_file(good: FakeCluster) -> None:
 
 def test_a_machine_that_is_not_supported(good: FakeCluster) -> None:
     good.servers["cp-2"].answer("uname", "-m", with_="riscv64\n")
-    assert problems(good) == {"Architecture": ["machine riscv64 is not supported; supported are x86_64, aarch64"]}
+    assert problems(good) == {"Architecture": ["architecture riscv64 is not supported; supported are x86_64, aarch64"]}
 
 
 def test_a_bundle_for_another_machine(good: FakeCluster) -> None:
@@ -99,7 +99,7 @@ def test_a_bundle_for_another_machine(good: FakeCluster) -> None:
     cluster = good.cluster
     programs = {**cluster.programs, "zot": replace(cluster.programs["zot"], architecture="arm64")}
     [text] = problems(good, cluster=replace(cluster, programs=programs))["Architecture"]
-    assert text.startswith("the bundle's garage, haproxy, keepalived are not for arm64; make a bundle")
+    assert text.startswith("the bundle's garage, haproxy, keepalived are not built for arm64; create a bundle")
 
 
 def test_no_systemd_and_missing_tools_are_two_problems(good: FakeCluster) -> None:
@@ -108,8 +108,8 @@ def test_no_systemd_and_missing_tools_are_two_problems(good: FakeCluster) -> Non
     server.answer("sh", "-c", preflight._MISSING, with_="nft\ntar\n")
     assert problems(good) == {
         "Tools": [
-            "systemd does not run this machine; the services need it",
-            "nft, tar missing; install the packages that hold them (iproute2, nftables, ...)",
+            "systemd is not running; the services require it",
+            "nft, tar not found; install the packages that provide them (iproute2, nftables, ...)",
         ]
     }
 
@@ -143,9 +143,9 @@ def test_every_port_that_somebody_else_has_is_named_with_who_has_it(good: FakeCl
     server.answer("cat", with_="0::/system.slice/other.service\n")
     assert problems(good) == {
         "Ports": [
-            "port 5000/tcp is taken by registry (pid 77), registry (pid 78) at *:5000; stop it or move it",
-            "port 3900/tcp is taken by minio (pid 79) at [::1]:3900; stop it or move it",
-            "port 5444/udp is taken by another program at 0.0.0.0:5444; stop it or move it",
+            "port 5000/tcp is in use by registry (pid 77), registry (pid 78) at *:5000; stop it or change its port",
+            "port 3900/tcp is in use by minio (pid 79) at [::1]:3900; stop it or change its port",
+            "port 5444/udp is in use by another program at 0.0.0.0:5444; stop it or change its port",
         ]
     }
 
@@ -162,8 +162,8 @@ def test_too_little_room_for_layers(good: FakeCluster) -> None:
     good.servers["cp-2"].answer("sh", "-c", preflight._FREE, "free", directory, with_=free("/var", 3.25))
     assert problems(good) == {
         "DiskSpace": [
-            "/var/lib/kubeadm-registry has 3.2 GiB free on /var, at least 10 are needed; give it a disk, or name "
-            "another place in spec.dataDirectory"
+            "/var/lib/kubeadm-registry has 3.2 GiB free on /var, at least 10 are required; free or add disk "
+            "space, or set spec.dataDirectory to another path"
         ]
     }
 
@@ -200,7 +200,7 @@ def test_a_clock_that_goes_otherwise_than_the_others(good: FakeCluster, ahead: t
     set_clocks(good, *ahead)
     [text] = problems(good, "cp-1")["Clock"]
     assert text.startswith(words)
-    assert "at most 0.3 s are allowed" in text
+    assert "and the limit is 0.3 s" in text
     assert "chrony" in text
 
 
@@ -241,10 +241,10 @@ def test_a_server_that_answers_late_once_is_asked_again(good: FakeCluster) -> No
         ("container\nNTPSynchronized=no\n", None),
         ("NTPSynchronized=no\nLeap status     : Normal\nrunning chrony\n", None),
         ("NTPSynchronized=no\nLeap status     : Not synchronised\nrunning chrony\n",
-         "chrony runs, and the clock is not synchronized with any source; "),
-        ("NTPSynchronized=no\nrunning systemd-timesyncd\n", "systemd-timesyncd runs, and the clock is not"),
-        ("NTPSynchronized=no\n", "no time service keeps the clock"),
-        ("", "no time service keeps the clock"),
+         "chrony is running, but the clock is not synchronized; "),
+        ("NTPSynchronized=no\nrunning systemd-timesyncd\n", "systemd-timesyncd is running, but the clock is not"),
+        ("NTPSynchronized=no\n", "no time service is running"),
+        ("", "no time service is running"),
     ],
 )  # fmt: skip
 def test_a_time_service_keeps_the_clock(good: FakeCluster, said: str, problem: str | None) -> None:
@@ -281,12 +281,12 @@ def test_a_data_directory_that_others_cannot_enter_or_all_can_change(good: FakeC
     good.servers["cp-3"].tree["/var/lib"] = Dir(0o777)
     assert problems(good) == {
         "DataDirectory": [
-            "/var/lib/kubeadm-registry has mode 700, and the services run as users of their own: "
-            "chmod o+x /var/lib/kubeadm-registry"
+            "/var/lib/kubeadm-registry has mode 700, so the services cannot enter it; "
+            "run chmod o+x /var/lib/kubeadm-registry"
         ]
     }
     [text] = problems(good, "cp-3")["DataDirectory"]
-    assert text == "/var/lib has mode 777, so everybody could replace the data: chmod o-w /var/lib"
+    assert text == "/var/lib has mode 777, so every user could replace the data; run chmod o-w /var/lib"
     good.servers["cp-3"].tree["/var/lib"] = Dir(0o1777)
     assert problems(good, "cp-3") == {}, "others cannot take away what is not theirs there"
 
@@ -301,7 +301,7 @@ def test_a_data_directory_that_leads_to_where_none_may_be(good: FakeCluster) -> 
     good.servers["cp-3"].tree["/var/lib/kubeadm-registry"] = Link("/srv/registry")
     assert problems(good) == {
         "DataDirectory": [
-            "/var/lib/kubeadm-registry leads to /opt/kubeadm-registry/data: the data must not be in "
+            "/var/lib/kubeadm-registry resolves to /opt/kubeadm-registry/data; the data must not be in "
             "/opt/kubeadm-registry, which belongs to kubeadm-registry itself, and reset removes it"
         ]
     }
@@ -314,8 +314,8 @@ def test_a_data_directory_that_has_somebody_elses_storage_in_it(good: FakeCluste
     good.servers["cp-2"].put(f"/var/lib/kubeadm-registry/{name}/meta/node_key", b"of another one", owner="root:root")
     assert problems(good) == {
         "DataDirectory": [
-            f"/var/lib/kubeadm-registry/{name} holds files that this registry did not put there; move them away, or "
-            "name another place in spec.dataDirectory"
+            f"/var/lib/kubeadm-registry/{name} contains files that this registry did not create; move them away, or "
+            "set spec.dataDirectory to another path"
         ]
     }
 
@@ -336,7 +336,7 @@ def test_the_script_that_looks_at_the_way_to_the_data(tmp_path: Path) -> None:
 def test_a_way_in_circles_is_told_as_a_problem(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    with pytest.raises(Error, match=f"cannot tell where {tmp_path}/a is: its links lead in a circle") as caught:
+    with pytest.raises(Error, match=f"cannot resolve {tmp_path}/a: its links lead in a circle") as caught:
         data._way(here(), f"{tmp_path}/a")
     assert caught.value.hint
 
@@ -353,22 +353,22 @@ def test_a_vip_outside_of_the_subnet(good: FakeCluster) -> None:
     text = config.SMALLEST.replace("address: 10.0.0.10}", "address: 10.0.1.10}")
     [found] = problems(healthy(FakeCluster.of(text)))["VipInSubnet"]
     assert found == (
-        "the virtual IP 10.0.1.10 is not in the subnet 10.0.0.12/24 of eth0; take an unused address of that subnet "
-        "as spec.vip.address"
+        "the virtual IP 10.0.1.10 is not in the subnet 10.0.0.12/24 of eth0; set spec.vip.address to an unused "
+        "address of that subnet"
     )
 
 
 def test_an_address_that_the_server_does_not_have(good: FakeCluster) -> None:
     good.servers["cp-2"].answer("ip", "-json", "address", "show", with_="[]")
     [found] = problems(good)["VipInSubnet"]
-    assert found.startswith("no interface has the address 10.0.0.12; nodes[].address must be an address of the server")
+    assert found.startswith("no interface has the address 10.0.0.12; set nodes[].address to an address of the node")
 
 
 def test_a_vip_that_somebody_has(good: FakeCluster) -> None:
     leader = good.servers["cp-1"]
     leader.answer("bash", "-c", preflight._KNOCK, "knock", VIP, with_=neighbour(VIP))
     assert problems(good, "cp-1") == {
-        "VipUnused": [f"{VIP} is in use by another machine; take an unused address as spec.vip.address"]
+        "VipUnused": [f"{VIP} is in use by another machine; set spec.vip.address to an unused address"]
     }
     flushed = [command.argv for command in leader.log].index(("ip", "neigh", "flush", "to", VIP))
     assert flushed < [command.argv[0] for command in leader.log].index("bash"), "an old entry would mislead"

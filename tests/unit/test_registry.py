@@ -156,7 +156,7 @@ def verified(three: FakeCluster, fake: FakeRegistry) -> Cluster:
 
 def test_verify_pushes_once_and_pulls_everywhere(verified: Cluster, fake: FakeRegistry) -> None:
     [action] = run(VERIFY_ONLY, verified, Recorder())
-    assert (action.host, action.title) == ("cp-1", "push the known object")
+    assert (action.host, action.title) == ("cp-1", "push the canary image")
     assert fake.manifests[canary.TAG] == canary.MANIFEST.content
     assert fake.blobs == {blob.digest: blob.content for blob in (canary.LAYER, canary.CONFIG)}
     pulled = {(request.host, request.login) for request in fake.requests if request.method == "GET"}
@@ -173,7 +173,7 @@ def test_verify_begins_a_push_anew_while_the_writer_moves(verified: Cluster, fak
 
 def test_verify_does_not_wait_for_what_never_gets_better(verified: Cluster, fake: FakeRegistry) -> None:
     fake.password = "push:another"
-    with pytest.raises(PhaseFailed, match=r"phase verify/push, push the known object: .* status 401") as caught:
+    with pytest.raises(PhaseFailed, match=r"phase verify/push, push the canary image: .* status 401") as caught:
         run(VERIFY_ONLY, verified, Recorder())
     assert caught.value.host == "cp-1"
     assert "the-push-password" not in str(caught.value)

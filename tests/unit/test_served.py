@@ -259,7 +259,7 @@ def shows(server: FakeTransport, **said: object) -> Host:
         ({"proxies": {"1": None, "2": None}, "handshakes": {}}, None),
         ({"handshakes": {"A": "", "B": ""}}, "shows another certificate in a handshake on port 5000"),
         ({"proxies": {"1": "A", "2": "none: Not found"}}, "cp-1 serves an earlier certificate"),
-        ({"trouble": ["127.0.0.1:5000: refused"]}, "cannot see what is served: 127.0.0.1:5000: refused"),
+        ({"trouble": ["127.0.0.1:5000: refused"]}, "cannot determine what is served: 127.0.0.1:5000: refused"),
     ],
 )
 def test_what_is_served_is_judged(server: FakeTransport, said: dict[str, object], words: str | None) -> None:
@@ -269,7 +269,7 @@ def test_what_is_served_is_judged(server: FakeTransport, said: dict[str, object]
 
 def test_what_is_not_taken_up_is_an_error_with_a_remedy(server: FakeTransport) -> None:
     host = shows(server, trouble=["1.sock: it does not match"], proxies={"1": "B", "2": "B"})
-    with pytest.raises(Error, match=r"do not take up .*node\.pem: 1\.sock: it does not match") as caught:
+    with pytest.raises(Error, match=r"did not load .*node\.pem: 1\.sock: it does not match") as caught:
         Served().apply(host)
     assert caught.value.code == "CertificateNotLoaded"
     assert "systemctl reload" in caught.value.hint
@@ -289,7 +289,7 @@ def test_a_host_without_python_is_told(server: FakeTransport) -> None:
     server.answer(*SCRIPT, with_=Result(("sh",), 127, b"", words))
     assert Served().diff(server.host()) is None, "nothing is served before there is a certificate, as in a dry-run"
     server.put(paths.NODE_PEM, b"a certificate")
-    with pytest.raises(Error, match=f"cp-1: cannot see which certificate is served: {words.decode()}"):
+    with pytest.raises(Error, match=f"cp-1: cannot determine which certificate is served: {words.decode()}"):
         Served().diff(server.host())
 
 

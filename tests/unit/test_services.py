@@ -139,7 +139,7 @@ def test_one_backend_cannot_follow_another(installed: FakeCluster) -> None:
     other = spec.model_copy(update={"backend": config.Backend()})
     installed.config = installed.config.model_copy(update={"spec": other})
     found = list(immutable.same_cluster(installed.cluster, installed.cluster.leader))
-    assert any(one.startswith("spec.backend.type is toy, and cannot become garage in place: ") for one in found)
+    assert any(one.startswith("spec.backend.type is toy and cannot be changed to garage in place; ") for one in found)
 
 
 # ---- what is wired to what ----------------------------------------------------------------------------------------
