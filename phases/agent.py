@@ -13,5 +13,5 @@ def install(cluster: Cluster, host: Host) -> Steps:
     return agent.install(cluster, host, frontend(cluster.spec), backend(cluster.spec))
 
 
-# One that restarts gives the address up.
+# An agent that restarts gives up the virtual IP.
 AGENT = Phase("agent", "Install and start the node agent", install, on=holder_last, one_at_a_time=True)

@@ -1,4 +1,4 @@
-"""What every server has before its services."""
+"""What every node needs before its services."""
 
 from kubeadm_registry.components import common
 from kubeadm_registry.engine.workflow import Phase

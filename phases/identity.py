@@ -1,4 +1,4 @@
-"""The secrets: made once, on every server before the first of them is used."""
+"""The secrets: generated once, and stored on every node before the first of them is used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kubeadm_registry.transport.host import Host
 
 @dataclass(frozen=True, slots=True)
 class SecretsFile:
-    """This server has the cluster's secrets, readable by root alone."""
+    """This node has the cluster's secrets, readable by root only."""
 
     cluster: Cluster
     title = "store the secrets"
@@ -39,7 +39,7 @@ class SecretsFile:
         return None
 
     def apply(self, host: Host) -> None:
-        """Write them; what nobody has yet is made first, once for all servers. Raises NewerFormat."""
+        """Write them; missing ones are generated first, once for all nodes. Raises NewerFormat."""
         host.write(secrets.PATH, self.cluster.vault.ensure().to_json(), mode=0o600)
 
 
@@ -50,9 +50,9 @@ def storable(cluster: Cluster, host: Host) -> Iterator[str]:
 
 
 def store(cluster: Cluster, host: Host) -> Steps:
-    """Store the secrets on this server."""
+    """Store the secrets on this node."""
     yield SecretsFile(cluster)
-    # What a reset left with the data has done its work: one place is enough.
+    # The copy that a reset left in the data directory is no longer needed.
     yield Absent(secrets.kept(cluster.spec.data_directory))
 
 

@@ -1,4 +1,4 @@
-"""What cannot be changed once a registry keeps images: found before anything is touched, with what to do instead."""
+"""Values that cannot be changed once a registry stores images: reported before anything is changed, with a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs: from the bundle to their final place, and each is started once before anything depends on it."""
+"""The programs: uploaded from the bundle to their final path, and each started once before it is needed."""
 
 from __future__ import annotations
 

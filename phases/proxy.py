@@ -1,4 +1,4 @@
-"""The door: TLS, who may do what, and the way to a healthy frontend."""
+"""HAProxy: TLS, authorization, and the route to a healthy frontend."""
 
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
@@ -10,7 +10,7 @@ from kubeadm_registry.transport.host import Host
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
-    """Install and start HAProxy; one that runs takes up a renewed certificate."""
+    """Install and start HAProxy; a running one loads a renewed certificate."""
     yield from haproxy.install(cluster, host, single_writer=frontend(cluster.spec).SINGLE_WRITER)
     yield Served()
 

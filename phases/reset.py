@@ -1,4 +1,4 @@
-"""The way back: everything of ours goes, containerd's files come back as they were, the images stay."""
+"""Uninstall: remove what init installed, restore containerd's files, keep the images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kubeadm_registry.transport.host import Host
 
 
 def give_back(cluster: Cluster, host: Host) -> Steps:
-    """Give containerd its own configuration back."""
+    """Restore containerd's original configuration."""
     return containerd.restore_steps(host, turn=cluster.turn)
 
 
@@ -29,20 +29,20 @@ def services(cluster: Cluster, host: Host) -> Steps:
     for service in reversed(every_service()):
         for unit in service.units:
             yield NoService(unit)
-    yield network.NoGuard(paths.PREFIX)
-    yield network.NoGuard(paths.FENCE_TABLE)
+    yield network.NoFirewallRules(paths.PREFIX)
+    yield network.NoFirewallRules(paths.FENCE_TABLE)
     yield NoService(paths.SLICE)
 
 
 @dataclass(frozen=True, slots=True)
 class SecretsKept:
-    """The secrets lie beside the data, which is worthless without them, and nowhere else."""
+    """The secrets are in the data directory, whose data cannot be read without them, and nowhere else."""
 
     cluster: Cluster
     title = "move the secrets to the data directory"
 
     def diff(self, host: Host) -> str | None:
-        """Whether they are still in their place."""
+        """Whether they are still in their usual path."""
         there = host.query("test", "-e", secrets.PATH).ok
         return f"{secrets.PATH}: moved to {self._kept}" if there else None
 
@@ -61,7 +61,7 @@ class SecretsKept:
 
 
 def keep(cluster: Cluster, host: Host) -> Steps:
-    """Put the secrets beside the data."""
+    """Move the secrets to the data directory."""
     yield SecretsKept(cluster)
 
 
@@ -81,7 +81,7 @@ def files(cluster: Cluster, host: Host) -> Steps:
 
 
 def purge(cluster: Cluster, host: Host) -> Steps:
-    """Delete the images and the secrets, and nothing else that somebody may keep in that folder."""
+    """Delete the images and the secrets, and nothing else in that directory."""
     directory = cluster.spec.data_directory
     if data.owns_storage(cluster, host):
         yield Absent(data.storage(cluster))

@@ -1,4 +1,4 @@
-"""What a person needs at a server's console when this tool is not at hand."""
+"""Recovery commands for a node's console, without this tool."""
 
 from kubeadm_registry.components import runbook
 from kubeadm_registry.engine.workflow import Phase

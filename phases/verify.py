@@ -1,4 +1,4 @@
-"""The proof: a small image is pushed, and read back through every server and through the virtual IP."""
+"""End-to-end verification: push the canary image, and read it through every node and the virtual IP."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def registry_at(cluster: Cluster, host: Host, address: str, role: str = "pull") 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """The known object is in the store."""
+    """The canary image is in the registry."""
 
     cluster: Cluster
     title = "push the canary image"
@@ -49,7 +49,7 @@ class Canary:
         return f"{canary.REPOSITORY}:{canary.TAG}: new, {canary.MANIFEST.digest}" if missing else None
 
     def apply(self, host: Host) -> None:
-        """Push it; from the beginning again while the writer moves."""
+        """Push it; again from the beginning during writer failover."""
         wait(host, self._push, what="the registry accepts a push", timeout=30, interval=0.5)
 
     def _push(self, host: Host) -> str | None:
@@ -70,7 +70,7 @@ class Canary:
 
 
 def serves(cluster: Cluster, address: str, host: Host) -> str | None:
-    """None if *address* serves the known object, every byte of it; else what is wrong. Raises NotYetKnown."""
+    """None if *address* serves the canary image, every byte of it; else what is wrong. Raises NotYetKnown."""
     try:
         with registry_at(cluster, host, address) as registry:
             if registry.manifest(canary.REPOSITORY, canary.MANIFEST.digest) is None:
@@ -100,7 +100,7 @@ def _answers(cluster: Cluster, host: Host) -> str | None:
 
 
 def pull(cluster: Cluster, host: Host) -> Steps:
-    """Read the known object at this server's own address and at the virtual IP."""
+    """Read the canary image at this node's own address and at the virtual IP."""
     for address in (*cluster.node(host).addresses, *cluster.spec.vip.addresses):
         yield Wait(f"{address} serves the canary image", partial(serves, cluster, address), timeout=30)
 

@@ -15,7 +15,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
 
 
 def one_holder(cluster: Cluster, host: Host) -> Steps:
-    """Wait until exactly one server has the VIP, with all its addresses."""
+    """Wait until exactly one node holds the VIP, with all its addresses."""
     yield Wait("exactly one node holds the virtual IP", partial(_one_holder, cluster), timeout=30)
 
 

@@ -1,4 +1,4 @@
-"""Workers: their containerd pulls through the virtual IP, and nothing else of ours is on them."""
+"""Client nodes: their containerd pulls through the virtual IP, and nothing else is installed on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kubeadm_registry.transport.host import Host
 
 
 def leave(cluster: Cluster, host: Host) -> Steps:
-    """Give containerd its own configuration back, and remove what that needed."""
+    """Restore containerd's original configuration, and remove what that needed."""
     yield from reset.give_back(cluster, host)
     yield Absent(containerd.OWED)
     for path in (paths.RUN, f"{paths.ETC}/backup", paths.ETC):

@@ -31,18 +31,18 @@ INIT = (
     CONTAINERD,
     VERIFY,
 )
-"""From bare servers to a registry that is proven to work."""
+"""Install, or update: from bare hosts to a verified registry."""
 
 PREFLIGHT_ONLY = (PROGRAMS_PHASE,)
-"""After the checks: the programs go to their final place and are started once. Nothing depends on them yet."""
+"""After the checks: the programs are uploaded to their final path and started once. Nothing depends on them yet."""
 
 VERIFY_ONLY = (VERIFY,)
 
 RESET = RESET_PHASES
-"""The way back."""
+"""Uninstall."""
 
 MIRRORS = (POINT,)
-"""On a worker, which has nothing else of ours."""
+"""Configure containerd on a client node, where nothing else is installed."""
 
-MIRRORS_BACK = (LEAVE,)
-"""The way back for a worker."""
+MIRRORS_REMOVE = (LEAVE,)
+"""Undo `mirrors apply` on a client node."""

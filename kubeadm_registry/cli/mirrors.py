@@ -29,7 +29,7 @@ from kubeadm_registry.config.worker_list import Worker
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.engine.workflow import Workflow
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_BACK
+from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_REMOVE
 from kubeadm_registry.secrets import Vault
 from kubeadm_registry.transport.host import Transport
 from kubeadm_registry.workers import Outcome
@@ -66,7 +66,7 @@ def apply(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> No
     _tell("would pull from the registry" if dry_run else "pull from the registry", outcomes, reporter, dry_run=dry_run)
 
 
-@command(group, "remove", help_after=phase_table(MIRRORS_BACK))
+@command(group, "remove", help_after=phase_table(MIRRORS_REMOVE))
 @file_option
 @nodes_option
 @dry_run_option
@@ -86,7 +86,7 @@ def remove(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> N
             hint="take it out of the list; `kubeadm-registry reset` gives a server its files back",
         )  # fmt: skip
     vault = Vault(cluster_file.metadata.name, [node.name for node in cluster_file.spec.nodes], {})
-    outcomes = _run(MIRRORS_BACK, cluster_file, vault, listed, reporter, dry_run=dry_run)
+    outcomes = _run(MIRRORS_REMOVE, cluster_file, vault, listed, reporter, dry_run=dry_run)
     _tell("would be as they were" if dry_run else "are as they were", outcomes, reporter, dry_run=dry_run)
 
 

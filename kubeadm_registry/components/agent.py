@@ -1,4 +1,4 @@
-"""The node agent: sees what is alive and right, and tells proxy, keepalived and the other servers."""
+"""The node agent: probes the services, and steers HAProxy, keepalived and the writer with the other nodes' agents."""
 
 from __future__ import annotations
 

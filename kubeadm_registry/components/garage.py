@@ -44,9 +44,9 @@ NODE_KEY = "meta/node_key"
 KEY_NAME = "registry"
 #: Nominal: all servers are equal, so only the ratio counts, and Garage does not stop at it.
 _CAPACITY = 1_000_000_000_000
-#: Seconds. A server that came back is connected twice for a moment, and one of the two connections is given up.
-STEADY = 5.0
-TOGETHER = 1.0
+#: Seconds. A node that came back is connected twice for a moment, and one of the two connections is closed.
+STABLE = 5.0
+CONNECTED = 1.0
 
 
 def copies(servers: int) -> int:
@@ -95,23 +95,23 @@ def install(cluster: Cluster, host: Host) -> Steps:
         data=data,
     )
     yield Wait("the storage responds", partial(_answers, cluster), timeout=30)
-    yield Together(cluster)
+    yield StorageConnected(cluster)
 
 
 def form(cluster: Cluster, host: Host) -> Steps:
-    """Make one cluster of the servers: layout, key, bucket, permission. Done on one host, once."""
-    yield Together(cluster)
+    """Create the storage cluster: layout, key, bucket, permission. Done on one host, once."""
+    yield StorageConnected(cluster)
     yield Wait("all storage nodes are connected", partial(_all_connected, cluster), timeout=60)
     yield Layout(cluster)
-    # A server that was made anew hears of the layout a moment after it was connected.
-    yield Wait("every storage node has the layout", partial(whole_everywhere, cluster), timeout=60)
+    # A node that was installed again receives the layout a moment after it was connected.
+    yield Wait("every storage node has the layout", partial(storage_problem_anywhere, cluster), timeout=60)
     yield Key(cluster)
     yield Bucket(cluster)
 
 
 def joined(cluster: Cluster, host: Host) -> Steps:
-    """Wait until the storage is whole as this host sees it."""
-    yield Wait("the storage is fully replicated as this node sees it", partial(whole, cluster), timeout=60)
+    """Wait until the storage is fully replicated as this host sees it."""
+    yield Wait("the storage is fully replicated as this node sees it", partial(storage_problem, cluster), timeout=60)
 
 
 def existing(host: Host) -> Existing | None:
@@ -214,8 +214,8 @@ def health(cluster: Cluster, host: Host) -> dict[str, Any]:
     return answer
 
 
-def whole(cluster: Cluster, host: Host) -> str | None:
-    """None if every storage server that answers is connected and every partition complete, as *host* sees it."""
+def storage_problem(cluster: Cluster, host: Host) -> str | None:
+    """Return why the storage is degraded as *host* sees it, or None: every node that answers is connected."""
     try:
         state = health(cluster, host)
     except NotYetKnown as error:
@@ -233,16 +233,16 @@ def _formed(cluster: Cluster, host: Host) -> bool:
     return bool(Api(cluster, host).ask("GetClusterLayout")["version"])
 
 
-def whole_everywhere(cluster: Cluster, _: Host) -> str | None:
-    """None if every server sees the storage whole: they notice a loss and a return at different times."""
+def storage_problem_anywhere(cluster: Cluster, _: Host) -> str | None:
+    """Return why storage is degraded on any node, or None: they notice a loss and a return at different times."""
     for host in cluster.hosts:
-        if (flaw := whole(cluster, host)) is not None:
+        if (flaw := storage_problem(cluster, host)) is not None:
             return f"{host.name}: {flaw}"
     return None
 
 
-class Steady:
-    """A condition that has said None for so many seconds."""
+class Stable:
+    """A condition that must hold for *seconds* without interruption."""
 
     def __init__(self, condition: Condition, seconds: float) -> None:
         self._condition = condition
@@ -260,14 +260,14 @@ class Steady:
 
 
 def gate(cluster: Cluster) -> Condition:
-    """Says None once no server's storage has been missed for STEADY seconds: only then may one be restarted."""
-    steady = Steady(partial(whole_everywhere, cluster), STEADY)
-    return lambda host: steady(host) if _formed(cluster, host) else None
+    """Says None once the storage has been healthy on all nodes for STABLE seconds: only then may one be restarted."""
+    stable = Stable(partial(storage_problem_anywhere, cluster), STABLE)
+    return lambda host: stable(host) if _formed(cluster, host) else None
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
-    """All storage servers that run are connected; by themselves they would need half a minute after a restart."""
+class StorageConnected:
+    """All running storage nodes are connected; without this it would take half a minute after a restart."""
 
     cluster: Cluster
     title = "reconnect the storage nodes"
@@ -286,19 +286,19 @@ class Together:
         return None
 
     def diff(self, host: Host) -> str | None:
-        """Who misses whom; None also before there is a layout, when there is nothing to come back to."""
+        """Which node is not connected to all others; None also without a layout, when no data can be missing."""
         return self._apart(self._running()) if _formed(self.cluster, host) else None
 
     def apply(self, host: Host) -> None:
-        """Tell each server that runs to connect to the others, and wait."""
+        """Connect each running node to the others, and wait."""
         secrets, running = self.cluster.secrets, self._running()
         for member in running:
             others = [self.cluster.node(other) for other in running if other.name != member.name]
             peers = [f"{secrets.node_id(peer.name)}@{endpoint(peer.address, paths.RPC_PORT)}" for peer in others]
             Api(self.cluster, member).do("ConnectClusterNodes", peers)
         # Where two servers connect to each other at once, one of the two connections is ended again.
-        steady = Steady(lambda _: self._apart(running), TOGETHER)
-        wait(host, steady, what="the storage nodes stay connected", timeout=60)
+        stable = Stable(lambda _: self._apart(running), CONNECTED)
+        wait(host, stable, what="the storage nodes stay connected", timeout=60)
 
 
 def _all_connected(cluster: Cluster, host: Host) -> str | None:

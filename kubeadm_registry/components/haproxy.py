@@ -1,4 +1,4 @@
-"""HAProxy: the only door to the registry, with TLS, the table of who may do what, and the way to a healthy frontend."""
+"""HAProxy: the only entry point of the registry, with TLS, authorization and the route to a healthy frontend."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def names(cluster: Cluster, host: Host) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class NodeCertificate:
-    """The server's certificate with its key, signed by the cluster's authority; issued anew when it no longer fits."""
+    """The node's certificate with its key, signed by the cluster CA; reissued when it no longer fits."""
 
     cluster: Cluster
     title = "issue the certificate of this node"

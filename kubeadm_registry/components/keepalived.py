@@ -1,4 +1,4 @@
-"""keepalived: keeps the virtual IP at a healthy server by VRRP (RFC 5798), unicast."""
+"""keepalived: keeps the virtual IP on a healthy node by VRRP (RFC 5798), unicast."""
 
 from __future__ import annotations
 

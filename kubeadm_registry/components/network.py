@@ -1,6 +1,6 @@
-"""What the services need of the kernel: a loopback address, routes that acknowledge at once, a guard by user.
+"""What the services need of the kernel: a loopback address, routes with quickack, nftables rules by user.
 
-The guard has a unit of its own, which follows the firewalls that flush the whole ruleset when they start, stop or
+The rules have a unit of its own, which follows the firewalls that flush the whole ruleset when they start, stop or
 reload (Debian's nftables.service does). Address and routes have to stay meanwhile. The agent sees all other flushes.
 """
 
@@ -32,8 +32,8 @@ GUARD = Service("guard", units=(GUARD_UNIT,), reloaded_by=(paths.GUARD,))
 
 
 @dataclass(frozen=True, slots=True)
-class Guarded:
-    """The guard's rules are loaded: a flushed firewall, as after ``kubeadm reset``, lacks them."""
+class FirewallRules:
+    """The nftables rules are loaded: they are missing after a flush, as by ``kubeadm reset``."""
 
     tables: tuple[str, ...]
 
@@ -50,13 +50,13 @@ class Guarded:
         return None
 
     def apply(self, host: Host) -> None:
-        """Let the unit load them: a reload, in which nothing is missing that services need."""
+        """Reload the unit that loads them: no rule is missing meanwhile."""
         host.run("systemctl", "reload", "--", GUARD_UNIT)
 
 
 @dataclass(frozen=True, slots=True)
-class NoGuard:
-    """The guard's rules are gone. Their unit leaves them when it stops, for it stops with every other firewall."""
+class NoFirewallRules:
+    """A table of the rules is removed. Their unit leaves them when it stops, since it stops with other firewalls."""
 
     table: str
 
@@ -133,6 +133,6 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
     )
     yield guard
     yield from serve(GUARD, (guard,), guard=paths.GUARD)
-    yield Guarded((paths.PREFIX, paths.FENCE_TABLE) if frontend.SINGLE_WRITER else (paths.PREFIX,))
+    yield FirewallRules((paths.PREFIX, paths.FENCE_TABLE) if frontend.SINGLE_WRITER else (paths.PREFIX,))
     yield script
     yield from serve(SERVICE, (script,), script=SCRIPT)

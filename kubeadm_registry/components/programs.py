@@ -1,4 +1,4 @@
-"""The programs of the bundle on a host: each in a folder of its own, by digest, uploaded once."""
+"""The programs of the bundle on a host: each in a directory of its own, by digest, uploaded once."""
 
 from __future__ import annotations
 

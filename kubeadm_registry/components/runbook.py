@@ -1,4 +1,4 @@
-"""The RUNBOOK: the real commands for this room, for a person at a server's console without this tool."""
+"""The RUNBOOK: the recovery commands of this cluster, for a node's console without this tool."""
 
 from __future__ import annotations
 

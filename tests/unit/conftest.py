@@ -31,8 +31,8 @@ def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _soon_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """What must be well for seconds before a restart is so at once: the servers are not real."""
-    monkeypatch.setattr(garage, "STEADY", 0.1)
-    monkeypatch.setattr(garage, "TOGETHER", 0.1)
+    monkeypatch.setattr(garage, "STABLE", 0.1)
+    monkeypatch.setattr(garage, "CONNECTED", 0.1)
 
 
 @pytest.fixture

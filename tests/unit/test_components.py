@@ -521,11 +521,11 @@ def test_keepalived_restarts_last_where_the_address_is() -> None:
 
 def test_what_must_be_steady_begins_anew_after_each_flaw(monkeypatch: pytest.MonkeyPatch) -> None:
     course = {0.0: "apart", 0.5: None, 1.0: None, 1.4: "apart", 2.0: None, 2.9: None, 3.0: None}
-    steady = garage.Steady(lambda _: course[garage.time.monotonic()], 1.0)
+    stable = garage.Stable(lambda _: course[garage.time.monotonic()], 1.0)
     said = {}
     for now in course:
         monkeypatch.setattr(garage.time, "monotonic", lambda now=now: now)
-        said[now] = steady(FakeTransport().host())
+        said[now] = stable(FakeTransport().host())
     wait = "healthy; waiting another {} s to confirm".format
     assert list(said.values()) == ["apart", wait("1.0"), wait("0.5"), "apart", wait("1.0"), wait("0.1"), None]
 

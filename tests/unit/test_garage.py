@@ -58,9 +58,9 @@ def test_the_storage_is_whole_if_nothing_is_missing_but_who_is_away(
 ) -> None:
     says(installed, **health)
     cluster = installed.cluster
-    assert (garage.whole(cluster, cluster.hosts[0]) is None) is whole
+    assert (garage.storage_problem(cluster, cluster.hosts[0]) is None) is whole
     two = without_the_third(cluster)
-    assert (garage.whole(two, two.hosts[0]) is None) is whole_for_two
+    assert (garage.storage_problem(two, two.hosts[0]) is None) is whole_for_two
 
 
 def test_before_there_is_a_layout_a_server_may_restart_at_once(three: FakeCluster) -> None:
@@ -68,7 +68,7 @@ def test_before_there_is_a_layout_a_server_may_restart_at_once(three: FakeCluste
     for server in three.servers.values():
         server.unit(garage.UNIT).active = "active"
     cluster = three.cluster
-    assert garage.whole_everywhere(cluster, cluster.hosts[0]) is not None
+    assert garage.storage_problem_anywhere(cluster, cluster.hosts[0]) is not None
     assert garage.gate(cluster)(cluster.hosts[0]) is None
 
 
@@ -77,7 +77,7 @@ def test_a_server_may_restart_once_all_have_seen_the_storage_whole_for_a_while(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(garage.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(garage, "STEADY", 5.0)
+    monkeypatch.setattr(garage, "STABLE", 5.0)
     cluster = installed.cluster
     gate = garage.gate(cluster)
     says(installed, "cp-2", storageNodesUp=2, status="degraded")
