@@ -13,7 +13,7 @@ import click
 from pydantic import BaseModel
 
 from kubeadm_registry import config, errors, paths
-from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config import explain, values
 from kubeadm_registry.engine.workflow import Workflow, leaves
 from kubeadm_registry.phases import workflows
@@ -45,7 +45,7 @@ def text() -> str:
 def _commands() -> Iterator[str]:
     yield "## Commands"
     yield ""
-    for path, command in _walk(load_commands(), "kubeadm-registry"):
+    for path, command in _walk(cli, "kubeadm-registry"):
         yield f"### {path}"
         yield ""
         yield _paragraphs(command.help or "")

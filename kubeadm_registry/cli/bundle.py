@@ -13,7 +13,7 @@ import click
 
 from kubeadm_registry import bundle, config
 from kubeadm_registry.bundle import make
-from kubeadm_registry.cli.main import Context, cli, command, key_option, names
+from kubeadm_registry.cli.command import Context, command, key_option, names
 from kubeadm_registry.cli.session import DEFAULT_BUNDLE, bundle_key, wanted
 from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.engine.report import echo
@@ -24,7 +24,7 @@ from kubeadm_registry.images.kubernetes_images import images_of
 SHORT = len("sha256:") + 12
 
 
-@cli.group("bundle")
+@click.group("bundle")
 def group() -> None:
     """Make and look into bundles: one file with the programs and images that cross the air gap."""
 
@@ -40,7 +40,7 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
     return result
 
 
-@command(group, "create", short=False)
+@command("create", parent=group, short=False)
 @click.option(
     "-o", "--output-file", "file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, show_default=True,
     help="Where to write it.",
@@ -145,7 +145,7 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@command(group, "verify")
+@command("verify", parent=group)
 @click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
 @key_option
 @click.option(
@@ -159,7 +159,7 @@ def verify(context: Context, file: Path, key: Path | None, bases: tuple[Path, ..
     reporter.result(f"{file} is whole", path=str(file))
 
 
-@command(group, "sign")
+@command("sign", parent=group)
 @click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
 @click.option("--key", metavar="KEY", type=click.Path(path_type=Path), required=True,
               help="A private SSH key, or a public one whose private key the agent or a security key has.")  # fmt: skip
@@ -169,7 +169,7 @@ def sign(context: Context, file: Path, key: Path) -> None:
     context.reporter().result(f"{file} is signed: index {index}", path=str(file), index=index)
 
 
-@command(group, "inspect")
+@command("inspect", parent=group)
 @click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
 def inspect(context: Context, file: Path) -> None:
     """Show what a bundle holds: programs with version, origin and digest, and images."""
@@ -189,7 +189,7 @@ def inspect(context: Context, file: Path) -> None:
     echo(f"index    {description['index']}, {'signed' if description['signed'] else 'not signed'}")
 
 
-@command(group, "diff")
+@command("diff", parent=group)
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 def diff(context: Context, old: Path, new: Path) -> None:

@@ -8,18 +8,18 @@ from pathlib import Path
 import click
 
 from kubeadm_registry import config
-from kubeadm_registry.cli.main import Context, cli, command, file_option
+from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.engine.report import put
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.kubeadm import cautions, kubeadm_config
 
 
-@cli.group("config")
+@click.group("config")
 def group() -> None:
     """Write and check configuration files. Contacts no server."""
 
 
-@command(group, "print-defaults")
+@command("print-defaults", parent=group)
 def print_defaults(context: Context) -> None:
     """Show a cluster file with every default written out."""
     defaults = config.parse(config.SMALLEST, "defaults")
@@ -29,7 +29,7 @@ def print_defaults(context: Context) -> None:
         put(config.dump(defaults))
 
 
-@command(group, "validate")
+@command("validate", parent=group)
 @file_option
 def validate(context: Context, path: Path | None) -> None:
     """Check a cluster file: every problem at once, with the path to the value. Exit code 2 if there is one."""
@@ -41,7 +41,7 @@ def validate(context: Context, path: Path | None) -> None:
     )
 
 
-@command(group, "kubeadm")
+@command("kubeadm", parent=group)
 @file_option
 @click.option("--node", metavar="NAME", help="The server that the file is for.  [default: the first]")
 def kubeadm_command(context: Context, path: Path | None, node: str | None) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 from kubeadm_registry import config
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import session
-from kubeadm_registry.cli.main import EXIT_DEGRADED, Context, cli, command, dry_run_option, file_option, key_option
+from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, dry_run_option, file_option, key_option
 from kubeadm_registry.cli.way import Flaw, answers, connection, prove
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.disk import naming
@@ -35,7 +35,7 @@ from kubeadm_registry.transport.host import side_by_side
 DEFAULT_WANTED = Path("wanted-images.txt")
 
 
-@cli.group("images")
+@click.group("images")
 def group() -> None:
     """Look after the images in the registry: what is there, what is missing, what nodes ask for in vain."""
 
@@ -56,7 +56,7 @@ def _opened(
 # ---- list -------------------------------------------------------------------------------------------------------
 
 
-@command(group, "list")
+@command("list", parent=group)
 @file_option
 @click.option("--referrers", is_flag=True, help="Ask for what refers to each image too: signatures and the like.")
 @click.option("--all", "everything", is_flag=True, help="With this project's own image, and the tags that hold lists.")
@@ -101,7 +101,7 @@ def _show(images: Sequence[inventory.Image], *, referrers: bool) -> None:
 # ---- check ------------------------------------------------------------------------------------------------------
 
 
-@command(group, "check")
+@command("check", parent=group)
 @file_option
 @click.option("--kubernetes-version", "version", metavar="VERSION", help="The images that this kubeadm asks for.")
 @click.option(
@@ -154,7 +154,7 @@ def check(
 # ---- copy, delete -----------------------------------------------------------------------------------------------
 
 
-@command(group, "copy")
+@command("copy", parent=group)
 @file_option
 @click.option("--referrers", is_flag=True, help="With all that refers to the image: signatures and the like.")
 @click.argument("source", metavar="SRC")
@@ -178,7 +178,7 @@ def copy(context: Context, path: Path | None, referrers: bool, source: str, targ
     )  # fmt: skip
 
 
-@command(group, "delete")
+@command("delete", parent=group)
 @file_option
 @click.option("--all-tags", is_flag=True, help="All tags of a repository, and other tags that an image has.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -216,7 +216,7 @@ def delete(
 # ---- wanted -----------------------------------------------------------------------------------------------------
 
 
-@command(group, "wanted", short=False)
+@command("wanted", parent=group, short=False)
 @file_option
 @click.option("--since", default="7d", show_default=True, metavar="TIME", help="How far back: 7d, 12h, 30m.")
 @click.option(

@@ -13,10 +13,9 @@ import click
 
 from kubeadm_registry import config, workers
 from kubeadm_registry.cli import session
-from kubeadm_registry.cli.main import (
+from kubeadm_registry.cli.command import (
     EXIT_DEGRADED,
     Context,
-    cli,
     command,
     diff_option,
     dry_run_option,
@@ -40,12 +39,12 @@ nodes_option = click.option(
 )  # fmt: skip
 
 
-@cli.group("mirrors")
+@click.group("mirrors")
 def group() -> None:
     """Point containerd on nodes that are no servers of the registry at it, and take that back."""
 
 
-@command(group, "apply", help_after=phase_table(MIRRORS))
+@command("apply", parent=group, help_after=phase_table(MIRRORS))
 @file_option
 @nodes_option
 @dry_run_option
@@ -66,7 +65,7 @@ def apply(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> No
     _tell("would pull from the registry" if dry_run else "pull from the registry", outcomes, reporter, dry_run=dry_run)
 
 
-@command(group, "remove", help_after=phase_table(MIRRORS_REMOVE))
+@command("remove", parent=group, help_after=phase_table(MIRRORS_REMOVE))
 @file_option
 @nodes_option
 @dry_run_option

@@ -12,18 +12,18 @@ from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, ip
 from kubeadm_registry.bundle import Bundle, check
 from kubeadm_registry.cli import session
-from kubeadm_registry.cli.main import Context, cli, command
+from kubeadm_registry.cli.command import Context, command
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images import rescue
 
 
-@cli.group("rescue")
+@click.group("rescue")
 def group() -> None:
     """The way back in when the registry of the room is lost."""
 
 
-@command(group, "serve")
+@command("serve", parent=group)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--listen", metavar="[ADDRESS]:PORT", default=f":{paths.REGISTRY_PORT}", show_default=True,

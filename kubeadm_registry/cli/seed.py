@@ -12,7 +12,7 @@ import click
 from kubeadm_registry import config, paths, whoami
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cli import session
-from kubeadm_registry.cli.main import Context, bundle_option, cli, command, file_option, key_option
+from kubeadm_registry.cli.command import Context, bundle_option, command, file_option, key_option
 from kubeadm_registry.cli.way import answers, connection, prove
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.images import seed as seeding
@@ -47,7 +47,7 @@ class Rate(click.ParamType[int]):
         return rate
 
 
-@command(cli, "seed")
+@command("seed")
 @file_option
 @bundle_option
 @key_option

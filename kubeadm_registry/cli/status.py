@@ -13,7 +13,7 @@ from rich.table import Table
 from kubeadm_registry import config
 from kubeadm_registry import status as cluster_status
 from kubeadm_registry.cli import session
-from kubeadm_registry.cli.main import EXIT_DEGRADED, Context, cli, command, file_option
+from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
 from kubeadm_registry.engine.report import echo, screen
 
 EXIT_NOT_AVAILABLE = 1
@@ -29,7 +29,7 @@ _QUESTIONS = {
 }
 
 
-@command(cli, "status")
+@command("status")
 @file_option
 def status(context: Context, path: Path | None) -> None:
     """Show each server with its services, who has the virtual IP, and whether a server may be lost right now.

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from kubeadm_registry import __version__, config, paths, secrets
 from kubeadm_registry.bundle import make
 from kubeadm_registry.cli import session
-from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import garage, programs
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.engine.workflow import Workflow, leaves
@@ -43,7 +43,7 @@ class Terminal:
         self.folder = folder
 
     def __call__(self, *arguments: str, stdin: str | None = None, env: dict[str, str] | None = None) -> Result:
-        return CliRunner().invoke(load_commands(), arguments, input=stdin, env=env, prog_name="kubeadm-registry")
+        return CliRunner().invoke(cli, arguments, input=stdin, env=env, prog_name="kubeadm-registry")
 
     def write(self, text: str, name: str = "cluster.yaml") -> str:
         (self.folder / name).write_text(text)
@@ -709,7 +709,7 @@ def commands(group: click.Command, *above: str) -> list[tuple[str, ...]]:
     return found
 
 
-@pytest.mark.parametrize("words", commands(load_commands()), ids=" ".join)
+@pytest.mark.parametrize("words", commands(cli), ids=" ".join)
 def test_every_command_has_help(run: Terminal, words: tuple[str, ...]) -> None:
     for option in ("-h", "--help"):
         result = run(*words, option)

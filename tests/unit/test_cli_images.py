@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from kubeadm_registry import config, pki, secrets
 from kubeadm_registry.cli import images as commands
 from kubeadm_registry.cli import session, way
-from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.images import check, seed, wanted
 from kubeadm_registry.images.kubernetes_images import images_of
@@ -33,7 +33,7 @@ NAMES = ("cp-1", "cp-2", "cp-3")
 
 
 def run(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(load_commands(), ("images", *arguments), input=stdin, prog_name="kubeadm-registry")
+    return CliRunner().invoke(cli, ("images", *arguments), input=stdin, prog_name="kubeadm-registry")
 
 
 def lines(result: Result) -> list[dict[str, Any]]:

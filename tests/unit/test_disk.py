@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry import config
-from kubeadm_registry.cli.main import Context, guarded
+from kubeadm_registry.cli.command import Context, exit_on_error
 from kubeadm_registry.disk import naming, read_text, refusal
 from tests.unit.bundle_files import image, write_layout
 
@@ -42,7 +42,7 @@ def test_what_the_system_refuses_has_a_code_a_path_and_a_remedy(
             raise OSError(number, "as Python says it")
 
     with pytest.raises(SystemExit) as caught:
-        guarded(Context(), work)
+        exit_on_error(Context(), work)
     assert caught.value.code == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error [{code}] {words}\nwhat to do: ")
@@ -54,7 +54,7 @@ def test_too_little_memory_is_no_bug_either(capsys: pytest.CaptureFixture[str]) 
         raise MemoryError
 
     with pytest.raises(SystemExit):
-        guarded(Context(), work)
+        exit_on_error(Context(), work)
     assert capsys.readouterr().err.startswith("error [MemoryFull] cannot go on: cannot allocate memory\n")
 
 

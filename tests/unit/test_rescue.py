@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle
-from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components.haproxy import login_digest
 from kubeadm_registry.errors import BundleError, ConfigError, Error
 from kubeadm_registry.images import rescue, seed
@@ -381,7 +381,7 @@ def test_a_port_that_is_taken(tmp_path: Path, pem: Path) -> None:
 
 
 def invoke(*arguments: str) -> tuple[int, dict[str, Any]]:
-    done = CliRunner().invoke(load_commands(), ["rescue", "serve", *arguments, "-o", "json"])
+    done = CliRunner().invoke(cli, ["rescue", "serve", *arguments, "-o", "json"])
     assert "Traceback" not in done.output
     return done.exit_code, json.loads(done.stdout.splitlines()[-1])
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from kubeadm_registry import config, secrets, workers
 from kubeadm_registry.cli import session
-from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config import Node, RegistryCluster, Ssh
 from kubeadm_registry.config.worker_list import Worker
 from kubeadm_registry.errors import ConnectionFailed, Error
@@ -78,7 +78,7 @@ class Site:
     reached: list[str] = field(default_factory=list)
 
     def __call__(self, *arguments: str) -> Result:
-        return CliRunner().invoke(load_commands(), arguments, prog_name="kubeadm-registry")
+        return CliRunner().invoke(cli, arguments, prog_name="kubeadm-registry")
 
     def add(self, count: int, original: str = "version = 2\n") -> None:
         for number in range(1, count + 1):
