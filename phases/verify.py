@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
-from kubeadm_registry import paths
+from kubeadm_registry.access import reach
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.engine.changes import Steps, Wait, wait
 from kubeadm_registry.engine.workflow import Phase
 from kubeadm_registry.errors import Error, NotYetKnown, RegistryError
 from kubeadm_registry.oci import canary
-from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.registry import Registry
 from kubeadm_registry.transport.host import Host
 
 
-@contextmanager
-def registry_at(cluster: Cluster, host: Host, address: str, role: str = "pull") -> Iterator[Registry]:
-    """The registry at *address*, an address that *host* can reach, logged in as *role*.
-
-    Raises NotYetKnown before there are secrets, when there can be no registry either.
-    """
-    if not cluster.vault.known:
-        raise NotYetKnown("the registry is not there yet")
-    secrets = cluster.secrets
-    via = host.dial(address, paths.REGISTRY_PORT)
-    login = Login(role, secrets.password(role))
-    with Registry(address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login, via=via) as registry:
-        yield registry
+def registry_at(cluster: Cluster, host: Host, address: str, role: str = "pull") -> AbstractContextManager[Registry]:
+    """The registry at *address*, which *host* can reach, for a small request. Raises as ``reach.connection`` does."""
+    return reach.connection(cluster, host, address, role=role, timeout=20)()
 
 
 @dataclass(frozen=True, slots=True)

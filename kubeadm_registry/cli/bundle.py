@@ -12,9 +12,10 @@ from types import FrameType
 import click
 
 from kubeadm_registry import bundle, config
+from kubeadm_registry.access.session import wanted
 from kubeadm_registry.bundle import make
 from kubeadm_registry.cli.command import Context, command, key_option, names
-from kubeadm_registry.cli.session import DEFAULT_BUNDLE, bundle_key, wanted
+from kubeadm_registry.cli.terminal import DEFAULT_BUNDLE, bundle_key
 from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.engine.report import echo
 from kubeadm_registry.errors import ConfigError

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from kubeadm_registry.cli import session
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.disk import refusal
 from kubeadm_registry.engine.report import STANDARD_OUTPUT, Console, JsonLines, Reporter
 from kubeadm_registry.engine.workflow import Workflow, leaves
@@ -159,9 +159,9 @@ bundle_option = click.option(
     "servers have already]",
 )  # fmt: skip
 key_option = click.option(
-    "--key", type=click.Path(path_type=Path), envvar=session.BUNDLE_KEY,
+    "--key", type=click.Path(path_type=Path), envvar=terminal.BUNDLE_KEY,
     help="Use the bundle only if this SSH key signed it: a public key, or a file of allowed signers.  "
-    f"[env: {session.BUNDLE_KEY}]",
+    f"[env: {terminal.BUNDLE_KEY}]",
 )  # fmt: skip
 ignore_option = click.option(
     "--ignore-preflight-errors", "ignore", metavar="NAMES", default="",

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from kubeadm_registry import config
-from kubeadm_registry.cli import session
+from kubeadm_registry.access import session
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.engine.report import put
 
@@ -20,7 +21,7 @@ from kubeadm_registry.engine.report import put
 )
 def credentials(context: Context, path: Path | None, role: str) -> None:
     """Show user and password of a role: what `podman login` and `skopeo login` need."""
-    secrets = session.secrets(config.load(path), context.reporter())
+    secrets = session.secrets(config.load(path), terminal.prompts(), context.reporter().note)
     password = secrets.password(role)
     if context.output == "json":
         put(json.dumps({"username": role, "password": password}) + "\n")
@@ -32,5 +33,5 @@ def credentials(context: Context, path: Path | None, role: str) -> None:
 @file_option
 def ca(context: Context, path: Path | None) -> None:
     """Show the certificate of the cluster's authority, PEM: what clients must trust."""
-    certificate = session.secrets(config.load(path), context.reporter()).ca_certificate
+    certificate = session.secrets(config.load(path), terminal.prompts(), context.reporter().note).ca_certificate
     put(json.dumps({"ca": certificate}) + "\n" if context.output == "json" else certificate)

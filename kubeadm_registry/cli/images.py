@@ -14,10 +14,11 @@ import click
 from rich.table import Table
 
 from kubeadm_registry import config
+from kubeadm_registry.access import session
+from kubeadm_registry.access.reach import ReadFailure, answers, connection, prove
 from kubeadm_registry.bundle.lists import names_in
-from kubeadm_registry.cli import session
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, dry_run_option, file_option, key_option
-from kubeadm_registry.cli.way import Flaw, answers, connection, prove
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.disk import naming
 from kubeadm_registry.engine.report import Reporter, echo, screen
@@ -46,7 +47,7 @@ def _opened(
 ) -> Iterator[tuple[Cluster, seed.Connect, bool]]:
     """The cluster, the way to its registry through the virtual IP, and whether that is the registry's own network."""
     cluster_file = config.load(path)
-    with session.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
+    with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
         session.installed_secrets(cluster.vault)
         vip = cluster_file.spec.vip.address
         direct = answers(vip)
@@ -130,7 +131,7 @@ def check(
         flaws, silent = prove(cluster, items, seed.WORKERS, direct=direct)
         unproven = {**cluster.absent, **silent}
         servers = len(cluster.spec.nodes) - len(unproven)
-    flaws += [Flaw(name, "", why) for name, why in missing.items()]
+    flaws += [ReadFailure(name, "", why) for name, why in missing.items()]
     for name, why in unproven.items():
         reporter.note(why, host=name)
     for flaw in flaws:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 from kubeadm_registry import config, workers
-from kubeadm_registry.cli import session
+from kubeadm_registry.access import session
+from kubeadm_registry.access.session import Prompts
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import (
     EXIT_DEGRADED,
     Context,
@@ -59,7 +61,7 @@ def apply(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> No
     reporter = context.reporter()
     cluster_file, listed = config.load(path), worker_list.load(nodes)
     worker_list.refuse_registry(listed, cluster_file.spec, str(nodes))
-    vault = session.vault(cluster_file, reporter)
+    vault = session.vault(cluster_file, terminal.prompts(), reporter.note)
     session.installed_secrets(vault)
     outcomes = _run(MIRRORS, cluster_file, vault, listed, reporter, dry_run=dry_run)
     _tell("would pull from the registry" if dry_run else "pull from the registry", outcomes, reporter, dry_run=dry_run)
@@ -98,7 +100,7 @@ def _run(
     *,
     dry_run: bool,
 ) -> list[Outcome]:
-    """What came of each worker. Where sudo wants a password and a person is there, it is asked for, once for all."""
+    """What came of each worker. Where sudo wants a password, it is asked for, once for all."""
     for phase in workflow:
         reporter.phase(phase.name, f"{phase.summary} on {_nodes(len(listed))}")
     cluster = Cluster(cluster_file, (), vault, {})
@@ -107,13 +109,14 @@ def _run(
         done = workers.run_each(workflow, cluster, some, reach, reporter, dry_run=dry_run)
         return {outcome.worker: outcome for outcome in done}
 
-    def reaching(password: str | None) -> Callable[[Worker], Transport]:
-        return partial(session.reach, cluster_file, sudo_password=password)
+    def reaching(prompts: Prompts) -> Callable[[Worker], Transport]:
+        return partial(session.reach, cluster_file, prompts=prompts)
 
-    outcomes = run(listed, reaching(session.given_sudo_password()))
+    prompts = terminal.prompts()
+    outcomes = run(listed, reaching(prompts))
     wanting = [worker for worker, outcome in outcomes.items() if outcome.error and outcome.error.code == "SudoNeeded"]
-    if wanting and sys.stdin.isatty():
-        outcomes |= run(wanting, reaching(getpass.getpass("Password for sudo on the nodes: ")))
+    if wanting and (password := prompts.ask_sudo_password()) is not None:
+        outcomes |= run(wanting, reaching(replace(prompts, sudo_password=password)))
     return [outcomes[worker] for worker in listed]
 
 

@@ -11,7 +11,7 @@ import click
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, ip
 from kubeadm_registry.bundle import Bundle, check
-from kubeadm_registry.cli import session
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, command
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.errors import ConfigError
@@ -39,9 +39,9 @@ def group() -> None:
     help=f"Ask for the logins of this file, on a server of the registry {haproxy.AUTH_MAP}.  [default: ask nobody]",
 )  # fmt: skip
 @click.option(
-    "--bundle-key", "signers", type=click.Path(path_type=Path), envvar=session.BUNDLE_KEY,
+    "--bundle-key", "signers", type=click.Path(path_type=Path), envvar=terminal.BUNDLE_KEY,
     help="Serve the bundle only if this SSH key signed it: a public key, or a file of allowed signers.  "
-    f"[env: {session.BUNDLE_KEY}]",
+    f"[env: {terminal.BUNDLE_KEY}]",
 )  # fmt: skip
 def serve(
     context: Context, bundle: Path, listen: str, cert: Path, key: Path | None, auth_map: Path | None,
@@ -65,7 +65,7 @@ def serve(
 
     with ExitStack() as stack:
         opened = stack.enter_context(Bundle.open(bundle))
-        if (signers := session.bundle_key(signers)) is not None:
+        if (signers := terminal.bundle_key(signers)) is not None:
             reporter.note(f"{bundle} is signed by {check(opened.layout, signers)}")
         server = stack.enter_context(rescue.Server(address, port, opened, tls, logins=who, told=told))
         if opened.layout.lineage.left_out:

@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from kubeadm_registry import config, paths, whoami
+from kubeadm_registry.access import session
+from kubeadm_registry.access.reach import answers, connection, prove
 from kubeadm_registry.addresses import endpoint
-from kubeadm_registry.cli import session
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, bundle_option, command, file_option, key_option
-from kubeadm_registry.cli.way import answers, connection, prove
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.images.apart import apart
@@ -72,7 +73,7 @@ def seed(
     reporter = context.reporter()
     cluster_file = config.load(path)
     stop = apart()
-    with session.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
+    with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
         if cluster.bundle is None:
             raise ConfigError("there is no bundle", hint="name one with --bundle FILE", code="BundleMissing")
         secrets = session.installed_secrets(cluster.vault)

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from kubeadm_registry import config
 from kubeadm_registry import status as cluster_status
-from kubeadm_registry.cli import session
+from kubeadm_registry.access import session
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
 from kubeadm_registry.engine.report import echo, screen
 
@@ -39,7 +40,7 @@ def status(context: Context, path: Path | None) -> None:
     be reached.
     """
     cluster_file = config.load(path)
-    reached, unreachable = session.attempt_all(cluster_file)
+    reached, unreachable = session.attempt_all(cluster_file, terminal.prompts())
     try:
         found = cluster_status.judge(cluster_file, cluster_status.gather(cluster_file, reached, unreachable))
     finally:

@@ -9,7 +9,8 @@ from typing import cast
 import click
 
 from kubeadm_registry import config
-from kubeadm_registry.cli import session
+from kubeadm_registry.access import session
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import (
     EXIT_DEGRADED,
     Context,
@@ -40,7 +41,7 @@ def _run(
     # What the command line says is judged before any server is contacted.
     select(workflow, only, skip)
     require_checks(workflow, ignore)
-    with session.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=may_miss) as cluster:
+    with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=may_miss) as cluster:
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; going on with the others, which cannot lose another server now", host=name)
         if need_programs:
@@ -126,7 +127,7 @@ def preflight_command(context: Context, path: Path | None, bundle: Path | None, 
     reporter = context.reporter()
     cluster_file = config.load(path)
     require_checks(INIT, names(ignore))
-    with session.cluster(cluster_file, reporter, bundle=bundle, key=key) as cluster:
+    with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key) as cluster:
         require_programs(cluster)
         problems = preflight(select(INIT), cluster, reporter, ignore=names(ignore))
         run(PREFLIGHT_ONLY, cluster, reporter)

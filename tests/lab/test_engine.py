@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from kubeadm_registry import paths
-from kubeadm_registry.cli.session import SUDO_PASSWORD
+from kubeadm_registry.cli.terminal import SUDO_PASSWORD
 from kubeadm_registry.engine.changes import STARTED
 from tests.lab import images, machine
 from tests.lab.command import LabError, locked, unwinding, wait_until

@@ -17,8 +17,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from kubeadm_registry import __version__, config, paths, secrets
+from kubeadm_registry.access import session
 from kubeadm_registry.bundle import make
-from kubeadm_registry.cli import session
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import garage, programs
 from kubeadm_registry.config import Node, RegistryCluster
@@ -68,7 +69,7 @@ def servers(run: Terminal, three: FakeCluster, monkeypatch: pytest.MonkeyPatch) 
     for server in three.servers.values():
         server.put(f"{paths.OPT}/programs.json", programs.record(three.programs))
 
-    def reach(_: RegistryCluster, node: Node, sudo_password: str | None) -> Transport:
+    def reach(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
         server = three.servers[node.name]
         server.closed, server.locked_by = False, None
         return server
@@ -108,7 +109,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Who was asked for: no server may be, when the file or the command line is wrong."""
     asked: list[str] = []
 
-    def reach(_: RegistryCluster, node: Node, sudo_password: str | None) -> Transport:
+    def reach(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
         asked.append(node.name)
         raise ConnectionFailed("this is a test")
 
@@ -149,10 +150,10 @@ def test_a_sudo_password_that_is_no_text(
 ) -> None:
     run("init", *SKIP)
     run.write("10.0.0.21\n", "workers.txt")
-    monkeypatch.setenv(session.SUDO_PASSWORD, os.fsdecode(b"geh\xe4im"))
+    monkeypatch.setenv(terminal.SUDO_PASSWORD, os.fsdecode(b"geh\xe4im"))
     result = run(*command)
     failed(result, 2)
-    assert f"{session.SUDO_PASSWORD} is not UTF-8 text" in result.stderr
+    assert f"{terminal.SUDO_PASSWORD} is not UTF-8 text" in result.stderr
 
 
 def test_a_wrong_command_line_as_json(run: Terminal) -> None:
@@ -258,10 +259,10 @@ def cut_off(servers: FakeCluster, monkeypatch: pytest.MonkeyPatch, away: dict[st
     """Each server in *away* does not let itself be reached, for the reason given there."""
     reach = session.reach
 
-    def refuse(config: RegistryCluster, node: Node, sudo_password: str | None) -> Transport:
+    def refuse(config: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
         if node.name in away:
             raise ConnectionFailed(f"cannot reach {node.address}: timed out", host=node.name, code=away[node.name])
-        return reach(config, node, sudo_password)
+        return reach(config, node, prompts)
 
     for name in away:
         servers.servers[name].unit(garage.UNIT).active = "inactive"

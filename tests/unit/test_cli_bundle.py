@@ -60,7 +60,7 @@ def test_the_variable_counts_for_the_bundle_in_the_folder_too(
     run: Terminal, unreachable: list[str], keys: tuple[Path, Path], words: tuple[str, ...]  # noqa: F811
 ) -> None:  # fmt: skip
     from kubeadm_registry import config
-    from kubeadm_registry.cli.session import DEFAULT_BUNDLE
+    from kubeadm_registry.cli.terminal import DEFAULT_BUNDLE
 
     run.write(config.SMALLEST)
     create(run, str(DEFAULT_BUNDLE), b"layer")

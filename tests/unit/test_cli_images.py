@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kubeadm_registry import config, pki, secrets
+from kubeadm_registry.access import reach, session
 from kubeadm_registry.cli import images as commands
-from kubeadm_registry.cli import session, way
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.images import check, seed, wanted
@@ -49,17 +49,17 @@ def pair() -> pki.Pair:
 def fake(three: FakeCluster, pair: pki.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repositories]:
     """Three servers that were installed; one registry answers through each of them and through the virtual IP."""
     monkeypatch.chdir(tmp_path)
-    for module in (way, commands):
+    for module in (reach, commands):
         monkeypatch.setattr(module, "answers", lambda _address: False)
     (tmp_path / "cluster.yaml").write_text(config.SMALLEST)
 
-    def reach(_: RegistryCluster, node: Node, sudo_password: str | None) -> Transport:
+    def connect(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
         server = three.servers[node.name]
         server.put(secrets.PATH, fixed_secrets(NAMES).to_json(), 0o600)
         server.closed = False
         return server
 
-    monkeypatch.setattr(session, "reach", reach)
+    monkeypatch.setattr(session, "reach", connect)
     registry = Repositories()
     registry.index(PAUSE, "3.10", amd64=registry.image(PAUSE), arm64=registry.image(PAUSE, layer=b"arm"))
     registry.image("app", "v1", layer=b"app")
@@ -199,9 +199,9 @@ def test_both_families_are_looked_at(
 
     monkeypatch.setattr(FakeTransport, "dial", dial)
     monkeypatch.setattr(seed, "patiently", lambda work, seconds: patiently(work, min(seconds, 0.3)))
-    connect = way.connection(three.cluster, three.cluster.hosts[0], "10.0.0.10", direct=False)
+    connect = reach.connection(three.cluster, three.cluster.hosts[0], "10.0.0.10", direct=False)
     items, _ = check.find(connect, [Place("app", f"v{number}") for number in range(3)])
-    flaws, silent = way.prove(three.cluster, items, 2, direct=False)
+    flaws, silent = reach.prove(three.cluster, items, 2, direct=False)
     assert set(dialled) == set(three.cluster.spec.vip.addresses).union(*(n.addresses for n in three.cluster.spec.nodes))
     where = {"": [], "fd00::12": ["cp-2 (fd00::12)"], "fd00::10": ["the virtual IP (fd00::10)"]}
     assert [flaw.where for flaw in flaws] == where[closed]
@@ -263,7 +263,7 @@ def test_wanted_needs_the_logs(fake: Repositories, three: FakeCluster) -> None:
 
 @pytest.mark.parametrize("arguments", [("list",), ("check",), ("copy", "a:1", "b"), ("delete", "a:1"), ("wanted",)])
 def test_each_needs_a_registry(fake: Repositories, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
-    monkeypatch.setattr(session, "reach", lambda _config, node, sudo_password: FakeTransport(node.name))
+    monkeypatch.setattr(session, "reach", lambda _config, node, prompts: FakeTransport(node.name))
     form = "--format" if arguments == ("wanted",) else "-o"
     result = run(*arguments, form, "json")
     assert (result.exit_code, lines(result)[-1]["code"]) == (1, "NotInstalled")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kubeadm_registry.cli.session import is_here
+from kubeadm_registry.access.session import is_here
 
 IN_A_NETWORK = ("unshare", *(() if os.geteuid() == 0 else ("--map-root-user",)), "--net")
 
@@ -29,7 +29,7 @@ exec "$@"
 
 LOOK = """
 import socket, sys
-from kubeadm_registry.cli.session import is_here
+from kubeadm_registry.access.session import is_here
 for address in sys.argv[1:]:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((address, 0))

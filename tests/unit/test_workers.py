@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kubeadm_registry import config, secrets, workers
-from kubeadm_registry.cli import session
+from kubeadm_registry.access import session
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config import Node, RegistryCluster, Ssh
 from kubeadm_registry.config.worker_list import Worker
@@ -108,7 +108,7 @@ def site(tmp_path: Path, three: FakeCluster, monkeypatch: pytest.MonkeyPatch) ->
     for server in three.servers.values():
         server.put(secrets.PATH, fixed_secrets(tuple(three.servers)).to_json())
 
-    def reach(_: RegistryCluster, node: Node | Worker, sudo_password: str | None) -> Transport:
+    def reach(_: RegistryCluster, node: Node | Worker, prompts: session.Prompts) -> Transport:
         site.reached.append(node.name)
         if node.name in site.unreachable:
             raise site.unreachable[node.name]
@@ -128,7 +128,7 @@ def test_this_very_machine_needs_no_ssh_but_who_is_behind_a_port_of_it_does(monk
     cluster_file = config.parse(config.SMALLEST, "x")
 
     def reach(worker: Worker) -> object:
-        return session.reach(cluster_file, worker, None)
+        return session.reach(cluster_file, worker, session.Prompts())
 
     assert reach(Worker("w-1", "127.0.0.1")) == "here: w-1"
     assert reach(Worker("w-1", "127.0.0.1", Ssh(port=2222))) == "ssh: 127.0.0.1 2222"

@@ -1,4 +1,4 @@
-"""The way to the registry itself: by its own network, or SSH through a server; and the look at it from everywhere."""
+"""Connect to the registry directly or through an SSH tunnel, and check images through every node."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from functools import partial
 
 from kubeadm_registry import paths
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.errors import ConnectionFailed, RegistryError
+from kubeadm_registry.errors import ConnectionFailed, NotYetKnown, RegistryError
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.registry import Login, Registry
 from kubeadm_registry.transport.host import Host
 
 #: Seconds to find out whether the registry can be reached without SSH.
 DIRECT = 2.0
+#: Seconds that the registry may say nothing, where blobs of any size are read and sent.
+SILENCE = 60.0
 #: Whose login our own questions carry: nodes pull as anybody or as ``pull``, and `images wanted` tells them by that.
 ROLE = "push"
 #: What the virtual IP is called among the places where an image is looked for.
@@ -23,7 +25,7 @@ VIRTUAL_IP = "the virtual IP"
 
 
 @dataclass(frozen=True, slots=True)
-class Flaw:
+class ReadFailure:
     """What cannot be read of *image* at the server *where* (or through the virtual IP), and why."""
 
     image: str
@@ -36,12 +38,12 @@ class Flaw:
 
 def prove(
     cluster: Cluster, items: Sequence[seeding.Item], workers: int, *, direct: bool
-) -> tuple[list[Flaw], dict[str, str]]:
+) -> tuple[list[ReadFailure], dict[str, str]]:
     """What cannot be read, by each address of each server; and the servers that do not answer, with the reason.
 
     Raises RegistryError when the virtual IP does not answer.
     """
-    flaws: list[Flaw] = []
+    flaws: list[ReadFailure] = []
     silent: dict[str, str] = {}
     places = [(host.name, host, cluster.node(host).addresses) for host in cluster.hosts]
     places.append((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses))
@@ -53,7 +55,7 @@ def prove(
                 raise
             silent[name] = error.message
             continue
-        flaws += [Flaw(image, name, why) for image, why in found.items()]
+        flaws += [ReadFailure(image, name, why) for image, why in found.items()]
         for other in others:
             flaws += _second_look(_way(cluster, host, other, direct=direct), items[:1], name, other)
     return flaws, silent
@@ -63,7 +65,7 @@ def _way(cluster: Cluster, host: Host, address: str, *, direct: bool) -> seeding
     return connection(cluster, host, address, direct=direct and answers(address))
 
 
-def _second_look(way: seeding.Connect, items: Sequence[seeding.Item], where: str, address: str) -> list[Flaw]:
+def _second_look(way: seeding.Connect, items: Sequence[seeding.Item], where: str, address: str) -> list[ReadFailure]:
     """What of *items* cannot be read by a server's address of the other family.
 
     The registry behind it is the same, and has been looked at: one image shows that the address leads there.
@@ -72,15 +74,25 @@ def _second_look(way: seeding.Connect, items: Sequence[seeding.Item], where: str
         found = seeding.prove(way, items, workers=1)
     except (RegistryError, ConnectionFailed) as error:
         found = {item.name: error.message for item in items}
-    return [Flaw(image, f"{where} ({address})", why) for image, why in found.items()]
+    return [ReadFailure(image, f"{where} ({address})", why) for image, why in found.items()]
 
 
-def connection(cluster: Cluster, host: Host, address: str, *, direct: bool) -> seeding.Connect:
-    """The way to the registry at *address*: *direct*, by its own network, or else SSH through *host*."""
+def connection(
+    cluster: Cluster, host: Host, address: str, *, direct: bool = False, role: str = ROLE, timeout: float = SILENCE
+) -> seeding.Connect:
+    """Returns what connects to the registry at *address*, logged in as *role*.
+
+    *direct*: by the registry's own network; else through *host*, by SSH. *timeout* is seconds of silence. Raises
+    ConnectionFailed, and NotYetKnown before there are secrets, when there can be no registry either.
+    """
+    if not cluster.vault.known:
+        raise NotYetKnown("the registry is not there yet")
     secrets = cluster.secrets
-    login = Login(ROLE, secrets.password(ROLE))
+    login = Login(role, secrets.password(role))
     via = None if direct else host.dial(address, paths.REGISTRY_PORT)
-    return partial(Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login, via=via, timeout=60)
+    return partial(
+        Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login, via=via, timeout=timeout
+    )
 
 
 def answers(address: str) -> bool:

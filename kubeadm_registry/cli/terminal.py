@@ -1,0 +1,73 @@
+"""What a person at the terminal gives to a session: passwords, the bundle beside the cluster file, and its key."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from kubeadm_registry.access import session
+from kubeadm_registry.access.session import Prompts
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.engine.report import Reporter
+from kubeadm_registry.errors import ConfigError
+
+DEFAULT_BUNDLE = Path("kubeadm-registry-bundle.tar")
+#: The variable that names a key, as --key does: for every command that reads a bundle.
+BUNDLE_KEY = "KUBEADM_REGISTRY_BUNDLE_KEY"
+SUDO_PASSWORD = "KUBEADM_REGISTRY_SUDO_PASSWORD"  # noqa: S105  the name of a variable
+
+
+def prompts() -> Prompts:
+    """What connects to nodes: the password for sudo in the environment, and this terminal. Raises ConfigError."""
+    return Prompts(_given_sudo_password(), _ask_sudo_password, _ask_passphrase)
+
+
+def _given_sudo_password() -> str | None:
+    """The password for sudo in the environment, if there is one. Raises ConfigError if it is no text."""
+    password = os.environ.get(SUDO_PASSWORD)
+    try:
+        (password or "").encode()
+    except UnicodeEncodeError:
+        hint = "set it in a terminal whose encoding is UTF-8"
+        raise ConfigError(f"{SUDO_PASSWORD} is not UTF-8 text", hint=hint, code="SudoPasswordInvalid") from None
+    return password
+
+
+def _ask_sudo_password() -> str | None:
+    return getpass.getpass("Password for sudo on the nodes: ") if sys.stdin.isatty() else None
+
+
+def _ask_passphrase(key: Path) -> str | None:
+    return getpass.getpass(f"Passphrase of {key}: ") if sys.stdin.isatty() else None
+
+
+def bundle_key(given: Path | None) -> Path | None:
+    """The key that must have signed a bundle: the one *given*, or that of the variable; None if nobody asks for one.
+
+    Raises ConfigError if the variable is empty: whoever set it wants bundles to be checked.
+    """
+    named = os.environ.get(BUNDLE_KEY)
+    if given is not None or named is None:
+        return given
+    if not named:
+        raise ConfigError(f"{BUNDLE_KEY} is set and empty", code="KeyUnreadable",
+                          hint="let it name a key, or unset it to use bundles without a check")  # fmt: skip
+    return Path(named)
+
+
+def cluster(
+    config: RegistryCluster, reporter: Reporter, *, bundle: Path | None, key: Path | None = None,
+    may_miss: bool = False,
+) -> AbstractContextManager[Cluster]:  # fmt: skip
+    """``session.cluster`` for this terminal. *bundle* None: ./kubeadm-registry-bundle.tar if it is there, else none.
+
+    A *key*, of the variable if it is None, must have signed the bundle.
+    """
+    if bundle is None and DEFAULT_BUNDLE.exists():
+        bundle = DEFAULT_BUNDLE
+    signed_by = bundle_key(key) if bundle is not None else None
+    return session.cluster(config, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=may_miss)
