@@ -50,9 +50,7 @@ _IMAGES = """\
 """
 
 
-def kubeadm_config(
-    spec: Spec, node: str | None = None, *, control_plane_endpoint: str = "", cri_socket: str = CRI_SOCKET
-) -> str:
+def kubeadm_config(spec: Spec, node: str | None = None, *, control_plane_endpoint: str = "") -> str:
     """Init-, Join- and ClusterConfiguration for the server *node* (None: the first one), as YAML with comments.
 
     *control_plane_endpoint* is ``host:port`` of the API; empty: the first server. Kubernetes from 1.31 on, and no
@@ -63,7 +61,7 @@ def kubeadm_config(
     api = "kubeadm.k8s.io/v1beta4" if _minor(version) >= 31 else "kubeadm.k8s.io/v1beta3"
     registration = {
         "name": this.name,
-        "criSocket": cri_socket,
+        "criSocket": CRI_SOCKET,
         "kubeletExtraArgs": _arguments({"node-ip": ",".join(this.addresses)}, as_list=api.endswith("v1beta4")),
     }
     local = {"advertiseAddress": this.address, "bindPort": _API_PORT}

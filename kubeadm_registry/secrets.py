@@ -137,11 +137,6 @@ class Secrets:
         others = {name: make() for name, make in _MADE.items()}
         return cls.of(Found({**identity, **made, **others, "node_keys": {name: _node_key() for name in names}}))
 
-    @classmethod
-    def placeholders(cls, names: Sequence[str]) -> Secrets:
-        """Values that say what will stand there, for a dry-run before the first run."""
-        return cls.of(_with_placeholders(Found({}), names))
-
     def redact(self, text: str) -> str:
         """*text* with every secret value in it replaced by its name."""
         secret = [(name, str(getattr(self, name))) for name in _KNOWN if name not in _PUBLIC and name != "node_keys"]

@@ -79,9 +79,8 @@ def run_each(
     reporter: Reporter,
     *,
     dry_run: bool = False,
-    at_once: int = AT_ONCE,
 ) -> list[Outcome]:
-    """Run *workflow* on each of *workers*, *at_once* at a time; the outcomes in their order.
+    """Run *workflow* on each of *workers*, AT_ONCE at a time; the outcomes in their order.
 
     *reach* connects to one and raises Error if it cannot; the connection ends with its work. *cluster* is whose
     registry they use, its hosts do not matter.
@@ -103,7 +102,7 @@ def run_each(
             return Outcome(worker, error=_bug(error))
         return Outcome(worker, tuple(actions))
 
-    return side_by_side(one, workers, at_most=at_once)
+    return side_by_side(one, workers, at_most=AT_ONCE)
 
 
 def _bug(cause: Exception) -> Error:

@@ -1,7 +1,7 @@
 """The bundle: one file that carries programs and images across an air gap, each by its digest."""
 
 from kubeadm_registry.bundle.bundle import Bundle
-from kubeadm_registry.bundle.catalogue import catalogue, version_command
+from kubeadm_registry.bundle.catalogue import version_command
 from kubeadm_registry.bundle.delta import diff
 from kubeadm_registry.bundle.images import platforms
 from kubeadm_registry.bundle.programs import Program
@@ -13,7 +13,6 @@ __all__ = [
     "TOOL",
     "Bundle",
     "Program",
-    "catalogue",
     "check",
     "diff",
     "inspect",

@@ -84,15 +84,6 @@ class Bundle:
             images[name] = entry
         return images
 
-    def blob(self, digest: str, *, offset: int = 0) -> BinaryIO:
-        """Open the blob *digest* from byte *offset* on; a stream from 0 is compared with the digest as it is read.
-
-        Raises BundleError if the bundle does not hold it. Several streams may be read by several threads.
-        """
-        size = self.layout.store.sizes.get(oci.blob_name(digest), 0)
-        descriptor = oci.Descriptor(media_type="application/octet-stream", digest=digest, size=size)
-        return self.layout.blob(descriptor, offset=offset)
-
     def extract(self, program: Program, to: Path, *, progress: Callable[[int], None] = lambda _bytes: None) -> None:
         """Write the layer of *program*, a tar.gz, to the file *to*; its digest is checked, and what it unpacks to.
 

@@ -33,7 +33,6 @@ from kubeadm_registry.config.yamlfile import NotYaml
 from kubeadm_registry.disk import read_text
 from kubeadm_registry.errors import ConfigError, ConfigProblem
 
-API_VERSION: Literal["kubeadm-registry.dev/v1alpha1"] = "kubeadm-registry.dev/v1alpha1"
 DEFAULT_FILE = Path("cluster.yaml")
 #: Bytes: far more than five nodes need, little enough to be read at once.
 _LARGEST = 256 * 1024

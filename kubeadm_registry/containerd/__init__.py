@@ -26,27 +26,18 @@ from kubeadm_registry.containerd.restore import (
     OriginalConfig,
     obstacles,
 )
-from kubeadm_registry.containerd.settings import CERTS_D, Merged, Refused, Version, merge, refusals, unmerge
-from kubeadm_registry.containerd.survey import UNIT
+from kubeadm_registry.containerd.settings import CERTS_D, Refused, Version, refusals
 from kubeadm_registry.engine.changes import Absent, Change
 from kubeadm_registry.transport.host import Host
 
 __all__ = [
-    "CERTS_D",
     "OWED",
-    "UNIT",
     "ContainerdSettings",
-    "Merged",
-    "Refused",
-    "Version",
-    "installed",
-    "merge",
     "notices",
     "problems",
     "restore_problems",
     "restore_steps",
     "steps",
-    "unmerge",
 ]
 
 
@@ -69,11 +60,6 @@ class ContainerdSettings:
     """Left out of the HTTP proxy, together with the VIP."""
     authorization: str = field(default="", repr=False)
     """``Basic ...``, where the registry does not let anybody pull; the files are then for root alone."""
-
-
-def installed(host: Host) -> bool:
-    """Whether the host has containerd as a program or a unit."""
-    return survey.ask(host) is not None
 
 
 def problems(host: Host, sandbox_image: str | None = None) -> Iterator[str]:

@@ -411,14 +411,8 @@ def contradictions(expected: InForce, dump: str, containerd: Version) -> Iterato
         yield f"the pause image should be {expected.sandbox_image} and is {dumped(_SANDBOX) or 'unset'}"
 
 
-def merge(text: str, *, containerd: Version, config_path: str = CERTS_D, sandbox_image: str | None = None) -> Merged:
-    """``plan`` for a configuration that is one file of content *text*."""
-    layer = Layer.read(CONFIG, text.encode())
-    return plan([layer], containerd=containerd, config_path=config_path, sandbox_image=sandbox_image)
-
-
 def unmerge(text: str, edits: Iterable[Edit]) -> str:
-    """*text* without what *edits* set, as far as it still says so; the reverse of ``merge`` for a file edited since.
+    """*text* without what *edits* set, as far as it still says so; the reverse of ``plan`` for a file edited since.
 
     Raises Refused if *text* is not TOML any more, for then nobody can tell what in it is ours.
     """

@@ -108,11 +108,6 @@ class Containerd:
         return self.properties.get("ActiveState") == "active"
 
     @property
-    def invocation(self) -> str:
-        """systemd's name for this very run of the unit; another one after each start."""
-        return self.properties.get("InvocationID", "")
-
-    @property
     def config(self) -> str:
         """The main configuration file: what containerd's command line names, else the default."""
         return self._option(("config", "c"), CONFIG)

@@ -342,9 +342,6 @@ class JsonLines:
         self._write(event="result", ok=True, summary=summary, **facts, seconds=seconds)
         self._output.check()
 
-    def close(self) -> None:
-        """Nothing to end."""
-
     def _write(self, **event: object) -> None:
         with self._lock:
             self._output.attempt(lambda: print(json.dumps(event), file=self._out, flush=True))

@@ -101,7 +101,6 @@ def run(
     skip: Sequence[str] = (),
     ignore: Sequence[str] = (),
     dry_run: bool = False,
-    lock: bool = True,
     headings: bool = True,
 ) -> list[Action]:
     """Bring *cluster* to the state that *workflow* describes; return what differed.
@@ -116,7 +115,7 @@ def run(
     require_checks(workflow, ignore)
     if dry_run:
         cluster = cluster.for_dry_run()
-    elif lock:
+    else:
         take_locks(cluster.hosts)
     preflight(selected, cluster, reporter, ignore=ignore)
     if not dry_run:

@@ -119,19 +119,19 @@ def test_inspect_is_plain_data(made: Path) -> None:
 
 def test_blobs_are_read_in_any_order_by_several_threads(made: Path) -> None:
     with Bundle.open(made) as bundle:
-        digests = [descriptor.digest for descriptor in bundle.layout.reachable(bundle.images[PAUSE])]
+        wanted = list(bundle.layout.reachable(bundle.images[PAUSE]))
 
-        def read(digest: str) -> str:
-            with bundle.blob(digest) as blob:
+        def read(one: oci.Descriptor) -> str:
+            with bundle.layout.blob(one) as blob:
                 return oci.digest_of(blob.read())
 
         with ThreadPoolExecutor(4) as pool:
-            assert list(pool.map(read, digests * 10)) == digests * 10
-        assert digests[-1] == bundle.images[PAUSE].digest  # children first: the order in which a registry takes them
-        with bundle.blob(digests[0]) as whole, bundle.blob(digests[0], offset=5) as part:
+            assert list(pool.map(read, wanted * 10)) == [one.digest for one in wanted] * 10
+        assert wanted[-1] == bundle.images[PAUSE]  # children first: the order in which a registry takes them
+        with bundle.layout.blob(wanted[0]) as whole, bundle.layout.blob(wanted[0], offset=5) as part:
             assert whole.read()[5:] == part.read()
         with pytest.raises(BundleError, match="does not hold"):
-            bundle.blob("sha256:" + "0" * 64)
+            bundle.layout.blob(wanted[0].model_copy(update={"digest": "sha256:" + "0" * 64}))
 
 
 def test_a_failed_run_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -567,7 +567,7 @@ def documents(draw: st.DrawFn) -> dict[str, object]:
         )
     )
     return {
-        "apiVersion": config.API_VERSION,
+        "apiVersion": "kubeadm-registry.dev/v1alpha1",
         "kind": "RegistryCluster",
         **draw(optional(metadata=optional(name=labels))),
         "spec": {"nodes": nodes, "vip": vip, **more},

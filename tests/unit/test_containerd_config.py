@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry.containerd import CERTS_D, Refused, Version, merge, unmerge
 from kubeadm_registry.containerd import settings as containerd
 from kubeadm_registry.containerd.edit import lines_of
+from kubeadm_registry.containerd.settings import CERTS_D, CONFIG, Layer, Merged, Refused, Version, plan, unmerge
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "containerd"
 CASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
@@ -21,6 +21,12 @@ V17 = Version(1, 7)
 V21 = Version(2, 1)
 V22 = Version(2, 2)
 CRI = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\n'
+
+
+def merge(text: str, *, containerd: Version, config_path: str = CERTS_D, sandbox_image: str | None = None) -> Merged:
+    """The plan for a configuration that is one file of content *text*."""
+    layer = Layer.read(CONFIG, text.encode())
+    return plan([layer], containerd=containerd, config_path=config_path, sandbox_image=sandbox_image)
 
 
 def version_of(case: str) -> Version:

@@ -6,7 +6,8 @@ import tomllib
 
 import pytest
 
-from kubeadm_registry.containerd import Version, hosts, proxy
+from kubeadm_registry.containerd import hosts, proxy
+from kubeadm_registry.containerd.settings import Version
 
 V17 = Version(1, 7)
 CA = "/etc/containerd/certs.d/kubeadm-registry-ca.crt"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.containerd import Refused, problems, survey
-from kubeadm_registry.containerd.settings import Version
+from kubeadm_registry.containerd import problems, survey
+from kubeadm_registry.containerd.settings import Refused, Version
 from tests.unit.containerd_host import Rooted, host
 from tests.unit.test_containerd_steps import CONFIG, init, reset, without_ours
 
