@@ -2,12 +2,15 @@
 
 A further backend is
 
-1. a module beside this one that has what `Backend` below asks for; ``garage.py`` is the example,
+1. a module beside this one with the names that `Backend` below lists; ``tests/unit/toy/backend.py`` is the smallest,
 2. a directory ``templates/<its name>`` with ``unit.j2``, its systemd unit, and ``runbook.j2``, its part of the RUNBOOK,
-3. a line in BACKENDS, and its name among the values of ``spec.backend.type`` (``config/model.py``).
+3. a line in BACKENDS.
 
-A frontend and a VIP manager are added in the same way. Phases, settings of the node agent, status, firewall rules,
-reset and RUNBOOK need no change. Modules of services do not import this one: they are given what they need of others.
+Two formats name it as well: the values of ``spec.backend.type`` in ``config/model.py`` (a test compares them with the
+table), and ``bundle/catalogue.yaml``, where its program comes from. A frontend and a VIP manager are added in the same
+way. Phases, settings of the node agent, status, firewall rules, port checks, reset and RUNBOOK need no change.
+
+Modules of services do not import this one: phases pass them what they need of each other.
 """
 
 from __future__ import annotations
@@ -34,61 +37,61 @@ class Backend(Protocol):
     REGION: str
     """The S3 region for which requests are signed."""
     DATA: tuple[str, ...]
-    """Directories in its own: with a file in one of them, no new secrets are made, which could not open it."""
+    """Directories below its own. While one contains a file, no new secrets are generated, which could not read it."""
 
     def copies(self, servers: int, /) -> int:
-        """How many of so many *servers* keep each block."""
+        """Number of copies of each block on so many *servers*."""
 
     def install(self, cluster: Cluster, host: Host, /) -> Steps:
         """Install it on *host* and start it."""
 
     def form(self, cluster: Cluster, host: Host, /) -> Steps:
-        """Make one storage of the servers, with key and bucket; done on one *host*."""
+        """Create the storage cluster, with key and bucket; done on one *host*."""
 
     def joined(self, cluster: Cluster, host: Host, /) -> Steps:
         """Wait until it is fully replicated as *host* sees it."""
 
     def gate(self, cluster: Cluster, /) -> Condition:
-        """Says None while it, or a frontend that needs it, may be restarted on a host."""
+        """Says None when the storage, or a frontend that needs it, may be restarted on a host."""
 
     def existing(self, host: Host, /) -> Existing | None:
-        """What it was set up with on *host*; None without CONFIG. Raises Error if that cannot be told."""
+        """What it was set up with on *host*; None without CONFIG. Raises Error if CONFIG is damaged."""
 
     def formed(self, host: Host, data_directory: str, /) -> bool:
-        """Whether it may store something on *host* already."""
+        """Whether it may have stored data on *host*."""
 
     def is_ours(self, cluster: Cluster, host: Host, /) -> bool:
-        """Whether its directory on *host* is known to be of this cluster; then reset may delete it."""
+        """Whether its directory on *host* was created by this cluster; then reset may delete it."""
 
     def agent_storage(self) -> dict[str, object] | None:
-        """What the node agent looks after, ``storage`` in docs/agent.md; None: it only reads the canary image."""
+        """The value ``storage`` of the node agent (docs/agent.md); None: the agent only reads the canary image."""
 
     def agent_peer(self, cluster: Cluster, name: str, /) -> dict[str, object]:
-        """What the node agent needs besides to know of the storage of the peer *name*."""
+        """Further values of the peer *name* for the node agent."""
 
     def agent_token(self, cluster: Cluster, /) -> str:
-        """The token with which the node agent may administer it; empty: none."""
+        """The admin token for the node agent; empty: none."""
 
 
 class Frontend(Protocol):
-    """The registry program, on loopback behind HAProxy, without a login of its own."""
+    """The registry program, on loopback behind HAProxy, without authentication of its own."""
 
     SERVICE: Service
     SINGLE_WRITER: bool
-    """Whether only one server may write at a time; the node agents then elect it."""
+    """Whether only one node may write at a time; the node agents then elect it."""
 
     def install(self, cluster: Cluster, host: Host, storage: Backend, /) -> Steps:
         """Install it on *host* and start it."""
 
     def agent_frontend(self) -> dict[str, object]:
-        """What the node agent needs besides type and unit, ``frontend`` in docs/agent.md."""
+        """Further values of ``frontend`` for the node agent (docs/agent.md), besides type and unit."""
 
     def key(self, repository: str, digest: str, /) -> str:
-        """Where it keeps the blob *digest* of *repository* in its bucket."""
+        """The key of the blob *digest* of *repository* in its bucket."""
 
 
 class VipManager(Protocol):
-    """Keeps the virtual IP at one server on which the node agent's file ``paths.FIT`` says 1."""
+    """Keeps the virtual IP on one node whose agent has written 1 to ``paths.FIT``."""
 
     SERVICE: Service
 

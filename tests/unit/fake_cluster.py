@@ -175,15 +175,14 @@ class FakeCluster:
     served: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, text: str, *, fixed: bool = True, installed: bool = True, backend: str = "") -> FakeCluster:
+    def of(cls, text: str, *, fixed: bool = True, installed: bool = True, **parts: str) -> FakeCluster:
         """From a cluster file. *installed*: the programs are on the hosts; else a bundle brings them.
 
-        *backend*: one that the file cannot name, for only a test has it.
+        *parts*: a ``backend`` or ``frontend`` that the file cannot name, for only a test has it.
         """
         parsed = config.parse(text, "cluster.yaml")
-        if backend:
-            part = parsed.spec.backend.model_copy(update={"type": backend})
-            parsed = parsed.model_copy(update={"spec": parsed.spec.model_copy(update={"backend": part})})
+        kinds = {key: getattr(parsed.spec, key).model_copy(update={"type": name}) for key, name in parts.items()}
+        parsed = parsed.model_copy(update={"spec": parsed.spec.model_copy(update=kinds)})
         names = tuple(node.name for node in parsed.spec.nodes)
         servers = {name: FakeTransport(name) for name in names}
         wanted = (parsed.spec.backend.type, parsed.spec.frontend.type, "haproxy", "keepalived")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import jinja2
 import pytest
 
 from kubeadm_registry import config, paths, status
+from kubeadm_registry.agent import config as agent_config
 from kubeadm_registry.cli import session
 from kubeadm_registry.components import runbook, services
 from kubeadm_registry.components.network import guarded
@@ -27,6 +29,7 @@ from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import UNITS
 from tests.unit.test_workflow import Recorder
 from tests.unit.toy import backend as toy
+from tests.unit.toy import frontend as plain
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wiring"
 TOY = Path(__file__).parent / "toy" / "templates"
@@ -50,13 +53,19 @@ def test_every_service_has_its_templates(root: Path) -> None:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
-    """Three bare servers whose storage is the toy: a module, a directory of templates, and this line in the table."""
+def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend and a frontend more: each a module, a directory of templates, and its line here in the table."""
     monkeypatch.setitem(services.BACKENDS, "toy", toy)
+    monkeypatch.setitem(services.FRONTENDS, "plain", plain)
     templates = render._environment()
     assert templates.loader is not None
     both = jinja2.ChoiceLoader([templates.loader, jinja2.FileSystemLoader(TOY)])
     monkeypatch.setattr(templates, "loader", both)
+
+
+@pytest.fixture
+def cluster(_toys: None) -> FakeCluster:
+    """Three bare servers whose storage is the toy."""
     return FakeCluster.of(config.SMALLEST, backend="toy")
 
 
@@ -140,6 +149,22 @@ def test_one_backend_cannot_follow_another(installed: FakeCluster) -> None:
     installed.config = installed.config.model_copy(update={"spec": other})
     found = list(immutable.same_cluster(installed.cluster, installed.cluster.leader))
     assert any(one.startswith("spec.backend.type is toy and cannot be changed to garage in place; ") for one in found)
+
+
+def test_a_further_frontend_is_installed_and_removed(_toys: None) -> None:
+    fake = FakeCluster.of(config.SMALLEST, frontend="plain")
+    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    assert run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE) == []
+    for server in fake.servers.values():
+        assert server.unit(plain.SERVICE.unit).active == "active"
+        assert not server.unit("kubeadm-registry-zot.service").starts
+        rules = server.content(paths.GUARD).decode()
+        assert "dport 3900 meta skuid != { root, kubeadm-registry-plain } reject" in rules
+        read = agent_config.parse(json.loads(server.content("/etc/kubeadm-registry/agent/agent.json")))
+        assert (read.frontend.type, read.frontend.unit, read.writer) == ("plain", plain.SERVICE.unit, "any")
+        assert "There a blob is REPOSITORY/DIGEST." in server.content(runbook.PATH).decode()
+    run(RESET, fake.cluster, Recorder(), skip=("containerd",))
+    assert not any("kubeadm-registry" in path for server in fake.servers.values() for path in server.files())
 
 
 # ---- what is wired to what ----------------------------------------------------------------------------------------
