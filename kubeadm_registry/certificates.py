@@ -47,7 +47,7 @@ def ask(call: Callable[..., Result], verb: str) -> dict[str, Any]:
         shown: dict[str, Any] = json.loads(result.stdout)
     except ValueError as error:
         words = result.stderr.decode(errors="replace").strip().splitlines()
-        raise Error(words[-1] if words else f"its Python answers no JSON: {error}") from error
+        raise Error(words[-1] if words else f"its Python did not return JSON: {error}") from error
     return shown
 
 
@@ -70,14 +70,18 @@ def look(host: Host) -> Certificates:
     try:
         shown = ask(host.query, "show")
     except Error as error:
-        return Certificates(stored, authority_ends, "NotSeen", f"cannot be asked what it serves: {error.message}")
+        return Certificates(
+            stored, authority_ends, "NotSeen", f"cannot be queried for the certificate it serves: {error.message}"
+        )
     if shown["trouble"]:
         trouble = "; ".join(shown["trouble"])
-        return Certificates(stored, authority_ends, "NotSeen", f"cannot be asked what it serves: {trouble}")
+        return Certificates(
+            stored, authority_ends, "NotSeen", f"cannot be queried for the certificate it serves: {trouble}"
+        )
     seen = [x509.load_pem_x509_certificate(one.encode()) for one in shown["handshakes"].values()]
     ends = min((one.not_valid_after_utc for one in seen), default=stored)
     if ca and not all(pki.is_of(ca, one) for one in seen):
-        flaw = "serves a certificate that is not of the cluster's authority"
+        flaw = "serves a certificate that the cluster CA did not issue"
         return Certificates(ends, authority_ends, "OtherAuthority", flaw)
     if stale := unloaded(shown):
         return Certificates(ends, authority_ends, "NotLoaded", stale)
@@ -97,7 +101,7 @@ def unloaded(shown: Mapping[str, Any]) -> str | None:
     """That another certificate is served than the one in the file; None if not, or if no proxy runs."""
     stale = [path for path, has in shown["proxies"].items() if has not in (None, shown["file"])]
     if stale:
-        return f"serves an earlier certificate than that in {paths.NODE_PEM} ({', '.join(stale)})"
+        return f"serves an older certificate than {paths.NODE_PEM} ({', '.join(stale)})"
     if set(shown["handshakes"]) - {shown["file"]}:
-        return f"shows another certificate in a handshake on port {paths.REGISTRY_PORT} than that in {paths.NODE_PEM}"
+        return f"presents a different certificate on port {paths.REGISTRY_PORT} than {paths.NODE_PEM}"
     return None

@@ -61,11 +61,11 @@ class Cluster:
         try:
             return self.programs[name]
         except KeyError:
-            where = "the bundle" if self.bundle is not None else "there is no bundle, and the hosts"
+            where = "the bundle" if self.bundle is not None else "no bundle was given, and the nodes"
             raise Error(
                 f"{where} {'has' if self.bundle is not None else 'have'} no program {name}", code="ProgramMissing",
-                hint=f"`kubeadm-registry bundle create -o FILE --with {name},...` (or --program {name}=PATH) makes a "
-                "bundle with it; name that with --bundle FILE",
+                hint=f"create a bundle with it, `kubeadm-registry bundle create --with {name},...` (or "
+                f"--program {name}=PATH), and pass it with --bundle FILE",
             ) from None  # fmt: skip
 
     def for_dry_run(self) -> Cluster:

@@ -15,26 +15,26 @@ from pathlib import Path
 from kubeadm_registry.errors import Error
 
 _ROOM = (
-    "make room there, or name another place (for a bundle -o, for temporary files TMPDIR, for what is kept "
-    "XDG_CACHE_HOME), and run it again"
+    "free space there or use another path (--output-file for a bundle, TMPDIR for temporary files, "
+    "XDG_CACHE_HOME for the cache), then run the command again"
 )
-_RIGHTS = "see who may write there (ls -ld), or name another place, and run it again"
-_PATH = "see that the path is right, and run it again"
+_RIGHTS = "check the permissions (ls -ld) or use another path, then run the command again"
+_PATH = "check the path, then run the command again"
 #: By error number: the code, and what to do. Others, of the network above all, are dealt with where they arise.
 _REFUSALS = {
     errno.ENOSPC: ("DiskFull", _ROOM),
     errno.EDQUOT: ("DiskFull", _ROOM),
-    errno.EFBIG: ("FileTooLarge", "raise the limit (ulimit -f, or that of the file system), or name another place"),
-    errno.EROFS: ("ReadOnly", "mount it for writing, or name another place, and run it again"),
+    errno.EFBIG: ("FileTooLarge", "raise the limit (ulimit -f, or that of the file system), or use another path"),
+    errno.EROFS: ("ReadOnly", "mount it read-write or use another path, then run the command again"),
     errno.EACCES: ("NotPermitted", _RIGHTS),
     errno.EPERM: ("NotPermitted", _RIGHTS),
-    errno.EIO: ("DiskFailed", "see what the kernel says of the disk (dmesg)"),
-    errno.EBADF: ("OutputClosed", "open standard output, if only for /dev/null"),
-    errno.ENXIO: ("DiskFailed", "see what the kernel says of the device (dmesg)"),
-    errno.ESTALE: ("DiskFailed", "mount the network's file system again"),
-    errno.EMFILE: ("TooManyFiles", "raise the limit of open files (ulimit -n), and run it again"),
-    errno.ENFILE: ("TooManyFiles", "raise the limit of open files (sysctl fs.file-max), and run it again"),
-    errno.ENOMEM: ("MemoryFull", "end something else that needs memory, and run it again"),
+    errno.EIO: ("DiskFailed", "check the kernel log for disk errors (dmesg)"),
+    errno.EBADF: ("OutputClosed", "open standard output, for example redirect it to /dev/null"),
+    errno.ENXIO: ("DiskFailed", "check the kernel log for errors of the device (dmesg)"),
+    errno.ESTALE: ("DiskFailed", "mount the network file system again"),
+    errno.EMFILE: ("TooManyFiles", "raise the limit of open files (ulimit -n), then run the command again"),
+    errno.ENFILE: ("TooManyFiles", "raise the limit of open files (sysctl fs.file-max), then run the command again"),
+    errno.ENOMEM: ("MemoryFull", "free memory, then run the command again"),
     errno.ENOENT: ("PathUnusable", _PATH),
     errno.ENOTDIR: ("PathUnusable", _PATH),
     errno.EISDIR: ("PathUnusable", _PATH),
@@ -42,7 +42,7 @@ _REFUSALS = {
     errno.ENOTEMPTY: ("PathUnusable", _PATH),
     errno.ELOOP: ("PathUnusable", _PATH),
     errno.ENAMETOOLONG: ("PathUnusable", _PATH),
-    errno.ETXTBSY: ("PathUnusable", "end the program of that name, and run it again"),
+    errno.ETXTBSY: ("PathUnusable", "stop the program of that name, then run the command again"),
 }
 
 
@@ -66,7 +66,7 @@ def refusal(error: OSError) -> Error | None:
     name = error.filename2 or error.filename
     where = f"{os.fsdecode(name)}: " if name is not None and not isinstance(name, int) else ""
     what = os.strerror(error.errno)
-    return Error(f"{where or 'cannot go on: '}{what[:1].lower()}{what[1:]}", hint=hint, code=code)
+    return Error(f"{where or 'cannot continue: '}{what[:1].lower()}{what[1:]}", hint=hint, code=code)
 
 
 def read_text(path: Path, most: int) -> str:

@@ -3,7 +3,7 @@
 Error
   ConfigError           the file or the command line is wrong; nothing was contacted    exit 2
   PreflightFailed       checks found problems; nothing was changed                      exit 3
-  ConnectionFailed      a host cannot be reached, trusted or logged in to               exit 4
+  ConnectionFailed      a host is unreachable, not trusted, or refuses the credentials               exit 4
   HostBusy              another run works on the host                                   exit 1
   CommandFailed         a command on a host ended with a non-zero status                exit 1
   CommandTimeout        a command on a host, or a wait for it, passed its deadline      exit 1
@@ -85,10 +85,10 @@ class PreflightFailed(Error):
     def __init__(self, problems: Sequence[Problem]) -> None:
         fatal = [problem for problem in problems if not problem.ignored]
         names = ",".join(sorted({problem.check for problem in fatal if not problem.mandatory}))
-        regardless = f", or go on regardless with --ignore-preflight-errors={names}" if names else ""
+        regardless = f", or pass --ignore-preflight-errors={names} to continue anyway" if names else ""
         super().__init__(
             f"preflight found {len(fatal)} problem{'s' if len(fatal) != 1 else ''}; nothing was changed",
-            hint=f"mend what is listed above{regardless}",
+            hint=f"fix the problems listed above{regardless}",
         )
         self.problems = tuple(problems)
 
@@ -114,7 +114,7 @@ class CommandFailed(Error):
     def __init__(self, result: Result, *, host: str = "", hint: str = "") -> None:
         output = (result.stderr or result.stdout).decode(errors="replace").strip()
         super().__init__(
-            f"{result.command} ended with status {result.code}{': ' + output if output else ' and said nothing'}",
+            f"{result.command} failed with exit status {result.code}{': ' + output if output else ' (no output)'}",
             host=host,
             hint=hint,
         )
@@ -157,7 +157,7 @@ def damaged(message: str, *, hint: str = "") -> BundleError:
     return BundleError(
         message,
         code="BundleDamaged",
-        hint=hint or "copy the bundle again and compare its checksum, or make a new one with `bundle create`",
+        hint=hint or "copy the bundle again and compare its checksum, or create it again with `bundle create`",
     )
 
 

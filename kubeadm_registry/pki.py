@@ -71,7 +71,7 @@ def issue(
     authority = x509.load_pem_x509_certificate(ca.certificate.encode())
     signer = serialization.load_pem_private_key(ca.key.encode(), password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise ValueError("the CA's key is not an elliptic curve key")
+        raise ValueError("the CA key is not an elliptic-curve key")
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name(
         [
@@ -104,15 +104,15 @@ def shortcoming(ca_certificate: str, certificate: str, names: Sequence[str], now
         authority = x509.load_pem_x509_certificate(ca_certificate.encode())
         leaf.verify_directly_issued_by(authority)
     except Exception as error:  # whatever is wrong with it, a new one is the remedy
-        return f"is not one of this cluster's authority ({type(error).__name__})"
+        return f"was not issued by the cluster CA ({type(error).__name__})"
     alternative = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if set(alternative) != set(_general_names(names)):
         return "does not name exactly " + ", ".join(names)
     ends, last = leaf.not_valid_after_utc, authority.not_valid_after_utc
     if ends > last:
-        return f"ends on {ends:%Y-%m-%d}, and its authority before that, on {last:%Y-%m-%d}"
+        return f"expires on {ends:%Y-%m-%d}, after its CA, which expires on {last:%Y-%m-%d}"
     if ends - now < RENEW_BEFORE and ends < last:
-        return f"ends on {ends:%Y-%m-%d}"
+        return f"expires on {ends:%Y-%m-%d}"
     return None
 
 

@@ -32,3 +32,8 @@ def shown(value: object, most: int = 80) -> str:
         return text
     size = f" ... ({len(value)} characters)" if isinstance(value, str) else " ..."
     return text[:most].rstrip("'\"") + size
+
+
+def counted(count: int, noun: str) -> str:
+    """Return *count* and *noun*, which is regular: ``1 node``, ``3 nodes``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

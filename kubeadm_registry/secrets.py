@@ -38,8 +38,8 @@ _KEY_LINE = 30
 _UNKNOWN_SECRET = 8
 
 _RESTORE = (
-    "the file is the same on every server (owner root, mode 600): restore it from another server of this cluster, or "
-    "from a backup"
+    "restore the file from another node of this cluster, or from a backup; it is identical on every node (owner "
+    "root, mode 600)"
 )
 
 #: The secrets that can be made one by one, and how.
@@ -188,7 +188,7 @@ def _parse(content: bytes) -> Found:
     if not isinstance(keys, dict) or not all(isinstance(value, str) for value in keys.values()):
         raise Damaged("its key node_keys is not an object of texts")
     if "generation" not in found.values:
-        raise Damaged("it has no generation")
+        raise Damaged("the generation is missing")
     return found
 
 
@@ -216,8 +216,8 @@ def _merge(into: dict[str, Any], holders: dict[str, str], values: Mapping[str, A
         elif into[key] != value:
             raise Error(
                 f"{holder} and {place} hold different values of {path} in {PATH}, of the same generation",
-                hint="find out which server has the one in use; keep a copy of the other server's file in a safe "
-                "place, then restore it from the first",
+                hint="find out which node has the file in use; keep a copy of the other node's file, then "
+                "replace it with the first",
                 code="SecretsConflict",
             )
 
@@ -245,7 +245,7 @@ class Vault:
         if len(generations) > 1:
             held = "; ".join(f"{', '.join(places)}: {one}" for one, places in sorted(generations.items()))
             raise Error(
-                f"the servers hold secrets of {len(generations)} different clusters ({held})",
+                f"the nodes have secrets of {len(generations)} different clusters ({held})",
                 hint="name only servers of one cluster in the cluster file",
                 code="SecretsConflict",
             )
@@ -257,9 +257,9 @@ class Vault:
             stamp = joined(stamp, one.stamp)
         if there:
             if lost := [name for name in _IDENTITY if name not in values]:
-                raise Error(f"no server has {', '.join(lost)} in {PATH}", hint=_RESTORE, code="SecretsDamaged")
+                raise Error(f"no node has {', '.join(lost)} in {PATH}", hint=_RESTORE, code="SecretsDamaged")
             if ("s3_key_id" in values) is not ("s3_secret_key" in values):
-                raise Error(f"no server has both parts of the S3 key in {PATH}", hint=_RESTORE, code="SecretsDamaged")
+                raise Error(f"no node has both parts of the S3 key in {PATH}", hint=_RESTORE, code="SecretsDamaged")
             self._found = Found(values, stamp)
 
     @classmethod
@@ -317,9 +317,9 @@ class Vault:
             FORMAT.seal({}, self._found)
         elif self._data:
             raise Error(
-                f"no server has {PATH}, but {', '.join(self._data)} has data of a registry, which cannot be read with "
+                f"no node has {PATH}, but {', '.join(self._data)} has registry data, which cannot be read with "
                 "new secrets",
-                hint=f"restore {PATH} on one of the servers from a backup (owner root, mode 600)",
+                hint=f"restore {PATH} on one of the nodes from a backup (owner root, mode 600)",
                 code="SecretsLost",
             )
 

@@ -171,32 +171,34 @@ def _node(one: Observation, now: datetime) -> dict[str, Any]:
 
 def _available(seen: Sequence[Observation], holders: Sequence[str], astray: Sequence[str]) -> dict[str, str]:
     if len(holders) > 1:
-        return _condition("Available", False, "TwoHolders", f"{', '.join(holders)} all have the virtual IP")
+        return _condition("Available", False, "TwoHolders", f"{', '.join(holders)} all hold the virtual IP")
     if holders and astray:
         return _condition(
             "Available", False, "AddressAstray",
-            f"{holders[0]} has the virtual IP, but {', '.join(astray)} is not there, or not there alone",
+            f"{holders[0]} holds the virtual IP, but {', '.join(astray)} is missing there or also on another node",
         )  # fmt: skip
     if holders:
         holder = next(one for one in seen if one.name == holders[0])
         if _fit(holder):
-            return _condition("Available", True, "Serving", f"{holders[0]} has the virtual IP and reads well")
-        return _condition("Available", False, "HolderUnfit", f"{holders[0]} has the virtual IP and does not read well")
+            return _condition("Available", True, "Serving", f"{holders[0]} holds the virtual IP and serves reads")
+        return _condition(
+            "Available", False, "HolderUnfit", f"{holders[0]} holds the virtual IP but does not serve reads"
+        )
     silent = [one.name for one in seen if not one.reachable]
     if silent:
         return _condition(
             "Available",
             None,
             "HolderUnknown",
-            f"no server that answers has the virtual IP; {', '.join(silent)} cannot be asked",
+            f"no reachable node holds the virtual IP; {', '.join(silent)} cannot be reached",
         )
-    return _condition("Available", False, "NoHolder", "no server has the virtual IP")
+    return _condition("Available", False, "NoHolder", "no node holds the virtual IP")
 
 
 def _can_lose_a_node(config: RegistryCluster, seen: Sequence[Observation], holders: Sequence[str]) -> dict[str, str]:
     for reason, obstacle in _obstacles(config, seen, holders):
         return _condition("CanLoseANode", False, reason, obstacle)
-    return _condition("CanLoseANode", True, "Redundant", "every server serves, and the storage is whole")
+    return _condition("CanLoseANode", True, "Redundant", "all nodes are healthy and storage is fully replicated")
 
 
 def _obstacles(
@@ -204,7 +206,7 @@ def _obstacles(
 ) -> Iterator[tuple[str, str]]:
     """Why no server may be lost, the gravest first."""
     if not config.spec.highly_available:
-        yield "OneServer", "there is only one server"
+        yield "OneServer", "there is only one node"
     for one in seen:
         if not one.reachable:
             yield "NodeUnreachable", f"{one.name} cannot be reached"
@@ -213,12 +215,12 @@ def _obstacles(
                 yield "ServiceDown", f"{name} on {one.name} is {state}"
     for one in seen:
         if not _fit(one):
-            yield "NodeUnfit", f"{one.name} does not read well"
+            yield "NodeUnfit", f"{one.name} does not serve reads"
     whole = _storage_whole(config, seen)
     if whole["status"] != "True":
         yield "StorageNotWhole", whole["message"]
     if len(holders) != 1:
-        yield "NoHolder", "the virtual IP is not at exactly one server"
+        yield "NoHolder", "the virtual IP is not held by exactly one node"
 
 
 def _storage_whole(config: RegistryCluster, seen: Sequence[Observation]) -> dict[str, str]:
@@ -226,12 +228,12 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[Observation]) -> dict
     wanted = len(config.spec.nodes)
     counts = {one.name: one.agent.get("quorum", {}).get("storage", 0) for one in seen if one.agent is not None}
     if not counts:
-        return _condition("StorageWhole", None, "NoAgent", "no agent tells its state")
+        return _condition("StorageWhole", None, "NoAgent", "no node agent is reporting")
     least = min(counts, key=lambda name: counts[name])
     if len(counts) == wanted and counts[least] == wanted:
-        return _condition("StorageWhole", True, "AllServe", f"all {wanted} storage servers answer")
+        return _condition("StorageWhole", True, "AllServe", f"all {wanted} storage nodes respond")
     return _condition(
-        "StorageWhole", False, "ServersMissing", f"{least} sees {counts[least]} of {wanted} storage servers"
+        "StorageWhole", False, "ServersMissing", f"{least} reaches {counts[least]} of {wanted} storage nodes"
     )
 
 
@@ -240,18 +242,18 @@ def _certificates(seen: Sequence[Observation], now: datetime) -> dict[str, str]:
     kind = "CertificatesValid"
     ends = {one.name: one.certificate_ends for one in seen if one.certificate_ends is not None}
     if not ends:
-        return _condition(kind, None, "NoCertificate", "no server showed a certificate")
+        return _condition(kind, None, "NoCertificate", "no node presented a certificate")
     first = min(ends, key=lambda name: ends[name])
     days = (ends[first] - now).days
-    text = f"the certificate of {first} ends first, on {ends[first]:%Y-%m-%d}, in {days} days"
+    text = f"the certificate of {first} expires first, on {ends[first]:%Y-%m-%d}, in {days} days"
     last = min((one.authority_ends for one in seen if one.authority_ends is not None), default=None)
     if last is not None:
-        text += f"; the authority ends on {last:%Y-%m-%d}"
+        text += f"; the CA expires on {last:%Y-%m-%d}"
     flaws = dict(one.certificate_flaw for one in seen if one.certificate_flaw is not None)
     served = (("OtherAuthority", False), ("NotSeen", None), ("NotLoaded", True))
     # The gravest first.
     verdicts: list[tuple[bool, bool | None, str, str]] = [
-        (last is not None and last < now, False, "AuthorityEnded", f"{text}: clients refuse every certificate of it"),
+        (last is not None and last < now, False, "AuthorityEnded", f"{text}: clients reject every certificate"),
         (days < 0, False, "Expired", text),
         *((reason in flaws, status, reason, f"{flaws.get(reason)}; run init") for reason, status in served),
         (days < CERTIFICATE_WARNING_DAYS, True, "EndsSoon", f"{text}; run init"),
@@ -267,28 +269,30 @@ def _clocks(seen: Sequence[Observation]) -> dict[str, str]:
     off = {one.name: one.agent.get("clock_off") for one in seen if one.agent is not None}
     known = {name: float(seconds) for name, seconds in off.items() if isinstance(seconds, (int, float))}
     if not known:
-        return _condition(kind, None, "NoAgent", "no agent tells how far the clock of its server is off")
+        return _condition(kind, None, "NoAgent", "no node agent reports its clock offset")
     wrong = [f"{name} is {seconds:.1f} s off" for name, seconds in known.items() if seconds > CLOCK_OFF]
     if wrong:
-        text = f"{', '.join(wrong)}: such a server does not write; see that its time is synchronized (chronyc tracking)"
+        text = f"{', '.join(wrong)} and does not become writer; check time synchronization (chronyc tracking)"
         return _condition(kind, False, "ClockOff", text)
     most = max(known.values())
-    return _condition(kind, True, "InStep", f"every server's clock is within {most:.2f} s of the others'")
+    return _condition(kind, True, "InStep", f"all clocks agree within {most:.2f} s")
 
 
 def _guarded(seen: Sequence[Observation]) -> dict[str, str]:
     """By the rules in the kernel, and by the agents, which know how many there should be."""
     known = [one for one in seen if one.guarded is not None]
     if not known:
-        return _condition("LoopbackGuarded", None, "NoAnswer", "no server could be asked for its nft rules")
+        return _condition("LoopbackGuarded", None, "NoAnswer", "no node could be queried for its nft rules")
     open_to_all = [one.name for one in known if not one.guarded or (one.agent or {}).get("guarded") is False]
     if open_to_all:
         return _condition(
             "LoopbackGuarded", False, "RulesMissing",
-            f"{', '.join(open_to_all)} lost the nft rules of table {paths.PREFIX}: every local user can push there, "
-            "or ask the storage; run init",
+            f"{', '.join(open_to_all)} has no nft rules in table {paths.PREFIX}: local users can push there "
+            "and reach the storage; run init",
         )  # fmt: skip
-    return _condition("LoopbackGuarded", True, "RulesLoaded", "only the registry's services reach each other's ports")
+    return _condition(
+        "LoopbackGuarded", True, "RulesLoaded", "the firewall rules are loaded on every node that responds"
+    )
 
 
 def condition(status: Mapping[str, Any], kind: str) -> str:

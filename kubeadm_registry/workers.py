@@ -59,8 +59,9 @@ class Turns:
         if self._failed >= MOST_FAILURES:
             self._free.release()
             raise Error(
-                f"containerd was not restarted, since that failed on {self._failed} other nodes", code="TooManyFailed",
-                hint="mend the nodes that are named with ContainerdRestart or ContainerdPlugin, then run this again",
+                f"containerd was not restarted; restarting it failed on {self._failed} other nodes",
+                code="TooManyFailed",
+                hint="fix the nodes listed with ContainerdRestart or ContainerdPlugin, then run the command again",
             )  # fmt: skip
 
     def __exit__(
@@ -108,7 +109,7 @@ def run_each(
 def _bug(cause: Exception) -> Error:
     error = Error(
         f"unexpected {type(cause).__name__}: {cause}", code="Bug",
-        hint="run it with --debug and this node alone in the list, and report what it shows",
+        hint="run the command with --debug and only this node in the list, and report the output",
     )  # fmt: skip
     error.__cause__ = cause
     return error

@@ -86,7 +86,7 @@ def connection(
     ConnectionFailed, and NotYetKnown before there are secrets, when there can be no registry either.
     """
     if not cluster.vault.known:
-        raise NotYetKnown("the registry is not there yet")
+        raise NotYetKnown("the registry is not installed yet")
     secrets = cluster.secrets
     login = Login(role, secrets.password(role))
     via = None if direct else host.dial(address, paths.REGISTRY_PORT)

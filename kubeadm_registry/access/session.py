@@ -121,7 +121,7 @@ def vault(config: RegistryCluster, prompts: Prompts, note: Note) -> Vault:
 def installed_secrets(vault: Vault) -> Secrets:
     """The secrets of a registry that was made. Raises Error (NotInstalled), NotYetKnown if this release needs more."""
     if not vault.made:
-        raise Error("the servers have no secrets yet", hint="run init first", code="NotInstalled")
+        raise Error("the nodes have no secrets yet", hint="run init first", code="NotInstalled")
     return vault.secrets
 
 
@@ -182,8 +182,8 @@ def cluster(
     SecretsDamaged).
     """
     if bundle is not None and not bundle.exists():
-        raise ConfigError(f"there is no bundle {bundle}", code="BundleMissing",
-                          hint="make one with `kubeadm-registry bundle create -o FILE`")  # fmt: skip
+        raise ConfigError(f"no such bundle: {bundle}", code="BundleMissing",
+                          hint="check the path, or create one with `kubeadm-registry bundle create`")  # fmt: skip
     with ExitStack() as stack:
         opened = stack.enter_context(Bundle.open(bundle)) if bundle is not None else None
         if opened is not None and key is not None:

@@ -81,7 +81,7 @@ def members(file: BinaryIO, *, max_bytes: int | None = None, links: bool = False
         block = file.read(BLOCK)
         if not block.strip(b"\0"):
             if len(block) < BLOCK:
-                raise damaged("the archive is cut short: it has no end mark")
+                raise damaged("the archive is truncated: the end mark is missing")
             _expect_end(file)
             return
         header = _Header.parse(block)
@@ -91,7 +91,7 @@ def members(file: BinaryIO, *, max_bytes: int | None = None, links: bool = False
             position = content + _padded(header.size)
             headers, extended_bytes = headers + 1, extended_bytes + header.size
             if headers > MAX_EXTENDED_HEADERS or extended_bytes > MAX_EXTENDED_BYTES:
-                raise damaged("the archive has more extended headers than any tool writes")
+                raise damaged("the archive has too many extended headers")
             continue
         linked = links and header.kind in b"12"
         if header.kind not in b"0\x005" and not linked:
@@ -100,7 +100,7 @@ def members(file: BinaryIO, *, max_bytes: int | None = None, links: bool = False
         name = safe_name(extended.get("path", header.name))
         link = _target(name, extended.get("linkpath", header.link), symbolic=header.kind == b"2") if linked else ""
         if "linkpath" in extended and not linked:
-            raise damaged(f"{name!r} in the archive is called a link, and is none")
+            raise damaged(f"{name!r} in the archive is an invalid link")
         extended, headers = {}, 0
         directory = header.kind == b"5"
         if directory and size:
@@ -129,9 +129,9 @@ def _expect_end(file: BinaryIO) -> None:
     """Accept a second empty block and the zeros that fill up the last record, and nothing after them."""
     rest = file.read(1024 * 1024)
     if len(rest) < BLOCK:
-        raise damaged("the archive is cut short: half of its end mark is missing")
+        raise damaged("the archive is truncated: half of the end mark is missing")
     if rest.strip(b"\0") or file.read(1):
-        raise damaged("the archive goes on after its end mark")
+        raise damaged("the archive continues after its end mark")
 
 
 def _padded(size: int) -> int:
@@ -149,9 +149,9 @@ class _Header:
     @classmethod
     def parse(cls, block: bytes) -> _Header:
         if len(block) < BLOCK:
-            raise damaged("the archive is cut short in the middle of a header")
+            raise damaged("the archive is truncated within a header")
         if block[257:262] != b"ustar":
-            raise damaged("this is not a tar archive, or it is damaged")
+            raise damaged("not a tar archive, or the archive is damaged")
         if sum(block[:148]) + sum(block[156:]) + 8 * 0x20 != _number(block[148:156]):
             raise damaged("a header in the archive has a wrong checksum")
         name = _text(block[:100])
@@ -197,7 +197,7 @@ def _extended(file: BinaryIO, header: _Header) -> dict[str, str]:
         raise damaged(f"an extended header in the archive has {header.size} bytes")
     content = file.read(header.size)
     if len(content) < header.size:
-        raise damaged("the archive is cut short in the middle of an extended header")
+        raise damaged("the archive is truncated within an extended header")
     if header.kind in b"LK":
         return {"path" if header.kind == b"L" else "linkpath": _text(content)}
     return _records(content, shared=header.kind == b"g")
@@ -218,7 +218,7 @@ def _records(content: bytes, *, shared: bool) -> dict[str, str]:
             raise damaged(f"an extended header in the archive has more than {MAX_RECORDS} records")
         key, _, value = content[found.end() : end - 1].partition(b"=")
         if key.startswith(_REFUSED) or (shared and key in _RECORDS):
-            raise damaged(f"the archive uses {key.decode(errors='replace')[:50]}, which is not allowed here")
+            raise damaged(f"the archive uses {key.decode(errors='replace')[:50]}, which is not supported")
         if key in _RECORDS:
             records[key.decode()] = _text(value)
         begin = end
@@ -290,7 +290,7 @@ class Window(io.RawIOBase):
             return 0
         content = os.pread(self._descriptor, wanted, self._offset + self._position)
         if not content:
-            raise damaged("the archive is cut short in the middle of a file")
+            raise damaged("the archive is truncated within a file")
         view[: len(content)] = content
         self._position += len(content)
         return len(content)
@@ -313,7 +313,7 @@ class Writer:
         while left:
             chunk = content.read(min(left, 1024 * 1024))
             if not chunk:
-                raise damaged(f"{name} is shorter than the {size} bytes that it should have")
+                raise damaged(f"{name} is shorter than its size of {size} bytes")
             self._output.write(chunk)
             left -= len(chunk)
         self._output.write(b"\0" * (_padded(size) - size))

@@ -60,7 +60,7 @@ class Bundle:
             if program.reference != reference:
                 raise damaged(f"{self.layout.where}: the index calls {program.reference} {reference[:200]}")
             if program.name in programs:
-                raise damaged(f"{self.layout.where}: program {program.name} is there twice")
+                raise damaged(f"{self.layout.where}: program {program.name} is listed twice")
             programs[program.name] = program
         return programs
 
@@ -75,10 +75,10 @@ class Bundle:
             reference = parse(name)
             if reference is None or name in images:
                 raise damaged(
-                    f"{self.layout.where}: {name[:200] or entry.digest!r} is no image's name, or is there twice"
+                    f"{self.layout.where}: {name[:200] or entry.digest!r} is not a valid image name, or is listed twice"
                 )
             if reference.digest not in ("", entry.digest):
-                raise damaged(f"{self.layout.where}: what is called {name} has another digest, {entry.digest}")
+                raise damaged(f"{self.layout.where}: the entry {name} has another digest, {entry.digest}")
             if entry.media_type not in oci.TREES:
                 raise damaged(f"{self.layout.where}: {name} is {entry.media_type[:100]}, not an image")
             images[name] = entry

@@ -116,7 +116,7 @@ def known(names: Iterable[str]) -> None:
     if unknown := sorted(set(names) - set(catalogue())):
         raise ConfigError(
             f"unknown program{'s' if len(unknown) > 1 else ''}: {', '.join(unknown)}",
-            hint=f"the programs are {', '.join(sorted(catalogue()))}",
+            hint=f"choose from: {', '.join(sorted(catalogue()))}",
             code="UnknownProgram",
         )
 

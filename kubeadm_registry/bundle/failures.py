@@ -11,7 +11,7 @@ def incomplete(message: str, *, hint: str = "") -> BundleError:
     return BundleError(
         message,
         code="BundleIncomplete",
-        hint=hint or "make the bundle again with `bundle create`, or copy it again if the copy was cut short",
+        hint=hint or "create the bundle again with `bundle create`, or copy it again if the copy is truncated",
     )
 
 
@@ -33,7 +33,7 @@ class CacheDamaged(BundleError):
 
 def cache_damaged(message: str) -> BundleError:
     """As *message* says, of a blob in the cache."""
-    return CacheDamaged(message, hint="try again; if that does not help, look for errors of the disk in `dmesg`")
+    return CacheDamaged(message, hint="try again; if it fails again, check `dmesg` for disk errors")
 
 
 def base_missing(message: str, *, hint: str) -> BundleError:

@@ -33,4 +33,4 @@ def text(path: Path, most: int) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise OSError(None, "it is not text", str(path)) from error
+        raise OSError(None, "it is not a text file", str(path)) from error

@@ -43,8 +43,8 @@ def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descrip
     if tagged:
         if len({entry.digest for entry in found}) != 1:
             raise refused(
-                f"{layout.where} has {len(found)} images, so {name} names none of them",
-                hint="leave out the name, or give one without a tag, which goes before the tags that the images have",
+                f"{layout.where} has {len(found)} images, so {name} is ambiguous",
+                hint="omit the name, or use a name without a tag, which is prepended to the tags of the images",
             )
         found = found[:1]
     for entry in found:
@@ -55,14 +55,14 @@ def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descrip
         if reference is None:
             raise refused(
                 f"{layout.where}: {full or entry.digest} is not the full name of an image",
-                hint="give the name before the path, NAME:TAG=PATH for one image or NAME=PATH for all that have tags; "
-                "or save the image by its full name, such as registry.k8s.io/pause:3.10",
+                hint="write the name before the path, NAME:TAG=PATH for one image or NAME=PATH for all tagged "
+                "images; or save the image by its full name, such as registry.k8s.io/pause:3.10",
             )
         if reference.digest not in ("", entry.digest):
-            raise refused(f"{layout.where}: what is called {full} has another digest, {entry.digest}",
-                          hint="name it by its tag, or by its own digest")  # fmt: skip
+            raise refused(f"{layout.where}: the entry {full} has another digest, {entry.digest}",
+                          hint="use its tag or its own digest")  # fmt: skip
         if entry.media_type not in oci.INDEXES | oci.MANIFESTS:
-            raise refused(f"{layout.where}: {full} is {entry.media_type}, not an image", hint="save it in OCI's format")
+            raise refused(f"{layout.where}: {full} is {entry.media_type}, not an image", hint="save it in OCI format")
         yield full, entry.model_copy(update={"annotations": {oci.REFERENCE_NAME: full}})
 
 
@@ -72,7 +72,7 @@ def _name_of(name: str) -> tuple[str, bool]:
         return "", False
     whole = full_name(name)
     if whole is None:
-        raise refused(f"{name} is not the name of an image", hint="a name is like registry.k8s.io/pause:3.10")
+        raise refused(f"{name} is not a valid image name", hint="use a full name, such as registry.k8s.io/pause:3.10")
     tagged = "@" in name or ":" in name.rpartition("/")[2]
     return (whole if tagged else whole.removesuffix(":latest")), tagged
 
@@ -85,7 +85,7 @@ def platforms(texts: Sequence[str]) -> tuple[oci.Platform, ...]:
         architecture, slash, variant = rest.partition("/")
         if not os or not architecture or (slash and not variant):
             raise ConfigError(
-                f"--platform {text}: is not OS/ARCHITECTURE", hint="write it as linux/amd64", code="UsageError"
+                f"--platform {text}: not a valid platform", hint="write it as linux/amd64", code="UsageError"
             )
         found.append(oci.Platform(os=os, architecture=architecture, variant=variant or None))
     return tuple(found)
@@ -138,7 +138,10 @@ def platforms_of(layout: Layout, root: oci.Descriptor, held: Collection[str]) ->
 
 def _not_for(what: str, wanted: Sequence[oci.Platform], there: Iterable[oci.Platform]) -> BundleError:
     offered = ",".join(sorted(set(map(str, there))))
-    return refused(f"{what} is not there for {', '.join(map(str, wanted))}", hint=f"choose from --platform {offered}")
+    return refused(
+        f"{what} is not available for {', '.join(map(str, wanted))}",
+        hint=f"pass --platform with one or more of {offered}",
+    )
 
 
 def _fits(platform: oci.Platform, wanted: Sequence[oci.Platform]) -> bool:

@@ -44,7 +44,7 @@ class ArchiveStore:
             self._members = {}
             for member in archive.members(self._file):
                 if member.offset + member.size > length:
-                    raise damaged(f"the archive is cut short in the middle of {member.name}")
+                    raise damaged(f"the archive is truncated within {member.name}")
                 if not member.directory:
                     self._members[member.name] = member
             stack.pop_all()
@@ -134,7 +134,7 @@ class Layout:
         if oci.LAYOUT_FILE not in store.sizes:
             raise refused(
                 f"{where} is not an OCI image layout: it has no file {oci.LAYOUT_FILE}",
-                hint="make one, for example with `skopeo copy docker-archive:FILE oci-archive:FILE:NAME`",
+                hint="create one, for example with `skopeo copy docker-archive:FILE oci-archive:FILE:NAME`",
             )
         if oci.INDEX_FILE not in store.sizes:
             raise incomplete(f"{where} has no {oci.INDEX_FILE}")
@@ -142,7 +142,7 @@ class Layout:
         self.index, self.version = versions.read(self.file(oci.LAYOUT_FILE, 4096), self.index_bytes, where)
         self.lineage = Lineage.of(self.index, self.index_bytes, where)
         if held := next(filter(self.has, self.lineage.left_out), ""):
-            raise damaged(f"{where} holds {held}, which it says is left out")
+            raise damaged(f"{where} contains {held}, which its index lists as omitted")
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -205,9 +205,9 @@ class Layout:
         self.expect(descriptor)
         if not self.has(descriptor.digest):
             raise base_missing(
-                f"{self.where} leaves out {descriptor.digest}, which {self.lineage.left_out[descriptor.digest]} has "
+                f"{self.where} omits {descriptor.digest}, which {self.lineage.left_out[descriptor.digest]} has "
                 f"in the bundle {self.lineage.base}",
-                hint="a delta goes where the bundle that it was made since has been used: use that one first",
+                hint="this is a delta; apply its base bundle first",
             )
         file = self.store.open(oci.blob_name(descriptor.digest))
         if offset or not whole:
@@ -216,7 +216,7 @@ class Layout:
         return cast(BinaryIO, io.BufferedReader(_Verified(file, descriptor, self._different), 256 * 1024))
 
     def _different(self, digest: str) -> BundleError:
-        return self._flaw(f"{self.where}: the content of {digest} is not what its digest says")
+        return self._flaw(f"{self.where}: the content of {digest} does not match its digest")
 
     def read(self, descriptor: oci.Descriptor) -> bytes:
         """Return the content of a manifest, an index or another small blob, 4 MiB at most, compared with its digest."""
@@ -256,10 +256,12 @@ class Layout:
         else:
             return ()
         if said != descriptor.media_type:
-            raise damaged(f"{what} is called {descriptor.media_type}, and calls itself {said[:100]}")
+            raise damaged(f"{what} is referred to as {descriptor.media_type}, but declares {said[:100]}")
         for child in found:
             if (child.media_type in oci.TREES) != manifests:
-                raise damaged(f"{what} refers to {child.digest} as {child.media_type[:100]}, which has no place there")
+                raise damaged(
+                    f"{what} refers to {child.digest} as {child.media_type[:100]}, which is not allowed there"
+                )
         return found
 
     def reachable(self, *roots: oci.Descriptor, seen: Seen | None = None) -> Iterator[oci.Descriptor]:
@@ -278,11 +280,11 @@ class Layout:
             what = (descriptor.size, descriptor.media_type if descriptor.media_type in oci.TREES else "")
             if descriptor.digest in seen:
                 if seen[descriptor.digest] != what:
-                    raise damaged(f"{self.where}: two descriptors of {descriptor.digest} disagree")
+                    raise damaged(f"{self.where}: conflicting descriptors of {descriptor.digest}")
                 continue
             seen[descriptor.digest] = what
             if depth > oci.MAX_DEPTH:
-                raise damaged(f"{self.where}: manifests and indexes lie more than {oci.MAX_DEPTH} deep")
+                raise damaged(f"{self.where}: manifests and indexes are nested more than {oci.MAX_DEPTH} deep")
             stack.append((descriptor, -1))
             stack.extend((child, depth + 1) for child in reversed(self.children(descriptor)))
 

@@ -48,14 +48,14 @@ class Lineage:
             and oci.DIGEST.fullmatch(said[ROOT])
             and _SEQUENCE.fullmatch(said[SEQUENCE])
         ):
-            raise damaged(f"{where}: the index does not say properly what the delta was made since")
+            raise damaged(f"{where}: the index does not name the base of the delta correctly")
         try:
             groups = _LeftOut.validate_json(said[LEFT_OUT])
         except ValidationError as error:
-            raise damaged(f"{where}: {LEFT_OUT} in the index is no list of what the delta leaves out") from error
+            raise damaged(f"{where}: {LEFT_OUT} in the index is not a valid list of omitted blobs") from error
         left_out = {one: name for name, digests in groups.items() for one in digests}
         if len(left_out) != sum(map(len, groups.values())):
-            raise damaged(f"{where}: {LEFT_OUT} in the index names a blob twice")
+            raise damaged(f"{where}: {LEFT_OUT} in the index lists a blob twice")
         return cls(digest, said[ROOT], said[BASE], int(said[SEQUENCE]), left_out)
 
     def next(self, left_out: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -29,7 +29,8 @@ def names_in(path: Path) -> list[str]:
         found = sorted(file for file in path.rglob("*") if file.suffix in _MANIFESTS and file.is_file())
         if not found:
             raise refused(
-                f"{path} has no OCI image layout and no manifests in it", hint="manifests end with .yaml, .yml or .json"
+                f"{path} contains neither an OCI image layout nor manifests",
+                hint="check the path; manifests have the suffix .yaml, .yml or .json",
             )
     names: set[str] = set()
     wrong = []
@@ -37,13 +38,13 @@ def names_in(path: Path) -> list[str]:
         for place, text in _texts(file):
             name = full(text)
             if name is None:
-                wrong.append(f"{place}: {text[:200]!r} is no name of an image")
+                wrong.append(f"{place}: {text[:200]!r} is not a valid image name")
             else:
                 names.add(name)
     if wrong:
-        raise refused("\n".join(wrong), hint="a name is like registry.k8s.io/pause:3.10")
+        raise refused("\n".join(wrong), hint="use a full name, such as registry.k8s.io/pause:3.10")
     if not names:
-        raise refused(f"{path} names no image", hint="give a list with one name a line, or manifests with `image:`")
+        raise refused(f"{path} lists no images", hint="pass a list with one name per line, or manifests with `image:`")
     return sorted(names)
 
 
@@ -53,7 +54,7 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
         content = files.text(file, _LONGEST)
     except OSError as error:
         raise refused(
-            f"cannot read {file}: {error.strerror}", hint="give a text file, or images in an archive or an OCI layout"
+            f"cannot read {file}: {error.strerror}", hint="pass a text file, or images in an archive or an OCI layout"
         ) from error
     if file.suffix in _MANIFESTS:
         yield from _in_manifests(file, content)
@@ -70,7 +71,7 @@ def _in_manifests(file: Path, content: str) -> Iterator[tuple[str, str]]:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         raise refused(
-            f"{where}: this is no YAML: {getattr(error, 'problem', None) or type(error).__name__}",
+            f"{where}: not valid YAML: {getattr(error, 'problem', None) or type(error).__name__}",
             hint="render templates first: `helm template ... > FILE`, `kubectl kustomize ... > FILE`",
         ) from error
     # An alias in YAML makes one value stand in many places: each value is looked at once.

@@ -134,7 +134,7 @@ def from_manifest(manifest: oci.Manifest, digest: str) -> Program:
     is only shown to people may be missing.
     """
     if manifest.artifact_type != ARTIFACT and _NEWER_ARTIFACT.fullmatch(manifest.artifact_type or ""):
-        raise newer(f"a newer release made the program {digest}: it is {manifest.artifact_type}")
+        raise newer(f"program {digest} was created by a newer release: it is {manifest.artifact_type}")
     if manifest.artifact_type != ARTIFACT or len(manifest.layers) != 1:
         raise damaged(f"{digest} is not a program: it is {manifest.artifact_type} with {len(manifest.layers)} layers")
     fields = _Fields(digest, manifest.annotations or {})

@@ -41,7 +41,7 @@ def sign(index: bytes, key: Path) -> bytes:
     if done.returncode:
         raise ConfigError(
             f"cannot sign with {key}: {_words(done)}", code="KeyUnusable",
-            hint="give the file of a private SSH key, or of a public one whose private key the agent has",
+            hint="pass a private SSH key, or a public key whose private key is in the agent",
         )  # fmt: skip
     return done.stdout
 
@@ -49,7 +49,7 @@ def sign(index: bytes, key: Path) -> bytes:
 def require(key: Path) -> None:
     """Look whether there is a key to sign with, before long work that ends with it. Raises ConfigError."""
     if not key.is_file():
-        raise ConfigError(f"there is no key {key}", code="KeyUnreadable", hint="check the path")
+        raise ConfigError(f"no such key: {key}", code="KeyUnreadable", hint="check the path")
 
 
 def sign_file(path: Path, key: Path) -> str:
@@ -71,7 +71,9 @@ def sign_file(path: Path, key: Path) -> str:
                 archive.put_last(whole, FILE, signature)
     except OSError as error:
         raise BundleError(
-            f"cannot write to {path}: {error.strerror}", code="BundleUnreadable", hint="check its mode and its disk"
+            f"cannot write to {path}: {error.strerror}",
+            code="BundleUnreadable",
+            hint="check its permissions and its disk",
         ) from error
     return oci.digest_of(index)
 
@@ -86,12 +88,12 @@ def check(layout: Layout, trusted: Path) -> str:
     except OSError as error:
         raise ConfigError(
             f"cannot read the key {trusted}: {error.strerror}", code="KeyUnreadable",
-            hint="check the path and its mode",
+            hint="check the path and its permissions",
         ) from error  # fmt: skip
     if FILE not in layout.store.sizes:
         raise BundleError(
             f"{layout.where} has no signature", code="BundleUnsigned",
-            hint="get it from whoever made it; they sign it with `bundle sign FILE --key KEY`",
+            hint="get a signed copy, or sign it with `bundle sign FILE --key KEY`",
         )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="kubeadm-registry-") as directory:
         signature, signers = Path(directory, "signature"), Path(directory, "signers")
@@ -100,7 +102,7 @@ def check(layout: Layout, trusted: Path) -> str:
         given = ("-s", str(signature))
         done = _ssh_keygen("check-novalidate", "-n", NAMESPACE, *given, content=layout.index_bytes)
         if done.returncode:
-            raise _invalid(f"{layout.where}: the signature is not one of this bundle: {_words(done)}")
+            raise _invalid(f"{layout.where}: the signature does not match this bundle: {_words(done)}")
         made_by = done.stdout.decode(errors="replace").partition(" with ")[2].strip()
         found = _ssh_keygen("find-principals", "-f", str(signers), *given, content=b"")
         for name in found.stdout.decode(errors="replace").splitlines():
@@ -109,13 +111,13 @@ def check(layout: Layout, trusted: Path) -> str:
             arguments = ("-n", NAMESPACE, "-f", str(signers), "-I", who, *given)
             if not _ssh_keygen("verify", *arguments, content=layout.index_bytes).returncode:
                 return made_by if name == _ANYBODY else f"{name} with {made_by}"
-    raise _invalid(f"{layout.where} is signed with {made_by}, which {trusted} does not allow")
+    raise _invalid(f"{layout.where} is signed by {made_by}, which is not in {trusted}")
 
 
 def _invalid(message: str) -> BundleError:
     return BundleError(
         message, code="BundleSignatureInvalid",
-        hint="do not use this bundle before you know why: another key signed it, or somebody changed it",
+        hint="do not use this bundle until you know why: it was signed with another key, or modified",
     )  # fmt: skip
 
 
@@ -137,12 +139,12 @@ def _ssh_keygen(
         )
     except FileNotFoundError as error:
         raise ConfigError(
-            "there is no ssh-keygen, which makes and checks signatures", code="SshKeygenMissing",
-            hint="install OpenSSH's client (Debian: openssh-client, RHEL: openssh)",
+            "ssh-keygen not found, which creates and verifies signatures", code="SshKeygenMissing",
+            hint="install the OpenSSH client (Debian: openssh-client, RHEL: openssh)",
         ) from error  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise CommandTimeout(
-            f"ssh-keygen took more than {timeout:.0f} s", hint="a passphrase or a touch may be asked for"
+            f"ssh-keygen took more than {timeout:.0f} s", hint="check whether it waits for a passphrase or a touch"
         ) from error
 
 

@@ -53,7 +53,7 @@ def take_directory(source: Path, tree: Path) -> None:
             if (Path(folder) / name).is_symlink():
                 raise refused(
                     f"{source / below / name} is a link to a directory",
-                    hint="give a tree without links, for example a copy made by `cp -rL`",
+                    hint="pass a tree without links, for example a copy made by `cp -rL`",
                 )
             (tree / below / name).mkdir(parents=True, exist_ok=True)
         for name in files:
@@ -61,8 +61,8 @@ def take_directory(source: Path, tree: Path) -> None:
             real = path.resolve()
             if not real.is_relative_to(top) or not real.is_file():
                 raise refused(
-                    f"{source / below / name} is not a file, or leads out of the tree",
-                    hint="give a tree of files and directories, for example a copy made by `cp -rL`",
+                    f"{source / below / name} is not a file, or points outside the tree",
+                    hint="pass a tree of files and directories, for example a copy made by `cp -rL`",
                 )
             archive.safe_name((below / name).as_posix())
             shutil.copyfile(real, tree / below / name)
@@ -80,11 +80,12 @@ def take_archive(source: Path, tree: Path, scratch: Path) -> None:
             for member in file:
                 total += member.size
                 if total > MAX_TREE:
-                    raise refused(f"{source} unpacks to more than {MAX_TREE} bytes", hint="give a smaller tree")
+                    raise refused(f"{source} unpacks to more than {MAX_TREE} bytes", hint="pass a smaller tree")
                 file.extract(member, scratch, filter="data")
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, OSError) as error:
         raise refused(
-            f"cannot unpack {source}: {error}", hint="give a .tar.gz of a tree with bin/ in it, without links out of it"
+            f"cannot unpack {source}: {error}",
+            hint="pass a .tar.gz of a tree that contains bin/ and no links to the outside",
         ) from error
     take_directory(scratch, tree)
 
@@ -119,7 +120,7 @@ def pack(tree: Path, output: Path) -> Packed:
         for path in files(tree):
             name = path.relative_to(tree).as_posix()
             if path.is_symlink() or not (path.is_dir() or path.is_file()):
-                raise refused(f"{path} is neither a file nor a directory", hint="give a tree without links")
+                raise refused(f"{path} is neither a file nor a directory", hint="pass a tree without links")
             if path.is_dir():
                 writer.directory(name)
                 continue
@@ -143,7 +144,7 @@ def check_layer(layer: BinaryIO, entry_point: str, unpacked: int) -> Iterator[st
             for member in archive.members(content, max_bytes=min(unpacked, MAX_TREE)):  # type: ignore[arg-type]
                 names[member.name] = member
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise damaged(f"the layer is not a whole tar.gz: {error}") from error
+        raise damaged(f"the layer is not a complete tar.gz: {error}") from error
     if (total := sum(member.size for member in names.values())) != unpacked:
         yield f"the files have {total} bytes instead of {unpacked}"
     for name in names:
@@ -152,4 +153,4 @@ def check_layer(layer: BinaryIO, entry_point: str, unpacked: int) -> Iterator[st
             yield f"{name} is in no directory of the tree"
     entry = names.get(entry_point)
     if entry is None or entry.directory or not entry.executable:
-        yield f"there is no executable {entry_point}"
+        yield f"no executable {entry_point}"

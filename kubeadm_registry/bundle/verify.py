@@ -19,7 +19,7 @@ from kubeadm_registry.oci import descriptors as oci
 
 #: Problems after which no more is looked for: a bundle with so many is of no use.
 MOST = 50
-AGAIN = "make the bundle again with `bundle create`"
+AGAIN = "create the bundle again with `bundle create`"
 
 
 def verify(
@@ -67,8 +67,8 @@ def _problems(bundle: Bundle, progress: Callable[[str], None], bases: Sequence[B
         wanted.add(file)
         if not _has_file(layout, file, digest):
             yield damaged(
-                f"{layout.where}: {file} is not the file that the bundle was made with",
-                hint="do not run it; copy the bundle again, or make it again with `bundle create`",
+                f"{layout.where}: {file} is not the original file of the bundle",
+                hint="do not run it; copy the bundle again, or create it again with `bundle create`",
             )
     seen: Seen = {}  # a blob that many images have is read once, and a manifest is parsed once
     whole = True
@@ -89,7 +89,7 @@ def _problems(bundle: Bundle, progress: Callable[[str], None], bases: Sequence[B
         return  # what the rest of a tree refers to is not known
     yield from _orphans(layout, wanted, set(left_out))
     if bases:
-        progress("checking what is left out")
+        progress("checking the omitted blobs")
         yield from _base_problems(layout, left_out.values(), bases)
 
 
@@ -98,7 +98,7 @@ def _orphans(layout: Layout, wanted: set[str], left_out: set[str]) -> Iterator[B
     for file in sorted(set(layout.store.sizes) - wanted):
         yield damaged(f"{layout.where}: nothing refers to {file}", hint=AGAIN)
     for digest in sorted(layout.lineage.left_out.keys() - left_out):
-        yield damaged(f"{layout.where}: nothing refers to {digest}, which it says is left out", hint=AGAIN)
+        yield damaged(f"{layout.where}: nothing refers to {digest}, which is listed as omitted", hint=AGAIN)
 
 
 def _base_problems(
@@ -114,10 +114,10 @@ def _base_problems(
             yield from _blob_problems(base, descriptor, None, base.layout.where)
     if missing:
         yield base_missing(
-            f"{layout.where} leaves out what is in none of {', '.join(base.layout.where for base in bases)}: "
+            f"{layout.where} omits blobs that are in none of {', '.join(base.layout.where for base in bases)}: "
             + ", ".join(f"{digest} (of {layout.lineage.left_out[digest]})" for digest in sorted(missing)),
-            hint=f"it was made since the bundle whose index is {layout.lineage.base}; give that one, and those before "
-            "it if it is a delta as well, each with --base",
+            hint=f"pass the bundle with index {layout.lineage.base} with --base, and its own base bundles if it "
+            "is a delta",
         )
 
 

@@ -44,7 +44,7 @@ class Version:
     def require_writer(self, where: str) -> None:
         """Raise BundleError (NewerFormat) if only a newer release may change the bundle *where*."""
         if not BUNDLE.may_write(self.found):
-            raise newer(f"{where}: a newer release made the bundle, and this one must not change it")
+            raise newer(f"{where}: the bundle was created by a newer release; refusing to change it")
 
 
 def index_annotations(files: Mapping[str, bytes]) -> dict[str, str]:

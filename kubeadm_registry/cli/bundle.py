@@ -20,14 +20,15 @@ from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.engine.report import echo
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images.kubernetes_images import images_of
+from kubeadm_registry.printable import counted
 
-#: As much of a digest as people compare by eye.
-SHORT = len("sha256:") + 12
+#: As much of a digest as is compared by eye.
+SHORT_DIGEST = len("sha256:") + 12
 
 
-@click.group("bundle")
+@click.group("bundle", short_help="Create, inspect and verify offline bundles")
 def group() -> None:
-    """Make and look into bundles: one file with the programs and images that cross the air gap."""
+    """Create, inspect and verify bundles: single files that carry programs and images across the air gap."""
 
 
 def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
@@ -41,59 +42,68 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
     return result
 
 
-@command("create", parent=group, short=False)
+@command("create", parent=group, writes_file=True, short_help="Create a bundle (needs internet access)")
 @click.option(
-    "-o", "--output-file", "file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, show_default=True,
-    help="Where to write it.",
+    "--output-file", "file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, show_default=True,
+    help="File to write.",
 )  # fmt: skip
 @click.option(
-    "-f", "--file", "path", type=click.Path(path_type=Path), help="Take the programs that this cluster file needs."
+    "-f", "--file", "path", type=click.Path(path_type=Path), help="Include the programs that this cluster file needs."
 )
-@click.option("--with", "with_", metavar="NAMES", default="", help="Programs to take, separated by commas.")
-@click.option("--images-only", is_flag=True, help="Take no programs: what is seeded each month.")
-@click.option("--program", "given", metavar="NAME=PATH", multiple=True, help="Take this program from a file or folder.")
+@click.option("--with", "with_", metavar="NAMES", default="", help="Comma-separated programs to include.")
+@click.option("--images-only", is_flag=True, help="Do not include programs, for example for a monthly image update.")
+@click.option(
+    "--program", "given", metavar="NAME=PATH", multiple=True, help="Use this file or directory for a program."
+)
 @click.option("--accept-digest", "accepted", metavar="NAME=sha256:...", multiple=True,
-              help="Vouch for the digest of a program that its upstream publishes without one.")  # fmt: skip
+              help="Accept this SHA-256 digest for a program whose upstream publishes no checksum.")  # fmt: skip
 @click.option(
     "--kubernetes-version", "kubernetes", metavar="VERSION",
-    help="Take the images that kubeadm of this version asks for, and the pause images of containerd's releases.",
+    help="Add the images required by kubeadm of this version, and containerd's default pause images.",
 )  # fmt: skip
-@click.option("--image", "images", metavar="NAME", multiple=True, help="Take this image, or another OCI artifact.")
+@click.option("--image", "images", metavar="NAME", multiple=True, help="Add this image or other OCI artifact.")
 @click.option(
     "--images-from", "paths", metavar="[NAME=]PATH", multiple=True,
-    help="Take all images of an OCI image layout, of an archive (docker save, podman save), of a list with a name "
-    "a line, or of Kubernetes manifests, a file or a folder. NAME:TAG names the only image of a layout or an archive, "
-    "NAME goes before the tags in a layout.",
+    help="Add all images in an OCI image layout, an archive (docker save, podman save), a list with one name per "
+    "line, or Kubernetes manifests (a file or directory). NAME:TAG names the only image in a layout or archive; "
+    "NAME is prepended to the tags in a layout.",
 )  # fmt: skip
 @click.option(
     "--platform", "platforms", metavar="OS/ARCHITECTURE,...", default="",
-    help="Of images that are there for several, take these.  [default: from registries the servers' own, else all]",
+    help="Platforms to include from multi-platform images.  [default: the nodes' platform for registries, all for "
+    "files]",
 )  # fmt: skip
 @click.option(
     "--since", metavar="OLD-BUNDLE", type=click.Path(path_type=Path),
-    help="Leave out what this bundle has: a small file for where it has been used.",
+    help="Create a delta bundle: omit blobs that OLD-BUNDLE already contains.",
 )  # fmt: skip
 @click.option(
-    "--sign", metavar="KEY", type=click.Path(path_type=Path), help="Sign it with this SSH key; see bundle sign."
+    "--sign",
+    metavar="KEY",
+    type=click.Path(path_type=Path),
+    help="Sign the bundle with this SSH key; see `bundle sign`.",
 )
 @click.option(
-    "--architecture", type=click.Choice(["amd64", "arm64"]), help="Of the servers.  [default: this machine's]"
+    "--architecture",
+    type=click.Choice(["amd64", "arm64"]),
+    help="Architecture of the nodes.  [default: that of this host]",
 )
 def create(
     context: Context, file: Path, path: Path | None, with_: str, images_only: bool, given: tuple[str, ...],
     accepted: tuple[str, ...], kubernetes: str | None, images: tuple[str, ...], paths: tuple[str, ...],
     platforms: str, since: Path | None, sign: Path | None, architecture: str | None,
 ) -> None:  # fmt: skip
-    """Make a bundle. Needs internet, or the files themselves.
+    """Create a bundle. Requires internet access unless every program and image is given as a file.
 
-    Without -f and --with it holds the programs of a cluster with defaults, and this tool itself. Each comes from
-    --program, or else from the pinned catalogue: upstream releases, and distribution packages with all they need as a
-    private tree. Blobs that were fetched are kept: a run that was broken off goes on, a second one fetches what is new.
+    Without -f and --with, the bundle contains the programs of a cluster with default settings, and kubeadm-registry
+    itself. Programs come from --program, or else from the pinned catalogue: upstream releases, and distribution
+    packages together with their dependencies as a self-contained build. Downloads are cached: an interrupted run
+    resumes, and a later run downloads only what is new.
     """
     reporter = context.reporter()
     files = {name: Path(value) for name, value in pairs(given, "--program").items()}
     if images_only and (with_ or given):
-        raise ConfigError("--images-only takes no programs", hint="leave out --with and --program", code="UsageError")
+        raise ConfigError("--images-only excludes programs", hint="omit --with and --program", code="UsageError")
     if images_only:
         chosen: tuple[str, ...] = ()
     elif with_:
@@ -120,7 +130,7 @@ def create(
         )
     held = ", ".join(
         [f"{program.name} {program.version}" for program in made.programs]
-        + ([f"{len(made.images)} images"] if made.images else [])
+        + ([counted(len(made.images), "image")] if made.images else [])
     )
     reporter.result(
         f"{made.path}: {made.size / 1e6:.1f} MB, {held}", path=str(made.path), size=made.size, index=made.index
@@ -146,34 +156,36 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@command("verify", parent=group)
+@command("verify", parent=group, short_help="Verify every digest in a bundle")
 @click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
 @key_option
 @click.option(
     "--base", "bases", metavar="OLD-BUNDLE", multiple=True, type=click.Path(path_type=Path),
-    help="Look for what a delta leaves out in this bundle as well; again for those before it.",
+    help="Also check the blobs that the delta omits against this base bundle. May be repeated.",
 )  # fmt: skip
 def verify(context: Context, file: Path, key: Path | None, bases: tuple[Path, ...]) -> None:
-    """Read a bundle whole and compare every byte with its digest. Exit code 1 if anything is wrong."""
+    """Verify every digest in a bundle. Exits with code 1 on any mismatch."""
     reporter = context.reporter()
     bundle.verify(file, reporter.note, key=bundle_key(key), bases=bases)
-    reporter.result(f"{file} is whole", path=str(file))
+    found = bundle.inspect(file)
+    held = f"{counted(len(found['programs']), 'program')}, {counted(len(found['images']), 'image')}"
+    reporter.result(f"{file}: OK ({held}, {'signed' if found['signed'] else 'not signed'})", path=str(file))
 
 
-@command("sign", parent=group)
+@command("sign", parent=group, short_help="Sign a bundle with an SSH key")
 @click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
 @click.option("--key", metavar="KEY", type=click.Path(path_type=Path), required=True,
-              help="A private SSH key, or a public one whose private key the agent or a security key has.")  # fmt: skip
+              help="Private SSH key, or a public one whose private key is in the agent or security key.")  # fmt: skip
 def sign(context: Context, file: Path, key: Path) -> None:
-    """Sign a bundle, or sign it anew. Only a few bytes at its end are written, however large it is."""
+    """Sign a bundle, or replace its signature. Only a few bytes at its end are written, whatever its size."""
     index = bundle.sign_file(file, key)
     context.reporter().result(f"{file} is signed: index {index}", path=str(file), index=index)
 
 
-@command("inspect", parent=group)
+@command("inspect", parent=group, short_help="Show a bundle's programs and images")
 @click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
 def inspect(context: Context, file: Path) -> None:
-    """Show what a bundle holds: programs with version, origin and digest, and images."""
+    """Show the programs in a bundle, with version, origin and digest, and its images."""
     description = bundle.inspect(file)
     if context.output == "json":
         echo(json.dumps(description))
@@ -185,16 +197,16 @@ def inspect(context: Context, file: Path) -> None:
     for image in description["images"]:
         echo(f"image    {image['name']}  {image['digest']}")
     if description["base"]:
-        echo(f"delta    number {description['sequence']}, since {description['base']}: leaves out "
+        echo(f"delta    number {description['sequence']}, based on {description['base']}: omits "
              f"{description['leftOut'] / 1e6:.1f} MB")  # fmt: skip
     echo(f"index    {description['index']}, {'signed' if description['signed'] else 'not signed'}")
 
 
-@command("diff", parent=group)
+@command("diff", parent=group, short_help="Compare the contents of two bundles")
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 def diff(context: Context, old: Path, new: Path) -> None:
-    """Show what bundle NEW has that OLD has not: images and programs, and how many bytes they add."""
+    """Show images and programs added, removed or changed between two bundles, and the number of bytes added."""
     found = bundle.diff(old, new)
     if context.output == "json":
         echo(json.dumps(found))
@@ -202,8 +214,8 @@ def diff(context: Context, old: Path, new: Path) -> None:
     for sign, items in (("+", found["added"]), ("-", found["removed"]), ("~", found["changed"])):
         for item in items:
             by_version = item["version"] != item.get("wasVersion", "")
-            now = item["version"] if by_version else item["digest"][:SHORT]
-            was = f"{item['wasVersion'] if by_version else item['was'][:SHORT]} -> " if "was" in item else ""
+            now = item["version"] if by_version else item["digest"][:SHORT_DIGEST]
+            was = f"{item['wasVersion'] if by_version else item['was'][:SHORT_DIGEST]} -> " if "was" in item else ""
             echo(f"{sign} {item['kind']:<8} {item['name']}  {was}{now}  "
                  f"{item['size'] / 1e6:.1f} MB, {item['adds'] / 1e6:.1f} MB new")  # fmt: skip
     echo(f"{new} adds {found['adds'] / 1e6:.1f} MB to {old}")

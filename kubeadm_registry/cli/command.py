@@ -46,7 +46,7 @@ def phase_table(workflow: Workflow) -> str:
     """The phases of *workflow* with their summaries, as help shows them; generated, so it cannot lie."""
     rows = [("  " * path.count("/") + path, phase.summary) for path, phase in leaves(workflow)]
     width = max(len(name) for name, _ in rows)
-    return "\b\nPhases, in this order:\n" + "\n".join(f"  {name:<{width}}  {summary}" for name, summary in rows)
+    return "\b\nPhases, in order:\n" + "\n".join(f"  {name:<{width}}  {summary}" for name, summary in rows)
 
 
 def command(
@@ -55,35 +55,69 @@ def command(
     parent: click.Group | None = None,
     cls: type[click.Command] = click.Command,
     help_after: str = "",
-    short: bool = True,
+    writes_file: bool = False,
     **attributes: Any,
 ) -> Callable[[Callable[..., None]], click.Command]:
     """A command, of the group *parent* if there is one, that takes -o and --debug, and whose errors become exit codes.
 
-    *help_after* stands below its help. The other *attributes* are those of click.
+    *help_after* stands below its help. One that *writes_file* has an option --output-file, the parameter ``file``, and
+    -o also takes a file name. The other *attributes* are those of click.
     """
 
     def wrap(function: Callable[..., None]) -> click.Command:
         def call(*arguments: Any, **options: Any) -> None:
             options = merge_group_options(options)
+            if writes_file:
+                options = split_output(options)
             context = Context(options.pop("debug"), options.pop("output"), options.pop("diff", False))
             exit_on_error(context, lambda: function(context, *arguments, **options))
 
         update_wrapper(call, function)
         text = inspect.cleandoc(function.__doc__ or "") + (f"\n\n{help_after}" if help_after else "")
-        decorated = click.option("--debug", is_flag=True, help="Show a traceback when something fails.")(call)
-        # `bundle create -o FILE` names its file so; there the format has only its long name.
-        flags = ("-o", "--output") if short else ("--format", "output")
-        decorated = click.option(
-            *flags, type=click.Choice(["text", "json"]), default="text", show_default=True,
-            help="text for people; json: one JSON object a line, the last one the result or the error.",
-        )(decorated)  # fmt: skip
+        decorated = click.option("--debug", is_flag=True, help="Print a traceback when a command fails.")(call)
+        decorated = _output_option(writes_file=writes_file)(decorated)
         made = click.command(name, cls, help=text, **attributes)(decorated)
         if parent is not None:
             parent.add_command(made)
         return made
 
     return wrap
+
+
+FORMATS = ("text", "json")
+_OUTPUT_HELP = "Output format. json prints one JSON object per line; the last one is the result or the error."
+
+
+class FormatOrFile(click.Choice[str]):
+    """The output format; or the name of a file, for commands that write one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the format, or a Path for every other value."""
+        return super().convert(value, param, ctx) if value in FORMATS else Path(value)
+
+
+def _output_option(*, writes_file: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """-o, which means the output format for every command."""
+    if not writes_file:
+        return click.option(
+            "-o", "--output", type=click.Choice(FORMATS), default="text", show_default=True, help=_OUTPUT_HELP
+        )
+    return click.option(
+        # --format is the name that the option had here before 0.1.
+        "-o", "--output", "--format", "output", type=FormatOrFile(FORMATS), metavar="[text|json]", multiple=True,
+        help=f"{_OUTPUT_HELP} Any other value is a file name, as for --output-file.  [default: text]",
+    )  # fmt: skip
+
+
+def split_output(options: dict[str, Any]) -> dict[str, Any]:
+    """Return *options* with one ``output``, and with the ``file`` that -o named. Raises click.UsageError for two."""
+    given = options["output"]
+    files = [one for one in given if isinstance(one, Path)]
+    source = click.get_current_context().get_parameter_source("file")
+    if len(files) + (source is ParameterSource.COMMANDLINE) > 1:
+        raise click.UsageError("the output file is named twice: pass either -o FILE or --output-file FILE")
+    formats = [one for one in given if not isinstance(one, Path)]
+    return options | {"output": formats[-1] if formats else "text"} | ({"file": files[0]} if files else {})
 
 
 def merge_group_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -121,16 +155,16 @@ def meaning(error: BaseException) -> tuple[Error, int]:
     if isinstance(error, Error):
         return error, error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        hint = "run it again: it goes on where it stopped"
+        hint = "run the command again; it resumes where it stopped"
         return Error("interrupted", hint=hint, code="Interrupted"), EXIT_INTERRUPTED
     if isinstance(error, click.Abort):
-        return Error("not confirmed; nothing was changed", hint="answer y, or give --yes", code="Aborted"), 1
+        return Error("aborted; nothing was changed", hint="answer y, or pass --yes", code="Aborted"), 1
     if isinstance(error, MemoryError):
         error = OSError(errno.ENOMEM, "")
     if isinstance(error, OSError) and (refused := refusal(error)) is not None:
         return refused, refused.exit_code
     text = f"unexpected {type(error).__name__}: {error}"
-    return Error(text, hint="run it again with --debug, and report what it shows", code="Bug"), 1
+    return Error(text, hint="run the command again with --debug and report the output", code="Bug"), 1
 
 
 def tell(reporter: Reporter, error: Error) -> None:
@@ -151,27 +185,27 @@ def let_go_of_output() -> None:
 
 
 file_option = click.option(
-    "-f", "--file", "path", type=click.Path(path_type=Path), help="The cluster file.  [default: ./cluster.yaml]"
+    "-f", "--file", "path", type=click.Path(path_type=Path), help="Cluster file.  [default: ./cluster.yaml]"
 )
 bundle_option = click.option(
     "--bundle", type=click.Path(path_type=Path),
-    help="The bundle with the programs.  [default: ./kubeadm-registry-bundle.tar if it is there, else what the "
-    "servers have already]",
+    help="Bundle to install from.  [default: ./kubeadm-registry-bundle.tar if it exists, else the programs already "
+    "installed on the nodes]",
 )  # fmt: skip
 key_option = click.option(
     "--key", type=click.Path(path_type=Path), envvar=terminal.BUNDLE_KEY,
-    help="Use the bundle only if this SSH key signed it: a public key, or a file of allowed signers.  "
+    help="Require a signature by this SSH key: a public key or an allowed-signers file.  "
     f"[env: {terminal.BUNDLE_KEY}]",
 )  # fmt: skip
 ignore_option = click.option(
     "--ignore-preflight-errors", "ignore", metavar="NAMES", default="",
-    help="Checks whose problems do not stop the run, separated by commas; 'all' for every one.",
+    help="Comma-separated checks whose errors are shown as warnings, or 'all'.",
 )  # fmt: skip
-skip_option = click.option(
-    "--skip-phases", "skip", metavar="NAMES", default="", help="Phases to leave out, separated by commas."
+skip_option = click.option("--skip-phases", "skip", metavar="NAMES", default="", help="Comma-separated phases to skip.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show what would change on each node without changing anything."
 )
-dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would change on each server; touch nothing.")
-diff_option = click.option("--diff", is_flag=True, help="Show what differs with each change. Secrets are masked.")
+diff_option = click.option("--diff", is_flag=True, help="Show a diff for each change. Secrets are masked.")
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -189,7 +223,7 @@ class Program(click.Group):
             code = super().main(words, *arguments, **(options | {"standalone_mode": False}))
         except click.ClickException as error:
             if {"json", "-ojson", "--output=json", "--format=json"} & {*words}:
-                wrong = ConfigError(error.format_message(), hint="see --help of that command", code="UsageInvalid")
+                wrong = ConfigError(error.format_message(), hint="see the options with --help", code="UsageInvalid")
                 tell(JsonLines(), wrong)
             else:
                 error.show()

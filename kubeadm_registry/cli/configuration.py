@@ -12,16 +12,17 @@ from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.engine.report import put
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.kubeadm import cautions, kubeadm_config
+from kubeadm_registry.printable import counted
 
 
-@click.group("config")
+@click.group("config", short_help="Generate and validate configuration files")
 def group() -> None:
-    """Write and check configuration files. Contacts no server."""
+    """Generate and validate configuration files. No node is contacted."""
 
 
-@command("print-defaults", parent=group)
+@command("print-defaults", parent=group, short_help="Print a cluster file with all defaults")
 def print_defaults(context: Context) -> None:
-    """Show a cluster file with every default written out."""
+    """Print a cluster file with every default."""
     defaults = config.parse(config.SMALLEST, "defaults")
     if context.output == "json":
         put(json.dumps(defaults.model_dump(by_alias=True, exclude_none=True, mode="json")) + "\n")
@@ -29,27 +30,27 @@ def print_defaults(context: Context) -> None:
         put(config.dump(defaults))
 
 
-@command("validate", parent=group)
+@command("validate", parent=group, short_help="Validate a cluster file")
 @file_option
 def validate(context: Context, path: Path | None) -> None:
-    """Check a cluster file: every problem at once, with the path to the value. Exit code 2 if there is one."""
+    """Validate a cluster file and list its problems with the path to each value. Exits with code 2 if there are any."""
     cluster = config.load(path)
     count = len(cluster.spec.nodes)
-    note = "" if cluster.spec.highly_available else "; one server is not highly available"
+    note = "" if cluster.spec.highly_available else "; a single node is not highly available"
     context.reporter().result(
-        f"{path or config.DEFAULT_FILE} is valid: {count} nodes, {cluster.spec.frontend.type}{note}"
+        f"{path or config.DEFAULT_FILE} is valid: {counted(count, 'node')}, {cluster.spec.frontend.type}{note}"
     )
 
 
-@command("kubeadm", parent=group)
+@command("kubeadm", parent=group, short_help="Generate a kubeadm configuration file")
 @file_option
-@click.option("--node", metavar="NAME", help="The server that the file is for.  [default: the first]")
+@click.option("--node", metavar="NAME", help="Node that the file is for.  [default: the first]")
 def kubeadm_command(context: Context, path: Path | None, node: str | None) -> None:
-    """Write the kubeadm configuration of a server: `kubeadm init --config FILE` then pulls from this registry."""
+    """Generate the kubeadm configuration of a node: `kubeadm init --config FILE` then pulls from this registry."""
     cluster = config.load(path)
     known = [member.name for member in cluster.spec.nodes]
     if node is not None and node not in known:
-        raise ConfigError(f"there is no node {node}", hint=f"the nodes are: {', '.join(known)}", code="NodeUnknown")
+        raise ConfigError(f"there is no node {node}", hint=f"choose one of: {', '.join(known)}", code="NodeUnknown")
     for caution in cautions(cluster.spec):
         click.echo(f"warning: {caution}", err=True)
     text = kubeadm_config(

@@ -14,13 +14,17 @@ from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.engine.report import put
 
 
-@command("credentials")
+@command("credentials", short_help="Print registry credentials for push or pull")
 @file_option
 @click.option(
-    "--role", type=click.Choice(["push", "pull"]), default="push", show_default=True, help="Whose login to show."
+    "--role",
+    type=click.Choice(["push", "pull"]),
+    default="push",
+    show_default=True,
+    help="Role of the credentials.",
 )
 def credentials(context: Context, path: Path | None, role: str) -> None:
-    """Show user and password of a role: what `podman login` and `skopeo login` need."""
+    """Print the user name and password of a role, for `podman login` or `skopeo login`."""
     secrets = session.secrets(config.load(path), terminal.prompts(), context.reporter().note)
     password = secrets.password(role)
     if context.output == "json":
@@ -29,9 +33,9 @@ def credentials(context: Context, path: Path | None, role: str) -> None:
         put(f"username: {role}\npassword: {password}\n")
 
 
-@command("ca")
+@command("ca", short_help="Print the registry's CA certificate (PEM)")
 @file_option
 def ca(context: Context, path: Path | None) -> None:
-    """Show the certificate of the cluster's authority, PEM: what clients must trust."""
+    """Print the cluster CA certificate in PEM format. Clients must trust it."""
     certificate = session.secrets(config.load(path), terminal.prompts(), context.reporter().note).ca_certificate
     put(json.dumps({"ca": certificate}) + "\n" if context.output == "json" else certificate)

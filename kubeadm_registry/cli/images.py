@@ -30,15 +30,16 @@ from kubeadm_registry.images import inventory, seed
 from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place, place
+from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Registry, patiently
 from kubeadm_registry.transport.host import side_by_side
 
 DEFAULT_WANTED = Path("wanted-images.txt")
 
 
-@click.group("images")
+@click.group("images", short_help="List, check, copy and delete images")
 def group() -> None:
-    """Look after the images in the registry: what is there, what is missing, what nodes ask for in vain."""
+    """List, check, copy and delete images, and find images that nodes failed to pull."""
 
 
 @contextmanager
@@ -57,16 +58,16 @@ def _opened(
 # ---- list -------------------------------------------------------------------------------------------------------
 
 
-@command("list", parent=group)
+@command("list", parent=group, short_help="List images, tags and platforms")
 @file_option
-@click.option("--referrers", is_flag=True, help="Ask for what refers to each image too: signatures and the like.")
-@click.option("--all", "everything", is_flag=True, help="With this project's own image, and the tags that hold lists.")
+@click.option("--referrers", is_flag=True, help="Also list what refers to each image, such as signatures.")
+@click.option("--all", "everything", is_flag=True, help="Include the canary image and the tags that list referrers.")
 @click.argument("repository", default="")
 def list_command(context: Context, path: Path | None, referrers: bool, everything: bool, repository: str) -> None:
-    """Show the images in the registry, every tag, with the platforms of each; or those below one REPOSITORY.
+    """List the images in the registry with their tags and platforms, or those below a REPOSITORY.
 
-    The size is that of the manifests and blobs that an image needs, each once; images share many. What has no tag
-    cannot be listed: no registry tells of it.
+    SIZE counts every blob once per image; images may share blobs. Untagged manifests are not listed, because
+    registries do not report them.
     """
     prefix = place(repository).repository if repository else ""
     with _opened(path, context.reporter()) as (_, connect, _):
@@ -90,35 +91,38 @@ def _show(images: Sequence[inventory.Image], *, referrers: bool) -> None:
         if image.tree is None:
             table.add_row(str(image.place), image.flaw)
             continue
-        lacking = f" (not there: {', '.join(image.absent)})" if image.absent else ""
+        lacking = f" (missing: {', '.join(image.absent)})" if image.absent else ""
         count = [str(len(image.referrers))] if referrers else []
         root = image.tree.root
         size = f"{image.tree.size(root) / 1e6:.1f} MB"
         table.add_row(str(image.place), root.digest[:19], ", ".join(image.platforms) + lacking, *count, size)
     console.print(table)
-    console.print(f"{len(images)} {'image' if len(images) == 1 else 'images'}")
+    console.print(counted(len(images), "image"))
 
 
 # ---- check ------------------------------------------------------------------------------------------------------
 
 
-@command("check", parent=group)
+@command("check", parent=group, short_help="Check that images can be pulled")
 @file_option
-@click.option("--kubernetes-version", "version", metavar="VERSION", help="The images that this kubeadm asks for.")
+@click.option(
+    "--kubernetes-version", "version", metavar="VERSION", help="Check the images required by kubeadm of this version."
+)
 @click.option(
     "--images-from", "lists", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
-    help="The images that a list names, one a line, as `kubeadm config images list` writes it; or manifests.",
+    help="Check the images in a list with one name per line, as `kubeadm config images list` prints it, or in "
+    "Kubernetes manifests.",
 )  # fmt: skip
-@click.option("--bundle", type=click.Path(path_type=Path), help="The images of a bundle.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Check the images in a bundle.")
 @key_option
 def check(
     context: Context, path: Path | None, version: str | None, lists: tuple[Path, ...], bundle: Path | None,
     key: Path | None,
 ) -> None:  # fmt: skip
-    """Prove that images can be pulled: those of a Kubernetes version, a list or a bundle; else all that are there.
+    """Check that images can be pulled from every node: those of a Kubernetes version, a list or a bundle, or all.
 
-    Through each server, and the virtual IP, every manifest is read and compared with its digest, and of every blob
-    the last byte is read, for all platforms. Exit code 1 if something is missing; 5 if a server could not be asked.
+    For all platforms, every manifest is read through each node and the virtual IP and compared with its digest, and
+    the last byte of every blob is read. Exits with code 1 if something is missing, 5 if a node is unreachable.
     """
     reporter = context.reporter()
     names = [*(images_of(version) if version else ()), *(name for file in lists for name in names_in(file))]
@@ -140,12 +144,13 @@ def check(
     count, bad = len(items) + len(missing), len({flaw.image for flaw in flaws})
     if bad:
         raise Error(
-            f"{bad} of {count} images cannot be pulled everywhere", code="ImagesMissing",
-            hint="`seed` a bundle that has them, made with `bundle create --images-from FILE`; what is there and "
-            "cannot be read whole is not sent again while it is listed, and docs/images.md says how to replace it",
+            f"{bad} of {counted(count, 'image')} cannot be pulled from every node", code="ImagesMissing",
+            hint="load them with `seed`, from a bundle made with `bundle create --images-from FILE`; an image that is "
+            'listed but damaged is not re-uploaded, see "Replacing a damaged image" in docs/images.md',
         )  # fmt: skip
     reporter.result(
-        f"{count} of {count} images can be pulled through the virtual IP and from {servers} servers",
+        f"{count} of {counted(count, 'image')} can be pulled through the virtual IP and from "
+        f"{counted(servers, 'node')}",
         images=count, unproven=list(unproven),
     )  # fmt: skip
     if unproven:
@@ -155,43 +160,42 @@ def check(
 # ---- copy, delete -----------------------------------------------------------------------------------------------
 
 
-@command("copy", parent=group)
+@command("copy", parent=group, short_help="Copy an image within the registry")
 @file_option
-@click.option("--referrers", is_flag=True, help="With all that refers to the image: signatures and the like.")
+@click.option("--referrers", is_flag=True, help="Also copy what refers to the image, such as signatures.")
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 def copy(context: Context, path: Path | None, referrers: bool, source: str, target: str) -> None:
     """Copy an image within the registry to another name or tag, with all its platforms.
 
-    DST without a tag takes that of SRC. Layers are mounted where the registry can (Distribution); with zot they pass
-    through this machine.
+    Without a tag, DST gets the tag of SRC. Distribution mounts the layers; with zot they are copied through this host.
     """
     reporter = context.reporter()
     origin, goal = place(source), place(target)
     if not origin.reference:
-        raise ConfigError(f"{source} has no tag and no digest", hint="say which image it is", code="UsageError")
+        raise ConfigError(f"{source} has neither a tag nor a digest", hint="add a tag or a digest", code="UsageError")
     goal = Place(goal.repository, goal.reference or origin.reference)
     with _opened(path, reporter) as (_, connect, _):
         copied = copying.copy(connect, origin, goal, referrers=referrers)
     reporter.result(
-        f"{origin} is {goal} too: {copied.manifests} manifests, {copied.sent / 1e6:.1f} MB sent",
+        f"copied {origin} to {goal}: {counted(copied.manifests, 'manifest')}, {copied.sent / 1e6:.1f} MB sent",
         digest=copied.digest, manifests=copied.manifests, sent=copied.sent,
     )  # fmt: skip
 
 
-@command("delete", parent=group)
+@command("delete", parent=group, short_help="Delete tags or images")
 @file_option
-@click.option("--all-tags", is_flag=True, help="All tags of a repository, and other tags that an image has.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--all-tags", is_flag=True, help="Delete all tags of a repository, and all other tags of an image.")
+@click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
 @dry_run_option
 @click.argument("names", metavar="NAME[:TAG|@DIGEST]...", nargs=-1, required=True)
 def delete(
     context: Context, path: Path | None, all_tags: bool, yes: bool, dry_run: bool, names: tuple[str, ...]
 ) -> None:
-    """Delete images: a tag, or a digest with all its tags.
+    """Delete a tag, or a digest together with all its tags.
 
-    A tag goes alone where the registry can do that (zot, Distribution 3). Distribution 2.8 deletes by digest, and other
-    tags of the same image go too: that is refused unless --all-tags is given. What an index that stays needs is never
+    zot and Distribution 3 delete a single tag. Distribution 2.8 deletes by digest, which also removes other tags of the
+    same image; this is refused unless --all-tags is given. Manifests that a remaining index refers to are never
     deleted.
     """
     reporter = context.reporter()
@@ -199,13 +203,13 @@ def delete(
     with _opened(path, reporter) as (_, connect, _):
         planned = deleting.plan(connect, places, all_tags=all_tags)
         for one in planned:
-            reporter.note(f"{'would delete' if dry_run else 'to delete:'} {one}")
+            reporter.note(f"{'would delete' if dry_run else 'to be deleted:'} {one}")
         if not (yes or dry_run or not sys.stdin.isatty()):
             click.confirm(f"Delete {'this' if len(planned) == 1 else f'these {len(planned)}'}?", abort=True)
         gone = [one for one in planned if not dry_run and deleting.carry_out(connect, one)]
     count = len(planned) if dry_run else len(gone)
     reporter.result(
-        f"{count} {'deletion' if count == 1 else 'deletions'} {'would be made' if dry_run else 'made'}",
+        f"{'would delete' if dry_run else 'deleted'} {counted(count, 'name')}",
         dryRun=dry_run,
         deleted=[
             {"name": str(one.place), "digest": one.digest, "tags": list(one.tags)}
@@ -217,17 +221,19 @@ def delete(
 # ---- wanted -----------------------------------------------------------------------------------------------------
 
 
-@command("wanted", parent=group, short=False)
+@command("wanted", parent=group, writes_file=True, short_help="List images that nodes failed to pull")
 @file_option
-@click.option("--since", default="7d", show_default=True, metavar="TIME", help="How far back: 7d, 12h, 30m.")
 @click.option(
-    "-o", "--output-file", "file", type=click.Path(path_type=Path), default=DEFAULT_WANTED, show_default=True,
-    help="Where to write the list.",
+    "--since", default="7d", show_default=True, metavar="TIME", help="Period to search, such as 7d, 12h or 30m."
+)
+@click.option(
+    "--output-file", "file", type=click.Path(path_type=Path), default=DEFAULT_WANTED, show_default=True,
+    help="File to write the list to.",
 )  # fmt: skip
 def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
-    """Write down what nodes asked for and did not get: the list that `bundle create --images-from` takes.
+    """Write a list of images that nodes requested and the registry did not have, for `bundle create --images-from`.
 
-    It comes from the proxies' logs on all servers that answer. What the registry has by now is left out.
+    The list comes from the HAProxy logs on all reachable nodes. Images that the registry has by now are omitted.
     """
     reporter = context.reporter()
     back = wishes.seconds(since)
@@ -237,20 +243,20 @@ def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
         for host, one in zip(cluster.hosts, asked, strict=True):
             if one.begins is None or (now - one.begins).total_seconds() < back:
                 begins = "is empty" if one.begins is None else f"begins at {one.begins.isoformat()}"
-                reporter.note(f"its log {begins}", host=host.name)
+                reporter.note(f"warning: its log {begins}", host=host.name)
             if not one.complete:
-                reporter.note(f"more than {wishes.MOST} different requests; the rarest are left out", host=host.name)
+                reporter.note(f"warning: over {wishes.MOST} different requests; the rarest are omitted", host=host.name)
         found = wishes.together(asked)
         there = {item for item, has in seed.each(connect, _has, list(found), seed.WORKERS) if has}
         absent = cluster.absent
     for name, why in absent.items():
-        reporter.note(f"{why}; what was asked of it is not known", host=name)
+        reporter.note(f"warning: {why}; its request log was not read", host=name)
     missing = {one: wish for one, wish in found.items() if one not in there}
     names = sorted(str(one) for one in missing if wishes.is_name(one))
     with naming(file):
         file.write_text(wishes.to_text(missing, since, now), encoding="utf-8")
     reporter.result(
-        f"{file}: {len(names)} {'image is' if len(names) == 1 else 'images are'} wanted, {len(there)} came meanwhile",
+        f"{file}: {counted(len(names), 'image')} missing ({len(there)} requested earlier now available)",
         path=str(file), wanted=names, arrived=len(there), unasked=list(absent),
     )  # fmt: skip
     if absent:

@@ -41,16 +41,21 @@ COMMANDS = (
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="kubeadm-registry")
 def cli() -> None:
-    """A highly available container registry for bare-metal Kubernetes, there before the cluster is.
+    """Install and operate a highly available container registry for bare-metal Kubernetes.
 
     \b
     First run:
       kubeadm-registry bundle create --program garage=PATH   # on a machine with internet
-      kubeadm-registry preflight && kubeadm-registry init    # in the room, with ./cluster.yaml
+      kubeadm-registry preflight && kubeadm-registry init    # on the air-gapped site, with ./cluster.yaml
 
     \b
-    Exit codes: 0 done or nothing to do, 1 failed, 2 wrong file or command line (nothing was contacted),
-    3 preflight found problems (nothing was changed), 4 a host cannot be reached or trusted, 5 done but degraded.
+    Exit codes:
+      0  done, or nothing to do
+      1  failed
+      2  invalid file or command line (no node was contacted)
+      3  preflight checks failed (nothing was changed)
+      4  a node is unreachable or its host key is not trusted
+      5  done, but degraded
     """
 
 

@@ -1,4 +1,4 @@
-"""``mirrors apply | remove``: nodes that pull from the registry without being servers of it."""
+"""``mirrors apply | remove``: client nodes, which pull from the registry and are not part of it."""
 
 from __future__ import annotations
 
@@ -31,32 +31,33 @@ from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.engine.workflow import Workflow
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_REMOVE
+from kubeadm_registry.printable import counted
 from kubeadm_registry.secrets import Vault
 from kubeadm_registry.transport.host import Transport
 from kubeadm_registry.workers import Outcome
 
 nodes_option = click.option(
     "--nodes", "nodes", type=click.Path(path_type=Path), required=True, metavar="FILE",
-    help="The nodes, one a line: NAME ADDRESS [user=... port=...], or ADDRESS alone; # begins a comment.",
+    help="List of nodes, one per line: NAME ADDRESS [user=... port=...], or ADDRESS alone; # starts a comment.",
 )  # fmt: skip
 
 
-@click.group("mirrors")
+@click.group("mirrors", short_help="Configure containerd mirrors on client nodes")
 def group() -> None:
-    """Point containerd on nodes that are no servers of the registry at it, and take that back."""
+    """Configure containerd on nodes that are not part of the registry to pull from it, or undo that."""
 
 
-@command("apply", parent=group, help_after=phase_table(MIRRORS))
+@command("apply", parent=group, short_help="Configure containerd on the listed nodes", help_after=phase_table(MIRRORS))
 @file_option
 @nodes_option
 @dry_run_option
 @diff_option
 def apply(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> None:
-    """Let the containerd of each node in a list pull through the virtual IP.
+    """Configure containerd on the listed nodes to pull through the virtual IP.
 
-    Nodes are worked on side by side, and reached as spec.ssh and your ssh_config say. One that fails is named with the
-    reason, all others are done, and the exit code is 5: run it again when it is mended, which touches only what is not
-    right yet. containerd is restarted only where it must be, on a few nodes at a time.
+    Nodes are configured in parallel and reached as spec.ssh and your ssh_config specify. If a node fails, its reason is
+    printed, all other nodes are completed, and the exit code is 5; fix the cause and run the command again. Nodes that
+    are already configured are left alone. containerd is restarted only where required, on a few nodes at a time.
     """
     reporter = context.reporter()
     cluster_file, listed = config.load(path), worker_list.load(nodes)
@@ -64,18 +65,25 @@ def apply(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> No
     vault = session.vault(cluster_file, terminal.prompts(), reporter.note)
     session.installed_secrets(vault)
     outcomes = _run(MIRRORS, cluster_file, vault, listed, reporter, dry_run=dry_run)
-    _tell("would pull from the registry" if dry_run else "pull from the registry", outcomes, reporter, dry_run=dry_run)
+    _tell(
+        "{} would pull from the registry" if dry_run else "{} pull from the registry",
+        outcomes,
+        reporter,
+        dry_run=dry_run,
+    )
 
 
-@command("remove", parent=group, help_after=phase_table(MIRRORS_REMOVE))
+@command(
+    "remove", parent=group, short_help="Restore containerd on the listed nodes", help_after=phase_table(MIRRORS_REMOVE)
+)
 @file_option
 @nodes_option
 @dry_run_option
 @diff_option
 def remove(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> None:
-    """Take everything of ours off the nodes of a list; containerd's files come back as they were.
+    """Undo `mirrors apply` on the listed nodes and restore containerd's original configuration.
 
-    The servers of the registry need not answer. One that is in the list is refused: that is what reset is for.
+    The registry need not be reachable. Registry nodes in the list are refused; use reset for them.
     """
     reporter = context.reporter()
     cluster_file, listed = config.load(path), worker_list.load(nodes)
@@ -83,12 +91,17 @@ def remove(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> N
     servers = {name for node in cluster_file.spec.nodes for name in (node.name, *node.addresses)}
     if wrong := [worker.name for worker in listed if servers & {worker.name, worker.address}]:
         raise ConfigError(
-            f"{', '.join(wrong)} in {nodes}: a server of the registry needs what would be removed", code="NodesInvalid",
-            hint="take it out of the list; `kubeadm-registry reset` gives a server its files back",
+            f"{', '.join(wrong)} in {nodes}: not a client node but a registry node", code="NodesInvalid",
+            hint="remove it from the list, and use `kubeadm-registry reset` for registry nodes",
         )  # fmt: skip
     vault = Vault(cluster_file.metadata.name, [node.name for node in cluster_file.spec.nodes], {})
     outcomes = _run(MIRRORS_REMOVE, cluster_file, vault, listed, reporter, dry_run=dry_run)
-    _tell("would be as they were" if dry_run else "are as they were", outcomes, reporter, dry_run=dry_run)
+    _tell(
+        "containerd would be restored on {}" if dry_run else "containerd restored on {}",
+        outcomes,
+        reporter,
+        dry_run=dry_run,
+    )
 
 
 def _run(
@@ -102,7 +115,7 @@ def _run(
 ) -> list[Outcome]:
     """What came of each worker. Where sudo wants a password, it is asked for, once for all."""
     for phase in workflow:
-        reporter.phase(phase.name, f"{phase.summary} on {_nodes(len(listed))}")
+        reporter.phase(phase.name, f"{phase.summary} on {counted(len(listed), 'node')}")
     cluster = Cluster(cluster_file, (), vault, {})
 
     def run(some: Sequence[Worker], reach: Callable[[Worker], Transport]) -> dict[Worker, Outcome]:
@@ -121,7 +134,10 @@ def _run(
 
 
 def _tell(what: str, outcomes: Sequence[Outcome], reporter: Reporter, *, dry_run: bool) -> None:
-    """Say what is owed to whom, and end with the exit code. Raises the first error when nothing could be done."""
+    """Report how many nodes *what* is true of (``{}`` in it) and which failed, and exit.
+
+    Raises the first error if all nodes failed.
+    """
     owed: dict[str, Any] = {}
     first = None
     for outcome in outcomes:
@@ -129,22 +145,18 @@ def _tell(what: str, outcomes: Sequence[Outcome], reporter: Reporter, *, dry_run
             continue
         first = first or error
         owed[outcome.worker.name] = {"code": error.code, "reason": outcome.reason, "hint": error.hint}
-        reporter.note(f"not done: {outcome.reason}{f' ({error.hint})' if error.hint else ''}", host=outcome.worker.name)
+        reporter.note(f"failed: {outcome.reason}{f' ({error.hint})' if error.hint else ''}", host=outcome.worker.name)
     done = len(outcomes) - len(owed)
     if first is not None and not done:
         first.host = first.host or next(iter(owed))
         raise first
     changed = [outcome for outcome in outcomes if outcome.actions]
     verb = "would be changed" if dry_run else "changed"
-    summary = f"{done} of {_nodes(len(outcomes))} {what}"
+    summary = what.format(f"{done} of {counted(len(outcomes), 'node')}")
     summary += f", {len(changed)} {verb}" if changed else ", nothing to do"
     if owed:
-        summary += "; not done: " + ", ".join(f"{name} ({why['code']})" for name, why in owed.items())
+        summary += "; failed: " + ", ".join(f"{name} ({why['code']})" for name, why in owed.items())
     actions = sum(len(outcome.actions) for outcome in changed)
     reporter.result(summary, nodes=len(outcomes), done=done, changed=actions, dryRun=dry_run, owed=owed)
     if owed:
         sys.exit(EXIT_DEGRADED)
-
-
-def _nodes(count: int) -> str:
-    return f"{count} {'node' if count == 1 else 'nodes'}"

@@ -16,42 +16,47 @@ from kubeadm_registry.cli.command import Context, command
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images import rescue
+from kubeadm_registry.printable import counted
 
 
-@click.group("rescue")
+@click.group("rescue", short_help="Serve images when the registry is down")
 def group() -> None:
-    """The way back in when the registry of the room is lost."""
+    """Serve images from a bundle when the registry is unavailable."""
 
 
-@command("serve", parent=group)
+@command("serve", parent=group, short_help="Serve a bundle's images, read-only")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--listen", metavar="[ADDRESS]:PORT", default=f":{paths.REGISTRY_PORT}", show_default=True,
-    help="Where to serve; without an address on all of this host, both families.",
+    help="Address and port to listen on. Without an address: all IPv4 and IPv6 addresses.",
 )  # fmt: skip
 @click.option(
     "--cert", type=click.Path(path_type=Path), default=Path(paths.NODE_PEM), show_default=True,
-    help="The certificate, PEM, for the virtual IP; with its key in the same file, or in that of --key.",
+    help="Certificate for the virtual IP, in PEM format, with its key in the same file or in that of --key.",
 )  # fmt: skip
-@click.option("--key", type=click.Path(path_type=Path), help="The certificate's key, PEM, if it is in another file.")
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    help="Private key of the certificate, in PEM format, if it is in another file.",
+)
 @click.option(
     "--auth-map", "auth_map", type=click.Path(path_type=Path), metavar="FILE",
-    help=f"Ask for the logins of this file, on a server of the registry {haproxy.AUTH_MAP}.  [default: ask nobody]",
+    help=f"Require the credentials in this file ({haproxy.AUTH_MAP} on a registry node).  [default: no authentication]",
 )  # fmt: skip
 @click.option(
     "--bundle-key", "signers", type=click.Path(path_type=Path), envvar=terminal.BUNDLE_KEY,
-    help="Serve the bundle only if this SSH key signed it: a public key, or a file of allowed signers.  "
+    help="Require a signature by this SSH key: a public key or an allowed-signers file.  "
     f"[env: {terminal.BUNDLE_KEY}]",
 )  # fmt: skip
 def serve(
     context: Context, bundle: Path, listen: str, cert: Path, key: Path | None, auth_map: Path | None,
     signers: Path | None,
 ) -> None:  # fmt: skip
-    """Serve the images of a bundle from this host, for reading, straight from its file; Ctrl-C ends it.
+    """Serve the images of a bundle from this host, read-only. Press Ctrl-C to stop.
 
-    Names and certificate are those of the registry, so containerd on the nodes pulls from here as soon as this host
-    has the virtual IP: `ip address add VIP/32 dev eth0` (/128 for IPv6). Run it as root on a server of the
-    registry, whose own services do not run, or anywhere with --cert and --key.
+    Image names and certificate are those of the registry, so containerd on the nodes pulls from this host once it has
+    the virtual IP: `ip address add VIP/32 dev eth0` (/128 for IPv6). Run it as root on a registry node whose own
+    services are stopped, or on any host with --cert and --key.
     """
     reporter = context.reporter()
     address, port = where(listen)
@@ -70,19 +75,19 @@ def serve(
         server = stack.enter_context(rescue.Server(address, port, opened, tls, logins=who, told=told))
         if opened.layout.lineage.left_out:
             raise ConfigError(
-                f"{bundle} is a delta, which leaves out what the bundle before it has", code="BundleBaseMissing",
+                f"{bundle} is a delta, which omits blobs of its base bundle", code="BundleBaseMissing",
                 hint="serve a full bundle",
             )  # fmt: skip
         if not server.repositories:
-            raise ConfigError(f"{bundle} holds no images", code="BundleEmpty", hint="serve the bundle that has them")
+            raise ConfigError(f"{bundle} contains no images", code="BundleEmpty", hint="serve a bundle with images")
         images = len(opened.images)
         at = endpoint(address or "*", server.server_port)
-        reporter.note(f"{images} images of {bundle} can be pulled from {at} until this ends (Ctrl-C)")
+        reporter.note(f"serving {counted(images, 'image')} of {bundle} at {at}; press Ctrl-C to stop")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             answered = next(requests)
-            reporter.result(f"{answered} requests were answered", requests=answered)
+            reporter.result(f"answered {counted(answered, 'request')}", requests=answered)
 
 
 def where(listen: str) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.images.apart import apart
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.oci.references import parse, repository_prefix
+from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Limit
 from kubeadm_registry.secrets import Secrets
 
@@ -39,48 +40,51 @@ class Rate(click.ParamType[int]):
             return value
         found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([kMG]?)", str(value))
         if found is None:
-            self.fail(f"{value} is no rate: give a number with k, M or G, such as 50M", param, ctx)
+            self.fail(f"{value} is not a valid rate: use a number with k, M or G, for example 50M", param, ctx)
         rate = int(float(found[1]) * UNITS[found[2]])
         if 0 < rate < SLOWEST:
-            self.fail(
-                f"{value} is less than {SLOWEST // 1000}k, with which a registry would take us for dead", param, ctx
-            )
+            self.fail(f"{value} is below the minimum of {SLOWEST // 1000}k; slower uploads time out", param, ctx)
         return rate
 
 
-@command("seed")
+@command("seed", short_help="Load a bundle's images into the registry")
 @file_option
 @bundle_option
 @key_option
-@click.option("--allow-older", is_flag=True, help="Also a bundle that comes before the last one that was seeded.")
+@click.option("--allow-older", is_flag=True, help="Allow a bundle that is older than the last one loaded.")
 @click.option(
-    "--workers", type=click.IntRange(1, 64), default=seeding.WORKERS, show_default=True, help="Large blobs at a time."
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=seeding.WORKERS,
+    show_default=True,
+    help="Number of large blobs to upload in parallel.",
 )
 @click.option(
     "--limit-rate", "rate", type=Rate(), metavar="BYTES", default="0",
-    help="At most so many bytes of blobs a second, all together; k, M or G for thousands, millions, thousand millions.",
+    help="Limit the total upload rate, in bytes per second. Accepts k, M and G (powers of 1000), for example 50M.",
 )  # fmt: skip
 def seed(
     context: Context, path: Path | None, bundle: Path | None, key: Path | None, allow_older: bool, workers: int,
     rate: int,
 ) -> None:  # fmt: skip
-    """Bring the images of a bundle into the registry, straight from its file.
+    """Load the images of a bundle into the registry.
 
-    What is there already is not sent again, also after a run that was killed, and not while the writer moves. The way
-    is the registry's own network, or SSH through a server where that cannot be reached. It ends with the proof that
-    every image can be read through every server and the virtual IP.
+    Only missing blobs are uploaded; interrupted uploads resume. Uses the registry network, or an SSH tunnel through a
+    node if that is unreachable. Finally, every image is verified through every node and the virtual IP.
     """
     reporter = context.reporter()
     cluster_file = config.load(path)
     stop = apart()
     with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
         if cluster.bundle is None:
-            raise ConfigError("there is no bundle", hint="name one with --bundle FILE", code="BundleMissing")
+            raise ConfigError("no bundle found", hint="pass one with --bundle FILE", code="BundleMissing")
         secrets = session.installed_secrets(cluster.vault)
         items = seeding.plan(cluster.bundle)
         if not items:
             raise ConfigError(
-                "the bundle holds no images", code="BundleEmpty", hint="`bundle create --images-from PATH` takes them"
+                "the bundle contains no images",
+                code="BundleEmpty",
+                hint="add images with `bundle create --images-from PATH`",
             )
         vip = cluster_file.spec.vip.address
         direct = answers(vip)
@@ -95,20 +99,22 @@ def seed(
         unproven, count = {**cluster.absent, **silent}, len(cluster.bundle.images)
     if flaws:
         raise Error(
-            f"{len(flaws)} images cannot be read:\n" + "\n".join(f"  {flaw}" for flaw in flaws), code="SeedIncomplete",
-            hint="run seed again; if the same are named again, look at that server with `kubeadm-registry status`",
+            "\n".join([f"{counted(len(flaws), 'image')} cannot be read:", *(f"  {flaw}" for flaw in flaws)]),
+            code="SeedIncomplete",
+            hint="run seed again; if the same images are listed again, check that node with `kubeadm-registry status`",
         )  # fmt: skip
     for name, why in unproven.items():
-        reporter.note(f"{why}; the storage brings it the images when it is back", host=name)
+        reporter.note(f"warning: {why}; storage resynchronizes it automatically when it is back", host=name)
     for upstream in sorted(without_mirror(items, cluster_file.spec.mirrors)):
         reporter.note(
-            f"containerd does not look here for images of {upstream}: add it to spec.mirrors and run init, or pull by "
+            f"warning: {upstream} is not in spec.mirrors, so containerd does not pull its images from this registry. "
+            "Add it and run init, or reference images as "
             f"{endpoint(vip, paths.REGISTRY_PORT)}/{repository_prefix(upstream)}/..."
         )
     servers = len(cluster_file.spec.nodes) - len(unproven)
     reporter.result(
-        f"{count} of {count} images can be pulled through the virtual IP and from {servers} servers; "
-        f"{sent / 1e6:.1f} MB sent",
+        f"{count} of {counted(count, 'image')} can be pulled through the virtual IP and from "
+        f"{counted(servers, 'node')}; {sent / 1e6:.1f} MB sent",
         images=count, sent=sent, unproven=list(unproven),
     )  # fmt: skip
 

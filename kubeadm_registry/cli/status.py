@@ -1,4 +1,4 @@
-"""``status``: how each server and the whole is, and whether a server may be lost right now."""
+"""``status``: the health of each node and of the registry, and whether it tolerates the loss of a node."""
 
 from __future__ import annotations
 
@@ -21,23 +21,29 @@ EXIT_NOT_AVAILABLE = 1
 EXIT_UNREACHABLE = 4
 _MARKS = {"True": "[green]yes[/green]", "False": "[red]no[/red]", "Unknown": "[yellow]unknown[/yellow]"}
 _QUESTIONS = {
-    "Available": "answers at the virtual IP",
-    "CanLoseANode": "can lose a node",
-    "StorageWhole": "storage is whole",
-    "CertificatesValid": "certificates are valid",
-    "ClocksAgree": "clocks agree",
-    "LoopbackGuarded": "loopback is guarded",
+    "Available": "Serving at the virtual IP",
+    "CanLoseANode": "Tolerates node loss",
+    "StorageWhole": "Storage fully replicated",
+    "CertificatesValid": "Certificates valid",
+    "ClocksAgree": "Clocks synchronized",
+    "LoopbackGuarded": "Firewall rules loaded",
 }
 
 
-@command("status")
+@command("status", short_help="Show node, virtual IP and storage health")
 @file_option
 def status(context: Context, path: Path | None) -> None:
-    """Show each server with its services, who has the virtual IP, and whether a server may be lost right now.
+    """Show each node with its services, the VIP holder, and whether the registry tolerates the loss of a node.
 
-    Storage is judged by what the agents see, for Garage calls a silently dead server healthy for over a minute.
-    Exit code 0: all is well; 5: it answers but could not lose a server; 1: it does not answer; 4: no server could
-    be reached.
+    Storage health is what the node agents report, because Garage reports an unresponsive node as healthy for over a
+    minute.
+
+    \b
+    Exit codes:
+      0  healthy
+      1  the registry is not serving
+      4  no node is reachable
+      5  serving, but degraded
     """
     cluster_file = config.load(path)
     reached, unreachable = session.attempt_all(cluster_file, terminal.prompts())
@@ -54,20 +60,20 @@ def status(context: Context, path: Path | None) -> None:
 
 
 def exit_code(found: dict[str, Any]) -> int:
-    """What the program ends with."""
+    """Return the exit code of the program."""
     if not any(node["reachable"] for node in found["nodes"]):
         return EXIT_UNREACHABLE
     if cluster_status.condition(found, "Available") != "True":
         return EXIT_NOT_AVAILABLE
-    # Clients refuse an expired certificate, a server with another time does not write, without the guard local users
-    # push, whatever else is well.
+    # Clients refuse an expired certificate, a node whose clock is off does not write, and without the firewall rules
+    # local users can push, whatever else is healthy.
     kinds = ("CanLoseANode", "CertificatesValid", "ClocksAgree", "LoopbackGuarded")
     well = all(cluster_status.condition(found, kind) == "True" for kind in kinds)
     return 0 if well else EXIT_DEGRADED
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print it for people."""
+    """Print the status as text."""
     console = screen()
     if not console.is_terminal:
         console.width = 200

@@ -1,4 +1,4 @@
-"""What a person at the terminal gives to a session: passwords, the bundle beside the cluster file, and its key."""
+"""What the user gives to a session: passwords, the bundle beside the cluster file, and the key that signed it."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def _given_sudo_password() -> str | None:
     try:
         (password or "").encode()
     except UnicodeEncodeError:
-        hint = "set it in a terminal whose encoding is UTF-8"
+        hint = "set it in a UTF-8 terminal"
         raise ConfigError(f"{SUDO_PASSWORD} is not UTF-8 text", hint=hint, code="SudoPasswordInvalid") from None
     return password
 
 
 def _ask_sudo_password() -> str | None:
-    return getpass.getpass("Password for sudo on the nodes: ") if sys.stdin.isatty() else None
+    return getpass.getpass("sudo password for the nodes: ") if sys.stdin.isatty() else None
 
 
 def _ask_passphrase(key: Path) -> str | None:
-    return getpass.getpass(f"Passphrase of {key}: ") if sys.stdin.isatty() else None
+    return getpass.getpass(f"Passphrase for {key}: ") if sys.stdin.isatty() else None
 
 
 def bundle_key(given: Path | None) -> Path | None:
@@ -54,8 +54,8 @@ def bundle_key(given: Path | None) -> Path | None:
     if given is not None or named is None:
         return given
     if not named:
-        raise ConfigError(f"{BUNDLE_KEY} is set and empty", code="KeyUnreadable",
-                          hint="let it name a key, or unset it to use bundles without a check")  # fmt: skip
+        raise ConfigError(f"{BUNDLE_KEY} is set but empty", code="KeyUnreadable",
+                          hint="set it to a key file, or unset it to accept unsigned bundles")  # fmt: skip
     return Path(named)
 
 

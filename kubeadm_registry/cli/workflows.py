@@ -1,4 +1,4 @@
-"""``init | preflight | verify | reset``: the workflows, on all servers of a cluster file."""
+"""``init | preflight | verify | reset``: run a workflow on all nodes of a cluster file."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from kubeadm_registry.cli.command import (
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.workflow import Workflow, preflight, require_checks, run, select
 from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIFY_ONLY
+from kubeadm_registry.printable import counted
 
 
 def _run(
@@ -43,7 +44,10 @@ def _run(
     require_checks(workflow, ignore)
     with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=may_miss) as cluster:
         for name, why in cluster.absent.items():
-            reporter.note(f"{why}; going on with the others, which cannot lose another server now", host=name)
+            reporter.note(
+                f"warning: {why}; continuing without it. The registry cannot lose another node until it is back",
+                host=name,
+            )
         if need_programs:
             require_programs(cluster)
         actions = run(workflow, cluster, reporter, only=only, skip=skip, ignore=ignore, dry_run=dry_run)
@@ -52,14 +56,13 @@ def _run(
     if not changed:
         summary = "nothing to do"
     else:
-        verb = "would change" if dry_run else "changed"
-        summary = (
-            f"{changed} {'thing' if changed == 1 else 'things'} {verb} on {hosts} {'host' if hosts == 1 else 'hosts'}"
-        )
+        summary = f"{'would make ' * dry_run}{counted(changed, 'change')} on {counted(hosts, 'node')}"
     phases = list(dict.fromkeys(action.phase for action in actions))
     for name in cluster.absent:
-        what = f"{', '.join(phases)}, and what else" if phases else "what"
-        reporter.note(f"owed: {what} changed since it was last reached; run init again when it is back", host=name)
+        what = f"{', '.join(phases)} and anything else" if phases else "anything"
+        reporter.note(
+            f"pending: {what} changed since this node was last reachable; run init again when it is back", host=name
+        )
     owed = {name: {"reason": why, "phases": phases} for name, why in cluster.absent.items()}
     reporter.result(summary, changed=changed, dryRun=dry_run, owed=owed)
     if cluster.absent:
@@ -67,13 +70,19 @@ def _run(
 
 
 def require_programs(cluster: Cluster) -> None:
-    """Every program that the file needs is in the bundle or on the hosts. Raises Error (ProgramMissing)."""
+    """Check that the bundle or the nodes have every program that the file needs. Raises Error (ProgramMissing)."""
     for name in session.wanted(cluster.config):
         if name != "python":
             cluster.program(name)
 
 
-@command("init", help_after=phase_table(INIT), cls=click.Group, invoke_without_command=True)
+@command(
+    "init",
+    short_help="Install or update the registry",
+    help_after=phase_table(INIT),
+    cls=click.Group,
+    invoke_without_command=True,
+)
 @file_option
 @bundle_option
 @key_option
@@ -84,20 +93,20 @@ def require_programs(cluster: Cluster) -> None:
 def init(
     context: Context, path: Path | None, bundle: Path | None, key: Path | None, dry_run: bool, ignore: str, skip: str
 ) -> None:
-    """Make the registry on the servers of the cluster file, or bring it to what the file says.
+    """Install the registry on the nodes in the cluster file, or reconcile it with the file.
 
-    Run it again at any time: what is right already is left alone, an interrupted run is made up, and a second run
-    says "nothing to do".
+    init is idempotent. It changes only what differs, resumes an interrupted run, and otherwise reports
+    "nothing to do".
 
-    When a server of a registry that exists cannot be reached, the others are brought to what the file says, and the
-    exit code is 5: run it again when the server is back. More than half of the servers must answer.
+    If a node of an existing registry is unreachable, init updates the other nodes and exits with code 5. Run it again
+    when the node is back. More than half of the nodes must be reachable.
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
     _run(context, INIT, path, bundle, key=key, dry_run=dry_run, skip=names(skip), ignore=names(ignore), may_miss=True)
 
 
-@command("phase", parent=cast(click.Group, init), help_after=phase_table(INIT))
+@command("phase", short_help="Run a single init phase", parent=cast(click.Group, init), help_after=phase_table(INIT))
 @click.argument("phase", metavar="NAME[/SUB]")
 @file_option
 @bundle_option
@@ -110,20 +119,23 @@ def init_phase(
     context: Context, phase: str, path: Path | None, bundle: Path | None, key: Path | None, dry_run: bool,
     ignore: str, skip: str,
 ) -> None:  # fmt: skip
-    """Run one phase of init, with the phases below it."""
+    """Run a single phase of init, including its subphases."""
     _run(
         context, INIT, path, bundle, key=key,
         dry_run=dry_run, only=(phase,), skip=names(skip), ignore=names(ignore), may_miss=True,
     )  # fmt: skip
 
 
-@command("preflight")
+@command("preflight", short_help="Check the nodes and stage the programs")
 @file_option
 @bundle_option
 @key_option
 @ignore_option
 def preflight_command(context: Context, path: Path | None, bundle: Path | None, key: Path | None, ignore: str) -> None:
-    """Check that nothing stands in the way of init, on every server. Exit code 3 if something does."""
+    """Run the pre-flight checks on every node, then stage the programs in /opt/kubeadm-registry and start each once.
+
+    Exits with code 3 if a check fails; nothing is uploaded then.
+    """
     reporter = context.reporter()
     cluster_file = config.load(path)
     require_checks(INIT, names(ignore))
@@ -132,35 +144,34 @@ def preflight_command(context: Context, path: Path | None, bundle: Path | None, 
         problems = preflight(select(INIT), cluster, reporter, ignore=names(ignore))
         run(PREFLIGHT_ONLY, cluster, reporter)
         count = len(cluster.hosts)
-    suffix = f", {len(problems)} problems ignored" if problems else ""
-    reporter.result(
-        f"{count} {'host is' if count == 1 else 'hosts are'} ready for init{suffix}", problems=len(problems)
-    )
+    suffix = f" ({counted(len(problems), 'warning')})" if problems else ""
+    ready = f"all {count} nodes are ready" if count > 1 else "the node is ready"
+    reporter.result(f"{ready} for init{suffix}", problems=len(problems))
 
 
-@command("verify")
+@command("verify", short_help="Push a test image, pull it from every node")
 @file_option
 def verify(context: Context, path: Path | None) -> None:
-    """Prove that the registry works: push a small image, pull it by digest through every server and the VIP."""
+    """Push a test image and pull it by digest through every node and the virtual IP."""
     _run(context, VERIFY_ONLY, path, None)
 
 
-@command("reset", help_after=phase_table(RESET))
+@command("reset", short_help="Uninstall the registry, restore containerd", help_after=phase_table(RESET))
 @file_option
-@click.option("--purge-data", is_flag=True, help="Delete the images and all secrets as well.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--purge-data", is_flag=True, help="Also delete all images and secrets. Cannot be undone.")
+@click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
 @dry_run_option
 @diff_option
 @ignore_option
 def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_run: bool, ignore: str) -> None:
-    """Take everything of ours off the servers again; containerd's files come back as they were.
+    """Remove everything that kubeadm-registry installed on the nodes and restore containerd's original configuration.
 
-    Image data stays in spec.dataDirectory, and a later init finds it again, unless --purge-data is given.
+    Image data stays in spec.dataDirectory, where a later init finds it again, unless --purge-data is given.
     """
     cluster_file = config.load(path)
     if not (yes or dry_run or not sys.stdin.isatty()):
         where = ", ".join(node.name for node in cluster_file.spec.nodes)
-        what = "the registry AND ALL ITS IMAGES" if purge_data else "the registry (its images stay)"
+        what = "the registry AND ALL ITS IMAGES" if purge_data else "the registry (keeping its images)"
         click.confirm(f"Remove {what} from {where}?", abort=True)
     skip = () if purge_data else ("data",)
     _run(context, RESET, path, None, dry_run=dry_run, skip=skip, ignore=names(ignore), need_programs=False)

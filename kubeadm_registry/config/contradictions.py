@@ -90,36 +90,36 @@ def contradictions(facts: Facts) -> Iterator[tuple[str, str]]:
     owners: dict[str, str] = {}
     for index, node in enumerate(facts.nodes):
         if node.name and names.setdefault(node.name, index) != index:
-            yield f"nodes[{index}].name", f"{node.name} is the name of nodes[{names[node.name]}] as well"
+            yield f"nodes[{index}].name", f"{node.name} is also the name of nodes[{names[node.name]}]"
         for field, value in (("address", node.address), ("secondaryAddress", node.secondary_address)):
             path = f"nodes[{index}].{field}"
             if value and owners.setdefault(value, path) != path:
-                yield path, f"{value} is {owners[value]} as well"
+                yield path, f"{value} is also {owners[value]}"
             if value and value in facts.vip.addresses:
-                yield path, f"{value} is the VIP, which belongs to no server"
+                yield path, f"{value} is the VIP, which must not be a node address"
         if _differ(node.address, facts.nodes[0].address):
-            yield f"nodes[{index}].address", "must be of the same family as nodes[0].address"
+            yield f"nodes[{index}].address", "must be of the same address family as nodes[0].address"
         if _same(node.secondary_address, node.address):
-            yield f"nodes[{index}].secondaryAddress", "must be of the other family than address"
+            yield f"nodes[{index}].secondaryAddress", "must be of the other address family than address"
     yield from _of_the_vip(facts.vip, facts.nodes)
     if len(set(facts.mirrors)) != len(facts.mirrors):
-        yield "mirrors", "names a registry twice"
+        yield "mirrors", "lists a registry twice"
 
 
 def _of_all_nodes(nodes: Sequence[Place]) -> Iterator[tuple[str, str]]:
     if len(nodes) == 2:
-        yield "nodes", "two servers cannot outvote a lost one: give three to five, or one to try things out"
+        yield "nodes", "two nodes cannot form a quorum when one fails; use three to five nodes, or one for testing"
     if len(nodes) > MOST_NODES:
         yield "nodes", f"must have at most {MOST_NODES}, and has {len(nodes)}"
 
 
 def _of_the_vip(vip: Place, nodes: Sequence[Place]) -> Iterator[tuple[str, str]]:
     if nodes and _differ(vip.address, nodes[0].address):
-        yield "vip.address", "must be of the same family as nodes[0].address"
+        yield "vip.address", "must be of the same address family as nodes[0].address"
     if _same(vip.secondary_address, vip.address):
-        yield "vip.secondaryAddress", "must be of the other family than vip.address"
+        yield "vip.secondaryAddress", "must be of the other address family than vip.address"
     if vip.secondary_address and any(node.secondary_address is None for node in nodes):
-        yield "vip.secondaryAddress", "needs a secondaryAddress at every node"
+        yield "vip.secondaryAddress", "requires a secondaryAddress on every node"
 
 
 def _differ(one: str | None, other: str | None) -> bool:

@@ -92,7 +92,7 @@ def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     # camelCase is what most other spellings mean.
     same = {name.lower(): name for name in known}.get(written.replace("_", "").replace("-", "").lower())
     close = [same] if same else difflib.get_close_matches(written, known, n=1)
-    return f", did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+    return f", did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"
 
 
 def model_of(annotation: object) -> type[BaseModel] | None:

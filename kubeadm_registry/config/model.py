@@ -37,7 +37,7 @@ DEFAULT_FILE = Path("cluster.yaml")
 #: Bytes: far more than five nodes need, little enough to be read at once.
 _LARGEST = 256 * 1024
 _MOST_PROBLEMS = 50
-_HINT = "`kubeadm-registry config print-defaults` shows a file with every key; docs/reference.md says what each means"
+_HINT = "see `kubeadm-registry config print-defaults` for all keys, and docs/reference.md for their meaning"
 SMALLEST = """\
 apiVersion: kubeadm-registry.dev/v1alpha1
 kind: RegistryCluster
@@ -234,9 +234,8 @@ def load(path: Path | None) -> RegistryCluster:
     """Read the cluster file *path*, ``./cluster.yaml`` if None. Raises ConfigError with every problem at once."""
     if path is None and not DEFAULT_FILE.exists():
         raise ConfigError(
-            "no cluster file: there is no ./cluster.yaml here, and -f names no other. This is the smallest one:\n\n"
-            + SMALLEST,
-            hint="write it with your addresses, then run this again, or name yours with -f FILE",
+            "no cluster file: ./cluster.yaml does not exist, and -f was not given. A minimal file:\n\n" + SMALLEST,
+            hint="create ./cluster.yaml with your addresses, or pass your file with -f FILE",
             code="ConfigMissing",
         )
     path = DEFAULT_FILE if path is None else path
@@ -245,11 +244,11 @@ def load(path: Path | None) -> RegistryCluster:
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise ConfigError(
-            f"cannot read {path}: {why}", hint="name the file with -f FILE", code="ConfigUnreadable"
+            f"cannot read {path}: {why}", hint="pass the file with -f FILE", code="ConfigUnreadable"
         ) from error
     except ValueError as error:
         raise ConfigError(
-            f"cannot read {path}: {error}", hint="is this the cluster file?", code="ConfigUnreadable"
+            f"cannot read {path}: {error}", hint="check that this is the cluster file", code="ConfigUnreadable"
         ) from error
     return parse(text, str(path))
 
@@ -259,9 +258,9 @@ def parse(text: str, name: str) -> RegistryCluster:
     try:
         document = yamlfile.read(text, name)
     except NotYaml as error:
-        raise ConfigError(f"{name} is not YAML: {error}", hint=_HINT, code="ConfigNotYaml") from error
+        raise ConfigError(f"{name} is not valid YAML: {error}", hint=_HINT, code="ConfigNotYaml") from error
     if not isinstance(document, Mapping):
-        raise ConfigError(f"{name} holds no mapping", hint=f"this is the smallest file:\n\n{SMALLEST}")
+        raise ConfigError(f"{name} does not contain a mapping", hint=f"this is the smallest file:\n\n{SMALLEST}")
     try:
         return RegistryCluster.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:

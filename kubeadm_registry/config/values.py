@@ -24,13 +24,13 @@ _LAST_PORT = 65535
 def label(value: str) -> str:
     """The name *value*. Raises ValueError if it is none."""
     if not _LABEL.fullmatch(value):
-        raise ValueError("must be a DNS label: lower-case letters, digits and dashes, 63 at most (RFC 1123)")
+        raise ValueError("must be a DNS label: lower-case letters, digits and dashes, at most 63 characters (RFC 1123)")
     return value
 
 
 def _node_name(value: str) -> str:
     if value == "local":
-        raise ValueError("must not be 'local', by which each server calls itself")
+        raise ValueError("must not be 'local', which is reserved for the node itself")
     return label(value)
 
 
@@ -42,7 +42,7 @@ def _dns_name(value: str) -> str:
 
 def _upstream(value: str) -> str:
     if not _UPSTREAM.fullmatch(value) or ("." not in value and ":" not in value):
-        raise ValueError("must be the host of a registry as it stands in image names, such as registry.k8s.io")
+        raise ValueError("must be a registry host as used in image names, such as registry.k8s.io")
     return value
 
 
@@ -50,25 +50,25 @@ def address(value: str) -> str:
     """The address *value* in its one spelling. Raises ValueError if it can be no server's."""
     parsed = ip(value)
     if parsed is None:
-        raise ValueError("must be an IPv4 or IPv6 address, not a name: names need a DNS that may not be there yet")
+        raise ValueError("must be an IPv4 or IPv6 address, not a name, because DNS may not be available yet")
     if parsed.is_unspecified or parsed.is_loopback or parsed.is_multicast:
-        raise ValueError("must be the address of a server, not a loopback, multicast or unspecified one")
+        raise ValueError("must be a unicast address, not a loopback, multicast or unspecified one")
     if is_ipv6(value) and parsed.is_link_local:
-        raise ValueError("must not be link-local: containerd cannot name the interface")
+        raise ValueError("must not be link-local, because containerd cannot specify the interface")
     if "%" in value:
-        raise ValueError("must not name an interface: only link-local addresses have one")
+        raise ValueError("must not specify an interface, which only link-local addresses have")
     return str(parsed)
 
 
 #: Directories in which, and below which, no data may be kept, by the reason. Others hold their own things there.
 _RESERVED = {
-    "belongs to kubeadm-registry itself, and reset removes it": (paths.OPT,),
+    "belongs to kubeadm-registry and is removed by reset": (paths.OPT,),
     "belongs to the operating system": (
         "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/lost+found", "/proc", "/sbin", "/sys",
         "/usr", "/var/cache", "/var/lib/apt", "/var/lib/dbus", "/var/lib/dnf", "/var/lib/dpkg", "/var/lib/private",
         "/var/lib/rpm", "/var/lib/systemd", "/var/log", "/var/mail", "/var/spool",
     ),
-    "is emptied when the server starts, or sooner": ("/run", "/tmp", "/var/lock", "/var/run", "/var/tmp"),  # noqa: S108
+    "is emptied at boot or earlier": ("/run", "/tmp", "/var/lock", "/var/run", "/var/tmp"),  # noqa: S108
     "is hidden from the services (ProtectHome= in systemd.exec(5))": ("/home", "/root"),
     "belongs to Kubernetes or a container runtime": (
         "/opt/cni", "/opt/containerd", "/var/lib/calico", "/var/lib/cilium", "/var/lib/cni", "/var/lib/containerd",
@@ -86,7 +86,7 @@ def unsuitable(directory: str) -> str | None:
             if wanted.is_relative_to(tree):
                 return f"must not be in {tree}, which {why}"
             if tree.is_relative_to(wanted):
-                return f"must not be {wanted}, which holds {tree}: name a directory of its own, such as {_such(wanted)}"
+                return f"must not be {wanted}, which contains {tree}; use a separate directory, such as {_such(wanted)}"
     return None
 
 
@@ -106,7 +106,7 @@ def _data_directory(value: str) -> str:
     if not plain or not path.name or len(value) > _LONGEST_PATH:
         raise ValueError(
             f"must be an absolute path of letters, digits, dots, dashes and underscores, without '..', "
-            f"{_LONGEST_PATH} characters at most"
+            f"at most {_LONGEST_PATH} characters"
         )
     if (flaw := unsuitable(str(path))) is not None:
         raise ValueError(flaw)
@@ -157,17 +157,17 @@ def _image(value: str) -> str:
 
 def _user(value: str) -> str:
     if not value or re.search(r"[\x00-\x20\x7f]", value) or value.startswith("-"):
-        raise ValueError("must be the name of a user: without blanks, not beginning with a dash")
+        raise ValueError("must be a user name without blanks that does not start with a dash")
     return value
 
 
 def _own_file(value: str) -> str:
     if not value or re.search(r"[\x00-\x1f\x7f]", value):
-        raise ValueError("must be the path of a file of this machine")
+        raise ValueError("must be the path of a file on this host")
     try:
         Path(value).expanduser()
     except RuntimeError:
-        raise ValueError("begins with the home directory of a user who has none on this machine") from None
+        raise ValueError("starts with the home directory of a user who does not exist on this host") from None
     return value
 
 

@@ -18,7 +18,7 @@ from kubeadm_registry.errors import ConfigError, ConfigProblem
 MOST_BYTES = 16 << 20
 
 LINE = "NAME ADDRESS [user=... port=...], or ADDRESS alone"
-SHAPE = f"one node a line: {LINE}"
+SHAPE = f"write one node per line: {LINE}"
 
 #: From ``#`` on, but not within a word: a path may have one.
 _COMMENT = re.compile(r"(?:^|(?<=\s))#.*")
@@ -44,7 +44,7 @@ def load(path: Path) -> tuple[Worker, ...]:
         raise ConfigError(f"cannot read {path}: {error.strerror}", code="NodesUnreadable") from error
     if len(content) > MOST_BYTES:
         raise ConfigError(
-            f"{path} has more than {MOST_BYTES >> 20} MiB, which is no list of nodes", code="NodesUnreadable"
+            f"{path} is larger than {MOST_BYTES >> 20} MiB, too large for a list of nodes", code="NodesUnreadable"
         )
     try:
         # With or without the mark that Windows puts before UTF-8.
@@ -80,12 +80,12 @@ def parse(text: str, file: str) -> tuple[Worker, ...]:
         port = f" port {worker.ssh.port}" if worker.ssh.port else ""
         for what in (worker.name, f"{worker.address}{port}"):
             if lines.setdefault(what.lower(), number) != number:
-                problems.append(ConfigProblem(where, f"{what} stands in line {lines[what.lower()]} as well"))
+                problems.append(ConfigProblem(where, f"{what} is already in line {lines[what.lower()]}"))
         found.append(worker)
     if problems:
-        raise ConfigError(f"{file} is wrong", problems=problems, code="NodesInvalid", hint=SHAPE)
+        raise ConfigError(f"{file} is not valid", problems=problems, code="NodesInvalid", hint=SHAPE)
     if not found:
-        raise ConfigError(f"{file} names no node", code="NodesInvalid", hint=SHAPE)
+        raise ConfigError(f"{file} lists no nodes", code="NodesInvalid", hint=SHAPE)
     return tuple(found)
 
 
@@ -96,19 +96,19 @@ class _Wrong(Exception):
 def _worker(words: Sequence[str]) -> Worker:
     """The worker of a line's *words*. Raises _Wrong."""
     if not all(word.isprintable() for word in words):
-        raise _Wrong(f"has a character that cannot be shown: {' '.join(words)!a}")
+        raise _Wrong(f"contains an unprintable character: {' '.join(words)!a}")
     plain = [word for word in words if "=" not in word]
     if list(words[: len(plain)]) != plain or not 1 <= len(plain) <= 2:
         raise _Wrong(f"must be {LINE}")
     name, address = plain[0], plain[-1]
     if name == "NAME":
-        raise _Wrong("is the heading of a table; leave it out")
+        raise _Wrong("is a table heading; remove it")
     if address in _STATES:
-        raise _Wrong(f"{address} is what `kubectl get nodes` says of the node, not its address")
+        raise _Wrong(f"{address} is a column of `kubectl get nodes`, not the address of the node")
     if wrong := [text for text in dict.fromkeys((_wrong_host(name), _wrong_host(address))) if text]:
         raise _Wrong(*wrong)
     if ip(name) is not None and ip(name) != ip(address):
-        raise _Wrong(f"the name comes first: {address} {name}")
+        raise _Wrong(f"write the name first: {address} {name}")
     return Worker(normal(name), normal(address), _settings(words[len(plain) :]))
 
 
@@ -119,15 +119,15 @@ def _wrong_host(text: str) -> str:
     if ip(text) is not None:
         why = ""
     elif ip(text.strip("[]")) is not None:
-        why = "an IPv6 address stands without brackets"
+        why = "write an IPv6 address without brackets"
     elif text.startswith("[") and text.endswith("]"):
-        why = "a list of nodes has no sections"
+        why = "sections are not supported"
     elif at:
-        why = f"the user goes into a setting: {host} user={user}"
+        why = f"set the user with user=: {host} user={user}"
     elif colon and port.isdecimal():
-        why = f"the port goes into a setting: {bare.strip('[]')} port={port}"
+        why = f"set the port with port=: {bare.strip('[]')} port={port}"
     elif re.search(r"[/*{\[]|^[\d.]+-[\d.]+$", text):
-        why = "must be one node: networks, ranges and patterns are not expanded"
+        why = "must be a single node; networks, ranges and patterns are not expanded"
     elif not is_host_name(text):
         why = "is not a valid IP address or host name"
     else:
@@ -151,9 +151,9 @@ def _wrong_settings(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
     keys = [key for key, _ in pairs]
     for key in dict.fromkeys(keys):
         if key not in known:
-            yield f"{key}: unknown setting; known are {', '.join(sorted(known))}"
+            yield f"{key}: unknown setting; known settings: {', '.join(sorted(known))}"
         elif keys.count(key) > 1:
-            yield f"{key} is given twice"
+            yield f"{key} is set twice"
     for key, value in pairs:
         if key == "port" and not (re.fullmatch("[0-9]{1,5}", value) and 1 <= int(value) <= 65535):
             yield f"port: must be a number from 1 to 65535 (it is {value})"
@@ -164,6 +164,6 @@ def refuse_registry(workers: Sequence[Worker], spec: Spec, file: str) -> None:
     vip = {*spec.vip.addresses, *([spec.vip.name] if spec.vip.name else [])}
     if wrong := [worker for worker in workers if vip & {worker.name.lower(), worker.address.lower()}]:
         raise ConfigError(
-            f"{file}: {', '.join(worker.name for worker in wrong)} is the virtual IP, which is no node of its own",
-            code="NodesInvalid", hint="take it out of the list",
+            f"{file}: {', '.join(worker.name for worker in wrong)} is the virtual IP, not a node",
+            code="NodesInvalid", hint="remove it from the list",
         )  # fmt: skip

@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
         self._nodes += 1
         if tag not in (None, "!", _TEXT):
             written = tag.replace("tag:yaml.org,2002:", "!!")
-            raise _at(event.start_mark, f"the tag {written} is not used here")
+            raise _at(event.start_mark, f"the tag {written} is not supported")
         if self._depth > _DEEPEST:
             raise _at(event.start_mark, f"it is nested deeper than {_DEEPEST} levels")
         if self._nodes > _MOST_NODES:
@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
                 raise _at(key.start_mark, "a key must be plain text; a template ({{ ... }}) must be rendered first")
             # YAML takes the last of two equal keys and says nothing; a forgotten node must not vanish so.
             if key.value in found:
-                raise _at(key.start_mark, f"key {key.value} is given twice")
+                raise _at(key.start_mark, f"key {key.value} is set twice")
             found[key.value] = self.construct_object(value, deep=deep)
         return found
 

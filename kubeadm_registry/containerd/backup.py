@@ -19,8 +19,8 @@ from kubeadm_registry.transport.host import FileState, Host
 _Kind = TypeVar("_Kind", Originals, Record)
 
 _BY_HAND = (
-    f"the originals lie below {DIRECTORY}/files: compare them with containerd's files, put them back by hand, and then "
-    f"remove {DIRECTORY}"
+    f"compare the originals in {DIRECTORY}/files with containerd's files, restore them manually, then remove "
+    f"{DIRECTORY}"
 )
 
 #: Prints those of the directories ``$@`` that are not there.
@@ -69,13 +69,13 @@ def restored(host: Host, path: str, original: Original, now: FileState, written:
     """The original of the file *path*, which is *now* as we left it, for certain. Raises Error (BackupDamaged)."""
     content = host.read(copy_of(path))
     if content is None or original.sha256 not in (None, digest(content)):
-        said = "gone" if content is None else "not what it was when it was made"
+        said = "gone" if content is None else "modified since it was made"
         # Without our keys it may well be the very original.
         content = _without_ours(now, written)
         if content is None or digest(content) != original.sha256:
             raise Error(
                 f"the copy of {path} in {DIRECTORY} is {said}", host=host.name, code="BackupDamaged",
-                hint=f"put the original of {path} back by hand, and then remove {DIRECTORY}",
+                hint=f"restore the original of {path} manually, then remove {DIRECTORY}",
             )  # fmt: skip
     return FileState(content, int(original.mode, 8), original.owner)
 
@@ -106,7 +106,7 @@ class Keep:
     @property
     def title(self) -> str:
         """What apply does."""
-        return "keep a copy of containerd's configuration"
+        return "back up containerd's configuration"
 
     def _missing(self, host: Host) -> tuple[Originals, list[str], list[str]]:
         known = originals(host)
@@ -119,7 +119,7 @@ class Keep:
         """What is to be kept, or None."""
         _, files, directories = self._missing(host)
         said = [f"copied to {copy_of(path)}: {path}" for path in files]
-        said += [f"noted as not there before: {path}" for path in directories]
+        said += [f"recorded as absent before: {path}" for path in directories]
         return "\n".join(said) or None
 
     def apply(self, host: Host) -> None:

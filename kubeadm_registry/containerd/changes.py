@@ -31,7 +31,7 @@ class Config:
     @property
     def title(self) -> str:
         """What apply does."""
-        return f"merge the registry into {self.containerd.config}"
+        return f"add the registry to {self.containerd.config}"
 
     def read(self, host: Host) -> tuple[Configuration, Merged]:
         """The configuration as it is, and what it should become. Raises Refused."""
@@ -72,7 +72,7 @@ class Config:
             self.prove(host, merged.wanted)
         except Refused as error:
             self._take_back(host, configuration, merged)
-            error.message += "; what was changed is put back"
+            error.message += "; the changes are reverted"
             raise
 
     def _write(self, host: Host, configuration: Configuration, path: str, text: str, edits: list[Edit]) -> None:
@@ -115,7 +115,7 @@ class Config:
         dump = survey.dumped(host, self.containerd, self.containerd.config)
         if wrong := list(contradictions(expected, dump, self.version)):
             raise Refused(
-                f"{self.containerd.config}: by its files {', and '.join(wrong)}: another table or file wins",
+                f"{self.containerd.config}: {', and '.join(wrong)}; another table or file takes precedence",
                 host=host.name,
                 hint="compare containerd's files with what "
                 f"`containerd --config {self.containerd.config} config dump` prints",
@@ -142,7 +142,7 @@ class HostsFiles:
     @property
     def title(self) -> str:
         """What apply does."""
-        return f"write hosts files below {self.directory}"
+        return f"write hosts.toml files in {self.directory}"
 
     @property
     def ca(self) -> str:
@@ -204,12 +204,15 @@ class HostsFiles:
                 path = f"{self.directory}/{name}/hosts.toml"
                 if path in there and not _is_untouched(there[path]):
                     found.append(
-                        f"{path} is {_why_it_stays(there[path])} and stays as it is: containerd finds {registry} as "
-                        "that file says; remove it and run again to take the images from this registry"
+                        f"{path} is {_why_it_stays(there[path])} and is left alone, so containerd pulls "
+                        f"{registry} as that file says; remove it and run the command again to use this "
+                        "registry"
                     )
         default = f"{self.directory}/_default/hosts.toml"
         if default in there:
-            found.append(f"{default} stays, and no longer counts for {', '.join(self.files)}: a file of its own wins")
+            found.append(
+                f"{default} is kept, but no longer applies to {', '.join(self.files)}, which have their own hosts.toml"
+            )
         return found
 
 
@@ -223,7 +226,7 @@ def _is_untouched(file: Shown | None) -> bool:
 
 def _why_it_stays(file: Shown | None) -> str:
     if file is None:
-        return "a link to nowhere, or no file at all,"
+        return "a dangling link, or not a file,"
     return "edited since it was written" if hosts_toml.is_ours(file.state.content) else "not ours"
 
 
@@ -237,7 +240,7 @@ class NoProxy:
     @property
     def title(self) -> str:
         """What apply does."""
-        return f"keep the registry out of the HTTP proxy of {survey.UNIT}"
+        return f"exclude the registry from the HTTP proxy of {survey.UNIT}"
 
     def _differences(self, host: Host) -> dict[str, tuple[bytes | None, bytes | None]]:
         there = {file.path: file.state.content for file in survey.show(host, DROP_IN, proxy.ENVIRONMENT)}

@@ -107,7 +107,7 @@ def _statement(lines: Sequence[str], start: int) -> tuple[int, dict[str, Any]]:
             return end, tomllib.loads("".join(lines[start:end]))
         except tomllib.TOMLDecodeError:
             continue
-    raise Uneditable(f"the value that begins in line {start + 1} does not end")
+    raise Uneditable(f"the value that starts in line {start + 1} does not end")
 
 
 def _only_path(values: Any) -> Iterator[str]:
@@ -198,7 +198,7 @@ def _checked(new: str, expected: dict[str, Any]) -> str:
     except Unparsable as error:
         raise Uneditable(str(error)) from error
     if not is_so:
-        raise Uneditable("the file is laid out in a way that a key cannot be added to")
+        raise Uneditable("the layout of the file does not allow adding a key")
     return new
 
 

@@ -45,7 +45,7 @@ def replace(host: Host, file: Shown, content: bytes, *, mode: int, owner: str, p
             raise
         said = error.result.stderr.decode(errors="replace").strip().rpartition("\n")[2].removeprefix("containerd: ")
         raise Refused(
-            f"{file.path}: with the registry in it containerd does not read it: {said}; it is as it was",
+            f"{file.path}: containerd rejects the file with the registry added: {said}; the file is unchanged",
             host=host.name,
-            hint=f"look at {file.path} for what its words mean",
+            hint=f"check {file.path} for the cause",
         ) from error

@@ -63,7 +63,7 @@ class Restart:
     def diff(self, host: Host) -> str | None:
         """That a restart is owed, or None."""
         owed = host.query("sh", "-c", _IS_OWED, "owed", UNIT, OWED).text == "yes"
-        return f"{UNIT}: restarts, for it runs with an earlier configuration" if owed else None
+        return f"{UNIT}: restarts, because it runs with an earlier configuration" if owed else None
 
     def apply(self, host: Host) -> None:
         """Restart it; its unit is of type notify, so systemd waits until it serves. Containers go on."""
@@ -77,12 +77,12 @@ class Restart:
         except CommandFailed as error:
             raise Error(
                 f"systemctl restart {UNIT} failed: {last_words(host, UNIT)}",
-                host=host.name, code="ContainerdRestart", hint=f"look at: journalctl -u {UNIT}",
+                host=host.name, code="ContainerdRestart", hint=f"see: journalctl -u {UNIT}",
             ) from error  # fmt: skip
         if failed := self._failed_plugins(host):
             raise Error(
                 f"containerd runs, but its plugin {', '.join(failed)} does not: {last_words(host, UNIT)}",
-                host=host.name, code="ContainerdPlugin", hint=f"look at: journalctl -u {UNIT}, and `ctr plugins ls -d`",
+                host=host.name, code="ContainerdPlugin", hint=f"see: journalctl -u {UNIT}, and `ctr plugins ls -d`",
             )  # fmt: skip
         host.run("rm", "-f", "--", OWED)
 

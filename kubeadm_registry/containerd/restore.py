@@ -26,9 +26,9 @@ def obstacles(host: Host, shown: survey.Containerd | None) -> Iterator[str]:
         OriginalConfig().diff(host)
         if not backup.is_whole(host) and (left := _unexplained(host, shown)):
             yield (
-                f"{DIRECTORY} does not say any more what containerd's configuration was before, so {left} would stay: "
-                "take it out by hand if it was not there before, else remove the hosts files by hand that name "
-                f"{hosts_toml.CA_NAME}; then run this again"
+                f"{DIRECTORY} no longer records what containerd's configuration was before, so {left} would stay: "
+                "remove it manually if it was not there before, else remove the hosts.toml files manually that name "
+                f"{hosts_toml.CA_NAME}; then run the command again"
             )
     except Error as error:
         yield f"{error.message}: {error.hint}" if error.hint else error.message
@@ -59,7 +59,7 @@ _EMPTY = 'for path in "$@"; do [ -d "$path" ] && [ -z "$(ls -A -- "$path")" ] &&
 class OriginalConfig:
     """containerd's configuration is as it was; where somebody edited it since, only our keys are gone."""
 
-    title: str = "put containerd's configuration back"
+    title: str = "restore containerd's original configuration"
 
     def _differences(self, host: Host) -> list[tuple[Shown, FileState | None]]:
         """The files that differ from what they should be, and that: None for no file."""
@@ -111,7 +111,7 @@ def _without_ours(now: FileState, written: Written, *, is_new: bool) -> FileStat
 class NoHostsFiles:
     """No hosts file of ours and no CA; of a file that somebody edited since only what is ours is gone."""
 
-    title: str = "remove the hosts files"
+    title: str = "remove the hosts.toml files"
 
     def _differences(self, host: Host) -> list[tuple[Shown, bytes | None]]:
         directories = dict.fromkeys((*backup.record(host).hosts_directories, CERTS_D))
@@ -146,7 +146,7 @@ class NoHostsFiles:
 class NoLeftovers:
     """Beside the files that are put back or removed nothing is left that a killed run did not finish."""
 
-    title: str = "remove what interrupted runs left half-written"
+    title: str = "remove partially written files of interrupted runs"
 
     def _leftovers(self, host: Host) -> list[str]:
         hosts = dict.fromkeys((*backup.record(host).hosts_directories, CERTS_D))
@@ -187,7 +187,7 @@ class NoNoProxy:
 class NoDirectories:
     """The directories that were not there before us are gone, unless somebody put something in."""
 
-    title: str = "remove the directories that were made"
+    title: str = "remove the directories that were created"
 
     def _deepest_first(self, host: Host) -> list[str]:
         return sorted(backup.originals(host).directories, key=lambda path: path.count("/"), reverse=True)
@@ -207,7 +207,7 @@ class NoDirectories:
 class Forget:
     """The copies and the record are gone: the next init begins anew."""
 
-    title: str = "forget the copies of containerd's configuration"
+    title: str = "remove the backup of containerd's configuration"
 
     def diff(self, host: Host) -> str | None:
         """That they are there, or None."""

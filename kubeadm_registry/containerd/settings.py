@@ -101,10 +101,10 @@ class Layer:
             return cls(path, text, edit.parse(text))
         except UnicodeDecodeError as error:
             line = content[: error.start].count(b"\n") + 1
-            raise Refused(f"{path}: line {line}: not UTF-8", hint="write the file in UTF-8") from error
+            raise Refused(f"{path}: line {line}: not UTF-8", hint="save the file as UTF-8") from error
         except edit.Unparsable as error:
             raise Refused(
-                f"{path}: {error}", hint="containerd does not start with this file; mend it and run again"
+                f"{path}: {error}", hint="containerd does not start with this file; fix it and run the command again"
             ) from error
 
     @property
@@ -259,15 +259,15 @@ def refusals(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
     for layer in layers:
         if layer.version > containerd.last_schema:
             yield Refused(
-                f"{layer.path}: version = {layer.version}, which containerd {containerd} does not read",
-                hint=f"write the file in version = {containerd.last_schema}, or use a newer containerd",
+                f"{layer.path}: version = {layer.version}, which containerd {containerd} does not support",
+                hint=f"convert the file to version = {containerd.last_schema}, or use a newer containerd",
             )
         disabled = layer.values.get("disabled_plugins")
         for plugin in disabled if isinstance(disabled, list) else ():
             if str(plugin) in _CRI_PLUGINS:
                 yield Refused(
-                    f'{layer.path}: disabled_plugins contains "{plugin}": the kubelet cannot use this containerd',
-                    hint=f'take "{plugin}" out of disabled_plugins and restart containerd',
+                    f'{layer.path}: disabled_plugins contains "{plugin}": kubelet cannot use this containerd',
+                    hint=f'remove "{plugin}" from disabled_plugins and restart containerd',
                 )
     if not layers:
         return
@@ -275,14 +275,15 @@ def refusals(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
     layer, _, mirrors = _effective(layers, containerd, _registry_key("mirrors"))
     if mirrors:
         yield Refused(
-            f"{layer.path}: registry.mirrors is set, and containerd refuses it together with config_path",
+            f"{layer.path}: registry.mirrors is set, which containerd rejects together with config_path",
             hint=_as_hosts_files(mirrors),
         )
     layer, _, configs = _effective(layers, containerd, _registry_key("configs"))
     for host, config in configs.items() if isinstance(configs, dict) else ():
         if isinstance(config, dict) and config.get("tls"):
             yield Refused(
-                f'{layer.path}: registry.configs."{host}".tls is set, and containerd refuses it with config_path',
+                f'{layer.path}: registry.configs."{host}".tls is set, which containerd rejects together with '
+                "config_path",
                 hint=f"write ca, client or skip_verify to {CERTS_D}/{host}/hosts.toml instead and remove the tls table",
             )
 
@@ -303,13 +304,14 @@ def _ignored(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
             if latest is None or layer.version < 2:
                 yield Refused(
                     f"{said} in a file without version = 2",
-                    hint=f'write "version = 2" at its top and [{edit.dotted(_CRI_2)}...] in place of [plugins.cri...], '
+                    hint=f'add "version = 2" at its top and write [{edit.dotted(_CRI_2)}...] in place of '
+                    "[plugins.cri...], "
                     "then restart containerd",
                 )
             else:
                 yield Refused(
                     f"{said}, for {latest.path} says version = {latest.version}",
-                    hint="write all files of containerd's configuration in one version, then restart containerd",
+                    hint="convert all containerd configuration files to one version, then restart containerd",
                 )
 
 
@@ -351,7 +353,7 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
             text = change.apply(text)
         except edit.Uneditable as error:
             raise Refused(
-                f"{file}: {error}", hint=f"set {key} = {edit.literal(new)} in [{edit.dotted(table)}] by hand"
+                f"{file}: {error}", hint=f"set {key} = {edit.literal(new)} in [{edit.dotted(table)}] manually"
             ) from error
         layers[at] = Layer(file, text, edit.parse(text))
         edits.append(dataclasses.replace(change, opens=not had_header and edit.has_header(text, table)))
@@ -364,8 +366,8 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
     wants_pause = sandbox_image is not None and pause != sandbox_image and is_default
     if sandbox_image is not None and pause != sandbox_image and not is_default:
         notices.append(
-            f"{pause_layer.path}: the pause image is {pause}, and kubeadm wants {sandbox_image}: it stays as it is, "
-            f"and pods start only if {pause} is in the registry or on this server"
+            f"{pause_layer.path}: the pause image is {pause}, but kubeadm expects {sandbox_image}; it is left "
+            f"alone, and pods start only if {pause} is in the registry or on this node"
         )
     if (wants_path or wants_pause) and _is_blank(layers):
         # A file without a version is of version 1, whose plugin names nobody uses any more.
@@ -422,6 +424,6 @@ def unmerge(text: str, edits: Iterable[Edit]) -> str:
         except (edit.Unparsable, edit.Uneditable) as error:
             raise Refused(
                 f"{change.file}: {error}",
-                hint=f"take {change.key} = {edit.literal(change.new)} out by hand, then run again",
+                hint=f"remove {change.key} = {edit.literal(change.new)} manually, then run the command again",
             ) from error
     return text

@@ -205,8 +205,8 @@ def configuration(host: Host, main: str, version: Version) -> Configuration:
         for one, paths in found.items():
             if one.of and not one.is_pattern and not paths:
                 raise Refused(
-                    f"{one.of}: imports {one.path}, which is not there: containerd does not start",
-                    hint="take it out of imports, or put the file there", host=host.name,
+                    f"{one.of}: imports {one.path}, which does not exist; containerd does not start",
+                    hint="remove it from imports, or create the file", host=host.name,
                 )  # fmt: skip
             # Where Go's filepath.Glob sorts the names of each directory, a shell sorts whole paths.
             for path in sorted(paths, key=lambda path: path.split("/")):
@@ -218,7 +218,7 @@ def configuration(host: Host, main: str, version: Version) -> Configuration:
                     continue
                 if shown is None:
                     raise Refused(
-                        f"{path} is not a plain file, but a directory or a link to nowhere",
+                        f"{path} is not a regular file, but a directory or a dangling link",
                         hint=f"remove it{f', or what imports it in {one.of}' if one.of else ''}", host=host.name,
                     )  # fmt: skip
                 files[path] = shown
@@ -303,7 +303,7 @@ def dumped(host: Host, containerd: Containerd, path: str) -> str:
         # Before its reason come lines of its log, which say the same in other words.
         said = result.stderr.decode(errors="replace").strip().rpartition("\n")[2].removeprefix("containerd: ")
         raise Refused(
-            f"{path}: containerd does not read it: {said}", host=host.name, hint="mend the file and run again"
+            f"{path}: containerd rejects it: {said}", host=host.name, hint="fix the file and run the command again"
         )
     return result.stdout.decode(errors="replace")
 
@@ -313,29 +313,28 @@ def problems(host: Host, shown: Containerd | None) -> Iterator[str]:
     if shown is None:
         others = host.query("sh", "-c", _OTHERS, "others", "/usr/local/bin", "/usr/bin", "/opt/rke2/bin").text.split()
         if "k3s" in others or "rke2" in others:
-            yield "this server runs k3s or RKE2, whose containerd is its own: use its registries.yaml, not this phase"
+            yield "this node runs k3s or RKE2, which embed containerd: configure registries.yaml and skip this phase"
         elif "crio" in others:
             yield (
-                "this server has CRI-O and no containerd, and only containerd is configured here: install containerd, "
-                "or write the registry into /etc/containers/registries.conf.d yourself and leave this phase out "
-                "(--skip-phases containerd)"
+                "this node runs CRI-O, but only containerd is supported: install containerd, or add the registry to "
+                "/etc/containers/registries.conf.d and skip this phase (--skip-phases containerd)"
             )
         elif others:
             yield (
                 f"containerd is not installed, {' and '.join(others)} is, which kubeadm does not use: install "
-                "containerd (package containerd or containerd.io), then run again"
+                "containerd (package containerd or containerd.io), then run the command again"
             )
         else:
-            yield "containerd is not installed: install it (package containerd or containerd.io), then run again"
+            yield "containerd is not installed: install containerd or containerd.io, then run the command again"
         return
     if shown.version is None:
-        yield f"{shown.program} --version names no version: containerd 1.6 or later is needed"
+        yield f"{shown.program} --version prints no version: containerd 1.6 or later is needed"
     elif shown.version < Version(1, 6):
         yield f"containerd {shown.version} is too old for hosts.toml with kubeadm: 1.6 or later is needed"
     if not shown.has_unit:
-        yield f"{shown.program} is there, but systemd knows no {UNIT}: install containerd's unit, then run again"
+        yield f"{shown.program} exists, but systemd has no {UNIT}: install the unit, then run the command again"
     elif not shown.is_active:
-        yield f"{UNIT} does not run: see `journalctl -u containerd`, start it with `systemctl enable --now containerd`"
+        yield f"{UNIT} is not running: see `journalctl -u {UNIT}`, then run `systemctl enable --now {UNIT}`"
 
 
 #: Which other container runtimes are in the directories ``$@``.
@@ -353,4 +352,4 @@ def notices(host: Host, shown: Containerd) -> Iterator[str]:
     """What the reader should know about the unit, though nothing keeps us from going on."""
     mode = shown.properties.get("KillMode", "process")
     if shown.has_unit and mode not in ("process", "none"):
-        yield f"{UNIT} has KillMode={mode}: a restart of containerd ends the containers of {host.name}"
+        yield f"{UNIT} has KillMode={mode}: a restart of containerd kills the containers on {host.name}"

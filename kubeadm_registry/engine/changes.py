@@ -141,7 +141,7 @@ class Directory:
             return f"{self.path}: new directory, mode {self.mode:o}, owner {self.owner}"
         kind, mode, owner = result.text.split("|")
         if kind != "directory":
-            raise Error(f"{self.path} is a {kind}, not a directory", hint="move it away", host=host.name)
+            raise Error(f"{self.path} is a {kind}, not a directory", hint="move it elsewhere", host=host.name)
         return _attributes(self.path, self.mode, self.owner, int(mode, 8), owner)
 
     def apply(self, host: Host) -> None:
@@ -248,7 +248,7 @@ def wait(host: Host, condition: Condition, *, what: str, timeout: float, interva
     end = time.monotonic() + timeout
     while (answer := condition(host)) is not None:
         if time.monotonic() >= end:
-            raise CommandTimeout(f"waited {timeout:.0f} s until {what}: {answer}", host=host.name)
+            raise CommandTimeout(f"timed out after {timeout:.0f} s waiting until {what}: {answer}", host=host.name)
         time.sleep(interval)
 
 
@@ -347,7 +347,7 @@ class Running:
             reasons.append(f"is started (it is {state.properties.get('ActiveState', 'unknown')})")
         elif stale := self._stale(state):
             verb = "reloads" if set(stale) <= set(self.reloads) else "restarts"
-            reasons.append(f"{verb}, for it runs with earlier versions of {', '.join(stale)}")
+            reasons.append(f"{verb}, because it runs with earlier versions of {', '.join(stale)}")
         return f"{self.unit}: {', '.join(reasons)}" if reasons else None
 
     def apply(self, host: Host) -> None:
@@ -382,7 +382,7 @@ class Running:
         return Error(
             f"{what}: {last_words(host, self.unit)}",
             host=host.name,
-            hint=f"look at: journalctl -u {self.unit}",
+            hint=f"see: journalctl -u {self.unit}",
             code="ServiceFailed",
         )
 
@@ -394,7 +394,7 @@ class Running:
 def last_words(host: Host, unit: str, lines: int = 5) -> str:
     """The last lines that *unit* logged, joined to one."""
     result = host.query("journalctl", "--no-pager", "--quiet", "-o", "cat", "-n", str(lines), "-u", unit)
-    return " | ".join(result.text.splitlines()) or "it logged nothing"
+    return " | ".join(result.text.splitlines()) or "it logged no message"
 
 
 @dataclass(frozen=True, slots=True)

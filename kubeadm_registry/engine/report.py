@@ -229,7 +229,7 @@ class Console:
         stderr = screen(err=True)
         stderr.print(f"[bold red]error[/bold red] \\[{error.code}] {escape(str(error))}")
         if error.hint:
-            stderr.print(f"[bold]what to do:[/bold] {escape(error.hint)}")
+            stderr.print(f"[bold]hint:[/bold] {escape(error.hint)}")
 
     def result(self, summary: str, **facts: object) -> None:
         """The last line. Raises OSError if it, or anything before it, could not be written."""

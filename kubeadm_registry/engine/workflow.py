@@ -74,7 +74,7 @@ def select(workflow: Workflow, only: Sequence[str] = (), skip: Sequence[str] = (
     for name in (*only, *skip):
         if name not in dict(known):
             paths = ", ".join(path for path, _ in known)
-            raise ConfigError(f"there is no phase {name}", hint=f"the phases are: {paths}", code="PhaseUnknown")
+            raise ConfigError(f"unknown phase {name}", hint=f"choose one of: {paths}", code="PhaseUnknown")
 
     def within(path: str, names: Sequence[str]) -> bool:
         return any(path == name or path.startswith(f"{name}/") for name in names)
@@ -88,7 +88,7 @@ def require_checks(workflow: Workflow, names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in {*known, "all"}]
     if unknown:
         raise ConfigError(
-            f"there is no check {', '.join(unknown)}", hint=f"the checks are: {', '.join(known)}", code="CheckUnknown"
+            f"unknown check {', '.join(unknown)}", hint=f"choose from: {', '.join(known)}", code="CheckUnknown"
         )
 
 
@@ -173,8 +173,8 @@ def take_locks(hosts: Sequence[Host]) -> None:
         holder = host.transport.lock(who)
         if holder is not None:
             raise HostBusy(
-                f"another run works here: {holder}", host=host.name,
-                hint="wait until it is done; if it is gone and its connection hangs, end the process named there",
+                f"locked by another run: {holder}", host=host.name,
+                hint="wait until it is done; if its connection hangs, kill the process with that id on the node",
             )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def _run_phase(
         return
     failures = [failure for failure in side_by_side(work, hosts) if failure is not None]
     for failure in failures[1:]:
-        reporter.note(f"failed as well: {failure.message}", host=failure.host)
+        reporter.note(f"also failed: {failure.message}", host=failure.host)
     if failures:
         raise failures[0]
     _tell(phase, cluster, hosts, reporter)
@@ -278,7 +278,7 @@ def _run_host(
             change.apply(host)
             remaining = change.diff(host)
             if remaining is not None:
-                raise Error(f"was applied, yet still differs: {remaining}", host=host.name, code="NotConverged")
+                raise Error(f"still differs after it was applied: {remaining}", host=host.name, code="NotConverged")
             reporter.done(action, time.monotonic() - begin)
             title = ""
     except Error as error:

@@ -61,8 +61,8 @@ def _end_as(child: int) -> NoReturn:
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         raise Error(
-            f"the process that did the work was ended by {signal.Signals(-code).name}", code="Killed",
-            hint="if nobody ended it, memory was short (dmesg tells); run it again: it goes on where it stopped",
+            f"the worker process was killed by {signal.Signals(-code).name}", code="Killed",
+            hint="probably out of memory (check dmesg); run the command again to resume",
         )  # fmt: skip
     sys.exit(code)
 

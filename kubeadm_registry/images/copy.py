@@ -96,5 +96,5 @@ def _push(registry: Registry, image: tree.Tree, target: Place, *, is_image: bool
 
 
 def _missing(message: str) -> RegistryError:
-    hint = "`images list` shows what is there, `images check` whether it is whole"
+    hint = "list the images with `images list`, verify them with `images check`"
     return RegistryError(message, code="ImageMissing", hint=hint)

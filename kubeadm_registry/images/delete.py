@@ -41,7 +41,7 @@ def plan(connect: Connect, places: Sequence[Place], *, all_tags: bool, workers: 
     problems: list[str] = []
     for repository, references in wanted.items():
         if repository.startswith(OURS):
-            problems.append(f"{repository} is this project's own: the agents read it all the time")
+            problems.append(f"{repository} is the canary image, which the node agents read")
             continue
         held = _Repository.read(connect, repository, workers)
         more, against = held.plan(references, all_tags=all_tags)
@@ -50,7 +50,7 @@ def plan(connect: Connect, places: Sequence[Place], *, all_tags: bool, workers: 
     if problems:
         raise Error(
             "nothing was deleted:\n" + "\n".join(f"  {problem}" for problem in problems), code="DeleteRefused",
-            hint="leave out what is named here, or name what needs it as well",
+            hint="omit what is listed above, or also delete what refers to it",
         )  # fmt: skip
     return found
 
@@ -95,7 +95,9 @@ class _Repository:
             if not reference and not self.images:
                 problems.append(f"{Place(self.name)} is not in the registry")
             elif not reference and not all_tags:
-                problems.append(f"{Place(self.name)} has {len(self.images)} tags: name those to delete, or --all-tags")
+                problems.append(
+                    f"{Place(self.name)} has {len(self.images)} tags; list those to delete, or pass --all-tags"
+                )
             elif not reference:
                 tags |= set(self.images)
             elif ":" in reference and (image := self._by_digest(reference)):
@@ -119,13 +121,15 @@ class _Repository:
         going = {tag for one in deletions for tag in one.tags}
         for one in deletions:
             if (others := sorted(set(one.tags) - tags)) and not all_tags:
-                why = "" if one.digest in references else ", and this registry cannot delete a tag alone"
-                problems.append(f"{one.digest} also has the tags {', '.join(others)}{why}: --all-tags lets them go too")
+                why = "" if one.digest in references else ", and this registry cannot delete a single tag"
+                problems.append(
+                    f"{one.digest} also has the tags {', '.join(others)}{why}; pass --all-tags to delete them too"
+                )
             # A tag that goes alone leaves its image to the index; zot and Distribution 3 do so.
             if one.place.reference == one.digest:
                 staying = {tag: image for tag, image in self.images.items() if image.root.digest not in digests}
                 problems += [
-                    f"{one.place} is part of {_left(tag, image, going)}, which stays"
+                    f"{one.place} is part of {_left(tag, image, going)}, which remains"
                     for tag, image in staying.items()
                     if one.digest in {child.digest for child in image.manifests}
                 ]

@@ -41,8 +41,8 @@ class Journal:
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         busy = Error(
-            "another seed into this registry runs on this machine", code="SeedBusy",
-            hint="wait until it is done, or end it",
+            "another seed into this registry is running on this host", code="SeedBusy",
+            hint="wait until it is done, or stop it",
         )  # fmt: skip
         lock = self._path.with_name(f"{self._path.name}.lock")
         self._alone.enter_context(locked(lock, busy, deadline=self._patience))

@@ -47,16 +47,18 @@ def images_of(version: str) -> tuple[str, ...]:
     found = re.fullmatch(r"v?1\.([0-9]{1,3})\.([0-9]{1,3})", version)
     if found is None:
         raise ConfigError(
-            f"{version!r} is no version of Kubernetes", hint="give it as v1.36.3", code="KubernetesVersionInvalid"
+            f"{version!r} is not a valid Kubernetes version",
+            hint="write it as v1.36.3",
+            code="KubernetesVersionInvalid",
         )
     minor, patch = int(found[1]), int(found[2])
     last, changes = _KNOWN.get(minor, (-1, ()))
     if patch > last:
         known = ", ".join(f"1.{minor}.0 to 1.{minor}.{last}" for minor, (last, _) in _KNOWN.items())
         raise ConfigError(
-            f"the images of Kubernetes {version} are not known here; known are {known}",
-            hint=f"let kubeadm {version} say it: `kubeadm config images list --kubernetes-version {version} > FILE`, "
-            "then --images-from FILE",
+            f"the images of Kubernetes {version} are not known; known versions: {known}",
+            hint=f"list them with kubeadm {version} (`kubeadm config images list --kubernetes-version {version} "
+            "> FILE`) and pass the file with --images-from",
             code="KubernetesVersionUnknown",
         )
     now = [since for since in changes if since.patch <= patch][-1]

@@ -41,8 +41,8 @@ def place(name: str) -> Place:
     found = _NAME.fullmatch(name) if len(name) <= 512 else None
     if found is None:
         raise ConfigError(
-            f"{name[:200]!r} is no name of an image", code="ImageNameInvalid",
-            hint="a name is like registry.k8s.io/pause:3.10, as `images list` shows it",
+            f"{name[:200]!r} is not a valid image name", code="ImageNameInvalid",
+            hint="use a full name as printed by `images list`, such as registry.k8s.io/pause:3.10",
         )  # fmt: skip
     first, slash, rest = found["path"].partition("/")
     return Place(f"{repository_prefix(first)}{slash}{rest}", found["digest"] or found["tag"] or "")

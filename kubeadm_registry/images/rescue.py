@@ -100,20 +100,20 @@ def certificate(pem: Path, key: Path | None = None) -> ssl.SSLContext:
         if file.exists() and not file.is_file():  # it is read twice, and a pipe would make it wait
             raise Error(
                 f"cannot use the certificate {file}: it is not a regular file", code="CertificateInvalid",
-                hint="give files, PEM",
+                hint="pass files in PEM format",
             )  # fmt: skip
     try:
         context.load_cert_chain(pem, key)
     except FileNotFoundError as error:
         raise Error(
-            f"there is no certificate to serve with: {pem}{f' and {key}' if key else ''}", code="CertificateMissing",
-            hint="run it on a server of the registry, which has one; or bring one for the virtual IP, signed by the "
-            "authority that the nodes trust, and name it with --cert FILE --key FILE",
+            f"no certificate to serve with: {pem}{f' and {key}' if key else ''}", code="CertificateMissing",
+            hint="run the command on a registry node, which has one, or create one for the virtual IP, signed "
+            "by the CA that the nodes trust, and pass it with --cert FILE --key FILE",
         ) from error  # fmt: skip
     except (ssl.SSLError, OSError) as error:
         raise Error(
             f"cannot use the certificate {pem}: {error.strerror or error}", code="CertificateInvalid",
-            hint="it must be readable (run this as root), PEM, and fit its key",
+            hint="check that it is readable (run the command as root), in PEM format, and matches its key",
         ) from error  # fmt: skip
     return context
 
@@ -127,10 +127,14 @@ def logins(auth_map: Path) -> frozenset[str]:
         found = frozenset(line.split()[0] for line in files.text(auth_map, MAX_LOGINS).splitlines() if line.strip())
     except OSError as error:
         raise Error(
-            f"cannot read {auth_map}: {error.strerror}", code="LoginsUnreadable", hint="run this as root"
+            f"cannot read {auth_map}: {error.strerror}", code="LoginsUnreadable", hint="run the command as root"
         ) from error
     if not found:
-        raise Error(f"{auth_map} names no login", code="LoginsUnreadable", hint="leave the option out to let all read")
+        raise Error(
+            f"{auth_map} contains no credentials",
+            code="LoginsUnreadable",
+            hint="omit the option to serve without authentication",
+        )
     return found
 
 
@@ -164,8 +168,8 @@ class Server(ThreadingHTTPServer):
         except OSError as error:
             raise Error(
                 f"cannot listen on {where}: {error.strerror}", code="ListenFailed",
-                hint="stop what has the port (`ss -tlnp`; on a server of the registry its own services, see "
-                "/etc/kubeadm-registry/RUNBOOK), and give this host the address first",
+                hint="stop the process that uses the port (`ss -tlnp`; on a registry node its own services, see "
+                "/etc/kubeadm-registry/RUNBOOK), and add the address to this host first",
             ) from error  # fmt: skip
 
     def server_bind(self) -> None:
@@ -197,7 +201,7 @@ class Server(ThreadingHTTPServer):
         """Tell of a client that does not trust us, and of a mistake of ours; one that went away is its own business."""
         error = sys.exception()
         if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
-            self.told(client_address[0], f"failed: {error or 'for no reason'}")
+            self.told(client_address[0], f"failed: {error or 'unknown reason'}")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -234,14 +238,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self) -> None:
         self.close_connection = True  # a body may follow, which nobody reads
         more = {"Allow": "GET, HEAD", "Connection": "close"}
-        self._fail(HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry is for reading only", more)
+        self._fail(HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry is read-only", more)
 
     def _answer(self, url: Any) -> None:
         self._begun = False
         path, query = unquote(url.path), parse_qs(url.query)
         if self.server.logins and not self._is_known():
             more = {"WWW-Authenticate": 'Basic realm="registry"'}
-            self._fail(HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED", "log in to pull", more)
+            self._fail(HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED", "authentication required", more)
         elif path in ("/v2", "/v2/"):
             self._say(HTTPStatus.OK, b"{}")
         elif path == "/v2/_catalog":
@@ -268,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _manifest(self, repository: Repository, reference: str, _: object) -> None:
         descriptor = repository.tags.get(reference) or repository.manifests.get(reference)
         if descriptor is None:
-            self._fail(HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN", f"the bundle has no {reference} here")
+            self._fail(HTTPStatus.NOT_FOUND, "MANIFEST_UNKNOWN", f"the bundle has no {reference} in this repository")
             return
         content = self.server.bundle.layout.read(descriptor)
         self._say(HTTPStatus.OK, content, descriptor.media_type, _digest(descriptor))
@@ -284,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _blob(self, repository: Repository, reference: str, _: object) -> None:
         descriptor, layout = repository.blobs.get(reference), self.server.bundle.layout
         if descriptor is None or not layout.has(descriptor.digest):
-            self._fail(HTTPStatus.NOT_FOUND, "BLOB_UNKNOWN", f"the bundle has no {reference} here")
+            self._fail(HTTPStatus.NOT_FOUND, "BLOB_UNKNOWN", f"the bundle has no {reference} in this repository")
             return
         size = descriptor.size
         try:

@@ -265,7 +265,7 @@ class Seeder:
         if self._stop.is_set():
             raise Error(
                 "seed was stopped before all images were pushed", code="SeedStopped",
-                hint="run it again: it resumes where it stopped",
+                hint="run the command again; it resumes where it stopped",
             )  # fmt: skip
 
     def _manifests(self, registry: Registry, item: Item) -> None:

@@ -21,6 +21,7 @@ from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.formats import KEY, Format, Found
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import parse, repository_prefix
+from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Registry
 
 REPOSITORY = "kubeadm-registry/bundle"
@@ -58,7 +59,7 @@ class Record:
             said = document["annotations"]
             found = FORMAT.open({KEY: json.loads(said[_FORMAT])} if _FORMAT in said else {})
         except (ValueError, RecursionError, LookupError, TypeError) as error:
-            raise _damaged(f"{what}: the annotations are not those of a record: {error}") from error
+            raise _damaged(f"{what}: the annotations are not valid: {error}") from error
         index, sequence = said.get(_INDEX), said.get(_SEQUENCE)
         if not (isinstance(index, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", index)):
             raise _damaged(f"{what}: annotations.{_INDEX} is not the digest of a bundle's index")
@@ -84,7 +85,7 @@ def read(registry: Registry, line: Lineage) -> Record | None:
 def _damaged(message: str) -> Error:
     return Error(
         message, code="SeedRecordDamaged",
-        hint="seed the newest bundle of its line with --allow-older, which writes the record again",
+        hint="seed the newest bundle of its series with --allow-older, which writes the record again",
     )  # fmt: skip
 
 
@@ -124,15 +125,15 @@ def judge(line: Lineage, record: Record | None) -> None:
         return
     if line.sequence > record.sequence:
         raise base_missing(
-            f"the delta was made since the bundle {line.base}, and the last one of its line that was seeded is "
+            f"the delta is based on bundle {line.base}, but the last bundle of its series that was loaded is "
             f"{record.index}",
-            hint="seed the bundle that it was made since first",
+            hint="seed its base bundle first",
         )
     raise BundleError(
-        f"the bundle is number {line.sequence} of its line, and number {record.sequence} was seeded after it "
+        f"the bundle is number {line.sequence} of its series, but number {record.sequence} was already loaded "
         f"({record.index})",
         code="BundleReplayed",
-        hint="seed the newest one; to go back to this one on purpose, give --allow-older",
+        hint="seed the newest bundle, or pass --allow-older to load this one anyway",
     )
 
 
@@ -150,8 +151,8 @@ def lacking(line: Lineage, digests: Iterable[str]) -> BundleError:
     """That the registry has none of *digests*, which a delta leaves out."""
     found = [f"  {digest} of {line.left_out[digest]}" for digest in sorted(digests)]
     return base_missing(
-        f"the registry lacks {len(found)} blobs that the delta leaves out:\n" + "\n".join(found),
-        hint=f"seed the bundle that it was made since first: the one whose index is {line.base}",
+        f"the registry lacks {counted(len(found), 'blob')} that the delta omits:\n" + "\n".join(found),
+        hint=f"seed its base bundle first, the one with index {line.base}",
     )
 
 

@@ -68,7 +68,7 @@ def read(registry: Registry, where: Place) -> Tree | None:
     def follow(manifest: oci.Descriptor, content: bytes, depth: int) -> None:
         what = f"{where}: {manifest.digest}"
         if depth > _DEPTH:
-            raise _invalid(f"{what}: indexes in indexes, more than {_DEPTH} deep")
+            raise _invalid(f"{what}: indexes are nested more than {_DEPTH} deep")
         try:
             if manifest.media_type in oci.INDEXES:
                 needs[manifest.digest] = oci.parse(oci.Index, content, what).manifests
@@ -92,9 +92,9 @@ def _media_type(content: bytes, where: Place) -> str:
         document = json.loads(content)
         told = document.get("mediaType") or (oci.INDEX if "manifests" in document else oci.MANIFEST)
     except (ValueError, AttributeError) as error:
-        raise _invalid(f"{where}: the manifest is no JSON object") from error
+        raise _invalid(f"{where}: the manifest is not a JSON object") from error
     if told not in oci.INDEXES | oci.MANIFESTS:
-        raise _invalid(f"{where} is {str(told)[:200]}, not an image in OCI's or Docker's present format")
+        raise _invalid(f"{where} is {str(told)[:200]}, not an image in OCI or Docker schema 2 format")
     return str(told)
 
 

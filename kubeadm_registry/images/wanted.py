@@ -62,7 +62,7 @@ def seconds(text: str) -> int:
     """The length of ``7d``, ``12h``, ``30m`` or ``2w`` in seconds. Raises ConfigError."""
     found = re.fullmatch(r"([1-9][0-9]{0,3})([mhdw])", text)
     if found is None:
-        raise ConfigError(f"--since {text}: is no length of time", hint="write it as 7d, 12h or 30m", code="UsageError")
+        raise ConfigError(f"--since {text}: not a valid duration", hint="write it as 7d, 12h or 30m", code="UsageError")
     return int(found[1]) * _UNITS[found[2]]
 
 
@@ -72,8 +72,8 @@ def ask(host: Host, back: int) -> Asked:
     result = host.query(*argv, timeout=300)
     if not result.ok:
         raise Error(
-            f"the log cannot be read: {result.stderr.decode(errors='replace').strip()[:300]}", host=host.name,
-            code="LogUnreadable", hint="`journalctl -u \'kubeadm-registry-haproxy@*\'` on that server tells more",
+            f"cannot read the log: {result.stderr.decode(errors='replace').strip()[:300]}", host=host.name,
+            code="LogUnreadable", hint="see `journalctl -u \'kubeadm-registry-haproxy@*\'` on that node",
         )  # fmt: skip
     return parse(result.text.splitlines())
 
@@ -120,12 +120,12 @@ def to_text(wishes: Mapping[Place, Wish], since: str, now: datetime) -> str:
     others = {name_of(place.repository, place.reference): wish for place, wish in wishes.items() if not is_name(place)}
     width = max(map(len, named), default=0)
     lines = [
-        f"# What nodes asked for and did not get, in the {since} before {now.isoformat(timespec='seconds')}.",
-        "# Where there is internet: kubeadm-registry bundle create --images-from THIS-FILE -o images.tar",
+        f"# Images that nodes requested and did not get, in the {since} before {now.isoformat(timespec='seconds')}.",
+        "# On a host with internet access: kubeadm-registry bundle create --images-from THIS-FILE -o images.tar",
         *(f"{name:<{width}}  # {_told(wish)}" for name, wish in sorted(named.items())),
     ]
     if others:
-        lines.append("# Not under the name of an upstream registry, so nobody can tell where they come from:")
+        lines.append("# Requested without the name of an upstream registry, so their origin is unknown:")
         lines += [f"#   {name}  {_told(wish)}" for name, wish in sorted(others.items())]
     return "\n".join(lines) + "\n"
 

@@ -45,7 +45,7 @@ def whole(answer: httpx.Response, most: int, what: str) -> Answer:
         return beginning(answer, what)
     content = _first(answer, most + 1, what)
     if len(content) > most:
-        raise RegistryError(f"{what}: the answer is larger than {most} bytes", code="AnswerTooLarge")
+        raise RegistryError(f"{what}: the response is larger than {most} bytes", code="AnswerTooLarge")
     return Answer(answer.request.method, answer.status_code, answer.headers, content)
 
 
@@ -80,6 +80,6 @@ def paced(chunks: Iterator[bytes], what: str, clock: Callable[[], float] = time.
         came += len(chunk)
         if waited >= WINDOW:
             if came < LEAST:
-                raise RegistryError(f"{what}: only {came} bytes came in {waited:.0f} seconds", temporary=True)
+                raise RegistryError(f"{what}: only {came} bytes received in {waited:.0f} seconds", temporary=True)
             waited, came = 0.0, 0
         yield chunk

@@ -62,7 +62,7 @@ def address(text: str) -> httpx.URL:
         raise RegistryError(
             f"{text[:300]!r} is not a valid address: {error}",
             code="RegistryUnreachable",
-            hint="check the name of the registry",
+            hint="check the registry name",
         ) from error
     return found
 
@@ -95,6 +95,6 @@ def token(answer: Answer, host: str) -> str:
         raise RegistryError(
             f"{host} returned no token: status {answer.status_code}", code="RegistryLoginRefused",
             temporary=answer.status_code in {429, 500, 502, 503, 504},
-            hint="log in on this machine (podman login, docker login); its login file is read",
+            hint="log in on this host (podman login, docker login)",
         )  # fmt: skip
     return f"Bearer {told}"

@@ -155,7 +155,7 @@ class Api:
             return ""
         self.expect(answer, 202, what)
         if not answer.headers.get("Location"):
-            raise RegistryError(f"{what} at {self.name}: the answer has no Location")
+            raise RegistryError(f"{what} at {self.name}: the response has no Location")
         return str(answer.headers["Location"])
 
     def cancel_upload(self, location: str) -> None:
@@ -332,7 +332,7 @@ class Api:
             return None
         algorithm, _, wanted = reference.partition(":")
         if algorithm == "sha256" and hashlib.sha256(answer.content).hexdigest() != wanted:
-            raise RegistryError(f"{what} at {self.name}: the bytes have another digest", code="DigestMismatch")
+            raise RegistryError(f"{what} at {self.name}: the content does not match its digest", code="DigestMismatch")
         return answer.content
 
 
@@ -370,9 +370,9 @@ def json_object(content: bytes, what: str) -> dict[str, Any]:
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RegistryError(f"{what}: the answer is not JSON: {error}") from error
+        raise RegistryError(f"{what}: the response is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise RegistryError(f"{what}: the answer is not a JSON object")
+        raise RegistryError(f"{what}: the response is not a JSON object")
     return found
 
 
@@ -382,7 +382,7 @@ def _listed(content: bytes, key: str, kind: type[Entry], what: str) -> list[Entr
     if found is None:
         return []
     if not (isinstance(found, list) and all(isinstance(one, kind) for one in found)):
-        raise RegistryError(f"{what}: the answer has no list of {key}")
+        raise RegistryError(f"{what}: the response has no list of {key}")
     return found
 
 
@@ -404,9 +404,9 @@ def _remedy(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return "check the address, and that this machine trusts the CA of its certificate"
+            return "check the address, and that this host trusts the CA of its certificate"
         # Python encodes a name before it looks it up, and not every one can be.
         if isinstance(cause, UnicodeError) or (isinstance(cause, socket.gaierror) and cause.errno in _NO_SUCH_HOST):
-            return "check the host name and the DNS settings of this machine"
+            return "check the host name and the DNS settings of this host"
         cause = cause.__cause__ or cause.__context__
     return ""

@@ -104,7 +104,7 @@ class _Body(httpx.SyncByteStream):
         except (OSError, http.client.HTTPException) as error:
             raise _broken(error) from error
         if self._answer.length:  # http.client takes this end for a good one
-            raise httpx.RemoteProtocolError(f"the answer is incomplete: {self._answer.length} bytes are missing")
+            raise httpx.RemoteProtocolError(f"the response is incomplete: {self._answer.length} bytes are missing")
 
     def close(self) -> None:
         """End the connection if there is more to come."""

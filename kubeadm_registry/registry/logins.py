@@ -90,9 +90,9 @@ def _files() -> Iterator[tuple[Path, dict[str, Any]]]:
                 raise _unreadable(f"REGISTRY_AUTH_FILE names {file}, which does not exist") from error
             continue
         except (OSError, ValueError, RecursionError) as error:
-            raise _unreadable(f"cannot read the logins in {file}: {error}") from error
+            raise _unreadable(f"cannot read the credentials in {file}: {error}") from error
         if not isinstance(kept, dict):
-            raise _unreadable(f"cannot read the logins in {file}: not a JSON object")
+            raise _unreadable(f"cannot read the credentials in {file}: not a JSON object")
         yield file, kept
 
 
@@ -111,21 +111,21 @@ def _places() -> Iterator[tuple[Path, bool]]:
 def _object(kept: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
     found = kept.get(key) or {}
     if not isinstance(found, dict):
-        raise _unreadable(f"cannot read the logins in {file}: {key} is not a JSON object")
+        raise _unreadable(f"cannot read the credentials in {file}: {key} is not a JSON object")
     return found
 
 
 def _written(entry: Any, name: str, file: Path) -> Login | None:
     """The login of an *entry*: user and password in base64 or in words, or an identity token; None if it has none."""
     if not isinstance(entry, dict):
-        raise _unreadable(f"the login for {name} in {file} is not a JSON object")
+        raise _unreadable(f"the credentials for {name} in {file} is not a JSON object")
     user, password, token = entry.get("username") or "", entry.get("password") or "", entry.get("identitytoken") or ""
     if auth := entry.get("auth"):
         user, password = _decoded(auth)
     elif not (user or token):
         return None  # a program keeps it
     if not all(isinstance(one, str) for one in (user, password, token)) or not (user or token):
-        raise _unreadable(f"the login for {name} in {file} has neither user and password nor an identity token")
+        raise _unreadable(f"the credentials for {name} in {file} have neither user and password nor an identity token")
     return Login(user, password, token)
 
 
@@ -153,5 +153,5 @@ def _told(helper: str, name: str) -> Login | None:
 
 def _unreadable(message: str) -> RegistryError:
     return RegistryError(
-        message, code="LoginsUnreadable", hint="log in again (podman login, docker login), or fix that file"
+        message, code="LoginsUnreadable", hint="log in again (podman login, docker login), or fix the file"
     )

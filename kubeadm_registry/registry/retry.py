@@ -34,8 +34,7 @@ def patiently(work: Callable[[], Outcome], seconds: float, *, reached: Callable[
                 raise
             if error.wait > left:
                 error.hint = (
-                    error.hint
-                    or f"the registry asks to wait {error.wait:.0f} seconds: run the command again after that"
+                    error.hint or f"wait {error.wait:.0f} seconds, as the registry requests, then run the command again"
                 )
                 raise
         time.sleep(wait)

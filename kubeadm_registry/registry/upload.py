@@ -126,7 +126,9 @@ class Upload:
         answer = self._send("PATCH", source, end)
         what = f"push {self._repository}@{self._digest}"
         if answer.status_code in (*_LOST, _ELSEWHERE):
-            raise RegistryError(f"{what}: the registry does not go on there ({answer.status_code})", temporary=True)
+            raise RegistryError(
+                f"{what}: the registry does not resume the upload ({answer.status_code})", temporary=True
+            )
         self._registry.expect(answer, 202, what)
         self._follow(answer)
         self._tell(_end_of(answer, default=end))
@@ -218,7 +220,7 @@ def _limited(content: BinaryIO, size: int, limit: Limit, what: str) -> Iterator[
     while size:
         chunk = content.read(min(limit.chunk, size))
         if not chunk:
-            raise RegistryError(f"{what} is shorter here than it should be", code="BlobTruncated")
+            raise RegistryError(f"{what} is shorter than its descriptor says", code="BlobTruncated")
         limit.wait(len(chunk))
         size -= len(chunk)
         yield chunk

@@ -83,7 +83,7 @@ class Upstream(Api):
             raise RegistryError(
                 f"{self.name} redirects to {_origin(request.url)}, which is not an https address",
                 code="RedirectRefused",
-                hint="take the image from another registry: on the way there anybody could replace it",
+                hint="use another registry; without https the image could be replaced in transit",
             )  # fmt: skip
         return request
 
@@ -120,7 +120,7 @@ class Upstream(Api):
         except (UnicodeError, IndexError) as error:  # what Python says of names in no alphabet, as xn--a
             raise RegistryError(
                 f"{self.name} redirects to a host name that is not valid", code="RegistryUnreachable",
-                hint="check the name of the registry",
+                hint="check the registry name",
             ) from error  # fmt: skip
 
     def _answer_to(self, answer: httpx.Response, repository: str, login: Login | None) -> str | None:
@@ -166,7 +166,7 @@ class Upstream(Api):
     def _hint(self, status: int) -> str:
         """What to do about an answer of that *status*."""
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            return "log in on this machine (podman login, docker login); its login file is read"
+            return "log in on this host (podman login, docker login)"
         return ""
 
 

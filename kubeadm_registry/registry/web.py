@@ -62,11 +62,11 @@ class _ByProxies(httpx.BaseTransport):
         except ImportError as error:  # httpx can do it only with a further package
             raise ConfigError(
                 f"{variable} names a SOCKS proxy, which requires the Python package socksio", code="ProxyInvalid",
-                hint=f"install it (pip install socksio), or let {variable} name an HTTP proxy",
+                hint=f"install it (pip install socksio), or set {variable} to an HTTP proxy",
             ) from error  # fmt: skip
         except (httpx.InvalidURL, ValueError, IndexError) as error:  # its text may hold a password
             raise ConfigError(
-                f"{variable} is not the address of a proxy", code="ProxyInvalid", hint="write it as http://HOST:PORT"
+                f"{variable} is not a valid proxy URL", code="ProxyInvalid", hint="write it as http://HOST:PORT"
             ) from error
 
     def close(self) -> None:

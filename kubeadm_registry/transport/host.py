@@ -42,7 +42,7 @@ OWNER = "%U:%G %u:%g"
 UNFINISHED = ".kubeadm-registry"
 
 #: Asks for type, mode, owner and size of a path and for its content, in one round trip.
-#: ``$1`` path. Status 3: no such file; 4: it is there and is not a plain file.
+#: ``$1`` path. Status 3: no such file; 4: it is there and is not a regular file.
 _READ = f"""
 [ -e "$1" ] || [ -L "$1" ] || exit 3
 [ -f "$1" ] || exit 4
@@ -113,13 +113,13 @@ def _write_hint(path: str, said: bytes) -> str:
     directory = path.rpartition("/")[0] or "/"
     if b"Operation not permitted" in said:
         return (
-            f"the file or its directory may be immutable: see `lsattr -d {directory} {path}` on the host, take the "
-            "attribute off with `chattr -i`, then run this again"
+            f"the file or its directory may be immutable: see `lsattr -d {directory} {path}` on the host, "
+            "remove the attribute with `chattr -i`, then run the command again"
         )
     if b"Read-only file system" in said:
-        return f"mount the file system of {directory} read-write, or find out why the kernel made it read-only"
+        return f"mount the file system of {directory} read-write, or check why the kernel made it read-only"
     if b"No space left" in said or b"quota exceeded" in said:
-        return f"free space there, then run this again; see `df -h {directory}` and `df -i {directory}`"
+        return f"free space there, then run the command again; see `df -h {directory}` and `df -i {directory}`"
     return ""
 
 
@@ -162,7 +162,7 @@ class Host:
         if result.code == 3:
             return None
         if not result.ok:
-            what = "is not a plain file" if result.code == 4 else result.stderr.decode(errors="replace").strip()
+            what = "is not a regular file" if result.code == 4 else result.stderr.decode(errors="replace").strip()
             raise Error(f"cannot read {path}: {what}", host=self.name, code="FileUnreadable")
         head, _, content = result.stdout.partition(b"\n")
         mode, names, numbers = head.decode().split(" ")

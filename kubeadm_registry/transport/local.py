@@ -50,7 +50,7 @@ class Local:
         try:
             stream = ProcessStream([*self._sudo, *start_argv(argv, mark)])
         except FileNotFoundError as error:
-            raise self._not_root(f"there is no {error.filename}") from error
+            raise self._not_root(f"no such program: {error.filename}") from error
         try:
             said = wait_started(stream, mark)
         except BaseException:
@@ -63,9 +63,9 @@ class Local:
 
     def _not_root(self, why: str) -> ConnectionFailed:
         return ConnectionFailed(
-            f"root is needed on this machine, and sudo does not help: {why}",
+            f"root is required on this host, and sudo failed: {why}",
             host=self._name,
-            hint="run as root, for example: sudo kubeadm-registry ...",
+            hint="run the command as root, for example: sudo kubeadm-registry ...",
             code="SudoNeeded",
         )
 
@@ -92,7 +92,7 @@ class ProcessStream:
     def exchange(self, data: memoryview, wait: float) -> tuple[int, bytes, bytes]:
         """Send what fits of *data* and read what is there; see Stream."""
         if not self._reading:
-            raise EOFError("the process ended")
+            raise EOFError("the process exited")
         sent = self._send(data)
         self._watch_input(bool(len(data) - sent))
         ready = {fd for fd, _ in self._poll.poll(0 if sent else max(0, wait) * 1000)}

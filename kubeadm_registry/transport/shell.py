@@ -118,7 +118,7 @@ def lost(host: str, what: str, detail: str = "") -> ConnectionFailed:
     return ConnectionFailed(
         f"the connection was lost during: {what}" + (f" ({detail})" if detail else ""),
         host=host,
-        hint="see that the host is up and reachable, then run the same command again: what is done stays done",
+        hint="check that the host is up and reachable, then run the command again; completed changes are kept",
         code="ConnectionLost",
     )
 
@@ -152,9 +152,9 @@ class Shell:
                 raise lost(host, "start of the shell", " ".join(words))
             if missing := words[:-1]:
                 raise ConnectionFailed(
-                    f"there is no {' and no '.join(missing)} on the host",
+                    f"missing on the host: {', '.join(missing)}",
                     host=host,
-                    hint="install coreutils (timeout, base64, sha256sum) and util-linux (flock) there",
+                    hint="install coreutils (timeout, base64, sha256sum) and util-linux (flock) on the host",
                     code="ToolsMissing",
                 )
         except BaseException:
@@ -191,7 +191,7 @@ class Shell:
             with self._turn:
                 result, seconds = self._ask(tuple(argv), words, timeout)
         if result.code in (124, 137) and seconds >= timeout:
-            raise CommandTimeout(f"{result.command} did not end within {timeout:g} s and was killed", host=self._host)
+            raise CommandTimeout(f"{result.command} did not exit within {timeout:g} s and was killed", host=self._host)
         return result
 
     def upload(self, source: Path, path: str) -> None:
@@ -223,7 +223,7 @@ class Shell:
                 if result.code != 77:
                     break
             if result.code == 75:
-                return result.text or "a run that left no name"
+                return result.text or "unknown"
             if not result.ok:
                 raise CommandFailed(result, host=self._host)
             self._locked = True
@@ -236,7 +236,7 @@ class Shell:
         try:
             if self._why_closed:
                 return
-            self._why_closed = "it was closed"
+            self._why_closed = "the connection was closed"
             if mine:
                 self._say_goodbye()
             self._stream.close()
@@ -294,7 +294,7 @@ class Shell:
         finally:
             # After an error or an interrupt the answer is still on its way: nobody could tell it from the next one.
             if not complete:
-                self._why_closed = "given up earlier"
+                self._why_closed = "aborted earlier"
                 self._stream.close()
         return Result(argv, int(out.value), out.before, err.before), time.monotonic() - started
 
@@ -351,7 +351,7 @@ def wait_started(stream: Stream, mark: str, *, prompt: str = "", password: str |
             sent, stdout, stderr = stream.exchange(data, left)
         except EOFError:
             said = bytes(err).replace(prompt.encode(), b"") if prompt else bytes(err)
-            return (said or bytes(out.data)).decode(errors="replace").strip()[-500:] or "it said nothing"
+            return (said or bytes(out.data)).decode(errors="replace").strip()[-500:] or "no output"
         data = data[sent:]
         out.add(stdout)
         err += stderr
@@ -387,7 +387,7 @@ def run_process(
             patience = (stall if feeding else timeout) + KILL_AFTER + MARGIN
             left = moved + patience - time.monotonic()
             if left <= 0:
-                raise lost(host, what, f"nothing moved for {patience:g} s")
+                raise lost(host, what, f"no progress for {patience:g} s")
             try:
                 sent, stdout, stderr = stream.exchange(data, left)
             except EOFError:

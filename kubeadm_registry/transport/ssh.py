@@ -30,17 +30,17 @@ _REFUSALS = (
     (
         ("password has expired", "password is expired", "change your password", "Password change required"),
         "PasswordExpired",
-        "log in once and change the password: {ssh}; or let it never expire: chage -M -1 {user}",
+        "log in once and change the password: {ssh}; or disable its expiry: chage -M -1 {user}",
     ),
     (
         ("account is currently not available", "account has expired"),
         "ShellForbidden",
-        "give user {user} a login shell on the host (usermod --shell /bin/sh {user}), or log in as another one",
+        "set a login shell for user {user} on the host (usermod --shell /bin/sh {user}), or use another user",
     ),
     (
         ("must have a tty",),
         "SudoNeedsTerminal",
-        "take `Defaults requiretty` out of the host's sudoers, or add: Defaults:{user} !requiretty",
+        "remove `Defaults requiretty` from sudoers on the host, or add: Defaults:{user} !requiretty",
     ),
 )
 #: Seconds in which the host must open a channel.
@@ -79,9 +79,9 @@ class _Ssh:
         self._shell = Shell(self._spawn, target.name)
         if self._shell.uid != 0:
             raise ConnectionFailed(
-                f"user {settings.user} has the id {self._shell.uid} on the host, not 0",
+                f"user {settings.user} has user id {self._shell.uid} on the host, not 0",
                 host=target.name,
-                hint="log in as root, or as a user who may use sudo",
+                hint="log in as root, or as a user who can use sudo",
                 code="SudoNeeded",
             )
         # Uploads need another one beside the shell: better known now than in the middle of a run.
@@ -140,10 +140,10 @@ class _Ssh:
         except TimeoutError as error:
             stream.close()
             raise ConnectionFailed(
-                f"user {self._settings.user} was let in, and then no command ran: {error}",
+                f"user {self._settings.user} logged in, but no command ran: {error}",
                 host=self._target.name,
-                hint="a start file of the user's shell (.bashrc, .zshenv) or a forced command of sshd may wait for "
-                f"input; try: {self._settings.ssh_command('true')}",
+                hint="check whether a shell startup file (.bashrc, .zshenv) or a forced command of sshd waits "
+                f"for input; try: {self._settings.ssh_command('true')}",
                 code="LoginHangs",
             ) from error
         except OSError as error:
@@ -178,24 +178,28 @@ class _Ssh:
         for words, code, remedy in _REFUSALS:
             if any(word in said for word in words):
                 hint = remedy.format(user=user, ssh=self._settings.ssh_command())
-                return ConnectionFailed(f"user {user} may log in, but not run: {said}", host=host, hint=hint, code=code)
+                return ConnectionFailed(
+                    f"user {user} can log in, but cannot run commands: {said}", host=host, hint=hint, code=code
+                )
         if prompt and (said == prompt or "incorrect password" in said):
             return ConnectionFailed(
                 f"sudo does not accept the password of user {user}",
                 host=host,
-                hint="give the right one; nothing was changed",
+                hint="enter the correct password; nothing was changed",
                 code="SudoPasswordWrong",
             )
         if sudo:
             return ConnectionFailed(
-                f"user {user} does not become root by sudo: {said}",
+                f"sudo failed for user {user}: {said}",
                 host=host,
-                hint="log in as root, give sudo's password (on a terminal, or in KUBEADM_REGISTRY_SUDO_PASSWORD), "
-                f"or allow it without one: {user} ALL=(ALL) NOPASSWD: ALL",
+                hint="log in as root, give the sudo password (on a terminal, or in KUBEADM_REGISTRY_SUDO_PASSWORD), "
+                f"or allow sudo without one: {user} ALL=(ALL) NOPASSWD: ALL",
                 code="SudoNeeded",
             )
         return ConnectionFailed(
-            f"user {user} has no shell there: {said}", host=host, hint=f"try: {self._settings.ssh_command('true')}"
+            f"user {user} has no shell on the host: {said}",
+            host=host,
+            hint=f"try: {self._settings.ssh_command('true')}",
         )
 
 

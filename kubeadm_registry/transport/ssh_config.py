@@ -137,9 +137,9 @@ def jump_target(jump: str, target: SshTarget) -> SshTarget:
     port = int(match["port"][:6]) if match and match["port"] else None
     if not match or (port is not None and not 1 <= port <= 65535):
         raise ConnectionFailed(
-            f"cannot understand ProxyJump {jump!r}",
+            f"not a valid ProxyJump: {jump!r}",
             host=target.name,
-            hint="it should read [user@]host[:port], with an IPv6 address in brackets",
+            hint="write it as [user@]host[:port], with an IPv6 address in brackets",
             code="SshConfigInvalid",
         )
     return SshTarget(
@@ -168,14 +168,14 @@ def _ask_ssh(target: SshTarget) -> dict[str, list[str]]:
             [*argv, "--", target.address], check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=30
         )
     except FileNotFoundError as error:
-        _need_no_config(target, "there is no ssh program on this machine", "install the OpenSSH client", error)
+        _need_no_config(target, "no ssh program found on this host", "install the OpenSSH client", error)
         return {}
     except subprocess.TimeoutExpired as error:
-        raise ConnectionFailed("ssh -G did not end within 30 s", host=target.name, code="SshConfigInvalid") from error
+        raise ConnectionFailed("ssh -G did not exit within 30 s", host=target.name, code="SshConfigInvalid") from error
     if done.stderr.startswith(b"No user exists for uid"):
         _need_no_config(
             target,
-            f"ssh does not run for user id {os.getuid()}, which has no entry in /etc/passwd",
+            f"ssh requires an entry in /etc/passwd for user id {os.getuid()}",
             f"add one: echo 'me:x:{os.getuid()}:{os.getgid()}::{whoami.home()}:/bin/sh' >> /etc/passwd",
         )
         return {}
@@ -198,7 +198,7 @@ def _need_no_config(target: SshTarget, why: str, hint: str, cause: Exception | N
     file = whoami.expand(target.config_file or "~/.ssh/config")
     if file != Path(os.devnull) and file.exists():
         raise ConnectionFailed(
-            f"there is {file}, and {why} to read it", host=target.name, hint=hint, code="SshConfigInvalid"
+            f"{file} exists, but {why} to read it", host=target.name, hint=hint, code="SshConfigInvalid"
         ) from cause
 
 

@@ -53,7 +53,7 @@ class Forwarder:
         except paramiko.ChannelException as error:
             if error.code == _ADMINISTRATIVELY_PROHIBITED:
                 raise ConnectionFailed(
-                    f"sshd forbids to forward connections to {self._to[0]} port {self._to[1]}",
+                    f"sshd does not allow forwarding to {self._to[0]} port {self._to[1]}",
                     host=self._host,
                     hint="set AllowTcpForwarding yes (or local) in the host's sshd_config, see also PermitOpen and "
                     "DisableForwarding, and restrict in authorized_keys; then reload sshd",

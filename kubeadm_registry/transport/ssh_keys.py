@@ -150,7 +150,7 @@ def agent_keys(path: Path | None) -> list[paramiko.AgentKey]:
         return []
     with _listing:
         if time.monotonic() < _hanging.get(path, 0):
-            raise KeyUnusable("did not answer a moment ago")
+            raise KeyUnusable("did not respond a moment ago")
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(LIST_TIMEOUT)
     agent = paramiko.agent.AgentSSH()
@@ -163,7 +163,7 @@ def agent_keys(path: Path | None) -> list[paramiko.AgentKey]:
         connection.close()
         with _listing:
             _hanging[path] = time.monotonic() + HANGING
-        raise KeyUnusable(f"does not answer within {LIST_TIMEOUT:g} s") from error
+        raise KeyUnusable(f"did not respond within {LIST_TIMEOUT:g} s") from error
     except (OSError, paramiko.SSHException, struct.error):
         connection.close()
         return []
@@ -192,7 +192,7 @@ def _load(path: Path, passphrase: bytes | None) -> paramiko.PKey:
             case RSAPrivateKey():
                 kind = paramiko.RSAKey
             case _:
-                raise KeyUnusable("of a kind that is not supported")
+                raise KeyUnusable("unsupported key type")
         text = private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )
@@ -201,7 +201,7 @@ def _load(path: Path, passphrase: bytes | None) -> paramiko.PKey:
         # cryptography's way to say that a passphrase is missing.
         raise _Encrypted from error
     except UnsupportedAlgorithm as error:
-        raise KeyUnusable("of a kind that is not supported, except in ssh-agent") from error
+        raise KeyUnusable("key type supported only with ssh-agent") from error
     except ValueError as error:
         if passphrase is not None:
             raise _Encrypted from error

@@ -83,7 +83,7 @@ def _way(target: SshTarget, settings: Settings, path: list[str]) -> list[tuple[S
     here = f"{settings.user}@{settings.where}"
     if len(path) >= MOST_JUMPS:
         raise ConnectionFailed(
-            f"ProxyJump goes in a circle: {' <- '.join([*path, here])}",
+            f"ProxyJump loop: {' <- '.join([*path, here])}",
             host=target.name,
             hint=f"try: ssh -G {target.address}",
             code="SshConfigInvalid",
@@ -141,7 +141,8 @@ def _login(target: SshTarget, settings: Settings, over: paramiko.Transport | Non
             end(opened)
             pause = next(pauses, None)
             if pause is None:
-                why = f"no SSH server answers: {closed or 'it closes the connection, maybe since many others log in'}"
+                reason = closed or "it closed the connection, possibly because of too many logins"
+                why = f"no response from an SSH server: {reason}"
                 raise _unreachable(settings, target, why) from closed
             # Those that were refused together must not come back together.
             time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
@@ -168,7 +169,7 @@ def _open(target: SshTarget, settings: Settings, over: paramiko.Transport | None
                 raise
             said.seek(max(0, os.fstat(said.fileno()).st_size - 500))
             words = said.read().decode(errors="replace").strip()
-            why = f"no SSH server answers through ProxyCommand{': ' if words else ''}{words}"
+            why = f"no response from an SSH server through ProxyCommand{': ' if words else ''}{words}"
             raise _unreachable(settings, target, why) from error
 
 
@@ -176,13 +177,13 @@ def _dial(settings: Settings, target: SshTarget) -> socket.socket:
     try:
         wire = socket.create_connection((settings.hostname, settings.port), settings.connect_timeout)
     except TimeoutError as error:
-        raise _unreachable(settings, target, f"no answer within {settings.connect_timeout:g} s") from error
+        raise _unreachable(settings, target, f"no response within {settings.connect_timeout:g} s") from error
     except OSError as error:
         raise _unreachable(settings, target, error.strerror or str(error)) from error
     except (ValueError, OverflowError) as error:
         # UnicodeError, which is a ValueError: an empty label, or one of more than 63 characters.
         raise ConnectionFailed(
-            f"{settings.hostname!a} port {settings.port} is no address or name of a host: {error}",
+            f"{settings.hostname!a} port {settings.port} is not a valid address or host name: {error}",
             host=target.name,
             hint=f"correct the address, or HostName and Port in ssh_config; try: ssh -G {target.address}",
             code="SshConfigInvalid",
@@ -199,7 +200,7 @@ def _channel_to(over: paramiko.Transport, settings: Settings, target: SshTarget)
     try:
         return over.open_channel("direct-tcpip", to, ("127.0.0.1", 0), timeout=settings.connect_timeout)
     except (paramiko.SSHException, EOFError, OSError) as error:
-        raise _unreachable(settings, target, f"from the host to jump over: {error}") from error
+        raise _unreachable(settings, target, f"from the jump host: {error}") from error
 
 
 def _proxy(command: str, said: IO[bytes], ends: Ends) -> socket.socket:
@@ -265,7 +266,7 @@ def _handshake(wire: Wire, settings: Settings, target: SshTarget, ends: Ends, *,
         if silent and (not transport.said or transport.said in _BUSY):
             raise _Closed(transport.said) from error
         why = f"it says: {transport.said!a}" if transport.said else str(error) or "it closed the connection"
-        raise _unreachable(settings, target, f"no SSH server answers: {why}") from error
+        raise _unreachable(settings, target, f"no response from an SSH server: {why}") from error
     ssh_trust.check(settings, known, key.get_name(), key.asbytes(), host=target.name, hops=hops)
     return transport
 
@@ -282,7 +283,7 @@ def _incompatible(
     }
     ours = "; ".join(f"{kind} {','.join(names)}" for kind, names in kinds.items())
     return ConnectionFailed(
-        f"{settings.where} and this program have no algorithm in common: {why}",
+        f"{settings.where} and kubeadm-registry have no common algorithm: {why}",
         host=target.name,
         hint=f"allow one of each kind in the host's sshd_config: {ours}",
         code="SshAlgorithms",
@@ -293,7 +294,7 @@ def _unreachable(settings: Settings, target: SshTarget, why: str) -> ConnectionF
     return ConnectionFailed(
         f"cannot reach {settings.where}: {why}",
         host=target.name,
-        hint=f"see that the host is up, and that address and port are right; try: {settings.ssh_command('true')}",
+        hint=f"check that the host is up and that address and port are correct; try: {settings.ssh_command('true')}",
         code=UNREACHABLE,
     )
 
@@ -312,7 +313,7 @@ def _authenticate(transport: paramiko.Transport, settings: Settings, target: Ssh
             tried.append(f"{what} (refused)")
             if not transport.is_active():
                 raise _no_entry(
-                    settings, target, tried, "it closed the connection, maybe after too many keys"
+                    settings, target, tried, "it closed the connection, possibly after too many keys"
                 ) from error
         except (paramiko.SSHException, EOFError, OSError, AttributeError) as error:
             # AttributeError: a kind of key in the agent that paramiko does not know.
@@ -327,11 +328,11 @@ def _authenticate(transport: paramiko.Transport, settings: Settings, target: Ssh
 
 
 def _no_entry(settings: Settings, target: SshTarget, tried: Sequence[str], why: str) -> ConnectionFailed:
-    keys = ", ".join(tried) or "no key found: neither a file nor one in an agent"
+    keys = ", ".join(tried) or "no key found, neither a file nor in an agent"
     return ConnectionFailed(
-        f"{settings.where} does not let user {settings.user} in{': ' + why if why else ''}; tried: {keys}",
+        f"authentication failed for {settings.user} at {settings.where}{': ' + why if why else ''}; tried: {keys}",
         host=target.name,
-        hint="put the public key into the user's authorized_keys on the host, or name the right key and user; "
+        hint="add the public key to the user's authorized_keys on the host, or specify another key or user; "
         f"try: {settings.ssh_command('true')}",
         code="AuthenticationFailed",
     )

@@ -58,9 +58,10 @@ def check(settings: Settings, known: Sequence[KnownKey], key_type: str, blob: by
     for key in known:
         if key.marker == "@revoked" and key.blob == blob:
             raise ConnectionFailed(
-                f"{settings.where} shows the {shown}, which {key.file} line {key.line} revokes; not logging in",
+                f"host key verification failed: {settings.where} presented the {shown}, which is revoked in "
+                f"{key.file} line {key.line}",
                 host=host,
-                hint="somebody may pose as the server. Give it a new host key, or find out why the key was revoked",
+                hint="another host may be impersonating it. Generate a new host key, or check why the key was revoked",
                 code="HostKeyRevoked",
             )
     trusted = [key for key in known if not key.marker]
@@ -70,10 +71,10 @@ def check(settings: Settings, known: Sequence[KnownKey], key_type: str, blob: by
         places = ", ".join(f"{key.file} line {key.line}" for key in trusted)
         removals = [f"ssh-keygen -f {shlex.quote(str(file))} -R {shlex.quote(name)}" for file in _files(trusted)]
         raise ConnectionFailed(
-            f"THE HOST KEY HAS CHANGED: {settings.where} shows the {shown}, another is in {places}; not logging in",
+            f"host key verification failed: {settings.where} presented the {shown}, but {places} has a different key",
             host=host,
-            hint="somebody may pose as the server. If it was installed anew, compare the fingerprint on its console"
-            f" ({_on_console(key_type)}), then forget the old key: {' && '.join(removals)}",
+            hint="another host may be impersonating it. If it was reinstalled, compare the fingerprint on its "
+            f"console ({_on_console(key_type)}), then remove the old key: {' && '.join(removals)}",
             code="HostKeyChanged",
         )
     target = settings.known_hosts[0] if settings.known_hosts else whoami.expand("~/.ssh/known_hosts")
@@ -85,10 +86,10 @@ def check(settings: Settings, known: Sequence[KnownKey], key_type: str, blob: by
         accept = f"ssh-keyscan -p {settings.port} -t {short} {settings.hostname}"
     authority = any(key.marker == "@cert-authority" for key in known)
     raise ConnectionFailed(
-        f"the host key of {settings.where} is not known: it shows the {shown}"
-        + ("; it is known by a certificate authority only, which is not supported" if authority else ""),
+        f"unknown host key: {settings.where} presented the {shown}"
+        + ("; known_hosts has only a certificate authority for it, which is not supported" if authority else ""),
         host=host,
-        hint=f"compare the fingerprint on the server's console ({_on_console(key_type)}), then accept the key: "
+        hint=f"compare the fingerprint on the console of the host ({_on_console(key_type)}), then accept the key: "
         f"{accept} >> {shlex.quote(str(target))}",
         code="HostKeyUnknown",
     )

@@ -152,7 +152,7 @@ def test_an_edit_by_hand_is_taken_back_and_nothing_restarts_for_it(registry: Reg
     append(host, CONFIG, "# by hand")
     shown = registry.cli("init", "--dry-run").stdout
     assert f"would write {CONFIG}" in shown
-    assert last_line(registry, "init") == "1 thing changed on 1 host"
+    assert last_line(registry, "init") == "1 change on 1 node"
     assert digest(host, CONFIG) == wanted
     assert registry.invocations() == before
 
@@ -166,9 +166,9 @@ def test_a_restart_that_a_dead_run_owed_is_made_up(registry: Registry) -> None:
     registry.wait_whole()
     before = registry.invocations()
     shown = registry.cli("init", "--dry-run").stdout
-    assert f"{UNIT}: restarts, for it runs with earlier versions of {CONFIG}" in shown
+    assert f"{UNIT}: restarts, because it runs with earlier versions of {CONFIG}" in shown
     assert registry.invocations() == before
-    assert last_line(registry, "init") == "1 thing changed on 1 host"
+    assert last_line(registry, "init") == "1 change on 1 node"
     assert changed(before, registry.invocations()) == {f"h3 {UNIT}"}
     assert recorded(host, UNIT)[CONFIG] == digest(host, CONFIG)
     assert last_line(registry, "init") == "nothing to do"
@@ -184,8 +184,8 @@ def test_a_reload_that_a_dead_run_owed_is_made_up(registry: Registry) -> None:
     settle(host, units)
     before = registry.invocations()
     shown = registry.cli("init", "--dry-run").stdout
-    assert f"{units[0]}: reloads, for it runs with earlier versions of {PROXY_CONFIG}" in shown
-    assert last_line(registry, "init") == "2 things changed on 1 host"
+    assert f"{units[0]}: reloads, because it runs with earlier versions of {PROXY_CONFIG}" in shown
+    assert last_line(registry, "init") == "2 changes on 1 node"
     assert registry.invocations() == before
     for unit in units:
         assert recorded(host, unit)[PROXY_CONFIG] == digest(host, PROXY_CONFIG)

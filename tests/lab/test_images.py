@@ -188,7 +188,7 @@ def test_a_tag_goes_alone_or_not_at_all(registry: Registry) -> None:
     else:
         refused = registry.json("images", "delete", f"{repository}:v1", check=False)[-1]
         assert refused["code"] == "DeleteRefused"
-        assert "v2, and this registry cannot delete a tag alone" in refused["message"]
+        assert "v2, and this registry cannot delete a single tag" in refused["message"]
         assert set(listed(registry, repository)) == {f"{repository}:v1", f"{repository}:v2"}
     registry.cli("images", "delete", "--all-tags", f"{repository}@{image.digest}")
     assert not listed(registry, repository)
@@ -201,7 +201,7 @@ def test_a_part_of_an_index_stays(registry: Registry) -> None:
     name = f"{image.repository}@{image.amd64.digest}"
     refused = registry.json("images", "delete", name, check=False)[-1]
     assert refused["code"] == "DeleteRefused"
-    assert f"is part of {image.name}, which stays" in refused["message"]
+    assert f"is part of {image.name}, which remains" in refused["message"]
     assert not images.missing(registry, image.amd64, image.repository)
     registry.cli("images", "delete", image.name, f"{image.repository}@{image.index}", name)
     assert image.name not in listed(registry)

@@ -74,7 +74,7 @@ def failure(registry: Registry, *arguments: str | Path, code: int) -> tuple[dict
 def test_a_dry_run_on_bare_hosts_touches_nothing(untouched: Registry) -> None:
     before = listings(untouched.servers.values())
     said = untouched.cli("init", "--dry-run", "--bundle", untouched.bundle).stdout
-    assert re.search(r"\d+ things would change on 3 hosts", said.splitlines()[-1])
+    assert re.search(r"would make \d+ changes on 3 nodes", said.splitlines()[-1])
     assert "would write /etc/kubeadm-registry/garage/garage.toml" in said
     left = differences(before, listings(untouched.servers.values()))
     assert not left, "\n".join(left)
@@ -116,7 +116,7 @@ def test_unknown_host_keys_are_refused_with_the_command_that_accepts_them(untouc
         untouched.lab.run("sh", "-c", command[1])
     untouched.cli("init", "--dry-run", "--bundle", untouched.bundle)
     host = untouched.servers["h2"]
-    shown = re.search(r"shows the \S+ key (SHA256:\S+)", said[1])
+    shown = re.search(r"presented the \S+ key (SHA256:\S+)", said[1])
     assert shown
     assert shown[1].rstrip(",;") in host.sh("ssh-keygen", "-lf", "/etc/ssh/ssh_host_ed25519_key.pub").stdout
 
@@ -308,7 +308,7 @@ def test_without_one_server_a_run_goes_on_with_the_others_and_is_made_up_later(r
     before = registry.invocations(rest)
     result = registry.cli("init", check=False)
     assert result.returncode == 5, result.stdout + result.stderr
-    assert "going on with the others" in result.stdout
+    assert "continuing without it" in result.stdout
     assert "run init again when it is back" in result.stdout
     assert last_line(result) == "nothing to do"
     assert registry.invocations(rest) == before
@@ -336,7 +336,7 @@ def test_secrets_that_one_server_lost_come_back_from_the_others(registry: Regist
     host, other = registry.servers["h1"], registry.servers["h2"]
     host.sh("rm", secrets.PATH)
     said = registry.cli("init").stdout
-    assert said.splitlines()[-1] == "1 thing changed on 1 host"
+    assert said.splitlines()[-1] == "1 change on 1 node"
     assert host.sh("cat", secrets.PATH).stdout == other.sh("cat", secrets.PATH).stdout
     assert host.sh("stat", "-c", "%a %U:%G", secrets.PATH).stdout == "600 root:root\n"
     assert registry.invocations() == before

@@ -155,7 +155,7 @@ def test_who_fails_is_named_and_the_others_are_done_once(site: Site) -> None:
         "silent": "HostUnreachable", "refused": "AuthenticationFailed", "unreachable": "HostUnreachable",
         full.name: "CommandFailed", without.name: "PreflightFailed",
     }  # fmt: skip
-    assert "no SSH server answers" in result["owed"]["silent"]["reason"]
+    assert "no response from an SSH server" in result["owed"]["silent"]["reason"]
     assert "No space left" in result["owed"][full.name]["reason"]
     assert "containerd.service does not run" in result["owed"][without.name]["reason"]
     assert (result["nodes"], result["done"]) == (len(listed), len(good))

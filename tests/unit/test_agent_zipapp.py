@@ -104,6 +104,6 @@ def test_a_start_that_fails_is_not_repeated_five_times_a_second(
     assert waits == [], "people at a terminal do not wait"
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     assert program.main(["--config", str(tmp_path / "none")]) == 2
-    assert program.main(["--config", str(tmp_path / "agent.json")]) == 1, "there is no key"
+    assert program.main(["--config", str(tmp_path / "agent.json")]) == 1, "no such key"
     assert len(waits) == 2
     assert all(0 < wait <= program.BREATH for wait in waits)

@@ -92,7 +92,7 @@ def test_a_child_that_was_killed_is_told() -> None:
     os.kill(child_of(process), signal.SIGKILL)
     said, wrong = process.communicate(timeout=30)
     assert (process.returncode, said) == (1, "")
-    assert wrong == "Killed: the process that did the work was ended by SIGKILL\n"
+    assert wrong == "Killed: the worker process was killed by SIGKILL\n"
 
 
 THREADS = """\

@@ -140,7 +140,7 @@ def test_a_failed_run_leaves_nothing_behind(tmp_path: Path) -> None:
     damaged = image(PAUSE)
     damaged[next(name for name in damaged if damaged[name] == b"layer")] = b"LAYER"
     layout = write_layout(tmp_path / "pause.tar", damaged)
-    with pytest.raises(BundleError, match="not what its digest says"):
+    with pytest.raises(BundleError, match="does not match its digest"):
         create(output, {}, images=[FromLayout(layout)], cache=tmp_path / "cache")
     assert output.read_bytes() == b"the old one"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tar", "pause.tar"]
@@ -151,13 +151,13 @@ def test_what_cannot_be_made_is_said_first(tmp_path: Path) -> None:
         create(tmp_path / "a.tar", {})
     with pytest.raises(ConfigError, match="sparc"):
         create(tmp_path / "a.tar", {}, architecture="sparc")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot write"):
         create(tmp_path / "none/a.tar", choose([], {"garage": tmp_path}))
     with pytest.raises(ConfigError, match="unknown programs: bird, nginx") as caught:
         choose(["nginx", "garage"], {"bird": tmp_path})
     assert "haproxy" in caught.value.hint
     for digest in ["abc", "sha256:abc", "sha256:" + "G" * 64, "sha256:" + "0" * 64 + "\n"]:
-        with pytest.raises(ConfigError, match="not the digest of garage"):
+        with pytest.raises(ConfigError, match="not a valid digest for garage"):
             choose(["garage"], accepted={"garage": digest})
 
 
@@ -212,7 +212,7 @@ def test_extract_of_a_changed_layer_leaves_no_file(made: Path, tmp_path: Path) -
     with Bundle.open(made) as bundle:
         name = oci.blob_name(bundle.programs["garage"].digest)
     changed = change(made, tmp_path, lambda files: files.update({name: bytes(len(files[name]))}))
-    with Bundle.open(changed) as bundle, pytest.raises(BundleError, match="not what its digest says"):
+    with Bundle.open(changed) as bundle, pytest.raises(BundleError, match="does not match its digest"):
         bundle.extract(bundle.programs["garage"], tmp_path / "layer")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["changed.tar"]
 
@@ -499,7 +499,7 @@ def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
     text.write_text("hello")
     cases = {
         "neither a Linux executable": text,
-        "there is no file": tmp_path / "none",
+        "no such file": tmp_path / "none",
         "has no bin/garage": script(tmp_path / "other/bin/zot").parent.parent,
         "cannot unpack": tmp_path / "x.tar.gz",
     }
@@ -534,20 +534,20 @@ def test_a_damaged_executable_is_refused(tmp_path: Path) -> None:
 def test_a_program_that_tells_no_version_is_known_by_its_digest(tmp_path: Path) -> None:
     program, lines = make(tmp_path, script(tmp_path / "garage", "hello"))
     assert program.version.startswith("sha256-")
-    assert "garage: its version stays unknown: hello" in lines
+    assert "warning: cannot determine the version of garage: hello" in lines
     path = tmp_path / "broken"
     path.write_text("#!/bin/sh\nexit 3\n")
     path.chmod(0o755)
     program, lines = make(tmp_path, path)
     assert program.version.startswith("sha256-")
-    assert any("version stays unknown" in line and "status 3" in line for line in lines)
+    assert any("cannot determine the version" in line and "status 3" in line for line in lines)
 
 
 def test_what_a_program_needs_of_the_hosts_is_said(tmp_path: Path) -> None:
     path = tmp_path / "garage"
     path.write_bytes(elf(interpreter="/lib64/ld-linux.so.2", needed=("libc.so.6", "libm.so.6")))
     _, lines = make(tmp_path, path)
-    assert "garage is not linked statically: each host needs libc.so.6, libm.so.6 for it" in lines
+    assert "warning: garage is dynamically linked; every node must provide libc.so.6, libm.so.6" in lines
 
 
 def test_two_builds_of_a_version_never_share_a_directory(tmp_path: Path) -> None:
@@ -573,5 +573,5 @@ def test_the_stream_of_a_blob_ends_before_wrong_content_is_whole() -> None:
 
     layout = Layout(Store(), "here")  # type: ignore[arg-type]
     descriptor = oci.Descriptor(media_type="x", digest="sha256:" + "0" * 64, size=5)
-    with layout.blob(descriptor) as blob, pytest.raises(BundleError, match="not what its digest says"):
+    with layout.blob(descriptor) as blob, pytest.raises(BundleError, match="does not match its digest"):
         blob.read(5)

@@ -72,7 +72,7 @@ def test_refuses_a_name_twice() -> None:
 def test_refuses_sparse_files_and_global_names() -> None:
     for key, kind in [("GNU.sparse.size", tarfile.XHDTYPE), ("path", tarfile.XGLTYPE)]:
         text = f"30 {key}=".ljust(29, "1") + "\n"
-        assert "not allowed" in refusal(tar((member("h", kind), text.encode()), ("a", b"")))
+        assert "not supported" in refusal(tar((member("h", kind), text.encode()), ("a", b"")))
 
 
 def test_refuses_headers_without_bounds() -> None:
@@ -86,7 +86,7 @@ def test_takes_as_many_extended_headers_as_tools_write_and_no_more() -> None:
     for most in (archive.MAX_EXTENDED_HEADERS, 1):
         assert list(read(one * most + raw(b"first") + one * archive.MAX_EXTENDED_HEADERS + end)) == ["first", "a", "b"]
     refused = refusal(one * (archive.MAX_EXTENDED_HEADERS + 1) + end)
-    assert refused == "the archive has more extended headers than any tool writes"
+    assert refused == "the archive has too many extended headers"
 
 
 def test_takes_extended_headers_of_so_many_bytes_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_takes_extended_headers_of_so_many_bytes_in_all(monkeypatch: pytest.Monk
     monkeypatch.setattr(archive, "MAX_EXTENDED_BYTES", size)
     assert len(read(content)) == 10
     monkeypatch.setattr(archive, "MAX_EXTENDED_BYTES", size - 1)
-    assert "more extended headers" in refusal(content)
+    assert "too many extended headers" in refusal(content)
 
 
 def test_takes_so_many_records_in_an_extended_header() -> None:
@@ -135,14 +135,14 @@ def test_refuses_what_comes_after_the_end() -> None:
 
 def test_refuses_other_files() -> None:
     assert "not a tar archive" in refusal(b"PK\x03\x04" + b"x" * 1000)
-    assert "cut short" in refusal(b"")
+    assert "truncated" in refusal(b"")
 
 
 @settings(deadline=None)
 @given(st.integers(min_value=0, max_value=3 * 512 - 1))
 def test_notices_every_cut(length: int) -> None:
     content = tar(("a", b"1" * 100))[: 4 * 512]
-    assert "cut short" in refusal(content[:length]) or length in range(1024, 1536)
+    assert "truncated" in refusal(content[:length]) or length in range(1024, 1536)
     assert read(content) == {"a": b"1" * 100}
 
 

@@ -212,7 +212,7 @@ def test_a_damaged_rest_of_an_earlier_run_is_thrown_away(upstream: FakeUpstream,
     part = tmp_path / "cache/blobs/sha256" / (oci.digest_of(LAYER).removeprefix("sha256:") + ".part")
     part.parent.mkdir(parents=True)
     part.write_bytes(b"?" * 500_000)
-    with pytest.raises(BundleError, match="has not the digest"):
+    with pytest.raises(BundleError, match="does not match the digest"):
         bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
     bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
 
@@ -220,7 +220,7 @@ def test_a_damaged_rest_of_an_earlier_run_is_thrown_away(upstream: FakeUpstream,
 def test_a_registry_that_sends_something_else_is_refused(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.image("a/b", "v1", LAYER)
     upstream.blobs[oci.digest_of(LAYER)] = LAYER[:-1] + b"!"
-    with pytest.raises(BundleError, match="has not the digest"):
+    with pytest.raises(BundleError, match="does not match the digest"):
         bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
     assert not (tmp_path / "a.tar").exists()
 
@@ -269,7 +269,7 @@ def test_an_image_by_digest_comes_whole(upstream: FakeUpstream, tmp_path: Path) 
 
 def test_a_platform_that_is_not_there_is_refused_with_those_that_are(upstream: FakeUpstream, tmp_path: Path) -> None:
     multi_arch(upstream, "a/b")
-    with pytest.raises(BundleError, match="not there for linux/riscv64") as caught:
+    with pytest.raises(BundleError, match="is not available for linux/riscv64") as caught:
         bundle_of(tmp_path, f"{upstream.host}/a/b:v1", wanted="linux/riscv64")
     assert "linux/arm/v7" in caught.value.hint
 
@@ -299,13 +299,13 @@ def test_an_index_that_loses_nothing_keeps_its_bytes() -> None:
 
 @pytest.mark.parametrize("text", ["linux", "/amd64", "linux/", "linux/arm/"])
 def test_a_platform_is_os_and_architecture(text: str) -> None:
-    with pytest.raises(ConfigError, match="OS/ARCHITECTURE"):
+    with pytest.raises(ConfigError, match="not a valid platform"):
         platforms([text])
 
 
 def test_an_old_form_of_image_is_refused(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.add("a/b", "v1", b"{}", "application/vnd.docker.distribution.manifest.v1+prettyjws")
-    with pytest.raises(BundleError, match="not an image of today's form"):
+    with pytest.raises(BundleError, match="not an image in a supported format"):
         bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
 
 
@@ -391,7 +391,7 @@ def test_a_damaged_layer_that_is_compressed_already_is_refused(tmp_path: Path, s
     row = {"Config": "c.json", "RepoTags": ["quay.io/x:1"], "Layers": ["l.tar.gz"]}
     files = (("c.json", config), ("l.tar.gz", packed), ("manifest.json", json.dumps([row]).encode()))
     write(tmp_path / "crane.tar", tar(*files))
-    with pytest.raises(BundleError, match=r"layer l\.tar\.gz is not a whole gzip file") as caught:
+    with pytest.raises(BundleError, match=r"layer l\.tar\.gz is not a complete gzip file") as caught:
         create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "crane.tar"]), cache=tmp_path / "cache")
     assert caught.value.code == "BundleDamaged"
     assert not list((tmp_path / "cache/blobs/sha256").iterdir())

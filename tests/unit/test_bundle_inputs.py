@@ -131,7 +131,7 @@ def test_layouts_with_tags_only_get_their_names(tmp_path: Path) -> None:
     ]  # fmt: skip
     for given, words in [
         (str(two), "is not the full name of an image"), (f"quay.io/app:v1={two}", "has 2 images"),
-        (f"UPPER={two}", "is not the name of an image"), (f"quay.io/app={write_layout(one, image(PAUSE))}", PAUSE),
+        (f"UPPER={two}", "is not a valid image name"), (f"quay.io/app={write_layout(one, image(PAUSE))}", PAUSE),
     ]:  # fmt: skip
         error = refusal(tmp_path / "a.tar", given)
         assert words in error.message
@@ -150,7 +150,7 @@ def test_an_archive_of_docker_gets_its_name(tmp_path: Path) -> None:
 
 def test_a_list_has_its_names(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("nginx:1\n")
-    assert "names nothing in it" in refusal(tmp_path / "a.tar", f"quay.io/x={tmp_path / 'list'}").message
+    assert "does not apply to it" in refusal(tmp_path / "a.tar", f"quay.io/x={tmp_path / 'list'}").message
 
 
 # ---- platforms -------------------------------------------------------------------------------------------------------
@@ -178,9 +178,9 @@ def test_an_index_whose_platforms_are_not_all_there(upstream: FakeUpstream, tmp_
     path = sparse(tmp_path, upstream, "linux/amd64", "linux/arm/v7")
     error = refusal(tmp_path / "a.tar", path)
     assert (error.code, "quay.io/a/b:v1" in error.message) == ("BundleIncomplete", True)
-    assert error.hint == "take the platforms that are there, with --platform linux/amd64,linux/arm/v7"
+    assert error.hint == "choose available platforms with --platform linux/amd64,linux/arm/v7"
     error = refusal(tmp_path / "a.tar", path, wanted="linux/amd64 linux/arm64/v8")
-    assert error.hint == "take the platforms that are there, with --platform linux/amd64,linux/arm/v7"
+    assert error.hint == "choose available platforms with --platform linux/amd64,linux/arm/v7"
     create(
         tmp_path / "a.tar", {}, images=[FromLayout(path)], platforms=platforms(["linux/amd64", "linux/arm/v7"]),
         cache=tmp_path / "cache",
@@ -201,16 +201,16 @@ def test_an_image_for_other_servers(upstream: FakeUpstream, tmp_path: Path, pinn
             cache=tmp_path / "cache", progress=said.append,
         )  # fmt: skip
 
-    warning = f"warning: {name} is not there for linux/amd64, only for linux/arm64"
+    warning = f"warning: {name} is not available for linux/amd64, only for linux/arm64"
     if pinned:  # it is that one image, by its digest
         make()
         assert warning in said
         return
     for wanted in ((), ("linux/amd64",)):
-        with pytest.raises(BundleError, match="not there for linux/amd64") as caught:
+        with pytest.raises(BundleError, match="not available for linux/amd64") as caught:
             make(*wanted)
         assert caught.value.code == "BundleInputRefused"
-        assert caught.value.hint == "choose from --platform linux/arm64"
+        assert caught.value.hint == "pass --platform with one or more of linux/arm64"
     make("linux/arm64")
     assert not [line for line in said if line.startswith("warning")]
 
@@ -233,9 +233,9 @@ def test_a_file_with_an_image_for_other_servers(upstream: FakeUpstream, tmp_path
         progress=said.append,
     )  # fmt: skip
     variant = "/v8" if index else ""
-    assert f"warning: {name} is not there for linux/amd64, only for linux/arm64{variant}" in said
+    assert f"warning: {name} is not available for linux/amd64, only for linux/arm64{variant}" in said
     error = refusal(tmp_path / "a.tar", tmp_path / "file.tar", wanted="linux/amd64")
-    assert "not there for linux/amd64" in error.message
+    assert "not available for linux/amd64" in error.message
 
 
 def test_what_is_for_no_platform_is_for_all(upstream: FakeUpstream, tmp_path: Path) -> None:

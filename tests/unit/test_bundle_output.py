@@ -310,7 +310,7 @@ def test_damaged_blobs_in_the_cache_are_fetched_again(tmp_path: Path, damage: Ca
         create(tmp_path / "b.tar", {}, images=[source], cache=tmp_path / "cache", progress=said.append)
         assert upstream.sent - before == 200_000, "the two that were damaged, and nothing else"
     assert (tmp_path / "b.tar").read_bytes() == (tmp_path / "a.tar").read_bytes()
-    assert any("comparing all that is taken from the cache" in line for line in said)
+    assert any("comparing everything taken from the cache" in line for line in said)
 
 
 def test_a_damaged_layer_of_an_archive_in_the_cache_is_compressed_again(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_who_was_not_installed_by_pip_cannot_pack_itself(tmp_path: Path, monkeyp
         raise importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(importlib.metadata, "requires", unknown)
-    with pytest.raises(BundleError, match="not installed by pip") as caught:
+    with pytest.raises(BundleError, match="not installed with pip") as caught:
         tool.wheels(tmp_path, "amd64", "3.13")
     assert "--with" in caught.value.hint
 

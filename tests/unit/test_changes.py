@@ -163,7 +163,7 @@ def test_a_file_where_a_directory_should_be_is_an_error_and_stays(server: FakeTr
     server.put("/opt/a", "x")
     with pytest.raises(Error, match="/opt/a is a regular file, not a directory") as caught:
         Directory("/opt/a").diff(server.host())
-    assert caught.value.hint == "move it away"
+    assert caught.value.hint == "move it elsewhere"
     assert server.content("/opt/a") == b"x"
 
 
@@ -263,7 +263,7 @@ def test_a_wait_ends_at_its_deadline_with_what_was_missing(server: FakeTransport
     begin = time.monotonic()
     with pytest.raises(CommandTimeout) as caught:
         wait(server.host(), lambda _: "2 of 3 are up", what="all are up", timeout=0.05, interval=0.01)
-    assert str(caught.value) == "cp-1: waited 0 s until all are up: 2 of 3 are up"
+    assert str(caught.value) == "cp-1: timed out after 0 s waiting until all are up: 2 of 3 are up"
     assert time.monotonic() - begin < 2
 
 
@@ -315,7 +315,7 @@ def rewritten(ready: FakeTransport) -> File:
 def test_a_service_that_runs_with_an_earlier_file_is_restarted(ready: FakeTransport) -> None:
     new = rewritten(ready)
     change = Running(UNIT, (new, UNIT_FILE))
-    assert converge(change, ready.host()) == f"{UNIT}: restarts, for it runs with earlier versions of {CONFIG.path}"
+    assert converge(change, ready.host()) == f"{UNIT}: restarts, because it runs with earlier versions of {CONFIG.path}"
     assert (ready.unit(UNIT).starts, ready.unit(UNIT).reloads) == (2, 0)
 
 
@@ -358,7 +358,7 @@ def test_a_service_that_does_not_start_is_an_error_with_its_last_words(ready: Fa
         SERVICE.apply(ready.host())
     error = caught.value
     assert str(error) == f"cp-1: systemctl start {UNIT} failed: line 1 | no such key: foo"
-    assert (error.hint, error.code) == (f"look at: journalctl -u {UNIT}", "ServiceFailed")
+    assert (error.hint, error.code) == (f"see: journalctl -u {UNIT}", "ServiceFailed")
     ready.broken.clear()
     converge(SERVICE, ready.host())
 

@@ -178,8 +178,8 @@ def test_without_a_file_the_error_shows_the_smallest_one(run: Terminal) -> None:
     result = run("init")
     failed(result, 2)
     assert config.SMALLEST in result.stderr
-    assert "what to do: write it with your addresses" in result.stderr
-    shown = result.stderr[result.stderr.index("apiVersion") : result.stderr.index("what to do")]
+    assert "hint: write it with your addresses" in result.stderr
+    shown = result.stderr[result.stderr.index("apiVersion") : result.stderr.index("hint:")]
     run.write(shown)
     assert run("config", "validate").exit_code == 0, "what the error shows is a good file"
 
@@ -277,8 +277,8 @@ def test_without_one_server_init_goes_on_with_the_others_and_says_what_is_owed(
         cut_off(installed, context, {"cp-1": "HostUnreachable"})
         result = run("init", *SKIP)
         assert result.exit_code == 5, result.output
-        assert "cannot reach 10.0.0.11: timed out; going on with the others" in result.stdout
-        assert "what changed since it was last reached; run init again" in result.stdout
+        assert "cannot reach 10.0.0.11: timed out; continuing without it" in result.stdout
+        assert "anything changed since this node was last reachable; run init again" in result.stdout
         assert result.stdout.splitlines()[-1] == "nothing to do"
         run.write(config.SMALLEST + "  proxy: {anonymousPull: false}\n")
         owed = lines(run("init", *SKIP, "-o", "json"))[-1]
@@ -287,7 +287,7 @@ def test_without_one_server_init_goes_on_with_the_others_and_says_what_is_owed(
     assert len(installed.servers["cp-1"].acts) == before, "it was left alone"
     installed.servers["cp-1"].unit(garage.UNIT).active = "active"
     made_up = run("init", *SKIP)
-    assert (made_up.exit_code, made_up.stdout.splitlines()[-1]) == (0, "4 things changed on 1 host"), made_up.output
+    assert (made_up.exit_code, made_up.stdout.splitlines()[-1]) == (0, "4 changes on 1 node"), made_up.output
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_failure_names_phase_change_host_and_remedy(run: Terminal, servers: Fa
     unit = paths.unit("garage")
     assert f"error [ServiceFailed] cp-2: phase backend/install, start {unit}: " in result.stderr
     assert "cannot open the database" in result.stderr
-    assert f"what to do: look at: journalctl -u {unit}" in result.stderr
+    assert f"hint: see: journalctl -u {unit}" in result.stderr
 
 
 def test_a_server_at_which_somebody_else_works(run: Terminal, servers: FakeCluster) -> None:
@@ -369,7 +369,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(run: Terminal, servers: Fake
     servers.servers["cp-1"].answer("uname", "-m", with_=interrupted)
     result = run("preflight")
     failed(result, 130)
-    assert "run it again: it goes on where it stopped" in result.stderr
+    assert "run the command again; it resumes where it stopped" in result.stderr
 
 
 # ---- init -----------------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_init_then_init_again(run: Terminal, servers: FakeCluster) -> None:
     assert first.exit_code == 0, first.output
     assert first.stderr == ""
     acts = servers.acts()
-    assert first.stdout.splitlines()[-1].endswith("things changed on 3 hosts")
+    assert first.stdout.splitlines()[-1].endswith("changes on 3 nodes")
     second = run("init", *SKIP)
     assert (second.exit_code, second.stdout.splitlines()[-1]) == (0, "nothing to do")
     assert servers.acts() == acts
@@ -420,7 +420,7 @@ def test_a_dry_run_shows_what_differs_and_touches_nothing(run: Terminal, servers
     assert result.exit_code == 0, result.output
     assert "would write /etc/kubeadm-registry/haproxy/haproxy.cfg" in result.stdout
     assert "+frontend public" in result.stdout
-    assert result.stdout.splitlines()[-1].endswith("things would change on 3 hosts")
+    assert result.stdout.splitlines()[-1].endswith("changes on 3 nodes")
     assert (servers.snapshot(), servers.acts()) == (before, [])
     assert not any(server.locked_by for server in servers.servers.values())
 
@@ -449,7 +449,7 @@ def test_a_dry_run_is_one_wherever_the_option_stands(
 ) -> None:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert "would change" in result.stdout
+    assert "would make" in result.stdout
     assert servers.acts() == []
 
 
@@ -468,7 +468,7 @@ def test_preflight_says_how_many_are_ready(run: Terminal, servers: FakeCluster) 
     events = lines(result)
     assert {event["event"] for event in events} == {"check", "phase", "result"}
     assert {event["check"] for event in events if event["event"] == "check"} == {*CHECKS}
-    assert (events[-1]["summary"], events[-1]["problems"]) == ("3 hosts are ready for init", 0)
+    assert (events[-1]["summary"], events[-1]["problems"]) == ("all 3 nodes are ready for init", 0)
     assert servers.acts() == []
 
 
@@ -606,7 +606,7 @@ def test_reset_asks_at_a_terminal_and_no_changes_nothing(run: Terminal) -> None:
     os.close(ours)
     assert program.returncode == 1
     assert b"Remove the registry AND ALL ITS IMAGES from cp-1, cp-2, cp-3? [y/N]" in said
-    assert b"[Aborted] not confirmed; nothing was changed" in said
+    assert b"[Aborted] aborted; nothing was changed" in said
 
 
 # ---- credentials and ca ---------------------------------------------------------------------------------------------
@@ -647,7 +647,7 @@ def test_the_defaults_are_a_good_file(run: Terminal) -> None:
 
 def test_one_server_is_told_not_to_be_highly_available(run: Terminal) -> None:
     run.write("".join(line for line in config.SMALLEST.splitlines(True) if "cp-2" not in line and "cp-3" not in line))
-    assert "one server is not highly available" in run("config", "validate").stdout
+    assert "a single node is not highly available" in run("config", "validate").stdout
 
 
 def test_kubeadm_configuration(run: Terminal) -> None:
@@ -683,7 +683,7 @@ def test_a_bundle_of_images_alone(run: Terminal, tmp_path: Path) -> None:
     write_layout(tmp_path / "layout.tar", image("registry.k8s.io/pause:3.10"))
     made = run("bundle", "create", "-o", "x.tar", "--images-only", "--images-from", str(tmp_path / "layout.tar"))
     assert made.exit_code == 0, made.output
-    assert made.stdout.splitlines()[-1].endswith("MB, 1 images")
+    assert made.stdout.splitlines()[-1].endswith("MB, 1 image")
     [shown] = lines(run("bundle", "inspect", "x.tar", "-o", "json"))
     assert (shown["programs"], len(shown["images"])) == ([], 1)
 
@@ -726,15 +726,46 @@ def test_every_command_has_help(run: Terminal, words: tuple[str, ...]) -> None:
 )
 def test_help_ends_with_the_phases_as_they_are(run: Terminal, words: tuple[str, ...], workflow: Workflow) -> None:
     shown = run(*words, "--help").stdout
-    table = shown[shown.index("Phases, in this order:") :].splitlines()[1:]
+    table = shown[shown.index("Phases, in order:") :].splitlines()[1:]
     expected = [(path, phase.summary) for path, phase in leaves(workflow)]
     for (path, summary), line in zip(expected, table, strict=False):
         assert line.split() == [*path.split(), *summary.split()]
 
 
+def groups(group: click.Command, *above: str) -> list[tuple[str, ...]]:
+    """The words of each command that has commands below it."""
+    if not isinstance(group, click.Group):
+        return []
+    return [above, *(one for name, child in group.commands.items() for one in groups(child, *above, name))]
+
+
+@pytest.mark.parametrize("words", groups(cli), ids=" ".join)
+def test_each_command_has_a_line_of_help_that_80_columns_show_whole(
+    run: Terminal, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(*words, "--help").stdout
+    listed = shown[shown.index("Commands:\n") :].splitlines()[1:]
+    group: click.Command = cli
+    for word in words:
+        assert isinstance(group, click.Group)
+        group = group.commands[word]
+    assert isinstance(group, click.Group)
+    for (name, command), line in zip(sorted(group.commands.items()), listed, strict=True):
+        assert command.short_help, "a sentence of the help would be cut"
+        assert line.split(maxsplit=1) == [name, command.short_help]
+
+
 def test_help_names_every_exit_code(run: Terminal) -> None:
     shown = " ".join(run("--help").stdout.split())
-    told = ("0 done", "1 failed", "2 wrong file", "3 preflight", "4 a host cannot be reached", "5 done but degraded")
+    told = (
+        "0 done, or nothing",
+        "1 failed",
+        "2 invalid file",
+        "3 preflight",
+        "4 a node is unreachable",
+        "5 done, but degraded",
+    )
     assert not [words for words in told if words not in shown]
 
 

@@ -131,7 +131,7 @@ def test_signed_verified_compared(run: Terminal, keys: tuple[Path, Path]) -> Non
     [signed] = lines(run("bundle", "sign", "new.tar", "--key", str(keys[0]), "-o", "json"))
     [shown] = lines(run("bundle", "inspect", "new.tar", "-o", "json"))
     assert (signed["index"], shown["signed"], shown["sequence"]) == (shown["index"], True, 1)
-    assert "delta    number 1, since sha256:" in run("bundle", "inspect", "new.tar").stdout
+    assert "delta    number 1, based on sha256:" in run("bundle", "inspect", "new.tar").stdout
     assert run("bundle", "verify", "new.tar", "--key", ours, "--base", "old.tar").exit_code == 0
     wrong = run("bundle", "verify", "new.tar", "--base", "new.tar", "-o", "json")
     failed(wrong, 1)
@@ -173,3 +173,21 @@ def test_programs_that_a_delta_leaves_out_are_on_the_servers(run: Terminal) -> N
         server.put(f"{garage.prefix}/.digest", garage.digest.removeprefix("sha256:") + "\n")
         assert change.diff(host) is None
     assert "unpack.sh" not in contents(run.folder / "new.tar")
+
+
+@pytest.mark.parametrize("form", [("-o", "json"), ("--output", "json"), ("--output=json",), ("--format", "json")])
+@pytest.mark.parametrize("file", [("-o", "x.tar"), ("-ox.tar",), ("--output-file", "x.tar")])
+def test_o_means_the_format_and_may_name_a_file(
+    run: Terminal, form: tuple[str, ...], file: tuple[str, ...]  # noqa: F811
+) -> None:  # fmt: skip
+    script(run.folder / "garage")
+    common = ("bundle", "create", "--with", "garage", "--program", "garage=./garage")
+    for arguments in ((*form, *file), (*file, *form)):
+        assert lines(run(*common, *arguments))[-1]["path"] == "x.tar"
+        assert sorted(path.name for path in run.folder.iterdir()) == ["garage", "x.tar"]
+    assert run(*common, *file).stdout.splitlines()[-1].startswith("x.tar: ")
+    assert run(*common, "-o", "./json").stdout.splitlines()[-1].startswith("json: ")
+    twice = run(*common, *file, "-o", "y.tar")
+    failed(twice, 2)
+    assert "the output file is named twice" in twice.stderr
+    assert not (run.folder / "y.tar").exists()

@@ -98,7 +98,7 @@ def test_list_for_machines(fake: Repositories) -> None:
 def test_check_of_all_that_is_there(fake: Repositories) -> None:
     result = run("check")
     assert result.exit_code == 0, result.output
-    assert result.stdout == "2 of 2 images can be pulled through the virtual IP and from 3 servers\n"
+    assert result.stdout == "2 of 2 images can be pulled through the virtual IP and from 3 nodes\n"
 
 
 def test_check_names_image_and_server(fake: Repositories) -> None:
@@ -111,7 +111,7 @@ def test_check_names_image_and_server(fake: Repositories) -> None:
     assert {one["check"] for one in checks} == {"ImageReadable"}
     assert all("app:v1" in one["message"] and lost in one["message"] for one in checks)
     assert error["code"] == "ImagesMissing"
-    assert error["message"] == "1 of 2 images cannot be pulled everywhere"
+    assert error["message"] == "1 of 2 images cannot be pulled from every node"
 
 
 def test_check_of_a_kubernetes_version(fake: Repositories) -> None:
@@ -120,14 +120,14 @@ def test_check_of_a_kubernetes_version(fake: Repositories) -> None:
     told = {one["message"].partition(" ")[0].rstrip(":") for one in checks}
     assert told == set(images_of("v1.33.6")) - {there}
     assert {(one["check"], one["host"]) for one in checks} == {("ImagePresent", "")}
-    assert error["message"] == "6 of 7 images cannot be pulled everywhere"
+    assert error["message"] == "6 of 7 images cannot be pulled from every node"
     result = run("check", "--kubernetes-version", "v1.99.0", "-o", "json")
     assert (result.exit_code, lines(result)[-1]["code"]) == (2, "KubernetesVersionUnknown")
 
 
 def test_check_of_a_list(fake: Repositories, tmp_path: Path) -> None:
     (tmp_path / "list").write_text(f"# all\n{PAUSE}:3.10  # twice\n\n{PAUSE}:3.10\n")
-    assert run("check", "--images-from", "list").stdout.startswith("1 of 1 images")
+    assert run("check", "--images-from", "list").stdout.startswith("1 of 1 image can")
     (tmp_path / "list").write_text("No Name\n")
     result = run("check", "--images-from", "list", "-o", "json")
     assert (result.exit_code, lines(result)[-1]["code"]) == (1, "BundleInputRefused")
@@ -157,7 +157,7 @@ def test_check_does_not_speak_for_a_server_that_does_not_answer(
     *_, note, last = lines(result)
     assert note["host"] == "cp-3"
     assert last["unproven"] == ["cp-3"]
-    assert "from 2 servers" in last["summary"]
+    assert "from 2 nodes" in last["summary"]
 
 
 DUAL_STACK = """
@@ -219,7 +219,7 @@ def test_copy_to_another_name(fake: Repositories) -> None:
 def test_delete_shows_before_it_does(fake: Repositories) -> None:
     result = run("delete", "app:v1", "--dry-run")
     assert result.stdout.splitlines()[0].startswith("would delete app:v1 (sha256:")
-    assert result.stdout.splitlines()[-1] == "1 deletion would be made"
+    assert result.stdout.splitlines()[-1] == "would delete 1 name"
     assert fake.store["app"].tags
     _, last = lines(run("delete", "app:v1", "-o", "json"))
     assert [one["name"] for one in last["deleted"]] == ["app:v1"]

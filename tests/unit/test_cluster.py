@@ -34,7 +34,7 @@ def test_the_leader_is_the_first_of_the_file(three: FakeCluster) -> None:
     ("bundle", "words"),
     [
         (cast(Bundle, FakeBundle()), "the bundle has no program seaweedfs"),
-        (None, "there is no bundle, and the hosts have no program seaweedfs"),
+        (None, "no bundle was given, and the nodes have no program seaweedfs"),
     ],
 )
 def test_a_program_that_is_missing_is_told_with_how_to_get_it(
@@ -43,7 +43,7 @@ def test_a_program_that_is_missing_is_told_with_how_to_get_it(
     with pytest.raises(Error) as caught:
         replace(three.cluster, bundle=bundle).program("seaweedfs")
     assert (caught.value.message, caught.value.code) == (words, "ProgramMissing")
-    assert "bundle create -o FILE --with seaweedfs" in caught.value.hint
+    assert "bundle create --with seaweedfs" in caught.value.hint
 
 
 def test_in_a_dry_run_every_host_refuses_to_be_changed(three: FakeCluster) -> None:

@@ -1,4 +1,4 @@
-"""The cluster file: what is wrong in it is said all at once, by path, before anything is contacted."""
+"""The cluster file: what is not valid in it is said all at once, by path, before anything is contacted."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ BAD = {
         [
             "spec.nodes[0].address: is missing",
             "spec.nodes[0].adress: unknown key, did you mean address?",
-            "spec.vip.color: unknown key; known here: address, secondaryAddress, name, virtualRouterID",
+            "spec.vip.color: unknown key; known keys: address, secondaryAddress, name, virtualRouterID",
             "spec.frontent: unknown key, did you mean frontend?",
         ],
     ),
@@ -71,15 +71,17 @@ BAD = {
     "names": (
         spec("[{name: A, address: 10.0.0.1}]", more="metadata: {name: -x}\n"),
         [
-            "metadata.name: must be a DNS label: lower-case letters, digits and dashes, 63 at most (RFC 1123) "
+            "metadata.name: must be a DNS label: lower-case letters, digits and dashes, at most 63 characters "
+            "(RFC 1123) "
             "(it is '-x')",
-            "spec.nodes[0].name: must be a DNS label: lower-case letters, digits and dashes, 63 at most (RFC 1123) "
+            "spec.nodes[0].name: must be a DNS label: lower-case letters, digits and dashes, at most 63 characters "
+            "(RFC 1123) "
             "(it is 'A')",
         ],
     ),
     "a node called local": (
         spec(NODES.replace("name: a", "name: local")),
-        ["spec.nodes[0].name: must not be 'local', by which each server calls itself (it is 'local')"],
+        ["spec.nodes[0].name: must not be 'local', which is reserved for the node itself (it is 'local')"],
     ),
     "no nodes": (
         spec("[]"),
@@ -87,60 +89,61 @@ BAD = {
     ),
     "two nodes": (
         spec("[{name: a, address: 10.0.0.1}, {name: b, address: 10.0.0.2}]"),
-        ["spec.nodes: two servers cannot outvote a lost one: give three to five, or one to try things out"],
+        ["spec.nodes: two nodes cannot form a quorum when one fails; use three to five nodes, or one for testing"],
     ),
     "six nodes": (
         spec("[" + ", ".join(f"{{name: n{i}, address: 10.0.0.{i}}}" for i in range(1, 7)) + "]"),
         ["spec.nodes: must have at most 5, and has 6"],
     ),
-    "what is given twice": (
+    "what is set twice": (
         spec(
             "[{name: a, address: 10.0.0.1}, {name: a, address: 10.0.0.1}, {name: c, address: 10.0.0.3}]",
             more="  mirrors: [quay.io, quay.io]\n",
         ),
         [
-            "spec.nodes[1].name: a is the name of nodes[0] as well",
-            "spec.nodes[1].address: 10.0.0.1 is nodes[0].address as well",
-            "spec.mirrors: names a registry twice",
+            "spec.nodes[1].name: a is also the name of nodes[0]",
+            "spec.nodes[1].address: 10.0.0.1 is also nodes[0].address",
+            "spec.mirrors: lists a registry twice",
         ],
     ),
     "an address given twice in two spellings": (
         spec(NODES.replace("10.0.0.", "fd00::").replace("fd00::3", "'fd00:0:0::1'"), "{address: 'fd00::9'}"),
-        ["spec.nodes[2].address: fd00::1 is nodes[0].address as well"],
+        ["spec.nodes[2].address: fd00::1 is also nodes[0].address"],
     ),
     "the VIP is a node's": (
         spec(vip="{address: 10.0.0.2}"),
-        ["spec.nodes[1].address: 10.0.0.2 is the VIP, which belongs to no server"],
+        ["spec.nodes[1].address: 10.0.0.2 is the VIP, which must not be a node address"],
     ),
     "the second VIP is a node's": (
         spec(DUAL, "{address: 10.0.0.9, secondaryAddress: 'fd00::3'}"),
-        ["spec.nodes[2].secondaryAddress: fd00::3 is the VIP, which belongs to no server"],
+        ["spec.nodes[2].secondaryAddress: fd00::3 is the VIP, which must not be a node address"],
     ),
     "families mixed": (
         spec("[{name: a, address: 10.0.0.1}, {name: b, address: 'fd00::2'}, {name: c, address: 10.0.0.3, "
              "secondaryAddress: 10.0.1.3}]", "{address: 'fd00::9', secondaryAddress: 'fd00::8'}"),
         [
-            "spec.nodes[1].address: must be of the same family as nodes[0].address",
-            "spec.nodes[2].secondaryAddress: must be of the other family than address",
-            "spec.vip.address: must be of the same family as nodes[0].address",
-            "spec.vip.secondaryAddress: must be of the other family than vip.address",
-            "spec.vip.secondaryAddress: needs a secondaryAddress at every node",
+            "spec.nodes[1].address: must be of the same address family as nodes[0].address",
+            "spec.nodes[2].secondaryAddress: must be of the other address family than address",
+            "spec.vip.address: must be of the same address family as nodes[0].address",
+            "spec.vip.secondaryAddress: must be of the other address family than vip.address",
+            "spec.vip.secondaryAddress: requires a secondaryAddress on every node",
         ],
     ),
     "a second VIP without second addresses": (
         spec(DUAL.replace(", secondaryAddress: 'fd00::2'", ""), "{address: 10.0.0.9, secondaryAddress: 'fd00::9'}"),
-        ["spec.vip.secondaryAddress: needs a secondaryAddress at every node"],
+        ["spec.vip.secondaryAddress: requires a secondaryAddress on every node"],
     ),
     "addresses of no server": (
         spec("[{name: a, address: cp-1.example}, {name: b, address: 127.0.0.1}, {name: c, address: 'fe80::1'}]",
              "{address: 224.0.0.18}"),
         [
-            "spec.nodes[0].address: must be an IPv4 or IPv6 address, not a name: names need a DNS that may not be "
-            "there yet (it is 'cp-1.example')",
-            "spec.nodes[1].address: must be the address of a server, not a loopback, multicast or unspecified one "
+            "spec.nodes[0].address: must be an IPv4 or IPv6 address, not a name, because DNS may not be "
+            "available yet (it is 'cp-1.example')",
+            "spec.nodes[1].address: must be a unicast address, not a loopback, multicast or unspecified one "
             "(it is '127.0.0.1')",
-            "spec.nodes[2].address: must not be link-local: containerd cannot name the interface (it is 'fe80::1')",
-            "spec.vip.address: must be the address of a server, not a loopback, multicast or unspecified one "
+            "spec.nodes[2].address: must not be link-local, because containerd cannot specify the interface "
+            "(it is 'fe80::1')",
+            "spec.vip.address: must be a unicast address, not a loopback, multicast or unspecified one "
             "(it is '224.0.0.18')",
         ],
     ),
@@ -149,7 +152,7 @@ BAD = {
              more="  frontend: {type: harbor}\n  ssh: {port: 0, user: ''}\n  proxy: {anonymousPull: perhaps}\n"),
         [
             "spec.vip.virtualRouterID: must be at most 255 (it is 256)",
-            "spec.ssh.user: must be the name of a user: without blanks, not beginning with a dash (it is '')",
+            "spec.ssh.user: must be a user name without blanks that does not start with a dash (it is '')",
             "spec.ssh.port: must be at least 1 (it is 0)",
             "spec.frontend.type: must be 'zot' or 'distribution' (it is 'harbor')",
             "spec.proxy.anonymousPull: must be true or false, without quotes (it is 'perhaps')",
@@ -158,14 +161,14 @@ BAD = {
     "mirrors": (
         spec(more="  mirrors: [docker, 'https://quay.io', Quay.io, 'quay.io/x', 'localhost:5000']\n"),
         [
-            f"spec.mirrors[{i}]: must be the host of a registry as it stands in image names, such as registry.k8s.io "
+            f"spec.mirrors[{i}]: must be a registry host as used in image names, such as registry.k8s.io "
             f"(it is '{value}')" for i, value in enumerate(("docker", "https://quay.io", "Quay.io", "quay.io/x"))
         ],
     ),
     "directories": (
         spec(more="  dataDirectory: srv\n"),
         ["spec.dataDirectory: must be an absolute path of letters, digits, dots, dashes and underscores, without "
-         "'..', 200 characters at most (it is 'srv')"],
+         "'..', at most 200 characters (it is 'srv')"],
     ),
     "a list where a mapping belongs": (
         spec(vip="[10.0.0.9]"),
@@ -199,7 +202,7 @@ def test_a_data_directory_needs_no_quoting(path: str) -> None:
         ("/opt/kubeadm-registry/data", "must not be in /opt/kubeadm-registry, which belongs to kubeadm-registry"),
         ("//opt/kubeadm-registry", "must not be in /opt/kubeadm-registry"),
         ("/etc/kubeadm-registry/x", "must not be in /etc, which belongs to the operating system"),
-        ("/run/kubeadm-registry/data", "must not be in /run, which is emptied when the server starts"),
+        ("/run/kubeadm-registry/data", "must not be in /run, which is emptied at boot"),
         ("/run/x", "must not be in /run"),
         ("/tmp", "must not be in /tmp"),  # noqa: S108
         ("/var/tmp/x", "must not be in /var/tmp"),  # noqa: S108
@@ -210,9 +213,9 @@ def test_a_data_directory_needs_no_quoting(path: str) -> None:
         ("/var/lib/etcd", "must not be in /var/lib/etcd, which belongs to Kubernetes or a container runtime"),
         ("/etc/kubernetes", "must not be in /etc"),
         ("/var/lib/containerd/x/", "must not be in /var/lib/containerd"),
-        ("/opt", "must not be /opt, which holds /opt/kubeadm-registry: name a directory of its own, such as "
+        ("/opt", "must not be /opt, which contains /opt/kubeadm-registry; use a separate directory, such as "
                  "/opt/registry"),
-        ("/var/./lib", "must not be /var/lib, which holds "),
+        ("/var/./lib", "must not be /var/lib, which contains "),
         ("/" + 70 * "abc", "must be an absolute path"),
     ],
 )  # fmt: skip
@@ -230,7 +233,7 @@ def test_a_data_directory_of_its_own(path: str) -> None:
 
 def test_an_address_names_no_interface() -> None:
     (problem,) = problems(spec("[{name: a, address: 'fd00::1%eth0'}]", "{address: 'fd00::9'}"))
-    assert problem.startswith("spec.nodes[0].address: must not name an interface")
+    assert problem.startswith("spec.nodes[0].address: must not specify an interface")
 
 
 @pytest.mark.parametrize(
@@ -246,13 +249,13 @@ def test_a_node_name_needs_no_quoting(value: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (HEAD + "kind: RegistryCluster\n", "x.yaml is not YAML: line 3, column 1: key kind is given twice"),
-        (spec(more="  vip: {address: 10.0.0.8}\n"), "key vip is given twice"),
-        (spec(NODES.replace("name: b", "name: b, name: bb")), "key name is given twice"),
+        (HEAD + "kind: RegistryCluster\n", "x.yaml is not valid YAML: line 3, column 1: key kind is set twice"),
+        (spec(more="  vip: {address: 10.0.0.8}\n"), "key vip is set twice"),
+        (spec(NODES.replace("name: b", "name: b, name: bb")), "key name is set twice"),
         ("a: [1", "line 1, column 6: expected ',' or ']', but got '<stream end>', while parsing a flow sequence"),
         (
             "a: !!python/object/apply:os.system [id]",
-            "line 1, column 4: the tag !!python/object/apply:os.system is not used here",
+            "line 1, column 4: the tag !!python/object/apply:os.system is not supported",
         ),
         ("? [a, b]\n: c\n", "line 1, column 3: a key must be plain text"),
         ("spec: {address: {{ .Values.ip }}}\n", "column 18: a key must be plain text; a template ({{ ... }}) must be"),
@@ -262,7 +265,7 @@ def test_a_node_name_needs_no_quoting(value: str) -> None:
         ("[" * 100_000, "it is nested deeper than 20 levels"),
         ("a: [" + "1," * 10_000 + "]", "it has more than 10000 values"),
         *(
-            (f"a: !!{tag}\n", f"the tag !!{tag.split()[0]} is not used here")
+            (f"a: !!{tag}\n", f"the tag !!{tag.split()[0]} is not supported")
             for tag in (
                 "int x",
                 "float zz",
@@ -277,7 +280,7 @@ def test_a_node_name_needs_no_quoting(value: str) -> None:
     ],
 )
 def test_what_yaml_would_swallow_or_run_is_refused(text: str, words: str) -> None:
-    with pytest.raises(ConfigError, match="not YAML") as caught:
+    with pytest.raises(ConfigError, match="not valid YAML") as caught:
         parse(text, "x.yaml")
     assert words in caught.value.message
     assert caught.value.code == "ConfigNotYaml"
@@ -285,7 +288,7 @@ def test_what_yaml_would_swallow_or_run_is_refused(text: str, words: str) -> Non
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n", "text", "7"])
 def test_a_file_without_a_mapping_shows_the_smallest_one(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"x\.yaml holds no mapping") as caught:
+    with pytest.raises(ConfigError, match=r"x\.yaml does not contain a mapping") as caught:
         parse(text, "x.yaml")
     assert config.SMALLEST in caught.value.hint
 
@@ -347,10 +350,10 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
                                               "(it is '99999999999999999999')"),
         ("ssh: {identity_file: x}", "spec.ssh.identity_file: unknown key, did you mean identityFile?"),
         ("ssh: {user: 7}", "spec.ssh.user: must be text: put it in quotes (it is 7)"),
-        ('ssh: {user: "a\\0b"}', "spec.ssh.user: must be the name of a user: without blanks, not beginning with a dash "
+        ('ssh: {user: "a\\0b"}', "spec.ssh.user: must be a user name without blanks that does not start with a dash "
                                  "(it is 'a\\x00b')"),
-        ("ssh: {knownHostsFile: ~nosuchuser/x}", "spec.ssh.knownHostsFile: begins with the home directory of a user "
-                                                 "who has none on this machine (it is '~nosuchuser/x')"),
+        ("ssh: {knownHostsFile: ~nosuchuser/x}", "spec.ssh.knownHostsFile: starts with the home directory of a user "
+                                                 "who does not exist on this host (it is '~nosuchuser/x')"),
         ("proxy: {anonymousPull: no}", "spec.proxy.anonymousPull: must be true or false, without quotes (it is 'no')"),
         ('proxy: {anonymousPull: "true"}', "spec.proxy.anonymousPull: must be true or false, without quotes "
                                            "(it is 'true')"),
@@ -416,16 +419,17 @@ def test_a_mistake_in_a_value_hides_no_contradiction() -> None:
         "{name: d, address: 'fd00::1'}, {name: e, address: 10.0.0.5}, {name: f, address: 10.0.0.6}]"
     )
     assert problems(spec(nodes, more="  ssh: {port: 0}\n  mirrors: [quay.io, 7, quay.io]\n")) == [
-        "spec.nodes[2].name: must be a DNS label: lower-case letters, digits and dashes, 63 at most (RFC 1123) "
+        "spec.nodes[2].name: must be a DNS label: lower-case letters, digits and dashes, at most 63 characters "
+        "(RFC 1123) "
         "(it is 'C')",
         "spec.ssh.port: must be at least 1 (it is 0)",
         "spec.mirrors[1]: must be text: put it in quotes (it is 7)",
         "spec.nodes: must have at most 5, and has 6",
-        "spec.nodes[1].name: a is the name of nodes[0] as well",
-        "spec.nodes[1].address: 10.0.0.9 is the VIP, which belongs to no server",
-        "spec.nodes[2].address: 10.0.0.1 is nodes[0].address as well",
-        "spec.nodes[3].address: must be of the same family as nodes[0].address",
-        "spec.mirrors: names a registry twice",
+        "spec.nodes[1].name: a is also the name of nodes[0]",
+        "spec.nodes[1].address: 10.0.0.9 is the VIP, which must not be a node address",
+        "spec.nodes[2].address: 10.0.0.1 is also nodes[0].address",
+        "spec.nodes[3].address: must be of the same address family as nodes[0].address",
+        "spec.mirrors: lists a registry twice",
     ]
 
 
@@ -452,7 +456,7 @@ def test_a_large_value_is_not_echoed() -> None:
     (problem,) = problems(spec(more=f"  frontend: {{type: {'x' * 200_000}}}\n"))
     assert problem == f"spec.frontend.type: must be 'zot' or 'distribution' (it is '{'x' * 79} ... (200000 characters))"
     (problem,) = problems(spec(more=f"  {'k' * 1000}: 1\n"))
-    assert problem.startswith(f"spec.{'k' * 60}: unknown key; known here: nodes, vip, ")
+    assert problem.startswith(f"spec.{'k' * 60}: unknown key; known keys: nodes, vip, ")
 
 
 def test_a_value_gives_no_orders_to_the_terminal() -> None:

@@ -160,10 +160,10 @@ def test_values_of_the_wrong_kind_do_no_harm(text: str) -> None:
     ("text", "version", "says", "hint"),
     [
         ('disabled_plugins = ["cri"]\n', V17, "disabled_plugins", "restart containerd"),
-        ('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n', V17, "disabled_plugins", "take"),
-        ('version = 3\ndisabled_plugins = ["io.containerd.cri.v1.images"]\n', V21, "disabled_plugins", "take"),
+        ('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n', V17, "disabled_plugins", "remove"),
+        ('version = 3\ndisabled_plugins = ["io.containerd.cri.v1.images"]\n', V21, "disabled_plugins", "remove"),
         ("version = 3\n", V17, "version = 3", "version = 2"),
-        ('version = 2\n[plugins]\na = "', V17, "config.toml: line 3", "mend"),
+        ('version = 2\n[plugins]\na = "', V17, "config.toml: line 3", "fix"),
         (CRI + '[plugins."io.containerd.grpc.v1.cri".registry.mirrors."docker.io"]\nendpoint = ["https://m:5"]\n', V17,
          "registry.mirrors", '/etc/containerd/certs.d/docker.io/hosts.toml with [host."https://m:5"]'),
         (CRI + '[plugins."io.containerd.grpc.v1.cri".registry.mirrors."*"]\nendpoint = ["https://m:5"]\n', V22,

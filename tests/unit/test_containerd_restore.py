@@ -116,7 +116,7 @@ def test_a_hosts_file_that_is_a_link_to_nowhere_stays_and_is_reported(rooted: Ro
     before = rooted.tree()
     init(rooted)
     assert link.is_symlink()
-    assert "a link to nowhere" in next(notices(host(rooted), SETTINGS))
+    assert "a dangling link" in next(notices(host(rooted), SETTINGS))
     assert not init(rooted)
     reset(rooted)
     assert link.is_symlink()
@@ -195,7 +195,7 @@ def test_a_run_that_dies_anywhere_is_made_up_and_taken_back(tmp_path: Path, firs
 
 
 def test_a_key_that_is_a_table_by_dots_is_not_taken_out_in_part() -> None:
-    with pytest.raises(Uneditable, match="laid out"):
+    with pytest.raises(Uneditable, match="layout of the file"):
         unset_key('plugins."x".registry.a = 1\n', ("plugins", "x"), "registry")
 
 
@@ -275,7 +275,7 @@ def test_a_misshapen_record_is_named_before_anything_is_changed(
     for found in (next(restore_problems(host(rooted))), next(problems(host(rooted)))):
         assert f"{DIRECTORY}/{name} is damaged: " in found
         assert says in found
-        assert f"put them back by hand, and then remove {DIRECTORY}" in found
+        assert f"restore them manually, then remove {DIRECTORY}" in found
     with pytest.raises(Error) as caught:
         reset(rooted)
     assert caught.value.code == "BackupDamaged"
@@ -310,8 +310,8 @@ def test_an_altered_copy_that_nothing_makes_up_for_is_an_error(rooted: Rooted) -
     copy(rooted).write_text("version = 2 # altered\n")
     before = rooted.tree()
     (found,) = restore_problems(host(rooted))
-    assert f"the copy of {CONFIG} in {DIRECTORY} is not what it was when it was made" in found
-    assert f"put the original of {CONFIG} back by hand, and then remove {DIRECTORY}" in found
+    assert f"the copy of {CONFIG} in {DIRECTORY} is modified since it was made" in found
+    assert f"restore the original of {CONFIG} manually, then remove {DIRECTORY}" in found
     with pytest.raises(Error) as caught:
         reset(rooted)
     assert caught.value.code == "BackupDamaged"

@@ -209,7 +209,7 @@ def test_what_is_not_in_force_afterwards_is_put_back(rooted: Rooted) -> None:
     """Whatever the reason: this containerd says the same of any file."""
     rooted.put(CONFIG, "version = 2\n")
     rooted.put("/stub/dump", "version = 2\n")
-    with pytest.raises(Refused, match=rf"config_path should be {CERTS} and is unset.* is put back"):
+    with pytest.raises(Refused, match=rf"config_path should be {CERTS} and is unset.* are reverted"):
         init(rooted)
     assert rooted.path(CONFIG).read_text() == "version = 2\n"
     assert not rooted.path(CERTS).exists(), "hosts files come after it"
@@ -234,7 +234,7 @@ def test_what_is_not_in_force_before_is_found_before_any_change(rooted: Rooted) 
     rooted.put(CONFIG, 'version = 2\n[plugins."io.containerd.cri.v1.images".registry]\nconfig_path = "/etc/mine"\n')
     before = rooted.tree()
     assert "config_path should be unset and is /etc/mine" in next(problems(host(rooted)))
-    with pytest.raises(Refused, match="another table or file wins"):
+    with pytest.raises(Refused, match="; another table or file takes precedence"):
         init(rooted)
     assert rooted.tree() == before
 
@@ -249,7 +249,7 @@ def test_names_of_version_1_that_2_x_ignores_are_found_by_preflight(rooted: Root
     before = rooted.tree()
     (found,) = problems(host(rooted))
     assert f"containerd {version}~ds1 ignores [plugins.cri] in a file without version = 2" in found
-    assert 'write "version = 2" at its top' in found
+    assert 'add "version = 2" at its top' in found
     with pytest.raises(Refused, match="ignores"):
         init(rooted)
     assert rooted.tree() == before
@@ -393,8 +393,8 @@ def test_problems(rooted: Rooted) -> None:
     rooted.unit(ActiveState="failed")
     found = list(problems(host(rooted)))
     assert len(found) == 2
-    assert "does not run" in found[0]
-    assert 'take "cri" out of disabled_plugins' in found[1]
+    assert "is not running" in found[0]
+    assert 'remove "cri" from disabled_plugins' in found[1]
     rooted.put(CONFIG, "oops")
     assert "config.toml: line 1" in list(problems(host(rooted)))[1]
 
@@ -410,7 +410,7 @@ def test_no_containerd(rooted: Rooted) -> None:
     rooted.path("/usr/bin/containerd").unlink()
     rooted.unit(LoadState="not-found", ExecStart="")
     assert list(problems(host(rooted))) == [
-        "containerd is not installed: install it (package containerd or containerd.io), then run again"
+        "containerd is not installed: install containerd or containerd.io, then run the command again"
     ]
     k3s = rooted.put("/usr/local/bin/k3s", "")
     k3s.chmod(0o755)
@@ -426,7 +426,7 @@ def test_an_old_containerd(rooted: Rooted) -> None:
 
 def test_kill_mode(rooted: Rooted) -> None:
     rooted.unit(KillMode="control-group")
-    assert "ends the containers of h1" in next(notices(host(rooted), SETTINGS))
+    assert "kills the containers on h1" in next(notices(host(rooted), SETTINGS))
 
 
 def test_a_dry_run_changes_nothing(rooted: Rooted) -> None:

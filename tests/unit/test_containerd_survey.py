@@ -51,10 +51,10 @@ def test_each_file_is_read_once(rooted: Rooted) -> None:
 @pytest.mark.parametrize(
     ("imports", "says"),
     [
-        ('["/nowhere.toml"]', "imports /nowhere.toml, which is not there"),
-        ('["conf.d"]', "/etc/containerd/conf.d is not a plain file"),
-        ('["/etc/containerd/conf.d/*"]', "/etc/containerd/conf.d/dangling is not a plain file"),
-        ('"x"', "containerd does not read it: "),
+        ('["/nowhere.toml"]', "imports /nowhere.toml, which does not exist"),
+        ('["conf.d"]', "/etc/containerd/conf.d is not a regular file"),
+        ('["/etc/containerd/conf.d/*"]', "/etc/containerd/conf.d/dangling is not a regular file"),
+        ('"x"', "containerd rejects it: "),
     ],
 )
 def test_preflight_finds_what_keeps_containerd_from_starting(
@@ -77,8 +77,8 @@ def test_preflight_finds_what_keeps_containerd_from_starting(
 
 def test_a_configuration_that_is_a_link_to_nowhere_is_not_replaced(rooted: Rooted) -> None:
     rooted.path(CONFIG).symlink_to("nowhere")
-    assert "is not a plain file" in next(problems(host(rooted)))
-    with pytest.raises(Refused, match="a link to nowhere"):
+    assert "is not a regular file" in next(problems(host(rooted)))
+    with pytest.raises(Refused, match="a dangling link"):
         init(rooted)
     assert rooted.path(CONFIG).is_symlink()
 
@@ -158,7 +158,7 @@ def test_the_command_line_of_the_process_is_exact(rooted: Rooted, unit: str, run
 @pytest.mark.parametrize(
     ("program", "says"),
     [
-        ("crio", "CRI-O and no containerd, and only containerd is configured here"),
+        ("crio", "CRI-O, but only containerd is supported"),
         ("dockerd", "containerd is not installed, dockerd is"),
     ],
 )

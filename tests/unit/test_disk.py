@@ -45,7 +45,7 @@ def test_what_the_system_refuses_has_a_code_a_path_and_a_remedy(
         exit_on_error(Context(), work)
     assert caught.value.code == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error [{code}] {words}\nwhat to do: ")
+    assert said.startswith(f"error [{code}] {words}\nhint: ")
     assert "Bug" not in said
 
 
@@ -55,7 +55,7 @@ def test_too_little_memory_is_no_bug_either(capsys: pytest.CaptureFixture[str]) 
 
     with pytest.raises(SystemExit):
         exit_on_error(Context(), work)
-    assert capsys.readouterr().err.startswith("error [MemoryFull] cannot go on: cannot allocate memory\n")
+    assert capsys.readouterr().err.startswith("error [MemoryFull] cannot continue: cannot allocate memory\n")
 
 
 def test_errors_of_the_network_stay_what_they_are() -> None:
@@ -113,7 +113,7 @@ def test_a_bundle_that_finds_no_room_names_its_file_and_leaves_nothing(tmp_path:
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
     )  # fmt: skip
     assert ended.returncode == 1
-    assert ended.stderr.startswith(f"error [FileTooLarge] {tmp_path}/x.tar: file too large\nwhat to do: raise ")
+    assert ended.stderr.startswith(f"error [FileTooLarge] {tmp_path}/x.tar: file too large\nhint: raise ")
     assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {"layout.tar"}
 
 

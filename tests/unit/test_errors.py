@@ -74,16 +74,16 @@ def test_a_config_error_lists_every_problem_by_path() -> None:
 def test_preflight_counts_and_names_what_is_fatal(problems: list[Problem], message: str, hint: str) -> None:
     error = PreflightFailed(problems)
     assert message in error.message
-    assert error.hint.endswith(f"--ignore-preflight-errors{hint}")
+    assert error.hint.endswith(f", or pass --ignore-preflight-errors{hint} to continue anyway")
     assert error.problems == tuple(problems)
 
 
 @pytest.mark.parametrize(
     ("stdout", "stderr", "said"),
-    [(b"out", b"", ": out"), (b"out", b"err\n", ": err"), (b"", b"", " and said nothing"), (b"", b"\xff", ": \ufffd")],
+    [(b"out", b"", ": out"), (b"out", b"err\n", ": err"), (b"", b"", " (no output)"), (b"", b"\xff", ": \ufffd")],
 )
 def test_a_failed_command_tells_its_words(stdout: bytes, stderr: bytes, said: str) -> None:
-    assert CommandFailed(Result(("a",), 3, stdout, stderr)).message == f"a ended with status 3{said}"
+    assert CommandFailed(Result(("a",), 3, stdout, stderr)).message == f"a failed with exit status 3{said}"
 
 
 def test_a_phase_wraps_its_cause_once_with_code_and_remedy() -> None:

@@ -30,13 +30,13 @@ def test_acting_fails_with_the_command_its_status_and_its_words(server: FakeTran
     server.answer("mount", with_=Result(("mount", "a b"), 32, b"", b"mount: bad superblock\n"))
     with pytest.raises(CommandFailed) as caught:
         server.host().run("mount", "a b")
-    assert str(caught.value) == "cp-1: mount 'a b' ended with status 32: mount: bad superblock"
+    assert str(caught.value) == "cp-1: mount 'a b' failed with exit status 32: mount: bad superblock"
     assert caught.value.result.code == 32
 
 
 def test_a_command_that_says_nothing_is_told_so(server: FakeTransport) -> None:
     server.answer("true", with_=Result(("true",), 1))
-    with pytest.raises(CommandFailed, match="ended with status 1 and said nothing"):
+    with pytest.raises(CommandFailed, match="failed with exit status 1 \\(no output\\)"):
         server.host().run("true")
 
 
@@ -93,7 +93,7 @@ def test_no_file_is_none_and_not_an_error(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in (".", "dangling"):
-        with pytest.raises(Error, match="is not a plain file") as caught:
+        with pytest.raises(Error, match="is not a regular file") as caught:
             here().state(str(tmp_path / name))
         assert (caught.value.code, caught.value.host) == ("FileUnreadable", "here")
 

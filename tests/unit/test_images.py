@@ -265,7 +265,7 @@ def test_a_tag_goes_alone(fake: Repositories) -> None:
 
 def test_a_registry_that_cannot_delete_a_tag_takes_others_along_only_if_told(fake: Repositories) -> None:
     fake.untags = False
-    assert "tags v2, and this registry cannot delete a tag alone" in refusal(fake, "app:v1")
+    assert "tags v2, and this registry cannot delete a single tag" in refusal(fake, "app:v1")
     assert set(fake.store["app"].tags) == {"v1", "v2"}
     assert delete_all(fake, "app:v1", all_tags=True) == [f"app@{oci_digest(fake)} and with it app:v1, app:v2"]
     assert not fake.store["app"].tags
@@ -286,7 +286,7 @@ def test_all_tags_of_an_image_may_be_named(fake: Repositories) -> None:
 
 def test_a_digest_takes_its_tags_along_only_if_told(fake: Repositories) -> None:
     image = digest(fake, "app", "v1")
-    assert "v1, v2: --all-tags" in refusal(fake, f"app@{image}")
+    assert "v1, v2; pass --all-tags" in refusal(fake, f"app@{image}")
     delete_all(fake, f"app@{image}", all_tags=True)
     assert not fake.store["app"].tags
 
@@ -306,10 +306,10 @@ def test_what_an_index_needs_stays(fake: Repositories, tagged: bool) -> None:
         fake.untags = False
         fake.store[PAUSE].tags["amd64"] = child["digest"]
         name = f"{PAUSE}:amd64"
-    assert f"is part of {PAUSE}:3.10, which stays" in refusal(fake, name, all_tags=True)
+    assert f"is part of {PAUSE}:3.10, which remains" in refusal(fake, name, all_tags=True)
     index = digest(fake, PAUSE, "3.10")
     if not tagged:
-        assert f"is part of {PAUSE}@{index}, which stays" in refusal(fake, name, f"{PAUSE}:3.10"), "without its tag"
+        assert f"is part of {PAUSE}@{index}, which remains" in refusal(fake, name, f"{PAUSE}:3.10"), "without its tag"
     connect = connector(fake)
     for one in delete.plan(connect, [place(name), Place(PAUSE, "3.10"), Place(PAUSE, index)], all_tags=False):
         delete.carry_out(connect, one)
@@ -327,7 +327,7 @@ def test_the_tag_of_a_part_may_go_where_the_part_stays(fake: Repositories) -> No
 
 def test_all_that_stands_against_it_is_told_and_nothing_goes(fake: Repositories) -> None:
     said = refusal(fake, "app:v1", "app:v9", "kubeadm-registry/canary:v1", f"{PAUSE}@sha256:{64 * '0'}")
-    for part in ("app:v9 is not in the registry", "kubeadm-registry/canary is this project's own", 64 * "0"):
+    for part in ("app:v9 is not in the registry", "kubeadm-registry/canary is the canary image", 64 * "0"):
         assert part in said
     assert "v1" in fake.store["app"].tags
     assert "v1" in fake.store["kubeadm-registry/canary"].tags
@@ -402,7 +402,7 @@ def test_a_log_becomes_a_list(journal: Path) -> None:
     assert text.splitlines()[2:] == [
         "quay.io:443/org/app:v1     # 1 time, by 10.0.0.21",
         "registry.k8s.io/pause:3.9  # 3 times, by 10.0.0.21, fd00::21",
-        "# Not under the name of an upstream registry, so nobody can tell where they come from:",
+        "# Requested without the name of an upstream registry, so their origin is unknown:",
         "#   kube-apiserver:v1.36.3  1 time, by 10.0.0.21",
         "#   registry.k8s.io/../x:v1  1 time, by 10.0.0.66",
     ]

@@ -108,7 +108,7 @@ def test_a_tls_client_trusts_it_by_these_names(leaf: pki.Pair, tmp_path: Path, n
 def test_a_certificate_is_renewed_before_its_end(leaf: pki.Pair, days_before_end: int, due: bool) -> None:
     end = pki.expiry(leaf.certificate)
     flaw = pki.shortcoming(authority().certificate, leaf.certificate, NAMES, end - timedelta(days=days_before_end))
-    assert flaw == (f"ends on {end:%Y-%m-%d}" if due else None)
+    assert flaw == (f"expires on {end:%Y-%m-%d}" if due else None)
 
 
 def test_it_lives_as_long_as_said(leaf: pki.Pair) -> None:
@@ -141,13 +141,13 @@ def test_one_that_claims_to_outlive_its_authority_is_issued_anew(monkeypatch: py
     ends = pki.expiry(issued.certificate)
     assert ends > last
     flaw = pki.shortcoming(ca.certificate, issued.certificate, NAMES)
-    assert flaw == f"ends on {ends:%Y-%m-%d}, and its authority before that, on {last:%Y-%m-%d}"
+    assert flaw == f"expires on {ends:%Y-%m-%d}, after its CA, which expires on {last:%Y-%m-%d}"
 
 
 def test_one_that_ends_soon_is_renewed_while_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     ca = ending(monkeypatch, 100)
     issued = pki.issue(ca, "cp-1", NAMES, lifetime=timedelta(days=99))
-    assert "ends on" in (pki.shortcoming(ca.certificate, issued.certificate, NAMES) or "")
+    assert "expires on" in (pki.shortcoming(ca.certificate, issued.certificate, NAMES) or "")
 
 
 @pytest.mark.parametrize("names", [NAMES[:-1], (*NAMES, "more.lan"), ("cp-1",)])
@@ -164,19 +164,19 @@ def test_the_order_of_names_does_not_matter(leaf: pki.Pair) -> None:
 def test_a_certificate_of_another_authority_is_no_good(leaf: pki.Pair) -> None:
     other = pki.make_ca("registry")
     flaw = pki.shortcoming(other.certificate, leaf.certificate, NAMES)
-    assert flaw == "is not one of this cluster's authority (InvalidSignature)"
+    assert flaw == "was not issued by the cluster CA (InvalidSignature)"
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
 def test_what_is_no_certificate_is_replaced_too(text: str) -> None:
-    assert "authority" in (pki.shortcoming(authority().certificate, text, NAMES) or "")
+    assert "cluster CA" in (pki.shortcoming(authority().certificate, text, NAMES) or "")
 
 
 def test_a_key_of_another_kind_cannot_sign() -> None:
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    with pytest.raises(ValueError, match="not an elliptic curve key"):
+    with pytest.raises(ValueError, match="not an elliptic-curve key"):
         pki.issue(pki.Pair(authority().certificate, pem.decode()), "x", ("x",))
 
 
@@ -214,7 +214,7 @@ def test_no_two_servers_have_one_key(installed: FakeCluster) -> None:
 @pytest.mark.parametrize(
     ("pair", "why"),
     [
-        (lambda: pki.issue(pki.make_ca("registry"), "cp-2", ("cp-2",)), "is not one of this cluster's authority"),
+        (lambda: pki.issue(pki.make_ca("registry"), "cp-2", ("cp-2",)), "was not issued by the cluster CA"),
         (lambda: pki.issue(authority(), "cp-2", ("cp-2",)), "does not name exactly cp-2, 10.0.0.12"),
     ],
     ids=["another authority", "other names"],

@@ -53,7 +53,7 @@ def test_nothing_of_a_run_gives_orders(out: type[io.StringIO], monkeypatch: pyte
 
 def test_an_error_gives_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
     Console().error(Error(HOSTILE, hint=HOSTILE, host="cp-1"))
-    assert capsys.readouterr().err == f"error [Failed] cp-1: {HARMLESS}\nwhat to do: {HARMLESS}\n"
+    assert capsys.readouterr().err == f"error [Failed] cp-1: {HARMLESS}\nhint: {HARMLESS}\n"
 
 
 @pytest.mark.parametrize("markup", [True, False])

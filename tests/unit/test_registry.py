@@ -112,7 +112,7 @@ def test_other_bytes_than_the_digest_says_are_refused(fake: FakeRegistry) -> Non
     fake.blobs[DIGEST], fake.manifests[DIGEST], fake.spoil = BLOB, BLOB, True
     with client(fake) as registry:
         for ask in (registry.blob, registry.manifest):
-            with pytest.raises(RegistryError, match="the bytes have another digest") as caught:
+            with pytest.raises(RegistryError, match="the content does not match its digest") as caught:
                 ask("a", DIGEST)
             assert caught.value.code == "DigestMismatch"
 
@@ -183,4 +183,4 @@ def test_a_dry_run_of_verify_before_init_says_later(three: FakeCluster) -> None:
     three.fixed = None
     recorder = Recorder()
     assert run(VERIFY_ONLY, three.cluster, recorder, dry_run=True) == []
-    assert {reason for _, _, reason in recorder.later} == {"the registry is not there yet"}
+    assert {reason for _, _, reason in recorder.later} == {"the registry is not installed yet"}

@@ -60,8 +60,8 @@ def test_a_run_in_a_pipe_is_one_line_a_change(plain: io.StringIO) -> None:
     console.phase("proxy", "Install HAProxy")
     console.action(ACTION, dry_run=False)
     console.done(ACTION, 3.0)
-    console.result("1 thing changed on 1 host")
-    assert plain.getvalue() == ("[proxy] Install HAProxy\n  cp-1         write /etc/a\n1 thing changed on 1 host\n")
+    console.result("1 change on 1 node")
+    assert plain.getvalue() == ("[proxy] Install HAProxy\n  cp-1         write /etc/a\n1 change on 1 node\n")
 
 
 def test_diffs_are_shown_if_asked_for(plain: io.StringIO) -> None:
@@ -101,7 +101,7 @@ def test_an_error_goes_to_standard_error_with_code_host_and_remedy(capsys: pytes
     Console().error(Error(AWKWARD, hint=f"try {AWKWARD}", host="cp-1", code="Odd"))
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == f"error [Odd] cp-1: {AWKWARD}\nwhat to do: try {AWKWARD}\n"
+    assert shown.err == f"error [Odd] cp-1: {AWKWARD}\nhint: try {AWKWARD}\n"
 
 
 def test_an_error_without_a_remedy_has_no_line_for_it(capsys: pytest.CaptureFixture[str]) -> None:

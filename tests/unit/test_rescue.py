@@ -276,7 +276,7 @@ def test_with_logins_it_lets_nobody_else_read(tmp_path: Path, pem: Path) -> None
             assert answer.headers["WWW-Authenticate"] == 'Basic realm="registry"'
             assert LAYER not in answer.content
     auth_map.write_text("\n")
-    with pytest.raises(Error, match="names no login"):
+    with pytest.raises(Error, match="contains no credentials"):
         rescue.logins(auth_map)
     with pytest.raises(Error, match="cannot read"):
         rescue.logins(tmp_path / "none")
@@ -426,7 +426,7 @@ def test_it_serves_until_it_is_interrupted(tmp_path: Path, pem: Path) -> None:
     try:
         assert process.stdout is not None
         begun = json.loads(process.stdout.readline())
-        port = int(begun["message"].partition("127.0.0.1:")[2].split()[0])
+        port = int(begun["message"].partition("127.0.0.1:")[2].partition(";")[0])
         context = ssl.create_default_context(cadata=authority().certificate)
         answer = httpx.get(f"https://127.0.0.1:{port}{blob()}", verify=context, trust_env=False)
         assert hashlib.sha256(answer.content).hexdigest() == DIGEST.removeprefix("sha256:")

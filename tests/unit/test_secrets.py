@@ -216,10 +216,10 @@ def test_both_parts_of_the_storage_key_are_made_together(real: FakeCluster) -> N
 def test_what_clients_trust_is_never_made_anew(real: FakeCluster, key: str) -> None:
     for server in real.servers.values():
         server.put(secrets.PATH, document(key), 0o600)
-    with pytest.raises(Error, match=f"no server has {key} in {secrets.PATH}") as caught:
+    with pytest.raises(Error, match=f"no node has {key} in {secrets.PATH}") as caught:
         read_vault(real.config, real.cluster_hosts(), data_directories(real.config.spec))
     assert caught.value.code == "SecretsDamaged"
-    assert "restore it from another server of this cluster, or from a backup" in caught.value.hint
+    assert "restore the file from another node of this cluster, or from a backup" in caught.value.hint
 
 
 # ---- of another release -----------------------------------------------------------------------------------------
@@ -287,8 +287,8 @@ def test_no_new_generation_is_made_while_a_server_has_data(real: FakeCluster, pa
     with pytest.raises(PhaseFailed) as caught:
         run((BASE, STORE), real.cluster, Recorder(), ignore=["Secrets"], dry_run=dry_run)
     assert caught.value.cause.code == "SecretsLost"
-    assert "but cp-2 has data of a registry" in caught.value.message
-    assert f"restore {secrets.PATH} on one of the servers" in caught.value.hint
+    assert "but cp-2 has registry data" in caught.value.message
+    assert f"restore {secrets.PATH} on one of the nodes" in caught.value.hint
     assert not [name for name, server in real.servers.items() if secrets.PATH in server.tree]
     with pytest.raises(Error, match="data of a registry"):
         real.cluster.vault.ensure()

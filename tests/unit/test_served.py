@@ -238,7 +238,7 @@ def test_a_run_that_died_before_it_was_loaded_is_made_up(installed: FakeCluster)
         installed.served["cp-3", unit, server.unit(unit).starts] = "an earlier one"
     (action,) = run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
     assert (action.host, action.phase) == ("cp-3", "proxy")
-    assert action.diff == f"cp-3 serves an earlier certificate than that in {paths.NODE_PEM} ({component.SOCKETS[0]})"
+    assert action.diff == f"cp-3 serves an older certificate than {paths.NODE_PEM} ({component.SOCKETS[0]})"
 
 
 SCRIPT = ("sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source())
@@ -257,8 +257,8 @@ def shows(server: FakeTransport, **said: object) -> Host:
     [
         ({}, None),
         ({"proxies": {"1": None, "2": None}, "handshakes": {}}, None),
-        ({"handshakes": {"A": "", "B": ""}}, "shows another certificate in a handshake on port 5000"),
-        ({"proxies": {"1": "A", "2": "none: Not found"}}, "cp-1 serves an earlier certificate"),
+        ({"handshakes": {"A": "", "B": ""}}, "presents a different certificate on port 5000"),
+        ({"proxies": {"1": "A", "2": "none: Not found"}}, "cp-1 serves an older certificate"),
         ({"trouble": ["127.0.0.1:5000: refused"]}, "cannot determine what is served: 127.0.0.1:5000: refused"),
     ],
 )

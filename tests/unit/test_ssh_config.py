@@ -23,7 +23,7 @@ def no_agent(monkeypatch):
 def ask(tmp_path):
     """Resolves the target ``cp-1`` under a given ssh_config."""
     if not shutil.which("ssh"):
-        pytest.skip("there is no ssh program on this machine")
+        pytest.skip("no ssh program found on this host")
 
     def resolved(text, **values):
         config = tmp_path / "config"
@@ -137,7 +137,7 @@ def test_without_an_ssh_program_a_config_file_is_an_error_and_none_is_fine(monke
     assert (got.hostname, got.port, got.user) == ("10.0.0.11", 22, "root")
     assert got.known_hosts[0] == HOME / ".ssh/known_hosts"
     config.touch()
-    with pytest.raises(ConnectionFailed, match="no ssh program on this machine"):
+    with pytest.raises(ConnectionFailed, match="no ssh program found on this host"):
         resolve(SshTarget("cp-1", "10.0.0.11", config_file=config))
 
 
@@ -160,7 +160,7 @@ def test_hosts_to_jump_over(jump, address, user, port):
 
 @pytest.mark.parametrize("jump", ["a:b:c", "bastion:65536", "bastion:0", "bastion:99999999999999999999"])
 def test_a_jump_that_means_nothing_is_refused(jump):
-    with pytest.raises(ConnectionFailed, match=f"cannot understand ProxyJump '{jump}'"):
+    with pytest.raises(ConnectionFailed, match=f"not a valid ProxyJump: '{jump}'"):
         jump_target(jump, SshTarget("cp-1", "cp-1"))
 
 
@@ -194,7 +194,7 @@ else:
 def nameless(tmp_path):
     """Answers as one whose id has no name: in a container with an id of its own it is so."""
     if not shutil.which("ssh"):
-        pytest.skip("there is no ssh program on this machine")
+        pytest.skip("no ssh program found on this host")
 
     def run(*arguments, **variables):
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(sys.path), **variables}
@@ -219,6 +219,6 @@ def test_an_id_without_a_name_cannot_have_ssh_read_a_configuration(nameless, tmp
     (tmp_path / "config").write_text("User joe\n")
     code, message, hint = nameless(str(tmp_path / "config"), HOME=str(tmp_path))
     assert code == "SshConfigInvalid"
-    assert f"there is {tmp_path / 'config'}, and ssh does not run for user id 54321" in message
+    assert f"{tmp_path / 'config'} exists, but ssh requires an entry in /etc/passwd for user id 54321" in message
     assert ">> /etc/passwd" in hint
     assert nameless(os.devnull, HOME=str(tmp_path))[2] == "root"

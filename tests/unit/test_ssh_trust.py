@@ -154,16 +154,16 @@ def test_where_ssh_keyscan_cannot_go_the_command_holds_the_key_itself(file, wher
 def test_a_changed_key_comes_with_the_command_that_forgets_the_old_one(file):
     file.write_text(line("10.0.0.12") + line("[10.0.0.11]:2222", OTHER))
     error = complaint(settings(file, port=2222))
-    assert "HAS CHANGED" in error.message
+    assert "host key verification failed" in error.message
     assert f"{file} line 2" in error.message
-    command = error.hint.partition("forget the old key: ")[2]
+    command = error.hint.partition("remove the old key: ")[2]
     subprocess.run(["sh", "-c", command], check=True, capture_output=True)
     assert file.read_text() == line("10.0.0.12")
 
 
 def test_a_host_known_by_an_authority_only_is_told_so(file):
     file.write_text(line("*", OTHER, marker="@cert-authority "))
-    assert "certificate authority only, which is not supported" in complaint(settings(file)).message
+    assert "certificate authority for it, which is not supported" in complaint(settings(file)).message
 
 
 def test_fingerprints_are_those_of_openssh(tmp_path):

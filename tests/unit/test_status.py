@@ -154,7 +154,7 @@ def test_a_server_without_the_guard_of_loopback_is_named(
     found = judge(THREE, [well("cp-1", vip=True), second, well("cp-3")], NOW.timestamp())
     assert condition(found, "LoopbackGuarded") == status_
     assert exit_code(found) == code
-    assert ("cp-2 lost the nft rules" in found["conditions"][-1]["message"]) is (status_ == "False")
+    assert ("cp-2 has no nft rules" in found["conditions"][-1]["message"]) is (status_ == "False")
 
 
 @pytest.mark.parametrize(("off", "status_", "code"), [(0.4, "True", 0), (0.6, "False", 5), (None, "True", 0)])
@@ -216,10 +216,10 @@ def test_each_server_is_described() -> None:
 def test_messages_name_the_server_and_the_number() -> None:
     found = judge(THREE, [well("cp-1", vip=True), sees(ends(well("cp-2"), -3), 1), well("cp-3")], NOW.timestamp())
     texts = {one["type"]: one["message"] for one in found["conditions"]}
-    assert texts["StorageWhole"] == "cp-2 sees 1 of 3 storage servers"
-    assert texts["CertificatesValid"] == "the certificate of cp-2 ends first, on 2029-12-29, in -3 days"
+    assert texts["StorageWhole"] == "cp-2 reaches 1 of 3 storage nodes"
+    assert texts["CertificatesValid"] == "the certificate of cp-2 expires first, on 2029-12-29, in -3 days"
     found = judge(THREE, [authority_ends(well("cp-1", vip=True), 3000)], NOW.timestamp())
-    assert found["conditions"][3]["message"].endswith("; the authority ends on 2038-03-20")
+    assert found["conditions"][3]["message"].endswith("; the CA expires on 2038-03-20")
     assert found["nodes"][0]["authorityExpires"] == "2038-03-20T00:00:00Z"
     found = judge(THREE, [flawed(well("cp-1", vip=True), "NotLoaded")], NOW.timestamp())
     assert found["conditions"][3]["message"] == "cp-1 has it; run init"
@@ -232,7 +232,7 @@ def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].split() == ["cp-1", "yes", "10.0.0.10", *["active"] * 6, "900", "days"]
     assert lines[2].split() == ["cp-2", "no", *["active"] * 6, "900", "days"]
     assert lines[3].split() == ["cp-3", "unreachable"]
-    assert "can lose a node:           no  cp-3 cannot be reached" in lines
+    assert "Tolerates node loss:       no  cp-3 cannot be reached" in lines
     assert "cp-3: no route to host" in lines
     assert "cp-2: CanaryUnreadable" in lines
 
@@ -329,7 +329,7 @@ def test_the_end_is_that_of_the_certificate_that_is_served() -> None:
     assert seen.authority_ends == pki.expiry(authority().certificate)
     seen = observe(says(fake, stored.certificate, older.certificate, proxies={"1.sock": "0", "2.sock": "1"}))
     assert seen.certificate_ends == pki.expiry(older.certificate)
-    words = f"cp-1 serves an earlier certificate than that in {paths.NODE_PEM} (2.sock)"
+    words = f"cp-1 serves an older certificate than {paths.NODE_PEM} (2.sock)"
     assert seen.certificate_flaw == ("NotLoaded", words)
 
 
@@ -340,7 +340,7 @@ def test_what_clients_would_refuse_is_told() -> None:
     fake.put(paths.CA, authority().certificate)
     seen = observe(says(fake, other.certificate))
     assert seen.certificate_flaw == (
-        "OtherAuthority", "cp-1 serves a certificate that is not of the cluster's authority",
+        "OtherAuthority", "cp-1 serves a certificate that the cluster CA did not issue",
     )  # fmt: skip
 
 
@@ -348,9 +348,9 @@ def test_what_clients_would_refuse_is_told() -> None:
     ("answer", "words"),
     [
         (json.dumps({"file": "0", "proxies": {}, "handshakes": {}, "trouble": ["no answer"]}),
-         "cp-1 cannot be asked what it serves: no answer"),
+         "cp-1 cannot be queried for the certificate it serves: no answer"),
         (Result(("sh",), 127, b"", b"there is no Python 3.9 or newer\n"),
-         "cp-1 cannot be asked what it serves: there is no Python 3.9 or newer"),
+         "cp-1 cannot be queried for the certificate it serves: there is no Python 3.9 or newer"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_seen_is_not_called_valid(answer: str | Result, words: str) -> None:

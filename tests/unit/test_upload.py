@@ -184,7 +184,7 @@ def test_a_location_of_an_earlier_run_that_is_gone(fake: FakeRegistry, registry:
 
 def test_a_registry_that_forgets_every_piece_at_once_is_given_up(fake: FakeRegistry, registry: Registry) -> None:
     fake.refuse = {("PATCH", "/uploads/"): [404] * 1000}
-    with pytest.raises(RegistryError, match="does not go on there"):
+    with pytest.raises(RegistryError, match="does not resume the upload"):
         upload(registry, patience=0.5).run(content)
     assert methods(fake).count("PATCH") < 10, "with a pause between"
 
@@ -227,7 +227,7 @@ def test_a_registry_that_takes_nothing_is_given_up(fake: FakeRegistry, registry:
 
 
 def test_a_source_that_ends_early_is_an_error_and_no_endless_trial(fake: FakeRegistry, registry: Registry) -> None:
-    with pytest.raises(RegistryError, match="shorter here than it should be") as caught:
+    with pytest.raises(RegistryError, match="shorter than its descriptor says") as caught:
         upload(registry, size=len(CONTENT) + 1).run(content)
     assert caught.value.code == "BlobTruncated"
     assert not fake.blobs
@@ -273,5 +273,5 @@ def test_digest_and_deletion_of_a_manifest(fake: FakeRegistry, registry: Registr
 def test_lists_that_are_none(fake: FakeRegistry, registry: Registry, answer: bytes) -> None:
     fake.referrers = False
     fake.manifests["sha256-1"] = answer
-    with pytest.raises(RegistryError, match="the answer is not"):
+    with pytest.raises(RegistryError, match="the response is not"):
         registry.referrers("a", "sha256:1")

@@ -43,19 +43,19 @@ WRONG = {
     "w-1,10.0.0.21,admin": "nodes:1: w-1,10.0.0.21,admin: is not a valid IP address or host name",
     '{"name": "w-1", "address": "10.0.0.21"}': SHAPE,
     "- w-1": "nodes:1: -: is not a valid IP address or host name",
-    "[workers]": "nodes:1: [workers]: a list of nodes has no sections",
-    "w-1 ansible_host=10.0.0.21": "nodes:1: ansible_host: unknown setting; known are identityFile, knownHosts",
-    "10.0.0.0/24": "nodes:1: 10.0.0.0/24: must be one node",
-    "10.0.0.21-30": "nodes:1: 10.0.0.21-30: must be one node",
-    "w-[1:9].example": "nodes:1: w-[1:9].example: must be one node",
-    "w-{1..9}": "nodes:1: w-{1..9}: must be one node",
-    "10.0.0.21 w-1": "nodes:1: the name comes first: w-1 10.0.0.21",
-    "10.0.0.21 10.0.0.22": "nodes:1: the name comes first",
-    "root@10.0.0.21": "nodes:1: root@10.0.0.21: the user goes into a setting: 10.0.0.21 user=root",
-    "w-1 ann@corp@w-1.example": "the user goes into a setting: w-1.example user=ann@corp",
-    "10.0.0.21:22": "nodes:1: 10.0.0.21:22: the port goes into a setting: 10.0.0.21 port=22",
-    "[fd00::1]:22": "nodes:1: [fd00::1]:22: the port goes into a setting: fd00::1 port=22",
-    "[fd00::1]": "nodes:1: [fd00::1]: an IPv6 address stands without brackets",
+    "[workers]": "nodes:1: [workers]: sections are not supported",
+    "w-1 ansible_host=10.0.0.21": "nodes:1: ansible_host: unknown setting; known settings: identityFile, knownHosts",
+    "10.0.0.0/24": "nodes:1: 10.0.0.0/24: must be a single node",
+    "10.0.0.21-30": "nodes:1: 10.0.0.21-30: must be a single node",
+    "w-[1:9].example": "nodes:1: w-[1:9].example: must be a single node",
+    "w-{1..9}": "nodes:1: w-{1..9}: must be a single node",
+    "10.0.0.21 w-1": "nodes:1: write the name first: w-1 10.0.0.21",
+    "10.0.0.21 10.0.0.22": "nodes:1: write the name first",
+    "root@10.0.0.21": "nodes:1: root@10.0.0.21: set the user with user=: 10.0.0.21 user=root",
+    "w-1 ann@corp@w-1.example": "set the user with user=: w-1.example user=ann@corp",
+    "10.0.0.21:22": "nodes:1: 10.0.0.21:22: set the port with port=: 10.0.0.21 port=22",
+    "[fd00::1]:22": "nodes:1: [fd00::1]:22: set the port with port=: fd00::1 port=22",
+    "[fd00::1]": "nodes:1: [fd00::1]: write an IPv6 address without brackets",
     "10.0.0.256": "nodes:1: 10.0.0.256: is not a valid IP address or host name",
     "10.0.0": "nodes:1: 10.0.0: is not a valid IP address",
     "w-2 10.0.0..1": "nodes:1: 10.0.0..1: is not a valid IP address",
@@ -64,27 +64,27 @@ WRONG = {
     "w-1 -x": "nodes:1: -x: is not a valid IP address",
     f"w-1 {'a' * 64}.example": "is not a valid IP address or host name",
     f"w-1 {'a.' * 127}aa": "is not a valid IP address or host name",
-    "w-1 10.0.0.1\0": "nodes:1: has a character that cannot be shown: 'w-1 10.0.0.1\\x00'",
-    "w-1 10.0.0.1 user=a\x1b[31m": "nodes:1: has a character that cannot be shown",
-    "w-1 10.0.0.1 user=a\u202eb": "nodes:1: has a character that cannot be shown",
-    "NAME STATUS": "nodes:1: is the heading of a table",
-    "w-1 Ready": "nodes:1: Ready is what `kubectl get nodes` says of the node",
+    "w-1 10.0.0.1\0": "nodes:1: contains an unprintable character: 'w-1 10.0.0.1\\x00'",
+    "w-1 10.0.0.1 user=a\x1b[31m": "nodes:1: contains an unprintable character",
+    "w-1 10.0.0.1 user=a\u202eb": "nodes:1: contains an unprintable character",
+    "NAME STATUS": "nodes:1: is a table heading",
+    "w-1 Ready": "nodes:1: Ready is a column of `kubectl get nodes`",
     "w-1   Ready    <none>   5d   v1.36.3": SHAPE,
     "w-1 10.0.0.1 port=ssh": "nodes:1: port: must be a number from 1 to 65535 (it is ssh)",
     "w-1 10.0.0.1 port=65536": "nodes:1: port: must be a number",
     "w-1 10.0.0.1 port=0": "nodes:1: port: must be a number",
     "w-1 10.0.0.1 port=": "nodes:1: port: must be a number from 1 to 65535",
-    "w-1 10.0.0.1 port=22 port=23": "nodes:1: port is given twice",
+    "w-1 10.0.0.1 port=22 port=23": "nodes:1: port is set twice",
     "w-1 10.0.0.1 user=": "nodes:1: user: ",
-    "w-1 10.0.0.1 prot=22": "nodes:1: prot: unknown setting; known are ",
+    "w-1 10.0.0.1 prot=22": "nodes:1: prot: unknown setting; known settings: ",
     "w-1 10.0.0.1 identity_file=/k": "nodes:1: identity_file: unknown setting",
-    "w-1 10.0.0.1 identityFile=~nosuch/k": "nodes:1: identityFile: begins with the home directory of a user",
-    "w-1 10.0.0.1\nw-1 10.0.0.2": "nodes:2: w-1 stands in line 1 as well",
-    "w-1 10.0.0.1\nw-2 10.0.0.1": "nodes:2: 10.0.0.1 stands in line 1 as well",
-    "w-1 w.example\nw-2 W.example": "nodes:2: W.example stands in line 1 as well",
-    "w-1 fd00::1\n\nw-2 fd00:0::1": "nodes:3: fd00::1 stands in line 1 as well",
+    "w-1 10.0.0.1 identityFile=~nosuch/k": "nodes:1: identityFile: starts with the home directory of a user",
+    "w-1 10.0.0.1\nw-1 10.0.0.2": "nodes:2: w-1 is already in line 1",
+    "w-1 10.0.0.1\nw-2 10.0.0.1": "nodes:2: 10.0.0.1 is already in line 1",
+    "w-1 w.example\nw-2 W.example": "nodes:2: W.example is already in line 1",
+    "w-1 fd00::1\n\nw-2 fd00:0::1": "nodes:3: fd00::1 is already in line 1",
     "w-1 10.0.0.1\u2028w-2 10.0.0.2": SHAPE,
-    "# nobody\n": "nodes names no node",
+    "# nobody\n": "nodes lists no nodes",
 }
 
 
@@ -94,7 +94,7 @@ def test_a_wrong_list(text: str, said: str) -> None:
         parse(text, "nodes")
     assert said in caught.value.message
     assert (caught.value.code, caught.value.exit_code) == ("NodesInvalid", 2)
-    assert "one node a line" in caught.value.hint
+    assert "one node per line" in caught.value.hint
 
 
 def test_every_wrong_line_is_told_at_once() -> None:
@@ -118,7 +118,7 @@ def test_any_text_is_a_list_or_a_wrong_one(text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("w-1 10.0.0.1\nw-2 10.0.0.2\n".encode("utf-16-le"), "names no node|has a character that cannot be shown"),
+        ("w-1 10.0.0.1\nw-2 10.0.0.2\n".encode("utf-16-le"), "lists no nodes|contains an unprintable character"),
         ("w-1 10.0.0.1\n".encode("utf-16"), "nodes:1: is not UTF-8 text"),
         (b"w-1 10.0.0.1\nw-\xe4 10.0.0.2\n", "nodes:2: is not UTF-8 text"),
     ],
@@ -137,7 +137,7 @@ def test_a_file_of_windows(tmp_path: Path) -> None:
 def test_files_that_are_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_list, "MOST_BYTES", 1 << 20)
     for path, said in (
-        (tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), (Path("/dev/zero"), "more than 1 MiB"),
+        (tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), (Path("/dev/zero"), "larger than 1 MiB"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=said) as caught:
             load(path)

@@ -170,11 +170,11 @@ def test_nodes_pull_from_the_registry_and_are_as_before_after_remove(site: Site)
 
     site.reached.clear()
     code, events = site.run("remove")
-    assert (code, events[-1]["summary"]) == (0, "5 of 5 nodes are as they were, 5 changed")
+    assert (code, events[-1]["summary"]) == (0, "containerd restored on 5 of 5 nodes, 5 changed")
     assert site.trees() == before
     assert not site.workers["w-1"].path("/run/kubeadm-registry").exists()
     assert sorted(site.reached) == sorted(site.workers), "the servers may be gone for good"
-    assert site.run("remove")[1][-1]["summary"] == "5 of 5 nodes are as they were, nothing to do"
+    assert site.run("remove")[1][-1]["summary"] == "containerd restored on 5 of 5 nodes, nothing to do"
 
 
 def test_a_dry_run_shows_and_touches_nothing(site: Site) -> None:
@@ -192,7 +192,9 @@ def test_a_dry_run_shows_and_touches_nothing(site: Site) -> None:
 
 def test_those_that_fail_are_named_and_the_others_are_done(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.add(6)
-    site.unreachable["w-1"] = ConnectionFailed("no SSH server answers", hint="try: ssh", code="HostUnreachable")
+    site.unreachable["w-1"] = ConnectionFailed(
+        "no response from an SSH server", hint="try: ssh", code="HostUnreachable"
+    )
     site.unreachable["w-2"] = ConnectionFailed("does not let user root in", code="AuthenticationFailed")
     for name in ("containerd", "ctr"):
         site.workers["w-3"].path(f"/usr/bin/{name}").unlink()
@@ -204,7 +206,7 @@ def test_those_that_fail_are_named_and_the_others_are_done(site: Site, monkeypat
     assert code == 5
     result = events[-1]
     assert result["done"] == 1
-    assert result["summary"].startswith("1 of 6 nodes pull from the registry, 1 changed; not done: ")
+    assert result["summary"].startswith("1 of 6 nodes pull from the registry, 1 changed; failed: ")
     assert {name: why["code"] for name, why in result["owed"].items()} == {
         "w-1": "HostUnreachable", "w-2": "AuthenticationFailed", "w-3": "PreflightFailed", "w-4": "CommandFailed",
         "w-5": "HostBusy",

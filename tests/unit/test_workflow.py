@@ -190,7 +190,9 @@ def test_a_change_that_does_not_help_is_an_error(three: FakeCluster, recorder: R
     with pytest.raises(PhaseFailed) as caught:
         run((stubborn,), three.cluster, recorder)
     assert caught.value.code == "NotConverged"
-    assert str(caught.value) == ("cp-1: phase stubborn, do something odd: was applied, yet still differs: it is blue")
+    assert str(caught.value) == (
+        "cp-1: phase stubborn, do something odd: still differs after it was applied: it is blue"
+    )
     assert recorder.finished == []
 
 
@@ -204,7 +206,7 @@ def test_an_error_is_wrapped_once_with_phase_host_and_change(three: FakeCluster,
     assert isinstance(error.cause, CommandFailed)
     assert error.__cause__ is error.cause
     assert error.code == "CommandFailed"
-    assert error.message == "phase above/bad, do something odd: make-it-so ended with status 3: it failed"
+    assert error.message == "phase above/bad, do something odd: make-it-so failed with exit status 3: it failed"
 
 
 # ---- interruptions ----------------------------------------------------------------------------------------------
@@ -246,7 +248,7 @@ def test_a_restart_that_an_interruption_swallowed_is_made_up(one: FakeCluster, r
 
     actions = run((service(b"2"),), one.cluster, Recorder())
     assert [action.diff for action in actions] == [
-        "x.service: restarts, for it runs with earlier versions of /etc/kubeadm-registry/x.conf"
+        "x.service: restarts, because it runs with earlier versions of /etc/kubeadm-registry/x.conf"
     ]
     assert server.acts[1:] == ["restart x.service"]
     assert run((service(b"2"),), one.cluster, Recorder()) == []
@@ -411,7 +413,7 @@ def test_all_problems_of_all_hosts_are_told_and_nothing_is_changed(three: FakeCl
     assert recorder.problems == list(caught.value.problems) == expected
     assert caught.value.exit_code == 3
     assert caught.value.message == "preflight found 8 problems; nothing was changed"
-    assert caught.value.hint.endswith("--ignore-preflight-errors=Cold,Dark,Wet")
+    assert caught.value.hint.endswith("--ignore-preflight-errors=Cold,Dark,Wet to continue anyway")
     assert ("cp-1", "Good", True) in recorder.checks
     assert ("cp-1", "Cold", False) in recorder.checks
     assert not any(name == "Unknown" for _, name, _ in recorder.checks)
@@ -433,7 +435,7 @@ def test_one_problem_that_is_not_ignored_stops_the_run(three: FakeCluster, recor
     with pytest.raises(PreflightFailed) as caught:
         run((OUTSIDE,), three.cluster, recorder, ignore=("Cold", "Dark"))
     assert caught.value.message == "preflight found 1 problem; nothing was changed"
-    assert caught.value.hint.endswith("--ignore-preflight-errors=Wet")
+    assert caught.value.hint.endswith("--ignore-preflight-errors=Wet to continue anyway")
     assert three.acts() == []
 
 
@@ -476,9 +478,9 @@ def test_checks_run_on_read_only_hosts_in_a_dry_run_too(three: FakeCluster, reco
 
 
 def test_an_unknown_check_lists_the_known_ones(three: FakeCluster, recorder: Recorder) -> None:
-    with pytest.raises(ConfigError, match="there is no check Colt") as caught:
+    with pytest.raises(ConfigError, match="unknown check Colt") as caught:
         run((OUTSIDE,), three.cluster, recorder, ignore=("Colt",))
-    assert caught.value.hint == "the checks are: Cold, Wet, Good, Unknown, Dark"
+    assert caught.value.hint == "choose from: Cold, Wet, Good, Unknown, Dark"
     assert caught.value.code == "CheckUnknown"
 
 
@@ -518,9 +520,9 @@ def test_selection_takes_what_lies_below(only: tuple[str, ...], skip: tuple[str,
 
 @pytest.mark.parametrize(("only", "skip"), [(("a/three",), ()), ((), ("one",)), (("",), ())])
 def test_an_unknown_phase_lists_the_known_ones(only: tuple[str, ...], skip: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="there is no phase") as caught:
+    with pytest.raises(ConfigError, match="unknown phase") as caught:
         select(TREE, only, skip)
-    assert caught.value.hint == "the phases are: a, a/one, a/two, a/two/deep, ab, b, b/one"
+    assert caught.value.hint == "choose one of: a, a/one, a/two, a/two/deep, ab, b, b/one"
     assert caught.value.exit_code == 2
 
 
@@ -564,7 +566,7 @@ def test_every_failure_of_hosts_side_by_side_is_told(three: FakeCluster, recorde
 
     with pytest.raises(PhaseFailed, match="cp-1 is broken"):
         run((Phase("bad", "Bad", yields(Odd(ask), File(MOTD, b"done\n"))),), three.cluster, recorder)
-    assert recorder.notes == [("cp-3", "failed as well: phase bad, do something odd: cp-3 is broken")]
+    assert recorder.notes == [("cp-3", "also failed: phase bad, do something odd: cp-3 is broken")]
     assert three.servers["cp-2"].content(MOTD) == b"done\n", "the good host finished"
 
 
@@ -691,7 +693,7 @@ def test_a_busy_host_is_left_alone_with_all_others(three: FakeCluster, recorder:
     three.servers["cp-2"].holder = "ada@desk pid 7"
     with pytest.raises(HostBusy) as caught:
         run((motd(),), three.cluster, recorder)
-    assert str(caught.value) == "cp-2: another run works here: ada@desk pid 7"
+    assert str(caught.value) == "cp-2: locked by another run: ada@desk pid 7"
     assert three.servers["cp-3"].locked_by is None, "they are locked in order, so two runs cannot each hold a half"
     assert three.acts() == []
     assert recorder.checks == []

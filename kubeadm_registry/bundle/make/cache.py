@@ -39,7 +39,7 @@ class Taken:
     def add(self, count: int) -> None:
         """*count* bytes more are here. Raises Stopped."""
         if self._stopped:
-            raise Stopped("the run was ended")
+            raise Stopped("the run was stopped")
         with self._lock:
             self._done += count
             self._tell(self._done, self._total)
@@ -96,12 +96,12 @@ class Blobs:
             def attempt() -> None:
                 for chunk in registry.stream(repository, blob.digest, file.tell()):
                     if file.tell() + len(chunk) > blob.size:
-                        raise refused(f"{registry.name} sends more than {blob.digest} has", hint="try again")
+                        raise refused(f"{registry.name} sent more bytes than {blob.digest} has", hint="try again")
                     hashed.update(chunk)
                     file.write(chunk)
                     taken.add(len(chunk))
                 if file.tell() < blob.size:
-                    raise RegistryError(f"{registry.name} sends less than {blob.digest} has", temporary=True)
+                    raise RegistryError(f"{registry.name} sent fewer bytes than {blob.digest} has", temporary=True)
 
             if file.tell() < blob.size:
                 patiently(attempt, patience, reached=file.tell)
@@ -109,5 +109,5 @@ class Blobs:
             os.fsync(file.fileno())  # or a power cut leaves zeros under the name of a blob
         if "sha256:" + hashed.hexdigest() != blob.digest:
             part.unlink()
-            raise refused(f"what {registry.name} sends has not the digest {blob.digest}", hint="try again")
+            raise refused(f"content from {registry.name} does not match the digest {blob.digest}", hint="try again")
         part.replace(self.path(blob.digest))

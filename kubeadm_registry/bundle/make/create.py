@@ -82,12 +82,12 @@ def create(
     architecture = architecture or this_architecture()
     if architecture not in ARCHITECTURES:
         raise ConfigError(
-            f"bundles cannot be made for {architecture}",
+            f"architecture {architecture} is not supported",
             hint=f"choose one of {', '.join(ARCHITECTURES)}",
             code="UnknownArchitecture",
         )
     if not programs and not images:
-        raise ConfigError("the bundle would be empty", hint="name programs or images", code="BundleEmpty")
+        raise ConfigError("the bundle would be empty", hint="add programs or images", code="BundleEmpty")
     target = _target(output, [*filter(None, (since, sign)), *inputs])
     base = Base.read(since) if since is not None else None
     if sign is not None:
@@ -108,7 +108,7 @@ def create(
         try:
             index, names = bundle.make(bench)
         except CacheDamaged as error:
-            progress(f"{error.message}: comparing all that is taken from the cache")
+            progress(f"{error.message}: comparing everything taken from the cache")
             index, names = bundle.make(replace(bench, thorough=True))
     return Made(
         path=output,
@@ -127,14 +127,14 @@ def _target(output: Path, inputs: Iterable[Path]) -> Path:
     target = Path(os.path.realpath(output))
     wrong = ""
     if target.is_dir() or not target.parent.is_dir():
-        wrong = "it is a directory, or in none"
+        wrong = "it is a directory, or its parent directory does not exist"
     elif target.is_symlink() or (target.exists() and not target.is_file()):
         wrong = "it is not a regular file"
     elif target.exists():
         same = next((one for one in inputs if one.exists() and one.samefile(target)), None)
-        wrong = f"the bundle is made from {same}" if same is not None else ""
+        wrong = f"the bundle is created from {same}" if same is not None else ""
     if wrong:
-        raise ConfigError(f"{output} cannot be written: {wrong}", hint="give another path", code="OutputInvalid")
+        raise ConfigError(f"cannot write {output}: {wrong}", hint="use another path", code="OutputInvalid")
     return target
 
 
@@ -206,7 +206,9 @@ def _add_images(
             root, needed = _for_platforms(contents, layout, name, entry, platforms)
             _look_at_platforms(layout, name, entry, platforms, usual, bench)
             if name in found and found[name].digest != root.digest:
-                raise refused(f"{layout.where} has another {name} than was given before", hint="give one of the two")
+                raise refused(
+                    f"{layout.where} has another {name} than an earlier input", hint="pass only one of the two"
+                )
             for descriptor in needed:
                 if descriptor.digest not in bench.held:
                     layout.blob(descriptor).close()  # says now, not after minutes of writing, that it is missing
@@ -236,7 +238,7 @@ def _for_platforms(
             raise
         raise BundleError(
             f"{error.message}, for {name}", code=error.code,
-            hint=f"take the platforms that are there, with --platform {','.join(sorted(set(there)))}",
+            hint=f"choose available platforms with --platform {','.join(sorted(set(there)))}",
         ) from error  # fmt: skip
 
 

@@ -19,10 +19,10 @@ from kubeadm_registry.bundle.make.workshop import Mirror, Progress, command
 from kubeadm_registry.oci import descriptors as oci
 
 _NO_APT = (
-    "check the network and the mirror; this needs the apt of Debian or Ubuntu (a container will do), "
-    "otherwise give the program yourself with --program NAME=TREE.tar.gz"
+    "check the network and the mirror; run this with the apt of Debian or Ubuntu (a container is sufficient), "
+    "or pass the program with --program NAME=TREE.tar.gz"
 )
-_NO_MIRROR = "set KUBEADM_REGISTRY_DEBIAN_MIRROR to the address of a Debian mirror, as in a line of sources.list"
+_NO_MIRROR = "set KUBEADM_REGISTRY_DEBIAN_MIRROR to the URL of a Debian mirror, as in sources.list"
 
 #: A minute is enough for the index of a release on a slow line; packages are tens of megabytes.
 _UPDATE_TIMEOUT = 300.0
@@ -145,10 +145,10 @@ class Apt:
         """
         debian, security = self._mirrors()
         if not security:
-            self._progress(f"no mirror of Debian's security updates is known: taking {self._release} without them")
+            self._progress(f"warning: no mirror of Debian security updates found; using {self._release} without them")
         if not self._mirror.keyring.is_file():
             raise unavailable(
-                f"there is no {self._mirror.keyring}, whose keys sign Debian's releases",
+                f"{self._mirror.keyring} not found; its keys verify Debian releases",
                 hint="install the package debian-archive-keyring, or set KUBEADM_REGISTRY_DEBIAN_KEYRING",
             )
         for name in ("lists/partial", "cache/archives/partial", "packages"):
@@ -179,7 +179,7 @@ class Apt:
         files = {package: self._directory / "packages" / f"{package.sha256}.deb" for package in packages}
         missing = [package for package, file in files.items() if not _has_digest(file, package.sha256)]
         if missing:
-            self._progress(f"fetching {len(missing)} packages of Debian {self._release}")
+            self._progress(f"downloading {len(missing)} packages of Debian {self._release}")
             folder = self._directory / "cache"
             wanted = [f"{package.name}={package.version}" for package in missing]
             self._run("apt-get", "download", *wanted, timeout=_DOWNLOAD_TIMEOUT, cwd=folder)
@@ -187,7 +187,7 @@ class Apt:
             for package in missing:
                 if package.sha256 not in fetched:
                     raise refused(
-                        f"the package {package.name} that was fetched has not the digest that the signed index gives",
+                        f"package {package.name} does not match its digest in the signed index",
                         hint="try again, or use another mirror",
                     )
                 fetched[package.sha256].replace(files[package])
@@ -200,10 +200,10 @@ class Apt:
         # A mirror that the user names may be one without internet beside it: then no other host is asked.
         security = mirror.security or ("" if mirror.debian else _configured("Debian-Security"))
         if not debian:
-            raise unavailable("this machine's apt has no mirror of Debian", hint=_NO_MIRROR)
+            raise unavailable("apt on this host has no Debian mirror", hint=_NO_MIRROR)
         for address in filter(None, (debian, security)):
             if not re.fullmatch(r"(https?|file|copy|mirror\+https?)://?[^\s\[\]]+", address):
-                raise refused(f"{address!r} is not the address of a mirror", hint=_NO_MIRROR)
+                raise refused(f"{address!r} is not a valid mirror URL", hint=_NO_MIRROR)
         return debian, security
 
     def _run(self, program: str, *arguments: str, timeout: float = 60, cwd: Path | None = None) -> str:

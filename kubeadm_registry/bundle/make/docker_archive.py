@@ -27,6 +27,7 @@ from kubeadm_registry.bundle.make.workshop import Workshop
 from kubeadm_registry.errors import damaged
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import full
+from kubeadm_registry.printable import counted
 
 MANIFEST_FILE = "manifest.json"
 _LONGEST = 16 * 2**20
@@ -75,7 +76,7 @@ class FromDockerArchive:
             content = _Content(file, str(self.path))
             images = list(content.images())
             plain = {file: digest for image in images for file, digest in image.layers}
-            workshop.progress(f"compressing {len(plain)} layers of {self.path}")
+            workshop.progress(f"compressing {counted(len(plain), 'layer')} of {self.path}")
             stop = threading.Event()
             packed = pool.map(lambda file: _layer(content, file, plain[file], blobs, stop), plain)
             try:
@@ -97,7 +98,7 @@ class FromDockerArchive:
         if not image.names and not self.name:
             raise refused(
                 f"{self.path} has an image without a name",
-                hint=f"give its name, as in NAME:TAG={self.path}, or save it by its name, as in `docker save NAME:TAG`",
+                hint=f"pass its name, as in NAME:TAG={self.path}, or save it by name, as in `docker save NAME:TAG`",
             )
         return tuple(full(name) or name for name in image.names) or ("",)
 
@@ -146,7 +147,9 @@ class _Content:
                 ids = _Config.model_validate_json(config).rootfs.diff_ids
                 yield _Image(row.names or (), config, tuple(zip(row.layers, ids, strict=True)))
         except ValueError as error:
-            raise damaged(f"{self._where}: its {MANIFEST_FILE}, or what that names, is wrong: {error}") from error
+            raise damaged(
+                f"{self._where}: its {MANIFEST_FILE}, or a file that it names, is not valid: {error}"
+            ) from error
 
 
 def _layer(content: _Content, name: str, diff: str, blobs: Blobs, stop: threading.Event) -> oci.Descriptor:
@@ -192,8 +195,8 @@ def _compress(source: BinaryIO, target: BinaryIO, name: str, stop: threading.Eve
                     hashed.update(chunk)
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise damaged(
-                f"layer {name[:200]} is not a whole gzip file: {error}",
-                hint="save the image again, or copy the archive again if the copy was cut short",
+                f"layer {name[:200]} is not a complete gzip file: {error}",
+                hint="save the image again, or copy the archive again if the copy is truncated",
             ) from error
     else:
         packer = zlib.compressobj(_LEVEL, wbits=31)
@@ -209,5 +212,5 @@ def _chunks(source: BinaryIO | gzip.GzipFile, stop: threading.Event) -> Iterator
     """What is left to read of *source*, until *stop* is set: then Stopped is raised."""
     while chunk := source.read(oci.CHUNK):
         if stop.is_set():
-            raise Stopped("the run was ended")
+            raise Stopped("the run was stopped")
         yield chunk

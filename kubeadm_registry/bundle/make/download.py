@@ -34,7 +34,7 @@ def fetch(workshop: Workshop, url: str, digest: str, *, hint: str) -> Path:
             if oci.digest_of_file(held) == digest:
                 return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
-    workshop.progress(f"fetching {url}")
+    workshop.progress(f"downloading {url}")
     with temporary.file(kept.parent, kept.name) as file:
         hashed = hashlib.sha256()
         for chunk in _stream(workshop, url, MAX_DOWNLOAD, hint):
@@ -53,7 +53,7 @@ def published_digest(workshop: Workshop, checksums: str, url: str, *, hint: str)
     The list has lines ``SUM NAME`` or ``SUM *NAME``, or one line with a sum alone. Raises BundleError, with *hint*
     as the remedy, if it cannot be fetched or does not name the file exactly once.
     """
-    workshop.progress(f"fetching {checksums}")
+    workshop.progress(f"downloading {checksums}")
     content = b"".join(_stream(workshop, checksums, MAX_CHECKSUMS, hint)).decode(errors="replace")
     wanted = url.rpartition("/")[2]
     sums = set()
@@ -85,15 +85,15 @@ def _response(workshop: Workshop, url: str, hint: str) -> Iterator[httpx.Respons
             address = httpx.URL(url)
             for _ in range(MAX_REDIRECTS + 1):
                 if address.scheme != "https":
-                    raise refused(f"{url} leads to {address}, which is not https", hint=hint)
+                    raise refused(f"{url} redirects to {address}, which is not https", hint=hint)
                 with client.stream("GET", address, follow_redirects=False, timeout=TIMEOUT) as response:
                     if response.next_request is not None:
                         address = response.next_request.url
                         continue
                     if response.status_code != httpx.codes.OK:
-                        raise unavailable(f"{url} answered with status {response.status_code}", hint=hint)
+                        raise unavailable(f"{url} returned status {response.status_code}", hint=hint)
                     yield response
                     return
             raise unavailable(f"{url} redirected more than {MAX_REDIRECTS} times", hint=hint)
     except httpx.HTTPError as error:
-        raise unavailable(f"cannot fetch {url}: {error or type(error).__name__}", hint=hint) from error
+        raise unavailable(f"cannot download {url}: {error or type(error).__name__}", hint=hint) from error

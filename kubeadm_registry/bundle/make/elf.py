@@ -52,7 +52,7 @@ def read_from(file: BinaryIO, name: str) -> Elf | None:
                 tags += _names(segment)
         machine = str(elf["e_machine"])
     except (ELFError, AttributeError, ValueError, KeyError, TypeError, OSError) as error:
-        raise refused(f"{name} is a damaged ELF file: {error}", hint="build it or fetch it again") from error
+        raise refused(f"{name} is a damaged ELF file: {error}", hint="build or download it again") from error
     return Elf(
         architecture=_MACHINES.get(machine, machine),
         interpreter=interpreter,

@@ -33,12 +33,14 @@ def images_from(names: Iterable[str], paths: Iterable[Path | str]) -> list[Image
     for name in names:
         whole = full(name)
         if whole is None:
-            raise refused(f"--image {name}: is no name of an image", hint="a name is like registry.k8s.io/pause:3.10")
+            raise refused(
+                f"--image {name}: not a valid image name", hint="use a full name, such as registry.k8s.io/pause:3.10"
+            )
         wanted.add(whole)
     sources: list[ImageSource] = []
     for given, path in (named(str(path)) for path in paths):
         if not path.exists():
-            raise refused(f"there is no {path}", hint="check the path given with --images-from")
+            raise refused(f"no such file or directory: {path}", hint="check the path given with --images-from")
         if path.is_dir() and (path / oci.LAYOUT_FILE).is_file():
             sources.append(FromLayout(path, given))
         elif path.is_file() and _is_archive(path):
@@ -46,8 +48,8 @@ def images_from(names: Iterable[str], paths: Iterable[Path | str]) -> list[Image
             sources.append(docker_archive.FromDockerArchive(path, given) if is_docker else FromLayout(path, given))
         elif given:
             raise refused(
-                f"{path} is neither an OCI image layout nor an archive of images, so {given} names nothing in it",
-                hint="leave out the name",
+                f"{path} is neither an OCI image layout nor an archive of images, so {given} does not apply to it",
+                hint="omit the name",
             )
         else:
             wanted.update(names_in(path))

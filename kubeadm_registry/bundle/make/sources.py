@@ -59,7 +59,7 @@ class FromFile:
         if self.path.is_dir():
             tree.take_directory(self.path, target)
         elif not self.path.is_file():
-            raise refused(f"{name}: there is no file {self.path}", hint="check the path given with --program")
+            raise refused(f"{name}: no such file: {self.path}", hint="check the path given with --program")
         elif _is_gzip(self.path):
             tree.take_archive(self.path, target, workshop.new_directory(f"{name}/unpacked"))
         else:
@@ -67,14 +67,16 @@ class FromFile:
         entry_point = _entry_point(name, target, str(self.path), workshop.architecture)
         headers = elf.read(target / entry_point)
         if headers and headers.interpreter.startswith(("/lib", "/usr/lib")):
-            workshop.progress(f"{name} is not linked statically: each host needs {', '.join(headers.needed)} for it")
+            workshop.progress(
+                f"warning: {name} is dynamically linked; every node must provide {', '.join(headers.needed)}"
+            )
         source = Source(kind="file", origin=_plain(self.path.name), checked="nothing: the user's own file")
         return _finish(name, target, entry_point, source, workshop, version=None)
 
 
 @dataclass(frozen=True, slots=True)
 class FromRelease:
-    """A file that the program's own project publishes; *accept* is a digest that the user vouches for."""
+    """A file that the program's own project publishes; *accept* is a digest accepted by the user."""
 
     release: Release
     accept: str = ""
@@ -82,23 +84,23 @@ class FromRelease:
     def build(self, name: str, workshop: Workshop) -> Built:
         """Fetch the file, compare it with its digest and take it in."""
         release, architecture = self.release, workshop.architecture
-        remedy = f"fetch it in another way and give it with --program {name}=PATH"
+        remedy = f"obtain it in another way and pass it with --program {name}=PATH"
         if architecture not in release.architectures:
             raise unavailable(f"{name} {release.version} is not published for {architecture}", hint=remedy)
         url = release.fill(release.url, architecture)
         if self.accept:
-            digest, checked = self.accept, "a digest that the user vouches for"
+            digest, checked = self.accept, "a digest accepted by the user"
         elif architecture in release.sha256:
             digest, checked = release.sha256[architecture], "the digest in the catalogue"
         elif release.checksums:
             checksums = release.fill(release.checksums, architecture)
             digest = published_digest(workshop, checksums, url, hint=remedy)
-            checked = f"the sum published at {checksums}"
+            checked = f"the checksum published at {checksums}"
         else:
             raise refused(
-                f"{name} {release.version}: its project publishes no checksum, so {url} is not fetched unseen",
-                hint=f"give the program with --program {name}=PATH, or, if you know the SHA-256 of that file, "
-                f"vouch for it with --accept-digest {name}=sha256:...",
+                f"{name} {release.version}: upstream publishes no checksum; refusing to download {url} unverified",
+                hint=f"pass the program with --program {name}=PATH, or, if you know its SHA-256 digest, accept "
+                f"it with --accept-digest {name}=sha256:...",
             )
         file = fetch(workshop, url, digest, hint=remedy)
         target = workshop.new_directory(f"{name}/tree")
@@ -222,8 +224,8 @@ def choose(
     for name, digest in accepted.items():
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
             raise ConfigError(
-                f"{digest!r} is not the digest of {name}",
-                hint="a digest is sha256: and 64 hexadecimal digits, as `sha256sum` prints them",
+                f"{digest!r} is not a valid digest for {name}",
+                hint="use sha256: and 64 hexadecimal digits, as printed by `sha256sum`",
                 code="DigestInvalid",
             )
     chosen: dict[str, ProgramSource] = {}
@@ -265,21 +267,21 @@ def _entry_point(name: str, target: Path, origin: str, architecture: str) -> str
     choices = [usual, f"bin/{name}"]
     found = next((choice for choice in choices if (target / choice).is_file()), None)
     if found is None:
-        raise refused(f"{name}: {origin} has no {usual}", hint=f"give an executable, or a tree with {usual} in it")
+        raise refused(f"{name}: {origin} has no {usual}", hint=f"pass an executable, or a tree that contains {usual}")
     program = target / found
     if not program.stat().st_mode & 0o100:
-        raise refused(f"{name}: {found} of {origin} is not executable", hint="`chmod +x` it")
+        raise refused(f"{name}: {found} of {origin} is not executable", hint="make it executable with `chmod +x`")
     with program.open("rb") as file:
         start = file.read(4)
     if not start.startswith((b"#!", b"\x7fELF")):
         raise refused(
-            f"{name}: {origin} is neither a Linux executable nor a script", hint="give the program built for Linux"
+            f"{name}: {origin} is neither a Linux executable nor a script", hint="pass a program built for Linux"
         )
     headers = elf.read(program)
     if headers and headers.architecture != architecture:
         raise refused(
             f"{name}: {origin} is built for {headers.architecture}, the bundle is for {architecture}",
-            hint=f"give the program built for {architecture}",
+            hint=f"pass a program built for {architecture}",
         )
     return found
 
@@ -294,11 +296,11 @@ def _told_version(name: str, program: Path, workshop: Workshop) -> str | None:
             [program, *words], what=f"version of {name}", hint="", timeout=VERSION_TIMEOUT, complaints_too=True
         )
     except BundleError as error:
-        workshop.progress(f"{name}: its version stays unknown: {error.message}")
+        workshop.progress(f"warning: cannot determine the version of {name}: {error.message}")
         return None
     version = version_in(name, output)
     if version is None:
-        workshop.progress(f"{name}: its version stays unknown: {_plain(output.strip())}")
+        workshop.progress(f"warning: cannot determine the version of {name}: {_plain(output.strip())}")
     return _plain(version) if version else None
 
 

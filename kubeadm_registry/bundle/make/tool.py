@@ -66,8 +66,8 @@ def wheels(cache: Path, architecture: str, python: str) -> list[Path]:
         needed = importlib.metadata.requires(NAME) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise unavailable(
-            f"{NAME} was not installed by pip here, so it cannot pack itself",
-            hint="install it with pip, or name the programs to take with --with",
+            f"{NAME} was not installed with pip on this host, so it cannot pack itself",
+            hint="install it with pip, or list the programs to include with --with",
         ) from error
     needed = sorted(one for one in needed if _name(one) not in _LEFT_OUT and "extra ==" not in one)
     pins = sorted(f"{one.name}=={one.version}" for one in importlib.metadata.distributions() if one.name)
@@ -94,7 +94,8 @@ def wheels(cache: Path, architecture: str, python: str) -> list[Path]:
         command(
             [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", *options, *needed],
             what=f"the libraries of {NAME}", timeout=_TIMEOUT,
-            hint="pip must reach its index; or name the programs to take with --with, without kubeadm-registry",
+            hint="check that pip reaches its index, or list the programs to include with --with, without "
+                "kubeadm-registry",
         )  # fmt: skip
         constraints.unlink()
         (new / _SUMS).write_text(json.dumps(_sums(new)), encoding="utf-8")
@@ -199,4 +200,4 @@ def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(wheel) as file:
             yield file
     except (zipfile.BadZipFile, OSError) as error:
-        raise refused(f"{wheel.name} is no wheel: {error}", hint="delete the cache of wheels and try again") from error
+        raise refused(f"{wheel.name} is not a valid wheel: {error}", hint="delete the wheel cache") from error

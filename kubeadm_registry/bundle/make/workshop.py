@@ -118,21 +118,21 @@ def command(
             start_new_session=True,
         )
     except FileNotFoundError as error:
-        raise unavailable(f"{what}: there is no program {argv[0]} on this machine", hint=hint) from error
+        raise unavailable(f"{what}: no program {argv[0]} found on this host", hint=hint) from error
     except OSError as error:
         raise unavailable(f"{what}: cannot run {argv[0]}: {error.strerror}", hint=hint) from error
     with process:
         try:
             output, complaint = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as error:
-            raise unavailable(f"{what}: {argv[0]} did not end within {timeout:g} s", hint=hint) from error
+            raise unavailable(f"{what}: {argv[0]} did not exit within {timeout:g} s", hint=hint) from error
         finally:
             # A helper that was left behind would keep the pipes open and us waiting.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode != 0:
         text = (complaint or output).decode(errors="replace").strip()
-        raise unavailable(f"{what}: {argv[0]} ended with status {process.returncode}: {text[-2000:]}", hint=hint)
+        raise unavailable(f"{what}: {argv[0]} failed with exit status {process.returncode}: {text[-2000:]}", hint=hint)
     return output.decode(errors="replace")
 
 
@@ -140,6 +140,6 @@ def command(
 def locked(file: Path, *, deadline: float) -> Iterator[None]:
     """Hold the lock *file* against other runs; raises BundleError if one holds it for more than *deadline* seconds."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = f"another run has held {file} for more than {deadline:g} s"
-    with locks.locked(file, unavailable(text, hint="wait for its end, or end it"), deadline=deadline):
+    text = f"{file} has been locked by another run for more than {deadline:g} s"
+    with locks.locked(file, unavailable(text, hint="wait until it is done, or stop it"), deadline=deadline):
         yield
