@@ -93,8 +93,10 @@ def issue(
     return Pair(_pem(certificate), _key_pem(key))
 
 
-def shortcoming(ca_certificate: str, certificate: str, names: Sequence[str], now: datetime | None = None) -> str | None:
-    """Why *certificate* should be issued anew: another authority, other names, near its end. None: it is good.
+def renewal_reason(
+    ca_certificate: str, certificate: str, names: Sequence[str], now: datetime | None = None
+) -> str | None:
+    """Return why *certificate* must be reissued (wrong CA, wrong names, close to expiry), or None.
 
     Good is also one that ends soon because its authority does: a new one would end no later.
     """

@@ -43,10 +43,8 @@ class Outcome:
         return self.error.message if self.error is not None else ""
 
 
-class Turns:
-    """A turn for each restart: *at_once* at a time; and none any more once some failed, for what broke those may break
-    all. To be entered in a ``with`` statement, by several threads.
-    """
+class RestartLimiter:
+    """Limits concurrent restarts to *at_once*, and allows none after several failures. A context manager."""
 
     def __init__(self, at_once: int) -> None:
         self._free = threading.BoundedSemaphore(at_once)
@@ -86,7 +84,7 @@ def run_each(
     *reach* connects to one and raises Error if it cannot; the connection ends with its work. *cluster* is whose
     registry they use, its hosts do not matter.
     """
-    turns = Turns(max(1, min(RESTARTS, len(workers) // RESTARTED_PART)))
+    turns = RestartLimiter(max(1, min(RESTARTS, len(workers) // RESTARTED_PART)))
 
     def one(worker: Worker) -> Outcome:
         try:

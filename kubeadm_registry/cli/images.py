@@ -31,7 +31,7 @@ from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place, place
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Registry, patiently
+from kubeadm_registry.registry import Registry, retry
 from kubeadm_registry.transport.host import side_by_side
 
 DEFAULT_WANTED = Path("wanted-images.txt")
@@ -264,4 +264,4 @@ def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
 
 
 def _has(registry: Registry, one: Place) -> bool:
-    return patiently(lambda: registry.digest(one.repository, one.reference), inventory.PATIENCE) is not None
+    return retry(lambda: registry.digest(one.repository, one.reference), inventory.PATIENCE) is not None

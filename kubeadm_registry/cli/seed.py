@@ -17,7 +17,7 @@ from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, bundle_option, command, file_option, key_option
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.images import seed as seeding
-from kubeadm_registry.images.apart import apart
+from kubeadm_registry.images.detached import run_in_child
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.oci.references import parse, repository_prefix
 from kubeadm_registry.printable import counted
@@ -74,7 +74,7 @@ def seed(
     """
     reporter = context.reporter()
     cluster_file = config.load(path)
-    stop = apart()
+    stop = run_in_child()
     with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
         if cluster.bundle is None:
             raise ConfigError("no bundle found", hint="pass one with --bundle FILE", code="BundleMissing")

@@ -60,7 +60,7 @@ class NodeCertificate:
         state = host.state(paths.NODE_PEM)
         if state is None:
             return f"{paths.NODE_PEM}: new certificate for {', '.join(names(self.cluster, host))}"
-        flaw = pki.shortcoming(
+        flaw = pki.renewal_reason(
             self.cluster.secrets.ca_certificate, state.content.decode(errors="replace"), names(self.cluster, host)
         )
         if flaw is not None:

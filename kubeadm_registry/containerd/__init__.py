@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
 from kubeadm_registry.containerd import backup, hosts, survey
-from kubeadm_registry.containerd.backup import Keep
+from kubeadm_registry.containerd.backup import Backup
 from kubeadm_registry.containerd.changes import DROP_IN, Config, HostsFiles, NoProxy
 from kubeadm_registry.containerd.restart import OWED, Restart
 from kubeadm_registry.containerd.restore import (
-    Forget,
-    NoDirectories,
+    BackupRemoved,
+    DirectoriesRemoved,
     NoHostsFiles,
     NoLeftovers,
-    NoNoProxy,
     OriginalConfig,
+    ProxyDropInRemoved,
     obstacles,
 )
 from kubeadm_registry.containerd.settings import CERTS_D, Refused, Version, refusals
@@ -117,11 +117,11 @@ def steps(
     parents = ["/etc/containerd", *files.directories, *(posixpath.dirname(path) for path in changed)]
     for path in configuration.leftovers:
         yield Absent(path)
-    yield Keep(changed, list(dict.fromkeys(above for path in parents for above in _with_those_above(path))))
+    yield Backup(changed, list(dict.fromkeys(above for path in parents for above in _with_those_above(path))))
     yield config
     yield files
     no_proxy = (*settings.vip_addresses, *([settings.vip_name] if settings.vip_name else []), *settings.node_addresses)
-    yield Keep((), [DROP_IN.rpartition("/")[0]])
+    yield Backup((), [DROP_IN.rpartition("/")[0]])
     yield NoProxy(shown, no_proxy)
     yield Restart(shown, turn)
 
@@ -139,12 +139,12 @@ def restore_steps(host: Host, *, turn: AbstractContextManager[object] = _ALONE) 
     shown = survey.ask(host)
     yield OriginalConfig()
     yield NoHostsFiles()
-    yield NoNoProxy()
+    yield ProxyDropInRemoved()
     yield NoLeftovers()
-    yield NoDirectories()
+    yield DirectoriesRemoved()
     if shown is not None:
         yield Restart(shown, turn)
-    yield Forget()
+    yield BackupRemoved()
 
 
 def _with_those_above(directory: str) -> Iterator[str]:

@@ -97,7 +97,7 @@ def is_original(host: Host, path: str, original: Original | None, content: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class Backup:
     """The originals of *files*, and of *directories* the knowledge whether they were there, are kept. Once."""
 
     files: Sequence[str]

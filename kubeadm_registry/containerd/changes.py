@@ -9,7 +9,7 @@ from kubeadm_registry.containerd import backup, proxy, restart, survey
 from kubeadm_registry.containerd import hosts as hosts_toml
 from kubeadm_registry.containerd.replace import replace as replace_file
 from kubeadm_registry.containerd.settings import Edit, InForce, Merged, Refused, Version, contradictions, plan
-from kubeadm_registry.containerd.survey import Configuration, Containerd, Shown
+from kubeadm_registry.containerd.survey import ConfigFile, Configuration, Containerd
 from kubeadm_registry.engine.changes import unified
 from kubeadm_registry.transport.host import FileState, Host
 
@@ -90,7 +90,7 @@ class Config:
         backup.store(host, record)
         if file is None:
             backup.make_parent(host, path)
-        shown = file or Shown(path, path, FileState(b"", mode, owner))
+        shown = file or ConfigFile(path, path, FileState(b"", mode, owner))
         replace_file(host, shown, text.encode(), mode=mode, owner=owner, program=self.containerd.program)
 
     @staticmethod
@@ -154,11 +154,11 @@ class HostsFiles:
         """The directories that are made."""
         return [self.directory, *(f"{self.directory}/{hosts_toml.directories(name)[0]}" for name in self.files)]
 
-    def _there(self, host: Host) -> dict[str, Shown | None]:
+    def _there(self, host: Host) -> dict[str, ConfigFile | None]:
         """What is there: path -> file; None for what is no file, such as a link to nowhere."""
         return {path: file for _, path, file in survey.look(host, self.ca, f"{self.directory}/*/hosts.toml")}
 
-    def _wanted(self, there: Mapping[str, Shown | None]) -> dict[str, bytes | None]:
+    def _wanted(self, there: Mapping[str, ConfigFile | None]) -> dict[str, bytes | None]:
         wanted: dict[str, bytes | None] = {self.ca: self.ca_pem}
         for registry, content in self.files.items():
             paths = [f"{self.directory}/{name}/hosts.toml" for name in hosts_toml.directories(registry)]
@@ -216,15 +216,15 @@ class HostsFiles:
         return found
 
 
-def _content(file: Shown | None) -> bytes | None:
+def _content(file: ConfigFile | None) -> bytes | None:
     return file.state.content if file else None
 
 
-def _is_untouched(file: Shown | None) -> bool:
-    return file is not None and hosts_toml.is_untouched(file.state.content)
+def _is_untouched(file: ConfigFile | None) -> bool:
+    return file is not None and hosts_toml.is_unmodified(file.state.content)
 
 
-def _why_it_stays(file: Shown | None) -> str:
+def _why_it_stays(file: ConfigFile | None) -> str:
     if file is None:
         return "a dangling link, or not a file,"
     return "edited since it was written" if hosts_toml.is_ours(file.state.content) else "not ours"
@@ -243,7 +243,7 @@ class NoProxy:
         return f"exclude the registry from the HTTP proxy of {survey.UNIT}"
 
     def _differences(self, host: Host) -> dict[str, tuple[bytes | None, bytes | None]]:
-        there = {file.path: file.state.content for file in survey.show(host, DROP_IN, proxy.ENVIRONMENT)}
+        there = {file.path: file.state.content for file in survey.read_files(host, DROP_IN, proxy.ENVIRONMENT)}
         content = proxy.environment_file(survey.environment(host, self.containerd), self.hosts)
         wanted = {
             proxy.ENVIRONMENT: content.encode() if content else None,

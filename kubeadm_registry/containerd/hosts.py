@@ -88,10 +88,10 @@ def render(mirror: Mirror, *, ca: str, containerd: Version, authorization: str =
         for url in mirror.urls:
             lines += [f"[host.{edit.literal(url)}]", *(f"  {key}" for key in keys), ""]
         lines.pop()
-    return sealed("\n".join(lines) + "\n", _ADVICE)
+    return with_checksum("\n".join(lines) + "\n", _ADVICE)
 
 
-def sealed(body: str, advice: str = "") -> str:
+def with_checksum(body: str, advice: str = "") -> str:
     """*body* below a comment that says whose file it is, with the digest that shows whether it was edited."""
     body = advice + body
     return f"{_MARK}{hashlib.sha256(body.encode()).hexdigest()}\n{body}"
@@ -110,7 +110,7 @@ def is_ours(content: bytes) -> bool:
     return _names_ca(values) or any(isinstance(table, dict) and _names_ca(table) for table in tables)
 
 
-def is_untouched(content: bytes) -> bool:
+def is_unmodified(content: bytes) -> bool:
     """Whether the file is as we wrote it."""
     head, _, body = content.partition(b"\n")
     return head == _MARK.encode() + hashlib.sha256(body).hexdigest().encode()
@@ -141,7 +141,7 @@ def without_ours(content: bytes) -> bytes | None:
         root.add("server")
     found = edit.statements(text)
 
-    def goes(path: edit.Path) -> bool:
+    def should_remove(path: edit.Path) -> bool:
         match path:
             case ("host",):
                 return all(item.path[1] in ours for item in found if item.table == ("host",) and item.key)
@@ -153,7 +153,7 @@ def without_ours(content: bytes) -> bytes | None:
 
     lines: list[str | None] = list(edit.lines_of(text))
     for statement in found:
-        if goes(statement.path):
+        if should_remove(statement.path):
             lines[statement.start : statement.end] = [None] * (statement.end - statement.start)
     kept = "".join(line for line in lines if line is not None and not line.startswith(_MARK) and line != _ADVICE)
     return re.sub(r"\A\s*\n|\n+(?=\n\Z)", "", kept).encode() if kept.strip() else None

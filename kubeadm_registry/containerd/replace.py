@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kubeadm_registry.containerd.settings import Refused
-from kubeadm_registry.containerd.survey import Shown
+from kubeadm_registry.containerd.survey import ConfigFile
 from kubeadm_registry.errors import CommandFailed
 from kubeadm_registry.transport.host import UNFINISHED, Host
 
@@ -31,7 +31,7 @@ fi
 """
 
 
-def replace(host: Host, file: Shown, content: bytes, *, mode: int, owner: str, program: str = "") -> None:
+def replace(host: Host, file: ConfigFile, content: bytes, *, mode: int, owner: str, program: str = "") -> None:
     """Write *content* to *file*, which need not be there; a symbolic link stays one.
 
     With *program*, a containerd, that must read it first. Raises Refused with its words, and the file is as it was.

@@ -11,7 +11,7 @@ from kubeadm_registry.containerd.changes import DROP_IN, NEW_CONFIG
 from kubeadm_registry.containerd.record import DIRECTORY, Written
 from kubeadm_registry.containerd.replace import replace
 from kubeadm_registry.containerd.settings import CERTS_D, Refused, plan, unmerge
-from kubeadm_registry.containerd.survey import Shown
+from kubeadm_registry.containerd.survey import ConfigFile
 from kubeadm_registry.engine.changes import unified
 from kubeadm_registry.errors import Error
 from kubeadm_registry.transport.host import FileState, Host
@@ -44,7 +44,7 @@ def _unexplained(host: Host, shown: survey.Containerd | None) -> str:
     except Refused:
         return ""  # it is not as we left it, whoever changed it
     directory = survey.literal(path.partition(":")[0].rstrip("/"))
-    files = survey.show(host, f"{directory}/*/hosts.toml") if path else []
+    files = survey.read_files(host, f"{directory}/*/hosts.toml") if path else []
     ours = any(hosts_toml.is_ours(file.state.content) for file in files)
     return f'config_path = "{path}" in {shown.config} or a file that it imports' if ours else ""
 
@@ -61,12 +61,12 @@ class OriginalConfig:
 
     title: str = "restore containerd's original configuration"
 
-    def _differences(self, host: Host) -> list[tuple[Shown, FileState | None]]:
+    def _differences(self, host: Host) -> list[tuple[ConfigFile, FileState | None]]:
         """The files that differ from what they should be, and that: None for no file."""
         originals, record = backup.originals(host), backup.record(host)
-        found: list[tuple[Shown, FileState | None]] = []
+        found: list[tuple[ConfigFile, FileState | None]] = []
         # Somebody may have put a link in a file's place since: its target is edited then, and it stays a link.
-        for now in survey.show(host, *map(survey.literal, originals.files)):
+        for now in survey.read_files(host, *map(survey.literal, originals.files)):
             original, written = originals.files[now.path], record.files.get(now.path)
             if written is None or backup.is_original(host, now.path, original, now.state.content):
                 continue
@@ -113,14 +113,14 @@ class NoHostsFiles:
 
     title: str = "remove the hosts.toml files"
 
-    def _differences(self, host: Host) -> list[tuple[Shown, bytes | None]]:
+    def _differences(self, host: Host) -> list[tuple[ConfigFile, bytes | None]]:
         directories = dict.fromkeys((*backup.record(host).hosts_directories, CERTS_D))
         names = ("*/hosts.toml", hosts_toml.CA_NAME)
         patterns = [f"{survey.literal(path)}/{name}" for path in directories for name in names]
-        found: list[tuple[Shown, bytes | None]] = []
-        for file in survey.show(host, *patterns):
+        found: list[tuple[ConfigFile, bytes | None]] = []
+        for file in survey.read_files(host, *patterns):
             content = file.state.content
-            if file.path.endswith(f"/{hosts_toml.CA_NAME}") or hosts_toml.is_untouched(content):
+            if file.path.endswith(f"/{hosts_toml.CA_NAME}") or hosts_toml.is_unmodified(content):
                 found.append((file, None))
             elif hosts_toml.is_ours(content):
                 rest = hosts_toml.without_ours(content)
@@ -165,14 +165,14 @@ class NoLeftovers:
 
 
 @dataclass(frozen=True, slots=True)
-class NoNoProxy:
+class ProxyDropInRemoved:
     """No drop-in of ours in containerd's unit."""
 
     title: str = f"remove {DROP_IN}"
 
     def diff(self, host: Host) -> str | None:
         """That it is there, or None."""
-        files = survey.show(host, DROP_IN, proxy.ENVIRONMENT)
+        files = survey.read_files(host, DROP_IN, proxy.ENVIRONMENT)
         return "\n".join(unified(file.path, file.state.content, None) for file in files) or None
 
     def apply(self, host: Host) -> None:
@@ -184,7 +184,7 @@ class NoNoProxy:
 
 
 @dataclass(frozen=True, slots=True)
-class NoDirectories:
+class DirectoriesRemoved:
     """The directories that were not there before us are gone, unless somebody put something in."""
 
     title: str = "remove the directories that were created"
@@ -204,7 +204,7 @@ class NoDirectories:
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
+class BackupRemoved:
     """The copies and the record are gone: the next init begins anew."""
 
     title: str = "remove the backup of containerd's configuration"

@@ -52,7 +52,7 @@ done
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ConfigFile:
     """A file as it is on the host; *real* is its path without symbolic links."""
 
     path: str
@@ -60,13 +60,13 @@ class Shown:
     state: FileState
 
 
-def look(host: Host, *patterns: str) -> list[tuple[int, str, Shown | None]]:
+def look(host: Host, *patterns: str) -> list[tuple[int, str, ConfigFile | None]]:
     """What *patterns* (paths, or with ``*``) name, in one round trip: the pattern's index, the path, and the file.
 
     The file is None for what is there and is not a plain file, such as a link to nowhere.
     """
     rest = host.query("sh", "-c", _SHOW, "show", *patterns).stdout if patterns else b""
-    found: list[tuple[int, str, Shown | None]] = []
+    found: list[tuple[int, str, ConfigFile | None]] = []
     while rest:
         head, _, rest = rest.partition(b"\n")
         line, _, rest = rest.partition(b"\n")
@@ -74,12 +74,12 @@ def look(host: Host, *patterns: str) -> list[tuple[int, str, Shown | None]]:
         path, shown = line.decode(), None
         if size != "-":
             content, rest = rest[: int(size)], rest[int(size) :]
-            shown = Shown(path, real, FileState(content, int(mode, 8), owner_of(names, numbers)))
+            shown = ConfigFile(path, real, FileState(content, int(mode, 8), owner_of(names, numbers)))
         found.append((int(number), path, shown))
     return found
 
 
-def show(host: Host, *patterns: str) -> list[Shown]:
+def read_files(host: Host, *patterns: str) -> list[ConfigFile]:
     """The plain files that *patterns* (paths, or with ``*``) name, in their order, in one round trip."""
     return [shown for _, _, shown in look(host, *patterns) if shown is not None]
 
@@ -173,7 +173,7 @@ class Configuration:
     """
 
     main: str
-    files: tuple[Shown, ...]
+    files: tuple[ConfigFile, ...]
     leftovers: tuple[str, ...] = ()
 
     @property
@@ -183,7 +183,7 @@ class Configuration:
             return [Layer(self.main, "", {})]
         return [Layer.read(file.path, file.state.content) for file in self.files]
 
-    def file(self, path: str) -> Shown | None:
+    def file(self, path: str) -> ConfigFile | None:
         """The file of this path, or None."""
         return next((file for file in self.files if file.path == path), None)
 
@@ -193,12 +193,12 @@ def configuration(host: Host, main: str, version: Version) -> Configuration:
 
     Raises Refused if a file is not TOML, or if an import that is no pattern is not there: containerd would not start.
     """
-    files: dict[str, Shown] = {}
+    files: dict[str, ConfigFile] = {}
     leftovers: list[str] = []
     pending = [_Import(literal(main))]
     while pending:
         arguments = [(one, pattern) for one in pending for pattern in one.patterns]
-        found: dict[_Import, dict[str, Shown | None]] = {one: {} for one in pending}
+        found: dict[_Import, dict[str, ConfigFile | None]] = {one: {} for one in pending}
         for number, path, shown in look(host, *(pattern for _, pattern in arguments)):
             found[arguments[number][0]][path] = shown
         pending = []
@@ -287,7 +287,7 @@ def environment(host: Host, containerd: Containerd) -> dict[str, str]:
     """
     found = dict(containerd.manager_environment)
     found |= proxy.parse_show(containerd.properties.get("Environment", ""))
-    for file in show(host, *containerd.environment_files):
+    for file in read_files(host, *containerd.environment_files):
         found |= proxy.parse_environment_file(file.state.content.decode(errors="replace"))
     return found
 

@@ -9,7 +9,7 @@ from kubeadm_registry.images import tree
 from kubeadm_registry.images.inventory import PATIENCE
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.seed import WORKERS, Connect, Item, each
-from kubeadm_registry.registry import Registry, patiently
+from kubeadm_registry.registry import Registry, retry
 
 
 def find(connect: Connect, where: Sequence[Place], workers: int = WORKERS) -> tuple[list[Item], dict[str, str]]:
@@ -20,7 +20,7 @@ def find(connect: Connect, where: Sequence[Place], workers: int = WORKERS) -> tu
 
     def one(registry: Registry, place: Place) -> Item | str:
         try:
-            found = patiently(lambda: tree.read(registry, place), PATIENCE)
+            found = retry(lambda: tree.read(registry, place), PATIENCE)
         except RegistryError as error:
             if error.code != "ImageInvalid":
                 raise

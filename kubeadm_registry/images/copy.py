@@ -14,7 +14,7 @@ from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.referrers import push
 from kubeadm_registry.images.seed import PATIENCE, WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import PIECE, Registry, Upload, patiently
+from kubeadm_registry.registry import PIECE, Registry, Upload, retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ def copy(connect: Connect, source: Place, target: Place, *, referrers: bool, wor
     """
     with ExitStack() as stack:
         registry = stack.enter_context(connect())
-        found = patiently(lambda: tree.read(registry, source), PATIENCE)
+        found = retry(lambda: tree.read(registry, source), PATIENCE)
         if found is None:
             raise _missing(f"{source} is not in the registry")
         trees = [found]
         if referrers:
-            trees += patiently(lambda: list(_referring(registry, found, {found.root.digest})), PATIENCE)
+            trees += retry(lambda: list(_referring(registry, found, {found.root.digest})), PATIENCE)
         for one in trees:
             for manifest in one.manifests:
                 if one.lacks(manifest):
@@ -69,7 +69,7 @@ def _referring(registry: Registry, image: tree.Tree, seen: set[str]) -> Iterator
 
 def _send(registry: Registry, blob: oci.Descriptor, *, source: str, target: str) -> int:
     """Bring *blob* from one repository to another; how many bytes were sent."""
-    if patiently(lambda: registry.has_blob(target, blob.digest), PATIENCE):
+    if retry(lambda: registry.has_blob(target, blob.digest), PATIENCE):
         return 0
 
     def piece(offset: int) -> io.BytesIO:
@@ -86,12 +86,12 @@ def _send(registry: Registry, blob: oci.Descriptor, *, source: str, target: str)
 def _push(registry: Registry, image: tree.Tree, target: Place, *, is_image: bool) -> int:
     """Push the manifests of *image*: the root under the target's reference, or else by digest. How many there were."""
     for manifest in image.manifests:
-        content = patiently(partial(registry.manifest, image.place.repository, manifest.digest), PATIENCE)
+        content = retry(partial(registry.manifest, image.place.repository, manifest.digest), PATIENCE)
         if content is None:
             raise _missing(f"manifest {manifest.digest} of {image.place} is not in the registry")
         is_root = is_image and manifest.digest == image.root.digest
         reference = target.reference if is_root else manifest.digest
-        patiently(partial(push, registry, target.repository, reference, manifest, content), PATIENCE)
+        retry(partial(push, registry, target.repository, reference, manifest, content), PATIENCE)
     return len(image.manifests)
 
 

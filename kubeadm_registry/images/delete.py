@@ -11,7 +11,7 @@ from kubeadm_registry.images import referrers, tree
 from kubeadm_registry.images.names import OURS, Place, name_of
 from kubeadm_registry.images.seed import PATIENCE, WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Registry, patiently
+from kubeadm_registry.registry import Registry, retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ def carry_out(connect: Connect, deletion: Deletion) -> bool:
     with connect() as registry:
         where = deletion.place
         if where.reference == deletion.digest:  # a tag goes alone
-            content = patiently(partial(registry.manifest, where.repository, deletion.digest), PATIENCE)
+            content = retry(partial(registry.manifest, where.repository, deletion.digest), PATIENCE)
             if content is not None:  # first, for a registry may keep what an index needs
-                patiently(partial(referrers.forget, registry, where.repository, deletion.digest, content), PATIENCE)
-        return patiently(partial(registry.delete_manifest, where.repository, where.reference), PATIENCE)
+                retry(partial(referrers.forget, registry, where.repository, deletion.digest, content), PATIENCE)
+        return retry(partial(registry.delete_manifest, where.repository, where.reference), PATIENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class _Repository:
     @classmethod
     def read(cls, connect: Connect, name: str, workers: int) -> _Repository:
         with connect() as registry:
-            tags = patiently(partial(registry.tags, name), PATIENCE)
-            can_untag = bool(tags) and patiently(partial(registry.can_untag, name), PATIENCE)
+            tags = retry(partial(registry.tags, name), PATIENCE)
+            can_untag = bool(tags) and retry(partial(registry.can_untag, name), PATIENCE)
 
         images = {tag: one for tag, one in each(connect, partial(_image, name), tags, workers) if one is not None}
         return cls(name, images, connect, can_untag)
@@ -152,9 +152,9 @@ def _image(repository: str, registry: Registry, reference: str) -> tree.Tree | N
     """The image of a tag or digest; only its digest if its format is not known here, for it can be deleted as well."""
     place = Place(repository, reference)
     try:
-        return patiently(lambda: tree.read(registry, place), PATIENCE)
+        return retry(lambda: tree.read(registry, place), PATIENCE)
     except RegistryError as error:
         if error.code != "ImageInvalid":
             raise
-        digest = patiently(partial(registry.digest, repository, reference), PATIENCE)
+        digest = retry(partial(registry.digest, repository, reference), PATIENCE)
         return tree.Tree(place, oci.Descriptor(media_type="", digest=digest, size=0), {}) if digest else None

@@ -11,7 +11,7 @@ from kubeadm_registry.images import tree
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
 from kubeadm_registry.images.seed import WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Registry, patiently
+from kubeadm_registry.registry import Registry, retry
 
 #: Seconds that one question may be asked again while the registry has no answer.
 PATIENCE = 10.0
@@ -95,7 +95,7 @@ def look(connect: Connect, where: Sequence[Place], *, referrers: bool, workers: 
 
     def one(registry: Registry, place: Place) -> Image:
         try:
-            found = patiently(lambda: tree.read(registry, place), PATIENCE)
+            found = retry(lambda: tree.read(registry, place), PATIENCE)
         except RegistryError as error:
             if error.code != "ImageInvalid":
                 raise

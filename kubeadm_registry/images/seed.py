@@ -23,7 +23,7 @@ from kubeadm_registry.images import referrers, seeded
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import parse, repository_prefix
-from kubeadm_registry.registry import PIECE, Limit, Registry, Upload, patiently
+from kubeadm_registry.registry import PIECE, Limit, Registry, Upload, retry
 
 #: Large blobs at a time. More do not help on a network of servers, and a small registry has other work as well.
 WORKERS = 6
@@ -56,12 +56,12 @@ class Item:
 
 
 @dataclass(slots=True)
-class Parcel:
-    """A blob, a repository that has it (*home*; empty if none is known) and those that may lack it (*to*)."""
+class BlobUpload:
+    """A blob, a repository to mount it from (*source*; empty if none is known) and those that need it (*targets*)."""
 
     blob: oci.Descriptor
-    home: str
-    to: list[str]
+    source: str
+    targets: list[str]
 
 
 class Progress(Protocol):
@@ -132,55 +132,55 @@ class Seeder:
         there, or a bundle that comes before what is there, is refused before anything is pushed.
         """
         line = self._bundle.layout.lineage
-        with self._journal, Crew(self._connect, self._workers * SMALL_FOR_LARGE) as crew:
-            [(_, record)] = crew.each(self._record, [line])
+        with self._journal, WorkerPool(self._connect, self._workers * SMALL_FOR_LARGE) as pool:
+            [(_, record)] = pool.each(self._record, [line])
             if not self._allow_older:
                 seeded.judge(line, record)
             if record is None or record.index != line.index:
                 seeded.require_writer(record)
-            found = crew.each(self._is_there, items)
+            found = pool.each(self._is_there, items)
             missing = [item for item, there in found if not there]
             homes = {blob.digest: item.repository for item, there in found if there for blob in item.blobs}
-            repositories = crew.each(self._is_known, {item.repository for item in missing})
+            repositories = pool.each(self._is_known, {item.repository for item in missing})
             self._known = {repository for repository, known in repositories if known}
-            parcels: dict[str, Parcel] = {}
+            uploads: dict[str, BlobUpload] = {}
             for item in missing:
                 for blob in item.blobs:
-                    parcel = parcels.setdefault(blob.digest, Parcel(blob, homes.get(blob.digest, ""), []))
-                    if item.repository not in parcel.to:
-                        parcel.to.append(item.repository)
-            self._find(crew, [one for one in parcels.values() if one.blob.digest in line.left_out and not one.home])
-            self._total = sum(parcel.blob.size * len(parcel.to) for parcel in parcels.values())
+                    upload = uploads.setdefault(blob.digest, BlobUpload(blob, homes.get(blob.digest, ""), []))
+                    if item.repository not in upload.targets:
+                        upload.targets.append(item.repository)
+            self._find(pool, [one for one in uploads.values() if one.blob.digest in line.left_out and not one.source])
+            self._total = sum(upload.blob.size * len(upload.targets) for upload in uploads.values())
             self._progress(0, self._total)
             # The large ones first, so that none of them is alone at the end.
-            crew.each(self._send, sorted(parcels.values(), key=lambda parcel: -parcel.blob.size))
-            crew.each(self._manifests, missing)
+            pool.each(self._send, sorted(uploads.values(), key=lambda upload: -upload.blob.size))
+            pool.each(self._manifests, missing)
             if record is None or record.index != line.index:
-                crew.each(partial(self._note, record=record), [line])
+                pool.each(partial(self._note, record=record), [line])
         return self._sent
 
     def _record(self, registry: Registry, line: Lineage) -> seeded.Record | None:
         try:
-            return patiently(lambda: seeded.read(registry, line), self._patience)
+            return retry(lambda: seeded.read(registry, line), self._patience)
         except Error as error:
             if error.code == "SeedRecordDamaged" and self._allow_older:
                 return None
             raise
 
     def _note(self, registry: Registry, line: Lineage, record: seeded.Record | None) -> None:
-        patiently(lambda: seeded.write(registry, line, record), self._patience)
+        retry(lambda: seeded.write(registry, line, record), self._patience)
 
-    def _find(self, crew: Crew, parcels: Sequence[Parcel]) -> None:
+    def _find(self, pool: WorkerPool, uploads: Sequence[BlobUpload]) -> None:
         """Where the registry has what a delta leaves out. Raises BundleError."""
         line = self._bundle.layout.lineage
 
-        def look(registry: Registry, parcel: Parcel) -> str:
-            return patiently(lambda: seeded.home(registry, line, parcel.blob.digest, parcel.to), self._patience)
+        def look(registry: Registry, upload: BlobUpload) -> str:
+            return retry(lambda: seeded.home(registry, line, upload.blob.digest, upload.targets), self._patience)
 
-        for parcel, home in crew.each(look, parcels):
-            parcel.home = home
-            parcel.to = [repository for repository in parcel.to if repository != home]
-        if lacking := [parcel.blob.digest for parcel in parcels if not parcel.home]:
+        for upload, home in pool.each(look, uploads):
+            upload.source = home
+            upload.targets = [repository for repository in upload.targets if repository != home]
+        if lacking := [upload.blob.digest for upload in uploads if not upload.source]:
             raise seeded.lacking(line, lacking)
 
     def _is_there(self, registry: Registry, item: Item) -> bool:
@@ -192,16 +192,16 @@ class Seeder:
                 for manifest in item.manifests
             )
 
-        return patiently(look, self._patience)
+        return retry(look, self._patience)
 
     def _is_known(self, registry: Registry, repository: str) -> bool:
         """Whether *repository* may have blobs, of an earlier version or a run that was killed."""
-        return patiently(lambda: registry.has_repository(repository), self._patience)
+        return retry(lambda: registry.has_repository(repository), self._patience)
 
-    def _send(self, registry: Registry, parcel: Parcel) -> None:
+    def _send(self, registry: Registry, upload: BlobUpload) -> None:
         """A blob into each repository that lacks it: sent once, then mounted where the registry can."""
-        blob, home = parcel.blob, parcel.home
-        for repository in parcel.to:
+        blob, home = upload.blob, upload.source
+        for repository in upload.targets:
             if not self._has(registry, repository, blob):
                 self._upload(registry, repository, blob, home)
             home = home or repository
@@ -211,7 +211,7 @@ class Seeder:
         if repository not in self._known:
             return False
         key = f"{repository}@{blob.digest}"
-        there = patiently(lambda: registry.has_blob(repository, blob.digest), self._patience)
+        there = retry(lambda: registry.has_blob(repository, blob.digest), self._patience)
         if there:
             self._journal.note(key, "")
             self._tell(key, blob.size)
@@ -274,7 +274,7 @@ class Seeder:
             reference = item.reference if descriptor.digest == item.root.digest else descriptor.digest
             content = self._bundle.layout.read(descriptor)
             push = partial(referrers.push, registry, item.repository, reference, descriptor, content)
-            patiently(push, self._patience)
+            retry(push, self._patience)
 
 
 def absent(registry: Registry, item: Item) -> str | None:
@@ -298,19 +298,19 @@ def absent(registry: Registry, item: Item) -> str | None:
 def prove(connect: Connect, items: Sequence[Item], workers: int = WORKERS) -> dict[str, str]:
     """The images that cannot be read where *connect* leads, and what of them. RegistryError: nobody answers there."""
     with connect() as registry:
-        patiently(registry.ping, seconds=10)
+        retry(registry.ping, seconds=10)
 
     def look(registry: Registry, item: Item) -> str | None:
         try:
-            return patiently(lambda: absent(registry, item), seconds=_LOOK)
+            return retry(lambda: absent(registry, item), seconds=_LOOK)
         except RegistryError as error:
             return error.message
 
-    with Crew(connect, workers * SMALL_FOR_LARGE) as crew:
-        return {item.name: flaw for item, flaw in crew.each(look, items) if flaw is not None}
+    with WorkerPool(connect, workers * SMALL_FOR_LARGE) as pool:
+        return {item.name: flaw for item, flaw in pool.each(look, items) if flaw is not None}
 
 
-class Crew:
+class WorkerPool:
     """*workers* threads, each with a connection of its own, which it opens when it is first needed.
 
     A context manager: at its end what has begun ends as well, and no more begins.
@@ -346,6 +346,6 @@ class Crew:
 def each(
     connect: Connect, work: Callable[[Registry, Thing], Outcome], what: Collection[Thing], workers: int
 ) -> list[tuple[Thing, Outcome]]:
-    """Do *work* with each of *what* by a crew of its own."""
-    with Crew(connect, workers) as crew:
-        return crew.each(work, what)
+    """Do *work* with each of *what* by a pool of its own."""
+    with WorkerPool(connect, workers) as pool:
+        return pool.each(work, what)

@@ -42,8 +42,8 @@ _LINE = re.compile(r" *(\d+) (\S+) (\S+) (\S+)")
 
 
 @dataclass(slots=True)
-class Wish:
-    """How often a name was asked for in vain, and by whom."""
+class MissedPull:
+    """How often an image was requested but missing, and by which clients."""
 
     times: int = 0
     clients: set[str] = field(default_factory=set)
@@ -53,7 +53,7 @@ class Wish:
 class Asked:
     """What one server's log tells: requests by place, since when there is a log at all, whether that was all."""
 
-    wishes: Mapping[Place, Wish]
+    wishes: Mapping[Place, MissedPull]
     begins: datetime | None
     complete: bool
 
@@ -83,7 +83,7 @@ def parse(lines: Iterable[str]) -> Asked:
     first, *rest = [*lines] or [""]
     told = re.fullmatch(r"begins (\d{1,12})(\.\d+)?", first)
     begins = datetime.fromtimestamp(int(told[1]), UTC) if told else None
-    wishes: dict[Place, Wish] = {}
+    wishes: dict[Place, MissedPull] = {}
     for line in rest:
         found = _LINE.fullmatch(line)
         if found is None:
@@ -92,18 +92,18 @@ def parse(lines: Iterable[str]) -> Asked:
         # Who looks for signatures asks for tags that are seldom there.
         if repository.startswith(OURS) or REFERRERS_TAG.match(reference):
             continue
-        wish = wishes.setdefault(Place(repository, reference), Wish())
+        wish = wishes.setdefault(Place(repository, reference), MissedPull())
         wish.times += int(times)
         wish.clients.add(client)
     return Asked(wishes, begins, complete=len(rest) < MOST)
 
 
-def together(asked: Iterable[Asked]) -> dict[Place, Wish]:
+def together(asked: Iterable[Asked]) -> dict[Place, MissedPull]:
     """The wishes of all servers."""
-    found: dict[Place, Wish] = {}
+    found: dict[Place, MissedPull] = {}
     for one in asked:
         for place, wish in one.wishes.items():
-            total = found.setdefault(place, Wish())
+            total = found.setdefault(place, MissedPull())
             total.times += wish.times
             total.clients |= wish.clients
     return found
@@ -114,7 +114,7 @@ def is_name(place: Place) -> bool:
     return bool(upstream(place.repository) and parse_name(str(place)))
 
 
-def to_text(wishes: Mapping[Place, Wish], since: str, now: datetime) -> str:
+def to_text(wishes: Mapping[Place, MissedPull], since: str, now: datetime) -> str:
     """The list, to be read by people and by ``bundle create --images-from``: a name a line, sorted, with comments."""
     named = {str(place): wish for place, wish in wishes.items() if is_name(place)}
     others = {name_of(place.repository, place.reference): wish for place, wish in wishes.items() if not is_name(place)}
@@ -130,7 +130,7 @@ def to_text(wishes: Mapping[Place, Wish], since: str, now: datetime) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _told(wish: Wish) -> str:
+def _told(wish: MissedPull) -> str:
     clients = sorted(wish.clients)
     more = f" and {len(clients) - 5} more" if len(clients) > 5 else ""
     return f"{wish.times} {'time' if wish.times == 1 else 'times'}, by {', '.join(clients[:5])}{more}"

@@ -21,7 +21,7 @@ from kubeadm_registry.addresses import url
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.registry.answers import MAX_DOCUMENT, Answer, beginning, paced, whole
 from kubeadm_registry.registry.line import Line
-from kubeadm_registry.registry.retry import seconds_to_wait
+from kubeadm_registry.registry.retries import seconds_to_wait
 
 #: What a verifying client accepts as a manifest.
 _ACCEPT = ", ".join(

@@ -18,7 +18,7 @@ from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.registry.answers import Answer
 from kubeadm_registry.registry.client import Registry
 from kubeadm_registry.registry.limit import Limit
-from kubeadm_registry.registry.retry import patiently
+from kubeadm_registry.registry.retries import retry
 
 #: Bytes a request. Distribution forgets what a request brought that was cut off, so no more than this is sent twice.
 PIECE: Final = 8 * 2**20
@@ -97,7 +97,7 @@ class Upload:
                 pass
 
         try:
-            patiently(go_on, self._patience, reached=lambda: self._taken)
+            retry(go_on, self._patience, reached=lambda: self._taken)
         except (BundleError, RegistryError) as error:  # what *progress* raises only ends this run
             if not (isinstance(error, RegistryError) and error.temporary):
                 self._cancel()

@@ -18,7 +18,7 @@ from pathlib import Path
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.errors import Error
 from kubeadm_registry.images import seed
-from kubeadm_registry.images.apart import apart
+from kubeadm_registry.images.detached import run_in_child
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.registry import Limit, Registry
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--limit-rate", type=int, default=0)
     parser.add_argument("--no-proof", action="store_true")
     options = parser.parse_args()
-    stop = apart()
+    stop = run_in_child()
     connect = partial(Registry, "127.0.0.1", options.port, ca=options.ca.read_text(), timeout=60)
     with Bundle.open(options.bundle) as bundle:
         items = seed.plan(bundle)

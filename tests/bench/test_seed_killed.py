@@ -1,7 +1,7 @@
 """A seed that is killed twenty times, at random moments: in the end all is there, and hardly a byte was sent twice.
 
 Distribution 2.8 and zot 2.1 both forget all of an upload whose connection ends in the middle of a request: a process
-that outlives the kill ends what is in hand (kubeadm_registry/images/apart.py), and the next run waits for it.
+that outlives the kill ends what is in hand (kubeadm_registry/images/detached.py), and the next run waits for it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import pytest
 from kubeadm_registry import paths
 from kubeadm_registry.agent.pressure import PATH as PRESSURE
 from kubeadm_registry.oci import canary
-from kubeadm_registry.registry.retry import patiently
+from kubeadm_registry.registry.retries import retry
 from tests.kubernetes import images
 from tests.kubernetes.cluster import Kubernetes, empty, images_of, pull, ways_out
 from tests.lab.command import run, wait_until
@@ -43,7 +43,7 @@ def say(kubernetes: Kubernetes, text: str) -> None:
 def pushed(registry: Registry, mark: str) -> str:
     """Push an image of the tests' program that no host has seen; its name for a pod."""
     image = images.guest(mark)
-    patiently(lambda: push(registry, image, "tests/guest", mark), 30)  # as clients do, while a control plane starts
+    retry(lambda: push(registry, image, "tests/guest", mark), 30)  # as clients do, while a control plane starts
     return f"{registry.vip}:{paths.REGISTRY_PORT}/tests/guest:{mark}"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry import __version__, config
-from kubeadm_registry.bundle.make.workshop import this_architecture
+from kubeadm_registry.bundle.make.context import this_architecture
 from tests.lab import machine
 from tests.lab.command import run
 from tests.lab.settings import Settings

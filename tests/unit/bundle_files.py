@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kubeadm_registry.bundle import versions
-from kubeadm_registry.bundle.make.workshop import Workshop, this_architecture
+from kubeadm_registry.bundle.make.context import BuildContext, this_architecture
 from kubeadm_registry.oci import descriptors as oci
 
 MACHINES = {"amd64": 62, "arm64": 183, "riscv64": 243}
@@ -136,11 +136,11 @@ def image(name: str, layer: bytes = b"layer", **annotations: str) -> dict[str, b
     return files
 
 
-def workshop(path: Path, **settings: object) -> Workshop:
-    """Return a workshop for this machine below *path*."""
+def context(path: Path, **settings: object) -> BuildContext:
+    """Return a context for this machine below *path*."""
     for name in ("scratch", "cache"):
         (path / name).mkdir(exist_ok=True)
-    return Workshop(
+    return BuildContext(
         architecture=str(settings.pop("architecture", this_architecture())),
         scratch=path / "scratch",
         cache=path / "cache",

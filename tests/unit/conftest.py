@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No command of a unit test splits the process of the tests."""
-    monkeypatch.setattr(cli_seed, "apart", threading.Event)
+    monkeypatch.setattr(cli_seed, "run_in_child", threading.Event)
 
 
 @pytest.fixture(autouse=True)

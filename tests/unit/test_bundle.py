@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from kubeadm_registry.bundle import Bundle, inspect, problems, verify, version_command
 from kubeadm_registry.bundle.make import FromLayout, choose, create
-from kubeadm_registry.bundle.make.workshop import this_architecture
+from kubeadm_registry.bundle.make.context import this_architecture
 from kubeadm_registry.bundle.programs import PROGRAMS, Program
 from kubeadm_registry.errors import BundleError, ConfigError
 from kubeadm_registry.oci import descriptors as oci

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from bundle_files import elf, tar, workshop
+from bundle_files import context, elf, tar
 
 from kubeadm_registry.bundle.catalogue import Packages, catalogue, known, parse, version_in
 from kubeadm_registry.bundle.make import choose, private
+from kubeadm_registry.bundle.make.context import BuildContext, Mirror, command, default_cache, locked, this_architecture
 from kubeadm_registry.bundle.make.debian import closure, parse_packages, sources
 from kubeadm_registry.bundle.make.elf import read
 from kubeadm_registry.bundle.make.sources import Built, FromRelease
-from kubeadm_registry.bundle.make.workshop import Mirror, Workshop, command, default_cache, locked, this_architecture
 from kubeadm_registry.bundle.programs import prefix_of, slug
 from kubeadm_registry.errors import BundleError
 
@@ -50,14 +50,14 @@ class Upstream:
 
 def build(tmp_path: Path, name: str, answers: Mapping[str, Answer], **accepted: str) -> tuple[Built, Upstream]:
     upstream = Upstream(answers)
-    bench = workshop(tmp_path, client=upstream.client)
+    bench = context(tmp_path, client=upstream.client)
     return choose([name], accepted=accepted)[name].build(name, fresh(bench)), upstream
 
 
-def fresh(bench: Workshop) -> Workshop:
-    """Give the workshop a scratch directory that no build has used; the cache stays."""
+def fresh(bench: BuildContext) -> BuildContext:
+    """Give the context a scratch directory that no build has used; the cache stays."""
     number = len(list(bench.scratch.iterdir()))
-    return Workshop(
+    return BuildContext(
         architecture=bench.architecture,
         scratch=bench.new_directory(str(number)),
         cache=bench.cache,
@@ -197,7 +197,7 @@ def test_an_architecture_that_is_not_published_is_said(tmp_path: Path) -> None:
     assert release is not None
     source = FromRelease(release.model_copy(update={"architectures": {}}))
     with pytest.raises(BundleError, match="not published"):
-        source.build("zot", workshop(tmp_path))
+        source.build("zot", context(tmp_path))
 
 
 # The catalogue.
@@ -455,7 +455,7 @@ def test_a_file_that_no_package_has_is_named(tmp_path: Path) -> None:
         assemble(tmp_path, package_root(tmp_path, {"usr/x": b""}))
 
 
-# The workshop.
+# The context.
 
 
 def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:

@@ -108,10 +108,10 @@ def test_directories(registry: str, directories: tuple[str, ...]) -> None:
 def test_an_edit_shows() -> None:
     content = rendered(("10.0.0.10",), "registry.k8s.io").encode()
     assert hosts.is_ours(content)
-    assert hosts.is_untouched(content)
+    assert hosts.is_unmodified(content)
     edited = content + b"# mine\n"
     assert hosts.is_ours(edited)
-    assert not hosts.is_untouched(edited)
+    assert not hosts.is_unmodified(edited)
     assert not hosts.is_ours(b'server = "https://mine"\n')
 
 

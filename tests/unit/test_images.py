@@ -414,7 +414,7 @@ def test_servers_are_added_up() -> None:
         for count in (2, 3)
     )
     total = wanted.together([here, there])
-    assert total == {Place(PAUSE, "3.9"): wanted.Wish(5, {"10.0.0.2", "10.0.0.3"})}
+    assert total == {Place(PAUSE, "3.9"): wanted.MissedPull(5, {"10.0.0.2", "10.0.0.3"})}
 
 
 @pytest.mark.parametrize("lines", [[], [""], ["begins "], ["begins x"]])
@@ -423,7 +423,7 @@ def test_an_empty_log_has_no_beginning(lines: list[str]) -> None:
 
 
 def test_many_clients_are_counted() -> None:
-    wish = wanted.Wish(70, {f"10.0.0.{number}" for number in range(7)})
+    wish = wanted.MissedPull(70, {f"10.0.0.{number}" for number in range(7)})
     text = wanted.to_text({Place(PAUSE, "3.9"): wish}, "7d", datetime(2026, 1, 2, tzinfo=UTC))
     assert text.splitlines()[-1].endswith("10.0.0.3, 10.0.0.4 and 2 more")
 

@@ -16,8 +16,8 @@ import pytest
 
 from kubeadm_registry.bundle import tree
 from kubeadm_registry.bundle.make import onefile
+from kubeadm_registry.bundle.make.context import this_architecture
 from kubeadm_registry.bundle.make.sources import Built
-from kubeadm_registry.bundle.make.workshop import this_architecture
 from kubeadm_registry.bundle.programs import Program, Source
 
 #: Of these the script makes use.

@@ -107,7 +107,7 @@ def test_a_tls_client_trusts_it_by_these_names(leaf: pki.Pair, tmp_path: Path, n
 )
 def test_a_certificate_is_renewed_before_its_end(leaf: pki.Pair, days_before_end: int, due: bool) -> None:
     end = pki.expiry(leaf.certificate)
-    flaw = pki.shortcoming(authority().certificate, leaf.certificate, NAMES, end - timedelta(days=days_before_end))
+    flaw = pki.renewal_reason(authority().certificate, leaf.certificate, NAMES, end - timedelta(days=days_before_end))
     assert flaw == (f"expires on {end:%Y-%m-%d}" if due else None)
 
 
@@ -129,7 +129,7 @@ def test_no_certificate_outlives_its_authority(monkeypatch: pytest.MonkeyPatch, 
     ca = ending(monkeypatch, days)
     issued = pki.issue(ca, "cp-1", NAMES)
     assert pki.expiry(issued.certificate) == pki.expiry(ca.certificate)
-    assert pki.shortcoming(ca.certificate, issued.certificate, NAMES) is None, "a new one would end no later"
+    assert pki.renewal_reason(ca.certificate, issued.certificate, NAMES) is None, "a new one would end no later"
 
 
 def test_one_that_claims_to_outlive_its_authority_is_issued_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,36 +140,37 @@ def test_one_that_claims_to_outlive_its_authority_is_issued_anew(monkeypatch: py
     issued = pki.issue(ca, "cp-1", NAMES)
     ends = pki.expiry(issued.certificate)
     assert ends > last
-    flaw = pki.shortcoming(ca.certificate, issued.certificate, NAMES)
+    flaw = pki.renewal_reason(ca.certificate, issued.certificate, NAMES)
     assert flaw == f"expires on {ends:%Y-%m-%d}, after its CA, which expires on {last:%Y-%m-%d}"
 
 
 def test_one_that_ends_soon_is_renewed_while_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     ca = ending(monkeypatch, 100)
     issued = pki.issue(ca, "cp-1", NAMES, lifetime=timedelta(days=99))
-    assert "expires on" in (pki.shortcoming(ca.certificate, issued.certificate, NAMES) or "")
+    assert "expires on" in (pki.renewal_reason(ca.certificate, issued.certificate, NAMES) or "")
 
 
 @pytest.mark.parametrize("names", [NAMES[:-1], (*NAMES, "more.lan"), ("cp-1",)])
 def test_other_names_need_another_certificate(leaf: pki.Pair, names: tuple[str, ...]) -> None:
     assert (
-        pki.shortcoming(authority().certificate, leaf.certificate, names) == f"does not name exactly {', '.join(names)}"
+        pki.renewal_reason(authority().certificate, leaf.certificate, names)
+        == f"does not name exactly {', '.join(names)}"
     )
 
 
 def test_the_order_of_names_does_not_matter(leaf: pki.Pair) -> None:
-    assert pki.shortcoming(authority().certificate, leaf.certificate, NAMES[::-1]) is None
+    assert pki.renewal_reason(authority().certificate, leaf.certificate, NAMES[::-1]) is None
 
 
 def test_a_certificate_of_another_authority_is_no_good(leaf: pki.Pair) -> None:
     other = pki.make_ca("registry")
-    flaw = pki.shortcoming(other.certificate, leaf.certificate, NAMES)
+    flaw = pki.renewal_reason(other.certificate, leaf.certificate, NAMES)
     assert flaw == "was not issued by the cluster CA (InvalidSignature)"
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
 def test_what_is_no_certificate_is_replaced_too(text: str) -> None:
-    assert "cluster CA" in (pki.shortcoming(authority().certificate, text, NAMES) or "")
+    assert "cluster CA" in (pki.renewal_reason(authority().certificate, text, NAMES) or "")
 
 
 def test_a_key_of_another_kind_cannot_sign() -> None:
@@ -201,7 +202,7 @@ def test_each_server_is_named_with_all_its_names(installed: FakeCluster) -> None
         server = installed.servers[name]
         pem = server.content(paths.NODE_PEM).decode()
         wanted = (name, address, "10.0.0.10", "localhost", "127.0.0.1", "::1")
-        assert pki.shortcoming(authority().certificate, pem, wanted) is None
+        assert pki.renewal_reason(authority().certificate, pem, wanted) is None
         assert pem.index("BEGIN CERTIFICATE") < pem.index("PRIVATE KEY")
         assert server.files()[paths.NODE_PEM].mode == 0o640
         assert server.files()[paths.NODE_PEM].owner == f"root:{haproxy.USER}"

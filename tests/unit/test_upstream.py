@@ -14,7 +14,7 @@ import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.registry import Login, Upstream, answers, patiently
+from kubeadm_registry.registry import Login, Upstream, answers, retry
 from kubeadm_registry.registry.challenges import challenges
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_web import Asked, Say, Web, raw, serving
@@ -161,7 +161,7 @@ def test_redirects_that_lead_nowhere_end(tls: Path) -> None:
     with serving(redirect(""), tls) as web, to(web.host) as registry:
         begin = time.monotonic()
         with pytest.raises(RegistryError, match="redirects more than 5 times"):
-            patiently(lambda: registry.manifest("a", "v1"), 30)
+            retry(lambda: registry.manifest("a", "v1"), 30)
         assert time.monotonic() - begin < 10, "waiting does not mend it"
     assert len(web.asked) == 6
 
@@ -268,7 +268,7 @@ def test_a_tls_registry_on_this_machine_must_be_trusted(tls: Path, monkeypatch: 
     with serving(found, tls) as web, to(web.host) as registry:
         begin = time.monotonic()
         with pytest.raises(RegistryError, match="certificate verify failed") as caught:
-            patiently(lambda: registry.manifest("a", "v1"), 30)
+            retry(lambda: registry.manifest("a", "v1"), 30)
     assert time.monotonic() - begin < 10, "waiting does not mend it"
     assert "trusts the CA" in caught.value.hint
     assert [one for one in web.asked if "manifests" in one.path] == []
@@ -302,7 +302,7 @@ def test_a_plain_registry_on_this_machine_may_not_send_elsewhere_by_http() -> No
 def test_a_host_that_cannot_be_is_told_at_once(host: str) -> None:
     begin = time.monotonic()
     with pytest.raises(RegistryError) as caught, to(host) as registry:
-        patiently(lambda: registry.manifest("a", "v1"), 30)
+        retry(lambda: registry.manifest("a", "v1"), 30)
     assert time.monotonic() - begin < 15
     assert caught.value.code == "RegistryUnreachable"
 
@@ -313,7 +313,7 @@ def test_a_registry_that_never_answered_is_not_waited_for_long(monkeypatch: pyte
         port = listener.getsockname()[1]
     begin = time.monotonic()
     with to(f"127.0.0.1:{port}") as registry, pytest.raises(RegistryError):
-        patiently(lambda: registry.manifest("a", "v1"), 30)
+        retry(lambda: registry.manifest("a", "v1"), 30)
     assert 0.3 <= time.monotonic() - begin < 15
 
 
@@ -343,7 +343,7 @@ def test_a_registry_that_asks_for_a_pause_gets_it(tls: Path) -> None:
     said = [Say(429, b"", (("Retry-After", "1"),)), FOUND]
     with serving(lambda asked: said.pop(0) if "manifests" in asked.path else FOUND, tls) as web, to(web.host) as at:
         begin = time.monotonic()
-        assert patiently(lambda: at.manifest("a", "v1"), 30) == MANIFEST
+        assert retry(lambda: at.manifest("a", "v1"), 30) == MANIFEST
     assert time.monotonic() - begin >= 1
 
 
@@ -352,7 +352,7 @@ def test_a_pause_that_is_too_long_is_told(tls: Path, pause: str) -> None:
     with serving(lambda _: Say(429, b"slow down", (("Retry-After", pause),)), tls) as web, to(web.host) as registry:
         begin = time.monotonic()
         with pytest.raises(RegistryError, match="slow down") as caught:
-            patiently(lambda: registry.manifest("a", "v1"), 30)
+            retry(lambda: registry.manifest("a", "v1"), 30)
     assert time.monotonic() - begin < 10
     assert "as the registry requests" in caught.value.hint
 
@@ -361,7 +361,7 @@ def test_a_pause_that_is_too_long_is_told(tls: Path, pause: str) -> None:
 def test_a_pause_that_is_none_is_not_waited_for(tls: Path, pause: str) -> None:
     said = [Say(503, b"", (("Retry-After", pause),)), FOUND]
     with serving(lambda asked: said.pop(0) if "manifests" in asked.path else FOUND, tls) as web, to(web.host) as at:
-        assert patiently(lambda: at.manifest("a", "v1"), 30) == MANIFEST
+        assert retry(lambda: at.manifest("a", "v1"), 30) == MANIFEST
 
 
 # ---- odd answers: none is taken for the right bytes, and each ends with an error -------------------------------------
@@ -484,7 +484,7 @@ def test_a_body_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         for ask in (lambda: registry.manifest("a", "v1"), lambda: b"".join(registry.stream("a", DIGEST))):
             begin = time.monotonic()
             with pytest.raises(RegistryError, match="bytes received in") as caught:
-                patiently(ask, 1)
+                retry(ask, 1)
             assert time.monotonic() - begin < 15
             assert caught.value.temporary
 
@@ -500,5 +500,5 @@ def test_bytes_now_and_then_are_no_progress() -> None:
 
     begin = time.monotonic()
     with pytest.raises(RegistryError):
-        patiently(fail, 0.5, reached=lambda: reached)
+        retry(fail, 0.5, reached=lambda: reached)
     assert time.monotonic() - begin < 10

@@ -21,7 +21,7 @@ from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.result import Result as Answer
 from kubeadm_registry.secrets import basic
 from kubeadm_registry.transport.host import Transport
-from kubeadm_registry.workers import Turns
+from kubeadm_registry.workers import RestartLimiter
 from tests.unit.containerd_host import Rooted
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 
@@ -33,7 +33,7 @@ OURS = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\n  config_pa
 
 
 def test_turns_are_bounded() -> None:
-    turns, inside, most, lock = Turns(2), [0], [0], threading.Lock()
+    turns, inside, most, lock = RestartLimiter(2), [0], [0], threading.Lock()
     all_are_here = threading.Barrier(2, timeout=20)
 
     def work() -> None:
@@ -54,7 +54,7 @@ def test_turns_are_bounded() -> None:
 
 
 def test_after_some_that_failed_nobody_gets_a_turn() -> None:
-    turns = Turns(1)
+    turns = RestartLimiter(1)
     for _ in range(workers.MOST_FAILURES):
         with pytest.raises(ValueError, match="broken"), turns:
             raise ValueError("broken")

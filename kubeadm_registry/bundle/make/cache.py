@@ -13,7 +13,7 @@ from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.disk import naming
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import patiently
+from kubeadm_registry.registry import retry
 from kubeadm_registry.registry.client import Api
 
 
@@ -104,7 +104,7 @@ class Blobs:
                     raise RegistryError(f"{registry.name} sent fewer bytes than {blob.digest} has", temporary=True)
 
             if file.tell() < blob.size:
-                patiently(attempt, patience, reached=file.tell)
+                retry(attempt, patience, reached=file.tell)
             file.flush()
             os.fsync(file.fileno())  # or a power cut leaves zeros under the name of a blob
         if "sha256:" + hashed.hexdigest() != blob.digest:

@@ -16,9 +16,9 @@ from kubeadm_registry.bundle.delta import Base
 from kubeadm_registry.bundle.failures import CacheDamaged, refused
 from kubeadm_registry.bundle.images import images_in, platforms_of, prune, require
 from kubeadm_registry.bundle.layout import Layout
+from kubeadm_registry.bundle.make.context import BuildContext, Meter, Mirror, Progress, default_cache, this_architecture
 from kubeadm_registry.bundle.make.images import ImageSource
 from kubeadm_registry.bundle.make.sources import Built, ProgramSource
-from kubeadm_registry.bundle.make.workshop import Meter, Mirror, Progress, Workshop, default_cache, this_architecture
 from kubeadm_registry.bundle.programs import ARCHITECTURES, Program, to_manifest
 from kubeadm_registry.errors import BundleError, ConfigError
 from kubeadm_registry.oci import descriptors as oci
@@ -67,7 +67,7 @@ def create(
     meter: Meter = lambda _done, _total: None,
     cache: Path | None = None,
     mirror: Mirror | None = None,
-    workshop: Workshop | None = None,
+    context: BuildContext | None = None,
 ) -> Made:
     """Make a bundle for servers of one *architecture* (this machine's if empty) and write it to *output*.
 
@@ -76,7 +76,7 @@ def create(
     given means what the files hold, and from registries what servers of that architecture need. *meter* is told of
     bytes fetched. *since* is an earlier bundle: what it has is left out. *sign* is the file of a key (see
     ``signing.sign``). *output* must be none of these two, and none of the other *inputs*.
-    *workshop*, for tests, replaces *cache* and *mirror*. Raises BundleError if something cannot be had or is refused,
+    *context*, for tests, replaces *cache* and *mirror*. Raises BundleError if something cannot be had or is refused,
     ConfigError for what cannot be made.
     """
     architecture = architecture or this_architecture()
@@ -93,7 +93,7 @@ def create(
     if sign is not None:
         signing.require(sign)
     with temporary.directory("kubeadm-registry-bundle-") as scratch:
-        bench = workshop or Workshop(
+        bench = context or BuildContext(
             architecture=architecture,
             scratch=scratch,
             cache=cache or default_cache(),
@@ -149,7 +149,7 @@ class _Bundle:
     base: Base | None
     sign: Path | None
 
-    def make(self, bench: Workshop) -> tuple[bytes, list[str]]:
+    def make(self, bench: BuildContext) -> tuple[bytes, list[str]]:
         """Bring the images and write the file; returns its index and the images' names."""
         contents = _Contents(entries=[], blobs={})
         for item in self.built:
@@ -194,7 +194,7 @@ def _add_program(contents: _Contents, built: Built) -> None:
 
 
 def _add_images(
-    contents: _Contents, images: Iterable[ImageSource], platforms: Sequence[oci.Platform], bench: Workshop,
+    contents: _Contents, images: Iterable[ImageSource], platforms: Sequence[oci.Platform], bench: BuildContext,
     stack: ExitStack,
 ) -> list[str]:  # fmt: skip
     """Add all images of *images*, whose layouts stay open until *stack* ends; return their names, sorted."""
@@ -244,7 +244,7 @@ def _for_platforms(
 
 def _look_at_platforms(
     layout: Layout, name: str, entry: oci.Descriptor, platforms: Sequence[oci.Platform],
-    usual: Sequence[oci.Platform], bench: Workshop,
+    usual: Sequence[oci.Platform], bench: BuildContext,
 ) -> None:  # fmt: skip
     """Refuse the image for *platforms* that it is not for; with none given, tell if it is not for the servers."""
     there = platforms_of(layout, entry, bench.held)

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from kubeadm_registry.bundle.failures import refused, unavailable
-from kubeadm_registry.bundle.make.workshop import Mirror, Progress, command
+from kubeadm_registry.bundle.make.context import Mirror, Progress, command
 from kubeadm_registry.oci import descriptors as oci
 
 _NO_APT = (

@@ -23,7 +23,7 @@ from kubeadm_registry.bundle import archive, temporary
 from kubeadm_registry.bundle.failures import cache_damaged, refused
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.make.cache import Blobs, Stopped
-from kubeadm_registry.bundle.make.workshop import Workshop
+from kubeadm_registry.bundle.make.context import BuildContext
 from kubeadm_registry.errors import damaged
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import full
@@ -69,14 +69,14 @@ class FromDockerArchive:
     path: Path
     name: str = ""
 
-    def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
+    def open(self, context: BuildContext, platforms: Sequence[oci.Platform]) -> Layout:
         """Compress the layers into the cache, unless they are there."""
-        blobs = Blobs(workshop.cache, thorough=workshop.thorough)
+        blobs = Blobs(context.cache, thorough=context.thorough)
         with self.path.open("rb") as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             content = _Content(file, str(self.path))
             images = list(content.images())
             plain = {file: digest for image in images for file, digest in image.layers}
-            workshop.progress(f"compressing {counted(len(plain), 'layer')} of {self.path}")
+            context.progress(f"compressing {counted(len(plain), 'layer')} of {self.path}")
             stop = threading.Event()
             packed = pool.map(lambda file: _layer(content, file, plain[file], blobs, stop), plain)
             try:

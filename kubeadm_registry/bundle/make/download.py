@@ -12,7 +12,7 @@ import httpx
 
 from kubeadm_registry.bundle import temporary
 from kubeadm_registry.bundle.failures import refused, unavailable
-from kubeadm_registry.bundle.make.workshop import Workshop
+from kubeadm_registry.bundle.make.context import BuildContext
 from kubeadm_registry.oci import descriptors as oci
 
 #: The largest file that is fetched, in bytes.
@@ -23,21 +23,21 @@ MAX_REDIRECTS = 5
 TIMEOUT = 30.0
 
 
-def fetch(workshop: Workshop, url: str, digest: str, *, hint: str) -> Path:
+def fetch(context: BuildContext, url: str, digest: str, *, hint: str) -> Path:
     """Return a file of the cache with the content of *url*, which has the digest *digest*; fetch it if need be.
 
     Raises BundleError, with *hint* as the remedy, if it cannot be fetched or has another digest.
     """
-    kept = workshop.cache / "downloads" / digest.replace(":", "/", 1)
+    kept = context.cache / "downloads" / digest.replace(":", "/", 1)
     if kept.is_file():
         with kept.open("rb") as held:
             if oci.digest_of_file(held) == digest:
                 return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
-    workshop.progress(f"downloading {url}")
+    context.progress(f"downloading {url}")
     with temporary.file(kept.parent, kept.name) as file:
         hashed = hashlib.sha256()
-        for chunk in _stream(workshop, url, MAX_DOWNLOAD, hint):
+        for chunk in _stream(context, url, MAX_DOWNLOAD, hint):
             hashed.update(chunk)
             file.write(chunk)
         found = "sha256:" + hashed.hexdigest()
@@ -47,14 +47,14 @@ def fetch(workshop: Workshop, url: str, digest: str, *, hint: str) -> Path:
     return kept
 
 
-def published_digest(workshop: Workshop, checksums: str, url: str, *, hint: str) -> str:
+def published_digest(context: BuildContext, checksums: str, url: str, *, hint: str) -> str:
     """Return the digest of the file at *url* that the list of SHA-256 sums at the address *checksums* gives.
 
     The list has lines ``SUM NAME`` or ``SUM *NAME``, or one line with a sum alone. Raises BundleError, with *hint*
     as the remedy, if it cannot be fetched or does not name the file exactly once.
     """
-    workshop.progress(f"downloading {checksums}")
-    content = b"".join(_stream(workshop, checksums, MAX_CHECKSUMS, hint)).decode(errors="replace")
+    context.progress(f"downloading {checksums}")
+    content = b"".join(_stream(context, checksums, MAX_CHECKSUMS, hint)).decode(errors="replace")
     wanted = url.rpartition("/")[2]
     sums = set()
     lines = [line.split() for line in content.splitlines() if line.strip()]
@@ -67,9 +67,9 @@ def published_digest(workshop: Workshop, checksums: str, url: str, *, hint: str)
     return sums.pop()
 
 
-def _stream(workshop: Workshop, url: str, limit: int, hint: str) -> Iterator[bytes]:
+def _stream(context: BuildContext, url: str, limit: int, hint: str) -> Iterator[bytes]:
     total = 0
-    with _response(workshop, url, hint) as response:
+    with _response(context, url, hint) as response:
         for chunk in response.iter_bytes(oci.CHUNK):
             total += len(chunk)
             if total > limit:
@@ -78,10 +78,10 @@ def _stream(workshop: Workshop, url: str, limit: int, hint: str) -> Iterator[byt
 
 
 @contextmanager
-def _response(workshop: Workshop, url: str, hint: str) -> Iterator[httpx.Response]:
+def _response(context: BuildContext, url: str, hint: str) -> Iterator[httpx.Response]:
     """Ask for *url*, follow redirects to https addresses only, and give the answer with status 200."""
     try:
-        with workshop.client() as client:
+        with context.client() as client:
             address = httpx.URL(url)
             for _ in range(MAX_REDIRECTS + 1):
                 if address.scheme != "https":

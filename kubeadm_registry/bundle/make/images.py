@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 from kubeadm_registry.bundle.layout import Layout
-from kubeadm_registry.bundle.make.workshop import Workshop
+from kubeadm_registry.bundle.make.context import BuildContext
 from kubeadm_registry.oci import descriptors as oci
 
 
 class ImageSource(Protocol):
     """Something that images come from."""
 
-    def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
+    def open(self, context: BuildContext, platforms: Sequence[oci.Platform]) -> Layout:
         """Its images as a layout, each under its full name; what is fetched is fetched for *platforms* (none: all).
 
         Raises BundleError, or RegistryError where it is a registry.
@@ -29,6 +29,6 @@ class FromLayout:
     path: Path
     name: str = ""
 
-    def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
+    def open(self, context: BuildContext, platforms: Sequence[oci.Platform]) -> Layout:
         """The layout itself."""
         return Layout.open(self.path)

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 
 from kubeadm_registry.bundle import temporary
+from kubeadm_registry.bundle.make.context import BuildContext, Mirror, default_cache, this_architecture
 from kubeadm_registry.bundle.make.sources import Built, choose
-from kubeadm_registry.bundle.make.workshop import Mirror, Workshop, default_cache, this_architecture
 from kubeadm_registry.bundle.programs import ARCHITECTURES, Program, slug
 from kubeadm_registry.bundle.tool import NAME
 from kubeadm_registry.errors import Error
@@ -72,14 +72,14 @@ def write(built: Built, folder: Path) -> Path:
 def make(folder: Path, architecture: str) -> Path:
     """Build the program for *architecture* and write it as one file to *folder*. Raises Error, OSError."""
     with temporary.directory("kubeadm-registry-bundle-") as scratch:
-        workshop = Workshop(
+        context = BuildContext(
             architecture=architecture,
             scratch=scratch,
             cache=default_cache(),
             progress=lambda text: click.echo(text, err=True),
             mirror=Mirror.from_environment(),
         )
-        return write(choose([NAME])[NAME].build(NAME, workshop), folder)
+        return write(choose([NAME])[NAME].build(NAME, context), folder)
 
 
 @click.command()

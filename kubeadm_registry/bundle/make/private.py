@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from kubeadm_registry.bundle.catalogue import Packages
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.bundle.make import elf
-from kubeadm_registry.bundle.make.workshop import command
+from kubeadm_registry.bundle.make.context import command
 
 #: glibc opens it to end a thread, without naming it in its headers.
 _ALWAYS = ("libgcc_s.so.1",)

@@ -11,12 +11,12 @@ from kubeadm_registry.bundle.failures import cache_damaged, refused, unavailable
 from kubeadm_registry.bundle.images import platforms_of, prune, require
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.make.cache import Blobs, Taken
-from kubeadm_registry.bundle.make.workshop import Workshop, locked
+from kubeadm_registry.bundle.make.context import BuildContext, locked
 from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import Reference, parse
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Upstream, patiently
+from kubeadm_registry.registry import Upstream, retry
 from kubeadm_registry.registry.client import Api
 from kubeadm_registry.registry.logins import Logins
 
@@ -42,38 +42,38 @@ class FromRegistries:
     connect: Callable[[str], Api] = _upstream
     patience: float = PATIENCE
 
-    def open(self, workshop: Workshop, platforms: Sequence[oci.Platform]) -> Layout:
+    def open(self, context: BuildContext, platforms: Sequence[oci.Platform]) -> Layout:
         """Fetch what the cache does not have; raises BundleError that tells of every image that cannot be had."""
         references = {name: reference for name in self.names if (reference := parse(name))}
         hosts = {reference.host for reference in references.values()}
         with ExitStack() as stack:
             registries = {host: stack.enter_context(self.connect(host)) for host in sorted(hosts)}
-            workshop.progress(f"resolving {counted(len(references), 'image')} at {', '.join(sorted(hosts))}")
+            context.progress(f"resolving {counted(len(references), 'image')} at {', '.join(sorted(hosts))}")
             pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
             trees = [_Tree(name, one, registries[one.host], self.patience) for name, one in references.items()]
             _all(pool.map(lambda tree: _caught(lambda: tree.read(platforms)), trees))
-            store = Blobs(workshop.cache, thorough=workshop.thorough)
-            with locked(workshop.cache / "blobs.lock", deadline=LOCK_DEADLINE):
-                self._fetch(pool, store, trees, workshop)
+            store = Blobs(context.cache, thorough=context.thorough)
+            with locked(context.cache / "blobs.lock", deadline=LOCK_DEADLINE):
+                self._fetch(pool, store, trees, context)
         blobs = {blob.digest: (blob.size, store.opener(blob.digest)) for tree in trees for blob in tree.blobs}
         entries = [tree.root for tree in trees]
         manifests = [content for tree in trees for content in tree.manifests]
         layout = Layout(
-            PiecesStore.of(entries, manifests, blobs), f"the cache in {workshop.cache}", flaw=cache_damaged
+            PiecesStore.of(entries, manifests, blobs), f"the cache in {context.cache}", flaw=cache_damaged
         )  # fmt: skip
         for tree in trees:
             if not tree.reference.digest:  # an index was pruned already; an image without one says it here
-                require(tree.name, platforms_of(layout, tree.root, workshop.held), platforms)
+                require(tree.name, platforms_of(layout, tree.root, context.held), platforms)
         return layout
 
-    def _fetch(self, pool: ThreadPoolExecutor, store: Blobs, trees: Iterable[_Tree], workshop: Workshop) -> None:
-        wanted = ((blob, tree) for tree in trees for blob in tree.blobs if blob.digest not in workshop.held)
+    def _fetch(self, pool: ThreadPoolExecutor, store: Blobs, trees: Iterable[_Tree], context: BuildContext) -> None:
+        wanted = ((blob, tree) for tree in trees for blob in tree.blobs if blob.digest not in context.held)
         missing = {blob.digest: (blob, tree) for blob, tree in wanted if not store.has(blob)}
         if not missing:
             return
         total = sum(blob.size for blob, _ in missing.values())
-        workshop.progress(f"downloading {counted(len(missing), 'blob')}, {total / 1e6:.1f} MB")
-        taken = Taken(total, workshop.meter)
+        context.progress(f"downloading {counted(len(missing), 'blob')}, {total / 1e6:.1f} MB")
+        taken = Taken(total, context.meter)
 
         def one(item: tuple[oci.Descriptor, _Tree]) -> Error | None:
             blob, tree = item
@@ -113,7 +113,7 @@ class _Tree:
     def _ask(self, wanted: str) -> tuple[bytes, str]:
         path = self.reference.path
         try:
-            found = patiently(lambda: self.registry.manifest_of_type(path, wanted), self.patience)
+            found = retry(lambda: self.registry.manifest_of_type(path, wanted), self.patience)
         except RegistryError as error:
             raise unavailable(
                 f"{self.name}: {error.message}",

@@ -15,9 +15,9 @@ from kubeadm_registry.bundle import temporary, tree
 from kubeadm_registry.bundle.catalogue import Packages, Release, catalogue, known, version_in
 from kubeadm_registry.bundle.failures import refused, unavailable
 from kubeadm_registry.bundle.make import elf, private, tool
+from kubeadm_registry.bundle.make.context import BuildContext, command, locked, this_architecture
 from kubeadm_registry.bundle.make.debian import Apt, unpack
 from kubeadm_registry.bundle.make.download import fetch, published_digest
-from kubeadm_registry.bundle.make.workshop import Workshop, command, locked, this_architecture
 from kubeadm_registry.bundle.programs import Package, Program, Source, prefix_of
 from kubeadm_registry.bundle.tool import NAME
 from kubeadm_registry.errors import BundleError, ConfigError
@@ -42,7 +42,7 @@ class Built:
 class ProgramSource(Protocol):
     """Something that a program can be made from."""
 
-    def build(self, name: str, workshop: Workshop) -> Built:
+    def build(self, name: str, context: BuildContext) -> Built:
         """Make the program *name*; raises BundleError if that cannot be done."""
 
 
@@ -52,26 +52,26 @@ class FromFile:
 
     path: Path
 
-    def build(self, name: str, workshop: Workshop) -> Built:
+    def build(self, name: str, context: BuildContext) -> Built:
         """Take the file in; its version is what the program tells, if it runs on this machine."""
-        target = workshop.new_directory(f"{name}/tree")
+        target = context.new_directory(f"{name}/tree")
         entry_point = catalogue()[name].entry_point
         if self.path.is_dir():
             tree.take_directory(self.path, target)
         elif not self.path.is_file():
             raise refused(f"{name}: no such file: {self.path}", hint="check the path given with --program")
         elif _is_gzip(self.path):
-            tree.take_archive(self.path, target, workshop.new_directory(f"{name}/unpacked"))
+            tree.take_archive(self.path, target, context.new_directory(f"{name}/unpacked"))
         else:
             tree.take_file(self.path, target, entry_point)
-        entry_point = _entry_point(name, target, str(self.path), workshop.architecture)
+        entry_point = _entry_point(name, target, str(self.path), context.architecture)
         headers = elf.read(target / entry_point)
         if headers and headers.interpreter.startswith(("/lib", "/usr/lib")):
-            workshop.progress(
+            context.progress(
                 f"warning: {name} is dynamically linked; every node must provide {', '.join(headers.needed)}"
             )
         source = Source(kind="file", origin=_plain(self.path.name), checked="nothing: the user's own file")
-        return _finish(name, target, entry_point, source, workshop, version=None)
+        return _finish(name, target, entry_point, source, context, version=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ class FromRelease:
     release: Release
     accept: str = ""
 
-    def build(self, name: str, workshop: Workshop) -> Built:
+    def build(self, name: str, context: BuildContext) -> Built:
         """Fetch the file, compare it with its digest and take it in."""
-        release, architecture = self.release, workshop.architecture
+        release, architecture = self.release, context.architecture
         remedy = f"obtain it in another way and pass it with --program {name}=PATH"
         if architecture not in release.architectures:
             raise unavailable(f"{name} {release.version} is not published for {architecture}", hint=remedy)
@@ -94,7 +94,7 @@ class FromRelease:
             digest, checked = release.sha256[architecture], "the digest in the catalogue"
         elif release.checksums:
             checksums = release.fill(release.checksums, architecture)
-            digest = published_digest(workshop, checksums, url, hint=remedy)
+            digest = published_digest(context, checksums, url, hint=remedy)
             checked = f"the checksum published at {checksums}"
         else:
             raise refused(
@@ -102,19 +102,19 @@ class FromRelease:
                 hint=f"pass the program with --program {name}=PATH, or, if you know its SHA-256 digest, accept "
                 f"it with --accept-digest {name}=sha256:...",
             )
-        file = fetch(workshop, url, digest, hint=remedy)
-        target = workshop.new_directory(f"{name}/tree")
+        file = fetch(context, url, digest, hint=remedy)
+        target = context.new_directory(f"{name}/tree")
         entry_point = catalogue()[name].entry_point
         if release.member:
-            unpacked = workshop.new_directory(f"{name}/unpacked")
-            tree.take_archive(file, unpacked, workshop.new_directory(f"{name}/archive"))
+            unpacked = context.new_directory(f"{name}/unpacked")
+            tree.take_archive(file, unpacked, context.new_directory(f"{name}/archive"))
             file = unpacked / release.member
             if not file.is_file():
                 raise refused(f"{url} has no file {release.member}", hint=remedy)
         tree.take_file(file, target, entry_point)
         _entry_point(name, target, url, architecture)
         source = Source(kind="upstream-release", origin=url, checked=f"{checked}: {digest}")
-        return _finish(name, target, entry_point, source, workshop, version=release.version)
+        return _finish(name, target, entry_point, source, context, version=release.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +127,11 @@ class FromPackages:
     recipe: Packages
     tool: bool = False
 
-    def build(self, name: str, workshop: Workshop) -> Built:
+    def build(self, name: str, context: BuildContext) -> Built:
         """Find the packages in the release's signed index, fetch them, and build the tree for its place on hosts."""
-        recipe, architecture = self.recipe, workshop.architecture
-        directory = workshop.cache / "debian" / f"{recipe.release}-{architecture}"
-        apt = Apt(directory, recipe.release, architecture, workshop.mirror, workshop.progress)
+        recipe, architecture = self.recipe, context.architecture
+        directory = context.cache / "debian" / f"{recipe.release}-{architecture}"
+        apt = Apt(directory, recipe.release, architecture, context.mirror, context.progress)
         with locked(directory.with_suffix(".lock"), deadline=LOCK_DEADLINE):
             apt.update()
             packages = apt.closure([recipe.program, *recipe.also])
@@ -139,22 +139,22 @@ class FromPackages:
             parts = tuple(Package(p.name, p.version, p.sha256) for p in packages)
             wheels: list[Path] = []
             if self.tool:
-                wheels = tool.wheels(workshop.cache, architecture, ".".join(version.split(".")[:2]))
+                wheels = tool.wheels(context.cache, architecture, ".".join(version.split(".")[:2]))
                 recipe = recipe.model_copy(update={"load": (*recipe.load, *tool.libraries(wheels))})
             inputs = [RECIPE, private.patchelf_version(), recipe.model_dump(mode="json"), [p.sha256 for p in packages]]
             if self.tool:
                 version, parts = __version__, (*parts, *tool.packages(wheels))
-                source_code = tool.copy_source(workshop.new_directory(f"{name}/source"))
+                source_code = tool.copy_source(context.new_directory(f"{name}/source"))
                 inputs += [[part.sha256 for part in parts], tree.content_digest(source_code)]
             key = oci.digest_of(oci.canonical([name, architecture, *inputs]))
             prefix = prefix_of(name, version, architecture, key)
-            kept = _Kept(workshop.cache / "trees" / key.replace(":", "/", 1))
+            kept = _Kept(context.cache / "trees" / key.replace(":", "/", 1))
             if not kept.is_whole():
                 files = apt.download(packages)
-                workshop.progress(f"building {name} {version}" + ("" if self.tool else f" for {prefix}"))
-                root = workshop.new_directory(f"{name}/root")
+                context.progress(f"building {name} {version}" + ("" if self.tool else f" for {prefix}"))
+                root = context.new_directory(f"{name}/root")
                 unpack(files, root)
-                target = workshop.new_directory(f"{name}/tree")
+                target = context.new_directory(f"{name}/tree")
                 private.assemble(root, recipe, target, tool.ANYWHERE if self.tool else prefix, architecture)
                 if self.tool:
                     tool.add(target, source_code, wheels, architecture)
@@ -241,18 +241,18 @@ def choose(
 
 
 def _finish(
-    name: str, target: Path, entry_point: str, source: Source, workshop: Workshop, *, version: str | None
+    name: str, target: Path, entry_point: str, source: Source, context: BuildContext, *, version: str | None
 ) -> Built:
     """Pack a tree that runs anywhere, named by its own content."""
     key = tree.content_digest(target)
-    version = version or _told_version(name, target / entry_point, workshop) or key.replace(":", "-")[:19]
-    prefix = prefix_of(name, version, workshop.architecture, key)
+    version = version or _told_version(name, target / entry_point, context) or key.replace(":", "-")[:19]
+    prefix = prefix_of(name, version, context.architecture, key)
     layer = target.with_name("layer.tar.gz")
     packed = tree.pack(target, layer)
     program = Program(
         name=name,
         version=version,
-        architecture=workshop.architecture,
+        architecture=context.architecture,
         prefix=prefix,
         entry_point=entry_point,
         source=source,
@@ -286,9 +286,9 @@ def _entry_point(name: str, target: Path, origin: str, architecture: str) -> str
     return found
 
 
-def _told_version(name: str, program: Path, workshop: Workshop) -> str | None:
+def _told_version(name: str, program: Path, context: BuildContext) -> str | None:
     """Ask *program* for its version; None if this machine cannot run it or it tells none."""
-    if workshop.architecture != this_architecture():
+    if context.architecture != this_architecture():
         return None
     words = catalogue()[name].version.arguments
     try:
@@ -296,11 +296,11 @@ def _told_version(name: str, program: Path, workshop: Workshop) -> str | None:
             [program, *words], what=f"version of {name}", hint="", timeout=VERSION_TIMEOUT, complaints_too=True
         )
     except BundleError as error:
-        workshop.progress(f"warning: cannot determine the version of {name}: {error.message}")
+        context.progress(f"warning: cannot determine the version of {name}: {error.message}")
         return None
     version = version_in(name, output)
     if version is None:
-        workshop.progress(f"warning: cannot determine the version of {name}: {_plain(output.strip())}")
+        context.progress(f"warning: cannot determine the version of {name}: {_plain(output.strip())}")
     return _plain(version) if version else None
 
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from kubeadm_registry.bundle import archive
 from kubeadm_registry.bundle.failures import refused, unavailable
 from kubeadm_registry.bundle.make import elf
-from kubeadm_registry.bundle.make.workshop import command
+from kubeadm_registry.bundle.make.context import command
 from kubeadm_registry.bundle.programs import Package
 from kubeadm_registry.bundle.tool import NAME
 from kubeadm_registry.oci import descriptors as oci

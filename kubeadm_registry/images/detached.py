@@ -21,7 +21,7 @@ from kubeadm_registry.errors import Error
 GRACE = 30.0
 
 
-def apart() -> threading.Event:
+def run_in_child() -> threading.Event:
     """Return in a child of this process, which is to do the work; the process itself ends with the child's exit code.
 
     The event is set when the process was killed, and the child is ended after GRACE seconds, or interrupted: nothing

@@ -15,8 +15,8 @@ from kubeadm_registry.registry.answers import LEAST
 Outcome = TypeVar("Outcome")
 
 
-def patiently(work: Callable[[], Outcome], seconds: float, *, reached: Callable[[], int] = lambda: 0) -> Outcome:
-    """Do *work*, again while it fails as a registry does whose writer moves, or a network that breaks.
+def retry(work: Callable[[], Outcome], seconds: float, *, reached: Callable[[], int] = lambda: 0) -> Outcome:
+    """Run *work*, retrying errors that are expected during a writer failover or a network outage.
 
     Raises RegistryError when it fails otherwise, or for *seconds* in which *reached*, how many bytes it has come, grows
     by less than LEAST. A registry that asks for a pause (Retry-After) has it, if it is over by then.

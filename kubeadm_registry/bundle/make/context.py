@@ -67,8 +67,8 @@ class Mirror:
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
-    """The circumstances in which a bundle is made.
+class BuildContext:
+    """Directories, HTTP client and reporting for one bundle build.
 
     *scratch* is an empty directory that is removed at the end; *cache* is kept from run to run. *client* makes the
     HTTP client for downloads. *held* are digests of blobs that a delta leaves out, so nobody need fetch them. When the

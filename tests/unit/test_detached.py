@@ -16,11 +16,11 @@ import pytest
 #: Work in pieces, until it is told to stop; every line is there at once.
 PIECES = """\
 import sys, threading
-from kubeadm_registry.images import apart
+from kubeadm_registry.images import detached
 from kubeadm_registry.errors import Error
 {before}
 try:
-    stop = apart.apart()
+    stop = detached.run_in_child()
 except Error as error:
     sys.exit(f"{{error.code}}: {{error.message}}")
 for number in range({pieces}):
@@ -67,7 +67,7 @@ def test_what_is_in_hand_ends_after_a_kill_and_nothing_more_begins(kill: Callabl
 
 
 def test_a_child_that_hangs_is_ended() -> None:
-    process = begun(1, 1000, before="apart.GRACE = 0.1")
+    process = begun(1, 1000, before="detached.GRACE = 0.1")
     process.kill()
     assert process.communicate(timeout=30) == ("", "")
 
@@ -97,11 +97,11 @@ def test_a_child_that_was_killed_is_told() -> None:
 
 THREADS = """\
 import os, threading
-from kubeadm_registry.images.apart import apart
+from kubeadm_registry.images.detached import run_in_child
 before = os.getpid()
 done = threading.Event()
 threading.Thread(target=done.wait).start()
-stop = apart()
+stop = run_in_child()
 print(os.getpid() == before, stop.is_set())
 done.set()
 """
@@ -114,8 +114,8 @@ def test_a_process_with_threads_does_the_work_itself() -> None:
 
 PASSWORD = """\
 import getpass, sys
-from kubeadm_registry.images.apart import apart
-apart()
+from kubeadm_registry.images.detached import run_in_child
+run_in_child()
 print(f"length {len(getpass.getpass('Password: '))}", flush=True)
 """
 
