@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 
+from kubeadm_registry.agent.model import Timings
 from tests.simulation import schedule
 from tests.simulation.faults import happen
 from tests.simulation.quick import quick_copies
@@ -12,7 +13,7 @@ from tests.simulation.world import Counts, Finding, World, new_world
 
 BOUND = 15.0  # seconds after all is well again, within which exactly one gate is open
 STEADY = 0.5  # seconds for which it stays so
-PAUSE_BOUND = 2.1  # seconds: what is left of the timer when a virtual machine is paused
+PAUSE_BOUND = 1.01 * Timings().lease  # seconds: what its votes had left, if it is also cut off when it goes on
 
 
 @dataclass(frozen=True)
