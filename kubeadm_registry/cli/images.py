@@ -84,8 +84,9 @@ def _show(images: Sequence[inventory.Image], *, referrers: bool) -> None:
     if not console.is_terminal:
         console.width = 400
     table = Table(box=None, pad_edge=False, header_style="bold")
+    # On a narrow terminal names and platforms break, so that nothing is cut off.
     for title in ("IMAGE", "DIGEST", "PLATFORMS", *(["REFERRERS"] if referrers else [])):
-        table.add_column(title, no_wrap=True)
+        table.add_column(title, no_wrap=title in ("DIGEST", "REFERRERS"), overflow="fold")
     table.add_column("SIZE", no_wrap=True, justify="right")
     for image in images:
         if image.tree is None:

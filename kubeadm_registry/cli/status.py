@@ -19,6 +19,7 @@ from kubeadm_registry.engine.report import echo, screen
 
 EXIT_NOT_AVAILABLE = 1
 EXIT_UNREACHABLE = 4
+_ANY_WIDTH = 1000  # columns, to see how wide a table wants to be
 _MARKS = {"True": "[green]yes[/green]", "False": "[red]no[/red]", "Unknown": "[yellow]unknown[/yellow]"}
 _QUESTIONS = {
     "Available": "Serving at the virtual IP",
@@ -72,27 +73,44 @@ def exit_code(found: dict[str, Any]) -> int:
     return 0 if well else EXIT_DEGRADED
 
 
+def _table(found: dict[str, Any], *, wide: bool) -> Table:
+    """The nodes: *wide* with a column for each service, else with one that names those that are not active."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    services = list(dict.fromkeys(name for node in found["nodes"] for name in node["services"]))
+    titles = [name.upper() for name in services] if wide else ["SERVICES"]
+    for title in ("NODE", "FIT", "VIP", *titles, "CERTIFICATE"):
+        table.add_column(title, no_wrap=title != "SERVICES")
+    for node in found["nodes"]:
+        if not node["reachable"]:
+            table.add_row(node["name"], "[red]unreachable[/red]")
+            continue
+        states = {name: node["services"].get(name, "-") for name in services}
+        holds_vip = found["vip"]["holder"] == node["name"]
+        if wide:
+            vip = found["vip"]["address"] if holds_vip else ""
+            shown = [state if state == "active" else f"[red]{state}[/red]" for state in states.values()]
+        else:
+            vip = "yes" if holds_vip else ""
+            wrong = ", ".join(f"{name} {state}" for name, state in states.items() if state != "active")
+            shown = [f"[red]{wrong}[/red]" if wrong else "all active"]
+        table.add_row(
+            node["name"],
+            "[green]yes[/green]" if node["fit"] else "[red]no[/red]",
+            vip,
+            *shown,
+            f"{node['certificateDays']} days" if "certificateDays" in node else "-",
+        )
+    return table
+
+
 def show(found: dict[str, Any]) -> None:
     """Print the status as text."""
     console = screen()
     if not console.is_terminal:
         console.width = 200
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    services = list(dict.fromkeys(name for node in found["nodes"] for name in node["services"]))
-    for title in ("NODE", "FIT", "VIP", *(name.upper() for name in services), "CERTIFICATE"):
-        table.add_column(title, no_wrap=True)
-    for node in found["nodes"]:
-        if not node["reachable"]:
-            table.add_row(node["name"], "[red]unreachable[/red]")
-            continue
-        states = (node["services"].get(name, "-") for name in services)
-        table.add_row(
-            node["name"],
-            "[green]yes[/green]" if node["fit"] else "[red]no[/red]",
-            found["vip"]["address"] if found["vip"]["holder"] == node["name"] else "",
-            *(state if state == "active" else f"[red]{state}[/red]" for state in states),
-            f"{node['certificateDays']} days" if "certificateDays" in node else "-",
-        )
+    table = _table(found, wide=True)
+    if console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum > console.width:
+        table = _table(found, wide=False)
     console.print(table)
     console.print()
     for condition in found["conditions"]:

@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
 import click
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.syntax import Syntax
 from rich.text import Text
 
 from kubeadm_registry.disk import naming
@@ -23,6 +23,9 @@ from kubeadm_registry.printable import printable
 STANDARD_OUTPUT = "standard output"
 #: Hosts in the live line; of a hundred nobody could read it.
 MOST_SHOWN = 5
+_INDENT = " " * 6
+#: How the lines of a unified diff look on a terminal, by their first character.
+_DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,15 @@ def screen(*, out: TextIO | None = None, err: bool = False, markup: bool = True)
     return _Screen(file=out, stderr=err, highlight=False, soft_wrap=True, emoji=False, markup=markup)
 
 
+def _shown(text: str, encoding: str | None) -> str:
+    """Return *text*, or nothing if *encoding* lacks it."""
+    try:
+        text.encode(encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return ""
+    return text
+
+
 def put(text: str) -> None:
     """Write *text* to standard output as it is: what is for machines, or a file's content."""
     with naming(STANDARD_OUTPUT):
@@ -168,8 +180,10 @@ class Console:
         self._diffs = diffs
         self._lock = threading.Lock()
         self._running: dict[str, str] = {}
+        self._longest = 12
         self._status = self._out.status("") if self._out.is_terminal else None
         self._meter = Meter(0.2 if self._out.is_terminal else 10)
+        self._mark = _shown("✓", getattr(out or sys.stdout, "encoding", None)) or "ok"
 
     def phase(self, path: str, summary: str) -> None:
         """A heading."""
@@ -178,8 +192,8 @@ class Console:
     def action(self, action: Action, *, dry_run: bool) -> None:
         """One line, after it the diff if asked for."""
         with self._lock:
-            if dry_run or self._status is None:
-                self._line(f"  {action.host:<12} {'would ' if dry_run else ''}{action.title}")
+            if dry_run or self._diffs or self._status is None:
+                self._line(f"  {self._aligned(action.host)} {'would ' if dry_run else ''}{action.title}")
             if self._diffs or dry_run:
                 self._show(action.diff)
             if not dry_run:
@@ -192,24 +206,27 @@ class Console:
             self._running.pop(action.host, None)
             if self._status is not None:
                 took = f" [dim]{seconds:.1f} s[/dim]" if seconds >= 1 else ""
-                self._line(f"  [green]✓[/green] {action.host:<12} {escape(action.title)}{took}", markup=True)
+                self._line(
+                    f"  [green]{self._mark}[/green] {self._aligned(action.host)} {escape(action.title)}{took}",
+                    markup=True,
+                )
             self._update()
 
     def deferred(self, path: str, host: str, reason: str) -> None:
         """One line."""
-        self._print(f"  {host:<12} later: {escape(reason)}")
+        self._print(f"  {self._aligned(host)} later: {escape(reason)}")
 
     def problem(self, problem: Problem) -> None:
         """One line, red unless ignored."""
         mark = "[yellow]ignored[/yellow]" if problem.ignored else "[red]problem[/red]"
-        self._print(f"  {problem.host:<12} {mark} \\[{problem.check}] {escape(problem.text)}")
+        self._print(f"  {self._aligned(problem.host)} {mark} \\[{problem.check}] {escape(problem.text)}")
 
     def check(self, host: str, name: str, *, ok: bool) -> None:
         """Good checks are silent."""
 
     def note(self, text: str, *, host: str = "") -> None:
         """One line."""
-        self._print(f"  {host:<12} {escape(text)}" if host else escape(text))
+        self._print(f"  {self._aligned(host)} {escape(text)}" if host else escape(text))
 
     def progress(self, done: int, total: int) -> None:
         """On a terminal the live line; in a pipe a line every ten seconds and at the end."""
@@ -244,6 +261,11 @@ class Console:
             if self._status is not None:
                 self._status.stop()
 
+    def _aligned(self, host: str) -> str:
+        """Return *host* as wide as the longest name so far, so that what follows stands in one column."""
+        self._longest = max(self._longest, len(host))
+        return host.ljust(self._longest)
+
     def _print(self, markup: str) -> None:
         with self._lock:
             self._line(markup, markup=True)
@@ -252,12 +274,11 @@ class Console:
         self._output.attempt(lambda: self._out.print(text, markup=markup))
 
     def _show(self, diff: str) -> None:
-        indented = "\n".join("      " + line for line in printable(diff).splitlines())
-        if self._out.is_terminal:
-            syntax = Syntax(indented, "diff", background_color="default", word_wrap=True)
-            self._output.attempt(lambda: self._out.print(syntax))
-        else:
-            self._line(indented)
+        text = Text()
+        for number, line in enumerate(printable(diff).splitlines()):
+            text.append("\n" * (number > 0) + _INDENT)
+            text.append(line, style=_DIFF_STYLES.get(line[:1], ""))
+        self._output.attempt(lambda: self._out.print(text))
 
     def _update(self) -> None:
         if self._status is None:
@@ -272,7 +293,7 @@ class Console:
 
 
 class JsonLines:
-    """For machines: one JSON object a line, the last one ``result`` or ``error``."""
+    """For machines: one JSON object a line with its ``time`` (RFC 3339), the last one ``result`` or ``error``."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
@@ -292,7 +313,10 @@ class JsonLines:
         )
 
     def done(self, action: Action, seconds: float) -> None:
-        """Nothing: the result counts the changes."""
+        """``{"event": "changed", "host": ..., "title": ..., "seconds": ...}``."""
+        self._write(
+            event="changed", phase=action.phase, host=action.host, title=action.title, seconds=round(seconds, 3)
+        )
 
     def deferred(self, path: str, host: str, reason: str) -> None:
         """``{"event": "deferred", ...}``."""
@@ -344,4 +368,5 @@ class JsonLines:
 
     def _write(self, **event: object) -> None:
         with self._lock:
+            event["time"] = datetime.now(UTC).isoformat(timespec="milliseconds")
             self._output.attempt(lambda: print(json.dumps(event), file=self._out, flush=True))

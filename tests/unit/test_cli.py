@@ -203,7 +203,7 @@ def test_a_wrong_file_as_json(run: Terminal) -> None:
     [event] = lines(result)
     assert (event["event"], event["code"], event["host"]) == ("error", "ConfigInvalid", "")
     assert "spec.nodes: is missing" in event["message"]
-    assert set(event) == {"event", "code", "message", "hint", "host", "problems"}
+    assert set(event) == {"event", "code", "message", "hint", "host", "problems", "time"}
     assert {"path": "spec.nodes", "message": "is missing"} in event["problems"]
     assert result.stderr == ""
 
@@ -389,10 +389,11 @@ def test_init_then_init_again(run: Terminal, servers: FakeCluster) -> None:
 def test_init_as_json_lines(run: Terminal, servers: FakeCluster) -> None:
     events = lines(run("init", *SKIP, "-o", "json"))
     shapes = {
-        "check": {"event", "host", "check", "ok"},
-        "phase": {"event", "phase", "summary"},
-        "change": {"event", "phase", "host", "title", "diff", "dryRun"},
-        "result": {"event", "ok", "summary", "changed", "dryRun", "owed", "seconds"},
+        "check": {"event", "host", "check", "ok", "time"},
+        "phase": {"event", "phase", "summary", "time"},
+        "change": {"event", "phase", "host", "title", "diff", "dryRun", "time"},
+        "changed": {"event", "phase", "host", "title", "seconds", "time"},
+        "result": {"event", "ok", "summary", "changed", "dryRun", "owed", "seconds", "time"},
     }
     assert {event["event"] for event in events} == set(shapes)
     for event in events:

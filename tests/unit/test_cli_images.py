@@ -208,6 +208,20 @@ def test_both_families_are_looked_at(
     assert silent == {}
 
 
+def test_80_columns_show_the_size_and_all_of_a_name(fake: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "registry.example_5000/a/long/path/to/an/image/of/some/project/with/a/very/long/name"
+    fake.image(name, "v1", layer=b"app")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _self: True)
+    shown = run("list").stdout
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert shown.splitlines()[0].split() == ["IMAGE", "DIGEST", "PLATFORMS", "SIZE"]
+    assert shown.count("MB") == 3
+    folded = "".join(line.split()[0] for line in shown.splitlines() if line.strip())
+    assert "to/an/image/of/some/project/with/a/very/long/name:v1" in folded
+
+
 def test_copy_to_another_name(fake: Repositories) -> None:
     result = run("copy", f"{PAUSE}:3.10", "mine/pause", "-o", "json")
     assert result.exit_code == 0, result.output

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,37 @@ def test_a_run_in_a_pipe_is_one_line_a_change(plain: io.StringIO) -> None:
 def test_diffs_are_shown_if_asked_for(plain: io.StringIO) -> None:
     Console(diffs=True, out=plain).action(ACTION, dry_run=False)
     assert plain.getvalue().splitlines()[-1] == "      +[red]not markup[/red]"
+
+
+def test_a_diff_stands_below_its_change_and_has_a_colour_for_each_kind_of_line(plain: io.StringIO) -> None:
+    screen = Screen()
+    action = Action("proxy", "cp-1", "write /etc/a", "--- /etc/a\n+++ /etc/a\n@@ -1 +1 @@\n-old\n+new\n same")
+    Console(diffs=True, out=screen).action(action, dry_run=False)
+    shown = screen.getvalue()
+    assert shown.index("write /etc/a") < shown.index("old") < shown.index("new")
+    for line, colour in (("-old", "31"), ("+new", "32"), ("@@ -1 +1 @@", "36")):
+        assert f"\x1b[{colour}m{line}\x1b[0m" in shown
+    assert "      " + " same" in shown
+
+
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-8", "✓"), ("ascii", "ok"), ("latin-1", "ok")])
+def test_a_terminal_that_cannot_show_the_mark_gets_a_word(plain: io.StringIO, encoding: str, mark: str) -> None:
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    raw = io.BytesIO()
+    console = Console(out=Terminal(raw, encoding=encoding, write_through=True))
+    console.done(ACTION, 0.0)
+    assert f"{mark}\x1b[0m cp-1" in raw.getvalue().decode(encoding)
+
+
+def test_names_of_any_length_keep_what_follows_in_one_column(plain: io.StringIO) -> None:
+    console = Console(out=plain)
+    for host in ("control-plane-1.example", "cp-2"):
+        console.note("here", host=host)
+    first, second = plain.getvalue().splitlines()
+    assert first.index("here") == second.index("here")
 
 
 def test_a_dry_run_shows_them_always_and_says_would(plain: io.StringIO) -> None:
@@ -146,11 +178,16 @@ def objects(out: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
 
+def without_time(out: io.StringIO) -> list[dict[str, Any]]:
+    return [{key: value for key, value in one.items() if key != "time"} for one in objects(out)]
+
+
 def test_every_event_is_an_object_on_a_line_of_its_own(plain: io.StringIO) -> None:
     everything(JsonLines(plain), "a\nb\u2028ü")
     found = objects(plain)
-    kinds = ["phase", "change", "change", "deferred", "check", "check", "check", "note", "note", "result"]
+    kinds = ["phase", "change", "changed", "change", "deferred", "check", "check", "check", "note", "note", "result"]
     assert [one["event"] for one in found] == kinds
+    assert all(datetime.fromisoformat(one.pop("time")).tzinfo for one in found)
     assert found[1] == {
         "event": "change", "phase": "a\nb\u2028ü", "host": "a\nb\u2028ü", "title": "a\nb\u2028ü", "diff": "a\nb\u2028ü",
         "dryRun": False,
@@ -163,14 +200,14 @@ def test_a_failed_check_is_told_once(plain: io.StringIO) -> None:
     reporter = JsonLines(plain)
     reporter.problem(Problem("Ports", "cp-1", "taken"))
     reporter.check("cp-1", "Ports", ok=False)
-    assert objects(plain) == [
+    assert without_time(plain) == [
         {"event": "check", "host": "cp-1", "check": "Ports", "ok": False, "ignored": False, "message": "taken"}
     ]
 
 
 def test_an_error_is_the_last_object(plain: io.StringIO) -> None:
     JsonLines(plain).error(Error("it broke", hint="mend it", host="cp-1", code="Odd"))
-    assert objects(plain) == [
+    assert without_time(plain) == [
         {"event": "error", "code": "Odd", "message": "it broke", "hint": "mend it", "host": "cp-1"}
     ]
 

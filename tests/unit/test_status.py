@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -235,6 +236,27 @@ def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Tolerates node loss:       no  cp-3 cannot be reached" in lines
     assert "cp-3: no route to host" in lines
     assert "cp-2: CanaryUnreadable" in lines
+
+
+def test_80_columns_show_names_of_nodes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wide(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stdout", out := Wide())
+    found = judge(THREE, [well("cp-1", vip=True), unfit(well("cp-2")), gone(well("cp-3"))], NOW.timestamp())
+    for node in found["nodes"]:
+        node["name"] = node["name"].replace("cp", "control-plane.site")
+    found["nodes"][1]["services"]["zot"] = "failed"
+    found["vip"]["holder"] = found["nodes"][0]["name"]
+    show(found)
+    lines = [line.split() for line in out.getvalue().splitlines()[:4]]
+    assert lines[0] == ["NODE", "FIT", "VIP", "SERVICES", "CERTIFICATE"]
+    assert lines[1] == ["control-plane.site-1", "yes", "yes", "all", "active", "900", "days"]
+    assert lines[2] == ["control-plane.site-2", "no", "zot", "failed", "900", "days"]
+    assert lines[3] == ["control-plane.site-3", "unreachable"]
 
 
 # ---- asking a server ---------------------------------------------------------------------------------------------
