@@ -33,12 +33,13 @@ class Context:
     debug: bool = False
     output: str = "text"
     diffs: bool = False
+    quiet: bool = False
     _reporter: Reporter | None = None
 
     def reporter(self) -> Reporter:
         """How this run is shown: one for the whole of it, so that an error ends the live line too."""
         if self._reporter is None:
-            self._reporter = JsonLines() if self.output == "json" else Console(diffs=self.diffs)
+            self._reporter = JsonLines() if self.output == "json" else Console(diffs=self.diffs, quiet=self.quiet)
         return self._reporter
 
 
@@ -69,12 +70,15 @@ def command(
             options = merge_group_options(options)
             if writes_file:
                 options = split_output(options)
-            context = Context(options.pop("debug"), options.pop("output"), options.pop("diff", False))
+            context = Context(
+                options.pop("debug"), options.pop("output"), options.pop("diff", False), options.pop("quiet")
+            )
             exit_on_error(context, lambda: function(context, *arguments, **options))
 
         update_wrapper(call, function)
         text = inspect.cleandoc(function.__doc__ or "") + (f"\n\n{help_after}" if help_after else "")
         decorated = click.option("--debug", is_flag=True, help="Print a traceback when a command fails.")(call)
+        decorated = _quiet_option(decorated)
         decorated = _output_option(writes_file=writes_file)(decorated)
         made = click.command(name, cls, help=text, **attributes)(decorated)
         if parent is not None:
@@ -84,6 +88,7 @@ def command(
     return wrap
 
 
+_quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only warnings, errors and the result.")
 FORMATS = ("text", "json")
 _OUTPUT_HELP = "Output format. json prints one JSON object per line; the last one is the result or the error."
 

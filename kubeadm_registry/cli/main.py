@@ -8,6 +8,7 @@ import click
 
 from kubeadm_registry import __version__
 from kubeadm_registry.cli import (
+    about,
     bundle,
     configuration,
     credentials,
@@ -22,6 +23,8 @@ from kubeadm_registry.cli import (
 from kubeadm_registry.cli.command import Program
 
 COMMANDS = (
+    about.completion,
+    about.version,
     workflows.init,
     workflows.preflight_command,
     workflows.verify,

@@ -173,24 +173,28 @@ class _Output:
 class Console:
     """For people: what changes, host by host; colours and a live line on a terminal, plain lines in a pipe."""
 
-    def __init__(self, *, diffs: bool = False, out: TextIO | None = None) -> None:
-        """*diffs*: show what differs, not only that it does."""
+    def __init__(self, *, diffs: bool = False, quiet: bool = False, out: TextIO | None = None) -> None:
+        """*diffs*: show what differs, not only that it does. *quiet*: only warnings, errors and the result."""
+        self._quiet = quiet
         self._out = screen(out=out or sys.stdout)
         self._output = _Output()
         self._diffs = diffs
         self._lock = threading.Lock()
         self._running: dict[str, str] = {}
         self._longest = 12
-        self._status = self._out.status("") if self._out.is_terminal else None
+        self._status = self._out.status("") if self._out.is_terminal and not quiet else None
         self._meter = Meter(0.2 if self._out.is_terminal else 10)
         self._mark = _shown("✓", getattr(out or sys.stdout, "encoding", None)) or "ok"
 
     def phase(self, path: str, summary: str) -> None:
         """A heading."""
-        self._print(f"[bold]\\[{escape(path)}][/bold] {escape(summary)}")
+        if not self._quiet:
+            self._print(f"[bold]\\[{escape(path)}][/bold] {escape(summary)}")
 
     def action(self, action: Action, *, dry_run: bool) -> None:
         """One line, after it the diff if asked for."""
+        if self._quiet:
+            return
         with self._lock:
             if dry_run or self._diffs or self._status is None:
                 self._line(f"  {self._aligned(action.host)} {'would ' if dry_run else ''}{action.title}")
@@ -214,7 +218,8 @@ class Console:
 
     def deferred(self, path: str, host: str, reason: str) -> None:
         """One line."""
-        self._print(f"  {self._aligned(host)} later: {escape(reason)}")
+        if not self._quiet:
+            self._print(f"  {self._aligned(host)} later: {escape(reason)}")
 
     def problem(self, problem: Problem) -> None:
         """One line, red unless ignored."""
@@ -226,12 +231,13 @@ class Console:
 
     def note(self, text: str, *, host: str = "") -> None:
         """One line."""
-        self._print(f"  {self._aligned(host)} {escape(text)}" if host else escape(text))
+        if not self._quiet or text.startswith("warning: "):
+            self._print(f"  {self._aligned(host)} {escape(text)}" if host else escape(text))
 
     def progress(self, done: int, total: int) -> None:
         """On a terminal the live line; in a pipe a line every ten seconds and at the end."""
         with self._lock:
-            if not self._meter.due(done, total):
+            if self._quiet or not self._meter.due(done, total):
                 return
             text = self._meter.text(done, total)
             if self._status is None:

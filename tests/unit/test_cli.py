@@ -770,6 +770,18 @@ def test_help_names_every_exit_code(run: Terminal) -> None:
     assert not [words for words in told if words not in shown]
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_is_printed(run: Terminal, shell: str) -> None:
+    shown = run("completion", shell)
+    assert shown.exit_code == 0, shown.output
+    assert f"_KUBEADM_REGISTRY_COMPLETE={shell}_complete" in shown.stdout
+
+
+def test_version_is_a_command_too(run: Terminal) -> None:
+    assert run("version").stdout == f"kubeadm-registry {__version__}\n"
+    assert lines(run("version", "-o", "json")) == [{"version": __version__}]
+
+
 def test_version(run: Terminal) -> None:
     assert run("--version").stdout == f"kubeadm-registry, version {__version__}\n"
 

@@ -93,6 +93,17 @@ def test_a_terminal_that_cannot_show_the_mark_gets_a_word(plain: io.StringIO, en
     assert f"{mark}\x1b[0m cp-1" in raw.getvalue().decode(encoding)
 
 
+def test_quiet_shows_warnings_problems_and_the_result(plain: io.StringIO) -> None:
+    console = Console(quiet=True, out=plain)
+    everything(console)
+    console.note("warning: cold", host="cp-1")
+    shown = plain.getvalue().splitlines()
+    assert [line.split()[-1] for line in shown[:2]] == [AWKWARD.rsplit(maxsplit=1)[-1]] * 2, "the problems"
+    assert shown[-2] == AWKWARD, "the result"
+    assert shown[-1].endswith("warning: cold")
+    assert len(shown) == 4
+
+
 def test_names_of_any_length_keep_what_follows_in_one_column(plain: io.StringIO) -> None:
     console = Console(out=plain)
     for host in ("control-plane-1.example", "cp-2"):
