@@ -82,7 +82,7 @@ def test_the_bundle_is_whole_and_made_again_the_same_without_building(made: Path
     lines: list[str] = []
     again = create(tmp_path / "again.tar", choose(NAMES), cache=made.parent / "cache", progress=lines.append)
     assert again.path.read_bytes() == made.read_bytes()
-    assert not [line for line in lines if "building" in line or "fetching" in line]
+    assert not [line for line in lines if "building" in line or "downloading" in line]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -241,7 +241,7 @@ def test_bare_hosts_become_a_registry_and_no_secret_is_seen(untouched: Registry)
     with Watch(registry.servers["h2"]) as watch:
         said = registry.cli("init", "--debug", "--diff", "--bundle", registry.bundle)
     registry.installed = True
-    assert last_line(said).endswith("changed on 3 hosts")
+    assert last_line(said).endswith("changes on 3 nodes")
     assert "[verify/pull]" in said.stdout
     registry.cli("verify")
     registry.wait_whole()
@@ -324,7 +324,7 @@ def test_without_one_server_a_run_goes_on_with_the_others_and_is_made_up_later(r
     away.power_on()
     registry.wait_whole()
     said = registry.cli("init")
-    assert last_line(said).endswith("on 1 host"), said.stdout
+    assert last_line(said).endswith("on 1 node"), said.stdout
     registry.write_file()
     registry.cli("init")
     registry.wait_whole()

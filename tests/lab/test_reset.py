@@ -28,7 +28,7 @@ def test_reset_leaves_nothing_then_keeps_the_data_if_not_told_to_purge(bare: Reg
     assert {name: packages(host) for name, host in servers.items()} == installed
     said = bare.cli("reset", "--yes", "--purge-data").stdout
     bare.forget()
-    assert said.splitlines()[-1].endswith("changed on 3 hosts")
+    assert said.splitlines()[-1].endswith("changes on 3 nodes")
     left = differences(before, listings(servers.values()))
     assert not left, "\n".join(left)
     assert bare.cli("reset", "--yes", "--purge-data").stdout.splitlines()[-1] == "nothing to do"

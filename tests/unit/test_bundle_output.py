@@ -101,7 +101,7 @@ def test_a_delta_does_not_replace_its_base(tmp_path: Path, name: str) -> None:
     (tmp_path / "link.tar").symlink_to("base.tar")
     os.link(base, tmp_path / "hard.tar")
     before = base.read_bytes()
-    with pytest.raises(ConfigError, match="is made from") as caught:
+    with pytest.raises(ConfigError, match="is created from") as caught:
         make(tmp_path / name, b"other", since=base)
     assert caught.value.code == "OutputInvalid"
     assert base.read_bytes() == before

@@ -178,7 +178,7 @@ def test_without_a_file_the_error_shows_the_smallest_one(run: Terminal) -> None:
     result = run("init")
     failed(result, 2)
     assert config.SMALLEST in result.stderr
-    assert "hint: write it with your addresses" in result.stderr
+    assert "hint: create ./cluster.yaml with your addresses" in result.stderr
     shown = result.stderr[result.stderr.index("apiVersion") : result.stderr.index("hint:")]
     run.write(shown)
     assert run("config", "validate").exit_code == 0, "what the error shows is a good file"
@@ -340,7 +340,7 @@ def test_programs_that_nobody_has(run: Terminal, servers: FakeCluster) -> None:
     result = run("init", *SKIP)
     failed(result, 1)
     assert "[ProgramMissing]" in result.stderr
-    assert "kubeadm-registry bundle create -o FILE --with garage" in result.stderr
+    assert "kubeadm-registry bundle create --with garage" in result.stderr
     assert servers.acts() == []
 
 

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from kubeadm_registry import config
-from kubeadm_registry.cli.main import load_commands
+from kubeadm_registry.cli.main import cli
 from kubeadm_registry.kubeadm import cautions
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -64,7 +64,7 @@ def test_every_command_and_option_is_there(root: Path, name: str) -> None:
     found = commands((root / name).read_text())
     assert len(found) > 4 or name == "docs/recovery.md"
     for words in found:
-        command: click.Command = load_commands()
+        command: click.Command = cli
         rest = list(words)
         while isinstance(command, click.Group) and rest and rest[0] in command.commands:
             command = command.commands[rest.pop(0)]

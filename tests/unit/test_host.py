@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry.containerd.survey import show
+from kubeadm_registry.containerd.survey import read_files
 from kubeadm_registry.errors import CommandFailed, Error
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import _WRITE, FileState, Host
@@ -229,7 +229,7 @@ def test_an_owner_without_a_name_is_kept_as_a_number(tmp_path: Path) -> None:
     assert state.owner == "54321:root"
     here().write(str(path), b"x", owner=state.owner)
     assert (path.stat().st_uid, path.stat().st_gid) == (54321, 0)
-    (shown,) = show(here(), str(path))
+    (shown,) = read_files(here(), str(path))
     assert shown.state == FileState(b"x", 0o644, "54321:root")
 
 

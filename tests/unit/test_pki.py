@@ -187,7 +187,7 @@ def test_a_key_of_another_kind_cannot_sign() -> None:
 def identity(fake: FakeCluster) -> dict[str, str]:
     """What differs of the certificates, by server."""
     actions = run((BASE, SECRETS), fake.cluster, Recorder())
-    return {action.host: action.diff for action in actions if "certificate of this server" in action.title}
+    return {action.host: action.diff for action in actions if "certificate of this node" in action.title}
 
 
 @pytest.fixture

@@ -302,7 +302,7 @@ def test_a_data_directory_that_leads_to_where_none_may_be(good: FakeCluster) -> 
     assert problems(good) == {
         "DataDirectory": [
             "/var/lib/kubeadm-registry resolves to /opt/kubeadm-registry/data; the data must not be in "
-            "/opt/kubeadm-registry, which belongs to kubeadm-registry itself, and reset removes it"
+            "/opt/kubeadm-registry, which belongs to kubeadm-registry and is removed by reset"
         ]
     }
     assert problems(good, "cp-3") == {}

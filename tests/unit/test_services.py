@@ -14,11 +14,12 @@ import jinja2
 import pytest
 
 from kubeadm_registry import config, paths, status
+from kubeadm_registry.access import session
 from kubeadm_registry.agent import config as agent_config
-from kubeadm_registry.cli import session
 from kubeadm_registry.components import runbook, services
 from kubeadm_registry.components.network import guarded
 from kubeadm_registry.components.units import Service
+from kubeadm_registry.config import model
 from kubeadm_registry.engine import render
 from kubeadm_registry.engine.changes import STARTED, Change, File, Running
 from kubeadm_registry.engine.workflow import leaves, run
@@ -36,8 +37,8 @@ TOY = Path(__file__).parent / "toy" / "templates"
 
 
 def test_what_a_file_may_name_and_the_tables_are_the_same() -> None:
-    for model, table in ((config.Backend, services.BACKENDS), (config.Frontend, services.FRONTENDS)):
-        assert typing.get_args(model.model_fields["type"].annotation) == tuple(table)
+    for kind, table in ((model.Backend, services.BACKENDS), (model.Frontend, services.FRONTENDS)):
+        assert typing.get_args(kind.model_fields["type"].annotation) == tuple(table)
     for table in (services.BACKENDS, services.FRONTENDS, services.VIP_MANAGERS):
         assert all(part.SERVICE.name == name for name, part in table.items())
 
@@ -145,7 +146,7 @@ def test_images_of_a_further_backend_are_not_lost_to_new_secrets(cluster: FakeCl
 
 def test_one_backend_cannot_follow_another(installed: FakeCluster) -> None:
     spec = installed.config.spec
-    other = spec.model_copy(update={"backend": config.Backend()})
+    other = spec.model_copy(update={"backend": model.Backend()})
     installed.config = installed.config.model_copy(update={"spec": other})
     found = list(immutable.same_cluster(installed.cluster, installed.cluster.leader))
     assert any(one.startswith("spec.backend.type is toy and cannot be changed to garage in place; ") for one in found)

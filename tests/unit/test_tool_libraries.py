@@ -25,5 +25,5 @@ def test_libraries_of_wheels_come_from_the_release_of_the_loader(tmp_path: Path)
 
 def test_a_file_that_is_not_a_wheel_is_named(tmp_path: Path) -> None:
     (tmp_path / "a-1-py3-none-any.whl").write_bytes(b"")
-    with pytest.raises(BundleError, match=r"a-1-py3-none-any\.whl is no wheel"):
+    with pytest.raises(BundleError, match=r"a-1-py3-none-any\.whl is not a valid wheel"):
         tool.libraries([tmp_path / "a-1-py3-none-any.whl"])
