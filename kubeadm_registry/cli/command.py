@@ -15,15 +15,15 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from kubeadm_registry.cli import terminal
 from kubeadm_registry.disk import refusal
 from kubeadm_registry.engine.report import STANDARD_OUTPUT, Console, JsonLines, Reporter
-from kubeadm_registry.engine.workflow import Workflow, leaves
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.printable import printable
 
 EXIT_DEGRADED = 5
 EXIT_INTERRUPTED = 130
+#: The variable that names a key, as --key does: for every command that reads a bundle.
+BUNDLE_KEY = "KUBEADM_REGISTRY_BUNDLE_KEY"
 
 
 @dataclass
@@ -41,13 +41,6 @@ class Context:
         if self._reporter is None:
             self._reporter = JsonLines() if self.output == "json" else Console(diffs=self.diffs, quiet=self.quiet)
         return self._reporter
-
-
-def phase_table(workflow: Workflow) -> str:
-    """The phases of *workflow* with their summaries, as help shows them; generated, so it cannot lie."""
-    rows = [("  " * path.count("/") + path, phase.summary) for path, phase in leaves(workflow)]
-    width = max(len(name) for name, _ in rows)
-    return "\b\nPhases, in order:\n" + "\n".join(f"  {name:<{width}}  {summary}" for name, summary in rows)
 
 
 def command(
@@ -198,9 +191,9 @@ bundle_option = click.option(
     "installed on the nodes]",
 )  # fmt: skip
 key_option = click.option(
-    "--key", type=click.Path(path_type=Path), envvar=terminal.BUNDLE_KEY,
+    "--key", type=click.Path(path_type=Path), envvar=BUNDLE_KEY,
     help="Require a signature by this SSH key: a public key or an allowed-signers file.  "
-    f"[env: {terminal.BUNDLE_KEY}]",
+    f"[env: {BUNDLE_KEY}]",
 )  # fmt: skip
 ignore_option = click.option(
     "--ignore-preflight-errors", "ignore", metavar="NAMES", default="",

@@ -1,47 +1,57 @@
-"""The program: all commands, put together."""
+"""The program: which commands there are."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Iterator, Mapping, MutableMapping
+from importlib import import_module
+from typing import NoReturn, cast
 
 import click
 
 from kubeadm_registry import __version__
-from kubeadm_registry.cli import (
-    about,
-    bundle,
-    configuration,
-    credentials,
-    images,
-    mirrors,
-    rescue,
-    seed,
-    standard,
-    status,
-    workflows,
-)
+from kubeadm_registry.cli import standard
 from kubeadm_registry.cli.command import Program
 
-COMMANDS = (
-    about.completion,
-    about.version,
-    workflows.init,
-    workflows.preflight_command,
-    workflows.verify,
-    workflows.reset,
-    bundle.group,
-    configuration.group,
-    credentials.ca,
-    credentials.credentials,
-    images.group,
-    mirrors.group,
-    rescue.group,
-    seed.seed,
-    status.status,
+#: Each command, and what it is in which module of this package.
+COMMANDS = {
+    "bundle": ("bundle", "group"),
+    "ca": ("credentials", "ca"),
+    "completion": ("about", "completion"),
+    "config": ("configuration", "group"),
+    "credentials": ("credentials", "credentials"),
+    "images": ("images", "group"),
+    "init": ("workflows", "init"),
+    "mirrors": ("mirrors", "group"),
+    "preflight": ("workflows", "preflight_command"),
+    "rescue": ("rescue", "group"),
+    "reset": ("workflows", "reset"),
+    "seed": ("seed", "seed"),
+    "status": ("status", "status"),
+    "verify": ("workflows", "verify"),
+    "version": ("about", "version"),
+}
+
+
+class Commands(Mapping[str, click.Command]):
+    """The commands by name, each imported when it is asked for: half of a second is what all of them cost."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, attribute = COMMANDS[name]
+        command: click.Command = getattr(import_module(f"kubeadm_registry.cli.{module}"), attribute)
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+@click.group(
+    cls=Program,
+    commands=cast(MutableMapping[str, click.Command], Commands()),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-
-
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="kubeadm-registry")
 def cli() -> None:
     """Install and operate a highly available container registry for bare-metal Kubernetes.
@@ -60,10 +70,6 @@ def cli() -> None:
       4  a node is unreachable or its host key is not trusted
       5  done, but degraded
     """
-
-
-for one in COMMANDS:
-    cli.add_command(one)
 
 
 def main() -> NoReturn:

@@ -22,8 +22,8 @@ from kubeadm_registry.cli.command import (
     diff_option,
     dry_run_option,
     file_option,
-    phase_table,
 )
+from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import RegistryCluster, worker_list
 from kubeadm_registry.config.worker_list import Worker

@@ -12,7 +12,7 @@ from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, ip
 from kubeadm_registry.bundle import Bundle, check
 from kubeadm_registry.cli import terminal
-from kubeadm_registry.cli.command import Context, command
+from kubeadm_registry.cli.command import BUNDLE_KEY, Context, command
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images import rescue
@@ -44,9 +44,9 @@ def group() -> None:
     help=f"Require the credentials in this file ({haproxy.AUTH_MAP} on a registry node).  [default: no authentication]",
 )  # fmt: skip
 @click.option(
-    "--bundle-key", "signers", type=click.Path(path_type=Path), envvar=terminal.BUNDLE_KEY,
+    "--bundle-key", "signers", type=click.Path(path_type=Path), envvar=BUNDLE_KEY,
     help="Require a signature by this SSH key: a public key or an allowed-signers file.  "
-    f"[env: {terminal.BUNDLE_KEY}]",
+    f"[env: {BUNDLE_KEY}]",
 )  # fmt: skip
 def serve(
     context: Context, bundle: Path, listen: str, cert: Path, key: Path | None, auth_map: Path | None,

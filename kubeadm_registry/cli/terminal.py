@@ -10,14 +10,13 @@ from pathlib import Path
 
 from kubeadm_registry.access import session
 from kubeadm_registry.access.session import Prompts
+from kubeadm_registry.cli.command import BUNDLE_KEY
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.errors import ConfigError
 
 DEFAULT_BUNDLE = Path("kubeadm-registry-bundle.tar")
-#: The variable that names a key, as --key does: for every command that reads a bundle.
-BUNDLE_KEY = "KUBEADM_REGISTRY_BUNDLE_KEY"
 SUDO_PASSWORD = "KUBEADM_REGISTRY_SUDO_PASSWORD"  # noqa: S105  the name of a variable
 
 

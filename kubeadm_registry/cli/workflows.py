@@ -22,9 +22,9 @@ from kubeadm_registry.cli.command import (
     ignore_option,
     key_option,
     names,
-    phase_table,
     skip_option,
 )
+from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.workflow import Workflow, preflight, require_checks, run, select
 from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIFY_ONLY

@@ -689,6 +689,18 @@ def test_a_bundle_of_images_alone(run: Terminal, tmp_path: Path) -> None:
     assert (shown["programs"], len(shown["images"])) == ([], 1)
 
 
+@pytest.mark.parametrize("words", [("--version",), ("version",), ("completion", "bash")])
+def test_what_a_command_does_not_need_is_not_imported(words: tuple[str, ...]) -> None:
+    """A start costs ten times as much with everything; a shell asks for completions at each TAB."""
+    script = (
+        "import sys\nfrom kubeadm_registry.cli.main import cli\n"
+        "try: cli.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "sys.stderr.write(' '.join({'paramiko', 'pydantic', 'httpx', 'cryptography'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_a_version_of_kubernetes_means_its_images_and_containerds(
     run: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
