@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-FINDINGS = {"A": 13, "B": 23, "C": 31, "D": 8}
+FINDINGS = {"A": 13, "B": 23, "C": 31, "D": 8, "F": 16}
 NAMED = re.compile(r"((?:tests/[\w/]+|test_\w+)\.py)?(?:::(test_\w+))?")
 
 
 def rows(root: Path) -> list[str]:
-    return [line for line in (root / "docs/review.md").read_text().splitlines() if re.match(r"\| [A-D]\d", line)]
+    return [line for line in (root / "docs/review.md").read_text().splitlines() if re.match(r"\| [A-DF]\d", line)]
 
 
 def test_every_finding_has_its_line(root: Path) -> None:
