@@ -131,7 +131,10 @@ def init_phase(
 @bundle_option
 @key_option
 @ignore_option
-def preflight_command(context: Context, path: Path | None, bundle: Path | None, key: Path | None, ignore: str) -> None:
+@click.option("--checks-only", is_flag=True, help="Change nothing on the nodes: run the checks and upload no programs.")
+def preflight_command(
+    context: Context, path: Path | None, bundle: Path | None, key: Path | None, ignore: str, checks_only: bool
+) -> None:
     """Run the pre-flight checks on every node, then stage the programs in /opt/kubeadm-registry and start each once.
 
     Exits with code 3 if a check fails; nothing is uploaded then.
@@ -140,13 +143,18 @@ def preflight_command(context: Context, path: Path | None, bundle: Path | None, 
     cluster_file = config.load(path)
     require_checks(INIT, names(ignore))
     with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key) as cluster:
-        require_programs(cluster)
+        if not checks_only:
+            require_programs(cluster)
         problems = preflight(select(INIT), cluster, reporter, ignore=names(ignore))
-        run(PREFLIGHT_ONLY, cluster, reporter)
+        if not checks_only:
+            run(PREFLIGHT_ONLY, cluster, reporter)
         count = len(cluster.hosts)
     suffix = f" ({counted(len(problems), 'warning')})" if problems else ""
-    ready = f"all {count} nodes are ready" if count > 1 else "the node is ready"
-    reporter.result(f"{ready} for init{suffix}", problems=len(problems))
+    if checks_only:
+        done = f"{'all checks passed' if not problems else 'no check failed'} on {counted(count, 'node')}"
+    else:
+        done = f"{f'all {count} nodes are' if count > 1 else 'the node is'} ready for init"
+    reporter.result(f"{done}{suffix}", problems=len(problems))
 
 
 @command("verify", short_help="Push a test image, pull it from every node")

@@ -473,6 +473,19 @@ def test_preflight_says_how_many_are_ready(run: Terminal, servers: FakeCluster) 
     assert servers.acts() == []
 
 
+def test_preflight_may_check_without_staging_anything(run: Terminal, servers: FakeCluster) -> None:
+    """On nodes that have no programs, and without a bundle that has them."""
+    healthy(servers)
+    for server in servers.servers.values():
+        del server.tree[f"{paths.OPT}/programs.json"]
+    failed(run("preflight"), 1)
+    events = lines(run("preflight", "--checks-only", "-o", "json"))
+    assert {event["event"] for event in events} == {"check", "result"}
+    assert {event["check"] for event in events if event["event"] == "check"} == {*CHECKS}
+    assert events[-1]["summary"] == "all checks passed on 3 nodes"
+    assert servers.acts() == []
+
+
 # ---- reset ----------------------------------------------------------------------------------------------------------
 
 
