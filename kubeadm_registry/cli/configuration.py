@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from kubeadm_registry import config
+from kubeadm_registry.addresses import is_ipv6
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.engine.report import put
 from kubeadm_registry.errors import ConfigError
@@ -37,7 +38,14 @@ def validate(context: Context, path: Path | None) -> None:
     cluster = config.load(path)
     count = len(cluster.spec.nodes)
     note = "" if cluster.spec.highly_available else "; a single node is not highly available"
-    context.reporter().result(
+    reporter = context.reporter()
+    vip = cluster.spec.vip
+    if vip.name is None and all(is_ipv6(address) for address in vip.addresses):
+        reporter.note(
+            "warning: the virtual IP is IPv6 only and spec.vip.name is not set; some clients, such as skopeo 1.9 of "
+            "Debian 12, accept no IPv6 address as the name of a registry"
+        )
+    reporter.result(
         f"{path or config.DEFAULT_FILE} is valid: {counted(count, 'node')}, {cluster.spec.frontend.type}{note}"
     )
 

@@ -664,6 +664,17 @@ def test_one_server_is_told_not_to_be_highly_available(run: Terminal) -> None:
     assert "a single node is not highly available" in run("config", "validate").stdout
 
 
+def test_an_ipv6_address_alone_is_no_name_for_every_client(run: Terminal) -> None:
+    file = run.folder / "cluster.yaml"
+    text = config.SMALLEST.replace("10.0.0.", "fd00::")
+    file.write_text(text)
+    assert "spec.vip.name is not set" in run("config", "validate").stdout
+    file.write_text(text.replace("address: fd00::10}", "address: 'fd00::10', name: registry.example.org}"))
+    result = run("config", "validate")
+    assert result.exit_code == 0, result.output
+    assert "warning" not in result.stdout
+
+
 def test_kubeadm_configuration(run: Terminal) -> None:
     run.write(config.SMALLEST)
     result = run("config", "kubeadm", "--node", "cp-2")
