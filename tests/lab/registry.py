@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -343,7 +344,7 @@ def bundle(frontend: str = "distribution", *, layout: Path | None = None) -> Pat
             raise LabError("there is no zot: let KUBEADM_REGISTRY_ZOT name one")
         given["zot"] = binary
     key = hashlib.sha256()
-    for path in (*sorted(Path(kubeadm_registry.bundle.__file__).parent.glob("*")), *given.values()):
+    for path in (*_sources(kubeadm_registry.bundle), *given.values()):
         if path.is_file():
             key.update(hashlib.sha256(path.read_bytes()).digest())
     name = f"lab-{frontend}"
@@ -379,6 +380,12 @@ def bundle(frontend: str = "distribution", *, layout: Path | None = None) -> Pat
             raise LabError(f"the bundle could not be made:\n{result.stdout}{result.stderr}")
         new.rename(target)
     return target
+
+
+def _sources(package: ModuleType) -> list[Path]:
+    """The files of *package*, without what Python makes of them."""
+    found = Path(package.__file__ or "").parent.rglob("*")
+    return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
 
 
 def repeat(default: int = 1) -> int:
