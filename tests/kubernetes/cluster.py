@@ -248,7 +248,7 @@ class Kubernetes:
 
     def delete(self, name: str, *, at: Host | None = None) -> None:
         """Take the pod *name* away, if it is there, and wait until it is gone."""
-        self.kubectl("delete", "pod", name, "--ignore-not-found", "--now", at=at, timeout=90)
+        self.kubectl("delete", "pod", name, "--ignore-not-found", "--now", at=at, timeout=240)
 
     @contextmanager
     def pod(self, name: str, image: str, host: Host, *arguments: str, at: Host | None = None) -> Iterator[None]:
