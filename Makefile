@@ -82,11 +82,11 @@ kubernetes-cached: setup
 
 # kubeadm init, join and reset on three hosts, every image from the registry.
 test-kubernetes: kubernetes-programs
-	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s tests/kubernetes
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m 'not long' tests/kubernetes
 
 # The long ones: full load for ten minutes, second faults.
-soak: programs
-	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/lab tests/bench
+soak: kubernetes-programs
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/lab tests/kubernetes tests/bench
 
 # A million schedules of faults in simulated servers (docs/simulation.md), some hours on all processors.
 simulate: setup
