@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import ip
+from kubeadm_registry.bundle.programs import MACHINES, architecture_of
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import data
 from kubeadm_registry.components.links import link
@@ -27,7 +28,6 @@ SUPPORTED = {
     "almalinux": ("9",),
     "centos": ("9",),
 }
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 TOOLS = ("ip", "ss", "nft", "systemctl", "useradd", "tar", "gzip", "sha256sum", "timeout", "flock", "base64")
 DATA_FREE = 10 * 2**30
 PROGRAMS_FREE = 2**30
@@ -52,9 +52,9 @@ def operating_system(_: Cluster, host: Host) -> Iterator[str]:
 def architecture(cluster: Cluster, host: Host) -> Iterator[str]:
     """The programs match the node's architecture."""
     machine = host.query("uname", "-m").text
-    name = ARCHITECTURES.get(machine)
+    name = architecture_of(machine)
     if name is None:
-        yield f"architecture {machine} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        yield f"architecture {machine} is not supported; supported are {', '.join(MACHINES.values())}"
         return
     wrong = sorted(program.name for program in cluster.programs.values() if program.architecture != name)
     if wrong:

@@ -18,7 +18,9 @@ ARTIFACT = "application/vnd.kubeadm-registry.program.v1"
 _NEWER_ARTIFACT = re.compile(r"application/vnd\.kubeadm-registry\.program\.v[0-9]{1,9}")
 #: The reference name of a program in the index begins with this.
 REFERENCE = "program/"
-ARCHITECTURES = ("amd64", "arm64")
+#: What the kernel calls each architecture (``uname -m``).
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+ARCHITECTURES = tuple(MACHINES)
 
 _TITLE = "org.opencontainers.image.title"
 _VERSION = "org.opencontainers.image.version"
@@ -86,6 +88,11 @@ class Program:
     def layer(self) -> oci.Descriptor:
         """The descriptor of the layer."""
         return oci.Descriptor(media_type=oci.LAYER, digest=self.digest, size=self.size)
+
+
+def architecture_of(machine: str) -> str | None:
+    """Return the architecture that the kernel calls *machine*; None for one that bundles are not made for."""
+    return next((name for name, word in MACHINES.items() if word == machine), None)
 
 
 def slug(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -76,6 +77,14 @@ def require_programs(cluster: Cluster) -> None:
             cluster.program(name)
 
 
+def init_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The options of ``init``, which also stand after the name of one phase."""
+    options = (file_option, bundle_option, key_option, dry_run_option, diff_option, ignore_option, skip_option)
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @command(
     "init",
     short_help="Install or update the registry",
@@ -83,13 +92,7 @@ def require_programs(cluster: Cluster) -> None:
     cls=click.Group,
     invoke_without_command=True,
 )
-@file_option
-@bundle_option
-@key_option
-@dry_run_option
-@diff_option
-@ignore_option
-@skip_option
+@init_options
 def init(
     context: Context, path: Path | None, bundle: Path | None, key: Path | None, dry_run: bool, ignore: str, skip: str
 ) -> None:
@@ -108,13 +111,7 @@ def init(
 
 @command("phase", short_help="Run a single init phase", parent=cast(click.Group, init), help_after=phase_table(INIT))
 @click.argument("phase", metavar="NAME[/SUB]")
-@file_option
-@bundle_option
-@key_option
-@dry_run_option
-@diff_option
-@ignore_option
-@skip_option
+@init_options
 def init_phase(
     context: Context, phase: str, path: Path | None, bundle: Path | None, key: Path | None, dry_run: bool,
     ignore: str, skip: str,
@@ -151,9 +148,10 @@ def preflight_command(
         count = len(cluster.hosts)
     suffix = f" ({counted(len(problems), 'warning')})" if problems else ""
     if checks_only:
-        done = f"{'all checks passed' if not problems else 'no check failed'} on {counted(count, 'node')}"
+        done = f"{'no check failed' if problems else 'all checks passed'} on {counted(count, 'node')}"
     else:
-        done = f"{f'all {count} nodes are' if count > 1 else 'the node is'} ready for init"
+        ready = f"all {count} nodes are" if count > 1 else "the node is"
+        done = f"{ready} ready for init"
     reporter.result(f"{done}{suffix}", problems=len(problems))
 
 

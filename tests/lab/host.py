@@ -273,7 +273,7 @@ class Host:
         ]
         with (self._place.consoles / self.name).open("ab") as console:
             subprocess.run(
-                ["setsid", "--fork", "nsenter", f"--mount={self._mounts.file}", "--", *self._network.argv(*keeper)],
+                ["setsid", "--fork", *self._mounts.argv(*self._network.argv(*keeper))],
                 env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=console,

@@ -35,14 +35,13 @@ class Mounts:
         self.run("mount", "--bind", hosts, hosts)
         self.run("mount", "--make-shared", hosts)
 
-    @property
-    def file(self) -> Path:
-        """The namespace, as ``nsenter`` takes it."""
-        return Path(f"/proc/{self._alive()}/ns/mnt")
+    def argv(self, *argv: str | Path) -> list[str]:
+        """The command of this machine that runs *argv* in the namespace."""
+        return ["nsenter", f"--mount=/proc/{self._alive()}/ns/mnt", "--", *map(str, argv)]
 
     def run(self, *argv: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command of this machine in the namespace."""
-        return run("nsenter", f"--mount={self.file}", "--", *argv, check=check)
+        """Run *argv* in the namespace."""
+        return run(*self.argv(*argv), check=check)
 
     def path(self, path: Path) -> Path:
         """Where this machine's own processes find what is at *path* in the namespace."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -63,18 +64,11 @@ def deaf(host: Host) -> Iterator[None]:
 @contextmanager
 def stopped(host: Host, service: str) -> Iterator[None]:
     """All processes of a service stand still."""
-    host.sh("systemctl", "kill", "--kill-whom=all", "--signal=SIGSTOP", paths.unit(service))
+    host.kill(paths.unit(service), signal.SIGSTOP)
     try:
         yield
     finally:
         host.sh("systemctl", "kill", "--kill-whom=all", "--signal=SIGCONT", paths.unit(service), check=False)
-
-
-@contextmanager
-def agent_stopped(host: Host) -> Iterator[None]:
-    """The agent stands still, until systemd's watchdog ends it."""
-    with stopped(host, "agent"):
-        yield
 
 
 @contextmanager
@@ -93,13 +87,6 @@ def agent_starved(host: Host) -> Iterator[None]:
     finally:
         host.sh("systemctl", "stop", "starve")
         host.sh("systemctl", "kill", "--signal=SIGCONT", AGENT, check=False)
-
-
-@contextmanager
-def garage_stopped(host: Host) -> Iterator[None]:
-    """The writer's own storage stands still."""
-    with stopped(host, "garage"):
-        yield
 
 
 @contextmanager
@@ -124,10 +111,10 @@ def unwatched(host: Host) -> Iterator[None]:
 
 Fault = Callable[[Host], AbstractContextManager[None]]
 FAULTS: dict[str, Fault] = {
-    "agent-stopped": agent_stopped,
+    "agent-stopped": partial(stopped, service="agent"),  # until systemd's watchdog ends it
     "agent-stopped-for-good": agent_stopped_for_good,
     "agent-starved": agent_starved,
-    "garage-stopped": garage_stopped,
+    "garage-stopped": partial(stopped, service="garage"),
     "host-paused": host_paused,
 }
 

@@ -15,6 +15,7 @@ import httpx
 
 from kubeadm_registry import locks, whoami
 from kubeadm_registry.bundle.failures import unavailable
+from kubeadm_registry.bundle.programs import architecture_of
 from kubeadm_registry.registry import web
 
 Progress = Callable[[str], None]
@@ -24,12 +25,10 @@ Meter = Callable[[int, int], None]
 #: Where the package debian-archive-keyring, of Debian and of Ubuntu, puts the keys.
 DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
-
 
 def this_architecture() -> str:
     """Return the architecture of this machine, as ``amd64`` or ``arm64``, or the kernel's word for any other."""
-    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+    return architecture_of(platform.machine()) or platform.machine()
 
 
 def default_cache() -> Path:

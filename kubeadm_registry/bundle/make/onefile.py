@@ -6,7 +6,6 @@ inputs give the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -15,14 +14,13 @@ import click
 from kubeadm_registry.bundle import temporary
 from kubeadm_registry.bundle.make.context import BuildContext, Mirror, default_cache, this_architecture
 from kubeadm_registry.bundle.make.sources import Built, choose
-from kubeadm_registry.bundle.programs import ARCHITECTURES, Program, slug
+from kubeadm_registry.bundle.programs import ARCHITECTURES, MACHINES, Program, slug
 from kubeadm_registry.bundle.tool import NAME
 from kubeadm_registry.errors import Error
+from kubeadm_registry.oci import descriptors as oci
 
 #: The file with the checksums, in the form that ``sha256sum --check`` reads.
 SUMS = "SHA256SUMS"
-#: What ``uname -m`` prints, for each architecture.
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 #: Bytes of tree for each MB that it takes on a disk: whole blocks, and the byte code that Python writes beside it.
 _ON_DISK = 800_000
 
@@ -32,7 +30,7 @@ def head(program: Program) -> bytes:
     text = Path(__file__).with_suffix(".sh").read_text(encoding="utf-8")
     values = {
         "VERSION": program.version,
-        "MACHINE": _MACHINES[program.architecture],
+        "MACHINE": MACHINES[program.architecture],
         "MEGABYTES": str(-(-program.unpacked // _ON_DISK)),
         "DIGEST": program.digest.removeprefix("sha256:"),
     }
@@ -62,7 +60,7 @@ def write(built: Built, folder: Path) -> Path:
     for path in sorted(folder / f"{prefix}{architecture}" for architecture in ARCHITECTURES):
         if path.is_file():
             with path.open("rb") as content:
-                lines.append(f"{hashlib.file_digest(content, 'sha256').hexdigest()}  {path.name}\n")
+                lines.append(f"{oci.digest_of_file(content).removeprefix('sha256:')}  {path.name}\n")
     with temporary.file(folder, SUMS) as file:
         file.write("".join(lines).encode())
         temporary.put(file, folder / SUMS, mode=0o644)

@@ -19,10 +19,10 @@ from kubeadm_registry.bundle.catalogue import Packages
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.bundle.make import elf
 from kubeadm_registry.bundle.make.context import command
+from kubeadm_registry.bundle.programs import MACHINES
 
 #: glibc opens it to end a thread, without naming it in its headers.
 _ALWAYS = ("libgcc_s.so.1",)
-_MULTIARCH = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 
 
 def assemble(root: Path, recipe: Packages, tree: Path, prefix: str, architecture: str) -> None:
@@ -112,7 +112,7 @@ class _Libraries:
 
     def __init__(self, root: Path, architecture: str) -> None:
         self._root = root
-        triplet = _MULTIARCH[architecture]
+        triplet = f"{MACHINES[architecture]}-linux-gnu"
         below = (f"usr/lib/{triplet}", f"lib/{triplet}", "usr/lib", "lib", "usr/lib64", "lib64")
         self._folders = [root / folder for folder in below]
         self._architecture = architecture

@@ -21,14 +21,13 @@ from kubeadm_registry.bundle import archive
 from kubeadm_registry.bundle.failures import refused, unavailable
 from kubeadm_registry.bundle.make import elf
 from kubeadm_registry.bundle.make.context import command
-from kubeadm_registry.bundle.programs import Package
+from kubeadm_registry.bundle.programs import MACHINES, Package
 from kubeadm_registry.bundle.tool import NAME
 from kubeadm_registry.oci import descriptors as oci
 
 #: For the private tree's patches: the loader finds libraries from where the program lies.
 ANYWHERE = "$ORIGIN/.."
 _LOADERS = {"amd64": "ld-linux-x86-64.so.2", "arm64": "ld-linux-aarch64.so.1"}
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 #: glibc of the release that Python comes from, and older ones that wheels are built for.
 _GLIBC = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
 #: What only making a bundle from packages needs, and brings a program of its own.
@@ -71,7 +70,7 @@ def wheels(cache: Path, architecture: str, python: str) -> list[Path]:
         ) from error
     needed = sorted(one for one in needed if _name(one) not in _LEFT_OUT and "extra ==" not in one)
     pins = sorted(f"{one.name}=={one.version}" for one in importlib.metadata.distributions() if one.name)
-    platforms = [f"{glibc}_{_MACHINES[architecture]}" for glibc in _GLIBC]
+    platforms = [f"{glibc}_{MACHINES[architecture]}" for glibc in _GLIBC]
     key = oci.digest_of(oci.canonical([needed, pins, platforms, python])).removeprefix("sha256:")
     kept = cache / "wheels" / key
     if not _is_whole(kept):
