@@ -157,7 +157,7 @@ def test_who_fails_is_named_and_the_others_are_done_once(site: Site) -> None:
     }  # fmt: skip
     assert "no response from an SSH server" in result["owed"]["silent"]["reason"]
     assert "No space left" in result["owed"][full.name]["reason"]
-    assert "containerd.service does not run" in result["owed"][without.name]["reason"]
+    assert "containerd.service is not running" in result["owed"][without.name]["reason"]
     assert (result["nodes"], result["done"]) == (len(listed), len(good))
     assert f"{len(good)} of {len(listed)} nodes pull from the registry" in result["summary"]
     last = max(event["seconds"] for event in events if "seconds" in event)
