@@ -47,7 +47,7 @@ CALM = 60.0  # seconds
 WHOLE = 1.0  # seconds that all storages must have been there before their tables are compared
 FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard is looked at
 KILL_AGAIN = 2.0  # seconds
-STARVED = 3.0  # seconds after memory was last short, until what is silent counts as hung
+STARVED = 3.0  # seconds after memory was last short, from which on a silence counts again
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
 UNGUARDED = 1.0  # seconds without the nft rules that a writer may have: longer than it takes to load them again
 
@@ -86,7 +86,8 @@ def service(
 
     Invariants: resets only while DEAD or HUNG, at most ``len(RESETS)`` an episode. Kills only while HUNG, ``kill``
     seconds after its last answer at the earliest, and again after ``KILL_AGAIN`` seconds; never a process that waits
-    for memory, since where that is short a new one has to wait for more.
+    for memory, since where that is short a new one has to wait for more. One that did while it was silent has as long
+    afterwards as one that is busy: it works off what had to wait with it.
     """
     new = health(memory.health, answers, resumed, now, timings)
     if new is not memory.health:
@@ -100,9 +101,11 @@ def service(
     silent = silence(answers.answered, answers.first, resumed, now)
     idle = 0.0 if answers.idle is None else now - max(answers.idle, resumed)
     patience = timings.kill if idle >= timings.idle else timings.hung_busy + timings.kill - timings.hung
-    starved = answers.paged is not None and now - answers.paged < STARVED
+    if answers.paged is not None and now - answers.paged < silent:
+        patience = timings.hung_busy + timings.kill - timings.hung
+        silent = max(0.0, now - answers.paged - STARVED)
     again = memory.killed is None or now - memory.killed >= KILL_AGAIN
-    kill = new is Health.HUNG and silent >= patience and again and not starved
+    kill = new is Health.HUNG and silent >= patience and again
     if kill:
         memory = replace(memory, killed=now)
     return memory, reset, kill
