@@ -204,8 +204,10 @@ class Kubernetes:
         self.kubectl("wait", "node", "--all", "--for=condition=Ready", limit, timeout=seconds + 10)
         self.kubectl("--namespace=kube-system", "rollout", "status", "deployment/coredns", limit, timeout=seconds + 10)
 
-    def start(self, name: str, image: str, host: Host, *arguments: str, at: Host | None = None) -> None:
-        """Ask for a pod *name* of *image* on *host*; tries again while the API has no leader.
+    def start(
+        self, name: str, image: str, host: Host, *arguments: str, at: Host | None = None, once: bool = False
+    ) -> None:
+        """Ask for a pod *name* of *image* on *host*, *once* for one that stays dead; tries while the API has no leader.
 
         It asks for half a processor: one that asks for nothing hardly runs beside a busy control plane.
         """
@@ -217,6 +219,7 @@ class Kubernetes:
             "metadata": {"name": name},
             "spec": {
                 "nodeSelector": {"kubernetes.io/hostname": host.name},
+                "restartPolicy": "Never" if once else "Always",
                 "terminationGracePeriodSeconds": 1,
                 "containers": [container],
             },
@@ -251,9 +254,11 @@ class Kubernetes:
         self.kubectl("delete", "pod", name, "--ignore-not-found", "--now", at=at, timeout=240)
 
     @contextmanager
-    def pod(self, name: str, image: str, host: Host, *arguments: str, at: Host | None = None) -> Iterator[None]:
+    def pod(
+        self, name: str, image: str, host: Host, *arguments: str, at: Host | None = None, once: bool = False
+    ) -> Iterator[None]:
         """A pod for the length of a ``with``."""
-        self.start(name, image, host, *arguments, at=at)
+        self.start(name, image, host, *arguments, at=at, once=once)
         try:
             yield
         finally:
