@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from kubeadm_registry import config, errors, paths
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config import explain, values
-from kubeadm_registry.engine.workflow import Workflow, leaves
+from kubeadm_registry.engine.phase import Workflow, leaves
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.immutable import TABLE
 

@@ -13,8 +13,9 @@ from types import TracebackType
 
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config.worker_list import Worker
+from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Action, Reporter
-from kubeadm_registry.engine.workflow import Workflow, run
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error, PreflightFailed
 from kubeadm_registry.transport.host import Host, Transport, side_by_side
 

@@ -4,7 +4,7 @@ from kubeadm_registry.cluster import Cluster, holder_last
 from kubeadm_registry.components import agent
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.engine.changes import Steps
-from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.transport.host import Host
 
 

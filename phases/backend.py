@@ -3,7 +3,7 @@
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components.services import backend
 from kubeadm_registry.engine.changes import Steps
-from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.phases.immutable import SAME_CLUSTER
 from kubeadm_registry.transport.host import Host
 

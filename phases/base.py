@@ -1,6 +1,6 @@
 """What every node needs before its services."""
 
 from kubeadm_registry.components import common
-from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.engine.phase import Phase
 
 BASE = Phase("base", "Create system users, directories and the systemd slice", common.base)

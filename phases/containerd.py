@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kubeadm_registry import containerd
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.changes import Steps
-from kubeadm_registry.engine.workflow import Check, Phase
+from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.secrets import basic
 from kubeadm_registry.transport.host import Host
 

@@ -3,7 +3,7 @@
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import FRONTENDS, backend, frontend
 from kubeadm_registry.engine.changes import NoService, Steps
-from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.transport.host import Host
 
 

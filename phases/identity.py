@@ -10,7 +10,7 @@ from kubeadm_registry import pki, secrets
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.engine.changes import Absent, Steps
-from kubeadm_registry.engine.workflow import Check, Phase
+from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.phases.immutable import SAME_CLUSTER
 from kubeadm_registry.transport.host import Host
 

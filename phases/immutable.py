@@ -9,7 +9,7 @@ from kubeadm_registry import pki
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.services import BACKENDS, existing, formed
-from kubeadm_registry.engine.workflow import Check
+from kubeadm_registry.engine.phase import Check
 from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.transport.host import Host, side_by_side
 

@@ -4,7 +4,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import network
 from kubeadm_registry.components.services import frontend, services
 from kubeadm_registry.engine.changes import Steps
-from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.transport.host import Host
 
 

@@ -15,7 +15,7 @@ from kubeadm_registry.components import data
 from kubeadm_registry.components.links import link
 from kubeadm_registry.components.services import backend, services
 from kubeadm_registry.engine.changes import unit_state
-from kubeadm_registry.engine.workflow import Check, Phase
+from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.immutable import SAME_CLUSTER
 from kubeadm_registry.transport.host import Host, has_address, side_by_side

@@ -8,7 +8,7 @@ from kubeadm_registry.bundle import Program, version_command
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import programs
 from kubeadm_registry.engine.changes import Directory, Steps
-from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import Error
 from kubeadm_registry.paths import OPT, PROGRAMS
 from kubeadm_registry.transport.host import Host

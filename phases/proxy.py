@@ -5,7 +5,7 @@ from kubeadm_registry.components import haproxy
 from kubeadm_registry.components.served import Served
 from kubeadm_registry.components.services import frontend
 from kubeadm_registry.engine.changes import Steps
-from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.transport.host import Host
 
 

@@ -10,7 +10,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, data, network
 from kubeadm_registry.components.services import every_service
 from kubeadm_registry.engine.changes import Absent, Directory, NoService, NoUser, Steps
-from kubeadm_registry.engine.workflow import Check, Phase
+from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.transport.host import Host
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from kubeadm_registry.access import reach
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.engine.changes import Steps, Wait, wait
-from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import Error, NotYetKnown, RegistryError
 from kubeadm_registry.oci import canary
 from kubeadm_registry.registry import Registry

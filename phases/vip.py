@@ -5,7 +5,7 @@ from functools import partial
 from kubeadm_registry.cluster import Cluster, holder_last, leader
 from kubeadm_registry.components.services import vip_manager
 from kubeadm_registry.engine.changes import Steps, Wait
-from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.transport.host import Host, has_address
 
 

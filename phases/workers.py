@@ -5,7 +5,7 @@ from __future__ import annotations
 from kubeadm_registry import containerd, paths
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.changes import Absent, Steps
-from kubeadm_registry.engine.workflow import Phase
+from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.phases import reset
 from kubeadm_registry.phases.containerd import CONTAINERD, point
 from kubeadm_registry.transport.host import Host

@@ -27,8 +27,8 @@ from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import RegistryCluster, worker_list
 from kubeadm_registry.config.worker_list import Worker
+from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Reporter
-from kubeadm_registry.engine.workflow import Workflow
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_REMOVE
 from kubeadm_registry.printable import counted

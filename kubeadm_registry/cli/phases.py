@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kubeadm_registry.engine.workflow import Workflow, leaves
+from kubeadm_registry.engine.phase import Workflow, leaves
 
 
 def phase_table(workflow: Workflow) -> str:

@@ -27,7 +27,8 @@ from kubeadm_registry.cli.command import (
 )
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.engine.workflow import Workflow, preflight, require_checks, run, select
+from kubeadm_registry.engine.phase import Workflow, require_checks, select
+from kubeadm_registry.engine.workflow import preflight, run
 from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIFY_ONLY
 from kubeadm_registry.printable import counted
 

@@ -23,7 +23,7 @@ from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import garage, programs
 from kubeadm_registry.config import Node, RegistryCluster
-from kubeadm_registry.engine.workflow import Workflow, leaves
+from kubeadm_registry.engine.phase import Workflow, leaves
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.phases.workflows import INIT, RESET
 from kubeadm_registry.transport.host import Transport

@@ -12,8 +12,9 @@ import pytest
 from kubeadm_registry import config, paths
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, data
+from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.report import JsonLines
-from kubeadm_registry.engine.workflow import leaves, run
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases import preflight
 from kubeadm_registry.phases.workflows import INIT

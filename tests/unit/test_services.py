@@ -22,7 +22,8 @@ from kubeadm_registry.components.units import Service
 from kubeadm_registry.config import model
 from kubeadm_registry.engine import render
 from kubeadm_registry.engine.changes import STARTED, Change, File, Running
-from kubeadm_registry.engine.workflow import leaves, run
+from kubeadm_registry.engine.phase import leaves
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PreflightFailed
 from kubeadm_registry.phases import immutable
 from kubeadm_registry.phases.workflows import INIT, RESET

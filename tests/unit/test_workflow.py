@@ -13,8 +13,9 @@ import pytest
 from kubeadm_registry import config, paths
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.engine.changes import RECORD_START, Change, File, Running, Steps
+from kubeadm_registry.engine.phase import Check, Phase, leaves, select
 from kubeadm_registry.engine.report import Action
-from kubeadm_registry.engine.workflow import Check, Phase, leaves, run, select
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import (
     CommandFailed,
     ConfigError,
