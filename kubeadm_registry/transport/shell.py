@@ -14,13 +14,17 @@ import base64
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import re
 import secrets
 import shlex
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -34,6 +38,8 @@ KILL_AFTER = 5.0
 MARGIN = 15.0
 #: Seconds for the first answer of a new process: logins through PAM and LDAP are slow.
 START_TIMEOUT = 30.0
+#: Commands on their way at a time, of threads that wait for the shell: a round trip for all of them, not for each.
+AT_ONCE = 32
 #: Seconds in which an upload must move.
 STALL = 120.0
 #: Seconds to flush a large file to a slow disk.
@@ -124,7 +130,7 @@ def lost(host: str, what: str, detail: str = "") -> ConnectionFailed:
 
 
 class Shell:
-    """The long-lived shell. Safe to use from several threads; they take turns.
+    """The long-lived shell. Safe to use from several threads: it does what they want in turn, one thing at a time.
 
     *spawn* starts processes as root, *host* is the name for messages. Raises ConnectionFailed when the host lacks a
     program that the shell needs.
@@ -143,6 +149,7 @@ class Shell:
         self._host = host
         self._lock_file = lock_file
         self._turn = threading.RLock()
+        self._waiting: deque[_Question] = deque()
         self._locked = False
         self._why_closed = ""
         self._stream = spawn([program])
@@ -188,8 +195,7 @@ class Shell:
                 words = f"{{ printf %s '{text}' | base64 -d; }} 2>/dev/null 9>&- | {words} 9>&-"
             else:
                 words = f"{words} </dev/null 9>&-"
-            with self._turn:
-                result, seconds = self._ask(tuple(argv), words, timeout)
+            result, seconds = self._ask(tuple(argv), words, timeout)
         if result.code in (124, 137) and seconds >= timeout:
             raise CommandTimeout(f"{result.command} did not exit within {timeout:g} s and was killed", host=self._host)
         return result
@@ -265,38 +271,110 @@ class Shell:
             return self._ask(what, f"set -- {shlex.join(words)}\n{script}", 30)[0]
 
     def _ask(self, argv: tuple[str, ...], words: str, timeout: float) -> tuple[Result, float]:
-        """Have the shell run *words*; the result, and the seconds since it had all of them."""
-        what = Result(argv, 0).command
-        self._need_open(argv)
-        mark = secrets.token_hex(16)
-        text = f"{{ {words}\n}}; printf '{mark} %d\\n' \"$?\"; printf '{mark}\\n' >&2\n"
-        data = memoryview(os.fsencode(text))
-        out, err = _Until(rb"%s (\d+)\n" % mark.encode()), _Until(rb"%s\n" % mark.encode())
-        complete = False
+        """Have the shell run *words*; the result, and the seconds since it had all of them and could begin."""
+        question = _Question(argv, words, timeout)
+        self._waiting.append(question)
+        with self._turn:
+            # Whoever has the turn asks for those as well who wait for theirs.
+            while not question.answer.done():
+                self._ask_all([self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))])
+        return question.answer.result()
+
+    def _ask_all(self, questions: Sequence[_Question]) -> None:
+        """Have the shell run the words of *questions*, one after another, and answer each."""
+        line = _Line(self._stream, [question.text for question in questions])
         try:
-            started = time.monotonic()
-            patience = timeout + KILL_AFTER + MARGIN
-            while not (out.found and err.found):
-                # Taken before the last part goes out: where we are not run in time, the command must not look short.
-                before = time.monotonic()
-                left = started + patience - before
-                if left <= 0:
-                    raise lost(self._host, what, f"no answer for {patience:g} s")
-                sent, stdout, stderr = self._stream.exchange(data, left)
-                if sent:
-                    data, started = data[sent:], before
-                out.add(stdout)
-                err.add(stderr)
-            complete = True
-        except (EOFError, OSError) as error:
-            detail = err.data.decode(errors="replace").strip() or str(error)
-            raise lost(self._host, what, detail[-500:]) from error
+            for question in questions:
+                self._need_open(question.argv)
+                question.answer.set_result(self._one(question, line))
+        except ConnectionFailed as error:
+            question.answer.set_exception(error)
         finally:
             # After an error or an interrupt the answer is still on its way: nobody could tell it from the next one.
-            if not complete:
-                self._why_closed = "aborted earlier"
+            if unanswered := [one for one in questions if not one.answer.done() or one.answer.exception()]:
+                self._why_closed = self._why_closed or "aborted earlier"
                 self._stream.close()
-        return Result(argv, int(out.value), out.before, err.before), time.monotonic() - started
+                for one in unanswered:
+                    if not one.answer.done():
+                        one.answer.set_exception(lost(self._host, one.what, self._why_closed))
+
+    def _one(self, question: _Question, line: _Line) -> tuple[Result, float]:
+        """The answer to the next *question*, and the seconds since the shell had it and could begin with it."""
+        out, err = _Until(rb"%s (\d+)\n" % question.mark), _Until(rb"%s\n" % question.mark)
+        started = line.begin()
+        out.add(line.out)
+        err.add(line.err)
+        patience = question.timeout + KILL_AFTER + MARGIN
+        try:
+            while not (out.found and err.found):
+                left = started + patience - time.monotonic()
+                if left <= 0:
+                    raise lost(self._host, question.what, f"no answer for {patience:g} s")
+                started = line.exchange(left)
+                out.add(line.out)
+                err.add(line.err)
+        except (EOFError, OSError) as error:
+            detail = err.data.decode(errors="replace").strip() or str(error)
+            raise lost(self._host, question.what, detail[-500:]) from error
+        line.end(out.after, err.after)
+        return Result(question.argv, int(out.value), out.before, err.before), time.monotonic() - started
+
+
+class _Line:
+    """*texts* on their way to the shell, one after another, and what comes back."""
+
+    def __init__(self, stream: Stream, texts: Sequence[bytes]) -> None:
+        self._stream = stream
+        self._data = memoryview(b"".join(texts))
+        self._behind = list(itertools.accumulate(reversed(list(map(len, texts))), initial=0))[:-1]
+        self._started = self._earlier = self._before = time.monotonic()
+        self.out = self.err = b""
+        """What the last exchange brought, or the last text left."""
+
+    def begin(self) -> float:
+        """Turn to the next text; the same as ``exchange``."""
+        self._ours = self._behind.pop()
+        return self._started
+
+    def exchange(self, wait: float) -> float:
+        """Send and take what can be. Returns a time at which the shell cannot yet have been at this text for long.
+
+        That is before the last part of it went out, or before the answer to the one before came in: where we are not
+        run in time, a command must not look shorter than it was.
+        """
+        self._earlier, self._before = self._before, time.monotonic()
+        sent, self.out, self.err = self._stream.exchange(self._data, wait)
+        if sent and len(self._data) > self._ours:
+            self._started = self._before
+        self._data = self._data[sent:]
+        return self._started
+
+    def end(self, out: bytes, err: bytes) -> None:
+        """This text was answered, and more came: *out* and *err*."""
+        self.out, self.err = out, err
+        self._started = max(self._started, self._earlier)
+
+
+@dataclass(eq=False, slots=True)
+class _Question:
+    """*words* for the shell, and who waits for the answer: result, and seconds."""
+
+    argv: tuple[str, ...]
+    words: str
+    timeout: float
+    mark: bytes = field(default_factory=lambda: secrets.token_hex(16).encode())
+    answer: Future[tuple[Result, float]] = field(default_factory=Future)
+
+    @property
+    def what(self) -> str:
+        """Its name in messages."""
+        return Result(self.argv, 0).command
+
+    @property
+    def text(self) -> bytes:
+        """What the shell reads."""
+        mark = self.mark.decode()
+        return os.fsencode(f"{{ {self.words}\n}}; printf '{mark} %d\\n' \"$?\"; printf '{mark}\\n' >&2\n")
 
 
 class _Until:
@@ -307,7 +385,7 @@ class _Until:
         self.found = False
         self.value = b""
         self._pattern = re.compile(pattern)
-        self._seen = self._end = 0
+        self._seen = self._end = self._after = 0
 
     def add(self, chunk: bytes) -> None:
         if not chunk or self.found:
@@ -316,13 +394,18 @@ class _Until:
         if match := self._pattern.search(self.data, self._seen):
             self.found = True
             self.value = bytes(match[match.lastindex or 0])
-            self._end = match.start()
+            self._end, self._after = match.span()
         self._seen = max(0, len(self.data) - 64)
 
     @property
     def before(self) -> bytes:
         """What came before the pattern."""
         return bytes(self.data[: self._end])
+
+    @property
+    def after(self) -> bytes:
+        """What came after it."""
+        return bytes(self.data[self._after :])
 
 
 def start_argv(argv: Sequence[str], mark: str) -> list[str]:

@@ -288,6 +288,70 @@ def test_threads_take_turns(shell):
     assert answers == {n: str(n) for n in range(20)}
 
 
+def side_by_side(shell, *commands, timeouts=()):
+    """What each of the commands came to, an error or a result, when all of them wait while the first one runs."""
+    outcomes = [None] * len(commands)
+
+    def work(place):
+        try:
+            outcomes[place] = shell.run(commands[place], timeout=timeouts[place] if timeouts else 60)
+        except Error as error:
+            outcomes[place] = error
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(commands))]
+    threads[0].start()
+
+    def runs():
+        free = shell._turn.acquire(blocking=False)
+        if free:
+            shell._turn.release()
+        return not free and not shell._waiting
+
+    wait_until("the first one runs", runs)
+    for number, thread in enumerate(threads[1:], 1):
+        thread.start()
+        wait_until("it waits", lambda number=number: len(shell._waiting) == number)
+    for thread in threads:
+        thread.join(30)
+    return outcomes
+
+
+def test_what_threads_ask_meanwhile_goes_out_together(shell, monkeypatch):
+    exchange, sent = shell._stream.exchange, []
+
+    def recorded(data, wait):
+        count, out, err = exchange(data, wait)
+        sent.append(bytes(data[:count]))
+        return count, out, err
+
+    monkeypatch.setattr(shell._stream, "exchange", recorded)
+    commands = [["sleep", "1"], *(["sh", "-c", f"printf {n}; echo {n} >&2; exit {n}"] for n in range(1, 9))]
+    slow, *others = side_by_side(shell, *commands)
+    assert slow.ok
+    assert [(one.stdout, one.stderr, one.code) for one in others] == [
+        (b"%d" % n, b"%d\n" % n, n) for n in range(1, 9)
+    ]  # fmt: skip
+    assert [text.count(b"timeout") for text in sent if text] == [1, 8]
+
+
+def test_one_that_outlives_its_time_does_not_hold_up_those_behind_it_or_shorten_theirs(shell):
+    first, late, quick, own = side_by_side(
+        shell, ["sleep", "1"], ["sleep", "20"], ["echo", "quick"], ["sh", "-c", "exit 124"],
+        timeouts=[60, 0.5, 60, 60],
+    )  # fmt: skip
+    assert first.ok
+    assert isinstance(late, CommandTimeout)
+    assert (quick.text, own.code) == ("quick", 124)
+
+
+def test_a_shell_that_died_is_lost_for_all_who_wait(shell):
+    kill = "kill -KILL $(ps -o ppid= -p $PPID)"
+    first, killer, *others = side_by_side(shell, ["sleep", "1"], ["sh", "-c", kill], ["echo", "one"], ["echo", "two"])
+    assert first.ok
+    assert [type(one) for one in (killer, *others)] == [ConnectionFailed] * 3
+    assert "lost during: echo two" in str(others[1])
+
+
 @pytest.mark.parametrize("program", ["dash", "bash"])
 @pytest.mark.parametrize("stdin", [b"", b"content " * 1000])
 def test_a_command_cut_short_on_its_way_never_runs(tmp_path, program, stdin, monkeypatch):
