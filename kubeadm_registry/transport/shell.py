@@ -388,9 +388,9 @@ class _Until:
         self._seen = self._end = self._after = 0
 
     def add(self, chunk: bytes) -> None:
-        if not chunk or self.found:
-            return
         self.data += chunk
+        if self.found or not chunk:
+            return
         if match := self._pattern.search(self.data, self._seen):
             self.found = True
             self.value = bytes(match[match.lastindex or 0])

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -332,6 +333,41 @@ def test_what_threads_ask_meanwhile_goes_out_together(shell, monkeypatch):
         (b"%d" % n, b"%d\n" % n, n) for n in range(1, 9)
     ]  # fmt: skip
     assert [text.count(b"timeout") for text in sent if text] == [1, 8]
+
+
+class Scripted:
+    """A shell that answers every question at once, and of which the answers come in pieces of these *sizes*."""
+
+    def __init__(self, sizes):
+        self.sizes = iter([*sizes, *[10_000] * 20])
+        self.out, self.err = bytearray(), bytearray()
+
+    def exchange(self, data, wait):
+        for mark in re.findall(rb"printf '([0-9a-f]{32}) %d", bytes(data)):
+            self.out += b"out of " + mark + b"\n" + mark + b" 3\n"
+            self.err += b"err of " + mark + mark + b"\n"
+        pieces = []
+        for of in (self.out, self.err):
+            size = next(self.sizes)
+            pieces.append(bytes(of[:size]))
+            del of[:size]
+        return len(data), *pieces
+
+    def close(self):
+        raise AssertionError("the shell was given up")
+
+
+@given(st.lists(st.integers(0, 120), max_size=60))
+def test_answers_that_come_in_any_pieces_are_told_apart(sizes):
+    shell = Shell.__new__(Shell)
+    shell._host, shell._why_closed, shell._stream = "cp-1", "", Scripted(sizes)
+    questions = [shell_module._Question(("ask", str(n)), f"ask {n}", 60) for n in range(4)]
+    shell._ask_all(questions)
+    for question in questions:
+        result, _ = question.answer.result(timeout=0)
+        assert result.stdout == b"out of " + question.mark + b"\n"
+        assert result.stderr == b"err of " + question.mark
+        assert (result.argv, result.code) == (question.argv, 3)
 
 
 def test_one_that_outlives_its_time_does_not_hold_up_those_behind_it_or_shorten_theirs(shell):
