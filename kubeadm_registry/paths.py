@@ -40,6 +40,8 @@ nobody's, and that slice would outlive us (systemd.slice(5))."""
 
 REGISTRY_PORT = 5000
 """HAProxy, TLS: the registry as clients see it."""
+ANY_UPSTREAM = "_upstream"
+"""Below ``/v2/``: images of whatever registry the query names. No repository begins with an underscore."""
 INTERNAL_PORT = 5443
 """HAProxy, mutual TLS: reads and writes that another server passes on."""
 HEARTBEAT_PORT = 5444

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import click
@@ -15,6 +15,7 @@ from kubeadm_registry.access.reach import answers, connection, prove
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, bundle_option, command, file_option, key_option
+from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.images.detached import run_in_child
@@ -119,8 +120,10 @@ def seed(
     )  # fmt: skip
 
 
-def without_mirror(items: Iterable[seeding.Item], mirrors: Iterable[str]) -> set[str]:
+def without_mirror(items: Iterable[seeding.Item], mirrors: Collection[str]) -> set[str]:
     """The registries of *items* that are not among *mirrors*: those that containerd goes to elsewhere."""
+    if EVERY_REGISTRY in mirrors:
+        return set()
     return {reference.host for item in items if (reference := parse(item.name))} - set(mirrors)
 
 

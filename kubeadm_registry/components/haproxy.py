@@ -10,6 +10,7 @@ from kubeadm_registry import paths, pki
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import Port, Service, serve
+from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.engine.changes import Directory, File, Steps, Wait
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.secrets import basic
@@ -128,6 +129,7 @@ def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
             node_unit=pki.NODE_UNIT,
             single_writer=single_writer,
             anonymous_pull=spec.proxy.anonymous_pull,
+            any_upstream=paths.ANY_UPSTREAM if EVERY_REGISTRY in spec.mirrors else "",
         ),
         validate=(program, "-c", "-q", "-f", "{path}"),
     )

@@ -169,7 +169,7 @@ class Spec(Model):
     frontend: Frontend = Frontend()
     proxy: Proxy = Proxy()
     mirrors: tuple[Upstream, ...] = ("registry.k8s.io", "docker.io", "quay.io", "ghcr.io")
-    """Upstream registries whose images containerd takes from this registry instead."""
+    """Upstream registries whose images containerd takes from this registry instead; ``"*"`` stands for all others."""
     containerd: Containerd = Containerd()
     kubernetes: Kubernetes = Kubernetes()
     data_directory: DataDirectory = "/var/lib/kubeadm-registry"

@@ -18,6 +18,8 @@ _DNS_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(\.{_LABEL.pattern})*")
 _UPSTREAM = re.compile(rf"{_DNS_NAME.pattern}(:[0-9]{{1,5}})?")
 #: Longer than any that somebody wants, short enough for what Garage puts below it.
 _LONGEST_PATH = 200
+#: In the list of upstream registries: all of them, whatever their names.
+EVERY_REGISTRY = "*"
 _LAST_PORT = 65535
 
 
@@ -41,8 +43,10 @@ def _dns_name(value: str) -> str:
 
 
 def _upstream(value: str) -> str:
+    if value == EVERY_REGISTRY:
+        return value
     if not _UPSTREAM.fullmatch(value) or ("." not in value and ":" not in value):
-        raise ValueError("must be a registry host as used in image names, such as registry.k8s.io")
+        raise ValueError('must be a registry host as used in image names, such as registry.k8s.io, or "*" for all')
     return value
 
 

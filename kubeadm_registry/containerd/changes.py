@@ -208,8 +208,8 @@ class HostsFiles:
                         f"{registry} as that file says; remove it and run the command again to use this "
                         "registry"
                     )
-        default = f"{self.directory}/_default/hosts.toml"
-        if default in there:
+        default = f"{self.directory}/{hosts_toml.DEFAULT}/hosts.toml"
+        if default in there and hosts_toml.DEFAULT not in self.files:
             found.append(
                 f"{default} is kept, but no longer applies to {', '.join(self.files)}, which have their own hosts.toml"
             )

@@ -2,6 +2,7 @@
 
 The rules come from containerd's core/remotes/docker/config/hosts.go (remotes/docker/config in 1.x):
 
+- A host that is not the registry of the image's name is told that name in the query, ``?ns=docker.io``.
 - For a registry ``host:port`` the directories ``host_port_``, ``host:port`` and ``_default`` are tried, in this order,
   and only the first that exists is used. Other files beside the directories are never looked at, so our CA lies there.
 - ``[host]`` tables are tried in the order of the file, then ``server``; without ``server`` the upstream itself.
@@ -19,7 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kubeadm_registry import addresses
+from kubeadm_registry import addresses, paths
+from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.containerd import edit
 from kubeadm_registry.containerd.settings import Version
 from kubeadm_registry.engine.changes import unified
@@ -27,6 +29,9 @@ from kubeadm_registry.oci.references import repository_prefix
 
 #: Lies beside the directories of the registries; every table of ours names it, which is how we know them again.
 CA_NAME = "kubeadm-registry-ca.crt"
+
+#: What containerd looks into for a registry that has no directory of its own.
+DEFAULT = "_default"
 
 _MARK = "# Written by kubeadm-registry; sha256 of what follows: "
 _ADVICE = "# A file that was edited stays as it is: remove it and run kubeadm-registry init again to get ours back.\n"
@@ -51,8 +56,8 @@ def mirrors(vip: Sequence[str], name: str, port: int, upstreams: Sequence[str]) 
     """
     found = [
         Mirror(
-            upstream,
-            tuple(addresses.url(at, port, f"/v2/{repository_prefix(upstream)}") for at in vip),
+            DEFAULT if upstream == EVERY_REGISTRY else upstream,
+            tuple(addresses.url(at, port, f"/v2/{_below(upstream)}") for at in vip),
             override_path=True,
         )
         for upstream in dict.fromkeys(upstreams)
@@ -62,6 +67,11 @@ def mirrors(vip: Sequence[str], name: str, port: int, upstreams: Sequence[str]) 
         Mirror(addresses.endpoint(at, port), own, override_path=False) for at in (*vip, *([name] if name else []))
     ]
     return tuple(found)
+
+
+def _below(upstream: str) -> str:
+    """The path of *upstream*; of all others the proxy makes it, of the name that containerd puts into ``ns=``."""
+    return paths.ANY_UPSTREAM if upstream == EVERY_REGISTRY else repository_prefix(upstream)
 
 
 def directories(registry: str) -> tuple[str, ...]:

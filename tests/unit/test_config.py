@@ -161,8 +161,9 @@ BAD = {
     "mirrors": (
         spec(more="  mirrors: [docker, 'https://quay.io', Quay.io, 'quay.io/x', 'localhost:5000']\n"),
         [
-            f"spec.mirrors[{i}]: must be a registry host as used in image names, such as registry.k8s.io "
-            f"(it is '{value}')" for i, value in enumerate(("docker", "https://quay.io", "Quay.io", "quay.io/x"))
+            f"spec.mirrors[{i}]: must be a registry host as used in image names, such as registry.k8s.io, "
+            f'or "*" for all (it is \'{value}\')'
+            for i, value in enumerate(("docker", "https://quay.io", "Quay.io", "quay.io/x"))
         ],
     ),
     "directories": (

@@ -40,6 +40,15 @@ capabilities = ["pull", "resolve"]
     )
 
 
+def test_every_registry_is_asked_for_below_one_path_and_named_in_the_query() -> None:
+    """By containerd, which adds ``?ns=``; the proxy reads it."""
+    one, *_ = hosts.mirrors(("10.0.0.10", "fd00::10"), "", 5000, ["*", "docker.io"])
+    assert one.registry == "_default"
+    assert one.override_path
+    assert one.urls == ("https://10.0.0.10:5000/v2/_upstream", "https://[fd00::10]:5000/v2/_upstream")
+    assert hosts.directories(one.registry) == ("_default",)
+
+
 def test_the_registry_itself_has_no_prefix() -> None:
     assert (
         body(rendered(("10.0.0.10",), "10.0.0.10:5000", version=Version(2, 1)))

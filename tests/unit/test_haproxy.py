@@ -45,10 +45,63 @@ def distribution() -> Iterator[Node]:
         yield node
 
 
+@pytest.fixture(scope="module")
+def every() -> Iterator[Node]:
+    """A server that is the mirror of every registry."""
+    with nodes(with_mirrors(DISTRIBUTION, "'*', quay.io"), "cp-1") as [node]:
+        yield node
+
+
+def with_mirrors(text: str, names: str) -> str:
+    """A cluster file with other mirrors."""
+    assert "mirrors:" not in text
+    return f"{text.rstrip()}\n  mirrors: [{names}]\n"
+
+
 def came(node: Node) -> list[str]:
     """What has come to the frontend since this was asked last."""
     arrived, node.arrived[:] = list(node.arrived), []
     return arrived
+
+
+# ---- the mirror of every registry: the query tells which one -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "arrives"),
+    [
+        ("library/busybox/manifests/1?ns=docker.io", "docker.io/library/busybox/manifests/1?ns=docker.io"),
+        ("a/b/blobs/sha256:0?ns=own.lan:8443&x=y", "own.lan_8443/a/b/blobs/sha256:0?ns=own.lan:8443&x=y"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_registry_that_the_query_names_is_put_before_the_repository(
+    every: Node, method: str, asked: str, arrives: str
+) -> None:
+    came(every)
+    assert every.ask(method, f"/v2/_upstream/{asked}").status == 200
+    assert came(every) == [f"{method} /v2/{arrives}"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["", "?ns=", "?ns=..", "?ns=a/b", "?ns=a%2Fb", "?ns=%2e%2e", "?ns=.lan", "?ns=[::1]:5000", "?ns=_zot", "?ns=A.lan",
+     "?ns=a.lan%0d%0aX:1", "?ns=a.lan:x", "?NS=a.lan"],
+)  # fmt: skip
+def test_a_query_that_names_no_registry_reaches_nothing(every: Node, query: str) -> None:
+    came(every)
+    assert every.ask("GET", f"/v2/_upstream/a/manifests/1{query}").status == 404
+    assert came(every) == []
+
+
+def test_nothing_is_written_by_that_way_and_others_have_none(every: Node, distribution: Node) -> None:
+    came(every), came(distribution)
+    assert every.ask("PUT", "/v2/_upstream/a/manifests/1?ns=docker.io", PUSH, b"{}").status == 404
+    assert every.ask("GET", "/v2/_upstream/../_catalog?ns=docker.io").status == 404
+    assert distribution.ask("GET", "/v2/_upstream/a/manifests/1?ns=docker.io").status == 404
+    assert came(every) + came(distribution) == []
+    assert every.ask("GET", "/v2/quay.io/a/manifests/1?ns=quay.io").status == 200
+    assert came(every) == ["GET /v2/quay.io/a/manifests/1?ns=quay.io"], "one with a mirror of its own"
 
 
 # ---- what is written, and by whom --------------------------------------------------------------------------------

@@ -243,3 +243,4 @@ def test_images_that_containerd_looks_for_elsewhere_are_told(bundle: Bundle) -> 
     items = seed.plan(bundle)
     assert cli_seed.without_mirror(items, ("registry.k8s.io", "docker.io")) == {"quay.io:443"}
     assert cli_seed.without_mirror(items, ("registry.k8s.io", "quay.io:443")) == set()
+    assert cli_seed.without_mirror(items, ("*",)) == set()
