@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kubeadm_registry import certificates, paths, pki
-from kubeadm_registry.agent.model import Timings
+from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.certificates import Certificates
 from kubeadm_registry.components.services import services
 from kubeadm_registry.config import RegistryCluster

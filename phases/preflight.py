@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import ip
@@ -90,6 +91,7 @@ def kernel(_: Cluster, host: Host) -> Iterator[str]:
 def ports(cluster: Cluster, host: Host) -> Iterator[str]:
     """The ports of the services are free."""
     wanted = {(port.protocol, port.number) for service in services(cluster.spec) for port in service.ports}
+    is_ours = cache(partial(_is_ours, host))  # each process listens several times
     for line in host.query("ss", "-Hltunp").stdout.decode(errors="replace").splitlines():
         fields = line.split()
         if len(fields) < 5:
@@ -98,13 +100,13 @@ def ports(cluster: Cluster, host: Host) -> Iterator[str]:
         if (fields[0], port) not in wanted:
             continue
         pids = re.findall(r'"([^"]*)",pid=(\d+)', line)
-        strangers = [(name, pid) for name, pid in pids if not _ours(host, pid)]
+        strangers = [(name, pid) for name, pid in pids if not is_ours(pid)]
         if strangers or not pids:
             who = ", ".join(f"{name} (pid {pid})" for name, pid in strangers) or "another program"
             yield f"port {port}/{fields[0]} is in use by {who} at {fields[4]}; stop it or change its port"
 
 
-def _ours(host: Host, pid: str) -> bool:
+def _is_ours(host: Host, pid: str) -> bool:
     # /proc files have size 0 and are read with cat, like any other answer.
     return f"/{paths.SLICE}" in host.query("cat", f"/proc/{pid}/cgroup").text
 
@@ -160,7 +162,7 @@ def _offset(host: Host) -> tuple[float, float]:
     best = (0.0, float("inf"))
     for _ in range(CLOCK_TRIES):
         before = time.time()
-        there = float(host.query("date", "+%s.%N").text)
+        there = float(host.live.query("date", "+%s.%N").text)
         after = time.time()
         best = min(best, (there - (before + after) / 2, (after - before) / 2), key=lambda answer: answer[1])
         if best[1] <= CLOCK_ERROR:

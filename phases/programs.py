@@ -23,8 +23,12 @@ def install(cluster: Cluster, host: Host) -> Steps:
         yield Starts(program)
 
 
-#: A process whose program lies below ``$1``. Others may end meanwhile, which is no error.
-_RUNS = 'find /proc -mindepth 2 -maxdepth 2 -name exe -lname "$1/*" -print -quit 2>/dev/null || :'
+#: "missing" if there is no program ``$2``, else a process whose program lies below ``$1``. Others may end meanwhile,
+#: which is no error.
+_RUNS = """
+[ -x "$2" ] || { echo missing; exit; }
+find /proc -mindepth 2 -maxdepth 2 -name exe -lname "$1/*" -print -quit 2>/dev/null || :
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,10 @@ class Starts:
 
     def diff(self, host: Host) -> str | None:
         """Why it does not start. Raises Error, for nothing here could mend it."""
-        if not host.query("test", "-x", self.program.executable).ok:
+        state = host.query("sh", "-c", _RUNS, "runs", self.program.prefix, self.program.executable).text
+        if state == "missing":
             return f"{self.program.executable} --version"
-        if host.query("sh", "-c", _RUNS, "runs", self.program.prefix).text:
+        if state:
             return None  # as a service, so it has started
         flaw = start(self.program, host)
         if flaw is not None:

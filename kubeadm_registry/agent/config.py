@@ -11,7 +11,8 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from kubeadm_registry.agent.model import Members, Settings, Timings
+from kubeadm_registry.agent.model import Members, Settings
+from kubeadm_registry.agent.timings import Timings
 
 LEAST_MARK, MOST_MARK = 3, 63
 """The kernel's timer says its timeout by a DSCP, in tenths of a second; 1 and 2 say something else."""

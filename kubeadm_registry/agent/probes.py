@@ -10,9 +10,10 @@ from typing import Callable, Optional
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
-from kubeadm_registry.agent.model import Answers, Reading, Timings, Verdict
+from kubeadm_registry.agent.model import Answers, Reading, Verdict
 from kubeadm_registry.agent.pressure import Pressure
 from kubeadm_registry.agent.processes import Processes
+from kubeadm_registry.agent.timings import Timings
 
 PATIENCE = 1.0  # seconds: a late answer is not good, but proves that the process lives
 LOOK = 0.15  # seconds of silence after which the CPU time of the process is watched

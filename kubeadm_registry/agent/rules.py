@@ -32,9 +32,9 @@ from kubeadm_registry.agent.model import (
     Role,
     ServiceMemory,
     Settings,
-    Timings,
     Verdict,
 )
+from kubeadm_registry.agent.timings import Timings
 
 RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new state are caught by the later ones
 LIVES = 1.5  # seconds that a proof of "host lives, agent does not" lasts: kernels limit these answers to one a second

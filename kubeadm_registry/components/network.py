@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import family
-from kubeadm_registry.agent.model import Timings
+from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent
 from kubeadm_registry.components.units import Service, serve

@@ -59,9 +59,14 @@ class Installed:
         """What apply does."""
         return f"install {self.program.name} {self.program.version}"
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The note of the digest, which is there once all else is."""
+        return (f"{self.program.prefix}/.digest",)
+
     def diff(self, host: Host) -> str | None:
         """That it is not there, or that another build is."""
-        digest = host.read(f"{self.program.prefix}/.digest")
+        digest = host.read(*self.reads)
         if digest is not None and digest.decode().strip() == self.program.digest.removeprefix("sha256:"):
             return None
         verb = "new" if digest is None else "replaced"
@@ -90,6 +95,7 @@ class Recorded:
 
     programs: Mapping[str, Program]
     title = f"write {RECORD}"
+    reads = (RECORD,)
 
     def diff(self, host: Host) -> str | None:
         """What the record does not say yet. Raises NewerFormat if this release may not write it."""

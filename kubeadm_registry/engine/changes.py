@@ -12,6 +12,7 @@ from typing import Protocol
 
 from kubeadm_registry import paths
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
+from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import Host
 
 #: Where a unit's ``record-start`` notes the digests of the files that it was started with; empty after a boot.
@@ -28,7 +29,7 @@ class Change(Protocol):
         """What apply does, as a person would say it: ``write /etc/zot/config.json``."""
 
     def diff(self, host: Host) -> str | None:
-        """What differs, or None if it is so. Reads only."""
+        """What differs, or None if it is so. Reads only; files that an attribute ``reads`` names may be read ahead."""
 
     def apply(self, host: Host) -> None:
         """Make it so; afterwards ``diff`` is None."""
@@ -88,6 +89,11 @@ class File:
         return f"write {self.path}"
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The files that ``diff`` reads."""
+        return (self.path,)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the content, hex."""
         return hashlib.sha256(self.content).hexdigest()
@@ -113,6 +119,20 @@ def secret_of(user: str, path: str, content: bytes) -> File:
     return File(path, content, mode=0o400, owner=f"{user}:{user}", secret=True)
 
 
+_STAT = "%F|%a|%U:%G"
+
+
+def _stat(path: str) -> tuple[str, ...]:
+    return ("stat", "-c", _STAT, "--", path)
+
+
+def directories_ahead(host: Host, paths: Sequence[str]) -> list[Result]:
+    """What Directory will ask of each of *paths*, and the answers, by one question."""
+    lines = host.query("stat", "-c", f"%n|{_STAT}", "--", *paths).stdout.splitlines()
+    found = {name.decode(): rest for name, _, rest in (line.partition(b"|") for line in lines)}
+    return [Result(_stat(path), 0 if path in found else 1, found.get(path, b"")) for path in paths]
+
+
 @dataclass(frozen=True, slots=True)
 class Directory:
     """A directory with this mode and owner.
@@ -136,7 +156,7 @@ class Directory:
         """What differs, or None."""
         if self.as_is and host.query("test", "-d", self.path).ok:
             return None
-        result = host.query("stat", "-c", "%F|%a|%U:%G", "--", self.path)
+        result = host.query(*_stat(self.path))
         if not result.ok:
             return f"{self.path}: new directory, mode {self.mode:o}, owner {self.owner}"
         kind, mode, owner = result.text.split("|")
@@ -275,10 +295,20 @@ class Wait:
 
 
 #: One round trip: the unit's properties, then the digests that it was started with.
-_UNIT = """
-systemctl show --property=LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload -- "$1"
+_PROPERTIES = "--property=LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload"
+_UNIT = f"""
+systemctl show {_PROPERTIES} -- "$1"
 echo
 cat -- "$2" 2>/dev/null || :
+"""
+#: The same of many units, with a line ``= UNIT`` before each record.
+_UNITS = f"""
+records=$1; shift
+systemctl show {_PROPERTIES} -- "$@"
+for unit; do
+  echo "= $unit"
+  cat -- "$records/$unit" 2>/dev/null
+done
 """
 
 
@@ -300,9 +330,26 @@ class UnitState:
         return self.properties.get("UnitFileState") == "enabled"
 
 
+def _asking_for(unit: str) -> tuple[str, ...]:
+    return ("sh", "-c", _UNIT, "unit", unit, f"{STARTED}/{unit}")
+
+
+def units_ahead(host: Host, units: Sequence[str]) -> list[Result]:
+    """What ``unit_state`` will ask for each of *units*, and the answers, by one question; none if they do not fit."""
+    text = host.query("sh", "-c", _UNITS, "units", STARTED, *units).stdout
+    shown, *records = re.split(rb"^= .*\n", text, flags=re.MULTILINE)
+    blocks = shown.strip().split(b"\n\n")
+    if not len(blocks) == len(records) == len(units):
+        return []
+    return [
+        Result(_asking_for(unit), 0, block + b"\n\n" + record)
+        for unit, block, record in zip(units, blocks, records, strict=True)
+    ]
+
+
 def unit_state(host: Host, unit: str) -> UnitState:
     """Ask systemd about *unit*, in one round trip."""
-    text = host.query("sh", "-c", _UNIT, "unit", unit, f"{STARTED}/{unit}").stdout.decode(errors="replace")
+    text = host.query(*_asking_for(unit)).stdout.decode(errors="replace")
     properties, _, record = text.partition("\n\n")
     started = (line.split("  ", 1) for line in record.splitlines() if "  " in line)
     return UnitState(

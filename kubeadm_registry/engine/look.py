@@ -7,32 +7,67 @@ at once, and what several phases want to know is asked once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.engine.changes import Change
+from kubeadm_registry.engine.changes import (
+    Change,
+    Directory,
+    NoService,
+    Running,
+    directories_ahead,
+    units_ahead,
+)
+from kubeadm_registry.engine.memory import Memory, remembering
 from kubeadm_registry.engine.phase import Phase
-from kubeadm_registry.errors import Error
-from kubeadm_registry.result import Result
-from kubeadm_registry.transport.host import Host, Transport
+from kubeadm_registry.errors import Error, NotYetKnown
+from kubeadm_registry.transport.host import Host
 
 #: Questions to one host at a time: a shell answers them one by one, and the registry does not.
 WORKERS = 16
 
 
-def first_to_differ(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> int:
-    """The place in *selected* of the first phase that would change anything, or cannot tell; its length if none would.
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen: the phases before the place *settled* change nothing anywhere, and this is what they tell of."""
 
-    Nothing is changed. What went wrong is not told: the run comes upon it again, and says where.
+    settled: int
+    notices: Mapping[tuple[int, str], Sequence[str]]
+    """Of these phases, by place and name of the host."""
+
+
+def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
+    """Compare everything on all hosts with what *selected* phases want. Nothing is changed.
+
+    What went wrong is not told: a phase of which that is so is not settled, and the run comes upon it again.
     """
-    hosts = tuple(replace(host, transport=_Remembering(host.transport), read_only=True) for host in cluster.hosts)
-    cluster = replace(cluster, hosts=hosts)
+    cluster = remembering(cluster)
+    hosts = cluster.hosts
     first = _Least(len(selected))
+    notices: dict[tuple[int, str], Sequence[str]] = {}
+    phases = [
+        (place, phase, host)
+        for place, (_, phase) in enumerate(selected)
+        if phase.steps is not None
+        for host in phase.on(cluster)
+    ]
 
-    def differs(place: int, change: Change, host: Host) -> None:
+    def steps(one: tuple[int, Phase, Host]) -> list[tuple[int, Change, Host]]:
+        place, phase, host = one
+        assert phase.steps is not None  # noqa: S101  see above
+        found = []
+        try:
+            found = [(place, change, host) for change in phase.steps(cluster, host)]
+        except Error:
+            first.lower(place)
+        return found
+
+    def compare(one: tuple[int, Change, Host]) -> None:
+        place, change, host = one
         if place < first.value:
             try:
                 if change.diff(host) is not None:
@@ -40,28 +75,29 @@ def first_to_differ(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> 
             except Error:
                 first.lower(place)
 
+    def tell(one: tuple[int, Phase, Host]) -> None:
+        place, phase, host = one
+        if place < first.value and phase.notices is not None:
+            with suppress(NotYetKnown):
+                notices[place, host.name] = list(phase.notices(cluster, host))
+
     with ThreadPoolExecutor(WORKERS * len(hosts)) as pool:
+        changes = list(chain.from_iterable(pool.map(steps, phases)))
+        list(pool.map(lambda host: _read_ahead(host, changes), hosts))
+        list(pool.map(compare, changes))
+        list(pool.map(tell, phases))
+    return Look(first.value, notices)
 
-        def walk(place: int, phase: Phase, host: Host) -> list[Future[None]]:
-            assert phase.steps is not None  # noqa: S101  see below
-            asked = []
-            try:
-                for change in phase.steps(cluster, host):
-                    asked.append(pool.submit(differs, place, change, host))
-            except Error:
-                first.lower(place)
-            return asked
 
-        walks = [
-            pool.submit(walk, place, phase, host)
-            for place, (_, phase) in enumerate(selected)
-            if phase.steps is not None
-            for host in phase.on(cluster)
-        ]
-        for asked in [one.result() for one in walks]:
-            for one in asked:
-                one.result()
-    return first.value
+def _read_ahead(host: Host, changes: Sequence[tuple[int, Change, Host]]) -> None:
+    """Ask for all files, directories and units of *host* that the *changes* will look at, by three questions."""
+    ours = [change for _, change, other in changes if other is host]
+    files = dict.fromkeys(path for change in ours for path in getattr(change, "reads", ()))
+    directories = dict.fromkeys(change.path for change in ours if isinstance(change, Directory))
+    units = dict.fromkeys(change.unit for change in ours if isinstance(change, Running | NoService))
+    for ahead, what in ((Host.read_ahead, files), (directories_ahead, directories), (units_ahead, units)):
+        if what and isinstance(host.transport, Memory):
+            host.transport.learn(ahead(host, list(what)))
 
 
 class _Least:
@@ -74,40 +110,3 @@ class _Least:
     def lower(self, value: int) -> None:
         with self._lock:
             self.value = min(self.value, value)
-
-
-class _Remembering:
-    """A Transport that asks each question once, and does nothing else."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._lock = threading.Lock()
-        self._asked: dict[tuple[tuple[str, ...], bytes], Future[Result]] = {}
-
-    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Result:
-        """What the host said, when it was asked first. Raises what that raised."""
-        key = (tuple(argv), stdin)
-        with self._lock:
-            known = self._asked.get(key)
-            answer = self._asked.setdefault(key, Future())
-        if known is None:
-            try:
-                answer.set_result(self._transport.run(argv, stdin=stdin, timeout=timeout))
-            except BaseException as error:
-                answer.set_exception(error)
-        return answer.result()
-
-    def dial(self, address: str, port: int) -> tuple[str, int]:
-        """As the host's own."""
-        return self._transport.dial(address, port)
-
-    def upload(self, source: Path, path: str) -> None:
-        """Never: this is for looking."""
-        raise AssertionError(f"a look uploads {path}")
-
-    def lock(self, who: str) -> str | None:
-        """Never: the run has the lock."""
-        raise AssertionError(f"a look locks for {who}")
-
-    def close(self) -> None:
-        """Nothing: the connection is the run's."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 
 import jinja2
 
 from kubeadm_registry import addresses
+
+_compiling = threading.Lock()
 
 
 @cache
@@ -26,4 +29,6 @@ def _environment() -> jinja2.Environment:
 
 def render(template: str, **values: object) -> bytes:
     """The text of *template* (a path below ``templates/``) with *values*. Raises jinja2.UndefinedError."""
-    return _environment().get_template(template).render(**values).encode()
+    with _compiling:  # or all hosts, which want the same ones at the same time, would compile each
+        compiled = _environment().get_template(template)
+    return compiled.render(**values).encode()

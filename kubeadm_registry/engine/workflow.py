@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from kubeadm_registry import paths, whoami
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.engine import look
+from kubeadm_registry.engine.look import Look, look
+from kubeadm_registry.engine.memory import remembering
 from kubeadm_registry.engine.phase import Phase, Workflow, require_checks, select
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.errors import (
@@ -49,19 +50,22 @@ def run(
         cluster = cluster.for_dry_run()
     else:
         take_locks(cluster.hosts)
-    preflight(selected, cluster, reporter, ignore=ignore)
+    unchanged = remembering(cluster)
+    preflight(selected, unchanged, reporter, ignore=ignore)
     if not dry_run:
         sweep(cluster.hosts)
     # Where nothing was made yet, all would differ.
-    settled = look.first_to_differ(selected, cluster) if cluster.vault.made else 0
+    seen = look(selected, unchanged) if cluster.vault.made else Look(0, {})
     actions: list[Action] = []
     for place, (path, phase) in enumerate(selected):
         if phase.steps is None:
             continue
         if headings:
             reporter.phase(path, phase.summary)
-        if place < settled:
-            _tell(phase, cluster, phase.on(cluster), reporter)
+        if place < seen.settled:
+            for host in cluster.hosts:
+                for text in seen.notices.get((place, host.name), ()):
+                    reporter.note(text, host=host.name)
         else:
             _run_phase(path, phase, cluster, reporter, dry_run=dry_run, actions=actions)
     if not dry_run:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from kubeadm_registry import paths
-from kubeadm_registry.agent.model import Timings
+from kubeadm_registry.agent.timings import Timings
 from tests.lab.namespaces import Namespace, network
 from tests.lab.test_guard import ROOT, USERS, rules
 

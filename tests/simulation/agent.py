@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from kubeadm_registry.agent.model import Members, Observation, Role, Settings, Timings
+from kubeadm_registry.agent.model import Members, Observation, Role, Settings
 from kubeadm_registry.agent.steering import Steering, remembered
+from kubeadm_registry.agent.timings import Timings
 from tests.simulation.eyes import Eyes
 from tests.simulation.hands import SimulatedHands
 from tests.simulation.links import Links

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 
-from kubeadm_registry.agent.model import Timings
+from kubeadm_registry.agent.timings import Timings
 from tests.simulation import schedule
 from tests.simulation.faults import happen
 from tests.simulation.quick import quick_copies

@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 
-from kubeadm_registry.agent.model import HardState, LeaseMemory, Memory, Role, Timings
+from kubeadm_registry.agent.model import HardState, LeaseMemory, Memory, Role
+from kubeadm_registry.agent.timings import Timings
 from tests.simulation import schedule
 from tests.simulation.__main__ import main
 from tests.simulation.agent import Roster

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from kubeadm_registry.agent.model import Timings
+from kubeadm_registry.agent.timings import Timings
 from tests.simulation.agent import Roster
 from tests.simulation.host import Host
 from tests.simulation.network import Network

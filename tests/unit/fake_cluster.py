@@ -250,7 +250,9 @@ class FakeCluster:
         if "zot" in on:
             server.answer(on["zot"], "verify", "{path}", with_=lambda _, content: 0 if json.loads(content) else 1)
         # Nobody looks from outside: no program of ours is seen to run, so each is started once in every run.
-        server.answer("sh", "-c", programs_phase._RUNS)
+        server.answer(
+            "sh", "-c", programs_phase._RUNS, with_=lambda argv, _: "" if argv[5] in server.tree else "missing"
+        )
         server.answer("sh", "-c", agent._PYTHON, "python", "3, 9", with_=f"True {PYTHON}")
         server.answer(
             PYTHON, "-I", agent.ARCHIVE, "--check", "--config", "{path}",

@@ -227,6 +227,19 @@ class FakeTransport:
         )
         return f"{found.mode:o} {names} {numbers}\n".encode() + found.content
 
+    def _read_many(self, arguments: tuple[str, ...], _: bytes) -> bytes:
+        codes, heads, contents = b"", b"", b""
+        for path in arguments:
+            try:
+                head, _newline, content = self._read((path,), b"").partition(b"\n")
+            except Failed as failed:
+                codes += b"%d\n" % failed.code
+            else:
+                codes += b"0\n"
+                heads += b"%d %s\n" % (len(content), head)
+                contents += content
+        return codes + heads + contents
+
     def _write(self, arguments: tuple[str, ...], stdin: bytes) -> bytes:
         path, mode, owner, size, digest, _, *validate = arguments
         assert (size, digest) == (str(len(stdin)), hashlib.sha256(stdin).hexdigest())
@@ -280,6 +293,12 @@ class FakeTransport:
         """*path* and all folders above it, the innermost first."""
         return [path] if path == "/" else [path, *self._above(posixpath.dirname(path))]
 
+    def _unit_states(self, arguments: tuple[str, ...], _: bytes) -> bytes:
+        records, *names = arguments
+        told = [self._unit_state((name, f"{records}/{name}"), b"").partition(b"\n\n") for name in names]
+        shown = b"\n".join(properties + b"\n" for properties, _, _ in told)
+        return shown + b"".join(b"= %s\n%s" % (name.encode(), it[2]) for name, it in zip(names, told, strict=True))
+
     def _unit_state(self, arguments: tuple[str, ...], _: bytes) -> bytes:
         name, record = arguments
         unit = self.units.get(name) or Unit()
@@ -301,8 +320,14 @@ class FakeTransport:
 
     # ---- what the programs do -----------------------------------------------------------------------------------
 
+    def _stat_many(self, found: re.Match[str]) -> bytes:
+        there = [path for path in found["paths"].split("\0") if path in self.tree]
+        return b"".join(f"{path}|".encode() + self._stat_of(path) for path in there)
+
     def _stat(self, found: re.Match[str]) -> bytes:
-        path = self._path(found)
+        return self._stat_of(self._path(found))
+
+    def _stat_of(self, path: str) -> bytes:
         node = self.tree.get(path)
         if node is None:
             raise Failed(f"stat: cannot statx '{path}': No such file or directory")
@@ -532,9 +557,11 @@ class FakeTransport:
 
 _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = {
     host_module._READ: FakeTransport._read,
+    host_module._READ_MANY: FakeTransport._read_many,
     host_module._WRITE: FakeTransport._write,
     changes._THERE: FakeTransport._is_there,
     changes._UNIT: FakeTransport._unit_state,
+    changes._UNITS: FakeTransport._unit_states,
     workflow._FLUSH: FakeTransport._flush,
     secrets._DATA: FakeTransport._data,
     workflow._SWEEP: FakeTransport._sweep,
@@ -560,6 +587,7 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
     (_form(text), program)
     for text, program in (
         ("stat -c %F|%a|%U:%G -- <path>", FakeTransport._stat),
+        ("stat -c %n|%F|%a|%U:%G -- <paths...>", FakeTransport._stat_many),
         ("install -d -m <mode> -o <owner> -g <group> -- <path>", FakeTransport._install_directory),
         ("install -d -m <mode> -- <path>", FakeTransport._install_directory),
         ("chown -R -P -- <owner> <path>", FakeTransport._chown_all),

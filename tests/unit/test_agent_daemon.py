@@ -24,9 +24,9 @@ from kubeadm_registry.agent import hands
 from kubeadm_registry.agent.config import Config, parse
 from kubeadm_registry.agent.daemon import Daemon
 from kubeadm_registry.agent.gate import Gate
-from kubeadm_registry.agent.model import Timings
 from kubeadm_registry.agent.netlink import End
 from kubeadm_registry.agent.processes import Processes
+from kubeadm_registry.agent.timings import Timings
 
 NAMES = ("cp-1", "cp-2", "cp-3")
 

@@ -24,9 +24,9 @@ from kubeadm_registry.agent.model import (
     Report,
     Role,
     Settings,
-    Timings,
     Vote,
 )
+from kubeadm_registry.agent.timings import Timings
 
 TIMINGS = Timings()
 STEP = 0.05

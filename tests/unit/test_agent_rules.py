@@ -26,9 +26,9 @@ from kubeadm_registry.agent.model import (
     Role,
     ServiceMemory,
     Settings,
-    Timings,
     Verdict,
 )
+from kubeadm_registry.agent.timings import Timings
 
 T = Timings()
 ANY = Settings("a", ("b", "c"), False, T)

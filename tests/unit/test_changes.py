@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,10 @@ from kubeadm_registry.engine.changes import (
     wait,
 )
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
+from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import Host
 from tests.unit.fakes import Dir, FakeTransport, UnknownCommand
-from tests.unit.here import here, stub
+from tests.unit.here import Here, here, stub
 
 UNIT = "zot.service"
 CONFIG = File("/etc/zot.json", b"{}\n")
@@ -432,3 +433,56 @@ def test_the_fake_refuses_what_it_does_not_know(server: FakeTransport) -> None:
     for argv in (("reboot",), ("sh", "-c", "true"), ("systemctl", "stop", "--", UNIT), ("rm", "-rf", "/")):
         with pytest.raises(UnknownCommand):
             server.host().query(*argv)
+
+
+# ---- asked for many at once, by scripts that only a real host can judge ---------------------------------------------
+
+
+def test_directories_asked_for_at_once_are_answered_as_each_would_be(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir(mode=0o750)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("folder")
+    paths = [str(tmp_path / name) for name in ("folder", "none", "file", "link")]
+    for answer in changes.directories_ahead(here(), paths):
+        asked = here().query(*answer.argv)
+        assert (answer.argv, answer.ok, answer.text) == (asked.argv, asked.ok, asked.text)
+
+
+SHOW = """
+first=yes
+for unit; do
+  case $unit in -*|show) continue ;; esac
+  [ "$first" ] || echo
+  first=
+  printf 'LoadState=loaded\\nActiveState=%s\\n' "${unit%%.*}"
+done
+"""
+
+
+def test_units_asked_for_at_once_are_answered_as_each_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, programs = tmp_path / "started", tmp_path / "programs"
+    records.mkdir()
+    programs.mkdir()
+    (records / "a.service").write_text("1234  /etc/one\n5678  /etc/two\n")
+    (records / "c.service").write_text("9abc  /etc/three\n")
+    stub(programs, "systemctl", SHOW)
+    monkeypatch.setattr(changes, "STARTED", str(records))
+    host, units = Host("here", "10.0.0.11", Here(programs)), ["a.service", "b@1.service", "c.service"]
+    ahead = changes.units_ahead(host, units)
+    assert len(ahead) == 3
+    for unit, answer in zip(units, ahead, strict=True):
+        asked = host.query(*answer.argv)
+        assert answer.argv == asked.argv
+        host_that_knows = Host("here", "10.0.0.11", Known({answer.argv: answer}))
+        assert changes.unit_state(host_that_knows, unit) == changes.unit_state(host, unit)
+    assert changes.unit_state(host, "a.service").started == {"/etc/one": "1234", "/etc/two": "5678"}
+
+
+class Known(Here):
+    """A host that says what is known."""
+
+    def __init__(self, answers: dict[tuple[str, ...], Result]) -> None:
+        self._answers = answers
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Result:
+        return self._answers[tuple(argv)]

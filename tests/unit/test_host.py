@@ -104,6 +104,33 @@ def test_a_link_is_read_through_with_the_mode_of_its_target(tmp_path: Path) -> N
     assert here().state(str(tmp_path / "link")) == FileState(b"x", 0o640, OWNER)
 
 
+def test_what_is_read_ahead_is_what_each_question_would_be_answered(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 10)
+    (tmp_path / "empty").touch(mode=0o600)
+    (tmp_path / "two\nlines").write_text("one\ntwo\n")
+    (tmp_path / "link").symlink_to("binary")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    names = ("binary", "none", "empty", "folder", "two\nlines", "link", "dangling", "no/folder")
+    paths = [str(tmp_path / name) for name in names]
+    ahead = here().read_ahead(paths)
+    assert [answer.argv[-1] for answer in ahead] == paths
+    for answer in ahead:
+        asked = here().query(*answer.argv)
+        assert (answer.argv, answer.code, answer.stdout) == (asked.argv, asked.code, asked.stdout)
+    assert here().read_ahead([str(tmp_path / "none")])[0].code == 3
+
+
+def test_a_file_that_changes_while_it_is_read_ahead_is_asked_for_by_itself(tmp_path: Path) -> None:
+    growing = tmp_path / "growing"
+    growing.write_text("short\n")
+    program = tmp_path / "programs"
+    program.mkdir()
+    stub(program, "cat", f'echo more >> {growing}; exec /bin/cat "$@"')
+    host = Host("here", "10.0.0.11", Here(program))
+    assert host.read_ahead([str(growing)]) == []
+
+
 def test_a_refused_file_never_replaces_a_good_one(tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_text("good")

@@ -10,7 +10,7 @@ import pytest
 from kubeadm_registry import config
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.changes import File, Steps, Wait
-from kubeadm_registry.engine.look import first_to_differ
+from kubeadm_registry.engine.look import look
 from kubeadm_registry.engine.phase import Phase, select
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConnectionFailed, NotYetKnown
@@ -74,7 +74,7 @@ def test_phases_before_the_first_that_differs_are_asked_no_more(installed: FakeC
     actions = run((files(HERE), files(THERE)), installed.cluster, recorder)
     assert sorted(action.host for action in actions) == ["cp-1", "cp-2"]
     assert recorder.phases == ["here", "there"]
-    reads = Counter(command.argv[-1] for log in since(installed, begin).values() for command in log)
+    reads = Counter(word for log in since(installed, begin).values() for command in log for word in command.argv)
     assert reads[HERE] == 3
     assert reads[THERE] > 3
 
@@ -89,17 +89,17 @@ def test_what_cannot_be_told_differs(installed: FakeCluster, error: Exception) -
     for server in installed.servers.values():
         server.put(HERE, "hello\n")
     selected = [("here", files(HERE)), ("asking", asking(ask)), ("again", files(HERE))]
-    assert first_to_differ(selected, installed.cluster) == 1
+    assert look(selected, installed.cluster).settled == 1
 
 
 def test_nothing_differs_where_nothing_is_to_be_done(installed: FakeCluster) -> None:
-    assert first_to_differ([], installed.cluster) == 0
-    assert first_to_differ([("group", Phase("group", "No steps"))], installed.cluster) == 1
+    assert look([], installed.cluster).settled == 0
+    assert look([("group", Phase("group", "No steps"))], installed.cluster).settled == 1
 
 
 def test_a_phase_that_acts_while_it_looks_is_a_bug(installed: FakeCluster) -> None:
     with pytest.raises(AssertionError, match="tried to change cp-"):
-        first_to_differ([("bad", asking(lambda host: host.run("reboot").text))], installed.cluster)
+        look([("bad", asking(lambda host: host.run("reboot").text))], installed.cluster)
 
 
 def test_bare_hosts_where_all_would_differ_are_not_looked_at_first() -> None:
