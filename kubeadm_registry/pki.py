@@ -26,6 +26,8 @@ AUTHORITY_WARNING = timedelta(days=365)
 BACKDATE = timedelta(days=1)
 #: The organizational unit by which the proxies know each other from a client with any certificate of ours.
 NODE_UNIT = "registry-node"
+#: That of a client that may read the agents' metrics, and nothing else.
+METRICS_UNIT = "registry-metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def issue(
 ) -> Pair:
     """A server and client certificate for *names* (addresses and DNS names become subjectAltNames of their kind).
 
-    It ends with the authority at the latest, since it is worth nothing after that.
+    Without names it is a client's alone. It ends with the authority at the latest, for it is worth nothing after that.
     """
     authority = x509.load_pem_x509_certificate(ca.certificate.encode())
     signer = serialization.load_pem_private_key(ca.key.encode(), password=None)
@@ -80,13 +82,14 @@ def issue(
         ]
     )
     ends = min(datetime.now(UTC) + lifetime, authority.not_valid_after_utc)
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    builder = _builder(subject, authority.subject, key.public_key(), ends).add_extension(
+        x509.BasicConstraints(ca=False, path_length=None), critical=True
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(_general_names(names)), critical=False)
     certificate = (
-        _builder(subject, authority.subject, key.public_key(), ends)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(_general_names(names)), critical=False)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-        )
+        builder.add_extension(x509.ExtendedKeyUsage(usages[0 if names else 1 :]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA256())
     )

@@ -16,6 +16,7 @@ PATIENCE = 5.0  # seconds for the handshake, and for the exchange
 MOST = 16  # connections at a time: strangers who only connect must not use up the agent's descriptors, nor all places
 BREATH = 0.01  # seconds from one connection to the next: nor its time
 UNITS = frozenset({"registry-node", "registry-admin"})
+METRICS_UNIT = "registry-metrics"  # reads the metrics and nothing else
 
 Pages = Callable[[str], Optional[tuple[str, bytes]]]  # path: (content type, body)
 
@@ -30,10 +31,10 @@ def context(config: Config) -> ssl.SSLContext:
     return tls
 
 
-def known(certificate: Optional[dict[str, Any]]) -> bool:
-    """Whether the subject of a verified client certificate has one of our organizational units."""
+def units(certificate: Optional[dict[str, Any]]) -> set[str]:
+    """Which of our organizational units the subject of a verified client certificate has."""
     names = [pair for part in (certificate or {}).get("subject", ()) for pair in part]
-    return any(key == "organizationalUnitName" and value in UNITS for key, value in names)
+    return {value for key, value in names if key == "organizationalUnitName"} & {*UNITS, METRICS_UNIT}
 
 
 class Server:
@@ -122,7 +123,7 @@ class Server:
             client.close()
             raise
         task = asyncio.current_task()
-        if task is not None and known(transport.get_extra_info("peercert")):
+        if task is not None and units(transport.get_extra_info("peercert")):
             self._strangers.pop(task, None)
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
@@ -136,12 +137,13 @@ class Server:
         head = await reader.readuntil(b"\r\n\r\n")
         words = head.split(b"\r\n", 1)[0].split(b" ")
         path = words[1].decode("ascii", "replace").split("?", 1)[0] if len(words) == 3 else ""
-        allowed = known(writer.get_extra_info("peercert")) or (path == "/metrics" and self._config.metrics_anonymous)
+        who = units(writer.get_extra_info("peercert"))
+        allowed = who & UNITS or (path == "/metrics" and (who or self._config.metrics_anonymous))
         status, kind, body = "200 OK", "text/plain; charset=utf-8", b""
         if words[0] != b"GET":
             status, body = "405 Method Not Allowed", b"only GET\n"
         elif not allowed:
-            status, body = "403 Forbidden", b"a certificate with OU=registry-node or OU=registry-admin is needed\n"
+            status, body = "403 Forbidden", b"a certificate that allows this is needed: kubeadm-registry credentials\n"
         elif (page := self._pages(path)) is None:
             status, body = "404 Not Found", b"there are /state and /metrics\n"
         else:

@@ -41,10 +41,20 @@ class _Model(BaseModel):
 
 
 class Version(_Model):
-    """How a program tells its version: its *arguments*, and the *pattern* whose one group finds it in the output."""
+    """How a program tells its version: its *arguments*, and the *pattern* whose one group finds it in the output.
+
+    *series* are the beginnings of versions that this release can work with, such as ``2.8``; all if it is empty.
+    """
 
     arguments: tuple[str, ...]
     pattern: Annotated[str, AfterValidator(_is_pattern)]
+    series: tuple[str, ...] = ()
+
+    def supports(self, version: str) -> bool:
+        """Whether *version* is of a series that this release can work with."""
+        return not self.series or any(
+            version == one or version.startswith((f"{one}.", f"{one}-")) for one in self.series
+        )
 
 
 class Release(_Model):

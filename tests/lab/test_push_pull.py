@@ -267,15 +267,15 @@ def crictl(host: Host, *argv: str) -> str:
     return host.sh("crictl", "--image-endpoint", CRI, "--runtime-endpoint", CRI, *argv, timeout=120).stdout
 
 
-def pull_with_containerd(host: Host) -> None:
-    """Pull IMAGE by its upstream name as a kubelet would, from nothing."""
+def pull_with_containerd(host: Host, name: str = UPSTREAM) -> None:
+    """Pull IMAGE by its upstream *name* as a kubelet would, from nothing."""
     if host.sh("test", "-x", "/usr/local/bin/crictl", check=False).returncode != 0:
         host.put(programs.program("crictl"), "/usr/local/bin/crictl", mode="755")
-    if json.loads(crictl(host, "images", "-o", "json", f"{UPSTREAM}:v1"))["images"]:
-        crictl(host, "rmi", f"{UPSTREAM}:v1")
-    crictl(host, "pull", f"{UPSTREAM}:v1")
-    (found,) = json.loads(crictl(host, "images", "-o", "json", f"{UPSTREAM}:v1"))["images"]
-    assert found["repoDigests"] == [f"{UPSTREAM}@{IMAGE.digest}"]
+    if json.loads(crictl(host, "images", "-o", "json", f"{name}:v1"))["images"]:
+        crictl(host, "rmi", f"{name}:v1")
+    crictl(host, "pull", f"{name}:v1")
+    (found,) = json.loads(crictl(host, "images", "-o", "json", f"{name}:v1"))["images"]
+    assert found["repoDigests"] == [f"{name}@{IMAGE.digest}"]
 
 
 def test_containerd_pulls_by_the_upstream_name(pushed: Registry) -> None:
@@ -310,6 +310,44 @@ def test_pulls_can_be_closed_and_containerd_goes_on(closed: Registry, logins: di
     closed.cli("verify")
     again = closed.cli("init", "--diff").stdout
     assert again.splitlines()[-1] == "nothing to do", again
+
+
+@pytest.fixture
+def of_all(pushed: Registry) -> Iterator[Registry]:
+    """The registry as the mirror of every other."""
+    pushed.write_file({"mirrors": ["*"]})
+    pushed.cli("init")
+    try:
+        yield pushed
+    finally:
+        pushed.write_file()
+        pushed.cli("init")
+        left = [host.sh("ls", "/etc/containerd/certs.d").stdout.split() for host in pushed.servers.values()]
+    assert all("_default" not in names for names in left), left
+
+
+def test_containerd_finds_images_of_any_registry_if_it_is_told_to(of_all: Registry) -> None:
+    images.push(of_all, IMAGE, "quay.example_8443/tests/any")
+    for host in of_all.servers.values():
+        pull_with_containerd(host, "quay.example:8443/tests/any")
+        pull_with_containerd(host)
+        assert host.sh("ls", "/etc/containerd/certs.d").stdout.count("_default") == 1
+    assert of_all.cli("init", "--diff").stdout.splitlines()[-1] == "nothing to do"
+
+
+def test_the_agents_metrics_are_read_with_the_certificate_that_is_issued(registry: Registry, tmp_path: Path) -> None:
+    pem = tmp_path / "metrics.pem"
+    pem.write_text(registry.cli("credentials", "--role", "metrics").stdout)
+    trust = registry.tls()
+    trust.load_cert_chain(pem)
+    for host in registry.servers.values():
+        for path, status in (("/metrics", 200), ("/state", 403)):
+            with registry.lab.network():
+                asked = http.client.HTTPSConnection(host.address, paths.AGENT_PORT, context=trust, timeout=10)
+                asked.request("GET", path)
+                answer = asked.getresponse()
+                assert (answer.status, b"kubeadm_registry_agent_fit 1" in answer.read()) == (status, status == 200)
+                asked.close()
 
 
 def test_pulls_are_open_again_afterwards(pushed: Registry) -> None:

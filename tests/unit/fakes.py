@@ -360,6 +360,9 @@ class FakeTransport:
                 self.tree[one] = FileState(node.content, node.mode, owner)
         return b""
 
+    def _rmdir_if_empty(self, found: re.Match[str]) -> bytes:
+        return b"" if self._below(self._path(found)) else self._rmdir(found)
+
     def _rmdir(self, found: re.Match[str]) -> bytes:
         path = self._path(found)
         if not isinstance(self.tree.get(path), Dir) or self._below(path):
@@ -592,6 +595,7 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
         ("install -d -m <mode> -- <path>", FakeTransport._install_directory),
         ("chown -R -P -- <owner> <path>", FakeTransport._chown_all),
         ("rmdir -- <path>", FakeTransport._rmdir),
+        ("rmdir --ignore-fail-on-non-empty -- <path>", FakeTransport._rmdir_if_empty),
         ("rm -rf --one-file-system -- <paths>", FakeTransport._remove),
         ("rm -f -- <paths...>", FakeTransport._remove),
         ("id -Gn -- <user>", FakeTransport._id),

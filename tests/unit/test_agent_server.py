@@ -82,6 +82,7 @@ async def get(port: int, tls: ssl.SSLContext, request: bytes = b"GET /state HTTP
         ("registry-node", b"HTTP/1.1 200 OK\r\n"),
         ("registry-admin", b"HTTP/1.1 200 OK\r\n"),
         ("somebody", b"HTTP/1.1 403 "),
+        ("registry-metrics", b"HTTP/1.1 403 "),
     ],
 )
 def test_a_client_needs_a_certificate_of_ours(tmp_path: Path, unit: str | None, begins: bytes) -> None:
@@ -93,6 +94,17 @@ def test_a_client_needs_a_certificate_of_ours(tmp_path: Path, unit: str | None, 
     assert answer.startswith(begins)
     assert bool(answer) == bool(begins)
     assert answer.endswith(b"\r\n\r\n{}\n") == (b"200" in begins)
+
+
+def test_a_certificate_for_metrics_reads_these_alone(tmp_path: Path) -> None:
+    async def course() -> tuple[bytes, bytes]:
+        async with serving(tmp_path) as (_, port):
+            tls = client(tmp_path, pki.METRICS_UNIT)
+            return await get(port, tls, b"GET /metrics HTTP/1.1\r\n\r\n"), await get(port, tls)
+
+    metrics, state = asyncio.run(course())
+    assert metrics.endswith(b"up 1\n")
+    assert state.startswith(b"HTTP/1.1 403 ")
 
 
 def test_a_certificate_of_another_authority_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kubeadm_registry.bundle import Bundle, inspect, problems, verify, version_command
+from kubeadm_registry.bundle.catalogue import version_in
 from kubeadm_registry.bundle.make import FromLayout, choose, create
 from kubeadm_registry.bundle.make.context import this_architecture
 from kubeadm_registry.bundle.programs import PROGRAMS, Program
@@ -531,6 +532,32 @@ def test_a_damaged_executable_is_refused(tmp_path: Path) -> None:
         make(tmp_path, path)
 
 
+@pytest.mark.parametrize(
+    ("told", "version"),
+    [("garage v1.0.1 [features: k2v]", None), ("garage cargo:0.9.4", None), ("garage v20.1", None),
+     ("garage cargo:2.3.0 [features: lmdb]", "2.3.0"), ("garage v2.4.0-rc1", "2.4.0-rc1")],
+)  # fmt: skip
+def test_a_program_of_a_series_that_this_release_cannot_work_with_is_refused(
+    tmp_path: Path, told: str, version: str | None
+) -> None:
+    path = script(tmp_path / "garage", told)
+    if version is not None:
+        assert make(tmp_path, path)[0].version == version
+        return
+    with pytest.raises(BundleError, match=r"is not supported; this release works with 2\.x") as caught:
+        make(tmp_path, path)
+    assert (caught.value.code, caught.value.hint) == ("BundleInputRefused", "pass garage 2.x")
+
+
+@pytest.mark.parametrize(
+    ("told", "version"),
+    [('{"commit":"v2.1.20-0-gab12","version":""}', "2.1.20"), ('{"commit":"9f3ab12","version":"v2.1.20"}', "2.1.20"),
+     ('{"commit":"9f3ab12"}', None)],
+)  # fmt: skip
+def test_a_commit_is_not_taken_for_a_version(told: str, version: str | None) -> None:
+    assert version_in("zot", told) == version
+
+
 def test_a_program_that_tells_no_version_is_known_by_its_digest(tmp_path: Path) -> None:
     program, lines = make(tmp_path, script(tmp_path / "garage", "hello"))
     assert program.version.startswith("sha256-")
@@ -551,8 +578,8 @@ def test_what_a_program_needs_of_the_hosts_is_said(tmp_path: Path) -> None:
 
 
 def test_two_builds_of_a_version_never_share_a_directory(tmp_path: Path) -> None:
-    first, _ = make(tmp_path, script(tmp_path / "garage", "garage v1.0.0 one"))
-    second, _ = make(tmp_path, script(tmp_path / "garage", "garage v1.0.0 two"))
+    first, _ = make(tmp_path, script(tmp_path / "garage", "garage v2.3.0 one"))
+    second, _ = make(tmp_path, script(tmp_path / "garage", "garage v2.3.0 two"))
     assert first.version == second.version
     assert first.prefix != second.prefix
 

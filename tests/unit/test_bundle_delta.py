@@ -64,10 +64,10 @@ class Line:
     """A full bundle and the deltas that follow on it."""
 
     def __init__(self, folder: Path) -> None:
-        self.full = bundle(folder / "full.tar", {PAUSE: (SMALL,), APP: (BIG, SMALL)}, garage="garage v1.0.0")
+        self.full = bundle(folder / "full.tar", {PAUSE: (SMALL,), APP: (BIG, SMALL)}, garage="garage v2.3.0")
         moved = {PAUSE: (SMALL,), PROXY: (BIG, NEW)}  # the app is gone, and another image has its layer
-        self.first = bundle(folder / "first.tar", moved, self.full, garage="garage v1.0.0")
-        self.second = bundle(folder / "second.tar", {PROXY: (NEW, b"third"), APP: (BIG,)}, self.first, "garage v1.1.0")
+        self.first = bundle(folder / "first.tar", moved, self.full, garage="garage v2.3.0")
+        self.second = bundle(folder / "second.tar", {PROXY: (NEW, b"third"), APP: (BIG,)}, self.first, "garage v2.4.0")
         self.sibling = bundle(folder / "sibling.tar", {PAUSE: (SMALL, b"sibling")}, self.full)
         self.stranger = bundle(folder / "stranger.tar", {PAUSE: (b"another",)})
 
@@ -95,13 +95,13 @@ def test_a_delta_of_a_delta(line: Line) -> None:
         assert delta.layout.lineage.sequence == 2
         assert oci.digest_of(BIG) in delta.layout.lineage.left_out
         assert delta.layout.lineage.left_out[oci.digest_of(NEW)] == PROXY
-        assert not delta.layout.has(delta.programs["garage"].digest) or delta.programs["garage"].version == "1.1.0"
+        assert not delta.layout.has(delta.programs["garage"].digest) or delta.programs["garage"].version == "2.4.0"
     assert {b"third", APP.encode()} <= blobs(line.second)
 
 
 def test_the_same_inputs_give_the_same_bytes(line: Line, tmp_path: Path) -> None:
     moved = {PROXY: (BIG, NEW), PAUSE: (SMALL,)}
-    again = bundle(tmp_path / "again.tar", moved, line.full, garage="garage v1.0.0")
+    again = bundle(tmp_path / "again.tar", moved, line.full, garage="garage v2.3.0")
     assert again.read_bytes() == line.first.read_bytes()
 
 
@@ -194,7 +194,7 @@ def test_a_program_that_is_left_out(line: Line, tmp_path: Path) -> None:
     with Bundle.open(line.first) as delta, pytest.raises(BundleError) as caught:
         delta.extract(delta.programs["garage"], tmp_path / "layer")
     assert caught.value.code == "BundleBaseMissing"
-    assert "program/garage:1.0.0" in caught.value.message
+    assert "program/garage:2.3.0" in caught.value.message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,7 +203,7 @@ def test_diff(line: Line) -> None:
     assert [(item["kind"], item["name"]) for item in found["added"]] == [("image", PROXY)]
     assert [item["name"] for item in found["removed"]] == [PAUSE]
     assert [(item["name"], item["wasVersion"], item["version"]) for item in found["changed"]] == [
-        (APP, "", ""), ("garage", "1.0.0", "1.1.0"),
+        (APP, "", ""), ("garage", "2.3.0", "2.4.0"),
     ]  # fmt: skip
     [proxy] = diff(line.full, line.first)["added"]
     assert proxy["size"] - proxy["adds"] == len(BIG)

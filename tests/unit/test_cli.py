@@ -15,8 +15,10 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
-from kubeadm_registry import __version__, config, paths, secrets
+from kubeadm_registry import __version__, config, paths, pki, secrets
 from kubeadm_registry.access import session
 from kubeadm_registry.bundle import make
 from kubeadm_registry.cli import terminal
@@ -633,6 +635,18 @@ def test_credentials(run: Terminal, installed: FakeCluster, role: str) -> None:
     assert result.stdout == f"username: {role}\npassword: {password}\n"
     assert lines(run("credentials", "--role", role, "-o", "json")) == [{"username": role, "password": password}]
     assert all(server.closed for server in installed.servers.values())
+
+
+def test_a_certificate_for_metrics(run: Terminal, installed: FakeCluster) -> None:
+    before = installed.acts()
+    said = run("credentials", "--role", "metrics").stdout
+    assert said.index("BEGIN CERTIFICATE") < said.index("PRIVATE KEY")
+    certificate = x509.load_pem_x509_certificate(said.encode())
+    assert pki.is_of(run("ca").stdout, certificate)
+    [unit] = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    assert unit.value == "registry-metrics"
+    assert sorted(lines(run("credentials", "--role", "metrics", "-o", "json"))[0]) == ["certificate", "key"]
+    assert installed.acts() == before
 
 
 def test_ca(run: Terminal, installed: FakeCluster) -> None:

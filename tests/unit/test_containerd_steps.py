@@ -327,6 +327,20 @@ def test_a_mirror_that_is_no_longer_wanted_goes(rooted: Rooted) -> None:
     assert rooted.restarts == restarts, "hosts files are read at every pull"
 
 
+def test_the_mirror_of_every_registry_is_not_hidden_by_an_empty_directory(rooted: Rooted) -> None:
+    """containerd looks into ``_default`` only if a registry has no directory of its own."""
+    init(rooted)
+    theirs = rooted.put("/etc/containerd/certs.d/docker.io/ca.crt", "theirs\n")
+    init(rooted, replace(SETTINGS, mirrors=("*",)))
+    certs = rooted.path("/etc/containerd/certs.d")
+    assert (certs / "_default" / "hosts.toml").exists()
+    assert not (certs / "registry.k8s.io").exists()
+    assert [path.name for path in theirs.parent.iterdir()] == ["ca.crt"], "what others put there stays"
+    assert init(rooted, replace(SETTINGS, mirrors=("*",))) == []
+    init(rooted)
+    assert not (certs / "_default").exists()
+
+
 def test_a_containerd_that_needs_nothing_is_not_restarted(rooted: Rooted) -> None:
     rooted.put(CONFIG, (GOLDEN / "lab-1.7" / "original.toml").read_bytes())
     init(rooted)

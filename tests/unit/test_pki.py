@@ -65,6 +65,14 @@ def test_a_certificate_serves_asks_and_signs_nothing(leaf: pki.Pair) -> None:
     assert [unit.value for unit in units] == [pki.NODE_UNIT]
 
 
+def test_a_certificate_without_names_is_a_clients_alone() -> None:
+    pair = pki.issue(authority(), "metrics", [], unit=pki.METRICS_UNIT)
+    extensions = load(pair.certificate).extensions
+    assert list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    with pytest.raises(x509.ExtensionNotFound):
+        extensions.get_extension_for_class(x509.SubjectAlternativeName)
+
+
 def test_clocks_that_differ_by_hours_do_not_matter(leaf: pki.Pair) -> None:
     for certificate in (load(leaf.certificate), load(authority().certificate)):
         assert certificate.not_valid_before_utc < NOW - timedelta(hours=23)

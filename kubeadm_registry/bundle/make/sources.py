@@ -245,7 +245,8 @@ def _finish(
 ) -> Built:
     """Pack a tree that runs anywhere, named by its own content."""
     key = tree.content_digest(target)
-    version = version or _told_version(name, target / entry_point, context) or key.replace(":", "-")[:19]
+    version = version or _supported(name, _told_version(name, target / entry_point, context))
+    version = version or key.replace(":", "-")[:19]
     prefix = prefix_of(name, version, context.architecture, key)
     layer = target.with_name("layer.tar.gz")
     packed = tree.pack(target, layer)
@@ -284,6 +285,17 @@ def _entry_point(name: str, target: Path, origin: str, architecture: str) -> str
             hint=f"pass a program built for {architecture}",
         )
     return found
+
+
+def _supported(name: str, version: str | None) -> str | None:
+    """*version*, if it is known. Raises BundleError (ProgramRefused) if this release cannot work with it."""
+    told = catalogue()[name].version
+    if version is not None and not told.supports(version):
+        series = " or ".join(f"{one}.x" for one in told.series)
+        raise refused(
+            f"{name} {version} is not supported; this release works with {series}", hint=f"pass {name} {series}"
+        )
+    return version
 
 
 def _told_version(name: str, program: Path, context: BuildContext) -> str | None:
