@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -123,6 +123,19 @@ def _own(name: str, source: str, argv: Callable[[Path, Path], list[str]], needs:
     return Program(name, version, "a few seconds", steps, needs=(needs,))
 
 
+def _python(name: str, duration: str, parts: Sequence[str], **packages: str) -> Program:
+    """Programs of Python *packages*, each of a version, in an environment of their own.
+
+    It is built elsewhere and renamed: start them by its ``bin/python -m``.
+    """
+
+    def steps(root: Path) -> list[list[str]]:
+        pinned = [f"{package.replace('_', '-')}=={version}" for package, version in packages.items()]
+        return [[sys.executable, "-m", "venv", str(root)], [f"{root}/bin/python", "-m", "pip", "install", *pinned]]
+
+    return Program(name, "-".join(packages.values()), duration, steps, parts=tuple(parts))
+
+
 _CNI = "github.com/containernetworking/plugins/plugins"
 
 PROGRAMS = {
@@ -171,6 +184,8 @@ PROGRAMS = {
                 "loopback": f"{_CNI}/main/loopback",
             },
         ),
+        _python("ansible", "half a minute", ["ansible-playbook"], ansible_core="2.19.14"),
+        _python("pyinfra", "half a minute", ["pyinfra"], pyinfra="3.10.0"),
         _own(
             "pause",
             "pause.c",

@@ -162,6 +162,30 @@ def test_a_vip_of_another_subnet(untouched: Registry) -> None:
     assert "10.89.0.100 is not in the subnet 10.88.0.12/24 of eth0" in found["h2", "VipInSubnet"]
 
 
+#: As firewalld does (reject) and as many do by hand (drop).
+FIREWALL = """
+table inet room {
+  chain input {
+    type filter hook input priority 0;
+    iifname lo accept
+    tcp dport 3901 reject with icmpx type admin-prohibited
+    tcp dport 5443 drop
+  }
+}
+"""
+
+
+def test_a_firewall_between_the_nodes(untouched: Registry) -> None:
+    host = untouched.servers["h2"]
+    host.sh("nft", "-f", "-", stdin=FIREWALL)
+    try:
+        found = problems(untouched)
+    finally:
+        host.sh("nft", "delete", "table", "inet", "room")
+    assert set(found) == {("h1", "Firewall"), ("h3", "Firewall")}
+    assert "3901, 5443" in found["h1", "Firewall"]
+
+
 def test_all_problems_are_told_at_once_and_can_be_ignored_by_name(untouched: Registry) -> None:
     untouched.write_file({"vip.address": "10.89.0.100"})
     host = untouched.servers["h2"]

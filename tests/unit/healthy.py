@@ -6,7 +6,7 @@ import json
 import time
 
 from kubeadm_registry.containerd import survey
-from kubeadm_registry.phases import preflight
+from kubeadm_registry.phases import firewall, preflight
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fakes import FakeTransport
 
@@ -48,6 +48,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("sh", "-c", preflight._MISSING, "tools", *preflight.TOOLS)
     server.answer("sh", "-c", preflight._DIAG_DESTROY, with_="CONFIG_INET_DIAG_DESTROY=y\n")
     server.answer("ss", "-Hltunp", with_=SSHD)
+    server.answer("sh", "-c", firewall._BLOCKED, "blocked")
     server.answer("sh", "-c", preflight._FREE, "free", with_=free("/", 200))
     server.answer("date", "+%s.%N", with_=lambda *_: f"{time.time():.9f}\n")
     server.answer("sh", "-c", preflight._TIME, "time", with_="NTPSynchronized=yes\nrunning systemd-timesyncd\n")

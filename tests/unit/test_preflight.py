@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.report import JsonLines
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
-from kubeadm_registry.phases import preflight
+from kubeadm_registry.phases import firewall, preflight
 from kubeadm_registry.phases.workflows import INIT
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import Dir, Link
 from tests.unit.healthy import DEBIAN, SSHD, free, healthy, neighbour
 from tests.unit.here import here, stub
+from tests.unit.test_workflow import ONE
 
 VIP = "10.0.0.10"
 
@@ -409,3 +411,35 @@ def test_the_script_that_finds_an_interpreter_for_the_agent() -> None:
     answer = here().query("sh", "-c", agent._PYTHON, "python", "3, 9")
     assert answer.text.split()[0] == "True"
     assert here().query("sh", "-c", agent._PYTHON, "python", "99, 0").text.split()[0] == "False"
+
+
+# ---- firewalls -------------------------------------------------------------------------------------------------------
+
+
+def test_ports_that_a_firewall_closes_are_named_with_their_node(good: FakeCluster) -> None:
+    good.servers["cp-2"].answer("sh", "-c", firewall._BLOCKED, "blocked", with_="10.0.0.13 5443\n10.0.0.13 3901\n")
+    assert problems(good) == {
+        "Firewall": [
+            "cannot connect to cp-3 (10.0.0.13) on TCP ports 3901, 5443; open them in the firewall of cp-3, and UDP "
+            "port 5444 and protocol 112 (VRRP) as well; see docs/requirements.md"
+        ]
+    }
+    [asked] = [c.argv[4:] for c in good.servers["cp-2"].log if c.argv[:3] == ("sh", "-c", firewall._BLOCKED)]
+    ports = ("3901", "5000", "5443", "5445")
+    assert asked == tuple(word for node in ("10.0.0.11", "10.0.0.13") for port in ports for word in (node, port))
+
+
+def test_a_single_node_has_nobody_to_reach() -> None:
+    alone = healthy(FakeCluster.of(ONE))
+    assert problems(alone, "cp-1") == {}
+    assert not any(firewall._BLOCKED in command.argv for command in alone.log())
+
+
+def test_the_script_takes_a_port_on_which_nobody_listens_for_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as gone:
+        here_it_is, nobody = taken.getsockname()[1], gone.getsockname()[1]
+        gone.close()
+        pairs = [("127.0.0.1", here_it_is), ("127.0.0.1", nobody), ("0100::1", 5000)]
+        words = [str(word) for pair in pairs for word in pair]
+        said = here().query("sh", "-c", firewall._BLOCKED, "blocked", *words).text.splitlines()
+    assert said == ["0100::1 5000"], "the addresses of RFC 6666 lead nowhere"
