@@ -1,7 +1,8 @@
-"""``mirrors apply | remove``: client nodes, which pull from the registry and are not part of it."""
+"""``mirrors apply | remove | print``: client nodes, which pull from the registry and are not part of it."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,8 +28,9 @@ from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import RegistryCluster, worker_list
 from kubeadm_registry.config.worker_list import Worker
+from kubeadm_registry.containerd import ContainerdSettings, clients
 from kubeadm_registry.engine.phase import Workflow
-from kubeadm_registry.engine.report import Reporter
+from kubeadm_registry.engine.report import Reporter, put
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_REMOVE
 from kubeadm_registry.printable import counted
@@ -160,3 +162,29 @@ def _tell(what: str, outcomes: Sequence[Outcome], reporter: Reporter, *, dry_run
     reporter.result(summary, nodes=len(outcomes), done=done, changed=actions, dryRun=dry_run, owed=owed)
     if owed:
         sys.exit(EXIT_DEGRADED)
+
+
+@command("print", parent=group, short_help="Print the configuration for other runtimes")
+@file_option
+@click.option(
+    "--for",
+    "wanted",
+    type=click.Choice(tuple(clients.FORMATS)),
+    required=True,
+    help="What reads the configuration.",
+)
+def print_(context: Context, path: Path | None, wanted: str) -> None:
+    """Print what makes k3s, RKE2, Talos or CRI-O pull from the registry.
+
+    Nothing is changed on any node. Where pulls need a login, it is part of the output.
+    """
+    cluster_file = config.load(path)
+    spec = cluster_file.spec
+    secrets = session.secrets(cluster_file, terminal.prompts(), context.reporter().note)
+    password = "" if spec.proxy.anonymous_pull else secrets.pull_password
+    settings = ContainerdSettings(
+        vip_addresses=spec.vip.addresses, vip_name=spec.vip.name or "", ca_pem=secrets.ca_certificate.encode(),
+        mirrors=spec.mirrors,
+    )  # fmt: skip
+    text = clients.FORMATS[wanted](settings, password)
+    put(json.dumps({"text": text}) + "\n" if context.output == "json" else text)

@@ -860,3 +860,14 @@ def test_a_reader_that_goes_away_is_no_bug(run: Terminal) -> None:
     )  # fmt: skip
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("name", ["k3s", "rke2", "talos", "cri-o"])
+def test_mirrors_for_other_runtimes_are_printed_and_nothing_is_changed(
+    run: Terminal, installed: FakeCluster, name: str
+) -> None:
+    before = installed.acts()
+    text = run("mirrors", "print", "--for", name).stdout
+    assert "10.0.0.10:5000" in text
+    assert lines(run("mirrors", "print", "--for", name, "-o", "json")) == [{"text": text}]
+    assert installed.acts() == before

@@ -59,6 +59,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         node_unit=pki.NODE_UNIT,
         single_writer=False,
         anonymous_pull=True,
+        any_upstream="",
     )
     (folder / "haproxy.cfg").write_bytes(text)
     argv = [program, "-db", "-f", str(folder / "haproxy.cfg")]
