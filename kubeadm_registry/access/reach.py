@@ -10,6 +10,7 @@ from functools import partial
 from kubeadm_registry import paths
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.errors import ConnectionFailed, NotYetKnown, RegistryError
+from kubeadm_registry.images import pool
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.registry import Login, Registry
 from kubeadm_registry.transport.host import Host
@@ -61,11 +62,11 @@ def prove(
     return flaws, silent
 
 
-def _way(cluster: Cluster, host: Host, address: str, *, direct: bool) -> seeding.Connect:
+def _way(cluster: Cluster, host: Host, address: str, *, direct: bool) -> pool.Connect:
     return connection(cluster, host, address, direct=direct and answers(address))
 
 
-def _second_look(way: seeding.Connect, items: Sequence[seeding.Item], where: str, address: str) -> list[ReadFailure]:
+def _second_look(way: pool.Connect, items: Sequence[seeding.Item], where: str, address: str) -> list[ReadFailure]:
     """What of *items* cannot be read by a server's address of the other family.
 
     The registry behind it is the same, and has been looked at: one image shows that the address leads there.
@@ -79,7 +80,7 @@ def _second_look(way: seeding.Connect, items: Sequence[seeding.Item], where: str
 
 def connection(
     cluster: Cluster, host: Host, address: str, *, direct: bool = False, role: str = ROLE, timeout: float = SILENCE
-) -> seeding.Connect:
+) -> pool.Connect:
     """Returns what connects to the registry at *address*, logged in as *role*.
 
     *direct*: by the registry's own network; else through *host*, by SSH. *timeout* is seconds of silence. Raises

@@ -26,7 +26,7 @@ from kubeadm_registry.errors import ConfigError, Error, Problem
 from kubeadm_registry.images import check as checking
 from kubeadm_registry.images import copy as copying
 from kubeadm_registry.images import delete as deleting
-from kubeadm_registry.images import inventory, seed
+from kubeadm_registry.images import inventory, pool, seed
 from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place, place
@@ -45,7 +45,7 @@ def group() -> None:
 @contextmanager
 def _opened(
     path: Path | None, reporter: Reporter, bundle: Path | None = None, key: Path | None = None
-) -> Iterator[tuple[Cluster, seed.Connect, bool]]:
+) -> Iterator[tuple[Cluster, pool.Connect, bool]]:
     """The cluster, the way to its registry through the virtual IP, and whether that is the registry's own network."""
     cluster_file = config.load(path)
     with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
@@ -133,7 +133,7 @@ def check(
         items = list(seed.plan(cluster.bundle)) if bundle and cluster.bundle else []
         found, missing = checking.find(connect, inventory.places(connect) if everything else places)
         items += found
-        flaws, silent = prove(cluster, items, seed.WORKERS, direct=direct)
+        flaws, silent = prove(cluster, items, pool.WORKERS, direct=direct)
         unproven = {**cluster.absent, **silent}
         servers = len(cluster.spec.nodes) - len(unproven)
     flaws += [ReadFailure(name, "", why) for name, why in missing.items()]
@@ -248,7 +248,7 @@ def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
             if not one.complete:
                 reporter.note(f"warning: over {wishes.MOST} different requests; the rarest are omitted", host=host.name)
         found = wishes.together(asked)
-        there = {item for item, has in seed.each(connect, _has, list(found), seed.WORKERS) if has}
+        there = {item for item, has in pool.each(connect, _has, list(found), pool.WORKERS) if has}
         absent = cluster.absent
     for name, why in absent.items():
         reporter.note(f"warning: {why}; its request log was not read", host=name)

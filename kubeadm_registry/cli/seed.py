@@ -17,6 +17,7 @@ from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, bundle_option, command, file_option, key_option
 from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.errors import ConfigError, Error
+from kubeadm_registry.images import pool
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.images.detached import run_in_child
 from kubeadm_registry.images.journal import Journal
@@ -56,7 +57,7 @@ class Rate(click.ParamType[int]):
 @click.option(
     "--workers",
     type=click.IntRange(1, 64),
-    default=seeding.WORKERS,
+    default=pool.WORKERS,
     show_default=True,
     help="Number of large blobs to upload in parallel.",
 )

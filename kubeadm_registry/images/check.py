@@ -8,7 +8,8 @@ from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import tree
 from kubeadm_registry.images.inventory import PATIENCE
 from kubeadm_registry.images.names import Place
-from kubeadm_registry.images.seed import WORKERS, Connect, Item, each
+from kubeadm_registry.images.pool import WORKERS, Connect, each
+from kubeadm_registry.images.seed import Item
 from kubeadm_registry.registry import Registry, retry
 
 

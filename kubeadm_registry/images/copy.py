@@ -11,8 +11,8 @@ from functools import partial
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import tree
 from kubeadm_registry.images.names import Place
+from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
 from kubeadm_registry.images.referrers import push
-from kubeadm_registry.images.seed import PATIENCE, WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import PIECE, Registry, Upload, retry
 

@@ -9,7 +9,7 @@ from functools import partial
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import referrers, tree
 from kubeadm_registry.images.names import OURS, Place, name_of
-from kubeadm_registry.images.seed import PATIENCE, WORKERS, Connect, each
+from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry, retry
 

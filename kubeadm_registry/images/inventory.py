@@ -9,7 +9,7 @@ from typing import Any
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import tree
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
-from kubeadm_registry.images.seed import WORKERS, Connect, each
+from kubeadm_registry.images.pool import WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry, retry
 

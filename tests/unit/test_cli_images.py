@@ -17,9 +17,10 @@ from kubeadm_registry.access import reach, session
 from kubeadm_registry.cli import images as commands
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config import Node, RegistryCluster
-from kubeadm_registry.images import check, seed, wanted
+from kubeadm_registry.images import check, wanted
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place
+from kubeadm_registry.images.seed import proof
 from kubeadm_registry.registry import retry
 from kubeadm_registry.transport.host import Transport
 from tests.unit.bundle_files import image, write_layout
@@ -151,7 +152,7 @@ def test_check_does_not_speak_for_a_server_that_does_not_answer(
         FakeTransport, "dial",
         lambda _self, address, _port: ("127.0.0.1", closed if address == "10.0.0.13" else fake.port),
     )  # fmt: skip
-    monkeypatch.setattr(seed, "retry", lambda work, seconds: retry(work, min(seconds, 0.3)))
+    monkeypatch.setattr(proof, "retry", lambda work, seconds: retry(work, min(seconds, 0.3)))
     result = run("check", "-o", "json")
     assert result.exit_code == 5
     *_, note, last = lines(result)
@@ -198,7 +199,7 @@ def test_both_families_are_looked_at(
         return "127.0.0.1", port if address == closed else registry.port
 
     monkeypatch.setattr(FakeTransport, "dial", dial)
-    monkeypatch.setattr(seed, "retry", lambda work, seconds: retry(work, min(seconds, 0.3)))
+    monkeypatch.setattr(proof, "retry", lambda work, seconds: retry(work, min(seconds, 0.3)))
     connect = reach.connection(three.cluster, three.cluster.hosts[0], "10.0.0.10", direct=False)
     items, _ = check.find(connect, [Place("app", f"v{number}") for number in range(3)])
     flaws, silent = reach.prove(three.cluster, items, 2, direct=False)

@@ -72,6 +72,7 @@ def came(node: Node) -> list[str]:
     [
         ("library/busybox/manifests/1?ns=docker.io", "docker.io/library/busybox/manifests/1?ns=docker.io"),
         ("a/b/blobs/sha256:0?ns=own.lan:8443&x=y", "own.lan_8443/a/b/blobs/sha256:0?ns=own.lan:8443&x=y"),
+        ("a/manifests/1?ns=own.lan%3A8443", "own.lan_8443/a/manifests/1?ns=own.lan%3A8443"),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -86,7 +87,8 @@ def test_the_registry_that_the_query_names_is_put_before_the_repository(
 @pytest.mark.parametrize(
     "query",
     ["", "?ns=", "?ns=..", "?ns=a/b", "?ns=a%2Fb", "?ns=%2e%2e", "?ns=.lan", "?ns=[::1]:5000", "?ns=_zot", "?ns=A.lan",
-     "?ns=a.lan%0d%0aX:1", "?ns=a.lan:x", "?NS=a.lan"],
+     "?ns=a.lan%0d%0aX:1", "?ns=a.lan%0a", "?ns=a.lan%0d%0a", "?ns=a.lan%00", "?ns=a.lan%20b", "?ns=a.lan%252e",
+     "?ns=a.lan:x", "?NS=a.lan"],
 )  # fmt: skip
 def test_a_query_that_names_no_registry_reaches_nothing(every: Node, query: str) -> None:
     came(every)

@@ -26,7 +26,7 @@ from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components.haproxy import login_digest
 from kubeadm_registry.errors import BundleError, ConfigError, Error
-from kubeadm_registry.images import rescue, seed
+from kubeadm_registry.images import pool, rescue, seed
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry
 from tests.unit.bundle_files import image, write_layout
@@ -112,7 +112,7 @@ def client(server: rescue.Server) -> Iterator[httpx.Client]:
         yield opened
 
 
-def connector(server: rescue.Server) -> seed.Connect:
+def connector(server: rescue.Server) -> pool.Connect:
     return partial(Registry, VIP, 5000, ca=authority().certificate, via=("127.0.0.1", server.server_port), timeout=10)
 
 

@@ -1,58 +1,23 @@
-"""From a bundle into the registry: what is missing, several blobs at a time, and the proof that all can be read.
-
-Nothing is unpacked: each blob is read from its place in the bundle's file. What the registry has is not sent again,
-also after a run that was killed: a blob on its way is noted with the place where it goes on.
-"""
+"""Pushes what the registry lacks of a bundle's images, several blobs at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import BinaryIO, Protocol, Self, TypeVar
+from typing import BinaryIO, Protocol
 
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import referrers, seeded
 from kubeadm_registry.images.journal import Journal
+from kubeadm_registry.images.pool import PATIENCE, SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
+from kubeadm_registry.images.seed.contents import Item
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.oci.references import parse, repository_prefix
 from kubeadm_registry.registry import PIECE, Limit, Registry, Upload, retry
-
-#: Large blobs at a time. More do not help on a network of servers, and a small registry has other work as well.
-WORKERS = 6
-#: Small requests at a time, for each large blob: where the way is long, there is mostly waiting.
-SMALL_FOR_LARGE = 3
-#: Seconds that the registry may take nothing: longer than a writer needs to move.
-PATIENCE = 120.0
-#: Seconds that reading an image may fail: longer than the virtual IP needs to move, and a lost blob fails each time.
-_LOOK = 4.0
-#: A second place of an image: with an ``imageRepository`` of its own, ``VIP:5000/registry.k8s.io`` say, kubeadm asks
-#: for CoreDNS without the part that the name has upstream (GetDNSImage in kubernetes/cmd/kubeadm/app/images/images.go).
-ALSO = {"registry.k8s.io/coredns/coredns": "registry.k8s.io/coredns"}
-
-Connect = Callable[[], AbstractContextManager[Registry]]
-"""Opens a connection to the registry, for one thread."""
-Thing = TypeVar("Thing")
-Outcome = TypeVar("Outcome")
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An image of the bundle (*name*) and its place in the registry; manifests come after those that they need."""
-
-    name: str
-    repository: str
-    reference: str
-    root: oci.Descriptor
-    manifests: tuple[oci.Descriptor, ...]
-    blobs: tuple[oci.Descriptor, ...]
 
 
 @dataclass(slots=True)
@@ -69,31 +34,6 @@ class Progress(Protocol):
 
     def __call__(self, done: int, total: int) -> None:
         """*done* of *total* bytes."""
-
-
-def plan(bundle: Bundle) -> tuple[Item, ...]:
-    """The images of *bundle* with all that they consist of, at each of their places. Raises BundleError."""
-    second = {place: root for name, root in bundle.images.items() for place in _second_places(name)}
-    wanted = {**second, **bundle.images}
-    return tuple(_item(bundle, name, root) for name, root in sorted(wanted.items()))
-
-
-def _second_places(name: str) -> Iterator[str]:
-    for path, other in ALSO.items():
-        if name.startswith((f"{path}:", f"{path}@")):
-            yield other + name[len(path) :]
-
-
-def _item(bundle: Bundle, name: str, root: oci.Descriptor) -> Item:
-    reference = parse(name)
-    assert reference is not None  # noqa: S101  a bundle has no other names
-    needed = list(bundle.layout.reachable(root))
-    for one in needed:
-        bundle.layout.expect(one)  # nothing is pushed of a bundle that lacks something
-    manifests = tuple(one for one in needed if one.media_type in oci.INDEXES | oci.MANIFESTS)
-    blobs = tuple(one for one in needed if one not in manifests)
-    repository = f"{repository_prefix(reference.host)}/{reference.path}"
-    return Item(name, repository, reference.tag or reference.digest, root, manifests, blobs)
 
 
 class Seeder:
@@ -275,77 +215,3 @@ class Seeder:
             content = self._bundle.layout.read(descriptor)
             push = partial(referrers.push, registry, item.repository, reference, descriptor, content)
             retry(push, self._patience)
-
-
-def absent(registry: Registry, item: Item) -> str | None:
-    """None if all of *item* can be read at *registry*; else what cannot. Raises RegistryError.
-
-    Every manifest is read and compared with its digest, and of every blob the last byte is read: that takes the data
-    of the storage, not only its word.
-    """
-    if registry.digest(item.repository, item.reference) != item.root.digest:
-        return f"{item.reference} is not {item.root.digest}"
-    for manifest in item.manifests:
-        if registry.manifest(item.repository, manifest.digest) is None:
-            return f"manifest {manifest.digest} is missing"
-    for blob in item.blobs:
-        last = registry.piece(item.repository, blob.digest, max(0, blob.size - 1), 1)
-        if last is None or (blob.size and not last):
-            return f"blob {blob.digest} is missing"
-    return None
-
-
-def prove(connect: Connect, items: Sequence[Item], workers: int = WORKERS) -> dict[str, str]:
-    """The images that cannot be read where *connect* leads, and what of them. RegistryError: nobody answers there."""
-    with connect() as registry:
-        retry(registry.ping, seconds=10)
-
-    def look(registry: Registry, item: Item) -> str | None:
-        try:
-            return retry(lambda: absent(registry, item), seconds=_LOOK)
-        except RegistryError as error:
-            return error.message
-
-    with WorkerPool(connect, workers * SMALL_FOR_LARGE) as pool:
-        return {item.name: flaw for item, flaw in pool.each(look, items) if flaw is not None}
-
-
-class WorkerPool:
-    """*workers* threads, each with a connection of its own, which it opens when it is first needed.
-
-    A context manager: at its end what has begun ends as well, and no more begins.
-    """
-
-    def __init__(self, connect: Connect, workers: int) -> None:
-        self._connect = connect
-        self._pool = ThreadPoolExecutor(max_workers=workers)
-        self._guard = threading.Lock()
-        self._connections = contextlib.ExitStack()
-        self._local = threading.local()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._connections:
-            self._pool.shutdown(cancel_futures=True)
-
-    def each(self, work: Callable[[Registry, Thing], Outcome], what: Collection[Thing]) -> list[tuple[Thing, Outcome]]:
-        """Do *work* with each of *what*, and return what came of each. Raises the first error."""
-        return list(zip(what, self._pool.map(partial(self._one, work), what), strict=True))
-
-    def _one(self, work: Callable[[Registry, Thing], Outcome], thing: Thing) -> Outcome:
-        if not hasattr(self._local, "registry"):
-            with self._guard:
-                self._local.registry = self._connections.enter_context(self._connect())
-        return work(self._local.registry, thing)
-
-
-def each(
-    connect: Connect, work: Callable[[Registry, Thing], Outcome], what: Collection[Thing], workers: int
-) -> list[tuple[Thing, Outcome]]:
-    """Do *work* with each of *what* by a pool of its own."""
-    with WorkerPool(connect, workers) as pool:
-        return pool.each(work, what)

@@ -1,0 +1,46 @@
+"""The proof that images can be read, every part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.images.pool import SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
+from kubeadm_registry.images.seed.contents import Item
+from kubeadm_registry.registry import Registry, retry
+
+#: Seconds that reading an image may fail: longer than the virtual IP needs to move, and a lost blob fails each time.
+_LOOK = 4.0
+
+
+def absent(registry: Registry, item: Item) -> str | None:
+    """None if all of *item* can be read at *registry*; else what cannot. Raises RegistryError.
+
+    Every manifest is read and compared with its digest, and of every blob the last byte is read: that takes the data
+    of the storage, not only its word.
+    """
+    if registry.digest(item.repository, item.reference) != item.root.digest:
+        return f"{item.reference} is not {item.root.digest}"
+    for manifest in item.manifests:
+        if registry.manifest(item.repository, manifest.digest) is None:
+            return f"manifest {manifest.digest} is missing"
+    for blob in item.blobs:
+        last = registry.piece(item.repository, blob.digest, max(0, blob.size - 1), 1)
+        if last is None or (blob.size and not last):
+            return f"blob {blob.digest} is missing"
+    return None
+
+
+def prove(connect: Connect, items: Sequence[Item], workers: int = WORKERS) -> dict[str, str]:
+    """The images that cannot be read where *connect* leads, and what of them. RegistryError: nobody answers there."""
+    with connect() as registry:
+        retry(registry.ping, seconds=10)
+
+    def look(registry: Registry, item: Item) -> str | None:
+        try:
+            return retry(lambda: absent(registry, item), seconds=_LOOK)
+        except RegistryError as error:
+            return error.message
+
+    with WorkerPool(connect, workers * SMALL_FOR_LARGE) as pool:
+        return {item.name: flaw for item, flaw in pool.each(look, items) if flaw is not None}
