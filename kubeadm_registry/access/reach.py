@@ -13,7 +13,7 @@ from kubeadm_registry.errors import ConnectionFailed, NotYetKnown, RegistryError
 from kubeadm_registry.images import pool
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.registry import Login, Registry
-from kubeadm_registry.transport.host import Host
+from kubeadm_registry.transport.host import Host, side_by_side
 
 #: Seconds to find out whether the registry can be reached without SSH.
 DIRECT = 2.0
@@ -48,17 +48,25 @@ def prove(
     silent: dict[str, str] = {}
     places = [(host.name, host, cluster.node(host).addresses) for host in cluster.hosts]
     places.append((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses))
-    for name, host, (address, *others) in places:
+
+    def look(place: tuple[str, Host, tuple[str, ...]]) -> list[ReadFailure] | RegistryError | ConnectionFailed:
+        name, host, (address, *others) = place
         try:
             found = seeding.prove(_way(cluster, host, address, direct=direct), items, workers)
         except (RegistryError, ConnectionFailed) as error:
-            if name == VIRTUAL_IP:
-                raise
-            silent[name] = error.message
-            continue
-        flaws += [ReadFailure(image, name, why) for image, why in found.items()]
+            return error
+        flaws = [ReadFailure(image, name, why) for image, why in found.items()]
         for other in others:
             flaws += _second_look(_way(cluster, host, other, direct=direct), items[:1], name, other)
+        return flaws
+
+    for (name, _, _), outcome in zip(places, side_by_side(look, places), strict=True):
+        if isinstance(outcome, list):
+            flaws += outcome
+        elif name == VIRTUAL_IP:
+            raise outcome
+        else:
+            silent[name] = outcome.message
     return flaws, silent
 
 

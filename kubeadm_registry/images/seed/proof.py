@@ -42,5 +42,6 @@ def prove(connect: Connect, items: Sequence[Item], workers: int = WORKERS) -> di
         except RegistryError as error:
             return error.message
 
-    with WorkerPool(connect, workers * SMALL_FOR_LARGE) as pool:
+    # To connect costs as much as some images: a connection for each three.
+    with WorkerPool(connect, min(workers * SMALL_FOR_LARGE, 1 + len(items) // 3)) as pool:
         return {item.name: flaw for item, flaw in pool.each(look, items) if flaw is not None}
