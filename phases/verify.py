@@ -12,11 +12,11 @@ from kubeadm_registry.engine.changes import Steps, Wait, wait
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import Error, NotYetKnown, RegistryError
 from kubeadm_registry.oci import canary
-from kubeadm_registry.registry import Registry
+from kubeadm_registry.registry import Api
 from kubeadm_registry.transport.host import Host
 
 
-def registry_at(cluster: Cluster, host: Host, address: str, role: str = "pull") -> AbstractContextManager[Registry]:
+def registry_at(cluster: Cluster, host: Host, address: str, role: str = "pull") -> AbstractContextManager[Api]:
     """The registry at *address*, which *host* can reach, for a small request. Raises as ``reach.connection`` does."""
     return reach.connection(cluster, host, address, role=role, timeout=20)()
 

@@ -31,7 +31,7 @@ from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place, place
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Registry, retry
+from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.transport.host import side_by_side
 
 DEFAULT_WANTED = Path("wanted-images.txt")
@@ -264,5 +264,5 @@ def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
         sys.exit(EXIT_DEGRADED)
 
 
-def _has(registry: Registry, one: Place) -> bool:
+def _has(registry: Api, one: Place) -> bool:
     return retry(lambda: registry.digest(one.repository, one.reference), inventory.PATIENCE) is not None

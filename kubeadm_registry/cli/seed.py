@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
@@ -13,9 +15,11 @@ from kubeadm_registry import config, paths, whoami
 from kubeadm_registry.access import session
 from kubeadm_registry.access.reach import answers, connection, prove
 from kubeadm_registry.addresses import endpoint
+from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, bundle_option, command, file_option, key_option
 from kubeadm_registry.config.values import EVERY_REGISTRY
+from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.images import pool
 from kubeadm_registry.images import seed as seeding
@@ -23,7 +27,8 @@ from kubeadm_registry.images.detached import run_in_child
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.oci.references import parse, repository_prefix
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Limit
+from kubeadm_registry.registry import Api, Limit, Upstream
+from kubeadm_registry.registry.logins import Logins
 from kubeadm_registry.secrets import Secrets
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
@@ -49,6 +54,21 @@ class Rate(click.ParamType[int]):
         return rate
 
 
+class Target(click.ParamType[tuple[str, str]]):
+    """A registry and a path in it: ``registry.example:5000/mirror``."""
+
+    name = "registry"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return host and path. Fails for what is no part of an image's name."""
+        text = str(value)
+        host, _, below = text.partition("/")
+        reference = parse(f"{host}/{below or 'path'}:tag")
+        if reference is None or reference.host != host:
+            self.fail(f"{text} is not a registry: write HOST[:PORT][/PATH], such as registry.example:5000", param, ctx)
+        return host, below
+
+
 @command("seed", short_help="Load a bundle's images into the registry")
 @file_option
 @bundle_option
@@ -65,9 +85,13 @@ class Rate(click.ParamType[int]):
     "--limit-rate", "rate", type=Rate(), metavar="BYTES", default="0",
     help="Limit the total upload rate, in bytes per second. Accepts k, M and G (powers of 1000), for example 50M.",
 )  # fmt: skip
+@click.option(
+    "--to", "target", type=Target(), metavar="HOST[:PORT][/PATH]",
+    help="Load the images into this registry instead, with your own login for it. No cluster file is needed.",
+)  # fmt: skip
 def seed(
     context: Context, path: Path | None, bundle: Path | None, key: Path | None, allow_older: bool, workers: int,
-    rate: int,
+    rate: int, target: tuple[str, str] | None,
 ) -> None:  # fmt: skip
     """Load the images of a bundle into the registry.
 
@@ -75,19 +99,16 @@ def seed(
     node if that is unreachable. Finally, every image is verified through every node and the virtual IP.
     """
     reporter = context.reporter()
+    if target is not None:
+        _elsewhere(reporter, target, bundle, key, workers, rate)
+        return
     cluster_file = config.load(path)
     stop = run_in_child()
     with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
         if cluster.bundle is None:
             raise ConfigError("no bundle found", hint="pass one with --bundle FILE", code="BundleMissing")
         secrets = session.installed_secrets(cluster.vault)
-        items = seeding.plan(cluster.bundle)
-        if not items:
-            raise ConfigError(
-                "the bundle contains no images",
-                code="BundleEmpty",
-                hint="add images with `bundle create --images-from PATH`",
-            )
+        items = _items(cluster.bundle)
         vip = cluster_file.spec.vip.address
         direct = answers(vip)
         push = connection(cluster, cluster.hosts[0], vip, direct=direct)
@@ -100,11 +121,8 @@ def seed(
         flaws, silent = prove(cluster, items, workers, direct=direct)
         unproven, count = {**cluster.absent, **silent}, len(cluster.bundle.images)
     if flaws:
-        raise Error(
-            "\n".join([f"{counted(len(flaws), 'image')} cannot be read:", *(f"  {flaw}" for flaw in flaws)]),
-            code="SeedIncomplete",
-            hint="run seed again; if the same images are listed again, check that node with `kubeadm-registry status`",
-        )  # fmt: skip
+        again = "run seed again; if the same images are listed again, check that node with `kubeadm-registry status`"
+        raise _incomplete(flaws, again)
     for name, why in unproven.items():
         reporter.note(f"warning: {why}; storage resynchronizes it automatically when it is back", host=name)
     for upstream in sorted(without_mirror(items, cluster_file.spec.mirrors)):
@@ -121,6 +139,44 @@ def seed(
     )  # fmt: skip
 
 
+def _items(bundle: Bundle, below: str = "") -> tuple[seeding.Item, ...]:
+    """The images of *bundle*. Raises ConfigError if there are none."""
+    if items := seeding.plan(bundle, below):
+        return items
+    hint = "add images with `bundle create --images-from PATH`"
+    raise ConfigError("the bundle contains no images", code="BundleEmpty", hint=hint)
+
+
+def _elsewhere(
+    reporter: Reporter, target: tuple[str, str], bundle: Path | None, key: Path | None, workers: int, rate: int
+) -> None:
+    """Load the images into the registry *target*, a host and a path there, which need not be one of ours."""
+    host, below = target
+    stop = run_in_child()
+    with terminal.bundle(reporter, bundle, key) as opened, Upstream(host, Logins(host).of) as registry:
+        items = _items(opened, f"{below}/" if below else "")
+
+        def connect() -> AbstractContextManager[Api]:
+            return nullcontext(registry)  # which any number of threads may use
+
+        run = seeding.Seeder(
+            opened, connect, Journal(_state() / f"seed-to-{hashlib.sha256(host.encode()).hexdigest()[:16]}.json"),
+            workers=workers, record=False, progress=reporter.progress, limit=Limit(rate), stop=stop,
+        )  # fmt: skip
+        sent = run.run(items)
+        flaws = seeding.prove(connect, items, workers)
+        count = len(opened.images)
+    if flaws:
+        raise _incomplete([f"{name}: {why}" for name, why in flaws.items()], "run seed again")
+    summary = f"{counted(count, 'image')} can be pulled from {'/'.join(filter(None, target))}; {sent / 1e6:.1f} MB sent"
+    reporter.result(summary, images=count, sent=sent, unproven=[])
+
+
+def _incomplete(flaws: Sequence[object], hint: str) -> Error:
+    lines = [f"{counted(len(flaws), 'image')} cannot be read:", *(f"  {flaw}" for flaw in flaws)]
+    return Error("\n".join(lines), code="SeedIncomplete", hint=hint)
+
+
 def without_mirror(items: Iterable[seeding.Item], mirrors: Collection[str]) -> set[str]:
     """The registries of *items* that are not among *mirrors*: those that containerd goes to elsewhere."""
     if EVERY_REGISTRY in mirrors:
@@ -130,5 +186,9 @@ def without_mirror(items: Iterable[seeding.Item], mirrors: Collection[str]) -> s
 
 def journal_of(secrets: Secrets) -> Journal:
     """The notes of earlier runs for this very cluster, in the user's state directory (XDG Base Directory 0.8)."""
-    base = Path(os.environ.get("XDG_STATE_HOME") or whoami.home() / ".local" / "state")
-    return Journal(base / "kubeadm-registry" / f"seed-{secrets.generation}.json")
+    return Journal(_state() / f"seed-{secrets.generation}.json")
+
+
+def _state() -> Path:
+    """Where this user's programs keep what they know (XDG Base Directory 0.8)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or whoami.home() / ".local" / "state") / "kubeadm-registry"

@@ -10,7 +10,7 @@ from kubeadm_registry.images.inventory import PATIENCE
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
 from kubeadm_registry.images.seed import Item
-from kubeadm_registry.registry import Registry, retry
+from kubeadm_registry.registry import Api, retry
 
 
 def find(connect: Connect, where: Sequence[Place], workers: int = WORKERS) -> tuple[list[Item], dict[str, str]]:
@@ -19,7 +19,7 @@ def find(connect: Connect, where: Sequence[Place], workers: int = WORKERS) -> tu
     What of them can be read at each server is for `seed.prove` to say. Raises RegistryError.
     """
 
-    def one(registry: Registry, place: Place) -> Item | str:
+    def one(registry: Api, place: Place) -> Item | str:
         try:
             found = retry(lambda: tree.read(registry, place), PATIENCE)
         except RegistryError as error:

@@ -14,7 +14,7 @@ from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
 from kubeadm_registry.images.referrers import push
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import PIECE, Registry, Upload, retry
+from kubeadm_registry.registry import PIECE, Api, Upload, retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def copy(connect: Connect, source: Place, target: Place, *, referrers: bool, wor
     return Copied(found.root.digest, pushed, sent)
 
 
-def _referring(registry: Registry, image: tree.Tree, seen: set[str]) -> Iterator[tree.Tree]:
+def _referring(registry: Api, image: tree.Tree, seen: set[str]) -> Iterator[tree.Tree]:
     """All that refers to *image*, or to what refers to it."""
     repository = image.place.repository
     for manifest in image.manifests:
@@ -67,7 +67,7 @@ def _referring(registry: Registry, image: tree.Tree, seen: set[str]) -> Iterator
                 yield from _referring(registry, found, seen)
 
 
-def _send(registry: Registry, blob: oci.Descriptor, *, source: str, target: str) -> int:
+def _send(registry: Api, blob: oci.Descriptor, *, source: str, target: str) -> int:
     """Bring *blob* from one repository to another; how many bytes were sent."""
     if retry(lambda: registry.has_blob(target, blob.digest), PATIENCE):
         return 0
@@ -83,7 +83,7 @@ def _send(registry: Registry, blob: oci.Descriptor, *, source: str, target: str)
     return upload.sent
 
 
-def _push(registry: Registry, image: tree.Tree, target: Place, *, is_image: bool) -> int:
+def _push(registry: Api, image: tree.Tree, target: Place, *, is_image: bool) -> int:
     """Push the manifests of *image*: the root under the target's reference, or else by digest. How many there were."""
     for manifest in image.manifests:
         content = retry(partial(registry.manifest, image.place.repository, manifest.digest), PATIENCE)

@@ -11,7 +11,7 @@ from kubeadm_registry.images import referrers, tree
 from kubeadm_registry.images.names import OURS, Place, name_of
 from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Registry, retry
+from kubeadm_registry.registry import Api, retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def _left(tag: str, image: tree.Tree, going: set[str]) -> Place:
     return Place(image.place.repository, image.root.digest if tag in going else tag)
 
 
-def _image(repository: str, registry: Registry, reference: str) -> tree.Tree | None:
+def _image(repository: str, registry: Api, reference: str) -> tree.Tree | None:
     """The image of a tag or digest; only its digest if its format is not known here, for it can be deleted as well."""
     place = Place(repository, reference)
     try:

@@ -11,7 +11,7 @@ from kubeadm_registry.images import tree
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Registry, retry
+from kubeadm_registry.registry import Api, retry
 
 #: Seconds that one question may be asked again while the registry has no answer.
 PATIENCE = 10.0
@@ -84,7 +84,7 @@ def places(connect: Connect, prefix: str = "", *, everything: bool = False, work
     ]
     return [
         Place(repository, tag)
-        for repository, tags in each(connect, Registry.tags, wanted, workers)
+        for repository, tags in each(connect, Api.tags, wanted, workers)
         for tag in sorted(tags)
         if everything or not REFERRERS_TAG.fullmatch(tag)
     ]
@@ -93,7 +93,7 @@ def places(connect: Connect, prefix: str = "", *, everything: bool = False, work
 def look(connect: Connect, where: Sequence[Place], *, referrers: bool, workers: int = WORKERS) -> list[Image]:
     """The images at *where*, in that order; with what refers to them, if asked. Raises RegistryError."""
 
-    def one(registry: Registry, place: Place) -> Image:
+    def one(registry: Api, place: Place) -> Image:
         try:
             found = retry(lambda: tree.read(registry, place), PATIENCE)
         except RegistryError as error:
@@ -107,7 +107,7 @@ def look(connect: Connect, where: Sequence[Place], *, referrers: bool, workers: 
     return [image for _, image in each(connect, one, where, workers)]
 
 
-def _referrers(registry: Registry, image: tree.Tree) -> tuple[Referrer, ...]:
+def _referrers(registry: Api, image: tree.Tree) -> tuple[Referrer, ...]:
     return tuple(
         Referrer(manifest.digest, str(one.get("digest")), str(one.get("artifactType") or ""), int(one.get("size") or 0))
         for manifest in image.manifests

@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
-from kubeadm_registry.registry import Registry
+from kubeadm_registry.registry import Api
 
 #: Large blobs at a time. More do not help on a network of servers, and a small registry has other work as well.
 WORKERS = 6
@@ -20,7 +20,7 @@ SMALL_FOR_LARGE = 3
 #: Seconds that the registry may take nothing: longer than a writer needs to move.
 PATIENCE = 120.0
 
-Connect = Callable[[], AbstractContextManager[Registry]]
+Connect = Callable[[], AbstractContextManager[Api]]
 """Opens a connection to the registry, for one thread."""
 Thing = TypeVar("Thing")
 Outcome = TypeVar("Outcome")
@@ -48,11 +48,11 @@ class WorkerPool:
         with self._connections:
             self._pool.shutdown(cancel_futures=True)
 
-    def each(self, work: Callable[[Registry, Thing], Outcome], what: Collection[Thing]) -> list[tuple[Thing, Outcome]]:
+    def each(self, work: Callable[[Api, Thing], Outcome], what: Collection[Thing]) -> list[tuple[Thing, Outcome]]:
         """Do *work* with each of *what*, and return what came of each. Raises the first error."""
         return list(zip(what, self._pool.map(partial(self._one, work), what), strict=True))
 
-    def _one(self, work: Callable[[Registry, Thing], Outcome], thing: Thing) -> Outcome:
+    def _one(self, work: Callable[[Api, Thing], Outcome], thing: Thing) -> Outcome:
         if not hasattr(self._local, "registry"):
             with self._guard:
                 self._local.registry = self._connections.enter_context(self._connect())
@@ -60,7 +60,7 @@ class WorkerPool:
 
 
 def each(
-    connect: Connect, work: Callable[[Registry, Thing], Outcome], what: Collection[Thing], workers: int
+    connect: Connect, work: Callable[[Api, Thing], Outcome], what: Collection[Thing], workers: int
 ) -> list[tuple[Thing, Outcome]]:
     """Do *work* with each of *what* by a pool of its own."""
     with WorkerPool(connect, workers) as pool:

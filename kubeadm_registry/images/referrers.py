@@ -15,7 +15,7 @@ from typing import Any
 
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Registry, referrers_tag
+from kubeadm_registry.registry import Api, referrers_tag
 
 _DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[A-Za-z0-9=_-]+")
 #: The specification leaves it to clients that no two write one list at a time. Between processes nothing does.
@@ -32,7 +32,7 @@ def subject_of(content: bytes) -> str:
     return digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else ""
 
 
-def push(registry: Registry, repository: str, reference: str, manifest: oci.Descriptor, content: bytes) -> None:
+def push(registry: Api, repository: str, reference: str, manifest: oci.Descriptor, content: bytes) -> None:
     """Push *manifest*, whose JSON is *content*, by *reference*; if it has a subject, see that it is found there.
 
     A tag comes last: where it is, all is done. Raises RegistryError.
@@ -45,7 +45,7 @@ def push(registry: Registry, repository: str, reference: str, manifest: oci.Desc
         registry.push_manifest(repository, reference, content, manifest.media_type)
 
 
-def is_noted(registry: Registry, repository: str, manifest: oci.Descriptor, content: bytes) -> bool:
+def is_noted(registry: Api, repository: str, manifest: oci.Descriptor, content: bytes) -> bool:
     """Whether the registry lists *manifest*, whose JSON is *content*, with its subject, if it has one.
 
     Raises RegistryError.
@@ -54,7 +54,7 @@ def is_noted(registry: Registry, repository: str, manifest: oci.Descriptor, cont
     return not subject or manifest.digest in _digests(registry.referrers(repository, subject))
 
 
-def forget(registry: Registry, repository: str, digest: str, content: bytes) -> None:
+def forget(registry: Api, repository: str, digest: str, content: bytes) -> None:
     """Take the manifest *digest*, whose JSON is *content* and which is to be deleted, from the list of its subject.
 
     Source: distribution-spec, "Deleting Manifests". Raises RegistryError.
@@ -69,7 +69,7 @@ def forget(registry: Registry, repository: str, digest: str, content: bytes) -> 
             _push_list(registry, repository, subject, index)
 
 
-def _note(registry: Registry, repository: str, subject: str, entry: dict[str, Any]) -> None:
+def _note(registry: Api, repository: str, subject: str, entry: dict[str, Any]) -> None:
     """Add *entry* to the list of what refers to *subject*. Raises RegistryError."""
     index = _list(registry, repository, subject)
     if entry["digest"] not in _digests(index["manifests"]):
@@ -77,7 +77,7 @@ def _note(registry: Registry, repository: str, subject: str, entry: dict[str, An
         _push_list(registry, repository, subject, index)
 
 
-def _list(registry: Registry, repository: str, subject: str) -> dict[str, Any]:
+def _list(registry: Api, repository: str, subject: str) -> dict[str, Any]:
     """The index under the tag for what refers to *subject*; an empty one if there is none. Raises RegistryError."""
     tag = referrers_tag(subject)
     content = registry.manifest(repository, tag)
@@ -95,14 +95,14 @@ def _list(registry: Registry, repository: str, subject: str) -> dict[str, Any]:
     return dict(index)
 
 
-def _push_list(registry: Registry, repository: str, subject: str, index: dict[str, Any]) -> None:
+def _push_list(registry: Api, repository: str, subject: str, index: dict[str, Any]) -> None:
     # Registries refuse an index of what they do not have, and what was deleted refers to nothing.
     there = [one for one in index["manifests"] if _is_there(registry, repository, one)]
     content = oci.canonical({**index, "manifests": there})
     registry.push_manifest(repository, referrers_tag(subject), content, oci.INDEX)
 
 
-def _is_there(registry: Registry, repository: str, entry: dict[str, Any]) -> bool:
+def _is_there(registry: Api, repository: str, entry: dict[str, Any]) -> bool:
     digest = entry.get("digest")
     if not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
         return False

@@ -22,7 +22,7 @@ from kubeadm_registry.formats import KEY, Format, Found
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import parse, repository_prefix
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Registry
+from kubeadm_registry.registry import Api
 
 REPOSITORY = "kubeadm-registry/bundle"
 ARTIFACT = "application/vnd.kubeadm-registry.bundle.v1"
@@ -73,7 +73,7 @@ def tag(line: Lineage) -> str:
     return f"line-{line.root.removeprefix('sha256:')}"
 
 
-def read(registry: Registry, line: Lineage) -> Record | None:
+def read(registry: Api, line: Lineage) -> Record | None:
     """The record of a line; None if nothing of it was seeded.
 
     Raises RegistryError, and Error: SeedRecordDamaged, or NewerFormat if only a newer release can read it.
@@ -95,7 +95,7 @@ def require_writer(record: Record | None) -> None:
         FORMAT.seal({}, record.found)
 
 
-def write(registry: Registry, line: Lineage, record: Record | None) -> None:
+def write(registry: Api, line: Lineage, record: Record | None) -> None:
     """Note in the registry that the bundle was seeded, in place of *record*. Raises RegistryError, NewerFormat."""
     content = render(line, record)
     registry.push_blob(REPOSITORY, _EMPTY.digest, _EMPTY_CONTENT)
@@ -137,7 +137,7 @@ def judge(line: Lineage, record: Record | None) -> None:
     )
 
 
-def home(registry: Registry, line: Lineage, digest: str, repositories: Sequence[str]) -> str:
+def home(registry: Api, line: Lineage, digest: str, repositories: Sequence[str]) -> str:
     """A repository that has the blob *digest*, which a delta leaves out; empty if none has.
 
     It is looked for where the base had it, and in the *repositories* that need it. Raises RegistryError.
@@ -156,7 +156,7 @@ def lacking(line: Lineage, digests: Iterable[str]) -> BundleError:
     )
 
 
-def kept(registry: Registry, repository: str, digest: str, offset: int, size: int) -> BinaryIO:
+def kept(registry: Api, repository: str, digest: str, offset: int, size: int) -> BinaryIO:
     """At most *size* bytes of a blob that *repository* has, from byte *offset* on. Raises RegistryError."""
     return io.BytesIO(registry.piece(repository, digest, offset, size) or b"")
 

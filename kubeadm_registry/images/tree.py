@@ -10,7 +10,7 @@ from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.seed import Item
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Registry
+from kubeadm_registry.registry import Api
 
 #: An index may hold an index; real ones hardly do.
 _DEPTH = 4
@@ -57,7 +57,7 @@ class Tree:
         yield start
 
 
-def read(registry: Registry, where: Place) -> Tree | None:
+def read(registry: Api, where: Place) -> Tree | None:
     """The image at *where*; None if it is not there. Raises RegistryError, also for what is no image (ImageInvalid)."""
     content = registry.manifest(where.repository, where.reference)
     if content is None:

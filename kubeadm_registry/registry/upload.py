@@ -16,7 +16,7 @@ import httpx
 
 from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.registry.answers import Answer
-from kubeadm_registry.registry.client import Registry
+from kubeadm_registry.registry.client import Api
 from kubeadm_registry.registry.limit import Limit
 from kubeadm_registry.registry.retries import retry
 
@@ -46,7 +46,7 @@ class Upload:
     """
 
     def __init__(
-        self, registry: Registry, repository: str, digest: str, size: int, *, location: str = "",
+        self, registry: Api, repository: str, digest: str, size: int, *, location: str = "",
         piece: int = PIECE, patience: float = 60, limit: Limit | None = None,
         progress: Callable[[int], None] = lambda _bytes: None,
     ) -> None:  # fmt: skip

@@ -9,9 +9,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,15 +26,16 @@ import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle
-from kubeadm_registry.bundle.make import choose, create
+from kubeadm_registry.bundle.make import FromLayout, choose, create
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import referrers
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry, Upload, referrers_tag
 from kubeadm_registry.registry.answers import Answer
-from tests.lab import programs
+from tests.lab import images, programs
 from tests.lab.command import cache, wait_until
 
+ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.1"
 KINDS = ("distribution", "distribution3", "zot")
 PIECE = 2**20
@@ -354,3 +357,46 @@ def test_tags_and_manifests_are_deleted(served: Served, at: Registry) -> None:
     assert at.delete_manifest("a/deleted", first.digest)
     assert at.manifest("a/deleted", first.digest) is None
     assert not at.delete_manifest("a/deleted", first.digest)
+
+
+# The command
+
+
+def seed_to(served: Served, folder: Path, target: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """``seed --to`` as somebody runs it who trusts the registry's authority, from the folder with the bundle."""
+    (folder / "ca.crt").write_text(served.ca)
+    environment = {**os.environ, "SSL_CERT_FILE": str(folder / "ca.crt"), "XDG_STATE_HOME": str(folder / "state"),
+                   "PYTHONPATH": str(ROOT), "HOME": str(folder)}  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "kubeadm_registry", "seed", "--bundle", "bundle.tar", "--to", target, *options],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_a_bundle_is_loaded_into_a_registry_that_is_not_ours(served: Served, at: Registry, tmp_path: Path) -> None:
+    wanted = {
+        f"registry.k8s.io/elsewhere/app-{number}:v1": images.image((3 * PIECE, 1000), seed=number) for number in (1, 2)
+    }
+    layouts = [FromLayout(one.write_layout(tmp_path / str(n)), name) for n, (name, one) in enumerate(wanted.items())]
+    create(tmp_path / "bundle.tar", {}, images=layouts)
+    target = f"{ADDRESS}:{served.port}"
+    first = seed_to(served, tmp_path, f"{target}/mirror")
+    assert first.returncode == 0, first.stderr
+    assert re.search(rf"^2 images can be pulled from {target}/mirror; 6\.3 MB sent$", first.stdout, re.MULTILINE)
+    for name, image in wanted.items():
+        repository = f"mirror/{name.removesuffix(':v1')}"
+        assert at.digest(repository, "v1") == image.digest
+        assert all(at.blob(repository, images.digest_of(blob)) == blob for blob in image.blobs)
+    assert not at.tags("kubeadm-registry/bundle"), "what is not ours is told nothing of bundles"
+    again = seed_to(served, tmp_path, f"{target}/mirror", "-o", "json")
+    assert json.loads(again.stdout.splitlines()[-1])["sent"] == 0
+
+
+def test_a_registry_that_is_not_there_is_told(served: Served, tmp_path: Path) -> None:
+    create(
+        tmp_path / "bundle.tar", {}, images=[FromLayout(images.image((10,)).write_layout(tmp_path / "1"), "a.b/c:d")]
+    )
+    absent = seed_to(served, tmp_path, f"{ADDRESS}:{free_port()}")
+    assert absent.returncode != 0
+    assert "Traceback" not in absent.stderr
+    assert seed_to(served, tmp_path, "https://registry.example").returncode == 2

@@ -26,11 +26,14 @@ class Item:
     blobs: tuple[oci.Descriptor, ...]
 
 
-def plan(bundle: Bundle) -> tuple[Item, ...]:
-    """The images of *bundle* with all that they consist of, at each of their places. Raises BundleError."""
+def plan(bundle: Bundle, below: str = "") -> tuple[Item, ...]:
+    """The images of *bundle* with all that they consist of, at each of their places. Raises BundleError.
+
+    *below* is a path in the registry, with a slash at its end, in which all of them are to be.
+    """
     second = {place: root for name, root in bundle.images.items() for place in _second_places(name)}
     wanted = {**second, **bundle.images}
-    return tuple(_item(bundle, name, root) for name, root in sorted(wanted.items()))
+    return tuple(_item(bundle, name, root, below) for name, root in sorted(wanted.items()))
 
 
 def _second_places(name: str) -> Iterator[str]:
@@ -39,7 +42,7 @@ def _second_places(name: str) -> Iterator[str]:
             yield other + name[len(path) :]
 
 
-def _item(bundle: Bundle, name: str, root: oci.Descriptor) -> Item:
+def _item(bundle: Bundle, name: str, root: oci.Descriptor, below: str) -> Item:
     reference = parse(name)
     assert reference is not None  # noqa: S101  a bundle has no other names
     needed = list(bundle.layout.reachable(root))
@@ -47,5 +50,5 @@ def _item(bundle: Bundle, name: str, root: oci.Descriptor) -> Item:
         bundle.layout.expect(one)  # nothing is pushed of a bundle that lacks something
     manifests = tuple(one for one in needed if one.media_type in oci.INDEXES | oci.MANIFESTS)
     blobs = tuple(one for one in needed if one not in manifests)
-    repository = f"{repository_prefix(reference.host)}/{reference.path}"
+    repository = f"{below}{repository_prefix(reference.host)}/{reference.path}"
     return Item(name, repository, reference.tag or reference.digest, root, manifests, blobs)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images.pool import SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
 from kubeadm_registry.images.seed.contents import Item
-from kubeadm_registry.registry import Registry, retry
+from kubeadm_registry.registry import Api, retry
 
 #: Seconds that reading an image may fail: longer than the virtual IP needs to move, and a lost blob fails each time.
 _LOOK = 4.0
 
 
-def absent(registry: Registry, item: Item) -> str | None:
+def absent(registry: Api, item: Item) -> str | None:
     """None if all of *item* can be read at *registry*; else what cannot. Raises RegistryError.
 
     Every manifest is read and compared with its digest, and of every blob the last byte is read: that takes the data
@@ -36,7 +36,7 @@ def prove(connect: Connect, items: Sequence[Item], workers: int = WORKERS) -> di
     with connect() as registry:
         retry(registry.ping, seconds=10)
 
-    def look(registry: Registry, item: Item) -> str | None:
+    def look(registry: Api, item: Item) -> str | None:
         try:
             return retry(lambda: absent(registry, item), seconds=_LOOK)
         except RegistryError as error:

@@ -17,7 +17,7 @@ from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.images.pool import PATIENCE, SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
 from kubeadm_registry.images.seed.contents import Item
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import PIECE, Limit, Registry, Upload, retry
+from kubeadm_registry.registry import PIECE, Api, Limit, Upload, retry
 
 
 @dataclass(slots=True)
@@ -39,13 +39,14 @@ class Progress(Protocol):
 class Seeder:
     """One run of seeding. *connect* leads to the registry's writer; *progress* is called from several threads.
 
+    Without a *record* the registry does not learn which bundle it was, and older ones are not refused.
     When *stop* is set, what is in hand ends, where it goes on is noted, and nothing more begins.
     """
 
     def __init__(
         self, bundle: Bundle, connect: Connect, journal: Journal, *, workers: int = WORKERS,
         progress: Progress = lambda done, total: None, patience: float = PATIENCE, piece: int = PIECE,
-        allow_older: bool = False, limit: Limit | None = None, stop: threading.Event | None = None,
+        allow_older: bool = False, record: bool = True, limit: Limit | None = None, stop: threading.Event | None = None,
     ) -> None:  # fmt: skip
         self._bundle = bundle
         self._connect = connect
@@ -56,6 +57,7 @@ class Seeder:
         self._patience = patience
         self._piece = piece
         self._allow_older = allow_older
+        self._keeps_record = record
         self._limit = limit
         self._stop = stop or threading.Event()
         self._lock = threading.Lock()
@@ -73,10 +75,9 @@ class Seeder:
         """
         line = self._bundle.layout.lineage
         with self._journal, WorkerPool(self._connect, self._workers * SMALL_FOR_LARGE) as pool:
-            [(_, record)] = pool.each(self._record, [line])
-            if not self._allow_older:
-                seeded.judge(line, record)
-            if record is None or record.index != line.index:
+            record = self._record(pool, line) if self._keeps_record else None
+            is_new = self._keeps_record and (record is None or record.index != line.index)
+            if is_new:
                 seeded.require_writer(record)
             found = pool.each(self._is_there, items)
             missing = [item for item, there in found if not there]
@@ -95,26 +96,34 @@ class Seeder:
             # The large ones first, so that none of them is alone at the end.
             pool.each(self._send, sorted(uploads.values(), key=lambda upload: -upload.blob.size))
             pool.each(self._manifests, missing)
-            if record is None or record.index != line.index:
+            if is_new:
                 pool.each(partial(self._note, record=record), [line])
         return self._sent
 
-    def _record(self, registry: Registry, line: Lineage) -> seeded.Record | None:
-        try:
-            return retry(lambda: seeded.read(registry, line), self._patience)
-        except Error as error:
-            if error.code == "SeedRecordDamaged" and self._allow_older:
-                return None
-            raise
+    def _record(self, pool: WorkerPool, line: Lineage) -> seeded.Record | None:
+        """What was seeded of *line* before. Raises BundleError where the bundle must not come now."""
 
-    def _note(self, registry: Registry, line: Lineage, record: seeded.Record | None) -> None:
+        def read(registry: Api, line: Lineage) -> seeded.Record | None:
+            try:
+                return retry(lambda: seeded.read(registry, line), self._patience)
+            except Error as error:
+                if error.code == "SeedRecordDamaged" and self._allow_older:
+                    return None
+                raise
+
+        [(_, record)] = pool.each(read, [line])
+        if not self._allow_older:
+            seeded.judge(line, record)
+        return record
+
+    def _note(self, registry: Api, line: Lineage, record: seeded.Record | None) -> None:
         retry(lambda: seeded.write(registry, line, record), self._patience)
 
     def _find(self, pool: WorkerPool, uploads: Sequence[BlobUpload]) -> None:
         """Where the registry has what a delta leaves out. Raises BundleError."""
         line = self._bundle.layout.lineage
 
-        def look(registry: Registry, upload: BlobUpload) -> str:
+        def look(registry: Api, upload: BlobUpload) -> str:
             return retry(lambda: seeded.home(registry, line, upload.blob.digest, upload.targets), self._patience)
 
         for upload, home in pool.each(look, uploads):
@@ -123,7 +132,7 @@ class Seeder:
         if lacking := [upload.blob.digest for upload in uploads if not upload.source]:
             raise seeded.lacking(line, lacking)
 
-    def _is_there(self, registry: Registry, item: Item) -> bool:
+    def _is_there(self, registry: Api, item: Item) -> bool:
         """Whether the registry has *item*, and lists what of it refers to something else."""
 
         def look() -> bool:
@@ -134,11 +143,11 @@ class Seeder:
 
         return retry(look, self._patience)
 
-    def _is_known(self, registry: Registry, repository: str) -> bool:
+    def _is_known(self, registry: Api, repository: str) -> bool:
         """Whether *repository* may have blobs, of an earlier version or a run that was killed."""
         return retry(lambda: registry.has_repository(repository), self._patience)
 
-    def _send(self, registry: Registry, upload: BlobUpload) -> None:
+    def _send(self, registry: Api, upload: BlobUpload) -> None:
         """A blob into each repository that lacks it: sent once, then mounted where the registry can."""
         blob, home = upload.blob, upload.source
         for repository in upload.targets:
@@ -146,7 +155,7 @@ class Seeder:
                 self._upload(registry, repository, blob, home)
             home = home or repository
 
-    def _has(self, registry: Registry, repository: str, blob: oci.Descriptor) -> bool:
+    def _has(self, registry: Api, repository: str, blob: oci.Descriptor) -> bool:
         """Whether the blob is in *repository*; one that is new has none, and is not asked."""
         if repository not in self._known:
             return False
@@ -157,7 +166,7 @@ class Seeder:
             self._tell(key, blob.size)
         return there
 
-    def _upload(self, registry: Registry, repository: str, blob: oci.Descriptor, home: str) -> None:
+    def _upload(self, registry: Api, repository: str, blob: oci.Descriptor, home: str) -> None:
         """Send a blob, or mount it from *home*.
 
         To mount it from the repository itself asks whether it is there and begins the upload if not, in one request, of
@@ -180,7 +189,7 @@ class Seeder:
         with self._lock:
             self._sent += upload.sent
 
-    def _open(self, registry: Registry, blob: oci.Descriptor, home: str, whole: bool, offset: int) -> BinaryIO:
+    def _open(self, registry: Api, blob: oci.Descriptor, home: str, whole: bool, offset: int) -> BinaryIO:
         """A blob from byte *offset* on, a piece at least: of the bundle, or of *home* if the bundle leaves it out."""
         if self._bundle.layout.has(blob.digest):
             return self._bundle.layout.blob(blob, offset=offset, whole=whole)
@@ -208,7 +217,7 @@ class Seeder:
                 hint="run the command again; it resumes where it stopped",
             )  # fmt: skip
 
-    def _manifests(self, registry: Registry, item: Item) -> None:
+    def _manifests(self, registry: Api, item: Item) -> None:
         self._go_on()
         for descriptor in item.manifests:
             reference = item.reference if descriptor.digest == item.root.digest else descriptor.digest
