@@ -69,6 +69,10 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
     "NAME is prepended to the tags in a layout.",
 )  # fmt: skip
 @click.option(
+    "--referrers", is_flag=True,
+    help="Also add what refers to the images in their registries: signatures, attestations, SBOMs.",
+)  # fmt: skip
+@click.option(
     "--platform", "platforms", metavar="OS/ARCHITECTURE,...", default="",
     help="Platforms to include from multi-platform images.  [default: the nodes' platform for registries, all for "
     "files]",
@@ -91,7 +95,7 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
 def create(
     context: Context, file: Path, path: Path | None, with_: str, images_only: bool, given: tuple[str, ...],
     accepted: tuple[str, ...], kubernetes: str | None, images: tuple[str, ...], paths: tuple[str, ...],
-    platforms: str, since: Path | None, sign: Path | None, architecture: str | None,
+    referrers: bool, platforms: str, since: Path | None, sign: Path | None, architecture: str | None,
 ) -> None:  # fmt: skip
     """Create a bundle. Requires internet access unless every program and image is given as a file.
 
@@ -118,7 +122,7 @@ def create(
         made = make.create(
             file,
             make.choose(chosen, files, pairs(accepted, "--accept-digest")),
-            images=make.images_from(images, paths),
+            images=make.images_from(images, paths, referrers=referrers),
             platforms=bundle.platforms(names(platforms)),
             since=since,
             sign=sign,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -28,6 +29,7 @@ class FakeUpstream:
     breaks: list[int] = field(default_factory=list)
     #: Seconds between pieces of a blob, of 64 KiB each.
     pace: float = 0
+    lists_referrers: bool = True
     asked: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
     sent: int = 0
@@ -46,6 +48,25 @@ class FakeUpstream:
         self.blobs[digest] = content
         return oci.Descriptor(media_type=kind, digest=digest, size=len(content))
 
+    def artifact(
+        self, repository: str, subject: oci.Descriptor, *, tag: str = "", kind: str = "test/sig"
+    ) -> oci.Descriptor:
+        """Hold something that refers to *subject*."""
+        config = self.blob(b"{}", oci.EMPTY)
+        layer = self.blob(f"{kind} of {subject.digest}".encode())
+        manifest = oci.Manifest(config=config, layers=(layer,), subject=subject, artifact_type=kind)
+        return self.add(repository, tag, manifest.to_json(), oci.MANIFEST)
+
+    def referring(self, repository: str, digest: str) -> bytes:
+        """The list of what refers to a digest."""
+        entries = {}
+        for name, (content, kind) in self.manifests.items():
+            where, _, reference = name.partition(":")
+            about = json.loads(content).get("subject") or {}
+            if where == repository and reference.startswith("sha256:") and about.get("digest") == digest:
+                entries[reference] = oci.Descriptor(media_type=kind, digest=reference, size=len(content))
+        return oci.Index(manifests=tuple(entries.values())).to_json()
+
     def image(self, repository: str, tag: str, *layers: bytes, platform: str = "amd64") -> oci.Descriptor:
         """Hold an image of those layers."""
         config = self.blob(b'{"os":"linux","architecture":"%s"}' % platform.encode(), oci.CONFIG)
@@ -63,7 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def do_GET(self) -> None:
         held, url = self.upstream, urlsplit(self.path)
@@ -85,8 +107,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/v2/(.+)/manifests/(.+)", url.path):
             content, kind = held.manifests.get(f"{found[1]}:{found[2]}", (b"", ""))
             self._say(200, content, Content_Type=f"{kind}; charset=utf-8") if kind else self._say(404)
+        elif (found := re.fullmatch(r"/v2/(.+)/referrers/(.+)", url.path)) and held.lists_referrers:
+            self._say(200, held.referring(found[1], found[2]), Content_Type=oci.INDEX)
         else:
             self._say(404)
+
+    do_HEAD = do_GET
 
     def _let_in(self, path: str, authorization: str) -> bool:
         repository = re.sub(r"^/v2/(.+)/(manifests|blobs)/.*", r"\1", path)

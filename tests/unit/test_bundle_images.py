@@ -66,6 +66,65 @@ def multi_arch(held: FakeUpstream, repository: str) -> oci.Index:
     return index
 
 
+# What refers to an image.
+
+
+def signed(held: FakeUpstream, tmp_path: Path, *, referrers: bool = True) -> dict[str, oci.Descriptor]:
+    """The images of a bundle of a/app:v1, of which *held* has more than that."""
+    source = FromRegistries((f"{held.host}/a/app:v1",), referrers, patience=1)
+    create(tmp_path / "a.tar", {}, images=[source], architecture="amd64", cache=tmp_path / "cache")
+    verify(tmp_path / "a.tar")
+    with Bundle.open(tmp_path / "a.tar") as bundle:
+        return dict(bundle.images)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_what_refers_to_an_image_comes_along_if_wanted(upstream: FakeUpstream, tmp_path: Path, listed: bool) -> None:
+    """By the registry's list, or where it has none by the tag that stands for one; and what refers to that."""
+    upstream.lists_referrers = listed
+    image = upstream.image("a/app", "v1", LAYER)
+    other = upstream.image("a/app", "v2", b"other")
+    sbom = upstream.artifact("a/app", image, kind="test/sbom")
+    signature = upstream.artifact("a/app", sbom)
+    upstream.artifact("a/app", other)
+    cosigned = upstream.artifact("a/app", image, tag=f"sha256-{image.digest[7:]}.sig", kind="test/cosign")
+    if not listed:
+        for subject, refers in ((image, (sbom, cosigned)), (sbom, (signature,))):
+            index = oci.Index(manifests=refers)
+            upstream.add("a/app", f"sha256-{subject.digest[7:]}", index.to_json(), oci.INDEX)
+    found = signed(upstream, tmp_path)
+    place = f"{upstream.host}/a/app"
+    assert {name: root.digest for name, root in found.items()} == {
+        f"{place}:v1": image.digest,
+        f"{place}@{sbom.digest}": sbom.digest,
+        f"{place}@{signature.digest}": signature.digest,
+        f"{place}@{cosigned.digest}": cosigned.digest,
+        f"{place}:sha256-{image.digest[7:]}.sig": cosigned.digest,
+    }
+
+
+def test_nothing_is_looked_for_unless_it_is_wanted(upstream: FakeUpstream, tmp_path: Path) -> None:
+    image = upstream.image("a/app", "v1", LAYER)
+    upstream.artifact("a/app", image)
+    assert list(signed(upstream, tmp_path, referrers=False)) == [f"{upstream.host}/a/app:v1"]
+    assert not [path for path in upstream.asked if "referrers" in path or ".sig" in path]
+
+
+def test_an_image_of_several_platforms_brings_what_refers_to_those_that_are_in_the_bundle(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    index = multi_arch(upstream, "a/app")
+    wanted, others = index.manifests[0], index.manifests[1:3]
+    signature = upstream.artifact("a/app", wanted)
+    for other in others:
+        upstream.artifact("a/app", other)
+    source = FromRegistries((f"{upstream.host}/a/app:v1",), referrers=True, patience=1)
+    create(tmp_path / "a.tar", {}, images=[source], platforms=platforms(["linux/amd64"]), architecture="amd64",
+           cache=tmp_path / "cache")  # fmt: skip
+    with Bundle.open(tmp_path / "a.tar") as bundle:
+        assert set(bundle.images) == {f"{upstream.host}/a/app:v1", f"{upstream.host}/a/app@{signature.digest}"}
+
+
 # Names.
 
 

@@ -23,11 +23,11 @@ def named(text: str) -> tuple[str, Path]:
     return (name, Path(path)) if equals and not Path(text).exists() else ("", Path(text))
 
 
-def images_from(names: Iterable[str], paths: Iterable[Path | str]) -> list[ImageSource]:
+def images_from(names: Iterable[str], paths: Iterable[Path | str], *, referrers: bool = False) -> list[ImageSource]:
     """The sources of images: what *paths* hold, and the registries for *names* and for those listed in *paths*.
 
-    A path may be ``NAME=PATH``, where the images have no full names of their own (see ``images_in``). Raises
-    BundleError for what is none.
+    With *referrers* what refers to images in registries comes along. A path may be ``NAME=PATH``, where the images have
+    no full names of their own (see ``images_in``). Raises BundleError for what is none.
     """
     wanted: set[str] = set()
     for name in names:
@@ -54,7 +54,7 @@ def images_from(names: Iterable[str], paths: Iterable[Path | str]) -> list[Image
         else:
             wanted.update(names_in(path))
     if wanted:
-        sources.append(FromRegistries(tuple(sorted(wanted))))
+        sources.append(FromRegistries(tuple(sorted(wanted)), referrers))
     return sources
 
 

@@ -26,6 +26,8 @@ WORKERS = 6
 PATIENCE = 30.0
 #: Seconds to wait for another run that fetches into the same cache.
 LOCK_DEADLINE = 3600.0
+#: Ends of the tags under which cosign keeps signatures, attestations and SBOMs of a digest.
+_COSIGN = ("sig", "att", "sbom")
 #: An index may hold an index; real ones do not.
 _DEPTH = 4
 
@@ -36,9 +38,13 @@ def _upstream(host: str) -> Api:
 
 @dataclass(frozen=True, slots=True)
 class FromRegistries:
-    """Images by their full *names*. *connect* leads to the registry of a host; *patience* is in seconds."""
+    """Images by their full *names*, and with *referrers* what refers to them: signatures, attestations, SBOMs.
+
+    *connect* leads to the registry of a host; *patience* is in seconds.
+    """
 
     names: tuple[str, ...]
+    referrers: bool = False
     connect: Callable[[str], Api] = _upstream
     patience: float = PATIENCE
 
@@ -52,6 +58,9 @@ class FromRegistries:
             pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
             trees = [_Tree(name, one, registries[one.host], self.patience) for name, one in references.items()]
             _all(pool.map(lambda tree: _caught(lambda: tree.read(platforms)), trees))
+            if self.referrers:
+                context.progress("looking for signatures, attestations and SBOMs")
+                trees += self._referring(pool, trees)
             store = Blobs(context.cache, thorough=context.thorough)
             with locked(context.cache / "blobs.lock", deadline=LOCK_DEADLINE):
                 self._fetch(pool, store, trees, context)
@@ -62,9 +71,30 @@ class FromRegistries:
             PiecesStore.of(entries, manifests, blobs), f"the cache in {context.cache}", flaw=cache_damaged
         )  # fmt: skip
         for tree in trees:
-            if not tree.reference.digest:  # an index was pruned already; an image without one says it here
+            if not (
+                tree.reference.digest or tree.refers
+            ):  # an index was pruned already; an image without one says it here
                 require(tree.name, platforms_of(layout, tree.root, context.held), platforms)
         return layout
+
+    def _referring(self, pool: ThreadPoolExecutor, trees: Sequence[_Tree]) -> list[_Tree]:
+        """What refers to the manifests of *trees*, and to that again: an SBOM may be signed."""
+        found: dict[str, _Tree] = {}
+        new = list(trees)
+        for _ in range(_DEPTH):
+            asked = [(tree, digest) for tree in new for digest in tree.digests]
+            answers = pool.map(lambda one: one[0].refer(one[1]), asked)
+            names = {name: tree for (tree, _), answer in zip(asked, answers, strict=True) for name in answer}
+            new = []
+            for name, subject in sorted(names.items()):
+                reference = parse(name)
+                if reference is not None and name not in found:
+                    found[name] = _Tree(name, reference, subject.registry, self.patience, refers=True)
+                    new.append(found[name])
+            if not new:
+                break
+            _all(pool.map(lambda tree: _caught(lambda: tree.read(())), new))
+        return list(found.values())
 
     def _fetch(self, pool: ThreadPoolExecutor, store: Blobs, trees: Iterable[_Tree], context: BuildContext) -> None:
         wanted = ((blob, tree) for tree in trees for blob in tree.blobs if blob.digest not in context.held)
@@ -95,6 +125,8 @@ class _Tree:
     reference: Reference
     registry: Api
     patience: float
+    refers: bool = False
+    """Whether it is there only because it refers to another one."""
     manifests: list[bytes] = field(default_factory=list)
     blobs: list[oci.Descriptor] = field(default_factory=list)
     root: oci.Descriptor = field(init=False)
@@ -109,6 +141,29 @@ class _Tree:
             annotations={oci.REFERENCE_NAME: self.name},
         )  # fmt: skip
         self._take(content, kind, _DEPTH)
+
+    @property
+    def digests(self) -> list[str]:
+        """Those of all its manifests."""
+        return [oci.digest_of(content) for content in self.manifests]
+
+    def refer(self, digest: str) -> list[str]:
+        """The names of what refers to one of its manifests, by the registry's list and by the tags that cosign makes.
+
+        Sources: distribution-spec, "Listing Referrers"; "Storage" in sigstore/cosign, specs/SIGNATURE_SPEC.md.
+        """
+        place, path = f"{self.reference.host}/{self.reference.path}", self.reference.path
+
+        def look() -> list[str]:
+            listed = [str(entry.get("digest")) for entry in self.registry.referrers(path, digest)]
+            tags = [f"{digest.replace(':', '-')}.{kind}" for kind in _COSIGN]
+            there = [tag for tag in tags if self.registry.digest(path, tag) is not None]
+            return [*(f"{place}@{one}" for one in listed), *(f"{place}:{tag}" for tag in there)]
+
+        try:
+            return retry(look, self.patience)
+        except RegistryError as error:
+            raise unavailable(f"what refers to {self.name}: {error.message}", hint=error.hint) from error
 
     def _ask(self, wanted: str) -> tuple[bytes, str]:
         path = self.reference.path
