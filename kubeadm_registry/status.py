@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kubeadm_registry import certificates, paths, pki
+from kubeadm_registry.agent import document
+from kubeadm_registry.agent.document import State
 from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.certificates import Certificates
 from kubeadm_registry.components.services import services
@@ -31,7 +32,7 @@ class Observation:
     trouble: str = ""
     services: Mapping[str, str] = field(default_factory=dict)
     """``active``, ``failed``, ... by service; of several processes the worst."""
-    agent: Mapping[str, Any] | None = None
+    agent: State | None = None
     """The agent's state; None if it tells none, or an old one."""
     vip: tuple[str, ...] = ()
     """The addresses of the virtual IP that it has."""
@@ -100,13 +101,10 @@ def _states(units: Mapping[str, Sequence[str]], shown: str) -> dict[str, str]:
     return states
 
 
-def _agent(text: str, now: float) -> dict[str, Any] | None:
-    try:
-        state: dict[str, Any] = json.loads(text)
-        # Either way: where the clock went back, a dead agent's last words are of the future.
-        return state if abs(now - float(state["time"])) < STALE_AFTER else None
-    except (ValueError, TypeError, KeyError):
-        return None
+def _agent(text: str, now: float) -> State | None:
+    state = document.read(text)
+    # Either way: where the clock went back, a dead agent's last words are of the future.
+    return state if state is not None and abs(now - float(state["time"])) < STALE_AFTER else None
 
 
 def gather(config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[str, str]) -> list[Observation]:
@@ -223,10 +221,16 @@ def _obstacles(
         yield "NoHolder", "the virtual IP is not held by exactly one node"
 
 
+def _reached(agent: State) -> int:
+    """How many storages an agent reaches; none if it does not tell."""
+    quorum = agent.get("quorum")
+    return 0 if quorum is None else int(quorum.get("storage", 0))
+
+
 def _storage_whole(config: RegistryCluster, seen: Sequence[Observation]) -> dict[str, str]:
     """As the agents see it: Garage itself calls a silently dead server healthy for over a minute."""
     wanted = len(config.spec.nodes)
-    counts = {one.name: one.agent.get("quorum", {}).get("storage", 0) for one in seen if one.agent is not None}
+    counts = {one.name: _reached(one.agent) for one in seen if one.agent is not None}
     if not counts:
         return _condition("StorageWhole", None, "NoAgent", "no node agent is reporting")
     least = min(counts, key=lambda name: counts[name])
@@ -283,7 +287,9 @@ def _guarded(seen: Sequence[Observation]) -> dict[str, str]:
     known = [one for one in seen if one.guarded is not None]
     if not known:
         return _condition("LoopbackGuarded", None, "NoAnswer", "no node could be queried for its nft rules")
-    open_to_all = [one.name for one in known if not one.guarded or (one.agent or {}).get("guarded") is False]
+    open_to_all = [
+        one.name for one in known if not one.guarded or (one.agent is not None and one.agent.get("guarded") is False)
+    ]
     if open_to_all:
         return _condition(
             "LoopbackGuarded", False, "RulesMissing",

@@ -14,6 +14,7 @@ from kubeadm_registry import __version__
 from kubeadm_registry.agent import certificate, status
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
+from kubeadm_registry.agent.document import State, sealed
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.log import Log, described
@@ -222,7 +223,8 @@ class Daemon:
             return "starting"
         return status.sentence(self.memory, self.decisions, self.config, self._holds_vip)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> Optional[State]:
+        """What this agent tells; None before its first decision."""
         now = clock()
         heard, skew = status.hearing(self.links, now)
         facts = status.Facts(
@@ -242,22 +244,27 @@ class Daemon:
             guard_losses=self.hands.guard.losses,
         )
         if self.decisions is None:
-            return {}
+            return None
         return status.state(self.memory, self.decisions, self.config, facts, self.counters)
 
     def _write_state(self) -> None:
         path = Path(self.config.paths.state)
         try:
-            write(path, json.dumps(self._state(), indent=1) + "\n")
+            write(path, self._text())
         except OSError as error:
             self.hands.failed("state", f"cannot write {path}: {error}")
 
+    def _text(self) -> str:
+        state = self._state()
+        return json.dumps({} if state is None else sealed(state), indent=1) + "\n"
+
     def _page(self, path: str) -> Optional[tuple[str, bytes]]:
         if path == "/state":
-            return "application/json", (json.dumps(self._state(), indent=1) + "\n").encode()
+            return "application/json", self._text().encode()
         if path == "/metrics":
-            times = os.times()
-            return "text/plain; version=0.0.4", status.metrics(self._state(), times.user + times.system).encode()
+            times, state = os.times(), self._state()
+            told = "" if state is None else status.metrics(state, times.user + times.system)
+            return "text/plain; version=0.0.4", told.encode()
         return None
 
     def _tell(self, before: Memory, after: Memory, old: Optional[Decisions], new: Decisions) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from kubeadm_registry.agent.config import Config
-from kubeadm_registry.agent.formats import Format
+from kubeadm_registry.agent.document import State
 from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Presence, Role
 from kubeadm_registry.agent.peers import Links
 from kubeadm_registry.agent.probes import Probes
-
-FORMAT = Format("the agent's state")
 
 
 @dataclass
@@ -93,12 +92,12 @@ def sentence(memory: Memory, decisions: Decisions, config: Config, holds_vip: bo
     return "; ".join(parts)
 
 
-def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, counters: Counters) -> dict[str, Any]:
+def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, counters: Counters) -> State:
     """What this agent sees. No secrets."""
     claim = memory.lease
     fresh = [name for name, one in memory.peers.items() if one.presence is Presence.FRESH]
     majority = (1 + len(config.peers)) // 2 + 1
-    values = {
+    return {
         "name": config.name,
         "address": config.address,
         "version": facts.version,
@@ -175,10 +174,9 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
             "errors": counters.errors,
         },
     }
-    return FORMAT.seal(values)
 
 
-def metrics(state: dict[str, Any], cpu: float) -> str:
+def metrics(state: State, cpu: float) -> str:
     """The state as Prometheus text (version 0.0.4)."""
     lines: list[str] = []
 
@@ -193,8 +191,8 @@ def metrics(state: dict[str, Any], cpu: float) -> str:
     def one(name: str, text: str, value: Any, kind: str = "gauge") -> None:
         gauge(name, text, [("", value)], kind)
 
-    peers = state["peers"]
-    done = state["done"]
+    peers: Mapping[str, Mapping[str, object]] = state["peers"]
+    done: Mapping[str, object] = state["done"]
     one("level", "How well this node serves reads: 0 fit, 1 chain, 2 process.", state["level"])
     one("fit", "1 if this node may hold the VIP.", state["fit"])
     one("vip_held", "1 if this node has the VIP.", state["vip"]["held"])
@@ -246,7 +244,7 @@ def metrics(state: dict[str, Any], cpu: float) -> str:
         ("errors", "Things that the agent could not do."),
     ):
         one(f"{key}_total", text, done[key], "counter")
-    kills = [(f'{{process="{name}"}}', count) for name, count in done["kills"].items()]
+    kills = [(f'{{process="{name}"}}', count) for name, count in state["done"]["kills"].items()]
     gauge("kills_total", "Hung processes killed.", kills, "counter")
     corrections = [(f'{{proxy="{index}"}}', one["corrections"]) for index, one in enumerate(state["proxies"], 1)]
     gauge("proxy_corrections_total", "Times that HAProxy's servers were not as they should be.", corrections, "counter")

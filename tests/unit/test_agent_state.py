@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from kubeadm_registry.agent import status
+from kubeadm_registry.agent import document, status
 from kubeadm_registry.agent.config import parse
 from kubeadm_registry.agent.model import Decisions, Level, Memory, PeerMemory, Presence, Report
 from tests.unit.test_agent_config import smallest
@@ -18,12 +19,15 @@ FACTS = status.Facts(
 )  # fmt: skip
 
 
-def quorum(own: Level, levels: dict[str, Level], presence: dict[str, Presence]) -> dict[str, Any]:
+def state(own: Level, levels: dict[str, Level], presence: dict[str, Presence]) -> document.State:
     peers = {name: replace(PeerMemory(), presence=one) for name, one in presence.items()}
     memory = replace(Memory(started=0.0), level=own, peers=peers)
     decided = Decisions(None, None, False, 0, True, Report(), levels)
-    found: dict[str, Any] = status.state(memory, decided, parse(smallest()), FACTS, status.Counters())["quorum"]
-    return found
+    return status.state(memory, decided, parse(smallest()), FACTS, status.Counters())
+
+
+def quorum(own: Level, levels: dict[str, Level], presence: dict[str, Presence]) -> document.Quorum:
+    return state(own, levels, presence)["quorum"]
 
 
 FRESH = dict.fromkeys(("cp-2", "cp-3"), Presence.FRESH)
@@ -54,3 +58,34 @@ def test_one_that_is_not_heard_does_not_count(presence: Presence) -> None:
 
 def test_one_of_which_no_level_is_known_does_not_count() -> None:
     assert quorum(Level.FIT, {"cp-2": Level.FIT}, FRESH)["storage"] == 2
+
+
+# ---- the document, which the command line reads ----------------------------------------------------------------------
+
+
+def test_what_is_told_is_what_the_document_says_and_can_be_read_again() -> None:
+    told = state(Level.FIT, dict.fromkeys(("cp-2", "cp-3"), Level.FIT), FRESH)
+    kinds = {"vip": document.Vip, "frontend": document.Process, "writer": document.Writer, "quorum": document.Quorum,
+             "members": document.Members, "done": document.Done}  # fmt: skip
+    assert set(told) == set(document.State.__annotations__)
+    values: dict[str, Any] = dict(told)
+    for key, kind in kinds.items():
+        assert set(values[key]) == set(kind.__annotations__), key
+    assert all(set(peer) == set(document.Peer.__annotations__) for peer in told["peers"].values())
+    assert document.read(json.dumps(document.sealed(told))) == told
+
+
+def test_an_agent_of_another_release_is_understood() -> None:
+    assert document.read('{"time": 5, "fit": true, "hum": [1]}') == {"time": 5, "fit": True, "hum": [1]}
+    newer = {"time": 5, "format": {"version": 9, "minReader": 1, "minWriter": 9}}
+    assert document.read(json.dumps(newer)) == {"time": 5}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", "null", '{"time": "5"}', '{"time": 5, "quorum": 3}', '{"time": 5, "conditions": "x"}',
+     '{"time": 5, "fit": 1}', '{"time": 5, "clock_off": "0.1"}', '{"time": 5', "[" * 10000,
+     '{"time": 5, "format": {"version": 9, "minReader": 9, "minWriter": 9}}'],
+)  # fmt: skip
+def test_what_is_no_document_is_none(text: str) -> None:
+    assert document.read(text) is None

@@ -743,7 +743,7 @@ def test_a_version_of_kubernetes_means_its_images_and_containerds(
     run: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(make, "images_from", lambda names, paths: asked.extend(names) or [])
+    monkeypatch.setattr(make, "images_from", lambda names, paths, referrers: asked.extend(names) or [])
     run("bundle", "create", "-o", "x.tar", "--images-only", "--kubernetes-version", "v1.36.3", "--image", "nginx")
     assert {"registry.k8s.io/kube-proxy:v1.36.3", "registry.k8s.io/pause:3.8", "nginx"} <= set(asked)
     failed(run("bundle", "create", "--images-only", "--kubernetes-version", "1.99.0"), 2)

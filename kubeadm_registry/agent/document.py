@@ -1,0 +1,152 @@
+"""What an agent tells of itself: the JSON document that it writes each second, and that `status` and `/state` show.
+
+The agent fills it (``status.state``), the command line reads it; both by the keys that stand here. An agent of another
+release may lack keys that were added since, or tell more, so a reader takes from it by ``get``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional, TypedDict, cast
+
+from kubeadm_registry.agent.formats import Damaged, Format, Newer
+
+FORMAT = Format("the agent's state")
+
+
+class Vip(TypedDict):
+    """The virtual IP."""
+
+    addresses: list[str]
+    held: bool
+
+
+class Process(TypedDict):
+    """A process of this node: a Health, and the seconds that its newest answer took."""
+
+    health: str
+    seconds: Optional[float]
+
+
+class Canary(TypedDict):
+    """The known object: a Verdict, and the seconds that the newest good reads took."""
+
+    verdict: str
+    manifest_seconds: Optional[float]
+    blob_seconds: Optional[float]
+
+
+class Proxy(TypedDict):
+    """One HAProxy; *corrections* counts how often its servers were not as they should be."""
+
+    socket: str
+    health: str
+    corrections: int
+
+
+class Writer(TypedDict):
+    """Who writes; *role* and *timer* only where there is one writer."""
+
+    mode: str
+    role: Optional[str]
+    term: int
+    epoch: int
+    vote: Optional[str]
+    lease_seconds: Optional[float]
+    timer: Optional[bool]
+
+
+class Members(TypedDict):
+    """The list of members that counts here."""
+
+    generation: int
+    digest: str
+
+
+class Quorum(TypedDict):
+    """How many nodes there are, are heard, and have a storage that answers."""
+
+    nodes: int
+    heard: int
+    majority: bool
+    storage: int
+
+
+class Peer(TypedDict):
+    """Another node: a Presence, a Level, and seconds."""
+
+    address: str
+    presence: str
+    level: int
+    age: Optional[float]
+    round_trip: Optional[float]
+    silences: int
+    received: int
+    refused: int
+    clock_skew: Optional[float]
+
+
+class Done(TypedDict):
+    """How often the agent did what, since it started."""
+
+    read_resets: int
+    connections_ended: int
+    kills: dict[str, int]
+    storage_connects: int
+    storage_compares: int
+    own_pauses: int
+    fences: int
+    guard_losses: int
+    errors: int
+
+
+class State(TypedDict):
+    """The document. Times are seconds; *time* and *certificate_expires* are counted from 1970."""
+
+    name: str
+    address: str
+    version: str
+    instance: str
+    time: float
+    uptime: float
+    level: int
+    fit: bool
+    good: bool
+    conditions: list[str]
+    vip: Vip
+    frontend: Process
+    storage: Optional[Process]
+    canary: Optional[Canary]
+    proxies: list[Proxy]
+    reads_go_to: Optional[list[str]]
+    writes_go_to: Optional[list[str]]
+    writer: Writer
+    members: Members
+    clock_off: Optional[float]
+    quorum: Quorum
+    peers: dict[str, Peer]
+    guarded: Optional[bool]
+    can_destroy_connections: Optional[bool]
+    certificate_expires: Optional[float]
+    done: Done
+
+
+def sealed(state: State) -> dict[str, Any]:
+    """The document with its format, as it is written."""
+    return FORMAT.seal(cast("dict[str, Any]", state))
+
+
+#: What a reader counts on, where it is there at all.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "time": (float, int), "level": (int,), "fit": (bool,), "conditions": (list,), "quorum": (dict,), "peers": (dict,),
+    "clock_off": (float, int, type(None)), "guarded": (bool, type(None)),
+}  # fmt: skip
+
+
+def read(text: str) -> Optional[State]:
+    """The document that *text* is, of this release or another; None if it is none, or must not be read here."""
+    try:
+        values = FORMAT.parse(text).values
+    except (Damaged, Newer):
+        return None
+    good = "time" in values and all(isinstance(values[key], kinds) for key, kinds in _KINDS.items() if key in values)
+    return cast(State, values) if good else None
