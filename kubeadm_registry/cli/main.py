@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, MutableMapping
 from importlib import import_module
 from typing import NoReturn, cast
@@ -10,7 +9,7 @@ from typing import NoReturn, cast
 import click
 
 from kubeadm_registry import __version__
-from kubeadm_registry.cli import standard
+from kubeadm_registry.cli import standard, start
 from kubeadm_registry.cli.command import Program
 
 #: Each command, and what it is in which module of this package.
@@ -75,7 +74,6 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Entry point of the program."""
-    # We have none, and to look for those of others in all that is installed takes a twentieth of the start.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     standard.complete()
+    start.lean()
     cli.main(prog_name="kubeadm-registry")

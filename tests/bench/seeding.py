@@ -1,3 +1,4 @@
+# ruff: noqa: E402  as the program itself: what libraries import for others is kept out first
 """Seeding in a process of its own, into a registry without a cluster, for the benchmarks.
 
 python -m tests.bench.seeding BUNDLE CA PORT JOURNAL [--limit-rate BYTES] [--no-proof]
@@ -15,6 +16,9 @@ import time
 from functools import partial
 from pathlib import Path
 
+from kubeadm_registry.cli import start
+
+start.lean()
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.errors import Error
 from kubeadm_registry.images import seed
