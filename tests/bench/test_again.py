@@ -6,6 +6,8 @@ Garage's layout, the virtual IP, containerd's configuration, and a read through 
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import statistics
@@ -16,8 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from kubeadm_registry import paths
+from tests.bench.bundles import TAG, noise_images
 from tests.bench.deployments import Command, ansible, pyinfra, work
-from tests.lab import machine
+from tests.lab import machine, programs
 from tests.lab.lab import Lab
 from tests.lab.registry import Registry, repeat
 from tests.lab.settings import Place, Settings
@@ -87,3 +91,38 @@ def test_a_run_that_finds_nothing_to_do(
         for name, median in medians.items():
             print(f"  {name:<26} {median:7.2f} {median / medians[OURS]:6.2f}")
     assert min(median for name, median in medians.items() if name != OURS) > medians[OURS]
+
+
+def test_a_seed_that_finds_nothing_to_do(
+    installed: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """20 images that are there, by ``seed``, which proves each at three nodes and the virtual IP, and by crane."""
+    images = noise_images(tmp_path / "images", [["base", 40_000, 15_000, 5_000]] * 20, {"base": 50_000})
+    login = installed.login("push")
+    auth = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
+    at = f"{installed.vip}:{paths.REGISTRY_PORT}"
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {at: {"auth": auth}}}))
+    lines = tmp_path / "lines"
+    lines.write_text("".join(f"{layout} {at}/{name}:{TAG}\n" for name, layout in images.layouts.items()))
+    environment = {"DOCKER_CONFIG": str(tmp_path), "SSL_CERT_FILE": str(installed.ca)}
+    crane = [str(programs.program("crane")), "push"]
+    prefix = len(installed.lab.argv())
+    commands = [
+        Command("kubeadm-registry seed", installed.argv("seed", "--bundle", images.bundle)[prefix:], {}),
+        Command("crane push", ["xargs", f"--arg-file={lines}", "--max-lines=1", *crane], environment),
+        Command("crane push, 6 at a time",
+                ["xargs", f"--arg-file={lines}", "--max-lines=1", "--max-procs=6", *crane], environment),
+    ]  # fmt: skip
+    for command in commands:
+        run(installed, command)
+    seconds: dict[str, list[float]] = {command.name: [] for command in commands}
+    for _ in range(ROUNDS):
+        for command in commands:
+            seconds[command.name].append(run(installed, command)[0])
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    with capsys.disabled():
+        load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+        print(f"\n20 images that are there; medians of {ROUNDS}, seconds; load {load}")
+        for name, median in medians.items():
+            print(f"  {name:<26} {median:7.2f} {median / medians['kubeadm-registry seed']:6.2f}")
+    assert medians["kubeadm-registry seed"] < medians["crane push"]
