@@ -71,7 +71,7 @@ unit: setup
 	.venv/bin/pytest -q --numprocesses=auto tests/unit tests/simulation
 
 lab: programs
-	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -m 'not long' tests/lab
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -m 'not long' --durations=20 tests/lab
 
 kubernetes-programs: programs
 	@$(PYTHON) -m tests.lab.programs $(KUBERNETES) > /dev/null
