@@ -22,7 +22,8 @@ from kubeadm_registry import paths
 from tests.bench.bundles import TAG, noise_images
 from tests.bench.deployments import Command, ansible, pyinfra, work
 from tests.lab import machine, programs
-from tests.lab.lab import Lab
+from tests.lab.command import locked, unwinding
+from tests.lab.lab import Lab, sweep
 from tests.lab.registry import Registry, repeat
 from tests.lab.settings import Place, Settings
 
@@ -37,14 +38,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     if problems := machine.problems():
         pytest.skip("no lab on this machine: " + "; ".join(problems))
     default = Place.default()
-    lab = Lab.up(Settings(without_python=()), place=Place(default.directory.with_name(f"{default.name}-again")))
-    try:
-        registry = Registry(lab, "distribution", tmp_path_factory.mktemp("again"))
-        registry.install()
-        registry.cli("init")
-        yield registry
-    finally:
-        lab.down()
+    place = Place(default.directory.with_name(f"{default.name}-again"))
+    with locked(place.lock, wait=False):
+        sweep(place)
+    with unwinding():
+        lab = Lab.up(Settings(without_python=()), place=place, started_by="tests")
+        try:
+            registry = Registry(lab, "distribution", tmp_path_factory.mktemp("again"))
+            registry.install()
+            registry.cli("init")
+            yield registry
+        finally:
+            lab.down()
 
 
 def run(registry: Registry, command: Command) -> tuple[float, str]:
