@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,10 +38,11 @@ class ReadFailure:
 
 
 def prove(
-    cluster: Cluster, items: Sequence[seeding.Item], workers: int, *, direct: bool
+    cluster: Cluster, items: Sequence[seeding.Item], workers: int, *, direct: bool, known: Collection[str] = ()
 ) -> tuple[list[ReadFailure], dict[str, str]]:
     """What cannot be read, by each address of each server; and the servers that do not answer, with the reason.
 
+    Those *known* by name were read before, and are only looked for.
     Raises RegistryError when the virtual IP does not answer.
     """
     flaws: list[ReadFailure] = []
@@ -52,7 +53,7 @@ def prove(
     def look(place: tuple[str, Host, tuple[str, ...]]) -> list[ReadFailure] | RegistryError | ConnectionFailed:
         name, host, (address, *others) = place
         try:
-            found = seeding.prove(_way(cluster, host, address, direct=direct), items, workers)
+            found = seeding.prove(_way(cluster, host, address, direct=direct), items, workers, known=known)
         except (RegistryError, ConnectionFailed) as error:
             return error
         flaws = [ReadFailure(image, name, why) for image, why in found.items()]

@@ -96,7 +96,8 @@ def seed(
     """Load the images of a bundle into the registry.
 
     Only missing blobs are uploaded; interrupted uploads resume. Uses the registry network, or an SSH tunnel through a
-    node if that is unreachable. Finally, every image is verified through every node and the virtual IP.
+    node if that is unreachable. Finally, every image is verified through every node and the virtual IP; images that an
+    earlier run verified are only looked up (`images check` reads them again).
     """
     reporter = context.reporter()
     if target is not None:
@@ -112,13 +113,15 @@ def seed(
         vip = cluster_file.spec.vip.address
         direct = answers(vip)
         push = connection(cluster, cluster.hosts[0], vip, direct=direct)
+        journal, index = journal_of(secrets), cluster.bundle.layout.lineage.index
         run = seeding.Seeder(
-            cluster.bundle, push, journal_of(secrets),
+            cluster.bundle, push, journal,
             workers=workers, allow_older=allow_older, progress=reporter.progress, limit=Limit(rate),
             stop=stop,
         )  # fmt: skip
         sent = run.run(items)
-        flaws, silent = prove(cluster, items, workers, direct=direct)
+        flaws, silent = prove(cluster, items, workers, direct=direct, known=run.known)
+        journal.prove(index, proven=not (flaws or silent or cluster.absent))
         unproven, count = {**cluster.absent, **silent}, len(cluster.bundle.images)
     if flaws:
         again = "run seed again; if the same images are listed again, check that node with `kubeadm-registry status`"
@@ -159,12 +162,15 @@ def _elsewhere(
         def connect() -> AbstractContextManager[Api]:
             return nullcontext(registry)  # which any number of threads may use
 
+        where = hashlib.sha256(f"{host}/{below}".encode()).hexdigest()[:16]
+        journal, index = Journal(_state() / f"seed-to-{where}.json"), opened.layout.lineage.index
         run = seeding.Seeder(
-            opened, connect, Journal(_state() / f"seed-to-{hashlib.sha256(host.encode()).hexdigest()[:16]}.json"),
+            opened, connect, journal,
             workers=workers, record=False, progress=reporter.progress, limit=Limit(rate), stop=stop,
         )  # fmt: skip
         sent = run.run(items)
-        flaws = seeding.prove(connect, items, workers)
+        flaws = seeding.prove(connect, items, workers, known=run.known)
+        journal.prove(index, proven=not flaws)
         count = len(opened.images)
     if flaws:
         raise _incomplete([f"{name}: {why}" for name, why in flaws.items()], "run seed again")

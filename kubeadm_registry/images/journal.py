@@ -17,7 +17,9 @@ from kubeadm_registry.locks import locked
 
 #: Seconds that another run may need to end: longer than one that was killed has for what it has in hand.
 PATIENCE = 40.0
-_UPLOADS = "uploads"
+_UPLOADS, _PROVEN = "uploads", "proven"
+#: Bundles that are remembered.
+_MOST = 99
 
 
 class Journal:
@@ -74,6 +76,24 @@ class Journal:
     ) -> None:
         self._alone.close()
 
+    def proven(self, bundle: str) -> bool:
+        """Whether all images of *bundle*, the digest of its index, were there and read at all places."""
+        with self._guard:
+            return bundle in self._proven()
+
+    def prove(self, bundle: str, *, proven: bool) -> None:
+        """Note that it is so, or no longer known."""
+        with self._guard:
+            others = [one for one in self._proven() if one != bundle]
+            now = [*others[-_MOST:], bundle] if proven else others
+            if now != self._proven():
+                self._kept[_PROVEN] = now
+                self._write()
+
+    def _proven(self) -> list[str]:
+        said = self._kept.get(_PROVEN)
+        return [one for one in said if isinstance(one, str)] if isinstance(said, list) else []
+
     def place(self, key: str) -> str:
         """Where the upload *key* goes on; empty if it is not known."""
         with self._guard:
@@ -89,9 +109,12 @@ class Journal:
                 self._uploads[key] = place
             else:
                 del self._uploads[key]
-            content = self._format.render({**self._kept, _UPLOADS: self._uploads}, self._found)
-            new = self._path.with_name(f"{self._path.name}.new")
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with naming(new), os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            new.replace(self._path)
+            self._write()
+
+    def _write(self) -> None:
+        content = self._format.render({**self._kept, _UPLOADS: self._uploads}, self._found)
+        new = self._path.with_name(f"{self._path.name}.new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with naming(new), os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        new.replace(self._path)

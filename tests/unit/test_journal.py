@@ -77,3 +77,27 @@ def test_another_run_is_waited_for(tmp_path: Path) -> None:
         with Journal(path) as second:
             assert second.place("a") == "/uploads/1", "what the first one noted last"
         ending.join()
+
+
+def test_which_bundles_were_proven_is_kept_beside_the_uploads(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal") as journal:
+        assert not journal.proven("sha256:1")
+        journal.note("a", "/there")
+        for number in range(200):
+            journal.prove(f"sha256:{number}", proven=True)
+        journal.prove("sha256:150", proven=False)
+    with Journal(tmp_path / "journal") as journal:
+        assert journal.place("a") == "/there"
+        assert journal.proven("sha256:199")
+        assert not journal.proven("sha256:150")
+        assert not journal.proven("sha256:1"), "the oldest are forgotten"
+
+
+@pytest.mark.parametrize("said", ["7", '"x"', "[3, null]", "{}"])
+def test_odd_notes_of_proofs_are_none(tmp_path: Path, said: str) -> None:
+    stamp = '{"version": 2, "minReader": 1, "minWriter": 2}'
+    (tmp_path / "journal").write_text(f'{{"format": {stamp}, "uploads": {{}}, "proven": {said}}}')
+    with Journal(tmp_path / "journal") as journal:
+        assert not journal.proven("x")
+        journal.prove("x", proven=True)
+        assert journal.proven("x")

@@ -233,6 +233,41 @@ def test_the_proof_names_the_image_and_what_is_missing(
     assert lost in flaws[ONE]
 
 
+def test_what_was_proven_is_only_looked_for_until_it_is_pushed_again(
+    bundle: Bundle, fake: FakeRegistry, tmp_path: Path
+) -> None:
+    items, index = seed.plan(bundle), bundle.layout.lineage.index
+
+    def seeded_and_proven() -> tuple[set[str], int]:
+        """The images that are taken for proven, and how many blobs the proof reads."""
+        journal = Journal(tmp_path / "journal")
+        seeder = seed.Seeder(bundle, connector(fake), journal, patience=2)
+        seeder.run(items)
+        before = len(fake.requests)
+        assert seed.prove(connector(fake), items, known=seeder.known) == {}
+        journal.prove(index, proven=True)
+        return seeder.known, sum("/blobs/" in one.path for one in fake.requests[before:])
+
+    first, read = seeded_and_proven()
+    assert not first
+    assert read
+    assert seeded_and_proven() == ({item.name for item in items}, 0)
+    lost = items[0]
+    del fake.manifests[lost.reference]
+    known, read = seeded_and_proven()
+    assert known == {item.name for item in items} - {lost.name}
+    assert read == len(lost.blobs)
+
+
+def test_who_is_stopped_before_the_proof_has_proven_nothing(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    journal, index = Journal(tmp_path / "journal"), bundle.layout.lineage.index
+    with journal:
+        journal.prove(index, proven=True)
+    seed.Seeder(bundle, connector(fake), journal, patience=2).run(seed.plan(bundle))
+    with Journal(tmp_path / "journal") as again:
+        assert not again.proven(index)
+
+
 def test_an_empty_blob_is_not_missing(fake: FakeRegistry, tmp_path: Path) -> None:
     with Bundle.open(write_layout(tmp_path / "empty", image(ONE, b""))) as opened:
         run(opened, fake, tmp_path)

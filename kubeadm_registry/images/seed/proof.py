@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images.pool import SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
@@ -13,14 +13,16 @@ from kubeadm_registry.registry import Api, retry
 _LOOK = 4.0
 
 
-def absent(registry: Api, item: Item) -> str | None:
+def absent(registry: Api, item: Item, *, thorough: bool = True) -> str | None:
     """None if all of *item* can be read at *registry*; else what cannot. Raises RegistryError.
 
-    Every manifest is read and compared with its digest, and of every blob the last byte is read: that takes the data
-    of the storage, not only its word.
+    Unless it is to be *thorough*, only its name is looked for. Else every manifest is read and compared with its
+    digest, and of every blob the last byte is read: that takes the data of the storage, not only its word.
     """
     if registry.digest(item.repository, item.reference) != item.root.digest:
         return f"{item.reference} is not {item.root.digest}"
+    if not thorough:
+        return None
     for manifest in item.manifests:
         if registry.manifest(item.repository, manifest.digest) is None:
             return f"manifest {manifest.digest} is missing"
@@ -31,14 +33,22 @@ def absent(registry: Api, item: Item) -> str | None:
     return None
 
 
-def prove(connect: Connect, items: Sequence[Item], workers: int = WORKERS) -> dict[str, str]:
-    """The images that cannot be read where *connect* leads, and what of them. RegistryError: nobody answers there."""
+def prove(
+    connect: Connect, items: Sequence[Item], workers: int = WORKERS, *, known: Collection[str] = ()
+) -> dict[str, str]:
+    """The images that cannot be read where *connect* leads, and what of them. RegistryError: nobody answers there.
+
+    Those *known* by name were read before, and are only looked for.
+    """
+    if not items:
+        return {}
     with connect() as registry:
-        retry(registry.ping, seconds=10)
+        # Not for /v2/ itself: the user may have a login for a repository and none for that.
+        retry(lambda: registry.digest(items[0].repository, items[0].reference), seconds=10)
 
     def look(registry: Api, item: Item) -> str | None:
         try:
-            return retry(lambda: absent(registry, item), seconds=_LOOK)
+            return retry(lambda: absent(registry, item, thorough=item.name not in known), seconds=_LOOK)
         except RegistryError as error:
             return error.message
 

@@ -64,6 +64,8 @@ class Seeder:
         self._taken: dict[str, int] = {}
         self._known: set[str] = set()
         self._total = self._done = self._sent = 0
+        self.known: set[str] = set()
+        """The names of the images that an earlier run has proven, and that are there still."""
 
     def run(self, items: Sequence[Item]) -> int:
         """Push what is missing of *items*; returns how many bytes of blobs went out.
@@ -81,6 +83,10 @@ class Seeder:
                 seeded.require_writer(record)
             found = pool.each(self._is_there, items)
             missing = [item for item, there in found if not there]
+            if self._journal.proven(line.index):
+                self.known = {item.name for item, there in found if there}
+            if missing:  # whoever is killed from here on has proven nothing
+                self._journal.prove(line.index, proven=False)
             homes = {blob.digest: item.repository for item, there in found if there for blob in item.blobs}
             repositories = pool.each(self._is_known, {item.repository for item in missing})
             self._known = {repository for repository, known in repositories if known}
