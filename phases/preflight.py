@@ -263,7 +263,7 @@ CHECKS = (
     REACHABLE,
     Check("DataDirectory", data.suitable),
     Check("DiskSpace", disk),
-    Check("Clock", clock, on=leader),
+    Check("Clock", clock, on=leader, alone=True),
     Check("TimeSync", time_sync),
     Check("VipInSubnet", vip_in_subnet),
     Check("VipUnused", vip_unused, on=leader),

@@ -16,13 +16,15 @@ class Check:
     """A precondition. A healthy host on which the registry is installed passes it.
 
     *name* is what --ignore-preflight-errors takes; *probe* yields one sentence with its remedy for each problem.
-    A *mandatory* one cannot be ignored: going on would destroy what nobody asked to destroy.
+    A *mandatory* one cannot be ignored: going on would destroy what nobody asked to destroy. One that measures how long
+    an answer takes is asked *alone*, after the others.
     """
 
     name: str
     probe: Callable[[Cluster, Host], Iterator[str]]
     on: Callable[[Cluster], Sequence[Host]] = everyone
     mandatory: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

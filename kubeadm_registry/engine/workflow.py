@@ -11,7 +11,7 @@ from kubeadm_registry import paths, whoami
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.look import Look, look
 from kubeadm_registry.engine.memory import remembering
-from kubeadm_registry.engine.phase import Phase, Workflow, require_checks, select
+from kubeadm_registry.engine.phase import Check, Phase, Workflow, require_checks, select
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.errors import (
     ConnectionFailed,
@@ -119,32 +119,41 @@ def take_locks(hosts: Sequence[Host]) -> None:
             )  # fmt: skip
 
 
+#: Checks at a time on one host.
+AT_ONCE = 8
+
+
 def preflight(
     selected: Sequence[tuple[str, Phase]], cluster: Cluster, reporter: Reporter, *, ignore: Sequence[str] = ()
 ) -> list[Problem]:
-    """Run each check of the *selected* phases once on each of its hosts. Raises PreflightFailed."""
+    """Run each check of the *selected* phases once on each of its hosts, side by side. Raises PreflightFailed."""
     checks = {check.name: check for _, phase in selected for check in phase.checks}
+    jobs = [(host, check) for host in cluster.hosts for check in checks.values() if host in check.on(cluster)]
 
-    def ask(host: Host) -> list[Problem]:
-        problems = []
-        for check in checks.values():
-            if host not in check.on(cluster):
-                continue
-            try:
-                found = list(check.probe(cluster, host))
-            except NotYetKnown:
-                continue
-            except ConnectionFailed:
-                raise
-            except Error as error:
-                # What cannot be told is a problem of this check; the others go on.
-                found = [f"{error.message}; {error.hint}" if error.hint else error.message]
-            reporter.check(host.name, check.name, ok=not found)
-            ignored = not check.mandatory and (check.name in ignore or "all" in ignore)
-            problems += [Problem(check.name, host.name, text, ignored, check.mandatory) for text in found]
-        return problems
+    def ask(job: tuple[Host, Check]) -> list[str] | None:
+        host, check = job
+        try:
+            return list(check.probe(cluster, host))
+        except NotYetKnown:
+            return None
+        except ConnectionFailed:
+            raise
+        except Error as error:
+            # What cannot be told is a problem of this check; the others go on.
+            return [f"{error.message}; {error.hint}" if error.hint else error.message]
 
-    problems = [problem for found in side_by_side(ask, cluster.hosts) for problem in found]
+    found: dict[tuple[str, str], list[str] | None] = {}
+    for turn in ([job for job in jobs if not job[1].alone], [job for job in jobs if job[1].alone]):
+        answers = side_by_side(ask, turn, at_most=AT_ONCE * len(cluster.hosts))
+        found |= {(host.name, check.name): texts for (host, check), texts in zip(turn, answers, strict=True)}
+    problems = []
+    for host, check in jobs:
+        texts = found[host.name, check.name]
+        if texts is None:
+            continue
+        reporter.check(host.name, check.name, ok=not texts)
+        ignored = not check.mandatory and (check.name in ignore or "all" in ignore)
+        problems += [Problem(check.name, host.name, text, ignored, check.mandatory) for text in texts]
     for problem in problems:
         reporter.problem(problem)
     if any(not problem.ignored for problem in problems):
