@@ -29,7 +29,11 @@ def reachable(cluster: Cluster, host: Host) -> Iterator[str]:
         port.number for one in services(cluster.spec) for port in one.ports if port.protocol == "tcp" and not port.local
     )
     peers = [cluster.node(other) for other in cluster.hosts if other.name != host.name]
-    pairs = [(address, str(port)) for node in peers for address in node.addresses for port in ports]
+    # The nodes use each other's first address; clients use both.
+    used = {node.address: ports for node in peers} | {
+        other: [paths.REGISTRY_PORT] for node in peers for other in node.addresses if other != node.address
+    }
+    pairs = [(address, str(port)) for address, some in used.items() for port in some]
     if not pairs:
         return
     said = host.query("sh", "-c", _BLOCKED, "blocked", *(word for pair in pairs for word in pair)).text

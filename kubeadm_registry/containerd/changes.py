@@ -190,8 +190,8 @@ class HostsFiles:
         for path, content in wanted.items():
             if content is None:
                 host.run("rm", "-f", "--", path)
-                # An empty one would keep containerd from looking into _default.
-                host.run("rmdir", "--ignore-fail-on-non-empty", "--", path.rpartition("/")[0])
+                # An empty one would keep containerd from looking into _default. A link or a mount point stays.
+                host.query("rmdir", "--ignore-fail-on-non-empty", "--", path.rpartition("/")[0])
             else:
                 file = there.get(path)
                 real = file.real if file else path

@@ -43,7 +43,8 @@ class Look:
 def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
     """Compare everything on all hosts with what *selected* phases want. Nothing is changed.
 
-    What went wrong is not told: a phase of which that is so is not settled, and the run comes upon it again.
+    What went wrong is not told, whatever it is: a phase of which that is so is not settled, and the run comes upon it
+    again, unless an earlier phase mends it.
     """
     cluster = remembering(cluster)
     hosts = cluster.hosts
@@ -62,7 +63,9 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
         found = []
         try:
             found = [(place, change, host) for change in phase.steps(cluster, host)]
-        except Error:
+        except AssertionError:
+            raise
+        except Exception:
             first.lower(place)
         return found
 
@@ -72,7 +75,9 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
             try:
                 if change.diff(host) is not None:
                     first.lower(place)
-            except Error:
+            except AssertionError:
+                raise
+            except Exception:
                 first.lower(place)
 
     def tell(one: tuple[int, Phase, Host]) -> None:
@@ -97,7 +102,8 @@ def _read_ahead(host: Host, changes: Sequence[tuple[int, Change, Host]]) -> None
     units = dict.fromkeys(change.unit for change in ours if isinstance(change, Running | NoService))
     for ahead, what in ((Host.read_ahead, files), (directories_ahead, directories), (units_ahead, units)):
         if what and isinstance(host.transport, Memory):
-            host.transport.learn(ahead(host, list(what)))
+            with suppress(Error):  # then each is asked for by itself
+                host.transport.learn(ahead(host, list(what)))
 
 
 class _Least:

@@ -41,6 +41,8 @@ _TEMPORARY_FOR_WRITES = (*_TEMPORARY, 404)
 #: Name resolution that failed for good: no such name, or no address of it.
 _NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL)
 _PAGE = 1000
+#: What registries answer that know nothing of referrers.
+_NO_REFERRERS = (400, 404, 405, 406)
 #: The most bytes of a blob that is read into memory.
 _MAX_BLOB = 2**28
 Entry = TypeVar("Entry", str, dict[str, Any])
@@ -202,20 +204,30 @@ class Api:
             if not self._found(answer, 200, f"list {path}"):
                 return
             yield from _listed(answer.content, key, str, path)
-            following = re.search(r'<([^>]+)>\s*;\s*rel="?next"?', answer.headers.get("Link", ""))
+            following = _following(answer)
             if following is None:
                 return
-            target = following[1]
+            target = following
 
     def referrers(self, repository: str, digest: str) -> list[dict[str, Any]]:
         """The descriptors of what refers to a manifest; by the tag of that form where the registry has no such list.
 
         Source: distribution-spec, "Listing Referrers" and "Referrers Tag Schema". Raises RegistryError.
         """
-        answer = self.send("GET", f"/v2/{repository}/referrers/{digest}")
-        native = self._found(answer, 200, f"list what refers to {repository}@{digest}")
-        content = answer.content if native else self.manifest(repository, referrers_tag(digest))
-        return [] if content is None else _listed(content, "manifests", dict, f"referrers of {digest}")
+        path, what = f"/v2/{repository}/referrers/{digest}", f"referrers of {digest}"
+        answer = self.send("GET", path)
+        if answer.status_code in _NO_REFERRERS:
+            content = self.manifest(repository, referrers_tag(digest))
+            return [] if content is None else _listed(content, "manifests", dict, what)
+        found, seen = [], {path}
+        while True:
+            self.expect(answer, 200, f"list what refers to {repository}@{digest}")
+            found += _listed(answer.content, "manifests", dict, what)
+            target = _following(answer)
+            if target is None or target in seen:
+                return found
+            seen.add(target)
+            answer = self.send("GET", target)
 
     def push_manifest(self, repository: str, reference: str, content: bytes, media_type: str) -> bool:
         """Push a manifest by tag or digest; whether the registry notes its subject itself. Raises RegistryError.
@@ -357,6 +369,12 @@ class Registry(Api):
             httpx.Client(transport=line, auth=auth, trust_env=False),
             headers={"Host": url(address, port).removeprefix("https://")},
         )
+
+
+def _following(answer: Answer) -> str | None:
+    """Where the next page of a list is (RFC 8288), if there is one."""
+    found = re.search(r'<([^>]+)>\s*;\s*rel="?next"?', answer.headers.get("Link", ""))
+    return None if found is None else found[1]
 
 
 def referrers_tag(digest: str) -> str:

@@ -67,6 +67,9 @@ class Upstream(Api):
             self._answered = True
             if answer.next_request is None:
                 return answer
+            if not _can_be_repeated(request):
+                answer.close()
+                raise RegistryError(f"{self.name} redirects an upload", code="RedirectRefused")
             with closing(answer):
                 beginning(answer, self.name)  # to the end, as a rule: then the connection serves the next request
             request = self._onward(answer)
@@ -110,6 +113,9 @@ class Upstream(Api):
         answer.close()
         with self._lock:
             self._tokens[place] = header
+        if not _can_be_repeated(request):
+            # A token has ended, or was for reading alone: the upload goes on with the new one where this one stopped.
+            raise RegistryError(f"{self.name} wants another token", temporary=True)
         request.headers["Authorization"] = header
         return self._sent(request)
 
@@ -194,6 +200,11 @@ def _is_loopback(host: str) -> bool:
 def _origin(url: httpx.URL) -> str:
     """Scheme, host and port, the default one left out: what one login is for (RFC 6454)."""
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+def _can_be_repeated(request: httpx.Request) -> bool:
+    """Whether the content of *request* is still there once it was sent: a stream is used up."""
+    return isinstance(request.stream, httpx.ByteStream)
 
 
 def _repository(path: str) -> str:

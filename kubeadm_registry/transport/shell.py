@@ -40,6 +40,8 @@ MARGIN = 15.0
 START_TIMEOUT = 30.0
 #: Commands on their way at a time, of threads that wait for the shell: a round trip for all of them, not for each.
 AT_ONCE = 32
+#: Seconds between two looks for an answer: so exactly it is known when the next command began.
+LOOK = 0.5
 #: Seconds in which an upload must move.
 STALL = 120.0
 #: Seconds to flush a large file to a slow disk.
@@ -272,18 +274,28 @@ class Shell:
 
     def _ask(self, argv: tuple[str, ...], words: str, timeout: float) -> tuple[Result, float]:
         """Have the shell run *words*; the result, and the seconds since it had all of them and could begin."""
-        question = _Question(argv, words, timeout)
+        mark = secrets.token_hex(16)
+        text = os.fsencode(f"{{ {words}\n}}; printf '{mark} %d\\n' \"$?\"; printf '{mark}\\n' >&2\n")
+        question = _Question(argv, text, mark.encode(), timeout)
         self._waiting.append(question)
-        with self._turn:
-            # Whoever has the turn asks for those as well who wait for theirs.
-            while not question.answer.done():
-                self._ask_all([self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))])
+        try:
+            with self._turn:
+                # Whoever has the turn asks for those as well who wait for theirs.
+                while not question.answer.done():
+                    self._ask_waiting()
+        except BaseException:
+            with contextlib.suppress(ValueError):  # nobody waits for it any more, so nobody is to ask it
+                self._waiting.remove(question)
+            raise
         return question.answer.result()
 
-    def _ask_all(self, questions: Sequence[_Question]) -> None:
-        """Have the shell run the words of *questions*, one after another, and answer each."""
-        line = _Line(self._stream, [question.text for question in questions])
+    def _ask_waiting(self) -> None:
+        """Have the shell run what is waiting, AT_ONCE questions at most, one after another, and answer each."""
+        questions: list[_Question] = []
         try:
+            while self._waiting and len(questions) < AT_ONCE:
+                questions.append(self._waiting.popleft())
+            line = _Line(self._stream, [question.text for question in questions])
             for question in questions:
                 self._need_open(question.argv)
                 question.answer.set_result(self._one(question, line))
@@ -343,7 +355,7 @@ class _Line:
         run in time, a command must not look shorter than it was.
         """
         self._earlier, self._before = self._before, time.monotonic()
-        sent, self.out, self.err = self._stream.exchange(self._data, wait)
+        sent, self.out, self.err = self._stream.exchange(self._data, min(wait, LOOK))
         if sent and len(self._data) > self._ours:
             self._started = self._before
         self._data = self._data[sent:]
@@ -357,24 +369,18 @@ class _Line:
 
 @dataclass(eq=False, slots=True)
 class _Question:
-    """*words* for the shell, and who waits for the answer: result, and seconds."""
+    """*text* for the shell, of which the answer ends with *mark*, and who waits for it: result, and seconds."""
 
     argv: tuple[str, ...]
-    words: str
+    text: bytes
+    mark: bytes
     timeout: float
-    mark: bytes = field(default_factory=lambda: secrets.token_hex(16).encode())
     answer: Future[tuple[Result, float]] = field(default_factory=Future)
 
     @property
     def what(self) -> str:
         """Its name in messages."""
         return Result(self.argv, 0).command
-
-    @property
-    def text(self) -> bytes:
-        """What the shell reads."""
-        mark = self.mark.decode()
-        return os.fsencode(f"{{ {self.words}\n}}; printf '{mark} %d\\n' \"$?\"; printf '{mark}\\n' >&2\n")
 
 
 class _Until:

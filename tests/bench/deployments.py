@@ -177,7 +177,8 @@ from pyinfra.operations import files, server, systemd
 for user in host.data.users:
     server.user(
         name=f"user {user['name']}", user=user["name"], groups=user["groups"], append=True, system=True,
-        create_home=False, home="/nonexistent", shell="/usr/sbin/nologin", comment="kubeadm-registry",
+        create_home=False, ensure_home=False, home="/nonexistent", shell="/usr/sbin/nologin",
+        comment="kubeadm-registry",
     )
 for it in host.data.directories:
     files.directory(name=it["path"], path=it["path"], mode=it["mode"], user=it["owner"], group=it["group"])

@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):  # who has read enough goes away
             self.wfile.write(said.body)
 
-    do_GET = do_POST = do_HEAD = do_CONNECT = _handle
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_CONNECT = _handle
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

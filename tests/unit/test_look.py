@@ -13,8 +13,9 @@ from kubeadm_registry.engine.changes import File, Steps, Wait
 from kubeadm_registry.engine.look import look
 from kubeadm_registry.engine.phase import Phase, select
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import ConnectionFailed, NotYetKnown
+from kubeadm_registry.errors import CommandTimeout, ConnectionFailed, NotYetKnown
 from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.transport import host as host_module
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fakes import Command
@@ -79,7 +80,9 @@ def test_phases_before_the_first_that_differs_are_asked_no_more(installed: FakeC
     assert reads[THERE] > 3
 
 
-@pytest.mark.parametrize("error", [NotYetKnown("nothing answers"), ConnectionFailed("the connection was lost")])
+@pytest.mark.parametrize(
+    "error", [NotYetKnown("nothing answers"), ConnectionFailed("the connection was lost"), ValueError("odd words")]
+)
 def test_what_cannot_be_told_differs(installed: FakeCluster, error: Exception) -> None:
     def ask(host: Host) -> str | None:
         if host.name == "cp-2":
@@ -90,6 +93,17 @@ def test_what_cannot_be_told_differs(installed: FakeCluster, error: Exception) -
         server.put(HERE, "hello\n")
     selected = [("here", files(HERE)), ("asking", asking(ask)), ("again", files(HERE))]
     assert look(selected, installed.cluster).settled == 1
+
+
+def test_what_cannot_be_read_ahead_is_asked_for_by_itself(installed: FakeCluster) -> None:
+    for server in installed.servers.values():
+        server.put(HERE, "hello\n")
+
+        def hangs(*_: object) -> str:
+            raise CommandTimeout("read-ahead did not exit within 60 s and was killed")
+
+        server.answer("sh", "-c", host_module._READ_MANY, with_=hangs)
+    assert look([("here", files(HERE))], installed.cluster).settled == 1
 
 
 def test_nothing_differs_where_nothing_is_to_be_done(installed: FakeCluster) -> None:

@@ -23,6 +23,7 @@ from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import Dir, Link
 from tests.unit.healthy import DEBIAN, SSHD, free, healthy, neighbour
 from tests.unit.here import here, stub
+from tests.unit.test_cli_images import DUAL_STACK
 from tests.unit.test_workflow import ONE
 
 VIP = "10.0.0.10"
@@ -427,6 +428,16 @@ def test_ports_that_a_firewall_closes_are_named_with_their_node(good: FakeCluste
     [asked] = [c.argv[4:] for c in good.servers["cp-2"].log if c.argv[:3] == ("sh", "-c", firewall._BLOCKED)]
     ports = ("3901", "5000", "5443", "5445")
     assert asked == tuple(word for node in ("10.0.0.11", "10.0.0.13") for port in ports for word in (node, port))
+
+
+def test_second_addresses_are_for_clients_alone() -> None:
+    dual = healthy(FakeCluster.of(DUAL_STACK))
+    assert problems(dual, "cp-1") == {}
+    [asked] = [c.argv[4:] for c in dual.servers["cp-1"].log if c.argv[:3] == ("sh", "-c", firewall._BLOCKED)]
+    pairs = list(zip(asked[::2], asked[1::2], strict=True))
+    assert ("fd00::12", "5000") in pairs
+    assert ("10.0.0.12", "3901") in pairs
+    assert ("fd00::12", "3901") not in pairs
 
 
 def test_a_single_node_has_nobody_to_reach() -> None:

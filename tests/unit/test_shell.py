@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFai
 from kubeadm_registry.transport import shell as shell_module
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local, ProcessStream
-from kubeadm_registry.transport.shell import INLINE_STDIN, Shell, start_argv, wait_started
+from kubeadm_registry.transport.shell import INLINE_STDIN, Shell, _Question, start_argv, wait_started
 
 
 def spawn(argv):
@@ -296,7 +297,7 @@ def side_by_side(shell, *commands, timeouts=()):
     def work(place):
         try:
             outcomes[place] = shell.run(commands[place], timeout=timeouts[place] if timeouts else 60)
-        except Error as error:
+        except (Error, UnicodeError) as error:
             outcomes[place] = error
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(len(commands))]
@@ -309,9 +310,9 @@ def side_by_side(shell, *commands, timeouts=()):
         return not free and not shell._waiting
 
     wait_until("the first one runs", runs)
-    for number, thread in enumerate(threads[1:], 1):
+    for thread in threads[1:]:
         thread.start()
-        wait_until("it waits", lambda number=number: len(shell._waiting) == number)
+        wait_until("it waits", lambda: len(shell._waiting) == sum(one.is_alive() for one in threads[1:]))
     for thread in threads:
         thread.join(30)
     return outcomes
@@ -361,13 +362,55 @@ class Scripted:
 def test_answers_that_come_in_any_pieces_are_told_apart(sizes):
     shell = Shell.__new__(Shell)
     shell._host, shell._why_closed, shell._stream = "cp-1", "", Scripted(sizes)
-    questions = [shell_module._Question(("ask", str(n)), f"ask {n}", 60) for n in range(4)]
-    shell._ask_all(questions)
+    marks = [b"%032x" % n for n in range(4)]
+    questions = [_Question(("ask",), b"printf '%s %%d'\n" % mark, mark, 60) for mark in marks]
+    shell._waiting = deque(questions)
+    shell._ask_waiting()
     for question in questions:
         result, _ = question.answer.result(timeout=0)
         assert result.stdout == b"out of " + question.mark + b"\n"
         assert result.stderr == b"err of " + question.mark
-        assert (result.argv, result.code) == (question.argv, 3)
+        assert result.code == 3
+
+
+def test_what_cannot_be_written_fails_alone(shell):
+    """A lone surrogate is no text in any encoding."""
+    slow, bad, good = side_by_side(shell, ["sleep", "1"], ["echo", "\ud800"], ["echo", "good"])
+    assert slow.ok
+    assert isinstance(bad, UnicodeEncodeError)
+    assert good.text == "good"
+
+
+def test_one_behind_a_slow_one_has_its_own_time(shell, monkeypatch):
+    monkeypatch.setattr(shell_module, "MARGIN", 0.5)
+    monkeypatch.setattr(shell_module, "KILL_AFTER", 0.3)
+    monkeypatch.setattr(shell_module, "LOOK", 0.1)
+    _, slow, quick = side_by_side(
+        shell, ["sleep", "1"], ["sleep", "3"], ["sh", "-c", "sleep 0.1; exit 124"], timeouts=[60, 60, 1]
+    )
+    assert slow.ok
+    assert quick.code == 124
+
+
+def test_nobody_asks_for_one_who_does_not_wait_any_more(shell, tmp_path):
+    """What an interrupted thread wanted might change something."""
+    ran = tmp_path / "ran"
+    waiting = shell._waiting
+
+    class Interrupted:
+        def __enter__(self):
+            raise KeyboardInterrupt
+
+        def __exit__(self, *_):
+            raise AssertionError
+
+    turn, shell._turn = shell._turn, Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        shell.run(["touch", str(ran)])
+    shell._turn = turn
+    assert not waiting
+    assert shell.run(["echo", "next"]).text == "next"
+    assert not ran.exists()
 
 
 def test_one_that_outlives_its_time_does_not_hold_up_those_behind_it_or_shorten_theirs(shell):

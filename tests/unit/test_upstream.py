@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import socket
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.registry import Login, Upstream, answers, retry
+from kubeadm_registry.registry import Login, Upload, Upstream, answers, retry
 from kubeadm_registry.registry.challenges import challenges
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_web import Asked, Say, Web, raw, serving
@@ -216,6 +217,61 @@ def test_a_token_that_has_ended_is_replaced(tls: Path, realm: Web) -> None:
         valid.clear()
         assert registry.manifest("a", "v1") == MANIFEST
     assert len(realm.asked) == 2
+
+
+class Uploads:
+    """A registry that takes one upload, with tokens that end after *each* requests, and some for reading alone."""
+
+    def __init__(self, realm: Web, each: int) -> None:
+        self.realm, self.each, self.left = realm, each, 0
+        self.taken, self.done = b"", False
+
+    def __call__(self, asked: Asked) -> Say:
+        pushes = asked.method in ("POST", "PATCH", "PUT")
+        if not asked.login or self.left == 0 or (pushes and asked.login != "Bearer push"):
+            self.left = self.each
+            scope = "pull,push" if pushes else "pull"
+            return challenge(f'Bearer realm="{self.realm.url}/token",scope="repository:a:{scope}"')
+        self.left -= 1
+        where = (("Location", "/v2/a/blobs/uploads/1"), ("Range", f"0-{max(0, len(self.taken) - 1)}"))
+        if asked.method == "POST":
+            return Say(202, headers=where)
+        if asked.method == "GET":
+            return Say(204, headers=where)
+        self.taken += asked.body
+        if asked.method == "PUT":
+            self.done = True
+            return Say(201)
+        return Say(202, headers=(where[0], ("Range", f"0-{len(self.taken) - 1}")))
+
+
+@pytest.mark.parametrize("each", [2, 3, 100])
+def test_an_upload_outlives_its_tokens(tls: Path, each: int) -> None:
+    """What a refused request brought is gone, and its content is a stream: it is sent again from the source."""
+    content = bytes(range(256)) * 1000
+
+    def give(asked: Asked) -> Say:
+        return Say(body=b'{"token":"%s"}' % (b"push" if "push" in asked.path else b"pull"))
+
+    with serving(give, tls) as realm:
+        uploads = Uploads(realm, each)
+        with serving(uploads, tls) as web, to(web.host) as registry:
+            upload = Upload(registry, "a", f"sha256:{'0' * 64}", len(content), piece=50_000, patience=20)
+            upload.run(lambda offset: io.BytesIO(content[offset:]))
+    assert uploads.done
+    assert uploads.taken == content
+
+
+def test_an_upload_is_not_sent_to_where_somebody_redirects(tls: Path) -> None:
+    def elsewhere(asked: Asked) -> Say:
+        if asked.method == "POST":
+            return Say(202, headers=(("Location", "/v2/a/blobs/uploads/1"),))
+        return Say(307, headers=(("Location", "/v2/b/blobs/uploads/1"),))
+
+    with serving(elsewhere, tls) as web, to(web.host) as registry:
+        upload = Upload(registry, "a", f"sha256:{'0' * 64}", 10, patience=1)
+        with pytest.raises(RegistryError, match="redirects an upload"):
+            upload.run(lambda offset: io.BytesIO(bytes(10)[offset:]))
 
 
 def test_an_identity_token_is_exchanged(tls: Path, realm: Web) -> None:

@@ -83,8 +83,10 @@ class FromRegistries:
         new = list(trees)
         for _ in range(_DEPTH):
             asked = [(tree, digest) for tree in new for digest in tree.digests]
-            answers = pool.map(lambda one: one[0].refer(one[1]), asked)
-            names = {name: tree for (tree, _), answer in zip(asked, answers, strict=True) for name in answer}
+            answers = list(pool.map(lambda one: one[0].refer(one[1]), asked))
+            _all(answer for answer in answers if isinstance(answer, Error))
+            told = [(tree, answer) for (tree, _), answer in zip(asked, answers, strict=True)]
+            names = {name: tree for tree, answer in told if not isinstance(answer, Error) for name in answer}
             new = []
             for name, subject in sorted(names.items()):
                 reference = parse(name)
@@ -147,8 +149,10 @@ class _Tree:
         """Those of all its manifests."""
         return [oci.digest_of(content) for content in self.manifests]
 
-    def refer(self, digest: str) -> list[str]:
+    def refer(self, digest: str) -> list[str] | Error:
         """The names of what refers to one of its manifests, by the registry's list and by the tags that cosign makes.
+
+        Or why they cannot be told.
 
         Sources: distribution-spec, "Listing Referrers"; "Storage" in sigstore/cosign, specs/SIGNATURE_SPEC.md.
         """
@@ -163,7 +167,7 @@ class _Tree:
         try:
             return retry(look, self.patience)
         except RegistryError as error:
-            raise unavailable(f"what refers to {self.name}: {error.message}", hint=error.hint) from error
+            return unavailable(f"what refers to {self.name}: {error.message}", hint=error.hint)
 
     def _ask(self, wanted: str) -> tuple[bytes, str]:
         path = self.reference.path
