@@ -129,6 +129,10 @@ class Config:
                 host.run("rm", "-f", "--", path)
 
 
+#: The names of the directories in ``$1``: containerd looks into ``_default`` for no registry that has one.
+_DIRECTORIES = 'cd -- "$1" 2>/dev/null || exit 0; for name in *; do [ ! -d "$name" ] || echo "$name"; done'
+
+
 @dataclass(frozen=True, slots=True)
 class HostsFiles:
     """The CA and one hosts.toml for each registry below *directory*; files that are not ours, or were edited, stay."""
@@ -210,6 +214,14 @@ class HostsFiles:
                         f"{registry} as that file says; remove it and run the command again to use this "
                         "registry"
                     )
+        if hosts_toml.DEFAULT in self.files:
+            listed = host.query("sh", "-c", _DIRECTORIES, "directories", self.directory).text.splitlines()
+            found += [
+                f"{self.directory}/{name} has no hosts.toml, so containerd pulls from {name} itself and not from this "
+                f"registry; remove the directory"
+                for name in listed
+                if f"{self.directory}/{name}/hosts.toml" not in there
+            ]
         default = f"{self.directory}/{hosts_toml.DEFAULT}/hosts.toml"
         if default in there and hosts_toml.DEFAULT not in self.files:
             found.append(

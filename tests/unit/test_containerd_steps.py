@@ -337,6 +337,9 @@ def test_the_mirror_of_every_registry_is_not_hidden_by_an_empty_directory(rooted
     assert not (certs / "registry.k8s.io").exists()
     assert [path.name for path in theirs.parent.iterdir()] == ["ca.crt"], "what others put there stays"
     assert init(rooted, replace(SETTINGS, mirrors=("*",))) == []
+    told = [text for text in notices(host(rooted), replace(SETTINGS, mirrors=("*",))) if "no hosts.toml" in text]
+    assert [text.split()[0] for text in told] == ["/etc/containerd/certs.d/docker.io"]
+    assert not [text for text in notices(host(rooted), SETTINGS) if "no hosts.toml" in text]
     init(rooted)
     assert not (certs / "_default").exists()
 
