@@ -7,6 +7,8 @@ Standard library only, Python 3.9 or newer, no import from the rest of the proje
     lease      which single node may write: votes in the heartbeats, pure as well
     heartbeat  the datagrams between agents: who may be believed, and what is old
     formats    which release may read and write a record
+    document   what an agent tells of itself, also to the command line
+    timings    how long it waits for what
     config     the file given on the command line
     exchange, probes, proxy, peers, netlink, processes, pressure, gate, epoch    the hands and eyes
     daemon     the loop that joins them
