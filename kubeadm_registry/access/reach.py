@@ -42,33 +42,34 @@ def prove(
 ) -> tuple[list[ReadFailure], dict[str, str]]:
     """What cannot be read, by each address of each server; and the servers that do not answer, with the reason.
 
-    Those *known* by name were read before, and are only looked for.
-    Raises RegistryError when the virtual IP does not answer.
+    Those *known* by name were read everywhere before. They are read through the virtual IP, which shows what the
+    storage has lost, and at the servers only looked for, unless something is missing there. Raises RegistryError when
+    the virtual IP does not answer.
     """
-    flaws: list[ReadFailure] = []
-    silent: dict[str, str] = {}
-    places = [(host.name, host, cluster.node(host).addresses) for host in cluster.hosts]
-    places.append((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses))
 
-    def look(place: tuple[str, Host, tuple[str, ...]]) -> list[ReadFailure] | RegistryError | ConnectionFailed:
+    def look(place: tuple[str, Host, tuple[str, ...]], known: Collection[str]) -> list[ReadFailure]:
         name, host, (address, *others) = place
-        try:
-            found = seeding.prove(_way(cluster, host, address, direct=direct), items, workers, known=known)
-        except (RegistryError, ConnectionFailed) as error:
-            return error
+        found = seeding.prove(_way(cluster, host, address, direct=direct), items, workers, known=known)
         flaws = [ReadFailure(image, name, why) for image, why in found.items()]
         for other in others:
             flaws += _second_look(_way(cluster, host, other, direct=direct), items[:1], name, other)
         return flaws
 
-    for (name, _, _), outcome in zip(places, side_by_side(look, places), strict=True):
+    def attempt(host: Host) -> list[ReadFailure] | RegistryError | ConnectionFailed:
+        try:
+            return look((host.name, host, cluster.node(host).addresses), () if at_vip else known)
+        except (RegistryError, ConnectionFailed) as error:
+            return error
+
+    at_vip = look((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses), ())
+    flaws: list[ReadFailure] = []
+    silent: dict[str, str] = {}
+    for host, outcome in zip(cluster.hosts, side_by_side(attempt, cluster.hosts), strict=True):
         if isinstance(outcome, list):
             flaws += outcome
-        elif name == VIRTUAL_IP:
-            raise outcome
         else:
-            silent[name] = outcome.message
-    return flaws, silent
+            silent[host.name] = outcome.message
+    return flaws + at_vip, silent
 
 
 def _way(cluster: Cluster, host: Host, address: str, *, direct: bool) -> pool.Connect:

@@ -97,7 +97,7 @@ def seed(
 
     Only missing blobs are uploaded; interrupted uploads resume. Uses the registry network, or an SSH tunnel through a
     node if that is unreachable. Finally, every image is verified through every node and the virtual IP; images that an
-    earlier run verified are only looked up (`images check` reads them again).
+    earlier run verified are read through the virtual IP, and only looked up at the nodes.
     """
     reporter = context.reporter()
     if target is not None:
@@ -163,14 +163,12 @@ def _elsewhere(
             return nullcontext(registry)  # which any number of threads may use
 
         where = hashlib.sha256(f"{host}/{below}".encode()).hexdigest()[:16]
-        journal, index = Journal(_state() / f"seed-to-{where}.json"), opened.layout.lineage.index
         run = seeding.Seeder(
-            opened, connect, journal,
+            opened, connect, Journal(_state() / f"seed-to-{where}.json"),
             workers=workers, record=False, progress=reporter.progress, limit=Limit(rate), stop=stop,
         )  # fmt: skip
         sent = run.run(items)
-        flaws = seeding.prove(connect, items, workers, known=run.known)
-        journal.prove(index, proven=not flaws)
+        flaws = seeding.prove(connect, items, workers)
         count = len(opened.images)
     if flaws:
         raise _incomplete([f"{name}: {why}" for name, why in flaws.items()], "run seed again")
