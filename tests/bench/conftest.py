@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab import machine, programs
+from tests.lab import programs
+from tests.lab.fresh import require_machine
 
 KINDS = ("distribution", "zot")
 
@@ -17,11 +17,7 @@ KINDS = ("distribution", "zot")
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """A kind of registry that can be run here, by itself, on loopback."""
-    if problems := machine.problems():
-        reason = "no network namespaces on this machine: " + "; ".join(problems)
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require_machine()
     name: str = request.param
     if name == "zot" and programs.zot() is None:
         pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")

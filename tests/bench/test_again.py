@@ -13,7 +13,7 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,35 +21,26 @@ import pytest
 from kubeadm_registry import paths
 from tests.bench.bundles import TAG, noise_images
 from tests.bench.deployments import Command, ansible, pyinfra, work
-from tests.lab import machine, programs
-from tests.lab.command import locked, unwinding
-from tests.lab.lab import Lab, sweep
+from tests.lab import programs
+from tests.lab.fresh import fresh_lab, require_machine
 from tests.lab.registry import Registry, repeat
 from tests.lab.settings import Place, Settings
 
 ROUNDS = repeat(3)
 OURS = "kubeadm-registry init"
+SEED = "kubeadm-registry seed"
 LIMIT = 600
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry on hosts that all have Python, without which Ansible does nothing."""
-    if problems := machine.problems():
-        pytest.skip("no lab on this machine: " + "; ".join(problems))
-    default = Place.default()
-    place = Place(default.directory.with_name(f"{default.name}-again"))
-    with locked(place.lock, wait=False):
-        sweep(place)
-    with unwinding():
-        lab = Lab.up(Settings(without_python=()), place=place, started_by="tests")
-        try:
-            registry = Registry(lab, "distribution", tmp_path_factory.mktemp("again"))
-            registry.install()
-            registry.cli("init")
-            yield registry
-        finally:
-            lab.down()
+    require_machine()
+    with fresh_lab(Place.default().beside("again"), Settings(without_python=())) as lab:
+        registry = Registry(lab, "distribution", tmp_path_factory.mktemp("again"))
+        registry.install()
+        registry.cli("init")
+        yield registry
 
 
 def run(registry: Registry, command: Command) -> tuple[float, str]:
@@ -64,6 +55,27 @@ def run(registry: Registry, command: Command) -> tuple[float, str]:
     seconds = time.perf_counter() - begin
     assert done.returncode == 0, f"{command.name}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
     return seconds, done.stdout + done.stderr
+
+
+def compare(
+    registry: Registry, commands: Sequence[Command], of: Callable[[str, str], bool] = lambda name, said: True
+) -> dict[str, float]:
+    """The medians of all *commands* in seconds, by turns. What each says must be *of* the kind that is compared."""
+    seconds: dict[str, list[float]] = {command.name: [] for command in commands}
+    for _ in range(ROUNDS):
+        for command in commands:
+            took, said = run(registry, command)
+            assert of(command.name, said), f"{command.name}: {said[-3000:]}"
+            seconds[command.name].append(took)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def show(what: str, medians: dict[str, float], ours: str) -> None:
+    """Print them, and each as a multiple of *ours*."""
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    print(f"\n{what}; medians of {ROUNDS}, seconds; load {load}")
+    for name, median in medians.items():
+        print(f"  {name:<26} {median:7.2f} {median / medians[ours]:6.2f}")
 
 
 def changed_nothing(name: str, said: str) -> bool:
@@ -82,19 +94,10 @@ def test_a_run_that_finds_nothing_to_do(
     todo = work(installed)
     ours = Command(OURS, installed.argv("init")[len(installed.lab.argv()) :], {})
     commands = [ours, *ansible(installed, todo, tmp_path / "ansible"), pyinfra(installed, todo, tmp_path / "pyinfra")]
-    seconds: dict[str, list[float]] = {command.name: [] for command in commands}
-    for _ in range(ROUNDS):
-        for command in commands:
-            took, said = run(installed, command)
-            assert changed_nothing(command.name, said), f"{command.name}: {said[-3000:]}"
-            seconds[command.name].append(took)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians = compare(installed, commands, changed_nothing)
+    count = sum(one.count for one in todo.values())
     with capsys.disabled():
-        count = sum(one.count for one in todo.values())
-        load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
-        print(f"\n{count} users, directories, files and services on 3 hosts; medians of {ROUNDS}, seconds; load {load}")
-        for name, median in medians.items():
-            print(f"  {name:<26} {median:7.2f} {median / medians[OURS]:6.2f}")
+        show(f"{count} users, directories, files and services on 3 hosts", medians, OURS)
     assert min(median for name, median in medians.items() if name != OURS) > medians[OURS]
 
 
@@ -113,21 +116,14 @@ def test_a_seed_that_finds_nothing_to_do(
     crane = [str(programs.program("crane")), "push"]
     prefix = len(installed.lab.argv())
     commands = [
-        Command("kubeadm-registry seed", installed.argv("seed", "--bundle", images.bundle)[prefix:], {}),
+        Command(SEED, installed.argv("seed", "--bundle", images.bundle)[prefix:], {}),
         Command("crane push", ["xargs", f"--arg-file={lines}", "--max-lines=1", *crane], environment),
         Command("crane push, 6 at a time",
                 ["xargs", f"--arg-file={lines}", "--max-lines=1", "--max-procs=6", *crane], environment),
     ]  # fmt: skip
     for command in commands:
         run(installed, command)
-    seconds: dict[str, list[float]] = {command.name: [] for command in commands}
-    for _ in range(ROUNDS):
-        for command in commands:
-            seconds[command.name].append(run(installed, command)[0])
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians = compare(installed, commands)
     with capsys.disabled():
-        load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
-        print(f"\n20 images that are there; medians of {ROUNDS}, seconds; load {load}")
-        for name, median in medians.items():
-            print(f"  {name:<26} {median:7.2f} {median / medians['kubeadm-registry seed']:6.2f}")
-    assert medians["kubeadm-registry seed"] < 5 * medians["crane push"], "it finds its way by SSH, and asks four places"
+        show("20 images that are there", medians, SEED)
+    assert medians[SEED] < 5 * medians["crane push"], "it finds its way by SSH, and asks four places"

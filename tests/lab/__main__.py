@@ -8,7 +8,7 @@ import sys
 
 from tests.lab.command import LabError, locked, unwinding
 from tests.lab.lab import Lab, sweep
-from tests.lab.settings import FRONTENDS, Place, Settings
+from tests.lab.settings import BESIDE, Place, Settings
 
 DESCRIPTION = """\
 Real hosts with systemd and sshd on this machine, on one switch, cut off from the world.
@@ -131,9 +131,9 @@ def work(options: argparse.Namespace) -> int:
 
 
 def down() -> None:
-    """End the lab and those of the registry's tests beside it, whole or broken. Raises LabError with what stays."""
+    """End the lab and those of tests beside it, whole or broken. Raises LabError with what stays."""
     default, failed = Place.default(), []
-    for place in (default, *(default.beside(name) for name in FRONTENDS)):
+    for place in (default, *(default.beside(name) for name in BESIDE)):
         try:
             with locked(place.lock, wait=False):
                 sweep(place)

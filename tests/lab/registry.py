@@ -21,10 +21,11 @@ import yaml
 
 import kubeadm_registry.bundle
 from kubeadm_registry import paths
-from tests.lab import machine, programs
-from tests.lab.command import LabError, cache, locked, say, unwinding, wait_until
+from tests.lab import programs
+from tests.lab.command import LabError, cache, locked, say, wait_until
+from tests.lab.fresh import fresh_lab, require_machine
 from tests.lab.host import Host
-from tests.lab.lab import Lab, started_by, sweep
+from tests.lab.lab import Lab
 from tests.lab.settings import FRONTENDS, Place, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -393,32 +394,9 @@ def repeat(default: int = 1) -> int:
     return int(os.environ.get("KUBEADM_REGISTRY_REPEAT") or default)
 
 
-@contextmanager
-def _lab(frontend: str, settings: Settings) -> Iterator[Lab]:
-    """A lab of this registry's own: the session's other tests find no registry on theirs."""
-    place = Place.default().beside(frontend)
-    if started_by(place) == "hand":
-        raise LabError(f"somebody's lab is up in {place.directory}")
-    with locked(place.lock, wait=False):
-        sweep(place)
-    with unwinding():
-        lab = Lab.up(settings, place=place, started_by="tests")
-        try:
-            yield lab
-        finally:
-            if os.environ.get("KUBEADM_REGISTRY_LAB_KEEP"):
-                say(f"kept: KUBEADM_REGISTRY_LAB={place.directory} python -m tests.lab down ends it")
-            else:
-                lab.down()
-
-
 def skip_without(frontend: str) -> None:
     """Skip where this machine cannot have a lab (in CI that is a failure) or has no *frontend*."""
-    if problems := machine.problems():
-        reason = "no lab on this machine: " + "; ".join(problems)
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require_machine()
     if frontend == "zot" and programs.zot() is None:
         pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")
 
@@ -429,7 +407,8 @@ def on_new_hosts(
 ) -> Iterator[Registry]:
     """Hosts, a bundle and a cluster file for the length of a ``with``; see Registry for *directory* and *layout*."""
     bundle(frontend, layout=layout)  # takes a while: better before the hosts are up
-    with _lab(frontend, settings or Settings()) as lab:
+    # One of its own: the session's other tests find no registry on theirs.
+    with fresh_lab(Place.default().beside(frontend), settings or Settings()) as lab:
         yield Registry(lab, frontend, directory, layout=layout)
 
 

@@ -14,6 +14,8 @@ from tests.lab.command import LabError
 Family = Literal["4", "6", "dual"]
 FRONTENDS = ("distribution", "zot")
 """Each has a lab of its own for the tests of the registry."""
+BESIDE = (*FRONTENDS, "engine", "many", "again")
+"""The labs that tests boot beside the session's, by what the tests share."""
 
 #: An address reserved for documentation (RFC 5737): nobody answers there, which is what a room without DNS offers.
 #: Without any nameserver line no pod starts and CoreDNS ends at once.
@@ -87,7 +89,8 @@ class Place:
         return cls(Path(os.environ.get("KUBEADM_REGISTRY_LAB") or "/var/tmp/kubeadm-registry-lab").absolute())  # noqa: S108
 
     def beside(self, name: str) -> Place:
-        """The place of another lab, that of the registry tests with the frontend *name*, next to this one."""
+        """The place of another lab next to this one, for the tests that share *name*, one of BESIDE."""
+        assert name in BESIDE, name  # else nobody would sweep it away
         return Place(self.directory.with_name(f"{self.directory.name}-{name[:4]}"))
 
     @property

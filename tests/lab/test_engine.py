@@ -16,10 +16,10 @@ import pytest
 from kubeadm_registry import paths
 from kubeadm_registry.cli.terminal import SUDO_PASSWORD
 from kubeadm_registry.engine.changes import STARTED
-from tests.lab import images, machine
-from tests.lab.command import LabError, locked, unwinding, wait_until
+from tests.lab import images
+from tests.lab.command import wait_until
+from tests.lab.fresh import fresh_lab, require_machine
 from tests.lab.host import Host
-from tests.lab.lab import Lab, started_by, sweep
 from tests.lab.registry import Registry
 from tests.lab.settings import Place, Settings
 
@@ -34,23 +34,9 @@ PROXY_CONFIG = f"{paths.ETC}/haproxy/haproxy.cfg"
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """Three such servers, up and bare."""
-    if problems := machine.problems():
-        reason = "no lab on this machine: " + "; ".join(problems)
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    default = Place.default()
-    place = Place(default.directory.with_name(f"{default.name}-engine"))
-    if started_by(place) == "hand":
-        raise LabError(f"somebody's lab is up in {place.directory}")
-    with locked(place.lock, wait=False):
-        sweep(place)
-    with unwinding():
-        lab = Lab.up(SETTINGS, place=place, started_by="tests")
-        try:
-            yield Registry(lab, FRONTEND, tmp_path_factory.mktemp("engine"))
-        finally:
-            lab.down()
+    require_machine()
+    with fresh_lab(Place.default().beside("engine"), SETTINGS) as lab:
+        yield Registry(lab, FRONTEND, tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ import pytest
 import yaml
 
 from kubeadm_registry.secrets import PATH, Secrets
-from tests.lab import machine
-from tests.lab.command import LabError, locked, unwinding, wait_until
+from tests.lab.command import wait_until
+from tests.lab.fresh import fresh_lab, require_machine
 from tests.lab.host import Host
-from tests.lab.lab import Lab, started_by, sweep
+from tests.lab.lab import Lab
 from tests.lab.listing import differences, listings
 from tests.lab.registry import ROOT
 from tests.lab.settings import Place, Settings
@@ -75,27 +75,14 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A lab of its own, larger than that of the session."""
-    if problems := machine.problems():
-        reason = "no lab on this machine: " + "; ".join(problems)
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    default = Place.default()
-    place = Place(default.directory.with_name(f"{default.name}-many"))
-    if started_by(place) == "hand":
-        raise LabError(f"somebody's lab is up in {place.directory}")
-    with locked(place.lock, wait=False):
-        sweep(place)
-    with unwinding():
-        lab = Lab.up(Settings(hosts=1 + WORKERS, without_python=(), disk="2G"), place=place, started_by="tests")
-        try:
-            for host in lab.hosts.values():
-                # The lab's own configuration reads hosts files already, and nobody would have to restart.
-                host.sh("sh", "-c", 'echo "version = 2" > "$1"', "-", CONFIG)
-                host.sh("systemctl", "restart", "containerd")
-            yield Site(lab, tmp_path_factory.mktemp("many"))
-        finally:
-            lab.down()
+    require_machine()
+    settings = Settings(hosts=1 + WORKERS, without_python=(), disk="2G")
+    with fresh_lab(Place.default().beside("many"), settings) as lab:
+        for host in lab.hosts.values():
+            # The lab's own configuration reads hosts files already, and nobody would have to restart.
+            host.sh("sh", "-c", 'echo "version = 2" > "$1"', "-", CONFIG)
+            host.sh("systemctl", "restart", "containerd")
+        yield Site(lab, tmp_path_factory.mktemp("many"))
 
 
 @contextmanager

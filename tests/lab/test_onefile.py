@@ -6,7 +6,6 @@ Ubuntu and RHEL themselves, since this machine's apt does not bring them.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +16,8 @@ import pytest
 
 from kubeadm_registry import __version__, config
 from kubeadm_registry.bundle.make.context import this_architecture
-from tests.lab import machine
 from tests.lab.command import run
+from tests.lab.fresh import require_machine
 from tests.lab.settings import Settings
 from tests.lab.system import system
 
@@ -82,11 +81,7 @@ def busybox(folder: Path) -> str:
 
 @pytest.mark.parametrize("layers", [debian, debian_with_bash, busybox])
 def test_it_runs_without_python(layers: Callable[[Path], str], file: Path, tmp_path: Path) -> None:
-    if problems := machine.problems():
-        reason = "no lab on this machine: " + "; ".join(problems)
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require_machine()
     space, layer = tmp_path / "space", tmp_path / "layer"
     space.mkdir()
     layer.mkdir()

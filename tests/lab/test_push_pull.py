@@ -6,6 +6,7 @@ import http.client
 import json
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -282,16 +283,23 @@ def test_containerd_pulls_by_the_upstream_name(pushed: Registry) -> None:
         pull_with_containerd(host)
 
 
+@contextmanager
+def changed(registry: Registry, **spec: object) -> Iterator[None]:
+    """Other values in the cluster file, as ``write_file`` takes them, for the length of a ``with``."""
+    registry.write_file(spec)
+    registry.cli("init")
+    try:
+        yield
+    finally:
+        registry.write_file()
+        registry.cli("init")
+
+
 @pytest.fixture
 def closed(pushed: Registry) -> Iterator[Registry]:
     """The registry while nobody may pull without a login."""
-    pushed.write_file({"proxy.anonymousPull": False})
-    pushed.cli("init")
-    try:
+    with changed(pushed, **{"proxy.anonymousPull": False}):
         yield pushed
-    finally:
-        pushed.write_file()
-        pushed.cli("init")
 
 
 def test_pulls_can_be_closed_and_containerd_goes_on(closed: Registry, logins: dict[str, Login | None]) -> None:
@@ -314,14 +322,9 @@ def test_pulls_can_be_closed_and_containerd_goes_on(closed: Registry, logins: di
 @pytest.fixture
 def of_all(pushed: Registry) -> Iterator[Registry]:
     """The registry as the mirror of every other."""
-    pushed.write_file({"mirrors": ["*"]})
-    pushed.cli("init")
-    try:
+    with changed(pushed, mirrors=["*"]):
         yield pushed
-    finally:
-        pushed.write_file()
-        pushed.cli("init")
-        left = [host.sh("ls", "/etc/containerd/certs.d").stdout.split() for host in pushed.servers.values()]
+    left = [host.sh("ls", "/etc/containerd/certs.d").stdout.split() for host in pushed.servers.values()]
     assert all("_default" not in names for names in left), left
 
 
