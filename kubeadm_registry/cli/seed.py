@@ -121,7 +121,7 @@ def seed(
         )  # fmt: skip
         sent = run.run(items)
         flaws, silent = prove(cluster, items, workers, direct=direct, known=run.known)
-        journal.prove(index, proven=not (flaws or silent or cluster.absent))
+        journal.conclude(index, proven=not (flaws or silent or cluster.absent))
         unproven, count = {**cluster.absent, **silent}, len(cluster.bundle.images)
     if flaws:
         again = "run seed again; if the same images are listed again, check that node with `kubeadm-registry status`"

@@ -93,6 +93,22 @@ def test_which_bundles_were_proven_is_kept_beside_the_uploads(tmp_path: Path) ->
         assert not journal.proven("sha256:1"), "the oldest are forgotten"
 
 
+def test_a_proof_after_the_run_keeps_what_another_run_noted_since(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(path, patience=0.2) as ours:
+        ours.note("a", "/ours")
+    with Journal(path) as other:
+        other.note("a", "/other")
+        ours.conclude("sha256:1", proven=True)
+        assert not other.proven("sha256:1"), "the file is the other run's now"
+        other.note("b", "/other")
+    with Journal(path) as after:
+        assert (after.place("a"), after.place("b"), after.proven("sha256:1")) == ("/other", "/other", False)
+    ours.conclude("sha256:1", proven=True)
+    with Journal(path) as after:
+        assert (after.place("a"), after.place("b"), after.proven("sha256:1")) == ("/other", "/other", True)
+
+
 @pytest.mark.parametrize("said", ["7", '"x"', "[3, null]", "{}"])
 def test_odd_notes_of_proofs_are_none(tmp_path: Path, said: str) -> None:
     stamp = '{"version": 2, "minReader": 1, "minWriter": 2}'
