@@ -6,20 +6,20 @@ from collections.abc import Iterator
 
 from kubeadm_registry import containerd
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.config import Spec
 from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.phase import Check, Phase
-from kubeadm_registry.secrets import basic
+from kubeadm_registry.secrets import Secrets, basic
 from kubeadm_registry.transport.host import Host
 
 
-def settings(cluster: Cluster) -> containerd.ContainerdSettings:
+def settings(spec: Spec, secrets: Secrets) -> containerd.ContainerdSettings:
     """What containerd has to know."""
-    spec = cluster.spec
-    login = "" if spec.proxy.anonymous_pull else f"Basic {basic('pull', cluster.secrets.pull_password)}"
+    login = "" if spec.proxy.anonymous_pull else f"Basic {basic('pull', secrets.pull_password)}"
     return containerd.ContainerdSettings(
         vip_addresses=spec.vip.addresses,
         vip_name=spec.vip.name or "",
-        ca_pem=cluster.secrets.ca_certificate.encode(),
+        ca_pem=secrets.ca_certificate.encode(),
         mirrors=spec.mirrors,
         sandbox_image=spec.containerd.sandbox_image,
         node_addresses=tuple(address for node in spec.nodes for address in node.addresses),
@@ -29,7 +29,7 @@ def settings(cluster: Cluster) -> containerd.ContainerdSettings:
 
 def point(cluster: Cluster, host: Host) -> Steps:
     """Point this server's containerd at the registry."""
-    return containerd.steps(host, settings=settings(cluster), turn=cluster.turn)
+    return containerd.steps(host, settings=settings(cluster.spec, cluster.secrets), turn=cluster.turn)
 
 
 def usable(cluster: Cluster, host: Host) -> Iterator[str]:
@@ -39,7 +39,7 @@ def usable(cluster: Cluster, host: Host) -> Iterator[str]:
 
 def notices(cluster: Cluster, host: Host) -> Iterator[str]:
     """What of the user's stays as it is, although it is not what we would write."""
-    return containerd.notices(host, settings(cluster))
+    return containerd.notices(host, settings(cluster.spec, cluster.secrets))
 
 
 CONTAINERD = Phase(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ from typing import Protocol
 from kubeadm_registry import whoami
 from kubeadm_registry.addresses import ip
 from kubeadm_registry.agent.netlink import Addresses
-from kubeadm_registry.bundle import Bundle, Program, check
+from kubeadm_registry.bundle import Bundle, Program, opened
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import programs
 from kubeadm_registry.components.services import data_directories, services
@@ -169,6 +169,17 @@ def can_miss(config: RegistryCluster, reached: int, failures: Sequence[Connectio
     return vault.known and down and 2 * reached > len(config.spec.nodes)
 
 
+def open_bundle(path: Path, key: Path | None, note: Note) -> AbstractContextManager[Bundle]:
+    """The bundle *path*, which *key* must have signed; None: nobody asks for a signature.
+
+    Raises ConfigError (BundleMissing), and as a context manager what ``bundle.opened`` does.
+    """
+    if not path.exists():
+        raise ConfigError(f"no such bundle: {path}", code="BundleMissing",
+                          hint="check the path, or create one with `kubeadm-registry bundle create`")  # fmt: skip
+    return opened(path, key, note)
+
+
 @contextmanager
 def cluster(
     config: RegistryCluster, prompts: Prompts, note: Note, *, bundle: Path | None = None, key: Path | None = None,
@@ -181,13 +192,8 @@ def cluster(
     ConfigError, BundleError, ConnectionFailed (after telling of each host that failed), Error (SecretsConflict,
     SecretsDamaged).
     """
-    if bundle is not None and not bundle.exists():
-        raise ConfigError(f"no such bundle: {bundle}", code="BundleMissing",
-                          hint="check the path, or create one with `kubeadm-registry bundle create`")  # fmt: skip
     with ExitStack() as stack:
-        opened = stack.enter_context(Bundle.open(bundle)) if bundle is not None else None
-        if opened is not None and key is not None:
-            note(f"{bundle} is signed by {check(opened.layout, key)}")
+        held = stack.enter_context(open_bundle(bundle, key, note)) if bundle is not None else None
         connected, failures = _attempt(config, prompts)
         for host in connected:
             stack.callback(host.transport.close)
@@ -196,9 +202,9 @@ def cluster(
         vault = read_vault(config, connected, data_directories(config.spec))
         if failures and not can_miss(config, len(connected), failures, vault):
             raise _told(failures, note)
-        found = select(config, opened.programs) if opened is not None else installed(connected)
+        found = select(config, held.programs) if held is not None else installed(connected)
         absent = {failure.host: failure.message for failure in failures}
-        yield Cluster(config, tuple(connected), vault, found, opened, absent=absent)
+        yield Cluster(config, tuple(connected), vault, found, held, absent=absent)
 
 
 def wanted(config: RegistryCluster) -> tuple[str, ...]:

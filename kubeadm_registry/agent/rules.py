@@ -100,10 +100,10 @@ def service(
         memory = replace(memory, resets=memory.resets + 1)
     silent = silence(answers.answered, answers.first, resumed, now)
     idle = 0.0 if answers.idle is None else now - max(answers.idle, resumed)
-    patience = timings.kill if idle >= timings.idle else timings.hung_busy + timings.kill - timings.hung
+    busy = timings.hung_busy + timings.kill - timings.hung
+    patience = timings.kill if idle >= timings.idle else busy
     if answers.paged is not None and now - answers.paged < silent:
-        patience = timings.hung_busy + timings.kill - timings.hung
-        silent = max(0.0, now - answers.paged - STARVED)
+        silent, patience = now - answers.paged - STARVED, busy
     again = memory.killed is None or now - memory.killed >= KILL_AGAIN
     kill = new is Health.HUNG and silent >= patience and again
     if kill:

@@ -5,7 +5,7 @@ from kubeadm_registry.bundle.catalogue import version_command
 from kubeadm_registry.bundle.delta import diff
 from kubeadm_registry.bundle.images import platforms
 from kubeadm_registry.bundle.programs import Program
-from kubeadm_registry.bundle.signing import check, sign_file
+from kubeadm_registry.bundle.signing import check, opened, sign_file
 from kubeadm_registry.bundle.tool import NAME as TOOL
 from kubeadm_registry.bundle.verify import inspect, problems, verify
 
@@ -16,6 +16,7 @@ __all__ = [
     "check",
     "diff",
     "inspect",
+    "opened",
     "platforms",
     "problems",
     "sign_file",

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kubeadm_registry.bundle import archive, files, temporary
+from kubeadm_registry.bundle.bundle import Bundle
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.errors import BundleError, CommandTimeout, ConfigError
 from kubeadm_registry.oci import descriptors as oci
@@ -76,6 +78,18 @@ def sign_file(path: Path, key: Path) -> str:
             hint="check its permissions and its disk",
         ) from error
     return oci.digest_of(index)
+
+
+@contextmanager
+def opened(path: Path, trusted: Path | None, note: Callable[[str], None]) -> Iterator[Bundle]:
+    """The bundle *path*, which one in *trusted* must have signed, and *note* is told who; None: nobody asks for that.
+
+    Raises BundleError and ConfigError, as ``Bundle.open`` and ``check`` do.
+    """
+    with Bundle.open(path) as bundle:
+        if trusted is not None:
+            note(f"{path} is signed by {check(bundle.layout, trusted)}")
+        yield bundle
 
 
 def check(layout: Layout, trusted: Path) -> str:

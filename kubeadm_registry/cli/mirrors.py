@@ -28,10 +28,11 @@ from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import RegistryCluster, worker_list
 from kubeadm_registry.config.worker_list import Worker
-from kubeadm_registry.containerd import ContainerdSettings, clients
+from kubeadm_registry.containerd import clients
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Reporter, put
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.phases.containerd import settings
 from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_REMOVE
 from kubeadm_registry.printable import counted
 from kubeadm_registry.secrets import Vault
@@ -182,9 +183,5 @@ def print_(context: Context, path: Path | None, wanted: str) -> None:
     spec = cluster_file.spec
     secrets = session.secrets(cluster_file, terminal.prompts(), context.reporter().note)
     password = "" if spec.proxy.anonymous_pull else secrets.pull_password
-    settings = ContainerdSettings(
-        vip_addresses=spec.vip.addresses, vip_name=spec.vip.name or "", ca_pem=secrets.ca_certificate.encode(),
-        mirrors=spec.mirrors,
-    )  # fmt: skip
-    text = clients.FORMATS[wanted](settings, password)
+    text = clients.FORMATS[wanted](settings(spec, secrets), password)
     put(json.dumps({"text": text}) + "\n" if context.output == "json" else text)

@@ -10,7 +10,7 @@ import click
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, ip
-from kubeadm_registry.bundle import Bundle, check
+from kubeadm_registry.bundle import opened
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import BUNDLE_KEY, Context, command
 from kubeadm_registry.components import haproxy
@@ -69,18 +69,16 @@ def serve(
         reporter.note(line, host=client)
 
     with ExitStack() as stack:
-        opened = stack.enter_context(Bundle.open(bundle))
-        if (signers := terminal.bundle_key(signers)) is not None:
-            reporter.note(f"{bundle} is signed by {check(opened.layout, signers)}")
-        server = stack.enter_context(rescue.Server(address, port, opened, tls, logins=who, told=told))
-        if opened.layout.lineage.left_out:
+        held = stack.enter_context(opened(bundle, terminal.bundle_key(signers), reporter.note))
+        server = stack.enter_context(rescue.Server(address, port, held, tls, logins=who, told=told))
+        if held.layout.lineage.left_out:
             raise ConfigError(
                 f"{bundle} is a delta, which omits blobs of its base bundle", code="BundleBaseMissing",
                 hint="serve a full bundle",
             )  # fmt: skip
         if not server.repositories:
             raise ConfigError(f"{bundle} contains no images", code="BundleEmpty", hint="serve a bundle with images")
-        images = len(opened.images)
+        images = len(held.images)
         at = endpoint(address or "*", server.server_port)
         reporter.note(f"serving {counted(images, 'image')} of {bundle} at {at}; press Ctrl-C to stop")
         try:

@@ -156,7 +156,8 @@ def _elsewhere(
     """Load the images into the registry *target*, a host and a path there, which need not be one of ours."""
     host, below = target
     stop = run_in_child()
-    with terminal.bundle(reporter, bundle, key) as opened, Upstream(host, Logins(host).of) as registry:
+    path, key = bundle or terminal.DEFAULT_BUNDLE, terminal.bundle_key(key)
+    with session.open_bundle(path, key, reporter.note) as opened, Upstream(host, Logins(host).of) as registry:
         items = _items(opened, f"{below}/" if below else "")
 
         def connect() -> AbstractContextManager[Api]:

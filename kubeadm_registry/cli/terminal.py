@@ -5,13 +5,11 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kubeadm_registry.access import session
 from kubeadm_registry.access.session import Prompts
-from kubeadm_registry.bundle import Bundle, check
 from kubeadm_registry.cli.command import BUNDLE_KEY
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import RegistryCluster
@@ -72,18 +70,3 @@ def cluster(
         bundle = DEFAULT_BUNDLE
     signed_by = bundle_key(key) if bundle is not None else None
     return session.cluster(config, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=may_miss)
-
-
-@contextmanager
-def bundle(reporter: Reporter, given: Path | None, key: Path | None) -> Iterator[Bundle]:
-    """The bundle *given*, or the one beside the cluster file, which *key* must have signed, or that of the variable.
-
-    Raises ConfigError (BundleMissing), BundleError.
-    """
-    path = given or DEFAULT_BUNDLE
-    if not path.exists():
-        raise ConfigError(f"no such bundle: {path}", code="BundleMissing", hint="pass one with --bundle FILE")
-    with Bundle.open(path) as opened:
-        if (signed_by := bundle_key(key)) is not None:
-            reporter.note(f"{path} is signed by {check(opened.layout, signed_by)}")
-        yield opened

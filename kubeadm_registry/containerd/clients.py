@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from kubeadm_registry import addresses, paths
+from kubeadm_registry import addresses
 from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.containerd import ContainerdSettings
 from kubeadm_registry.containerd.edit import literal
+from kubeadm_registry.containerd.hosts import below
 from kubeadm_registry.oci.references import repository_prefix
 
 #: Who pulls where not everybody may.
@@ -56,7 +57,7 @@ def talos(settings: ContainerdSettings, password: str) -> str:
     at = _endpoint(settings)
     mirrors = {
         upstream: {
-            "endpoints": [f"https://{at}/v2/{_below(upstream)}"],
+            "endpoints": [f"https://{at}/v2/{below(upstream)}"],
             "overridePath": True,
             "skipFallback": True,
         }
@@ -97,10 +98,6 @@ def _endpoint(settings: ContainerdSettings) -> str:
     address, *_ = settings.vip_addresses
     host = settings.vip_name if settings.vip_name and addresses.is_ipv6(address) else address
     return addresses.endpoint(host, settings.port)
-
-
-def _below(upstream: str) -> str:
-    return paths.ANY_UPSTREAM if upstream == EVERY_REGISTRY else repository_prefix(upstream)
 
 
 def _named(mirrors: Iterable[str]) -> list[str]:

@@ -57,7 +57,7 @@ def mirrors(vip: Sequence[str], name: str, port: int, upstreams: Sequence[str]) 
     found = [
         Mirror(
             DEFAULT if upstream == EVERY_REGISTRY else upstream,
-            tuple(addresses.url(at, port, f"/v2/{_below(upstream)}") for at in vip),
+            tuple(addresses.url(at, port, f"/v2/{below(upstream)}") for at in vip),
             override_path=True,
         )
         for upstream in dict.fromkeys(upstreams)
@@ -69,7 +69,7 @@ def mirrors(vip: Sequence[str], name: str, port: int, upstreams: Sequence[str]) 
     return tuple(found)
 
 
-def _below(upstream: str) -> str:
+def below(upstream: str) -> str:
     """The path of *upstream*; of all others the proxy makes it, of the name that containerd puts into ``ns=``."""
     return paths.ANY_UPSTREAM if upstream == EVERY_REGISTRY else repository_prefix(upstream)
 

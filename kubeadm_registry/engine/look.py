@@ -7,9 +7,9 @@ at once, and what several phases want to know is asked once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -47,7 +47,6 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
     again, unless an earlier phase mends it.
     """
     cluster = remembering(cluster)
-    hosts = cluster.hosts
     first = _Least(len(selected))
     notices: dict[tuple[int, str], Sequence[str]] = {}
     phases = [
@@ -57,28 +56,29 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
         for host in phase.on(cluster)
     ]
 
-    def steps(one: tuple[int, Phase, Host]) -> list[tuple[int, Change, Host]]:
-        place, phase, host = one
-        assert phase.steps is not None  # noqa: S101  see above
-        found = []
+    @contextmanager
+    def settling(place: int) -> Iterator[None]:
         try:
-            found = [(place, change, host) for change in phase.steps(cluster, host)]
-        except AssertionError:
+            yield
+        except AssertionError:  # a phase that acts
             raise
         except Exception:
             first.lower(place)
+
+    def steps(one: tuple[int, Phase, Host]) -> list[tuple[int, Change, Host]]:
+        place, phase, host = one
+        assert phase.steps is not None  # noqa: S101  see above
+        found: list[tuple[int, Change, Host]] = []
+        with settling(place):
+            found += [(place, change, host) for change in phase.steps(cluster, host)]
         return found
 
     def compare(one: tuple[int, Change, Host]) -> None:
         place, change, host = one
         if place < first.value:
-            try:
+            with settling(place):
                 if change.diff(host) is not None:
                     first.lower(place)
-            except AssertionError:
-                raise
-            except Exception:
-                first.lower(place)
 
     def tell(one: tuple[int, Phase, Host]) -> None:
         place, phase, host = one
@@ -86,9 +86,9 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
             with suppress(NotYetKnown):
                 notices[place, host.name] = list(phase.notices(cluster, host))
 
-    with ThreadPoolExecutor(WORKERS * len(hosts)) as pool:
+    with ThreadPoolExecutor(WORKERS * len(cluster.hosts)) as pool:
         changes = list(chain.from_iterable(pool.map(steps, phases)))
-        list(pool.map(lambda host: _read_ahead(host, changes), hosts))
+        list(pool.map(lambda host: _read_ahead(host, changes), cluster.hosts))
         list(pool.map(compare, changes))
         list(pool.map(tell, phases))
     return Look(first.value, notices)

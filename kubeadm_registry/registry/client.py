@@ -196,18 +196,26 @@ class Api:
         return list(self._pages("/v2/_catalog", "repositories"))
 
     def _pages(self, path: str, key: str) -> Iterator[str]:
-        """The entries of a list, page by page. Source: distribution-spec, "Listing Tags": Link as in RFC 8288."""
-        target, seen = f"{path}?n={_PAGE}", set[str]()
-        while target not in seen:
-            seen.add(target)
-            answer = self.send("GET", target)
-            if not self._found(answer, 200, f"list {path}"):
+        """The entries of a list, page by page; none of a list that is not there, or not any more."""
+        target, what = f"{path}?n={_PAGE}", f"list {path}"
+        for answer in self._answers(target, self.send("GET", target)):
+            if not self._found(answer, 200, what):
                 return
             yield from _listed(answer.content, key, str, path)
-            following = _following(answer)
-            if following is None:
+
+    def _answers(self, target: str, answer: Answer) -> Iterator[Answer]:
+        """The *answer* of *target*, and those of the pages that follow it, each once: Link as in RFC 8288.
+
+        Source: distribution-spec, "Listing Tags" and "Listing Referrers".
+        """
+        seen = {target}
+        yield answer
+        while following := re.search(r'<([^>]+)>\s*;\s*rel="?next"?', answer.headers.get("Link", "")):
+            if following[1] in seen:
                 return
-            target = following
+            seen.add(following[1])
+            answer = self.send("GET", following[1])
+            yield answer
 
     def referrers(self, repository: str, digest: str) -> list[dict[str, Any]]:
         """The descriptors of what refers to a manifest; by the tag of that form where the registry has no such list.
@@ -219,15 +227,11 @@ class Api:
         if answer.status_code in _NO_REFERRERS:
             content = self.manifest(repository, referrers_tag(digest))
             return [] if content is None else _listed(content, "manifests", dict, what)
-        found, seen = [], {path}
-        while True:
-            self.expect(answer, 200, f"list what refers to {repository}@{digest}")
-            found += _listed(answer.content, "manifests", dict, what)
-            target = _following(answer)
-            if target is None or target in seen:
-                return found
-            seen.add(target)
-            answer = self.send("GET", target)
+        found: list[dict[str, Any]] = []
+        for page in self._answers(path, answer):
+            self.expect(page, 200, f"list what refers to {repository}@{digest}")
+            found += _listed(page.content, "manifests", dict, what)
+        return found
 
     def push_manifest(self, repository: str, reference: str, content: bytes, media_type: str) -> bool:
         """Push a manifest by tag or digest; whether the registry notes its subject itself. Raises RegistryError.
@@ -369,12 +373,6 @@ class Registry(Api):
             httpx.Client(transport=line, auth=auth, trust_env=False),
             headers={"Host": url(address, port).removeprefix("https://")},
         )
-
-
-def _following(answer: Answer) -> str | None:
-    """Where the next page of a list is (RFC 8288), if there is one."""
-    found = re.search(r'<([^>]+)>\s*;\s*rel="?next"?', answer.headers.get("Link", ""))
-    return None if found is None else found[1]
 
 
 def referrers_tag(digest: str) -> str:

@@ -16,8 +16,7 @@ from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import Reference, parse
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Upstream, retry
-from kubeadm_registry.registry.client import Api
+from kubeadm_registry.registry import Api, Upstream, referrers_tag, retry
 from kubeadm_registry.registry.logins import Logins
 
 #: Requests at a time. Public registries slow down who asks for more.
@@ -71,9 +70,8 @@ class FromRegistries:
             PiecesStore.of(entries, manifests, blobs), f"the cache in {context.cache}", flaw=cache_damaged
         )  # fmt: skip
         for tree in trees:
-            if not (
-                tree.reference.digest or tree.refers
-            ):  # an index was pruned already; an image without one says it here
+            # An index was pruned already; an image without one says it here.
+            if not (tree.reference.digest or tree.refers):
                 require(tree.name, platforms_of(layout, tree.root, context.held), platforms)
         return layout
 
@@ -152,15 +150,14 @@ class _Tree:
     def refer(self, digest: str) -> list[str] | Error:
         """The names of what refers to one of its manifests, by the registry's list and by the tags that cosign makes.
 
-        Or why they cannot be told.
-
-        Sources: distribution-spec, "Listing Referrers"; "Storage" in sigstore/cosign, specs/SIGNATURE_SPEC.md.
+        Or why they cannot be told. Sources: distribution-spec, "Listing Referrers"; "Storage" in sigstore/cosign,
+        specs/SIGNATURE_SPEC.md.
         """
         place, path = f"{self.reference.host}/{self.reference.path}", self.reference.path
 
         def look() -> list[str]:
             listed = [str(entry.get("digest")) for entry in self.registry.referrers(path, digest)]
-            tags = [f"{digest.replace(':', '-')}.{kind}" for kind in _COSIGN]
+            tags = [f"{referrers_tag(digest)}.{kind}" for kind in _COSIGN]
             there = [tag for tag in tags if self.registry.digest(path, tag) is not None]
             return [*(f"{place}@{one}" for one in listed), *(f"{place}:{tag}" for tag in there)]
 

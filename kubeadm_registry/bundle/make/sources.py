@@ -288,7 +288,7 @@ def _entry_point(name: str, target: Path, origin: str, architecture: str) -> str
 
 
 def _supported(name: str, version: str | None) -> str | None:
-    """*version*, if it is known. Raises BundleError (ProgramRefused) if this release cannot work with it."""
+    """*version*, if it is known. Raises BundleError (BundleInputRefused) if this release cannot work with it."""
     told = catalogue()[name].version
     if version is not None and not told.supports(version):
         series = " or ".join(f"{one}.x" for one in told.series)
