@@ -16,6 +16,7 @@ from kubeadm_registry import config, errors, paths
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config import explain, values
 from kubeadm_registry.engine.phase import Workflow, leaves
+from kubeadm_registry.engine.report import JsonLines
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.immutable import TABLE
 
@@ -37,6 +38,7 @@ def text() -> str:
             *_configuration(),
             *_immutable(),
             *_codes(),
+            *_events(),
             *_places(),
         ]
     )
@@ -99,6 +101,18 @@ def _checks() -> Iterator[str]:
 
 def _sentence(doc: str) -> str:
     return " ".join(doc.split("\n\n", maxsplit=1)[0].split())
+
+
+def _events() -> Iterator[str]:
+    yield "## JSON output"
+    yield ""
+    yield "`-o json` writes one object a line; `--log-file` appends the same to a file. Each has its `time` (RFC 3339)."
+    yield ""
+    for method in vars(JsonLines).values():
+        told = inspect.getdoc(method) or ""
+        if inspect.isfunction(method) and told.startswith("``{"):
+            yield f"- {_sentence(told).replace('``', '`')}"
+    yield ""
 
 
 def _configuration() -> Iterator[str]:

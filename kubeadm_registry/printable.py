@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
+
+#: How much what is said matters.
+Level = Literal["info", "warning"]
 
 #: C0 controls but tab and newline, DEL, C1 controls, what turns the direction of writing (Unicode TR 9), what has no
 #: width, other line ends, halves of pairs, tags. An ESC or a U+009B begins an order to the terminal (ECMA-48).

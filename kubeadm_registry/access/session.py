@@ -23,6 +23,7 @@ from kubeadm_registry.components.services import data_directories, services
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.config.worker_list import Worker
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
+from kubeadm_registry.printable import Level
 from kubeadm_registry.secrets import Secrets, Vault
 from kubeadm_registry.transport.host import Host, Transport, side_by_side
 from kubeadm_registry.transport.local import Local
@@ -32,7 +33,7 @@ from kubeadm_registry.transport.ssh import UNREACHABLE, SshTarget, connect
 class Note(Protocol):
     """Takes what is worth knowing and fails nothing. ``Reporter.note`` is one."""
 
-    def __call__(self, text: str, *, host: str = "") -> None:
+    def __call__(self, text: str, *, host: str = "", level: Level = "info") -> None:
         """Take *text*, about *host* if it is about one."""
 
 

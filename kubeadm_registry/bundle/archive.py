@@ -12,7 +12,7 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -297,10 +297,15 @@ class Window(io.RawIOBase):
 
 
 class Writer:
-    """Writes an archive whose bytes depend on names, modes and contents alone: no times, no owners."""
+    """Writes an archive whose bytes depend on names, modes and contents alone: no times, no owners.
 
-    def __init__(self, output: BinaryIO) -> None:
+    *progress* is told how many bytes of contents were written so far.
+    """
+
+    def __init__(self, output: BinaryIO, *, progress: Callable[[int], None] = lambda _bytes: None) -> None:
         self._output = output
+        self._progress = progress
+        self._done = 0
 
     def directory(self, name: str) -> None:
         """Add the directory *name*."""
@@ -316,6 +321,8 @@ class Writer:
                 raise damaged(f"{name} is shorter than its size of {size} bytes")
             self._output.write(chunk)
             left -= len(chunk)
+            self._done += len(chunk)
+            self._progress(self._done)
         self._output.write(b"\0" * (_padded(size) - size))
 
     def finish(self) -> None:

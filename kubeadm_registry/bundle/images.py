@@ -85,7 +85,7 @@ def platforms(texts: Sequence[str]) -> tuple[oci.Platform, ...]:
         architecture, slash, variant = rest.partition("/")
         if not os or not architecture or (slash and not variant):
             raise ConfigError(
-                f"--platform {text}: not a valid platform", hint="write it as linux/amd64", code="UsageError"
+                f"--platform {text}: not a valid platform", hint="write it as linux/amd64", code="UsageInvalid"
             )
         found.append(oci.Platform(os=os, architecture=architecture, variant=variant or None))
     return tuple(found)

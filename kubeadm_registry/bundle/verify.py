@@ -24,16 +24,16 @@ AGAIN = "create the bundle again with `bundle create`"
 
 def verify(
     path: Path, progress: Callable[[str], None] = lambda _text: None, *, key: Path | None = None,
-    bases: Sequence[Path] = (),
+    bases: Sequence[Path] = (), meter: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:  # fmt: skip
     """Read the bundle at *path* whole; raises BundleError that lists every problem found, up to ``MOST``.
 
     What is checked: each blob has the size and the digest by which it is called; all that is referred to is there,
     and nothing else; no name leads out of the bundle, or a program's tree out of its directory; each program has an
     executable where it says. With *key* (see ``signing.check``) also who signed it: first, and *progress* is told. With
-    *bases*, what a delta leaves out is read from them.
+    *bases*, what a delta leaves out is read from them. *meter* is told how many bytes of how many were read.
     """
-    found = list(islice(problems(path, progress, key=key, bases=bases), MOST))
+    found = list(islice(problems(path, progress, key=key, bases=bases, meter=meter), MOST))
     if found:
         first, more = found[0], " or more" if len(found) == MOST else ""
         words = f"{path}: {len(found)} problem{'s' if len(found) > 1 else ''}{more}"
@@ -43,7 +43,7 @@ def verify(
 
 def problems(
     path: Path, progress: Callable[[str], None] = lambda _text: None, *, key: Path | None = None,
-    bases: Sequence[Path] = (),
+    bases: Sequence[Path] = (), meter: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Iterator[BundleError]:  # fmt: skip
     """Give everything that is wrong with the bundle at *path*, as errors that are not raised."""
     try:
@@ -51,12 +51,32 @@ def problems(
             bundle = stack.enter_context(Bundle.open(path))
             if key is not None:
                 progress(f"signed by {signing.check(bundle.layout, key)}")
-            yield from _problems(bundle, progress, [stack.enter_context(Bundle.open(base)) for base in bases])
+            held = [stack.enter_context(Bundle.open(base)) for base in bases]
+            yield from _problems(bundle, progress, _Reading(bundle.layout, meter), held)
     except BundleError as error:
         yield error
 
 
-def _problems(bundle: Bundle, progress: Callable[[str], None], bases: Sequence[Bundle]) -> Iterator[BundleError]:
+class _Reading:
+    """Counts the bytes of *layout* that were read."""
+
+    def __init__(self, layout: Layout, meter: Callable[[int, int], None]) -> None:
+        self._meter = meter
+        self._done, self._total = 0, sum(layout.store.sizes.values())
+
+    def read(self, count: int) -> None:
+        """So many bytes more."""
+        self._done += count
+        self._meter(min(self._done, self._total), self._total)
+
+    def end(self) -> None:
+        """All was read that had to be."""
+        self._meter(self._total, self._total)
+
+
+def _problems(
+    bundle: Bundle, progress: Callable[[str], None], reading: _Reading, bases: Sequence[Bundle]
+) -> Iterator[BundleError]:
     layout = bundle.layout
     programs = bundle.programs  # what is wrong with the index as a whole ends the check: the rest would be guesses
     bundle.images  # noqa: B018
@@ -81,10 +101,11 @@ def _problems(bundle: Bundle, progress: Callable[[str], None], bases: Sequence[B
                 if descriptor.digest in layout.lineage.left_out:
                     left_out[descriptor.digest] = descriptor
                 else:
-                    yield from _blob_problems(bundle, descriptor, layers.get(descriptor.digest), name)
+                    yield from _blob_problems(bundle, descriptor, layers.get(descriptor.digest), name, reading.read)
         except BundleError as error:
             whole = False
             yield error
+    reading.end()
     if not whole:
         return  # what the rest of a tree refers to is not known
     yield from _orphans(layout, wanted, set(left_out))
@@ -136,12 +157,13 @@ def _has_file(layout: Layout, name: str, digest: str) -> bool:
 
 
 def _blob_problems(
-    bundle: Bundle, descriptor: oci.Descriptor, program: Program | None, name: str
-) -> Iterator[BundleError]:
+    bundle: Bundle, descriptor: oci.Descriptor, program: Program | None, name: str,
+    read: Callable[[int], None] = lambda _count: None,
+) -> Iterator[BundleError]:  # fmt: skip
     try:
         with bundle.layout.blob(descriptor) as blob:
-            while blob.read(oci.CHUNK):
-                pass
+            while chunk := blob.read(oci.CHUNK):
+                read(len(chunk))
         if program:
             with bundle.layout.blob(descriptor) as layer:
                 for text in tree.check_layer(layer, program.entry_point, program.unpacked):

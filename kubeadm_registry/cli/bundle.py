@@ -37,7 +37,7 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
     for value in values:
         name, equals, rest = value.partition("=")
         if not equals or not rest:
-            raise ConfigError(f"{option} {value}: must be NAME=VALUE", code="UsageError")
+            raise ConfigError(f"{option} {value}: must be NAME=VALUE", code="UsageInvalid")
         result[name] = rest
     return result
 
@@ -107,7 +107,7 @@ def create(
     reporter = context.reporter()
     files = {name: Path(value) for name, value in pairs(given, "--program").items()}
     if images_only and (with_ or given):
-        raise ConfigError("--images-only excludes programs", hint="omit --with and --program", code="UsageError")
+        raise ConfigError("--images-only excludes programs", hint="omit --with and --program", code="UsageInvalid")
     if images_only:
         chosen: tuple[str, ...] = ()
     elif with_:
@@ -170,7 +170,7 @@ def _ended_by_signals() -> Iterator[None]:
 def verify(context: Context, file: Path, key: Path | None, bases: tuple[Path, ...]) -> None:
     """Verify every digest in a bundle. Exits with code 1 on any mismatch."""
     reporter = context.reporter()
-    bundle.verify(file, reporter.note, key=bundle_key(key), bases=bases)
+    bundle.verify(file, reporter.note, key=bundle_key(key), bases=bases, meter=reporter.progress)
     found = bundle.inspect(file)
     held = f"{counted(len(found['programs']), 'program')}, {counted(len(found['images']), 'image')}"
     reporter.result(f"{file}: OK ({held}, {'signed' if found['signed'] else 'not signed'})", path=str(file))

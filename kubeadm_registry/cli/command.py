@@ -6,7 +6,8 @@ import errno
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
@@ -15,15 +16,20 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
+from kubeadm_registry import __version__
 from kubeadm_registry.disk import refusal
+from kubeadm_registry.engine.logfile import Logged, log_to
 from kubeadm_registry.engine.report import STANDARD_OUTPUT, Console, JsonLines, Reporter
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.printable import printable
+from kubeadm_registry.transport import commands
 
 EXIT_DEGRADED = 5
 EXIT_INTERRUPTED = 130
 #: The variable that names a key, as --key does: for every command that reads a bundle.
 BUNDLE_KEY = "KUBEADM_REGISTRY_BUNDLE_KEY"
+#: The variable that names a log file, as --log-file does.
+LOG_FILE = "KUBEADM_REGISTRY_LOG_FILE"
 
 
 @dataclass
@@ -34,13 +40,29 @@ class Context:
     output: str = "text"
     diffs: bool = False
     quiet: bool = False
+    verbose: bool = False
+    log_file: Path | None = None
     _reporter: Reporter | None = None
 
     def reporter(self) -> Reporter:
         """How this run is shown: one for the whole of it, so that an error ends the live line too."""
         if self._reporter is None:
-            self._reporter = JsonLines() if self.output == "json" else Console(diffs=self.diffs, quiet=self.quiet)
+            if self.output == "json":
+                self._reporter = JsonLines(verbose=self.verbose)
+            else:
+                self._reporter = Console(diffs=self.diffs, quiet=self.quiet, verbose=self.verbose)
         return self._reporter
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Keep a log meanwhile if there is to be one, and follow the commands on nodes. Raises OSError."""
+        with ExitStack() as stack:
+            if self.log_file is not None:
+                log = stack.enter_context(log_to(self.log_file, sys.argv[1:], __version__))
+                self._reporter = Logged(self.reporter(), log)
+            if self.verbose or self.log_file is not None:
+                stack.enter_context(commands.told(lambda ran: self.reporter().command(ran)))
+            yield
 
 
 def command(
@@ -64,14 +86,20 @@ def command(
             if writes_file:
                 options = split_output(options)
             context = Context(
-                options.pop("debug"), options.pop("output"), options.pop("diff", False), options.pop("quiet")
+                debug=options.pop("debug"),
+                output=options.pop("output"),
+                diffs=options.pop("diff", False),
+                quiet=options.pop("quiet"),
+                verbose=options.pop("verbose"),
+                log_file=options.pop("log_file"),
             )
             exit_on_error(context, lambda: function(context, *arguments, **options))
 
         update_wrapper(call, function)
         text = inspect.cleandoc(function.__doc__ or "") + (f"\n\n{help_after}" if help_after else "")
         decorated = click.option("--debug", is_flag=True, help="Print a traceback when a command fails.")(call)
-        decorated = _quiet_option(decorated)
+        for option in (_log_option, _verbose_option, _quiet_option):
+            decorated = option(decorated)
         decorated = _output_option(writes_file=writes_file)(decorated)
         made = click.command(name, cls, help=text, **attributes)(decorated)
         if parent is not None:
@@ -82,6 +110,11 @@ def command(
 
 
 _quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only warnings, errors and the result.")
+_verbose_option = click.option("-v", "--verbose", is_flag=True, help="Also print each command that runs on a node.")
+_log_option = click.option(
+    "--log-file", type=click.Path(path_type=Path), metavar="FILE", envvar=LOG_FILE,
+    help=f"Append all events and every command that runs on a node to FILE, as JSON lines.  [env: {LOG_FILE}]",
+)  # fmt: skip
 FORMATS = ("text", "json")
 _OUTPUT_HELP = "Output format. json prints one JSON object per line; the last one is the result or the error."
 
@@ -131,6 +164,16 @@ def merge_group_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def exit_on_error(context: Context, work: Callable[[], None]) -> None:
     """Do *work*; turn what it raises into a report and an exit code (see docs/reference.md)."""
+    try:
+        with context.logged():
+            _exit_on_error(context, work)
+    except OSError as error:  # of the log file
+        told, code = meaning(error)
+        tell(context.reporter(), told)
+        sys.exit(code)
+
+
+def _exit_on_error(context: Context, work: Callable[[], None]) -> None:
     reporter = context.reporter()
     try:
         work()

@@ -42,8 +42,9 @@ def validate(context: Context, path: Path | None) -> None:
     vip = cluster.spec.vip
     if vip.name is None and all(is_ipv6(address) for address in vip.addresses):
         reporter.note(
-            "warning: the virtual IP is IPv6 only and spec.vip.name is not set; some clients, such as skopeo 1.9 of "
-            "Debian 12, accept no IPv6 address as the name of a registry"
+            "the virtual IP is IPv6 only and spec.vip.name is not set; some clients, such as skopeo 1.9 of Debian 12, "
+            "accept no IPv6 address as the name of a registry",
+            level="warning",
         )
     reporter.result(
         f"{path or config.DEFAULT_FILE} is valid: {counted(count, 'node')}, {cluster.spec.frontend.type}{note}"

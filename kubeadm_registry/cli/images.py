@@ -138,7 +138,7 @@ def check(
         servers = len(cluster.spec.nodes) - len(unproven)
     flaws += [ReadFailure(name, "", why) for name, why in missing.items()]
     for name, why in unproven.items():
-        reporter.note(why, host=name)
+        reporter.note(why, host=name, level="warning")
     for flaw in flaws:
         kind = "ImageReadable" if flaw.where else "ImagePresent"
         reporter.problem(Problem(kind, flaw.where, f"{flaw.image}: {flaw.why}"))
@@ -174,7 +174,7 @@ def copy(context: Context, path: Path | None, referrers: bool, source: str, targ
     reporter = context.reporter()
     origin, goal = place(source), place(target)
     if not origin.reference:
-        raise ConfigError(f"{source} has neither a tag nor a digest", hint="add a tag or a digest", code="UsageError")
+        raise ConfigError(f"{source} has neither a tag nor a digest", hint="add a tag or a digest", code="UsageInvalid")
     goal = Place(goal.repository, goal.reference or origin.reference)
     with _opened(path, reporter) as (_, connect, _):
         copied = copying.copy(connect, origin, goal, referrers=referrers)
@@ -244,14 +244,16 @@ def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
         for host, one in zip(cluster.hosts, asked, strict=True):
             if one.begins is None or (now - one.begins).total_seconds() < back:
                 begins = "is empty" if one.begins is None else f"begins at {one.begins.isoformat()}"
-                reporter.note(f"warning: its log {begins}", host=host.name)
+                reporter.note(f"its log {begins}", host=host.name, level="warning")
             if not one.complete:
-                reporter.note(f"warning: over {wishes.MOST} different requests; the rarest are omitted", host=host.name)
+                reporter.note(
+                    f"over {wishes.MOST} different requests; the rarest are omitted", host=host.name, level="warning"
+                )
         found = wishes.together(asked)
         there = {item for item, has in pool.each(connect, _has, list(found), pool.WORKERS) if has}
         absent = cluster.absent
     for name, why in absent.items():
-        reporter.note(f"warning: {why}; its request log was not read", host=name)
+        reporter.note(f"{why}; its request log was not read", host=name, level="warning")
     missing = {one: wish for one, wish in found.items() if one not in there}
     names = sorted(str(one) for one in missing if wishes.is_name(one))
     with naming(file):

@@ -148,7 +148,8 @@ def _tell(what: str, outcomes: Sequence[Outcome], reporter: Reporter, *, dry_run
             continue
         first = first or error
         owed[outcome.worker.name] = {"code": error.code, "reason": outcome.reason, "hint": error.hint}
-        reporter.note(f"failed: {outcome.reason}{f' ({error.hint})' if error.hint else ''}", host=outcome.worker.name)
+        hint = f" ({error.hint})" if error.hint else ""
+        reporter.note(f"failed: {outcome.reason}{hint}", host=outcome.worker.name, level="warning")
     done = len(outcomes) - len(owed)
     if first is not None and not done:
         first.host = first.host or next(iter(owed))

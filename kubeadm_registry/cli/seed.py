@@ -127,12 +127,13 @@ def seed(
         again = "run seed again; if the same images are listed again, check that node with `kubeadm-registry status`"
         raise _incomplete(flaws, again)
     for name, why in unproven.items():
-        reporter.note(f"warning: {why}; storage resynchronizes it automatically when it is back", host=name)
+        reporter.note(f"{why}; storage resynchronizes it automatically when it is back", host=name, level="warning")
     for upstream in sorted(without_mirror(items, cluster_file.spec.mirrors)):
         reporter.note(
-            f"warning: {upstream} is not in spec.mirrors, so containerd does not pull its images from this registry. "
+            f"{upstream} is not in spec.mirrors, so containerd does not pull its images from this registry. "
             "Add it and run init, or reference images as "
-            f"{endpoint(vip, paths.REGISTRY_PORT)}/{repository_prefix(upstream)}/..."
+            f"{endpoint(vip, paths.REGISTRY_PORT)}/{repository_prefix(upstream)}/...",
+            level="warning",
         )
     servers = len(cluster_file.spec.nodes) - len(unproven)
     reporter.result(

@@ -47,8 +47,9 @@ def _run(
     with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=may_miss) as cluster:
         for name, why in cluster.absent.items():
             reporter.note(
-                f"warning: {why}; continuing without it. The registry cannot lose another node until it is back",
+                f"{why}; continuing without it. The registry cannot lose another node until it is back",
                 host=name,
+                level="warning",
             )
         if need_programs:
             require_programs(cluster)
@@ -63,7 +64,9 @@ def _run(
     for name in cluster.absent:
         what = f"{', '.join(phases)} and anything else" if phases else "anything"
         reporter.note(
-            f"pending: {what} changed since this node was last reachable; run init again when it is back", host=name
+            f"pending: {what} changed since this node was last reachable; run init again when it is back",
+            host=name,
+            level="warning",
         )
     owed = {name: {"reason": why, "phases": phases} for name, why in cluster.absent.items()}
     reporter.result(summary, changed=changed, dryRun=dry_run, owed=owed)

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
@@ -18,7 +18,8 @@ from rich.text import Text
 
 from kubeadm_registry.disk import naming
 from kubeadm_registry.errors import ConfigError, Error, Problem
-from kubeadm_registry.printable import printable
+from kubeadm_registry.printable import Level, printable
+from kubeadm_registry.transport.commands import Ran
 
 STANDARD_OUTPUT = "standard output"
 #: Hosts in the live line; of a hundred nobody could read it.
@@ -59,8 +60,11 @@ class Reporter(Protocol):
     def check(self, host: str, name: str, *, ok: bool) -> None:
         """A check ended."""
 
-    def note(self, text: str, *, host: str = "") -> None:
+    def note(self, text: str, *, host: str = "", level: Level = "info") -> None:
         """Something worth knowing."""
+
+    def command(self, ran: Ran) -> None:
+        """A command ended on a host."""
 
     def progress(self, done: int, total: int) -> None:
         """*done* of *total* bytes are there; told often, and never of fewer than before."""
@@ -73,18 +77,22 @@ class Reporter(Protocol):
 
 
 class Meter:
-    """How fast bytes arrive, and when all will be there; and whether it is time to tell, every *interval* seconds."""
+    """How fast bytes arrive, and when all will be there; and whether it is time to tell, every *interval* seconds.
+
+    Another total is another work: its bytes and seconds count anew.
+    """
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._begin: float | None = None
         self._told = 0.0
+        self._total = 0
 
     def due(self, done: int, total: int) -> bool:
         """Whether to tell now: every *interval* seconds, and at the end."""
         now = time.monotonic()
-        if self._begin is None:
-            self._begin = self._told = now
+        if self._begin is None or total != self._total:
+            self._begin, self._told, self._total = now, now, total
         if now - self._told < self._interval and done < total:
             return False
         self._told = now
@@ -143,13 +151,14 @@ def echo(line: str) -> None:
 
 
 class _Output:
-    """Standard output that may fail, as on a full disk: the work goes on to its end, and then it is an error.
+    """Standard output, or the file *name*, that may fail, as on a full disk: the work goes on, and then it is an error.
 
     A run that stopped where its words could not be written would leave the servers half changed. That nobody reads any
     more (BrokenPipeError) is raised at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = STANDARD_OUTPUT) -> None:
+        self._name = name
         self._failed: OSError | None = None
 
     def attempt(self, write: Callable[[], object]) -> None:
@@ -157,7 +166,7 @@ class _Output:
         if self._failed is not None:
             return
         try:
-            with naming(STANDARD_OUTPUT):
+            with naming(self._name):
                 write()
         except BrokenPipeError:
             raise
@@ -173,9 +182,15 @@ class _Output:
 class Console:
     """For people: what changes, host by host; colours and a live line on a terminal, plain lines in a pipe."""
 
-    def __init__(self, *, diffs: bool = False, quiet: bool = False, out: TextIO | None = None) -> None:
-        """*diffs*: show what differs, not only that it does. *quiet*: only warnings, errors and the result."""
+    def __init__(
+        self, *, diffs: bool = False, quiet: bool = False, verbose: bool = False, out: TextIO | None = None
+    ) -> None:
+        """*diffs*: show what differs, not only that it does. *quiet*: only warnings, errors and the result.
+
+        *verbose*: also each command that ran on a node.
+        """
         self._quiet = quiet
+        self._verbose = verbose
         self._out = screen(out=out or sys.stdout)
         self._output = _Output()
         self._diffs = diffs
@@ -229,10 +244,20 @@ class Console:
     def check(self, host: str, name: str, *, ok: bool) -> None:
         """Good checks are silent."""
 
-    def note(self, text: str, *, host: str = "") -> None:
+    def note(self, text: str, *, host: str = "", level: Level = "info") -> None:
         """One line."""
-        if not self._quiet or text.startswith("warning: "):
-            self._print(f"  {self._aligned(host)} {escape(text)}" if host else escape(text))
+        if self._quiet and level == "info":
+            return
+        mark = "[yellow]warning:[/yellow] " if level == "warning" else ""
+        self._print(f"  {self._aligned(host)} {mark}{escape(text)}" if host else f"{mark}{escape(text)}")
+
+    def command(self, ran: Ran) -> None:
+        """One line if wanted, with the exit status if it is not 0."""
+        if self._verbose:
+            status = f", exit status {ran.code}" if ran.code else ""
+            self._print(
+                f"  {self._aligned(ran.host)} [dim]$ {escape(ran.command)}  ({ran.seconds:.2f} s{status})[/dim]"
+            )
 
     def progress(self, done: int, total: int) -> None:
         """On a terminal the live line; in a pipe a line every ten seconds and at the end."""
@@ -301,35 +326,41 @@ class Console:
 class JsonLines:
     """For machines: one JSON object a line with its ``time`` (RFC 3339), the last one ``result`` or ``error``."""
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    def __init__(self, out: TextIO | None = None, *, name: str = STANDARD_OUTPUT, verbose: bool = False) -> None:
+        """*name*: what errors call *out*. *verbose*: also each command that ran on a node."""
         self._out = out or sys.stdout
-        self._output = _Output()
+        self._verbose = verbose
+        self._output = _Output(name)
         self._lock = threading.Lock()
         self._begin = time.monotonic()
         self._meter = Meter(1)
+
+    def begin(self, arguments: Sequence[str], version: str) -> None:
+        """``{"event": "begin", "arguments": [...], "version": ...}``, in a log file only, at the start of each run."""
+        self._write(event="begin", arguments=list(arguments), version=version)
 
     def phase(self, path: str, summary: str) -> None:
         """``{"event": "phase", "phase": ..., "summary": ...}``."""
         self._write(event="phase", phase=path, summary=summary)
 
     def action(self, action: Action, *, dry_run: bool) -> None:
-        """``{"event": "change", "host": ..., "title": ..., "diff": ..., "dryRun": ...}``."""
+        """``{"event": "change", "phase": ..., "host": ..., "title": ..., "diff": ..., "dryRun": ...}``."""
         self._write(
             event="change", phase=action.phase, host=action.host, title=action.title, diff=action.diff, dryRun=dry_run
         )
 
     def done(self, action: Action, seconds: float) -> None:
-        """``{"event": "changed", "host": ..., "title": ..., "seconds": ...}``."""
+        """``{"event": "changed", "phase": ..., "host": ..., "title": ..., "seconds": ...}``."""
         self._write(
             event="changed", phase=action.phase, host=action.host, title=action.title, seconds=round(seconds, 3)
         )
 
     def deferred(self, path: str, host: str, reason: str) -> None:
-        """``{"event": "deferred", ...}``."""
+        """``{"event": "deferred", "phase": ..., "host": ..., "reason": ...}``, in a dry-run."""
         self._write(event="deferred", phase=path, host=host, reason=reason)
 
     def problem(self, problem: Problem) -> None:
-        """A failed check, with the sentence."""
+        """``{"event": "check", "host": ..., "check": ..., "ok": false, "ignored": ..., "message": ...}``."""
         self._write(
             event="check",
             host=problem.host,
@@ -340,13 +371,18 @@ class JsonLines:
         )
 
     def check(self, host: str, name: str, *, ok: bool) -> None:
-        """A good check; a failed one was written by ``problem``."""
+        """``{"event": "check", "host": ..., "check": ..., "ok": true}``; a failed one was written by ``problem``."""
         if ok:
             self._write(event="check", host=host, check=name, ok=True)
 
-    def note(self, text: str, *, host: str = "") -> None:
-        """``{"event": "note", ...}``."""
-        self._write(event="note", host=host, message=text)
+    def note(self, text: str, *, host: str = "", level: Level = "info") -> None:
+        """``{"event": "note", "level": "info" or "warning", "host": ..., "message": ...}``."""
+        self._write(event="note", level=level, host=host, message=text)
+
+    def command(self, ran: Ran) -> None:
+        """``{"event": "command", "host": ..., "command": ..., "status": ..., "seconds": ...}``, for -v and in logs."""
+        if self._verbose:
+            self._write(event="command", host=ran.host, command=ran.command, status=ran.code, seconds=ran.seconds)
 
     def progress(self, done: int, total: int) -> None:
         """``{"event": "progress", "done": ..., "total": ..., "rate": ...}`` every second and at the end, in bytes."""
@@ -354,9 +390,9 @@ class JsonLines:
             self._write(event="progress", done=done, total=total, rate=round(self._meter.rate(done)))
 
     def error(self, error: Error) -> None:
-        """``{"event": "error", "code": ..., "message": ..., "hint": ..., "host": ...}``, and what is wrong in a file.
+        """``{"event": "error", "code": ..., "message": ..., "hint": ..., "host": ...}``, and ``problems`` of a file.
 
-        That is ``"problems": [{"path": "spec.nodes[0].name", "message": ...}]``.
+        These are ``[{"path": "spec.nodes[0].name", "message": ...}, ...]``.
         """
         problems = error.problems if isinstance(error, ConfigError) else ()
         listed = {"problems": [{"path": one.path, "message": one.text} for one in problems]} if problems else {}
@@ -364,7 +400,7 @@ class JsonLines:
         self._output.check()
 
     def result(self, summary: str, **facts: object) -> None:
-        """``{"event": "result", "ok": true, ..., "seconds": ...}``.
+        """``{"event": "result", "ok": true, "summary": ..., "seconds": ..., ...}``, with more for each command.
 
         Raises OSError if it, or anything before it, could not be written.
         """

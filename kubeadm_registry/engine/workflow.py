@@ -182,7 +182,7 @@ def _run_phase(
         return
     failures = [failure for failure in side_by_side(work, hosts) if failure is not None]
     for failure in failures[1:]:
-        reporter.note(f"also failed: {failure.message}", host=failure.host)
+        reporter.note(f"also failed: {failure.message}", host=failure.host, level="warning")
     if failures:
         raise failures[0]
     _tell(phase, cluster, hosts, reporter)

@@ -30,6 +30,7 @@ from typing import BinaryIO, Protocol
 
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
 from kubeadm_registry.result import Result
+from kubeadm_registry.transport.commands import ran
 from kubeadm_registry.transport.host import UNFINISHED
 
 #: Seconds between the TERM and the KILL for a command that outlives its time.
@@ -198,6 +199,7 @@ class Shell:
             else:
                 words = f"{words} </dev/null 9>&-"
             result, seconds = self._ask(tuple(argv), words, timeout)
+        ran(self._host, result, seconds)
         if result.code in (124, 137) and seconds >= timeout:
             raise CommandTimeout(f"{result.command} did not exit within {timeout:g} s and was killed", host=self._host)
         return result
@@ -209,6 +211,7 @@ class Shell:
         than were sent.
         """
         self._need_open(("upload", path))
+        started = time.monotonic()
         try:
             with source.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -218,6 +221,7 @@ class Shell:
                 result = run_process(process, file, ("upload", path), self._host, timeout=FLUSH_TIMEOUT, stall=STALL)
         except OSError as error:
             raise Error(f"cannot read {source}: {error.strerror}", code="FileUnreadable") from error
+        ran(self._host, result, time.monotonic() - started)
         if not result.ok:
             raise CommandFailed(result, host=self._host)
 

@@ -23,6 +23,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.changes import Directory, File, Running, User
 from kubeadm_registry.engine.phase import select
 from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.printable import Level
 from tests.lab.programs import program
 from tests.lab.registry import Registry
 
@@ -47,7 +48,7 @@ class Work:
 def work(registry: Registry) -> dict[str, Work]:
     """What the installed *registry* has on each host, by the host's name."""
 
-    def note(text: str, *, host: str = "") -> None:
+    def note(text: str, *, host: str = "", level: Level = "info") -> None:
         raise AssertionError(f"{host}: {text}")
 
     with registry.lab.network(), session.cluster(config.load(registry.file), Prompts(), note) as cluster:

@@ -17,6 +17,7 @@ import pytest
 from kubeadm_registry.bundle import Bundle, Program, verify, version_command
 from kubeadm_registry.bundle.make import Mirror, choose, create
 from kubeadm_registry.errors import BundleError
+from tests.unit.bundle_files import Said
 
 PROGRAMS = ("distribution", "haproxy", "keepalived", "python")
 #: The tool is started by a script, with the shell of the machine: test_tool.py has it on a real host.
@@ -79,8 +80,8 @@ def run(made: Path, program: Program, *command: str) -> str:
 
 def test_the_bundle_is_whole_and_made_again_the_same_without_building(made: Path, tmp_path: Path) -> None:
     verify(made)
-    lines: list[str] = []
-    again = create(tmp_path / "again.tar", choose(NAMES), cache=made.parent / "cache", progress=lines.append)
+    lines = Said()
+    again = create(tmp_path / "again.tar", choose(NAMES), cache=made.parent / "cache", progress=lines)
     assert again.path.read_bytes() == made.read_bytes()
     assert not [line for line in lines if "building" in line or "downloading" in line]
 

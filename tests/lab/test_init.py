@@ -259,11 +259,13 @@ rm /root/words
 """
 
 
-def test_bare_hosts_become_a_registry_and_no_secret_is_seen(untouched: Registry) -> None:
+def test_bare_hosts_become_a_registry_and_no_secret_is_seen(untouched: Registry, tmp_path: Path) -> None:
     registry = untouched
     registry.cli("preflight", "--bundle", registry.bundle)
     with Watch(registry.servers["h2"]) as watch:
-        said = registry.cli("init", "--debug", "--diff", "--bundle", registry.bundle)
+        said = registry.cli(
+            "init", "--debug", "--diff", "--log-file", str(tmp_path / "log"), "--bundle", registry.bundle
+        )
     registry.installed = True
     assert last_line(said).endswith("changes on 3 nodes")
     assert "[verify/pull]" in said.stdout
@@ -273,8 +275,11 @@ def test_bare_hosts_become_a_registry_and_no_secret_is_seen(untouched: Registry)
     host = registry.servers["h2"]
     words = words_of(secrets.Secrets.from_json(host.sh("cat", secrets.PATH).stdout.encode()))
     journal = host.sh("journalctl", "--no-pager", "--quiet", timeout=120).stdout
+    log = (tmp_path / "log").read_text()
     places = {"the processes' command lines": "\n".join(watch.seen), "the output": said.stdout + said.stderr,
-              "the journal": journal}  # fmt: skip
+              "the journal": journal, "the log": log}  # fmt: skip
+    ran = [json.loads(line) for line in log.splitlines()]
+    assert {one["host"] for one in ran if one["event"] == "command"} == {*registry.servers}
     assert watch.looks > 20
     assert "kubeadm-registry" in places["the processes' command lines"]
     found = [f"{name} in {place}" for place, text in places.items() for name, word in words.items() if word in text]

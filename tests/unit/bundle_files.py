@@ -12,8 +12,16 @@ from pathlib import Path
 from kubeadm_registry.bundle import versions
 from kubeadm_registry.bundle.make.context import BuildContext, this_architecture
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.printable import Level
 
 MACHINES = {"amd64": 62, "arm64": 183, "riscv64": 243}
+
+
+class Said(list[str]):
+    """What was told while a bundle was made."""
+
+    def __call__(self, text: str, *, level: Level = "info") -> None:
+        self.append(f"warning: {text}" if level == "warning" else text)
 
 
 def script(path: Path, output: str = "garage v2.3.0 [features: none]") -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_files import contents, elf, image, member, resealed, script, tar, write_layout
+from bundle_files import Said, contents, elf, image, member, resealed, script, tar, write_layout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -456,12 +456,12 @@ def test_a_manifest_under_many_names_costs_little(tmp_path: Path) -> None:
 
 
 def make(tmp_path: Path, path: Path, architecture: str = "") -> tuple[Program, list[str]]:
-    lines: list[str] = []
+    lines = Said()
     made = create(
         tmp_path / "a.tar",
         choose([], {"garage": path}),
         cache=tmp_path / "cache",
-        progress=lines.append,
+        progress=lines,
         architecture=architecture,
     )
     verify(made.path)

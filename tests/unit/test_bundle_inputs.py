@@ -18,7 +18,7 @@ from kubeadm_registry.bundle.make.remote import FromRegistries
 from kubeadm_registry.errors import BundleError, Error
 from kubeadm_registry.images import rescue
 from kubeadm_registry.oci import descriptors as oci
-from tests.unit.bundle_files import contents, image, resealed, write_layout
+from tests.unit.bundle_files import Said, contents, image, resealed, write_layout
 from tests.unit.fake_upstream import FakeUpstream, serving
 from tests.unit.test_bundle_delta import layered
 from tests.unit.test_bundle_images import multi_arch, saved
@@ -192,13 +192,13 @@ def test_an_index_whose_platforms_are_not_all_there(upstream: FakeUpstream, tmp_
 def test_an_image_for_other_servers(upstream: FakeUpstream, tmp_path: Path, pinned: bool) -> None:
     root = upstream.image("a/b", "v1", b"layer", platform="arm64")
     name = f"{upstream.host}/a/b:v1" + (f"@{root.digest}" if pinned else "")
-    said: list[str] = []
+    said = Said()
 
     def make(*wanted: str) -> None:
         source = FromRegistries((name,), patience=1)
         create(
             tmp_path / "a.tar", {}, images=[source], platforms=platforms(wanted), architecture="amd64",
-            cache=tmp_path / "cache", progress=said.append,
+            cache=tmp_path / "cache", progress=said,
         )  # fmt: skip
 
     warning = f"warning: {name} is not available for linux/amd64, only for linux/arm64"
@@ -227,10 +227,10 @@ def test_a_file_with_an_image_for_other_servers(upstream: FakeUpstream, tmp_path
         path = sparse(tmp_path, upstream, "linux/arm64/v8")
         create(tmp_path / "file.tar", {}, images=[FromLayout(path)], platforms=arm, cache=tmp_path / "cache")
         name = "quay.io/a/b:v1"
-    said: list[str] = []
+    said = Said()
     create(
         tmp_path / "a.tar", {}, images=[FromLayout(tmp_path / "file.tar")], architecture="amd64", cache=tmp_path / "c",
-        progress=said.append,
+        progress=said,
     )  # fmt: skip
     variant = "/v8" if index else ""
     assert f"warning: {name} is not available for linux/amd64, only for linux/arm64{variant}" in said

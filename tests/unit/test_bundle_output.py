@@ -20,7 +20,7 @@ from kubeadm_registry.bundle.make import FromLayout, create
 from kubeadm_registry.cli.bundle import _ended_by_signals
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.oci import descriptors as oci
-from tests.unit.bundle_files import image, script, write_layout
+from tests.unit.bundle_files import Said, image, script, write_layout
 from tests.unit.fake_upstream import FakeUpstream, serving
 from tests.unit.test_bundle_memory import MB, sparse
 from tests.unit.test_bundle_signing import keygen
@@ -296,7 +296,7 @@ def test_a_directory_that_another_one_took_for_left_behind_is_made_again(
 def test_damaged_blobs_in_the_cache_are_fetched_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     from kubeadm_registry.bundle.make.remote import FromRegistries
 
-    said: list[str] = []
+    said = Said()
     layers = [bytes([number]) * 100_000 for number in range(1, 4)]
     with serving(FakeUpstream()) as upstream:
         upstream.image("a/b", "v1", *layers)
@@ -307,7 +307,7 @@ def test_damaged_blobs_in_the_cache_are_fetched_again(tmp_path: Path, damage: Ca
             path = blobs / oci.digest_of(layer).removeprefix("sha256:")
             path.write_bytes(damage(path.read_bytes()))
         before = upstream.sent
-        create(tmp_path / "b.tar", {}, images=[source], cache=tmp_path / "cache", progress=said.append)
+        create(tmp_path / "b.tar", {}, images=[source], cache=tmp_path / "cache", progress=said)
         assert upstream.sent - before == 200_000, "the two that were damaged, and nothing else"
     assert (tmp_path / "b.tar").read_bytes() == (tmp_path / "a.tar").read_bytes()
     assert any("comparing everything taken from the cache" in line for line in said)
@@ -323,3 +323,15 @@ def test_a_damaged_layer_of_an_archive_in_the_cache_is_compressed_again(tmp_path
     path.write_bytes(bytes(path.stat().st_size))
     create(tmp_path / "b.tar", {}, images=images_from([], [tmp_path / "saved.tar"]), cache=tmp_path / "cache")
     assert (tmp_path / "b.tar").read_bytes() == (tmp_path / "a.tar").read_bytes()
+
+
+def test_packing_and_reading_tell_how_far_they_are(tmp_path: Path) -> None:
+    packed: list[tuple[int, int]] = []
+    read: list[tuple[int, int]] = []
+    path = make(tmp_path / "a.tar", b"x" * 3_000_000, meter=lambda done, total: packed.append((done, total)))
+    verify(path, meter=lambda done, total: read.append((done, total)))
+    for told in (packed, read):
+        assert len(told) >= 3
+        assert told == sorted(told), "never of fewer than before"
+        assert {total for _, total in told} == {told[-1][1]}
+        assert told[-1][0] == told[-1][1] > 3_000_000

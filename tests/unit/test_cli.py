@@ -407,6 +407,24 @@ def test_init_as_json_lines(run: Terminal, servers: FakeCluster) -> None:
     assert lines(run("init", *SKIP, "-o", "json"))[-1]["changed"] == 0
 
 
+def test_a_log_file_has_each_command_and_an_error_too(run: Terminal, servers: FakeCluster) -> None:
+    env = {"KUBEADM_REGISTRY_LOG_FILE": str(run.folder / "log")}
+    assert run("init", *SKIP, env=env).exit_code == 0
+    assert run("init", "--skip-phases", "none", "--log-file", str(run.folder / "log")).exit_code == 2
+    kept = [json.loads(line) for line in (run.folder / "log").read_text().splitlines()]
+    assert [one["event"] for one in kept if one["event"] in ("begin", "result", "error")] == [
+        "begin", "result", "begin", "error",
+    ]  # fmt: skip
+    assert kept[-1]["code"] == "PhaseUnknown"
+
+
+def test_a_log_file_that_cannot_be_opened(run: Terminal, unreachable: list[str]) -> None:
+    failed = run("init", "--log-file", str(run.folder), "-o", "json")
+    assert failed.exit_code == 1
+    assert lines(failed)[-1]["code"] == "PathUnusable"
+    assert not unreachable
+
+
 def test_no_secret_is_shown(run: Terminal, servers: FakeCluster) -> None:
     shown = run("init", *SKIP, "--diff").output + run("init", *SKIP, "-o", "json", "--dry-run").output
     [held] = {server.content(secrets.PATH) for server in servers.servers.values()}

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry.engine.report import Action, Console, JsonLines, Reporter
+from kubeadm_registry.engine.logfile import Logged, log_to
+from kubeadm_registry.engine.report import Action, Console, JsonLines, Meter, Reporter
 from kubeadm_registry.errors import Error, Problem
+from kubeadm_registry.transport.commands import Ran
 
+RAN = Ran("cp-1", "systemctl start x", 3, 1.5)
 ACTION = Action("proxy", "cp-1", "write /etc/a", "--- /dev/null\n+++ /etc/a\n+[red]not markup[/red]")
 #: What rich would make an emoji, markup or a link of.
 AWKWARD = "fd00:a:100::1 [bold]x[/bold] :smile: [link=y] 'z'"
@@ -50,6 +53,7 @@ def everything(reporter: Reporter, text: str = AWKWARD) -> None:
     reporter.check(text, text, ok=True)
     reporter.note(text)
     reporter.note(text, host=text)
+    reporter.command(Ran(text, text, 1, 2.0))
     reporter.result(text, changed=1)
 
 
@@ -96,12 +100,20 @@ def test_a_terminal_that_cannot_show_the_mark_gets_a_word(plain: io.StringIO, en
 def test_quiet_shows_warnings_problems_and_the_result(plain: io.StringIO) -> None:
     console = Console(quiet=True, out=plain)
     everything(console)
-    console.note("warning: cold", host="cp-1")
+    console.note("cold", host="cp-1", level="warning")
+    console.command(RAN)
     shown = plain.getvalue().splitlines()
     assert [line.split()[-1] for line in shown[:2]] == [AWKWARD.rsplit(maxsplit=1)[-1]] * 2, "the problems"
     assert shown[-2] == AWKWARD, "the result"
     assert shown[-1].endswith("warning: cold")
     assert len(shown) == 4
+
+
+def test_each_command_is_shown_if_wanted(plain: io.StringIO) -> None:
+    Console(out=plain).command(RAN)
+    assert plain.getvalue() == ""
+    Console(verbose=True, out=plain).command(RAN)
+    assert plain.getvalue() == "  cp-1         $ systemctl start x  (1.50 s, exit status 3)\n"
 
 
 def test_names_of_any_length_keep_what_follows_in_one_column(plain: io.StringIO) -> None:
@@ -193,11 +205,13 @@ def without_time(out: io.StringIO) -> list[dict[str, Any]]:
     return [{key: value for key, value in one.items() if key != "time"} for one in objects(out)]
 
 
+KINDS = ["phase", "change", "changed", "change", "deferred", "check", "check", "check", "note", "note", "result"]
+
+
 def test_every_event_is_an_object_on_a_line_of_its_own(plain: io.StringIO) -> None:
     everything(JsonLines(plain), "a\nb\u2028ü")
     found = objects(plain)
-    kinds = ["phase", "change", "changed", "change", "deferred", "check", "check", "check", "note", "note", "result"]
-    assert [one["event"] for one in found] == kinds
+    assert [one["event"] for one in found] == KINDS
     assert all(datetime.fromisoformat(one.pop("time")).tzinfo for one in found)
     assert found[1] == {
         "event": "change", "phase": "a\nb\u2028ü", "host": "a\nb\u2028ü", "title": "a\nb\u2028ü", "diff": "a\nb\u2028ü",
@@ -205,6 +219,44 @@ def test_every_event_is_an_object_on_a_line_of_its_own(plain: io.StringIO) -> No
     }  # fmt: skip
     assert [one["ok"] for one in found if one["event"] == "check"] == [False, False, True]
     assert found[-1]["seconds"] >= 0
+
+
+def test_the_level_of_a_note_and_each_command_if_wanted(plain: io.StringIO) -> None:
+    JsonLines(plain).command(RAN)
+    reporter = JsonLines(plain, verbose=True)
+    reporter.note("cold", host="cp-1", level="warning")
+    reporter.note("warm")
+    reporter.command(RAN)
+    assert without_time(plain) == [
+        {"event": "note", "level": "warning", "host": "cp-1", "message": "cold"},
+        {"event": "note", "level": "info", "host": "", "message": "warm"},
+        {"event": "command", "host": "cp-1", "command": "systemctl start x", "status": 3, "seconds": 1.5},
+    ]
+
+
+def test_a_log_has_everything_that_is_shown_and_belongs_to_its_owner(plain: io.StringIO, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for arguments in (["init"], ["init", "--dry-run"]):
+        with log_to(path, arguments, "0.1.0") as log:
+            everything(Logged(Console(out=plain), log))
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    half = len(kept) // 2
+    assert [one["event"] for one in kept[:half]] == ["begin", *KINDS[:-1], "command", "result"]
+    assert [one["event"] for one in kept[half:]] == [one["event"] for one in kept[:half]]
+    assert [one["arguments"] for one in kept if one["event"] == "begin"] == [["init"], ["init", "--dry-run"]]
+    assert path.stat().st_mode & 0o777 == 0o600
+    alone = io.StringIO()
+    everything(Console(out=alone))
+    assert plain.getvalue() == 2 * alone.getvalue()
+
+
+def test_a_log_that_cannot_be_written_is_an_error_of_its_own_at_the_end(plain: io.StringIO) -> None:
+    with contextlib.suppress(OSError), log_to(Path("/dev/full"), [], "0.1.0") as log:
+        reporter = Logged(Console(out=plain), log)
+        reporter.note("going on")
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            reporter.result("done")
+    assert plain.getvalue().splitlines() == ["going on", "done"]
 
 
 def test_a_failed_check_is_told_once(plain: io.StringIO) -> None:
@@ -244,6 +296,19 @@ def test_a_run_whose_words_cannot_be_written_goes_on_and_ends_as_an_error(kind: 
         reporter.note("done")
         with pytest.raises(OSError, match="No space left on device: 'standard output'"):
             reporter.result("1 thing changed", changed=1)
+
+
+def test_another_total_is_another_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("kubeadm_registry.engine.report.time.monotonic", lambda: now)
+    meter = Meter(10)
+    assert not meter.due(0, 1_000_000)
+    now = 110.0
+    assert meter.text(1_000_000, 1_000_000) == "1.0 of 1.0 MB, 0.1 MB/s"
+    assert not meter.due(0, 4_000_000)
+    now = 112.0
+    assert meter.due(4_000_000, 4_000_000)
+    assert meter.text(4_000_000, 4_000_000) == "4.0 of 4.0 MB, 2.0 MB/s"
 
 
 def test_a_reader_that_has_gone_ends_the_run() -> None:

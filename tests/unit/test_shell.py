@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
+from kubeadm_registry.transport import commands
 from kubeadm_registry.transport import shell as shell_module
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local, ProcessStream
@@ -48,6 +49,20 @@ def open_shell(request, tmp_path):
 @pytest.fixture
 def shell(open_shell):
     return open_shell()
+
+
+def test_each_command_is_recorded_for_whoever_wants_it(shell, tmp_path):
+    seen = []
+    shell.run(["true"])
+    with commands.told(seen.append):
+        shell.run(["sh", "-c", "exit $1", "leave", "3"])
+        (tmp_path / "a").write_bytes(b"a")
+        shell.upload(tmp_path / "a", str(tmp_path / "b"))
+    shell.run(["true"])
+    assert [(one.host, one.command, one.code) for one in seen] == [
+        ("cp-1", "leave 3", 3), ("cp-1", f"upload {tmp_path / 'b'}", 0),
+    ]  # fmt: skip
+    assert all(0 <= one.seconds < 10 for one in seen)
 
 
 def wait_until(what, true, seconds=10):

@@ -10,17 +10,26 @@ import subprocess
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 
 from kubeadm_registry import locks, whoami
 from kubeadm_registry.bundle.failures import unavailable
 from kubeadm_registry.bundle.programs import architecture_of
+from kubeadm_registry.printable import Level
 from kubeadm_registry.registry import web
 
-Progress = Callable[[str], None]
+
+class Progress(Protocol):
+    """Told what is done now, in a sentence; *level* says whether it is a warning."""
+
+    def __call__(self, text: str, *, level: Level = "info") -> None:
+        """Take *text*."""
+
+
 Meter = Callable[[int, int], None]
-"""Told how many bytes of how many are here."""
+"""Told how many bytes of how many are here, or written."""
 
 #: Where the package debian-archive-keyring, of Debian and of Ubuntu, puts the keys.
 DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -39,7 +48,7 @@ def default_cache() -> Path:
     return root / "kubeadm-registry" / "bundle"
 
 
-def _silent(*_anything: object) -> None:
+def silent(*_anything: object, **_options: object) -> None:
     """Report nothing."""
 
 
@@ -77,8 +86,8 @@ class BuildContext:
     architecture: str
     scratch: Path
     cache: Path
-    progress: Progress = _silent
-    meter: Meter = _silent
+    progress: Progress = silent
+    meter: Meter = silent
     mirror: Mirror = field(default_factory=Mirror)
     client: Callable[[], httpx.Client] = web.client
     held: Collection[str] = ()

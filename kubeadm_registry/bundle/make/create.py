@@ -16,7 +16,15 @@ from kubeadm_registry.bundle.delta import Base
 from kubeadm_registry.bundle.failures import CacheDamaged, refused
 from kubeadm_registry.bundle.images import images_in, platforms_of, prune, require
 from kubeadm_registry.bundle.layout import Layout
-from kubeadm_registry.bundle.make.context import BuildContext, Meter, Mirror, Progress, default_cache, this_architecture
+from kubeadm_registry.bundle.make.context import (
+    BuildContext,
+    Meter,
+    Mirror,
+    Progress,
+    default_cache,
+    silent,
+    this_architecture,
+)
 from kubeadm_registry.bundle.make.images import ImageSource
 from kubeadm_registry.bundle.make.sources import Built, ProgramSource
 from kubeadm_registry.bundle.programs import ARCHITECTURES, Program, to_manifest
@@ -63,8 +71,8 @@ def create(
     sign: Path | None = None,
     inputs: Sequence[Path] = (),
     architecture: str = "",
-    progress: Progress = lambda _text: None,
-    meter: Meter = lambda _done, _total: None,
+    progress: Progress = silent,
+    meter: Meter = silent,
     cache: Path | None = None,
     mirror: Mirror | None = None,
     context: BuildContext | None = None,
@@ -167,7 +175,7 @@ class _Bundle:
             files = {oci.LAYOUT_FILE: versions.layout_file(index), oci.INDEX_FILE: index, **files}
             signature = signing.sign(index, self.sign) if self.sign is not None else b""
             bench.progress(f"writing {self.target}")
-            _write(self.target, files, contents, signature)
+            _write(self.target, files, contents, signature, bench.meter)
         return index, names
 
 
@@ -254,7 +262,7 @@ def _look_at_platforms(
     try:
         require(name, there, usual)
     except BundleError as error:
-        bench.progress(f"warning: {error.message}, only for {', '.join(map(str, there))}")
+        bench.progress(f"{error.message}, only for {', '.join(map(str, there))}", level="warning")
 
 
 def _is_pinned(name: str) -> bool:
@@ -262,12 +270,13 @@ def _is_pinned(name: str) -> bool:
     return bool((reference := parse(name)) and reference.digest)
 
 
-def _write(target: Path, files: Mapping[str, bytes], contents: _Contents, signature: bytes) -> None:
-    """Write the file beside its final place, flush it to the disk and rename it."""
+def _write(target: Path, files: Mapping[str, bytes], contents: _Contents, signature: bytes, meter: Meter) -> None:
+    """Write the file beside its final place, flush it to the disk and rename it; *meter* is told of the blobs."""
     # Manifests, being small, come first: whoever reads the file in order knows early what it holds.
     order = sorted(contents.blobs.items(), key=lambda item: (item[1][0] > oci.MAX_MANIFEST, item[0]))
+    total = sum(size for size, _ in contents.blobs.values())
     with temporary.file(target.parent, target.name) as file:
-        writer = archive.Writer(file)
+        writer = archive.Writer(file, progress=lambda done: meter(min(done, total), total))
         for name, text in files.items():
             writer.file(name, io.BytesIO(text), len(text))
         for digest, (size, opener) in order:

@@ -145,7 +145,9 @@ class Apt:
         """
         debian, security = self._mirrors()
         if not security:
-            self._progress(f"warning: no mirror of Debian security updates found; using {self._release} without them")
+            self._progress(
+                f"no mirror of Debian security updates found; using {self._release} without them", level="warning"
+            )
         if not self._mirror.keyring.is_file():
             raise unavailable(
                 f"{self._mirror.keyring} not found; its keys verify Debian releases",

@@ -18,6 +18,7 @@ from kubeadm_registry.bundle.programs import ARCHITECTURES, MACHINES, Program, s
 from kubeadm_registry.bundle.tool import NAME
 from kubeadm_registry.errors import Error
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.printable import Level
 
 #: The file with the checksums, in the form that ``sha256sum --check`` reads.
 SUMS = "SHA256SUMS"
@@ -67,6 +68,10 @@ def write(built: Built, folder: Path) -> Path:
     return target
 
 
+def _tell(text: str, *, level: Level = "info") -> None:
+    click.echo(f"{'warning: ' * (level == 'warning')}{text}", err=True)
+
+
 def make(folder: Path, architecture: str) -> Path:
     """Build the program for *architecture* and write it as one file to *folder*. Raises Error, OSError."""
     with temporary.directory("kubeadm-registry-bundle-") as scratch:
@@ -74,7 +79,7 @@ def make(folder: Path, architecture: str) -> Path:
             architecture=architecture,
             scratch=scratch,
             cache=default_cache(),
-            progress=lambda text: click.echo(text, err=True),
+            progress=_tell,
             mirror=Mirror.from_environment(),
         )
         return write(choose([NAME])[NAME].build(NAME, context), folder)

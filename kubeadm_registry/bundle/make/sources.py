@@ -68,7 +68,7 @@ class FromFile:
         headers = elf.read(target / entry_point)
         if headers and headers.interpreter.startswith(("/lib", "/usr/lib")):
             context.progress(
-                f"warning: {name} is dynamically linked; every node must provide {', '.join(headers.needed)}"
+                f"{name} is dynamically linked; every node must provide {', '.join(headers.needed)}", level="warning"
             )
         source = Source(kind="file", origin=_plain(self.path.name), checked="nothing: the user's own file")
         return _finish(name, target, entry_point, source, context, version=None)
@@ -308,11 +308,11 @@ def _told_version(name: str, program: Path, context: BuildContext) -> str | None
             [program, *words], what=f"version of {name}", hint="", timeout=VERSION_TIMEOUT, complaints_too=True
         )
     except BundleError as error:
-        context.progress(f"warning: cannot determine the version of {name}: {error.message}")
+        context.progress(f"cannot determine the version of {name}: {error.message}", level="warning")
         return None
     version = version_in(name, output)
     if version is None:
-        context.progress(f"warning: cannot determine the version of {name}: {_plain(output.strip())}")
+        context.progress(f"cannot determine the version of {name}: {_plain(output.strip())}", level="warning")
     return _plain(version) if version else None
 
 
