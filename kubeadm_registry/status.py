@@ -24,7 +24,7 @@ CERTIFICATE_WARNING_DAYS = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class NodeStatus:
     """What one node said, and in *trouble* what it could not say. Not *reachable*: nothing."""
 
     name: str
@@ -57,7 +57,7 @@ cat -- "$state" 2>/dev/null || :
 """
 
 
-def observe(config: RegistryCluster, host: Host) -> Observation:
+def observe(config: RegistryCluster, host: Host) -> NodeStatus:
     """Ask *host* for everything. A host that fails to answer is an observation too."""
     units = {service.name: service.units for service in services(config.spec)}
     try:
@@ -66,7 +66,7 @@ def observe(config: RegistryCluster, host: Host) -> Observation:
         shown, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
         now, rules, state = (*rest.split("\n", 2), "", "")[:3]
         seen, trouble = _certificates_of(host)
-        return Observation(
+        return NodeStatus(
             host.name,
             trouble=trouble,
             services=_states(units, shown),
@@ -78,7 +78,7 @@ def observe(config: RegistryCluster, host: Host) -> Observation:
             guarded=int(rules) > 0,
         )
     except (Error, ValueError) as error:
-        return Observation(host.name, reachable=False, trouble=str(error))
+        return NodeStatus(host.name, reachable=False, trouble=str(error))
 
 
 def _certificates_of(host: Host) -> tuple[Certificates, str]:
@@ -107,15 +107,15 @@ def _agent(text: str, now: float) -> State | None:
     return state if state is not None and abs(now - float(state["time"])) < STALE_AFTER else None
 
 
-def gather(config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[str, str]) -> list[Observation]:
+def gather(config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[str, str]) -> list[NodeStatus]:
     """Observe all *hosts* side by side; add those that are *unreachable*, with the reason. In the order of the file."""
     seen = {one.name: one for one in side_by_side(lambda host: observe(config, host), hosts)}
     for name, reason in unreachable.items():
-        seen[name] = Observation(name, reachable=False, trouble=reason)
+        seen[name] = NodeStatus(name, reachable=False, trouble=reason)
     return [seen[node.name] for node in config.spec.nodes]
 
 
-def judge(config: RegistryCluster, seen: Sequence[Observation], now: float | None = None) -> dict[str, Any]:
+def judge(config: RegistryCluster, seen: Sequence[NodeStatus], now: float | None = None) -> dict[str, Any]:
     """The status of the cluster, in the shape of the custom resource's status: conditions, vip, nodes."""
     moment = datetime.fromtimestamp(time.time() if now is None else now, UTC)
     vip = config.spec.vip
@@ -143,11 +143,11 @@ def _condition(kind: str, status: bool | None, reason: str, message: str) -> dic
     return {"type": kind, "status": "Unknown" if status is None else str(status), "reason": reason, "message": message}
 
 
-def _fit(one: Observation) -> bool:
+def _fit(one: NodeStatus) -> bool:
     return one.agent is not None and bool(one.agent.get("fit"))
 
 
-def _node(one: Observation, now: datetime) -> dict[str, Any]:
+def _node(one: NodeStatus, now: datetime) -> dict[str, Any]:
     node: dict[str, Any] = {
         "name": one.name,
         "reachable": one.reachable,
@@ -167,7 +167,7 @@ def _node(one: Observation, now: datetime) -> dict[str, Any]:
     return node
 
 
-def _available(seen: Sequence[Observation], holders: Sequence[str], astray: Sequence[str]) -> dict[str, str]:
+def _available(seen: Sequence[NodeStatus], holders: Sequence[str], astray: Sequence[str]) -> dict[str, str]:
     if len(holders) > 1:
         return _condition("Available", False, "TwoHolders", f"{', '.join(holders)} all hold the virtual IP")
     if holders and astray:
@@ -193,14 +193,14 @@ def _available(seen: Sequence[Observation], holders: Sequence[str], astray: Sequ
     return _condition("Available", False, "NoHolder", "no node holds the virtual IP")
 
 
-def _can_lose_a_node(config: RegistryCluster, seen: Sequence[Observation], holders: Sequence[str]) -> dict[str, str]:
+def _can_lose_a_node(config: RegistryCluster, seen: Sequence[NodeStatus], holders: Sequence[str]) -> dict[str, str]:
     for reason, obstacle in _obstacles(config, seen, holders):
         return _condition("CanLoseANode", False, reason, obstacle)
     return _condition("CanLoseANode", True, "Redundant", "all nodes are healthy and storage is fully replicated")
 
 
 def _obstacles(
-    config: RegistryCluster, seen: Sequence[Observation], holders: Sequence[str]
+    config: RegistryCluster, seen: Sequence[NodeStatus], holders: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
     """Why no server may be lost, the gravest first."""
     if not config.spec.highly_available:
@@ -227,7 +227,7 @@ def _reached(agent: State) -> int:
     return 0 if quorum is None else int(quorum.get("storage", 0))
 
 
-def _storage_whole(config: RegistryCluster, seen: Sequence[Observation]) -> dict[str, str]:
+def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[str, str]:
     """As the agents see it: Garage itself calls a silently dead server healthy for over a minute."""
     wanted = len(config.spec.nodes)
     counts = {one.name: _reached(one.agent) for one in seen if one.agent is not None}
@@ -241,7 +241,7 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[Observation]) -> dict
     )
 
 
-def _certificates(seen: Sequence[Observation], now: datetime) -> dict[str, str]:
+def _certificates(seen: Sequence[NodeStatus], now: datetime) -> dict[str, str]:
     """As clients see them, so by what is served. Nothing is worth more than the authority."""
     kind = "CertificatesValid"
     ends = {one.name: one.certificate_ends for one in seen if one.certificate_ends is not None}
@@ -267,7 +267,7 @@ def _certificates(seen: Sequence[Observation], now: datetime) -> dict[str, str]:
     return next(_condition(kind, status, reason, words) for holds, status, reason, words in verdicts if holds)
 
 
-def _clocks(seen: Sequence[Observation]) -> dict[str, str]:
+def _clocks(seen: Sequence[NodeStatus]) -> dict[str, str]:
     """Whether the servers' clocks agree: the storage takes the write with the latest time for the newest."""
     kind = "ClocksAgree"
     off = {one.name: one.agent.get("clock_off") for one in seen if one.agent is not None}
@@ -282,7 +282,7 @@ def _clocks(seen: Sequence[Observation]) -> dict[str, str]:
     return _condition(kind, True, "InStep", f"all clocks agree within {most:.2f} s")
 
 
-def _guarded(seen: Sequence[Observation]) -> dict[str, str]:
+def _guarded(seen: Sequence[NodeStatus]) -> dict[str, str]:
     """By the rules in the kernel, and by the agents, which know how many there should be."""
     known = [one for one in seen if one.guarded is not None]
     if not known:

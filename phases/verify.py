@@ -12,7 +12,7 @@ from kubeadm_registry.engine.changes import Steps, Wait, wait
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import Error, NotYetKnown, RegistryError
 from kubeadm_registry.oci import canary
-from kubeadm_registry.registry import Api
+from kubeadm_registry.registry import Api, push_blob
 from kubeadm_registry.transport.host import Host
 
 
@@ -53,7 +53,7 @@ class Canary:
     def _push_once(self, host: Host) -> None:
         with registry_at(self.cluster, host, self.cluster.node(host).address, "push") as registry:
             for blob in (canary.LAYER, canary.CONFIG):
-                registry.push_blob(canary.REPOSITORY, blob.digest, blob.content)
+                push_blob(registry, canary.REPOSITORY, blob.digest, blob.content)
             manifest = canary.MANIFEST
             registry.push_manifest(canary.REPOSITORY, canary.TAG, manifest.content, manifest.media_type)
 

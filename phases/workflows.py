@@ -3,6 +3,7 @@
 from kubeadm_registry.phases.agent import AGENT
 from kubeadm_registry.phases.backend import BACKEND
 from kubeadm_registry.phases.base import BASE
+from kubeadm_registry.phases.client_nodes import LEAVE, POINT
 from kubeadm_registry.phases.containerd import CONTAINERD
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.identity import SECRETS
@@ -14,7 +15,6 @@ from kubeadm_registry.phases.reset import RESET_PHASES
 from kubeadm_registry.phases.runbook import RUNBOOK
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import VIP
-from kubeadm_registry.phases.workers import LEAVE, POINT
 
 INIT = (
     PREFLIGHT,

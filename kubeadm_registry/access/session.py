@@ -21,7 +21,7 @@ from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import programs
 from kubeadm_registry.components.services import data_directories, services
 from kubeadm_registry.config import Node, RegistryCluster
-from kubeadm_registry.config.worker_list import Worker
+from kubeadm_registry.config.client_list import ClientNode
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
 from kubeadm_registry.printable import Level
 from kubeadm_registry.secrets import Secrets, Vault
@@ -52,7 +52,7 @@ class Prompts:
     """Asked for the passphrase of a private key. None: do without that key."""
 
 
-def target(config: RegistryCluster, node: Node | Worker, prompts: Prompts) -> SshTarget:
+def target(config: RegistryCluster, node: Node | ClientNode, prompts: Prompts) -> SshTarget:
     """How to reach *node*: its own settings over those for all."""
     ssh = node.ssh.over(config.spec.ssh)
     return SshTarget(
@@ -87,10 +87,10 @@ def is_here(address: str) -> bool:
         return False
 
 
-def reach(config: RegistryCluster, node: Node | Worker, prompts: Prompts) -> Transport:
+def reach(config: RegistryCluster, node: Node | ClientNode, prompts: Prompts) -> Transport:
     """Connect to *node*; to this very machine without SSH. Raises ConnectionFailed."""
-    # A worker with a port of its own is somebody behind this machine, such as a virtual one.
-    behind = isinstance(node, Worker) and node.ssh.port is not None
+    # A client with a port of its own is somebody behind this machine, such as a virtual one.
+    behind = isinstance(node, ClientNode) and node.ssh.port is not None
     if os.geteuid() == 0 and not behind and is_here(node.address):
         return Local(node.name)
     return connect(target(config, node, prompts))

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from kubeadm_registry.agent import proxy, status
+from kubeadm_registry.agent import haproxy, status
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.garage import Garage
 from kubeadm_registry.agent.gate import Gate, Writer
@@ -51,7 +51,7 @@ class NodeHands:
         self.links = links
         self.gate = Gate(config.frontend, self.frontend, Path(config.paths.mark))
         self.writer = Writer(config, self.gate, changed)
-        self.proxies = [proxy.Proxy(config, path, changed, self.failed) for path in config.proxy.sockets]
+        self.proxies = [haproxy.Proxy(config, path, changed, self.failed) for path in config.proxy.sockets]
         self.timer = Timer(config.fence, config.timings.timer, self.failed) if config.fence is not None else None
         self.hard = HardStateFile(Path(config.paths.hardstate), changed, self.failed)
         self.guard = Guard(config.guard, changed, log, self.failed)

@@ -89,13 +89,13 @@ def _show(images: Sequence[inventory.Image], *, referrers: bool) -> None:
         table.add_column(title, no_wrap=title in ("DIGEST", "REFERRERS"), overflow="fold")
     table.add_column("SIZE", no_wrap=True, justify="right")
     for image in images:
-        if image.tree is None:
+        if image.graph is None:
             table.add_row(str(image.place), image.flaw)
             continue
         lacking = f" (missing: {', '.join(image.absent)})" if image.absent else ""
         count = [str(len(image.referrers))] if referrers else []
-        root = image.tree.root
-        size = f"{image.tree.size(root) / 1e6:.1f} MB"
+        root = image.graph.root
+        size = f"{image.graph.size(root) / 1e6:.1f} MB"
         table.add_row(str(image.place), root.digest[:19], ", ".join(image.platforms) + lacking, *count, size)
     console.print(table)
     console.print(counted(len(images), "image"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from kubeadm_registry import config, workers
+from kubeadm_registry import client_nodes, config
 from kubeadm_registry.access import session
 from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.cli import terminal
@@ -25,10 +25,11 @@ from kubeadm_registry.cli.command import (
     file_option,
 )
 from kubeadm_registry.cli.phases import phase_table
+from kubeadm_registry.client_nodes import Outcome
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.config import RegistryCluster, worker_list
-from kubeadm_registry.config.worker_list import Worker
-from kubeadm_registry.containerd import clients
+from kubeadm_registry.config import RegistryCluster, client_list
+from kubeadm_registry.config.client_list import ClientNode
+from kubeadm_registry.containerd import snippets
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Reporter, put
 from kubeadm_registry.errors import ConfigError
@@ -37,7 +38,6 @@ from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_REMOVE
 from kubeadm_registry.printable import counted
 from kubeadm_registry.secrets import Vault
 from kubeadm_registry.transport.host import Transport
-from kubeadm_registry.workers import Outcome
 
 nodes_option = click.option(
     "--nodes", "nodes", type=click.Path(path_type=Path), required=True, metavar="FILE",
@@ -63,8 +63,8 @@ def apply(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> No
     are already configured are left alone. containerd is restarted only where required, on a few nodes at a time.
     """
     reporter = context.reporter()
-    cluster_file, listed = config.load(path), worker_list.load(nodes)
-    worker_list.refuse_registry(listed, cluster_file.spec, str(nodes))
+    cluster_file, listed = config.load(path), client_list.load(nodes)
+    client_list.refuse_registry(listed, cluster_file.spec, str(nodes))
     vault = session.vault(cluster_file, terminal.prompts(), reporter.note)
     session.installed_secrets(vault)
     outcomes = _run(MIRRORS, cluster_file, vault, listed, reporter, dry_run=dry_run)
@@ -89,10 +89,10 @@ def remove(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> N
     The registry need not be reachable. Registry nodes in the list are refused; use reset for them.
     """
     reporter = context.reporter()
-    cluster_file, listed = config.load(path), worker_list.load(nodes)
-    worker_list.refuse_registry(listed, cluster_file.spec, str(nodes))
+    cluster_file, listed = config.load(path), client_list.load(nodes)
+    client_list.refuse_registry(listed, cluster_file.spec, str(nodes))
     servers = {name for node in cluster_file.spec.nodes for name in (node.name, *node.addresses)}
-    if wrong := [worker.name for worker in listed if servers & {worker.name, worker.address}]:
+    if wrong := [client.name for client in listed if servers & {client.name, client.address}]:
         raise ConfigError(
             f"{', '.join(wrong)} in {nodes}: not a client node but a registry node", code="NodesInvalid",
             hint="remove it from the list, and use `kubeadm-registry reset` for registry nodes",
@@ -111,29 +111,29 @@ def _run(
     workflow: Workflow,
     cluster_file: RegistryCluster,
     vault: Vault,
-    listed: Sequence[Worker],
+    listed: Sequence[ClientNode],
     reporter: Reporter,
     *,
     dry_run: bool,
 ) -> list[Outcome]:
-    """What came of each worker. Where sudo wants a password, it is asked for, once for all."""
+    """What came of each client. Where sudo wants a password, it is asked for, once for all."""
     for phase in workflow:
         reporter.phase(phase.name, f"{phase.summary} on {counted(len(listed), 'node')}")
     cluster = Cluster(cluster_file, (), vault, {})
 
-    def run(some: Sequence[Worker], reach: Callable[[Worker], Transport]) -> dict[Worker, Outcome]:
-        done = workers.run_each(workflow, cluster, some, reach, reporter, dry_run=dry_run)
-        return {outcome.worker: outcome for outcome in done}
+    def run(some: Sequence[ClientNode], reach: Callable[[ClientNode], Transport]) -> dict[ClientNode, Outcome]:
+        done = client_nodes.run_each(workflow, cluster, some, reach, reporter, dry_run=dry_run)
+        return {outcome.client: outcome for outcome in done}
 
-    def reaching(prompts: Prompts) -> Callable[[Worker], Transport]:
+    def reaching(prompts: Prompts) -> Callable[[ClientNode], Transport]:
         return partial(session.reach, cluster_file, prompts=prompts)
 
     prompts = terminal.prompts()
     outcomes = run(listed, reaching(prompts))
-    wanting = [worker for worker, outcome in outcomes.items() if outcome.error and outcome.error.code == "SudoNeeded"]
+    wanting = [client for client, outcome in outcomes.items() if outcome.error and outcome.error.code == "SudoNeeded"]
     if wanting and (password := prompts.ask_sudo_password()) is not None:
         outcomes |= run(wanting, reaching(replace(prompts, sudo_password=password)))
-    return [outcomes[worker] for worker in listed]
+    return [outcomes[client] for client in listed]
 
 
 def _tell(what: str, outcomes: Sequence[Outcome], reporter: Reporter, *, dry_run: bool) -> None:
@@ -147,9 +147,9 @@ def _tell(what: str, outcomes: Sequence[Outcome], reporter: Reporter, *, dry_run
         if (error := outcome.error) is None:
             continue
         first = first or error
-        owed[outcome.worker.name] = {"code": error.code, "reason": outcome.reason, "hint": error.hint}
+        owed[outcome.client.name] = {"code": error.code, "reason": outcome.reason, "hint": error.hint}
         hint = f" ({error.hint})" if error.hint else ""
-        reporter.note(f"failed: {outcome.reason}{hint}", host=outcome.worker.name, level="warning")
+        reporter.note(f"failed: {outcome.reason}{hint}", host=outcome.client.name, level="warning")
     done = len(outcomes) - len(owed)
     if first is not None and not done:
         first.host = first.host or next(iter(owed))
@@ -171,7 +171,7 @@ def _tell(what: str, outcomes: Sequence[Outcome], reporter: Reporter, *, dry_run
 @click.option(
     "--for",
     "wanted",
-    type=click.Choice(tuple(clients.FORMATS)),
+    type=click.Choice(tuple(snippets.FORMATS)),
     required=True,
     help="What reads the configuration.",
 )
@@ -184,5 +184,5 @@ def print_(context: Context, path: Path | None, wanted: str) -> None:
     spec = cluster_file.spec
     secrets = session.secrets(cluster_file, terminal.prompts(), context.reporter().note)
     password = "" if spec.proxy.anonymous_pull else secrets.pull_password
-    text = clients.FORMATS[wanted](settings(spec, secrets), password)
+    text = snippets.FORMATS[wanted](settings(spec, secrets), password)
     put(json.dumps({"text": text}) + "\n" if context.output == "json" else text)

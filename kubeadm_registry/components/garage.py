@@ -102,7 +102,7 @@ def form(cluster: Cluster, host: Host) -> Steps:
     """Create the storage cluster: layout, key, bucket, permission. Done on one host, once."""
     yield StorageConnected(cluster)
     yield Wait("all storage nodes are connected", partial(_all_connected, cluster), timeout=60)
-    yield Layout(cluster)
+    yield ClusterLayout(cluster)
     # A node that was installed again receives the layout a moment after it was connected.
     yield Wait("every storage node has the layout", partial(storage_problem_anywhere, cluster), timeout=60)
     yield Key(cluster)
@@ -311,7 +311,7 @@ def _all_connected(cluster: Cluster, host: Host) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ClusterLayout:
     """The roles of all servers, staged together and applied once: the same version applied twice would diverge."""
 
     cluster: Cluster

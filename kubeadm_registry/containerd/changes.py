@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from kubeadm_registry.containerd import backup, proxy, restart, survey
+from kubeadm_registry.containerd import backup, http_proxy, restart, survey
 from kubeadm_registry.containerd import hosts as hosts_toml
 from kubeadm_registry.containerd.replace import replace as replace_file
 from kubeadm_registry.containerd.settings import Edit, InForce, Merged, Refused, Version, contradictions, plan
@@ -13,7 +13,7 @@ from kubeadm_registry.containerd.survey import ConfigFile, Configuration, Contai
 from kubeadm_registry.engine.changes import unified
 from kubeadm_registry.transport.host import FileState, Host
 
-DROP_IN = f"/etc/systemd/system/{survey.UNIT}.d/{proxy.DROP_IN_NAME}"
+DROP_IN = f"/etc/systemd/system/{survey.UNIT}.d/{http_proxy.DROP_IN_NAME}"
 
 #: Begins a configuration file that was not there before.
 NEW_CONFIG = "# Written by kubeadm-registry, since there was no such file; reset removes it.\n"
@@ -257,11 +257,11 @@ class NoProxy:
         return f"exclude the registry from the HTTP proxy of {survey.UNIT}"
 
     def _differences(self, host: Host) -> dict[str, tuple[bytes | None, bytes | None]]:
-        there = {file.path: file.state.content for file in survey.read_files(host, DROP_IN, proxy.ENVIRONMENT)}
-        content = proxy.environment_file(survey.environment(host, self.containerd), self.hosts)
+        there = {file.path: file.state.content for file in survey.read_files(host, DROP_IN, http_proxy.ENVIRONMENT)}
+        content = http_proxy.environment_file(survey.environment(host, self.containerd), self.hosts)
         wanted = {
-            proxy.ENVIRONMENT: content.encode() if content else None,
-            DROP_IN: proxy.DROP_IN.encode() if content else None,
+            http_proxy.ENVIRONMENT: content.encode() if content else None,
+            DROP_IN: http_proxy.DROP_IN.encode() if content else None,
         }
         return {path: (there.get(path), new) for path, new in wanted.items() if there.get(path) != new}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kubeadm_registry.containerd import backup, edit, proxy, restart, survey
+from kubeadm_registry.containerd import backup, edit, http_proxy, restart, survey
 from kubeadm_registry.containerd import hosts as hosts_toml
 from kubeadm_registry.containerd.changes import DROP_IN, NEW_CONFIG
 from kubeadm_registry.containerd.record import DIRECTORY, Written
@@ -150,7 +150,7 @@ class NoLeftovers:
 
     def _leftovers(self, host: Host) -> list[str]:
         hosts = dict.fromkeys((*backup.record(host).hosts_directories, CERTS_D))
-        files = (*backup.originals(host).files, DROP_IN, proxy.ENVIRONMENT)
+        files = (*backup.originals(host).files, DROP_IN, http_proxy.ENVIRONMENT)
         parents = dict.fromkeys(path.rpartition("/")[0] for path in files)
         below = [f"{survey.literal(path)}/*" for path in hosts]
         return survey.leftovers(host, *map(survey.literal, (*parents, *hosts)), *below)
@@ -172,13 +172,13 @@ class ProxyDropInRemoved:
 
     def diff(self, host: Host) -> str | None:
         """That it is there, or None."""
-        files = survey.read_files(host, DROP_IN, proxy.ENVIRONMENT)
+        files = survey.read_files(host, DROP_IN, http_proxy.ENVIRONMENT)
         return "\n".join(unified(file.path, file.state.content, None) for file in files) or None
 
     def apply(self, host: Host) -> None:
         """Remove it and let systemd forget it."""
         restart.mark(host)
-        host.run("rm", "-f", "--", DROP_IN, proxy.ENVIRONMENT)
+        host.run("rm", "-f", "--", DROP_IN, http_proxy.ENVIRONMENT)
         host.run("systemctl", "daemon-reload")
         restart.mark(host)
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kubeadm_registry.containerd import proxy
+from kubeadm_registry.containerd import http_proxy
 from kubeadm_registry.containerd.settings import CONFIG, Layer, Refused, Version
 from kubeadm_registry.transport.host import OWNER, UNFINISHED, FileState, Host, owner_of
 
@@ -147,7 +147,7 @@ class Containerd:
         names = re.findall(
             r"^EnvironmentFiles=(.*) \(ignore_errors=\w+\)$", self.properties.get("_all", ""), re.MULTILINE
         )
-        return tuple(name for name in names if name != proxy.ENVIRONMENT)
+        return tuple(name for name in names if name != http_proxy.ENVIRONMENT)
 
 
 def ask(host: Host) -> Containerd | None:
@@ -162,7 +162,7 @@ def ask(host: Host) -> Containerd | None:
     if not lines:
         return None
     version = Version.parse(" ".join(lines[1:]))
-    return Containerd(lines[0], version, properties, proxy.parse_show(environment), words)
+    return Containerd(lines[0], version, properties, http_proxy.parse_show(environment), words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +286,9 @@ def environment(host: Host, containerd: Containerd) -> dict[str, str]:
     systemd's order: the manager's own, ``Environment=``, then each ``EnvironmentFile=``; later ones win.
     """
     found = dict(containerd.manager_environment)
-    found |= proxy.parse_show(containerd.properties.get("Environment", ""))
+    found |= http_proxy.parse_show(containerd.properties.get("Environment", ""))
     for file in read_files(host, *containerd.environment_files):
-        found |= proxy.parse_environment_file(file.state.content.decode(errors="replace"))
+        found |= http_proxy.parse_environment_file(file.state.content.decode(errors="replace"))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.images import tree
+from kubeadm_registry.images import graph
 from kubeadm_registry.images.inventory import PATIENCE
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
@@ -21,7 +21,7 @@ def find(connect: Connect, where: Sequence[Place], workers: int = WORKERS) -> tu
 
     def one(registry: Api, place: Place) -> Item | str:
         try:
-            found = retry(lambda: tree.read(registry, place), PATIENCE)
+            found = retry(lambda: graph.read(registry, place), PATIENCE)
         except RegistryError as error:
             if error.code != "ImageInvalid":
                 raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.images import tree
+from kubeadm_registry.images import graph
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
 from kubeadm_registry.images.referrers import push
@@ -33,7 +33,7 @@ def copy(connect: Connect, source: Place, target: Place, *, referrers: bool, wor
     """
     with ExitStack() as stack:
         registry = stack.enter_context(connect())
-        found = retry(lambda: tree.read(registry, source), PATIENCE)
+        found = retry(lambda: graph.read(registry, source), PATIENCE)
         if found is None:
             raise _missing(f"{source} is not in the registry")
         trees = [found]
@@ -52,7 +52,7 @@ def copy(connect: Connect, source: Place, target: Place, *, referrers: bool, wor
     return Copied(found.root.digest, pushed, sent)
 
 
-def _referring(registry: Api, image: tree.Tree, seen: set[str]) -> Iterator[tree.Tree]:
+def _referring(registry: Api, image: graph.Graph, seen: set[str]) -> Iterator[graph.Graph]:
     """All that refers to *image*, or to what refers to it."""
     repository = image.place.repository
     for manifest in image.manifests:
@@ -61,7 +61,7 @@ def _referring(registry: Api, image: tree.Tree, seen: set[str]) -> Iterator[tree
             if digest in seen:
                 continue
             seen.add(digest)
-            found = tree.read(registry, Place(repository, digest))
+            found = graph.read(registry, Place(repository, digest))
             if found is not None:
                 yield found
                 yield from _referring(registry, found, seen)
@@ -83,7 +83,7 @@ def _send(registry: Api, blob: oci.Descriptor, *, source: str, target: str) -> i
     return upload.sent
 
 
-def _push(registry: Api, image: tree.Tree, target: Place, *, is_image: bool) -> int:
+def _push(registry: Api, image: graph.Graph, target: Place, *, is_image: bool) -> int:
     """Push the manifests of *image*: the root under the target's reference, or else by digest. How many there were."""
     for manifest in image.manifests:
         content = retry(partial(registry.manifest, image.place.repository, manifest.digest), PATIENCE)

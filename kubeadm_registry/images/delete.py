@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.images import referrers, tree
+from kubeadm_registry.images import graph, referrers
 from kubeadm_registry.images.names import OURS, Place, name_of
 from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
@@ -74,7 +74,7 @@ class _Repository:
     """One repository: its images by tag, and whether a tag can go alone."""
 
     name: str
-    images: Mapping[str, tree.Tree]
+    images: Mapping[str, graph.Graph]
     connect: Connect
     can_untag: bool
 
@@ -90,7 +90,7 @@ class _Repository:
     def plan(self, references: Sequence[str], *, all_tags: bool) -> tuple[list[Deletion], list[str]]:
         """What to delete for *references*, and what stands against it."""
         problems = []
-        digests, tags = dict[str, tree.Tree](), set[str]()
+        digests, tags = dict[str, graph.Graph](), set[str]()
         for reference in dict.fromkeys(references):
             if not reference and not self.images:
                 problems.append(f"{Place(self.name)} is not in the registry")
@@ -138,23 +138,23 @@ class _Repository:
     def _tags_of(self, digest: str) -> tuple[str, ...]:
         return tuple(sorted(tag for tag, image in self.images.items() if image.root.digest == digest))
 
-    def _by_digest(self, digest: str) -> tree.Tree | None:
+    def _by_digest(self, digest: str) -> graph.Graph | None:
         with self.connect() as registry:
             return _image(self.name, registry, digest)
 
 
-def _left(tag: str, image: tree.Tree, going: set[str]) -> Place:
+def _left(tag: str, image: graph.Graph, going: set[str]) -> Place:
     """What is left of *image* when the tags *going* are gone."""
     return Place(image.place.repository, image.root.digest if tag in going else tag)
 
 
-def _image(repository: str, registry: Api, reference: str) -> tree.Tree | None:
+def _image(repository: str, registry: Api, reference: str) -> graph.Graph | None:
     """The image of a tag or digest; only its digest if its format is not known here, for it can be deleted as well."""
     place = Place(repository, reference)
     try:
-        return retry(lambda: tree.read(registry, place), PATIENCE)
+        return retry(lambda: graph.read(registry, place), PATIENCE)
     except RegistryError as error:
         if error.code != "ImageInvalid":
             raise
         digest = retry(partial(registry.digest, repository, reference), PATIENCE)
-        return tree.Tree(place, oci.Descriptor(media_type="", digest=digest, size=0), {}) if digest else None
+        return graph.Graph(place, oci.Descriptor(media_type="", digest=digest, size=0), {}) if digest else None

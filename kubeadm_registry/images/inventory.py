@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.images import tree
+from kubeadm_registry.images import graph
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
@@ -29,39 +29,39 @@ class Referrer:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What stands under one tag; *tree* None: it cannot be read, and *flaw* says why."""
+    """What stands under one tag; *graph* None: it cannot be read, and *flaw* says why."""
 
     place: Place
-    tree: tree.Tree | None
+    graph: graph.Graph | None
     flaw: str = ""
     referrers: tuple[Referrer, ...] = ()
 
     @property
     def platforms(self) -> tuple[str, ...]:
         """The platforms of an index whose images are there; none for a single image, which does not say."""
-        return tuple(platform for _, platform, there in _children(self.tree) if there) if self.tree else ()
+        return tuple(platform for _, platform, there in _children(self.graph) if there) if self.graph else ()
 
     @property
     def absent(self) -> tuple[str, ...]:
         """The platforms that an index lists and the registry does not have."""
-        return tuple(platform for _, platform, there in _children(self.tree) if not there) if self.tree else ()
+        return tuple(platform for _, platform, there in _children(self.graph) if not there) if self.graph else ()
 
     def to_dict(self) -> dict[str, Any]:
         """For machines; sizes in bytes."""
         found: dict[str, Any] = {
             "name": str(self.place), "repository": self.place.repository, "tag": self.place.reference,
         }  # fmt: skip
-        if self.tree is None:
+        if self.graph is None:
             return {**found, "problem": self.flaw}
-        root = self.tree.root
+        root = self.graph.root
         return {
             **found,
             "digest": root.digest,
             "mediaType": root.media_type,
-            "size": self.tree.size(root),
+            "size": self.graph.size(root),
             "platforms": [
-                {"platform": platform, "digest": child.digest, "size": self.tree.size(child), "present": there}
-                for child, platform, there in _children(self.tree)
+                {"platform": platform, "digest": child.digest, "size": self.graph.size(child), "present": there}
+                for child, platform, there in _children(self.graph)
             ],
             "referrers": [
                 {"subject": one.subject, "digest": one.digest, "artifactType": one.artifact_type, "size": one.size}
@@ -95,7 +95,7 @@ def look(connect: Connect, where: Sequence[Place], *, referrers: bool, workers: 
 
     def one(registry: Api, place: Place) -> Image:
         try:
-            found = retry(lambda: tree.read(registry, place), PATIENCE)
+            found = retry(lambda: graph.read(registry, place), PATIENCE)
         except RegistryError as error:
             if error.code != "ImageInvalid":
                 raise
@@ -107,7 +107,7 @@ def look(connect: Connect, where: Sequence[Place], *, referrers: bool, workers: 
     return [image for _, image in each(connect, one, where, workers)]
 
 
-def _referrers(registry: Api, image: tree.Tree) -> tuple[Referrer, ...]:
+def _referrers(registry: Api, image: graph.Graph) -> tuple[Referrer, ...]:
     return tuple(
         Referrer(manifest.digest, str(one.get("digest")), str(one.get("artifactType") or ""), int(one.get("size") or 0))
         for manifest in image.manifests
@@ -116,7 +116,7 @@ def _referrers(registry: Api, image: tree.Tree) -> tuple[Referrer, ...]:
     )
 
 
-def _children(image: tree.Tree) -> list[tuple[oci.Descriptor, str, bool]]:
+def _children(image: graph.Graph) -> list[tuple[oci.Descriptor, str, bool]]:
     """The manifests of an index, with platform and whether they are there; without BuildKit's own attestations."""
     if image.root.media_type not in oci.INDEXES:
         return []

@@ -22,7 +22,7 @@ from kubeadm_registry.formats import KEY, Format, Found
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import parse, repository_prefix
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Api
+from kubeadm_registry.registry import Api, push_blob
 
 REPOSITORY = "kubeadm-registry/bundle"
 ARTIFACT = "application/vnd.kubeadm-registry.bundle.v1"
@@ -98,7 +98,7 @@ def require_writer(record: Record | None) -> None:
 def write(registry: Api, line: Lineage, record: Record | None) -> None:
     """Note in the registry that the bundle was seeded, in place of *record*. Raises RegistryError, NewerFormat."""
     content = render(line, record)
-    registry.push_blob(REPOSITORY, _EMPTY.digest, _EMPTY_CONTENT)
+    push_blob(registry, REPOSITORY, _EMPTY.digest, _EMPTY_CONTENT)
     registry.push_manifest(REPOSITORY, tag(line), content, oci.MANIFEST)
 
 

@@ -20,7 +20,7 @@ import httpx
 from kubeadm_registry.addresses import url
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.registry.answers import MAX_DOCUMENT, Answer, beginning, paced, whole
-from kubeadm_registry.registry.line import Line
+from kubeadm_registry.registry.one_connection import OneConnection
 from kubeadm_registry.registry.retries import seconds_to_wait
 
 #: What a verifying client accepts as a manifest.
@@ -135,15 +135,6 @@ class Api:
             else:
                 self.expect(beginning(answer, what), 206 if offset else 200, what)
             yield from _cut(paced(answer.iter_raw(), what), skip)
-
-    def push_blob(self, repository: str, digest: str, content: bytes) -> None:
-        """Push a blob in one piece (POST, then PUT), unless it is there. Raises RegistryError."""
-        if self.has_blob(repository, digest):
-            return
-        headers = {"Content-Type": "application/octet-stream"}
-        location = self.begin_upload(repository)
-        answer = self.send("PUT", location, params={"digest": digest}, content=content, headers=headers)
-        self.expect(answer, 201, f"push {repository}@{digest}")
 
     def begin_upload(self, repository: str, *, mount: str = "", source: str = "") -> str:
         """The Location of a new upload; empty if the blob *mount* of the repository *source* was mounted instead.
@@ -365,7 +356,7 @@ class Registry(Api):
         """
         host, number = via or (address, port)
         auth = httpx.BasicAuth(login.user, login.password) if login is not None else None
-        line = Line(host, number, name=address, ca=ca, timeout=timeout)
+        line = OneConnection(host, number, name=address, ca=ca, timeout=timeout)
         # No proxy variables and no netrc of the operator's environment: the registry is on this network.
         super().__init__(
             address,

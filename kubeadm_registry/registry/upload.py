@@ -7,6 +7,7 @@ https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#pushing-
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -202,6 +203,16 @@ class Upload:
     def _tell(self, taken: int) -> None:
         self._taken = min(taken, self._size)
         self.progress(self._taken)
+
+
+def push_blob(registry: Api, repository: str, digest: str, content: bytes, *, patience: float = 0) -> None:
+    """Push the small blob *content* unless it is there; *patience* as for Upload. Raises RegistryError."""
+    if not registry.has_blob(repository, digest):
+
+        def source(first: int) -> BinaryIO:
+            return io.BytesIO(content[first:])
+
+        Upload(registry, repository, digest, len(content), patience=patience).run(source)
 
 
 def _end_of(answer: Answer, *, default: int) -> int:

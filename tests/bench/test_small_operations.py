@@ -13,6 +13,7 @@ import pytest
 
 from kubeadm_registry import paths
 from kubeadm_registry.oci import canary
+from kubeadm_registry.registry import push_blob
 from tests.lab import images
 from tests.lab.registry import Registry
 
@@ -29,7 +30,7 @@ def medians(registry: Registry) -> dict[str, float]:
     with registry.lab.network(), images.client(registry, role="push") as client:
         name, manifest = "bench/small", canary.MANIFEST
         for blob in (canary.LAYER, canary.CONFIG):
-            client.push_blob(name, blob.digest, blob.content)
+            push_blob(client, name, blob.digest, blob.content)
         times: dict[str, list[float]] = {}
 
         def measure(what: str, operation: Callable[[], object]) -> None:

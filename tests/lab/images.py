@@ -16,6 +16,7 @@ from pathlib import Path
 from kubeadm_registry import paths
 from kubeadm_registry.registry import Login as Credentials
 from kubeadm_registry.registry import Registry as Client
+from kubeadm_registry.registry import push_blob
 from tests.lab.command import run
 from tests.lab.registry import Registry
 
@@ -158,7 +159,7 @@ def push(registry: Registry, what: Image, repository: str, tag: str = "latest", 
     """Push *what*. Raises RegistryError."""
     with registry.lab.network(), client(registry, address=address, role="push", timeout=180) as at:
         for blob in what.blobs:
-            at.push_blob(repository, digest_of(blob), blob)
+            push_blob(at, repository, digest_of(blob), blob)
         at.push_manifest(repository, tag, what.manifest, MANIFEST)
 
 

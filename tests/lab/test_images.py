@@ -14,6 +14,7 @@ import pytest
 from kubeadm_registry.bundle.make import FromLayout, create
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry as Client
+from kubeadm_registry.registry import push_blob
 from tests.lab import images, programs, s3
 from tests.lab.command import LabError
 from tests.lab.host import Host
@@ -76,7 +77,7 @@ def signed(registry: Registry) -> MultiArch:
 
 def _push(at: Client, repository: str, reference: str, image: images.Image) -> bool:
     for blob in image.blobs:
-        at.push_blob(repository, images.digest_of(blob), blob)
+        push_blob(at, repository, images.digest_of(blob), blob)
     return at.push_manifest(repository, reference, image.manifest, images.MANIFEST)
 
 

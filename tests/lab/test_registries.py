@@ -30,7 +30,7 @@ from kubeadm_registry.bundle.make import FromLayout, choose, create
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import referrers
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Registry, Upload, referrers_tag
+from kubeadm_registry.registry import Registry, Upload, push_blob, referrers_tag
 from kubeadm_registry.registry.answers import Answer
 from tests.lab import images, programs
 from tests.lab.command import cache, wait_until
@@ -157,7 +157,7 @@ def push_image(at: Registry, repository: str, tag: str, *, subject: oci.Descript
     """Push an image of one small layer, unlike all others; its descriptor."""
     config, layer = b"{}", f"{repository} {tag} {time.time_ns()}".encode()
     for content in (config, layer):
-        at.push_blob(repository, oci.digest_of(content), content)
+        push_blob(at, repository, oci.digest_of(content), content)
     manifest = oci.Manifest(
         artifact_type="application/vnd.example.test",
         config=oci.Descriptor(media_type=oci.CONFIG, digest=oci.digest_of(config), size=len(config)),
@@ -318,7 +318,7 @@ def test_what_refers_to_an_image_is_found(served: Served, at: Registry) -> None:
             annotations={"number": str(number)},
         ).to_json()
         one = oci.Descriptor(media_type=oci.MANIFEST, digest=oci.digest_of(content), size=len(content))
-        at.push_blob("a/subject", oci.digest_of(b"{}"), b"{}")
+        push_blob(at, "a/subject", oci.digest_of(b"{}"), b"{}")
         referrers.push(at, "a/subject", one.digest, one, content)
         assert referrers.is_noted(at, "a/subject", one, content)
         wanted.append((one.digest, "application/vnd.example.test", {"number": str(number)}))

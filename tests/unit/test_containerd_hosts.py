@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from kubeadm_registry.containerd import hosts, proxy
+from kubeadm_registry.containerd import hosts, http_proxy
 from kubeadm_registry.containerd.settings import Version
 
 V17 = Version(1, 7)
@@ -165,26 +165,29 @@ def test_a_file_that_is_no_toml_stays() -> None:
     ],
 )
 def test_no_proxy(no_proxy: str, host: str, covered: bool) -> None:
-    assert proxy.is_covered(no_proxy, host) is covered
+    assert http_proxy.is_covered(no_proxy, host) is covered
 
 
 def test_without_a_proxy_there_is_no_file() -> None:
-    assert proxy.environment_file({"NO_PROXY": "x"}, ["10.0.0.10"]) is None
+    assert http_proxy.environment_file({"NO_PROXY": "x"}, ["10.0.0.10"]) is None
 
 
 def test_the_users_exceptions_stay() -> None:
     environment = {"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "localhost,10.1.0.0/16", "no_proxy": "ignored"}
-    assert proxy.environment_file(environment, ["10.0.0.10", "10.1.0.1", "10.0.0.10"]) == (
+    assert http_proxy.environment_file(environment, ["10.0.0.10", "10.1.0.1", "10.0.0.10"]) == (
         "NO_PROXY=localhost,10.1.0.0/16,10.0.0.10\nno_proxy=localhost,10.1.0.0/16,10.0.0.10\n"
     )
 
 
 def test_the_lower_case_list_counts_where_it_is_alone() -> None:
     environment = {"https_proxy": "http://p:3128", "no_proxy": "a.lan"}
-    assert proxy.environment_file(environment, ["10.0.0.10"]) == "NO_PROXY=a.lan,10.0.0.10\nno_proxy=a.lan,10.0.0.10\n"
+    assert (
+        http_proxy.environment_file(environment, ["10.0.0.10"])
+        == "NO_PROXY=a.lan,10.0.0.10\nno_proxy=a.lan,10.0.0.10\n"
+    )
 
 
 def test_environment_files() -> None:
     text = "# c\n; c\nA=1\n B = 'two words'\nC=\"x\"\nbroken\nD=a\\\nb\n"
-    assert proxy.parse_environment_file(text) == {"A": "1", "B": "two words", "C": "x", "D": "ab"}
-    assert proxy.parse_show("A=1 'B=two words' C") == {"A": "1", "B": "two words"}
+    assert http_proxy.parse_environment_file(text) == {"A": "1", "B": "two words", "C": "x", "D": "ab"}
+    assert http_proxy.parse_show("A=1 'B=two words' C") == {"A": "1", "B": "two words"}

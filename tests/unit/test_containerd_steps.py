@@ -11,7 +11,7 @@ import pytest
 
 from kubeadm_registry.containerd import ContainerdSettings, notices, problems, restore_steps, steps
 from kubeadm_registry.containerd.changes import DROP_IN
-from kubeadm_registry.containerd.proxy import ENVIRONMENT
+from kubeadm_registry.containerd.http_proxy import ENVIRONMENT
 from kubeadm_registry.containerd.settings import Refused
 from kubeadm_registry.engine.changes import Change
 from kubeadm_registry.errors import Error

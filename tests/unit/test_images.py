@@ -101,11 +101,11 @@ def test_every_tag_is_listed_with_its_platforms(fake: Repositories) -> None:
     assert [str(one) for one in places] == ["app:v1", "app:v2", f"{PAUSE}:3.10"], "without the project's own"
     app, _, pause = inventory.look(connect, places, referrers=False)
     assert (app.platforms, pause.platforms) == ((), ("linux/amd64", "linux/arm64"))
-    assert pause.tree is not None
-    assert pause.tree.root.digest == digest(fake, PAUSE, "3.10")
-    assert pause.tree.manifests[-1] == pause.tree.root
+    assert pause.graph is not None
+    assert pause.graph.root.digest == digest(fake, PAUSE, "3.10")
+    assert pause.graph.manifests[-1] == pause.graph.root
     config = len(b'{"os":"linux"}')
-    manifests = sum(manifest.size for manifest in pause.tree.manifests)
+    manifests = sum(manifest.size for manifest in pause.graph.manifests)
     assert pause.to_dict()["size"] == manifests + 1000 + 2000 + config, "the configuration that both have counts once"
     assert pause.referrers == ()
 
@@ -146,8 +146,8 @@ def test_what_is_no_image_does_not_hide_the_others(fake: Repositories, content: 
     found = {image.place.reference: image for image in inventory.look(
         connector(fake), inventory.places(connector(fake), "app"), referrers=True
     )}  # fmt: skip
-    assert found["v1"].tree is not None
-    assert found["odd"].tree is None
+    assert found["v1"].graph is not None
+    assert found["odd"].graph is None
     assert "app:odd" in found["odd"].to_dict()["problem"]
 
 

@@ -13,7 +13,7 @@ from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PhaseFailed, RegistryError
 from kubeadm_registry.oci import canary
 from kubeadm_registry.phases.workflows import VERIFY_ONLY
-from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.registry import Login, Registry, push_blob
 from tests.unit.fake_cluster import FakeCluster, authority
 from tests.unit.fake_registry import FakeRegistry, serving
 from tests.unit.test_workflow import Recorder
@@ -75,7 +75,7 @@ def test_proxies_of_the_environment_are_not_asked(fake: FakeRegistry, monkeypatc
 
 def test_push_and_pull(fake: FakeRegistry) -> None:
     with client(fake) as registry:
-        registry.push_blob("a/b", DIGEST, BLOB)
+        push_blob(registry, "a/b", DIGEST, BLOB)
         registry.push_manifest("a/b", "v1", b"{}", "application/vnd.oci.image.manifest.v1+json")
         assert registry.blob("a/b", DIGEST) == BLOB
         assert registry.manifest("a/b", "v1") == b"{}"
@@ -90,14 +90,14 @@ def test_push_and_pull(fake: FakeRegistry) -> None:
 def test_a_blob_that_is_there_is_not_sent_again(fake: FakeRegistry) -> None:
     fake.blobs[DIGEST] = BLOB
     with client(fake) as registry:
-        registry.push_blob("a", DIGEST, BLOB)
+        push_blob(registry, "a", DIGEST, BLOB)
     assert [request.method for request in fake.requests] == ["HEAD"]
 
 
 def test_an_upload_goes_our_way_and_not_to_where_the_answer_says(fake: FakeRegistry) -> None:
     fake.location = "http://elsewhere.invalid:1/v2/a/blobs/uploads/1"
     with client(fake) as registry:
-        registry.push_blob("a", DIGEST, BLOB)
+        push_blob(registry, "a", DIGEST, BLOB)
     assert fake.blobs == {DIGEST: BLOB}
     assert {request.host for request in fake.requests} == {"10.0.0.10:5000"}
 
@@ -105,7 +105,7 @@ def test_an_upload_goes_our_way_and_not_to_where_the_answer_says(fake: FakeRegis
 def test_an_upload_without_a_location_is_an_error_of_the_registry(fake: FakeRegistry) -> None:
     fake.location = ""
     with client(fake) as registry, pytest.raises(RegistryError, match="no Location"):
-        registry.push_blob("a", DIGEST, BLOB)
+        push_blob(registry, "a", DIGEST, BLOB)
 
 
 def test_other_bytes_than_the_digest_says_are_refused(fake: FakeRegistry) -> None:

@@ -16,7 +16,7 @@ from kubeadm_registry import certificates, config, paths, pki, status
 from kubeadm_registry.cli.status import exit_code, show
 from kubeadm_registry.components.services import services
 from kubeadm_registry.result import Result
-from kubeadm_registry.status import Observation, condition, judge
+from kubeadm_registry.status import NodeStatus, condition, judge
 from tests.unit.fake_cluster import authority
 from tests.unit.fakes import FakeTransport
 
@@ -34,58 +34,58 @@ DUAL = THREE.model_copy(
 SERVICES = dict.fromkeys([service.name for service in services(THREE.spec)], "active")
 
 
-def well(name: str, *, vip: bool = False, of: int = 3) -> Observation:
+def well(name: str, *, vip: bool = False, of: int = 3) -> NodeStatus:
     agent = {"fit": True, "level": 3, "quorum": {"storage": of}, "conditions": [], "clock_off": 0.01}
-    return Observation(
+    return NodeStatus(
         name, services=SERVICES, agent=agent, vip=(VIP,) * vip, certificate_ends=NOW + timedelta(days=900), guarded=True
     )
 
 
-def unfit(one: Observation) -> Observation:
+def unfit(one: NodeStatus) -> NodeStatus:
     return replace(one, agent={**(one.agent or {}), "fit": False, "conditions": ["CanaryUnreadable"]})
 
 
-def sees(one: Observation, count: int) -> Observation:
+def sees(one: NodeStatus, count: int) -> NodeStatus:
     return replace(one, agent={**(one.agent or {}), "quorum": {"storage": count}})
 
 
-def down(one: Observation, service: str, state: str = "failed") -> Observation:
+def down(one: NodeStatus, service: str, state: str = "failed") -> NodeStatus:
     return replace(one, services={**one.services, service: state})
 
 
-def gone(one: Observation) -> Observation:
-    return Observation(one.name, reachable=False, trouble="no route to host")
+def gone(one: NodeStatus) -> NodeStatus:
+    return NodeStatus(one.name, reachable=False, trouble="no route to host")
 
 
-def silent(one: Observation) -> Observation:
+def silent(one: NodeStatus) -> NodeStatus:
     return replace(one, agent=None)
 
 
-def ends(one: Observation, days: int) -> Observation:
+def ends(one: NodeStatus, days: int) -> NodeStatus:
     return replace(one, certificate_ends=NOW + timedelta(days=days))
 
 
-def authority_ends(one: Observation, days: int) -> Observation:
+def authority_ends(one: NodeStatus, days: int) -> NodeStatus:
     return replace(one, authority_ends=NOW + timedelta(days=days))
 
 
-def flawed(one: Observation, reason: str) -> Observation:
+def flawed(one: NodeStatus, reason: str) -> NodeStatus:
     return replace(one, certificate_flaw=(reason, f"{one.name} has it"))
 
 
-def keeps(one: Observation) -> Observation:
+def keeps(one: NodeStatus) -> NodeStatus:
     return one
 
 
-def holds(one: Observation) -> Observation:
+def holds(one: NodeStatus) -> NodeStatus:
     return replace(one, vip=(VIP,))
 
 
-def drops(one: Observation) -> Observation:
+def drops(one: NodeStatus) -> NodeStatus:
     return replace(one, vip=())
 
 
-Spoil = Callable[[Observation], Observation]
+Spoil = Callable[[NodeStatus], NodeStatus]
 #: What happens to cp-1 (which has the VIP), cp-2 and cp-3: exit code, then the reasons of Available, CanLoseANode,
 #: StorageWhole and CertificatesValid.
 CASES: dict[str, tuple[Sequence[Spoil], int, str]] = {
@@ -282,7 +282,7 @@ def server(
     return fake
 
 
-def observe(fake: FakeTransport) -> Observation:
+def observe(fake: FakeTransport) -> NodeStatus:
     return status.observe(THREE, fake.host())
 
 
@@ -290,14 +290,14 @@ def test_a_server_tells_everything() -> None:
     fake = server(vip="2: eth0    inet 10.0.0.10/32 scope global eth0\n")
     pair = pki.issue(authority(), "cp-1", ("cp-1",))
     fake.put(paths.NODE_PEM, pair.certificate + pair.key)
-    assert observe(fake) == Observation(
+    assert observe(fake) == NodeStatus(
         "cp-1", services=SERVICES, agent=AGENT, vip=(VIP,), certificate_ends=pki.expiry(pair.certificate), guarded=True
     )
 
 
 def test_a_bare_server_is_reachable_and_has_nothing() -> None:
     seen = observe(server(agent="", states=dict.fromkeys(UNITS, "inactive"), rules=0))
-    assert seen == Observation("cp-1", services=dict.fromkeys(SERVICES, "inactive"), guarded=False)
+    assert seen == NodeStatus("cp-1", services=dict.fromkeys(SERVICES, "inactive"), guarded=False)
 
 
 def test_of_two_processes_the_worse_one_counts() -> None:

@@ -69,7 +69,7 @@ class Recorder:
     def check(self, host: str, name: str, *, ok: bool) -> None:
         self.checks.append((host, name, ok))
 
-    def note(self, text: str, *, host: str = "") -> None:
+    def note(self, text: str, *, host: str = "", level: str = "info") -> None:
         self.notes.append((host, text))
 
     def progress(self, done: int, total: int) -> None:

@@ -17,7 +17,7 @@ _DEPTH = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class Graph:
     """The manifest at a *place*, and for each manifest that is there, by digest, what it needs: *needs*."""
 
     place: Place
@@ -57,7 +57,7 @@ class Tree:
         yield start
 
 
-def read(registry: Api, where: Place) -> Tree | None:
+def read(registry: Api, where: Place) -> Graph | None:
     """The image at *where*; None if it is not there. Raises RegistryError, also for what is no image (ImageInvalid)."""
     content = registry.manifest(where.repository, where.reference)
     if content is None:
@@ -84,7 +84,7 @@ def read(registry: Api, where: Place) -> Tree | None:
                     follow(child, inner, depth + 1)
 
     follow(root, content, 1)
-    return Tree(where, root, needs)
+    return Graph(where, root, needs)
 
 
 def _media_type(content: bytes, where: Place) -> str:

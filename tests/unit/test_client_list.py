@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry.config import Ssh, worker_list
-from kubeadm_registry.config.worker_list import Worker, load, parse
+from kubeadm_registry.config import Ssh, client_list
+from kubeadm_registry.config.client_list import ClientNode, load, parse
 from kubeadm_registry.errors import ConfigError
 
 
@@ -25,13 +25,13 @@ def test_a_list_of_nodes() -> None:
     w_7   Rack7_host.example  user=a=b# # a comment
     """
     assert parse(text, "nodes") == (
-        Worker("w-1", "10.0.0.21"),
-        Worker("w-2", "10.0.0.22", Ssh(user="admin", port=2222)),
-        Worker("10.0.0.23", "10.0.0.23"),
-        Worker("fd00::24", "fd00::24"),
-        Worker("w-5", "jump.example", Ssh(identity_file="~/.ssh/other", known_hosts_file="/srv/known")),
-        Worker("w-6", "fd00::26", Ssh(identity_file="/keys/a#b")),
-        Worker("w_7", "Rack7_host.example", Ssh(user="a=b#")),
+        ClientNode("w-1", "10.0.0.21"),
+        ClientNode("w-2", "10.0.0.22", Ssh(user="admin", port=2222)),
+        ClientNode("10.0.0.23", "10.0.0.23"),
+        ClientNode("fd00::24", "fd00::24"),
+        ClientNode("w-5", "jump.example", Ssh(identity_file="~/.ssh/other", known_hosts_file="/srv/known")),
+        ClientNode("w-6", "fd00::26", Ssh(identity_file="/keys/a#b")),
+        ClientNode("w_7", "Rack7_host.example", Ssh(user="a=b#")),
     )
 
 
@@ -43,7 +43,7 @@ WRONG = {
     "w-1,10.0.0.21,admin": "nodes:1: w-1,10.0.0.21,admin: is not a valid IP address or host name",
     '{"name": "w-1", "address": "10.0.0.21"}': SHAPE,
     "- w-1": "nodes:1: -: is not a valid IP address or host name",
-    "[workers]": "nodes:1: [workers]: sections are not supported",
+    "[clients]": "nodes:1: [clients]: sections are not supported",
     "w-1 ansible_host=10.0.0.21": "nodes:1: ansible_host: unknown setting; known settings: identityFile, knownHosts",
     "10.0.0.0/24": "nodes:1: 10.0.0.0/24: must be a single node",
     "10.0.0.21-30": "nodes:1: 10.0.0.21-30: must be a single node",
@@ -111,7 +111,7 @@ def test_any_text_is_a_list_or_a_wrong_one(text: str) -> None:
     except ConfigError:
         return
     # What was taken can be taken again, and no name has a blank or something that hides.
-    again = "\n".join(f"{worker.name} {worker.address}" for worker in found)
+    again = "\n".join(f"{client.name} {client.address}" for client in found)
     assert [(one.name, one.address) for one in parse(again, "nodes")] == [(one.name, one.address) for one in found]
 
 
@@ -131,11 +131,11 @@ def test_a_file_in_another_encoding(tmp_path: Path, content: bytes, said: str) -
 
 def test_a_file_of_windows(tmp_path: Path) -> None:
     (tmp_path / "nodes").write_bytes(b"\xef\xbb\xbfw-1 10.0.0.1\r\n# two\r\nw-2 10.0.0.2\r\n")
-    assert [worker.name for worker in load(tmp_path / "nodes")] == ["w-1", "w-2"]
+    assert [client.name for client in load(tmp_path / "nodes")] == ["w-1", "w-2"]
 
 
 def test_files_that_are_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_list, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(client_list, "MOST_BYTES", 1 << 20)
     for path, said in (
         (tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), (Path("/dev/zero"), "larger than 1 MiB"),
     ):  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kubeadm_registry.containerd import ContainerdSettings, clients
+from kubeadm_registry.containerd import ContainerdSettings, snippets
 
 SETTINGS = ContainerdSettings(("10.0.0.10",), b"the certificate\n", ("docker.io", "own.lan:8443"))
 ALL = replace(SETTINGS, mirrors=("*", "docker.io"))
@@ -18,7 +18,7 @@ AT = "10.0.0.10:5000"
 
 
 def read(name: str, settings: ContainerdSettings = SETTINGS, password: str = "") -> dict[str, Any]:
-    text = clients.FORMATS[name](settings, password)
+    text = snippets.FORMATS[name](settings, password)
     found: dict[str, Any] = tomllib.loads(text) if name == "cri-o" else yaml.safe_load(text)
     return found
 
@@ -52,7 +52,7 @@ def test_registries_conf_never_names_the_internet() -> None:
         {"prefix": "docker.io", "location": f"{AT}/docker.io"},
         {"prefix": "own.lan:8443", "location": f"{AT}/own.lan_8443"},
     ]
-    text = clients.crio(SETTINGS, "secret")
+    text = snippets.crio(SETTINGS, "secret")
     assert f"/etc/containers/certs.d/{AT}/ca.crt" in text
     assert "secret" not in text, "it does not belong into a file that all may read"
     assert "global_auth_file" in text
@@ -60,10 +60,10 @@ def test_registries_conf_never_names_the_internet() -> None:
 
 @pytest.mark.parametrize("name", ["k3s", "rke2", "cri-o"])
 def test_what_one_of_them_cannot_say_is_told(name: str) -> None:
-    text = clients.FORMATS[name](ALL, "")
+    text = snippets.FORMATS[name](ALL, "")
     assert '"*" is left out' in text
     assert "_upstream" not in text
-    assert '"*"' not in clients.FORMATS[name](SETTINGS, "")
+    assert '"*"' not in snippets.FORMATS[name](SETTINGS, "")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,6 @@ def leave(cluster: Cluster, host: Host) -> Steps:
         yield Absent(path, only_if_empty=True)
 
 
-# Restarts take turns over all workers, see Cluster.turn: a phase knows only the one host that it is run for.
+# Restarts take turns over all clients, see Cluster.turn: a phase knows only the one host that it is run for.
 POINT = Phase("mirrors", CONTAINERD.summary, point, checks=CONTAINERD.checks, notices=CONTAINERD.notices)
 LEAVE = Phase("mirrors", reset.CONTAINERD.summary, leave, checks=reset.CONTAINERD.checks)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry.agent.config import Config, parse
+from kubeadm_registry.agent.haproxy import Proxy, commands
+from kubeadm_registry.agent.haproxy import parse as servers_of
 from kubeadm_registry.agent.model import Decisions, Report
-from kubeadm_registry.agent.proxy import Proxy, commands
-from kubeadm_registry.agent.proxy import parse as servers_of
 from kubeadm_registry.agent.steering import wanted
 from tests.unit.test_agent_config import smallest
 

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import config, secrets, workers
+from kubeadm_registry import client_nodes, config, secrets
 from kubeadm_registry.access import session
 from kubeadm_registry.cli.main import cli
+from kubeadm_registry.client_nodes import RestartLimiter
 from kubeadm_registry.config import Node, RegistryCluster, Ssh
-from kubeadm_registry.config.worker_list import Worker
+from kubeadm_registry.config.client_list import ClientNode
 from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.result import Result as Answer
 from kubeadm_registry.secrets import basic
 from kubeadm_registry.transport.host import Transport
-from kubeadm_registry.workers import RestartLimiter
 from tests.unit.containerd_host import Rooted
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 
@@ -55,7 +55,7 @@ def test_turns_are_bounded() -> None:
 
 def test_after_some_that_failed_nobody_gets_a_turn() -> None:
     turns = RestartLimiter(1)
-    for _ in range(workers.MOST_FAILURES):
+    for _ in range(client_nodes.MOST_FAILURES):
         with pytest.raises(ValueError, match="broken"), turns:
             raise ValueError("broken")
     for _ in range(2):
@@ -69,11 +69,11 @@ def test_after_some_that_failed_nobody_gets_a_turn() -> None:
 
 @dataclass
 class Site:
-    """A registry of three servers, and workers whose files are below a temporary directory."""
+    """A registry of three servers, and clients whose files are below a temporary directory."""
 
     folder: Path
     registry: FakeCluster
-    workers: dict[str, Rooted] = field(default_factory=dict)
+    clients: dict[str, Rooted] = field(default_factory=dict)
     unreachable: dict[str, Error] = field(default_factory=dict)
     reached: list[str] = field(default_factory=list)
 
@@ -82,9 +82,9 @@ class Site:
 
     def add(self, count: int, original: str = "version = 2\n") -> None:
         for number in range(1, count + 1):
-            self.workers[f"w-{number}"] = Rooted(self.folder / f"w-{number}")
-            self.workers[f"w-{number}"].put("/etc/containerd/config.toml", original)
-        self.list(*self.workers)
+            self.clients[f"w-{number}"] = Rooted(self.folder / f"w-{number}")
+            self.clients[f"w-{number}"].put("/etc/containerd/config.toml", original)
+        self.list(*self.clients)
 
     def list(self, *names: str) -> None:
         (self.folder / "nodes").write_text("".join(f"{name} 10.0.1.{name[2:]}\n" for name in names))
@@ -96,7 +96,7 @@ class Site:
         return done.exit_code, [json.loads(line) for line in done.stdout.splitlines()]
 
     def trees(self) -> dict[str, dict[str, tuple[int, bytes | None]]]:
-        return {name: worker.tree() for name, worker in self.workers.items()}
+        return {name: client.tree() for name, client in self.clients.items()}
 
 
 @pytest.fixture
@@ -108,12 +108,12 @@ def site(tmp_path: Path, three: FakeCluster, monkeypatch: pytest.MonkeyPatch) ->
     for server in three.servers.values():
         server.put(secrets.PATH, fixed_secrets(tuple(three.servers)).to_json())
 
-    def reach(_: RegistryCluster, node: Node | Worker, prompts: session.Prompts) -> Transport:
+    def reach(_: RegistryCluster, node: Node | ClientNode, prompts: session.Prompts) -> Transport:
         site.reached.append(node.name)
         if node.name in site.unreachable:
             raise site.unreachable[node.name]
-        if (worker := site.workers.get(node.name)) is not None:
-            return worker
+        if (client := site.clients.get(node.name)) is not None:
+            return client
         three.servers[node.name].closed = False
         return three.servers[node.name]
 
@@ -127,20 +127,20 @@ def test_this_very_machine_needs_no_ssh_but_who_is_behind_a_port_of_it_does(monk
     monkeypatch.setattr(session, "connect", lambda target: f"ssh: {target.address} {target.port}")
     cluster_file = config.parse(config.SMALLEST, "x")
 
-    def reach(worker: Worker) -> object:
-        return session.reach(cluster_file, worker, session.Prompts())
+    def reach(client: ClientNode) -> object:
+        return session.reach(cluster_file, client, session.Prompts())
 
-    assert reach(Worker("w-1", "127.0.0.1")) == "here: w-1"
-    assert reach(Worker("w-1", "127.0.0.1", Ssh(port=2222))) == "ssh: 127.0.0.1 2222"
-    assert reach(Worker("w-1", "localhost")) == "ssh: localhost None", "a name may be one of ssh_config alone"
-    assert reach(Worker("w-1", "192.0.2.1")) == "ssh: 192.0.2.1 None"
+    assert reach(ClientNode("w-1", "127.0.0.1")) == "here: w-1"
+    assert reach(ClientNode("w-1", "127.0.0.1", Ssh(port=2222))) == "ssh: 127.0.0.1 2222"
+    assert reach(ClientNode("w-1", "localhost")) == "ssh: localhost None", "a name may be one of ssh_config alone"
+    assert reach(ClientNode("w-1", "192.0.2.1")) == "ssh: 192.0.2.1 None"
 
 
 class Refusing:
     """A transport that answers a command with a failure from some moment on."""
 
-    def __init__(self, worker: Rooted, fails: Callable[[Sequence[str]], bool]) -> None:
-        self._run, self._fails = worker.run, fails
+    def __init__(self, client: Rooted, fails: Callable[[Sequence[str]], bool]) -> None:
+        self._run, self._fails = client.run, fails
 
     def __call__(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Answer:
         if self._fails(argv):
@@ -156,24 +156,24 @@ def test_nodes_pull_from_the_registry_and_are_as_before_after_remove(site: Site)
     result = events[-1]
     assert result["summary"] == "5 of 5 nodes pull from the registry, 5 changed"
     assert (result["nodes"], result["done"], result["owed"]) == (5, 5, {})
-    for name, worker in site.workers.items():
-        assert b"10.0.0.10:5000/v2/registry.k8s.io" in worker.path(f"{CERTS}/registry.k8s.io/hosts.toml").read_bytes()
-        assert "config_path" in worker.path("/etc/containerd/config.toml").read_text()
-        assert worker.restarts == 1, name
+    for name, client in site.clients.items():
+        assert b"10.0.0.10:5000/v2/registry.k8s.io" in client.path(f"{CERTS}/registry.k8s.io/hosts.toml").read_bytes()
+        assert "config_path" in client.path("/etc/containerd/config.toml").read_text()
+        assert client.restarts == 1, name
     assert len([event for event in events if event["event"] == "phase"]) == 1, "one heading, not one for each node"
 
     after = site.trees()
     code, events = site.run("apply")
     assert (code, events[-1]["summary"]) == (0, "5 of 5 nodes pull from the registry, nothing to do")
     assert site.trees() == after
-    assert {worker.restarts for worker in site.workers.values()} == {1}
+    assert {client.restarts for client in site.clients.values()} == {1}
 
     site.reached.clear()
     code, events = site.run("remove")
     assert (code, events[-1]["summary"]) == (0, "containerd restored on 5 of 5 nodes, 5 changed")
     assert site.trees() == before
-    assert not site.workers["w-1"].path("/run/kubeadm-registry").exists()
-    assert sorted(site.reached) == sorted(site.workers), "the servers may be gone for good"
+    assert not site.clients["w-1"].path("/run/kubeadm-registry").exists()
+    assert sorted(site.reached) == sorted(site.clients), "the servers may be gone for good"
     assert site.run("remove")[1][-1]["summary"] == "containerd restored on 5 of 5 nodes, nothing to do"
 
 
@@ -187,7 +187,7 @@ def test_a_dry_run_shows_and_touches_nothing(site: Site) -> None:
     assert {(event["host"], event["dryRun"]) for event in changes} == {("w-1", True), ("w-2", True)}
     assert "+" in changes[0]["diff"] or "copied" in changes[0]["diff"]
     assert site.trees() == before
-    assert site.workers["w-1"].restarts == 0
+    assert site.clients["w-1"].restarts == 0
 
 
 def test_those_that_fail_are_named_and_the_others_are_done(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +197,11 @@ def test_those_that_fail_are_named_and_the_others_are_done(site: Site, monkeypat
     )
     site.unreachable["w-2"] = ConnectionFailed("does not let user root in", code="AuthenticationFailed")
     for name in ("containerd", "ctr"):
-        site.workers["w-3"].path(f"/usr/bin/{name}").unlink()
-    site.workers["w-3"].unit(LoadState="not-found", ExecStart="")
-    full = site.workers["w-4"]
+        site.clients["w-3"].path(f"/usr/bin/{name}").unlink()
+    site.clients["w-3"].unit(LoadState="not-found", ExecStart="")
+    full = site.clients["w-4"]
     monkeypatch.setattr(full, "run", Refusing(full, lambda argv: argv[:2] == ("sh", "-c") and "write" in argv[3:4]))
-    monkeypatch.setattr(site.workers["w-5"], "lock", lambda who: "somebody else, since noon")
+    monkeypatch.setattr(site.clients["w-5"], "lock", lambda who: "somebody else, since noon")
     code, events = site.run("apply")
     assert code == 5
     result = events[-1]
@@ -251,17 +251,17 @@ def test_the_next_run_touches_only_those_that_were_not_done(site: Site) -> None:
     assert code == 0
     assert {event["host"] for event in events if event["event"] == "change"} == {"w-2"}
     assert {name: tree for name, tree in site.trees().items() if name != "w-2"} == done
-    assert {worker.restarts for worker in site.workers.values()} == {1}
+    assert {client.restarts for client in site.clients.values()} == {1}
 
 
 def test_what_a_killed_run_left_unfinished_goes_with_the_next_run(site: Site) -> None:
     """Else an unfinished file would stay beside those that containerd reads, also after remove."""
     site.add(1)
-    worker = site.workers["w-1"]
+    client = site.clients["w-1"]
     before = site.trees()
     assert site.run("apply")[0] == 0
-    left = worker.put(f"{CERTS}/quay.io/.hosts.toml.0123456789.kubeadm-registry", "[host")
-    other = worker.put("/etc/containerd/.config.toml.swp", "somebody's editor")
+    left = client.put(f"{CERTS}/quay.io/.hosts.toml.0123456789.kubeadm-registry", "[host")
+    other = client.put("/etc/containerd/.config.toml.swp", "somebody's editor")
     site.run("remove", "--dry-run")
     assert left.exists()
     assert site.run("remove")[0] == 0
@@ -273,28 +273,28 @@ def test_what_a_killed_run_left_unfinished_goes_with_the_next_run(site: Site) ->
 def test_a_node_whose_containerd_reads_hosts_files_is_not_restarted(site: Site) -> None:
     site.add(2, OURS)
     assert site.run("apply")[0] == 0
-    assert {worker.restarts for worker in site.workers.values()} == {0}
+    assert {client.restarts for client in site.clients.values()} == {0}
     assert site.run("remove")[0] == 0
-    assert {worker.restarts for worker in site.workers.values()} == {0}
+    assert {client.restarts for client in site.clients.values()} == {0}
 
 
 def test_containerds_that_do_not_come_back_are_not_made_more(site: Site) -> None:
     site.add(12)
-    for worker in site.workers.values():
-        worker.put("/stub/refuses", "")
+    for client in site.clients.values():
+        client.put("/stub/refuses", "")
     code, events = site.run("apply")
     assert code == 1, "nothing was done"
     told = [event["message"] for event in events if event["event"] == "note"]
     tried = len([text for text in told if "systemctl restart" in text])
-    at_once = 12 // workers.RESTARTED_PART
-    assert workers.MOST_FAILURES <= tried <= workers.MOST_FAILURES + at_once - 1
+    at_once = 12 // client_nodes.RESTARTED_PART
+    assert client_nodes.MOST_FAILURES <= tried <= client_nodes.MOST_FAILURES + at_once - 1
     assert len([text for text in told if "not restarted" in text]) == 12 - tried
-    assert sum(worker.restarts for worker in site.workers.values()) == tried
+    assert sum(client.restarts for client in site.clients.values()) == tried
 
 
 def test_if_nothing_can_be_done_the_first_reason_is_the_error(site: Site) -> None:
     site.add(2)
-    site.unreachable |= dict.fromkeys(site.workers, ConnectionFailed("away", code="HostUnreachable"))
+    site.unreachable |= dict.fromkeys(site.clients, ConnectionFailed("away", code="HostUnreachable"))
     code, events = site.run("apply")
     assert code == 4
     assert (events[-1]["event"], events[-1]["code"], events[-1]["host"]) == ("error", "HostUnreachable", "w-1")
@@ -341,8 +341,8 @@ def test_the_pull_login_is_never_shown(site: Site) -> None:
         if what == "apply":
             assert "<login>" in done.output
         assert site.run("apply")[0] == 0
-        assert login in site.workers["w-1"].path(f"{CERTS}/docker.io/hosts.toml").read_text()
-        assert site.workers["w-1"].path(f"{CERTS}/docker.io/hosts.toml").stat().st_mode & 0o777 == 0o600
+        assert login in site.clients["w-1"].path(f"{CERTS}/docker.io/hosts.toml").read_text()
+        assert site.clients["w-1"].path(f"{CERTS}/docker.io/hosts.toml").stat().st_mode & 0o777 == 0o600
     # The login was changed since, and nobody here knows the old one.
     changed = fixed_secrets(tuple(site.registry.servers)).to_json().replace(b"the-pull-password", b"another")
     for server in site.registry.servers.values():

@@ -27,7 +27,7 @@ _STATES = ("STATUS", "Ready", "NotReady", "Unknown")
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class ClientNode:
     """A host as the list of nodes names it: *address* is an address, a name, or a Host of the user's ssh_config."""
 
     name: str
@@ -35,7 +35,7 @@ class Worker:
     ssh: Ssh = field(default_factory=Ssh)
 
 
-def load(path: Path) -> tuple[Worker, ...]:
+def load(path: Path) -> tuple[ClientNode, ...]:
     """Read the list of nodes *path*. Raises ConfigError with every problem at once."""
     try:
         with path.open("rb") as file:
@@ -57,14 +57,14 @@ def load(path: Path) -> tuple[Worker, ...]:
     return parse(text, str(path))
 
 
-def parse(text: str, file: str) -> tuple[Worker, ...]:
-    """The workers that *text* lists; *file* stands in errors. Raises ConfigError.
+def parse(text: str, file: str) -> tuple[ClientNode, ...]:
+    """The clients that *text* lists; *file* stands in errors. Raises ConfigError.
 
     A line is ``NAME ADDRESS`` or ``ADDRESS``, then settings of SSH for this node alone, as in ``nodes[].ssh`` of the
     cluster file: ``user=admin port=2222 identityFile=... knownHostsFile=...``. ``#`` at the
     beginning of a line or after a blank begins a comment.
     """
-    found: list[Worker] = []
+    found: list[ClientNode] = []
     problems: list[ConfigProblem] = []
     lines: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), start=1):
@@ -73,15 +73,15 @@ def parse(text: str, file: str) -> tuple[Worker, ...]:
         if not words:
             continue
         try:
-            worker = _worker(words)
+            client = _client(words)
         except _Wrong as error:
             problems += [ConfigProblem(where, text) for text in error.args]
             continue
-        port = f" port {worker.ssh.port}" if worker.ssh.port else ""
-        for what in (worker.name, f"{worker.address}{port}"):
+        port = f" port {client.ssh.port}" if client.ssh.port else ""
+        for what in (client.name, f"{client.address}{port}"):
             if lines.setdefault(what.lower(), number) != number:
                 problems.append(ConfigProblem(where, f"{what} is already in line {lines[what.lower()]}"))
-        found.append(worker)
+        found.append(client)
     if problems:
         raise ConfigError(f"{file} is not valid", problems=problems, code="NodesInvalid", hint=SHAPE)
     if not found:
@@ -93,8 +93,8 @@ class _Wrong(Exception):
     """What is wrong with a line: one sentence each."""
 
 
-def _worker(words: Sequence[str]) -> Worker:
-    """The worker of a line's *words*. Raises _Wrong."""
+def _client(words: Sequence[str]) -> ClientNode:
+    """The client of a line's *words*. Raises _Wrong."""
     if not all(word.isprintable() for word in words):
         raise _Wrong(f"contains an unprintable character: {' '.join(words)!a}")
     plain = [word for word in words if "=" not in word]
@@ -109,7 +109,7 @@ def _worker(words: Sequence[str]) -> Worker:
         raise _Wrong(*wrong)
     if ip(name) is not None and ip(name) != ip(address):
         raise _Wrong(f"write the name first: {address} {name}")
-    return Worker(normal(name), normal(address), _settings(words[len(plain) :]))
+    return ClientNode(normal(name), normal(address), _settings(words[len(plain) :]))
 
 
 def _wrong_host(text: str) -> str:
@@ -159,11 +159,11 @@ def _wrong_settings(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
             yield f"port: must be a number from 1 to 65535 (it is {value})"
 
 
-def refuse_registry(workers: Sequence[Worker], spec: Spec, file: str) -> None:
-    """Raise ConfigError if one of *workers*, of the list *file*, is the virtual IP, which a server has."""
+def refuse_registry(clients: Sequence[ClientNode], spec: Spec, file: str) -> None:
+    """Raise ConfigError if one of *clients*, of the list *file*, is the virtual IP, which a server has."""
     vip = {*spec.vip.addresses, *([spec.vip.name] if spec.vip.name else [])}
-    if wrong := [worker for worker in workers if vip & {worker.name.lower(), worker.address.lower()}]:
+    if wrong := [client for client in clients if vip & {client.name.lower(), client.address.lower()}]:
         raise ConfigError(
-            f"{file}: {', '.join(worker.name for worker in wrong)} is the virtual IP, not a node",
+            f"{file}: {', '.join(client.name for client in wrong)} is the virtual IP, not a node",
             code="NodesInvalid", hint="remove it from the list",
         )  # fmt: skip

@@ -27,7 +27,7 @@ _ALIVE = (
 _CHUNK = 2**18
 
 
-class Line(httpx.BaseTransport):
+class OneConnection(httpx.BaseTransport):
     """A connection to *host*:*port*, which must have a certificate for *name* by the authority *ca* (PEM).
 
     It opens with the first request, and again when it has ended. *timeout* is seconds of silence. Not shared between

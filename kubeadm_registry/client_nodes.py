@@ -1,6 +1,6 @@
-"""Workers: hosts that pull from the registry and are no servers of it. Each stands for itself.
+"""Client nodes: hosts that pull from the registry and are no servers of it. Each stands for itself.
 
-What is done on them is a workflow like any other, run once for each worker with a ``Cluster`` that has this one host.
+What is done on them is a workflow like any other, run once for each client with a ``Cluster`` that has this one host.
 So one that fails keeps none of the others from being done.
 """
 
@@ -12,27 +12,27 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.config.worker_list import Worker
+from kubeadm_registry.config.client_list import ClientNode
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error, PreflightFailed
 from kubeadm_registry.transport.host import Host, Transport, side_by_side
 
-#: Workers at a time. One that says nothing costs its turn ten seconds, so a few of them must not hold up the others.
+#: Nodes at a time. One that says nothing costs its turn ten seconds, so a few of them must not hold up the others.
 AT_ONCE = 32
-#: Restarts of containerd at a time, at most, and at most this part of all workers.
+#: Restarts of containerd at a time, at most, and at most this part of all clients.
 RESTARTS = 8
 RESTARTED_PART = 4
-#: After so many restarts that failed no other worker's containerd is restarted.
+#: After so many restarts that failed no other client's containerd is restarted.
 MOST_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one worker: what differed and was changed, or the *error* that kept it from being done."""
+    """What came of one client: what differed and was changed, or the *error* that kept it from being done."""
 
-    worker: Worker
+    client: ClientNode
     actions: tuple[Action, ...] = ()
     error: Error | None = None
 
@@ -74,35 +74,35 @@ class RestartLimiter:
 def run_each(
     workflow: Workflow,
     cluster: Cluster,
-    workers: Sequence[Worker],
-    reach: Callable[[Worker], Transport],
+    clients: Sequence[ClientNode],
+    reach: Callable[[ClientNode], Transport],
     reporter: Reporter,
     *,
     dry_run: bool = False,
 ) -> list[Outcome]:
-    """Run *workflow* on each of *workers*, AT_ONCE at a time; the outcomes in their order.
+    """Run *workflow* on each of *clients*, AT_ONCE at a time; the outcomes in their order.
 
     *reach* connects to one and raises Error if it cannot; the connection ends with its work. *cluster* is whose
     registry they use, its hosts do not matter.
     """
-    turns = RestartLimiter(max(1, min(RESTARTS, len(workers) // RESTARTED_PART)))
+    turns = RestartLimiter(max(1, min(RESTARTS, len(clients) // RESTARTED_PART)))
 
-    def one(worker: Worker) -> Outcome:
+    def one(client: ClientNode) -> Outcome:
         try:
-            host = Host(worker.name, worker.address, reach(worker))
+            host = Host(client.name, client.address, reach(client))
             try:
                 alone = replace(cluster, hosts=(host,), turn=turns)
                 actions = run(workflow, alone, reporter, dry_run=dry_run, headings=False)
             finally:
                 host.transport.close()
         except Error as error:
-            return Outcome(worker, error=error)
+            return Outcome(client, error=error)
         except Exception as error:
             # Our mistake, and maybe met on this node alone: the others are not left waiting for it.
-            return Outcome(worker, error=_bug(error))
-        return Outcome(worker, tuple(actions))
+            return Outcome(client, error=_bug(error))
+        return Outcome(client, tuple(actions))
 
-    return side_by_side(one, workers, at_most=AT_ONCE)
+    return side_by_side(one, clients, at_most=AT_ONCE)
 
 
 def _bug(cause: Exception) -> Error:
