@@ -11,7 +11,8 @@ from pathlib import Path
 
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.result import Result
-from kubeadm_registry.transport.shell import CHUNK, Shell, Stream, start_argv, wait_started
+from kubeadm_registry.transport.process import CHUNK, NotStarted, Stream, start_argv, started
+from kubeadm_registry.transport.shell import Shell
 
 
 class Local:
@@ -52,14 +53,13 @@ class Local:
         except FileNotFoundError as error:
             raise self._not_root(f"no such program: {error.filename}") from error
         try:
-            said = wait_started(stream, mark)
+            return started(stream, mark)
+        except NotStarted as error:
+            stream.close()
+            raise self._not_root(error.said) from error
         except BaseException:
             stream.close()
             raise
-        if said is not None:
-            stream.close()
-            raise self._not_root(said)
-        return stream
 
     def _not_root(self, why: str) -> ConnectionFailed:
         return ConnectionFailed(

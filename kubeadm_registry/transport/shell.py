@@ -16,29 +16,22 @@ import hashlib
 import io
 import itertools
 import os
-import re
 import secrets
 import shlex
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport.commands import ran
 from kubeadm_registry.transport.host import UNFINISHED
+from kubeadm_registry.transport.process import KILL_AFTER, MARGIN, Spawn, Stream, Until, lost, run_process
 
-#: Seconds between the TERM and the KILL for a command that outlives its time.
-KILL_AFTER = 5.0
-#: Seconds beyond a command's own time in which the host must answer, else the connection counts as lost.
-MARGIN = 15.0
-#: Seconds for the first answer of a new process: logins through PAM and LDAP are slow.
-START_TIMEOUT = 30.0
 #: Commands on their way at a time, of threads that wait for the shell: a round trip for all of them, not for each.
 AT_ONCE = 32
 #: Seconds between two looks for an answer: so exactly it is known when the next command began.
@@ -50,15 +43,6 @@ FLUSH_TIMEOUT = 900.0
 #: More standard input than this goes to a process of its own: bash reads its commands byte by byte, about 2 MB/s, and a
 #: ``printf`` that is not built in takes 128 KiB in one argument, which this is not in base64.
 INLINE_STDIN = 64 * 1024
-
-CHUNK = 256 * 1024
-
-#: What every process on a host is started by: fixed environment, then ``$1`` on a line of its own, then ``$2...``.
-#: One line, since csh accepts no newline in quotes; no ``exec``, so that a signal becomes a status.
-_START = (
-    'PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"; LC_ALL=C; export PATH LC_ALL; '
-    r'umask 022; cd /; printf "%s\n" "$1"; shift; "$@"; exit $?'
-)
 
 #: Names the missing programs, then the user's id.
 _HELLO = """
@@ -96,40 +80,6 @@ _UPLOAD = (
     '[ "$(sha256sum <"$new")" = "$3  -" ] || { echo "other bytes arrived than were sent" >&2; exit 3; }; '
     'sync -- "$new"; mv -f -T -- "$new" "$1"; sync -- "$directory"'
 )
-
-
-class Stream(Protocol):
-    """A running process: bytes into its standard input, bytes out of its standard output and standard error."""
-
-    def exchange(self, data: memoryview, wait: float) -> tuple[int, bytes, bytes]:
-        """Send what fits of *data* and read what is there; wait *wait* seconds at most for either.
-
-        Returns how many bytes went out, and what came on standard output and standard error. Raises EOFError once both
-        have ended.
-        """
-
-    def end_input(self) -> None:
-        """Close the process's standard input."""
-
-    def status(self, wait: float) -> int | None:
-        """The exit status of the ended process, waiting *wait* seconds at most; None if it cannot be known."""
-
-    def close(self) -> None:
-        """Give the process up."""
-
-
-#: Starts argv as root on the host and returns it running.
-Spawn = Callable[[Sequence[str]], Stream]
-
-
-def lost(host: str, what: str, detail: str = "") -> ConnectionFailed:
-    """The error for a connection that ended or fell silent during *what*."""
-    return ConnectionFailed(
-        f"the connection was lost during: {what}" + (f" ({detail})" if detail else ""),
-        host=host,
-        hint="check that the host is up and reachable, then run the command again; completed changes are kept",
-        code="ConnectionLost",
-    )
 
 
 class Shell:
@@ -316,7 +266,7 @@ class Shell:
 
     def _one(self, question: _Question, line: _Line) -> tuple[Result, float]:
         """The answer to the next *question*, and the seconds since the shell had it and could begin with it."""
-        out, err = _Until(rb"%s (\d+)\n" % question.mark), _Until(rb"%s\n" % question.mark)
+        out, err = Until(rb"%s (\d+)\n" % question.mark), Until(rb"%s\n" % question.mark)
         started = line.begin()
         out.add(line.out)
         err.add(line.err)
@@ -385,112 +335,3 @@ class _Question:
     def what(self) -> str:
         """Its name in messages."""
         return Result(self.argv, 0).command
-
-
-class _Until:
-    """Gathers bytes until *pattern* comes, without looking twice at what was looked at; *value* is its last group."""
-
-    def __init__(self, pattern: bytes) -> None:
-        self.data = bytearray()
-        self.found = False
-        self.value = b""
-        self._pattern = re.compile(pattern)
-        self._seen = self._end = self._after = 0
-
-    def add(self, chunk: bytes) -> None:
-        self.data += chunk
-        if self.found or not chunk:
-            return
-        if match := self._pattern.search(self.data, self._seen):
-            self.found = True
-            self.value = bytes(match[match.lastindex or 0])
-            self._end, self._after = match.span()
-        self._seen = max(0, len(self.data) - 64)
-
-    @property
-    def before(self) -> bytes:
-        """What came before the pattern."""
-        return bytes(self.data[: self._end])
-
-    @property
-    def after(self) -> bytes:
-        """What came after it."""
-        return bytes(self.data[self._after :])
-
-
-def start_argv(argv: Sequence[str], mark: str) -> list[str]:
-    """The command that sets the environment, prints *mark* on a line of its own and runs *argv*."""
-    return ["sh", "-c", _START, "start", mark, *argv]
-
-
-def wait_started(stream: Stream, mark: str, *, prompt: str = "", password: str | None = None) -> str | None:
-    """Read from *stream* until *mark* comes, and throw away what login scripts print before.
-
-    When *prompt* comes on standard error, *password* is the answer, once. Returns None when the process runs, else what
-    the host said instead; asks for the password a second time: ``prompt``. Raises EOFError never, TimeoutError when
-    nothing comes in START_TIMEOUT seconds.
-    """
-    data = memoryview(b"")
-    answered = False
-    # The mark ends in a newline, and what the process itself prints cannot come before it was told something.
-    out, err = _Until(re.escape(mark.encode()) + rb"\n"), bytearray()
-    deadline = time.monotonic() + START_TIMEOUT
-    while not out.found:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            detail = err.decode(errors="replace").strip()[-500:]
-            raise TimeoutError(f"no answer for {START_TIMEOUT:g} s{': ' if detail else ''}{detail}")
-        try:
-            sent, stdout, stderr = stream.exchange(data, left)
-        except EOFError:
-            said = bytes(err).replace(prompt.encode(), b"") if prompt else bytes(err)
-            return (said or bytes(out.data)).decode(errors="replace").strip()[-500:] or "no output"
-        data = data[sent:]
-        out.add(stdout)
-        err += stderr
-        if prompt and prompt.encode() in err:
-            err = err.replace(prompt.encode(), b"")
-            if answered or password is None:
-                return prompt
-            answered = True
-            data = memoryview(password.encode() + b"\n")
-    return None
-
-
-def run_process(
-    stream: Stream, source: BinaryIO, argv: Sequence[str], host: str, *, timeout: float, stall: float
-) -> Result:
-    """Feed *source* to a process of its own and wait for its end.
-
-    Raises ConnectionFailed when nothing moves for *stall* seconds while there is something to feed, for *timeout*
-    seconds after that, and a margin.
-    """
-    what = Result(tuple(argv), 0).command
-    out, err = bytearray(), bytearray()
-    data = memoryview(source.read(CHUNK))
-    feeding = True
-    moved = time.monotonic()
-    try:
-        while True:
-            if feeding and not data:
-                data = memoryview(source.read(CHUNK))
-                if not data:
-                    stream.end_input()
-                    feeding = False
-            patience = (stall if feeding else timeout) + KILL_AFTER + MARGIN
-            left = moved + patience - time.monotonic()
-            if left <= 0:
-                raise lost(host, what, f"no progress for {patience:g} s")
-            try:
-                sent, stdout, stderr = stream.exchange(data, left)
-            except EOFError:
-                break
-            if sent:
-                data, moved = data[sent:], time.monotonic()
-            out += stdout
-            err += stderr
-        if (code := stream.status(MARGIN)) is None:
-            raise lost(host, what)
-    finally:
-        stream.close()
-    return Result(tuple(argv), code, bytes(out), bytes(err))

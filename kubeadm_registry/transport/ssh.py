@@ -16,7 +16,8 @@ import paramiko
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import Transport
-from kubeadm_registry.transport.shell import Shell, Stream, lost, start_argv, wait_started
+from kubeadm_registry.transport.process import NotStarted, Stream, lost, start_argv, started
+from kubeadm_registry.transport.shell import Shell
 from kubeadm_registry.transport.ssh_config import Settings, SshTarget
 from kubeadm_registry.transport.ssh_forward import Forwarder
 from kubeadm_registry.transport.ssh_login import UNREACHABLE, end, login
@@ -136,7 +137,10 @@ class _Ssh:
             raise lost(self._target.name, what, str(error)) from error
         stream = _ChannelStream(channel)
         try:
-            said = wait_started(stream, mark, prompt=prompt, password=password)
+            return started(stream, mark, prompt=prompt, password=password)
+        except NotStarted as error:
+            stream.close()
+            raise self._refused(error.said, sudo=sudo, prompt=prompt) from error
         except TimeoutError as error:
             stream.close()
             raise ConnectionFailed(
@@ -149,10 +153,6 @@ class _Ssh:
         except OSError as error:
             stream.close()
             raise lost(self._target.name, what, str(error)) from error
-        if said is None:
-            return stream
-        stream.close()
-        raise self._refused(said, sudo=sudo, prompt=prompt)
 
     def _session(self, which: str) -> paramiko.Channel:
         """The *which* session on this connection. Raises ConnectionFailed if the host opens none."""

@@ -17,17 +17,18 @@ from hypothesis import strategies as st
 
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
 from kubeadm_registry.transport import commands
+from kubeadm_registry.transport import process as process_module
 from kubeadm_registry.transport import shell as shell_module
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local, ProcessStream
-from kubeadm_registry.transport.shell import INLINE_STDIN, Shell, _Question, start_argv, wait_started
+from kubeadm_registry.transport.process import NotStarted, start_argv, started
+from kubeadm_registry.transport.shell import INLINE_STDIN, Shell, _Question
 
 
 def spawn(argv):
     mark = secrets.token_hex(16)
     stream = ProcessStream(start_argv(argv, mark))
-    assert wait_started(stream, mark) is None
-    return stream
+    return started(stream, mark)
 
 
 @pytest.fixture(params=["sh", "dash", "bash"])
@@ -145,8 +146,7 @@ def cramped(request, tmp_path):
     def spawn_there(argv):
         mark = secrets.token_hex(16)
         stream = ProcessStream([*there, *start_argv(argv, mark)])
-        assert wait_started(stream, mark) is None
-        return stream
+        return started(stream, mark)
 
     one = Shell(spawn_there, "cp-1", program=request.param)
     yield one
@@ -620,7 +620,7 @@ def test_missing_programs_are_named_at_the_start(tmp_path, monkeypatch):
     for name in ("sh", "id", "timeout"):
         (tmp_path / name).symlink_to(str(shutil.which(name)))
     monkeypatch.setattr(
-        shell_module, "_START", f"PATH={tmp_path}; " + shell_module._START.partition("export PATH LC_ALL; ")[2]
+        process_module, "_START", f"PATH={tmp_path}; " + process_module._START.partition("export PATH LC_ALL; ")[2]
     )
     with pytest.raises(ConnectionFailed, match="missing on the host: base64, sha256sum, flock") as caught:
         Shell(spawn, "cp-1")
@@ -654,21 +654,40 @@ ASKING += 'read -r password || exit 1; done; "$@"'
 def test_becoming_root(body, password, outcome):
     mark, stream = fake_sudo(body)
     try:
-        assert wait_started(stream, mark, prompt="PROMPT", password=password) == outcome
         if outcome is None:
-            assert Shell(lambda _: stream, "cp-1").run(["echo", "in"]).text == "in"
+            running = started(stream, mark, prompt="PROMPT", password=password)
+            assert Shell(lambda _: running, "cp-1").run(["echo", "in"]).text == "in"
+            return
+        with pytest.raises(NotStarted) as caught:
+            started(stream, mark, prompt="PROMPT", password=password)
+        assert caught.value.said == outcome
     finally:
         stream.close()
 
 
 def test_waiting_for_a_start_has_an_end(monkeypatch):
-    monkeypatch.setattr(shell_module, "START_TIMEOUT", 0.2)
+    monkeypatch.setattr(process_module, "START_TIMEOUT", 0.2)
     mark, stream = fake_sudo("echo 'Verification code: ' >&2; exec sleep 20")
     try:
         with pytest.raises(TimeoutError, match=r"no answer for 0\.2 s: Verification code:"):
-            wait_started(stream, mark, prompt="PROMPT", password="right")
+            started(stream, mark, prompt="PROMPT", password="right")
     finally:
         stream.close()
+
+
+def test_what_a_process_says_before_it_is_looked_at_is_not_lost():
+    mark = secrets.token_hex(16)
+    stream = ProcessStream(start_argv(["sh", "-c", "echo out; echo err >&2; exit 3"], mark))
+    assert stream._process.wait(10) == 3, "all was said before the first look"
+    running = started(stream, mark)
+    assert running.status(0) == 3
+    out = err = b""
+    with pytest.raises(EOFError):
+        while True:
+            _, more, worse = running.exchange(memoryview(b""), 1)
+            out, err = out + more, err + worse
+    running.close()
+    assert (out, err) == (b"out\n", b"err\n")
 
 
 # This machine

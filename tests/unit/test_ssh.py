@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry.errors import CommandTimeout, ConnectionFailed
-from kubeadm_registry.transport import shell, ssh, ssh_keys, ssh_login
+from kubeadm_registry.transport import process, ssh, ssh_keys, ssh_login
 from kubeadm_registry.transport.host import side_by_side
 from kubeadm_registry.transport.shell import Shell
 from kubeadm_registry.transport.ssh import SshTarget, connect
@@ -812,7 +812,7 @@ def test_a_user_who_may_log_in_and_run_nothing(own_server, monkeypatch, words, c
 
 def test_a_login_that_waits_for_input_is_told_from_a_host_that_is_down(own_server, monkeypatch):
     """As by `exec cat` in a .bashrc."""
-    monkeypatch.setattr(shell, "START_TIMEOUT", 3)
+    monkeypatch.setattr(process, "START_TIMEOUT", 3)
     error = refused(own_server("ForceCommand echo Welcome >&2; exec cat").target())
     assert error.code == "LoginHangs"
     assert "but no command ran: no answer for 3 s" in error.message
