@@ -25,14 +25,15 @@ from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, push_blob
 
 REPOSITORY = "kubeadm-registry/bundle"
+LINE_TAG = "line-"
 ARTIFACT = "application/vnd.kubeadm-registry.bundle.v1"
-_INDEX = "dev.kubeadm-registry.bundle.index"
+INDEX = "dev.kubeadm-registry.bundle.index"
 _SEQUENCE = "dev.kubeadm-registry.bundle.sequence"
 _FORMAT = "dev.kubeadm-registry.format"
 #: Version 1, of release 0.1, did not say its format.
 FORMAT = Format("the record of what was seeded into the registry", version=2)
-_EMPTY_CONTENT = b"{}"
-_EMPTY = oci.Descriptor(media_type=oci.EMPTY, digest=oci.digest_of(_EMPTY_CONTENT), size=len(_EMPTY_CONTENT))
+EMPTY_CONTENT = b"{}"
+EMPTY = oci.Descriptor(media_type=oci.EMPTY, digest=oci.digest_of(EMPTY_CONTENT), size=len(EMPTY_CONTENT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,9 @@ class Record:
             found = FORMAT.open({KEY: json.loads(said[_FORMAT])} if _FORMAT in said else {})
         except (ValueError, RecursionError, LookupError, TypeError) as error:
             raise _damaged(f"{what}: the annotations are not valid: {error}") from error
-        index, sequence = said.get(_INDEX), said.get(_SEQUENCE)
+        index, sequence = said.get(INDEX), said.get(_SEQUENCE)
         if not (isinstance(index, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", index)):
-            raise _damaged(f"{what}: annotations.{_INDEX} is not the digest of a bundle's index")
+            raise _damaged(f"{what}: annotations.{INDEX} is not the digest of a bundle's index")
         if not (isinstance(sequence, str) and re.fullmatch(r"[0-9]{1,6}", sequence)):
             raise _damaged(f"{what}: annotations.{_SEQUENCE} is not the number of a bundle")
         return cls(index, int(sequence), document, found)
@@ -70,7 +71,7 @@ class Record:
 
 def tag(line: Lineage) -> str:
     """The tag of the record of a line, which is known by its first bundle."""
-    return f"line-{line.root.removeprefix('sha256:')}"
+    return f"{LINE_TAG}{line.root.removeprefix('sha256:')}"
 
 
 def read(registry: Api, line: Lineage) -> Record | None:
@@ -98,7 +99,7 @@ def require_writer(record: Record | None) -> None:
 def write(registry: Api, line: Lineage, record: Record | None) -> None:
     """Note in the registry that the bundle was seeded, in place of *record*. Raises RegistryError, NewerFormat."""
     content = render(line, record)
-    push_blob(registry, REPOSITORY, _EMPTY.digest, _EMPTY_CONTENT)
+    push_blob(registry, REPOSITORY, EMPTY.digest, EMPTY_CONTENT)
     registry.push_manifest(REPOSITORY, tag(line), content, oci.MANIFEST)
 
 
@@ -106,10 +107,10 @@ def render(line: Lineage, record: Record | None) -> bytes:
     """The content of the record of a bundle, in place of *record*. Raises NewerFormat."""
     before: Mapping[str, Any] = record.document if record else {}
     stamp = FORMAT.seal({}, record.found if record else None)[KEY]
-    new = oci.Manifest(artifact_type=ARTIFACT, config=_EMPTY, layers=(_EMPTY,))
+    new = oci.Manifest(artifact_type=ARTIFACT, config=EMPTY, layers=(EMPTY,))
     annotations = {
         **before.get("annotations", {}),
-        _INDEX: line.index,
+        INDEX: line.index,
         _SEQUENCE: str(line.sequence),
         _FORMAT: oci.canonical(stamp).decode(),
     }

@@ -115,7 +115,7 @@ def test_all_is_sent_once_and_can_then_be_read(bundle: Bundle, fake: FakeRegistr
     before = len(fake.requests)
     assert run(bundle, fake, tmp_path) == 0
     again = {one.path for one in fake.requests[before:]}
-    assert len(again) == 2 + 1, "one question an image, and which bundle was the last"
+    assert len(again) == 2 + 2, "one question an image, which bundle was the last, and whether its list is there"
     assert all("/manifests/" in path for path in again)
 
 

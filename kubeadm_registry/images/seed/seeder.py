@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.images import referrers, seeded
+from kubeadm_registry.images import brought, referrers, seeded
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.images.pool import PATIENCE, SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
 from kubeadm_registry.images.seed.contents import Item
@@ -104,6 +104,8 @@ class Seeder:
             pool.each(self._manifests, missing)
             if is_new:
                 pool.each(partial(self._note, record=record), [line])
+            if self._keeps_record:
+                pool.each(self._note_images, [line])
         return self._sent
 
     def _record(self, pool: WorkerPool, line: Lineage) -> seeded.Record | None:
@@ -124,6 +126,11 @@ class Seeder:
 
     def _note(self, registry: Api, line: Lineage, record: seeded.Record | None) -> None:
         retry(lambda: seeded.write(registry, line, record), self._patience)
+
+    def _note_images(self, registry: Api, line: Lineage) -> None:
+        if not retry(lambda: brought.is_noted(registry, line), self._patience):
+            images = {name: entry.digest for name, entry in self._bundle.images.items()}
+            retry(lambda: brought.write(registry, line, images), self._patience)
 
     def _find(self, pool: WorkerPool, uploads: Sequence[BlobUpload]) -> None:
         """Where the registry has what a delta leaves out. Raises BundleError."""

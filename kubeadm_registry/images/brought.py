@@ -1,0 +1,117 @@
+"""Which images bundles brought: for each series of bundles the registry keeps the list of the one seeded last.
+
+The list is the only layer of a small artifact beside the record of ``seeded``. Whoever deletes images by a rule keeps
+what is in it. An older release that seeds the next bundle of a series does not write it: the list is of another bundle
+then than the record, and counts as unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from kubeadm_registry.bundle.lineage import Lineage
+from kubeadm_registry.errors import BundleError, Error
+from kubeadm_registry.formats import Damaged, Format
+from kubeadm_registry.images import seeded
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.registry import Api, push_blob
+
+ARTIFACT = "application/vnd.kubeadm-registry.bundle.images.v1"
+LIST = f"{ARTIFACT}+json"
+FORMAT = Format("the list of images that a bundle brought")
+_TAG = "images-"
+_AGAIN = "seed the newest bundle of its series again"
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What the bundle with the index *index* brought: digests by full name."""
+
+    index: str
+    images: Mapping[str, str]
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Each image by its name and its digest, sorted."""
+        return tuple(name if "@" in name else f"{name}@{digest}" for name, digest in sorted(self.images.items()))
+
+    def to_json(self) -> bytes:
+        """The list as a record."""
+        return FORMAT.render({"index": self.index, "images": dict(sorted(self.images.items()))})
+
+    @classmethod
+    def parse(cls, content: bytes) -> Brought:
+        """The list in a record. Raises Damaged, NewerFormat."""
+        values = FORMAT.parse(content).values
+        index, images = values.get("index"), values.get("images")
+        if not isinstance(index, str) or not isinstance(images, dict):
+            raise Damaged("it has no index, or no images")
+        if not all(isinstance(one, str) for one in images.values()):
+            raise Damaged("the digest of an image is no text")
+        return cls(index, images)
+
+
+def read(registry: Api, line: str) -> Brought | None:
+    """The list of a series, which is known by the hex digits *line*; None if there is none.
+
+    Raises RegistryError, NewerFormat, Error (SeedRecordDamaged).
+    """
+    where = f"{seeded.REPOSITORY}:{_TAG}{line}"
+    content = registry.manifest(seeded.REPOSITORY, f"{_TAG}{line}")
+    if content is None:
+        return None
+    try:
+        [layer] = oci.parse(oci.Manifest, content, where).layers
+        found = registry.blob(seeded.REPOSITORY, layer.digest)
+        if found is None:
+            raise Damaged("its layer is missing")
+        return Brought.parse(found)
+    except (ValueError, BundleError) as error:
+        raise Error(f"{where} in the registry: {error}", code="SeedRecordDamaged", hint=_AGAIN) from error
+
+
+def write(registry: Api, line: Lineage, images: Mapping[str, str]) -> None:
+    """Note what the bundle of *line* brought. Raises RegistryError."""
+    content = Brought(line.index, images).to_json()
+    layer = oci.Descriptor(media_type=LIST, digest=oci.digest_of(content), size=len(content))
+    push_blob(registry, seeded.REPOSITORY, layer.digest, content)
+    push_blob(registry, seeded.REPOSITORY, seeded.EMPTY.digest, seeded.EMPTY_CONTENT)
+    manifest = oci.Manifest(
+        artifact_type=ARTIFACT, config=seeded.EMPTY, layers=(layer,), annotations={seeded.INDEX: line.index}
+    )
+    registry.push_manifest(seeded.REPOSITORY, f"{_TAG}{_hex(line)}", manifest.to_json(), oci.MANIFEST)
+
+
+def is_noted(registry: Api, line: Lineage) -> bool:
+    """Whether the list of this very bundle is there, by one question. Raises RegistryError."""
+    content = registry.manifest(seeded.REPOSITORY, f"{_TAG}{_hex(line)}")
+    try:
+        manifest = oci.parse(oci.Manifest, content or b"{}", "the list of images")
+    except BundleError:
+        return False
+    return (manifest.annotations or {}).get(seeded.INDEX) == line.index
+
+
+def everything(registry: Api) -> Iterator[Brought]:
+    """The lists of all series. Raises RegistryError, NewerFormat, and Error (SeedRecordDamaged, ImagesUnknown)."""
+    for tag in registry.tags(seeded.REPOSITORY):
+        if not tag.startswith(seeded.LINE_TAG):
+            continue
+        line = tag.removeprefix(seeded.LINE_TAG)
+        content = registry.manifest(seeded.REPOSITORY, tag)
+        if content is None:
+            continue  # it was deleted meanwhile
+        record = seeded.Record.parse(content, f"{seeded.REPOSITORY}:{tag} in the registry")
+        found = read(registry, line)
+        if found is None or found.index != record.index:
+            raise Error(
+                f"it is not known which images the bundle with index {record.index} brought: it was seeded by an older "
+                "kubeadm-registry",
+                code="ImagesUnknown", hint=_AGAIN,
+            )  # fmt: skip
+        yield found
+
+
+def _hex(line: Lineage) -> str:
+    return seeded.tag(line).removeprefix(seeded.LINE_TAG)

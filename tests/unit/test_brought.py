@@ -1,0 +1,119 @@
+"""Which images bundles brought: the list that the registry keeps of each series of bundles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry import pki
+from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.errors import Error
+from kubeadm_registry.formats import Damaged, NewerFormat
+from kubeadm_registry.images import brought, seed, seeded
+from kubeadm_registry.images.brought import Brought
+from kubeadm_registry.images.journal import Journal
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.registry import Api
+from tests.unit.bundle_files import image, write_layout
+from tests.unit.fake_cluster import authority
+from tests.unit.fake_registry import FakeRegistry, connector, serving
+
+SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "0.1" / "brought.json"
+PAUSE, APP = "registry.k8s.io/pause:3.10", "quay.io:443/org/app:v1"
+
+
+@pytest.fixture(scope="module")
+def pair() -> pki.Pair:
+    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
+
+
+@pytest.fixture
+def fake(pair: pki.Pair) -> Iterator[FakeRegistry]:
+    with serving(FakeRegistry(mounts=True), pair) as registry:
+        yield registry
+
+
+@pytest.fixture
+def registry(fake: FakeRegistry) -> Iterator[Api]:
+    with connector(fake)() as opened:
+        yield opened
+
+
+def seeding(fake: FakeRegistry, folder: Path, name: str, layer: bytes = b"layer") -> str:
+    """Seed a bundle with the image *name*; its index."""
+    with Bundle.open(write_layout(folder / "layout", image(name, layer))) as bundle:
+        run = seed.Seeder(bundle, connector(fake), Journal(folder / "journal.json"), workers=1, patience=5.0)
+        run.run(seed.plan(bundle))
+        return bundle.layout.lineage.index
+
+
+def listed(registry: Api) -> dict[str, tuple[str, ...]]:
+    return {one.index: one.references for one in brought.everything(registry)}
+
+
+def test_a_seeded_bundle_leaves_its_list(fake: FakeRegistry, registry: Api, tmp_path: Path) -> None:
+    index = seeding(fake, tmp_path, PAUSE)
+    digest = registry.digest("registry.k8s.io/pause", "3.10")
+    assert listed(registry)[index] == (f"{PAUSE}@{digest}",)
+    before = len(fake.requests)
+    seeding(fake, tmp_path, PAUSE)
+    assert not [one for one in fake.requests[before:] if one.method in ("PUT", "POST", "PATCH")], "it is there"
+
+
+def test_two_series_have_two_lists(fake: FakeRegistry, registry: Api, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    indexes = {seeding(fake, tmp_path / "a", PAUSE), seeding(fake, tmp_path / "b", APP)}
+    assert listed(registry).keys() == indexes
+    assert {name.partition("@")[0] for names in listed(registry).values() for name in names} == {PAUSE, APP}
+
+
+def test_a_list_of_another_bundle_is_none(fake: FakeRegistry, registry: Api, tmp_path: Path) -> None:
+    """As after an older release has seeded the next bundle, which does not write lists."""
+    index = seeding(fake, tmp_path, PAUSE)
+    line = f"{seeded.LINE_TAG}{index.removeprefix('sha256:')}"
+    content = registry.manifest(seeded.REPOSITORY, line)
+    assert content is not None
+    registry.push_manifest(
+        seeded.REPOSITORY, line, content.replace(index.encode(), b"sha256:" + b"1" * 64), oci.MANIFEST
+    )
+    with pytest.raises(Error, match="not known which images the bundle with index sha256:1111") as caught:
+        listed(registry)
+    assert caught.value.code == "ImagesUnknown"
+
+
+def test_a_bundle_seeded_by_an_older_release_gets_its_list(fake: FakeRegistry, registry: Api, tmp_path: Path) -> None:
+    index = seeding(fake, tmp_path, PAUSE)
+    fake.manifests = {name: held for name, held in fake.manifests.items() if not name.startswith("images-")}
+    with pytest.raises(Error, match="seeded by an older"):
+        listed(registry)
+    seeding(fake, tmp_path, PAUSE)
+    assert listed(registry).keys() == {index}
+
+
+def test_the_list_of_release_0_1_is_read() -> None:
+    found = Brought.parse(SAMPLE.read_bytes())
+    assert found.to_json() == SAMPLE.read_bytes()
+    assert [name.partition("@")[0] for name in found.references] == [APP, PAUSE]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"images": None}, {"index": 1}, {"images": {"a": 1}}, {"images": []}],
+)
+def test_a_damaged_list(change: dict[str, object]) -> None:
+    document = json.loads(SAMPLE.read_bytes()) | change
+    with pytest.raises(Damaged):
+        Brought.parse(json.dumps(document).encode())
+
+
+def test_a_list_of_a_newer_release() -> None:
+    document = json.loads(SAMPLE.read_bytes())
+    document["format"]["minReader"] = 99
+    with pytest.raises(NewerFormat):
+        Brought.parse(json.dumps(document).encode())
+    document["format"]["minReader"] = 1
+    assert Brought.parse(json.dumps(document | {"more": [1]}).encode()).images
