@@ -15,10 +15,10 @@ from pydantic import BaseModel
 from kubeadm_registry import config, errors, paths
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config import explain, values
+from kubeadm_registry.config.immutable import TABLE
 from kubeadm_registry.engine.phase import Workflow, leaves
 from kubeadm_registry.engine.report import JsonLines
 from kubeadm_registry.phases import workflows
-from kubeadm_registry.phases.immutable import TABLE
 
 TARGET = Path(__file__).with_name("reference.md")
 

@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from kubeadm_registry import pki
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.services import BACKENDS, existing, formed
+from kubeadm_registry.config.immutable import ADDRESS, BACKEND, COPIES, DIRECTORY, MEMBERS, NAME, Immutable
 from kubeadm_registry.engine.phase import Check
 from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.transport.host import Host, side_by_side
-
-#: Takes the images with it, so it comes last in each remedy.
-_ANEW = "`reset --purge-data` with the old file, `init` with the new file, and `seed` again"
-
-
-@dataclass(frozen=True, slots=True)
-class Immutable:
-    """A value of the cluster file that stays as it was at the first init: why, and how to get another one."""
-
-    path: str
-    why: str
-    remedy: str
-
-
-NAME = Immutable("metadata.name", "the cluster CA and its certificates contain it", _ANEW)
-MEMBERS = Immutable("spec.nodes", "the storage layout assigns data to each node by its name", _ANEW)
-ADDRESS = Immutable(
-    "spec.nodes[].address", "the storage on the other nodes connects to it",
-    "`reset` with the old file (the images stay on the nodes), then `init` with the new address",
-)  # fmt: skip
-DIRECTORY = Immutable(
-    "spec.dataDirectory", "the images would stay in the old directory",
-    "`reset` with the old file (the images stay on the nodes), move the contents of the directory to the new one "
-    "on every node, then `init` with the new file",
-)  # fmt: skip
-BACKEND = Immutable("spec.backend.type", "no storage can read the data of another one", _ANEW)
-COPIES = Immutable(
-    "the number of copies", "it follows from the number of spec.nodes: one copy for one node, otherwise three", _ANEW
-)
-TABLE = (NAME, MEMBERS, ADDRESS, DIRECTORY, BACKEND, COPIES)
-"""Everything that this check finds; docs/reference.md shows it."""
 
 
 def same_cluster(cluster: Cluster, _: Host) -> Iterator[str]:
@@ -72,7 +41,7 @@ def _members(cluster: Cluster, secrets: Secrets, made: Sequence[Existing]) -> It
     changes = (("adds", wanted - names), ("omits", names - wanted))
     words = " and ".join(f"{verb} {', '.join(sorted(which))}" for verb, which in changes if which)
     if words:
-        made_of, advice = ", ".join(sorted(names)), _advice(MEMBERS)
+        made_of, advice = ", ".join(sorted(names)), MEMBERS.advice
         yield f"{MEMBERS.path}: the registry consists of {made_of}, and the file {words}; {MEMBERS.why}; {advice}"
 
 
@@ -97,16 +66,12 @@ def _storage(cluster: Cluster, _: Secrets, made: Existing) -> Iterator[str]:
     yield from _told(BACKEND, "", made.backend, cluster.spec.backend.type)
     wanted = BACKENDS[made.backend].copies(len(cluster.spec.nodes))
     if made.copies != wanted:
-        yield f"{COPIES.path} is {made.copies}, and the file requires {wanted}; {COPIES.why}; {_advice(COPIES)}"
+        yield f"{COPIES.path} is {made.copies}, and the file requires {wanted}; {COPIES.why}; {COPIES.advice}"
 
 
 def _told(what: Immutable, whose: str, made: str | None, wanted: str) -> Iterator[str]:
     if made is not None and made != wanted:
-        yield f"{what.path}{whose} is {made} and cannot be changed to {wanted} in place; {what.why}; {_advice(what)}"
-
-
-def _advice(what: Immutable) -> str:
-    return f"restore the old value, or run {what.remedy}"
+        yield f"{what.path}{whose} is {made} and cannot be changed to {wanted} in place; {what.why}; {what.advice}"
 
 
 SAME_CLUSTER = Check("SameCluster", same_cluster, on=leader)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from kubeadm_registry import config, secrets
+from kubeadm_registry.config import immutable
+from kubeadm_registry.config.immutable import Immutable
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PhaseFailed, PreflightFailed
-from kubeadm_registry.phases import immutable
-from kubeadm_registry.phases.immutable import Immutable
+from kubeadm_registry.phases.immutable import same_cluster
 from kubeadm_registry.phases.workflows import INIT, RESET
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.healthy import healthy
@@ -107,7 +108,7 @@ def test_another_kind_of_storage(three: FakeCluster) -> None:
     spec = three.config.spec
     backend = spec.backend.model_copy(update={"type": "seaweed"})
     three.config = three.config.model_copy(update={"spec": spec.model_copy(update={"backend": backend})})
-    [found] = list(immutable.same_cluster(three.cluster, three.cluster.leader))
+    [found] = list(same_cluster(three.cluster, three.cluster.leader))
     assert found.startswith("spec.backend.type is garage and cannot be changed to seaweed in place; ")
 
 
@@ -132,7 +133,7 @@ def test_every_rule_is_tested() -> None:
 )
 def test_everything_else(three: FakeCluster, change: Callable[[str], str]) -> None:
     fake = with_file(put_up(three), change(config.SMALLEST))
-    assert list(immutable.same_cluster(fake.cluster, fake.cluster.leader)) == []
+    assert list(same_cluster(fake.cluster, fake.cluster.leader)) == []
 
 
 def test_what_could_not_be_stored_yet_may_all_be_changed(three: FakeCluster) -> None:
@@ -150,7 +151,7 @@ def test_a_server_that_was_set_up_anew_is_no_other_one(three: FakeCluster) -> No
     put_up(three)
     del three.servers["cp-2"]
     fake = with_file(three, config.SMALLEST)
-    assert list(immutable.same_cluster(fake.cluster, fake.cluster.leader)) == []
+    assert list(same_cluster(fake.cluster, fake.cluster.leader)) == []
 
 
 # ---- after a reset that left the images -----------------------------------------------------------------------------
@@ -164,7 +165,7 @@ def left(three: FakeCluster) -> FakeCluster:
 
 def test_after_a_reset_addresses_may_be_others(left: FakeCluster) -> None:
     fake = with_file(left, config.SMALLEST.replace("10.0.0.12", "10.0.0.22"))
-    assert list(immutable.same_cluster(fake.cluster, fake.cluster.leader)) == []
+    assert list(same_cluster(fake.cluster, fake.cluster.leader)) == []
 
 
 def test_after_a_reset_the_data_may_have_been_moved(left: FakeCluster) -> None:
@@ -174,7 +175,7 @@ def test_after_a_reset_the_data_may_have_been_moved(left: FakeCluster) -> None:
     fake = with_file(left, config.SMALLEST + "  dataDirectory: /srv/registry\n")
     kept = fake.servers["cp-1"].content("/srv/registry/secrets.json")
     cluster = fake.cluster
-    assert list(immutable.same_cluster(cluster, cluster.leader)) == []
+    assert list(same_cluster(cluster, cluster.leader)) == []
     run(INIT, cluster, Recorder(), only=("base", "secrets"))
     assert fake.servers["cp-1"].content(secrets.PATH) == kept
 
