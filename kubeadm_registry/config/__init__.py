@@ -8,6 +8,7 @@ from kubeadm_registry.config.model import (
     Spec,
     Ssh,
     dump,
+    from_object,
     load,
     parse,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Spec",
     "Ssh",
     "dump",
+    "from_object",
     "load",
     "parse",
 ]

@@ -141,7 +141,7 @@ def _settings(words: Sequence[str]) -> Ssh:
     if wrong := list(_wrong_settings(pairs)):
         raise _Wrong(*wrong)
     try:
-        return Ssh.model_validate(dict(pairs))
+        return Ssh.model_validate({key: int(value) if key == "port" else value for key, value in pairs})
     except ValidationError as error:
         raise _Wrong(*map(str, explain(error, Ssh))) from error
 

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from kubeadm_registry.config import Spec
 
 MOST_NODES = 5
+TWO_NODES = "two nodes cannot form a quorum when one fails; use three to five nodes, or one for testing"
+IS_THE_VIP = "is the VIP, which must not be a node address"
+SAME_FAMILY = "must be of the same address family as nodes[0].address"
+OTHER_FAMILY = "must be of the other address family than address"
+OTHER_FAMILY_THAN_VIP = "must be of the other address family than vip.address"
+SECOND_ADDRESSES = "requires a secondaryAddress on every node"
 #: Stands for a value that is wrong in itself: nothing can be said of it here.
 _WRONG = ""
 
@@ -96,11 +102,11 @@ def contradictions(facts: Facts) -> Iterator[tuple[str, str]]:
             if value and owners.setdefault(value, path) != path:
                 yield path, f"{value} is also {owners[value]}"
             if value and value in facts.vip.addresses:
-                yield path, f"{value} is the VIP, which must not be a node address"
+                yield path, f"{value} {IS_THE_VIP}"
         if _differ(node.address, facts.nodes[0].address):
-            yield f"nodes[{index}].address", "must be of the same address family as nodes[0].address"
+            yield f"nodes[{index}].address", SAME_FAMILY
         if _same(node.secondary_address, node.address):
-            yield f"nodes[{index}].secondaryAddress", "must be of the other address family than address"
+            yield f"nodes[{index}].secondaryAddress", OTHER_FAMILY
     yield from _of_the_vip(facts.vip, facts.nodes)
     if len(set(facts.mirrors)) != len(facts.mirrors):
         yield "mirrors", "lists a registry twice"
@@ -108,18 +114,18 @@ def contradictions(facts: Facts) -> Iterator[tuple[str, str]]:
 
 def _of_all_nodes(nodes: Sequence[Place]) -> Iterator[tuple[str, str]]:
     if len(nodes) == 2:
-        yield "nodes", "two nodes cannot form a quorum when one fails; use three to five nodes, or one for testing"
+        yield "nodes", TWO_NODES
     if len(nodes) > MOST_NODES:
         yield "nodes", f"must have at most {MOST_NODES}, and has {len(nodes)}"
 
 
 def _of_the_vip(vip: Place, nodes: Sequence[Place]) -> Iterator[tuple[str, str]]:
     if nodes and _differ(vip.address, nodes[0].address):
-        yield "vip.address", "must be of the same address family as nodes[0].address"
+        yield "vip.address", SAME_FAMILY
     if _same(vip.secondary_address, vip.address):
-        yield "vip.secondaryAddress", "must be of the other address family than vip.address"
+        yield "vip.secondaryAddress", OTHER_FAMILY_THAN_VIP
     if vip.secondary_address and any(node.secondary_address is None for node in nodes):
-        yield "vip.secondaryAddress", "requires a secondaryAddress on every node"
+        yield "vip.secondaryAddress", SECOND_ADDRESSES
 
 
 def _differ(one: str | None, other: str | None) -> bool:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from kubeadm_registry.config import yamlfile
+from kubeadm_registry.config import relations, yamlfile
 from kubeadm_registry.config.contradictions import MOST_NODES, Contradiction, Facts, contradictions
 from kubeadm_registry.config.explain import explain
 from kubeadm_registry.config.values import (
+    ELSEWHERE,
     Address,
     DataDirectory,
     DnsName,
@@ -81,7 +82,7 @@ class Node(Model):
 
     name: NodeName
     """Name of the server, unique; the Kubernetes node name is the natural choice."""
-    address: Address
+    address: Annotated[Address, relations.NODE_ADDRESS]
     """Address by which the other servers, the clients and SSH reach it."""
     secondary_address: Address | None = None
     """Its address of the other family, in a dual-stack network."""
@@ -123,7 +124,7 @@ class Vip(Model):
 class Backend(Model):
     """The replicated storage of the layers."""
 
-    type: Literal["garage"] = "garage"
+    type: Annotated[Literal["garage"], relations.BACKEND_TYPE] = "garage"
     """Garage keeps every block on three servers and needs two of them to read and write."""
 
 
@@ -160,19 +161,23 @@ class Kubernetes(Model):
 class Spec(Model):
     """What the registry should be."""
 
-    nodes: tuple[Node, ...] = Field(min_length=1, max_length=MOST_NODES)
+    nodes: Annotated[tuple[Annotated[Node, relations.NODE], ...], relations.NODES] = Field(
+        min_length=1, max_length=MOST_NODES
+    )
     """Three to five servers; one for trying things out, without high availability."""
-    vip: Vip
+    vip: Annotated[Vip, relations.VIP]
     ssh: Ssh = Ssh()
     """SSH settings for all servers."""
     backend: Backend = Backend()
     frontend: Frontend = Frontend()
     proxy: Proxy = Proxy()
-    mirrors: tuple[Upstream, ...] = ("registry.k8s.io", "docker.io", "quay.io", "ghcr.io")
+    mirrors: Annotated[tuple[Upstream, ...], relations.MIRRORS] = Field(
+        ("registry.k8s.io", "docker.io", "quay.io", "ghcr.io"), max_length=relations.MOST_MIRRORS
+    )
     """Upstream registries whose images containerd takes from this registry instead; ``"*"`` stands for all others."""
     containerd: Containerd = Containerd()
     kubernetes: Kubernetes = Kubernetes()
-    data_directory: DataDirectory = "/var/lib/kubeadm-registry"
+    data_directory: Annotated[DataDirectory, relations.DATA_DIRECTORY] = "/var/lib/kubeadm-registry"
     """Where the servers keep layers and metadata: the place for a disk of its own. A directory that is there keeps its
     owner and mode."""
 
@@ -222,7 +227,7 @@ class RegistryCluster(Model):
     api_version: Literal["kubeadm-registry.dev/v1alpha1"]
     kind: Literal["RegistryCluster"]
     metadata: Metadata = Metadata()
-    spec: Spec
+    spec: Annotated[Spec, relations.SPEC]
 
     @model_validator(mode="before")
     @classmethod
@@ -261,8 +266,24 @@ def parse(text: str, name: str) -> RegistryCluster:
         raise ConfigError(f"{name} is not valid YAML: {error}", hint=_HINT, code="ConfigNotYaml") from error
     if not isinstance(document, Mapping):
         raise ConfigError(f"{name} does not contain a mapping", hint=f"this is the smallest file:\n\n{SMALLEST}")
+    return _validated(document, name)
+
+
+def from_object(found: Mapping[str, Any]) -> RegistryCluster:
+    """The cluster that a RegistryCluster read from an API server describes. Raises ConfigError.
+
+    Of the object count ``apiVersion``, ``kind``, ``metadata.name`` and ``spec``; all else belongs to the API server and
+    to those who write its status. Files that ``spec.ssh`` names are on the workstation, and are not looked for here.
+    """
+    metadata = found.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    document = {key: found[key] for key in ("apiVersion", "kind", "spec") if key in found}
+    return _validated({**document, "metadata": {"name": name}}, f"RegistryCluster {name}", elsewhere=True)
+
+
+def _validated(document: Mapping[str, Any], name: str, *, elsewhere: bool = False) -> RegistryCluster:
     try:
-        return RegistryCluster.model_validate(document, by_alias=True, by_name=False)
+        return RegistryCluster.model_validate(document, by_alias=True, by_name=False, context={ELSEWHERE: elsewhere})
     except ValidationError as error:
         raise ConfigError(f"{name} is not valid", problems=_problems(error, document), hint=_HINT) from None
 

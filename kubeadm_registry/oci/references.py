@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
-#: HOST/PATH:TAG or HOST/PATH@DIGEST, where HOST has a dot or a port, or is localhost.
-_FULL = re.compile(
-    r"(?P<host>(?=[^/]*[.:]|localhost/)[A-Za-z0-9]+(?:[.-]+[A-Za-z0-9]+)*(?::[0-9]{1,5})?)"
+#: HOST/PATH:TAG or HOST/PATH@DIGEST, where HOST has a dot or a port, or is localhost: ``parse`` looks at that, and that
+#: there is a tag or a digest. RE2, by which API servers match, reads it as well.
+FULL = (
+    r"(?P<host>[A-Za-z0-9]+(?:[.-]+[A-Za-z0-9]+)*(?::[0-9]{1,5})?)"
     rf"/(?P<path>{_COMPONENT}(?:/{_COMPONENT})*)"
     rf"(?::(?P<tag>{_TAG}))?(?:@(?P<digest>sha256:[0-9a-f]{{64}}))?"
 )
-_LONGEST = 512
+_FULL = re.compile(FULL)
+LONGEST = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,10 @@ class Reference:
 
 def parse(name: str) -> Reference | None:
     """The parts of a full name: one with a registry's host, a path, and a tag or a digest. None for any other text."""
-    found = _FULL.fullmatch(name) if len(name) <= _LONGEST else None
+    found = _FULL.fullmatch(name) if len(name) <= LONGEST else None
     if found is None or not (found["tag"] or found["digest"]):
+        return None
+    if found["host"] != "localhost" and not set(".:") & set(found["host"]):
         return None
     return Reference(found["host"], found["path"], found["tag"] or "", found["digest"] or "")
 

@@ -232,6 +232,15 @@ def test_a_data_directory_of_its_own(path: str) -> None:
     assert parse(spec(more=f"  dataDirectory: {path}\n"), "x").spec.data_directory == path.rstrip("/")
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("255.255.255.255", "must be a unicast address"), ("::ffff:10.0.0.1", "must be an IPv4 address as it is")],
+)
+def test_an_address_is_one_of_a_host(value: str, words: str) -> None:
+    (problem,) = problems(spec(f"[{{name: a, address: '{value}'}}]", "{address: 10.0.0.9}"))
+    assert problem.startswith(f"spec.nodes[0].address: {words}")
+
+
 def test_an_address_names_no_interface() -> None:
     (problem,) = problems(spec("[{name: a, address: 'fd00::1%eth0'}]", "{address: 'fd00::9'}"))
     assert problem.startswith("spec.nodes[0].address: must not specify an interface")
@@ -338,17 +347,19 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
 
 # ---- what YAML and pydantic would make something else of -------------------------------------------------------------
 
+PORT = "spec.ssh.port: must be a whole number in decimal, without leading zeros or quotes"
+
 
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ("ssh: {port: 022}", "spec.ssh.port: must be a whole number in decimal, without leading zeros (it is '022')"),
-        ("ssh: {port: 1:30}", "spec.ssh.port: must be a whole number in decimal, without leading zeros (it is '1:30')"),
-        ("ssh: {port: 0x16}", "spec.ssh.port: must be a whole number in decimal, without leading zeros (it is '0x16')"),
-        ("ssh: {port: 22.0}", "spec.ssh.port: must be a whole number in decimal, without leading zeros (it is '22.0')"),
-        ("ssh: {port: true}", "spec.ssh.port: must be a whole number in decimal, without leading zeros (it is True)"),
-        ("ssh: {port: 99999999999999999999}", "spec.ssh.port: must be a whole number in decimal, without leading zeros "
-                                              "(it is '99999999999999999999')"),
+        ("ssh: {port: 022}", f"{PORT} (it is '022')"),
+        ("ssh: {port: 1:30}", f"{PORT} (it is '1:30')"),
+        ("ssh: {port: 0x16}", f"{PORT} (it is '0x16')"),
+        ("ssh: {port: 22.0}", f"{PORT} (it is '22.0')"),
+        ("ssh: {port: true}", f"{PORT} (it is True)"),
+        ('ssh: {port: "22"}', f"{PORT} (it is '22')"),
+        ("ssh: {port: 99999999999999999999}", f"{PORT} (it is '99999999999999999999')"),
         ("ssh: {identity_file: x}", "spec.ssh.identity_file: unknown key, did you mean identityFile?"),
         ("ssh: {user: 7}", "spec.ssh.user: must be text: put it in quotes (it is 7)"),
         ('ssh: {user: "a\\0b"}', "spec.ssh.user: must be a user name without blanks that does not start with a dash "
@@ -364,11 +375,13 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
         ("containerd: {sandboxImage: 'not an image!!'}",
          "spec.containerd.sandboxImage: must be the full name of an image with a tag or digest, such as "
          "registry.k8s.io/pause:3.10.2 (it is 'not an image!!')"),
+        (f"ssh: {{user: {'u' * 257}}}", "spec.ssh.user: must be a user name without blanks that does not start with a "
+                                        f"dash (it is '{'u' * 79} ... (257 characters))"),
         *((f"kubernetes: {{controlPlaneEndpoint: '{value}'}}",
            "spec.kubernetes.controlPlaneEndpoint: must be HOST:PORT of the API servers, such as api.example:6443 or "
            f"[fd00::10]:6443 (it is '{value}')")
           for value in ("https://api:6443", "host:99999", "not a host", "api:", "api:06443", "fd00::1:6443",
-                        "[10.0.0.1]:1",
+                        "[10.0.0.1]:1", "[fe80::1%eth0]:6443", "[::ffff:10.0.0.1]:6443",
                         "10.0.0.256", "[fd00::1", "api_1:6443", "")),
     ],
 )  # fmt: skip
