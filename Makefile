@@ -18,7 +18,7 @@ KUBERNETES := kubelet etcd coredns bridge pause guest
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo busybox shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test dist unit lint lab test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs lab-down clean setup packages programs
+.PHONY: help demo test dist unit lint lab test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs manifests lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -66,6 +66,9 @@ dist: setup
 
 docs: setup
 	$(PYTHON) docs/reference.py
+
+manifests: setup
+	$(PYTHON) -m kubeadm_registry.custom_resources manifests
 
 unit: setup
 	.venv/bin/pytest -q --numprocesses=auto tests/unit tests/simulation

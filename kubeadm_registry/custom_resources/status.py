@@ -1,0 +1,99 @@
+"""The status of custom resources, as models of which schemas are made.
+
+``ClusterStatus`` is what ``kubeadm-registry status -o json`` prints (``kubeadm_registry/status.py``), and in each
+condition the time that Kubernetes' conditions have besides.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kubeadm_registry.config.model import Model
+from kubeadm_registry.config.rules import OnServer
+from kubeadm_registry.config.values import Address, NodeName
+
+_MOST_CONDITIONS = 32
+_MOST_NODES = 16
+"""More than spec.nodes may have: a node that is replaced and the one in its place."""
+Word = Annotated[str, Field(max_length=63)]
+Text = Annotated[str, Field(max_length=4096)]
+Moment = Annotated[str, OnServer(format="date-time")]
+
+
+class Condition(Model):
+    """A condition, as Kubernetes' API conventions have it (metav1.Condition, with its limits)."""
+
+    type: str = Field(max_length=316, pattern=r"^[A-Za-z][A-Za-z0-9]*$")
+    """What is said something of, as CanLoseANode."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it is so."""
+    reason: str = Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
+    """Why, in one word for programs."""
+    message: str = Field(max_length=32768)
+    """Why, in a sentence for people."""
+    last_transition_time: Moment
+    """Since when *status* is what it is."""
+    observed_generation: int | None = Field(None, ge=0)
+    """The metadata.generation that this was found for; an older one than the object's means: not yet looked at."""
+
+
+Conditions = Annotated[
+    tuple[Condition, ...],
+    Field(max_length=_MOST_CONDITIONS),
+    OnServer(**{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+]
+
+
+class VipStatus(Model):
+    """The virtual IP as it is."""
+
+    address: Address | None = None
+    """The address."""
+    holder: NodeName | None = None
+    """The node that holds it; unset if none does, or more than one."""
+
+
+class NodeStatus(Model):
+    """A node as it is."""
+
+    name: NodeName
+    """Name of the node."""
+    reachable: bool | None = None
+    """Whether it could be asked."""
+    fit: bool | None = None
+    """Whether it serves reads."""
+    services: dict[str, Word] | None = Field(None, max_length=32)
+    """Each service with the state of its unit, "active" if it runs."""
+    message: Text | None = None
+    """What could not be asked, and why."""
+    level: int | None = None
+    """The agent's: 0 healthy, 1 the registry is slow or wrong there, 2 a process is dead or hung."""
+    conditions: Annotated[tuple[Word, ...], Field(max_length=64)] | None = None
+    """What the agent has to say, a word each."""
+    certificate_expires: Moment | None = None
+    """When the certificate that it presents to clients expires."""
+    certificate_days: int | None = None
+    """Whole days until then."""
+    authority_expires: Moment | None = None
+    """When the CA's certificate expires."""
+
+
+class ClusterStatus(Model):
+    """What the operator found; `kubeadm-registry status` finds the same."""
+
+    observed_generation: int | None = Field(None, ge=0)
+    """The metadata.generation that the status was found for."""
+    conditions: Conditions | None = None
+    """What is known of the registry, and since when. CanLoseANode: whether any one node may fail now."""
+    vip: VipStatus | None = None
+    nodes: (
+        Annotated[
+            tuple[NodeStatus, ...],
+            Field(max_length=_MOST_NODES),
+            OnServer(**{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
+        ]
+        | None
+    ) = None
+    """Each node as it is."""
