@@ -217,6 +217,11 @@ def program(name: str) -> Path:
     return path
 
 
+def cached(name: str) -> bool:
+    """Whether the program *name* is there already, in the wanted version."""
+    return _place(name)[1].exists()
+
+
 def _place(name: str) -> tuple[Program, Path]:
     """What builds the program *name*, and where it is then."""
     wanted = next(each for each in PROGRAMS.values() if name in each.programs)
@@ -279,7 +284,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cached", action="store_true", help="build nothing: status 0 if all are there")
     given = parser.parse_args(argv)
     if given.cached:
-        return 0 if all(_place(name)[1].exists() for name in given.names) else 1
+        return 0 if all(map(cached, given.names)) else 1
     try:
         # A build of cargo has long parts in which one processor is idle.
         with ThreadPoolExecutor(max_workers=2) as pool:

@@ -1,0 +1,164 @@
+"""A kube-apiserver with its etcd on loopback, and kubectl: what the operator's objects and rules are tried against.
+
+No kubelet and no controllers: objects are stored, defaulted, validated, admitted and watched as in any cluster.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kubeadm_registry.custom_resources.admission import OPERATOR
+from tests.lab.command import run, wait_until
+from tests.lab.programs import program
+
+#: The users by name, each with its groups. Nobody but the operator is bound by RBAC here: admission comes after it.
+USERS = {
+    "admin": ("admin", "system:masters"),
+    "operator": (OPERATOR, "system:masters"),
+}
+#: Seconds until kube-apiserver answers on a machine that has other work.
+_START = 120.0
+_END = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether kubectl was content, and all that it said in one line."""
+
+    taken: bool
+    text: str
+
+
+class ApiServer:
+    """A running API server; *directory* holds its certificates, and a kubeconfig for each user; *etcd* is its URL."""
+
+    def __init__(self, directory: Path, port: int, etcd: str) -> None:
+        self.directory = directory
+        self.etcd = etcd
+        self.url = f"https://127.0.0.1:{port}"
+        self._port = port
+
+    def kubeconfig(self, user: str = "admin") -> Path:
+        """The file by which *user* logs in."""
+        return self.directory / f"{user}.kubeconfig"
+
+    def kubectl(self, *argv: str | Path, user: str = "admin", stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run kubectl; a refusal is an answer."""
+        return run(
+            program("kubectl"), f"--kubeconfig={self.kubeconfig(user)}",
+            f"--cache-dir={self.directory / 'discovery' / user}", *argv,
+            check=False, stdin=stdin,
+        )  # fmt: skip
+
+    def send(self, verb: str, objects: Sequence[Mapping[str, Any]] | str, *options: str, user: str = "admin") -> Answer:
+        """``kubectl VERB OPTIONS -f -`` with *objects*, or with the text of a file."""
+        text = objects if isinstance(objects, str) else yaml.safe_dump_all(objects)
+        return self.ask(verb, *options, "-f", "-", user=user, stdin=text)
+
+    def ask(self, *argv: str | Path, user: str = "admin", stdin: str = "") -> Answer:
+        """Run kubectl and take its answer, whatever it is."""
+        done = self.kubectl(*argv, user=user, stdin=stdin)
+        return Answer(done.returncode == 0, " ".join((done.stdout + done.stderr).split()))
+
+    def dry_run(self, path: str, objects: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
+        """What creating each of *objects* at *path* would come to, as strictly as by kubectl but without it."""
+        context = ssl._create_unverified_context()  # noqa: S323  a certificate of this test, on loopback
+        connection = http.client.HTTPSConnection("127.0.0.1", self._port, context=context)
+        headers = {"Authorization": "Bearer admin-token", "Content-Type": "application/json"}
+        for each in objects:
+            connection.request("POST", f"{path}?dryRun=All&fieldValidation=Strict", json.dumps(each), headers)
+            answer = connection.getresponse()
+            body = json.loads(answer.read())
+            yield Answer(answer.status == http.client.CREATED, str(body.get("message", "")))
+        connection.close()
+
+    def get(self, *argv: str) -> Any:
+        """The object or list that ``kubectl get ARGV`` shows. Raises AssertionError if there is none."""
+        done = self.kubectl("get", *argv, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+def free_port() -> int:
+    """A TCP port that nothing on loopback uses now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(*flags: str) -> Iterator[ApiServer]:
+    """An API server of its own, with more *flags*. Afterwards its processes and files are gone."""
+    with ExitStack() as stack:
+        # Not below pytest's directory, which keeps those of three runs: etcd allocates 64 MB for its log alone.
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="apiserver-")))
+        port, client, peer = free_port(), f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+        _credentials(directory, f"https://127.0.0.1:{port}")
+        stack.enter_context(_process(directory, "etcd", (
+            "--name=one", f"--data-dir={directory / 'etcd'}", "--unsafe-no-fsync", "--log-level=error",
+            f"--listen-client-urls={client}", f"--advertise-client-urls={client}", f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=one={peer}",
+        )))  # fmt: skip
+        key = directory / "service-account.key"
+        stack.enter_context(_process(directory, "kube-apiserver", (
+            f"--etcd-servers={client}", "--bind-address=127.0.0.1", f"--secure-port={port}",
+            f"--cert-dir={directory / 'certificates'}", "--service-cluster-ip-range=10.96.0.0/16",
+            "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={key}",
+            f"--service-account-signing-key-file={key}", f"--token-auth-file={directory / 'tokens'}",
+            "--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount", *flags,
+        )))  # fmt: skip
+        server = ApiServer(directory, port, client)
+        wait_until(
+            "kube-apiserver to be ready", lambda: server.ask("get", "--raw=/readyz").taken, seconds=_START, every=0.5
+        )
+        yield server
+
+
+def _credentials(directory: Path, url: str) -> None:
+    run("openssl", "genrsa", "-out", directory / "service-account.key", "2048")
+    tokens = [f'{user}-token,{name},{user},"{groups}"\n' for user, (name, groups) in USERS.items()]
+    (directory / "tokens").write_text("".join(tokens))
+    for user in USERS:
+        (directory / f"{user}.kubeconfig").write_text(yaml.safe_dump({
+            "apiVersion": "v1", "kind": "Config", "current-context": "it",
+            "clusters": [{"name": "it", "cluster": {"server": url, "insecure-skip-tls-verify": True}}],
+            "users": [{"name": user, "user": {"token": f"{user}-token"}}],
+            "contexts": [{"name": "it", "context": {"cluster": "it", "user": user}}],
+        }))  # fmt: skip
+
+
+@contextmanager
+def _process(directory: Path, name: str, flags: Sequence[str]) -> Iterator[None]:
+    """The program *name* until the block ends; it ends as well when this process is killed (prctl(2))."""
+    with (directory / f"{name}.log").open("wb") as log:
+        started = subprocess.Popen(
+            ["setpriv", "--pdeathsig=KILL", "--", str(program(name)), *flags],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            yield
+        except BaseException:
+            tail = (directory / f"{name}.log").read_text(errors="replace").splitlines()[-5:]
+            if started.poll() is not None:
+                raise AssertionError(f"{name} ended with {started.returncode}: " + "\n".join(tail)) from None
+            raise
+        finally:
+            started.terminate()
+            try:
+                started.wait(_END)
+            except subprocess.TimeoutExpired:
+                started.kill()
+                started.wait()
