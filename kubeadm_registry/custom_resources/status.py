@@ -46,7 +46,7 @@ Conditions = Annotated[
 ]
 
 
-class VipStatus(Model):
+class VipReport(Model):
     """The virtual IP as it is."""
 
     address: Address | None = None
@@ -55,7 +55,7 @@ class VipStatus(Model):
     """The node that holds it; unset if none does, or more than one."""
 
 
-class NodeStatus(Model):
+class NodeReport(Model):
     """A node as it is."""
 
     name: NodeName
@@ -87,10 +87,10 @@ class ClusterStatus(Model):
     """The metadata.generation that the status was found for."""
     conditions: Conditions | None = None
     """What is known of the registry, and since when. CanLoseANode: whether any one node may fail now."""
-    vip: VipStatus | None = None
+    vip: VipReport | None = None
     nodes: (
         Annotated[
-            tuple[NodeStatus, ...],
+            tuple[NodeReport, ...],
             Field(max_length=_MOST_NODES),
             OnServer(**{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
         ]

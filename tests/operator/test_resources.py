@@ -17,7 +17,7 @@ from kubeadm_registry.config.model import Model
 from kubeadm_registry.config.rules import OnServer, Rule
 from kubeadm_registry.custom_resources.definitions import DEFINITIONS
 from kubeadm_registry.custom_resources.schema import structural
-from kubeadm_registry.status import Observation
+from kubeadm_registry.status import NodeStatus
 from tests.operator.apiserver import ApiServer
 from tests.operator.battery import CLUSTER, CREATE, changed, put
 from tests.operator.conftest import ROOT
@@ -113,9 +113,9 @@ def judged() -> dict[str, Any]:
     agent: Any = {"fit": True, "level": 0, "quorum": {"storage": 2}, "conditions": ["Alone"], "clock_off": 0.01}
     well = {"services": {"garage": "active", "zot": "active"}, "agent": agent, "guarded": True}
     seen = [
-        Observation("cp-1", vip=("10.0.0.10",), certificate_ends=now, authority_ends=now, **well),
-        Observation("cp-2", **{**well, "services": {"garage": "active", "zot": "failed"}}),
-        Observation("cp-3", reachable=False, trouble="no route to host"),
+        NodeStatus("cp-1", vip=("10.0.0.10",), certificate_ends=now, authority_ends=now, **well),
+        NodeStatus("cp-2", **{**well, "services": {"garage": "active", "zot": "failed"}}),
+        NodeStatus("cp-3", reachable=False, trouble="no route to host"),
     ]
     found = status.judge(cluster, seen, now.timestamp())
     for condition in found["conditions"]:
