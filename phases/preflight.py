@@ -92,7 +92,7 @@ def kernel(_: Cluster, host: Host) -> Iterator[str]:
 def ports(cluster: Cluster, host: Host) -> Iterator[str]:
     """The ports of the services are free."""
     wanted = {(port.protocol, port.number) for service in services(cluster.spec) for port in service.ports}
-    is_ours = cache(partial(_is_ours, host))  # each process listens several times
+    is_other = cache(partial(_is_other, host))  # each process listens several times
     for line in host.query("ss", "-Hltunp").stdout.decode(errors="replace").splitlines():
         fields = line.split()
         if len(fields) < 5:
@@ -101,15 +101,18 @@ def ports(cluster: Cluster, host: Host) -> Iterator[str]:
         if (fields[0], port) not in wanted:
             continue
         pids = re.findall(r'"([^"]*)",pid=(\d+)', line)
-        strangers = [(name, pid) for name, pid in pids if not is_ours(pid)]
+        strangers = [(name, pid) for name, pid in pids if is_other(pid)]
         if strangers or not pids:
             who = ", ".join(f"{name} (pid {pid})" for name, pid in strangers) or "another program"
             yield f"port {port}/{fields[0]} is in use by {who} at {fields[4]}; stop it or change its port"
 
 
-def _is_ours(host: Host, pid: str) -> bool:
+def _is_other(host: Host, pid: str) -> bool:
+    """Whether the process is there and not one of ours. One that has ended since, such as a worker of a HAProxy that
+    was reloaded, listens no more."""
     # /proc files have size 0 and are read with cat, like any other answer.
-    return f"/{paths.SLICE}" in host.query("cat", f"/proc/{pid}/cgroup").text
+    found = host.query("cat", f"/proc/{pid}/cgroup")
+    return found.ok and f"/{paths.SLICE}" not in found.text
 
 
 #: The line of df for the file system where ``$1`` is, or will be.

@@ -154,6 +154,14 @@ def test_every_port_that_somebody_else_has_is_named_with_who_has_it(good: FakeCl
     }
 
 
+def test_a_process_that_has_ended_meanwhile_has_no_port(good: FakeCluster) -> None:
+    """A worker of our own HAProxy ends between the two questions when the agent starts it anew."""
+    server = good.servers["cp-2"]
+    server.answer("ss", "-Hltunp", with_='tcp LISTEN 0 128 *:5000 *:* users:(("haproxy",pid=77,fd=3))')
+    server.answer("cat", "/proc/77/cgroup", with_=1)
+    assert problems(good) == {}
+
+
 def test_a_slice_of_a_similar_name_is_not_ours(good: FakeCluster) -> None:
     server = good.servers["cp-2"]
     server.answer("ss", "-Hltunp", with_='tcp LISTEN 0 128 *:5000 *:* users:(("x",pid=77,fd=3))')
