@@ -27,6 +27,8 @@ from kubeadm_registry.agent.model import Level, Members, Report, Role, Verdict
 
 T = TypeVar("T")
 
+_JSON = json.JSONEncoder(separators=(",", ":"))
+
 MAGIC = b"KR2"
 FAMILY = b"KR"
 DIGEST = 32
@@ -62,7 +64,7 @@ FLAGS = {"f": "fit", "g": "good", "v": "vip", "s": "storage", "b": "bye"}
 def encode(key: bytes, packet: Packet) -> bytes:
     """The datagram for *packet*."""
     report = packet.report
-    body = json.dumps(
+    body = _JSON.encode(
         {
             "from": packet.sender,
             "to": packet.receiver,
@@ -82,8 +84,7 @@ def encode(key: bytes, packet: Packet) -> bytes:
             "epoch": report.epoch,
             "vote": report.vote,
             "voteTerm": report.vote_term,
-        },
-        separators=(",", ":"),
+        }
     ).encode()
     return MAGIC + hmac.digest(key, body, "sha256") + body
 

@@ -299,7 +299,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         and all(said.storage for said in reports.values())
     )
     partial = all_answer and not seen.storage_whole
-    storage_back = storage.health is Health.OK and memory.storage.health in (*FAILED, Health.SUSPECT)
+    storage_back = storage.health is Health.OK and memory.storage.health not in (Health.OK, Health.UNKNOWN)
     partial_since = _since(memory.partial_since, partial, now)
     waited = partial_since is not None and now - partial_since >= FIRST_LOOK
     connect = back or storage_back or (waited and now - memory.connected >= timings.connect_interval)
