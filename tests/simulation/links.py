@@ -26,7 +26,10 @@ class Link:
         self.answered = 0.0
 
     def send(self, counter: int, report: Report) -> None:
-        """Send one heartbeat."""
+        """Send one heartbeat, unless it would be lost for certain: most of the work is to encode it."""
+        world = self.host.world
+        if world.network.is_cut(self.host.name, self.peer):
+            return
         packet = Packet(
             sender=self.host.name,
             receiver=self.peer,
@@ -36,7 +39,6 @@ class Link:
             wall=int(self.host.wall() * 1000),
             report=report,
         )
-        world = self.host.world
         world.network.send(
             self.host.name, self.peer, world.hosts[self.peer].heartbeat, self.host.name, encode(KEY, packet)
         )

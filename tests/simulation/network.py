@@ -33,6 +33,10 @@ class Network:
         """From now on nothing gets from *source* to *target*."""
         self.cuts.add((source, target))
 
+    def is_cut(self, source: str, target: str) -> bool:
+        """Whether nothing gets from *source* to *target*."""
+        return (source, target) in self.cuts
+
     def heal(self) -> None:
         """All reach all again, in good weather."""
         self.cuts.clear()
@@ -41,7 +45,7 @@ class Network:
 
     def send(self, source: str, target: str, arrive: Action, *arguments: object) -> None:
         """Let *arrive* happen at the target, perhaps; what is under way when a cut begins still arrives."""
-        if (source, target) in self.cuts:
+        if self.is_cut(source, target):
             return
         weather, random = self.weather, self.random.random
         if weather.loss and random() < weather.loss:
