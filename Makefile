@@ -96,9 +96,10 @@ test-kubernetes: kubernetes-programs
 soak: kubernetes-programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/lab tests/kubernetes tests/bench
 
-# A million schedules of faults in simulated servers (docs/simulation.md), some hours on all processors.
+# A million schedules of faults in simulated servers (docs/simulation.md), some hours on all processors. What has run is
+# recorded, so it can be interrupted and started again.
 simulate: setup
-	$(PYTHON) -m tests.simulation --count 1000000
+	$(PYTHON) -m tests.simulation --count 1000000 --into $(CACHE)/simulation/record
 
 # The reader of bundles under many more random changes than the unit tests try: some ten minutes.
 fuzz: setup

@@ -6,10 +6,14 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
+from tests.simulation import record
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.run import Result, run
 from tests.simulation.schedule import KINDS
@@ -30,7 +34,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--mutants", action="store_true", help="tell after how many schedules each is found")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(%(default)s)")
     parser.add_argument("--minutes", type=float, default=0.0, help="begin no more after so long; 0: run all")
+    parser.add_argument("--into", type=Path, help="record blocks of seeds in this directory, skip those that are there")
     options = parser.parse_args(arguments)
+    if options.into and (options.mutant or options.first % record.BLOCK or options.count % record.BLOCK):
+        parser.error(f"--into takes whole blocks of {record.BLOCK} seeds, and no mutants")
     if options.mutants:
         return all_mutants()
     with MUTANTS[options.mutant].applied() if options.mutant else contextlib.nullcontext():
@@ -76,48 +83,75 @@ def first_found(mutant: Mutant) -> int | None:
     return None
 
 
-def chunk(kind: str, seeds: range) -> Summary:
-    """Run *seeds*."""
+def chunk(kind: str, seeds: range) -> tuple[int, Summary]:
+    """Run *seeds*; the first of them, and what came of all."""
     summary = Summary()
     for seed in seeds:
         summary.add(run(seed, kind))
-    return summary
+    return seeds.start, summary
+
+
+def leave_interrupts() -> None:
+    """An interrupt is for the process that waits for this one, and then ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def parts(kind: str, chunks: list[range], processes: int) -> Iterator[tuple[int, Summary]]:
+    """What comes of *chunks*, in any order."""
+    if processes == 1:
+        yield from map(partial(chunk, kind), chunks)
+        return
+    with multiprocessing.Pool(processes, leave_interrupts) as pool:
+        yield from pool.imap_unordered(partial(chunk, kind), chunks)
 
 
 def many(options: argparse.Namespace) -> int:
-    """Run all, and tell how it goes."""
-    began = told_at = time.monotonic()
-    end = options.first + options.count
-    chunks = [range(first, min(first + CHUNK, end)) for first in range(options.first, end, CHUNK)]
+    """Run all that is not recorded yet, and tell how it goes."""
+    book = record.Record(options.into, options.kind) if options.into else None
+    recorded, left_out = book.read() if book else ({}, 0)
+    size, end = record.BLOCK if book else CHUNK, options.first + options.count
+    chunks = [
+        range(first, min(first + size, end)) for first in range(options.first, end, size) if first not in recorded
+    ]
     summary = Summary()
-    work = partial(chunk, options.kind)
-    with contextlib.ExitStack() as stack:
-        if options.processes > 1:
-            pool = stack.enter_context(multiprocessing.Pool(options.processes))
-            done = pool.imap_unordered(work, chunks)
-        else:
-            done = map(work, chunks)  # type: ignore[assignment]  # any iterator will do
-        for part in done:
+    for part in recorded.values():
+        summary.merge(part)
+    before, planned = summary.total(), sum(map(len, chunks))
+    tell_broken(summary)
+    if book:
+        print(f"{before.schedules:,} recorded, {planned:,} to run; files left out: {left_out}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = told_at = time.monotonic()
+    try:
+        for first, part in parts(options.kind, chunks, options.processes):
+            if book:
+                book.write(first, part)
             summary.merge(part)
-            for seed, kind, text in part.broken:
-                print(f"BROKEN seed {seed} {kind}: {text}", flush=True)
-            now, total = time.monotonic(), summary.total()
+            tell_broken(part)
+            now, ran = time.monotonic(), summary.total().schedules - before.schedules
             if now - told_at >= TELL:
                 told_at = now
-                rate = total.schedules / (now - began)
-                print(
-                    f"{total.schedules:,} of {options.count:,}, {rate:.0f} a second, {len(summary.broken)} broken",
-                    flush=True,
-                )
+                rate = ran / (now - began)
+                print(f"{ran:,} of {planned:,}, {rate:.0f} a second, {len(summary.broken)} broken", flush=True)
             if options.minutes and now - began >= options.minutes * 60:
                 break
+    except KeyboardInterrupt:
+        print("interrupted: what is not recorded is lost")
     total, took = summary.total(), time.monotonic() - began
     print(summary.table())
     print(
         f"\n{total.schedules:,} schedules, {total.events:,} events, {total.seconds / 3600:,.1f} hours of the simulated"
-        f" servers in {took / 60:.1f} minutes on {options.processes} processes"
+        f" servers; {total.schedules - before.schedules:,} of them in {took / 60:.1f} minutes"
+        f" on {options.processes} processes"
     )
     return 1 if summary.broken else 0
+
+
+def tell_broken(summary: Summary) -> None:
+    """The schedules that broke a promise."""
+    for seed, kind, text in summary.broken:
+        print(f"BROKEN seed {seed} {kind}: {text}", flush=True)
 
 
 if __name__ == "__main__":
