@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from kubeadm_registry.config import relations, yamlfile
+from kubeadm_registry.config import document, relations
 from kubeadm_registry.config.contradictions import MOST_NODES, Contradiction, Facts, contradictions
-from kubeadm_registry.config.explain import explain
 from kubeadm_registry.config.values import (
     ELSEWHERE,
     Address,
@@ -30,14 +29,9 @@ from kubeadm_registry.config.values import (
     Version,
     Whole,
 )
-from kubeadm_registry.config.yamlfile import NotYaml
-from kubeadm_registry.disk import read_text
 from kubeadm_registry.errors import ConfigError, ConfigProblem
 
 DEFAULT_FILE = Path("cluster.yaml")
-#: Bytes: far more than five nodes need, little enough to be read at once.
-_LARGEST = 256 * 1024
-_MOST_PROBLEMS = 50
 _HINT = "see `kubeadm-registry config print-defaults` for all keys, and docs/reference.md for their meaning"
 SMALLEST = """\
 apiVersion: kubeadm-registry.dev/v1alpha1
@@ -244,29 +238,12 @@ def load(path: Path | None) -> RegistryCluster:
             code="ConfigMissing",
         )
     path = DEFAULT_FILE if path is None else path
-    try:
-        text = read_text(path, _LARGEST)
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise ConfigError(
-            f"cannot read {path}: {why}", hint="pass the file with -f FILE", code="ConfigUnreadable"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error}", hint="check that this is the cluster file", code="ConfigUnreadable"
-        ) from error
-    return parse(text, str(path))
+    return parse(document.text_of(path, "cluster file"), str(path))
 
 
 def parse(text: str, name: str) -> RegistryCluster:
     """The cluster that *text* (YAML) describes; *name* stands in errors. Raises ConfigError."""
-    try:
-        document = yamlfile.read(text, name)
-    except NotYaml as error:
-        raise ConfigError(f"{name} is not valid YAML: {error}", hint=_HINT, code="ConfigNotYaml") from error
-    if not isinstance(document, Mapping):
-        raise ConfigError(f"{name} does not contain a mapping", hint=f"this is the smallest file:\n\n{SMALLEST}")
-    return _validated(document, name)
+    return _validated(document.read(text, name, hint=_HINT, smallest=SMALLEST), name)
 
 
 def from_object(found: Mapping[str, Any]) -> RegistryCluster:
@@ -277,25 +254,21 @@ def from_object(found: Mapping[str, Any]) -> RegistryCluster:
     """
     metadata = found.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
-    document = {key: found[key] for key in ("apiVersion", "kind", "spec") if key in found}
-    return _validated({**document, "metadata": {"name": name}}, f"RegistryCluster {name}", elsewhere=True)
+    own = {key: found[key] for key in ("apiVersion", "kind", "spec") if key in found}
+    return _validated({**own, "metadata": {"name": name}}, f"RegistryCluster {name}", elsewhere=True)
 
 
-def _validated(document: Mapping[str, Any], name: str, *, elsewhere: bool = False) -> RegistryCluster:
-    try:
-        return RegistryCluster.model_validate(document, by_alias=True, by_name=False, context={ELSEWHERE: elsewhere})
-    except ValidationError as error:
-        raise ConfigError(f"{name} is not valid", problems=_problems(error, document), hint=_HINT) from None
+def _validated(found: Mapping[str, Any], name: str, *, elsewhere: bool = False) -> RegistryCluster:
+    return document.validated(
+        RegistryCluster, found, name, hint=_HINT, together=_contradictions, context={ELSEWHERE: elsewhere}
+    )
 
 
-def _problems(error: ValidationError, document: Mapping[str, Any]) -> list[ConfigProblem]:
-    """What is wrong with single values, and what contradicts itself, which pydantic looks for in good values only."""
-    spec = document.get("spec")
-    together = contradictions(Facts.in_document(spec)) if isinstance(spec, Mapping) else ()
-    apart = explain(error, RegistryCluster)
-    found = list(dict.fromkeys([*apart, *(ConfigProblem(f"spec.{path}", text) for path, text in together)]))
-    more = [ConfigProblem("", f"and {len(found) - _MOST_PROBLEMS} more")] if len(found) > _MOST_PROBLEMS else []
-    return [*found[:_MOST_PROBLEMS], *more]
+def _contradictions(file: Mapping[str, Any]) -> Iterator[ConfigProblem]:
+    """What contradicts itself in *file*."""
+    spec = file.get("spec")
+    if isinstance(spec, Mapping):
+        yield from (ConfigProblem(f"spec.{path}", text) for path, text in contradictions(Facts.in_document(spec)))
 
 
 def dump(cluster: RegistryCluster) -> str:
