@@ -13,6 +13,9 @@ from kubeadm_registry.oci.references import repository_prefix
 OURS = canary.REPOSITORY.partition("/")[0] + "/"
 #: The tag under which registries without a list of referrers keep one: distribution-spec, "Referrers Tag Schema".
 REFERRERS_TAG = re.compile(r"sha256-[0-9a-f]{64}")
+#: A second place of an image: with an ``imageRepository`` of its own, ``VIP:5000/registry.k8s.io`` say, kubeadm asks
+#: for CoreDNS without the part that the name has upstream (GetDNSImage in kubernetes/cmd/kubeadm/app/images/images.go).
+ALSO = {"registry.k8s.io/coredns/coredns": "registry.k8s.io/coredns"}
 
 _PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 #: distribution-spec, "Pulling manifests"; the first part may be a host with its port.

@@ -4,8 +4,8 @@ Nothing is unpacked: each blob is read from its place in the bundle's file. What
 also after a run that was killed: a blob on its way is noted with the place where it goes on.
 """
 
-from kubeadm_registry.images.seed.contents import ALSO, Item, plan
+from kubeadm_registry.images.seed.contents import Item, plan
 from kubeadm_registry.images.seed.proof import absent, prove
 from kubeadm_registry.images.seed.seeder import Progress, Seeder
 
-__all__ = ["ALSO", "Item", "Progress", "Seeder", "absent", "plan", "prove"]
+__all__ = ["Item", "Progress", "Seeder", "absent", "plan", "prove"]

@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.images.names import ALSO
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import parse, repository_prefix
-
-#: A second place of an image: with an ``imageRepository`` of its own, ``VIP:5000/registry.k8s.io`` say, kubeadm asks
-#: for CoreDNS without the part that the name has upstream (GetDNSImage in kubernetes/cmd/kubeadm/app/images/images.go).
-ALSO = {"registry.k8s.io/coredns/coredns": "registry.k8s.io/coredns"}
 
 
 @dataclass(frozen=True, slots=True)
