@@ -1,0 +1,223 @@
+"""The policy file: which images to keep. It is also the custom resource RegistryPolicy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from kubeadm_registry.config import document
+from kubeadm_registry.config.contradictions import Contradiction
+from kubeadm_registry.config.model import Metadata, Model
+from kubeadm_registry.config.rules import OnServer, matching
+from kubeadm_registry.config.rules import Rule as ServerRule
+from kubeadm_registry.config.values import Flag, Label, Whole
+from kubeadm_registry.retention import globs
+from kubeadm_registry.retention.versions import Level
+
+DURATION = re.compile(r"([1-9][0-9]{0,4})([mhd])")
+_DURATION_TEXT = "must be a duration in days, hours or minutes, such as 90d, 12h or 30m"
+_KEEPS_TEXT = "must say what to keep, such as newest or within; nothing would be kept"
+_SECONDS = {"m": 60, "h": 3600, "d": 86400}
+_MOST_RULES = 64
+_MOST_PATTERNS = 64
+_HINT = "see docs/retention.md for all keys and for examples"
+SMALLEST = """\
+apiVersion: kubeadm-registry.dev/v1alpha1
+kind: RegistryPolicy
+metadata: {name: retention}
+spec:
+  rules:
+    - name: ci
+      repositories: ["team/*"]
+      keep: {newest: 10}
+"""
+
+
+def seconds(duration: str) -> int:
+    """The seconds of ``90d``, ``12h`` or ``30m``."""
+    found = DURATION.fullmatch(duration)
+    assert found is not None, duration  # noqa: S101  the model lets nothing else in
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+def _duration(value: str) -> str:
+    if DURATION.fullmatch(value) is None:
+        raise ValueError(_DURATION_TEXT)
+    return value
+
+
+def _tags(value: str) -> str:
+    globs.tag(value)
+    return value
+
+
+def _repositories(value: str) -> str:
+    globs.repository(value)
+    return value
+
+
+Duration = Annotated[
+    str, AfterValidator(_duration), OnServer(matching(DURATION.pattern, _DURATION_TEXT), maxLength=len("99999d"))
+]
+TagPattern = Annotated[
+    str,
+    AfterValidator(_tags),
+    OnServer(matching(globs.TAG_CHARACTERS, globs.TAG_TEXT), maxLength=globs.LONGEST_TAG),
+]
+RepositoryPattern = Annotated[
+    str,
+    AfterValidator(_repositories),
+    OnServer(matching(globs.REPOSITORY_CHARACTERS, globs.REPOSITORY_TEXT), maxLength=globs.LONGEST_REPOSITORY),
+]
+#: ``Keep.keeps_something`` for an API server.
+_KEEPS = ServerRule(
+    "(has(self.all) && self.all) || (has(self.tags) && size(self.tags) > 0) || "
+    "has(self.newest) || has(self.within) || has(self.pulledWithin) || has(self.semver)",
+    _KEEPS_TEXT,
+)
+_BY_NAME = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+SetName = Literal["bundle", "kubeadm"]
+Count = Annotated[Whole, Field(ge=1, le=100_000)]
+
+
+class Semver(Model):
+    """Keeps the newest versions, of tags that are versions (semver.org), with or without a leading v."""
+
+    newest: Count
+    """How many versions to keep."""
+    of_each: Level = "minor"
+    """Of each of which versions: 3 of each minor keeps 1.2.9, 1.2.8, 1.2.7, 1.1.4, and so on."""
+
+
+class Keep(Model):
+    """What a rule keeps. An image is kept if any of these keeps it, by any of its tags; all its tags then stay."""
+
+    all: Flag = False
+    """Keep every image."""
+    newest: Count | None = None
+    """Keep so many images of each repository: those first seen last, with all that were first seen at
+    the same time as the last of them."""
+    within: Duration | None = None
+    """Keep images first seen within this time, such as 90d, 12h or 30m."""
+    pulled_within: Duration | None = None
+    """Keep images pulled within this time; one that was never pulled counts from when it was first seen. While pulls
+    have been recorded for a shorter time, everything is kept."""
+    tags: tuple[TagPattern, ...] = Field((), max_length=_MOST_PATTERNS)
+    """Keep images with a tag that matches one of these patterns: * any characters, ? one, [0-9] one of a set."""
+    semver: Semver | None = None
+    """Keep the newest versions."""
+
+    @property
+    def keeps_something(self) -> bool:
+        """Whether any part is set; without one, every image would be deleted."""
+        return bool(self.all or self.newest or self.within or self.pulled_within or self.tags or self.semver)
+
+
+class Rule(Model):
+    """What to keep in some repositories."""
+
+    name: Label
+    """Name of the rule, unique; plans and events show it."""
+    repositories: tuple[RepositoryPattern, ...] = Field(min_length=1, max_length=_MOST_PATTERNS)
+    """Repositories of the registry for which this rule decides, such as registry.k8s.io/** or team/*. A * does not
+    match a slash, ** does."""
+    keep: Annotated[Keep, OnServer(_KEEPS)]
+    """What to keep; every other image in these repositories is deleted, unless it is in use."""
+
+    @model_validator(mode="after")
+    def _keeps_something(self) -> Self:
+        if not self.keep.keeps_something:
+            raise Contradiction([("keep", _KEEPS_TEXT)])
+        return self
+
+
+class Untagged(Model):
+    """Manifests without a tag that are not part of another image."""
+
+    after: Duration | None = None
+    """Delete them when they have had no tag for this time. Unset: keep them."""
+
+
+class Trash(Model):
+    """Where deleted images stay before their space is freed."""
+
+    window: Duration = "7d"
+    """How long a deleted image can be restored."""
+
+
+class PolicySpec(Model):
+    """Which images to keep. The default keeps everything."""
+
+    rules: Annotated[tuple[Rule, ...], OnServer(**_BY_NAME)] = Field((), max_length=_MOST_RULES)
+    """The first rule with a pattern that matches a repository decides; what no rule matches is kept."""
+    untagged: Untagged = Untagged()
+    sets: tuple[SetName, ...] = Field(("bundle", "kubeadm"), max_length=2)
+    """Sets of images that are always kept: those that bundles brought, and those of kubeadm's current, previous and
+    next version."""
+    grace: Duration = "24h"
+    """Keep what was first seen within this time, whatever the rules say."""
+    workload_grace: Duration = "7d"
+    """Keep images for this time after the last workload that used them is gone."""
+    trash: Trash = Trash()
+    maximum_share: Whole = Field(20, ge=1, le=100)
+    """A plan that deletes more than this percentage of a repository or of the registry, and more than five images,
+    needs an approval."""
+    approval: Literal["Required", "Automatic"] = "Required"
+    """Whether every plan needs an approval, or only one that is unusually large."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [rule.name for rule in self.rules]
+        doubles = [index for index, name in enumerate(names) if name in names[:index]]
+        if doubles:
+            raise Contradiction([(f"rules[{index}].name", f"{names[index]} is used twice") for index in doubles])
+        return self
+
+    def rule_of(self, repository: str) -> Rule | None:
+        """The rule that decides for *repository*; None: all of it is kept."""
+        return next(
+            (rule for rule in self.rules if any(compiled(one).match(repository) for one in rule.repositories)), None
+        )
+
+
+class PolicyMetadata(Metadata):
+    """Kubernetes' metadata, as far as a file needs it."""
+
+    name: Label = "retention"
+    """Name of the policy."""
+
+
+class RegistryPolicy(Model):
+    """Which images to keep in the registry."""
+
+    api_version: Literal["kubeadm-registry.dev/v1alpha1"]
+    kind: Literal["RegistryPolicy"]
+    metadata: PolicyMetadata = PolicyMetadata()
+    spec: PolicySpec = PolicySpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_status(cls, value: Any) -> Any:
+        return {key: one for key, one in value.items() if key != "status"} if isinstance(value, Mapping) else value
+
+
+@lru_cache(maxsize=_MOST_RULES * _MOST_PATTERNS)
+def compiled(glob: str) -> re.Pattern[str]:
+    """The pattern *glob* of repositories, which the model has checked."""
+    return globs.repository(glob)
+
+
+def load(path: Path) -> RegistryPolicy:
+    """Read the policy file *path*. Raises ConfigError with every problem at once."""
+    return parse(document.text_of(path, "policy file"), str(path))
+
+
+def parse(text: str, name: str) -> RegistryPolicy:
+    """The policy that *text* (YAML) describes; *name* stands in errors. Raises ConfigError."""
+    found = document.read(text, name, hint=_HINT, smallest=SMALLEST)
+    return document.validated(RegistryPolicy, found, name, hint=_HINT)
