@@ -1,0 +1,129 @@
+"""The plan: what to delete. A pure function; it fails closed, and whatever is uncertain keeps everything."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from kubeadm_registry.printable import counted
+from kubeadm_registry.retention.decision import Decision, decide
+from kubeadm_registry.retention.inventory import Inventory
+from kubeadm_registry.retention.policy import RegistryPolicy
+from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, Protected, clock_doubtful
+from kubeadm_registry.retention.reasons import Reason
+from kubeadm_registry.retention.record import Deletion, Kept, Plan, Refused
+from kubeadm_registry.retention.space import Space
+
+#: Plans of so few images need no approval for their share.
+_FEW = 5
+#: So many fewer images in use than last time, and at least by half, are more than workloads come and go.
+_SHRUNK = 20
+
+
+def plan(
+    inventory: Inventory,
+    protected: Protected,
+    policy: RegistryPolicy,
+    now: int,
+    *,
+    previous: int | None = None,
+    accepted: Collection[str] = (),
+) -> Plan | Refused:
+    """What to delete from *inventory* by *policy* at *now* (seconds since 1970), or why there is no plan.
+
+    *protected* is what ``protect`` returned for the same inventory; none of its digests is ever deleted, in any
+    repository and whatever its tags. *previous* is how many images were in use the last time (``Protected.current``).
+    *accepted* are the ``approval`` of reasons that were accepted. The result depends on nothing else, and on no order.
+    """
+    reasons = [
+        *inventory.reasons(),
+        *protected.problems,
+        *_clock(inventory, now),
+        *_shrunk(protected.current, previous),
+    ]
+    standing = [reason for reason in reasons if not reason.approval or reason.approval not in accepted]
+    if standing:
+        return Refused(tuple(sorted(set(standing))))
+    decisions = [decide(name, inventory, protected, policy.spec, now) for name in sorted(inventory.repositories)]
+    space = Space(inventory, decisions)
+    return Plan(
+        policy.metadata.name,
+        now,
+        tuple(sorted(_deletions(decisions, space, now), key=lambda one: one.key)),
+        tuple(sorted(_kept(decisions, space, now), key=lambda one: (one.repository, one.tags, one.digest))),
+        tuple(_shares(decisions, policy.spec.maximum_share)),
+    )
+
+
+def _clock(inventory: Inventory, now: int) -> Iterator[Reason]:
+    newest = inventory.newest()
+    if newest > now + CLOCK_TOLERANCE:
+        yield clock_doubtful("an image was first seen", newest, now)
+
+
+def _shrunk(current: int, previous: int | None) -> Iterator[Reason]:
+    if previous is not None and previous - current > _SHRUNK and current * 2 < previous:
+        yield Reason(
+            "UsesShrank",
+            f"{counted(current, 'image')} in use, and {previous} the last time: a cluster or namespace may be missing",
+            "check that every cluster is listed; if so many workloads are gone, approve it",
+            approval=f"UsesShrank={current}",
+        )
+
+
+def _deletions(decisions: Sequence[Decision], space: Space, now: int) -> Iterator[Deletion]:
+    for decision in decisions:
+        for digest in decision.going:
+            because = decision.reasons[digest]
+            image = decision.images.get(digest) or decision.loose.get(digest)
+            first_seen = image.first_seen if image else space.first_seen(decision.name, digest)
+            freed = space.freed(decision.name, digest)
+            for tag in decision.tags[digest] or ("",):
+                yield Deletion(
+                    decision.name, tag, digest, because.cause, because.rule, because.why, now - first_seen,
+                    space.size(digest), freed, decision.part_of[digest],
+                )  # fmt: skip
+                freed = 0  # all tags of an image go together
+
+
+def _kept(decisions: Sequence[Decision], space: Space, now: int) -> Iterator[Kept]:
+    for decision in decisions:
+        going = set(decision.going)
+        for image in (*decision.images.values(), *decision.loose.values()):
+            if image.digest not in going:
+                because = decision.reasons[image.digest]
+                yield Kept(
+                    decision.name, image.digest, image.tags, because.cause, because.rule, because.why,
+                    now - image.first_seen, space.size(image.digest),
+                )  # fmt: skip
+
+
+def _shares(decisions: Sequence[Decision], most: int) -> Iterator[Reason]:
+    """Why the plan is large: for each repository and for all together. *most* is a percentage."""
+    sums = (0, 0, 0, 0)
+    for decision in decisions:
+        going = set(decision.going)
+        tags = sum(len(image.tags) for image in decision.images.values())
+        tags_going = sum(len(image.tags) for image in decision.images.values() if image.digest in going)
+        loose, loose_going = len(decision.loose), len(going & decision.loose.keys())
+        counts = tags_going, tags, loose_going, loose
+        sums = (sums[0] + tags_going, sums[1] + tags, sums[2] + loose_going, sums[3] + loose)
+        yield from _share("ShareOfRepository", decision.name, *counts, most)
+    yield from _share("ShareOfAll", "the registry", *sums, most)
+
+
+def _share(
+    code: str, where: str, tags_going: int, tags: int, loose_going: int, loose: int, most: int
+) -> Iterator[Reason]:
+    # Untagged manifests that stay must not make a large share of the tags look small.
+    for going, held, what in (
+        (tags_going, tags, "tag"),
+        (tags_going + loose_going, tags + loose, "tag or untagged manifest"),
+    ):
+        if going > _FEW and going * 100 > most * held:
+            noun = what if held == 1 else what.replace("tag", "tags", 1).replace("manifest", "manifests")
+            yield Reason(
+                code,
+                f"deletes {going} of {held} {noun} of {where}, which is more than {most} %",
+                "read the plan, then approve or reject it",
+            )
+            return
