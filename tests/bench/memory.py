@@ -18,10 +18,16 @@ ROOT = Path(__file__).parents[2]
 
 def peak(*argv: str | Path, within: Sequence[str] = ()) -> int:
     """The most bytes in memory of ``python -m ARGV``, which must end well; *within* is a command to run it by."""
+    return told(*argv, within=within)[1]
+
+
+def told(*argv: str | Path, within: Sequence[str] = ()) -> tuple[str, int]:
+    """What ``python -m ARGV`` prints, and the most bytes in its memory, as ``peak`` has them."""
     command = [*within, sys.executable, "-m", "tests.bench.memory", *map(str, argv)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stdout[-500:]}{done.stderr[-2000:]}"
-    return int(done.stdout.splitlines()[-1])
+    *lines, most = done.stdout.splitlines()
+    return "\n".join(lines), int(most)
 
 
 def main() -> None:
