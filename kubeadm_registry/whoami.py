@@ -33,6 +33,8 @@ def expand(path: str | Path) -> Path:
     text = str(path)
     if text == "~" or text.startswith("~/"):
         return home() / text[2:]
+    if not text.startswith("~"):
+        return Path(text)  # expanduser takes ./~name for ~name
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -288,6 +288,8 @@ def _own_file(value: str, info: ValidationInfo) -> str:
         raise ValueError(_FILE_TEXT)
     if (info.context or {}).get(ELSEWHERE):
         return value  # the homes of this host's users say nothing of it
+    if not value.startswith("~"):
+        return value  # Path makes ~name of ./~name
     try:
         Path(value).expanduser()
     except RuntimeError:

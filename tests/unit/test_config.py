@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from kubeadm_registry import config
+from kubeadm_registry import config, whoami
 from kubeadm_registry.config import RegistryCluster, Ssh, dump, load, parse
 from kubeadm_registry.config.explain import model_of
 from kubeadm_registry.errors import ConfigError
@@ -597,3 +597,10 @@ def documents(draw: st.DrawFn) -> dict[str, object]:
 def test_what_is_dumped_is_parsed_to_the_same(document: dict[str, object]) -> None:
     cluster = parse(yaml.safe_dump(document), "x.yaml")
     assert parse(dump(cluster), "y.yaml") == cluster
+
+
+def test_a_file_whose_name_begins_like_a_home_is_that_file() -> None:
+    """pathlib drops the ./ and then expands what is left."""
+    assert whoami.expand("./~root/key") == Path("./~root/key")
+    text = config.SMALLEST + "  ssh: {identityFile: ./~0}\n"
+    assert config.parse(text, "x").spec.ssh.identity_file == "./~0"
