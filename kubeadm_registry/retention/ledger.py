@@ -1,0 +1,206 @@
+"""The ledger: what must be remembered from one look at the registry and the clusters to the next.
+
+A registry does not say since when a tag has its meaning, and a cluster that is silent does not say what it runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from kubeadm_registry.formats import Damaged, Format, Found, split
+from kubeadm_registry.retention.holdings import Held, Holdings
+from kubeadm_registry.retention.inventory import Inventory, Repository, Seen, Tag
+from kubeadm_registry.retention.reasons import Reason
+from kubeadm_registry.retention.uses import Use, Workloads
+
+FORMAT = Format("the retention ledger")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterUses:
+    """What one Kubernetes cluster, called *name*, said when it *reported* last (seconds since 1970).
+
+    *uses* are those of then, and those that were gone by then, with when they were last seen; *current* is how many
+    different images were in use.
+    """
+
+    name: str
+    reported: int
+    current: int
+    uses: tuple[Use, ...]
+    more: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What is known of each repository, and of each cluster by the UID of its namespace ``kube-system``.
+
+    *written* is when the last look ended, in seconds since 1970. *pulls_since* is from when on pulls are recorded.
+    """
+
+    written: int = 0
+    repositories: Mapping[str, Repository] = field(default_factory=dict)
+    clusters: Mapping[str, ClusterUses] = field(default_factory=dict)
+    pulls_since: int | None = None
+    found: Found | None = field(default=None, compare=False)
+
+    def after(self, holdings: Holdings, now: int) -> Self:
+        """The ledger after a look at the registry at *now*: what is new was first seen now, what is gone is forgotten.
+
+        What could not be read is not gone: a repository with problems stays as it was known.
+        """
+        repositories = {name: self._seen(name, held, now) for name, held in holdings.repositories.items()}
+        unread = {name: self.repositories[name] for name in holdings.unread if name in self.repositories}
+        return replace(self, written=max(self.written, now), repositories={**unread, **repositories})
+
+    def _seen(self, name: str, held: Held, now: int) -> Repository:
+        before = self.repositories.get(name, Repository({}, {}))
+        tags = {
+            tag: was if (was := before.tags.get(tag)) is not None and was.digest == digest else Tag(digest, now)
+            for tag, digest in held.tags.items()
+        }
+        tagged = set(held.tags.values())
+        manifests = {}
+        for digest in held.manifests:
+            known = before.manifests.get(digest, Seen(now))
+            since = None if digest in tagged else (now if known.untagged_since is None else known.untagged_since)
+            manifests[digest] = replace(known, untagged_since=since)
+        return Repository(tags, manifests, frozenset(before.trash & tags.keys()))
+
+    def reported(self, uid: str, name: str, uses: tuple[Use, ...], now: int, *, kept: int) -> Self:
+        """The ledger after the cluster *uid*, called *name*, said at *now* that it has *uses*.
+
+        Uses that are gone stay for *kept* seconds after they were last seen.
+        """
+        before = self.clusters.get(uid)
+        here = {(use.reference, use.image_id) for use in uses}
+        gone = []
+        for use in before.uses if before else ():
+            if (use.reference, use.image_id) not in here:
+                last = before.reported if before and use.last_seen is None else use.last_seen
+                if last is not None and last >= now - kept:
+                    gone.append(replace(use, last_seen=last))
+        more = before.more if before else {}
+        report = ClusterUses(name, now, len(here), (*sorted(uses), *sorted(gone)), more)
+        return replace(self, clusters={**self.clusters, uid: report})
+
+    def forgotten(self, uid: str) -> Self:
+        """The ledger without the cluster *uid*."""
+        return replace(self, clusters={one: report for one, report in self.clusters.items() if one != uid})
+
+    def inventory(self, holdings: Holdings) -> Inventory:
+        """What a plan is made from: *holdings*, after which this ledger was written, with what is known of them."""
+        return Inventory(
+            {name: self.repositories[name] for name in holdings.repositories},
+            holdings.manifests,
+            holdings.blobs,
+            self.pulls_since,
+            holdings.problems,
+        )
+
+    def workloads(
+        self, sets: Mapping[str, tuple[str, ...]], problems: tuple[Reason, ...] = (), more: tuple[Use, ...] = ()
+    ) -> Workloads:
+        """The uses of all clusters that ever reported, for a silent one stays protected; *more* uses, and *sets*."""
+        uses = tuple(use for _, one in sorted(self.clusters.items()) for use in one.uses)
+        return Workloads((*uses, *more), sets, problems)
+
+    # ---- the record ------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> bytes:
+        """The record. What was read and is not known here is written back. Raises NewerFormat."""
+        values: dict[str, Any] = {
+            "written": self.written,
+            "pullsSince": self.pulls_since,
+            "repositories": {name: _repository(one) for name, one in sorted(self.repositories.items())},
+            "clusters": {
+                uid: {"name": one.name, "reported": one.reported, "current": one.current,
+                      "uses": [_use(use) for use in one.uses], **one.more}
+                for uid, one in sorted(self.clusters.items())
+            },
+        }  # fmt: skip
+        more = split(self.found.values, values)[1] if self.found else {}
+        return json.dumps(FORMAT.seal({**values, **more}, self.found), separators=(",", ":")).encode()
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """The ledger in a record. Raises Damaged, NewerFormat."""
+        found = FORMAT.parse(content)
+        values = found.values
+        try:
+            return cls(
+                _number(values["written"]),
+                {name: _read_repository(one) for name, one in values["repositories"].items()},
+                {uid: _read_cluster(one) for uid, one in values["clusters"].items()},
+                None if values.get("pullsSince") is None else _number(values["pullsSince"]),
+                found,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
+
+
+def _repository(one: Repository) -> dict[str, Any]:
+    return {
+        "tags": {tag: [what.digest, what.first_seen] for tag, what in sorted(one.tags.items())},
+        "manifests": {
+            digest: [seen.first_seen, seen.last_pulled, seen.untagged_since]
+            for digest, seen in sorted(one.manifests.items())
+        },
+        "trash": sorted(one.trash),
+    }
+
+
+def _read_repository(one: Mapping[str, Any]) -> Repository:
+    tags = {tag: Tag(_text(digest), _number(first)) for tag, (digest, first) in one["tags"].items()}
+    manifests = {
+        digest: Seen(_number(first), _optional(pulled), _optional(untagged))
+        for digest, (first, pulled, untagged) in one["manifests"].items()
+    }
+    return Repository(tags, manifests, frozenset(map(_text, one.get("trash", []))))
+
+
+_USE = {"reference": "reference", "imageID": "image_id", "users": "users", "count": "count", "lastSeen": "last_seen"}
+
+
+def _use(use: Use) -> dict[str, Any]:
+    values = {key: getattr(use, name) for key, name in _USE.items()}
+    return {**values, "users": list(use.users)}
+
+
+def _read_cluster(one: Mapping[str, Any]) -> ClusterUses:
+    known, more = split(one, ("name", "reported", "current", "uses"))
+    uses = tuple(
+        Use(
+            _text(use["reference"]),
+            _text(use.get("imageID", "")),
+            tuple(map(_text, use.get("users", ()))),
+            _number(use.get("count", 1)),
+            _optional(use.get("lastSeen")),
+        )
+        for use in known["uses"]
+    )
+    return ClusterUses(_text(known["name"]), _number(known["reported"]), _number(known["current"]), uses, more)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _number(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _optional(value: object) -> int | None:
+    return None if value is None else _number(value)
+
+
+def silent(ledger: Ledger, reporting: set[str]) -> Iterator[ClusterUses]:
+    """The clusters that are known and not among those *reporting*, by name: what they use stays protected."""
+    yield from sorted((one for uid, one in ledger.clusters.items() if uid not in reporting), key=lambda one: one.name)
