@@ -52,6 +52,7 @@ _MADE: Mapping[str, Callable[[], str]] = {
     "pull_password": lambda: random.token_urlsafe(24),
     "upload_secret": lambda: random.token_hex(32),
     "heartbeat_key": lambda: random.token_hex(32),
+    "retention_key": lambda: random.token_hex(32),
 }
 #: What says which cluster it is, and what clients trust: these are made once, with the cluster.
 _IDENTITY = ("generation", "ca_certificate", "ca_key")
@@ -76,6 +77,8 @@ class Secrets:
     upload_secret: str
     """Signs Distribution's upload state; the same on every server, else an upload cannot go on elsewhere."""
     heartbeat_key: str
+    retention_key: str
+    """Signs the ledger of retention."""
     node_keys: Mapping[str, str]
     """Garage's node keys, ed25519 seed and public key in hex, by node name."""
     kept: Found = field(default_factory=lambda: Found({}))

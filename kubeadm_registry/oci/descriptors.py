@@ -118,6 +118,7 @@ class Index(_Model):
     schema_version: Literal[2] = 2
     media_type: str = INDEX
     manifests: tuple[Descriptor, ...] = ()
+    subject: Descriptor | None = None
     annotations: Mapping[str, str] | None = None
     config: None = None
     layers: None = None

@@ -224,6 +224,17 @@ class Api:
             found += _listed(page.content, "manifests", dict, what)
         return found
 
+    def lists_referrers(self, repository: str, digest: str) -> bool:
+        """Whether the registry itself lists what refers to a manifest. Raises RegistryError.
+
+        Source: distribution-spec, "Listing Referrers": 404 says that it does not know the request.
+        """
+        answer = self.send("GET", f"/v2/{repository}/referrers/{digest}")
+        if answer.status_code in _NO_REFERRERS:
+            return False
+        self.expect(answer, 200, f"list what refers to {repository}@{digest}")
+        return True
+
     def push_manifest(self, repository: str, reference: str, content: bytes, media_type: str) -> bool:
         """Push a manifest by tag or digest; whether the registry notes its subject itself. Raises RegistryError.
 

@@ -70,6 +70,7 @@ def fixed_secrets(names: tuple[str, ...]) -> Secrets:
         pull_password="the-pull-password",
         upload_secret="the-upload-secret",
         heartbeat_key="the-heartbeat-key",
+        retention_key="the-retention-key",
         node_keys={name: f"{2 * i:02x}" * 32 + f"{2 * i + 1:02x}" * 32 for i, name in enumerate(names)},
     )
 

@@ -405,7 +405,7 @@ def test_the_file_is_read_as_it_was_written() -> None:
 def forms(of: Secrets) -> Iterator[str]:
     """Every form in which a secret could be seen."""
     for name in ("rpc_secret", "admin_token", "s3_secret_key", "push_password", "pull_password", "upload_secret",
-                 "heartbeat_key"):  # fmt: skip
+                 "heartbeat_key", "retention_key"):  # fmt: skip
         yield getattr(of, name)
     yield from (line for line in of.ca_key.splitlines() if "PRIVATE KEY" not in line)
     yield from (basic("push", of.push_password), basic("pull", of.pull_password))
