@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,12 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from kubeadm_registry import config
-from kubeadm_registry.access import session
-from kubeadm_registry.access.reach import ReadFailure, answers, connection, prove
+from kubeadm_registry.access.reach import ReadFailure, prove
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, dry_run_option, file_option, key_option
-from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.disk import naming
-from kubeadm_registry.engine.report import Reporter, echo, screen
+from kubeadm_registry.engine.report import echo, screen
 from kubeadm_registry.errors import ConfigError, Error, Problem
 from kubeadm_registry.images import check as checking
 from kubeadm_registry.images import copy as copying
@@ -42,19 +38,6 @@ def group() -> None:
     """List, check, copy and delete images, and find images that nodes failed to pull."""
 
 
-@contextmanager
-def _opened(
-    path: Path | None, reporter: Reporter, bundle: Path | None = None, key: Path | None = None
-) -> Iterator[tuple[Cluster, pool.Connect, bool]]:
-    """The cluster, the way to its registry through the virtual IP, and whether that is the registry's own network."""
-    cluster_file = config.load(path)
-    with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as cluster:
-        session.installed_secrets(cluster.vault)
-        vip = cluster_file.spec.vip.address
-        direct = answers(vip)
-        yield cluster, connection(cluster, cluster.hosts[0], vip, direct=direct), direct
-
-
 # ---- list -------------------------------------------------------------------------------------------------------
 
 
@@ -70,7 +53,7 @@ def list_command(context: Context, path: Path | None, referrers: bool, everythin
     registries do not report them.
     """
     prefix = place(repository).repository if repository else ""
-    with _opened(path, context.reporter()) as (_, connect, _):
+    with terminal.registry(path, context.reporter()) as (_, connect, _):
         places = inventory.places(connect, prefix, everything=everything)
         images = inventory.look(connect, places, referrers=referrers)
     if context.output == "json":
@@ -129,7 +112,7 @@ def check(
     names = [*(images_of(version) if version else ()), *(name for file in lists for name in names_in(file))]
     places = [place(name) for name in dict.fromkeys(names)]
     everything = not (names or bundle)
-    with _opened(path, reporter, bundle, key) as (cluster, connect, direct):
+    with terminal.registry(path, reporter, bundle, key) as (cluster, connect, direct):
         items = list(seed.plan(cluster.bundle)) if bundle and cluster.bundle else []
         found, missing = checking.find(connect, inventory.places(connect) if everything else places)
         items += found
@@ -176,7 +159,7 @@ def copy(context: Context, path: Path | None, referrers: bool, source: str, targ
     if not origin.reference:
         raise ConfigError(f"{source} has neither a tag nor a digest", hint="add a tag or a digest", code="UsageInvalid")
     goal = Place(goal.repository, goal.reference or origin.reference)
-    with _opened(path, reporter) as (_, connect, _):
+    with terminal.registry(path, reporter) as (_, connect, _):
         copied = copying.copy(connect, origin, goal, referrers=referrers)
     reporter.result(
         f"copied {origin} to {goal}: {counted(copied.manifests, 'manifest')}, {copied.sent / 1e6:.1f} MB sent",
@@ -201,7 +184,7 @@ def delete(
     """
     reporter = context.reporter()
     places = [place(name) for name in names]
-    with _opened(path, reporter) as (_, connect, _):
+    with terminal.registry(path, reporter) as (_, connect, _):
         planned = deleting.plan(connect, places, all_tags=all_tags)
         for one in planned:
             reporter.note(f"{'would delete' if dry_run else 'to be deleted:'} {one}")
@@ -238,7 +221,7 @@ def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
     """
     reporter = context.reporter()
     back = wishes.seconds(since)
-    with _opened(path, reporter) as (cluster, connect, _):
+    with terminal.registry(path, reporter) as (cluster, connect, _):
         asked = side_by_side(partial(wishes.ask, back=back), cluster.hosts)
         now = datetime.now(UTC)
         for host, one in zip(cluster.hosts, asked, strict=True):

@@ -25,6 +25,7 @@ COMMANDS = {
     "preflight": ("workflows", "preflight_command"),
     "rescue": ("rescue", "group"),
     "reset": ("workflows", "reset"),
+    "retention": ("retention", "group"),
     "seed": ("seed", "seed"),
     "status": ("status", "status"),
     "verify": ("workflows", "verify"),

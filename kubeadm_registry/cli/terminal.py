@@ -5,16 +5,19 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from kubeadm_registry.access import session
+from kubeadm_registry.access.reach import answers, connection
 from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.cli.command import BUNDLE_KEY
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.config import RegistryCluster, load
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.images import pool
 
 DEFAULT_BUNDLE = Path("kubeadm-registry-bundle.tar")
 SUDO_PASSWORD = "KUBEADM_REGISTRY_SUDO_PASSWORD"  # noqa: S105  the name of a variable
@@ -70,3 +73,16 @@ def cluster(
         bundle = DEFAULT_BUNDLE
     signed_by = bundle_key(key) if bundle is not None else None
     return session.cluster(config, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=may_miss)
+
+
+@contextmanager
+def registry(
+    path: Path | None, reporter: Reporter, bundle: Path | None = None, key: Path | None = None
+) -> Iterator[tuple[Cluster, pool.Connect, bool]]:
+    """The cluster, the way to its registry through the virtual IP, and whether that is the registry's own network."""
+    cluster_file = load(path)
+    with cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as opened:
+        session.installed_secrets(opened.vault)
+        vip = cluster_file.spec.vip.address
+        direct = answers(vip)
+        yield opened, connection(opened, opened.hosts[0], vip, direct=direct), direct

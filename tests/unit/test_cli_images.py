@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from kubeadm_registry import config, pki, secrets
 from kubeadm_registry.access import reach, session
-from kubeadm_registry.cli import images as commands
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.images import check, wanted
@@ -50,7 +50,7 @@ def pair() -> pki.Pair:
 def fake(three: FakeCluster, pair: pki.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repositories]:
     """Three servers that were installed; one registry answers through each of them and through the virtual IP."""
     monkeypatch.chdir(tmp_path)
-    for module in (reach, commands):
+    for module in (reach, terminal):
         monkeypatch.setattr(module, "answers", lambda _address: False)
     (tmp_path / "cluster.yaml").write_text(config.SMALLEST)
 

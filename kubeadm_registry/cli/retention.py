@@ -1,0 +1,176 @@
+"""``retention plan | forget``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from kubeadm_registry.bundle.lists import names_in
+from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli.command import Context, command, file_option
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.containerd.settings import PAUSE_IMAGES
+from kubeadm_registry.engine.report import echo, screen
+from kubeadm_registry.errors import ConfigError, Error, Problem
+from kubeadm_registry.images.kubernetes_images import around
+from kubeadm_registry.printable import counted
+from kubeadm_registry.registry import retry
+from kubeadm_registry.retention import Plan, Refused, Use, policy
+from kubeadm_registry.retention.ledger import Ledger, silent
+from kubeadm_registry.transport.host import side_by_side
+from kubeadm_registry.upkeep import planning, store
+
+DEFAULT_POLICY = Path("policy.yaml")
+#: Deletions that are listed one by one unless all are asked for.
+SHOWN = 20
+_DAY = 86400
+
+
+@click.group("retention", short_help="Plan which images to delete")
+def group() -> None:
+    """Plan which images to delete: by a policy, and never one that is in use."""
+
+
+@command("plan", parent=group, short_help="Show which images a policy would delete")
+@file_option
+@click.option(
+    "--policy", "policy_file", type=click.Path(path_type=Path), default=DEFAULT_POLICY, show_default=True,
+    help="Policy file, a RegistryPolicy.",
+)  # fmt: skip
+@click.option(
+    "--in-use", "lists", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+    help="Keep the images in a list with one name per line, or in Kubernetes manifests. May be repeated.",
+)  # fmt: skip
+@click.option("--no-cluster", is_flag=True, help="No Kubernetes cluster uses the registry, so none is asked.")
+@click.option("--all", "everything", is_flag=True, help=f"List every deletion, not only the largest {SHOWN}.")
+def plan_command(
+    context: Context, path: Path | None, policy_file: Path, lists: tuple[Path, ...], no_cluster: bool, everything: bool
+) -> None:
+    """Show which images the policy would delete, and why each one goes or stays. Deletes nothing.
+
+    The plan needs to know since when an image has been there. That is remembered in the registry, from one plan to the
+    next: an image that this run sees for the first time was first seen now.
+
+    Exits with code 1 if there can be no plan, because something that may be in use is not known.
+    """
+    reporter = context.reporter()
+    rules = policy.load(policy_file)
+    uses = tuple(Use(name, users=(str(file),)) for file in lists for name in names_in(file))
+    with terminal.registry(path, reporter) as (cluster, connect, _):
+        key = cluster.secrets.retention_key
+        now = _time(cluster)
+        sets = _kubeadm(cluster)
+        found = planning.look(connect, key, rules, now, uses=uses, sets=sets)
+    if not (found.after.clusters or lists or no_cluster):
+        raise ConfigError(
+            "it is not known which images are in use: no Kubernetes cluster was given",
+            hint="pass --in-use with a list or manifests, or --no-cluster if no cluster uses this registry",
+            code="WorkloadsUnknown",
+        )
+    for one in silent(found.after, set()):
+        reporter.note(
+            f"cluster {one.name} reported {(now - one.reported) // _DAY} days ago; what it used then is kept",
+            level="warning",
+        )
+    made = found.plan(rules)
+    if isinstance(made, Refused):
+        for reason in made.reasons:
+            reporter.problem(Problem(reason.code, "", f"{reason.message}; {reason.hint}"))
+        raise Error(
+            f"there is no plan, for {counted(len(made.reasons), 'reason')}; nothing may be deleted",
+            hint="remove the reasons listed above, then run it again", code="PlanRefused",
+        )  # fmt: skip
+    if context.output == "json":
+        echo(json.dumps(made.to_dict()))
+        return
+    _show(made, most=sys.maxsize if everything else SHOWN)
+    for reason in made.needs_approval:
+        reporter.note(f"{reason.message}: such a plan always needs an approval", level="warning")
+    gone = len({(one.repository, one.digest) for one in made.deletions})
+    kept = len([one for one in made.kept if one.cause != "Own"])
+    reporter.result(
+        f"plan {made.digest[:19]}: deletes {gone} of {counted(gone + kept, 'image')}, frees "
+        f"{made.freed / 1e6:.1f} MB; nothing was deleted"
+    )
+
+
+def _time(cluster: Cluster) -> int:
+    """The time of the nodes, which agree on it: this machine's clock may be any."""
+    said = side_by_side(lambda host: float(host.query("date", "+%s").text), cluster.hosts)
+    return int(statistics.median(said))
+
+
+def _kubeadm(cluster: Cluster) -> dict[str, tuple[str, ...]]:
+    """The set ``kubeadm``, as far as the version is known."""
+    version = cluster.spec.kubernetes.version
+    return {} if version is None else {"kubeadm": (*around(version), *sorted(PAUSE_IMAGES))}
+
+
+def _show(made: Plan, *, most: int) -> None:
+    console = screen(markup=False)
+    if not console.is_terminal:
+        console.width = 400
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("REPOSITORY", "KEPT", "DELETED", "FREED"):
+        table.add_column(title, overflow="fold", justify="left" if title == "REPOSITORY" else "right")
+    kept = Counter(one.repository for one in made.kept)
+    gone = Counter(repository for repository, _ in {(one.repository, one.digest) for one in made.deletions})
+    freed: Counter[str] = Counter()
+    for one in made.deletions:
+        freed[one.repository] += one.freed
+    for name in sorted(gone):
+        table.add_row(name, str(kept[name]), str(gone[name]), f"{freed[name] / 1e6:.1f} MB")
+    if gone:
+        console.print(table)
+    largest = sorted(made.deletions, key=lambda one: (-one.freed, one.key))
+    for one in sorted(largest[:most], key=lambda one: one.key):
+        where = f"{one.repository}:{one.tag}" if one.tag else f"{one.repository}@{one.digest[:19]}"
+        console.print(f"delete {where}  {one.why}; first seen {one.age // _DAY} days ago, {one.size / 1e6:.1f} MB")
+    if len(largest) > most:
+        console.print(f"and {len(largest) - most} more, smaller ones; --all lists them")
+
+
+@command("forget", parent=group, short_help="Forget a cluster that is gone, or the ledger")
+@file_option
+@click.option("--ledger", "everything", is_flag=True, help="Begin a new ledger, also in place of a damaged one.")
+@click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
+@click.argument("name", required=False)
+def forget(context: Context, path: Path | None, everything: bool, yes: bool, name: str | None) -> None:
+    """Forget the cluster NAME, which is gone: what it used last is then no longer kept for it.
+
+    With --ledger, forget everything: each image counts as first seen by the next plan.
+    """
+    if everything == (name is not None):
+        raise ConfigError("pass either the name of a cluster or --ledger", code="UsageInvalid")
+    reporter = context.reporter()
+    if not yes and sys.stdin.isatty():
+        what = "the ledger, with the ages of all images" if everything else f"the cluster {name}"
+        click.confirm(f"Forget {what}?", abort=True)
+    with terminal.registry(path, reporter) as (cluster, connect, _), connect() as registry:
+        key = cluster.secrets.retention_key
+        ledger = Ledger() if everything else _without(retry(lambda: store.read(registry, key), planning.PATIENCE), name)
+        retry(lambda: store.write(registry, key, ledger), planning.PATIENCE)
+    reporter.result("forgot the ledger" if everything else f"forgot the cluster {name}")
+
+
+def _without(ledger: Ledger, name: str | None) -> Ledger:
+    found = [uid for uid, one in ledger.clusters.items() if name in (one.name, uid)]
+    known = sorted(one.name for one in ledger.clusters.values())
+    if len(found) != 1:
+        raise ConfigError(
+            f"{'no' if not found else 'more than one'} cluster {name} ever reported",
+            hint=f"choose one of: {_listed(ledger)}" if known else "no cluster ever reported", code="ClusterUnknown",
+        )  # fmt: skip
+    return ledger.forgotten(found[0])
+
+
+def _listed(ledger: Ledger) -> str:
+    pairs: Sequence[tuple[str, str]] = sorted((one.name, uid) for uid, one in ledger.clusters.items())
+    return ", ".join(f"{name} ({uid})" for name, uid in pairs)

@@ -1,0 +1,92 @@
+"""From a look at the registry, and what clusters said, to a plan; the ledger goes from one look to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from kubeadm_registry.errors import Error
+from kubeadm_registry.images import brought
+from kubeadm_registry.images.pool import Connect
+from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.retention import Plan, Reason, Refused, RegistryPolicy, Use, plan, protect
+from kubeadm_registry.retention.holdings import Holdings
+from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.policy import seconds
+from kubeadm_registry.upkeep import reading, store
+
+#: Seconds that the registry may say nothing to one question about the ledger.
+PATIENCE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one cluster, known by its *uid* and called *name*, uses now; with *problems* it is not all of it."""
+
+    uid: str
+    name: str
+    uses: tuple[Use, ...]
+    problems: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found at *now* (seconds since 1970): the ledger *before* it and *after* it, and the *holdings*.
+
+    *sets* are named sets of images, *uses* those that no cluster reports; *problems* say why some of what is in use is
+    not known.
+    """
+
+    now: int
+    before: Ledger
+    after: Ledger
+    holdings: Holdings
+    sets: Mapping[str, tuple[str, ...]]
+    uses: tuple[Use, ...]
+    problems: tuple[Reason, ...]
+
+    def plan(self, policy: RegistryPolicy, *, accepted: Collection[str] = ()) -> Plan | Refused:
+        """What to delete by *policy*; see ``retention.plan``."""
+        inventory = self.after.inventory(self.holdings)
+        protected = protect(inventory, self.after.workloads(self.sets, self.problems, self.uses), policy, self.now)
+        # Before the first report there is nothing to compare with.
+        previous = self.before.workloads({}).current if self.before.clusters else None
+        return plan(inventory, protected, policy, self.now, previous=previous, accepted=accepted)
+
+
+def look(
+    connect: Connect, key: str, policy: RegistryPolicy, now: int, *, reports: Sequence[Report] = (),
+    sets: Mapping[str, tuple[str, ...]], uses: tuple[Use, ...] = (), keep: bool = True,
+) -> Look:  # fmt: skip
+    """Read the registry to which *connect* leads, and the ledger that is kept there under *key*.
+
+    *reports* is what clusters say, and goes into the ledger unless it has problems; *uses* is what is in use besides,
+    *sets* are those beside that of bundles. With *keep* the ledger after the look is written: it is what makes ages
+    known. Raises RegistryError, NewerFormat, Error (LedgerDamaged).
+    """
+    with connect() as registry:
+        before = retry(lambda: store.read(registry, key), PATIENCE)
+        sets = {**sets, **_brought(registry, "bundle" in policy.spec.sets)}
+    known = {name: one.manifests.keys() for name, one in before.repositories.items()}
+    holdings = reading.read(connect, known)
+    after = before.after(holdings, now)
+    for report in reports:
+        if not report.problems:
+            after = after.reported(report.uid, report.name, report.uses, now, kept=seconds(policy.spec.workload_grace))
+    if keep:
+        with connect() as registry:
+            retry(lambda: store.write(registry, key, after), PATIENCE)
+    return Look(now, before, after, holdings, sets, uses, tuple(one for report in reports for one in report.problems))
+
+
+def _brought(registry: Api, wanted: bool) -> dict[str, tuple[str, ...]]:
+    """The set ``bundle``, if it is *wanted* and known."""
+    if not wanted:
+        return {}
+    try:
+        found = retry(lambda: list(brought.everything(registry)), PATIENCE)
+    except Error as error:
+        if error.code in ("ImagesUnknown", "SeedRecordDamaged"):
+            return {}
+        raise
+    return {"bundle": tuple(name for one in found for name in one.references)}

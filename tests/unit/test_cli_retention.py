@@ -1,0 +1,190 @@
+"""``retention ...`` as people type it: what is planned, what is refused, and what is remembered in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kubeadm_registry.cli.main import cli
+from kubeadm_registry.formats import KEY
+from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.upkeep import store
+from tests.unit.fake_cluster import FakeCluster, fixed_secrets
+from tests.unit.fake_images import Repositories
+from tests.unit.fake_registry import connector
+from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
+
+START = 1_795_000_000
+DAY = 86400
+POLICY = """\
+apiVersion: kubeadm-registry.dev/v1alpha1
+kind: RegistryPolicy
+metadata: {name: retention}
+spec:
+  sets: []
+  rules:
+    - {name: apps, repositories: ["app"], keep: {within: 30d}}
+"""
+
+
+class Site:
+    def __init__(self, servers: FakeCluster, registry: Repositories, folder: Path) -> None:
+        self.servers = servers
+        self.registry = registry
+        self.folder = folder
+        (folder / "policy.yaml").write_text(POLICY)
+        self.at(0)
+
+    def at(self, day: float, *others: float) -> None:
+        """Set the nodes' clocks."""
+        for name, when in zip(NAMES, (day, day, *others, day), strict=False):
+            self.servers.servers[name].answer("date", "+%s", with_=f"{START + int(when * DAY)}\n")
+
+    def plan(self, *arguments: str) -> Result:
+        return CliRunner().invoke(cli, ("retention", "plan", *arguments), prog_name="kubeadm-registry")
+
+    def json(self, *arguments: str) -> dict[str, Any]:
+        result = self.plan("--no-cluster", "-o", "json", *arguments)
+        assert result.exit_code == 0, result.output
+        found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+        return found
+
+    def ledger(self) -> Ledger:
+        with connector(self.registry)() as registry:
+            return store.read(registry, fixed_secrets(NAMES).retention_key)
+
+
+@pytest.fixture
+def site(three: FakeCluster, fake: Repositories, tmp_path: Path) -> Site:  # noqa: F811
+    return Site(three, fake, tmp_path)
+
+
+def names(found: dict[str, Any]) -> list[str]:
+    return [f"{one['repository']}:{one['tag']}" for one in found["deletions"]]
+
+
+def test_what_a_plan_sees_for_the_first_time_was_first_seen_now(site: Site) -> None:
+    assert names(site.json()) == []
+    site.at(29)
+    assert names(site.json()) == []
+    site.registry.image("app", "v2", layer=b"new")
+    site.at(31)
+    found = site.json()
+    assert names(found) == ["app:v1"]
+    assert found["deletions"][0]["rule"] == "apps"
+    assert found[KEY]["version"] == 1
+    assert "v1" in site.registry.store["app"].tags, "nothing was deleted"
+    assert site.ledger().repositories["app"].tags["v2"].first_seen == START + 31 * DAY
+
+
+def test_for_people(site: Site) -> None:
+    assert (
+        site.plan("--no-cluster")
+        .stdout.splitlines()[-1]
+        .endswith("deletes 0 of 2 images, frees 0.0 MB; nothing was deleted")
+    )
+    site.at(40)
+    result = site.plan("--no-cluster")
+    assert result.exit_code == 0, result.output
+    head, row, deletion, last = result.stdout.splitlines()
+    assert head.split() == ["REPOSITORY", "KEPT", "DELETED", "FREED"]
+    assert row.split() == ["app", "0", "1", "0.0", "MB"]
+    assert deletion.startswith("delete app:v1  ")
+    assert "first seen 40 days ago" in deletion
+    assert last.startswith("plan sha256:")
+    assert "deletes 1 of 2 images" in last
+
+
+def test_what_is_in_use_stays(site: Site) -> None:
+    site.json()
+    site.at(40)
+    (site.folder / "used.txt").write_text("10.0.0.10:5000/app:v1\n")
+    found = site.json("--in-use", "used.txt")
+    assert names(found) == []
+    [kept] = [one for one in found["kept"] if one["repository"] == "app"]
+    assert kept["cause"] == "InUse"
+    assert "used.txt" in kept["why"]
+
+
+def test_without_a_word_about_what_is_in_use_there_is_no_plan(site: Site) -> None:
+    result = site.plan("-o", "json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout.splitlines()[-1])["code"] == "WorkloadsUnknown"
+
+
+def test_a_set_that_is_not_known_is_a_reason_for_no_plan(site: Site) -> None:
+    (site.folder / "policy.yaml").write_text(POLICY.replace("sets: []", "sets: [kubeadm]"))
+    result = site.plan("--no-cluster", "-o", "json")
+    assert result.exit_code == 1
+    *problems, error = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [one["check"] for one in problems if one["event"] == "check"] == ["SetMissing"]
+    assert error["code"] == "PlanRefused"
+
+
+def test_the_images_of_kubeadm_are_a_set_where_the_version_is_known(site: Site) -> None:
+    policy = POLICY.replace("sets: []", "sets: [kubeadm, bundle]").replace('["app"]', '["**"]')
+    (site.folder / "policy.yaml").write_text(policy)
+    (site.folder / "cluster.yaml").write_text(
+        (site.folder / "cluster.yaml").read_text() + "  kubernetes: {version: v1.33.1}\n"
+    )
+    site.json()
+    site.at(40)
+    found = site.json()
+    assert names(found) == ["app:v1"]
+    assert {one["cause"] for one in found["kept"] if one["repository"] == "registry.k8s.io/pause"} == {"InUse"}
+
+
+def test_one_wrong_clock_does_not_count(site: Site) -> None:
+    site.json()
+    site.at(1, 4000)
+    assert site.ledger().written == START
+    assert names(site.json()) == []
+    assert site.ledger().written == START + DAY
+
+
+def test_clocks_that_went_back_are_a_reason_for_no_plan(site: Site) -> None:
+    site.at(10)
+    site.json()
+    site.at(0)
+    result = site.plan("--no-cluster")
+    assert result.exit_code == 1
+    assert "ClockDoubtful" in result.stdout
+
+
+def test_a_ledger_that_somebody_else_wrote_is_not_believed(site: Site) -> None:
+    site.json()
+    with connector(site.registry)() as registry:
+        store.write(registry, "another key", Ledger())
+    result = site.plan("--no-cluster", "-o", "json")
+    assert result.exit_code == 1
+    error = json.loads(result.stdout.splitlines()[-1])
+    assert error["code"] == "LedgerDamaged"
+    assert "retention forget --ledger" in error["hint"]
+    forget = CliRunner().invoke(cli, ("retention", "forget", "--ledger", "--yes"), prog_name="kubeadm-registry")
+    assert forget.exit_code == 0, forget.output
+    assert names(site.json()) == []
+
+
+def test_forgetting_a_cluster(site: Site) -> None:
+    site.json()
+    with connector(site.registry)() as registry:
+        key = fixed_secrets(NAMES).retention_key
+        ledger = site.ledger().reported("the-uid", "prod", (), START, kept=DAY)
+        store.write(registry, key, ledger)
+
+    def forget(name: str) -> Result:
+        return CliRunner().invoke(cli, ("retention", "forget", name, "--yes"), prog_name="kubeadm-registry")
+
+    unknown = forget("stage")
+    assert unknown.exit_code == 2
+    assert "prod (the-uid)" in unknown.stderr
+    site.at(3)
+    assert "cluster prod reported 3 days ago" in site.plan().stdout
+    assert forget("prod").exit_code == 0
+    assert site.ledger().clusters == {}
+    both = CliRunner().invoke(cli, ("retention", "forget"), prog_name="kubeadm-registry")
+    assert both.exit_code == 2
