@@ -6,12 +6,17 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kubeadm_registry import config
 from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.components import garage
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fakes import FakeTransport
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("kubeadm-registry", deadline=None)
+settings.load_profile("kubeadm-registry")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
