@@ -38,6 +38,11 @@ _KNOWN = {
 }  # fmt: skip
 
 
+def known_patches(minor: int) -> tuple[str, ...]:
+    """The versions of Kubernetes 1.*minor* whose images are known, oldest first."""
+    return tuple(f"v1.{minor}.{patch}" for patch in range(_KNOWN[minor][0] + 1)) if minor in _KNOWN else ()
+
+
 def images_of(version: str) -> tuple[str, ...]:
     """The full names of the images that kubeadm *version* (``v1.36.3`` or ``1.36.3``) asks for, in its own order.
 
