@@ -50,6 +50,11 @@ class ApiServer:
         self.url = f"https://127.0.0.1:{port}"
         self._port = port
 
+    @property
+    def certificate(self) -> Path:
+        """The certificate that the server made for itself, which is its own CA."""
+        return self.directory / "certificates/apiserver.crt"
+
     def kubeconfig(self, user: str = "admin") -> Path:
         """The file by which *user* logs in."""
         return self.directory / f"{user}.kubeconfig"

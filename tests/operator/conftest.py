@@ -10,10 +10,11 @@ import pytest
 
 from kubeadm_registry.custom_resources.admission import ALLOW
 from kubeadm_registry.custom_resources.definitions import DEFINITIONS
-from tests.lab.command import wait_until
+from tests.lab.command import run, wait_until
 from tests.lab.programs import cached
 from tests.operator.apiserver import ApiServer, running
 from tests.operator.battery import CLUSTER
+from tests.operator.workloads import fill
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("etcd", "etcdctl", "kube-apiserver", "kubectl")
@@ -85,3 +86,23 @@ def adopted(empty: ApiServer) -> ApiServer:
     answer = empty.send("apply", [CLUSTER])
     assert answer.taken, answer.text
     return empty
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA for clients, and an administrator's certificate as kubeadm makes it (admin.conf)."""
+    directory = tmp_path_factory.mktemp("clients")
+    new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1")
+    run(*new, "-subj", "/CN=clients", "-keyout", directory / "ca.key", "-out", directory / "ca.crt")
+    run(*new, "-subj", "/O=system:masters/CN=kubernetes-admin", "-CA", directory / "ca.crt", "-CAkey",
+        directory / "ca.key", "-keyout", directory / "admin.key", "-out", directory / "admin.crt",
+        "-addext", "extendedKeyUsage=clientAuth", "-addext", "basicConstraints=critical,CA:FALSE")  # fmt: skip
+    return directory
+
+
+@pytest.fixture(scope="session")
+def cluster(programs: None, certificates: Path) -> Iterator[ApiServer]:
+    """An API server of its own with workloads of every kind."""
+    with running(f"--client-ca-file={certificates / 'ca.crt'}") as server:
+        fill(server)
+        yield server
