@@ -6,8 +6,9 @@ import json
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 from rich.table import Table
@@ -16,16 +17,15 @@ from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.engine.report import echo, screen
 from kubeadm_registry.errors import ConfigError, Error, Problem
-from kubeadm_registry.images.kubernetes_images import around
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import retry
-from kubeadm_registry.retention import Plan, Refused, Use, policy
+from kubeadm_registry.retention import Plan, Reason, Refused, Use, policy
 from kubeadm_registry.retention.ledger import Ledger, silent
 from kubeadm_registry.transport.host import side_by_side
-from kubeadm_registry.upkeep import planning, store
+from kubeadm_registry.upkeep import clusters, planning, store
+from kubeadm_registry.upkeep.clusters import ClusterReport
 
 DEFAULT_POLICY = Path("policy.yaml")
 #: Deletions that are listed one by one unless all are asked for.
@@ -45,14 +45,19 @@ def group() -> None:
     help="Policy file, a RegistryPolicy.",
 )  # fmt: skip
 @click.option(
+    "--kubeconfig", "kubeconfigs", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+    help="Ask this Kubernetes cluster what it uses. May be repeated, once for each cluster that uses the registry.",
+)  # fmt: skip
+@click.option(
     "--in-use", "lists", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
     help="Keep the images in a list with one name per line, or in Kubernetes manifests. May be repeated.",
 )  # fmt: skip
 @click.option("--no-cluster", is_flag=True, help="No Kubernetes cluster uses the registry, so none is asked.")
 @click.option("--all", "everything", is_flag=True, help=f"List every deletion, not only the largest {SHOWN}.")
 def plan_command(
-    context: Context, path: Path | None, policy_file: Path, lists: tuple[Path, ...], no_cluster: bool, everything: bool
-) -> None:
+    context: Context, path: Path | None, policy_file: Path, kubeconfigs: tuple[Path, ...], lists: tuple[Path, ...],
+    no_cluster: bool, everything: bool,
+) -> None:  # fmt: skip
     """Show which images the policy would delete, and why each one goes or stays. Deletes nothing.
 
     The plan needs to know since when an image has been there. That is remembered in the registry, from one plan to the
@@ -63,18 +68,20 @@ def plan_command(
     reporter = context.reporter()
     rules = policy.load(policy_file)
     uses = tuple(Use(name, users=(str(file),)) for file in lists for name in names_in(file))
+    reports = dict(_report(file) for file in kubeconfigs)
     with terminal.registry(path, reporter) as (cluster, connect, _):
         key = cluster.secrets.retention_key
         now = _time(cluster)
-        sets = _kubeadm(cluster)
-        found = planning.look(connect, key, rules, now, uses=uses, sets=sets)
-    if not (found.after.clusters or lists or no_cluster):
+        sets = _kubeadm([cluster.spec.kubernetes.version, *(one.version for one in reports.values())])
+        found = planning.look(connect, key, rules, now, reports=reports, uses=uses, sets=sets)
+    if not (found.after.clusters or reports or lists or no_cluster):
         raise ConfigError(
             "it is not known which images are in use: no Kubernetes cluster was given",
-            hint="pass --in-use with a list or manifests, or --no-cluster if no cluster uses this registry",
+            hint="pass --kubeconfig for each cluster that uses the registry, --in-use with a list of images, or "
+            "--no-cluster if no cluster uses it",
             code="WorkloadsUnknown",
         )
-    for one in silent(found.after, set()):
+    for one in silent(found.after, {report.uid for report in reports.values()}):
         reporter.note(
             f"cluster {one.name} reported {(now - one.reported) // _DAY} days ago; what it used then is kept",
             level="warning",
@@ -107,10 +114,24 @@ def _time(cluster: Cluster) -> int:
     return int(statistics.median(said))
 
 
-def _kubeadm(cluster: Cluster) -> dict[str, tuple[str, ...]]:
-    """The set ``kubeadm``, as far as the version is known."""
-    version = cluster.spec.kubernetes.version
-    return {} if version is None else {"kubeadm": (*around(version), *sorted(PAUSE_IMAGES))}
+def _report(kubeconfig: Path) -> tuple[str, ClusterReport]:
+    """The name of a cluster, and what it says."""
+    # The library that reads kubeconfigs takes half a second to import.
+    from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig  # noqa: PLC0415
+
+    api = by_kubeconfig(kubeconfig)
+    return urlsplit(api.server).netloc, clusters.read(api)
+
+
+def _kubeadm(versions: Iterable[str | None]) -> dict[str, tuple[str, ...]]:
+    """The set ``kubeadm`` for all *versions* that are known; none if one of them has unknown images."""
+    found: set[str] = set()
+    for version in filter(None, versions):
+        images = clusters.kubeadm_set(version)
+        if isinstance(images, Reason):
+            return {}
+        found.update(images)
+    return {"kubeadm": tuple(sorted(found))} if found else {}
 
 
 def _show(made: Plan, *, most: int) -> None:

@@ -74,17 +74,3 @@ def images_of(version: str) -> tuple[str, ...]:
         "etcd": now.etcd,
     }
     return tuple(f"{HOST}/{path}:{tag}" for path, tag in tags.items())
-
-
-def around(version: str) -> tuple[str, ...]:
-    """The images of kubeadm *version*, and those of every known patch of the minor versions before and after it.
-
-    The running version may be upgraded, or a node put back. Sorted. Raises ConfigError if *version* is not known.
-    """
-    names = set(images_of(version))
-    minor = int(version.removeprefix("v").split(".")[1])
-    for other in (minor - 1, minor, minor + 1):
-        last, _ = _KNOWN.get(other, (-1, ()))
-        for patch in range(last + 1):
-            names |= set(images_of(f"v1.{other}.{patch}"))
-    return tuple(sorted(names))

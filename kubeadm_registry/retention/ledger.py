@@ -73,15 +73,16 @@ class Ledger:
     def reported(self, uid: str, name: str, uses: tuple[Use, ...], now: int, *, kept: int) -> Self:
         """The ledger after the cluster *uid*, called *name*, said at *now* that it has *uses*.
 
-        Uses that are gone stay for *kept* seconds after they were last seen.
+        Uses that are gone stay for *kept* seconds, from the first report without them: until then they may have been
+        there, however long the cluster was silent.
         """
         before = self.clusters.get(uid)
         here = {(use.reference, use.image_id) for use in uses}
         gone = []
         for use in before.uses if before else ():
             if (use.reference, use.image_id) not in here:
-                last = before.reported if before and use.last_seen is None else use.last_seen
-                if last is not None and last >= now - kept:
+                last = now if use.last_seen is None else use.last_seen
+                if last >= now - kept:
                     gone.append(replace(use, last_seen=last))
         more = before.more if before else {}
         report = ClusterUses(name, now, len(here), (*sorted(uses), *sorted(gone)), more)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from kubeadm_registry.errors import Error
 from kubeadm_registry.images import brought
@@ -14,19 +15,10 @@ from kubeadm_registry.retention.holdings import Holdings
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.policy import seconds
 from kubeadm_registry.upkeep import reading, store
+from kubeadm_registry.upkeep.clusters import ClusterReport
 
 #: Seconds that the registry may say nothing to one question about the ledger.
 PATIENCE = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What one cluster, known by its *uid* and called *name*, uses now; with *problems* it is not all of it."""
-
-    uid: str
-    name: str
-    uses: tuple[Use, ...]
-    problems: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +47,15 @@ class Look:
 
 
 def look(
-    connect: Connect, key: str, policy: RegistryPolicy, now: int, *, reports: Sequence[Report] = (),
-    sets: Mapping[str, tuple[str, ...]], uses: tuple[Use, ...] = (), keep: bool = True,
+    connect: Connect, key: str, policy: RegistryPolicy, now: int, *,
+    reports: Mapping[str, ClusterReport] = MappingProxyType({}), sets: Mapping[str, tuple[str, ...]],
+    uses: tuple[Use, ...] = (), keep: bool = True,
 ) -> Look:  # fmt: skip
     """Read the registry to which *connect* leads, and the ledger that is kept there under *key*.
 
-    *reports* is what clusters say, and goes into the ledger unless it has problems; *uses* is what is in use besides,
-    *sets* are those beside that of bundles. With *keep* the ledger after the look is written: it is what makes ages
-    known. Raises RegistryError, NewerFormat, Error (LedgerDamaged).
+    *reports* is what clusters say, by what people call them, and goes into the ledger unless it has problems; *uses* is
+    what is in use besides, *sets* are those beside that of bundles. With *keep* the ledger after the look is written:
+    it is what makes ages known. Raises RegistryError, NewerFormat, Error (LedgerDamaged).
     """
     with connect() as registry:
         before = retry(lambda: store.read(registry, key), PATIENCE)
@@ -70,13 +63,15 @@ def look(
     known = {name: one.manifests.keys() for name, one in before.repositories.items()}
     holdings = reading.read(connect, known)
     after = before.after(holdings, now)
-    for report in reports:
+    for name, report in reports.items():
         if not report.problems:
-            after = after.reported(report.uid, report.name, report.uses, now, kept=seconds(policy.spec.workload_grace))
+            after = after.reported(report.uid, name, report.uses, now, kept=seconds(policy.spec.workload_grace))
     if keep:
         with connect() as registry:
             retry(lambda: store.write(registry, key, after), PATIENCE)
-    return Look(now, before, after, holdings, sets, uses, tuple(one for report in reports for one in report.problems))
+    return Look(
+        now, before, after, holdings, sets, uses, tuple(one for report in reports.values() for one in report.problems)
+    )
 
 
 def _brought(registry: Api, wanted: bool) -> dict[str, tuple[str, ...]]:

@@ -146,6 +146,52 @@ def test_a_deployment_of_a_pushed_image(kubernetes: Kubernetes) -> None:
             assert run(*host.network_argv(sys.executable, "-c", _GET, url)).stdout == pod["metadata"]["name"]
 
 
+_POLICY = """\
+apiVersion: kubeadm-registry.dev/v1alpha1
+kind: RegistryPolicy
+metadata: {name: retention}
+spec:
+  grace: 1m
+  workloadGrace: 1m
+  sets: []
+  rules:
+    - {name: all, repositories: ["**"], keep: {tags: ["none-has-this"]}}
+"""
+
+
+def test_a_plan_that_would_delete_everything_keeps_what_the_cluster_uses(
+    kubernetes: Kubernetes, tmp_path: Path
+) -> None:
+    """A Deployment, what a rollback of it returns to, the control plane's static pods: all by what the API server says.
+
+    Only the pause image is named by no object: the set kubeadm has it.
+    """
+    first, second, other = (pushed(kubernetes.registry, f"plan-{mark}") for mark in ("first", "second", "other"))
+    kubernetes.deploy("planned", first, replicas=1)
+    kubernetes.kubectl("set", "image", "deployment/planned", f"*={second}")
+    kubernetes.kubectl("rollout", "status", "deployment/planned", "--timeout=110s", timeout=120)
+    policy, config = tmp_path / "policy.yaml", tmp_path / "admin.conf"
+    policy.write_text(_POLICY)
+    config.write_text(kubernetes.first.sh("cat", "/etc/kubernetes/admin.conf").stdout)
+
+    def planned() -> dict[str, set[str]]:
+        arguments = ("retention", "plan", "--policy", policy, "--kubeconfig", config)
+        found = kubernetes.registry.json(*arguments)[-1]
+        gone = {f"{one['repository']}:{one['tag']}" for one in found["deletions"]}
+        used = {f"{one['repository']}:{tag}" for one in found["kept"] if one["cause"] == "InUse" for tag in one["tags"]}
+        return {"gone": gone, "used": used}
+
+    def name(image: str) -> str:
+        return image.partition("/")[2]
+
+    wait_until("what is older than a minute to go", lambda: name(other) in planned()["gone"], seconds=180, every=10)
+    found = planned()
+    running = {name for name in images.wanted() if "pause" not in name}
+    assert {name(first), name(second), *running} <= found["used"]
+    assert not found["gone"] & {name(first), name(second), *running}
+    assert f"{canary.REPOSITORY}:{canary.TAG}" not in found["gone"]
+
+
 # What goes wrong
 
 

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from kubeadm_registry.cli import retention
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.formats import KEY
+from kubeadm_registry.retention import grouped
 from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.uses import failed_list
 from kubeadm_registry.upkeep import store
+from kubeadm_registry.upkeep.clusters import ClusterReport
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 from tests.unit.fake_images import Repositories
 from tests.unit.fake_registry import connector
@@ -108,6 +112,51 @@ def test_what_is_in_use_stays(site: Site) -> None:
     [kept] = [one for one in found["kept"] if one["repository"] == "app"]
     assert kept["cause"] == "InUse"
     assert "used.txt" in kept["why"]
+
+
+def cluster(monkeypatch: pytest.MonkeyPatch, *uses: str, uid: str = "the-uid", version: str = "v1.33.1") -> None:
+    """Let the cluster of every kubeconfig say that it has *uses*; the real one is asked in tests/operator."""
+    found = ClusterReport(uid, version, grouped((one, "", "Pod default/web") for one in uses))
+    monkeypatch.setattr(retention, "_report", lambda _kubeconfig: (f"{uid}.example:6443", found))
+
+
+def test_what_a_cluster_uses_stays_also_when_it_is_silent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.json()
+    site.at(40)
+    cluster(monkeypatch, "10.0.0.10:5000/app:v1")
+    assert names(site.json("--kubeconfig", "admin.conf")) == []
+    site.at(100)
+    assert names(site.json()) == [], "it said so 60 days ago, and nothing since"
+    assert "cluster the-uid.example:6443 reported 60 days ago" in site.plan().stdout
+    cluster(monkeypatch, "10.0.0.10:5000/other:v1")
+    assert names(site.json("--kubeconfig", "admin.conf")) == [], "a week is left"
+    site.at(108)
+    assert names(site.json("--kubeconfig", "admin.conf")) == ["app:v1"]
+
+
+def test_a_cluster_of_which_not_all_is_known_is_a_reason_for_no_plan(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.json()
+    site.at(40)
+    found = ClusterReport("the-uid", "v1.33.1", (), (failed_list("Pods", "403 Forbidden"),))
+    monkeypatch.setattr(retention, "_report", lambda _kubeconfig: ("a.example:6443", found))
+    result = site.plan("--kubeconfig", "admin.conf")
+    assert result.exit_code == 1
+    assert "cannot list Pods: 403 Forbidden" in result.stdout
+    assert site.ledger().clusters == {}, "what it did not say whole is not remembered"
+
+
+def test_the_images_of_the_version_that_runs_are_those_of_the_set_kubeadm(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site.folder / "policy.yaml").write_text(POLICY.replace("sets: []", "sets: [kubeadm]").replace('["app"]', '["**"]'))
+    cluster(monkeypatch)
+    site.json("--kubeconfig", "admin.conf")
+    site.at(40)
+    assert names(site.json("--kubeconfig", "admin.conf")) == ["app:v1"]
+    cluster(monkeypatch, version="v9.9.9")
+    assert "SetMissing" in site.plan("--kubeconfig", "admin.conf").stdout
 
 
 def test_without_a_word_about_what_is_in_use_there_is_no_plan(site: Site) -> None:

@@ -64,13 +64,13 @@ def test_a_clock_that_goes_back_does_not_make_the_ledger_younger() -> None:
 def test_uses_that_are_gone_stay_for_a_while_with_when_they_were_last_seen() -> None:
     ledger = Ledger().reported("uid", "one", (Use("app:v1"), Use("app:v2")), 100, kept=7 * DAY)
     ledger = ledger.reported("uid", "one", (Use("app:v2"),), 200, kept=7 * DAY)
-    assert {use.reference: use.last_seen for use in ledger.clusters["uid"].uses} == {"app:v1": 100, "app:v2": None}
+    assert {use.reference: use.last_seen for use in ledger.clusters["uid"].uses} == {"app:v1": 200, "app:v2": None}
     assert ledger.clusters["uid"].current == 1
-    ledger = ledger.reported("uid", "one", (Use("app:v2"),), 100 + 7 * DAY, kept=7 * DAY)
+    ledger = ledger.reported("uid", "one", (Use("app:v2"),), 200 + 7 * DAY, kept=7 * DAY)
     assert {use.reference for use in ledger.clusters["uid"].uses} == {"app:v1", "app:v2"}
-    ledger = ledger.reported("uid", "one", (Use("app:v2"),), 101 + 7 * DAY, kept=7 * DAY)
+    ledger = ledger.reported("uid", "one", (Use("app:v2"),), 201 + 7 * DAY, kept=7 * DAY)
     assert {use.reference for use in ledger.clusters["uid"].uses} == {"app:v2"}
-    back = ledger.reported("uid", "one", (Use("app:v1"), Use("app:v2")), 200 + 7 * DAY, kept=7 * DAY)
+    back = ledger.reported("uid", "one", (Use("app:v1"), Use("app:v2")), 300 + 7 * DAY, kept=7 * DAY)
     assert {use.last_seen for use in back.clusters["uid"].uses} == {None}
 
 
