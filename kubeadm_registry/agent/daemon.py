@@ -14,7 +14,7 @@ from kubeadm_registry import __version__
 from kubeadm_registry.agent import certificate, status
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
-from kubeadm_registry.agent.document import State, sealed
+from kubeadm_registry.agent.document import Data, State, sealed
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.log import Log, described
@@ -61,6 +61,8 @@ class Daemon:
         self._due = False
         self._next: dict[str, float] = {}
         self._expires: Optional[float] = None
+        self._ca_expires: Optional[float] = None
+        self._data: Optional[Data] = None
         self._exits = [
             Exits(self._loop, self.hands.frontend, self.probes.probe_frontend),
             Exits(self._loop, self.hands.storage, self.probes.probe_storage),
@@ -166,6 +168,7 @@ class Daemon:
             notify(f"STATUS={self._sentence()}")
         if self._every("slow", 10.0, now):
             self.hands.start("slow", self._slow())
+            self.hands.start("space", self._space())
 
     def _every(self, name: str, seconds: float, now: float) -> bool:
         if now < self._next.get(name, 0.0):
@@ -242,6 +245,8 @@ class Daemon:
             timer_there=self.hands.timer is not None and self.hands.timer.there(now),
             guarded=self.hands.guard.whole,
             guard_losses=self.hands.guard.losses,
+            ca_expires=self._ca_expires,
+            data=self._data,
         )
         if self.decisions is None:
             return None
@@ -289,10 +294,8 @@ class Daemon:
 
     async def _slow(self) -> None:
         """What may take a moment and is not urgent: the metrics port, a renewed certificate."""
-        try:
-            self._expires = certificate.not_after(Path(self.config.tls.cert)).timestamp()
-        except (OSError, ValueError) as error:
-            self.hands.failed("certificate", f"{self.config.tls.cert}: {error}")
+        self._expires = self._end_of(self.config.tls.cert, self._expires)
+        self._ca_expires = self._end_of(self.config.tls.ca, self._ca_expires)
         try:
             if not self._server.running:
                 await self._server.start()
@@ -300,6 +303,24 @@ class Daemon:
                 self.log("certificate", "took up the renewed certificate")
         except (OSError, ssl.SSLError) as error:
             self.hands.failed("metrics", f"the metrics port: {error}")
+
+    def _end_of(self, path: str, known: Optional[float]) -> Optional[float]:
+        """When the certificate in the file *path* expires, seconds since 1970; *known* if it cannot be read."""
+        try:
+            return certificate.not_after(Path(path)).timestamp()
+        except (OSError, ValueError) as error:
+            self.hands.failed(f"certificate-{path}", f"{path}: {error}")
+            return known
+
+    async def _space(self) -> None:
+        """How full the file system of the data directory is: in a thread, since a disk that hangs answers nothing."""
+        folder = Path(self.config.paths.hardstate).parent  # init puts it into the data directory
+        try:
+            seen = await self._loop.run_in_executor(None, os.statvfs, folder)
+        except OSError as error:
+            self.hands.failed("space", f"cannot read how full {folder} is: {error}")
+            return
+        self._data = {"free": seen.f_bavail * seen.f_frsize, "size": seen.f_blocks * seen.f_frsize}
 
     # ---- leaving --------------------------------------------------------------------------------------------------
 

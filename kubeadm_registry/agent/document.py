@@ -85,6 +85,13 @@ class Peer(TypedDict):
     clock_skew: Optional[float]
 
 
+class Data(TypedDict):
+    """The file system of the data directory, bytes: what its services may still use, and all of it."""
+
+    free: int
+    size: int
+
+
 class Done(TypedDict):
     """How often the agent did what, since it started."""
 
@@ -100,7 +107,7 @@ class Done(TypedDict):
 
 
 class State(TypedDict):
-    """The document. Times are seconds; *time* and *certificate_expires* are counted from 1970."""
+    """The document. Times are seconds; *time* and those that *expire* are counted from 1970."""
 
     name: str
     address: str
@@ -127,6 +134,8 @@ class State(TypedDict):
     guarded: Optional[bool]
     can_destroy_connections: Optional[bool]
     certificate_expires: Optional[float]
+    ca_expires: Optional[float]
+    data: Optional[Data]
     done: Done
 
 

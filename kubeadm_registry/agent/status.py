@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from kubeadm_registry.agent.config import Config
-from kubeadm_registry.agent.document import State
+from kubeadm_registry.agent.document import Data, State
 from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Presence, Role
 from kubeadm_registry.agent.peers import Links
 from kubeadm_registry.agent.probes import Probes
@@ -45,6 +45,8 @@ class Facts:
     timer_there: bool = False
     guarded: Optional[bool] = None  # None: not known yet, or nobody asked
     guard_losses: int = 0
+    ca_expires: Optional[float] = None  # seconds since 1970
+    data: Optional[Data] = None  # None: not known yet
 
 
 def seconds(probes: Probes) -> dict[str, Optional[float]]:
@@ -162,6 +164,8 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
         "guarded": facts.guarded,
         "can_destroy_connections": facts.can_destroy,
         "certificate_expires": facts.expires,
+        "ca_expires": facts.ca_expires,
+        "data": facts.data,
         "done": {
             "read_resets": counters.read_resets,
             "connections_ended": counters.connections_ended,
@@ -202,6 +206,11 @@ def metrics(state: State, cpu: float) -> str:
     one("clock_off_seconds", "Wall clock against the median of a majority's.", state["clock_off"])
     one("majority", "1 if more than half of the nodes are heard.", state["quorum"]["majority"])
     one("certificate_expires_seconds", "End of the node certificate, seconds since 1970.", state["certificate_expires"])
+    one("ca_expires_seconds", "End of the cluster CA, seconds since 1970.", state["ca_expires"])
+    data = state["data"]
+    if data is not None:
+        one("data_free_bytes", "Free in the file system of the data directory.", data["free"])
+        one("data_size_bytes", "Size of the file system of the data directory.", data["size"])
     one("guarded", "1 if the nft rules on loopback are loaded.", state["guarded"])
     one("can_destroy_connections", "1 if the kernel lets the agent end connections.", state["can_destroy_connections"])
     healths: list[tuple[str, Any]] = [('{process="frontend"}', state["frontend"]["health"] == Health.OK.value)]

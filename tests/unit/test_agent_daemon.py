@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry import zipapp
+from kubeadm_registry import pki, zipapp
 from kubeadm_registry.agent import daemon as module
 from kubeadm_registry.agent import hands
 from kubeadm_registry.agent.config import Config, parse
@@ -208,9 +208,9 @@ def test_a_round_and_a_callback_that_fail_end_nothing(
             healthy(now)
 
         monkeypatch.setattr(one.probes, "tick", broken)
-        await eventually(lambda: one.counters.errors >= 3)
+        await eventually(lambda: one.counters.errors >= 6)
         asyncio.get_running_loop().call_soon(lambda: 1 / 0)
-        await eventually(lambda: one.counters.errors >= 4)
+        await eventually(lambda: one.counters.errors >= 7)
         last = one.memory.last
         await eventually(lambda: one.memory.last > last + 0.2)
 
@@ -218,6 +218,27 @@ def test_a_round_and_a_callback_that_fail_end_nothing(
     said = capsys.readouterr().err
     assert "a round failed: KeyError: 'x' (test_agent_daemon.py" in said
     assert "something unexpected failed: ZeroDivisionError: division by zero" in said
+
+
+def test_it_tells_how_full_the_data_directory_is_and_when_certificates_expire(configs: list[dict[str, Any]]) -> None:
+    tls = {key: Path(configs[0]["tls"][key]).with_name(f"{key}.pem") for key in ("cert", "key", "ca")}
+    authority = pki.make_ca("test")
+    pair = pki.issue(authority, "cp-1", ["127.8.0.1"])
+    for key, content in (("cert", pair.certificate), ("key", pair.key), ("ca", authority.certificate)):
+        tls[key].write_text(content)
+
+    async def course(one: Daemon) -> None:
+        await eventually(lambda: (told := one._state()) is not None and told["data"] is not None)
+        told = one._state()
+        assert told is not None and told["data"] is not None
+        seen = os.statvfs(Path(configs[0]["paths"]["hardstate"]).parent)
+        assert told["data"]["size"] == seen.f_blocks * seen.f_frsize
+        assert 0 < told["data"]["free"] <= told["data"]["size"]
+        assert told["certificate_expires"] == pki.expiry(pair.certificate).timestamp()
+        assert told["ca_expires"] == pki.expiry(authority.certificate).timestamp()
+
+    named = {key: str(path) for key, path in tls.items()}
+    asyncio.run(started(parse(configs[0] | {"tls": named}), course))
 
 
 def test_an_agent_that_cannot_decide_leaves(configs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

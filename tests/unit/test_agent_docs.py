@@ -67,6 +67,7 @@ def test_every_metric_field_and_condition_is_told(text: str) -> None:
         version="1", instance="i", wall=1.0, now=1.0, holds_vip=True, expires=1.0, can_destroy=True,
         seconds=dict.fromkeys(("frontend", "storage", "manifest", "blob"), 0.1), corrections=(1, 1),
         heard=dict.fromkeys(("b", "c"), (0.1, 0.1, 1, 1)), wall_skew={},
+        ca_expires=1.0, data={"free": 1, "size": 1},
     )  # fmt: skip
     decided = replace(decided, conditions=tuple(known))
     state = status.state(memory, decided, config, facts, status.Counters(kills={"frontend": 1}))

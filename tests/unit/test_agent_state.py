@@ -16,6 +16,7 @@ from tests.unit.test_agent_config import smallest
 FACTS = status.Facts(
     version="1", instance="i", wall=1.0, now=1.0, holds_vip=False, expires=None, can_destroy=None, seconds={},
     corrections=(), heard=dict.fromkeys(("cp-2", "cp-3"), (0.1, 0.1, 1, 0)), wall_skew={},
+    data={"free": 40 << 30, "size": 100 << 30},
 )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def test_one_of_which_no_level_is_known_does_not_count() -> None:
 def test_what_is_told_is_what_the_document_says_and_can_be_read_again() -> None:
     told = state(Level.FIT, dict.fromkeys(("cp-2", "cp-3"), Level.FIT), FRESH)
     kinds = {"vip": document.Vip, "frontend": document.Process, "writer": document.Writer, "quorum": document.Quorum,
-             "members": document.Members, "done": document.Done}  # fmt: skip
+             "members": document.Members, "done": document.Done, "data": document.Data}  # fmt: skip
     assert set(told) == set(document.State.__annotations__)
     values: dict[str, Any] = dict(told)
     for key, kind in kinds.items():
