@@ -1,4 +1,4 @@
-"""Programs that tests and the demo need and that no package brings: built once from their source into the cache.
+"""Programs that tests and the demo need: built once from their source, or taken from a package, into the cache.
 
 python -m tests.lab.programs garage     prints the program's path
 python -m tests.lab.programs kubelet    builds all of Kubernetes' programs but kubeadm, which are one build
@@ -136,6 +136,31 @@ def _python(name: str, duration: str, parts: Sequence[str], **packages: str) -> 
     return Program(name, "-".join(packages.values()), duration, steps, parts=tuple(parts))
 
 
+#: ``$1`` a directory, ``$2`` a package, ``$3...`` programs in its /usr/bin. The package is not installed: its services
+#: would run. Lists of packages that are not there, or too old, are fetched, which takes root.
+_DEBIAN = """
+set -eu
+root=$1 package=$2
+shift 2
+cd "$root"
+apt-get -q download "$package" || { apt-get -q update && apt-get -q download "$package"; }
+dpkg-deb --extract "$package"_*.deb tree
+mkdir bin
+for program in "$@"; do mv "tree/usr/bin/$program" bin; done
+rm -r tree "$package"_*.deb
+"""
+
+
+def _debian(package: str, *parts: str) -> Program:
+    """Programs of a Debian *package* that need no other package than libc; of the version that the release has."""
+
+    def steps(root: Path) -> list[list[str]]:
+        return [["sh", "-c", _DEBIAN, "sh", str(root), package, *parts]]
+
+    tools = ("apt-get", "dpkg-deb")
+    return Program(package, "debian", "a few seconds", steps, needs=tools, packages="apt, dpkg", parts=parts)
+
+
 _CNI = "github.com/containernetworking/plugins/plugins"
 
 PROGRAMS = {
@@ -184,6 +209,8 @@ PROGRAMS = {
                 "loopback": f"{_CNI}/main/loopback",
             },
         ),
+        # The same from its source takes hundreds of modules.
+        _debian("prometheus", "prometheus", "promtool"),
         _python("ansible", "half a minute", ["ansible-playbook"], ansible_core="2.19.14"),
         _python("pyinfra", "half a minute", ["pyinfra"], pyinfra="3.10.0"),
         _own(
