@@ -2,7 +2,7 @@
 #   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
 #   make test    all checks and tests; what CI runs
 #   make dist    kubeadm-registry as one file that needs no Python, with its checksum, in dist/
-# Other goals: make unit | lint | lab | test-operator | test-kubernetes | simulate | soak | fuzz | bench, make lab-down, make clean.
+# Other goals: make unit | lint | lab | test-monitoring | test-operator | test-kubernetes | simulate | soak | fuzz | bench, make lab-down, make clean.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,7 +18,7 @@ KUBERNETES := kubelet etcd coredns bridge pause guest
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo busybox shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test dist unit lint lab test-operator test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs manifests lab-down clean setup packages programs
+.PHONY: help demo test dist unit lint lab test-monitoring test-operator test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs manifests lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -50,12 +50,12 @@ setup: packages .venv/.ready
 demo: programs
 	@$(SUDO) $(PYTHON) -m tests.lab.demo
 
-test: lint unit lab
+test: lint unit test-monitoring lab
 
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy -p kubeadm_registry -p tests.lab -p tests.kubernetes -p tests.operator -p tests.bench -p tests.simulation
+	.venv/bin/mypy -p kubeadm_registry -p tests.lab -p tests.kubernetes -p tests.operator -p tests.monitoring -p tests.bench -p tests.simulation
 	.venv/bin/lint-imports
 
 # Needs apt and pip to reach their mirrors. Debian's keys are not part of Ubuntu.
@@ -69,12 +69,18 @@ docs: setup
 
 manifests: setup
 	$(PYTHON) -m kubeadm_registry.custom_resources manifests
+	$(PYTHON) -m tests.monitoring.wrapped
 
 unit: setup
 	.venv/bin/pytest -q --numprocesses=auto tests/unit tests/simulation
 
 lab: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -m 'not long' --durations=20 tests/lab
+
+# The alert rules, by promtool of Debian's package prometheus, which is fetched once and not installed.
+test-monitoring: setup
+	@$(PYTHON) -m tests.lab.programs promtool > /dev/null
+	.venv/bin/pytest -q tests/monitoring
 
 # The custom resources and their guard, against a real kube-apiserver with etcd on loopback; needs Go once, and no root.
 test-operator: setup
