@@ -176,12 +176,7 @@ def _available(seen: Sequence[NodeStatus], holders: Sequence[str], astray: Seque
             f"{holders[0]} holds the virtual IP, but {', '.join(astray)} is missing there or also on another node",
         )  # fmt: skip
     if holders:
-        holder = next(one for one in seen if one.name == holders[0])
-        if _fit(holder):
-            return _condition("Available", True, "Serving", f"{holders[0]} holds the virtual IP and serves reads")
-        return _condition(
-            "Available", False, "HolderUnfit", f"{holders[0]} holds the virtual IP but does not serve reads"
-        )
+        return _serving(seen, holders[0])
     silent = [one.name for one in seen if not one.reachable]
     if silent:
         return _condition(
@@ -191,6 +186,16 @@ def _available(seen: Sequence[NodeStatus], holders: Sequence[str], astray: Seque
             f"no reachable node holds the virtual IP; {', '.join(silent)} cannot be reached",
         )
     return _condition("Available", False, "NoHolder", "no node holds the virtual IP")
+
+
+def _serving(seen: Sequence[NodeStatus], name: str) -> dict[str, str]:
+    """What the holder *name* of the virtual IP is worth."""
+    if all(_conditions(one) & _UNREADABLE for one in seen):
+        text = "no node can read the canary image, so other images may be lost"
+        return _condition("Available", False, "CanaryUnreadable", text)
+    if not _fit(next(one for one in seen if one.name == name)):
+        return _condition("Available", False, "HolderUnfit", f"{name} holds the virtual IP but does not serve reads")
+    return _condition("Available", True, "Serving", f"{name} holds the virtual IP and serves reads")
 
 
 def _can_lose_a_node(config: RegistryCluster, seen: Sequence[NodeStatus], holders: Sequence[str]) -> dict[str, str]:
@@ -214,11 +219,22 @@ def _obstacles(
     for one in seen:
         if not _fit(one):
             yield "NodeUnfit", f"{one.name} does not serve reads"
+        if _conditions(one) & _UNREADABLE:
+            yield "CanaryUnreadable", f"{one.name} cannot read the canary image, so other images may be lost there too"
     whole = _storage_whole(config, seen)
     if whole["status"] != "True":
         yield "StorageNotWhole", whole["message"]
     if len(holders) != 1:
         yield "NoHolder", "the virtual IP is not held by exactly one node"
+
+
+#: What an agent says of a node that does not find the canary image in the storage.
+_UNREADABLE = frozenset({"CanaryBroken", "CanaryMissing"})
+
+
+def _conditions(one: NodeStatus) -> set[str]:
+    """The conditions that the agent of a node reports."""
+    return set() if one.agent is None else set(one.agent.get("conditions", ()))
 
 
 def _reached(agent: State) -> int:
@@ -235,7 +251,12 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[
         return _condition("StorageWhole", None, "NoAgent", "no node agent is reporting")
     least = min(counts, key=lambda name: counts[name])
     if len(counts) == wanted and counts[least] == wanted:
-        return _condition("StorageWhole", True, "AllServe", f"all {wanted} storage nodes respond")
+        for one in seen:
+            if "StorageCopying" in _conditions(one):
+                left = one.agent.get("storage_left") if one.agent is not None else None
+                text = f"{one.name} is still copying what it missed ({left} blocks and parts of tables left)"
+                return _condition("StorageWhole", False, "Copying", text)
+        return _condition("StorageWhole", True, "AllServe", f"all {wanted} storage nodes respond, and none is copying")
     return _condition(
         "StorageWhole", False, "ServersMissing", f"{least} reaches {counts[least]} of {wanted} storage nodes"
     )

@@ -25,6 +25,7 @@ def conditions(
         "StorageDown": memory.storage.health in FAILED,
         "StorageSlow": memory.storage.health is Health.SUSPECT,
         "StoragePartial": seen.storage is not None and memory.storage.health is Health.OK and not seen.storage_whole,
+        "StorageCopying": seen.copying,
         "ProxyDown": proxy_dead,
         "ProxyPartial": not proxy_dead and (not proxy_ok or any(p.health is not Health.OK for p in memory.proxies)),
         "NoCanary": seen.manifest is None,

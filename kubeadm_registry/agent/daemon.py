@@ -15,6 +15,7 @@ from kubeadm_registry.agent import certificate, status
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.document import Data, State, sealed
+from kubeadm_registry.agent.garage import Copying
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.log import Log, described
@@ -63,6 +64,7 @@ class Daemon:
         self._expires: Optional[float] = None
         self._ca_expires: Optional[float] = None
         self._data: Optional[Data] = None
+        self._copying = Copying()
         self._exits = [
             Exits(self._loop, self.hands.frontend, self.probes.probe_frontend),
             Exits(self._loop, self.hands.storage, self.probes.probe_storage),
@@ -166,6 +168,8 @@ class Daemon:
             self._write_state()
             self.log.flush()
             notify(f"STATUS={self._sentence()}")
+        if self._every("copying", 1.0, now) and self.memory.storage.health is Health.OK:
+            self.hands.garage.look(lambda left: self._copying.take(left, clock()))
         if self._every("slow", 10.0, now):
             self.hands.start("slow", self._slow())
             self.hands.start("space", self._space())
@@ -210,6 +214,7 @@ class Daemon:
             kept=hands.hard.kept,
             timer=hands.timer.renewed if hands.timer is not None else None,
             timer_there=hands.timer is not None and hands.timer.there(clock()),
+            copying=self._copying.now,
         )
 
     def _watch_exits(self) -> None:
@@ -247,6 +252,7 @@ class Daemon:
             guard_losses=self.hands.guard.losses,
             ca_expires=self._ca_expires,
             data=self._data,
+            storage_left=self._copying.left,
         )
         if self.decisions is None:
             return None

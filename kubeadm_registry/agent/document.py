@@ -136,6 +136,7 @@ class State(TypedDict):
     certificate_expires: Optional[float]
     ca_expires: Optional[float]
     data: Optional[Data]
+    storage_left: Optional[int]
     done: Done
 
 

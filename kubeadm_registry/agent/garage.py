@@ -9,12 +9,61 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from kubeadm_registry.agent.config import Config, Peer
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
 
 DEADLINE = 5.0  # seconds
+LASTING = 2.0  # seconds of work after which it counts: each push, and a look at the tables every ten minutes, is some
+QUIET = 10.0  # seconds without work after which nothing is left: the workers take turns, and tables come before blocks
+
+
+class Copying:
+    """Whether this node's storage brings over what it missed, by what its workers say from time to time. Pure."""
+
+    def __init__(self) -> None:
+        self.left: Optional[int] = None
+        """How many blocks and parts of tables were left at the last look; None: not known."""
+        self._since: Optional[float] = None
+        self._last = 0.0
+        self._counts = False
+
+    def take(self, left: Optional[int], now: float) -> None:
+        """At *now* so much was *left*; None: there was no answer, and what was known stays."""
+        if left is None:
+            return
+        self.left = left
+        if left:
+            self._since = now if self._since is None else self._since
+            self._last = now
+            self._counts = self._counts or now - self._since >= LASTING
+        elif now - self._last >= QUIET:
+            self._since, self._counts = None, False
+        elif not self._counts:
+            self._since = None
+
+    @property
+    def now(self) -> bool:
+        """Whether it does: not for what is done at once, and until nothing was left for a while."""
+        return self._counts
+
+
+def left_in(body: bytes) -> Optional[int]:
+    """What the workers in an answer of ListWorkers have left, and cannot get; None if it is no such answer.
+
+    Blocks that the node lacks are in the queue of the workers called ``Block resync worker``, parts of tables that it
+    has not compared with the other nodes in that of those that end in ``sync``.
+    """
+    try:
+        [workers] = json.loads(body)["success"].values()
+        return sum(
+            (one["queueLength"] or 0) + (one["persistentErrors"] or 0)
+            for one in workers
+            if one["name"].startswith("Block resync worker") or one["name"].endswith(" sync")
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 class Garage:
@@ -36,7 +85,14 @@ class Garage:
         """Compare the tables with the peers' now and send what they lack; by itself Garage would within ten minutes."""
         self._post("/v2/LaunchRepairOperation?node=self", {"repairType": "tables"}, "compare its tables")
 
-    def _post(self, path: str, body: Sequence[str] | dict[str, Any], what: str) -> None:
+    def look(self, take: Callable[[Optional[int]], None]) -> None:
+        """Ask what its workers have left, and tell *take*; see ``left_in``."""
+        every = {"busyOnly": False, "errorOnly": False}
+        self._post("/v2/ListWorkers?node=self", every, "tell of its workers", lambda body: take(left_in(body)))
+
+    def _post(
+        self, path: str, body: Sequence[str] | dict[str, Any], what: str, take: Callable[[bytes], None] = lambda _: None
+    ) -> None:
         storage = self._storage
         if storage is None or not self._token_file:
             return
@@ -48,8 +104,10 @@ class Garage:
             return
 
         def done(outcome: Outcome) -> None:
-            code = http_answer(outcome.data)[0] if outcome.kind is Kind.ANSWERED else 0
-            if code != 200:
+            code, answer = http_answer(outcome.data) if outcome.kind is Kind.ANSWERED else (0, b"")
+            if code == 200:
+                take(answer)
+            else:
                 self._failed(kind, f"the storage did not {what}: {code or outcome.kind.value}")
 
         request = http_request(

@@ -60,7 +60,7 @@ class NodeHands:
         self._changed = changed
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._garage = Garage(config, self.failed)
+        self.garage = Garage(config, self.failed)
         self._connections = Connections()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._claimed = 0.0
@@ -131,11 +131,11 @@ class NodeHands:
             self.cut(name, stuck)
         if new.connect:
             self.counters.connects += 1
-            self._garage.connect()
+            self.garage.connect()
         if new.compare:
             self.counters.compares += 1
             self._log("compare", "all storages are here again: what one has missed is sent to it")
-            self._garage.compare()
+            self.garage.compare()
 
     def fence(self) -> None:
         """Begin to fence, unless that is going on."""

@@ -152,6 +152,7 @@ class Observation:
     kept: HardState = HardState()  # what is known to be on disk
     timer: Optional[float] = None  # when the newest renewal was sent that the kernel's timer took; None: it has none
     timer_there: bool = False  # the kernel has such a timer
+    copying: bool = False  # the storage brings over what this node missed
 
 
 @dataclass(frozen=True)

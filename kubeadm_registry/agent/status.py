@@ -47,6 +47,7 @@ class Facts:
     guard_losses: int = 0
     ca_expires: Optional[float] = None  # seconds since 1970
     data: Optional[Data] = None  # None: not known yet
+    storage_left: Optional[int] = None  # None: not known yet
 
 
 def seconds(probes: Probes) -> dict[str, Optional[float]]:
@@ -166,6 +167,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
         "certificate_expires": facts.expires,
         "ca_expires": facts.ca_expires,
         "data": facts.data,
+        "storage_left": facts.storage_left,
         "done": {
             "read_resets": counters.read_resets,
             "connections_ended": counters.connections_ended,

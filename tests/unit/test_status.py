@@ -441,3 +441,29 @@ def test_one_key_less_or_more_in_it_hides_nothing_else(key: str) -> None:
         found = judge(THREE, [replace(seen, vip=(VIP,)), well("cp-2"), well("cp-3")], NOW.timestamp())
         assert [node["name"] for node in found["nodes"]] == ["cp-1", "cp-2", "cp-3"]
         assert json.dumps(found)
+
+
+def tells(one: NodeStatus, *conditions: str, **more: object) -> NodeStatus:
+    return replace(one, agent={**(one.agent or {}), "conditions": list(conditions), **more})
+
+
+def test_no_node_may_be_lost_while_one_still_copies() -> None:
+    """A replaced node answers long before it has the images."""
+    seen = [well("cp-1", vip=True), tells(well("cp-2"), "StorageCopying", storage_left=293), well("cp-3")]
+    found = judge(THREE, seen, NOW.timestamp())
+    assert (condition(found, "StorageWhole"), condition(found, "CanLoseANode")) == ("False", "False")
+    assert condition(found, "Available") == "True"
+    [text] = {one["message"] for one in found["conditions"] if one["type"] in ("StorageWhole", "CanLoseANode")}
+    assert text == "cp-2 is still copying what it missed (293 blocks and parts of tables left)"
+    assert exit_code(found) == 5
+
+
+@pytest.mark.parametrize("name", ["CanaryBroken", "CanaryMissing"])
+def test_a_node_that_cannot_read_the_canary_image_makes_no_node_dispensable(name: str) -> None:
+    well_off = [well("cp-1", vip=True), well("cp-2")]
+    found = judge(THREE, [*well_off, tells(well("cp-3"), name)], NOW.timestamp())
+    assert (condition(found, "Available"), condition(found, "CanLoseANode")) == ("True", "False")
+    assert exit_code(found) == 5
+    found = judge(THREE, [tells(one, name) for one in (*well_off, well("cp-3"))], NOW.timestamp())
+    assert condition(found, "Available") == "False"
+    assert exit_code(found) == 1

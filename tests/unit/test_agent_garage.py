@@ -1,0 +1,69 @@
+"""What Garage's workers say, and what follows from it: whether the storage brings over what a node missed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kubeadm_registry.agent.garage import LASTING, QUIET, Copying, left_in
+
+
+def worker(name: str, queue: int | None, errors: int | None = None) -> dict[str, Any]:
+    return {"name": name, "queueLength": queue, "persistentErrors": errors, "state": "idle"}
+
+
+def answer(*workers: dict[str, Any]) -> bytes:
+    return json.dumps({"error": {}, "success": {"d0c5": workers}}).encode()
+
+
+def test_blocks_and_parts_of_tables_count_and_nothing_else() -> None:
+    """As Garage 2.3.0 said it while a node with an empty disk came back."""
+    body = answer(
+        worker("Block resync worker #1", 47, 3), worker("Block resync worker #2", None), worker("version sync", 44),
+        worker("block_ref sync", 160), worker("block_ref Merkle", 23), worker("object queue", 5),
+        worker("Block scrub worker", None, 7), worker("object GC", 9),
+    )  # fmt: skip
+    assert left_in(body) == 47 + 3 + 44 + 160
+    assert left_in(answer(worker("version sync", 0))) == 0
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b'{"success": {}}', b'{"success": {"a": [{}]}}', b'{"success": 1}']
+)
+def test_another_answer_is_none(body: bytes) -> None:
+    assert left_in(body) is None
+
+
+def played(*looks: int | None) -> list[bool]:
+    """Whether it copies after each of *looks*, one a second."""
+    copying, found = Copying(), []
+    for now, left in enumerate(looks):
+        copying.take(left, float(now))
+        found.append(copying.now)
+    return found
+
+
+def test_work_that_is_soon_done_does_not_count() -> None:
+    assert not any(played(0, 5, 0, 3, 0, 9, 1, 0, 0))
+
+
+def test_work_that_lasts_counts_until_nothing_was_left_for_a_while() -> None:
+    busy = int(LASTING) + 1
+    found = played(*[7] * busy, *[0] * int(QUIET + 2))
+    assert found[: busy - 1] == [False] * (busy - 1)
+    assert found[busy - 1 : busy + int(QUIET) - 1] == [True] * int(QUIET)
+    assert not found[-1]
+
+
+def test_a_pause_between_tables_and_blocks_ends_nothing() -> None:
+    assert all(played(*[7] * 3, *[0] * 8, *[7] * 2, *[0] * 8)[2:])
+
+
+def test_no_answer_changes_nothing() -> None:
+    assert played(7, 7, 7, None, None)[-1]
+    assert not any(played(None, None))
+    copying = Copying()
+    copying.take(None, 1.0)
+    assert copying.left is None
