@@ -15,7 +15,6 @@ from kubeadm_registry.agent import certificate, status
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.document import Data, State, sealed
-from kubeadm_registry.agent.garage import Copying
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.log import Log, described
@@ -64,7 +63,6 @@ class Daemon:
         self._expires: Optional[float] = None
         self._ca_expires: Optional[float] = None
         self._data: Optional[Data] = None
-        self._copying = Copying()
         self._exits = [
             Exits(self._loop, self.hands.frontend, self.probes.probe_frontend),
             Exits(self._loop, self.hands.storage, self.probes.probe_storage),
@@ -169,7 +167,7 @@ class Daemon:
             self.log.flush()
             notify(f"STATUS={self._sentence()}")
         if self._every("copying", 1.0, now) and self.memory.storage.health is Health.OK:
-            self.hands.garage.look(lambda left: self._copying.take(left, clock()))
+            self.hands.garage.look()
         if self._every("slow", 10.0, now):
             self.hands.start("slow", self._slow())
             self.hands.start("space", self._space())
@@ -214,7 +212,7 @@ class Daemon:
             kept=hands.hard.kept,
             timer=hands.timer.renewed if hands.timer is not None else None,
             timer_there=hands.timer is not None and hands.timer.there(clock()),
-            copying=self._copying.now,
+            copying=hands.garage.copying.now,
         )
 
     def _watch_exits(self) -> None:
@@ -252,7 +250,7 @@ class Daemon:
             guard_losses=self.hands.guard.losses,
             ca_expires=self._ca_expires,
             data=self._data,
-            storage_left=self._copying.left,
+            storage_left=self.hands.garage.copying.left,
         )
         if self.decisions is None:
             return None

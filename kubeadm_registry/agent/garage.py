@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, Peer
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
 
 DEADLINE = 5.0  # seconds
 LASTING = 2.0  # seconds of work after which it counts: each push, and a look at the tables every ten minutes, is some
 QUIET = 10.0  # seconds without work after which nothing is left: the workers take turns, and tables come before blocks
+BEGINS = 3.0  # seconds in which the work shows that a comparison of the tables brings
 
 
 class Copying:
@@ -28,6 +30,10 @@ class Copying:
         self._since: Optional[float] = None
         self._last = 0.0
         self._counts = False
+
+    def begin(self, now: float) -> None:
+        """The tables are compared from *now* on: it counts until nothing comes of that."""
+        self._since, self._counts, self._last = now, True, max(self._last, now - QUIET + BEGINS)
 
     def take(self, left: Optional[int], now: float) -> None:
         """At *now* so much was *left*; None: there was no answer, and what was known stays."""
@@ -75,6 +81,7 @@ class Garage:
         self._token_file = config.garage_admin_token_file
         self._peers = [_address(peer, config.ports.rpc) for peer in config.peers if peer.garage_node_id]
         self._failed = failed
+        self.copying = Copying()
 
     def connect(self) -> None:
         """Connect to the peers now; by itself Garage would after ten to thirty seconds."""
@@ -84,11 +91,16 @@ class Garage:
     def compare(self) -> None:
         """Compare the tables with the peers' now and send what they lack; by itself Garage would within ten minutes."""
         self._post("/v2/LaunchRepairOperation?node=self", {"repairType": "tables"}, "compare its tables")
+        self.copying.begin(clock())
 
-    def look(self, take: Callable[[Optional[int]], None]) -> None:
-        """Ask what its workers have left, and tell *take*; see ``left_in``."""
+    def look(self) -> None:
+        """Ask what its workers have left, for *copying*."""
         every = {"busyOnly": False, "errorOnly": False}
-        self._post("/v2/ListWorkers?node=self", every, "tell of its workers", lambda body: take(left_in(body)))
+
+        def take(body: bytes) -> None:
+            self.copying.take(left_in(body), clock())
+
+        self._post("/v2/ListWorkers?node=self", every, "tell of its workers", take)
 
     def _post(
         self, path: str, body: Sequence[str] | dict[str, Any], what: str, take: Callable[[bytes], None] = lambda _: None

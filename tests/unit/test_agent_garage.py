@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry.agent.garage import LASTING, QUIET, Copying, left_in
+from kubeadm_registry.agent.garage import BEGINS, LASTING, QUIET, Copying, left_in
 
 
 def worker(name: str, queue: int | None, errors: int | None = None) -> dict[str, Any]:
@@ -59,6 +59,24 @@ def test_work_that_lasts_counts_until_nothing_was_left_for_a_while() -> None:
 
 def test_a_pause_between_tables_and_blocks_ends_nothing() -> None:
     assert all(played(*[7] * 3, *[0] * 8, *[7] * 2, *[0] * 8)[2:])
+
+
+def test_a_comparison_of_the_tables_counts_until_nothing_comes_of_it() -> None:
+    """A node with an empty disk has nothing to do before it is compared with the others."""
+    copying = Copying()
+    copying.take(0, 100.0)
+    copying.begin(100.5)
+    assert copying.now
+    copying.take(0, 101.0)
+    assert copying.now
+    copying.take(0, 100.5 + BEGINS)
+    assert not copying.now
+    copying.begin(200.0)
+    copying.take(500, 202.0)
+    copying.take(0, 204.0)
+    assert copying.now, "now there was work"
+    copying.take(0, 202.0 + QUIET)
+    assert not copying.now
 
 
 def test_no_answer_changes_nothing() -> None:
