@@ -176,7 +176,8 @@ def verify(context: Context, path: Path | None) -> None:
 def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_run: bool, ignore: str) -> None:
     """Remove everything that kubeadm-registry installed on the nodes and restore containerd's original configuration.
 
-    Image data stays in spec.dataDirectory, where a later init finds it again, unless --purge-data is given.
+    Image data stays in spec.dataDirectory, where a later init finds it again, unless --purge-data is given. On a
+    terminal it asks first; in a script it does not.
     """
     cluster_file = config.load(path)
     if not (yes or dry_run or not sys.stdin.isatty()):
