@@ -165,14 +165,16 @@ class RegistryError(Error):
     """A registry answered otherwise than the OCI distribution specification says it must, or did not answer.
 
     *temporary*: it may be right a moment later, as while the writer moves; begin the whole operation anew, after *wait*
-    seconds if it asked for a pause.
+    seconds if it asked for a pause. *status* is that of HTTP, 0 if there was no answer.
     """
 
     code = "RegistryError"
 
     def __init__(
-        self, message: str, *, hint: str = "", host: str = "", code: str = "", temporary: bool = False, wait: float = 0
-    ) -> None:
+        self, message: str, *, hint: str = "", host: str = "", code: str = "", temporary: bool = False, wait: float = 0,
+        status: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(message, hint=hint, host=host, code=code)
         self.temporary = temporary
         self.wait = wait
+        self.status = status

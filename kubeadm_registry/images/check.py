@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import graph
 from kubeadm_registry.images.inventory import PATIENCE
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
 from kubeadm_registry.images.seed import Item
-from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.registry import Api
 
 
 def find(connect: Connect, where: Sequence[Place], workers: int = WORKERS) -> tuple[list[Item], dict[str, str]]:
-    """The images at *where* with all that they consist of; and those, by name, that are not there, or are no images.
+    """The images at *where* with all that they consist of; by name, why the others cannot be read.
 
     What of them can be read at each server is for `seed.prove` to say. Raises RegistryError.
     """
 
+    reader = graph.Reader(PATIENCE)
+
     def one(registry: Api, place: Place) -> Item | str:
-        try:
-            found = retry(lambda: graph.read(registry, place), PATIENCE)
-        except RegistryError as error:
-            if error.code != "ImageInvalid":
-                raise
-            return error.message
-        return "is not in the registry" if found is None else found.item()
+        found = reader.read(registry, place)
+        if found is None or isinstance(found, str):
+            return found or "is not in the registry"
+        return found.item()
 
     items: list[Item] = []
     missing: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.seed import Item
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Api
+from kubeadm_registry.registry import Api, retry
 
 #: An index may hold an index; real ones hardly do.
 _DEPTH = 4
+#: Images that may turn out to be lost before the others are asked for once only.
+_LOST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,30 @@ class Graph:
         for one in self.needs.get(start.digest, ()):
             yield from self._walk(one, seen)
         yield start
+
+
+class Reader:
+    """Reads images one by one, so that one that the storage has lost says nothing of the others.
+
+    A registry answers 5xx for it, as for one that is not itself just now: the first few are asked for again for
+    *patience* seconds, the others once.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._lost = 0
+
+    def read(self, registry: Api, where: Place) -> Graph | str | None:
+        """The image at *where*; why it cannot be read, or None if it is not there. Raises RegistryError if there is no
+        answer at all."""
+        try:
+            return retry(lambda: read(registry, where), self._patience if self._lost < _LOST else 0)
+        except RegistryError as error:
+            if error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                self._lost += 1
+            elif error.code != "ImageInvalid":
+                raise
+            return error.message
 
 
 def read(registry: Api, where: Place) -> Graph | None:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import graph
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.registry import Api
 
 #: Seconds that one question may be asked again while the registry has no answer.
 PATIENCE = 10.0
@@ -93,15 +92,12 @@ def places(connect: Connect, prefix: str = "", *, everything: bool = False, work
 def look(connect: Connect, where: Sequence[Place], *, referrers: bool, workers: int = WORKERS) -> list[Image]:
     """The images at *where*, in that order; with what refers to them, if asked. Raises RegistryError."""
 
+    reader = graph.Reader(PATIENCE)
+
     def one(registry: Api, place: Place) -> Image:
-        try:
-            found = retry(lambda: graph.read(registry, place), PATIENCE)
-        except RegistryError as error:
-            if error.code != "ImageInvalid":
-                raise
-            return Image(place, None, error.message)
-        if found is None:
-            return Image(place, None, f"{place} has no manifest")
+        found = reader.read(registry, place)
+        if found is None or isinstance(found, str):
+            return Image(place, None, found or f"{place} has no manifest")
         return Image(place, found, referrers=_referrers(registry, found) if referrers else ())
 
     return [image for _, image in each(connect, one, where, workers)]

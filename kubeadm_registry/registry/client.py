@@ -325,8 +325,10 @@ class Api:
         """*answer*, which must have that *status*. Raises RegistryError that says *what* failed, and why."""
         if answer.status_code != status:
             reads = answer.method in ("GET", "HEAD")
+            said = answer.text[:300].strip()
             raise RegistryError(
-                f"{what} at {self.name}: status {answer.status_code} instead of {status}: {answer.text[:300].strip()}",
+                f"{what} at {self.name}: status {answer.status_code} instead of {status}{f': {said}' if said else ''}",
+                status=answer.status_code,
                 hint=self._hint(answer.status_code),
                 temporary=answer.status_code in (_TEMPORARY if reads else _TEMPORARY_FOR_WRITES),
                 wait=seconds_to_wait(answer.headers.get("Retry-After", "")),

@@ -282,3 +282,15 @@ def test_each_needs_a_registry(fake: Repositories, monkeypatch: pytest.MonkeyPat
     form = "--format" if arguments == ("wanted",) else "-o"
     result = run(*arguments, form, "json")
     assert (result.exit_code, lines(result)[-1]["code"]) == (1, "NotInstalled")
+
+
+def test_an_image_that_the_storage_has_lost_hides_no_other(fake: Repositories) -> None:
+    fake.refuse["GET", "/v2/app/manifests/v1"] = [500] * 1000
+    *checks, error = lines(run("check", "-o", "json"))
+    assert [(one["check"], one["message"].split(" ")[0]) for one in checks] == [("ImagePresent", "app:v1:")]
+    assert "status 500 instead of 200" in checks[0]["message"]
+    assert not checks[0]["message"].endswith(":")
+    assert error["message"] == "1 of 2 images cannot be pulled from every node"
+    (found,) = lines(run("list", "-o", "json"))
+    assert [one["name"] for one in found["images"]] == ["app:v1", f"{PAUSE}:3.10"]
+    assert "status 500" in found["images"][0]["problem"]
