@@ -168,6 +168,9 @@ class Inbox:
         self.peer = peer
         self.window = window
         self.heard: Optional[float] = None
+        """When it was last heard; put back by *window* once it says that it does not hear this node."""
+        self.believed: Optional[float] = None
+        """When its newest believed heartbeat came, which this node answers. Never falls: a vote lasts from then on."""
         self.echoed: Optional[float] = None
         self.said: Optional[Report] = None
         self.instance = ""
@@ -213,7 +216,8 @@ class Inbox:
             return False
         self.instance, self.counter = packet.instance, packet.counter
         self._unproved, self._muted = None, False
-        self.heard, self.said = now, packet.report
+        self.heard = self.believed = now
+        self.said = packet.report
         # The peer looked at its clock after it had heard what this node sent, and before this node heard the answer.
         self._offsets.append((now - sent, packet.wall / 1000 - wall + (now - sent) / 2))
         believed = outbox.sent(packet.answers[:1])

@@ -5,7 +5,8 @@ quorum; so the address cannot decide. Each node lets one node write at a time, a
 node writes while more than half of all nodes (itself among them) let it.
 
 A vote for X lasts until ``lease`` seconds after the voter last heard X ask. The voter's heartbeat answers a heartbeat
-of X by its counter, and X knows when it sent that one, which is no later than the voter heard it. So X knows, by its
+of X by its counter, and X knows when it sent that one, which is no later than the voter heard it (whatever the voter
+hears afterwards: that X does not hear it, say, takes nothing back of what it has answered). So X knows, by its
 own clock, a time until which the vote lasts at least; clocks need not agree, only run at the same rate. X ends
 ``lease_margin`` seconds earlier, and says that it no longer asks only when the process that could write is gone.
 
@@ -110,10 +111,10 @@ def next_vote(
         vote = Vote(settings.name, memory.term, now) if memory.role in ASKS else None
     elif vote is not None:
         view = peers.get(vote.candidate)
-        if view is not None and view.said is not None and view.heard is not None and view.heard >= vote.heard:
+        if view is not None and view.said is not None and view.believed is not None and view.believed >= vote.heard:
             if view.said.role in ASKS:
-                vote = Vote(vote.candidate, view.said.term, view.heard)
-            elif view.heard > vote.heard:
+                vote = Vote(vote.candidate, view.said.term, view.believed)
+            elif view.believed > vote.heard:
                 vote = None
     if vote is not None and now - vote.heard >= lease:
         vote = None
@@ -131,8 +132,8 @@ def _grant(memory: LeaseMemory, peers: Mapping[str, PeerView], now: float, setti
     for name, view in sorted(peers.items()):
         if view.said is None or view.heard is None or now - view.heard >= settings.timings.peer_silent:
             continue
-        if view.said.role in rank:
-            asking.append((rank[view.said.role], 1, Vote(name, view.said.term, view.heard)))
+        if view.said.role in rank and view.believed is not None:
+            asking.append((rank[view.said.role], 1, Vote(name, view.said.term, view.believed)))
     return min(asking, key=lambda entry: entry[:2])[2] if asking else None
 
 

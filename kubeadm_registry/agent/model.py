@@ -130,6 +130,7 @@ class PeerView:
     said: Optional[Report] = None  # in the newest heartbeat
     echoed: Optional[float] = None  # when this agent sent the heartbeat that the peer's newest one answers
     offset: Optional[float] = None  # seconds that its wall clock is ahead of this node's, as well as is known
+    believed: Optional[float] = None  # when the newest heartbeat came that this node answers; never falls
 
 
 @dataclass(frozen=True)

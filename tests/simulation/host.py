@@ -186,8 +186,8 @@ class Host:
 
     def stand_still(self, still: bool) -> None:
         """All processes stand still, or go on, in any order."""
-        if self.still is still or not self.on:
-            return
+        if self.still is still or not self.on or (self.paused and not still):
+            return  # nothing of a paused machine goes on
         self.still = still
         self.say("all processes stand still" if still else "all processes go on")
         if not still:

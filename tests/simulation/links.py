@@ -57,7 +57,8 @@ class Link:
     @property
     def view(self) -> PeerView:
         """What the rules may know of this peer."""
-        return PeerView(self.inbox.heard, self.away, self.inbox.said, self.inbox.echoed, self.inbox.offset)
+        inbox = self.inbox
+        return PeerView(inbox.heard, self.away, inbox.said, inbox.echoed, inbox.offset, inbox.believed)
 
 
 class Links:

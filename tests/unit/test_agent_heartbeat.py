@@ -222,6 +222,24 @@ def test_a_heartbeat_that_was_not_believed_renews_no_vote(pair: tuple[Side, Side
     assert a.inbox.echoed == before
 
 
+def test_a_peer_that_says_it_is_deaf_takes_back_no_answer(pair: tuple[Side, Side]) -> None:
+    """It counts a vote from when it asked, and so must the voter, whatever it hears between hearing that and its step.
+
+    It says so when it has not heard this node for a while, as after a cut: its first heartbeats then are of both kinds.
+    """
+    a, b = pair
+    asked = 1.0
+    assert b.take(a.send(asked), 1.01)
+    answer = b.send(1.02)
+    a.inbox.mute()
+    assert not b.take(a.send(1.03), 1.04)
+    assert b.inbox.heard is not None
+    assert b.inbox.heard < 1.01 + b.clock - 0.9, "it does not hear this node, so it is soon held for silent"
+    assert a.take(answer, 1.05)
+    assert a.inbox.echoed == asked + a.clock
+    assert b.inbox.believed == 1.01 + b.clock, "not before it was asked"
+
+
 @given(ahead=st.floats(-100, 100), there=st.floats(0, 0.2), back=st.floats(0, 0.2))
 def test_each_knows_how_far_the_clock_of_the_other_is_off(ahead: float, there: float, back: float) -> None:
     a, b = Side("a", "b", 1000.0), Side("b", "a", -500.0, 1.8e9 + ahead)

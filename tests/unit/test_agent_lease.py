@@ -106,7 +106,10 @@ class Node:
 
     def step(self, now: float, holds_vip: bool, fence_seconds: float) -> None:
         own = now + self.clock
-        views = {name: PeerView(inbox.heard, None, inbox.said, inbox.echoed) for name, inbox in self.inboxes.items()}
+        views = {
+            name: PeerView(inbox.heard, None, inbox.said, inbox.echoed, believed=inbox.believed)
+            for name, inbox in self.inboxes.items()
+        }
         fresh = frozenset(
             name for name, view in views.items() if view.heard is not None and own - view.heard < TIMINGS.peer_silent
         )
@@ -235,7 +238,7 @@ def test_terms_grow_although_a_voter_was_restarted() -> None:
 
 
 def view(report: Report, heard: float, echoed: float) -> PeerView:
-    return PeerView(heard, None, report, echoed)
+    return PeerView(heard, None, report, echoed, believed=heard)
 
 
 KEPT = HardState(0, 100)
