@@ -16,6 +16,7 @@ from kubeadm_registry.certificates import Certificates
 from kubeadm_registry.components.services import services
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import Error
+from kubeadm_registry.printable import counted
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
 #: An agent writes its state every second; one that is silent for longer is not believed.
@@ -253,8 +254,11 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[
     if len(counts) == wanted and counts[least] == wanted:
         for one in seen:
             if "StorageCopying" in _conditions(one):
-                left = one.agent.get("storage_left") if one.agent is not None else None
-                text = f"{one.name} is still copying what it missed ({left} blocks and parts of tables left)"
+                left = (one.agent.get("storage_left") if one.agent is not None else None) or {"blocks": 0, "tables": 0}
+                text = (
+                    f"{one.name} is still copying what it missed: {counted(left['blocks'], 'block')} and "
+                    f"{counted(left['tables'], 'part')} of tables left"
+                )
                 return _condition("StorageWhole", False, "Copying", text)
         return _condition("StorageWhole", True, "AllServe", f"all {wanted} storage nodes respond, and none is copying")
     return _condition(

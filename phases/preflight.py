@@ -265,7 +265,9 @@ def storage_copied(cluster: Cluster, _: Host) -> Iterator[str]:
         return
     for host in cluster.hosts if lost else ():
         state = document.read((host.read(paths.AGENT_STATE) or b"").decode(errors="replace"))
-        if state is not None and "StorageCopying" in state.get("conditions", ()):
+        # Parts of tables are left on every node while one is away, and wait for it.
+        left = state.get("storage_left") if state is not None else None
+        if left and left["blocks"] and state is not None and "StorageCopying" in state.get("conditions", ()):
             yield (
                 f"{', '.join(lost)} has no data, and the storage on {host.name} is still copying what it missed; "
                 "wait until `kubeadm-registry status` says that no node is copying"

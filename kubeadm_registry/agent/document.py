@@ -92,6 +92,16 @@ class Data(TypedDict):
     size: int
 
 
+class Left(TypedDict):
+    """What the storage has yet to bring to this node: blocks, and parts of tables that it has to compare with others.
+
+    While another node is away, parts that this one has to compare with it are left as well.
+    """
+
+    blocks: int
+    tables: int
+
+
 class Done(TypedDict):
     """How often the agent did what, since it started."""
 
@@ -136,7 +146,7 @@ class State(TypedDict):
     certificate_expires: Optional[float]
     ca_expires: Optional[float]
     data: Optional[Data]
-    storage_left: Optional[int]
+    storage_left: Optional[Left]
     done: Done
 
 

@@ -13,6 +13,7 @@ from typing import Any, Callable, Optional
 
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, Peer
+from kubeadm_registry.agent.document import Left
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
 
 DEADLINE = 5.0  # seconds
@@ -25,8 +26,8 @@ class Copying:
     """Whether this node's storage brings over what it missed, by what its workers say from time to time. Pure."""
 
     def __init__(self) -> None:
-        self.left: Optional[int] = None
-        """How many blocks and parts of tables were left at the last look; None: not known."""
+        self.left: Optional[Left] = None
+        """What was left at the last look; None: not known."""
         self._since: Optional[float] = None
         self._last = 0.0
         self._counts = False
@@ -35,12 +36,12 @@ class Copying:
         """The tables are compared from *now* on: it counts until nothing comes of that."""
         self._since, self._counts, self._last = now, True, max(self._last, now - QUIET + BEGINS)
 
-    def take(self, left: Optional[int], now: float) -> None:
-        """At *now* so much was *left*; None: there was no answer, and what was known stays."""
+    def take(self, left: Optional[Left], now: float) -> None:
+        """At *now* this was *left*; None: there was no answer, and what was known stays."""
         if left is None:
             return
         self.left = left
-        if left:
+        if left["blocks"] or left["tables"]:
             self._since = now if self._since is None else self._since
             self._last = now
             self._counts = self._counts or now - self._since >= LASTING
@@ -55,7 +56,7 @@ class Copying:
         return self._counts
 
 
-def left_in(body: bytes) -> Optional[int]:
+def left_in(body: bytes) -> Optional[Left]:
     """What the workers in an answer of ListWorkers have left, and cannot get; None if it is no such answer.
 
     Blocks that the node lacks are in the queue of the workers called ``Block resync worker``, parts of tables that it
@@ -63,13 +64,15 @@ def left_in(body: bytes) -> Optional[int]:
     """
     try:
         [workers] = json.loads(body)["success"].values()
-        return sum(
-            (one["queueLength"] or 0) + (one["persistentErrors"] or 0)
-            for one in workers
-            if one["name"].startswith("Block resync worker") or one["name"].endswith(" sync")
-        )
+        blocks = [one for one in workers if one["name"].startswith("Block resync worker")]
+        tables = [one for one in workers if one["name"].endswith(" sync")]
+        return {"blocks": sum(map(_left, blocks)), "tables": sum(map(_left, tables))}
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def _left(worker: dict[str, Any]) -> int:
+    return int(worker["queueLength"] or 0) + int(worker["persistentErrors"] or 0)
 
 
 class Garage:

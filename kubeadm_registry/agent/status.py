@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from kubeadm_registry.agent.config import Config
-from kubeadm_registry.agent.document import Data, State
+from kubeadm_registry.agent.document import Data, Left, State
 from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Presence, Role
 from kubeadm_registry.agent.peers import Links
 from kubeadm_registry.agent.probes import Probes
@@ -47,7 +47,7 @@ class Facts:
     guard_losses: int = 0
     ca_expires: Optional[float] = None  # seconds since 1970
     data: Optional[Data] = None  # None: not known yet
-    storage_left: Optional[int] = None  # None: not known yet
+    storage_left: Optional[Left] = None  # None: not known yet
 
 
 def seconds(probes: Probes) -> dict[str, Optional[float]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kubeadm_registry.agent.document import Left
 from kubeadm_registry.agent.garage import BEGINS, LASTING, QUIET, Copying, left_in
 
 
@@ -25,8 +26,8 @@ def test_blocks_and_parts_of_tables_count_and_nothing_else() -> None:
         worker("block_ref sync", 160), worker("block_ref Merkle", 23), worker("object queue", 5),
         worker("Block scrub worker", None, 7), worker("object GC", 9),
     )  # fmt: skip
-    assert left_in(body) == 47 + 3 + 44 + 160
-    assert left_in(answer(worker("version sync", 0))) == 0
+    assert left_in(body) == {"blocks": 47 + 3, "tables": 44 + 160}
+    assert left_in(answer(worker("version sync", 0))) == {"blocks": 0, "tables": 0}
 
 
 @pytest.mark.parametrize(
@@ -36,11 +37,15 @@ def test_another_answer_is_none(body: bytes) -> None:
     assert left_in(body) is None
 
 
+def some(blocks: int | None) -> Left | None:
+    return None if blocks is None else {"blocks": blocks, "tables": 0}
+
+
 def played(*looks: int | None) -> list[bool]:
     """Whether it copies after each of *looks*, one a second."""
     copying, found = Copying(), []
     for now, left in enumerate(looks):
-        copying.take(left, float(now))
+        copying.take(some(left), float(now))
         found.append(copying.now)
     return found
 
@@ -64,18 +69,18 @@ def test_a_pause_between_tables_and_blocks_ends_nothing() -> None:
 def test_a_comparison_of_the_tables_counts_until_nothing_comes_of_it() -> None:
     """A node with an empty disk has nothing to do before it is compared with the others."""
     copying = Copying()
-    copying.take(0, 100.0)
+    copying.take(some(0), 100.0)
     copying.begin(100.5)
     assert copying.now
-    copying.take(0, 101.0)
+    copying.take(some(0), 101.0)
     assert copying.now
-    copying.take(0, 100.5 + BEGINS)
+    copying.take(some(0), 100.5 + BEGINS)
     assert not copying.now
     copying.begin(200.0)
-    copying.take(500, 202.0)
-    copying.take(0, 204.0)
+    copying.take(some(500), 202.0)
+    copying.take(some(0), 204.0)
     assert copying.now, "now there was work"
-    copying.take(0, 202.0 + QUIET)
+    copying.take(some(0), 202.0 + QUIET)
     assert not copying.now
 
 

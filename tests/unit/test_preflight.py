@@ -469,6 +469,7 @@ def test_no_disk_is_replaced_while_another_one_is_still_filled(good: FakeCluster
     """As when the nodes are reinstalled one after the other, faster than the storage copies."""
     directory = "/var/lib/kubeadm-registry/garage/meta"
     state = {"format": {"version": 1}, "time": 1.0, "level": 0, "fit": True, "conditions": ["StorageCopying"]}
+    state |= {"storage_left": {"blocks": 12, "tables": 255}}
 
     def found() -> list[str]:
         return list(preflight.storage_copied(good.cluster, good.cluster.leader.as_read_only()))
@@ -483,6 +484,9 @@ def test_no_disk_is_replaced_while_another_one_is_still_filled(good: FakeCluster
     ]
     good.servers["cp-3"].put(paths.AGENT_STATE, json.dumps(state | {"conditions": []}))
     assert found() == []
+    waits = {"storage_left": {"blocks": 0, "tables": 255}}
+    good.servers["cp-3"].put(paths.AGENT_STATE, json.dumps(state | waits))
+    assert found() == [], "it has all, and waits for cp-2 itself"
     good.servers["cp-3"].put(paths.AGENT_STATE, json.dumps(state))
     good.servers["cp-2"].put(f"{directory}/cluster_layout", "x")
     assert found() == [], "it was away, and has its data"

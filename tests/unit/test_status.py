@@ -449,12 +449,16 @@ def tells(one: NodeStatus, *conditions: str, **more: object) -> NodeStatus:
 
 def test_no_node_may_be_lost_while_one_still_copies() -> None:
     """A replaced node answers long before it has the images."""
-    seen = [well("cp-1", vip=True), tells(well("cp-2"), "StorageCopying", storage_left=293), well("cp-3")]
+    seen = [
+        well("cp-1", vip=True),
+        tells(well("cp-2"), "StorageCopying", storage_left={"blocks": 293, "tables": 1}),
+        well("cp-3"),
+    ]
     found = judge(THREE, seen, NOW.timestamp())
     assert (condition(found, "StorageWhole"), condition(found, "CanLoseANode")) == ("False", "False")
     assert condition(found, "Available") == "True"
     [text] = {one["message"] for one in found["conditions"] if one["type"] in ("StorageWhole", "CanLoseANode")}
-    assert text == "cp-2 is still copying what it missed (293 blocks and parts of tables left)"
+    assert text == "cp-2 is still copying what it missed: 293 blocks and 1 part of tables left"
     assert exit_code(found) == 5
 
 
