@@ -10,12 +10,11 @@ from functools import cache, partial
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import ip
-from kubeadm_registry.agent import document
 from kubeadm_registry.bundle.programs import MACHINES, architecture_of
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import data
 from kubeadm_registry.components.links import link
-from kubeadm_registry.components.services import backend, data_directories, services
+from kubeadm_registry.components.services import backend, services
 from kubeadm_registry.engine.changes import unit_state
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
@@ -257,26 +256,8 @@ def _answers(host: Host, address: str) -> bool:
     return result.ok and any("lladdr" in entry for entry in json.loads(result.stdout or b"[]"))
 
 
-def storage_copied(cluster: Cluster, _: Host) -> Iterator[str]:
-    """No node has lost its data while the storage still copies to another one: two of three copies would be gone."""
-    directories = data_directories(cluster.spec)
-    lost = [host.name for host in cluster.hosts if not any(host.query("test", "-e", one).ok for one in directories)]
-    if len(lost) == len(cluster.hosts):
-        return
-    for host in cluster.hosts if lost else ():
-        state = document.read((host.read(paths.AGENT_STATE) or b"").decode(errors="replace"))
-        # Parts of tables are left on every node while one is away, and wait for it.
-        left = state.get("storage_left") if state is not None else None
-        if left and left["blocks"] and state is not None and "StorageCopying" in state.get("conditions", ()):
-            yield (
-                f"{', '.join(lost)} has no data, and the storage on {host.name} is still copying what it missed; "
-                "wait until `kubeadm-registry status` says that no node is copying"
-            )
-
-
 CHECKS = (
     SAME_CLUSTER,
-    Check("StorageCopied", storage_copied, on=leader),
     Check("OperatingSystem", operating_system),
     Check("Architecture", architecture),
     Check("Tools", tools),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import socket
 import time
 from dataclasses import replace
@@ -463,30 +462,3 @@ def test_the_script_takes_a_port_on_which_nobody_listens_for_open() -> None:
         words = [str(word) for pair in pairs for word in pair]
         said = here().query("sh", "-c", firewall._BLOCKED, "blocked", *words).text.splitlines()
     assert said == ["0100::1 5000"], "the addresses of RFC 6666 lead nowhere"
-
-
-def test_no_disk_is_replaced_while_another_one_is_still_filled(good: FakeCluster) -> None:
-    """As when the nodes are reinstalled one after the other, faster than the storage copies."""
-    directory = "/var/lib/kubeadm-registry/garage/meta"
-    state = {"format": {"version": 1}, "time": 1.0, "level": 0, "fit": True, "conditions": ["StorageCopying"]}
-    state |= {"storage_left": {"blocks": 12, "tables": 255}}
-
-    def found() -> list[str]:
-        return list(preflight.storage_copied(good.cluster, good.cluster.leader.as_read_only()))
-
-    good.servers["cp-3"].put(paths.AGENT_STATE, json.dumps(state))
-    assert found() == [], "none has data: it is a new registry"
-    for name in ("cp-1", "cp-3"):
-        good.servers[name].put(f"{directory}/cluster_layout", "x")
-    assert found() == [
-        "cp-2 has no data, and the storage on cp-3 is still copying what it missed; wait until `kubeadm-registry "
-        "status` says that no node is copying"
-    ]
-    good.servers["cp-3"].put(paths.AGENT_STATE, json.dumps(state | {"conditions": []}))
-    assert found() == []
-    waits = {"storage_left": {"blocks": 0, "tables": 255}}
-    good.servers["cp-3"].put(paths.AGENT_STATE, json.dumps(state | waits))
-    assert found() == [], "it has all, and waits for cp-2 itself"
-    good.servers["cp-3"].put(paths.AGENT_STATE, json.dumps(state))
-    good.servers["cp-2"].put(f"{directory}/cluster_layout", "x")
-    assert found() == [], "it was away, and has its data"
