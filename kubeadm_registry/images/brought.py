@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import BundleError, Error
 from kubeadm_registry.formats import Damaged, Format
-from kubeadm_registry.images import seeded
+from kubeadm_registry.images import artifacts, seeded
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Api, push_blob
+from kubeadm_registry.registry import Api
 
 ARTIFACT = "application/vnd.kubeadm-registry.bundle.images.v1"
 LIST = f"{ARTIFACT}+json"
@@ -57,30 +57,22 @@ def read(registry: Api, line: str) -> Brought | None:
 
     Raises RegistryError, NewerFormat, Error (SeedRecordDamaged).
     """
-    where = f"{seeded.REPOSITORY}:{_TAG}{line}"
-    content = registry.manifest(seeded.REPOSITORY, f"{_TAG}{line}")
-    if content is None:
-        return None
+    tag = f"{_TAG}{line}"
     try:
-        [layer] = oci.parse(oci.Manifest, content, where).layers
-        found = registry.blob(seeded.REPOSITORY, layer.digest)
-        if found is None:
-            raise Damaged("its layer is missing")
-        return Brought.parse(found)
+        found = artifacts.read(registry, seeded.REPOSITORY, tag)
+        return None if found is None else Brought.parse(found[1])
     except (ValueError, BundleError) as error:
-        raise Error(f"{where} in the registry: {error}", code="SeedRecordDamaged", hint=_AGAIN) from error
+        raise Error(
+            f"{seeded.REPOSITORY}:{tag} in the registry: {error}", code="SeedRecordDamaged", hint=_AGAIN
+        ) from error
 
 
 def write(registry: Api, line: Lineage, images: Mapping[str, str]) -> None:
     """Note what the bundle of *line* brought. Raises RegistryError."""
-    content = Brought(line.index, images).to_json()
-    layer = oci.Descriptor(media_type=LIST, digest=oci.digest_of(content), size=len(content))
-    push_blob(registry, seeded.REPOSITORY, layer.digest, content)
-    push_blob(registry, seeded.REPOSITORY, seeded.EMPTY.digest, seeded.EMPTY_CONTENT)
-    manifest = oci.Manifest(
-        artifact_type=ARTIFACT, config=seeded.EMPTY, layers=(layer,), annotations={seeded.INDEX: line.index}
-    )
-    registry.push_manifest(seeded.REPOSITORY, f"{_TAG}{_hex(line)}", manifest.to_json(), oci.MANIFEST)
+    artifacts.write(
+        registry, seeded.REPOSITORY, f"{_TAG}{_hex(line)}", Brought(line.index, images).to_json(),
+        kind=ARTIFACT, media_type=LIST, annotations={seeded.INDEX: line.index},
+    )  # fmt: skip
 
 
 def is_noted(registry: Api, line: Lineage) -> bool:

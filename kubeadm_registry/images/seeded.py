@@ -19,6 +19,7 @@ from kubeadm_registry.bundle.failures import base_missing
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.formats import KEY, Format, Found
+from kubeadm_registry.images.artifacts import EMPTY, EMPTY_CONTENT
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import parse, repository_prefix
 from kubeadm_registry.printable import counted
@@ -32,8 +33,6 @@ _SEQUENCE = "dev.kubeadm-registry.bundle.sequence"
 _FORMAT = "dev.kubeadm-registry.format"
 #: Version 1, of release 0.1, did not say its format.
 FORMAT = Format("the record of what was seeded into the registry", version=2)
-EMPTY_CONTENT = b"{}"
-EMPTY = oci.Descriptor(media_type=oci.EMPTY, digest=oci.digest_of(EMPTY_CONTENT), size=len(EMPTY_CONTENT))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ import zlib
 
 from kubeadm_registry.errors import BundleError, Error
 from kubeadm_registry.formats import Damaged
-from kubeadm_registry.images.seeded import EMPTY, EMPTY_CONTENT
-from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Api, push_blob
+from kubeadm_registry.images import artifacts
+from kubeadm_registry.registry import Api
 from kubeadm_registry.retention.ledger import Ledger
 
 REPOSITORY = "kubeadm-registry/retention"
@@ -36,16 +35,12 @@ def read(registry: Api, key: str) -> Ledger:
     """The ledger that was written under *key*; an empty one before the first. Raises RegistryError, NewerFormat, and
     Error (LedgerDamaged)."""
     where = f"{REPOSITORY}:{TAG}"
-    content = registry.manifest(REPOSITORY, TAG)
-    if content is None:
-        return Ledger()
     try:
-        manifest = oci.parse(oci.Manifest, content, where)
-        [layer] = manifest.layers
-        packed = registry.blob(REPOSITORY, layer.digest, most=LARGEST_LAYER)
-        if packed is None:
-            raise Damaged("its layer is missing")
-        if not hmac.compare_digest(_mac(key, packed), (manifest.annotations or {}).get(MAC, "")):
+        found = artifacts.read(registry, REPOSITORY, TAG, most=LARGEST_LAYER)
+        if found is None:
+            return Ledger()
+        annotations, packed = found
+        if not hmac.compare_digest(_mac(key, packed), annotations.get(MAC, "")):
             raise Damaged("it was not written by a node of this registry")
         return Ledger.parse(_unpacked(packed))
     except (ValueError, BundleError) as error:
@@ -55,11 +50,9 @@ def read(registry: Api, key: str) -> Ledger:
 def write(registry: Api, key: str, ledger: Ledger) -> None:
     """Write *ledger* under *key* in place of what is there. Raises RegistryError, NewerFormat."""
     packed = gzip.compress(ledger.to_json(), compresslevel=6, mtime=0)
-    layer = oci.Descriptor(media_type=LAYER, digest=oci.digest_of(packed), size=len(packed))
-    push_blob(registry, REPOSITORY, EMPTY.digest, EMPTY_CONTENT)
-    push_blob(registry, REPOSITORY, layer.digest, packed)
-    manifest = oci.Manifest(artifact_type=ARTIFACT, config=EMPTY, layers=(layer,), annotations={MAC: _mac(key, packed)})
-    registry.push_manifest(REPOSITORY, TAG, manifest.to_json(), oci.MANIFEST)
+    artifacts.write(
+        registry, REPOSITORY, TAG, packed, kind=ARTIFACT, media_type=LAYER, annotations={MAC: _mac(key, packed)}
+    )
 
 
 def _mac(key: str, content: bytes) -> str:
