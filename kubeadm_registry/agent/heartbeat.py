@@ -23,7 +23,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, TypeVar
 
-from kubeadm_registry.agent.model import Level, Members, Report, Role, Verdict
+from kubeadm_registry.agent.model import Level, Members, PeerView, Report, Role, Verdict
 
 T = TypeVar("T")
 
@@ -192,6 +192,10 @@ class Inbox:
         """What the next heartbeat to this peer answers: the newest believed one, and the newest not yet believed."""
         proved = (self.instance, self.counter) if self.instance and not self._muted else NOTHING
         return (proved, self._unproved) if self._unproved else (proved,)
+
+    def view(self, away: Optional[float]) -> PeerView:
+        """What the rules may know of this peer; *away* is since when it refuses, or has said goodbye."""
+        return PeerView(self.heard, away, self.said, self.echoed, self.offset, self.believed)
 
     def take(self, packet: Packet, outbox: Outbox, now: float, wall: float) -> bool:
         """Whether *packet* is news. False also for an honest first heartbeat: the answer to it makes the next one news.

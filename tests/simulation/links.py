@@ -57,8 +57,7 @@ class Link:
     @property
     def view(self) -> PeerView:
         """What the rules may know of this peer."""
-        inbox = self.inbox
-        return PeerView(inbox.heard, self.away, inbox.said, inbox.echoed, inbox.offset, inbox.believed)
+        return self.inbox.view(self.away)
 
 
 class Links:

@@ -106,10 +106,7 @@ class Node:
 
     def step(self, now: float, holds_vip: bool, fence_seconds: float) -> None:
         own = now + self.clock
-        views = {
-            name: PeerView(inbox.heard, None, inbox.said, inbox.echoed, believed=inbox.believed)
-            for name, inbox in self.inboxes.items()
-        }
+        views = {name: inbox.view(None) for name, inbox in self.inboxes.items()}
         fresh = frozenset(
             name for name, view in views.items() if view.heard is not None and own - view.heard < TIMINGS.peer_silent
         )
