@@ -183,11 +183,11 @@ def forget(context: Context, path: Path | None, everything: bool, yes: bool, nam
 
 def _without(ledger: Ledger, name: str | None) -> Ledger:
     found = [uid for uid, one in ledger.clusters.items() if name in (one.name, uid)]
-    known = sorted(one.name for one in ledger.clusters.values())
     if len(found) != 1:
         raise ConfigError(
             f"{'no' if not found else 'more than one'} cluster {name} ever reported",
-            hint=f"choose one of: {_listed(ledger)}" if known else "no cluster ever reported", code="ClusterUnknown",
+            hint=f"choose one of: {_listed(ledger)}" if ledger.clusters else "no cluster ever reported",
+            code="ClusterUnknown",
         )  # fmt: skip
     return ledger.forgotten(found[0])
 

@@ -49,13 +49,13 @@ class Look:
 def look(
     connect: Connect, key: str, policy: RegistryPolicy, now: int, *,
     reports: Mapping[str, ClusterReport] = MappingProxyType({}), sets: Mapping[str, tuple[str, ...]],
-    uses: tuple[Use, ...] = (), keep: bool = True,
+    uses: tuple[Use, ...] = (),
 ) -> Look:  # fmt: skip
     """Read the registry to which *connect* leads, and the ledger that is kept there under *key*.
 
     *reports* is what clusters say, by what people call them, and goes into the ledger unless it has problems; *uses* is
-    what is in use besides, *sets* are those beside that of bundles. With *keep* the ledger after the look is written:
-    it is what makes ages known. Raises RegistryError, NewerFormat, Error (LedgerDamaged).
+    what is in use besides, *sets* are those beside that of bundles. The ledger after the look is written: it is what
+    makes ages known. Raises RegistryError, NewerFormat, Error (LedgerDamaged).
     """
     with connect() as registry:
         before = retry(lambda: store.read(registry, key), PATIENCE)
@@ -66,9 +66,8 @@ def look(
     for name, report in reports.items():
         if not report.problems:
             after = after.reported(report.uid, name, report.uses, now, kept=seconds(policy.spec.workload_grace))
-    if keep:
-        with connect() as registry:
-            retry(lambda: store.write(registry, key, after), PATIENCE)
+    with connect() as registry:
+        retry(lambda: store.write(registry, key, after), PATIENCE)
     return Look(
         now, before, after, holdings, sets, uses, tuple(one for report in reports.values() for one in report.problems)
     )
