@@ -6,6 +6,8 @@ from kubeadm_registry.bundle.programs import Program, slug
 from kubeadm_registry.oci import descriptors as oci
 
 NAME = "kubeadm-registry"
+#: What starts a module of this package on a node, as ``python -m`` does: ``MODULE ARGUMENT...``. Below its prefix.
+MODULE = "bin/kubeadm-registry-module"
 #: ``found`` is compared with ``[``, because busybox's sha256sum has no --quiet.
 UNPACK = """\
 #!/bin/sh

@@ -6,6 +6,7 @@ import gzip
 import importlib.metadata
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from kubeadm_registry.bundle.make import tool
 from kubeadm_registry.bundle.programs import Program, Source
-from kubeadm_registry.bundle.tool import unpack_script
+from kubeadm_registry.bundle.tool import MODULE, unpack_script
 from kubeadm_registry.errors import BundleError
 from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import member, tar
@@ -55,6 +56,28 @@ def test_the_tree_starts_from_any_folder(tmp_path: Path) -> None:
         [tmp_path / "link", "seed", "a b"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert said == [f"{moved}/bin/../bin/python3", "-I", "-S", f"{moved}/bin/../app", "seed", "a b"]
+
+
+def test_a_module_starts_as_by_m(tmp_path: Path) -> None:
+    """With this machine's Python in the place of the loader: what is tested is what Python is told."""
+    tree = python(tmp_path)
+    module = "import sys\nprint(__name__, sys.argv[1:], [path for path in sys.path if path.endswith('app')])\n"
+    wheel = tmp_path / "a-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("a/__init__.py", "")
+        file.writestr("a/b.py", module)
+    add(tree, wheel)
+    (tree / "lib/ld-linux-x86-64.so.2").write_text(f'#!/bin/sh\nshift\nexec {sys.executable} "$@"\n')
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.py").write_text("")
+    said = subprocess.run(
+        [tree / MODULE, "a.b", "--config", "x y"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path / "elsewhere",
+    ).stdout
+    assert said == f"__main__ ['--config', 'x y'] ['{tree}/bin/../app']\n"
 
 
 def test_of_a_wheel_only_packages_are_taken(tmp_path: Path) -> None:

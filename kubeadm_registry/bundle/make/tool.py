@@ -22,7 +22,7 @@ from kubeadm_registry.bundle.failures import refused, unavailable
 from kubeadm_registry.bundle.make import elf
 from kubeadm_registry.bundle.make.context import command
 from kubeadm_registry.bundle.programs import MACHINES, Package
-from kubeadm_registry.bundle.tool import NAME
+from kubeadm_registry.bundle.tool import MODULE, NAME
 from kubeadm_registry.oci import descriptors as oci
 
 #: For the private tree's patches: the loader finds libraries from where the program lies.
@@ -52,6 +52,18 @@ START = """\
 set -eu
 here=$(dirname "$(readlink -f "$0")")/..
 exec "$here/lib/{loader}" "$here/bin/python3" -I -S "$here/{folder}" "$@"
+"""
+#: Isolated, Python finds modules in a folder that it starts, and with ``-m`` in none of ours.
+START_MODULE = """\
+#!/bin/sh
+# Starts a module of kubeadm-registry with the Python beside it, as services on nodes do: MODULE ARGUMENT...
+set -eu
+here=$(dirname "$(readlink -f "$0")")/..
+exec "$here/lib/{loader}" "$here/bin/python3" -I -S -c '
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+' "$here/{folder}" "$@"
 """
 
 
@@ -160,7 +172,7 @@ def copy_source(folder: Path) -> Path:
 
 
 def add(tree: Path, source: Path, files: Iterable[Path], architecture: str) -> None:
-    """Put the package *source*, what the wheels *files* hold and the start script into *tree*, which has Python in it.
+    """Put the package *source*, what the wheels *files* hold and the start scripts into *tree*, which has Python in it.
 
     Raises BundleError for a wheel that is none.
     """
@@ -170,9 +182,10 @@ def add(tree: Path, source: Path, files: Iterable[Path], architecture: str) -> N
         _unpack(file, folder)
     shutil.copytree(source, folder / source.name)
     (folder / "__main__.py").write_text(_MAIN, encoding="utf-8")
-    start = tree / "bin" / NAME
-    start.write_text(START.format(loader=_LOADERS[architecture], folder=_FOLDER), encoding="utf-8")
-    start.chmod(0o755)
+    for path, text in ((f"bin/{NAME}", START), (MODULE, START_MODULE)):
+        start = tree / path
+        start.write_text(text.format(loader=_LOADERS[architecture], folder=_FOLDER), encoding="utf-8")
+        start.chmod(0o755)
 
 
 def _unpack(wheel: Path, target: Path) -> None:
