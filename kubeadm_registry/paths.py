@@ -23,6 +23,9 @@ WRITER_MARK = f"{RUN}/agent/writer"
 AGENT_STATE = f"{RUN}/agent/state.json"
 """What the agent sees, written every second."""
 
+RETENTION = "/var/lib/kubeadm-registry-retention"
+"""What the retention executor keeps between runs, and the results of its runs."""
+
 GUARD = f"{ETC}/guard.nft"
 """The nft rules that guard the frontend and the storage on loopback. Their table is called PREFIX."""
 

@@ -53,6 +53,7 @@ _MADE: Mapping[str, Callable[[], str]] = {
     "upload_secret": lambda: random.token_hex(32),
     "heartbeat_key": lambda: random.token_hex(32),
     "retention_key": lambda: random.token_hex(32),
+    "retention_password": lambda: random.token_urlsafe(24),
 }
 #: What says which cluster it is, and what clients trust: these are made once, with the cluster.
 _IDENTITY = ("generation", "ca_certificate", "ca_key")
@@ -79,6 +80,8 @@ class Secrets:
     heartbeat_key: str
     retention_key: str
     """Signs the ledger of retention."""
+    retention_password: str
+    """Of the user ``retention``: the executor's alone."""
     node_keys: Mapping[str, str]
     """Garage's node keys, ed25519 seed and public key in hex, by node name."""
     kept: Found = field(default_factory=lambda: Found({}))
@@ -95,8 +98,12 @@ class Secrets:
         return self.node_keys[name]
 
     def password(self, role: str) -> str:
-        """The password of ``push`` or ``pull``, which is the user's name as well."""
-        return {"push": self.push_password, "pull": self.pull_password}[role]
+        """The password of ``push``, ``pull`` or ``retention``, which is the user's name as well."""
+        return self._logins[role]
+
+    @property
+    def _logins(self) -> dict[str, str]:
+        return {"push": self.push_password, "pull": self.pull_password, "retention": self.retention_password}
 
     @property
     def found(self) -> Found:
@@ -147,7 +154,7 @@ class Secrets:
             # In a diff each line of a key has a mark before it.
             for part in (value, *(line for line in value.splitlines() if len(line) > _KEY_LINE)):
                 text = text.replace(part, f"<{name}>")
-        for role, password in (("push", self.push_password), ("pull", self.pull_password)):
+        for role, password in self._logins.items():
             text = text.replace(basic(role, password), f"<login of {role}>")
         for name, key in self.node_keys.items():
             text = text.replace(key, f"<node key of {name}>").replace(key[:64], f"<node key of {name}>")

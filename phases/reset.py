@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kubeadm_registry import containerd, paths, secrets
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, data, network
+from kubeadm_registry.components import agent, data, network, retention
 from kubeadm_registry.components.services import every_service
 from kubeadm_registry.engine.changes import Absent, Directory, NoService, NoUser, Steps
 from kubeadm_registry.engine.phase import Check, Phase
@@ -26,6 +26,7 @@ def restorable(_: Cluster, host: Host) -> Iterator[str]:
 
 def services(cluster: Cluster, host: Host) -> Steps:
     """Stop every service, the outermost first, so that the VIP moves away before the registry stops."""
+    yield from retention.remove()
     for service in reversed(every_service()):
         for unit in service.units:
             yield NoService(unit)
@@ -73,7 +74,7 @@ def files(cluster: Cluster, host: Host) -> Steps:
     # What the agent has promised ends with the cluster.
     yield Absent(agent.hardstate(cluster))
     yield Absent(agent.data(cluster), only_if_empty=True)
-    for path in (paths.ETC, paths.OPT, paths.RUN):
+    for path in (paths.RETENTION, paths.ETC, paths.OPT, paths.RUN):
         yield Absent(path)
     for service in reversed(every_service()):
         if service.user:

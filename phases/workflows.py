@@ -12,6 +12,7 @@ from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.programs import PROGRAMS_PHASE
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.reset import RESET_PHASES
+from kubeadm_registry.phases.retention import RETENTION
 from kubeadm_registry.phases.runbook import RUNBOOK
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import VIP
@@ -27,6 +28,7 @@ INIT = (
     PROXY,
     AGENT,
     VIP,
+    RETENTION,
     RUNBOOK,
     CONTAINERD,
     VERIFY,

@@ -16,7 +16,7 @@ from typing import Protocol
 from kubeadm_registry import whoami
 from kubeadm_registry.addresses import ip
 from kubeadm_registry.agent.netlink import Addresses
-from kubeadm_registry.bundle import Bundle, Program, opened
+from kubeadm_registry.bundle import TOOL, Bundle, Program, opened
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import programs
 from kubeadm_registry.components.services import data_directories, services
@@ -208,13 +208,17 @@ def cluster(
         yield Cluster(config, tuple(connected), vault, found, held, absent=absent)
 
 
+#: Programs that a bundle may lack: Python is for hosts that have none, the tool for retention on the nodes.
+OPTIONAL = ("python", TOOL)
+
+
 def wanted(config: RegistryCluster) -> tuple[str, ...]:
-    """The programs that the file needs. ``python`` is for hosts that have none; a bundle may lack it."""
-    return (*(one.program for one in services(config.spec) if one.program), "python")
+    """The programs that the nodes get, OPTIONAL ones last."""
+    return (*(one.program for one in services(config.spec) if one.program), *OPTIONAL)
 
 
 def select(config: RegistryCluster, available: Mapping[str, Program]) -> dict[str, Program]:
-    """Those of the bundle's programs that the file needs."""
+    """Those of the bundle's programs that the nodes get."""
     return {name: available[name] for name in wanted(config) if name in available}
 
 

@@ -113,9 +113,9 @@ def create(
     elif with_:
         chosen = names(with_)
     elif path is not None or config.DEFAULT_FILE.exists():
-        chosen = (*wanted(config.load(path)), bundle.TOOL)
+        chosen = wanted(config.load(path))
     else:
-        chosen = (*wanted(config.parse(config.SMALLEST, "defaults")), bundle.TOOL)
+        chosen = wanted(config.parse(config.SMALLEST, "defaults"))
     if kubernetes is not None:
         images = (*images, *images_of(kubernetes), *sorted(PAUSE_IMAGES))
     with _ended_by_signals():

@@ -77,7 +77,7 @@ def _run(
 def require_programs(cluster: Cluster) -> None:
     """Check that the bundle or the nodes have every program that the file needs. Raises Error (ProgramMissing)."""
     for name in session.wanted(cluster.config):
-        if name != "python":
+        if name not in session.OPTIONAL:
             cluster.program(name)
 
 

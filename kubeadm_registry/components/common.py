@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components.services import services
+from kubeadm_registry.components.services import users
 from kubeadm_registry.engine.changes import RECORD_START, STARTED, Directory, File, Steps, User
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.paths import ETC, LIBEXEC, OPT, PROGRAMS, SLICE, UNITS
@@ -24,9 +24,8 @@ mv -f -- "{STARTED}/.$unit" "{STARTED}/$unit"
 
 def base(cluster: Cluster, host: Host) -> Steps:
     """Users, folders, slice and helper script."""
-    for service in services(cluster.spec):
-        if service.user:
-            yield User(service.user, groups=service.groups)
+    for service in users(cluster.spec):
+        yield User(service.user, groups=service.groups)
     for path in (ETC, OPT, PROGRAMS, LIBEXEC):
         yield Directory(path)
     yield Directory(cluster.spec.data_directory, as_is=True)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network, zot
+from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network, retention, zot
 from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.units import Service
 from kubeadm_registry.config import Spec
@@ -131,6 +131,11 @@ def services(spec: Spec) -> tuple[Service, ...]:
     )
 
 
+def users(spec: Spec) -> tuple[Service, ...]:
+    """The services with users on a cluster's nodes: those above, and retention, which runs only when it is called."""
+    return tuple(service for service in (*services(spec), retention.SERVICE) if service.user)
+
+
 def every_service() -> tuple[Service, ...]:
     """All that any cluster file may have put on a node, in the order in which they start."""
     exchangeable: tuple[Mapping[str, Backend | Frontend], ...] = (BACKENDS, FRONTENDS)
@@ -141,6 +146,7 @@ def every_service() -> tuple[Service, ...]:
         haproxy.SERVICE,
         agent.SERVICE,
         *(part.SERVICE for part in VIP_MANAGERS.values()),
+        retention.SERVICE,
     )
 
 

@@ -27,7 +27,7 @@ class Service:
     name: str
     """The word for it in ``status``, and the directory of its templates, in which ``unit.j2`` is its unit."""
     units: tuple[str, ...]
-    """Its unit, or several processes of one template unit, in the order in which they start."""
+    """Its unit, or several processes of one template unit, in the order in which they start; none: it is called."""
     user: str = ""
     """The system user that it runs as; empty: root."""
     groups: tuple[str, ...] = ()

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-import kubeadm_registry.bundle
+import kubeadm_registry
 from kubeadm_registry import paths
+from kubeadm_registry.access import session
 from tests.lab import programs
 from tests.lab.command import LabError, cache, locked, say, wait_until
 from tests.lab.fresh import fresh_lab, require_machine
@@ -345,7 +346,7 @@ def bundle(frontend: str = "distribution", *, layout: Path | None = None) -> Pat
             raise LabError("there is no zot: let KUBEADM_REGISTRY_ZOT name one")
         given["zot"] = binary
     key = hashlib.sha256()
-    for path in (*_sources(kubeadm_registry.bundle), *given.values()):
+    for path in (*_sources(kubeadm_registry), *given.values()):  # the tool in it is all of the package
         if path.is_file():
             key.update(hashlib.sha256(path.read_bytes()).digest())
     name = f"lab-{frontend}"
@@ -363,7 +364,7 @@ def bundle(frontend: str = "distribution", *, layout: Path | None = None) -> Pat
         if layout is not None:
             options.append(f"--images-from={layout}")
         new = target.with_name(f"new-{target.name}")
-        names = ",".join((frontend, "garage", "haproxy", "keepalived", "python"))
+        names = ",".join((frontend, "garage", "haproxy", "keepalived", *session.OPTIONAL))
         command: list[str | Path] = [
             sys.executable,
             "-m",
@@ -384,9 +385,9 @@ def bundle(frontend: str = "distribution", *, layout: Path | None = None) -> Pat
 
 
 def _sources(package: ModuleType) -> list[Path]:
-    """The files of *package*, without what Python makes of them."""
-    found = Path(package.__file__ or "").parent.rglob("*")
-    return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
+    """The files of *package*, also in folders that are links, without what Python makes of them."""
+    folders = os.walk(Path(package.__file__ or "").parent, followlinks=True)
+    return sorted(Path(folder) / name for folder, _, names in folders if "__pycache__" not in folder for name in names)
 
 
 def repeat(default: int = 1) -> int:

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 from kubeadm_registry import certificates, config, paths, pki, status
 from kubeadm_registry.addresses import endpoint, prefix
-from kubeadm_registry.bundle import Bundle, Program, version_command
+from kubeadm_registry.bundle import TOOL, Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
+from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import agent, garage, haproxy, keepalived, network, programs
 from kubeadm_registry.components.services import data_directories, services
@@ -71,6 +72,7 @@ def fixed_secrets(names: tuple[str, ...]) -> Secrets:
         upload_secret="the-upload-secret",
         heartbeat_key="the-heartbeat-key",
         retention_key="the-retention-key",
+        retention_password="the-retention-password",
         node_keys={name: f"{2 * i:02x}" * 32 + f"{2 * i + 1:02x}" * 32 for i, name in enumerate(names)},
     )
 
@@ -186,7 +188,7 @@ class FakeCluster:
         parsed = parsed.model_copy(update={"spec": parsed.spec.model_copy(update=kinds)})
         names = tuple(node.name for node in parsed.spec.nodes)
         servers = {name: FakeTransport(name) for name in names}
-        wanted = (parsed.spec.backend.type, parsed.spec.frontend.type, "haproxy", "keepalived")
+        wanted = (parsed.spec.backend.type, parsed.spec.frontend.type, "haproxy", "keepalived", TOOL)
         fake = cls(
             parsed,
             servers,
@@ -358,3 +360,5 @@ class FakeCluster:
     def _unpack(self, server: FakeTransport, one: Program) -> None:
         server.put(f"{one.prefix}/.digest", one.digest.removeprefix("sha256:") + "\n")
         server.put(one.executable, b"\x7fELF", 0o755)
+        if one.name == TOOL:
+            server.put(f"{one.prefix}/{MODULE}", b"#!/bin/sh\n", 0o755)

@@ -13,10 +13,11 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kubeadm_registry import secrets
-from kubeadm_registry.components import data
+from kubeadm_registry.components import data, retention
 from kubeadm_registry.engine import changes, workflow
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.result import Result
@@ -318,6 +319,21 @@ class FakeTransport:
         text = "".join(f"{key}={value}\n" for key, value in properties.items()).encode() + b"\n"
         return text + (noted.content if isinstance(noted, FileState) else b"")
 
+    def _instances(self, arguments: tuple[str, ...], _: bytes) -> bytes:
+        """The instances that systemd knows, and the files that are there."""
+        pattern, *paths = arguments
+        known = [name for name in sorted(self.units) if fnmatchcase(name, pattern)]
+        return "".join(f"{line}\n" for line in (*known, *(path for path in paths if path in self.tree))).encode()
+
+    def _remove_instances(self, arguments: tuple[str, ...], _: bytes) -> bytes:
+        pattern, *paths = arguments
+        self._act(f"stop {pattern}, remove {' '.join(paths)}")
+        for name in [name for name in self.units if fnmatchcase(name, pattern)]:
+            del self.units[name]
+        for path in paths:
+            self.tree.pop(path, None)
+        return b""
+
     # ---- what the programs do -----------------------------------------------------------------------------------
 
     def _stat_many(self, found: re.Match[str]) -> bytes:
@@ -569,6 +585,8 @@ _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = 
     secrets._DATA: FakeTransport._data,
     workflow._SWEEP: FakeTransport._sweep,
     data._WAY: FakeTransport._way,
+    retention._UNITS: FakeTransport._instances,
+    retention._REMOVE: FakeTransport._remove_instances,
 }
 
 

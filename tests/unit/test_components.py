@@ -309,7 +309,8 @@ def test_distribution_has_no_writer_to_end() -> None:
 
 
 def test_a_file_with_a_secret_is_closed_to_others() -> None:
-    texts = (b"the-rpc", b"the-admin", b"the-s3", b"the-push", b"the-pull", b"the-upload", b"the-heartbeat", b"PRIVATE")
+    texts = (b"the-rpc", b"the-admin", b"the-s3", b"the-push", b"the-pull", b"the-upload", b"the-heartbeat",
+             b"the-retention", b"PRIVATE")  # fmt: skip
     seeds = [bytes([2 * number]) * 32 for number in range(5)]
     values = (*texts, *seeds, *(seed.hex().encode() for seed in seeds))
     closed = set()
@@ -318,7 +319,7 @@ def test_a_file_with_a_secret_is_closed_to_others() -> None:
             assert node.mode & 0o027 == 0, path
             closed.add(Path(path).name)
     assert closed == {"rpc_secret", "admin_token", "node_key", "secrets.json", "writer.json", "standby.json",
-                      "config.yml", "heartbeat.key"}  # fmt: skip
+                      "config.yml", "heartbeat.key", "config.json"}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -106,7 +106,7 @@ def test_secrets_have_the_form_that_programs_want() -> None:
     for name in NAMES:
         assert len(bytes.fromhex(made.node_keys[name])) == 64
         assert made.node_id(name) == made.node_keys[name][64:]
-    for password in (made.push_password, made.pull_password):
+    for password in (made.push_password, made.pull_password, made.retention_password):
         assert len(password) >= 32 and ":" not in password
 
 
@@ -405,10 +405,10 @@ def test_the_file_is_read_as_it_was_written() -> None:
 def forms(of: Secrets) -> Iterator[str]:
     """Every form in which a secret could be seen."""
     for name in ("rpc_secret", "admin_token", "s3_secret_key", "push_password", "pull_password", "upload_secret",
-                 "heartbeat_key", "retention_key"):  # fmt: skip
+                 "heartbeat_key", "retention_key", "retention_password"):  # fmt: skip
         yield getattr(of, name)
     yield from (line for line in of.ca_key.splitlines() if "PRIVATE KEY" not in line)
-    yield from (basic("push", of.push_password), basic("pull", of.pull_password))
+    yield from (basic(role, of.password(role)) for role in ("push", "pull", "retention"))
     for key in of.node_keys.values():
         yield key[:64]
 

@@ -79,7 +79,7 @@ def installed(cluster: FakeCluster) -> FakeCluster:
 
 
 def test_a_further_backend_is_installed(installed: FakeCluster) -> None:
-    assert session.wanted(installed.config) == ("toy", "zot", "haproxy", "keepalived", "python")
+    assert session.wanted(installed.config) == ("toy", "zot", "haproxy", "keepalived", "python", "kubeadm-registry")
     for server in installed.servers.values():
         assert server.unit(toy.SERVICE.unit).active == "active"
         assert toy.SERVICE.user in server.users

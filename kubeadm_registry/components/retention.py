@@ -1,0 +1,137 @@
+"""The retention executor's place on a node: user, settings, units. Nothing runs until an order comes, or the timer.
+
+The executor is a module of the tool in the bundle. Each order is an instance of a template unit, named by its digest:
+systemd then knows what runs, keeps its log and can end it. What the timer starts is an instance as well, since the
+agent of a node that loses the lease ends all instances. Another build of the tool has another directory, so an executor
+that runs keeps its own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kubeadm_registry import paths
+from kubeadm_registry.addresses import endpoint
+from kubeadm_registry.bundle import TOOL
+from kubeadm_registry.bundle.tool import MODULE
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.units import Service
+from kubeadm_registry.engine.changes import Directory, File, NoService, Running, Steps, unit_state
+from kubeadm_registry.engine.render import render
+from kubeadm_registry.retention.settings import Settings
+from kubeadm_registry.transport.host import Host
+
+NAME = "retention"
+USER = paths.user(NAME)
+ETC = f"{paths.ETC}/{NAME}"
+CONFIG = f"{ETC}/config.json"
+POLICY = f"{ETC}/policy.yaml"
+"""The policy of the timer, which is enabled while the file is there."""
+TIMER = f"{paths.PREFIX}-{NAME}.timer"
+TEMPLATE = f"{paths.PREFIX}-{NAME}@.service"
+DAILY = f"{paths.PREFIX}-{NAME}@timer.service"
+"""What the timer starts: systemd takes this file for the one instance in place of the template."""
+INSTANCES = f"{paths.PREFIX}-{NAME}@*.service"
+SERVICE = Service(NAME, units=(), user=USER)
+KUBELET = ("/var/lib/kubelet/config.yaml", "/etc/kubernetes/kubelet.conf")
+"""kubeadm's files on a node of a cluster."""
+
+
+def unit(order: str) -> str:
+    """The unit that carries out *order*, 64 hexadecimal digits."""
+    return TEMPLATE.replace("@", f"@{order}")
+
+
+def settings(cluster: Cluster, host: Host) -> Settings:
+    """What the executor on *host* is told."""
+    secrets, spec = cluster.secrets, cluster.spec
+    return Settings(
+        node=host.name,
+        nodes=tuple(node.name for node in spec.nodes),
+        registry=f"https://{endpoint(cluster.node(host).address, paths.REGISTRY_PORT)}",
+        ca=paths.CA,
+        username=NAME,
+        password=secrets.password(NAME),
+        key=secrets.retention_key,
+        frontend=spec.frontend.type,
+        agent_state=paths.AGENT_STATE,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """systemd has read the present files of those of *units* that it knows already."""
+
+    units: Sequence[str]
+    title = "reload systemd's unit files"
+
+    def diff(self, host: Host) -> str | None:
+        """Which it has not read anew, or None."""
+        stale = [one for one in self.units if unit_state(host, one).properties.get("NeedDaemonReload") == "yes"]
+        return f"{', '.join(stale)}: read again" if stale else None
+
+    def apply(self, host: Host) -> None:
+        """Have it read all unit files. What runs goes on."""
+        host.run("systemctl", "daemon-reload")
+
+
+#: The instances ``$1`` that systemd knows; then those of the files ``$2...`` that are there.
+_UNITS = """
+systemctl list-units --all --plain --no-legend --no-pager -- "$1"
+shift
+for file; do [ ! -e "$file" ] || echo "$file"; done
+"""
+#: Ends the instances ``$1``, and removes the files ``$2...``.
+_REMOVE = """
+set -e
+systemctl stop -- "$1"
+pattern=$1; shift
+rm -f -- "$@"
+systemctl daemon-reload
+systemctl reset-failed -- "$pattern" 2>/dev/null || :
+"""
+_FILES = (f"{paths.UNITS}/{TEMPLATE}", f"{paths.UNITS}/{DAILY}")
+
+
+@dataclass(frozen=True, slots=True)
+class NoInstances:
+    """No executor runs, and nothing can start one."""
+
+    title = f"stop {INSTANCES}"
+
+    def diff(self, host: Host) -> str | None:
+        """What is there of it, or None."""
+        found = host.query("sh", "-c", _UNITS, "units", INSTANCES, *_FILES).text.splitlines()
+        return f"{INSTANCES}: stopped and removed" if found else None
+
+    def apply(self, host: Host) -> None:
+        """End those that run, and remove the unit files."""
+        host.run("sh", "-c", _REMOVE, "remove", INSTANCES, *_FILES, timeout=120)
+
+
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install the executor's settings and units. Without its program, which a bundle may lack, there are no units."""
+    config = settings(cluster, host).to_json()
+    yield Directory(ETC, mode=0o750, owner=f"root:{USER}")
+    yield File(CONFIG, config, mode=0o640, owner=f"root:{USER}", secret_keys=("password", "retention_key"))
+    tool = cluster.programs.get(TOOL)
+    if tool is None:
+        yield from remove()
+        return
+    values = {
+        "slice": paths.SLICE, "user": USER, "program": f"{tool.prefix}/{MODULE}", "config": CONFIG,
+        "state": paths.RETENTION.rpartition("/")[2], "policy": POLICY, "kubelet": KUBELET,
+    }  # fmt: skip
+    for path, daily in zip(_FILES, (False, True), strict=True):
+        yield File(path, render("retention/unit.j2", daily=daily, **values))
+    yield File(f"{paths.UNITS}/{TIMER}", render("retention/timer.j2", unit=DAILY))
+    yield Loaded((TIMER, DAILY))
+    if host.query("test", "-e", POLICY).ok:
+        yield Running(TIMER, ())
+
+
+def remove() -> Steps:
+    """Take the units away; settings, state and user are removed with those of the other services."""
+    yield NoService(TIMER)
+    yield NoInstances()

@@ -1,0 +1,125 @@
+"""What `init` tells the executor on a registry node, and what a run of the executor leaves behind: two files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from kubeadm_registry import paths
+from kubeadm_registry.errors import Error
+from kubeadm_registry.formats import Damaged, Format
+
+FORMAT = Format("the executor's settings")
+RESULT = Format("the executor's result")
+#: The name of an order: the digits of its digest. Its unit and its result are called by it.
+ORDER = re.compile(r"[0-9a-f]{64}")
+#: How many results are kept.
+KEPT_RESULTS = 50
+_HINT = "run `kubeadm-registry init`, which writes it"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Settings:
+    """What the executor on one node must know of its place."""
+
+    node: str
+    """The name of this node in the cluster file."""
+    nodes: tuple[str, ...]
+    """The names of all nodes, this one among them."""
+    registry: str
+    """This node's own HAProxy, such as ``https://10.0.0.11:5000``; no other one is asked."""
+    ca: str
+    """The path of the CA's certificate."""
+    username: str
+    password: str
+    key: str
+    """Signs what retention keeps in the registry."""
+    frontend: str
+    """``zot`` or ``distribution``."""
+    agent_state: str
+    """The path of the agent's state, which says whether this node holds the lease, and under which term."""
+
+    def to_json(self) -> bytes:
+        """The content of the file."""
+        registry = {"url": self.registry, "ca": self.ca, "username": self.username, "password": self.password}
+        return FORMAT.render(
+            {
+                "node": self.node,
+                "nodes": list(self.nodes),
+                "registry": registry,
+                "retention_key": self.key,
+                "frontend": self.frontend,
+                "agent_state": self.agent_state,
+            }
+        )
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """From the content of the file; keys of a newer release are ignored. Raises Damaged, NewerFormat."""
+        values = FORMAT.parse(content).values
+        registry, nodes = values.get("registry"), values.get("nodes")
+        if not isinstance(registry, dict):
+            raise Damaged("its key registry is not an object")
+        if not (isinstance(nodes, list) and all(isinstance(name, str) for name in nodes)):
+            raise Damaged("its key nodes is not a list of texts")
+        return cls(
+            node=_text(values, "node"),
+            nodes=tuple(nodes),
+            registry=_text(registry, "url", "registry."),
+            ca=_text(registry, "ca", "registry."),
+            username=_text(registry, "username", "registry."),
+            password=_text(registry, "password", "registry."),
+            key=_text(values, "retention_key"),
+            frontend=_text(values, "frontend"),
+            agent_state=_text(values, "agent_state"),
+        )
+
+
+def _text(values: Mapping[str, Any], key: str, above: str = "") -> str:
+    value = values.get(key)
+    if not (isinstance(value, str) and value):
+        raise Damaged(f"its key {above}{key} is not a text")
+    return value
+
+
+def load(path: Path) -> Settings:
+    """The settings in the file *path*. Raises Error (SettingsUnreadable, SettingsDamaged), NewerFormat."""
+    try:
+        return Settings.parse(path.read_bytes())
+    except OSError as error:
+        raise Error(f"cannot read {path}: {error.strerror}", code="SettingsUnreadable", hint=_HINT) from error
+    except Damaged as error:
+        raise Error(f"{path} is damaged: {error}", code="SettingsDamaged", hint=_HINT) from error
+
+
+def result_path(order: str) -> str:
+    """The file that the run of *order* leaves on its node."""
+    return f"{paths.RETENTION}/{order}.json"
+
+
+def write_result(order: str, values: Mapping[str, Any], folder: Path = Path(paths.RETENTION)) -> None:
+    """Write the result of *order* whole, in place of an earlier one, and remove all but the newest. Raises OSError.
+
+    It names the run of the unit that it is of (INVOCATION_ID, see systemd.exec(5)), so that it is not taken for the
+    result of a later run of the same order.
+    """
+    document = {"order": order, "invocation": os.environ.get("INVOCATION_ID", ""), **values}
+    target = folder / Path(result_path(order)).name
+    new = target.with_name(f".{target.name}.new")
+    with new.open("wb") as file:
+        file.write(RESULT.render(document))
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(target)
+    results = [path for path in folder.glob("*.json") if ORDER.fullmatch(path.stem)]
+    for old in sorted(results, key=lambda path: path.stat().st_mtime)[:-KEPT_RESULTS]:
+        old.unlink()
+
+
+def read_result(content: bytes) -> dict[str, Any]:
+    """What a run said of itself: ``order``, ``invocation`` and what the executor adds. Raises Damaged, NewerFormat."""
+    return RESULT.parse(content).values

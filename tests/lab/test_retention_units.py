@@ -1,0 +1,147 @@
+"""The retention executor's place on real nodes: user, files, sandbox, and the tool's tree as its program."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from kubeadm_registry import paths
+from kubeadm_registry.components import retention
+from tests.lab.command import wait_until
+from tests.lab.host import Host
+from tests.lab.registry import Registry
+
+pytest_plugins = ["tests.lab.registry"]
+
+ORDER = "0123456789abcdef" * 4
+UNIT = retention.unit(ORDER)
+
+
+def ended(host: Host, unit: str) -> None:
+    def gone() -> bool:
+        return host.sh("systemctl", "show", "-P", "ActiveState", unit).stdout.strip() in ("inactive", "failed")
+
+    wait_until(f"the end of {unit}", gone, seconds=60)
+
+
+def program(host: Host) -> str:
+    """The start script in the tool's tree, as the unit names it."""
+    text = host.sh("cat", f"{paths.UNITS}/{retention.TEMPLATE}").stdout
+    (line,) = (line for line in text.splitlines() if line.startswith("ExecStart="))
+    return line.removeprefix("ExecStart=").split()[0]
+
+
+def test_users_files_and_units(registry: Registry) -> None:
+    for host in registry.servers.values():
+        shown = host.sh("stat", "-c", "%a %U:%G %n", retention.ETC, retention.CONFIG, program(host)).stdout
+        assert shown.splitlines() == [
+            f"750 root:{retention.USER} {retention.ETC}",
+            f"640 root:{retention.USER} {retention.CONFIG}",
+            f"755 root:root {program(host)}",
+        ]
+        told = json.loads(host.sh("cat", retention.CONFIG).stdout)
+        assert told["registry"]["url"] == f"https://{host.address}:5000"
+        assert host.sh("systemctl", "is-enabled", retention.TIMER, check=False).stdout.strip() == "disabled"
+        assert host.sh("systemctl", "is-active", retention.TIMER, check=False).stdout.strip() == "inactive"
+
+
+def test_an_order_runs_on_the_node_and_leaves_a_result(registry: Registry) -> None:
+    for host in registry.servers.values():
+        began = time.monotonic()
+        host.sh("systemctl", "start", UNIT, timeout=120)
+        sys.stdout.write(f"\n  {host.name}: an executor that does nothing took {time.monotonic() - began:.1f} s\n")
+        result = f"{paths.RETENTION}/{ORDER}.json"
+        assert host.sh("stat", "-c", "%a %U:%G", paths.RETENTION, result).stdout.splitlines() == [
+            f"700 {retention.USER}:{retention.USER}",
+            f"600 {retention.USER}:{retention.USER}",
+        ]
+        assert json.loads(host.sh("cat", result).stdout)["order"] == ORDER
+
+
+#: What the executor must be able to do in its sandbox, and what not; in the place of the executor.
+PROBE = """
+import json, pathlib, socket, ssl, sys, urllib.request, urllib.error
+from kubeadm_registry.retention import settings
+found = settings.load(pathlib.Path("/etc/kubeadm-registry/retention/config.json"))
+said = {"state": json.loads(pathlib.Path(found.agent_state).read_text())["name"]}
+context = ssl.create_default_context(cafile=found.ca)
+try:
+    with urllib.request.urlopen(f"{found.registry}/healthz", context=context, timeout=10) as answer:
+        said["registry"] = answer.status
+except urllib.error.HTTPError as error:
+    said["registry"] = error.code
+def attempt(name, work):
+    try:
+        work()
+        said[name] = "may"
+    except OSError as error:
+        said[name] = type(error).__name__
+attempt("secrets", lambda: open("/etc/kubeadm-registry/secrets.json"))
+attempt("etc", lambda: open("/etc/kubeadm-registry/retention/new", "w"))
+attempt("program", lambda: open(settings.__file__, "a"))
+attempt("frontend", lambda: socket.create_connection(("127.0.0.1", 5001), timeout=3))
+attempt("storage", lambda: socket.create_connection(("127.0.0.39", 3900), timeout=3))
+attempt("raw", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
+attempt("own", lambda: open("/var/lib/kubeadm-registry-retention/own", "w"))
+said["slice"] = pathlib.Path("/proc/self/cgroup").read_text()
+print(json.dumps(said), flush=True)
+"""
+DROP_IN = """
+[Service]
+ExecStart=
+ExecStart={start} -c 'import sys; sys.path.insert(0, "{tree}/app"); exec(open("/etc/probe.py").read())'
+"""
+
+
+def in_the_sandbox(host: Host, code: str) -> None:
+    """Let the unit run *code* with the tool's Python, in the place of the executor."""
+    tree = program(host).rpartition("/bin/")[0]
+    (loader,) = host.sh("sh", "-c", 'echo "$1"/lib/ld-linux-*', "-", tree).stdout.split()
+    host.sh("sh", "-c", "cat > /etc/probe.py", stdin=code)
+    folder = f"{paths.UNITS}/{retention.TEMPLATE}.d"
+    text = DROP_IN.format(start=f"{loader} {tree}/bin/python3 -I -S", tree=tree)
+    host.sh("sh", "-c", 'mkdir -p "$1" && cat > "$1/probe.conf" && systemctl daemon-reload', "-", folder, stdin=text)
+
+
+def without_probe(host: Host) -> None:
+    folder = f"{paths.UNITS}/{retention.TEMPLATE}.d"
+    host.sh("sh", "-c", 'systemctl stop "$2"; rm -rf "$1" /etc/probe.py; systemctl daemon-reload', "-", folder,
+            retention.INSTANCES)  # fmt: skip
+
+
+def test_what_it_may_and_what_not(registry: Registry) -> None:
+    host = registry.servers["h2"]
+    in_the_sandbox(host, PROBE)
+    try:
+        host.sh("systemctl", "start", UNIT, timeout=120)
+        said = host.sh("journalctl", "--no-pager", "-q", "-o", "cat", "-u", UNIT).stdout
+    finally:
+        without_probe(host)
+    refused, denied = "ConnectionRefusedError", "PermissionError"
+    found: dict[str, Any] = json.loads(next(line for line in said.splitlines() if line.startswith('{"state"')))
+    assert paths.SLICE in found.pop("slice")
+    assert found == {
+        "state": host.name, "registry": 200, "secrets": denied, "etc": "OSError", "program": denied,
+        "frontend": refused, "storage": refused, "raw": denied, "own": "may",
+    }  # fmt: skip
+
+
+def test_init_does_not_touch_what_runs(registry: Registry) -> None:
+    """Files of another build, as after an upgrade: the unit is written anew while an instance of it runs."""
+    host = registry.servers["h3"]
+    in_the_sandbox(host, "import time\nprint('runs', flush=True)\ntime.sleep(600)\n")
+    try:
+        host.sh("systemctl", "start", "--no-block", UNIT)
+        pid = ("systemctl", "show", "-P", "MainPID", UNIT)
+        wait_until("the executor", lambda: host.sh(*pid).stdout.strip() != "0", seconds=20)
+        before = host.sh(*pid).stdout
+        host.sh("sed", "-i", "s/^Nice=.*/Nice=11/", f"{paths.UNITS}/{retention.TEMPLATE}")
+        said = registry.cli("init").stdout
+        assert f"write {paths.UNITS}/{retention.TEMPLATE}" in said, said
+        assert host.sh(*pid).stdout == before
+        assert registry.cli("init").stdout.splitlines()[-1] == "nothing to do"
+    finally:
+        without_probe(host)
+    ended(host, UNIT)

@@ -1,0 +1,120 @@
+"""The executor's place on a node: what init puts there with and without the tool, the timer, and what reset removes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from kubeadm_registry import paths
+from kubeadm_registry.bundle import TOOL, Program
+from kubeadm_registry.components import retention
+from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.phases.workflows import INIT, RESET
+from kubeadm_registry.retention.settings import Settings
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.fakes import UNITS
+from tests.unit.test_workflow import Recorder
+
+ORDER = "0123456789abcdef" * 4
+UNIT_FILES = {f"{UNITS}/{name}" for name in (retention.TEMPLATE, retention.DAILY, retention.TIMER)}
+
+
+def init(fake: FakeCluster) -> Recorder:
+    recorder = Recorder()
+    run(INIT, fake.cluster, recorder, skip=ELSEWHERE)
+    return recorder
+
+
+@pytest.fixture
+def installed(three: FakeCluster) -> FakeCluster:
+    init(three)
+    return three
+
+
+def without_tool(programs: Mapping[str, Program]) -> dict[str, Program]:
+    return {name: one for name, one in programs.items() if name != TOOL}
+
+
+def unit_files(fake: FakeCluster) -> list[set[str]]:
+    return [UNIT_FILES & {*server.tree} for server in fake.servers.values()]
+
+
+def test_the_executor_is_told_of_its_own_node(installed: FakeCluster) -> None:
+    for name, server in installed.servers.items():
+        found = Settings.parse(server.content(retention.CONFIG))
+        assert (found.node, found.nodes) == (name, tuple(installed.servers))
+        assert found.registry == f"https://{installed.config.spec.node(name).address}:5000"
+        assert (found.username, found.password) == ("retention", "the-retention-password")
+
+
+def test_nothing_runs_after_init(installed: FakeCluster) -> None:
+    for server in installed.servers.values():
+        assert not [name for name, unit in server.units.items() if "retention" in name and unit.active != "inactive"]
+        assert not server.unit(retention.TIMER).enabled
+    assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
+def test_a_bundle_without_the_tool_is_noted_once_and_installs_the_rest(three: FakeCluster) -> None:
+    three.programs = without_tool(three.programs)
+    recorder = init(three)
+    [(host, note)] = [told for told in recorder.notes if "retention" in told[1]]
+    assert host == "cp-1"
+    assert note.startswith("retention cannot run on the nodes: they have no program kubeadm-registry; ")
+    assert unit_files(three) == [set()] * 3
+    assert all(retention.CONFIG in server.tree for server in three.servers.values())
+    assert run(INIT, three.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
+def test_with_an_older_bundle_no_unit_of_the_newer_one_stays(installed: FakeCluster) -> None:
+    server = installed.servers["cp-2"]
+    server.unit(retention.unit(ORDER)).active = "activating"
+    installed.programs = without_tool(installed.programs)
+    init(installed)
+    assert unit_files(installed) == [set()] * 3
+    assert retention.unit(ORDER) not in server.units
+    assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
+def test_the_timer_runs_while_there_is_a_policy(installed: FakeCluster) -> None:
+    server = installed.servers["cp-1"]
+    server.put(retention.POLICY, "a policy")
+    init(installed)
+    states = [
+        (one.unit(retention.TIMER).active, one.unit(retention.TIMER).enabled) for one in installed.servers.values()
+    ]
+    assert states == [("active", True), ("inactive", False), ("inactive", False)]
+    server.reboot()
+    assert server.unit(retention.TIMER).active == "active"
+
+
+def test_a_changed_unit_file_is_read_by_systemd(installed: FakeCluster) -> None:
+    """Of an instance that it knows; one that it does not know it reads when that is started."""
+    server = installed.servers["cp-3"]
+    unit = server.unit(retention.DAILY)
+    unit.loaded = b"of before"
+    init(installed)
+    assert unit.loaded == server.content(f"{UNITS}/{retention.DAILY}")
+
+
+def test_reset_ends_what_runs_and_leaves_nothing(installed: FakeCluster) -> None:
+    for server in installed.servers.values():
+        server.put(retention.POLICY, "a policy")
+        server.put(f"{paths.RETENTION}/{ORDER}.json", "{}", 0o600)
+    init(installed)
+    busy = installed.servers["cp-2"]
+    busy.unit(retention.unit(ORDER)).active = "activating"
+    run(RESET, installed.cluster, Recorder(), skip=("containerd",))
+    for server in installed.servers.values():
+        assert not [path for path in server.tree if "retention" in path]
+        assert not [name for name, unit in server.units.items() if "retention" in name and unit.active != "inactive"]
+        assert server.users == {"root": {"root"}}
+    acts = busy.acts
+    ended = next(number for number, act in enumerate(acts) if act.startswith(f"stop {retention.INSTANCES}"))
+    assert acts.index(f"stop {retention.TIMER}") < ended < acts.index("stop kubeadm-registry-haproxy@1.service")
+    assert run(RESET, installed.cluster, Recorder(), skip=("containerd",)) == []
+
+
+def test_the_unit_of_an_order_is_named_by_it() -> None:
+    assert retention.unit(ORDER) == f"kubeadm-registry-retention@{ORDER}.service"
+    assert len(retention.unit(ORDER)) < 256, "what systemd takes for a name"
