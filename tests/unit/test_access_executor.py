@@ -1,0 +1,267 @@
+"""An order is started on the node that holds the lease, waited for and ended, by what the nodes say."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubeadm_registry import paths
+from kubeadm_registry.access import executor
+from kubeadm_registry.access.executor import Outcome
+from kubeadm_registry.components import retention
+from kubeadm_registry.engine.workflow import run as init
+from kubeadm_registry.errors import Error
+from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.retention.settings import RESULT, result_path
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.fakes import FakeTransport
+from tests.unit.here import here, stub
+from tests.unit.test_workflow import Recorder
+
+ORDER, OTHER = "0123456789abcdef" * 4, "f" * 64
+UNIT = retention.unit(ORDER)
+NOW = 1000.0
+
+
+@dataclass
+class Executor:
+    """One node's systemd and agent as far as an order needs them. *looks* is how often a run is seen before it ends."""
+
+    server: FakeTransport
+    role: str | None = "standby"
+    term: int = 0
+    written: float = NOW - 0.5
+    looks: int = 2
+    status: int = 0
+    result: str = "success"
+    says: dict[str, Any] | None = field(default_factory=dict)
+    running: dict[str, int] = field(default_factory=dict)
+    """Looks that are left, by unit."""
+    kept: dict[str, bytes] = field(default_factory=dict)
+    log: str = "moved 1 of 3 images"
+
+    def __post_init__(self) -> None:
+        server = self.server
+        server.answer("sh", "-c", executor._LOOK, "look", paths.AGENT_STATE, retention.INSTANCES, with_=self._look)
+        server.answer("systemctl", "start", "--no-block", "--", with_=self._start, act="start")
+        server.answer("systemctl", "stop", "--", with_=self._stop, act="stop")
+        server.answer("sh", "-c", executor._STATE, "state", with_=self._state)
+        server.answer("runuser", "-u", retention.USER, "--", "cat", with_=self._cat)
+
+    def _look(self, *_: object) -> str:
+        state = {"time": self.written, "writer": {"mode": "any", "role": self.role, "term": self.term}}
+        units = "".join(f"{name} activating\n" for name in self.running)
+        return f"{units}{retention.unit('0' * 64)} failed\n---\n{NOW}\n{json.dumps(state)}\n"
+
+    def _start(self, argv: tuple[str, ...], _: bytes) -> str:
+        self.running.setdefault(argv[-1], self.looks)
+        return ""
+
+    def _stop(self, argv: tuple[str, ...], _: bytes) -> str:
+        self.running.pop(argv[-1], None)
+        return ""
+
+    def _state(self, argv: tuple[str, ...], _: bytes) -> str:
+        unit = argv[-1]
+        if unit in self.running:
+            self.running[unit] -= 1
+            if self.running[unit] < 0:
+                del self.running[unit]
+                self._end(unit)
+        active = "activating" if unit in self.running else "failed" if self.result != "success" else "inactive"
+        return f"ActiveState={active}\nResult={self.result}\nExecMainStatus={self.status}\n---\n{self.log}\n"
+
+    def _end(self, unit: str) -> None:
+        order = unit.partition("@")[2].partition(".")[0]
+        if self.says is not None:
+            number = next(_runs)
+            self.kept[result_path(order)] = RESULT.render({"order": order, "invocation": f"run {number}", **self.says})
+
+    def _cat(self, argv: tuple[str, ...], _: bytes) -> bytes | int:
+        return self.kept.get(argv[-1], 1)
+
+
+_runs = itertools.count()
+Nodes = dict[str, Executor]
+
+
+@pytest.fixture
+def nodes(three: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> Nodes:
+    """Three nodes after init, of which cp-2 holds the lease."""
+    monkeypatch.setattr(executor, "INTERVAL", 0.0)
+    init(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
+    found = {name: Executor(server) for name, server in three.servers.items()}
+    found["cp-2"].role, found["cp-2"].term = "writer", 7
+    for one in found.values():
+        one.server.acts.clear()
+    return found
+
+
+def run(three: FakeCluster, order: str = ORDER, deadline: float = 60, **options: Any) -> Outcome:
+    return executor.run(three.cluster, order, deadline=deadline, **options)
+
+
+def failure(three: FakeCluster, order: str = ORDER, deadline: float = 60) -> Error:
+    with pytest.raises(Error) as caught:
+        run(three, order, deadline)
+    assert caught.value.hint
+    return caught.value
+
+
+def acts(nodes: Nodes) -> dict[str, list[str]]:
+    return {name: one.server.acts for name, one in nodes.items() if one.server.acts}
+
+
+def test_an_order_is_carried_out_where_the_lease_is(three: FakeCluster, nodes: Nodes) -> None:
+    nodes["cp-2"].says = {"deleted": 3}
+    told: list[str] = []
+    outcome = run(three, progress=told.append)
+    assert (outcome.node, outcome.status, outcome.result["deleted"]) == ("cp-2", 0, 3)
+    assert acts(nodes) == {"cp-2": ["start"]}
+    assert told == ["moved 1 of 3 images"], "a line is told once"
+
+
+@pytest.mark.parametrize(("role", "written"), [("candidate", NOW), ("closing", NOW), (None, NOW), ("writer", NOW - 6),
+                                               ("writer", NOW + 6)])  # fmt: skip
+def test_without_a_node_that_holds_the_lease_nothing_is_started(
+    three: FakeCluster, nodes: Nodes, role: str | None, written: float
+) -> None:
+    nodes["cp-2"].role, nodes["cp-2"].written = role, written
+    assert failure(three).code == "NoExecutor"
+    assert acts(nodes) == {}
+
+
+def test_of_two_nodes_that_say_so_the_one_with_the_later_term_holds_it(three: FakeCluster, nodes: Nodes) -> None:
+    nodes["cp-3"].role, nodes["cp-3"].term = "writer", 9
+    assert run(three).node == "cp-3"
+
+
+@pytest.mark.parametrize("where", ["cp-1", "cp-2"])
+@pytest.mark.parametrize("unit", [retention.unit(OTHER), retention.DAILY])
+def test_another_order_that_runs_anywhere_is_in_the_way(
+    three: FakeCluster, nodes: Nodes, where: str, unit: str
+) -> None:
+    nodes[where].running[unit] = 9
+    error = failure(three)
+    assert (error.code, error.host) == ("ExecutorBusy", where)
+    assert unit in error.message
+    assert acts(nodes) == {}
+
+
+def test_the_same_order_is_waited_for_where_the_lease_is_and_refused_elsewhere(
+    three: FakeCluster, nodes: Nodes
+) -> None:
+    nodes["cp-2"].running[UNIT] = 3
+    assert run(three).node == "cp-2"
+    nodes["cp-1"].running[UNIT] = 3
+    assert failure(three).code == "ExecutorBusy"
+
+
+def test_the_exit_status_is_the_executors(three: FakeCluster, nodes: Nodes) -> None:
+    node = nodes["cp-2"]
+    node.status, node.result, node.says = 1, "exit-code", {"error": "OrderRefused"}
+    outcome = run(three)
+    assert (outcome.status, outcome.result["error"]) == (1, "OrderRefused")
+
+
+def test_an_end_without_a_result_is_a_failure_with_the_last_words(three: FakeCluster, nodes: Nodes) -> None:
+    node = nodes["cp-2"]
+    node.says, node.result, node.status = None, "signal", 9
+    node.server.broken[UNIT] = "the lease is gone"
+    error = failure(three)
+    assert (error.code, error.host) == ("ExecutorFailed", "cp-2")
+    assert error.message.endswith("without a result (signal): the lease is gone")
+    assert UNIT in error.hint
+
+
+def test_the_result_of_an_earlier_run_is_not_taken_for_that_of_this_one(three: FakeCluster, nodes: Nodes) -> None:
+    run(three)
+    nodes["cp-2"].says = None
+    assert failure(three).code == "ExecutorFailed"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{"])
+def test_a_result_that_is_none_counts_as_none(three: FakeCluster, nodes: Nodes, content: bytes) -> None:
+    nodes["cp-2"].says = None
+    nodes["cp-2"].kept[result_path(ORDER)] = content
+    assert failure(three).code == "ExecutorFailed"
+
+
+def test_without_units_or_program_the_tool_is_missing(three: FakeCluster, nodes: Nodes) -> None:
+    node = nodes["cp-2"]
+    node.status, node.result, node.says = 203, "exit-code", None
+    assert failure(three).code == "ToolMissing"
+    del node.server.tree[f"{paths.UNITS}/{retention.TEMPLATE}"]
+    node.server.acts.clear()
+    error = failure(three)
+    assert (error.code, error.host) == ("ToolMissing", "cp-2")
+    assert acts(nodes) == {}
+
+
+def test_whoever_stops_waiting_does_not_end_the_order(three: FakeCluster, nodes: Nodes) -> None:
+    nodes["cp-2"].looks = 10**6
+    error = failure(three, deadline=0.05)
+    assert (error.code, error.host) == ("Timeout", "cp-2")
+    assert UNIT in nodes["cp-2"].running
+    nodes["cp-2"].running[UNIT] = 1
+    assert run(three).status == 0
+    assert acts(nodes) == {"cp-2": ["start", "start"]}, "the second start finds that it runs"
+
+
+def test_an_order_is_ended_wherever_it_runs(three: FakeCluster, nodes: Nodes) -> None:
+    assert executor.stop(three.cluster, ORDER) == []
+    for name in ("cp-1", "cp-2"):
+        nodes[name].running[UNIT] = 9
+    nodes["cp-3"].running[retention.unit(OTHER)] = 9
+    assert executor.stop(three.cluster, ORDER) == ["cp-1", "cp-2"]
+    assert acts(nodes) == {"cp-1": ["stop"], "cp-2": ["stop"]}
+    assert [[*one.running] for one in nodes.values()] == [[], [], [retention.unit(OTHER)]]
+
+
+@pytest.mark.parametrize("order", ["", "timer", "../x", ORDER.upper(), ORDER + "0", f"{ORDER}.service\n"])
+def test_what_is_no_order_reaches_no_node(three: FakeCluster, nodes: Nodes, order: str) -> None:
+    for one in nodes.values():
+        one.server.log.clear()
+    error = failure(three, order)
+    assert (error.code, error.exit_code) == ("OrderInvalid", 2)
+    assert not [command for one in nodes.values() for command in one.server.log if "systemctl" in command.argv]
+
+
+# ---- the scripts, run ------------------------------------------------------------------------------------------------
+
+#: As systemd 252 and 257 say it.
+SYSTEMCTL = f"""
+case $1 in
+  list-units) echo "{UNIT} loaded activating start Retention of the container registry, order {ORDER}"
+    echo "{retention.unit(OTHER)} loaded failed failed Retention of the container registry, order {OTHER}" ;;
+  show) printf 'ActiveState=inactive\\nResult=success\\nExecMainStatus=0\\n' ;;
+esac
+"""
+
+
+def test_what_systemd_and_the_agent_say_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(tmp_path / "bin", "systemctl", SYSTEMCTL)
+    state = tmp_path / "state.json"
+    monkeypatch.setattr(paths, "AGENT_STATE", str(state))
+    host = here(tmp_path / "bin")
+    seen = executor.look(host)
+    assert (seen.running, seen.agent, seen.term) == ((UNIT,), None, 0)
+    state.write_text(json.dumps({"time": time.time(), "writer": {"role": "writer", "term": 7}}))
+    assert executor.look(host).term == 7
+    state.write_text(json.dumps({"time": time.time()}))
+    assert executor.look(host).term == 0
+
+
+def test_the_end_of_a_run_is_seen_with_its_last_line(tmp_path: Path) -> None:
+    stub(tmp_path / "bin", "systemctl", SYSTEMCTL)
+    stub(tmp_path / "bin", "journalctl", "echo 'all 3 images are in the trash'")
+    told: list[str] = []
+    state = executor._wait(here(tmp_path / "bin"), UNIT, 0, told.append)
+    assert state == {"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"}
+    assert told == ["all 3 images are in the trash"]
