@@ -1,13 +1,15 @@
-"""The executor of retention: its place on each node. What it does there is an order's business."""
+"""Retention on the nodes: the place of its executor, and the timer by which it works without being told."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import retention
-from kubeadm_registry.engine.phase import Phase
+from kubeadm_registry.engine.changes import Absent, Disabled, File, Running, Steps, unit_path
+from kubeadm_registry.engine.phase import Check, Phase, Workflow
 from kubeadm_registry.transport.host import Host
 
 
@@ -21,3 +23,46 @@ def lacking(cluster: Cluster, host: Host) -> Iterator[str]:
 
 
 RETENTION = Phase("retention", "Install the units of the retention executor", retention.install, notices=lacking)
+
+
+def installed(_: Cluster, host: Host) -> Iterator[str]:
+    """The units of the retention executor are installed."""
+    if not host.query("test", "-e", unit_path(retention.TIMER)).ok:
+        yield f"{retention.TIMER} is not installed; run `kubeadm-registry init` with a bundle that holds {TOOL}"
+
+
+#: Those of the files ``$@`` that are there, and whether a kubelet runs.
+_KUBELET = """
+for file; do [ ! -e "$file" ] || echo "$file exists"; done
+! systemctl is-active --quiet kubelet.service || echo "kubelet.service is running"
+"""
+
+
+def no_kubelet(_: Cluster, host: Host) -> Iterator[str]:
+    """No kubelet is configured on the nodes: the timer does not know what a Kubernetes cluster uses."""
+    found = host.query("sh", "-c", _KUBELET, "kubelet", *retention.KUBELET).text.splitlines()
+    if found:
+        yield (
+            f"{', '.join(found)}: this node is part of a Kubernetes cluster, and the timer does not know which images "
+            "its pods use; run `kubeadm-registry retention plan --kubeconfig FILE` instead"
+        )
+
+
+def enable_timer(policy: bytes) -> Workflow:
+    """Have the timer work by *policy*, the content of a policy file, on every node."""
+    checks = (Check("RetentionInstalled", installed, mandatory=True), Check("NoKubelet", no_kubelet, mandatory=True))
+    steps = partial(_enable, policy)
+    return (Phase("timer", "Store the policy and enable the timer of retention", steps, checks=checks),)
+
+
+def _enable(policy: bytes, _: Cluster, __: Host) -> Steps:
+    yield File(retention.POLICY, policy, mode=0o640, owner=f"root:{retention.USER}")
+    yield Running(retention.TIMER, ())
+
+
+def _disable(_: Cluster, __: Host) -> Steps:
+    yield Disabled(retention.TIMER)
+    yield Absent(retention.POLICY)
+
+
+DISABLE_TIMER = (Phase("timer", "Disable the timer of retention and remove its policy", _disable),)

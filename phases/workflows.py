@@ -12,7 +12,7 @@ from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.programs import PROGRAMS_PHASE
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.reset import RESET_PHASES
-from kubeadm_registry.phases.retention import RETENTION
+from kubeadm_registry.phases.retention import DISABLE_TIMER, RETENTION
 from kubeadm_registry.phases.runbook import RUNBOOK
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import VIP
@@ -42,6 +42,9 @@ VERIFY_ONLY = (VERIFY,)
 
 RESET = RESET_PHASES
 """Uninstall."""
+
+RETENTION_TIMER_DISABLE = DISABLE_TIMER
+"""Undo `retention timer enable`, whose phase holds the policy: `phases/retention.py` makes it."""
 
 MIRRORS = (POINT,)
 """Configure containerd on a client node, where nothing else is installed."""

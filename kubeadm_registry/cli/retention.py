@@ -14,7 +14,7 @@ import click
 from rich.table import Table
 
 from kubeadm_registry.bundle.lists import names_in
-from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli import retention_timer, terminal
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import echo, screen
@@ -36,6 +36,9 @@ _DAY = 86400
 @click.group("retention", short_help="Plan which images to delete")
 def group() -> None:
     """Plan which images to delete: by a policy, and never one that is in use."""
+
+
+group.add_command(retention_timer.group)
 
 
 @command("plan", parent=group, short_help="Show which images a policy would delete")

@@ -33,12 +33,13 @@ from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIF
 from kubeadm_registry.printable import counted
 
 
-def _run(
+def run_on_nodes(
     context: Context, workflow: Workflow, path: Path | None, bundle: Path | None, *, key: Path | None = None,
     dry_run: bool = False,
     only: tuple[str, ...] = (), skip: tuple[str, ...] = (), ignore: tuple[str, ...] = (), need_programs: bool = True,
     may_miss: bool = False,
 ) -> None:  # fmt: skip
+    """Run *workflow* on all nodes of the cluster file *path*, and report what came of it."""
     reporter = context.reporter()
     cluster_file = config.load(path)
     # What the command line says is judged before any server is contacted.
@@ -110,7 +111,9 @@ def init(
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
-    _run(context, INIT, path, bundle, key=key, dry_run=dry_run, skip=names(skip), ignore=names(ignore), may_miss=True)
+    run_on_nodes(
+        context, INIT, path, bundle, key=key, dry_run=dry_run, skip=names(skip), ignore=names(ignore), may_miss=True
+    )
 
 
 @command("phase", short_help="Run a single init phase", parent=cast(click.Group, init), help_after=phase_table(INIT))
@@ -121,7 +124,7 @@ def init_phase(
     ignore: str, skip: str,
 ) -> None:  # fmt: skip
     """Run a single phase of init, including its subphases."""
-    _run(
+    run_on_nodes(
         context, INIT, path, bundle, key=key,
         dry_run=dry_run, only=(phase,), skip=names(skip), ignore=names(ignore), may_miss=True,
     )  # fmt: skip
@@ -163,7 +166,7 @@ def preflight_command(
 @file_option
 def verify(context: Context, path: Path | None) -> None:
     """Push a test image and pull it by digest through every node and the virtual IP."""
-    _run(context, VERIFY_ONLY, path, None)
+    run_on_nodes(context, VERIFY_ONLY, path, None)
 
 
 @command("reset", short_help="Uninstall the registry, restore containerd", help_after=phase_table(RESET))
@@ -185,4 +188,4 @@ def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_
         what = "the registry AND ALL ITS IMAGES" if purge_data else "the registry (keeping its images)"
         click.confirm(f"Remove {what} from {where}?", abort=True)
     skip = () if purge_data else ("data",)
-    _run(context, RESET, path, None, dry_run=dry_run, skip=skip, ignore=names(ignore), need_programs=False)
+    run_on_nodes(context, RESET, path, None, dry_run=dry_run, skip=skip, ignore=names(ignore), need_programs=False)

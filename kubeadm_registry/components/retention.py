@@ -135,3 +135,42 @@ def remove() -> Steps:
     """Take the units away; settings, state and user are removed with those of the other services."""
     yield NoService(TIMER)
     yield NoInstances()
+
+
+#: ``$1`` the timer, ``$2`` what it starts, ``$3`` the policy.
+_TIMER = """
+systemctl show --property=ActiveState,NextElapseUSecRealtime,LastTriggerUSec -- "$1"
+systemctl show --property=Result,ExecMainStatus -- "$2"
+[ ! -e "$3" ] || echo "Policy=$(sha256sum < "$3")"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TimerState:
+    """The timer of a node: whether it is *enabled*, the digest of its *policy*, and its runs in systemd's words."""
+
+    enabled: bool
+    policy: str
+    next: str
+    last: str
+    result: str
+
+    def to_dict(self) -> dict[str, object]:
+        """The same as JSON; null for what is not known."""
+        return {"enabled": self.enabled} | {
+            key: getattr(self, key) or None for key in ("policy", "next", "last", "result")
+        }
+
+
+def timer_state(host: Host) -> TimerState:
+    """The timer of *host*."""
+    lines = host.query("sh", "-c", _TIMER, "timer", TIMER, DAILY, POLICY).text.splitlines()
+    found = dict(line.partition("=")[::2] for line in lines)
+    last = found.get("LastTriggerUSec", "").removeprefix("n/a")
+    return TimerState(
+        enabled=found.get("ActiveState") == "active",
+        policy=found.get("Policy", "").partition(" ")[0],
+        next=found.get("NextElapseUSecRealtime", "").removeprefix("n/a"),
+        last=last,
+        result=f"{found.get('Result', '')} ({found.get('ExecMainStatus', '')})" if last else "",
+    )

@@ -445,6 +445,27 @@ def last_words(host: Host, unit: str, lines: int = 5) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Disabled:
+    """A unit neither runs nor starts at boot; its file stays."""
+
+    unit: str
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"disable {self.unit}"
+
+    def diff(self, host: Host) -> str | None:
+        """That it runs or is enabled, or None."""
+        state = unit_state(host, self.unit)
+        return f"{self.unit}: stopped and disabled" if state.active or state.enabled else None
+
+    def apply(self, host: Host) -> None:
+        """Stop and disable it."""
+        host.run("systemctl", "disable", "--quiet", "--now", "--", self.unit)
+
+
+@dataclass(frozen=True, slots=True)
 class NoService:
     """No such unit runs or starts at boot, and its unit file is gone."""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.components import retention
+from kubeadm_registry.retention.policy import SMALLEST
 from tests.lab.command import wait_until
 from tests.lab.host import Host
-from tests.lab.registry import Registry
+from tests.lab.registry import ROOT, Registry
 
 pytest_plugins = ["tests.lab.registry"]
 
@@ -145,3 +147,98 @@ def test_init_does_not_touch_what_runs(registry: Registry) -> None:
     finally:
         without_probe(host)
     ended(host, UNIT)
+
+
+#: Calls ``access.executor`` as a command or the operator does: cluster file, verb, order.
+CALL = """
+import json, pathlib, sys
+from kubeadm_registry import config
+from kubeadm_registry.access import executor, session
+from kubeadm_registry.errors import Error
+path, verb, order = sys.argv[1:]
+def note(text, **_): pass
+with session.cluster(config.load(pathlib.Path(path)), session.Prompts(), note) as cluster:
+    told = []
+    try:
+        if verb == "stop":
+            said = {"stopped": executor.stop(cluster, order)}
+        else:
+            found = executor.run(cluster, order, deadline=float(verb), progress=told.append)
+            said = {"node": found.node, "status": found.status, "result": dict(found.result)}
+    except Error as error:
+        said = {"code": error.code, "host": error.host, "message": error.message}
+print(json.dumps({**said, "told": told}))
+"""
+
+
+def call(registry: Registry, verb: str, order: str = ORDER) -> dict[str, Any]:
+    argv = ("env", f"PYTHONPATH={ROOT}", sys.executable, "-c", CALL, str(registry.file), verb, order)
+    said: dict[str, Any] = json.loads(registry.lab.run(*argv, timeout=120).stdout.splitlines()[-1])
+    return said
+
+
+def lease_holder(registry: Registry) -> Host | None:
+    """The node whose agent says that it holds the lease; None where no lease runs."""
+    held = [host for host in registry.servers.values() if registry.state(host)["writer"]["role"] == "writer"]
+    return held[0] if held else None
+
+
+def test_an_order_is_started_where_the_lease_is(registry: Registry) -> None:
+    holder = lease_holder(registry)
+    if holder is None:
+        assert call(registry, "60")["code"] == "NoExecutor"
+        return
+    said = call(registry, "60")
+    assert (said["node"], said["status"], said["result"]["order"]) == (holder.name, 0, ORDER)
+
+
+def test_one_order_at_a_time_and_each_can_be_ended(registry: Registry) -> None:
+    holder = lease_holder(registry)
+    if holder is None:
+        return
+    for host in registry.servers.values():
+        in_the_sandbox(host, "import time\nprint('begins', flush=True)\ntime.sleep(600)\n")
+    try:
+        said = call(registry, "3")
+        assert (said["code"], said["host"], said["told"][-1]) == ("Timeout", holder.name, "begins")
+        busy = call(registry, "3", "f" * 64)
+        assert (busy["code"], busy["host"]) == ("ExecutorBusy", holder.name)
+        assert call(registry, "stop")["stopped"] == [holder.name]
+        assert call(registry, "stop")["stopped"] == []
+    finally:
+        for host in registry.servers.values():
+            without_probe(host)
+    assert call(registry, "60")["status"] == 0, "an order that was ended can be started again"
+
+
+def test_the_timer(registry: Registry, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(SMALLEST)
+    kubelet = registry.servers["h2"]
+    kubelet.sh("sh", "-c", "mkdir -p /var/lib/kubelet; touch /var/lib/kubelet/config.yaml")
+    refused = registry.cli("retention", "timer", "enable", "--policy", policy, check=False)
+    kubelet.sh("rm", "-r", "/var/lib/kubelet")
+    assert refused.returncode == 3
+    assert "/var/lib/kubelet/config.yaml exists: this node is part of a Kubernetes cluster" in refused.stderr
+
+    registry.cli("retention", "timer", "enable", "--policy", policy)
+    try:
+        nodes = registry.json("retention", "timer", "status")[-1]["nodes"]
+        assert [one["enabled"] for one in nodes] == [True] * 3
+        assert len({one["policy"] for one in nodes}) == 1
+        assert all(one["next"] for one in nodes), nodes
+        assert registry.cli("init").stdout.splitlines()[-1] == "nothing to do"
+        for host in registry.servers.values():
+            host.sh("systemctl", "start", retention.DAILY, timeout=120)
+            assert host.sh("systemctl", "show", "-P", "Result", retention.DAILY).stdout == "success\n"
+        kubelet.sh("sh", "-c", "mkdir -p /etc/kubernetes; touch /etc/kubernetes/kubelet.conf")
+        before = kubelet.sh("systemctl", "show", "-P", "ExecMainStartTimestamp", retention.DAILY).stdout
+        kubelet.sh("systemctl", "start", retention.DAILY, timeout=120)
+        assert kubelet.sh("systemctl", "show", "-P", "ConditionResult", retention.DAILY).stdout == "no\n"
+        assert kubelet.sh("systemctl", "show", "-P", "ExecMainStartTimestamp", retention.DAILY).stdout == before
+    finally:
+        kubelet.sh("rm", "-rf", "/etc/kubernetes")
+        registry.cli("retention", "timer", "disable")
+    for host in registry.servers.values():
+        assert host.sh("test", "-e", retention.POLICY, check=False).returncode == 1
+    assert registry.cli("init").stdout.splitlines()[-1] == "nothing to do"

@@ -1,0 +1,77 @@
+"""``retention timer enable | disable | status``: retention once a day, before there is an operator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from kubeadm_registry import config
+from kubeadm_registry.access import session
+from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli.command import Context, command, diff_option, dry_run_option, file_option
+from kubeadm_registry.cli.workflows import run_on_nodes
+from kubeadm_registry.components import retention
+from kubeadm_registry.engine.report import echo, screen
+from kubeadm_registry.phases.retention import enable_timer
+from kubeadm_registry.phases.workflows import RETENTION_TIMER_DISABLE
+from kubeadm_registry.retention import policy
+from kubeadm_registry.transport.host import side_by_side
+
+
+@click.group("timer", short_help="Apply a policy daily, without an operator")
+def group() -> None:
+    """Apply a policy once a day on the nodes, where no Kubernetes cluster and no operator is."""
+
+
+@command("enable", parent=group, short_help="Store a policy and enable the timer")
+@file_option
+@click.option(
+    "--policy", "policy_file", type=click.Path(path_type=Path), required=True, help="Policy file, a RegistryPolicy."
+)
+@dry_run_option
+@diff_option
+def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool) -> None:
+    """Store a policy on every node and enable the timer that applies it once a day.
+
+    The node that holds the lease applies it; the timers of the others find nothing to do. The timer knows no
+    workloads, so it is refused if a kubelet is configured on a registry node, and does nothing once one is. Run the
+    command again to change the policy.
+    """
+    policy.load(policy_file)
+    run_on_nodes(context, enable_timer(policy_file.read_bytes()), path, None, dry_run=dry_run, need_programs=False)
+
+
+@command("disable", parent=group, short_help="Disable the timer and remove the policy")
+@file_option
+@dry_run_option
+@diff_option
+def disable(context: Context, path: Path | None, dry_run: bool) -> None:
+    """Disable the timer on every node and remove its policy. A run in progress is completed."""
+    run_on_nodes(context, RETENTION_TIMER_DISABLE, path, None, dry_run=dry_run, need_programs=False)
+
+
+@command("status", parent=group, short_help="Show the timer of each node")
+@file_option
+def status(context: Context, path: Path | None) -> None:
+    """Show for each node whether the timer is enabled, when it runs next, and how its last run ended."""
+    cluster_file = config.load(path)
+    with session.cluster(cluster_file, terminal.prompts(), context.reporter().note, may_miss=True) as cluster:
+        found = side_by_side(retention.timer_state, cluster.hosts)
+        states = {host.name: one for host, one in zip(cluster.hosts, found, strict=True)}
+    if context.output == "json":
+        nodes = [{"name": name, **one.to_dict()} for name, one in states.items()]
+        echo(json.dumps({"nodes": nodes}))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("NODE", "TIMER", "POLICY", "NEXT", "LAST", "RESULT"):
+        table.add_column(title)
+    for name, one in states.items():
+        timer = "enabled" if one.enabled else "disabled"
+        table.add_row(name, timer, one.policy[:12] or "-", one.next or "-", one.last or "-", one.result or "-")
+    console = screen(markup=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
