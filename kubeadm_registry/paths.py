@@ -26,6 +26,9 @@ AGENT_STATE = f"{RUN}/agent/state.json"
 RETENTION = "/var/lib/kubeadm-registry-retention"
 """What the retention executor keeps between runs, and the results of its runs."""
 
+REMOVED = (RETENTION, ETC, OPT, RUN)
+"""The directories that reset removes with all that is in them."""
+
 GUARD = f"{ETC}/guard.nft"
 """The nft rules that guard the frontend and the storage on loopback. Their table is called PREFIX."""
 

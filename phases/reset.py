@@ -74,7 +74,7 @@ def files(cluster: Cluster, host: Host) -> Steps:
     # What the agent has promised ends with the cluster.
     yield Absent(agent.hardstate(cluster))
     yield Absent(agent.data(cluster), only_if_empty=True)
-    for path in (paths.RETENTION, paths.ETC, paths.OPT, paths.RUN):
+    for path in paths.REMOVED:
         yield Absent(path)
     for service in reversed(every_service()):
         if service.user:

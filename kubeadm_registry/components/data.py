@@ -58,7 +58,7 @@ def astray(cluster: Cluster, host: Host) -> Iterator[str]:
         yield f"the images are in {where}, not in {wanted}; set spec.dataDirectory to that path"
     real, *_ = _way(host, where)
     unit = backend(cluster.spec).SERVICE.unit
-    if any(PurePosixPath(real).is_relative_to(tree) for tree in (paths.ETC, paths.OPT, paths.RUN)):
+    if any(PurePosixPath(real).is_relative_to(tree) for tree in paths.REMOVED):
         yield f"the images are in {real}, which reset removes; stop {unit} and move them to another directory first"
 
 
