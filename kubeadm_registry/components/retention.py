@@ -8,7 +8,6 @@ that runs keeps its own files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kubeadm_registry import paths
@@ -17,7 +16,7 @@ from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.units import Service
-from kubeadm_registry.engine.changes import Directory, File, NoService, Running, Steps, unit_state
+from kubeadm_registry.engine.changes import Directory, File, NoService, Running, Steps
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.retention.settings import Settings
 from kubeadm_registry.transport.host import Host
@@ -61,15 +60,14 @@ def settings(cluster: Cluster, host: Host) -> Settings:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """systemd has read the present files of those of *units* that it knows already."""
+    """systemd has read the present files of the units that it knows: the timer, and instances that run or failed."""
 
-    units: Sequence[str]
     title = "reload systemd's unit files"
 
     def diff(self, host: Host) -> str | None:
-        """Which it has not read anew, or None."""
-        stale = [one for one in self.units if unit_state(host, one).properties.get("NeedDaemonReload") == "yes"]
-        return f"{', '.join(stale)}: read again" if stale else None
+        """That it knows an earlier file, or None."""
+        said = host.query("systemctl", "show", "--property=NeedDaemonReload", "--", TIMER, INSTANCES).text
+        return f"{TIMER} and {INSTANCES}: their files are read again" if "=yes" in said else None
 
     def apply(self, host: Host) -> None:
         """Have it read all unit files. What runs goes on."""
@@ -126,7 +124,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     for path, daily in zip(_FILES, (False, True), strict=True):
         yield File(path, render("retention/unit.j2", daily=daily, **values))
     yield File(f"{paths.UNITS}/{TIMER}", render("retention/timer.j2", unit=DAILY))
-    yield Loaded((TIMER, DAILY))
+    yield Loaded()
     if host.query("test", "-e", POLICY).ok:
         yield Running(TIMER, ())
 

@@ -471,6 +471,12 @@ class FakeTransport:
             unit.loaded = self._unit_file(name)
         return b""
 
+    def _need_daemon_reload(self, found: re.Match[str]) -> bytes:
+        patterns = found["units"].split("\0")
+        known = [(name, unit) for name, unit in self.units.items() if any(fnmatchcase(name, one) for one in patterns)]
+        stale = [unit.loaded is not None and unit.loaded != self._unit_file(name) for name, unit in known]
+        return "\n".join(f"NeedDaemonReload={'yes' if one else 'no'}\n" for one in stale).encode()
+
     def _enable(self, found: re.Match[str]) -> bytes:
         name = found["unit"]
         text = self._unit_file(name)
@@ -628,6 +634,7 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
         ("test -<what> <path>", FakeTransport._test),
         ("journalctl --no-pager --quiet -o cat -n 5 -u <unit>", FakeTransport._journal),
         ("systemctl daemon-reload", FakeTransport._daemon_reload),
+        ("systemctl show --property=NeedDaemonReload -- <units...>", FakeTransport._need_daemon_reload),
         ("systemctl enable --quiet -- <unit>", FakeTransport._enable),
         ("systemctl disable --quiet --now -- <unit>", FakeTransport._disable_now),
         ("systemctl reset-failed -- <unit>", FakeTransport._reset_failed),

@@ -89,12 +89,13 @@ def test_the_timer_runs_while_there_is_a_policy(installed: FakeCluster) -> None:
 
 
 def test_a_changed_unit_file_is_read_by_systemd(installed: FakeCluster) -> None:
-    """Of an instance that it knows; one that it does not know it reads when that is started."""
+    """Of instances that it knows, as a failed one; others it reads when they are started."""
     server = installed.servers["cp-3"]
-    unit = server.unit(retention.DAILY)
-    unit.loaded = b"of before"
+    failed = server.unit(retention.unit(ORDER))
+    failed.active, failed.loaded = "failed", b"of before"
     init(installed)
-    assert unit.loaded == server.content(f"{UNITS}/{retention.DAILY}")
+    assert failed.loaded == server.content(f"{UNITS}/{retention.TEMPLATE}")
+    assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
 
 
 def test_reset_ends_what_runs_and_leaves_nothing(installed: FakeCluster) -> None:
