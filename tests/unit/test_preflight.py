@@ -103,7 +103,7 @@ def test_a_bundle_for_another_machine(good: FakeCluster) -> None:
     cluster = good.cluster
     programs = {**cluster.programs, "zot": replace(cluster.programs["zot"], architecture="arm64")}
     [text] = problems(good, cluster=replace(cluster, programs=programs))["Architecture"]
-    assert text.startswith("the bundle's garage, haproxy, keepalived are not built for arm64; create a bundle")
+    assert text.startswith("the bundle's garage, haproxy, keepalived, kubeadm-registry are not built for arm64; ")
 
 
 def test_no_systemd_and_missing_tools_are_two_problems(good: FakeCluster) -> None:
