@@ -361,11 +361,12 @@ class Registry(Api):
 
     def __init__(
         self, address: str, port: int, *, ca: str, login: Login | None = None, via: tuple[str, int] | None = None,
-        timeout: float = 20,
+        timeout: float = 20, headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         """*address*:*port* is whom the certificate must name; *via* where to connect instead (a forwarded port).
 
-        *ca* is the authority's certificate, PEM, and the only one trusted. *timeout* is seconds of silence.
+        *ca* is the authority's certificate, PEM, and the only one trusted. *timeout* is seconds of silence. *headers*
+        go with every request.
         """
         host, number = via or (address, port)
         auth = httpx.BasicAuth(login.user, login.password) if login is not None else None
@@ -375,7 +376,7 @@ class Registry(Api):
             address,
             url(host, number),
             httpx.Client(transport=line, auth=auth, trust_env=False),
-            headers={"Host": url(address, port).removeprefix("https://")},
+            headers={**headers, "Host": url(address, port).removeprefix("https://")},
         )
 
 

@@ -11,10 +11,14 @@ from kubeadm_registry.retention.reasons import Reason
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one repository holds: digests by *tags*, and all *manifests*, those without a tag as well."""
+    """What one repository holds: digests by *tags*, and all *manifests*, those without a tag as well.
+
+    *buried* are tags that a broken run has left: they mean a tombstone, and are none.
+    """
 
     tags: Mapping[str, str]
     manifests: frozenset[str]
+    buried: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Self
 
 from kubeadm_registry.formats import Damaged, Format, Found, split
+from kubeadm_registry.retention.fields import number, optional, text
 from kubeadm_registry.retention.holdings import Held, Holdings
 from kubeadm_registry.retention.inventory import Inventory, Repository, Seen, Tag
 from kubeadm_registry.retention.reasons import Reason
@@ -47,16 +49,20 @@ class Ledger:
     pulls_since: int | None = None
     found: Found | None = field(default=None, compare=False)
 
-    def after(self, holdings: Holdings, now: int) -> Self:
+    def after(self, holdings: Holdings, now: int, trash: Mapping[str, frozenset[str]] = MappingProxyType({})) -> Self:
         """The ledger after a look at the registry at *now*: what is new was first seen now, what is gone is forgotten.
 
-        What could not be read is not gone: a repository with problems stays as it was known.
+        What could not be read is not gone: a repository with problems stays as it was known. *trash* are the trash tags
+        of each repository.
         """
-        repositories = {name: self._seen(name, held, now) for name, held in holdings.repositories.items()}
+        repositories = {
+            name: self._seen(name, held, now, trash.get(name, frozenset()))
+            for name, held in holdings.repositories.items()
+        }
         unread = {name: self.repositories[name] for name in holdings.unread if name in self.repositories}
         return replace(self, written=max(self.written, now), repositories={**unread, **repositories})
 
-    def _seen(self, name: str, held: Held, now: int) -> Repository:
+    def _seen(self, name: str, held: Held, now: int, trash: frozenset[str]) -> Repository:
         before = self.repositories.get(name, Repository({}, {}))
         tags = {
             tag: was if (was := before.tags.get(tag)) is not None and was.digest == digest else Tag(digest, now)
@@ -68,7 +74,7 @@ class Ledger:
             known = before.manifests.get(digest, Seen(now))
             since = None if digest in tagged else (now if known.untagged_since is None else known.untagged_since)
             manifests[digest] = replace(known, untagged_since=since)
-        return Repository(tags, manifests, frozenset(before.trash & tags.keys()))
+        return Repository(tags, manifests, trash & tags.keys())
 
     def reported(self, uid: str, name: str, uses: tuple[Use, ...], now: int, *, kept: int) -> Self:
         """The ledger after the cluster *uid*, called *name*, said at *now* that it has *uses*.
@@ -87,6 +93,12 @@ class Ledger:
         more = before.more if before else {}
         report = ClusterUses(name, now, len(here), (*sorted(uses), *sorted(gone)), more)
         return replace(self, clusters={**self.clusters, uid: report})
+
+    def dated(self, repository: str, tags: Mapping[str, Tag]) -> Self:
+        """The ledger in which *tags* of *repository* are as old as they are here: they have come back."""
+        before = self.repositories.get(repository, Repository({}, {}))
+        after = replace(before, tags={**before.tags, **tags})
+        return replace(self, repositories={**self.repositories, repository: after})
 
     def forgotten(self, uid: str) -> Self:
         """The ledger without the cluster *uid*."""
@@ -133,10 +145,10 @@ class Ledger:
         values = found.values
         try:
             return cls(
-                _number(values["written"]),
+                number(values["written"]),
                 {name: _read_repository(one) for name, one in values["repositories"].items()},
                 {uid: _read_cluster(one) for uid, one in values["clusters"].items()},
-                None if values.get("pullsSince") is None else _number(values["pullsSince"]),
+                None if values.get("pullsSince") is None else number(values["pullsSince"]),
                 found,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -155,12 +167,12 @@ def _repository(one: Repository) -> dict[str, Any]:
 
 
 def _read_repository(one: Mapping[str, Any]) -> Repository:
-    tags = {tag: Tag(_text(digest), _number(first)) for tag, (digest, first) in one["tags"].items()}
+    tags = {tag: Tag(text(digest), number(first)) for tag, (digest, first) in one["tags"].items()}
     manifests = {
-        digest: Seen(_number(first), _optional(pulled), _optional(untagged))
+        digest: Seen(number(first), optional(pulled), optional(untagged))
         for digest, (first, pulled, untagged) in one["manifests"].items()
     }
-    return Repository(tags, manifests, frozenset(map(_text, one.get("trash", []))))
+    return Repository(tags, manifests, frozenset(map(text, one.get("trash", []))))
 
 
 _USE = {"reference": "reference", "imageID": "image_id", "users": "users", "count": "count", "lastSeen": "last_seen"}
@@ -175,31 +187,15 @@ def _read_cluster(one: Mapping[str, Any]) -> ClusterUses:
     known, more = split(one, ("name", "reported", "current", "uses"))
     uses = tuple(
         Use(
-            _text(use["reference"]),
-            _text(use.get("imageID", "")),
-            tuple(map(_text, use.get("users", ()))),
-            _number(use.get("count", 1)),
-            _optional(use.get("lastSeen")),
+            text(use["reference"]),
+            text(use.get("imageID", "")),
+            tuple(map(text, use.get("users", ()))),
+            number(use.get("count", 1)),
+            optional(use.get("lastSeen")),
         )
         for use in known["uses"]
     )
-    return ClusterUses(_text(known["name"]), _number(known["reported"]), _number(known["current"]), uses, more)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _number(value: object) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{value!r} is no whole number")
-    return value
-
-
-def _optional(value: object) -> int | None:
-    return None if value is None else _number(value)
+    return ClusterUses(text(known["name"]), number(known["reported"]), number(known["current"]), uses, more)
 
 
 def silent(ledger: Ledger, reporting: set[str]) -> Iterator[ClusterUses]:

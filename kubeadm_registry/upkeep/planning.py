@@ -10,10 +10,13 @@ from kubeadm_registry.errors import Error
 from kubeadm_registry.images import brought
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.registry import Api, retry
-from kubeadm_registry.retention import Plan, Reason, Refused, RegistryPolicy, Use, plan, protect
+from kubeadm_registry.retention import Inventory, Plan, Protected, Reason, Refused, RegistryPolicy, Use, plan, protect
 from kubeadm_registry.retention.holdings import Holdings
 from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.order import Order, order
 from kubeadm_registry.retention.policy import seconds
+from kubeadm_registry.retention.standing import Standing
+from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep import reading, store
 from kubeadm_registry.upkeep.clusters import ClusterReport
 
@@ -26,7 +29,7 @@ class Look:
     """What was found at *now* (seconds since 1970): the ledger *before* it and *after* it, and the *holdings*.
 
     *sets* are named sets of images, *uses* those that no cluster reports; *problems* say why some of what is in use is
-    not known.
+    not known. *trash* is what waits to be deleted for good, *standing* what people have said.
     """
 
     now: int
@@ -36,14 +39,28 @@ class Look:
     sets: Mapping[str, tuple[str, ...]]
     uses: tuple[Use, ...]
     problems: tuple[Reason, ...]
+    trash: Trash
+    standing: Standing
 
     def plan(self, policy: RegistryPolicy, *, accepted: Collection[str] = ()) -> Plan | Refused:
         """What to delete by *policy*; see ``retention.plan``."""
-        inventory = self.after.inventory(self.holdings)
-        protected = protect(inventory, self.after.workloads(self.sets, self.problems, self.uses), policy, self.now)
         # Before the first report there is nothing to compare with.
         previous = self.before.workloads({}).current if self.before.clusters else None
+        inventory, protected = self._inputs(policy)
         return plan(inventory, protected, policy, self.now, previous=previous, accepted=accepted)
+
+    def order(self, made: Plan, policy: RegistryPolicy, *, approved: bool) -> Order:
+        """What the executor is to do for the plan *made*, which may be a part of what ``plan`` returned."""
+        buried = {name: held.buried for name, held in self.holdings.repositories.items() if held.buried}
+        inventory, protected = self._inputs(policy)
+        return order(
+            made, self.trash, inventory, protected, policy.spec, now=self.now, approved=approved, buried=buried
+        )
+
+    def _inputs(self, policy: RegistryPolicy) -> tuple[Inventory, Protected]:
+        inventory = self.after.inventory(self.holdings)
+        workloads = self.after.workloads(self.sets, self.problems, self.uses)
+        return inventory, protect(inventory, workloads, policy, self.now)
 
 
 def look(
@@ -59,18 +76,20 @@ def look(
     """
     with connect() as registry:
         before = retry(lambda: store.read(registry, key), PATIENCE)
+        trash = retry(lambda: store.read_trash(registry, key), PATIENCE)
+        standing = retry(lambda: store.read_standing(registry, key), PATIENCE)
         sets = {**sets, **_brought(registry, "bundle" in policy.spec.sets)}
     known = {name: one.manifests.keys() for name, one in before.repositories.items()}
     holdings = reading.read(connect, known)
-    after = before.after(holdings, now)
+    after = before.after(holdings, now, trash.tags())
     for name, report in reports.items():
         if not report.problems:
             after = after.reported(report.uid, name, report.uses, now, kept=seconds(policy.spec.workload_grace))
     with connect() as registry:
         retry(lambda: store.write(registry, key, after), PATIENCE)
-    return Look(
-        now, before, after, holdings, sets, uses, tuple(one for report in reports.values() for one in report.problems)
-    )
+    problems = tuple(one for report in reports.values() for one in report.problems)
+    uses = (*uses, *standing.uses(now))
+    return Look(now, before, after, holdings, sets, uses, problems, trash, standing)
 
 
 def _brought(registry: Api, wanted: bool) -> dict[str, tuple[str, ...]]:

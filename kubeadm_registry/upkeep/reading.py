@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.images.pool import SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
+from kubeadm_registry.images.tombstone import TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import Manifest, Reason
@@ -42,9 +43,10 @@ def read(
 @dataclass(slots=True)
 class _Repository:
     """What was found in a repository so far; *asked* are digests that were looked for, *referred* those whose referrers
-    were; *flaw*: why not all of it can be known."""
+    were; *buried* are tags of a tombstone; *flaw*: why not all of it can be known."""
 
     tags: dict[str, str] = field(default_factory=dict)
+    buried: list[str] = field(default_factory=list)
     manifests: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
     referred: set[str] = field(default_factory=set)
@@ -81,7 +83,7 @@ class _Reader:
         unread = {name for name, one in self._repositories.items() if one.flaw}
         return Holdings(
             {
-                name: Held(one.tags, frozenset(one.manifests))
+                name: Held(one.tags, frozenset(one.manifests), tuple(sorted(one.buried)))
                 for name, one in self._repositories.items()
                 if name not in unread
             },
@@ -108,6 +110,9 @@ class _Reader:
             if found is None:
                 continue
             repository = self._repositories[name]
+            if found.digest == TOMBSTONE_DIGEST:
+                repository.buried += [reference] if reference != found.digest else []
+                continue
             repository.manifests.add(found.digest)
             if reference != found.digest:
                 repository.tags[reference] = found.digest

@@ -1,0 +1,215 @@
+"""One run of the executor: an order is checked, carried out image by image, and entered in the history.
+
+The trash is recorded before the first tag moves, and again at the end. A run that is broken off anywhere leaves images
+that the next order completes or gives back: an image whose tags are all there and that is in the record as well has
+come back by itself, and one that is in the record and not in the registry is forgotten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from kubeadm_registry.errors import Error, RegistryError
+from kubeadm_registry.executor import images
+from kubeadm_registry.executor.checks import Checked, check
+from kubeadm_registry.executor.images import PATIENCE, Skipped
+from kubeadm_registry.images import brought
+from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.retention.history import Run
+from kubeadm_registry.retention.inventory import Tag
+from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.order import Order
+from kubeadm_registry.retention.trash import Trash, Trashed
+from kubeadm_registry.upkeep import store
+
+Value = TypeVar("Value")
+Free = Callable[[Api, str, bytes], int]
+"""Frees what a deleted manifest of a repository needed, and says how many bytes that were."""
+
+
+def nothing_freed(*_: object) -> int:
+    """For a registry that frees space by itself, later."""
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """Carries out orders at *registry*, whose requests carry the term of the lease, by records under *key*.
+
+    *holds* raises Error when the lease is not this node's any more; it is asked before each image. *free* is called
+    after each manifest that was deleted for good, *tell* hears a line for each image.
+    """
+
+    registry: Api
+    key: str
+    node: str
+    holds: Callable[[], None]
+    free: Free = nothing_freed
+    tell: Callable[[str], None] = lambda _: None
+    clock: Callable[[], float] = time.time
+
+    def carry_out(self, order: Order) -> Run:
+        """Do what *order* says, and return what was done.
+
+        Raises Error (OrderRefused) if nothing may be done, and whatever breaks the run off; the history has both.
+        """
+        began = int(self.clock())
+        report = _Report(order.digest, order, self.node, began, self.tell)
+        try:
+            self._run(order, began, report)
+        except Error as error:
+            self._enter(report.ended(int(self.clock()), str(error)), quietly=True)
+            raise
+        run = report.ended(int(self.clock()))
+        self._enter(run)
+        return run
+
+    def _run(self, order: Order, now: int, report: _Report) -> None:
+        self.holds()
+        ledger = self._read(store.read)
+        trash = self._read(store.read_trash)
+        standing = self._read(store.read_standing)
+        paused = standing.why if standing.paused is not None else None
+        sets = self._brought() if "bundle" in order.sets and (order.delete or order.purge) else {}
+        checked = check(order, ledger, trash, sets, paused=paused, now=now)
+        if checked.refused:
+            raise Error(
+                f"the order is refused: {'; '.join(str(reason) for reason in checked.refused)}",
+                code="OrderRefused", hint=checked.refused[0].hint,
+            )  # fmt: skip
+        for repository, tags in order.sweep.items():
+            self.holds()
+            images.untag(self.registry, repository, tags)
+        self._images(order, checked, ledger, trash, report)
+
+    def _images(self, order: Order, checked: Checked, ledger: Ledger, trash: Trash, report: _Report) -> None:
+        """All images of *order*. The record of the trash is right whatever ends this."""
+        delete = [one for one in order.delete if report.may(one, checked)]
+        purge = [one for one in order.purge if report.may(one, checked)]
+        if delete:
+            trash = trash.with_all(replace(one, deleted=int(self.clock())) for one in delete)
+            self._write(trash)
+        gone: list[Trashed] = list(order.forget)
+        done: list[Trashed] = []
+        back: list[Trashed] = []
+        try:
+            for one in order.restore:
+                if self._each(one.image, report, self._restoration, "restored", one.why):
+                    back.append(one.image)
+            for image in delete:
+                known = ledger.repositories[image.repository].tags.keys()
+                if self._each(image, report, _deletion(self.registry, known), "deleted", image.why):
+                    done.append(trash.images[image.key])
+                else:
+                    gone.append(image)
+            for image in purge:
+                held = ledger.repositories[image.repository].manifests.keys()
+                if self._each(image, report, self._purge(held, report), "purged", ""):
+                    gone.append(image)
+        finally:
+            if back:
+                self._date(back)
+            if gone or done or back:
+                self._write(trash.with_all(replace(one, complete=True) for one in done).without([*gone, *back]))
+
+    def _restoration(self, image: Trashed) -> None:
+        images.restore(self.registry, image)
+
+    def _date(self, back: Collection[Trashed]) -> None:
+        """Enter in the ledger since when the tags of the images that are *back* were known before."""
+        ledger = self._read(store.read)
+        for one in back:
+            ledger = ledger.dated(one.repository, {tag: Tag(one.digest, seen) for tag, seen in one.tags.items()})
+        retry(lambda: store.write(self.registry, self.key, ledger), PATIENCE)
+
+    def _purge(self, known: Collection[str], report: _Report) -> Callable[[Trashed], object]:
+        def work(one: Trashed) -> None:
+            report.freed += images.purge(self.registry, one, known, self.free)
+
+        return work
+
+    def _each(self, image: Trashed, report: _Report, work: Callable[[Trashed], object], done: str, why: str) -> bool:
+        """Whether *work* was done with *image*. Raises what ends the run."""
+        self.holds()
+        try:
+            work(image)
+        except Skipped as skipped:
+            report.skip(image, str(skipped))
+            return False
+        except RegistryError as error:
+            if images.is_over(error) or error.temporary or not error.status:
+                raise
+            report.skip(image, error.message)
+            return False
+        report.did(image, done, why)
+        return True
+
+    # ---- records ---------------------------------------------------------------------------------------------------
+
+    def _read(self, read: Callable[[Api, str], Value]) -> Value:
+        return retry(lambda: read(self.registry, self.key), PATIENCE)
+
+    def _write(self, trash: Trash) -> None:
+        retry(lambda: store.TRASH.write(self.registry, self.key, trash.to_json()), PATIENCE)
+
+    def _enter(self, run: Run, *, quietly: bool = False) -> None:
+        try:
+            history = self._read(store.read_history).with_run(run)
+            retry(lambda: store.HISTORY.write(self.registry, self.key, history.to_json()), PATIENCE)
+        except Error:
+            if not quietly:  # what broke the run off says more than what it broke besides
+                raise
+
+    def _brought(self) -> Mapping[str, str]:
+        """The digests that bundles brought. Raises RegistryError, Error (ImagesUnknown, SeedRecordDamaged)."""
+        lists = retry(lambda: list(brought.everything(self.registry)), PATIENCE)
+        return {digest: name for one in lists for name, digest in one.images.items()}
+
+
+def _deletion(registry: Api, known: Collection[str]) -> Callable[[Trashed], object]:
+    return lambda one: images.delete(registry, one, known)
+
+
+@dataclass(slots=True)
+class _Report:
+    """What a run has done so far."""
+
+    digest: str
+    order: Order
+    node: str
+    began: int
+    tell: Callable[[str], None]
+    counts: dict[str, int] = field(default_factory=dict)
+    freed: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def may(self, image: Trashed, checked: Checked) -> bool:
+        """Whether the checks let *image* pass."""
+        why = checked.skipped.get(image.key, "")
+        if why:
+            self.skip(image, why)
+        return not why
+
+    def skip(self, image: Trashed, why: str) -> None:
+        """Nothing was done with *image*."""
+        self._note("skipped", f"skipped {image}: {why}")
+
+    def did(self, image: Trashed, what: str, why: str) -> None:
+        """*what* was done with *image*."""
+        self._note(what, f"{what} {image}{f': {why}' if why else ''}")
+
+    def _note(self, what: str, line: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+        self.lines.append(line)
+        self.tell(line)
+
+    def ended(self, now: int, error: str = "") -> Run:
+        """The entry for the history."""
+        return Run(
+            self.digest, self.order.plan, self.order.policy, self.node, self.began, now,
+            self.counts.get("deleted", 0), self.counts.get("restored", 0), self.counts.get("purged", 0),
+            self.counts.get("skipped", 0), self.freed, error, tuple(self.lines),
+        )  # fmt: skip

@@ -1,0 +1,81 @@
+"""What retention has done: one entry for each run of the executor, the newest last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
+
+from kubeadm_registry.formats import Damaged, Format, Found, split
+from kubeadm_registry.retention.fields import items, number, text
+
+FORMAT = Format("the history of retention")
+#: Entries that are kept.
+MOST = 200
+#: Images that an entry names one by one.
+_NAMED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run by *node* of the order with that digest, from *began* to *ended* (seconds since 1970).
+
+    How many images it *deleted* (to the trash), *restored*, *purged* (for good) and *skipped*, the bytes *freed*, and
+    *said*: a line for each of the first of these, and the error with which it ended, if it did.
+    """
+
+    order: str
+    plan: str
+    policy: str
+    node: str
+    began: int
+    ended: int
+    deleted: int = 0
+    restored: int = 0
+    purged: int = 0
+    skipped: int = 0
+    freed: int = 0
+    error: str = ""
+    said: tuple[str, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As an object of a record."""
+        values = {key: value for key, value in asdict(self).items() if key != "more"}
+        return {**values, "said": list(self.said[:_NAMED]), **self.more}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """The run that the object *values* describes. Raises TypeError, KeyError."""
+        kinds = {one.name: number if one.type == "int" else text for one in fields(cls)}
+        names = [name for name in kinds if name not in ("said", "more")]
+        known, more = split(values, (*names, "said"))
+        said = tuple(map(text, items(known.get("said", []))))
+        return cls(**{name: kinds[name](known[name]) for name in names}, said=said, more=more)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The *runs*, the newest last."""
+
+    runs: tuple[Run, ...] = ()
+    found: Found | None = field(default=None, compare=False)
+
+    def with_run(self, run: Run) -> Self:
+        """With *run* at the end, without the oldest if there are too many."""
+        return replace(self, runs=(*self.runs, run)[-MOST:])
+
+    def to_json(self) -> bytes:
+        """The record. Raises NewerFormat."""
+        values = {"runs": [one.to_dict() for one in self.runs]}
+        more = split(self.found.values, values)[1] if self.found else {}
+        return FORMAT.render({**values, **more}, self.found)
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """The history in a record. Raises Damaged, NewerFormat."""
+        found = FORMAT.parse(content)
+        try:
+            return cls(tuple(Run.parse(one) for one in items(found.values["runs"])), found)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error

@@ -1,0 +1,239 @@
+"""The order: what the executor is to do now, as a value that it can carry out without knowing workloads or policies.
+
+It follows from a plan, from what is in the trash and from what is in use. Nothing leaves the registry by a plan alone:
+an image goes to the trash first, and from there for good once its window is over and nothing uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Self
+
+from kubeadm_registry.formats import Damaged, Format
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.retention.fields import items, number, text, texts
+from kubeadm_registry.retention.inventory import Inventory
+from kubeadm_registry.retention.policy import PolicySpec, seconds
+from kubeadm_registry.retention.protected import Protected, subject_of_tag
+from kubeadm_registry.retention.record import Deletion, Plan
+from kubeadm_registry.retention.trash import Trash, Trashed
+
+FORMAT = Format("the retention order")
+#: Seconds after which an order is too old to be carried out: what is in use may have changed.
+LASTS = 600
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_PART_OF_DELETED = "PartOfDeleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Give *image* its tags back, because of *why*."""
+
+    image: Trashed
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to do with which images, as of *made* (seconds since 1970).
+
+    *delete* goes to the trash, *restore* comes back from it, *purge* goes for good; *forget* are entries of the trash
+    whose image is gone, *sweep* tags by repository that a broken run has left. *approved*: somebody has approved the
+    plan. *grace*, *window* (seconds), *share* (percent) and *sets* are those of the policy, which the executor checks
+    itself.
+    """
+
+    made: int
+    policy: str = ""
+    plan: str = ""
+    approved: bool = False
+    grace: int = 0
+    window: int = 0
+    share: int = 100
+    sets: tuple[str, ...] = ()
+    delete: tuple[Trashed, ...] = ()
+    restore: tuple[Restore, ...] = ()
+    purge: tuple[Trashed, ...] = ()
+    forget: tuple[Trashed, ...] = ()
+    sweep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.delete or self.restore or self.purge or self.forget or self.sweep)
+
+    @property
+    def digest(self) -> str:
+        """By which the executor is told of it."""
+        return oci.digest_of(self.to_json())
+
+    def to_json(self) -> bytes:
+        """The record; the same order is always the same text."""
+        values = {
+            "made": datetime.fromtimestamp(self.made, UTC).strftime(_TIME),
+            "policy": self.policy,
+            "plan": self.plan,
+            "approved": self.approved,
+            "grace": self.grace,
+            "window": self.window,
+            "share": self.share,
+            "sets": list(self.sets),
+            "delete": [one.to_dict() for one in self.delete],
+            "restore": [{"image": one.image.to_dict(), "why": one.why} for one in self.restore],
+            "purge": [one.to_dict() for one in self.purge],
+            "forget": [one.to_dict() for one in self.forget],
+            "sweep": {name: list(tags) for name, tags in sorted(self.sweep.items())},
+        }
+        return FORMAT.render(values)
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """The order in a record. Raises Damaged, NewerFormat."""
+        values = FORMAT.parse(content).values
+        try:
+            made = datetime.strptime(text(values["made"]), _TIME).replace(tzinfo=UTC)
+            if type(values["approved"]) is not bool:
+                raise TypeError("approved is neither true nor false")
+            return cls(
+                int(made.timestamp()),
+                text(values["policy"]),
+                text(values["plan"]),
+                values["approved"],
+                number(values["grace"]),
+                number(values["window"]),
+                number(values["share"]),
+                texts(values["sets"]),
+                _images(values["delete"]),
+                tuple(Restore(Trashed.parse(one["image"]), text(one["why"])) for one in items(values["restore"])),
+                _images(values["purge"]),
+                _images(values["forget"]),
+                {text(name): texts(tags) for name, tags in values["sweep"].items()},
+            )
+        except Damaged:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
+
+
+def _images(value: object) -> tuple[Trashed, ...]:
+    return tuple(Trashed.parse(one) for one in items(value))
+
+
+def order(
+    plan: Plan, trash: Trash, inventory: Inventory, protected: Protected, spec: PolicySpec, *,
+    now: int, approved: bool, buried: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> Order:  # fmt: skip
+    """What to do for *plan*, with what is in the *trash*, at *now* (seconds since 1970).
+
+    *inventory* and *protected* are those that the plan was made from, and *spec* is its policy's; *buried* are tags of
+    tombstones, by repository.
+    """
+    window = seconds(spec.trash.window)
+    # What a broken run has left of an image goes with the rest of it.
+    parts = {(one.repository, part) for one in trash for part in one.parts}
+    delete = tuple(one for one in _going(plan, inventory, now) if one.key not in parts)
+    going = {one.key for one in delete}
+    restore: list[Restore] = []
+    over: list[Trashed] = []
+    forget: list[Trashed] = []
+    again: list[Trashed] = []
+    for one in trash:
+        if one.key in going:
+            continue  # a broken run had noted it and got no further: now it goes
+        held = inventory.repositories.get(one.repository)
+        if held is None or not held.manifests.keys() & {one.digest, *one.parts}:
+            forget.append(one)
+        elif why := _wanted(one, inventory, protected):
+            restore.append(Restore(one, why))
+        elif not one.complete and one.digest in held.manifests:
+            again.append(one)
+        elif now - one.deleted >= window:
+            over.append(one)
+    purge: list[Trashed] = []
+    unneeded = _unneeded(over, inventory, protected)
+    for one in over:
+        if one.key in unneeded:
+            parts = tuple(part for part in one.parts if (one.repository, part) in unneeded)
+            purge.append(replace(one, parts=parts))
+        else:
+            restore.append(Restore(one, "part of an image that stays"))
+    return Order(
+        now, plan.policy, plan.digest, approved, seconds(spec.grace), window, spec.maximum_share, tuple(spec.sets),
+        (*delete, *again), tuple(restore), tuple(purge), tuple(forget), buried,
+    )  # fmt: skip
+
+
+def undo(images: Iterable[Trashed], now: int, why: str) -> Order:
+    """The order that gives *images* their tags back, because of *why*."""
+    return Order(now, restore=tuple(Restore(one, why) for one in images))
+
+
+def _wanted(image: Trashed, inventory: Inventory, protected: Protected) -> str:
+    """Why *image* comes back from the trash; empty if it does not."""
+    held = inventory.repositories[image.repository]
+    if image.digest not in held.manifests:
+        return ""
+    tags = dict(held.live())
+    use = protected.digests.get(image.digest)
+    for tag in image.tags if use is None else ():
+        # One that means another image now is no name of this one.
+        if tag not in tags and (use := protected.tags.get((image.repository, tag))) is not None:
+            break
+    if use is not None:
+        return f"used by {use.who()} as {use}"
+    # Those that it had and still has are what a broken run was to take away.
+    had = () if image.complete else image.tags.keys()
+    named = sorted(tag for tag, meaning in tags.items() if meaning.digest == image.digest and tag not in had)
+    return f"tagged {', '.join(named)} again" if named else ""
+
+
+def _unneeded(images: Iterable[Trashed], inventory: Inventory, protected: Protected) -> set[tuple[str, str]]:
+    """Those of *images* and their parts that nothing needs but these themselves."""
+    found: set[tuple[str, str]] = set()
+    for one in images:
+        found |= {(one.repository, digest) for digest in (one.digest, *one.parts)}
+    found = {key for key in found if key[1] not in protected.digests}
+    for name in {one.repository for one in images}:
+        held = inventory.repositories[name]
+        tagged = {meaning.digest for tag, meaning in held.live() if not subject_of_tag(tag)}
+        stay = [digest for digest in held.manifests if (name, digest) not in found or digest in tagged]
+        while stay:
+            digest = stay.pop()
+            found.discard((name, digest))
+            manifest = inventory.manifests[digest]
+            needs = (*manifest.children, *((manifest.subject,) if manifest.subject else ()))
+            stay += [one for one in needs if (name, one) in found]
+    return found
+
+
+def _going(plan: Plan, inventory: Inventory, now: int) -> Iterator[Trashed]:
+    """The images that *plan* deletes, each with its tags and parts."""
+    images: dict[tuple[str, str], list[Deletion]] = {}
+    for one in plan.deletions:
+        images.setdefault((one.repository, one.digest), []).append(one)
+    parts = {key for key, (first, *_) in images.items() if first.cause == _PART_OF_DELETED}
+    below: dict[tuple[str, str], list[str]] = {}
+    for repository, digest in sorted(parts):
+        for whole in images[repository, digest][0].part_of:
+            below.setdefault((repository, whole), []).append(digest)
+    for key, found in images.items():
+        if key not in parts:
+            first, tags = found[0], inventory.repositories[key[0]].tags
+            yield Trashed(
+                first.repository, first.digest, {one.tag: tags[one.tag].first_seen for one in found if one.tag},
+                _below(key, below), now, plan.digest, first.rule, first.why, first.size,
+            )  # fmt: skip
+
+
+def _below(key: tuple[str, str], below: Mapping[tuple[str, str], list[str]]) -> tuple[str, ...]:
+    """The parts of *key* and the parts of these, each after all wholes that led to it first."""
+    repository, digest = key
+    found: dict[str, Any] = {}
+    waiting = [digest]
+    while waiting:
+        more = [part for whole in waiting for part in below.get((repository, whole), ())]
+        waiting = [part for part in dict.fromkeys(more) if part not in found and part != digest]
+        found |= dict.fromkeys(waiting)
+    return tuple(found)

@@ -1,0 +1,100 @@
+"""What people have said about retention, and what holds until they say otherwise: pins, approvals, a pause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from kubeadm_registry.formats import Damaged, Format, Found, split
+from kubeadm_registry.retention.fields import items, number, optional, text
+from kubeadm_registry.retention.record import Plan
+from kubeadm_registry.retention.uses import Use
+
+FORMAT = Format("the record of pins and approvals")
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The image *name* stays, for *reason*, *until* then (seconds since 1970); None: until the pin is removed."""
+
+    name: str
+    reason: str
+    since: int
+    until: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def holds(self, now: int) -> bool:
+        """Whether it still keeps the image."""
+        return self.until is None or now < self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """*pins*; the digests of the plans that are *approved*, each with since when; since when retention is *paused*
+    (None: it is not), and *why*."""
+
+    pins: tuple[Pin, ...] = ()
+    approved: Mapping[str, int] = field(default_factory=dict)
+    paused: int | None = None
+    why: str = ""
+    found: Found | None = field(default=None, compare=False)
+
+    def uses(self, now: int) -> tuple[Use, ...]:
+        """The images that pins keep at *now*, as uses."""
+        return tuple(Use(one.name, users=(f"pin: {one.reason}",)) for one in self.pins if one.holds(now))
+
+    def pinned(self, pin: Pin) -> Self:
+        """With *pin*, in place of one for the same name."""
+        return replace(self, pins=(*(one for one in self.pins if one.name != pin.name), pin))
+
+    def unpinned(self, name: str) -> Self:
+        """Without the pin for *name*."""
+        return replace(self, pins=tuple(one for one in self.pins if one.name != name))
+
+    def approves(self, plan: Plan) -> bool:
+        """Whether *plan* is approved."""
+        return plan.digest in self.approved
+
+    def with_approval(self, digest: str, now: int) -> Self:
+        """With the plan *digest* approved at *now*."""
+        return replace(self, approved={**self.approved, digest: now})
+
+    def without_approval(self, digest: str) -> Self:
+        """With the plan *digest* not approved."""
+        return replace(self, approved={one: when for one, when in self.approved.items() if one != digest})
+
+    def to_json(self) -> bytes:
+        """The record. Raises NewerFormat."""
+        values = {
+            "pins": [
+                {"name": one.name, "reason": one.reason, "since": one.since, "until": one.until, **one.more}
+                for one in self.pins
+            ],
+            "approved": dict(self.approved),
+            "paused": self.paused,
+            "why": self.why,
+        }
+        more = split(self.found.values, values)[1] if self.found else {}
+        return FORMAT.render({**values, **more}, self.found)
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """What was said, from a record. Raises Damaged, NewerFormat."""
+        found = FORMAT.parse(content)
+        values = found.values
+        try:
+            return cls(
+                tuple(_pin(one) for one in items(values["pins"])),
+                {text(digest): number(when) for digest, when in values["approved"].items()},
+                optional(values["paused"]),
+                text(values["why"]),
+                found,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
+
+
+def _pin(values: Mapping[str, Any]) -> Pin:
+    known, more = split(values, ("name", "reason", "since", "until"))
+    return Pin(text(known["name"]), text(known["reason"]), number(known["since"]), optional(known["until"]), more)

@@ -1,0 +1,103 @@
+"""The records of trash, orders, pins and history as the first release with them writes them, with one key more or less."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubeadm_registry.formats import Damaged, NewerFormat
+from kubeadm_registry.retention.history import History, Run
+from kubeadm_registry.retention.order import Order, Restore
+from kubeadm_registry.retention.standing import Pin, Standing
+from kubeadm_registry.retention.trash import Trash, Trashed
+
+FOLDER = Path(__file__).parents[1] / "golden" / "formats"
+IMAGE = Trashed(
+    "team/app", f"sha256:{'a' * 64}", {"v1": 1_790_000_000, "v1.0": 1_790_000_000}, (f"sha256:{'b' * 64}",),
+    1_795_000_000, f"sha256:{'c' * 64}", "ci", "kept by no part of the rule and used by nothing", 1000, complete=True,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A record: its *sample*, what it was made from, and what this release writes after it has read it.
+
+    *objects* are paths of the objects that may get more keys, if the record is written back at all.
+    """
+
+    sample: str
+    value: Any
+    parse: Callable[[bytes], Any]
+    objects: tuple[tuple[str | int, ...], ...] = ((),)
+
+    def document(self) -> Any:
+        return json.loads((FOLDER / self.sample).read_text())
+
+
+KINDS = (
+    Kind("retention-trash.json", Trash({IMAGE.key: IMAGE}), Trash.parse, ((), ("images", 0))),
+    Kind(
+        "retention-standing.json",
+        Standing((Pin("team/app:v1", "asked for", 1_795_000_000, 1_796_000_000),), {IMAGE.plan: 1_795_000_000}, 5, "why"),
+        Standing.parse,
+        ((), ("pins", 0)),
+    ),
+    Kind(
+        "retention-history.json",
+        History((Run(IMAGE.plan, IMAGE.plan, "retention", "h1", 1, 2, 3, 4, 5, 6, 7, "an error", ("deleted x",)),)),
+        History.parse,
+        ((), ("runs", 0)),
+    ),
+    Kind(
+        "retention-order.json",
+        Order(
+            1_795_000_000, "retention", IMAGE.plan, True, 86400, 604800, 20, ("bundle",), (IMAGE,),
+            (Restore(IMAGE, "used by Pod default/web"),), (IMAGE,), (IMAGE,), {"team/app": ("left",)},
+        ),
+        Order.parse,
+        (("delete", 0),),
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: str(kind.sample))
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
+def test_the_sample_is_read_and_written_as_it_is(kind: Kind) -> None:
+    content = (FOLDER / kind.sample).read_bytes()
+    assert kind.parse(content) == kind.value
+    assert kind.value.to_json() == content
+
+
+def test_one_key_more_is_kept(kind: Kind) -> None:
+    for path in kind.objects:
+        document = kind.document()
+        inside = document
+        for key in path:
+            inside = inside[key]
+        inside["ofANewerRelease"] = {"deep": [1]}
+        assert json.loads(kind.parse(json.dumps(document).encode()).to_json()) == document, path
+
+
+def test_one_key_less_is_damage(kind: Kind) -> None:
+    for key in kind.document():
+        document = kind.document()
+        del document[key]
+        if key != "format":
+            with pytest.raises(Damaged):
+                kind.parse(json.dumps(document).encode())
+
+
+def test_a_newer_format_is_refused(kind: Kind) -> None:
+    document = kind.document()
+    document["format"]["minReader"] = 2
+    with pytest.raises(NewerFormat):
+        kind.parse(json.dumps(document).encode())
