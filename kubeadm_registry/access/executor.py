@@ -1,7 +1,8 @@
 """Start the retention executor on the node that holds the lease, wait for what comes of it, or end it.
 
-An order is in the registry already; what starts here is a unit named by its digest. The executor itself refuses an
-order that it cannot trust, and a second one beside it: what is looked at here before is for a clear answer.
+An order is put beside the executor's settings, where only root writes; what starts is a unit named by its digest. The
+executor itself refuses an order that it cannot trust, and a second one beside it: what is looked at here before is for
+a clear answer.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from typing import Any
 from kubeadm_registry import paths
 from kubeadm_registry.agent import document
 from kubeadm_registry.agent.document import State
-from kubeadm_registry.agent.model import Role
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import retention
 from kubeadm_registry.engine.changes import last_words, unit_path
 from kubeadm_registry.errors import CommandTimeout, ConfigError, Error
 from kubeadm_registry.formats import Damaged
-from kubeadm_registry.retention.settings import ORDER, read_result, result_path
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.retention.settings import ORDER, order_path, read_result, result_path
 from kubeadm_registry.transport.host import Host, side_by_side
+from kubeadm_registry.upkeep.lease import held_term
 
 #: An agent writes its state every second; one that is silent for longer is not believed. As in status.py.
 STALE_AFTER = 5.0
@@ -30,6 +32,8 @@ INTERVAL = 1.0
 #: Seconds for systemd to take a job, and for a run to end that was told to.
 JOB = 30.0
 ENDING = 60.0
+#: Minutes after which an order is removed, as find(1) has it.
+KEPT = "+1440"
 #: What systemd says of a program that is not there (systemd.exec(5), process exit codes).
 _NO_PROGRAM = 203
 _RUNS = ("activating", "active", "deactivating", "reloading")
@@ -65,8 +69,7 @@ class Seen:
     @property
     def term(self) -> int:
         """The term under which this node holds the lease; 0 if it does not."""
-        writer = self.agent.get("writer") if self.agent is not None else None
-        return writer["term"] if writer and writer["role"] == Role.WRITER.value else 0
+        return held_term(self.agent)
 
 
 def look(host: Host) -> Seen:
@@ -81,7 +84,7 @@ def look(host: Host) -> Seen:
     return Seen(host, tuple(running), state if fresh else None)
 
 
-def holder(seen: Sequence[Seen]) -> Host:
+def holder(seen: Sequence[Seen]) -> Seen:
     """The node that holds the lease. Raises Error (NoExecutor)."""
     # Of two that say so the later one is right: terms of successive holders grow.
     best = max(seen, key=lambda one: one.term, default=None)
@@ -92,23 +95,27 @@ def holder(seen: Sequence[Seen]) -> Host:
             hint="run `kubeadm-registry status`; try again when one node holds the virtual IP and the agents have a "
             "majority",
         )
-    return best.host
+    return best
 
 
-def run(cluster: Cluster, order: str, *, deadline: float, progress: Callable[[str], None] = lambda _: None) -> Outcome:
-    """Carry out *order*, the 64 digits of its digest, on the node that holds the lease, and wait *deadline* seconds.
+def run(
+    cluster: Cluster, content: bytes, *, deadline: float, progress: Callable[[str], None] = lambda _: None
+) -> Outcome:
+    """Carry out the order *content* on the node that holds the lease, and wait *deadline* seconds.
 
     An order that runs there already is waited for. *progress* hears the last line that the executor logged, when there
     is another one. Whoever stops waiting does not end it. Raises Error (NoExecutor, ExecutorBusy, ToolMissing,
     ExecutorFailed: it ended without a result), CommandTimeout, and ConnectionFailed.
     """
+    order = oci.digest_of(content).removeprefix("sha256:")
     unit = _unit(order)
     seen = side_by_side(look, cluster.hosts)
-    host = holder(seen)
+    host = holder(seen).host
     _require_idle(seen, host, unit)
     if not host.query("test", "-e", unit_path(unit)).ok:
         raise _no_tool(host)
     before = _result(host, order).get("invocation")
+    _put(host, order, content)
     host.run("systemctl", "start", "--no-block", "--", unit, timeout=JOB)
     state = _wait(host, unit, deadline, progress)
     if state.get("ExecMainStatus") == str(_NO_PROGRAM):
@@ -120,6 +127,12 @@ def run(cluster: Cluster, order: str, *, deadline: float, progress: Callable[[st
             host=host.name, code="ExecutorFailed", hint=f"see: journalctl -u {unit}",
         )  # fmt: skip
     return Outcome(host.name, int(state.get("ExecMainStatus") or 0), result)
+
+
+def _put(host: Host, order: str, content: bytes) -> None:
+    """Leave *order* on *host*, where the executor can read it and not change it."""
+    host.run("find", retention.ORDERS, "-type", "f", "-mmin", KEPT, "-delete")
+    host.write(order_path(order), content, mode=0o640, owner=f"root:{retention.USER}")
 
 
 def stop(cluster: Cluster, order: str) -> list[str]:

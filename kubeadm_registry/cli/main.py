@@ -25,7 +25,7 @@ COMMANDS = {
     "preflight": ("workflows", "preflight_command"),
     "rescue": ("rescue", "group"),
     "reset": ("workflows", "reset"),
-    "retention": ("retention", "group"),
+    "retention": ("retention_runs", "group"),
     "seed": ("seed", "seed"),
     "status": ("status", "status"),
     "verify": ("workflows", "verify"),

@@ -1,4 +1,4 @@
-"""``retention plan | forget``."""
+"""``retention plan | forget``, and what the other commands of retention share."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import json
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
 from rich.table import Table
 
+from kubeadm_registry.access.desk import desk
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import retention_timer, terminal
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.engine.report import echo, screen
-from kubeadm_registry.errors import ConfigError, Error, Problem
+from kubeadm_registry.engine.report import Reporter, echo, screen
+from kubeadm_registry.errors import ConfigError, Error, Problem, RegistryError
+from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import retry
-from kubeadm_registry.retention import Plan, Reason, Refused, Use, policy
+from kubeadm_registry.retention import Plan, Reason, Refused, RegistryPolicy, Use, policy
 from kubeadm_registry.retention.ledger import Ledger, silent
 from kubeadm_registry.transport.host import side_by_side
-from kubeadm_registry.upkeep import clusters, planning, store
+from kubeadm_registry.upkeep import clusters, planning, running, store
 from kubeadm_registry.upkeep.clusters import ClusterReport
 
 DEFAULT_POLICY = Path("policy.yaml")
@@ -33,9 +37,80 @@ SHOWN = 20
 _DAY = 86400
 
 
-@click.group("retention", short_help="Plan which images to delete")
+@click.group("retention", short_help="Delete images by a policy, never one in use")
 def group() -> None:
-    """Plan which images to delete: by a policy, and never one that is in use."""
+    """Delete images by a policy, and never one that is in use. What was deleted can be restored."""
+
+
+def look_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that say by which policy, and what is in use."""
+    for option in reversed(
+        (
+            click.option(
+                "--policy", "policy_file", type=click.Path(path_type=Path), default=DEFAULT_POLICY, show_default=True,
+                help="Policy file, a RegistryPolicy.",
+            ),
+            click.option(
+                "--kubeconfig", "kubeconfigs", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+                help="Ask this Kubernetes cluster what it uses. May be repeated, once for each cluster that uses the "
+                "registry.",
+            ),
+            click.option(
+                "--in-use", "lists", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+                help="Keep the images in a list with one name per line, or in Kubernetes manifests. May be repeated.",
+            ),
+            click.option(
+                "--no-cluster", is_flag=True, help="No Kubernetes cluster uses the registry, so none is asked."
+            ),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What those options said: the policy, and what is in use."""
+
+    rules: RegistryPolicy
+    uses: tuple[Use, ...]
+    reports: Mapping[str, ClusterReport]
+    no_cluster: bool
+
+    @classmethod
+    def of(cls, policy_file: Path, kubeconfigs: tuple[Path, ...], lists: tuple[Path, ...], no_cluster: bool) -> Asked:
+        """Read the files, and ask the clusters. Raises ConfigError, Error."""
+        uses = tuple(Use(name, users=(str(file),)) for file in lists for name in names_in(file))
+        return cls(policy.load(policy_file), uses, dict(_report(file) for file in kubeconfigs), no_cluster)
+
+    def plan(self, cluster: Cluster, connect: Connect, reporter: Reporter) -> tuple[planning.Look, Plan]:
+        """Look at the registry, and make the plan. Raises ConfigError (WorkloadsUnknown), Error (PlanRefused)."""
+        now = server_time(cluster)
+        sets = _kubeadm([cluster.spec.kubernetes.version, *(one.version for one in self.reports.values())])
+        found = planning.look(
+            connect, cluster.secrets.retention_key, self.rules, now, reports=self.reports, uses=self.uses, sets=sets
+        )
+        if not (found.after.clusters or self.reports or self.uses or self.no_cluster):
+            raise ConfigError(
+                "it is not known which images are in use: no Kubernetes cluster was given",
+                hint="pass --kubeconfig for each cluster that uses the registry, --in-use with a list of images, or "
+                "--no-cluster if no cluster uses it",
+                code="WorkloadsUnknown",
+            )
+        for one in silent(found.after, {report.uid for report in self.reports.values()}):
+            reporter.note(
+                f"cluster {one.name} reported {(now - one.reported) // _DAY} days ago; what it used then is kept",
+                level="warning",
+            )
+        made = found.plan(self.rules)
+        if isinstance(made, Refused):
+            for reason in made.reasons:
+                reporter.problem(Problem(reason.code, "", f"{reason.message}; {reason.hint}"))
+            raise Error(
+                f"there is no plan, for {counted(len(made.reasons), 'reason')}; nothing may be deleted",
+                hint="remove the reasons listed above, then run it again", code="PlanRefused",
+            )  # fmt: skip
+        return found, made
 
 
 group.add_command(retention_timer.group)
@@ -43,64 +118,26 @@ group.add_command(retention_timer.group)
 
 @command("plan", parent=group, short_help="Show which images a policy would delete")
 @file_option
-@click.option(
-    "--policy", "policy_file", type=click.Path(path_type=Path), default=DEFAULT_POLICY, show_default=True,
-    help="Policy file, a RegistryPolicy.",
-)  # fmt: skip
-@click.option(
-    "--kubeconfig", "kubeconfigs", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
-    help="Ask this Kubernetes cluster what it uses. May be repeated, once for each cluster that uses the registry.",
-)  # fmt: skip
-@click.option(
-    "--in-use", "lists", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
-    help="Keep the images in a list with one name per line, or in Kubernetes manifests. May be repeated.",
-)  # fmt: skip
-@click.option("--no-cluster", is_flag=True, help="No Kubernetes cluster uses the registry, so none is asked.")
+@look_options
 @click.option("--all", "everything", is_flag=True, help=f"List every deletion, not only the largest {SHOWN}.")
-def plan_command(
-    context: Context, path: Path | None, policy_file: Path, kubeconfigs: tuple[Path, ...], lists: tuple[Path, ...],
-    no_cluster: bool, everything: bool,
-) -> None:  # fmt: skip
+def plan_command(context: Context, path: Path | None, everything: bool, **options: Any) -> None:
     """Show which images the policy would delete, and why each one goes or stays. Deletes nothing.
 
     The plan needs to know since when an image has been there. That is remembered in the registry, from one plan to the
-    next: an image that this run sees for the first time was first seen now.
+    next: an image that this run sees for the first time was first seen now. The plan is kept there as well, so that it
+    can be approved.
 
     Exits with code 1 if there can be no plan, because something that may be in use is not known.
     """
     reporter = context.reporter()
-    rules = policy.load(policy_file)
-    uses = tuple(Use(name, users=(str(file),)) for file in lists for name in names_in(file))
-    reports = dict(_report(file) for file in kubeconfigs)
+    asked = Asked.of(**options)
     with terminal.registry(path, reporter) as (cluster, connect, _):
-        key = cluster.secrets.retention_key
-        now = _time(cluster)
-        sets = _kubeadm([cluster.spec.kubernetes.version, *(one.version for one in reports.values())])
-        found = planning.look(connect, key, rules, now, reports=reports, uses=uses, sets=sets)
-    if not (found.after.clusters or reports or lists or no_cluster):
-        raise ConfigError(
-            "it is not known which images are in use: no Kubernetes cluster was given",
-            hint="pass --kubeconfig for each cluster that uses the registry, --in-use with a list of images, or "
-            "--no-cluster if no cluster uses it",
-            code="WorkloadsUnknown",
-        )
-    for one in silent(found.after, {report.uid for report in reports.values()}):
-        reporter.note(
-            f"cluster {one.name} reported {(now - one.reported) // _DAY} days ago; what it used then is kept",
-            level="warning",
-        )
-    made = found.plan(rules)
-    if isinstance(made, Refused):
-        for reason in made.reasons:
-            reporter.problem(Problem(reason.code, "", f"{reason.message}; {reason.hint}"))
-        raise Error(
-            f"there is no plan, for {counted(len(made.reasons), 'reason')}; nothing may be deleted",
-            hint="remove the reasons listed above, then run it again", code="PlanRefused",
-        )  # fmt: skip
+        _, made = asked.plan(cluster, connect, reporter)
+        _keep(cluster, made, reporter)
     if context.output == "json":
         echo(json.dumps(made.to_dict()))
         return
-    _show(made, most=sys.maxsize if everything else SHOWN)
+    show(made, most=sys.maxsize if everything else SHOWN)
     for reason in made.needs_approval:
         reporter.note(f"{reason.message}: such a plan always needs an approval", level="warning")
     gone = len({(one.repository, one.digest) for one in made.deletions})
@@ -111,7 +148,16 @@ def plan_command(
     )
 
 
-def _time(cluster: Cluster) -> int:
+def _keep(cluster: Cluster, made: Plan, reporter: Reporter) -> None:
+    """Keep the plan in the registry, for an approval."""
+    try:
+        with desk(cluster)() as registry:
+            running.keep(registry, cluster.secrets.retention_key, made)
+    except (RegistryError, Error) as error:
+        reporter.note(f"this plan cannot be approved: {error.message}", level="warning")
+
+
+def server_time(cluster: Cluster) -> int:
     """The time of the nodes, which agree on it: this machine's clock may be any."""
     said = side_by_side(lambda host: float(host.query("date", "+%s").text), cluster.hosts)
     return int(statistics.median(said))
@@ -137,7 +183,8 @@ def _kubeadm(versions: Iterable[str | None]) -> dict[str, tuple[str, ...]]:
     return {"kubeadm": tuple(sorted(found))} if found else {}
 
 
-def _show(made: Plan, *, most: int) -> None:
+def show(made: Plan, *, most: int) -> None:
+    """Print what *made* deletes: sums, and the *most* largest deletions."""
     console = screen(markup=False)
     if not console.is_terminal:
         console.width = 400

@@ -25,6 +25,8 @@ NAME = "retention"
 USER = paths.user(NAME)
 ETC = f"{paths.ETC}/{NAME}"
 CONFIG = f"{ETC}/config.json"
+ORDERS = f"{ETC}/orders"
+"""Where root leaves orders; the executor reads them there and cannot change them."""
 POLICY = f"{ETC}/policy.yaml"
 """The policy of the timer, which is enabled while the file is there."""
 TIMER = f"{paths.PREFIX}-{NAME}.timer"
@@ -112,6 +114,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     """Install the executor's settings and units. Without its program, which a bundle may lack, there are no units."""
     config = settings(cluster, host).to_json()
     yield Directory(ETC, mode=0o750, owner=f"root:{USER}")
+    yield Directory(ORDERS, mode=0o750, owner=f"root:{USER}")
     yield File(CONFIG, config, mode=0o640, owner=f"root:{USER}", secret_keys=("password", "retention_key"))
     tool = cluster.programs.get(TOOL)
     if tool is None:

@@ -1,35 +1,179 @@
-"""``python -m kubeadm_registry.executor --config FILE ORDER``: looks whether this node may act."""
+"""``python -m kubeadm_registry.executor --config FILE ORDER | --timer``: carry out a retention order on this node.
+
+ORDER is 64 hexadecimal digits, the digest of an order that root has put beside the settings. With ``--timer`` the order
+is made here, by the policy beside the settings and without knowing any workload; a node that does not hold the lease
+does nothing then. What came of it is left in a file, and a line for each image goes to the journal.
+"""
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from kubeadm_registry import paths
 from kubeadm_registry.agent import document
 from kubeadm_registry.errors import Error
-from kubeadm_registry.retention import settings
+from kubeadm_registry.executor.run import Executor
+from kubeadm_registry.formats import Damaged
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.registry import Api, Login, Registry
+from kubeadm_registry.retention import Refused, policy, settings
+from kubeadm_registry.retention.history import Run
+from kubeadm_registry.retention.order import Order
+from kubeadm_registry.retention.settings import Settings
+from kubeadm_registry.upkeep import planning, running
+from kubeadm_registry.upkeep.lease import TERM_HEADER, held_term
+
+#: Seconds that the registry may say nothing.
+SILENCE = 60.0
+_FAILED, _BUSY = 1, 3
 
 
-def main() -> int:
-    """Run; the exit status."""
-    parser = argparse.ArgumentParser(prog="kubeadm_registry.executor")
-    parser.add_argument("--config", type=Path, required=True)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--timer", action="store_true")
-    what.add_argument("order", nargs="?")
-    given = parser.parse_args()
+@dataclass(frozen=True, slots=True)
+class Node:
+    """This node: its *settings*, and the *term* of the lease under which the whole run is done; 0: it holds none."""
+
+    settings: Settings
+    term: int
+
+    @classmethod
+    def here(cls, given: Settings) -> Node:
+        """This node as its agent describes it."""
+        return cls(given, _term(given))
+
+    def connect(self) -> Registry:
+        """The registry by this node's own proxy, with the executor's login."""
+        where = urlsplit(self.settings.registry)
+        return Registry(
+            str(where.hostname), int(where.port or 443), ca=Path(self.settings.ca).read_text(encoding="ascii"),
+            login=Login(self.settings.username, self.settings.password), timeout=SILENCE,
+            headers={TERM_HEADER: str(self.term)},
+        )  # fmt: skip
+
+    def holds(self) -> None:
+        """Raise Error (TermOver) if the lease is not that one any more. The proxy compares it with each request."""
+        if _term(self.settings) != self.term:
+            raise Error(
+                f"{self.settings.node} does not hold the lease under term {self.term} any more", code="TermOver",
+                hint="run it again: what is left is done by the node that holds the lease then",
+            )  # fmt: skip
+
+    def carry_out(self, registry: Api, order: Order) -> Run:
+        """Carry out *order*. Raises Error."""
+        return Executor(registry, self.settings.key, self.settings.node, self.holds, tell=_tell).carry_out(order)
+
+
+def _term(given: Settings) -> int:
     try:
-        found = settings.load(given.config)
+        return held_term(document.read(Path(given.agent_state).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out an order, or what is due; the exit status: 0 done, 1 failed, 3 another run is going on."""
+    parser = argparse.ArgumentParser(prog="kubeadm_registry.executor", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--timer", action="store_true", help="make the order here, by the policy beside the settings")
+    what.add_argument("order", nargs="?", metavar="ORDER")
+    given = parser.parse_args(arguments)
+    if given.order is not None and settings.ORDER.fullmatch(given.order) is None:
+        parser.error("ORDER is not 64 hexadecimal digits")
+    try:
+        node = Node.here(settings.load(given.config))
+        with _alone(Path(paths.RETENTION)):
+            folder = given.config.parent
+            work = partial(_due, folder) if given.timer else partial(_ordered, folder, given.order)
+            return _done(node, given.order, work)
+    except BlockingIOError:
+        _tell("another run is going on")
+        return _BUSY
     except Error as error:
-        sys.stderr.write(f"{error.message}\n")
-        return 1
-    state = document.read(Path(found.agent_state).read_text(encoding="utf-8"))
-    role = None if state is None else state["writer"]["role"]
-    sys.stdout.write(f"{found.node} is {role or 'without a lease'}\n")
-    if given.order:
-        settings.write_result(given.order, {"node": found.node, "role": role})
+        _tell(f"failed [{error.code}]: {error.message}")
+        return _FAILED
+
+
+def _done(node: Node, order: str | None, work: Callable[[Node], Run | None]) -> int:
+    """Do *work*, and leave what came of it for whoever gave the *order*. Raises Error."""
+    try:
+        run = work(node)
+    except Error as error:
+        if order is not None:
+            settings.write_result(order, {"error": error.message, "code": error.code, "hint": error.hint})
+        raise
+    if run is not None:
+        if order is not None:
+            settings.write_result(order, {"run": run.to_dict()})
+        _tell(run.summary())
     return 0
+
+
+def _ordered(folder: Path, digits: str, node: Node) -> Run:
+    """Carry out the order with that digest. Raises Error (NoExecutor, OrderDamaged, and what breaks it off)."""
+    if not node.term:
+        raise Error(
+            f"{node.settings.node} does not hold the lease", code="NoExecutor",
+            hint="start it on the node that does; `kubeadm-registry status` names it",
+        )  # fmt: skip
+    path = Path(settings.order_path(digits, folder))
+    try:
+        content = path.read_bytes()
+        if oci.digest_of(content) != f"sha256:{digits}":
+            raise Damaged("its content does not match its digest")
+        order = Order.parse(content)
+    except (OSError, Damaged) as error:
+        raise Error(f"{path}: {error}", code="OrderDamaged", hint="make the order anew with `retention run`") from error
+    with node.connect() as registry:
+        return node.carry_out(registry, order)
+
+
+def _due(folder: Path, node: Node) -> Run | None:
+    """What the timer does: by the policy here, with no workload but those that clusters once reported. Raises Error."""
+    if not node.term:
+        _tell(f"{node.settings.node} does not hold the lease, so another node does this")
+        return None
+    rules = policy.load(folder / "policy.yaml")
+    look = planning.look(node.connect, node.settings.key, rules, int(time.time()), sets={})
+    plan = look.plan(rules)
+    if isinstance(plan, Refused):
+        raise Error(
+            "there is no plan: " + "; ".join(str(reason) for reason in plan.reasons), code="PlanRefused",
+            hint=plan.reasons[0].hint,
+        )  # fmt: skip
+    with node.connect() as registry:
+        prepared = running.prepare(registry, node.settings.key, look, plan, rules)
+        running.keep(registry, node.settings.key, plan)
+        if prepared.waits:
+            _tell(f"plan {plan.digest[:19]} waits for an approval (`kubeadm-registry retention approve`)")
+        if not prepared.order:
+            return None
+        run = node.carry_out(registry, prepared.order)
+        if prepared.approval is not None:
+            running.spend(registry, node.settings.key, prepared.approval)
+        return run
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """No other executor of this node runs meanwhile. Raises BlockingIOError if one does."""
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _tell(line: str) -> None:
+    """Say *line* in the journal."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

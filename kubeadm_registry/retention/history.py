@@ -39,6 +39,12 @@ class Run:
     said: tuple[str, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
+    def summary(self) -> str:
+        """What was done, in one line."""
+        freed = f", {self.freed / 1e6:.1f} MB freed" if self.freed else ""
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return f"{self.deleted} to the trash, {self.restored} restored, {self.purged} deleted for good{freed}{skipped}"
+
     def to_dict(self) -> dict[str, Any]:
         """As an object of a record."""
         values = {key: value for key, value in asdict(self).items() if key != "more"}

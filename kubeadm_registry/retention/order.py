@@ -15,7 +15,7 @@ from typing import Any, Self
 from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.retention.fields import items, number, text, texts
-from kubeadm_registry.retention.inventory import Inventory
+from kubeadm_registry.retention.inventory import Inventory, Repository
 from kubeadm_registry.retention.policy import PolicySpec, seconds
 from kubeadm_registry.retention.protected import Protected, subject_of_tag
 from kubeadm_registry.retention.record import Deletion, Plan
@@ -155,8 +155,7 @@ def order(
     unneeded = _unneeded(over, inventory, protected)
     for one in over:
         if one.key in unneeded:
-            parts = tuple(part for part in one.parts if (one.repository, part) in unneeded)
-            purge.append(replace(one, parts=parts))
+            purge.append(replace(one, parts=tuple(part for part in one.parts if (one.repository, part) in unneeded)))
         else:
             restore.append(Restore(one, "part of an image that stays"))
     return Order(
@@ -198,13 +197,27 @@ def _unneeded(images: Iterable[Trashed], inventory: Inventory, protected: Protec
     for name in {one.repository for one in images}:
         held = inventory.repositories[name]
         tagged = {meaning.digest for tag, meaning in held.live() if not subject_of_tag(tag)}
+        with_it = _with_it(held, inventory)
         stay = [digest for digest in held.manifests if (name, digest) not in found or digest in tagged]
         while stay:
             digest = stay.pop()
             found.discard((name, digest))
-            manifest = inventory.manifests[digest]
-            needs = (*manifest.children, *((manifest.subject,) if manifest.subject else ()))
-            stay += [one for one in needs if (name, one) in found]
+            stay += [one for one in with_it.get(digest, ()) if (name, one) in found]
+    return found
+
+
+def _with_it(held: Repository, inventory: Inventory) -> Mapping[str, list[str]]:
+    """For each manifest of a repository what stays with it: its parts, its subject, and what refers to it."""
+    found: dict[str, list[str]] = {}
+    for digest in held.manifests:
+        manifest = inventory.manifests[digest]
+        found.setdefault(digest, []).extend(manifest.children)
+        if manifest.subject:
+            found[digest].append(manifest.subject)
+            found.setdefault(manifest.subject, []).append(digest)
+    for tag, meaning in held.live():
+        if subject := subject_of_tag(tag):
+            found.setdefault(subject, []).append(meaning.digest)
     return found
 
 

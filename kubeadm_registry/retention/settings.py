@@ -96,6 +96,11 @@ def load(path: Path) -> Settings:
         raise Error(f"{path} is damaged: {error}", code="SettingsDamaged", hint=_HINT) from error
 
 
+def order_path(order: str, folder: str | Path = f"{paths.ETC}/retention") -> str:
+    """The file in which root leaves *order* for the executor of a node, beside its settings."""
+    return f"{folder}/orders/{order}.json"
+
+
 def result_path(order: str) -> str:
     """The file that the run of *order* leaves on its node."""
     return f"{paths.RETENTION}/{order}.json"

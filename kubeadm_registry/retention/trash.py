@@ -17,12 +17,11 @@ from kubeadm_registry.retention.fields import items, number, text, texts
 FORMAT = Format("the record of the trash")
 #: What trash tags begin with: the proxy refuses them to everybody but the executor.
 PREFIX = "trash-"
-_DIGITS = 32
 
 
 def trash_tag(digest: str) -> str:
     """The tag under which the manifest *digest* waits; always the same, so that a run can be repeated."""
-    return PREFIX + digest.partition(":")[2][:_DIGITS]
+    return PREFIX + digest.partition(":")[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from kubeadm_registry.formats import Damaged
 from kubeadm_registry.registry import Api
 from kubeadm_registry.retention.history import History
 from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.record import Plan
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep.signed import REPOSITORY, Record
@@ -73,3 +74,25 @@ def _read(
         return parse(content)
     except Damaged as error:
         raise record.damaged(error) from error
+
+
+def plan_record(policy: str, *, approved: bool = False) -> Record:
+    """The record of the newest plan of *policy*, the whole of it; or of the one that was *approved* last."""
+    kind = "approved" if approved else "plan"
+    return Record(f"{kind}-{policy}", "the retention plan", "PlanDamaged", f"{_WHO}; then run `retention plan` again")
+
+
+def read_plan(registry: Api, key: str, policy: str, *, approved: bool = False) -> Plan | None:
+    """The newest plan of *policy*, or the one that was *approved* last; None if there is none."""
+    record = plan_record(policy, approved=approved)
+    content = record.read(registry, key)
+    try:
+        return None if content is None else Plan.parse(content)
+    except Damaged as error:
+        raise record.damaged(error) from error
+
+
+def read_plans(registry: Api, key: str) -> list[Plan]:
+    """The newest plan of each policy."""
+    names = [tag.removeprefix("plan-") for tag in registry.tags(REPOSITORY) if tag.startswith("plan-")]
+    return [plan for name in names if (plan := read_plan(registry, key, name)) is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import time
@@ -18,13 +19,14 @@ from kubeadm_registry.components import retention
 from kubeadm_registry.engine.workflow import run as init
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.workflows import INIT
-from kubeadm_registry.retention.settings import RESULT, result_path
+from kubeadm_registry.retention.settings import RESULT, order_path, result_path
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
 from tests.unit.here import here, stub
 from tests.unit.test_workflow import Recorder
 
-ORDER, OTHER = "0123456789abcdef" * 4, "f" * 64
+CONTENT = b"what to do"
+ORDER, OTHER = hashlib.sha256(CONTENT).hexdigest(), "f" * 64
 UNIT = retention.unit(ORDER)
 NOW = 1000.0
 
@@ -52,6 +54,7 @@ class Executor:
         server.answer("systemctl", "start", "--no-block", "--", with_=self._start, act="start")
         server.answer("systemctl", "stop", "--", with_=self._stop, act="stop")
         server.answer("sh", "-c", executor._STATE, "state", with_=self._state)
+        server.answer("find", retention.ORDERS)
         server.answer("runuser", "-u", retention.USER, "--", "cat", with_=self._cat)
 
     def _look(self, *_: object) -> str:
@@ -103,19 +106,21 @@ def nodes(three: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> Nodes:
     return found
 
 
-def run(three: FakeCluster, order: str = ORDER, deadline: float = 60, **options: Any) -> Outcome:
-    return executor.run(three.cluster, order, deadline=deadline, **options)
+def run(three: FakeCluster, content: bytes = CONTENT, deadline: float = 60, **options: Any) -> Outcome:
+    return executor.run(three.cluster, content, deadline=deadline, **options)
 
 
-def failure(three: FakeCluster, order: str = ORDER, deadline: float = 60) -> Error:
+def failure(three: FakeCluster, content: bytes = CONTENT, deadline: float = 60) -> Error:
     with pytest.raises(Error) as caught:
-        run(three, order, deadline)
+        run(three, content, deadline)
     assert caught.value.hint
     return caught.value
 
 
 def acts(nodes: Nodes) -> dict[str, list[str]]:
-    return {name: one.server.acts for name, one in nodes.items() if one.server.acts}
+    """What was started and ended on each node; that the order is written there first is not told."""
+    found = {name: [act for act in one.server.acts if not act.startswith("write ")] for name, one in nodes.items()}
+    return {name: what for name, what in found.items() if what}
 
 
 def test_an_order_is_carried_out_where_the_lease_is(three: FakeCluster, nodes: Nodes) -> None:
@@ -124,6 +129,7 @@ def test_an_order_is_carried_out_where_the_lease_is(three: FakeCluster, nodes: N
     outcome = run(three, progress=told.append)
     assert (outcome.node, outcome.status, outcome.result["deleted"]) == ("cp-2", 0, 3)
     assert acts(nodes) == {"cp-2": ["start"]}
+    assert nodes["cp-2"].server.content(order_path(ORDER)) == CONTENT
     assert told == ["moved 1 of 3 images"], "a line is told once"
 
 
@@ -228,8 +234,9 @@ def test_an_order_is_ended_wherever_it_runs(three: FakeCluster, nodes: Nodes) ->
 def test_what_is_no_order_reaches_no_node(three: FakeCluster, nodes: Nodes, order: str) -> None:
     for one in nodes.values():
         one.server.log.clear()
-    error = failure(three, order)
-    assert (error.code, error.exit_code) == ("OrderInvalid", 2)
+    with pytest.raises(Error) as caught:
+        executor.stop(three.cluster, order)
+    assert (caught.value.code, caught.value.exit_code) == ("OrderInvalid", 2)
     assert not [command for one in nodes.values() for command in one.server.log if "systemctl" in command.argv]
 
 

@@ -18,6 +18,7 @@ from kubeadm_registry.retention.uses import failed_list
 from kubeadm_registry.upkeep import store
 from kubeadm_registry.upkeep.clusters import ClusterReport
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
+from tests.unit.fake_executor import FakeExecutor
 from tests.unit.fake_images import Repositories
 from tests.unit.fake_registry import connector
 from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
@@ -41,10 +42,13 @@ class Site:
         self.registry = registry
         self.folder = folder
         (folder / "policy.yaml").write_text(POLICY)
+        self.day = 0.0
+        FakeExecutor(servers, connector(registry), lambda: START + self.day * DAY, lease=NAMES[0])
         self.at(0)
 
     def at(self, day: float, *others: float) -> None:
         """Set the nodes' clocks."""
+        self.day = day
         for name, when in zip(NAMES, (day, day, *others, day), strict=False):
             self.servers.servers[name].answer("date", "+%s", with_=f"{START + int(when * DAY)}\n")
 

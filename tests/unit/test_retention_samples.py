@@ -1,4 +1,4 @@
-"""The records of trash, orders, pins and history as the first release with them writes them, with one key more or less."""
+"""Trash, orders, pins and history as the first release that has them writes them; with a key more, and a key less."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KINDS = (
     Kind("retention-trash.json", Trash({IMAGE.key: IMAGE}), Trash.parse, ((), ("images", 0))),
     Kind(
         "retention-standing.json",
-        Standing((Pin("team/app:v1", "asked for", 1_795_000_000, 1_796_000_000),), {IMAGE.plan: 1_795_000_000}, 5, "why"),
+        Standing((Pin("team/app:v1", "asked for", 1_795_000_000, 1_796_000_000),), {IMAGE.plan: 7}, 5, "why"),
         Standing.parse,
         ((), ("pins", 0)),
     ),

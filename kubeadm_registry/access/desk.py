@@ -1,0 +1,33 @@
+"""Where the records of retention are written: at the node that holds the lease, as the executor does, by SSH.
+
+The proxy takes such writes from its own node only, and only under the present term of the lease.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from kubeadm_registry import paths
+from kubeadm_registry.access.executor import holder, look
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.images.pool import Connect
+from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.transport.host import side_by_side
+from kubeadm_registry.upkeep.lease import ROLE, TERM_HEADER
+
+#: Seconds that the registry may say nothing.
+_SILENCE = 60.0
+
+
+def desk(cluster: Cluster) -> Connect:
+    """What connects to the registry with the right to write the records of retention, under the present term.
+
+    Raises Error (NoExecutor) if no node holds the lease, ConnectionFailed.
+    """
+    at = holder(side_by_side(look, cluster.hosts))
+    secrets, address = cluster.secrets, cluster.node(at.host).address
+    return partial(
+        Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate,
+        login=Login(ROLE, secrets.password(ROLE)), via=at.host.dial(address, paths.REGISTRY_PORT),
+        timeout=_SILENCE, headers={TERM_HEADER: str(at.term)},
+    )  # fmt: skip

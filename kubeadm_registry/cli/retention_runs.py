@@ -1,0 +1,385 @@
+"""``retention approve | reject | run | undo | trash | history | pause | resume | pin | unpin | pins``."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from kubeadm_registry.access import executor
+from kubeadm_registry.access.desk import desk
+from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli.command import Context, command, dry_run_option, file_option
+from kubeadm_registry.cli.retention import Asked, group, look_options, server_time, show
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.engine.report import Reporter, echo, screen
+from kubeadm_registry.errors import ConfigError, Error
+from kubeadm_registry.images.names import place
+from kubeadm_registry.printable import counted
+from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.retention import Plan
+from kubeadm_registry.retention.history import Run
+from kubeadm_registry.retention.order import Order, undo
+from kubeadm_registry.retention.policy import DURATION, seconds
+from kubeadm_registry.retention.standing import Pin, Standing
+from kubeadm_registry.retention.trash import Trashed
+from kubeadm_registry.upkeep import running, store
+from kubeadm_registry.upkeep.planning import PATIENCE
+
+_DAY = 86400
+#: Seconds that a run is waited for; it goes on after that.
+LONGEST = 6 * 3600.0
+#: Hexadecimal digits that name a plan well enough.
+_ENOUGH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where retention's records are read and written: a *registry* at the node that holds the lease, at *now*."""
+
+    cluster: Cluster
+    registry: Api
+    key: str
+    now: int
+
+    def standing(self) -> Standing:
+        """Pins and approvals."""
+        return retry(lambda: store.read_standing(self.registry, self.key), PATIENCE)
+
+    def stand(self, standing: Standing) -> None:
+        """Write pins and approvals."""
+        retry(lambda: store.STANDING.write(self.registry, self.key, standing.to_json()), PATIENCE)
+
+    def trash(self) -> list[Trashed]:
+        """What is in the trash."""
+        return list(retry(lambda: store.read_trash(self.registry, self.key), PATIENCE))
+
+
+@contextmanager
+def opened(path: Path | None, reporter: Reporter) -> Iterator[Desk]:
+    """The desk of the cluster in the file *path*. Raises Error (NoExecutor) and what ``session.cluster`` does."""
+    with terminal.registry(path, reporter) as (cluster, _, _), desk(cluster)() as registry:
+        yield Desk(cluster, registry, cluster.secrets.retention_key, server_time(cluster))
+
+
+# ---- plans -------------------------------------------------------------------------------------------------------
+
+
+@command("approve", parent=group, short_help="Approve a plan, so that it may run")
+@file_option
+@click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
+@click.argument("digest")
+def approve(context: Context, path: Path | None, yes: bool, digest: str) -> None:
+    """Approve the plan DIGEST, as `retention plan` printed it; twelve digits of it are enough.
+
+    An approval is for exactly these deletions. When the plan runs it is made again, and only what both delete goes.
+    """
+    reporter = context.reporter()
+    with opened(path, reporter) as at:
+        plan = _plan(at, digest)
+        if not yes and sys.stdin.isatty():
+            show(plan, most=20)
+            click.confirm(f"Approve the deletion of {_images(plan)}?", abort=True)
+        running.approve(at.registry, at.key, plan, at.now)
+    reporter.result(f"approved plan {plan.digest[:19]}: {_images(plan)}; `retention run` carries it out")
+
+
+@command("reject", parent=group, short_help="Withdraw the approval of a plan")
+@file_option
+@click.argument("digest")
+def reject(context: Context, path: Path | None, digest: str) -> None:
+    """Withdraw the approval of the plan DIGEST; it will not run."""
+    reporter = context.reporter()
+    digits = digest.removeprefix("sha256:").lower()
+    with opened(path, reporter) as at:
+        standing = at.standing()
+        found = [one for one in standing.approved if one.removeprefix("sha256:").startswith(digits)]
+        if len(found) != 1 or len(digits) < _ENOUGH:
+            known = ", ".join(one[:19] for one in standing.approved)
+            raise ConfigError(
+                f"no plan {digest} is approved", hint=f"approved are {known}" if known else "no plan is approved",
+                code="PlanUnknown",
+            )  # fmt: skip
+        at.stand(standing.without_approval(found[0]))
+    reporter.result(f"plan {found[0][:19]} is not approved any more")
+
+
+def _plan(at: Desk, digest: str) -> Plan:
+    """The plan that *digest* names. Raises ConfigError (PlanUnknown)."""
+    digits = digest.removeprefix("sha256:").lower()
+    plans = retry(lambda: store.read_plans(at.registry, at.key), PATIENCE)
+    found = [one for one in plans if one.digest.removeprefix("sha256:").startswith(digits)]
+    if len(found) != 1 or len(digits) < _ENOUGH or re.fullmatch("[0-9a-f]+", digits) is None:
+        known = ", ".join(f"{one.digest[:19]} of policy {one.policy}" for one in plans)
+        raise ConfigError(
+            f"no plan {digest} is known", code="PlanUnknown",
+            hint=f"the newest plans are {known}" if known else "make one with `retention plan`",
+        )  # fmt: skip
+    return found[0]
+
+
+def _images(plan: Plan) -> str:
+    return counted(len({(one.repository, one.digest) for one in plan.deletions}), "image")
+
+
+@command("run", parent=group, short_help="Carry out the policy: trash, restore, delete")
+@file_option
+@look_options
+@dry_run_option
+def run(context: Context, path: Path | None, dry_run: bool, **options: Any) -> None:
+    """Make the plan again and carry it out: deleted images go to the trash, and from there for good after their window.
+
+    An image in the trash that is in use again comes back. A plan that needs an approval (spec.approval, or one that is
+    unusually large) deletes only what an approved plan deletes as well.
+    """
+    reporter = context.reporter()
+    asked = Asked.of(**options)
+    with terminal.registry(path, reporter) as (cluster, connect, _):
+        look, plan = asked.plan(cluster, connect, reporter)
+        key = cluster.secrets.retention_key
+        with desk(cluster)() as registry:
+            prepared = running.prepare(registry, key, look, plan, asked.rules)
+            if prepared.waits:
+                reporter.note(
+                    f"plan {plan.digest[:19]} deletes {_images(plan)} and is not approved, so it is not carried out; "
+                    "`retention plan` shows it, `retention approve` approves it",
+                    level="warning",
+                )
+            if not prepared.order or dry_run:
+                _tell(prepared.order, context)
+                return
+            _hand_over(cluster, prepared.order, reporter)
+            if prepared.approval is not None:
+                running.spend(registry, key, prepared.approval)
+
+
+def _hand_over(cluster: Cluster, order: Order, reporter: Reporter) -> None:
+    """Have *order* carried out at the node that holds the lease, and tell what came of it. Raises Error."""
+    outcome = executor.run(cluster, order.to_json(), deadline=LONGEST, progress=reporter.note)
+    if "run" not in outcome.result:
+        raise Error(
+            str(outcome.result.get("error", "the executor did not say why it failed")), host=outcome.node,
+            code=str(outcome.result.get("code", "ExecutorFailed")), hint=str(outcome.result.get("hint", "")),
+        )  # fmt: skip
+    reporter.result(Run.parse(outcome.result["run"]).summary())
+
+
+def _tell(order: Order, context: Context) -> None:
+    """Say what *order* would do."""
+    if not order:
+        context.reporter().result("nothing to do")
+        return
+    if context.output == "json":
+        echo(json.dumps(json.loads(order.to_json())))
+        return
+    for verb, images in (
+        ("delete", order.delete), ("restore", [one.image for one in order.restore]), ("delete for good", order.purge),
+    ):  # fmt: skip
+        for one in images:
+            echo(f"would {verb} {one}")
+    context.reporter().result("dry run: nothing was changed")
+
+
+# ---- the trash ---------------------------------------------------------------------------------------------------
+
+
+@command("trash", parent=group, short_help="List deleted images that can be restored")
+@file_option
+def trash(context: Context, path: Path | None) -> None:
+    """List the images in the trash: what each was called, why it was deleted, and since when it is there."""
+    with opened(path, context.reporter()) as at:
+        found, now = at.trash(), at.now
+    if context.output == "json":
+        echo(json.dumps({"images": [one.to_dict() for one in found]}))
+        return
+    table = _table("IMAGE", "DIGEST", "DELETED", "SIZE", "WHY")
+    for one in found:
+        tags = ", ".join(sorted(one.tags)) or "(no tag)"
+        table.add_row(
+            f"{one.repository}:{tags}", one.digest[7:19], _ago(now - one.deleted), f"{one.size / 1e6:.1f} MB", one.why
+        )
+    _show(table, found, "the trash is empty", context)
+
+
+@command("undo", parent=group, short_help="Restore images from the trash")
+@file_option
+@click.option("--plan", metavar="DIGEST", help="Restore everything that this plan deleted.")
+@click.option("--all", "everything", is_flag=True, help="Restore everything in the trash.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def undo_command(
+    context: Context, path: Path | None, plan: str | None, everything: bool, names: tuple[str, ...]
+) -> None:
+    """Restore images from the trash: those called NAME (repository, with a tag or digest), of a plan, or all.
+
+    Each gets back the tags that it had. A tag that means another image by now is newer, and stays.
+    """
+    if sum((bool(names), plan is not None, everything)) != 1:
+        raise ConfigError("pass either names, --plan or --all", code="UsageInvalid")
+    reporter = context.reporter()
+    with opened(path, reporter) as at:
+        found = _chosen(at.trash(), names, plan)
+        if not found:
+            raise ConfigError(
+                "nothing in the trash matches", code="TrashUnknown", hint="list it with `retention trash`"
+            )
+        _hand_over(at.cluster, undo(found, at.now, "asked for by `retention undo`"), reporter)
+
+
+def _chosen(images: Sequence[Trashed], names: Sequence[str], plan: str | None) -> list[Trashed]:
+    """Those of *images* that the command line names; all without a name. Raises ConfigError."""
+    if plan is not None:
+        digits = plan.removeprefix("sha256:").lower()
+        return [one for one in images if len(digits) >= _ENOUGH and one.plan.removeprefix("sha256:").startswith(digits)]
+    found: list[Trashed] = []
+    for name in names:
+        where = place(name)
+        matching = [
+            one for one in images
+            if one.repository == where.repository and where.reference in ("", one.digest, *one.tags)
+        ]  # fmt: skip
+        if not matching:
+            raise ConfigError(f"{name} is not in the trash", code="TrashUnknown", hint="list it with `retention trash`")
+        found += matching
+    return list({one.key: one for one in found}.values()) if names else list(images)
+
+
+@command("history", parent=group, short_help="Show what retention has done")
+@file_option
+def history(context: Context, path: Path | None) -> None:
+    """Show what retention has done: one line for each run, the newest last."""
+    with opened(path, context.reporter()) as at:
+        runs = retry(lambda: store.read_history(at.registry, at.key), PATIENCE).runs
+    if context.output == "json":
+        echo(json.dumps({"runs": [one.to_dict() for one in runs]}))
+        return
+    table = _table("TIME", "NODE", "DELETED", "RESTORED", "PURGED", "FREED", "OUTCOME")
+    for one in runs:
+        table.add_row(
+            _when(one.began), one.node, str(one.deleted), str(one.restored), str(one.purged),
+            f"{one.freed / 1e6:.1f} MB", one.error or (f"{one.skipped} skipped" if one.skipped else "done"),
+        )  # fmt: skip
+    _show(table, runs, "retention has not run yet", context)
+
+
+# ---- what people say ---------------------------------------------------------------------------------------------
+
+
+@command("pause", parent=group, short_help="Delete nothing until retention is resumed")
+@file_option
+@click.option("--reason", required=True, help="Why; shown to everybody who runs retention.")
+def pause(context: Context, path: Path | None, reason: str) -> None:
+    """Delete nothing, neither to the trash nor from it, until `retention resume`. Images can still be restored."""
+    with opened(path, context.reporter()) as at:
+        at.stand(replace(at.standing(), paused=at.now, why=reason))
+    context.reporter().result("retention is paused")
+
+
+@command("resume", parent=group, short_help="End a pause of retention")
+@file_option
+def resume(context: Context, path: Path | None) -> None:
+    """End a pause of retention."""
+    with opened(path, context.reporter()) as at:
+        at.stand(replace(at.standing(), paused=None, why=""))
+    context.reporter().result("retention is not paused")
+
+
+@command("pin", parent=group, short_help="Keep an image, whatever the policy says")
+@file_option
+@click.option("--reason", required=True, help="Why; plans show it.")
+@click.option("--until", metavar="TIME", help="End of the pin: a duration such as 90d, or a date such as 2027-03-31.")
+@click.argument("name")
+def pin(context: Context, path: Path | None, reason: str, until: str | None, name: str) -> None:
+    """Keep the image NAME, a tag or digest, whatever the policy says and whether anything uses it."""
+    where = place(name)
+    if not where.reference:
+        raise ConfigError(
+            f"{name} has neither tag nor digest", code="UsageInvalid", hint="pin one image, such as app:v1"
+        )
+    with opened(path, context.reporter()) as at:
+        one = Pin(str(where), reason, at.now, None if until is None else _until(until, at.now))
+        at.stand(at.standing().pinned(one))
+    context.reporter().result(f"pinned {where}")
+
+
+@command("unpin", parent=group, short_help="Remove the pin of an image")
+@file_option
+@click.argument("name")
+def unpin(context: Context, path: Path | None, name: str) -> None:
+    """Remove the pin of the image NAME; the policy decides about it again."""
+    where = str(place(name))
+    with opened(path, context.reporter()) as at:
+        before = at.standing()
+        if where not in [one.name for one in before.pins]:
+            raise ConfigError(f"{where} is not pinned", code="PinUnknown", hint="list them with `retention pins`")
+        at.stand(before.unpinned(where))
+    context.reporter().result(f"unpinned {where}")
+
+
+@command("pins", parent=group, short_help="List the pinned images")
+@file_option
+def pins(context: Context, path: Path | None) -> None:
+    """List the pinned images, and why and until when each is pinned."""
+    with opened(path, context.reporter()) as at:
+        found, now = at.standing().pins, at.now
+    if context.output == "json":
+        echo(json.dumps({"pins": [{"name": one.name, "reason": one.reason, "until": one.until} for one in found]}))
+        return
+    table = _table("IMAGE", "UNTIL", "REASON")
+    for one in found:
+        ends = "removed" if one.until is None else _when(one.until) if one.holds(now) else "over"
+        table.add_row(one.name, ends, one.reason)
+    _show(table, found, "no image is pinned", context)
+
+
+def _until(text: str, now: int) -> int:
+    """When a pin ends, seconds since 1970. Raises ConfigError."""
+    if DURATION.fullmatch(text):
+        return now + seconds(text)
+    try:
+        return int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) + _DAY
+    except ValueError:
+        raise ConfigError(
+            f"--until: {text!r} is neither a duration nor a date",
+            hint="write 90d, 12h or 2027-03-31",
+            code="UsageInvalid",
+        ) from None
+
+
+# ---- words -------------------------------------------------------------------------------------------------------
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def _show(table: Table, rows: Sequence[object], empty: str, context: Context) -> None:
+    if not rows:
+        context.reporter().result(empty)
+        return
+    console = screen(markup=False)
+    if not console.is_terminal:
+        console.width = 400
+    console.print(table)
+
+
+def _when(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _ago(seconds: int) -> str:
+    for name, length in (("day", _DAY), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return f"{counted(seconds // length, name)} ago"
+    return "just now"

@@ -1,0 +1,57 @@
+"""From a plan to the order for the executor: what may be carried out now, with the approvals that there are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.retention import Plan, RegistryPolicy
+from kubeadm_registry.retention.order import Order
+from kubeadm_registry.upkeep import store
+from kubeadm_registry.upkeep.planning import PATIENCE, Look
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The *order*; the digest of the plan whose *approval* it uses, if it uses one; and whether the plan *waits* for an
+    approval, so that none of its deletions is in the order."""
+
+    order: Order
+    approval: str | None = None
+    waits: bool = False
+
+
+def prepare(registry: Api, key: str, look: Look, plan: Plan, rules: RegistryPolicy) -> Prepared:
+    """What to carry out for *plan*, which was just made from *look* by *rules*. Raises RegistryError, Error.
+
+    An approved plan is compared with the one that is made now: only what both delete goes.
+    """
+    if not plan.deletions or (rules.spec.approval == "Automatic" and not plan.needs_approval):
+        return Prepared(look.order(plan, rules, approved=False))
+    earlier = retry(lambda: store.read_plan(registry, key, plan.policy, approved=True), PATIENCE)
+    if earlier is not None and look.standing.approves(earlier):
+        return Prepared(look.order(earlier.both(plan), rules, approved=True), earlier.digest)
+    return Prepared(look.order(replace(plan, deletions=()), rules, approved=False), waits=True)
+
+
+def keep(registry: Api, key: str, plan: Plan, *, approved: bool = False) -> None:
+    """Keep *plan* as the newest of its policy, so that it can be read and approved. Raises RegistryError."""
+    record, content = store.plan_record(plan.policy, approved=approved), json.dumps(plan.to_dict()).encode()
+    retry(lambda: record.write(registry, key, content), PATIENCE)
+
+
+def approve(registry: Api, key: str, plan: Plan, now: int) -> None:
+    """Approve *plan* at *now*, in place of what was approved for its policy before. Raises RegistryError, Error.
+
+    The plan is kept as it was read: by the time of the run there may be a newer one.
+    """
+    keep(registry, key, plan, approved=True)
+    standing = retry(lambda: store.read_standing(registry, key), PATIENCE).with_approval(plan.digest, now)
+    retry(lambda: store.STANDING.write(registry, key, standing.to_json()), PATIENCE)
+
+
+def spend(registry: Api, key: str, approval: str) -> None:
+    """An approval is for one run. Raises RegistryError, Error."""
+    after = retry(lambda: store.read_standing(registry, key), PATIENCE).without_approval(approval)
+    retry(lambda: store.STANDING.write(registry, key, after.to_json()), PATIENCE)
