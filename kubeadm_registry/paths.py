@@ -23,10 +23,10 @@ WRITER_MARK = f"{RUN}/agent/writer"
 AGENT_STATE = f"{RUN}/agent/state.json"
 """What the agent sees, written every second."""
 
-RETENTION = "/var/lib/kubeadm-registry-retention"
+RETENTION_STATE = "/var/lib/kubeadm-registry-retention"
 """What the retention executor keeps between runs, and the results of its runs."""
 
-REMOVED = (RETENTION, ETC, OPT, RUN)
+REMOVED = (RETENTION_STATE, ETC, OPT, RUN)
 """The directories that reset removes with all that is in them."""
 
 GUARD = f"{ETC}/guard.nft"
@@ -38,6 +38,10 @@ HAPROXY_UNITS = tuple(f"{PREFIX}-haproxy@{number}.service" for number in (1, 2))
 """HAProxy is the one killed process that clients notice, so two of them share the port."""
 HAPROXY_SOCKETS = tuple(f"{RUN}/haproxy/{number}.sock" for number in (1, 2))
 """The runtime socket of each of them."""
+RETENTION = "retention"
+"""Who carries out retention: a user of the system, and the registry's login for it."""
+RETENTION_UNIT = f"{PREFIX}-{RETENTION}@.service"
+"""The template of the units that carry out retention where the lease is; the agent's own default is the same."""
 FENCE_TABLE = f"{PREFIX}-fence"
 """The nft table of the kernel's timer."""
 SLICE = "kubeadm_registry.slice"
@@ -69,6 +73,9 @@ S3_ADDRESS = "127.0.0.39"
 """Garage's S3 has a loopback address of its own, so that its route alone can acknowledge at once (quickack)."""
 READ_SOURCE = "127.0.0.9"
 """HAProxy's read connections to the frontend come from here: the agent may reset these and never a write."""
+
+EXECUTOR_SOURCE = "127.0.0.10"
+"""HAProxy's connections to the frontend for what carries out retention come from here: they stand under the lease."""
 
 RPC_TABLE = 3901
 """Routing table and rule priority for Garage's peers: the same routes, with quickack."""

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from kubeadm_registry import __version__
 from kubeadm_registry.agent.clock import clock
-from kubeadm_registry.agent.config import Config, ConfigError, Paths, load
+from kubeadm_registry.agent.config import Config, ConfigError, Executor, Paths, load
 from kubeadm_registry.agent.daemon import Daemon
-from kubeadm_registry.agent.gate import Gate
+from kubeadm_registry.agent.gate import acting, fence
 from kubeadm_registry.agent.hands import DISARM, FENCE
 from kubeadm_registry.agent.processes import Processes
 from kubeadm_registry.agent.resident import stay
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="agent", description="The node agent of kubeadm-registry.")
     parser.add_argument("--config", required=True, type=Path, help="JSON file")
     parser.add_argument("--check", action="store_true", help="only check the file")
-    parser.add_argument("--close", action="store_true", help="shut the gate, end a writing frontend, exit")
+    parser.add_argument("--close", action="store_true", help="shut the gate, end what could act under the lease, exit")
     parser.add_argument(TAKES_OVER, action="store_true", help="go on for the agent that was this process before")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(arguments)
@@ -98,9 +98,9 @@ async def close(config: Config) -> int:
     """Do what an agent does when it leaves, for one that could not: killed, crashed or hung."""
     with contextlib.suppress(OSError):
         Path(config.paths.fit).unlink(missing_ok=True)
-    if config.writer != "single":
+    if not config.settings.leased:
         return 0
-    names = ("local", *(peer.name for peer in config.peers))
+    names = ("local", *(peer.name for peer in config.peers)) if config.writer == "single" else ()
     text = "set server gate/open state maint"
     text += "".join(f";set server writer/{name} state maint" for name in names)
     for path in config.proxy.sockets:
@@ -112,8 +112,7 @@ async def close(config: Config) -> int:
                 door.recv(1024)
         except OSError:
             continue  # a HAProxy that does not answer passes on nothing, and the fence follows
-    gate = Gate(config.frontend, Processes(config.frontend.unit), Path(config.paths.mark))
-    if not await gate.fence(FENCE):
+    if not await fence(acting(config, Processes(config.frontend.unit)), FENCE):
         return 1
     if config.fence is None:
         return 0
@@ -127,12 +126,14 @@ def complain(_: str, text: str) -> None:
 
 
 def abandon(paths: Paths) -> None:
-    """Do the same without a file that can be read: at the usual paths, and the mark names the frontend's unit."""
+    """Do the same without a file that can be read: usual paths and units, and the mark names the frontend's unit."""
     with contextlib.suppress(OSError):
         Path(paths.fit).unlink(missing_ok=True)
     with contextlib.suppress(OSError, ValueError):
         if unit := Path(paths.mark).read_text(encoding="ascii").strip():
             Processes(unit).kill()  # its unit starts it again as a standby
+    with contextlib.suppress(OSError):
+        Processes(Executor().unit).kill()
 
 
 if __name__ == "__main__":

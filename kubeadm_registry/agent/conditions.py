@@ -34,9 +34,9 @@ def conditions(
         "ChainSlow": memory.verdict is Verdict.SLOW,
         "NoMajority": 1 + len(reports) < settings.majority,
         "Unguarded": seen.guarded is False,
-        "WriterClosing": settings.single_writer and memory.lease.role is Role.CLOSING,
+        "WriterClosing": settings.leased and memory.lease.role is Role.CLOSING,
         "ClockOff": memory.clock_off is not None and memory.clock_off > settings.timings.clock_off,
-        "NoTimer": settings.single_writer and not seen.timer_there,
+        "NoTimer": settings.leased and not seen.timer_there,
         "MembersDiffer": any(said.members != settings.members for said in reports.values()),
     }
     return tuple(name for name, true in found.items() if true)

@@ -76,6 +76,14 @@ class Fence:
 
 
 @dataclass(frozen=True)
+class Executor:
+    """What carries out retention: it acts on the node only that holds the lease. Left out: there is none."""
+
+    unit: str = "kubeadm-registry-retention@.service"  # a template: processes of all its instances are meant
+    writes_from: str = "127.0.0.10"  # source address of the proxy's connections for it: these end with the lease
+
+
+@dataclass(frozen=True)
 class Proxy:
     """The HAProxy processes: one runtime socket each, in the order of their units."""
 
@@ -141,7 +149,8 @@ class Config:
     tls: Tls
     generation: int = 1  # of the list of members; grows with each change of it
     members_before: tuple[str, ...] = ()  # names of the generation before, until all nodes have the new one
-    fence: Optional[Fence] = None  # needed with writer "single"
+    fence: Optional[Fence] = None  # needed with writer "single" or an executor
+    executor: Optional[Executor] = None  # with it the lease runs also with writer "any"
     storage: Optional[Storage] = None
     guard: Optional[Guard] = None
     canary: Optional[Canary] = None
@@ -162,6 +171,7 @@ class Config:
             timings=self.timings,
             members=self.members,
             before=self.members_before,
+            executor=self.executor is not None,
         )
 
     @property
@@ -246,6 +256,8 @@ def _mistakes(config: Config) -> list[str]:
             found.append(f'frontend.{key}: missing, and writer is "single"')
     if config.writer == "single" and config.fence is None:
         found.append('fence: missing, and writer is "single"')
+    if config.executor is not None and config.fence is None:
+        found.append("fence: missing, and there is an executor")
     if config.generation < 1:
         found.append("generation: must be 1 or more")
     found += _wrong_addresses(config) + _wrong_ports(config)
@@ -260,6 +272,8 @@ def _wrong_addresses(config: Config) -> list[str]:
     addresses += [(f"vips[{index}]", vip) for index, vip in enumerate(config.vips)]
     if config.fence is not None:
         addresses.append(("fence.address", config.fence.address))
+    if config.executor is not None:
+        addresses.append(("executor.writes_from", config.executor.writes_from))
     if config.storage is not None:
         addresses.append(("storage.admin_address", config.storage.admin_address))
     for path, address in addresses:
@@ -270,6 +284,9 @@ def _wrong_addresses(config: Config) -> list[str]:
     for index, peer in enumerate(config.peers):
         if (":" in peer.address) is not (":" in config.address):
             found.append(f"peers[{index}].address: must be of the same family as address")
+    others = (config.frontend.address, config.frontend.reads_from)
+    if config.executor is not None and config.executor.writes_from in others:
+        found.append("executor.writes_from: must differ from frontend.address and frontend.reads_from")
     if config.frontend.reads_from == config.frontend.address:
         found.append("frontend.reads_from: must differ from frontend.address, or writes would be reset with the reads")
     return found

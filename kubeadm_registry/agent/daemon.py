@@ -18,7 +18,7 @@ from kubeadm_registry.agent.document import Data, State, sealed
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.log import Log, described
-from kubeadm_registry.agent.model import Decisions, HardState, Health, Memory, Observation
+from kubeadm_registry.agent.model import Decisions, HardState, Health, Memory, Observation, Role
 from kubeadm_registry.agent.netlink import Addresses
 from kubeadm_registry.agent.notify import notify
 from kubeadm_registry.agent.peers import Links
@@ -29,6 +29,12 @@ from kubeadm_registry.agent.steering import Steering, remembered
 
 FARE = 3  # goodbyes: one of them should arrive
 MOST_FAILURES = 20  # rounds in a row: an agent that cannot decide for a second leaves, and its node counts as unfit
+
+
+def _news(decided: Decisions) -> tuple[object, ...]:
+    """What people, and what acts under the lease, want to know at once."""
+    said = decided.report
+    return decided.conditions, decided.fit, said.level, said.vip, said.role is Role.WRITER
 
 
 class Daemon:
@@ -71,7 +77,7 @@ class Daemon:
 
     def _kept(self) -> HardState:
         """What an earlier life left on disk; without that this node serves reads, but gives no vote."""
-        if self.config.writer != "single":
+        if not self.config.settings.leased:
             return HardState()
         try:
             return self.hands.hard.read()
@@ -285,14 +291,9 @@ class Daemon:
             was = before.peers.get(name)
             if was is None or was.presence is not one.presence:
                 self.log(f"peer-{name}", f"{name} is {one.presence.value}")
-        if before.lease.role is not after.lease.role and self.config.writer == "single":
-            self.log(f"role-{after.lease.role}", f"writer: {before.lease.role.value} -> {after.lease.role.value}")
-        if old is None or (old.conditions, old.fit, old.report.level, old.report.vip) != (
-            new.conditions,
-            new.fit,
-            new.report.level,
-            new.report.vip,
-        ):
+        if before.lease.role is not after.lease.role and self.steering.settings.leased:
+            self.log(f"role-{after.lease.role}", f"lease: {before.lease.role.value} -> {after.lease.role.value}")
+        if old is None or _news(old) != _news(new):
             self.log("state", self._sentence())
             self._write_state()
 
@@ -329,10 +330,10 @@ class Daemon:
     # ---- leaving --------------------------------------------------------------------------------------------------
 
     async def _leave(self) -> None:
-        """Give up the VIP and the right to write, then say goodbye so that nobody takes this for a dead host."""
+        """Give up the VIP and the lease, then say goodbye so that nobody takes this for a dead host."""
         notify("STOPPING=1")
         Path(self.config.paths.fit).unlink(missing_ok=True)
-        if self.config.writer == "single":
+        if self.steering.settings.leased:
             self.steering.shut()
             if self.steering.asks:
                 await self.hands.fencing()

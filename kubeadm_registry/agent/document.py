@@ -44,7 +44,11 @@ class Proxy(TypedDict):
 
 
 class Writer(TypedDict):
-    """Who writes; *role* and *timer* only where there is one writer."""
+    """The lease: who writes, where only one node may (*mode* "single"), and where retention acts.
+
+    *role* is a Role, "writer" on the node that holds it; *epoch* the term of the newest holder known. Without a lease,
+    as with the mode "any" in the first release, *role* and *timer* are None.
+    """
 
     mode: str
     role: Optional[str]

@@ -1,4 +1,4 @@
-"""Ends a frontend process that could write, and gives it its writing or its standby configuration.
+"""Ends what could act under the lease, and gives the one writer its writing or its standby configuration.
 
 The frontend watches its file by inode: a rename is never noticed, a truncation logs a failed reload of nothing. So
 the file is written over in place by one write, padded with blanks to the length it has (JSON does not mind).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -101,6 +102,38 @@ class Gate:
             return True  # not known to be gone
         writer.close()
         return True
+
+
+class Executor:
+    """The processes on this node that carry out retention."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    async def fence(self, deadline: float) -> bool:
+        """End them, and what they start meanwhile; whether none is left. Raises OSError."""
+        end = clock() + deadline
+        while self._processes.find():
+            self._processes.kill()
+            if clock() >= end:
+                return False
+            await asyncio.sleep(POLL)
+        return True
+
+
+def acting(config: Config, frontend: Processes) -> list[Gate | Executor]:
+    """What could act under the lease on this node, whose frontend has the processes *frontend*."""
+    found: list[Gate | Executor] = []
+    if config.executor is not None:
+        found.append(Executor(Processes(config.executor.unit)))
+    if config.writer == "single":
+        found.append(Gate(config.frontend, frontend, Path(config.paths.mark)))
+    return found
+
+
+async def fence(those: Iterable[Gate | Executor], deadline: float) -> bool:
+    """End all of *those* at the same time; whether they are known to be gone. Raises OSError."""
+    return all(await asyncio.gather(*(one.fence(deadline) for one in those)))
 
 
 class Writer:

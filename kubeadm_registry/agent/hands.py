@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional
 from kubeadm_registry.agent import haproxy, status
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.garage import Garage
-from kubeadm_registry.agent.gate import Gate, Writer
+from kubeadm_registry.agent.gate import Gate, Writer, acting, fence
 from kubeadm_registry.agent.guard import Guard
 from kubeadm_registry.agent.hardstate import HardStateFile
 from kubeadm_registry.agent.model import Decisions, HardState, Presence, Report
@@ -49,8 +49,8 @@ class NodeHands:
         self.frontend = Processes(config.frontend.unit)
         self.storage = Processes(config.storage.unit if config.storage is not None else "")
         self.links = links
-        self.gate = Gate(config.frontend, self.frontend, Path(config.paths.mark))
-        self.writer = Writer(config, self.gate, changed)
+        self.acting = acting(config, self.frontend)
+        self.writer = Writer(config, Gate(config.frontend, self.frontend, Path(config.paths.mark)), changed)
         self.proxies = [haproxy.Proxy(config, path, changed, self.failed) for path in config.proxy.sockets]
         self.timer = Timer(config.fence, config.timings.timer, self.failed) if config.fence is not None else None
         self.hard = HardStateFile(Path(config.paths.hardstate), changed, self.failed)
@@ -163,26 +163,33 @@ class NodeHands:
         self._tasks[name] = self._loop.create_task(work)
 
     async def fencing(self) -> None:
-        """Shut the gate in every HAProxy, then end the frontend that could write. The second is what counts.
+        """Shut the gate in every HAProxy, then end what could act under the lease. The second is what counts.
 
-        Only when it is gone the next one may reach the storage without a timer.
+        Only when a frontend that could write is gone the next one may reach the storage without a timer.
         """
         gone = False
         try:
             await asyncio.gather(*(one.settled(0.1) for one in self.proxies))
-            gone = await self.gate.fence(FENCE)
+            gone = await fence(self.acting, FENCE)
+            self._end_writes_of_executor()
             self.counters.fences += 1
             if not gone:
-                self.failed("fence", "the frontend that could write is not gone yet")
+                self.failed("fence", "what could act under the lease is not gone yet")
             elif self.timer is not None and not await self.timer.disarmed(DISARM):
                 self.failed("timer", "the kernel's timer was not disarmed: reads of this server may go elsewhere")
         except OSError as error:
-            self.failed("fence", f"cannot end the frontend that could write: {error}")
+            self.failed("fence", f"cannot end what could act under the lease: {error}")
         if gone and self._steering is not None:
             self._steering.fenced = True
             self._changed()
         else:
             await asyncio.sleep(FENCE_AGAIN)
+
+    def _end_writes_of_executor(self) -> None:
+        """What HAProxy has passed on for it: the kernel goes on sending what it has held back until now."""
+        executor, frontend = self.config.executor, self.config.frontend
+        if executor is not None:
+            self._end(End(executor.writes_from), End(frontend.address, frontend.port))
 
     # ---- connections and processes ---------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class Proxy:
         self.pid = 0
         self.have: Servers = {}
         self.corrections = 0
-        self._map = config.proxy.epoch_map if config.writer == "single" else ""
+        self._map = config.proxy.epoch_map if config.settings.leased else ""
         self._deadline = config.timings.probe_deadline
         self._interval = config.timings.proxy_interval
         self._changed = changed

@@ -1,4 +1,7 @@
-"""Which single node may write: a vote that every heartbeat carries, and a lease that follows from the votes.
+"""Which single node holds the lease: a vote that every heartbeat carries, and a lease that follows from the votes.
+
+What may be done under it is to write, where only one node may (zot), and to carry out retention, with any frontend.
+Below, to write stands for both.
 
 Two holders of the VIP are normal while two of three servers do not see each other, and both then have a storage
 quorum; so the address cannot decide. Each node lets one node write at a time, and says which in its heartbeats. A
@@ -156,10 +159,10 @@ def step(
     write is gone, what is on disk and how the kernel's timer is; *fresh* names the peers whose heartbeat is recent,
     *held* says since when this node has had the VIP.
 
-    Invariants: a node is WRITER only while it holds the VIP, its lease lasts, its frontend lives and takes writes,
-    its clock agrees with the others' and the kernel's timer runs; it leaves OPENING and WRITER only through CLOSING,
-    and CLOSING only when fenced; terms of successive writers grow, also when only the frontend was restarted, since
-    uploads that the dead process had half stored must not go on.
+    Invariants: a node is WRITER only while it holds the VIP, its lease lasts, its clock agrees with the others' and the
+    kernel's timer runs; where only one node may write, also only while its frontend lives and takes writes. It leaves
+    OPENING and WRITER only through CLOSING, and CLOSING only when fenced; terms of successive writers grow, also when
+    only the one writing frontend was restarted, since uploads that the dead process had half stored must not go on.
     """
     timings, peers = settings.timings, seen.peers
     said: list[Report] = [view.said for view in peers.values() if view.said is not None]
@@ -178,10 +181,11 @@ def step(
     if role is Role.CLOSING:
         role = Role.STANDBY if seen.fenced else role
     elif role in (Role.WRITER, Role.OPENING):
-        lost = held is None or not leased or outdated or doubtful or frontend is Health.DEAD
+        lost = held is None or not leased or outdated or doubtful
+        lost = lost or (settings.single_writer and frontend is Health.DEAD)
         if lost or (role is Role.WRITER and (seen.writable is False or not timed(seen, now, settings))):
             role = Role.CLOSING
-        elif role is Role.OPENING and seen.writable:
+        elif role is Role.OPENING and ready(seen, now, settings):
             role, serving = Role.WRITER, term
     elif held is None or not proxy_ok or frontend is not Health.OK or outdated or doubtful:
         role = Role.STANDBY
@@ -203,6 +207,11 @@ def timed(seen: Observation, now: float, settings: Settings) -> bool:
     return seen.timer_there and seen.timer is not None and now - seen.timer < settings.timings.timer
 
 
+def ready(seen: Observation, now: float, settings: Settings) -> bool:
+    """Whether the gate may be opened: the one writer's frontend takes writes; any other does so at all times."""
+    return bool(seen.writable) if settings.single_writer else timed(seen, now, settings)
+
+
 def renews(memory: LeaseMemory, now: float, settings: Settings) -> bool:
     """Whether the kernel's timer is to run anew from *now*.
 
@@ -214,8 +223,8 @@ def renews(memory: LeaseMemory, now: float, settings: Settings) -> bool:
 
 
 def writes(memory: LeaseMemory, seen: Observation, now: float, settings: Settings) -> bool:
-    """Whether the frontend should have its writing configuration. Invariant: only under a timer that runs."""
-    return memory.role in (Role.OPENING, Role.WRITER) and timed(seen, now, settings)
+    """Whether the one writer's frontend should have its writing configuration: only under a timer that runs."""
+    return settings.single_writer and memory.role in (Role.OPENING, Role.WRITER) and timed(seen, now, settings)
 
 
 def writer(memory: LeaseMemory, peers: Mapping[str, PeerView], fresh: frozenset[str], name: str) -> Optional[str]:

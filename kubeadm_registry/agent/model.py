@@ -43,13 +43,13 @@ class Verdict(str, Enum):
 
 
 class Role(str, Enum):
-    """A node's part in writing when only one node may write."""
+    """A node's part in the lease: its holder is the one writer (zot), and retention acts there (with any frontend)."""
 
     STANDBY = "standby"
     CANDIDATE = "candidate"  # asks for votes; nothing is open
-    OPENING = "opening"  # has the votes; the frontend takes up its writing configuration
-    WRITER = "writer"
-    CLOSING = "closing"  # gate shut, old frontend process not yet known to be gone
+    OPENING = "opening"  # has the votes; the kernel's timer and then the frontend are made ready
+    WRITER = "writer"  # holds the lease
+    CLOSING = "closing"  # gate shut, what could act under the lease not yet known to be gone
 
 
 class Presence(str, Enum):
@@ -146,7 +146,7 @@ class Observation:
     proxy_door: Answers  # TLS to the public port
     peers: Mapping[str, PeerView]
     holds_vip: bool
-    fenced: bool  # the frontend process that could write is known to be gone
+    fenced: bool  # what could act under the lease is known to be gone: a writing frontend, the retention executor
     writable: Optional[bool] = None  # whether the frontend takes writes; None: not known
     wall_ms: int = 0
     guarded: Optional[bool] = None  # whether the nft rules are whole; None: not known yet, or nobody asked
@@ -188,7 +188,7 @@ class Vote:
 
 @dataclass(frozen=True)
 class LeaseMemory:
-    """What is remembered about writing."""
+    """What is remembered about the lease."""
 
     role: Role = Role.CLOSING  # at start an earlier life may have left a writer behind
     since: float = 0.0
@@ -253,8 +253,8 @@ class Decisions:
     destroy: tuple[tuple[str, bool], ...] = ()  # (peer, only connections that are stuck)
     connect: bool = False  # tell the storage to connect to the peers
     compare: bool = False  # tell the storage to compare its tables with the peers'
-    fence: bool = False  # end the frontend process that could write
-    renew: bool = False  # the kernel's timer lets the frontend reach the storage for another while
+    fence: bool = False  # end what could act under the lease
+    renew: bool = False  # the kernel's timer lets that reach storage and proxy for another while
     writing: bool = False  # the frontend should have its writing configuration
     keep: HardState = HardState()  # what must be on disk before the next vote is said
     conditions: tuple[str, ...] = ()
@@ -270,6 +270,12 @@ class Settings:
     timings: Timings = field(default_factory=Timings)
     members: Members = Members()
     before: tuple[str, ...] = ()  # the members of the generation before, until all have the new list
+    executor: bool = False  # the retention executor acts under the lease, also where all may write
+
+    @property
+    def leased(self) -> bool:
+        """Whether one node at a time holds a lease: for the one writer, for the retention executor, or for both."""
+        return self.single_writer or self.executor
 
     def term(self, after: int) -> int:
         """The next term after *after* that only this node can choose."""

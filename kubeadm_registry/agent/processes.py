@@ -30,10 +30,16 @@ def _read(path: str) -> bytes:
 
 
 class Processes:
-    """The processes of *unit*; if no unit is given, the process *pid* and its children."""
+    """The processes of *unit*; without one the process *pid* and its children.
+
+    Of a template, named as systemd does it (``name@.service``), those of all its instances.
+    """
 
     def __init__(self, unit: str = "", *, pid: int = 0, proc: str = "/proc") -> None:
         self.unit = unit
+        name, self._template, kind = unit.partition("@.")
+        self._name = (f"{name}@" if self._template else unit).encode()
+        self._kind = f".{kind}".encode()
         self._proc = proc
         self._found: dict[int, int] = {}  # pid: start time, which tells a process from a later one with its number
         self._parent: Optional[tuple[int, int]] = None
@@ -69,8 +75,12 @@ class Processes:
 
     def _belongs(self, pid: str) -> bool:
         text = _read(f"{self._proc}/{pid}/cgroup")
-        unit = self.unit.encode()
-        return unit in text and any(unit in line.split(b":", 2)[-1].split(b"/") for line in text.splitlines())
+        if self._name not in text:
+            return False
+        groups = (group for line in text.splitlines() for group in line.split(b":", 2)[-1].split(b"/"))
+        if not self._template:
+            return any(group == self._name for group in groups)
+        return any(group.startswith(self._name) and group.endswith(self._kind) for group in groups)
 
     def _stat(self, pid: int) -> Optional[tuple[float, int]]:
         """CPU seconds and start time; None if there is no such process, or only its zombie."""

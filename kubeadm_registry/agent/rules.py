@@ -49,7 +49,7 @@ FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard i
 KILL_AGAIN = 2.0  # seconds
 STARVED = 3.0  # seconds after memory was last short, from which on a silence counts again
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
-UNGUARDED = 1.0  # seconds without the nft rules that a writer may have: longer than it takes to load them again
+UNGUARDED = 1.0  # seconds without the nft rules that who has the lease may have: longer than loading them takes
 
 
 def silence(newest: Optional[float], first: float, resumed: float, now: float) -> float:
@@ -310,7 +310,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     lonely_since, joined_since = _since(memory.lonely_since, not joined, now), _since(memory.joined_since, joined, now)
     held = _since(memory.held_since, seen.holds_vip, now)
     unguarded = _since(memory.unguarded_since, seen.guarded is False, now)
-    # Where any user of this host could push without a login, nobody writes.
+    # Where any user of this host could push without a login, nobody holds the lease.
     open_to_all = unguarded is not None and now - unguarded >= UNGUARDED
     hidden = hidden_holder(reports, settings)
     new = replace(
@@ -342,7 +342,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     )
     is_fit = fit(new, proxy_dead=proxy_dead, proxy_ok=proxy_ok, somebody_good=somebody_good, now=now, timings=timings)
     claim = new.lease
-    if settings.single_writer:
+    if settings.leased:
         claim = lease.step(
             new.lease,
             fresh,
@@ -359,14 +359,14 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
 
     levels = {name: reports[name].level if name in reports else Level.SILENT for name in settings.peers}
     best = None if now - memory.started < timings.warm_up else readers({settings.name: level, **levels})
-    writers, gate = best, True
+    writers = best
     if settings.single_writer:
         one = lease.writer(claim, seen.peers, fresh, settings.name)
-        writers, gate = frozenset() if one is None else frozenset({one}), claim.role is Role.WRITER
+        writers = frozenset() if one is None else frozenset({one})
     return new, Decisions(
         readers=best,
         writers=writers,
-        gate=gate,
+        gate=settings.leased and claim.role is Role.WRITER,
         epoch=claim.serving,
         fit=is_fit,
         alone=new.alone,
@@ -380,9 +380,9 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         destroy=destroy,
         connect=connect,
         compare=compare,
-        fence=settings.single_writer and claim.role is Role.CLOSING,
-        renew=settings.single_writer and lease.renews(claim, now, settings),
-        writing=settings.single_writer and lease.writes(claim, seen, now, settings),
+        fence=settings.leased and claim.role is Role.CLOSING,
+        renew=settings.leased and lease.renews(claim, now, settings),
+        writing=lease.writes(claim, seen, now, settings),
         keep=lease.known(claim, settings),
         conditions=conditions(new, seen, reports, proxy_dead=proxy_dead, proxy_ok=proxy_ok, settings=settings),
     )
@@ -464,7 +464,7 @@ def _report(memory: Memory, seen: Observation, settings: Settings, reports: Mapp
         sees=seen_holder(reports),
         verdict=memory.verdict,
         storage=seen.storage is None or memory.storage.health is Health.OK,
-        role=claim.role if settings.single_writer else Role.STANDBY,
+        role=claim.role if settings.leased else Role.STANDBY,
         term=claim.term,
         epoch=claim.epoch,
         vote=vote.candidate if vote is not None else "",

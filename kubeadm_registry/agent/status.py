@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from kubeadm_registry.agent.config import Config
-from kubeadm_registry.agent.document import Data, Left, State
+from kubeadm_registry.agent.document import Data, Left, State, Writer
 from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Presence, Role
 from kubeadm_registry.agent.peers import Links
 from kubeadm_registry.agent.probes import Probes
@@ -88,7 +88,7 @@ def sentence(memory: Memory, decisions: Decisions, config: Config, holds_vip: bo
         f"hears {fresh} of {len(config.peers)} peers",
         "holds the VIP" if holds_vip else "does not hold the VIP",
     ]
-    if config.writer == "single":
+    if config.settings.leased:
         parts.append(f"is {memory.lease.role.value}")
     if decisions.conditions:
         parts.append("conditions: " + ", ".join(decisions.conditions))
@@ -131,12 +131,12 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
         "writes_go_to": None if decisions.writers is None else sorted(decisions.writers),
         "writer": {
             "mode": config.writer,
-            "role": claim.role.value if config.writer == "single" else None,
+            "role": claim.role.value if config.settings.leased else None,
             "term": claim.term,
             "epoch": claim.serving,
             "vote": claim.vote.candidate if claim.vote is not None else None,
             "lease_seconds": round(max(0.0, claim.until - facts.now), 2) if claim.role is Role.WRITER else None,
-            "timer": facts.timer_there if config.writer == "single" else None,
+            "timer": facts.timer_there if config.settings.leased else None,
         },
         "members": {"generation": config.generation, "digest": config.members.digest},
         "clock_off": None if memory.clock_off is None else round(memory.clock_off, 3),
@@ -182,6 +182,17 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
     }
 
 
+def _lease(writer: Writer) -> tuple[tuple[str, str, Optional[float]], ...]:
+    """Name, text and value of the metrics about the lease; those of the one writer mean nothing where all may write."""
+    holds, single = writer["role"] == Role.WRITER.value, writer["mode"] == "single"
+    return (
+        ("lease", "1 if this node holds the lease, under which retention acts.", holds),
+        ("writer", "1 if this node is the one writer.", single and holds),
+        ("epoch", "Epoch of the newest holder of the lease known.", writer["epoch"]),
+        ("timer", "1 if the kernel ends what a stopped agent let write.", writer["timer"] if single else None),
+    )
+
+
 def metrics(state: State, cpu: float) -> str:
     """The state as Prometheus text (version 0.0.4)."""
     lines: list[str] = []
@@ -202,9 +213,8 @@ def metrics(state: State, cpu: float) -> str:
     one("level", "How well this node serves reads: 0 fit, 1 chain, 2 process.", state["level"])
     one("fit", "1 if this node may hold the VIP.", state["fit"])
     one("vip_held", "1 if this node has the VIP.", state["vip"]["held"])
-    one("writer", "1 if this node is the one writer.", state["writer"]["role"] == Role.WRITER.value)
-    one("epoch", "Epoch of the newest writer known.", state["writer"]["epoch"])
-    one("timer", "1 if the kernel ends what a stopped agent let write.", state["writer"]["timer"])
+    for name, text, value in _lease(state["writer"]):
+        one(name, text, value)
     one("clock_off_seconds", "Wall clock against the median of a majority's.", state["clock_off"])
     one("majority", "1 if more than half of the nodes are heard.", state["quorum"]["majority"])
     one("certificate_expires_seconds", "End of the node certificate, seconds since 1970.", state["certificate_expires"])

@@ -52,7 +52,7 @@ class Hands(Protocol):
         """Reset, kill, cut, connect and compare as decided."""
 
     def fence(self) -> None:
-        """Begin to shut the gate and to end the frontend that could write, unless that is going on."""
+        """Begin to shut the gate and to end what could act under the lease, unless that is going on."""
 
     def write(self, now: float, *, writer: bool) -> None:
         """Give the frontend its writing configuration, until it is known to be the *writer*; look at it then."""
@@ -84,7 +84,7 @@ class Steering:
         self.memory = memory
         self.decisions: Optional[Decisions] = None
         self.fenced = False
-        """The frontend process that could write is known to be gone. Set by who fences."""
+        """What could act under the lease is known to be gone. Set by who fences."""
         self._hands = hands
         self._clock = clock
         self._ticket = 0.0
@@ -96,7 +96,7 @@ class Steering:
         the agent stands still in between, the kernel's timer never lasts longer than the lease by which it decided.
         What is owed to the disk, and what goes to HAProxy, comes before others hear of it.
         """
-        if self.settings.single_writer:
+        if self.settings.leased:
             self._hands.ticket()
         now = self._clock()
         old = self.decisions
@@ -106,7 +106,7 @@ class Steering:
             self._hands.renew()
         self._hands.route(wanted(new, self.settings.name, self.settings.peers), new.epoch)
         self._hands.claim(new.fit, new.alone, changed=old is None or (old.fit, old.alone) != (new.fit, new.alone))
-        if self.settings.single_writer:
+        if self.settings.leased:
             self._hands.keep(new.keep, now)
         self._hands.say(new.report)
         self._hands.mend(new, now)
@@ -122,19 +122,20 @@ class Steering:
 
     @property
     def asks(self) -> bool:
-        """Whether others were last told that this node writes, or wants to."""
+        """Whether others were last told that this node has the lease, or wants it."""
         return self.decisions is not None and self.decisions.report.role in ASKS
 
     def shut(self) -> None:
-        """Let this node's HAProxy take no write any more."""
+        """Let this node's HAProxy pass on nothing any more that needs the lease."""
         shut = {("gate", "open"): False}
-        shut.update({("writer", name): False for name in ("local", *self.settings.peers)})
+        if self.settings.single_writer:
+            shut.update({("writer", name): False for name in ("local", *self.settings.peers)})
         self._hands.route(shut, self.memory.lease.serving)
 
     def goodbye(self) -> Report:
-        """What an agent says last. It still asks if what could write is not known to be gone."""
+        """What an agent says last. It still asks if what could act under the lease is not known to be gone."""
         report = self.decisions.report if self.decisions is not None else Report()
-        if self.settings.single_writer:
+        if self.settings.leased:
             report = replace(report, role=Role.CLOSING if self.asks and not self.fenced else Role.STANDBY)
         return replace(report, fit=False, good=False, level=Level.PROCESS, bye=True)
 

@@ -1,8 +1,9 @@
-"""The kernel's timer on what a frontend that could write can do, kept going by datagrams that never leave the host.
+"""The kernel's timer on what could act under the lease, kept going by datagrams that never leave the host.
 
-An agent may stand still at any moment, between its last look at the clock and what it does next. So the right to write
-ends in the kernel: a rule of nftables lets the frontend's packets to the storage pass while an element with a timeout
-is in a set, which is looked at for each packet (``templates/guard/guard.nft.j2``).
+An agent may stand still at any moment, between its last look at the clock and what it does next. So the lease ends in
+the kernel: a rule of nftables lets packets pass while an element with a timeout is in a set, which is looked at for
+each packet (``templates/guard/guard.nft.j2``). The packets are those of a frontend that could write to its storage,
+and those of the retention executor's user to this node's HAProxy.
 
 The agent talks to these rules by datagrams to the storage's own loopback address. A rule acts while ``send`` runs,
 without a lock that a large ruleset of somebody else's could hold, and marks the datagram (DSCP). It then comes back to
@@ -54,11 +55,11 @@ class Timer:
         self._say(TICKET)
 
     def renew(self) -> None:
-        """Let the frontend reach the storage for another ``timer`` seconds, and not longer from now on."""
+        """Let pass what may pass under the lease for another ``timer`` seconds, and not longer from now on."""
         self._say(RENEW)
 
     def disarm(self) -> None:
-        """The frontend process that could write is gone: let the next one reach the storage without a timer."""
+        """What could act is gone: the next frontend reaches the storage without a timer, no executor the proxy."""
         self.renewed = None
         self._say(DISARM)
 

@@ -68,7 +68,7 @@ def hardstate(cluster: Cluster) -> str:
 
 def settings(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend) -> dict[str, object]:
     """The agent's configuration; ``docs/agent.md`` has the reference."""
-    node, single = cluster.node(host), frontend.SINGLE_WRITER
+    node = cluster.node(host)
     peers = [
         {"name": peer.name, "address": peer.address, **storage.agent_peer(cluster, peer.name)}
         for peer in cluster.peers(host)
@@ -79,10 +79,11 @@ def settings(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend)
         "peers": peers,
         "vips": cluster.spec.vip.addresses,
         "frontend": {"type": frontend.SERVICE.name, "unit": frontend.SERVICE.unit, **frontend.agent_frontend()},
-        "writer": "single" if single else "any",
-        "fence": {"address": paths.S3_ADDRESS, "port": paths.FENCE_PORT} if single else None,
+        "writer": "single" if frontend.SINGLE_WRITER else "any",
+        "fence": {"address": paths.S3_ADDRESS, "port": paths.FENCE_PORT},
+        "executor": {"unit": paths.RETENTION_UNIT, "writes_from": paths.EXECUTOR_SOURCE},
         "storage": storage.agent_storage(),
-        "guard": {"tables": [paths.PREFIX, *((paths.FENCE_TABLE,) if single else ())], "file": paths.GUARD},
+        "guard": {"tables": [paths.PREFIX, paths.FENCE_TABLE], "file": paths.GUARD},
         "canary": {
             "repository": canary.REPOSITORY,
             "manifest": canary.MANIFEST.digest,
@@ -112,9 +113,14 @@ def install(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend) 
     token = storage.agent_token(cluster)
     tokens = [secret_of(USER, ADMIN_TOKEN, token.encode())] if token else []
     files = [archive, key, *tokens, config]
-    if frontend.SINGLE_WRITER:
-        text = render("agent/end-writer.sh.j2", mark=paths.WRITER_MARK, slice=paths.SLICE, unit=frontend.SERVICE.unit)
-        files.append(File(END_WRITER, text, mode=0o755))
+    text = render(
+        "agent/end-writer.sh.j2",
+        mark=paths.WRITER_MARK,
+        slice=paths.SLICE,
+        frontend=frontend.SERVICE.unit if frontend.SINGLE_WRITER else "",
+        executor=paths.RETENTION_UNIT.replace("@.", "@*."),
+    )
+    files.append(File(END_WRITER, text, mode=0o755))
     yield from files
     yield from serve(
         SERVICE,
@@ -124,7 +130,7 @@ def install(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend) 
         archive=ARCHIVE,
         config=CONFIG,
         data=data(cluster),
-        end_writer=END_WRITER if frontend.SINGLE_WRITER else "",
+        end_writer=END_WRITER,
     )
     yield Wait("the agent reports its state", _tells, timeout=20)
 

@@ -13,7 +13,7 @@ from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.engine.changes import Directory, File, Steps, Wait
 from kubeadm_registry.engine.render import render
-from kubeadm_registry.secrets import basic
+from kubeadm_registry.secrets import LOGINS, basic
 from kubeadm_registry.transport.host import Host
 
 NAME = "haproxy"
@@ -92,17 +92,16 @@ def identity(cluster: Cluster, host: Host) -> Steps:
 def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
     """Install the proxy's configuration and start both processes. *single_writer*: writes go to one server."""
     secrets, spec, node = cluster.secrets, cluster.spec, cluster.node(host)
-    logins = (("push", secrets.push_password), ("pull", secrets.pull_password))
     auth_map = File(
         AUTH_MAP,
-        "".join(f"{login_digest(role, password)} {role}\n" for role, password in logins).encode(),
+        "".join(f"{login_digest(role, secrets.password(role))} {role}\n" for role in LOGINS).encode(),
         owner=f"root:{USER}",
         mode=0o640,
         secret=True,
     )
-    files = [auth_map]
+    files = [auth_map, File(STATE_MAP, b"epoch 0\n")]
     if single_writer:
-        files += [File(HOLD, render("haproxy/hold.lua")), File(STATE_MAP, b"epoch 0\n")]
+        files.append(File(HOLD, render("haproxy/hold.lua")))
     program = cluster.program(NAME).executable
     config = File(
         CONFIG,
@@ -120,6 +119,8 @@ def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
             servers_reserve=SERVERS_RESERVE,
             servers_addresses=[*(address for one in spec.nodes for address in one.addresses), *spec.vip.addresses],
             loopback_network=paths.LOOPBACK_NETWORK,
+            retention=paths.RETENTION,
+            executor_source=paths.EXECUTOR_SOURCE,
             frontend=endpoint(paths.LOOPBACK, paths.FRONTEND_PORT),
             read_source=paths.READ_SOURCE,
             pem=paths.NODE_PEM,

@@ -83,16 +83,16 @@ def guarded(services: Sequence[Service]) -> Iterator[tuple[int, list[str]]]:
                 yield port.number, [other.user for other in services if port.number in other.calls]
 
 
-def fence(frontend: Frontend) -> dict[str, object] | None:
-    """What the rules of the kernel's timer need; None for a frontend that may write anywhere at any time."""
-    if not frontend.SINGLE_WRITER:
-        return None
+def fence(frontend: Frontend) -> dict[str, object]:
+    """What the rules of the kernel's timer need; no ``frontend`` if it may write anywhere at any time."""
     timings = Timings()
     return {
         "address": paths.S3_ADDRESS,
         "port": paths.FENCE_PORT,
         "agent": agent.USER,
-        "frontend": frontend.SERVICE.user,
+        "frontend": frontend.SERVICE.user if frontend.SINGLE_WRITER else "",
+        "executor": paths.user(paths.RETENTION),
+        "executor_source": paths.EXECUTOR_SOURCE,
         "ticket_ms": round(timings.ticket * 1000),
         "timer_ms": round(timings.timer * 1000),
         "mark": round(timings.timer * 10),
@@ -112,6 +112,8 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
             table=paths.PREFIX,
             guarded=list(guarded(services)),
             s3_port=paths.S3_PORT,
+            registry_port=paths.REGISTRY_PORT,
+            frontend_port=paths.FRONTEND_PORT,
             loopback_network=paths.LOOPBACK_NETWORK,
             router_id=cluster.spec.vip.router_id,
             family=family(node.address),
@@ -133,6 +135,6 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
     )
     yield guard
     yield from serve(GUARD, (guard,), guard=paths.GUARD)
-    yield FirewallRules((paths.PREFIX, paths.FENCE_TABLE) if frontend.SINGLE_WRITER else (paths.PREFIX,))
+    yield FirewallRules((paths.PREFIX, paths.FENCE_TABLE))
     yield script
     yield from serve(SERVICE, (script,), script=SCRIPT)

@@ -122,7 +122,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
         return
     values = {
         "slice": paths.SLICE, "user": USER, "program": f"{tool.prefix}/{MODULE}", "config": CONFIG,
-        "state": paths.RETENTION.rpartition("/")[2], "policy": POLICY, "kubelet": KUBELET,
+        "state": paths.RETENTION_STATE.rpartition("/")[2], "policy": POLICY, "kubelet": KUBELET,
     }  # fmt: skip
     for path, daily in zip(_FILES, (False, True), strict=True):
         yield File(path, render("retention/unit.j2", daily=daily, **values))

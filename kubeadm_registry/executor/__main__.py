@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("ORDER is not 64 hexadecimal digits")
     try:
         node = Node.here(settings.load(given.config))
-        with _alone(Path(paths.RETENTION)):
+        with _alone(Path(paths.RETENTION_STATE)):
             folder = given.config.parent
             work = partial(_due, folder) if given.timer else partial(_ordered, folder, given.order)
             return _done(node, given.order, work)

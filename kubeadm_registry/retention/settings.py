@@ -103,10 +103,10 @@ def order_path(order: str, folder: str | Path = f"{paths.ETC}/retention") -> str
 
 def result_path(order: str) -> str:
     """The file that the run of *order* leaves on its node."""
-    return f"{paths.RETENTION}/{order}.json"
+    return f"{paths.RETENTION_STATE}/{order}.json"
 
 
-def write_result(order: str, values: Mapping[str, Any], folder: Path = Path(paths.RETENTION)) -> None:
+def write_result(order: str, values: Mapping[str, Any], folder: Path = Path(paths.RETENTION_STATE)) -> None:
     """Write the result of *order* whole, in place of an earlier one, and remove all but the newest. Raises OSError.
 
     It names the run of the unit that it is of (INVOCATION_ID, see systemd.exec(5)), so that it is not taken for the

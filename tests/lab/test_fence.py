@@ -72,6 +72,7 @@ FRONTEND = textwrap.dedent("""
     import os, socket, sys, time
     os.setuid(int(sys.argv[1]))
     door = socket.socket()
+    door.bind((sys.argv[5], 0))
     door.connect((sys.argv[2], int(sys.argv[3])))
     print("ready", flush=True)
     while True:
@@ -87,11 +88,13 @@ pytestmark = pytest.mark.skipif(
 class Node:
     """A network stack with the guard's rules, an agent's timer and a storage."""
 
-    def __init__(self, namespace: Namespace, file: Path) -> None:
+    def __init__(self, namespace: Namespace, file: Path, *, address: str, port: int) -> None:
+        """*address* and *port* are the storage's."""
         self.namespace = namespace
         self.file = str(file)
+        self._where = (address, str(port))
         self._agent = self._start(AGENT, str(USERS[paths.user("agent")]), str(T.timer))
-        self._storage = self._start(STORAGE, paths.S3_ADDRESS, str(paths.S3_PORT))
+        self._storage = self._start(STORAGE, *self._where)
         assert self._line(self._storage) == "ready"
 
     def _start(self, code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -132,10 +135,10 @@ class Node:
         return time.monotonic() - began
 
     @contextmanager
-    def frontend(self, user: str = "zot", size: int = 10) -> Iterator[subprocess.Popen[str]]:
-        """A process of *user* that sends *size* bytes to the storage every 10 ms."""
+    def frontend(self, user: str = "zot", size: int = 10, source: str = "") -> Iterator[subprocess.Popen[str]]:
+        """A process of *user* that sends *size* bytes to the storage every 10 ms, from the address *source*."""
         number = str(USERS.get(paths.user(user), 0))
-        process = self._start(FRONTEND, number, paths.S3_ADDRESS, str(paths.S3_PORT), str(size))
+        process = self._start(FRONTEND, number, *self._where, str(size), source)
         try:
             assert self._line(process) == "ready"
             yield process
@@ -150,17 +153,22 @@ class Node:
             process.wait()
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
+@contextmanager
+def running(file: Path, address: str, port: int) -> Iterator[Node]:
     with network({"node": "10.0.0.11/24"}) as made:
         made["node"].run("ip", "address", "add", f"{paths.S3_ADDRESS}/32", "dev", "lo")
-        file = rules(tmp_path)
         made["node"].run("nft", "-f", str(file))
-        one = Node(made["node"], file)
+        one = Node(made["node"], file, address=address, port=port)
         try:
             yield one
         finally:
             one.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with running(rules(tmp_path), paths.S3_ADDRESS, paths.S3_PORT) as one:
+        yield one
 
 
 def test_a_standby_is_never_cut(node: Node) -> None:
@@ -282,3 +290,82 @@ def test_it_is_renewed_while_others_load_large_rulesets(node: Node, tmp_path: Pa
             loader.kill()
             loader.wait()
         assert node.flows()
+
+
+# ---- the retention executor's way to HAProxy, which stands where the storage does above ------------------------------
+
+
+@pytest.fixture(params=["zot", "distribution"])
+def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
+    with running(rules(tmp_path, request.param), paths.LOOPBACK, paths.REGISTRY_PORT) as one:
+        yield one
+
+
+def test_the_executor_reaches_the_proxy_under_the_lease_only(proxy: Node) -> None:
+    assert proxy.agent("ticket", "renew")["renewed"] < SLACK
+    with proxy.frontend("retention"):
+        assert proxy.flows()
+        took = proxy.stops_within(T.timer + 1.0)
+        assert took > T.timer - 0.6, "not before its time"
+        late = proxy.agent("ticket", f"wait{T.ticket + 0.1}", "renew")
+        assert late["renewed"] > T.timer
+        assert not proxy.flows(0.5), "a renewal that comes late does nothing"
+        proxy.agent("ticket", "renew")
+        assert proxy.flows(1.0)
+        proxy.agent("disarm", "wait0.05")
+        assert not proxy.flows(0.5), "it ends at once when the lease is given up"
+    for _ in range(100):
+        assert proxy.agent("ticket", "renew", "disarm", "wait0.03")["there"]
+
+
+def test_without_a_lease_the_executor_opens_no_connection_and_others_do(proxy: Node) -> None:
+    proxy.agent("ticket")
+    say = (
+        "import os, socket, sys; os.setuid(int(sys.argv[1])); s = socket.socket(socket.AF_INET6 if ':' in sys.argv[2] "
+    )
+    say += f"else socket.AF_INET); s.settimeout(0.5); s.connect((sys.argv[2], {paths.REGISTRY_PORT})); print('open')"
+    user = str(USERS[paths.user("retention")])
+    for address in (paths.LOOPBACK, "10.0.0.11", "10.0.0.12", "::1"):
+        attempt = proxy.namespace.python(say, user, address, check=False)
+        assert (attempt.stdout, attempt.returncode) == ("", 1), address
+        assert "timed out" in attempt.stderr, address
+    with proxy.frontend("root"), proxy.frontend("zot"):
+        assert proxy.flows()
+    assert proxy.namespace.python(say, "65534", paths.LOOPBACK).stdout == "open\n"
+
+
+def test_what_a_killed_executor_left_in_its_sockets_never_arrives(proxy: Node) -> None:
+    """Not while the timer runs, and not when it has ended; what others leave does."""
+    for user, arrives in (("retention", False), ("zot", True)):
+        proxy.storage("pause")
+        proxy.agent("ticket", "renew")
+        with proxy.frontend(user, size=1 << 24) as process:
+            deadline = time.monotonic() + 10
+            while not (before := proxy.storage()[1]) or proxy.storage()[1] != before:
+                assert time.monotonic() < deadline, "the receive buffer never filled"
+                proxy.agent("ticket", "renew", "wait0.1")
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            held = sum(proxy.storage())
+        proxy.storage("read")
+        deadline = time.monotonic() + T.timer + 1
+        while time.monotonic() < deadline:
+            proxy.agent("ticket", "renew", "wait0.1")
+            assert arrives or sum(proxy.storage()) <= held
+        assert (sum(proxy.storage()) > held) is arrives
+
+
+def test_what_haproxy_passes_on_for_the_executor_stands_under_the_lease(tmp_path: Path) -> None:
+    """A HAProxy that stood still sends what it had in hand; what it sends for others is not held back."""
+    with running(rules(tmp_path, "distribution"), paths.LOOPBACK, paths.FRONTEND_PORT) as node:
+        node.agent("ticket", "renew")
+        with node.frontend("haproxy", source=paths.EXECUTOR_SOURCE):
+            assert node.flows()
+            node.stops_within(T.timer + 1.0)
+            assert not node.flows(0.5)
+            node.agent("ticket", "renew")
+            assert node.flows(1.0)
+            node.agent("disarm", "wait0.05")
+            assert not node.flows(0.5)
+        with node.frontend("haproxy"), node.frontend("haproxy", source=paths.READ_SOURCE):
+            assert node.flows()

@@ -22,9 +22,9 @@ from tests.lab.command import wait_until
 from tests.lab.namespaces import Namespace, network
 from tests.unit.fake_cluster import FakeCluster
 
-CLUSTER = f"{config.SMALLEST}  frontend: {{type: zot}}\n"
 #: The users of the services, which this machine does not have, and two that are not the registry's.
-USERS = {paths.user(name): 64000 + number for number, name in enumerate(("haproxy", "agent", "zot", "garage"))}
+NAMES = ("haproxy", "agent", "zot", "garage", "retention", "distribution")
+USERS = {paths.user(name): 64000 + number for number, name in enumerate(NAMES)}
 NOBODY, ADMINISTRATOR = 65534, 0
 ROOT = Path(__file__).parents[2]
 #: Where frontend, S3 and the storage's admin interface listen.
@@ -59,16 +59,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def written(install: Callable[[Cluster, Host], Steps], path: str) -> str:
+def written(install: Callable[[Cluster, Host], Steps], path: str, frontend: str = "zot") -> str:
     """The file *path* that *install* gives to cp-1."""
-    cluster = FakeCluster.of(CLUSTER).cluster
+    cluster = FakeCluster.of(f"{config.SMALLEST}  frontend: {{type: {frontend}}}\n").cluster
     steps = install(cluster, cluster.leader)
     return next(one.content.decode() for one in steps if isinstance(one, File) and one.path == path)
 
 
-def rules(folder: Path) -> Path:
+def rules(folder: Path, frontend: str = "zot") -> Path:
     """The file that cp-1 loads, with numbers for the users that this machine does not have."""
-    text = written(phase.install, paths.GUARD)
+    text = written(phase.install, paths.GUARD, frontend)
     file = folder / "guard.nft"
     file.write_text(re.sub(rf"{paths.PREFIX}-\w+", lambda found: str(USERS.get(found[0], found[0])), text))
     return file

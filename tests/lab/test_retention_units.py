@@ -54,8 +54,8 @@ def test_an_order_runs_on_the_node_and_leaves_a_result(registry: Registry) -> No
         began = time.monotonic()
         host.sh("systemctl", "start", UNIT, timeout=120)
         sys.stdout.write(f"\n  {host.name}: an executor that does nothing took {time.monotonic() - began:.1f} s\n")
-        result = f"{paths.RETENTION}/{ORDER}.json"
-        assert host.sh("stat", "-c", "%a %U:%G", paths.RETENTION, result).stdout.splitlines() == [
+        result = f"{paths.RETENTION_STATE}/{ORDER}.json"
+        assert host.sh("stat", "-c", "%a %U:%G", paths.RETENTION_STATE, result).stdout.splitlines() == [
             f"700 {retention.USER}:{retention.USER}",
             f"600 {retention.USER}:{retention.USER}",
         ]

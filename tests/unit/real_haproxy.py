@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,9 +40,11 @@ def program() -> str:
 class _Frontend(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     arrived: list[str]
+    fields: list[Mapping[str, str]]
 
     def _answer(self) -> None:
         self.arrived.append(f"{self.command} {self.path}")
+        self.fields.append({name.lower(): value for name, value in self.headers.items()})
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.send_response(202 if self.command in ("POST", "PATCH") else 200)
         if self.command == "POST":
@@ -72,6 +74,8 @@ class Node:
     process: subprocess.Popen[bytes]
     arrived: list[str] = field(default_factory=list)
     """What has come to the frontend: method and path."""
+    fields: list[Mapping[str, str]] = field(default_factory=list)
+    """The headers with which it came, their names in lower case."""
 
     @property
     def log(self) -> str:
@@ -154,8 +158,10 @@ def nodes(cluster: str, *names: str) -> Iterator[list[Node]]:
             # All are on loopback here, also the clients.
             networks = {paths.LOOPBACK_NETWORK: f"{own}0/24", "10.0.0.": f"127.{second}.{third}.", "127.0.0.": own}
             arrived: list[str] = []
+            fields: list[Mapping[str, str]] = []
             front = ThreadingHTTPServer(
-                (f"{networks['127.0.0.']}1", paths.FRONTEND_PORT), type("Own", (_Frontend,), {"arrived": arrived})
+                (f"{networks['127.0.0.']}1", paths.FRONTEND_PORT),
+                type("Own", (_Frontend,), {"arrived": arrived, "fields": fields}),
             )
             stack.callback(front.server_close)
             threading.Thread(target=front.serve_forever, daemon=True).start()
@@ -170,7 +176,7 @@ def nodes(cluster: str, *names: str) -> Iterator[list[Node]]:
             stack.callback(process.kill)
             host = fake.servers[name].host(fake.config.spec.node(name).address)
             address = host.address.replace("10.0.0.", networks["10.0.0."])
-            made.append(Node(name, address, f"{networks['127.0.0.']}1", folder / name, process, arrived))
+            made.append(Node(name, address, f"{networks['127.0.0.']}1", folder / name, process, arrived, fields))
         for one in made:
             _wait(one)
         yield made

@@ -15,7 +15,7 @@ import pytest
 
 from kubeadm_registry import __version__, zipapp
 from kubeadm_registry.agent import __main__ as program
-from kubeadm_registry.agent.config import Paths
+from kubeadm_registry.agent.config import Executor, Paths
 from tests.unit.test_agent_config import smallest
 
 AGENT = sorted((Path(zipapp.__file__).parent / "agent").glob("*.py"))
@@ -87,10 +87,11 @@ def test_a_file_that_cannot_be_read_still_gives_up_what_an_agent_left(
     monkeypatch.setattr(program.Processes, "kill", lambda self: killed.append(self.unit))
     assert program.main(["--config", str(tmp_path / "none"), "--close"]) == 2
     assert not fit.exists()
-    assert killed == ["kubeadm-registry-of-nobody.service"]
+    assert killed == ["kubeadm-registry-of-nobody.service", Executor().unit]
     mark.unlink()
+    killed.clear()
     assert program.main(["--config", str(tmp_path / "none"), "--close"]) == 2
-    assert len(killed) == 1
+    assert killed == [Executor().unit]
 
 
 def test_a_start_that_fails_is_not_repeated_five_times_a_second(

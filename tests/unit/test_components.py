@@ -27,7 +27,7 @@ import yaml
 from kubeadm_registry import config, paths
 from kubeadm_registry.agent import config as agent_config
 from kubeadm_registry.cluster import holder_last
-from kubeadm_registry.components import agent, common, garage, keepalived, network, programs, zot
+from kubeadm_registry.components import agent, common, distribution, garage, keepalived, network, programs, zot
 from kubeadm_registry.components.haproxy import login_digest
 from kubeadm_registry.engine.changes import RECORD_START, STARTED
 from kubeadm_registry.engine.workflow import run
@@ -282,30 +282,38 @@ def test_zot_starts_as_a_standby_whatever_is_in_its_place(tmp_path: Path) -> Non
     assert (place / "config.json").read_text() == "{}\n"
 
 
-@pytest.mark.parametrize("marked", [True, False])
-def test_an_agent_that_is_gone_leaves_no_writer_behind(tmp_path: Path, marked: bool) -> None:
+RETENTION = paths.RETENTION_UNIT.replace("@.", "@run-1.")
+
+
+@pytest.mark.parametrize(
+    ("case", "unit", "marked", "ended"),
+    [
+        ("ipv4-zot", zot.UNIT, True, True),
+        ("ipv4-zot", zot.UNIT, False, False),
+        ("ipv4-zot", RETENTION, False, True),
+        ("ipv4-distribution", RETENTION, False, True),
+        ("ipv4-distribution", distribution.UNIT, True, False),
+    ],
+)
+def test_an_agent_that_is_gone_leaves_nothing_behind_that_could_act_under_its_lease(
+    tmp_path: Path, case: str, unit: str, marked: bool, ended: bool
+) -> None:
     """Its unit's first act, in a tree of control groups that has one process."""
-    server = installed("ipv4-zot").servers["cp-1"]
+    server = installed(case).servers["cp-1"]
     assert dict(unit_lines(server))[f"{UNITS}/{agent.UNIT}"]["ExecStopPost"][0] == f"-{agent.END_WRITER}"
     text = server.content(agent.END_WRITER).decode()
     script = tmp_path / "end-writer"
     script.write_text(text.replace("/sys/fs/cgroup", str(tmp_path / "cgroup")).replace(paths.RUN, str(tmp_path)))
-    group = tmp_path / "cgroup" / "systemd" / paths.SLICE / zot.UNIT
+    group = tmp_path / "cgroup" / "systemd" / paths.SLICE / unit
     group.mkdir(parents=True)
     (tmp_path / "agent").mkdir()
     if marked:
-        (tmp_path / "agent" / "writer").write_text(f"{zot.UNIT}\n")
+        (tmp_path / "agent" / "writer").write_text(f"{unit}\n")
     with subprocess.Popen(["sleep", "60"]) as process:
         (group / "cgroup.procs").write_text(f"0\n{process.pid}\n{2**22 + 1}\n")
         subprocess.run(["sh", script], check=True)
-        assert (process.wait(5) == -signal.SIGKILL) if marked else (process.poll() is None)
+        assert (process.wait(5) == -signal.SIGKILL) if ended else (process.poll() is None)
         process.kill()
-
-
-def test_distribution_has_no_writer_to_end() -> None:
-    server = installed("ipv4-distribution").servers["cp-1"]
-    assert agent.END_WRITER not in server.tree
-    assert len(dict(unit_lines(server))[f"{UNITS}/{agent.UNIT}"]["ExecStopPost"]) == 1
 
 
 def test_a_file_with_a_secret_is_closed_to_others() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 import ssl
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from kubeadm_registry import paths
 from kubeadm_registry.components import haproxy
+from kubeadm_registry.secrets import basic
 from tests.unit.real_haproxy import PUSH, Answer, Node, nodes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -381,3 +383,154 @@ def test_a_write_that_waits_goes_on_once_there_is_a_writer() -> None:
         node.open_gate(EPOCH)
         assert connection.recv(1000).startswith(b"HTTP/1.1 202")
         assert node.arrived == ["POST /v2/a/blobs/uploads/"]
+
+
+# ---- what carries out retention ----------------------------------------------------------------------------------
+
+RETENTION = {"Authorization": f"Basic {basic('retention', 'the-retention-password')}"}
+UNDER_TERM = {**RETENTION, "X-Registry-Term": str(EPOCH)}
+CARRIED_OUT = [
+    f"DELETE /v2/a/manifests/{DIGEST}",
+    "DELETE /v2/a/manifests/v1",
+    f"DELETE /v2/a/blobs/{DIGEST}",
+    "PUT /v2/a/manifests/trash-v1",
+    "PUT /v2/kubeadm-registry/retention-trash/a/manifests/v1",
+    "PUT /v2/kubeadm-registry/retention/manifests/plan",
+    "POST /v2/kubeadm-registry/retention/blobs/uploads/",
+    f"PUT /v2/kubeadm-registry/retention/blobs/uploads/u?_w={EPOCH}&digest={DIGEST}",
+]
+
+
+@pytest.fixture(params=["zot", "distribution"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A server that holds the lease; the agent alone, where there is one writer, sends others' writes to it."""
+    node: Node = request.getfixturevalue(request.param)
+    node.open_gate(EPOCH)
+    came(node)
+    yield node
+    node.open_gate(EPOCH)
+
+
+@pytest.mark.parametrize("request_", CARRIED_OUT)
+@pytest.mark.parametrize("place", ["loopback", "address"])
+def test_retention_writes_from_the_node_that_holds_the_lease(executor: Node, request_: str, place: str) -> None:
+    method, target = request_.split()
+    answer = executor.ask(method, target, UNDER_TERM, b"{}", source=getattr(executor, place))
+    assert answer.status in (200, 202)
+    assert came(executor) == [request_]
+    assert executor.fields[-1].get("x-registry-term") is None
+    assert executor.fields[-1].get("authorization") is None
+
+
+def test_retention_reads_as_anybody_does(executor: Node) -> None:
+    for method in ("GET", "HEAD"):
+        assert executor.ask(method, READ, RETENTION).status == 200
+    assert executor.ask("GET", "/v2/", RETENTION).status == 200
+
+
+OTHER_TERMS: list[list[str]] = [
+    [], [""], ["0"], [str(EPOCH + 1)], [str(EPOCH - 1)], [f"0{EPOCH}"], [f"{EPOCH}.0"], [f"{EPOCH},{EPOCH}"],
+    [f"{EPOCH}, 5"], [f"{EPOCH} 5"], [str(EPOCH)] * 2, [str(EPOCH), "5"], ["5", str(EPOCH)], [f'"{EPOCH}"'],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("terms", OTHER_TERMS, ids=repr)
+def test_retention_writes_under_the_term_of_its_node_only(executor: Node, terms: list[str]) -> None:
+    head = {**RETENTION, "X-Registry-Term": "\r\nX-Registry-Term: ".join(terms)} if terms else RETENTION
+    answer = executor.ask("DELETE", f"/v2/a/manifests/{DIGEST}", head, source=executor.loopback)
+    assert answer.status == 409
+    assert b"the term has changed" in answer.body
+    assert json.loads(answer.body)["errors"][0]["code"] == "DENIED"
+    assert came(executor) == []
+
+
+@pytest.mark.parametrize("request_", CARRIED_OUT)
+def test_retention_writes_from_nowhere_else(executor: Node, request_: str) -> None:
+    """Also with the right term, and whatever the request says about its source."""
+    method, target = request_.split()
+    head = {**UNDER_TERM, "X-Forwarded-For": executor.address, "Forwarded": f"for={executor.address}"}
+    answer = executor.ask(method, target, head, b"{}", source="127.203.0.1")
+    assert answer.status == 503
+    assert b"no executor here" in answer.body
+    assert came(executor) == []
+
+
+def test_retention_writes_nothing_while_the_gate_is_shut(executor: Node) -> None:
+    """Though pushes go on, with Distribution; a body that comes late is looked at once it is there."""
+    executor.tell("set server gate/open state maint")
+    answer = executor.ask("DELETE", f"/v2/a/manifests/{DIGEST}", UNDER_TERM, source=executor.loopback)
+    assert (answer.status, b"does not hold the lease" in answer.body) == (503, True)
+    executor.open_gate(EPOCH)
+    with executor.connect(source=executor.loopback) as connection:
+        fields = {"Host": "x", "Content-Length": "2", **UNDER_TERM}
+        head = "PUT /v2/a/manifests/v1 HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
+        connection.sendall(f"{head}\r\n{{".encode())
+        executor.tell("set server gate/open state maint")
+        connection.sendall(b"}")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 503")
+    assert came(executor) == []
+
+
+def test_retention_writes_nothing_where_no_term_is_known() -> None:
+    """As after a reload of HAProxy: an agent of another release may open the gate, and names no term."""
+    with nodes(DISTRIBUTION, "cp-1") as [node]:
+        node.tell("set server gate/open state ready")
+        head = {**RETENTION, "X-Registry-Term": "0"}
+        assert node.ask("DELETE", f"/v2/a/manifests/{DIGEST}", head, source=node.loopback).status == 503
+        assert node.arrived == []
+
+
+def test_retention_writes_to_the_own_frontend_only() -> None:
+    """Pushes of Distribution go to another one when the own one is away."""
+    with nodes(DISTRIBUTION, "cp-1", "cp-2") as [node, other]:
+        node.open_gate(EPOCH)
+        node.tell("set server writer/local state maint", "set server writer/cp-3 state maint")
+        assert node.ask("PUT", "/v2/a/manifests/v1", PUSH, b"{}").status == 200
+        assert (node.arrived, other.arrived) == ([], ["PUT /v2/a/manifests/v1"])
+        assert node.ask("PUT", "/v2/a/manifests/v2", UNDER_TERM, b"{}", source=node.loopback).status == 200
+        assert node.arrived == ["PUT /v2/a/manifests/v2"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        ("PUT /v2/a/manifests/trash-v1", "trash-"),
+        ("DELETE /v2/a/b/manifests/trash-", "trash-"),
+        ("PUT /v2/kubeadm-registry/retention-trash/manifests/v1", "the trash"),
+        ("PUT /v2/kubeadm-registry/retention-trash/a/b/manifests/v1", "the trash"),
+        ("POST /v2/kubeadm-registry/retention-trash/a/blobs/uploads/", "the trash"),
+        (f"DELETE /v2/kubeadm-registry/retention-trash/a/blobs/{DIGEST}", "the trash"),
+        ("PUT /v2/kubeadm-registry/retention/manifests/plan", "the tag ledger"),
+        ("PUT /v2/kubeadm-registry/retention/manifests/ledger2", "the tag ledger"),
+        (f"PUT /v2/kubeadm-registry/retention/manifests/{DIGEST}", "the tag ledger"),
+        (f"DELETE /v2/kubeadm-registry/retention/manifests/{DIGEST}", "the tag ledger"),
+        (f"DELETE /v2/kubeadm-registry/retention/blobs/{DIGEST}", "the tag ledger"),
+        ("POST /v2/kubeadm-registry/retention/sub/blobs/uploads/", "the tag ledger"),
+    ],
+)
+def test_nobody_else_writes_what_retention_keeps(executor: Node, request_: str, why: str) -> None:
+    method, target = request_.split()
+    answer = executor.ask(method, target, {**PUSH, "X-Registry-Term": str(EPOCH)}, b"{}", source=executor.loopback)
+    assert answer.status == 403
+    assert why in json.loads(answer.body)["errors"][0]["message"]
+    assert came(executor) == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "PUT /v2/kubeadm-registry/retention/manifests/ledger",
+        "DELETE /v2/kubeadm-registry/retention/manifests/ledger",
+        "POST /v2/kubeadm-registry/retention/blobs/uploads/",
+        f"PUT /v2/kubeadm-registry/retention/blobs/uploads/u?_w={EPOCH}&digest={DIGEST}",
+        "PUT /v2/kubeadm-registry/retention-tools/manifests/v1",
+        "PUT /v2/trash-a/manifests/v1",
+        "PUT /v2/a/manifests/v1-trash-2",
+    ],
+)
+def test_the_ledger_and_all_else_is_written_as_before(executor: Node, request_: str) -> None:
+    method, target = request_.split()
+    head = {**PUSH, "X-Registry-Term": "any"}
+    assert executor.ask(method, target, head, b"{}").status in (200, 202)
+    assert came(executor) == [request_]
+    assert executor.fields[-1].get("x-registry-term") is None

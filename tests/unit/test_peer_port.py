@@ -34,7 +34,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     pair = pki.issue(authority(), "cp-1", (LOCAL,))
     (folder / "node.pem").write_text(pair.certificate + pair.key)
     (folder / "ca.crt").write_text(authority().certificate)
-    (folder / "auth.map").write_text("")
+    for name in ("auth.map", "state.map"):
+        (folder / name).write_text("")
     internal = free_port()
     text = render(
         "haproxy/haproxy.cfg.j2",
@@ -50,6 +51,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         servers_reserve=haproxy.SERVERS_RESERVE,
         servers_addresses=[LOCAL],
         loopback_network=paths.LOOPBACK_NETWORK,
+        retention=paths.RETENTION,
+        executor_source=LOCAL,
         frontend=endpoint(LOCAL, free_port()),
         read_source=LOCAL,
         pem=folder / "node.pem",

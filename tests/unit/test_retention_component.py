@@ -101,7 +101,7 @@ def test_a_changed_unit_file_is_read_by_systemd(installed: FakeCluster) -> None:
 def test_reset_ends_what_runs_and_leaves_nothing(installed: FakeCluster) -> None:
     for server in installed.servers.values():
         server.put(retention.POLICY, "a policy")
-        server.put(f"{paths.RETENTION}/{ORDER}.json", "{}", 0o600)
+        server.put(f"{paths.RETENTION_STATE}/{ORDER}.json", "{}", 0o600)
     init(installed)
     busy = installed.servers["cp-2"]
     busy.unit(retention.unit(ORDER)).active = "activating"
