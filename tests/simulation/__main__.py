@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.simulation import record
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.run import Result, run
-from tests.simulation.schedule import KINDS
+from tests.simulation.schedule import DISTRIBUTION, KINDS, ZOT
 from tests.simulation.summary import Summary
 
 CHUNK = 50  # schedules at a time for one process
@@ -30,19 +30,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--count", type=int, default=2000, help="run so many (%(default)s)")
     parser.add_argument("--first", type=int, default=0, help="beginning with this seed (%(default)s)")
     parser.add_argument("--kind", default="", choices=["", *KINDS], help="schedules of this kind only")
+    parser.add_argument("--frontend", default="", choices=["", ZOT, DISTRIBUTION], help="with this one only")
     parser.add_argument("--mutant", default="", choices=["", *MUTANTS], help="with this rule broken")
     parser.add_argument("--mutants", action="store_true", help="tell after how many schedules each is found")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(%(default)s)")
     parser.add_argument("--minutes", type=float, default=0.0, help="begin no more after so long; 0: run all")
     parser.add_argument("--into", type=Path, help="record blocks of seeds in this directory, skip those that are there")
     options = parser.parse_args(arguments)
-    if options.into and (options.mutant or options.first % record.BLOCK or options.count % record.BLOCK):
-        parser.error(f"--into takes whole blocks of {record.BLOCK} seeds, and no mutants")
+    if options.into and (
+        options.mutant or options.frontend or options.first % record.BLOCK or options.count % record.BLOCK
+    ):
+        parser.error(f"--into takes whole blocks of {record.BLOCK} seeds of all frontends, and no mutants")
     if options.mutants:
         return all_mutants()
     with MUTANTS[options.mutant].applied() if options.mutant else contextlib.nullcontext():
         if options.seed is not None:
-            result = run(options.seed, options.kind, tracing=True)
+            result = run(options.seed, options.kind, options.frontend, tracing=True)
             print(told(result))
             return 1 if result.finding else 0
         if options.mutant:
@@ -55,8 +58,12 @@ def told(result: Result) -> str:
     lines = [*result.trace, ""]
     if result.finding is not None:
         lines.append(f"BROKEN: {result.finding.promise}: {result.finding.text}, at {result.finding.at:.4f} s")
-        lines.append(f"replay: python -m tests.simulation --seed {result.seed} --kind {result.kind}")
-    lines.append(f"seed {result.seed}, {result.kind}: {result.counts}, recovery {result.recovery:.2f} s")
+        lines.append(
+            f"replay: python -m tests.simulation --seed {result.seed} --kind {result.kind} --frontend {result.frontend}"
+        )
+    lines.append(
+        f"seed {result.seed}, {result.kind}, {result.frontend}: {result.counts}, recovery {result.recovery:.2f} s"
+    )
     return "\n".join(lines)
 
 
@@ -77,17 +84,17 @@ def all_mutants() -> int:
 def first_found(mutant: Mutant) -> int | None:
     """The first seed under which the promise breaks that *mutant* names, while it is applied."""
     for seed in range(mutant.seeds):
-        finding = run(seed, mutant.kind).finding
+        finding = run(seed, mutant.kind, mutant.frontend).finding
         if finding is not None and finding.promise == mutant.finds:
             return seed
     return None
 
 
-def chunk(kind: str, seeds: range) -> tuple[int, Summary]:
+def chunk(kind: str, frontend: str, seeds: range) -> tuple[int, Summary]:
     """Run *seeds*; the first of them, and what came of all."""
     summary = Summary()
     for seed in seeds:
-        summary.add(run(seed, kind))
+        summary.add(run(seed, kind, frontend))
     return seeds.start, summary
 
 
@@ -97,13 +104,13 @@ def leave_interrupts() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def parts(kind: str, chunks: list[range], processes: int) -> Iterator[tuple[int, Summary]]:
+def parts(kind: str, frontend: str, chunks: list[range], processes: int) -> Iterator[tuple[int, Summary]]:
     """What comes of *chunks*, in any order."""
     if processes == 1:
-        yield from map(partial(chunk, kind), chunks)
+        yield from map(partial(chunk, kind, frontend), chunks)
         return
     with multiprocessing.Pool(processes, leave_interrupts) as pool:
-        yield from pool.imap_unordered(partial(chunk, kind), chunks)
+        yield from pool.imap_unordered(partial(chunk, kind, frontend), chunks)
 
 
 def many(options: argparse.Namespace) -> int:
@@ -124,7 +131,7 @@ def many(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = told_at = time.monotonic()
     try:
-        for first, part in parts(options.kind, chunks, options.processes):
+        for first, part in parts(options.kind, options.frontend, chunks, options.processes):
             if book:
                 book.write(first, part)
             summary.merge(part)

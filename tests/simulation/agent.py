@@ -32,15 +32,16 @@ class Roster:
 
 
 @lru_cache(maxsize=256)
-def settings_of(name: str, roster: Roster, timings: Timings) -> Settings:
+def settings_of(name: str, roster: Roster, timings: Timings, single_writer: bool) -> Settings:
     """What the rules need of such a configuration."""
     return Settings(
         name,
         tuple(one for one in roster.names if one != name),
-        True,
+        single_writer,
         timings,
         Members(roster.generation, " ".join(roster.names)),
         roster.before,
+        executor=True,
     )
 
 
@@ -64,7 +65,7 @@ class AgentProcess(Process):
     def begin(self, takes_over: bool) -> None:
         """The first round."""
         host, now = self.host, self.host.seconds()
-        settings = settings_of(host.name, host.roster, host.world.timings)
+        settings = settings_of(host.name, host.roster, host.world.timings, host.world.single_writer)
         self.links = Links(host, settings, f"{host.random.getrandbits(64):016x}")
         self.eyes = Eyes(host, now)
         self.hands = SimulatedHands(self)
@@ -104,6 +105,8 @@ class AgentProcess(Process):
             self.role = memory.role
             if self.role is Role.WRITER:
                 self.host.world.opened(self.host, memory.term)
+            if not self.host.world.single_writer:
+                self.host.executor.tell(memory.term if self.role is Role.WRITER else None)
         self.drain_soon()
         return True
 

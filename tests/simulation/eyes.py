@@ -55,7 +55,7 @@ class Eyes:
             self.frontend = hung(self.frontend, now)
             return
         self.frontend = Answers(first=self.first, answered=now, good=now, streak=self.frontend.streak + count)
-        if self.host.timer.passes(self.host.ticks()):
+        if not self.host.world.single_writer or self.host.timer.passes(self.host.ticks()):
             self.reading = Reading(first=self.first, good=now, streak=self.reading.streak + count)
 
 

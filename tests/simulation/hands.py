@@ -13,6 +13,7 @@ from kubeadm_registry.agent.steering import Servers, Steering
 
 if TYPE_CHECKING:
     from tests.simulation.agent import AgentProcess
+    from tests.simulation.executor import ExecutorProcess
     from tests.simulation.zot import ZotProcess
 
 FENCE = 1.0  # seconds for one attempt
@@ -125,10 +126,10 @@ class SimulatedHands:
             self.process.later(self.host.random.uniform(0.002, 0.1), self._fence)
 
     def _fence(self) -> None:
-        hit = self.host.end_writing_zot()
+        hit = self.host.end_acting()
         self._await_end(hit, self.host.timeline.now + FENCE)
 
-    def _await_end(self, hit: ZotProcess | None, deadline: float) -> None:
+    def _await_end(self, hit: ZotProcess | ExecutorProcess | None, deadline: float) -> None:
         if hit is None or not hit.alive:
             self.host.zot.mark = False
             self.process.later(0.001, self._disarm)

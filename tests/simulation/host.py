@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kubeadm_registry.agent.model import HardState
 from tests.simulation.agent import AgentProcess, Roster
 from tests.simulation.disk import Disk
+from tests.simulation.executor import Executor, ExecutorProcess
 from tests.simulation.haproxy import Haproxy
 from tests.simulation.keepalived import Keepalived
 from tests.simulation.kernel import Clock, Timer
@@ -46,7 +47,8 @@ class Host:
         self.files_alone = False
         self.systemd = Systemd(self)
         self.agent = AgentUnit(self)
-        self.zot = Zot(self)
+        self.zot = Zot(self)  # the frontend; Distribution's is one without a writing configuration
+        self.executor = Executor(self)
         self.haproxies = (Haproxy(self), Haproxy(self))
         self.keepalived = Keepalived(self, priority)
         self.agent_tick = 0.1  # seconds between two rounds of its agent
@@ -132,9 +134,9 @@ class Host:
         self.write_claim(False, self.files_alone)
         for one in self.haproxies:
             one.set(False, 0)
-        self._closing(self.end_writing_zot(), done, self.timeline.now + 1.0)
+        self._closing(self.end_acting(), done, self.timeline.now + 1.0)
 
-    def _closing(self, hit: ZotProcess | None, done: Callable[[], None], deadline: float) -> None:
+    def _closing(self, hit: ZotProcess | ExecutorProcess | None, done: Callable[[], None], deadline: float) -> None:
         if hit is None or not hit.alive:
             self.zot.mark = False
             self.timer.disarm()
@@ -144,8 +146,13 @@ class Host:
         else:
             self.systemd.later(0.01, self._closing, hit, done, deadline)
 
-    def end_writing_zot(self) -> ZotProcess | None:
-        """What the fence does: the standby's file, and the end of a zot that may have had the other; which was hit."""
+    def end_acting(self) -> ZotProcess | ExecutorProcess | None:
+        """What the fence does: the standby's file, and the end of a zot that may have had the other; which was hit.
+
+        Where all may write it is the executor's end.
+        """
+        if not self.world.single_writer:
+            return self.executor.kill()
         changed = self.zot.put(False)
         return self.zot.kill() if changed or self.zot.mark else None
 
@@ -157,7 +164,9 @@ class Host:
     # ---- what can be seen from outside -----------------------------------------------------------------------------
 
     def can_change_store(self) -> bool:
-        """Whether a packet of a zot that may write can get to the storage at this moment."""
+        """Whether a packet of a zot that may write gets to the storage at this moment, or a request of an executor."""
+        if not self.world.single_writer:
+            return self.executor.can_change_store()
         process = self.zot.process
         return process is not None and process.could_write and process.running and self.timer.passes(self.ticks())
 
@@ -167,6 +176,8 @@ class Host:
 
     def gate_open(self) -> bool:
         """Whether a write can get through to a zot that may write, also by a worker of before a reload."""
+        if not self.world.single_writer:
+            return self.executor.can_change_store()
         process = self.zot.process
         return (
             process is not None
@@ -181,6 +192,7 @@ class Host:
     def processes(self) -> list[Process]:
         """All that are there."""
         found: list[Process | None] = [self.systemd, self.agent.process, self.zot.process, self.keepalived.process]
+        found.append(self.executor.process)
         found += [one.worker for one in self.haproxies]
         return [one for one in found if one is not None and one.alive]
 
@@ -218,6 +230,7 @@ class Host:
             one.kill()
         self.still = self.paused = False
         self.zot.power_off()
+        self.executor.power_off()
         for one_haproxy in self.haproxies:
             one_haproxy.power_off()
         self.keepalived.power_off()

@@ -56,6 +56,10 @@ class Timer:
         """From now on all of zot's traffic passes."""
         self.armed, self.lease = False, 0.0
 
+    def passes_executor(self, now: float) -> bool:
+        """Whether a packet of the executor's to HAProxy passes now."""
+        return not self.there or now < self.lease
+
     def passes(self, now: float) -> bool:
         """Whether a packet of zot's to its storage passes now."""
         return not self.there or not self.armed or now < self.lease

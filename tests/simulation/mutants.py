@@ -13,9 +13,11 @@ from unittest.mock import patch
 
 from kubeadm_registry.agent import lease
 from kubeadm_registry.agent.model import Settings
+from tests.simulation.executor import Executor
 from tests.simulation.hands import SimulatedHands
+from tests.simulation.host import Host
 from tests.simulation.kernel import Timer
-from tests.simulation.schedule import BEGINNINGS
+from tests.simulation.schedule import BEGINNINGS, DISTRIBUTION, ZOT
 from tests.simulation.world import new_world
 
 
@@ -53,6 +55,7 @@ class Mutant:
     kind: str
     seeds: int
     edits: tuple[Edit, ...]
+    frontend: str = ZOT
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -62,7 +65,7 @@ class Mutant:
         """
         for names, roster in BEGINNINGS:
             for cold in (False, True):
-                new_world(names, roster, cold=cold)
+                new_world(names, roster, cold=cold, single_writer=self.frontend == ZOT)
         with contextlib.ExitStack() as stack:
             for edit in self.edits:
                 stack.enter_context(patch.object(edit.owner, edit.function, edit.made()))
@@ -74,11 +77,11 @@ def edit(owner: Any, function: str, *words: str) -> Edit:
     return Edit(owner, function, tuple(zip(words[::2], words[1::2], strict=True)))
 
 
-def _mutant(text: str, finds: str, kind: str, seeds: int, *edits: Edit) -> Mutant:
-    return Mutant(text, finds, kind, seeds, edits)
+def _mutant(text: str, finds: str, kind: str, seeds: int, *edits: Edit, frontend: str = ZOT) -> Mutant:
+    return Mutant(text, finds, kind, seeds, edits, frontend)
 
 
-STORE, GATE, TERMS = "one store", "one gate", "terms grow"
+STORE, GATE, TERMS, OLD = "one store", "one gate", "terms grow", "old term"
 
 MUTANTS: dict[str, Mutant] = {
     "no-timer": _mutant(
@@ -210,5 +213,30 @@ MUTANTS: dict[str, Mutant] = {
         300,
         edit(lease, "timed", "return seen.timer_there and ", "return not seen.timer_there or "),
         edit(lease, "step", " or not seen.timer_there", ""),
+    ),
+    "executor-without-timer": _mutant(
+        "the kernel's timer does not stand over the executor",
+        OLD,
+        "frozen",
+        100,
+        edit(Timer, "passes_executor", "return not self.there or", "return True or"),
+        frontend=DISTRIBUTION,
+    ),
+    "executor-of-any-term": _mutant(
+        "HAProxy does not compare the term of an executor",
+        OLD,
+        "chaos",
+        300,
+        edit(Executor, "can_change_store", " and one.epoch == process.term", ""),
+        frontend=DISTRIBUTION,
+    ),
+    "executor-at-an-old-gate": _mutant(
+        "an executor is not ended when the lease is given up, and HAProxy compares no term",
+        OLD,
+        "chaos",
+        300,
+        edit(Executor, "can_change_store", " and one.epoch == process.term", ""),
+        edit(Host, "end_acting", "return self.executor.kill()", "return None"),
+        frontend=DISTRIBUTION,
     ),
 }

@@ -22,6 +22,7 @@ class Result:
 
     seed: int
     kind: str
+    frontend: str
     finding: Finding | None
     counts: Counts
     recovery: float
@@ -30,21 +31,21 @@ class Result:
     trace: tuple[str, ...] = ()
 
 
-def run(seed: int, kind: str = "", *, tracing: bool = False) -> Result:
-    """Run the schedule of *seed*."""
+def run(seed: int, kind: str = "", frontend: str = "", *, tracing: bool = False) -> Result:
+    """Run the schedule of *seed*, of any *kind* and *frontend* or of these."""
     collects = gc.isenabled()
     gc.disable()  # a world is full of cycles, and none of them is garbage before its end
     try:
         with quick_copies():
-            return _run(seed, kind, tracing=tracing)
+            return _run(seed, kind, frontend, tracing=tracing)
     finally:
         if collects:
             gc.enable()
 
 
-def _run(seed: int, kind: str, *, tracing: bool) -> Result:
-    plan = schedule.make(seed, kind)
-    world = new_world(plan.names, plan.roster, cold=plan.cold)
+def _run(seed: int, kind: str, frontend: str, *, tracing: bool) -> Result:
+    plan = schedule.make(seed, kind, frontend)
+    world = new_world(plan.names, plan.roster, cold=plan.cold, single_writer=plan.frontend == schedule.ZOT)
     world.tracing = tracing
     world.overlaps_are_allowed = plan.kind == "paused"
     timeline = world.timeline
@@ -69,6 +70,7 @@ def _run(seed: int, kind: str, *, tracing: bool) -> Result:
     return Result(
         seed,
         plan.kind,
+        plan.frontend,
         world.finding,
         world.counts,
         recovery,
@@ -84,7 +86,8 @@ def describe(world: World, plan: schedule.Schedule) -> None:
     who = "just switched on" if plan.cold else f"{writer.name if writer is not None else 'nobody'} writes"
     world.say(
         "",
-        f"seed {plan.seed}, {plan.kind}: {', '.join(plan.roster.names)}; {who}; all is healed after {plan.heals:.2f} s",
+        f"seed {plan.seed}, {plan.kind}, {plan.frontend}: {', '.join(plan.roster.names)}; {who};"
+        f" all is healed after {plan.heals:.2f} s",
     )
     for host, tick, rate in zip(world.hosts.values(), plan.ticks, plan.rates, strict=True):
         world.say(host.name, f"a round each {tick} s, news after {host.reaction} s, clock at a rate of {rate:.4f}")

@@ -11,6 +11,8 @@ from tests.simulation.faults import Fault
 THREE = ("a", "b", "c")
 TICKS = (0.05, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2)  # seconds between two rounds: busy servers decide less often
 FIVE = ("a", "b", "c", "d", "e")
+ZOT, DISTRIBUTION = "zot", "distribution"
+DISTRIBUTIONS = 0.3  # share of the schedules
 POINTS = ("ticket", "clock", "looked", "observe", "observed", "renew", "renewed", "route", "keep", "say", "write")
 BACK = (-0.4, -3.0, -3600.0, -86400.0 * 400)  # seconds that a clock is wrong after a reboot
 
@@ -30,6 +32,7 @@ class Schedule:
     anarchy: bool  # the VIP goes where the schedule says, not where keepalived would have it
     ticks: tuple[float, ...]  # seconds between two rounds of each agent
     rates: tuple[float, ...]  # of each server's clocks
+    frontend: str  # ZOT: one node may write; DISTRIBUTION: all may, and an executor acts under the lease
 
 
 def lasting(random: Random) -> float:
@@ -280,11 +283,12 @@ KINDS = {
 }
 
 
-def make(seed: int, kind: str = "") -> Schedule:
-    """The schedule of *seed*, of any kind or of that one."""
+def make(seed: int, kind: str = "", frontend: str = "") -> Schedule:
+    """The schedule of *seed*, of any kind and frontend or of these."""
     random = Random(f"schedule {seed}")
     drawn = random.choices(list(KINDS), [weight for _, weight in KINDS.values()])[0]
     kind = kind or drawn  # a seed is the same schedule, with the kind named or not
+    other = Random(f"frontend {seed}").random() < DISTRIBUTIONS
     faults, heals = KINDS[kind][0](random)
     five = kind in ("isolation", "chaos") and random.random() < 0.06
     before, after = Roster(FIVE if five else THREE), None
@@ -306,6 +310,7 @@ def make(seed: int, kind: str = "") -> Schedule:
         anarchy=kind == "anarchy",
         ticks=tuple(random.choice(TICKS) for _ in names),
         rates=tuple(1.0 + random.uniform(-spread, spread) for _ in names),
+        frontend=frontend or (DISTRIBUTION if other else ZOT),
     )
 
 

@@ -74,11 +74,12 @@ class AgentUnit:
     def stop_post(self) -> None:
         """ExecStopPost: end zot without Python; then --close, which takes its time; then the next start."""
         systemd, random = self.host.systemd, self.host.random
-        systemd.later(random.uniform(0.005, 0.05), self._end_zot)
+        systemd.later(random.uniform(0.005, 0.05), self._end_acting)
         began = random.uniform(*self.close_seconds)
         systemd.later(0.05 + began, self._close)
 
-    def _end_zot(self) -> None:
+    def _end_acting(self) -> None:
+        self.host.executor.kill()
         if self.host.zot.mark:
             self.host.zot.kill()
 

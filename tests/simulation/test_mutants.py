@@ -8,7 +8,7 @@ from tests.simulation import world
 from tests.simulation.__main__ import first_found, told
 from tests.simulation.mutants import MUTANTS, edit
 from tests.simulation.run import run
-from tests.simulation.schedule import KINDS, make
+from tests.simulation.schedule import KINDS, ZOT, make
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -17,11 +17,13 @@ def test_a_broken_rule_is_found(name: str) -> None:
     with mutant.applied():
         found = first_found(mutant)
         assert found is not None, f"not found in {mutant.seeds} schedules of {mutant.kind!r}: {mutant.text}"
-        replayed = run(found, mutant.kind, tracing=True)
+        replayed = run(found, mutant.kind, mutant.frontend, tracing=True)
     assert replayed.finding is not None
     assert replayed.finding.promise == mutant.finds
-    assert f"--seed {found} --kind {mutant.kind}" in told(replayed)
-    assert run(found, mutant.kind).finding is None, "the rule as it is keeps the promise under the same schedule"
+    assert f"--seed {found} --kind {mutant.kind} --frontend {mutant.frontend}" in told(replayed)
+    assert run(found, mutant.kind, mutant.frontend).finding is None, (
+        "the rule as it is keeps the promise under the same schedule"
+    )
 
 
 def test_a_mutant_whose_line_is_gone_is_an_error() -> None:
@@ -40,6 +42,6 @@ def test_no_schedule_begins_in_a_world_that_a_mutant_made() -> None:
         made = world._warm.cache_info().misses
         for kind in KINDS:
             for seed in range(200):
-                plan = make(seed, kind)
+                plan = make(seed, kind, ZOT)
                 world.new_world(plan.names, plan.roster, cold=plan.cold)
         assert world._warm.cache_info().misses == made

@@ -8,6 +8,7 @@ import pytest
 
 from tests.simulation.__main__ import told
 from tests.simulation.run import run
+from tests.simulation.schedule import ZOT
 
 COUNT = int(os.environ.get("KUBEADM_REGISTRY_SCHEDULES", "2000"))
 SHARD = 50
@@ -17,7 +18,7 @@ NEAR = {12465: "paused"}  # the paused writer is also cut off when it goes on: t
 
 @pytest.mark.parametrize("seed", NEAR)
 def test_what_came_near_a_bound_stays_within_it(seed: int) -> None:
-    result = run(seed, NEAR[seed])
+    result = run(seed, NEAR[seed], ZOT)
     assert result.finding is None
     assert result.counts.overlap > 2.1
 
@@ -31,7 +32,7 @@ FOUND = {
 
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_broke_a_promise_once_breaks_none(seed: int) -> None:
-    assert run(seed, FOUND[seed]).finding is None
+    assert run(seed, FOUND[seed], ZOT).finding is None
 
 
 @pytest.mark.parametrize("first", range(0, COUNT, SHARD))
@@ -39,4 +40,4 @@ def test_no_promise_is_broken(first: int) -> None:
     for seed in range(first, min(first + SHARD, COUNT)):
         result = run(seed)
         if result.finding is not None:
-            pytest.fail(told(run(seed, result.kind, tracing=True)), pytrace=False)
+            pytest.fail(told(run(seed, result.kind, result.frontend, tracing=True)), pytrace=False)

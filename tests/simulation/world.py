@@ -39,9 +39,13 @@ class Counts:
 
 
 class World:
-    """The hosts *names*; *roster* is what each knows of the others. Those that it does not name are not there yet."""
+    """The hosts *names*; *roster* is what each knows of the others. Those that it does not name are not there yet.
 
-    def __init__(self, seed: int, names: tuple[str, ...], roster: Roster) -> None:
+    *single_writer*: a frontend that one node may write to, as zot; else what acts under the lease is an executor.
+    """
+
+    def __init__(self, seed: int, names: tuple[str, ...], roster: Roster, *, single_writer: bool = True) -> None:
+        self.single_writer = single_writer
         self.random = Random(seed)
         self.timeline = Timeline()
         self.network = Network(self.timeline, self.random)
@@ -51,7 +55,7 @@ class World:
         self.trace: list[str] = []
         self.finding: Finding | None = None
         self.overlaps_are_allowed = False
-        self.could_write: set[str] = set()  # hosts with a zot that may write
+        self.could_write: set[str] = set()  # hosts with a zot that may write, or an executor
         self.stalls: dict[tuple[str, str], float] = {}  # (host, point): seconds, negative if it hits the whole host
         self.counts = Counts()
         self.highest = 0  # term of all writers so far
@@ -85,6 +89,8 @@ class World:
 
     def check(self) -> None:
         """After each event. Only zots that may write can break a promise, and mostly there is at most one."""
+        if not self.single_writer:
+            self._executors()
         if len(self.could_write) < 2:
             if self._two_since is not None or self._gates_since is not None:
                 self._two(False)
@@ -93,13 +99,22 @@ class World:
         hosts = [self.hosts[name] for name in sorted(self.could_write)]
         able = [host.name for host in hosts if host.can_change_store()]
         if len(able) > 1 and not self.overlaps_are_allowed:
-            self.broken("one store", f"the zots of {' and '.join(able)} can change the store")
+            self.broken("one store", f"{' and '.join(able)} can change the store")
         self._two(len(able) > 1)
         gates = [host for host in hosts if host.gate_open()]
         awake = [host.name for host in gates if host.agent.awake(AWAKE)]
         if len(awake) > 1 and not self.overlaps_are_allowed:
             self.broken("one gate", f"the gates of {' and '.join(awake)} are open, and their agents run")
         self._gates(len(gates) > 1)
+
+    def _executors(self) -> None:
+        """None can change the store once a later term has begun, whoever's it is."""
+        for name in self.could_write:
+            host, process = self.hosts[name], self.hosts[name].executor.process
+            if process is None or process.term >= self.highest or self.overlaps_are_allowed:
+                continue
+            if host.can_change_store():
+                self.broken("old term", f"{name} can change the store under {process.term}, after {self.highest}")
 
     def _two(self, true: bool) -> None:
         now = self.timeline.now
@@ -177,13 +192,13 @@ class World:
 
 
 @cache
-def _warm(names: tuple[str, ...], roster: Roster, warm: float) -> bytes:
-    world = World(1, names, roster)
+def _warm(names: tuple[str, ...], roster: Roster, warm: float, single_writer: bool) -> bytes:
+    world = World(1, names, roster, single_writer=single_writer)
     world.timeline.run(warm)
     return pickle.dumps(world)
 
 
-def new_world(names: tuple[str, ...], roster: Roster, *, cold: bool) -> World:
+def new_world(names: tuple[str, ...], roster: Roster, *, cold: bool, single_writer: bool = True) -> World:
     """A world in which one server writes, or a *cold* one, just switched on."""
-    world: World = pickle.loads(_warm(names, roster, 0.01 if cold else WARM))  # noqa: S301  our own
+    world: World = pickle.loads(_warm(names, roster, 0.01 if cold else WARM, single_writer))  # noqa: S301  our own
     return world

@@ -71,7 +71,7 @@ class Zot:
         if process.dying:
             return
         process.writes = self.writing
-        if self.writing and not process.could_write:
+        if self.host.world.single_writer and self.writing and not process.could_write:
             process.could_write = True
             self.host.world.could_write.add(self.host.name)
             self.host.say("zot may write")
@@ -106,7 +106,7 @@ class Zot:
         process.kill()
         if self.process is not process:
             return
-        self.host.world.could_write.discard(self.host.name)
+        self._can_write_no_more()
         self.host.say("zot is gone")
         self.host.frontend_news()
         self.host.systemd.later(0.2, self.start)
@@ -117,4 +117,8 @@ class Zot:
             self.process.kill()
         self.process = None
         self.writing = self.mark = False
-        self.host.world.could_write.discard(self.host.name)
+        self._can_write_no_more()
+
+    def _can_write_no_more(self) -> None:
+        if self.host.world.single_writer:
+            self.host.world.could_write.discard(self.host.name)
