@@ -13,7 +13,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.registry import Login, Registry
 from kubeadm_registry.transport.host import side_by_side
-from kubeadm_registry.upkeep.lease import ROLE, TERM_HEADER
+from kubeadm_registry.upkeep.lease import TERM_HEADER
 
 #: Seconds that the registry may say nothing.
 _SILENCE = 60.0
@@ -28,6 +28,6 @@ def desk(cluster: Cluster) -> Connect:
     secrets, address = cluster.secrets, cluster.node(at.host).address
     return partial(
         Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate,
-        login=Login(ROLE, secrets.password(ROLE)), via=at.host.dial(address, paths.REGISTRY_PORT),
+        login=Login(paths.RETENTION, secrets.password(paths.RETENTION)), via=at.host.dial(address, paths.REGISTRY_PORT),
         timeout=_SILENCE, headers={TERM_HEADER: str(at.term)},
     )  # fmt: skip

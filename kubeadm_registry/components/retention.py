@@ -21,7 +21,7 @@ from kubeadm_registry.engine.render import render
 from kubeadm_registry.retention.settings import Settings
 from kubeadm_registry.transport.host import Host
 
-NAME = "retention"
+NAME = paths.RETENTION
 USER = paths.user(NAME)
 ETC = f"{paths.ETC}/{NAME}"
 CONFIG = f"{ETC}/config.json"
@@ -30,7 +30,7 @@ ORDERS = f"{ETC}/orders"
 POLICY = f"{ETC}/policy.yaml"
 """The policy of the timer, which is enabled while the file is there."""
 TIMER = f"{paths.PREFIX}-{NAME}.timer"
-TEMPLATE = f"{paths.PREFIX}-{NAME}@.service"
+TEMPLATE = paths.RETENTION_UNIT
 DAILY = f"{paths.PREFIX}-{NAME}@timer.service"
 """What the timer starts: systemd takes this file for the one instance in place of the template."""
 INSTANCES = f"{paths.PREFIX}-{NAME}@*.service"

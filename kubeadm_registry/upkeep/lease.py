@@ -12,8 +12,6 @@ from kubeadm_registry.agent.model import Role
 
 #: The header by which the proxy knows under which term of the lease a request was made.
 TERM_HEADER = "X-Registry-Term"
-#: The login that may do so.
-ROLE = "retention"
 
 
 def held_term(state: Mapping[str, Any] | None) -> int:

@@ -22,6 +22,7 @@ import yaml
 import kubeadm_registry
 from kubeadm_registry import paths
 from kubeadm_registry.access import session
+from kubeadm_registry.secrets import basic
 from tests.lab import programs
 from tests.lab.command import LabError, cache, locked, say, wait_until
 from tests.lab.fresh import fresh_lab, require_machine
@@ -46,6 +47,11 @@ class Login:
     def pair(self) -> str:
         """``user:password``, as skopeo wants it."""
         return f"{self.username}:{self.password}"
+
+    @property
+    def encoded(self) -> str:
+        """As HTTP's Basic scheme has it."""
+        return basic(self.username, self.password)
 
 
 class Registry:
