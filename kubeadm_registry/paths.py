@@ -38,9 +38,9 @@ HAPROXY_UNITS = tuple(f"{PREFIX}-haproxy@{number}.service" for number in (1, 2))
 """HAProxy is the one killed process that clients notice, so two of them share the port."""
 HAPROXY_SOCKETS = tuple(f"{RUN}/haproxy/{number}.sock" for number in (1, 2))
 """The runtime socket of each of them."""
-RETENTION = "retention"
+RETENTION_NAME = "retention"
 """Who carries out retention: a user of the system, and the registry's login for it."""
-RETENTION_UNIT = f"{PREFIX}-{RETENTION}@.service"
+RETENTION_UNIT = f"{PREFIX}-{RETENTION_NAME}@.service"
 """The template of the units that carry out retention where the lease is; the agent's own default is the same."""
 FENCE_TABLE = f"{PREFIX}-fence"
 """The nft table of the kernel's timer."""

@@ -55,8 +55,6 @@ _MADE: Mapping[str, Callable[[], str]] = {
     "retention_key": lambda: random.token_hex(32),
     "retention_password": lambda: random.token_urlsafe(24),
 }
-LOGINS = ("push", "pull", "retention")
-"""The registry's logins: users of HAProxy, each with a password."""
 #: What says which cluster it is, and what clients trust: these are made once, with the cluster.
 _IDENTITY = ("generation", "ca_certificate", "ca_key")
 
@@ -83,7 +81,7 @@ class Secrets:
     retention_key: str
     """Signs the ledger of retention."""
     retention_password: str
-    """Of the login that only what carries out retention has."""
+    """Of the user ``retention``: the executor's alone."""
     node_keys: Mapping[str, str]
     """Garage's node keys, ed25519 seed and public key in hex, by node name."""
     kept: Found = field(default_factory=lambda: Found({}))
@@ -100,8 +98,12 @@ class Secrets:
         return self.node_keys[name]
 
     def password(self, role: str) -> str:
-        """The password of a role, one of LOGINS, which is the user's name as well."""
-        return str({login: getattr(self, f"{login}_password") for login in LOGINS}[role])
+        """The password of ``push``, ``pull`` or ``retention``, which is the user's name as well."""
+        return self._logins[role]
+
+    @property
+    def _logins(self) -> dict[str, str]:
+        return {"push": self.push_password, "pull": self.pull_password, "retention": self.retention_password}
 
     @property
     def found(self) -> Found:
@@ -152,8 +154,8 @@ class Secrets:
             # In a diff each line of a key has a mark before it.
             for part in (value, *(line for line in value.splitlines() if len(line) > _KEY_LINE)):
                 text = text.replace(part, f"<{name}>")
-        for role in LOGINS:
-            text = text.replace(basic(role, self.password(role)), f"<login of {role}>")
+        for role, password in self._logins.items():
+            text = text.replace(basic(role, password), f"<login of {role}>")
         for name, key in self.node_keys.items():
             text = text.replace(key, f"<node key of {name}>").replace(key[:64], f"<node key of {name}>")
         return text

@@ -79,7 +79,6 @@ def files(cluster: Cluster, host: Host) -> Steps:
     for service in reversed(every_service()):
         if service.user:
             yield NoUser(service.user)
-    yield NoUser(paths.user(paths.RETENTION_STATE))
 
 
 def purge(cluster: Cluster, host: Host) -> Steps:

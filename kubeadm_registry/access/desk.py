@@ -28,6 +28,6 @@ def desk(cluster: Cluster) -> Connect:
     secrets, address = cluster.secrets, cluster.node(at.host).address
     return partial(
         Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate,
-        login=Login(paths.RETENTION, secrets.password(paths.RETENTION)), via=at.host.dial(address, paths.REGISTRY_PORT),
+        login=Login(paths.RETENTION_NAME, secrets.password(paths.RETENTION_NAME)), via=at.host.dial(address, paths.REGISTRY_PORT),
         timeout=_SILENCE, headers={TERM_HEADER: str(at.term)},
     )  # fmt: skip

@@ -13,7 +13,7 @@ from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.engine.changes import Directory, File, Steps, Wait
 from kubeadm_registry.engine.render import render
-from kubeadm_registry.secrets import LOGINS, basic
+from kubeadm_registry.secrets import basic
 from kubeadm_registry.transport.host import Host
 
 NAME = "haproxy"
@@ -34,6 +34,8 @@ SERVICE = Service(
     ports=(Port(paths.REGISTRY_PORT), Port(paths.INTERNAL_PORT)),
     calls=(paths.FRONTEND_PORT,),
 )
+#: Who may log in; the password is the secret of that name.
+LOGINS = ("push", "pull", paths.RETENTION_NAME)
 #: Connections to each of the two processes. An idle one costs some 20 KB.
 PUBLIC_MOST, INTERNAL_MOST = 3000, 1000
 #: From one address: as many as a hundred nodes behind one router need, not enough to keep out others.
@@ -119,7 +121,7 @@ def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
             servers_reserve=SERVERS_RESERVE,
             servers_addresses=[*(address for one in spec.nodes for address in one.addresses), *spec.vip.addresses],
             loopback_network=paths.LOOPBACK_NETWORK,
-            retention=paths.RETENTION,
+            retention=paths.RETENTION_NAME,
             executor_source=paths.EXECUTOR_SOURCE,
             frontend=endpoint(paths.LOOPBACK, paths.FRONTEND_PORT),
             read_source=paths.READ_SOURCE,

@@ -91,7 +91,7 @@ def fence(frontend: Frontend) -> dict[str, object]:
         "port": paths.FENCE_PORT,
         "agent": agent.USER,
         "frontend": frontend.SERVICE.user if frontend.SINGLE_WRITER else "",
-        "executor": paths.user(paths.RETENTION),
+        "executor": paths.user(paths.RETENTION_NAME),
         "executor_source": paths.EXECUTOR_SOURCE,
         "ticket_ms": round(timings.ticket * 1000),
         "timer_ms": round(timings.timer * 1000),

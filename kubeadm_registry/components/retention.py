@@ -21,7 +21,7 @@ from kubeadm_registry.engine.render import render
 from kubeadm_registry.retention.settings import Settings
 from kubeadm_registry.transport.host import Host
 
-NAME = paths.RETENTION
+NAME = paths.RETENTION_NAME
 USER = paths.user(NAME)
 ETC = f"{paths.ETC}/{NAME}"
 CONFIG = f"{ETC}/config.json"

@@ -90,7 +90,7 @@ class Executor:
 
     def __init__(self, registry: Registry, host: Host, *, address: str = paths.LOOPBACK, root: bool = False) -> None:
         self._host = host
-        user = "0" if root else host.sh("id", "-u", paths.user(paths.RETENTION)).stdout
+        user = "0" if root else host.sh("id", "-u", paths.user(paths.RETENTION_NAME)).stdout
         known = json.loads(registry.servers["h1"].sh("cat", secrets.PATH).stdout)
         self._order: dict[str, Any] = {
             "ca": registry.ca.read_text(), "user": int(user), "password": known["retention_password"],

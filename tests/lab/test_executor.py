@@ -80,7 +80,7 @@ def test_it_writes_at_the_holder_of_the_lease_and_under_its_term_only(whole: Reg
 def service(whole: Registry) -> Iterator[Host]:
     """The holder of the lease, on which a unit of retention runs: a process and its child."""
     holder = the_writer(whole)
-    lines = ("[Service]", f"Slice={paths.SLICE}", f"User={paths.user(paths.RETENTION)}",
+    lines = ("[Service]", f"Slice={paths.SLICE}", f"User={paths.user(paths.RETENTION_NAME)}",
              "ExecStart=/bin/sh -c 'sleep 999 & sleep 999'", "")  # fmt: skip
     file = f"/run/systemd/system/{UNIT}"
     holder.sh("tee", file, stdin="\n".join(lines))
@@ -112,7 +112,7 @@ def test_its_processes_and_its_term_end_with_the_lease(whole: Registry, service:
 
 def lives(host: Host) -> str:
     """The processes of retention's user there."""
-    return host.sh("pgrep", "-u", paths.user(paths.RETENTION), check=False).stdout
+    return host.sh("pgrep", "-u", paths.user(paths.RETENTION_NAME), check=False).stdout
 
 
 @pytest.mark.parametrize("name", ["agent-stopped", "agent-stopped-for-good", "agent-starved", "host-paused"])

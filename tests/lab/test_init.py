@@ -244,7 +244,7 @@ def words_of(vault: secrets.Secrets) -> dict[str, str]:
         for name in ("rpc_secret", "admin_token", "s3_secret_key", "push_password", "pull_password", "upload_secret",
                      "heartbeat_key", "retention_key", "retention_password")
     }  # fmt: skip
-    words |= {f"login of {role}": basic(role, words[f"{role}_password"]) for role in secrets.LOGINS}
+    words |= {f"login of {role}": basic(role, words[f"{role}_password"]) for role in ("push", "pull", "retention")}
     words |= {f"node key of {name}": key[:64] for name, key in vault.node_keys.items()}
     return words | {"key of the authority": vault.ca_key.splitlines()[1]}
 

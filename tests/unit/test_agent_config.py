@@ -62,6 +62,12 @@ def test_every_mistake_is_named_with_its_path() -> None:
     [
         ({"writer": "both"}, 'writer: "any" or "single" is needed'),
         ({"writer": "single"}, 'frontend.runtime_config: missing, and writer is "single"'),
+        ({"executor": {}}, "fence: missing, and there is an executor"),
+        ({"executor": {"writes_from": "x"}}, "executor.writes_from: 'x' is not an IP address"),
+        (
+            {"executor": {"writes_from": "127.0.0.9"}},
+            "executor.writes_from: must differ from frontend.address and frontend.reads_from",
+        ),
         ({"address": "cp-1"}, "address: 'cp-1' is not an IP address"),
         ({"vips": []}, "vips: at least one address is needed"),
         ({"name": "cp-2"}, "peers: every node needs a name of its own, and none may be called local"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kubeadm_registry.agent.config import Config, Frontend, parse
-from kubeadm_registry.agent.gate import Gate, Writer, put
+from kubeadm_registry.agent.gate import Executor, Gate, Writer, acting, put
 from kubeadm_registry.agent.processes import Processes
 from tests.unit.test_agent_config import smallest
 
@@ -82,6 +86,50 @@ def test_the_mark_of_an_earlier_life_ends_a_process_whose_file_is_a_standbys_aga
     finally:
         process.kill()
         process.wait()
+
+
+def test_all_processes_of_an_executor_are_ended_and_what_they_start_meanwhile() -> None:
+    assert asyncio.run(Executor(Processes("none@.service")).fence(0.1)), "there is none"
+    family = subprocess.Popen(["sh", "-c", "while :; do sleep 60 & sleep 0.01; done"], start_new_session=True)
+
+    class Family(Processes):
+        """The processes of that session, whoever their parent is by now."""
+
+        def _candidates(self) -> list[int]:
+            numbers = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
+            return [one for one in numbers if session(one) == family.pid]
+
+    processes = Family("x.service")
+    try:
+        asyncio.run(until(lambda: len(processes.find()) > 3))
+        assert asyncio.run(Executor(processes).fence(5.0))
+        assert family.wait(10) == -9
+        assert processes.find() == ()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(family.pid, signal.SIGKILL)
+
+
+def session(pid: int) -> int:
+    """The session that a process belongs to; 0 if it is gone."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("writer", "executor", "ended"),
+    [("any", None, []), ("any", {}, [Executor]), ("single", None, [Gate]), ("single", {}, [Executor, Gate])],
+)
+def test_what_acts_under_the_lease_is_ended_and_nothing_else(
+    writer: str, executor: dict[str, Any] | None, ended: list[type]
+) -> None:
+    raw = smallest() | {"writer": writer, "fence": {}, "executor": executor}
+    raw["frontend"] |= dict.fromkeys(("runtime_config", "writer_config", "standby_config"), "x")
+    config = parse(raw)
+    assert [type(one) for one in acting(config, Processes("none.service"))] == ended
+    assert config.settings.leased is bool(ended)
 
 
 def test_where_no_frontend_has_started_there_is_nothing_to_end(tmp_path: Path, frontend: Frontend) -> None:

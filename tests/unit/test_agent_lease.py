@@ -336,6 +336,27 @@ def test_the_gate_opens_only_when_the_frontend_takes_writes() -> None:
     assert one_step(memory, 10.0).role is Role.WRITER
 
 
+def test_where_all_may_write_the_lease_needs_no_writing_frontend_and_outlives_a_dead_one() -> None:
+    """What acts under it is an executor: it only needs the kernel's timer."""
+    config = replace(ALONE, single_writer=False, executor=True)
+    memory, seen = LeaseMemory(), []
+    for tick in range(200):
+        now = tick * 0.05
+        timer = now - 0.05 if memory.role is Role.OPENING and now > 8.0 else None
+        if memory.role is Role.WRITER:
+            timer = now
+        memory = one_step(memory, now, config=config, writable=None, timer=timer)
+        if memory.role not in seen:
+            seen.append(memory.role)
+        if memory.role is Role.OPENING:
+            assert now < 8.2
+            assert lease.renews(memory, now, config), "the timer runs before the gate is opened"
+            assert not lease.writes(memory, observed({}, timer=now), now, config), "no frontend is told to write"
+    assert seen == [Role.STANDBY, Role.CANDIDATE, Role.OPENING, Role.WRITER]
+    assert one_step(memory, 10.0, config=config, writable=None, frontend=Health.DEAD).role is Role.WRITER
+    assert one_step(memory, 10.0, config=config, writable=None, timer=10.0 - TIMINGS.timer).role is Role.CLOSING
+
+
 @pytest.mark.parametrize(
     ("frontend", "writable"), [(Health.DEAD, True), (Health.OK, False)], ids=["its process died", "it became a standby"]
 )

@@ -71,6 +71,24 @@ def test_a_process_belongs_to_the_unit_that_its_cgroup_names(tmp_path: Path, cgr
     assert Processes(UNIT, proc=str(tmp_path)).find() == ((7,) if ours else ())
 
 
+@pytest.mark.parametrize(
+    ("cgroup", "ours"),
+    [
+        ("0::/kubeadm_registry.slice/kubeadm-registry-retention@run-1.service\n", True),
+        ("1:name=systemd:/x.slice/kubeadm-registry-retention@a.service/sub\n", True),
+        ("0::/x.slice/kubeadm-registry-retention@.service\n", True),
+        ("0::/x.slice/my-kubeadm-registry-retention@a.service\n", False),
+        ("0::/x.slice/kubeadm-registry-retention@a.timer\n", False),
+        ("0::/kubeadm-registry-retention@a.slice/other.service\n", False),
+        ("0::/x.slice/kubeadm-registry-retention.service\n", False),
+    ],
+)
+def test_a_process_of_any_instance_belongs_to_a_template(tmp_path: Path, cgroup: str, ours: bool) -> None:
+    proc(tmp_path, 7, cgroup=cgroup)
+    found = Processes("kubeadm-registry-retention@.service", proc=str(tmp_path)).find()
+    assert found == ((7,) if ours else ())
+
+
 def test_a_process_with_the_number_of_an_earlier_one_is_another(tmp_path: Path) -> None:
     proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n", started=10)
     processes = Processes(UNIT, proc=str(tmp_path))

@@ -686,6 +686,31 @@ def test_a_writer_without_the_guard_of_loopback_closes_unless_it_is_soon_loaded_
     assert all(("Unguarded" in decided.conditions) is (10.0 <= now < 10.0 + missing) for now, decided in taken)
 
 
+def test_where_all_may_write_the_lease_opens_the_own_gate_and_moves_no_write() -> None:
+    """And nothing of the frontend depends on it: it is neither told to write nor ended."""
+    config = Settings("a", (), False, T, executor=True)
+
+    def course(now: float) -> Observation:
+        return well(now, peers={}, holds_vip=now < 10.0, fenced=not 10.0 <= now <= 10.5)
+
+    _, taken = play(course, until=12.0, config=config)
+    held = [decided for now, decided in taken if 8.0 < now < 10.0]
+    assert all(d.gate and d.renew and d.report.role is Role.WRITER and d.epoch == d.report.term > 0 for d in held)
+    after = [decided for now, decided in taken if 10.1 < now < 10.5]
+    assert all(d.fence and not d.gate and not d.renew and d.report.role is Role.CLOSING for d in after)
+    assert taken[-1][1].report.role is Role.STANDBY
+    assert all(d.writers == {"a"} for now, d in taken if now > T.warm_up)
+    assert not any(d.writing or d.kill_frontend for _, d in taken)
+
+
+def test_without_an_executor_and_where_all_may_write_there_is_no_lease() -> None:
+    """As an agent of the first release says it, which knows no other way: nobody counts its votes."""
+    _, taken = play(lambda now: well(now, holds_vip=True, fenced=True), until=10.0)
+    said = taken[-1][1].report
+    assert (said.role, said.vote, said.term) == (Role.STANDBY, "", 0)
+    assert not any(d.gate or d.fence or d.renew for _, d in taken)
+
+
 def offset(seconds: float | None) -> PeerView:
     return PeerView(5.0, None, GOOD_PEER, 5.0, seconds)
 

@@ -51,7 +51,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         servers_reserve=haproxy.SERVERS_RESERVE,
         servers_addresses=[LOCAL],
         loopback_network=paths.LOOPBACK_NETWORK,
-        retention=paths.RETENTION,
+        retention=paths.RETENTION_NAME,
         executor_source=LOCAL,
         frontend=endpoint(LOCAL, free_port()),
         read_source=LOCAL,

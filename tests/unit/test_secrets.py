@@ -28,7 +28,7 @@ from kubeadm_registry.phases.base import BASE
 from kubeadm_registry.phases.identity import STORE
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.result import Result
-from kubeadm_registry.secrets import LOGINS, Secrets, Vault, basic
+from kubeadm_registry.secrets import Secrets, Vault, basic
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority, fixed_secrets
 from tests.unit.test_workflow import Odd, Recorder, raising
@@ -106,7 +106,7 @@ def test_secrets_have_the_form_that_programs_want() -> None:
     for name in NAMES:
         assert len(bytes.fromhex(made.node_keys[name])) == 64
         assert made.node_id(name) == made.node_keys[name][64:]
-    for password in map(made.password, LOGINS):
+    for password in (made.push_password, made.pull_password, made.retention_password):
         assert len(password) >= 32 and ":" not in password
 
 
@@ -408,7 +408,7 @@ def forms(of: Secrets) -> Iterator[str]:
                  "heartbeat_key", "retention_key", "retention_password"):  # fmt: skip
         yield getattr(of, name)
     yield from (line for line in of.ca_key.splitlines() if "PRIVATE KEY" not in line)
-    yield from (basic(role, of.password(role)) for role in LOGINS)
+    yield from (basic(role, of.password(role)) for role in ("push", "pull", "retention"))
     for key in of.node_keys.values():
         yield key[:64]
 

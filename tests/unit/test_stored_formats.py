@@ -161,8 +161,7 @@ KINDS = (
         secrets_back,
         needed=frozenset({("generation",), ("ca_certificate",), ("ca_key",), ("s3_key_id",), ("s3_secret_key",)}),
         code="SecretsDamaged",
-        # Made where they are missing.
-        today=lambda document: {**document, "retention_key": ANY, "retention_password": ANY},
+        today=lambda document: {**document, "retention_key": ANY, "retention_password": ANY},  # made where missing
     ),
     Kind(
         "programs.json",
