@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from kubeadm_registry import paths
 from kubeadm_registry.bundle import TOOL, Program
+from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.components import retention
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases.workflows import INIT, RESET
@@ -96,6 +98,22 @@ def test_a_changed_unit_file_is_read_by_systemd(installed: FakeCluster) -> None:
     init(installed)
     assert failed.loaded == server.content(f"{UNITS}/{retention.TEMPLATE}")
     assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
+def test_another_build_of_the_tool_leaves_the_one_that_runs(installed: FakeCluster) -> None:
+    server = installed.servers["cp-2"]
+    running = server.unit(retention.unit(ORDER))
+    running.active = "activating"
+    before = installed.programs[TOOL]
+    after = replace(before, prefix=before.prefix.replace("00000000", "11111111"))
+    installed.programs = {**installed.programs, TOOL: after}
+    for one in installed.servers.values():
+        installed._unpack(one, after)
+        one.answer(after.executable, "--version", with_="1.0")
+    init(installed)
+    assert after.prefix in server.content(f"{UNITS}/{retention.TEMPLATE}").decode()
+    assert f"{before.prefix}/{MODULE}" in server.tree
+    assert running.active == "activating"
 
 
 def test_reset_ends_what_runs_and_leaves_nothing(installed: FakeCluster) -> None:
