@@ -1,4 +1,4 @@
-"""A plan for a real registry: what is read of it, what goes by a policy, and what stays because it is in use."""
+"""Retention of a real registry: what goes by a policy, what stays because it is in use, the trash, and the way back."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ kind: RegistryPolicy
 metadata: {name: retention}
 spec:
   grace: 1m
+  trash: {window: 1m}
   rules:
     - {name: apps, repositories: ["%s/**"], keep: {newest: 1}}
   untagged: {after: 1m}
@@ -57,6 +58,42 @@ def test_old_images_go_and_those_in_use_stay(registry: Registry, tmp_path: Path)
     wait_until("what is older than a minute to go", lambda: deleted() == expected, seconds=120, every=10)
     for number, version in enumerate(versions):
         assert not images.missing(registry, version, f"{area}/app"), f"v{number} is still there"
+
+    run = ("retention", "run", "--policy", policy, "--in-use", used)
+    assert "is not approved" in registry.cli(*run).stderr
+    assert tags(registry, f"{area}/app") == {"v0", "v1", "v2"}
+    registry.cli("retention", "approve", plan(registry, policy, "--in-use", used)["digest"])
+    assert "2 to the trash" in registry.cli(*run).stdout
+    assert tags(registry, f"{area}/app") == {"v0", "v2"}
+    for version in versions:
+        assert not images.missing(registry, version, f"{area}/app"), "a digest can be pulled until the window is over"
+    deleted_now = [one for one in registry.json("retention", "trash")[-1]["images"] if area in one["repository"]]
+    assert sorted(list(one["tags"]) for one in deleted_now) == [[], ["v1"]]
+
+    assert "1 restored" in registry.cli("retention", "undo", f"{area}/app:v1").stdout
+    assert tags(registry, f"{area}/app") == {"v0", "v1", "v2"}
+    registry.cli("retention", "approve", plan(registry, policy, "--in-use", used)["digest"])
+    assert "1 to the trash" in registry.cli(*run).stdout
+
+    def purged() -> bool:
+        registry.cli(*run)
+        return not [one for one in registry.json("retention", "trash")[-1]["images"] if area in one["repository"]]
+
+    wait_until("the trash to be emptied", purged, seconds=180, every=10)
+    assert tags(registry, f"{area}/app") == {"v0", "v2"}
+    assert images.missing(registry, versions[1], f"{area}/app"), "it went for good"
+    for version in (versions[0], versions[2]):
+        assert not images.missing(registry, version, f"{area}/app")
+    history = registry.json("retention", "history")[-1]["runs"]
+    assert [one["error"] for one in history] == [""] * len(history)
+    assert sum(one["purged"] for one in history) == 2
+
+
+def tags(registry: Registry, repository: str) -> set[str]:
+    """The tags of *repository* that are not in the trash."""
+    found = registry.json("images", "list", repository, "--all")[-1]["images"]
+    names = {one["name"].rpartition(":")[2] for one in found}
+    return {name for name in names if not name.startswith("trash-")}
 
 
 def test_a_signature_stays_with_its_image(registry: Registry, tmp_path: Path) -> None:
