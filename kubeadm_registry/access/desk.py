@@ -26,8 +26,8 @@ def desk(cluster: Cluster) -> Connect:
     """
     at = holder(side_by_side(look, cluster.hosts))
     secrets, address = cluster.secrets, cluster.node(at.host).address
+    login = Login(paths.RETENTION_NAME, secrets.password(paths.RETENTION_NAME))
     return partial(
-        Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate,
-        login=Login(paths.RETENTION_NAME, secrets.password(paths.RETENTION_NAME)), via=at.host.dial(address, paths.REGISTRY_PORT),
-        timeout=_SILENCE, headers={TERM_HEADER: str(at.term)},
+        Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login,
+        via=at.host.dial(address, paths.REGISTRY_PORT), timeout=_SILENCE, headers={TERM_HEADER: str(at.term)},
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""``images list | check | copy | delete | wanted``."""
+"""``images list | check | copy | delete | wanted``, and those of ``pins``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kubeadm_registry.access.reach import ReadFailure, prove
 from kubeadm_registry.bundle.lists import names_in
-from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli import pins, terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, dry_run_option, file_option, key_option
 from kubeadm_registry.disk import naming
 from kubeadm_registry.engine.report import echo, screen
@@ -36,6 +36,10 @@ DEFAULT_WANTED = Path("wanted-images.txt")
 @click.group("images", short_help="List, check, copy and delete images")
 def group() -> None:
     """List, check, copy and delete images, and find images that nodes failed to pull."""
+
+
+for one in (pins.pin, pins.unpin, pins.pins):
+    group.add_command(one)
 
 
 # ---- list -------------------------------------------------------------------------------------------------------

@@ -26,7 +26,10 @@ from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import retry
 from kubeadm_registry.retention import Plan, Reason, Refused, RegistryPolicy, Use, policy
+from kubeadm_registry.retention.history import History
 from kubeadm_registry.retention.ledger import Ledger, silent
+from kubeadm_registry.retention.standing import Standing
+from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.transport.host import side_by_side
 from kubeadm_registry.upkeep import clusters, planning, running, store
 from kubeadm_registry.upkeep.clusters import ClusterReport
@@ -208,27 +211,45 @@ def show(made: Plan, *, most: int) -> None:
         console.print(f"and {len(largest) - most} more, smaller ones; --all lists them")
 
 
-@command("forget", parent=group, short_help="Forget a cluster that is gone, or the ledger")
+#: What each record is, for people, and what an empty one is written as.
+_RECORDS = {
+    "ledger": ("the ledger, with the ages of all images", store.LEDGER, Ledger),
+    "trash": ("what is in the trash, so that none of it can be restored", store.TRASH, Trash),
+    "standing": ("all pins and approvals", store.STANDING, Standing),
+    "history": ("what retention has done", store.HISTORY, History),
+}
+
+
+@command("forget", parent=group, short_help="Forget a cluster that is gone, or a record")
 @file_option
-@click.option("--ledger", "everything", is_flag=True, help="Begin a new ledger, also in place of a damaged one.")
+@click.option("--ledger", "records", flag_value="ledger", help="Begin a new ledger, also in place of a damaged one.")
+@click.option("--trash", "records", flag_value="trash", help="Begin a new record of the trash. Images keep trash tags.")
+@click.option("--standing", "records", flag_value="standing", help="Begin a new record of pins and approvals.")
+@click.option("--history", "records", flag_value="history", help="Begin a new history.")
 @click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
 @click.argument("name", required=False)
-def forget(context: Context, path: Path | None, everything: bool, yes: bool, name: str | None) -> None:
+def forget(context: Context, path: Path | None, records: str | None, yes: bool, name: str | None) -> None:
     """Forget the cluster NAME, which is gone: what it used last is then no longer kept for it.
 
-    With --ledger, forget everything: each image counts as first seen by the next plan.
+    With --ledger, forget everything that was seen: each image counts as first seen by the next plan. With one of the
+    other options, begin that record anew.
     """
-    if everything == (name is not None):
+    if (records is None) == (name is None):
         raise ConfigError("pass either the name of a cluster or --ledger", code="UsageInvalid")
     reporter = context.reporter()
+    what, record, empty = _RECORDS[records or "ledger"]
     if not yes and sys.stdin.isatty():
-        what = "the ledger, with the ages of all images" if everything else f"the cluster {name}"
-        click.confirm(f"Forget {what}?", abort=True)
-    with terminal.registry(path, reporter) as (cluster, connect, _), connect() as registry:
+        click.confirm(f"Forget {what if records else f'the cluster {name}'}?", abort=True)
+    with terminal.registry(path, reporter) as (cluster, connect, _):
         key = cluster.secrets.retention_key
-        ledger = Ledger() if everything else _without(retry(lambda: store.read(registry, key), planning.PATIENCE), name)
-        retry(lambda: store.write(registry, key, ledger), planning.PATIENCE)
-    reporter.result("forgot the ledger" if everything else f"forgot the cluster {name}")
+        # Who looks writes the ledger, and nobody but the executor's login the others.
+        with (connect if record is store.LEDGER else desk(cluster))() as registry:
+            if records is None:
+                content = _without(retry(lambda: store.read(registry, key), planning.PATIENCE), name).to_json()
+            else:
+                content = empty().to_json()
+            retry(lambda: record.write(registry, key, content), planning.PATIENCE)
+    reporter.result(f"forgot {what}" if records else f"forgot the cluster {name}")
 
 
 def _without(ledger: Ledger, name: str | None) -> Ledger:

@@ -1,4 +1,4 @@
-"""``retention approve | reject | run | undo | trash | history | pause | resume | pin | unpin | pins``."""
+"""``retention approve | reject | run | undo | trash | history | pause | resume``."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import Plan
 from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.order import Order, undo
-from kubeadm_registry.retention.policy import DURATION, seconds
-from kubeadm_registry.retention.standing import Pin, Standing
+from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trashed
 from kubeadm_registry.upkeep import running, store
 from kubeadm_registry.upkeep.planning import PATIENCE
@@ -201,13 +200,13 @@ def trash(context: Context, path: Path | None) -> None:
     if context.output == "json":
         echo(json.dumps({"images": [one.to_dict() for one in found]}))
         return
-    table = _table("IMAGE", "DIGEST", "DELETED", "SIZE", "WHY")
+    table = columns("IMAGE", "DIGEST", "DELETED", "SIZE", "WHY")
     for one in found:
         tags = ", ".join(sorted(one.tags)) or "(no tag)"
         table.add_row(
             f"{one.repository}:{tags}", one.digest[7:19], _ago(now - one.deleted), f"{one.size / 1e6:.1f} MB", one.why
         )
-    _show(table, found, "the trash is empty", context)
+    show_rows(table, found, "the trash is empty", context)
 
 
 @command("undo", parent=group, short_help="Restore images from the trash")
@@ -261,13 +260,13 @@ def history(context: Context, path: Path | None) -> None:
     if context.output == "json":
         echo(json.dumps({"runs": [one.to_dict() for one in runs]}))
         return
-    table = _table("TIME", "NODE", "DELETED", "RESTORED", "PURGED", "FREED", "OUTCOME")
+    table = columns("TIME", "NODE", "DELETED", "RESTORED", "PURGED", "FREED", "OUTCOME")
     for one in runs:
         table.add_row(
-            _when(one.began), one.node, str(one.deleted), str(one.restored), str(one.purged),
+            moment(one.began), one.node, str(one.deleted), str(one.restored), str(one.purged),
             f"{one.freed / 1e6:.1f} MB", one.error or (f"{one.skipped} skipped" if one.skipped else "done"),
         )  # fmt: skip
-    _show(table, runs, "retention has not run yet", context)
+    show_rows(table, runs, "retention has not run yet", context)
 
 
 # ---- what people say ---------------------------------------------------------------------------------------------
@@ -292,79 +291,19 @@ def resume(context: Context, path: Path | None) -> None:
     context.reporter().result("retention is not paused")
 
 
-@command("pin", parent=group, short_help="Keep an image, whatever the policy says")
-@file_option
-@click.option("--reason", required=True, help="Why; plans show it.")
-@click.option("--until", metavar="TIME", help="End of the pin: a duration such as 90d, or a date such as 2027-03-31.")
-@click.argument("name")
-def pin(context: Context, path: Path | None, reason: str, until: str | None, name: str) -> None:
-    """Keep the image NAME, a tag or digest, whatever the policy says and whether anything uses it."""
-    where = place(name)
-    if not where.reference:
-        raise ConfigError(
-            f"{name} has neither tag nor digest", code="UsageInvalid", hint="pin one image, such as app:v1"
-        )
-    with opened(path, context.reporter()) as at:
-        one = Pin(str(where), reason, at.now, None if until is None else _until(until, at.now))
-        at.stand(at.standing().pinned(one))
-    context.reporter().result(f"pinned {where}")
-
-
-@command("unpin", parent=group, short_help="Remove the pin of an image")
-@file_option
-@click.argument("name")
-def unpin(context: Context, path: Path | None, name: str) -> None:
-    """Remove the pin of the image NAME; the policy decides about it again."""
-    where = str(place(name))
-    with opened(path, context.reporter()) as at:
-        before = at.standing()
-        if where not in [one.name for one in before.pins]:
-            raise ConfigError(f"{where} is not pinned", code="PinUnknown", hint="list them with `retention pins`")
-        at.stand(before.unpinned(where))
-    context.reporter().result(f"unpinned {where}")
-
-
-@command("pins", parent=group, short_help="List the pinned images")
-@file_option
-def pins(context: Context, path: Path | None) -> None:
-    """List the pinned images, and why and until when each is pinned."""
-    with opened(path, context.reporter()) as at:
-        found, now = at.standing().pins, at.now
-    if context.output == "json":
-        echo(json.dumps({"pins": [{"name": one.name, "reason": one.reason, "until": one.until} for one in found]}))
-        return
-    table = _table("IMAGE", "UNTIL", "REASON")
-    for one in found:
-        ends = "removed" if one.until is None else _when(one.until) if one.holds(now) else "over"
-        table.add_row(one.name, ends, one.reason)
-    _show(table, found, "no image is pinned", context)
-
-
-def _until(text: str, now: int) -> int:
-    """When a pin ends, seconds since 1970. Raises ConfigError."""
-    if DURATION.fullmatch(text):
-        return now + seconds(text)
-    try:
-        return int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) + _DAY
-    except ValueError:
-        raise ConfigError(
-            f"--until: {text!r} is neither a duration nor a date",
-            hint="write 90d, 12h or 2027-03-31",
-            code="UsageInvalid",
-        ) from None
-
-
 # ---- words -------------------------------------------------------------------------------------------------------
 
 
-def _table(*titles: str) -> Table:
+def columns(*titles: str) -> Table:
+    """An empty table with these titles."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         table.add_column(title, overflow="fold")
     return table
 
 
-def _show(table: Table, rows: Sequence[object], empty: str, context: Context) -> None:
+def show_rows(table: Table, rows: Sequence[object], empty: str, context: Context) -> None:
+    """Print *table*, or that it is *empty* without *rows*."""
     if not rows:
         context.reporter().result(empty)
         return
@@ -374,7 +313,8 @@ def _show(table: Table, rows: Sequence[object], empty: str, context: Context) ->
     console.print(table)
 
 
-def _when(seconds: int) -> str:
+def moment(seconds: int) -> str:
+    """A time (seconds since 1970) in UTC, to the minute."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
 

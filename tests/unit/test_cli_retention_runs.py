@@ -63,7 +63,8 @@ class Site:
         (self.folder / "policy.yaml").write_text(POLICY + more)
 
     def run(self, *arguments: str) -> Result:
-        return CliRunner().invoke(cli, ("retention", *arguments), prog_name="kubeadm-registry")
+        group = "images" if arguments[0] in ("pin", "unpin", "pins") else "retention"
+        return CliRunner().invoke(cli, (group, *arguments), prog_name="kubeadm-registry")
 
     def good(self, *arguments: str) -> str:
         result = self.run(*arguments)
@@ -236,3 +237,18 @@ def test_without_a_lease_nothing_is_written_and_a_plan_is_still_shown(site: Site
     assert "this plan cannot be approved: no node holds the lease" in result.output
     for arguments in (("run", "--no-cluster"), ("undo", "--all"), ("pause", "--reason", "x"), ("trash",)):
         assert site.failure(*arguments)[0] == "NoExecutor"
+
+
+@pytest.mark.parametrize(
+    ("record", "tag"), [("--trash", "trash"), ("--standing", "standing"), ("--history", "history")]
+)
+def test_a_damaged_record_can_be_begun_anew(site: Site, record: str, tag: str) -> None:
+    deleted(site)
+    site.good("pin", "app:v3", "--reason", "x")
+    store_of = site.registry.store["kubeadm-registry/retention"]
+    store_of.tags[tag] = store_of.tags["ledger"]  # somebody has put another record in its place
+    asks = {"trash": ("trash",), "standing": ("pause", "--reason", "x"), "history": ("history",)}[tag]
+    code, _ = site.failure(*asks)
+    assert code == f"{tag.title()}Damaged"
+    site.good("forget", record, "--yes")
+    site.good(*asks)

@@ -1,0 +1,81 @@
+"""``images pin | unpin | pins``: images that stay whatever the policy of retention says."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from kubeadm_registry.cli.command import Context, command, file_option
+from kubeadm_registry.cli.retention_runs import columns, moment, opened, show_rows
+from kubeadm_registry.engine.report import echo
+from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.images.names import place
+from kubeadm_registry.retention.policy import DURATION, seconds
+from kubeadm_registry.retention.standing import Pin
+
+_DAY = 86400
+
+
+@command("pin", short_help="Keep an image, whatever the policy says")
+@file_option
+@click.option("--reason", required=True, help="Why; plans show it.")
+@click.option("--until", metavar="TIME", help="End of the pin: a duration such as 90d, or a date such as 2027-03-31.")
+@click.argument("name")
+def pin(context: Context, path: Path | None, reason: str, until: str | None, name: str) -> None:
+    """Keep the image NAME, a tag or digest, whatever the policy says and whether anything uses it."""
+    where = place(name)
+    if not where.reference:
+        raise ConfigError(
+            f"{name} has neither tag nor digest", code="UsageInvalid", hint="pin one image, such as app:v1"
+        )
+    with opened(path, context.reporter()) as at:
+        one = Pin(str(where), reason, at.now, None if until is None else _until(until, at.now))
+        at.stand(at.standing().pinned(one))
+    context.reporter().result(f"pinned {where}")
+
+
+@command("unpin", short_help="Remove the pin of an image")
+@file_option
+@click.argument("name")
+def unpin(context: Context, path: Path | None, name: str) -> None:
+    """Remove the pin of the image NAME; the policy decides about it again."""
+    where = str(place(name))
+    with opened(path, context.reporter()) as at:
+        before = at.standing()
+        if where not in [one.name for one in before.pins]:
+            raise ConfigError(f"{where} is not pinned", code="PinUnknown", hint="list them with `images pins`")
+        at.stand(before.unpinned(where))
+    context.reporter().result(f"unpinned {where}")
+
+
+@command("pins", short_help="List the pinned images")
+@file_option
+def pins(context: Context, path: Path | None) -> None:
+    """List the pinned images, and why and until when each is pinned."""
+    with opened(path, context.reporter()) as at:
+        found, now = at.standing().pins, at.now
+    if context.output == "json":
+        echo(json.dumps({"pins": [{"name": one.name, "reason": one.reason, "until": one.until} for one in found]}))
+        return
+    table = columns("IMAGE", "UNTIL", "REASON")
+    for one in found:
+        ends = "removed" if one.until is None else moment(one.until) if one.holds(now) else "over"
+        table.add_row(one.name, ends, one.reason)
+    show_rows(table, found, "no image is pinned", context)
+
+
+def _until(text: str, now: int) -> int:
+    """When a pin ends, seconds since 1970. Raises ConfigError."""
+    if DURATION.fullmatch(text):
+        return now + seconds(text)
+    try:
+        return int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) + _DAY
+    except ValueError:
+        raise ConfigError(
+            f"--until: {text!r} is neither a duration nor a date",
+            hint="write 90d, 12h or 2027-03-31",
+            code="UsageInvalid",
+        ) from None
