@@ -171,12 +171,12 @@ class NodeHands:
         try:
             await asyncio.gather(*(one.settled(0.1) for one in self.proxies))
             gone = await fence(self.acting, FENCE)
-            self._end_writes_of_executor()
             self.counters.fences += 1
             if not gone:
                 self.failed("fence", "what could act under the lease is not gone yet")
             elif self.timer is not None and not await self.timer.disarmed(DISARM):
                 self.failed("timer", "the kernel's timer was not disarmed: reads of this server may go elsewhere")
+            self._end_writes_of_executor()
         except OSError as error:
             self.failed("fence", f"cannot end what could act under the lease: {error}")
         if gone and self._steering is not None:
@@ -186,7 +186,7 @@ class NodeHands:
             await asyncio.sleep(FENCE_AGAIN)
 
     def _end_writes_of_executor(self) -> None:
-        """What HAProxy has passed on for it: the kernel goes on sending what it has held back until now."""
+        """What HAProxy passed on for it: the kernel keeps what it holds back of that, to send it another time."""
         executor, frontend = self.config.executor, self.config.frontend
         if executor is not None:
             self._end(End(executor.writes_from), End(frontend.address, frontend.port))
