@@ -9,14 +9,15 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from kubeadm_registry.agent.config import Config, parse
 from kubeadm_registry.agent.haproxy import Proxy, commands
 from kubeadm_registry.agent.haproxy import parse as servers_of
-from kubeadm_registry.agent.model import Decisions, Report
-from kubeadm_registry.agent.steering import wanted
+from kubeadm_registry.agent.model import Decisions, Memory, Report, Role, Settings
+from kubeadm_registry.agent.steering import Servers, Steering, wanted
 from tests.unit.test_agent_config import smallest
 
 ONE = frozenset({"cp-2"})
@@ -48,6 +49,22 @@ def test_the_own_node_is_called_local() -> None:
         ("gate", "open"): True,
         ("newwork", "open"): True,
     }
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_who_leaves_shuts_its_gate_and_pushes_go_on_where_all_may_write(single: bool) -> None:
+    routed: list[Servers] = []
+
+    class Hands:
+        def route(self, servers: Servers, _: int) -> None:
+            routed.append(servers)
+
+    config = Settings("cp-1", ("cp-2",), single, executor=True)
+    steering = Steering(config, cast("Any", Hands()), lambda: 1.0, Memory(started=0.0))
+    steering.shut()
+    writers = {("writer", "local"): False, ("writer", "cp-2"): False} if single else {}
+    assert routed == [{("gate", "open"): False, **writers}]
+    assert steering.goodbye().role is Role.STANDBY
 
 
 def test_reads_are_opened_before_they_are_closed_and_writes_the_other_way_round() -> None:
