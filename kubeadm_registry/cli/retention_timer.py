@@ -15,6 +15,7 @@ from kubeadm_registry.cli.command import Context, command, diff_option, dry_run_
 from kubeadm_registry.cli.workflows import run_on_nodes
 from kubeadm_registry.components import retention
 from kubeadm_registry.engine.report import echo, screen
+from kubeadm_registry.errors import ConfigError, ConfigProblem
 from kubeadm_registry.phases.retention import enable_timer
 from kubeadm_registry.phases.workflows import RETENTION_TIMER_DISABLE
 from kubeadm_registry.retention import policy
@@ -40,7 +41,12 @@ def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool
     workloads, so it is refused if a kubelet is configured on a registry node, and does nothing once one is. Run the
     command again to change the policy.
     """
-    policy.load(policy_file)
+    if "kubeadm" in policy.load(policy_file).spec.sets:
+        raise ConfigError(
+            f"{policy_file}: the timer cannot work by it",
+            problems=[ConfigProblem("spec.sets", "the timer does not know the images of the set kubeadm")],
+            hint="write `sets: [bundle]`, or `sets: []` if no bundle was seeded",
+        )
     run_on_nodes(context, enable_timer(policy_file.read_bytes()), path, None, dry_run=dry_run, need_programs=False)
 
 

@@ -17,11 +17,13 @@ from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.engine.workflow import run as init
 from kubeadm_registry.phases import retention as phase
 from kubeadm_registry.phases.workflows import INIT
-from kubeadm_registry.retention.policy import SMALLEST
+from kubeadm_registry.retention.policy import SMALLEST as DEFAULT_SETS
 from kubeadm_registry.transport.host import Transport
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.here import here, stub
 from tests.unit.test_workflow import Recorder
+
+SMALLEST = f"{DEFAULT_SETS}  sets: [bundle]\n"
 
 
 @pytest.fixture
@@ -96,6 +98,14 @@ def test_a_wrong_policy_is_refused_before_any_node_is_contacted(
     result = enable()
     assert result.exit_code == 2
     assert "did you mean newest" in result.stderr
+
+
+def test_a_policy_that_the_timer_can_never_apply_is_refused(servers: FakeCluster) -> None:
+    Path("policy.yaml").write_text(DEFAULT_SETS)
+    result = enable()
+    assert result.exit_code == 2
+    assert "spec.sets: the timer does not know the images of the set kubeadm" in result.stderr
+    assert servers.acts() == []
 
 
 def test_it_is_refused_where_a_kubelet_is_configured(servers: FakeCluster) -> None:
