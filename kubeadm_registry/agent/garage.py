@@ -17,9 +17,11 @@ from kubeadm_registry.agent.document import Left
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
 
 DEADLINE = 5.0  # seconds
-LASTING = 2.0  # seconds of work after which it counts: each push, and a look at the tables every ten minutes, is some
+LASTING = 2.0  # seconds of work after which it counts: a look at the tables every ten minutes is some
 QUIET = 10.0  # seconds without work after which nothing is left: the workers take turns, and tables come before blocks
-BEGINS = 3.0  # seconds in which the work shows that a comparison of the tables brings
+BEGINS = (
+    8.0  # seconds in which the work shows that a comparison of the tables brings: blocks wait 4 s before they count
+)
 
 
 class Copying:
@@ -59,20 +61,29 @@ class Copying:
 def left_in(body: bytes) -> Optional[Left]:
     """What the workers in an answer of ListWorkers have left, and cannot get; None if it is no such answer.
 
-    Blocks that the node lacks are in the queue of the workers called ``Block resync worker``, parts of tables that it
-    has not compared with the other nodes in that of those that end in ``sync``.
+    Parts of tables that the node has not compared with the others are in the queues of the workers whose names end in
+    ``sync``, blocks that it lacks in the one queue of the workers called ``Block resync worker``.
     """
     try:
         [workers] = json.loads(body)["success"].values()
-        blocks = [one for one in workers if one["name"].startswith("Block resync worker")]
-        tables = [one for one in workers if one["name"].endswith(" sync")]
-        return {"blocks": sum(map(_left, blocks)), "tables": sum(map(_left, tables))}
+        tables = sum(int(one["queueLength"] or 0) for one in workers if one["name"].endswith(" sync"))
+        return {"blocks": _blocks([one for one in workers if one["name"].startswith("Block resync worker")]),
+                "tables": tables}  # fmt: skip
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
-def _left(worker: dict[str, Any]) -> int:
-    return int(worker["queueLength"] or 0) + int(worker["persistentErrors"] or 0)
+def _blocks(workers: Sequence[dict[str, Any]]) -> int:
+    """How many blocks the queue that *workers* share has for now, or has failed to get.
+
+    It also has blocks for later: four seconds after a push each is looked for once more, and ten minutes after a
+    deletion it is removed (Garage 2.3, block/manager.rs). All workers are idle then.
+    """
+    working = [one for one in workers if one["queueLength"] is not None]  # the others are switched off
+    queued = max((int(one["queueLength"]) for one in working if one["state"] != "idle"), default=0)
+    # An idle worker tells what was so when it became idle. A new failure wakes it, a success does not.
+    failed = min((int(one["persistentErrors"]) for one in working), default=0)
+    return max(queued, failed)
 
 
 class Garage:

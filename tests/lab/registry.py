@@ -312,6 +312,28 @@ class Registry:
         except LabError as error:
             raise LabError(f"{error}: {'; '.join(flaws)}") from error
 
+    def wait_copied(self, seconds: float = 120) -> None:
+        """Wait until the registry is whole and no storage copies what it missed, after which any node may be lost.
+
+        Raises LabError with what still is after *seconds*.
+        """
+        self.wait_whole(seconds)
+        left: list[str] = []
+
+        def copied() -> bool:
+            states = {host.name: self.state(host) for host in self.servers.values()}
+            left[:] = [
+                f"{name} has {state.get('storage_left')} left"
+                for name, state in states.items()
+                if "StorageCopying" in state.get("conditions", ("StorageCopying",))
+            ]
+            return not left
+
+        try:
+            wait_until("every storage to have its copies", copied, seconds=seconds, every=0.5)
+        except LabError as error:
+            raise LabError(f"{error}: {'; '.join(left)}") from error
+
     def unit(self, name: str) -> str:
         """The unit of the service *name*; ``frontend`` is whichever there is."""
         return paths.unit(self.frontend if name == "frontend" else name)

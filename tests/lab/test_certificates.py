@@ -120,6 +120,7 @@ def test_a_certificate_that_ends_soon_is_renewed_without_a_failed_read(registry:
         assert served(registry, host.address) == {file.serial_number}
     assert registry.invocations() == invocations
     assert processes(registry) <= running, "no process is new"
+    registry.wait_copied()
     condition, days, code = certificates(registry)
     assert (condition["reason"], code) == ("Valid", 0), condition
     assert min(days.values()) > pki.LEAF_LIFETIME.days - 2
@@ -144,6 +145,6 @@ def test_certificates_that_have_ended_are_renewed_by_init(registry: Registry) ->
     registry.cli("init")
     connection = connect(registry, registry.vip)
     assert get(connection) == 200
-    registry.wait_whole()
+    registry.wait_copied()
     condition, _, code = certificates(registry)
     assert (condition["reason"], code) == ("Valid", 0), condition

@@ -30,6 +30,7 @@ def test_it_unpacks_itself_and_works_on_the_servers(registry: Registry, bundle: 
     assert host.sh("which", "python3", check=False).returncode != 0, "a host with Python proves nothing"
     ssh = {"ssh.identityFile": "key", "ssh.knownHostsFile": "known_hosts"}
     file = registry.write_file(ssh, name="carried.yaml")
+    registry.wait_copied()  # the tests before may have made faults, and `status` is 0 only when nothing is left of them
     carried = {"bundle.tar": bundle, "key": place.key, "known_hosts": place.known_hosts, "cluster.yaml": file}
     try:
         host.sh("mkdir", "-m", "700", FOLDER)

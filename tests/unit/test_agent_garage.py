@@ -10,9 +10,15 @@ import pytest
 from kubeadm_registry.agent.document import Left
 from kubeadm_registry.agent.garage import BEGINS, LASTING, QUIET, Copying, left_in
 
+THROTTLED = {"throttled": {"durationSecs": 0.02}}
 
-def worker(name: str, queue: int | None, errors: int | None = None) -> dict[str, Any]:
-    return {"name": name, "queueLength": queue, "persistentErrors": errors, "state": "idle"}
+
+def worker(name: str, queue: int | None, errors: int | None = None, state: object = "idle") -> dict[str, Any]:
+    return {"name": name, "queueLength": queue, "persistentErrors": errors, "state": state}
+
+
+def resync(number: int, queue: int | None, errors: int | None, state: object) -> dict[str, Any]:
+    return worker(f"Block resync worker #{number}", queue, errors, state)
 
 
 def answer(*workers: dict[str, Any]) -> bytes:
@@ -22,12 +28,29 @@ def answer(*workers: dict[str, Any]) -> bytes:
 def test_blocks_and_parts_of_tables_count_and_nothing_else() -> None:
     """As Garage 2.3.0 said it while a node with an empty disk came back."""
     body = answer(
-        worker("Block resync worker #1", 47, 3), worker("Block resync worker #2", None), worker("version sync", 44),
+        resync(1, 47, 3, THROTTLED), resync(2, None, None, "idle"), worker("version sync", 44),
         worker("block_ref sync", 160), worker("block_ref Merkle", 23), worker("object queue", 5),
         worker("Block scrub worker", None, 7), worker("object GC", 9),
     )  # fmt: skip
-    assert left_in(body) == {"blocks": 47 + 3, "tables": 44 + 160}
+    assert left_in(body) == {"blocks": 47, "tables": 44 + 160}
     assert left_in(answer(worker("version sync", 0))) == {"blocks": 0, "tables": 0}
+
+
+@pytest.mark.parametrize(
+    ("workers", "blocks"),
+    [
+        ([resync(1, 21, 0, "idle")], 0),
+        ([resync(1, 21, 4, "idle")], 4),
+        ([resync(1, 21, 4, "busy")], 21),
+        ([resync(1, 21, 0, THROTTLED), resync(2, 23, 0, "busy")], 23),
+        ([resync(1, 23, 0, "idle"), resync(2, 5, 0, "busy")], 5),
+        ([resync(1, 9, 2, "idle"), resync(2, 7, 0, "idle")], 0),
+    ],
+    ids=["for later", "failed", "now", "one queue", "one that became idle before", "what has come meanwhile"],
+)
+def test_blocks_for_later_do_not_count(workers: list[dict[str, Any]], blocks: int) -> None:
+    """As after a deletion, whose blocks Garage keeps in the queue for ten minutes with its worker idle."""
+    assert left_in(answer(*workers)) == {"blocks": blocks, "tables": 0}
 
 
 @pytest.mark.parametrize(
