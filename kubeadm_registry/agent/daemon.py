@@ -18,7 +18,7 @@ from kubeadm_registry.agent.document import Data, State, sealed
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.log import Log, described
-from kubeadm_registry.agent.model import Decisions, HardState, Health, Memory, Observation, Role
+from kubeadm_registry.agent.model import Decisions, HardState, Health, Level, Memory, Observation, Role
 from kubeadm_registry.agent.netlink import Addresses
 from kubeadm_registry.agent.notify import notify
 from kubeadm_registry.agent.peers import Links
@@ -173,10 +173,15 @@ class Daemon:
             self.log.flush()
             notify(f"STATUS={self._sentence()}")
         if self._every("copying", 1.0, now) and self.memory.storage.health is Health.OK:
-            self.hands.garage.look()
+            self.hands.garage.look(slow=self._reads_are_slow())
         if self._every("slow", 10.0, now):
             self.hands.start("slow", self._slow())
             self.hands.start("space", self._space())
+
+    def _reads_are_slow(self) -> bool:
+        """Whether the storage reads too slowly here, or at a node that is heard."""
+        levels = {} if self.decisions is None else self.decisions.levels
+        return Level.CHAIN in (self.memory.level, *levels.values())
 
     def _every(self, name: str, seconds: float, now: float) -> bool:
         if now < self._next.get(name, 0.0):

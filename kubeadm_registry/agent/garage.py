@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -19,9 +20,12 @@ from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer
 DEADLINE = 5.0  # seconds
 LASTING = 2.0  # seconds of work after which it counts: a look at the tables every ten minutes is some
 QUIET = 10.0  # seconds without work after which nothing is left: the workers take turns, and tables come before blocks
-BEGINS = (
-    8.0  # seconds in which the work shows that a comparison of the tables brings: blocks wait 4 s before they count
-)
+BEGINS = 8.0  # seconds in which the work shows that a comparison of tables brings: its blocks wait for 4 s before
+#: Garage's own pace is one worker that rests twice as long as it works.
+GENTLE = {"resync-worker-count": "1", "resync-tranquility": "2"}
+QUICK = {"resync-worker-count": "4", "resync-tranquility": "0"}
+CALM = 10.0  # seconds without a slow node after which it copies quickly again
+RETRY, LONGEST_RETRY = 10.0, 640.0  # seconds until blocks that failed are tried again, each time twice as long
 
 
 class Copying:
@@ -58,7 +62,45 @@ class Copying:
         return self._counts
 
 
-def left_in(body: bytes) -> Optional[Left]:
+class Pace:
+    """How quickly Garage copies what is missing, and when it tries again what it could not get. Pure."""
+
+    def __init__(self) -> None:
+        self._slow: Optional[float] = None
+        self._next = 0.0
+        self._wait = RETRY
+
+    def wanted(self, *, copying: bool, slow: bool, now: float) -> Mapping[str, str]:
+        """The worker variables to set. *slow*: a node that serves reads is late, perhaps because of the copies."""
+        if slow:
+            self._slow = now
+        rested = self._slow is None or now - self._slow >= CALM
+        return QUICK if copying and rested else GENTLE
+
+    def again(self) -> None:
+        """A storage is back: what failed without it is tried again at the next look."""
+        self._next, self._wait = 0.0, RETRY
+
+    def retry(self, failed: int, now: float) -> bool:
+        """Whether the *failed* blocks are to be tried again now. A block that no node has fails each time."""
+        if not failed:
+            self.again()
+            return False
+        if now < self._next:
+            return False
+        self._next, self._wait = now + self._wait, min(2 * self._wait, LONGEST_RETRY)
+        return True
+
+
+@dataclass(frozen=True)
+class Work:
+    """What Garage's workers say: what they have left, and how many blocks they have failed to get."""
+
+    left: Left
+    failed: int
+
+
+def work_in(body: bytes) -> Optional[Work]:
     """What the workers in an answer of ListWorkers have left, and cannot get; None if it is no such answer.
 
     Parts of tables that the node has not compared with the others are in the queues of the workers whose names end in
@@ -67,14 +109,14 @@ def left_in(body: bytes) -> Optional[Left]:
     try:
         [workers] = json.loads(body)["success"].values()
         tables = sum(int(one["queueLength"] or 0) for one in workers if one["name"].endswith(" sync"))
-        return {"blocks": _blocks([one for one in workers if one["name"].startswith("Block resync worker")]),
-                "tables": tables}  # fmt: skip
+        queued, failed = _blocks([one for one in workers if one["name"].startswith("Block resync worker")])
+        return Work({"blocks": max(queued, failed), "tables": tables}, failed)
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
-def _blocks(workers: Sequence[dict[str, Any]]) -> int:
-    """How many blocks the queue that *workers* share has for now, or has failed to get.
+def _blocks(workers: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """How many blocks the queue that *workers* share has for now, and how many it has failed to get.
 
     It also has blocks for later: four seconds after a push each is looked for once more, and ten minutes after a
     deletion it is removed (Garage 2.3, block/manager.rs). All workers are idle then.
@@ -83,7 +125,7 @@ def _blocks(workers: Sequence[dict[str, Any]]) -> int:
     queued = max((int(one["queueLength"]) for one in working if one["state"] != "idle"), default=0)
     # An idle worker tells what was so when it became idle. A new failure wakes it, a success does not.
     failed = min((int(one["persistentErrors"]) for one in working), default=0)
-    return max(queued, failed)
+    return queued, failed
 
 
 class Garage:
@@ -96,6 +138,9 @@ class Garage:
         self._peers = [_address(peer, config.ports.rpc) for peer in config.peers if peer.garage_node_id]
         self._failed = failed
         self.copying = Copying()
+        self._pace = Pace()
+        self._set: dict[str, str] = {}
+        self._token = ""
 
     def connect(self) -> None:
         """Connect to the peers now; by itself Garage would after ten to thirty seconds."""
@@ -106,15 +151,35 @@ class Garage:
         """Compare the tables with the peers' now and send what they lack; by itself Garage would within ten minutes."""
         self._post("/v2/LaunchRepairOperation?node=self", {"repairType": "tables"}, "compare its tables")
         self.copying.begin(clock())
+        self._pace.again()
 
-    def look(self) -> None:
-        """Ask what its workers have left, for *copying*."""
+    def look(self, *, slow: bool) -> None:
+        """Ask what its workers have left, for *copying*, and set how quickly they work.
+
+        *slow*: this node, or one that is heard, reads too slowly.
+        """
         every = {"busyOnly": False, "errorOnly": False}
 
         def take(body: bytes) -> None:
-            self.copying.take(left_in(body), clock())
+            work, now = work_in(body), clock()
+            self.copying.take(None if work is None else work.left, now)
+            if work is not None and self._pace.retry(work.failed, now):
+                self._post("/v2/RetryBlockResync?node=self", {"all": True}, "try again to get blocks")
+            for variable, value in self._pace.wanted(copying=self.copying.now, slow=slow, now=now).items():
+                self._set_variable(variable, value)
 
         self._post("/v2/ListWorkers?node=self", every, "tell of its workers", take)
+
+    def _set_variable(self, variable: str, value: str) -> None:
+        """Set a variable of its workers, which Garage keeps, unless this agent has set it so."""
+        if self._set.get(variable) == value:
+            return
+
+        def take(_: bytes) -> None:
+            self._set[variable] = value
+
+        wanted = {"variable": variable, "value": value}
+        self._post("/v2/SetWorkerVariable?node=self", wanted, f"set {variable} to {value}", take)
 
     def _post(
         self, path: str, body: Sequence[str] | dict[str, Any], what: str, take: Callable[[bytes], None] = lambda _: None
@@ -124,7 +189,7 @@ class Garage:
             return
         kind = path[4:].partition("?")[0]
         try:
-            token = Path(self._token_file).read_text(encoding="ascii").strip()
+            token = self._token = self._token or Path(self._token_file).read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             self._failed(kind, f"cannot read the token of the storage: {error}")
             return
@@ -134,6 +199,7 @@ class Garage:
             if code == 200:
                 take(answer)
             else:
+                self._token = ""  # perhaps there is a new one
                 self._failed(kind, f"the storage did not {what}: {code or outcome.kind.value}")
 
         request = http_request(

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kubeadm_registry.agent.config import parse
 from kubeadm_registry.agent.document import Left
-from kubeadm_registry.agent.garage import BEGINS, LASTING, QUIET, Copying, left_in
+from kubeadm_registry.agent.garage import (
+    BEGINS,
+    CALM,
+    GENTLE,
+    LASTING,
+    LONGEST_RETRY,
+    QUICK,
+    QUIET,
+    RETRY,
+    Copying,
+    Garage,
+    Pace,
+    work_in,
+)
+from tests.unit.test_agent_config import smallest
 
 THROTTLED = {"throttled": {"durationSecs": 0.02}}
 
@@ -25,6 +44,11 @@ def answer(*workers: dict[str, Any]) -> bytes:
     return json.dumps({"error": {}, "success": {"d0c5": workers}}).encode()
 
 
+def left(body: bytes) -> Left | None:
+    work = work_in(body)
+    return None if work is None else work.left
+
+
 def test_blocks_and_parts_of_tables_count_and_nothing_else() -> None:
     """As Garage 2.3.0 said it while a node with an empty disk came back."""
     body = answer(
@@ -32,8 +56,8 @@ def test_blocks_and_parts_of_tables_count_and_nothing_else() -> None:
         worker("block_ref sync", 160), worker("block_ref Merkle", 23), worker("object queue", 5),
         worker("Block scrub worker", None, 7), worker("object GC", 9),
     )  # fmt: skip
-    assert left_in(body) == {"blocks": 47, "tables": 44 + 160}
-    assert left_in(answer(worker("version sync", 0))) == {"blocks": 0, "tables": 0}
+    assert left(body) == {"blocks": 47, "tables": 44 + 160}
+    assert left(answer(worker("version sync", 0))) == {"blocks": 0, "tables": 0}
 
 
 @pytest.mark.parametrize(
@@ -50,14 +74,14 @@ def test_blocks_and_parts_of_tables_count_and_nothing_else() -> None:
 )
 def test_blocks_for_later_do_not_count(workers: list[dict[str, Any]], blocks: int) -> None:
     """As after a deletion, whose blocks Garage keeps in the queue for ten minutes with its worker idle."""
-    assert left_in(answer(*workers)) == {"blocks": blocks, "tables": 0}
+    assert left(answer(*workers)) == {"blocks": blocks, "tables": 0}
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b"[]", b'{"success": {}}', b'{"success": {"a": [{}]}}', b'{"success": 1}']
 )
 def test_another_answer_is_none(body: bytes) -> None:
-    assert left_in(body) is None
+    assert work_in(body) is None
 
 
 def some(blocks: int | None) -> Left | None:
@@ -113,3 +137,93 @@ def test_no_answer_changes_nothing() -> None:
     copying = Copying()
     copying.take(None, 1.0)
     assert copying.left is None
+
+
+def test_it_copies_quickly_while_something_is_missing_and_nothing_is_slow() -> None:
+    pace = Pace()
+    assert pace.wanted(copying=False, slow=False, now=0.0) == GENTLE
+    assert pace.wanted(copying=True, slow=False, now=1.0) == QUICK
+    assert pace.wanted(copying=True, slow=True, now=2.0) == GENTLE
+    assert pace.wanted(copying=True, slow=False, now=2.0 + CALM - 0.1) == GENTLE
+    assert pace.wanted(copying=True, slow=False, now=2.0 + CALM) == QUICK
+    assert pace.wanted(copying=False, slow=False, now=3.0 + CALM) == GENTLE
+
+
+def test_what_failed_is_tried_again_ever_more_rarely() -> None:
+    pace = Pace()
+    tried = [now for now in range(200) if pace.retry(3, float(now))]
+    assert tried == [0, RETRY, 3 * RETRY, 7 * RETRY, 15 * RETRY]
+    late = [now for now in range(200, 20_000) if pace.retry(3, float(now))]
+    assert late[-1] - late[-2] == LONGEST_RETRY
+
+
+def test_a_storage_that_is_back_or_a_success_lets_it_begin_anew() -> None:
+    pace = Pace()
+    assert [pace.retry(1, now) for now in (0.0, 1.0)] == [True, False]
+    pace.again()
+    assert [pace.retry(1, now) for now in (1.0, 2.0, 1.0 + RETRY)] == [True, False, True]
+    assert not pace.retry(0, 12.0)
+    assert pace.retry(1, 13.0)
+
+
+class Admin:
+    """An admin interface that takes one token, and has these workers; what it was asked, in the order of time."""
+
+    def __init__(self, token: str, body: bytes) -> None:
+        self.token, self.body = token, body
+        self.asked: list[tuple[str, object]] = []
+        self.refused = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
+        assert length is not None
+        body = json.loads(await reader.readexactly(int(length[1])))
+        right = f"Bearer {self.token}\r\n" in head
+        if right:
+            self.asked.append((head.split()[1], body))
+        self.refused += not right
+        answer = self.body if "ListWorkers" in head else b"{}"
+        status = b"200 OK" if right else b"403 Forbidden"
+        writer.write(b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s" % (status, len(answer), answer))
+        await writer.drain()
+        writer.close()
+
+
+async def until(garage: Garage, true: Callable[[], bool]) -> None:
+    """Let *garage* look again and again until *true*."""
+    async with asyncio.timeout(10):
+        while not true():
+            garage.look(slow=False)
+            await asyncio.sleep(0.05)
+
+
+def test_it_sets_the_pace_once_and_reads_a_new_token_when_the_old_one_is_refused(tmp_path: Path) -> None:
+    idle, failed = answer(resync(1, 0, 0, "idle")), answer(resync(1, 2, 2, "idle"))
+    (token := tmp_path / "token").write_text("first\n")
+    told: list[str] = []
+
+    async def played() -> Admin:
+        admin = Admin("first", idle)
+        async with await asyncio.start_server(admin.serve, "127.0.0.1") as server:
+            port = server.sockets[0].getsockname()[1]
+            settings = {"unit": "s", "admin_port": port}
+            raw = smallest() | {"storage": settings, "garage_admin_token_file": str(token)}
+            garage = Garage(parse(raw), lambda kind, text: told.append(text))
+            await until(garage, lambda: len(admin.asked) >= 6)
+            token.unlink()
+            await until(garage, lambda: len(admin.asked) >= 9)
+            token.write_text("second\n")
+            admin.token, admin.body = "second", failed
+            await until(garage, lambda: any("Retry" in path for path, _ in admin.asked))
+        return admin
+
+    admin = asyncio.run(played())
+    paths = [path for path, _ in admin.asked]
+    variables = [body for path, body in admin.asked if "Variable" in path]
+    assert {json.dumps(each) for each in variables[: len(GENTLE)]} == {
+        json.dumps({"variable": variable, "value": value}) for variable, value in GENTLE.items()
+    }
+    assert paths.count("/v2/RetryBlockResync?node=self") == 1
+    assert ("/v2/RetryBlockResync?node=self", {"all": True}) in admin.asked
+    assert {*told} == {"the storage did not tell of its workers: 403"}
