@@ -75,7 +75,7 @@ unit: setup
 	.venv/bin/pytest -q --numprocesses=auto tests/unit tests/simulation
 
 lab: programs
-	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -m 'not long' --durations=20 tests/lab
+	$(SUDO) env "PATH=$$PATH" $(PYTHON) -m tests.lab.lanes -m 'not long' --durations=20
 
 # The alert rules, by promtool of Debian's package prometheus, which is fetched once and not installed.
 test-monitoring: setup

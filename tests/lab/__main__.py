@@ -8,7 +8,8 @@ import sys
 
 from tests.lab.command import LabError, locked, unwinding
 from tests.lab.lab import Lab, sweep
-from tests.lab.settings import BESIDE, Place, Settings
+from tests.lab.lanes import places
+from tests.lab.settings import BESIDE, Settings
 
 DESCRIPTION = """\
 Real hosts with systemd and sshd on this machine, on one switch, cut off from the world.
@@ -132,8 +133,8 @@ def work(options: argparse.Namespace) -> int:
 
 def down() -> None:
     """End the lab and those of tests beside it, whole or broken. Raises LabError with what stays."""
-    default, failed = Place.default(), []
-    for place in (default, *(default.beside(name) for name in BESIDE)):
+    failed = []
+    for place in (place for lane in places().values() for place in (lane, *map(lane.beside, BESIDE))):
         try:
             with locked(place.lock, wait=False):
                 sweep(place)

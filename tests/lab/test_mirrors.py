@@ -27,7 +27,7 @@ from tests.lab.registry import ROOT
 from tests.lab.settings import Place, Settings
 
 #: One server, which only has to have the secrets, and workers.
-WORKERS = 12
+WORKERS = 6
 CONFIG = "/etc/containerd/config.toml"
 CERTS = "/etc/containerd/certs.d"
 #: The sessions of the large list, spread over the workers' addresses by more sshd on each.
