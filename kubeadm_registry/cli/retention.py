@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from kubeadm_registry.errors import ConfigError, Error, Problem, RegistryError
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import retry
-from kubeadm_registry.retention import Plan, Reason, Refused, RegistryPolicy, Use, policy
+from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, Use, policy
 from kubeadm_registry.retention.history import History
 from kubeadm_registry.retention.ledger import Ledger, silent
 from kubeadm_registry.retention.standing import Standing
@@ -84,12 +84,16 @@ class Asked:
     def of(cls, policy_file: Path, kubeconfigs: tuple[Path, ...], lists: tuple[Path, ...], no_cluster: bool) -> Asked:
         """Read the files, and ask the clusters. Raises ConfigError, Error."""
         uses = tuple(Use(name, users=(str(file),)) for file in lists for name in names_in(file))
-        return cls(policy.load(policy_file), uses, dict(_report(file) for file in kubeconfigs), no_cluster)
+        rules = policy.load(policy_file)
+        return cls(rules, uses, dict(_report(file, rules) for file in kubeconfigs), no_cluster)
 
     def plan(self, cluster: Cluster, connect: Connect, reporter: Reporter) -> tuple[planning.Look, Plan]:
         """Look at the registry, and make the plan. Raises ConfigError (WorkloadsUnknown), Error (PlanRefused)."""
+        for name, report in self.reports.items():
+            for unmatched in report.unmatched:
+                reporter.note(f"{name}: spec.imagePaths finds no image: {unmatched}", level="warning")
         now = server_time(cluster)
-        sets = _kubeadm([cluster.spec.kubernetes.version, *(one.version for one in self.reports.values())])
+        sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, *(one.version for one in self.reports.values())])
         found = planning.look(
             connect, cluster.secrets.retention_key, self.rules, now, reports=self.reports, uses=self.uses, sets=sets
         )
@@ -166,24 +170,13 @@ def server_time(cluster: Cluster) -> int:
     return int(statistics.median(said))
 
 
-def _report(kubeconfig: Path) -> tuple[str, ClusterReport]:
-    """The name of a cluster, and what it says."""
+def _report(kubeconfig: Path, rules: RegistryPolicy) -> tuple[str, ClusterReport]:
+    """The name of a cluster, and what it says, also by the paths in *rules*."""
     # The library that reads kubeconfigs takes half a second to import.
     from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig  # noqa: PLC0415
 
     api = by_kubeconfig(kubeconfig)
-    return urlsplit(api.server).netloc, clusters.read(api)
-
-
-def _kubeadm(versions: Iterable[str | None]) -> dict[str, tuple[str, ...]]:
-    """The set ``kubeadm`` for all *versions* that are known; none if one of them has unknown images."""
-    found: set[str] = set()
-    for version in filter(None, versions):
-        images = clusters.kubeadm_set(version)
-        if isinstance(images, Reason):
-            return {}
-        found.update(images)
-    return {"kubeadm": tuple(sorted(found))} if found else {}
+    return urlsplit(api.server).netloc, clusters.read(api, paths=[one.pair for one in rules.spec.image_paths])
 
 
 def show(made: Plan, *, most: int) -> None:

@@ -58,20 +58,20 @@ def _refusal(expression: str, message: str) -> dict[str, str]:
     return {"expression": expression, "messageExpression": message, "reason": "Forbidden"}
 
 
-def _one_cluster() -> Iterator[dict[str, Any]]:
-    """A second RegistryCluster is refused, whatever the name of the first.
+def _only_one(name: str, kind: str, plural: str) -> Iterator[dict[str, Any]]:
+    """A second object of *kind* is refused, whatever the name of the first, by the policy *name*.
 
     A policy cannot list objects, but it is asked once for each object of its paramKind that the binding selects.
     """
     yield from _policy(
-        "one-cluster",
-        _match(["CREATE"], "registryclusters"),
+        name,
+        _match(["CREATE"], plural),
         {
-            "paramKind": {"apiVersion": f"{GROUP}/{VERSION}", "kind": "RegistryCluster"},
+            "paramKind": {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind},
             "validations": [
                 _refusal(
                     "object.metadata.name == params.metadata.name",
-                    "'there is one RegistryCluster, ' + params.metadata.name + ': change it, or delete it first'",
+                    f"'there is one {kind}, ' + params.metadata.name + ': change it, or delete it first'",
                 )
             ],
         },
@@ -206,4 +206,10 @@ def _kept(name: str, path: str, fields: bool, changes: bool) -> Iterator[dict[st
 
 def guard() -> list[dict[str, Any]]:
     """The policies of the guard, each before its binding: one that was refused binds nothing."""
-    return [*_one_cluster(), *_data(), *_status(), *_definitions()]
+    return [
+        *_only_one("one-cluster", "RegistryCluster", "registryclusters"),
+        *_only_one("one-policy", "RegistryPolicy", "registrypolicies"),
+        *_data(),
+        *_status(),
+        *_definitions(),
+    ]

@@ -13,8 +13,10 @@ from pydantic import BaseModel
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.config.rules import VALIDATIONS
 from kubeadm_registry.config.values import OBJECT_NAME
+from kubeadm_registry.custom_resources.plans import PlanStatus, PolicyStatus, RegistryRetentionPlan
 from kubeadm_registry.custom_resources.schema import Schema, structural
 from kubeadm_registry.custom_resources.status import ClusterStatus
+from kubeadm_registry.retention import RegistryPolicy
 
 GROUP = "kubeadm-registry.dev"
 VERSION = "v1alpha1"
@@ -72,7 +74,7 @@ class Definition:
         return {
             "description": self.description,
             "type": "object",
-            "required": ["spec"],
+            **({"required": ["spec"]} if self.model.model_fields["spec"].is_required() else {}),
             # A schema sees of the metadata the name alone.
             VALIDATIONS: [OBJECT_NAME.as_json()],
             "properties": {
@@ -136,6 +138,37 @@ DEFINITIONS = (
             _condition("StorageWhole", "Storage", "Whether every storage node responds.", narrow=False),
             _condition("CertificatesValid", "Certificates", "Whether clients accept them.", narrow=False),
             _condition("CanLoseANode", "Reason", "Why no node may fail now.", narrow=False, field="message"),
+        ),
+    ),
+    Definition(
+        model=RegistryPolicy,
+        status=PolicyStatus,
+        plural="registrypolicies",
+        short_names=("regp",),
+        description="Which images to keep in the registry, described by the same file that `kubeadm-registry retention "
+        "plan` reads. There is one. Images in use are kept whatever it says.",
+        columns=(
+            _condition("RetentionHealthy", "Healthy", "Whether there is a plan."),
+            Column("Approval", ".spec.approval", "Whether every plan needs an approval."),
+            AGE,
+            Column("Plan", ".status.plan", "Digest of the newest plan.", narrow=False),
+            _condition("RetentionHealthy", "Reason", "Why there is none.", narrow=False, field="message"),
+        ),
+    ),
+    Definition(
+        model=RegistryRetentionPlan,
+        status=PlanStatus,
+        plural="registryretentionplans",
+        short_names=("regplan",),
+        description="What a RegistryPolicy would delete now, written by the operator. Approve it by an annotation with "
+        "its digest: kubectl annotate regplan NAME kubeadm-registry.dev/approve=sha256:...",
+        columns=(
+            Column("Deletions", ".status.deletions", "How many tags and untagged manifests go.", kind="integer"),
+            Column("Frees", ".status.freed", "How much space is freed."),
+            Column("Approval", ".status.approval.state", "Whether the plan may run."),
+            Column("Made", ".status.made", "When the plan was made.", kind="date"),
+            Column("Digest", ".status.digest", "Digest by which the plan is approved.", narrow=False),
+            _condition("Made", "Reason", "Why there is no plan.", narrow=False, field="message"),
         ),
     ),
 )

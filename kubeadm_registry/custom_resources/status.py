@@ -1,7 +1,7 @@
 """The status of custom resources, as models of which schemas are made.
 
 ``ClusterStatus`` is what ``kubeadm-registry status -o json`` prints (``kubeadm_registry/status.py``), and in each
-condition the time that Kubernetes' conditions have besides.
+condition the time that Kubernetes' conditions have besides. Those of retention are in ``plans.py``.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ class NodeReport(Model):
     """Whole days until then."""
     authority_expires: Moment | None = None
     """When the CA's certificate expires."""
+    health: Conditions | None = None
+    """What the operator found of this node, and since when."""
 
 
 class ClusterStatus(Model):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 
+from kubeadm_registry.config.rules import Rule, matching
 from kubeadm_registry.oci.references import repository_prefix
 
 #: distribution-spec, "Pulling manifests": the longest tag; and the longest name with its host that clients take.
@@ -20,9 +21,28 @@ TAG_CHARACTERS = r"[A-Za-z0-9._*?\[\]!-]+"
 TAG_TEXT = 'must be a pattern of tags, such as "v*" or "release-[0-9]*"'
 REPOSITORY_CHARACTERS = r"[a-z0-9._:/*?\[\]!-]+"
 REPOSITORY_TEXT = 'must be a pattern of repositories without a tag, such as "registry.k8s.io/**" or "team/*"'
+_WHOLE_TEXT = "must have ** as a whole path component, such as team/**"
+_BRACKETS_TEXT = "must close each [ and have something in it"
 #: Each may match in as many ways as a name has components, and together their product.
 _MOST_DEEP = 2
-_PIECE = re.compile(r"\*|\?|\[!?[A-Za-z0-9._-]+\]|[A-Za-z0-9._-]")
+_DEEP_TEXT = f"must have ** at most {_MOST_DEEP} times"
+_PIECE_TEXT = r"[*]|[?]|\[!?[A-Za-z0-9._-]+\]|[A-Za-z0-9._-]"
+_PIECE = re.compile(_PIECE_TEXT)
+#: Components that are not empty, of which the first may have a port, if it is not all.
+_COMPONENTS = "[^/:]+(/[^/:]+)*|[^/]+(/[^/:]+)+"
+#: What ``tag`` and ``repository`` check, for an API server. It takes a range that goes backwards, ``[9-0]``.
+TAG_RULES = (
+    matching(TAG_CHARACTERS, TAG_TEXT),
+    Rule("!self.contains('**')", TAG_TEXT),
+    matching(rf"(?:{_PIECE_TEXT})+", _BRACKETS_TEXT),
+)
+REPOSITORY_RULES = (
+    matching(REPOSITORY_CHARACTERS, REPOSITORY_TEXT),
+    matching(_COMPONENTS, REPOSITORY_TEXT),
+    Rule("!self.matches('[^/][*][*]|[*][*][^/]')", _WHOLE_TEXT),
+    Rule("!self.matches('[*][*].*[*][*].*[*][*]')", _DEEP_TEXT),
+    matching(rf"(?:{_PIECE_TEXT}|\[!?[A-Za-z0-9._:-]+\]|[:/])+", _BRACKETS_TEXT),
+)
 
 
 def tag(glob: str) -> re.Pattern[str]:
@@ -45,9 +65,9 @@ def repository(glob: str) -> re.Pattern[str]:
         raise ValueError(REPOSITORY_TEXT)
     components = stored.split("/")
     if any("**" in one and one != "**" for one in components):
-        raise ValueError("must have ** as a whole path component, such as team/**")
+        raise ValueError(_WHOLE_TEXT)
     if components.count("**") > _MOST_DEEP:
-        raise ValueError(f"must have ** at most {_MOST_DEEP} times")
+        raise ValueError(_DEEP_TEXT)
     *above, last = components
     text = "".join(r"(?:[^/]+/)*" if one == "**" else f"{_component(one)}/" for one in above)
     return _compiled(text + (".+" if last == "**" else _component(last)))
@@ -61,7 +81,7 @@ def _component(glob: str) -> str:
     """
     pieces = _PIECE.findall(glob)
     if "".join(pieces) != glob:
-        raise ValueError("must close each [ and have something in it")
+        raise ValueError(_BRACKETS_TEXT)
     texts = [""]
     for piece in pieces:
         if piece == "*":

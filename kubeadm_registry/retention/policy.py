@@ -16,7 +16,7 @@ from kubeadm_registry.config.model import Metadata, Model
 from kubeadm_registry.config.rules import OnServer, matching
 from kubeadm_registry.config.rules import Rule as ServerRule
 from kubeadm_registry.config.values import Flag, Label, Whole
-from kubeadm_registry.retention import globs
+from kubeadm_registry.retention import globs, jsonpath
 from kubeadm_registry.retention.versions import Level
 
 DURATION = re.compile(r"([1-9][0-9]{0,4})([mhd])")
@@ -67,12 +67,12 @@ Duration = Annotated[
 TagPattern = Annotated[
     str,
     AfterValidator(_tags),
-    OnServer(matching(globs.TAG_CHARACTERS, globs.TAG_TEXT), maxLength=globs.LONGEST_TAG),
+    OnServer(*globs.TAG_RULES, maxLength=globs.LONGEST_TAG),
 ]
 RepositoryPattern = Annotated[
     str,
     AfterValidator(_repositories),
-    OnServer(matching(globs.REPOSITORY_CHARACTERS, globs.REPOSITORY_TEXT), maxLength=globs.LONGEST_REPOSITORY),
+    OnServer(*globs.REPOSITORY_RULES, maxLength=globs.LONGEST_REPOSITORY),
 ]
 #: ``Keep.keeps_something`` for an API server.
 _KEEPS = ServerRule(
@@ -80,6 +80,25 @@ _KEEPS = ServerRule(
     "has(self.newest) || has(self.within) || has(self.pulledWithin) || has(self.semver)",
     _KEEPS_TEXT,
 )
+_RESOURCE_TEXT = "must be the plural of a custom resource in lower case, such as workflows"
+_VERSION_TEXT = "must be the API group and version of a custom resource, such as argoproj.io/v1alpha1"
+_RESOURCE = r"[a-z]([-a-z0-9]*[a-z0-9])?"
+_API_VERSION = rf"{_RESOURCE}([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)+/v[0-9]+((alpha|beta)[0-9]+)?"
+_LONGEST_PATH = 256
+_MOST_PATHS = 64
+
+
+def _matching(pattern: str, text: str, longest: int) -> Any:
+    """A text that matches *pattern* as a whole, by the same rule here and on an API server."""
+
+    def check(value: str) -> str:
+        if len(value) > longest or not re.fullmatch(pattern, value):
+            raise ValueError(text)
+        return value
+
+    return AfterValidator(check), OnServer(matching(pattern, text), maxLength=longest)
+
+
 _BY_NAME = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 SetName = Literal["bundle", "kubeadm"]
 Count = Annotated[Whole, Field(ge=1, le=100_000)]
@@ -150,6 +169,22 @@ class Trash(Model):
     """How long a deleted image can be restored."""
 
 
+class ImagePath(Model):
+    """A place in a custom resource that names images."""
+
+    api_version: Annotated[str, *_matching(_API_VERSION, _VERSION_TEXT, 253)]
+    """API group and version, such as argoproj.io/v1alpha1."""
+    resource: Annotated[str, *_matching(_RESOURCE, _RESOURCE_TEXT, 63)]
+    """Plural of the resource, such as workflows. The operator needs the right to list it."""
+    path: Annotated[str, *_matching(jsonpath.PATTERN, jsonpath.PATTERN_TEXT, _LONGEST_PATH)]
+    """JSONPath to a text or a list of texts, such as .spec.templates[*].container.image."""
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """As ``upkeep.clusters.read`` takes it: GROUP/VERSION/PLURAL and the path."""
+        return f"{self.api_version}/{self.resource}", self.path
+
+
 class PolicySpec(Model):
     """Which images to keep. The default keeps everything."""
 
@@ -163,6 +198,9 @@ class PolicySpec(Model):
     """Keep what was first seen within this time, whatever the rules say."""
     workload_grace: Duration = "7d"
     """Keep images for this time after the last workload that used them is gone."""
+    image_paths: tuple[ImagePath, ...] = Field((), max_length=_MOST_PATHS)
+    """Where custom resources name images. Each is read with the workloads of a cluster, and a path to something else
+    than a name stops the plan."""
     trash: Trash = Trash()
     maximum_share: Whole = Field(20, ge=1, le=100)
     """A plan that deletes more than this percentage of a repository or of the registry, and more than five images,
@@ -221,3 +259,11 @@ def parse(text: str, name: str) -> RegistryPolicy:
     """The policy that *text* (YAML) describes; *name* stands in errors. Raises ConfigError."""
     found = document.read(text, name, hint=_HINT, smallest=SMALLEST)
     return document.validated(RegistryPolicy, found, name, hint=_HINT)
+
+
+def from_object(found: Mapping[str, Any]) -> RegistryPolicy:
+    """The policy that a RegistryPolicy read from an API server describes. Raises ConfigError."""
+    metadata = found.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    own = {key: found[key] for key in ("apiVersion", "kind", "spec") if key in found}
+    return document.validated(RegistryPolicy, {**own, "metadata": {"name": name}}, f"RegistryPolicy {name}", hint=_HINT)

@@ -22,11 +22,11 @@ from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.errors import ConfigError, ConnectionFailed
 from kubeadm_registry.images.kubernetes_images import images_of, known_patches
 from kubeadm_registry.printable import shown
+from kubeadm_registry.retention.jsonpath import JsonPath, parse
 from kubeadm_registry.retention.reasons import Reason
 from kubeadm_registry.retention.uses import NAMED, Use, failed_list, grouped
 from kubeadm_registry.upkeep import named, structs
 from kubeadm_registry.upkeep.api import Api, clause
-from kubeadm_registry.upkeep.jsonpath import JsonPath, parse
 from kubeadm_registry.upkeep.lists import AGAIN, Expired, ListFailed, Resource, parts, triples
 from kubeadm_registry.upkeep.structs import Metadata, Page
 
@@ -252,3 +252,14 @@ def kubeadm_set(version: str) -> tuple[str, ...] | Reason:
     for near in (minor - 1, minor, minor + 1):
         found.update(image for patch in known_patches(near) for image in images_of(patch))
     return tuple(sorted(found))
+
+
+def kubeadm_sets(versions: Iterable[str | None]) -> dict[str, tuple[str, ...]]:
+    """The set ``kubeadm`` for all *versions* that are known; none if one of them has unknown images."""
+    found: set[str] = set()
+    for version in filter(None, versions):
+        images = kubeadm_set(version)
+        if isinstance(images, Reason):
+            return {}
+        found.update(images)
+    return {"kubeadm": tuple(sorted(found))} if found else {}

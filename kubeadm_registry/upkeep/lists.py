@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from kubeadm_registry.printable import counted, shown
+from kubeadm_registry.retention.jsonpath import NotThere
 from kubeadm_registry.upkeep.api import Api, clause
-from kubeadm_registry.upkeep.jsonpath import NotThere
 from kubeadm_registry.upkeep.named import Named
 from kubeadm_registry.upkeep.structs import Metadata, Page
 

@@ -49,7 +49,8 @@ def server(bare: ApiServer) -> ApiServer:
         assert "arning" not in answer.text
     for each in DEFINITIONS:
         assert bare.ask("wait", "--for=condition=Established", f"crd/{each.name}").taken
-    wait_until("RegistryCluster to be served", lambda: bare.ask("get", "registryclusters").taken, seconds=_SOON)
+    for each in DEFINITIONS:
+        wait_until(f"{each.kind} to be served", lambda name=each.plural: bare.ask("get", name).taken, seconds=_SOON)  # type: ignore[misc]
     probe = {**CLUSTER, "metadata": {"name": "probe"}}
     assert bare.send("create", [probe]).taken
 

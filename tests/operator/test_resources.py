@@ -160,7 +160,9 @@ def test_kubectl_get_says_whether_i_am_safe(adopted: ApiServer) -> None:
     for name in ("regc", "registryclusters", "registrycluster", "kubeadm-registry"):
         heads, cells = rows(adopted, name)
         assert heads == ["NAME", "AVAILABLE", "CAN LOSE A NODE", "VIP HOLDER", "AGE"]
-        assert cells[:4] == ["registry", "True", "False", "cp-1"]
+        # The category is of several kinds, so kubectl names the kind.
+        full = f"registrycluster.kubeadm-registry.dev/{NAME}" if name == "kubeadm-registry" else NAME
+        assert cells[:4] == [full, "True", "False", "cp-1"]
     heads, cells = rows(adopted, "regc", "-o", "wide")
     assert heads[5:] == ["VIP", "FRONTEND", "STORAGE", "CERTIFICATES", "REASON"]
     assert cells[5:] == ["10.0.0.10", "zot", "False", "True", "zot on cp-2 is failed"]

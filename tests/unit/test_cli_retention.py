@@ -121,7 +121,7 @@ def test_what_is_in_use_stays(site: Site) -> None:
 def cluster(monkeypatch: pytest.MonkeyPatch, *uses: str, uid: str = "the-uid", version: str = "v1.33.1") -> None:
     """Let the cluster of every kubeconfig say that it has *uses*; the real one is asked in tests/operator."""
     found = ClusterReport(uid, version, grouped((one, "", "Pod default/web") for one in uses))
-    monkeypatch.setattr(retention, "_report", lambda _kubeconfig: (f"{uid}.example:6443", found))
+    monkeypatch.setattr(retention, "_report", lambda _kubeconfig, _rules: (f"{uid}.example:6443", found))
 
 
 def test_what_a_cluster_uses_stays_also_when_it_is_silent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,13 +138,34 @@ def test_what_a_cluster_uses_stays_also_when_it_is_silent(site: Site, monkeypatc
     assert names(site.json("--kubeconfig", "admin.conf")) == ["app:v1"]
 
 
+def test_a_cluster_is_asked_by_the_paths_of_the_policy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = '{apiVersion: argoproj.io/v1alpha1, resource: workflows, path: ".spec.image"}'
+    (site.folder / "policy.yaml").write_text(f"{POLICY}  imagePaths: [{path}]\n")
+    asked = []
+
+    def read(_api: object, *, paths: list[tuple[str, str]]) -> ClusterReport:
+        asked.extend(paths)
+        return ClusterReport("uid", "v1.33.1", unmatched=("argoproj.io/v1alpha1/workflows .spec.image",))
+
+    monkeypatch.setattr(retention.clusters, "read", read)
+    (site.folder / "admin.conf").write_text(
+        "clusters: [{name: a, cluster: {server: 'https://a.example:6443'}}]\n"
+        "contexts: [{name: a, context: {cluster: a, user: a}}]\nusers: [{name: a, user: {token: t}}]\n"
+        "current-context: a\n"
+    )
+    result = site.plan("--kubeconfig", "admin.conf")
+    assert result.exit_code == 0, result.output
+    assert asked == [("argoproj.io/v1alpha1/workflows", ".spec.image")]
+    assert "spec.imagePaths finds no image: argoproj.io/v1alpha1/workflows .spec.image" in result.output
+
+
 def test_a_cluster_of_which_not_all_is_known_is_a_reason_for_no_plan(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.json()
     site.at(40)
     found = ClusterReport("the-uid", "v1.33.1", (), (failed_list("Pods", "403 Forbidden"),))
-    monkeypatch.setattr(retention, "_report", lambda _kubeconfig: ("a.example:6443", found))
+    monkeypatch.setattr(retention, "_report", lambda _kubeconfig, _rules: ("a.example:6443", found))
     result = site.plan("--kubeconfig", "admin.conf")
     assert result.exit_code == 1
     assert "cannot list Pods: 403 Forbidden" in result.stdout

@@ -161,7 +161,7 @@ def test_the_command_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_each_policy_comes_before_its_binding() -> None:
     """kubectl goes on after a refused object: a binding without its policy would look well and refuse nothing."""
     kinds = [one["kind"] for one in yaml.safe_load_all(manifests()["admission.yaml"])]
-    assert kinds == ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] * 4
+    assert kinds == ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] * 5
 
 
 def test_a_definition_has_a_name_of_each_kind() -> None:

@@ -19,9 +19,10 @@ import urllib3
 
 from kubeadm_registry.containerd.settings import PAUSE_IMAGES
 from kubeadm_registry.errors import ConfigError, ConnectionFailed
+from kubeadm_registry.retention import jsonpath
 from kubeadm_registry.retention.reasons import Reason
 from kubeadm_registry.retention.uses import Use
-from kubeadm_registry.upkeep import jsonpath, kubeconfig, named, structs
+from kubeadm_registry.upkeep import kubeconfig, named, structs
 from kubeadm_registry.upkeep.api import Answer, Api
 from kubeadm_registry.upkeep.clusters import NODES, RESOURCES, kubeadm_set, read, united
 from kubeadm_registry.upkeep.rights import NODE_RIGHT, RIGHTS, rights

@@ -18,12 +18,13 @@ ALL: Final = None
 """The step ``[*]`` or ``.*``: all items of a list, or all values of a mapping."""
 Step = str | int | None
 
-#: One step. kubectl writes a key with dots in it as ``.a\\.b``, the standard as ``['a.b']``.
-_STEP = re.compile(
-    r"""\.(?P<key>(?:[A-Za-z0-9_/-]|\\\.)+) | (?P<all>\.\*|\[\*\]) | \[(?P<index>[0-9]{1,6})\]
-      | \['(?P<quoted>[^'\\]+)'\]""",
-    re.VERBOSE,
-)
+#: One step, each form of it in its own group. kubectl writes a key with dots in it as ``.a\\.b``, the standard as
+#: ``['a.b']``.
+_KEY, _ALL, _INDEX, _QUOTED = r"(?:[A-Za-z0-9_/-]|\\\.)+", r"\.\*|\[\*\]", "[0-9]{1,6}", r"[^'\\]+"
+_STEP = re.compile(rf"\.(?P<key>{_KEY})|(?P<all>{_ALL})|\[(?P<index>{_INDEX})\]|\['(?P<quoted>{_QUOTED})'\]")
+#: A whole path as a policy has it, without braces; RE2, by which API servers match, reads it as well.
+PATTERN = rf"\$?(?:\.{_KEY}|{_ALL}|\[{_INDEX}\]|\['{_QUOTED}'\])+"
+PATTERN_TEXT = "must be a JSONPath without filters, such as .spec.templates[*].container.image"
 _HINT = (
     "write it as .spec.image, .spec.templates[*].container.image or ['a.key'].image; filters and '..' are not supported"
 )
