@@ -84,7 +84,7 @@ test-monitoring: setup
 
 # The custom resources and their guard, against a real kube-apiserver with etcd on loopback; needs Go once, and no root.
 test-operator: setup
-	@$(PYTHON) -m tests.lab.programs etcd kubectl > /dev/null
+	@$(PYTHON) -m tests.lab.programs etcd kubectl registry > /dev/null
 	.venv/bin/pytest tests/operator
 
 kubernetes-programs: programs

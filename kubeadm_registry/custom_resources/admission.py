@@ -15,11 +15,10 @@ from typing import Any
 
 from kubeadm_registry.config.rules import VALIDATIONS, same_ip
 from kubeadm_registry.custom_resources.definitions import DEFINITIONS, GROUP, VERSION
+from kubeadm_registry.custom_resources.names import OPERATOR
 from kubeadm_registry.custom_resources.schema import Schema
 
 ALLOW = f"{GROUP}/allow-data-loss"
-#: The user as whom the operator logs in.
-OPERATOR = "system:serviceaccount:kubeadm-registry:operator"
 _PREFIX = "kubeadm-registry"
 _GROUP_OF_POLICIES = "admissionregistration.k8s.io/v1"
 _ALLOWED = {

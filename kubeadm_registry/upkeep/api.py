@@ -1,4 +1,4 @@
-"""One API server of Kubernetes, asked by GET only: a connection, credentials, and patience with a busy server."""
+"""One API server of Kubernetes: a connection, credentials, and patience with a busy server."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Api:
     """The API server at *server* (a URL), by one connection of *pool*.
 
     *authorization* returns the header of that name, or nothing; it is called before each request, so that credentials
-    may be renewed. *patience*: seconds that one request may be repeated. Not shared between threads.
+    may be renewed. *patience*: seconds that one request may be repeated. *agent* is what the server's audit log calls
+    this client. Not shared between threads.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Api:
         authorization: Callable[[], str] = lambda: "",
         *,
         patience: float = PATIENCE,
+        agent: str = "kubeadm-registry",
     ) -> None:
         self.server = server.rstrip("/")
+        self._agent = agent
         self._pool = pool
         self._authorization = authorization
         self._patience = patience
@@ -83,17 +86,11 @@ class Api:
             why, wait = "the time for the whole reading is over", 0.0
             if (left := by - time.monotonic()) > 0:
                 try:
-                    answer = self._once(url, left)
+                    answer = self._once("GET", url, left)
                 except HTTPError as error:
                     why = self._unanswered(error)
                 else:
-                    found = Answer(answer.status, answer.data)
-                    if answer.status == http.client.UNAUTHORIZED:
-                        raise ConnectionFailed(
-                            f"{self.server} does not accept the credentials",
-                            hint="renew the credentials in the kubeconfig, or use another kubeconfig",
-                            code="ClusterUnauthorized",
-                        )
+                    found = self._answer(answer)
                     if answer.status not in _BUSY:
                         return found
                     why, wait = found.failure, seconds_to_wait(answer.headers.get("Retry-After", ""))
@@ -107,18 +104,46 @@ class Api:
             time.sleep(wait)
             pause = min(_LONGEST_PAUSE, 2 * pause)
 
+    def send(self, method: str, path: str, body: bytes, *, kind: str = "application/json", seconds: float) -> Answer:
+        """What the server answers to one request that changes something, within *seconds*; *kind* is that of *body*.
+
+        It is not repeated: without an answer it may have been carried out. Raises ConnectionFailed as ``get`` does.
+        """
+        try:
+            return self._answer(self._once(method, self.server + path, seconds, body, kind))
+        except HTTPError as error:
+            raise ConnectionFailed(
+                f"no answer from {self.server} to {method} {path} within {seconds:.0f} s: {self._unanswered(error)}",
+                hint=_CHECK,
+                code="ClusterUnreachable",
+            ) from error
+
+    def _answer(self, answer: urllib3.BaseHTTPResponse) -> Answer:
+        """*answer* with its body. Raises ConnectionFailed (ClusterUnauthorized)."""
+        if answer.status == http.client.UNAUTHORIZED:
+            raise ConnectionFailed(
+                f"{self.server} does not accept the credentials",
+                hint="renew the credentials in the kubeconfig, or use another kubeconfig",
+                code="ClusterUnauthorized",
+            )
+        return Answer(answer.status, answer.data)
+
     def close(self) -> None:
         """End the connection."""
         self._pool.clear()
 
-    def _once(self, url: str, left: float) -> urllib3.BaseHTTPResponse:
-        headers = {"Accept": "application/json", "User-Agent": "kubeadm-registry"}
+    def _once(
+        self, method: str, url: str, left: float, body: bytes | None = None, kind: str = ""
+    ) -> urllib3.BaseHTTPResponse:
+        headers = {"Accept": "application/json", "User-Agent": self._agent}
+        if kind:
+            headers["Content-Type"] = kind
         if authorization := self._authorization():
             headers["Authorization"] = authorization
         # A redirect is not followed: credentials are for this server. No gzip: it costs the API server more than it
         # saves in a network of a cluster.
         return self._pool.request(
-            "GET", url, headers=headers, retries=False, redirect=False,
+            method, url, body=body, headers=headers, retries=False, redirect=False,
             timeout=urllib3.Timeout(connect=min(_CONNECT, left), read=min(_SILENCE, left)),
         )  # fmt: skip
 

@@ -34,7 +34,7 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _HINT = "check it with `kubectl --kubeconfig FILE get --raw /version`, or use another kubeconfig"
 
 
-def by_kubeconfig(path: Path, *, context: str = "", patience: float = PATIENCE) -> Api:
+def by_kubeconfig(path: Path, *, context: str = "", patience: float = PATIENCE, agent: str = "kubeadm-registry") -> Api:
     """The API server that the file *path* names in *context*, or in its current context; nothing is asked of it yet.
 
     Credentials may be a token, a client certificate, a user with password, or an exec plugin, which is run. The file is
@@ -56,12 +56,13 @@ def by_kubeconfig(path: Path, *, context: str = "", patience: float = PATIENCE) 
         user = loaded._user or {}
         if "exec" in user and not (getattr(loaded, "token", "") or getattr(loaded, "cert_file", "")):
             raise ValueError(f"the exec plugin gave no credentials: {' '.join(said) or 'unknown cause'}")
-        return _api(configuration, patience)
+        return _api(configuration, patience, agent)
 
 
 def in_cluster(
-    *, directory: Path = SERVICE_ACCOUNT, environment: Mapping[str, str] = os.environ, patience: float = PATIENCE
-) -> Api:
+    *, directory: Path = SERVICE_ACCOUNT, environment: Mapping[str, str] = os.environ, patience: float = PATIENCE,
+    agent: str = "kubeadm-registry",
+) -> Api:  # fmt: skip
     """The API server of the cluster in which this process runs as a pod, by the pod's service account.
 
     Raises ConfigError (NotInCluster).
@@ -76,7 +77,7 @@ def in_cluster(
         loader(
             token_filename=str(directory / "token"), cert_filename=str(directory / "ca.crt"), environ=environment
         ).load_and_set(configuration)
-        return _api(configuration, patience)
+        return _api(configuration, patience, agent)
     except (ConfigException, OSError, ValueError) as error:
         raise ConfigError(
             f"this process has no service account of a cluster: {error}",
@@ -134,7 +135,7 @@ def _logged() -> Iterator[list[str]]:
         root.removeHandler(keep)
 
 
-def _api(configuration: Configuration, patience: float) -> Api:
+def _api(configuration: Configuration, patience: float, agent: str) -> Api:
     """The API server that *configuration* names. Raises ValueError and OSError for certificates that cannot be used."""
     from kubernetes.client.rest import should_bypass_proxies  # noqa: PLC0415
 
@@ -155,7 +156,7 @@ def _api(configuration: Configuration, patience: float) -> Api:
         pool = urllib3.PoolManager(**settings)
     return Api(
         server, pool, lambda: given.get_api_key_with_prefix("BearerToken", alias="authorization") or "",
-        patience=patience,
+        patience=patience, agent=agent,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from kubeadm_registry.custom_resources.admission import OPERATOR
+from kubeadm_registry.custom_resources.names import OPERATOR
 from tests.lab.command import run, wait_until
 from tests.lab.programs import program
 

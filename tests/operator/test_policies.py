@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from kubeadm_registry.custom_resources.admission import OPERATOR
 from kubeadm_registry.custom_resources.definitions import GROUP, VERSION
+from kubeadm_registry.custom_resources.names import OPERATOR
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.retention import policy
 from tests.operator.apiserver import ApiServer

@@ -1,0 +1,12 @@
+"""Names that manifests, the operator and the commands agree on."""
+
+from __future__ import annotations
+
+#: The namespace of the operator, and its service account in there.
+NAMESPACE = "kubeadm-registry"
+SERVICE_ACCOUNT = "operator"
+#: The user as whom the operator logs in.
+OPERATOR = f"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"
+#: The Secret by which it reaches the registry, and where its pods have it.
+SECRET = "registry"  # noqa: S105  a name
+SECRET_DIRECTORY = "/etc/kubeadm-registry/registry"  # noqa: S105  a path

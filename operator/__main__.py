@@ -1,0 +1,29 @@
+"""Starts the operator: ``python -m kubeadm_registry.operator``. The environment has its settings (``settings.py``)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from kubeadm_registry.errors import Error
+from kubeadm_registry.operator import running, settings
+
+
+def main() -> None:
+    """Run until somebody ends it. Threads that are in the middle of something end with it."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        code = running.main(settings.from_environment())
+    except Error as error:
+        logging.getLogger("kubeadm_registry.operator").error("%s", error)
+        code = error.exit_code
+    except Exception:
+        logging.getLogger("kubeadm_registry.operator").exception("unexpected")
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

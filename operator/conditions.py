@@ -1,0 +1,64 @@
+"""Conditions by Kubernetes' API conventions, and what of them is worth an Event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+#: Where True is what somebody has to do something about.
+BAD = frozenset({"Degraded", "StorageFilling", "SplitVIP", "ImagesMissing"})
+#: The API server takes no longer message (metav1.Condition).
+_LONGEST = 32768
+Condition = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A condition without its time: *status* None is "Unknown"."""
+
+    kind: str
+    status: bool | None
+    reason: str
+    message: str
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing needs to be done."""
+        return self.status is not None and self.status != (self.kind in BAD)
+
+
+def merged(
+    old: Sequence[Condition] | None, found: Iterable[Verdict], now: float, generation: int
+) -> list[dict[str, Any]]:
+    """*found* as conditions at *now*, each since when it is so by *old*. What was not looked at stays as in *old*."""
+    before = {one["type"]: dict(one) for one in old or ()}
+    moment = rfc3339(now)
+    conditions = {}
+    for one in found:
+        status = "Unknown" if one.status is None else str(one.status)
+        was = before.get(one.kind)
+        conditions[one.kind] = {
+            "type": one.kind,
+            "status": status,
+            "reason": one.reason,
+            "message": one.message[:_LONGEST],
+            "lastTransitionTime": was["lastTransitionTime"] if was and was["status"] == status else moment,
+            "observedGeneration": generation,
+        }
+    return list({**before, **conditions}.values())
+
+
+def changes(old: Sequence[Condition] | None, found: Iterable[Verdict]) -> Iterator[Verdict]:
+    """Those of *found* that differ from *old* in status or reason. Of what is new, only what is bad."""
+    before = {one["type"]: (one["status"], one["reason"]) for one in old or ()}
+    for one in found:
+        status = "Unknown" if one.status is None else str(one.status)
+        if before.get(one.kind) != (status, one.reason) and (one.kind in before or one.status == (one.kind in BAD)):
+            yield one
+
+
+def rfc3339(seconds: float) -> str:
+    """*seconds* since 1970 as the API server writes times."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

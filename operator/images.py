@@ -1,0 +1,73 @@
+"""Images that pods use and the registry lacks: found before a node needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kubeadm_registry import paths
+from kubeadm_registry.addresses import endpoint
+from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.config.values import EVERY_REGISTRY
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.images import pool
+from kubeadm_registry.images.names import Place
+from kubeadm_registry.oci.references import full, parse, repository_prefix
+from kubeadm_registry.operator.conditions import Verdict
+from kubeadm_registry.printable import counted, shown
+from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.retention import Use
+from kubeadm_registry.upkeep.clusters import ClusterReport
+
+#: Seconds that one question may be repeated.
+_PATIENCE = 10.0
+#: How many are named; a message has 32 kB.
+_NAMED = 50
+_KIND = "ImagesMissing"
+
+
+def place_of(config: RegistryCluster, reference: str) -> Place | None:
+    """Where a node of the cluster looks for *reference* in the registry; None if it is pulled from elsewhere."""
+    found = parse(full(reference) or "")
+    if found is None:
+        return None
+    vip = config.spec.vip
+    own = {endpoint(address, paths.REGISTRY_PORT) for address in vip.addresses}
+    own |= {f"{vip.name}:{paths.REGISTRY_PORT}"} if vip.name else set()
+    if found.host in own:
+        return Place(found.path, found.wanted)
+    if found.host in config.spec.mirrors or EVERY_REGISTRY in config.spec.mirrors:
+        return Place(f"{repository_prefix(found.host)}/{found.path}", found.wanted)
+    return None
+
+
+def missing(config: RegistryCluster, connect: pool.Connect, uses: Sequence[Use]) -> list[tuple[Place, Use]]:
+    """Those of *uses* that nodes look for in the registry, to which *connect* leads, and that it lacks.
+
+    Raises RegistryError if the registry cannot be asked.
+    """
+    wanted = {place: use for use in uses if (place := place_of(config, use.reference)) is not None}
+
+    def is_there(registry: Api, place: Place) -> bool:
+        return retry(lambda: registry.digest(place.repository, place.reference), _PATIENCE) is not None
+
+    with pool.WorkerPool(connect, pool.WORKERS) as workers:
+        answers = workers.each(is_there, sorted(wanted, key=str))
+    return [(place, wanted[place]) for place, there in answers if not there]
+
+
+def verdict(config: RegistryCluster, connect: pool.Connect, report: ClusterReport) -> Verdict:
+    """The condition ImagesMissing for what *report* says of the cluster's pods."""
+    if report.problems:
+        return Verdict(_KIND, None, report.problems[0].code, report.problems[0].message)
+    try:
+        found = missing(config, connect, report.uses)
+    except RegistryError as error:
+        return Verdict(_KIND, None, "RegistryNotAsked", error.message)
+    if not found:
+        return Verdict(_KIND, False, "AllThere", "the registry has every image that pods pull from it")
+    named = ", ".join(f"{place} ({shown(use.who(), 200)})" for place, use in found[:_NAMED])
+    more = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return Verdict(
+        _KIND, True, "NotInRegistry",
+        f"{counted(len(found), 'image')} that pods use cannot be pulled again: {named}{more}",
+    )  # fmt: skip

@@ -1,0 +1,264 @@
+"""What the operator does, a round at a time: each reads everything anew, and writes what differs.
+
+=========  ===================================================================================================
+health     adopts the RegistryCluster, looks at the registry, writes conditions and Events
+images     asks the cluster what its pods use, and the registry whether it has that
+plans      asks the cluster for everything it uses, makes a plan by the policy, and writes it
+approvals  takes up what people say of the plan
+=========  ===================================================================================================
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from kubeadm_registry import config
+from kubeadm_registry.errors import ConfigError, Error
+from kubeadm_registry.operator import health, images, plans, probes
+from kubeadm_registry.operator.conditions import Verdict, changes, merged, rfc3339
+from kubeadm_registry.operator.figures import Figures
+from kubeadm_registry.operator.objects import CUSTOM, Object, Objects
+from kubeadm_registry.operator.posting import post
+from kubeadm_registry.operator.way import Way
+from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, policy
+from kubeadm_registry.upkeep import clusters, planning
+from kubeadm_registry.upkeep.api import Api
+
+CLUSTERS, POLICIES, PLANS = "registryclusters", "registrypolicies", "registryretentionplans"
+#: Seconds of silence of the registry while it is read for a plan.
+_SILENCE = 60.0
+
+
+@dataclass(slots=True)
+class Rounds:
+    """The rounds of the replica *replica*. *apis* read whole clusters, one for the images and one for plans.
+
+    *the_way* reads how the registry is reached. *wake_health* is called when a round has found what health shows.
+    """
+
+    replica: str
+    objects: Objects
+    apis: tuple[Api, Api]
+    the_way: Callable[[], Way]
+    figures: Figures
+    wake_health: Callable[[], None] = lambda: None
+    clock: Callable[[], float] = time.time
+    _found: dict[str, Verdict] = field(default_factory=dict)
+
+    def health(self) -> None:
+        """Look at the registry, and write how it is. Raises Error, Lost."""
+        now = self.clock()
+        found = self.objects.list(CLUSTERS)
+        if not found:
+            self.figures.replace("condition", {})
+            return
+        mine, *others = found
+        for other in others:
+            text = f"there is another RegistryCluster, {mine['metadata']['name']}; delete this one"
+            self._write(CLUSTERS, other, [Verdict("Adopted", False, "AnotherObject", text)], now)
+        try:
+            cluster = config.from_object(mine)
+        except ConfigError as error:
+            self._write(CLUSTERS, mine, [Verdict("Adopted", False, "Invalid", str(error))], now)
+            return
+        adopted = Verdict("Adopted", True, "Adopted", "the operator looks after this registry")
+        try:
+            the_way = self.the_way()
+        except ConfigError as error:
+            verdicts = [adopted, *health.unknown(error.code, f"{error.message}; {error.hint}"), *self._later(mine)]
+            self._write(CLUSTERS, mine, verdicts, now)
+            return
+        vip, seen = _look(cluster, the_way)
+        authority_ends, moment = probes.authority_ends(the_way), datetime.fromtimestamp(now, UTC)
+        verdicts = [
+            adopted,
+            *health.of_cluster(cluster, vip, seen, authority_ends, moment),
+            *self._later(mine),
+        ]
+        of_nodes = {one.name: health.of_node(one, moment) for one in seen}
+        holders = list(health.holders(seen, vip))
+        before = {one["name"]: one.get("health") for one in mine.get("status", {}).get("nodes", ())}
+        more = {
+            "vip": {
+                "address": cluster.spec.vip.address,
+                **({"holder": holders[0]} if len(holders) == 1 and holders[0] in of_nodes else {}),
+            },
+            "nodes": [
+                {
+                    **_node(one, authority_ends, moment),
+                    "health": merged(before.get(one.name), of_nodes[one.name], now, mine["metadata"]["generation"]),
+                }
+                for one in seen
+            ],
+        }
+        self._write(CLUSTERS, mine, verdicts, now, more)
+        for name, verdicts in of_nodes.items():
+            for change in changes(before.get(name), verdicts):
+                post(self.objects, self.replica, mine, change, name)
+        for name, serves in health.figures(seen).items():
+            self.figures.set("node_serves", serves, node=name)
+
+    def images(self) -> None:
+        """Find images that pods use and the registry lacks. Raises Error, Lost."""
+        try:
+            found = self._adopted()
+        except ConfigError as error:
+            self._tell(Verdict("ImagesMissing", None, error.code, f"{error.message}; {error.hint}"))
+            return
+        if found is None:
+            return
+        cluster, the_way = found
+        connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
+        self._tell(images.verdict(cluster, connect, clusters.running(self.apis[0])))
+
+    def plans(self) -> None:
+        """Make a plan by the policy, and write it. Raises Error, Lost."""
+        now = self.clock()
+        found = self.objects.list(POLICIES)
+        if not found:
+            text = "there is no RegistryPolicy, so nothing is planned"
+            self._tell(Verdict("RetentionHealthy", None, "NoPolicy", text))
+            return
+        mine, *others = found
+        for other in others:
+            text = f"there is another RegistryPolicy, {mine['metadata']['name']}; delete this one"
+            self._write(POLICIES, other, [Verdict("Accepted", False, "AnotherObject", text)], now)
+        name = mine["metadata"]["name"]
+        try:
+            rules = policy.from_object(mine)
+        except ConfigError as error:
+            self._write(POLICIES, mine, [Verdict("Accepted", False, "Invalid", str(error))], now)
+            self._tell(Verdict("RetentionHealthy", False, "PolicyInvalid", f"the policy {name} is not valid"))
+            return
+        plan = self.objects.get(f"{CUSTOM}/{PLANS}/{name}") or self.objects.create(f"{CUSTOM}/{PLANS}", plans.new(name))
+        approved = plans.approvals(plan)
+        made = self._plan(rules, approved, int(now))
+        verdict = plans.healthy(made)
+        if plan is not None:
+            status = plans.status(
+                made, rules, mine["metadata"]["generation"],
+                old=plan.get("status", {}).get("conditions"), approved=approved, now=now,
+            )  # fmt: skip
+            self.objects.put_status(PLANS, plan, status)
+        accepted = Verdict("Accepted", True, "Accepted", "the operator plans by this policy")
+        digest = {} if isinstance(made, Refused) else {"plan": made.digest}
+        self._write(POLICIES, mine, [accepted, verdict], now, digest)
+        self._tell(verdict)
+        if not isinstance(made, Refused):
+            self.figures.set("plan_deletions", len(made.deletions))
+            self.figures.set("plan_freed_bytes", made.freed)
+            self.figures.set("plan_made_seconds", made.made)
+
+    def approvals(self) -> None:
+        """Take up what people say of plans that are there. Raises Error, Lost."""
+        asked = {one["metadata"]["name"]: one["spec"].get("approval", "Required")
+                 for one in self.objects.list(POLICIES)}  # fmt: skip
+        for plan in self.objects.list(PLANS):
+            status = plan.get("status", {})
+            if "digest" in status and (name := plan["spec"]["policy"]) in asked:
+                said = plans.approval(status, asked[name], plans.approvals(plan))
+                self.objects.put_status(PLANS, plan, {**status, "approval": said})
+
+    def _plan(self, rules: RegistryPolicy, approved: Sequence[str], now: int) -> Plan | Refused:
+        """The plan by *rules*, or why there is none."""
+        try:
+            found = self._adopted()
+            if found is None:
+                return plans.no_plan("NotAdopted", "there is no valid RegistryCluster", "apply the cluster file")
+            cluster, the_way = found
+            if not the_way.key or the_way.login is None:
+                text = "the Secret of the operator lacks the push credentials or the key of the ledger"
+                return plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`")
+            api = self.apis[1]
+            report = clusters.read(api, paths=[one.pair for one in rules.spec.image_paths])
+            connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
+            sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, report.version])
+            reports = {urlsplit(api.server).netloc: report}
+            looked = planning.look(connect, the_way.key, rules, now, reports=reports, sets=sets)
+            return looked.plan(rules, accepted=approved)
+        except Error as error:
+            return plans.no_plan(error.code, error.message, error.hint)
+
+    def _adopted(self) -> tuple[config.RegistryCluster, Way] | None:
+        """The cluster that the operator looks after, and the way there; None if there is no valid one.
+
+        Raises ConfigError (NoCredentials).
+        """
+        found = self.objects.list(CLUSTERS)
+        try:
+            return (config.from_object(found[0]), self.the_way()) if found else None
+        except ConfigError as error:
+            if error.code == "NoCredentials":
+                raise
+            return None
+
+    def _tell(self, verdict: Verdict) -> None:
+        """Let the next round of health show *verdict*."""
+        self._found[verdict.kind] = verdict
+        self.wake_health()
+
+    def _later(self, mine: Object) -> list[Verdict]:
+        """What the other rounds found; Unknown until the first one ends, unless an earlier replica has said more."""
+        said = {one["type"] for one in mine.get("status", {}).get("conditions", ())}
+        waiting = [
+            Verdict(kind, None, "NotLookedYet", "the operator has just started")
+            for kind in ("ImagesMissing", "RetentionHealthy")
+            if kind not in said and kind not in self._found
+        ]
+        return [*self._found.values(), *waiting]
+
+    def _write(
+        self, plural: str, found: Object, verdicts: Sequence[Verdict], now: float, more: dict[str, Any] | None = None
+    ) -> None:
+        """Write the status with *verdicts* and *more*, and an Event for each change."""
+        old = found.get("status", {}).get("conditions")
+        generation = found["metadata"]["generation"]
+        conditions = merged(old, verdicts, now, generation)
+        status = {"observedGeneration": generation, "conditions": conditions, **(more or {})}
+        if self.objects.put_status(plural, found, status):
+            for change in changes(old, verdicts):
+                post(self.objects, self.replica, found, change)
+        if plural == CLUSTERS:
+            self.figures.replace(
+                "condition", {(("type", one["type"]), ("status", one["status"])): 1 for one in conditions}
+            )
+
+
+def _look(cluster: config.RegistryCluster, the_way: Way) -> tuple[probes.Probe, list[health.Seen]]:
+    """What the virtual IP and each node say, all asked side by side."""
+    nodes = cluster.spec.nodes
+    with ThreadPoolExecutor(1 + 2 * len(nodes), "probe") as pool:
+        vip = pool.submit(probes.probe, the_way, cluster.spec.vip.address)
+        served = [pool.submit(probes.probe, the_way, node.address) for node in nodes]
+        agents = [pool.submit(probes.agent, the_way, node.address) for node in nodes]
+        seen = [
+            health.Seen(node.name, probe.result(), agent.result())
+            for node, probe, agent in zip(nodes, served, agents, strict=True)
+        ]
+        return vip.result(), seen
+
+
+def _node(one: health.Seen, authority_ends: datetime, now: datetime) -> dict[str, Any]:
+    """What the status says of a node besides its conditions, as `kubeadm-registry status` does."""
+    says = one.says
+    found: dict[str, Any] = {
+        "name": one.name,
+        "reachable": one.probe.reason != "Unreachable" or says is not None,
+        "fit": bool(says.values.get("fit")) if says is not None else one.probe.serves,
+    }
+    if one.probe.why:
+        found["message"] = one.probe.why
+    if says is not None:
+        found["conditions"] = sorted(says.conditions)
+        if (level := says.values.get("level")) is not None:
+            found["level"] = int(level)
+    if one.probe.ends is not None:
+        found["certificateExpires"] = rfc3339(one.probe.ends.timestamp())
+        found["certificateDays"] = (one.probe.ends - now).days
+    return {**found, "authorityExpires": rfc3339(authority_ends.timestamp())}

@@ -1,0 +1,81 @@
+"""The way to the registry: its CA and credentials, as the Secret ``registry`` has them in a directory of the pod.
+
+==============  ======================================================================
+ca.crt          the cluster CA; without it nothing can be looked at
+username        ``push``: the ledger of retention is kept in the registry
+password
+retention-key   signs the ledger; without it there are no plans
+metrics.pem     certificate and key that read the agents' metrics, and nothing else
+==============  ======================================================================
+
+Files are read for each round, so a Secret that changes needs no restart.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from kubeadm_registry import paths
+from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.registry import Login, Registry
+
+CA, USER, PASSWORD, KEY, METRICS = "ca.crt", "username", "password", "retention-key", "metrics.pem"
+Dial = Callable[[str, int], tuple[str, int]]
+_HINT = "run `kubeadm-registry operator install` with the cluster file: it writes the Secret"
+
+
+def directly(address: str, port: int) -> tuple[str, int]:
+    """Where to connect for *address* and *port*: there."""
+    return address, port
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The CA (PEM), who we are in the registry, the key of the ledger (or empty) and the file that reads metrics.
+
+    *dial* says where to connect for an address that certificates name.
+    """
+
+    ca: str
+    login: Login | None = None
+    key: str = field(default="", repr=False)
+    metrics: Path | None = None
+    dial: Dial = directly
+
+    def registry(self, address: str, *, timeout: float) -> Callable[[], Registry]:
+        """What connects to the registry at *address*; *timeout* is seconds of silence."""
+        via = self.dial(address, paths.REGISTRY_PORT)
+        return partial(Registry, address, paths.REGISTRY_PORT, ca=self.ca, login=self.login, via=via, timeout=timeout)
+
+    def trust(self) -> ssl.SSLContext:
+        """TLS that trusts the cluster CA alone."""
+        return ssl.create_default_context(cadata=self.ca)
+
+
+def read(directory: Path, dial: Dial = directly) -> Way:
+    """The way by the files in *directory*. Raises ConfigError (NoCredentials)."""
+    ca = _text(directory / CA)
+    if not ca:
+        raise ConfigError(f"there is no {CA} in {directory}", hint=_HINT, code="NoCredentials")
+    user, password = _text(directory / USER), _text(directory / PASSWORD)
+    metrics = directory / METRICS
+    return Way(
+        ca,
+        Login(user, password) if user and password else None,
+        _text(directory / KEY),
+        metrics if metrics.is_file() else None,
+        dial,
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", hint=_HINT, code="NoCredentials") from error

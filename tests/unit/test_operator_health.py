@@ -1,0 +1,234 @@
+"""What observations mean, how conditions keep their times, and what of a change is worth an Event."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from kubeadm_registry import config
+from kubeadm_registry.agent import status as agents
+from kubeadm_registry.operator import health, images, plans
+from kubeadm_registry.operator.conditions import BAD, Verdict, changes, merged
+from kubeadm_registry.operator.figures import Figures
+from kubeadm_registry.operator.health import Seen
+from kubeadm_registry.operator.probes import Agent, Probe, parsed
+from kubeadm_registry.operator.watching import Changes
+from kubeadm_registry.retention import Plan, Reason, Refused, policy
+from tests.unit.agent_sample import every_condition, everything
+
+CLUSTER = config.parse(config.SMALLEST, "x")
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+ENDS = NOW + timedelta(days=300)
+VALUES = {"vip_held": 0.0, "fit": 1.0, "data_free_bytes": 50e9, "data_size_bytes": 100e9}
+
+
+def seen(
+    name: str, *, reason: str = "", agent: Agent | str | None = None, ends: datetime = ENDS, **values: Any
+) -> Seen:
+    probe = Probe(reason, "why" if reason else "", "" if reason == "Unreachable" else name,
+                  None if reason == "Unreachable" else ends)  # fmt: skip
+    return Seen(name, probe, Agent(frozenset(), {**VALUES, **values}) if agent is None else agent)
+
+
+LATE = NOW + timedelta(days=3000)
+
+
+def judged(*nodes: Seen, vip: Probe | None = None, authority: datetime = LATE) -> dict[str, Verdict]:
+    found = nodes or (seen("cp-1", vip_held=1.0), seen("cp-2"), seen("cp-3"))
+    return {
+        one.kind: one for one in health.of_cluster(CLUSTER, vip or Probe(node="cp-1", ends=ENDS), found, authority, NOW)
+    }
+
+
+def test_all_is_well() -> None:
+    found = judged()
+    assert all(one.good for one in found.values())
+    assert found["SplitVIP"].message == "cp-1 holds it"
+    assert found["CertificatesValid"].message.startswith("the certificate of cp-1 expires first, on 2030-10-28")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([seen("a", vip_held=1.0), seen("b", vip_held=1.0)], {"SplitVIP": (True, "TwoHolders")}),
+        ([seen("a", data_free_bytes=14e9)], {"StorageFilling": (True, "DiskFills")}),
+        ([seen("a", data_free_bytes=1e9)], {"StorageFilling": (True, "DiskFull")}),
+        ([seen("a", data_free_bytes=14e9), seen("b", agent="no response")], {"StorageFilling": (True, "DiskFills")}),
+        ([seen("a"), seen("b", agent="no response")],
+         {"StorageFilling": (None, "AgentsSilent"), "SplitVIP": (None, "AgentsSilent"),
+          "RedundancyComplete": (None, "AgentsSilent"), "CanLoseANode": (None, "AgentsSilent"),
+          "Degraded": (None, "AgentsSilent")}),
+        ([seen("a"), seen("b", reason="Unreachable", agent="no response")],
+         {"Degraded": (True, "Unreachable"), "RedundancyComplete": (False, "NodeUnreachable"),
+          "CanLoseANode": (False, "NodeNotServing"), "CertificatesValid": (None, "NoCertificate")}),
+        ([seen("a", agent=Agent(frozenset({"StorageCopying"}), VALUES))],
+         {"RedundancyComplete": (False, "StorageCopying"), "Degraded": (True, "AgentReports")}),
+        ([seen("a", ends=NOW + timedelta(days=20))], {"CertificatesValid": (True, "EndsSoon")}),
+        ([seen("a", ends=NOW - timedelta(days=1))], {"CertificatesValid": (False, "Expired")}),
+        ([seen("a", reason="CredentialsRefused")],
+         {"Degraded": (True, "CredentialsRefused"), "CanLoseANode": (None, "CredentialsRefused")}),
+    ],
+)  # fmt: skip
+def test_what_is_wrong(nodes: list[Seen], expected: dict[str, tuple[bool | None, str]]) -> None:
+    found = judged(*nodes)
+    assert {kind: (found[kind].status, found[kind].reason) for kind in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("vip", "status"),
+    [(Probe("Unreachable", "no response"), False), (Probe("CredentialsRefused", "401"), None), (Probe(), True)],
+)
+def test_the_registry_is_available_if_the_virtual_ip_serves(vip: Probe, status: bool | None) -> None:
+    assert judged(vip=vip)["Available"].status is status
+
+
+def test_an_authority_that_ended_is_all_that_counts() -> None:
+    assert judged(authority=NOW - timedelta(days=1))["CertificatesValid"].reason == "AuthorityEnded"
+    assert judged(authority=NOW + timedelta(days=300))["CertificatesValid"].reason == "AuthorityEndsSoon"
+
+
+def test_metrics_are_read_as_agents_write_them() -> None:
+    found = parsed(agents.metrics(everything(), 1.5))
+    assert found.conditions == set(every_condition())
+    assert found.holds_vip
+    assert (found.values["data_free_bytes"], found.values["data_size_bytes"]) == (1, 2)
+    assert {"fit", "level"} <= found.values.keys()
+
+
+# ---- conditions -----------------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_a_condition_is_that_of_its_status() -> None:
+    first = merged(None, [Verdict("Degraded", False, "Healthy", "a")], 0, 1)
+    assert first[0]["lastTransitionTime"] == "1970-01-01T00:00:00Z"
+    other = merged(first, [Verdict("Degraded", False, "Other", "b")], 60, 2)
+    assert (other[0]["lastTransitionTime"], other[0]["message"]) == ("1970-01-01T00:00:00Z", "b")
+    assert merged(other, [Verdict("Degraded", None, "x", "")], 60, 2)[0]["lastTransitionTime"] == "1970-01-01T00:01:00Z"
+
+
+def test_what_was_not_looked_at_stays() -> None:
+    first = merged(None, [Verdict("A", True, "x", ""), Verdict("B", True, "x", "")], 0, 1)
+    again = merged(first, [Verdict("B", False, "y", "")], 60, 2)
+    assert again[0] == first[0]
+    assert again[1]["status"] == "False"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (None, Verdict("Available", True, "Serving", ""), False),
+        (None, Verdict("Available", False, "Unreachable", ""), True),
+        (None, Verdict("Available", None, "NotLookedYet", ""), False),
+        (None, Verdict("Degraded", True, "Unreachable", ""), True),
+        (None, Verdict("Degraded", False, "Healthy", ""), False),
+        (Verdict("Degraded", False, "Healthy", ""), Verdict("Degraded", True, "x", ""), True),
+        (Verdict("Degraded", True, "x", "a"), Verdict("Degraded", True, "x", "b"), False),
+        (Verdict("Degraded", True, "x", ""), Verdict("Degraded", True, "y", ""), True),
+        (Verdict("Degraded", True, "x", ""), Verdict("Degraded", False, "Healthy", ""), True),
+    ],
+)
+def test_a_change_is_one_of_status_or_reason(before: Verdict | None, now: Verdict, told: bool) -> None:
+    old = merged(None, [before], 0, 1) if before else None
+    assert list(changes(old, [now])) == ([now] if told else [])
+
+
+def test_what_is_good() -> None:
+    assert Verdict("Available", True, "", "").good
+    assert not Verdict("Available", None, "", "").good
+    assert {Verdict(kind, False, "", "").good for kind in BAD} == {True}
+
+
+# ---- the rest -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "place"),
+    [
+        ("nginx", "docker.io/library/nginx:latest"),
+        ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10"),
+        ("10.0.0.10:5000/team/app:v1", "team/app:v1"),
+        ("other.example/x:1", None),
+        ("10.0.0.99:5000/team/app:v1", None),
+        ("Not a name", None),
+    ],
+)
+def test_where_a_node_looks_for_an_image(reference: str, place: str | None) -> None:
+    found = images.place_of(CLUSTER, reference)
+    assert (str(found) if found else None) == place
+
+
+def test_a_refused_plan_says_every_reason() -> None:
+    made = Refused((Reason("UsesIncomplete", "cannot list Pods", "fix it"), Reason("SetMissing", "no set", "remove")))
+    verdict = plans.healthy(made)
+    assert (verdict.status, verdict.reason) == (False, "UsesIncomplete")
+    assert verdict.message == "cannot list Pods; no set [SetMissing]; fix it"
+    rules = policy.parse(policy.SMALLEST, "x")
+    found = plans.status(made, rules, 3, old=None, approved=(), now=0)
+    assert found.keys() == {"policyGeneration", "conditions"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "approved", "needs", "state"),
+    [
+        ("Required", (), False, "Required"),
+        ("Automatic", (), False, "NotRequired"),
+        ("Automatic", (), True, "Required"),
+        ("Automatic", ("sha256:other",), True, "Outdated"),
+        ("Required", ("sha256:this",), True, "Approved"),
+        ("Required", ("UsesShrank=3", "sha256:this"), False, "Approved"),
+        ("Required", ("UsesShrank=3",), False, "Required"),
+    ],
+)
+def test_an_approval_names_the_plan(asked: str, approved: tuple[str, ...], needs: bool, state: str) -> None:
+    plan = {"digest": "sha256:this", "needsApproval": ["x"] if needs else []}
+    assert plans.approval(plan, asked, approved)["state"] == state
+
+
+def test_approvals_are_read_from_the_annotation() -> None:
+    assert plans.approvals(None) == ()
+    assert plans.approvals({"metadata": {}}) == ()
+    annotated = {"metadata": {"annotations": {plans.APPROVE: "sha256:a, UsesShrank=3,"}}}
+    assert plans.approvals(annotated) == ("sha256:a", "UsesShrank=3")
+
+
+def test_an_empty_plan() -> None:
+    rules = policy.parse(policy.SMALLEST, "x")
+    found = plans.status(Plan("retention", 0, (), ()), rules, 1, old=None, approved=(), now=0)
+    assert (found["deletions"], found["freed"], found["largest"]) == (0, "0 bytes", [])
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "2 kB"), (5e7, "50.0 MB"),
+                                             (1.84e10, "18.4 GB"), (2e12, "2.0 TB"), (2e15, "2000.0 TB")])  # fmt: skip
+def test_sizes(count: float, text: str) -> None:
+    assert plans.size(count) == text
+
+
+def test_only_what_people_change_wakes() -> None:
+    changed = Changes()
+
+    def event(kind: str, generation: int, **more: Any) -> dict[str, Any]:
+        return {"type": kind, "object": {"metadata": {"uid": "u", "generation": generation, **more}, "status": {}}}
+
+    assert changed.is_new(event("ADDED", 1))
+    assert not changed.is_new(event("MODIFIED", 1)), "a status"
+    assert changed.is_new(event("MODIFIED", 2))
+    assert changed.is_new(event("MODIFIED", 2, annotations={plans.APPROVE: "sha256:a"}))
+    assert changed.is_new(event("DELETED", 2))
+    assert changed.is_new(event("ADDED", 2))
+
+
+def test_metrics_of_the_operator() -> None:
+    figures = Figures()
+    figures.set("leader", 1)
+    figures.replace("condition", {(("type", "A"), ("status", "True")): 1})
+    figures.replace("condition", {(("type", "A"), ("status", "False")): 1})
+    figures.add("errors_total", round="plans")
+    figures.add("errors_total", round="plans")
+    lines = [line for line in figures.text().splitlines() if not line.startswith("#")]
+    assert lines == [
+        'kubeadm_registry_operator_condition{type="A",status="False"} 1',
+        'kubeadm_registry_operator_errors_total{round="plans"} 2',
+        "kubeadm_registry_operator_leader 1",
+    ]
