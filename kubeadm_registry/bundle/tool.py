@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from kubeadm_registry.bundle.programs import Program, slug
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.oci.references import OWN, OWN_HOST
 
 NAME = "kubeadm-registry"
 #: What starts a module of this package on a node, as ``python -m`` does: ``MODULE ARGUMENT...``. Below its prefix.
 MODULE = "bin/kubeadm-registry-module"
+#: The operator's image, which is made of the same tree: its name in a bundle, and its repository in the registry.
+OPERATOR_IMAGE = f"{OWN_HOST}/operator"
+OPERATOR_REPOSITORY = f"{OWN}/operator"
 #: ``found`` is compared with ``[``, because busybox's sha256sum has no --quiet.
 UNPACK = """\
 #!/bin/sh
@@ -53,3 +59,8 @@ def unpack_script(program: Program, template: str = UNPACK) -> bytes:
     blob = oci.blob_name(program.digest)
     parts = {"version": slug(program.version), "blob": blob, "sum": program.digest.removeprefix("sha256:")}
     return template.format(**parts).encode()
+
+
+def operator_tag(version: str) -> str:
+    """The tag of the operator's image for that *version* of this program: a tag takes no ``+``."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", version)

@@ -62,6 +62,11 @@ def full(name: str) -> str | None:
     return whole if parse(whole) else None
 
 
+#: The host in names of this project's own images, which no registry has; in ours they lie below OWN.
+OWN_HOST = "kubeadm-registry.dev"
+OWN = "kubeadm-registry"
+
+
 def repository_prefix(upstream: str) -> str:
     """Where images of *upstream* lie in our registry; a colon is not allowed in the name of a repository."""
-    return upstream.replace(":", "_")
+    return OWN if upstream == OWN_HOST else upstream.replace(":", "_")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ from kubeadm_registry.bundle.delta import Base
 from kubeadm_registry.bundle.failures import CacheDamaged, refused
 from kubeadm_registry.bundle.images import images_in, platforms_of, prune, require
 from kubeadm_registry.bundle.layout import Layout
+from kubeadm_registry.bundle.make import operator_image
 from kubeadm_registry.bundle.make.context import (
     BuildContext,
     Meter,
@@ -164,6 +165,7 @@ class _Bundle:
             _add_program(contents, item)
         with ExitStack() as stack:
             names = _add_images(contents, self.images, self.platforms, bench, stack)
+            names = sorted({*names, *_add_operator(contents, self.built)})
             annotations = self.base.leave_out(contents.blobs) if self.base is not None else {}
             files = {}
             for program in (item.program for item in self.built):
@@ -199,6 +201,19 @@ def _add_program(contents: _Contents, built: Built) -> None:
             platform=oci.Platform(os="linux", architecture=program.architecture),
         )
     )
+
+
+def _add_operator(contents: _Contents, built: Iterable[Built]) -> Iterator[str]:
+    """The operator's image, of the layer of this program if that was built here; give its name."""
+    for item in built:
+        if item.program.name == tool.NAME and item.program.source.kind == "distribution-package":
+            image = operator_image.image_of(item.program, item.layer)
+            if any(_reference(entry) == image.name for entry in contents.entries):
+                continue  # the user brings one
+            contents.add(image.config)
+            contents.add(image.manifest)
+            contents.entries.append(image.descriptor)
+            yield image.name
 
 
 def _add_images(

@@ -46,6 +46,20 @@ from kubeadm_registry.cli import main
 
 main()
 """
+#: The folder that Python starts in the operator's image, where there is no shell.
+OPERATOR = "operator"
+_OPERATOR_MAIN = f"""\
+\"\"\"``python -m kubeadm_registry.operator``.\"\"\"
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "{_FOLDER}"))
+
+from kubeadm_registry.operator.__main__ import main
+
+main()
+"""
 START = """\
 #!/bin/sh
 # Starts kubeadm-registry with the Python beside it.
@@ -80,7 +94,7 @@ def wheels(cache: Path, architecture: str, python: str) -> list[Path]:
             f"{NAME} was not installed with pip on this host, so it cannot pack itself",
             hint="install it with pip, or list the programs to include with --with",
         ) from error
-    needed = sorted(one for one in needed if _name(one) not in _LEFT_OUT and "extra ==" not in one)
+    needed = sorted(filter(None, (_needed(one) for one in needed)))
     pins = sorted(f"{one.name}=={one.version}" for one in importlib.metadata.distributions() if one.name)
     platforms = [f"{glibc}_{MACHINES[architecture]}" for glibc in _GLIBC]
     key = oci.digest_of(oci.canonical([needed, pins, platforms, python])).removeprefix("sha256:")
@@ -133,6 +147,16 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
+def _needed(requirement: str) -> str:
+    """*requirement* as pip is told it: also one of the operator, of which the tree is the image; empty if left out."""
+    text, _, marker = requirement.partition(";")
+    if _name(requirement) in _LEFT_OUT or (
+        "extra ==" in marker and not re.search(r"""extra == ["']operator""", marker)
+    ):
+        return ""
+    return text.strip() if "extra ==" in marker else requirement
+
+
 def _name(requirement: str) -> str:
     found = re.match(r"[A-Za-z0-9._-]+", requirement)
     return found[0].lower() if found else ""
@@ -165,6 +189,14 @@ def libraries(files: Iterable[Path]) -> tuple[str, ...]:
     return tuple(sorted(needed - brought))
 
 
+def operator_command(architecture: str) -> list[str]:
+    """What the operator's image starts, with the tree as its root and PYTHONHOME set to that.
+
+    Python finds its library by where it lies itself, but in no root directory, and -I would pass over the variable.
+    """
+    return [f"/lib/{_LOADERS[architecture]}", "/bin/python3", "-s", "-S", "-B", "-P", f"/{OPERATOR}"]
+
+
 def copy_source(folder: Path) -> Path:
     """This package as it is here, copied to *folder*, without what Python compiled of it."""
     source = Path(__file__).parents[2]
@@ -186,6 +218,8 @@ def add(tree: Path, source: Path, files: Iterable[Path], architecture: str) -> N
         start = tree / path
         start.write_text(text.format(loader=_LOADERS[architecture], folder=_FOLDER), encoding="utf-8")
         start.chmod(0o755)
+    (tree / OPERATOR).mkdir()
+    (tree / OPERATOR / "__main__.py").write_text(_OPERATOR_MAIN, encoding="utf-8")
 
 
 def _unpack(wheel: Path, target: Path) -> None:
