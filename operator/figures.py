@@ -12,7 +12,6 @@ _HELP = {
     "lease_epoch": ("gauge", "How often the lease changed hands before this replica had it."),
     "condition": ("gauge", "1 for what each condition of the RegistryCluster says."),
     "node_serves": ("gauge", "1 if the node serves the canary image."),
-    "images_missing": ("gauge", "Images that pods use and the registry lacks."),
     "plan_deletions": ("gauge", "Tags and untagged manifests that the newest plan deletes."),
     "plan_freed_bytes": ("gauge", "Bytes that the newest plan frees."),
     "plan_made_seconds": ("gauge", "When the newest plan was made, seconds since 1970."),

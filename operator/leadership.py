@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from kubeadm_registry.custom_resources.roles import LEASE
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.upkeep.api import Answer, Api
 
-LEASE = "operator"
 log = logging.getLogger("kubeadm_registry.operator")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kubeadm_registry.custom_resources.names import NAMESPACE, SECRET_DIRECTORY
+from kubeadm_registry.custom_resources.names import NAMESPACE, PORT, SECRET_DIRECTORY
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.operator.leadership import Times
 from kubeadm_registry.upkeep import kubeconfig
@@ -29,7 +29,7 @@ class Settings:
     namespace: str = NAMESPACE
     kubeconfig: Path | None = None
     files: Path = Path(SECRET_DIRECTORY)
-    port: int = 8080
+    port: int = PORT
     health: float = 30.0
     images: float = 300.0
     plans: float = 3600.0

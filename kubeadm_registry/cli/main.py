@@ -22,6 +22,7 @@ COMMANDS = {
     "images": ("images", "group"),
     "init": ("workflows", "init"),
     "mirrors": ("mirrors", "group"),
+    "operator": ("operator", "group"),
     "preflight": ("workflows", "preflight_command"),
     "rescue": ("rescue", "group"),
     "reset": ("workflows", "reset"),

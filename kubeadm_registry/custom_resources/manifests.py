@@ -7,8 +7,11 @@ from typing import Any
 
 import yaml
 
+from kubeadm_registry import config
+from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.custom_resources.admission import guard
 from kubeadm_registry.custom_resources.definitions import DEFINITIONS
+from kubeadm_registry.custom_resources.deployment import installation
 
 _HEADER = """\
 # {title}
@@ -17,13 +20,23 @@ _HEADER = """\
 _WIDTH = 120
 
 
-def manifests() -> dict[str, str]:
-    """The text of each file by its name; they are applied in this order."""
+def manifests(cluster: RegistryCluster | None = None, *, image: str = "") -> dict[str, str]:
+    """The text of each file by its name, for the registry *cluster* or the one of the quick start.
+
+    *image* replaces the image of the operator.
+
+    They are applied in this order.
+    """
+    cluster = cluster or config.parse(config.SMALLEST, "the quick start")
     return {
         "crds.yaml": _text("The custom resources of kubeadm-registry.", [each.as_object() for each in DEFINITIONS]),
         "admission.yaml": _text(
             "What the API server refuses besides: docs/operator.md lists what this stops and what it cannot stop.",
             guard(),
+        ),
+        "operator.yaml": _text(
+            "The operator. Its image is named by the virtual IP: `kubeadm-registry operator manifests` has yours.",
+            list(installation(cluster, pulled_as=image)),
         ),
     }
 

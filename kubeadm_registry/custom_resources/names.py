@@ -10,3 +10,7 @@ OPERATOR = f"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"
 #: The Secret by which it reaches the registry, and where its pods have it.
 SECRET = "registry"  # noqa: S105  a name
 SECRET_DIRECTORY = "/etc/kubeadm-registry/registry"  # noqa: S105  a path
+#: Cluster-scoped objects of the operator, and its Deployment.
+NAME = "kubeadm-registry-operator"
+#: The port of metrics and probes.
+PORT = 8080

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from kubeadm_registry.custom_resources.names import NAMESPACE
-from kubeadm_registry.operator.leadership import LEASE
+from kubeadm_registry.custom_resources.roles import LEASE
 from tests.operator.apiserver import ApiServer, free_port
 
 #: Seconds of a lease: short, but longer than this machine needs for a request while it has other work.
@@ -92,8 +92,10 @@ class Replica:
 
 
 @contextmanager
-def replica(server: ApiServer, folder: Path, name: str, *, user: str = "operator", **more: str) -> Iterator[Replica]:
-    """A replica until the block ends; *more* are settings."""
+def replica(
+    server: ApiServer, folder: Path, name: str, *, kubeconfig: Path | None = None, **more: str
+) -> Iterator[Replica]:
+    """A replica until the block ends, which logs in by *kubeconfig* or as the operator; *more* are settings."""
     port = free_port()
     settings = {"NAME": name, "LEASE_SECONDS": str(DURATION), "PORT": str(port), "FILES": str(folder / "files"),
                 "HEALTH_SECONDS": "1", **more}  # fmt: skip
@@ -102,7 +104,7 @@ def replica(server: ApiServer, folder: Path, name: str, *, user: str = "operator
     with log.open("ab") as file:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig=KILL", "--", sys.executable, "-m", "kubeadm_registry.operator"],
-            env={**os.environ, **environment, "KUBECONFIG": str(server.kubeconfig(user))},
+            env={**os.environ, **environment, "KUBECONFIG": str(kubeconfig or server.kubeconfig("operator"))},
             stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:

@@ -46,11 +46,12 @@ def there(tmp_path: Path) -> Iterator[Site]:
 class Operator:
     """The operator's rounds in this process, as the operator's user, with a clock of the test's."""
 
-    def __init__(self, server: ApiServer, there: Site) -> None:
+    def __init__(self, server: ApiServer, there: Site, kubeconfig: Path | None = None) -> None:
         self.server = server
+        file = kubeconfig or server.kubeconfig("operator")
         self.now = float(START)
         times = Times(3600)
-        api = [by_kubeconfig(server.kubeconfig("operator"), patience=10) for _ in range(4)]
+        api = [by_kubeconfig(file, patience=10) for _ in range(4)]
         self.leadership = Leadership(api[0], NAMESPACE, "here", times)
         assert self.leadership.attempt()
         self.figures = Figures()

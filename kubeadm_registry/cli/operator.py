@@ -1,0 +1,124 @@
+"""``operator install | uninstall | manifests | status``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from kubeadm_registry import config
+from kubeadm_registry.access import session
+from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
+from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.custom_resources import installing
+from kubeadm_registry.custom_resources.manifests import manifests as texts
+from kubeadm_registry.engine.report import echo, put
+from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.upkeep.api import Api
+
+
+@click.group("operator", short_help="Install the operator in a Kubernetes cluster")
+def group() -> None:
+    """Install the operator in a Kubernetes cluster, or look at it there.
+
+    The registry does not depend on it: it watches the registry and plans retention.
+    """
+
+
+kubeconfig_option = click.option(
+    "--kubeconfig", metavar="FILE", type=click.Path(path_type=Path), required=True, envvar="KUBECONFIG",
+    help="Log in to the cluster by this file, as an administrator.  [env: KUBECONFIG]",
+)  # fmt: skip
+image_option = click.option(
+    "--image", metavar="NAME", default="", help="Use this image.  [default: the one that the bundle brought]"
+)
+
+
+def _api(kubeconfig: Path) -> Api:
+    # The library that reads kubeconfigs takes half a second to import.
+    from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig  # noqa: PLC0415
+
+    return by_kubeconfig(kubeconfig)
+
+
+@command("install", parent=group, short_help="Install or upgrade the operator")
+@file_option
+@kubeconfig_option
+@image_option
+@click.option("--timeout", type=click.FloatRange(1), default=180, show_default=True, help="Seconds until it leads.")
+def install(context: Context, path: Path | None, kubeconfig: Path, image: str, timeout: float) -> None:
+    """Install or upgrade the operator with its custom resources, guard, rights and Secret, and wait until it leads.
+
+    The Secret has the credentials by which the operator reads the registry and keeps the retention ledger in it; they
+    come from the nodes. Running it again changes only what differs.
+    """
+    reporter = context.reporter()
+    cluster = config.load(path)
+    secrets = session.secrets(cluster, terminal.prompts(), reporter.note)
+    leader = installing.install(_api(kubeconfig), cluster, secrets, reporter.note, image=image, seconds=timeout)
+    reporter.result(f"the operator is installed, {leader} leads; adopt the registry with kubectl apply -f cluster.yaml")
+
+
+@command("uninstall", parent=group, short_help="Remove the operator")
+@kubeconfig_option
+@click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
+def uninstall(context: Context, kubeconfig: Path, yes: bool) -> None:
+    """Remove the operator. Its custom resources and their guard stay: they describe the registry and protect it.
+
+    The registry is not touched, and every pull keeps working.
+    """
+    if not yes and sys.stdin.isatty():
+        click.confirm("Remove the operator from the cluster?", abort=True)
+    reporter = context.reporter()
+    installing.uninstall(_api(kubeconfig), _smallest(), reporter.note)
+    reporter.result("the operator is removed; the custom resources and their guard remain (see docs/operator.md)")
+
+
+@command("manifests", parent=group, short_help="Print what install applies, as YAML")
+@file_option
+@image_option
+def manifests(context: Context, path: Path | None, image: str) -> None:
+    """Print what `operator install` applies as YAML, without the Secret: custom resources, guard and operator.
+
+    The virtual IP in the name of the image is that of the cluster file, or an example if there is none.
+    """
+    cluster = config.load(path) if path is not None or config.DEFAULT_FILE.exists() else _smallest()
+    found = texts(cluster, image=image)
+    if context.output == "json":
+        echo(json.dumps(found))
+    else:
+        put("---\n".join(found.values()))
+
+
+@command("status", parent=group, short_help="Show whether the operator leads, and what it reports")
+@kubeconfig_option
+def status(context: Context, kubeconfig: Path) -> None:
+    """Show whether the operator is installed, which replica leads, and the conditions that it reports.
+
+    Exits with code 5 if no replica leads.
+    """
+    found = installing.status(_api(kubeconfig))
+    if not found.installed:
+        raise ConfigError(
+            "the operator is not installed in this cluster", hint="run `kubeadm-registry operator install`",
+            code="OperatorMissing",
+        )  # fmt: skip
+    if context.output == "json":
+        echo(json.dumps(asdict(found)))
+    else:
+        echo(f"image       {found.image}")
+        echo(f"replicas    {found.ready} of {found.wanted} ready")
+        echo(f"leader      {found.leads or 'none'}")
+        echo(f"registry    {found.cluster or 'none: apply the cluster file'}")
+        for one in found.conditions:
+            echo(f"{one['type']:<20} {one['status']:<8} {one['reason']}: {one['message']}")
+    if not found.leads:
+        sys.exit(EXIT_DEGRADED)
+
+
+def _smallest() -> RegistryCluster:
+    return config.parse(config.SMALLEST, "the quick start")

@@ -1,0 +1,233 @@
+"""Puts the operator into a cluster by server-side apply, looks whether it leads, and takes it out again."""
+
+from __future__ import annotations
+
+import base64
+import http
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+from cryptography import x509
+
+from kubeadm_registry import pki
+from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.custom_resources.admission import guard
+from kubeadm_registry.custom_resources.definitions import DEFINITIONS, GROUP, VERSION
+from kubeadm_registry.custom_resources.deployment import installation, secret
+from kubeadm_registry.custom_resources.names import NAME, NAMESPACE
+from kubeadm_registry.custom_resources.roles import LEASE
+from kubeadm_registry.errors import CommandTimeout, ConnectionFailed
+from kubeadm_registry.secrets import Secrets
+from kubeadm_registry.upkeep.api import Answer, Api
+
+_PLURALS = {
+    "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings",
+    "CustomResourceDefinition": "customresourcedefinitions", "Deployment": "deployments", "Lease": "leases",
+    "Namespace": "namespaces", "NetworkPolicy": "networkpolicies", "PodDisruptionBudget": "poddisruptionbudgets",
+    "Role": "roles", "RoleBinding": "rolebindings", "Secret": "secrets", "Service": "services",
+    "ServiceAccount": "serviceaccounts", "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
+    "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
+}  # fmt: skip
+_MANAGER = "kubeadm-registry"
+#: Seconds that one request may take.
+_REQUEST = 30.0
+_EVERY = 0.5
+#: A certificate for metrics that ends earlier is replaced.
+_LASTS = timedelta(days=365)
+Object = Mapping[str, Any]
+Tell = Callable[[str], None]
+
+
+def path_of(one: Object) -> str:
+    """Where the API server has the object."""
+    version, metadata = one["apiVersion"], one["metadata"]
+    space = f"/namespaces/{metadata['namespace']}" if "namespace" in metadata else ""
+    return f"/{'apis' if '/' in version else 'api'}/{version}{space}/{_PLURALS[one['kind']]}/{metadata['name']}"
+
+
+def _title(one: Object) -> str:
+    return f"{one['kind']} {one['metadata']['name']}"
+
+
+def credentials(secrets: Secrets, before: Mapping[str, str]) -> dict[str, str]:
+    """What the operator's Secret holds for the cluster of *secrets*.
+
+    The certificate for metrics is that of the Secret *before*, while it is good.
+    """
+    metrics = before.get("metrics.pem", "")
+    if not _is_good(secrets.ca_certificate, metrics):
+        pair = pki.issue(pki.Pair(secrets.ca_certificate, secrets.ca_key), "operator", [], unit=pki.METRICS_UNIT)
+        metrics = pair.certificate + pair.key
+    return {
+        "ca.crt": secrets.ca_certificate,
+        "username": "push",
+        "password": secrets.password("push"),
+        "retention-key": secrets.retention_key,
+        "metrics.pem": metrics,
+    }
+
+
+def _is_good(authority: str, certificate: str) -> bool:
+    """Whether *certificate* (PEM) is of the *authority* and lasts for a while."""
+    try:
+        found = x509.load_pem_x509_certificate(certificate.encode())
+    except ValueError:
+        return False
+    return pki.is_of(authority, found) and found.not_valid_after_utc - datetime.now(UTC) > _LASTS
+
+
+def install(api: Api, config: RegistryCluster, secrets: Secrets, tell: Tell, *, image: str, seconds: float) -> str:
+    """Apply everything, and wait until one replica leads; returns its name.
+
+    Raises ConnectionFailed (ClusterRefused, ...), CommandTimeout if that takes more than *seconds*.
+    """
+    end = time.monotonic() + seconds
+    definitions = [each.as_object() for each in DEFINITIONS]
+    for one in definitions:
+        apply(api, one, tell)
+    for one in definitions:
+        _wait(f"{_title(one)} to be served", partial(_is_established, api, path_of(one)), end)
+    for one in guard():
+        apply(api, one, tell)
+    namespace, *others = installation(config, pulled_as=image)
+    apply(api, namespace, tell)
+    before = _read(api, path_of(secret({})))
+    apply(api, secret(credentials(secrets, _decoded(before))), tell)
+    for one in others:
+        apply(api, one, tell)
+    start = _lease(api)
+    _wait("a replica of the operator to lead", lambda: _lease(api).renewed_since(start), end)
+    return _lease(api).holder
+
+
+def uninstall(api: Api, config: RegistryCluster, tell: Tell) -> None:
+    """Take away what ``install`` applied, but not the definitions with their objects, nor the guard.
+
+    Raises ConnectionFailed.
+    """
+    objects = [*installation(config), secret({})]
+    # The namespace goes last, and what is in it before that: then nothing waits for what is gone.
+    for one in [*reversed(objects[1:]), objects[0]]:
+        answer = api.send("DELETE", path_of(one), b'{"propagationPolicy": "Background"}', seconds=_REQUEST)
+        if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.ACCEPTED, http.HTTPStatus.NOT_FOUND):
+            raise _refused("DELETE", one, answer)
+        if answer.status != http.HTTPStatus.NOT_FOUND:
+            tell(f"{_title(one)} deleted")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How the operator is: whether it is *installed*, with which *image*; how many replicas are *ready* of how many
+    *wanted*; who *leads* (or empty); the *conditions* of the RegistryCluster."""
+
+    installed: bool
+    image: str = ""
+    ready: int = 0
+    wanted: int = 0
+    leads: str = ""
+    cluster: str = ""
+    conditions: tuple[Mapping[str, Any], ...] = ()
+
+
+def status(api: Api, *, seconds: float = 20.0) -> Found:
+    """How the operator is: whether somebody leads is seen by looking twice, up to *seconds* apart.
+
+    Raises ConnectionFailed.
+    """
+    deployment = _read(api, f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}")
+    if deployment is None:
+        return Found(installed=False)
+    start, end = _lease(api), time.monotonic() + seconds
+    now = start
+    while start.holder and not (now := _lease(api)).renewed_since(start) and time.monotonic() < end:
+        time.sleep(_EVERY)
+    listed = _read(api, f"/apis/{GROUP}/{VERSION}/registryclusters") or {"items": []}
+    found: dict[str, Any] = next(iter(listed["items"]), {})
+    return Found(
+        True,
+        deployment["spec"]["template"]["spec"]["containers"][0]["image"],
+        deployment.get("status", {}).get("readyReplicas", 0),
+        deployment["spec"]["replicas"],
+        now.holder if now.renewed_since(start) else "",
+        found.get("metadata", {}).get("name", ""),
+        tuple(found.get("status", {}).get("conditions", ())),
+    )
+
+
+def apply(api: Api, one: Object, tell: Tell) -> None:
+    """Apply *one*, and say whether that changed something. Raises ConnectionFailed."""
+    path = path_of(one)
+    before = _read(api, path)
+    answer = api.send(
+        "PATCH", f"{path}?fieldManager={_MANAGER}&force=true", json.dumps(one).encode(),
+        kind="application/apply-patch+yaml", seconds=_REQUEST,
+    )  # fmt: skip
+    if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.CREATED):
+        raise _refused("apply", one, answer)
+    after = json.loads(answer.body)["metadata"]["resourceVersion"]
+    if before is None:
+        tell(f"{_title(one)} created")
+    elif before["metadata"]["resourceVersion"] != after:
+        tell(f"{_title(one)} changed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    holder: str
+    version: str
+
+    def renewed_since(self, before: _Lease) -> bool:
+        """Whether somebody has it who has written to it since."""
+        return bool(self.holder) and self.version != before.version
+
+
+def _lease(api: Api) -> _Lease:
+    found = _read(api, f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{LEASE}")
+    if found is None:
+        return _Lease("", "")
+    return _Lease(found.get("spec", {}).get("holderIdentity") or "", found["metadata"]["resourceVersion"])
+
+
+def _is_established(api: Api, path: str) -> bool:
+    found = _read(api, path) or {}
+    conditions = found.get("status", {}).get("conditions", ())
+    return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
+
+
+def _decoded(found: Object | None) -> dict[str, str]:
+    return {key: base64.b64decode(value).decode() for key, value in ((found or {}).get("data") or {}).items()}
+
+
+def _read(api: Api, path: str) -> dict[str, Any] | None:
+    answer = api.get(path, by=time.monotonic() + _REQUEST)
+    if answer.status == http.HTTPStatus.NOT_FOUND:
+        return None
+    if answer.status != http.HTTPStatus.OK:
+        text = f"the API server refuses GET {path}: {answer.failure}"
+        raise ConnectionFailed(text, hint=_HINT, code="ClusterRefused")
+    found: dict[str, Any] = json.loads(answer.body)
+    return found
+
+
+_HINT = "use the credentials of an administrator, such as kubeadm's admin.conf"
+
+
+def _refused(what: str, one: Object, answer: Answer) -> ConnectionFailed:
+    return ConnectionFailed(
+        f"the API server refuses to {what.lower()} {_title(one)}: {answer.failure}", hint=_HINT, code="ClusterRefused"
+    )
+
+
+def _wait(what: str, is_so: Callable[[], bool], end: float) -> None:
+    while not is_so():
+        if time.monotonic() > end:
+            raise CommandTimeout(
+                f"waited in vain for {what}",
+                hint=f"look at its pods: kubectl --namespace {NAMESPACE} describe pods; then run it again",
+            )
+        time.sleep(_EVERY)

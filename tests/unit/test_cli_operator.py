@@ -1,0 +1,116 @@
+"""``operator ...`` as people type it; the cluster itself is in tests/operator."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from kubeadm_registry import __version__, config, pki
+from kubeadm_registry.cli.main import cli
+from kubeadm_registry.custom_resources import installing
+from kubeadm_registry.custom_resources.deployment import image
+from kubeadm_registry.custom_resources.installing import Found, credentials, path_of
+from kubeadm_registry.custom_resources.manifests import manifests
+from kubeadm_registry.custom_resources.roles import GRANTS
+from kubeadm_registry.operator import health
+from kubeadm_registry.upkeep.rights import RIGHTS
+from tests.unit.fake_cluster import fixed_secrets
+
+KUBECONFIG = """\
+clusters: [{name: a, cluster: {server: 'https://a.example:6443'}}]
+contexts: [{name: a, context: {cluster: a, user: a}}]
+users: [{name: a, user: {token: t}}]
+current-context: a
+"""
+
+
+def run(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(cli, ("operator", *words), prog_name="kubeadm-registry")
+    return done.exit_code, done.output
+
+
+def test_manifests_are_those_of_the_repository(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = run("manifests")
+    assert code == 0
+    files = [root / "manifests" / name for name in ("crds.yaml", "admission.yaml", "operator.yaml")]
+    assert text == "---\n".join(file.read_text() for file in files)
+    assert text == "---\n".join(manifests().values())
+
+
+def test_manifests_are_those_of_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(config.SMALLEST.replace("10.0.0.10", "10.9.9.9"))
+    text = run("manifests", "-f", str(tmp_path / "cluster.yaml"))[1]
+    assert f"image: 10.9.9.9:5000/kubeadm-registry/operator:{__version__}" in text
+    assert "image: a.example/x:1" in run("manifests", "--image", "a.example/x:1")[1]
+    assert set(json.loads(run("manifests", "-o", "json")[1])) == {"crds.yaml", "admission.yaml", "operator.yaml"}
+
+
+def test_an_address_with_colons_is_no_part_of_an_images_name() -> None:
+    text = config.SMALLEST
+    for old, new in (("10.0.0.1", "fd00::1"), ("vip: {address", "vip: {name: registry.example, address")):
+        text = text.replace(old, new)
+    assert image(config.parse(text, "x")).startswith("registry.example:5000/kubeadm-registry/operator:")
+
+
+def test_every_object_has_a_place() -> None:
+    objects = [one for text in manifests().values() for one in yaml.safe_load_all(text)]
+    assert len(objects) > 20
+    paths = [path_of(one) for one in objects]
+    assert len(set(paths)) == len(paths)
+    assert "/apis/apps/v1/namespaces/kubeadm-registry/deployments/kubeadm-registry-operator" in paths
+    assert not [one for one in objects if one["kind"] == "Secret"], "it is nobody's to read"
+
+
+def test_the_certificate_for_metrics_is_kept_while_it_is_good() -> None:
+    secrets = fixed_secrets(("cp-1", "cp-2", "cp-3"))
+    first = credentials(secrets, {})
+    assert first["username"] == "push"
+    assert credentials(secrets, first)["metrics.pem"] == first["metrics.pem"]
+    other = pki.issue(pki.make_ca("other"), "operator", [], unit=pki.METRICS_UNIT)
+    for bad in ("", "x", other.certificate + other.key):
+        assert credentials(secrets, {"metrics.pem": bad})["metrics.pem"] not in ("", bad)
+
+
+@pytest.mark.parametrize(("leads", "code"), [("pod-a", 0), ("", 5)])
+def test_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leads: str, code: int) -> None:
+    (tmp_path / "admin.conf").write_text(KUBECONFIG)
+    condition = {"type": "Available", "status": "True", "reason": "Serving", "message": "it does"}
+    found = Found(True, "a/b:1", 2, 2, leads, "registry", (condition,))
+    monkeypatch.setattr(installing, "status", lambda _api: found)
+    said = run("status", "--kubeconfig", str(tmp_path / "admin.conf"))
+    assert said[0] == code
+    assert f"leader      {leads or 'none'}" in said[1]
+    assert "Available            True     Serving: it does" in said[1]
+    told = json.loads(run("status", "--kubeconfig", str(tmp_path / "admin.conf"), "-o", "json")[1])
+    assert told["leads"] == leads
+
+
+def test_status_where_nothing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "admin.conf").write_text(KUBECONFIG)
+    monkeypatch.setattr(installing, "status", lambda _api: Found(installed=False))
+    code, text = run("status", "--kubeconfig", str(tmp_path / "admin.conf"))
+    assert code == 2
+    assert "OperatorMissing" in text
+
+
+def test_the_document_lists_the_rights(root: Path) -> None:
+    text = (root / "docs/operator.md").read_text()
+    rows = re.findall(r"^\| `([a-z/.0-9-]+)` \| ([a-z, ]+) \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    told = {(name, verbs) for name, verbs, _, _ in rows}
+    assert told == {
+        (f"{one.resource}.{one.group}".rstrip("."), ", ".join(one.verbs))
+        for one in GRANTS
+        if one.resource not in {right.resource for right in RIGHTS}
+    }
+
+
+def test_the_document_explains_every_condition(root: Path) -> None:
+    text = (root / "docs/operator.md").read_text()
+    kinds = {one.kind for one in health.unknown("x", "y")} | {"Adopted", "ImagesMissing", "RetentionHealthy"}
+    assert set(re.findall(r"^\| `([A-Z][A-Za-z]+)` \| `(?:True|False)` \|", text, re.MULTILINE)) == kinds
