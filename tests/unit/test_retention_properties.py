@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,9 @@ from tests.unit.retention_worlds import DAY, World, random_world, world
 
 WORLDS = int(os.environ.get("KUBEADM_REGISTRY_RETENTION", "500"))
 MOST_SEARCHED = 20_000
+#: Tests that share the worlds, so that every processor has some; each has worlds of its own, and others in each run.
+PARTS = 10
+START = os.urandom(8).hex()
 Check = Callable[[World], None]
 Image = tuple[str, str]
 
@@ -264,10 +268,17 @@ def check(made: World) -> None:
 
 
 @pytest.mark.skipif(WORLDS > MOST_SEARCHED, reason="so many are drawn at random")
-@settings(max_examples=WORLDS, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.binary(min_size=200, max_size=260))
-def test_every_property_holds_in_any_world(data: bytes) -> None:
-    check(world(data))
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_property_holds_in_any_world(part: int) -> None:
+    too_much = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+    @hypothesis.seed(f"{START} {part}")
+    @settings(max_examples=WORLDS // PARTS, suppress_health_check=too_much)
+    @given(st.binary(min_size=200, max_size=260))
+    def holds(data: bytes) -> None:
+        check(world(data))
+
+    holds()
 
 
 @pytest.mark.skipif(WORLDS <= MOST_SEARCHED, reason="few are searched for")
