@@ -13,6 +13,7 @@ from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.engine.changes import Directory, File, Steps, Wait
 from kubeadm_registry.engine.render import render
+from kubeadm_registry.images.names import OURS
 from kubeadm_registry.secrets import basic
 from kubeadm_registry.transport.host import Host
 
@@ -23,6 +24,12 @@ CONFIG = f"{ETC}/haproxy.cfg"
 STATE_MAP = f"{ETC}/state.map"
 AUTH_MAP = f"{ETC}/auth.map"
 HOLD = f"{ETC}/hold.lua"
+PUSHES = f"{ETC}/pushes.lua"
+PUSHES_MAP = f"{ETC}/pushes.map"
+"""Until when pushes are closed: seconds since 1970, of this node's clock."""
+PUSHES_OPEN = b"closed 0\nfull 0\n"
+HOLDING = "kubeadm-registry/held"
+"""The repository to which may be pushed while pushes are closed: it names the blobs that must stay."""
 RUN = f"{paths.RUN}/haproxy"
 SOCKETS = paths.HAPROXY_SOCKETS
 SERVICE = Service(
@@ -30,7 +37,7 @@ SERVICE = Service(
     units=paths.HAPROXY_UNITS,
     user=USER,
     program=NAME,
-    reloaded_by=(CONFIG, AUTH_MAP, HOLD, STATE_MAP),
+    reloaded_by=(CONFIG, AUTH_MAP, HOLD, STATE_MAP, PUSHES, PUSHES_MAP),
     ports=(Port(paths.REGISTRY_PORT), Port(paths.INTERNAL_PORT)),
     calls=(paths.FRONTEND_PORT,),
 )
@@ -101,7 +108,12 @@ def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
         mode=0o640,
         secret=True,
     )
-    files = [auth_map, File(STATE_MAP, b"epoch 0\n")]
+    files = [
+        auth_map,
+        File(STATE_MAP, b"epoch 0\n"),
+        File(PUSHES, render("haproxy/pushes.lua", map=PUSHES_MAP)),
+        File(PUSHES_MAP, PUSHES_OPEN),
+    ]
     if single_writer:
         files.append(File(HOLD, render("haproxy/hold.lua")))
     program = cluster.program(NAME).executable
@@ -131,6 +143,8 @@ def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
             run=RUN,
             node_unit=pki.NODE_UNIT,
             single_writer=single_writer,
+            holding=HOLDING,
+            records=OURS,
             anonymous_pull=spec.proxy.anonymous_pull,
             any_upstream=paths.ANY_UPSTREAM if EVERY_REGISTRY in spec.mirrors else "",
         ),

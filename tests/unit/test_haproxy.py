@@ -385,6 +385,89 @@ def test_a_write_that_waits_goes_on_once_there_is_a_writer() -> None:
         assert node.arrived == ["POST /v2/a/blobs/uploads/"]
 
 
+# ---- pushes are closed while space is freed ----------------------------------------------------------------------
+
+OF_A_PUSH = ("POST /v2/a/blobs/uploads/", "PUT /v2/a/manifests/v1", f"PUT /v2/a/blobs/uploads/u?digest={DIGEST}",
+             "PATCH /v2/a/blobs/uploads/u", f"HEAD /v2/a/blobs/{DIGEST}")  # fmt: skip
+NO_PUSH = (f"GET /v2/a/blobs/{DIGEST}", "GET /v2/a/manifests/v1", "HEAD /v2/a/manifests/v1", "GET /v2/a/tags/list",
+           f"DELETE /v2/a/blobs/{DIGEST}", f"DELETE /v2/a/manifests/{DIGEST}",
+           f"POST /v2/{haproxy.HOLDING}/blobs/uploads/", f"PUT /v2/{haproxy.HOLDING}/manifests/v1")  # fmt: skip
+
+
+def close(node: Node, seconds: float) -> None:
+    """Close pushes for so many *seconds*, or open them."""
+    node.tell(f"set map {node.folder}/etc/haproxy/pushes.map closed {int(time.time() + seconds)}")
+
+
+@pytest.fixture
+def closed(distribution: Node) -> Iterator[Node]:
+    """A server whose pushes are closed for longer than a test takes."""
+    close(distribution, 400)
+    came(distribution)
+    yield distribution
+    close(distribution, -1)
+
+
+@pytest.mark.parametrize("request_", OF_A_PUSH)
+def test_what_belongs_to_a_push_waits_until_pushes_are_open(closed: Node, request_: str) -> None:
+    method, target = request_.split()
+    with closed.connect() as connection:
+        fields = {"Host": "x", "Content-Length": "0", **PUSH}
+        fields = fields if method != "HEAD" else {"Host": "x"}
+        head = f"{method} {target} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
+        connection.sendall(f"{head}\r\n".encode())
+        connection.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        assert closed.arrived == []
+        close(closed, -1)
+        connection.settimeout(5)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 20")
+        assert closed.arrived == [f"{method} {target}"]
+
+
+@pytest.mark.parametrize("request_", NO_PUSH)
+def test_what_is_no_push_goes_on_while_pushes_are_closed(closed: Node, request_: str) -> None:
+    method, target = request_.split()
+    answer = closed.ask(method, target, PUSH, timeout=5)
+    assert answer.status in (200, 202)
+    assert answer.seconds < 2
+
+
+def test_pushes_open_by_themselves_at_the_time_in_the_map(distribution: Node) -> None:
+    came(distribution)
+    close(distribution, 3)
+    answer = distribution.ask("PUT", "/v2/a/manifests/v1", PUSH, b"{}")
+    assert answer.status == 200
+    assert 1 < answer.seconds < 5
+
+
+def test_a_nearly_full_disk_takes_deletions_and_records_and_no_push(distribution: Node) -> None:
+    name = f"{distribution.folder}/etc/haproxy/pushes.map"
+    distribution.tell(f"set map {name} full {int(time.time() + 3)}")
+    came(distribution)
+    for request_ in OF_A_PUSH[:4]:
+        assert distribution.ask(*request_.split(), PUSH, b"{}").status == 507
+    assert came(distribution) == []
+    passing = (*NO_PUSH, OF_A_PUSH[4], "PUT /v2/kubeadm-registry/retention/manifests/ledger")
+    for request_ in passing:
+        method, target = request_.split()
+        assert distribution.ask(method, target, PUSH).status in (200, 202)
+    assert came(distribution) == [*passing]
+    end = time.monotonic() + 10
+    while distribution.ask("PUT", "/v2/a/manifests/v1", PUSH, b"{}").status == 507:
+        assert time.monotonic() < end, "it does not end by itself"
+    distribution.tell(f"set map {name} full 0")
+
+
+@pytest.mark.long
+def test_a_push_is_refused_for_a_while_after_five_minutes(closed: Node) -> None:
+    answer = closed.ask("PUT", "/v2/a/manifests/v1", PUSH, b"{}", timeout=330)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "10")
+    assert 295 < answer.seconds < 310
+    assert closed.arrived == []
+
+
 # ---- what carries out retention ----------------------------------------------------------------------------------
 
 RETENTION = {"Authorization": f"Basic {basic('retention', 'the-retention-password')}"}

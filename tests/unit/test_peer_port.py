@@ -36,6 +36,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     (folder / "ca.crt").write_text(authority().certificate)
     for name in ("auth.map", "state.map"):
         (folder / name).write_text("")
+    (folder / "pushes.map").write_bytes(haproxy.PUSHES_OPEN)
+    (folder / "pushes.lua").write_bytes(render("haproxy/pushes.lua", map=folder / "pushes.map"))
     internal = free_port()
     text = render(
         "haproxy/haproxy.cfg.j2",
@@ -63,6 +65,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         single_writer=False,
         anonymous_pull=True,
         any_upstream="",
+        holding=haproxy.HOLDING,
+        records="kubeadm-registry/",
     )
     (folder / "haproxy.cfg").write_bytes(text)
     argv = [program, "-db", "-f", str(folder / "haproxy.cfg")]
