@@ -92,6 +92,7 @@ class Proxy:
         "/run/kubeadm-registry/haproxy-2.sock",
     )
     epoch_map: str = "/etc/kubeadm-registry/haproxy/state.map"
+    pushes_map: str = "/etc/kubeadm-registry/haproxy/pushes.map"
 
 
 @dataclass(frozen=True)

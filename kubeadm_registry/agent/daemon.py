@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from kubeadm_registry import __version__
-from kubeadm_registry.agent import certificate, status
+from kubeadm_registry.agent import certificate, reserve, status
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.document import Data, State, sealed
@@ -69,6 +69,7 @@ class Daemon:
         self._expires: Optional[float] = None
         self._ca_expires: Optional[float] = None
         self._data: Optional[Data] = None
+        self._full = False
         self._exits = [
             Exits(self._loop, self.hands.frontend, self.probes.probe_frontend),
             Exits(self._loop, self.hands.storage, self.probes.probe_storage),
@@ -331,6 +332,9 @@ class Daemon:
             self.hands.failed("space", f"cannot read how full {folder} is: {error}")
             return
         self._data = {"free": seen.f_bavail * seen.f_frsize, "size": seen.f_blocks * seen.f_frsize}
+        self._full = reserve.nearly_full(self._data["free"], self._data["size"], self._full)
+        for one in self.hands.proxies:
+            one.reserve(reserve.SECONDS if self._full else 0, time.time())
 
     # ---- leaving --------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,8 @@ class Proxy:
         self.have: Servers = {}
         self.corrections = 0
         self._map = config.proxy.epoch_map if config.settings.leased else ""
+        self._pushes = config.proxy.pushes_map
+        self._reserved = False
         self._deadline = config.timings.probe_deadline
         self._interval = config.timings.proxy_interval
         self._changed = changed
@@ -86,6 +88,16 @@ class Proxy:
         if self._map and self._epoch and self.have and self._has_epoch != str(self._epoch):
             changes.insert(0, f"set map {self._map} epoch {self._epoch}")
         return changes
+
+    def reserve(self, seconds: int, wall: float) -> None:
+        """Take no push for *seconds* from now, *wall* in seconds since 1970, for the disk is nearly full; 0: take them.
+
+        It is said again while that is so, and ends by itself when nobody says it any more.
+        """
+        if seconds or self._reserved:
+            self._reserved = bool(seconds)
+            until = int(wall) + seconds if seconds else 0
+            self._exchange(f"set map {self._pushes} full {until}\n".encode(), self._sent)
 
     def tick(self, now: float) -> None:
         """Ask what the servers are, if it is time."""

@@ -17,6 +17,7 @@ from kubeadm_registry.agent.config import Config, parse
 from kubeadm_registry.agent.haproxy import Proxy, commands
 from kubeadm_registry.agent.haproxy import parse as servers_of
 from kubeadm_registry.agent.model import Decisions, Memory, Report, Role, Settings
+from kubeadm_registry.agent.reserve import nearly_full
 from kubeadm_registry.agent.steering import Servers, Steering, wanted
 from tests.unit.test_agent_config import smallest
 
@@ -314,3 +315,45 @@ def test_a_real_haproxy_is_told_and_its_workers_are_known(tmp_path: Path, haprox
 
     asyncio.run(course())
     assert complaints == []
+
+
+# ---- a disk that is nearly full ----------------------------------------------------------------------------------
+
+
+def test_pushes_are_closed_again_and_again_while_the_disk_is_nearly_full_and_opened_once(tmp_path: Path) -> None:
+    async def course() -> None:
+        fake = Fake()
+        async with talking(tmp_path, fake) as proxy:
+            proxy.reserve(0, 1000.0)  # as it always is: nothing to say
+            for seconds, wall in ((60, 1000.9), (60, 1010.0), (0, 1020.0)):
+                said = len(fake.said)
+                proxy.reserve(seconds, wall)
+                await until(lambda said=said: len(fake.said) > said)  # type: ignore[misc]
+            proxy.reserve(0, 1030.0)
+            proxy.ask()
+            await proxy.settled(2.0)
+            name = "set map /etc/kubeadm-registry/haproxy/pushes.map full"
+            assert fake.said == [f"{name} 1060", f"{name} 1070", f"{name} 0"]
+
+    asyncio.run(course())
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("free", "size", "was", "full"),
+    [
+        (3 * GIB, 40 * GIB, False, False),
+        (2 * GIB - 1, 40 * GIB, False, True),
+        (2 * GIB, 40 * GIB, False, False),
+        (2 * GIB, 40 * GIB, True, True),
+        (2.6 * GIB, 40 * GIB, True, False),
+        (49 * GIB, 1000 * GIB, False, True),
+        (51 * GIB, 1000 * GIB, False, False),
+        (51 * GIB, 1000 * GIB, True, True),
+        (63 * GIB, 1000 * GIB, True, False),
+    ],
+)
+def test_the_reserve_is_a_twentieth_and_at_least_2_gib(free: float, size: int, was: bool, full: bool) -> None:
+    assert nearly_full(int(free), size, was) is full
