@@ -3,10 +3,22 @@
 Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md
 """
 
-from kubeadm_registry.registry.client import Api, Login, Registry, referrers_tag
+from kubeadm_registry.registry.client import Api, Deleted, Login, Registry, referrers_tag
 from kubeadm_registry.registry.limit import Limit
 from kubeadm_registry.registry.retries import retry
 from kubeadm_registry.registry.upload import PIECE, Upload, push_blob
 from kubeadm_registry.registry.upstream import Upstream
 
-__all__ = ["PIECE", "Api", "Limit", "Login", "Registry", "Upload", "Upstream", "push_blob", "referrers_tag", "retry"]
+__all__ = [
+    "PIECE",
+    "Api",
+    "Deleted",
+    "Limit",
+    "Login",
+    "Registry",
+    "Upload",
+    "Upstream",
+    "push_blob",
+    "referrers_tag",
+    "retry",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import json
 import re
@@ -46,6 +47,14 @@ _NO_REFERRERS = (400, 404, 405, 406)
 #: The most bytes of a blob that is read into memory.
 _MAX_BLOB = 2**28
 Entry = TypeVar("Entry", str, dict[str, Any])
+
+
+class Deleted(enum.Enum):
+    """What became of a blob that was to be deleted."""
+
+    GONE = "gone"
+    ABSENT = "absent"
+    NEEDED = "needed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +181,13 @@ class Api:
         """Delete a manifest by digest, or a tag; False if there is none. Raises RegistryError."""
         answer = self.send("DELETE", f"/v2/{repository}/manifests/{reference}")
         return self._found(answer, 202, f"delete {repository}:{reference}")
+
+    def delete_blob(self, repository: str, digest: str) -> Deleted:
+        """Delete a blob; only for a registry that answers 405 while a manifest needs it. Raises RegistryError."""
+        answer = self.send("DELETE", f"/v2/{repository}/blobs/{digest}")
+        if answer.status_code == httpx.codes.METHOD_NOT_ALLOWED:
+            return Deleted.NEEDED
+        return Deleted.GONE if self._found(answer, 202, f"delete {repository}@{digest}") else Deleted.ABSENT
 
     def has_repository(self, repository: str) -> bool:
         """Whether the registry lists tags of *repository*, even if there are none. Raises RegistryError."""

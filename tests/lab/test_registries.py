@@ -30,7 +30,7 @@ from kubeadm_registry.bundle.make import FromLayout, choose, create
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import referrers
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Registry, Upload, push_blob, referrers_tag
+from kubeadm_registry.registry import Deleted, Registry, Upload, push_blob, referrers_tag
 from kubeadm_registry.registry.answers import Answer
 from tests.lab import images, programs
 from tests.lab.command import cache, wait_until
@@ -357,6 +357,26 @@ def test_tags_and_manifests_are_deleted(served: Served, at: Registry) -> None:
     assert at.delete_manifest("a/deleted", first.digest)
     assert at.manifest("a/deleted", first.digest) is None
     assert not at.delete_manifest("a/deleted", first.digest)
+
+
+def test_a_blob_that_a_manifest_needs_is_not_deleted(served: Served, at: Registry) -> None:
+    """What freeing counts on, with the frontend that frees blobs one by one."""
+    if served.kind != "zot":
+        pytest.skip("Distribution unlinks a blob whatever needs it, so it is never asked")
+    first, second = (push_image(at, "a/freed", tag) for tag in ("v1", "v2"))
+    content = at.manifest("a/freed", first.digest)
+    assert content is not None
+    parsed = oci.parse(oci.Manifest, content, "v1")
+    shared, own = parsed.config.digest, parsed.layers[0].digest
+    assert at.delete_blob("a/freed", own) is Deleted.NEEDED
+    assert at.delete_manifest("a/freed", first.digest)
+    assert at.delete_blob("a/freed", shared) is Deleted.NEEDED, "the other image has the same"
+    assert at.delete_blob("a/freed", own) is Deleted.GONE
+    assert at.delete_blob("a/freed", own) is Deleted.ABSENT
+    assert at.delete_blob("a/freed", second.digest) is Deleted.NEEDED, "a manifest is one of its repository's"
+    with pytest.raises(RegistryError, match="MANIFEST_INVALID"):
+        at.push_manifest("a/freed", "late", content, oci.MANIFEST)
+    assert at.digest("a/freed", "late") is None, "no push is acknowledged whose layer has gone"
 
 
 # The command

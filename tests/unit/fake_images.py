@@ -88,6 +88,8 @@ class ScopedHandler(Handler):
         elif self.command in ("GET", "HEAD"):
             content = store.manifest(last) if kind == "manifests" else store.blobs.get(last)
             self._say(404) if content is None else self._say(200, content)
+        elif self.command == "DELETE" and kind == "blobs":
+            self._delete_blob(store, last)
         elif self.command == "DELETE":
             self._delete(store, last)
         elif kind == "manifests":
@@ -140,6 +142,15 @@ class ScopedHandler(Handler):
             store.tags[reference] = digest
         noted = self.registry.referrers and "subject" in document
         return self._say(201, more={"OCI-Subject": document["subject"]["digest"]} if noted else {})
+
+    def _delete_blob(self, store: Store, digest: str) -> None:
+        """As zot does."""
+        if digest not in store.blobs and digest not in store.manifests:
+            return self._say(404)
+        if digest in store.manifests or any(digest.encode() in content for content in store.manifests.values()):
+            return self._say(405, b'{"errors":[{"code":"DENIED"}]}')
+        del store.blobs[digest]
+        return self._say(202)
 
     def _delete(self, store: Store, reference: str) -> None:
         if ":" not in reference and not self.registry.untags:

@@ -1,0 +1,183 @@
+"""Freeing blobs one by one: nothing that a manifest needs goes, whatever interrupts it, and what is freed adds up."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubeadm_registry import pki
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.images import blobs, named
+from kubeadm_registry.images.blobs import Blob, Freed, Pace
+from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.registry import Deleted
+from tests.unit.fake_cluster import authority
+from tests.unit.fake_images import Repositories, ScopedHandler
+from tests.unit.fake_registry import connector, serving
+
+QUICK = Pace(1e9, sleep=lambda _: None)
+
+
+class Stopped(Exception):
+    """Stands for the end of the program."""
+
+
+class Memory:
+    """A registry as far as blobs are deleted: *needed* ones are refused, and *stops* counts requests until the end."""
+
+    def __init__(self, there: set[Blob], needed: set[Blob], stops: int | None = None) -> None:
+        self.there, self.needed, self.stops = there, needed, stops
+        self.asked: list[Blob] = []
+
+    def delete_blob(self, repository: str, digest: str) -> Deleted:
+        if self.stops is not None and len(self.asked) >= self.stops:
+            raise Stopped
+        self.asked.append((repository, digest))
+        if (repository, digest) not in self.there:
+            return Deleted.ABSENT
+        if (repository, digest) in self.needed:
+            return Deleted.NEEDED
+        self.there.remove((repository, digest))
+        return Deleted.GONE
+
+    @contextmanager
+    def connect(self) -> Iterator[Memory]:
+        yield self
+
+
+BLOBS = st.dictionaries(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 60).map(str)), st.integers(1, 1000), max_size=90
+)
+
+
+@given(BLOBS, st.data())
+def test_interrupted_anywhere_and_run_again_it_ends_in_the_same_state(
+    sizes: dict[Blob, int], data: st.DataObject
+) -> None:
+    subset = st.sets(st.sampled_from(sorted(sizes))) if sizes else st.just(set())
+    there, needed, relied = data.draw(subset), data.draw(subset), data.draw(subset)
+    once = Memory(set(there), needed)
+    whole = blobs.free(once.connect, sizes, relied=lambda: relied, pace=QUICK)  # type: ignore[arg-type]
+    assert once.there == there & (needed | relied)
+    assert whole.bytes == sum(sizes[one] for one in there - needed - relied), "each once"
+    again = Memory(set(there), needed, stops=data.draw(st.integers(0, len(sizes))))
+    try:
+        blobs.free(again.connect, sizes, relied=lambda: relied, pace=QUICK)  # type: ignore[arg-type]
+    except Stopped:
+        again.stops = None
+        blobs.free(again.connect, sizes, relied=lambda: relied, pace=QUICK)  # type: ignore[arg-type]
+    assert again.there == once.there
+    assert not relied & set(again.asked), "what pushes rely on is not even tried"
+
+
+def test_it_holds_pushes_around_each_batch_and_asks_within_whether_one_relies_on_a_blob() -> None:
+    sizes = {("a", str(number)): 1 for number in range(2 * blobs.BATCH + 1)}
+    memory, story = Memory(set(sizes), set()), list[str]()
+
+    @contextmanager
+    def hold() -> Iterator[None]:
+        story.append("closed")
+        yield
+        story.append(f"open after {len(memory.asked)}")
+
+    def relied() -> set[Blob]:
+        story.append("asked")
+        return set()
+
+    finished: list[Blob] = []
+    freed = blobs.free(memory.connect, sizes, relied=relied, hold=hold, pace=QUICK, done=finished.extend)  # type: ignore[arg-type]
+    assert story == [
+        word
+        for count in (blobs.BATCH, 2 * blobs.BATCH, len(sizes))
+        for word in ("closed", "asked", f"open after {count}")
+    ]
+    assert freed == Freed(blobs=len(sizes), bytes=len(sizes))
+    assert finished == list(sizes)
+
+
+def test_the_pace_leaves_as_much_time_as_requests_took_and_waits_while_something_else_suffers() -> None:
+    now, slept, slow = [100.0], list[float](), [0.0, 0.0, 7.0, 3.0, 0.0]
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    pace = Pace(10, lambda: slow.pop(0), clock=lambda: now[0], sleep=sleep)
+    pace.wait()
+    now[0] += 0.1
+    pace.made(5)  # at ten a second five take half of one
+    pace.wait()
+    assert slept == [pytest.approx(0.4)]
+    now[0] += 2
+    pace.made(5)
+    pace.wait()
+    assert slept[1:] == [pytest.approx(2.0), 7.0, 3.0]
+
+
+@pytest.fixture
+def fake() -> Iterator[Repositories]:
+    with serving(Repositories(), pki.issue(authority(), "cp-1", ("10.0.0.10",)), ScopedHandler) as registry:
+        yield registry
+
+
+def test_what_the_registry_says_of_a_blob(fake: Repositories) -> None:
+    manifest = fake.image("app", "v1", layer=b"layer")
+    layer = oci.digest_of(b"layer")
+    with connector(fake)() as registry:
+        assert registry.delete_blob("app", layer) is Deleted.NEEDED
+        assert registry.delete_manifest("app", manifest.digest)
+        assert registry.delete_blob("app", layer) is Deleted.GONE
+        assert registry.delete_blob("app", layer) is Deleted.ABSENT
+        fake.refuse["DELETE", "/blobs/"] = [500]
+        with pytest.raises(RegistryError):
+            registry.delete_blob("app", layer)
+
+
+# ---- on which blobs pushes relied --------------------------------------------------------------------------------
+
+ONE, TWO, THREE = (f"sha256:{number * 64}" for number in "123")
+LOG = f"""
+{{"client":"10.0.0.9","who":"push","method":"HEAD","path":"/v2/team/app/blobs/{ONE}","status":200,"end":"--","blob":""}}
+{{"client":"10.0.0.9","who":"anonymous","method":"HEAD","path":"\\/v2\\/team\\/app\\/blobs\\/{ONE}","status":200,"end":"--","blob":""}}
+{{"client":"10.0.0.9","who":"push","method":"HEAD","path":"/v2/team/app/blobs/{TWO}","status":404,"end":"--","blob":""}}
+{{"client":"10.0.0.9","who":"push","method":"GET","path":"/v2/team/app/blobs/{TWO}","status":200,"end":"--","blob":""}}
+{{"client":"10.0.0.9","who":"push","method":"POST","path":"/v2/b/blobs/uploads/","status":201,"end":"--","blob":"{TWO}"}}
+{{"client":"10.0.0.9","who":"push","method":"POST","path":"/v2/c/blobs/uploads/","status":202,"end":"--","blob":"{TWO}"}}
+{{"client":"10.0.0.9","who":"push","method":"PUT","path":"/v2/d/blobs/uploads/u-1","status":201,"end":"--","blob":"{THREE}"}}
+{{"client":"10.0.0.9","who":"push","method":"PUT","path":"/v2/e/manifests/v1","status":201,"end":"--","blob":""}}
+"""
+
+
+def test_a_log_tells_on_which_blobs_pushes_relied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log").write_text(LOG.lstrip())
+    script = tmp_path / "journalctl"
+    script.write_text(
+        f"""#!/bin/sh
+case "$*" in
+  *short-unix*) echo "1800000000.123456 cp-1 haproxy[1]: x" ;;
+  *--since=-60s*--unit=systemd-journald.service) cat {tmp_path}/journald ;;
+  *--output=cat*--since=-60s*--unit=one@1.service*) cat {tmp_path}/log ;;
+esac
+"""
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    argv = ("sh", "-c", named.ASK, "named", "60", "100", named.FOUND, named.TAKEN, "one@1.service")
+
+    def asked() -> named.Named:
+        said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        return named.parse(said.splitlines())
+
+    (tmp_path / "journald").write_text("Suppressed 9 messages from other.service\n")
+    found = asked()
+    assert found.blobs == {("team/app", ONE), ("b", TWO), ("d", THREE)}
+    assert found.begins is not None
+    assert not found.suppressed
+    (tmp_path / "journald").write_text("Suppressed 9 messages from kubeadm-registry-haproxy@1.service\n")
+    assert asked() == named.Named(found.blobs, found.begins, suppressed=True)
