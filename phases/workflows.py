@@ -1,9 +1,11 @@
 """What is done, in which order: the page to read first."""
 
+from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.phases.agent import AGENT
 from kubeadm_registry.phases.backend import BACKEND
 from kubeadm_registry.phases.base import BASE
 from kubeadm_registry.phases.client_nodes import LEAVE, POINT
+from kubeadm_registry.phases.collect import Collection
 from kubeadm_registry.phases.containerd import CONTAINERD
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.identity import SECRETS
@@ -51,3 +53,13 @@ MIRRORS = (POINT,)
 
 MIRRORS_REMOVE = (LEAVE,)
 """Undo `mirrors apply` on a client node."""
+
+
+def collect(run: Collection) -> Workflow:
+    """Free what no manifest needs, with Distribution: pushes wait meanwhile, pulls go on."""
+    return (run.close, run.drain, run.keep, run.sweep, *reopen(run))
+
+
+def reopen(run: Collection) -> Workflow:
+    """The end of ``collect``, also after a failure in the middle."""
+    return (run.restart, run.reopen)

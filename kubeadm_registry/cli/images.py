@@ -13,16 +13,21 @@ import click
 from rich.table import Table
 
 from kubeadm_registry.access.reach import ReadFailure, prove
+from kubeadm_registry.access.space import Quiet
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import pins, terminal
+from kubeadm_registry.cli.collect import collect, free, grace_option
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, dry_run_option, file_option, key_option
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.services import frontend
 from kubeadm_registry.disk import naming
-from kubeadm_registry.engine.report import echo, screen
+from kubeadm_registry.engine.report import Reporter, echo, screen
+from kubeadm_registry.engine.workflow import take_locks
 from kubeadm_registry.errors import ConfigError, Error, Problem
+from kubeadm_registry.images import blobs, inventory, pool, seed
 from kubeadm_registry.images import check as checking
 from kubeadm_registry.images import copy as copying
 from kubeadm_registry.images import delete as deleting
-from kubeadm_registry.images import inventory, pool, seed
 from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place, place
@@ -38,7 +43,7 @@ def group() -> None:
     """List, check, copy and delete images, and find images that nodes failed to pull."""
 
 
-for one in (pins.pin, pins.unpin, pins.pins):
+for one in (collect, pins.pin, pins.unpin, pins.pins):
     group.add_command(one)
 
 
@@ -176,34 +181,64 @@ def copy(context: Context, path: Path | None, referrers: bool, source: str, targ
 @click.option("--all-tags", is_flag=True, help="Delete all tags of a repository, and all other tags of an image.")
 @click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
 @dry_run_option
+@grace_option
 @click.argument("names", metavar="NAME[:TAG|@DIGEST]...", nargs=-1, required=True)
 def delete(
-    context: Context, path: Path | None, all_tags: bool, yes: bool, dry_run: bool, names: tuple[str, ...]
+    context: Context, path: Path | None, all_tags: bool, yes: bool, dry_run: bool, grace: str, names: tuple[str, ...]
 ) -> None:
     """Delete a tag, or a digest together with all its tags.
 
     zot and Distribution 3 delete a single tag. Distribution 2.8 deletes by digest, which also removes other tags of the
     same image; this is refused unless --all-tags is given. Manifests that a remaining index refers to are never
     deleted.
+
+    With zot, what goes by digest is freed immediately, but for blobs that other manifests need; with Distribution,
+    `images collect` frees it.
     """
     reporter = context.reporter()
     places = [place(name) for name in names]
-    with terminal.registry(path, reporter) as (_, connect, _):
+    seconds = wishes.seconds(grace, option="--grace")
+    freed = blobs.Freed()
+    with terminal.registry(path, reporter) as (cluster, connect, _):
         planned = deleting.plan(connect, places, all_tags=all_tags)
         for one in planned:
             reporter.note(f"{'would delete' if dry_run else 'to be deleted:'} {one}")
         if not (yes or dry_run or not sys.stdin.isatty()):
             click.confirm(f"Delete {'this' if len(planned) == 1 else f'these {len(planned)}'}?", abort=True)
+        found = {} if dry_run or not _frees(cluster, reporter) else deleting.blobs(connect, planned)
         gone = [one for one in planned if not dry_run and deleting.carry_out(connect, one)]
+        if found:
+            freed = free(cluster, connect, found, seconds)
+    if freed.relied:
+        reporter.note(f"{counted(freed.relied, 'blob')} stay for now, since a push relied on them lately: see --grace")
     count = len(planned) if dry_run else len(gone)
     reporter.result(
-        f"{'would delete' if dry_run else 'deleted'} {counted(count, 'name')}",
-        dryRun=dry_run,
+        f"{'would delete' if dry_run else 'deleted'} {counted(count, 'name')}"
+        + (f", freed {freed.bytes / 1e6:.1f} MB" if found else ""),
+        dryRun=dry_run, freed=freed.bytes,
         deleted=[
             {"name": str(one.place), "digest": one.digest, "tags": list(one.tags)}
             for one in (planned if dry_run else gone)
         ],
     )  # fmt: skip
+
+
+def _frees(cluster: Cluster, reporter: Reporter) -> bool:
+    """Whether the blobs of what is deleted can be freed now; if not, what frees them is told."""
+    if not frontend(cluster.spec).FREES_BLOBS:
+        reporter.note("`images collect` frees the space")
+        return False
+    try:
+        Quiet(cluster, 0).check()
+    except Error as error:
+        why = error.message
+    else:
+        why = f"{', '.join(cluster.absent)} cannot be reached" if cluster.absent else ""
+    if why:
+        reporter.note(f"{why}; so pushes cannot wait there, and `images collect` frees the space", level="warning")
+        return False
+    take_locks(cluster.hosts)
+    return True
 
 
 # ---- wanted -----------------------------------------------------------------------------------------------------

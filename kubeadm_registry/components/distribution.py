@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths
@@ -11,6 +12,7 @@ from kubeadm_registry.components import s3
 from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps
 from kubeadm_registry.engine.render import render
+from kubeadm_registry.errors import Error
 from kubeadm_registry.transport.host import Host
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ UNIT = paths.unit(NAME)
 USER = paths.user(NAME)
 CONFIG = f"{paths.ETC}/distribution/config.yml"
 SINGLE_WRITER = False
+FREES_BLOBS = False
 SERVICE = Service(
     NAME,
     units=(UNIT,),
@@ -30,6 +33,45 @@ SERVICE = Service(
     ports=(Port(paths.FRONTEND_PORT, local=True),),
     calls=(paths.S3_PORT,),
 )
+
+
+#: Ends the collection that may still run, then runs one as the frontend's user with its own configuration, and says
+#: what matters of its output: a line for each manifest would be too much. systemd ends it after ``$3`` seconds, also
+#: when nobody waits any more. ``$1`` unit, ``$2`` user, ``$4`` slice, ``$5`` program, ``$6`` its configuration,
+#: ``$7...`` options.
+_COLLECT = """
+unit=$1 user=$2 seconds=$3 slice=$4 program=$5 config=$6; shift 6
+systemctl stop -- "$unit" 2>/dev/null
+{
+  systemd-run --quiet --pipe --wait --collect --unit="$unit" --slice="$slice" --uid="$user" \\
+    --property=RuntimeMaxSec="$seconds" --property=UnsetEnvironment=AWS_CA_BUNDLE --setenv=OTEL_TRACES_EXPORTER=none \\
+    -- "$program" garbage-collect "$@" "$config" 2>&1
+  echo "status $?"
+} | grep -E '^(status |blob eligible for deletion: )|ailed'
+"""
+COLLECTION = f"{paths.PREFIX}-collection.service"
+_ELIGIBLE = re.compile(r"blob eligible for deletion: (sha256:[0-9a-f]{64})")
+
+
+def collect(cluster: Cluster, host: Host, *, seconds: float, delete: bool) -> frozenset[str]:
+    """The digests of all blobs that no manifest needs; with *delete* they go, unless it takes more than *seconds*.
+
+    No push may go on anywhere meanwhile: the collection does not see other processes' uploads. Manifests without a tag
+    stay with what they need (no ``--delete-untagged``): they may be used by digest, retention decides about them, and
+    2.8 would take the images of an index for untagged ones. Raises Error (CollectionFailed).
+    """
+    program = cluster.program(NAME).executable
+    options = () if delete else ("--dry-run",)
+    argv = ("sh", "-c", _COLLECT, "collect", COLLECTION, USER, f"{seconds:.0f}", paths.SLICE, program, CONFIG, *options)
+    result = (host.run if delete else host.query)(*argv, timeout=seconds + 60)
+    *lines, last = result.text.splitlines() or [""]
+    if last != "status 0":
+        said = [line for line in lines if not _ELIGIBLE.fullmatch(line)][-1:] or [last or "it said nothing"]
+        raise Error(
+            f"registry garbage-collect did not complete within {seconds:.0f} s: {said[0][:300]}", host=host.name,
+            code="CollectionFailed", hint=f"see `journalctl -u {COLLECTION}` on that node, then run it again",
+        )  # fmt: skip
+    return frozenset(found[1] for line in lines if (found := _ELIGIBLE.fullmatch(line)))
 
 
 def agent_frontend() -> dict[str, object]:

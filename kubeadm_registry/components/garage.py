@@ -147,6 +147,22 @@ def is_ours(cluster: Cluster, host: Host) -> bool:
     return key is not None and host.read(f"{cluster.spec.data_directory}/{NAME}/{NODE_KEY}") == key
 
 
+def stored(cluster: Cluster, host: Host) -> int:
+    """Bytes of the objects in the bucket as *host* knows it. The blocks of deleted ones go some ten minutes later."""
+    return int(_bucket(cluster, host)["bytes"])
+
+
+def abandon(cluster: Cluster, host: Host, seconds: int) -> int:
+    """Drop uploads in parts that began more than *seconds* ago and did not end; how many there were."""
+    payload = {"bucketId": _bucket(cluster, host)["id"], "olderThanSecs": seconds}
+    return int(Api(cluster, host).do("CleanupIncompleteUploads", payload)["uploadsDeleted"])
+
+
+def _bucket(cluster: Cluster, host: Host) -> dict[str, Any]:
+    found: dict[str, Any] = Api(cluster, host).ask("GetBucketInfo", {"globalAlias": s3.bucket(cluster.spec)})
+    return found
+
+
 def agent_storage() -> dict[str, object] | None:
     """Garage's unit; the agent knows its ports."""
     return {"unit": UNIT}

@@ -63,6 +63,12 @@ class Backend(Protocol):
     def is_ours(self, cluster: Cluster, host: Host, /) -> bool:
         """Whether its directory on *host* was created by this cluster; then reset may delete it."""
 
+    def stored(self, cluster: Cluster, host: Host, /) -> int:
+        """Bytes of what the frontend keeps in its bucket, each once, as *host* knows it. Raises NotYetKnown."""
+
+    def abandon(self, cluster: Cluster, host: Host, seconds: int, /) -> int:
+        """Drop uploads to the bucket that began more than *seconds* ago and did not end; how many there were."""
+
     def agent_storage(self) -> dict[str, object] | None:
         """The value ``storage`` of the node agent (docs/agent.md); None: the agent only reads the canary image."""
 
@@ -79,6 +85,8 @@ class Frontend(Protocol):
     SERVICE: Service
     SINGLE_WRITER: bool
     """Whether only one node may write at a time; the node agents then elect it."""
+    FREES_BLOBS: bool
+    """Whether DELETE of a blob frees its bytes, and is refused while a manifest of its repository needs it."""
 
     def install(self, cluster: Cluster, host: Host, storage: Backend, /) -> Steps:
         """Install it on *host* and start it."""

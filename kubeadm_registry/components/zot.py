@@ -30,6 +30,7 @@ WRITER_CONFIG = f"{ETC}/writer.json"
 RUN = f"{paths.RUN}/zot"
 RUNTIME_CONFIG = f"{RUN}/config.json"
 SINGLE_WRITER = True
+FREES_BLOBS = True
 SERVICE = Service(
     NAME,
     units=(UNIT,),

@@ -8,6 +8,7 @@ from functools import partial
 
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import graph, referrers
+from kubeadm_registry.images.blobs import Blob
 from kubeadm_registry.images.names import OURS, Place, name_of
 from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
 from kubeadm_registry.oci import descriptors as oci
@@ -67,6 +68,23 @@ def carry_out(connect: Connect, deletion: Deletion) -> bool:
             if content is not None:  # first, for a registry may keep what an index needs
                 retry(partial(referrers.forget, registry, where.repository, deletion.digest, content), PATIENCE)
         return retry(partial(registry.delete_manifest, where.repository, where.reference), PATIENCE)
+
+
+def blobs(connect: Connect, deletions: Sequence[Deletion]) -> dict[Blob, int]:
+    """The blobs that the manifests need that go by digest with *deletions*, with their sizes. Raises RegistryError."""
+    found: dict[Blob, int] = {}
+    with connect() as registry:
+        for one in deletions:
+            if one.place.reference == one.digest:
+                image = _image(one.place.repository, registry, one.digest)
+                # Those of an index's images go with these, if they go.
+                needs = image.needs.get(one.digest, ()) if image is not None else ()
+                found |= {
+                    (one.place.repository, need.digest): need.size
+                    for need in needs
+                    if need.media_type not in oci.INDEXES | oci.MANIFESTS
+                }
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,12 +58,12 @@ class Asked:
     complete: bool
 
 
-def seconds(text: str) -> int:
-    """The length of ``7d``, ``12h``, ``30m`` or ``2w`` in seconds. Raises ConfigError."""
+def seconds(text: str, *, option: str = "--since") -> int:
+    """The length of ``7d``, ``12h``, ``30m`` or ``2w`` in seconds, as the *option* has it. Raises ConfigError."""
     found = re.fullmatch(r"([1-9][0-9]{0,3})([mhdw])", text)
     if found is None:
         raise ConfigError(
-            f"--since {text}: not a valid duration", hint="write it as 7d, 12h or 30m", code="UsageInvalid"
+            f"{option} {text}: not a valid duration", hint="write it as 7d, 12h or 30m", code="UsageInvalid"
         )
     return int(found[1]) * _UNITS[found[2]]
 

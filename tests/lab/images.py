@@ -32,6 +32,11 @@ def digest_of(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
+def tar_digest(layer: bytes) -> str:
+    """The digest of the tar in the compressed *layer*."""
+    return digest_of(gzip.decompress(layer))
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image as its bytes."""

@@ -87,13 +87,19 @@ class FakeGarage:
     version: int = 0
     keys: dict[str, str] = field(default_factory=dict)
     buckets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Seconds since which uploads in parts are not complete.
+    uploads: list[float] = field(default_factory=list)
 
     def serve(self, host: FakeTransport, executable: str) -> None:
         call = (executable, "-c", garage.CONFIG, "json-api")
         for name in dir(self):
             if name[0].isupper():
                 endpoint_of: Callable[[Any], Any] = getattr(self, name)
-                acts = f"garage {name}" if name.startswith(("Update", "Apply", "Import", "Create", "Allow")) else ""
+                acts = (
+                    f"garage {name}"
+                    if name.startswith(("Update", "Apply", "Import", "Create", "Allow", "Cleanup"))
+                    else ""
+                )
                 host.answer(*call, name, with_=self._answer(host, endpoint_of), act=acts)
 
     def _answer(
@@ -148,7 +154,16 @@ class FakeGarage:
         return [{"id": key, "globalAliases": bucket["globalAliases"]} for key, bucket in self.buckets.items()]
 
     def GetBucketInfo(self, payload: Any) -> Any:
-        return self.buckets[payload["id"]]
+        if "id" in payload:
+            return self.buckets[payload["id"]]
+        [(key, found)] = [
+            (key, one) for key, one in self.buckets.items() if payload["globalAlias"] in one["globalAliases"]
+        ]
+        return {"id": key, "bytes": 0, **found}
+
+    def CleanupIncompleteUploads(self, payload: Any) -> Any:
+        assert payload["bucketId"] in self.buckets
+        return {"uploadsDeleted": len([age for age in self.uploads if age > payload["olderThanSecs"]])}
 
     def CreateBucket(self, payload: Any) -> Any:
         bucket = {"id": f"b{len(self.buckets)}", "globalAliases": [payload["globalAlias"]], "keys": []}

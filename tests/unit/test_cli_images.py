@@ -12,20 +12,24 @@ import click.testing
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import config, pki, secrets
+from kubeadm_registry import config, paths, pki, secrets
 from kubeadm_registry.access import reach, session
+from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
+from kubeadm_registry.components import garage, s3, zot
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.images import check, wanted
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.seed import proof
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import retry
 from kubeadm_registry.transport.host import Transport
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import FakeCluster, authority, fixed_secrets
 from tests.unit.fake_images import Repositories, ScopedHandler
+from tests.unit.fake_pushes import FakePushes
 from tests.unit.fake_registry import serving
 from tests.unit.fakes import FakeTransport
 
@@ -65,6 +69,7 @@ def fake(three: FakeCluster, pair: pki.Pair, tmp_path: Path, monkeypatch: pytest
     registry.index(PAUSE, "3.10", amd64=registry.image(PAUSE), arm64=registry.image(PAUSE, layer=b"arm"))
     registry.image("app", "v1", layer=b"app")
     registry.image("kubeadm-registry/canary", "v1")
+    FakePushes(three.servers)
     with serving(registry, pair, ScopedHandler):
         monkeypatch.setattr(FakeTransport, "dial", lambda _self, _address, _port: ("127.0.0.1", registry.port))
         yield registry
@@ -239,6 +244,58 @@ def test_delete_shows_before_it_does(fake: Repositories) -> None:
     _, last = lines(run("delete", "app:v1", "-o", "json"))
     assert [one["name"] for one in last["deleted"]] == ["app:v1"]
     assert not fake.store["app"].tags
+
+
+def test_delete_frees_what_no_other_image_needs(fake: Repositories, three: FakeCluster) -> None:
+    shared, own, kept = (fake.image("app", tag, layer=tag.encode()) for tag in ("v2", "v3", "v4"))
+    relied = oci.digest_of(b"v4")
+    proxies = FakePushes(three.servers, relied={"cp-2": [f"app {relied}"]})
+    names = [f"app@{one.digest}" for one in (shared, own, kept)]
+    said = lines(run("delete", *names, "--all-tags", "-o", "json"))
+    assert said[-1]["freed"] == len(b"v2") + len(b"v3"), "the configuration is that of v1 as well"
+    assert said[-1]["summary"] == "deleted 3 names, freed 0.0 MB"
+    assert relied in fake.store["app"].blobs, "a push has asked for it"
+    assert [one["message"] for one in said if one["event"] == "note"][-1].startswith("1 blob stay for now")
+    assert not {oci.digest_of(b"v2"), oci.digest_of(b"v3")} & set(fake.store["app"].blobs)
+    assert {one.partition(" ")[0] for one in proxies.history[:3]} == {"close"}, "before the logs are read"
+    assert {one.partition(" ")[0] for one in proxies.history[-3:]} == {"open"}
+    assert not any(proxies.closed.values())
+
+
+def test_collect_frees_what_no_manifest_names(
+    fake: Repositories, three: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "installed", lambda _hosts: three.programs)
+    broken, new, relied = (fake.blob("app", text).digest for text in (b"broken", b"new", b"relied"))
+    untagged = fake.image("app", layer=b"of a manifest without a tag")
+    proxies = FakePushes(three.servers, relied={"cp-1": [f"app {relied}"]})
+    keys = [
+        f"{90_000 if digest != new else 100} 10 {zot.key(name, digest)}"
+        for name in ("app", PAUSE)
+        for digest in (*fake.store[name].blobs, *fake.store[name].manifests)
+    ]
+    three.garage.buckets["b"] = {"globalAliases": ["registry-zot"], "bytes": 70}
+    for server in three.servers.values():
+        server.unit(garage.UNIT).active = "active"
+        server.answer(
+            "sh", "-c", RUN, "bucket", paths.PROGRAMS, s3._source(), with_="\n".join([*keys, "0 1 x/index.json", "end"])
+        )
+    before = {name: dict(store.blobs) for name, store in fake.store.items()}
+    dry = lines(run("collect", "--dry-run", "-o", "json"))[-1]
+    assert {name: store.blobs for name, store in fake.store.items()} == before
+    assert (dry["dryRun"], dry["blobs"]) == (True, 4), (
+        "at most: also the untagged manifest with its layer, and what a push relied on"
+    )
+    asked = len(fake.requests)
+    result = run("collect", "-o", "json")
+    assert result.exit_code == 0, result.output
+    said = lines(result)[-1]
+    assert (said["blobs"], said["freed"], said["kept"], said["before"]) == (1, 10, 1, 70)
+    assert set(before["app"]) - set(fake.store["app"].blobs) == {broken}
+    assert fake.store[PAUSE].blobs == before[PAUSE]
+    tried = {one.path.rpartition("/")[2] for one in fake.requests[asked:] if one.method == "DELETE"}
+    assert untagged.digest in tried, "zot says that it is needed"
+    assert not any(proxies.closed.values())
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])

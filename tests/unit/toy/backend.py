@@ -79,6 +79,14 @@ def is_ours(_: Cluster, host: Host) -> bool:
     return host.read(CONFIG) is not None
 
 
+def stored(_: Cluster, __: Host) -> int:
+    return 0
+
+
+def abandon(_: Cluster, __: Host, ___: int) -> int:
+    return 0
+
+
 def agent_storage() -> dict[str, object] | None:
     return None
 

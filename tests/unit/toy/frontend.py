@@ -13,6 +13,7 @@ from kubeadm_registry.transport.host import Host
 NAME = "plain"
 CONFIG = f"{paths.ETC}/plain/plain.conf"
 SINGLE_WRITER = False
+FREES_BLOBS = False
 SERVICE = Service(
     NAME,
     units=(paths.unit(NAME),),

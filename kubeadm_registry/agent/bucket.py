@@ -1,0 +1,94 @@
+"""Lists what a bucket of this node's storage holds. It only reads.
+
+Run on the node with this source alone; the request stands on standard input, so that no secret is in an argv:
+
+    python3 -I -c SOURCE < {"host", "port", "region", "key", "secret", "bucket", "keys", "newer"}
+
+It prints a line ``AGE SIZE KEY`` for each object whose key matches the pattern *keys* and that is *newer* than so many
+seconds (null: of any age). AGE is in seconds, by the clock of the storage; SIZE in bytes. The last line is ``end``.
+
+Source of the signatures: "Authenticating Requests (AWS Signature Version 4)" of the S3 API, with an unsigned payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+DEADLINE = 60.0  # seconds, for each answer
+UNSIGNED = "UNSIGNED-PAYLOAD"
+
+
+def signed(request: Mapping[str, Any], path: str, query: str, now: datetime) -> dict[str, str]:
+    """The headers of a GET of *path* with *query*, both encoded, at the time *now*."""
+    moment = now.strftime("%Y%m%dT%H%M%SZ")
+    scope = f"{moment[:8]}/{request['region']}/s3/aws4_request"
+    headers = {"host": f"{request['host']}:{request['port']}", "x-amz-content-sha256": UNSIGNED, "x-amz-date": moment}
+    names = ";".join(headers)
+    lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
+    canonical = "\n".join(("GET", path, query, lines, names, UNSIGNED))
+    text = "\n".join(("AWS4-HMAC-SHA256", moment, scope, hashlib.sha256(canonical.encode()).hexdigest()))
+    signature = f"AWS4{request['secret']}".encode()
+    for part in (*scope.split("/"), text):
+        signature = hmac.new(signature, part.encode(), "sha256").digest()
+    credential = f"Credential={request['key']}/{scope}, SignedHeaders={names}, Signature={signature.hex()}"
+    return {**headers, "Authorization": f"AWS4-HMAC-SHA256 {credential}"}
+
+
+def pages(request: Mapping[str, Any]) -> Iterator[tuple[datetime, ElementTree.Element]]:
+    """Each page of the list, with the storage's time. Raises OSError, http.client.HTTPException."""
+    wire = http.client.HTTPConnection(request["host"], request["port"], timeout=DEADLINE)
+    path, token = quote(f"/{request['bucket']}"), ""
+    while True:
+        words = {"list-type": "2", **({"continuation-token": token} if token else {})}
+        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in sorted(words.items()))
+        wire.request("GET", f"{path}?{query}", headers=signed(request, path, query, datetime.now(timezone.utc)))
+        answer = wire.getresponse()
+        content = answer.read()
+        if answer.status != 200:
+            raise http.client.HTTPException(f"status {answer.status}: {content[:300].decode(errors='replace')}")
+        # It comes from the storage of this very node, which no client reaches.
+        page = ElementTree.fromstring(content)  # noqa: S314
+        yield datetime.now(timezone.utc), page
+        token = page.findtext("{*}NextContinuationToken") or ""
+        if not token:
+            return
+
+
+def lines(request: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of the answer."""
+    wanted, newer = re.compile(request["keys"]), request["newer"]
+    for now, page in pages(request):
+        for one in page.iterfind("{*}Contents"):
+            key = one.findtext("{*}Key") or ""
+            if wanted.search(key) is None:
+                continue
+            made = (one.findtext("{*}LastModified") or "").replace("Z", "+00:00")
+            age = (now - datetime.fromisoformat(made)).total_seconds()
+            if newer is None or age < newer:
+                yield f"{age:.0f} {one.findtext('{*}Size')} {key}"
+    yield "end"
+
+
+def main() -> int:
+    """See above."""
+    try:
+        for line in lines(json.load(sys.stdin)):
+            print(line)  # noqa: T201
+    except (OSError, http.client.HTTPException, ElementTree.ParseError, ValueError) as error:
+        print(f"cannot list the bucket: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

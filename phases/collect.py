@@ -1,0 +1,303 @@
+"""Freeing what no manifest needs any more, with Distribution: pushes are closed at every proxy meanwhile, reads go on.
+
+Its ``garbage-collect`` does not see what other processes upload, so no push may go on anywhere. What pushes relied on
+lately stays: a manifest of ours names it. The frontends remember which blobs are there, so each is started again before
+pushes are opened. All of it ends by itself when the run dies: the collection by its time limit, then each node starts
+its frontend again, then the time comes at which the proxies take pushes.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from kubeadm_registry import paths
+from kubeadm_registry.agent import document
+from kubeadm_registry.cluster import Cluster, leader
+from kubeadm_registry.components import distribution, haproxy, pushes, s3
+from kubeadm_registry.components.services import backend
+from kubeadm_registry.engine.changes import Steps, Wait, wait
+from kubeadm_registry.engine.phase import Phase
+from kubeadm_registry.errors import CommandTimeout, Error
+from kubeadm_registry.images import held, named
+from kubeadm_registry.images.held import HeldBlob
+from kubeadm_registry.images.pool import PATIENCE, Connect
+from kubeadm_registry.registry import retry
+from kubeadm_registry.transport.host import Host, side_by_side
+
+#: Seconds that pushes in flight have to end.
+DRAIN = 60.0
+#: Before pushes open by themselves: seconds that all frontends have to start again, and between two of them.
+RESTARTS, APART = 90.0, 15.0
+#: Seconds that pushes may be closed at most, beside what the collection itself is expected to take.
+MARGIN = RESTARTS + DRAIN + 60.0
+#: Seconds a deletion of a blob by the collection takes at most, on a slow storage.
+EACH = 0.2
+REOPEN = f"{paths.PREFIX}-reopen"
+_OBJECTS = (
+    r"^docker/registry/v2/(?:blobs/sha256/../([0-9a-f]{64})/data|"
+    r"repositories/(.+)/_layers/sha256/([0-9a-f]{64})/link)$"
+)
+_KEY = re.compile(_OBJECTS)
+#: Starts the frontend ``$3`` again after ``$2`` seconds, in place of what the timer ``$1`` was to do before.
+_ARM = """
+systemctl stop -- "$1.timer" 2>/dev/null
+systemd-run --quiet --collect --unit="$1" --on-active="$2" --timer-property=AccuracySec=1s systemctl restart -- "$3"
+"""
+#: Ends the unit ``$1``, which may be unknown.
+_STOP = 'systemctl stop -- "$1" 2>/dev/null; ! systemctl is-active --quiet -- "$1"'
+
+
+@dataclass
+class Collection:
+    """One run. *grace*: seconds for which stays what pushes relied on; *connect* leads to the registry."""
+
+    cluster: Cluster
+    connect: Connect
+    grace: float
+    found: frozenset[str] = frozenset()
+    """The blobs that no manifest needed when it was looked for them, of *sizes* bytes."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    """For which pushes are closed at most."""
+    kept: int = 0
+    deleted: frozenset[str] = frozenset()
+    begun: bool = False
+    """Whether something may have been deleted, which the frontends do not know."""
+    done: bool = False
+    closed: float = 0.0
+    """When pushes were closed, and since when they are open again, by this machine's clock; 0: never."""
+    opened: float = 0.0
+    _looked: float = 0.0
+    _frontends: dict[str, str] = field(default_factory=dict)
+
+    # ---- before ---------------------------------------------------------------------------------------------------
+
+    def look(self, *, release: bool) -> list[named.Named]:
+        """Find what no manifest needs; with *release* what earlier runs kept is no longer kept. Pushes go on.
+
+        Returns what the nodes' logs say of the last *grace* seconds. Raises Error (LogUnreadable, CollectionFailed,
+        StorageUnreadable), RegistryError.
+        """
+        if release:
+            with self.connect() as registry:
+                retry(lambda: held.let_go(registry, haproxy.HOLDING), PATIENCE)
+        logs = side_by_side(lambda host: named.ask(host, self.grace), self.cluster.hosts)
+        self._looked = begin = time.monotonic()
+        self.found = distribution.collect(self.cluster, self.cluster.leader, seconds=3600, delete=False)
+        self.seconds = MARGIN + 3 * (time.monotonic() - begin) + EACH * len(self.found)
+        for key, size, _ in self._objects(None):
+            self.sizes[key[0]] = size
+        return logs
+
+    def _objects(self, newer: float | None) -> Iterator[tuple[tuple[str, str], int, float]]:
+        """Digest and repository (empty: the bytes themselves), size and age of blobs and links."""
+        region = backend(self.cluster.spec).REGION
+        keys = _OBJECTS if newer is not None else r"^docker/registry/v2/blobs/sha256/../[0-9a-f]{64}/data$"
+        for one in s3.objects(self.cluster, self.cluster.leader, region, keys, newer=newer):
+            if found := _KEY.match(one.key):
+                yield (f"sha256:{found[1] or found[3]}", found[2] or ""), one.size, one.age
+
+    @property
+    def pending(self) -> bool:
+        """Whether a run that died has left pushes closed somewhere. Raises Error (PushesUnknown)."""
+        return any(not one.open for one in side_by_side(pushes.look, self.cluster.hosts))
+
+    # ---- the phases, as workflows.py lists them ---------------------------------------------------------------------
+
+    @property
+    def close(self) -> Phase:
+        """No proxy takes a push any more."""
+        return Phase("close", "Close pushes at every proxy", lambda _, host: self._close(host))
+
+    @property
+    def drain(self) -> Phase:
+        """What is being uploaded comes to its end."""
+        return Phase("drain", "Wait for pushes in flight", lambda _, host: self._drain())
+
+    @property
+    def keep(self) -> Phase:
+        """What pushes rely on gets a name."""
+        return Phase("keep", "Keep what pushes rely on", lambda _, host: self._keep(), on=leader)
+
+    @property
+    def sweep(self) -> Phase:
+        """What no manifest needs goes."""
+        return Phase("sweep", "Delete what no manifest needs", lambda _, host: self._sweep(), on=leader)
+
+    @property
+    def restart(self) -> Phase:
+        """No frontend remembers what has gone."""
+        return Phase(
+            "restart", "Restart the registry on each node", lambda _, host: self._restart(), one_at_a_time=True
+        )
+
+    @property
+    def reopen(self) -> Phase:
+        """The proxies take pushes."""
+        return Phase("open", "Open pushes", lambda _, host: self._open())
+
+    def _close(self, host: Host) -> Steps:
+        yield _Closed(self, self.cluster.hosts.index(next(one for one in self.cluster.hosts if one.name == host.name)))
+
+    def _drain(self) -> Steps:
+        yield Wait("no push is in flight", lambda host: pushes.look(host).busy, timeout=DRAIN)
+
+    def _keep(self) -> Steps:
+        yield _Once("keep blobs that pushes rely on", "what pushes relied on lately is kept", self._keep_recent)
+
+    def _sweep(self) -> Steps:
+        bytes_ = sum(self.sizes.get(one, 0) for one in self.found)
+        yield _Once(
+            "run registry garbage-collect",
+            f"{len(self.found)} blobs, {bytes_ / 1e6:.1f} MB, deleted, but for what pushes relied on lately",
+            self._delete,
+        )
+
+    def _restart(self) -> Steps:
+        yield _Restarted(self)
+
+    def _open(self) -> Steps:
+        yield _Open(self)
+
+    # ---- what they do ---------------------------------------------------------------------------------------------
+
+    def _keep_recent(self, _: Host) -> None:
+        """Name the blobs that no manifest needs and that a push relied on within the grace, or since the look."""
+        since = time.monotonic() - self._looked + 60
+        recent: dict[str, HeldBlob] = {}
+        for (digest, repository), size, age in self._objects(max(self.grace, since)):
+            if not repository:
+                self.sizes[digest] = size
+            elif repository != haproxy.HOLDING and (digest in self.found or age < since):
+                recent[digest] = HeldBlob(repository, digest, 0)
+        for one in side_by_side(lambda host: named.ask(host, max(self.grace, since)), self.cluster.hosts):
+            for repository, digest in one.blobs:
+                if digest in self.found and repository != haproxy.HOLDING:
+                    recent.setdefault(digest, HeldBlob(repository, digest, 0))
+        wanted = {
+            digest: HeldBlob(one.repository, digest, self.sizes[digest])
+            for digest, one in recent.items()
+            if digest in self.sizes
+        }
+        tag = f"blobs-{int(time.time())}"
+        with self.connect() as registry:
+            self.kept = retry(lambda: held.hold(registry, haproxy.HOLDING, wanted, tag), PATIENCE)
+
+    def _delete(self, host: Host) -> None:
+        left = min(one.closed_for for one in side_by_side(pushes.look, self.cluster.hosts)) - RESTARTS
+        if left < 10:
+            raise Error(
+                "pushes open before the collection would be over", host=host.name, code="CollectionLate",
+                hint="run it again",
+            )  # fmt: skip
+        self._frontends = {one.name: _invocation(one) for one in self.cluster.hosts}
+        self.begun = True
+        self.deleted = distribution.collect(self.cluster, host, seconds=left, delete=True)
+
+    def restarted(self, host: Host) -> bool:
+        """Whether the frontend of *host* has started since the collection began."""
+        return not self.begun or _invocation(host) not in ("", self._frontends[host.name])
+
+
+def _invocation(host: Host) -> str:
+    return host.query("systemctl", "show", "--property=InvocationID", "--value", "--", distribution.UNIT).text.strip()
+
+
+@dataclass
+class _Once:
+    """Something that each run does once."""
+
+    title: str
+    difference: str
+    work: Callable[[Host], None]
+    _done: bool = False
+
+    def diff(self, _: Host) -> str | None:
+        return None if self._done else self.difference
+
+    def apply(self, host: Host) -> None:
+        self.work(host)
+        self._done = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """The proxies of a node take no push, and its frontend will start again shortly before they take some."""
+
+    run: Collection
+    place: int
+    title = "close pushes"
+
+    def diff(self, host: Host) -> str | None:
+        if pushes.look(host).closed_for >= self.run.seconds - 30:
+            return None
+        return f"pushes are closed, for {self.run.seconds:.0f} s at most"
+
+    def apply(self, host: Host) -> None:
+        after = self.run.seconds - RESTARTS + APART * (self.place + 0.5)
+        host.run("sh", "-c", _ARM, "arm", REOPEN, f"{after:.0f}", distribution.UNIT)
+        self.run.closed = self.run.closed or time.monotonic()
+        pushes.close(host, self.run.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Restarted:
+    """The frontend of a node has forgotten which blobs are there, and the node serves reads as before."""
+
+    run: Collection
+    title = "restart the registry"
+
+    def diff(self, host: Host) -> str | None:
+        return None if self.run.restarted(host) else f"{distribution.UNIT}: restarts, to forget what was deleted"
+
+    def apply(self, host: Host) -> None:
+        # One that nobody waits for any more, as after an interrupt, must not go on while pushes do.
+        self.run.cluster.leader.run("sh", "-c", _STOP, "stop", distribution.COLLECTION)
+        for other in self.run.cluster.hosts:
+            wait(other, _serves, what="the node serves reads", timeout=60)
+        host.run("systemctl", "restart", "--", distribution.UNIT, timeout=60)
+        since = float(host.query("date", "+%s.%N").text)
+        wait(host, lambda one: _serves(one, since), what="the node serves reads", timeout=60)
+
+
+def _serves(host: Host, since: float = 0.0) -> str | None:
+    """None if the agent of *host* says, later than *since*, that this node serves reads well; else what it says."""
+    content = host.read(paths.AGENT_STATE)
+    state = document.read(content.decode(errors="replace")) if content is not None else None
+    if state is None or state["time"] <= since:
+        return "the node agent has not reported yet"
+    if state["level"] or state["frontend"]["health"] != "ok":
+        return f"level {state['level']}, the registry is {state['frontend']['health']}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """The proxies of a node take pushes."""
+
+    run: Collection
+    title = "open pushes"
+
+    def diff(self, host: Host) -> str | None:
+        return None if pushes.look(host).open else "pushes are open"
+
+    def apply(self, host: Host) -> None:
+        if not self.run.restarted(host):
+            raise AssertionError("pushes would open before the registry has forgotten what was deleted")
+        pushes.reopen(host)
+        host.query("systemctl", "stop", "--", f"{REOPEN}.timer")
+        self.run.opened = time.monotonic()
+
+
+def require_whole(cluster: Cluster) -> None:
+    """Raises Error (StorageNotWhole) unless the storage is fully replicated as every node sees it."""
+    try:
+        wait(cluster.leader, backend(cluster.spec).gate(cluster), what="the storage is fully replicated", timeout=20)
+    except CommandTimeout as error:
+        raise Error(
+            error.message, host=error.host, code="StorageNotWhole",
+            hint="wait until `kubeadm-registry status` exits with 0, then run it again",
+        ) from error  # fmt: skip
