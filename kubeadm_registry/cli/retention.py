@@ -88,7 +88,7 @@ class Asked:
         return cls(rules, uses, dict(_report(file, rules) for file in kubeconfigs), no_cluster)
 
     def plan(self, cluster: Cluster, connect: Connect, reporter: Reporter) -> tuple[planning.Look, Plan]:
-        """Look at the registry, and make the plan. Raises ConfigError (WorkloadsUnknown), Error (PlanRefused)."""
+        """Look at the registry, and make the plan. Raises Error (WorkloadsUnknown, PlanRefused)."""
         for name, report in self.reports.items():
             for unmatched in report.unmatched:
                 reporter.note(f"{name}: spec.imagePaths finds no image: {unmatched}", level="warning")
@@ -98,7 +98,7 @@ class Asked:
             connect, cluster.secrets.retention_key, self.rules, now, reports=self.reports, uses=self.uses, sets=sets
         )
         if not (found.after.clusters or self.reports or self.uses or self.no_cluster):
-            raise ConfigError(
+            raise Error(
                 "it is not known which images are in use: no Kubernetes cluster was given",
                 hint="pass --kubeconfig for each cluster that uses the registry, --in-use with a list of images, or "
                 "--no-cluster if no cluster uses it",

@@ -60,7 +60,7 @@ def test_old_images_go_and_those_in_use_stay(registry: Registry, tmp_path: Path)
         assert not images.missing(registry, version, f"{area}/app"), f"v{number} is still there"
 
     run = ("retention", "run", "--policy", policy, "--in-use", used)
-    assert "is not approved" in registry.cli(*run).stderr
+    assert "is not approved" in registry.cli(*run).stdout
     assert tags(registry, f"{area}/app") == {"v0", "v1", "v2"}
     registry.cli("retention", "approve", plan(registry, policy, "--in-use", used)["digest"])
     assert "2 to the trash" in registry.cli(*run).stdout

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from kubeadm_registry import config
+from kubeadm_registry import config, pki
 from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.components import garage
-from tests.unit.fake_cluster import FakeCluster
+from tests.unit.fake_cluster import FakeCluster, authority
 from tests.unit.fakes import FakeTransport
 
 # How long an example takes says how busy the machine is.
@@ -50,6 +50,12 @@ def server() -> FakeTransport:
 def three() -> FakeCluster:
     """Three bare servers with the smallest cluster file; the programs are on them."""
     return FakeCluster.of(config.SMALLEST)
+
+
+@pytest.fixture(scope="session")
+def pair() -> pki.Pair:
+    """The certificate and key of a node at 10.0.0.10, of the authority that the fake clusters share."""
+    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
 
 
 @pytest.fixture(scope="session")

@@ -310,7 +310,7 @@ def test_an_agent_that_has_just_started_gives_no_vote() -> None:
 
 def test_a_single_node_needs_nobody() -> None:
     memory = LeaseMemory()
-    seen = []
+    seen: list[Role] = []
     for tick in range(100):
         memory = one_step(memory, tick * 0.05)
         if not seen or memory.role is not seen[-1]:

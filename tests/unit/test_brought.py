@@ -18,16 +18,10 @@ from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api
 from tests.unit.bundle_files import image, write_layout
-from tests.unit.fake_cluster import authority
 from tests.unit.fake_registry import FakeRegistry, connector, serving
 
 SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "0.1" / "brought.json"
 PAUSE, APP = "registry.k8s.io/pause:3.10", "quay.io:443/org/app:v1"
-
-
-@pytest.fixture(scope="module")
-def pair() -> pki.Pair:
-    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
 
 
 @pytest.fixture

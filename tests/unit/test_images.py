@@ -14,17 +14,11 @@ from kubeadm_registry.errors import ConfigError, Error, RegistryError
 from kubeadm_registry.images import check, copy, delete, inventory, seed, wanted
 from kubeadm_registry.images.names import Place, name_of, place, upstream
 from kubeadm_registry.oci import descriptors as oci
-from tests.unit.fake_cluster import authority
 from tests.unit.fake_images import Repositories, ScopedHandler, plain
 from tests.unit.fake_registry import connector, serving
 
 PAUSE = "registry.k8s.io/pause"
 SIGNATURE = "application/vnd.example.signature"
-
-
-@pytest.fixture(scope="module")
-def pair() -> pki.Pair:
-    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
 
 
 @pytest.fixture

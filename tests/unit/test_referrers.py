@@ -17,7 +17,6 @@ from kubeadm_registry.images.names import Place
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry, referrers_tag
 from tests.unit.bundle_files import write_layout
-from tests.unit.fake_cluster import authority
 from tests.unit.fake_images import Repositories, ScopedHandler, plain
 from tests.unit.fake_registry import connector, serving
 
@@ -26,11 +25,6 @@ SUBJECT = oci.Descriptor(media_type=oci.MANIFEST, digest=f"sha256:{64 * 'a'}", s
 TAG = f"sha256-{64 * 'a'}"
 SIGNATURE = "application/vnd.example.signature"
 CONFIG = oci.Descriptor(media_type=oci.EMPTY, digest=oci.digest_of(b"{}"), size=2)
-
-
-@pytest.fixture(scope="module")
-def pair() -> pki.Pair:
-    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
 
 
 @pytest.fixture

@@ -18,16 +18,10 @@ from kubeadm_registry.images import seed, seeded
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import image, write_layout
-from tests.unit.fake_cluster import authority
 from tests.unit.fake_registry import FakeRegistry, connector, serving
 
 ONE, TWO = "registry.k8s.io/pause:3.10", "quay.io:443/org/app:v1"
 LAYER = b"layer" * 1000
-
-
-@pytest.fixture(scope="module")
-def pair() -> pki.Pair:
-    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
 
 
 @pytest.fixture

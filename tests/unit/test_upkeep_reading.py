@@ -11,16 +11,10 @@ from kubeadm_registry import pki
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.retention.holdings import Holdings
 from kubeadm_registry.upkeep import reading
-from tests.unit.fake_cluster import authority
 from tests.unit.fake_images import Repositories, ScopedHandler, plain
 from tests.unit.fake_registry import connector, serving
 
 APP, BASE = "team/app", "docker.io/library/base"
-
-
-@pytest.fixture(scope="module")
-def pair() -> pki.Pair:
-    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
 
 
 @pytest.fixture(params=[True, False], ids=["lists referrers", "has tags for referrers"])

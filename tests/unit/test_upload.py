@@ -18,11 +18,6 @@ CONTENT = bytes(range(256)) * 40
 DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def pair() -> pki.Pair:
-    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
-
-
 @pytest.fixture
 def fake(pair: pki.Pair) -> Iterator[FakeRegistry]:
     with serving(FakeRegistry(), pair) as registry:
