@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from kubeadm_registry.errors import Error, RegistryError
@@ -84,6 +85,18 @@ class Executor:
             self.holds()
             images.untag(self.registry, repository, tags)
         self._images(order, checked, ledger, trash, report)
+        self._tidy(ledger)
+
+    def _tidy(self, ledger: Ledger) -> None:
+        """Delete what earlier records of retention have left: each that is written replaces one."""
+        known = ledger.repositories.get(store.REPOSITORY)
+        if known is None:
+            return
+        tags = retry(lambda: self.registry.tags(store.REPOSITORY), PATIENCE)
+        now = {retry(partial(self.registry.digest, store.REPOSITORY, tag), PATIENCE) for tag in tags}
+        for digest in known.manifests.keys() - now:
+            self.holds()
+            retry(partial(self.registry.delete_manifest, store.REPOSITORY, digest), PATIENCE)
 
     def _images(self, order: Order, checked: Checked, ledger: Ledger, trash: Trash, report: _Report) -> None:
         """All images of *order*. The record of the trash is right whatever ends this."""

@@ -339,3 +339,18 @@ def test_a_tag_of_a_tombstone_counts_as_none_and_is_swept(world: World) -> None:
     assert "left" not in world.tags()
     assert TOMBSTONE_DIGEST not in world.tags().values()
     del old, new
+
+
+def test_old_records_of_retention_are_deleted(world: World) -> None:
+    two(world)
+    for _ in range(3):
+        world.look()
+        world.now += 60
+    known = set(world.look().after.repositories[store.REPOSITORY].manifests)
+    world.run()
+    with world.served.client() as at:
+        left = {digest for digest in known if at.digest(store.REPOSITORY, digest)}
+        tagged = {at.digest(store.REPOSITORY, tag) for tag in at.tags(store.REPOSITORY)}
+    assert len(known) > 3 or world.served.kind == "zot", "which drops a manifest with its last tag"
+    assert left <= tagged
+    assert not world.order()
