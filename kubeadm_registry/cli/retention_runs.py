@@ -137,8 +137,9 @@ def _images(plan: Plan) -> str:
 def run(context: Context, path: Path | None, dry_run: bool, **options: Any) -> None:
     """Make the plan again and carry it out: deleted images go to the trash, and from there for good after their window.
 
-    An image in the trash that is in use again comes back. A plan that needs an approval (spec.approval, or one that is
-    unusually large) deletes only what an approved plan deletes as well.
+    An image in the trash that is in use again comes back. `images collect` frees the space of what went for good. A
+    plan that needs an approval (spec.approval, or one that is unusually large) deletes only what an approved plan
+    deletes as well.
     """
     reporter = context.reporter()
     asked = Asked.of(**options)
@@ -169,7 +170,10 @@ def _hand_over(cluster: Cluster, order: Order, reporter: Reporter) -> None:
             str(outcome.result.get("error", "the executor did not say why it failed")), host=outcome.node,
             code=str(outcome.result.get("code", "ExecutorFailed")), hint=str(outcome.result.get("hint", "")),
         )  # fmt: skip
-    reporter.result(Run.parse(outcome.result["run"]).summary())
+    run = Run.parse(outcome.result["run"])
+    if run.purged:
+        reporter.note("`images collect` frees the space of what was deleted for good")
+    reporter.result(run.summary())
 
 
 def _tell(order: Order, context: Context) -> None:
