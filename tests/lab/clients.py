@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kubeadm_registry import paths
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry import retry
 from tests.lab import images, programs
 from tests.lab.registry import Registry
 
@@ -94,7 +95,7 @@ def pushing(registry: Registry, directory: Path, base: bytes | None = None, *, e
 
     def own(image: images.Image, layout: Path, repository: str) -> str:
         try:
-            images.push(registry, image, repository, "v1")
+            retry(lambda: images.push(registry, image, repository, "v1"), 60)  # as `seed` does
         except RegistryError as error:
             return error.message
         return ""

@@ -116,7 +116,7 @@ def test_blobs_go_one_by_one_while_others_push_and_pull(registry: Registry, tmp_
     based = with_layer(images.image((1000,), seed=time.time_ns()), base)
     targets = [f"tests/pushing-{client}-{number}" for client in ("skopeo", "crane", "client") for number in range(7)]
     for target in targets:
-        images.push(registry, based, target, "base")
+        retry(lambda target=target: images.push(registry, based, target, "base"), 60)  # type: ignore[misc]
     older_than_the_grace(time.time())
     before = bucket(registry)["bytes"]
     with pushing(registry, tmp_path / "pushing", base) as pushed, reading(registry, CANARY) as read:
