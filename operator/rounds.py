@@ -11,7 +11,7 @@ approvals  takes up what people say of the plan
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -121,6 +121,7 @@ class Rounds:
         """Make a plan by the policy, and write it. Raises Error, Lost."""
         now = self.clock()
         found = self.objects.list(POLICIES)
+        self._without_policy({one["metadata"]["name"] for one in found}, now)
         if not found:
             text = "there is no RegistryPolicy, so nothing is planned"
             self._tell(Verdict("RetentionHealthy", None, "NoPolicy", text))
@@ -138,7 +139,8 @@ class Rounds:
             return
         plan = self.objects.get(f"{CUSTOM}/{PLANS}/{name}") or self.objects.create(f"{CUSTOM}/{PLANS}", plans.new(name))
         approved = plans.approvals(plan)
-        made = self._plan(rules, approved, int(now))
+        made, known = self._plan(rules, approved, int(now))
+        approved = (*approved, *known)
         verdict = plans.healthy(made)
         if plan is not None:
             status = plans.status(
@@ -155,6 +157,15 @@ class Rounds:
             self.figures.set("plan_freed_bytes", made.freed)
             self.figures.set("plan_made_seconds", made.made)
 
+    def _without_policy(self, policies: Collection[str], now: float) -> None:
+        """Empty the plans of policies that are gone: such a plan is nobody's wish any more."""
+        for plan in self.objects.list(PLANS):
+            name = plan["spec"]["policy"]
+            if name not in policies:
+                said = Verdict("Made", False, "NoPolicy", f"there is no RegistryPolicy {name}")
+                old = plan.get("status", {}).get("conditions")
+                self.objects.put_status(PLANS, plan, {"conditions": merged(old, [said], now, 1)})
+
     def approvals(self) -> None:
         """Take up what people say of plans that are there. Raises Error, Lost."""
         asked = {one["metadata"]["name"]: one["spec"].get("approval", "Required")
@@ -165,25 +176,27 @@ class Rounds:
                 said = plans.approval(status, asked[name], plans.approvals(plan))
                 self.objects.put_status(PLANS, plan, {**status, "approval": said})
 
-    def _plan(self, rules: RegistryPolicy, approved: Sequence[str], now: int) -> Plan | Refused:
-        """The plan by *rules*, or why there is none."""
+    def _plan(self, rules: RegistryPolicy, approved: Sequence[str], now: int) -> tuple[Plan | Refused, tuple[str, ...]]:
+        """The plan by *rules*, or why there is none; and its digest if `retention approve` has approved it."""
         try:
             found = self._adopted()
             if found is None:
-                return plans.no_plan("NotAdopted", "there is no valid RegistryCluster", "apply the cluster file")
+                return plans.no_plan("NotAdopted", "there is no valid RegistryCluster", "apply the cluster file"), ()
             cluster, the_way = found
             if not the_way.key or the_way.login is None:
                 text = "the Secret of the operator lacks the push credentials or the key of the ledger"
-                return plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`")
+                return plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`"), ()
             api = self.apis[1]
             report = clusters.read(api, paths=[one.pair for one in rules.spec.image_paths])
             connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
             sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, report.version])
             reports = {urlsplit(api.server).netloc: report}
             looked = planning.look(connect, the_way.key, rules, now, reports=reports, sets=sets)
-            return looked.plan(rules, accepted=approved)
+            made = looked.plan(rules, accepted=approved)
+            known = isinstance(made, Plan) and looked.standing.approves(made)
+            return made, (made.digest,) if isinstance(made, Plan) and known else ()
         except Error as error:
-            return plans.no_plan(error.code, error.message, error.hint)
+            return plans.no_plan(error.code, error.message, error.hint), ()
 
     def _adopted(self) -> tuple[config.RegistryCluster, Way] | None:
         """The cluster that the operator looks after, and the way there; None if there is no valid one.

@@ -19,6 +19,7 @@ from kubeadm_registry.operator.leadership import Leadership, Lost, Times
 from kubeadm_registry.operator.objects import Objects
 from kubeadm_registry.operator.plans import APPROVE
 from kubeadm_registry.operator.rounds import Rounds
+from kubeadm_registry.upkeep import store
 from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig
 from tests.lab.programs import cached
 from tests.operator.apiserver import ApiServer
@@ -256,7 +257,15 @@ def test_a_plan_is_made_by_the_policy_and_nothing_is_deleted(operator: Operator,
     with there.way.registry(VIP, timeout=10)() as registry:
         assert registry.digest("team/app", "v1") == digest
 
-    operator.server.ask("annotate", "regplan", "retention", f"{APPROVE}={status['digest']}")
+    with there.way.registry(VIP, timeout=10)() as registry:
+        standing = store.read_standing(registry, there.way.key)
+        store.STANDING.write(registry, there.way.key, standing.with_approval(status["digest"], START).to_json())
+    assert plan(operator)["status"]["approval"]["state"] == "Approved", "as by `retention approve`"
+    with there.way.registry(VIP, timeout=10)() as registry:
+        store.STANDING.write(registry, there.way.key, standing.to_json())
+    assert plan(operator)["status"]["approval"]["state"] == "Required"
+
+    assert operator.server.ask("annotate", "regplan", "retention", f"{APPROVE}={status['digest']}").taken
     operator.rounds.approvals()
     assert operator.server.get("regplan", "retention")["status"]["approval"] == {
         "state": "Approved", "digest": status["digest"],
@@ -266,6 +275,16 @@ def test_a_plan_is_made_by_the_policy_and_nothing_is_deleted(operator: Operator,
     again = plan(operator, days=40)["status"]
     assert again["digest"] != status["digest"]
     assert again["approval"] == {"state": "Outdated", "digest": status["digest"]}
+
+
+def test_the_plan_of_a_policy_that_is_gone_is_empty(operator: Operator, there: Site) -> None:
+    there.push("team/app", "v1")
+    assert operator.server.send("create", [POLICY]).taken
+    assert "digest" in plan(operator)["status"]
+    assert operator.server.ask("delete", "regp", "retention").taken
+    status = plan(operator)["status"]
+    assert "digest" not in status
+    assert status["conditions"][0]["reason"] == "NoPolicy"
 
 
 def test_why_there_is_no_plan(operator: Operator, there: Site) -> None:
