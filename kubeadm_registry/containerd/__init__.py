@@ -117,11 +117,11 @@ def steps(
     parents = ["/etc/containerd", *files.directories, *(posixpath.dirname(path) for path in changed)]
     for path in configuration.leftovers:
         yield Absent(path)
-    yield Backup(changed, list(dict.fromkeys(above for path in parents for above in _with_those_above(path))))
+    above = dict.fromkeys(directory for path in parents for directory in _with_those_above(path))
+    yield Backup(changed, [*above, DROP_IN.rpartition("/")[0]])
     yield config
     yield files
     no_proxy = (*settings.vip_addresses, *([settings.vip_name] if settings.vip_name else []), *settings.node_addresses)
-    yield Backup((), [DROP_IN.rpartition("/")[0]])
     yield NoProxy(shown, no_proxy)
     yield Restart(shown, turn)
 

@@ -78,6 +78,10 @@ def test_init_merges_and_reset_brings_every_byte_back(rooted: Rooted, case: str)
     assert not reset(rooted), "a second reset does nothing"
 
 
+def test_what_was_there_is_backed_up_in_one_step(rooted: Rooted) -> None:
+    assert init(rooted).count("back up containerd's configuration") == 1
+
+
 def test_files(rooted: Rooted) -> None:
     done = init(rooted)
     assert done[-1] == "restart containerd.service"
