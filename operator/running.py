@@ -86,6 +86,8 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
         await each  # raises what ended it
         raise Error("the watch of the API server ended", code="WatchEnded")
     log.info("%s ends", settings.name)
+    for worker in workers:
+        worker.cancel()  # what its thread is doing ends with the next write, and is of no interest
     await asyncio.to_thread(objects.stop)
     with suppress(ConnectionFailed):
         await asyncio.to_thread(leadership.release)

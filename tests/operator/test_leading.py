@@ -97,6 +97,7 @@ def test_one_that_is_asked_to_end_lets_the_next_begin(api: ApiServer, folder: Pa
         one.signal(signal.SIGTERM)
         assert one.process.wait(SOON) == 0, one.log
         assert holder(api) == ""
+        assert "Traceback" not in one.log
         wrote = [each for each in requests(folder) if each.agent == agent(one.name) and each.wrote]
         assert "/leases/" in wrote[-1].uri, "it wrote nothing after it had released the lease"
 
