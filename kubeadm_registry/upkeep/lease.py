@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kubeadm_registry.agent.model import Role
-
 #: The header by which the proxy knows under which term of the lease a request was made.
 TERM_HEADER = "X-Registry-Term"
+#: agent.model.Role.WRITER, which is not imported: the agent takes long to import, and the commands need only its word.
+HOLDER = "writer"
 
 
 def held_term(state: Mapping[str, Any] | None) -> int:
     """The term under which the node of an agent's *state* (``agent.document``) holds the lease; 0 if it does not."""
     writer = state.get("writer") if state is not None else None
-    if not isinstance(writer, Mapping) or writer.get("role") != Role.WRITER.value:
+    if not isinstance(writer, Mapping) or writer.get("role") != HOLDER:
         return 0
     term = writer.get("term")
     return term if type(term) is int and term > 0 else 0
