@@ -35,6 +35,7 @@ SCRIPT = textwrap.dedent("""
             connection.putrequest(method, path)
             connection.putheader("Authorization", f"Basic {login}")
             connection.putheader("Content-Type", order["type"])
+            connection.putheader("Accept", order["type"])
             connection.putheader("Content-Length", str(len(body)))
             for term in terms:
                 connection.putheader("X-Registry-Term", term)

@@ -85,7 +85,13 @@ def service(whole: Registry) -> Iterator[Host]:
     file = f"/run/systemd/system/{UNIT}"
     holder.sh("tee", file, stdin="\n".join(lines))
     holder.sh("systemctl", "daemon-reload")
-    holder.sh("systemctl", "start", UNIT)
+
+    def begun() -> str:
+        holder.sh("systemctl", "start", UNIT)
+        return lives(holder)
+
+    # An agent that has just taken the lease again may end what was started a moment before.
+    wait_until("its processes", begun, seconds=20, every=1.0)
     yield holder
     holder.sh("systemctl", "stop", UNIT, check=False)
     holder.sh("systemctl", "reset-failed", UNIT, check=False)
