@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 #: The product's own modules, and the models around them. `test_record` compares this with what `run` imports.
 DECIDING = ("conditions", "heartbeat", "lease", "model", "rules", "steering", "timings")
 MODELS = (
-    *("agent", "disk", "eyes", "hands", "haproxy", "host", "keepalived", "kernel"),
+    *("agent", "disk", "executor", "eyes", "hands", "haproxy", "host", "keepalived", "kernel"),
     *("links", "network", "process", "quick", "systemd", "timeline", "world", "zot"),
 )
 AROUND = ("faults", "run", "schedule")

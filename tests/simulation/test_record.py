@@ -75,7 +75,7 @@ def test_a_run_that_was_interrupted_goes_on(
 ) -> None:
     ran: list[range] = []
 
-    def chunk(kind: str, seeds: range) -> tuple[int, Summary]:
+    def chunk(kind: str, frontend: str, seeds: range) -> tuple[int, Summary]:
         ran.append(seeds)
         if seeds.start == 8 and len(ran) == 3:
             raise KeyboardInterrupt
