@@ -44,8 +44,9 @@ def test_the_file_of_the_quick_start_is_applied_again_and_again(empty: ApiServer
 
 
 def test_the_manifests_are_applied_again_and_nothing_changes(server: ApiServer) -> None:
-    for file in sorted((ROOT / "manifests").glob("*.yaml")):
-        done = server.kubectl("apply", "-f", file)
+    """Those that the operator comes with are tried in test_install.py, with a namespace of their own."""
+    for name in ("crds.yaml", "admission.yaml"):
+        done = server.kubectl("apply", "-f", ROOT / "manifests" / name)
         assert not done.stderr
         assert {line.split()[-1] for line in done.stdout.splitlines()} == {"unchanged"}, done.stdout
 
