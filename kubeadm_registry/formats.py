@@ -16,7 +16,7 @@ from kubeadm_registry.agent import formats as rules
 from kubeadm_registry.agent.formats import KEY, Damaged, Found, joined, split
 from kubeadm_registry.errors import Error
 
-__all__ = ["HINT", "KEY", "Damaged", "Format", "Found", "NewerFormat", "joined", "split"]
+__all__ = ["HINT", "KEY", "Damaged", "Format", "Found", "NewerFormat", "joined", "kept", "split"]
 
 HINT = "use a newer kubeadm-registry"
 
@@ -51,3 +51,8 @@ class Format(rules.Format):
     def render(self, values: Mapping[str, Any], found: Found | None = None) -> bytes:
         """The content of a file with *values*, in place of *found*; ``format`` comes first. Raises NewerFormat."""
         return (json.dumps(self.seal(values, found), indent=1) + "\n").encode()
+
+
+def kept(values: Mapping[str, Any], found: Found | None) -> dict[str, Any]:
+    """*values*, with those of the record that was *found* whose keys are not among them: a newer release knows them."""
+    return {**values, **(split(found.values, values)[1] if found is not None else {})}

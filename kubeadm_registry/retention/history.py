@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
-from kubeadm_registry.formats import Damaged, Format, Found, split
+from kubeadm_registry.formats import Damaged, Format, Found, kept, split
 from kubeadm_registry.retention.fields import items, number, text
 
 FORMAT = Format("the history of retention")
@@ -74,8 +74,7 @@ class History:
     def to_json(self) -> bytes:
         """The record. Raises NewerFormat."""
         values = {"runs": [one.to_dict() for one in self.runs]}
-        more = split(self.found.values, values)[1] if self.found else {}
-        return FORMAT.render({**values, **more}, self.found)
+        return FORMAT.render(kept(values, self.found), self.found)
 
     @classmethod
     def parse(cls, content: bytes) -> Self:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Self
 
-from kubeadm_registry.formats import Damaged, Format, Found, split
+from kubeadm_registry.formats import Damaged, Format, Found, kept, split
 from kubeadm_registry.retention.fields import number, optional, text
 from kubeadm_registry.retention.holdings import Held, Holdings
 from kubeadm_registry.retention.inventory import Inventory, Repository, Seen, Tag
@@ -135,8 +135,7 @@ class Ledger:
                 for uid, one in sorted(self.clusters.items())
             },
         }  # fmt: skip
-        more = split(self.found.values, values)[1] if self.found else {}
-        return json.dumps(FORMAT.seal({**values, **more}, self.found), separators=(",", ":")).encode()
+        return json.dumps(FORMAT.seal(kept(values, self.found), self.found), separators=(",", ":")).encode()
 
     @classmethod
     def parse(cls, content: bytes) -> Self:

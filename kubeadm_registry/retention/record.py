@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from kubeadm_registry.formats import Damaged, Format, Found, split
+from kubeadm_registry.formats import Damaged, Format, Found, kept, split
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import shown
 from kubeadm_registry.retention.reasons import Reason
@@ -132,8 +132,7 @@ class Plan:
             "kept": [_written(one, _KEPT) for one in self.kept],
             "needsApproval": [_written(one, _REASON) for one in self.needs_approval],
         }
-        more = split(self.found.values, values)[1] if self.found else {}
-        return FORMAT.seal({**values, **more}, self.found)
+        return FORMAT.seal(kept(values, self.found), self.found)
 
     @classmethod
     def parse(cls, content: bytes) -> Self:

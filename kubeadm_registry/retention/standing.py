@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from kubeadm_registry.formats import Damaged, Format, Found, split
+from kubeadm_registry.formats import Damaged, Format, Found, kept, split
 from kubeadm_registry.retention.fields import items, number, optional, text
 from kubeadm_registry.retention.record import Plan
 from kubeadm_registry.retention.uses import Use
@@ -75,8 +75,7 @@ class Standing:
             "paused": self.paused,
             "why": self.why,
         }
-        more = split(self.found.values, values)[1] if self.found else {}
-        return FORMAT.render({**values, **more}, self.found)
+        return FORMAT.render(kept(values, self.found), self.found)
 
     @classmethod
     def parse(cls, content: bytes) -> Self:

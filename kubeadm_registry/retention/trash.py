@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from kubeadm_registry.formats import Damaged, Format, Found, split
+from kubeadm_registry.formats import Damaged, Format, Found, kept, split
 from kubeadm_registry.retention.fields import items, number, text, texts
 
 FORMAT = Format("the record of the trash")
@@ -119,8 +119,7 @@ class Trash:
     def to_json(self) -> bytes:
         """The record. Raises NewerFormat."""
         values = {"images": [one.to_dict() for one in self]}
-        more = split(self.found.values, values)[1] if self.found else {}
-        return FORMAT.render({**values, **more}, self.found)
+        return FORMAT.render(kept(values, self.found), self.found)
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
