@@ -18,10 +18,11 @@ from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import pins, terminal
 from kubeadm_registry.cli.collect import collect, free, grace_option
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, dry_run_option, file_option, key_option
+from kubeadm_registry.cli.tables import wide_screen
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import frontend
 from kubeadm_registry.disk import naming
-from kubeadm_registry.engine.report import Reporter, echo, screen
+from kubeadm_registry.engine.report import Reporter, echo
 from kubeadm_registry.engine.workflow import take_locks
 from kubeadm_registry.errors import ConfigError, Error, Problem
 from kubeadm_registry.images import blobs, inventory, pool, seed
@@ -72,9 +73,7 @@ def list_command(context: Context, path: Path | None, referrers: bool, everythin
 
 
 def _show(images: Sequence[inventory.Image], *, referrers: bool) -> None:
-    console = screen(markup=False)
-    if not console.is_terminal:
-        console.width = 400
+    console = wide_screen()
     table = Table(box=None, pad_edge=False, header_style="bold")
     # On a narrow terminal names and platforms break, so that nothing is cut off.
     for title in ("IMAGE", "DIGEST", "PLATFORMS", *(["REFERRERS"] if referrers else [])):

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from kubeadm_registry.cli.command import Context, command, file_option
-from kubeadm_registry.cli.retention_runs import columns, moment, opened, show_rows
+from kubeadm_registry.cli.desk import opened
+from kubeadm_registry.cli.tables import columns, moment, show_rows
 from kubeadm_registry.engine.report import echo
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images.names import place
@@ -33,7 +34,7 @@ def pin(context: Context, path: Path | None, reason: str, until: str | None, nam
         )
     with opened(path, context.reporter()) as at:
         one = Pin(str(where), reason, at.now, None if until is None else _until(until, at.now))
-        at.stand(at.standing().pinned(one))
+        at.restate(lambda standing: standing.pinned(one))
     context.reporter().result(f"pinned {where}")
 
 
@@ -44,10 +45,9 @@ def unpin(context: Context, path: Path | None, name: str) -> None:
     """Remove the pin of the image NAME; the policy decides about it again."""
     where = str(place(name))
     with opened(path, context.reporter()) as at:
-        before = at.standing()
-        if where not in [one.name for one in before.pins]:
+        if where not in [one.name for one in at.standing().pins]:
             raise ConfigError(f"{where} is not pinned", code="PinUnknown", hint="list them with `images pins`")
-        at.stand(before.unpinned(where))
+        at.restate(lambda standing: standing.unpinned(where))
     context.reporter().result(f"unpinned {where}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,10 @@ from kubeadm_registry.access.desk import desk
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import retention_timer, terminal
 from kubeadm_registry.cli.command import Context, command, file_option
+from kubeadm_registry.cli.desk import server_time
+from kubeadm_registry.cli.tables import wide_screen
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.engine.report import Reporter, echo, screen
+from kubeadm_registry.engine.report import Reporter, echo
 from kubeadm_registry.errors import ConfigError, Error, Problem, RegistryError
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.printable import counted
@@ -30,7 +31,6 @@ from kubeadm_registry.retention.history import History
 from kubeadm_registry.retention.ledger import Ledger, silent
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash
-from kubeadm_registry.transport.host import side_by_side
 from kubeadm_registry.upkeep import clusters, planning, running, store
 from kubeadm_registry.upkeep.clusters import ClusterReport
 
@@ -164,12 +164,6 @@ def _keep(cluster: Cluster, made: Plan, reporter: Reporter) -> None:
         reporter.note(f"this plan cannot be approved: {error.message}", level="warning")
 
 
-def server_time(cluster: Cluster) -> int:
-    """The time of the nodes, which agree on it: this machine's clock may be any."""
-    said = side_by_side(lambda host: float(host.query("date", "+%s").text), cluster.hosts)
-    return int(statistics.median(said))
-
-
 def _report(kubeconfig: Path, rules: RegistryPolicy) -> tuple[str, ClusterReport]:
     """The name of a cluster, and what it says, also by the paths in *rules*."""
     # The library that reads kubeconfigs takes half a second to import.
@@ -181,9 +175,7 @@ def _report(kubeconfig: Path, rules: RegistryPolicy) -> tuple[str, ClusterReport
 
 def show(made: Plan, *, most: int) -> None:
     """Print what *made* deletes: sums, and the *most* largest deletions."""
-    console = screen(markup=False)
-    if not console.is_terminal:
-        console.width = 400
+    console = wide_screen()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("REPOSITORY", "KEPT", "DELETED", "FREED"):
         table.add_column(title, overflow="fold", justify="left" if title == "REPOSITORY" else "right")
@@ -238,10 +230,10 @@ def forget(context: Context, path: Path | None, records: str | None, yes: bool, 
         # Who looks writes the ledger, and nobody but the executor's login the others.
         with (connect if record is store.LEDGER else desk(cluster))() as registry:
             if records is None:
-                content = _without(retry(lambda: store.read(registry, key), planning.PATIENCE), name).to_json()
+                content = _without(retry(lambda: store.read(registry, key), store.PATIENCE), name).to_json()
             else:
                 content = empty().to_json()
-            retry(lambda: record.write(registry, key, content), planning.PATIENCE)
+            retry(lambda: record.write(registry, key, content), store.PATIENCE)
     reporter.result(f"forgot {what}" if records else f"forgot the cluster {name}")
 
 

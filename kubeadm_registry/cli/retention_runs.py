@@ -5,69 +5,37 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from kubeadm_registry.access import executor
 from kubeadm_registry.access.desk import desk
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, command, dry_run_option, file_option
-from kubeadm_registry.cli.retention import Asked, group, look_options, server_time, show
+from kubeadm_registry.cli.desk import Desk, opened
+from kubeadm_registry.cli.retention import Asked, group, look_options, show
+from kubeadm_registry.cli.tables import ago, columns, moment, show_rows
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.engine.report import Reporter, echo, screen
+from kubeadm_registry.engine.report import Reporter, echo
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.images.names import place
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.registry import retry
 from kubeadm_registry.retention import Plan
 from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.order import Order, undo
-from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trashed
 from kubeadm_registry.upkeep import running, store
-from kubeadm_registry.upkeep.planning import PATIENCE
+from kubeadm_registry.upkeep.store import PATIENCE
 
-_DAY = 86400
 #: Seconds that a run is waited for; it goes on after that.
 LONGEST = 6 * 3600.0
 #: Hexadecimal digits that name a plan well enough.
 _ENOUGH = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """Where retention's records are read and written: a *registry* at the node that holds the lease, at *now*."""
-
-    cluster: Cluster
-    registry: Api
-    key: str
-    now: int
-
-    def standing(self) -> Standing:
-        """Pins and approvals."""
-        return retry(lambda: store.read_standing(self.registry, self.key), PATIENCE)
-
-    def stand(self, standing: Standing) -> None:
-        """Write pins and approvals."""
-        retry(lambda: store.STANDING.write(self.registry, self.key, standing.to_json()), PATIENCE)
-
-    def trash(self) -> list[Trashed]:
-        """What is in the trash."""
-        return list(retry(lambda: store.read_trash(self.registry, self.key), PATIENCE))
-
-
-@contextmanager
-def opened(path: Path | None, reporter: Reporter) -> Iterator[Desk]:
-    """The desk of the cluster in the file *path*. Raises Error (NoExecutor) and what ``session.cluster`` does."""
-    with terminal.registry(path, reporter) as (cluster, _, _), desk(cluster)() as registry:
-        yield Desk(cluster, registry, cluster.secrets.retention_key, server_time(cluster))
 
 
 # ---- plans -------------------------------------------------------------------------------------------------------
@@ -108,7 +76,7 @@ def reject(context: Context, path: Path | None, digest: str) -> None:
                 f"no plan {digest} is approved", hint=f"approved are {known}" if known else "no plan is approved",
                 code="PlanUnknown",
             )  # fmt: skip
-        at.stand(standing.without_approval(found[0]))
+        at.restate(lambda one: one.without_approval(found[0]))
     reporter.result(f"plan {found[0][:19]} is not approved any more")
 
 
@@ -208,7 +176,7 @@ def trash(context: Context, path: Path | None) -> None:
     for one in found:
         tags = ", ".join(sorted(one.tags)) or "(no tag)"
         table.add_row(
-            f"{one.repository}:{tags}", one.digest[7:19], _ago(now - one.deleted), f"{one.size / 1e6:.1f} MB", one.why
+            f"{one.repository}:{tags}", one.digest[7:19], ago(now - one.deleted), f"{one.size / 1e6:.1f} MB", one.why
         )
     show_rows(table, found, "the trash is empty", context)
 
@@ -282,7 +250,7 @@ def history(context: Context, path: Path | None) -> None:
 def pause(context: Context, path: Path | None, reason: str) -> None:
     """Delete nothing, neither to the trash nor from it, until `retention resume`. Images can still be restored."""
     with opened(path, context.reporter()) as at:
-        at.stand(replace(at.standing(), paused=at.now, why=reason))
+        at.restate(lambda one: replace(one, paused=at.now, why=reason))
     context.reporter().result("retention is paused")
 
 
@@ -291,39 +259,5 @@ def pause(context: Context, path: Path | None, reason: str) -> None:
 def resume(context: Context, path: Path | None) -> None:
     """End a pause of retention."""
     with opened(path, context.reporter()) as at:
-        at.stand(replace(at.standing(), paused=None, why=""))
+        at.restate(lambda one: replace(one, paused=None, why=""))
     context.reporter().result("retention is not paused")
-
-
-# ---- words -------------------------------------------------------------------------------------------------------
-
-
-def columns(*titles: str) -> Table:
-    """An empty table with these titles."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    return table
-
-
-def show_rows(table: Table, rows: Sequence[object], empty: str, context: Context) -> None:
-    """Print *table*, or that it is *empty* without *rows*."""
-    if not rows:
-        context.reporter().result(empty)
-        return
-    console = screen(markup=False)
-    if not console.is_terminal:
-        console.width = 400
-    console.print(table)
-
-
-def moment(seconds: int) -> str:
-    """A time (seconds since 1970) in UTC, to the minute."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _ago(seconds: int) -> str:
-    for name, length in (("day", _DAY), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            return f"{counted(seconds // length, name)} ago"
-    return "just now"

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from kubeadm_registry import config
 from kubeadm_registry.access import session
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, command, diff_option, dry_run_option, file_option
+from kubeadm_registry.cli.tables import columns, wide_screen
 from kubeadm_registry.cli.workflows import run_on_nodes
 from kubeadm_registry.components import retention
-from kubeadm_registry.engine.report import echo, screen
+from kubeadm_registry.engine.report import echo
 from kubeadm_registry.errors import ConfigError, ConfigProblem
 from kubeadm_registry.phases.retention import enable_timer
 from kubeadm_registry.phases.workflows import RETENTION_TIMER_DISABLE
@@ -71,13 +71,8 @@ def status(context: Context, path: Path | None) -> None:
         nodes = [{"name": name, **one.to_dict()} for name, one in states.items()]
         echo(json.dumps({"nodes": nodes}))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("NODE", "TIMER", "POLICY", "NEXT", "LAST", "RESULT"):
-        table.add_column(title)
+    table = columns("NODE", "TIMER", "POLICY", "NEXT", "LAST", "RESULT")
     for name, one in states.items():
         timer = "enabled" if one.enabled else "disabled"
         table.add_row(name, timer, one.policy[:12] or "-", one.next or "-", one.last or "-", one.result or "-")
-    console = screen(markup=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
+    wide_screen().print(table)

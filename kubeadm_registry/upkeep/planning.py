@@ -19,9 +19,7 @@ from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep import reading, store
 from kubeadm_registry.upkeep.clusters import ClusterReport
-
-#: Seconds that the registry may say nothing to one question about the ledger.
-PATIENCE = 30.0
+from kubeadm_registry.upkeep.store import PATIENCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import Plan, RegistryPolicy
 from kubeadm_registry.retention.order import Order
 from kubeadm_registry.upkeep import store
-from kubeadm_registry.upkeep.planning import PATIENCE, Look
+from kubeadm_registry.upkeep.planning import Look
+from kubeadm_registry.upkeep.store import PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,9 @@ def approve(registry: Api, key: str, plan: Plan, now: int) -> None:
     The plan is kept as it was read: by the time of the run there may be a newer one.
     """
     keep(registry, key, plan, approved=True)
-    standing = retry(lambda: store.read_standing(registry, key), PATIENCE).with_approval(plan.digest, now)
-    retry(lambda: store.STANDING.write(registry, key, standing.to_json()), PATIENCE)
+    store.restate(registry, key, lambda standing: standing.with_approval(plan.digest, now))
 
 
 def spend(registry: Api, key: str, approval: str) -> None:
     """An approval is for one run. Raises RegistryError, Error."""
-    after = retry(lambda: store.read_standing(registry, key), PATIENCE).without_approval(approval)
-    retry(lambda: store.STANDING.write(registry, key, after.to_json()), PATIENCE)
+    store.restate(registry, key, lambda standing: standing.without_approval(approval))

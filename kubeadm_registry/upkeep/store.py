@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from kubeadm_registry.formats import Damaged
-from kubeadm_registry.registry import Api
+from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention.history import History
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.record import Plan
@@ -17,6 +17,8 @@ from kubeadm_registry.upkeep.signed import REPOSITORY, Record
 __all__ = ["HISTORY", "LEDGER", "REPOSITORY", "STANDING", "TRASH"]
 
 Value = TypeVar("Value")
+#: Seconds that the registry may have no answer.
+PATIENCE = 30.0
 _WHO = "only a node writes it: find out who pushed to this repository"
 LEDGER = Record(
     "ledger", "the retention ledger", "LedgerDamaged",
@@ -57,6 +59,12 @@ def read_trash(registry: Api, key: str) -> Trash:
 def read_standing(registry: Api, key: str) -> Standing:
     """Pins, approvals, and whether retention is paused."""
     return _read(STANDING, registry, key, Standing.parse, Standing)
+
+
+def restate(registry: Api, key: str, change: Callable[[Standing], Standing]) -> None:
+    """Make of pins, approvals and the pause what *change* makes of them; asked again while the registry is away."""
+    after = change(retry(lambda: read_standing(registry, key), PATIENCE))
+    retry(lambda: STANDING.write(registry, key, after.to_json()), PATIENCE)
 
 
 def read_history(registry: Api, key: str) -> History:

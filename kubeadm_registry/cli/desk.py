@@ -1,0 +1,55 @@
+"""Where commands read and write the records of retention: at the node that holds the lease."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kubeadm_registry.access.desk import desk
+from kubeadm_registry.cli import terminal
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.engine.report import Reporter
+from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.retention.standing import Standing
+from kubeadm_registry.retention.trash import Trashed
+from kubeadm_registry.transport.host import side_by_side
+from kubeadm_registry.upkeep import store
+from kubeadm_registry.upkeep.store import PATIENCE, restate
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where retention's records are read and written: a *registry* at the node that holds the lease, at *now*."""
+
+    cluster: Cluster
+    registry: Api
+    key: str
+    now: int
+
+    def standing(self) -> Standing:
+        """Pins and approvals."""
+        return retry(lambda: store.read_standing(self.registry, self.key), PATIENCE)
+
+    def restate(self, change: Callable[[Standing], Standing]) -> None:
+        """Make of pins and approvals what *change* makes of them."""
+        restate(self.registry, self.key, change)
+
+    def trash(self) -> list[Trashed]:
+        """What is in the trash."""
+        return list(retry(lambda: store.read_trash(self.registry, self.key), PATIENCE))
+
+
+@contextmanager
+def opened(path: Path | None, reporter: Reporter) -> Iterator[Desk]:
+    """The desk of the cluster in the file *path*. Raises Error (NoExecutor) and what ``session.cluster`` does."""
+    with terminal.registry(path, reporter) as (cluster, _, _), desk(cluster)() as registry:
+        yield Desk(cluster, registry, cluster.secrets.retention_key, server_time(cluster))
+
+
+def server_time(cluster: Cluster) -> int:
+    """The time of the nodes, which agree on it: this machine's clock may be any."""
+    said = side_by_side(lambda host: float(host.query("date", "+%s").text), cluster.hosts)
+    return int(statistics.median(said))
