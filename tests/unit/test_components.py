@@ -316,6 +316,14 @@ def test_an_agent_that_is_gone_leaves_nothing_behind_that_could_act_under_its_le
         process.kill()
 
 
+def test_an_older_nft_can_read_the_sets() -> None:
+    """That of kube-proxy crashes on a set that a newer nft made of a plain type (kubernetes/kubernetes#136786)."""
+    rules = b"\n".join(distinct((".nft",))).decode()
+    sets = re.findall(r"^ *set \w+ \{(.*)", rules, re.MULTILINE)
+    assert sets
+    assert all(" typeof " in declaration for declaration in sets)
+
+
 def test_a_file_with_a_secret_is_closed_to_others() -> None:
     texts = (b"the-rpc", b"the-admin", b"the-s3", b"the-push", b"the-pull", b"the-upload", b"the-heartbeat",
              b"the-retention", b"PRIVATE")  # fmt: skip
