@@ -232,11 +232,11 @@ def history(context: Context, path: Path | None) -> None:
     if context.output == "json":
         echo(json.dumps({"runs": [one.to_dict() for one in runs]}))
         return
-    table = columns("TIME", "NODE", "DELETED", "RESTORED", "PURGED", "FREED", "OUTCOME")
+    table = columns("TIME", "NODE", "DELETED", "RESTORED", "PURGED", "OUTCOME")
     for one in runs:
         table.add_row(
             moment(one.began), one.node, str(one.deleted), str(one.restored), str(one.purged),
-            f"{one.freed / 1e6:.1f} MB", one.error or (f"{one.skipped} skipped" if one.skipped else "done"),
+            one.error or (f"{one.skipped} skipped" if one.skipped else "done"),
         )  # fmt: skip
     show_rows(table, runs, "retention has not run yet", context)
 

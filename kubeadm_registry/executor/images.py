@@ -69,11 +69,10 @@ def restore(registry: Api, image: Trashed) -> tuple[str, ...]:
     return tuple(back)
 
 
-def purge(registry: Api, image: Trashed, known: Collection[str], free: Callable[[Api, str, bytes], int]) -> int:
-    """Delete *image* and its parts for good; the bytes that *free* says were freed. Raises Skipped, RegistryError.
+def purge(registry: Api, image: Trashed, known: Collection[str]) -> None:
+    """Delete *image* and its parts for good. Raises Skipped, RegistryError.
 
-    *free* is called with a repository and each manifest that was deleted from it. *known* are the manifests that the
-    repository had when the order was made.
+    *known* are the manifests that the repository had when the order was made. Their blobs are freed by a collection.
     """
     repository = image.repository
     if _means(registry, repository, image.tag) not in (image.digest, None):
@@ -82,7 +81,6 @@ def purge(registry: Api, image: Trashed, known: Collection[str], free: Callable[
     if image.digest in needed:
         raise Skipped("something else needs it by now")
     going = [image.digest, *(part for part in image.parts if part not in needed)]
-    freed = 0
     for digest in going:
         found = _ask(partial(registry.manifest_of_type, repository, digest))
         if found is None:
@@ -90,9 +88,7 @@ def purge(registry: Api, image: Trashed, known: Collection[str], free: Callable[
         content, _ = found
         if referrers.subject_of(content) not in going:  # else its list goes as well
             _ask(partial(referrers.forget, registry, repository, digest, content))
-        if _ask(partial(registry.delete_manifest, repository, digest)):
-            freed += free(registry, repository, content)
-    return freed
+        _ask(partial(registry.delete_manifest, repository, digest))
 
 
 def untag(registry: Api, repository: str, tags: Iterable[str]) -> None:

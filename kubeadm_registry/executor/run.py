@@ -27,28 +27,20 @@ from kubeadm_registry.retention.trash import Trash, Trashed
 from kubeadm_registry.upkeep import store
 
 Value = TypeVar("Value")
-Free = Callable[[Api, str, bytes], int]
-"""Frees what a deleted manifest of a repository needed, and says how many bytes that were."""
-
-
-def nothing_freed(*_: object) -> int:
-    """For a registry that frees space by itself, later."""
-    return 0
 
 
 @dataclass(frozen=True, slots=True)
 class Executor:
     """Carries out orders at *registry*, whose requests carry the term of the lease, by records under *key*.
 
-    *holds* raises Error when the lease is not this node's any more; it is asked before each image. *free* is called
-    after each manifest that was deleted for good, *tell* hears a line for each image.
+    *holds* raises Error when the lease is not this node's any more; it is asked before each image. *tell* hears a line
+    for each image.
     """
 
     registry: Api
     key: str
     node: str
     holds: Callable[[], None]
-    free: Free = nothing_freed
     tell: Callable[[str], None] = lambda _: None
     clock: Callable[[], float] = time.time
 
@@ -120,7 +112,7 @@ class Executor:
                     gone.append(image)
             for image in purge:
                 held = ledger.repositories[image.repository].manifests.keys()
-                if self._each(image, report, self._purge(held, report), "purged", ""):
+                if self._each(image, report, _purging(self.registry, held), "purged", ""):
                     gone.append(image)
         finally:
             if back:
@@ -137,12 +129,6 @@ class Executor:
         for one in back:
             ledger = ledger.dated(one.repository, {tag: Tag(one.digest, seen) for tag, seen in one.tags.items()})
         retry(lambda: store.write(self.registry, self.key, ledger), PATIENCE)
-
-    def _purge(self, known: Collection[str], report: _Report) -> Callable[[Trashed], object]:
-        def work(one: Trashed) -> None:
-            report.freed += images.purge(self.registry, one, known, self.free)
-
-        return work
 
     def _each(self, image: Trashed, report: _Report, work: Callable[[Trashed], object], done: str, why: str) -> bool:
         """Whether *work* was done with *image*. Raises what ends the run."""
@@ -186,6 +172,10 @@ def _deletion(registry: Api, known: Collection[str]) -> Callable[[Trashed], obje
     return lambda one: images.delete(registry, one, known)
 
 
+def _purging(registry: Api, known: Collection[str]) -> Callable[[Trashed], object]:
+    return lambda one: images.purge(registry, one, known)
+
+
 @dataclass(slots=True)
 class _Report:
     """What a run has done so far."""
@@ -196,7 +186,6 @@ class _Report:
     began: int
     tell: Callable[[str], None]
     counts: dict[str, int] = field(default_factory=dict)
-    freed: int = 0
     lines: list[str] = field(default_factory=list)
 
     def may(self, image: Trashed, checked: Checked) -> bool:
@@ -224,5 +213,5 @@ class _Report:
         return Run(
             self.digest, self.order.plan, self.order.policy, self.node, self.began, now,
             self.counts.get("deleted", 0), self.counts.get("restored", 0), self.counts.get("purged", 0),
-            self.counts.get("skipped", 0), self.freed, error, tuple(self.lines),
+            self.counts.get("skipped", 0), error, tuple(self.lines),
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from kubeadm_registry.formats import Damaged, Format, Found, kept, split
@@ -20,7 +20,7 @@ _NAMED = 100
 class Run:
     """A run by *node* of the order with that digest, from *began* to *ended* (seconds since 1970).
 
-    How many images it *deleted* (to the trash), *restored*, *purged* (for good) and *skipped*, the bytes *freed*, and
+    How many images it *deleted* (to the trash), *restored*, *purged* (for good) and *skipped*, and
     *said*: a line for each of the first of these, and the error with which it ended, if it did.
     """
 
@@ -34,16 +34,14 @@ class Run:
     restored: int = 0
     purged: int = 0
     skipped: int = 0
-    freed: int = 0
     error: str = ""
     said: tuple[str, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def summary(self) -> str:
         """What was done, in one line."""
-        freed = f", {self.freed / 1e6:.1f} MB freed" if self.freed else ""
         skipped = f", {self.skipped} skipped" if self.skipped else ""
-        return f"{self.deleted} to the trash, {self.restored} restored, {self.purged} deleted for good{freed}{skipped}"
+        return f"{self.deleted} to the trash, {self.restored} restored, {self.purged} deleted for good{skipped}"
 
     def to_dict(self) -> dict[str, Any]:
         """As an object of a record."""
@@ -53,11 +51,18 @@ class Run:
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """The run that the object *values* describes. Raises TypeError, KeyError."""
-        kinds = {one.name: number if one.type == "int" else text for one in fields(cls)}
-        names = [name for name in kinds if name not in ("said", "more")]
-        known, more = split(values, (*names, "said"))
+        known, more = split(values, _TEXTS | _NUMBERS | {"said"})
+        texts = {name: text(known[name]) for name in _TEXTS}
+        numbers = {name: number(known[name]) for name in _NUMBERS}
         said = tuple(map(text, items(known.get("said", []))))
-        return cls(**{name: kinds[name](known[name]) for name in names}, said=said, more=more)  # type: ignore[arg-type]
+        return cls(
+            texts["order"], texts["plan"], texts["policy"], texts["node"], **numbers, error=texts["error"], said=said,
+            more=more,
+        )  # fmt: skip
+
+
+_TEXTS = frozenset({"order", "plan", "policy", "node", "error"})
+_NUMBERS = frozenset({"began", "ended", "deleted", "restored", "purged", "skipped"})
 
 
 @dataclass(frozen=True, slots=True)

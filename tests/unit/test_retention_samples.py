@@ -49,7 +49,7 @@ KINDS = (
     ),
     Kind(
         "retention-history.json",
-        History((Run(IMAGE.plan, IMAGE.plan, "retention", "h1", 1, 2, 3, 4, 5, 6, 7, "an error", ("deleted x",)),)),
+        History((Run(IMAGE.plan, IMAGE.plan, "retention", "h1", 1, 2, 3, 4, 5, 6, "an error", ("deleted x",)),)),
         History.parse,
         ((), ("runs", 0)),
     ),
