@@ -169,6 +169,9 @@ def _node(one: NodeStatus, now: datetime) -> dict[str, Any]:
 
 
 def _available(seen: Sequence[NodeStatus], holders: Sequence[str], astray: Sequence[str]) -> dict[str, str]:
+    if all(one.reachable and "active" not in one.services.values() for one in seen):
+        text = "nothing of the registry runs on any node; run `kubeadm-registry init`"
+        return _condition("Available", False, "NotInstalled", text)
     if len(holders) > 1:
         return _condition("Available", False, "TwoHolders", f"{', '.join(holders)} all hold the virtual IP")
     if holders and astray:

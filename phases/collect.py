@@ -1,9 +1,10 @@
 """Freeing what no manifest needs any more, with Distribution: pushes are closed at every proxy meanwhile, reads go on.
 
-Its ``garbage-collect`` does not see what other processes upload, so no push may go on anywhere. What pushes relied on
-lately stays: a manifest of ours names it. The frontends remember which blobs are there, so each is started again before
-pushes are opened. All of it ends by itself when the run dies: the collection by its time limit, then each node starts
-its frontend again, then the time comes at which the proxies take pushes.
+Its own ``garbage-collect`` does not see what other processes upload, so no push may go on anywhere while it deletes,
+and it reads every manifest first. Here it only tells what no manifest needs, while pushes go on. Then pushes are
+closed, what they may rely on since is taken out, and the rest is deleted. The frontends remember which blobs are there,
+so each is started again before pushes are opened. All of it ends by itself when the run dies: the deletion by its time
+limit, then each node starts its frontend again, then the time comes at which the proxies take pushes.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from dataclasses import dataclass, field
 from kubeadm_registry import paths
 from kubeadm_registry.agent import document
 from kubeadm_registry.cluster import Cluster, leader
-from kubeadm_registry.components import distribution, haproxy, pushes, s3
+from kubeadm_registry.components import distribution, pushes, s3
 from kubeadm_registry.components.services import backend
 from kubeadm_registry.engine.changes import Steps, Wait, wait
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import CommandTimeout, Error
-from kubeadm_registry.images import held, named
-from kubeadm_registry.images.held import HeldBlob
-from kubeadm_registry.images.pool import PATIENCE, Connect
-from kubeadm_registry.registry import retry
+from kubeadm_registry.images import named
+from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
+from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.transport.host import Host, side_by_side
 
 #: Seconds that pushes in flight have to end.
@@ -32,15 +32,19 @@ DRAIN = 60.0
 #: Before pushes open by themselves: seconds that all frontends have to start again, and between two of them.
 RESTARTS, APART = 90.0, 15.0
 #: Seconds that pushes may be closed at most, beside what the collection itself is expected to take.
-MARGIN = RESTARTS + DRAIN + 60.0
-#: Seconds a deletion of a blob by the collection takes at most, on a slow storage.
-EACH = 0.2
+MARGIN = RESTARTS + DRAIN + 120.0
+#: Seconds in which a blob is deleted, on a slow storage.
+EACH = 0.1
+#: Seconds by which the clocks of two nodes may differ, and more.
+CLOCKS = 60.0
 REOPEN = f"{paths.PREFIX}-reopen"
-_OBJECTS = (
-    r"^docker/registry/v2/(?:blobs/sha256/../([0-9a-f]{64})/data|"
-    r"repositories/(.+)/_layers/sha256/([0-9a-f]{64})/link)$"
-)
-_KEY = re.compile(_OBJECTS)
+#: The bytes of a blob; that a repository has a blob; that it has a manifest.
+_DATA = r"^docker/registry/v2/blobs/sha256/../(?P<blob>[0-9a-f]{64})/data$"
+_LAYER = r"^docker/registry/v2/repositories/.+/_layers/sha256/(?P<layer>[0-9a-f]{64})/link$"
+_MANIFEST = r"^docker/registry/v2/repositories/(?P<of>.+)/_manifests/revisions/sha256/(?P<manifest>[0-9a-f]{64})/link$"
+_KEY = re.compile(f"{_DATA}|{_LAYER}|{_MANIFEST}")
+#: Whatever a manifest of any kind may need.
+_DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
 #: Starts the frontend ``$3`` again after ``$2`` seconds, in place of what the timer ``$1`` was to do before.
 _ARM = """
 systemctl stop -- "$1.timer" 2>/dev/null
@@ -75,30 +79,28 @@ class Collection:
 
     # ---- before ---------------------------------------------------------------------------------------------------
 
-    def look(self, *, release: bool) -> list[named.Named]:
-        """Find what no manifest needs; with *release* what earlier runs kept is no longer kept. Pushes go on.
+    def look(self) -> list[named.Named]:
+        """Find what no manifest needs. Pushes go on.
 
         Returns what the nodes' logs say of the last *grace* seconds. Raises Error (LogUnreadable, CollectionFailed,
-        StorageUnreadable), RegistryError.
+        StorageUnreadable).
         """
-        if release:
-            with self.connect() as registry:
-                retry(lambda: held.let_go(registry, haproxy.HOLDING), PATIENCE)
         logs = side_by_side(lambda host: named.ask(host, self.grace), self.cluster.hosts)
-        self._looked = begin = time.monotonic()
-        self.found = distribution.collect(self.cluster, self.cluster.leader, seconds=3600, delete=False)
+        self._looked = time.monotonic()
+        self.found = distribution.unneeded(self.cluster, self.cluster.leader, seconds=3600)
+        begin = time.monotonic()
+        self.sizes = {f"sha256:{found['blob']}": one.size for one, found in self._objects(_DATA, None)}
         self.seconds = MARGIN + 3 * (time.monotonic() - begin) + EACH * len(self.found)
-        for key, size, _ in self._objects(None):
-            self.sizes[key[0]] = size
         return logs
 
-    def _objects(self, newer: float | None) -> Iterator[tuple[tuple[str, str], int, float]]:
-        """Digest and repository (empty: the bytes themselves), size and age of blobs and links."""
-        region = backend(self.cluster.spec).REGION
-        keys = _OBJECTS if newer is not None else r"^docker/registry/v2/blobs/sha256/../[0-9a-f]{64}/data$"
-        for one in s3.objects(self.cluster, self.cluster.leader, region, keys, newer=newer):
+    def _objects(self, keys: str, newer: float | None) -> Iterator[tuple[s3.Stored, re.Match[str]]]:
+        for one in s3.objects(self.cluster, self.cluster.leader, self._region, keys, newer=newer):
             if found := _KEY.match(one.key):
-                yield (f"sha256:{found[1] or found[3]}", found[2] or ""), one.size, one.age
+                yield one, found
+
+    @property
+    def _region(self) -> str:
+        return backend(self.cluster.spec).REGION
 
     @property
     def pending(self) -> bool:
@@ -118,13 +120,8 @@ class Collection:
         return Phase("drain", "Wait for pushes in flight", lambda _, host: self._drain())
 
     @property
-    def keep(self) -> Phase:
-        """What pushes rely on gets a name."""
-        return Phase("keep", "Keep what pushes rely on", lambda _, host: self._keep(), on=leader)
-
-    @property
     def sweep(self) -> Phase:
-        """What no manifest needs goes."""
+        """What no manifest needs goes, and no push relies on."""
         return Phase("sweep", "Delete what no manifest needs", lambda _, host: self._sweep(), on=leader)
 
     @property
@@ -145,13 +142,10 @@ class Collection:
     def _drain(self) -> Steps:
         yield Wait("no push is in flight", lambda host: pushes.look(host).busy, timeout=DRAIN)
 
-    def _keep(self) -> Steps:
-        yield _Once("keep blobs that pushes rely on", "what pushes relied on lately is kept", self._keep_recent)
-
     def _sweep(self) -> Steps:
         bytes_ = sum(self.sizes.get(one, 0) for one in self.found)
         yield _Once(
-            "run registry garbage-collect",
+            "delete blobs",
             f"{len(self.found)} blobs, {bytes_ / 1e6:.1f} MB, deleted, but for what pushes relied on lately",
             self._delete,
         )
@@ -164,42 +158,48 @@ class Collection:
 
     # ---- what they do ---------------------------------------------------------------------------------------------
 
-    def _keep_recent(self, _: Host) -> None:
-        """Name the blobs that no manifest needs and that a push relied on within the grace, or since the look."""
-        since = time.monotonic() - self._looked + 60
-        recent: dict[str, HeldBlob] = {}
-        for (digest, repository), size, age in self._objects(max(self.grace, since)):
-            if not repository:
-                self.sizes[digest] = size
-            elif repository != haproxy.HOLDING and (digest in self.found or age < since):
-                recent[digest] = HeldBlob(repository, digest, 0)
-        for one in side_by_side(lambda host: named.ask(host, max(self.grace, since)), self.cluster.hosts):
-            for repository, digest in one.blobs:
-                if digest in self.found and repository != haproxy.HOLDING:
-                    recent.setdefault(digest, HeldBlob(repository, digest, 0))
-        wanted = {
-            digest: HeldBlob(one.repository, digest, self.sizes[digest])
-            for digest, one in recent.items()
-            if digest in self.sizes
-        }
-        tag = f"blobs-{int(time.time())}"
-        with self.connect() as registry:
-            self.kept = retry(lambda: held.hold(registry, haproxy.HOLDING, wanted, tag), PATIENCE)
-
     def _delete(self, host: Host) -> None:
+        stays = self._relied()
+        self.kept = len(self.found & stays)
+        going = {distribution.key("", digest): digest for digest in self.found - stays if digest in self.sizes}
+        if not going:
+            return
         left = min(one.closed_for for one in side_by_side(pushes.look, self.cluster.hosts)) - RESTARTS
         if left < 10:
             raise Error(
-                "pushes open before the collection would be over", host=host.name, code="CollectionLate",
-                hint="run it again",
-            )  # fmt: skip
+                "pushes open before all could be deleted", host=host.name, code="CollectionLate", hint="run it again"
+            )
         self._frontends = {one.name: _invocation(one) for one in self.cluster.hosts}
         self.begun = True
-        self.deleted = distribution.collect(self.cluster, host, seconds=left, delete=True)
+        gone = s3.delete(self.cluster, host, self._region, going, seconds=left - 5, unit=distribution.COLLECTION)
+        self.deleted = frozenset(going[key] for key in gone)
+
+    def _relied(self) -> frozenset[str]:
+        """The blobs on which a push relied within the grace, and what a manifest needs that came since the look.
+
+        Pushes are closed by now. Raises Error, RegistryError.
+        """
+        since = time.monotonic() - self._looked + CLOCKS
+        back = max(self.grace, since)
+        stays: set[str] = set()
+        came: list[tuple[str, str]] = []
+        for one, found in self._objects(_KEY.pattern, back):
+            stays.add(f"sha256:{found['blob'] or found['layer'] or found['manifest']}")
+            if found["manifest"] and one.age < since:
+                came.append((found["of"], f"sha256:{found['manifest']}"))
+        for log in side_by_side(lambda host: named.ask(host, back), self.cluster.hosts):
+            stays.update(digest for _, digest in log.blobs)
+        for _, content in each(self.connect, _manifest, came, WORKERS):
+            stays.update(map(bytes.decode, _DIGEST.findall(content or b"")))
+        return frozenset(stays)
 
     def restarted(self, host: Host) -> bool:
         """Whether the frontend of *host* has started since the collection began."""
         return not self.begun or _invocation(host) not in ("", self._frontends[host.name])
+
+
+def _manifest(registry: Api, where: tuple[str, str]) -> bytes | None:
+    return retry(lambda: registry.manifest(*where), PATIENCE)
 
 
 def _invocation(host: Host) -> str:

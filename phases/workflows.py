@@ -57,7 +57,7 @@ MIRRORS_REMOVE = (LEAVE,)
 
 def collect(run: Collection) -> Workflow:
     """Free what no manifest needs, with Distribution: pushes wait meanwhile, pulls go on."""
-    return (run.close, run.drain, run.keep, run.sweep, *reopen(run))
+    return (run.close, run.drain, run.sweep, *reopen(run))
 
 
 def reopen(run: Collection) -> Workflow:

@@ -1,11 +1,13 @@
-"""Lists what a bucket of this node's storage holds. It only reads.
+"""Lists what a bucket of this node's storage holds, and deletes objects of it.
 
 Run on the node with this source alone; the request stands on standard input, so that no secret is in an argv:
 
     python3 -I -c SOURCE < {"host", "port", "region", "key", "secret", "bucket", "keys", "newer"}
+    python3 -I -c SOURCE < {"host", "port", "region", "key", "secret", "bucket", "delete", "seconds"}
 
-It prints a line ``AGE SIZE KEY`` for each object whose key matches the pattern *keys* and that is *newer* than so many
-seconds (null: of any age). AGE is in seconds, by the clock of the storage; SIZE in bytes. The last line is ``end``.
+The first prints a line ``AGE SIZE KEY`` for each object whose key matches the pattern *keys* and that is *newer* than
+so many seconds (null: of any age). AGE is in seconds, by the clock of the storage; SIZE in bytes. The second prints
+each key of *delete* that is there no more, and begins no deletion after so many *seconds*. The last line is ``end``.
 
 Source of the signatures: "Authenticating Requests (AWS Signature Version 4)" of the S3 API, with an unsigned payload.
 """
@@ -18,24 +20,28 @@ import http.client
 import json
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 DEADLINE = 60.0  # seconds, for each answer
+AT_ONCE = 8  # deletions; each waits for a majority of the storage's nodes
 UNSIGNED = "UNSIGNED-PAYLOAD"
 
 
-def signed(request: Mapping[str, Any], path: str, query: str, now: datetime) -> dict[str, str]:
-    """The headers of a GET of *path* with *query*, both encoded, at the time *now*."""
+def signed(request: Mapping[str, Any], path: str, query: str, now: datetime, method: str = "GET") -> dict[str, str]:
+    """The headers of a request for *path* with *query*, both encoded, at the time *now*."""
     moment = now.strftime("%Y%m%dT%H%M%SZ")
     scope = f"{moment[:8]}/{request['region']}/s3/aws4_request"
     headers = {"host": f"{request['host']}:{request['port']}", "x-amz-content-sha256": UNSIGNED, "x-amz-date": moment}
     names = ";".join(headers)
     lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
-    canonical = "\n".join(("GET", path, query, lines, names, UNSIGNED))
+    canonical = "\n".join((method, path, query, lines, names, UNSIGNED))
     text = "\n".join(("AWS4-HMAC-SHA256", moment, scope, hashlib.sha256(canonical.encode()).hexdigest()))
     signature = f"AWS4{request['secret']}".encode()
     for part in (*scope.split("/"), text):
@@ -79,13 +85,44 @@ def lines(request: Mapping[str, Any]) -> Iterator[str]:
     yield "end"
 
 
+def deleted(request: Mapping[str, Any]) -> Iterator[str]:
+    """Each key that is there no more, in their order."""
+    # While the host is suspended its time goes on, as it does for those who wait for the end of this.
+    until = time.clock_gettime(time.CLOCK_BOOTTIME) + request["seconds"]
+    wires = threading.local()
+
+    def delete(key: str) -> str:
+        if not hasattr(wires, "one"):
+            wires.one = http.client.HTTPConnection(request["host"], request["port"], timeout=DEADLINE)
+        path = quote(f"/{request['bucket']}/{key}")
+        headers = signed(request, path, "", datetime.now(timezone.utc), "DELETE")
+        if time.clock_gettime(time.CLOCK_BOOTTIME) > until:
+            raise TimeoutError(f"not done within {request['seconds']:.0f} s")
+        wires.one.request("DELETE", path, headers=headers)
+        answer = wires.one.getresponse()
+        content = answer.read()
+        if answer.status not in (204, 404):
+            raise http.client.HTTPException(f"status {answer.status}: {content[:300].decode(errors='replace')}")
+        return key
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            yield from pool.map(delete, request["delete"])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    yield "end"
+
+
 def main() -> int:
     """See above."""
+    request = json.load(sys.stdin)
+    work, what = (deleted, "delete from") if "delete" in request else (lines, "list")
     try:
-        for line in lines(json.load(sys.stdin)):
+        for line in work(request):
             print(line)  # noqa: T201
     except (OSError, http.client.HTTPException, ElementTree.ParseError, ValueError) as error:
-        print(f"cannot list the bucket: {error}", file=sys.stderr)  # noqa: T201
+        print(f"cannot {what} the bucket: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 

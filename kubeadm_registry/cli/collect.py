@@ -43,8 +43,8 @@ grace_option = click.option(
 def collect(context: Context, path: Path | None, grace: str, dry_run: bool) -> None:
     """Free the space of deleted images: the blobs that no manifest needs.
 
-    Pulls go on. With Distribution, pushes wait while its garbage collection runs; with zot, whose blobs are deleted one
-    by one, for two seconds at a time. Every node must be reachable, and the storage fully replicated. If the run dies,
+    Pulls go on. Pushes wait meanwhile: with Distribution until all is deleted and each node has restarted its registry,
+    with zot for two seconds at a time. Every node must be reachable, and the storage fully replicated. If the run dies,
     pushes continue at the time that it names at the beginning at the latest; run it again then.
     """
     reporter = context.reporter()
@@ -65,7 +65,7 @@ def collect(context: Context, path: Path | None, grace: str, dry_run: bool) -> N
             _free_unnamed(cluster, connect, seconds, reporter, before=before, dry_run=dry_run)
             return
         one = Collection(cluster, connect, seconds)
-        _tell(one.look(release=not dry_run), cluster, one.grace, reporter)
+        _tell(one.look(), cluster, one.grace, reporter)
         if one.found or one.pending:
             _carry_out(one, reporter, dry_run=dry_run)
         after = before if dry_run else backend(cluster.spec).stored(cluster, cluster.leader)

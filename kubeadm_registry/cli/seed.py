@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,7 +18,7 @@ from kubeadm_registry.access.reach import answers, connection, prove
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli import terminal
-from kubeadm_registry.cli.command import Context, bundle_option, command, file_option, key_option
+from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, bundle_option, command, file_option, key_option
 from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.errors import ConfigError, Error
@@ -98,6 +99,12 @@ def seed(
     Only missing blobs are uploaded; interrupted uploads resume. Uses the registry network, or an SSH tunnel through a
     node if that is unreachable. Finally, every image is verified through every node and the virtual IP; images that an
     earlier run verified are read through the virtual IP, and only looked up at the nodes.
+
+    \b
+    Exit codes:
+      0  every image can be pulled from every node
+      1  failed
+      5  all are loaded, but a node could not be asked
     """
     reporter = context.reporter()
     if target is not None:
@@ -141,6 +148,8 @@ def seed(
         f"{counted(servers, 'node')}; {sent / 1e6:.1f} MB sent",
         images=count, sent=sent, unproven=list(unproven),
     )  # fmt: skip
+    if unproven:
+        sys.exit(EXIT_DEGRADED)
 
 
 def _items(bundle: Bundle, below: str = "") -> tuple[seeding.Item, ...]:

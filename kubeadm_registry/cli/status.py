@@ -29,6 +29,29 @@ _QUESTIONS = {
     "ClocksAgree": "Clocks synchronized",
     "LoopbackGuarded": "Firewall rules loaded",
 }
+#: What the agent's conditions mean, in a few words; docs/agent.md has more. One of a newer agent has none here.
+MEANINGS = {
+    "HiddenHolder": "another node, which this one cannot hear, holds the virtual IP",
+    "NotYetGood": "not healthy yet since its agent started",
+    "FrontendDown": "the registry service is down or hangs",
+    "FrontendSlow": "the registry service responds slowly",
+    "StorageDown": "the storage is down or hangs",
+    "StorageSlow": "the storage responds slowly",
+    "StoragePartial": "the storage misses a node",
+    "StorageCopying": "the storage is still copying data to this node",
+    "ProxyDown": "HAProxy is down",
+    "ProxyPartial": "a HAProxy process, or the public port, does not respond",
+    "NoCanary": "no canary image yet",
+    "CanaryMissing": "the canary image is missing on all nodes",
+    "CanaryBroken": "the canary image is wrong or missing on this node",
+    "ChainSlow": "the canary image is read slowly, or not at all",
+    "NoMajority": "not more than half of the nodes are heard",
+    "Unguarded": "the firewall rules of loopback are missing",
+    "WriterClosing": "the writer is stopping",
+    "ClockOff": "the clock is off by more than 0.5 s",
+    "NoTimer": "the kernel's timer for the lease does not respond",
+    "MembersDiffer": "a node that is heard has another list of members",
+}
 
 
 @command("status", short_help="Show node, virtual IP and storage health")
@@ -120,4 +143,8 @@ def show(found: dict[str, Any]) -> None:
         if node.get("message"):
             console.print(f"[red]{node['name']}[/red]: {escape(node['message'])}")
         if node.get("conditions"):
-            console.print(f"{node['name']}: {escape(', '.join(node['conditions']))}")
+            console.print(f"{node['name']}: {escape('; '.join(map(_meaning, node['conditions'])))}")
+
+
+def _meaning(condition: str) -> str:
+    return f"{MEANINGS[condition]} ({condition})" if condition in MEANINGS else condition

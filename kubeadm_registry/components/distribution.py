@@ -35,35 +35,33 @@ SERVICE = Service(
 )
 
 
-#: Ends the collection that may still run, then runs one as the frontend's user with its own configuration, and says
-#: what matters of its output: a line for each manifest would be too much. systemd ends it after ``$3`` seconds, also
-#: when nobody waits any more. ``$1`` unit, ``$2`` user, ``$4`` slice, ``$5`` program, ``$6`` its configuration,
-#: ``$7...`` options.
+#: Runs a collection as the frontend's user with its own configuration, and says what matters of its output: a line for
+#: each manifest would be too much. systemd ends it after ``$3`` seconds, also when nobody waits any more. ``$1`` unit,
+#: ``$2`` user, ``$4`` slice, ``$5`` program, ``$6`` its configuration.
 _COLLECT = """
-unit=$1 user=$2 seconds=$3 slice=$4 program=$5 config=$6; shift 6
+unit=$1 user=$2 seconds=$3 slice=$4 program=$5 config=$6
 systemctl stop -- "$unit" 2>/dev/null
 {
   systemd-run --quiet --pipe --wait --collect --unit="$unit" --slice="$slice" --uid="$user" \\
     --property=RuntimeMaxSec="$seconds" --property=UnsetEnvironment=AWS_CA_BUNDLE --setenv=OTEL_TRACES_EXPORTER=none \\
-    -- "$program" garbage-collect "$@" "$config" 2>&1
+    -- "$program" garbage-collect --dry-run "$config" 2>&1
   echo "status $?"
 } | grep -E '^(status |blob eligible for deletion: )|ailed'
 """
 COLLECTION = f"{paths.PREFIX}-collection.service"
+"""As which unit a collection runs on a node, one at a time."""
 _ELIGIBLE = re.compile(r"blob eligible for deletion: (sha256:[0-9a-f]{64})")
 
 
-def collect(cluster: Cluster, host: Host, *, seconds: float, delete: bool) -> frozenset[str]:
-    """The digests of all blobs that no manifest needs; with *delete* they go, unless it takes more than *seconds*.
+def unneeded(cluster: Cluster, host: Host, *, seconds: float) -> frozenset[str]:
+    """The digests of all blobs that no manifest needs, as ``registry garbage-collect`` finds them at *host*.
 
-    No push may go on anywhere meanwhile: the collection does not see other processes' uploads. Manifests without a tag
-    stay with what they need (no ``--delete-untagged``): they may be used by digest, retention decides about them, and
-    2.8 would take the images of an index for untagged ones. Raises Error (CollectionFailed).
+    Manifests without a tag stay with what they need (no ``--delete-untagged``): they may be used by digest, retention
+    decides about them, and 2.8 would take the images of an index for untagged ones. Raises Error (CollectionFailed) if
+    it takes more than *seconds*.
     """
-    program = cluster.program(NAME).executable
-    options = () if delete else ("--dry-run",)
-    argv = ("sh", "-c", _COLLECT, "collect", COLLECTION, USER, f"{seconds:.0f}", paths.SLICE, program, CONFIG, *options)
-    result = (host.run if delete else host.query)(*argv, timeout=seconds + 60)
+    argv = (COLLECTION, USER, f"{seconds:.0f}", paths.SLICE, cluster.program(NAME).executable, CONFIG)
+    result = host.query("sh", "-c", _COLLECT, "collect", *argv, timeout=seconds + 60)
     *lines, last = result.text.splitlines() or [""]
     if last != "status 0":
         said = [line for line in lines if not _ELIGIBLE.fullmatch(line)][-1:] or [last or "it said nothing"]

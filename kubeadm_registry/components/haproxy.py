@@ -28,8 +28,6 @@ PUSHES = f"{ETC}/pushes.lua"
 PUSHES_MAP = f"{ETC}/pushes.map"
 """Until when pushes are closed: seconds since 1970, of this node's clock."""
 PUSHES_OPEN = b"closed 0\nfull 0\n"
-HOLDING = "kubeadm-registry/held"
-"""The repository to which may be pushed while pushes are closed: it names the blobs that must stay."""
 RUN = f"{paths.RUN}/haproxy"
 SOCKETS = paths.HAPROXY_SOCKETS
 SERVICE = Service(
@@ -143,7 +141,6 @@ def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
             run=RUN,
             node_unit=pki.NODE_UNIT,
             single_writer=single_writer,
-            holding=HOLDING,
             records=OURS,
             anonymous_pull=spec.proxy.anonymous_pull,
             any_upstream=paths.ANY_UPSTREAM if EVERY_REGISTRY in spec.mirrors else "",

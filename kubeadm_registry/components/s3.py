@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from kubeadm_registry import addresses, paths
@@ -14,7 +13,8 @@ from kubeadm_registry.agent import bucket as lister
 from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import Spec
-from kubeadm_registry.errors import Error
+from kubeadm_registry.errors import CommandFailed, Error
+from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import Host
 
 
@@ -37,9 +37,29 @@ class Stored:
     age: float
 
 
-@cache
-def _source() -> str:
-    return Path(lister.__file__).read_text(encoding="utf-8")
+def _program() -> tuple[str, ...]:
+    return ("sh", "-c", RUN, "bucket", paths.PROGRAMS, Path(lister.__file__).read_text(encoding="utf-8"))
+
+
+def _request(cluster: Cluster, region: str, **wanted: object) -> bytes:
+    request = {
+        "host": paths.S3_ADDRESS, "port": paths.S3_PORT, "region": region, "bucket": bucket(cluster.spec),
+        "key": cluster.secrets.s3_key_id, "secret": cluster.secrets.s3_secret_key, **wanted,
+    }  # fmt: skip
+    return json.dumps(request).encode()
+
+
+def _answer(result: Result) -> list[str]:
+    """The lines of the answer. Raises Incomplete, with the reason."""
+    *lines, end = result.text.splitlines() or [""]
+    if not result.ok or end != "end":
+        words = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["the answer is not complete"]
+        raise _Incomplete(words[0][:300])
+    return lines
+
+
+class _Incomplete(Exception):
+    """The program on the node did not come to its end; its word is the reason."""
 
 
 def objects(cluster: Cluster, host: Host, region: str, keys: str, *, newer: float | None = None) -> Iterator[Stored]:
@@ -47,16 +67,40 @@ def objects(cluster: Cluster, host: Host, region: str, keys: str, *, newer: floa
 
     Nothing is written. Raises Error (StorageUnreadable).
     """
-    request = {
-        "host": paths.S3_ADDRESS, "port": paths.S3_PORT, "region": region, "bucket": bucket(cluster.spec),
-        "key": cluster.secrets.s3_key_id, "secret": cluster.secrets.s3_secret_key, "keys": keys, "newer": newer,
-    }  # fmt: skip
-    argv = ("sh", "-c", RUN, "bucket", paths.PROGRAMS, _source())
-    result = host.query(*argv, stdin=json.dumps(request).encode(), timeout=1800)
-    *lines, end = result.text.splitlines() or [""]
-    if not result.ok or end != "end":
-        words = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["the list is not complete"]
-        raise Error(words[0][:300], host=host.name, code="StorageUnreadable", hint="see `kubeadm-registry status`")
+    result = host.query(*_program(), stdin=_request(cluster, region, keys=keys, newer=newer), timeout=1800)
+    try:
+        lines = _answer(result)
+    except _Incomplete as error:
+        hint = "see `kubeadm-registry status`"
+        raise Error(str(error), host=host.name, code="StorageUnreadable", hint=hint) from error
     for line in lines:
         if found := re.fullmatch(r"(-?\d+) (\d+) (.+)", line):
             yield Stored(found[3], int(found[2]), float(found[1]))
+
+
+#: Ends the unit ``$1`` that may still run, then runs ``$3...`` as it, for ``$2`` seconds at most, also when nobody
+#: waits any more. systemd takes ``$$`` for a dollar sign.
+_AS_UNIT = """
+unit=$1 seconds=$2; shift 2
+systemctl stop -- "$unit" 2>/dev/null
+exec systemd-run --quiet --pipe --wait --collect --unit="$unit" --description='deletion of blobs' \\
+  --property=RuntimeMaxSec="$seconds" -- "$@"
+"""
+
+
+def delete(
+    cluster: Cluster, host: Host, region: str, keys: Collection[str], *, seconds: float, unit: str
+) -> frozenset[str]:
+    """Delete the objects *keys* at *host*, as its transient *unit*, and begin no deletion after *seconds*.
+
+    Returns the keys. Raises Error (CollectionFailed) if some of them may still be there.
+    """
+    request = _request(cluster, region, delete=sorted(keys), seconds=seconds)
+    program = [word.replace("$", "$$") for word in _program()]
+    argv = ("sh", "-c", _AS_UNIT, "delete", unit, f"{seconds + 5:.0f}", *program)
+    try:
+        return frozenset(_answer(host.run(*argv, stdin=request, timeout=seconds + 30)))
+    except (CommandFailed, _Incomplete) as error:
+        why = error.result.stderr.decode(errors="replace").strip() if isinstance(error, CommandFailed) else str(error)
+        hint = f"see `journalctl -u {unit}` on that node, then run it again"
+        raise Error(why[-300:], host=host.name, code="CollectionFailed", hint=hint) from error

@@ -114,7 +114,7 @@ def test_the_holder_loses_its_power_in_the_middle(registry: Registry, tmp_path: 
         _, errors = process.communicate()
     assert cut, events
     assert events[-1]["event"] == "result", (events[-1], errors)
-    assert process.returncode == 0
+    assert process.returncode == 5
     assert events[-1]["unproven"] == [victim.name]
     whole(registry, held)
 

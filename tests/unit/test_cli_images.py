@@ -12,9 +12,8 @@ import click.testing
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import config, paths, pki, secrets
+from kubeadm_registry import config, pki, secrets
 from kubeadm_registry.access import reach, session
-from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import garage, s3, zot
@@ -277,9 +276,7 @@ def test_collect_frees_what_no_manifest_names(
     three.garage.buckets["b"] = {"globalAliases": ["registry-zot"], "bytes": 70}
     for server in three.servers.values():
         server.unit(garage.UNIT).active = "active"
-        server.answer(
-            "sh", "-c", RUN, "bucket", paths.PROGRAMS, s3._source(), with_="\n".join([*keys, "0 1 x/index.json", "end"])
-        )
+        server.answer(*s3._program(), with_="\n".join([*keys, "0 1 x/index.json", "end"]))
     before = {name: dict(store.blobs) for name, store in fake.store.items()}
     dry = lines(run("collect", "--dry-run", "-o", "json"))[-1]
     assert {name: store.blobs for name, store in fake.store.items()} == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,6 @@ from click.testing import CliRunner, Result
 
 from kubeadm_registry import paths, pki, secrets
 from kubeadm_registry.agent import pushes
-from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.cluster import Cluster
@@ -24,6 +24,7 @@ from kubeadm_registry.components import distribution, garage, haproxy, s3
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error, PhaseFailed
 from kubeadm_registry.images.pool import Connect
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.phases import collect as collecting
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.collect import Collection
@@ -49,21 +50,25 @@ class World:
     eligible: list[str] = field(default_factory=list)
     ages: dict[str, float] = field(default_factory=dict)
     status: int = 0
+    broken: bool = False
     stopped: int = 0
     story: list[str] = field(default_factory=list)
 
     def collection(self, grace: float = DAY) -> Collection:
         return Collection(self.fake.cluster, connector(self.registry), grace)
 
-    def sweep(self, argv: tuple[str, ...], _: bytes) -> str:
-        held = {layer["digest"] for content in self._held() for layer in json.loads(content)["layers"]}
-        found = [one for one in self.eligible if one not in held]
-        if argv[-1] != "--dry-run":
-            assert all(self.proxies.closed.values()), "pushes go on"
-            self.story.append("sweep")
-            if not self.status:
-                self.eligible = [one for one in self.eligible if one in held]
-        return "\n".join([*(f"blob eligible for deletion: {one}" for one in found), f"status {self.status}"])
+    def mark(self, _: tuple[str, ...], __: bytes) -> str:
+        return "\n".join([*(f"blob eligible for deletion: {one}" for one in self.eligible), f"status {self.status}"])
+
+    def sweep(self, _: tuple[str, ...], stdin: bytes) -> str:
+        assert all(self.proxies.closed.values()), "pushes go on"
+        request = json.loads(stdin)
+        assert request["seconds"] <= min(self.proxies.closed.values()) - collecting.RESTARTS
+        self.story.append("sweep")
+        if self.broken:
+            return "\n".join(request["delete"][:1])
+        self.eligible = [one for one in self.eligible if data(one) not in request["delete"]]
+        return "\n".join([*request["delete"], "end"])
 
     def restart(self, name: str) -> Callable[[tuple[str, ...], bytes], str]:
         def restart(_: tuple[str, ...], __: bytes) -> str:
@@ -78,20 +83,21 @@ class World:
         self.stopped += 1
         return ""
 
-    def _held(self) -> list[bytes]:
-        store = self.registry.store.get(haproxy.HOLDING)
-        return list(store.manifests.values()) if store is not None else []
-
     def listed(self, _: tuple[str, ...], stdin: bytes) -> str:
         request = json.loads(stdin)
         assert request["secret"] == "the-s3-secret-key"
         newer = request["newer"]
-        lines = [f"{age:.0f} 10 {key}" for key, age in self.ages.items() if newer is None or age < newer]
+        there = {key: age for key, age in self.ages.items() if re.search(request["keys"], key)}
+        lines = [f"{age:.0f} 10 {key}" for key, age in there.items() if newer is None or age < newer]
         return "\n".join([*lines, "end"])
 
 
 def data(digest: str) -> str:
     return distribution.key("", digest)
+
+
+def revision(repository: str, digest: str) -> str:
+    return f"docker/registry/v2/repositories/{repository}/_manifests/revisions/sha256/{digest[7:]}/link"
 
 
 def link(repository: str, digest: str) -> str:
@@ -107,11 +113,12 @@ def world() -> Iterator[World]:
         show = ("systemctl", "show", "--property=InvocationID", "--value", "--", distribution.UNIT)
         server.answer(*show, with_=lambda *_, name=name: str(made.story.count(f"restart {name}")))
         server.answer("systemctl", "restart", "--", distribution.UNIT, with_=made.restart(name), act="restart")
-        server.answer("sh", "-c", distribution._COLLECT, with_=made.sweep, act="sweep")
+        server.answer("sh", "-c", distribution._COLLECT, with_=made.mark)
+        server.answer("sh", "-c", s3._AS_UNIT, with_=made.sweep, act="sweep")
         server.answer("sh", "-c", collecting._ARM, act="arm")
         server.answer("sh", "-c", collecting._STOP, with_=lambda *_, name=name: made.stop(name), act="stop")
         server.answer("systemctl", "stop", "--", f"{collecting.REOPEN}.timer")
-        server.answer("sh", "-c", RUN, "bucket", paths.PROGRAMS, s3._source(), with_=made.listed)
+        server.answer(*s3._program(), with_=made.listed)
         server.answer("date", "+%s.%N", with_=lambda *_: f"{time.time() - 1:.9f}")
         server.put(paths.AGENT_STATE, json.dumps(
             {"time": time.time() + 100, "level": 0, "frontend": {"health": "ok"}, "fit": True}
@@ -136,7 +143,7 @@ def test_what_no_manifest_needs_goes_but_for_what_pushes_relied_on(world: World)
     world.proxies.relied["cp-3"] = [f"app {asked_for}", f"app sha256:{'0' * 64}"]
     world.proxies.writes = [0, 0, 0, 2, 0]  # a push is still in flight when pushes are closed
     one = world.collection()
-    one.look(release=True)
+    one.look()
     assert one.found == {old, new, mounted, asked_for}
     recorder = Recorder()
     run(workflows.collect(one), world.fake.cluster, recorder)
@@ -148,30 +155,53 @@ def test_what_no_manifest_needs_goes_but_for_what_pushes_relied_on(world: World)
     assert [word.split()[0] for word in world.proxies.history if not word.startswith("log")] == ["close"] * 3 + [
         "open"
     ] * 3
-    # Held once more, they would stay for ever.
-    world.ages = dict.fromkeys(world.ages, 9 * DAY) | {link(haproxy.HOLDING, new): 10.0}
+    world.ages = dict.fromkeys(world.ages, 9 * DAY)
     world.proxies.relied.clear()
     again = world.collection()
-    again.look(release=True)
+    again.look()
     run(workflows.collect(again), world.fake.cluster, recorder)
     assert again.deleted == {new, mounted, asked_for}
+
+
+def test_what_a_manifest_needs_that_came_after_the_look_stays(world: World) -> None:
+    """Its client did not ask for the layer, which an older image of the repository has brought."""
+    layer = blob(world, "app", b"layer", bytes_age=9 * DAY, link_age=9 * DAY)
+    gone = blob(world, "app", b"gone", bytes_age=9 * DAY, link_age=9 * DAY)
+    deleted = "sha256:" + "1" * 64  # between the list and the question
+    one = world.collection(grace=0)
+    one.look()
+    manifest = {"mediaType": oci.MANIFEST, "layers": [{"mediaType": "x", "digest": layer, "size": 5}]}
+    digest = world.registry.put("app", manifest, "v2").digest
+    world.ages |= {revision("app", digest): 3.0, revision("app", deleted): 2.0}
+    run(workflows.collect(one), world.fake.cluster, Recorder())
+    assert one.deleted == {gone}
+    assert (one.kept, world.eligible) == (1, [layer])
+
+
+def test_nothing_restarts_if_pushes_rely_on_everything(world: World) -> None:
+    blob(world, "app", b"new", bytes_age=100, link_age=100)
+    one = world.collection()
+    one.look()
+    run(workflows.collect(one), world.fake.cluster, Recorder())
+    assert (one.deleted, world.story) == (frozenset(), [])
+    assert not any(world.proxies.closed.values())
 
 
 def test_a_dry_run_changes_nothing(world: World) -> None:
     old = blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
     one, recorder = world.collection(), Recorder()
-    one.look(release=False)
+    one.look()
     run(workflows.collect(one), world.fake.cluster, recorder, dry_run=True)
     assert (one.found, one.deleted, world.story) == ({old}, frozenset(), [])
-    assert [action.phase for action in recorder.actions] == ["close"] * 3 + ["keep", "sweep"]
+    assert [action.phase for action in recorder.actions] == ["close"] * 3 + ["sweep"]
     assert not [word for word in world.proxies.history if word.startswith("close")]
 
 
 def test_a_collection_that_fails_ends_with_frontends_that_have_forgotten_and_open_pushes(world: World) -> None:
     blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
     one = world.collection()
-    one.look(release=True)
-    world.status = 1
+    one.look()
+    world.broken = True
     with pytest.raises(PhaseFailed) as caught:
         run(workflows.collect(one), world.fake.cluster, Recorder())
     assert caught.value.code == "CollectionFailed"
@@ -186,7 +216,7 @@ def test_pushes_in_flight_that_do_not_end_are_not_cut_off(world: World, monkeypa
     monkeypatch.setattr(collecting, "DRAIN", 0.3)
     blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
     one = world.collection()
-    one.look(release=True)
+    one.look()
     world.proxies.writes = [1] * 1000
     with pytest.raises(PhaseFailed, match="writing request"):
         run(workflows.collect(one), world.fake.cluster, Recorder())
@@ -242,12 +272,7 @@ def test_the_command_says_what_was_freed(world: World, command: Callable[..., Re
 def test_the_command_opens_pushes_after_a_failure(world: World, command: Callable[..., Result]) -> None:
     blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
 
-    def fail(argv: tuple[str, ...], stdin: bytes) -> str:
-        world.status = int(argv[-1] != "--dry-run")
-        return world.sweep(argv, stdin)
-
-    for server in world.fake.servers.values():
-        server.answer("sh", "-c", distribution._COLLECT, with_=fail)
+    world.broken = True
     failed = command("-o", "json")
     assert failed.exit_code == 1
     assert json.loads(failed.stdout.splitlines()[-1])["code"] == "CollectionFailed"

@@ -65,7 +65,6 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         single_writer=False,
         anonymous_pull=True,
         any_upstream="",
-        holding=haproxy.HOLDING,
         records="kubeadm-registry/",
     )
     (folder / "haproxy.cfg").write_bytes(text)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,7 +15,8 @@ from typing import Any
 import pytest
 
 from kubeadm_registry import certificates, config, paths, pki, status
-from kubeadm_registry.cli.status import exit_code, show
+from kubeadm_registry.agent import conditions as agent_conditions
+from kubeadm_registry.cli.status import MEANINGS, exit_code, show
 from kubeadm_registry.components.services import services
 from kubeadm_registry.result import Result
 from kubeadm_registry.status import NodeStatus, condition, judge
@@ -200,6 +203,18 @@ def test_what_is_not_known_is_said_to_be_unknown() -> None:
     assert condition(found, "CertificatesValid") == "Unknown"
 
 
+def test_before_init_the_remedy_is_init() -> None:
+    bare = [
+        NodeStatus(name, services=dict.fromkeys(SERVICES, "inactive"), guarded=False)
+        for name in ("cp-1", "cp-2", "cp-3")
+    ]
+    found = judge(THREE, bare, NOW.timestamp())["conditions"][0]
+    assert (found["status"], found["reason"]) == ("False", "NotInstalled")
+    assert found["message"].endswith("run `kubeadm-registry init`")
+    one = replace(bare[0], services={**bare[0].services, "garage": "active"})
+    assert judge(THREE, [one, *bare[1:]], NOW.timestamp())["conditions"][0]["reason"] == "NoHolder"
+
+
 def test_each_server_is_described() -> None:
     found = judge(THREE, [well("cp-1", vip=True), unfit(well("cp-2")), gone(well("cp-3"))], NOW.timestamp())
     assert found["vip"] == {"address": "10.0.0.10", "holder": "cp-1"}
@@ -235,7 +250,16 @@ def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[3].split() == ["cp-3", "unreachable"]
     assert "Tolerates node loss:       no  cp-3 cannot be reached" in lines
     assert "cp-3: no route to host" in lines
-    assert "cp-2: CanaryUnreadable" in lines
+    assert "cp-2: CanaryUnreadable" in lines, "a newer agent's"
+    late = replace(well("cp-1"), agent={**(well("cp-1").agent or {}), "conditions": ["StoragePartial", "ChainSlow"]})
+    show(judge(THREE, [late], NOW.timestamp()))
+    said = "the storage misses a node (StoragePartial); the canary image is read slowly, or not at all (ChainSlow)"
+    assert f"cp-1: {said}" in capsys.readouterr().out.splitlines()
+
+
+def test_each_condition_of_the_agent_has_words() -> None:
+    source = inspect.getsource(agent_conditions.conditions)
+    assert set(re.findall(r'"([A-Z][A-Za-z]+)":', source)) == MEANINGS.keys()
 
 
 def test_80_columns_show_names_of_nodes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
