@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -150,8 +151,13 @@ class Lab:
 
     def _start(self) -> None:
         place = self.place
-        for directory in (place.hosts, place.disks, place.consoles):
+        for directory in (place.hosts, place.consoles):
             directory.mkdir()
+        if os.environ.get("KUBEADM_REGISTRY_LAB_DISKS") == "memory":
+            place.memory.mkdir(mode=0o700)
+            place.disks.symlink_to(place.memory)
+        else:
+            place.disks.mkdir()
         machine.save_sysctls(place.name)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", place.name, "-f", place.key)
         place.ssh_config.write_text(self._ssh_config())
@@ -239,10 +245,17 @@ def sweep(place: Place) -> None:
             directory.rmdir()
     if failed:
         raise LabError(f"the lab in {place.directory} is not all gone: " + "; ".join(failed))
+    _remove_files(place)
+
+
+def _remove_files(place: Place) -> None:
+    """Everything but the lock."""
+    if place.memory.exists():
+        shutil.rmtree(place.memory)
     for path in place.directory.iterdir():
         if path == place.lock:
             continue
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

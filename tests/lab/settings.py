@@ -119,6 +119,14 @@ class Place:
         return self.directory / "disks"
 
     @property
+    def memory(self) -> Path:
+        """Where the disks are with KUBEADM_REGISTRY_LAB_DISKS=memory, for tests that measure no disk.
+
+        A power cut loses what was not synced there as well, since it is the host's file system that loses it.
+        """
+        return Path(f"/dev/shm/{self.name}-disks")  # noqa: S108
+
+    @property
     def consoles(self) -> Path:
         return self.directory / "consoles"
 

@@ -187,6 +187,7 @@ def settle(host: Host, units: list[str]) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_run_killed_at_a_restart_is_made_up(registry: Registry) -> None:
     """The same with a real death: SIGKILL when the run says that it starts the unit whose file it has just written."""
     host = registry.servers["h1"]

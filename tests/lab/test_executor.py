@@ -121,7 +121,15 @@ def lives(host: Host) -> str:
     return host.sh("pgrep", "-u", paths.user(paths.RETENTION_NAME), check=False).stdout
 
 
-@pytest.mark.parametrize("name", ["agent-stopped", "agent-stopped-for-good", "agent-starved", "host-paused"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "agent-stopped",
+        pytest.param("agent-stopped-for-good", marks=pytest.mark.long),
+        pytest.param("agent-starved", marks=pytest.mark.long),
+        "host-paused",
+    ],
+)
 def test_it_changes_nothing_once_another_term_has_begun(whole: Registry, name: str) -> None:
     """It pushes all the time, from outside of what the agent could end: the kernel and the term alone are left."""
     host = the_writer(whole)

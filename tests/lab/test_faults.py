@@ -106,7 +106,9 @@ def zone_mates(registry: Registry, *names: str) -> Iterator[None]:
         registry.lay_out({name: name for name in SERVERS})
 
 
-@pytest.mark.parametrize("fault", [FAULTS["power-cut"], FAULTS["silent-cut"]], ids=str)
+@pytest.mark.parametrize(
+    "fault", [FAULTS["power-cut"], pytest.param(FAULTS["silent-cut"], marks=pytest.mark.long)], ids=str
+)
 def test_the_dead_server_is_the_one_that_the_others_storage_asked_first(
     registry: Registry, probe: Object, fault: Fault
 ) -> None:

@@ -208,6 +208,7 @@ def test_a_large_configuration_where_sh_is_bash_and_tmp_is_full(site: Site) -> N
     host.sh("systemctl", "restart", "containerd")
 
 
+@pytest.mark.long
 def test_a_hundred_sessions(site: Site) -> None:
     """More sshd on each worker make a list of a hundred; a dry run, since each host has one lock and one disk."""
     known = site.lab.place.known_hosts.read_text()

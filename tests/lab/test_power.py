@@ -119,7 +119,7 @@ def test_two_servers_that_lost_everything_get_it_from_the_third(registry: Regist
         assert not images.missing(registry, image, "power/third", address=host.address)
 
 
-@pytest.mark.parametrize("absent", ["nobody", *SERVERS])
+@pytest.mark.parametrize("absent", ["nobody", *(pytest.param(one, marks=pytest.mark.long) for one in SERVERS)])
 def test_the_rack_comes_back_by_itself(registry: Registry, absent: str) -> None:
     """The power of all servers fails at once, and returns, for all or for all but one: the registry answers."""
     image = images.image(SIZES, seed=time.time_ns())

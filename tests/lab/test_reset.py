@@ -16,7 +16,7 @@ IMAGE = images.image((2 * 2**20,), seed=30)
 REPOSITORY = "tests/outlives"
 
 
-def test_reset_leaves_nothing_then_keeps_the_data_if_not_told_to_purge(bare: Registry) -> None:
+def test_reset_keeps_the_data_if_not_told_to_purge_then_leaves_nothing(bare: Registry) -> None:
     """One way through all of it: each step begins where the one before ended, and an installation takes its time."""
     servers = bare.servers
     before = listings(servers.values())
@@ -26,14 +26,6 @@ def test_reset_leaves_nothing_then_keeps_the_data_if_not_told_to_purge(bare: Reg
     bare.install()
     assert differences(before, listings(servers.values())), "the listing sees an installation"
     assert {name: packages(host) for name, host in servers.items()} == installed
-    said = bare.cli("reset", "--yes", "--purge-data").stdout
-    bare.forget()
-    assert said.splitlines()[-1].endswith("changes on 3 nodes")
-    left = differences(before, listings(servers.values()))
-    assert not left, "\n".join(left)
-    assert bare.cli("reset", "--yes", "--purge-data").stdout.splitlines()[-1] == "nothing to do"
-
-    bare.install()
     images.push(bare, IMAGE, REPOSITORY)
     authority, passwords = bare.ca.read_text(), (bare.login("push"), bare.login("pull"))
     added = edit(bare)
@@ -55,10 +47,18 @@ def test_reset_leaves_nothing_then_keeps_the_data_if_not_told_to_purge(bare: Reg
         assert host.sh("test", "-e", f"{DATA}/secrets.json", check=False).returncode == 1
     assert bare.cli("init").stdout.splitlines()[-1] == "nothing to do"
     bare.wait_whole()
-
     dry = bare.cli("reset", "--purge-data", "--dry-run").stdout
     assert f"would remove {DATA}" in dry
     assert bare.flaws() == []
+
+    said = bare.cli("reset", "--yes", "--purge-data").stdout
+    bare.forget()
+    assert said.splitlines()[-1].endswith("changes on 3 nodes")
+    assert servers["h1"].sh("cat", CONFIG).stdout == added + original
+    servers["h1"].sh("sh", "-c", 'printf "%s" "$2" > "$1"', "-", CONFIG, original)
+    left = [line for line in differences(before, listings(servers.values())) if CONFIG not in line]
+    assert not left, "\n".join(left)
+    assert bare.cli("reset", "--yes", "--purge-data").stdout.splitlines()[-1] == "nothing to do"
 
 
 def edit(registry: Registry) -> str:

@@ -112,8 +112,9 @@ def rolled_out(registry: Registry, file: Path) -> tuple[Outages, Reading]:
 def test_a_setting_of_the_proxy(registry: Registry) -> None:
     """Who may pull is changed, and changed back."""
     file = registry.write_file({"proxy.anonymousPull": False}, name="closed.yaml")
+    runs = []
     try:
-        runs = [rolled_out(registry, file)]
+        runs.append(rolled_out(registry, file))
     finally:
         runs.append(rolled_out(registry, registry.file))
     for outages, result in runs:
@@ -135,6 +136,7 @@ def renewed(registry: Registry, forget: str) -> tuple[Reading, set[str]]:
     return result, {name.partition(" ")[2] for name in before if after[name] != before[name]}
 
 
+@pytest.mark.long
 def test_new_files_for_everything(registry: Registry) -> None:
     """As if every configuration had changed, and the agent: what can take up new files as it runs does not restart."""
     result, restarted = renewed(registry, 'sed -i "/\\/etc\\/systemd\\//! s/^[0-9a-f]*/0/" "$1"/*')
