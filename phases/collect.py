@@ -66,6 +66,8 @@ class Collection:
     sizes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     """For which pushes are closed at most."""
+    pending: bool = False
+    """Whether a run that died has left pushes closed somewhere: what it deleted, the frontends may not know yet."""
     kept: int = 0
     deleted: frozenset[str] = frozenset()
     begun: bool = False
@@ -83,9 +85,10 @@ class Collection:
         """Find what no manifest needs. Pushes go on.
 
         Returns what the nodes' logs say of the last *grace* seconds. Raises Error (LogUnreadable, CollectionFailed,
-        StorageUnreadable).
+        StorageUnreadable, PushesUnknown).
         """
         logs = side_by_side(lambda host: named.ask(host, self.grace), self.cluster.hosts)
+        self.pending = any(not one.open for one in side_by_side(pushes.look, self.cluster.hosts))
         self._looked = time.monotonic()
         self.found = distribution.unneeded(self.cluster, self.cluster.leader, seconds=3600)
         begin = time.monotonic()
@@ -101,11 +104,6 @@ class Collection:
     @property
     def _region(self) -> str:
         return backend(self.cluster.spec).REGION
-
-    @property
-    def pending(self) -> bool:
-        """Whether a run that died has left pushes closed somewhere. Raises Error (PushesUnknown)."""
-        return any(not one.open for one in side_by_side(pushes.look, self.cluster.hosts))
 
     # ---- the phases, as workflows.py lists them ---------------------------------------------------------------------
 
@@ -162,7 +160,7 @@ class Collection:
         stays = self._relied()
         self.kept = len(self.found & stays)
         going = {distribution.key("", digest): digest for digest in self.found - stays if digest in self.sizes}
-        if not going:
+        if not going and not self.pending:
             return
         left = min(one.closed_for for one in side_by_side(pushes.look, self.cluster.hosts)) - RESTARTS
         if left < 10:
@@ -171,8 +169,9 @@ class Collection:
             )
         self._frontends = {one.name: _invocation(one) for one in self.cluster.hosts}
         self.begun = True
-        gone = s3.delete(self.cluster, host, self._region, going, seconds=left - 5, unit=distribution.COLLECTION)
-        self.deleted = frozenset(going[key] for key in gone)
+        if going:
+            gone = s3.delete(self.cluster, host, self._region, going, seconds=left - 5, unit=distribution.COLLECTION)
+            self.deleted = frozenset(going[key] for key in gone)
 
     def _relied(self) -> frozenset[str]:
         """The blobs on which a push relied within the grace, and what a manifest needs that came since the look.

@@ -17,11 +17,11 @@ from kubeadm_registry.agent import document
 from kubeadm_registry.agent.document import State
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import retention
+from kubeadm_registry.components.executor_files import ORDER, order_path, read_result, result_path
 from kubeadm_registry.engine.changes import last_words, unit_path
 from kubeadm_registry.errors import CommandTimeout, ConfigError, Error
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.retention.settings import ORDER, order_path, read_result, result_path
 from kubeadm_registry.transport.host import Host, side_by_side
 from kubeadm_registry.upkeep.lease import held_term
 

@@ -15,10 +15,10 @@ from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.executor_files import Settings
 from kubeadm_registry.components.units import Service
 from kubeadm_registry.engine.changes import Directory, File, NoService, Running, Steps
 from kubeadm_registry.engine.render import render
-from kubeadm_registry.retention.settings import Settings
 from kubeadm_registry.transport.host import Host
 
 NAME = paths.RETENTION_NAME
@@ -46,16 +46,14 @@ def unit(order: str) -> str:
 
 def settings(cluster: Cluster, host: Host) -> Settings:
     """What the executor on *host* is told."""
-    secrets, spec = cluster.secrets, cluster.spec
+    secrets = cluster.secrets
     return Settings(
         node=host.name,
-        nodes=tuple(node.name for node in spec.nodes),
         registry=f"https://{endpoint(cluster.node(host).address, paths.REGISTRY_PORT)}",
         ca=paths.CA,
         username=NAME,
         password=secrets.password(NAME),
         key=secrets.retention_key,
-        frontend=spec.frontend.type,
         agent_state=paths.AGENT_STATE,
     )
 

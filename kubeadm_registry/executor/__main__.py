@@ -20,15 +20,16 @@ from urllib.parse import urlsplit
 
 from kubeadm_registry import paths
 from kubeadm_registry.agent import document
+from kubeadm_registry.components import executor_files
+from kubeadm_registry.components.executor_files import Settings
 from kubeadm_registry.errors import Error
 from kubeadm_registry.executor.run import Executor
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, Login, Registry
-from kubeadm_registry.retention import Refused, policy, settings
+from kubeadm_registry.retention import Refused, policy
 from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.order import Order
-from kubeadm_registry.retention.settings import Settings
 from kubeadm_registry.upkeep import planning, running
 from kubeadm_registry.upkeep.lease import TERM_HEADER, held_term
 
@@ -86,10 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--timer", action="store_true", help="make the order here, by the policy beside the settings")
     what.add_argument("order", nargs="?", metavar="ORDER")
     given = parser.parse_args(arguments)
-    if given.order is not None and settings.ORDER.fullmatch(given.order) is None:
+    if given.order is not None and executor_files.ORDER.fullmatch(given.order) is None:
         parser.error("ORDER is not 64 hexadecimal digits")
     try:
-        node = Node.here(settings.load(given.config))
+        node = Node.here(executor_files.load(given.config))
         with _alone(Path(paths.RETENTION_STATE)):
             folder = given.config.parent
             work = partial(_due, folder) if given.timer else partial(_ordered, folder, given.order)
@@ -108,11 +109,11 @@ def _done(node: Node, order: str | None, work: Callable[[Node], Run | None]) -> 
         run = work(node)
     except Error as error:
         if order is not None:
-            settings.write_result(order, {"error": error.message, "code": error.code, "hint": error.hint})
+            executor_files.write_result(order, {"error": error.message, "code": error.code, "hint": error.hint})
         raise
     if run is not None:
         if order is not None:
-            settings.write_result(order, {"run": run.to_dict()})
+            executor_files.write_result(order, {"run": run.to_dict()})
         _tell(run.summary())
     return 0
 
@@ -124,7 +125,7 @@ def _ordered(folder: Path, digits: str, node: Node) -> Run:
             f"{node.settings.node} does not hold the lease", code="NoExecutor",
             hint="start it on the node that does; `kubeadm-registry status` names it",
         )  # fmt: skip
-    path = Path(settings.order_path(digits, folder))
+    path = Path(executor_files.order_path(digits, folder))
     try:
         content = path.read_bytes()
         if oci.digest_of(content) != f"sha256:{digits}":

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from kubeadm_registry import paths
 from kubeadm_registry.access import executor
 from kubeadm_registry.components import retention
+from kubeadm_registry.components.executor_files import RESULT, order_path, result_path
 from kubeadm_registry.errors import Error
 from kubeadm_registry.executor.run import Executor
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.retention.order import Order
-from kubeadm_registry.retention.settings import RESULT, order_path, result_path
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 
 NOW = 1000.0

@@ -16,10 +16,10 @@ from kubeadm_registry import paths
 from kubeadm_registry.access import executor
 from kubeadm_registry.access.executor import Outcome
 from kubeadm_registry.components import retention
+from kubeadm_registry.components.executor_files import RESULT, order_path, result_path
 from kubeadm_registry.engine.workflow import run as init
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.workflows import INIT
-from kubeadm_registry.retention.settings import RESULT, order_path, result_path
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
 from tests.unit.here import here, stub

@@ -11,9 +11,9 @@ from kubeadm_registry import paths
 from kubeadm_registry.bundle import TOOL, Program
 from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.components import retention
+from kubeadm_registry.components.executor_files import Settings
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases.workflows import INIT, RESET
-from kubeadm_registry.retention.settings import Settings
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import UNITS
 from tests.unit.test_workflow import Recorder
@@ -45,7 +45,7 @@ def unit_files(fake: FakeCluster) -> list[set[str]]:
 def test_the_executor_is_told_of_its_own_node(installed: FakeCluster) -> None:
     for name, server in installed.servers.items():
         found = Settings.parse(server.content(retention.CONFIG))
-        assert (found.node, found.nodes) == (name, tuple(installed.servers))
+        assert found.node == name
         assert found.registry == f"https://{installed.config.spec.node(name).address}:5000"
         assert (found.username, found.password) == ("retention", "the-retention-password")
 

@@ -28,8 +28,6 @@ class Settings:
 
     node: str
     """The name of this node in the cluster file."""
-    nodes: tuple[str, ...]
-    """The names of all nodes, this one among them."""
     registry: str
     """This node's own HAProxy, such as ``https://10.0.0.11:5000``; no other one is asked."""
     ca: str
@@ -38,8 +36,6 @@ class Settings:
     password: str
     key: str
     """Signs what retention keeps in the registry."""
-    frontend: str
-    """``zot`` or ``distribution``."""
     agent_state: str
     """The path of the agent's state, which says whether this node holds the lease, and under which term."""
 
@@ -49,10 +45,8 @@ class Settings:
         return FORMAT.render(
             {
                 "node": self.node,
-                "nodes": list(self.nodes),
                 "registry": registry,
                 "retention_key": self.key,
-                "frontend": self.frontend,
                 "agent_state": self.agent_state,
             }
         )
@@ -61,20 +55,16 @@ class Settings:
     def parse(cls, content: bytes) -> Self:
         """From the content of the file; keys of a newer release are ignored. Raises Damaged, NewerFormat."""
         values = FORMAT.parse(content).values
-        registry, nodes = values.get("registry"), values.get("nodes")
+        registry = values.get("registry")
         if not isinstance(registry, dict):
             raise Damaged("its key registry is not an object")
-        if not (isinstance(nodes, list) and all(isinstance(name, str) for name in nodes)):
-            raise Damaged("its key nodes is not a list of texts")
         return cls(
             node=_text(values, "node"),
-            nodes=tuple(nodes),
             registry=_text(registry, "url", "registry."),
             ca=_text(registry, "ca", "registry."),
             username=_text(registry, "username", "registry."),
             password=_text(registry, "password", "registry."),
             key=_text(values, "retention_key"),
-            frontend=_text(values, "frontend"),
             agent_state=_text(values, "agent_state"),
         )
 

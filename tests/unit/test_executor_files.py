@@ -8,29 +8,27 @@ from pathlib import Path
 
 import pytest
 
+from kubeadm_registry.components import executor_files
+from kubeadm_registry.components.executor_files import Settings
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Damaged, NewerFormat
-from kubeadm_registry.retention import settings
-from kubeadm_registry.retention.settings import Settings
 
 SAMPLES = Path(__file__).parents[1] / "golden" / "formats"
 CONFIG, RESULT = SAMPLES / "retention-executor.json", SAMPLES / "retention-result.json"
 ORDER = "0123456789abcdef" * 4
-KEYS = ("node", "nodes", "registry", "retention_key", "frontend", "agent_state")
+KEYS = ("node", "registry", "retention_key", "agent_state")
 REGISTRY = ("url", "ca", "username", "password")
 
 
 def test_settings_are_read_and_written_as_the_first_release_did() -> None:
-    found = settings.load(CONFIG)
+    found = executor_files.load(CONFIG)
     assert found == Settings(
         node="cp-1",
-        nodes=("cp-1", "cp-2", "cp-3"),
         registry="https://10.0.0.11:5000",
         ca="/etc/kubeadm-registry/ca.crt",
         username="retention",
         password="the-retention-password",
         key="the-retention-key",
-        frontend="zot",
         agent_state="/run/kubeadm-registry/agent/state.json",
     )
     assert found.to_json() == CONFIG.read_bytes()
@@ -40,7 +38,7 @@ def test_settings_are_read_and_written_as_the_first_release_did() -> None:
 def test_keys_of_a_newer_release_are_ignored_and_a_missing_one_is_named() -> None:
     document = json.loads(CONFIG.read_text())
     more = {**document, "more": 1, "registry": {**document["registry"], "more": [1]}}
-    assert Settings.parse(json.dumps(more).encode()) == settings.load(CONFIG)
+    assert Settings.parse(json.dumps(more).encode()) == executor_files.load(CONFIG)
     for key in KEYS:
         less = {name: value for name, value in document.items() if name != key}
         with pytest.raises(Damaged, match=f"its key {key} is not"):
@@ -65,7 +63,7 @@ def test_a_file_that_is_none_is_named_with_a_remedy(tmp_path: Path, content: byt
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(Error) as caught:
-        settings.load(path)
+        executor_files.load(path)
     assert caught.value.code == code
     assert str(path) in caught.value.message
     assert "kubeadm-registry init" in caught.value.hint
@@ -73,20 +71,20 @@ def test_a_file_that_is_none_is_named_with_a_remedy(tmp_path: Path, content: byt
 
 def test_a_result_names_order_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = RESULT.read_bytes()
-    found = settings.read_result(sample)
+    found = executor_files.read_result(sample)
     assert (found["order"], found["node"]) == (ORDER, "cp-1")
     monkeypatch.setenv("INVOCATION_ID", found["invocation"])
-    settings.write_result(ORDER, {"node": "cp-1"}, tmp_path)
+    executor_files.write_result(ORDER, {"node": "cp-1"}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{ORDER}.json"]
     assert (tmp_path / f"{ORDER}.json").read_bytes() == sample
 
 
 def test_the_newest_results_are_kept_and_other_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "journal.json").write_text("{}")
-    orders = [f"{number:064x}" for number in range(settings.KEPT_RESULTS + 3)]
+    orders = [f"{number:064x}" for number in range(executor_files.KEPT_RESULTS + 3)]
     for number, order in enumerate(orders):
-        settings.write_result(order, {}, tmp_path)
+        executor_files.write_result(order, {}, tmp_path)
         os.utime(tmp_path / f"{order}.json", (number, number))
-    settings.write_result(ORDER, {}, tmp_path)
+    executor_files.write_result(ORDER, {}, tmp_path)
     left = {path.stem for path in tmp_path.iterdir()}
-    assert left == {"journal", ORDER, *orders[-settings.KEPT_RESULTS + 1 :]}
+    assert left == {"journal", ORDER, *orders[-executor_files.KEPT_RESULTS + 1 :]}
