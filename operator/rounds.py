@@ -191,7 +191,7 @@ class Rounds:
             connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
             sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, report.version])
             reports = {urlsplit(api.server).netloc: report}
-            looked = planning.look(connect, the_way.key, rules, now, reports=reports, sets=sets)
+            looked = planning.look(connect, the_way.key, rules, now, reports=reports, sets=sets, accepted=approved)
             made = looked.plan(rules, accepted=approved)
             known = isinstance(made, Plan) and looked.standing.approves(made)
             return made, (made.digest,) if isinstance(made, Plan) and known else ()

@@ -65,6 +65,10 @@ def look_options(function: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--no-cluster", is_flag=True, help="No Kubernetes cluster uses the registry, so none is asked."
             ),
+            click.option(
+                "--accept", "accepted", metavar="REASON", multiple=True,
+                help="Plan in spite of this reason, as its hint writes it, such as UsesShrank=12. May be repeated.",
+            ),
         )
     ):  # fmt: skip
         function = option(function)
@@ -79,13 +83,17 @@ class Asked:
     uses: tuple[Use, ...]
     reports: Mapping[str, ClusterReport]
     no_cluster: bool
+    accepted: tuple[str, ...]
 
     @classmethod
-    def of(cls, policy_file: Path, kubeconfigs: tuple[Path, ...], lists: tuple[Path, ...], no_cluster: bool) -> Asked:
+    def of(
+        cls, policy_file: Path, kubeconfigs: tuple[Path, ...], lists: tuple[Path, ...], no_cluster: bool,
+        accepted: tuple[str, ...],
+    ) -> Asked:  # fmt: skip
         """Read the files, and ask the clusters. Raises ConfigError, Error."""
         uses = tuple(Use(name, users=(str(file),)) for file in lists for name in names_in(file))
         rules = policy.load(policy_file)
-        return cls(rules, uses, dict(_report(file, rules) for file in kubeconfigs), no_cluster)
+        return cls(rules, uses, dict(_report(file, rules) for file in kubeconfigs), no_cluster, accepted)
 
     def plan(self, cluster: Cluster, connect: Connect, reporter: Reporter) -> tuple[planning.Look, Plan]:
         """Look at the registry, and make the plan. Raises Error (WorkloadsUnknown, PlanRefused)."""
@@ -95,7 +103,14 @@ class Asked:
         now = server_time(cluster)
         sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, *(one.version for one in self.reports.values())])
         found = planning.look(
-            connect, cluster.secrets.retention_key, self.rules, now, reports=self.reports, uses=self.uses, sets=sets
+            connect,
+            cluster.secrets.retention_key,
+            self.rules,
+            now,
+            reports=self.reports,
+            uses=self.uses,
+            sets=sets,
+            accepted=self.accepted,
         )
         if not (found.after.clusters or self.reports or self.uses or self.no_cluster):
             raise Error(
@@ -109,7 +124,7 @@ class Asked:
                 f"cluster {one.name} reported {(now - one.reported) // _DAY} days ago; what it used then is kept",
                 level="warning",
             )
-        made = found.plan(self.rules)
+        made = found.plan(self.rules, accepted=self.accepted)
         if isinstance(made, Refused):
             for reason in made.reasons:
                 reporter.problem(Problem(reason.code, "", f"{reason.message}; {reason.hint}"))

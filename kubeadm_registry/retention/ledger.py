@@ -41,12 +41,14 @@ class Ledger:
     """What is known of each repository, and of each cluster by the UID of its namespace ``kube-system``.
 
     *written* is when the last look ended, in seconds since 1970. *pulls_since* is from when on pulls are recorded.
+    *in_use* is with how many images in use the next look is compared; None: with those that are here.
     """
 
     written: int = 0
     repositories: Mapping[str, Repository] = field(default_factory=dict)
     clusters: Mapping[str, ClusterUses] = field(default_factory=dict)
     pulls_since: int | None = None
+    in_use: int | None = None
     found: Found | None = field(default=None, compare=False)
 
     def after(self, holdings: Holdings, now: int, trash: Mapping[str, frozenset[str]] = MappingProxyType({})) -> Self:
@@ -94,6 +96,15 @@ class Ledger:
         report = ClusterUses(name, now, len(here), (*sorted(uses), *sorted(gone)), more)
         return replace(self, clusters={**self.clusters, uid: report})
 
+    def with_newer_reports(self, other: Ledger) -> Self:
+        """The ledger with what clusters said to *other* later than to this one."""
+        newer = {
+            uid: one
+            for uid, one in other.clusters.items()
+            if uid not in self.clusters or one.reported > self.clusters[uid].reported
+        }
+        return replace(self, clusters={**self.clusters, **newer})
+
     def dated(self, repository: str, tags: Mapping[str, Tag]) -> Self:
         """The ledger in which *tags* of *repository* are as old as they are here: they have come back."""
         before = self.repositories.get(repository, Repository({}, {}))
@@ -101,8 +112,15 @@ class Ledger:
         return replace(self, repositories={**self.repositories, repository: after})
 
     def forgotten(self, uid: str) -> Self:
-        """The ledger without the cluster *uid*."""
-        return replace(self, clusters={one: report for one, report in self.clusters.items() if one != uid})
+        """The ledger without the cluster *uid*, whose images are not missed."""
+        return replace(self, clusters={one: report for one, report in self.clusters.items() if one != uid}, in_use=None)
+
+    @property
+    def previous(self) -> int | None:
+        """With how many images in use the next look is compared; None before the first report."""
+        if not self.clusters:
+            return None
+        return self.workloads({}).current if self.in_use is None else self.in_use
 
     def inventory(self, holdings: Holdings) -> Inventory:
         """What a plan is made from: *holdings*, after which this ledger was written, with what is known of them."""
@@ -128,6 +146,7 @@ class Ledger:
         values: dict[str, Any] = {
             "written": self.written,
             "pullsSince": self.pulls_since,
+            "inUse": self.in_use,
             "repositories": {name: _repository(one) for name, one in sorted(self.repositories.items())},
             "clusters": {
                 uid: {"name": one.name, "reported": one.reported, "current": one.current,
@@ -148,6 +167,7 @@ class Ledger:
                 {name: _read_repository(one) for name, one in values["repositories"].items()},
                 {uid: _read_cluster(one) for uid, one in values["clusters"].items()},
                 None if values.get("pullsSince") is None else number(values["pullsSince"]),
+                None if values.get("inUse") is None else number(values["inUse"]),
                 found,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -38,7 +38,7 @@ def plan(
         *inventory.reasons(),
         *protected.problems,
         *_clock(inventory, now),
-        *_shrunk(protected.current, previous),
+        *shrunk(protected.current, previous),
     ]
     standing = [reason for reason in reasons if not reason.approval or reason.approval not in accepted]
     if standing:
@@ -60,12 +60,13 @@ def _clock(inventory: Inventory, now: int) -> Iterator[Reason]:
         yield clock_doubtful("an image was first seen", newest, now)
 
 
-def _shrunk(current: int, previous: int | None) -> Iterator[Reason]:
+def shrunk(current: int, previous: int | None) -> Iterator[Reason]:
+    """That only *current* images are in use, and *previous* were the last time."""
     if previous is not None and previous - current > _SHRUNK and current * 2 < previous:
         yield Reason(
             "UsesShrank",
             f"{counted(current, 'image')} in use, and {previous} the last time: a cluster or namespace may be missing",
-            "check that every cluster is listed; if so many workloads are gone, approve it",
+            f"check that every cluster is listed; if so many workloads are gone, pass --accept UsesShrank={current}",
             approval=f"UsesShrank={current}",
         )
 

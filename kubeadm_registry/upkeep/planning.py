@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from kubeadm_registry.errors import Error
@@ -14,6 +14,7 @@ from kubeadm_registry.retention import Inventory, Plan, Protected, Reason, Refus
 from kubeadm_registry.retention.holdings import Holdings
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order, order
+from kubeadm_registry.retention.plan import shrunk
 from kubeadm_registry.retention.policy import seconds
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash
@@ -42,10 +43,8 @@ class Look:
 
     def plan(self, policy: RegistryPolicy, *, accepted: Collection[str] = ()) -> Plan | Refused:
         """What to delete by *policy*; see ``retention.plan``."""
-        # Before the first report there is nothing to compare with.
-        previous = self.before.workloads({}).current if self.before.clusters else None
         inventory, protected = self._inputs(policy)
-        return plan(inventory, protected, policy, self.now, previous=previous, accepted=accepted)
+        return plan(inventory, protected, policy, self.now, previous=self.before.previous, accepted=accepted)
 
     def order(self, made: Plan, policy: RegistryPolicy, *, approved: bool) -> Order:
         """What the executor is to do for the plan *made*, which may be a part of what ``plan`` returned."""
@@ -64,13 +63,14 @@ class Look:
 def look(
     connect: Connect, key: str, policy: RegistryPolicy, now: int, *,
     reports: Mapping[str, ClusterReport] = MappingProxyType({}), sets: Mapping[str, tuple[str, ...]],
-    uses: tuple[Use, ...] = (),
+    uses: tuple[Use, ...] = (), accepted: Collection[str] = (),
 ) -> Look:  # fmt: skip
     """Read the registry to which *connect* leads, and the ledger that is kept there under *key*.
 
     *reports* is what clusters say, by what people call them, and goes into the ledger unless it has problems; *uses* is
     what is in use besides, *sets* are those beside that of bundles. The ledger after the look is written: it is what
-    makes ages known. Raises RegistryError, NewerFormat, Error (LedgerDamaged).
+    makes ages known. Unless it is *accepted* that far fewer images are in use, the next look is compared with as many
+    as this one. Raises RegistryError, NewerFormat, Error (LedgerDamaged).
     """
     with connect() as registry:
         before = retry(lambda: store.read(registry, key), PATIENCE)
@@ -83,7 +83,11 @@ def look(
     for name, report in reports.items():
         if not report.problems:
             after = after.reported(report.uid, name, report.uses, now, kept=seconds(policy.spec.workload_grace))
+    missed = [one for one in shrunk(after.workloads({}).current, before.previous) if one.approval not in accepted]
+    after = replace(after, in_use=before.previous if missed else None)
     with connect() as registry:
+        # Others may have looked meanwhile, and heard of other clusters.
+        after = after.with_newer_reports(retry(lambda: store.read(registry, key), PATIENCE))
         retry(lambda: store.write(registry, key, after), PATIENCE)
     problems = tuple(one for report in reports.values() for one in report.problems)
     uses = (*uses, *standing.uses(now))

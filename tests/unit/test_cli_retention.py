@@ -138,6 +138,33 @@ def test_what_a_cluster_uses_stays_also_when_it_is_silent(site: Site, monkeypatc
     assert names(site.json("--kubeconfig", "admin.conf")) == ["app:v1"]
 
 
+def test_far_fewer_uses_are_a_reason_until_they_are_accepted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking again does not make it right."""
+    site.json()
+    site.at(40)
+    many = [f"10.0.0.10:5000/app:v{number}" for number in range(50)]
+    cluster(monkeypatch, *many)
+    site.json("--kubeconfig", "admin.conf")
+    site.at(60)
+    cluster(monkeypatch, *many[:3])
+    for _ in range(2):
+        result = site.plan("--kubeconfig", "admin.conf")
+        assert result.exit_code == 1
+        assert "UsesShrank" in result.stdout
+        assert "--accept UsesShrank=3" in result.stdout
+    assert "UsesShrank" in site.plan("--kubeconfig", "admin.conf", "--accept", "UsesShrank=4").stdout
+    assert site.ledger().in_use == 50
+    site.json("--kubeconfig", "admin.conf", "--accept", "UsesShrank=3")
+    site.json("--kubeconfig", "admin.conf")
+    cluster(monkeypatch, *many)
+    site.json("--kubeconfig", "admin.conf")
+    cluster(monkeypatch, *many[:3])
+    assert site.plan("--kubeconfig", "admin.conf").exit_code == 1
+    cluster(monkeypatch, *many[:49])
+    site.json("--kubeconfig", "admin.conf")
+    assert site.ledger().in_use is None, "as many as before, nearly"
+
+
 def test_a_cluster_is_asked_by_the_paths_of_the_policy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     path = '{apiVersion: argoproj.io/v1alpha1, resource: workflows, path: ".spec.image"}'
     (site.folder / "policy.yaml").write_text(f"{POLICY}  imagePaths: [{path}]\n")
