@@ -63,6 +63,8 @@ class Collection:
     grace: float
     found: frozenset[str] = frozenset()
     """The blobs that no manifest needed when it was looked for them, of *sizes* bytes."""
+    marked: frozenset[tuple[str, str]] = frozenset()
+    """Repository and digest of the manifests that were read for it."""
     sizes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     """For which pushes are closed at most."""
@@ -78,6 +80,9 @@ class Collection:
     opened: float = 0.0
     _looked: float = 0.0
     _frontends: dict[str, str] = field(default_factory=dict)
+    """The runs of the frontends by node, of which it is not known whether they know what has gone."""
+    armed: set[str] = field(default_factory=set)
+    """The nodes whose pushes this run has closed."""
 
     # ---- before ---------------------------------------------------------------------------------------------------
 
@@ -87,17 +92,27 @@ class Collection:
         Returns what the nodes' logs say of the last *grace* seconds. Raises Error (LogUnreadable, CollectionFailed,
         StorageUnreadable, PushesUnknown).
         """
+        begin = _now()
         logs = side_by_side(lambda host: named.ask(host, self.grace), self.cluster.hosts)
+        reading = _now() - begin
         self.pending = any(not one.open for one in side_by_side(pushes.look, self.cluster.hosts))
-        self._looked = time.monotonic()
-        self.found = distribution.unneeded(self.cluster, self.cluster.leader, seconds=3600)
-        begin = time.monotonic()
-        self.sizes = {f"sha256:{found['blob']}": one.size for one, found in self._objects(_DATA, None)}
-        self.seconds = MARGIN + 3 * (time.monotonic() - begin) + EACH * len(self.found)
+        self._looked = _now()
+        result = distribution.mark(self.cluster, self.cluster.leader, seconds=3600)
+        self.found, self.marked = result.unneeded, result.manifests
+        begin = _now()
+        self.sizes = {f"sha256:{found['blob']}": one.size for one, found in self._objects(_DATA)}
+        self.seconds = MARGIN + 3 * (reading + _now() - begin) + EACH * len(self.found)
+        self._note_frontends()
         return logs
 
-    def _objects(self, keys: str, newer: float | None) -> Iterator[tuple[s3.Stored, re.Match[str]]]:
-        for one in s3.objects(self.cluster, self.cluster.leader, self._region, keys, newer=newer):
+    def _note_frontends(self) -> None:
+        self._frontends = {one.name: _invocation(one) for one in self.cluster.hosts}
+
+    def _objects(
+        self, keys: str, *, newer: float | None = None, always: str | None = None
+    ) -> Iterator[tuple[s3.Stored, re.Match[str]]]:
+        leader = self.cluster.leader
+        for one in s3.objects(self.cluster, leader, self._region, keys, newer=newer, always=always):
             if found := _KEY.match(one.key):
                 yield one, found
 
@@ -167,34 +182,41 @@ class Collection:
             raise Error(
                 "pushes open before all could be deleted", host=host.name, code="CollectionLate", hint="run it again"
             )
-        self._frontends = {one.name: _invocation(one) for one in self.cluster.hosts}
+        self._note_frontends()
         self.begun = True
         if going:
             gone = s3.delete(self.cluster, host, self._region, going, seconds=left - 5, unit=distribution.COLLECTION)
             self.deleted = frozenset(going[key] for key in gone)
 
     def _relied(self) -> frozenset[str]:
-        """The blobs on which a push relied within the grace, and what a manifest needs that came since the look.
+        """The blobs on which a push relied within the grace, and what the manifests need that were not marked.
 
         Pushes are closed by now. Raises Error, RegistryError.
         """
-        since = time.monotonic() - self._looked + CLOCKS
-        back = max(self.grace, since)
+        back = max(self.grace, _now() - self._looked + CLOCKS)
         stays: set[str] = set()
-        came: list[tuple[str, str]] = []
-        for one, found in self._objects(_KEY.pattern, back):
-            stays.add(f"sha256:{found['blob'] or found['layer'] or found['manifest']}")
-            if found["manifest"] and one.age < since:
-                came.append((found["of"], f"sha256:{found['manifest']}"))
+        unmarked: list[tuple[str, str]] = []
+        for _, found in self._objects(_KEY.pattern, newer=back, always=_MANIFEST):
+            digest = f"sha256:{found['blob'] or found['layer'] or found['manifest']}"
+            if not found["manifest"]:
+                stays.add(digest)
+            elif (found["of"], digest) not in self.marked:
+                unmarked.append((found["of"], digest))
+                stays.add(digest)
         for log in side_by_side(lambda host: named.ask(host, back), self.cluster.hosts):
             stays.update(digest for _, digest in log.blobs)
-        for _, content in each(self.connect, _manifest, came, WORKERS):
+        for _, content in each(self.connect, _manifest, unmarked, WORKERS):
             stays.update(map(bytes.decode, _DIGEST.findall(content or b"")))
         return frozenset(stays)
 
     def restarted(self, host: Host) -> bool:
-        """Whether the frontend of *host* has started since the collection began."""
-        return not self.begun or _invocation(host) not in ("", self._frontends[host.name])
+        """Whether the frontend of *host* knows of no blob that this run, or one that died, has deleted."""
+        return not (self.begun or self.pending) or _invocation(host) not in ("", self._frontends[host.name])
+
+
+def _now() -> float:
+    """Seconds that go on while this machine sleeps, as they do at the nodes."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _manifest(registry: Api, where: tuple[str, str]) -> bytes | None:
@@ -231,7 +253,7 @@ class _Closed:
     title = "close pushes"
 
     def diff(self, host: Host) -> str | None:
-        if pushes.look(host).closed_for >= self.run.seconds - 30:
+        if host.name in self.run.armed and pushes.look(host).closed_for >= self.run.seconds - 30:
             return None
         return f"pushes are closed, for {self.run.seconds:.0f} s at most"
 
@@ -240,6 +262,7 @@ class _Closed:
         host.run("sh", "-c", _ARM, "arm", REOPEN, f"{after:.0f}", distribution.UNIT)
         self.run.closed = self.run.closed or time.monotonic()
         pushes.close(host, self.run.seconds)
+        self.run.armed.add(host.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 Run on the node with this source alone; the request stands on standard input, so that no secret is in an argv:
 
-    python3 -I -c SOURCE < {"host", "port", "region", "key", "secret", "bucket", "keys", "newer"}
+    python3 -I -c SOURCE < {"host", "port", "region", "key", "secret", "bucket", "keys", "newer", "always"}
     python3 -I -c SOURCE < {"host", "port", "region", "key", "secret", "bucket", "delete", "seconds"}
 
 The first prints a line ``AGE SIZE KEY`` for each object whose key matches the pattern *keys* and that is *newer* than
-so many seconds (null: of any age). AGE is in seconds, by the clock of the storage; SIZE in bytes. The second prints
-each key of *delete* that is there no more, and begins no deletion after so many *seconds*. The last line is ``end``.
+so many seconds (null: of any age), or whose key matches *always* (null: none does). AGE is in seconds, by the clock of
+the storage; SIZE in bytes. The second prints each key of *delete* that is there no more, and begins no deletion after
+so many *seconds*. The last line is ``end``.
 
 Source of the signatures: "Authenticating Requests (AWS Signature Version 4)" of the S3 API, with an unsigned payload.
 """
@@ -73,6 +74,7 @@ def pages(request: Mapping[str, Any]) -> Iterator[tuple[datetime, ElementTree.El
 def lines(request: Mapping[str, Any]) -> Iterator[str]:
     """The lines of the answer."""
     wanted, newer = re.compile(request["keys"]), request["newer"]
+    always = re.compile(request.get("always") or "(?!)")
     for now, page in pages(request):
         for one in page.iterfind("{*}Contents"):
             key = one.findtext("{*}Key") or ""
@@ -80,7 +82,7 @@ def lines(request: Mapping[str, Any]) -> Iterator[str]:
                 continue
             made = (one.findtext("{*}LastModified") or "").replace("Z", "+00:00")
             age = (now - datetime.fromisoformat(made)).total_seconds()
-            if newer is None or age < newer:
+            if newer is None or age < newer or always.search(key) is not None:
                 yield f"{age:.0f} {one.findtext('{*}Size')} {key}"
     yield "end"
 

@@ -29,8 +29,8 @@ from typing import Any, Optional
 DEADLINE = 5.0  # seconds, for each answer
 KEY = "closed"
 ENTRY = re.compile(rf"^(?:0x[0-9a-f]+ )?{KEY} (\d+)$", re.MULTILINE)
-#: Where requests that write go: those of clients, and those that another node passes on.
-WRITERS = ("writer", "own_write")
+#: Where requests that write go: those of clients, those that another node passes on, and those of retention.
+WRITERS = ("writer", "own_write", "executor")
 
 
 def ask(path: str, text: str) -> Optional[str]:

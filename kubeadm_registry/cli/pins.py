@@ -69,11 +69,14 @@ def pins(context: Context, path: Path | None) -> None:
 
 def _until(text: str, now: int) -> int:
     """When a pin ends, seconds since 1970. Raises ConfigError."""
-    if DURATION.fullmatch(text):
-        return now + seconds(text)
     try:
-        return int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) + _DAY
-    except ValueError:
+        if DURATION.fullmatch(text):
+            until = now + seconds(text)
+        else:
+            until = int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) + _DAY
+        datetime.fromtimestamp(until, UTC)  # else it could not be shown
+        return until
+    except (ValueError, OverflowError, OSError):
         raise ConfigError(
             f"--until: {text!r} is neither a duration nor a date",
             hint="write 90d, 12h or 2027-03-31",

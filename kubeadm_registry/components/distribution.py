@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths
@@ -40,36 +42,51 @@ SERVICE = Service(
 #: ``$2`` user, ``$4`` slice, ``$5`` program, ``$6`` its configuration.
 _COLLECT = """
 unit=$1 user=$2 seconds=$3 slice=$4 program=$5 config=$6
-systemctl stop -- "$unit" 2>/dev/null
 {
   systemd-run --quiet --pipe --wait --collect --unit="$unit" --slice="$slice" --uid="$user" \\
     --property=RuntimeMaxSec="$seconds" --property=UnsetEnvironment=AWS_CA_BUNDLE --setenv=OTEL_TRACES_EXPORTER=none \\
     -- "$program" garbage-collect --dry-run "$config" 2>&1
   echo "status $?"
-} | grep -E '^(status |blob eligible for deletion: )|ailed'
+} | grep -E '^(status |blob eligible for deletion: )|: marking manifest |ailed'
 """
 COLLECTION = f"{paths.PREFIX}-collection.service"
-"""As which unit a collection runs on a node, one at a time."""
+"""As which unit blobs are deleted on a node, one at a time."""
+_MARKED = re.compile(r"(\S+): marking manifest (sha256:[0-9a-f]{64}) ?")
 _ELIGIBLE = re.compile(r"blob eligible for deletion: (sha256:[0-9a-f]{64})")
 
 
-def unneeded(cluster: Cluster, host: Host, *, seconds: float) -> frozenset[str]:
-    """The digests of all blobs that no manifest needs, as ``registry garbage-collect`` finds them at *host*.
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """The digests of blobs that no manifest needs, of all *manifests* that were read: repository and digest."""
 
-    Manifests without a tag stay with what they need (no ``--delete-untagged``): they may be used by digest, retention
-    decides about them, and 2.8 would take the images of an index for untagged ones. Raises Error (CollectionFailed) if
-    it takes more than *seconds*.
+    unneeded: frozenset[str]
+    manifests: frozenset[tuple[str, str]]
+
+
+def mark(cluster: Cluster, host: Host, *, seconds: float) -> Marked:
+    """What ``registry garbage-collect`` finds at *host*.
+
+    It leaves out the rest of a repository, without a word, where a manifest goes while it reads there. Manifests
+    without a tag stay with what they need (no ``--delete-untagged``): they may be used by digest, retention decides
+    about them, and 2.8 would take the images of an index for untagged ones. Raises Error (CollectionFailed) if it takes
+    more than *seconds*.
     """
-    argv = (COLLECTION, USER, f"{seconds:.0f}", paths.SLICE, cluster.program(NAME).executable, CONFIG)
+    unit = f"{paths.PREFIX}-marking-{token_hex(4)}.service"  # others may mark at the same time
+    argv = (unit, USER, f"{seconds:.0f}", paths.SLICE, cluster.program(NAME).executable, CONFIG)
     result = host.query("sh", "-c", _COLLECT, "collect", *argv, timeout=seconds + 60)
     *lines, last = result.text.splitlines() or [""]
     if last != "status 0":
-        said = [line for line in lines if not _ELIGIBLE.fullmatch(line)][-1:] or [last or "it said nothing"]
+        known = (_ELIGIBLE, _MARKED)
+        said = [line for line in lines if not any(one.fullmatch(line) for one in known)][-1:]
+        said = said or [last or "it said nothing"]
         raise Error(
             f"registry garbage-collect did not complete within {seconds:.0f} s: {said[0][:300]}", host=host.name,
-            code="CollectionFailed", hint=f"see `journalctl -u {COLLECTION}` on that node, then run it again",
+            code="CollectionFailed", hint=f"see `journalctl -u {unit}` on that node, then run it again",
         )  # fmt: skip
-    return frozenset(found[1] for line in lines if (found := _ELIGIBLE.fullmatch(line)))
+    return Marked(
+        frozenset(found[1] for line in lines if (found := _ELIGIBLE.fullmatch(line))),
+        frozenset((found[1], found[2]) for line in lines if (found := _MARKED.fullmatch(line))),
+    )
 
 
 def agent_frontend() -> dict[str, object]:

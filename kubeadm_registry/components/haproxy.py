@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -96,6 +97,17 @@ def identity(cluster: Cluster, host: Host) -> Steps:
     yield NodeCertificate(cluster)
 
 
+class PushesMap(File):
+    """Until when pushes are closed. What is in the file stays: pushes may be closed by a run that died."""
+
+    def diff(self, host: Host) -> str | None:
+        """That there is no such file, or what differs in mode and owner."""
+        there = host.state(self.path)
+        kept = there is not None and re.fullmatch(rb"closed \d+\nfull \d+\n", there.content)
+        content = there.content if there is not None and kept else self.content
+        return File(self.path, content, self.mode, self.owner).diff(host)
+
+
 def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
     """Install the proxy's configuration and start both processes. *single_writer*: writes go to one server."""
     secrets, spec, node = cluster.secrets, cluster.spec, cluster.node(host)
@@ -110,7 +122,7 @@ def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
         auth_map,
         File(STATE_MAP, b"epoch 0\n"),
         File(PUSHES, render("haproxy/pushes.lua", map=PUSHES_MAP)),
-        File(PUSHES_MAP, PUSHES_OPEN),
+        PushesMap(PUSHES_MAP, PUSHES_OPEN),
     ]
     if single_writer:
         files.append(File(HOLD, render("haproxy/hold.lua")))

@@ -62,12 +62,18 @@ class _Incomplete(Exception):
     """The program on the node did not come to its end; its word is the reason."""
 
 
-def objects(cluster: Cluster, host: Host, region: str, keys: str, *, newer: float | None = None) -> Iterator[Stored]:
-    """The objects whose key matches the pattern *keys*, *newer* than so many seconds, as *host* lists them.
+def objects(
+    cluster: Cluster, host: Host, region: str, keys: str, *, newer: float | None = None, always: str | None = None
+) -> Iterator[Stored]:
+    """The objects whose key matches the pattern *keys*, as *host* lists them.
+
+    Those are left out that are not *newer* than so many seconds, unless their key matches *always* as well.
 
     Nothing is written. Raises Error (StorageUnreadable).
     """
-    result = host.query(*_program(), stdin=_request(cluster, region, keys=keys, newer=newer), timeout=1800)
+    result = host.query(
+        *_program(), stdin=_request(cluster, region, keys=keys, newer=newer, always=always), timeout=1800
+    )
     try:
         lines = _answer(result)
     except _Incomplete as error:

@@ -20,13 +20,14 @@ from kubeadm_registry.executor.images import PATIENCE, Skipped
 from kubeadm_registry.images import brought
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention.history import Run
-from kubeadm_registry.retention.inventory import Tag
+from kubeadm_registry.retention.inventory import Repository, Tag
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order
 from kubeadm_registry.retention.trash import Trash, Trashed
 from kubeadm_registry.upkeep import store
 
 Value = TypeVar("Value")
+_UNKNOWN = Repository({}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,8 @@ class Executor:
         """All images of *order*. The record of the trash is right whatever ends this."""
         delete = [one for one in order.delete if report.may(one, checked)]
         purge = [one for one in order.purge if report.may(one, checked)]
+        before = trash.images.keys()
+        going = {digest for one in purge for digest in (one.digest, *one.parts)}
         if delete:
             trash = trash.with_all(replace(one, deleted=int(self.clock())) for one in delete)
             self._write(trash)
@@ -105,13 +108,14 @@ class Executor:
                 if self._each(one.image, report, self._restoration, "restored", one.why):
                     back.append(one.image)
             for image in delete:
-                known = ledger.repositories[image.repository].tags.keys()
+                known = ledger.repositories.get(image.repository, _UNKNOWN).tags.keys()
                 if self._each(image, report, _deletion(self.registry, known), "deleted", image.why):
                     done.append(trash.images[image.key])
-                else:
+                elif image.key not in before:  # else an earlier run may have taken some of its tags
                     gone.append(image)
             for image in purge:
-                held = ledger.repositories[image.repository].manifests.keys()
+                # What another one needs that goes as well, may yet be needed: that one may come back meanwhile.
+                held = ledger.repositories.get(image.repository, _UNKNOWN).manifests.keys() - going
                 if self._each(image, report, _purging(self.registry, held), "purged", ""):
                     gone.append(image)
         finally:

@@ -52,13 +52,17 @@ class World:
     status: int = 0
     broken: bool = False
     stopped: int = 0
+    marked: list[tuple[str, str]] = field(default_factory=list)
+    """Manifests that the collection reads."""
     story: list[str] = field(default_factory=list)
 
     def collection(self, grace: float = DAY) -> Collection:
         return Collection(self.fake.cluster, connector(self.registry), grace)
 
     def mark(self, _: tuple[str, ...], __: bytes) -> str:
-        return "\n".join([*(f"blob eligible for deletion: {one}" for one in self.eligible), f"status {self.status}"])
+        read = [f"{repository}: marking manifest {digest} " for repository, digest in self.marked]
+        found = [f"blob eligible for deletion: {one}" for one in self.eligible]
+        return "\n".join([*read, *found, f"status {self.status}"])
 
     def sweep(self, _: tuple[str, ...], stdin: bytes) -> str:
         assert all(self.proxies.closed.values()), "pushes go on"
@@ -88,7 +92,9 @@ class World:
         assert request["secret"] == "the-s3-secret-key"
         newer = request["newer"]
         there = {key: age for key, age in self.ages.items() if re.search(request["keys"], key)}
-        lines = [f"{age:.0f} 10 {key}" for key, age in there.items() if newer is None or age < newer]
+        always = request["always"] or "(?!)"
+        listed = {key: age for key, age in there.items() if newer is None or age < newer or re.search(always, key)}
+        lines = [f"{age:.0f} 10 {key}" for key, age in listed.items()]
         return "\n".join([*lines, "end"])
 
 
@@ -176,6 +182,37 @@ def test_what_a_manifest_needs_that_came_after_the_look_stays(world: World) -> N
     run(workflows.collect(one), world.fake.cluster, Recorder())
     assert one.deleted == {gone}
     assert (one.kept, world.eligible) == (1, [layer])
+
+
+def test_what_a_manifest_needs_that_was_not_read_stays(world: World) -> None:
+    """As when another manifest of the repository goes while it is read: the collection leaves out the rest."""
+    layer = blob(world, "app", b"layer", bytes_age=9 * DAY, link_age=9 * DAY)
+    gone = blob(world, "app", b"gone", bytes_age=9 * DAY, link_age=9 * DAY)
+    for tag, held in (("read", gone), ("left-out", layer)):
+        manifest = {"mediaType": oci.MANIFEST, "layers": [{"mediaType": tag, "digest": held, "size": 5}]}
+        digest = world.registry.put("app", manifest, tag).digest
+        world.ages[revision("app", digest)] = 9 * DAY
+        world.marked += [("app", digest)] if tag == "read" else []
+    one = world.collection()
+    one.look()
+    run(workflows.collect(one), world.fake.cluster, Recorder())
+    assert one.deleted == {gone}
+
+
+def test_a_run_after_a_dead_one_that_fails_early_restarts_all_the_same(world: World) -> None:
+    """What the dead one has deleted, the frontends do not know."""
+    blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
+    world.proxies.closed["cp-2"] = 40.0
+    one = world.collection()
+    one.look()
+    world.proxies.relied["cp-3"] = ["no line of it"]
+    for server in world.fake.servers.values():
+        server.answer(*s3._program(), with_=lambda *_: "1 2 broken", act="")
+    with pytest.raises(PhaseFailed):
+        run(workflows.collect(one), world.fake.cluster, Recorder())
+    run(workflows.reopen(one), world.fake.cluster, Recorder())
+    assert world.story == ["restart cp-1", "restart cp-2", "restart cp-3"]
+    assert not any(world.proxies.closed.values())
 
 
 def test_nothing_restarts_if_pushes_rely_on_everything(world: World) -> None:

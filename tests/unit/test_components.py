@@ -28,7 +28,7 @@ from kubeadm_registry import config, paths
 from kubeadm_registry.agent import config as agent_config
 from kubeadm_registry.cluster import holder_last
 from kubeadm_registry.components import agent, common, distribution, garage, keepalived, network, programs, zot
-from kubeadm_registry.components.haproxy import login_digest
+from kubeadm_registry.components.haproxy import PUSHES_MAP, PUSHES_OPEN, login_digest
 from kubeadm_registry.engine.changes import RECORD_START, STARTED
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases.proxy import PROXY
@@ -322,6 +322,18 @@ def test_an_older_nft_can_read_the_sets() -> None:
     sets = re.findall(r"^ *set \w+ \{(.*)", rules, re.MULTILINE)
     assert sets
     assert all(" typeof " in declaration for declaration in sets)
+
+
+def test_init_leaves_pushes_closed_that_a_dead_run_has_closed() -> None:
+    fake = FakeCluster.of((GOLDEN / "ipv4-distribution" / "cluster.yaml").read_text())
+    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    server = fake.servers["cp-1"]
+    closed = b"closed 1795813480\nfull 0\n"
+    server.put(PUSHES_MAP, closed)
+    assert run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE) == []
+    server.put(PUSHES_MAP, b"clo")
+    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    assert server.content(PUSHES_MAP) == PUSHES_OPEN
 
 
 def test_a_file_with_a_secret_is_closed_to_others() -> None:
