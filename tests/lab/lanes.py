@@ -22,10 +22,10 @@ HERE = Path(__file__).parent
 #: Files whose tests measure no time and wait for nothing that other work could delay too much. Those of a lane share
 #: what they boot, and no lane waits for another. What stands in none runs alone.
 LANES: Mapping[str, tuple[str, ...]] = {
-    "registry": ("images", "init", "rescue", "reset", "retention", "runbook", "tool"),
+    "registry": ("images", "init", "rescue", "retention", "runbook", "tool"),
     "parts": (
         "bundle_debian", "deltas", "engine", "guard", "kubeadm_config", "lab", "mirrors", "onefile", "registries",
-        "trash",
+        "reset", "trash",
     ),
 }  # fmt: skip
 #: Bytes of memory for the disks of two labs, their processes, and the tests.

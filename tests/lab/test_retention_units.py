@@ -71,7 +71,7 @@ def test_an_order_runs_on_the_node_and_leaves_a_result(registry: Registry) -> No
 #: What the executor must be able to do in its sandbox, and what not; in the place of the executor.
 PROBE = """
 import json, pathlib, socket, ssl, sys, urllib.request, urllib.error
-from kubeadm_registry.retention import settings
+from kubeadm_registry.components import executor_files as settings
 found = settings.load(pathlib.Path("/etc/kubeadm-registry/retention/config.json"))
 said = {"state": json.loads(pathlib.Path(found.agent_state).read_text())["name"]}
 context = ssl.create_default_context(cafile=found.ca)

@@ -270,6 +270,21 @@ def test_a_part_that_a_new_index_needs_is_not_purged(world: World) -> None:
     assert world.there(other)
 
 
+def test_a_part_that_a_purged_index_shares_with_one_that_came_back_stays(world: World) -> None:
+    shared = world.image("shared")
+    first, second = (world.index(f"v{number}", children=[shared, world.image(f"own {number}")]) for number in (1, 2))
+    aged(world)
+    world.image("new", "v3")
+    aged(world)
+    world.run()
+    world.now += 8 * DAY
+    order = world.order()
+    assert {one.digest for one in order.purge} == {first, second}
+    world.tag("back", second)
+    assert world.run(order).purged == 1
+    assert [world.there(one) for one in (first, second, shared)] == [False, True, True]
+
+
 @pytest.mark.parametrize("late", [601, 3600])
 def test_an_order_that_is_too_old_is_refused(world: World, late: int) -> None:
     old, _ = two(world)
