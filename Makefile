@@ -1,6 +1,6 @@
 # Everything that a fresh Debian machine needs is set up by these two, and kept for the next time:
 #   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
-#   make test    all checks and tests; what CI runs
+#   make test    lint, unit tests, alert rules and the lab
 #   make dist    kubeadm-registry as one file that needs no Python, with its checksum, in dist/
 # Other goals: make unit | lint | lab | test-monitoring | test-operator | test-kubernetes | simulate | soak | fuzz | bench, make lab-down, make clean.
 

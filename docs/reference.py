@@ -52,13 +52,17 @@ def _commands() -> Iterator[str]:
         yield ""
         yield _paragraphs(command.help or "")
         yield ""
+        arguments = [p.make_metavar(click.Context(command)) for p in command.params if isinstance(p, click.Argument)]
+        if arguments:
+            yield f"    {path} {' '.join(arguments)}"
+            yield ""
         options = [p for p in command.params if isinstance(p, click.Option)]
         if options:
             yield "| option | meaning |"
             yield "| --- | --- |"
             for option in options:
                 names = ", ".join(f"`{name}`" for name in option.opts)
-                yield f"| {names} | {(option.help or '').replace('|', chr(92) + '|')} |"
+                yield f"| {names} | {_meaning(option).replace('|', chr(92) + '|')} |"
             yield ""
 
 
@@ -70,9 +74,21 @@ def _walk(command: click.Command, path: str) -> Iterator[tuple[str, click.Comman
             yield from _walk(child, f"{path} {name}")
 
 
+def _meaning(option: click.Option) -> str:
+    """The help of an option, with its choices and its default."""
+    words = [option.help or ""]
+    if isinstance(option.type, click.Choice) and "[default" not in words[0]:
+        words.append(f"One of: {', '.join(map(str, option.type.choices))}.")
+    if option.show_default and option.default is not None and option.name != "output":
+        words.append(f"[default: {option.default}]")
+    return " ".join(words)
+
+
 def _paragraphs(help_text: str) -> str:
-    kept = inspect.cleandoc(help_text).split("\b\n")[0].strip()
-    return re.sub(r"\n{3,}", "\n\n", kept)
+    """Flowing text, and what stands in lines of its own (after ``\\b``, see click) as it is."""
+    text, *blocks = inspect.cleandoc(help_text).split("\b\n")
+    shown = [f"```text\n{block.rstrip()}\n```" for block in blocks]
+    return re.sub(r"\n{3,}", "\n\n", "\n\n".join([text.strip(), *shown]))
 
 
 def _phases(name: str, workflow: Workflow) -> Iterator[str]:
@@ -183,10 +199,15 @@ def _codes() -> Iterator[str]:
     for code, meaning in (
         (0, "done, or nothing to do"),
         (1, "failed: host, phase, change and cause are named"),
-        (2, "the file or the command line is wrong; nothing was contacted"),
+        (2, "the file, the command line or a name in it is wrong; nothing was changed"),
         (3, "preflight found problems; nothing was changed"),
         (4, "a host cannot be reached or trusted"),
-        (5, "done on all that answer, degraded; `status`: it answers but could not lose a server"),
+        (
+            5,
+            "done on all that answer, degraded; `status`: it serves, but no node may be lost, or certificates, clocks "
+            "or firewall rules are not in order; `operator status`: no replica leads",
+        ),
+        (130, "interrupted"),
     ):
         yield f"| {code} | {meaning} |"
     yield ""

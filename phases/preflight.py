@@ -41,7 +41,7 @@ CLOCK_TRIES = 8
 
 
 def operating_system(_: Cluster, host: Host) -> Iterator[str]:
-    """The operating system is a tested release."""
+    """The operating system is a supported release."""
     release = (host.read("/etc/os-release") or b"").decode(errors="replace")
     values = {k: v.strip('"') for k, v in re.findall(r"^([A-Z_]+)=(.*)$", release, re.MULTILINE)}
     name, version = values.get("ID", "unknown"), values.get("VERSION_ID", "")

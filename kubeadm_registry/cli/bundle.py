@@ -99,10 +99,10 @@ def create(
 ) -> None:  # fmt: skip
     """Create a bundle. Requires internet access unless every program and image is given as a file.
 
-    Without -f and --with, the bundle contains the programs of a cluster with default settings, and kubeadm-registry
-    itself. Programs come from --program, or else from the pinned catalogue: upstream releases, and distribution
-    packages together with their dependencies as a self-contained build. Downloads are cached: an interrupted run
-    resumes, and a later run downloads only what is new.
+    Without -f and --with, the bundle contains the programs of ./cluster.yaml, or of a cluster with default settings if
+    there is none, and kubeadm-registry itself. Programs come from --program, or else from the pinned catalogue:
+    upstream releases, and distribution packages together with their dependencies as a self-contained build. Downloads
+    are cached: an interrupted run resumes, and a later run downloads only what is new.
     """
     reporter = context.reporter()
     files = {name: Path(value) for name, value in pairs(given, "--program").items()}

@@ -45,7 +45,7 @@ def collect(context: Context, path: Path | None, grace: str, dry_run: bool) -> N
 
     Pulls go on. Pushes wait meanwhile: with Distribution until all is deleted and each node has restarted its registry,
     with zot for two seconds at a time. Every node must be reachable, and the storage fully replicated. If the run dies,
-    pushes continue at the time that it names at the beginning at the latest; run it again then.
+    pushes open by themselves within minutes; run it again then.
     """
     reporter = context.reporter()
     seconds = wishes.seconds(grace, option="--grace")
@@ -73,7 +73,7 @@ def collect(context: Context, path: Path | None, grace: str, dry_run: bool) -> N
     count = len(one.found if dry_run else one.deleted)
     closed = max(0.0, one.opened - one.closed) if one.closed else 0.0
     reporter.result(
-        f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB in {counted(count, 'blob')}"
+        f"{'would free at most' if dry_run else 'freed'} {freed / 1e6:.1f} MB in {counted(count, 'blob')}"
         + ("" if dry_run else f"; {after / 1e6:.1f} MB stored, pushes were closed for {closed:.1f} s"),
         dryRun=dry_run, blobs=count, freed=freed, before=before, after=after, kept=one.kept,
         closedSeconds=round(closed, 1),

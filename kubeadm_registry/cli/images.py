@@ -187,9 +187,8 @@ def delete(
 ) -> None:
     """Delete a tag, or a digest together with all its tags.
 
-    zot and Distribution 3 delete a single tag. Distribution 2.8 deletes by digest, which also removes other tags of the
-    same image; this is refused unless --all-tags is given. Manifests that a remaining index refers to are never
-    deleted.
+    zot deletes a single tag. Distribution deletes by digest, which also removes other tags of the same image; this is
+    refused unless --all-tags is given. Manifests that a remaining index refers to are never deleted.
 
     With zot, what goes by digest is freed immediately, but for blobs that other manifests need; with Distribution,
     `images collect` frees it.

@@ -67,7 +67,7 @@ def cli() -> None:
     Exit codes:
       0  done, or nothing to do
       1  failed
-      2  invalid file or command line (no node was contacted)
+      2  invalid file, command line or name (nothing was changed)
       3  preflight checks failed (nothing was changed)
       4  a node is unreachable or its host key is not trusted
       5  done, but degraded

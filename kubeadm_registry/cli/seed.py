@@ -18,7 +18,7 @@ from kubeadm_registry.access.reach import answers, connection, prove
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli import terminal
-from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, bundle_option, command, file_option, key_option
+from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option, key_option
 from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.errors import ConfigError, Error
@@ -72,7 +72,11 @@ class Target(click.ParamType[tuple[str, str]]):
 
 @command("seed", short_help="Load a bundle's images into the registry")
 @file_option
-@bundle_option
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Bundle to load.  [default: ./kubeadm-registry-bundle.tar]",
+)
 @key_option
 @click.option("--allow-older", is_flag=True, help="Allow a bundle that is older than the last one loaded.")
 @click.option(

@@ -126,7 +126,7 @@ class Frontend(Model):
     """The registry program that speaks OCI."""
 
     type: Literal["zot", "distribution"] = "zot"
-    """zot has retention and referrers, and one writer; Distribution is plain and may be written anywhere."""
+    """zot lists referrers, deletes single tags and has one writer; Distribution may be written on every node."""
 
 
 class Proxy(Model):
