@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,10 @@ from kubeadm_registry.oci import canary
 from kubeadm_registry.registry.retries import retry
 from tests.kubernetes import images
 from tests.kubernetes.cluster import Kubernetes, empty, images_of, pull, ways_out
-from tests.lab.command import run, wait_until
+from tests.kubernetes.workloads import AREA, POLICY, Workloads
+from tests.lab.command import LabError, run, wait_until
 from tests.lab.host import Host
+from tests.lab.images import missing as images_missing
 from tests.lab.images import push
 from tests.lab.reading import Object, reading
 from tests.lab.registry import Registry
@@ -190,6 +193,113 @@ def test_a_plan_that_would_delete_everything_keeps_what_the_cluster_uses(
     assert {name(first), name(second), *running} <= found["used"]
     assert not found["gone"] & {name(first), name(second), *running}
     assert f"{canary.REPOSITORY}:{canary.TAG}" not in found["gone"]
+
+
+def admin_file(kubernetes: Kubernetes, directory: Path) -> Path:
+    """The administrator's kubeconfig, as a workstation has it."""
+    file = directory / "admin.conf"
+    file.write_text(kubernetes.first.sh("cat", "/etc/kubernetes/admin.conf").stdout)
+    return file
+
+
+@pytest.mark.long  # seven minutes, most of them until images are old enough
+def test_after_retention_everything_that_is_used_is_pulled_and_rolled_back_to(
+    kubernetes: Kubernetes, tmp_path: Path
+) -> None:
+    """A policy that keeps nothing by itself; the trash is emptied and the space is freed before anything is tried."""
+    registry, config, policy = kubernetes.registry, admin_file(kubernetes, tmp_path), tmp_path / "policy.yaml"
+    policy.write_text(POLICY)
+    work = Workloads(kubernetes)
+    arguments = ("--policy", policy, "--kubeconfig", config)
+    try:
+        work.make()
+        unused = {f"{AREA}:{mark}" for mark in work.unused}
+
+        def planned() -> tuple[str, set[str]]:
+            found = registry.json("retention", "plan", *arguments)[-1]
+            return found["digest"], {f"{one['repository']}:{one['tag']}" for one in found["deletions"]}
+
+        wait_until("what is older than a minute to go", lambda: planned()[1] >= unused, seconds=240, every=10)
+        digest, gone = planned()
+        assert not {name.partition("/")[2] for name in work.used.values()} & gone
+        registry.cli("retention", "approve", digest)
+        begin = time.monotonic()
+        said = registry.cli("retention", "run", *arguments).stdout.splitlines()[-1]
+        say(kubernetes, f"retention in {time.monotonic() - begin:.1f} s: {said}")
+
+        def emptied() -> bool:
+            registry.cli("retention", "run", *arguments)
+            return not registry.json("retention", "trash")[-1]["images"]
+
+        wait_until("the trash to be emptied", emptied, seconds=300, every=10)
+        before = time.time()
+        wait_until("the pushes to be older than the grace", lambda: time.time() > before + 61, seconds=90, every=1)
+        freed = registry.json("images", "collect", "--grace", "1m")[-1]
+        say(kubernetes, freed["summary"])
+        assert freed["freed"] >= sum(len(blob) for image in work.unused.values() for blob in image.layers)
+
+        for host in kubernetes.servers.values():
+            host.sh("crictl", "rmi", "--prune", check=False, timeout=120)
+        assert work.pull_all(kubernetes.servers["h2"]) == {}
+        for mark, image in work.unused.items():
+            assert "not found" in pull(kubernetes.first, f"{registry.vip}:5000/{AREA}:{mark}", check=False)[1]
+            assert images_missing(registry, image, AREA)
+        work.roll_back()
+    finally:
+        work.remove()
+
+
+def test_the_operator_runs_from_the_image_that_the_bundle_brought(kubernetes: Kubernetes, tmp_path: Path) -> None:
+    """It adopts the registry by the very file that init was given, and another replica goes on when one is killed."""
+    registry, config = kubernetes.registry, admin_file(kubernetes, tmp_path)
+    begin = time.monotonic()
+    registry.cli("operator", "install", "--kubeconfig", config)
+    say(kubernetes, f"the operator leads after {time.monotonic() - begin:.1f} s")
+    kubernetes.kubectl("apply", "--filename=-", stdin=registry.file.read_text())
+    kubernetes.kubectl("apply", "--filename=-", stdin=_POLICY)
+
+    def status() -> dict[str, Any]:
+        found: dict[str, Any] = registry.json("operator", "status", "--kubeconfig", config, check=False)[-1]
+        return found
+
+    def conditions() -> dict[str, str]:
+        return {one["type"]: one["status"] for one in status()["conditions"]}
+
+    well = {
+        "Adopted": "True", "Available": "True", "Degraded": "False", "RedundancyComplete": "True",
+        "CanLoseANode": "True", "CertificatesValid": "True", "SplitVIP": "False", "ImagesMissing": "False",
+        "RetentionHealthy": "True",
+    }  # fmt: skip
+    try:
+        wait_until("all conditions to be well", lambda: well.items() <= conditions().items(), seconds=240, every=5)
+        say(kubernetes, f"all conditions are well {time.monotonic() - begin:.1f} s after the beginning")
+        assert kubernetes.get("registryretentionplan", "retention")["status"]
+        pods = kubernetes.get("pods", "--namespace=kubeadm-registry")["items"]
+        assert {pod["spec"]["containers"][0]["image"].partition("/")[0] for pod in pods} == {f"{registry.vip}:5000"}
+        leader = status()["leads"]
+        kubernetes.kubectl("--namespace=kubeadm-registry", "delete", "pod", leader, "--force", "--grace-period=0")
+        begin = time.monotonic()
+        wait_until("another to lead", lambda: status()["leads"] not in ("", leader), seconds=90, every=1)
+        say(kubernetes, f"another replica leads {time.monotonic() - begin:.1f} s after the leader was deleted")
+    except LabError:
+        namespaced = "--namespace=kubeadm-registry"
+        sys.stdout.write(json.dumps(status(), indent=1))
+        sys.stdout.write(kubernetes.kubectl(namespaced, "describe", "pods", check=False)[-6000:])
+        sys.stdout.write(
+            kubernetes.kubectl(
+                namespaced,
+                "logs",
+                "--selector=app.kubernetes.io/name=kubeadm-registry-operator",
+                "--tail=60",
+                check=False,
+            )
+        )
+        raise
+    finally:
+        registry.cli("operator", "uninstall", "--kubeconfig", config, "--yes")
+        allow = "kubeadm-registry.dev/allow-data-loss=registry"
+        kubernetes.kubectl("annotate", "registrycluster", "registry", allow)
+        kubernetes.kubectl("delete", "registrycluster,registrypolicy,registryretentionplan", "--all")
 
 
 # What goes wrong
