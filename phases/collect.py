@@ -74,7 +74,6 @@ class Collection:
     deleted: frozenset[str] = frozenset()
     begun: bool = False
     """Whether something may have been deleted, which the frontends do not know."""
-    done: bool = False
     closed: float = 0.0
     """When pushes were closed, and since when they are open again, by this machine's clock; 0: never."""
     opened: float = 0.0

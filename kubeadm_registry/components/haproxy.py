@@ -102,10 +102,9 @@ class PushesMap(File):
 
     def diff(self, host: Host) -> str | None:
         """That there is no such file, or what differs in mode and owner."""
-        there = host.state(self.path)
-        kept = there is not None and re.fullmatch(rb"closed \d+\nfull \d+\n", there.content)
-        content = there.content if there is not None and kept else self.content
-        return File(self.path, content, self.mode, self.owner).diff(host)
+        there = host.read(self.path)
+        kept = there is not None and re.fullmatch(rb"closed \d+\nfull \d+\n", there)
+        return File(self.path, kept[0] if kept else self.content, self.mode, self.owner).diff(host)
 
 
 def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:

@@ -49,17 +49,13 @@ def _request(cluster: Cluster, region: str, **wanted: object) -> bytes:
     return json.dumps(request).encode()
 
 
-def _answer(result: Result) -> list[str]:
-    """The lines of the answer. Raises Incomplete, with the reason."""
+def _answer(result: Result, host: Host, *, code: str, hint: str) -> list[str]:
+    """The lines of the answer. Raises Error (*code*) if the program on *host* did not come to its end."""
     *lines, end = result.text.splitlines() or [""]
     if not result.ok or end != "end":
         words = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["the answer is not complete"]
-        raise _Incomplete(words[0][:300])
+        raise Error(words[0][:300], host=host.name, code=code, hint=hint)
     return lines
-
-
-class _Incomplete(Exception):
-    """The program on the node did not come to its end; its word is the reason."""
 
 
 def objects(
@@ -74,11 +70,7 @@ def objects(
     result = host.query(
         *_program(), stdin=_request(cluster, region, keys=keys, newer=newer, always=always), timeout=1800
     )
-    try:
-        lines = _answer(result)
-    except _Incomplete as error:
-        hint = "see `kubeadm-registry status`"
-        raise Error(str(error), host=host.name, code="StorageUnreadable", hint=hint) from error
+    lines = _answer(result, host, code="StorageUnreadable", hint="see `kubeadm-registry status`")
     for line in lines:
         if found := re.fullmatch(r"(-?\d+) (\d+) (.+)", line):
             yield Stored(found[3], int(found[2]), float(found[1]))
@@ -105,8 +97,8 @@ def delete(
     program = [word.replace("$", "$$") for word in _program()]
     argv = ("sh", "-c", _AS_UNIT, "delete", unit, f"{seconds + 5:.0f}", *program)
     try:
-        return frozenset(_answer(host.run(*argv, stdin=request, timeout=seconds + 30)))
-    except (CommandFailed, _Incomplete) as error:
-        why = error.result.stderr.decode(errors="replace").strip() if isinstance(error, CommandFailed) else str(error)
-        hint = f"see `journalctl -u {unit}` on that node, then run it again"
-        raise Error(why[-300:], host=host.name, code="CollectionFailed", hint=hint) from error
+        result = host.run(*argv, stdin=request, timeout=seconds + 30)
+    except CommandFailed as error:
+        result = error.result
+    hint = f"see `journalctl -u {unit}` on that node, then run it again"
+    return frozenset(_answer(result, host, code="CollectionFailed", hint=hint))
