@@ -25,8 +25,8 @@ from kubeadm_registry.oci import canary
 from kubeadm_registry.registry.retries import retry
 from tests.kubernetes import images
 from tests.kubernetes.cluster import Kubernetes, empty, images_of, pull, ways_out
-from tests.kubernetes.workloads import AREA, POLICY, Workloads
-from tests.lab.command import LabError, run, wait_until
+from tests.kubernetes.workloads import AREA, KEEPS_NOTHING, POLICY, Workloads
+from tests.lab.command import LabError, run, wait_past, wait_until
 from tests.lab.host import Host
 from tests.lab.images import missing as images_missing
 from tests.lab.images import push
@@ -149,17 +149,11 @@ def test_a_deployment_of_a_pushed_image(kubernetes: Kubernetes) -> None:
             assert run(*host.network_argv(sys.executable, "-c", _GET, url)).stdout == pod["metadata"]["name"]
 
 
-_POLICY = """\
-apiVersion: kubeadm-registry.dev/v1alpha1
-kind: RegistryPolicy
-metadata: {name: retention}
-spec:
-  grace: 1m
-  workloadGrace: 1m
-  sets: []
-  rules:
-    - {name: all, repositories: ["**"], keep: {tags: ["none-has-this"]}}
-"""
+def admin_file(kubernetes: Kubernetes, directory: Path) -> Path:
+    """The administrator's kubeconfig, as a workstation has it."""
+    file = directory / "admin.conf"
+    file.write_text(kubernetes.first.sh("cat", "/etc/kubernetes/admin.conf").stdout)
+    return file
 
 
 def test_a_plan_that_would_delete_everything_keeps_what_the_cluster_uses(
@@ -173,9 +167,8 @@ def test_a_plan_that_would_delete_everything_keeps_what_the_cluster_uses(
     kubernetes.deploy("planned", first, replicas=1)
     kubernetes.kubectl("set", "image", "deployment/planned", f"*={second}")
     kubernetes.kubectl("rollout", "status", "deployment/planned", "--timeout=110s", timeout=120)
-    policy, config = tmp_path / "policy.yaml", tmp_path / "admin.conf"
-    policy.write_text(_POLICY)
-    config.write_text(kubernetes.first.sh("cat", "/etc/kubernetes/admin.conf").stdout)
+    policy, config = tmp_path / "policy.yaml", admin_file(kubernetes, tmp_path)
+    policy.write_text(KEEPS_NOTHING)
 
     def planned() -> dict[str, set[str]]:
         arguments = ("retention", "plan", "--policy", policy, "--kubeconfig", config)
@@ -193,13 +186,6 @@ def test_a_plan_that_would_delete_everything_keeps_what_the_cluster_uses(
     assert {name(first), name(second), *running} <= found["used"]
     assert not found["gone"] & {name(first), name(second), *running}
     assert f"{canary.REPOSITORY}:{canary.TAG}" not in found["gone"]
-
-
-def admin_file(kubernetes: Kubernetes, directory: Path) -> Path:
-    """The administrator's kubeconfig, as a workstation has it."""
-    file = directory / "admin.conf"
-    file.write_text(kubernetes.first.sh("cat", "/etc/kubernetes/admin.conf").stdout)
-    return file
 
 
 @pytest.mark.long  # seven minutes, most of them until images are old enough
@@ -232,8 +218,7 @@ def test_after_retention_everything_that_is_used_is_pulled_and_rolled_back_to(
             return not registry.json("retention", "trash")[-1]["images"]
 
         wait_until("the trash to be emptied", emptied, seconds=300, every=10)
-        before = time.time()
-        wait_until("the pushes to be older than the grace", lambda: time.time() > before + 61, seconds=90, every=1)
+        wait_past("the pushes to be older than the grace", time.time() + 61)
         freed = registry.json("images", "collect", "--grace", "1m")[-1]
         say(kubernetes, freed["summary"])
         assert freed["freed"] >= sum(len(blob) for image in work.unused.values() for blob in image.layers)
@@ -256,7 +241,7 @@ def test_the_operator_runs_from_the_image_that_the_bundle_brought(kubernetes: Ku
     registry.cli("operator", "install", "--kubeconfig", config)
     say(kubernetes, f"the operator leads after {time.monotonic() - begin:.1f} s")
     kubernetes.kubectl("apply", "--filename=-", stdin=registry.file.read_text())
-    kubernetes.kubectl("apply", "--filename=-", stdin=_POLICY)
+    kubernetes.kubectl("apply", "--filename=-", stdin=KEEPS_NOTHING)
 
     def status() -> dict[str, Any]:
         found: dict[str, Any] = registry.json("operator", "status", "--kubeconfig", config, check=False)[-1]

@@ -44,22 +44,29 @@ _DEFINITION = {
         ],
     },
 }
-#: Deletes every image that nothing uses, and nothing that a bundle brought or kubeadm asks for.
-POLICY = """\
+#: Deletes every image that nothing uses.
+KEEPS_NOTHING = """\
 apiVersion: kubeadm-registry.dev/v1alpha1
 kind: RegistryPolicy
 metadata: {name: retention}
 spec:
   grace: 1m
   workloadGrace: 1m
+  sets: []
+  rules:
+    - {name: all, repositories: ["**"], keep: {tags: ["none-has-this"]}}
+"""
+#: The same, but for what a bundle brought and kubeadm asks for, and for good after a minute.
+POLICY = KEEPS_NOTHING.replace(
+    "  sets: []\n",
+    """\
   trash: {window: 1m}
   untagged: {after: 1m}
   sets: [bundle, kubeadm]
   imagePaths:
     - {apiVersion: tests.example/v1, resource: machines, path: .spec.image}
-  rules:
-    - {name: all, repositories: ["**"], keep: {tags: ["none-has-this"]}}
-"""
+""",
+)
 
 
 @dataclass

@@ -110,6 +110,11 @@ def wait_until(what: str, condition: Callable[[], object], *, seconds: float, ev
         time.sleep(every)
 
 
+def wait_past(what: str, moment: float) -> None:
+    """Wait until the time *moment* (seconds since 1970) is over; raises LabError naming *what* if it does not come."""
+    wait_until(what, lambda: time.time() > moment, seconds=moment - time.time() + 30, every=1)
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of the file *path*, which the kernel releases when the process ends, however it ends.

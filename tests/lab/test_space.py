@@ -16,7 +16,7 @@ from kubeadm_registry.oci import canary
 from kubeadm_registry.registry import push_blob, retry
 from tests.lab import images
 from tests.lab.clients import pushing, with_layer
-from tests.lab.command import wait_until
+from tests.lab.command import wait_past, wait_until
 from tests.lab.host import Host
 from tests.lab.reading import Object, reading
 from tests.lab.registry import Registry
@@ -58,7 +58,7 @@ def push_many(registry: Registry, area: str) -> list[images.Image]:
 
 
 def older_than_the_grace(since: float) -> None:
-    wait_until("what was pushed to be older than the grace", lambda: time.time() > since + GRACE, seconds=90, every=1)
+    wait_past("what was pushed to be older than the grace", since + GRACE)
 
 
 def test_space_is_freed_while_others_push_and_pull(registry: Registry, tmp_path: Path) -> None:

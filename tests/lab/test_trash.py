@@ -253,14 +253,19 @@ def test_an_image_that_got_a_new_tag_meanwhile_stays(world: World) -> None:
     assert world.trash() == {}
 
 
-def test_a_part_that_a_new_index_needs_is_not_purged(world: World) -> None:
-    child = world.image("child")
-    index = world.index("v1", children=[child])
+def past_the_window(world: World, tag: str) -> None:
+    """All images so far give way to a newer one of *tag*, and the window of the trash has passed."""
     aged(world)
-    world.image("new", "v2")
+    world.image("new", tag)
     aged(world)
     world.run()
     world.now += 8 * DAY
+
+
+def test_a_part_that_a_new_index_needs_is_not_purged(world: World) -> None:
+    child = world.image("child")
+    index = world.index("v1", children=[child])
+    past_the_window(world, "v2")
     order = world.order()
     assert [one.digest for one in order.purge] == [index]
     other = world.index("v3", children=[child, world.image("another child")])
@@ -273,11 +278,7 @@ def test_a_part_that_a_new_index_needs_is_not_purged(world: World) -> None:
 def test_a_part_that_a_purged_index_shares_with_one_that_came_back_stays(world: World) -> None:
     shared = world.image("shared")
     first, second = (world.index(f"v{number}", children=[shared, world.image(f"own {number}")]) for number in (1, 2))
-    aged(world)
-    world.image("new", "v3")
-    aged(world)
-    world.run()
-    world.now += 8 * DAY
+    past_the_window(world, "v3")
     order = world.order()
     assert {one.digest for one in order.purge} == {first, second}
     world.tag("back", second)
