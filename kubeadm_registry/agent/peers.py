@@ -1,7 +1,8 @@
 """Heartbeats to and from the other agents, by one UDP socket for each peer.
 
 The sockets are connected, so the kernel drops what comes from elsewhere, and says when a peer's host answers that
-nobody listens: then the agent there has died, and the host has not.
+nobody listens: then the agent there has died, and the host has not. Where an agent says nothing, its host is asked by
+TCP, which its kernel answers also when it has no processor to spare for any process.
 """
 
 from __future__ import annotations
@@ -9,16 +10,22 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import struct
 import time
+from dataclasses import replace
 from typing import Callable, Optional
 
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, Peer
 from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode, encode
 from kubeadm_registry.agent.model import PeerView, Report
+from kubeadm_registry.agent.rules import overdue
 
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
 MOST = 64  # datagrams at a time: a flood of them must not keep the agent from anything else
+KNOCK_EVERY = 0.1  # seconds from one question to a host to the next
+#: SO_LINGER: a connection that is closed is reset, and leaves nothing behind on either side.
+RESET = struct.pack("ii", 1, 0)
 BREATH = 0.05  # seconds from one extra heartbeat to the next: replayed ones must not make this agent send without end
 
 
@@ -29,6 +36,8 @@ class Link:
         self.peer = peer
         self.inbox = Inbox(config.name, peer.name, config.timings.echo_window)
         self.away: Optional[float] = None
+        self.lives: Optional[float] = None
+        """When its kernel was last asked for something that it then answered."""
         self.refused = 0
         self.refusal = ""
         self.received = 0
@@ -115,7 +124,23 @@ class Link:
     @property
     def view(self) -> PeerView:
         """What the rules may know of this peer."""
-        return self.inbox.view(self.away)
+        return replace(self.inbox.view(self.away), lives=self.lives)
+
+    async def knock(self) -> None:
+        """Ask the kernel of the peer's host for a connection to its HAProxy, which it opens or refuses by itself."""
+        loop, begin = asyncio.get_running_loop(), clock()
+        family = socket.AF_INET6 if ":" in self.peer.address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                sock.bind((self._config.address, 0))
+                address = (self.peer.address, self._config.ports.internal)
+                await asyncio.wait_for(loop.sock_connect(sock, address), KNOCK_EVERY)
+            except ConnectionRefusedError:
+                pass
+            except (OSError, asyncio.TimeoutError):
+                return
+        self.lives = begin
 
 
 class Links:
@@ -127,6 +152,7 @@ class Links:
         self._outbox = Outbox(secrets.token_hex(8))
         self._interval = config.timings.heartbeat_interval
         self._next = 0.0
+        self._knocks: dict[str, tuple[float, asyncio.Task[None]]] = {}
         self._report = Report()
         self._watched: dict[str, int] = {}
         self.links = {peer.name: Link(config, peer, self._outbox, key) for peer in config.peers}
@@ -147,6 +173,13 @@ class Links:
         if now >= self._next:
             self._next = self._next + self._interval if now - self._next < self._interval else now + self._interval
             self.send()
+        for name, link in self.links.items():
+            if overdue(link.inbox.heard, now):
+                self._knock(name, link, now)
+
+    def _knock(self, name: str, link: Link, now: float) -> None:
+        if name not in self._knocks or now - self._knocks[name][0] >= KNOCK_EVERY:
+            self._knocks[name] = now, self._loop.create_task(link.knock())
 
     def send(self) -> None:
         """One heartbeat to each peer."""
@@ -173,6 +206,8 @@ class Links:
 
     def close(self) -> None:
         """Close all sockets."""
+        for _, knock in self._knocks.values():
+            knock.cancel()
         for link in self.links.values():
             if link.socket is not None:
                 self._loop.remove_reader(link.socket.fileno())

@@ -45,6 +45,10 @@ FALSE_ALARM = 2.0  # seconds: a host that is heard again sooner was neither dead
 MOST_ALARMS = 2
 CALM = 60.0  # seconds
 WHOLE = 1.0  # seconds that all storages must have been there before their tables are compared
+#: Seconds. A host whose kernel answered so recently is not dead, its agent is not run: that is borne for so long, which
+#: is longer than systemd's watchdog lets one hang.
+ANSWERED, BORNE = 0.3, 2.5
+OVERDUE = 0.2  # seconds without a heartbeat from which on it is asked whether the host's kernel answers
 FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard is looked at
 KILL_AGAIN = 2.0  # seconds
 STARVED = 3.0  # seconds after memory was last short, from which on a silence counts again
@@ -167,9 +171,9 @@ def peer(
 ) -> tuple[PeerMemory, Optional[bool], bool]:
     """The next memory of a peer, what to destroy (None: nothing, True: what is stuck, False: all), whether it is back.
 
-    Invariants: all connections are destroyed at most once a silence, and only of a peer that was heard before and
-    whose host is not known to live. A peer that was never heard (a firewall may forbid it) loses only connections
-    that are stuck.
+    Invariants: all connections are destroyed at most once a silence, and only of a peer that was heard before, whose
+    host is not known to live, or not for long enough to bear it. A peer that was never heard (a firewall may forbid
+    it) loses only connections that are stuck.
     """
     old = memory.presence
     if memory.alarms and old is Presence.FRESH and now - memory.since >= CALM:
@@ -186,12 +190,29 @@ def peer(
     due = now - memory.destroyed >= timings.destroy_interval
     if view.heard is None:
         new, what = memory, True if due and now - started >= FIRST_LOOK else None
+    elif old is Presence.SILENT and memory.spared and not busy(view, now):
+        new, what = replace(memory, spared=False), False
     elif old is Presence.SILENT:
         new, what = memory, True if due else None
     else:
-        new = replace(memory, presence=Presence.SILENT, since=now, silences=memory.silences + 1)
-        what = old is Presence.GONE
+        spared = old is not Presence.GONE and busy(view, now)
+        new = replace(memory, presence=Presence.SILENT, since=now, silences=memory.silences + 1, spared=spared)
+        what = spared or old is Presence.GONE
     return new if what is None else replace(new, destroyed=now), what, False
+
+
+def overdue(heard: Optional[float], now: float) -> bool:
+    """Whether a peer has not been *heard* for a while, and not yet for longer than is borne of a busy host."""
+    return heard is not None and OVERDUE <= now - heard < BORNE
+
+
+def busy(view: PeerView, now: float) -> bool:
+    """Whether the host of a peer that is not heard is only so busy that its agent has to wait for a processor.
+
+    To end its connections would cut off every body in hand, and the storages from each other.
+    """
+    heard = view.heard is not None and now - view.heard < BORNE
+    return heard and view.lives is not None and now - view.lives < ANSWERED
 
 
 def patience(memory: PeerMemory, timings: Timings) -> float:

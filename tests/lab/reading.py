@@ -96,18 +96,24 @@ class Object:
 
 @contextmanager
 def reading(
-    registry: Registry, what: Object, *, period: float = PERIOD, address: str = "", login: Login | None = None
+    registry: Registry,
+    what: Object,
+    *,
+    period: float = PERIOD,
+    deadline: float = DEADLINE,
+    address: str = "",
+    login: Login | None = None,
 ) -> Iterator[Reading]:
     """Read *what* at *address* (the VIP) from the client host for the length of a ``with``.
 
-    The Reading is complete afterwards. A request begins every *period* seconds, as *login* if given.
-    Raises LabError if the first reads fail.
+    The Reading is complete afterwards. A request begins every *period* seconds, as *login* if given, and fails
+    unless it is answered within *deadline* seconds. Raises LabError if the first reads fail.
     """
     client = registry.client
     client.put(READER, "/root/reader.py")
     client.put(registry.ca, "/root/registry-ca.crt")
     words = (address or registry.vip, paths.REGISTRY_PORT, "/root/registry-ca.crt", what.repository, what.manifest)
-    argv = client.sh_argv("python3", "/root/reader.py", *map(str, (*words, what.blob, period, DEADLINE)))
+    argv = client.sh_argv("python3", "/root/reader.py", *map(str, (*words, what.blob, period, deadline)))
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -120,7 +126,7 @@ def reading(
         result.begin = time.time()
         yield result
         result.end = time.time()
-        output, errors = process.communicate(timeout=DEADLINE + 10)
+        output, errors = process.communicate(timeout=deadline + 10)
     finally:
         if process.poll() is None:
             process.kill()

@@ -114,7 +114,8 @@ class SimulatedHands:
             self.host.haproxies[index].crash()
         if new.destroy and self.steering is not None:
             for name, _ in new.destroy:
-                if self.steering.memory.peers[name].presence is Presence.SILENT:
+                peer = self.steering.memory.peers[name]
+                if peer.presence is Presence.SILENT and not peer.spared:
                     self.process.links.links[name].inbox.mute()
 
     # ---- the fence -------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kubeadm_registry.agent.heartbeat import Inbox, Outbox, Packet, Refused, decode, encode
 from kubeadm_registry.agent.model import PeerView, Report, Settings
+from kubeadm_registry.agent.rules import overdue
 
 if TYPE_CHECKING:
     from tests.simulation.host import Host
@@ -57,7 +59,15 @@ class Link:
     @property
     def view(self) -> PeerView:
         """What the rules may know of this peer."""
-        return self.inbox.view(self.away)
+        now = self.host.seconds()
+        view = self.inbox.view(self.away)
+        return replace(view, lives=now) if overdue(self.inbox.heard, now) and self._kernel_answers() else view
+
+    def _kernel_answers(self) -> bool:
+        """Whether the peer's host opens or refuses a connection, whatever its processes do."""
+        network, peer = self.host.world.network, self.host.world.hosts[self.peer]
+        ways = ((self.host.name, self.peer), (self.peer, self.host.name))
+        return peer.on and not peer.paused and not any(network.is_cut(*way) for way in ways)
 
 
 class Links:

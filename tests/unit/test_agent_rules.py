@@ -300,6 +300,43 @@ def test_a_silent_peer_loses_all_connections_once_then_what_is_stuck_and_again_w
     assert memory.peers["b"].silences == 1
 
 
+def still_answers(until: float) -> Callable[[float], Observation]:
+    """A course in which b is heard until 5.0, and its kernel answers *until* then."""
+
+    def course(now: float) -> Observation:
+        said = PeerView(5.0, None, GOOD_PEER, 5.0, lives=min(now, until))
+        return well(now, peers=peers(said, now))
+
+    return course
+
+
+def test_a_peer_whose_agent_is_not_run_keeps_its_connections_while_its_kernel_answers(settled: Memory) -> None:
+    memory, taken = play(still_answers(6.0), until=7.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: d.readers == {"a", "c"}) == near(5.35), "it gets no reads meanwhile"
+    assert first(taken, lambda d: ("b", False) in d.destroy) == near(6.3), "then it is dead"
+    assert [stuck for _, d in taken for _, stuck in d.destroy].count(False) == 1
+    assert memory.peers["b"].silences == 1
+
+
+def test_a_silence_is_not_borne_for_long_though_the_kernel_answers(settled: Memory) -> None:
+    _, taken = play(still_answers(60.0), until=10.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: ("b", False) in d.destroy) == near(7.5)
+    assert [stuck for _, d in taken for _, stuck in d.destroy].count(False) == 1
+
+
+def test_an_answer_from_before_a_host_died_spares_nothing(settled: Memory) -> None:
+    _, taken = play(still_answers(5.05), until=7.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: ("b", False) in d.destroy) == near(5.35)
+
+
+@pytest.mark.parametrize(
+    ("heard", "overdue"),
+    [(None, False), (100.0, False), (99.85, False), (99.75, True), (97.6, True), (97.4, False)],
+)
+def test_only_about_a_silence_that_may_be_borne_a_host_is_asked(heard: float | None, overdue: bool) -> None:
+    assert rules.overdue(heard, 100.0) is overdue
+
+
 def test_an_agent_that_died_on_a_living_host_costs_its_host_no_connection(settled: Memory) -> None:
     _, taken = play(
         lambda now: well(now, peers=peers(PeerView(5.0, now - 0.3, GOOD_PEER, 5.0), now)),
@@ -333,12 +370,13 @@ views = st.builds(
     away=st.none() | st.floats(0, 30),
     said=st.just(GOOD_PEER),
     echoed=st.none(),
+    lives=st.none() | st.floats(30, 34),
 )
 
 
 @given(course=st.lists(views, min_size=1, max_size=40))
 def test_all_connections_to_a_peer_are_ended_at_most_once_a_silence(course: list[PeerView]) -> None:
-    memory, silences = PeerMemory(), 0
+    memory, cuts = PeerMemory(), 0
     heard: float | None = None
     for index, view in enumerate(course):
         now = 30.0 + index * 0.1
@@ -346,11 +384,12 @@ def test_all_connections_to_a_peer_are_ended_at_most_once_a_silence(course: list
         before = memory
         memory, what, _ = rules.peer(before, replace(view, heard=heard), 0.0, 0.0, now, T)
         if what is False:
-            silences += 1
+            cuts += 1
             assert heard is not None
-            assert before.presence is not Presence.SILENT
-            assert memory.silences == before.silences + 1
-    assert silences <= memory.silences
+            assert before.presence is not Presence.SILENT or before.spared
+            assert memory.presence is Presence.SILENT
+            assert not memory.spared
+        assert cuts <= memory.silences
 
 
 def test_the_agents_own_pause_is_not_the_silence_of_all_others(settled: Memory) -> None:
