@@ -23,6 +23,9 @@ WRITER_MARK = f"{RUN}/agent/writer"
 AGENT_STATE = f"{RUN}/agent/state.json"
 """What the agent sees, written every second."""
 
+HELPER_SOCKET = "/run/kubeadm-registry-helper.sock"
+"""Where the helper of the operator is asked; not below RUN, which goes with the agent."""
+
 RETENTION_STATE = "/var/lib/kubeadm-registry-retention"
 """What the retention executor keeps between runs, and the results of its runs."""
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from kubeadm_registry.custom_resources.roles import LEASE
 from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.retention.order import Caller
 from kubeadm_registry.upkeep.api import Answer, Api
 
 log = logging.getLogger("kubeadm_registry.operator")
@@ -67,6 +68,13 @@ class Leadership:
         self._answered = float("-inf")
         self.epoch = -1
         """How often the lease changed hands before this replica had it; -1 before that."""
+        self.uid = ""
+        """Of the Lease; another one if somebody made it anew."""
+
+    def as_caller(self) -> Caller:
+        """This replica as the executor on the nodes knows it. Raises Lost if it does not lead."""
+        self.check()
+        return Caller(self.uid, self.epoch)
 
     @property
     def leads(self) -> bool:
@@ -117,7 +125,7 @@ class Leadership:
         if answer.status != http.HTTPStatus.OK:
             return False
         lease = json.loads(answer.body)
-        self.epoch = lease["spec"]["leaseTransitions"]
+        self.epoch, self.uid = lease["spec"]["leaseTransitions"], lease["metadata"]["uid"]
         self._seen = (lease["metadata"]["resourceVersion"], asked)
         self._until = asked + self._times.stop
         return True

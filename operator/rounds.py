@@ -3,7 +3,7 @@
 =========  ===================================================================================================
 health     adopts the RegistryCluster, looks at the registry, writes conditions and Events
 images     asks the cluster what its pods use, and the registry whether it has that
-plans      asks the cluster for everything it uses, makes a plan by the policy, and writes it
+plans      asks the cluster for everything it uses, makes a plan by the policy, writes it, and has it carried out
 approvals  takes up what people say of the plan
 =========  ===================================================================================================
 """
@@ -20,26 +20,30 @@ from urllib.parse import urlsplit
 
 from kubeadm_registry import config
 from kubeadm_registry.errors import ConfigError, Error
-from kubeadm_registry.operator import health, images, plans, probes
+from kubeadm_registry.operator import carrying, health, images, plans, probes
 from kubeadm_registry.operator.conditions import Verdict, changes, merged, rfc3339
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.objects import CUSTOM, Object, Objects
 from kubeadm_registry.operator.posting import post
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, policy
+from kubeadm_registry.retention.order import Caller
 from kubeadm_registry.upkeep import clusters, planning
 from kubeadm_registry.upkeep.api import Api
 
 CLUSTERS, POLICIES, PLANS = "registryclusters", "registrypolicies", "registryretentionplans"
 #: Seconds of silence of the registry while it is read for a plan.
 _SILENCE = 60.0
+#: How many plans are remembered until they are approved.
+_MOST_SHOWN = 5
 
 
 @dataclass(slots=True)
 class Rounds:
     """The rounds of the replica *replica*. *apis* read whole clusters, one for the images and one for plans.
 
-    *the_way* reads how the registry is reached. *wake_health* is called when a round has found what health shows.
+    *the_way* reads how the registry is reached. *caller* is as who orders are given, and raises Lost. *wake_health* is
+    called when a round has found what health shows, *wake_plans* when a plan was approved.
     """
 
     replica: str
@@ -47,9 +51,13 @@ class Rounds:
     apis: tuple[Api, Api]
     the_way: Callable[[], Way]
     figures: Figures
+    caller: Callable[[], Caller]
     wake_health: Callable[[], None] = lambda: None
+    wake_plans: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.time
     _found: dict[str, Verdict] = field(default_factory=dict)
+    _shown: dict[str, Plan] = field(default_factory=dict)
+    """The newest plans, by digest: those that people may have read before they approve one."""
 
     def health(self) -> None:
         """Look at the registry, and write how it is. Raises Error, Lost."""
@@ -138,9 +146,9 @@ class Rounds:
             self._tell(Verdict("RetentionHealthy", False, "PolicyInvalid", f"the policy {name} is not valid"))
             return
         plan = self.objects.get(f"{CUSTOM}/{PLANS}/{name}") or self.objects.create(f"{CUSTOM}/{PLANS}", plans.new(name))
-        approved = plans.approvals(plan)
-        made, known = self._plan(rules, approved, int(now))
-        approved = (*approved, *known)
+        said = plans.approvals(plan)
+        found_out = self._plan(rules, said, int(now))
+        made, approved = found_out.plan, (*said, *found_out.approved)
         verdict = plans.healthy(made)
         if plan is not None:
             status = plans.status(
@@ -148,6 +156,7 @@ class Rounds:
                 old=plan.get("status", {}).get("conditions"), approved=approved, now=now,
             )  # fmt: skip
             self.objects.put_status(PLANS, plan, status)
+            verdict = self._carry_out(found_out, rules, said, name) or verdict
         accepted = Verdict("Accepted", True, "Accepted", "the operator plans by this policy")
         digest = {} if isinstance(made, Refused) else {"plan": made.digest}
         self._write(POLICIES, mine, [accepted, verdict], now, digest)
@@ -173,19 +182,22 @@ class Rounds:
         for plan in self.objects.list(PLANS):
             status = plan.get("status", {})
             if "digest" in status and (name := plan["spec"]["policy"]) in asked:
-                said = plans.approval(status, asked[name], plans.approvals(plan))
-                self.objects.put_status(PLANS, plan, {**status, "approval": said})
+                written = plans.approvals(plan)
+                said = plans.approval(status, asked[name], written)
+                changed = self.objects.put_status(PLANS, plan, {**status, "approval": said})
+                if changed and (said["state"] == "Approved" or self._shown.keys() & set(written)):
+                    self.wake_plans()
 
-    def _plan(self, rules: RegistryPolicy, approved: Sequence[str], now: int) -> tuple[Plan | Refused, tuple[str, ...]]:
-        """The plan by *rules*, or why there is none; and its digest if `retention approve` has approved it."""
+    def _plan(self, rules: RegistryPolicy, approved: Sequence[str], now: int) -> _Made:
+        """The plan by *rules*, or why there is none; *approved* is what people have written to its object."""
         try:
             found = self._adopted()
             if found is None:
-                return plans.no_plan("NotAdopted", "there is no valid RegistryCluster", "apply the cluster file"), ()
+                return _Made(plans.no_plan("NotAdopted", "there is no valid RegistryCluster", "apply the cluster file"))
             cluster, the_way = found
             if not the_way.key or the_way.login is None:
                 text = "the Secret of the operator lacks the push credentials or the key of the ledger"
-                return plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`"), ()
+                return _Made(plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`"))
             api = self.apis[1]
             report = clusters.read(api, paths=[one.pair for one in rules.spec.image_paths])
             connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
@@ -194,9 +206,34 @@ class Rounds:
             looked = planning.look(connect, the_way.key, rules, now, reports=reports, sets=sets, accepted=approved)
             made = looked.plan(rules, accepted=approved)
             known = isinstance(made, Plan) and looked.standing.approves(made)
-            return made, (made.digest,) if isinstance(made, Plan) and known else ()
+            return _Made(made, (made.digest,) if isinstance(made, Plan) and known else (), looked, cluster, the_way)
         except Error as error:
-            return plans.no_plan(error.code, error.message, error.hint), ()
+            return _Made(plans.no_plan(error.code, error.message, error.hint))
+
+    def _carry_out(self, made: _Made, rules: RegistryPolicy, said: Sequence[str], name: str) -> Verdict | None:
+        """Have the plan carried out as far as it may be, and say so at its object; what is wrong if that failed."""
+        plan, look, cluster, the_way = made.plan, made.look, made.cluster, made.way
+        if isinstance(plan, Refused) or look is None or cluster is None or the_way is None:
+            return None
+        self._shown = dict([*self._shown.items(), (plan.digest, plan)][-_MOST_SHOWN:])
+        try:
+            with the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)() as registry:
+                prepared = carrying.prepare(
+                    registry, the_way.key, look, plan, rules, approved=said, shown=self._shown
+                )  # fmt: skip
+            # Asked for as late as can be: who does not lead gives no order.
+            verdict = carrying.carry_out(prepared, the_way.nodes(cluster), self.caller())
+        except Error as error:
+            verdict = Verdict(carrying.KIND, False, error.code, f"{error.message}; {error.hint}")
+        shown = self.objects.get(f"{CUSTOM}/{PLANS}/{name}")
+        if shown is not None:
+            old = shown.get("status", {}).get("conditions")
+            conditions = merged(old, [verdict], self.clock(), 1)
+            if self.objects.put_status(PLANS, shown, {**shown.get("status", {}), "conditions": conditions}):
+                for change in changes(old, [verdict]):
+                    post(self.objects, self.replica, shown, change)
+        failed = verdict.status is False
+        return Verdict("RetentionHealthy", False, verdict.reason, verdict.message) if failed else None
 
     def _adopted(self) -> tuple[config.RegistryCluster, Way] | None:
         """The cluster that the operator looks after, and the way there; None if there is no valid one.
@@ -241,6 +278,18 @@ class Rounds:
             self.figures.replace(
                 "condition", {(("type", one["type"]), ("status", one["status"])): 1 for one in conditions}
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A *plan*, or why there is none; its digest if `retention approve` has *approved* it; what it was made from, and
+    where."""
+
+    plan: Plan | Refused
+    approved: tuple[str, ...] = ()
+    look: planning.Look | None = None
+    cluster: config.RegistryCluster | None = None
+    way: Way | None = None
 
 
 def _look(cluster: config.RegistryCluster, the_way: Way) -> tuple[probes.Probe, list[health.Seen]]:

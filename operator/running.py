@@ -63,7 +63,7 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
     objects.list(CLUSTERS)  # without our definitions kopf would wait and watch nothing
     rounds = Rounds(
         settings.name, objects, (settings.api(patience=PATIENCE), settings.api(patience=PATIENCE)),
-        lambda: way.read(settings.files), figures,
+        lambda: way.read(settings.files), figures, leadership.as_caller,
     )  # fmt: skip
     health = Worker("health", rounds.health, settings.health, figures)
     images = Worker("images", rounds.images, settings.images, figures)
@@ -71,6 +71,7 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
     approvals = Worker("approvals", rounds.approvals, settings.plans, figures)
     loop = asyncio.get_running_loop()
     rounds.wake_health = partial(_from_a_thread, loop, health)
+    rounds.wake_plans = partial(_from_a_thread, loop, plans)
 
     wakes = {
         CLUSTERS: partial(_from_a_thread, loop, health, images, plans),

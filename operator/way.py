@@ -6,6 +6,8 @@ username        ``push``: the ledger of retention is kept in the registry
 password
 retention-key   signs the ledger; without it there are no plans
 metrics.pem     certificate and key that read the agents' metrics, and nothing else
+helper-key      the SSH key that asks the nodes' helpers; without it nothing is carried out
+helper-hosts    the nodes' host keys, as known_hosts
 ==============  ======================================================================
 
 Files are read for each round, so a Secret that changes needs no restart.
@@ -13,6 +15,7 @@ Files are read for each round, so a Secret that changes needs no restart.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,10 +23,17 @@ from functools import partial
 from pathlib import Path
 
 from kubeadm_registry import paths
+from kubeadm_registry.access.executor import ByHelper, Node
+from kubeadm_registry.components.helper import USER as HELPER_USER
+from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.config.model import SSH_PORT
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.transport.ssh_command import ask
+from kubeadm_registry.transport.ssh_config import SshTarget
 
 CA, USER, PASSWORD, KEY, METRICS = "ca.crt", "username", "password", "retention-key", "metrics.pem"
+HELPER_KEY, HELPER_HOSTS = "helper-key", "helper-hosts"
 Dial = Callable[[str, int], tuple[str, int]]
 _HINT = "run `kubeadm-registry operator install` with the cluster file: it writes the Secret"
 
@@ -37,19 +47,35 @@ def directly(address: str, port: int) -> tuple[str, int]:
 class Way:
     """The CA (PEM), who we are in the registry, the key of the ledger (or empty) and the file that reads metrics.
 
-    *dial* says where to connect for an address that certificates name.
+    *helper* are the files of the SSH key and of the nodes' host keys. *dial* says where to connect for an address that
+    certificates name.
     """
 
     ca: str
     login: Login | None = None
     key: str = field(default="", repr=False)
     metrics: Path | None = None
+    helper: tuple[Path, Path] | None = None
     dial: Dial = directly
 
     def registry(self, address: str, *, timeout: float) -> Callable[[], Registry]:
         """What connects to the registry at *address*; *timeout* is seconds of silence."""
         via = self.dial(address, paths.REGISTRY_PORT)
         return partial(Registry, address, paths.REGISTRY_PORT, ca=self.ca, login=self.login, via=via, timeout=timeout)
+
+    def nodes(self, cluster: RegistryCluster) -> list[Node] | None:
+        """The nodes of *cluster*, each to be asked by its helper; None without a key for that."""
+        if self.helper is None:
+            return None
+        key, hosts = self.helper
+        found: list[Node] = []
+        for node in cluster.spec.nodes:
+            target = SshTarget(
+                node.name, node.address, HELPER_USER, node.ssh.over(cluster.spec.ssh).port or SSH_PORT,
+                identity_file=key, known_hosts_file=hosts, config_file=Path(os.devnull),
+            )  # fmt: skip
+            found.append(ByHelper(node.name, partial(ask, target)))
+        return found
 
     def trust(self) -> ssl.SSLContext:
         """TLS that trusts the cluster CA alone."""
@@ -62,12 +88,13 @@ def read(directory: Path, dial: Dial = directly) -> Way:
     if not ca:
         raise ConfigError(f"there is no {CA} in {directory}", hint=_HINT, code="NoCredentials")
     user, password = _text(directory / USER), _text(directory / PASSWORD)
-    metrics = directory / METRICS
+    metrics, helper = directory / METRICS, (directory / HELPER_KEY, directory / HELPER_HOSTS)
     return Way(
         ca,
         Login(user, password) if user and password else None,
         _text(directory / KEY),
         metrics if metrics.is_file() else None,
+        helper if all(file.is_file() for file in helper) else None,
         dial,
     )
 

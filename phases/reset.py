@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from kubeadm_registry import containerd, paths, secrets
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, data, network, retention
+from kubeadm_registry.components import agent, data, helper, network, retention
 from kubeadm_registry.components.services import every_service
-from kubeadm_registry.engine.changes import Absent, Directory, NoService, NoUser, Steps
+from kubeadm_registry.engine.changes import Absent, Directory, NoService, Steps
 from kubeadm_registry.engine.phase import Check, Phase
+from kubeadm_registry.engine.users import NoUser
 from kubeadm_registry.transport.host import Host
 
 
@@ -26,6 +27,7 @@ def restorable(_: Cluster, host: Host) -> Iterator[str]:
 
 def services(cluster: Cluster, host: Host) -> Steps:
     """Stop every service, the outermost first, so that the VIP moves away before the registry stops."""
+    yield from helper.remove()
     yield from retention.remove()
     for service in reversed(every_service()):
         for unit in service.units:

@@ -8,6 +8,7 @@ from kubeadm_registry.phases.client_nodes import LEAVE, POINT
 from kubeadm_registry.phases.collect import Collection
 from kubeadm_registry.phases.containerd import CONTAINERD
 from kubeadm_registry.phases.frontend import FRONTEND
+from kubeadm_registry.phases.helper import FORBID, HELPER
 from kubeadm_registry.phases.identity import SECRETS
 from kubeadm_registry.phases.network import NETWORK
 from kubeadm_registry.phases.preflight import PREFLIGHT
@@ -31,6 +32,7 @@ INIT = (
     AGENT,
     VIP,
     RETENTION,
+    HELPER,
     RUNBOOK,
     CONTAINERD,
     VERIFY,
@@ -47,6 +49,9 @@ RESET = RESET_PHASES
 
 RETENTION_TIMER_DISABLE = DISABLE_TIMER
 """Undo `retention timer enable`, whose phase holds the policy: `phases/retention.py` makes it."""
+
+OPERATOR_FORBID = FORBID
+"""Undo what `operator install` does on the nodes; `phases/helper.py` makes that, which holds the key."""
 
 MIRRORS = (POINT,)
 """Configure containerd on a client node, where nothing else is installed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from kubeadm_registry import paths
-from kubeadm_registry.access.executor import holder, look
+from kubeadm_registry.access.executor import OnHost, holder, on_hosts
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.registry import Login, Registry
@@ -24,10 +24,13 @@ def desk(cluster: Cluster) -> Connect:
 
     Raises Error (NoExecutor) if no node holds the lease, ConnectionFailed.
     """
-    at = holder(side_by_side(look, cluster.hosts))
-    secrets, address = cluster.secrets, cluster.node(at.host).address
+    nodes = on_hosts(cluster)
+    seen = side_by_side(OnHost.look, nodes)
+    index = holder(seen)
+    host = nodes[index].host
+    secrets, address = cluster.secrets, cluster.node(host).address
     login = Login(paths.RETENTION_NAME, secrets.password(paths.RETENTION_NAME))
     return partial(
         Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login,
-        via=at.host.dial(address, paths.REGISTRY_PORT), timeout=_SILENCE, headers={TERM_HEADER: str(at.term)},
+        via=host.dial(address, paths.REGISTRY_PORT), timeout=_SILENCE, headers={TERM_HEADER: str(seen[index].term)},
     )  # fmt: skip

@@ -2,23 +2,24 @@
 
 An order is put beside the executor's settings, where only root writes; what starts is a unit named by its digest. The
 executor itself refuses an order that it cannot trust, and a second one beside it: what is looked at here before is for
-a clear answer.
+a clear answer. Commands reach a node by its root (``OnHost``), the operator by its helper (``ByHelper``).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any, Protocol
 
 from kubeadm_registry import paths
+from kubeadm_registry.access import questions
 from kubeadm_registry.agent import document
-from kubeadm_registry.agent.document import State
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import retention
 from kubeadm_registry.components.executor_files import ORDER, order_path, read_result, result_path
-from kubeadm_registry.engine.changes import last_words, unit_path
+from kubeadm_registry.engine.changes import unit_path
 from kubeadm_registry.errors import CommandTimeout, ConfigError, Error
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.oci import descriptors as oci
@@ -62,9 +63,8 @@ cat -- "$1" 2>/dev/null || :
 class Seen:
     """A node: the units of the executor that run there, and the state of its agent, None if it tells none."""
 
-    host: Host
     running: tuple[str, ...]
-    agent: State | None
+    agent: Mapping[str, Any] | None
 
     @property
     def term(self) -> int:
@@ -72,23 +72,158 @@ class Seen:
         return held_term(self.agent)
 
 
-def look(host: Host) -> Seen:
-    """Ask *host* what runs there, and whether it holds the lease."""
-    answer = host.query("sh", "-c", _LOOK, "look", paths.AGENT_STATE, retention.INSTANCES, timeout=15)
-    units, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
-    now, _, text = rest.partition("\n")
-    running = [name for name, _, state in (line.partition(" ") for line in units.splitlines()) if state in _RUNS]
-    state = document.read(text) if answer.ok else None
-    # Either way: where the clock went back, a dead agent's last words are of the future.
-    fresh = state is not None and abs(float(now) - float(state["time"])) < STALE_AFTER
-    return Seen(host, tuple(running), state if fresh else None)
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How an order fares: what systemd says of its unit (*state*, *result*, exit *status*), the last *line* of its log,
+    and what the executor *said* in the end, empty if nothing."""
+
+    state: str
+    result: str
+    status: int
+    line: str
+    said: Mapping[str, Any]
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in _RUNS
 
 
-def holder(seen: Sequence[Seen]) -> Seen:
-    """The node that holds the lease. Raises Error (NoExecutor)."""
+class Node(Protocol):
+    """A node as somebody who gives orders reaches it. All raise Error."""
+
+    @property
+    def name(self) -> str:
+        """Of the node in the cluster file."""
+
+    def look(self) -> Seen:
+        """What runs there, and whether it holds the lease."""
+
+    def start(self, content: bytes) -> None:
+        """Start the order *content*."""
+
+    def progress(self, order: str) -> Progress:
+        """How *order* fares there."""
+
+    def stop(self, order: str) -> None:
+        """End *order*."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnHost:
+    """A node whose root we are."""
+
+    host: Host
+
+    @property
+    def name(self) -> str:
+        """See Node."""
+        return self.host.name
+
+    def look(self) -> Seen:
+        """See Node."""
+        answer = self.host.query("sh", "-c", _LOOK, "look", paths.AGENT_STATE, retention.INSTANCES, timeout=15)
+        units, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
+        now, _, text = rest.partition("\n")
+        running = [name for name, _, state in (line.partition(" ") for line in units.splitlines()) if state in _RUNS]
+        state = document.read(text) if answer.ok else None
+        # Either way: where the clock went back, a dead agent's last words are of the future.
+        fresh = state is not None and abs(float(now) - float(state["time"])) < STALE_AFTER
+        return Seen(tuple(running), state if fresh else None)
+
+    def start(self, content: bytes) -> None:
+        """See Node. Raises Error (ToolMissing)."""
+        order = _digits(content)
+        if not self.host.query("test", "-e", unit_path(_unit(order))).ok:
+            raise _no_tool(self.name)
+        self.host.run("find", retention.ORDERS, "-type", "f", "-mmin", KEPT, "-delete")
+        # Where the executor can read it and not change it.
+        self.host.write(order_path(order), content, mode=0o640, owner=f"root:{retention.USER}")
+        self.host.run("systemctl", "start", "--no-block", "--", _unit(order), timeout=JOB)
+
+    def progress(self, order: str) -> Progress:
+        """See Node."""
+        answer = self.host.query("sh", "-c", _STATE, "state", _unit(order)).stdout.decode(errors="replace")
+        shown, _, line = answer.partition("---\n")
+        state = dict(one.partition("=")[::2] for one in shown.splitlines())
+        return Progress(
+            state.get("ActiveState", ""), state.get("Result", "unknown"), int(state.get("ExecMainStatus") or 0),
+            line.strip(), self._said(order),
+        )  # fmt: skip
+
+    def stop(self, order: str) -> None:
+        """See Node."""
+        self.host.run("systemctl", "stop", "--", _unit(order), timeout=ENDING)
+
+    def _said(self, order: str) -> Mapping[str, Any]:
+        """It is read as the user whose directory it is in: root would follow a link that this user put there."""
+        found = self.host.query("runuser", "-u", retention.USER, "--", "cat", result_path(order))
+        try:
+            return read_result(found.stdout) if found.ok else {}
+        except Damaged:
+            return {}
+
+
+@dataclass(frozen=True, slots=True)
+class ByHelper:
+    """The node *name* whose helper takes questions: *ask* sends one and returns the answer, within so many seconds."""
+
+    name: str
+    ask: Callable[[bytes, float], bytes]
+
+    def look(self) -> Seen:
+        """See Node."""
+        values = self._ask(JOB, "look", ("running", "agent"))
+        return Seen(tuple(values["running"]), values["agent"])
+
+    def start(self, content: bytes) -> None:
+        """See Node."""
+        self._ask(2 * JOB, "start", (), content.decode())
+
+    def progress(self, order: str) -> Progress:
+        """See Node."""
+        return Progress(**self._ask(JOB, "progress", tuple(one.name for one in fields(Progress)), order))
+
+    def stop(self, order: str) -> None:
+        """See Node."""
+        self._ask(ENDING + JOB, "stop", (), order)
+
+    def _ask(self, seconds: float, verb: str, keys: Sequence[str], order: str | None = None) -> Mapping[str, Any]:
+        asked = questions.question(verb) if order is None else questions.question(verb, order=order)
+        return questions.read(self.ask(asked, seconds), self.name, keys)
+
+
+def answers(node: Node, verb: object, order: object) -> Mapping[str, Any]:
+    """What the helper of *node* answers to ``questions``. Raises Error (QuestionInvalid, and what the node raises)."""
+    text = order if isinstance(order, str) else ""
+    match verb:
+        case "look":
+            seen = node.look()
+            return {"running": list(seen.running), "agent": seen.agent}
+        case "start":
+            node.start(text.encode())
+            return {}
+        case "progress":
+            return asdict(node.progress(text))
+        case "stop":
+            node.stop(text)
+            return {}
+    raise ConfigError(
+        f"the helper cannot {str(verb)[:40]!r}", code="QuestionInvalid",
+        hint="run `kubeadm-registry init` with the release of the operator",
+    )  # fmt: skip
+
+
+def on_hosts(cluster: Cluster) -> list[OnHost]:
+    """The nodes of *cluster*, whose root we are."""
+    return [OnHost(host) for host in cluster.hosts]
+
+
+def holder(seen: Sequence[Seen]) -> int:
+    """Which of the nodes that were *seen* holds the lease. Raises Error (NoExecutor)."""
     # Of two that say so the later one is right: terms of successive holders grow.
-    best = max(seen, key=lambda one: one.term, default=None)
-    if best is None or not best.term:
+    best = max(range(len(seen)), key=lambda index: seen[index].term, default=None)
+    if best is None or not seen[best].term:
         raise Error(
             "no node holds the lease, so no node may delete images",
             code="NoExecutor",
@@ -99,48 +234,48 @@ def holder(seen: Sequence[Seen]) -> Seen:
 
 
 def run(
-    cluster: Cluster, content: bytes, *, deadline: float, progress: Callable[[str], None] = lambda _: None
+    nodes: Sequence[Node], content: bytes, *, deadline: float, progress: Callable[[str], None] = lambda _: None
 ) -> Outcome:
-    """Carry out the order *content* on the node that holds the lease, and wait *deadline* seconds.
+    """Carry out the order *content* on that of all *nodes* that holds the lease, and wait *deadline* seconds.
 
     An order that runs there already is waited for. *progress* hears the last line that the executor logged, when there
     is another one. Whoever stops waiting does not end it. Raises Error (NoExecutor, ExecutorBusy, ToolMissing,
     ExecutorFailed: it ended without a result), CommandTimeout, and ConnectionFailed.
     """
-    order = oci.digest_of(content).removeprefix("sha256:")
+    order = _digits(content)
     unit = _unit(order)
-    seen = side_by_side(look, cluster.hosts)
-    host = holder(seen).host
-    _require_idle(seen, host, unit)
-    if not host.query("test", "-e", unit_path(unit)).ok:
-        raise _no_tool(host)
-    before = _result(host, order).get("invocation")
-    _put(host, order, content)
-    host.run("systemctl", "start", "--no-block", "--", unit, timeout=JOB)
-    state = _wait(host, unit, deadline, progress)
-    if state.get("ExecMainStatus") == str(_NO_PROGRAM):
-        raise _no_tool(host)
-    result = _result(host, order)
-    if not result or result.get("invocation") == before:
+    seen = side_by_side(lambda one: one.look(), nodes)
+    node = nodes[holder(seen)]
+    _require_idle(nodes, seen, node, unit)
+    before = node.progress(order).said.get("invocation")
+    node.start(content)
+    ended = _wait(node, order, deadline, progress)
+    if ended.status == _NO_PROGRAM:
+        raise _no_tool(node.name)
+    if not ended.said or ended.said.get("invocation") == before:
         raise Error(
-            f"the executor ended without a result ({state.get('Result', 'unknown')}): {last_words(host, unit)}",
-            host=host.name, code="ExecutorFailed", hint=f"see: journalctl -u {unit}",
+            f"the executor ended without a result ({ended.result}): {ended.line}",
+            host=node.name, code="ExecutorFailed", hint=f"see: journalctl -u {unit}",
         )  # fmt: skip
-    return Outcome(host.name, int(state.get("ExecMainStatus") or 0), result)
+    return Outcome(node.name, ended.status, ended.said)
 
 
-def _put(host: Host, order: str, content: bytes) -> None:
-    """Leave *order* on *host*, where the executor can read it and not change it."""
-    host.run("find", retention.ORDERS, "-type", "f", "-mmin", KEPT, "-delete")
-    host.write(order_path(order), content, mode=0o640, owner=f"root:{retention.USER}")
-
-
-def stop(cluster: Cluster, order: str) -> list[str]:
+def stop(nodes: Sequence[Node], order: str) -> list[str]:
     """End *order* wherever it runs; the names of these nodes. It may be begun again at any time."""
     unit = _unit(order)
-    hosts = [one.host for one in side_by_side(look, cluster.hosts) if unit in one.running]
-    side_by_side(lambda host: host.run("systemctl", "stop", "--", unit, timeout=ENDING), hosts)
-    return [host.name for host in hosts]
+    seen = side_by_side(lambda one: one.look(), nodes)
+    running = [node for node, one in zip(nodes, seen, strict=True) if unit in one.running]
+    side_by_side(partial(_stop, order), running)
+    return [node.name for node in running]
+
+
+def _stop(order: str, node: Node) -> None:
+    node.stop(order)
+
+
+def _digits(content: bytes) -> str:
+    """The name of the order *content*."""
+    return oci.digest_of(content).removeprefix("sha256:")
 
 
 def _unit(order: str) -> str:
@@ -151,21 +286,21 @@ def _unit(order: str) -> str:
     return retention.unit(order)
 
 
-def _require_idle(seen: Sequence[Seen], host: Host, unit: str) -> None:
-    """Nothing runs but *unit* on *host*. Raises Error (ExecutorBusy)."""
-    for one in seen:
+def _require_idle(nodes: Sequence[Node], seen: Sequence[Seen], node: Node, unit: str) -> None:
+    """Nothing runs but *unit* on *node*. Raises Error (ExecutorBusy)."""
+    for where, one in zip(nodes, seen, strict=True):
         for other in one.running:
-            if other != unit or one.host is not host:
+            if other != unit or where is not node:
                 raise Error(
                     f"another order runs: {other}",
-                    host=one.host.name, code="ExecutorBusy", hint="wait until it has ended, or stop it",
+                    host=where.name, code="ExecutorBusy", hint="wait until it has ended, or stop it",
                 )  # fmt: skip
 
 
-def _no_tool(host: Host) -> Error:
+def _no_tool(name: str) -> Error:
     return Error(
         "the retention executor is not installed on this node",
-        host=host.name, code="ToolMissing",
+        host=name, code="ToolMissing",
         hint="run `kubeadm-registry init` with a bundle of this release that holds the program kubeadm-registry",
     )  # fmt: skip
 
@@ -178,33 +313,20 @@ journalctl --no-pager --quiet -o cat -n 1 -u "$1"
 """
 
 
-def _wait(host: Host, unit: str, deadline: float, progress: Callable[[str], None]) -> Mapping[str, str]:
-    """What systemd says of *unit* when it has ended. Raises CommandTimeout."""
+def _wait(node: Node, order: str, deadline: float, tell: Callable[[str], None]) -> Progress:
+    """How *order* is when it has ended. Raises CommandTimeout."""
     end, told = time.monotonic() + deadline, ""
     while True:
-        answer = host.query("sh", "-c", _STATE, "state", unit).stdout.decode(errors="replace")
-        shown, _, line = answer.partition("---\n")
-        state = dict(one.partition("=")[::2] for one in shown.splitlines())
-        if (line := line.strip()) and line != told:
-            told = line
-            progress(line)
-        if state.get("ActiveState") not in _RUNS:
-            return state
+        now = node.progress(order)
+        if now.line and now.line != told:
+            told = now.line
+            tell(told)
+        if not now.runs:
+            return now
         if time.monotonic() >= end:
+            unit = _unit(order)
             raise CommandTimeout(
-                f"{unit} still runs after {deadline:.0f} s; it goes on", host=host.name,
+                f"{unit} still runs after {deadline:.0f} s; it goes on", host=node.name,
                 hint=f"see: journalctl -f -u {unit}",
             )  # fmt: skip
         time.sleep(INTERVAL)
-
-
-def _result(host: Host, order: str) -> Mapping[str, Any]:
-    """The result of *order* on *host*; empty if there is none that can be read.
-
-    It is read as the user whose directory it is in: root would follow a link that this user put there.
-    """
-    found = host.query("runuser", "-u", retention.USER, "--", "cat", result_path(order))
-    try:
-        return read_result(found.stdout) if found.ok else {}
-    except Damaged:
-        return {}

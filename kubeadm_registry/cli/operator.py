@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import click
 
 from kubeadm_registry import config
 from kubeadm_registry.access import session
+from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
+from kubeadm_registry.components import helper
 from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.config.model import SSH_PORT
 from kubeadm_registry.custom_resources import installing
 from kubeadm_registry.custom_resources.manifests import manifests as texts
 from kubeadm_registry.engine.report import echo, put
+from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.phases.helper import FORBID, allow
+from kubeadm_registry.transport.host import Host
 from kubeadm_registry.upkeep.api import Api
 
 
@@ -25,7 +32,7 @@ from kubeadm_registry.upkeep.api import Api
 def group() -> None:
     """Install the operator in a Kubernetes cluster, or look at it there.
 
-    The registry does not depend on it: it watches the registry and plans retention.
+    The registry does not depend on it: it watches the registry, and plans retention and has it carried out.
     """
 
 
@@ -49,32 +56,61 @@ def _api(kubeconfig: Path) -> Api:
 @file_option
 @kubeconfig_option
 @image_option
+@click.option("--plan-only", is_flag=True, help="Give the operator no SSH key for the nodes: it carries nothing out.")
 @click.option("--timeout", type=click.FloatRange(1), default=180, show_default=True, help="Seconds until it leads.")
-def install(context: Context, path: Path | None, kubeconfig: Path, image: str, timeout: float) -> None:
+def install(context: Context, path: Path | None, kubeconfig: Path, image: str, plan_only: bool, timeout: float) -> None:
     """Install or upgrade the operator with its custom resources, guard, rights and Secret, and wait until it leads.
 
     The Secret has the credentials by which the operator reads the registry and keeps the retention ledger in it; they
-    come from the nodes. Running it again changes only what differs.
+    come from the nodes. It also has an SSH key of its own, by which the operator has retention carried out there: on
+    the nodes the key can do this and nothing else. Running it again changes only what differs.
     """
     reporter = context.reporter()
-    cluster = config.load(path)
-    secrets = session.secrets(cluster, terminal.prompts(), reporter.note)
-    leader = installing.install(_api(kubeconfig), cluster, secrets, reporter.note, image=image, seconds=timeout)
+    api, cluster_file = _api(kubeconfig), config.load(path)
+    with session.cluster(cluster_file, terminal.prompts(), reporter.note, may_miss=True) as cluster:
+        for name, why in cluster.absent.items():
+            reporter.note(f"{why}; run this again when it is back", host=name, level="warning")
+        secrets, key = session.installed_secrets(cluster.vault), None
+        if not plan_only and TOOL not in cluster.programs:
+            reporter.note(
+                f"the nodes have no program {TOOL}, so the operator only plans; run `kubeadm-registry init` with a "
+                "bundle that holds it, then this again", level="warning",
+            )  # fmt: skip
+        elif not plan_only:
+            key = replace(installing.helper_key(api), hosts="".join(map(partial(_known, cluster_file), cluster.hosts)))
+        run(FORBID if key is None else allow(key.public), cluster, reporter)
+    leader = installing.install(api, cluster_file, secrets, reporter.note, image=image, seconds=timeout, helper=key)
     reporter.result(f"the operator is installed, {leader} leads; adopt the registry with kubectl apply -f cluster.yaml")
 
 
+def _known(cluster_file: RegistryCluster, host: Host) -> str:
+    """The host keys of *host*, at its address and port of the file."""
+    node = next(one for one in cluster_file.spec.nodes if one.name == host.name)
+    return helper.known_host(host, node.address, node.ssh.over(cluster_file.spec.ssh).port or SSH_PORT)
+
+
 @command("uninstall", parent=group, short_help="Remove the operator")
+@file_option
 @kubeconfig_option
 @click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
-def uninstall(context: Context, kubeconfig: Path, yes: bool) -> None:
-    """Remove the operator. Its custom resources and their guard stay: they describe the registry and protect it.
+def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool) -> None:
+    """Remove the operator, and its SSH key and helper from the nodes of the cluster file.
 
-    The registry is not touched, and every pull keeps working.
+    Its custom resources and their guard stay: they describe the registry and protect it. The registry is not touched,
+    and every pull keeps working.
     """
     if not yes and sys.stdin.isatty():
         click.confirm("Remove the operator from the cluster?", abort=True)
     reporter = context.reporter()
     installing.uninstall(_api(kubeconfig), _smallest(), reporter.note)
+    if path is None and not config.DEFAULT_FILE.exists():
+        reporter.note(
+            "without the cluster file its key stays on the nodes; remove it with `operator uninstall --file FILE`",
+            level="warning",
+        )
+    else:
+        with session.cluster(config.load(path), terminal.prompts(), reporter.note) as cluster:
+            run(FORBID, cluster, reporter)
     reporter.result("the operator is removed; the custom resources and their guard remain (see docs/operator.md)")
 
 

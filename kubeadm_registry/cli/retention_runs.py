@@ -126,13 +126,11 @@ def run(context: Context, path: Path | None, dry_run: bool, **options: Any) -> N
                 _tell(prepared.order, context)
                 return
             _hand_over(cluster, prepared.order, reporter)
-            if prepared.approval is not None:
-                running.spend(registry, key, prepared.approval)
 
 
 def _hand_over(cluster: Cluster, order: Order, reporter: Reporter) -> None:
     """Have *order* carried out at the node that holds the lease, and tell what came of it. Raises Error."""
-    outcome = executor.run(cluster, order.to_json(), deadline=LONGEST, progress=reporter.note)
+    outcome = executor.run(executor.on_hosts(cluster), order.to_json(), deadline=LONGEST, progress=reporter.note)
     if "run" not in outcome.result:
         raise Error(
             str(outcome.result.get("error", "the executor did not say why it failed")), host=outcome.node,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import users
-from kubeadm_registry.engine.changes import RECORD_START, STARTED, Directory, File, Steps, User
+from kubeadm_registry.engine.changes import RECORD_START, STARTED, Directory, File, Steps
 from kubeadm_registry.engine.render import render
+from kubeadm_registry.engine.users import User
 from kubeadm_registry.paths import ETC, LIBEXEC, OPT, PROGRAMS, SLICE, UNITS
 from kubeadm_registry.transport.host import Host
 

@@ -54,6 +54,10 @@ class Model(BaseModel):
     )
 
 
+#: Of sshd, where neither the file nor ssh_config says another.
+SSH_PORT = 22
+
+
 class Ssh(Model):
     """How to reach a server, on top of the user's own ssh_config, which these values overrule."""
 

@@ -13,6 +13,7 @@ from kubeadm_registry import __version__, paths
 from kubeadm_registry.addresses import endpoint, is_ipv6
 from kubeadm_registry.bundle.tool import OPERATOR_REPOSITORY, operator_tag
 from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.config.model import SSH_PORT
 from kubeadm_registry.custom_resources.names import (
     NAME,
     NAMESPACE,
@@ -57,13 +58,17 @@ def installation(config: RegistryCluster, *, pulled_as: str = "") -> Iterator[di
         "policyTypes": ["Ingress", "Egress"],
         # Metrics, and the probes of the kubelet.
         "ingress": [{"ports": [{"protocol": "TCP", "port": PORT}]}],
-        # The API server has any port behind its Service; the registry and its agents have these.
+        # The API server has any port behind its Service; the registry, its agents and the nodes' sshd have these.
         "egress": [{"ports": [{"protocol": "TCP", "port": port}
-                              for port in (443, 6443, paths.REGISTRY_PORT, paths.AGENT_PORT)]}],
+                              for port in (443, 6443, paths.REGISTRY_PORT, paths.AGENT_PORT, *_ssh_ports(config))]}],
     })  # fmt: skip
     yield _of("v1", "Service", f"{NAME}-metrics", spec={
         "selector": _LABELS, "ports": [{"name": "metrics", "protocol": "TCP", "port": PORT, "targetPort": PORT}],
     })  # fmt: skip
+
+
+def _ssh_ports(config: RegistryCluster) -> list[int]:
+    return sorted({node.ssh.over(config.spec.ssh).port or SSH_PORT for node in config.spec.nodes})
 
 
 def _of(version: str, kind: str, name: str, **rest: Any) -> dict[str, Any]:

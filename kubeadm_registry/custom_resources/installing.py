@@ -7,12 +7,15 @@ import http
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from kubeadm_registry import pki
 from kubeadm_registry.config import RegistryCluster
@@ -54,8 +57,32 @@ def _title(one: Object) -> str:
     return f"{one['kind']} {one['metadata']['name']}"
 
 
-def credentials(secrets: Secrets, before: Mapping[str, str]) -> dict[str, str]:
-    """What the operator's Secret holds for the cluster of *secrets*.
+@dataclass(frozen=True, slots=True)
+class HelperKey:
+    """The operator's own SSH key, *private* and *public* (in OpenSSH's formats), and *hosts*, the nodes' host keys as
+    known_hosts has them."""
+
+    private: str = field(repr=False)
+    public: str
+    hosts: str = ""
+
+
+def helper_key(api: Api) -> HelperKey:
+    """The key in the Secret that is there, or a new one. Raises ConnectionFailed."""
+    text = _decoded(_read(api, path_of(secret({})))).get("helper-key", "")
+    try:
+        key: Any = serialization.load_ssh_private_key(text.encode(), None)
+    except (ValueError, UnsupportedAlgorithm):
+        key = ed25519.Ed25519PrivateKey.generate()
+        text = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        ).decode()
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return HelperKey(text, public.decode())
+
+
+def credentials(secrets: Secrets, before: Mapping[str, str], helper: HelperKey | None) -> dict[str, str]:
+    """What the operator's Secret holds for the cluster of *secrets*; without *helper* the operator carries nothing out.
 
     The certificate for metrics is that of the Secret *before*, while it is good.
     """
@@ -69,6 +96,7 @@ def credentials(secrets: Secrets, before: Mapping[str, str]) -> dict[str, str]:
         "password": secrets.password("push"),
         "retention-key": secrets.retention_key,
         "metrics.pem": metrics,
+        **({"helper-key": helper.private, "helper-hosts": helper.hosts} if helper is not None else {}),
     }
 
 
@@ -81,8 +109,11 @@ def _is_good(authority: str, certificate: str) -> bool:
     return pki.is_of(authority, found) and found.not_valid_after_utc - datetime.now(UTC) > _LASTS
 
 
-def install(api: Api, config: RegistryCluster, secrets: Secrets, tell: Tell, *, image: str, seconds: float) -> str:
-    """Apply everything, and wait until one replica leads; returns its name.
+def install(
+    api: Api, config: RegistryCluster, secrets: Secrets, tell: Tell, *,
+    image: str, seconds: float, helper: HelperKey | None = None,
+) -> str:  # fmt: skip
+    """Apply everything, and wait until one replica leads; returns its name. *helper* is its key for the nodes.
 
     Raises ConnectionFailed (ClusterRefused, ...), CommandTimeout if that takes more than *seconds*.
     """
@@ -97,7 +128,7 @@ def install(api: Api, config: RegistryCluster, secrets: Secrets, tell: Tell, *, 
     namespace, *others = installation(config, pulled_as=image)
     apply(api, namespace, tell)
     before = _read(api, path_of(secret({})))
-    apply(api, secret(credentials(secrets, _decoded(before))), tell)
+    apply(api, secret(credentials(secrets, _decoded(before), helper)), tell)
     for one in others:
         apply(api, one, tell)
     start = _lease(api)

@@ -207,59 +207,6 @@ class Absent:
             host.run("rm", "-rf", "--one-file-system", "--", self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class User:
-    """A system user with a group of the same name, without home, shell or password; *groups* are joined as well."""
-
-    name: str
-    groups: Sequence[str] = ()
-
-    @property
-    def title(self) -> str:
-        """What apply does."""
-        return f"add user {self.name}"
-
-    def diff(self, host: Host) -> str | None:
-        """What is missing, or None."""
-        result = host.query("id", "-Gn", "--", self.name)
-        if not result.ok:
-            return f"user {self.name}: new system user"
-        missing = sorted(set(self.groups) - set(result.text.split()))
-        return f"user {self.name}: joins {', '.join(missing)}" if missing else None
-
-    def apply(self, host: Host) -> None:
-        """Add user and group, and the memberships."""
-        if not host.query("id", "--", self.name).ok:
-            host.run(
-                "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent",
-                "--shell", "/usr/sbin/nologin", "--comment", "kubeadm-registry", "--", self.name,
-            )  # fmt: skip
-        for group in self.groups:
-            host.run("usermod", "--append", "--groups", group, "--", self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class NoUser:
-    """No user and group of this name."""
-
-    name: str
-
-    @property
-    def title(self) -> str:
-        """What apply does."""
-        return f"remove user {self.name}"
-
-    def diff(self, host: Host) -> str | None:
-        """That it is there, or None."""
-        return f"user {self.name}: removed" if host.query("getent", "passwd", self.name).ok else None
-
-    def apply(self, host: Host) -> None:
-        """Remove the user; its group goes with it."""
-        host.run("userdel", "--", self.name)
-        if host.query("getent", "group", self.name).ok:
-            host.run("groupdel", "--", self.name)
-
-
 Condition = Callable[[Host], str | None]
 
 

@@ -157,10 +157,7 @@ def _due(folder: Path, node: Node) -> Run | None:
             _tell(f"plan {plan.digest[:19]} waits for an approval (`kubeadm-registry retention approve`)")
         if not prepared.order:
             return None
-        run = node.carry_out(registry, prepared.order)
-        if prepared.approval is not None:
-            running.spend(registry, node.settings.key, prepared.approval)
-        return run
+        return node.carry_out(registry, prepared.order)
 
 
 @contextmanager

@@ -10,10 +10,12 @@ from kubeadm_registry.retention import Reason
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import LASTS, Order
 from kubeadm_registry.retention.protected import CLOCK_TOLERANCE
+from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash, Trashed
 
 #: Orders of so few images need no approval for their share, as in a plan.
 _FEW = 5
+_APPROVE = "read the plan, then approve it with `retention approve`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +27,11 @@ class Checked:
 
 
 def check(
-    order: Order, ledger: Ledger, trash: Trash, brought: Mapping[str, str], *, paused: str | None, now: int
+    order: Order, ledger: Ledger, trash: Trash, brought: Mapping[str, str], standing: Standing, *, now: int
 ) -> Checked:
     """Check *order* at *now* (seconds since 1970).
 
-    *brought* are the digests that bundles brought, each with the name of an image; *paused* is why retention is paused,
-    None if it is not.
+    *brought* are the digests that bundles brought, each with the name of an image.
     """
     skipped: dict[tuple[str, str], str] = {}
     for one in order.delete:
@@ -39,12 +40,12 @@ def check(
     for one in order.purge:
         if why := _too_early(one, order, trash, now) or _brought(one, order, brought):
             skipped[one.key] = why
-    return Checked(tuple(_refusals(order, ledger, paused, now)), skipped)
+    return Checked(tuple(_refusals(order, ledger, standing, now)), skipped)
 
 
-def _refusals(order: Order, ledger: Ledger, paused: str | None, now: int) -> Iterator[Reason]:
-    if paused is not None and (order.delete or order.purge):
-        yield Reason("RetentionPaused", f"retention is paused: {paused}", "run `retention resume` to go on")
+def _refusals(order: Order, ledger: Ledger, standing: Standing, now: int) -> Iterator[Reason]:
+    if standing.paused is not None and (order.delete or order.purge):
+        yield Reason("RetentionPaused", f"retention is paused: {standing.why}", "run `retention resume` to go on")
     if now - order.made > LASTS:
         yield Reason(
             "OrderTooOld", f"the order is {now - order.made} seconds old, and what is in use may have changed since",
@@ -54,7 +55,27 @@ def _refusals(order: Order, ledger: Ledger, paused: str | None, now: int) -> Ite
         yield Reason(
             "ClockDoubtful", f"the order was made {order.made - now} seconds from now", "set the clocks of the nodes"
         )
-    yield from () if order.approved else _shares(order, ledger)
+    if not order.approved:
+        yield from _strangers(order, standing)
+        yield from _shares(order, ledger)
+
+
+def _strangers(order: Order, standing: Standing) -> Iterator[Reason]:
+    """Why the order of an operator needs an approval: it may know less of what is in use than one before it."""
+    caller, known = order.caller, standing.callers
+    if caller is None or not (order.delete or order.purge):
+        return
+    newest = known.get(caller.lease)
+    if newest is None and known:
+        yield Reason(
+            "CallerUnknown", "an operator with another lease gave the orders before: the Kubernetes cluster was made "
+            "anew, or another one uses this registry", _APPROVE,
+        )  # fmt: skip
+    elif newest is not None and caller.epoch < newest:
+        yield Reason(
+            "CallerOutdated", f"the operator's lease has changed hands {counted(caller.epoch, 'time')}, and had "
+            f"{counted(newest, 'time')} before: another replica acts, or etcd was restored from a backup", _APPROVE,
+        )  # fmt: skip
 
 
 def _shares(order: Order, ledger: Ledger) -> Iterator[Reason]:
@@ -72,7 +93,7 @@ def _shares(order: Order, ledger: Ledger) -> Iterator[Reason]:
             yield Reason(
                 "ApprovalMissing", f"the order deletes {count} of {counted(there, 'tag')} of {name}, which is more "
                 f"than {order.share} %, and nobody has approved it",
-                "read the plan, then approve it with `retention approve`",
+                _APPROVE,
             )  # fmt: skip
 
 

@@ -66,9 +66,8 @@ class Executor:
         ledger = self._read(store.read)
         trash = self._read(store.read_trash)
         standing = self._read(store.read_standing)
-        paused = standing.why if standing.paused is not None else None
         sets = self._brought() if "bundle" in order.sets and (order.delete or order.purge) else {}
-        checked = check(order, ledger, trash, sets, paused=paused, now=now)
+        checked = check(order, ledger, trash, sets, standing, now=now)
         if checked.refused:
             raise Error(
                 f"the order is refused: {'; '.join(str(reason) for reason in checked.refused)}",
@@ -77,7 +76,12 @@ class Executor:
         for repository, tags in order.sweep.items():
             self.holds()
             images.untag(self.registry, repository, tags)
+        if order.caller is not None and standing.callers.get(order.caller.lease) != order.caller.epoch:
+            caller = order.caller
+            store.restate(self.registry, self.key, lambda one: one.called(caller))
         self._images(order, checked, ledger, trash, report)
+        if order.approval:  # it is for one run
+            store.restate(self.registry, self.key, lambda one: one.without_approval(order.approval))
         self._tidy(ledger)
 
     def _tidy(self, ledger: Ledger) -> None:

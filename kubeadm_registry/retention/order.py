@@ -37,10 +37,19 @@ class Restore:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """An operator: the UID of the *lease* by which one of its replicas acts, and how often that changed hands."""
+
+    lease: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """What to do with which images, as of *made* (seconds since 1970).
 
-    *delete* goes to the trash, *restore* comes back from it, *purge* goes for good; *forget* are entries of the trash
+    *approval* is the digest of the approved plan that is spent with it, *caller* the operator that gives it. *delete*
+    goes to the trash, *restore* comes back from it, *purge* goes for good; *forget* are entries of the trash
     whose image is gone, *sweep* tags by repository that a broken run has left. *approved*: somebody has approved the
     plan. *grace*, *window* (seconds), *share* (percent) and *sets* are those of the policy, which the executor checks
     itself.
@@ -59,6 +68,8 @@ class Order:
     purge: tuple[Trashed, ...] = ()
     forget: tuple[Trashed, ...] = ()
     sweep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    approval: str = ""
+    caller: Caller | None = None
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
@@ -86,6 +97,10 @@ class Order:
             "forget": [one.to_dict() for one in self.forget],
             "sweep": {name: list(tags) for name, tags in sorted(self.sweep.items())},
         }
+        if self.approval:
+            values["approval"] = self.approval
+        if self.caller is not None:
+            values["caller"] = {"lease": self.caller.lease, "epoch": self.caller.epoch}
         return FORMAT.render(values)
 
     @classmethod
@@ -110,11 +125,17 @@ class Order:
                 _images(values["purge"]),
                 _images(values["forget"]),
                 {text(name): texts(tags) for name, tags in values["sweep"].items()},
+                text(values.get("approval", "")),
+                _caller(values.get("caller")),
             )
         except Damaged:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
+
+
+def _caller(value: Any) -> Caller | None:
+    return None if value is None else Caller(text(value["lease"]), number(value["epoch"]))
 
 
 def _images(value: object) -> tuple[Trashed, ...]:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from kubeadm_registry.formats import Damaged, Format, Found, kept, split
 from kubeadm_registry.retention.fields import items, number, optional, text
+from kubeadm_registry.retention.order import Caller
 from kubeadm_registry.retention.record import Plan
 from kubeadm_registry.retention.uses import Use
 
@@ -32,12 +33,13 @@ class Pin:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """*pins*; the digests of the plans that are *approved*, each with since when; since when retention is *paused*
-    (None: it is not), and *why*."""
+    (None: it is not), and *why*; the operators that gave orders, by lease, each with its newest epoch (*callers*)."""
 
     pins: tuple[Pin, ...] = ()
     approved: Mapping[str, int] = field(default_factory=dict)
     paused: int | None = None
     why: str = ""
+    callers: Mapping[str, int] = field(default_factory=dict)
     found: Found | None = field(default=None, compare=False)
 
     def uses(self, now: int) -> tuple[Use, ...]:
@@ -64,9 +66,13 @@ class Standing:
         """With the plan *digest* not approved."""
         return replace(self, approved={one: when for one, when in self.approved.items() if one != digest})
 
+    def called(self, caller: Caller) -> Self:
+        """With an order that was taken of *caller*."""
+        return replace(self, callers={**self.callers, caller.lease: caller.epoch})
+
     def to_json(self) -> bytes:
         """The record. Raises NewerFormat."""
-        values = {
+        values: dict[str, Any] = {
             "pins": [
                 {"name": one.name, "reason": one.reason, "since": one.since, "until": one.until, **one.more}
                 for one in self.pins
@@ -75,6 +81,8 @@ class Standing:
             "paused": self.paused,
             "why": self.why,
         }
+        if self.callers:
+            values["callers"] = dict(self.callers)
         return FORMAT.render(kept(values, self.found), self.found)
 
     @classmethod
@@ -88,6 +96,7 @@ class Standing:
                 {text(digest): number(when) for digest, when in values["approved"].items()},
                 optional(values["paused"]),
                 text(values["why"]),
+                {text(lease): number(epoch) for lease, epoch in values.get("callers", {}).items()},
                 found,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

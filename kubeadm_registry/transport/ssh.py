@@ -135,7 +135,7 @@ class _Ssh:
             channel.exec_command(shlex.join(words))
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise lost(self._target.name, what, str(error)) from error
-        stream = _ChannelStream(channel)
+        stream = ChannelStream(channel)
         try:
             return started(stream, mark, prompt=prompt, password=password)
         except NotStarted as error:
@@ -203,7 +203,7 @@ class _Ssh:
         )
 
 
-class _ChannelStream:
+class ChannelStream:
     """A process at the other end of an SSH channel as a Stream."""
 
     def __init__(self, channel: paramiko.Channel) -> None:

@@ -15,11 +15,9 @@ from kubeadm_registry.upkeep.store import PATIENCE
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The *order*; the digest of the plan whose *approval* it uses, if it uses one; and whether the plan *waits* for an
-    approval, so that none of its deletions is in the order."""
+    """The *order*, and whether the plan *waits* for an approval, so that none of its deletions is in the order."""
 
     order: Order
-    approval: str | None = None
     waits: bool = False
 
 
@@ -32,7 +30,8 @@ def prepare(registry: Api, key: str, look: Look, plan: Plan, rules: RegistryPoli
         return Prepared(look.order(plan, rules, approved=False))
     earlier = retry(lambda: store.read_plan(registry, key, plan.policy, approved=True), PATIENCE)
     if earlier is not None and look.standing.approves(earlier):
-        return Prepared(look.order(earlier.both(plan), rules, approved=True), earlier.digest)
+        order = look.order(earlier.both(plan), rules, approved=True)
+        return Prepared(replace(order, approval=earlier.digest))
     return Prepared(look.order(replace(plan, deletions=()), rules, approved=False), waits=True)
 
 
@@ -49,8 +48,3 @@ def approve(registry: Api, key: str, plan: Plan, now: int) -> None:
     """
     keep(registry, key, plan, approved=True)
     store.restate(registry, key, lambda standing: standing.with_approval(plan.digest, now))
-
-
-def spend(registry: Api, key: str, approval: str) -> None:
-    """An approval is for one run. Raises RegistryError, Error."""
-    store.restate(registry, key, lambda standing: standing.without_approval(approval))

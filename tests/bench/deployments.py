@@ -20,8 +20,9 @@ from kubeadm_registry import config
 from kubeadm_registry.access import session
 from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.engine.changes import Directory, File, Running, User
+from kubeadm_registry.engine.changes import Directory, File, Running
 from kubeadm_registry.engine.phase import select
+from kubeadm_registry.engine.users import User
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.printable import Level
 from tests.lab.programs import program

@@ -25,7 +25,7 @@ from kubeadm_registry.oci import canary
 from kubeadm_registry.registry.retries import retry
 from tests.kubernetes import images
 from tests.kubernetes.cluster import Kubernetes, empty, images_of, pull, ways_out
-from tests.kubernetes.workloads import AREA, KEEPS_NOTHING, POLICY, Workloads
+from tests.kubernetes.workloads import AREA, KEEPS_NOTHING, KEEPS_THE_NEWEST, OPERATED, POLICY, Workloads
 from tests.lab.command import LabError, run, wait_past, wait_until
 from tests.lab.host import Host
 from tests.lab.images import missing as images_missing
@@ -234,14 +234,46 @@ def test_after_retention_everything_that_is_used_is_pulled_and_rolled_back_to(
         work.remove()
 
 
+def carried_out(kubernetes: Kubernetes, old: str, new: str) -> None:
+    """The operator plans that *old* goes and *new* stays; somebody approves it by an annotation; it is done."""
+
+    def plan() -> dict[str, Any]:
+        status: dict[str, Any] = kubernetes.get("registryretentionplan", "retention").get("status", {})
+        return status
+
+    def planned() -> bool:
+        # Each change of the policy makes the operator plan.
+        kubernetes.kubectl("annotate", "--overwrite", "registrypolicy", "retention", f"asked={time.time():.0f}")
+        return plan().get("deletions") == 1
+
+    def said() -> dict[str, str]:
+        found = [one for one in plan()["conditions"] if one["type"] == "CarriedOut"]
+        return {one["reason"]: one["message"] for one in found}
+
+    wait_until("what is older than a minute to go", planned, seconds=180, every=10)
+    wait_until("the plan to wait", lambda: said().keys() == {"ApprovalRequired"}, seconds=60, every=1)
+    digest, begin = plan()["digest"], time.monotonic()
+    kubernetes.kubectl("annotate", "registryretentionplan", "retention", f"kubeadm-registry.dev/approve={digest}")
+    wait_until("the plan to be carried out", lambda: "ApprovalRequired" not in said(), seconds=120, every=1)
+    say(kubernetes, f"an approved plan after {time.monotonic() - begin:.1f} s: {said()}")
+    assert said().keys() == {"Done"}
+    assert " 1 to the trash" in said()["Done"]
+    for image, there in ((old, False), (new, True)):
+        assert kubernetes.first.sh("crictl", "pull", image, check=False, timeout=60).returncode == (0 if there else 1)
+
+
 def test_the_operator_runs_from_the_image_that_the_bundle_brought(kubernetes: Kubernetes, tmp_path: Path) -> None:
-    """It adopts the registry by the very file that init was given, and another replica goes on when one is killed."""
+    """It adopts the registry by the very file that init was given, has a plan carried out that somebody approved, and
+    another replica goes on when one is killed."""
     registry, config = kubernetes.registry, admin_file(kubernetes, tmp_path)
+    for tag in ("v1", "v2"):
+        push(registry, images.guest(f"operated-{tag}"), OPERATED, tag)
+    old, new = (f"{registry.vip}:{paths.REGISTRY_PORT}/{OPERATED}:{tag}" for tag in ("v1", "v2"))
     begin = time.monotonic()
     registry.cli("operator", "install", "--kubeconfig", config)
     say(kubernetes, f"the operator leads after {time.monotonic() - begin:.1f} s")
     kubernetes.kubectl("apply", "--filename=-", stdin=registry.file.read_text())
-    kubernetes.kubectl("apply", "--filename=-", stdin=KEEPS_NOTHING)
+    kubernetes.kubectl("apply", "--filename=-", stdin=KEEPS_THE_NEWEST)
 
     def status() -> dict[str, Any]:
         found: dict[str, Any] = registry.json("operator", "status", "--kubeconfig", config, check=False)[-1]
@@ -258,7 +290,7 @@ def test_the_operator_runs_from_the_image_that_the_bundle_brought(kubernetes: Ku
     try:
         wait_until("all conditions to be well", lambda: well.items() <= conditions().items(), seconds=240, every=5)
         say(kubernetes, f"all conditions are well {time.monotonic() - begin:.1f} s after the beginning")
-        assert kubernetes.get("registryretentionplan", "retention")["status"]
+        carried_out(kubernetes, old, new)
         pods = kubernetes.get("pods", "--namespace=kubeadm-registry")["items"]
         assert {pod["spec"]["containers"][0]["image"].partition("/")[0] for pod in pods} == {f"{registry.vip}:5000"}
         leader = status()["leads"]

@@ -56,7 +56,20 @@ spec:
   rules:
     - {name: all, repositories: ["**"], keep: {tags: ["none-has-this"]}}
 """
-#: The same, but for what a bundle brought and kubeadm asks for, and for good after a minute.
+OPERATED = "by-the-operator/app"
+#: Of what the operator is tried with, the newest image stays.
+KEEPS_THE_NEWEST = f"""\
+apiVersion: kubeadm-registry.dev/v1alpha1
+kind: RegistryPolicy
+metadata: {{name: retention}}
+spec:
+  grace: 1m
+  workloadGrace: 1m
+  sets: []
+  rules:
+    - {{name: newest, repositories: ["{OPERATED}"], keep: {{newest: 1}}}}
+"""
+#: Like the first, but for what a bundle brought and kubeadm asks for, and for good after a minute.
 POLICY = KEEPS_NOTHING.replace(
     "  sets: []\n",
     """\

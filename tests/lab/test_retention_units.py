@@ -164,12 +164,12 @@ from kubeadm_registry.errors import Error
 path, verb, order = sys.argv[1:]
 def note(text, **_): pass
 with session.cluster(config.load(pathlib.Path(path)), session.Prompts(), note) as cluster:
-    told = []
+    told, nodes = [], executor.on_hosts(cluster)
     try:
         if verb == "stop":
-            said = {"stopped": executor.stop(cluster, order)}
+            said = {"stopped": executor.stop(nodes, order)}
         else:
-            found = executor.run(cluster, order.encode(), deadline=float(verb), progress=told.append)
+            found = executor.run(nodes, order.encode(), deadline=float(verb), progress=told.append)
             said = {"node": found.node, "status": found.status, "result": dict(found.result)}
     except Error as error:
         said = {"code": error.code, "host": error.host, "message": error.message}

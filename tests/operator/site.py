@@ -68,7 +68,7 @@ class Site:
     def way(self) -> Way:
         """The way to it."""
         login = Login("push", "password")
-        return Way(self.authority.certificate, login, "key of the ledger", self.folder / "metrics.pem", self.dial)
+        return Way(self.authority.certificate, login, "key of the ledger", self.folder / "metrics.pem", dial=self.dial)
 
     def dial(self, address: str, port: int) -> tuple[str, int]:
         """Where *address* answers; at a port that nothing uses if it does not."""

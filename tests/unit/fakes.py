@@ -626,6 +626,8 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
         ("id -- <user>", FakeTransport._id),
         ("useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "
          "--comment kubeadm-registry -- <user>", FakeTransport._useradd),
+        ("useradd --system --user-group --no-create-home --home-dir <path> --shell /bin/sh --password * "
+         "--comment kubeadm-registry -- <user>", FakeTransport._useradd),
         ("usermod --append --groups <group> -- <user>", FakeTransport._usermod),
         ("userdel -- <user>", FakeTransport._userdel),
         ("groupdel -- <user>", FakeTransport._groupdel),

@@ -1,4 +1,7 @@
-"""An order is started on the node that holds the lease, waited for and ended, by what the nodes say."""
+"""An order is started on the node that holds the lease, waited for and ended, by what the nodes say.
+
+Both by root, as commands do, and by the nodes' helpers, as the operator does.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import itertools
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +17,22 @@ from typing import Any
 import pytest
 
 from kubeadm_registry import paths
-from kubeadm_registry.access import executor
-from kubeadm_registry.access.executor import Outcome
+from kubeadm_registry.access import executor, questions
+from kubeadm_registry.access.executor import ByHelper, Node, OnHost, Outcome
 from kubeadm_registry.components import retention
 from kubeadm_registry.components.executor_files import RESULT, order_path, result_path
 from kubeadm_registry.engine.workflow import run as init
 from kubeadm_registry.errors import Error
+from kubeadm_registry.helper.__main__ import answered
 from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.retention.order import Order
+from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
 from tests.unit.here import here, stub
 from tests.unit.test_workflow import Recorder
 
-CONTENT = b"what to do"
+CONTENT = Order(1000).to_json()
 ORDER, OTHER = hashlib.sha256(CONTENT).hexdigest(), "f" * 64
 UNIT = retention.unit(ORDER)
 NOW = 1000.0
@@ -94,9 +101,22 @@ _runs = itertools.count()
 Nodes = dict[str, Executor]
 
 
+def by_helper(host: Host) -> Node:
+    """The node as the operator reaches it, without sshd and systemd between."""
+    return ByHelper(host.name, lambda content, _: answered(content, OnHost(host)))
+
+
+@pytest.fixture(params=[OnHost, by_helper], ids=["root", "helper"])
+def way(request: pytest.FixtureRequest) -> Callable[[Host], Node]:
+    """How a node is reached."""
+    found: Callable[[Host], Node] = request.param
+    return found
+
+
 @pytest.fixture
-def nodes(three: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> Nodes:
+def nodes(three: FakeCluster, monkeypatch: pytest.MonkeyPatch, way: Callable[[Host], Node]) -> Nodes:
     """Three nodes after init, of which cp-2 holds the lease."""
+    monkeypatch.setattr(executor, "on_hosts", lambda cluster: [way(host) for host in cluster.hosts])
     monkeypatch.setattr(executor, "INTERVAL", 0.0)
     init(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
     found = {name: Executor(server) for name, server in three.servers.items()}
@@ -107,7 +127,7 @@ def nodes(three: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> Nodes:
 
 
 def run(three: FakeCluster, content: bytes = CONTENT, deadline: float = 60, **options: Any) -> Outcome:
-    return executor.run(three.cluster, content, deadline=deadline, **options)
+    return executor.run(executor.on_hosts(three.cluster), content, deadline=deadline, **options)
 
 
 def failure(three: FakeCluster, content: bytes = CONTENT, deadline: float = 60) -> Error:
@@ -178,8 +198,7 @@ def test_the_exit_status_is_the_executors(three: FakeCluster, nodes: Nodes) -> N
 
 def test_an_end_without_a_result_is_a_failure_with_the_last_words(three: FakeCluster, nodes: Nodes) -> None:
     node = nodes["cp-2"]
-    node.says, node.result, node.status = None, "signal", 9
-    node.server.broken[UNIT] = "the lease is gone"
+    node.says, node.result, node.status, node.log = None, "signal", 9, "the lease is gone"
     error = failure(three)
     assert (error.code, error.host) == ("ExecutorFailed", "cp-2")
     assert error.message.endswith("without a result (signal): the lease is gone")
@@ -221,11 +240,11 @@ def test_whoever_stops_waiting_does_not_end_the_order(three: FakeCluster, nodes:
 
 
 def test_an_order_is_ended_wherever_it_runs(three: FakeCluster, nodes: Nodes) -> None:
-    assert executor.stop(three.cluster, ORDER) == []
+    assert executor.stop(executor.on_hosts(three.cluster), ORDER) == []
     for name in ("cp-1", "cp-2"):
         nodes[name].running[UNIT] = 9
     nodes["cp-3"].running[retention.unit(OTHER)] = 9
-    assert executor.stop(three.cluster, ORDER) == ["cp-1", "cp-2"]
+    assert executor.stop(executor.on_hosts(three.cluster), ORDER) == ["cp-1", "cp-2"]
     assert acts(nodes) == {"cp-1": ["stop"], "cp-2": ["stop"]}
     assert [[*one.running] for one in nodes.values()] == [[], [], [retention.unit(OTHER)]]
 
@@ -235,7 +254,7 @@ def test_what_is_no_order_reaches_no_node(three: FakeCluster, nodes: Nodes, orde
     for one in nodes.values():
         one.server.log.clear()
     with pytest.raises(Error) as caught:
-        executor.stop(three.cluster, order)
+        executor.stop(executor.on_hosts(three.cluster), order)
     assert (caught.value.code, caught.value.exit_code) == ("OrderInvalid", 2)
     assert not [command for one in nodes.values() for command in one.server.log if "systemctl" in command.argv]
 
@@ -256,19 +275,89 @@ def test_what_systemd_and_the_agent_say_is_read(tmp_path: Path, monkeypatch: pyt
     stub(tmp_path / "bin", "systemctl", SYSTEMCTL)
     state = tmp_path / "state.json"
     monkeypatch.setattr(paths, "AGENT_STATE", str(state))
-    host = here(tmp_path / "bin")
-    seen = executor.look(host)
+    node = OnHost(here(tmp_path / "bin"))
+    seen = node.look()
     assert (seen.running, seen.agent, seen.term) == ((UNIT,), None, 0)
     state.write_text(json.dumps({"time": time.time(), "writer": {"role": "writer", "term": 7}}))
-    assert executor.look(host).term == 7
+    assert node.look().term == 7
     state.write_text(json.dumps({"time": time.time()}))
-    assert executor.look(host).term == 0
+    assert node.look().term == 0
 
 
 def test_the_end_of_a_run_is_seen_with_its_last_line(tmp_path: Path) -> None:
     stub(tmp_path / "bin", "systemctl", SYSTEMCTL)
     stub(tmp_path / "bin", "journalctl", "echo 'all 3 images are in the trash'")
-    told: list[str] = []
-    state = executor._wait(here(tmp_path / "bin"), UNIT, 0, told.append)
-    assert state == {"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"}
-    assert told == ["all 3 images are in the trash"]
+    found = OnHost(here(tmp_path / "bin")).progress(ORDER)
+    assert (found.state, found.result, found.status, found.runs) == ("inactive", "success", 0, False)
+    assert found.line == "all 3 images are in the trash"
+
+
+# ---- what the helper does not take -----------------------------------------------------------------------------------
+
+
+def asked(host: Host, content: bytes) -> Error:
+    with pytest.raises(Error) as caught:
+        questions.read(answered(content, OnHost(host)), "cp-1")
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "QuestionInvalid"),
+        (b"[]", "QuestionInvalid"),
+        (b"look", "QuestionInvalid"),
+        (questions.question("run", argv=["id"]), "QuestionInvalid"),
+        (questions.question("look").replace(b'"look"', b'["look"]'), "QuestionInvalid"),
+        (questions.question("progress"), "OrderInvalid"),
+        (questions.question("progress", order="../../etc/shadow"), "OrderInvalid"),
+        (questions.question("stop", order="x; reboot"), "OrderInvalid"),
+        (questions.question("stop", order=[ORDER]), "OrderInvalid"),
+        (questions.question("start"), "QuestionInvalid"),
+        (questions.question("start", order="{}"), "QuestionInvalid"),
+        (questions.question("start", order=ORDER), "QuestionInvalid"),
+    ],
+)
+def test_what_is_no_question_changes_nothing(three: FakeCluster, nodes: Nodes, content: bytes, code: str) -> None:
+    server = nodes["cp-1"].server
+    server.log.clear()
+    assert asked(three.cluster.hosts[0], content).code == code
+    assert not server.acts
+    assert not [command for command in server.log if {"systemctl", "cat"} & set(command.argv)]
+
+
+@pytest.mark.parametrize("content", [b"", b"Welcome to cp-1!\n", b"{}", questions.answer({"error": "no"})])
+def test_what_is_no_answer_is_told(content: bytes) -> None:
+    with pytest.raises(Error) as caught:
+        ByHelper("cp-1", lambda *_: content).look()
+    assert (caught.value.code, caught.value.host) == ("HelperUnknown", "cp-1")
+
+
+# ---- as another release says it ---------------------------------------------------------------------------------------
+
+FORMATS = Path(__file__).parents[1] / "golden" / "formats"
+
+
+def test_the_frozen_question_is_asked_and_understood() -> None:
+    content = (FORMATS / "helper-question.json").read_bytes()
+    order = json.loads(content)["order"]
+    assert questions.question("progress", order=order) == content
+    more = {**json.loads(content), "ofANewerRelease": [1]}
+    values = questions.QUESTION.parse(json.dumps(more).encode()).values
+    assert (values["verb"], values["order"]) == ("progress", order)
+
+
+def test_the_frozen_answer_is_understood_with_one_key_more_and_not_with_one_less() -> None:
+    document = json.loads((FORMATS / "helper-answer.json").read_text())
+
+    def told(**more: object) -> executor.Progress:
+        return ByHelper("cp-1", lambda *_: json.dumps({**document, **more}).encode()).progress(ORDER)
+
+    assert (told().state, told().status, told().said["run"]) == ("inactive", 0, {})
+    assert told(ofANewerRelease=1) == told()
+    for key in document.keys() - {"format"}:
+        less = {name: value for name, value in document.items() if name != key}
+        with pytest.raises(Error) as caught:
+            ByHelper("cp-1", lambda *_, less=less: json.dumps(less).encode()).progress(ORDER)
+        assert caught.value.code == "HelperUnknown"

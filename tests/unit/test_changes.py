@@ -15,15 +15,14 @@ from kubeadm_registry.engine.changes import (
     Directory,
     File,
     NoService,
-    NoUser,
     Running,
-    User,
     Wait,
     unified,
     unit_path,
     unit_state,
     wait,
 )
+from kubeadm_registry.engine.users import NoUser, User
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import Host

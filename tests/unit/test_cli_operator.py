@@ -69,12 +69,12 @@ def test_every_object_has_a_place() -> None:
 
 def test_the_certificate_for_metrics_is_kept_while_it_is_good() -> None:
     secrets = fixed_secrets(("cp-1", "cp-2", "cp-3"))
-    first = credentials(secrets, {})
+    first = credentials(secrets, {}, None)
     assert first["username"] == "push"
-    assert credentials(secrets, first)["metrics.pem"] == first["metrics.pem"]
+    assert credentials(secrets, first, None)["metrics.pem"] == first["metrics.pem"]
     other = pki.issue(pki.make_ca("other"), "operator", [], unit=pki.METRICS_UNIT)
     for bad in ("", "x", other.certificate + other.key):
-        assert credentials(secrets, {"metrics.pem": bad})["metrics.pem"] not in ("", bad)
+        assert credentials(secrets, {"metrics.pem": bad}, None)["metrics.pem"] not in ("", bad)
 
 
 @pytest.mark.parametrize(("leads", "code"), [("pod-a", 0), ("", 5)])

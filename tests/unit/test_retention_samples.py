@@ -12,7 +12,7 @@ import pytest
 
 from kubeadm_registry.formats import Damaged, NewerFormat
 from kubeadm_registry.retention.history import History, Run
-from kubeadm_registry.retention.order import Order, Restore
+from kubeadm_registry.retention.order import Caller, Order, Restore
 from kubeadm_registry.retention.standing import Pin, Standing
 from kubeadm_registry.retention.trash import Trash, Trashed
 
@@ -101,3 +101,25 @@ def test_a_newer_format_is_refused(kind: Kind) -> None:
     document["format"]["minReader"] = 2
     with pytest.raises(NewerFormat):
         kind.parse(json.dumps(document).encode())
+
+
+def test_an_order_of_an_operator_says_who_gives_it_and_what_approval_it_spends() -> None:
+    content = (FOLDER / "retention-order-of-an-operator.json").read_bytes()
+    order = Order.parse(content)
+    assert order.caller == Caller("7d2c1c5e-0000-4000-8000-000000000001", 7)
+    assert order.approval == "sha256:" + "1" * 64
+    assert order.to_json() == content
+    assert Order.parse((FOLDER / "retention-order.json").read_bytes()).caller is None
+
+
+@pytest.mark.parametrize("value", [{}, {"lease": "x"}, {"lease": 1, "epoch": 1}, {"lease": "x", "epoch": "1"}, 5])
+def test_a_caller_that_is_not_understood_is_damage(value: object) -> None:
+    document = json.loads((FOLDER / "retention-order-of-an-operator.json").read_text())
+    with pytest.raises(Damaged):
+        Order.parse(json.dumps({**document, "caller": value}).encode())
+
+
+def test_standing_keeps_who_gave_orders() -> None:
+    standing = Standing().called(Caller("a", 3)).called(Caller("b", 1)).called(Caller("a", 4))
+    assert standing.callers == {"a": 4, "b": 1}
+    assert Standing.parse(standing.to_json()).callers == standing.callers

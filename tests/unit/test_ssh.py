@@ -885,7 +885,7 @@ def test_an_upload_that_breaks_off_leaves_the_old_file(server, login, tmp_path, 
     source.write_bytes(bytes(50_000_000))
     target.write_bytes(b"old")
     host = login(server.target())
-    exchange, sent = ssh._ChannelStream.exchange, []
+    exchange, sent = ssh.ChannelStream.exchange, []
 
     def breaking(stream, data, wait):
         count, out, err = exchange(stream, data, wait)
@@ -894,7 +894,7 @@ def test_an_upload_that_breaks_off_leaves_the_old_file(server, login, tmp_path, 
             host._transport.close()
         return count, out, err
 
-    monkeypatch.setattr(ssh._ChannelStream, "exchange", breaking)
+    monkeypatch.setattr(ssh.ChannelStream, "exchange", breaking)
     with pytest.raises(ConnectionFailed, match="the connection was lost during: upload"):
         host.upload(source, str(target))
     wait_until("the part is gone", lambda: not list(tmp_path.glob(".new.*")))

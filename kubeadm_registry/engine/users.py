@@ -1,0 +1,70 @@
+"""Changes that add a system user of a service, and remove it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kubeadm_registry.transport.host import Host
+
+_NO_SHELL = "/usr/sbin/nologin"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A system user with a group of the same name and without a password; *groups* are joined as well.
+
+    Only one with a *shell* can log in, by a key below its *home*, which somebody else makes.
+    """
+
+    name: str
+    groups: Sequence[str] = ()
+    home: str = "/nonexistent"
+    shell: str = _NO_SHELL
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"add user {self.name}"
+
+    def diff(self, host: Host) -> str | None:
+        """What is missing, or None."""
+        result = host.query("id", "-Gn", "--", self.name)
+        if not result.ok:
+            return f"user {self.name}: new system user"
+        missing = sorted(set(self.groups) - set(result.text.split()))
+        return f"user {self.name}: joins {', '.join(missing)}" if missing else None
+
+    def apply(self, host: Host) -> None:
+        """Add user and group, and the memberships."""
+        if not host.query("id", "--", self.name).ok:
+            # No password fits "*". With useradd's own "!" the account is locked, and sshd may refuse keys as well.
+            password = ("--password", "*") if self.shell != _NO_SHELL else ()
+            host.run(
+                "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", self.home,
+                "--shell", self.shell, *password, "--comment", "kubeadm-registry", "--", self.name,
+            )  # fmt: skip
+        for group in self.groups:
+            host.run("usermod", "--append", "--groups", group, "--", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class NoUser:
+    """No user and group of this name."""
+
+    name: str
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"remove user {self.name}"
+
+    def diff(self, host: Host) -> str | None:
+        """That it is there, or None."""
+        return f"user {self.name}: removed" if host.query("getent", "passwd", self.name).ok else None
+
+    def apply(self, host: Host) -> None:
+        """Remove the user; its group goes with it."""
+        host.run("userdel", "--", self.name)
+        if host.query("getent", "group", self.name).ok:
+            host.run("groupdel", "--", self.name)

@@ -1,0 +1,9 @@
+"""What the operator's SSH key may ask a node for, and what answers there.
+
+========  =====================================================================================
+door      what sshd starts: passes the question on, and the answer back; no rights of its own
+__main__  answers one question as root
+========  =====================================================================================
+
+The questions and answers are in ``access/questions.py``, which the operator reads as well.
+"""

@@ -1,0 +1,125 @@
+"""The operator's helper on a node: who may ask, what init keeps current, what goes when it is removed."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from kubeadm_registry import paths
+from kubeadm_registry.access import questions
+from kubeadm_registry.bundle import TOOL
+from kubeadm_registry.components import helper
+from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.helper import __main__ as program
+from kubeadm_registry.phases.helper import FORBID, allow
+from kubeadm_registry.phases.workflows import INIT, RESET
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.fakes import UNITS
+from tests.unit.test_workflow import Recorder
+
+PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOperator"
+FILES = {helper.KEYS, helper.DOOR, f"{UNITS}/{helper.SOCKET}", f"{UNITS}/{helper.TEMPLATE}"}
+
+
+@pytest.fixture
+def installed(three: FakeCluster) -> FakeCluster:
+    """After init and `operator install`."""
+    run(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
+    assert not [path for server in three.servers.values() for path in server.tree if "helper" in path]
+    run(allow(PUBLIC), three.cluster, Recorder())
+    return three
+
+
+def test_the_key_may_ask_for_one_command_only(installed: FakeCluster) -> None:
+    for server in installed.servers.values():
+        [line] = [one for one in server.content(helper.KEYS).decode().splitlines() if not one.startswith("#")]
+        options, _, key = line.partition(" ")
+        assert options == f'restrict,command="{helper.DOOR}"'
+        assert key.startswith(PUBLIC)
+        assert server.unit(helper.SOCKET).active == "active"
+        assert server.unit(helper.SOCKET).enabled
+
+
+def test_only_root_may_write_what_decides_who_asks(installed: FakeCluster) -> None:
+    for server in installed.servers.values():
+        for path in (helper.ETC, f"{helper.ETC}/.ssh", *FILES):
+            one = server.tree[path]
+            assert one.owner == "root:root", path
+            assert not one.mode & 0o022, path
+
+
+def test_a_second_time_changes_nothing_and_another_key_replaces_the_first(installed: FakeCluster) -> None:
+    assert run(allow(PUBLIC), installed.cluster, Recorder()) == []
+    assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
+    run(allow(PUBLIC + "2"), installed.cluster, Recorder())
+    keys = installed.servers["cp-1"].content(helper.KEYS).decode()
+    assert f"{PUBLIC}2 " in keys
+    assert f"{PUBLIC} " not in keys
+
+
+def test_init_has_another_build_of_the_tool_answer(installed: FakeCluster) -> None:
+    before = installed.programs[TOOL]
+    after = replace(before, prefix=before.prefix.replace("00000000", "11111111"))
+    installed.programs = {**installed.programs, TOOL: after}
+    for one in installed.servers.values():
+        installed._unpack(one, after)
+        one.answer(after.executable, "--version", with_="1.0")
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    for server in installed.servers.values():
+        for path in (helper.DOOR, f"{UNITS}/{helper.TEMPLATE}"):
+            assert after.prefix in server.content(path).decode()
+            assert before.prefix not in server.content(path).decode()
+
+
+@pytest.mark.parametrize("workflow", [FORBID, RESET], ids=["uninstall", "reset"])
+def test_nothing_of_it_stays(installed: FakeCluster, workflow: object) -> None:
+    skip = ("containerd", "data") if workflow is RESET else ()
+    run(workflow, installed.cluster, Recorder(), skip=skip)  # type: ignore[arg-type]
+    for server in installed.servers.values():
+        assert not [path for path in server.tree if "helper" in path]
+        assert helper.USER not in server.users
+    assert run(workflow, installed.cluster, Recorder(), skip=skip) == []  # type: ignore[arg-type]
+
+
+def test_where_it_never_was_nothing_is_removed(three: FakeCluster) -> None:
+    run(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
+    assert run(FORBID, three.cluster, Recorder()) == []
+
+
+def test_an_older_bundle_without_the_tool_leaves_no_door(installed: FakeCluster) -> None:
+    installed.programs = {name: one for name, one in installed.programs.items() if name != TOOL}
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    assert not [path for server in installed.servers.values() for path in server.tree if "helper" in path]
+
+
+def test_the_nodes_host_keys_are_told_as_known_hosts_has_them(installed: FakeCluster) -> None:
+    server, host = installed.servers["cp-1"], installed.cluster.hosts[0]
+    server.answer("sh", "-c", helper._HOST_KEYS, with_="ssh-ed25519 AAAA root@cp-1\necdsa-sha2-nistp256 BBBB\n")
+    assert (
+        helper.known_host(host, "10.0.0.11", 22) == "10.0.0.11 ssh-ed25519 AAAA\n10.0.0.11 ecdsa-sha2-nistp256 BBBB\n"
+    )
+    assert helper.known_host(host, "fd00::1", 2222).startswith("[fd00::1]:2222 ssh-ed25519 AAAA\n")
+
+
+def test_a_key_is_as_sshd_takes_it() -> None:
+    public = ed25519.Ed25519PrivateKey.generate().public_key()
+    text = public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    assert re.fullmatch(r"ssh-ed25519 [A-Za-z0-9+/=]+", text)
+    assert helper.key_line(text).endswith(f"{text} kubeadm-registry operator\n".encode())
+
+
+def test_a_question_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "MOST", 100)
+    sink = io.BytesIO()
+    assert program.main(io.BytesIO(b"x" * 101), sink) == 0
+    assert json.loads(sink.getvalue())["error"]["code"] == "QuestionInvalid"
+
+
+def test_the_socket_lies_where_both_sides_look() -> None:
+    assert not paths.HELPER_SOCKET.startswith(f"{paths.RUN}/")

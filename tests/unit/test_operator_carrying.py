@@ -1,0 +1,152 @@
+"""What the operator has done on the nodes, by their helpers: the real executor at a registry in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.access import executor
+from kubeadm_registry.access.executor import ByHelper, Node, OnHost
+from kubeadm_registry.helper.__main__ import answered
+from kubeadm_registry.operator import carrying
+from kubeadm_registry.operator.conditions import Verdict
+from kubeadm_registry.retention import Plan, RegistryPolicy, policy
+from kubeadm_registry.retention.order import Caller
+from kubeadm_registry.upkeep import planning
+from kubeadm_registry.upkeep.planning import Look
+from tests.unit.fake_cluster import FakeCluster, fixed_secrets
+from tests.unit.fake_images import Repositories
+from tests.unit.fake_registry import connector
+from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
+from tests.unit.test_cli_retention_runs import Site
+
+KEY = fixed_secrets(NAMES).retention_key
+AUTOMATIC = "  approval: Automatic\n  maximumShare: 100\n"
+
+
+@dataclass
+class Operator:
+    """Makes plans of *site* and has them carried out, as a replica that leads for the *epoch*-th time."""
+
+    site: Site
+    epoch: int = 5
+    lease: str = "uid-1"
+    shown: dict[str, Plan] = field(default_factory=dict)
+
+    def plan(self) -> tuple[Look, Plan, RegistryPolicy]:
+        rules = policy.load(self.site.folder / "policy.yaml")
+        looked = planning.look(connector(self.site.registry), KEY, rules, int(self.site.now()), sets={})
+        made = looked.plan(rules)
+        assert isinstance(made, Plan)
+        self.shown[made.digest] = made
+        return looked, made, rules
+
+    def nodes(self) -> list[Node]:
+        return [self._node(name) for name in NAMES]
+
+    def _node(self, name: str) -> Node:
+        host = next(one for one in self.site.servers.cluster.hosts if one.name == name)
+        return ByHelper(name, lambda content, _: answered(content, OnHost(host)))
+
+    def round(self, *approved: str, shown: Mapping[str, Plan] | None = None) -> Verdict:
+        looked, made, rules = self.plan()
+        with connector(self.site.registry)() as registry:
+            prepared = carrying.prepare(
+                registry, KEY, looked, made, rules, approved=approved, shown=self.shown if shown is None else shown
+            )
+        return carrying.carry_out(prepared, self.nodes(), Caller(self.lease, self.epoch))
+
+
+@pytest.fixture
+def operator(three: FakeCluster, fake: Repositories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:  # noqa: F811
+    monkeypatch.setattr(executor, "INTERVAL", 0.0)
+    return Operator(Site(three, fake, tmp_path))
+
+
+def test_a_policy_that_needs_no_approval_is_carried_out(operator: Operator) -> None:
+    operator.site.policy(AUTOMATIC)
+    done = operator.round()
+    assert (done.status, done.reason) == (True, "Done")
+    assert done.message.startswith("cp-2: 2 to the trash")
+    assert operator.site.tags() == ["v3"]
+    again = operator.round()
+    assert (again.status, again.reason) == (True, "NothingToDo")
+
+
+def test_what_waits_for_an_approval_is_not_carried_out(operator: Operator) -> None:
+    waits = operator.round()
+    assert (waits.status, waits.reason) == (None, "ApprovalRequired")
+    assert operator.site.tags() == ["v1", "v2", "v3"]
+    _, made, _ = operator.plan()
+    assert operator.round("sha256:" + "0" * 64).reason == "ApprovalRequired"
+    assert operator.round(made.digest).reason == "Done"
+    assert operator.site.tags() == ["v3"]
+
+
+def test_of_an_earlier_plan_goes_only_what_the_present_one_deletes_as_well(operator: Operator) -> None:
+    _, read, _ = operator.plan()
+    operator.site.registry.image("app", "v4", layer=b"v4")
+    operator.plan()
+    operator.site.at(50)
+    assert operator.round(read.digest).reason == "Done"
+    assert operator.site.tags() == ["v3", "v4"], "v3 was in no plan that somebody read"
+    operator.site.registry.image("app", "v5", layer=b"v5")
+    operator.plan()
+    operator.site.at(52)
+    assert operator.round(read.digest, shown={}).reason == "ApprovalRequired", "nobody remembers that plan"
+
+
+def test_without_a_key_nothing_is_asked(operator: Operator) -> None:
+    operator.site.policy(AUTOMATIC)
+    looked, made, rules = operator.plan()
+    with connector(operator.site.registry)() as registry:
+        prepared = carrying.prepare(registry, KEY, looked, made, rules, approved=(), shown={})
+    said = carrying.carry_out(prepared, None, Caller("uid-1", 1))
+    assert (said.status, said.reason) == (None, "NoHelper")
+    assert operator.site.tags() == ["v1", "v2", "v3"]
+
+
+def test_a_failure_is_told_with_its_code(operator: Operator) -> None:
+    operator.site.policy(AUTOMATIC)
+    operator.site.executor.lease = None
+    said = operator.round()
+    assert (said.status, said.reason) == (False, "NoExecutor")
+    assert "no node holds the lease" in said.message
+
+
+@pytest.mark.parametrize(
+    ("lease", "epoch", "code"), [("uid-1", 4, "CallerOutdated"), ("uid-2", 9, "CallerUnknown")], ids=["older", "other"]
+)
+def test_an_operator_that_may_know_less_than_one_before_deletes_nothing_unapproved(
+    operator: Operator, lease: str, epoch: int, code: str
+) -> None:
+    """A replica that woke up late, an etcd of before, a cluster that was made anew."""
+    operator.site.policy(AUTOMATIC)
+    assert operator.round().reason == "Done"
+    operator.site.registry.image("app", "v4", layer=b"v4")
+    operator.plan()
+    operator.site.at(60)
+    operator.lease, operator.epoch = lease, epoch
+    said = operator.round()
+    assert (said.status, said.reason) == (False, "OrderRefused")
+    assert code in said.message
+    assert operator.site.tags() == ["v3", "v4"]
+    _, made, _ = operator.plan()
+    assert operator.round(made.digest).reason == "Done", "somebody has read it"
+    operator.site.registry.image("app", "v5", layer=b"v5")
+    operator.plan()
+    operator.site.at(90)
+    assert operator.round().reason == "Done", "and the next one is trusted again"
+
+
+def test_an_operator_whose_lease_went_on_is_trusted(operator: Operator) -> None:
+    operator.site.policy(AUTOMATIC)
+    assert operator.round().reason == "Done"
+    operator.site.registry.image("app", "v4", layer=b"v4")
+    operator.plan()
+    operator.site.at(60)
+    operator.epoch += 3
+    assert operator.round().reason == "Done"
