@@ -334,7 +334,7 @@ def test_what_is_no_answer_is_told(content: bytes) -> None:
     assert (caught.value.code, caught.value.host) == ("HelperUnknown", "cp-1")
 
 
-# ---- as another release says it ---------------------------------------------------------------------------------------
+# ---- as another release says it --------------------------------------------------------------------------------------
 
 FORMATS = Path(__file__).parents[1] / "golden" / "formats"
 
