@@ -131,7 +131,9 @@ class PeerView:
     echoed: Optional[float] = None  # when this agent sent the heartbeat that the peer's newest one answers
     offset: Optional[float] = None  # seconds that its wall clock is ahead of this node's, as well as is known
     believed: Optional[float] = None  # when the newest heartbeat came that this node answers; never falls
-    lives: Optional[float] = None  # newest proof that its kernel answers; sought only while it is not heard
+    #: Its host was asked at this time, and its kernel answered, or let the time pass. Only while it is not heard.
+    lives: Optional[float] = None
+    deaf: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class PeerMemory:
     since: float = 0.0  # when it became so
     alarms: int = 0  # silences in a row that were too short for a dead host
     destroyed: float = 0.0
-    spared: bool = False  # its kernel answered when it fell silent, so its connections were left alone
+    spared: bool = False  # nothing says that its host is dead, so its connections are left alone
 
 
 @dataclass(frozen=True)

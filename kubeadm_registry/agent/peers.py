@@ -8,6 +8,7 @@ TCP, which its kernel answers also when it has no processor to spare for any pro
 from __future__ import annotations
 
 import asyncio
+import errno
 import secrets
 import socket
 import struct
@@ -21,11 +22,14 @@ from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Ref
 from kubeadm_registry.agent.model import PeerView, Report
 from kubeadm_registry.agent.rules import overdue
 
-IP_FREEBIND, IPV6_FREEBIND = 15, 78
+IP_FREEBIND, IPV6_FREEBIND, IP_BIND_ADDRESS_NO_PORT = 15, 78, 24
 MOST = 64  # datagrams at a time: a flood of them must not keep the agent from anything else
-KNOCK_EVERY = 0.1  # seconds from one question to a host to the next
-#: SO_LINGER: a connection that is closed is reset, and leaves nothing behind on either side.
-RESET = struct.pack("ii", 1, 0)
+KNOCK_EVERY = 0.1  # seconds from one question to a host to the next, and for its answer
+KNOCK_SELDOM = 1.0  # the same, once it has been silent for so long that nothing waits for the answer
+LONG_SILENT = 10.0  # seconds
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a connection that is closed is reset, and needs no goodbye
+#: What the kernel says of a host that does not answer. Other errors are this host's own, and say nothing of another.
+DEAF = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT)
 BREATH = 0.05  # seconds from one extra heartbeat to the next: replayed ones must not make this agent send without end
 
 
@@ -37,7 +41,8 @@ class Link:
         self.inbox = Inbox(config.name, peer.name, config.timings.echo_window)
         self.away: Optional[float] = None
         self.lives: Optional[float] = None
-        """When its kernel was last asked for something that it then answered."""
+        """When its host was last asked with an answer, and (deaf) without one in time."""
+        self.deaf: Optional[float] = None
         self.refused = 0
         self.refusal = ""
         self.received = 0
@@ -124,23 +129,40 @@ class Link:
     @property
     def view(self) -> PeerView:
         """What the rules may know of this peer."""
-        return replace(self.inbox.view(self.away), lives=self.lives)
+        return replace(self.inbox.view(self.away), lives=self.lives, deaf=self.deaf)
 
     async def knock(self) -> None:
         """Ask the kernel of the peer's host for a connection to its HAProxy, which it opens or refuses by itself."""
         loop, begin = asyncio.get_running_loop(), clock()
         family = socket.AF_INET6 if ":" in self.peer.address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
-            try:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((self._config.address, 0))
                 address = (self.peer.address, self._config.ports.internal)
-                await asyncio.wait_for(loop.sock_connect(sock, address), KNOCK_EVERY)
-            except ConnectionRefusedError:
-                pass
-            except (OSError, asyncio.TimeoutError):
-                return
+                try:
+                    await asyncio.wait_for(loop.sock_connect(sock, address), KNOCK_EVERY)
+                except asyncio.TimeoutError:
+                    if not answered(sock):  # where this agent was not run, an answer may have waited for it
+                        self.deaf = begin
+                        return
+        except ConnectionRefusedError:
+            pass
+        except OSError as error:
+            if error.errno in DEAF:
+                self.deaf = begin
+            return
         self.lives = begin
+
+
+def answered(sock: socket.socket) -> bool:
+    """Whether the kernel of the other host has opened or refused the connection of *sock*."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+    return True
 
 
 class Links:
@@ -174,11 +196,13 @@ class Links:
             self._next = self._next + self._interval if now - self._next < self._interval else now + self._interval
             self.send()
         for name, link in self.links.items():
-            if overdue(link.inbox.heard, now):
+            if overdue(link.view, now):
                 self._knock(name, link, now)
 
     def _knock(self, name: str, link: Link, now: float) -> None:
-        if name not in self._knocks or now - self._knocks[name][0] >= KNOCK_EVERY:
+        silent = now - (link.inbox.believed or now)
+        every = KNOCK_EVERY if silent < LONG_SILENT else KNOCK_SELDOM
+        if name not in self._knocks or now - self._knocks[name][0] >= every:
             self._knocks[name] = now, self._loop.create_task(link.knock())
 
     def send(self) -> None:

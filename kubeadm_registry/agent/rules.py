@@ -45,10 +45,10 @@ FALSE_ALARM = 2.0  # seconds: a host that is heard again sooner was neither dead
 MOST_ALARMS = 2
 CALM = 60.0  # seconds
 WHOLE = 1.0  # seconds that all storages must have been there before their tables are compared
-#: Seconds. A host whose kernel answered so recently is not dead, its agent is not run: that is borne for so long, which
-#: is longer than systemd's watchdog lets one hang.
-ANSWERED, BORNE = 0.3, 2.5
-OVERDUE = 0.2  # seconds without a heartbeat from which on it is asked whether the host's kernel answers
+OVERDUE = 0.2  # seconds without a heartbeat from which on the host's kernel is asked whether it answers
+#: Seconds for which an agent that says nothing is borne while its host may live. A host on which nothing runs at all,
+#: and whose kernel answers, holds others up for as long.
+BORNE = 1.5
 FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard is looked at
 KILL_AGAIN = 2.0  # seconds
 STARVED = 3.0  # seconds after memory was last short, from which on a silence counts again
@@ -171,48 +171,56 @@ def peer(
 ) -> tuple[PeerMemory, Optional[bool], bool]:
     """The next memory of a peer, what to destroy (None: nothing, True: what is stuck, False: all), whether it is back.
 
-    Invariants: all connections are destroyed at most once a silence, and only of a peer that was heard before, whose
-    host is not known to live, or not for long enough to bear it. A peer that was never heard (a firewall may forbid
-    it) loses only connections that are stuck.
+    Invariants: all connections are destroyed at most once a silence, and only of a peer that was heard before, and
+    whose host is known not to answer, or has been borne for long enough. A peer that was never heard (a firewall may
+    forbid it) loses only connections that are stuck; one whose host may only be busy loses none.
     """
     old = memory.presence
     if memory.alarms and old is Presence.FRESH and now - memory.since >= CALM:
         memory = replace(memory, alarms=0)
     if view.heard is not None and now - max(view.heard, resumed) < patience(memory, timings) and not _bye(view):
-        back = old in (Presence.SILENT, Presence.GONE)
+        back = old in (Presence.SILENT, Presence.GONE) and not memory.spared
         if old is not Presence.FRESH:
-            false_alarm = old is Presence.SILENT and now - memory.since < FALSE_ALARM
+            false_alarm = old is Presence.SILENT and not memory.spared and now - memory.since < FALSE_ALARM
             alarms = min(memory.alarms + 1, MOST_ALARMS) if false_alarm else memory.alarms
-            memory = replace(memory, presence=Presence.FRESH, since=now, alarms=alarms)
+            memory = replace(memory, presence=Presence.FRESH, since=now, alarms=alarms, spared=False)
         return memory, True if back else None, back
     if view.away is not None and now - max(view.away, resumed) < LIVES:
-        return memory if old is Presence.GONE else replace(memory, presence=Presence.GONE, since=now), None, False
+        gone = replace(memory, presence=Presence.GONE, since=now, spared=False)
+        return memory if old is Presence.GONE else gone, None, False
     due = now - memory.destroyed >= timings.destroy_interval
     if view.heard is None:
         new, what = memory, True if due and now - started >= FIRST_LOOK else None
-    elif old is Presence.SILENT and memory.spared and not busy(view, now):
-        new, what = replace(memory, spared=False), False
-    elif old is Presence.SILENT:
+    elif old is Presence.SILENT and not memory.spared:
         new, what = memory, True if due else None
     else:
-        spared = old is not Presence.GONE and busy(view, now)
-        new = replace(memory, presence=Presence.SILENT, since=now, silences=memory.silences + 1, spared=spared)
-        what = spared or old is Presence.GONE
+        fell = replace(memory, presence=Presence.SILENT, since=now, silences=memory.silences + 1)
+        new = memory if old is Presence.SILENT else fell
+        if old is Presence.GONE:
+            what = True
+        elif busy(view, resumed, now):
+            return replace(new, spared=True), None, False
+        else:
+            new, what = replace(new, spared=False, since=now), False
     return new if what is None else replace(new, destroyed=now), what, False
 
 
-def overdue(heard: Optional[float], now: float) -> bool:
-    """Whether a peer has not been *heard* for a while, and not yet for longer than is borne of a busy host."""
-    return heard is not None and OVERDUE <= now - heard < BORNE
+def overdue(view: PeerView, now: float) -> bool:
+    """Whether a peer has not been heard for so long that its host is asked."""
+    return view.believed is not None and now - view.believed >= OVERDUE
 
 
-def busy(view: PeerView, now: float) -> bool:
-    """Whether the host of a peer that is not heard is only so busy that its agent has to wait for a processor.
+def busy(view: PeerView, resumed: float, now: float) -> bool:
+    """Whether the host of a peer that is not heard may only be so busy that its agent has to wait for a processor.
 
-    To end its connections would cut off every body in hand, and the storages from each other.
+    To end its connections would cut off every body in hand, and the storages from each other. That nobody has asked
+    yet, or that this agent was not run itself, proves nothing; a dead host lets the first question pass.
     """
-    heard = view.heard is not None and now - view.heard < BORNE
-    return heard and view.lives is not None and now - view.lives < ANSWERED
+    # Not when it was heard, which falls when a peer says that it does not hear this node.
+    believed = view.heard if view.believed is None else view.believed
+    last = max(believed or 0.0, resumed)
+    passed = view.deaf is not None and view.deaf > last and (view.lives is None or view.deaf > view.lives)
+    return now - last < BORNE and not passed
 
 
 def patience(memory: PeerMemory, timings: Timings) -> float:

@@ -5,6 +5,7 @@ One way through all of it, in this order: what a test needs of those before it, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -241,9 +242,12 @@ def carried_out(kubernetes: Kubernetes, old: str, new: str) -> None:
         status: dict[str, Any] = kubernetes.get("registryretentionplan", "retention").get("status", {})
         return status
 
+    shares = itertools.count(50)
+
     def planned() -> bool:
         # Each change of the policy makes the operator plan.
-        kubernetes.kubectl("annotate", "--overwrite", "registrypolicy", "retention", f"asked={time.time():.0f}")
+        patch = json.dumps({"spec": {"maximumShare": next(shares)}})
+        kubernetes.kubectl("patch", "registrypolicy", "retention", "--type=merge", f"--patch={patch}")
         return plan().get("deletions") == 1
 
     def said() -> dict[str, str]:

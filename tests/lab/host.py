@@ -130,8 +130,8 @@ class Host:
         if self.state == "off":
             raise LabError(f"{self.name} is off already")
         self._cgroups.freeze()
-        self._disk.crash()
         self._network.remove_port(self.port)  # before the kill, whose FINs would otherwise go out
+        self._disk.crash()
         self._cgroups.kill()
         self._disk.unmount()
 

@@ -61,7 +61,9 @@ class Link:
         """What the rules may know of this peer."""
         now = self.host.seconds()
         view = self.inbox.view(self.away)
-        return replace(view, lives=now) if overdue(self.inbox.heard, now) and self._kernel_answers() else view
+        if not overdue(view, now):
+            return view
+        return replace(view, lives=now) if self._kernel_answers() else replace(view, deaf=now)
 
     def _kernel_answers(self) -> bool:
         """Whether the peer's host opens or refuses a connection, whatever its processes do."""

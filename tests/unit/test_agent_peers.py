@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import parse
 from kubeadm_registry.agent.heartbeat import Outbox
-from kubeadm_registry.agent.peers import Link
+from kubeadm_registry.agent.peers import Link, Links
 from tests.unit.test_agent_daemon import raw
 
 PEER = "127.8.0.2"
@@ -31,35 +32,92 @@ def link(listener: socket.socket, tmp_path: Path) -> Link:
     return Link(config, config.peers[0], Outbox("instance"), b"k" * 32)
 
 
-def asked(link: Link) -> bool:
-    """Whether its kernel answered."""
+def asked(link: Link) -> tuple[bool, bool]:
+    """Whether it is known that its kernel answered, and that it did not."""
     before = clock()
-
-    async def ask() -> None:
-        await link.knock()
-
-    asyncio.run(ask())
-    return link.lives is not None and link.lives >= before
+    asyncio.run(link.knock())
+    lives, deaf = link.view.lives, link.view.deaf
+    return lives is not None and lives >= before, deaf is not None and deaf >= before
 
 
-def test_a_kernel_answers_for_a_process_that_does_not_run(link: Link) -> None:
-    assert asked(link)
-    assert link.view.lives == link.lives
-
-
-def test_a_kernel_refuses_for_a_process_that_is_gone(link: Link, listener: socket.socket) -> None:
-    listener.close()
-    assert asked(link)
-
-
-def test_who_does_not_answer_is_not_known_to_live(link: Link, listener: socket.socket) -> None:
+def full(listener: socket.socket) -> list[socket.socket]:
+    """More connections than the kernel keeps for a process that does not accept: the next one is not answered."""
     waiting = []
-    for _ in range(4):  # more than the kernel keeps for a process that does not accept: the next is not answered
+    for _ in range(4):
         one = socket.socket()
         one.setblocking(False)
         one.connect_ex(listener.getsockname())
         waiting.append(one)
-    assert not asked(link)
-    assert link.view.lives is None
+    return waiting
+
+
+def test_a_kernel_answers_for_a_process_that_does_not_run(link: Link, listener: socket.socket) -> None:
+    assert asked(link) == (True, False)
+    _, (address, _) = listener.accept()
+    assert address == link._config.address, "not the virtual IP"
+
+
+def test_a_kernel_refuses_for_a_process_that_is_gone(link: Link, listener: socket.socket) -> None:
+    listener.close()
+    assert asked(link) == (True, False)
+
+
+def test_who_does_not_answer_in_time_is_deaf(link: Link, listener: socket.socket) -> None:
+    waiting = full(listener)
+    assert asked(link) == (False, True)
     for one in waiting:
         one.close()
+
+
+def test_an_answer_that_waited_for_this_agent_is_an_answer(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the loop was late, Python 3.12 and later end the wait though the connection is there."""
+
+    async def late(work: Awaitable[None], _: float) -> None:
+        await work
+        raise TimeoutError
+
+    monkeypatch.setattr(asyncio, "wait_for", late)
+    assert asked(link) == (True, False)
+
+
+def test_what_fails_on_this_host_says_nothing_of_the_other(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    object.__setattr__(link._config, "address", "192.0.2.1")  # not here
+    assert asked(link) == (False, False)
+
+    def none_left(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async def ask() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", none_left)
+            await link.knock()
+
+    asyncio.run(ask())
+    assert (link.lives, link.deaf) == (None, None)
+
+
+@pytest.mark.parametrize(("silent", "knocks"), [(0.1, 0), (0.25, 1), (11.0, 1)])
+def test_the_links_ask_about_a_peer_that_is_overdue_and_not_too_often(
+    tmp_path: Path, listener: socket.socket, silent: float, knocks: int
+) -> None:
+    config = parse(raw(tmp_path, 0, {"internal": listener.getsockname()[1]}, 5001))
+    peer = next(one for one in config.peers if one.address == PEER)
+
+    async def tick() -> float | None:
+        links = Links(config, b"k" * 32, lambda: None)
+        link = links.links[peer.name]
+        now = clock()
+        link.inbox.believed = now - silent
+        for later in (0.0, 0.02, 0.05):
+            links.tick(now + later)
+        await asyncio.sleep(0.05)
+        links.close()
+        return link.lives
+
+    lives = asyncio.run(tick())
+    assert (lives is not None) is bool(knocks)
+    listener.settimeout(0.2)
+    for _ in range(knocks):
+        listener.accept()
+    with pytest.raises(TimeoutError):
+        listener.accept()
