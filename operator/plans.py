@@ -35,6 +35,26 @@ def approvals(plan: Mapping[str, Any] | None) -> tuple[str, ...]:
     return tuple(one.strip() for one in str(said).split(",") if one.strip())
 
 
+def unused(plan: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """What the annotation of the object *plan* approves and no run has used: an approval is for one run."""
+    spent = used(plan).get("usedApprovals", ())
+    return tuple(one for one in approvals(plan) if one not in spent)
+
+
+def used(plan: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """The part of the status of *plan* that says what of its annotation was used; what is not written there any more
+    may be written again."""
+    known = (plan or {}).get("status", {}).get("usedApprovals", ())
+    still = [one for one in known if one in approvals(plan)]
+    return {"usedApprovals": still} if still else {}
+
+
+def spent(status: Mapping[str, Any], used: Iterable[str]) -> dict[str, list[str]]:
+    """The same part of a *status* after a run that *used* these."""
+    found = list(dict.fromkeys([*status.get("usedApprovals", ()), *used]))
+    return {"usedApprovals": found[-_MOST_REASONS:]} if found else {}
+
+
 def status(
     made: Plan | Refused, policy: RegistryPolicy, generation: int, *,
     old: Iterable[Condition] | None, approved: Iterable[str], now: float,

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kubeadm_registry import config
-from kubeadm_registry.errors import ConfigError, Error
+from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
 from kubeadm_registry.operator import carrying, health, images, plans, probes
 from kubeadm_registry.operator.conditions import Verdict, changes, merged, rfc3339
 from kubeadm_registry.operator.figures import Figures
@@ -146,7 +146,7 @@ class Rounds:
             self._tell(Verdict("RetentionHealthy", False, "PolicyInvalid", f"the policy {name} is not valid"))
             return
         plan = self.objects.get(f"{CUSTOM}/{PLANS}/{name}") or self.objects.create(f"{CUSTOM}/{PLANS}", plans.new(name))
-        said = plans.approvals(plan)
+        said = plans.unused(plan)
         found_out = self._plan(rules, said, int(now))
         made, approved = found_out.plan, (*said, *found_out.approved)
         verdict = plans.healthy(made)
@@ -155,8 +155,8 @@ class Rounds:
                 made, rules, mine["metadata"]["generation"],
                 old=plan.get("status", {}).get("conditions"), approved=approved, now=now,
             )  # fmt: skip
-            self.objects.put_status(PLANS, plan, status)
-            verdict = self._carry_out(found_out, rules, said, name) or verdict
+            self.objects.put_status(PLANS, plan, {**status, **plans.used(plan)})
+            verdict = self._carry_out(found_out, rules, said, mine) or verdict
         accepted = Verdict("Accepted", True, "Accepted", "the operator plans by this policy")
         digest = {} if isinstance(made, Refused) else {"plan": made.digest}
         self._write(POLICIES, mine, [accepted, verdict], now, digest)
@@ -182,8 +182,10 @@ class Rounds:
         for plan in self.objects.list(PLANS):
             status = plan.get("status", {})
             if "digest" in status and (name := plan["spec"]["policy"]) in asked:
-                written = plans.approvals(plan)
+                written = plans.unused(plan)
                 said = plans.approval(status, asked[name], written)
+                if said["state"] == "Required" and status.get("approval", {}).get("digest") == status["digest"]:
+                    continue  # by `retention approve`, which only a plan looks for
                 changed = self.objects.put_status(PLANS, plan, {**status, "approval": said})
                 if changed and (said["state"] == "Approved" or self._shown.keys() & set(written)):
                     self.wake_plans()
@@ -210,30 +212,51 @@ class Rounds:
         except Error as error:
             return _Made(plans.no_plan(error.code, error.message, error.hint))
 
-    def _carry_out(self, made: _Made, rules: RegistryPolicy, said: Sequence[str], name: str) -> Verdict | None:
-        """Have the plan carried out as far as it may be, and say so at its object; what is wrong if that failed."""
+    def _carry_out(self, made: _Made, rules: RegistryPolicy, said: Sequence[str], asked: Object) -> Verdict | None:
+        """Have the plan carried out as far as it may be by the policy *asked*, and say so at the plan's object.
+
+        Returns what is wrong if that failed.
+        """
         plan, look, cluster, the_way = made.plan, made.look, made.cluster, made.way
+        name = asked["metadata"]["name"]
         if isinstance(plan, Refused) or look is None or cluster is None or the_way is None:
+            self._say(name, Verdict(carrying.KIND, None, "NoPlan", "there is no plan to carry out"))
             return None
+        self._shown.pop(plan.digest, None)
         self._shown = dict([*self._shown.items(), (plan.digest, plan)][-_MOST_SHOWN:])
         try:
             with the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)() as registry:
                 prepared = carrying.prepare(
                     registry, the_way.key, look, plan, rules, approved=said, shown=self._shown
                 )  # fmt: skip
-            # Asked for as late as can be: who does not lead gives no order.
+            now = self.objects.get(f"{CUSTOM}/{POLICIES}/{name}")
+            if now is None or now["metadata"]["generation"] != asked["metadata"]["generation"]:
+                return None  # the change has woken this round again
             verdict = carrying.carry_out(prepared, the_way.nodes(cluster), self.caller())
         except Error as error:
             verdict = Verdict(carrying.KIND, False, error.code, f"{error.message}; {error.hint}")
-        shown = self.objects.get(f"{CUSTOM}/{PLANS}/{name}")
-        if shown is not None:
-            old = shown.get("status", {}).get("conditions")
-            conditions = merged(old, [verdict], self.clock(), 1)
-            if self.objects.put_status(PLANS, shown, {**shown.get("status", {}), "conditions": conditions}):
-                for change in changes(old, [verdict]):
-                    post(self.objects, self.replica, shown, change)
+        self._say(name, verdict, used=said if verdict.reason == "Done" else ())
         failed = verdict.status is False
         return Verdict("RetentionHealthy", False, verdict.reason, verdict.message) if failed else None
+
+    def _say(self, name: str, verdict: Verdict, *, used: Sequence[str] = ()) -> None:
+        """Say at the plan *name* what came of it, and that the approvals *used* are spent."""
+        for again in (True, False):
+            shown = self.objects.get(f"{CUSTOM}/{PLANS}/{name}")
+            if shown is None:
+                return
+            status = shown.get("status", {})
+            conditions = merged(status.get("conditions"), [verdict], self.clock(), 1)
+            spent = plans.spent(status, used)
+            try:
+                changed = self.objects.put_status(PLANS, shown, {**status, "conditions": conditions, **spent})
+            except ConnectionFailed as error:
+                if again and error.code == "ObjectChanged":
+                    continue
+                raise
+            for change in changes(status.get("conditions"), [verdict]) if changed else ():
+                post(self.objects, self.replica, shown, change)
+            return
 
     def _adopted(self) -> tuple[config.RegistryCluster, Way] | None:
         """The cluster that the operator looks after, and the way there; None if there is no valid one.

@@ -20,7 +20,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import retention
 from kubeadm_registry.components.executor_files import ORDER, order_path, read_result, result_path
 from kubeadm_registry.engine.changes import unit_path
-from kubeadm_registry.errors import CommandTimeout, ConfigError, Error
+from kubeadm_registry.errors import CommandTimeout, ConfigError, ConnectionFailed, Error
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.transport.host import Host, side_by_side
@@ -28,8 +28,9 @@ from kubeadm_registry.upkeep.lease import held_term
 
 #: An agent writes its state every second; one that is silent for longer is not believed. As in status.py.
 STALE_AFTER = 5.0
-#: Seconds between two looks at a run.
-INTERVAL = 1.0
+#: Seconds between two looks at a run, at first and at most; and for which a node may be out of reach meanwhile.
+INTERVAL, SELDOM = 1.0, 10.0
+PATIENCE = 60.0
 #: Seconds for systemd to take a job, and for a run to end that was told to.
 JOB = 30.0
 ENDING = 60.0
@@ -109,6 +110,15 @@ class Node(Protocol):
         """End *order*."""
 
 
+#: ``$1`` the directory of orders: those that are older than ``$2`` minutes go, and all but the newest 20. Units ``$3``
+#: that failed are forgotten.
+_TIDY = """
+find "$1" -type f -mmin "$2" -delete
+ls -t -- "$1" | tail -n +20 | while read -r name; do rm -f -- "$1/$name"; done
+systemctl reset-failed -- "$3" 2>/dev/null || :
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class OnHost:
     """A node whose root we are."""
@@ -136,7 +146,7 @@ class OnHost:
         order = _digits(content)
         if not self.host.query("test", "-e", unit_path(_unit(order))).ok:
             raise _no_tool(self.name)
-        self.host.run("find", retention.ORDERS, "-type", "f", "-mmin", KEPT, "-delete")
+        self.host.run("sh", "-c", _TIDY, "tidy", retention.ORDERS, KEPT, retention.INSTANCES)
         # Where the executor can read it and not change it.
         self.host.write(order_path(order), content, mode=0o640, owner=f"root:{retention.USER}")
         self.host.run("systemctl", "start", "--no-block", "--", _unit(order), timeout=JOB)
@@ -244,7 +254,7 @@ def run(
     """
     order = _digits(content)
     unit = _unit(order)
-    seen = side_by_side(lambda one: one.look(), nodes)
+    nodes, seen = _look(nodes)
     node = nodes[holder(seen)]
     _require_idle(nodes, seen, node, unit)
     before = node.progress(order).said.get("invocation")
@@ -263,10 +273,30 @@ def run(
 def stop(nodes: Sequence[Node], order: str) -> list[str]:
     """End *order* wherever it runs; the names of these nodes. It may be begun again at any time."""
     unit = _unit(order)
-    seen = side_by_side(lambda one: one.look(), nodes)
+    nodes, seen = _look(nodes)
     running = [node for node, one in zip(nodes, seen, strict=True) if unit in one.running]
     side_by_side(partial(_stop, order), running)
     return [node.name for node in running]
+
+
+def _look(nodes: Sequence[Node]) -> tuple[list[Node], list[Seen]]:
+    """Those of *nodes* that can be reached, and what they say. Raises ConnectionFailed if none can be.
+
+    One that cannot runs no order that counts: the proxies take the holder's, under its term, and nobody else's.
+    """
+
+    def attempt(node: Node) -> Seen | ConnectionFailed:
+        try:
+            return node.look()
+        except ConnectionFailed as error:
+            return error
+
+    found = list(zip(nodes, side_by_side(attempt, nodes), strict=True))
+    reached = [(node, seen) for node, seen in found if isinstance(seen, Seen)]
+    for _, failed in found:
+        if not reached and isinstance(failed, ConnectionFailed):
+            raise failed
+    return [node for node, _ in reached], [seen for _, seen in reached]
 
 
 def _stop(order: str, node: Node) -> None:
@@ -315,9 +345,17 @@ journalctl --no-pager --quiet -o cat -n 1 -u "$1"
 
 def _wait(node: Node, order: str, deadline: float, tell: Callable[[str], None]) -> Progress:
     """How *order* is when it has ended. Raises CommandTimeout."""
-    end, told = time.monotonic() + deadline, ""
+    begin, told, heard = time.monotonic(), "", time.monotonic()
+    end = begin + deadline
     while True:
-        now = node.progress(order)
+        try:
+            now = node.progress(order)
+        except ConnectionFailed:
+            if time.monotonic() - heard > PATIENCE:
+                raise
+            time.sleep(min(INTERVAL * (1 + (heard - begin) / 10), SELDOM))
+            continue
+        heard = time.monotonic()
         if now.line and now.line != told:
             told = now.line
             tell(told)
@@ -329,4 +367,4 @@ def _wait(node: Node, order: str, deadline: float, tell: Callable[[str], None]) 
                 f"{unit} still runs after {deadline:.0f} s; it goes on", host=node.name,
                 hint=f"see: journalctl -f -u {unit}",
             )  # fmt: skip
-        time.sleep(INTERVAL)
+        time.sleep(min(INTERVAL * (1 + (heard - begin) / 10), SELDOM))

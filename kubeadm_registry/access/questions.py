@@ -22,8 +22,8 @@ from kubeadm_registry.formats import Damaged, Format
 
 QUESTION = Format("the question to the helper")
 ANSWER = Format("the answer of the helper")
-#: Bytes of a question at most: an order with 200,000 images.
-MOST = 128 << 20
+#: Bytes of a question at most: an order with some 60,000 images.
+MOST = 32 << 20
 
 
 def question(verb: str, **values: object) -> bytes:

@@ -20,7 +20,7 @@ from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, Peer
 from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode, encode
 from kubeadm_registry.agent.model import PeerView, Report
-from kubeadm_registry.agent.rules import overdue
+from kubeadm_registry.agent.presence import overdue
 
 IP_FREEBIND, IPV6_FREEBIND, IP_BIND_ADDRESS_NO_PORT = 15, 78, 24
 MOST = 64  # datagrams at a time: a flood of them must not keep the agent from anything else

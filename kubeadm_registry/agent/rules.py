@@ -34,22 +34,14 @@ from kubeadm_registry.agent.model import (
     Settings,
     Verdict,
 )
+from kubeadm_registry.agent.presence import FIRST_LOOK, peer
 from kubeadm_registry.agent.timings import Timings
 
 RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new state are caught by the later ones
-LIVES = 1.5  # seconds that a proof of "host lives, agent does not" lasts: kernels limit these answers to one a second
 ALONE = 0.2  # seconds without a majority that make a server alone
 BACK = 2.0  # seconds with one after which it is no longer
 YIELD = 1.0  # seconds that another holder must be heard of; longer than all need to notice that it has died
-FALSE_ALARM = 2.0  # seconds: a host that is heard again sooner was neither dead nor cut off, but busy
-MOST_ALARMS = 2
-CALM = 60.0  # seconds
 WHOLE = 1.0  # seconds that all storages must have been there before their tables are compared
-OVERDUE = 0.2  # seconds without a heartbeat from which on the host's kernel is asked whether it answers
-#: Seconds for which an agent that says nothing is borne while its host may live. A host on which nothing runs at all,
-#: and whose kernel answers, holds others up for as long.
-BORNE = 1.5
-FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard is looked at
 KILL_AGAIN = 2.0  # seconds
 STARVED = 3.0  # seconds after memory was last short, from which on a silence counts again
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
@@ -166,72 +158,6 @@ def readers(levels: Mapping[str, Level]) -> frozenset[str]:
     return frozenset(name for name, level in levels.items() if level == best)
 
 
-def peer(
-    memory: PeerMemory, view: PeerView, started: float, resumed: float, now: float, timings: Timings
-) -> tuple[PeerMemory, Optional[bool], bool]:
-    """The next memory of a peer, what to destroy (None: nothing, True: what is stuck, False: all), whether it is back.
-
-    Invariants: all connections are destroyed at most once a silence, and only of a peer that was heard before, and
-    whose host is known not to answer, or has been borne for long enough. A peer that was never heard (a firewall may
-    forbid it) loses only connections that are stuck; one whose host may only be busy loses none.
-    """
-    old = memory.presence
-    if memory.alarms and old is Presence.FRESH and now - memory.since >= CALM:
-        memory = replace(memory, alarms=0)
-    if view.heard is not None and now - max(view.heard, resumed) < patience(memory, timings) and not _bye(view):
-        back = old in (Presence.SILENT, Presence.GONE) and not memory.spared
-        if old is not Presence.FRESH:
-            false_alarm = old is Presence.SILENT and not memory.spared and now - memory.since < FALSE_ALARM
-            alarms = min(memory.alarms + 1, MOST_ALARMS) if false_alarm else memory.alarms
-            memory = replace(memory, presence=Presence.FRESH, since=now, alarms=alarms, spared=False)
-        return memory, True if back else None, back
-    if view.away is not None and now - max(view.away, resumed) < LIVES:
-        gone = replace(memory, presence=Presence.GONE, since=now, spared=False)
-        return memory if old is Presence.GONE else gone, None, False
-    due = now - memory.destroyed >= timings.destroy_interval
-    if view.heard is None:
-        new, what = memory, True if due and now - started >= FIRST_LOOK else None
-    elif old is Presence.SILENT and not memory.spared:
-        new, what = memory, True if due else None
-    else:
-        fell = replace(memory, presence=Presence.SILENT, since=now, silences=memory.silences + 1)
-        new = memory if old is Presence.SILENT else fell
-        if old is Presence.GONE:
-            what = True
-        elif busy(view, resumed, now):
-            return replace(new, spared=True), None, False
-        else:
-            new, what = replace(new, spared=False, since=now), False
-    return new if what is None else replace(new, destroyed=now), what, False
-
-
-def overdue(view: PeerView, now: float) -> bool:
-    """Whether a peer has not been heard for so long that its host is asked."""
-    return view.believed is not None and now - view.believed >= OVERDUE
-
-
-def busy(view: PeerView, resumed: float, now: float) -> bool:
-    """Whether the host of a peer that is not heard may only be so busy that its agent has to wait for a processor.
-
-    To end its connections would cut off every body in hand, and the storages from each other. That nobody has asked
-    yet, or that this agent was not run itself, proves nothing; a dead host lets the first question pass.
-    """
-    # Not when it was heard, which falls when a peer says that it does not hear this node.
-    believed = view.heard if view.believed is None else view.believed
-    last = max(believed or 0.0, resumed)
-    passed = view.deaf is not None and view.deaf > last and (view.lives is None or view.deaf > view.lives)
-    return now - last < BORNE and not passed
-
-
-def patience(memory: PeerMemory, timings: Timings) -> float:
-    """Seconds without a heartbeat that make this peer silent: longer when its last silences were only load."""
-    return timings.peer_silent * (1 << memory.alarms)
-
-
-def _bye(view: PeerView) -> bool:
-    return view.said is not None and view.said.bye
-
-
 def seen_holder(reports: Mapping[str, Report]) -> str:
     """Of the peers that hold the VIP and read well, the one that has held it for longest; empty without one."""
     holders = [(said.held, name) for name, said in reports.items() if said.vip and said.good and said.fit]
@@ -332,7 +258,9 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     partial_since = _since(memory.partial_since, partial, now)
     waited = partial_since is not None and now - partial_since >= FIRST_LOOK
     connect = back or storage_back or (waited and now - memory.connected >= timings.connect_interval)
-    away = storage.health in FAILED or not seen.storage_whole or len(reports) < len(settings.peers)
+    # A peer that is only too busy to speak has lost no connection, and its storage has missed nothing.
+    heard = len(reports) + sum(one.spared for one in peers.values())
+    away = storage.health in FAILED or not seen.storage_whole or heard < len(settings.peers)
     apart, whole_since, compare = _reunion(memory, away=away, all_answer=all_answer, now=now, timings=timings)
 
     joined = 1 + len(fresh) >= settings.majority

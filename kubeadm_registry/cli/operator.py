@@ -77,7 +77,13 @@ def install(context: Context, path: Path | None, kubeconfig: Path, image: str, p
                 "bundle that holds it, then this again", level="warning",
             )  # fmt: skip
         elif not plan_only:
-            key = replace(installing.helper_key(api), hosts="".join(map(partial(_known, cluster_file), cluster.hosts)))
+            key = installing.helper_key(api)
+            # Of a node that is away, what was known of it.
+            away = {node.address for node in cluster_file.spec.nodes if node.name in cluster.absent}
+            known = [
+                line for line in key.hosts.splitlines(True) if line.split(" ")[0].strip("[]").split("]")[0] in away
+            ]
+            key = replace(key, hosts="".join([*map(partial(_known, cluster_file), cluster.hosts), *known]))
         run(FORBID if key is None else allow(key.public), cluster, reporter)
     leader = installing.install(api, cluster_file, secrets, reporter.note, image=image, seconds=timeout, helper=key)
     reporter.result(f"the operator is installed, {leader} leads; adopt the registry with kubectl apply -f cluster.yaml")
@@ -109,7 +115,9 @@ def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool) 
             level="warning",
         )
     else:
-        with session.cluster(config.load(path), terminal.prompts(), reporter.note) as cluster:
+        with session.cluster(config.load(path), terminal.prompts(), reporter.note, may_miss=True) as cluster:
+            for name, why in cluster.absent.items():
+                reporter.note(f"{why}; its key stays there: run this again", host=name, level="warning")
             run(FORBID, cluster, reporter)
     reporter.result("the operator is removed; the custom resources and their guard remain (see docs/operator.md)")
 

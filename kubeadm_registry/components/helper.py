@@ -7,6 +7,8 @@ of this is on a node before ``operator install``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kubeadm_registry import paths
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.bundle.tool import MODULE
@@ -53,25 +55,25 @@ def known_host(host: Host, address: str, port: int) -> str:
     return "".join(f"{name} {' '.join(key)}\n" for key in keys)
 
 
-def is_installed(host: Host) -> bool:
-    """Whether a key may ask *host*."""
-    return host.query("test", "-e", KEYS).ok
-
-
 def update(cluster: Cluster, host: Host) -> Steps:
-    """Where a key may ask, have the programs of this release answer."""
-    if not is_installed(host):
+    """Where a key may ask, have the programs of this release answer; a node that was made anew gets the others' key."""
+    found = [keys for one in (host, *cluster.hosts) if (keys := one.read(KEYS)) is not None]
+    if not found:
         return
-    yield from _programs(cluster) if TOOL in cluster.programs else remove()
+    yield from _steps(cluster, found[0]) if TOOL in cluster.programs else remove()
 
 
 def install(cluster: Cluster, _: Host, public: str) -> Steps:
     """Let the owner of the key *public* ask. Raises Error (ProgramMissing)."""
+    yield from _steps(cluster, key_line(public))
+
+
+def _steps(cluster: Cluster, keys: bytes) -> Steps:
     yield User(USER, home=ETC, shell="/bin/sh")  # noqa: S604  a field, and sshd needs one for its command
     yield Directory(ETC)
     yield from _programs(cluster)
     yield Directory(f"{ETC}/.ssh")
-    yield File(KEYS, key_line(public))
+    yield File(KEYS, keys)
 
 
 def _programs(cluster: Cluster) -> Steps:
@@ -85,10 +87,42 @@ def _programs(cluster: Cluster) -> Steps:
     yield Running(SOCKET, ())
 
 
+#: The processes of the user ``$1``, if there is one; with ``$2`` they are killed before, and their end is waited for.
+_SESSIONS = """
+here() { find /proc -maxdepth 1 -name '[0-9]*' -user "$1" 2>/dev/null; }
+if [ -n "$2" ]; then
+  for attempt in 1 2 3 4 5 6 7 8 9 10; do
+    found=$(here "$1")
+    [ -n "$found" ] || break
+    kill -KILL $(echo "$found" | sed 's,/proc/,,') 2>/dev/null || :
+    sleep 0.2
+  done
+fi
+here "$1" || :
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NoSessions:
+    """Nobody is logged in with the key: whoever is stays so without it, and userdel(8) removes no user who is."""
+
+    title = "end the sessions of the operator's key"
+
+    def diff(self, host: Host) -> str | None:
+        """That somebody is, or None."""
+        found = host.query("sh", "-c", _SESSIONS, "sessions", USER, "").text.split()
+        return f"user {USER}: {len(found)} processes are ended" if found else None
+
+    def apply(self, host: Host) -> None:
+        """End them."""
+        host.run("sh", "-c", _SESSIONS, "sessions", USER, "kill")
+
+
 def remove() -> Steps:
     """Nobody may ask any more. What is being answered has two minutes at most."""
     yield Absent(KEYS)
     yield Absent(_UNITS["unit"])
     yield NoService(SOCKET)
+    yield NoSessions()
     yield Absent(ETC)
     yield NoUser(USER)

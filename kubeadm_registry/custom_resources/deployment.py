@@ -6,6 +6,7 @@ Two replicas, of which one acts. They fit the restricted Pod Security standard
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,4 +144,6 @@ def _pod(name: str) -> dict[str, Any]:
 
 def secret(values: dict[str, str]) -> dict[str, Any]:
     """The Secret by which the operator reaches the registry."""
-    return {**_of("v1", "Secret", SECRET), "type": "Opaque", "stringData": values}
+    # Not stringData: by server-side apply a key that is left out there would stay.
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    return {**_of("v1", "Secret", SECRET), "type": "Opaque", "data": data}

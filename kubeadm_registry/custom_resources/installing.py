@@ -69,7 +69,8 @@ class HelperKey:
 
 def helper_key(api: Api) -> HelperKey:
     """The key in the Secret that is there, or a new one. Raises ConnectionFailed."""
-    text = _decoded(_read(api, path_of(secret({})))).get("helper-key", "")
+    before = _decoded(_read(api, path_of(secret({}))))
+    text = before.get("helper-key", "")
     try:
         key: Any = serialization.load_ssh_private_key(text.encode(), None)
     except (ValueError, UnsupportedAlgorithm):
@@ -78,7 +79,7 @@ def helper_key(api: Api) -> HelperKey:
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         ).decode()
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return HelperKey(text, public.decode())
+    return HelperKey(text, public.decode(), before.get("helper-hosts", ""))
 
 
 def credentials(secrets: Secrets, before: Mapping[str, str], helper: HelperKey | None) -> dict[str, str]:

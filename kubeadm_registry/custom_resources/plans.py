@@ -85,7 +85,7 @@ class PlanStatus(Model):
     policy_generation: int | None = Field(None, ge=0)
     """The metadata.generation of the policy."""
     conditions: Conditions | None = None
-    """Made: whether there is a plan."""
+    """Made: whether there is a plan. CarriedOut: what came of it on the nodes."""
     digest: Digest | None = None
     """Digest of the sorted deletions, by which the plan is approved."""
     made: Moment | None = None
@@ -103,6 +103,11 @@ class PlanStatus(Model):
     needs_approval: Annotated[tuple[PlanReason, ...], Field(max_length=_MOST_REASONS)] | None = None
     """Why the plan must be approved although the policy may not ask for approvals."""
     approval: Approval | None = None
+    used_approvals: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=_MOST_REASONS)] | (
+        None
+    ) = None
+    """What of the annotation kubeadm-registry.dev/approve a run has used. To approve the same again, remove the
+    annotation first."""
 
 
 class PolicyStatus(Model):

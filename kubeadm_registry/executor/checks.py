@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kubeadm_registry.printable import counted
 from kubeadm_registry.retention import Reason
+from kubeadm_registry.retention.inventory import is_own
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import LASTS, Order
 from kubeadm_registry.retention.protected import CLOCK_TOLERANCE
@@ -20,9 +21,11 @@ _APPROVE = "read the plan, then approve it with `retention approve`"
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What of an order may be done: *refused* says why nothing may be, *skipped* why single images may not."""
+    """What of an order may be done: *refused* says why nothing may be, *held* why nothing may be deleted and only what
+    comes back may be done, *skipped* why single images may not."""
 
     refused: tuple[Reason, ...]
+    held: tuple[Reason, ...]
     skipped: Mapping[tuple[str, str], str]
 
 
@@ -35,17 +38,16 @@ def check(
     """
     skipped: dict[tuple[str, str], str] = {}
     for one in order.delete:
-        if why := _too_young(one, order, ledger) or _brought(one, order, brought):
+        if why := _ours(one) or _too_young(one, order, ledger) or _brought(one, order, brought):
             skipped[one.key] = why
     for one in order.purge:
-        if why := _too_early(one, order, trash, now) or _brought(one, order, brought):
+        if why := _ours(one) or _too_early(one, order, trash, now) or _brought(one, order, brought):
             skipped[one.key] = why
-    return Checked(tuple(_refusals(order, ledger, standing, now)), skipped)
+    held = tuple(_holds(order, ledger, standing)) if order.deletes else ()
+    return Checked(tuple(_refusals(order, now)), held, skipped)
 
 
-def _refusals(order: Order, ledger: Ledger, standing: Standing, now: int) -> Iterator[Reason]:
-    if standing.paused is not None and (order.delete or order.purge):
-        yield Reason("RetentionPaused", f"retention is paused: {standing.why}", "run `retention resume` to go on")
+def _refusals(order: Order, now: int) -> Iterator[Reason]:
     if now - order.made > LASTS:
         yield Reason(
             "OrderTooOld", f"the order is {now - order.made} seconds old, and what is in use may have changed since",
@@ -55,6 +57,11 @@ def _refusals(order: Order, ledger: Ledger, standing: Standing, now: int) -> Ite
         yield Reason(
             "ClockDoubtful", f"the order was made {order.made - now} seconds from now", "set the clocks of the nodes"
         )
+
+
+def _holds(order: Order, ledger: Ledger, standing: Standing) -> Iterator[Reason]:
+    if standing.paused is not None:
+        yield Reason("RetentionPaused", f"retention is paused: {standing.why}", "run `retention resume` to go on")
     if not order.approved:
         yield from _strangers(order, standing)
         yield from _shares(order, ledger)
@@ -63,13 +70,13 @@ def _refusals(order: Order, ledger: Ledger, standing: Standing, now: int) -> Ite
 def _strangers(order: Order, standing: Standing) -> Iterator[Reason]:
     """Why the order of an operator needs an approval: it may know less of what is in use than one before it."""
     caller, known = order.caller, standing.callers
-    if caller is None or not (order.delete or order.purge):
+    if caller is None:
         return
     newest = known.get(caller.lease)
     if newest is None and known:
         yield Reason(
-            "CallerUnknown", "an operator with another lease gave the orders before: the Kubernetes cluster was made "
-            "anew, or another one uses this registry", _APPROVE,
+            "CallerUnknown", "an operator with another lease gave the orders before: it was installed anew, the "
+            "Kubernetes cluster was made anew, or another one uses this registry", _APPROVE,
         )  # fmt: skip
     elif newest is not None and caller.epoch < newest:
         yield Reason(
@@ -95,6 +102,10 @@ def _shares(order: Order, ledger: Ledger) -> Iterator[Reason]:
                 f"than {order.share} %, and nobody has approved it",
                 _APPROVE,
             )  # fmt: skip
+
+
+def _ours(one: Trashed) -> str:
+    return "it belongs to kubeadm-registry itself" if is_own(one.repository) else ""
 
 
 def _too_young(one: Trashed, order: Order, ledger: Ledger) -> str:

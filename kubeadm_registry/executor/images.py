@@ -91,6 +91,12 @@ def purge(registry: Api, image: Trashed, known: Collection[str]) -> None:
         _ask(partial(registry.delete_manifest, repository, digest))
 
 
+def sweep(registry: Api, repository: str, tags: Iterable[str]) -> None:
+    """Delete those of *tags* that a broken run has left, which mean a tombstone. Raises RegistryError."""
+    left = [tag for tag in tags if _ask(partial(registry.digest, repository, tag)) == TOMBSTONE_DIGEST]
+    untag(registry, repository, left)
+
+
 def untag(registry: Api, repository: str, tags: Iterable[str]) -> None:
     """Delete *tags*, and no manifest. Raises RegistryError."""
     going = list(tags)

@@ -73,11 +73,18 @@ class Executor:
                 f"the order is refused: {'; '.join(str(reason) for reason in checked.refused)}",
                 code="OrderRefused", hint=checked.refused[0].hint,
             )  # fmt: skip
+        if checked.held:
+            # What is used again comes back, whoever asks for it and whatever else is wrong.
+            self._images(replace(order, delete=(), purge=()), checked, ledger, trash, report)
+            raise Error(
+                f"nothing is deleted: {'; '.join(str(reason) for reason in checked.held)}",
+                code="OrderRefused", hint=checked.held[0].hint,
+            )  # fmt: skip
         for repository, tags in order.sweep.items():
             self.holds()
-            images.untag(self.registry, repository, tags)
-        if order.caller is not None and standing.callers.get(order.caller.lease) != order.caller.epoch:
-            caller = order.caller
+            images.sweep(self.registry, repository, tags)
+        caller = order.caller if order.deletes else None
+        if caller is not None and standing.callers.get(caller.lease) != caller.epoch:
             store.restate(self.registry, self.key, lambda one: one.called(caller))
         self._images(order, checked, ledger, trash, report)
         if order.approval:  # it is for one run
@@ -98,7 +105,7 @@ class Executor:
     def _images(self, order: Order, checked: Checked, ledger: Ledger, trash: Trash, report: _Report) -> None:
         """All images of *order*. The record of the trash is right whatever ends this."""
         delete = [one for one in order.delete if report.may(one, checked)]
-        purge = [one for one in order.purge if report.may(one, checked)]
+        purge = [_as_recorded(one, trash) for one in order.purge if report.may(one, checked)]
         before = trash.images.keys()
         going = {digest for one in purge for digest in (one.digest, *one.parts)}
         if delete:
@@ -174,6 +181,12 @@ class Executor:
         """The digests that bundles brought. Raises RegistryError, Error (ImagesUnknown, SeedRecordDamaged)."""
         lists = retry(lambda: list(brought.everything(self.registry)), PATIENCE)
         return {digest: name for one in lists for name, digest in one.images.items()}
+
+
+def _as_recorded(one: Trashed, trash: Trash) -> Trashed:
+    """*one* with those of its parts only with which it went to the trash."""
+    recorded = trash.images[one.key].parts
+    return replace(one, parts=tuple(part for part in one.parts if part in recorded))
 
 
 def _deletion(registry: Api, known: Collection[str]) -> Callable[[Trashed], object]:

@@ -26,13 +26,15 @@ class ClusterUses:
     """What one Kubernetes cluster, called *name*, said when it *reported* last (seconds since 1970).
 
     *uses* are those of then, and those that were gone by then, with when they were last seen; *current* is how many
-    different images were in use.
+    different images were in use. *revision* is the resourceVersion of its lists, which grows with every change of
+    etcd; 0: not known.
     """
 
     name: str
     reported: int
     current: int
     uses: tuple[Use, ...]
+    revision: int = 0
     more: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
@@ -78,8 +80,8 @@ class Ledger:
             manifests[digest] = replace(known, untagged_since=since)
         return Repository(tags, manifests, trash & tags.keys())
 
-    def reported(self, uid: str, name: str, uses: tuple[Use, ...], now: int, *, kept: int) -> Self:
-        """The ledger after the cluster *uid*, called *name*, said at *now* that it has *uses*.
+    def reported(self, uid: str, name: str, uses: tuple[Use, ...], now: int, *, kept: int, revision: int = 0) -> Self:
+        """The ledger after the cluster *uid*, called *name*, said at *now* that it has *uses*, as of *revision*.
 
         Uses that are gone stay for *kept* seconds, from the first report without them: until then they may have been
         there, however long the cluster was silent.
@@ -93,7 +95,7 @@ class Ledger:
                 if last >= now - kept:
                     gone.append(replace(use, last_seen=last))
         more = before.more if before else {}
-        report = ClusterUses(name, now, len(here), (*sorted(uses), *sorted(gone)), more)
+        report = ClusterUses(name, now, len(here), (*sorted(uses), *sorted(gone)), revision, more)
         return replace(self, clusters={**self.clusters, uid: report})
 
     def with_newer_reports(self, other: Ledger) -> Self:
@@ -150,6 +152,7 @@ class Ledger:
             "repositories": {name: _repository(one) for name, one in sorted(self.repositories.items())},
             "clusters": {
                 uid: {"name": one.name, "reported": one.reported, "current": one.current,
+                      **({"revision": one.revision} if one.revision else {}),
                       "uses": [_use(use) for use in one.uses], **one.more}
                 for uid, one in sorted(self.clusters.items())
             },
@@ -203,7 +206,7 @@ def _use(use: Use) -> dict[str, Any]:
 
 
 def _read_cluster(one: Mapping[str, Any]) -> ClusterUses:
-    known, more = split(one, ("name", "reported", "current", "uses"))
+    known, more = split(one, ("name", "reported", "current", "uses", "revision"))
     uses = tuple(
         Use(
             text(use["reference"]),
@@ -214,7 +217,8 @@ def _read_cluster(one: Mapping[str, Any]) -> ClusterUses:
         )
         for use in known["uses"]
     )
-    return ClusterUses(text(known["name"]), number(known["reported"]), number(known["current"]), uses, more)
+    name, reported, current = text(known["name"]), number(known["reported"]), number(known["current"])
+    return ClusterUses(name, reported, current, uses, number(known.get("revision", 0)), more)
 
 
 def silent(ledger: Ledger, reporting: set[str]) -> Iterator[ClusterUses]:

@@ -76,6 +76,11 @@ class Order:
         return bool(self.delete or self.restore or self.purge or self.forget or self.sweep)
 
     @property
+    def deletes(self) -> bool:
+        """Whether an image goes by it, to the trash or for good."""
+        return bool(self.delete or self.purge)
+
+    @property
     def digest(self) -> str:
         """By which the executor is told of it."""
         return oci.digest_of(self.to_json())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -80,18 +80,41 @@ def look(
     known = {name: one.manifests.keys() for name, one in before.repositories.items()}
     holdings = reading.read(connect, known)
     after = before.after(holdings, now, trash.tags())
+    older: list[Reason] = []
     for name, report in reports.items():
-        if not report.problems:
-            after = after.reported(report.uid, name, report.uses, now, kept=seconds(policy.spec.workload_grace))
+        went_back = [one for one in _older(name, report, before) if one.approval not in accepted]
+        older += went_back
+        if not report.problems and not went_back:
+            kept, revision = seconds(policy.spec.workload_grace), _number(report.revision)
+            after = after.reported(report.uid, name, report.uses, now, kept=kept, revision=revision)
     missed = [one for one in shrunk(after.workloads({}).current, before.previous) if one.approval not in accepted]
     after = replace(after, in_use=before.previous if missed else None)
     with connect() as registry:
         # Others may have looked meanwhile, and heard of other clusters.
         after = after.with_newer_reports(retry(lambda: store.read(registry, key), PATIENCE))
         retry(lambda: store.write(registry, key, after), PATIENCE)
-    problems = tuple(one for report in reports.values() for one in report.problems)
+    problems = (*(one for report in reports.values() for one in report.problems), *older)
     uses = (*uses, *standing.uses(now))
     return Look(now, before, after, holdings, sets, uses, problems, trash, standing)
+
+
+def _number(revision: str) -> int:
+    """A resourceVersion as a number (Kubernetes API concepts, "Resource versions": etcd's are); 0 if it is none."""
+    return int(revision) if revision.isascii() and revision.isdigit() else 0
+
+
+def _older(name: str, report: ClusterReport, before: Ledger) -> Iterator[Reason]:
+    """That the cluster says what it knew earlier: it has forgotten workloads that may still run."""
+    known = before.clusters.get(report.uid)
+    newest, now = known.revision if known is not None else 0, _number(report.revision)
+    if 0 < now < newest:
+        yield Reason(
+            "ClusterOlder",
+            f"{name} is at revision {now}, and was at {newest} before: its etcd was restored from a backup, and may "
+            "not know of all workloads",
+            f"check that everything is there that should run, then pass --accept ClusterOlder={newest}",
+            approval=f"ClusterOlder={newest}",
+        )
 
 
 def _brought(registry: Api, wanted: bool) -> dict[str, tuple[str, ...]]:

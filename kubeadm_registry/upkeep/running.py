@@ -26,12 +26,13 @@ def prepare(registry: Api, key: str, look: Look, plan: Plan, rules: RegistryPoli
 
     An approved plan is compared with the one that is made now: only what both delete goes.
     """
-    if not plan.deletions or (rules.spec.approval == "Automatic" and not plan.needs_approval):
-        return Prepared(look.order(plan, rules, approved=False))
+    automatic = not plan.deletions or (rules.spec.approval == "Automatic" and not plan.needs_approval)
     earlier = retry(lambda: store.read_plan(registry, key, plan.policy, approved=True), PATIENCE)
-    if earlier is not None and look.standing.approves(earlier):
+    if earlier is not None and look.standing.approves(earlier) and (not automatic or earlier.digest == plan.digest):
         order = look.order(earlier.both(plan), rules, approved=True)
         return Prepared(replace(order, approval=earlier.digest))
+    if automatic:
+        return Prepared(look.order(plan, rules, approved=False))
     return Prepared(look.order(replace(plan, deletions=()), rules, approved=False), waits=True)
 
 

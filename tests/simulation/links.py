@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kubeadm_registry.agent.heartbeat import Inbox, Outbox, Packet, Refused, decode, encode
 from kubeadm_registry.agent.model import PeerView, Report, Settings
-from kubeadm_registry.agent.rules import overdue
+from kubeadm_registry.agent.presence import overdue
 
 if TYPE_CHECKING:
     from tests.simulation.host import Host

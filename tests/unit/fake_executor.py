@@ -47,7 +47,7 @@ class FakeExecutor:
             server.answer(
                 "runuser", "-u", retention.USER, "--", "cat", with_=lambda argv, _: self.results.get(argv[-1], 1)
             )
-            server.answer("find", retention.ORDERS)
+            server.answer("sh", "-c", executor._TIDY, "tidy", retention.ORDERS)
             server.put(f"{paths.UNITS}/{retention.TEMPLATE}", b"")
             server.users[retention.USER] = {retention.USER}
             server.groups.add(retention.USER)

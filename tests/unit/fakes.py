@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kubeadm_registry import secrets
-from kubeadm_registry.components import data, retention
+from kubeadm_registry.components import data, helper, retention
 from kubeadm_registry.engine import changes, workflow
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.result import Result
@@ -88,6 +88,8 @@ class FakeTransport:
     tree: dict[str, FileState | Dir | Link] = field(default_factory=lambda: dict.fromkeys(BARE, Dir()))
     users: dict[str, set[str]] = field(default_factory=lambda: {"root": {"root"}})
     groups: set[str] = field(default_factory=lambda: {"root"})
+    #: Users with processes.
+    logged_in: set[str] = field(default_factory=set)
     units: dict[str, Unit] = field(default_factory=dict)
     log: list[Command] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
@@ -418,8 +420,17 @@ class FakeTransport:
         self.users[found["user"]].add(found["group"])
         return b""
 
+    def _sessions(self, arguments: tuple[str, ...], _: bytes) -> bytes:
+        name, kill = arguments
+        if kill:
+            self._act(f"end sessions of {name}")
+            self.logged_in.discard(name)
+        return b"/proc/77\n" if name in self.logged_in else b""
+
     def _userdel(self, found: re.Match[str]) -> bytes:
         name = found["user"]
+        if name in self.logged_in:
+            raise Failed(f"userdel: user {name} is currently used by process 77", 8)
         if name not in self.users:
             raise Failed(f"userdel: user '{name}' does not exist", 6)
         self._act(f"remove user {name}")
@@ -593,6 +604,7 @@ _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = 
     data._WAY: FakeTransport._way,
     retention._UNITS: FakeTransport._instances,
     retention._REMOVE: FakeTransport._remove_instances,
+    helper._SESSIONS: FakeTransport._sessions,
 }
 
 

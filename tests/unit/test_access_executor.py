@@ -61,7 +61,7 @@ class Executor:
         server.answer("systemctl", "start", "--no-block", "--", with_=self._start, act="start")
         server.answer("systemctl", "stop", "--", with_=self._stop, act="stop")
         server.answer("sh", "-c", executor._STATE, "state", with_=self._state)
-        server.answer("find", retention.ORDERS)
+        server.answer("sh", "-c", executor._TIDY, "tidy", retention.ORDERS)
         server.answer("runuser", "-u", retention.USER, "--", "cat", with_=self._cat)
 
     def _look(self, *_: object) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry.agent import rules
+from kubeadm_registry.agent import presence, rules
 from kubeadm_registry.agent.model import (
     Answers,
     Decisions,
@@ -327,7 +327,7 @@ def test_a_peer_whose_agent_is_not_run_keeps_its_connections_while_its_kernel_an
 
 def test_a_silence_is_not_borne_for_long_though_the_kernel_answers(settled: Memory) -> None:
     _, taken = play(still_answers(60.0), until=10.0, memory=settled, start=5.0)
-    assert cuts(taken)[0] == (near(5.0 + rules.BORNE), False)
+    assert cuts(taken)[0] == (near(5.0 + presence.BORNE), False)
     assert [one for _, one in cuts(taken)].count(False) == 1
 
 
@@ -340,7 +340,7 @@ def test_that_nobody_could_ask_yet_is_no_proof_of_death(settled: Memory) -> None
     """As on a node that has no processor for its own agent either."""
     unasked = PeerView(5.0, None, GOOD_PEER, 5.0, believed=5.0)
     _, taken = play(lambda now: well(now, peers=peers(unasked, now)), until=8.0, memory=settled, start=5.0)
-    assert cuts(taken)[0] == (near(5.0 + rules.BORNE), False)
+    assert cuts(taken)[0] == (near(5.0 + presence.BORNE), False)
 
 
 def test_a_peer_that_says_that_it_does_not_hear_this_node_is_asked_all_the_same(settled: Memory) -> None:
@@ -371,7 +371,7 @@ def test_a_silence_that_was_spared_is_over_without_a_trace(settled: Memory) -> N
     [(None, False), (100.0, False), (99.85, False), (99.75, True), (50.0, True)],
 )
 def test_only_about_a_silence_a_host_is_asked(heard: float | None, overdue: bool) -> None:
-    assert rules.overdue(PeerView(believed=heard), 100.0) is overdue
+    assert presence.overdue(PeerView(believed=heard), 100.0) is overdue
 
 
 def test_an_agent_that_died_on_a_living_host_costs_its_host_no_connection(settled: Memory) -> None:
@@ -420,7 +420,7 @@ def test_all_connections_to_a_peer_are_ended_at_most_once_a_silence(course: list
         now = 30.0 + index * 0.1
         heard = max(filter(None, (heard, view.heard)), default=None)
         before = memory
-        memory, what, _ = rules.peer(before, replace(view, heard=heard), 0.0, 0.0, now, T)
+        memory, what, _ = presence.peer(before, replace(view, heard=heard), 0.0, 0.0, now, T)
         if what is False:
             cuts += 1
             assert heard is not None
@@ -695,7 +695,7 @@ def test_tables_are_compared_when_the_last_storage_is_back_and_not_again_soon(se
 
     def course(now: float) -> Observation:
         away = 40.0 <= now < 50.0 or 52.0 <= now < 53.0
-        view = PeerView(40.0 if now < 50.0 else 52.0, None, GOOD_PEER, 1.0)
+        view = PeerView(40.0 if now < 50.0 else 52.0, None, GOOD_PEER, 1.0, deaf=now)
         return well(now, peers={**well(now).peers, "b": view} if away else well(now).peers)
 
     assert not settled.apart
@@ -813,11 +813,11 @@ def test_a_clock_that_is_off_is_a_condition() -> None:
     assert "ClockOff" in decided.conditions
 
 
-@pytest.mark.parametrize(("calm", "alarms"), [(rules.CALM - 0.1, 2), (rules.CALM, 0)])
+@pytest.mark.parametrize(("calm", "alarms"), [(presence.CALM - 0.1, 2), (presence.CALM, 0)])
 def test_false_alarms_are_forgotten_after_a_calm_minute_and_not_before(calm: float, alarms: int) -> None:
     before = PeerMemory(presence=Presence.FRESH, since=100.0, alarms=2)
     now = 100.0 + calm
-    after, what, _ = rules.peer(before, PeerView(now, None, GOOD_PEER, now), 0.0, 0.0, now, T)
+    after, what, _ = presence.peer(before, PeerView(now, None, GOOD_PEER, now), 0.0, 0.0, now, T)
     assert after.alarms == alarms
     assert what is None
 

@@ -118,9 +118,11 @@ def test_what_is_in_use_stays(site: Site) -> None:
     assert "used.txt" in kept["why"]
 
 
-def cluster(monkeypatch: pytest.MonkeyPatch, *uses: str, uid: str = "the-uid", version: str = "v1.33.1") -> None:
+def cluster(
+    monkeypatch: pytest.MonkeyPatch, *uses: str, uid: str = "the-uid", version: str = "v1.33.1", revision: str = ""
+) -> None:
     """Let the cluster of every kubeconfig say that it has *uses*; the real one is asked in tests/operator."""
-    found = ClusterReport(uid, version, grouped((one, "", "Pod default/web") for one in uses))
+    found = ClusterReport(uid, version, grouped((one, "", "Pod default/web") for one in uses), revision=revision)
     monkeypatch.setattr(retention, "_report", lambda _kubeconfig, _rules: (f"{uid}.example:6443", found))
 
 
@@ -136,6 +138,39 @@ def test_what_a_cluster_uses_stays_also_when_it_is_silent(site: Site, monkeypatc
     assert names(site.json("--kubeconfig", "admin.conf")) == [], "a week is left"
     site.at(108)
     assert names(site.json("--kubeconfig", "admin.conf")) == ["app:v1"]
+
+
+def test_a_cluster_whose_etcd_was_restored_gives_no_plan_until_it_is_accepted(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.json()
+    site.at(40)
+    cluster(monkeypatch, "10.0.0.10:5000/app:v1", revision="9000")
+    site.json("--kubeconfig", "admin.conf")
+    site.at(60)
+    for revision in ("8000", "8999"):
+        cluster(monkeypatch, "10.0.0.10:5000/other:v1", revision=revision)
+        result = site.plan("--kubeconfig", "admin.conf")
+        assert result.exit_code == 1
+        assert "ClusterOlder" in result.stdout
+        assert "--accept ClusterOlder=9000" in result.stdout
+    [known] = site.ledger().clusters.values()
+    assert (known.revision, [use.reference for use in known.uses]) == (9000, ["10.0.0.10:5000/app:v1"])
+    assert "ClusterOlder" in site.plan("--kubeconfig", "admin.conf", "--accept", "ClusterOlder=8999").stdout
+    site.json("--kubeconfig", "admin.conf", "--accept", "ClusterOlder=9000")
+    site.json("--kubeconfig", "admin.conf")
+    [known] = site.ledger().clusters.values()
+    assert known.revision == 8999
+
+
+@pytest.mark.parametrize(("before", "after"), [("9", "9"), ("9", "10"), ("", "5"), ("9", ""), ("9", "of another kind")])
+def test_a_revision_that_did_not_fall_is_no_reason(
+    site: Site, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    site.json()
+    for revision in (before, after):
+        cluster(monkeypatch, "10.0.0.10:5000/app:v1", revision=revision)
+        site.json("--kubeconfig", "admin.conf")
 
 
 def test_far_fewer_uses_are_a_reason_until_they_are_accepted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from kubeadm_registry import paths
 from kubeadm_registry.access import questions
 from kubeadm_registry.bundle import TOOL
+from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.helper import __main__ as program
@@ -80,11 +81,26 @@ def test_init_has_another_build_of_the_tool_answer(installed: FakeCluster) -> No
 @pytest.mark.parametrize("workflow", [FORBID, RESET], ids=["uninstall", "reset"])
 def test_nothing_of_it_stays(installed: FakeCluster, workflow: object) -> None:
     skip = ("containerd", "data") if workflow is RESET else ()
+    installed.servers["cp-2"].logged_in.add(helper.USER)
     run(workflow, installed.cluster, Recorder(), skip=skip)  # type: ignore[arg-type]
     for server in installed.servers.values():
         assert not [path for path in server.tree if "helper" in path]
         assert helper.USER not in server.users
     assert run(workflow, installed.cluster, Recorder(), skip=skip) == []  # type: ignore[arg-type]
+
+
+def test_a_node_that_was_made_anew_gets_the_key_of_the_others(installed: FakeCluster) -> None:
+    run(FORBID, replace_hosts(installed, "cp-3"), Recorder())
+    assert helper.KEYS not in installed.servers["cp-3"].tree
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    keys = [server.content(helper.KEYS) for server in installed.servers.values()]
+    assert keys == [helper.key_line(PUBLIC)] * 3
+    assert installed.servers["cp-3"].unit(helper.SOCKET).active == "active"
+
+
+def replace_hosts(fake: FakeCluster, *names: str) -> Cluster:
+    """The cluster as a run sees it that reaches only these."""
+    return replace(fake.cluster, hosts=tuple(host for host in fake.cluster.hosts if host.name in names))
 
 
 def test_where_it_never_was_nothing_is_removed(three: FakeCluster) -> None:

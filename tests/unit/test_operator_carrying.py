@@ -10,12 +10,15 @@ import pytest
 
 from kubeadm_registry.access import executor
 from kubeadm_registry.access.executor import ByHelper, Node, OnHost
+from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.helper.__main__ import answered
 from kubeadm_registry.operator import carrying
 from kubeadm_registry.operator.conditions import Verdict
+from kubeadm_registry.registry import Registry
 from kubeadm_registry.retention import Plan, RegistryPolicy, policy
-from kubeadm_registry.retention.order import Caller
-from kubeadm_registry.upkeep import planning
+from kubeadm_registry.retention.order import Caller, Order
+from kubeadm_registry.retention.standing import Pin, Standing
+from kubeadm_registry.upkeep import planning, running, store
 from kubeadm_registry.upkeep.planning import Look
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 from tests.unit.fake_images import Repositories
@@ -35,6 +38,13 @@ class Operator:
     epoch: int = 5
     lease: str = "uid-1"
     shown: dict[str, Plan] = field(default_factory=dict)
+    away: tuple[str, ...] = ()
+
+    def registry(self) -> Registry:
+        return connector(self.site.registry)().__enter__()
+
+    def registry_standing(self) -> Standing:
+        return store.read_standing(self.registry(), KEY)
 
     def plan(self) -> tuple[Look, Plan, RegistryPolicy]:
         rules = policy.load(self.site.folder / "policy.yaml")
@@ -49,7 +59,13 @@ class Operator:
 
     def _node(self, name: str) -> Node:
         host = next(one for one in self.site.servers.cluster.hosts if one.name == name)
-        return ByHelper(name, lambda content, _: answered(content, OnHost(host)))
+
+        def ask(content: bytes, _: float) -> bytes:
+            if name in self.away:
+                raise ConnectionFailed("no route to host", host=name, code="HostUnreachable", hint="switch it on")
+            return answered(content, OnHost(host))
+
+        return ByHelper(name, ask)
 
     def round(self, *approved: str, shown: Mapping[str, Plan] | None = None) -> Verdict:
         looked, made, rules = self.plan()
@@ -134,12 +150,80 @@ def test_an_operator_that_may_know_less_than_one_before_deletes_nothing_unapprov
     assert (said.status, said.reason) == (False, "OrderRefused")
     assert code in said.message
     assert operator.site.tags() == ["v3", "v4"]
+    assert operator.round().reason == "OrderRefused", "it is not known for having asked"
     _, made, _ = operator.plan()
     assert operator.round(made.digest).reason == "Done", "somebody has read it"
     operator.site.registry.image("app", "v5", layer=b"v5")
     operator.plan()
     operator.site.at(90)
     assert operator.round().reason == "Done", "and the next one is trusted again"
+
+
+def test_what_is_used_again_comes_back_whoever_asks(operator: Operator) -> None:
+    operator.site.policy(AUTOMATIC)
+    assert operator.round().reason == "Done"
+    store.restate(operator.registry(), KEY, lambda one: one.pinned(Pin("10.0.0.10:5000/app:v1", "needed", 1)))
+    operator.site.registry.image("app", "v4", layer=b"v4")
+    operator.plan()
+    operator.site.at(60)
+    operator.lease = "uid-2"
+    assert operator.round().reason == "OrderRefused"
+    assert operator.site.tags() == ["v1", "v3", "v4"], "v1 is back, nothing went"
+    assert operator.round().reason == "OrderRefused", "a restoration makes nobody known"
+
+
+def test_an_approval_by_the_command_is_found_with_an_automatic_policy_too(operator: Operator) -> None:
+    operator.site.policy(AUTOMATIC)
+    assert operator.round().reason == "Done"
+    operator.site.registry.image("app", "v4", layer=b"v4")
+    operator.plan()
+    operator.site.at(40 + 5)
+    operator.site.registry.image("app", "v5", layer=b"v5")
+    operator.lease = "uid-2"
+    operator.plan()
+    operator.site.at(48)
+    _, made, _ = operator.plan()
+    running.approve(operator.registry(), KEY, made, int(operator.site.now()))
+    assert operator.round().reason == "Done"
+    assert operator.registry_standing().approved == {}, "it was for once"
+
+
+def test_a_used_annotation_does_not_stand_in_the_way_of_what_needs_none(operator: Operator) -> None:
+    operator.site.policy("  approval: Required\n")
+    _, made, _ = operator.plan()
+    assert operator.round(made.digest).reason == "Done"
+    operator.site.policy(AUTOMATIC)
+    operator.site.registry.image("app", "v4", layer=b"v4")
+    operator.plan()
+    operator.site.at(60)
+    assert operator.round(made.digest).reason == "Done"
+    assert operator.site.tags() == ["v4"]
+
+
+def test_an_order_sweeps_nothing_but_tombstones_and_touches_no_records(operator: Operator) -> None:
+    """Whatever the owner of the key writes into it."""
+    operator.site.policy(AUTOMATIC)
+    order = Order(
+        int(operator.site.now()), approved=True, sweep={"app": ("v1",), "kubeadm-registry/retention": ("ledger",)}
+    )
+    outcome = executor.run(operator.nodes(), order.to_json(), deadline=60)
+    assert "run" in outcome.result
+    assert operator.site.tags() == ["v1", "v2", "v3"]
+    with connector(operator.site.registry)() as registry:
+        assert store.read(registry, KEY).repositories
+
+
+def test_a_node_that_is_away_is_done_without(operator: Operator) -> None:
+    operator.site.policy(AUTOMATIC)
+    operator.away = ("cp-1",)
+    assert operator.round().reason == "Done"
+    operator.away = NAMES
+    said = operator.round()
+    assert (said.status, said.reason) == (True, "NothingToDo")
+    operator.site.registry.image("app", "v4", layer=b"v4")
+    operator.plan()
+    operator.site.at(60)
+    assert operator.round().reason == "HostUnreachable"
 
 
 def test_an_operator_whose_lease_went_on_is_trusted(operator: Operator) -> None:

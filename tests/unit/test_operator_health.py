@@ -193,6 +193,17 @@ def test_approvals_are_read_from_the_annotation() -> None:
     assert plans.approvals(annotated) == ("sha256:a", "UsesShrank=3")
 
 
+def test_an_approval_is_for_one_run_until_it_is_written_again() -> None:
+    annotated: dict[str, Any] = {"metadata": {"annotations": {plans.APPROVE: "sha256:a,UsesShrank=3"}}, "status": {}}
+    assert plans.unused(annotated) == ("sha256:a", "UsesShrank=3")
+    annotated["status"] |= plans.spent(annotated["status"], ["sha256:a"])
+    assert plans.unused(annotated) == ("UsesShrank=3",)
+    assert plans.used(annotated) == {"usedApprovals": ["sha256:a"]}
+    annotated["metadata"]["annotations"] = {}
+    assert plans.used(annotated) == {}, "whoever writes it again means it"
+    assert plans.spent({}, []) == {}
+
+
 def test_an_empty_plan() -> None:
     rules = policy.parse(policy.SMALLEST, "x")
     found = plans.status(Plan("retention", 0, (), ()), rules, 1, old=None, approved=(), now=0)
