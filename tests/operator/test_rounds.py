@@ -251,6 +251,7 @@ def test_a_plan_is_made_by_the_policy_and_nothing_is_deleted(operator: Operator,
     status = plan(operator, days=40)["status"]
     assert [(one["repository"], one["tag"], one["digest"]) for one in status["largest"]] == [("team/app", "v1", digest)]
     assert status["deletions"] == 1
+    assert {one["type"]: one["reason"] for one in status["conditions"]}["CarriedOut"] == "NoHelper"
     assert healthy(operator) == ("True", "Planned")
     found = operator.server.get("regp", "retention")["status"]
     assert found["plan"] == status["digest"]
@@ -293,7 +294,9 @@ def test_why_there_is_no_plan(operator: Operator, there: Site) -> None:
     assert operator.server.send("create", [changed(POLICY, put("spec.imagePaths", [path]))]).taken
     found = plan(operator, days=40)
     assert "digest" not in found["status"]
-    [made] = found["status"]["conditions"]
+    said = {one["type"]: one for one in found["status"]["conditions"]}
+    assert said["CarriedOut"]["reason"] == "NoPlan"
+    made = said["Made"]
     assert (made["status"], made["reason"]) == ("False", "UsesIncomplete")
     assert "cannot list things.nosuch.example" in made["message"]
     assert healthy(operator) == ("False", "UsesIncomplete")
