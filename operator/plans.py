@@ -107,7 +107,11 @@ def healthy(made: Plan | Refused) -> Verdict:
     if isinstance(made, Refused):
         first, *others = made.reasons
         more = "".join(f"; {one}" for one in others)
-        return Verdict("RetentionHealthy", False, first.code, f"{first.message}{more}; {first.hint}"[:_LONGEST])
+        # The hint of such a reason names an option of the command.
+        hint = (
+            f"to plan in spite of it, annotate the plan: {APPROVE}={first.approval}" if first.approval else first.hint
+        )
+        return Verdict("RetentionHealthy", False, first.code, f"{first.message}{more}; {hint}"[:_LONGEST])
     gone = len({(one.repository, one.digest) for one in made.deletions})
     text = f"the plan deletes {gone} of {counted(gone + len(made.kept), 'image')} and frees {size(made.freed)}"
     return Verdict("RetentionHealthy", True, "Planned", text)

@@ -181,7 +181,9 @@ class Rounds:
                  for one in self.objects.list(POLICIES)}  # fmt: skip
         for plan in self.objects.list(PLANS):
             status = plan.get("status", {})
-            if "digest" in status and (name := plan["spec"]["policy"]) in asked:
+            if "digest" not in status and plans.unused(plan):
+                self.wake_plans()  # somebody accepts why there is no plan
+            elif "digest" in status and (name := plan["spec"]["policy"]) in asked:
                 written = plans.unused(plan)
                 said = plans.approval(status, asked[name], written)
                 if said["state"] == "Required" and status.get("approval", {}).get("digest") == status["digest"]:

@@ -193,6 +193,14 @@ def test_approvals_are_read_from_the_annotation() -> None:
     assert plans.approvals(annotated) == ("sha256:a", "UsesShrank=3")
 
 
+def test_why_there_is_no_plan_is_told_with_the_annotation_that_overrules_it() -> None:
+    reason = Reason("ClusterOlder", "it went back", "pass --accept ClusterOlder=9", approval="ClusterOlder=9")
+    verdict = plans.healthy(Refused((reason,)))
+    assert verdict.reason == "ClusterOlder"
+    assert verdict.message.endswith("annotate the plan: kubeadm-registry.dev/approve=ClusterOlder=9")
+    assert "--accept" not in verdict.message
+
+
 def test_an_approval_is_for_one_run_until_it_is_written_again() -> None:
     annotated: dict[str, Any] = {"metadata": {"annotations": {plans.APPROVE: "sha256:a,UsesShrank=3"}}, "status": {}}
     assert plans.unused(annotated) == ("sha256:a", "UsesShrank=3")
