@@ -14,8 +14,8 @@ MOST_ALARMS = 2
 CALM = 60.0  # seconds
 OVERDUE = 0.2  # seconds without a heartbeat from which on the host's kernel is asked whether it answers
 FIRST_LOOK = 1.0  # seconds after the start before a peer that was never heard is looked at
-#: Seconds for which an agent that says nothing is borne while its host may live. Longer than systemd's watchdog lets one
-#: hang, which costs no connection then. A host on which nothing runs at all, and whose kernel answers, holds others up
+#: Seconds for which an agent that says nothing is borne while its host may live. Longer than systemd lets one hang,
+#: which then costs no connection. A host on which nothing runs at all, and whose kernel answers, holds others up
 #: for as long.
 BORNE = 2.5
 
