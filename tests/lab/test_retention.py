@@ -43,6 +43,7 @@ def test_old_images_go_and_those_in_use_stay(registry: Registry, tmp_path: Path)
     area = f"registry.example/retention-{time.time_ns()}"
     policy, used = tmp_path / "policy.yaml", tmp_path / "in-use.txt"
     policy.write_text(POLICY % area)
+    earlier = len(registry.json("retention", "history")[-1]["runs"])
     versions = [images.image((200_000,), seed=time.time_ns() + number) for number in range(3)]
     for number, version in enumerate(versions):
         images.push(registry, version, f"{area}/app", f"v{number}")
@@ -84,7 +85,7 @@ def test_old_images_go_and_those_in_use_stay(registry: Registry, tmp_path: Path)
     assert images.missing(registry, versions[1], f"{area}/app"), "it went for good"
     for version in (versions[0], versions[2]):
         assert not images.missing(registry, version, f"{area}/app")
-    history = registry.json("retention", "history")[-1]["runs"]
+    history = registry.json("retention", "history")[-1]["runs"][earlier:]
     assert [one["error"] for one in history] == [""] * len(history)
     assert sum(one["purged"] for one in history) == 2
 
