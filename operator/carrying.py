@@ -8,11 +8,9 @@ from dataclasses import replace
 from kubeadm_registry.access import executor
 from kubeadm_registry.access.executor import Node
 from kubeadm_registry.errors import CommandTimeout, Error
-from kubeadm_registry.formats import Damaged
 from kubeadm_registry.operator.conditions import Verdict
 from kubeadm_registry.registry import Api
 from kubeadm_registry.retention import Plan, RegistryPolicy
-from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.order import Caller, Order
 from kubeadm_registry.upkeep import running
 from kubeadm_registry.upkeep.planning import Look
@@ -59,14 +57,7 @@ def carry_out(prepared: Prepared, nodes: Sequence[Node] | None, caller: Caller) 
 def _carried_out(order: Order, nodes: Sequence[Node], *, waits: bool) -> Verdict:
     try:
         outcome = executor.run(nodes, order.to_json(), deadline=LONGEST)
-        if "run" not in outcome.result:
-            raise Error(
-                str(outcome.result.get("error", "the executor did not say why it failed")), host=outcome.node,
-                code=str(outcome.result.get("code", "ExecutorFailed")), hint=str(outcome.result.get("hint", "")),
-            )  # fmt: skip
-        done = Run.parse(outcome.result["run"]).summary()
-    except Damaged as damaged:
-        return Verdict(KIND, False, "ExecutorFailed", f"the executor's result is damaged: {damaged}")
+        done = outcome.run().summary()
     except Error as error:
         text = f"{error}; {error.hint}" if error.hint else str(error)
         if error.code == "ExecutorBusy" or isinstance(error, CommandTimeout):

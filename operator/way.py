@@ -26,7 +26,6 @@ from kubeadm_registry import paths
 from kubeadm_registry.access.executor import ByHelper, Node
 from kubeadm_registry.components.helper import USER as HELPER_USER
 from kubeadm_registry.config import RegistryCluster
-from kubeadm_registry.config.model import SSH_PORT
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.registry import Login, Registry
 from kubeadm_registry.transport.ssh_command import ask
@@ -71,7 +70,7 @@ class Way:
         found: list[Node] = []
         for node in cluster.spec.nodes:
             target = SshTarget(
-                node.name, node.address, HELPER_USER, node.ssh.over(cluster.spec.ssh).port or SSH_PORT,
+                node.name, node.address, HELPER_USER, cluster.spec.ssh_port(node),
                 identity_file=key, known_hosts_file=hosts, config_file=Path(os.devnull),
             )  # fmt: skip
             found.append(ByHelper(node.name, partial(ask, target)))

@@ -25,12 +25,10 @@ def desk(cluster: Cluster) -> Connect:
     Raises Error (NoExecutor) if no node holds the lease, ConnectionFailed.
     """
     nodes = on_hosts(cluster)
-    seen = side_by_side(OnHost.look, nodes)
-    index = holder(seen)
-    host = nodes[index].host
-    secrets, address = cluster.secrets, cluster.node(host).address
+    node, seen = holder(list(zip(nodes, side_by_side(OnHost.look, nodes), strict=True)))
+    secrets, address = cluster.secrets, cluster.node(node.host).address
     login = Login(paths.RETENTION_NAME, secrets.password(paths.RETENTION_NAME))
     return partial(
         Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login,
-        via=host.dial(address, paths.REGISTRY_PORT), timeout=_SILENCE, headers={TERM_HEADER: str(seen[index].term)},
+        via=node.host.dial(address, paths.REGISTRY_PORT), timeout=_SILENCE, headers={TERM_HEADER: str(seen.term)},
     )  # fmt: skip

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from kubeadm_registry import paths
 from kubeadm_registry.access import questions
@@ -23,6 +23,7 @@ from kubeadm_registry.engine.changes import unit_path
 from kubeadm_registry.errors import CommandTimeout, ConfigError, ConnectionFailed, Error
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.retention.history import Run
 from kubeadm_registry.transport.host import Host, side_by_side
 from kubeadm_registry.upkeep.lease import held_term
 
@@ -48,6 +49,21 @@ class Outcome:
     node: str
     status: int
     result: Mapping[str, Any]
+
+    def run(self) -> Run:
+        """What was done. Raises Error as the executor said it, or ExecutorFailed."""
+        if "run" not in self.result:
+            raise Error(
+                str(self.result.get("error", "the executor did not say why it failed")), host=self.node,
+                code=str(self.result.get("code", "ExecutorFailed")), hint=str(self.result.get("hint", "")),
+            )  # fmt: skip
+        try:
+            return Run.parse(self.result["run"])
+        except Damaged as damaged:
+            raise Error(
+                f"the executor's result is damaged: {damaged}", host=self.node, code="ExecutorFailed",
+                hint="see `kubeadm-registry retention history`",
+            ) from damaged  # fmt: skip
 
 
 #: ``$1`` the agent's state, ``$2`` a pattern of units. The units with their states, the time, and the agent's state.
@@ -110,6 +126,7 @@ class Node(Protocol):
         """End *order*."""
 
 
+N = TypeVar("N", bound=Node)
 #: ``$1`` the directory of orders: those that are older than ``$2`` minutes go, and all but the newest 20. Units ``$3``
 #: that failed are forgotten.
 _TIDY = """
@@ -229,11 +246,11 @@ def on_hosts(cluster: Cluster) -> list[OnHost]:
     return [OnHost(host) for host in cluster.hosts]
 
 
-def holder(seen: Sequence[Seen]) -> int:
-    """Which of the nodes that were *seen* holds the lease. Raises Error (NoExecutor)."""
+def holder(seen: Sequence[tuple[N, Seen]]) -> tuple[N, Seen]:
+    """The node that holds the lease, of those that were *seen*. Raises Error (NoExecutor)."""
     # Of two that say so the later one is right: terms of successive holders grow.
-    best = max(range(len(seen)), key=lambda index: seen[index].term, default=None)
-    if best is None or not seen[best].term:
+    best = max(seen, key=lambda one: one[1].term, default=None)
+    if best is None or not best[1].term:
         raise Error(
             "no node holds the lease, so no node may delete images",
             code="NoExecutor",
@@ -254,9 +271,9 @@ def run(
     """
     order = _digits(content)
     unit = _unit(order)
-    nodes, seen = _look(nodes)
-    node = nodes[holder(seen)]
-    _require_idle(nodes, seen, node, unit)
+    seen = _look(nodes)
+    node, _ = holder(seen)
+    _require_idle(seen, node, unit)
     before = node.progress(order).said.get("invocation")
     node.start(content)
     ended = _wait(node, order, deadline, progress)
@@ -273,14 +290,13 @@ def run(
 def stop(nodes: Sequence[Node], order: str) -> list[str]:
     """End *order* wherever it runs; the names of these nodes. It may be begun again at any time."""
     unit = _unit(order)
-    nodes, seen = _look(nodes)
-    running = [node for node, one in zip(nodes, seen, strict=True) if unit in one.running]
+    running = [node for node, one in _look(nodes) if unit in one.running]
     side_by_side(partial(_stop, order), running)
     return [node.name for node in running]
 
 
-def _look(nodes: Sequence[Node]) -> tuple[list[Node], list[Seen]]:
-    """Those of *nodes* that can be reached, and what they say. Raises ConnectionFailed if none can be.
+def _look(nodes: Sequence[Node]) -> list[tuple[Node, Seen]]:
+    """Those of *nodes* that can be reached, each with what it says. Raises ConnectionFailed if none can be.
 
     One that cannot runs no order that counts: the proxies take the holder's, under its term, and nobody else's.
     """
@@ -291,12 +307,12 @@ def _look(nodes: Sequence[Node]) -> tuple[list[Node], list[Seen]]:
         except ConnectionFailed as error:
             return error
 
-    found = list(zip(nodes, side_by_side(attempt, nodes), strict=True))
-    reached = [(node, seen) for node, seen in found if isinstance(seen, Seen)]
-    for _, failed in found:
-        if not reached and isinstance(failed, ConnectionFailed):
-            raise failed
-    return [node for node, _ in reached], [seen for _, seen in reached]
+    found = side_by_side(attempt, nodes)
+    reached = [(node, one) for node, one in zip(nodes, found, strict=True) if isinstance(one, Seen)]
+    failures = [one for one in found if isinstance(one, ConnectionFailed)]
+    if failures and not reached:
+        raise failures[0]
+    return reached
 
 
 def _stop(order: str, node: Node) -> None:
@@ -316,9 +332,9 @@ def _unit(order: str) -> str:
     return retention.unit(order)
 
 
-def _require_idle(nodes: Sequence[Node], seen: Sequence[Seen], node: Node, unit: str) -> None:
+def _require_idle(seen: Sequence[tuple[Node, Seen]], node: Node, unit: str) -> None:
     """Nothing runs but *unit* on *node*. Raises Error (ExecutorBusy)."""
-    for where, one in zip(nodes, seen, strict=True):
+    for where, one in seen:
         for other in one.running:
             if other != unit or where is not node:
                 raise Error(
@@ -345,26 +361,25 @@ journalctl --no-pager --quiet -o cat -n 1 -u "$1"
 
 def _wait(node: Node, order: str, deadline: float, tell: Callable[[str], None]) -> Progress:
     """How *order* is when it has ended. Raises CommandTimeout."""
-    begin, told, heard = time.monotonic(), "", time.monotonic()
-    end = begin + deadline
+    begin = heard = time.monotonic()
+    told = ""
     while True:
         try:
             now = node.progress(order)
         except ConnectionFailed:
             if time.monotonic() - heard > PATIENCE:
                 raise
-            time.sleep(min(INTERVAL * (1 + (heard - begin) / 10), SELDOM))
-            continue
-        heard = time.monotonic()
-        if now.line and now.line != told:
-            told = now.line
-            tell(told)
-        if not now.runs:
-            return now
-        if time.monotonic() >= end:
-            unit = _unit(order)
-            raise CommandTimeout(
-                f"{unit} still runs after {deadline:.0f} s; it goes on", host=node.name,
-                hint=f"see: journalctl -f -u {unit}",
-            )  # fmt: skip
+        else:
+            heard = time.monotonic()
+            if now.line and now.line != told:
+                told = now.line
+                tell(told)
+            if not now.runs:
+                return now
+            if heard - begin >= deadline:
+                unit = _unit(order)
+                raise CommandTimeout(
+                    f"{unit} still runs after {deadline:.0f} s; it goes on", host=node.name,
+                    hint=f"see: journalctl -f -u {unit}",
+                )  # fmt: skip
         time.sleep(min(INTERVAL * (1 + (heard - begin) / 10), SELDOM))

@@ -51,10 +51,9 @@ def read(content: bytes, node: str, keys: Iterable[str] = ()) -> Mapping[str, An
         said = values.get("error")
         if said is None:
             return {key: values[key] for key in keys}
-        error = Error(str(said["message"]), host=node, code=str(said["code"]), hint=str(said["hint"]))
+        raise Error(str(said["message"]), host=node, code=str(said["code"]), hint=str(said["hint"]))
     except (Damaged, TypeError, KeyError) as problem:
         raise Error(
             f"what answers there is not the helper: {problem}", host=node, code="HelperUnknown",
             hint="run `kubeadm-registry operator install` with this release",
         ) from problem  # fmt: skip
-    raise error

@@ -14,7 +14,7 @@ from kubeadm_registry.agent.garage import Garage
 from kubeadm_registry.agent.gate import Gate, Writer, acting, fence
 from kubeadm_registry.agent.guard import Guard
 from kubeadm_registry.agent.hardstate import HardStateFile
-from kubeadm_registry.agent.model import Decisions, HardState, PeerMemory, Presence, Report
+from kubeadm_registry.agent.model import Decisions, HardState, Presence, Report
 from kubeadm_registry.agent.netlink import Connections, End, Unsupported
 from kubeadm_registry.agent.peers import Links
 from kubeadm_registry.agent.processes import Processes
@@ -223,12 +223,12 @@ class NodeHands:
         ours = frozenset({ports.rpc, ports.internal, ports.metrics})
         link = self.links.links[name]
         count = self._end(End(), End(link.peer.address), ports=ours, stuck=stuck)
-        peer = self._steering.memory.peers[name] if self._steering is not None else PeerMemory()
-        if peer.presence is Presence.SILENT and not peer.spared:
+        presence = self._steering.memory.peers[name].presence if self._steering is not None else Presence.UNHEARD
+        if presence is Presence.SILENT:
             link.inbox.mute()
         if not stuck or count:
             what = "stuck connections" if stuck else "connections"
-            self._log(f"cut-{name}", f"{name} is {peer.presence.value}: ended {count} {what} to it")
+            self._log(f"cut-{name}", f"{name} is {presence.value}: ended {count} {what} to it")
 
     def _kill(self, name: str, reason: str, processes: Processes) -> None:
         try:

@@ -43,6 +43,8 @@ class Link:
         self.lives: Optional[float] = None
         """When its host was last asked with an answer, and (deaf) without one in time."""
         self.deaf: Optional[float] = None
+        self.asked = 0.0  # when its host was last asked
+        self.asking: Optional[asyncio.Task[None]] = None
         self.refused = 0
         self.refusal = ""
         self.received = 0
@@ -174,7 +176,6 @@ class Links:
         self._outbox = Outbox(secrets.token_hex(8))
         self._interval = config.timings.heartbeat_interval
         self._next = 0.0
-        self._knocks: dict[str, tuple[float, asyncio.Task[None]]] = {}
         self._report = Report()
         self._watched: dict[str, int] = {}
         self.links = {peer.name: Link(config, peer, self._outbox, key) for peer in config.peers}
@@ -195,15 +196,15 @@ class Links:
         if now >= self._next:
             self._next = self._next + self._interval if now - self._next < self._interval else now + self._interval
             self.send()
-        for name, link in self.links.items():
-            if overdue(link.view, now):
-                self._knock(name, link, now)
+        for link in self.links.values():
+            self._knock(link, now)
 
-    def _knock(self, name: str, link: Link, now: float) -> None:
-        silent = now - (link.inbox.believed or now)
-        every = KNOCK_EVERY if silent < LONG_SILENT else KNOCK_SELDOM
-        if name not in self._knocks or now - self._knocks[name][0] >= every:
-            self._knocks[name] = now, self._loop.create_task(link.knock())
+    def _knock(self, link: Link, now: float) -> None:
+        believed = link.inbox.believed
+        if believed is None or not overdue(believed, now):
+            return
+        if now - link.asked >= (KNOCK_EVERY if now - believed < LONG_SILENT else KNOCK_SELDOM):
+            link.asked, link.asking = now, self._loop.create_task(link.knock())
 
     def send(self) -> None:
         """One heartbeat to each peer."""
@@ -230,9 +231,9 @@ class Links:
 
     def close(self) -> None:
         """Close all sockets."""
-        for _, knock in self._knocks.values():
-            knock.cancel()
         for link in self.links.values():
+            if link.asking is not None:
+                link.asking.cancel()
             if link.socket is not None:
                 self._loop.remove_reader(link.socket.fileno())
             link.close()

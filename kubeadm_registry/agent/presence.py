@@ -59,9 +59,9 @@ def peer(
     return new if what is None else replace(new, destroyed=now), what, False
 
 
-def overdue(view: PeerView, now: float) -> bool:
-    """Whether a peer has not been heard for so long that its host is asked."""
-    return view.believed is not None and now - view.believed >= OVERDUE
+def overdue(believed: Optional[float], now: float) -> bool:
+    """Whether a peer that was *believed* last at that time has been silent for so long that its host is asked."""
+    return believed is not None and now - believed >= OVERDUE
 
 
 def busy(view: PeerView, resumed: float, now: float) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import click
@@ -15,16 +14,16 @@ from kubeadm_registry.access import session
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
+from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper
-from kubeadm_registry.config import RegistryCluster
-from kubeadm_registry.config.model import SSH_PORT
+from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.custom_resources import installing
 from kubeadm_registry.custom_resources.manifests import manifests as texts
 from kubeadm_registry.engine.report import echo, put
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.phases.helper import FORBID, allow
-from kubeadm_registry.transport.host import Host
+from kubeadm_registry.phases.helper import allow
+from kubeadm_registry.phases.workflows import OPERATOR_FORBID
 from kubeadm_registry.upkeep.api import Api
 
 
@@ -78,21 +77,22 @@ def install(context: Context, path: Path | None, kubeconfig: Path, image: str, p
             )  # fmt: skip
         elif not plan_only:
             key = installing.helper_key(api)
-            # Of a node that is away, what was known of it.
-            away = {node.address for node in cluster_file.spec.nodes if node.name in cluster.absent}
-            known = [
-                line for line in key.hosts.splitlines(True) if line.split(" ")[0].strip("[]").split("]")[0] in away
-            ]
-            key = replace(key, hosts="".join([*map(partial(_known, cluster_file), cluster.hosts), *known]))
-        run(FORBID if key is None else allow(key.public), cluster, reporter)
+            key = replace(key, hosts=_known_hosts(cluster, key.hosts))
+        run(OPERATOR_FORBID if key is None else allow(key.public), cluster, reporter)
     leader = installing.install(api, cluster_file, secrets, reporter.note, image=image, seconds=timeout, helper=key)
     reporter.result(f"the operator is installed, {leader} leads; adopt the registry with kubectl apply -f cluster.yaml")
 
 
-def _known(cluster_file: RegistryCluster, host: Host) -> str:
-    """The host keys of *host*, at its address and port of the file."""
-    node = next(one for one in cluster_file.spec.nodes if one.name == host.name)
-    return helper.known_host(host, node.address, node.ssh.over(cluster_file.spec.ssh).port or SSH_PORT)
+def _known_hosts(cluster: Cluster, before: str) -> str:
+    """The nodes' host keys as known_hosts has them; of a node that is away, what was known of it *before*."""
+    spec = cluster.config.spec
+
+    def place(node: Node) -> tuple[str, int]:
+        return node.address, spec.ssh_port(node)
+
+    asked = [helper.known_host(host, *place(cluster.node(host))) for host in cluster.hosts]
+    away = {helper.known_name(*place(spec.node(name))) for name in cluster.absent}
+    return "".join([*asked, *(line for line in before.splitlines(keepends=True) if line.split(" ")[0] in away)])
 
 
 @command("uninstall", parent=group, short_help="Remove the operator")
@@ -118,7 +118,7 @@ def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool) 
         with session.cluster(config.load(path), terminal.prompts(), reporter.note, may_miss=True) as cluster:
             for name, why in cluster.absent.items():
                 reporter.note(f"{why}; its key stays there: run this again", host=name, level="warning")
-            run(FORBID, cluster, reporter)
+            run(OPERATOR_FORBID, cluster, reporter)
     reporter.result("the operator is removed; the custom resources and their guard remain (see docs/operator.md)")
 
 

@@ -21,12 +21,11 @@ from kubeadm_registry.cli.retention import Asked, group, look_options, show
 from kubeadm_registry.cli.tables import ago, columns, moment, show_rows
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter, echo
-from kubeadm_registry.errors import ConfigError, Error
+from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images.names import place
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import retry
 from kubeadm_registry.retention import Plan
-from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.order import Order, undo
 from kubeadm_registry.retention.trash import Trashed
 from kubeadm_registry.upkeep import running, store
@@ -131,12 +130,7 @@ def run(context: Context, path: Path | None, dry_run: bool, **options: Any) -> N
 def _hand_over(cluster: Cluster, order: Order, reporter: Reporter) -> None:
     """Have *order* carried out at the node that holds the lease, and tell what came of it. Raises Error."""
     outcome = executor.run(executor.on_hosts(cluster), order.to_json(), deadline=LONGEST, progress=reporter.note)
-    if "run" not in outcome.result:
-        raise Error(
-            str(outcome.result.get("error", "the executor did not say why it failed")), host=outcome.node,
-            code=str(outcome.result.get("code", "ExecutorFailed")), hint=str(outcome.result.get("hint", "")),
-        )  # fmt: skip
-    run = Run.parse(outcome.result["run"])
+    run = outcome.run()
     if run.purged:
         reporter.note("`images collect` frees the space of what was deleted for good")
     reporter.result(run.summary())

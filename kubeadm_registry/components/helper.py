@@ -14,7 +14,6 @@ from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import retention
-from kubeadm_registry.components.units import Service
 from kubeadm_registry.config.model import SSH_PORT
 from kubeadm_registry.engine.changes import Absent, Directory, File, NoService, Running, Steps
 from kubeadm_registry.engine.render import render
@@ -30,10 +29,7 @@ DOOR = f"{ETC}/door"
 KEYS = f"{ETC}/.ssh/authorized_keys"
 SOCKET = f"{paths.PREFIX}-{NAME}.socket"
 TEMPLATE = f"{paths.PREFIX}-{NAME}@.service"
-SERVICE = Service(NAME, units=(), user=USER)
 _UNITS = {"socket": f"{paths.UNITS}/{SOCKET}", "unit": f"{paths.UNITS}/{TEMPLATE}"}
-#: What it writes: the orders that it takes.
-_WRITES = (retention.ETC,)
 
 
 def key_line(public: str) -> bytes:
@@ -48,9 +44,14 @@ def key_line(public: str) -> bytes:
 _HOST_KEYS = "cat /etc/ssh/ssh_host_*_key.pub"
 
 
+def known_name(address: str, port: int) -> str:
+    """What known_hosts calls the sshd at *address* and *port* (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT)."""
+    return address if port == SSH_PORT else f"[{address}]:{port}"
+
+
 def known_host(host: Host, address: str, port: int) -> str:
-    """The sshd of *host* at *address* and *port* as lines of known_hosts (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT)."""
-    name = address if port == SSH_PORT else f"[{address}]:{port}"
+    """The sshd of *host* at *address* and *port* as lines of known_hosts."""
+    name = known_name(address, port)
     keys = [line.split()[:2] for line in host.run("sh", "-c", _HOST_KEYS).text.splitlines()]
     return "".join(f"{name} {' '.join(key)}\n" for key in keys)
 
@@ -79,7 +80,7 @@ def _steps(cluster: Cluster, keys: bytes) -> Steps:
 def _programs(cluster: Cluster) -> Steps:
     values = {
         "slice": paths.SLICE, "program": f"{cluster.program(TOOL).prefix}/{MODULE}", "user": USER,
-        "listens": paths.HELPER_SOCKET, "writes": " ".join(_WRITES),
+        "listens": paths.HELPER_SOCKET, "writes": retention.ETC,
     }  # fmt: skip
     yield File(DOOR, render(f"{NAME}/door.j2", **values), mode=0o755)
     for kind, path in _UNITS.items():

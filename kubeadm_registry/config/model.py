@@ -190,6 +190,10 @@ class Spec(Model):
         """The node of this name. Raises KeyError."""
         return {node.name: node for node in self.nodes}[name]
 
+    def ssh_port(self, node: Node) -> int:
+        """The port of sshd on *node* by this file; what ssh_config says is not asked."""
+        return node.ssh.over(self.ssh).port or SSH_PORT
+
     @property
     def highly_available(self) -> bool:
         """Whether any one server may be lost."""

@@ -14,7 +14,6 @@ from kubeadm_registry import __version__, paths
 from kubeadm_registry.addresses import endpoint, is_ipv6
 from kubeadm_registry.bundle.tool import OPERATOR_REPOSITORY, operator_tag
 from kubeadm_registry.config import RegistryCluster
-from kubeadm_registry.config.model import SSH_PORT
 from kubeadm_registry.custom_resources.names import (
     NAME,
     NAMESPACE,
@@ -54,6 +53,7 @@ def installation(config: RegistryCluster, *, pulled_as: str = "") -> Iterator[di
     yield _of("apps/v1", "Deployment", NAME, spec=_deployment(pulled_as or image(config)))
     yield _of("policy/v1", "PodDisruptionBudget", NAME,
               spec={"maxUnavailable": 1, "selector": {"matchLabels": _LABELS}})  # fmt: skip
+    ssh_ports = sorted({config.spec.ssh_port(node) for node in config.spec.nodes})
     yield _of("networking.k8s.io/v1", "NetworkPolicy", NAME, spec={
         "podSelector": {"matchLabels": _LABELS},
         "policyTypes": ["Ingress", "Egress"],
@@ -61,15 +61,11 @@ def installation(config: RegistryCluster, *, pulled_as: str = "") -> Iterator[di
         "ingress": [{"ports": [{"protocol": "TCP", "port": PORT}]}],
         # The API server has any port behind its Service; the registry, its agents and the nodes' sshd have these.
         "egress": [{"ports": [{"protocol": "TCP", "port": port}
-                              for port in (443, 6443, paths.REGISTRY_PORT, paths.AGENT_PORT, *_ssh_ports(config))]}],
+                              for port in (443, 6443, paths.REGISTRY_PORT, paths.AGENT_PORT, *ssh_ports)]}],
     })  # fmt: skip
     yield _of("v1", "Service", f"{NAME}-metrics", spec={
         "selector": _LABELS, "ports": [{"name": "metrics", "protocol": "TCP", "port": PORT, "targetPort": PORT}],
     })  # fmt: skip
-
-
-def _ssh_ports(config: RegistryCluster) -> list[int]:
-    return sorted({node.ssh.over(config.spec.ssh).port or SSH_PORT for node in config.spec.nodes})
 
 
 def _of(version: str, kind: str, name: str, **rest: Any) -> dict[str, Any]:

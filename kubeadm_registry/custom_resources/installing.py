@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -66,20 +66,24 @@ class HelperKey:
     public: str
     hosts: str = ""
 
+    @classmethod
+    def of(cls, private: str, hosts: str = "") -> Self:
+        """The key *private*, or a new one if that is none."""
+        try:
+            key: Any = serialization.load_ssh_private_key(private.encode(), None)
+        except (ValueError, UnsupportedAlgorithm):
+            key = ed25519.Ed25519PrivateKey.generate()
+            private = key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+            ).decode()
+        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        return cls(private, public.decode(), hosts)
+
 
 def helper_key(api: Api) -> HelperKey:
     """The key in the Secret that is there, or a new one. Raises ConnectionFailed."""
     before = _decoded(_read(api, path_of(secret({}))))
-    text = before.get("helper-key", "")
-    try:
-        key: Any = serialization.load_ssh_private_key(text.encode(), None)
-    except (ValueError, UnsupportedAlgorithm):
-        key = ed25519.Ed25519PrivateKey.generate()
-        text = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        ).decode()
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return HelperKey(text, public.decode(), before.get("helper-hosts", ""))
+    return HelperKey.of(before.get("helper-key", ""), before.get("helper-hosts", ""))
 
 
 def credentials(secrets: Secrets, before: Mapping[str, str], helper: HelperKey | None) -> dict[str, str]:

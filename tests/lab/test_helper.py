@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from kubeadm_registry import paths, secrets
 from kubeadm_registry.components import helper, retention
+from kubeadm_registry.custom_resources.installing import HelperKey
 from kubeadm_registry.retention.order import Order
 from tests.lab.host import Host
 from tests.lab.registry import ROOT, Registry
@@ -64,14 +63,10 @@ class Operator:
 
     def __init__(self, registry: Registry, folder: Path) -> None:
         self.registry, self.folder = registry, folder
-        key = ed25519.Ed25519PrivateKey.generate()
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        )
-        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        self.public = public.decode()
+        key = HelperKey.of("")
+        self.public = key.public
         self.key = folder / "helper-key"
-        self.key.write_bytes(private)
+        self.key.write_text(key.private)
         self.key.chmod(0o600)
         (folder / "ca.crt").write_text(registry.ca.read_text())
 

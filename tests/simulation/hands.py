@@ -114,8 +114,7 @@ class SimulatedHands:
             self.host.haproxies[index].crash()
         if new.destroy and self.steering is not None:
             for name, _ in new.destroy:
-                peer = self.steering.memory.peers[name]
-                if peer.presence is Presence.SILENT and not peer.spared:
+                if self.steering.memory.peers[name].presence is Presence.SILENT:
                     self.process.links.links[name].inbox.mute()
 
     # ---- the fence -------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Link:
         """What the rules may know of this peer."""
         now = self.host.seconds()
         view = self.inbox.view(self.away)
-        if not overdue(view, now):
+        if not overdue(view.believed, now):
             return view
         return replace(view, lives=now) if self._kernel_answers() else replace(view, deaf=now)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -371,6 +371,16 @@ class FakeCluster:
             "sh", "-c", programs._UNPACK, "unpack", archive, digest, one.prefix,
             with_=unpack, act=f"unpack {archive} in {one.prefix}",
         )  # fmt: skip
+
+    def another_build(self, name: str) -> tuple[Program, Program]:
+        """From now on there is another build of the program *name*, unpacked on each server; the one before, and it."""
+        before = self.programs[name]
+        after = replace(before, prefix=before.prefix.replace("00000000", "11111111"))
+        self.programs = {**self.programs, name: after}
+        for server in self.servers.values():
+            self._unpack(server, after)
+            server.answer(after.executable, "--version", with_="1.0")
+        return before, after
 
     def _unpack(self, server: FakeTransport, one: Program) -> None:
         server.put(f"{one.prefix}/.digest", one.digest.removeprefix("sha256:") + "\n")

@@ -371,7 +371,7 @@ def test_a_silence_that_was_spared_is_over_without_a_trace(settled: Memory) -> N
     [(None, False), (100.0, False), (99.85, False), (99.75, True), (50.0, True)],
 )
 def test_only_about_a_silence_a_host_is_asked(heard: float | None, overdue: bool) -> None:
-    assert presence.overdue(PeerView(believed=heard), 100.0) is overdue
+    assert presence.overdue(heard, 100.0) is overdue
 
 
 def test_an_agent_that_died_on_a_living_host_costs_its_host_no_connection(settled: Memory) -> None:

@@ -16,6 +16,7 @@ from kubeadm_registry.access import questions
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper
+from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.helper import __main__ as program
 from kubeadm_registry.phases.helper import FORBID, allow
@@ -65,12 +66,7 @@ def test_a_second_time_changes_nothing_and_another_key_replaces_the_first(instal
 
 
 def test_init_has_another_build_of_the_tool_answer(installed: FakeCluster) -> None:
-    before = installed.programs[TOOL]
-    after = replace(before, prefix=before.prefix.replace("00000000", "11111111"))
-    installed.programs = {**installed.programs, TOOL: after}
-    for one in installed.servers.values():
-        installed._unpack(one, after)
-        one.answer(after.executable, "--version", with_="1.0")
+    before, after = installed.another_build(TOOL)
     run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
     for server in installed.servers.values():
         for path in (helper.DOOR, f"{UNITS}/{helper.TEMPLATE}"):
@@ -79,14 +75,14 @@ def test_init_has_another_build_of_the_tool_answer(installed: FakeCluster) -> No
 
 
 @pytest.mark.parametrize("workflow", [FORBID, RESET], ids=["uninstall", "reset"])
-def test_nothing_of_it_stays(installed: FakeCluster, workflow: object) -> None:
+def test_nothing_of_it_stays(installed: FakeCluster, workflow: Workflow) -> None:
     skip = ("containerd", "data") if workflow is RESET else ()
     installed.servers["cp-2"].logged_in.add(helper.USER)
-    run(workflow, installed.cluster, Recorder(), skip=skip)  # type: ignore[arg-type]
+    run(workflow, installed.cluster, Recorder(), skip=skip)
     for server in installed.servers.values():
         assert not [path for path in server.tree if "helper" in path]
         assert helper.USER not in server.users
-    assert run(workflow, installed.cluster, Recorder(), skip=skip) == []  # type: ignore[arg-type]
+    assert run(workflow, installed.cluster, Recorder(), skip=skip) == []
 
 
 def test_a_node_that_was_made_anew_gets_the_key_of_the_others(installed: FakeCluster) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.helper.__main__ import answered
 from kubeadm_registry.operator import carrying
 from kubeadm_registry.operator.conditions import Verdict
-from kubeadm_registry.registry import Registry
 from kubeadm_registry.retention import Plan, RegistryPolicy, policy
 from kubeadm_registry.retention.order import Caller, Order
 from kubeadm_registry.retention.standing import Pin, Standing
@@ -40,11 +39,17 @@ class Operator:
     shown: dict[str, Plan] = field(default_factory=dict)
     away: tuple[str, ...] = ()
 
-    def registry(self) -> Registry:
-        return connector(self.site.registry)().__enter__()
+    def push(self, tag: str, day: float) -> None:
+        """Push a newer image, which a plan sees; then it is that *day*."""
+        self.site.registry.image("app", tag, layer=tag.encode())
+        self.plan()
+        self.site.at(day)
 
-    def registry_standing(self) -> Standing:
-        return store.read_standing(self.registry(), KEY)
+    def standing(self, change: Callable[[Standing], Standing] = lambda one: one) -> Standing:
+        """What people have said, after this *change*."""
+        with connector(self.site.registry)() as registry:
+            store.restate(registry, KEY, change)
+            return store.read_standing(registry, KEY)
 
     def plan(self) -> tuple[Look, Plan, RegistryPolicy]:
         rules = policy.load(self.site.folder / "policy.yaml")
@@ -104,14 +109,10 @@ def test_what_waits_for_an_approval_is_not_carried_out(operator: Operator) -> No
 
 def test_of_an_earlier_plan_goes_only_what_the_present_one_deletes_as_well(operator: Operator) -> None:
     _, read, _ = operator.plan()
-    operator.site.registry.image("app", "v4", layer=b"v4")
-    operator.plan()
-    operator.site.at(50)
+    operator.push("v4", 50)
     assert operator.round(read.digest).reason == "Done"
     assert operator.site.tags() == ["v3", "v4"], "v3 was in no plan that somebody read"
-    operator.site.registry.image("app", "v5", layer=b"v5")
-    operator.plan()
-    operator.site.at(52)
+    operator.push("v5", 52)
     assert operator.round(read.digest, shown={}).reason == "ApprovalRequired", "nobody remembers that plan"
 
 
@@ -142,9 +143,7 @@ def test_an_operator_that_may_know_less_than_one_before_deletes_nothing_unapprov
     """A replica that woke up late, an etcd of before, a cluster that was made anew."""
     operator.site.policy(AUTOMATIC)
     assert operator.round().reason == "Done"
-    operator.site.registry.image("app", "v4", layer=b"v4")
-    operator.plan()
-    operator.site.at(60)
+    operator.push("v4", 60)
     operator.lease, operator.epoch = lease, epoch
     said = operator.round()
     assert (said.status, said.reason) == (False, "OrderRefused")
@@ -153,19 +152,15 @@ def test_an_operator_that_may_know_less_than_one_before_deletes_nothing_unapprov
     assert operator.round().reason == "OrderRefused", "it is not known for having asked"
     _, made, _ = operator.plan()
     assert operator.round(made.digest).reason == "Done", "somebody has read it"
-    operator.site.registry.image("app", "v5", layer=b"v5")
-    operator.plan()
-    operator.site.at(90)
+    operator.push("v5", 90)
     assert operator.round().reason == "Done", "and the next one is trusted again"
 
 
 def test_what_is_used_again_comes_back_whoever_asks(operator: Operator) -> None:
     operator.site.policy(AUTOMATIC)
     assert operator.round().reason == "Done"
-    store.restate(operator.registry(), KEY, lambda one: one.pinned(Pin("10.0.0.10:5000/app:v1", "needed", 1)))
-    operator.site.registry.image("app", "v4", layer=b"v4")
-    operator.plan()
-    operator.site.at(60)
+    operator.standing(lambda one: one.pinned(Pin("10.0.0.10:5000/app:v1", "needed", 1)))
+    operator.push("v4", 60)
     operator.lease = "uid-2"
     assert operator.round().reason == "OrderRefused"
     assert operator.site.tags() == ["v1", "v3", "v4"], "v1 is back, nothing went"
@@ -183,9 +178,10 @@ def test_an_approval_by_the_command_is_found_with_an_automatic_policy_too(operat
     operator.plan()
     operator.site.at(48)
     _, made, _ = operator.plan()
-    running.approve(operator.registry(), KEY, made, int(operator.site.now()))
+    with connector(operator.site.registry)() as registry:
+        running.approve(registry, KEY, made, int(operator.site.now()))
     assert operator.round().reason == "Done"
-    assert operator.registry_standing().approved == {}, "it was for once"
+    assert operator.standing().approved == {}, "it was for once"
 
 
 def test_a_used_annotation_does_not_stand_in_the_way_of_what_needs_none(operator: Operator) -> None:
@@ -193,9 +189,7 @@ def test_a_used_annotation_does_not_stand_in_the_way_of_what_needs_none(operator
     _, made, _ = operator.plan()
     assert operator.round(made.digest).reason == "Done"
     operator.site.policy(AUTOMATIC)
-    operator.site.registry.image("app", "v4", layer=b"v4")
-    operator.plan()
-    operator.site.at(60)
+    operator.push("v4", 60)
     assert operator.round(made.digest).reason == "Done"
     assert operator.site.tags() == ["v4"]
 
@@ -220,17 +214,13 @@ def test_a_node_that_is_away_is_done_without(operator: Operator) -> None:
     operator.away = NAMES
     said = operator.round()
     assert (said.status, said.reason) == (True, "NothingToDo")
-    operator.site.registry.image("app", "v4", layer=b"v4")
-    operator.plan()
-    operator.site.at(60)
+    operator.push("v4", 60)
     assert operator.round().reason == "HostUnreachable"
 
 
 def test_an_operator_whose_lease_went_on_is_trusted(operator: Operator) -> None:
     operator.site.policy(AUTOMATIC)
     assert operator.round().reason == "Done"
-    operator.site.registry.image("app", "v4", layer=b"v4")
-    operator.plan()
-    operator.site.at(60)
+    operator.push("v4", 60)
     operator.epoch += 3
     assert operator.round().reason == "Done"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
 
@@ -104,12 +103,7 @@ def test_another_build_of_the_tool_leaves_the_one_that_runs(installed: FakeClust
     server = installed.servers["cp-2"]
     running = server.unit(retention.unit(ORDER))
     running.active = "activating"
-    before = installed.programs[TOOL]
-    after = replace(before, prefix=before.prefix.replace("00000000", "11111111"))
-    installed.programs = {**installed.programs, TOOL: after}
-    for one in installed.servers.values():
-        installed._unpack(one, after)
-        one.answer(after.executable, "--version", with_="1.0")
+    before, after = installed.another_build(TOOL)
     init(installed)
     assert after.prefix in server.content(f"{UNITS}/{retention.TEMPLATE}").decode()
     assert f"{before.prefix}/{MODULE}" in server.tree
