@@ -1,3 +1,3 @@
 """A container registry for bare-metal Kubernetes that is there before the cluster is."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
