@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
+from kubeadm_registry import members as members_file
 from kubeadm_registry import secrets as secrets_file
 from kubeadm_registry.bundle import Bundle, Program
 from kubeadm_registry.config import Node, RegistryCluster, Spec
 from kubeadm_registry.errors import Error
+from kubeadm_registry.formats import Damaged, NewerFormat
+from kubeadm_registry.members import FIRST, Members
 from kubeadm_registry.secrets import Secrets, Vault
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
+
+
+@dataclass(frozen=True, slots=True)
+class MembersChange:
+    """Nodes that come to the registry or leave it."""
+
+    arriving: tuple[str, ...]
+    """Names of nodes that are no members yet."""
+    leaving: Mapping[str, Node]
+    """Members of the list before that are not in the new one, by name; one that comes back with another address too."""
+    retiring: tuple[Host, ...] = ()
+    """Those of them that answer: they give their data away, and are uninstalled at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +45,10 @@ class Cluster:
     """Whether placeholders may stand for secrets that nobody has made yet, as in a dry-run."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """The members that cannot be reached, and why. What the others get is owed to them."""
+    recorded: Members | None = None
+    """The list of members as the nodes have it, or as it is to become; None: it was never written down."""
+    change: MembersChange | None = None
+    """How the members change in this run; None: they stay."""
     turn: AbstractContextManager[object] = field(default_factory=nullcontext, compare=False, repr=False)
     """Held while something restarts that the pods of a host depend on, where many hosts are worked on side by side."""
 
@@ -44,9 +63,32 @@ class Cluster:
         return self.vault.preview() if self.previewing else self.vault.secrets
 
     @property
+    def members(self) -> Members:
+        """The list of members that the nodes get, which is that of the file."""
+        nodes = {node.name: node.address for node in self.spec.nodes}
+        if self.recorded is None:
+            return Members(FIRST, nodes)
+        if self.recorded.nodes == nodes:
+            return self.recorded
+        # Nothing can be stored yet, or SameCluster refuses the run.
+        return Members(self.recorded.generation + 1, nodes, found=self.recorded.found)
+
+    @property
     def leader(self) -> Host:
         """The first host: where things are done that are done once for all."""
         return self.hosts[0]
+
+    @property
+    def everyone(self) -> tuple[Host, ...]:
+        """All hosts, those that leave in this run as well."""
+        return self.hosts if self.change is None else (*self.hosts, *self.change.retiring)
+
+    def with_hosts(self, made: Callable[[Host], Host]) -> Cluster:
+        """The same cluster with what *made* returns in place of each host."""
+        change = self.change
+        if change is not None:
+            change = replace(change, retiring=tuple(map(made, change.retiring)))
+        return replace(self, hosts=tuple(map(made, self.hosts)), change=change)
 
     def node(self, host: Host) -> Node:
         """The node of the file that *host* is."""
@@ -70,12 +112,28 @@ class Cluster:
 
     def for_dry_run(self) -> Cluster:
         """The same cluster with hosts that refuse to be changed."""
-        return replace(self, hosts=tuple(host.as_read_only() for host in self.hosts), previewing=True)
+        return replace(self.with_hosts(Host.as_read_only), previewing=True)
 
 
 def everyone(cluster: Cluster) -> Sequence[Host]:
     """All hosts."""
     return cluster.hosts
+
+
+def arriving(cluster: Cluster) -> Sequence[Host]:
+    """The hosts that come to the registry in this run."""
+    return [] if cluster.change is None else [host for host in cluster.hosts if host.name in cluster.change.arriving]
+
+
+def retiring(cluster: Cluster) -> Sequence[Host]:
+    """The hosts that leave it."""
+    return () if cluster.change is None else cluster.change.retiring
+
+
+def stayer(cluster: Cluster) -> Sequence[Host]:
+    """The first host that was a member before this run and stays one; none if the members do not change."""
+    new = set(arriving(cluster))
+    return [host for host in cluster.hosts if host not in new][:1] if cluster.change is not None else ()
 
 
 def leader(cluster: Cluster) -> Sequence[Host]:
@@ -106,3 +164,29 @@ def read_vault(config: RegistryCluster, hosts: Sequence[Host], data: Sequence[st
         {name: files for name, (files, _) in found.items()},
         [name for name, (_, has_data) in found.items() if has_data],
     )
+
+
+def read_members(config: RegistryCluster, hosts: Sequence[Host]) -> Members | None:
+    """The list of members that the *hosts* have; None if none has one. Raises Error (MembersConflict, MembersDamaged).
+
+    A reset that leaves the data leaves the list with it.
+    """
+
+    def ask(host: Host) -> Members | None:
+        for path in (members_file.PATH, members_file.kept_path(config.spec.data_directory)):
+            content = host.read(path)
+            if content is None:
+                continue
+            try:
+                return members_file.parse(content)
+            except NewerFormat as error:
+                raise NewerFormat(error.message, host=host.name) from error
+            except Damaged as error:
+                raise Error(
+                    f"{path} is damaged: {error}", host=host.name, code="MembersDamaged",
+                    hint="copy the file from another node of this registry (owner root, mode 644)",
+                ) from error  # fmt: skip
+        return None
+
+    found = zip((host.name for host in hosts), side_by_side(ask, hosts), strict=True)
+    return members_file.newest({name: one for name, one in found if one is not None})

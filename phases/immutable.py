@@ -32,7 +32,11 @@ def same_cluster(cluster: Cluster, _: Host) -> Iterator[str]:
 
 
 def _members(cluster: Cluster, secrets: Secrets, made: Sequence[Existing]) -> Iterator[str]:
-    if made:
+    if cluster.change is not None:
+        return  # that is what the run is for
+    if cluster.recorded is not None:
+        names = set(cluster.recorded.nodes)
+    elif made:
         names = {name for one in made for name in _names(secrets, one).values()}
     else:
         # What a reset left with the images names no servers but those that have keys.
@@ -52,6 +56,8 @@ def _names(secrets: Secrets, made: Existing) -> Mapping[str, str]:
 
 
 def _addresses(cluster: Cluster, secrets: Secrets, made: Existing) -> Iterator[str]:
+    if cluster.change is not None:
+        return
     wanted = {node.name: node.address for node in cluster.spec.nodes}
     for identity, name in _names(secrets, made).items():
         if name in wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kubeadm_registry import containerd, paths, secrets
+from kubeadm_registry import containerd, members, paths, secrets
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, data, helper, network, retention
 from kubeadm_registry.components.services import every_service
@@ -63,9 +63,33 @@ class SecretsKept:
         return secrets.kept(self.cluster.spec.data_directory)
 
 
+@dataclass(frozen=True, slots=True)
+class MembersKept:
+    """The list of members is with the data: the keys in the secrets are also of nodes that have left."""
+
+    cluster: Cluster
+    title = "keep the list of members with the data"
+
+    def diff(self, host: Host) -> str | None:
+        """Whether it is only in its usual path."""
+        content = host.read(members.PATH)
+        if content is None or content == host.read(self._kept):
+            return None
+        return f"{self._kept}: as {members.PATH}"
+
+    def apply(self, host: Host) -> None:
+        """Copy it; the other one goes with its directory."""
+        host.write(self._kept, host.read(members.PATH) or b"", mode=0o644)
+
+    @property
+    def _kept(self) -> str:
+        return members.kept_path(self.cluster.spec.data_directory)
+
+
 def keep(cluster: Cluster, host: Host) -> Steps:
-    """Move the secrets to the data directory."""
+    """Move the secrets to the data directory, and the list of members with them."""
     yield SecretsKept(cluster)
+    yield MembersKept(cluster)
 
 
 def files(cluster: Cluster, host: Host) -> Steps:
@@ -89,6 +113,7 @@ def purge(cluster: Cluster, host: Host) -> Steps:
     if data.owns_storage(cluster, host):
         yield Absent(data.storage(cluster))
     yield Absent(secrets.kept(directory))
+    yield Absent(members.kept_path(directory))
     yield Absent(directory, only_if_empty=True)
 
 

@@ -10,6 +10,7 @@ from kubeadm_registry.phases.containerd import CONTAINERD
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.helper import FORBID, HELPER
 from kubeadm_registry.phases.identity import SECRETS
+from kubeadm_registry.phases.members import ARRIVE, MEMBERS, MOVE, SETTLE, UNINSTALL
 from kubeadm_registry.phases.network import NETWORK
 from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.programs import PROGRAMS_PHASE
@@ -20,24 +21,16 @@ from kubeadm_registry.phases.runbook import RUNBOOK
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import VIP
 
-INIT = (
-    PREFLIGHT,
-    PROGRAMS_PHASE,
-    BASE,
-    SECRETS,
-    NETWORK,
-    BACKEND,
-    FRONTEND,
-    PROXY,
-    AGENT,
-    VIP,
-    RETENTION,
-    HELPER,
-    RUNBOOK,
-    CONTAINERD,
-    VERIFY,
-)
+PREPARE = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS)
+SERVE = (MEMBERS, NETWORK, BACKEND, FRONTEND, PROXY, AGENT, VIP, SETTLE)
+FINISH = (RETENTION, HELPER, RUNBOOK, CONTAINERD, VERIFY)
+
+INIT = (*PREPARE, *SERVE, *FINISH)
 """Install, or update: from bare hosts to a verified registry."""
+
+CHANGE_MEMBERS = (*PREPARE, ARRIVE, MOVE, UNINSTALL, *SERVE, *FINISH)
+"""Join, leave and replace: the storage copies first; nodes that leave stop when the others have their data; then the
+agents vote by the new list, at first with the one before, until all have promised not to go back to it."""
 
 PREFLIGHT_ONLY = (PROGRAMS_PHASE,)
 """After the checks: the programs are uploaded to their final path and started once. Nothing depends on them yet."""

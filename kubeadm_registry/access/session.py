@@ -17,7 +17,7 @@ from kubeadm_registry import whoami
 from kubeadm_registry.addresses import ip
 from kubeadm_registry.agent.netlink import Addresses
 from kubeadm_registry.bundle import TOOL, Bundle, Program, opened
-from kubeadm_registry.cluster import Cluster, read_vault
+from kubeadm_registry.cluster import Cluster, read_members, read_vault
 from kubeadm_registry.components import programs
 from kubeadm_registry.components.services import data_directories, services
 from kubeadm_registry.config import Node, RegistryCluster
@@ -50,6 +50,11 @@ class Prompts:
     """Asked once for all nodes that want a password for sudo and did not take *sudo_password*. None: give up."""
     passphrase: Callable[[Path], str | None] = _nothing
     """Asked for the passphrase of a private key. None: do without that key."""
+
+
+def host(config: RegistryCluster, node: Node, prompts: Prompts) -> Host:
+    """*node*, connected. Raises ConnectionFailed."""
+    return Host(node.name, node.address, reach(config, node, prompts))
 
 
 def target(config: RegistryCluster, node: Node | ClientNode, prompts: Prompts) -> SshTarget:
@@ -144,7 +149,7 @@ def _needs_password(result: Host | ConnectionFailed) -> bool:
 def _connect(config: RegistryCluster, nodes: Sequence[Node], prompts: Prompts) -> list[Host | ConnectionFailed]:
     def attempt(node: Node) -> Host | ConnectionFailed:
         try:
-            return Host(node.name, node.address, reach(config, node, prompts))
+            return host(config, node, prompts)
         except ConnectionFailed as error:
             error.host = error.host or node.name
             return error
@@ -205,7 +210,8 @@ def cluster(
             raise _told(failures, note)
         found = select(config, held.programs) if held is not None else installed(connected)
         absent = {failure.host: failure.message for failure in failures}
-        yield Cluster(config, tuple(connected), vault, found, held, absent=absent)
+        recorded = read_members(config, connected)
+        yield Cluster(config, tuple(connected), vault, found, held, absent=absent, recorded=recorded)
 
 
 #: Programs that a bundle may lack: Python is for hosts that have none, the tool for retention on the nodes.

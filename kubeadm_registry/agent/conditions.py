@@ -38,5 +38,6 @@ def conditions(
         "ClockOff": memory.clock_off is not None and memory.clock_off > settings.timings.clock_off,
         "NoTimer": settings.leased and not seen.timer_there,
         "MembersDiffer": any(said.members != settings.members for said in reports.values()),
+        "Removed": memory.removed,
     }
     return tuple(name for name, true in found.items() if true)

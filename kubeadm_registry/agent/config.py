@@ -150,6 +150,7 @@ class Config:
     tls: Tls
     generation: int = 1  # of the list of members; grows with each change of it
     members_before: tuple[str, ...] = ()  # names of the generation before, until all nodes have the new one
+    former: tuple[Peer, ...] = ()  # nodes that have left: they are told so, and nothing else
     fence: Optional[Fence] = None  # needed with writer "single" or an executor
     executor: Optional[Executor] = None  # with it the lease runs also with writer "any"
     storage: Optional[Storage] = None
@@ -250,6 +251,9 @@ def _mistakes(config: Config) -> list[str]:
     names = [config.name, *(peer.name for peer in config.peers)]
     if len(set(names)) != len(names) or "local" in names:
         found.append("peers: every node needs a name of its own, and none may be called local")
+    taken = {config.address, *(peer.address for peer in config.peers)}
+    if any(one.address in taken for one in config.former):
+        found.append("former: a node that has left cannot have the address of a member")
     if not config.vips:
         found.append("vips: at least one address is needed")
     for key in ("runtime_config", "writer_config", "standby_config") if config.writer == "single" else ():
@@ -270,6 +274,7 @@ def _wrong_addresses(config: Config) -> list[str]:
     addresses = [("address", config.address), ("frontend.address", config.frontend.address)]
     addresses += [("frontend.reads_from", config.frontend.reads_from)]
     addresses += [(f"peers[{index}].address", peer.address) for index, peer in enumerate(config.peers)]
+    addresses += [(f"former[{index}].address", one.address) for index, one in enumerate(config.former)]
     addresses += [(f"vips[{index}]", vip) for index, vip in enumerate(config.vips)]
     if config.fence is not None:
         addresses.append(("fence.address", config.fence.address))
@@ -282,9 +287,10 @@ def _wrong_addresses(config: Config) -> list[str]:
             ipaddress.ip_address(address)
         except ValueError:
             found.append(f"{path}: {address!r} is not an IP address")
-    for index, peer in enumerate(config.peers):
-        if (":" in peer.address) is not (":" in config.address):
-            found.append(f"peers[{index}].address: must be of the same family as address")
+    for key, listed in (("peers", config.peers), ("former", config.former)):
+        for index, peer in enumerate(listed):
+            if (":" in peer.address) is not (":" in config.address):
+                found.append(f"{key}[{index}].address: must be of the same family as address")
     others = (config.frontend.address, config.frontend.reads_from)
     if config.executor is not None and config.executor.writes_from in others:
         found.append("executor.writes_from: must differ from frontend.address and frontend.reads_from")

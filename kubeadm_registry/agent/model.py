@@ -118,6 +118,7 @@ class Report:
     vote: str = ""  # the node that it lets write
     vote_term: int = 0
     bye: bool = False
+    removed: bool = False  # said to a node that has left the members: it is none of them
     members: Members = Members()  # under which all of the above about writing is said
 
 
@@ -227,6 +228,7 @@ class Memory:
     lonely_since: Optional[float] = None  # since when fewer than a majority are heard
     joined_since: Optional[float] = None  # since when a majority is heard
     alone: bool = False  # cut off from the majority, or only just back
+    removed: bool = False  # this node has left the members; an agent with a later list begins anew
     fit: bool = False
     connected: float = 0.0  # when the storage was last told to connect
     partial_since: Optional[float] = None  # since when the storage lacks a member that should be there

@@ -8,6 +8,7 @@ TCP, which its kernel answers also when it has no processor to spare for any pro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import secrets
 import socket
@@ -179,6 +180,7 @@ class Links:
         self._report = Report()
         self._watched: dict[str, int] = {}
         self.links = {peer.name: Link(config, peer, self._outbox, key) for peer in config.peers}
+        self._former = [Link(config, peer, self._outbox, key) for peer in config.former]
 
     @property
     def instance(self) -> str:
@@ -198,6 +200,8 @@ class Links:
             self.send()
         for link in self.links.values():
             self._knock(link, now)
+        for link in self._former:
+            self._listen(link)
 
     def _knock(self, link: Link, now: float) -> None:
         believed = link.inbox.believed
@@ -213,11 +217,26 @@ class Links:
             link.send(counter, self._report)
             self._watch(link)
 
-    def _watch(self, link: Link) -> None:
+    def _listen(self, link: Link) -> None:
+        """Have a socket for a node that has left: it speaks first."""
+        if link.socket is None:
+            with contextlib.suppress(OSError):
+                link.open()
+            self._watch(link, self._dismiss)
+
+    def _dismiss(self, link: Link) -> None:
+        """A node that has left has spoken: tell it that it is no member. If it was switched off, it cannot know."""
+        link.receive()
+        now = clock()
+        if now - link.answered >= BREATH:
+            link.answered = now
+            link.send(self._outbox.next(now), replace(self._report, removed=True))
+
+    def _watch(self, link: Link, heard: Optional[Callable[[Link], None]] = None) -> None:
         number = link.socket.fileno() if link.socket is not None else -1
         if number >= 0 and self._watched.get(link.peer.name) != number:
             self._watched[link.peer.name] = number
-            self._loop.add_reader(number, self._receive, link)
+            self._loop.add_reader(number, heard or self._receive, link)
 
     def _receive(self, link: Link) -> None:
         before = link.inbox.said
@@ -231,7 +250,7 @@ class Links:
 
     def close(self) -> None:
         """Close all sockets."""
-        for link in self.links.values():
+        for link in (*self.links.values(), *self._former):
             if link.asking is not None:
                 link.asking.cancel()
             if link.socket is not None:

@@ -180,9 +180,11 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
     Invariants: a node that was good since its agent started is unfit only while another node, freshly heard by this
     one or by one that this one hears, reads well and is fit itself; so all slow, all full and all dark leave the
     holder where it is. A node that was never good is fit only when nobody else is, after ``start_grace`` seconds, and
-    if its proxy answers.
+    if its proxy answers. A node that has left the members is never fit.
     """
     if memory.hidden_since is not None and now - memory.hidden_since >= YIELD:
+        return False
+    if memory.removed:
         return False
     if somebody_good:
         if proxy_dead or not memory.been_good:
@@ -214,6 +216,15 @@ def clock_off(before: Optional[float], fresh: Mapping[str, PeerView], settings: 
     """
     offsets = [view.offset for view in fresh.values() if view.offset is not None]
     return abs(median([0.0, *offsets])) if 1 + len(offsets) >= settings.majority else before
+
+
+def removed(peers: Mapping[str, PeerView], settings: Settings) -> bool:
+    """Whether a peer says that this node has left the members.
+
+    Invariant: only one with a later list can say so. One with an earlier list has missed that this node came back.
+    """
+    said = (view.said for view in peers.values() if view.said is not None)
+    return any(one.removed and one.members.generation > settings.members.generation for one in said)
 
 
 def _since(before: Optional[float], true: bool, now: float) -> Optional[float]:
@@ -288,6 +299,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         lonely_since=lonely_since,
         joined_since=joined_since,
         alone=alone(memory.alone, lonely_since, joined_since, now),
+        removed=memory.removed or removed(seen.peers, settings),
         clock_off=clock_off(memory.clock_off, {name: seen.peers[name] for name in fresh}, settings),
         failed_since=_since(memory.failed_since, storage.health in FAILED, now),
         unwell_since=_since(memory.unwell_since, level is not Level.FIT, now),

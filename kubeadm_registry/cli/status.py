@@ -51,6 +51,7 @@ MEANINGS = {
     "ClockOff": "the clock is off by more than 0.5 s",
     "NoTimer": "the kernel's timer for the lease does not respond",
     "MembersDiffer": "a node that is heard has another list of members",
+    "Removed": "it has left the registry, which goes on without it",
 }
 
 

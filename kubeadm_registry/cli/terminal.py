@@ -69,10 +69,14 @@ def cluster(
 
     A *key*, of the variable if it is None, must have signed the bundle.
     """
-    if bundle is None and DEFAULT_BUNDLE.exists():
-        bundle = DEFAULT_BUNDLE
-    signed_by = bundle_key(key) if bundle is not None else None
+    bundle, signed_by = bundle_of(bundle, key)
     return session.cluster(config, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=may_miss)
+
+
+def bundle_of(given: Path | None, key: Path | None) -> tuple[Path | None, Path | None]:
+    """The bundle to install from, and the key that must have signed it. Raises ConfigError."""
+    bundle = DEFAULT_BUNDLE if given is None and DEFAULT_BUNDLE.exists() else given
+    return bundle, bundle_key(key) if bundle is not None else None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
@@ -40,12 +41,23 @@ def run_on_nodes(
     may_miss: bool = False,
 ) -> None:  # fmt: skip
     """Run *workflow* on all nodes of the cluster file *path*, and report what came of it."""
-    reporter = context.reporter()
     cluster_file = config.load(path)
+    opened = terminal.cluster(cluster_file, context.reporter(), bundle=bundle, key=key, may_miss=may_miss)
+    carry_out(
+        context, workflow, opened, dry_run=dry_run, only=only, skip=skip, ignore=ignore, need_programs=need_programs
+    )
+
+
+def carry_out(
+    context: Context, workflow: Workflow, opened: AbstractContextManager[Cluster], *, dry_run: bool = False,
+    only: tuple[str, ...] = (), skip: tuple[str, ...] = (), ignore: tuple[str, ...] = (), need_programs: bool = True,
+) -> None:  # fmt: skip
+    """Run *workflow* on the cluster that *opened* gives, and report what came of it."""
+    reporter = context.reporter()
     # What the command line says is judged before any server is contacted.
     select(workflow, only, skip)
     require_checks(workflow, ignore)
-    with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=may_miss) as cluster:
+    with opened as cluster:
         for name, why in cluster.absent.items():
             reporter.note(
                 f"{why}; continuing without it. The registry cannot lose another node until it is back",

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths, zipapp
+from kubeadm_registry.addresses import family
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.components.units import Port, Service, serve
@@ -73,10 +74,15 @@ def settings(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend)
         {"name": peer.name, "address": peer.address, **storage.agent_peer(cluster, peer.name)}
         for peer in cluster.peers(host)
     ]
+    members = cluster.members
+    former = sorted((name, at) for name, at in members.former.items() if family(at) == family(node.address))
     return {
         "name": node.name,
         "address": node.address,
         "peers": peers,
+        "generation": members.generation,
+        **({"members_before": list(members.before)} if members.before else {}),
+        **({"former": [{"name": name, "address": at} for name, at in former]} if former else {}),
         "vips": cluster.spec.vip.addresses,
         "frontend": {"type": frontend.SERVICE.name, "unit": frontend.SERVICE.unit, **frontend.agent_frontend()},
         "writer": "single" if frontend.SINGLE_WRITER else "any",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,20 +12,22 @@ from typing import Any
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import s3
+from kubeadm_registry.components import garage_api, s3
 from kubeadm_registry.components.existing import Existing
+from kubeadm_registry.components.garage_api import Api
+from kubeadm_registry.components.garage_layout import ClusterLayout, CopiesMade, QuickCopies
 from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Condition, Directory, File, Steps, Wait, secret_of, unit_state, wait
 from kubeadm_registry.engine.render import render
-from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
+from kubeadm_registry.errors import Error, NotYetKnown
 from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.transport.host import Host, side_by_side
 
-NAME = "garage"
+NAME = garage_api.NAME
+ETC = garage_api.ETC
+CONFIG = garage_api.CONFIG
 UNIT = paths.unit(NAME)
 USER = paths.user(NAME)
-ETC = f"{paths.ETC}/garage"
-CONFIG = f"{ETC}/garage.toml"
 RPC_SECRET = f"{ETC}/rpc_secret"
 ADMIN_TOKEN = f"{ETC}/admin_token"
 SERVICE = Service(
@@ -42,8 +43,6 @@ DATA: tuple[str, ...] = ("meta", "data")
 NODE_KEY = "meta/node_key"
 """Below Garage's directory: the private key by which the other servers know this one."""
 KEY_NAME = "registry"
-#: Nominal: all servers are equal, so only the ratio counts, and Garage does not stop at it.
-_CAPACITY = 1_000_000_000_000
 #: Seconds. A node that came back is connected twice for a moment, and one of the two connections is closed.
 STABLE = 5.0
 CONNECTED = 1.0
@@ -102,11 +101,23 @@ def form(cluster: Cluster, host: Host) -> Steps:
     """Create the storage cluster: layout, key, bucket, permission. Done on one host, once."""
     yield StorageConnected(cluster)
     yield Wait("all storage nodes are connected", partial(_all_connected, cluster), timeout=60)
-    yield ClusterLayout(cluster)
+    yield ClusterLayout(cluster, copies(len(cluster.spec.nodes)))
     # A node that was installed again receives the layout a moment after it was connected.
     yield Wait("every storage node has the layout", partial(storage_problem_anywhere, cluster), timeout=60)
     yield Key(cluster)
     yield Bucket(cluster)
+
+
+def move(cluster: Cluster, host: Host) -> Steps:
+    """Give the members of the new list their places in the storage; done on one *host* that is in both lists."""
+    yield StorageConnected(cluster)
+    yield ClusterLayout(cluster, copies(len(cluster.spec.nodes)))
+
+
+def copied(cluster: Cluster, host: Host) -> Steps:
+    """Wait until every member of the new list has its copies; done on one *host*."""
+    yield QuickCopies(cluster)
+    yield CopiesMade(cluster)
 
 
 def joined(cluster: Cluster, host: Host) -> Steps:
@@ -190,32 +201,6 @@ def _bytes(key: str) -> bytes:
         return key.encode()  # a placeholder of a dry-run
 
 
-class Api:
-    """Garage's admin API of one host, called through the program itself: no token in argv, no HTTP client needed."""
-
-    def __init__(self, cluster: Cluster, host: Host) -> None:
-        self._argv = (cluster.program(NAME).executable, "-c", CONFIG, "json-api")
-        self._host = host
-
-    def ask(self, endpoint: str, payload: object = None) -> Any:
-        """The answer of a reading *endpoint* as plain data. Raises NotYetKnown, with Garage's words."""
-        try:
-            return self._call(self._host.query, endpoint, payload)
-        except CommandFailed as error:
-            raise NotYetKnown(f"Garage does not respond to {endpoint} yet: {error.message}", host=error.host) from error
-
-    def do(self, endpoint: str, payload: object = None) -> Any:
-        """The answer of an *endpoint* that changes something. Raises CommandFailed."""
-        return self._call(self._host.run, endpoint, payload)
-
-    def _call(self, call: Callable[..., Any], endpoint: str, payload: object) -> Any:
-        stdin = b"" if payload is None else json.dumps(payload).encode()
-        result = call(*self._argv, endpoint, *(() if payload is None else ("-",)), stdin=stdin, timeout=30)
-        if not result.ok:
-            raise CommandFailed(result, host=self._host.name)
-        return json.loads(result.stdout)
-
-
 def _answers(cluster: Cluster, host: Host) -> str | None:
     try:
         Api(cluster, host).ask("GetClusterHealth")
@@ -236,7 +221,8 @@ def storage_problem(cluster: Cluster, host: Host) -> str | None:
         state = health(cluster, host)
     except NotYetKnown as error:
         return error.message
-    wanted = len(cluster.hosts)
+    # One that comes to the registry is none of them yet.
+    wanted = min(len(cluster.hosts), state["storageNodes"])
     # A partition that has a copy on an absent server cannot have all of them.
     complete = state["partitionsQuorum" if cluster.absent else "partitionsAllOk"]
     if state["storageNodesUp"] >= wanted and state["partitions"] and complete == state["partitions"]:
@@ -324,48 +310,6 @@ def _all_connected(cluster: Cluster, host: Host) -> str | None:
         return error.message
     wanted = len(cluster.hosts)
     return None if connected >= wanted else f"{connected} of {wanted} storage nodes are connected"
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterLayout:
-    """The roles of all servers, staged together and applied once: the same version applied twice would diverge."""
-
-    cluster: Cluster
-    title = "apply the storage layout"
-
-    def _roles(self) -> list[dict[str, object]]:
-        # A zone of its own for each server, else Garage would put two copies where it likes.
-        return [
-            {
-                "id": self.cluster.secrets.node_id(node.name),
-                "zone": node.name,
-                "capacity": _CAPACITY,
-                "tags": [node.name],
-            }
-            for node in self.cluster.spec.nodes
-        ]
-
-    def diff(self, host: Host) -> str | None:
-        """Which servers have no role yet. Raises Error if others have one."""
-        layout = Api(self.cluster, host).ask("GetClusterLayout")
-        wanted = {str(role["id"]): str(role["zone"]) for role in self._roles()}
-        present = {role["id"]: role["zone"] for role in layout["roles"]}
-        if present == wanted:
-            return None
-        if layout["version"] == 0:
-            return f"storage layout: {', '.join(sorted(wanted.values()))}, each block on {copies(len(wanted))} of them"
-        raise Error(
-            f"the storage consists of {', '.join(sorted(present.values()))}, the file lists "
-            f"{', '.join(sorted(wanted.values()))}",
-            hint="init cannot add, remove or rename nodes; use the cluster file that the registry was created with",
-            host=host.name, code="LayoutDiffers",
-        )  # fmt: skip
-
-    def apply(self, host: Host) -> None:
-        """Stage every role, then apply the first version."""
-        api = Api(self.cluster, host)
-        api.do("UpdateClusterLayout", {"roles": self._roles(), "parameters": None})
-        api.do("ApplyClusterLayout", {"version": 1})
 
 
 @dataclass(frozen=True, slots=True)

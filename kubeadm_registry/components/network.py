@@ -118,6 +118,8 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
             router_id=cluster.spec.vip.router_id,
             family=family(node.address),
             peers=[peer.address for peer in cluster.peers(host)],
+            former=sorted(cluster.members.former.values()),
+            rpc_port=paths.RPC_PORT,
             fence_table=paths.FENCE_TABLE,
             fence=fence(frontend),
         ),

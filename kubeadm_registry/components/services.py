@@ -48,6 +48,14 @@ class Backend(Protocol):
     def form(self, cluster: Cluster, host: Host, /) -> Steps:
         """Create the storage cluster, with key and bucket; done on one *host*."""
 
+    def move(self, cluster: Cluster, host: Host, /) -> Steps:
+        """Give the members of a changed list their places in it, and take those that left theirs; done on one *host*.
+
+        Reads and writes go on, and the data of those that leave stays where it is until the others have it."""
+
+    def copied(self, cluster: Cluster, host: Host, /) -> Steps:
+        """Wait until every member of a changed list has its copies; done on one *host*."""
+
     def joined(self, cluster: Cluster, host: Host, /) -> Steps:
         """Wait until it is fully replicated as *host* sees it."""
 

@@ -27,7 +27,10 @@ class Immutable:
 
 
 NAME = Immutable("metadata.name", "the cluster CA and its certificates contain it", _ANEW)
-MEMBERS = Immutable("spec.nodes", "the storage layout assigns data to each node by its name", _ANEW)
+MEMBERS = Immutable(
+    "spec.nodes", "the storage copies data before a node may come or go",
+    "`join`, `leave` or `replace`, which change the members one at a time",
+)  # fmt: skip
 ADDRESS = Immutable(
     "spec.nodes[].address", "the storage on the other nodes connects to it",
     "`reset` with the old file (the images stay on the nodes), then `init` with the new address",

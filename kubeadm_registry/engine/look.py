@@ -86,9 +86,9 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
             with suppress(NotYetKnown):
                 notices[place, host.name] = list(phase.notices(cluster, host))
 
-    with ThreadPoolExecutor(WORKERS * len(cluster.hosts)) as pool:
+    with ThreadPoolExecutor(WORKERS * len(cluster.everyone)) as pool:
         changes = list(chain.from_iterable(pool.map(steps, phases)))
-        list(pool.map(lambda host: _read_ahead(host, changes), cluster.hosts))
+        list(pool.map(lambda host: _read_ahead(host, changes), cluster.everyone))
         list(pool.map(compare, changes))
         list(pool.map(tell, phases))
     return Look(first.value, notices)

@@ -17,8 +17,7 @@ def remembering(cluster: Cluster) -> Cluster:
     """The same cluster with hosts that remember what they said, and refuse to be changed."""
     if all(isinstance(host.transport, Memory) for host in cluster.hosts):
         return cluster
-    hosts = (replace(host, transport=Memory(host.transport), read_only=True) for host in cluster.hosts)
-    return replace(cluster, hosts=tuple(hosts))
+    return cluster.with_hosts(lambda host: replace(host, transport=Memory(host.transport), read_only=True))
 
 
 class Memory:

@@ -49,11 +49,11 @@ def run(
     if dry_run:
         cluster = cluster.for_dry_run()
     else:
-        take_locks(cluster.hosts)
+        take_locks(cluster.everyone)
     unchanged = remembering(cluster)
     preflight(selected, unchanged, reporter, ignore=ignore)
     if not dry_run:
-        sweep(cluster.hosts)
+        sweep(cluster.everyone)
     # Where nothing was made yet, all would differ.
     seen = look(selected, unchanged) if cluster.vault.made else Look(0, {})
     actions: list[Action] = []
@@ -63,14 +63,14 @@ def run(
         if headings:
             reporter.phase(path, phase.summary)
         if place < seen.settled:
-            for host in cluster.hosts:
+            for host in cluster.everyone:
                 for text in seen.notices.get((place, host.name), ()):
                     reporter.note(text, host=host.name)
         else:
             _run_phase(path, phase, cluster, reporter, dry_run=dry_run, actions=actions)
     if not dry_run:
         changed = {action.host for action in actions}
-        flush(cluster, [host for host in cluster.hosts if host.name in changed])
+        flush(cluster, [host for host in cluster.everyone if host.name in changed])
     return actions
 
 
@@ -128,7 +128,7 @@ def preflight(
 ) -> list[Problem]:
     """Run each check of the *selected* phases once on each of its hosts, side by side. Raises PreflightFailed."""
     checks = {check.name: check for _, phase in selected for check in phase.checks}
-    jobs = [(host, check) for host in cluster.hosts for check in checks.values() if host in check.on(cluster)]
+    jobs = [(host, check) for host in cluster.everyone for check in checks.values() if host in check.on(cluster)]
 
     def ask(job: tuple[Host, Check]) -> list[str] | None:
         host, check = job
@@ -144,7 +144,7 @@ def preflight(
 
     found: dict[tuple[str, str], list[str] | None] = {}
     for turn in ([job for job in jobs if not job[1].alone], [job for job in jobs if job[1].alone]):
-        answers = side_by_side(ask, turn, at_most=AT_ONCE * len(cluster.hosts))
+        answers = side_by_side(ask, turn, at_most=AT_ONCE * len(cluster.everyone))
         found |= {(host.name, check.name): texts for (host, check), texts in zip(turn, answers, strict=True)}
     problems = []
     for host, check in jobs:

@@ -12,10 +12,12 @@ from typing import Any, cast
 
 from kubeadm_registry import certificates, config, paths, pki, status
 from kubeadm_registry.addresses import endpoint, prefix
+from kubeadm_registry.agent import hardstate
+from kubeadm_registry.agent.model import HardState
 from kubeadm_registry.bundle import TOOL, Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
 from kubeadm_registry.bundle.tool import MODULE
-from kubeadm_registry.cluster import Cluster, read_vault
+from kubeadm_registry.cluster import Cluster, read_members, read_vault
 from kubeadm_registry.components import agent, garage, haproxy, keepalived, network, programs
 from kubeadm_registry.components.services import data_directories, services
 from kubeadm_registry.phases import programs as programs_phase
@@ -89,6 +91,9 @@ class FakeGarage:
     buckets: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Seconds since which uploads in parts are not complete.
     uploads: list[float] = field(default_factory=list)
+    #: How often the layout was changed: each time moves data.
+    moved: int = 0
+    variables: dict[str, str] = field(default_factory=dict)
 
     def serve(self, host: FakeTransport, executable: str) -> None:
         call = (executable, "-c", garage.CONFIG, "json-api")
@@ -97,7 +102,19 @@ class FakeGarage:
                 endpoint_of: Callable[[Any], Any] = getattr(self, name)
                 acts = (
                     f"garage {name}"
-                    if name.startswith(("Update", "Apply", "Import", "Create", "Allow", "Cleanup"))
+                    if name.startswith(
+                        (
+                            "Update",
+                            "Apply",
+                            "Revert",
+                            "Import",
+                            "Create",
+                            "Allow",
+                            "Cleanup",
+                            "Set",
+                            "ClusterLayoutSkip",
+                        )
+                    )
                     else ""
                 )
                 host.answer(*call, name, with_=self._answer(host, endpoint_of), act=acts)
@@ -118,11 +135,13 @@ class FakeGarage:
 
     def GetClusterHealth(self, _: Any) -> Any:
         up = self._up()
-        storage = up if self.version else 0
-        whole = self.version > 0 and up == len(self.hosts)
+        listed = len(self.roles) if self.version else 0
+        storage = min(up, listed)
+        whole = self.version > 0 and storage == listed
         return {
             "status": "healthy" if whole else "degraded",
             "connectedNodes": up,
+            "storageNodes": listed,
             "storageNodesUp": storage,
             "partitions": 256 if self.version else 0,
             "partitionsAllOk": 256 if whole else 0,
@@ -130,16 +149,36 @@ class FakeGarage:
         }
 
     def GetClusterLayout(self, _: Any) -> Any:
-        return {"version": self.version, "roles": self.roles}
+        return {"version": self.version, "roles": self.roles, "stagedRoleChanges": self.staged}
 
     def UpdateClusterLayout(self, payload: Any) -> Any:
-        self.staged = payload["roles"]
+        self.staged = [*self.staged, *payload["roles"]]
+        return {}
+
+    def RevertClusterLayout(self, _: Any) -> Any:
+        self.staged = []
         return {}
 
     def ApplyClusterLayout(self, payload: Any) -> Any:
         assert payload["version"] == self.version + 1
         assert self.staged
-        self.roles, self.staged, self.version = self.staged, [], payload["version"]
+        roles = {role["id"]: role for role in (*self.roles, *self.staged)}
+        self.roles = [role for role in roles.values() if not role.get("remove")]
+        self.staged, self.version = [], payload["version"]
+        self.moved += 1
+        return {}
+
+    def GetClusterLayoutHistory(self, _: Any) -> Any:
+        return {"currentVersion": self.version, "versions": [{"version": self.version, "status": "Current"}]}
+
+    def ListWorkers(self, _: Any) -> Any:
+        return {"success": {role["id"]: [] for role in self.roles}}
+
+    def GetWorkerVariable(self, _: Any) -> Any:
+        return {"success": {"here": dict(self.variables)}}
+
+    def SetWorkerVariable(self, payload: Any) -> Any:
+        self.variables[payload["body"]["variable"]] = payload["body"]["value"]
         return {}
 
     def ListKeys(self, _: Any) -> Any:
@@ -237,7 +276,8 @@ class FakeCluster:
         vault = read_vault(self.config, hosts, data_directories(self.config.spec))
         if self.fixed is not None and not vault.made:
             vault = Vault(self.config.metadata.name, names, {"": self.fixed.found})
-        return Cluster(self.config, hosts, vault, self.programs, cast(Bundle | None, self.bundle))
+        recorded = read_members(self.config, hosts)
+        return Cluster(self.config, hosts, vault, self.programs, cast(Bundle | None, self.bundle), recorded=recorded)
 
     def cluster_hosts(self) -> tuple[Host, ...]:
         """The servers, connected anew."""
@@ -311,6 +351,9 @@ class FakeCluster:
         def started(unit: str) -> None:
             if unit == agent.UNIT:
                 server.put(paths.AGENT_STATE, "{}\n")
+                settings = json.loads(server.content(agent.CONFIG))
+                promised = HardState(settings["generation"], epoch=0)
+                server.put(settings["paths"]["hardstate"], hardstate.encode(promised))
 
         server.on_start = started
 

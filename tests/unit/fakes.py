@@ -524,6 +524,7 @@ class FakeTransport:
             self._act(f"reload {name}")
             self._record(name, "ExecReload")
             unit.reloads += 1
+            self.on_start(name)
             return b""
         self._act(f"{verb} {name}")
         self._start(name)

@@ -51,6 +51,14 @@ def form(cluster: Cluster, _: Host) -> Steps:
     yield File(f"{cluster.spec.data_directory}/{NAME}/blobs/bucket", s3.bucket(cluster.spec).encode())
 
 
+def move(cluster: Cluster, host: Host) -> Steps:
+    yield from form(cluster, host)
+
+
+def copied(_: Cluster, __: Host) -> Steps:
+    yield Wait("the toy runs", _runs)
+
+
 def joined(_: Cluster, __: Host) -> Steps:
     yield Wait("the toy runs", _runs)
 

@@ -1,0 +1,162 @@
+"""Which nodes come to a registry and which leave it: what was asked for, against the list that the nodes have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kubeadm_registry.access import session
+from kubeadm_registry.access.session import Note, Prompts
+from kubeadm_registry.cluster import Cluster, MembersChange
+from kubeadm_registry.components.services import existing
+from kubeadm_registry.config import Node, RegistryCluster
+from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
+from kubeadm_registry.members import FIRST, SIZES, Members, outvoted
+from kubeadm_registry.transport.host import Host, side_by_side
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which nodes are to come and go, by name. One that does both gets a new address, or a new disk."""
+
+    joins: str = ""
+    leaves: str = ""
+
+    @property
+    def words(self) -> str:
+        """The command that asks for it."""
+        if self.joins and self.leaves:
+            return f"replace {self.leaves} {self.joins}"
+        return f"join {self.joins}" if self.joins else f"leave {self.leaves}"
+
+
+def wanted(config: RegistryCluster, request: Request) -> RegistryCluster:
+    """The cluster file after the change: with the node that joins, without the one that leaves.
+
+    Raises ConfigError if the file does not list a node that joins, or if too few would be left.
+    """
+    listed = {node.name: node for node in config.spec.nodes}
+    if request.joins and request.joins not in listed:
+        raise ConfigError(
+            f"spec.nodes does not list {request.joins}", code="NodeUnknown",
+            hint=f"add {request.joins} with its address to spec.nodes of the cluster file, then run "
+            f"`{request.words}` again",
+        )  # fmt: skip
+    nodes = tuple(node for node in listed.values() if node.name != request.leaves or node.name == request.joins)
+    if len(nodes) not in SIZES:
+        raise ConfigError(
+            f"spec.nodes: {len(nodes)} nodes would be left, and a registry has 3, 4 or 5 (or 1, for testing)",
+            code="TooFewNodes",
+            hint="add another node to the file and `join` it before, or `replace` this one by another",
+        )  # fmt: skip
+    return config.model_copy(update={"spec": config.spec.model_copy(update={"nodes": nodes})})
+
+
+@contextmanager
+def changing(
+    config: RegistryCluster, request: Request, prompts: Prompts, note: Note, *, bundle: Path | None = None,
+    key: Path | None = None,
+) -> Iterator[Cluster]:  # fmt: skip
+    """The cluster as it is to become, with its change; otherwise as ``session.cluster``.
+
+    A run that was broken off goes on: the list on the nodes says what was begun. Raises ConfigError, BundleError,
+    ConnectionFailed, Error (NotInstalled, MembersDiffer, MembersUnsettled, NoMajority, CopiesDiffer).
+    """
+    after = wanted(config, request)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(session.cluster(after, prompts, note, bundle=bundle, key=key))
+        cluster, change = planned(cluster, config, request)
+        retiring: list[Host] = []
+        for node in change.leaving.values():
+            if any(node.name == host.name for host in cluster.hosts):
+                continue  # it comes back, with another address
+            try:
+                retiring.append(host := session.host(config, node, prompts))
+                stack.callback(host.transport.close)
+            except ConnectionFailed as error:
+                note(f"{error.message}; it is taken for dead, and the others copy its data", host=node.name,
+                     level="warning")  # fmt: skip
+        yield replace(cluster, change=replace(change, retiring=tuple(retiring)))
+
+
+def planned(cluster: Cluster, config: RegistryCluster, request: Request) -> tuple[Cluster, MembersChange]:
+    """*cluster*, of the nodes that are wanted, with the list of members that they get; and who comes and goes.
+
+    *config* is the cluster file as it was given. Raises Error as ``changing``.
+    """
+    before = _present(cluster)
+    nodes = {node.name: node.address for node in cluster.spec.nodes}
+    _same_copies(before, nodes)
+    members = before.changed_to(nodes)
+    change = _change(config, request, before, members)
+    _majorities(members, cluster.hosts)
+    return replace(cluster, recorded=members, change=change), change
+
+
+def _present(cluster: Cluster) -> Members:
+    """The list that the nodes have, be it of a release that did not write one. Raises Error (NotInstalled)."""
+    if cluster.recorded is not None:
+        return cluster.recorded
+    found = [one for one in side_by_side(existing, cluster.hosts) if one is not None]
+    if not found or not cluster.vault.made:
+        raise Error("none of the nodes belongs to a registry yet", hint="run init first", code="NotInstalled")
+    secrets = cluster.vault.preview()
+    names = {secrets.node_id(name): name for name in secrets.node_keys}
+    return Members(FIRST, {names[identity]: at for identity, at in found[0].members.items() if identity in names})
+
+
+def _same_copies(before: Members, nodes: Mapping[str, str]) -> None:
+    """Raise Error if the storage would keep another number of copies, which it cannot change."""
+    if (len(before.nodes) == 1) is not (len(nodes) == 1):
+        raise Error(
+            "a registry of one node keeps one copy of each image, one of three or more keeps three, and that cannot "
+            "be changed in place", code="CopiesDiffer",
+            hint="install a new registry on the other nodes with `init`, and copy the images with `images copy`",
+        )  # fmt: skip
+
+
+def _change(config: RegistryCluster, request: Request, before: Members, after: Members) -> MembersChange:
+    """Who comes and goes. Raises Error (MembersDiffer) if that is not what was asked for."""
+    # While a change is under way, the list before is named in the new one.
+    old = {name: before.nodes.get(name) or before.former.get(name, "") for name in before.before or before.nodes}
+    unfinished = after is before
+    arriving = tuple(name for name, at in after.nodes.items() if old.get(name, "") != at)
+    gone = {name: at for name, at in old.items() if after.nodes.get(name) != at}
+    if unfinished and request.leaves in before.former:
+        gone[request.leaves] = before.former[request.leaves]
+    asked = ({request.joins} - {""}, {request.leaves} - {""})
+    # A change that was finished may be asked for again.
+    if not (set(arriving) <= asked[0] and set(gone) <= asked[1]):
+        come, go = sorted(set(arriving) - asked[0]), sorted(set(gone) - asked[1])
+        words = " and ".join([f"adds {', '.join(come)}"] * bool(come) + [f"omits {', '.join(go)}"] * bool(go))
+        raise Error(
+            f"spec.nodes: the registry consists of {', '.join(sorted(old))}, and the file {words} besides what "
+            f"`{request.words}` is about", code="MembersDiffer",
+            hint="change one node at a time: list the others in the file as they are",
+        )  # fmt: skip
+    if request.leaves and request.leaves not in gone and request.leaves not in after.nodes:
+        raise Error(
+            f"{request.leaves} is no member of the registry, which consists of {', '.join(sorted(old))}",
+            hint="name one of its members; `status` lists them", code="NodeUnknown",
+        )  # fmt: skip
+    listed = {node.name: node for node in config.spec.nodes}
+    leaving = {
+        name: listed[name].model_copy(update={"address": at}) if name in listed else Node(name=name, address=at)
+        for name, at in gone.items()
+        if at
+    }
+    return MembersChange(arriving, leaving)
+
+
+def _majorities(members: Members, hosts: tuple[Host, ...]) -> None:
+    """Raise Error (NoMajority) unless more than half of both lists take part."""
+    present = [host.name for host in hosts]
+    for names, which in ((tuple(members.nodes), "new"), (members.before, "present")):
+        if names and outvoted(names, present):
+            raise Error(
+                f"fewer than half of the {which} members ({', '.join(sorted(names))}) take part",
+                hint="bring the nodes back that are down, then run the command again; if they are lost, see "
+                '"Two nodes are lost" in docs/recovery.md', code="NoMajority",
+            )  # fmt: skip

@@ -1,0 +1,120 @@
+"""``join | leave | replace``: change which nodes the registry consists of."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from kubeadm_registry import config
+from kubeadm_registry.access import membership
+from kubeadm_registry.access.membership import Request
+from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli.command import (
+    Context,
+    bundle_option,
+    command,
+    diff_option,
+    dry_run_option,
+    file_option,
+    ignore_option,
+    key_option,
+    names,
+)
+from kubeadm_registry.cli.phases import phase_table
+from kubeadm_registry.cli.workflows import carry_out
+from kubeadm_registry.engine.phase import require_checks
+from kubeadm_registry.phases.workflows import CHANGE_MEMBERS
+
+_purge = click.option("--purge-data", is_flag=True, help="Also delete the images and secrets on the node that leaves.")
+_yes = click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
+
+
+def _run(
+    context: Context, request: Request, path: Path | None, bundle: Path | None, key: Path | None, *, dry_run: bool,
+    ignore: str, purge: bool = False, ask: str = "",
+) -> None:  # fmt: skip
+    cluster_file = config.load(path)
+    membership.wanted(cluster_file, request)
+    require_checks(CHANGE_MEMBERS, names(ignore))
+    if ask and not dry_run and sys.stdin.isatty():
+        click.confirm(ask, abort=True)
+    given, signed_by = terminal.bundle_of(bundle, key)
+    opened = membership.changing(
+        cluster_file, request, terminal.prompts(), context.reporter().note, bundle=given, key=signed_by
+    )
+    skip = () if purge else ("uninstall/data",)
+    carry_out(context, CHANGE_MEMBERS, opened, dry_run=dry_run, skip=skip, ignore=names(ignore))
+
+
+@command("join", short_help="Add a node to the registry", help_after=phase_table(CHANGE_MEMBERS))
+@click.argument("node", metavar="NODE")
+@file_option
+@bundle_option
+@key_option
+@dry_run_option
+@diff_option
+@ignore_option
+def join(
+    context: Context, node: str, path: Path | None, bundle: Path | None, key: Path | None, dry_run: bool, ignore: str
+) -> None:
+    """Install the registry on NODE and make it a member. The cluster file must list it already.
+
+    A registry has 3, 4 or 5 nodes; each image stays on three of them. The storage copies what NODE is to have before
+    NODE serves anything. Pulls and pushes go on. A run that was interrupted is completed by running it again.
+    """
+    _run(context, Request(joins=node), path, bundle, key, dry_run=dry_run, ignore=ignore)
+
+
+@command("leave", short_help="Remove a node from the registry", help_after=phase_table(CHANGE_MEMBERS))
+@click.argument("node", metavar="NODE")
+@file_option
+@bundle_option
+@key_option
+@_purge
+@_yes
+@dry_run_option
+@diff_option
+@ignore_option
+def leave(
+    context: Context, node: str, path: Path | None, bundle: Path | None, key: Path | None, purge_data: bool, yes: bool,
+    dry_run: bool, ignore: str,
+) -> None:  # fmt: skip
+    """Remove NODE from the registry: the others take over what it stores, then it is uninstalled as by reset.
+
+    NODE may be listed in the cluster file or not; remove it from the file afterwards. A node that cannot be reached is
+    taken for dead: it is removed, and does no harm when it comes back. At least three nodes must be left.
+    """
+    ask = "" if yes else f"Remove {node} from the registry?"
+    _run(
+        context, Request(leaves=node), path, bundle, key, dry_run=dry_run, ignore=ignore, purge=purge_data, ask=ask
+    )  # fmt: skip
+
+
+@command("replace", short_help="Replace a node, dead or alive, by another", help_after=phase_table(CHANGE_MEMBERS))
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@file_option
+@bundle_option
+@key_option
+@_purge
+@_yes
+@dry_run_option
+@diff_option
+@ignore_option
+def replace(
+    context: Context, old: str, new: str, path: Path | None, bundle: Path | None, key: Path | None, purge_data: bool,
+    yes: bool, dry_run: bool, ignore: str,
+) -> None:  # fmt: skip
+    """Put NEW in the place of OLD. The cluster file must list NEW; it may still list OLD.
+
+    OLD may be dead, or alive: then the storage copies from it as well, and it is uninstalled as by reset. If it comes
+    back later with everything started, the other nodes keep it out, and its own status says why.
+
+    A node that keeps its name and gets another address is replaced by itself: replace cp-2 cp-2. One that keeps both,
+    with a new disk or on new hardware, needs only init.
+    """
+    ask = "" if yes else f"Replace {old} by {new}?"
+    request = Request(joins=new, leaves=old)
+    _run(context, request, path, bundle, key, dry_run=dry_run, ignore=ignore, purge=purge_data, ask=ask)

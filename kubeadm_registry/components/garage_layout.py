@@ -1,0 +1,188 @@
+"""Garage's layout: which node keeps what, and how data moves when the members change.
+
+A layout has versions. A new one is computed from the roles of the nodes, and while data moves both are in use: a write
+goes to the nodes of both, a read to the nodes of the one before, until those have handed over. Only then does the one
+before end. Source: garage_rpc/layout/history.rs of Garage 2.3, and
+https://garagehq.deuxfleurs.fr/documentation/operations/layout/
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from kubeadm_registry.agent.garage import QUICK, QUIET, work_in
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.garage_api import Api
+from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
+from kubeadm_registry.printable import counted
+from kubeadm_registry.transport.host import Host
+
+#: Nominal: all servers are equal, so only the ratio counts, and Garage does not stop at it.
+_CAPACITY = 1_000_000_000_000
+POLL = 1.0  # seconds from one look to the next
+STALLED = 900.0  # seconds without any progress after which the wait ends
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterLayout:
+    """The roles of all servers, staged together and applied once: the same version applied twice would diverge."""
+
+    cluster: Cluster
+    copies: int
+    title = "apply the storage layout"
+
+    def _roles(self) -> list[dict[str, object]]:
+        # A zone of its own for each server, else Garage would put two copies where it likes.
+        return [
+            {
+                "id": self.cluster.secrets.node_id(node.name),
+                "zone": node.name,
+                "capacity": _CAPACITY,
+                "tags": [node.name],
+            }
+            for node in self.cluster.spec.nodes
+        ]
+
+    def diff(self, host: Host) -> str | None:
+        """Which servers have no role yet, or one that they must lose. Raises Error if the members do not change."""
+        layout = Api(self.cluster, host).ask("GetClusterLayout")
+        wanted = {str(role["id"]): str(role["zone"]) for role in self._roles()}
+        present = {role["id"]: role["zone"] for role in layout["roles"]}
+        if present == wanted:
+            return None
+        if layout["version"] == 0:
+            return f"storage layout: {', '.join(sorted(wanted.values()))}, each block on {self.copies} of them"
+        if self.cluster.change is not None:
+            new = ", ".join(sorted(name for identity, name in wanted.items() if identity not in present))
+            gone = ", ".join(sorted(name for identity, name in present.items() if identity not in wanted))
+            words = " and ".join([f"{new} added"] * bool(new) + [f"{gone} removed"] * bool(gone))
+            return f"storage layout: {words or 'roles changed'}, version {layout['version'] + 1}"
+        raise Error(
+            f"the storage consists of {', '.join(sorted(present.values()))}, the file lists "
+            f"{', '.join(sorted(wanted.values()))}",
+            hint="run `join`, `leave` or `replace` to add, remove or replace a node, or use the cluster file that "
+            "lists the members",
+            host=host.name, code="LayoutDiffers",
+        )  # fmt: skip
+
+    def apply(self, host: Host) -> None:
+        """Stage every role, then apply the next version."""
+        api = Api(self.cluster, host)
+        layout = api.ask("GetClusterLayout")
+        if layout["stagedRoleChanges"]:
+            api.do("RevertClusterLayout")  # of a run that was killed, perhaps with other nodes
+        wanted = {role["id"] for role in self._roles()}
+        gone = [{"id": role["id"], "remove": True} for role in layout["roles"] if role["id"] not in wanted]
+        api.do("UpdateClusterLayout", {"roles": [*self._roles(), *gone], "parameters": None})
+        api.do("ApplyClusterLayout", {"version": layout["version"] + 1})
+
+
+@dataclass(frozen=True, slots=True)
+class QuickCopies:
+    """The servers that are new in the storage fetch their copies quickly. Later their agents see to that."""
+
+    cluster: Cluster
+    title = "let the storage copy quickly"
+
+    def _new(self) -> list[Host]:
+        arriving = self.cluster.change.arriving if self.cluster.change is not None else ()
+        return [host for host in self.cluster.hosts if host.name in arriving]
+
+    def _set(self, host: Host) -> dict[str, str]:
+        answer = Api(self.cluster, host).ask("GetWorkerVariable", {"node": "self", "body": {"variable": None}})
+        [found] = answer["success"].values()
+        return {name: str(value) for name, value in found.items()}
+
+    def diff(self, host: Host) -> str | None:
+        """Which of them copies at Garage's own pace."""
+        slow = [one.name for one in self._new() if not self._set(one).items() >= QUICK.items()]
+        return f"storage of {', '.join(slow)}: {QUICK['resync-worker-count']} workers" if slow else None
+
+    def apply(self, host: Host) -> None:
+        """Set the variables, which Garage keeps."""
+        for one in self._new():
+            for variable, value in QUICK.items():
+                wanted = {"node": "self", "body": {"variable": variable, "value": value}}
+                Api(self.cluster, one).do("SetWorkerVariable", wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class CopiesMade:
+    """Every member has its copies by the present layout, and none before it is in use any more."""
+
+    cluster: Cluster
+    title = "wait until every node has its copies"
+
+    def diff(self, host: Host) -> str | None:
+        """What is left, or None."""
+        if self.cluster.change is None:
+            return None
+        return self._left(host)[0]
+
+    def _left(self, host: Host) -> tuple[str | None, tuple[int, ...]]:
+        """What is left, in words and as numbers that fall."""
+        api = Api(self.cluster, host)
+        history = api.ask("GetClusterLayoutHistory")
+        draining = [one["version"] for one in history["versions"] if one["status"] == "Draining"]
+        blocks = tables = 0
+        workers = api.ask("ListWorkers", {"node": "*", "body": {"busyOnly": False, "errorOnly": False}})
+        for node in self.cluster.spec.nodes:
+            identity = self.cluster.secrets.node_id(node.name)
+            listed = workers["success"].get(identity)
+            work = None if listed is None else work_in(json.dumps({"success": {identity: listed}}).encode())
+            if work is None:
+                return f"the storage of {node.name} does not answer", ()
+            blocks, tables = blocks + work.left["blocks"], tables + work.left["tables"]
+        left = (len(draining), tables, blocks)
+        if draining:
+            return f"layout {min(draining)} is still in use; {_words(blocks, tables)} left", left
+        return (f"{_words(blocks, tables)} left", left) if blocks or tables else (None, ())
+
+    def apply(self, host: Host) -> None:
+        """Wait, for as long as there is progress. Raises Error (CopiesStalled)."""
+        best: tuple[int, ...] | None = None
+        progress = time.monotonic()
+        quiet: float | None = None
+        while True:
+            try:
+                words, left = self._left(host)
+            except NotYetKnown as error:
+                words, left = error.message, ()
+            now = time.monotonic()
+            # The workers take turns: tables come before the blocks that they name.
+            quiet = (now if quiet is None else quiet) if words is None else None
+            if quiet is not None and now - quiet >= QUIET:
+                return
+            if words is None or (left and (best is None or left < best)):
+                best, progress = left or best, now
+            if now - progress > STALLED:
+                raise Error(
+                    f"the storage has made no progress for {STALLED / 60:.0f} minutes: {words}", host=host.name,
+                    hint="see the storage's log on the nodes (journalctl -u kubeadm-registry-garage), then run the "
+                    "same command again: it goes on from here", code="CopiesStalled",
+                )  # fmt: skip
+            self._skip_dead(host)
+            time.sleep(POLL)
+
+    def _skip_dead(self, host: Host) -> None:
+        """Tell Garage not to wait for the word of nodes that are gone; their data is on the others."""
+        change = self.cluster.change
+        if change is None or len(change.leaving) == len(change.retiring):
+            return
+        api = Api(self.cluster, host)
+        history: dict[str, Any] = api.ask("GetClusterLayoutHistory")
+        trackers, version = history.get("updateTrackers") or {}, history["currentVersion"]
+        secrets, stay = self.cluster.secrets, {node.name for node in self.cluster.spec.nodes}
+        gone = {secrets.node_id(name) for name in change.leaving if name not in stay and name in secrets.node_keys}
+        if any(identity in gone and one["ack"] < version for identity, one in trackers.items()):
+            try:
+                api.do("ClusterLayoutSkipDeadNodes", {"version": version, "allowMissingData": False})
+            except CommandFailed:
+                return  # the version before has just ended
+
+
+def _words(blocks: int, tables: int) -> str:
+    return f"{counted(blocks, 'block')} and {counted(tables, 'part')} of tables"

@@ -1,0 +1,136 @@
+"""Which nodes the registry consists of: the list that its agents vote by, and how it may change.
+
+The list has a *generation*, which grows with each change. Until all nodes have the new list, what the agents decide
+needs more than half of the list before as well (``before``): any two majorities then share a node, and what one of them
+has promised binds the other (docs/agent.md, "The lease"). A node that has left is remembered as *former*: if it is
+switched on again, the others keep its storage away and tell its agent that it is no member.
+
+The list is one JSON file, equal on every node. A node that missed a change has an older one: the highest generation
+counts. A registry of release 0.1 has no file, which is generation 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kubeadm_registry import paths
+from kubeadm_registry.agent.model import majority
+from kubeadm_registry.errors import Error
+from kubeadm_registry.formats import Damaged, Format, Found, kept
+
+PATH = f"{paths.ETC}/members.json"
+FORMAT = Format(PATH)
+FIRST = 1
+"""The generation of a registry whose members never changed."""
+SIZES = (1, 3, 4, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """A list of members. Addresses by the names of nodes."""
+
+    generation: int
+    nodes: Mapping[str, str]
+    before: tuple[str, ...] = ()
+    """Names of the list before, while not all nodes have this one."""
+    former: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that have left."""
+    found: Found | None = field(default=None, compare=False, repr=False)
+    """What a newer release has added to the file."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether no change is under way."""
+        return not self.before
+
+    def render(self) -> bytes:
+        """The content of the file. Raises NewerFormat if this release may not write it."""
+        values = {
+            "generation": self.generation,
+            "nodes": dict(sorted(self.nodes.items())),
+            "before": sorted(self.before),
+            "former": dict(sorted(self.former.items())),
+        }
+        return FORMAT.render(kept(values, self.found), self.found)
+
+    def settle(self) -> Members:
+        """The same list, once it alone decides."""
+        return replace(self, before=())
+
+    def changed_to(self, nodes: Mapping[str, str]) -> Members:
+        """The next list, of *nodes*; the same one if these are its nodes. Raises Error (MembersUnsettled)."""
+        if dict(nodes) == dict(self.nodes):
+            return self
+        if not self.settled:
+            raise Error(
+                f"the change to {', '.join(sorted(self.nodes))} (generation {self.generation}) is not finished",
+                hint="finish it first: run `init` with the cluster file that lists these nodes, then go on",
+                code="MembersUnsettled",
+            )
+        addresses = set(nodes.values())
+        gone = {**self.former, **{name: at for name, at in self.nodes.items() if nodes.get(name) != at}}
+        # An address that is used again is a member's, whoever had it before.
+        former = {name: at for name, at in gone.items() if at not in addresses}
+        return Members(self.generation + 1, dict(nodes), tuple(self.nodes), former, self.found)
+
+
+def parse(content: bytes) -> Members:
+    """The list in the file's *content*. Raises Damaged, NewerFormat."""
+    found = FORMAT.parse(content)
+    values = found.values
+    try:
+        members = Members(
+            _whole(values["generation"]),
+            _addresses(values["nodes"]),
+            tuple(str(name) for name in values.get("before", ())),
+            _addresses(values.get("former", {})),
+            found,
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Damaged(f"it is no list of members: {error!r}") from error
+    if members.generation < FIRST or not members.nodes:
+        raise Damaged("it has no members, or no generation")
+    return members
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def _addresses(value: Any) -> dict[str, str]:
+    return {str(name): str(address) for name, address in value.items()}
+
+
+def newest(found: Mapping[str, Members]) -> Members | None:
+    """The list that counts of those *found* on nodes; None if no node has one. Raises Error (MembersConflict).
+
+    Of one generation there is one list; whether it is settled is the younger word.
+    """
+    best: tuple[str, Members] | None = None
+    for name, one in found.items():
+        if best is None or one.generation > best[1].generation:
+            best = name, one
+        elif one.generation == best[1].generation:
+            if one.nodes != best[1].nodes:
+                raise Error(
+                    f"{best[0]} and {name} have different lists of members of generation {one.generation}",
+                    hint=f"compare {PATH} on the nodes; restore the file of the nodes that are right on the other one",
+                    code="MembersConflict",
+                )
+            if one.settled and not best[1].settled:
+                best = name, one
+    return None if best is None else best[1]
+
+
+def outvoted(members: Sequence[str], present: Sequence[str]) -> bool:
+    """Whether the nodes *present* are not more than half of *members*: then nothing may be decided."""
+    return len(set(members) & set(present)) < majority(len(members))
+
+
+def kept_path(data_directory: str) -> str:
+    """Where ``reset`` leaves the list when it leaves the data."""
+    return f"{data_directory}/members.json"
