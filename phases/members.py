@@ -10,7 +10,7 @@ from kubeadm_registry.agent.formats import Newer
 from kubeadm_registry.cluster import Cluster, arriving, holder_last, retiring, stayer
 from kubeadm_registry.components import agent
 from kubeadm_registry.components.services import backend, frontend
-from kubeadm_registry.engine.changes import File, Steps, Wait
+from kubeadm_registry.engine.changes import Absent, File, Steps, Wait
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.phases import backend as storage
 from kubeadm_registry.phases import network, reset
@@ -26,6 +26,8 @@ def on_retiring(phase: Phase) -> Phase:
 def store(cluster: Cluster, host: Host) -> Steps:
     """Write down the list."""
     yield File(members.PATH, cluster.members.render())
+    # The copy that a reset left in the data directory is no longer needed.
+    yield Absent(members.kept_path(cluster.spec.data_directory))
 
 
 def move(cluster: Cluster, host: Host) -> Steps:

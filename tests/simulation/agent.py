@@ -29,6 +29,7 @@ class Roster:
     names: tuple[str, ...]
     generation: int = 1
     before: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=256)
@@ -145,7 +146,7 @@ class AgentProcess(Process):
 
     def listens(self, source: str) -> bool:
         """Whether there is a socket for heartbeats from there."""
-        return self.began and source in self.links.links
+        return self.began and self.links.listens(source)
 
     def receive(self, source: str, datagram: bytes) -> None:
         """A heartbeat."""
@@ -154,7 +155,7 @@ class AgentProcess(Process):
 
     def refused(self, source: str) -> None:
         """The kernel there says that nobody listens."""
-        if self.listens(source):
+        if self.began and source in self.links.links:
             self.links.links[source].away = self.host.seconds()
 
     def look_at_frontend(self) -> None:

@@ -290,3 +290,15 @@ def vip(world: World, host: Host, value: bool) -> None:
 def members(world: World, host: Host, value: Roster) -> None:
     """It gets another list of members, and its agent takes it up."""
     host.change_members(value)
+
+
+@deed
+def settle(world: World, host: Host, value: Roster) -> None:
+    """The list before is dropped, which the command does only once every agent of the new one is bound by that."""
+    if bound(world, value):
+        host.change_members(value)
+
+
+def bound(world: World, roster: Roster) -> bool:
+    """Whether every agent of *roster* has promised on its disk to vote by no earlier list."""
+    return min(world.hosts[name].disk.durable.generation for name in roster.names) >= roster.generation

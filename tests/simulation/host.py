@@ -97,7 +97,7 @@ class Host:
 
     def advert(self, source: str, priority: int) -> None:
         """An advert of VRRP arrives."""
-        if self.on and not self.paused:
+        if self.on and not self.paused and source in self.roster.names:  # nftables drops what others send
             self.keepalived.heard(source, priority)
 
     # ---- what its processes do -------------------------------------------------------------------------------------

@@ -81,7 +81,13 @@ class Links:
         self.interval = settings.timings.heartbeat_interval
         self.next = 0.0
         self.report = Report()
-        self.links = {peer: Link(host, peer, self.outbox, settings.timings.echo_window) for peer in settings.peers}
+        window = settings.timings.echo_window
+        self.links = {peer: Link(host, peer, self.outbox, window) for peer in settings.peers}
+        self.former = {name: Link(host, name, self.outbox, window) for name in host.roster.former}
+
+    def listens(self, source: str) -> bool:
+        """Whether there is a socket for heartbeats from there."""
+        return source in self.links or source in self.former
 
     def say(self, report: Report) -> None:
         """From now on say this; what is new is said at once."""
@@ -103,6 +109,9 @@ class Links:
 
     def receive(self, source: str, datagram: bytes) -> bool:
         """Whether the peer said something new."""
+        if source in self.former:
+            self._dismiss(self.former[source], datagram)
+            return False
         link = self.links[source]
         before, now = link.inbox.said, self.host.seconds()
         news, answer = link.receive(datagram, now)
@@ -110,3 +119,11 @@ class Links:
             link.answered = now
             link.send(self.outbox.next(now), self.report)
         return news and link.inbox.said != before
+
+    def _dismiss(self, link: Link, datagram: bytes) -> None:
+        """A node that has left has spoken: it is told so."""
+        now = self.host.seconds()
+        link.receive(datagram, now)
+        if now - link.answered >= BREATH:
+            link.answered = now
+            link.send(self.outbox.next(now), replace(self.report, removed=True))

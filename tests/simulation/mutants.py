@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from kubeadm_registry.agent import lease
+from kubeadm_registry.agent import lease, rules
 from kubeadm_registry.agent.model import Settings
+from tests.simulation import faults
 from tests.simulation.executor import Executor
 from tests.simulation.hands import SimulatedHands
 from tests.simulation.host import Host
@@ -82,6 +83,7 @@ def _mutant(text: str, finds: str, kind: str, seeds: int, *edits: Edit, frontend
 
 
 STORE, GATE, TERMS, OLD = "one store", "one gate", "terms grow", "old term"
+LEFT = "who left is not heard of"
 
 MUTANTS: dict[str, Mutant] = {
     "no-timer": _mutant(
@@ -238,5 +240,19 @@ MUTANTS: dict[str, Mutant] = {
         edit(Executor, "can_change_store", " and one.epoch == process.term", ""),
         edit(Host, "end_acting", "return self.executor.kill()", "return None"),
         frontend=DISTRIBUTION,
+    ),
+    "removed-stays": _mutant(
+        "a node that hears that it has left may hold the VIP all the same",
+        LEFT,
+        "replaced",
+        60,
+        edit(rules, "fit", "if memory.removed:", "if False:"),
+    ),
+    "settles-early": _mutant(
+        "the list before is dropped before the agents are bound by the new one",
+        STORE,
+        "replaced",
+        2000,
+        edit(faults, "bound", "return min(", "return roster.generation > 0 or min("),
     ),
 }

@@ -60,10 +60,13 @@ def _run(seed: int, kind: str, frontend: str, *, tracing: bool) -> Result:
     recovery = 0.0
     while not timeline.done:
         timeline.run(timeline.now + STEADY / 2)
-        if world.alone_since is not None and timeline.now - world.alone_since >= STEADY:
+        left = [name for name in (plan.after.former if plan.after else ()) if world.hosts[name].vip]
+        if world.alone_since is not None and timeline.now - world.alone_since >= STEADY and not left:
             recovery = max(0.0, world.alone_since - healed)
             break
         if timeline.now - healed > BOUND + STEADY:
+            if left:
+                world.broken("who left is not heard of", f"{', '.join(left)} has the VIP after {BOUND} s")
             world.broken("one gate after healing", f"not exactly one after {BOUND} s: {len(world.writers())}")
     if world.counts.overlap > PAUSE_BOUND:
         world.broken("a pause is bounded", f"two zots could change the store for {world.counts.overlap:.2f} s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from tests.simulation.agent import Roster
@@ -10,6 +10,7 @@ from tests.simulation.faults import Fault
 
 THREE = ("a", "b", "c")
 TICKS = (0.05, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2)  # seconds between two rounds: busy servers decide less often
+FOUR = ("a", "b", "c", "d")
 FIVE = ("a", "b", "c", "d", "e")
 ZOT, DISTRIBUTION = "zot", "distribution"
 DISTRIBUTIONS = 0.3  # share of the schedules
@@ -213,6 +214,31 @@ def change(random: Random) -> tuple[list[Fault], float]:
     return faults, at + random.uniform(4.0, 7.0)
 
 
+def replaced(random: Random) -> tuple[list[Fault], float]:
+    """One of three servers is replaced; it is off, cut off or neither, and there again before all have the new list."""
+    old = random.choice(THREE)
+    stay = [name for name in THREE if name != old]
+    new = Roster((*stay, "d"), 2, THREE, (old,))
+    at, faults = random.uniform(0.0, 0.3), []
+    how = random.random()
+    if how < 0.5:
+        faults.append(Fault(at, "power", old, (random.uniform(1.0, 8.0), random.choice([0.0, *BACK]))))
+    elif how < 0.8:
+        faults.append(Fault(at, "isolate", old, "both"))
+    at += random.uniform(0.1, 1.5)
+    for name in ("d", *random.sample(stay, len(stay))):
+        faults.append(Fault(at, "members", name, new))
+        at += random.uniform(0.0, 0.2) if random.random() < 0.5 else random.uniform(0.2, 2.0)
+    at += random.uniform(0.0, 2.0)
+    for name in random.sample(new.names, len(new.names)):
+        faults.append(Fault(at, "settle", name, replace(new, before=())))
+        at += random.uniform(0.0, 0.5)
+    for _ in range(random.choice([0, 0, 1, 2])):
+        made = random.choice([cut, standstill, small])
+        faults.append(made(random, random.uniform(0.0, at + 1.0), who(random)))
+    return faults, at + random.uniform(4.0, 7.0)
+
+
 def restored(random: Random) -> tuple[list[Fault], float]:
     """Five servers, and some of them get back the list of the three that they had before; then the network splits."""
     faults, at = [], random.uniform(0.05, 0.3)
@@ -277,6 +303,7 @@ KINDS = {
     "anarchy": (anarchy, 12),
     "late": (late, 8),
     "change": (change, 5),
+    "replaced": (replaced, 5),
     "restored": (restored, 1),
     "flushed": (flushed, 3),
     "paused": (paused, 3),
@@ -296,7 +323,9 @@ def make(seed: int, kind: str = "", frontend: str = "") -> Schedule:
         after = Roster(FIVE, 2, THREE)
     elif kind == "restored":
         before = after = Roster(FIVE, 2)
-    names = (after or before).names
+    elif kind == "replaced":
+        after = next(fault.value for fault in faults if fault.what == "members")
+    names = FOUR if kind == "replaced" else (after or before).names
     spread = random.choice([0.0, 0.0002, 0.001, 0.01])
     return Schedule(
         seed=seed,
@@ -315,4 +344,6 @@ def make(seed: int, kind: str = "", frontend: str = "") -> Schedule:
 
 
 #: All pairs of servers and what they know of each other at the start of a schedule.
-BEGINNINGS = ((THREE, Roster(THREE)), (FIVE, Roster(THREE)), (FIVE, Roster(FIVE)), (FIVE, Roster(FIVE, 2)))
+BEGINNINGS = (
+    (THREE, Roster(THREE)), (FOUR, Roster(THREE)), (FIVE, Roster(THREE)), (FIVE, Roster(FIVE)), (FIVE, Roster(FIVE, 2)),
+)  # fmt: skip

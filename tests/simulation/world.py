@@ -184,7 +184,7 @@ class World:
         self.network.heal()
         self.stalls.clear()
         for host in self.hosts.values():
-            if roster is not None and host.roster != roster:
+            if roster is not None and host.name not in roster.former and host.roster != roster:
                 host.change_members(roster)
             if host.used:
                 host.heal()

@@ -528,6 +528,7 @@ def test_reset_keeps_the_images_and_a_later_init_finds_them(run: Terminal, insta
             "/var/lib/kubeadm-registry/garage/data/block",
             "/var/lib/kubeadm-registry/garage/meta/node_key",
             "/var/lib/kubeadm-registry/garage/meta/node_key.pub",
+            "/var/lib/kubeadm-registry/members.json",
             "/var/lib/kubeadm-registry/secrets.json",
         }
         assert server.files()["/var/lib/kubeadm-registry/secrets.json"].mode == 0o600

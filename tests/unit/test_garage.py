@@ -16,7 +16,7 @@ from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.test_workflow import Recorder
 
 WELL = {
-    "status": "healthy", "connectedNodes": 3, "storageNodesUp": 3,
+    "status": "healthy", "connectedNodes": 3, "storageNodes": 3, "storageNodesUp": 3,
     "partitions": 256, "partitionsAllOk": 256, "partitionsQuorum": 256,
 }  # fmt: skip
 
