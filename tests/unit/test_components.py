@@ -42,7 +42,10 @@ from tests.unit.test_workflow import Recorder
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("ipv4-zot", "ipv4-distribution", "dual-stack", "ipv6-only", "five-nodes", "no-anonymous-pull")
 #: What differs from run to run, or is not ours to render.
-LEFT_OUT = ("/opt/kubeadm-registry/programs/", "/run/", "/etc/kubeadm-registry/haproxy/node.pem")
+LEFT_OUT = (
+    "/opt/kubeadm-registry/programs/", "/run/", "/etc/kubeadm-registry/haproxy/node.pem",
+    "/var/lib/kubeadm-registry/kubeadm-registry-agent/hardstate", "/srv/registry/kubeadm-registry-agent/hardstate",
+)  # fmt: skip
 
 
 @cache
