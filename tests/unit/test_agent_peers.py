@@ -13,8 +13,9 @@ import pytest
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import parse
 from kubeadm_registry.agent.heartbeat import Outbox
+from kubeadm_registry.agent.model import Report
 from kubeadm_registry.agent.peers import Link, Links
-from tests.unit.test_agent_daemon import raw
+from tests.unit.test_agent_daemon import free_port, raw
 
 PEER = "127.8.0.2"
 
@@ -121,3 +122,33 @@ def test_the_links_ask_about_a_peer_that_is_overdue_and_not_too_often(
         listener.accept()
     with pytest.raises(TimeoutError):
         listener.accept()
+
+
+def test_a_node_that_has_left_is_told_so_and_nothing_of_it_is_believed(tmp_path: Path) -> None:
+    """It was switched off when it left, and knows of the three as they were."""
+    port = free_port(socket.SOCK_DGRAM)
+    before = parse(raw(tmp_path, 1, {"heartbeat": port}, 5001))
+    document = raw(tmp_path, 0, {"heartbeat": port}, 5001)
+    left = next(peer for peer in document["peers"] if peer["name"] == before.name)
+    document["peers"].remove(left)
+    after = parse({**document, "generation": 2, "former": [left]})
+
+    async def talk() -> tuple[Report | None, dict[str, Link]]:
+        member, old = Links(after, b"k" * 32, lambda: None), Links(before, b"k" * 32, lambda: None)
+        member.say(Report(members=after.members))
+        link = old.links[after.name]
+        deadline = clock() + 10
+        try:
+            while link.view.said is None and clock() < deadline:
+                member.tick(clock())
+                old.tick(clock())
+                await asyncio.sleep(0.02)
+            return link.view.said, member.links
+        finally:
+            member.close()
+            old.close()
+
+    said, believed = asyncio.run(talk())
+    assert said is not None
+    assert (said.removed, said.members.generation) == (True, 2)
+    assert left["name"] not in believed

@@ -16,6 +16,7 @@ from kubeadm_registry.agent.model import (
     HardState,
     Health,
     Level,
+    Members,
     Memory,
     Observation,
     PeerMemory,
@@ -834,3 +835,15 @@ def test_false_alarms_are_forgotten_after_a_calm_minute_and_not_before(calm: flo
 def test_the_public_port_is_shut_when_it_refuses_or_is_silent(door: Answers, shut: bool) -> None:
     _, decided = rules.decide(Memory(started=0.0), well(10.0, proxy_door=door), 10.0, ANY)
     assert ("ProxyDown" in decided.conditions) is shut
+
+
+@pytest.mark.parametrize(("theirs", "fit"), [(2, False), (1, True), (0, True)], ids=["later", "the same", "earlier"])
+def test_a_node_that_has_left_never_holds_the_vip(settled: Memory, theirs: int, fit: bool) -> None:
+    """Only a node with a later list can say that it has; and it is not forgotten when that one falls silent."""
+    mine = replace(ANY, members=Members(1, "before"))
+    told = replace(GOOD_PEER, removed=True, members=Members(theirs, "after"))
+    peers = {"b": PeerView(100.1, None, told, 100.1), "c": PeerView(100.1, None, GOOD_PEER, 100.1)}
+    memory, decisions = rules.decide(settled, well(100.1, peers=peers), 100.1, mine)
+    assert (decisions.fit, "Removed" in decisions.conditions) == (fit, not fit)
+    _, decisions = rules.decide(memory, well(100.2, peers={name: PeerView() for name in "bc"}), 100.2, mine)
+    assert (decisions.fit, "Removed" in decisions.conditions) == (fit, not fit)
