@@ -143,7 +143,7 @@ class CopiesMade:
 
     def apply(self, host: Host) -> None:
         """Wait, for as long as there is progress. Raises Error (CopiesStalled)."""
-        best: tuple[int, ...] | None = None
+        last: tuple[int, ...] = ()
         progress = time.monotonic()
         quiet: float | None = None
         while True:
@@ -156,8 +156,10 @@ class CopiesMade:
             quiet = (now if quiet is None else quiet) if words is None else None
             if quiet is not None and now - quiet >= QUIET:
                 return
-            if words is None or (left and (best is None or left < best)):
-                best, progress = left or best, now
+            # What is left grows at first, while the tables name what is to be copied.
+            if words is None or left < last or (left and not last):
+                progress = now
+            last = left or last
             if now - progress > STALLED:
                 raise Error(
                     f"the storage has made no progress for {STALLED / 60:.0f} minutes: {words}", host=host.name,

@@ -94,6 +94,9 @@ class FakeGarage:
     #: How often the layout was changed: each time moves data.
     moved: int = 0
     variables: dict[str, str] = field(default_factory=dict)
+    #: Looks at the workers until all copies are made, the blocks that are left at each, and whose word is missing.
+    copies: list[int] = field(default_factory=list)
+    dead: set[str] = field(default_factory=set)
 
     def serve(self, host: FakeTransport, executable: str) -> None:
         call = (executable, "-c", garage.CONFIG, "json-api")
@@ -169,10 +172,21 @@ class FakeGarage:
         return {}
 
     def GetClusterLayoutHistory(self, _: Any) -> Any:
-        return {"currentVersion": self.version, "versions": [{"version": self.version, "status": "Current"}]}
+        versions = [{"version": self.version, "status": "Current"}]
+        if self.dead:
+            versions.append({"version": self.version - 1, "status": "Draining"})
+        trackers = {identity: {"ack": self.version - 1} for identity in self.dead}
+        return {"currentVersion": self.version, "versions": versions, "updateTrackers": trackers or None}
+
+    def ClusterLayoutSkipDeadNodes(self, payload: Any) -> Any:
+        assert payload == {"version": self.version, "allowMissingData": False}
+        self.dead = set()
+        return {}
 
     def ListWorkers(self, _: Any) -> Any:
-        return {"success": {role["id"]: [] for role in self.roles}}
+        left = self.copies.pop(0) if self.copies else 0
+        worker = {"name": "Block resync worker #1", "state": "busy" if left else "idle", "queueLength": left}
+        return {"success": {role["id"]: [{**worker, "persistentErrors": 0}] for role in self.roles}}
 
     def GetWorkerVariable(self, _: Any) -> Any:
         return {"success": {"here": dict(self.variables)}}

@@ -1,0 +1,126 @@
+"""How long a change of the members waits for the storage, and what it tells it meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
+
+import pytest
+
+from kubeadm_registry.agent.garage import QUIET
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import garage_layout
+from kubeadm_registry.components.garage_layout import STALLED, ClusterLayout, CopiesMade, QuickCopies
+from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.errors import Error
+from kubeadm_registry.phases.workflows import INIT
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.test_members import FOUR, THREE, Request, file, planned
+from tests.unit.test_workflow import Recorder
+
+REPLACED = {name: at for name, at in FOUR.items() if name != "cp-2"}
+
+
+class Clock:
+    """Time passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    one = Clock()
+    monkeypatch.setattr(garage_layout, "time", one)
+    yield one
+
+
+@pytest.fixture
+def replacing() -> tuple[FakeCluster, Cluster]:
+    """cp-2, which is dead, is to be replaced by cp-4, whose storage runs already."""
+    fake = FakeCluster.of(file(THREE))
+    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    other, cluster, _ = planned(fake, Request(joins="cp-4", leaves="cp-2"), REPLACED)
+    cluster.vault.ensure()
+    run(INIT, replace(cluster, hosts=cluster.hosts[-1:]), Recorder(), only=("base", "secrets", "backend/install"))
+    return other, cluster
+
+
+def test_the_next_layout_has_the_new_node_and_not_the_old_one(replacing: tuple[FakeCluster, Cluster]) -> None:
+    fake, cluster = replacing
+    layout = ClusterLayout(cluster, 3)
+    assert layout.diff(cluster.hosts[0]) == "storage layout: cp-4 added and cp-2 removed, version 2"
+    fake.garage.staged = [{"id": "somebody", "zone": "z", "capacity": 1, "tags": []}]  # of a run that was killed
+    layout.apply(cluster.hosts[0])
+    assert sorted(role["zone"] for role in fake.garage.roles) == ["cp-1", "cp-3", "cp-4"]
+    assert layout.diff(cluster.hosts[0]) is None
+
+
+def test_without_a_change_other_members_are_an_error(replacing: tuple[FakeCluster, Cluster]) -> None:
+    _, cluster = replacing
+    with pytest.raises(Error) as caught:
+        ClusterLayout(replace(cluster, change=None), 3).diff(cluster.hosts[0])
+    assert caught.value.code == "LayoutDiffers"
+    assert "`join`" in caught.value.hint
+
+
+def test_it_waits_until_nothing_has_been_left_for_a_while(replacing: tuple[FakeCluster, Cluster], clock: Clock) -> None:
+    fake, cluster = replacing
+    ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    fake.garage.copies = [7, 3, 0, 2, 0]
+    CopiesMade(cluster).apply(cluster.hosts[0])
+    assert not fake.garage.copies
+    assert clock.now == pytest.approx(100.0 + 4 + QUIET)
+
+
+def test_a_dead_node_is_not_waited_for(replacing: tuple[FakeCluster, Cluster], clock: Clock) -> None:
+    fake, cluster = replacing
+    ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    fake.garage.dead = {cluster.secrets.node_id("cp-2")}
+    assert (CopiesMade(cluster).diff(cluster.hosts[0]) or "").startswith("layout 1 is still in use")
+    CopiesMade(cluster).apply(cluster.hosts[0])
+    assert not fake.garage.dead
+    assert CopiesMade(cluster).diff(cluster.hosts[0]) is None
+
+
+def test_a_node_that_answers_is_waited_for(replacing: tuple[FakeCluster, Cluster], clock: Clock) -> None:
+    fake, cluster = replacing
+    assert cluster.change is not None
+    cluster = replace(cluster, change=replace(cluster.change, retiring=cluster.hosts[:1]))
+    ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    fake.garage.dead = {cluster.secrets.node_id("cp-2")}
+    with pytest.raises(Error) as caught:
+        CopiesMade(cluster).apply(cluster.hosts[0])
+    assert caught.value.code == "CopiesStalled"
+    assert fake.garage.dead
+
+
+def test_it_ends_when_there_is_no_progress_and_not_before(
+    replacing: tuple[FakeCluster, Cluster], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, cluster = replacing
+    ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    slowly = count(3000, -1)
+    growing = list(range(1, 600))
+    monkeypatch.setattr(fake.garage, "copies", growing + [next(slowly) // 2 for _ in range(2000)] + [900] * 2000)
+    with pytest.raises(Error) as caught:
+        CopiesMade(cluster).apply(cluster.hosts[0])
+    assert caught.value.code == "CopiesStalled"
+    assert "2700 blocks" in caught.value.message
+    assert clock.now == pytest.approx(100.0 + 2600 + STALLED, abs=250)
+
+
+def test_a_new_node_copies_quickly(replacing: tuple[FakeCluster, Cluster]) -> None:
+    fake, cluster = replacing
+    quick = QuickCopies(cluster)
+    assert "cp-4" in (quick.diff(cluster.hosts[0]) or "")
+    quick.apply(cluster.hosts[0])
+    assert fake.garage.variables == {"resync-worker-count": "4", "resync-tranquility": "0"}
+    assert quick.diff(cluster.hosts[0]) is None
