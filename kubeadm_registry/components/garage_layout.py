@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from kubeadm_registry.agent.garage import QUICK, QUIET, work_in
+from kubeadm_registry.agent.document import Left
+from kubeadm_registry.agent.garage import BEGINS, QUICK, work_in
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.garage_api import Api
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
@@ -111,55 +113,67 @@ class QuickCopies:
 
 @dataclass(frozen=True, slots=True)
 class CopiesMade:
-    """Every member has its copies by the present layout, and none before it is in use any more."""
+    """Every member has its copies by the present layout, and none before it is in use any more.
+
+    When the layout before has ended, each node knows of all blocks that it lacks. A node that has then been seen
+    without work once has them, also where pushes bring new work all the time.
+    """
 
     cluster: Cluster
     title = "wait until every node has its copies"
+    _waited: list[bool] = field(default_factory=list, compare=False)
 
     def diff(self, host: Host) -> str | None:
         """What is left, or None."""
-        if self.cluster.change is None:
+        if self._waited:
             return None
-        return self._left(host)[0]
+        draining, left = self._look(host)
+        if not draining and self.cluster.members.settled:
+            return None
+        return _words(draining, left)
 
-    def _left(self, host: Host) -> tuple[str | None, tuple[int, ...]]:
-        """What is left, in words and as numbers that fall."""
+    def _look(self, host: Host) -> tuple[list[int], dict[str, Left]]:
+        """The layouts before that are still in use, and what each node has left. Raises NotYetKnown."""
         api = Api(self.cluster, host)
         history = api.ask("GetClusterLayoutHistory")
         draining = [one["version"] for one in history["versions"] if one["status"] == "Draining"]
-        blocks = tables = 0
         workers = api.ask("ListWorkers", {"node": "*", "body": {"busyOnly": False, "errorOnly": False}})
+        left: dict[str, Left] = {}
         for node in self.cluster.spec.nodes:
             identity = self.cluster.secrets.node_id(node.name)
             listed = workers["success"].get(identity)
             work = None if listed is None else work_in(json.dumps({"success": {identity: listed}}).encode())
             if work is None:
-                return f"the storage of {node.name} does not answer", ()
-            blocks, tables = blocks + work.left["blocks"], tables + work.left["tables"]
-        left = (len(draining), tables, blocks)
-        if draining:
-            return f"layout {min(draining)} is still in use; {_words(blocks, tables)} left", left
-        return (f"{_words(blocks, tables)} left", left) if blocks or tables else (None, ())
+                raise NotYetKnown(f"the storage of {node.name} does not answer")
+            left[node.name] = work.left
+        return draining, left
 
     def apply(self, host: Host) -> None:
         """Wait, for as long as there is progress. Raises Error (CopiesStalled)."""
         last: tuple[int, ...] = ()
         progress = time.monotonic()
-        quiet: float | None = None
+        ended: float | None = None
+        done: set[str] = set()
         while True:
-            try:
-                words, left = self._left(host)
-            except NotYetKnown as error:
-                words, left = error.message, ()
+            numbers: tuple[int, ...] = ()
             now = time.monotonic()
-            # The workers take turns: tables come before the blocks that they name.
-            quiet = (now if quiet is None else quiet) if words is None else None
-            if quiet is not None and now - quiet >= QUIET:
-                return
+            try:
+                draining, left = self._look(host)
+                words = _words(draining, left) or "nothing is left"
+                numbers = (len(draining), *(sum(one[key] for one in left.values()) for key in ("tables", "blocks")))
+                ended = None if draining else ended or now
+                # A block that a table names waits for some seconds before it is fetched.
+                if ended is not None and now - ended >= BEGINS:
+                    done |= {name for name, one in left.items() if not one["blocks"] and not one["tables"]}
+                if done >= left.keys():
+                    self._waited.append(True)
+                    return
+            except NotYetKnown as error:
+                words = error.message
             # What is left grows at first, while the tables name what is to be copied.
-            if words is None or left < last or (left and not last):
+            if numbers and (not last or numbers < last):
                 progress = now
-            last = left or last
+            last = numbers or last
             if now - progress > STALLED:
                 raise Error(
                     f"the storage has made no progress for {STALLED / 60:.0f} minutes: {words}", host=host.name,
@@ -186,5 +200,10 @@ class CopiesMade:
                 return  # the version before has just ended
 
 
-def _words(blocks: int, tables: int) -> str:
-    return f"{counted(blocks, 'block')} and {counted(tables, 'part')} of tables"
+def _words(draining: Sequence[int], left: Mapping[str, Left]) -> str | None:
+    """What is left, in words; None if nothing is."""
+    blocks, tables = (sum(one[key] for one in left.values()) for key in ("blocks", "tables"))
+    words = [f"{counted(blocks, 'block')} and {counted(tables, 'part')} of tables left"] * bool(blocks or tables)
+    if draining:
+        words.insert(0, f"layout {min(draining)} is still in use")
+    return "; ".join(words) or None

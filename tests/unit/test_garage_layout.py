@@ -8,7 +8,6 @@ from itertools import count
 
 import pytest
 
-from kubeadm_registry.agent.garage import QUIET
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage_layout
 from kubeadm_registry.components.garage_layout import STALLED, ClusterLayout, CopiesMade, QuickCopies
@@ -71,13 +70,18 @@ def test_without_a_change_other_members_are_an_error(replacing: tuple[FakeCluste
     assert "`join`" in caught.value.hint
 
 
-def test_it_waits_until_nothing_has_been_left_for_a_while(replacing: tuple[FakeCluster, Cluster], clock: Clock) -> None:
+def test_it_waits_until_each_node_has_been_seen_without_work(
+    replacing: tuple[FakeCluster, Cluster], clock: Clock
+) -> None:
+    """Blocks that the tables name are fetched some seconds later; pushes bring new ones all the time."""
     fake, cluster = replacing
     ClusterLayout(cluster, 3).apply(cluster.hosts[0])
-    fake.garage.copies = [7, 3, 0, 2, 0]
-    CopiesMade(cluster).apply(cluster.hosts[0])
-    assert not fake.garage.copies
-    assert clock.now == pytest.approx(100.0 + 4 + QUIET)
+    fake.garage.copies = [0, 7, 7, 3, 0, 2, 2, 1, 2, 1, 0, 5, 5]
+    copies = CopiesMade(cluster)
+    copies.apply(cluster.hosts[0])
+    assert fake.garage.copies == [5, 5]
+    assert clock.now == pytest.approx(100.0 + 10)
+    assert copies.diff(cluster.hosts[0]) is None, "though there is work again"
 
 
 def test_a_dead_node_is_not_waited_for(replacing: tuple[FakeCluster, Cluster], clock: Clock) -> None:
