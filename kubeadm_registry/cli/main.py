@@ -14,6 +14,7 @@ from kubeadm_registry.cli.command import Program
 
 #: Each command, and what it is in which module of this package.
 COMMANDS = {
+    "backup": ("backup", "backup"),
     "bundle": ("bundle", "group"),
     "ca": ("credentials", "ca"),
     "completion": ("about", "completion"),
