@@ -332,6 +332,11 @@ class Vault:
             raise NotYetKnown(f"this release needs more secrets: {', '.join(missing)}", hint="run init")
         return Secrets.of(self._found)
 
+    @property
+    def data_without_secrets(self) -> Sequence[str]:
+        """The hosts that have data of a registry and no secrets: whether the data belong to these is not known."""
+        return self._data
+
     def preview(self) -> Secrets:
         """The secrets, with placeholders for what is not made yet."""
         return Secrets.of(_with_placeholders(self._found or Found({}), self._names))

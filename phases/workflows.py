@@ -15,6 +15,7 @@ from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.programs import PROGRAMS_PHASE
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.reset import RESET_PHASES
+from kubeadm_registry.phases.restore import RESTORABLE
 from kubeadm_registry.phases.retention import DISABLE_TIMER, RETENTION
 from kubeadm_registry.phases.runbook import RUNBOOK
 from kubeadm_registry.phases.verify import VERIFY
@@ -38,6 +39,9 @@ INIT = (
     VERIFY,
 )
 """Install, or update: from bare hosts to a verified registry."""
+
+RESTORE = (RESTORABLE, *INIT)
+"""Onto bare hosts with the secrets of a backup, which the cluster's vault has; images come from bundles afterwards."""
 
 PREFLIGHT_ONLY = (PROGRAMS_PHASE,)
 """After the checks: the programs are uploaded to their final path and started once. Nothing depends on them yet."""

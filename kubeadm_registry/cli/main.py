@@ -27,6 +27,7 @@ COMMANDS = {
     "preflight": ("workflows", "preflight_command"),
     "rescue": ("rescue", "group"),
     "reset": ("workflows", "reset"),
+    "restore": ("restore", "restore"),
     "retention": ("retention_runs", "group"),
     "seed": ("seed", "seed"),
     "status": ("status", "status"),

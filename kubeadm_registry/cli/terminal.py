@@ -63,7 +63,7 @@ def bundle_key(given: Path | None) -> Path | None:
 
 def cluster(
     config: RegistryCluster, reporter: Reporter, *, bundle: Path | None, key: Path | None = None,
-    may_miss: bool = False,
+    may_miss: bool = False, backup: bytes | None = None,
 ) -> AbstractContextManager[Cluster]:  # fmt: skip
     """``session.cluster`` for this terminal. *bundle* None: ./kubeadm-registry-bundle.tar if it is there, else none.
 
@@ -72,7 +72,9 @@ def cluster(
     if bundle is None and DEFAULT_BUNDLE.exists():
         bundle = DEFAULT_BUNDLE
     signed_by = bundle_key(key) if bundle is not None else None
-    return session.cluster(config, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=may_miss)
+    return session.cluster(
+        config, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=may_miss, backup=backup
+    )
 
 
 @contextmanager

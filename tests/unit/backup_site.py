@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from click.testing import CliRunner, Result
 from kubeadm_registry import config, pki, secrets
 from kubeadm_registry.access import reach, session
 from kubeadm_registry.backup import Contents, Identities, read
+from kubeadm_registry.cli import restore as cli_restore
 from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import programs
 from kubeadm_registry.config import Node, RegistryCluster
+from kubeadm_registry.engine.workflow import run as run_workflow
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.transport.host import Transport
-from tests.unit.fake_cluster import FakeCluster, authority, fixed_secrets
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority, fixed_secrets
 from tests.unit.fake_images import Repositories, ScopedHandler
 from tests.unit.fake_registry import serving
 from tests.unit.fakes import FakeTransport
@@ -73,7 +76,7 @@ def site(three: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    for module in (reach, terminal, cli_seed):
+    for module in (reach, terminal, cli_restore, cli_seed):
         monkeypatch.setattr(module, "answers", lambda _address: False)
     (folder / "cluster.yaml").write_text(f"# of the site\n{config.SMALLEST}")
     registry = Repositories()
@@ -94,6 +97,7 @@ def site(three: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(session, "reach", connect)
     # Programs come from the fake, which no bundle of a test has, and phases that the fake does not know stay out.
     monkeypatch.setattr(session, "select", lambda *_: site.three.programs)
+    monkeypatch.setattr(cli_restore, "run", partial(run_workflow, skip=ELSEWHERE))
     pair = pki.issue(authority(), "cp-1", ("10.0.0.10", "10.0.0.11", "10.0.0.12", "10.0.0.13"))
     with serving(registry, pair, ScopedHandler):
         monkeypatch.setattr(FakeTransport, "dial", lambda _self, _address, _port: ("127.0.0.1", registry.port))

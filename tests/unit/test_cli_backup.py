@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from kubeadm_registry import config, pki, secrets
-from kubeadm_registry.backup import Image, Pin
+from kubeadm_registry.backup import Image, Passphrase, Pin
+from kubeadm_registry.cli import backup as cli_backup
 from kubeadm_registry.engine.workflow import run as run_workflow
+from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.retention import standing
 from kubeadm_registry.upkeep import store
@@ -100,6 +107,24 @@ def test_a_wrong_command_line_contacts_nobody(site: Site, arguments: tuple[str, 
     assert error(site("backup", *arguments, "-o", "json"), 2)["hint"]
     assert site.asked == []
     assert [entry.name for entry in site.folder.iterdir()] == ["cluster.yaml"]
+
+
+def test_a_passphrase_is_asked_for_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ["correct horse", "correct horse", "one", "another", ""]
+    monkeypatch.setattr(cli_backup.sys, "stdin", Mock(isatty=lambda: True))
+    monkeypatch.setattr(cli_backup.getpass, "getpass", lambda _question: said.pop(0))
+    ask = partial(cli_backup._lock, tmp_path / "b", None, (), (), unencrypted=False)
+    assert ask() == Passphrase("correct horse")
+    for words in ("they differ", "it is empty"):
+        with pytest.raises(ConfigError, match=f"no passphrase: {words}"):
+            ask()
+    assert said == []
+
+
+def test_the_library_is_loaded_only_where_something_is_encrypted() -> None:
+    """Nodes do without it, and each start of the program is sooner."""
+    code = "import sys, kubeadm_registry.cli.backup, kubeadm_registry.cli.restore; sys.exit('pyrage' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_unencrypted_only_by_word_and_with_a_warning(site: Site) -> None:
