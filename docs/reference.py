@@ -108,7 +108,8 @@ def _checks() -> Iterator[str]:
     yield ""
     yield "| check | passes when |"
     yield "| --- | --- |"
-    phases = [phase for workflow in (workflows.INIT, workflows.RESET) for _, phase in leaves(workflow)]
+    all_workflows = (workflows.INIT, workflows.RESTORE, workflows.RESET)
+    phases = [phase for workflow in all_workflows for _, phase in leaves(workflow)]
     checks = {check.name: check for phase in phases for check in phase.checks}
     for check in checks.values():
         yield f"| `{check.name}` | {_sentence(inspect.getdoc(check.probe) or '')} |"

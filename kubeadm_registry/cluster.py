@@ -146,10 +146,12 @@ def holder_last(cluster: Cluster) -> Sequence[Host]:
     return sorted(cluster.hosts, key=lambda host: has_address(host, cluster.spec.vip.address))
 
 
-def read_vault(config: RegistryCluster, hosts: Sequence[Host], data: Sequence[str]) -> Vault:
+def read_vault(
+    config: RegistryCluster, hosts: Sequence[Host], data: Sequence[str], backup: bytes | None = None
+) -> Vault:
     """Ask every host, side by side, for the secrets it has, and for files in the directories *data*.
 
-    Raises Error (SecretsConflict, SecretsDamaged).
+    The secrets file of a *backup* counts like that of one more host. Raises Error (SecretsConflict, SecretsDamaged).
     """
     directory = config.spec.data_directory
 
@@ -161,7 +163,8 @@ def read_vault(config: RegistryCluster, hosts: Sequence[Host], data: Sequence[st
     return Vault.read(
         config.metadata.name,
         [node.name for node in config.spec.nodes],
-        {name: files for name, (files, _) in found.items()},
+        {name: files for name, (files, _) in found.items()}
+        | ({"the backup": {secrets_file.PATH: backup}} if backup is not None else {}),
         [name for name, (_, has_data) in found.items() if has_data],
     )
 

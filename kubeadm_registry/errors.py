@@ -10,6 +10,7 @@ Error
   NotYetKnown           a fact that an earlier change creates; dry-run shows it as "later"
   PhaseFailed           wraps the cause once, with phase, host and change               exit 1
   BundleError           a bundle is damaged, incomplete or was refused                  exit 1
+  BackupError           a backup is damaged, locked, or of another registry             exit 1
   RegistryError         the registry answered against the OCI distribution spec         exit 1
 
 The message says what is wrong and where; ``hint`` says what to do. ``code`` is stable: scripts may match it.
@@ -150,6 +151,12 @@ class BundleError(Error):
     """A bundle, or something that should go into one, is damaged, incomplete or refused."""
 
     code = "BundleInvalid"
+
+
+class BackupError(Error):
+    """A backup is damaged, cannot be decrypted, is not signed as required, or is of another registry."""
+
+    code = "BackupInvalid"
 
 
 def damaged(message: str, *, hint: str = "") -> BundleError:

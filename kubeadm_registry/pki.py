@@ -130,6 +130,43 @@ def is_of(ca_certificate: str, certificate: x509.Certificate) -> bool:
     return True
 
 
+def sign(ca: Pair, content: bytes) -> bytes:
+    """The signature of *content* by the authority (ECDSA with SHA-256, DER), as ``openssl dgst -verify`` takes it.
+
+    *content* must be a text: a certificate is none, so that no signature of one is that of the other.
+    """
+    signer = serialization.load_pem_private_key(ca.key.encode(), password=None)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise ValueError("the CA key is not an elliptic-curve key")
+    return signer.sign(content, ec.ECDSA(hashes.SHA256()))
+
+
+def has_signed(ca_certificate: str, content: bytes, signature: bytes) -> bool:
+    """Whether *signature* is that of ``sign`` by the authority with *ca_certificate*. Raises ValueError."""
+    key = x509.load_pem_x509_certificate(ca_certificate.encode()).public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("the CA key is not an elliptic-curve key")
+    try:
+        key.verify(signature, content, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def belong_together(ca: Pair) -> bool:
+    """Whether the key is the one of the certificate."""
+    try:
+        return has_signed(ca.certificate, b"the same", sign(ca, b"the same"))
+    except (ValueError, TypeError):
+        return False
+
+
+def fingerprint(certificate: str) -> str:
+    """The SHA-256 of *certificate* (PEM) as ``openssl x509 -fingerprint -sha256`` prints it."""
+    found = x509.load_pem_x509_certificate(certificate.encode()).fingerprint(hashes.SHA256()).hex(":")
+    return found.upper()
+
+
 def expiry(certificate: str) -> datetime:
     """When *certificate* (PEM; the first one in the text) ends."""
     return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc

@@ -113,8 +113,7 @@ class Secrets:
 
     def to_json(self) -> bytes:
         """The content of the file. Raises NewerFormat if this release may not write it."""
-        document = FORMAT.seal(self.found.values, self.kept)
-        return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+        return render(self.found)
 
     def same_as(self, content: bytes) -> bool:
         """Whether a file with this *content* says the same, be it without a version, as release 0.1 wrote it."""
@@ -162,6 +161,22 @@ class Secrets:
 
 
 _KNOWN = tuple(one.name for one in fields(Secrets) if one.name != "kept")
+
+
+def render(found: Found) -> bytes:
+    """The content of the file with the record *found*. Raises NewerFormat if this release may not write it."""
+    return (json.dumps(FORMAT.seal(found.values, found), indent=1, sort_keys=True) + "\n").encode()
+
+
+def identity_in(content: bytes) -> Found:
+    """The record in a file, which has the cluster's identity; other secrets may be missing: ``init`` makes them.
+
+    Raises Damaged, NewerFormat.
+    """
+    found = _parse(content)
+    if missing := [name for name in _IDENTITY if name not in found.values]:
+        raise Damaged(f"it has no {', '.join(missing)}")
+    return found
 
 
 def basic(user: str, password: str) -> str:
@@ -316,6 +331,11 @@ class Vault:
         if missing := _missing(self._found.values):
             raise NotYetKnown(f"this release needs more secrets: {', '.join(missing)}", hint="run init")
         return Secrets.of(self._found)
+
+    @property
+    def data_without_secrets(self) -> Sequence[str]:
+        """The hosts that have data of a registry and no secrets: whether the data belong to these is not known."""
+        return self._data
 
     def preview(self) -> Secrets:
         """The secrets, with placeholders for what is not made yet."""

@@ -16,6 +16,7 @@ from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.programs import PROGRAMS_PHASE
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.reset import RESET_PHASES
+from kubeadm_registry.phases.restore import RESTORABLE
 from kubeadm_registry.phases.retention import DISABLE_TIMER, RETENTION
 from kubeadm_registry.phases.runbook import RUNBOOK
 from kubeadm_registry.phases.verify import VERIFY
@@ -31,6 +32,9 @@ INIT = (*PREPARE, *SERVE, *FINISH)
 CHANGE_MEMBERS = (*PREPARE, ARRIVE, MOVE, UNINSTALL, *SERVE, *FINISH)
 """Join, leave and replace: the storage copies first; nodes that leave stop when the others have their data; then the
 agents vote by the new list, at first with the one before, until all have promised not to go back to it."""
+
+RESTORE = (RESTORABLE, *INIT)
+"""Onto bare hosts with the secrets of a backup, which the cluster's vault has; images come from bundles afterwards."""
 
 PREFLIGHT_ONLY = (PROGRAMS_PHASE,)
 """After the checks: the programs are uploaded to their final path and started once. Nothing depends on them yet."""

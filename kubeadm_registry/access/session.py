@@ -189,14 +189,14 @@ def open_bundle(path: Path, key: Path | None, note: Note) -> AbstractContextMana
 @contextmanager
 def cluster(
     config: RegistryCluster, prompts: Prompts, note: Note, *, bundle: Path | None = None, key: Path | None = None,
-    may_miss: bool = False,
+    may_miss: bool = False, backup: bytes | None = None,
 ) -> Iterator[Cluster]:  # fmt: skip
     """The cluster with connected hosts, and *bundle* opened if there is one.
 
     A *key* must have signed the bundle, or no host is contacted. None: nobody asks for a signature.
-    *may_miss*: less than half of the servers of a cluster that was made before may be unreachable. Raises
-    ConfigError, BundleError, ConnectionFailed (after telling of each host that failed), Error (SecretsConflict,
-    SecretsDamaged).
+    *may_miss*: less than half of the servers of a cluster that was made before may be unreachable. *backup*: a secrets
+    file for the nodes that have none. Raises ConfigError, BundleError, ConnectionFailed (after telling of each host
+    that failed), Error (SecretsConflict, SecretsDamaged).
     """
     with ExitStack() as stack:
         held = stack.enter_context(open_bundle(bundle, key, note)) if bundle is not None else None
@@ -205,7 +205,7 @@ def cluster(
             stack.callback(host.transport.close)
         if failures and not (may_miss and connected):
             raise _told(failures, note)
-        vault = read_vault(config, connected, data_directories(config.spec))
+        vault = read_vault(config, connected, data_directories(config.spec), backup)
         if failures and not can_miss(config, len(connected), failures, vault):
             raise _told(failures, note)
         found = select(config, held.programs) if held is not None else installed(connected)

@@ -33,13 +33,14 @@ _ANYBODY = "bundle"
 _PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?")
 
 
-def sign(index: bytes, key: Path) -> bytes:
+def sign(index: bytes, key: Path, *, namespace: str = NAMESPACE) -> bytes:
     """The signature of *index* by the key in the file *key*; with a public key in it, the agent has the private one.
 
-    A passphrase, a PIN or a touch is asked for by ssh-keygen itself. Raises ConfigError.
+    *namespace* is what the signature is for. A passphrase, a PIN or a touch is asked for by ssh-keygen itself. Raises
+    ConfigError.
     """
     require(key)
-    done = _ssh_keygen("sign", "-n", NAMESPACE, "-f", str(key), content=index, timeout=_PATIENCE)
+    done = _ssh_keygen("sign", "-n", namespace, "-f", str(key), content=index, timeout=_PATIENCE)
     if done.returncode:
         raise ConfigError(
             f"cannot sign with {key}: {_words(done)}", code="KeyUnusable",
@@ -97,35 +98,61 @@ def check(layout: Layout, trusted: Path) -> str:
 
     Raises BundleError (BundleUnsigned, BundleSignatureInvalid), and ConfigError when there is nothing to check with.
     """
-    try:
-        keys = files.text(trusted, MAX_KEYS)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the key {trusted}: {error.strerror}", code="KeyUnreadable",
-            hint="check the path and its permissions",
-        ) from error  # fmt: skip
+    keys = trusted_keys(trusted)
     if FILE not in layout.store.sizes:
         raise BundleError(
             f"{layout.where} has no signature", code="BundleUnsigned",
             hint="get a signed copy, or sign it with `bundle sign FILE --key KEY`",
         )  # fmt: skip
+    try:
+        return signer(layout.index_bytes, layout.file(FILE, MAX_SIGNATURE), keys, NAMESPACE)
+    except SignatureInvalid as error:
+        raise _invalid(f"{layout.where}: {error}") from error
+    except Untrusted as error:
+        raise _invalid(f"{layout.where} is signed by {error}, which is not in {trusted}") from error
+
+
+class SignatureInvalid(ValueError):
+    """The signature is not one of this content; the text says why."""
+
+
+class Untrusted(ValueError):
+    """The signature is good, and its maker, the text, is not among those who are trusted."""
+
+
+def trusted_keys(path: Path) -> str:
+    """The text of *path*, a public key or a file of allowed signers. Raises ConfigError (KeyUnreadable)."""
+    try:
+        return files.text(path, MAX_KEYS)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the key {path}: {error.strerror}", code="KeyUnreadable",
+            hint="check the path and its permissions",
+        ) from error  # fmt: skip
+
+
+def signer(content: bytes, made: bytes, keys: str, namespace: str) -> str:
+    """Who of *keys*, as ``trusted_keys`` returns them, made the signature *made* of *content* for *namespace*.
+
+    Raises SignatureInvalid, Untrusted, and ConfigError when there is nothing to check with.
+    """
     with tempfile.TemporaryDirectory(prefix="kubeadm-registry-") as directory:
         signature, signers = Path(directory, "signature"), Path(directory, "signers")
-        signature.write_bytes(layout.file(FILE, MAX_SIGNATURE))
-        signers.write_text("".join(f"{line}\n" for line in _allowed(keys)), encoding="utf-8")
+        signature.write_bytes(made)
+        signers.write_text("".join(f"{line}\n" for line in _allowed(keys, namespace)), encoding="utf-8")
         given = ("-s", str(signature))
-        done = _ssh_keygen("check-novalidate", "-n", NAMESPACE, *given, content=layout.index_bytes)
+        done = _ssh_keygen("check-novalidate", "-n", namespace, *given, content=content)
         if done.returncode:
-            raise _invalid(f"{layout.where}: the signature does not match this bundle: {_words(done)}")
+            raise SignatureInvalid(f"the signature does not match: {_words(done)}")
         made_by = done.stdout.decode(errors="replace").partition(" with ")[2].strip()
         found = _ssh_keygen("find-principals", "-f", str(signers), *given, content=b"")
         for name in found.stdout.decode(errors="replace").splitlines():
             # What is found may be a pattern; any name that fits it will do.
             who = re.sub(r"[*?]", "x", name.split(",")[0])
-            arguments = ("-n", NAMESPACE, "-f", str(signers), "-I", who, *given)
-            if not _ssh_keygen("verify", *arguments, content=layout.index_bytes).returncode:
+            arguments = ("-n", namespace, "-f", str(signers), "-I", who, *given)
+            if not _ssh_keygen("verify", *arguments, content=content).returncode:
                 return made_by if name == _ANYBODY else f"{name} with {made_by}"
-    raise _invalid(f"{layout.where} is signed by {made_by}, which is not in {trusted}")
+    raise Untrusted(made_by)
 
 
 def _invalid(message: str) -> BundleError:
@@ -135,11 +162,11 @@ def _invalid(message: str) -> BundleError:
     )  # fmt: skip
 
 
-def _allowed(keys: str) -> Iterator[str]:
-    """The lines of *keys* as those of an allowed_signers file: a bare public key is allowed to sign bundles."""
+def _allowed(keys: str, namespace: str) -> Iterator[str]:
+    """The lines of *keys* as those of an allowed_signers file: a bare public key may sign for *namespace*."""
     for line in keys.splitlines():
         if _PUBLIC_KEY.fullmatch(line.strip()):
-            yield f'{_ANYBODY} namespaces="{NAMESPACE}" {" ".join(line.split()[:2])}'
+            yield f'{_ANYBODY} namespaces="{namespace}" {" ".join(line.split()[:2])}'
         else:
             yield line
 

@@ -12,12 +12,13 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from kubeadm_registry.disk import naming
+from kubeadm_registry.errors import ConfigError
 
 _SUFFIX = ".new"
 
@@ -54,6 +55,26 @@ def put(file: BinaryIO, target: Path, *, mode: int | None = None) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def target(output: Path, inputs: Iterable[Path] = ()) -> Path:
+    """The file to write for *output*: where it leads if it is a link. Raises ConfigError for what must not be replaced.
+
+    A rename would replace a device, as root even /dev/null, and the very bundle that a delta is made since: one of the
+    *inputs*.
+    """
+    path = Path(os.path.realpath(output))
+    wrong = ""
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = "it is a directory, or its parent directory does not exist"
+    elif path.is_symlink() or (path.exists() and not path.is_file()):
+        wrong = "it is not a regular file"
+    elif path.exists():
+        same = next((one for one in inputs if one.exists() and one.samefile(path)), None)
+        wrong = f"the new file is created from {same}" if same is not None else ""
+    if wrong:
+        raise ConfigError(f"cannot write {output}: {wrong}", hint="use another path", code="OutputInvalid")
+    return path
 
 
 @contextmanager

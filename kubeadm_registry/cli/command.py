@@ -159,7 +159,11 @@ def merge_group_options(options: dict[str, Any]) -> dict[str, Any]:
         return options
     absent = [name for name in options if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE]
     given = [name for name in absent if above.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    return options | {name: above.params[name] for name in given}
+    found = options | {name: above.params[name] for name in given}
+    if isinstance(found.get("output"), tuple) and isinstance(options["output"], str):
+        # A group that writes a file took several: a subcommand that writes none counts the last format.
+        found["output"] = next((one for one in reversed(found["output"]) if one in FORMATS), options["output"])
+    return found
 
 
 def exit_on_error(context: Context, work: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ from kubeadm_registry.cli.command import Program
 
 #: Each command, and what it is in which module of this package.
 COMMANDS = {
+    "backup": ("backup", "backup"),
     "bundle": ("bundle", "group"),
     "ca": ("credentials", "ca"),
     "completion": ("about", "completion"),
@@ -29,6 +30,7 @@ COMMANDS = {
     "replace": ("members", "replace"),
     "rescue": ("rescue", "group"),
     "reset": ("workflows", "reset"),
+    "restore": ("restore", "restore"),
     "retention": ("retention_runs", "group"),
     "seed": ("seed", "seed"),
     "status": ("status", "status"),

@@ -14,7 +14,8 @@ import click
 
 from kubeadm_registry import config, paths, whoami
 from kubeadm_registry.access import session
-from kubeadm_registry.access.reach import answers, connection, prove
+from kubeadm_registry.access.loading import load
+from kubeadm_registry.access.reach import answers
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli import terminal
@@ -123,20 +124,15 @@ def seed(
         items = _items(cluster.bundle)
         vip = cluster_file.spec.vip.address
         direct = answers(vip)
-        push = connection(cluster, cluster.hosts[0], vip, direct=direct)
-        journal, index = journal_of(secrets), cluster.bundle.layout.lineage.index
-        run = seeding.Seeder(
-            cluster.bundle, push, journal,
-            workers=workers, allow_older=allow_older, progress=reporter.progress, limit=Limit(rate),
+        loaded = load(
+            cluster, cluster.bundle, items, journal_of(secrets),
+            direct=direct, workers=workers, allow_older=allow_older, progress=reporter.progress, limit=Limit(rate),
             stop=stop,
         )  # fmt: skip
-        sent = run.run(items)
-        flaws, silent = prove(cluster, items, workers, direct=direct, known=run.known)
-        journal.conclude(index, proven=not (flaws or silent or cluster.absent))
-        unproven, count = {**cluster.absent, **silent}, len(cluster.bundle.images)
-    if flaws:
+        sent, unproven, count = loaded.sent, loaded.unproven, len(cluster.bundle.images)
+    if loaded.flaws:
         again = "run seed again; if the same images are listed again, check that node with `kubeadm-registry status`"
-        raise _incomplete(flaws, again)
+        raise _incomplete(loaded.flaws, again)
     for name, why in unproven.items():
         reporter.note(f"{why}; storage resynchronizes it automatically when it is back", host=name, level="warning")
     for upstream in sorted(without_mirror(items, cluster_file.spec.mirrors)):

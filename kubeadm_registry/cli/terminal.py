@@ -63,14 +63,16 @@ def bundle_key(given: Path | None) -> Path | None:
 
 def cluster(
     config: RegistryCluster, reporter: Reporter, *, bundle: Path | None, key: Path | None = None,
-    may_miss: bool = False,
+    may_miss: bool = False, backup: bytes | None = None,
 ) -> AbstractContextManager[Cluster]:  # fmt: skip
     """``session.cluster`` for this terminal. *bundle* None: ./kubeadm-registry-bundle.tar if it is there, else none.
 
     A *key*, of the variable if it is None, must have signed the bundle.
     """
     bundle, signed_by = bundle_of(bundle, key)
-    return session.cluster(config, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=may_miss)
+    return session.cluster(
+        config, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=may_miss, backup=backup
+    )
 
 
 def bundle_of(given: Path | None, key: Path | None) -> tuple[Path | None, Path | None]:

@@ -249,9 +249,12 @@ def load(path: Path | None) -> RegistryCluster:
     return parse(document.text_of(path, "cluster file"), str(path))
 
 
-def parse(text: str, name: str) -> RegistryCluster:
-    """The cluster that *text* (YAML) describes; *name* stands in errors. Raises ConfigError."""
-    return _validated(document.read(text, name, hint=_HINT, smallest=SMALLEST), name)
+def parse(text: str, name: str, *, elsewhere: bool = False) -> RegistryCluster:
+    """The cluster that *text* (YAML) describes; *name* stands in errors. Raises ConfigError.
+
+    *elsewhere*: files that ``spec.ssh`` names are on another machine, and are not looked for here.
+    """
+    return _validated(document.read(text, name, hint=_HINT, smallest=SMALLEST), name, elsewhere=elsewhere)
 
 
 def from_object(found: Mapping[str, Any]) -> RegistryCluster:

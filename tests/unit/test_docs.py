@@ -70,7 +70,7 @@ def unknown(words: list[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/air-gap.md", "docs/images.md", "docs/recovery.md", "docs/bundle.md"]
+    "name", ["README.md", "docs/air-gap.md", "docs/images.md", "docs/recovery.md", "docs/bundle.md", "docs/backup.md"]
 )
 def test_every_command_and_option_is_there(root: Path, name: str) -> None:
     found = commands((root / name).read_text())

@@ -32,6 +32,7 @@ CODES = {
     "CommandTimeout": ("Timeout", 1),
     "NotYetKnown": ("NotYetKnown", 1),
     "PhaseFailed": ("PhaseFailed", 1),
+    "BackupError": ("BackupInvalid", 1),
     "BundleError": ("BundleInvalid", 1),
     "RegistryError": ("RegistryError", 1),
 }

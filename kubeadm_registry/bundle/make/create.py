@@ -97,7 +97,7 @@ def create(
         )
     if not programs and not images:
         raise ConfigError("the bundle would be empty", hint="add programs or images", code="BundleEmpty")
-    target = _target(output, [*filter(None, (since, sign)), *inputs])
+    target = temporary.target(output, [*filter(None, (since, sign)), *inputs])
     base = Base.read(since) if since is not None else None
     if sign is not None:
         signing.require(sign)
@@ -126,25 +126,6 @@ def create(
         programs=tuple(item.program for item in built),
         images=tuple(names),
     )
-
-
-def _target(output: Path, inputs: Iterable[Path]) -> Path:
-    """The file to write for *output*: where it leads if it is a link. Raises ConfigError for what must not be replaced.
-
-    A rename would replace a device, as root even /dev/null, and the very bundle that a delta is made since.
-    """
-    target = Path(os.path.realpath(output))
-    wrong = ""
-    if target.is_dir() or not target.parent.is_dir():
-        wrong = "it is a directory, or its parent directory does not exist"
-    elif target.is_symlink() or (target.exists() and not target.is_file()):
-        wrong = "it is not a regular file"
-    elif target.exists():
-        same = next((one for one in inputs if one.exists() and one.samefile(target)), None)
-        wrong = f"the bundle is created from {same}" if same is not None else ""
-    if wrong:
-        raise ConfigError(f"cannot write {output}: {wrong}", hint="use another path", code="OutputInvalid")
-    return target
 
 
 @dataclass(frozen=True, slots=True)
