@@ -22,8 +22,8 @@ EVERY = 0.5
 class Moved:
     """What came of a move. *gap*: seconds in which nobody answered at the VIP; None: not measured.
 
-    *writes_closed*: seconds from the request to the agents until the new holder took writes. *left*: connections that
-    the old holder still serves.
+    *writes_closed*: seconds from the request to the agents until the new holder was seen to take writes, where only one
+    node may. *left*: connections that the old holder still serves.
     """
 
     changed: int

@@ -28,6 +28,8 @@ from kubeadm_registry.transport.host import Host, has_address, side_by_side
 STALE = 5.0
 #: Seconds for the agents to have read what they are asked for, for the VIP to move, and for the new holder to serve.
 HEARD, ARRIVAL, SERVED = 5.0, 10.0, 20.0
+#: Seconds in which what hinders a move may pass, and between two looks.
+PATIENCE, AGAIN = 10.0, 0.5
 #: Seconds that the uploads which are in flight have to end, with one writer. New ones are held meanwhile, for 30 s.
 DRAIN = 20.0
 #: Conditions of an agent that say nothing about whether its node should have the VIP.
@@ -117,14 +119,27 @@ def require_name(nodes: Sequence[str], wanted: str | None) -> None:
         )  # fmt: skip
 
 
-def plan(cluster: Cluster, wanted: str | None = None, *, degraded: bool = False) -> Move:
+def plan(
+    cluster: Cluster, wanted: str | None = None, *, degraded: bool = False, patience: float = PATIENCE
+) -> Move:  # fmt: skip
     """The move of the VIP to the node *wanted*, or to the best other one. *degraded*: also while no node may be lost.
 
-    Raises ConfigError (NodeUnknown, OneNode), Error (VipUnclear, NodeUnfit, NotRedundant).
+    What hinders it may pass within *patience* seconds, as when a busy node answers late. Raises ConfigError
+    (NodeUnknown, OneNode), Error (VipUnclear, NodeUnfit, NotRedundant).
     """
+    require_name([node.name for node in cluster.spec.nodes], wanted)
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return _plan(cluster, look(cluster), wanted, degraded=degraded)
+        except Error:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(AGAIN)
+
+
+def _plan(cluster: Cluster, standing: Standing, wanted: str | None, *, degraded: bool) -> Move:
     nodes = [node.name for node in cluster.spec.nodes]
-    require_name(nodes, wanted)
-    standing = look(cluster)
     if len(standing.holders) != 1:
         raise Error(
             f"{', '.join(standing.holders) or 'no node that answers'} holds the virtual IP", code="VipUnclear",
@@ -238,7 +253,9 @@ class Move:
         if state is None:
             return "its agent does not report"
         writer = state["writer"]
-        if writer["mode"] == "single" and writer["role"] != Role.WRITER.value:
+        if writer["mode"] != "single":
+            self.done = self.begun
+        elif writer["role"] != Role.WRITER.value:
             return f"its lease is at {writer['role']}"
         self.done = self.done or time.monotonic()
         return None

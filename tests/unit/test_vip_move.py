@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ class World:
         hosts = self.fake.cluster_hosts()
         vault = Vault("registry", list(NAMES), {"": fixed_secrets(NAMES).found})
         cluster = replace(self.fake.cluster, hosts=hosts, vault=vault)
-        made = vip_move.plan(cluster, **options)
+        made = vip_move.plan(cluster, **{"patience": 0.0, **options})
         made.reads = lambda cluster, address, host: None
         return made
 
@@ -230,6 +231,13 @@ def test_nothing_moves_while_no_node_may_be_lost_unless_that_is_wanted(world: Wo
     assert not world.fake.acts()
     world.carry_out(world.move(wanted="cp-2", degraded=True))
     assert world.holder == "cp-2"
+
+
+def test_a_node_that_is_late_for_a_moment_gets_the_vip(world: World) -> None:
+    """A busy one; who asks for a move waits a little."""
+    world.agents["cp-2"] = {"conditions": ["ProxyPartial"]}
+    threading.Timer(0.7, world.agents.clear).start()
+    assert world.move(wanted="cp-2", patience=10.0).target == "cp-2"
 
 
 def test_without_one_holder_nothing_moves(world: World) -> None:
