@@ -120,7 +120,8 @@ def end(verb: str, port: int, words: list[str]) -> int:
         with copied(process, descriptor) as wire:
             if verb == "own":
                 wire.shutdown(socket.SHUT_RD)
-            elif silent(wire, seconds) and (wire.getpeername()[0], wire.getpeername()[1]) not in busy(paths):
+            elif wire.getpeername()[:2] not in busy(paths) and silent(wire, seconds):
+                # The last look is the kernel's: a request that came meanwhile has a client who waits for it.
                 wire.shutdown(socket.SHUT_RDWR)
             else:
                 continue

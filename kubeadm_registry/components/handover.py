@@ -32,8 +32,10 @@ PASS = f"{paths.PREFIX}-pass"
 UNIT = f"{paths.PREFIX}-handover-end"
 LONGEST = 1800
 """Seconds after which connections of before are cut off, as HAProxy's ``hard-stop-after`` does."""
-IDLE = 3.0
-"""Seconds without a byte after which a client keeps a connection for later only."""
+IDLE = 5.0
+"""Seconds without a byte after which a client keeps a connection for later only. A busy one may be slow as well."""
+_STATES = ("established", "syn-recv", "close-wait", "fin-wait-1", "last-ack", "closing")
+"""Of connections on which something is still to come or to be acknowledged."""
 MARK = "0x2082"
 """Of packets on a server that had the VIP. kube-proxy, Calico and Cilium use other bits."""
 
@@ -162,7 +164,8 @@ def end(host: Host) -> None:
 def clients(host: Host, vip: str) -> list[str]:
     """Whoever has a connection to *host* by *vip*, as nft writes it: ``10.0.0.9 . 40001``."""
     where = endpoint(vip, paths.REGISTRY_PORT)
-    shown = host.query("ss", "-Htn", "state", "established", "state", "close-wait", "src", where).text
+    states = [word for state in _STATES for word in ("state", state)]
+    shown = host.query("ss", "-Htn", *states, "src", where).text
     found = []
     for line in shown.splitlines():
         address, _, port = line.split()[-1].rpartition(":")
