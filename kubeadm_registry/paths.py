@@ -20,6 +20,8 @@ ALONE = f"{RUN}/agent/alone"
 """1 while this server serves reads well; anything else, or no file, makes keepalived give up the VIP."""
 WRITER_MARK = f"{RUN}/agent/writer"
 """There while a process of the frontend may be the writer; the agent's own default is the same."""
+MOVE = f"{RUN}/agent/move"
+"""Where the agent is asked for a planned move of the VIP; its own default is the same."""
 AGENT_STATE = f"{RUN}/agent/state.json"
 """What the agent sees, written every second."""
 
@@ -82,6 +84,9 @@ EXECUTOR_SOURCE = "127.0.0.10"
 
 RPC_TABLE = 3901
 """Routing table and rule priority for Garage's peers: the same routes, with quickack."""
+
+HANDOVER_TABLE = 3902
+"""Routing table and rule priority for connections that stay with a server which has given the VIP away."""
 
 
 def unit(name: str) -> str:

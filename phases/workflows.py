@@ -21,6 +21,7 @@ from kubeadm_registry.phases.retention import DISABLE_TIMER, RETENTION
 from kubeadm_registry.phases.runbook import RUNBOOK
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import VIP
+from kubeadm_registry.phases.vip_move import Move
 
 PREPARE = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS)
 SERVE = (MEMBERS, NETWORK, BACKEND, FRONTEND, PROXY, AGENT, VIP, SETTLE)
@@ -55,6 +56,11 @@ MIRRORS = (POINT,)
 
 MIRRORS_REMOVE = (LEAVE,)
 """Undo `mirrors apply` on a client node."""
+
+
+def move_vip(run: Move) -> Workflow:
+    """Move the virtual IP to a named node, as planned: nobody is cut off."""
+    return (run.keep, run.ask, run.arrive, run.reopen, run.serve)
 
 
 def collect(run: Collection) -> Workflow:

@@ -127,11 +127,12 @@ class Ports:
 
 @dataclass(frozen=True)
 class Paths:
-    """What the agent writes, on tmpfs but for ``hardstate``."""
+    """What the agent writes, and ``move``, which it reads: on tmpfs but for ``hardstate``."""
 
     fit: str = "/run/kubeadm-registry/agent/fit"
     alone: str = "/run/kubeadm-registry/agent/alone"
     state: str = "/run/kubeadm-registry/agent/state.json"
+    move: str = "/run/kubeadm-registry/agent/move"  # where root asks for a planned move of the VIP
     mark: str = "/run/kubeadm-registry/agent/writer"  # there while a frontend process may have been the writer
     hardstate: str = "/var/lib/kubeadm-registry/agent/hardstate"  # on disk: what this node has promised
 

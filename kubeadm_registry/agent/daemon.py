@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from kubeadm_registry import __version__
-from kubeadm_registry.agent import certificate, reserve, status
+from kubeadm_registry.agent import certificate, move, reserve, status
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.document import Data, State, sealed
@@ -63,6 +63,7 @@ class Daemon:
         self.hands.follow(self.steering)
         self._reloads = False
         self._holds_vip = False
+        self._moves_to = self._told_move = ""
         self._stopping = asyncio.Event()
         self._due = False
         self._next: dict[str, float] = {}
@@ -207,6 +208,7 @@ class Daemon:
     def _observe(self) -> Observation:
         probes, hands = self.probes, self.hands
         self._holds_vip = all(self._addresses.here(vip) for vip in self.config.vips)
+        self._moves_to = move.asked(Path(self.config.paths.move), clock())
         return Observation(
             frontend=probes.frontend.answers,
             storage=probes.storage.answers if probes.storage is not None else None,
@@ -225,6 +227,8 @@ class Daemon:
             timer=hands.timer.renewed if hands.timer is not None else None,
             timer_there=hands.timer is not None and hands.timer.there(clock()),
             copying=hands.garage.copying.now,
+            moves_to=self._moves_to,
+            writes=hands.writes,
         )
 
     def _watch_exits(self) -> None:
@@ -251,6 +255,7 @@ class Daemon:
             wall=time.time(),
             now=now,
             holds_vip=self._holds_vip,
+            moves_to=self._moves_to,
             expires=self._expires,
             can_destroy=self.hands.can_destroy,
             seconds=status.seconds(self.probes),
@@ -299,6 +304,10 @@ class Daemon:
                 self.log(f"peer-{name}", f"{name} is {one.presence.value}")
         if before.lease.role is not after.lease.role and self.steering.settings.leased:
             self.log(f"role-{after.lease.role}", f"lease: {before.lease.role.value} -> {after.lease.role.value}")
+        if self._moves_to != self._told_move:
+            self._told_move = self._moves_to
+            self.log("move", f"the VIP is to move to {self._moves_to}" if self._moves_to else "the VIP may stay")
+            self._write_state()
         if old is None or _news(old) != _news(new):
             self.log("state", self._sentence())
             self._write_state()

@@ -14,10 +14,11 @@ FORMAT = Format("the agent's state")
 
 
 class Vip(TypedDict):
-    """The virtual IP."""
+    """The virtual IP; *moves_to* is the node that is to have it, while a planned move goes on."""
 
     addresses: list[str]
     held: bool
+    moves_to: Optional[str]
 
 
 class Process(TypedDict):

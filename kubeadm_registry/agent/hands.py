@@ -104,6 +104,12 @@ class NodeHands:
         self.write_flag(self.config.paths.fit, fit)
         self.write_flag(self.config.paths.alone, alone)
 
+    @property
+    def writes(self) -> Optional[int]:
+        """How many writes the proxies pass on; None: not known."""
+        counts = [one.writes for one in self.proxies]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
     def say(self, report: Report) -> None:
         """Say this in every heartbeat from now on."""
         self.links.say(report)
@@ -127,6 +133,8 @@ class NodeHands:
                 self._kill(name, reason, processes)
         for index in new.kill_proxies:
             self._kill(f"proxy-{index + 1}", f"{self.proxies[index].path} is hung", self.proxies[index].processes)
+        for one in self.proxies:
+            one.counts = new.count_writes
         for name, stuck in new.destroy:
             self.cut(name, stuck)
         if new.connect:

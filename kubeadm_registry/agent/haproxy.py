@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Callable
+from typing import Callable, Optional
 
+from kubeadm_registry.agent import pushes
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome
 from kubeadm_registry.agent.probes import PATIENCE, Answered
@@ -18,6 +19,9 @@ from kubeadm_registry.agent.steering import Servers
 
 FORCED_MAINTENANCE = 0x01
 DRAINING = 0x08
+#: What passes on writes to the frontend of this node or another, but those of retention, which end with the lease.
+WRITERS = ("writer", "own_write")
+STATISTICS = "# pxname,"  # begins what ``show stat`` says
 EPOCH = re.compile(r"^0x[0-9a-f]+ epoch (\d+)$", re.MULTILINE)  # in what ``show map`` says
 
 
@@ -55,6 +59,10 @@ class Proxy:
         self.pid = 0
         self.have: Servers = {}
         self.corrections = 0
+        self.writes: Optional[int] = None
+        """Writing requests that it passes on, as of when it was last asked; None: not known, or not asked."""
+        self.counts = False
+        """Whether to ask for them."""
         self._map = config.proxy.epoch_map if config.settings.leased else ""
         self._pushes = config.proxy.pushes_map
         self._reserved = False
@@ -70,7 +78,7 @@ class Proxy:
         self._open: set[Exchange] = set()
         self._waiting: list[asyncio.Future[bool]] = []
         ask = "show servers state" + (f";show map {self._map}" if self._map else "")
-        self._ask = f"{ask}\n".encode()
+        self._ask = ask
 
     def want(self, servers: Servers, epoch: int) -> None:
         """From now on the servers should be so. What differs from what was last seen is sent at once."""
@@ -108,7 +116,7 @@ class Proxy:
 
     def ask(self) -> None:
         """Ask what the servers are, and correct them."""
-        self._exchange(self._ask, self._asked)
+        self._exchange(f"{self._ask}{';show stat' if self.counts else ''}\n".encode(), self._asked)
 
     async def settled(self, deadline: float) -> bool:
         """Whether the process was seen as it should be within *deadline* seconds.
@@ -137,7 +145,8 @@ class Proxy:
     def _asked(self, outcome: Outcome) -> None:
         news = self.answered.take(outcome, self._deadline)
         if outcome.kind is Kind.ANSWERED:
-            text = outcome.data.decode(errors="replace")
+            text, mark, statistics = outcome.data.decode(errors="replace").partition(STATISTICS)
+            self.writes = pushes.writes(mark + statistics, WRITERS) if mark else None
             self.have = parse(text)
             if outcome.pid != self.pid:
                 self.pid = outcome.pid
@@ -151,7 +160,7 @@ class Proxy:
             else:
                 self._release(True)
         elif outcome.kind is Kind.REFUSED:
-            self.have = {}
+            self.have, self.writes = {}, 0
             self._release(True)
         if news:
             self._changed()

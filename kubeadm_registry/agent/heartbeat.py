@@ -58,7 +58,7 @@ class Packet:
 
 
 #: What is said of a node by one letter each in ``flags``, and the field of its report.
-FLAGS = {"f": "fit", "g": "good", "v": "vip", "s": "storage", "b": "bye", "r": "removed"}
+FLAGS = {"f": "fit", "g": "good", "v": "vip", "s": "storage", "b": "bye", "r": "removed", "d": "draining"}
 
 
 def encode(key: bytes, packet: Packet) -> bytes:

@@ -119,6 +119,7 @@ class Report:
     vote_term: int = 0
     bye: bool = False
     removed: bool = False  # said to a node that has left the members: it is none of them
+    draining: bool = False  # the writer takes no new work: it is about to move, as planned
     members: Members = Members()  # under which all of the above about writing is said
 
 
@@ -158,6 +159,8 @@ class Observation:
     timer: Optional[float] = None  # when the newest renewal was sent that the kernel's timer took; None: it has none
     timer_there: bool = False  # the kernel has such a timer
     copying: bool = False  # the storage brings over what this node missed
+    moves_to: str = ""  # the node to which the VIP is to move, as planned
+    writes: Optional[int] = None  # writing requests that this node's proxies pass on to its frontend; None: not known
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,7 @@ class Memory:
     joined_since: Optional[float] = None  # since when a majority is heard
     alone: bool = False  # cut off from the majority, or only just back
     removed: bool = False  # this node has left the members; an agent with a later list begins anew
+    quiet_since: Optional[float] = None  # since when no write is in flight at a writer that is about to move
     fit: bool = False
     connected: float = 0.0  # when the storage was last told to connect
     partial_since: Optional[float] = None  # since when the storage lacks a member that should be there
@@ -257,6 +261,8 @@ class Decisions:
     kill_storage: str = ""
     kill_proxies: tuple[int, ...] = ()
     destroy: tuple[tuple[str, bool], ...] = ()  # (peer, only connections that are stuck)
+    new_work: bool = True  # uploads may begin, and manifests may come
+    count_writes: bool = False  # ask the proxies how many writes are in flight
     connect: bool = False  # tell the storage to connect to the peers
     compare: bool = False  # tell the storage to compare its tables with the peers'
     fence: bool = False  # end what could act under the lease

@@ -23,6 +23,7 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Optional
 
@@ -54,11 +55,11 @@ def left(text: str, now: float) -> Optional[float]:
     return None if found is None else max(0.0, int(found[1]) - now)
 
 
-def writes(text: str) -> int:
-    """How many writing requests are passed on or queued, by what ``show stat`` says."""
+def writes(text: str, backends: Collection[str] = WRITERS) -> int:
+    """How many requests are passed on by *backends* or queued there, by what ``show stat`` says."""
     count = 0
     for row in csv.DictReader(text.lstrip("# ").splitlines()):
-        if row["pxname"] in WRITERS and row["svname"] == "BACKEND":
+        if row["pxname"] in backends and row["svname"] == "BACKEND":
             count += int(row["scur"] or 0) + int(row["qcur"] or 0)
     return count
 

@@ -45,6 +45,7 @@ WHOLE = 1.0  # seconds that all storages must have been there before their table
 KILL_AGAIN = 2.0  # seconds
 STARVED = 3.0  # seconds after memory was last short, from which on a silence counts again
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
+QUIET = 0.5  # seconds without a write in flight: longer than a client takes between two requests of an upload
 UNGUARDED = 1.0  # seconds without the nft rules that who has the lease may have: longer than loading them takes
 
 
@@ -196,6 +197,29 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
     return memory.been_good or (proxy_ok and now - memory.started >= timings.start_grace)
 
 
+def moves(seen: Observation, reports: Mapping[str, Report]) -> bool:
+    """Whether the VIP is to move to another node, as planned, and has not yet.
+
+    Invariant: only to one that is freshly heard, reads well and is fit, so the VIP is never given up for nothing.
+    """
+    said = reports.get(seen.moves_to)
+    return said is not None and said.good and said.fit and said.level is Level.FIT and not said.vip
+
+
+def _gives(
+    memory: Memory, seen: Observation, *, moving: bool, now: float, settings: Settings
+) -> tuple[bool, Optional[float], bool]:
+    """Whether this holder takes no new work, since when no write is in flight, and whether it gives up the VIP now.
+
+    Invariant: the one writer, which goes along with the VIP, gives it up only when no write has been in flight for
+    ``QUIET`` seconds: its frontend is killed then.
+    """
+    draining = moving and seen.holds_vip and settings.single_writer and memory.lease.role is Role.WRITER
+    since = _since(memory.quiet_since, draining and seen.writes == 0, now)
+    quiet = since is not None and now - since >= QUIET
+    return draining, since, moving and seen.holds_vip and (quiet or not draining)
+
+
 def alone(before: bool, lonely_since: Optional[float], joined_since: Optional[float], now: float) -> bool:
     """Whether this node's claim to the VIP is weaker than that of any node in a majority.
 
@@ -281,6 +305,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     # Where any user of this host could push without a login, nobody holds the lease.
     open_to_all = unguarded is not None and now - unguarded >= UNGUARDED
     hidden = hidden_holder(reports, settings)
+    draining, quiet_since, gives = _gives(memory, seen, moving=moves(seen, reports), now=now, settings=settings)
     new = replace(
         memory,
         last=now,
@@ -296,6 +321,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         held_since=held,
         hidden_since=_since(memory.hidden_since, hidden, now),
         unguarded_since=unguarded,
+        quiet_since=quiet_since,
         lonely_since=lonely_since,
         joined_since=joined_since,
         alone=alone(memory.alone, lonely_since, joined_since, now),
@@ -310,6 +336,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         compared=now if compare else memory.compared,
     )
     is_fit = fit(new, proxy_dead=proxy_dead, proxy_ok=proxy_ok, somebody_good=somebody_good, now=now, timings=timings)
+    is_fit = is_fit and not gives
     claim = new.lease
     if settings.leased:
         claim = lease.step(
@@ -328,18 +355,22 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
 
     levels = {name: reports[name].level if name in reports else Level.SILENT for name in settings.peers}
     best = None if now - memory.started < timings.warm_up else readers({settings.name: level, **levels})
-    writers = best
+    writers, new_work = best, not draining
     if settings.single_writer:
         one = lease.writer(claim, seen.peers, fresh, settings.name)
         writers = frozenset() if one is None else frozenset({one})
+        new_work = new_work and not (one in reports and reports[one].draining)
     return new, Decisions(
         readers=best,
         writers=writers,
         gate=settings.leased and claim.role is Role.WRITER,
         epoch=claim.serving,
         fit=is_fit,
-        alone=new.alone,
-        report=_report(new, seen, settings, reports, now),
+        # Where the VIP is to move, that node must win: this one gives way to it.
+        alone=new.alone or (moves(seen, reports) and not seen.holds_vip),
+        new_work=new_work,
+        count_writes=draining,
+        report=replace(_report(new, seen, settings, reports, now), draining=draining),
         levels=levels,
         reset_reads=_reason(frontend, reset_frontend, "frontend") or _reason(storage, reset_storage, "storage"),
         reset_rpc=_reason(storage, reset_storage, "storage") if storage.health is Health.HUNG else "",

@@ -48,6 +48,7 @@ class Facts:
     ca_expires: Optional[float] = None  # seconds since 1970
     data: Optional[Data] = None  # None: not known yet
     storage_left: Optional[Left] = None  # None: not known yet
+    moves_to: str = ""  # the node to which the VIP is to move, as planned
 
 
 def seconds(probes: Probes) -> dict[str, Optional[float]]:
@@ -111,7 +112,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
         "fit": memory.fit,
         "good": memory.good,
         "conditions": list(decisions.conditions),
-        "vip": {"addresses": list(config.vips), "held": facts.holds_vip},
+        "vip": {"addresses": list(config.vips), "held": facts.holds_vip, "moves_to": facts.moves_to or None},
         "frontend": {"health": memory.frontend.health.value, "seconds": facts.seconds.get("frontend")},
         "storage": None
         if config.storage is None

@@ -71,8 +71,9 @@ def wanted(decisions: Decisions, name: str, peers: tuple[str, ...]) -> Servers:
         for peer in peers:
             servers[backend, peer] = peer in nodes
     servers["gate", "open"] = decisions.gate
+    servers["vip", "here"] = decisions.report.vip
     if decisions.writers is not None:
-        servers["newwork", "open"] = bool(decisions.writers)
+        servers["newwork", "open"] = decisions.new_work
     return servers
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "seed": ("seed", "seed"),
     "status": ("status", "status"),
     "verify": ("workflows", "verify"),
+    "vip": ("vip", "group"),
     "version": ("about", "version"),
 }
 

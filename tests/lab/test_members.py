@@ -61,7 +61,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
 
 def changed(registry: Changing, directory: Path, *arguments: str) -> tuple[Reading, Pushing]:
     """Run a change under the eyes of a reader and of somebody who pushes; nobody may notice."""
-    with reading(registry, KNOWN, period=0.1, deadline=PATIENCE) as reads, pushing(registry, directory, every=1.0) as pushes:
+    reads_all_the_time = reading(registry, KNOWN, period=0.1, deadline=PATIENCE)
+    with reads_all_the_time as reads, pushing(registry, directory, every=1.0) as pushes:
         said = registry.cli(*arguments, "--bundle", registry.bundle, timeout=500).stdout
     sys.stdout.write(f"\n{said}\n  {' '.join(arguments)}: reads: {reads}\n  pushes: {pushes}\n")
     return reads, pushes

@@ -184,6 +184,8 @@ class AgentProcess(Process):
             kept=hands.kept,
             timer=hands.renewed,
             timer_there=hands.timer_there(now),
+            moves_to=self.host.moves_to(),
+            writes=int(self.host.timeline.now < self.host.busy_until),
         )
         self.point("observed")
         return seen

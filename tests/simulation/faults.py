@@ -287,6 +287,19 @@ def vip(world: World, host: Host, value: bool) -> None:
 
 
 @deed
+def move(world: World, host: Host, value: tuple[float, float, float]) -> None:
+    """The VIP is to move to it, as planned: each other server is asked, with a chance, for so many seconds.
+
+    *value*: seconds, chance, and seconds for which writes are still in flight at the others.
+    """
+    seconds, chance, busy = value
+    for other in world.hosts.values():
+        if other is not host and other.on and world.random.random() < chance:
+            other.move = host.name, other.seconds() + seconds
+            other.busy_until = world.timeline.now + busy
+
+
+@deed
 def members(world: World, host: Host, value: Roster) -> None:
     """It gets another list of members, and its agent takes it up."""
     host.change_members(value)

@@ -45,6 +45,8 @@ class Host:
         self.vip = False
         self.files_fit = False
         self.files_alone = False
+        self.move: tuple[str, float] | None = None  # the file of a planned move: target, and its end by the clock
+        self.busy_until = 0.0  # true time until which writes are in flight
         self.systemd = Systemd(self)
         self.agent = AgentUnit(self)
         self.zot = Zot(self)  # the frontend; Distribution's is one without a writing configuration
@@ -67,6 +69,10 @@ class Host:
     def wall(self) -> float:
         """Seconds since 1970, as this host believes."""
         return EPOCH + self.timeline.now + self.wall_offset
+
+    def moves_to(self) -> str:
+        """The node to which the VIP is to move, as planned; empty: it may stay."""
+        return self.move[0] if self.move is not None and self.seconds() < self.move[1] else ""
 
     def peers(self) -> list[Host]:
         """The hosts that its configuration names, as far as they exist."""
@@ -236,6 +242,7 @@ class Host:
         self.keepalived.power_off()
         self.agent.process = None
         self.vip = self.files_fit = self.files_alone = False
+        self.move = None
         self.timer.disarm()
         self.timer.ticket, self.timer.there = 0.0, True
 

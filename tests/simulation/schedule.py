@@ -270,6 +270,19 @@ def late(random: Random) -> tuple[list[Fault], float]:
     return faults, at + random.uniform(4.0, 6.0)
 
 
+def moves(random: Random) -> tuple[list[Fault], float]:
+    """The VIP is moved as planned, once or more; all are asked for it or some only, and things go wrong meanwhile."""
+    at, faults = random.uniform(0.05, 0.4), []
+    for _ in range(random.choice([1, 1, 2, 3])):
+        value = (random.uniform(1.0, 5.0), random.choice([1.0, 1.0, 0.5]), random.choice([0.0, 0.3, 2.0]))
+        faults.append(Fault(at, "move", random.choice(["other", "other", "any"]), value))
+        if random.random() < 0.7:
+            made = random.choice([cut, standstill, small])
+            faults.append(made(random, max(0.01, at + random.uniform(-0.3, 1.5)), who(random)))
+        at += random.choice([random.uniform(0.1, 1.0), random.uniform(1.5, 4.0)])
+    return faults, at + random.uniform(2.0, 4.0)
+
+
 def flushed(random: Random) -> tuple[list[Fault], float]:
     """The packet filter's rules are gone: of the writer, whose agent runs, or of the standbys, of whom one is next."""
     at = random.uniform(0.05, 0.4)
@@ -307,6 +320,7 @@ KINDS = {
     "restored": (restored, 1),
     "flushed": (flushed, 3),
     "paused": (paused, 3),
+    "moves": (moves, 8),
 }
 
 

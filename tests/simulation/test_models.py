@@ -13,6 +13,7 @@ from tests.simulation import schedule
 from tests.simulation.__main__ import main
 from tests.simulation.agent import Roster
 from tests.simulation.disk import Disk
+from tests.simulation.faults import Fault, happen
 from tests.simulation.kernel import JIFFY, Clock, Timer
 from tests.simulation.network import Network
 from tests.simulation.process import Ended
@@ -180,3 +181,27 @@ def test_a_replay_shows_what_happens(capsys: pytest.CaptureFixture[str]) -> None
 def test_many_schedules_become_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--count", "12", "--processes", "1", "--kind", "frozen"]) == 0
     assert "| all | 12 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("single_writer", [True, False])
+@pytest.mark.parametrize("target", THREE)
+def test_a_planned_move_takes_the_lease_along_to_the_named_server(target: str, single_writer: bool) -> None:
+    """Also back, and with a server that has a higher priority than the target."""
+    world = new_world(THREE, Roster(THREE), cold=False, single_writer=single_writer)
+    for name in (target, "c", "b", "a"):
+        happen(world, Fault(0.0, "move", name, (5.0, 1.0, 0.3)))
+        world.timeline.run(world.timeline.now + 4.0)
+        assert [host.name for host in world.hosts.values() if host.vip] == [name]
+        assert [host.name for host in world.writers()] == [name]
+    assert world.finding is None
+
+
+def test_a_planned_move_waits_for_writes_in_flight_and_ends_by_itself() -> None:
+    world = new_world(THREE, Roster(THREE), cold=False)
+    before = world.writing()
+    assert before is not None
+    target = next(name for name in THREE if name != before.name)
+    happen(world, Fault(0.0, "move", target, (2.0, 1.0, 60.0)))
+    world.timeline.run(world.timeline.now + 4.0)
+    assert world.writing() is before
+    assert before.vip

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +38,7 @@ def config(folder: Path, epoch_map: str = "") -> Config:
 
 def test_what_was_not_decided_is_not_touched() -> None:
     start = wanted(decisions(readers=None, writers=None, gate=False, epoch=0), "cp-1", ("cp-2",))
-    assert start == {("gate", "open"): False}
+    assert start == {("gate", "open"): False, ("vip", "here"): False}
 
 
 def test_the_own_node_is_called_local() -> None:
@@ -49,7 +50,13 @@ def test_the_own_node_is_called_local() -> None:
         ("writer", "cp-2"): False,
         ("gate", "open"): True,
         ("newwork", "open"): True,
+        ("vip", "here"): False,
     }
+
+
+def test_new_work_waits_while_the_writer_is_about_to_move() -> None:
+    made = replace(decisions(readers=ONE, writers=ONE, gate=False, epoch=0), new_work=False)
+    assert not wanted(made, "cp-1", ("cp-2",))["newwork", "open"]
 
 
 @pytest.mark.parametrize("single", [True, False])

@@ -1,0 +1,145 @@
+"""Ends connections to an address that has moved, in an orderly way, so that clients open new ones.
+
+Run on the node, as root, with this source alone:
+
+    python3 -I -c SOURCE own PORT ADDRESS...
+    python3 -I -c SOURCE idle PORT SECONDS SOCKET,SOCKET ADDRESS...
+
+``own``: when the VIP comes to this node or leaves it, the node's own connections to the VIP lead nowhere. A containerd
+whose connection is reset fails the pull; one that reads the end of it in the middle of a layer asks for the rest. So
+each of these sockets is copied from its owner and shut down for reading.
+
+``idle``: what clients keep open for their next request ends, as HAProxy would end it later: where no byte came or went
+for SECONDS, and none of the HAProxy processes behind the runtime SOCKETs has a request in hand.
+
+Prints a JSON object: *ended*, how many, and *trouble*.
+
+Source: pidfd_getfd(2), proc_pid_net(5), HAProxy's management guide, "show sess"; that containerd resumes was measured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import socket
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+PIDFD_GETFD = 438  # the same on all architectures
+ESTABLISHED = "01"
+#: Of struct tcp_info (linux/tcp.h): milliseconds since the last data was sent, and was received.
+TCP_INFO_SIZE, LAST_SENT, LAST_RECEIVED = 60, 44, 52
+DEADLINE = 5.0  # seconds, for each answer of HAProxy
+SOURCE = re.compile(r" src=(\S+):(\d+) ")
+
+
+def packed(text: str) -> bytes:
+    """The address *text* as /proc/net/tcp6 has it: each word of four bytes in the order of this processor."""
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    raw = socket.inet_pton(family, text)
+    words = [raw[place : place + 4] for place in range(0, len(raw), 4)]
+    return b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
+
+
+def inodes(addresses: set[str], port: int, column: int) -> set[str]:
+    """The established sockets that have one of *addresses* and *port* in the *column* of /proc/net/tcp or tcp6."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(FileNotFoundError):
+            for line in Path("/proc/net", table).read_text(encoding="ascii").splitlines()[1:]:
+                words = line.split()
+                address, _, at = words[column].partition(":")
+                # One of IPv4 in a socket of IPv6 ends with the address.
+                ours = int(at, 16) == port and any(address.endswith(one) for one in addresses)
+                if ours and words[3] == ESTABLISHED:
+                    found.add(words[9])
+    return found
+
+
+def owned(wanted: set[str]) -> Iterator[tuple[int, int]]:
+    """Process and descriptor of each of the *wanted* sockets."""
+    names = {f"socket:[{inode}]" for inode in wanted}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            for descriptor in (process / "fd").iterdir():
+                if os.readlink(descriptor) in names:  # noqa: PTH115
+                    yield int(process.name), int(descriptor.name)
+        except OSError:
+            continue  # it has ended meanwhile
+
+
+def copied(process: int, descriptor: int) -> socket.socket:
+    """The socket *descriptor* of *process*, which keeps it. Raises OSError."""
+    handle = os.pidfd_open(process)
+    try:
+        copy = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, handle, descriptor, 0)
+        if copy < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return socket.socket(fileno=copy)
+    finally:
+        os.close(handle)
+
+
+def busy(paths: Iterable[str]) -> set[tuple[str, int]]:
+    """Address and port of each client whose request a HAProxy has in hand. Raises OSError."""
+    found: set[tuple[str, int]] = set()
+    for path in paths:
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.settimeout(DEADLINE)
+            try:
+                wire.connect(path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                continue
+            wire.sendall(b"show sess\n")
+            answer = b""
+            while piece := wire.recv(65536):
+                answer += piece
+        found.update((host.strip("[]"), int(port)) for host, port in SOURCE.findall(answer.decode(errors="replace")))
+    return found
+
+
+def silent(wire: socket.socket, seconds: float) -> bool:
+    """Whether no data came or went on *wire* for *seconds*."""
+    told = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+    return all(struct.unpack_from("=I", told, place)[0] >= seconds * 1000 for place in (LAST_SENT, LAST_RECEIVED))
+
+
+def end(verb: str, port: int, words: list[str]) -> int:
+    """Do what *verb* says; how many connections were ended. Raises OSError."""
+    seconds, paths, addresses = (float(words[0]), words[1].split(","), words[2:]) if verb == "idle" else (0, [], words)
+    forms = {packed(address).hex().upper() for address in addresses}
+    ended = 0
+    for process, descriptor in owned(inodes(forms, port, 1 if verb == "idle" else 2)):
+        with copied(process, descriptor) as wire:
+            if verb == "own":
+                wire.shutdown(socket.SHUT_RD)
+            elif wire.getpeername()[:2] not in busy(paths) and silent(wire, seconds):
+                # The last look is the kernel's: a request that came meanwhile has a client who waits for it.
+                wire.shutdown(socket.SHUT_RDWR)
+            else:
+                continue
+        ended += 1
+    return ended
+
+
+def main(arguments: list[str]) -> int:
+    """See above. The exit status is 0 also where something went wrong: it is told."""
+    verb, port, *words = arguments
+    shown: dict[str, object] = {"ended": 0, "trouble": []}
+    try:
+        shown["ended"] = end(verb, int(port), words)
+    except OSError as error:
+        shown["trouble"] = [str(error)]
+    print(json.dumps(shown))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

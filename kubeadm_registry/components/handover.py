@@ -1,0 +1,222 @@
+"""The hand-over of the virtual IP as planned: who has a connection keeps it, and new ones reach the new holder.
+
+An address that moves takes all packets with it, and the new holder's kernel answers those of connections that it does
+not know with RST: pushes and pulls in flight would fail. So the new holder passes them on to the old one, whose proxy
+answers the client itself. All of it ends by itself, at the latest when HAProxy's old processes end as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from kubeadm_registry import paths
+from kubeadm_registry.addresses import endpoint
+from kubeadm_registry.agent import gap, reopen
+from kubeadm_registry.agent.formats import Damaged, Newer
+from kubeadm_registry.agent.move import FORMAT
+from kubeadm_registry.certificates import RUN
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.links import link
+from kubeadm_registry.engine.render import render
+from kubeadm_registry.errors import Error
+from kubeadm_registry.transport.host import Host
+
+STAY = f"{paths.PREFIX}-stay"
+"""The nft table of a server that had the VIP."""
+PASS = f"{paths.PREFIX}-pass"
+"""The nft table of one that got it."""
+UNIT = f"{paths.PREFIX}-handover-end"
+LONGEST = 1800
+"""Seconds after which connections of before are cut off, as HAProxy's ``hard-stop-after`` does."""
+IDLE = 5.0
+"""Seconds without a byte after which a client keeps a connection for later only. A busy one may be slow as well."""
+_STATES = ("established", "syn-recv", "close-wait", "fin-wait-1", "last-ack", "closing")
+"""Of connections on which something is still to come or to be acknowledged."""
+MARK = "0x2082"
+"""Of packets on a server that had the VIP. kube-proxy, Calico and Cilium use other bits."""
+
+#: Undoes both sides, whichever there is.
+_END = f"""
+for family in ip ip6; do
+  for table in {STAY} {PASS}; do nft delete table $family $table 2>/dev/null || :; done
+done
+for family in -4 -6; do
+  while ip $family rule del priority {paths.HANDOVER_TABLE} 2>/dev/null; do :; done
+  ip $family route flush table {paths.HANDOVER_TABLE} 2>/dev/null || :
+done
+"""
+#: The same at once, in place of the timer of the unit ``$1``.
+_FORGET = f'systemctl stop -- "$1.timer" 2>/dev/null\n{_END}'
+#: Loads the rules on standard input, and makes the addresses ``$4...`` local for what has the mark; undone after
+#: ``$2`` seconds by the script ``$3``, in a unit ``$1``.
+_BEGIN = f"""
+set -e
+unit=$1 seconds=$2 end=$3; shift 3
+systemctl stop -- "$unit.timer" 2>/dev/null </dev/null || :
+systemd-run --quiet --collect --unit="$unit" --on-active="$seconds" --timer-property=AccuracySec=1s \\
+  sh -c "$end" </dev/null
+nft -f -
+for address; do
+  case $address in *:*) family=-6 ;; *) family=-4 ;; esac
+  ip $family rule show | grep -q '^{paths.HANDOVER_TABLE}:' ||
+    ip $family rule add priority {paths.HANDOVER_TABLE} fwmark {MARK} lookup {paths.HANDOVER_TABLE}
+  ip $family route replace local "$address" dev lo table {paths.HANDOVER_TABLE}
+done
+"""
+#: Removes the table ``$1``.
+_UNPASS = 'for family in ip ip6; do nft delete table $family "$1" 2>/dev/null || :; done'
+#: Asks the agent for a move by the file ``$1``: until ``$3`` seconds from now the VIP is to go to ``$2``; ``$4`` says
+#: which format that is.
+_ASK = """
+set -e
+read -r now rest < /proc/uptime
+new="$1.kubeadm-registry"
+printf '{"format": %s, "to": "%s", "until": %s}\\n' "$4" "$2" "$((${now%%.*} + $3))" > "$new"
+chmod 644 "$new"
+mv -f -T -- "$new" "$1"
+"""
+
+
+def ask(host: Host, target: str, seconds: int) -> None:
+    """Ask the agent of *host* to see to it, for *seconds*, that *target* has the VIP."""
+    host.run("sh", "-c", _ASK, "ask", paths.MOVE, target, str(seconds), json.dumps(FORMAT.stamp()))
+
+
+def asked(host: Host) -> str | None:
+    """The node to which the agent of *host* was asked to move the VIP; None if it was not."""
+    try:
+        return str(FORMAT.parse(host.read(paths.MOVE) or b"").values["to"])
+    except (Damaged, Newer, KeyError):
+        return None
+
+
+def withdraw(host: Host) -> None:
+    """Ask for it no longer."""
+    host.run("rm", "-f", "--", paths.MOVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where packets to *vip* go on by *interface*: those of new clients, and of the clients in *own*, stay here.
+
+    Those of clients in *earlier* go to servers that had the VIP before the last one, by address, all others to that
+    one, *gateway*.
+    """
+
+    vip: str
+    gateway: str
+    interface: str
+    own: Sequence[str]
+    earlier: Mapping[str, Sequence[str]]
+
+
+def pass_on(cluster: Cluster, host: Host, old: Host) -> None:
+    """Let *host*, which gets the VIP, pass on to *old* what belongs to connections of before.
+
+    Who has clients of an earlier turn gets no new ones, so what is asked now holds until these have gone.
+    """
+    own, gateways = cluster.node(host), cluster.node(old)
+    routes = []
+    for place, (vip, here) in enumerate(zip(cluster.spec.vip.addresses, own.addresses, strict=False)):
+        others = [one for one in cluster.hosts if one.name not in (host.name, old.name)]
+        found = {cluster.node(one).addresses[place]: clients(one, vip) for one in others}
+        earlier = {address: there for address, there in found.items() if there}
+        interface = link(host, here).interface
+        routes.append(Route(vip, gateways.addresses[place], interface, clients(host, vip), earlier))
+    rules = render("handover/pass.nft.j2", routes=routes, table=PASS, port=paths.REGISTRY_PORT, seconds=2 * LONGEST)
+    host.run("sh", "-c", _BEGIN, "begin", UNIT, str(LONGEST), _END, stdin=rules)
+
+
+def pass_no_more(host: Host) -> None:
+    """Let *host*, which does not have the VIP any more, pass nothing on: whoever has it knows where all belongs."""
+    host.run("sh", "-c", _UNPASS, "unpass", PASS)
+
+
+def stay(cluster: Cluster, host: Host) -> None:
+    """Let *host*, which loses the VIP, go on with the connections of its clients."""
+    vips = cluster.spec.vip.addresses
+    rules = render("handover/stay.nft.j2", vips=vips, table=STAY, port=paths.REGISTRY_PORT, mark=MARK)
+    host.run("sh", "-c", _BEGIN, "begin", UNIT, str(LONGEST), _END, *vips, stdin=rules)
+
+
+def passes_on(cluster: Cluster, host: Host, old: Host | None = None) -> bool:
+    """Whether *host* passes on to *old*, or anything to anybody."""
+    family = "ip6" if ":" in cluster.spec.vip.address else "ip"
+    where = f"dup to {cluster.node(old).address} " if old is not None else "dup to"
+    return where in host.query("nft", "list", "table", family, PASS).text
+
+
+def stays(cluster: Cluster, host: Host) -> bool:
+    """Whether *host* goes on with the connections of its clients."""
+    family = "ip6" if ":" in cluster.spec.vip.address else "ip"
+    return host.query("nft", "list", "table", family, STAY).ok
+
+
+def end(host: Host) -> None:
+    """Undo all that; what still needs it is cut off."""
+    host.run("sh", "-c", _FORGET, "forget", UNIT)
+
+
+def clients(host: Host, vip: str) -> list[str]:
+    """Whoever has a connection to *host* by *vip*, as nft writes it: ``10.0.0.9 . 40001``."""
+    where = endpoint(vip, paths.REGISTRY_PORT)
+    states = [word for state in _STATES for word in ("state", state)]
+    shown = host.query("ss", "-Htn", *states, "src", where).text
+    found = []
+    for line in shown.splitlines():
+        address, _, port = line.split()[-1].rpartition(":")
+        found.append(f"{address.strip('[]').removeprefix('::ffff:')} . {port}")
+    return found
+
+
+@cache
+def _source(file: str) -> str:
+    return Path(file).read_text(encoding="utf-8")
+
+
+def reopen_own(cluster: Cluster, host: Host) -> int:
+    """End the reading of the connections that *host* itself has to the VIP, so that their owners open new ones.
+
+    Returns how many. Raises Error (ConnectionsOpen).
+    """
+    return _ended(host, "own", str(paths.REGISTRY_PORT), *cluster.spec.vip.addresses)
+
+
+def close_idle(cluster: Cluster, host: Host) -> int:
+    """End the connections to the VIP that clients keep open with *host* for their next request.
+
+    Returns how many. Raises Error (ConnectionsOpen).
+    """
+    where = (str(paths.REGISTRY_PORT), str(IDLE), ",".join(paths.HAPROXY_SOCKETS))
+    return _ended(host, "idle", *where, *cluster.spec.vip.addresses)
+
+
+def _ended(host: Host, verb: str, *words: str) -> int:
+    argv = ("sh", "-c", RUN, "reopen", paths.PROGRAMS, _source(reopen.__file__), verb, *words)
+    shown = json.loads(host.run(*argv, timeout=30).stdout)
+    if shown["trouble"]:
+        raise Error(
+            f"cannot end connections to the virtual IP: {'; '.join(shown['trouble'])}", host=host.name,
+            code="ConnectionsOpen", hint="repeat what this node itself pulls or pushes at this moment",
+        )  # fmt: skip
+    return int(shown["ended"])
+
+
+def measure(cluster: Cluster, host: Host, patience: float) -> float | None:
+    """Watch the VIP from *host* while it is asked for a move, *patience* seconds at most.
+
+    Returns the longest time in seconds without an answer; None if it could not be measured.
+    """
+    where = (cluster.spec.vip.address, str(paths.REGISTRY_PORT), paths.MOVE, str(patience))
+    result = host.query(
+        "sh", "-c", RUN, "gap", paths.PROGRAMS, _source(gap.__file__), *where, timeout=patience + 15
+    )  # fmt: skip
+    try:
+        found = json.loads(result.stdout)["gap"]
+    except (ValueError, KeyError):
+        return None
+    return None if found is None else float(found)

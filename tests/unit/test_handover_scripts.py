@@ -1,0 +1,162 @@
+"""What a planned move runs on a node: sockets that read their end, and how long an address does not serve."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry import paths, pki
+from kubeadm_registry.agent import gap, reopen
+from tests.unit.fake_cluster import authority
+from tests.unit.real_haproxy import PUSH, nodes
+
+DISTRIBUTION = (Path(__file__).parents[1] / "golden" / "ipv4-distribution" / "cluster.yaml").read_text()
+
+#: Reads from ADDRESS and PORT to the end, and says how much came.
+READER = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as wire:
+    print(wire.recv(100).decode(), flush=True)
+    print(len(wire.recv(100)), flush=True)
+"""
+
+
+def says(module: Path | str | None, *words: str) -> dict[str, object]:
+    """What the module says when a node runs it, by its source alone."""
+    source = Path(str(module)).read_text()
+    done = subprocess.run([sys.executable, "-I", "-c", source, *words], capture_output=True, check=True, timeout=30)
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+# ---- own connections -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_process_reads_the_end_of_its_connection_and_the_server_notices_nothing(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        server = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip("this machine has one family")
+    port = str(server.getsockname()[1])
+    with server, subprocess.Popen([sys.executable, "-c", READER, address, port], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        served, _ = server.accept()
+        with served:
+            served.sendall(b"begun")
+            assert reader.stdout.readline() == b"begun\n"
+            found = says(reopen.__file__, "own", port, address)
+            assert found == {"ended": 1, "trouble": []}
+            assert reader.stdout.readline() == b"0\n", "it is still read"
+            reader.wait(10)
+
+
+def test_connections_to_elsewhere_go_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0] as served:
+            for words in ((str(port), "127.0.0.2"), (str(port % 60000 + 1), "127.0.0.1")):
+                assert says(reopen.__file__, "own", *words) == {"ended": 0, "trouble": []}
+            served.sendall(b"on")
+            assert client.recv(10) == b"on"
+
+
+# ---- connections that are kept for later ----------------------------------------------------------------------------
+
+
+def asked(wire: ssl.SSLSocket) -> bytes:
+    wire.sendall(b"GET /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\n\r\n")
+    return wire.recv(1000)
+
+
+def test_only_a_connection_that_nobody_uses_is_ended() -> None:
+    """By a real HAProxy: one client keeps a connection for later, one waits for an answer, one has just got one."""
+    with nodes(DISTRIBUTION, "cp-1") as [node], node.connect() as kept, node.connect() as waiting:
+        assert asked(kept).startswith(b"HTTP/1.1 200")
+        # Held by the proxy, as a blob is that takes long to be completed.
+        node.tell(f"set map {node.folder}/etc/haproxy/pushes.map closed {int(time.time()) + 60}")
+        head = "POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
+        waiting.sendall((head + "".join(f"{k}: {v}\r\n" for k, v in PUSH.items()) + "\r\n").encode())
+        time.sleep(1.2)  # so long nothing comes or goes
+        with node.connect() as fresh:
+            assert asked(fresh).startswith(b"HTTP/1.1 200")
+            words = ("1", str(node.folder / "run" / "1.sock"), node.address)
+            assert says(reopen.__file__, "idle", str(paths.REGISTRY_PORT), *words) == {"ended": 1, "trouble": []}
+            kept.settimeout(5)
+            with suppress(ssl.SSLEOFError):  # without TLS's own farewell
+                assert kept.recv(10) == b""
+            assert asked(fresh).startswith(b"HTTP/1.1 200")
+        node.tell(f"set map {node.folder}/etc/haproxy/pushes.map closed 0")
+        assert waiting.recv(1000).startswith(b"HTTP/1.1 202")
+
+
+# ---- the gap -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(folder: Path, port: int = 0) -> Iterator[int]:
+    """Something that answers over TLS at a port of loopback."""
+    pair = pki.issue(authority(), "cp-1", ["localhost", "127.0.0.1"])
+    (folder / "node.pem").write_text(pair.certificate + pair.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "node.pem")
+    ended = threading.Event()
+
+    def answer(wire: socket.socket) -> None:
+        try:
+            with context.wrap_socket(wire, server_side=True) as secure:
+                secure.recv(1000)
+                secure.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        except OSError:
+            return
+
+    def serve(server: socket.socket) -> None:
+        while not ended.is_set():
+            try:
+                wire, _ = server.accept()
+            except TimeoutError:
+                continue
+            threading.Thread(target=answer, args=(wire,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", port)) as server:
+        server.settimeout(0.1)
+        thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            ended.set()
+            thread.join()
+
+
+def test_the_longest_time_without_an_answer_is_told(tmp_path: Path) -> None:
+    mark = tmp_path / "move"
+    with served(tmp_path) as port:
+        argv = [sys.executable, "-I", "-c", Path(gap.__file__).read_text(), "127.0.0.1", str(port), str(mark), "20"]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        mark.touch()
+        time.sleep(1.0)  # what is measured
+    time.sleep(0.8)
+    with served(tmp_path, port):
+        time.sleep(1.0)
+        mark.unlink()
+        said, _ = process.communicate(timeout=20)
+    found = json.loads(said)
+    assert 0.7 < found["gap"] < 2.0
+    assert found["failed"] > 5
+
+
+def test_what_is_never_asked_for_ends_by_itself(tmp_path: Path) -> None:
+    found = says(gap.__file__, "127.0.0.1", "1", str(tmp_path / "none"), "0.2")
+    assert found["failed"] == found["asked"] == 1
