@@ -54,7 +54,8 @@ def free(
     be interrupted at any moment and run again. Raises Error (StorageNotWhole, and what the steps raise).
     """
     leader = members[0]
-    before, *_ = (int(one["stored"]) for one in side_by_side(lambda one: one.do("storage"), members))
+    side_by_side(lambda one: one.do("whole"), members)
+    before = _stored(leader)
     if not dry_run and (count := leader.do("abandon")["uploads"]):
         reporter.note(f"dropped {counted(count, 'upload')} that began more than a week ago")
     if frontend(cluster.spec).FREES_BLOBS:
@@ -63,14 +64,14 @@ def free(
         freed = blobs.Freed(blobs=len(found), bytes=sum(found.values()))
         if not dry_run:
             freed = one_by_one(members, connect, found, grace)
-        return Space(freed.blobs, freed.bytes, freed.relied, before, _after(leader, before, dry_run=dry_run))
+        return Space(freed.blobs, freed.bytes, freed.relied, before, before if dry_run else _stored(leader))
     one = Collection(cluster, members, grace)
     _tell(one.look(), members, grace, reporter)
     if one.blobs or one.pending:
         _carry_out(one, reporter, dry_run=dry_run)
     closed = max(0.0, one.opened - one.closed) if one.closed else 0.0
     count, size = (one.blobs, one.bytes) if dry_run else (one.deleted, one.freed)
-    return Space(count, size, one.kept, before, _after(leader, before, dry_run=dry_run), closed)
+    return Space(count, size, one.kept, before, before if dry_run else _stored(leader), closed)
 
 
 def one_by_one(
@@ -81,8 +82,8 @@ def one_by_one(
     return blobs.free(connect, found, relied=quiet.relied, hold=quiet.hold, pace=blobs.Pace(slow=quiet.slow))
 
 
-def _after(leader: Member, before: int, *, dry_run: bool) -> int:
-    return before if dry_run else int(leader.do("storage")["stored"])
+def _stored(leader: Member) -> int:
+    return int(leader.do("stored")["stored"])
 
 
 def _carry_out(one: Collection, reporter: Reporter, *, dry_run: bool) -> None:

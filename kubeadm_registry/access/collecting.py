@@ -14,7 +14,8 @@ sweep      run, relied, back, ahead               what of it was deleted: blobs,
 end        nothing                                nothing; no deletion goes on
 restart    run                                    nothing; the registry was started anew, and serves reads
 blobs      grace                                  blobs that are older: repository, digest, bytes
-storage    nothing                                bytes that are stored; an error unless all of it is replicated
+whole      nothing                                nothing; an error unless all that is stored is fully replicated
+stored     nothing                                bytes that are stored, each once
 abandon    nothing                                how many unfinished uploads were dropped
 fsync      nothing                                etcd's latency of fsync there, in seconds; null: there is none
 =========  =====================================  ==================================================================
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,6 +37,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from kubeadm_registry import paths
+from kubeadm_registry.access import questions
 from kubeadm_registry.agent import document
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.cluster import Cluster
@@ -42,7 +45,7 @@ from kubeadm_registry.components import distribution, pushes, s3
 from kubeadm_registry.components.pushes import Pushes
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.engine.changes import wait
-from kubeadm_registry.errors import CommandTimeout, ConfigError, Error
+from kubeadm_registry.errors import CommandTimeout, ConfigError, ConnectionFailed, Error
 from kubeadm_registry.images import named
 from kubeadm_registry.images.named import Named
 from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
@@ -153,6 +156,43 @@ class AsRoot:
 def as_root(cluster: Cluster, connect: Connect) -> list[Member]:
     """The nodes of *cluster*, whose root we are; *connect* leads to the registry."""
     return [AsRoot(Place(cluster, host, connect)) for host in cluster.hosts]
+
+
+#: Seconds after which no step is waited for, and for which a node may be out of reach meanwhile.
+_DEADLINE, _AWAY = LONGEST + 3600, 60.0
+#: Seconds for an answer, of which the helper waits twenty for the step.
+_ANSWER = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ByHelper:
+    """The node *name* whose helper takes questions: *ask* sends one and returns the answer, within so many seconds."""
+
+    name: str
+    ask: Callable[[bytes, float], bytes]
+
+    def do(self, step: str, **values: object) -> Values:
+        """See Member."""
+        begun = heard = clock()
+        said = self._ask("space", step=step, values=values)
+        while not said["done"]:
+            if clock() - begun > _DEADLINE:
+                raise CommandTimeout(f"the step {step} still runs after {_DEADLINE:.0f} s", host=self.name)
+            try:
+                said = self._ask("spaced", step=step, ticket=said["ticket"])
+                heard = clock()
+            except ConnectionFailed:
+                if clock() - heard > _AWAY:
+                    raise
+                time.sleep(1.0)
+        found: Values = said["result"]
+        return found
+
+    def _ask(self, verb: str, **values: object) -> Values:
+        return questions.read(self.ask(questions.question(verb, **values), _ANSWER), self.name, _KEYS)
+
+
+_KEYS = ("done", "result", "ticket")
 
 
 # ---- what is asked, and what it means ----------------------------------------------------------------------------
@@ -341,7 +381,11 @@ def _blobs(place: Place, values: Values) -> Values:
     return {"blobs": found}
 
 
-def _storage(place: Place, _: Values) -> Values:
+def _stored(place: Place, _: Values) -> Values:
+    return {"stored": backend(place.cluster.spec).stored(place.cluster, place.host)}
+
+
+def _whole(place: Place, _: Values) -> Values:
     storage = backend(place.cluster.spec)
     try:
         wait(place.host, storage.gate(place.cluster), what="the storage is fully replicated", timeout=20)
@@ -350,7 +394,7 @@ def _storage(place: Place, _: Values) -> Values:
             error.message, host=error.host, code="StorageNotWhole",
             hint="wait until `kubeadm-registry status` exits with 0, then run it again",
         ) from error  # fmt: skip
-    return {"stored": storage.stored(place.cluster, place.host)}
+    return {}
 
 
 def _abandon(place: Place, _: Values) -> Values:
@@ -369,7 +413,7 @@ def now() -> float:
 Step = Callable[[Place, Values], Values]
 STEPS: Mapping[str, Step] = {
     "log": _log, "look": _look, "close": _close, "open": _open, "mark": _mark, "sweep": _sweep, "end": _end,
-    "restart": _restart, "blobs": _blobs, "storage": _storage, "abandon": _abandon,
+    "restart": _restart, "blobs": _blobs, "whole": _whole, "stored": _stored, "abandon": _abandon,
     "fsync": _fsync,
 }  # fmt: skip
 

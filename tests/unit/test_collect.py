@@ -370,7 +370,7 @@ def test_the_command_refuses_without_a_node_or_with_a_storage_that_is_not_whole(
     def degraded(*_: object) -> collecting.Values:
         raise Error("2 of 3 storage nodes are up", code="StorageNotWhole")
 
-    monkeypatch.setitem(collecting.STEPS, "storage", degraded)  # type: ignore[arg-type]
+    monkeypatch.setitem(collecting.STEPS, "whole", degraded)  # type: ignore[arg-type]
     assert json.loads(command("-o", "json").stdout.splitlines()[-1])["code"] == "StorageNotWhole"
 
     @contextmanager

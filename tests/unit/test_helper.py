@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from kubeadm_registry.access import questions
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper
+from kubeadm_registry.engine.changes import STARTED
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.helper import __main__ as program
@@ -26,7 +28,10 @@ from tests.unit.fakes import UNITS
 from tests.unit.test_workflow import Recorder
 
 PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOperator"
-FILES = {helper.KEYS, helper.DOOR, f"{UNITS}/{helper.SOCKET}", f"{UNITS}/{helper.TEMPLATE}"}
+FILES = {
+    helper.KEYS, helper.DOOR, helper.NODE, f"{UNITS}/{helper.SOCKET}", f"{UNITS}/{helper.TEMPLATE}",
+    f"{UNITS}/{helper.SPACE}",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -72,6 +77,22 @@ def test_init_has_another_build_of_the_tool_answer(installed: FakeCluster) -> No
         for path in (helper.DOOR, f"{UNITS}/{helper.TEMPLATE}"):
             assert after.prefix in server.content(path).decode()
             assert before.prefix not in server.content(path).decode()
+
+
+def test_init_has_another_socket_unit_listen(installed: FakeCluster) -> None:
+    """As when a release changes it: systemd goes on with the earlier file until the socket is restarted."""
+    for server in installed.servers.values():
+        path = f"{UNITS}/{helper.SOCKET}"
+        text = server.content(path).decode().replace("MaxConnections=", "MaxConnections=1")
+        server.put(path, text)
+        server.unit(helper.SOCKET).loaded = text.encode()
+        server.put(f"{STARTED}/{helper.SOCKET}", f"{hashlib.sha256(text.encode()).hexdigest()}  {path}\n")
+    starts = {name: server.unit(helper.SOCKET).starts for name, server in installed.servers.items()}
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    for name, server in installed.servers.items():
+        assert server.unit(helper.SOCKET).starts == starts[name] + 1
+        assert b"MaxConnections=1\n" not in server.unit(helper.SOCKET).loaded  # type: ignore[operator]
+    assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
 
 
 @pytest.mark.parametrize("workflow", [FORBID, RESET], ids=["uninstall", "reset"])
