@@ -102,6 +102,7 @@ def _steps(cluster: Cluster, host: Host, keys: bytes) -> Steps:
     yield from _programs(cluster)
     yield Directory(f"{ETC}/.ssh")
     yield File(KEYS, keys)
+    yield NoSessions(before=KEYS)
 
 
 def settings(cluster: Cluster, host: Host) -> bytes:
@@ -123,8 +124,18 @@ def _programs(cluster: Cluster) -> Steps:
 
 
 #: The processes of the user ``$1``, if there is one; with ``$2`` they are killed before, and their end is waited for.
+#: With ``$3`` only those count that began before this file was written, or in the same second.
 _SESSIONS = """
-here() { find /proc -maxdepth 1 -name '[0-9]*' -user "$1" 2>/dev/null; }
+file=$3
+booted=$(sed -n 's/^btime //p' /proc/stat) tick=$(getconf CLK_TCK)
+written=$([ -z "$file" ] || stat -c %Y -- "$file" 2>/dev/null || echo 0)
+here() {
+  find /proc -maxdepth 1 -name '[0-9]*' -user "$1" 2>/dev/null | while read -r process; do
+    [ -n "$file" ] || { echo "$process"; continue; }
+    began=$(sed 's/.*) //' "$process/stat" 2>/dev/null | cut -d' ' -f20)
+    [ -z "$began" ] || [ "$((booted + began / tick))" -gt "$written" ] || echo "$process"
+  done
+}
 if [ -n "$2" ]; then
   for attempt in 1 2 3 4 5 6 7 8 9 10; do
     found=$(here "$1")
@@ -139,18 +150,22 @@ here "$1" || :
 
 @dataclass(frozen=True, slots=True)
 class NoSessions:
-    """Nobody is logged in with the key: whoever is stays so without it, and userdel(8) removes no user who is."""
+    """Nobody is logged in with the key: whoever is stays so without it, and userdel(8) removes no user who is.
 
+    *before*: only nobody who was before this file was written, as with a key that it does not have any more.
+    """
+
+    before: str = ""
     title = "end the sessions of the operator's key"
 
     def diff(self, host: Host) -> str | None:
         """That somebody is, or None."""
-        found = host.query("sh", "-c", _SESSIONS, "sessions", USER, "").text.split()
+        found = host.query("sh", "-c", _SESSIONS, "sessions", USER, "", self.before).text.split()
         return f"user {USER}: {len(found)} processes are ended" if found else None
 
     def apply(self, host: Host) -> None:
         """End them."""
-        host.run("sh", "-c", _SESSIONS, "sessions", USER, "kill")
+        host.run("sh", "-c", _SESSIONS, "sessions", USER, "kill", self.before)
 
 
 def remove() -> Steps:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import pwd
 import re
+import subprocess
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -68,6 +73,32 @@ def test_a_second_time_changes_nothing_and_another_key_replaces_the_first(instal
     keys = installed.servers["cp-1"].content(helper.KEYS).decode()
     assert f"{PUBLIC}2 " in keys
     assert f"{PUBLIC} " not in keys
+
+
+def test_another_key_ends_the_sessions_of_the_first(installed: FakeCluster) -> None:
+    server = installed.servers["cp-2"]
+    server.logged_in.add(helper.USER)
+    server.logged_in_with = server.content(helper.KEYS)
+    assert run(allow(PUBLIC), installed.cluster, Recorder()) == [], "they are the present key's"
+    run(allow(PUBLIC + "2"), installed.cluster, Recorder())
+    assert helper.USER not in server.logged_in
+
+
+def test_sessions_that_began_before_a_file_was_written_are_told_from_later_ones(tmp_path: Path) -> None:
+    """With this very process, which began some seconds ago."""
+    file, name = tmp_path / "keys", pwd.getpwuid(os.getuid()).pw_name
+
+    def found() -> list[str]:
+        argv = ["sh", "-c", helper._SESSIONS, "sessions", name, "", str(file)]
+        return subprocess.run(argv, capture_output=True, check=True, text=True).stdout.split()
+
+    file.write_text("key")
+    os.utime(file, (0, 0))
+    assert f"/proc/{os.getpid()}" not in found()
+    os.utime(file, (time.time(), time.time()))
+    assert f"/proc/{os.getpid()}" in found()
+    file.unlink()
+    assert found() == [], "nobody came by a file that is not there"
 
 
 def test_init_has_another_build_of_the_tool_answer(installed: FakeCluster) -> None:
