@@ -13,6 +13,7 @@ from kubeadm_registry.retention.record import Plan
 from kubeadm_registry.retention.uses import Use
 
 FORMAT = Format("the record of pins and approvals")
+SPENT = Format("the record of what the executor has spent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,9 @@ class Pin:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """*pins*; the digests of the plans that are *approved*, each with since when; since when retention is *paused*
-    (None: it is not), and *why*; the operators that gave orders, by lease, each with its newest epoch (*callers*)."""
+    (None: it is not), and *why*; the operators that gave orders, by lease, each with its newest epoch (*callers*).
+
+    It is what people say, and only commands write it; what the executor does with it stands in ``Spent``."""
 
     pins: tuple[Pin, ...] = ()
     approved: Mapping[str, int] = field(default_factory=dict)
@@ -66,9 +69,13 @@ class Standing:
         """With the plan *digest* not approved."""
         return replace(self, approved={one: when for one, when in self.approved.items() if one != digest})
 
-    def called(self, caller: Caller) -> Self:
-        """With an order that was taken of *caller*."""
-        return replace(self, callers={**self.callers, caller.lease: caller.epoch})
+    def after(self, spent: Spent) -> Self:
+        """With what the executor knows besides: without the approvals that were *spent*, and with its callers."""
+        approved = {one: when for one, when in self.approved.items() if spent.approvals.get(one, -1) < when}
+        callers = dict(spent.callers)
+        for lease, epoch in self.callers.items():
+            callers[lease] = max(epoch, callers.get(lease, epoch))
+        return replace(self, approved=approved, callers=callers)
 
     def to_json(self) -> bytes:
         """The record. Raises NewerFormat."""
@@ -101,6 +108,46 @@ class Standing:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the executor alone writes, so that it never writes over what people say in the same moment: the *approvals*
+    that it has spent, each with when it was given; the operators whose orders it took, by lease, each with its newest
+    epoch (*callers*)."""
+
+    approvals: Mapping[str, int] = field(default_factory=dict)
+    callers: Mapping[str, int] = field(default_factory=dict)
+    found: Found | None = field(default=None, compare=False)
+
+    def called(self, caller: Caller) -> Self:
+        """With an order that was taken of *caller*."""
+        return replace(self, callers={**self.callers, caller.lease: caller.epoch})
+
+    def spending(self, digest: str, standing: Standing) -> Self:
+        """With the approval of the plan *digest* in *standing*, which is what people have said, spent; without those
+        that are not there any more."""
+        still = {one: when for one, when in self.approvals.items() if one in standing.approved}
+        given = standing.approved.get(digest)
+        return replace(self, approvals=still if given is None else {**still, digest: given})
+
+    def to_json(self) -> bytes:
+        """The record. Raises NewerFormat."""
+        values = {"approvals": dict(self.approvals), "callers": dict(self.callers)}
+        return SPENT.render(kept(values, self.found), self.found)
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """What was spent, from a record. Raises Damaged, NewerFormat."""
+        found = SPENT.parse(content)
+        try:
+            approvals, callers = (
+                {text(one): number(value) for one, value in found.values[key].items()}
+                for key in ("approvals", "callers")
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
+        return cls(approvals, callers, found)
 
 
 def _pin(values: Mapping[str, Any]) -> Pin:
