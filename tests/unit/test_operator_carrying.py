@@ -240,3 +240,17 @@ def test_an_operator_whose_lease_went_on_is_trusted(operator: Operator) -> None:
     operator.push("v4", 60)
     operator.epoch += 3
     assert operator.round().reason == "Done"
+
+
+def test_an_order_with_a_shorter_window_deletes_for_good_a_day_later(operator: Operator) -> None:
+    """Whoever has the operator's key says how long the trash is kept; a day is left to notice it."""
+    operator.site.policy(AUTOMATIC)
+    assert operator.round().reason == "Done"
+    gone = operator.site.registry.store["app"].tags
+    operator.site.policy(AUTOMATIC + "  trash: {window: 1m}\n")
+    operator.push("v4", 41)
+    said = operator.round()
+    assert "0 deleted for good" in said.message, said
+    assert [tag for tag in gone if tag.startswith("trash-")]
+    operator.site.at(42.5)
+    assert "3 deleted for good" in operator.round().message
