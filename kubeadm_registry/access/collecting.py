@@ -160,8 +160,8 @@ def as_root(cluster: Cluster, connect: Connect) -> list[Member]:
 
 #: Seconds after which no step is waited for, and for which a node may be out of reach meanwhile.
 _DEADLINE, _AWAY = LONGEST + 3600, 60.0
-#: Seconds for an answer, of which the helper waits twenty for the step.
-_ANSWER = 60.0
+#: Seconds for an answer, of which the helper waits forty at most.
+_ANSWER = 90.0
 
 
 @dataclass(frozen=True, slots=True)

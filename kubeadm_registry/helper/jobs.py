@@ -17,7 +17,7 @@ from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.transport.host import Host
 
-#: Seconds after which an answer says that the step still runs; between two looks; and for a unit to begin.
+#: Seconds for which a step is waited for, before it begins and after; between two looks; and for a unit to begin.
 WAITS, EVERY, BEGINS = 20.0, 0.1, 5.0
 _RUNS = ("activating", "active", "deactivating", "reloading")
 
@@ -27,11 +27,14 @@ def begin(host: Host, step: object, values: object) -> Mapping[str, Any]:
     name = _step(step)
     if not isinstance(values, Mapping):
         raise _invalid("values")
-    if _state(host, name) in _RUNS:
-        raise Error(
-            f"another one has this done just now: {helper.space_unit(name)}", host=host.name, code="CollectionBusy",
-            hint="wait until it has ended, then try again",
-        )  # fmt: skip
+    until = time.monotonic() + WAITS
+    while _state(host, name) in _RUNS:  # for somebody else, or for one who does not wait any more
+        if time.monotonic() > until:
+            raise Error(
+                f"another one has this done just now: {helper.space_unit(name)}", host=host.name, code="CollectionBusy",
+                hint="wait until it has ended, then try again",
+            )  # fmt: skip
+        time.sleep(EVERY)
     ticket = token_hex(8)
     request = helper.REQUEST.render({"ticket": ticket, "values": dict(values)})
     host.write(helper.request_path(name), request, mode=0o600)
