@@ -65,9 +65,9 @@ class Node:
 
 
 def test_while_the_api_server_is_away_nobody_is_told_to_delete(
-    operator: Operator,
-    there: Site,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    operator: Operator,  # noqa: F811
+    there: Site,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     node = Node()
     monkeypatch.setattr(Way, "nodes", lambda *_: [node])
