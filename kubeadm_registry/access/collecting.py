@@ -56,7 +56,7 @@ Values = Mapping[str, Any]
 #: Before pushes open by themselves: seconds that all frontends have to start again.
 RESTARTS = 90.0
 #: Seconds for which pushes may be closed, and a log may be read back, whoever asks.
-LONGEST, FURTHEST = 6 * 3600.0, 30 * 86400.0
+LONGEST, FURTHEST = 6 * 3600.0, 3650 * 86400.0
 #: Seconds after which an upload is over that did not end: no client takes it up again.
 UNFINISHED = 7 * 86400
 REOPEN = f"{paths.PREFIX}-reopen"

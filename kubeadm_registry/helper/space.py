@@ -22,8 +22,9 @@ from kubeadm_registry.registry import Login, Registry
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local
 
-#: Steps that change something: none of them runs beside another run that works on this node.
-ACTS = frozenset({"close", "open", "sweep", "end", "restart", "abandon"})
+#: Steps that change something: none of them runs beside another run that works on this node. But ``end`` does, which
+#: ends a sweep for which nobody waits any more.
+ACTS = frozenset({"close", "open", "sweep", "restart", "abandon"})
 #: Seconds that the registry may say nothing.
 _SILENCE = 60.0
 
