@@ -2,7 +2,7 @@
 #   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
 #   make test    lint, unit tests, alert rules and the lab
 #   make dist    kubeadm-registry as one file that needs no Python, with its checksum, in dist/
-# Other goals: make unit | lint | lab | test-monitoring | test-operator | test-kubernetes | simulate | soak | fuzz | bench, make lab-down, make clean.
+# Other goals: make unit | lint | lab | test-monitoring | test-operator | test-operator-long | test-kubernetes | simulate | soak | fuzz | bench, make lab-down, make clean.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,7 +18,7 @@ KUBERNETES := kubelet etcd coredns bridge pause guest
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo busybox shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test dist unit lint lab test-monitoring test-operator test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs manifests lab-down clean setup packages programs
+.PHONY: help demo test dist unit lint lab test-monitoring test-operator test-operator-long test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs manifests lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -85,7 +85,19 @@ test-monitoring: setup
 # The custom resources and their guard, against a real kube-apiserver with etcd on loopback; needs Go once, and no root.
 test-operator: setup
 	@$(PYTHON) -m tests.lab.programs etcd kubectl registry > /dev/null
-	.venv/bin/pytest tests/operator
+	.venv/bin/pytest -m 'not long' tests/operator
+
+# What takes hours: retention in a million worlds, an hour without an API server, ten minutes at rest with as many pods
+# as the machine holds. Shorter: make test-operator-long WORLDS=20000 AWAY=60 REST=60 PODS=2000
+WORLDS ?= 1000000
+AWAY ?= 3600
+REST ?= 600
+PODS ?= 50000
+test-operator-long: setup
+	KUBEADM_REGISTRY_RETENTION=$(WORLDS) .venv/bin/pytest -q --numprocesses=auto tests/unit/test_retention_properties.py
+	@$(PYTHON) -m tests.lab.programs etcd kubectl registry > /dev/null
+	KUBEADM_REGISTRY_AWAY=$(AWAY) KUBEADM_REGISTRY_REST=$(REST) KUBEADM_REGISTRY_PODS=$(PODS) \
+	  .venv/bin/pytest -s -m long tests/operator
 
 kubernetes-programs: programs
 	@$(PYTHON) -m tests.lab.programs $(KUBERNETES) > /dev/null

@@ -5,6 +5,7 @@ health     adopts the RegistryCluster, looks at the registry, writes conditions 
 images     asks the cluster what its pods use, and the registry whether it has that
 plans      asks the cluster for everything it uses, makes a plan by the policy, writes it, and has it carried out
 approvals  takes up what people say of the plan
+space      frees the space of what has gone for good, once a day at most
 =========  ===================================================================================================
 """
 
@@ -19,8 +20,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kubeadm_registry import config
+from kubeadm_registry.access.collecting import Member
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
-from kubeadm_registry.operator import carrying, health, images, plans, probes
+from kubeadm_registry.operator import carrying, freeing, health, images, plans, probes
 from kubeadm_registry.operator.conditions import Verdict, changes, merged, rfc3339
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.objects import CUSTOM, Object, Objects
@@ -28,7 +30,7 @@ from kubeadm_registry.operator.posting import post
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, policy
 from kubeadm_registry.retention.order import Caller
-from kubeadm_registry.upkeep import clusters, planning
+from kubeadm_registry.upkeep import clusters, planning, store
 from kubeadm_registry.upkeep.api import Api
 
 CLUSTERS, POLICIES, PLANS = "registryclusters", "registrypolicies", "registryretentionplans"
@@ -43,7 +45,8 @@ class Rounds:
     """The rounds of the replica *replica*. *apis* read whole clusters, one for the images and one for plans.
 
     *the_way* reads how the registry is reached. *caller* is as who orders are given, and raises Lost. *wake_health* is
-    called when a round has found what health shows, *wake_plans* when a plan was approved.
+    called when a round has found what health shows, *wake_plans* when a plan was approved, *wake_space* when one was
+    carried out.
     """
 
     replica: str
@@ -54,10 +57,14 @@ class Rounds:
     caller: Callable[[], Caller]
     wake_health: Callable[[], None] = lambda: None
     wake_plans: Callable[[], None] = lambda: None
+    wake_space: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.time
     _found: dict[str, Verdict] = field(default_factory=dict)
     _shown: dict[str, Plan] = field(default_factory=dict)
     """The newest plans, by digest: those that people may have read before they approve one."""
+    _space: dict[str, Any] = field(default_factory=dict)
+    """What was freed last, for the status."""
+    _space_again: float = 0.0
 
     def health(self) -> None:
         """Look at the registry, and write how it is. Raises Error, Lost."""
@@ -192,6 +199,46 @@ class Rounds:
                 if changed and (said["state"] == "Approved" or self._shown.keys() & set(written)):
                     self.wake_plans()
 
+    def space(self) -> None:
+        """Free the space of what has gone for good, if it is time to. Raises Error, Lost."""
+        found, policies = self.objects.list(CLUSTERS), self.objects.list(POLICIES)
+        adopted = self._adopted()
+        if not policies or adopted is None:
+            return
+        (cluster, the_way), mine = adopted, found[0]
+        try:
+            wanted = policy.from_object(policies[0]).spec.free_space == "Daily"
+        except ConfigError:
+            return
+        members = the_way.members(cluster)
+        if not wanted:
+            self._tell(Verdict(freeing.KIND, None, "Disabled", "the policy says freeSpace: Never"))
+        elif members is not None and the_way.key and the_way.login is not None:
+            self._free(cluster, the_way, members, mine)
+
+    def _free(self, cluster: config.RegistryCluster, the_way: Way, members: Sequence[Member], mine: Object) -> None:
+        status = mine.get("status", {})
+        last = (self._space or status.get("space", {})).get("began")
+        filling = any(one["type"] == "StorageFilling" and one["status"] == "True"
+                      for one in status.get("conditions", ()))  # fmt: skip
+        connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
+        with connect() as registry:
+            history = store.read_history(registry, the_way.key)
+        began = datetime.fromisoformat(last).timestamp() if last else None
+        now = self.clock()
+        if now < self._space_again or not freeing.due(began, history, filling=filling, now=now):
+            return
+        self._space_again = now + freeing.AGAIN
+        self.caller()
+        done = freeing.free(cluster, members, connect, self.clock)
+        if done.report is not None:
+            self._space = done.report
+            for name in ("before", "after", "freed"):
+                self.figures.set(f"space_{name}_bytes", done.report[f"{name}Bytes"])
+        self._tell(done.verdict)
+        if done.report is not None and not list(changes(status.get("conditions"), [done.verdict])):
+            post(self.objects, self.replica, mine, done.verdict)  # else health does
+
     def _plan(self, rules: RegistryPolicy, approved: Sequence[str], now: int) -> _Made:
         """The plan by *rules*, or why there is none; *approved* is what people have written to its object."""
         try:
@@ -238,6 +285,8 @@ class Rounds:
         except Error as error:
             verdict = Verdict(carrying.KIND, False, error.code, f"{error.message}; {error.hint}")
         self._say(name, verdict, used=said if verdict.reason == "Done" else ())
+        if verdict.reason == "Done":
+            self.wake_space()
         failed = verdict.status is False
         return Verdict("RetentionHealthy", False, verdict.reason, verdict.message) if failed else None
 
@@ -296,6 +345,8 @@ class Rounds:
         generation = found["metadata"]["generation"]
         conditions = merged(old, verdicts, now, generation)
         status = {"observedGeneration": generation, "conditions": conditions, **(more or {})}
+        if plural == CLUSTERS and (space := self._space or found.get("status", {}).get("space")):
+            status["space"] = space
         if self.objects.put_status(plural, found, status):
             for change in changes(old, verdicts):
                 post(self.objects, self.replica, found, change)

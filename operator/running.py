@@ -69,7 +69,9 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
     images = Worker("images", rounds.images, settings.images, figures)
     plans = Worker("plans", rounds.plans, settings.plans, figures)
     approvals = Worker("approvals", rounds.approvals, settings.plans, figures)
+    space = Worker("space", rounds.space, settings.space, figures)
     loop = asyncio.get_running_loop()
+    rounds.wake_space = partial(_from_a_thread, loop, space)
     rounds.wake_health = partial(_from_a_thread, loop, health)
     rounds.wake_plans = partial(_from_a_thread, loop, plans)
 
@@ -78,7 +80,7 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
         POLICIES: partial(_from_a_thread, loop, plans),
         PLANS: partial(_from_a_thread, loop, approvals),
     }
-    workers = [asyncio.ensure_future(each.run()) for each in (health, images, plans, approvals)]
+    workers = [asyncio.ensure_future(each.run()) for each in (health, images, plans, approvals, space)]
     watching = loop.run_in_executor(ThreadPoolExecutor(1, "kopf"), watch, settings, wakes)
     asked = asyncio.ensure_future(ending.wait())
     tasks: set[asyncio.Future[Any]] = {asked, watching, *workers}

@@ -23,7 +23,9 @@ from functools import partial
 from pathlib import Path
 
 from kubeadm_registry import paths
-from kubeadm_registry.access.executor import ByHelper, Node
+from kubeadm_registry.access import collecting
+from kubeadm_registry.access.collecting import Member
+from kubeadm_registry.access.executor import ByHelper
 from kubeadm_registry.components.helper import USER as HELPER_USER
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import ConfigError
@@ -62,12 +64,12 @@ class Way:
         via = self.dial(address, paths.REGISTRY_PORT)
         return partial(Registry, address, paths.REGISTRY_PORT, ca=self.ca, login=self.login, via=via, timeout=timeout)
 
-    def nodes(self, cluster: RegistryCluster) -> list[Node] | None:
+    def nodes(self, cluster: RegistryCluster) -> list[ByHelper] | None:
         """The nodes of *cluster*, each to be asked by its helper; None without a key for that."""
         if self.helper is None:
             return None
         key, hosts = self.helper
-        found: list[Node] = []
+        found: list[ByHelper] = []
         for node in cluster.spec.nodes:
             target = SshTarget(
                 node.name, node.address, HELPER_USER, cluster.spec.ssh_port(node),
@@ -75,6 +77,11 @@ class Way:
             )  # fmt: skip
             found.append(ByHelper(node.name, partial(ask, target)))
         return found
+
+    def members(self, cluster: RegistryCluster) -> list[Member] | None:
+        """The same nodes, for freeing space."""
+        nodes = self.nodes(cluster)
+        return None if nodes is None else [collecting.ByHelper(one.name, one.ask) for one in nodes]
 
     def trust(self) -> ssl.SSLContext:
         """TLS that trusts the cluster CA alone."""

@@ -3,6 +3,8 @@
 =========  =====================  ==============================================================
 verb       with                   answer
 =========  =====================  ==============================================================
+space      step, its values       done: whether it has ended; its result; else a ticket
+spaced     step, ticket           the same, later
 look                              running: units of the executor; agent: the agent's state
 start      order: its text        nothing; the order is started where it is asked for
 progress   order: its digest      how the order's unit is, and what the executor said in the end

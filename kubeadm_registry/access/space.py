@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from secrets import token_hex
 
-from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import pushes, s3
-from kubeadm_registry.components.services import backend
-from kubeadm_registry.images import named
+from kubeadm_registry.access.collecting import Member, log_of, seen
 from kubeadm_registry.images.blobs import Blob
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.retention import Manifest
@@ -21,54 +18,56 @@ from kubeadm_registry.upkeep import reading
 CLOSED = 60
 #: Seconds that are read again of a log, for a line is written when a request is over.
 _AGAIN = 60
-_KEY = re.compile(r"^(.+)/blobs/sha256/([0-9a-f]{64})$")
+#: Seconds for an fsync of an etcd beside the storage that are still good, and a pause where it takes longer.
+FSYNC, PAUSE = 0.025, 2.0
 
 
 class Quiet:
     """Closes pushes for moments, and knows on which blobs pushes relied in the last *grace* seconds, and since."""
 
-    def __init__(self, cluster: Cluster, grace: float) -> None:
-        self._cluster = cluster
+    def __init__(self, members: Sequence[Member], grace: float) -> None:
+        self._members = members
+        self._run = token_hex(8)
         self._back = grace
         self._relied: set[Blob] = set()
         self._asked = 0.0
 
     def check(self) -> None:
         """Raises Error (PushesUnknown) where pushes cannot be closed."""
-        side_by_side(pushes.look, self._cluster.hosts)
+        side_by_side(seen, self._members)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """No push goes on at any node that answers. Raises Error (PushesUnknown)."""
-        hosts = self._cluster.hosts
+        """No push goes on at any node that answers. Raises Error (PushesUnknown, CollectionBusy)."""
         try:
-            side_by_side(lambda host: pushes.close(host, CLOSED), hosts)
+            side_by_side(lambda one: one.do("close", run=self._run, seconds=CLOSED, again=0), self._members)
             yield
         finally:
-            side_by_side(pushes.reopen, hosts)
+            side_by_side(lambda one: one.do("open", run=self._run), self._members)
 
     def relied(self) -> frozenset[Blob]:
         """The blobs on which pushes relied. Raises Error (LogUnreadable)."""
         begin = time.monotonic()
         back = self._back if not self._asked else begin - self._asked + _AGAIN
-        for one in side_by_side(lambda host: named.ask(host, back), self._cluster.hosts):
+        for one in side_by_side(lambda member: log_of(member, back), self._members):
             self._relied |= one.blobs
         self._asked = begin
         return frozenset(self._relied)
 
+    def slow(self) -> float:
+        """For how many seconds nothing more is to be deleted, since an etcd beside the storage is slow; 0: none is."""
+        found = side_by_side(lambda one: one.do("fsync")["latency"], self._members)
+        return PAUSE if any(one is not None and one > FSYNC for one in found) else 0.0
 
-def unnamed(cluster: Cluster, connect: Connect, grace: float) -> dict[Blob, int]:
+
+def unnamed(member: Member, connect: Connect, grace: float) -> dict[Blob, int]:
     """The blobs older than *grace* seconds that no manifest with a tag names, and that the registry may not need.
 
     They are left by pushes that did not complete, and by tags that moved. Of those that an untagged manifest needs the
     registry says so when it is asked to delete them. Raises Error (StorageUnreadable), RegistryError.
     """
-    host, region = cluster.leader, backend(cluster.spec).REGION
     # First what the storage has: a manifest that is pushed meanwhile is read afterwards.
-    old: dict[Blob, int] = {}
-    for one in s3.objects(cluster, host, region, _KEY.pattern):
-        if one.age >= grace and (found := _KEY.match(one.key)):
-            old[found[1], f"sha256:{found[2]}"] = one.size
+    old = {(one[0], one[1]): int(one[2]) for one in member.do("blobs", grace=grace)["blobs"]}
     holdings = reading.read(connect, {})
     for name, held in holdings.repositories.items():
         for digest in held.manifests:

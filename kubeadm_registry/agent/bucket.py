@@ -3,12 +3,17 @@
 Run on the node with this source alone; the request stands on standard input, so that no secret is in an argv:
 
     python3 -I -c SOURCE < {"host", "port", "region", "key", "secret", "bucket", "keys", "newer", "always"}
-    python3 -I -c SOURCE < {"host", "port", "region", "key", "secret", "bucket", "delete", "seconds"}
+    python3 -I -c SOURCE < {"host", "port", "region", "key", "secret", "bucket", "delete", "seconds", "fsync"}
+    python3 -I -c SOURCE < {"latency"}
 
 The first prints a line ``AGE SIZE KEY`` for each object whose key matches the pattern *keys* and that is *newer* than
 so many seconds (null: of any age), or whose key matches *always* (null: none does). AGE is in seconds, by the clock of
 the storage; SIZE in bytes. The second prints each key of *delete* that is there no more, and begins no deletion after
-so many *seconds*. The last line is ``end``.
+so many *seconds*, nor while an etcd on this node needs longer than *fsync* seconds to bring what it writes to the disk,
+which the storage deletes from as well. The third prints how long that takes in the coming *latency* seconds, if there
+is an etcd. The last line is ``end``.
+
+Source of etcd's metrics: "Metrics" of its operations guide, and the address that kubeadm has for them.
 
 Source of the signatures: "Authenticating Requests (AWS Signature Version 4)" of the S3 API, with an unsigned payload.
 """
@@ -33,6 +38,10 @@ from xml.etree import ElementTree
 DEADLINE = 60.0  # seconds, for each answer
 AT_ONCE = 8  # deletions; each waits for a majority of the storage's nodes
 UNSIGNED = "UNSIGNED-PAYLOAD"
+ETCD = ("127.0.0.1", 2381)
+BUCKET = re.compile(r'^etcd_disk_wal_fsync_duration_seconds_bucket\{le="([^"]+)"\} ([0-9.e+]+)$', re.MULTILINE)
+SHARE = 0.99  # of its fsyncs, which are to be quick
+LOOK = 1.0  # seconds over which they are looked at
 
 
 def signed(request: Mapping[str, Any], path: str, query: str, now: datetime, method: str = "GET") -> dict[str, str]:
@@ -87,19 +96,71 @@ def lines(request: Mapping[str, Any]) -> Iterator[str]:
     yield "end"
 
 
+def fsyncs() -> dict[float, float]:
+    """How many fsyncs of etcd's took at most so many seconds, since it started; empty without an etcd."""
+    wire = http.client.HTTPConnection(*ETCD, timeout=LOOK)
+    try:
+        wire.request("GET", "/metrics")
+        text = wire.getresponse().read().decode(errors="replace")
+        return {float(limit): float(count) for limit, count in BUCKET.findall(text)}
+    except (OSError, http.client.HTTPException, ValueError):
+        return {}
+    finally:
+        wire.close()
+
+
+def latency(before: Mapping[float, float], after: Mapping[float, float]) -> float:
+    """Within how many seconds SHARE of the fsyncs between the two looks ended; 0 if there was none."""
+    counts = {limit: count - before.get(limit, 0.0) for limit, count in after.items()}
+    whole = max(counts.values(), default=0.0)
+    return min((limit for limit, count in counts.items() if count >= SHARE * whole), default=0.0) if whole > 0 else 0.0
+
+
+class Spare:
+    """Lets deletions begin as long as etcd's fsyncs are quick enough: as long as no look has found them slower."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._turn = threading.Lock()
+        self._before = fsyncs() if limit else {}
+        self._looked = time.monotonic()
+
+    def wait(self, until: float) -> None:
+        """Return when a deletion may begin, or when it is *until*."""
+        if not self._before:
+            return
+        with self._turn:  # all wait while one looks
+            while time.monotonic() - self._looked >= LOOK:
+                now, self._looked = fsyncs(), time.monotonic()
+                slow, self._before = latency(self._before, now), now or self._before
+                if slow <= self._limit or time.clock_gettime(time.CLOCK_BOOTTIME) > until:
+                    return
+                time.sleep(LOOK)
+
+
+def measured(request: Mapping[str, Any]) -> Iterator[str]:
+    """How slow etcd's fsyncs are, a line if there is an etcd."""
+    before = fsyncs()
+    if before:
+        time.sleep(request["latency"])
+        yield f"{latency(before, fsyncs()):.6f}"
+    yield "end"
+
+
 def deleted(request: Mapping[str, Any]) -> Iterator[str]:
-    """Each key that is there no more, in their order."""
+    """Each key that is there no more, in their order; what was not tried in time is left out."""
     # While the host is suspended its time goes on, as it does for those who wait for the end of this.
     until = time.clock_gettime(time.CLOCK_BOOTTIME) + request["seconds"]
-    wires = threading.local()
+    wires, spare = threading.local(), Spare(request.get("fsync") or 0.0)
 
     def delete(key: str) -> str:
+        spare.wait(until)
         if not hasattr(wires, "one"):
             wires.one = http.client.HTTPConnection(request["host"], request["port"], timeout=DEADLINE)
         path = quote(f"/{request['bucket']}/{key}")
         headers = signed(request, path, "", datetime.now(timezone.utc), "DELETE")
         if time.clock_gettime(time.CLOCK_BOOTTIME) > until:
-            raise TimeoutError(f"not done within {request['seconds']:.0f} s")
+            return ""
         wires.one.request("DELETE", path, headers=headers)
         answer = wires.one.getresponse()
         content = answer.read()
@@ -108,7 +169,7 @@ def deleted(request: Mapping[str, Any]) -> Iterator[str]:
         return key
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield from pool.map(delete, request["delete"])  # after an error no more begin
+        yield from filter(None, pool.map(delete, request["delete"]))  # after an error no more begin
     yield "end"
 
 
@@ -116,6 +177,7 @@ def main() -> int:
     """See above."""
     request = json.load(sys.stdin)
     work, what = (deleted, "delete from") if "delete" in request else (lines, "list")
+    work = measured if "latency" in request else work
     try:
         for line in work(request):
             print(line)  # noqa: T201

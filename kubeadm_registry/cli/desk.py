@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from kubeadm_registry.access.desk import desk
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter
+from kubeadm_registry.engine.workflow import take_locks
+from kubeadm_registry.errors import HostBusy
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trashed
@@ -34,8 +37,24 @@ class Desk:
         return retry(lambda: store.read_standing(self.registry, self.key), PATIENCE)
 
     def restate(self, change: Callable[[Standing], Standing]) -> None:
-        """Make of pins and approvals what *change* makes of them."""
+        """Make of pins and approvals what *change* makes of them. Raises HostBusy."""
+        self.alone()
         restate(self.registry, self.key, change)
+
+    def alone(self) -> None:
+        """Have no other command write these records until this one ends: the registry cannot compare before it writes.
+
+        Waits up to PATIENCE seconds for one that does. Raises HostBusy. The executor writes none of them.
+        """
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                take_locks(self.cluster.hosts[:1])
+                return
+            except HostBusy:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.2)
 
     def trash(self) -> list[Trashed]:
         """What is in the trash."""

@@ -12,11 +12,12 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from kubeadm_registry.access.collecting import Member, as_root
 from kubeadm_registry.access.reach import ReadFailure, prove
 from kubeadm_registry.access.space import Quiet
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import pins, terminal
-from kubeadm_registry.cli.collect import collect, free, grace_option
+from kubeadm_registry.cli.collect import collect, grace_option
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, dry_run_option, file_option, key_option
 from kubeadm_registry.cli.tables import wide_screen
 from kubeadm_registry.cluster import Cluster
@@ -32,6 +33,7 @@ from kubeadm_registry.images import delete as deleting
 from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place, place
+from kubeadm_registry.phases.space import one_by_one
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.transport.host import side_by_side
@@ -203,10 +205,11 @@ def delete(
             reporter.note(f"{'would delete' if dry_run else 'to be deleted:'} {one}")
         if not (yes or dry_run or not sys.stdin.isatty()):
             click.confirm(f"Delete {'this' if len(planned) == 1 else f'these {len(planned)}'}?", abort=True)
-        found = {} if dry_run or not _frees(cluster, reporter) else deleting.blobs(connect, planned)
+        members = as_root(cluster, connect)
+        found = {} if dry_run or not _frees(cluster, members, reporter) else deleting.blobs(connect, planned)
         gone = [one for one in planned if not dry_run and deleting.carry_out(connect, one)]
         if found:
-            freed = free(cluster, connect, found, seconds)
+            freed = one_by_one(members, connect, found, seconds)
     if freed.relied:
         reporter.note(f"{counted(freed.relied, 'blob')} stay for now, since a push relied on them lately: see --grace")
     count = len(planned) if dry_run else len(gone)
@@ -221,13 +224,13 @@ def delete(
     )  # fmt: skip
 
 
-def _frees(cluster: Cluster, reporter: Reporter) -> bool:
+def _frees(cluster: Cluster, members: Sequence[Member], reporter: Reporter) -> bool:
     """Whether the blobs of what is deleted can be freed now; if not, what frees them is told."""
     if not frontend(cluster.spec).FREES_BLOBS:
         reporter.note("`images collect` frees the space")
         return False
     try:
-        Quiet(cluster, 0).check()
+        Quiet(members, 0).check()
     except Error as error:
         why = error.message
     else:

@@ -29,7 +29,7 @@ from kubeadm_registry.registry import retry
 from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, Use, policy
 from kubeadm_registry.retention.history import History
 from kubeadm_registry.retention.ledger import Ledger, silent
-from kubeadm_registry.retention.standing import Standing
+from kubeadm_registry.retention.standing import Spent, Standing
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep import clusters, planning, running, store
 from kubeadm_registry.upkeep.clusters import ClusterReport
@@ -249,6 +249,8 @@ def forget(context: Context, path: Path | None, records: str | None, yes: bool, 
             else:
                 content = empty().to_json()
             retry(lambda: record.write(registry, key, content), store.PATIENCE)
+            if record is store.STANDING and records is not None:
+                store.SPENT.write(registry, key, Spent().to_json())
     reporter.result(f"forgot {what}" if records else f"forgot the cluster {name}")
 
 

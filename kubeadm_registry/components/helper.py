@@ -15,9 +15,10 @@ from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import retention
 from kubeadm_registry.config.model import SSH_PORT
-from kubeadm_registry.engine.changes import Absent, Directory, File, NoService, Running, Steps
+from kubeadm_registry.engine.changes import RECORD_START, Absent, Directory, File, NoService, Running, Steps
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.engine.users import NoUser, User
+from kubeadm_registry.formats import Format
 from kubeadm_registry.transport.host import Host
 
 NAME = "helper"
@@ -29,7 +30,31 @@ DOOR = f"{ETC}/door"
 KEYS = f"{ETC}/.ssh/authorized_keys"
 SOCKET = f"{paths.PREFIX}-{NAME}.socket"
 TEMPLATE = f"{paths.PREFIX}-{NAME}@.service"
-_UNITS = {"socket": f"{paths.UNITS}/{SOCKET}", "unit": f"{paths.UNITS}/{TEMPLATE}"}
+SPACE = f"{paths.PREFIX}-space@.service"
+"""What does a step of freeing space, by the name of the step."""
+_UNITS = {"unit": f"{paths.UNITS}/{TEMPLATE}", "space": f"{paths.UNITS}/{SPACE}", "socket": f"{paths.UNITS}/{SOCKET}"}
+NODE = f"{ETC}/node.json"
+"""What the steps must know: which node this is, and the cluster file."""
+STEPS = f"{ETC}/space"
+"""What the steps are asked for, and what came of them; root's alone."""
+NOTES = f"{STEPS}/notes.json"
+SETTINGS = Format(NODE)
+REQUEST, RESULT = Format("what a step is asked for"), Format("the result of a step")
+
+
+def space_unit(step: str) -> str:
+    """The unit that does *step*."""
+    return SPACE.replace("@", f"@{step}")
+
+
+def request_path(step: str) -> str:
+    """What *step* is asked for."""
+    return f"{STEPS}/{step}.request.json"
+
+
+def result_path(step: str) -> str:
+    """What came of *step*."""
+    return f"{STEPS}/{step}.json"
 
 
 def key_line(public: str) -> bytes:
@@ -61,36 +86,56 @@ def update(cluster: Cluster, host: Host) -> Steps:
     found = [keys for one in (host, *cluster.hosts) if (keys := one.read(KEYS)) is not None]
     if not found:
         return
-    yield from _steps(cluster, found[0]) if TOOL in cluster.programs else remove()
+    yield from _steps(cluster, host, found[0]) if TOOL in cluster.programs else remove()
 
 
-def install(cluster: Cluster, _: Host, public: str) -> Steps:
+def install(cluster: Cluster, host: Host, public: str) -> Steps:
     """Let the owner of the key *public* ask. Raises Error (ProgramMissing)."""
-    yield from _steps(cluster, key_line(public))
+    yield from _steps(cluster, host, key_line(public))
 
 
-def _steps(cluster: Cluster, keys: bytes) -> Steps:
+def _steps(cluster: Cluster, host: Host, keys: bytes) -> Steps:
     yield User(USER, home=ETC, shell="/bin/sh")  # noqa: S604  a field, and sshd needs one for its command
     yield Directory(ETC)
+    yield Directory(STEPS, mode=0o700)
+    yield File(NODE, settings(cluster, host), mode=0o600)
     yield from _programs(cluster)
     yield Directory(f"{ETC}/.ssh")
     yield File(KEYS, keys)
+    yield NoSessions(before=KEYS)
+
+
+def settings(cluster: Cluster, host: Host) -> bytes:
+    """What the steps on *host* must know; there is no secret in it."""
+    described = cluster.config.model_dump(by_alias=True, exclude_none=True, mode="json")
+    return SETTINGS.render({"node": host.name, "cluster": described})
 
 
 def _programs(cluster: Cluster) -> Steps:
     values = {
         "slice": paths.SLICE, "program": f"{cluster.program(TOOL).prefix}/{MODULE}", "user": USER,
-        "listens": paths.HELPER_SOCKET, "writes": retention.ETC,
+        "listens": paths.HELPER_SOCKET, "writes": (retention.ETC, STEPS), "etc": paths.ETC,
+        "record": f"{RECORD_START} %n {_UNITS['socket']}",
     }  # fmt: skip
     yield File(DOOR, render(f"{NAME}/door.j2", **values), mode=0o755)
-    for kind, path in _UNITS.items():
-        yield File(path, render(f"{NAME}/{kind}.j2", **values))
-    yield Running(SOCKET, ())
+    files = {kind: File(path, render(f"{NAME}/{kind}.j2", **values)) for kind, path in _UNITS.items()}
+    yield from files.values()
+    yield Running(SOCKET, (files["socket"],))
 
 
 #: The processes of the user ``$1``, if there is one; with ``$2`` they are killed before, and their end is waited for.
+#: With ``$3`` only those count that began before this file was written, or in the same second.
 _SESSIONS = """
-here() { find /proc -maxdepth 1 -name '[0-9]*' -user "$1" 2>/dev/null; }
+file=$3
+booted=$(sed -n 's/^btime //p' /proc/stat) tick=$(getconf CLK_TCK)
+written=$([ -z "$file" ] || stat -c %Y -- "$file" 2>/dev/null || echo 0)
+here() {
+  find /proc -maxdepth 1 -name '[0-9]*' -user "$1" 2>/dev/null | while read -r process; do
+    [ -n "$file" ] || { echo "$process"; continue; }
+    began=$(sed 's/.*) //' "$process/stat" 2>/dev/null | cut -d' ' -f20)
+    [ -z "$began" ] || [ "$((booted + began / tick))" -gt "$written" ] || echo "$process"
+  done
+}
 if [ -n "$2" ]; then
   for attempt in 1 2 3 4 5 6 7 8 9 10; do
     found=$(here "$1")
@@ -105,24 +150,29 @@ here "$1" || :
 
 @dataclass(frozen=True, slots=True)
 class NoSessions:
-    """Nobody is logged in with the key: whoever is stays so without it, and userdel(8) removes no user who is."""
+    """Nobody is logged in with the key: whoever is stays so without it, and userdel(8) removes no user who is.
 
+    *before*: only nobody who was before this file was written, as with a key that it does not have any more.
+    """
+
+    before: str = ""
     title = "end the sessions of the operator's key"
 
     def diff(self, host: Host) -> str | None:
         """That somebody is, or None."""
-        found = host.query("sh", "-c", _SESSIONS, "sessions", USER, "").text.split()
+        found = host.query("sh", "-c", _SESSIONS, "sessions", USER, "", self.before).text.split()
         return f"user {USER}: {len(found)} processes are ended" if found else None
 
     def apply(self, host: Host) -> None:
         """End them."""
-        host.run("sh", "-c", _SESSIONS, "sessions", USER, "kill")
+        host.run("sh", "-c", _SESSIONS, "sessions", USER, "kill", self.before)
 
 
 def remove() -> Steps:
-    """Nobody may ask any more. What is being answered has two minutes at most."""
+    """Nobody may ask any more. What is being answered has two minutes at most; a step that runs is completed."""
     yield Absent(KEYS)
     yield Absent(_UNITS["unit"])
+    yield Absent(_UNITS["space"])
     yield NoService(SOCKET)
     yield NoSessions()
     yield Absent(ETC)

@@ -82,6 +82,27 @@ class NodeReport(Model):
     """What the operator found of this node, and since when."""
 
 
+class SpaceReport(Model):
+    """What the operator freed last."""
+
+    began: Moment
+    """When it began."""
+    ended: Moment
+    """When it ended."""
+    before_bytes: int = Field(ge=0)
+    """What was stored before, each image's bytes once."""
+    after_bytes: int = Field(ge=0)
+    """What was stored then; the disks follow about ten minutes later."""
+    freed_bytes: int = Field(ge=0)
+    """The bytes of the blobs that were deleted."""
+    blobs: int = Field(ge=0)
+    """How many blobs were deleted."""
+    kept: int = Field(ge=0)
+    """How many stayed, since a push relied on them within a day."""
+    closed_seconds: int = Field(ge=0)
+    """For how long pushes waited, with Distribution."""
+
+
 class ClusterStatus(Model):
     """What the operator found; `kubeadm-registry status` finds the same."""
 
@@ -90,6 +111,7 @@ class ClusterStatus(Model):
     conditions: Conditions | None = None
     """What is known of the registry, and since when. CanLoseANode: whether any one node may fail now."""
     vip: VipReport | None = None
+    space: SpaceReport | None = None
     nodes: (
         Annotated[
             tuple[NodeReport, ...],

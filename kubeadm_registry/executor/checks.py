@@ -30,18 +30,20 @@ class Checked:
 
 
 def check(
-    order: Order, ledger: Ledger, trash: Trash, brought: Mapping[str, str], standing: Standing, *, now: int
-) -> Checked:
+    order: Order, ledger: Ledger, trash: Trash, brought: Mapping[str, str], standing: Standing, *, now: int,
+    window: int = 0,
+) -> Checked:  # fmt: skip
     """Check *order* at *now* (seconds since 1970).
 
-    *brought* are the digests that bundles brought, each with the name of an image.
+    *brought* are the digests that bundles brought, each with the name of an image; *window* are the seconds for which
+    an image stays in the trash whatever the order says.
     """
     skipped: dict[tuple[str, str], str] = {}
     for one in order.delete:
         if why := _ours(one) or _too_young(one, order, ledger) or _brought(one, order, brought):
             skipped[one.key] = why
     for one in order.purge:
-        if why := _ours(one) or _too_early(one, order, trash, now) or _brought(one, order, brought):
+        if why := _ours(one) or _too_early(one, max(order.window, window), trash, now) or _brought(one, order, brought):
             skipped[one.key] = why
     held = tuple(_holds(order, ledger, standing)) if order.deletes else ()
     return Checked(tuple(_refusals(order, now)), held, skipped)
@@ -117,11 +119,11 @@ def _too_young(one: Trashed, order: Order, ledger: Ledger) -> str:
     return "it was first seen too short a while ago" if max(first) > order.made - order.grace else ""
 
 
-def _too_early(one: Trashed, order: Order, trash: Trash, now: int) -> str:
+def _too_early(one: Trashed, window: int, trash: Trash, now: int) -> str:
     known = trash.images.get(one.key)
     if known is None:
         return "it is not in the trash"
-    return "its time in the trash is not over" if now - known.deleted < order.window else ""
+    return "its time in the trash is not over" if now - known.deleted < window else ""
 
 
 def _brought(one: Trashed, order: Order, brought: Mapping[str, str]) -> str:

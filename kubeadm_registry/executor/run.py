@@ -65,9 +65,12 @@ class Executor:
         self.holds()
         ledger = self._read(store.read)
         trash = self._read(store.read_trash)
-        standing = self._read(store.read_standing)
+        said = self._read(store.read_said)
+        spent = self._read(store.read_spent)
+        standing = said.after(spent)
         sets = self._brought() if "bundle" in order.sets and (order.delete or order.purge) else {}
-        checked = check(order, ledger, trash, sets, standing, now=now)
+        after = spent.asked(order.window, now) if order.deletes else spent
+        checked = check(order, ledger, trash, sets, standing, now=now, window=after.window)
         if checked.refused:
             raise Error(
                 f"the order is refused: {'; '.join(str(reason) for reason in checked.refused)}",
@@ -85,10 +88,13 @@ class Executor:
             images.sweep(self.registry, repository, tags)
         caller = order.caller if order.deletes else None
         if caller is not None and standing.callers.get(caller.lease) != caller.epoch:
-            store.restate(self.registry, self.key, lambda one: one.called(caller))
+            after = after.called(caller)
+        if after != spent:
+            store.spend(self.registry, self.key, lambda _: after)
         self._images(order, checked, ledger, trash, report)
         if order.approval:  # it is for one run
-            store.restate(self.registry, self.key, lambda one: one.without_approval(order.approval))
+            # As it was given before the run began: one that somebody gives meanwhile is for the next run.
+            store.spend(self.registry, self.key, lambda one: one.spending(order.approval, said))
         self._tidy(ledger)
 
     def _tidy(self, ledger: Ledger) -> None:

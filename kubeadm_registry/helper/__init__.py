@@ -3,6 +3,8 @@
 ========  =====================================================================================
 door      what sshd starts: passes the question on, and the answer back; no rights of its own
 __main__  answers one question as root
+jobs      has the steps done by which space is freed, each as a unit of its own
+space     such a unit
 ========  =====================================================================================
 
 The questions and answers are in ``access/questions.py``, which the operator reads as well.

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from typing import BinaryIO
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 from kubeadm_registry.access import questions
-from kubeadm_registry.access.executor import Node, OnHost, answers
+from kubeadm_registry.access.executor import OnHost, answers
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.formats import Damaged
+from kubeadm_registry.helper import jobs
 from kubeadm_registry.retention.order import Order
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local
@@ -22,7 +24,13 @@ from kubeadm_registry.transport.local import Local
 _HINT = "run `kubeadm-registry operator install` and `init` with the same release"
 
 
-def answered(content: bytes, node: Node) -> bytes:
+def _space(host: Host, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    if values["verb"] == "space":
+        return jobs.begin(host, values.get("step"), values.get("values"))
+    return jobs.ended(host, values.get("step"), values.get("ticket"))
+
+
+def answered(content: bytes, node: OnHost) -> bytes:
     """The answer of *node* to the question *content*."""
     try:
         try:
@@ -30,6 +38,9 @@ def answered(content: bytes, node: Node) -> bytes:
             verb, order = values.get("verb"), values.get("order")
             if verb == "start":
                 Order.parse(str(order).encode())  # what is no order does not reach the disk
+            if verb in ("space", "spaced"):
+                sys.stderr.write(f"{verb} {str(values.get('step'))[:20]!r}\n")
+                return questions.answer(_space(node.host, values))
         except Damaged as damaged:
             raise ConfigError(f"no question: {damaged}", code="QuestionInvalid", hint=_HINT) from damaged
         sys.stderr.write(f"{verb if isinstance(verb, str) else '?'}\n"[:40])

@@ -208,6 +208,10 @@ class PolicySpec(Model):
     approval: Literal["Required", "Automatic"] = "Required"
     """Whether every plan needs an approval, or only one that is unusually large."""
 
+    free_space: Literal["Daily", "Never"] = "Daily"
+    """Whether the operator frees the space of what was deleted for good: at most once a day, and only after something
+    was, or while less than 15 % of a disk is free. With Distribution, pushes wait for some seconds meanwhile."""
+
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         names = [rule.name for rule in self.rules]

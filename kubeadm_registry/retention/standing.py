@@ -13,6 +13,9 @@ from kubeadm_registry.retention.record import Plan
 from kubeadm_registry.retention.uses import Use
 
 FORMAT = Format("the record of pins and approvals")
+SPENT = Format("the record of what the executor has spent")
+#: Seconds until a window of the trash that is shorter than before counts: somebody may notice until then.
+NOTICED = 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,9 @@ class Pin:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """*pins*; the digests of the plans that are *approved*, each with since when; since when retention is *paused*
-    (None: it is not), and *why*; the operators that gave orders, by lease, each with its newest epoch (*callers*)."""
+    (None: it is not), and *why*; the operators that gave orders, by lease, each with its newest epoch (*callers*).
+
+    It is what people say, and only commands write it; what the executor does with it stands in ``Spent``."""
 
     pins: tuple[Pin, ...] = ()
     approved: Mapping[str, int] = field(default_factory=dict)
@@ -66,9 +71,13 @@ class Standing:
         """With the plan *digest* not approved."""
         return replace(self, approved={one: when for one, when in self.approved.items() if one != digest})
 
-    def called(self, caller: Caller) -> Self:
-        """With an order that was taken of *caller*."""
-        return replace(self, callers={**self.callers, caller.lease: caller.epoch})
+    def after(self, spent: Spent) -> Self:
+        """With what the executor knows besides: without the approvals that were *spent*, and with its callers."""
+        approved = {one: when for one, when in self.approved.items() if spent.approvals.get(one, -1) < when}
+        callers = dict(spent.callers)
+        for lease, epoch in self.callers.items():
+            callers[lease] = max(epoch, callers.get(lease, epoch))
+        return replace(self, approved=approved, callers=callers)
 
     def to_json(self) -> bytes:
         """The record. Raises NewerFormat."""
@@ -101,6 +110,60 @@ class Standing:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the executor alone writes, so that it never writes over what people say in the same moment: the *approvals*
+    that it has spent, each with when it was given; the operators whose orders it took, by lease, each with its newest
+    epoch (*callers*); the *window* of the trash (seconds) by which it deleted last, and since when (seconds since 1970)
+    orders ask for a *shorter* one; 0: they do not."""
+
+    approvals: Mapping[str, int] = field(default_factory=dict)
+    callers: Mapping[str, int] = field(default_factory=dict)
+    window: int = 0
+    shorter: int = 0
+    found: Found | None = field(default=None, compare=False)
+
+    def called(self, caller: Caller) -> Self:
+        """With an order that was taken of *caller*."""
+        return replace(self, callers={**self.callers, caller.lease: caller.epoch})
+
+    def asked(self, window: int, now: int) -> Self:
+        """With an order at *now* that has this *window*: a longer one counts at once, a shorter one a day after the
+        first order that had it. So whoever may give orders cannot have images go for good that were deleted today."""
+        if window >= self.window or (self.shorter and now - self.shorter >= NOTICED):
+            return replace(self, window=window, shorter=0)
+        return replace(self, shorter=self.shorter or now)
+
+    def spending(self, digest: str, standing: Standing) -> Self:
+        """With the approval of the plan *digest* in *standing*, which is what people have said, spent; without those
+        that are not there any more."""
+        still = {one: when for one, when in self.approvals.items() if one in standing.approved}
+        given = standing.approved.get(digest)
+        return replace(self, approvals=still if given is None else {**still, digest: given})
+
+    def to_json(self) -> bytes:
+        """The record. Raises NewerFormat."""
+        values = {
+            "approvals": dict(self.approvals), "callers": dict(self.callers), "window": self.window,
+            "shorter": self.shorter,
+        }  # fmt: skip
+        return SPENT.render(kept(values, self.found), self.found)
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """What was spent, from a record. Raises Damaged, NewerFormat."""
+        found = SPENT.parse(content)
+        try:
+            window, shorter = number(found.values["window"]), number(found.values["shorter"])
+            approvals, callers = (
+                {text(one): number(value) for one, value in found.values[key].items()}
+                for key in ("approvals", "callers")
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
+        return cls(approvals, callers, window, shorter, found)
 
 
 def _pin(values: Mapping[str, Any]) -> Pin:

@@ -10,11 +10,11 @@ from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention.history import History
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.record import Plan
-from kubeadm_registry.retention.standing import Standing
+from kubeadm_registry.retention.standing import Spent, Standing
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep.signed import REPOSITORY, Record
 
-__all__ = ["HISTORY", "LEDGER", "REPOSITORY", "STANDING", "TRASH"]
+__all__ = ["HISTORY", "LEDGER", "REPOSITORY", "SPENT", "STANDING", "TRASH"]
 
 Value = TypeVar("Value")
 #: Seconds that the registry may have no answer.
@@ -32,6 +32,10 @@ TRASH = Record(
 STANDING = Record(
     "standing", "the record of pins and approvals", "StandingDamaged",
     f"{_WHO}. `retention forget --standing` begins a new one, without pins and approvals",
+)  # fmt: skip
+SPENT = Record(
+    "spent", "the record of what the executor has spent", "SpentDamaged",
+    f"{_WHO}. `retention forget --standing` begins a new one, as for pins and approvals",
 )  # fmt: skip
 HISTORY = Record(
     "history", "the history of retention", "HistoryDamaged", f"{_WHO}. `retention forget --history` begins a new one"
@@ -57,14 +61,30 @@ def read_trash(registry: Api, key: str) -> Trash:
 
 
 def read_standing(registry: Api, key: str) -> Standing:
-    """Pins, approvals, and whether retention is paused."""
+    """Pins, the approvals that are not spent, and whether retention is paused."""
+    return read_said(registry, key).after(read_spent(registry, key))
+
+
+def read_said(registry: Api, key: str) -> Standing:
+    """What people have said, whatever became of it."""
     return _read(STANDING, registry, key, Standing.parse, Standing)
+
+
+def read_spent(registry: Api, key: str) -> Spent:
+    """What the executor has made of it."""
+    return _read(SPENT, registry, key, Spent.parse, Spent)
 
 
 def restate(registry: Api, key: str, change: Callable[[Standing], Standing]) -> None:
     """Make of pins, approvals and the pause what *change* makes of them; asked again while the registry is away."""
-    after = change(retry(lambda: read_standing(registry, key), PATIENCE))
+    after = change(retry(lambda: read_said(registry, key), PATIENCE))
     retry(lambda: STANDING.write(registry, key, after.to_json()), PATIENCE)
+
+
+def spend(registry: Api, key: str, change: Callable[[Spent], Spent]) -> None:
+    """The same for what the executor has spent, which nobody else writes."""
+    after = change(retry(lambda: read_spent(registry, key), PATIENCE))
+    retry(lambda: SPENT.write(registry, key, after.to_json()), PATIENCE)
 
 
 def read_history(registry: Api, key: str) -> History:

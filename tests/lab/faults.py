@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kubeadm_registry import paths
+from kubeadm_registry.agent.presence import BORNE
 from tests.lab.host import Host
 from tests.lab.registry import Registry
 
@@ -144,15 +145,29 @@ def fit_emptied(_: Registry, host: Host) -> None:
     host.sh("truncate", "--size=0", FIT)
 
 
+def host_hangs(_: Registry, host: Host) -> None:
+    """Nothing runs on it any more, and its kernel answers: as while its disk does not, or in a debugger."""
+    host.pause()
+
+
+def host_goes_on(_: Registry, host: Host) -> None:
+    """All of it runs again."""
+    host.resume()
+
+
 #: No request fails, but for the one whose body may be under way: nobody can ask for the rest of it but its client.
 NO_GAP = Bound(worst=0.5, failed=1)
 DEAD_HOST = Bound(worst=1.0, median=0.6)
 HUNG = Bound(worst=1.0)
+#: The others bear the silence of its agent until systemd would have ended an agent that hangs (presence.BORNE).
+HANGING_HOST = Bound(worst=BORNE + 1.5)
 
 FAULTS = (
     Fault("power-cut", power_cut, power_on, DEAD_HOST, moves=True),
     Fault("silent-cut", silent_cut, plugged_in, DEAD_HOST, moves=True),
     Fault("cable-out", cable_out, plugged_in, DEAD_HOST, moves=True),
+    Fault("host-hangs", host_hangs, host_goes_on, HANGING_HOST, moves=True, watched=BORNE + 2.5),
+    Fault("host-hangs-elsewhere", host_hangs, host_goes_on, HANGING_HOST, on="another", watched=BORNE + 2.5),
     Fault("kill-frontend", killed("frontend"), nothing, NO_GAP),
     Fault("kill-garage", killed("garage"), nothing, NO_GAP),
     Fault("kill-one-proxy", proxies(signal.SIGKILL, 1), nothing, Bound(worst=1.0, failed=6)),

@@ -158,7 +158,7 @@ def world(served: Served, request: pytest.FixtureRequest) -> Iterator[World]:
     """A repository that no other test uses; nothing is in the trash."""
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
     with served.client() as at:
-        for record in (store.LEDGER, store.TRASH, store.STANDING, store.HISTORY):
+        for record in (store.LEDGER, store.TRASH, store.STANDING, store.SPENT, store.HISTORY):
             if digest := at.digest(store.REPOSITORY, record.tag):
                 at.delete_manifest(store.REPOSITORY, digest)
     yield World(served, f"team/{name}")

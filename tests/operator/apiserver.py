@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import ssl
 import subprocess
@@ -44,11 +45,26 @@ class Answer:
 class ApiServer:
     """A running API server; *directory* holds its certificates, and a kubeconfig for each user; *etcd* is its URL."""
 
-    def __init__(self, directory: Path, port: int, etcd: str) -> None:
+    def __init__(self, directory: Path, port: int, etcd: str, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
         self.directory = directory
         self.etcd = etcd
         self.url = f"https://127.0.0.1:{port}"
         self._port = port
+
+    @property
+    def port(self) -> int:
+        """Where it answers on loopback."""
+        return self._port
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """It takes connections and answers nothing, as a process that hangs, for the length of a ``with``."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     @property
     def certificate(self) -> Path:
@@ -118,14 +134,14 @@ def running(*flags: str) -> Iterator[ApiServer]:
             f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=one={peer}",
         )))  # fmt: skip
         key = directory / "service-account.key"
-        stack.enter_context(_process(directory, "kube-apiserver", (
+        process = stack.enter_context(_process(directory, "kube-apiserver", (
             f"--etcd-servers={client}", "--bind-address=127.0.0.1", f"--secure-port={port}",
             f"--cert-dir={directory / 'certificates'}", "--service-cluster-ip-range=10.96.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}", f"--token-auth-file={directory / 'tokens'}",
             "--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount", *flags,
         )))  # fmt: skip
-        server = ApiServer(directory, port, client)
+        server = ApiServer(directory, port, client, process)
         wait_until(
             "kube-apiserver to be ready", lambda: server.ask("get", "--raw=/readyz").taken, seconds=_START, every=0.5
         )
@@ -146,7 +162,7 @@ def _credentials(directory: Path, url: str) -> None:
 
 
 @contextmanager
-def _process(directory: Path, name: str, flags: Sequence[str]) -> Iterator[None]:
+def _process(directory: Path, name: str, flags: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """The program *name* until the block ends; it ends as well when this process is killed (prctl(2))."""
     with (directory / f"{name}.log").open("wb") as log:
         started = subprocess.Popen(
@@ -154,7 +170,7 @@ def _process(directory: Path, name: str, flags: Sequence[str]) -> Iterator[None]
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            yield
+            yield started
         except BaseException:
             tail = (directory / f"{name}.log").read_text(errors="replace").splitlines()[-5:]
             if started.poll() is not None:

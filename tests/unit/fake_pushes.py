@@ -8,9 +8,14 @@ from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
 from kubeadm_registry.certificates import RUN
-from kubeadm_registry.components import haproxy, pushes
+from kubeadm_registry.components import haproxy, pushes, s3
 from kubeadm_registry.images import named
 from tests.unit.fakes import FakeTransport
+
+
+def listing(*lines: str) -> Callable[[tuple[str, ...], bytes], str]:
+    """Answers for a bucket with these *lines*, on a node without an etcd."""
+    return lambda _, stdin: "end" if "latency" in json.loads(stdin) else "\n".join([*lines, "end"])
 
 
 @dataclass
@@ -31,6 +36,9 @@ class FakePushes:
             for verb in ("close", "open"):
                 server.answer(*call, verb, with_=self._answer(name), act=f"{verb} pushes")
             server.answer("sh", "-c", named.ASK, with_=self._log(name))
+            server.answer(*s3._program(), with_=listing())
+            server.answer("systemctl", "show", "--property=InvocationID", "--value", "--", with_="1\n")
+            server.put(f"{paths.ETC}/RUNBOOK", b"")  # so that the directory is there
 
     def _answer(self, name: str) -> Callable[[tuple[str, ...], bytes], str]:
         def answer(argv: tuple[str, ...], _: bytes) -> str:

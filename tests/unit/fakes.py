@@ -90,6 +90,8 @@ class FakeTransport:
     groups: set[str] = field(default_factory=lambda: {"root"})
     #: Users with processes.
     logged_in: set[str] = field(default_factory=set)
+    logged_in_with: bytes = b""
+    """What the file had in it by which they were let in."""
     units: dict[str, Unit] = field(default_factory=dict)
     log: list[Command] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
@@ -421,11 +423,12 @@ class FakeTransport:
         return b""
 
     def _sessions(self, arguments: tuple[str, ...], _: bytes) -> bytes:
-        name, kill = arguments
+        name, kill, before = arguments
         if kill:
             self._act(f"end sessions of {name}")
             self.logged_in.discard(name)
-        return b"/proc/77\n" if name in self.logged_in else b""
+        old = not before or self.content(before) != self.logged_in_with
+        return b"/proc/77\n" if name in self.logged_in and old else b""
 
     def _userdel(self, found: re.Match[str]) -> bytes:
         name = found["user"]

@@ -28,7 +28,7 @@ from kubeadm_registry.transport.host import Transport
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import FakeCluster, authority, fixed_secrets
 from tests.unit.fake_images import Repositories, ScopedHandler
-from tests.unit.fake_pushes import FakePushes
+from tests.unit.fake_pushes import FakePushes, listing
 from tests.unit.fake_registry import serving
 from tests.unit.fakes import FakeTransport
 
@@ -276,7 +276,7 @@ def test_collect_frees_what_no_manifest_names(
     three.garage.buckets["b"] = {"globalAliases": ["registry-zot"], "bytes": 70}
     for server in three.servers.values():
         server.unit(garage.UNIT).active = "active"
-        server.answer(*s3._program(), with_="\n".join([*keys, "0 1 x/index.json", "end"]))
+        server.answer(*s3._program(), with_=listing(*keys, "0 1 x/index.json"))
     before = {name: dict(store.blobs) for name, store in fake.store.items()}
     dry = lines(run("collect", "--dry-run", "-o", "json"))[-1]
     assert {name: store.blobs for name, store in fake.store.items()} == before

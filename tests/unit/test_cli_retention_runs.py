@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kubeadm_registry.access import executor
+from kubeadm_registry.cli import desk
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.retention import Repository, Seen, Tag
 from kubeadm_registry.retention.ledger import Ledger
@@ -103,6 +104,18 @@ def test_a_plan_waits_for_its_approval(site: Site) -> None:
     assert "approved plan" in site.good("approve", digest[:19])
     assert "2 to the trash" in site.good("run", "--no-cluster")
     assert site.tags() == ["v3"]
+
+
+def test_two_commands_do_not_write_pins_over_each_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one waits for the first, and for anything else that works on the nodes."""
+    server = site.servers.servers["cp-1"]
+    server.holder = "root@workstation pid 7"
+    moments = iter(range(100))
+    monkeypatch.setattr(desk.time, "monotonic", lambda: float(next(moments) * 10))
+    monkeypatch.setattr(desk.time, "sleep", lambda _: None)
+    assert site.failure("pin", "10.0.0.10:5000/app:v1", "--reason", "mine")[0] == "HostBusy"
+    server.holder = None
+    site.good("pin", "10.0.0.10:5000/app:v1", "--reason", "mine")
 
 
 def test_an_approval_is_for_what_was_read_and_for_once(site: Site) -> None:

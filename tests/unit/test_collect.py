@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kubeadm_registry import paths, pki, secrets
+from kubeadm_registry.access import collecting
 from kubeadm_registry.agent import pushes
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
@@ -25,7 +26,7 @@ from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error, PhaseFailed
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.phases import collect as collecting
+from kubeadm_registry.phases import collect as phase
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.collect import Collection
 from tests.unit.fake_cluster import FakeCluster, authority, fixed_secrets
@@ -57,7 +58,8 @@ class World:
     story: list[str] = field(default_factory=list)
 
     def collection(self, grace: float = DAY) -> Collection:
-        return Collection(self.fake.cluster, connector(self.registry), grace)
+        members = collecting.as_root(self.fake.cluster, connector(self.registry))
+        return Collection(self.fake.cluster, members, grace)
 
     def mark(self, _: tuple[str, ...], __: bytes) -> str:
         read = [f"{repository}: marking manifest {digest} " for repository, digest in self.marked]
@@ -142,7 +144,7 @@ def blob(world: World, repository: str, content: bytes, *, bytes_age: float, lin
 
 
 def test_what_no_manifest_needs_goes_but_for_what_pushes_relied_on(world: World) -> None:
-    old = blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
+    blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
     new = blob(world, "app", b"new", bytes_age=100, link_age=100)
     mounted = blob(world, "app", b"mounted", bytes_age=9 * DAY, link_age=100)
     asked_for = blob(world, "app", b"asked for", bytes_age=9 * DAY, link_age=9 * DAY)
@@ -150,12 +152,11 @@ def test_what_no_manifest_needs_goes_but_for_what_pushes_relied_on(world: World)
     world.proxies.writes = [0, 0, 0, 2, 0]  # a push is still in flight when pushes are closed
     one = world.collection()
     one.look()
-    assert one.found == {old, new, mounted, asked_for}
+    assert (one.blobs, one.bytes) == (4, 40)
     recorder = Recorder()
     run(workflows.collect(one), world.fake.cluster, recorder)
     assert world.story == ["sweep", "restart cp-1", "restart cp-2", "restart cp-3"]
-    assert one.deleted == {old}
-    assert one.kept == 3
+    assert (one.deleted, one.freed, one.kept) == (1, 10, 3)
     assert world.eligible == [new, mounted, asked_for]
     assert not any(world.proxies.closed.values())
     assert [word.split()[0] for word in world.proxies.history if not word.startswith("log")] == ["close"] * 3 + [
@@ -166,13 +167,13 @@ def test_what_no_manifest_needs_goes_but_for_what_pushes_relied_on(world: World)
     again = world.collection()
     again.look()
     run(workflows.collect(again), world.fake.cluster, recorder)
-    assert again.deleted == {new, mounted, asked_for}
+    assert (again.deleted, world.eligible) == (3, [])
 
 
 def test_what_a_manifest_needs_that_came_after_the_look_stays(world: World) -> None:
     """Its client did not ask for the layer, which an older image of the repository has brought."""
     layer = blob(world, "app", b"layer", bytes_age=9 * DAY, link_age=9 * DAY)
-    gone = blob(world, "app", b"gone", bytes_age=9 * DAY, link_age=9 * DAY)
+    blob(world, "app", b"gone", bytes_age=9 * DAY, link_age=9 * DAY)
     deleted = "sha256:" + "1" * 64  # between the list and the question
     one = world.collection(grace=0)
     one.look()
@@ -180,8 +181,7 @@ def test_what_a_manifest_needs_that_came_after_the_look_stays(world: World) -> N
     digest = world.registry.put("app", manifest, "v2").digest
     world.ages |= {revision("app", digest): 3.0, revision("app", deleted): 2.0}
     run(workflows.collect(one), world.fake.cluster, Recorder())
-    assert one.deleted == {gone}
-    assert (one.kept, world.eligible) == (1, [layer])
+    assert (one.deleted, one.kept, world.eligible) == (1, 1, [layer])
 
 
 def test_what_a_manifest_needs_that_was_not_read_stays(world: World) -> None:
@@ -196,7 +196,7 @@ def test_what_a_manifest_needs_that_was_not_read_stays(world: World) -> None:
     one = world.collection()
     one.look()
     run(workflows.collect(one), world.fake.cluster, Recorder())
-    assert one.deleted == {gone}
+    assert (one.deleted, world.eligible) == (1, [layer])
 
 
 def test_a_run_after_a_dead_one_that_fails_early_restarts_all_the_same(world: World) -> None:
@@ -220,16 +220,16 @@ def test_nothing_restarts_if_pushes_rely_on_everything(world: World) -> None:
     one = world.collection()
     one.look()
     run(workflows.collect(one), world.fake.cluster, Recorder())
-    assert (one.deleted, world.story) == (frozenset(), [])
+    assert (one.deleted, world.story) == (0, [])
     assert not any(world.proxies.closed.values())
 
 
 def test_a_dry_run_changes_nothing(world: World) -> None:
-    old = blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
+    blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
     one, recorder = world.collection(), Recorder()
     one.look()
     run(workflows.collect(one), world.fake.cluster, recorder, dry_run=True)
-    assert (one.found, one.deleted, world.story) == ({old}, frozenset(), [])
+    assert (one.blobs, one.deleted, world.story) == (1, 0, [])
     assert [action.phase for action in recorder.actions] == ["close"] * 3 + ["sweep"]
     assert not [word for word in world.proxies.history if word.startswith("close")]
 
@@ -250,7 +250,7 @@ def test_a_collection_that_fails_ends_with_frontends_that_have_forgotten_and_ope
 
 
 def test_pushes_in_flight_that_do_not_end_are_not_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "DRAIN", 0.3)
+    monkeypatch.setattr(phase, "DRAIN", 0.3)
     blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
     one = world.collection()
     one.look()
@@ -271,8 +271,48 @@ def test_what_a_dead_run_left_closed_is_made_up_for(world: World) -> None:
     one.look()
     assert one.pending
     run(workflows.collect(one), world.fake.cluster, Recorder())
-    assert (one.deleted, world.story) == (frozenset(), ["restart cp-1", "restart cp-2", "restart cp-3"])
+    assert (one.deleted, world.story) == (0, ["restart cp-1", "restart cp-2", "restart cp-3"])
     assert not any(world.proxies.closed.values())
+
+
+def test_a_run_that_was_asleep_does_nothing_to_a_later_one(world: World) -> None:
+    """An operator that was paused, while another one leads, or somebody runs the command."""
+    blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
+    asleep, later = world.collection(), world.collection()
+    hosts = world.fake.cluster.hosts
+    asleep.look()
+    run((asleep.close, asleep.drain), world.fake.cluster, Recorder())
+    later.look()
+    run((later.close, later.drain), world.fake.cluster, Recorder())
+    with pytest.raises(PhaseFailed) as caught:
+        run((asleep.sweep,), world.fake.cluster, Recorder())
+    assert (caught.value.code, world.story) == ("CollectionBusy", [])
+    for host in hosts:
+        asleep.member(host).do("open", run=asleep.run)
+        with pytest.raises(Error, match="somebody else has closed pushes"):
+            asleep.member(host).do("restart", run=asleep.run)
+    assert all(world.proxies.closed.values())
+    run((later.sweep, *workflows.reopen(later)), world.fake.cluster, Recorder())
+    assert later.deleted == 1
+    assert not any(world.proxies.closed.values())
+
+
+@pytest.mark.parametrize(
+    ("step", "values"),
+    [
+        ("close", {"run": "../etc", "seconds": 60, "again": 0}),
+        ("close", {"run": "0" * 16, "seconds": 1e9, "again": 0}),
+        ("close", {"run": "0" * 16, "seconds": float("nan"), "again": 0}), ("open", {}), ("log", {"back": "1; reboot"}),
+        ("sweep", {"run": "0" * 16, "relied": "x", "back": 1, "ahead": 0}), ("blobs", {"grace": True}),
+    ],
+)  # fmt: skip
+def test_a_step_takes_no_other_values(world: World, step: str, values: dict[str, object]) -> None:
+    member, *_ = collecting.as_root(world.fake.cluster, connector(world.registry))
+    world.fake.servers["cp-1"].put(collecting.RUN, "0" * 16)
+    with pytest.raises(Error) as caught:
+        member.do(step, **values)
+    assert caught.value.code == "QuestionInvalid"
+    assert world.proxies.history == []
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -327,10 +367,10 @@ def test_the_command_opens_pushes_after_a_failure(world: World, command: Callabl
 def test_the_command_refuses_without_a_node_or_with_a_storage_that_is_not_whole(
     world: World, command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def degraded(_: Cluster) -> None:
+    def degraded(*_: object) -> collecting.Values:
         raise Error("2 of 3 storage nodes are up", code="StorageNotWhole")
 
-    monkeypatch.setattr(collecting, "require_whole", degraded)
+    monkeypatch.setitem(collecting.STEPS, "whole", degraded)  # type: ignore[arg-type]
     assert json.loads(command("-o", "json").stdout.splitlines()[-1])["code"] == "StorageNotWhole"
 
     @contextmanager

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
+import pwd
 import re
+import subprocess
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -16,6 +22,7 @@ from kubeadm_registry.access import questions
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper
+from kubeadm_registry.engine.changes import STARTED
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.helper import __main__ as program
@@ -26,7 +33,10 @@ from tests.unit.fakes import UNITS
 from tests.unit.test_workflow import Recorder
 
 PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOperator"
-FILES = {helper.KEYS, helper.DOOR, f"{UNITS}/{helper.SOCKET}", f"{UNITS}/{helper.TEMPLATE}"}
+FILES = {
+    helper.KEYS, helper.DOOR, helper.NODE, f"{UNITS}/{helper.SOCKET}", f"{UNITS}/{helper.TEMPLATE}",
+    f"{UNITS}/{helper.SPACE}",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -65,6 +75,32 @@ def test_a_second_time_changes_nothing_and_another_key_replaces_the_first(instal
     assert f"{PUBLIC} " not in keys
 
 
+def test_another_key_ends_the_sessions_of_the_first(installed: FakeCluster) -> None:
+    server = installed.servers["cp-2"]
+    server.logged_in.add(helper.USER)
+    server.logged_in_with = server.content(helper.KEYS)
+    assert run(allow(PUBLIC), installed.cluster, Recorder()) == [], "they are the present key's"
+    run(allow(PUBLIC + "2"), installed.cluster, Recorder())
+    assert helper.USER not in server.logged_in
+
+
+def test_sessions_that_began_before_a_file_was_written_are_told_from_later_ones(tmp_path: Path) -> None:
+    """With this very process, which began some seconds ago."""
+    file, name = tmp_path / "keys", pwd.getpwuid(os.getuid()).pw_name
+
+    def found() -> list[str]:
+        argv = ["sh", "-c", helper._SESSIONS, "sessions", name, "", str(file)]
+        return subprocess.run(argv, capture_output=True, check=True, text=True).stdout.split()
+
+    file.write_text("key")
+    os.utime(file, (0, 0))
+    assert f"/proc/{os.getpid()}" not in found()
+    os.utime(file, (time.time(), time.time()))
+    assert f"/proc/{os.getpid()}" in found()
+    file.unlink()
+    assert found() == [], "nobody came by a file that is not there"
+
+
 def test_init_has_another_build_of_the_tool_answer(installed: FakeCluster) -> None:
     before, after = installed.another_build(TOOL)
     run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
@@ -74,13 +110,29 @@ def test_init_has_another_build_of_the_tool_answer(installed: FakeCluster) -> No
             assert before.prefix not in server.content(path).decode()
 
 
+def test_init_has_another_socket_unit_listen(installed: FakeCluster) -> None:
+    """As when a release changes it: systemd goes on with the earlier file until the socket is restarted."""
+    for server in installed.servers.values():
+        path = f"{UNITS}/{helper.SOCKET}"
+        text = server.content(path).decode().replace("MaxConnections=", "MaxConnections=1")
+        server.put(path, text)
+        server.unit(helper.SOCKET).loaded = text.encode()
+        server.put(f"{STARTED}/{helper.SOCKET}", f"{hashlib.sha256(text.encode()).hexdigest()}  {path}\n")
+    starts = {name: server.unit(helper.SOCKET).starts for name, server in installed.servers.items()}
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    for name, server in installed.servers.items():
+        assert server.unit(helper.SOCKET).starts == starts[name] + 1
+        assert b"MaxConnections=1\n" not in server.unit(helper.SOCKET).loaded  # type: ignore[operator]
+    assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
 @pytest.mark.parametrize("workflow", [FORBID, RESET], ids=["uninstall", "reset"])
 def test_nothing_of_it_stays(installed: FakeCluster, workflow: Workflow) -> None:
     skip = ("containerd", "data") if workflow is RESET else ()
     installed.servers["cp-2"].logged_in.add(helper.USER)
     run(workflow, installed.cluster, Recorder(), skip=skip)
     for server in installed.servers.values():
-        assert not [path for path in server.tree if "helper" in path]
+        assert not [path for path in server.tree if "helper" in path or helper.SPACE in path]
         assert helper.USER not in server.users
     assert run(workflow, installed.cluster, Recorder(), skip=skip) == []
 

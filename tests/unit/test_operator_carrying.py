@@ -184,6 +184,22 @@ def test_an_approval_by_the_command_is_found_with_an_automatic_policy_too(operat
     assert operator.standing().approved == {}, "it was for once"
 
 
+def test_the_executor_writes_nothing_that_people_write(operator: Operator) -> None:
+    """So a pin or an approval of the same moment is not lost: the registry cannot compare before it writes."""
+    _, made, _ = operator.plan()
+    with connector(operator.site.registry)() as registry:
+        running.approve(registry, KEY, made, int(operator.site.now()))
+    asked = len(operator.site.registry.requests)
+    assert operator.round().reason == "Done"
+    written = [one.path.rpartition("/")[2] for one in operator.site.registry.requests[asked:] if one.method == "PUT"]
+    assert {"spent", "trash", "history"} <= set(written)
+    assert "standing" not in written
+    with connector(operator.site.registry)() as registry:
+        assert store.read_standing(registry, KEY).approved == {}, "it was for once"
+        running.approve(registry, KEY, made, int(operator.site.now()) + 1)
+        assert store.read_standing(registry, KEY).approves(made), "and may be given again"
+
+
 def test_a_used_annotation_does_not_stand_in_the_way_of_what_needs_none(operator: Operator) -> None:
     operator.site.policy("  approval: Required\n")
     _, made, _ = operator.plan()
@@ -224,3 +240,17 @@ def test_an_operator_whose_lease_went_on_is_trusted(operator: Operator) -> None:
     operator.push("v4", 60)
     operator.epoch += 3
     assert operator.round().reason == "Done"
+
+
+def test_an_order_with_a_shorter_window_deletes_for_good_a_day_later(operator: Operator) -> None:
+    """Whoever has the operator's key says how long the trash is kept; a day is left to notice it."""
+    operator.site.policy(AUTOMATIC)
+    assert operator.round().reason == "Done"
+    gone = operator.site.registry.store["app"].tags
+    operator.site.policy(AUTOMATIC + "  trash: {window: 1m}\n")
+    operator.push("v4", 41)
+    said = operator.round()
+    assert "0 deleted for good" in said.message, said
+    assert [tag for tag in gone if tag.startswith("trash-")]
+    operator.site.at(42.5)
+    assert "3 deleted for good" in operator.round().message

@@ -13,7 +13,7 @@ import pytest
 from kubeadm_registry.formats import Damaged, NewerFormat
 from kubeadm_registry.retention.history import History, Run
 from kubeadm_registry.retention.order import Caller, Order, Restore
-from kubeadm_registry.retention.standing import Pin, Standing
+from kubeadm_registry.retention.standing import Pin, Spent, Standing
 from kubeadm_registry.retention.trash import Trash, Trashed
 
 FOLDER = Path(__file__).parents[1] / "golden" / "formats"
@@ -47,6 +47,7 @@ KINDS = (
         Standing.parse,
         ((), ("pins", 0)),
     ),
+    Kind("retention-spent.json", Spent({IMAGE.plan: 7}, {"a-lease": 3}, 604800, 1_795_000_000), Spent.parse),
     Kind(
         "retention-history.json",
         History((Run(IMAGE.plan, IMAGE.plan, "retention", "h1", 1, 2, 3, 4, 5, 6, "an error", ("deleted x",)),)),
@@ -120,6 +121,27 @@ def test_a_caller_that_is_not_understood_is_damage(value: object) -> None:
 
 
 def test_standing_keeps_who_gave_orders() -> None:
-    standing = Standing().called(Caller("a", 3)).called(Caller("b", 1)).called(Caller("a", 4))
-    assert standing.callers == {"a": 4, "b": 1}
-    assert Standing.parse(standing.to_json()).callers == standing.callers
+    spent = Spent().called(Caller("a", 3)).called(Caller("b", 1)).called(Caller("a", 4))
+    assert Standing(callers={"a": 2, "c": 9}).after(spent).callers == {"a": 4, "b": 1, "c": 9}, "an earlier release's"
+    assert Spent.parse(spent.to_json()) == spent
+
+
+def test_a_window_that_is_shorter_than_before_counts_a_day_later() -> None:
+    now, week, day = 1_795_000_000, 7 * 86400, 86400
+    spent = Spent().asked(week, now)
+    assert (spent.window, spent.shorter) == (week, 0)
+    asked = spent.asked(60, now + 5)
+    assert (asked.window, asked.shorter) == (week, now + 5)
+    assert asked.asked(0, now + 5 + day - 1) == asked, "another shorter one does not count from anew"
+    assert asked.asked(week, now + 6) == spent, "it was asked for once"
+    later = asked.asked(60, now + 5 + day)
+    assert (later.window, later.shorter) == (60, 0)
+    assert later.asked(week, now + 6 + day).window == week, "a longer one counts at once"
+
+
+def test_an_approval_is_spent_as_it_was_given_and_another_one_is_not() -> None:
+    said = Standing().with_approval("sha256:p", 100)
+    spent = Spent({"sha256:gone": 5}).spending("sha256:p", said)
+    assert spent.approvals == {"sha256:p": 100}, "what nobody approves any more is forgotten"
+    assert said.after(spent).approved == {}
+    assert said.with_approval("sha256:p", 101).after(spent).approved == {"sha256:p": 101}

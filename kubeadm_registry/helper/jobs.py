@@ -1,0 +1,93 @@
+"""The steps by which space is freed (``access/collecting.py``), for somebody who may only ask for them.
+
+Some take longer than an answer may. So each runs as a unit of its own, called by the name of the step, of which there
+is a fixed number; who asks gets a ticket with which the answer is waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from secrets import token_hex
+from typing import Any
+
+from kubeadm_registry.access.collecting import STEPS
+from kubeadm_registry.components import helper
+from kubeadm_registry.errors import ConfigError, Error
+from kubeadm_registry.formats import Damaged
+from kubeadm_registry.transport.host import Host
+
+#: Seconds for which a step is waited for, before it begins and after; between two looks; and for a unit to begin.
+WAITS, EVERY, BEGINS = 20.0, 0.1, 5.0
+_RUNS = ("activating", "active", "deactivating", "reloading")
+
+
+def begin(host: Host, step: object, values: object) -> Mapping[str, Any]:
+    """Begin *step* with *values* on *host*: its result if it ends soon, else a ticket. Raises Error."""
+    name = _step(step)
+    if not isinstance(values, Mapping):
+        raise _invalid("values")
+    until = time.monotonic() + WAITS
+    while _state(host, name) in _RUNS:  # for somebody else, or for one who does not wait any more
+        if time.monotonic() > until:
+            raise Error(
+                f"another one has this done just now: {helper.space_unit(name)}", host=host.name, code="CollectionBusy",
+                hint="wait until it has ended, then try again",
+            )  # fmt: skip
+        time.sleep(EVERY)
+    ticket = token_hex(8)
+    request = helper.REQUEST.render({"ticket": ticket, "values": dict(values)})
+    host.write(helper.request_path(name), request, mode=0o600)
+    host.run("systemctl", "start", "--no-block", "--", helper.space_unit(name), timeout=30)
+    return ended(host, name, ticket)
+
+
+def ended(host: Host, step: object, ticket: object) -> Mapping[str, Any]:
+    """The result of *step*, which was begun under *ticket*, or that it still runs. Raises Error as the step did."""
+    name, begun = _step(step), time.monotonic()
+    while True:
+        runs = _state(host, name) in _RUNS
+        if (found := _result(host, name, ticket)) is not None:
+            if (said := found.get("error")) is not None:
+                raise Error(str(said["message"]), host=host.name, code=str(said["code"]), hint=str(said["hint"]))
+            return {"done": True, "result": found["result"], "ticket": ticket}
+        waited = time.monotonic() - begun
+        if not runs and waited > BEGINS:
+            raise Error(
+                f"{helper.space_unit(name)} ended without a result", host=host.name, code="CollectionFailed",
+                hint=f"see `journalctl -u {helper.space_unit(name)}` on that node, then run it again",
+            )  # fmt: skip
+        if waited > WAITS:
+            return {"done": False, "result": None, "ticket": ticket}
+        time.sleep(EVERY)
+
+
+def _step(step: object) -> str:
+    if not isinstance(step, str) or step not in STEPS:
+        raise _invalid("step")
+    return step
+
+
+def _state(host: Host, step: str) -> str:
+    return host.query("systemctl", "show", "--property=ActiveState", "--value", "--", helper.space_unit(step)).text
+
+
+def _result(host: Host, step: str, ticket: object) -> Mapping[str, Any] | None:
+    content = host.read(helper.result_path(step))
+    try:
+        values = helper.RESULT.parse(content).values if content is not None else {}
+    except Damaged:
+        return None
+    return values if values.get("ticket") == ticket else None
+
+
+def _invalid(key: str) -> ConfigError:
+    return ConfigError(
+        f"{key} is missing, or no value for it", code="QuestionInvalid",
+        hint="run `kubeadm-registry operator install` and `init` with the same release",
+    )  # fmt: skip
+
+
+def failure(error: Error) -> Mapping[str, Any]:
+    """What stands for *error* in a result."""
+    return {"error": {"message": error.message, "code": error.code, "hint": error.hint}}

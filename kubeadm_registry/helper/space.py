@@ -1,0 +1,89 @@
+"""``python -m kubeadm_registry.helper.space STEP``: do one step of freeing space on this node, as root.
+
+systemd starts it for the helper. What the step is asked for stands in a file, and so does its result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from kubeadm_registry import config, paths
+from kubeadm_registry.access.collecting import STEPS, Place
+from kubeadm_registry.cluster import Cluster, read_vault
+from kubeadm_registry.components import helper, programs
+from kubeadm_registry.errors import Error, HostBusy
+from kubeadm_registry.formats import Damaged
+from kubeadm_registry.helper.jobs import failure
+from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.transport.host import Host
+from kubeadm_registry.transport.local import Local
+
+#: Steps that change something: none of them runs beside another run that works on this node. But ``end`` does, which
+#: ends a sweep for which nobody waits any more.
+ACTS = frozenset({"close", "open", "sweep", "restart", "abandon"})
+#: Seconds that the registry may say nothing.
+_SILENCE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """What is kept between two steps, in a file of *host*."""
+
+    host: Host
+
+    def read(self) -> bytes | None:
+        """See Notes."""
+        return self.host.read(helper.NOTES)
+
+    def write(self, content: bytes) -> None:
+        """See Notes."""
+        self.host.write(helper.NOTES, content, mode=0o600)
+
+
+def here(host: Host) -> Place:
+    """This node, by what `init` has left on it. Raises Error (HelperUnknown, SecretsDamaged, ProgramsDamaged)."""
+    hint = "run `kubeadm-registry init`, which writes it"
+    try:
+        values = helper.SETTINGS.parse(host.read(helper.NODE) or b"").values
+        name, described = str(values["node"]), values["cluster"]
+        spec = config.from_object(described)
+    except (Damaged, KeyError) as error:
+        raise Error(f"{helper.NODE}: {error}", host=host.name, code="HelperUnknown", hint=hint) from error
+    named = Host(name, spec.spec.node(name).address, host.transport)
+    vault = read_vault(spec, [named], ())
+    found = programs.read_record(named.read(programs.RECORD) or b"", name)
+    cluster = Cluster(spec, (named,), vault, found)
+    login = Login("push", vault.secrets.password("push"))
+    connect = partial(
+        Registry, named.address, paths.REGISTRY_PORT, ca=vault.secrets.ca_certificate, login=login, timeout=_SILENCE
+    )
+    return Place(cluster, named, connect, OnDisk(named))
+
+
+def work(step: str, host: Host, place_of: Callable[[Host], Place] = here) -> None:
+    """Do *step* on *host*, and leave its result."""
+    request = helper.REQUEST.parse(host.read(helper.request_path(step)) or b"").values
+    try:
+        place = place_of(host)
+        if step in ACTS and (holder := host.transport.lock("the operator's helper")) is not None:
+            raise HostBusy(f"locked by another run: {holder}", hint="wait until it is done")
+        said = {"result": dict(STEPS[step](place, request["values"]))}
+    except Error as error:
+        said = dict(failure(error))
+        sys.stderr.write(f"[{error.code}] {error.message}\n")
+    host.write(helper.result_path(step), helper.RESULT.render({"ticket": request["ticket"], **said}), mode=0o600)
+
+
+def main(step: str) -> int:
+    """Do *step*; the exit status."""
+    with contextlib.closing(Local("this node")) as local:
+        work(step, Host("this node", "", local))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
