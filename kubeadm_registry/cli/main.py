@@ -19,6 +19,7 @@ COMMANDS = {
     "completion": ("about", "completion"),
     "config": ("configuration", "group"),
     "credentials": ("credentials", "credentials"),
+    "doctor": ("doctor", "doctor"),
     "images": ("images", "group"),
     "init": ("workflows", "init"),
     "mirrors": ("mirrors", "group"),
