@@ -30,6 +30,7 @@ COMMANDS = {
     "retention": ("retention_runs", "group"),
     "seed": ("seed", "seed"),
     "status": ("status", "status"),
+    "support-bundle": ("support_bundle", "support_bundle"),
     "verify": ("workflows", "verify"),
     "version": ("about", "version"),
 }

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import shutil
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from kubeadm_registry import config, doctor, paths
+from kubeadm_registry import config, doctor, paths, secrets
 from kubeadm_registry.access import session
 from kubeadm_registry.oci import canary
+from kubeadm_registry.support.collection import ITEMS
 from tests.lab.command import LabError
 from tests.lab.host import Host
 from tests.lab.reading import Object, reading
@@ -103,6 +107,50 @@ def test_noise_is_no_finding(well: Registry) -> None:
     finally:
         host.sh("sh", "-c", "nft delete table inet noise; rm /etc/localtime /etc/kubeadm-registry/note; : > /etc/fstab")
     assert not found.findings, told(found)
+
+
+#: Logs the secrets of ``$1``, as they are and in base64, as a unit of the registry would.
+PLANT = """
+import base64, json, sys
+for name, value in json.load(open(sys.argv[1])).items():
+    if isinstance(value, str):
+        print(name, value, base64.b64encode(("push:" + value).encode()).decode(), value.encode().hex(), flush=True)
+"""
+
+
+def test_the_archive_of_a_registry_with_a_node_away_has_no_secret(well: Registry) -> None:
+    """Each node has logged all secrets; one node does not answer."""
+    for name in ("h1", "h2"):  # which have a Python of their own
+        well.servers[name].sh("systemd-run", "--quiet", "--wait", f"--unit={paths.PREFIX}-planted", "python3", "-c",
+                              PLANT, secrets.PATH)  # fmt: skip
+    known = json.loads(well.servers["h1"].sh("cat", secrets.PATH).stdout)
+    public = ("generation", "made", "ca_certificate", "s3_key_id")
+    hidden = {name: value for name, value in known.items() if isinstance(value, str) and name not in public}
+    well.lab.hosts["h3"].cut(silent=True)
+    try:
+        result = well.cli("support-bundle", "-o", "support.tar.gz", "--since", "1h", check=False)
+    finally:
+        well.lab.restore()
+    assert result.returncode == 5, result.stdout + result.stderr
+    target = well.directory / "support.tar.gz"
+    assert target.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(target) as tar:
+        files = {one.name.removeprefix("support/"): tar.extractfile(one).read()  # type: ignore[union-attr]
+                 for one in tar.getmembers()}  # fmt: skip
+    sys.stdout.write(f"\n  {len(files)} files, {target.stat().st_size / 1e6:.2f} MB; {result.stdout}\n")
+    for name, content in files.items():
+        for secret, value in hidden.items():
+            for line in value.splitlines():
+                if line.startswith("-----"):
+                    continue
+                forms = (line.encode(), line.encode().hex().encode(), base64.b64encode(f"push:{line}".encode())[8:-4])
+                assert not any(form in content for form in forms), (name, secret)
+    for name in ("h1", "h2"):
+        assert b"push_password <secret push_password>" in files[f"nodes/{name}/journal.log"]
+        for item in ITEMS:
+            assert f"nodes/{name}/{item.name}" in files, f"{item.name} is empty on {name}"
+    assert "| h3 | " in files["index.md"].decode()
+    well.wait_whole(MENDED)
 
 
 @pytest.mark.parametrize(
