@@ -25,6 +25,9 @@ MOVE = f"{RUN}/agent/move"
 AGENT_STATE = f"{RUN}/agent/state.json"
 """What the agent sees, written every second."""
 
+LOCK = "/run/kubeadm-registry.lock"
+"""Held by a run on the node; who holds it is beside it in ``.who``. Not below RUN, which goes with the agent."""
+
 HELPER_SOCKET = "/run/kubeadm-registry-helper.sock"
 """Where the helper of the operator is asked; not below RUN, which goes with the agent."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from kubeadm_registry.agent import reserve
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.operator.conditions import Verdict
 from kubeadm_registry.operator.probes import Agent, Probe
@@ -14,7 +15,7 @@ from kubeadm_registry.printable import counted
 from kubeadm_registry.status import CERTIFICATE_WARNING_DAYS
 
 #: As the alerts RegistryDiskFills and RegistryDiskFull have it (manifests/monitoring/prometheus-rules.yaml).
-FILLING, FULL, FULL_BYTES = 0.15, 0.05, 2 * 1024**3
+FILLING, FULL, FULL_BYTES = reserve.FILLS, reserve.SHARE, reserve.LEAST
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ same limits.
 
 from __future__ import annotations
 
+FILLS = 0.15  # of the disk: the alert RegistryDiskFills warns while less is free
 SHARE = 0.05
 LEAST = 2 * 2**30  # bytes
 #: Pushes open again when a quarter more than the reserve is free, so that they do not open and close all the time.

@@ -94,6 +94,55 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
     return Look(first.value, notices)
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A *change* of *phase* that is not so on *host*: *text* is its diff, without secrets, or why nobody can tell."""
+
+    phase: str
+    host: str
+    change: Change | None
+    text: str
+    error: Error | None = None
+    """Why the phase could not be compared; *change* is then the one that failed, None before there was one."""
+
+
+def differences(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> list[Difference]:
+    """All that *selected* phases want on each host and do not find there, in their order. Nothing is changed.
+
+    Unlike a run, which stops at the first error, this goes on: where much is broken, each part says what it is.
+    """
+    cluster = remembering(cluster)
+    phases = [(path, phase, host) for path, phase in selected if phase.steps is not None for host in phase.on(cluster)]
+    redact = cluster.vault.preview().redact
+
+    def steps(one: tuple[str, Phase, Host]) -> list[tuple[str, Change | Error, Host]]:
+        path, phase, host = one
+        assert phase.steps is not None  # noqa: S101  see above
+        found: list[tuple[str, Change | Error, Host]] = []
+        try:
+            for change in phase.steps(cluster, host):
+                found.append((path, change, host))
+        except Error as error:
+            found.append((path, error, host))
+        return found
+
+    def compare(one: tuple[str, Change | Error, Host]) -> Difference | None:
+        path, change, host = one
+        if isinstance(change, Error):
+            return Difference(path, host.name, None, redact(change.message), change)
+        try:
+            text = change.diff(host)
+        except Error as error:
+            return Difference(path, host.name, change, redact(error.message), error)
+        return None if text is None else Difference(path, host.name, change, redact(text))
+
+    with ThreadPoolExecutor(WORKERS * max(1, len(cluster.hosts))) as pool:
+        wanted = list(chain.from_iterable(pool.map(steps, phases)))
+        changes = [(0, change, host) for _, change, host in wanted if not isinstance(change, Error)]
+        list(pool.map(lambda host: _read_ahead(host, changes), cluster.hosts))
+        return [found for found in pool.map(compare, wanted) if found is not None]
+
+
 def _read_ahead(host: Host, changes: Sequence[tuple[int, Change, Host]]) -> None:
     """Ask for all files, directories and units of *host* that the *changes* will look at, by three questions."""
     ours = [change for _, change, other in changes if other is host]

@@ -26,6 +26,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kubeadm_registry import paths
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFailed, Error
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport.commands import ran
@@ -95,9 +96,7 @@ class Shell:
     the lock stays that long. The line that ``lock`` returns ends in the process to kill in such a case.
     """
 
-    def __init__(
-        self, spawn: Spawn, host: str, *, program: str = "sh", lock_file: str = "/run/kubeadm-registry.lock"
-    ) -> None:
+    def __init__(self, spawn: Spawn, host: str, *, program: str = "sh", lock_file: str = paths.LOCK) -> None:
         self._spawn = spawn
         self._host = host
         self._lock_file = lock_file

@@ -10,7 +10,7 @@ import pytest
 from kubeadm_registry import config
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.changes import File, Steps, Wait
-from kubeadm_registry.engine.look import look
+from kubeadm_registry.engine.look import differences, look
 from kubeadm_registry.engine.phase import Phase, select
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import CommandTimeout, ConnectionFailed, NotYetKnown
@@ -121,3 +121,26 @@ def test_bare_hosts_where_all_would_differ_are_not_looked_at_first() -> None:
     asked: list[str] = []
     run((asking(lambda host: asked.append(host.name)),), bare.cluster, Recorder())
     assert sorted(asked) == sorted(bare.servers)
+
+
+def test_differences_go_on_behind_what_cannot_be_told(installed: FakeCluster) -> None:
+    installed.servers["cp-1"].put(HERE, "hello\n")
+    secret = installed.cluster.secrets.push_password
+
+    def breaks(host: Host) -> str | None:
+        raise CommandTimeout(f"it hangs with {secret}", host=host.name)
+
+    def raises(_: Cluster, host: Host) -> Steps:
+        yield File(THERE, b"hello\n")
+        raise NotYetKnown("nobody knows", host=host.name)
+
+    selected = select((asking(breaks), Phase("raising", "Raise", raises), files(HERE)))
+    acts = installed.acts()
+    found = differences(selected, installed.cluster)
+    assert installed.acts() == acts
+    on = {
+        name: [(one.phase, type(one.error).__name__) for one in found if one.host == name] for name in ("cp-1", "cp-2")
+    }
+    all_of_it = [("asking", "CommandTimeout"), ("raising", "NoneType"), ("raising", "NotYetKnown")]
+    assert on == {"cp-1": all_of_it, "cp-2": [*all_of_it, ("here", "NoneType")]}
+    assert not any(secret in one.text for one in found)

@@ -1,0 +1,92 @@
+"""``doctor``: what is wrong now, what shows it, and which command fixes it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich.markup import escape
+
+from kubeadm_registry import config
+from kubeadm_registry.access import session
+from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
+from kubeadm_registry.doctor import Diagnosis, Finding, diagnose, examine
+from kubeadm_registry.engine.report import echo, screen
+from kubeadm_registry.printable import counted
+
+EXITS = {"healthy": 0, "degraded": EXIT_DEGRADED, "down": 1, "unknown": 4}
+_STATES = {
+    "healthy": "the registry is healthy",
+    "degraded": "the registry serves, but is degraded",
+    "down": "the registry does not serve",
+    "unknown": "no node is reachable",
+}
+_STYLES = {"error": "red", "warning": "yellow"}
+
+
+@command("doctor", short_help="Say what is wrong and which command fixes it")
+@file_option
+def doctor(context: Context, path: Path | None) -> None:
+    """Say what is wrong now, what shows it, and which command fixes it.
+
+    Asks all nodes in parallel what `status`, the checks of `preflight` and the comparison of `init` would find, and
+    further units, journals, disks, certificates, firewalls, ARP and VRRP. Changes nothing. Works as well when nodes do
+    not answer, and before the first `init`. docs/doctor.md lists all codes.
+
+    \b
+    Exit codes:
+      0  no problem found
+      1  the registry does not serve
+      4  no node is reachable
+      5  the registry serves, but something is wrong
+    """
+    cluster_file = config.load(path)
+    reached, unreachable = session.attempt_all(cluster_file, terminal.prompts())
+    try:
+        found = diagnose(examine(cluster_file, reached, unreachable))
+    finally:
+        for host in reached:
+            host.transport.close()
+    if context.output == "json":
+        echo(json.dumps(found.to_dict()))
+    else:
+        show(found)
+    sys.exit(EXITS[found.state])
+
+
+def show(found: Diagnosis) -> None:
+    """Print the findings as text."""
+    console = screen()
+    if not console.is_terminal:
+        console.width = 200
+    for finding in found.findings:
+        for line in lines(finding):
+            console.print(line, soft_wrap=True)
+        console.print()
+    console.print(summary(found))
+
+
+def lines(finding: Finding) -> list[str]:
+    """A finding as lines with rich's markup."""
+    severity = finding.kind.severity
+    where = f"{finding.node}: " if finding.node else ""
+    style = _STYLES[severity]
+    return [
+        f"[{style}]{severity}[/{style}] {escape(f'[{finding.kind.code}]')} {escape(where + finding.message)}",
+        f"  meaning:   {escape(finding.kind.meaning)}",
+        *(f"  {'evidence:' if not place else '':<10} {escape(line)}" for place, line in enumerate(finding.evidence)),
+        *(f"  {'fix:' if not place else '':<10} {escape(str(line))}" for place, line in enumerate(finding.fix)),
+    ]
+
+
+def summary(found: Diagnosis) -> str:
+    """The last line."""
+    if not found.findings and found.state == "healthy":
+        return "no problem found"
+    errors = sum(one.kind.severity == "error" for one in found.findings)
+    parts = [counted(errors, "error")] * (errors > 0)
+    warnings = len(found.findings) - errors
+    parts += [counted(warnings, "warning")] * (warnings > 0)
+    return f"{', '.join(parts)}; {_STATES[found.state]}"

@@ -1,0 +1,1 @@
+"""The rules: each looks at a snapshot for one kind of trouble, and yields what it finds."""

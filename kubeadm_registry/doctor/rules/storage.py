@@ -1,0 +1,120 @@
+"""The disk on which a node keeps images: there, mounted, writable, with room; and whether pushes are closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kubeadm_registry.agent import reserve
+from kubeadm_registry.components import agent, haproxy
+from kubeadm_registry.components.services import backend, frontend
+from kubeadm_registry.doctor.facts import Facts
+from kubeadm_registry.doctor.finding import Command, Finding, Kind, here, limited
+from kubeadm_registry.doctor.snapshot import NodeSnapshot, Snapshot
+
+NOT_MOUNTED = Kind(
+    "DataNotMounted", "error", "The storage of this node is empty, and fills the disk below the mount point."
+)
+DATA_MISSING = Kind(
+    "DataMissing", "error", "The node lost its copies of the images; the others have theirs, and none may fail."
+)
+READ_ONLY = Kind("DataReadOnly", "error", "The node stores nothing: pushes lack a copy here, or fail.")
+DISK_FULL = Kind(
+    "DiskFull", "error", "Pushes through this node get 507; pulls go on. A node that returns cannot catch up here."
+)
+DISK_FILLS = Kind("DiskFills", "warning", "When less than 5 % or 2 GiB are free, pushes are refused.")
+INODES = Kind("InodesExhausted", "error", "No file can be created, so the storage takes nothing more; pulls go on.")
+PUSHES_CLOSED = Kind(
+    "PushesClosed", "warning", "Pushes wait, or fail with 503; pulls go on. They open by themselves at that time."
+)
+
+#: Of all inodes; the storage makes one for each block.
+FEW_INODES = 0.01
+
+
+def there(snapshot: Snapshot) -> Iterator[Finding]:
+    """The data directory has the storage that was installed, and can be written to."""
+    data = snapshot.config.spec.data_directory
+    unit = backend(snapshot.config.spec).SERVICE.unit
+    formed = any(node.stores for node in snapshot.nodes)
+    for node, facts in snapshot.answering:
+        options = facts.mount.rpartition(" ")[2].split(",")
+        if "ro" in options:
+            yield Finding(
+                READ_ONLY, node.name, f"{data} is on a file system that is mounted read-only",
+                [f"findmnt --target {data}: {facts.mount}"],
+                (Command(node.name, f"mount -o remount,rw {facts.mount.partition(' ')[0]}"),
+                 Command(node.name, f"systemctl restart {unit}")),
+                explains=_users(snapshot),
+            )  # fmt: skip
+        if node.installed and node.made and formed and not node.stores:
+            yield _lost(snapshot, node, facts)
+
+
+def _users(snapshot: Snapshot) -> frozenset[str]:
+    """The units that write to the data directory."""
+    spec = snapshot.config.spec
+    return frozenset({backend(spec).SERVICE.unit, frontend(spec).SERVICE.unit, agent.UNIT})
+
+
+def _lost(snapshot: Snapshot, node: NodeSnapshot, facts: Facts) -> Finding:
+    data, unit = snapshot.config.spec.data_directory, backend(snapshot.config.spec).SERVICE.unit
+    entries = ", ".join(facts.entries) or "nothing"
+    shown = [f"ls -A {data}: {entries}", f"findmnt --target {data}: {facts.mount}"]
+    if facts.unmounted:
+        target = facts.unmounted[0].split()[0]
+        mount = (Command(node.name, f"systemctl stop {unit} && mount {target} && systemctl start {unit}"),)
+        return Finding(
+            NOT_MOUNTED, node.name, f"{target} is not mounted, so {data} is empty",
+            [f"/etc/fstab: {facts.unmounted[0]}", *shown], mount, explains=_users(snapshot) | {"ConfigChanged"},
+        )  # fmt: skip
+    return Finding(
+        DATA_MISSING, node.name, f"{data} does not contain the storage that this node had",
+        shown, (Command(node.name, f"findmnt {data}  # mount its disk, if it has one that is lost"), here("init")),
+        explains=_users(snapshot) | {"ConfigChanged"},
+    )  # fmt: skip
+
+
+def room(snapshot: Snapshot) -> Iterator[Finding]:
+    """There is room for what is pushed."""
+    fixes = (here("images delete"), here("images collect"))
+    for node, facts in snapshot.answering:
+        space, inodes = facts.space, facts.inodes
+        if space is not None and node.installed:
+            closed = facts.pushes.get("full", 0) > facts.clock
+            if closed or reserve.nearly_full(space.free, space.size, was=False):
+                free = f"{space.free / 2**30:.1f} GiB ({space.free / space.size:.0%})"
+                shown = [space.line]
+                if facts.pushes.get("full"):
+                    shown.append(f"{haproxy.PUSHES_MAP}: full {facts.pushes['full']}")
+                yield Finding(DISK_FULL, node.name, f"{free} of the data disk is free, so pushes are refused", shown,
+                              fixes, explains=_users(snapshot))  # fmt: skip
+            elif space.free < reserve.FILLS * space.size:
+                yield Finding(DISK_FILLS, node.name, f"{space.free / space.size:.0%} of the data disk is free",
+                              [space.line], fixes)  # fmt: skip
+        if inodes is not None and inodes.size and inodes.free < FEW_INODES * inodes.size:
+            yield Finding(
+                INODES, node.name, f"{inodes.free} inodes are free on the data disk", [f"{inodes.line} (inodes)"],
+                (Command(node.name, f"du --inodes -xS {inodes.mount} | sort -n | tail  # remove files of others"),),
+                explains=_users(snapshot),
+            )  # fmt: skip
+
+
+def open_for_pushes(snapshot: Snapshot) -> Iterator[Finding]:
+    """Pushes are not closed by a collection that died."""
+    closed: list[tuple[NodeSnapshot, str, float]] = []
+    for node, facts in snapshot.answering:
+        if facts.running:  # the collection that closed them
+            return
+        if (left := facts.pushes.get("closed", 0) - facts.clock) > 0:
+            closed.append((node, f"{node.name}: {haproxy.PUSHES_MAP}: closed {facts.pushes['closed']}", left))
+    if closed:
+        seconds = max(left for *_, left in closed)
+        names = ", ".join(node.name for node, *_ in closed)
+        yield Finding(
+            PUSHES_CLOSED, closed[0][0].name if len(closed) == 1 else "",
+            f"pushes are closed on {names} for another {seconds:.0f} s, and no run that closed them is there",
+            limited([line for _, line, _ in closed]), (here("images collect"),),
+        )  # fmt: skip
+
+
+KINDS = (NOT_MOUNTED, DATA_MISSING, READ_ONLY, DISK_FULL, DISK_FILLS, INODES, PUSHES_CLOSED)

@@ -1,0 +1,51 @@
+"""The archive as one file: whole or not there, and for its owner alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kubeadm_registry.disk import naming
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """Where it is, its *size* in bytes, and the number of its *files*."""
+
+    path: Path
+    size: int
+    files: int
+
+
+def write(path: Path, files: Mapping[str, bytes]) -> Archive:
+    """Write *files*, by their names, to the archive *path* (tar, gzip; mode 600). All are in one directory.
+
+    Raises OSError; then there is no new file.
+    """
+    top = path.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz") or "support"
+    with naming(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+        new = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as target:
+                with tarfile.open(fileobj=target, mode="w:gz") as tar:
+                    for place, content in sorted(files.items(), key=lambda item: (item[0] != "index.md", item[0])):
+                        entry = tarfile.TarInfo(f"{top}/{place}")
+                        entry.size, entry.mode, entry.mtime = len(content), 0o600, time.time()
+                        tar.addfile(entry, io.BytesIO(content))
+                target.flush()
+                os.fsync(target.fileno())
+                size = target.tell()
+            new.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                new.unlink()
+            raise
+    return Archive(path, size, len(files))

@@ -1,0 +1,101 @@
+"""``doctor`` and ``support-bundle`` from the command line: output, exit codes, and the file."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+
+import pytest
+
+from kubeadm_registry import secrets
+from kubeadm_registry.access import session
+from kubeadm_registry.config import Node, RegistryCluster
+from kubeadm_registry.doctor import facts
+from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.support import CONTENTS, collection
+from kubeadm_registry.transport.host import Transport
+from kubeadm_registry.transport.ssh import UNREACHABLE
+from tests.unit.fake_cluster import FakeCluster, fixed_secrets
+from tests.unit.test_cli import Terminal, run, servers
+
+__all__ = ["run", "servers"]
+
+
+@pytest.fixture
+def bare(servers: FakeCluster) -> FakeCluster:
+    """Nodes on which nothing is installed, and which answer what doctor and the archive ask."""
+    for server in servers.servers.values():
+        server.answer("sh", "-c", facts._ASK, "doctor", with_="=== clock\n1\n")
+        for item in collection.ITEMS:
+            script = f"{{ {item.script}\n}} 2>&1 | tail -c {collection.MOST}"
+            server.answer("sh", "-c", script, "support", with_="push:the-push-password\n")
+    return servers
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, servers: FakeCluster, *names: str) -> None:
+    def reach(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
+        if node.name in names:
+            raise ConnectionFailed("no route to host", host=node.name, code=UNREACHABLE, hint="check it")
+        servers.servers[node.name].closed = False
+        return servers.servers[node.name]
+
+    monkeypatch.setattr(session, "reach", reach)
+
+
+def test_before_the_first_init(run: Terminal, bare: FakeCluster) -> None:
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("error [NotInstalled] the registry is not installed on any node\n")
+    assert "  fix:       workstation$ kubeadm-registry preflight\n" in result.stdout
+    assert result.stdout.endswith("1 error; the registry does not serve\n")
+    assert bare.acts() == []
+
+
+def test_json_is_one_object(run: Terminal, bare: FakeCluster) -> None:
+    result = run("doctor", "-o", "json")
+    found = json.loads(result.stdout)
+    assert (found["state"], [one["code"] for one in found["findings"]]) == ("down", ["NotInstalled"])
+
+
+def test_no_node_answers(run: Terminal, bare: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(monkeypatch, bare, "cp-1", "cp-2", "cp-3")
+    result = run("doctor", "-o", "json")
+    assert result.exit_code == 4
+    assert {one["code"] for one in json.loads(result.stdout)["findings"]} == {"NodeDown", "NoQuorum"}
+
+
+def test_the_archive_is_written_without_the_node_that_does_not_answer(
+    run: Terminal, bare: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for server in bare.servers.values():
+        server.put(secrets.PATH, fixed_secrets(("cp-1", "cp-2", "cp-3")).to_json(), 0o600)
+    cut(monkeypatch, bare, "cp-2")
+    result = run("support-bundle", "-o", "out.tar.gz", "-o", "json", "--since", "2h")
+    assert result.exit_code == 5, result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["unreachable"] == {"cp-2": "no route to host (check it)"}
+    target = run.folder / "out.tar.gz"
+    assert target.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(target) as tar:
+        names = {name.removeprefix("out/") for name in tar.getnames()}
+        content = b"".join(file.read() for one in tar if (file := tar.extractfile(one)) is not None)
+    wanted = {name for name in CONTENTS if "NAME" not in name}
+    wanted |= {f"nodes/{node}/{item.name}" for node in ("cp-1", "cp-3") for item in collection.ITEMS}
+    assert names == wanted
+    assert b"the-push-password" not in content
+    assert b"<secret push_password>" in content
+
+
+def test_a_wrong_time_is_refused_before_anything_is_contacted(
+    run: Terminal, bare: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "reach", lambda *_: pytest.fail("it was contacted"))
+    result = run("support-bundle", "--since", "yesterday")
+    assert result.exit_code == 2
+    assert "not a valid duration" in result.output
+
+
+def test_help_says_what_is_in_it(run: Terminal) -> None:
+    text = run("support-bundle", "--help").stdout
+    for name in CONTENTS:
+        assert name in text

@@ -1,0 +1,529 @@
+"""The rules of ``doctor``: a healthy registry has no finding, and each thing that is spoiled has its own."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+
+from kubeadm_registry import config, doctor, paths, status
+from kubeadm_registry.agent.document import State
+from kubeadm_registry.cli import doctor as command
+from kubeadm_registry.components import garage, haproxy, network, retention
+from kubeadm_registry.containerd.survey import UNIT as CONTAINERD
+from kubeadm_registry.doctor import facts as facts_module
+from kubeadm_registry.doctor.diagnosis import KINDS
+from kubeadm_registry.doctor.facts import Facts, FileSystem, FirewallRule, Listener, Unit, parse, units
+from kubeadm_registry.doctor.snapshot import NodeSnapshot, Snapshot
+from kubeadm_registry.engine.changes import File, Running
+from kubeadm_registry.engine.look import Difference
+from kubeadm_registry.engine.report import JsonLines
+from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.errors import ConnectionFailed, Problem
+from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.status import NodeStatus
+from tests.unit import doctor_page
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.healthy import healthy
+
+THREE = config.parse(config.SMALLEST, "x")
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+VIP = THREE.spec.vip.address
+DATA = THREE.spec.data_directory
+CLOCK = NOW.timestamp()
+NAMES = ("cp-1", "cp-2", "cp-3")
+SERVICES = dict.fromkeys(("network", "garage", "zot", "haproxy", "agent", "keepalived"), "active")
+
+
+def unit(name: str, **properties: str) -> Unit:
+    there = {"Id": name, "LoadState": "loaded", "ActiveState": "active", "SubState": "running", "Result": "success",
+             "UnitFileState": "enabled", "DropInPaths": ""}  # fmt: skip
+    return Unit(name, there | properties, ("its last words",) if properties else ())
+
+
+def agent(name: str, **changes: Any) -> State:
+    peers = {other: {"presence": "fresh", "age": 0.1} for other in NAMES if other != name}
+    told = {"fit": True, "level": 0, "quorum": {"storage": 3}, "conditions": [], "clock_off": 0.01, "guarded": True,
+            "peers": peers, "time": CLOCK}  # fmt: skip
+    return cast(State, told | changes)
+
+
+def well(name: str) -> NodeSnapshot:
+    seen = NodeStatus(name, services=SERVICES, agent=agent(name), vip=(VIP,) * (name == "cp-1"),
+                      certificate_ends=NOW + timedelta(days=900), authority_ends=NOW + timedelta(days=3000),
+                      guarded=True)  # fmt: skip
+    known = {one: unit(one) for one in units(THREE)} | {
+        retention.DAILY: unit(retention.DAILY, ActiveState="inactive", SubState="dead")
+    }
+    says = Facts(
+        clock=CLOCK, units=known, space=FileSystem(500 * 2**30, 300 * 2**30, "/", "df"), secrets="600 root:root",
+        inodes=FileSystem(10**6, 900_000, "/", "df"), mount="/ /dev/sda1 ext4 rw,relatime",
+        pushes={"closed": 0, "full": 0},
+        tree=frozenset(facts_module._TREE), hardware=frozenset({f"02:00:00:00:00:0{name[-1]}"}),
+        answers={VIP: ["02:00:00:00:00:01"]}, vrrp={"10.0.0.11": "02:00:00:00:00:01"},
+    )  # fmt: skip
+    return NodeSnapshot(name, THREE.spec.node(name).address, seen, seen, says, stores=True, made=True)
+
+
+def snapshot(*, heard: bool = False, **changed: NodeSnapshot) -> Snapshot:
+    """Three nodes, of which those given (``cp_2``) are others than healthy. *heard*: by their agents, if by nobody."""
+    nodes = [changed.get(name.replace("-", "_"), well(name)) for name in NAMES]
+    away = {one.name for one in nodes if one.facts is None and not heard}
+    peers = {name: {"presence": "silent" if name in away else "fresh", "age": 9.0} for name in NAMES}
+    if away:
+        nodes = [with_agent(one, peers=peers) if one.facts is not None else one for one in nodes]
+    judged, earlier = (
+        status.judge(THREE, [getattr(one, which) for one in nodes], CLOCK) for which in ("status", "earlier")
+    )
+    return Snapshot(THREE, nodes, judged, earlier, moment=NOW)
+
+
+def with_facts(node: NodeSnapshot, **changes: Any) -> NodeSnapshot:
+    assert node.facts is not None
+    return replace(node, facts=replace(node.facts, **changes))
+
+
+def with_unit(node: NodeSnapshot, name: str, **properties: str) -> NodeSnapshot:
+    assert node.facts is not None
+    return with_facts(node, units={**node.facts.units, name: unit(name, **properties)})
+
+
+def with_status(node: NodeSnapshot, **changes: Any) -> NodeSnapshot:
+    return replace(node, status=replace(node.status, **changes), earlier=replace(node.earlier, **changes))
+
+
+def with_agent(node: NodeSnapshot, **changes: Any) -> NodeSnapshot:
+    return with_status(node, agent=agent(node.name, **changes))
+
+
+def gone(node: NodeSnapshot) -> NodeSnapshot:
+    silent = NodeStatus(node.name, reachable=False, trouble="no route to host")
+    return replace(node, status=silent, earlier=silent, facts=None, stores=False, made=False)
+
+
+def differs(node: NodeSnapshot, *changes: Difference) -> NodeSnapshot:
+    return replace(node, differences=changes)
+
+
+def file(path: str, phase: str = "proxy", text: str = "--- a\n+++ b\n-old\n+new") -> Difference:
+    return Difference(phase, "cp-2", File(path, b""), text)
+
+
+def problem(check: str, text: str) -> Problem:
+    return Problem(check, "cp-2", text)
+
+
+def restarts(name: str, count: int = 3) -> list[str]:
+    return [f"{CLOCK - number:.6f} cp-2 systemd[1]: {name}: Scheduled restart job, restart counter is at {number}."
+            for number in range(count)]  # fmt: skip
+
+
+HAPROXY = paths.HAPROXY_UNITS[0]
+AGENT, DROP_IN = paths.unit("agent"), "/etc/systemd/system/kubeadm-registry-agent.service.d/x.conf"
+TAKEN = "port 5000/tcp is in use by python3 (pid 77) at 0.0.0.0:5000; stop it or change its port"
+BLOCKED = "cannot connect to cp-3 (10.0.0.13) on TCP port 3901; open it in the firewall of cp-3"
+DROPS = FirewallRule("inet site", "in", "tcp dport 3901 drop # handle 4")
+HTTP = Listener(5000, "0.0.0.0:5000", "python3", "77", "site.service", "ss -ltnp: 0.0.0.0:5000")
+Spoil = Callable[[NodeSnapshot], NodeSnapshot]
+#: What is spoiled on cp-2; the code of the finding, and words of its command.
+CASES: dict[str, tuple[Spoil, str, str]] = {
+    "stopped": (lambda one: with_unit(one, AGENT, ActiveState="inactive", SubState="dead"), "ServiceStopped",
+                f"systemctl start {AGENT}"),
+    "masked": (lambda one: with_unit(one, AGENT, LoadState="masked", ActiveState="inactive", UnitFileState="masked"),
+               "ServiceMasked", f"systemctl unmask {AGENT}"),
+    "failed": (lambda one: with_unit(one, AGENT, ActiveState="failed", Result="exit-code"), "ServiceFailed",
+               f"systemctl restart {AGENT}"),
+    "no unit file": (lambda one: with_unit(one, AGENT, LoadState="not-found", ActiveState="inactive"), "UnitMissing",
+                     "kubeadm-registry init"),
+    "crash loop": (lambda one: with_unit(one, AGENT, ActiveState="activating", SubState="auto-restart"),
+                   "ServiceCrashLoops", "journalctl"),
+    "crash loop, seen while it runs": (lambda one: with_facts(one, manager=restarts(AGENT)), "ServiceCrashLoops", ""),
+    "broken by a drop-in": (
+        lambda one: with_unit(one, AGENT, ActiveState="failed", DropInPaths=DROP_IN), "UnitBroken", f"rm {DROP_IN}"),
+    "a drop-in": (lambda one: with_unit(one, AGENT, DropInPaths=DROP_IN), "UnitOverridden", f"rm {DROP_IN}"),
+    "containerd": (lambda one: with_unit(one, CONTAINERD, ActiveState="inactive"), "ContainerdStopped",
+                   "systemctl start containerd"),
+    "disabled": (
+        lambda one: differs(with_unit(one, AGENT, UnitFileState="disabled"),
+                            Difference("agent", "cp-2", Running(AGENT, ()), f"{AGENT}: is enabled")),
+        "ServiceDisabled", f"systemctl enable {AGENT}"),
+    "stale": (
+        lambda one: differs(one, Difference("agent", "cp-2", Running(AGENT, ()),
+                                            f"{AGENT}: restarts, because it runs with earlier versions of x")),
+        "ServiceStale", "kubeadm-registry init"),
+    "out of memory": (
+        lambda one: with_facts(one, manager=[
+            f"{CLOCK} cp-2 systemd[1]: {AGENT}: A process of this unit has been killed by the OOM killer."]),
+        "OutOfMemory", "systemd-cgtop"),
+    "short of memory": (lambda one: with_facts(one, pressure={"some": 60.0, "full": 40.0}), "MemoryPressure", ""),
+    "retention failed": (lambda one: with_unit(one, retention.DAILY, ActiveState="failed", Result="exit-code"),
+                         "RetentionFailed", "retention plan"),
+    "reinstalled": (lambda one: replace(with_facts(one, tree=frozenset(), secrets=""), stores=False, made=False),
+                    "NodeNotInstalled", "init --bundle"),
+    "init incomplete": (
+        lambda one: with_unit(with_unit(one, AGENT, LoadState="not-found", ActiveState="inactive"),
+                              paths.unit("keepalived"), LoadState="not-found", ActiveState="inactive"),
+        "InitIncomplete", "kubeadm-registry init"),
+    "configuration removed": (
+        lambda one: differs(with_facts(one, tree=frozenset({paths.PROGRAMS, f"{paths.UNITS}/{AGENT}"}), secrets=""),
+                            file(haproxy.CONFIG)),
+        "ConfigurationRemoved", "kubeadm-registry init"),
+    "configuration damaged": (
+        lambda one: differs(with_unit(one, paths.HAPROXY_UNITS[0], ActiveState="failed", Result="exit-code"),
+                            file(haproxy.CONFIG)),
+        "ConfigDamaged", "kubeadm-registry init"),
+    "configuration damaged, while it starts again": (
+        lambda one: differs(with_facts(with_unit(one, HAPROXY, ActiveState="activating", SubState="start"),
+                                       manager=restarts(HAPROXY)), file(haproxy.CONFIG)),
+        "ConfigDamaged", "kubeadm-registry init"),
+    "stopped and killed": (lambda one: with_unit(one, garage.UNIT, ActiveState="failed", Result="timeout"),
+                           "ServiceStopped", f"systemctl start {garage.UNIT}"),
+    "configuration edited": (lambda one: differs(one, file(haproxy.CONFIG)), "ConfigChanged", "init --dry-run --diff"),
+    "unit edited": (lambda one: differs(one, file(f"{paths.UNITS}/{AGENT}", "agent")), "UnitChanged", "init"),
+    "mirrors": (lambda one: differs(one, file("/etc/containerd/certs.d/x/hosts.toml", "containerd")),
+                "MirrorsChanged", "init phase containerd"),
+    "secrets missing": (lambda one: with_facts(one, secrets=""), "SecretsMissing", "kubeadm-registry init"),
+    "secrets exposed": (lambda one: with_facts(one, secrets="644 root:root"), "SecretsExposed", "chmod 600"),
+    "certificate of another CA": (
+        lambda one: with_status(one, certificate_flaw=("OtherAuthority", "cp-2 serves another")), "CertificateWrong",
+        "kubeadm-registry init"),
+    "certificate expired": (lambda one: with_status(one, certificate_ends=NOW - timedelta(days=1)),
+                            "CertificateExpired", "kubeadm-registry init"),
+    "certificate ends": (lambda one: with_status(one, certificate_ends=NOW + timedelta(days=9)), "CertificateExpires",
+                         "kubeadm-registry init"),
+    "certificate not loaded": (lambda one: with_status(one, certificate_flaw=("NotLoaded", "cp-2 serves an older")),
+                               "CertificateNotLoaded", "systemctl reload"),
+    "CA ends": (lambda one: with_status(one, authority_ends=NOW + timedelta(days=90)), "CAExpires", ""),
+    "run killed": (lambda one: with_facts(one, unfinished=["/etc/x/.y.abcdefghij.kubeadm-registry"]),
+                   "RunInterrupted", "kubeadm-registry init"),
+    "run hangs": (
+        lambda one: with_facts(one, running=True, lock="me@there pid 1, since 2029-12-31T20:00:00Z, process 4711"),
+        "RunHangs", "kill 4711"),
+    "not mounted": (lambda one: replace(with_facts(one, unmounted=[f"{DATA} /dev/sdb1"]), stores=False),
+                    "DataNotMounted", f"mount {DATA}"),
+    "data gone": (lambda one: replace(one, stores=False), "DataMissing", "findmnt"),
+    "read-only": (lambda one: with_facts(one, mount=f"{DATA} /dev/sdb1 ext4 ro,relatime"), "DataReadOnly",
+                  f"mount -o remount,rw {DATA}"),
+    "full": (lambda one: with_facts(one, space=FileSystem(500 * 2**30, 2**30, "/", "df")), "DiskFull",
+             "images delete"),
+    "fills": (lambda one: with_facts(one, space=FileSystem(500 * 2**30, 50 * 2**30, "/", "df")), "DiskFills",
+              "images delete"),
+    "no inodes": (lambda one: with_facts(one, inodes=FileSystem(10**6, 3, "/", "df")), "InodesExhausted",
+                  "du --inodes"),
+    "pushes closed": (lambda one: with_facts(one, pushes={"closed": int(CLOCK) + 300, "full": 0}), "PushesClosed",
+                      "images collect"),
+    "down": (gone, "NodeDown", "power cp-2 on"),
+    "clock": (lambda one: with_agent(one, clock_off=2.0), "ClockOff", "chronyc makestep"),
+    "port taken": (
+        lambda one: replace(with_facts(one, listeners=[HTTP]), problems=[problem("Ports", TAKEN)]),
+        "PortTaken", "systemctl stop site.service"),
+    "port blocked": (
+        lambda one: replace(with_facts(one, firewall=[DROPS]), problems=[problem("Firewall", BLOCKED)]),
+        "PortBlocked", "nft delete rule inet site in handle 4"),
+    "peer silent": (
+        lambda one: with_agent(one, peers={"cp-1": {"presence": "silent"}, "cp-3": {"presence": "fresh"}}),
+        "PeerSilent", "ping"),
+    "two holders": (lambda one: with_status(one, vip=(VIP,)), "VIPTwice", ""),
+    "foreign holder": (lambda one: with_facts(one, answers={VIP: ["02:00:00:00:00:01", "02:99:00:00:00:01"]}),
+                       "VIPForeign", "ip address del"),
+    "router id": (lambda one: with_facts(one, vrrp={"10.0.0.99": "02:99:00:00:00:01"}), "RouterIDTaken",
+                  "virtual_router_id"),
+    "unguarded": (lambda one: with_status(with_agent(one, guarded=False), guarded=False), "Unguarded",
+                  f"systemctl restart {network.GUARD_UNIT}"),
+    "time not synchronized": (lambda one: replace(one, problems=[problem("TimeSync", "no time service is running")]),
+                              "TimeSync", "preflight"),
+    "another cluster file": (lambda one: replace(one, problems=[problem("SameCluster", "spec.nodes: differ")]),
+                             "ClusterFileDiffers", "config validate"),
+    "agent silent": (lambda one: with_status(one, agent=None), "AgentSilent", f"systemctl restart {AGENT}"),
+    "storage hangs": (lambda one: with_agent(one, conditions=["StorageDown"], fit=False), "ServiceHangs",
+                      f"systemctl restart {garage.UNIT}"),
+    "unfit": (lambda one: with_agent(one, fit=False), "NodeUnfit", "journalctl"),
+    "copying": (lambda one: with_agent(one, conditions=["StorageCopying"]), "StorageCopying", "status"),
+    "canary": (lambda one: with_agent(one, conditions=["CanaryMissing"]), "CanaryMissing", "kubeadm-registry verify"),
+}  # fmt: skip
+
+
+def codes(found: doctor.Diagnosis) -> list[str]:
+    return [one.kind.code for one in found.findings]
+
+
+def test_a_healthy_registry_has_no_finding() -> None:
+    found = doctor.diagnose(snapshot())
+    assert (found.state, found.findings) == ("healthy", [])
+
+
+@pytest.mark.parametrize(("spoil", "code", "fix"), CASES.values(), ids=CASES)
+def test_what_is_spoiled_is_found_alone(spoil: Spoil, code: str, fix: str) -> None:
+    found = doctor.diagnose(snapshot(cp_2=spoil(well("cp-2"))))
+    assert codes(found) == [code]
+    (finding,) = found.findings
+    assert any(fix in str(one) for one in finding.fix)
+    assert finding.evidence
+    assert finding.node in ("cp-2", "") or code == "PeerSilent", "which is about two nodes"
+    assert found.state == ("down" if code == "VIPTwice" else "degraded")
+
+
+def test_every_kind_is_tried() -> None:
+    tried = {code for _, code, _ in CASES.values()}
+    elsewhere = {
+        "NotInstalled", "ProgramsMissing", "SecretsUnusable", "CAExpired", "NoQuorum", "SSHFails", "VIPNowhere",
+        "RetentionPaused", "Preflight", "StoragePartial", "CanaryBroken", "NoMajority", "MembersDiffer", "NoTimer",
+        "HiddenHolder", "StatusNotHealthy",
+    }  # fmt: skip
+    assert {kind.code for kind in KINDS} - tried == elsewhere
+    assert len({kind.code for kind in KINDS}) == len(KINDS), "a code stands for one kind"
+
+
+def test_a_virtual_ip_that_moves_meanwhile_is_no_finding() -> None:
+    first, second = well("cp-1"), well("cp-2")
+    moved = snapshot(
+        cp_1=replace(first, status=replace(first.status, vip=())),
+        cp_2=replace(second, status=replace(second.status, vip=(VIP,))),
+    )
+    assert codes(doctor.diagnose(moved)) == []
+
+
+def test_no_node_holds_the_virtual_ip() -> None:
+    found = doctor.diagnose(snapshot(cp_1=with_status(well("cp-1"), vip=())))
+    assert (codes(found), found.state) == (["VIPNowhere"], "down")
+
+
+def test_what_the_agent_reports_for_a_moment_only_is_no_finding() -> None:
+    node = well("cp-2")
+    flickers = replace(node, status=replace(node.status, agent=agent("cp-2", fit=False, conditions=["StorageDown"])))
+    assert codes(doctor.diagnose(snapshot(cp_2=flickers))) == []
+
+
+def test_a_symptom_elsewhere_is_a_warning_behind_the_error_that_may_cause_it() -> None:
+    stopped = with_unit(well("cp-2"), garage.UNIT, ActiveState="inactive", SubState="dead")
+    partial = with_agent(well("cp-1"), conditions=["StoragePartial"])
+    found = doctor.diagnose(snapshot(cp_1=partial, cp_2=stopped))
+    assert [(one.kind.code, one.kind.severity) for one in found.findings] == [
+        ("ServiceStopped", "error"),
+        ("StoragePartial", "warning"),
+    ]
+
+
+def test_two_nodes_down_are_no_quorum() -> None:
+    found = doctor.diagnose(snapshot(cp_2=gone(well("cp-2")), cp_3=gone(well("cp-3"))))
+    assert sorted(codes(found)) == ["NoQuorum", "NodeDown", "NodeDown"]
+
+
+def test_a_node_that_only_ssh_does_not_reach_is_not_down() -> None:
+    found = doctor.diagnose(snapshot(heard=True, cp_3=gone(well("cp-3"))))
+    assert codes(found) == ["SSHFails"]
+
+
+def test_a_holder_that_only_ssh_does_not_reach_still_serves() -> None:
+    peers = {name: {"presence": "fresh", "level": 0} for name in NAMES}
+    others = {name: with_agent(well(name.replace("_", "-")), peers=peers) for name in ("cp_2", "cp_3")}
+    found = doctor.diagnose(snapshot(heard=True, cp_1=gone(well("cp-1")), **others))
+    assert (codes(found), found.state) == (["SSHFails"], "degraded")
+    unheard = {name: with_facts(one, answers={VIP: []}) for name, one in others.items()}
+    assert doctor.diagnose(snapshot(heard=True, cp_1=gone(well("cp-1")), **unheard)).state == "down"
+
+
+def test_no_node_answers() -> None:
+    found = doctor.diagnose(snapshot(**{name.replace("-", "_"): gone(well(name)) for name in NAMES}))
+    assert found.state == "unknown"
+    assert set(codes(found)) == {"NodeDown", "NoQuorum"}
+
+
+def test_nothing_installed() -> None:
+    bare = {name: replace(with_facts(well(name), tree=frozenset(), secrets=""), stores=False, made=False)
+            for name in NAMES}  # fmt: skip
+    nodes = [with_status(one, agent=None, vip=(), services=dict.fromkeys(SERVICES, "inactive"), certificate_ends=None)
+             for one in bare.values()]  # fmt: skip
+    judged = status.judge(THREE, [one.status for one in nodes], CLOCK)
+    found = doctor.diagnose(Snapshot(THREE, nodes, judged, judged, made=False, moment=NOW))
+    assert codes(found) == ["NotInstalled"]
+    assert found.state == "down"
+
+
+def test_a_node_that_does_not_answer_before_the_first_init_is_named() -> None:
+    bare = [replace(with_facts(well(name), tree=frozenset(), secrets=""), stores=False, made=False) for name in NAMES]
+    nodes = [with_status(one, agent=None, vip=()) for one in bare[:2]] + [gone(bare[2])]
+    judged = status.judge(THREE, [one.status for one in nodes], CLOCK)
+    found = doctor.diagnose(Snapshot(THREE, nodes, judged, judged, made=False, moment=NOW))
+    assert codes(found) == ["NotInstalled", "NodeDown"]
+
+
+@pytest.mark.parametrize("condition", ["ClocksAgree", "CanLoseANode"])
+def test_what_status_reports_is_never_no_problem(condition: str) -> None:
+    seen = snapshot()
+    for judged in (seen.judged, seen.judged_earlier):
+        next(one for one in judged["conditions"] if one["type"] == condition)["status"] = "False"
+    assert codes(doctor.diagnose(seen)) == ["StatusNotHealthy"]
+
+
+SAID = """\
+=== clock
+1893456000
+=== units
+Id=kubeadm-registry-agent.service
+LoadState=loaded
+ActiveState=failed
+
+Id=containerd.service
+LoadState=loaded
+ActiveState=active
+=== words
+--- kubeadm-registry-agent.service
+cannot read it
+=== manager
+1893455999.5 cp-1 systemd[1]: kubeadm-registry-agent.service: Scheduled restart job, restart counter is at 1.
+=== space
+Filesystem 1-blocks Used Available Capacity Mounted on
+/dev/sda1 1000 400 600 40% /var
+=== fstab
+/ /dev/sda1
+/var/lib/kubeadm-registry /dev/sdb1
+/srv /dev/sdc1
+=== mounts
+/
+=== tree
+/etc/kubeadm-registry
+=== secrets
+600 root:root
+=== lock
+root@there pid 1, since 2029-12-31T20:00:00Z, process 4711
+running
+=== pushes
+closed 7
+full 0
+=== pressure
+some avg10=1.00 avg60=2.50 avg300=0 total=1
+full avg10=1.00 avg60=1.50 avg300=0 total=1
+=== links
+2: eth0: <UP> mtu 1500 state UP\\    link/ether 02:00:00:00:00:01 brd ff:ff:ff:ff:ff:ff
+=== listeners
+0.0.0.0:5000 users:(("python3",pid=77,fd=3)) 0::/system.slice/site.service
+10.0.0.11:5000 users:(("haproxy",pid=78,fd=3)) 0::/kubeadm_registry.slice/kubeadm-registry-haproxy@1.service
+=== firewall
+inet site|in|tcp dport { 3901, 5443 } drop # handle 4
+=== wire
+{"answers": {"10.0.0.10": ["02:00:00:00:00:09"]}, "vrrp": {"10.0.0.99": "02:00:00:00:00:09"}, "trouble": ""}
+"""
+
+
+def test_an_answer_is_read() -> None:
+    found = parse(SAID, "/var/lib/kubeadm-registry")
+    assert found.units["kubeadm-registry-agent.service"].words == ["cannot read it"]
+    assert found.units["containerd.service"].active
+    assert found.space == FileSystem(1000, 600, "/var", "df /dev/sda1 1000 400 600 40% /var")
+    assert found.unmounted == ["/var/lib/kubeadm-registry /dev/sdb1"]
+    assert found.running
+    assert found.pushes == {"closed": 7, "full": 0}
+    assert found.pressure == {"some": 2.5, "full": 1.5}
+    assert found.hardware == {"02:00:00:00:00:01"}
+    assert [one.unit for one in found.listeners] == ["site.service", "kubeadm-registry-haproxy@1.service"]
+    assert [one.ours for one in found.listeners] == [False, True]
+    assert found.firewall[0].handle == "4"
+    assert found.firewall[0].concerns("tcp", [5443])
+    assert not found.firewall[0].concerns("tcp", [5000])
+    assert found.answers == {"10.0.0.10": ["02:00:00:00:00:09"]}
+
+
+def test_a_node_that_says_nothing_is_read_as_well() -> None:
+    assert parse("", DATA) == parse("=== nothing\n", DATA)
+    assert parse("", DATA).units == {}
+
+
+#: containerd's phase asks what these hosts do not know.
+COMPARED = tuple(phase for phase in INIT if phase.name not in ("containerd", "verify"))
+
+
+def examine(fake: FakeCluster) -> Snapshot:
+    return doctor.examine(fake.config, fake.cluster_hosts(), {}, COMPARED)
+
+
+@pytest.fixture
+def said(three: FakeCluster) -> FakeCluster:
+    """An installed cluster in memory whose nodes answer the question of ``facts``."""
+    fake = healthy(three)
+    run(INIT, fake.cluster, JsonLines(io.StringIO()), skip=ELSEWHERE)
+    for name, server in fake.servers.items():
+        text = "=== clock\n1\n=== units\n" + "\n\n".join(
+            "\n".join(f"{key}={value}" for key, value in unit(one).properties.items()) for one in units(fake.config)
+        )
+        tree = "\n=== tree\n" + "\n".join(facts_module._TREE) + f"\n=== secrets\n600 root:root\n=== name\n{name}\n"
+        server.answer("sh", "-c", facts_module._ASK, "doctor", with_=text + tree)
+    return fake
+
+
+def test_an_examination_changes_nothing(said: FakeCluster) -> None:
+    acts = [list(server.acts) for server in said.servers.values()]
+    seen = examine(said)
+    assert [list(server.acts) for server in said.servers.values()] == acts
+    assert all(node.facts is not None for node in seen.nodes)
+    assert [one.text for node in seen.nodes for one in node.differences if isinstance(one.change, File)] == []
+
+
+def test_an_examination_sees_what_was_edited(said: FakeCluster) -> None:
+    said.servers["cp-2"].put(haproxy.CONFIG, "edited")
+    seen = examine(said)
+    differ = {(one.host, one.change.path) for node in seen.nodes for one in node.differences
+              if isinstance(one.change, File)}  # fmt: skip
+    assert ("cp-2", haproxy.CONFIG) in differ
+
+
+def test_a_node_that_breaks_off_is_not_reachable(said: FakeCluster) -> None:
+    def lost(*_: object) -> bytes:
+        raise ConnectionFailed("the connection broke", host="cp-3")
+
+    said.servers["cp-3"].answer("sh", "-c", facts_module._ASK, "doctor", with_=lost)
+    seen = examine(said)
+    assert [node.name for node in seen.unreachable] == ["cp-3"]
+
+
+def test_before_the_first_init_nothing_is_compared(three: FakeCluster) -> None:
+    for server in three.servers.values():
+        server.answer("sh", "-c", facts_module._ASK, "doctor", with_="=== clock\n1\n")
+    found = doctor.diagnose(examine(three))
+    assert codes(found) == ["NotInstalled"]
+
+
+def test_damaged_secrets_are_a_finding(said: FakeCluster) -> None:
+    said.servers["cp-1"].put("/etc/kubeadm-registry/secrets.json", "{", 0o600)
+    found = doctor.diagnose(examine(said))
+    assert "SecretsUnusable" in codes(found)
+
+
+def output(found: doctor.Diagnosis, capsys: pytest.CaptureFixture[str]) -> str:
+    command.show(found)
+    return capsys.readouterr().out
+
+
+def test_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert output(doctor.diagnose(snapshot()), capsys) == "no problem found\n"
+    spoiled = doctor.diagnose(snapshot(cp_2=CASES["stopped"][0](well("cp-2"))))
+    assert output(spoiled, capsys) == (
+        f"error [ServiceStopped] cp-2: {AGENT} is stopped\n"
+        "  meaning:   The node lacks a part of the registry; the others serve without it, and none of them may fail.\n"
+        f"  evidence:  systemctl show {AGENT}: LoadState=loaded ActiveState=inactive SubState=dead Result=success "
+        "UnitFileState=enabled\n"
+        f"             journalctl -u {AGENT}: its last words\n"
+        f"  fix:       cp-2# systemctl start {AGENT}\n"
+        "\n"
+        "1 error; the registry serves, but is degraded\n"
+    )
+
+
+def test_json() -> None:
+    found = doctor.diagnose(snapshot(cp_2=CASES["full"][0](well("cp-2")))).to_dict()
+    assert json.loads(json.dumps(found)) == found
+    (finding,) = found["findings"]
+    assert (found["state"], finding["code"], finding["node"], finding["severity"]) == (
+        "degraded", "DiskFull", "cp-2", "error",
+    )  # fmt: skip
+    assert finding["fix"][0] == {"on": "workstation", "command": "kubeadm-registry images delete"}
+
+
+def test_the_page_has_every_code_and_room() -> None:
+    page = doctor_page.PAGE.read_text()
+    assert page == doctor_page.written(page), "run: .venv/bin/python -m tests.unit.doctor_page"

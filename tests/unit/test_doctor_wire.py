@@ -1,0 +1,68 @@
+"""What is read from the wire: answers to an ARP probe, and VRRP advertisements of one virtual router."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from kubeadm_registry.doctor import wire
+
+OWN, OTHER = bytes.fromhex("020000000001"), bytes.fromhex("029900000001")
+VIP = "10.0.0.10"
+
+
+def frame(kind: int, body: bytes) -> bytes:
+    return OWN + OTHER + struct.pack("!H", kind) + body
+
+
+def arp(operation: int, address: str) -> bytes:
+    sender = OTHER + socket.inet_aton(address)
+    return frame(wire.ARP, struct.pack("!HHBBH", 1, wire.IPV4, 6, 4, operation) + sender + OWN + bytes(4))
+
+
+def ipv4(protocol: int, router: int) -> bytes:
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 32, 1, 0, 255, protocol, 0)
+    return frame(
+        wire.IPV4, head + socket.inet_aton("10.0.0.99") + socket.inet_aton("224.0.0.18") + bytes([0x31, router])
+    )
+
+
+def ipv6(router: int) -> bytes:
+    addresses = socket.inet_pton(socket.AF_INET6, "fe80::9") + socket.inet_pton(socket.AF_INET6, "ff02::12")
+    return frame(wire.IPV6, struct.pack("!IHBB", 6 << 28, 12, wire.VRRP, 255) + addresses + bytes([0x31, router]))
+
+
+@pytest.mark.parametrize(
+    ("seen", "answers", "vrrp"),
+    [
+        (arp(2, VIP), ["02:99:00:00:00:01"], {}),
+        (arp(1, VIP), [], {}),
+        (arp(2, "10.0.0.77"), [], {}),
+        (ipv4(wire.VRRP, 111), [], {"10.0.0.99": "02:99:00:00:00:01"}),
+        (ipv4(wire.VRRP, 51), [], {}),
+        (ipv4(6, 111), [], {}),
+        (ipv6(111), [], {"fe80::9": "02:99:00:00:00:01"}),
+    ],
+    ids=["answer", "question", "another address", "advert", "another router", "TCP", "IPv6"],
+)
+def test_a_frame_is_read(seen: bytes, answers: list[str], vrrp: dict[str, str]) -> None:
+    shown: dict[str, Any] = {"answers": {VIP: []}, "vrrp": {}}
+    for _ in range(2):
+        wire.read(seen, 111, shown)
+    assert shown == {"answers": {VIP: answers}, "vrrp": vrrp}
+
+
+def test_a_probe_names_no_sender() -> None:
+    """RFC 5227, 2.1.1: nobody's cache is changed by it."""
+    sent = wire.probe(OWN, VIP)
+    assert sent[:6] == b"\xff" * 6
+    assert sent[28:32] == bytes(4)
+    assert sent[38:42] == socket.inet_aton(VIP)
+
+
+def test_an_interface_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wire.main(["no-such-interface", "111", "0.1", VIP]) == 0
+    assert '"trouble": ""' not in capsys.readouterr().out

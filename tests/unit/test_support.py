@@ -1,0 +1,218 @@
+"""The support archive: what is in it, and that no secret is, in whatever form it was logged."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import tarfile
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from kubeadm_registry import paths, secrets, support
+from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.support import collection
+from kubeadm_registry.support.collection import ITEMS, Collected, collect
+from kubeadm_registry.support.masking import Mask, values
+from tests.unit.fake_cluster import FakeCluster, fixed_secrets
+
+NAMES = ("cp-1", "cp-2", "cp-3")
+ODD = "p/w+d=\u00fc%41 with blanks & more"
+KNOWN = values(fixed_secrets(NAMES).to_json()) | {"odd": ODD}
+PLAIN = {
+    name: value for name, value in KNOWN.items() if not name.startswith(("login", "node_keys")) and "\n" not in value
+}
+
+
+def in_base64(value: str) -> bytes:
+    return base64.b64encode(value.encode())
+
+
+#: How a secret may be written.
+FORMS = {
+    "raw": str.encode,
+    "URL-quoted": lambda value: quote(value, safe="").encode(),
+    "quoted in small letters": lambda value: re.sub("%..", lambda one: one[0].lower(), quote(value, safe="")).encode(),
+    "hex": lambda value: value.encode().hex().encode(),
+    "HEX": lambda value: value.encode().hex().upper().encode(),
+    "base64": in_base64,
+    "base64 behind a byte": lambda value: in_base64(f"x{value}"),
+    "base64 behind two": lambda value: in_base64(f"xy{value}"),
+    "base64 before others": lambda value: in_base64(f"{value}:and more"),
+    "URL-safe base64": lambda value: base64.urlsafe_b64encode(value.encode()),
+    "login": lambda value: in_base64(f"push:{value}"),
+    "JSON": lambda value: json.dumps({"it": value}).encode(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_each_form_of_each_secret_is_masked_and_found(name: str, form: str) -> None:
+    mask = Mask.of(KNOWN)
+    written = b"Nov 28 cp-1 zot[7]: " + FORMS[form](PLAIN[name]) + b" was refused\n"
+    assert mask.found(written), "what is not masked would be found"
+    masked = mask.masked(written)
+    assert not mask.found(masked)
+    assert masked.startswith(b"Nov 28 cp-1 zot[7]: ")
+    assert masked.endswith(b" was refused\n")
+
+
+def test_a_secret_over_two_lines_is_found_though_not_masked() -> None:
+    mask, value = Mask.of(KNOWN), in_base64(KNOWN["push_password"])
+    written = value[:9] + b"\n    " + value[9:]
+    assert mask.found(mask.masked(written))
+
+
+def test_keys_are_masked_line_by_line_and_the_public_half_stays() -> None:
+    found = fixed_secrets(NAMES)
+    mask = Mask.of(KNOWN)
+    for line in found.ca_key.splitlines()[1:-1]:
+        assert mask.masked(line.encode()).startswith(b"<secret")
+    public = found.node_id("cp-1").encode()
+    assert mask.masked(public) == public
+    assert mask.found(found.node_key("cp-1").encode())
+    assert mask.masked(found.ca_certificate.encode()) == found.ca_certificate.encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "masked"),
+    [
+        (b'password = "of another registry"', b"password = <secret>"),
+        (b'  "identitytoken": "abcdefgh",', b'  "identitytoken": <secret>,'),
+        (b'    Authorization = ["Basic cHVzaDpwdw=="]', b"    Authorization = <secret>"),
+        (b"Authorization: Basic cHVzaDpwdw==", b"Authorization: <secret>"),
+        (b"api_key: abc", b"api_key: <secret>"),
+        (b'rpc_secret_file = "/etc/x"', b'rpc_secret_file = "/etc/x"'),
+        (b"admin_token = /etc/x", b"admin_token = /etc/x"),
+        (b"tokens are counted", b"tokens are counted"),
+    ],
+)
+def test_what_sounds_like_a_secret_of_others_is_masked_too(line: bytes, masked: bytes) -> None:
+    assert Mask.of({}).masked(line) == masked
+
+
+def test_private_keys_of_others_are_masked() -> None:
+    text = b"a\n-----BEGIN EC PRIVATE KEY-----\nMHcCAQ\n-----END EC PRIVATE KEY-----\nb\n"
+    assert Mask.of({}).masked(text) == b"a\n<private key>\nb\n"
+
+
+def test_of_a_damaged_file_each_longer_word_is_a_secret() -> None:
+    content = fixed_secrets(NAMES).to_json()[:-40]
+    assert "the-retention-password" in values(content).values()
+
+
+PLANTED = "Nov 28 zot: login push:the-push-password, token dGhlLWFkbWluLXRva2Vu, %74 the-rpc-secret\n"
+
+
+@pytest.fixture
+def said(three: FakeCluster) -> FakeCluster:
+    """Nodes with secrets, which answer each question with planted ones."""
+    content = fixed_secrets(NAMES).to_json()
+    for name, server in three.servers.items():
+        server.put(secrets.PATH, content, 0o600)
+        for item in ITEMS:
+            script = f"{{ {item.script}\n}} 2>&1 | tail -c {collection.MOST}"
+            server.answer("sh", "-c", script, "support", with_=f"{name}: {item.name}\n{PLANTED}")
+    return three
+
+
+def collected(fake: FakeCluster) -> Collected:
+    hosts = fake.cluster_hosts()
+    return collect(fake.config, hosts, {}, "spec: {}\n", 3600)
+
+
+def assert_clean(files: dict[str, bytes]) -> None:
+    mask = Mask.of(values(fixed_secrets(NAMES).to_json()))
+    for name, content in files.items():
+        assert not mask.found(content), name
+
+
+def test_planted_secrets_are_in_no_file(said: FakeCluster) -> None:
+    found = collected(said)
+    assert_clean(found.files)
+    assert {f"nodes/{name}/{item.name}" for name in NAMES for item in ITEMS} <= set(found.files)
+    assert b"login push:<secret push_password>" in found.files["nodes/cp-2/journal.log"]
+    assert found.withheld == {}
+    assert found.masked >= len(ITEMS) * len(NAMES)
+
+
+def test_nothing_is_changed_on_the_nodes(said: FakeCluster) -> None:
+    collected(said)
+    assert said.acts() == []
+
+
+def test_a_file_that_cannot_be_masked_is_left_out_and_that_is_said(said: FakeCluster) -> None:
+    value = in_base64("the-push-password")
+    item = next(one for one in ITEMS if one.name == "journal.log")
+    script = f"{{ {item.script}\n}} 2>&1 | tail -c {collection.MOST}"
+    said.servers["cp-3"].answer("sh", "-c", script, "support", with_=value[:7] + b"\n" + value[7:])
+    found = collected(said)
+    assert found.withheld == {"nodes/cp-3/journal.log": ["push_password"]}
+    assert "nodes/cp-3/journal.log" not in found.files
+    index = found.files["index.md"].decode()
+    assert "nodes/cp-3/journal.log | left out, because it still contained push_password" in index
+    assert_clean(found.files)
+
+
+def test_a_node_that_does_not_answer_is_named_and_the_others_are_there(said: FakeCluster) -> None:
+    hosts = said.cluster_hosts()[:2]
+    found = collect(said.config, hosts, {"cp-3": "no route to host"}, "spec: {}\n", 3600)
+    assert "nodes/cp-2/journal.log" in found.files
+    assert "| cp-3 | no route to host |" in found.files["index.md"].decode()
+
+
+def test_a_node_that_breaks_off_in_the_middle_gives_what_it_gave(said: FakeCluster) -> None:
+    def lost(*_: object) -> bytes:
+        raise ConnectionFailed("the connection broke", host="cp-1")
+
+    item = ITEMS[-1]
+    script = f"{{ {item.script}\n}} 2>&1 | tail -c {collection.MOST}"
+    said.servers["cp-1"].answer("sh", "-c", script, "support", with_=lost)
+    found = collected(said)
+    assert found.missing[f"nodes/cp-1/{item.name}"] == "the connection broke"
+    assert "nodes/cp-1/journal.log" in found.files
+
+
+def test_what_cannot_be_searched_is_not_taken(said: FakeCluster) -> None:
+    """All nodes are installed, and none has the secrets: nobody knows what to look for."""
+    for server in said.servers.values():
+        del server.tree[secrets.PATH]
+        server.put(f"{paths.ETC}/garage/garage.toml", "x")
+    found = collected(said)
+    assert not [name for name in found.files if name.startswith("nodes/")]
+    assert "no node has the secrets" in found.files["index.md"].decode()
+
+
+def test_the_archive_is_whole_and_for_its_owner_alone(tmp_path: Path, said: FakeCluster) -> None:
+    target = tmp_path / "out.tar.gz"
+    target.write_text("an earlier one")
+    os.umask(0o022)
+    made = support.write(target, collected(said).files)
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert made.size == target.stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tar.gz"]
+    with tarfile.open(target) as tar:
+        names = tar.getnames()
+        assert names[0] == "out/index.md"
+        assert len(names) == made.files
+        whole = b"".join(file.read() for one in tar if (file := tar.extractfile(one)) is not None)
+    assert_clean({"whole": whole})
+
+
+def test_a_write_that_fails_leaves_the_earlier_archive(tmp_path: Path) -> None:
+    target = tmp_path / "out.tar.gz"
+    target.write_text("an earlier one")
+    with pytest.raises(TypeError):
+        support.write(target, {"index.md": None})  # type: ignore[dict-item]
+    assert target.read_text() == "an earlier one"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tar.gz"]
+
+
+def test_every_file_is_on_the_index_page(said: FakeCluster) -> None:
+    found = collected(said)
+    index = found.files["index.md"].decode()
+    for name in found.files:
+        assert name == "index.md" or f"| [{name}]({name}) |" in index
