@@ -97,11 +97,12 @@ def issue(
 
 
 def renewal_reason(
-    ca_certificate: str, certificate: str, names: Sequence[str], now: datetime | None = None
+    ca_certificate: str, certificate: str, names: Sequence[str], now: datetime | None = None, *, replaced: str = ""
 ) -> str | None:
     """Return why *certificate* must be reissued (wrong CA, wrong names, close to expiry), or None.
 
-    Good is also one that ends soon because its authority does: a new one would end no later.
+    Good is also one that ends soon because its authority does: a new one would end no later. The one with the
+    fingerprint *replaced* is to be replaced in any case.
     """
     now = now or datetime.now(UTC)
     try:
@@ -110,6 +111,8 @@ def renewal_reason(
         leaf.verify_directly_issued_by(authority)
     except Exception as error:  # whatever is wrong with it, a new one is the remedy
         return f"was not issued by the cluster CA ({type(error).__name__})"
+    if fingerprint(certificate) == replaced:
+        return "is to be replaced"
     alternative = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if set(alternative) != set(_general_names(names)):
         return "does not name exactly " + ", ".join(names)
@@ -122,12 +125,19 @@ def renewal_reason(
 
 
 def is_of(ca_certificate: str, certificate: x509.Certificate) -> bool:
-    """Whether the authority signed *certificate*."""
-    try:
-        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_certificate.encode()))
-    except (InvalidSignature, ValueError, TypeError):
-        return False
-    return True
+    """Whether the authority signed *certificate*; of several in the text, one of them."""
+    for authority in x509.load_pem_x509_certificates(ca_certificate.encode()):
+        try:
+            certificate.verify_directly_issued_by(authority)
+        except (InvalidSignature, ValueError, TypeError):
+            continue
+        return True
+    return False
+
+
+def fingerprint(certificate: str) -> str:
+    """SHA-256 of *certificate* (PEM; the first one in the text), hex."""
+    return x509.load_pem_x509_certificate(certificate.encode()).fingerprint(hashes.SHA256()).hex()
 
 
 def expiry(certificate: str) -> datetime:

@@ -47,6 +47,9 @@ def credentials(context: Context, path: Path | None, role: str) -> None:
 @command("ca", short_help="Print the registry's CA certificate (PEM)")
 @file_option
 def ca(context: Context, path: Path | None) -> None:
-    """Print the cluster CA certificate in PEM format. Clients must trust it."""
-    certificate = session.secrets(config.load(path), terminal.prompts(), context.reporter().note).ca_certificate
+    """Print the cluster CA certificate in PEM format. Clients must trust it.
+
+    While the CA is being replaced (`certs renew --ca`) there are two, and clients must trust both.
+    """
+    certificate = session.secrets(config.load(path), terminal.prompts(), context.reporter().note).trust
     put(json.dumps({"ca": certificate}) + "\n" if context.output == "json" else certificate)

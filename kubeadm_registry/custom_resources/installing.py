@@ -96,7 +96,7 @@ def credentials(secrets: Secrets, before: Mapping[str, str], helper: HelperKey |
         pair = pki.issue(pki.Pair(secrets.ca_certificate, secrets.ca_key), "operator", [], unit=pki.METRICS_UNIT)
         metrics = pair.certificate + pair.key
     return {
-        "ca.crt": secrets.ca_certificate,
+        "ca.crt": secrets.trust,
         "username": "push",
         "password": secrets.password("push"),
         "retention-key": secrets.retention_key,
