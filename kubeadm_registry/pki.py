@@ -87,7 +87,7 @@ def issue(
         x509.BasicConstraints(ca=False, path_length=None), critical=True
     )
     if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(_general_names(names)), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(general_names(names)), critical=False)
     certificate = (
         builder.add_extension(x509.ExtendedKeyUsage(usages[0 if names else 1 :]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
@@ -114,7 +114,7 @@ def renewal_reason(
     if fingerprint(certificate) == replaced:
         return "is to be replaced"
     alternative = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    if set(alternative) != set(_general_names(names)):
+    if set(alternative) != set(general_names(names)):
         return "does not name exactly " + ", ".join(names)
     ends, last = leaf.not_valid_after_utc, authority.not_valid_after_utc
     if ends > last:
@@ -137,7 +137,12 @@ def is_of(ca_certificate: str, certificate: x509.Certificate) -> bool:
 
 def fingerprint(certificate: str) -> str:
     """SHA-256 of *certificate* (PEM; the first one in the text), hex."""
-    return x509.load_pem_x509_certificate(certificate.encode()).fingerprint(hashes.SHA256()).hex()
+    return fingerprint_of(x509.load_pem_x509_certificate(certificate.encode()))
+
+
+def fingerprint_of(certificate: x509.Certificate) -> str:
+    """SHA-256 of *certificate*, hex."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def expiry(certificate: str) -> datetime:
@@ -145,7 +150,8 @@ def expiry(certificate: str) -> datetime:
     return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
 
 
-def _general_names(names: Sequence[str]) -> list[x509.GeneralName]:
+def general_names(names: Sequence[str]) -> list[x509.GeneralName]:
+    """*names* as a certificate has them: addresses and DNS names."""
     return [x509.DNSName(name) if (address := ip(name)) is None else x509.IPAddress(address) for name in names]
 
 

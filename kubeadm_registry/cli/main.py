@@ -16,6 +16,7 @@ from kubeadm_registry.cli.command import Program
 COMMANDS = {
     "bundle": ("bundle", "group"),
     "ca": ("credentials", "ca"),
+    "certs": ("certs", "group"),
     "completion": ("about", "completion"),
     "config": ("configuration", "group"),
     "credentials": ("credentials", "credentials"),
