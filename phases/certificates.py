@@ -104,6 +104,17 @@ def renewal(names: Collection[str]) -> Workflow:
     return (STORE, leaf, Phase(AGENTS.name, AGENTS.summary, AGENTS.steps, on))
 
 
+def renew(cluster: Cluster, reporter: Reporter, names: Collection[str], *, dry_run: bool = False) -> list[Action]:
+    """New certificates for the nodes *names*; return what was changed. A run that died is completed, not repeated.
+
+    Raises what ``run`` does, and Error (NotInstalled).
+    """
+    wanted = requested(cluster, names)
+    if wanted != cluster.secrets:
+        cluster = cluster.with_vault(cluster.vault.revised(wanted))
+    return run(renewal(names), cluster, reporter, dry_run=dry_run)
+
+
 Others = Callable[[Cluster], None]
 """Has every other known host trust what the secrets of the cluster say. Raises Error, which names those that do not."""
 
@@ -113,7 +124,7 @@ def replace_authority(
 ) -> list[Action]:
     """Replace the CA, from the stage at which an earlier run stopped; return what was changed on nodes.
 
-    *trust_only*: stop when both CAs are trusted. A *dry_run* shows the stage that comes first. Raises what ``run`` and
+    *trust_only*: stop while both CAs are trusted. A *dry_run* shows the stage that comes first. Raises what ``run`` and
     *others* do.
     """
     if rotation.stage(cluster.secrets) == "" and any(SecretsFile(cluster).diff(host) for host in cluster.hosts):
@@ -128,7 +139,7 @@ def replace_authority(
         if stage == "":
             return actions
         others(cluster)
-        if dry_run or (trust_only and stage == "trust"):
+        if dry_run or (trust_only and stage != "remove"):
             return actions
         cluster = _next(cluster)
 

@@ -141,6 +141,17 @@ def install(
     return _lease(api).holder
 
 
+def refresh(api: Api, secrets: Secrets, tell: Tell) -> None:
+    """Have the operator's Secret, if there is one, say what *secrets* say now; its key for the nodes stays.
+
+    The operator reads it for each round, so it needs no restart. Raises ConnectionFailed.
+    """
+    before = _read(api, path_of(secret({})))
+    if before is not None:
+        there = _decoded(before)
+        apply(api, secret({**there, **credentials(secrets, there, None)}), tell)
+
+
 def uninstall(api: Api, config: RegistryCluster, tell: Tell) -> None:
     """Take away what ``install`` applied, but not the definitions with their objects, nor the guard.
 

@@ -47,8 +47,8 @@ class Site:
         shown = {} if proxy is None else {served.fingerprint(served.ssl.PEM_cert_to_DER_cert(proxy)): proxy}
         return {
             "file": one, "ca": ["C"], "proxies": dict.fromkeys(paths.HAPROXY_SOCKETS, next(iter(shown), None)),
-            "trusted": {key: ["C"] for key in paths.HAPROXY_SOCKETS}, "handshakes": shown, "agent": agent, "trouble": [],
-            **self.more.get(name, {}),
+            "trusted": {key: ["C"] for key in paths.HAPROXY_SOCKETS}, "handshakes": shown, "agent": agent,
+            "trouble": [], **self.more.get(name, {}),
         }  # fmt: skip
 
     def issue(self, name: str, *, ca: pki.Pair | None = None, days: int = 400, names: tuple[str, ...] = ()) -> str:

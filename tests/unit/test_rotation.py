@@ -64,11 +64,7 @@ def begun(fake: FakeCluster, cut: Cut | None) -> Cluster:
 
 def renew(fake: FakeCluster, *names: str, dry_run: bool = False, cut: Cut | None = None) -> list[str]:
     """As the command does; what was changed, by host and phase."""
-    cluster, names = begun(fake, cut), names or NAMES
-    wanted = certificates.requested(cluster, names)
-    if wanted != cluster.secrets:
-        cluster = cluster.with_vault(cluster.vault.revised(wanted))
-    actions = run(certificates.renewal(names), cluster, Recorder(), dry_run=dry_run)
+    actions = certificates.renew(begun(fake, cut), Recorder(), names or NAMES, dry_run=dry_run)
     return [f"{action.host} {action.phase}" for action in actions]
 
 
