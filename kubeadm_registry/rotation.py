@@ -70,7 +70,7 @@ def overlapping(secrets: Secrets) -> tuple[str, ...]:
 
 
 def rotate(secrets: Secrets, roles: Iterable[str]) -> Secrets:
-    """New passwords for *roles*; those of now are accepted as well, and earlier ones no longer."""
+    """New passwords for *roles*; those of now are accepted as well."""
     overlap, changes = dict(secrets.overlap), {}
     for role in roles:
         name = f"{role}_password"

@@ -8,6 +8,7 @@ from kubeadm_registry.phases.certificates import RENEW, STAGES
 from kubeadm_registry.phases.client_nodes import LEAVE, POINT
 from kubeadm_registry.phases.collect import Collection
 from kubeadm_registry.phases.containerd import CONTAINERD
+from kubeadm_registry.phases.credentials import LOGINS
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.helper import FORBID, HELPER
 from kubeadm_registry.phases.identity import SECRETS
@@ -66,6 +67,9 @@ CERTS_RENEW = RENEW
 
 CERTS_RENEW_CA = STAGES
 """A new CA, stage by stage: both are trusted, certificates are of the next one, that one is trusted alone."""
+
+CREDENTIALS_ROTATE = LOGINS
+"""New passwords: the proxies accept both, then everything on the nodes uses the new ones."""
 
 
 def collect(run: Collection) -> Workflow:

@@ -20,21 +20,24 @@ from kubeadm_registry.cli.command import (
     dry_run_option,
     file_option,
 )
-from kubeadm_registry.cli.mirrors import NODES_HELP, run_on_clients
+from kubeadm_registry.cli.others import (
+    Others,
+    clients,
+    kubeconfig_option,
+    no_clients_option,
+    nodes_option,
+    operator_of,
+)
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cli.tables import columns, wide_screen
-from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import certificates, helper
-from kubeadm_registry.config import RegistryCluster, client_list
+from kubeadm_registry.components import certificates
 from kubeadm_registry.config.client_list import ClientNode
-from kubeadm_registry.custom_resources import installing
-from kubeadm_registry.engine.report import Action, Reporter, echo
-from kubeadm_registry.errors import ConfigError, Error
+from kubeadm_registry.engine.report import Action, echo
+from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases.certificates import renew as renew_leaves
 from kubeadm_registry.phases.certificates import replace_authority
-from kubeadm_registry.phases.workflows import CERTS_RENEW, MIRRORS
+from kubeadm_registry.phases.workflows import CERTS_RENEW
 from kubeadm_registry.printable import counted
-from kubeadm_registry.upkeep.api import Api
 
 EXIT_REJECTED = 1
 _WORDS = {"ca": "CA", "file": "node", "haproxy": "served by HAProxy", "agent": "served by the agent"}
@@ -94,15 +97,10 @@ def _show(seen: list[certificates.Seen], absent: dict[str, str], now: datetime) 
 @file_option
 @click.option("--node", "names", metavar="NAME", multiple=True, help="Renew this node's only. May be repeated.")
 @click.option("--ca", "authority", is_flag=True, help="Replace the cluster CA, and every certificate.")
-@click.option(
-    "--nodes", type=click.Path(path_type=Path), metavar="FILE", help=f"With --ca: the client nodes. {NODES_HELP}"
-)
-@click.option("--no-clients", is_flag=True, help="With --ca: there are no client nodes.")
+@nodes_option
+@no_clients_option
 @click.option("--trust-only", is_flag=True, help="With --ca: stop when both CAs are trusted on all nodes.")
-@click.option(
-    "--kubeconfig", metavar="FILE", type=click.Path(path_type=Path), envvar="KUBECONFIG",
-    help="With --ca, where the operator is installed: log in to the cluster by this file.  [env: KUBECONFIG]",
-)  # fmt: skip
+@kubeconfig_option
 @dry_run_option
 @diff_option
 def renew(
@@ -125,20 +123,22 @@ def renew(
         if name not in {node.name for node in cluster_file.spec.nodes}:
             raise ConfigError(f"--node {name}: there is no such node in the cluster file", code="UsageInvalid")
     listed: tuple[ClientNode, ...] = ()
-    if nodes is not None:
-        listed = client_list.load(nodes)
-        client_list.refuse_registry(listed, cluster_file.spec, str(nodes))
+    if authority:
+        listed = clients(nodes, cluster_file.spec, no_clients=no_clients, what="--ca")
     with terminal.cluster(cluster_file, reporter, bundle=None) as cluster:
         session.installed_secrets(cluster.vault)
         if authority:
-            others = _Others(cluster_file, listed, _operator(cluster, kubeconfig), reporter, dry_run=dry_run)
+            others = Others(
+                cluster_file, listed, operator_of(cluster, kubeconfig), reporter, what="the CA", dry_run=dry_run
+            )
             actions = replace_authority(cluster, reporter, others, trust_only=trust_only, dry_run=dry_run)
         else:
             actions = renew_leaves(cluster, reporter, names or [host.name for host in cluster.hosts], dry_run=dry_run)
-    reporter.result(_summary(actions, dry_run=dry_run), changed=len(actions), dryRun=dry_run)
+    reporter.result(summary(actions, dry_run=dry_run), changed=len(actions), dryRun=dry_run)
 
 
-def _summary(actions: list[Action], *, dry_run: bool) -> str:
+def summary(actions: list[Action], *, dry_run: bool) -> str:
+    """What the last line says of a run that changed *actions*."""
     if not actions:
         return "nothing to do"
     hosts = len({action.host for action in actions})
@@ -151,53 +151,3 @@ def _refuse(authority: bool, names: tuple[str, ...], nodes: Path | None, *, no_c
         raise ConfigError("--node cannot be combined with --ca: the CA is that of all nodes", code="UsageInvalid")
     if not authority and (nodes is not None or no_clients or trust_only):
         raise ConfigError("--nodes, --no-clients and --trust-only need --ca", code="UsageInvalid")
-    if authority and (nodes is not None) is no_clients:
-        raise ConfigError(
-            "--ca needs either --nodes FILE or --no-clients", code="UsageInvalid",
-            hint="list every client node, for one that does not trust the new CA cannot pull afterwards",
-        )  # fmt: skip
-
-
-def _operator(cluster: Cluster, kubeconfig: Path | None) -> Api | None:
-    """The API server whose operator must trust the CA; None if it is not installed. Raises ConfigError."""
-    # The library that talks to it takes long to import.
-    from kubeadm_registry.cli.operator import api_of  # noqa: PLC0415
-
-    if all(host.read(helper.KEYS) is None for host in cluster.hosts):
-        return None
-    if kubeconfig is None:
-        raise ConfigError(
-            "the operator is installed and must trust the new CA as well", code="UsageInvalid",
-            hint="pass --kubeconfig FILE, or remove it with `kubeadm-registry operator uninstall`",
-        )  # fmt: skip
-    return api_of(kubeconfig)
-
-
-class _Others:
-    """Has the client nodes and the operator trust what the secrets of a cluster say."""
-
-    def __init__(
-        self, cluster_file: RegistryCluster, listed: tuple[ClientNode, ...], operator: Api | None, reporter: Reporter,
-        *, dry_run: bool,
-    ) -> None:  # fmt: skip
-        self._file, self._listed, self._operator = cluster_file, listed, operator
-        self._reporter, self._dry_run = reporter, dry_run
-
-    def __call__(self, cluster: Cluster) -> None:
-        """Bring them there. Raises Error (TrustPending), which names those that are not."""
-        if self._operator is not None and not self._dry_run:
-            installing.refresh(self._operator, cluster.secrets, self._reporter.note)
-        if not self._listed:
-            return
-        outcomes = run_on_clients(
-            MIRRORS, self._file, cluster.vault, self._listed, self._reporter, dry_run=self._dry_run
-        )
-        failed = [outcome for outcome in outcomes if outcome.error is not None]
-        for outcome in failed:
-            self._reporter.note(f"failed: {outcome.reason}", host=outcome.client.name, level="warning")
-        if failed:
-            names = ", ".join(outcome.client.name for outcome in failed)
-            raise Error(
-                f"the CA cannot be replaced further: {names} did not take what is to be trusted", code="TrustPending",
-                hint="fix these nodes, or remove those that are gone from the list, then run the command again",
-            )  # fmt: skip

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from kubeadm_registry import config, paths, rotation, secrets
 from kubeadm_registry.access import session
-from kubeadm_registry.cli import certs
+from kubeadm_registry.cli import others
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.client_nodes import Outcome
 from kubeadm_registry.cluster import Cluster
@@ -65,7 +65,7 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Site:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setattr(session, "cluster", made.cluster)
-    monkeypatch.setattr(certs, "run_on_clients", made.run_on_clients)
+    monkeypatch.setattr(others, "run_on_clients", made.run_on_clients)
     without = {key: tuple(one for one in all_ if one.name != "containerd") for key, all_ in certificates.STAGES.items()}
     monkeypatch.setattr(certificates, "STAGES", without)
     return made
@@ -122,7 +122,7 @@ def test_every_listed_client_node_gets_what_is_to_be_trusted_at_each_stage(site:
 def test_the_ca_is_not_exchanged_while_a_listed_client_node_lacks_it(site: Site) -> None:
     site.away = {"w2"}
     said = renew(*ALL, code=1)
-    assert (said["code"], "w2 did not take what is to be trusted" in said["message"]) == ("TrustPending", True)
+    assert (said["code"], "w2 could not be configured" in said["message"]) == ("TrustPending", True)
     assert site.stages() == {"trust"}
     assert site.fake.cluster.secrets.ca_certificate == authority().certificate
     assert site.fake.cluster.secrets.trust.startswith(authority().certificate)
@@ -143,10 +143,10 @@ def test_an_operator_must_be_told_as_well(site: Site, monkeypatch: pytest.Monkey
     for server in site.fake.servers.values():
         server.put(helper.KEYS, b"a key\n")
     said = renew("--ca", "--no-clients", code=2)
-    assert "the operator is installed and must trust the new CA" in said["message"]
+    assert "the operator is installed and must be told as well" in said["message"]
     assert site.stages() == {""}
     told: list[str] = []
-    monkeypatch.setattr(certs.installing, "refresh", lambda _, secrets, __: told.append(rotation.stage(secrets)))
+    monkeypatch.setattr(others.installing, "refresh", lambda _, secrets, __: told.append(rotation.stage(secrets)))
     monkeypatch.setattr("kubeadm_registry.cli.operator.api_of", lambda _: object())
     monkeypatch.setattr(helper, "_programs", lambda _: iter(()))
     renew("--ca", "--no-clients", "--kubeconfig", "admin.conf")

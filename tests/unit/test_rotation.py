@@ -12,9 +12,10 @@ from cryptography import x509
 
 from kubeadm_registry import config, paths, pki, rotation, secrets
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import haproxy
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
-from kubeadm_registry.phases import certificates
+from kubeadm_registry.phases import certificates, credentials
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.secrets import Secrets, Vault
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority, fixed_secrets
@@ -238,6 +239,7 @@ def _without_containerd(monkeypatch: pytest.MonkeyPatch) -> None:
         for stage, phases in certificates.STAGES.items()
     }
     monkeypatch.setattr(certificates, "STAGES", without)
+    monkeypatch.setattr(credentials, "LOGINS", tuple(one for one in credentials.LOGINS if one.name not in SKIP))
 
 
 def coherent(fake: FakeCluster, workers: Workers) -> str | None:
@@ -334,4 +336,78 @@ def test_a_new_ca_that_dies_at_any_change_is_completed_and_made_once() -> None:
         found = [flaw for flaw, holds in flaws.items() if flaw and holds]
         if found or run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE):
             wrong[where] = found
+    assert not wrong
+
+
+# ---- passwords ----------------------------------------------------------------------------------------------------
+
+
+def accepted(fake: FakeCluster, role: str) -> dict[str, set[str]]:
+    """The digests of the logins of *role* that each node's proxies know."""
+    maps = {name: server.content(haproxy.AUTH_MAP).decode() for name, server in fake.servers.items()}
+    return {
+        name: {line.split()[0] for line in text.splitlines() if line.endswith(f" {role}")}
+        for name, text in maps.items()
+    }
+
+
+def digests(role: str, *passwords: str) -> set[str]:
+    return {haproxy.login_digest(role, one) for one in passwords}
+
+
+def exchanged(fake: FakeCluster, *roles: str, finish: bool = False, cut: Cut | None = None) -> list[str]:
+    """As the command does; who else was told, by the password of push then."""
+    told: list[str] = []
+    work = credentials.finish if finish else credentials.rotate
+    work(begun(fake, cut), Recorder(), lambda cluster: told.append(cluster.secrets.push_password), roles)
+    return told
+
+
+def test_the_former_password_is_accepted_until_that_is_ended(installed: FakeCluster) -> None:
+    old = FIXED.push_password
+    exchanged(installed, "push")
+    new = installed.cluster.secrets.push_password
+    assert new != old and accepted(installed, "push") == dict.fromkeys(NAMES, digests("push", old, new))
+    assert accepted(installed, "pull") == dict.fromkeys(NAMES, digests("pull", FIXED.pull_password))
+    for server in installed.servers.values():
+        assert server.acts[-2:] == [f"reload {unit}" for unit in paths.HAPROXY_UNITS], "and no restart"
+    assert exchanged(installed, "push") == [new], "no third one, and the others are told again"
+    assert exchanged(installed, "push", finish=True) == [new], "others have it before the former one goes"
+    assert accepted(installed, "push") == dict.fromkeys(NAMES, digests("push", new))
+    assert not stored(installed)[0].overlap
+    assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
+def test_an_exchange_of_the_ca_and_one_of_a_password_leave_each_other_alone(installed: FakeCluster) -> None:
+    exchanged(installed, "push", "retention")
+    replaced(installed, trust_only=True)
+    exchanged(installed, "push", finish=True)
+    assert (rotation.stage(stored(installed)[0]), rotation.overlapping(stored(installed)[0])) == (
+        "trust",
+        ("retention",),
+    )
+    replaced(installed)
+    assert rotation.overlapping(stored(installed)[0]) == ("retention",)
+
+
+@pytest.mark.parametrize("finish", [False, True], ids=["rotate", "finish"])
+def test_a_rotation_that_dies_at_any_change_is_completed_with_the_same_password(finish: bool) -> None:
+    def begin() -> tuple[FakeCluster, Work]:
+        fake = fresh(config.SMALLEST)
+        if finish:
+            exchanged(fake, "push")
+            for server in fake.servers.values():
+                server.acts.clear()
+        return fake, partial(exchanged, fake, "push", finish=finish)
+
+    wrong: dict[str, object] = {}
+    for where, fake, work in cuts(begin):
+        known = {one.push_password for one in stored(fake)} - {FIXED.push_password}
+        work()
+        new = fake.cluster.secrets.push_password
+        wanted = digests("push", new) if finish else digests("push", new, FIXED.push_password)
+        if accepted(fake, "push") != dict.fromkeys(NAMES, wanted) or known - {new}:
+            wrong[where] = known
+        if run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE):
+            wrong[where] = "init finds something to do"
     assert not wrong
