@@ -1,56 +1,68 @@
 """Which secrets follow which while certificates and credentials are exchanged: pure functions of ``Secrets``.
 
-A CA is replaced in four stages, each of which is stored on all nodes before the next begins:
+What both sides of a connection must know is replaced in stages, each of which is stored on all nodes before the next
+begins. Of a CA:
 
 =========  ==============  ==================  =====================================================
 stage      signs           is trusted          the next stage may begin when
 =========  ==============  ==================  =====================================================
 "" (none)  the CA          the CA
-TRUST      the CA          both                every known host trusts both
-ISSUE      the next CA     both                every node serves a certificate of the next CA
-REMOVE     the next CA     the next CA alone   every known host has only that
+trust      the CA          both                every known host trusts both
+issue      the next CA     both                every node serves a certificate of the next CA
+remove     the next CA     the next CA alone   every known host has only that
 =========  ==============  ==================  =====================================================
+
+For another kind read "is used" and "is accepted". A login at the proxies needs no stage for what is used.
 """
 
 from __future__ import annotations
 
-import secrets as random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
 from kubeadm_registry import pki
-from kubeadm_registry.secrets import FORMER, FORMER_CA, NEXT_CA, NEXT_CA_KEY, RETIRED_CA, Secrets
+from kubeadm_registry.secrets import FORMER, NEXT, RETIRED, Secrets, fresh
 
 Stage = Literal["", "trust", "issue", "remove"]
-#: What can be exchanged with an overlap: the logins at the proxies.
+Kind = Literal["ca", "s3", "heartbeat"]
+#: The secrets that are replaced together; by the first both sides know which they use.
+_PARTS: Mapping[Kind, tuple[str, ...]] = {
+    "ca": ("ca_certificate", "ca_key"), "s3": ("s3_key_id", "s3_secret_key"), "heartbeat": ("heartbeat_key",),
+}  # fmt: skip
+#: What needs no stages: the logins at the proxies.
 LOGINS = ("push", "pull", "retention")
 
 
-def stage(secrets: Secrets) -> Stage:
-    """How far the replacement of the CA is; empty if none is going on."""
-    if NEXT_CA in secrets.overlap:
-        return "trust"
-    if FORMER_CA in secrets.overlap:
-        return "issue"
-    return "remove" if RETIRED_CA in secrets.overlap else ""
+def stage(secrets: Secrets, kind: Kind = "ca") -> Stage:
+    """How far the replacement of that *kind* is; empty if none is going on."""
+    name, *_ = _PARTS[kind]
+    found: dict[str, Stage] = {NEXT: "trust", FORMER: "issue", RETIRED: "remove"}
+    return next((one for prefix, one in found.items() if f"{prefix}{name}" in secrets.overlap), "")
 
 
-def advance(secrets: Secrets, cluster: str) -> Secrets:
+def advance(secrets: Secrets, cluster: str, kind: Kind = "ca") -> Secrets:
     """The secrets of the stage after that of *secrets*; a new CA is made for the cluster called *cluster*."""
-    now, overlap = stage(secrets), dict(secrets.overlap)
+    now, overlap, parts = stage(secrets, kind), dict(secrets.overlap), _PARTS[kind]
+    name = parts[0]
     if now == "trust":
-        ca = pki.Pair(overlap.pop(NEXT_CA), overlap.pop(NEXT_CA_KEY))
-        overlap[FORMER_CA] = secrets.ca_certificate
-        return replace(secrets, ca_certificate=ca.certificate, ca_key=ca.key, overlap=overlap)
+        overlap[f"{FORMER}{name}"] = getattr(secrets, name)
+        following = {part: overlap.pop(f"{NEXT}{part}") for part in parts}
+        return replace(secrets, overlap=overlap, **following)  # type: ignore[arg-type]  # all of them are texts
     if now == "issue":
-        overlap[RETIRED_CA] = overlap.pop(FORMER_CA)
+        overlap[f"{RETIRED}{name}"] = overlap.pop(f"{FORMER}{name}")
     elif now == "remove":
-        del overlap[RETIRED_CA]
+        del overlap[f"{RETIRED}{name}"]
     else:
-        made = pki.make_ca(cluster)
-        overlap |= {NEXT_CA: made.certificate, NEXT_CA_KEY: made.key}
+        overlap |= {f"{NEXT}{part}": value for part, value in zip(parts, _made(kind, cluster), strict=True)}
     return replace(secrets, overlap=overlap)
+
+
+def _made(kind: Kind, cluster: str) -> tuple[str, ...]:
+    if kind == "ca":
+        ca = pki.make_ca(cluster)
+        return ca.certificate, ca.key
+    return tuple(fresh(part) for part in _PARTS[kind])
 
 
 def request(secrets: Secrets, current: Mapping[str, str], targets: Collection[str]) -> Secrets:
@@ -75,7 +87,7 @@ def rotate(secrets: Secrets, roles: Iterable[str]) -> Secrets:
     for role in roles:
         name = f"{role}_password"
         overlap[f"{FORMER}{name}"] = secrets.password(role)
-        changes[name] = random.token_urlsafe(24)
+        changes[name] = fresh(name)
     return replace(secrets, overlap=overlap, **changes)  # type: ignore[arg-type]  # all of them are texts
 
 

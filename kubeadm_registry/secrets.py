@@ -32,17 +32,15 @@ from kubeadm_registry.formats import Damaged, Format, Found, NewerFormat, joined
 from kubeadm_registry.transport.host import Host
 
 PATH = f"{paths.ETC}/secrets.json"
-FORMAT = Format(PATH)
+#: Version 2 added what is being exchanged, which others may keep and need not know.
+FORMAT = Format(PATH, version=2)
 #: Values that anybody may see; all others are masked in whatever is shown.
 _PUBLIC = frozenset({"generation", "made", "ca_certificate", "s3_key_id"})
 #: What may be there beside the secrets, and of which only the newest revision counts, also where it says nothing.
 _CHANGING = ("revision", "overlap", "renewal")
-#: The two other parts of a CA that is being replaced, and the third, which is to go, as ``overlap`` has them.
-NEXT_CA, NEXT_CA_KEY, FORMER_CA, RETIRED_CA = (
-    "next_ca_certificate", "next_ca_key", "former_ca_certificate", "retired_ca_certificate",
-)  # fmt: skip
-#: Before the name of a secret in ``overlap``: its value of before, which is accepted as well.
-FORMER = "former_"
+#: Before the name of a secret in ``overlap``: the value that follows, and that of before, which are both accepted; and
+#: the one of before that is accepted no longer, until all know that.
+NEXT, FORMER, RETIRED = "next_", "former_", "retired_"
 #: Longer lines of a value are masked by themselves too; PEM's own "-----BEGIN PRIVATE KEY-----" is shorter.
 _KEY_LINE = 30
 #: Shorter texts in keys that this release does not know are words, not secrets.
@@ -101,18 +99,22 @@ class Secrets:
     """What is accepted beside the others while secrets are exchanged: the next CA or the one of before, passwords."""
     renewal: Mapping[str, str] = field(default_factory=dict)
     """By node, the fingerprint of the certificate that is to be replaced, however long it is still valid."""
-    kept: Found = field(default_factory=lambda: Found({}))
+    kept: Found = field(default_factory=lambda: Found({}, FORMAT.stamp()))
     """What a newer release has added to the file, and what it asks of those who write it."""
 
     @property
     def trust(self) -> str:
         """What clients and nodes trust (PEM): the CA that signs, then the one that follows or was before."""
-        return self.ca_certificate + self.overlap.get(NEXT_CA, "") + self.overlap.get(FORMER_CA, "")
+        return "".join(self.accepted("ca_certificate"))
+
+    def accepted(self, name: str) -> tuple[str, ...]:
+        """The values of the secret *name* that are accepted: the one in use, then what follows or was before."""
+        others = (self.overlap.get(f"{kind}{name}") for kind in (NEXT, FORMER))
+        return (getattr(self, name), *(one for one in others if one))
 
     def passwords(self, role: str) -> tuple[str, ...]:
         """The passwords by which *role* may log in, that of before last."""
-        former = self.overlap.get(f"{FORMER}{role}_password")
-        return (self._logins[role], *([former] if former else []))
+        return self.accepted(f"{role}_password")
 
     def node_id(self, name: str) -> str:
         """Garage's id of the node *name*: its public key, 64 hex digits. Raises NotYetKnown."""
@@ -193,6 +195,11 @@ class Secrets:
         for name, key in self.node_keys.items():
             text = text.replace(key, f"<node key of {name}>").replace(key[:64], f"<node key of {name}>")
         return text
+
+
+def fresh(name: str) -> str:
+    """A new value of the secret *name*."""
+    return _MADE[name]()
 
 
 _KNOWN = tuple(one.name for one in fields(Secrets) if one.name != "kept")

@@ -5,7 +5,7 @@ The secrets say what is wanted, so `init` completes what a killed run has left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from kubeadm_registry import certificates, paths, rotation
 from kubeadm_registry.cluster import Cluster, leader
@@ -17,7 +17,8 @@ from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.containerd import CONTAINERD
-from kubeadm_registry.phases.identity import STORE, SecretsFile, lasting
+from kubeadm_registry.phases.exchange import Others, Stages, exchange
+from kubeadm_registry.phases.identity import STORE, lasting
 from kubeadm_registry.pki import fingerprint
 from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.transport.host import Host, side_by_side
@@ -64,7 +65,7 @@ LEAVES = Phase(
 )
 AGENTS = Phase("agents", "Wait until the agents present the certificates", _agent)
 RENEW: Workflow = (STORE, LEAVES, AGENTS)
-STAGES: dict[rotation.Stage, Workflow] = {
+STAGES: Stages = {
     "trust": (STORE, TRUST, CONTAINERD),
     "issue": (STORE, TRUST, CONTAINERD, LEAVES, AGENTS),
     "remove": (STORE, TRUST, CONTAINERD),
@@ -115,35 +116,8 @@ def renew(cluster: Cluster, reporter: Reporter, names: Collection[str], *, dry_r
     return run(renewal(names), cluster, reporter, dry_run=dry_run)
 
 
-Others = Callable[[Cluster], None]
-"""Has every other known host trust what the secrets of the cluster say. Raises Error, which names those that do not."""
-
-
 def replace_authority(
     cluster: Cluster, reporter: Reporter, others: Others, *, trust_only: bool = False, dry_run: bool = False
 ) -> list[Action]:
-    """Replace the CA, from the stage at which an earlier run stopped; return what was changed on nodes.
-
-    *trust_only*: stop while both CAs are trusted. A *dry_run* shows the stage that comes first. Raises what ``run`` and
-    *others* do.
-    """
-    if rotation.stage(cluster.secrets) == "" and any(SecretsFile(cluster).diff(host) for host in cluster.hosts):
-        # A run died while it stored that it was done: to begin anew would replace the CA twice.
-        return run(STAGES[""], cluster, reporter, dry_run=dry_run)
-    if rotation.stage(cluster.secrets) == "":
-        cluster = _next(cluster)
-    actions: list[Action] = []
-    while True:
-        stage = rotation.stage(cluster.secrets)
-        actions += run(STAGES[stage], cluster, reporter, dry_run=dry_run)
-        if stage == "":
-            return actions
-        others(cluster)
-        if dry_run or (trust_only and stage != "remove"):
-            return actions
-        cluster = _next(cluster)
-
-
-def _next(cluster: Cluster) -> Cluster:
-    secrets = rotation.advance(cluster.secrets, cluster.config.metadata.name)
-    return cluster.with_vault(cluster.vault.revised(secrets))
+    """Replace the CA; see ``exchange``. *trust_only*: stop while both CAs are trusted."""
+    return exchange("ca", STAGES, cluster, reporter, others, keep=trust_only, dry_run=dry_run)

@@ -23,7 +23,7 @@ from kubeadm_registry.cli.others import (
 )
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.config.client_list import ClientNode
-from kubeadm_registry.engine.report import put
+from kubeadm_registry.engine.report import Action, put
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases import credentials as logins
 from kubeadm_registry.phases.workflows import CREDENTIALS_ROTATE
@@ -32,9 +32,7 @@ METRICS = "metrics"
 #: What cannot be rotated, and why.
 REFUSED = {
     METRICS: "nothing of it is stored; issue another certificate, or replace the CA with `certs renew --ca`",
-    "s3": "the storage key cannot be replaced by this release",
     "admin": "the storage accepts one admin token at a time, so there can be no overlap",
-    "heartbeat": "the agents accept one key at a time, so there can be no overlap",
 }
 
 
@@ -83,10 +81,10 @@ def credentials(context: Context, path: Path | None, role: str) -> None:
 @click.option(
     "--role",
     "roles",
-    type=click.Choice([*rotation.LOGINS, *REFUSED]),
+    type=click.Choice([*rotation.LOGINS, *logins.KEYS, *REFUSED]),
     multiple=True,
     required=True,
-    help="Role of the password. May be repeated.",
+    help="Role of the password or key. May be repeated.",
 )
 @click.option("--finish", is_flag=True, help="Refuse the former passwords of these roles.")
 @nodes_option
@@ -100,6 +98,9 @@ def rotate(
 ) -> None:  # fmt: skip
     """Replace the password of push, pull or retention. The former one is accepted as well until --finish.
 
+    The storage's S3 key (s3) and the agents' key (heartbeat) are known to the nodes alone: one run replaces them, in
+    stages in which both are accepted.
+
     The registry nodes use the new password immediately, and so do the listed client nodes (role pull, where
     spec.proxy.anonymousPull is false) and the operator (role push, with --kubeconfig). Give it to everything else, then
     run the command with --finish. Until then no third password is made: an interrupted run is completed by the next.
@@ -110,18 +111,27 @@ def rotate(
     for role in roles:
         if role in REFUSED:
             raise ConfigError(f"--role {role}: {REFUSED[role]}", code="RotationRefused", hint="choose another role")
+    keys: list[rotation.Kind] = [kind for kind in logins.KEYS if kind in roles]
+    if keys and finish:
+        raise ConfigError(f"--finish: there is nothing to finish for {', '.join(keys)}", code="UsageInvalid")
+    if keys and len(roles) > 1:
+        raise ConfigError(f"--role {keys[0]} cannot be combined with another role", code="UsageInvalid")
+    roles = tuple(role for role in roles if role in rotation.LOGINS)
     listed: tuple[ClientNode, ...] = ()
     if "pull" in roles and not cluster_file.spec.proxy.anonymous_pull:
         listed = clients(nodes, cluster_file.spec, no_clients=no_clients, what="--role pull")
     with terminal.cluster(cluster_file, reporter, bundle=None) as cluster:
         session.installed_secrets(cluster.vault)
         operator = operator_of(cluster, kubeconfig) if "push" in roles else None
-        others = Others(cluster_file, listed, operator, reporter, what="the password", dry_run=dry_run)
-        if not finish and (open_ := [role for role in roles if role in rotation.overlapping(cluster.secrets)]):
-            text = f"two passwords of {', '.join(open_)} are accepted already; --finish ends that"
-            reporter.note(text)
-        work = logins.finish if finish else logins.rotate
-        actions = work(cluster, reporter, others, roles, dry_run=dry_run)
+        actions: list[Action] = []
+        if roles:
+            if not finish and (two := [role for role in roles if role in rotation.overlapping(cluster.secrets)]):
+                reporter.note(f"two passwords of {', '.join(two)} are accepted already; --finish ends that")
+            others = Others(cluster_file, listed, operator, reporter, what="the password", dry_run=dry_run)
+            work = logins.finish if finish else logins.rotate
+            actions += work(cluster, reporter, others, roles, dry_run=dry_run)
+        for kind in keys:
+            actions += logins.replace_key(kind, cluster, reporter, dry_run=dry_run)
     reporter.result(summary(actions, dry_run=dry_run), changed=len(actions), dryRun=dry_run)
 
 

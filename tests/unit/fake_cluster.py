@@ -97,7 +97,7 @@ class FakeGarage:
                 endpoint_of: Callable[[Any], Any] = getattr(self, name)
                 acts = (
                     f"garage {name}"
-                    if name.startswith(("Update", "Apply", "Import", "Create", "Allow", "Cleanup"))
+                    if name.startswith(("Update", "Apply", "Import", "Create", "Allow", "Cleanup", "Delete"))
                     else ""
                 )
                 host.answer(*call, name, with_=self._answer(host, endpoint_of), act=acts)
@@ -172,8 +172,15 @@ class FakeGarage:
     def AllowBucketKey(self, payload: Any) -> Any:
         assert payload["accessKeyId"] in self.keys
         allowed = {"accessKeyId": payload["accessKeyId"], "permissions": payload["permissions"]}
-        self.buckets[payload["bucketId"]]["keys"] = [allowed]
+        bucket = self.buckets[payload["bucketId"]]
+        bucket["keys"] = [*(key for key in bucket["keys"] if key["accessKeyId"] != payload["accessKeyId"]), allowed]
         return {}
+
+    def DeleteKey(self, payload: Any) -> Any:
+        del self.keys[payload["id"]]
+        for bucket in self.buckets.values():
+            bucket["keys"] = [key for key in bucket["keys"] if key["accessKeyId"] != payload["id"]]
+        return None
 
 
 @dataclass

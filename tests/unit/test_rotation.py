@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from kubeadm_registry import config, paths, pki, rotation, secrets
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import haproxy
+from kubeadm_registry.components import agent, haproxy, zot
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases import certificates, credentials
@@ -127,6 +128,18 @@ def test_what_is_exchanged_is_never_shown() -> None:
     hidden = [*(value for name, value in both.overlap.items() if "certificate" not in name), both.push_password]
     assert not [one for one in hidden if any(line in said for line in one.splitlines() if "-----" not in line)]
     assert "BEGIN CERTIFICATE" in said
+
+
+def test_a_stored_exchange_is_read_by_every_later_release(root: Path) -> None:
+    """The file of a cluster whose CA and a password are being replaced; it is never written anew."""
+    content = (root / "tests/golden/formats/secrets-exchange.json").read_bytes()
+    read = Secrets.from_json(content)
+    assert (read.revision, rotation.stage(read), rotation.overlapping(read)) == (4, "trust", ("push",))
+    assert read.passwords("push") == ("the-next-push-password", "the-push-password")
+    assert len(x509.load_pem_x509_certificates(read.trust.encode())) == 2
+    assert set(read.renewal) == set(NAMES)
+    assert read.to_json() == content
+    assert rotation.advance(read, "registry").ca_key == read.overlap["next_ca_key"]
 
 
 # ---- new certificates ---------------------------------------------------------------------------------------------
@@ -321,7 +334,7 @@ def test_a_new_ca_that_dies_at_any_change_is_completed_and_made_once() -> None:
     wrong: dict[str, object] = {}
     for where, fake, work in cuts(begin):
         broken = coherent(fake, alive[-1])
-        made = {one.overlap.get(secrets.NEXT_CA) for one in stored(fake)} - {None}
+        made = {one.overlap.get("next_ca_certificate") for one in stored(fake)} - {None}
         work()
         after = stored(fake)
         (new,) = {one.ca_certificate for one in after}
@@ -411,3 +424,71 @@ def test_a_rotation_that_dies_at_any_change_is_completed_with_the_same_password(
         if run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE):
             wrong[where] = "init finds something to do"
     assert not wrong
+
+
+# ---- keys ---------------------------------------------------------------------------------------------------------
+
+
+def rekeyed(fake: FakeCluster, kind: rotation.Kind, cut: Cut | None = None) -> None:
+    cluster = begun(fake, cut)
+    for server in fake.servers.values():
+        server.answer("sh", "-c", credentials._SETTLED, "settled")
+    credentials.replace_key(kind, cluster, Recorder())
+
+
+def keyed(fake: FakeCluster) -> str | None:
+    """What of the storage keys does not fit together at this moment."""
+    for name, server in fake.servers.items():
+        used = json.loads(server.content(zot.STANDBY_CONFIG))["storage"]["storageDriver"]["accesskey"]
+        (bucket,) = fake.garage.buckets.values()
+        if used not in {key["accessKeyId"] for key in bucket["keys"]}:
+            return f"{name} uses {used}, which the storage does not know"
+    return None
+
+
+def heard(fake: FakeCluster) -> str | None:
+    """Whose heartbeats somebody does not believe at this moment."""
+    keys = {name: server.content(agent.HEARTBEAT_KEY).split() for name, server in fake.servers.items()}
+    for name, (own, *_) in keys.items():
+        for other, accepted in keys.items():
+            if own not in accepted:
+                return f"{other} does not believe {name}"
+    return None
+
+
+@pytest.mark.parametrize(("kind", "flaw"), [("s3", keyed), ("heartbeat", heard)])
+def test_a_key_is_replaced_and_both_sides_know_it_all_the_time_wherever_a_run_dies(
+    kind: rotation.Kind, flaw: Callable[[FakeCluster], str | None]
+) -> None:
+    def begin() -> tuple[FakeCluster, Work]:
+        fake = fresh(config.SMALLEST)
+        assert flaw(fake) is None
+        return fake, partial(rekeyed, fake, kind)
+
+    def value(one: Secrets) -> str:
+        return one.s3_key_id if kind == "s3" else one.heartbeat_key
+
+    wrong: dict[str, object] = {}
+    for where, fake, work in cuts(begin):
+        broken = flaw(fake)
+        made = {one.overlap.get(f"next_{rotation._PARTS[kind][0]}") for one in stored(fake)} - {None}
+        work()
+        new = value(fake.cluster.secrets)
+        flaws = {
+            broken: True,
+            flaw(fake): True,
+            "not replaced": new == value(FIXED),
+            "made twice": bool(made - {new}),
+            "not done": any(one.overlap for one in stored(fake)),
+            "keys left": list(fake.garage.keys) != [fake.cluster.secrets.s3_key_id],
+        }
+        found = [one for one, holds in flaws.items() if one and holds]
+        if found or run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE):
+            wrong[where] = found
+    assert not wrong
+
+
+def test_an_agent_reloads_for_a_key_and_does_not_restart(installed: FakeCluster) -> None:
+    rekeyed(installed, "heartbeat")
+    acts = [act for act in installed.acts() if agent.UNIT in act]
+    assert len(acts) == 9 and all(act.endswith(f"reload {agent.UNIT}") for act in acts)
