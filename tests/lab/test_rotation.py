@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from cryptography import x509
 
 from kubeadm_registry import paths, pki
 from tests.lab import images
+from tests.lab.clients import pushing
 from tests.lab.host import Host
-from tests.lab.reading import reading
-from tests.lab.registry import CLIENT, Registry
+from tests.lab.reading import Reading, reading
+from tests.lab.registry import CLIENT, Login, Registry
 from tests.lab.test_certificates import CONNECTIONS, KNOWN, connect, get, processes, served
 
 pytest_plugins = ["tests.lab.registry"]
@@ -72,6 +73,11 @@ def pulling(hosts: list[Host]) -> Iterator[Pulls]:
                     result.failed.append(f"{host.name} at {begin}: {said}")
 
 
+def reads_of(registry: Registry) -> AbstractContextManager[Reading]:
+    """Reads at the virtual IP beside the pulls. One that is slow on a machine with much else to do has not failed."""
+    return reading(registry, KNOWN, period=0.1, deadline=30.0)
+
+
 @pytest.fixture
 def client(registry: Registry) -> Iterator[Path]:
     """The list of client nodes, whose containerd pulls from the registry; an image is there."""
@@ -98,7 +104,7 @@ def test_certificates_are_renewed_and_no_pull_fails_and_no_connection_ends(regis
     kept = [connect(registry, host.address) for host in registry.servers.values() for _ in range(CONNECTIONS)]
     assert {get(connection) for connection in kept} == {200}
     begin = time.monotonic()
-    with pulling([registry.client, registry.others(registry.holder())[0]]) as pulls, reading(registry, KNOWN) as reads:
+    with pulling([registry.client, registry.others(registry.holder())[0]]) as pulls, reads_of(registry) as reads:
         registry.cli("certs", "renew")
     sys.stdout.write(f"\n  {registry.frontend}, leaves in {time.monotonic() - begin:.1f} s: {pulls}; {reads}\n")
     assert (pulls.failed, reads.failed) == ([], [])
@@ -114,7 +120,7 @@ def test_the_ca_is_replaced_and_no_pull_fails(registry: Registry, client: Path) 
     old = registry.ca.read_text()
     pullers = [registry.client, registry.others(registry.holder())[0]]
     begin = time.monotonic()
-    with pulling(pullers) as pulls, reading(registry, KNOWN) as reads:
+    with pulling(pullers) as pulls, reads_of(registry) as reads:
         registry.cli("certs", "renew", "--ca", "--nodes", client, "--trust-only")
     sys.stdout.write(f"\n  {registry.frontend}, both trusted in {time.monotonic() - begin:.1f} s: {pulls}; {reads}\n")
     assert (pulls.failed, reads.failed) == ([], [])
@@ -126,7 +132,7 @@ def test_the_ca_is_replaced_and_no_pull_fails(registry: Registry, client: Path) 
     # Whoever is told of both trusts the registry before and after.
     registry.ca.write_text(both)
     begin = time.monotonic()
-    with pulling(pullers) as pulls, reading(registry, KNOWN) as reads:
+    with pulling(pullers) as pulls, reads_of(registry) as reads:
         registry.cli("certs", "renew", "--ca", "--nodes", client)
     sys.stdout.write(f"\n  {registry.frontend}, replaced in {time.monotonic() - begin:.1f} s: {pulls}; {reads}\n")
     assert (pulls.failed, reads.failed) == ([], [])
@@ -149,3 +155,39 @@ def gone(registry: Registry, client: Path) -> Path:
     path = registry.directory / "with-gone.txt"
     path.write_text(f"{client.read_text()}gone {registry.lab.address(250)}\n")
     return path
+
+
+def test_passwords_and_keys_are_replaced_and_no_pull_fails(registry: Registry, client: Path, tmp_path: Path) -> None:
+    old, holder = registry.login(), registry.holder().name
+    begin = time.monotonic()
+    with (
+        pulling([registry.client, registry.others(registry.holder())[0]]) as pulls,
+        reads_of(registry) as reads,
+        pushing(registry, tmp_path) as pushes,
+    ):
+        registry.cli("credentials", "rotate", "--role", "push")
+        registry.cli("credentials", "rotate", "--role", "heartbeat")
+    sys.stdout.write(f"\n  {registry.frontend}, passwords and heartbeat in {time.monotonic() - begin:.1f} s: ")
+    sys.stdout.write(f"{pulls}; {reads}; {pushes}\n")
+    assert (pulls.failed, reads.failed, pushes.failed) == ([], [], [])
+    assert registry.holder().name == holder, "the virtual IP stayed where it was"
+    registry.forget_logins()
+    assert registry.login() != old
+    assert status_of(registry, old) == status_of(registry, registry.login()) == 200
+    registry.cli("credentials", "rotate", "--role", "push", "--finish")
+    assert (status_of(registry, old), status_of(registry, registry.login())) == (401, 200)
+    begin = time.monotonic()
+    with pulling([registry.client]) as pulls, reads_of(registry) as reads:
+        registry.cli("credentials", "rotate", "--role", "s3")
+    sys.stdout.write(f"\n  {registry.frontend}, storage key in {time.monotonic() - begin:.1f} s: {pulls}; {reads}\n")
+    assert (pulls.failed, reads.failed) == ([], [])
+    images.push(registry, images.image((300_000,), seed=7), "rotation/later")
+    registry.wait_whole()
+    assert registry.cli("init").stdout.splitlines()[-1] == "nothing to do"
+
+
+def status_of(registry: Registry, login: Login) -> int:
+    """The status of the ping at the virtual IP with that login."""
+    connection = connect(registry, registry.vip)
+    connection.request("GET", "/v2/", headers={"Authorization": f"Basic {login.encoded}"})
+    return connection.getresponse().status
