@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from kubeadm_registry import config
+from kubeadm_registry import config, rotation
 from kubeadm_registry.access import session
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import (
@@ -66,11 +66,14 @@ def check(context: Context, path: Path | None) -> None:
         session.installed_secrets(cluster.vault)
         now = datetime.now(UTC)
         seen = certificates.check(cluster, now)
-        absent = dict(cluster.absent)
+        absent, stage = dict(cluster.absent), rotation.stage(cluster.secrets)
     if context.output == "json":
-        echo(json.dumps({"certificates": [one.to_dict(now) for one in seen], "unreachable": absent}))
+        found = [one.to_dict(now) for one in seen]
+        echo(json.dumps({"certificates": found, "unreachable": absent, "replacement": stage}))
     else:
         _show(seen, absent, now)
+        if stage:
+            echo(f"\nthe CA is being replaced (stage {stage}); `kubeadm-registry certs renew --ca` continues")
     problems = [problem for one in seen for problem in one.problems]
     if any(problem.rejected for problem in problems):
         sys.exit(EXIT_REJECTED)

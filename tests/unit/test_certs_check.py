@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import certificates, config, paths, pki, secrets
+from kubeadm_registry import certificates, config, paths, pki, rotation, secrets
 from kubeadm_registry.access import session
 from kubeadm_registry.agent import served
 from kubeadm_registry.cli.main import cli
@@ -147,6 +147,18 @@ def test_a_node_that_cannot_be_reached_or_asked_is_told(site: Site) -> None:
     assert problems(5) == {("cp-2", "haproxy"): ["NotSeen"]}
     assert json.loads(check("-o", "json").stdout)["unreachable"] == {"cp-3": "cannot be reached"}
     assert "1.sock: timed out" in check().stdout and "cp-3  -" in check().stdout
+
+
+def test_a_ca_that_is_being_replaced_is_told(site: Site) -> None:
+    assert json.loads(check("-o", "json").stdout)["replacement"] == ""
+    both = rotation.advance(site.fake.cluster.secrets, "registry")
+    for server in site.fake.servers.values():
+        server.put(secrets.PATH, both.to_json(), 0o600)
+        server.put(paths.CA, both.trust)
+    found = json.loads(check("-o", "json").stdout)
+    assert found["replacement"] == "trust"
+    assert len([one for one in found["certificates"] if one["certificate"] == "ca"]) == 6
+    assert "the CA is being replaced (stage trust)" in check().stdout
 
 
 def test_a_registry_that_was_not_made_has_no_certificates(site: Site) -> None:
