@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,12 +37,14 @@ def source() -> str:
     return Path(served.__file__).read_text(encoding="utf-8")
 
 
-def ask(call: Callable[..., Result], verb: str) -> dict[str, Any]:
-    """What ``agent.served`` says on the host of *call*, which is its ``query``, or its ``run`` for the verb ``load``.
+def ask(host: Host, verb: str) -> dict[str, Any]:
+    """What ``agent.served`` says on *host*: ``show`` changes nothing, ``load`` does.
 
     Raises Error with the words of the host if it says nothing.
     """
-    where = (paths.NODE_PEM, paths.LOOPBACK, str(paths.REGISTRY_PORT), *paths.HAPROXY_SOCKETS)
+    call: Callable[..., Result] = host.run if verb == "load" else host.query
+    loopback, agent = (paths.LOOPBACK, str(paths.REGISTRY_PORT)), (host.address, str(paths.AGENT_PORT))
+    where = (paths.NODE_PEM, paths.CA, *loopback, *agent, *paths.HAPROXY_SOCKETS)
     result = call("sh", "-c", RUN, "served", paths.PROGRAMS, source(), verb, *where, timeout=60)
     try:
         shown: dict[str, Any] = json.loads(result.stdout)
@@ -68,7 +71,7 @@ def look(host: Host) -> Certificates:
     if stored is None:
         return Certificates(authority_ends=authority_ends)
     try:
-        shown = ask(host.query, "show")
+        shown = ask(host, "show")
     except Error as error:
         return Certificates(
             stored, authority_ends, "NotSeen", f"cannot be queried for the certificate it serves: {error.message}"
@@ -105,3 +108,21 @@ def unloaded(shown: Mapping[str, Any]) -> str | None:
     if set(shown["handshakes"]) - {shown["file"]}:
         return f"presents a different certificate on port {paths.REGISTRY_PORT} than {paths.NODE_PEM}"
     return None
+
+
+def mistrusting(shown: Mapping[str, Any]) -> tuple[str, ...]:
+    """The units of HAProxy that trust other CAs than those in the file. One that cannot be asked is not among them."""
+    units = dict(zip(paths.HAPROXY_SOCKETS, paths.HAPROXY_UNITS, strict=True))
+    stale = [path for path, has in shown["trusted"].items() if has not in (None, shown["ca"])]
+    return tuple(units[path] for path in stale if shown["ca"])
+
+
+def agent_lags(host: Host) -> str | None:
+    """That the agent of *host* shows another certificate than that in the file; None if not, or if none runs.
+
+    Raises Error.
+    """
+    shown = ask(host, "show")
+    if shown["agent"] is None or shown["file"] == served.fingerprint(ssl.PEM_cert_to_DER_cert(shown["agent"])):
+        return None
+    return f"the agent of {host.name} presents an older certificate than {paths.NODE_PEM}"

@@ -110,6 +110,10 @@ class Cluster:
                 f"--program {name}=PATH), and pass it with --bundle FILE",
             ) from None  # fmt: skip
 
+    def with_vault(self, vault: Vault) -> Cluster:
+        """The same cluster, which is to have other secrets."""
+        return replace(self, vault=vault)
+
     def for_dry_run(self) -> Cluster:
         """The same cluster with hosts that refuse to be changed."""
         return replace(self.with_hosts(Host.as_read_only), previewing=True)

@@ -87,7 +87,7 @@ def issue(
         x509.BasicConstraints(ca=False, path_length=None), critical=True
     )
     if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(_general_names(names)), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(general_names(names)), critical=False)
     certificate = (
         builder.add_extension(x509.ExtendedKeyUsage(usages[0 if names else 1 :]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
@@ -97,11 +97,12 @@ def issue(
 
 
 def renewal_reason(
-    ca_certificate: str, certificate: str, names: Sequence[str], now: datetime | None = None
+    ca_certificate: str, certificate: str, names: Sequence[str], now: datetime | None = None, *, replaced: str = ""
 ) -> str | None:
     """Return why *certificate* must be reissued (wrong CA, wrong names, close to expiry), or None.
 
-    Good is also one that ends soon because its authority does: a new one would end no later.
+    Good is also one that ends soon because its authority does: a new one would end no later. The one with the
+    fingerprint *replaced* is to be replaced in any case.
     """
     now = now or datetime.now(UTC)
     try:
@@ -110,8 +111,10 @@ def renewal_reason(
         leaf.verify_directly_issued_by(authority)
     except Exception as error:  # whatever is wrong with it, a new one is the remedy
         return f"was not issued by the cluster CA ({type(error).__name__})"
+    if fingerprint(certificate) == replaced:
+        return "is to be replaced"
     alternative = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    if set(alternative) != set(_general_names(names)):
+    if set(alternative) != set(general_names(names)):
         return "does not name exactly " + ", ".join(names)
     ends, last = leaf.not_valid_after_utc, authority.not_valid_after_utc
     if ends > last:
@@ -122,12 +125,24 @@ def renewal_reason(
 
 
 def is_of(ca_certificate: str, certificate: x509.Certificate) -> bool:
-    """Whether the authority signed *certificate*."""
-    try:
-        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_certificate.encode()))
-    except (InvalidSignature, ValueError, TypeError):
-        return False
-    return True
+    """Whether the authority signed *certificate*; of several in the text, one of them."""
+    for authority in x509.load_pem_x509_certificates(ca_certificate.encode()):
+        try:
+            certificate.verify_directly_issued_by(authority)
+        except (InvalidSignature, ValueError, TypeError):
+            continue
+        return True
+    return False
+
+
+def fingerprint(certificate: str) -> str:
+    """SHA-256 of *certificate* (PEM; the first one in the text), hex."""
+    return fingerprint_of(x509.load_pem_x509_certificate(certificate.encode()))
+
+
+def fingerprint_of(certificate: x509.Certificate) -> str:
+    """SHA-256 of *certificate*, hex."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def sign(ca: Pair, content: bytes) -> bytes:
@@ -161,7 +176,7 @@ def belong_together(ca: Pair) -> bool:
         return False
 
 
-def fingerprint(certificate: str) -> str:
+def printed_fingerprint(certificate: str) -> str:
     """The SHA-256 of *certificate* (PEM) as ``openssl x509 -fingerprint -sha256`` prints it."""
     found = x509.load_pem_x509_certificate(certificate.encode()).fingerprint(hashes.SHA256()).hex(":")
     return found.upper()
@@ -172,7 +187,8 @@ def expiry(certificate: str) -> datetime:
     return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
 
 
-def _general_names(names: Sequence[str]) -> list[x509.GeneralName]:
+def general_names(names: Sequence[str]) -> list[x509.GeneralName]:
+    """*names* as a certificate has them: addresses and DNS names."""
     return [x509.DNSName(name) if (address := ip(name)) is None else x509.IPAddress(address) for name in names]
 
 

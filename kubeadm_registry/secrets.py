@@ -8,6 +8,9 @@ mixing them would lock each half out of the other's storage.
 The files of one generation are merged key by key. A secret that none of them has, since an older release made them, is
 made and stored everywhere; the generation stays. A new generation is made only while no server has data, since Garage
 knows its nodes by the keys in this file: with others nothing of the data can be read.
+
+A secret that is exchanged makes a new *revision*. What a file of an earlier revision says of secrets no longer counts,
+so a run that died between two servers is completed by the next one.
 """
 
 from __future__ import annotations
@@ -29,9 +32,15 @@ from kubeadm_registry.formats import Damaged, Format, Found, NewerFormat, joined
 from kubeadm_registry.transport.host import Host
 
 PATH = f"{paths.ETC}/secrets.json"
-FORMAT = Format(PATH)
+#: Version 2 added what is being exchanged, which others may keep and need not know.
+FORMAT = Format(PATH, version=2)
 #: Values that anybody may see; all others are masked in whatever is shown.
 _PUBLIC = frozenset({"generation", "made", "ca_certificate", "s3_key_id"})
+#: What may be there beside the secrets, and of which only the newest revision counts, also where it says nothing.
+_CHANGING = ("revision", "overlap", "renewal")
+#: Before the name of a secret in ``overlap``: the value that follows, and that of before, which are both accepted; and
+#: the one of before that is accepted no longer, until all know that.
+NEXT, FORMER, RETIRED = "next_", "former_", "retired_"
 #: Longer lines of a value are masked by themselves too; PEM's own "-----BEGIN PRIVATE KEY-----" is shorter.
 _KEY_LINE = 30
 #: Shorter texts in keys that this release does not know are words, not secrets.
@@ -61,7 +70,7 @@ _IDENTITY = ("generation", "ca_certificate", "ca_key")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secrets:
-    """The secrets of one cluster. Every value is text."""
+    """The secrets of one cluster. Every value is text, but for the nodes' keys and what is being exchanged."""
 
     generation: str
     made: str
@@ -84,8 +93,28 @@ class Secrets:
     """Of the user ``retention``: the executor's alone."""
     node_keys: Mapping[str, str]
     """Garage's node keys, ed25519 seed and public key in hex, by node name."""
-    kept: Found = field(default_factory=lambda: Found({}))
+    revision: int = 0
+    """Grows with each exchange of a secret."""
+    overlap: Mapping[str, str] = field(default_factory=dict)
+    """What is accepted beside the others while secrets are exchanged: the next CA or the one of before, passwords."""
+    renewal: Mapping[str, str] = field(default_factory=dict)
+    """By node, the fingerprint of the certificate that is to be replaced, however long it is still valid."""
+    kept: Found = field(default_factory=lambda: Found({}, FORMAT.stamp()))
     """What a newer release has added to the file, and what it asks of those who write it."""
+
+    @property
+    def trust(self) -> str:
+        """What clients and nodes trust (PEM): the CA that signs, then the one that follows or was before."""
+        return "".join(self.accepted("ca_certificate"))
+
+    def accepted(self, name: str) -> tuple[str, ...]:
+        """The values of the secret *name* that are accepted: the one in use, then what follows or was before."""
+        others = (self.overlap.get(f"{kind}{name}") for kind in (NEXT, FORMER))
+        return (getattr(self, name), *(one for one in others if one))
+
+    def passwords(self, role: str) -> tuple[str, ...]:
+        """The passwords by which *role* may log in, that of before last."""
+        return self.accepted(f"{role}_password")
 
     def node_id(self, name: str) -> str:
         """Garage's id of the node *name*: its public key, 64 hex digits. Raises NotYetKnown."""
@@ -108,7 +137,11 @@ class Secrets:
     @property
     def found(self) -> Found:
         """The same as a record: all keys, those of a newer release as well."""
-        known = {name: getattr(self, name) for name in _KNOWN} | {"node_keys": dict(self.node_keys)}
+        known = {name: getattr(self, name) for name in _KNOWN}
+        known |= {name: dict(known[name]) for name in ("node_keys", "overlap", "renewal")}
+        for name in _CHANGING:
+            if not known[name]:
+                del known[name]
         return Found({**self.kept.values, **known}, self.kept.stamp)
 
     def to_json(self) -> bytes:
@@ -148,16 +181,24 @@ class Secrets:
 
     def redact(self, text: str) -> str:
         """*text* with every secret value in it replaced by its name."""
-        secret = [(name, str(getattr(self, name))) for name in _KNOWN if name not in _PUBLIC and name != "node_keys"]
+        others = {*_PUBLIC, *_CHANGING, "node_keys"}
+        secret = [(name, str(getattr(self, name))) for name in _KNOWN if name not in others]
+        secret += [(name, value) for name, value in self.overlap.items() if not name.endswith("_ca_certificate")]
         for name, value in (*secret, *_texts(self.kept.values)):
             # In a diff each line of a key has a mark before it.
             for part in (value, *(line for line in value.splitlines() if len(line) > _KEY_LINE)):
                 text = text.replace(part, f"<{name}>")
-        for role, password in self._logins.items():
-            text = text.replace(basic(role, password), f"<login of {role}>")
+        for role in self._logins:
+            for password in self.passwords(role):
+                text = text.replace(basic(role, password), f"<login of {role}>")
         for name, key in self.node_keys.items():
             text = text.replace(key, f"<node key of {name}>").replace(key[:64], f"<node key of {name}>")
         return text
+
+
+def fresh(name: str) -> str:
+    """A new value of the secret *name*."""
+    return _MADE[name]()
 
 
 _KNOWN = tuple(one.name for one in fields(Secrets) if one.name != "kept")
@@ -212,6 +253,12 @@ def _parse(content: bytes) -> Found:
     keys = found.values.get("node_keys", {})
     if not isinstance(keys, dict) or not all(isinstance(value, str) for value in keys.values()):
         raise Damaged("its key node_keys is not an object of texts")
+    for name in ("overlap", "renewal"):
+        value = found.values.get(name, {})
+        if not isinstance(value, dict) or not all(isinstance(one, str) and one for one in value.values()):
+            raise Damaged(f"its key {name} is not an object of texts")
+    if type(found.values.get("revision", 0)) is not int:
+        raise Damaged("its key revision is not a whole number")
     if "generation" not in found.values:
         raise Damaged("the generation is missing")
     return found
@@ -224,7 +271,7 @@ def _missing(values: Mapping[str, Any]) -> list[str]:
 
 def _with_placeholders(found: Found, names: Sequence[str]) -> Found:
     """*found* with words in place of what is missing."""
-    words = {name: f"<made by init: {name}>" for name in _KNOWN if name != "node_keys"}
+    words = {name: f"<made by init: {name}>" for name in _KNOWN if name not in {"node_keys", *_CHANGING}}
     keys = {name: f"<made by init: node key of {name}>".ljust(64) + f"<id of {name}>" for name in names}
     return Found({**words, **found.values, "node_keys": {**keys, **found.values.get("node_keys", {})}}, found.stamp)
 
@@ -245,6 +292,12 @@ def _merge(into: dict[str, Any], holders: dict[str, str], values: Mapping[str, A
                 "replace it with the first",
                 code="SecretsConflict",
             )
+
+
+def _without_exchanged(values: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier revision says and a *newer* one says nothing of."""
+    exchanged = {*_CHANGING, *(name for name in (*_IDENTITY, *_MADE) if name in newer)}
+    return {name: value for name, value in values.items() if name not in exchanged}
 
 
 class Vault:
@@ -277,8 +330,12 @@ class Vault:
         values: dict[str, Any] = {}
         holders: dict[str, str] = {}
         stamp = Found({}).stamp
-        for place, one in there.items():
-            _merge(values, holders, one.values, place, "")
+        newest = max((one.values.get("revision", 0) for one in there.values()), default=0)
+        # Those of the newest revision first: of the others only what it does not have.
+        for place, one in sorted(there.items(), key=lambda item: -int(item[1].values.get("revision", 0))):
+            current = one.values.get("revision", 0) == newest
+            said = one.values if current else _without_exchanged(one.values, values)
+            _merge(values, holders, said, place, "")
             stamp = joined(stamp, one.stamp)
         if there:
             if lost := [name for name in _IDENTITY if name not in values]:
@@ -336,6 +393,12 @@ class Vault:
     def data_without_secrets(self) -> Sequence[str]:
         """The hosts that have data of a registry and no secrets: whether the data belong to these is not known."""
         return self._data
+
+    def revised(self, secrets: Secrets) -> Vault:
+        """What the servers are to have from now on: *secrets* as their next revision. Raises NewerFormat."""
+        revised = replace(secrets, revision=self.secrets.revision + 1)
+        FORMAT.seal({}, revised.kept)
+        return Vault(self._cluster, self._names, {"the next revision": revised.found}, self._data)
 
     def preview(self) -> Secrets:
         """The secrets, with placeholders for what is not made yet."""

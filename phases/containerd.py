@@ -19,7 +19,7 @@ def settings(spec: Spec, secrets: Secrets) -> containerd.ContainerdSettings:
     return containerd.ContainerdSettings(
         vip_addresses=spec.vip.addresses,
         vip_name=spec.vip.name or "",
-        ca_pem=secrets.ca_certificate.encode(),
+        ca_pem=secrets.trust.encode(),
         mirrors=spec.mirrors,
         sandbox_image=spec.containerd.sandbox_image,
         node_addresses=tuple(address for node in spec.nodes for address in node.addresses),

@@ -33,7 +33,8 @@ class SecretsFile:
                 return f"{secrets.PATH}: new CA, credentials and keys for this cluster"
             if missing:
                 return f"{secrets.PATH}: new in this cluster: {', '.join(missing)}"
-            return f"{secrets.PATH}: as on the other nodes, generation {vault.secrets.generation}"
+            revision = f", revision {vault.secrets.revision}" if vault.secrets.revision else ""
+            return f"{secrets.PATH}: as on the other nodes, generation {vault.secrets.generation}{revision}"
         if (state.mode, state.owner) != (0o600, "root:root"):
             return f"{secrets.PATH}: mode {state.mode:o} -> 600, owner {state.owner} -> root:root"
         return None
@@ -80,7 +81,7 @@ def ending(cluster: Cluster, host: Host) -> Iterator[str]:
         yield f"the cluster CA expires on {ends:%Y-%m-%d}, and every certificate with it; {AUTHORITY_HINT}"
 
 
-AUTHORITY_HINT = 'this release cannot replace it, see "The CA expires" in docs/recovery.md'
+AUTHORITY_HINT = "replace it with `kubeadm-registry certs renew --ca`"
 CERTIFICATES = Phase(
     "certificates",
     "Issue each node's certificate",

@@ -4,9 +4,11 @@ from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.phases.agent import AGENT
 from kubeadm_registry.phases.backend import BACKEND
 from kubeadm_registry.phases.base import BASE
+from kubeadm_registry.phases.certificates import RENEW, STAGES
 from kubeadm_registry.phases.client_nodes import LEAVE, POINT
 from kubeadm_registry.phases.collect import Collection
 from kubeadm_registry.phases.containerd import CONTAINERD
+from kubeadm_registry.phases.credentials import LOGINS
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.helper import FORBID, HELPER
 from kubeadm_registry.phases.identity import SECRETS
@@ -56,6 +58,16 @@ MIRRORS = (POINT,)
 
 MIRRORS_REMOVE = (LEAVE,)
 """Undo `mirrors apply` on a client node."""
+
+
+CERTS_RENEW = RENEW
+"""New certificates, one node at a time; the request for them is stored first."""
+
+CERTS_RENEW_CA = STAGES
+"""A new CA, stage by stage: both are trusted, certificates are of the next one, that one is trusted alone."""
+
+CREDENTIALS_ROTATE = LOGINS
+"""New passwords: the proxies accept both, then everything on the nodes uses the new ones."""
 
 
 def move_vip(run: Move) -> Workflow:

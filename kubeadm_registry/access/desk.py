@@ -29,6 +29,6 @@ def desk(cluster: Cluster) -> Connect:
     secrets, address = cluster.secrets, cluster.node(node.host).address
     login = Login(paths.RETENTION_NAME, secrets.password(paths.RETENTION_NAME))
     return partial(
-        Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login,
+        Registry, address, paths.REGISTRY_PORT, ca=secrets.trust, login=login,
         via=node.host.dial(address, paths.REGISTRY_PORT), timeout=_SILENCE, headers={TERM_HEADER: str(seen.term)},
     )  # fmt: skip

@@ -101,9 +101,7 @@ def connection(
     secrets = cluster.secrets
     login = Login(role, secrets.password(role))
     via = None if direct else host.dial(address, paths.REGISTRY_PORT)
-    return partial(
-        Registry, address, paths.REGISTRY_PORT, ca=secrets.ca_certificate, login=login, via=via, timeout=timeout
-    )
+    return partial(Registry, address, paths.REGISTRY_PORT, ca=secrets.trust, login=login, via=via, timeout=timeout)
 
 
 def answers(address: str) -> bool:

@@ -48,10 +48,10 @@ class Daemon:
         self.config = config
         self.log = Log()
         self._loop = asyncio.get_running_loop()
-        key = Path(config.heartbeat_key_file).read_bytes().strip()
-        if len(key) < LEAST_KEY:
+        keys = Path(config.heartbeat_key_file).read_bytes().split()
+        if min(map(len, keys), default=0) < LEAST_KEY:
             raise ValueError(f"{config.heartbeat_key_file}: the key needs at least {LEAST_KEY} bytes")
-        self.links = Links(config, key, self.changed)
+        self.links = Links(config, keys[0], self.changed, keys[1:])
         self.hands = NodeHands(config, self.links, self.changed, self.log)
         self.counters = self.hands.counters
         storage = self.hands.storage if config.storage is not None else None

@@ -1,6 +1,7 @@
 """The datagrams between agents: what they carry, who may be believed, and what is old.
 
-A heartbeat is ``KR2``, an HMAC-SHA256 of the rest under the key that all nodes share, and a JSON object. It names
+A heartbeat is ``KR2``, an HMAC-SHA256 of the rest under a key that all nodes share, and a JSON object. While that key
+is replaced there are two: a node makes heartbeats with one, and believes those of either. It names
 sender and receiver, the sender's *instance* (random, new at each start) and a counter that only grows, and it
 *answers* the newest heartbeats that the sender has from the receiver by their instance and counter: first the one
 that it believed, then one that it could not yet believe. Only the first renews a vote.
@@ -20,6 +21,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, TypeVar
 
@@ -103,6 +105,17 @@ def decode(key: bytes, datagram: bytes) -> Packet:
         return _packet(json.loads(body))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, AttributeError) as error:
         raise Refused(f"not to be understood: {error!r}") from error
+
+
+def decode_any(keys: Sequence[bytes], datagram: bytes) -> Packet:
+    """The heartbeat in *datagram*, made with one of *keys*. Raises Refused, as for the last of them."""
+    *others, last = keys
+    for key in others:
+        try:
+            return decode(key, datagram)
+        except Refused:
+            continue
+    return decode(last, datagram)
 
 
 def _packet(said: dict[str, Any]) -> Packet:

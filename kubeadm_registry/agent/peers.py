@@ -14,12 +14,13 @@ import secrets
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Callable, Optional
 
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, Peer
-from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode, encode
+from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode_any, encode
 from kubeadm_registry.agent.model import PeerView, Report
 from kubeadm_registry.agent.presence import overdue
 
@@ -35,9 +36,9 @@ BREATH = 0.05  # seconds from one extra heartbeat to the next: replayed ones mus
 
 
 class Link:
-    """Heartbeats to and from one peer."""
+    """Heartbeats to and from one peer, made with *key*; those that it makes with one of *others* are believed too."""
 
-    def __init__(self, config: Config, peer: Peer, outbox: Outbox, key: bytes) -> None:
+    def __init__(self, config: Config, peer: Peer, outbox: Outbox, key: bytes, others: Sequence[bytes] = ()) -> None:
         self.peer = peer
         self.inbox = Inbox(config.name, peer.name, config.timings.echo_window)
         self.away: Optional[float] = None
@@ -54,6 +55,7 @@ class Link:
         self._config = config
         self._outbox = outbox
         self._key = key
+        self._keys = (key, *others)
 
     def open(self) -> None:
         """Open the socket. Raises OSError, for example while the host has no address yet."""
@@ -118,7 +120,7 @@ class Link:
                 break
             self.received += 1
             try:
-                if self.inbox.take(decode(self._key, datagram), self._outbox, clock(), time.time()):
+                if self.inbox.take(decode_any(self._keys, datagram), self._outbox, clock(), time.time()):
                     news = True
                     said = self.inbox.said
                     self.away = clock() if said is not None and said.bye else None
@@ -169,9 +171,9 @@ def answered(sock: socket.socket) -> bool:
 
 
 class Links:
-    """Heartbeats to and from all peers. *changed* is called when a peer says something new."""
+    """Heartbeats to and from all peers. *changed* is called when a peer says something new; for keys see ``Link``."""
 
-    def __init__(self, config: Config, key: bytes, changed: Callable[[], None]) -> None:
+    def __init__(self, config: Config, key: bytes, changed: Callable[[], None], others: Sequence[bytes] = ()) -> None:
         self._loop = asyncio.get_running_loop()
         self._changed = changed
         self._outbox = Outbox(secrets.token_hex(8))
@@ -179,8 +181,8 @@ class Links:
         self._next = 0.0
         self._report = Report()
         self._watched: dict[str, int] = {}
-        self.links = {peer.name: Link(config, peer, self._outbox, key) for peer in config.peers}
-        self._former = [Link(config, peer, self._outbox, key) for peer in config.former]
+        self.links = {peer.name: Link(config, peer, self._outbox, key, others) for peer in config.peers}
+        self._former = [Link(config, peer, self._outbox, key, others) for peer in config.former]
 
     @property
     def instance(self) -> str:

@@ -1,15 +1,17 @@
-"""Which certificate the proxies of this node serve, and how they take up a renewed one: by their runtime sockets.
+"""Which certificates this node serves, which CA its proxies trust, and how they take up new ones: by runtime sockets.
 
 Run on the node with this source alone, so that it needs nothing that was installed there:
 
-    python3 -I -c SOURCE show|load PEM ADDRESS PORT SOCKET...
+    python3 -I -c SOURCE show|load PEM CA ADDRESS PORT AGENT AGENTPORT SOCKET...
 
 ``load`` gives the certificate and key in the file PEM to each HAProxy that has another certificate; connections go on,
-new handshakes use it, and so do those to other servers. Both print a JSON object with SHA-1 fingerprints in hex: *file*
-is that of the file, *proxies* what each process has by its socket (null: no process). *handshakes* has the certificates
-that a few handshakes with ADDRESS:PORT brought, PEM by fingerprint, and *trouble* what went wrong.
+new handshakes use it, and so do those to other servers. Both verbs print a JSON object with SHA-1 fingerprints in hex:
+*file* is that of PEM and *ca* are those of CA, *proxies* and *trusted* what each process has of them by its socket
+(null: no process; in *trusted* also one that cannot be asked). *handshakes* has the certificates that a few handshakes
+with ADDRESS:PORT brought, PEM by fingerprint; *agent* the one of AGENT:AGENTPORT, null if nobody answers there;
+*trouble* what went wrong.
 
-Source: HAProxy's management guide, "set ssl cert", "commit ssl cert" and "show ssl cert".
+Source: HAProxy's management guide, "set ssl cert", "commit ssl cert", "show ssl cert", "show ssl ca-file" (2.5).
 """
 
 from __future__ import annotations
@@ -75,6 +77,12 @@ def load(path: str, pem: str, content: str) -> str:
     return " ".join(said.split())[:300]
 
 
+def trusted(path: str, ca: str) -> Optional[list[str]]:
+    """The fingerprints of what a process trusts under the name *ca*; None if it cannot be asked. Raises OSError."""
+    answer = ask(path, f"show ssl ca-file {ca}\n")
+    return None if answer is None or "Unknown command" in answer else sorted(FINGERPRINT.findall(answer))
+
+
 def handshake(address: str, port: int) -> bytes:
     """The certificate that a client is shown, DER. Raises OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -83,19 +91,42 @@ def handshake(address: str, port: int) -> bytes:
         return tls.getpeercert(binary_form=True) or b""
 
 
+def fingerprints(path: str) -> list[str]:
+    """Those of all certificates in the file *path*; none without a file. Raises OSError, ValueError."""
+    try:
+        content = Path(path).read_text(encoding="ascii")
+    except FileNotFoundError:
+        return []
+    return sorted(fingerprint(ssl.PEM_cert_to_DER_cert(one)) for one in CERTIFICATE.findall(content))
+
+
+def of_agent(address: str, port: int) -> Optional[str]:
+    """The certificate (PEM) of who listens at *address* and *port*; None if nobody answers, as while it restarts."""
+    try:
+        return ssl.DER_cert_to_PEM_cert(handshake(address, port))
+    except OSError:
+        return None
+
+
 def main(arguments: list[str]) -> int:
     """See above. The exit status is 0 also where something went wrong: it is told."""
-    verb, pem, address, port, *sockets = arguments
+    verb, pem, ca, address, port, agent, agent_port, *sockets = arguments
     trouble: list[str] = []
-    shown: dict[str, Any] = {"file": None, "proxies": {}, "handshakes": {}, "trouble": trouble}
+    shown: dict[str, Any] = {"file": None, "ca": [], "proxies": {}, "trusted": {}, "handshakes": {}, "agent": None}
+    shown["trouble"] = trouble
     try:
         content = Path(pem).read_text(encoding="ascii")
         found = CERTIFICATE.search(content)
         shown["file"] = fingerprint(ssl.PEM_cert_to_DER_cert(found[0])) if found else None
     except (OSError, ValueError) as error:
         trouble.append(f"{pem}: {error}")
+    try:
+        shown["ca"] = fingerprints(ca)
+    except (OSError, ValueError) as error:
+        trouble.append(f"{ca}: {error}")
     for path in sockets:
         try:
+            shown["trusted"][path] = trusted(path, ca)
             shown["proxies"][path] = loaded(path, pem)
             if verb == "load" and shown["file"] and shown["proxies"][path] not in (None, shown["file"]):
                 complaint = load(path, pem, content)
@@ -109,6 +140,7 @@ def main(arguments: list[str]) -> int:
             shown["handshakes"] = {fingerprint(der): ssl.DER_cert_to_PEM_cert(der) for der in seen}
     except OSError as error:
         trouble.append(f"{address}:{port}: {error}")
+    shown["agent"] = of_agent(agent, int(agent_port))
     print(json.dumps(shown))  # noqa: T201
     return 0
 

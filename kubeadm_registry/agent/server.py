@@ -63,7 +63,7 @@ class Server:
         listener = socket.create_server((address, self._config.ports.metrics), family=family, backlog=MOST)
         listener.setblocking(False)
         self._listener = listener
-        self._begin(self._accept(listener, self._tls))
+        self._begin(self._accept(listener))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -75,7 +75,7 @@ class Server:
         self._tasks.discard(task)
         self._strangers.pop(task, None)
 
-    async def _accept(self, listener: socket.socket, tls: ssl.SSLContext) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -90,8 +90,8 @@ class Server:
                 oldest.cancel()
             if len(self._tasks) > MOST:
                 client.close()
-            else:
-                self._strangers[self._begin(self._serve(client, tls))] = None
+            elif self._tls is not None:
+                self._strangers[self._begin(self._serve(client, self._tls))] = None
             await asyncio.sleep(BREATH)
 
     def renew(self) -> bool:
@@ -99,8 +99,7 @@ class Server:
         stamp = self._stamps()
         if self._tls is None or stamp == self._stamp:
             return False
-        self._tls.load_cert_chain(self._config.tls.cert, self._config.tls.key)
-        self._tls.load_verify_locations(self._config.tls.ca)
+        self._tls = context(self._config)  # a new one: the one of before trusts a CA that is gone from the file
         self._stamp = stamp
         return True
 

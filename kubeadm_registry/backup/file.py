@@ -93,7 +93,7 @@ class Backup:
     def require_ca(self, trusted: Path) -> None:
         """Raise BackupError unless the CA that signed it is the one in the file *trusted* (PEM); ConfigError."""
         try:
-            wanted = pki.fingerprint(files.text(trusted, signing.MAX_KEYS))
+            wanted = pki.printed_fingerprint(files.text(trusted, signing.MAX_KEYS))
         except OSError as error:
             raise ConfigError(
                 f"cannot read {trusted}: {error.strerror}", hint="check the path", code="KeyUnreadable"
@@ -103,7 +103,7 @@ class Backup:
                 f"{trusted} is not a certificate (PEM)", code="KeyUnreadable",
                 hint="pass the ca.crt of a client node, or what `kubeadm-registry ca` printed",
             ) from error  # fmt: skip
-        if pki.fingerprint(self.index.ca) != wanted:
+        if pki.printed_fingerprint(self.index.ca) != wanted:
             raise _forged(f"{self.path} is signed by another CA than the one in {trusted}")
 
     def opened(self, key: Passphrase | Identities | None) -> Contents:

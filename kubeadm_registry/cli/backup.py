@@ -169,7 +169,7 @@ def inspect(
         return
     echo(f"registry  {index.cluster}, generation {index.generation}")
     echo(f"made      {index.made} by kubeadm-registry {index.release}")
-    echo(f"CA        SHA256 {pki.fingerprint(index.ca)}, expires {pki.expiry(index.ca):%Y-%m-%d}")
+    echo(f"CA        SHA256 {pki.printed_fingerprint(index.ca)}, expires {pki.expiry(index.ca):%Y-%m-%d}")
     echo(f"signed    by this CA{', and by an SSH key' if found.ssh_signature is not None else ''}")
     echo(f"content   {describe(index)}")
     for key in index.recipients:

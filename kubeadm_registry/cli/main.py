@@ -17,6 +17,7 @@ COMMANDS = {
     "backup": ("backup", "backup"),
     "bundle": ("bundle", "group"),
     "ca": ("credentials", "ca"),
+    "certs": ("certs", "group"),
     "completion": ("about", "completion"),
     "config": ("configuration", "group"),
     "credentials": ("credentials", "credentials"),

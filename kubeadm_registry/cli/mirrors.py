@@ -39,10 +39,10 @@ from kubeadm_registry.printable import counted
 from kubeadm_registry.secrets import Vault
 from kubeadm_registry.transport.host import Transport
 
+NODES_HELP = "List of nodes, one per line: NAME ADDRESS [user=... port=...], or ADDRESS alone; # starts a comment."
 nodes_option = click.option(
-    "--nodes", "nodes", type=click.Path(path_type=Path), required=True, metavar="FILE",
-    help="List of nodes, one per line: NAME ADDRESS [user=... port=...], or ADDRESS alone; # starts a comment.",
-)  # fmt: skip
+    "--nodes", "nodes", type=click.Path(path_type=Path), required=True, metavar="FILE", help=NODES_HELP
+)
 
 
 @click.group("mirrors", short_help="Configure containerd mirrors on client nodes")
@@ -67,7 +67,7 @@ def apply(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> No
     client_list.refuse_registry(listed, cluster_file.spec, str(nodes))
     vault = session.vault(cluster_file, terminal.prompts(), reporter.note)
     session.installed_secrets(vault)
-    outcomes = _run(MIRRORS, cluster_file, vault, listed, reporter, dry_run=dry_run)
+    outcomes = run_on_clients(MIRRORS, cluster_file, vault, listed, reporter, dry_run=dry_run)
     _tell(
         "{} would pull from the registry" if dry_run else "{} pull from the registry",
         outcomes,
@@ -98,7 +98,7 @@ def remove(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> N
             hint="remove it from the list, and use `kubeadm-registry reset` for registry nodes",
         )  # fmt: skip
     vault = Vault(cluster_file.metadata.name, [node.name for node in cluster_file.spec.nodes], {})
-    outcomes = _run(MIRRORS_REMOVE, cluster_file, vault, listed, reporter, dry_run=dry_run)
+    outcomes = run_on_clients(MIRRORS_REMOVE, cluster_file, vault, listed, reporter, dry_run=dry_run)
     _tell(
         "containerd would be restored on {}" if dry_run else "containerd restored on {}",
         outcomes,
@@ -107,7 +107,7 @@ def remove(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> N
     )
 
 
-def _run(
+def run_on_clients(
     workflow: Workflow,
     cluster_file: RegistryCluster,
     vault: Vault,

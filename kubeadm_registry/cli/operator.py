@@ -44,7 +44,8 @@ image_option = click.option(
 )
 
 
-def _api(kubeconfig: Path) -> Api:
+def api_of(kubeconfig: Path) -> Api:
+    """A client of the cluster that *kubeconfig* names. Raises ConfigError."""
     # The library that reads kubeconfigs takes half a second to import.
     from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig  # noqa: PLC0415
 
@@ -65,7 +66,7 @@ def install(context: Context, path: Path | None, kubeconfig: Path, image: str, p
     the nodes the key can do this and nothing else. Running it again changes only what differs.
     """
     reporter = context.reporter()
-    api, cluster_file = _api(kubeconfig), config.load(path)
+    api, cluster_file = api_of(kubeconfig), config.load(path)
     with session.cluster(cluster_file, terminal.prompts(), reporter.note, may_miss=True) as cluster:
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; run this again when it is back", host=name, level="warning")
@@ -108,7 +109,7 @@ def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool) 
     if not yes and sys.stdin.isatty():
         click.confirm("Remove the operator from the cluster?", abort=True)
     reporter = context.reporter()
-    installing.uninstall(_api(kubeconfig), _smallest(), reporter.note)
+    installing.uninstall(api_of(kubeconfig), _smallest(), reporter.note)
     if path is None and not config.DEFAULT_FILE.exists():
         reporter.note(
             "without the cluster file its key stays on the nodes; remove it with `operator uninstall --file FILE`",
@@ -145,7 +146,7 @@ def status(context: Context, kubeconfig: Path) -> None:
 
     Exits with code 5 if no replica leads.
     """
-    found = installing.status(_api(kubeconfig))
+    found = installing.status(api_of(kubeconfig))
     if not found.installed:
         raise ConfigError(
             "the operator is not installed in this cluster", hint="run `kubeadm-registry operator install`",

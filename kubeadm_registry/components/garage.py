@@ -106,6 +106,7 @@ def form(cluster: Cluster, host: Host) -> Steps:
     yield Wait("every storage node has the layout", partial(storage_problem_anywhere, cluster), timeout=60)
     yield Key(cluster)
     yield Bucket(cluster)
+    yield FormerKey(cluster)
 
 
 def move(cluster: Cluster, host: Host) -> Steps:
@@ -123,6 +124,7 @@ def copied(cluster: Cluster, host: Host) -> Steps:
 def joined(cluster: Cluster, host: Host) -> Steps:
     """Wait until the storage is fully replicated as this host sees it."""
     yield Wait("the storage is fully replicated as this node sees it", partial(storage_problem, cluster), timeout=60)
+    yield Wait("this storage node knows the storage keys", partial(_lacks_keys, cluster), timeout=60)
 
 
 def existing(host: Host) -> Existing | None:
@@ -314,27 +316,69 @@ def _all_connected(cluster: Cluster, host: Host) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The S3 key of the frontends, made before and imported."""
+    """The S3 keys of the frontends, made before and imported: one, and another while it is replaced."""
 
     cluster: Cluster
     title = "import the storage key"
 
+    def _missing(self, host: Host) -> list[tuple[str, str]]:
+        """Those that Garage lacks, each with its secret."""
+        secrets = self.cluster.secrets
+        there = _keys(self.cluster, host)
+        # Of a key of before only the id is kept: it is there already.
+        following = secrets.overlap.get("next_s3_key_id"), secrets.overlap.get("next_s3_secret_key")
+        wanted = [(secrets.s3_key_id, secrets.s3_secret_key), following]
+        return [(one, secret) for one, secret in wanted if one and secret and one not in there]
+
     def diff(self, host: Host) -> str | None:
-        """That it is missing. Importing is not idempotent, so it is asked for first."""
-        keys = Api(self.cluster, host).ask("ListKeys")
-        wanted = self.cluster.secrets.s3_key_id
-        return None if any(key["id"] == wanted for key in keys) else f"storage key {wanted}: new"
+        """That one is missing. Importing is not idempotent, so it is asked for first."""
+        missing = [one for one, _ in self._missing(host)]
+        return f"storage key {', '.join(missing)}: new" if missing else None
 
     def apply(self, host: Host) -> None:
-        """Import it."""
-        secrets = self.cluster.secrets
-        payload = {"accessKeyId": secrets.s3_key_id, "secretAccessKey": secrets.s3_secret_key, "name": KEY_NAME}
-        Api(self.cluster, host).do("ImportKey", payload)
+        """Import what is missing."""
+        for one, secret in self._missing(host):
+            payload = {"accessKeyId": one, "secretAccessKey": secret, "name": KEY_NAME}
+            Api(self.cluster, host).do("ImportKey", payload)
+
+
+def _keys(cluster: Cluster, host: Host) -> set[str]:
+    """The ids of the S3 keys that *host* knows."""
+    return {str(key["id"]) for key in Api(cluster, host).ask("ListKeys")}
+
+
+def _lacks_keys(cluster: Cluster, host: Host) -> str | None:
+    """Which accepted key *host* does not know yet: Garage looks for them in its own copy of the table."""
+    try:
+        lacking = {*cluster.secrets.accepted("s3_key_id")} - _keys(cluster, host)
+    except NotYetKnown as error:
+        return error.message
+    return f"it lacks storage key {', '.join(sorted(lacking))}" if lacking else None
+
+
+@dataclass(frozen=True, slots=True)
+class FormerKey:
+    """The S3 key that was replaced is gone."""
+
+    cluster: Cluster
+    title = "delete the former storage key"
+
+    @property
+    def _key(self) -> str | None:
+        return self.cluster.secrets.overlap.get("retired_s3_key_id")
+
+    def diff(self, host: Host) -> str | None:
+        """That it is there. A key that was deleted is not found, so it is asked for first."""
+        return f"storage key {self._key}: deleted" if self._key and self._key in _keys(self.cluster, host) else None
+
+    def apply(self, host: Host) -> None:
+        """Delete it, with its permissions."""
+        Api(self.cluster, host).do("DeleteKey", {"id": self._key})
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The bucket, which grant the key read and write access."""
+    """The bucket, which grants each key read and write access."""
 
     cluster: Cluster
     title = "create the storage bucket"
@@ -356,17 +400,22 @@ class Bucket:
         name, found = s3.bucket(self.cluster.spec), self._find()
         if found is None:
             return f"bucket {name}: new"
-        for key in found[1]["keys"]:
-            allowed = key["permissions"]
-            if key["accessKeyId"] == self.cluster.secrets.s3_key_id and allowed["read"] and allowed["write"]:
-                return None
-        return f"bucket {name}: grant the key read and write access"
+        return f"bucket {name}: grant the key read and write access" if self._refused(found[1]) else None
+
+    def _refused(self, found: dict[str, Any]) -> list[str]:
+        """The accepted keys that may not read and write."""
+        granted = {key["accessKeyId"] for key in found["keys"] if _may_write(key["permissions"])}
+        return [one for one in self.cluster.secrets.accepted("s3_key_id") if one not in granted]
 
     def apply(self, host: Host) -> None:
         """Make the bucket if there is none, and allow the key."""
         create = {"globalAlias": s3.bucket(self.cluster.spec)}
         there, found = self._find() or (host, Api(self.cluster, host).do("CreateBucket", create))
         permissions = {"read": True, "write": True, "owner": False}
-        key = self.cluster.secrets.s3_key_id
-        allow = {"bucketId": found["id"], "accessKeyId": key, "permissions": permissions}
-        Api(self.cluster, there).do("AllowBucketKey", allow)
+        for key in self._refused(found):
+            allow = {"bucketId": found["id"], "accessKeyId": key, "permissions": permissions}
+            Api(self.cluster, there).do("AllowBucketKey", allow)
+
+
+def _may_write(permissions: dict[str, Any]) -> bool:
+    return bool(permissions["read"] and permissions["write"])

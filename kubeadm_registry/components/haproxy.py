@@ -69,8 +69,12 @@ class NodeCertificate:
         state = host.state(paths.NODE_PEM)
         if state is None:
             return f"{paths.NODE_PEM}: new certificate for {', '.join(names(self.cluster, host))}"
+        secrets = self.cluster.secrets
         flaw = pki.renewal_reason(
-            self.cluster.secrets.ca_certificate, state.content.decode(errors="replace"), names(self.cluster, host)
+            secrets.ca_certificate,
+            state.content.decode(errors="replace"),
+            names(self.cluster, host),
+            replaced=secrets.renewal.get(host.name, ""),
         )
         if flaw is not None:
             return f"{paths.NODE_PEM}: the certificate {flaw}"
@@ -93,7 +97,7 @@ def login_digest(user: str, password: str) -> str:
 def identity(cluster: Cluster, host: Host) -> Steps:
     """The proxy's folder, and the server's certificate."""
     yield Directory(ETC, mode=0o750, owner=f"root:{USER}")
-    yield File(paths.CA, cluster.secrets.ca_certificate.encode())
+    yield File(paths.CA, cluster.secrets.trust.encode())
     yield NodeCertificate(cluster)
 
 
@@ -112,7 +116,7 @@ def install(cluster: Cluster, host: Host, *, single_writer: bool) -> Steps:
     secrets, spec, node = cluster.secrets, cluster.spec, cluster.node(host)
     auth_map = File(
         AUTH_MAP,
-        "".join(f"{login_digest(role, secrets.password(role))} {role}\n" for role in LOGINS).encode(),
+        "".join(f"{login_digest(role, one)} {role}\n" for role in LOGINS for one in secrets.passwords(role)).encode(),
         owner=f"root:{USER}",
         mode=0o640,
         secret=True,

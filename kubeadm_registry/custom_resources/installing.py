@@ -96,7 +96,7 @@ def credentials(secrets: Secrets, before: Mapping[str, str], helper: HelperKey |
         pair = pki.issue(pki.Pair(secrets.ca_certificate, secrets.ca_key), "operator", [], unit=pki.METRICS_UNIT)
         metrics = pair.certificate + pair.key
     return {
-        "ca.crt": secrets.ca_certificate,
+        "ca.crt": secrets.trust,
         "username": "push",
         "password": secrets.password("push"),
         "retention-key": secrets.retention_key,
@@ -139,6 +139,17 @@ def install(
     start = _lease(api)
     _wait("a replica of the operator to lead", lambda: _lease(api).renewed_since(start), end)
     return _lease(api).holder
+
+
+def refresh(api: Api, secrets: Secrets, tell: Tell) -> None:
+    """Have the operator's Secret, if there is one, say what *secrets* say now; its key for the nodes stays.
+
+    The operator reads it for each round, so it needs no restart. Raises ConnectionFailed.
+    """
+    before = _read(api, path_of(secret({})))
+    if before is not None:
+        there = _decoded(before)
+        apply(api, secret({**there, **credentials(secrets, there, None)}), tell)
 
 
 def uninstall(api: Api, config: RegistryCluster, tell: Tell) -> None:

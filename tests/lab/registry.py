@@ -186,6 +186,10 @@ class Registry:
             self._logins[role] = Login(**self.json("credentials", "--role", role)[0])
         return self._logins[role]
 
+    def forget_logins(self) -> None:
+        """Passwords are others now."""
+        self._logins.clear()
+
     @property
     def ca(self) -> Path:
         """The certificate of the cluster's authority, as a file."""

@@ -114,6 +114,7 @@ class FakeGarage:
                             "Create",
                             "Allow",
                             "Cleanup",
+                            "Delete",
                             "Set",
                             "ClusterLayoutSkip",
                         )
@@ -225,8 +226,15 @@ class FakeGarage:
     def AllowBucketKey(self, payload: Any) -> Any:
         assert payload["accessKeyId"] in self.keys
         allowed = {"accessKeyId": payload["accessKeyId"], "permissions": payload["permissions"]}
-        self.buckets[payload["bucketId"]]["keys"] = [allowed]
+        bucket = self.buckets[payload["bucketId"]]
+        bucket["keys"] = [*(key for key in bucket["keys"] if key["accessKeyId"] != payload["accessKeyId"]), allowed]
         return {}
+
+    def DeleteKey(self, payload: Any) -> Any:
+        del self.keys[payload["id"]]
+        for bucket in self.buckets.values():
+            bucket["keys"] = [key for key in bucket["keys"] if key["accessKeyId"] != payload["id"]]
+        return None
 
 
 @dataclass
@@ -244,6 +252,8 @@ class FakeCluster:
     flushed: dict[str, int] = field(default_factory=dict)
     #: The certificate that each run of each proxy has taken up: by server, unit, and number of its starts and reloads.
     served: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
+    #: The CAs that it trusts, in the same way.
+    trusted: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, text: str, *, fixed: bool = True, installed: bool = True, **parts: str) -> FakeCluster:
@@ -380,19 +390,29 @@ class FakeCluster:
 
     def _certificates(self, server: FakeTransport, verb: str) -> dict[str, object]:
         """What the script says: a proxy has the certificate that was there when it started, or was loaded since."""
-        pem = server.tree.get(paths.NODE_PEM)
-        there = hashlib.sha256(pem.content).hexdigest() if isinstance(pem, FileState) else None
+        pem, ca = (self._digest_of(server, path) for path in (paths.NODE_PEM, paths.CA))
         proxies: dict[str, str | None] = {}
+        trusted: dict[str, list[str | None] | None] = {}
         for path, name in zip(haproxy.SOCKETS, paths.HAPROXY_UNITS, strict=True):
             unit = server.unit(name)
-            run = (server.name, name, unit.starts + unit.reloads)
-            has = self.served.setdefault(run, there)
-            if verb == "load" and has != there:
+            run, runs = (server.name, name, unit.starts + unit.reloads), unit.active == "active"
+            knows = self.trusted.setdefault(run, ca)
+            has = self.served.setdefault(run, pem)
+            if verb == "load" and runs and has != pem:
                 server._act(f"load the certificate into {name}")
-                self.served[run] = has = there
-            proxies[path] = has if unit.active == "active" else None
-        shaken = {has: "" for has in proxies.values() if has}
-        return {"file": there, "proxies": proxies, "handshakes": shaken, "trouble": []}
+                self.served[run] = has = pem
+            proxies[path], trusted[path] = has if runs else None, [knows] if runs else None
+        content = "" if pem is None else server.content(paths.NODE_PEM).decode().partition("-----BEGIN PRIVATE")[0]
+        shaken = {has: content if has == pem else "" for has in proxies.values() if has}
+        return {
+            "file": pem, "ca": [] if ca is None else [ca], "proxies": proxies, "trusted": trusted,
+            "handshakes": shaken, "agent": None, "trouble": [],
+        }  # fmt: skip
+
+    @staticmethod
+    def _digest_of(server: FakeTransport, path: str) -> str | None:
+        found = server.tree.get(path)
+        return hashlib.sha256(found.content).hexdigest() if isinstance(found, FileState) else None
 
     def _holder(self) -> FakeTransport | None:
         running = [one for one in self.servers.values() if one.unit(keepalived.UNIT).active == "active"]

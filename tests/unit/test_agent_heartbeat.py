@@ -12,7 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeadm_registry.agent.heartbeat import DIGEST, LARGEST, MAGIC, Inbox, Outbox, Packet, Refused, decode, encode
+from kubeadm_registry.agent.heartbeat import (
+    DIGEST,
+    LARGEST,
+    MAGIC,
+    Inbox,
+    Outbox,
+    Packet,
+    Refused,
+    decode,
+    decode_any,
+    encode,
+)
 from kubeadm_registry.agent.model import Level, Members, Report, Role, Verdict
 
 KEY = b"k" * 32
@@ -112,6 +123,18 @@ def test_nothing_is_believed_without_the_key(noise: bytes, at: int) -> None:
         decode(KEY, good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
     with pytest.raises(Refused):
         decode(KEY, good[:-1])
+
+
+def test_while_a_key_is_replaced_heartbeats_of_either_are_believed() -> None:
+    new = b"another key" * 4
+    packet = Packet("a", "b", "i", 1, (), 0, REPORT)
+    for keys in ((KEY, new), (new, KEY)):
+        for key in (KEY, new):
+            assert decode_any(keys, encode(key, packet)) == packet
+        with pytest.raises(Refused):
+            decode_any(keys, encode(b"other" * 8, packet))
+    with pytest.raises(Refused):
+        decode_any((KEY,), encode(new, packet))
 
 
 def test_two_agents_believe_each_other_after_two_heartbeats_whatever_their_clocks_show() -> None:

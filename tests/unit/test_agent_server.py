@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry import pki
-from kubeadm_registry.agent import certificate, server
+from kubeadm_registry.agent import certificate, served, server
 from kubeadm_registry.agent.config import parse
 from kubeadm_registry.agent.server import Server
 from tests.unit.test_agent_config import smallest
@@ -233,6 +233,27 @@ def test_a_renewed_certificate_is_taken_up_for_new_connections(tmp_path: Path) -
             assert await serial(port, tls) != before
 
     asyncio.run(course())
+
+
+def test_a_ca_that_is_gone_from_the_file_is_trusted_no_longer(tmp_path: Path) -> None:
+    async def course() -> None:
+        async with serving(tmp_path) as (one, port):
+            tls = client(tmp_path, "registry-node")
+            assert (await get(port, tls)).startswith(b"HTTP/1.1 200 ")
+            (tmp_path / "ca.pem").write_text(pki.make_ca("registry").certificate)
+            assert one.renew()
+            assert await get(port, tls) == b""
+
+    asyncio.run(course())
+
+
+def test_what_it_presents_is_seen_without_a_certificate_of_ours(tmp_path: Path) -> None:
+    async def course() -> str | None:
+        async with serving(tmp_path) as (_, port):
+            return await asyncio.to_thread(served.of_agent, "127.0.0.1", port)
+
+    shown = asyncio.run(course())
+    assert shown is not None and (tmp_path / "node.pem").read_text().startswith(shown)
 
 
 def test_the_end_of_a_certificate_is_read_without_a_library(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_openssl_and_tar_check_it_without_this_program(tmp_path: Path) -> None:
         ["openssl", "x509", "-in", "ca.crt", "-fingerprint", "-sha256", "-noout"],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert pki.fingerprint(authority().certificate) in shown.stdout
+    assert pki.printed_fingerprint(authority().certificate) in shown.stdout
 
 
 def test_an_ssh_key_vouches_for_it_where_it_is_asked_for(tmp_path: Path, keys: dict[str, Path]) -> None:

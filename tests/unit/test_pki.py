@@ -261,7 +261,7 @@ def test_init_tells_in_good_time_that_the_authority_ends(
     recorder = Recorder()
     run((BASE, SECRETS), three.cluster, recorder)
     ends = f"{NOW + timedelta(days=days):%Y-%m-%d}"
-    wanted = f"the cluster CA expires on {ends}, and every certificate with it; this release cannot replace it"
+    wanted = f"the cluster CA expires on {ends}, and every certificate with it; replace it with"
     assert [text.startswith(wanted) for host, text in recorder.notes if host == "cp-1"] == [True] * told
     assert len(recorder.notes) == told
     assert run((BASE, SECRETS), three.cluster, Recorder()) == []

@@ -92,7 +92,7 @@ def test_secrets_are_made_once_for_all_servers(real: FakeCluster) -> None:
 
 def test_two_clusters_share_no_secret() -> None:
     one, other = (Secrets.make("x", NAMES) for _ in range(2))
-    public = {"made", "kept"}
+    public = {"made", "kept", "revision", "overlap", "renewal"}
     same = [field.name for field in fields(Secrets) if getattr(one, field.name) == getattr(other, field.name)]
     assert set(same) <= public
     assert not set(one.node_keys.values()) & set(other.node_keys.values())
@@ -237,14 +237,14 @@ def test_an_older_release_keeps_what_a_newer_one_added(real: FakeCluster) -> Non
 
 
 def test_an_older_release_does_not_write_what_it_may_only_read(real: FakeCluster) -> None:
-    newer = stamped(2, 1, 2)
+    newer = stamped(3, 1, 3)
     for server in real.servers.values():
         server.put(secrets.PATH, newer, 0o600)
     assert store(real) == [], "nothing is to be written"
     assert real.cluster.secrets.push_password == FIXED.push_password
     del real.servers["cp-3"].tree[secrets.PATH]
-    words = f"a newer release wrote {secrets.PATH}: version 2 of its format is needed to write it, and this release has"
-    assert refused(real) == {("cp-3", f"{words} version 1; use a newer kubeadm-registry")}
+    words = f"a newer release wrote {secrets.PATH}: version 3 of its format is needed to write it, and this release has"
+    assert refused(real) == {("cp-3", f"{words} version 2; use a newer kubeadm-registry")}
     with pytest.raises(PhaseFailed, match=words) as caught:
         store(real, ignore=("Secrets",))
     assert caught.value.hint == "use a newer kubeadm-registry"
@@ -254,21 +254,21 @@ def test_an_older_release_does_not_write_what_it_may_only_read(real: FakeCluster
 
 def test_an_older_release_makes_no_secret_in_a_file_that_it_may_only_read(real: FakeCluster) -> None:
     for server in real.servers.values():
-        server.put(secrets.PATH, stamped(2, 1, 2, node_keys={}), 0o600)
+        server.put(secrets.PATH, stamped(3, 1, 3, node_keys={}), 0o600)
     with pytest.raises(NewerFormat, match="needed to write it"):
         real.cluster.vault.ensure()
 
 
 def test_an_older_release_refuses_what_it_cannot_read(real: FakeCluster) -> None:
-    real.servers["cp-2"].put(secrets.PATH, stamped(2, 2, 2), 0o600)
+    real.servers["cp-2"].put(secrets.PATH, stamped(3, 3, 3), 0o600)
     with pytest.raises(NewerFormat, match=f"cp-2: a newer release wrote {secrets.PATH}") as caught:
         read_vault(real.config, real.cluster_hosts(), data_directories(real.config.spec))
     assert caught.value.hint == "use a newer kubeadm-registry"
 
 
 def test_what_any_server_asks_of_writers_is_asked_on_all(real: FakeCluster) -> None:
-    real.servers["cp-1"].put(secrets.PATH, stamped(3, 1, 1), 0o600)
-    real.servers["cp-2"].put(secrets.PATH, stamped(2, 1, 2), 0o600)
+    real.servers["cp-1"].put(secrets.PATH, stamped(4, 1, 1), 0o600)
+    real.servers["cp-2"].put(secrets.PATH, stamped(3, 1, 3), 0o600)
     found = refused(real)
     assert {host for host, words in found if "needed to write it" in words} == set(NAMES)
 

@@ -22,7 +22,7 @@ import pytest
 from kubeadm_registry import certificates, paths, pki
 from kubeadm_registry.agent import served
 from kubeadm_registry.components import haproxy as component
-from kubeadm_registry.components.served import Served
+from kubeadm_registry.components.served import Served, Trusted
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.workflows import INIT
@@ -89,16 +89,19 @@ class Proxies:
             certificates.source(),
             verb,
             str(self.pem),
+            str(self.folder / "ca.crt"),
             "127.0.0.1",
             str(self.port),
+            "127.0.0.1",
+            "1",
             *self.sockets,
         ]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
         said: dict[str, Any] = json.loads(done.stdout)
         return said
 
-    def connect(self) -> http.client.HTTPSConnection:
-        context = ssl.create_default_context(cadata=authority().certificate)
+    def connect(self, ca: str = "") -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cadata=ca or authority().certificate)
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=context)
         connection.connect()
         return connection
@@ -165,15 +168,31 @@ def test_other_servers_are_shown_the_renewed_one_too(proxies: Proxies) -> None:
     assert {int(get(proxies.connect(), "/peer"), 16) for _ in range(16)} == {int(serial, 16)}
 
 
+def test_what_both_processes_trust_is_seen_also_after_a_certificate_was_exchanged(proxies: Proxies) -> None:
+    ca, before = proxies.folder / "ca.crt", proxies.say("show")
+    assert before["trusted"] == dict.fromkeys(proxies.sockets, before["ca"])
+    proxies.pem.write_text(issue())
+    assert proxies.say("load")["trouble"] == []
+    ca.write_text(authority().certificate + pki.make_ca("registry").certificate)
+    shown = proxies.say("show")
+    assert (len(shown["ca"]), shown["trouble"]) == (2, [])
+    assert shown["trusted"] == before["trusted"], "the file alone changes nothing"
+    assert all(process.poll() is None for process in proxies.processes)
+
+
 def test_a_process_that_is_gone_is_no_trouble_and_the_other_is_served(proxies: Proxies) -> None:
     proxies.processes[0].kill()
     proxies.processes[0].wait()
     new = issue()
     proxies.pem.write_text(new)
+    ca = [served.fingerprint(ssl.PEM_cert_to_DER_cert(authority().certificate))]
     assert proxies.say("load") == {
         "file": fingerprint(new),
+        "ca": ca,
         "proxies": {proxies.sockets[0]: None, proxies.sockets[1]: fingerprint(new)},
+        "trusted": {proxies.sockets[0]: None, proxies.sockets[1]: ca},
         "handshakes": {fingerprint(new): new[: new.index("-----BEGIN PRIVATE")]},
+        "agent": None,
         "trouble": [],
     }
 
@@ -195,7 +214,8 @@ def test_no_file_and_no_process(tmp_path: Path) -> None:
     none = Proxies(tmp_path, free_port(), [])
     said = none.say("show")
     assert said.pop("trouble") == [f"{none.pem}: [Errno 2] No such file or directory: '{none.pem}'"]
-    assert said == {"file": None, "proxies": dict.fromkeys(none.sockets), "handshakes": {}}
+    nobody = dict.fromkeys(none.sockets)
+    assert said == {"file": None, "ca": [], "proxies": nobody, "trusted": nobody, "handshakes": {}, "agent": None}
 
 
 # ---- in a run -----------------------------------------------------------------------------------------------------
@@ -244,9 +264,15 @@ def test_a_run_that_died_before_it_was_loaded_is_made_up(installed: FakeCluster)
 SCRIPT = ("sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source())
 
 
+SAID: dict[str, object] = {
+    "file": "A", "proxies": {"1": "A", "2": "A"}, "handshakes": {"A": ""}, "trouble": [],
+    "ca": ["C"], "trusted": {"1": ["C"], "2": ["C"]}, "agent": None,
+}  # fmt: skip
+
+
 def shows(server: FakeTransport, **said: object) -> Host:
     """A server whose script says this."""
-    whole = {"file": "A", "proxies": {"1": "A", "2": "A"}, "handshakes": {"A": ""}, "trouble": []} | said
+    whole = SAID | said
     server.answer(*SCRIPT, with_=json.dumps(whole))
     server.put(paths.NODE_PEM, b"a certificate")
     return server.host()
@@ -277,7 +303,7 @@ def test_what_is_not_taken_up_is_an_error_with_a_remedy(server: FakeTransport) -
 
 def test_a_process_of_before_a_reload_may_be_seen_for_a_moment(server: FakeTransport) -> None:
     seen = iter([{"B": ""}, {"A": "", "B": ""}, {"A": ""}])
-    whole = {"file": "A", "proxies": {"1": "A", "2": "A"}, "trouble": []}
+    whole = SAID
     server.answer(*SCRIPT, with_=lambda *_: json.dumps(whole | {"handshakes": next(seen)}))
     server.put(paths.NODE_PEM, b"a certificate")
     Served().apply(server.host())
@@ -315,3 +341,29 @@ def test_a_python_is_found(tmp_path: Path, bundled: bool) -> None:
         path.unlink(missing_ok=True)
     done = subprocess.run(["/bin/sh", *argv[1:]], env=env, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stderr, done.returncode) == ("there is no Python 3.9 or newer\n", 127)
+
+
+def test_proxies_that_trust_another_ca_are_reloaded_one_after_the_other(server: FakeTransport) -> None:
+    both = dict(zip(paths.HAPROXY_SOCKETS, paths.HAPROXY_UNITS, strict=True))
+    trusted: dict[str, list[str] | None] = {path: ["old"] for path in both}
+    silent = iter((True, False, True, False))  # the new process does not answer at once
+
+    def say(*_: object) -> str:
+        reloaded = [path for path, unit in both.items() if f"reload {unit}" in server.acts]
+        now = {path: ["C"] if path in reloaded else has for path, has in trusted.items()}
+        if reloaded and next(silent, False):
+            now[reloaded[-1]] = None
+        return json.dumps(SAID | {"trusted": now})
+
+    server.answer(*SCRIPT, with_=say)
+    server.put(paths.CA, b"a CA")
+    for unit in paths.HAPROXY_UNITS:
+        server.answer("systemctl", "reload", "--", unit, act=f"reload {unit}")
+    host = server.host()
+    assert (
+        Trusted().diff(host)
+        == f"{', '.join(paths.HAPROXY_UNITS)}: reloads, because it trusts other CAs than {paths.CA}"
+    )
+    Trusted().apply(host)
+    assert server.acts == [f"reload {unit}" for unit in paths.HAPROXY_UNITS]
+    assert Trusted().diff(host) is None

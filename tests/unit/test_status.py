@@ -289,6 +289,9 @@ AGENT = {"time": 1000.0, "fit": True, "quorum": {"storage": 3}}
 UNITS = [unit for service in services(THREE.spec) for unit in service.units]
 
 
+NOTHING_SERVED: dict[str, object] = {
+    "file": None, "ca": [], "proxies": {}, "trusted": {}, "handshakes": {}, "agent": None, "trouble": [],
+}  # fmt: skip
 SCRIPT = ("sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source())
 
 
@@ -302,7 +305,7 @@ def server(
     state = f"{paths.RUN}/agent/state.json"
     fake.answer("sh", "-c", status._ASK, "status", state, "kubeadm-registry", *UNITS, with_=said)
     fake.answer("ip", "-oneline", "address", "show", "-tentative", "to", "10.0.0.10/32", with_=vip)
-    fake.answer(*SCRIPT, with_=json.dumps({"file": None, "proxies": {}, "handshakes": {}, "trouble": []}))
+    fake.answer(*SCRIPT, with_=json.dumps(NOTHING_SERVED))
     return fake
 
 
@@ -359,7 +362,7 @@ def test_a_server_that_fails_to_answer_is_an_observation_too() -> None:
 def says(fake: FakeTransport, *certificates_: str, **said: object) -> FakeTransport:
     """A server whose proxies say this; the handshakes bring those certificates."""
     shown = {str(number): pem for number, pem in enumerate(certificates_)}
-    whole = {"file": "0", "proxies": {"1.sock": "0", "2.sock": "0"}, "handshakes": shown, "trouble": []} | said
+    whole = NOTHING_SERVED | {"file": "0", "proxies": {"1.sock": "0", "2.sock": "0"}, "handshakes": shown} | said
     fake.answer(*SCRIPT, with_=json.dumps(whole))
     return fake
 

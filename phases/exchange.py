@@ -1,0 +1,49 @@
+"""What two sides must know is replaced in stages, from the one at which an earlier run stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kubeadm_registry import rotation
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.engine.phase import Workflow
+from kubeadm_registry.engine.report import Action, Reporter
+from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.phases.identity import SecretsFile
+
+Stages = Mapping[rotation.Stage, Workflow]
+"""What brings the nodes to each stage; see ``rotation``."""
+Others = Callable[[Cluster], None]
+"""Has every other known host do what the secrets of the cluster say. Raises Error, which names those that do not."""
+
+
+def exchange(
+    kind: rotation.Kind, stages: Stages, cluster: Cluster, reporter: Reporter, others: Others, *, keep: bool = False,
+    dry_run: bool = False,
+) -> list[Action]:  # fmt: skip
+    """Replace the secrets of that *kind* on all nodes; return what was changed there.
+
+    *keep*: stop while both are accepted. A *dry_run* shows the stage that comes first. Raises what ``run`` and *others*
+    do; the next run goes on from that stage.
+    """
+    if rotation.stage(cluster.secrets, kind) == "":
+        if any(SecretsFile(cluster).diff(host) for host in cluster.hosts):
+            # A run died while it stored that it was done: to begin anew would replace them twice.
+            reporter.note("an earlier run is completed; run the command again to begin another one")
+            return run(stages[""], cluster, reporter, dry_run=dry_run)
+        cluster = _next(cluster, kind)
+    actions: list[Action] = []
+    while True:
+        stage = rotation.stage(cluster.secrets, kind)
+        actions += run(stages[stage], cluster, reporter, dry_run=dry_run)
+        if stage == "":
+            return actions
+        others(cluster)
+        if dry_run or (keep and stage != "remove"):
+            return actions
+        cluster = _next(cluster, kind)
+
+
+def _next(cluster: Cluster, kind: rotation.Kind) -> Cluster:
+    secrets = rotation.advance(cluster.secrets, cluster.config.metadata.name, kind)
+    return cluster.with_vault(cluster.vault.revised(secrets))
