@@ -29,6 +29,7 @@ COMMANDS = {
     "retention": ("retention_runs", "group"),
     "seed": ("seed", "seed"),
     "status": ("status", "status"),
+    "upgrade": ("upgrade", "upgrade"),
     "verify": ("workflows", "verify"),
     "version": ("about", "version"),
 }
