@@ -1,6 +1,8 @@
 """What is done, in which order: the page to read first."""
 
-from kubeadm_registry.engine.phase import Workflow
+from collections.abc import Sequence
+
+from kubeadm_registry.engine.phase import Phase, Workflow
 from kubeadm_registry.phases.agent import AGENT
 from kubeadm_registry.phases.backend import BACKEND
 from kubeadm_registry.phases.base import BASE
@@ -11,7 +13,7 @@ from kubeadm_registry.phases.containerd import CONTAINERD
 from kubeadm_registry.phases.credentials import LOGINS
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.helper import FORBID, HELPER
-from kubeadm_registry.phases.identity import SECRETS
+from kubeadm_registry.phases.identity import SECRETS, STORE
 from kubeadm_registry.phases.members import ARRIVE, MEMBERS, MOVE, SETTLE, UNINSTALL
 from kubeadm_registry.phases.network import NETWORK
 from kubeadm_registry.phases.preflight import PREFLIGHT
@@ -21,9 +23,11 @@ from kubeadm_registry.phases.reset import RESET_PHASES
 from kubeadm_registry.phases.restore import RESTORABLE
 from kubeadm_registry.phases.retention import DISABLE_TIMER, RETENTION
 from kubeadm_registry.phases.runbook import RUNBOOK
+from kubeadm_registry.phases.upgrade import VERSIONS, one_by_one
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import VIP
 from kubeadm_registry.phases.vip_move import Move
+from kubeadm_registry.transport.host import Host
 
 PREPARE = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS)
 SERVE = (MEMBERS, NETWORK, BACKEND, FRONTEND, PROXY, AGENT, VIP, SETTLE)
@@ -38,6 +42,9 @@ agents vote by the new list, at first with the one before, until all have promis
 
 RESTORE = (RESTORABLE, *INIT)
 """Onto bare hosts with the secrets of a backup, which the cluster's vault has; images come from bundles afterwards."""
+
+NODE = tuple(phase for phase in INIT if phase not in (PREFLIGHT, PROGRAMS_PHASE, SETTLE, VERIFY))
+"""What makes a node of a host: all of INIT that may be done on one node after another."""
 
 PREFLIGHT_ONLY = (PROGRAMS_PHASE,)
 """After the checks: the programs are uploaded to their final path and started once. Nothing depends on them yet."""
@@ -83,3 +90,10 @@ def collect(run: Collection) -> Workflow:
 def reopen(run: Collection) -> Workflow:
     """The end of ``collect``, also after a failure in the middle."""
     return (run.restart, run.reopen)
+
+
+def upgrade(hosts: Sequence[Host]) -> Workflow:
+    """Install another version, one node at a time: *hosts* are all of them, as they take their turns."""
+    # Nothing runs from these yet. Every node has the secrets before the first of them is used, as in INIT.
+    staged = (PROGRAMS_PHASE, Phase("secrets", "Store the secrets that this release adds", phases=(STORE,)))
+    return (PREFLIGHT, VERSIONS, *staged, *one_by_one(hosts, NODE), VERIFY)

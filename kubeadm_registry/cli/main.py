@@ -37,6 +37,7 @@ COMMANDS = {
     "seed": ("seed", "seed"),
     "status": ("status", "status"),
     "support-bundle": ("support_bundle", "support_bundle"),
+    "upgrade": ("upgrade", "upgrade"),
     "verify": ("workflows", "verify"),
     "vip": ("vip", "group"),
     "version": ("about", "version"),

@@ -126,3 +126,5 @@ def _values(item: Edit) -> dict[str, Any]:
 
 
 _FORMATS = {Originals: Format(ORIGINALS, version=2), Record: Format(WRITTEN)}
+FORMATS = tuple(_FORMATS.values())
+"""Of what is kept on a host."""

@@ -331,6 +331,14 @@ class Running:
     def _stale(self, state: UnitState) -> list[str]:
         return [file.path for file in self.files if state.started.get(file.path) != file.digest]
 
+    def verb(self, host: Host) -> str | None:
+        """What apply does to a unit that runs or not: ``start``, ``reload`` or ``restart``; None: nothing."""
+        state = unit_state(host, self.unit)
+        if not state.active:
+            return "start"
+        stale = self._stale(state)
+        return ("reload" if set(stale) <= set(self.reloads) else "restart") if stale else None
+
     def diff(self, host: Host) -> str | None:
         """Why it must be enabled, started, reloaded or restarted; or None."""
         state = unit_state(host, self.unit)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from kubeadm_registry import certificates, config, paths, pki, status
+from kubeadm_registry import __version__, certificates, config, paths, pki, status
 from kubeadm_registry.addresses import endpoint, prefix
 from kubeadm_registry.agent import hardstate
 from kubeadm_registry.agent.model import HardState
@@ -18,8 +19,9 @@ from kubeadm_registry.bundle import TOOL, Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
 from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.cluster import Cluster, read_members, read_vault
-from kubeadm_registry.components import agent, garage, haproxy, keepalived, network, programs
+from kubeadm_registry.components import agent, drain, garage, haproxy, health, keepalived, network, programs, running
 from kubeadm_registry.components.services import data_directories, services
+from kubeadm_registry.engine import changes
 from kubeadm_registry.phases import programs as programs_phase
 from kubeadm_registry.secrets import Secrets, Vault
 from kubeadm_registry.transport.host import FileState, Host
@@ -254,6 +256,10 @@ class FakeCluster:
     served: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
     #: The CAs that it trusts, in the same way.
     trusted: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
+    #: Who has the virtual IP, until keepalived ends there.
+    holding: FakeTransport | None = None
+    #: What the agents report of their nodes beside what the units say: problems that a test makes.
+    ill: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, text: str, *, fixed: bool = True, installed: bool = True, **parts: str) -> FakeCluster:
@@ -345,6 +351,12 @@ class FakeCluster:
             "sh", "-c", status._ASK, "status", paths.AGENT_STATE, paths.PREFIX, *units,
             with_=lambda *_: self._status(server, units),
         )  # fmt: skip
+        server.answer("sh", "-c", health._ASK, "health", with_=lambda *_: self._health(server))
+        server.answer("sh", "-c", running._ASK, "running", with_=lambda argv, _: self._running(server, argv[4::2]))
+        server.answer("ss", "-Htn", "state", "established")
+        server.answer("sh", "-c", drain._RENEW, "renew", act="renew the proxies' workers")
+        server.answer("sh", "-c", drain._HOLD, "hold", act="hold new connections")
+        server.answer("sh", "-c", drain._RELEASE, "release", act="take new connections")
         links = [{"local": own, "prefixlen": 64 if ":" in own else 24} for own in node.addresses]
         shown = [{"ifname": "lo", "addr_info": []}, {"ifname": "eth0", "addr_info": links}]
         server.answer("ip", "-json", "address", "show", with_=json.dumps(shown))
@@ -381,6 +393,37 @@ class FakeCluster:
 
         server.on_start = started
 
+    def _health(self, server: FakeTransport) -> str:
+        """What the script says by which health is judged: all that is wrong is that services do not run, and ill."""
+        if server.unit(agent.UNIT).active != "active":
+            return "1000.5\n---\n"
+        units = [unit for service in services(self.config.spec) for unit in service.units]
+        conditions = [*self.ill.get(server.name, ()), *(
+            "FrontendDown" for unit in units if unit != keepalived.UNIT and server.unit(unit).active != "active"
+        )]  # fmt: skip
+        others = [one for one in self.servers.values() if one is not server]
+        holds = self._holder() is server
+        state = {
+            "time": 1000.0, "version": __version__, "level": 2 if conditions else 0, "fit": not conditions,
+            "conditions": conditions,
+            "quorum": {"storage": self.garage._up()}, "storage_left": {"blocks": 0, "tables": 0},
+            "vip": {"held": holds}, "writer": {"role": "writer" if holds else "standby"},
+            "peers": {
+                one.name: {"presence": "fresh" if one.unit(agent.UNIT).active == "active" else "gone"} for one in others
+            },
+        }  # fmt: skip
+        return f"1000.5\n---\n{json.dumps(state)}"
+
+    def _running(self, server: FakeTransport, units: Sequence[str]) -> str:
+        """The programs that the units' files name."""
+        lines = []
+        for unit in units:
+            path = changes.unit_path(unit)
+            content = server.content(path).decode() if path in server.tree else ""
+            found = re.search(r"^ExecStart=(\S+)", content, re.MULTILINE)
+            lines.append(f"{unit} {found[1] if found else ''}\n")
+        return "".join(lines)
+
     def _status(self, server: FakeTransport, units: Sequence[str]) -> str:
         """What the script says by which status asks."""
         shown = "\n".join(f"Id={name}\nActiveState={server.unit(name).active}\n" for name in units)
@@ -416,7 +459,9 @@ class FakeCluster:
 
     def _holder(self) -> FakeTransport | None:
         running = [one for one in self.servers.values() if one.unit(keepalived.UNIT).active == "active"]
-        return running[0] if running else None
+        if not any(one is self.holding for one in running):
+            self.holding = running[0] if running else None
+        return self.holding
 
     def _guarded(self, server: FakeTransport) -> bool:
         """Whether the unit has loaded the guard's rules since the firewall was flushed; they stay when it stops."""

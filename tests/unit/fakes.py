@@ -516,11 +516,20 @@ class FakeTransport:
         unit.active = "inactive" if unit.active == "failed" else unit.active
         return b""
 
+    def _is_active(self, found: re.Match[str]) -> bytes:
+        if self.unit(found["unit"]).active != "active":
+            raise Failed(code=3)
+        return b""
+
     def _job(self, found: re.Match[str]) -> bytes:
         verb, name = found["verb"], found["unit"]
         unit = self.unit(name)
-        if verb not in ("start", "restart", "reload"):
+        if verb not in ("start", "restart", "reload", "stop"):
             raise UnknownCommand(f"{self.name}: systemctl {verb} {name}")
+        if verb == "stop":
+            self._act(f"stop {name}")
+            unit.active = "inactive"
+            return b""
         if verb == "reload":
             if unit.active != "active" or not re.search(rb"^ExecReload=", unit.loaded or b"", re.MULTILINE):
                 raise Failed(f"Failed to reload {name}: Job type reload is not applicable for unit {name}.", 3)
@@ -656,6 +665,7 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
         ("systemctl enable --quiet -- <unit>", FakeTransport._enable),
         ("systemctl disable --quiet --now -- <unit>", FakeTransport._disable_now),
         ("systemctl reset-failed -- <unit>", FakeTransport._reset_failed),
+        ("systemctl is-active --quiet -- <unit>", FakeTransport._is_active),
         ("systemctl <verb> -- <unit>", FakeTransport._job),
     )
 )  # fmt: skip

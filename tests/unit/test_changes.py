@@ -429,7 +429,7 @@ def test_where_a_unit_file_lies(unit: str, path: str) -> None:
 
 def test_the_fake_refuses_what_it_does_not_know(server: FakeTransport) -> None:
     """All tests here would prove nothing if it said yes to anything."""
-    for argv in (("reboot",), ("sh", "-c", "true"), ("systemctl", "stop", "--", UNIT), ("rm", "-rf", "/")):
+    for argv in (("reboot",), ("sh", "-c", "true"), ("systemctl", "kill", "--", UNIT), ("rm", "-rf", "/")):
         with pytest.raises(UnknownCommand):
             server.host().query(*argv)
 

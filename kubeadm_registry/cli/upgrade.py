@@ -1,0 +1,150 @@
+"""``upgrade``: another version of the programs, the agent and the configuration, one node at a time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from kubeadm_registry import config
+from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli.command import (
+    Context,
+    bundle_option,
+    command,
+    diff_option,
+    dry_run_option,
+    file_option,
+    ignore_option,
+    key_option,
+    names,
+)
+from kubeadm_registry.cli.tables import columns, wide_screen
+from kubeadm_registry.cli.workflows import require_programs
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.engine.phase import require_checks
+from kubeadm_registry.engine.report import Reporter
+from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.errors import Error, PhaseFailed
+from kubeadm_registry.phases import upgrade as phases
+from kubeadm_registry.phases import workflows
+from kubeadm_registry.phases.upgrade_plan import Overview, overview
+from kubeadm_registry.printable import counted
+
+EXIT_REFUSED = 3
+
+
+@contextmanager
+def _cluster(reporter: Reporter, path: Path | None, bundle: Path | None, key: Path | None) -> Iterator[Cluster]:
+    """All nodes of an installed registry, with the programs that they get. Raises Error (NotInstalled)."""
+    cluster_file = config.load(path)
+    with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key) as cluster:
+        if not cluster.vault.made:
+            raise Error("the nodes have no secrets yet", hint="run init first", code="NotInstalled")
+        require_programs(cluster)
+        yield cluster
+
+
+@command("upgrade", short_help="Upgrade the nodes one at a time", cls=click.Group, invoke_without_command=True)
+@file_option
+@bundle_option
+@key_option
+@dry_run_option
+@diff_option
+@ignore_option
+def upgrade(
+    context: Context, path: Path | None, bundle: Path | None, key: Path | None, dry_run: bool, ignore: str
+) -> None:
+    """Install the programs of a bundle, and this release's agent and configuration, on one node after another.
+
+    Each node must be healthy again before the next one is changed. The VIP holder comes last; the virtual IP moves at
+    most once, to a node that is done, and only if it would move anyway. An interrupted run is resumed by the next one.
+    A changed cluster file is rolled out in the same way.
+
+    All nodes must be reachable, and all but one healthy. Versions that cannot run side by side are refused with exit
+    code 3 before anything is changed. --dry-run also shows what `upgrade plan` shows.
+    """
+    if click.get_current_context().invoked_subcommand is not None:
+        return
+    reporter = context.reporter()
+    require_checks((*workflows.upgrade(()), *workflows.NODE), names(ignore))
+    with _cluster(reporter, path, bundle, key) as cluster:
+        if dry_run and context.output == "text":
+            _show(overview(cluster, workflows.NODE))
+        hosts = phases.order(cluster)
+        try:
+            actions = run(workflows.upgrade(hosts), cluster, reporter, ignore=names(ignore), dry_run=dry_run)
+        except PhaseFailed as error:
+            phases.add_resumption(error, hosts)
+            raise
+    changed = len(actions)
+    nodes = len({action.host for action in actions})
+    did = f"{'would make ' * dry_run}{counted(changed, 'change')} on {counted(nodes, 'node')}"
+    reporter.result(did if changed else "nothing to do", changed=changed, dryRun=dry_run)
+
+
+@command("plan", short_help="Show versions, order and restarts", parent=cast(click.Group, upgrade))
+@file_option
+@bundle_option
+@key_option
+def plan(context: Context, path: Path | None, bundle: Path | None, key: Path | None) -> None:
+    """Show what an upgrade would do, and change nothing.
+
+    Shown are the versions that run on each node and those that it would get, the order of the nodes, what restarts, and
+    whether one can go back afterwards. Exits with code 3 if the versions cannot run side by side.
+    """
+    reporter = context.reporter()
+    with _cluster(reporter, path, bundle, key) as cluster:
+        found = overview(cluster, workflows.NODE)
+    if context.output == "text":
+        _show(found)
+    reporter.result(_summary(found), **_facts(found))
+    if found.plan.refusals:
+        sys.exit(EXIT_REFUSED)
+
+
+def _summary(found: Overview) -> str:
+    if found.plan.refusals:
+        return "the versions cannot run side by side; nothing would be changed"
+    changing = [turn.node for turn in found.turns if turn.verbs]
+    return f"{counted(len(changing), 'node')} would be upgraded" if changing else "no service would restart"
+
+
+def _facts(found: Overview) -> dict[str, Any]:
+    return {
+        "current": found.current,
+        "wanted": found.wanted,
+        "refusals": found.plan.refusals,
+        "order": [
+            {"node": turn.node, "units": dict(turn.verbs), "holdsVip": turn.holds_vip, "movesVip": turn.moves_vip}
+            for turn in found.turns
+        ],
+        "release": found.before,
+        "noWayBack": found.way_back,
+    }
+
+
+def _show(found: Overview) -> None:
+    """Print the *found* versions, turns and the way back as text."""
+    screen = wide_screen()
+    nodes = list(found.current)
+    table = columns("PROGRAM", *(node.upper() for node in nodes), "WANTED")
+    for program, wanted in sorted(found.wanted.items()):
+        table.add_row(program, *(found.current[node].get(program, "-") for node in nodes), wanted)
+    screen.print(table)
+    screen.print()
+    for text in found.plan.refusals:
+        screen.print(f"refused: {text}")
+    for number, turn in enumerate(found.turns, 1):
+        units = ", ".join(f"{unit} {verb}s" for unit, verb in turn.verbs) or "no service restarts"
+        moved = "; the virtual IP moves to another node before" if turn.moves_vip else ""
+        screen.print(f"{number}. {turn.node}{' (VIP holder)' if turn.holds_vip else ''}: {units}{moved}")
+    screen.print()
+    for text in found.way_back:
+        screen.print(f"no way back: {text}")
+    if not found.way_back:
+        screen.print(f"going back to {found.before or 'the earlier release'} is possible: see docs/upgrade.md")

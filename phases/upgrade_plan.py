@@ -1,0 +1,68 @@
+"""What an upgrade would do, for people to read before it does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kubeadm_registry import secrets
+from kubeadm_registry.agent import hardstate
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import compatibility, programs, running
+from kubeadm_registry.components.compatibility import AGENT, Plan, Record
+from kubeadm_registry.containerd import record
+from kubeadm_registry.engine.phase import Workflow
+from kubeadm_registry.images import brought, seeded
+from kubeadm_registry.phases import upgrade
+from kubeadm_registry.retention import history, ledger, standing, trash
+from kubeadm_registry.transport.host import Host, has_address, side_by_side
+
+_FORMATS = (
+    secrets.FORMAT, programs.FORMAT, hardstate.FORMAT, *record.FORMATS, seeded.FORMAT, brought.FORMAT,
+    ledger.FORMAT, history.FORMAT, trash.FORMAT, standing.FORMAT,
+)  # fmt: skip
+RECORDS = tuple(Record(one.name, max(one.min_reader, one.min_writer)) for one in _FORMATS)
+"""What this release writes to nodes and registry, and an earlier one would have to read and write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What happens on a node in its turn: *verbs* by unit (``start``, ``reload``, ``restart``)."""
+
+    node: str
+    verbs: tuple[tuple[str, str], ...]
+    holds_vip: bool
+    moves_vip: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What an upgrade would do, for people: the versions that run and are *wanted*, the *plan*, the *turns* in order.
+
+    *way_back*: why the release that runs cannot take over again afterwards; empty: it can.
+    """
+
+    current: dict[str, dict[str, str]]
+    wanted: dict[str, str]
+    plan: Plan
+    turns: tuple[Turn, ...]
+    before: str
+    way_back: tuple[str, ...]
+
+
+def overview(cluster: Cluster, phases: Workflow) -> Overview:
+    """Look at all nodes; *phases* are those that each node goes through. Nothing is changed."""
+    cluster = cluster.for_dry_run()
+    hosts = upgrade.order(cluster)
+    current = dict(zip((host.name for host in hosts), upgrade.versions(cluster, hosts), strict=True))
+    wanted = running.wanted(cluster)
+    before = min((there.get(AGENT, "") for there in current.values()), key=compatibility.numbers)
+    turns = side_by_side(lambda host: _turn(cluster, host, phases), hosts)
+    return Overview(
+        current, wanted, upgrade.plan(cluster, hosts), tuple(turns), before, compatibility.way_back(before, RECORDS)
+    )
+
+
+def _turn(cluster: Cluster, host: Host, phases: Workflow) -> Turn:
+    verbs = tuple(dict(upgrade.verbs(cluster, host, phases)).items())
+    holds = has_address(host, cluster.spec.vip.address)
+    return Turn(host.name, verbs, holds, upgrade.VipLeaves(cluster).diff(host) is not None)
