@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import blocks as block_files
 from kubeadm_registry.components import s3
 from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.units import Port, Service, serve
@@ -38,6 +39,7 @@ SERVICE = Service(
     ports=(Port(paths.RPC_PORT), Port(paths.S3_PORT, local=True), Port(paths.ADMIN_PORT, local=True)),
 )
 REGION = "garage"
+BLOCK = 1 << 20
 DATA: tuple[str, ...] = ("meta", "data")
 NODE_KEY = "meta/node_key"
 """Below Garage's directory: the private key by which the other servers know this one."""
@@ -69,6 +71,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
             data=data,
             etc=ETC,
             replication_factor=copies(len(members)),
+            block=f"{BLOCK >> 20}MiB",
             rpc_port=paths.RPC_PORT,
             s3=endpoint(paths.S3_ADDRESS, paths.S3_PORT),
             admin=endpoint(paths.LOOPBACK, paths.ADMIN_PORT),
@@ -156,6 +159,16 @@ def abandon(cluster: Cluster, host: Host, seconds: int) -> int:
     """Drop uploads in parts that began more than *seconds* ago and did not end; how many there were."""
     payload = {"bucketId": _bucket(cluster, host)["id"], "olderThanSecs": seconds}
     return int(Api(cluster, host).do("CleanupIncompleteUploads", payload)["uploadsDeleted"])
+
+
+def blocks(cluster: Cluster, host: Host, keys: Sequence[str]) -> Sequence[Mapping[str, int] | None]:
+    """The blocks of each of the objects *keys*, as *host* knows them: one question each. Raises Error."""
+    return block_files.blocks(cluster, host, keys, token=ADMIN_TOKEN)
+
+
+def lacking(cluster: Cluster, host: Host, wanted: Mapping[str, int]) -> frozenset[str]:
+    """Those of the blocks *wanted* that *host* does not have on its disk. Raises Error (StorageUnreadable)."""
+    return block_files.lacking(host, f"{cluster.spec.data_directory}/{NAME}/data", wanted)
 
 
 def _bucket(cluster: Cluster, host: Host) -> dict[str, Any]:
