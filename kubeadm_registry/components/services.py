@@ -19,7 +19,17 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network, retention, zot
+from kubeadm_registry.components import (
+    agent,
+    distribution,
+    garage,
+    haproxy,
+    keepalived,
+    network,
+    pulls,
+    retention,
+    zot,
+)
 from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.units import Service
 from kubeadm_registry.config import Spec
@@ -148,8 +158,8 @@ def services(spec: Spec) -> tuple[Service, ...]:
 
 
 def users(spec: Spec) -> tuple[Service, ...]:
-    """The services with users on a cluster's nodes: those above, and retention, which runs only when it is called."""
-    return tuple(service for service in (*services(spec), retention.SERVICE) if service.user)
+    """The services with users on a cluster's nodes: those above, and what no pull and no push depends on."""
+    return tuple(service for service in (*services(spec), retention.SERVICE, pulls.SERVICE) if service.user)
 
 
 def every_service() -> tuple[Service, ...]:
@@ -163,6 +173,7 @@ def every_service() -> tuple[Service, ...]:
         agent.SERVICE,
         *(part.SERVICE for part in VIP_MANAGERS.values()),
         retention.SERVICE,
+        pulls.SERVICE,
     )
 
 
