@@ -238,6 +238,7 @@ def _places() -> Iterator[str]:
         ("programs", paths.PROGRAMS),
         ("run-time state", paths.RUN),
         ("state of retention", paths.RETENTION_STATE),
+        ("when images were pulled", paths.PULLS_STATE),
         ("layers and metadata", "spec.dataDirectory"),
         ("units", f"{paths.PREFIX}-*.service and {paths.PREFIX}-retention.timer, in {paths.SLICE}"),
         ("the registry, TLS", f"{paths.REGISTRY_PORT}/tcp"),

@@ -34,7 +34,10 @@ HELPER_SOCKET = "/run/kubeadm-registry-helper.sock"
 RETENTION_STATE = "/var/lib/kubeadm-registry-retention"
 """What the retention executor keeps between runs, and the results of its runs."""
 
-REMOVED = (RETENTION_STATE, ETC, OPT, RUN)
+PULLS_STATE = "/var/lib/kubeadm-registry-pulls"
+"""When images were pulled through this node."""
+
+REMOVED = (RETENTION_STATE, PULLS_STATE, ETC, OPT, RUN)
 """The directories that reset removes with all that is in them."""
 
 GUARD = f"{ETC}/guard.nft"

@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kubeadm_registry import certificates, paths, pki
+from kubeadm_registry.access.following import Follower
+from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.agent import document
-from kubeadm_registry.agent.document import State
+from kubeadm_registry.agent.document import Move, State
 from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.certificates import Certificates
-from kubeadm_registry.components.services import services
+from kubeadm_registry.components.services import backend, services
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import Error
 from kubeadm_registry.printable import counted
@@ -22,6 +24,10 @@ from kubeadm_registry.transport.host import Host, has_address, side_by_side
 #: An agent writes its state every second; one that is silent for longer is not believed.
 STALE_AFTER = 5.0
 CERTIFICATE_WARNING_DAYS = 30
+#: Failovers that are told of, the newest.
+FAILOVERS = 10
+#: Seconds between what two nodes noted of the same failover: their clocks differ, and a node without power notes late.
+_SAME = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +116,22 @@ def _agent(text: str, now: float) -> State | None:
 
 def gather(config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[str, str]) -> list[NodeStatus]:
     """Observe all *hosts* side by side; add those that are *unreachable*, with the reason. In the order of the file."""
-    seen = {one.name: one for one in side_by_side(lambda host: observe(config, host), hosts)}
-    for name, reason in unreachable.items():
+    return _in_order(config, side_by_side(lambda host: observe(config, host), hosts), unreachable)
+
+
+def follow(config: RegistryCluster, hosts: Sequence[Host], prompts: Prompts) -> Follower[NodeStatus]:
+    """What observes all nodes again and again; ``followed`` makes of its answers what ``gather`` returns."""
+    return Follower(config, hosts, prompts, lambda host: observe(config, host), lambda one: not one.reachable)
+
+
+def followed(config: RegistryCluster, follower: Follower[NodeStatus], patience: float) -> list[NodeStatus]:
+    """One round. A node that does not answer within *patience* seconds counts as unreachable."""
+    return _in_order(config, *follower.look(patience))
+
+
+def _in_order(config: RegistryCluster, said: Sequence[NodeStatus], silent: Mapping[str, str]) -> list[NodeStatus]:
+    seen = {one.name: one for one in said}
+    for name, reason in silent.items():
         seen[name] = NodeStatus(name, reachable=False, trouble=reason)
     return [seen[node.name] for node in config.spec.nodes]
 
@@ -123,7 +143,8 @@ def judge(config: RegistryCluster, seen: Sequence[NodeStatus], now: float | None
     holders, *others = ([one.name for one in seen if address in one.vip] for address in vip.addresses)
     # keepalived moves them together.
     astray = [address for address, there in zip(vip.addresses[1:], others, strict=True) if there != holders]
-    nodes = [_node(one, moment) for one in seen]
+    block = backend(config.spec).BLOCK
+    nodes = [_node(one, moment, block) for one in seen]
     conditions = [
         _available(seen, holders, astray),
         _can_lose_a_node(config, seen, holders),
@@ -136,6 +157,52 @@ def judge(config: RegistryCluster, seen: Sequence[NodeStatus], now: float | None
         "conditions": conditions,
         "vip": {"address": vip.address, "holder": holders[0] if len(holders) == 1 else None},
         "nodes": nodes,
+        "failovers": failovers(seen),
+        "time": _rfc3339(moment),
+    }
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def failovers(seen: Sequence[NodeStatus]) -> list[dict[str, Any]]:
+    """When the virtual IP or the lease came to another node, as the agents noted it; the newest first.
+
+    ``seconds`` nobody had it, within the interval of the heartbeats; None: nobody knows. ``cause`` is in the words of
+    the node that lost it, where that one could note it, else of the one that got it. Not ``exact``: the agent did not
+    run then, and ``time`` is when it started.
+    """
+    noted = [
+        (one.name, move)
+        for one in seen
+        if one.agent is not None
+        for move in one.agent.get("moves", ())
+        if isinstance(move, dict) and isinstance(move.get("time"), (int, float))
+    ]
+    came = sorted((one for one in noted if one[1].get("here") is True), key=lambda one: one[1]["time"])
+    return [_failover(name, move, noted) for name, move in reversed(came[-FAILOVERS:])]
+
+
+def _failover(name: str, move: Move, noted: Sequence[tuple[str, Move]]) -> dict[str, Any]:
+    before, cause = move.get("other") or None, str(move.get("why", ""))
+    left = [
+        other
+        for node, other in noted
+        if node == before and other.get("what") == move.get("what") and other.get("here") is False
+        and other.get("exact") is True and abs(other["time"] - move["time"]) <= _SAME
+    ]  # fmt: skip
+    if left:
+        nearest = min(left, key=lambda one: abs(one["time"] - move["time"]))
+        cause = f"{before}: {nearest.get('why', '')}"
+    return {
+        "time": _rfc3339(datetime.fromtimestamp(move["time"], UTC)),
+        "what": move.get("what"),
+        "from": before,
+        "to": name,
+        "seconds": move.get("seconds"),
+        "cause": cause,
+        "exact": move.get("exact") is not False,
     }
 
 
@@ -148,7 +215,8 @@ def _fit(one: NodeStatus) -> bool:
     return one.agent is not None and bool(one.agent.get("fit"))
 
 
-def _node(one: NodeStatus, now: datetime) -> dict[str, Any]:
+def _node(one: NodeStatus, now: datetime, block: int) -> dict[str, Any]:
+    """What is told of a node. A block of its storage has *block* bytes at most."""
     node: dict[str, Any] = {
         "name": one.name,
         "reachable": one.reachable,
@@ -160,12 +228,38 @@ def _node(one: NodeStatus, now: datetime) -> dict[str, Any]:
     if one.agent is not None:
         node["level"] = one.agent.get("level")
         node["conditions"] = list(one.agent.get("conditions", ()))
+        node.update(_figures(one.agent, block))
     if one.certificate_ends is not None:
-        node["certificateExpires"] = one.certificate_ends.strftime("%Y-%m-%dT%H:%M:%SZ")
+        node["certificateExpires"] = _rfc3339(one.certificate_ends)
         node["certificateDays"] = (one.certificate_ends - now).days
     if one.authority_ends is not None:
-        node["authorityExpires"] = one.authority_ends.strftime("%Y-%m-%dT%H:%M:%SZ")
+        node["authorityExpires"] = _rfc3339(one.authority_ends)
+        node["authorityDays"] = (one.authority_ends - now).days
     return node
+
+
+def _figures(agent: State, block: int) -> dict[str, Any]:
+    """What an agent counts and measures. What an older one does not tell is left out."""
+    found: dict[str, Any] = {}
+    if (version := agent.get("version")) is not None:
+        found["agentVersion"] = version
+    if (off := agent.get("clock_off")) is not None:
+        found["clockOff"] = off
+    if (left := agent.get("storage_left")) is not None:
+        blocks = left.get("blocks", 0)
+        found["toHeal"] = {"blocks": blocks, "bytes": blocks * block, "tables": left.get("tables", 0)}
+        if (queues := agent.get("storage_queues")) is not None:
+            found["toHeal"] |= {"errors": queues.get("errors", 0), "entries": queues.get("entries", 0)}
+    if (data := agent.get("data")) is not None and "free" in data and "size" in data:
+        found["disk"] = {"free": data["free"], "size": data["size"]}
+        if (trend := agent.get("data_trend")) is not None:
+            full = trend.get("full")
+            found["disk"] |= {
+                "bytesPerDay": round(trend.get("rate", 0) * 86400),
+                "since": _rfc3339(datetime.fromtimestamp(trend.get("since", 0), UTC)),
+                "full": None if full is None else _rfc3339(datetime.fromtimestamp(full, UTC)),
+            }
+    return found
 
 
 def _available(seen: Sequence[NodeStatus], holders: Sequence[str], astray: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from kubeadm_registry.agent import reserve
 from kubeadm_registry.config import RegistryCluster
@@ -16,6 +16,8 @@ from kubeadm_registry.status import CERTIFICATE_WARNING_DAYS
 
 #: As the alerts RegistryDiskFills and RegistryDiskFull have it (manifests/monitoring/prometheus-rules.yaml).
 FILLING, FULL, FULL_BYTES = reserve.FILLS, reserve.SHARE, reserve.LEAST
+#: Seconds before a disk is full, as its agent forecasts it. Retention needs a trash's window to free anything.
+SOON = 7 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ def of_node(seen: Seen, now: datetime) -> list[Verdict]:
         available = Verdict("Available", True, "Serving", "it serves the canary image")
     else:
         available = Verdict("Available", _no(probe), probe.reason, probe.why)
-    return [available, _degraded_node(seen), _copies(seen), _certificate(probe, now), _space(seen)]
+    return [available, _degraded_node(seen), _copies(seen), _certificate(probe, now), _space(seen, now)]
 
 
 def of_cluster(
@@ -53,7 +55,7 @@ def of_cluster(
         redundant,
         _can_lose_a_node(config, vip, nodes, redundant),
         _certificates(nodes, authority_ends, now),
-        _filling(nodes),
+        _filling(nodes, now),
         _split(nodes),
     ]
 
@@ -109,7 +111,7 @@ def _certificate(probe: Probe, now: datetime) -> Verdict:
     return Verdict(kind, True, "Valid", text)
 
 
-def _space(seen: Seen) -> Verdict:
+def _space(seen: Seen, now: datetime) -> Verdict:
     kind = "StorageFilling"
     values = seen.says.values if seen.says is not None else {}
     free, size = values.get("data_free_bytes"), values.get("data_size_bytes")
@@ -121,6 +123,10 @@ def _space(seen: Seen) -> Verdict:
         return Verdict(kind, True, "DiskFull", f"{text}; pushes fail soon")
     if free < size * FILLING:
         return Verdict(kind, True, "DiskFills", text)
+    full = values.get("data_full_seconds")
+    if full is not None and full - now.timestamp() < SOON:
+        day = datetime.fromtimestamp(full, UTC)
+        return Verdict(kind, True, "FullSoon", f"at the rate of the last days it is full about {day:%Y-%m-%d}")
     # Not the figure itself: it changes all the time, and each change would be a write to the API server.
     return Verdict(kind, False, "EnoughSpace", f"at least {FILLING:.0%} are free")
 
@@ -200,10 +206,10 @@ def _certificates(nodes: Sequence[Seen], authority_ends: datetime, now: datetime
     return Verdict(kind, True, "AuthorityEndsSoon" if late < AUTHORITY_WARNING else "Valid", ends)
 
 
-def _filling(nodes: Sequence[Seen]) -> Verdict:
+def _filling(nodes: Sequence[Seen], now: datetime) -> Verdict:
     kind = "StorageFilling"
-    verdicts = [(one.name, _space(one)) for one in nodes]
-    for reason in ("DiskFull", "DiskFills"):
+    verdicts = [(one.name, _space(one, now)) for one in nodes]
+    for reason in ("DiskFull", "DiskFills", "FullSoon"):
         for name, verdict in verdicts:
             if verdict.reason == reason:
                 return Verdict(kind, True, reason, f"{name}: {verdict.message}")

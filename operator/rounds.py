@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kubeadm_registry import config
+from kubeadm_registry.access import executor
 from kubeadm_registry.access.collecting import Member
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
 from kubeadm_registry.operator import carrying, freeing, health, images, plans, probes
@@ -254,7 +255,11 @@ class Rounds:
             connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
             sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, report.version])
             reports = {urlsplit(api.server).netloc: report}
-            looked = planning.look(connect, the_way.key, rules, now, reports=reports, sets=sets, accepted=approved)
+            nodes = (the_way.nodes(cluster) or []) if rules.asks_for_pulls else []
+            pulls = executor.pulls(nodes, len(cluster.spec.nodes))
+            looked = planning.look(
+                connect, the_way.key, rules, now, reports=reports, sets=sets, accepted=approved, pulls=pulls
+            )
             made = looked.plan(rules, accepted=approved)
             known = isinstance(made, Plan) and looked.standing.approves(made)
             return _Made(made, (made.digest,) if isinstance(made, Plan) and known else (), looked, cluster, the_way)

@@ -98,7 +98,8 @@ def files(cluster: Cluster, host: Host) -> Steps:
     for path in data.owned_scratch(cluster, host):
         yield Absent(path)
     # What the agent has promised ends with the cluster.
-    yield Absent(agent.hardstate(cluster))
+    for path in (agent.hardstate(cluster), *agent.notes(cluster)):
+        yield Absent(path)
     yield Absent(agent.data(cluster), only_if_empty=True)
     for path in paths.REMOVED:
         yield Absent(path)

@@ -7,7 +7,7 @@ from functools import partial
 
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import retention
+from kubeadm_registry.components import pulls, retention
 from kubeadm_registry.engine.changes import Absent, Disabled, File, Running, Steps, unit_path
 from kubeadm_registry.engine.phase import Check, Phase, Workflow
 from kubeadm_registry.transport.host import Host
@@ -22,7 +22,13 @@ def lacking(cluster: Cluster, host: Host) -> Iterator[str]:
         )
 
 
-RETENTION = Phase("retention", "Install the units of the retention executor", retention.install, notices=lacking)
+def install(cluster: Cluster, host: Host) -> Steps:
+    """Install the executor's units, and what it is told by."""
+    yield from retention.install(cluster, host)
+    yield from pulls.install(cluster, host)
+
+
+RETENTION = Phase("retention", "Install the retention executor and the recorder of pulls", install, notices=lacking)
 
 
 def installed(_: Cluster, host: Host) -> Iterator[str]:

@@ -16,7 +16,9 @@ from typing import Any, Protocol, TypeVar
 from kubeadm_registry import paths
 from kubeadm_registry.access import questions
 from kubeadm_registry.agent import document
+from kubeadm_registry.agent.formats import Newer
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import pulls as recorder
 from kubeadm_registry.components import retention
 from kubeadm_registry.components.executor_files import ORDER, order_path, read_result, result_path
 from kubeadm_registry.engine.changes import unit_path
@@ -24,6 +26,7 @@ from kubeadm_registry.errors import CommandTimeout, ConfigError, ConnectionFaile
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.retention.history import Run
+from kubeadm_registry.retention.pulls import Pulls, merged
 from kubeadm_registry.transport.host import Host, side_by_side
 from kubeadm_registry.upkeep.lease import held_term
 
@@ -76,6 +79,10 @@ cat -- "$1" 2>/dev/null || :
 """
 
 
+#: The time, and the files ``$@``, a line each.
+_PULLS = 'date +%s.%N; cat -- "$1" || exit; echo; cat -- "$2"'
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A node: the units of the executor that run there, and the state of its agent, None if it tells none."""
@@ -124,6 +131,9 @@ class Node(Protocol):
 
     def stop(self, order: str) -> None:
         """End *order*."""
+
+    def pulls(self) -> Pulls:
+        """What it recorded of pulls. Raises Error (PullsUnknown) if that says nothing of now."""
 
 
 N = TypeVar("N", bound=Node)
@@ -182,6 +192,21 @@ class OnHost:
         """See Node."""
         self.host.run("systemctl", "stop", "--", _unit(order), timeout=ENDING)
 
+    def pulls(self) -> Pulls:
+        """See Node. Its user reads the files: root would follow a link that this user put there."""
+        files = (recorder.RECORD, recorder.POSITION)
+        found = self.host.query("runuser", "-u", recorder.USER, "--", "sh", "-c", _PULLS, "pulls", *files, timeout=60)
+        try:
+            if not found.ok:
+                raise Damaged(found.stderr.decode(errors="replace").strip()[:200] or "there is no record")
+            now, record, position = found.stdout.split(b"\n", 2)
+            return Pulls.parse(record, position, float(now))
+        except (Damaged, Newer, ValueError) as problem:
+            raise Error(
+                f"its record of pulls cannot be used: {problem}", host=self.name, code="PullsUnknown",
+                hint=f"see: journalctl -u {recorder.UNIT}",
+            ) from problem  # fmt: skip
+
     def _said(self, order: str) -> Mapping[str, Any]:
         """It is read as the user whose directory it is in: root would follow a link that this user put there."""
         found = self.host.query("runuser", "-u", retention.USER, "--", "cat", result_path(order))
@@ -215,6 +240,13 @@ class ByHelper:
         """See Node."""
         self._ask(ENDING + JOB, "stop", (), order)
 
+    def pulls(self) -> Pulls:
+        """See Node. A helper of an earlier release does not know the question."""
+        try:
+            return Pulls.read(self._ask(2 * JOB, "pulls", ("since", "last")))
+        except Damaged as problem:
+            raise Error(str(problem), host=self.name, code="PullsUnknown") from problem
+
     def _ask(self, seconds: float, verb: str, keys: Sequence[str], order: str | None = None) -> Mapping[str, Any]:
         asked = questions.question(verb) if order is None else questions.question(verb, order=order)
         return questions.read(self.ask(asked, seconds), self.name, keys)
@@ -235,10 +267,31 @@ def answers(node: Node, verb: object, order: object) -> Mapping[str, Any]:
         case "stop":
             node.stop(text)
             return {}
+        case "pulls":
+            return node.pulls().to_dict()
     raise ConfigError(
         f"the helper cannot {str(verb)[:40]!r}", code="QuestionInvalid",
         hint="run `kubeadm-registry init` with the release of the operator",
     )  # fmt: skip
+
+
+def pulls(nodes: Sequence[Node], count: int, note: Callable[[str], object] = lambda _: None) -> Pulls | None:
+    """What all *nodes* recorded of pulls, which are *count* in the cluster; None if one of them cannot say.
+
+    *note* hears why not. A node that cannot be reached may have served pulls of which nobody else knows.
+    """
+
+    def attempt(node: Node) -> Pulls | None:
+        try:
+            return node.pulls()
+        except (Error, ConnectionFailed) as error:
+            note(f"{node.name}: {error.message}")
+            return None
+
+    if len(nodes) < count:
+        note(f"{len(nodes)} of {count} nodes can be asked")
+        return None
+    return merged(side_by_side(attempt, nodes))
 
 
 def on_hosts(cluster: Cluster) -> list[OnHost]:

@@ -9,6 +9,7 @@ look                              running: units of the executor; agent: the age
 start      order: its text        nothing; the order is started where it is asked for
 progress   order: its digest      how the order's unit is, and what the executor said in the end
 stop       order: its digest      nothing; the order is ended
+pulls                             since, last: when images were pulled, by repository and reference
 =========  =====================  ==============================================================
 
 An answer has *error* in place of these if it cannot be done, with *message*, *code* and *hint*.

@@ -101,6 +101,14 @@ def reach(config: RegistryCluster, node: Node | ClientNode, prompts: Prompts) ->
     return connect(target(config, node, prompts))
 
 
+def attempt(config: RegistryCluster, node: Node, prompts: Prompts) -> Host:
+    """Connect to *node*, asking nothing. Raises ConnectionFailed."""
+    [result] = _connect(config, [node], replace(prompts, ask_sudo_password=_nothing, passphrase=_nothing))
+    if isinstance(result, ConnectionFailed):
+        raise result
+    return result
+
+
 def attempt_all(config: RegistryCluster, prompts: Prompts) -> tuple[list[Host], dict[str, str]]:
     """Every host that can be reached, connected side by side, and why each of the others cannot."""
     reached, failures = _attempt(config, prompts)

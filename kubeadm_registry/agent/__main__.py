@@ -1,5 +1,7 @@
 """``python3 agent.pyz --config FILE`` runs the agent; ``--check`` looks at the file, ``--close`` ends what one left.
 
+``python3 agent.pyz --pulls DIRECTORY UNIT...`` is another program, in ``pulls``.
+
 SIGTERM ends it, and the node gives up what it has. SIGHUP executes it anew, from the files as they are then: the VIP
 stays, since the process that keepalived relies on does not go away.
 """
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 
 from kubeadm_registry import __version__
+from kubeadm_registry.agent import pulls
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, ConfigError, Executor, Paths, load
 from kubeadm_registry.agent.daemon import Daemon
@@ -28,11 +31,14 @@ from kubeadm_registry.agent.resident import stay
 from kubeadm_registry.agent.timer import Timer
 
 TAKES_OVER = "--takes-over"
+PULLS = "--pulls"
 BREATH = 2.0  # seconds from a start that fails to the next
 
 
 def main(arguments: list[str]) -> int:
     """Run; the exit status is 0 after a stop or a good check, 1 when something failed, 2 when the file is wrong."""
+    if arguments[:1] == [PULLS]:
+        return pulls.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="agent", description="The node agent of kubeadm-registry.")
     parser.add_argument("--config", required=True, type=Path, help="JSON file")
     parser.add_argument("--check", action="store_true", help="only check the file")

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Optional
 
 from kubeadm_registry import __version__
-from kubeadm_registry.agent import certificate, move, reserve, status
+from kubeadm_registry.agent import certificate, moves, moving, reserve, status, trend
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
-from kubeadm_registry.agent.document import Data, State, sealed
+from kubeadm_registry.agent.document import Data, State, Trend, sealed
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
+from kubeadm_registry.agent.kept import MOVES_FILE, SPACE_FILE, KeptList
 from kubeadm_registry.agent.log import Log, described
-from kubeadm_registry.agent.model import Decisions, HardState, Health, Level, Memory, Observation, Role
+from kubeadm_registry.agent.model import Decisions, HardState, Health, Level, Memory, Observation, PeerView, Role
 from kubeadm_registry.agent.netlink import Addresses
 from kubeadm_registry.agent.notify import notify
 from kubeadm_registry.agent.peers import Links
@@ -28,6 +29,7 @@ from kubeadm_registry.agent.server import Server
 from kubeadm_registry.agent.steering import Steering, remembered
 
 FARE = 3  # goodbyes: one of them should arrive
+NOTES = 0.3  # seconds that an agent which leaves waits for its notes to be on disk
 MOST_FAILURES = 20  # rounds in a row: an agent that cannot decide for a second leaves, and its node counts as unfit
 
 
@@ -64,13 +66,21 @@ class Daemon:
         self._reloads = False
         self._holds_vip = False
         self._moves_to = self._told_move = ""
+        self._views: dict[str, PeerView] = {}
         self._stopping = asyncio.Event()
         self._due = False
         self._next: dict[str, float] = {}
         self._expires: Optional[float] = None
         self._ca_expires: Optional[float] = None
         self._data: Optional[Data] = None
+        self._trend: Optional[Trend] = None
         self._full = False
+        own = Path(config.paths.hardstate).parent  # init puts it into the data directory
+        self._samples = KeptList(own / SPACE_FILE, trend.FORMAT, trend.KEY, trend.MOST, self.hands.failed)
+        self._noted = KeptList(own / MOVES_FILE, moves.FORMAT, moves.KEY, moves.MOST, self.hands.failed)
+        for kept in (self._samples, self._noted):
+            kept.read()
+        self._moves = moves.Moves(config.settings, self._noted.entries)
         self._exits = [
             Exits(self._loop, self.hands.frontend, self.probes.probe_frontend),
             Exits(self._loop, self.hands.storage, self.probes.probe_storage),
@@ -129,6 +139,7 @@ class Daemon:
                 continue
         if not self._reloads:
             await self._leave()
+        await self._end_notes()
         self._close()
         return self._reloads
 
@@ -179,6 +190,10 @@ class Daemon:
         if self._every("slow", 10.0, now):
             self.hands.start("slow", self._slow())
             self.hands.start("space", self._space())
+            for kept in (self._samples, self._noted):
+                kept.flush()
+            if self.memory.storage.health is Health.OK:
+                self.hands.garage.count()
 
     def _reads_are_slow(self) -> bool:
         """Whether the storage reads too slowly here, or at a node that is heard."""
@@ -203,12 +218,22 @@ class Daemon:
         before, old = self.memory, self.decisions
         self.steering.step(self._observe)
         if self.decisions is not None:
+            self._note(self.decisions)
             self._tell(before, self.memory, old, self.decisions)
+
+    def _note(self, decided: Decisions) -> None:
+        """Note what of VIP and lease came or left by this decision."""
+        for move in self._moves.see(self.memory, decided, self._views, self.memory.last, time.time()):
+            self._noted.add(move)
+            if move["here"] and move["exact"]:
+                self.counters.vip_taken += move["what"] == moves.VIP
+                self.counters.lease_taken += move["what"] == moves.LEASE
 
     def _observe(self) -> Observation:
         probes, hands = self.probes, self.hands
         self._holds_vip = all(self._addresses.here(vip) for vip in self.config.vips)
-        self._moves_to = move.asked(Path(self.config.paths.move), clock())
+        self._moves_to = moving.asked(Path(self.config.paths.move), clock())
+        self._views = {name: link.view for name, link in self.links.links.items()}
         return Observation(
             frontend=probes.frontend.answers,
             storage=probes.storage.answers if probes.storage is not None else None,
@@ -217,7 +242,7 @@ class Daemon:
             blob=probes.blob.reading if probes.blob is not None else None,
             proxies=tuple(one.answered.answers for one in hands.proxies),
             proxy_door=probes.door.answers,
-            peers={name: link.view for name, link in self.links.links.items()},
+            peers=self._views,
             holds_vip=self._holds_vip,
             fenced=self.steering.fenced,
             writable=hands.writer.writable,
@@ -268,6 +293,9 @@ class Daemon:
             ca_expires=self._ca_expires,
             data=self._data,
             storage_left=self.hands.garage.copying.left,
+            storage_queues=self.hands.garage.queues,
+            data_trend=self._trend,
+            moves=tuple(map(moves.told, self._noted.entries[-moves.TOLD :])),
         )
         if self.decisions is None:
             return None
@@ -334,13 +362,17 @@ class Daemon:
 
     async def _space(self) -> None:
         """How full the file system of the data directory is: in a thread, since a disk that hangs answers nothing."""
-        folder = Path(self.config.paths.hardstate).parent  # init puts it into the data directory
+        folder = Path(self.config.paths.hardstate).parent
         try:
             seen = await self._loop.run_in_executor(None, os.statvfs, folder)
         except OSError as error:
             self.hands.failed("space", f"cannot read how full {folder} is: {error}")
             return
         self._data = {"free": seen.f_bavail * seen.f_frsize, "size": seen.f_blocks * seen.f_frsize}
+        wall = time.time()
+        self._trend = trend.trend(self._samples.entries, self._data["free"], wall)
+        if trend.due(self._samples.entries, wall):
+            self._samples.add(trend.sample(self._data["free"], wall))
         self._full = reserve.nearly_full(self._data["free"], self._data["size"], self._full)
         for one in self.hands.proxies:
             one.reserve(reserve.SECONDS if self._full else 0, time.time())
@@ -360,6 +392,12 @@ class Daemon:
             self.links.say(report)
             self.links.send()
             await asyncio.sleep(0.01)
+
+    async def _end_notes(self) -> None:
+        """Note what this node gives up with its agent; for people, so after all that others wait for."""
+        for move in self._moves.end(time.time()):
+            self._noted.add(move)
+        await self._noted.settle(NOTES)
 
     def _close(self) -> None:
         for exits in self._exits:

@@ -107,6 +107,44 @@ class Left(TypedDict):
     tables: int
 
 
+class Queues(TypedDict):
+    """What the storage of this node has in its books: *blocks* that it should have, *errors*: those that it failed to
+    get, *entries* of tables that wait to be sent to other nodes, and *merkle*: those that no comparison counts yet.
+    """
+
+    blocks: int
+    errors: int
+    entries: int
+    merkle: int
+
+
+class Trend(TypedDict):
+    """How the data disk fills: bytes that became fewer in a second (*rate*) *since* then, and when it is *full*.
+
+    The rate is below zero while space becomes free; *full* None: not within years.
+    """
+
+    since: float
+    rate: float
+    full: Optional[float]
+
+
+class Move(TypedDict):
+    """The virtual IP or the lease (*what* "vip", "lease") came to this node (*here*) or left it, at *time*, and *why*.
+
+    *other* is who had it before, or has it now, as far as this node knows. *seconds* nobody had it, where this node
+    knows that. Not *exact*: the agent did not run then, and only saw it later.
+    """
+
+    time: float
+    what: str
+    here: bool
+    why: str
+    other: str
+    seconds: Optional[float]
+    exact: bool
+
+
 class Done(TypedDict):
     """How often the agent did what, since it started."""
 
@@ -118,6 +156,8 @@ class Done(TypedDict):
     own_pauses: int
     fences: int
     guard_losses: int
+    vip_taken: int
+    lease_taken: int
     errors: int
 
 
@@ -152,6 +192,9 @@ class State(TypedDict):
     ca_expires: Optional[float]
     data: Optional[Data]
     storage_left: Optional[Left]
+    storage_queues: Optional[Queues]
+    data_trend: Optional[Trend]
+    moves: list[Move]
     done: Done
 
 
@@ -163,7 +206,9 @@ def sealed(state: State) -> dict[str, Any]:
 #: What a reader counts on, where it is there at all.
 _KINDS: dict[str, tuple[type, ...]] = {
     "time": (float, int), "level": (int,), "fit": (bool,), "conditions": (list,), "quorum": (dict,), "peers": (dict,),
-    "clock_off": (float, int, type(None)), "guarded": (bool, type(None)),
+    "clock_off": (float, int, type(None)), "guarded": (bool, type(None)), "data": (dict, type(None)),
+    "storage_left": (dict, type(None)), "storage_queues": (dict, type(None)), "data_trend": (dict, type(None)),
+    "moves": (list,),
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, Peer
-from kubeadm_registry.agent.document import Left
+from kubeadm_registry.agent.document import Left, Queues
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
 
 DEADLINE = 5.0  # seconds
@@ -128,6 +128,21 @@ def _blocks(workers: Sequence[dict[str, Any]]) -> tuple[int, int]:
     return queued, failed
 
 
+def queues_in(body: bytes) -> Optional[Queues]:
+    """What an answer of GetNodeStatistics says; None if it is no such answer, or Garage is older than 2.3."""
+    try:
+        [node] = json.loads(body)["success"].values()
+        blocks, tables = node["blockManagerStats"], node["tableStats"]
+        return {
+            "blocks": int(blocks["rcEntries"]),
+            "errors": int(blocks["resyncErrors"]),
+            "entries": sum(int(one["insertQueueLen"]) for one in tables),
+            "merkle": sum(int(one["merkleQueueLen"]) for one in tables),
+        }
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
 class Garage:
     """This node's Garage. *failed* is told, with a kind and a sentence, what could not be done."""
 
@@ -138,6 +153,8 @@ class Garage:
         self._peers = [_address(peer, config.ports.rpc) for peer in config.peers if peer.garage_node_id]
         self._failed = failed
         self.copying = Copying()
+        self.queues: Optional[Queues] = None
+        """What was in its books at the last count; None: not known."""
         self._pace = Pace()
         self._set: dict[str, str] = {}
         self._token = ""
@@ -170,6 +187,14 @@ class Garage:
 
         self._post("/v2/ListWorkers?node=self", every, "tell of its workers", take)
 
+    def count(self) -> None:
+        """Ask what is in its books, for people: it counts entries of every table, so rarely."""
+
+        def take(body: bytes) -> None:
+            self.queues = queues_in(body)
+
+        self._ask("GET", "/v2/GetNodeStatistics?node=self", None, "count what it has", take)
+
     def _set_variable(self, variable: str, value: str) -> None:
         """Set a variable of its workers, which Garage keeps, unless this agent has set it so."""
         if self._set.get(variable) == value:
@@ -184,6 +209,9 @@ class Garage:
     def _post(
         self, path: str, body: Sequence[str] | dict[str, Any], what: str, take: Callable[[bytes], None] = lambda _: None
     ) -> None:
+        self._ask("POST", path, json.dumps(body).encode(), what, take)
+
+    def _ask(self, method: str, path: str, body: Optional[bytes], what: str, take: Callable[[bytes], None]) -> None:
         storage = self._storage
         if storage is None or not self._token_file:
             return
@@ -205,9 +233,9 @@ class Garage:
         request = http_request(
             f"{storage.admin_address}:{storage.admin_port}",
             path,
-            method="POST",
+            method=method,
             token=token,
-            body=json.dumps(body).encode(),
+            body=body,
         )
         Exchange(
             self._loop,

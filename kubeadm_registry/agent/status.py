@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from kubeadm_registry.agent.config import Config
-from kubeadm_registry.agent.document import Data, Left, State, Writer
+from kubeadm_registry.agent.document import Data, Left, Move, Queues, State, Trend, Writer
 from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Presence, Role
 from kubeadm_registry.agent.peers import Links
 from kubeadm_registry.agent.probes import Probes
@@ -25,6 +25,8 @@ class Counters:
     pauses: int = 0
     errors: int = 0
     fences: int = 0
+    vip_taken: int = 0
+    lease_taken: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Facts:
     data: Optional[Data] = None  # None: not known yet
     storage_left: Optional[Left] = None  # None: not known yet
     moves_to: str = ""  # the node to which the VIP is to move, as planned
+    storage_queues: Optional[Queues] = None  # None: not known yet
+    data_trend: Optional[Trend] = None  # None: not known yet
+    moves: tuple[Move, ...] = ()  # the newest last
 
 
 def seconds(probes: Probes) -> dict[str, Optional[float]]:
@@ -169,6 +174,9 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
         "ca_expires": facts.ca_expires,
         "data": facts.data,
         "storage_left": facts.storage_left,
+        "storage_queues": facts.storage_queues,
+        "data_trend": facts.data_trend,
+        "moves": list(facts.moves),
         "done": {
             "read_resets": counters.read_resets,
             "connections_ended": counters.connections_ended,
@@ -178,6 +186,8 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
             "own_pauses": counters.pauses,
             "fences": counters.fences,
             "guard_losses": facts.guard_losses,
+            "vip_taken": counters.vip_taken,
+            "lease_taken": counters.lease_taken,
             "errors": counters.errors,
         },
     }
@@ -192,6 +202,31 @@ def _lease(writer: Writer) -> tuple[tuple[str, str, Optional[float]], ...]:
         ("epoch", "Epoch of the newest holder of the lease known.", writer["epoch"]),
         ("timer", "1 if the kernel ends what a stopped agent let write.", writer["timer"] if single else None),
     )
+
+
+def _disk(state: State) -> Iterator[tuple[str, str, Optional[float]]]:
+    """Name, text and value of the metrics about the data disk."""
+    data, trend = state["data"], state["data_trend"]
+    if data is not None:
+        yield "data_free_bytes", "Free in the file system of the data directory.", data["free"]
+        yield "data_size_bytes", "Size of the file system of the data directory.", data["size"]
+    if trend is not None:
+        yield "data_fill_bytes_per_second", "What became used a second in the last days.", trend["rate"]
+        yield "data_full_seconds", "When it is full at that rate, seconds since 1970.", trend["full"]
+
+
+def _storage(state: State) -> Iterator[tuple[str, str, Optional[float]]]:
+    """Name, text and value of the metrics about what the storage has to heal, and about the VIP's last move."""
+    left, queues = state["storage_left"], state["storage_queues"]
+    if left is not None:
+        yield "storage_left_blocks", "Blocks that the storage has yet to bring to this node.", left["blocks"]
+        yield "storage_left_tables", "Parts of tables that it has yet to compare with other nodes.", left["tables"]
+    if queues is not None:
+        yield "storage_blocks", "Blocks that this node should have.", queues["blocks"]
+        yield "storage_errors", "Blocks that the storage failed to bring to this node.", queues["errors"]
+        yield "storage_queued_entries", "Entries of tables that wait to be sent to other nodes.", queues["entries"]
+    came = [move for move in state["moves"] if move["what"] == "vip" and move["here"]]
+    yield "vip_gap_seconds", "Without a holder, before the VIP last came here.", came[-1]["seconds"] if came else None
 
 
 def metrics(state: State, cpu: float) -> str:
@@ -220,10 +255,8 @@ def metrics(state: State, cpu: float) -> str:
     one("majority", "1 if more than half of the nodes are heard.", state["quorum"]["majority"])
     one("certificate_expires_seconds", "End of the node certificate, seconds since 1970.", state["certificate_expires"])
     one("ca_expires_seconds", "End of the cluster CA, seconds since 1970.", state["ca_expires"])
-    data = state["data"]
-    if data is not None:
-        one("data_free_bytes", "Free in the file system of the data directory.", data["free"])
-        one("data_size_bytes", "Size of the file system of the data directory.", data["size"])
+    for name, text, value in (*_disk(state), *_storage(state)):
+        one(name, text, value)
     one("guarded", "1 if the nft rules on loopback are loaded.", state["guarded"])
     one("can_destroy_connections", "1 if the kernel lets the agent end connections.", state["can_destroy_connections"])
     healths: list[tuple[str, Any]] = [('{process="frontend"}', state["frontend"]["health"] == Health.OK.value)]
@@ -262,6 +295,8 @@ def metrics(state: State, cpu: float) -> str:
         ("storage_compares", "Times that the storage was told to compare its tables with its peers'."),
         ("own_pauses", "Times that the agent itself was not run."),
         ("fences", "Frontend processes ended because they could write."),
+        ("vip_taken", "Times that the VIP came to this node."),
+        ("lease_taken", "Times that the lease came to this node."),
         ("guard_losses", "Times that the nft rules on loopback were changed or lost, and loaded again."),
         ("errors", "Things that the agent could not do."),
     ):

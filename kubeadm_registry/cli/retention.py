@@ -15,6 +15,7 @@ import click
 from rich.table import Table
 
 from kubeadm_registry.access.desk import desk
+from kubeadm_registry.access.executor import on_hosts, pulls
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import retention_timer, terminal
 from kubeadm_registry.cli.command import Context, command, file_option
@@ -29,6 +30,7 @@ from kubeadm_registry.registry import retry
 from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, Use, policy
 from kubeadm_registry.retention.history import History
 from kubeadm_registry.retention.ledger import Ledger, silent
+from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.standing import Spent, Standing
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep import clusters, planning, running, store
@@ -95,6 +97,16 @@ class Asked:
         rules = policy.load(policy_file)
         return cls(rules, uses, dict(_report(file, rules) for file in kubeconfigs), no_cluster, accepted)
 
+    def _pulls(self, cluster: Cluster, reporter: Reporter) -> Pulls | None:
+        """What the nodes recorded of pulls, if the policy asks for it; a warning for each that cannot say."""
+
+        def note(text: str) -> None:
+            reporter.note(f"pulls are not known, so pulledWithin keeps everything: {text}", level="warning")
+
+        if not self.rules.asks_for_pulls:
+            return None
+        return pulls(on_hosts(cluster), len(cluster.spec.nodes), note)
+
     def plan(self, cluster: Cluster, connect: Connect, reporter: Reporter) -> tuple[planning.Look, Plan]:
         """Look at the registry, and make the plan. Raises Error (WorkloadsUnknown, PlanRefused)."""
         for name, report in self.reports.items():
@@ -111,6 +123,7 @@ class Asked:
             uses=self.uses,
             sets=sets,
             accepted=self.accepted,
+            pulls=self._pulls(cluster, reporter),
         )
         if not (found.after.clusters or self.reports or self.uses or self.no_cluster):
             raise Error(

@@ -41,6 +41,11 @@ def show_rows(table: Table, rows: Sequence[object], empty: str, context: Context
         context.reporter().result(empty)
 
 
+def size(count: float) -> str:
+    """So many bytes, in MB or GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e10 else f"{count / 1e6:.1f} MB"
+
+
 def moment(seconds: int) -> str:
     """A time (seconds since 1970) in UTC, to the minute."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")

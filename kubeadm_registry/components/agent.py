@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths, zipapp
 from kubeadm_registry.addresses import family
+from kubeadm_registry.agent.kept import MOVES_FILE, SPACE_FILE
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.components.units import Port, Service, serve
@@ -65,6 +66,11 @@ def data(cluster: Cluster) -> str:
 def hardstate(cluster: Cluster) -> str:
     """The agent's file in there."""
     return f"{data(cluster)}/hardstate"
+
+
+def notes(cluster: Cluster) -> tuple[str, ...]:
+    """What the agent keeps in there for people."""
+    return tuple(f"{data(cluster)}/{name}" for name in (MOVES_FILE, SPACE_FILE))
 
 
 def settings(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import blocks as block_files
 from kubeadm_registry.components import garage_api, s3
 from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.garage_api import Api
@@ -39,6 +40,7 @@ SERVICE = Service(
     ports=(Port(paths.RPC_PORT), Port(paths.S3_PORT, local=True), Port(paths.ADMIN_PORT, local=True)),
 )
 REGION = "garage"
+BLOCK = 1 << 20
 DATA: tuple[str, ...] = ("meta", "data")
 NODE_KEY = "meta/node_key"
 """Below Garage's directory: the private key by which the other servers know this one."""
@@ -68,6 +70,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
             data=data,
             etc=ETC,
             replication_factor=copies(len(members)),
+            block=f"{BLOCK >> 20}MiB",
             rpc_port=paths.RPC_PORT,
             s3=endpoint(paths.S3_ADDRESS, paths.S3_PORT),
             admin=endpoint(paths.LOOPBACK, paths.ADMIN_PORT),
@@ -169,6 +172,16 @@ def abandon(cluster: Cluster, host: Host, seconds: int) -> int:
     """Drop uploads in parts that began more than *seconds* ago and did not end; how many there were."""
     payload = {"bucketId": _bucket(cluster, host)["id"], "olderThanSecs": seconds}
     return int(Api(cluster, host).do("CleanupIncompleteUploads", payload)["uploadsDeleted"])
+
+
+def blocks(cluster: Cluster, host: Host, keys: Sequence[str]) -> Sequence[Mapping[str, int] | None]:
+    """The blocks of each of the objects *keys*, as *host* knows them: one question each. Raises Error."""
+    return block_files.blocks(cluster, host, keys, token=ADMIN_TOKEN)
+
+
+def lacking(cluster: Cluster, host: Host, wanted: Mapping[str, int]) -> frozenset[str]:
+    """Those of the blocks *wanted* that *host* does not have on its disk. Raises Error (StorageUnreadable)."""
+    return block_files.lacking(host, f"{cluster.spec.data_directory}/{NAME}/data", wanted)
 
 
 def _bucket(cluster: Cluster, host: Host) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.agent import gap, reopen
 from kubeadm_registry.agent.formats import Damaged, Newer
-from kubeadm_registry.agent.move import FORMAT
+from kubeadm_registry.agent.moving import FORMAT
 from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.links import link

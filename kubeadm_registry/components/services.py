@@ -15,11 +15,21 @@ Modules of services do not import this one: phases pass them what they need of e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, distribution, garage, haproxy, keepalived, network, retention, zot
+from kubeadm_registry.components import (
+    agent,
+    distribution,
+    garage,
+    haproxy,
+    keepalived,
+    network,
+    pulls,
+    retention,
+    zot,
+)
 from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.units import Service
 from kubeadm_registry.config import Spec
@@ -36,6 +46,8 @@ class Backend(Protocol):
     """Its configuration file: on the host from the first init to reset."""
     REGION: str
     """The S3 region for which requests are signed."""
+    BLOCK: int
+    """Bytes that one of the blocks has at most which the agent counts, where some have yet to be copied to a node."""
     DATA: tuple[str, ...]
     """Directories below its own. While one contains a file, no new secrets are generated, which could not read it."""
 
@@ -76,6 +88,12 @@ class Backend(Protocol):
 
     def abandon(self, cluster: Cluster, host: Host, seconds: int, /) -> int:
         """Drop uploads to the bucket that began more than *seconds* ago and did not end; how many there were."""
+
+    def blocks(self, cluster: Cluster, host: Host, keys: Sequence[str], /) -> Sequence[Mapping[str, int] | None]:
+        """The blocks, by hash with their bytes, of each of the objects *keys* of the bucket; None: not there."""
+
+    def lacking(self, cluster: Cluster, host: Host, wanted: Mapping[str, int], /) -> frozenset[str]:
+        """Those of the blocks *wanted* that *host* does not have on its disk. Raises Error (StorageUnreadable)."""
 
     def agent_storage(self) -> dict[str, object] | None:
         """The value ``storage`` of the node agent (docs/agent.md); None: the agent only reads the canary image."""
@@ -148,8 +166,8 @@ def services(spec: Spec) -> tuple[Service, ...]:
 
 
 def users(spec: Spec) -> tuple[Service, ...]:
-    """The services with users on a cluster's nodes: those above, and retention, which runs only when it is called."""
-    return tuple(service for service in (*services(spec), retention.SERVICE) if service.user)
+    """The services with users on a cluster's nodes: those above, and what no pull and no push depends on."""
+    return tuple(service for service in (*services(spec), retention.SERVICE, pulls.SERVICE) if service.user)
 
 
 def every_service() -> tuple[Service, ...]:
@@ -163,6 +181,7 @@ def every_service() -> tuple[Service, ...]:
         agent.SERVICE,
         *(part.SERVICE for part in VIP_MANAGERS.values()),
         retention.SERVICE,
+        pulls.SERVICE,
     )
 
 

@@ -81,7 +81,8 @@ class Api:
         self._base = httpx.URL(base)
         self._client = client
         # A compressed answer has other bytes than the digest says, and may be far larger than it looks.
-        self._headers = {"Accept-Encoding": "identity", **headers}
+        # The proxies tell our own reads by it from those of clients, who may have the same login.
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "kubeadm-registry", **headers}
 
     def __enter__(self) -> Self:
         return self

@@ -6,15 +6,17 @@ A registry does not say since when a tag has its meaning, and a cluster that is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Self
 
+from kubeadm_registry.agent.pulls import DAY
 from kubeadm_registry.formats import Damaged, Format, Found, kept, split
 from kubeadm_registry.retention.fields import number, optional, text
 from kubeadm_registry.retention.holdings import Held, Holdings
 from kubeadm_registry.retention.inventory import Inventory, Repository, Seen, Tag
+from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.reasons import Reason
 from kubeadm_registry.retention.uses import Use, Workloads
 
@@ -79,6 +81,23 @@ class Ledger:
             since = None if digest in tagged else (now if known.untagged_since is None else known.untagged_since)
             manifests[digest] = replace(known, untagged_since=since)
         return Repository(tags, manifests, trash & tags.keys())
+
+    def pulled(self, pulls: Pulls | None) -> Self:
+        """The ledger with what the nodes recorded; None: not all of them can say, so pulls are not known.
+
+        A pull of a tag counts for what the tag means. It counts as well for what lost its last tag since that day:
+        that may be what the tag meant then.
+        """
+        if pulls is None:
+            return replace(self, pulls_since=None)
+        found = dict[str, list[tuple[str, int]]]()
+        for (repository, reference), moment in pulls.last.items():
+            found.setdefault(repository, []).append((reference, moment))
+        repositories = {
+            name: replace(one, manifests=_pulled(one, found[name])) if name in found else one
+            for name, one in self.repositories.items()
+        }
+        return replace(self, repositories=repositories, pulls_since=pulls.since)
 
     def reported(self, uid: str, name: str, uses: tuple[Use, ...], now: int, *, kept: int, revision: int = 0) -> Self:
         """The ledger after the cluster *uid*, called *name*, said at *now* that it has *uses*, as of *revision*.
@@ -175,6 +194,21 @@ class Ledger:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
+
+
+def _pulled(repository: Repository, pulls: Iterable[tuple[str, int]]) -> dict[str, Seen]:
+    """The manifests of *repository* after *pulls*: references, and the last second of the day."""
+    manifests = dict(repository.manifests)
+    for reference, moment in pulls:
+        tag = repository.tags.get(reference)
+        digests = {reference} if tag is None else {tag.digest}
+        if ":" not in reference:
+            begin = moment - DAY
+            digests |= {one for one, seen in manifests.items() if seen.untagged_since and seen.untagged_since > begin}
+        for digest in digests & manifests.keys():
+            seen = manifests[digest]
+            manifests[digest] = replace(seen, last_pulled=max(seen.last_pulled or 0, moment))
+    return manifests
 
 
 def _repository(one: Repository) -> dict[str, Any]:

@@ -247,6 +247,11 @@ class RegistryPolicy(Model):
     def _without_status(cls, value: Any) -> Any:
         return {key: one for key, one in value.items() if key != "status"} if isinstance(value, Mapping) else value
 
+    @property
+    def asks_for_pulls(self) -> bool:
+        """Whether a rule goes by when images were pulled."""
+        return any(rule.keep.pulled_within for rule in self.spec.rules)
+
 
 @lru_cache(maxsize=_MOST_RULES * _MOST_PATTERNS)
 def compiled(glob: str) -> re.Pattern[str]:

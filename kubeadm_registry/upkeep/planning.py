@@ -16,6 +16,7 @@ from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order, order
 from kubeadm_registry.retention.plan import shrunk
 from kubeadm_registry.retention.policy import seconds
+from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep import reading, store
@@ -63,14 +64,15 @@ class Look:
 def look(
     connect: Connect, key: str, policy: RegistryPolicy, now: int, *,
     reports: Mapping[str, ClusterReport] = MappingProxyType({}), sets: Mapping[str, tuple[str, ...]],
-    uses: tuple[Use, ...] = (), accepted: Collection[str] = (),
+    uses: tuple[Use, ...] = (), accepted: Collection[str] = (), pulls: Pulls | None = None,
 ) -> Look:  # fmt: skip
     """Read the registry to which *connect* leads, and the ledger that is kept there under *key*.
 
     *reports* is what clusters say, by what people call them, and goes into the ledger unless it has problems; *uses* is
     what is in use besides, *sets* are those beside that of bundles. The ledger after the look is written: it is what
     makes ages known. Unless it is *accepted* that far fewer images are in use, the next look is compared with as many
-    as this one. Raises RegistryError, NewerFormat, Error (LedgerDamaged).
+    as this one. *pulls* is what all nodes recorded, None: not known. Raises RegistryError, NewerFormat, Error
+    (LedgerDamaged).
     """
     with connect() as registry:
         before = retry(lambda: store.read(registry, key), PATIENCE)
@@ -79,7 +81,7 @@ def look(
         sets = {**sets, **_brought(registry, "bundle" in policy.spec.sets)}
     known = {name: one.manifests.keys() for name, one in before.repositories.items()}
     holdings = reading.read(connect, known)
-    after = before.after(holdings, now, trash.tags())
+    after = before.after(holdings, now, trash.tags()).pulled(pulls)
     older: list[Reason] = []
     for name, report in reports.items():
         went_back = [one for one in _older(name, report, before) if one.approval not in accepted]

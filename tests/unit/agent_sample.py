@@ -8,12 +8,18 @@ from pathlib import Path
 
 from kubeadm_registry.agent import conditions, rules, status
 from kubeadm_registry.agent.config import parse
-from kubeadm_registry.agent.document import State
+from kubeadm_registry.agent.document import Move, State
 from kubeadm_registry.agent.model import Memory
 from tests.unit.test_agent_config import smallest
 from tests.unit.test_agent_rules import ANY, well
 
 PEERS = ("b", "c")
+
+
+MOVE: Move = {
+    "time": 1900000000.123, "what": "vip", "here": True, "why": "no heartbeat of b for 0.6 s", "other": "b",
+    "seconds": 0.61, "exact": True,
+}  # fmt: skip
 
 
 def every_condition() -> tuple[str, ...]:
@@ -32,7 +38,9 @@ def everything() -> State:
         version="1", instance="i", wall=1.0, now=1.0, holds_vip=True, expires=1.0, can_destroy=True,
         seconds=dict.fromkeys(("frontend", "storage", "manifest", "blob"), 0.1), corrections=(1, 1),
         heard=dict.fromkeys(PEERS, (0.1, 0.1, 1, 1)), wall_skew={}, guarded=True,
-        ca_expires=1.0, data={"free": 1, "size": 2},
+        ca_expires=1.0, data={"free": 1, "size": 2}, storage_left={"blocks": 3, "tables": 4},
+        storage_queues={"blocks": 5, "errors": 6, "entries": 7, "merkle": 8},
+        data_trend={"since": 1.0, "rate": 0.5, "full": 9.0}, moves=(MOVE,),
     )  # fmt: skip
     decided = replace(decided, conditions=every_condition())
     memory = replace(memory, clock_off=0.01)

@@ -236,9 +236,45 @@ def test_it_tells_how_full_the_data_directory_is_and_when_certificates_expire(co
         assert 0 < told["data"]["free"] <= told["data"]["size"]
         assert told["certificate_expires"] == pki.expiry(pair.certificate).timestamp()
         assert told["ca_expires"] == pki.expiry(authority.certificate).timestamp()
+        history = Path(configs[0]["paths"]["hardstate"]).with_name("space.json")
+        await eventually(history.exists)
+        [sample] = json.loads(history.read_text())["samples"]
+        assert sample["free"] == told["data"]["free"]
+        assert told["data_trend"] is None, "nothing follows from one sample"
 
     named = {key: str(path) for key, path in tls.items()}
     asyncio.run(started(parse(configs[0] | {"tls": named}), course))
+
+
+def test_it_notes_when_the_virtual_ip_comes_and_the_next_agent_goes_on_from_there(
+    configs: list[dict[str, Any]],
+) -> None:
+    one, own = configs[0], configs[0] | {"vips": ["127.0.0.1"]}
+    notes = Path(one["paths"]["hardstate"]).with_name("moves.json")
+
+    def told() -> list[tuple[str, bool, bool]]:
+        noted = json.loads(notes.read_text())["moves"] if notes.exists() else []
+        return [(move["what"], move["here"], move["exact"]) for move in noted]
+
+    async def comes(agent: Daemon) -> None:
+        await eventually(lambda: agent.decisions is not None)
+        assert not notes.exists()
+        agent.config = parse(own)
+        await eventually(lambda: told() == [("vip", True, True)])
+        assert agent.counters.vip_taken == 1
+        state = agent._state()
+        assert state is not None and [move["what"] for move in state["moves"]] == ["vip"]
+
+    async def stays(agent: Daemon) -> None:
+        await eventually(lambda: agent.decisions is not None)
+        assert told() == [("vip", True, True)]
+
+    async def left(_: Daemon) -> None:
+        await eventually(lambda: told() == [("vip", True, True), ("vip", False, False)])
+
+    asyncio.run(started(parse(one), comes))
+    asyncio.run(started(parse(own), stays))
+    asyncio.run(started(parse(one), left))
 
 
 def test_an_agent_that_cannot_decide_leaves(configs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from kubeadm_registry.agent.garage import (
     Copying,
     Garage,
     Pace,
+    queues_in,
     work_in,
 )
 from tests.unit.test_agent_config import smallest
@@ -177,13 +178,13 @@ class Admin:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
-        assert length is not None
-        body = json.loads(await reader.readexactly(int(length[1])))
+        assert (length is not None) is head.startswith("POST ")
+        body = json.loads(await reader.readexactly(int(length[1]))) if length else None
         right = f"Bearer {self.token}\r\n" in head
         if right:
             self.asked.append((head.split()[1], body))
         self.refused += not right
-        answer = self.body if "ListWorkers" in head else b"{}"
+        answer = self.body if "ListWorkers" in head or "Statistics" in head else b"{}"
         status = b"200 OK" if right else b"403 Forbidden"
         writer.write(b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s" % (status, len(answer), answer))
         await writer.drain()
@@ -227,3 +228,44 @@ def test_it_sets_the_pace_once_and_reads_a_new_token_when_the_old_one_is_refused
     assert paths.count("/v2/RetryBlockResync?node=self") == 1
     assert ("/v2/RetryBlockResync?node=self", {"all": True}) in admin.asked
     assert {*told} == {"the storage did not tell of its workers: 403"}
+
+
+def books(**blocks: object) -> bytes:
+    """An answer of GetNodeStatistics as Garage 2.3 gives it."""
+    tables = [
+        {"tableName": name, "items": 7, "merkleItems": 9, "merkleQueueLen": 2, "insertQueueLen": 3, "gcQueueLen": 1}
+        for name in ("object", "version")
+    ]
+    stats = {"rcEntries": 40, "resyncQueueLen": 5, "resyncErrors": 6, **blocks}
+    node = {"freeform": "Node ID: ...", "tableStats": tables, "blockManagerStats": stats}
+    return json.dumps({"success": {"0123": node}, "error": {}}).encode()
+
+
+def test_what_is_in_the_books_is_counted() -> None:
+    assert queues_in(books()) == {"blocks": 40, "errors": 6, "entries": 6, "merkle": 4}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", b'{"success": {}}', b'{"success": {"1": {"freeform": "an older Garage"}}}', books(rcEntries=None)],
+)
+def test_another_answer_counts_nothing(body: bytes) -> None:
+    assert queues_in(body) is None
+
+
+def test_it_counts_when_it_is_asked_to(tmp_path: Path) -> None:
+    (token := tmp_path / "token").write_text("first\n")
+
+    async def played() -> Admin:
+        admin = Admin("first", books())
+        async with await asyncio.start_server(admin.serve, "127.0.0.1") as server:
+            settings = {"unit": "s", "admin_port": server.sockets[0].getsockname()[1]}
+            raw = smallest() | {"storage": settings, "garage_admin_token_file": str(token)}
+            garage = Garage(parse(raw), lambda *_: None)
+            garage.count()
+            async with asyncio.timeout(10):
+                while garage.queues is None:
+                    await asyncio.sleep(0.01)
+        return admin
+
+    assert asyncio.run(played()).asked == [("/v2/GetNodeStatistics?node=self", None)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.agent import move, rules
+from kubeadm_registry.agent import moving, rules
 from kubeadm_registry.agent.model import Decisions, LeaseMemory, Level, Memory, Observation, PeerView, Report, Role
 from kubeadm_registry.agent.rules import QUIET
 from tests.unit.test_agent_rules import ANY, GOOD_PEER, first, near, play, well
@@ -167,14 +167,14 @@ def test_a_holder_without_the_lease_waits_for_no_write(settled: Memory) -> None:
 
 def asked(folder: Path, content: str, now: float) -> str:
     (folder / "move").write_text(content)
-    return move.asked(folder / "move", now)
+    return moving.asked(folder / "move", now)
 
 
 def test_the_request_counts_until_its_end(tmp_path: Path) -> None:
     content = json.dumps({"to": "b", "until": 100.0})
     assert asked(tmp_path, content, 99.9) == "b"
     assert asked(tmp_path, content, 100.0) == ""
-    assert asked(tmp_path, content, 100.0 - move.LONGEST - 0.1) == "", "whoever wrote that had another clock"
+    assert asked(tmp_path, content, 100.0 - moving.LONGEST - 0.1) == "", "whoever wrote that had another clock"
 
 
 def test_the_request_as_it_was_first_written_counts(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_the_request_as_it_was_first_written_counts(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_no_request_counts_for_nothing(tmp_path: Path, content: str) -> None:
     assert asked(tmp_path, content, 99.0) == ""
-    assert move.asked(tmp_path / "none", 99.0) == ""
+    assert moving.asked(tmp_path / "none", 99.0) == ""
 
 
 def test_moving_is_decided_of_what_is_freshly_heard_only() -> None:

@@ -11,12 +11,15 @@ import pytest
 from kubeadm_registry.agent import document, status
 from kubeadm_registry.agent.config import parse
 from kubeadm_registry.agent.model import Decisions, Level, Memory, PeerMemory, Presence, Report
+from tests.unit.agent_sample import MOVE
 from tests.unit.test_agent_config import smallest
 
 FACTS = status.Facts(
     version="1", instance="i", wall=1.0, now=1.0, holds_vip=False, expires=None, can_destroy=None, seconds={},
     corrections=(), heard=dict.fromkeys(("cp-2", "cp-3"), (0.1, 0.1, 1, 0)), wall_skew={},
-    data={"free": 40 << 30, "size": 100 << 30},
+    data={"free": 40 << 30, "size": 100 << 30}, storage_left={"blocks": 0, "tables": 0},
+    storage_queues={"blocks": 5, "errors": 0, "entries": 0, "merkle": 0},
+    data_trend={"since": 1.0, "rate": 0.5, "full": None}, moves=(MOVE,),
 )  # fmt: skip
 
 
@@ -67,12 +70,14 @@ def test_one_of_which_no_level_is_known_does_not_count() -> None:
 def test_what_is_told_is_what_the_document_says_and_can_be_read_again() -> None:
     told = state(Level.FIT, dict.fromkeys(("cp-2", "cp-3"), Level.FIT), FRESH)
     kinds = {"vip": document.Vip, "frontend": document.Process, "writer": document.Writer, "quorum": document.Quorum,
-             "members": document.Members, "done": document.Done, "data": document.Data}  # fmt: skip
+             "members": document.Members, "done": document.Done, "data": document.Data, "storage_left": document.Left,
+             "storage_queues": document.Queues, "data_trend": document.Trend}  # fmt: skip
     assert set(told) == set(document.State.__annotations__)
     values: dict[str, Any] = dict(told)
     for key, kind in kinds.items():
         assert set(values[key]) == set(kind.__annotations__), key
     assert all(set(peer) == set(document.Peer.__annotations__) for peer in told["peers"].values())
+    assert all(set(move) == set(document.Move.__annotations__) for move in told["moves"])
     assert document.read(json.dumps(document.sealed(told))) == told
 
 

@@ -221,7 +221,7 @@ def test_each_server_is_described() -> None:
     first, second, third = found["nodes"]
     assert first == {
         "name": "cp-1", "reachable": True, "fit": True, "services": SERVICES, "level": 3, "conditions": [],
-        "certificateExpires": "2032-06-19T00:00:00Z", "certificateDays": 900,
+        "certificateExpires": "2032-06-19T00:00:00Z", "certificateDays": 900, "clockOff": 0.01,
     }  # fmt: skip
     assert (second["fit"], second["conditions"]) == (False, ["CanaryUnreadable"])
     assert third == {
@@ -445,7 +445,10 @@ def test_a_command_that_fails_is_no_answer() -> None:
 
 # ---- agents of other releases ------------------------------------------------------------------------------------
 
-SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "0.1" / "agent-state.json"
+FORMATS = Path(__file__).parents[1] / "golden" / "formats"
+SAMPLE = FORMATS / "0.1" / "agent-state.json"
+#: As the first release wrote it that tells of moves, of what is queued, and how the disk fills.
+LATER = FORMATS / "agent-state.json"
 
 
 def test_the_state_of_an_agent_of_release_0_1_is_understood() -> None:
@@ -457,10 +460,12 @@ def test_the_state_of_an_agent_of_release_0_1_is_understood() -> None:
     assert (found["nodes"][0]["fit"], found["nodes"][0]["level"]) == (True, 0)
 
 
-@pytest.mark.parametrize("key", json.loads(SAMPLE.read_text()))
-def test_one_key_less_or_more_in_it_hides_nothing_else(key: str) -> None:
+@pytest.mark.parametrize(
+    ("sample", "key"), [(sample, key) for sample in (SAMPLE, LATER) for key in json.loads(sample.read_text())]
+)
+def test_one_key_less_or_more_in_it_hides_nothing_else(sample: Path, key: str) -> None:
     """An agent without it is not believed, or counts as unfit, or lacks what only people read; status never fails."""
-    whole = json.loads(SAMPLE.read_text())
+    whole = json.loads(sample.read_text())
     less = {name: value for name, value in whole.items() if name != key}
     for said in (less, less | {key: {"of a newer release": 1}}, whole | {"of_a_newer_release": [1]}):
         seen = observe(server(agent=said, now=whole["time"] + 1))
@@ -468,6 +473,7 @@ def test_one_key_less_or_more_in_it_hides_nothing_else(key: str) -> None:
         found = judge(THREE, [replace(seen, vip=(VIP,)), well("cp-2"), well("cp-3")], NOW.timestamp())
         assert [node["name"] for node in found["nodes"]] == ["cp-1", "cp-2", "cp-3"]
         assert json.dumps(found)
+        show(found)
 
 
 def tells(one: NodeStatus, *conditions: str, **more: object) -> NodeStatus:
@@ -498,3 +504,57 @@ def test_a_node_that_cannot_read_the_canary_image_makes_no_node_dispensable(name
     found = judge(THREE, [tells(one, name) for one in (*well_off, well("cp-3"))], NOW.timestamp())
     assert condition(found, "Available") == "False"
     assert exit_code(found) == 1
+
+
+def test_an_agent_that_tells_more_is_shown_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    said = json.loads(LATER.read_text())
+    seen = observe(server(agent=said, now=said["time"] + 1))
+    found = judge(THREE, [replace(seen, vip=(VIP,)), well("cp-2"), well("cp-3")], NOW.timestamp())
+    node = found["nodes"][0]
+    assert node["toHeal"] == {"blocks": 3, "bytes": 3 << 20, "tables": 4, "errors": 6, "entries": 7}
+    assert node["disk"] == {
+        "free": 40 * 10**9, "size": 100 * 10**9, "bytesPerDay": 4_320_000_000, "since": "2030-03-11T17:46:40Z",
+        "full": "2030-03-27T00:00:00Z",
+    }  # fmt: skip
+    show(found)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    words = "cp-1  40.0 GB of 100.0 GB  about 2030-03-27  3 blocks, up to 3.1 MB; 4 parts of tables; 6 blocks failed"
+    assert any(line.startswith(words) for line in lines), lines
+    assert "2030-03-17 17:46:40  virtual IP  b     cp-1  0.6 s    no heartbeat of b for 0.6 s" in lines
+
+
+def moved(one: NodeStatus, *moves: dict[str, object]) -> NodeStatus:
+    return tells(one, moves=[{"what": "vip", "exact": True, "other": "", "seconds": None, **move} for move in moves])
+
+
+def test_failovers_are_merged_over_the_nodes_and_the_one_that_lost_it_says_why() -> None:
+    seen = [
+        moved(
+            well("cp-1"),
+            {"time": 1000.0, "here": True, "why": "no other node was heard to have it"},
+            {"time": 2000.0, "here": False, "why": "this node may not hold it: ProxyDown", "other": ""},
+            {"time": 2000.1, "here": False, "why": "the virtual IP left", "what": "lease"},
+        ),
+        moved(
+            well("cp-2", vip=True),
+            {"time": 2000.4, "here": True, "why": "cp-1 gave it up", "other": "cp-1", "seconds": 0.41},
+            {"time": 5000.0, "here": False, "why": "not exact", "exact": False},
+        ),
+        moved(well("cp-3"), {"time": 4000.0, "here": True, "why": "no heartbeat of cp-2 for 0.6 s", "other": "cp-2"}),
+    ]
+    found = judge(THREE, seen, NOW.timestamp())["failovers"]
+    assert [(one["to"], one["from"], one["seconds"], one["cause"]) for one in found] == [
+        ("cp-3", "cp-2", None, "no heartbeat of cp-2 for 0.6 s"),
+        ("cp-2", "cp-1", 0.41, "cp-1: this node may not hold it: ProxyDown"),
+        ("cp-1", None, None, "no other node was heard to have it"),
+    ]
+    assert found[1]["time"] == "1970-01-01T00:33:20Z"
+
+
+def test_the_newest_failovers_are_told() -> None:
+    many = [{"time": float(second), "here": True, "why": "x"} for second in range(100, 200)]
+    twice = {"time": 199.0, "here": True, "why": "x", "what": "lease"}
+    found = judge(THREE, [moved(well("cp-1", vip=True), *many, twice)], NOW.timestamp())["failovers"]
+    assert {one["what"] for one in found[:2]} == {"vip", "lease"}, "of the same moment"
+    assert len(found) == status.FAILOVERS
+    assert found[0]["time"] == "1970-01-01T00:03:19Z"

@@ -16,7 +16,7 @@ import pytest
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import prefix
 from kubeadm_registry.agent import gap, reopen
-from kubeadm_registry.agent import move as request
+from kubeadm_registry.agent import moving as request
 from kubeadm_registry.certificates import RUN
 from kubeadm_registry.components import handover
 from kubeadm_registry.components.handover import PASS, STAY, Route

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from kubeadm_registry import paths
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import s3
@@ -14,6 +16,7 @@ from kubeadm_registry.transport.host import Host
 NAME = "toy"
 CONFIG = f"{paths.ETC}/toy/toy.conf"
 REGION = "toyland"
+BLOCK = 1000
 DATA: tuple[str, ...] = ("blobs",)
 SERVICE = Service(
     NAME,
@@ -93,6 +96,14 @@ def stored(_: Cluster, __: Host) -> int:
 
 def abandon(_: Cluster, __: Host, ___: int) -> int:
     return 0
+
+
+def blocks(_: Cluster, __: Host, keys: Sequence[str]) -> list[Mapping[str, int] | None]:
+    return [{} for _ in keys]
+
+
+def lacking(_: Cluster, __: Host, ___: Mapping[str, int]) -> frozenset[str]:
+    return frozenset()
 
 
 def agent_storage() -> dict[str, object] | None:

@@ -1,0 +1,121 @@
+"""On which nodes each image is complete: by the blocks on their disks, of which nothing is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.services import backend, frontend
+from kubeadm_registry.errors import ConnectionFailed, Error
+from kubeadm_registry.images.seed import Item
+from kubeadm_registry.printable import counted
+from kubeadm_registry.transport.host import Host, side_by_side
+
+Blocks = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Where the blocks of the image *name* are, of *size* bytes.
+
+    *missing*: the bytes of it that each node that could be asked does not have. *copies*: on how many nodes its
+    rarest block is. *lost*: the storage does not know something of it at all.
+    """
+
+    name: str
+    size: int
+    missing: Mapping[str, int]
+    copies: int
+    lost: bool = False
+
+    @property
+    def complete(self) -> tuple[str, ...]:
+        """The nodes that have all of it."""
+        return () if self.lost else tuple(name for name, size in self.missing.items() if not size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For machines; sizes in bytes."""
+        return {
+            "name": self.name,
+            "size": self.size,
+            "complete": list(self.complete),
+            "missing": {name: size for name, size in self.missing.items() if size},
+            "copies": self.copies,
+            "lost": self.lost,
+        }
+
+
+def look(cluster: Cluster, items: Sequence[Item]) -> tuple[list[Presence], dict[str, str]]:
+    """The presence of each of *items* on each node; and the nodes that cannot be asked, with the reason.
+
+    Costs one question to the storage for each different blob and manifest, which it answers from its tables, and one
+    look into the file system of each node for each different block: no content is read. Raises Error
+    (StorageUnreadable) if no node can tell what the objects consist of.
+    """
+    storage, keyed = backend(cluster.spec), frontend(cluster.spec)
+    keys = {item.name: _keys(item, keyed.key) for item in items}
+    every = sorted({key for found in keys.values() for key in found})
+    known = dict(zip(every, _first(cluster, every), strict=True))
+    wanted = {block: size for found in known.values() for block, size in (found or {}).items()}
+    silent = dict(cluster.absent)
+    lacks: dict[str, frozenset[str]] = {}
+
+    def ask(host: Host) -> frozenset[str] | str:
+        try:
+            return storage.lacking(cluster, host, wanted)
+        except (Error, ConnectionFailed) as error:
+            return error.message
+
+    for host, answer in zip(cluster.hosts, side_by_side(ask, cluster.hosts), strict=True):
+        if isinstance(answer, str):
+            silent[host.name] = answer
+        else:
+            lacks[host.name] = answer
+    return [_presence(item.name, [known[key] for key in keys[item.name]], lacks) for item in items], silent
+
+
+def _keys(item: Item, key: Any) -> tuple[str, ...]:
+    digests = dict.fromkeys(one.digest for one in (*item.manifests, *item.blobs))
+    return tuple(key(item.repository, digest) for digest in digests)
+
+
+def _first(cluster: Cluster, keys: Sequence[str]) -> list[Blocks | None]:
+    """What the objects *keys* consist of, as the first node knows it that answers."""
+    failure: Error | None = None
+    for host in cluster.hosts:
+        try:
+            return list(backend(cluster.spec).blocks(cluster, host, keys))
+        except Error as error:
+            failure = failure or error
+    raise failure or Error("no node can be asked", code="StorageUnreadable", hint="see `kubeadm-registry status`")
+
+
+def _presence(name: str, objects: Iterable[Blocks | None], lacks: Mapping[str, frozenset[str]]) -> Presence:
+    found = list(objects)
+    blocks = {block: size for one in found for block, size in (one or {}).items()}
+    missing = {node: sum(blocks[block] for block in blocks.keys() & gone) for node, gone in lacks.items()}
+    copies = min((sum(block not in gone for gone in lacks.values()) for block in blocks), default=len(lacks))
+    return Presence(name, sum(blocks.values()), missing, copies, lost=None in found)
+
+
+def verdict(found: Sequence[Presence], silent: Mapping[str, str], wanted: int) -> dict[str, str]:
+    """The condition ``ImagesComplete``: whether each image has *wanted* copies. By Kubernetes' API conventions."""
+
+    def condition(status: str, reason: str, message: str) -> dict[str, str]:
+        return {"type": "ImagesComplete", "status": status, "reason": reason, "message": message}
+
+    count = counted(len(found), "image")
+    if lost := [one.name for one in found if one.lost]:
+        return condition("False", "ImagesLost", f"the storage lacks parts of {_named(lost)}; load them with seed")
+    if rare := [one.name for one in found if one.copies < wanted]:
+        if silent:
+            return condition("Unknown", "NodesSilent", f"{', '.join(silent)} cannot be asked about {count}")
+        return condition("False", "CopiesMissing", f"fewer than {wanted} nodes have all of {_named(rare)}")
+    return condition("True", "Complete", f"{count}, each block on {counted(wanted, 'node')}")
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {counted(more, 'other image')}" if more > 0 else "")

@@ -1,0 +1,254 @@
+"""Records when images were last pulled, from the proxies' lines in the journal: by repository and reference, the day.
+
+A process of its own, ``python3 agent.pyz --pulls DIRECTORY UNIT...``, which wakes up once a minute and reads what is
+new; nothing of it is in the way of a request. The file *pulls.json* has the record and since when it is complete,
+*position.json* how far the journal is read. Deletion may hang on the record, so it begins anew whenever it may lack
+something:
+
+* the last line that was read is not in the journal any more, so later ones may be gone with it,
+* the node went down without this process having read the last lines before (it is stopped after the proxies),
+* journald says that it dropped lines of a proxy, or a day had to be forgotten because there are too many entries.
+
+Source of the fields: journalctl(1), "--cursor", and systemd.journal-fields(7).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from kubeadm_registry.agent.formats import Damaged, Format, Newer
+from kubeadm_registry.agent.processes import Processes
+
+RECORD = Format("the record of pulls")
+POSITION = Format("how far the journal is read for pulls")
+RECORD_FILE, POSITION_FILE = "pulls.json", "position.json"
+EVERY = 60.0  # seconds from one look at the journal to the next
+STALE = 600  # seconds after which a record that was not brought up to date says nothing of now
+MOST = 100_000  # entries: some 10 MB
+DAY = 86400
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+#: journald's message that it dropped lines of a unit which wrote too many (systemd, sd-messages.h).
+DROPPED = "a596d6fe7bfa4994828e72309e95d61e"
+#: Nodes and people pull as nobody or as ``pull``; who pushes may pull as well, but then it may be this project's own
+#: tool, which says so. Its repositories hold records and the canary image.
+PULL = re.compile(
+    r'\{"client":"[0-9a-fA-F.:]{2,45}","who":"(?:anonymous|pull|(push))","method":"(?:GET|HEAD)",'
+    r'"path":"/v2/(?!kubeadm-registry/)([a-z0-9][a-z0-9._/-]{0,255})/manifests/([A-Za-z0-9_][A-Za-z0-9_.:+-]{0,200})",'
+    r'"status":(?:200|304),(.*)'
+)
+OWN = '"own":"1"'
+Entries = dict[str, dict[str, int]]
+"""Days since 1970, by repository and reference."""
+
+
+def pull_in(message: str) -> Optional[tuple[str, str]]:
+    """Repository and reference of the manifest that a client got by this line of a proxy; None for any other line."""
+    if "/manifests" not in message:
+        return None
+    found = PULL.match(message.replace("\\/", "/"))
+    if found is None:
+        return None
+    pusher, repository, reference, rest = found.groups()
+    return None if pusher and OWN in rest else (repository, reference)
+
+
+@dataclass
+class Record:
+    """The pulls that are known, and *since* when all of them are: seconds since 1970. Pure."""
+
+    since: int
+    entries: Entries = field(default_factory=dict)
+    changed: bool = True
+
+    def add(self, repository: str, reference: str, moment: int) -> None:
+        """There was a pull at *moment*."""
+        day, known = moment // DAY, self.entries.setdefault(repository, {})
+        if known.get(reference, -1) < day:
+            known[reference] = day
+            self.changed = True
+
+    def restart(self, now: int) -> None:
+        """Something may be lacking: what is known stays, and all is known from *now* on only."""
+        self.since = now
+        self.changed = True
+
+    def limit(self, most: int = MOST) -> None:
+        """Forget whole days, the oldest first, until there are *most* entries at most."""
+        days = sorted(day for one in self.entries.values() for day in one.values())
+        if len(days) <= most:
+            return
+        last = days[len(days) - most - 1]
+        kept = {
+            repository: {reference: day for reference, day in one.items() if day > last}
+            for repository, one in self.entries.items()
+        }
+        self.entries = {repository: one for repository, one in kept.items() if one}
+        self.since = max(self.since, (last + 1) * DAY)
+        self.changed = True
+
+
+@dataclass
+class Position:
+    """How far the journal is read: to the line *cursor*, at *read* (seconds since 1970), in the boot *boot*.
+
+    *closed*: nothing was logged after that, for the proxies had stopped.
+    """
+
+    cursor: str = ""
+    read: int = 0
+    boot: str = ""
+    closed: bool = False
+
+
+def take(record: Record, position: Position, lines: Iterable[str], units: Sequence[str], now: int) -> None:
+    """Learn from *lines*, the journal's entries as JSON from the position's cursor on, that one included."""
+    expected = position.cursor
+    for line in lines:
+        entry = json.loads(line)
+        cursor = entry["__CURSOR"]
+        if expected and cursor != expected:
+            record.restart(now)
+        here, expected = cursor == expected, ""
+        position.cursor = cursor
+        if here:
+            continue
+        message = entry.get("MESSAGE")
+        if not isinstance(message, str):
+            continue
+        if entry.get("MESSAGE_ID") == DROPPED:
+            if any(unit in message for unit in units):
+                record.restart(now)
+        elif (found := pull_in(message)) is not None:
+            record.add(*found, int(entry["__REALTIME_TIMESTAMP"]) // 1_000_000)
+    if expected:
+        record.restart(now)
+        position.cursor = ""
+    record.limit()
+    position.read = now
+
+
+class Recorder:
+    """Keeps the record in *folder* up to date with what *units* log. *journal* returns entries from a cursor on."""
+
+    def __init__(
+        self, folder: Path, units: Sequence[str], journal: Callable[[str, int], Iterable[str]], boot: str
+    ) -> None:
+        self._folder = folder
+        self._units = units
+        self._journal = journal
+        self.record, self.position = Record(0), Position()
+        self._begin(boot)
+
+    def _begin(self, boot: str) -> None:
+        """Go on with what an earlier process left, if that can be relied on. Raises OSError, Newer."""
+        now = int(time.time())
+        try:
+            said = RECORD.parse(_content(self._folder / RECORD_FILE)).values
+            entries = {
+                str(repository): {str(reference): int(day) for reference, day in one.items()}
+                for repository, one in said["pulls"].items()
+            }
+            self.record = Record(int(said["since"]), entries, changed=False)
+            where = POSITION.parse(_content(self._folder / POSITION_FILE)).values
+            self.position = Position(
+                str(where["cursor"]), int(where["read"]), str(where["boot"]), where.get("closed") is True
+            )
+        except Newer:
+            raise
+        except (Damaged, KeyError, ValueError, TypeError, AttributeError) as error:
+            tell(f"recording pulls from now on: {error}")
+            self.record.restart(now)
+            self.position = Position()
+        if self.position.boot not in ("", boot) and not self.position.closed:
+            tell("this node went down before its last lines were read: recording pulls from now on")
+            self.record.restart(now)
+        if self.position.read > now:
+            tell("the clock went back: recording pulls from now on")
+            self.record.restart(now)
+        self.position.boot, self.position.closed = boot, False
+        self._write()
+
+    def look(self, *, closed: bool = False) -> None:
+        """Read what is new, and keep it. *closed*: nothing comes any more. Raises OSError, ValueError."""
+        before = self.record.since
+        take(self.record, self.position, self._journal(self.position.cursor, self.record.since), self._units,
+             int(time.time()))  # fmt: skip
+        if self.record.since != before:
+            tell("the record may lack something: all pulls are known from now on only")
+        self.position.closed = closed
+        self._write()
+
+    def _write(self) -> None:
+        """The record first: to read lines twice does no harm, to skip some would."""
+        if self.record.changed:
+            values = {"since": self.record.since, "pulls": self.record.entries}
+            _keep(self._folder / RECORD_FILE, RECORD.seal(values))
+            self.record.changed = False
+        _keep(self._folder / POSITION_FILE, POSITION.seal(vars(self.position)))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise Damaged(f"there is no {path.name}") from error
+
+
+def _keep(path: Path, document: Mapping[str, Any]) -> None:
+    new = path.with_name(f"{path.name}.new")
+    with new.open("w", encoding="utf-8") as file:
+        json.dump(document, file, separators=(",", ":"))
+        file.flush()
+        os.fdatasync(file.fileno())
+    new.replace(path)
+
+
+def journal(units: Sequence[str], cursor: str, since: int) -> Iterator[str]:
+    """The entries of *units* and journald's own about what it dropped, from *cursor* on, or from *since* on.
+
+    Raises OSError if they cannot be read to the end.
+    """
+    argv = ["journalctl", "--quiet", "--no-pager", "--output=json", "--output-fields=MESSAGE,MESSAGE_ID"]
+    argv.append(f"--cursor={cursor}" if cursor else f"--since=@{since}")
+    argv += [*(f"_SYSTEMD_UNIT={unit}" for unit in units), "+", f"MESSAGE_ID={DROPPED}"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, errors="replace") as process:
+        yield from process.stdout or ()
+    if process.returncode:
+        raise OSError(f"journalctl failed with exit status {process.returncode}")
+
+
+def tell(text: str) -> None:
+    """Say *text* in the journal."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``DIRECTORY UNIT...``: record until SIGTERM, then read what the proxies said last; the exit status."""
+    folder, *units = arguments
+    ends = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ends.set())
+    try:
+        boot = BOOT_ID.read_text(encoding="ascii").strip()
+        recorder = Recorder(Path(folder), units, lambda cursor, since: journal(units, cursor, since), boot)
+        while not ends.is_set():
+            recorder.look()
+            ends.wait(EVERY)
+        gone = not any(Processes(unit).find() for unit in units)
+        recorder.look(closed=gone)
+    except (OSError, ValueError, LookupError) as error:
+        tell(f"cannot record pulls: {error}")
+        return 1
+    return 0

@@ -1,0 +1,421 @@
+"""When images were pulled: from the proxies' lines to the plan, and what makes the record begin anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubeadm_registry.access import executor, questions
+from kubeadm_registry.access.executor import ByHelper, OnHost
+from kubeadm_registry.agent import pulls as recorder
+from kubeadm_registry.agent.formats import Newer
+from kubeadm_registry.agent.pulls import DAY, DROPPED, MOST, STALE, Position, Record, Recorder, pull_in, take
+from kubeadm_registry.components import pulls as component
+from kubeadm_registry.errors import Error
+from kubeadm_registry.formats import Damaged
+from kubeadm_registry.result import Result
+from kubeadm_registry.retention.inventory import Repository, Seen, Tag
+from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.pulls import Pulls, merged
+from tests.unit.fakes import FakeTransport
+
+FORMATS = Path(__file__).parents[1] / "golden" / "formats"
+UNITS = ("kubeadm-registry-none@1.service", "kubeadm-registry-none@2.service")
+TODAY = 20_000
+NOW = TODAY * DAY + 3600
+DIGEST = f"sha256:{'a' * 64}"
+
+
+# ---- a line of a proxy -----------------------------------------------------------------------------------------------
+
+
+def said(path: str, *, who: str = "anonymous", method: str = "GET", status: int = 200, own: str = "") -> str:
+    """As the proxies' log-format has it."""
+    return (
+        f'{{"client":"10.0.0.77","who":"{who}","method":"{method}","path":"{path}","status":{status},"up":95,"down":877,'
+        f'"server":"reads/local","retries":"0","ms_req":0,"ms_queue":0,"ms_conn":0,"ms_resp":4,"ms_total":4,"end":"--",'
+        f'"blob":"","own":"{own}"}}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "pulled"),
+    [
+        (said("/v2/team/app/manifests/v1"), ("team/app", "v1")),
+        (said("\\/v2\\/team\\/app\\/manifests\\/v1"), ("team/app", "v1")),
+        (said(f"/v2/team/app/manifests/{DIGEST}", who="pull", method="HEAD"), ("team/app", DIGEST)),
+        (said("/v2/app/manifests/v1", status=304), ("app", "v1")),
+        (said("/v2/app/manifests/v1", who="push"), ("app", "v1")),
+        (said("/v2/app/manifests/v1", own="1"), ("app", "v1")),
+        (said("/v2/app/manifests/v1", who="push", own="1"), None),
+        (said("/v2/app/manifests/v1", who="push").replace(',"own":""', ""), ("app", "v1")),
+        (said("/v2/app/manifests/v1", who="retention"), None),
+        (said("/v2/app/manifests/v1", status=404), None),
+        (said("/v2/app/manifests/v1", method="PUT"), None),
+        (said("/v2/app/blobs/sha256:1"), None),
+        (said("/v2/app/tags/list"), None),
+        (said("/v2/kubeadm-registry/canary/manifests/v1"), None),
+        (said("/healthz"), None),
+        (said('/v2/app/manifests/v1\\",\\"status\\":404,\\"x\\":\\"'), None),
+        ("proxy reads has no server available!", None),
+        ("", None),
+    ],
+)
+def test_what_a_client_got_is_a_pull_and_what_this_project_reads_is_none(
+    line: str, pulled: tuple[str, str] | None
+) -> None:
+    assert pull_in(line) == pulled
+
+
+def test_the_line_is_as_the_proxies_write_it(root: Path) -> None:
+    """The keys of the log-format are those that are looked for, in that order."""
+    text = (root / "kubeadm_registry/templates/haproxy/haproxy.cfg.j2").read_text()
+    [form] = [line for line in text.splitlines() if line.strip().startswith("log-format")]
+    written = [part.partition('":')[0] for part in form.split(',"')]
+    looked = [part.partition('":')[0] for part in said("/x").split(',"')]
+    assert written[1:] == looked[1:]
+    assert '"own":"%[var(txn.own)]"' in form
+    assert "set-var(txn.own) str(1) if { req.hdr(user-agent) -m str kubeadm-registry }" in text
+
+
+# ---- the record ------------------------------------------------------------------------------------------------------
+
+
+def entry(number: int, message: object, moment: int = NOW, **more: object) -> str:
+    values = {"__CURSOR": f"c{number}", "__REALTIME_TIMESTAMP": str(moment * 1_000_000), "MESSAGE": message}
+    return json.dumps(values | more)
+
+
+def lines(*names: str, first: int = 1) -> list[str]:
+    return [entry(number, said(f"/v2/{name}/manifests/v1")) for number, name in enumerate(names, first)]
+
+
+def test_lines_are_read_from_where_the_last_look_ended() -> None:
+    record, position = Record(NOW - DAY), Position()
+    take(record, position, lines("a", "b"), UNITS, NOW)
+    assert (record.since, position.cursor, position.read) == (NOW - DAY, "c2", NOW)
+    record.changed = False
+    take(record, position, lines("b", first=2), UNITS, NOW + 60)
+    assert (record.since, record.changed, position.cursor) == (NOW - DAY, False, "c2")
+    take(record, position, lines("b", "c", first=2), UNITS, NOW + 120)
+    assert record.entries == {name: {"v1": TODAY} for name in "abc"}
+    assert (record.since, record.changed, position.cursor) == (NOW - DAY, True, "c3")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [[], lines("c", "d", first=3), [entry(3, "Suppressed 7 messages from other", MESSAGE_ID=DROPPED)]],
+    ids=["nothing is left", "others are left", "only something else"],
+)
+def test_a_line_that_is_not_there_any_more_begins_the_record_anew(found: list[str]) -> None:
+    record, position = Record(NOW - DAY, {"a": {"v1": TODAY}}), Position("c2")
+    take(record, position, found, UNITS, NOW)
+    assert (record.since, record.changed) == (NOW, True)
+    assert record.entries["a"] == {"v1": TODAY}, "what is known stays"
+
+
+@pytest.mark.parametrize(("unit", "since"), [(UNITS[1], NOW), ("other.service", NOW - DAY)])
+def test_lines_that_journald_dropped_begin_it_anew(unit: str, since: int) -> None:
+    record, position = Record(NOW - DAY), Position("c1")
+    dropped = entry(2, f"Suppressed 31 messages from {unit}", MESSAGE_ID=DROPPED)
+    take(record, position, [*lines("a"), dropped], UNITS, NOW)
+    assert record.since == since
+
+
+def test_a_proxy_cannot_say_that_lines_were_dropped_and_bytes_are_no_pull() -> None:
+    record, position = Record(NOW - DAY), Position()
+    take(record, position, [entry(1, f"Suppressed 1 messages from {UNITS[0]}"), entry(2, [1, 2]), entry(3, None)],
+         UNITS, NOW)  # fmt: skip
+    assert (record.since, record.entries, position.cursor) == (NOW - DAY, {}, "c3")
+
+
+def test_whole_days_are_forgotten_and_then_all_is_known_from_the_next_on() -> None:
+    entries = {"a": {f"v{day}": day for day in range(10)}, "b": {"v": 0, "w": 5}}
+    record = Record(0, entries)
+    record.limit(12)
+    assert record.since == 0 and record.entries == entries
+    record.limit(7)
+    assert record.entries == {"a": {f"v{day}": day for day in range(4, 10)}, "b": {"w": 5}}
+    assert record.since == 4 * DAY
+    record.limit(5)
+    assert record.since == 6 * DAY, "two of one day go together"
+    assert record.entries == {"a": {f"v{day}": day for day in range(6, 10)}}
+
+
+class Journal:
+    """What is logged; a reader from a cursor on, as journalctl is."""
+
+    def __init__(self) -> None:
+        self.entries: list[str] = []
+        self.asked: list[tuple[str, int]] = []
+
+    def log(self, *names: str) -> None:
+        self.entries += [
+            entry(len(self.entries) + number, said(f"/v2/{name}/manifests/v1"), int(time.time()))
+            for number, name in enumerate(names, 1)
+        ]
+
+    def __call__(self, cursor: str, since: int) -> Iterable[str]:
+        self.asked.append((cursor, since))
+        at = next((index for index, one in enumerate(self.entries) if json.loads(one)["__CURSOR"] == cursor), 0)
+        return self.entries[at:]
+
+
+def opened(folder: Path, journal: Journal, boot: str = "boot-1") -> Recorder:
+    return Recorder(folder, UNITS, journal, boot)
+
+
+def test_a_process_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    journal = Journal()
+    first = opened(tmp_path, journal)
+    since = first.record.since
+    assert abs(since - time.time()) < 5
+    journal.log("a")
+    first.look()
+    journal.log("b")
+    second = opened(tmp_path, journal)
+    second.look()
+    assert set(second.record.entries) == {"a", "b"}
+    assert second.record.since == since
+    said_ = json.loads((tmp_path / "pulls.json").read_text())
+    assert set(said_["pulls"]) == {"a", "b"} and said_["since"] == since
+
+
+@pytest.mark.parametrize(("closed", "kept"), [(True, True), (False, False)])
+def test_a_node_that_went_down_in_order_goes_on_and_another_begins_anew(
+    tmp_path: Path, closed: bool, kept: bool
+) -> None:
+    journal = Journal()
+    first = opened(tmp_path, journal)
+    journal.log("a")
+    first.look(closed=closed)
+    path = tmp_path / "pulls.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "since": 1000}))
+    second = opened(tmp_path, journal, "boot-2")
+    second.look()
+    assert (second.record.since == 1000) is kept
+    assert set(second.record.entries) == {"a"}
+    # What is said of this boot counts for the next one.
+    assert (second.position.boot, second.position.closed) == ("boot-2", False)
+    assert opened(tmp_path, journal, "boot-3").record.since > 1000
+
+
+def test_a_journal_that_a_reboot_emptied_begins_it_anew(tmp_path: Path) -> None:
+    journal = Journal()
+    first = opened(tmp_path, journal)
+    journal.log("a", "b")
+    first.look(closed=True)
+    path = tmp_path / "pulls.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "since": 1000}))
+    second = opened(tmp_path, Journal(), "boot-2")
+    assert second.record.since == 1000
+    second.look()
+    assert second.record.since > 1000
+
+
+@pytest.mark.parametrize("name", ["pulls.json", "position.json"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"pulls": 5, "since": 1}', b"\xff"])
+def test_damaged_files_begin_it_anew(tmp_path: Path, name: str, content: bytes) -> None:
+    journal = Journal()
+    opened(tmp_path, journal).look()
+    path = tmp_path / "pulls.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "since": 1000}))
+    (tmp_path / name).write_bytes(content)
+    assert opened(tmp_path, journal).record.since > 1000
+
+
+def test_a_newer_record_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "pulls.json"
+    text = json.dumps({"format": {"version": 2, "minReader": 2, "minWriter": 2}, "x": 1})
+    path.write_text(text)
+    with pytest.raises(Newer):
+        opened(tmp_path, Journal())
+    assert path.read_text() == text
+
+
+def test_the_record_is_written_only_when_something_is_new(tmp_path: Path) -> None:
+    journal = Journal()
+    one = opened(tmp_path, journal)
+    journal.log("a")
+    one.look()
+    before = (tmp_path / "pulls.json").stat().st_ino
+    journal.log("a", "a")
+    one.look()
+    assert (tmp_path / "pulls.json").stat().st_ino == before
+    journal.log("b")
+    one.look()
+    assert (tmp_path / "pulls.json").stat().st_ino != before
+
+
+JOURNALCTL = """#!/bin/sh
+echo "$@" >> {folder}/argv
+cat {folder}/journal
+"""
+
+
+def test_the_program_reads_until_it_is_ended_and_once_more_then(tmp_path: Path) -> None:
+    tools, state = tmp_path / "tools", tmp_path / "state"
+    tools.mkdir()
+    state.mkdir()
+    (tools / "journalctl").write_text(JOURNALCTL.format(folder=tmp_path))
+    (tools / "journalctl").chmod(0o755)
+    (tmp_path / "journal").write_text(entry(1, said("/v2/a/manifests/v1")) + "\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kubeadm_registry.agent", "--pulls", str(state), *UNITS],
+        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+    )
+    try:
+        end = time.monotonic() + 20
+        while not (state / "pulls.json").exists() or "a" not in json.loads((state / "pulls.json").read_text())["pulls"]:
+            assert time.monotonic() < end, "nothing was recorded"
+            time.sleep(0.02)
+        with (tmp_path / "journal").open("a") as file:
+            file.write(entry(2, said("/v2/b/manifests/v1")) + "\n")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert set(json.loads((state / "pulls.json").read_text())["pulls"]) == {"a", "b"}
+    position = json.loads((state / "position.json").read_text())
+    assert (position["cursor"], position["closed"]) == ("c2", True)
+    first, second = (tmp_path / "argv").read_text().splitlines()
+    assert "--since=@" in first and "--cursor=c1" in second
+    assert first.endswith(f"_SYSTEMD_UNIT={UNITS[0]} _SYSTEMD_UNIT={UNITS[1]} + MESSAGE_ID={DROPPED}")
+
+
+# ---- asked of the nodes ----------------------------------------------------------------------------------------------
+
+
+def node(name: str, answer: object) -> OnHost:
+    fake = FakeTransport(name)
+    fake.answer("runuser", "-u", component.USER, "--", "sh", "-c", executor._PULLS, "pulls", with_=answer)  # type: ignore[arg-type]
+    return OnHost(fake.host())
+
+
+def shown(since: int = 1000, read: int = NOW, now: float = NOW + 5, **repositories: dict[str, int]) -> str:
+    record = {"since": since, "pulls": repositories}
+    position = {"cursor": "c", "read": read, "boot": "b", "closed": False}
+    return f"{now}\n{json.dumps(record)}\n{json.dumps(position)}\n"
+
+
+def test_a_node_says_what_it_recorded() -> None:
+    assert node("cp-1", shown(app={"v1": TODAY})).pulls() == Pulls(1000, {("app", "v1"): (TODAY + 1) * DAY - 1})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Result(("sh",), 1, b"", b"cat: pulls.json: No such file or directory"),
+        "",
+        f"{NOW}\n",
+        f"{NOW}\n{{}}\n{{}}\n",
+        shown(read=NOW - STALE - 10),
+        shown(now=NOW - STALE - 10),
+        f'{NOW}\n{{"since": 1, "pulls": {{"a": 5}}}}\n{{"read": {NOW}}}\n',
+        f'{NOW}\n{{"format": {{"version": 2, "minReader": 2, "minWriter": 2}}}}\n{{"read": {NOW}}}\n',
+    ],
+    ids=["no file", "nothing", "empty", "no keys", "not read lately", "a clock that went back", "no days", "newer"],
+)
+def test_what_cannot_be_relied_on_is_not_known(answer: object) -> None:
+    with pytest.raises(Error) as caught:
+        node("cp-1", answer).pulls()
+    assert caught.value.code == "PullsUnknown"
+    told: list[str] = []
+    assert executor.pulls([node("cp-1", answer), node("cp-2", shown())], 2, told.append) is None
+    assert len(told) == 1 and told[0].startswith("cp-1: ")
+
+
+def test_what_all_nodes_know_is_known_from_the_latest_on() -> None:
+    one, two = shown(1000, app={"v1": TODAY, "v2": 5}), shown(3000, app={"v1": 7}, db={"x": 9})
+    found = executor.pulls([node("cp-1", one), node("cp-2", two)], 2)
+    assert found == Pulls(3000, {
+        ("app", "v1"): (TODAY + 1) * DAY - 1, ("app", "v2"): 6 * DAY - 1, ("db", "x"): 10 * DAY - 1,
+    })  # fmt: skip
+
+
+def test_a_node_that_is_away_may_know_of_pulls_that_nobody_else_knows() -> None:
+    told: list[str] = []
+    assert executor.pulls([node("cp-1", shown())], 3, told.append) is None
+    assert told == ["1 of 3 nodes can be asked"]
+    assert merged([]) is None
+    assert merged([Pulls(1, {}), None]) is None
+
+
+def test_the_operator_asks_the_helper() -> None:
+    here = node("cp-1", shown(app={"v1": TODAY}))
+
+    def ask(content: bytes, _: float) -> bytes:
+        values = questions.QUESTION.parse(content).values
+        return questions.answer(executor.answers(here, values["verb"], values.get("order")))
+
+    assert ByHelper("cp-1", ask).pulls() == here.pulls()
+
+    def older(*_: object) -> bytes:
+        return questions.failure(Error("the helper cannot 'pulls'", code="QuestionInvalid", hint="run init"))
+
+    assert executor.pulls([ByHelper("cp-1", older)], 1) is None
+    assert executor.pulls([ByHelper("cp-1", lambda *_: questions.answer({"since": "x", "last": 5}))], 1) is None
+
+
+def test_the_frozen_samples_are_read() -> None:
+    record, position = ((FORMATS / name).read_bytes() for name in ("pulls.json", "pulls-position.json"))
+    found = Pulls.parse(record, position, 1900000060)
+    assert found == Pulls(
+        1890000000, {("team/app", "v1"): 21990 * DAY + DAY - 1, ("team/app", DIGEST): 21990 * DAY + DAY - 1}
+    )
+    for key in ("since", "pulls"):
+        with pytest.raises(Damaged):
+            Pulls.parse(json.dumps({**json.loads(record), key: None}), position, 1900000060)
+    more: Any = {**json.loads(record), "of_a_newer_release": 1}
+    assert Pulls.parse(json.dumps(more), position, 1900000060) == found
+
+
+# ---- in the ledger ---------------------------------------------------------------------------------------------------
+
+OLD, NEW, OTHER = (f"sha256:{one * 64}" for one in "123")
+
+
+def ledger() -> Ledger:
+    repository = Repository(
+        {"v1": Tag(NEW, NOW), "v2": Tag(OTHER, 0)}, {OLD: Seen(0, None, NOW), NEW: Seen(NOW), OTHER: Seen(0, 77)}
+    )
+    return Ledger(written=NOW, repositories={"app": repository})
+
+
+def last(found: Ledger) -> list[int | None]:
+    return [found.repositories["app"].manifests[one].last_pulled for one in (OLD, NEW, OTHER)]
+
+
+def test_a_pull_counts_for_what_the_tag_means_and_for_what_it_may_have_meant() -> None:
+    end = (TODAY + 1) * DAY - 1
+    found = ledger().pulled(Pulls(1000, {("app", "v1"): end, ("gone", "v1"): end, ("app", "v9"): 5}))
+    assert last(found) == [end, end, 77]
+    assert found.pulls_since == 1000
+    earlier = end - 5 * DAY
+    assert last(ledger().pulled(Pulls(1000, {("app", "v2"): earlier}))) == [earlier, None, earlier]
+    assert last(ledger().pulled(Pulls(1000, {("app", OTHER): end}))) == [None, None, end]
+    later = replace(ledger(), repositories=found.repositories).pulled(Pulls(1000, {("app", "v1"): 99}))
+    assert last(later) == [end, end, 77], "a later pull is not forgotten"
+
+
+def test_where_pulls_are_not_known_nothing_is_said_of_them() -> None:
+    before = ledger().pulled(Pulls(1000, {}))
+    assert before.pulls_since == 1000
+    assert before.pulled(None).pulls_since is None
+    assert Ledger.parse(before.to_json()).pulls_since == 1000
+
+
+def test_the_record_holds_every_tag_of_a_large_registry() -> None:
+    assert MOST >= 100_000
+    assert recorder.EVERY * 5 <= STALE
