@@ -2,7 +2,7 @@
 #   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
 #   make test    lint, unit tests, alert rules and the lab
 #   make dist    kubeadm-registry as one file that needs no Python, with its checksum, in dist/
-# Other goals: make unit | lint | lab | test-monitoring | test-operator | test-operator-long | test-kubernetes | simulate | soak | fuzz | bench, make lab-down, make clean.
+# Other goals: make unit | lint | lab | test-monitoring | test-operator | test-operator-long | test-kubernetes | day-two | simulate | soak | fuzz | bench, make lab-down, make clean.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,13 +12,14 @@ SHELL := /bin/bash
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kubeadm-registry
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
+DAY_TWO := members vip_move upgrade rotation backup status pulls doctor operator_space
 KUBERNETES := kubelet etcd coredns bridge pause guest
 
 # For the lab (hosts by systemd-nspawn), for Garage from its source, and for the tests.
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo busybox shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test dist unit lint lab test-monitoring test-operator test-operator-long test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs manifests lab-down clean setup packages programs
+.PHONY: help demo test dist unit lint lab day-two test-monitoring test-operator test-operator-long test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs manifests lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -98,6 +99,10 @@ test-operator-long: setup
 	@$(PYTHON) -m tests.lab.programs etcd kubectl registry > /dev/null
 	KUBEADM_REGISTRY_AWAY=$(AWAY) KUBEADM_REGISTRY_REST=$(REST) KUBEADM_REGISTRY_PODS=$(PODS) \
 	  .venv/bin/pytest -s -m long tests/operator
+
+# Day two on real hosts, an hour: nodes come, go and are replaced, upgrades, certificates, backups, what doctor finds.
+day-two: programs
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s $(addprefix tests/lab/test_,$(addsuffix .py,$(DAY_TWO)))
 
 kubernetes-programs: programs
 	@$(PYTHON) -m tests.lab.programs $(KUBERNETES) > /dev/null

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 #: Files whose tests measure no time and wait for nothing that other work could delay too much. Those of a lane share
 #: what they boot, and no lane waits for another. What stands in none runs alone.
 LANES: Mapping[str, tuple[str, ...]] = {
-    "registry": ("doctor", "helper", "images", "init", "rescue", "retention", "runbook", "tool"),
+    "registry": ("helper", "images", "init", "rescue", "retention", "runbook", "tool"),
     "parts": (
         "bundle_debian", "deltas", "doctor_question", "engine", "guard", "kubeadm_config", "lab", "mirrors", "onefile",
         "registries", "reset", "trash",

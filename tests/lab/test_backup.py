@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kubeadm_registry import secrets
 from kubeadm_registry.bundle.make import FromLayout, create
 from tests.lab import images
@@ -19,6 +21,8 @@ from tests.lab.registry import Registry
 from tests.lab.test_init import report
 
 pytest_plugins = ["tests.lab.registry"]
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 
 BROUGHT = "registry.k8s.io/tests/backup"
 PUSHED = "team/backup"

@@ -24,6 +24,8 @@ from tests.lab.registry import SERVERS, Registry, renew
 from tests.lab.rooms import ROOMS, Room, words
 
 pytest_plugins = ["tests.lab.registry"]
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 
 #: Seconds until what was broken has to be found, and until all is well again after it was mended.
 FOUND, MENDED = 40, 60

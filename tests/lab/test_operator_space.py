@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.lab import images
 from tests.lab.clients import pushing
 from tests.lab.command import wait_until
@@ -17,6 +19,8 @@ from tests.lab.test_helper import Operator, operator  # noqa: F401  the fixture
 from tests.lab.test_space import CANARY, COUNT, SIZE, bucket, invocation, older_than_the_grace, push_many, say
 
 pytest_plugins = ["tests.lab.registry"]
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 
 #: Frees space as the operator does: cluster file, directory of the Secret, seconds of grace.
 FREE = """

@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+import pytest
+
 from kubeadm_registry.components import pulls
 from tests.lab import images
 from tests.lab.command import wait_until
@@ -14,6 +16,8 @@ from tests.lab.host import Host
 from tests.lab.registry import Registry
 
 pytest_plugins = ["tests.lab.registry"]
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 
 REPOSITORY = "pulls/image"
 POLICY = """

@@ -23,6 +23,8 @@ from tests.lab.registry import CLIENT, Login, Registry
 from tests.lab.test_certificates import CONNECTIONS, KNOWN, connect, get, processes, served
 
 pytest_plugins = ["tests.lab.registry"]
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 
 CERTS = "/etc/containerd/certs.d"
 REPOSITORY = "registry.k8s.io/rotation/app"

@@ -30,6 +30,8 @@ from tests.lab.releases import RELEASES, Release, release
 from tests.lab.test_init import patiently
 
 pytest_plugins = ["tests.lab.registry"]
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 
 CANARY = Object(canary.REPOSITORY, canary.MANIFEST.digest, canary.LAYER.digest)
 UPSTREAM = "registry.k8s.io/tests"

@@ -26,6 +26,8 @@ from tests.lab.reading import Object, reading
 from tests.lab.registry import Registry
 
 pytest_plugins = ["tests.lab.registry"]
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 
 SIZE = 200_000_000
 NAME = "registry.k8s.io/tests/moved:v1"
