@@ -25,6 +25,8 @@ class MembersChange:
     """Names of nodes that are no members yet."""
     leaving: Mapping[str, Node]
     """Members of the list before that are not in the new one, by name; one that comes back with another address too."""
+    former: tuple[str, ...] = ()
+    """Addresses of nodes that had left before, as the members know them until they get the new list."""
     retiring: tuple[Host, ...] = ()
     """Those of them that answer: they give their data away, and are uninstalled at the end."""
 
@@ -71,7 +73,7 @@ class Cluster:
         if self.recorded.nodes == nodes:
             return self.recorded
         # Nothing can be stored yet, or SameCluster refuses the run.
-        return Members(self.recorded.generation + 1, nodes, found=self.recorded.found)
+        return self.recorded.without(nodes)
 
     @property
     def leader(self) -> Host:
@@ -164,6 +166,8 @@ def read_vault(
         return files, not files and secrets_file.has_data(host, data)
 
     found = dict(zip((host.name for host in hosts), side_by_side(ask, hosts), strict=True))
+    for name, (files, _) in found.items() if backup is not None else ():
+        _same_revision(name, files, backup or b"")
     return Vault.read(
         config.metadata.name,
         [node.name for node in config.spec.nodes],
@@ -171,6 +175,23 @@ def read_vault(
         | ({"the backup": {secrets_file.PATH: backup}} if backup is not None else {}),
         [name for name, (_, has_data) in found.items() if has_data],
     )
+
+
+def _same_revision(name: str, files: Mapping[str, bytes], backup: bytes) -> None:
+    """Raise Error (SecretsConflict) if the node *name* has secrets of before or after those in the *backup*.
+
+    The newer would win, and clients and nodes would be given what they do not know.
+    """
+    generation, wanted = secrets_file.revision_in(backup)
+    for path, content in files.items():
+        there, revision = secrets_file.revision_in(content)
+        if there == generation and revision not in (wanted, -1):
+            raise Error(
+                f"{name} has secrets of revision {revision} in {path}, the backup has revision {wanted}",
+                host=name, code="SecretsConflict",
+                hint="the registry lives on with other secrets than the backup's: use a backup of this revision, "
+                "or reset the nodes with --purge-data first",
+            )  # fmt: skip
 
 
 def read_members(config: RegistryCluster, hosts: Sequence[Host]) -> Members | None:

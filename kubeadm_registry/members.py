@@ -69,11 +69,14 @@ class Members:
                 hint="finish it first: run `init` with the cluster file that lists these nodes, then go on",
                 code="MembersUnsettled",
             )
-        addresses = set(nodes.values())
+        return replace(self.without(nodes), before=tuple(self.nodes))
+
+    def without(self, nodes: Mapping[str, str]) -> Members:
+        """The next list, of *nodes*, which alone decides: while nothing can be stored. It remembers who has left."""
         gone = {**self.former, **{name: at for name, at in self.nodes.items() if nodes.get(name) != at}}
         # An address that is used again is a member's, whoever had it before.
-        former = {name: at for name, at in gone.items() if at not in addresses}
-        return Members(self.generation + 1, dict(nodes), tuple(self.nodes), former, self.found)
+        former = {name: at for name, at in gone.items() if at not in set(nodes.values())}
+        return Members(self.generation + 1, dict(nodes), (), former, self.found)
 
 
 def parse(content: bytes) -> Members:

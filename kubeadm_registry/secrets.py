@@ -220,6 +220,15 @@ def identity_in(content: bytes) -> Found:
     return found
 
 
+def revision_in(content: bytes) -> tuple[str, int]:
+    """Generation and revision of a file's *content*; empty and -1 if it is damaged, of which others tell."""
+    try:
+        values = _parse(content).values
+    except ValueError:
+        return "", -1
+    return str(values.get("generation", "")), int(values.get("revision", 0))
+
+
 def basic(user: str, password: str) -> str:
     """A login as HTTP's Basic scheme has it (RFC 7617)."""
     return base64.b64encode(f"{user}:{password}".encode()).decode()

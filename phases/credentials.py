@@ -85,11 +85,14 @@ def finish(
 
     Raises as ``rotate``.
     """
+    # What a run that died has left: the nodes accept the new ones before anybody else is given them.
+    actions = run(LOGINS, cluster, reporter, dry_run=dry_run)
     others(cluster)
     # Where the overlap is over in the secrets, a run that died is completed.
-    if {*rotation.overlapping(cluster.secrets)} & {*roles}:
-        cluster = cluster.with_vault(cluster.vault.revised(rotation.finish(cluster.secrets, roles)))
-    return run(LOGINS, cluster, reporter, dry_run=dry_run)
+    if not {*rotation.overlapping(cluster.secrets)} & {*roles}:
+        return actions
+    cluster = cluster.with_vault(cluster.vault.revised(rotation.finish(cluster.secrets, roles)))
+    return [*actions, *run(LOGINS, cluster, reporter, dry_run=dry_run)]
 
 
 def replace_key(kind: rotation.Kind, cluster: Cluster, reporter: Reporter, *, dry_run: bool = False) -> list[Action]:

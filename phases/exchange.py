@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from kubeadm_registry import rotation
+from kubeadm_registry import rotation, secrets
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.phases.identity import SecretsFile
+from kubeadm_registry.secrets import Secrets
+from kubeadm_registry.transport.host import Host
 
 Stages = Mapping[rotation.Stage, Workflow]
 """What brings the nodes to each stage; see ``rotation``."""
@@ -27,7 +28,7 @@ def exchange(
     do; the next run goes on from that stage.
     """
     if rotation.stage(cluster.secrets, kind) == "":
-        if any(SecretsFile(cluster).diff(host) for host in cluster.hosts):
+        if any(_ending(host, kind) for host in cluster.hosts):
             # A run died while it stored that it was done: to begin anew would replace them twice.
             reporter.note("an earlier run is completed; run the command again to begin another one")
             return run(stages[""], cluster, reporter, dry_run=dry_run)
@@ -44,6 +45,12 @@ def exchange(
         cluster = _next(cluster, kind)
 
 
+def _ending(host: Host, kind: rotation.Kind) -> bool:
+    """Whether a run died while it stored that it was done: *host* still has the stage before."""
+    content = host.read(secrets.PATH)
+    return content is not None and rotation.stage(Secrets.of(secrets.FORMAT.parse(content)), kind) == "remove"
+
+
 def _next(cluster: Cluster, kind: rotation.Kind) -> Cluster:
-    secrets = rotation.advance(cluster.secrets, cluster.config.metadata.name, kind)
-    return cluster.with_vault(cluster.vault.revised(secrets))
+    following = rotation.advance(cluster.secrets, cluster.config.metadata.name, kind)
+    return cluster.with_vault(cluster.vault.revised(following))

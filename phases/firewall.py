@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kubeadm_registry import paths
-from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.cluster import Cluster, arriving
 from kubeadm_registry.components.services import services
 from kubeadm_registry.engine.phase import Check
 from kubeadm_registry.transport.host import Host
@@ -33,7 +33,15 @@ def reachable(cluster: Cluster, host: Host) -> Iterator[str]:
     used = {node.address: ports for node in peers} | {
         other: [paths.REGISTRY_PORT] for node in peers for other in node.addresses if other != node.address
     }
-    pairs = [(address, str(port)) for address, some in used.items() for port in some]
+    new = {cluster.node(one).address for one in (*arriving(cluster), *([host] if host in arriving(cluster) else []))}
+    # A node that had left is let in only when it joins, and the storages find out by themselves.
+    quiet = {paths.RPC_PORT} if new else set()
+    pairs = [
+        (address, str(port))
+        for address, some in used.items()
+        for port in some
+        if port not in quiet or not (address in new or host in arriving(cluster))
+    ]
     if not pairs:
         return
     said = host.query("sh", "-c", _BLOCKED, "blocked", *(word for pair in pairs for word in pair)).text

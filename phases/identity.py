@@ -11,6 +11,7 @@ from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.engine.changes import Absent, Steps
 from kubeadm_registry.engine.phase import Check, Phase
+from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.immutable import SAME_CLUSTER
 from kubeadm_registry.transport.host import Host
 
@@ -23,12 +24,23 @@ class SecretsFile:
     title = "store the secrets"
 
     def diff(self, host: Host) -> str | None:
-        """Whether it has them, without showing any. Raises Error (SecretsLost) or NewerFormat if it cannot get them."""
+        """Whether it has them, without showing any.
+
+        Raises Error (SecretsLost, SecretsChanged) or NewerFormat if it cannot get them.
+        """
         vault = self.cluster.vault
         state = host.state(secrets.PATH)
         missing = vault.missing
         if state is None or missing or not vault.secrets.same_as(state.content):
             vault.check()
+            if state is not None and vault.made:
+                generation, number = secrets.revision_in(state.content)
+                if generation == vault.preview().generation and number > vault.preview().revision:
+                    # This run read them before it had the lock: to write them back would undo what the other one did.
+                    raise Error(
+                        f"another run has changed {secrets.PATH} meanwhile", host=host.name, code="SecretsChanged",
+                        hint="run the command again",
+                    )  # fmt: skip
             if not vault.made:
                 return f"{secrets.PATH}: new CA, credentials and keys for this cluster"
             if missing:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kubeadm_registry import members
+from kubeadm_registry import members, paths
 from kubeadm_registry.agent import hardstate
 from kubeadm_registry.agent.formats import Newer
 from kubeadm_registry.cluster import Cluster, arriving, holder_last, retiring, stayer
 from kubeadm_registry.components import agent
+from kubeadm_registry.components import network as rules
 from kubeadm_registry.components.services import backend, frontend
-from kubeadm_registry.engine.changes import Absent, File, Steps, Wait
+from kubeadm_registry.engine.changes import Absent, File, Running, Steps, Wait
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.phases import backend as storage
 from kubeadm_registry.phases import network, reset
@@ -28,6 +30,26 @@ def store(cluster: Cluster, host: Host) -> Steps:
     yield File(members.PATH, cluster.members.render())
     # The copy that a reset left in the data directory is no longer needed.
     yield Absent(members.kept_path(cluster.spec.data_directory))
+
+
+def admit(cluster: Cluster, host: Host) -> Steps:
+    """Let nodes in again that come at an address where one had left: their storage is to be reached first."""
+    content = host.read(paths.GUARD)
+    if content is None:
+        return
+    addresses = {cluster.node(one).address for one in arriving(cluster)}
+    guard = File(paths.GUARD, rules.admitting(content, addresses))
+    yield guard
+    yield Running(rules.GUARD_UNIT, (guard,), reloads=(paths.GUARD,))
+
+
+def readmitting(cluster: Cluster) -> Sequence[Host]:
+    """The hosts that keep out what comes now: all that stay, if it left before."""
+    new = arriving(cluster)
+    kept_out = set(cluster.change.former) if cluster.change is not None else set()
+    if not kept_out & {cluster.node(host).address for host in new}:
+        return []
+    return [host for host in cluster.hosts if host not in new]
 
 
 def move(cluster: Cluster, host: Host) -> Steps:
@@ -59,15 +81,21 @@ class _Stored:
         return f"its agent has not stored generation {wanted} yet"
 
 
+def _may_settle(cluster: Cluster) -> bool:
+    """Whether a change is under way, and more than half of the list before takes part; else a later init settles it."""
+    before = cluster.members.before
+    return bool(before) and not members.outvoted(before, [host.name for host in cluster.hosts])
+
+
 def stored(cluster: Cluster, host: Host) -> Steps:
     """Wait until this node's agent is bound by the new list."""
-    if not cluster.members.settled:
+    if _may_settle(cluster):
         yield Wait("the agent has stored the new list of members", _Stored(cluster), timeout=30)
 
 
 def settle(cluster: Cluster, host: Host) -> Steps:
     """Let the new list decide alone: more than half of the one before have promised not to go back to it."""
-    if cluster.members.settled:
+    if not _may_settle(cluster):
         return
     after = replace(cluster, recorded=cluster.members.settle())
     yield from store(after, host)
@@ -78,6 +106,7 @@ ARRIVE = Phase(
     "arrive",
     "Install the storage on new nodes",
     phases=(
+        Phase("admit", "Let them in again where they had left before", admit, on=readmitting),
         replace(network.NETWORK, on=arriving),
         Phase("storage", "Install and start the storage there", storage.install, on=arriving),
     ),

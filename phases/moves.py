@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kubeadm_registry.components import handover
@@ -51,6 +52,10 @@ def move(one: Move, reporter: Reporter, *, dry_run: bool = False, wait: float = 
         try:
             actions = run(workflow, one.cluster, reporter)
         except PhaseFailed as error:
+            with suppress(Error):
+                if not one.arrived():  # nothing is passed on to a node from which nothing has moved
+                    one.withdraw()
+                    one.forget()
             if isinstance(error.cause, CommandTimeout) and error.phase == "arrive":
                 raise _stayed(one) from error
             raise

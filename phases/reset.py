@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubeadm_registry import containerd, members, paths, secrets
-from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import agent, data, helper, network, retention
 from kubeadm_registry.components.services import every_service
 from kubeadm_registry.engine.changes import Absent, Directory, NoService, Steps
@@ -118,12 +118,28 @@ def purge(cluster: Cluster, host: Host) -> Steps:
     yield Absent(directory, only_if_empty=True)
 
 
+def of_these_members(cluster: Cluster, _: Host) -> Iterator[str]:
+    """The file is not one of before a node left: it would uninstall the members with it."""
+    known = cluster.recorded
+    if known is None:
+        return
+    listed = {node.name for node in cluster.spec.nodes}
+    left = (listed & set(known.former)) - set(known.nodes)
+    if left and listed & set(known.nodes):
+        names = ", ".join(sorted(left))
+        yield (
+            f"{names} has left the registry, and others in the file are its members; "
+            f"run `leave {min(left)}` with the present file"
+        )
+
+
 IMAGES_STAY = Check("ImagesStay", data.astray, mandatory=True)
+MEMBERS_LISTED = Check("MembersListed", of_these_members, on=leader, mandatory=True)
 CONTAINERD = Phase(
     "containerd",
     "Restore containerd's original configuration",
     give_back,
-    checks=(IMAGES_STAY, Check("ContainerdBackup", restorable)),
+    checks=(MEMBERS_LISTED, IMAGES_STAY, Check("ContainerdBackup", restorable)),
     one_at_a_time=True,
 )
 SERVICES = Phase("services", "Stop the services and remove their units", services)

@@ -167,11 +167,14 @@ class VipLeaves:
         """Let clients end, then end keepalived in order: another node has the address within a second.
 
         It is started again at once, and waits behind the new holder; by the phase ``vip`` if the run dies before that.
+        Also if no other node takes the address: this one has it back then.
         """
-        with drain.drained(self.cluster, host):
-            host.run("systemctl", "stop", "--", keepalived.UNIT, timeout=30)
-            wait(host, self._elsewhere, what="another node has the virtual IP", timeout=VIP_WITHIN, interval=0.1)
-        host.run("systemctl", "start", "--", keepalived.UNIT, timeout=30)
+        try:
+            with drain.drained(self.cluster, host):
+                host.run("systemctl", "stop", "--", keepalived.UNIT, timeout=30)
+                wait(host, self._elsewhere, what="another node has the virtual IP", timeout=VIP_WITHIN, interval=0.1)
+        finally:
+            host.run("systemctl", "start", "--", keepalived.UNIT, timeout=30)
 
     def _elsewhere(self, host: Host) -> str | None:
         vip = self.cluster.spec.vip.address

@@ -12,6 +12,7 @@ from kubeadm_registry.components.compatibility import AGENT, Plan, Record
 from kubeadm_registry.containerd import record
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.images import brought, seeded
+from kubeadm_registry.members import FIRST
 from kubeadm_registry.phases import upgrade
 from kubeadm_registry.retention import history, ledger, standing, trash
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
@@ -57,9 +58,13 @@ def overview(cluster: Cluster, phases: Workflow) -> Overview:
     wanted = running.wanted(cluster)
     before = min((there.get(AGENT, "") for there in current.values()), key=compatibility.numbers)
     turns = side_by_side(lambda host: _turn(cluster, host, phases), hosts)
-    return Overview(
-        current, wanted, upgrade.plan(cluster, hosts), tuple(turns), before, compatibility.way_back(before, RECORDS)
-    )
+    back = compatibility.way_back(before, RECORDS)
+    if cluster.members.generation > FIRST and compatibility.numbers(before)[:2] < (0, 2):
+        back = (
+            *back,
+            f"release {before} knows no list of members: with it no node takes pushes after a change of them",
+        )
+    return Overview(current, wanted, upgrade.plan(cluster, hosts), tuple(turns), before, tuple(back))
 
 
 def _turn(cluster: Cluster, host: Host, phases: Workflow) -> Turn:

@@ -15,6 +15,7 @@ from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
 from kubeadm_registry.members import FIRST, SIZES, Members, outvoted
 from kubeadm_registry.transport.host import Host, side_by_side
+from kubeadm_registry.transport.ssh import UNREACHABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,14 @@ def changing(
         cluster, change = planned(cluster, config, request)
         retiring: list[Host] = []
         for node in change.leaving.values():
-            if any(node.name == host.name for host in cluster.hosts):
-                continue  # it comes back, with another address
+            if any(host.name == node.name or host.address == node.address for host in cluster.hosts):
+                continue  # it comes back with another address, or its successor has its own
             try:
                 retiring.append(host := session.host(config, node, prompts))
                 stack.callback(host.transport.close)
             except ConnectionFailed as error:
+                if error.code != UNREACHABLE:
+                    raise  # it answers, so it is not dead
                 note(f"{error.message}; it is taken for dead, and the others copy its data", host=node.name,
                      level="warning")  # fmt: skip
         yield replace(cluster, change=replace(change, retiring=tuple(retiring)))
@@ -86,20 +89,22 @@ def planned(cluster: Cluster, config: RegistryCluster, request: Request) -> tupl
 
     *config* is the cluster file as it was given. Raises Error as ``changing``.
     """
-    before = _present(cluster)
+    before = _present(cluster, request)
     nodes = {node.name: node.address for node in cluster.spec.nodes}
     _same_copies(before, nodes)
     members = before.changed_to(nodes)
-    change = _change(config, request, before, members)
+    change = replace(_change(config, request, before, members), former=tuple(before.former.values()))
     _majorities(members, cluster.hosts)
     return replace(cluster, recorded=members, change=change), change
 
 
-def _present(cluster: Cluster) -> Members:
+def _present(cluster: Cluster, request: Request) -> Members:
     """The list that the nodes have, be it of a release that did not write one. Raises Error (NotInstalled)."""
     if cluster.recorded is not None:
         return cluster.recorded
-    found = [one for one in side_by_side(existing, cluster.hosts) if one is not None]
+    # What joins has the new list already, if a run died after that.
+    old = [host for host in cluster.hosts if host.name != request.joins]
+    found = [one for one in side_by_side(existing, old) if one is not None]
     if not found or not cluster.vault.made:
         raise Error("none of the nodes belongs to a registry yet", hint="run init first", code="NotInstalled")
     secrets = cluster.vault.preview()

@@ -61,8 +61,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.close:
             return asyncio.run(close(config))
-        if asyncio.run(run(config, takes_over=options.takes_over)):
-            execute_anew()
+        asyncio.run(run(config, takes_over=options.takes_over))
         return 0
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
@@ -79,8 +78,8 @@ def rest(began: float, paths: Paths) -> None:
         time.sleep(max(0.0, BREATH - (clock() - began)))
 
 
-async def run(config: Config, *, takes_over: bool) -> bool:
-    """Work until SIGTERM, SIGINT or SIGHUP; whether the agent is to be executed anew."""
+async def run(config: Config, *, takes_over: bool) -> None:
+    """Work until SIGTERM or SIGINT; at SIGHUP the agent is executed anew."""
     daemon = Daemon(config, takes_over=takes_over)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,7 +89,8 @@ async def run(config: Config, *, takes_over: bool) -> bool:
     gc.freeze()  # what was loaded stays; a full collection need not look at it again
     if flaw := stay():
         daemon.log("memory", f"this agent may be slow where memory is short: {flaw}", level=4)
-    return await daemon.run()
+    if await daemon.run():
+        execute_anew()  # before the loop's end would wait for threads, which may wait for a slow disk
 
 
 def execute_anew() -> None:

@@ -394,7 +394,12 @@ class Daemon:
             await asyncio.sleep(0.01)
 
     async def _end_notes(self) -> None:
-        """Note what this node gives up with its agent; for people, so after all that others wait for."""
+        """Note what this node gives up with its agent; for people, so after all that others wait for.
+
+        Not where it is executed anew: nobody waits for a disk then, and what left is noted by the next life.
+        """
+        if self._reloads:
+            return
         for move in self._moves.end(time.time()):
             self._noted.add(move)
         await self._noted.settle(NOTES)

@@ -131,7 +131,7 @@ def take(record: Record, position: Position, lines: Iterable[str], units: Sequen
                 record.restart(now)
         elif (found := pull_in(message)) is not None:
             record.add(*found, int(entry["__REALTIME_TIMESTAMP"]) // 1_000_000)
-    if expected:
+    if expected or not position.cursor:  # where nothing was ever read, as without a journal on disk, nothing is known
         record.restart(now)
         position.cursor = ""
     record.limit()

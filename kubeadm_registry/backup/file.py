@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography import x509
 from pydantic import TypeAdapter, ValidationError
 
 from kubeadm_registry import __version__, pki
@@ -93,7 +94,8 @@ class Backup:
     def require_ca(self, trusted: Path) -> None:
         """Raise BackupError unless the CA that signed it is the one in the file *trusted* (PEM); ConfigError."""
         try:
-            wanted = pki.printed_fingerprint(files.text(trusted, signing.MAX_KEYS))
+            ones = x509.load_pem_x509_certificates(files.text(trusted, signing.MAX_KEYS).encode())
+            wanted = {pki.fingerprint_of(one) for one in ones}  # while a CA is replaced, clients trust two
         except OSError as error:
             raise ConfigError(
                 f"cannot read {trusted}: {error.strerror}", hint="check the path", code="KeyUnreadable"
@@ -103,7 +105,7 @@ class Backup:
                 f"{trusted} is not a certificate (PEM)", code="KeyUnreadable",
                 hint="pass the ca.crt of a client node, or what `kubeadm-registry ca` printed",
             ) from error  # fmt: skip
-        if pki.printed_fingerprint(self.index.ca) != wanted:
+        if pki.fingerprint(self.index.ca) not in wanted:
             raise _forged(f"{self.path} is signed by another CA than the one in {trusted}")
 
     def opened(self, key: Passphrase | Identities | None) -> Contents:
@@ -240,6 +242,8 @@ def unpack(content: bytes) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for entry in archive:
+                if entry.issparse() or entry.size > len(content):  # what is not there would fill the memory
+                    raise Damaged(f"{entry.name} is not a plain file")
                 file = archive.extractfile(entry) if entry.isreg() else None
                 if file is not None:
                     found[entry.name] = file.read()

@@ -128,7 +128,8 @@ def renew(
     listed: tuple[ClientNode, ...] = ()
     if authority:
         listed = clients(nodes, cluster_file.spec, no_clients=no_clients, what="--ca")
-    with terminal.cluster(cluster_file, reporter, bundle=None) as cluster:
+    # With the programs that run: a bundle that lies here is for `upgrade`.
+    with session.cluster(cluster_file, terminal.prompts(), reporter.note) as cluster:
         session.installed_secrets(cluster.vault)
         if authority:
             others = Others(

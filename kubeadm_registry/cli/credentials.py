@@ -120,7 +120,8 @@ def rotate(
     listed: tuple[ClientNode, ...] = ()
     if "pull" in roles and not cluster_file.spec.proxy.anonymous_pull:
         listed = clients(nodes, cluster_file.spec, no_clients=no_clients, what="--role pull")
-    with terminal.cluster(cluster_file, reporter, bundle=None) as cluster:
+    # With the programs that run: a bundle that lies here is for `upgrade`.
+    with session.cluster(cluster_file, terminal.prompts(), reporter.note) as cluster:
         session.installed_secrets(cluster.vault)
         operator = operator_of(cluster, kubeconfig) if "push" in roles else None
         actions: list[Action] = []

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kubeadm_registry import paths
+from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.changes import wait
-from kubeadm_registry.errors import CommandTimeout
+from kubeadm_registry.errors import CommandFailed, CommandTimeout
 from kubeadm_registry.transport.host import Host
 
 #: Seconds for which requests may go on: while others begin, and while new connections wait.
@@ -74,9 +75,11 @@ def drained(cluster: Cluster, host: Host) -> Iterator[None]:
 
 def _clients(host: Host, addresses: tuple[str, ...]) -> frozenset[str]:
     """Addresses and ports of the clients that are connected to the registry's port of *addresses*."""
-    ours = " or ".join(f"src {address}" for address in addresses)
-    said = host.query("ss", "-Htn", "state", "established", f"( sport = :{paths.REGISTRY_PORT} and ( {ours} ) )").text
-    return frozenset(line.split()[3] for line in said.splitlines() if len(line.split()) > 3)
+    ours = " or ".join(f"src {endpoint(address, paths.REGISTRY_PORT)}" for address in addresses)
+    said = host.query("ss", "-Htn", "state", "established", f"( {ours} )")
+    if not said.ok:
+        raise CommandFailed(said, host=host.name)
+    return frozenset(line.split()[3] for line in said.text.splitlines() if len(line.split()) > 3)
 
 
 def _wait(host: Host, addresses: tuple[str, ...], seconds: float, known: frozenset[str] | None = None) -> None:

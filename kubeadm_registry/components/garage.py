@@ -11,7 +11,7 @@ from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint
-from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.cluster import Cluster, arriving
 from kubeadm_registry.components import blocks as block_files
 from kubeadm_registry.components import garage_api, s3
 from kubeadm_registry.components.existing import Existing
@@ -90,7 +90,8 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield from serve(
         SERVICE,
         (config, rpc_secret, admin_token),
-        gate=gate(cluster),
+        # Where a node comes with another address, nothing of the storage is left that a restart could harm.
+        gate=None if host in arriving(cluster) else gate(cluster),
         user=USER,
         program=cluster.program(NAME).executable,
         config=CONFIG,
@@ -360,10 +361,15 @@ def _keys(cluster: Cluster, host: Host) -> set[str]:
     return {str(key["id"]) for key in Api(cluster, host).ask("ListKeys")}
 
 
+def _wanted_keys(secrets: Secrets) -> list[str]:
+    """The ids of the keys that must be there. One of before is there and granted, or the storage is a restored one."""
+    return [one for one in (secrets.s3_key_id, secrets.overlap.get("next_s3_key_id")) if one]
+
+
 def _lacks_keys(cluster: Cluster, host: Host) -> str | None:
     """Which accepted key *host* does not know yet: Garage looks for them in its own copy of the table."""
     try:
-        lacking = {*cluster.secrets.accepted("s3_key_id")} - _keys(cluster, host)
+        lacking = {*_wanted_keys(cluster.secrets)} - _keys(cluster, host)
     except NotYetKnown as error:
         return error.message
     return f"it lacks storage key {', '.join(sorted(lacking))}" if lacking else None
@@ -418,7 +424,7 @@ class Bucket:
     def _refused(self, found: dict[str, Any]) -> list[str]:
         """The accepted keys that may not read and write."""
         granted = {key["accessKeyId"] for key in found["keys"] if _may_write(key["permissions"])}
-        return [one for one in self.cluster.secrets.accepted("s3_key_id") if one not in granted]
+        return [one for one in _wanted_keys(self.cluster.secrets) if one not in granted]
 
     def apply(self, host: Host) -> None:
         """Make the bucket if there is none, and allow the key."""

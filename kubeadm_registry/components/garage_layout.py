@@ -18,9 +18,9 @@ from kubeadm_registry.agent.document import Left
 from kubeadm_registry.agent.garage import BEGINS, QUICK, work_in
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.garage_api import Api
-from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown
+from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error, NotYetKnown
 from kubeadm_registry.printable import counted
-from kubeadm_registry.transport.host import Host
+from kubeadm_registry.transport.host import Host, side_by_side
 
 #: Nominal: all servers are equal, so only the ratio counts, and Garage does not stop at it.
 _CAPACITY = 1_000_000_000_000
@@ -137,15 +137,16 @@ class CopiesMade:
         api = Api(self.cluster, host)
         history = api.ask("GetClusterLayoutHistory")
         draining = [one["version"] for one in history["versions"] if one["status"] == "Draining"]
-        workers = api.ask("ListWorkers", {"node": "*", "body": {"busyOnly": False, "errorOnly": False}})
+        # Each is asked itself: Garage's answer for all waits for nodes that have left, too.
+        own = {"node": "self", "body": {"busyOnly": False, "errorOnly": False}}
+        hosts = self.cluster.hosts
+        found = side_by_side(lambda one: Api(self.cluster, one).ask("ListWorkers", own), hosts)
         left: dict[str, Left] = {}
-        for node in self.cluster.spec.nodes:
-            identity = self.cluster.secrets.node_id(node.name)
-            listed = workers["success"].get(identity)
-            work = None if listed is None else work_in(json.dumps({"success": {identity: listed}}).encode())
+        for one, listed in zip(hosts, found, strict=True):
+            work = work_in(json.dumps(listed).encode())
             if work is None:
-                raise NotYetKnown(f"the storage of {node.name} does not answer")
-            left[node.name] = work.left
+                raise NotYetKnown(f"the storage of {one.name} does not answer")
+            left[one.name] = work.left
         return draining, left
 
     def apply(self, host: Host) -> None:
@@ -168,7 +169,7 @@ class CopiesMade:
                 if done >= left.keys():
                     self._waited.append(True)
                     return
-            except NotYetKnown as error:
+            except (NotYetKnown, CommandTimeout) as error:
                 words = error.message
             # What is left grows at first, while the tables name what is to be copied.
             if numbers and (not last or numbers < last):

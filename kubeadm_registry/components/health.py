@@ -27,10 +27,11 @@ PATIENCE, APART = 20.0, 1.0
 #: What the agents of the other nodes report because of a node that is away: they are healthy nevertheless.
 OF_OTHERS = frozenset({"StoragePartial", "StorageCopying", "MembersDiffer"})
 
-#: ``$1`` the agent's state, ``$2`` the directory with a record of each service's latest start.
+#: ``$1`` the agent's state, ``$2`` the directory with a record of each service's latest start. On who records the pulls
+#: no pull and no push depends.
 _ASK = """
 date +%s.%N
-find "$2" -type f -printf '%T@\\n' 2>/dev/null | sort -n | tail -n 1
+find "$2" -type f ! -name '*-pulls.service' -printf '%T@\\n' 2>/dev/null | sort -n | tail -n 1
 echo ---
 cat -- "$1" 2>/dev/null || :
 """
@@ -156,7 +157,8 @@ def _unheard(node: str, state: Mapping[str, Any], others: Sequence[str]) -> Iter
 class Watch:
     """Looks until each node was healthy at one look; *but* one of them. Load makes nodes look ill for a moment.
 
-    A node that was healthy once has what it missed, for it says so only when all has been compared.
+    A node that was healthy once has what it missed, for it says so only when all has been compared; but not one that is
+    silent since, or does not serve.
     """
 
     cluster: Cluster
@@ -171,6 +173,7 @@ class Watch:
         found = reports(self.cluster)
         told = by_node(found, but=self.but)
         self._well |= {node for node, texts in told.items() if not texts}
+        self._well -= {one.node for one in found if one.state is None or not one.state.get("fit", True)}
         left = [text for node, texts in told.items() if node not in self._well for text in texts]
         if not left and not self.but:
             left = of_all(found)

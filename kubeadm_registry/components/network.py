@@ -6,7 +6,8 @@ reload (Debian's nftables.service does). Address and routes have to stay meanwhi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -118,7 +119,7 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
             router_id=cluster.spec.vip.router_id,
             family=family(node.address),
             peers=[peer.address for peer in cluster.peers(host)],
-            former=sorted(cluster.members.former.values()),
+            former=sorted(at for at in cluster.members.former.values() if family(at) == family(node.address)),
             rpc_port=paths.RPC_PORT,
             fence_table=paths.FENCE_TABLE,
             fence=fence(frontend),
@@ -140,3 +141,14 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
     yield FirewallRules((paths.PREFIX, paths.FENCE_TABLE))
     yield script
     yield from serve(SERVICE, (script,), script=SCRIPT)
+
+
+def admitting(content: bytes, addresses: Collection[str]) -> bytes:
+    """The guard's file *content* without the rules that keep *addresses* out as those of nodes that have left."""
+
+    def line(found: re.Match[str]) -> str:
+        left = [one for one in found[2].split(", ") if one not in addresses]
+        return f"{found[1]}{', '.join(left)}{found[3]}" if left else ""
+
+    rule = rf"(?m)^(\s*ip6? [sd]addr \{{ )([^}}]*)( \}} tcp [sd]port {paths.RPC_PORT} .*\n)"
+    return re.sub(rule, line, content.decode()).encode()

@@ -22,9 +22,9 @@ from kubeadm_registry.registry import Login, Registry
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local
 
-#: Steps that change something: none of them runs beside another run that works on this node. But ``end`` does, which
-#: ends a sweep for which nobody waits any more.
-ACTS = frozenset({"close", "open", "sweep", "restart", "abandon"})
+#: Steps that change something: none of them runs beside another run that works on this node. But ``end`` and ``open``
+#: do: the one ends a sweep for which nobody waits any more, the other has pushes go on, whoever works here.
+ACTS = frozenset({"close", "sweep", "restart", "abandon"})
 #: Seconds that the registry may say nothing.
 _SILENCE = 60.0
 
@@ -59,7 +59,7 @@ def here(host: Host) -> Place:
     cluster = Cluster(spec, (named,), vault, found)
     login = Login("push", vault.secrets.password("push"))
     connect = partial(
-        Registry, named.address, paths.REGISTRY_PORT, ca=vault.secrets.ca_certificate, login=login, timeout=_SILENCE
+        Registry, named.address, paths.REGISTRY_PORT, ca=vault.secrets.trust, login=login, timeout=_SILENCE
     )
     return Place(cluster, named, connect, OnDisk(named))
 

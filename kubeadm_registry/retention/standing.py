@@ -117,12 +117,13 @@ class Spent:
     """What the executor alone writes, so that it never writes over what people say in the same moment: the *approvals*
     that it has spent, each with when it was given; the operators whose orders it took, by lease, each with its newest
     epoch (*callers*); the *window* of the trash (seconds) by which it deleted last, and since when (seconds since 1970)
-    orders ask for a *shorter* one; 0: they do not."""
+    orders ask for a *shorter* one, 0: they do not; and how short a window they were *asking* for at most."""
 
     approvals: Mapping[str, int] = field(default_factory=dict)
     callers: Mapping[str, int] = field(default_factory=dict)
     window: int = 0
     shorter: int = 0
+    asking: int = 0
     found: Found | None = field(default=None, compare=False)
 
     def called(self, caller: Caller) -> Self:
@@ -132,9 +133,13 @@ class Spent:
     def asked(self, window: int, now: int) -> Self:
         """With an order at *now* that has this *window*: a longer one counts at once, a shorter one a day after the
         first order that had it. So whoever may give orders cannot have images go for good that were deleted today."""
-        if window >= self.window or (self.shorter and now - self.shorter >= NOTICED):
-            return replace(self, window=window, shorter=0)
-        return replace(self, shorter=self.shorter or now)
+        if window >= self.window:
+            return replace(self, window=window, shorter=0, asking=0)
+        if not self.shorter or window < self.asking:
+            return replace(self, shorter=now, asking=window)
+        if now - self.shorter >= NOTICED:
+            return replace(self, window=window, shorter=0, asking=0)
+        return self
 
     def spending(self, digest: str, standing: Standing) -> Self:
         """With the approval of the plan *digest* in *standing*, which is what people have said, spent; without those
@@ -147,7 +152,7 @@ class Spent:
         """The record. Raises NewerFormat."""
         values = {
             "approvals": dict(self.approvals), "callers": dict(self.callers), "window": self.window,
-            "shorter": self.shorter,
+            "shorter": self.shorter, "asking": self.asking,
         }  # fmt: skip
         return SPENT.render(kept(values, self.found), self.found)
 
@@ -156,14 +161,14 @@ class Spent:
         """What was spent, from a record. Raises Damaged, NewerFormat."""
         found = SPENT.parse(content)
         try:
-            window, shorter = number(found.values["window"]), number(found.values["shorter"])
+            window, shorter, asking = (number(found.values[key]) for key in ("window", "shorter", "asking"))
             approvals, callers = (
                 {text(one): number(value) for one, value in found.values[key].items()}
                 for key in ("approvals", "callers")
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
-        return cls(approvals, callers, window, shorter, found)
+        return cls(approvals, callers, window, shorter, asking, found)
 
 
 def _pin(values: Mapping[str, Any]) -> Pin:

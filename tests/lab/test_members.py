@@ -40,6 +40,15 @@ class Changing(Registry):
         self.names = names
         self.write_file()
 
+    def flaws(self) -> list[str]:
+        """Storages also know nodes that have left, or are connected to more than three."""
+        found = [flaw for flaw in super().flaws() if ": storage {" not in flaw]
+        for host in self.servers.values():
+            health = self.garage(host)
+            if health.get("storageNodesUp") != len(self.names) or health["partitionsAllOk"] != health["partitions"]:
+                found.append(f"{host.name}: storage {health or 'does not answer'}")
+        return found
+
     def listed(self, host: Host) -> members.Members:
         """The list of members that *host* has."""
         return members.parse(host.sh("cat", members.PATH).stdout.encode())
@@ -68,6 +77,13 @@ def changed(registry: Changing, directory: Path, *arguments: str) -> tuple[Readi
     return reads, pushes
 
 
+def quiet(reads: Reading, pushes: Pushing) -> None:
+    """Nobody noticed: a read that is cut off is the only one, as containerd tries it again at once."""
+    assert not pushes.failed
+    assert len(reads.failed) <= 1, reads
+    assert all("Reset" in request.error for request in reads.failed), reads
+
+
 def check_all(registry: Changing) -> None:
     """Every image is complete, at the VIP and at each member."""
     registry.wait_copied()
@@ -82,8 +98,7 @@ def check_all(registry: Changing) -> None:
 def test_a_node_joins(registry: Changing, tmp_path: Path) -> None:
     registry.become("h1", "h2", "h3", "h5")
     reads, pushes = changed(registry, tmp_path, "join", "h5")
-    assert not reads.failed
-    assert not pushes.failed
+    quiet(reads, pushes)
     check_all(registry)
     for host in registry.servers.values():
         found = registry.listed(host)
@@ -100,8 +115,7 @@ def test_a_dead_node_is_replaced_and_comes_back(registry: Changing, tmp_path: Pa
     old.power_cut()
     registry.become("h1", "h3", "h5", "h6")
     reads, pushes = changed(registry, tmp_path, "replace", "h2", "h6", "--yes")
-    assert not reads.failed
-    assert not pushes.failed
+    quiet(reads, pushes)
     check_all(registry)
     assert registry.cli("status").returncode == 0
     with reading(registry, KNOWN, period=0.1, deadline=PATIENCE) as reads:
@@ -128,8 +142,7 @@ def holds_vip(registry: Changing, host: Host) -> bool:
 def test_a_node_leaves(registry: Changing, tmp_path: Path) -> None:
     registry.become("h1", "h3", "h6")
     reads, pushes = changed(registry, tmp_path, "leave", "h5", "--yes")
-    assert not reads.failed
-    assert not pushes.failed
+    quiet(reads, pushes)
     check_all(registry)
     left = registry.lab.hosts["h5"]
     assert left.sh("test", "-e", paths.ETC, check=False).returncode == 1

@@ -186,10 +186,11 @@ class FakeGarage:
         self.dead = set()
         return {}
 
-    def ListWorkers(self, _: Any) -> Any:
+    def ListWorkers(self, payload: Any) -> Any:
+        assert payload["node"] == "self"
         left = self.copies.pop(0) if self.copies else 0
         worker = {"name": "Block resync worker #1", "state": "busy" if left else "idle", "queueLength": left}
-        return {"success": {role["id"]: [{**worker, "persistentErrors": 0}] for role in self.roles}}
+        return {"success": {"self": [{**worker, "persistentErrors": 0}]}}
 
     def GetWorkerVariable(self, _: Any) -> Any:
         return {"success": {"here": dict(self.variables)}}

@@ -15,7 +15,7 @@ from kubeadm_registry.errors import CommandFailed
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fakes import FakeTransport
 
-ASKED = ("ss", "-Htn", "state", "established", "( sport = :5000 and ( src 10.0.0.10 ) )")
+ASKED = ("ss", "-Htn", "state", "established", "( src 10.0.0.10:5000 )")
 
 
 @pytest.fixture(autouse=True)

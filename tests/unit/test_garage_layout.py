@@ -76,10 +76,11 @@ def test_it_waits_until_each_node_has_been_seen_without_work(
     """Blocks that the tables name are fetched some seconds later; pushes bring new ones all the time."""
     fake, cluster = replacing
     ClusterLayout(cluster, 3).apply(cluster.hosts[0])
-    fake.garage.copies = [0, 7, 7, 3, 0, 2, 2, 1, 2, 1, 0, 5, 5]
+    looks = [0, 7, 7, 3, 0, 2, 2, 1, 2, 1, 0, 5, 5]
+    fake.garage.copies = [number for number in looks for _ in cluster.hosts]
     copies = CopiesMade(cluster)
     copies.apply(cluster.hosts[0])
-    assert fake.garage.copies == [5, 5]
+    assert fake.garage.copies == [5, 5] * len(cluster.hosts)
     assert clock.now == pytest.approx(100.0 + 10)
     assert copies.diff(cluster.hosts[0]) is None, "though there is work again"
 
@@ -113,7 +114,8 @@ def test_it_ends_when_there_is_no_progress_and_not_before(
     ClusterLayout(cluster, 3).apply(cluster.hosts[0])
     slowly = count(3000, -1)
     growing = list(range(1, 600))
-    monkeypatch.setattr(fake.garage, "copies", growing + [next(slowly) // 2 for _ in range(2000)] + [900] * 2000)
+    looks = growing + [next(slowly) // 2 for _ in range(2000)] + [900] * 2000
+    monkeypatch.setattr(fake.garage, "copies", [number for number in looks for _ in cluster.hosts])
     with pytest.raises(Error) as caught:
         CopiesMade(cluster).apply(cluster.hosts[0])
     assert caught.value.code == "CopiesStalled"

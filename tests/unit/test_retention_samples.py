@@ -47,7 +47,7 @@ KINDS = (
         Standing.parse,
         ((), ("pins", 0)),
     ),
-    Kind("retention-spent.json", Spent({IMAGE.plan: 7}, {"a-lease": 3}, 604800, 1_795_000_000), Spent.parse),
+    Kind("retention-spent.json", Spent({IMAGE.plan: 7}, {"a-lease": 3}, 604800, 1_795_000_000, 604000), Spent.parse),
     Kind(
         "retention-history.json",
         History((Run(IMAGE.plan, IMAGE.plan, "retention", "h1", 1, 2, 3, 4, 5, 6, "an error", ("deleted x",)),)),
@@ -132,7 +132,9 @@ def test_a_window_that_is_shorter_than_before_counts_a_day_later() -> None:
     assert (spent.window, spent.shorter) == (week, 0)
     asked = spent.asked(60, now + 5)
     assert (asked.window, asked.shorter) == (week, now + 5)
-    assert asked.asked(0, now + 5 + day - 1) == asked, "another shorter one does not count from anew"
+    assert asked.asked(61, now + 5 + day - 1) == asked, "one that is less short does not count from anew"
+    shortest = asked.asked(0, now + 5 + day + 1)
+    assert (shortest.window, shortest.shorter) == (week, now + 5 + day + 1), "a still shorter one waits for a day again"
     assert asked.asked(week, now + 6) == spent, "it was asked for once"
     later = asked.asked(60, now + 5 + day)
     assert (later.window, later.shorter) == (60, 0)
