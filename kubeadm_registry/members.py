@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kubeadm_registry import paths
-from kubeadm_registry.agent.model import majority
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Damaged, Format, Found, kept
 
@@ -131,7 +130,7 @@ def newest(found: Mapping[str, Members]) -> Members | None:
 
 def outvoted(members: Sequence[str], present: Sequence[str]) -> bool:
     """Whether the nodes *present* are not more than half of *members*: then nothing may be decided."""
-    return len(set(members) & set(present)) < majority(len(members))
+    return 2 * len(set(members) & set(present)) <= len(members)
 
 
 def kept_path(data_directory: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kubeadm_registry.agent.document import Left
-from kubeadm_registry.agent.garage import BEGINS, QUICK, work_in
+from kubeadm_registry.agent.workers import BEGINS, QUICK, work_in
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.garage_api import Api
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error, NotYetKnown
