@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kubeadm_registry import members, paths
-from kubeadm_registry.agent import hardstate
+from kubeadm_registry.agent import promised
 from kubeadm_registry.agent.formats import Newer
 from kubeadm_registry.cluster import Cluster, arriving, holder_last, retiring, stayer
 from kubeadm_registry.components import agent
@@ -70,10 +70,10 @@ class _Stored:
 
     def __call__(self, host: Host) -> str | None:
         content = host.read(agent.hardstate(self.cluster)) or b""
-        records = [content[at : at + hardstate.RECORD] for at in range(0, len(content), hardstate.RECORD)]
+        records = [content[at : at + promised.RECORD] for at in range(0, len(content), promised.RECORD)]
         wanted = self.cluster.members.generation
         try:
-            found = [one for record in records if (one := hardstate.decode(record)) is not None]
+            found = [one for record in records if (one := promised.decode(record)) is not None]
         except Newer as error:
             return str(error)
         if any(int(one.values.get("generation", 0)) >= wanted for one in found):

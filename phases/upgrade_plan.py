@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kubeadm_registry import secrets
-from kubeadm_registry.agent import hardstate
+from kubeadm_registry import members, secrets
+from kubeadm_registry.agent import promised
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import compatibility, programs, running
 from kubeadm_registry.components.compatibility import AGENT, Plan, Record
@@ -18,7 +18,7 @@ from kubeadm_registry.retention import history, ledger, standing, trash
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
 _FORMATS = (
-    secrets.FORMAT, programs.FORMAT, hardstate.FORMAT, *record.FORMATS, seeded.FORMAT, brought.FORMAT,
+    secrets.FORMAT, programs.FORMAT, members.FORMAT, promised.FORMAT, *record.FORMATS, seeded.FORMAT, brought.FORMAT,
     ledger.FORMAT, history.FORMAT, trash.FORMAT, standing.FORMAT,
 )  # fmt: skip
 RECORDS = tuple(Record(one.name, max(one.min_reader, one.min_writer)) for one in _FORMATS)

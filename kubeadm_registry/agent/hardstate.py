@@ -10,18 +10,16 @@ room on a full disk, and a power cut in the middle of it leaves the other one. E
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
-from kubeadm_registry.agent.formats import Format, Found, Newer
+from kubeadm_registry.agent.formats import Found, Newer
 from kubeadm_registry.agent.model import HardState
+from kubeadm_registry.agent.promised import FORMAT, RECORD, checksum, decode
 
-RECORD = 512  # bytes: one sector, which disks write whole or not at all
 RECORDS = 2
-FORMAT = Format("what this server has promised")
 UNKNOWN = HardState(generation=-1, epoch=-1)
 """Nothing is known to be on disk: no vote may be said."""
 
@@ -34,25 +32,10 @@ def encode(state: HardState, found: Optional[Found] = None) -> bytes:
     """The record for *state* in place of *found*. Raises ValueError if that may not be, or is too much."""
     known = {"generation": state.generation, "epoch": state.epoch}
     said = FORMAT.seal({**(found.values if found is not None else {}), **known}, found)
-    text = json.dumps({**said, "sha256": _checksum(said)}, sort_keys=True).encode()
+    text = json.dumps({**said, "sha256": checksum(said)}, sort_keys=True).encode()
     if len(text) >= RECORD:
         raise ValueError(f"a record of {len(text)} bytes, and {RECORD - 1} is the most")
     return text.ljust(RECORD - 1) + b"\n"
-
-
-def decode(record: bytes) -> Optional[Found]:
-    """What *record* says; None if it is blank or was not written whole. Raises Newer."""
-    try:
-        said: dict[str, Any] = json.loads(record)
-        return FORMAT.open(said) if said.pop("sha256") == _checksum(said) else None
-    except Newer:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def _checksum(said: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _state(found: Found) -> HardState:

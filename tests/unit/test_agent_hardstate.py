@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from kubeadm_registry.agent.formats import Found
-from kubeadm_registry.agent.hardstate import RECORD, RECORDS, UNKNOWN, HardStateFile, Unreadable, _checksum, encode
+from kubeadm_registry.agent.hardstate import RECORDS, UNKNOWN, HardStateFile, Unreadable, encode
 from kubeadm_registry.agent.model import HardState
+from kubeadm_registry.agent.promised import RECORD, checksum
 
 
 def at(path: Path, complaints: list[str] | None = None) -> HardStateFile:
@@ -126,7 +127,7 @@ def change(path: Path, how: Callable[[dict[str, Any]], object]) -> None:
         said = json.loads(path.read_bytes()[start : start + RECORD])
         del said["sha256"]
         how(said)
-        records.append(json.dumps({**said, "sha256": _checksum(said)}).encode().ljust(RECORD))
+        records.append(json.dumps({**said, "sha256": checksum(said)}).encode().ljust(RECORD))
     path.write_bytes(b"".join(records))
 
 
