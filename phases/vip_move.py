@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from kubeadm_registry import paths
 from kubeadm_registry.agent import document
 from kubeadm_registry.agent.document import State
-from kubeadm_registry.agent.model import Role
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import handover
 from kubeadm_registry.engine.changes import Steps, Wait
@@ -255,7 +254,7 @@ class Move:
         writer = state["writer"]
         if writer["mode"] != "single":
             self.done = self.begun
-        elif writer["role"] != Role.WRITER.value:
+        elif writer["role"] != "writer":
             return f"its lease is at {writer['role']}"
         self.done = self.done or time.monotonic()
         return None
