@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Any
 
+import pytest
+
 from kubeadm_registry.components.garage import ADMIN_TOKEN
 from tests.lab import images
 from tests.lab.command import wait_until
@@ -16,6 +18,8 @@ from tests.lab.faults import BLOCKS
 from tests.lab.registry import Registry
 
 pytest_plugins = ["tests.lab.registry"]
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 
 SIZES = (3 * 2**20, 64 * 1024, 2000)
 """Of the layers: several blocks of the storage, one block, and one that the storage keeps in its tables."""
