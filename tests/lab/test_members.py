@@ -20,6 +20,8 @@ from tests.lab.reading import Object, Reading, reading
 from tests.lab.registry import Registry, bundle, skip_without
 from tests.lab.settings import Place, Settings
 
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 KNOWN = Object(canary.REPOSITORY, canary.MANIFEST.digest, canary.LAYER.digest)
 REPOSITORY = "team/app"
 PATIENCE = 20.0
@@ -109,7 +111,6 @@ def test_a_node_joins(registry: Changing, tmp_path: Path) -> None:
     assert registry.cli("status").returncode == 0
 
 
-@pytest.mark.long
 def test_a_dead_node_is_replaced_and_comes_back(registry: Changing, tmp_path: Path) -> None:
     old = registry.lab.hosts["h2"]
     old.power_cut()
@@ -138,7 +139,6 @@ def holds_vip(registry: Changing, host: Host) -> bool:
     return bool(host.sh("ip", "-o", "address", "show", "to", registry.vip).stdout)
 
 
-@pytest.mark.long
 def test_a_node_leaves(registry: Changing, tmp_path: Path) -> None:
     registry.become("h1", "h3", "h6")
     reads, pushes = changed(registry, tmp_path, "leave", "h5", "--yes")
