@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kubeadm_registry import paths, secrets
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, haproxy, s3
+from kubeadm_registry.components import agent, haproxy, pulls, s3
 from kubeadm_registry.components.links import link
 from kubeadm_registry.components.services import backend, frontend, services, vip_manager
 from kubeadm_registry.engine.changes import File, Steps
@@ -35,6 +35,8 @@ def install(cluster: Cluster, host: Host) -> Steps:
             frontend=registry.SERVICE.name,
             anonymous_pull=spec.proxy.anonymous_pull,
             units=units,
+            # Started first, stopped last: it reads what the others log.
+            all_units=[*pulls.SERVICE.units, *units],
             units_before_frontend=units[units.index(registry.SERVICE.unit) + 1 :],
             data=spec.data_directory,
             backend=storage.SERVICE.name,

@@ -36,7 +36,7 @@ def test_reset_keeps_the_data_if_not_told_to_purge_then_leaves_nothing(bare: Reg
     assert not left, "\n".join(left)
     assert servers["h1"].sh("cat", CONFIG).stdout == added + original
     for host in servers.values():
-        assert host.sh("ls", "-A", DATA).stdout.split() == ["garage", "secrets.json"]
+        assert host.sh("ls", "-A", DATA).stdout.split() == ["garage", "members.json", "secrets.json"]
         assert host.sh("stat", "-c", "%a %U:%G", f"{DATA}/secrets.json").stdout.strip() == "600 root:root"
 
     bare.install()

@@ -13,7 +13,6 @@ from unittest.mock import patch
 
 from kubeadm_registry.agent import lease, rules
 from kubeadm_registry.agent.model import Settings
-from tests.simulation import faults
 from tests.simulation.executor import Executor
 from tests.simulation.hands import SimulatedHands
 from tests.simulation.host import Host
@@ -247,12 +246,5 @@ MUTANTS: dict[str, Mutant] = {
         "replaced",
         60,
         edit(rules, "fit", "if memory.removed:", "if False:"),
-    ),
-    "settles-early": _mutant(
-        "the list before is dropped before the agents are bound by the new one",
-        STORE,
-        "replaced",
-        2000,
-        edit(faults, "bound", "return min(", "return roster.generation > 0 or min("),
     ),
 }
