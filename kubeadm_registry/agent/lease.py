@@ -181,7 +181,8 @@ def step(
     if role is Role.CLOSING:
         role = Role.STANDBY if seen.fenced else role
     elif role in (Role.WRITER, Role.OPENING):
-        lost = held is None or not leased or outdated or doubtful
+        # A later writer there was: a paused machine whose clock stood still goes on under votes that it had before.
+        lost = held is None or not leased or outdated or doubtful or serving > term
         lost = lost or (settings.single_writer and frontend is Health.DEAD)
         if lost or (role is Role.WRITER and (seen.writable is False or not timed(seen, now, settings))):
             role = Role.CLOSING
