@@ -8,8 +8,8 @@ Run on the node with this source alone, so that it needs nothing that was instal
 new handshakes use it, and so do those to other servers. Both verbs print a JSON object with SHA-1 fingerprints in hex:
 *file* is that of PEM and *ca* are those of CA, *proxies* and *trusted* what each process has of them by its socket
 (null: no process; in *trusted* also one that cannot be asked). *handshakes* has the certificates that a few handshakes
-with ADDRESS:PORT brought, PEM by fingerprint; *agent* the one of AGENT:AGENTPORT, null if nobody answers there;
-*trouble* what went wrong.
+with ADDRESS:PORT brought, PEM by fingerprint; *agent* the one of AGENT:AGENTPORT, null if nobody answers there, or if
+AGENT is empty; *trouble* what went wrong.
 
 Source: HAProxy's management guide, "set ssl cert", "commit ssl cert", "show ssl cert", "show ssl ca-file" (2.5).
 """
@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> int:
             shown["handshakes"] = {fingerprint(der): ssl.DER_cert_to_PEM_cert(der) for der in seen}
     except OSError as error:
         trouble.append(f"{address}:{port}: {error}")
-    shown["agent"] = of_agent(agent, int(agent_port))
+    shown["agent"] = of_agent(agent, int(agent_port)) if agent else None
     print(json.dumps(shown))  # noqa: T201
     return 0
 

@@ -112,7 +112,7 @@ def _presented(
 def _shown(host: Host) -> tuple[dict[str, Any], list[str]]:
     """What the host says of what is served, and why not."""
     try:
-        shown = certificates.ask(host, "show")
+        shown = certificates.ask(host, "show", agent=True)
     except Error as error:
         return {}, [error.message]
     return shown, list(shown["trouble"])

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from kubeadm_registry import paths
-from kubeadm_registry.addresses import endpoint
+from kubeadm_registry.addresses import endpoint, family
 from kubeadm_registry.agent import gap, reopen
 from kubeadm_registry.agent.formats import Damaged, Newer
 from kubeadm_registry.agent.moving import FORMAT
@@ -22,7 +22,7 @@ from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.links import link
 from kubeadm_registry.engine.render import render
-from kubeadm_registry.errors import Error
+from kubeadm_registry.errors import CommandFailed, Error
 from kubeadm_registry.transport.host import Host
 
 STAY = f"{paths.PREFIX}-stay"
@@ -145,15 +145,13 @@ def stay(cluster: Cluster, host: Host) -> None:
 
 def passes_on(cluster: Cluster, host: Host, old: Host | None = None) -> bool:
     """Whether *host* passes on to *old*, or anything to anybody."""
-    family = "ip6" if ":" in cluster.spec.vip.address else "ip"
     where = f"dup to {cluster.node(old).address} " if old is not None else "dup to"
-    return where in host.query("nft", "list", "table", family, PASS).text
+    return where in host.query("nft", "list", "table", family(cluster.spec.vip.address), PASS).text
 
 
 def stays(cluster: Cluster, host: Host) -> bool:
     """Whether *host* goes on with the connections of its clients."""
-    family = "ip6" if ":" in cluster.spec.vip.address else "ip"
-    return host.query("nft", "list", "table", family, STAY).ok
+    return host.query("nft", "list", "table", family(cluster.spec.vip.address), STAY).ok
 
 
 def end(host: Host) -> None:
@@ -165,9 +163,11 @@ def clients(host: Host, vip: str) -> list[str]:
     """Whoever has a connection to *host* by *vip*, as nft writes it: ``10.0.0.9 . 40001``."""
     where = endpoint(vip, paths.REGISTRY_PORT)
     states = [word for state in _STATES for word in ("state", state)]
-    shown = host.query("ss", "-Htn", *states, "src", where).text
+    shown = host.query("ss", "-Htn", *states, "src", where)
+    if not shown.ok:
+        raise CommandFailed(shown, host=host.name)
     found = []
-    for line in shown.splitlines():
+    for line in shown.text.splitlines():
         address, _, port = line.split()[-1].rpartition(":")
         found.append(f"{address.strip('[]').removeprefix('::ffff:')} . {port}")
     return found

@@ -249,7 +249,7 @@ def certified(snapshot: Snapshot) -> Iterator[Finding]:
         kind, verb = (CA_EXPIRED, "expired") if min(lasts) < moment else (CA_EXPIRES, "expires")
         yield Finding(kind, "", f"the cluster CA {verb} on {min(lasts):%Y-%m-%d}",
                       [f"{paths.CA}: notAfter={min(lasts):%Y-%m-%dT%H:%M:%SZ}"],
-                      (here("ca  # docs/recovery.md, The CA expires"),))  # fmt: skip
+                      (here("certs renew --ca --nodes clients.txt  # docs/certificates.md, A new CA"),))  # fmt: skip
 
 
 def _certificate_codes() -> frozenset[str]:
