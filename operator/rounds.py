@@ -129,7 +129,7 @@ class Rounds:
             return
         if found is None:
             return
-        cluster, the_way = found
+        _, cluster, the_way = found
         connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
         self._tell(images.verdict(cluster, connect, clusters.running(self.apis[0])))
 
@@ -202,11 +202,10 @@ class Rounds:
 
     def space(self) -> None:
         """Free the space of what has gone for good, if it is time to. Raises Error, Lost."""
-        found, policies = self.objects.list(CLUSTERS), self.objects.list(POLICIES)
-        adopted = self._adopted()
+        adopted, policies = self._adopted(), self.objects.list(POLICIES)
         if not policies or adopted is None:
             return
-        (cluster, the_way), mine = adopted, found[0]
+        mine, cluster, the_way = adopted
         try:
             wanted = policy.from_object(policies[0]).spec.free_space == "Daily"
         except ConfigError:
@@ -246,7 +245,7 @@ class Rounds:
             found = self._adopted()
             if found is None:
                 return _Made(plans.no_plan("NotAdopted", "there is no valid RegistryCluster", "apply the cluster file"))
-            cluster, the_way = found
+            _, cluster, the_way = found
             if not the_way.key or the_way.login is None:
                 text = "the Secret of the operator lacks the push credentials or the key of the ledger"
                 return _Made(plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`"))
@@ -314,14 +313,14 @@ class Rounds:
                 post(self.objects, self.replica, shown, change)
             return
 
-    def _adopted(self) -> tuple[config.RegistryCluster, Way] | None:
-        """The cluster that the operator looks after, and the way there; None if there is no valid one.
+    def _adopted(self) -> tuple[Object, config.RegistryCluster, Way] | None:
+        """The object that the operator looks after, its cluster, and the way there; None if there is no valid one.
 
         Raises ConfigError (NoCredentials).
         """
         found = self.objects.list(CLUSTERS)
         try:
-            return (config.from_object(found[0]), self.the_way()) if found else None
+            return (found[0], config.from_object(found[0]), self.the_way()) if found else None
         except ConfigError as error:
             if error.code == "NoCredentials":
                 raise

@@ -6,6 +6,7 @@ The secrets say what is wanted, so `init` completes what a killed run has left.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 from kubeadm_registry import certificates, paths, rotation
 from kubeadm_registry.cluster import Cluster, leader
@@ -101,8 +102,7 @@ def renewal(names: Collection[str]) -> Workflow:
     def on(cluster: Cluster) -> Sequence[Host]:
         return [host for host in cluster.hosts if host.name in names]
 
-    leaf = Phase(LEAVES.name, LEAVES.summary, LEAVES.steps, on, LEAVES.checks, one_at_a_time=True)
-    return (STORE, leaf, Phase(AGENTS.name, AGENTS.summary, AGENTS.steps, on))
+    return (STORE, replace(LEAVES, on=on), replace(AGENTS, on=on))
 
 
 def renew(cluster: Cluster, reporter: Reporter, names: Collection[str], *, dry_run: bool = False) -> list[Action]:

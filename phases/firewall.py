@@ -33,14 +33,14 @@ def reachable(cluster: Cluster, host: Host) -> Iterator[str]:
     used = {node.address: ports for node in peers} | {
         other: [paths.REGISTRY_PORT] for node in peers for other in node.addresses if other != node.address
     }
-    new = {cluster.node(one).address for one in (*arriving(cluster), *([host] if host in arriving(cluster) else []))}
+    joining = arriving(cluster)
+    new = {cluster.node(one).address for one in joining}
     # A node that had left is let in only when it joins, and the storages find out by themselves.
-    quiet = {paths.RPC_PORT} if new else set()
     pairs = [
         (address, str(port))
         for address, some in used.items()
         for port in some
-        if port not in quiet or not (address in new or host in arriving(cluster))
+        if port != paths.RPC_PORT or not (address in new or host in joining)
     ]
     if not pairs:
         return

@@ -10,6 +10,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import compatibility, programs, running
 from kubeadm_registry.components.compatibility import AGENT, Plan, Record
 from kubeadm_registry.containerd import record
+from kubeadm_registry.engine.memory import remembering
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.images import brought, seeded
 from kubeadm_registry.members import FIRST
@@ -52,7 +53,7 @@ class Overview:
 
 def overview(cluster: Cluster, phases: Workflow) -> Overview:
     """Look at all nodes; *phases* are those that each node goes through. Nothing is changed."""
-    cluster = cluster.for_dry_run()
+    cluster = remembering(cluster.for_dry_run())
     hosts = upgrade.order(cluster)
     current = dict(zip((host.name for host in hosts), upgrade.versions(cluster, hosts), strict=True))
     wanted = running.wanted(cluster)

@@ -421,25 +421,26 @@ STEPS: Mapping[str, Step] = {
 def _run(values: Values) -> str:
     run = values.get("run")
     if not isinstance(run, str) or _RUN.fullmatch(run) is None:
-        raise _invalid("run")
+        raise invalid("run")
     return run
 
 
 def _number(values: Values, key: str, most: float) -> float:
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        raise _invalid(key)
+        raise invalid(key)
     return float(value)
 
 
 def _texts(values: Values, key: str) -> frozenset[str]:
     found = values.get(key)
     if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
-        raise _invalid(key)
+        raise invalid(key)
     return frozenset(found)
 
 
-def _invalid(key: str) -> ConfigError:
+def invalid(key: str) -> ConfigError:
+    """That a question has no value for *key*, or a wrong one."""
     return ConfigError(
         f"{key} is missing, or no value for it", code="QuestionInvalid",
         hint="run `kubeadm-registry operator install` and `init` with the same release",

@@ -41,7 +41,17 @@ def answer(values: Mapping[str, Any]) -> bytes:
 
 def failure(error: Error) -> bytes:
     """What is sent back when *error* is all that there is to say."""
-    return answer({"error": {"message": error.message, "code": error.code, "hint": error.hint}})
+    return answer(told(error))
+
+
+def told(error: Error) -> Mapping[str, Any]:
+    """What stands for *error* in an answer, or in the result of a step."""
+    return {"error": {"message": error.message, "code": error.code, "hint": error.hint}}
+
+
+def error_of(said: Mapping[str, Any], node: str) -> Error:
+    """The error of *node* that *said* stands for."""
+    return Error(str(said["message"]), host=node, code=str(said["code"]), hint=str(said["hint"]))
 
 
 def read(content: bytes, node: str, keys: Iterable[str] = ()) -> Mapping[str, Any]:
@@ -54,7 +64,7 @@ def read(content: bytes, node: str, keys: Iterable[str] = ()) -> Mapping[str, An
         said = values.get("error")
         if said is None:
             return {key: values[key] for key in keys}
-        raise Error(str(said["message"]), host=node, code=str(said["code"]), hint=str(said["hint"]))
+        raise error_of(said, node)
     except (Damaged, TypeError, KeyError) as problem:
         raise Error(
             f"what answers there is not the helper: {problem}", host=node, code="HelperUnknown",

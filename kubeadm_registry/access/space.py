@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from secrets import token_hex
 
 from kubeadm_registry.access.collecting import Member, log_of, seen
+from kubeadm_registry.components.s3 import FSYNC
 from kubeadm_registry.images.blobs import Blob
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.retention import Manifest
@@ -18,8 +19,8 @@ from kubeadm_registry.upkeep import reading
 CLOSED = 60
 #: Seconds that are read again of a log, for a line is written when a request is over.
 _AGAIN = 60
-#: Seconds for an fsync of an etcd beside the storage that are still good, and a pause where it takes longer.
-FSYNC, PAUSE = 0.025, 2.0
+#: Seconds of a pause where an etcd beside the storage needs more than FSYNC for an fsync.
+PAUSE = 2.0
 
 
 class Quiet:

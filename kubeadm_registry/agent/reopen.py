@@ -69,7 +69,7 @@ def owned(wanted: set[str]) -> Iterator[tuple[int, int]]:
             continue
         try:
             for descriptor in (process / "fd").iterdir():
-                if os.readlink(descriptor) in names:  # noqa: PTH115
+                if str(descriptor.readlink()) in names:
                     yield int(process.name), int(descriptor.name)
         except OSError:
             continue  # it has ended meanwhile

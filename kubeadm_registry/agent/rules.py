@@ -207,17 +207,19 @@ def moves(seen: Observation, reports: Mapping[str, Report]) -> bool:
 
 
 def _gives(
-    memory: Memory, seen: Observation, *, moving: bool, now: float, settings: Settings
-) -> tuple[bool, Optional[float], bool]:
-    """Whether this holder takes no new work, since when no write is in flight, and whether it gives up the VIP now.
+    memory: Memory, seen: Observation, reports: Mapping[str, Report], *, now: float, settings: Settings
+) -> tuple[bool, bool, Optional[float], bool]:
+    """Whether the VIP is to move, and this holder takes no new work; since when no write is in flight; whether it gives
+    up the VIP now.
 
     Invariant: the one writer, which goes along with the VIP, gives it up only when no write has been in flight for
     ``QUIET`` seconds: its frontend is killed then.
     """
+    moving = moves(seen, reports)
     draining = moving and seen.holds_vip and settings.single_writer and memory.lease.role is Role.WRITER
     since = _since(memory.quiet_since, draining and seen.writes == 0, now)
     quiet = since is not None and now - since >= QUIET
-    return draining, since, moving and seen.holds_vip and (quiet or not draining)
+    return moving, draining, since, moving and seen.holds_vip and (quiet or not draining)
 
 
 def alone(before: bool, lonely_since: Optional[float], joined_since: Optional[float], now: float) -> bool:
@@ -305,7 +307,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     # Where any user of this host could push without a login, nobody holds the lease.
     open_to_all = unguarded is not None and now - unguarded >= UNGUARDED
     hidden = hidden_holder(reports, settings)
-    draining, quiet_since, gives = _gives(memory, seen, moving=moves(seen, reports), now=now, settings=settings)
+    moving, draining, quiet_since, gives = _gives(memory, seen, reports, now=now, settings=settings)
     new = replace(
         memory,
         last=now,
@@ -367,7 +369,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         epoch=claim.serving,
         fit=is_fit,
         # Where the VIP is to move, that node must win: this one gives way to it.
-        alone=new.alone or (moves(seen, reports) and not seen.holds_vip),
+        alone=new.alone or (moving and not seen.holds_vip),
         new_work=new_work,
         count_writes=draining,
         report=replace(_report(new, seen, settings, reports, now), draining=draining),

@@ -30,9 +30,10 @@ from kubeadm_registry.cli.others import (
 )
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cli.tables import columns, wide_screen
+from kubeadm_registry.cli.workflows import summary
 from kubeadm_registry.components import certificates
 from kubeadm_registry.config.client_list import ClientNode
-from kubeadm_registry.engine.report import Action, echo
+from kubeadm_registry.engine.report import echo
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases.certificates import renew as renew_leaves
 from kubeadm_registry.phases.certificates import replace_authority
@@ -139,14 +140,6 @@ def renew(
         else:
             actions = renew_leaves(cluster, reporter, names or [host.name for host in cluster.hosts], dry_run=dry_run)
     reporter.result(summary(actions, dry_run=dry_run), changed=len(actions), dryRun=dry_run)
-
-
-def summary(actions: list[Action], *, dry_run: bool) -> str:
-    """What the last line says of a run that changed *actions*."""
-    if not actions:
-        return "nothing to do"
-    hosts = len({action.host for action in actions})
-    return f"{'would make ' * dry_run}{counted(len(actions), 'change')} on {counted(hosts, 'node')}"
 
 
 def _refuse(authority: bool, names: tuple[str, ...], nodes: Path | None, *, no_clients: bool, trust_only: bool) -> None:

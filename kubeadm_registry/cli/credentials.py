@@ -11,7 +11,6 @@ import click
 from kubeadm_registry import config, pki, rotation
 from kubeadm_registry.access import session
 from kubeadm_registry.cli import terminal
-from kubeadm_registry.cli.certs import summary
 from kubeadm_registry.cli.command import Context, command, diff_option, dry_run_option, file_option
 from kubeadm_registry.cli.others import (
     Others,
@@ -22,6 +21,7 @@ from kubeadm_registry.cli.others import (
     operator_of,
 )
 from kubeadm_registry.cli.phases import phase_table
+from kubeadm_registry.cli.workflows import summary
 from kubeadm_registry.config.client_list import ClientNode
 from kubeadm_registry.engine.report import Action, put
 from kubeadm_registry.errors import ConfigError

@@ -24,7 +24,7 @@ from kubeadm_registry.cli.command import (
     names,
 )
 from kubeadm_registry.cli.tables import columns, wide_screen
-from kubeadm_registry.cli.workflows import require_programs
+from kubeadm_registry.cli.workflows import require_programs, summary
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.phase import require_checks
 from kubeadm_registry.engine.report import Reporter
@@ -81,10 +81,7 @@ def upgrade(
         except PhaseFailed as error:
             phases.add_resumption(error, hosts)
             raise
-    changed = len(actions)
-    nodes = len({action.host for action in actions})
-    did = f"{'would make ' * dry_run}{counted(changed, 'change')} on {counted(nodes, 'node')}"
-    reporter.result(did if changed else "nothing to do", changed=changed, dryRun=dry_run)
+    reporter.result(summary(actions, dry_run=dry_run), changed=len(actions), dryRun=dry_run)
 
 
 @command("plan", short_help="Show versions, order and restarts", parent=cast(click.Group, upgrade))

@@ -29,6 +29,7 @@ from kubeadm_registry.cli.command import (
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.phase import Workflow, require_checks, select
+from kubeadm_registry.engine.report import Action
 from kubeadm_registry.engine.workflow import preflight, run
 from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIFY_ONLY
 from kubeadm_registry.printable import counted
@@ -67,12 +68,6 @@ def carry_out(
         if need_programs:
             require_programs(cluster)
         actions = run(workflow, cluster, reporter, only=only, skip=skip, ignore=ignore, dry_run=dry_run)
-    changed = len(actions)
-    hosts = len({action.host for action in actions})
-    if not changed:
-        summary = "nothing to do"
-    else:
-        summary = f"{'would make ' * dry_run}{counted(changed, 'change')} on {counted(hosts, 'node')}"
     phases = list(dict.fromkeys(action.phase for action in actions))
     for name in cluster.absent:
         what = f"{', '.join(phases)} and anything else" if phases else "anything"
@@ -82,9 +77,17 @@ def carry_out(
             level="warning",
         )
     owed = {name: {"reason": why, "phases": phases} for name, why in cluster.absent.items()}
-    reporter.result(summary, changed=changed, dryRun=dry_run, owed=owed)
+    reporter.result(summary(actions, dry_run=dry_run), changed=len(actions), dryRun=dry_run, owed=owed)
     if cluster.absent:
         sys.exit(EXIT_DEGRADED)
+
+
+def summary(actions: list[Action], *, dry_run: bool) -> str:
+    """What the last line says of a run that changed *actions*."""
+    if not actions:
+        return "nothing to do"
+    hosts = len({action.host for action in actions})
+    return f"{'would make ' * dry_run}{counted(len(actions), 'change')} on {counted(hosts, 'node')}"
 
 
 def require_programs(cluster: Cluster) -> None:

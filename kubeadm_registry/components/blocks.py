@@ -11,7 +11,6 @@ from kubeadm_registry.agent import blocks as asker
 from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import s3
-from kubeadm_registry.errors import Error
 from kubeadm_registry.transport.host import Host
 
 #: Seconds that a node has for all of its answer.
@@ -43,8 +42,4 @@ def _ask(host: Host, request: Mapping[str, object]) -> list[str]:
     source = Path(asker.__file__).read_text(encoding="utf-8")
     argv = ("sh", "-c", RUN, "blocks", paths.PROGRAMS, source)
     result = host.query(*argv, stdin=json.dumps(request).encode(), timeout=PATIENCE)
-    *lines, end = result.text.splitlines() or [""]
-    if not result.ok or end != "end":
-        words = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["the answer is not complete"]
-        raise Error(words[0][:300], host=host.name, code="StorageUnreadable", hint="see `kubeadm-registry status`")
-    return lines
+    return s3.answer(result, host, code="StorageUnreadable", hint="see `kubeadm-registry status`")

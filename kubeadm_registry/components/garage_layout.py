@@ -16,7 +16,7 @@ from typing import Any
 
 from kubeadm_registry.agent.document import Left
 from kubeadm_registry.agent.workers import BEGINS, QUICK, work_in
-from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.cluster import Cluster, arriving
 from kubeadm_registry.components.garage_api import Api
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error, NotYetKnown
 from kubeadm_registry.printable import counted
@@ -89,10 +89,6 @@ class QuickCopies:
     cluster: Cluster
     title = "let the storage copy quickly"
 
-    def _new(self) -> list[Host]:
-        arriving = self.cluster.change.arriving if self.cluster.change is not None else ()
-        return [host for host in self.cluster.hosts if host.name in arriving]
-
     def _set(self, host: Host) -> dict[str, str]:
         answer = Api(self.cluster, host).ask("GetWorkerVariable", {"node": "self", "body": {"variable": None}})
         [found] = answer["success"].values()
@@ -100,12 +96,12 @@ class QuickCopies:
 
     def diff(self, host: Host) -> str | None:
         """Which of them copies at Garage's own pace."""
-        slow = [one.name for one in self._new() if not self._set(one).items() >= QUICK.items()]
+        slow = [one.name for one in arriving(self.cluster) if not self._set(one).items() >= QUICK.items()]
         return f"storage of {', '.join(slow)}: {QUICK['resync-worker-count']} workers" if slow else None
 
     def apply(self, host: Host) -> None:
         """Set the variables, which Garage keeps."""
-        for one in self._new():
+        for one in arriving(self.cluster):
             for variable, value in QUICK.items():
                 wanted = {"node": "self", "body": {"variable": variable, "value": value}}
                 Api(self.cluster, one).do("SetWorkerVariable", wanted)

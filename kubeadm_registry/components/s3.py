@@ -49,7 +49,7 @@ def _request(cluster: Cluster, region: str, **wanted: object) -> bytes:
     return json.dumps(request).encode()
 
 
-def _answer(result: Result, host: Host, *, code: str, hint: str) -> list[str]:
+def answer(result: Result, host: Host, *, code: str, hint: str) -> list[str]:
     """The lines of the answer. Raises Error (*code*) if the program on *host* did not come to its end."""
     *lines, end = result.text.splitlines() or [""]
     if not result.ok or end != "end":
@@ -70,7 +70,7 @@ def objects(
     result = host.query(
         *_program(), stdin=_request(cluster, region, keys=keys, newer=newer, always=always), timeout=1800
     )
-    lines = _answer(result, host, code="StorageUnreadable", hint="see `kubeadm-registry status`")
+    lines = answer(result, host, code="StorageUnreadable", hint="see `kubeadm-registry status`")
     for line in lines:
         if found := re.fullmatch(r"(-?\d+) (\d+) (.+)", line):
             yield Stored(found[3], int(found[2]), float(found[1]))
@@ -106,13 +106,13 @@ def delete(
     except CommandFailed as error:
         result = error.result
     hint = f"see `journalctl -u {unit}` on that node, then run it again"
-    return frozenset(_answer(result, host, code="CollectionFailed", hint=hint))
+    return frozenset(answer(result, host, code="CollectionFailed", hint=hint))
 
 
 def etcd_latency(host: Host, seconds: float) -> float | None:
     """In how many seconds 99 of 100 fsyncs of the etcd on *host* end, in the next *seconds*; None: there is none."""
     request = json.dumps({"latency": seconds}).encode()
-    lines = _answer(
+    lines = answer(
         host.query(*_program(), stdin=request, timeout=seconds + 30), host,
         code="StorageUnreadable", hint="see `kubeadm-registry status`",
     )  # fmt: skip

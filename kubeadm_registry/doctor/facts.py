@@ -13,7 +13,7 @@ from typing import Any
 from kubeadm_registry import paths, secrets
 from kubeadm_registry.certificates import RUN
 from kubeadm_registry.components import haproxy, network, retention
-from kubeadm_registry.components.services import frontend, services
+from kubeadm_registry.components.services import services
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.containerd.survey import UNIT as CONTAINERD
 from kubeadm_registry.doctor import wire
@@ -318,8 +318,3 @@ def _listener(line: str) -> Listener | None:
 def registry_units(config: RegistryCluster) -> list[str]:
     """The units of ours without which a node does not serve."""
     return [unit for unit in units(config) if unit != CONTAINERD]
-
-
-def frontend_unit(config: RegistryCluster) -> str:
-    """The unit of the registry program."""
-    return frontend(config.spec).SERVICE.unit

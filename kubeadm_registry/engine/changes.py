@@ -333,7 +333,9 @@ class Running:
 
     def verb(self, host: Host) -> str | None:
         """What apply does to a unit that runs or not: ``start``, ``reload`` or ``restart``; None: nothing."""
-        state = unit_state(host, self.unit)
+        return self._verb(unit_state(host, self.unit))
+
+    def _verb(self, state: UnitState) -> str | None:
         if not state.active:
             return "start"
         stale = self._stale(state)
@@ -347,27 +349,22 @@ class Running:
             reasons.append("is enabled")
         if not state.active:
             reasons.append(f"is started (it is {state.properties.get('ActiveState', 'unknown')})")
-        elif stale := self._stale(state):
-            verb = "reloads" if set(stale) <= set(self.reloads) else "restarts"
-            reasons.append(f"{verb}, because it runs with earlier versions of {', '.join(stale)}")
+        elif verb := self._verb(state):
+            reasons.append(f"{verb}s, because it runs with earlier versions of {', '.join(self._stale(state))}")
         return f"{self.unit}: {', '.join(reasons)}" if reasons else None
 
     def apply(self, host: Host) -> None:
         """Enable, start, reload or restart it, and see that it stays up."""
         host.run("systemctl", "daemon-reload")
         host.run("systemctl", "enable", "--quiet", "--", self.unit)
-        state = unit_state(host, self.unit)
-        stale = self._stale(state)
-        if not state.active:
+        verb = self.verb(host)
+        if verb is None:
+            return
+        if verb == "start":
             # A unit that failed too often in a row refuses to start until its counter is reset.
             host.query("systemctl", "reset-failed", "--", self.unit)
-            verb = "start"
-        elif not stale:
-            return
-        else:
-            verb = "reload" if set(stale) <= set(self.reloads) else "restart"
-            if verb == "restart" and self.gate is not None:
-                wait(host, self.gate, what=f"{self.unit} may restart", timeout=self.gate_timeout)
+        elif verb == "restart" and self.gate is not None:
+            wait(host, self.gate, what=f"{self.unit} may restart", timeout=self.gate_timeout)
         try:
             host.run("systemctl", verb, "--", self.unit, timeout=self.timeout)
         except CommandFailed as error:

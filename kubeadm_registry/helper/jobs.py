@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from secrets import token_hex
 from typing import Any
 
-from kubeadm_registry.access.collecting import STEPS
+from kubeadm_registry.access import questions
+from kubeadm_registry.access.collecting import STEPS, invalid
 from kubeadm_registry.components import helper
-from kubeadm_registry.errors import ConfigError, Error
+from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.transport.host import Host
 
@@ -26,7 +27,7 @@ def begin(host: Host, step: object, values: object) -> Mapping[str, Any]:
     """Begin *step* with *values* on *host*: its result if it ends soon, else a ticket. Raises Error."""
     name = _step(step)
     if not isinstance(values, Mapping):
-        raise _invalid("values")
+        raise invalid("values")
     until = time.monotonic() + WAITS
     while _state(host, name) in _RUNS:  # for somebody else, or for one who does not wait any more
         if time.monotonic() > until:
@@ -49,7 +50,7 @@ def ended(host: Host, step: object, ticket: object) -> Mapping[str, Any]:
         runs = _state(host, name) in _RUNS
         if (found := _result(host, name, ticket)) is not None:
             if (said := found.get("error")) is not None:
-                raise Error(str(said["message"]), host=host.name, code=str(said["code"]), hint=str(said["hint"]))
+                raise questions.error_of(said, host.name)
             return {"done": True, "result": found["result"], "ticket": ticket}
         waited = time.monotonic() - begun
         if not runs and waited > BEGINS:
@@ -64,7 +65,7 @@ def ended(host: Host, step: object, ticket: object) -> Mapping[str, Any]:
 
 def _step(step: object) -> str:
     if not isinstance(step, str) or step not in STEPS:
-        raise _invalid("step")
+        raise invalid("step")
     return step
 
 
@@ -79,15 +80,3 @@ def _result(host: Host, step: str, ticket: object) -> Mapping[str, Any] | None:
     except Damaged:
         return None
     return values if values.get("ticket") == ticket else None
-
-
-def _invalid(key: str) -> ConfigError:
-    return ConfigError(
-        f"{key} is missing, or no value for it", code="QuestionInvalid",
-        hint="run `kubeadm-registry operator install` and `init` with the same release",
-    )  # fmt: skip
-
-
-def failure(error: Error) -> Mapping[str, Any]:
-    """What stands for *error* in a result."""
-    return {"error": {"message": error.message, "code": error.code, "hint": error.hint}}

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from kubeadm_registry import config, paths
+from kubeadm_registry.access import questions
 from kubeadm_registry.access.collecting import STEPS, Place
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import helper, programs
 from kubeadm_registry.errors import Error, HostBusy
 from kubeadm_registry.formats import Damaged
-from kubeadm_registry.helper.jobs import failure
 from kubeadm_registry.registry import Login, Registry
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local
@@ -73,7 +73,7 @@ def work(step: str, host: Host, place_of: Callable[[Host], Place] = here) -> Non
             raise HostBusy(f"locked by another run: {holder}", hint="wait until it is done")
         said = {"result": dict(STEPS[step](place, request["values"]))}
     except Error as error:
-        said = dict(failure(error))
+        said = dict(questions.told(error))
         sys.stderr.write(f"[{error.code}] {error.message}\n")
     host.write(helper.result_path(step), helper.RESULT.render({"ticket": request["ticket"], **said}), mode=0o600)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from kubeadm_registry import __version__, paths, secrets
 from kubeadm_registry import status as cluster_status
@@ -126,8 +127,9 @@ def collect(
     began = time.time()
     hosts = [host.as_read_only() for host in hosts]
     mask, unknown = _mask(config, hosts)
-    examined, failure = _examined(config, hosts, unreachable)
-    status = cluster_status.judge(config, cluster_status.gather(config, hosts, unreachable))
+    examined, status, failure = _examined(config, hosts, unreachable)
+    if status is None:
+        status = cluster_status.judge(config, cluster_status.gather(config, hosts, unreachable))
     raw: dict[str, bytes] = {
         "cluster.yaml": cluster_file.encode(),
         "status.json": _json(status),
@@ -175,12 +177,15 @@ def _json(value: object) -> bytes:
 
 def _examined(
     config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[str, str]
-) -> tuple[Diagnosis | None, str]:
-    """What doctor says. An archive is needed most where something goes wrong that nobody thought of."""
+) -> tuple[Diagnosis | None, Mapping[str, Any] | None, str]:
+    """What doctor and status say. An archive is needed most where something goes wrong that nobody thought of."""
+    status: Mapping[str, Any] | None = None
     try:
-        return diagnose(examine(config, hosts, unreachable)), ""
+        snapshot = examine(config, hosts, unreachable)
+        status = snapshot.judged
+        return diagnose(snapshot), status, ""
     except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
+        return None, status, f"{type(error).__name__}: {error}"
 
 
 def _mask(config: RegistryCluster, hosts: Sequence[Host]) -> tuple[Mask, dict[str, str]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from kubeadm_registry import paths
-from kubeadm_registry.components import agent
 from kubeadm_registry.components.services import services
 from kubeadm_registry.doctor.facts import FirewallRule
 from kubeadm_registry.doctor.finding import Command, Finding, Kind, here, limited
@@ -213,12 +212,6 @@ def _of(problem: Problem) -> Finding:
     kind = Kind(problem.check, PREFLIGHT.severity, PREFLIGHT.meaning)
     return Finding(kind, problem.host, problem.text, [f"preflight: {problem.check}: {problem.text}"],
                    (here("preflight --checks-only"),), subject=problem.check)  # fmt: skip
-
-
-def silent_agent(node: NodeSnapshot) -> Mapping[str, str]:
-    """That the agent runs and tells nothing."""
-    unit = node.unit(agent.UNIT)
-    return dict(unit.properties) if unit is not None and unit.active and node.silent else {}
 
 
 KINDS = (NODE_DOWN, NO_QUORUM, SSH_FAILS, PEER_SILENT, PORT_BLOCKED, PORT_TAKEN, CLOCK_DIFFERS, CLUSTER_DIFFERS,
