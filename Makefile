@@ -12,7 +12,7 @@ SHELL := /bin/bash
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kubeadm-registry
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
-DAY_TWO := members vip_move upgrade rotation backup status pulls doctor operator_space
+DAY_TWO := members recover killed vip_move upgrade rotation backup status pulls doctor operator_space operator_replace retention_full
 KUBERNETES := kubelet etcd coredns bridge pause guest
 
 # For the lab (hosts by systemd-nspawn), for Garage from its source, and for the tests.
@@ -73,9 +73,11 @@ manifests: setup
 	$(PYTHON) -m tests.monitoring.wrapped
 
 unit: setup
-	.venv/bin/pytest -q --numprocesses=auto tests/unit tests/simulation
+	@$(PYTHON) -m tests.lab.programs haproxy > /dev/null
+	.venv/bin/pytest -q -m 'not long' --numprocesses=auto tests/unit tests/simulation
 
 lab: programs
+	@$(PYTHON) -m tests.lab.programs keepalived > /dev/null
 	$(SUDO) env "PATH=$$PATH" $(PYTHON) -m tests.lab.lanes -m 'not long' --durations=20
 
 # The alert rules, by promtool of Debian's package prometheus, which is fetched once and not installed.
@@ -100,7 +102,8 @@ test-operator-long: setup
 	KUBEADM_REGISTRY_AWAY=$(AWAY) KUBEADM_REGISTRY_REST=$(REST) KUBEADM_REGISTRY_PODS=$(PODS) \
 	  .venv/bin/pytest -s -m long tests/operator
 
-# Day two on real hosts, an hour: nodes come, go and are replaced, upgrades, certificates, backups, what doctor finds.
+# Day two on real hosts, an hour and a half: nodes come, go and are replaced, upgrades, certificates, backups, what doctor
+# finds, and retention on a full disk.
 day-two: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s $(addprefix tests/lab/test_,$(addsuffix .py,$(DAY_TWO)))
 
@@ -117,7 +120,7 @@ test-kubernetes: kubernetes-programs
 
 # The long ones: full load for ten minutes, second faults.
 soak: kubernetes-programs
-	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/lab tests/kubernetes tests/bench
+	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m long tests/unit tests/lab tests/kubernetes tests/bench
 
 # A million schedules of faults in simulated servers (docs/simulation.md), some hours on all processors. What has run is
 # recorded, so it can be interrupted and started again.

@@ -94,7 +94,7 @@ def _paragraphs(help_text: str) -> str:
 def _phases(name: str, workflow: Workflow) -> Iterator[str]:
     yield f"## Phases of {name}"
     yield ""
-    yield "| phase | what it does | one server at a time |"
+    yield "| phase | what it does | one node at a time |"
     yield "| --- | --- | --- |"
     for path, phase in leaves(workflow):
         yield f"| `{path}` | {phase.summary} | {'yes' if phase.one_at_a_time else ''} |"
@@ -108,7 +108,7 @@ def _checks() -> Iterator[str]:
     yield ""
     yield "| check | passes when |"
     yield "| --- | --- |"
-    all_workflows = (workflows.INIT, workflows.RESTORE, workflows.RESET)
+    all_workflows = (workflows.INIT, workflows.CHANGE_MEMBERS, workflows.RESTORE, workflows.RESET)
     phases = [phase for workflow in all_workflows for _, phase in leaves(workflow)]
     checks = {check.name: check for phase in phases for check in phase.checks}
     for check in checks.values():
@@ -146,7 +146,7 @@ def _configuration() -> Iterator[str]:
 def _immutable() -> Iterator[str]:
     yield "### What cannot be changed in place"
     yield ""
-    yield "Everything else in the file may be changed at any time: `init` brings the servers to it. These stay as they"
+    yield "Everything else in the file may be changed at any time; `init` applies it. These stay as they"
     yield "were at the first `init`; the check `SameCluster` compares them before anything is touched."
     yield ""
     yield "| value | why it stays | to get another one |"
@@ -155,11 +155,11 @@ def _immutable() -> Iterator[str]:
         yield f"| {one.path if ' ' in one.path else f'`{one.path}`'} | {one.why} | {one.remedy} |"
     yield ""
     yield "`spec.frontend.type` may be changed, but the images do not come along: each program has a bucket of its own,"
-    yield "so `seed` again. What the other one had stays, and is there when it is changed back."
+    yield "so `seed` again. The images of the other one stay, and return when the type is changed back."
     yield ""
     yield "### Where data may be"
     yield ""
-    yield "`spec.dataDirectory` is none of these, in none of them, and holds none. A directory that is there keeps its"
+    yield "`spec.dataDirectory` is none of these, in none of them, and holds none. An existing directory keeps its"
     yield "owner and mode. The services run as users of their own, so all must be able to enter it (`o+x`), and must"
     yield "not be able to write to it. `reset` deletes no images without `--purge-data`, and nothing that `init` did"
     yield "not make."
@@ -229,7 +229,7 @@ def _is_error(kind: Any) -> bool:
 
 
 def _places() -> Iterator[str]:
-    yield "## Places and ports on a server"
+    yield "## Paths and ports on a node"
     yield ""
     yield "| what | where |"
     yield "| --- | --- |"
@@ -242,11 +242,11 @@ def _places() -> Iterator[str]:
         ("layers and metadata", "spec.dataDirectory"),
         ("units", f"{paths.PREFIX}-*.service and {paths.PREFIX}-retention.timer, in {paths.SLICE}"),
         ("the registry, TLS", f"{paths.REGISTRY_PORT}/tcp"),
-        ("between servers, mutual TLS", f"{paths.INTERNAL_PORT}/tcp"),
+        ("between nodes, mutual TLS", f"{paths.INTERNAL_PORT}/tcp"),
         ("heartbeats of the agents", f"{paths.HEARTBEAT_PORT}/udp"),
         ("metrics and state of the agent, TLS", f"{paths.AGENT_PORT}/tcp"),
-        ("storage between servers", f"{paths.RPC_PORT}/tcp"),
-        ("VRRP between servers", "IP protocol 112"),
+        ("storage between nodes", f"{paths.RPC_PORT}/tcp"),
+        ("VRRP between nodes", "IP protocol 112"),
         (
             "frontend, storage and its administration",
             f"loopback, {paths.FRONTEND_PORT}, {paths.S3_PORT}, {paths.ADMIN_PORT}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,12 @@ class MembersChange:
     """Addresses of nodes that had left before, as the members know them until they get the new list."""
     retiring: tuple[Host, ...] = ()
     """Those of them that answer: they give their data away, and are uninstalled at the end."""
+    lost: bool = False
+    """Whether half of the members before or more are lost: what the others do not have is given up."""
+
+
+def _unwatched(_: int, __: int) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +55,13 @@ class Cluster:
     absent: Mapping[str, str] = field(default_factory=dict)
     """The members that cannot be reached, and why. What the others get is owed to them."""
     recorded: Members | None = None
-    """The list of members as the nodes have it, or as it is to become; None: it was never written down."""
+    """The list of members as the nodes had it, or as it is to become; None: it was never written down."""
     change: MembersChange | None = None
     """How the members change in this run; None: they stay."""
     turn: AbstractContextManager[object] = field(default_factory=nullcontext, compare=False, repr=False)
     """Held while something restarts that the pods of a host depend on, where many hosts are worked on side by side."""
+    progress: Callable[[int, int], None] = field(default=_unwatched, compare=False, repr=False)
+    """Told how many bytes are done, and of how many, by what takes long: the Reporter's of a run."""
 
     @property
     def spec(self) -> Spec:
@@ -72,7 +81,7 @@ class Cluster:
             return Members(FIRST, nodes)
         if self.recorded.nodes == nodes:
             return self.recorded
-        # Nothing can be stored yet, or SameCluster refuses the run.
+        # Nothing can be stored yet, or SameCluster refuses each phase that writes of it.
         return self.recorded.without(nodes)
 
     @property
@@ -131,15 +140,36 @@ def arriving(cluster: Cluster) -> Sequence[Host]:
     return [] if cluster.change is None else [host for host in cluster.hosts if host.name in cluster.change.arriving]
 
 
+def agreed(cluster: Cluster, path: str, *, undecided: bytes | None = None) -> bytes | None:
+    """The content of the file *path* that more than half of the members have; those that arrive have no say.
+
+    None if most have no such file, or if all were asked and no content has a majority. *undecided* while nodes that are
+    away could decide it. A node that was away when the file was changed or removed does not bring it back, nor does one
+    that was installed again have it removed on the others.
+    """
+    new = set(arriving(cluster))
+    found = [host.read(path) for host in cluster.hosts if host not in new]
+    members = len(cluster.spec.nodes) - len(new)
+    content, count = Counter(found).most_common(1)[0] if found else (None, 0)
+    if 2 * count > members:
+        return content
+    return undecided if len(found) < members else None
+
+
 def retiring(cluster: Cluster) -> Sequence[Host]:
     """The hosts that leave it."""
     return () if cluster.change is None else cluster.change.retiring
 
 
-def stayer(cluster: Cluster) -> Sequence[Host]:
-    """The first host that was a member before this run and stays one; none if the members do not change."""
+def stayers(cluster: Cluster) -> Sequence[Host]:
+    """The hosts that were members before this run and stay so; none if the members do not change."""
     new = set(arriving(cluster))
-    return [host for host in cluster.hosts if host not in new][:1] if cluster.change is not None else ()
+    return [host for host in cluster.hosts if host not in new] if cluster.change is not None else ()
+
+
+def stayer(cluster: Cluster) -> Sequence[Host]:
+    """The first of ``stayers``."""
+    return stayers(cluster)[:1]
 
 
 def leader(cluster: Cluster) -> Sequence[Host]:
@@ -189,8 +219,8 @@ def _same_revision(name: str, files: Mapping[str, bytes], backup: bytes) -> None
             raise Error(
                 f"{name} has secrets of revision {revision} in {path}, the backup has revision {wanted}",
                 host=name, code="SecretsConflict",
-                hint="the registry lives on with other secrets than the backup's: use a backup of this revision, "
-                "or reset the nodes with --purge-data first",
+                hint="the registry is in use with other secrets: run `init`, which needs no backup, use a backup of "
+                "this revision, or name bare nodes",
             )  # fmt: skip
 
 
@@ -201,20 +231,23 @@ def read_members(config: RegistryCluster, hosts: Sequence[Host]) -> Members | No
     """
 
     def ask(host: Host) -> Members | None:
-        for path in (members_file.PATH, members_file.kept_path(config.spec.data_directory)):
-            content = host.read(path)
-            if content is None:
-                continue
-            try:
-                return members_file.parse(content)
-            except NewerFormat as error:
-                raise NewerFormat(error.message, host=host.name) from error
-            except Damaged as error:
-                raise Error(
-                    f"{path} is damaged: {error}", host=host.name, code="MembersDamaged",
-                    hint="copy the file from another node of this registry (owner root, mode 644)",
-                ) from error  # fmt: skip
-        return None
+        return members_at(host) or members_at(host, members_file.kept_path(config.spec.data_directory))
 
     found = zip((host.name for host in hosts), side_by_side(ask, hosts), strict=True)
     return members_file.newest({name: one for name, one in found if one is not None})
+
+
+def members_at(host: Host, path: str = members_file.PATH) -> Members | None:
+    """The list of members in the file *path* of *host*; None if there is none. Raises Error (MembersDamaged)."""
+    content = host.read(path)
+    if content is None:
+        return None
+    try:
+        return members_file.parse(content)
+    except NewerFormat as error:
+        raise NewerFormat(error.message, host=host.name) from error
+    except Damaged as error:
+        raise Error(
+            f"{path} is damaged: {error}", host=host.name, code="MembersDamaged",
+            hint="copy the file from another node of this registry (owner root, mode 644)",
+        ) from error  # fmt: skip

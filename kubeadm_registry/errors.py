@@ -53,7 +53,7 @@ class ConfigProblem:
 
 
 class ConfigError(Error):
-    """The file or the command line is wrong. Carries every problem found, not only the first."""
+    """The file or the command line is not valid. Carries every problem found, not only the first."""
 
     code = "ConfigInvalid"
     exit_code = 2
@@ -95,7 +95,7 @@ class PreflightFailed(Error):
 
 
 class ConnectionFailed(Error):
-    """A host cannot be reached, its key is not trusted, or it does not let us in."""
+    """A host cannot be reached, its key is not trusted, or it refuses the login."""
 
     code = "ConnectionFailed"
     exit_code = 4
@@ -178,10 +178,9 @@ class RegistryError(Error):
     code = "RegistryError"
 
     def __init__(
-        self, message: str, *, hint: str = "", host: str = "", code: str = "", temporary: bool = False, wait: float = 0,
-        status: int = 0,
-    ) -> None:  # fmt: skip
-        super().__init__(message, hint=hint, host=host, code=code)
+        self, message: str, *, hint: str = "", code: str = "", temporary: bool = False, wait: float = 0, status: int = 0
+    ) -> None:
+        super().__init__(message, hint=hint, code=code)
         self.temporary = temporary
         self.wait = wait
         self.status = status

@@ -41,6 +41,18 @@ class Format(rules.Format):
         except rules.Newer as error:
             raise NewerFormat(str(error)) from error
 
+    def over(self, content: bytes | None) -> Found | None:
+        """The record in the *content* that is to be written over; None if there is none, or it is damaged.
+
+        Raises NewerFormat if this release may not write it.
+        """
+        try:
+            found = None if content is None else self.parse(content)
+        except Damaged:
+            return None
+        self.seal({}, found)
+        return found
+
     def seal(self, values: Mapping[str, Any], found: Found | None = None) -> dict[str, Any]:
         """The document to write for *values* in place of *found*. Raises NewerFormat."""
         try:

@@ -44,15 +44,24 @@ class Members:
         """Whether no change is under way."""
         return not self.before
 
+    def supersedes(self, other: Members) -> bool:
+        """Whether to write *other* would undo this list; of one generation the settled one is the younger."""
+        if self.generation != other.generation:
+            return self.generation > other.generation
+        return self.nodes != other.nodes or (self.settled and not other.settled)
+
     def render(self) -> bytes:
         """The content of the file. Raises NewerFormat if this release may not write it."""
-        values = {
+        return FORMAT.render(kept(self.values(), self.found), self.found)
+
+    def values(self) -> dict[str, Any]:
+        """As JSON has it, without what a newer release has added."""
+        return {
             "generation": self.generation,
             "nodes": dict(sorted(self.nodes.items())),
             "before": sorted(self.before),
             "former": dict(sorted(self.former.items())),
         }
-        return FORMAT.render(kept(values, self.found), self.found)
 
     def settle(self) -> Members:
         """The same list, once it alone decides."""
@@ -65,7 +74,7 @@ class Members:
         if not self.settled:
             raise Error(
                 f"the change to {', '.join(sorted(self.nodes))} (generation {self.generation}) is not finished",
-                hint="finish it first: run `init` with the cluster file that lists these nodes, then go on",
+                hint="finish it first: run `init` with the cluster file that lists these nodes, then continue",
                 code="MembersUnsettled",
             )
         return replace(self.without(nodes), before=tuple(self.nodes))
@@ -80,20 +89,24 @@ class Members:
 
 def parse(content: bytes) -> Members:
     """The list in the file's *content*. Raises Damaged, NewerFormat."""
-    found = FORMAT.parse(content)
+    return of(FORMAT.parse(content))
+
+
+def of(found: Found) -> Members:
+    """The list that was *found*, as JSON has it. Raises Damaged."""
     values = found.values
     try:
         members = Members(
             _whole(values["generation"]),
             _addresses(values["nodes"]),
-            tuple(str(name) for name in values.get("before", ())),
+            _names(values.get("before", [])),
             _addresses(values.get("former", {})),
             found,
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Damaged(f"it is no list of members: {error!r}") from error
+        raise Damaged(f"not a valid member list: {error!r}") from error
     if members.generation < FIRST or not members.nodes:
-        raise Damaged("it has no members, or no generation")
+        raise Damaged("no members or no generation")
     return members
 
 
@@ -104,7 +117,15 @@ def _whole(value: Any) -> int:
 
 
 def _addresses(value: Any) -> dict[str, str]:
-    return {str(name): str(address) for name, address in value.items()}
+    if not all(isinstance(address, str) for address in value.values()):
+        raise ValueError(f"{value!r} has an address that is not a text")
+    return dict(value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{value!r} is not a list of names")
+    return tuple(value)
 
 
 def newest(found: Mapping[str, Members]) -> Members | None:

@@ -34,6 +34,7 @@ HELPER_SOCKET = "/run/kubeadm-registry-helper.sock"
 RETENTION_STATE = "/var/lib/kubeadm-registry-retention"
 """What the retention executor keeps between runs, and the results of its runs."""
 
+PULLS_NAME = "pulls"
 PULLS_STATE = "/var/lib/kubeadm-registry-pulls"
 """When images were pulled through this node."""
 

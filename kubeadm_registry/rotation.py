@@ -25,10 +25,11 @@ from kubeadm_registry import pki
 from kubeadm_registry.secrets import FORMER, NEXT, RETIRED, Secrets, fresh
 
 Stage = Literal["", "trust", "issue", "remove"]
-Kind = Literal["ca", "s3", "heartbeat"]
+Kind = Literal["ca", "s3", "heartbeat", "admin"]
 #: The secrets that are replaced together; by the first both sides know which they use.
 _PARTS: Mapping[Kind, tuple[str, ...]] = {
     "ca": ("ca_certificate", "ca_key"), "s3": ("s3_key_id", "s3_secret_key"), "heartbeat": ("heartbeat_key",),
+    "admin": ("admin_token",),
 }  # fmt: skip
 #: What needs no stages: the logins at the proxies.
 LOGINS = ("push", "pull", "retention")

@@ -28,12 +28,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kubeadm_registry import paths, pki
 from kubeadm_registry.errors import Error, NotYetKnown
-from kubeadm_registry.formats import Damaged, Format, Found, NewerFormat, joined, split
+from kubeadm_registry.formats import KEY, Damaged, Format, Found, NewerFormat, joined, split
 from kubeadm_registry.transport.host import Host
 
 PATH = f"{paths.ETC}/secrets.json"
-#: Version 2 added what is being exchanged, which others may keep and need not know.
+#: Version 2 added what is being exchanged. While something is, a release that does not know it may only read: its
+#: `init` would have the nodes accept one secret of two (``_stamp``).
 FORMAT = Format(PATH, version=2)
+_EXCHANGES = 2
 #: Values that anybody may see; all others are masked in whatever is shown.
 _PUBLIC = frozenset({"generation", "made", "ca_certificate", "s3_key_id"})
 #: What may be there beside the secrets, and of which only the newest revision counts, also where it says nothing.
@@ -154,7 +156,7 @@ class Secrets:
             there = FORMAT.parse(content)
         except Damaged:
             return False
-        return there.values == self.found.values and FORMAT.stamp(there) == FORMAT.stamp(self.kept)
+        return there.values == self.found.values and FORMAT.stamp(there) == _stamp(self.found)
 
     @classmethod
     def from_json(cls, content: bytes) -> Secrets:
@@ -206,7 +208,15 @@ _KNOWN = tuple(one.name for one in fields(Secrets) if one.name != "kept")
 
 def render(found: Found) -> bytes:
     """The content of the file with the record *found*. Raises NewerFormat if this release may not write it."""
-    return (json.dumps(FORMAT.seal(found.values, found), indent=1, sort_keys=True) + "\n").encode()
+    document = {**FORMAT.seal(found.values, found), KEY: _stamp(found)}
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _stamp(found: Found) -> dict[str, Any]:
+    """What the key ``format`` says of *found*. The end of an exchange ends what it asked, a newer release apart."""
+    stamp = FORMAT.stamp(found)
+    asked = stamp["minWriter"] if stamp["version"] > FORMAT.version else FORMAT.min_writer
+    return {**stamp, "minWriter": max(asked, _EXCHANGES) if found.values.get("overlap") else asked}
 
 
 def identity_in(content: bytes) -> Found:
@@ -333,7 +343,7 @@ class Vault:
             held = "; ".join(f"{', '.join(places)}: {one}" for one, places in sorted(generations.items()))
             raise Error(
                 f"the nodes have secrets of {len(generations)} different clusters ({held})",
-                hint="name only servers of one cluster in the cluster file",
+                hint="list only nodes of one cluster in the cluster file",
                 code="SecretsConflict",
             )
         values: dict[str, Any] = {}

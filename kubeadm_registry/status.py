@@ -152,6 +152,7 @@ def judge(config: RegistryCluster, seen: Sequence[NodeStatus], now: float | None
         _certificates(seen, moment),
         _clocks(seen),
         _guarded(seen),
+        *_blocks(seen),
     ]
     return {
         "conditions": conditions,
@@ -248,6 +249,8 @@ def _figures(agent: State, block: int) -> dict[str, Any]:
     if (left := agent.get("storage_left")) is not None:
         blocks = left.get("blocks", 0)
         found["toHeal"] = {"blocks": blocks, "bytes": blocks * block, "tables": left.get("tables", 0)}
+        if (lost := agent.get("storage_lost")) is not None:
+            found["toHeal"] |= {"lost": lost}
         if (queues := agent.get("storage_queues")) is not None:
             found["toHeal"] |= {"errors": queues.get("errors", 0), "entries": queues.get("entries", 0)}
     if (data := agent.get("data")) is not None and "free" in data and "size" in data:
@@ -361,6 +364,28 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[
     return _condition(
         "StorageWhole", False, "ServersMissing", f"{least} reaches {counts[least]} of {wanted} storage nodes"
     )
+
+
+def blocks_lost(count: int) -> str:
+    """That no node has so many blocks, and what is to be done about it."""
+    return (
+        f"no node has {counted(count, 'block')} that images need; "
+        "`images check` names the images: `images delete` these, and push them again"
+    )
+
+
+def _blocks(seen: Sequence[NodeStatus]) -> Iterator[dict[str, str]]:
+    """Whether each block is on some node, if an agent says so: one of an older release does not.
+
+    A node that lacks a block which another one has is still copying.
+    """
+    kind = "BlocksPresent"
+    counts = [count for one in seen if one.agent is not None and (count := one.agent.get("storage_lost")) is not None]
+    # Of three nodes each should have every block, of more each a part of them.
+    if most := max(counts, default=0):
+        yield _condition(kind, False, "BlocksLost", blocks_lost(most))
+    elif counts:
+        yield _condition(kind, True, "AllPresent", "some node has each block that images need")
 
 
 def _certificates(seen: Sequence[NodeStatus], now: datetime) -> dict[str, str]:

@@ -12,7 +12,8 @@ from kubeadm_registry.operator import running, settings
 
 def main() -> None:
     """Run until somebody ends it. Threads that are in the middle of something end with it."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("kubeadm_registry").setLevel(logging.INFO)  # httpx would tell each request to the registry
     try:
         code = running.main(settings.from_environment())
     except Error as error:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from kubeadm_registry.errors import Error
+
 #: Where True is what somebody has to do something about.
-BAD = frozenset({"Degraded", "StorageFilling", "SplitVIP", "ImagesMissing"})
+BAD = frozenset({"Degraded", "StorageFilling", "SplitVIP", "ImagesMissing", "NothingDeletable"})
 #: The API server takes no longer message (metav1.Condition).
 _LONGEST = 32768
 Condition = Mapping[str, Any]
@@ -57,6 +59,23 @@ def changes(old: Sequence[Condition] | None, found: Iterable[Verdict]) -> Iterat
         status = "Unknown" if one.status is None else str(one.status)
         if before.get(one.kind) != (status, one.reason) and (one.kind in before or one.status == (one.kind in BAD)):
             yield one
+
+
+def told(error: Error) -> str:
+    """*error* with what to do about it, for a message."""
+    return f"{error}; {error.hint}" if error.hint else str(error)
+
+
+def failure(kind: str, status: bool | None, error: Exception) -> Verdict:
+    """The condition *kind* of what *error* has ended."""
+    if isinstance(error, Error):
+        return Verdict(kind, status, error.code, told(error))
+    return Verdict(kind, status, "OperatorFailed", f"the operator failed, {type(error).__name__}: its log says more")
+
+
+def seconds_of(moment: str) -> float:
+    """The inverse of ``rfc3339``."""
+    return datetime.fromisoformat(moment).timestamp()
 
 
 def rfc3339(seconds: float) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 
 PREFIX = "kubeadm_registry_operator_"
-_HELP = {
+HELP = {
     "leader": ("gauge", "1 if this replica acts."),
     "lease_epoch": ("gauge", "How often the lease changed hands before this replica had it."),
     "condition": ("gauge", "1 for what each condition of the RegistryCluster says."),
@@ -57,7 +57,7 @@ class Figures:
         lines = []
         with self._lock:
             for name, values in sorted(self._values.items()):
-                kind, about = _HELP[name]
+                kind, about = HELP[name]
                 lines += [f"# HELP {PREFIX}{name} {about}", f"# TYPE {PREFIX}{name} {kind}"]
                 for labels, value in sorted(values.items()):
                     inside = ",".join(f'{key}="{text}"' for key, text in labels)

@@ -14,7 +14,7 @@ from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.engine.report import Action
 from kubeadm_registry.errors import Error, Problem
 from kubeadm_registry.images.pool import Connect
-from kubeadm_registry.operator.conditions import Verdict, rfc3339
+from kubeadm_registry.operator.conditions import Verdict, rfc3339, told
 from kubeadm_registry.operator.plans import size
 from kubeadm_registry.phases import space
 from kubeadm_registry.phases.space import Space
@@ -33,8 +33,8 @@ log = logging.getLogger("kubeadm_registry.operator")
 
 def due(last: float | None, history: History, *, filling: bool, now: float) -> bool:
     """Whether to free space at *now*, after the *last* time began: some image has gone for good since by the *history*,
-    or a disk is *filling*; and that was a day ago."""
-    if last is not None and now - last < DAILY:
+    or a disk is *filling*; and that was a day ago, or is in the future, by a clock that was wrong."""
+    if last is not None and 0 <= now - last < DAILY:
         return False
     return filling or any(run.purged and run.ended >= (last or 0) for run in history.runs)
 
@@ -47,14 +47,25 @@ class Freed:
     report: dict[str, Any] | None
 
 
+def complete(config: RegistryCluster, members: Sequence[Member]) -> Verdict | None:
+    """Complete what an operator that ended has left pending at the nodes *members*: the condition, None if nothing."""
+    try:
+        done = space.complete(_cluster(config), members, _Log())
+    except Error as error:
+        if error.code in ("HostBusy", "CollectionBusy"):
+            return None  # somebody else frees space just now
+        return Verdict(KIND, False, error.code, told(error))
+    text = "an operator ended while it freed space; the rest was completed, and pushes are open"
+    return Verdict(KIND, True, "Completed", text) if done else None
+
+
 def free(config: RegistryCluster, members: Sequence[Member], connect: Connect, clock: Callable[[], float]) -> Freed:
     """Free the space of what no manifest needs, at the nodes *members*; *connect* leads to the registry."""
     began = clock()
     try:
         done = space.free(_cluster(config), members, connect, space.GRACE, _Log())
     except Error as error:
-        text = f"{error}; {error.hint}" if error.hint else str(error)
-        return Freed(Verdict(KIND, False, error.code, text), None)
+        return Freed(Verdict(KIND, False, error.code, told(error)), None)
     return Freed(Verdict(KIND, True, "Freed" if done.blobs else "NothingToFree", _said(done)), {
         "began": rfc3339(began), "ended": rfc3339(clock()), "beforeBytes": done.before, "afterBytes": done.after,
         "freedBytes": done.bytes, "blobs": done.blobs, "kept": done.kept, "closedSeconds": round(done.closed),

@@ -12,7 +12,7 @@ from kubeadm_registry.operator.conditions import Verdict
 from kubeadm_registry.operator.probes import Agent, Probe
 from kubeadm_registry.pki import AUTHORITY_WARNING
 from kubeadm_registry.printable import counted
-from kubeadm_registry.status import CERTIFICATE_WARNING_DAYS
+from kubeadm_registry.status import CERTIFICATE_WARNING_DAYS, blocks_lost
 
 #: As the alerts RegistryDiskFills and RegistryDiskFull have it (manifests/monitoring/prometheus-rules.yaml).
 FILLING, FULL, FULL_BYTES = reserve.FILLS, reserve.SHARE, reserve.LEAST
@@ -80,6 +80,8 @@ def _degraded_node(seen: Seen) -> Verdict:
         return Verdict("Degraded", None, "AgentSilent", f"its agent cannot be asked: {seen.agent}")
     if says.conditions:
         return Verdict("Degraded", True, "AgentReports", f"its agent reports {', '.join(sorted(says.conditions))}")
+    if lost := says.values.get("storage_lost_blocks"):
+        return Verdict("Degraded", True, "BlocksLost", blocks_lost(int(lost)))
     return Verdict("Degraded", False, "Healthy", "its agent reports nothing")
 
 
@@ -150,6 +152,8 @@ def _degraded(nodes: Sequence[Seen]) -> Verdict:
     if told:
         text = "; ".join(f"the agent of {name} reports {', '.join(words)}" for name, words in told.items())
         return Verdict("Degraded", True, "AgentReports", text)
+    if lost := max((one.says.values.get("storage_lost_blocks", 0) for one in nodes if one.says is not None), default=0):
+        return Verdict("Degraded", True, "BlocksLost", blocks_lost(int(lost)))
     return _unless_silent("Degraded", nodes) or Verdict(
         "Degraded", False, "AllServe", f"all {counted(len(nodes), 'node')} serve, and no agent reports anything"
     )

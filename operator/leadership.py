@@ -54,6 +54,14 @@ class Times:
 class Lost(BaseException):
     """This replica does not lead, or not for long enough: end the process. No handler of errors may catch it."""
 
+    what = "lost the lease"
+
+
+class Outdated(Lost):
+    """What this replica knows of the cluster is from a later time than the cluster itself: end the process."""
+
+    what = "cannot go on"
+
 
 class Leadership:
     """The lease in *namespace* as the replica *me* sees it; *api* is its own."""

@@ -11,8 +11,9 @@ from typing import Any
 
 from kubeadm_registry.custom_resources import GROUP, VERSION
 from kubeadm_registry.errors import ConnectionFailed
-from kubeadm_registry.operator.leadership import Leadership, Times
+from kubeadm_registry.operator.leadership import Leadership, Outdated, Times
 from kubeadm_registry.upkeep.api import Answer, Api
+from kubeadm_registry.upkeep.lists import number
 
 Object = dict[str, Any]
 CUSTOM = f"/apis/{GROUP}/{VERSION}"
@@ -28,17 +29,24 @@ class Objects:
         self._leadership = leadership
         self._times = times
         self._lock = threading.Lock()
+        self._revision = 0
+        """The newest of a list."""
 
     def list(self, plural: str) -> list[Object]:
-        """All custom resources of the kind, the oldest first. Raises ConnectionFailed (ClusterRefused, ...)."""
+        """All custom resources of the kind, the oldest first.
+
+        Raises ConnectionFailed (ClusterRefused, ...), and Outdated if the API server went back to an earlier revision.
+        """
         path = f"{CUSTOM}/{plural}"
-        answer = self._get(path)
-        if answer.status != http.HTTPStatus.OK:
-            raise refused("GET", path, answer)
-        items: list[Object] = json.loads(answer.body)["items"]
+        with self._lock:
+            answer = self._api.get(path, by=time.monotonic() + _READ)
+            if answer.status != http.HTTPStatus.OK:
+                raise refused("GET", path, answer)
+            found = json.loads(answer.body)
+            self._forward(number(found["metadata"]["resourceVersion"]))
         # Lists have neither kind nor version in their items.
-        version, kind = json.loads(answer.body)["apiVersion"], json.loads(answer.body)["kind"].removesuffix("List")
-        whole = [{"apiVersion": version, "kind": kind, **one} for one in items]
+        version, kind = found["apiVersion"], found["kind"].removesuffix("List")
+        whole: list[Object] = [{"apiVersion": version, "kind": kind, **one} for one in found["items"]]
         return sorted(whole, key=lambda one: (one["metadata"]["creationTimestamp"], one["metadata"]["name"]))
 
     def get(self, path: str) -> Object | None:
@@ -94,6 +102,15 @@ class Objects:
         self._leadership.stop_acting()
         with self._lock:
             pass
+
+    def _forward(self, revision: int) -> None:
+        """A list is at this *revision*. A watch that was begun at a later one hears nothing until that comes again, and
+        nobody says so."""
+        if 0 < revision < self._revision:
+            raise Outdated(
+                f"the API server is at revision {revision}, and was at {self._revision}: its etcd was restored"
+            )
+        self._revision = max(self._revision, revision)
 
     def _get(self, path: str) -> Answer:
         with self._lock:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import http
+import re
 from collections.abc import Iterable, Mapping
+from secrets import randbelow
 from typing import Any
 
 from kubeadm_registry.custom_resources.definitions import GROUP, VERSION
 from kubeadm_registry.custom_resources.plans import LARGEST
-from kubeadm_registry.operator.conditions import Condition, Verdict, merged, rfc3339
-from kubeadm_registry.printable import counted
+from kubeadm_registry.errors import Error, RegistryError
+from kubeadm_registry.images.pool import Connect
+from kubeadm_registry.operator.conditions import Verdict, merged, rfc3339, told
+from kubeadm_registry.printable import counted, shown
 from kubeadm_registry.retention import Plan, Reason, Refused, RegistryPolicy
+from kubeadm_registry.retention.trash import Trash
+from kubeadm_registry.upkeep import running
+from kubeadm_registry.upkeep.clusters import Marker
 
 #: The annotation of a plan by which it is approved: the plan's digest, and the ``approval`` of reasons, with commas
 #: between them.
 APPROVE = f"{GROUP}/approve"
 KIND = "RegistryRetentionPlan"
+#: What of the annotation the status can hold (custom_resources/plans.py).
+_APPROVAL = re.compile(r"sha256:[0-9a-f]{64}|[A-Za-z]{1,64}=[0-9]{1,64}")
 _MOST_REASONS = 32
+_PUBLISHED = "Published"
+#: The condition Published, and the artifact, where there is no plan.
+NOT_PUBLISHED = Verdict(_PUBLISHED, None, "NoPlan", "there is no plan")
 _LONGEST = 4096
+#: How many entries that are not valid are named.
+_NAMED = 5
 
 
 def new(policy: str) -> dict[str, Any]:
@@ -30,9 +45,27 @@ def new(policy: str) -> dict[str, Any]:
 
 
 def approvals(plan: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """What the annotation of the object *plan* approves."""
+    """What the annotation of the object *plan* approves. What is not valid there approves nothing."""
+    return tuple(one for one in _annotated(plan) if _APPROVAL.fullmatch(one))[:_MOST_REASONS]
+
+
+def valid(plan: Mapping[str, Any]) -> list[Verdict]:
+    """The condition ApprovalValid of the object *plan*: whether all of its annotation is. None while that was always
+    so."""
+    kind, taken = "ApprovalValid", frozenset(approvals(plan))
+    if wrong := [one for one in _annotated(plan) if one not in taken]:
+        more = f", and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        hint = "write the whole of status.digest, or the approval that a reason names"
+        text = f"the annotation {APPROVE} has {', '.join(map(shown, wrong[:_NAMED]))}{more}; {hint}"
+        return [Verdict(kind, False, "NotValid", text)]
+    if any(one["type"] == kind for one in plan.get("status", {}).get("conditions", ())):
+        return [Verdict(kind, True, "Valid", "all that the annotation approves is valid")]
+    return []
+
+
+def _annotated(plan: Mapping[str, Any] | None) -> list[str]:
     said = ((plan or {}).get("metadata", {}).get("annotations") or {}).get(APPROVE, "")
-    return tuple(one.strip() for one in str(said).split(",") if one.strip())
+    return [one.strip() for one in str(said).split(",") if one.strip()]
 
 
 def unused(plan: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -55,16 +88,45 @@ def spent(status: Mapping[str, Any], used: Iterable[str]) -> dict[str, list[str]
     return {"usedApprovals": found[-_MOST_REASONS:]} if found else {}
 
 
+def marker(plan: Mapping[str, Any]) -> Marker:
+    """What the cluster remembers by the object *plan*."""
+    found = plan.get("status", {}).get("marker", {})
+    return Marker(found.get("newest", 0), found.get("confirmed", 0))
+
+
+def remembered(marker: Marker) -> dict[str, dict[str, int]]:
+    """The part of the status that remembers *marker*."""
+    return {"marker": {"newest": marker.newest, "confirmed": marker.confirmed}}
+
+
+def next_marker(before: Marker) -> Marker:
+    """What to remember before the cluster is read; *before* itself if the ledger may not have heard of it yet."""
+    return before if before.newest != before.confirmed else Marker(randbelow(10**12) + 1, before.confirmed)
+
+
+def publish(connect: Connect, key: str, made: Plan) -> tuple[Verdict, str]:
+    """Keep the whole of *made* in the registry; the condition Published, and the artifact's digest, or nothing."""
+    try:
+        with connect() as registry:
+            artifact = running.publish(registry, key, made)
+    except Error as error:
+        older = isinstance(error, RegistryError) and error.status == http.HTTPStatus.FORBIDDEN
+        hint = "; the nodes have an earlier release: run `kubeadm-registry upgrade`" if older else ""
+        return Verdict(_PUBLISHED, False, error.code, f"{told(error)}{hint}"), ""
+    text = f"`kubeadm-registry retention plan --digest {made.digest[7:19]}` shows the whole plan"
+    return Verdict(_PUBLISHED, True, "Published", text), artifact
+
+
 def status(
-    made: Plan | Refused, policy: RegistryPolicy, generation: int, *,
-    old: Iterable[Condition] | None, approved: Iterable[str], now: float,
+    made: Plan | Refused, policy: RegistryPolicy, generation: int, plan: Mapping[str, Any], *,
+    approved: Iterable[str], now: float, published: tuple[Verdict, str] = (NOT_PUBLISHED, ""),
 ) -> dict[str, Any]:  # fmt: skip
-    """The status of the plan's object at *now*; *generation* is that of *policy*, *old* are the conditions before."""
+    """The status of the object *plan* at *now*; *generation* is that of *policy*, *published* what ``publish`` said."""
     verdict = healthy(made)
     said = Verdict("Made", verdict.status, verdict.reason, verdict.message)
     found: dict[str, Any] = {
         "policyGeneration": generation,
-        "conditions": merged([*(old or ())], [said], now, 1),
+        "conditions": merged(plan.get("status", {}).get("conditions"), [said, published[0], *valid(plan)], now, 1),
     }
     if isinstance(made, Refused):
         return found
@@ -72,6 +134,7 @@ def status(
     found |= {
         "digest": made.digest,
         "made": rfc3339(made.made),
+        **({"artifact": published[1]} if published[1] else {}),
         "deletions": len(made.deletions),
         "kept": len(made.kept),
         "freedBytes": made.freed,
@@ -115,6 +178,26 @@ def healthy(made: Plan | Refused) -> Verdict:
     gone = len({(one.repository, one.digest) for one in made.deletions})
     text = f"the plan deletes {gone} of {counted(gone + len(made.kept), 'image')} and frees {size(made.freed)}"
     return Verdict("RetentionHealthy", True, "Planned", text)
+
+
+def deletable(made: Plan, trash: Trash) -> int:
+    """How many images go by the plan *made* or are in the *trash*."""
+    return len({(one.repository, one.digest) for one in made.deletions} | trash.images.keys())
+
+
+def stuck(deletable: int | None, filling: bool | None) -> Verdict:
+    """The condition that a disk is *filling* while *deletable* is 0; None: there is no plan."""
+    kind = "NothingDeletable"
+    if deletable is None:
+        return Verdict(kind, None, "NoPlan", "there is no plan")
+    if filling is None:
+        return Verdict(kind, None, "DiskUnknown", "it is not known how full the disks are")
+    if not filling:
+        return Verdict(kind, False, "EnoughSpace", "no disk is filling")
+    if deletable:
+        return Verdict(kind, False, "Deletable", f"{counted(deletable, 'image')} go by the plan or are in the trash")
+    text = "a disk is filling, and the policy keeps every image: keep fewer, or enlarge the disks"
+    return Verdict(kind, True, "PolicyKeepsAll", text)
 
 
 def no_plan(code: str, message: str, hint: str) -> Refused:

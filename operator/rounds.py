@@ -1,21 +1,24 @@
 """What the operator does, a round at a time: each reads everything anew, and writes what differs.
 
-=========  ===================================================================================================
-health     adopts the RegistryCluster, looks at the registry, writes conditions and Events
-images     asks the cluster what its pods use, and the registry whether it has that
-plans      asks the cluster for everything it uses, makes a plan by the policy, writes it, and has it carried out
-approvals  takes up what people say of the plan
-space      frees the space of what has gone for good, once a day at most
-=========  ===================================================================================================
+============  ================================================================================================
+health        adopts the RegistryCluster, looks at the registry, writes conditions and Events
+images        asks the cluster what its pods use, and the registry whether it has that
+plans         asks the cluster for everything it uses, makes a plan by the policy, writes it, and has it carried out
+approvals     takes up what people say of the plan
+space         frees the space of what has gone for good, once a day at most
+certificates  has nodes renew their certificates before they end
+replacement   has a node replaced that ``spec.nodes`` does not list any more, or that is gone
+============  ================================================================================================
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,16 +26,18 @@ from kubeadm_registry import config
 from kubeadm_registry.access import executor
 from kubeadm_registry.access.collecting import Member
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
-from kubeadm_registry.operator import carrying, freeing, health, images, plans, probes
-from kubeadm_registry.operator.conditions import Verdict, changes, merged, rfc3339
+from kubeadm_registry.operator import carrying, freeing, health, images, looking, plans, probes, renewing, replacing
+from kubeadm_registry.operator.conditions import Verdict, changes, failure, merged, seconds_of
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.objects import CUSTOM, Object, Objects
 from kubeadm_registry.operator.posting import post
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, policy
 from kubeadm_registry.retention.order import Caller
+from kubeadm_registry.retention.record import Key
 from kubeadm_registry.upkeep import clusters, planning, store
 from kubeadm_registry.upkeep.api import Api
+from kubeadm_registry.upkeep.clusters import Marker
 
 CLUSTERS, POLICIES, PLANS = "registryclusters", "registrypolicies", "registryretentionplans"
 #: Seconds of silence of the registry while it is read for a plan.
@@ -61,11 +66,17 @@ class Rounds:
     wake_space: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.time
     _found: dict[str, Verdict] = field(default_factory=dict)
-    _shown: dict[str, Plan] = field(default_factory=dict)
-    """The newest plans, by digest: those that people may have read before they approve one."""
+    _shown: dict[str, frozenset[Key]] = field(default_factory=dict)
+    """What the newest plans delete, by digest: those that people may have read before they approve one."""
     _space: dict[str, Any] = field(default_factory=dict)
     """What was freed last, for the status."""
     _space_again: float = 0.0
+    _deletable: int | None = None
+    """How many images go by the newest plan or are in the trash; None: there is no plan."""
+    _not_renewed: dict[str, str] = field(default_factory=dict)
+    """Why a node's certificate was not renewed the last time."""
+    _replacement: dict[str, Any] = field(default_factory=dict)
+    """Which node was replaced last, for the status."""
 
     def health(self) -> None:
         """Look at the registry, and write how it is. Raises Error, Lost."""
@@ -90,13 +101,14 @@ class Rounds:
             verdicts = [adopted, *health.unknown(error.code, f"{error.message}; {error.hint}"), *self._later(mine)]
             self._write(CLUSTERS, mine, verdicts, now)
             return
-        vip, seen = _look(cluster, the_way)
+        vip, seen = looking.look(cluster, the_way)
         authority_ends, moment = probes.authority_ends(the_way), datetime.fromtimestamp(now, UTC)
         verdicts = [
             adopted,
             *health.of_cluster(cluster, vip, seen, authority_ends, moment),
             *self._later(mine),
         ]
+        verdicts += self._stuck(mine, next(one.status for one in verdicts if one.kind == "StorageFilling"))
         of_nodes = {one.name: health.of_node(one, moment) for one in seen}
         holders = list(health.holders(seen, vip))
         before = {one["name"]: one.get("health") for one in mine.get("status", {}).get("nodes", ())}
@@ -107,7 +119,7 @@ class Rounds:
             },
             "nodes": [
                 {
-                    **_node(one, authority_ends, moment),
+                    **looking.of_node(one, authority_ends, moment),
                     "health": merged(before.get(one.name), of_nodes[one.name], now, mine["metadata"]["generation"]),
                 }
                 for one in seen
@@ -117,8 +129,8 @@ class Rounds:
         for name, verdicts in of_nodes.items():
             for change in changes(before.get(name), verdicts):
                 post(self.objects, self.replica, mine, change, name)
-        for name, serves in health.figures(seen).items():
-            self.figures.set("node_serves", serves, node=name)
+        serves = health.figures(seen)
+        self.figures.replace("node_serves", {(("node", name),): found for name, found in serves.items()})
 
     def images(self) -> None:
         """Find images that pods use and the registry lacks. Raises Error, Lost."""
@@ -140,6 +152,9 @@ class Rounds:
         self._without_policy({one["metadata"]["name"] for one in found}, now)
         if not found:
             text = "there is no RegistryPolicy, so nothing is planned"
+            self._deletable = None
+            for name in ("plan_deletions", "plan_freed_bytes", "plan_made_seconds"):
+                self.figures.replace(name, {})
             self._tell(Verdict("RetentionHealthy", None, "NoPolicy", text))
             return
         mine, *others = found
@@ -151,28 +166,67 @@ class Rounds:
             rules = policy.from_object(mine)
         except ConfigError as error:
             self._write(POLICIES, mine, [Verdict("Accepted", False, "Invalid", str(error))], now)
+            self._deletable = None
             self._tell(Verdict("RetentionHealthy", False, "PolicyInvalid", f"the policy {name} is not valid"))
             return
-        plan = self.objects.get(f"{CUSTOM}/{PLANS}/{name}") or self.objects.create(f"{CUSTOM}/{PLANS}", plans.new(name))
+        plan = self._marked(name)
         said = plans.unused(plan)
-        found_out = self._plan(rules, said, int(now))
+        marker = plans.marker(plan or {})
+        found_out = self._plan(rules, said, int(now), marker)
         made, approved = found_out.plan, (*said, *found_out.approved)
         verdict = plans.healthy(made)
         if plan is not None:
+            generation = mine["metadata"]["generation"]
+            published = self._publish(found_out)
             status = plans.status(
-                made, rules, mine["metadata"]["generation"],
-                old=plan.get("status", {}).get("conditions"), approved=approved, now=now,
-            )  # fmt: skip
-            self.objects.put_status(PLANS, plan, {**status, **plans.used(plan)})
+                made, rules, generation, plan, approved=approved, now=self.clock(), published=published
+            )
+            if found_out.look is not None and found_out.look.has(marker):
+                marker = replace(marker, confirmed=marker.newest)
+            self.objects.put_status(PLANS, plan, {**status, **plans.used(plan), **plans.remembered(marker)})
             verdict = self._carry_out(found_out, rules, said, mine) or verdict
         accepted = Verdict("Accepted", True, "Accepted", "the operator plans by this policy")
         digest = {} if isinstance(made, Refused) else {"plan": made.digest}
-        self._write(POLICIES, mine, [accepted, verdict], now, digest)
+        self._write(POLICIES, mine, [accepted, verdict], self.clock(), digest)  # an hour later, if there was a run
+        look = found_out.look
+        self._deletable = plans.deletable(made, look.trash) if isinstance(made, Plan) and look is not None else None
         self._tell(verdict)
         if not isinstance(made, Refused):
             self.figures.set("plan_deletions", len(made.deletions))
             self.figures.set("plan_freed_bytes", made.freed)
             self.figures.set("plan_made_seconds", made.made)
+
+    def _publish(self, found: _Made) -> tuple[Verdict, str]:
+        """Keep the whole plan in the registry; see ``plans.publish``. Raises Lost."""
+        if isinstance(found.plan, Refused) or found.cluster is None or found.way is None:
+            return plans.NOT_PUBLISHED, ""
+        self.caller()
+        connect = found.way.registry(found.cluster.spec.vip.address, timeout=_SILENCE)
+        return plans.publish(connect, found.way.key, found.plan)
+
+    def _marked(self, name: str) -> Object | None:
+        """The object of the plans of the policy *name*, made if need be, with what the cluster is to remember."""
+        path = f"{CUSTOM}/{PLANS}/{name}"
+        plan = self.objects.get(path) or self.objects.create(f"{CUSTOM}/{PLANS}", plans.new(name))
+        if plan is None:
+            return None
+        status = {**plan.get("status", {}), **plans.remembered(plans.next_marker(plans.marker(plan)))}
+        return self.objects.get(path) if self.objects.put_status(PLANS, plan, status) else plan
+
+    def images_failed(self, error: Exception) -> None:
+        """Say that *error* has ended a round of images."""
+        self._tell(failure("ImagesMissing", None, error))
+
+    def plans_failed(self, error: Exception) -> None:
+        """Say that *error* has ended a round of plans, at the cluster and at the policy. Raises Lost."""
+        if isinstance(error, Error) and error.code == "ObjectChanged":
+            return  # somebody has just written to the plan, and the next round heeds it
+        verdict = failure("RetentionHealthy", False, error)
+        self._deletable = None
+        self._tell(verdict)
+        with suppress(Error, OSError):  # it may be the API server that fails
+            for mine in self.objects.list(POLICIES)[:1]:
+                self._write(POLICIES, mine, [verdict], self.clock())
 
     def _without_policy(self, policies: Collection[str], now: float) -> None:
         """Empty the plans of policies that are gone: such a plan is nobody's wish any more."""
@@ -181,12 +235,17 @@ class Rounds:
             if name not in policies:
                 said = Verdict("Made", False, "NoPolicy", f"there is no RegistryPolicy {name}")
                 old = plan.get("status", {}).get("conditions")
-                self.objects.put_status(PLANS, plan, {"conditions": merged(old, [said], now, 1)})
+                conditions = merged(old, [said, plans.NOT_PUBLISHED], now, 1)
+                status = {"conditions": conditions, **plans.remembered(plans.marker(plan))}
+                self.objects.put_status(PLANS, plan, status)
 
     def approvals(self) -> None:
         """Take up what people say of plans that are there. Raises Error, Lost."""
         asked = {one["metadata"]["name"]: one["spec"].get("approval", "Required")
                  for one in self.objects.list(POLICIES)}  # fmt: skip
+        for plan in self.objects.list(PLANS):
+            for verdict in plans.valid(plan):
+                self._say(plan["metadata"]["name"], verdict)
         for plan in self.objects.list(PLANS):
             status = plan.get("status", {})
             if "digest" not in status and plans.unused(plan):
@@ -203,14 +262,20 @@ class Rounds:
     def space(self) -> None:
         """Free the space of what has gone for good, if it is time to. Raises Error, Lost."""
         adopted, policies = self._adopted(), self.objects.list(POLICIES)
-        if not policies or adopted is None:
+        if adopted is None:
             return
         mine, cluster, the_way = adopted
+        if (members := the_way.members(cluster)) is not None:
+            self.caller()
+            # Whether or not it is time to free space again, or anybody wants it any more.
+            if (completed := freeing.complete(cluster, members)) is not None:
+                self._tell(completed)
         try:
+            if not policies:
+                return
             wanted = policy.from_object(policies[0]).spec.free_space == "Daily"
         except ConfigError:
             return
-        members = the_way.members(cluster)
         if not wanted:
             self._tell(Verdict(freeing.KIND, None, "Disabled", "the policy says freeSpace: Never"))
         elif members is not None and the_way.key and the_way.login is not None:
@@ -224,7 +289,7 @@ class Rounds:
         connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
         with connect() as registry:
             history = store.read_history(registry, the_way.key)
-        began = datetime.fromisoformat(last).timestamp() if last else None
+        began = seconds_of(last) if last else None
         now = self.clock()
         if now < self._space_again or not freeing.due(began, history, filling=filling, now=now):
             return
@@ -239,8 +304,36 @@ class Rounds:
         if done.report is not None and not list(changes(status.get("conditions"), [done.verdict])):
             post(self.objects, self.replica, mine, done.verdict)  # else health does
 
-    def _plan(self, rules: RegistryPolicy, approved: Sequence[str], now: int) -> _Made:
-        """The plan by *rules*, or why there is none; *approved* is what people have written to its object."""
+    def replacement(self) -> None:
+        """Look whether a node is to be replaced, and have it done. Raises Error, Lost."""
+        adopted = self._adopted()
+        if adopted is None or adopted[2].helper is None:
+            return
+        mine, cluster, the_way = adopted
+        before = self._replacement or mine.get("status", {}).get("replacement") or {}
+        done = replacing.Round(mine, cluster, the_way, self.objects, self.caller, self.clock(), before).turn()
+        self._replacement = done.report or {}
+        for step in done.steps:
+            post(self.objects, self.replica, mine, step)
+        self._tell(done.verdict)
+
+    def certificates(self) -> None:
+        """Have nodes renew certificates that end soon. Raises Error, Lost."""
+        adopted = self._adopted()
+        members = adopted[2].members(adopted[1]) if adopted is not None else None
+        if adopted is None or members is None:
+            return
+        mine = adopted[0]
+        for name, verdict in renewing.renew(mine.get("status", {}), members, self.caller):
+            failed = "" if verdict.status else verdict.reason
+            if not failed or self._not_renewed.get(name) != failed:
+                post(self.objects, self.replica, mine, verdict, name)
+            self._not_renewed[name] = failed
+            self.wake_health()
+
+    def _plan(self, rules: RegistryPolicy, approved: Sequence[str], now: int, marker: Marker) -> _Made:
+        """The plan by *rules*, or why there is none; *approved* is what people have written to its object, *marker*
+        what the cluster remembers."""
         try:
             found = self._adopted()
             if found is None:
@@ -250,12 +343,12 @@ class Rounds:
                 text = "the Secret of the operator lacks the push credentials or the key of the ledger"
                 return _Made(plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`"))
             api = self.apis[1]
-            report = clusters.read(api, paths=[one.pair for one in rules.spec.image_paths])
+            read = clusters.read(api, paths=[one.pair for one in rules.spec.image_paths])
+            report = replace(read, marker=marker)
             connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
             sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, report.version])
             reports = {urlsplit(api.server).netloc: report}
-            nodes = (the_way.nodes(cluster) or []) if rules.asks_for_pulls else []
-            pulls = executor.pulls(nodes, len(cluster.spec.nodes))
+            pulls = partial(executor.pulls, the_way.nodes(cluster) or [], len(cluster.spec.nodes))
             looked = planning.look(
                 connect, the_way.key, rules, now, reports=reports, sets=sets, accepted=approved, pulls=pulls
             )
@@ -275,8 +368,11 @@ class Rounds:
         if isinstance(plan, Refused) or look is None or cluster is None or the_way is None:
             self._say(name, Verdict(carrying.KIND, None, "NoPlan", "there is no plan to carry out"))
             return None
-        self._shown.pop(plan.digest, None)
-        self._shown = dict([*self._shown.items(), (plan.digest, plan)][-_MOST_SHOWN:])
+        if rules.spec.approval != "Automatic" or plan.needs_approval:
+            self._shown.pop(plan.digest, None)
+            shown = [*self._shown.items(), (plan.digest, plan.keys)]
+            # An approval is for all of its plan, however many runs that takes.
+            self._shown = dict([*(one for one in shown[:-_MOST_SHOWN] if one[0] in said), *shown[-_MOST_SHOWN:]])
         try:
             with the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)() as registry:
                 prepared = carrying.prepare(
@@ -285,12 +381,19 @@ class Rounds:
             now = self.objects.get(f"{CUSTOM}/{POLICIES}/{name}")
             if now is None or now["metadata"]["generation"] != asked["metadata"]["generation"]:
                 return None  # the change has woken this round again
-            verdict = carrying.carry_out(prepared, the_way.nodes(cluster), self.caller())
+            if set(said) - set(plans.approvals(self.objects.get(f"{CUSTOM}/{PLANS}/{name}"))):
+                self.wake_plans()  # somebody has withdrawn an approval by which this plan was made, or would go
+                return None
+            verdict = carrying.carry_out(
+                prepared, the_way.nodes(cluster), self.caller(), partial(self._post, name), replaced=look.replaced
+            )
         except Error as error:
             verdict = Verdict(carrying.KIND, False, error.code, f"{error.message}; {error.hint}")
-        self._say(name, verdict, used=said if verdict.reason == "Done" else ())
-        if verdict.reason == "Done":
+        self._say(name, verdict, used=said if verdict.reason == carrying.DONE else ())
+        if verdict.reason in (carrying.DONE, carrying.UNFINISHED):
             self.wake_space()
+        if verdict.reason == carrying.UNFINISHED:
+            self.wake_plans()
         failed = verdict.status is False
         return Verdict("RetentionHealthy", False, verdict.reason, verdict.message) if failed else None
 
@@ -313,6 +416,11 @@ class Rounds:
                 post(self.objects, self.replica, shown, change)
             return
 
+    def _post(self, name: str, said: Verdict) -> None:
+        """Post an Event about the plan *name*."""
+        if (shown := self.objects.get(f"{CUSTOM}/{PLANS}/{name}")) is not None:
+            post(self.objects, self.replica, shown, said)
+
     def _adopted(self) -> tuple[Object, config.RegistryCluster, Way] | None:
         """The object that the operator looks after, its cluster, and the way there; None if there is no valid one.
 
@@ -330,6 +438,15 @@ class Rounds:
         """Let the next round of health show *verdict*."""
         self._found[verdict.kind] = verdict
         self.wake_health()
+
+    def _stuck(self, mine: Object, filling: bool | None) -> list[Verdict]:
+        """Whether there is nothing to delete while a disk is *filling*. None before the first plan, and while that was
+        never so."""
+        if "RetentionHealthy" not in self._found:
+            return []
+        verdict = plans.stuck(self._deletable, filling)
+        said = {one["type"] for one in mine.get("status", {}).get("conditions", ())}
+        return [verdict] if verdict.status or verdict.kind in said else []
 
     def _later(self, mine: Object) -> list[Verdict]:
         """What the other rounds found; Unknown until the first one ends, unless an earlier replica has said more."""
@@ -349,8 +466,9 @@ class Rounds:
         generation = found["metadata"]["generation"]
         conditions = merged(old, verdicts, now, generation)
         status = {"observedGeneration": generation, "conditions": conditions, **(more or {})}
-        if plural == CLUSTERS and (space := self._space or found.get("status", {}).get("space")):
-            status["space"] = space
+        for key, value in (("space", self._space), ("replacement", self._replacement)) if plural == CLUSTERS else ():
+            if last := value or found.get("status", {}).get(key):
+                status[key] = last
         if self.objects.put_status(plural, found, status):
             for change in changes(old, verdicts):
                 post(self.objects, self.replica, found, change)
@@ -370,37 +488,3 @@ class _Made:
     look: planning.Look | None = None
     cluster: config.RegistryCluster | None = None
     way: Way | None = None
-
-
-def _look(cluster: config.RegistryCluster, the_way: Way) -> tuple[probes.Probe, list[health.Seen]]:
-    """What the virtual IP and each node say, all asked side by side."""
-    nodes = cluster.spec.nodes
-    with ThreadPoolExecutor(1 + 2 * len(nodes), "probe") as pool:
-        vip = pool.submit(probes.probe, the_way, cluster.spec.vip.address)
-        served = [pool.submit(probes.probe, the_way, node.address) for node in nodes]
-        agents = [pool.submit(probes.agent, the_way, node.address) for node in nodes]
-        seen = [
-            health.Seen(node.name, probe.result(), agent.result())
-            for node, probe, agent in zip(nodes, served, agents, strict=True)
-        ]
-        return vip.result(), seen
-
-
-def _node(one: health.Seen, authority_ends: datetime, now: datetime) -> dict[str, Any]:
-    """What the status says of a node besides its conditions, as `kubeadm-registry status` does."""
-    says = one.says
-    found: dict[str, Any] = {
-        "name": one.name,
-        "reachable": one.probe.reason != "Unreachable" or says is not None,
-        "fit": bool(says.values.get("fit")) if says is not None else one.probe.serves,
-    }
-    if one.probe.why:
-        found["message"] = one.probe.why
-    if says is not None:
-        found["conditions"] = sorted(says.conditions)
-        if (level := says.values.get("level")) is not None:
-            found["level"] = int(level)
-    if one.probe.ends is not None:
-        found["certificateExpires"] = rfc3339(one.probe.ends.timestamp())
-        found["certificateDays"] = (one.probe.ends - now).days
-    return {**found, "authorityExpires": rfc3339(authority_ends.timestamp())}

@@ -45,7 +45,7 @@ async def run(settings: Settings) -> None:
         if holding.done() or leadership.epoch >= 0:
             await holding
     except Lost as error:
-        log.error("lost the lease: %s", error)
+        log.error("%s: %s", error.what, error)
         sys.stderr.flush()
         os._exit(EXIT_LOST)  # at once: to end tasks and threads in order would take time in which another one leads
     finally:
@@ -66,21 +66,24 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
         lambda: way.read(settings.files), figures, leadership.as_caller,
     )  # fmt: skip
     health = Worker("health", rounds.health, settings.health, figures)
-    images = Worker("images", rounds.images, settings.images, figures)
-    plans = Worker("plans", rounds.plans, settings.plans, figures)
+    images = Worker("images", rounds.images, settings.images, figures, rounds.images_failed)
+    plans = Worker("plans", rounds.plans, settings.plans, figures, rounds.plans_failed)
     approvals = Worker("approvals", rounds.approvals, settings.plans, figures)
     space = Worker("space", rounds.space, settings.space, figures)
+    replacement = Worker("replacement", rounds.replacement, settings.replacement, figures)
+    certificates = Worker("certificates", rounds.certificates, settings.certificates, figures)
     loop = asyncio.get_running_loop()
     rounds.wake_space = partial(_from_a_thread, loop, space)
     rounds.wake_health = partial(_from_a_thread, loop, health)
     rounds.wake_plans = partial(_from_a_thread, loop, plans)
 
     wakes = {
-        CLUSTERS: partial(_from_a_thread, loop, health, images, plans),
+        CLUSTERS: partial(_from_a_thread, loop, health, images, plans, replacement),
         POLICIES: partial(_from_a_thread, loop, plans),
         PLANS: partial(_from_a_thread, loop, approvals),
     }
-    workers = [asyncio.ensure_future(each.run()) for each in (health, images, plans, approvals, space)]
+    kinds = (health, images, plans, approvals, space, replacement, certificates)
+    workers = [asyncio.ensure_future(each.run()) for each in kinds]
     watching = loop.run_in_executor(ThreadPoolExecutor(1, "kopf"), watch, settings, wakes)
     asked = asyncio.ensure_future(ending.wait())
     tasks: set[asyncio.Future[Any]] = {asked, watching, *workers}

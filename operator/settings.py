@@ -22,7 +22,8 @@ class Settings:
     """Of one replica, called *name*. Without *kubeconfig* it logs in by the service account of its pod.
 
     *files* is the directory with what it takes to reach the registry (see ``way.py``). *port* is for metrics and
-    probes, on all addresses. *health*, *images*, *plans* and *space* are the seconds between two rounds of each kind.
+    probes, on all addresses. *health*, *images*, *plans*, *space*, *replacement* and *certificates* are the seconds
+    between two rounds of each kind.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Settings:
     images: float = 300.0
     plans: float = 3600.0
     space: float = 600.0
+    replacement: float = 30.0
+    certificates: float = 3600.0
     times: Times = field(default_factory=Times)
 
     def api(self, *, patience: float) -> Api:
@@ -70,5 +73,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         number("IMAGES_SECONDS", default.images),
         number("PLANS_SECONDS", default.plans),
         number("SPACE_SECONDS", default.space),
+        number("REPLACEMENT_SECONDS", default.replacement),
+        number("CERTIFICATES_SECONDS", default.certificates),
         Times(lease),
     )

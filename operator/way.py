@@ -27,7 +27,7 @@ from kubeadm_registry.access import collecting
 from kubeadm_registry.access.collecting import Member
 from kubeadm_registry.access.executor import ByHelper
 from kubeadm_registry.components.helper import USER as HELPER_USER
-from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.registry import Login, Registry
 from kubeadm_registry.transport.ssh_command import ask
@@ -66,17 +66,22 @@ class Way:
 
     def nodes(self, cluster: RegistryCluster) -> list[ByHelper] | None:
         """The nodes of *cluster*, each to be asked by its helper; None without a key for that."""
+        found = [self.node(cluster, node) for node in cluster.spec.nodes]
+        return None if self.helper is None else [one for one in found if one is not None]
+
+    def node(self, cluster: RegistryCluster, node: Node) -> ByHelper | None:
+        """A *node* of *cluster*, or one that was or is to be, to be asked by its helper; None without a key for that.
+
+        It is known by ``hostKey``, where that is set.
+        """
         if self.helper is None:
             return None
         key, hosts = self.helper
-        found: list[ByHelper] = []
-        for node in cluster.spec.nodes:
-            target = SshTarget(
-                node.name, node.address, HELPER_USER, cluster.spec.ssh_port(node),
-                identity_file=key, known_hosts_file=hosts, config_file=Path(os.devnull),
-            )  # fmt: skip
-            found.append(ByHelper(node.name, partial(ask, target)))
-        return found
+        target = SshTarget(
+            node.name, node.address, HELPER_USER, cluster.spec.ssh_port(node),
+            identity_file=key, known_hosts_file=hosts, host_key=node.host_key, config_file=Path(os.devnull),
+        )  # fmt: skip
+        return ByHelper(node.name, partial(ask, target))
 
     def members(self, cluster: RegistryCluster) -> list[Member] | None:
         """The same nodes, for freeing space."""

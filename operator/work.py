@@ -20,13 +20,18 @@ class Worker:
     """Does the round *work*, called *name*, every *seconds*, and soon after ``wake``.
 
     Handlers of events only wake: what happened in between is never missed, because each round reads everything anew.
+    *failed* hears of what has ended a round.
     """
 
-    def __init__(self, name: str, work: Callable[[], None], seconds: float, figures: Figures) -> None:
+    def __init__(
+        self, name: str, work: Callable[[], None], seconds: float, figures: Figures,
+        failed: Callable[[Exception], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self.name = name
         self._work = work
         self._seconds = seconds
         self._figures = figures
+        self._failed = failed
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -51,8 +56,10 @@ class Worker:
             self._work()
         except (Error, OSError) as error:
             log.error("%s: %s", self.name, error)
-        except Exception:  # a bug in one round must not end the others
+            self._failed(error)
+        except Exception as error:  # a bug in one round must not end the others
             log.exception("%s failed", self.name)
+            self._failed(error)
         else:
             self._figures.ended(self.name, began)
             return True

@@ -4,7 +4,7 @@ from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components.services import backend
 from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.phase import Phase
-from kubeadm_registry.phases.immutable import SAME_CLUSTER
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host
 
 
@@ -23,7 +23,7 @@ def joined(cluster: Cluster, host: Host) -> Steps:
     return backend(cluster.spec).joined(cluster, host)
 
 
-INSTALL = Phase("install", "Install and start the storage", install, checks=(SAME_CLUSTER,), one_at_a_time=True)
-FORM = Phase("form", "Create the storage cluster: layout, key and buckets", form, on=leader)
+INSTALL = Phase("install", "Install and start the storage", install, checks=OF_MEMBERS, one_at_a_time=True)
+FORM = Phase("form", "Create the storage cluster: layout, key and buckets", form, on=leader, checks=OF_MEMBERS)
 JOINED = Phase("joined", "Wait for all storage nodes to be connected", joined)
 BACKEND = Phase("backend", "Set up the replicated storage", phases=(INSTALL, FORM, JOINED))

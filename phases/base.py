@@ -3,4 +3,4 @@
 from kubeadm_registry.components import common
 from kubeadm_registry.engine.phase import Phase
 
-BASE = Phase("base", "Create system users, directories and the systemd slice", common.base)
+BASE = Phase("base", "Create users, directories and the systemd slice", common.base)

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from kubeadm_registry import certificates, paths, rotation
 from kubeadm_registry.cluster import Cluster, leader
-from kubeadm_registry.components import haproxy
+from kubeadm_registry.components.certificates import leaf, presented
 from kubeadm_registry.components.served import Served, Trusted
-from kubeadm_registry.engine.changes import File, Steps, Wait
+from kubeadm_registry.engine.changes import File, Steps
 from kubeadm_registry.engine.phase import Check, Phase, Workflow
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
@@ -24,17 +24,9 @@ from kubeadm_registry.pki import fingerprint
 from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.transport.host import Host, side_by_side
 
-#: Seconds. The agent looks for another certificate every ten.
-_AGENT = 30.0
-
-
-def _leaf(cluster: Cluster, host: Host) -> Steps:
-    yield from haproxy.identity(cluster, host)
-    yield Served()
-
 
 def _agent(_: Cluster, host: Host) -> Steps:
-    yield Wait("the agent presents the certificate", certificates.agent_lags, timeout=_AGENT)
+    yield presented()
 
 
 def _trust(cluster: Cluster, _: Host) -> Steps:
@@ -60,7 +52,7 @@ TRUST = Phase(
 LEAVES = Phase(
     "leaves",
     "Issue each node's certificate and load it into HAProxy",
-    _leaf,
+    leaf,
     checks=(Check("Authority", lasting, on=leader),),
     one_at_a_time=True,
 )

@@ -90,9 +90,20 @@ class Collection:
         self._looked = now()
         marked = self.leader.do("mark", run=self.run)
         self.blobs, self.bytes = marked["blobs"], marked["bytes"]
-        self.seconds = min(MARGIN + 3 * (reading + marked["seconds"]) + EACH * self.blobs, LONGEST)
-        self.pending = not all(one.pushes.open for one in self._note_frontends().values())
+        self._take_over(MARGIN + 3 * (reading + marked["seconds"]) + EACH * self.blobs)
         return logs
+
+    def look_for_pending(self) -> bool:
+        """Whether a run that died has left pushes closed somewhere. Raises Error (PushesUnknown)."""
+        self._take_over(MARGIN)
+        return self.pending
+
+    def _take_over(self, seconds: float) -> None:
+        """Close for *seconds*, and where pushes are closed already for no less: what a run that died has begun to
+        delete may go on until then."""
+        left = [one or 0.0 for found in self._note_frontends().values() for one in found.pushes.left.values()]
+        self.pending = any(left)
+        self.seconds = min(max(seconds, *left), LONGEST)
 
     def _note_frontends(self) -> dict[str, Seen]:
         """What the nodes say; what is deleted from here on, their frontends do not know."""
@@ -116,6 +127,11 @@ class Collection:
     def sweep(self) -> Phase:
         """What no manifest needs goes, and no push relies on."""
         return Phase("sweep", "Delete what no manifest needs", lambda _, host: self._sweep(), on=leader)
+
+    @property
+    def end(self) -> Phase:
+        """What a run that died has begun to delete is left at that."""
+        return Phase("end", "End the deletion that nobody waits for", lambda _, host: self._end(), on=leader)
 
     @property
     def restart(self) -> Phase:
@@ -142,6 +158,9 @@ class Collection:
             self._delete,
         )
 
+    def _end(self) -> Steps:
+        yield _Once("end the deletion", "no blob is deleted", self._end_deletion)
+
     def _restart(self) -> Steps:
         yield _Restarted(self)
 
@@ -162,6 +181,10 @@ class Collection:
         swept = self.member(host).do("sweep", run=self.run, relied=relied, back=back, ahead=ahead)
         self.deleted, self.freed, self.kept = swept["blobs"], swept["bytes"], swept["kept"]
         self.begun = self.deleted > 0
+
+    def _end_deletion(self, host: Host) -> None:
+        self.member(host).do("end")
+        self._note_frontends()
 
     def restarted(self, member: Member) -> bool:
         """Whether the frontend of *member* knows of no blob that this run, or one that died, has deleted."""

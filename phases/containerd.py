@@ -9,6 +9,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import Spec
 from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.phase import Check, Phase
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.secrets import Secrets, basic
 from kubeadm_registry.transport.host import Host
 
@@ -46,7 +47,7 @@ CONTAINERD = Phase(
     "containerd",
     "Configure containerd to pull through the virtual IP",
     point,
-    checks=(Check("Containerd", usable),),
+    checks=(*OF_MEMBERS, Check("Containerd", usable)),
     one_at_a_time=True,
     notices=notices,
 )

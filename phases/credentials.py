@@ -16,7 +16,7 @@ from kubeadm_registry.engine.phase import Phase, Workflow
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases.agent import AGENT
-from kubeadm_registry.phases.backend import FORM, JOINED
+from kubeadm_registry.phases.backend import FORM, INSTALL, JOINED
 from kubeadm_registry.phases.containerd import CONTAINERD
 from kubeadm_registry.phases.exchange import Stages, exchange
 from kubeadm_registry.phases.frontend import FRONTEND
@@ -51,6 +51,14 @@ KEYS: dict[rotation.Kind, Stages] = {
         "trust": (STORE, AGENT, SETTLE),
         "issue": (STORE, AGENT, SETTLE),
         "remove": (STORE, AGENT, SETTLE),
+        "": (STORE,),
+    },
+    # The storage accepts one token at a time, and only its own node's agent uses it, which reads it again where it is
+    # refused. So both get it on one node after another; the other stages are for a run that dies.
+    "admin": {
+        "trust": (STORE,),
+        "issue": (STORE, INSTALL, JOINED, AGENT, SETTLE),
+        "remove": (STORE,),
         "": (STORE,),
     },
 }
@@ -96,5 +104,5 @@ def finish(
 
 
 def replace_key(kind: rotation.Kind, cluster: Cluster, reporter: Reporter, *, dry_run: bool = False) -> list[Action]:
-    """Replace the storage's S3 key (``s3``) or the agents' ``heartbeat`` key; see ``exchange``."""
+    """Replace the storage's S3 key (``s3``) or ``admin`` token, or the agents' ``heartbeat`` key; see ``exchange``."""
     return exchange(kind, KEYS[kind], cluster, reporter, lambda _: None, dry_run=dry_run)

@@ -6,21 +6,10 @@ from collections.abc import Iterator
 
 from kubeadm_registry import paths
 from kubeadm_registry.cluster import Cluster, arriving
+from kubeadm_registry.components.links import blocked
 from kubeadm_registry.components.services import services
 from kubeadm_registry.engine.phase import Check
 from kubeadm_registry.transport.host import Host
-
-#: Prints those of the pairs of address and port ``$@`` to which no connection gets. A port on which nobody listens yet
-#: says so, and that is an answer; a firewall says that there is no way, or nothing.
-_BLOCKED = """
-try() {
-  said=$(timeout 3 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$1" "$2" 2>&1)
-  case $?:$said in 0:*|*"Connection refused"*) ;; *) echo "$1 $2" ;; esac
-}
-command -v bash >/dev/null || exit 0
-while [ $# -gt 1 ]; do try "$1" "$2" & shift 2; done
-wait
-"""
 
 
 def reachable(cluster: Cluster, host: Host) -> Iterator[str]:
@@ -44,11 +33,10 @@ def reachable(cluster: Cluster, host: Host) -> Iterator[str]:
     ]
     if not pairs:
         return
-    said = host.query("sh", "-c", _BLOCKED, "blocked", *(word for pair in pairs for word in pair)).text
-    blocked = [tuple(line.split(" ")) for line in said.splitlines()]
+    shut = blocked(host, pairs)
     for node in peers:
         for address in node.addresses:
-            if closed := [port for to, port in pairs if to == address and (to, port) in blocked]:
+            if closed := [port for to, port in pairs if to == address and (to, port) in shut]:
                 yield (
                     f"cannot connect to {node.name} ({address}) on TCP port{'s' * (len(closed) > 1)} "
                     f"{', '.join(closed)}; open {'them' if len(closed) > 1 else 'it'} in the firewall of {node.name}, "

@@ -4,6 +4,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import FRONTENDS, backend, frontend
 from kubeadm_registry.engine.changes import NoService, Steps
 from kubeadm_registry.engine.phase import Phase
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host
 
 
@@ -17,5 +18,9 @@ def install_frontend(cluster: Cluster, host: Host) -> Steps:
 
 
 FRONTEND = Phase(
-    "frontend", "Install and start the registry (zot or Distribution)", install_frontend, one_at_a_time=True
+    "frontend",
+    "Install and start the registry (zot or Distribution)",
+    install_frontend,
+    checks=OF_MEMBERS,
+    one_at_a_time=True,
 )

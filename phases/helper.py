@@ -8,22 +8,28 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper
 from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.phase import Phase, Workflow
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host
 
-HELPER = Phase("helper", "Update the helper of the operator, where there is one", helper.update)
+HELPER = Phase("helper", "Update the operator's helper, if installed", helper.update, checks=OF_MEMBERS)
 
 
-def allow(public: str) -> Workflow:
-    """Have the helper answer to the owner of the SSH key *public*, and to nobody else."""
-    return (Phase("helper", "Install the helper and the operator's key", partial(_allow, public)),)
+def allow(public: str, private: str = "") -> Workflow:
+    """Have the helper answer to the owner of the SSH key *public*, and to nobody else.
+
+    By the key *private* the nodes reach each other to replace one, unless it is empty.
+    """
+    steps = partial(_allow, public, private)
+    return (Phase("helper", "Install the helper and the operator's key", steps, checks=OF_MEMBERS),)
 
 
-def _allow(public: str, cluster: Cluster, host: Host) -> Steps:
-    yield from helper.install(cluster, host, public)
+def _allow(public: str, private: str, cluster: Cluster, host: Host) -> Steps:
+    yield from helper.install(cluster, host, public, private)
 
 
-def _forbid(_: Cluster, __: Host) -> Steps:
-    yield from helper.remove()
+def _forbid(cluster: Cluster, host: Host) -> Steps:
+    yield from helper.remove(cluster, host)
 
 
-FORBID = (Phase("helper", "Remove the helper and the operator's key", _forbid),)
+# A member that an old file lacks would keep the key.
+FORBID = (Phase("helper", "Remove the helper and the operator's key", _forbid, checks=OF_MEMBERS),)

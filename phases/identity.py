@@ -12,7 +12,7 @@ from kubeadm_registry.components import haproxy
 from kubeadm_registry.engine.changes import Absent, Steps
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
-from kubeadm_registry.phases.immutable import SAME_CLUSTER
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host
 
 
@@ -71,9 +71,9 @@ def store(cluster: Cluster, host: Host) -> Steps:
 
 STORE = Phase(
     "store",
-    "Store the cluster CA, credentials and keys on every node",
+    "Store the CA, credentials and keys on every node",
     store,
-    checks=(SAME_CLUSTER, Check("Secrets", storable)),
+    checks=(*OF_MEMBERS, Check("Secrets", storable)),
 )
 
 
@@ -98,7 +98,7 @@ CERTIFICATES = Phase(
     "certificates",
     "Issue each node's certificate",
     haproxy.identity,
-    checks=(Check("Authority", lasting, on=leader),),
+    checks=(*OF_MEMBERS, Check("Authority", lasting, on=leader)),
     notices=ending,
 )
 SECRETS = Phase("secrets", "Generate the cluster CA, credentials and keys", phases=(STORE, CERTIFICATES))

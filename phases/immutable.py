@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from kubeadm_registry import pki
-from kubeadm_registry.cluster import Cluster, leader
+from kubeadm_registry.cluster import Cluster, leader, read_members
 from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.services import BACKENDS, existing, formed
 from kubeadm_registry.config.immutable import ADDRESS, BACKEND, COPIES, DIRECTORY, MEMBERS, NAME, Immutable
@@ -80,4 +80,17 @@ def _told(what: Immutable, whose: str, made: str | None, wanted: str) -> Iterato
         yield f"{what.path}{whose} is {made} and cannot be changed to {wanted} in place; {what.why}; {what.advice}"
 
 
-SAME_CLUSTER = Check("SameCluster", same_cluster, on=leader)
+def same_members(cluster: Cluster, _: Host) -> Iterator[str]:
+    """No other run has changed the member list since this one read it."""
+    there = read_members(cluster.config, cluster.hosts)
+    # This run read it before it had the locks: to write it back would undo what the other one did.
+    if there is not None and there.supersedes(cluster.members):
+        names = ", ".join(sorted(there.nodes))
+        yield f"another run has changed the members meanwhile: they are {names} now; run the command again"
+
+
+OF_MEMBERS = (
+    Check("SameCluster", same_cluster, on=leader, mandatory=True),
+    Check("SameMembers", same_members, on=leader, mandatory=True),
+)
+"""For each phase that gives nodes what follows from the list of members: an old list would fence and outvote some."""

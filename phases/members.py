@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from kubeadm_registry import members, paths
+from kubeadm_registry.access.membership import Request
 from kubeadm_registry.agent import promised
 from kubeadm_registry.agent.formats import Newer
-from kubeadm_registry.cluster import Cluster, arriving, holder_last, retiring, stayer
-from kubeadm_registry.components import agent
+from kubeadm_registry.cluster import Cluster, arriving, holder_last, retiring, stayer, stayers
+from kubeadm_registry.components import agent, data, replacing
 from kubeadm_registry.components import network as rules
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.engine.changes import Absent, File, Running, Steps, Wait
-from kubeadm_registry.engine.phase import Phase
+from kubeadm_registry.engine.phase import Check, Phase
+from kubeadm_registry.errors import Error, NotYetKnown
 from kubeadm_registry.phases import backend as storage
 from kubeadm_registry.phases import network, reset
+from kubeadm_registry.phases.immutable import OF_MEMBERS
+from kubeadm_registry.phases.preflight import ROOM
+from kubeadm_registry.phases.vip import VipLeaves
+from kubeadm_registry.printable import counted
 from kubeadm_registry.transport.host import Host
+
+KEPT_OUT = (
+    "it is not uninstalled, and the others keep it out: switch it off, or run `leave` for it again when that is fixed"
+)
 
 
 def on_retiring(phase: Phase) -> Phase:
-    """*phase* on the hosts that leave, with its checks there."""
+    """*phase* on the hosts that leave, with its checks there. One that fails, perhaps by its disk, counts as dead."""
     checks = tuple(replace(check, on=retiring) for check in phase.checks)
-    return replace(phase, on=retiring, checks=checks)
+    return replace(phase, on=retiring, checks=checks, gives_up=KEPT_OUT)
 
 
 def store(cluster: Cluster, host: Host) -> Steps:
@@ -30,6 +41,12 @@ def store(cluster: Cluster, host: Host) -> Steps:
     yield File(members.PATH, cluster.members.render())
     # The copy that a reset left in the data directory is no longer needed.
     yield Absent(members.kept_path(cluster.spec.data_directory))
+
+
+def clear(cluster: Cluster, host: Host) -> Steps:
+    """Remove what a node that comes stored when it was a member before; what is of no member is not touched."""
+    if data.owns_storage(cluster, host):
+        yield from backend(cluster.spec).clear(cluster, host)
 
 
 def admit(cluster: Cluster, host: Host) -> Steps:
@@ -52,6 +69,25 @@ def readmitting(cluster: Cluster) -> Sequence[Host]:
     return [host for host in cluster.hosts if host not in new]
 
 
+def placed(cluster: Cluster, _: Host) -> Iterator[str]:
+    """Every node that stays has its place in the storage: an interrupted run is not taking it out."""
+    if cluster.change is None or cluster.change.lost:
+        return
+    known = cluster.members
+    before, after = set(known.before or known.nodes), set(known.nodes)
+    for host in stayers(cluster):
+        with suppress(NotYetKnown):  # one that leaves may be uninstalled already
+            there = backend(cluster.spec).places(cluster, host)
+            break
+    else:
+        return
+    # It has given its data away and may be uninstalled. What it still stores is out of date: it comes back as a new
+    # node, which it is once it has left the list of members.
+    for name in sorted((before & after) - there) if there else ():
+        begun = Request(joins=min(there - before, default=""), leaves=name)
+        yield f"{name} is leaving: an earlier run has moved its data to the others; first complete it: `{begun.words}`"
+
+
 def move(cluster: Cluster, host: Host) -> Steps:
     """Change the storage's layout."""
     yield from backend(cluster.spec).move(cluster, host)
@@ -60,6 +96,18 @@ def move(cluster: Cluster, host: Host) -> Steps:
 def copied(cluster: Cluster, host: Host) -> Steps:
     """Wait for the copies."""
     yield from backend(cluster.spec).copied(cluster, host)
+
+
+def lost(cluster: Cluster, _: Host) -> Iterator[str]:
+    """That blocks were not waited for which no node has. After a recovery each image is examined anyway."""
+    if cluster.change is None or cluster.change.lost:
+        return
+    with suppress(Error):
+        if count := max(backend(cluster.spec).lost(cluster).values(), default=0):
+            yield (
+                f"no node has {counted(count, 'block')} that the storage looks for, so this is not waited for: "
+                "`images check` names the images; `images delete` them, and push them again"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,30 +150,56 @@ def settle(cluster: Cluster, host: Host) -> Steps:
     yield from agent.install(after, host, frontend(after.spec), backend(after.spec))
 
 
+def give_up(cluster: Cluster, host: Host) -> Steps:
+    """Have another node take the virtual IP: what clients began comes to its end before."""
+    yield VipLeaves(cluster, lambda _: "it leaves the registry")
+
+
 ARRIVE = Phase(
     "arrive",
     "Install the storage on new nodes",
     phases=(
-        Phase("admit", "Let them in again where they had left before", admit, on=readmitting),
+        # First: the storage of a node that came back may run, and the others keep it out until they admit it.
+        Phase("clear", "Remove old data from returning nodes", clear, on=arriving),
+        Phase("admit", "Readmit nodes that left earlier", admit, on=readmitting),
         replace(network.NETWORK, on=arriving),
-        Phase("storage", "Install and start the storage there", storage.install, on=arriving),
+        Phase("storage", "Install and start the storage", storage.install, on=arriving),
     ),
 )
+VIP_LEAVES = Phase("vip-leaves", "Move the virtual IP off leaving nodes", give_up, on=retiring)
 MOVE = Phase(
     "move",
-    "Copy the data to the nodes that are to have it",
+    "Redistribute the data",
+    checks=(ROOM, Check("StoragePlaces", placed, on=stayer, mandatory=True)),
     phases=(
-        Phase("layout", "Give every member its place in the storage", move, on=stayer),
-        Phase("copies", "Wait until every member has its copies", copied, on=stayer),
+        # A node without a place in the layout reads from the others, slowly: it would lose the address unplanned.
+        VIP_LEAVES,
+        Phase("layout", "Apply the storage layout", move, on=stayer),
+        Phase("copies", "Wait until replication is complete", copied, on=stayer, notices=lost),
     ),
 )
-UNINSTALL = Phase("uninstall", "Uninstall nodes that leave", phases=tuple(map(on_retiring, reset.RESET_PHASES)))
-MEMBERS = Phase("members", "Write down the list of members", store)
+UNINSTALL = Phase(
+    "uninstall",
+    "Uninstall the registry from leaving nodes",
+    phases=(
+        VIP_LEAVES,
+        *map(on_retiring, reset.RESET_PHASES),
+    ),
+)
+MEMBERS = Phase("members", "Store the member list", store, checks=OF_MEMBERS)
+FORGET = on_retiring(Phase("forget", "Remove the shared SSH key from nodes that left", replacing.forget))
 SETTLE = Phase(
     "settle",
-    "Let the new list of members decide alone",
+    "Switch to the new member list",
     phases=(
         Phase("stored", "Wait until every agent has stored the new list", stored),
-        Phase("agents", "Give the agents the new list alone", settle, on=holder_last, one_at_a_time=True),
+        Phase(
+            "agents",
+            "Configure the agents with the new list only",
+            settle,
+            on=holder_last,
+            checks=OF_MEMBERS,
+            one_at_a_time=True,
+        ),
     ),
 )

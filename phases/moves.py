@@ -1,20 +1,22 @@
-"""Carries out a planned move of the virtual IP: for the command, for an upgrade, and for the operator."""
+"""Carries out a planned move of the virtual IP: for the command, and for an upgrade."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from kubeadm_registry.components import handover
-from kubeadm_registry.engine.report import Reporter
-from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.engine.report import Action, Reporter
+from kubeadm_registry.engine.workflow import run, take_locks
 from kubeadm_registry.errors import CommandTimeout, Error, PhaseFailed
 from kubeadm_registry.phases.vip_move import ARRIVAL, SERVED, Move
 from kubeadm_registry.phases.workflows import move_vip
+from kubeadm_registry.transport.host import Host
 
+#: Seconds until the last request has ended by which the gap is measured.
+MEASURED = 5.0
 #: Seconds between two looks at who still has a connection to the old holder.
 EVERY = 0.5
 
@@ -24,13 +26,18 @@ class Moved:
     """What came of a move. *gap*: seconds in which nobody answered at the VIP; None: not measured.
 
     *writes_closed*: seconds from the request to the agents until the new holder was seen to take writes, where only one
-    node may. *left*: connections that the old holder still serves.
+    node may. *left*: whose connections the old holder still serves.
     """
 
-    changed: int
+    actions: Sequence[Action]
     gap: float | None = None
     writes_closed: float = 0.0
-    left: int = 0
+    left: Sequence[str] = ()
+
+    @property
+    def changed(self) -> int:
+        """How many things were done."""
+        return len(self.actions)
 
 
 def move(one: Move, reporter: Reporter, *, dry_run: bool = False, wait: float = 60.0) -> Moved:
@@ -40,44 +47,48 @@ def move(one: Move, reporter: Reporter, *, dry_run: bool = False, wait: float = 
     """
     workflow = move_vip(one)
     if dry_run or not one.needed:
-        return Moved(len(run(workflow, one.cluster, reporter, dry_run=dry_run)))
-    watchers = [host for host in one.cluster.hosts if host.name not in (one.old, one.target)]
-    patience = one.drain_seconds + ARRIVAL + SERVED
-    watching: list[Future[float | None]] = []
-    with ThreadPoolExecutor(max_workers=1) as pool:
+        return Moved(run(workflow, one.cluster, reporter, dry_run=dry_run))
+    watcher = next((host for host in one.cluster.hosts if host.name not in (one.old, one.target)), None)
+    if watcher is not None:
         # By then the file is there that it goes by.
-        one.before_asking = lambda: watching.extend(
-            pool.submit(handover.measure, one.cluster, host, patience) for host in watchers[:1]
-        )
-        try:
-            actions = run(workflow, one.cluster, reporter)
-        except PhaseFailed as error:
-            with suppress(Error):
-                if not one.arrived():  # nothing is passed on to a node from which nothing has moved
-                    one.withdraw()
-                    one.forget()
-            if isinstance(error.cause, CommandTimeout) and error.phase == "arrive":
-                raise _stayed(one) from error
-            raise
-        finally:
-            one.withdraw()
-        found = _of(watching)
+        one.before_asking = lambda: _measure(one, watcher)
+    # Whoever has them may have asked the agents for another move, which is not to be withdrawn.
+    take_locks(one.cluster.everyone)
+    try:
+        actions = run(workflow, one.cluster, reporter)
+    except PhaseFailed as error:
+        with suppress(Error):
+            if not one.arrived():  # nothing is passed on to a node from which nothing has moved
+                one.withdraw()
+                one.forget()
+        if isinstance(error.cause, CommandTimeout) and error.phase == "arrive":
+            raise _stayed(one) from error
+        raise
+    finally:
+        one.withdraw()
+    found = None if watcher is None or not one.begun else _measured(watcher)
     left = _drained(one.clients, wait)
     if not left:
         one.forget()
-    return Moved(len(actions), found, one.done - one.begun, left)
+    return Moved(actions, found, one.done - one.begun, left)
 
 
-def _of(watching: list[Future[float | None]]) -> float | None:
-    """What was measured: nobody needs it, so it fails nothing."""
+def _measure(one: Move, watcher: Host) -> None:
+    """Have *watcher* measure for how long nobody answers: nobody needs it, so it fails nothing."""
+    with suppress(Error):
+        handover.measure(one.cluster, watcher, one.drain_seconds + ARRIVAL + SERVED)
+
+
+def _measured(watcher: Host) -> float | None:
+    """What *watcher* has seen; None if it cannot say."""
     try:
-        return watching[0].result() if watching else None
+        return handover.measured(watcher, MEASURED)
     except Error:
         return None
 
 
-def _drained(clients: Callable[[], int], seconds: float) -> int:
-    """Wait *seconds* at most until there are no *clients*; how many are left."""
+def _drained(clients: Callable[[], Sequence[str]], seconds: float) -> Sequence[str]:
+    """Wait *seconds* at most until there are no *clients*; who is left."""
     end = time.monotonic() + seconds
     while (left := clients()) and time.monotonic() < end:
         time.sleep(EVERY)
@@ -86,8 +97,8 @@ def _drained(clients: Callable[[], int], seconds: float) -> int:
 
 def _stayed(one: Move) -> Error:
     return Error(
-        f"the virtual IP did not move to {one.target} within {one.drain_seconds + ARRIVAL:.0f} s, and is not asked to "
-        "any more", code="VipNotMoved",
+        f"the virtual IP did not move to {one.target} within {one.drain_seconds + ARRIVAL:.0f} s, and "
+        "the request has been withdrawn", code="VipNotMoved",
         hint="with zot, uploads in flight have to end first: try again when the large ones are done; else see "
         "`kubeadm-registry status`",
     )  # fmt: skip

@@ -5,6 +5,7 @@ from kubeadm_registry.components import network
 from kubeadm_registry.components.services import frontend, services
 from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.phase import Phase
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host
 
 
@@ -15,7 +16,8 @@ def install(cluster: Cluster, host: Host) -> Steps:
 
 NETWORK = Phase(
     "network",
-    "Configure the loopback address, routes and nftables rules",
+    "Configure loopback address, routes and nftables",
     install,
+    checks=OF_MEMBERS,
     one_at_a_time=True,
 )

@@ -10,6 +10,7 @@ from functools import cache, partial
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import ip
+from kubeadm_registry.agent import reserve
 from kubeadm_registry.bundle.programs import MACHINES, architecture_of
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import data
@@ -19,7 +20,7 @@ from kubeadm_registry.engine.changes import unit_state
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.firewall import REACHABLE
-from kubeadm_registry.phases.immutable import SAME_CLUSTER
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
 SUPPORTED = {
@@ -119,16 +120,36 @@ def _is_other(host: Host, pid: str) -> bool:
 _FREE = 'p=$1; until [ -e "$p" ]; do p=$(dirname "$p"); done; df -P -B1 -- "$p" | tail -n 1'
 
 
+def _free(host: Host, path: str) -> tuple[int, int, str]:
+    """The size of that file system and what is free there, in bytes, and where it is mounted."""
+    fields = host.query("sh", "-c", _FREE, "free", path).text.split()
+    return int(fields[1]), int(fields[3]), fields[5]
+
+
 def disk(cluster: Cluster, host: Host) -> Iterator[str]:
     """Enough disk space is free for layers and programs."""
     for path, least in ((cluster.spec.data_directory, DATA_FREE), (paths.OPT, PROGRAMS_FREE)):
-        fields = host.query("sh", "-c", _FREE, "free", path).text.split()
-        free = int(fields[3])
+        _, free, mounted = _free(host, path)
         if free < least and not unit_state(host, backend(cluster.spec).SERVICE.unit).active:
             yield (
-                f"{path} has {free / 2**30:.1f} GiB free on {fields[5]}, at least {least / 2**30:.0f} are required; "
+                f"{path} has {free / 2**30:.1f} GiB free on {mounted}, at least {least / 2**30:.0f} are required; "
                 "free or add disk space, or set spec.dataDirectory to another path"
             )
+
+
+def room(cluster: Cluster, host: Host) -> Iterator[str]:
+    """What a changed list of members gives a node to store fits on its disk."""
+    taken = backend(cluster.spec).incoming(cluster, host)
+    if taken <= 0:
+        return
+    path = cluster.spec.data_directory
+    size, free, mounted = _free(host, path)
+    kept = reserve.of(size)
+    if free - kept < taken:
+        yield (
+            f"{path} is to take {taken / 2**30:.1f} GiB of images, and has {free / 2**30:.1f} GiB free on {mounted}, "
+            f"of which {kept / 2**30:.1f} GiB are kept for deletions; add disk space, or delete images first"
+        )
 
 
 def clock(cluster: Cluster, _: Host) -> Iterator[str]:
@@ -230,8 +251,8 @@ def _same_subnet(one: str, other: str, prefix_length: int) -> bool:
 def vip_unused(cluster: Cluster, host: Host) -> Iterator[str]:
     """No other machine uses the virtual IP."""
     for vip in cluster.spec.vip.addresses:
-        # A server that cannot be reached by SSH may well have it.
-        if cluster.absent or any(has_address(member, vip) for member in cluster.hosts):
+        # A node that cannot be reached by SSH may well have it, and one that leaves gives it up in this run.
+        if cluster.absent or any(has_address(member, vip) for member in cluster.everyone):
             continue
         if _answers(host, vip):
             yield f"{vip} is in use by another machine; set spec.vip.address to an unused address"
@@ -256,8 +277,9 @@ def _answers(host: Host, address: str) -> bool:
     return result.ok and any("lladdr" in entry for entry in json.loads(result.stdout or b"[]"))
 
 
+ROOM = Check("StorageSpace", room)
 CHECKS = (
-    SAME_CLUSTER,
+    *OF_MEMBERS,
     Check("OperatingSystem", operating_system),
     Check("Architecture", architecture),
     Check("Tools", tools),

@@ -6,6 +6,7 @@ from kubeadm_registry.components.served import Served, Trusted
 from kubeadm_registry.components.services import frontend
 from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.phase import Phase
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host
 
 
@@ -16,4 +17,4 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield Served()
 
 
-PROXY = Phase("proxy", "Install and start HAProxy", install, one_at_a_time=True)
+PROXY = Phase("proxy", "Install and start HAProxy", install, checks=OF_MEMBERS, one_at_a_time=True)

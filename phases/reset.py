@@ -27,7 +27,7 @@ def restorable(_: Cluster, host: Host) -> Iterator[str]:
 
 def services(cluster: Cluster, host: Host) -> Steps:
     """Stop every service, the outermost first, so that the VIP moves away before the registry stops."""
-    yield from helper.remove()
+    yield from helper.remove(cluster, host)
     yield from retention.remove()
     for service in reversed(every_service()):
         for unit in service.units:
@@ -145,5 +145,5 @@ CONTAINERD = Phase(
 SERVICES = Phase("services", "Stop the services and remove their units", services)
 KEEP = Phase("secrets", "Move the secrets to the data directory", keep)
 FILES = Phase("files", "Remove configuration, programs and users", files, notices=data.foreign_scratch)
-DATA = Phase("data", "Delete all images and secrets (only with --purge-data)", purge, notices=data.foreign_storage)
+DATA = Phase("data", "Delete images and secrets (only with --purge-data)", purge, notices=data.foreign_storage)
 RESET_PHASES = (CONTAINERD, SERVICES, KEEP, FILES, DATA)

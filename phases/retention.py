@@ -10,6 +10,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import pulls, retention
 from kubeadm_registry.engine.changes import Absent, Disabled, File, Running, Steps, unit_path
 from kubeadm_registry.engine.phase import Check, Phase, Workflow
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host
 
 
@@ -28,7 +29,9 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield from pulls.install(cluster, host)
 
 
-RETENTION = Phase("retention", "Install the retention executor and the recorder of pulls", install, notices=lacking)
+RETENTION = Phase(
+    "retention", "Install the retention executor and pull recorder", install, checks=OF_MEMBERS, notices=lacking
+)
 
 
 def installed(_: Cluster, host: Host) -> Iterator[str]:

@@ -2,5 +2,6 @@
 
 from kubeadm_registry.components import runbook
 from kubeadm_registry.engine.phase import Phase
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 
-RUNBOOK = Phase("runbook", f"Write {runbook.PATH}: recovery commands for a node's console", runbook.install)
+RUNBOOK = Phase("runbook", "Write the RUNBOOK: recovery without this tool", runbook.install, checks=OF_MEMBERS)

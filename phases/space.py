@@ -74,6 +74,25 @@ def free(
     return Space(count, size, one.kept, before, before if dry_run else _stored(leader), closed)
 
 
+def complete(cluster: Cluster, members: Sequence[Member], reporter: Reporter) -> bool:
+    """Open pushes where a run that died has left them closed; whether there were any.
+
+    Nothing is done unless all *members* say so. It can be interrupted at any moment and run again. Raises Error
+    (HostBusy, CollectionBusy: that run has not died).
+    """
+    if frontend(cluster.spec).FREES_BLOBS:
+        return False  # it closes them for moments, and restarts nothing
+    one = Collection(cluster, members, GRACE)
+    try:
+        if not one.look_for_pending():
+            return False
+    except Error as error:
+        reporter.note(f"it is not known whether pushes are open: {error}", level="warning")
+        return False
+    run(workflows.complete(one), cluster, reporter)
+    return True
+
+
 def one_by_one(
     members: Sequence[Member], connect: Connect, found: Mapping[blobs.Blob, int], grace: float
 ) -> blobs.Freed:

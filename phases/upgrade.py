@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from kubeadm_registry.cluster import Cluster, leader
-from kubeadm_registry.components import agent, compatibility, drain, health, keepalived, running
+from kubeadm_registry.components import agent, compatibility, health, running
 from kubeadm_registry.components.compatibility import Plan
 from kubeadm_registry.components.services import services
 from kubeadm_registry.engine.changes import Running, Steps, last_words, wait
@@ -15,12 +15,11 @@ from kubeadm_registry.engine.phase import Check, Phase, Workflow
 from kubeadm_registry.errors import CommandTimeout, Error, PhaseFailed
 from kubeadm_registry.phases.agent import AGENT as AGENT_PHASE
 from kubeadm_registry.phases.vip import INSTALL as VIP_INSTALL
+from kubeadm_registry.phases.vip import VipLeaves
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
 #: Seconds that a node has to become healthy after its turn, and that the others have before it.
 HEALTHY_WITHIN = 300.0
-#: Seconds in which another node takes the virtual IP that one gives up.
-VIP_WITHIN = 15.0
 
 
 def order(cluster: Cluster) -> tuple[Host, ...]:
@@ -114,8 +113,22 @@ def _ready(cluster: Cluster, host: Host) -> Steps:
 
 
 def _leave(cluster: Cluster, host: Host) -> Steps:
-    if len(cluster.hosts) > 1:
-        yield VipLeaves(cluster)
+    yield leaves(cluster)
+
+
+def leaves(cluster: Cluster) -> VipLeaves:
+    """The virtual IP is elsewhere before something restarts that would make it move in any case."""
+    return VipLeaves(cluster, partial(_restarts, cluster))
+
+
+def _restarts(cluster: Cluster, host: Host) -> str | None:
+    """What restarts on *host* upon which the virtual IP moves.
+
+    Other services restart under it: their node's HAProxy passes reads on to other nodes meanwhile.
+    """
+    found = verbs(cluster, host, (AGENT_PHASE, VIP_INSTALL))
+    units = [unit for unit, verb in found if verb == "restart"]
+    return f"{' and '.join(units)} will restart" if units else None
 
 
 def _healthy(cluster: Cluster, host: Host) -> Steps:
@@ -142,44 +155,6 @@ class OthersHealthy:
                 f"{host.name} is not upgraded while another node is not healthy: {error.message}",
                 host=host.name, code="NodeNotHealthy", hint="see `kubeadm-registry status`",
             ) from error  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class VipLeaves:
-    """The VIP is elsewhere before the agent or keepalived restart here, which would make it move in any case.
-
-    Other services restart under it: their node's HAProxy passes reads on to other nodes meanwhile.
-    """
-
-    cluster: Cluster
-    title = "move the virtual IP to another node"
-
-    def diff(self, host: Host) -> str | None:
-        """That it is here, and what restarts."""
-        vip = self.cluster.spec.vip.address
-        if len(self.cluster.hosts) == 1 or not has_address(host, vip):
-            return None
-        found = verbs(self.cluster, host, (AGENT_PHASE, VIP_INSTALL))
-        restarting = [unit for unit, verb in found if verb == "restart"]
-        return f"{vip}: leaves {host.name}, where {' and '.join(restarting)} will restart" if restarting else None
-
-    def apply(self, host: Host) -> None:
-        """Let clients end, then end keepalived in order: another node has the address within a second.
-
-        It is started again at once, and waits behind the new holder; by the phase ``vip`` if the run dies before that.
-        Also if no other node takes the address: this one has it back then.
-        """
-        try:
-            with drain.drained(self.cluster, host):
-                host.run("systemctl", "stop", "--", keepalived.UNIT, timeout=30)
-                wait(host, self._elsewhere, what="another node has the virtual IP", timeout=VIP_WITHIN, interval=0.1)
-        finally:
-            host.run("systemctl", "start", "--", keepalived.UNIT, timeout=30)
-
-    def _elsewhere(self, host: Host) -> str | None:
-        vip = self.cluster.spec.vip.address
-        others = [one for one in self.cluster.hosts if one.name != host.name]
-        return None if any(has_address(one, vip) for one in others) else "no other node has it"
 
 
 @dataclass(frozen=True, slots=True)

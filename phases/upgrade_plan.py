@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kubeadm_registry import members, secrets
-from kubeadm_registry.agent import promised
+from kubeadm_registry.access import collecting
+from kubeadm_registry.agent import document, moves, moving, promised, pulls, trend
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import compatibility, programs, running
+from kubeadm_registry.components import compatibility, executor_files, helper, programs, replacing, running
 from kubeadm_registry.components.compatibility import AGENT, Plan, Record
 from kubeadm_registry.containerd import record
 from kubeadm_registry.engine.memory import remembering
@@ -15,12 +16,17 @@ from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.images import brought, seeded
 from kubeadm_registry.members import FIRST
 from kubeadm_registry.phases import upgrade
-from kubeadm_registry.retention import history, ledger, standing, trash
+from kubeadm_registry.retention import history, ledger, order, standing, trash
+from kubeadm_registry.retention import record as plan
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
+#: All that lies on a node or in the registry; the files of a workstation and messages are not among them.
 _FORMATS = (
-    secrets.FORMAT, programs.FORMAT, members.FORMAT, promised.FORMAT, *record.FORMATS, seeded.FORMAT, brought.FORMAT,
-    ledger.FORMAT, history.FORMAT, trash.FORMAT, standing.FORMAT,
+    secrets.FORMAT, programs.FORMAT, members.FORMAT, *record.FORMATS, seeded.FORMAT, brought.FORMAT,
+    plan.FORMAT, ledger.FORMAT, history.FORMAT, trash.FORMAT, standing.FORMAT, standing.SPENT, order.FORMAT,
+    executor_files.FORMAT, executor_files.RESULT, helper.SETTINGS, helper.REQUEST, helper.RESULT, collecting.NOTED,
+    replacing.REQUESTED, replacing.WORKED, replacing.NOTED,
+    promised.FORMAT, document.FORMAT, moving.FORMAT, moves.FORMAT, trend.FORMAT, pulls.RECORD, pulls.POSITION,
 )  # fmt: skip
 RECORDS = tuple(Record(one.name, max(one.min_reader, one.min_writer)) for one in _FORMATS)
 """What this release writes to nodes and registry, and an earlier one would have to read and write."""
@@ -63,12 +69,14 @@ def overview(cluster: Cluster, phases: Workflow) -> Overview:
     if cluster.members.generation > FIRST and compatibility.numbers(before)[:2] < (0, 2):
         back = (
             *back,
-            f"release {before} knows no list of members: with it no node takes pushes after a change of them",
+            f"release {before} has no member list: with it no node accepts pushes after members changed",
         )
+    if cluster.vault.preview().overlap and compatibility.numbers(before)[:2] < (0, 2):
+        back = (*back, f"release {before} may not change secrets while some are exchanged: complete that first")
     return Overview(current, wanted, upgrade.plan(cluster, hosts), tuple(turns), before, tuple(back))
 
 
 def _turn(cluster: Cluster, host: Host, phases: Workflow) -> Turn:
     verbs = tuple(dict(upgrade.verbs(cluster, host, phases)).items())
     holds = has_address(host, cluster.spec.vip.address)
-    return Turn(host.name, verbs, holds, upgrade.VipLeaves(cluster).diff(host) is not None)
+    return Turn(host.name, verbs, holds, upgrade.leaves(cluster).diff(host) is not None)

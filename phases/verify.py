@@ -95,5 +95,5 @@ def pull(cluster: Cluster, host: Host) -> Steps:
 
 
 PUSH = Phase("push", "Push the canary image through the proxy", push, on=leader)
-PULL = Phase("pull", "Pull it by digest through every node and the virtual IP", pull)
+PULL = Phase("pull", "Pull it through every node and the virtual IP", pull)
 VERIFY = Phase("verify", "Verify the registry end to end", phases=(PUSH, PULL))

@@ -16,7 +16,7 @@ from kubeadm_registry import paths
 from kubeadm_registry.agent import document
 from kubeadm_registry.agent.document import State
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import handover
+from kubeadm_registry.components import handover, health
 from kubeadm_registry.engine.changes import Steps, Wait
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import ConfigError, Error
@@ -28,11 +28,13 @@ STALE = 5.0
 #: Seconds for the agents to have read what they are asked for, for the VIP to move, and for the new holder to serve.
 HEARD, ARRIVAL, SERVED = 5.0, 10.0, 20.0
 #: Seconds in which what hinders a move may pass, and between two looks.
-PATIENCE, AGAIN = 10.0, 0.5
+PATIENCE, AGAIN = 30.0, 0.5
 #: Seconds that the uploads which are in flight have to end, with one writer. New ones are held meanwhile, for 30 s.
 DRAIN = 15.0
 #: Conditions of an agent that say nothing about whether its node should have the VIP.
 _HARMLESS = frozenset({"NoCanary", "CanaryMissing", "StorageCopying", "WriterClosing"})
+#: A node that answers late serves nevertheless, and under full load all of them may.
+_SLOW, _CHAIN = "ChainSlow", 1
 #: The node's clock, then what its agent says.
 _LOOK = 'date +%s.%N; cat -- "$1" 2>/dev/null || :'
 
@@ -53,10 +55,20 @@ def look(cluster: Cluster) -> Standing:
         return has_address(host, vip), _agent(host)
 
     answers = dict(zip((host.name for host in cluster.hosts), side_by_side(ask, cluster.hosts), strict=True))
+    states = {name: state for name, (_, state) in answers.items()}
+    never = health.lost(cluster, states)
     return Standing(
         tuple(name for name, (holds, _) in answers.items() if holds),
-        {name: state for name, (_, state) in answers.items()},
+        {name: _without(state, never.get(name, 0)) for name, state in states.items()},
     )
+
+
+def _without(state: State | None, never: int) -> State | None:
+    """*state* of a node that will *never* get so many blocks, for no node has them: it does not copy these."""
+    left = state.get("storage_left") if state is not None else None
+    if state is None or left is None or not never or left["blocks"] > never:
+        return state
+    return {**state, "conditions": [one for one in state["conditions"] if one != "StorageCopying"]}
 
 
 def _agent(host: Host) -> State | None:
@@ -65,13 +77,19 @@ def _agent(host: Host) -> State | None:
     return state if state is not None and abs(float(now) - float(state["time"])) < STALE else None
 
 
-def unfit(standing: Standing, name: str) -> str | None:
-    """Why the node *name* should not have the VIP; None if it may."""
+def known(standing: Standing) -> bool:
+    """Whether every agent reports and knows of planned moves: those of release 0.1 do not."""
+    return all(state is not None and "moves_to" in state["vip"] for state in standing.agents.values())
+
+
+def unfit(standing: Standing, name: str, *, may_be_slow: bool = False) -> str | None:
+    """Why the node *name* should not have the VIP; None if it may. *may_be_slow*: late answers are no reason."""
     state = standing.agents.get(name)
     if state is None:
         return "its agent does not report"
-    wrong = [one for one in state["conditions"] if one not in _HARMLESS]
-    if not state["fit"] or state["level"] or not state.get("good", True):
+    slow = may_be_slow and _SLOW in state["conditions"] and state["level"] == _CHAIN
+    wrong = [one for one in state["conditions"] if one not in _HARMLESS and not (slow and one == _SLOW)]
+    if not state["fit"] or (not slow and (state["level"] or not state.get("good", True))):
         return f"it does not serve reads well (level {state['level']}{''.join(f', {one}' for one in wrong)})"
     return f"its agent reports {', '.join(wrong)}" if wrong else None
 
@@ -82,7 +100,7 @@ def wanting(standing: Standing, nodes: Sequence[str]) -> Iterator[str]:
         state = standing.agents.get(name)
         if state is None:
             yield f"{name} does not report"
-        elif (flaw := unfit(standing, name)) is not None:
+        elif (flaw := unfit(standing, name, may_be_slow=True)) is not None:
             yield f"{name} is not healthy: {flaw}"
         elif state["quorum"]["storage"] < len(nodes):
             yield f"{name} reaches {state['quorum']['storage']} of {len(nodes)} storage nodes"
@@ -119,21 +137,26 @@ def require_name(nodes: Sequence[str], wanted: str | None) -> None:
 
 
 def plan(
-    cluster: Cluster, wanted: str | None = None, *, degraded: bool = False, patience: float = PATIENCE
+    cluster: Cluster, wanted: str | None = None, *, degraded: bool = False, patience: float = PATIENCE,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Move:  # fmt: skip
     """The move of the VIP to the node *wanted*, or to the best other one. *degraded*: also while no node may be lost.
 
-    What hinders it may pass within *patience* seconds, as when a busy node answers late. Raises ConfigError
+    What hinders it may pass within *patience* seconds, as when a busy node answers late, or a large push was not yet
+    copied everywhere; *note* is told that this is waited for. Raises ConfigError
     (NodeUnknown, OneNode), Error (VipUnclear, NodeUnfit, NotRedundant).
     """
     require_name([node.name for node in cluster.spec.nodes], wanted)
-    end = time.monotonic() + patience
+    end, told = time.monotonic() + patience, False
     while True:
         try:
             return _plan(cluster, look(cluster), wanted, degraded=degraded)
-        except Error:
+        except Error as error:
             if time.monotonic() >= end:
                 raise
+            if not told:
+                note(f"{error.message}; waiting up to {patience:.0f} s")
+                told = True
         time.sleep(AGAIN)
 
 
@@ -201,12 +224,12 @@ class Move:
     @property
     def keep(self) -> Phase:
         """Who has a connection keeps it."""
-        return Phase("keep", "Let connections to the old holder go on", self._keep, on=self._both)
+        return Phase("keep", "Keep existing connections on the old holder", self._keep, on=self._both)
 
     @property
     def ask(self) -> Phase:
         """All agents but the target's give way to it; the holder's gives the VIP up."""
-        return Phase("ask", "Ask the agents for the move", self._ask, on=self._holder_last, one_at_a_time=True)
+        return Phase("ask", "Request the move from the agents", self._ask, on=self._holder_last, one_at_a_time=True)
 
     @property
     def arrive(self) -> Phase:
@@ -216,7 +239,7 @@ class Move:
     @property
     def reopen(self) -> Phase:
         """The two nodes' own clients connect anew."""
-        return Phase("reopen", "Reconnect what the two nodes themselves pull", self._reopen, on=self._both)
+        return Phase("reopen", "Reset the two nodes' own connections", self._reopen, on=self._both)
 
     @property
     def serve(self) -> Phase:
@@ -270,16 +293,21 @@ class Move:
 
         side_by_side(tell, self.cluster.hosts)
 
-    def clients(self) -> int:
-        """How many connections of before other nodes than the target still serve, without those that nobody uses."""
+    def clients(self) -> list[str]:
+        """Whose connections of before other nodes than the target still serve, without those that nobody uses.
+
+        Those of the target itself have been opened anew, and nothing reaches their old ends any more.
+        """
         vips = self.cluster.spec.vip.addresses
+        own = self.cluster.node(self.host(self.target)).addresses
 
-        def count(host: Host) -> int:
-            if any(handover.clients(host, vip) for vip in vips):
+        def served(host: Host) -> list[str]:
+            if any(handover.clients(host, vip, but=own) for vip in vips):
                 handover.close_idle(self.cluster, host)
-            return sum(len(handover.clients(host, vip)) for vip in vips)
+            return [client for vip in vips for client in handover.clients(host, vip, but=own)]
 
-        return sum(side_by_side(count, [host for host in self.cluster.hosts if host.name != self.target]))
+        others = [host for host in self.cluster.hosts if host.name != self.target]
+        return [client.replace(" . ", " port ") for found in side_by_side(served, others) for client in found]
 
     def forget(self) -> None:
         """Nobody needs any more what was passed on."""
@@ -297,9 +325,9 @@ class _Kept:
         move = self.move
         if host.name == move.target:
             there = handover.passes_on(move.cluster, host, move.host(move.old))
-            what = f"passes on to {move.old} what belongs to connections of before"
+            what = f"forwards packets of existing connections to {move.old}"
         else:
-            there, what = handover.stays(move.cluster, host), "goes on with the connections of its clients"
+            there, what = handover.stays(move.cluster, host), "keeps serving its existing connections"
         return None if there else f"{what}, for {handover.LONGEST // 60} minutes at most"
 
     def apply(self, host: Host) -> None:
@@ -346,13 +374,13 @@ class _Straight:
 
     move: Move
     other: Host
-    title = "pass nothing on"
+    title = "stop forwarding"
 
     def diff(self, _: Host) -> str | None:
         move = self.move
         if self.other.name == move.target or not handover.passes_on(move.cluster, self.other):
             return None
-        return f"{self.other.name} passes on no connection any more"
+        return f"{self.other.name} stops forwarding connections"
 
     def apply(self, _: Host) -> None:
         handover.pass_no_more(self.other)
@@ -366,7 +394,7 @@ class _Reopened:
     title = "reconnect own clients"
 
     def diff(self, host: Host) -> str | None:
-        return None if host.name in self.move.reopened else "what it pulls itself through the virtual IP connects anew"
+        return None if host.name in self.move.reopened else "its own connections to the virtual IP are reset"
 
     def apply(self, host: Host) -> None:
         self.move.reopened[host.name] = handover.reopen_own(self.move.cluster, host)

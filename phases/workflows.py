@@ -6,7 +6,7 @@ from kubeadm_registry.engine.phase import Phase, Workflow
 from kubeadm_registry.phases.agent import AGENT
 from kubeadm_registry.phases.backend import BACKEND
 from kubeadm_registry.phases.base import BASE
-from kubeadm_registry.phases.certificates import RENEW, STAGES
+from kubeadm_registry.phases.certificates import RENEW
 from kubeadm_registry.phases.client_nodes import LEAVE, POINT
 from kubeadm_registry.phases.collect import Collection
 from kubeadm_registry.phases.containerd import CONTAINERD
@@ -14,11 +14,12 @@ from kubeadm_registry.phases.credentials import LOGINS
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.helper import FORBID, HELPER
 from kubeadm_registry.phases.identity import SECRETS, STORE
-from kubeadm_registry.phases.members import ARRIVE, MEMBERS, MOVE, SETTLE, UNINSTALL
+from kubeadm_registry.phases.members import ARRIVE, FORGET, MEMBERS, MOVE, SETTLE, UNINSTALL
 from kubeadm_registry.phases.network import NETWORK
 from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.programs import PROGRAMS_PHASE
 from kubeadm_registry.phases.proxy import PROXY
+from kubeadm_registry.phases.renewal import Renewal
 from kubeadm_registry.phases.reset import RESET_PHASES
 from kubeadm_registry.phases.restore import RESTORABLE
 from kubeadm_registry.phases.retention import DISABLE_TIMER, RETENTION
@@ -30,15 +31,22 @@ from kubeadm_registry.phases.vip_move import Move
 from kubeadm_registry.transport.host import Host
 
 PREPARE = (PREFLIGHT, PROGRAMS_PHASE, BASE, SECRETS)
-SERVE = (MEMBERS, NETWORK, BACKEND, FRONTEND, PROXY, AGENT, VIP, SETTLE)
+REGISTRY = (BACKEND, FRONTEND, PROXY, AGENT, VIP, SETTLE)
+SERVE = (MEMBERS, NETWORK, *REGISTRY)
 FINISH = (RETENTION, HELPER, RUNBOOK, CONTAINERD, VERIFY)
 
 INIT = (*PREPARE, *SERVE, *FINISH)
 """Install, or update: from bare hosts to a verified registry."""
 
-CHANGE_MEMBERS = (*PREPARE, ARRIVE, MOVE, UNINSTALL, *SERVE, *FINISH)
+CHANGE_MEMBERS = (*PREPARE, ARRIVE, MOVE, UNINSTALL, *SERVE, FORGET, *FINISH)
 """Join, leave and replace: the storage copies first; nodes that leave stop when the others have their data; then the
 agents vote by the new list, at first with the one before, until all have promised not to go back to it."""
+
+RECOVER = (*PREPARE, MEMBERS, NETWORK, HELPER, ARRIVE, MOVE, *REGISTRY, *(one for one in FINISH if one is not HELPER))
+"""Half of the nodes or more are lost: those that are left keep the lost ones out, then give new ones what they have.
+
+The helper's keys come before the agents: a node with an agent is no longer new, and says which keys the nodes have.
+"""
 
 RESTORE = (RESTORABLE, *INIT)
 """Onto bare hosts with the secrets of a backup, which the cluster's vault has; images come from bundles afterwards."""
@@ -70,9 +78,6 @@ MIRRORS_REMOVE = (LEAVE,)
 CERTS_RENEW = RENEW
 """New certificates, one node at a time; the request for them is stored first."""
 
-CERTS_RENEW_CA = STAGES
-"""A new CA, stage by stage: both are trusted, certificates are of the next one, that one is trusted alone."""
-
 CREDENTIALS_ROTATE = LOGINS
 """New passwords: the proxies accept both, then everything on the nodes uses the new ones."""
 
@@ -87,9 +92,19 @@ def collect(run: Collection) -> Workflow:
     return (run.close, run.drain, run.sweep, *reopen(run))
 
 
+def complete(run: Collection) -> Workflow:
+    """The end of a ``collect`` that died: nothing more is deleted, and pushes open before their time."""
+    return (run.close, run.end, *reopen(run))
+
+
 def reopen(run: Collection) -> Workflow:
     """The end of ``collect``, also after a failure in the middle."""
     return (run.restart, run.reopen)
+
+
+def renew_blobs(run: Renewal) -> Workflow:
+    """Have the registry take blobs again that the storage has lost in part."""
+    return (run.delete, run.restart)
 
 
 def upgrade(hosts: Sequence[Host]) -> Workflow:

@@ -1,5 +1,7 @@
 """What freeing space asks a node for, a step at a time: commands do it as its root, the operator asks its helper.
 
+So it does for a new certificate.
+
 =========  =====================================  ==================================================================
 step       with                                   answer
 =========  =====================================  ==================================================================
@@ -18,6 +20,8 @@ whole      nothing                                nothing; an error unless all t
 stored     nothing                                bytes that are stored, each once
 abandon    nothing                                how many unfinished uploads were dropped
 fsync      nothing                                etcd's latency of fsync there, in seconds; null: there is none
+renew      nothing                                whether the node's certificate was renewed, since it ends soon; the
+                                                  proxies and the agent present it then
 =========  =====================================  ==================================================================
 
 Values are those of JSON. Who asks names a *run*; what it closed is opened, swept and restarted for that run only, so
@@ -27,10 +31,10 @@ say what must stay.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -42,17 +46,20 @@ from kubeadm_registry.agent import document
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import distribution, pushes, s3
+from kubeadm_registry.components.certificates import leaf, presented
 from kubeadm_registry.components.pushes import Pushes
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.engine.changes import wait
 from kubeadm_registry.errors import CommandTimeout, ConfigError, ConnectionFailed, Error
+from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.images import named
 from kubeadm_registry.images.named import Named
-from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
+from kubeadm_registry.images.pool import PATIENCE, Connect, each
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.transport.host import Host
 
 Values = Mapping[str, Any]
+NOTED = Format("what freeing space noted")
 #: Before pushes open by themselves: seconds that all frontends have to start again.
 RESTARTS = 90.0
 #: Seconds for which pushes may be closed, and a log may be read back, whoever asks.
@@ -270,7 +277,7 @@ def _require(place: Place, values: Values) -> str:
     run = _run(values)
     if place.host.read(RUN) != run.encode():
         raise Error(
-            "somebody else has closed pushes there since, to free space", host=place.host.name, code="CollectionBusy",
+            "another run has closed pushes there since, to free space", host=place.host.name, code="CollectionBusy",
             hint="wait until that has ended, then run it again",
         )  # fmt: skip
     return run
@@ -289,8 +296,23 @@ def _mark(place: Place, values: Values) -> Values:
     found = distribution.mark(place.cluster, place.host, seconds=3600)
     sizes = {f"sha256:{match['blob']}": one.size for one, match in listing.objects(_DATA)}
     unneeded = {digest: sizes[digest] for digest in sorted(found.unneeded) if digest in sizes}
-    place.notes.write(json.dumps({"run": run, "found": unneeded, "manifests": sorted(found.manifests)}).encode())
+    place.notes.write(NOTED.render({"run": run, "found": unneeded, "manifests": sorted(found.manifests)}))
     return {"blobs": len(unneeded), "bytes": sum(unneeded.values()), "seconds": listing.seconds}
+
+
+def _marked(place: Place, run: str) -> tuple[dict[str, int], set[tuple[str, str]]]:
+    """What ``mark`` found for *run*: the bytes of what nothing needs by digest, and the manifests that it read.
+
+    Raises Error (CollectionBusy), NewerFormat.
+    """
+    with suppress(Damaged, KeyError, TypeError, ValueError):
+        notes = NOTED.parse(place.notes.read() or b"{}").values
+        if notes["run"] == run:
+            return dict(notes["found"]), {(one, other) for one, other in notes["manifests"]}
+    raise Error(
+        "the list of what to delete is no longer on the node", host=place.host.name, code="CollectionBusy",
+        hint="run it again",
+    )  # fmt: skip
 
 
 def _sweep(place: Place, values: Values) -> Values:
@@ -298,14 +320,8 @@ def _sweep(place: Place, values: Values) -> Values:
     run = _require(place, values)
     relied, back = _texts(values, "relied"), _number(values, "back", FURTHEST)
     ahead = _number(values, "ahead", LONGEST)
-    notes = json.loads(place.notes.read() or b"{}")
-    if notes.get("run") != run:
-        raise Error(
-            "what was to be deleted is not known there any more", host=place.host.name, code="CollectionBusy",
-            hint="run it again",
-        )  # fmt: skip
-    found: dict[str, int] = notes["found"]
-    stays = found.keys() & (relied | _relied(place, back, {(one, other) for one, other in notes["manifests"]}))
+    found, manifests = _marked(place, run)
+    stays = found.keys() & (relied | _relied(place, back, manifests))
     going = {distribution.key("", digest): digest for digest in found if digest not in stays}
     left = pushes.look(place.host).closed_for - ahead - RESTARTS
     if left < 10:
@@ -333,7 +349,7 @@ def _relied(place: Place, back: float, marked: set[tuple[str, str]]) -> set[str]
         elif (found["of"], digest) not in marked:
             unmarked.append((found["of"], digest))
             stays.add(digest)
-    for _, content in each(place.connect, _manifest, unmarked, WORKERS):
+    for _, content in each(place.connect, _manifest, unmarked):
         stays.update(map(bytes.decode, _DIGEST.findall(content or b"")))
     return stays
 
@@ -405,6 +421,16 @@ def _fsync(place: Place, _: Values) -> Values:
     return {"latency": s3.etcd_latency(place.host, 1.0)}
 
 
+def _renew(place: Place, _: Values) -> Values:
+    """As `init` does it; the CA is in the node's own secrets."""
+    changed = False
+    for change in (*leaf(place.cluster, place.host), presented()):
+        if change.diff(place.host) is not None:
+            change.apply(place.host)
+            changed = True
+    return {"renewed": changed}
+
+
 def now() -> float:
     """Seconds that go on while this machine sleeps, as they do at the nodes."""
     return clock()
@@ -414,7 +440,7 @@ Step = Callable[[Place, Values], Values]
 STEPS: Mapping[str, Step] = {
     "log": _log, "look": _look, "close": _close, "open": _open, "mark": _mark, "sweep": _sweep, "end": _end,
     "restart": _restart, "blobs": _blobs, "whole": _whole, "stored": _stored, "abandon": _abandon,
-    "fsync": _fsync,
+    "fsync": _fsync, "renew": _renew,
 }  # fmt: skip
 
 

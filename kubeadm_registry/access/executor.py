@@ -21,7 +21,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import pulls as recorder
 from kubeadm_registry.components import retention
 from kubeadm_registry.components.executor_files import ORDER, order_path, read_result, result_path
-from kubeadm_registry.engine.changes import unit_path
+from kubeadm_registry.engine.changes import RUNS, unit_path
 from kubeadm_registry.errors import CommandTimeout, ConfigError, ConnectionFailed, Error
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.oci import descriptors as oci
@@ -42,7 +42,6 @@ ENDING = 60.0
 KEPT = "+1440"
 #: What systemd says of a program that is not there (systemd.exec(5), process exit codes).
 _NO_PROGRAM = 203
-_RUNS = ("activating", "active", "deactivating", "reloading")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ class Progress:
     @property
     def runs(self) -> bool:
         """Whether it has not ended."""
-        return self.state in _RUNS
+        return self.state in RUNS
 
 
 class Node(Protocol):
@@ -162,7 +161,7 @@ class OnHost:
         answer = self.host.query("sh", "-c", _LOOK, "look", paths.AGENT_STATE, retention.INSTANCES, timeout=15)
         units, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
         now, _, text = rest.partition("\n")
-        running = [name for name, _, state in (line.partition(" ") for line in units.splitlines()) if state in _RUNS]
+        running = [name for name, _, state in (line.partition(" ") for line in units.splitlines()) if state in RUNS]
         state = document.read(text) if answer.ok else None
         # Either way: where the clock went back, a dead agent's last words are of the future.
         fresh = state is not None and abs(float(now) - float(state["time"])) < STALE_AFTER
@@ -241,9 +240,9 @@ class ByHelper:
         self._ask(ENDING + JOB, "stop", (), order)
 
     def pulls(self) -> Pulls:
-        """See Node. A helper of an earlier release does not know the question."""
+        """See Node. A helper of an earlier release does not know the question, or answers a part of it."""
         try:
-            return Pulls.read(self._ask(2 * JOB, "pulls", ("since", "last")))
+            return Pulls.read(self._ask(2 * JOB, "pulls", ("since", "last", "missed")))
         except Damaged as problem:
             raise Error(str(problem), host=self.name, code="PullsUnknown") from problem
 
@@ -275,8 +274,8 @@ def answers(node: Node, verb: object, order: object) -> Mapping[str, Any]:
     )  # fmt: skip
 
 
-def pulls(nodes: Sequence[Node], count: int, note: Callable[[str], object] = lambda _: None) -> Pulls | None:
-    """What all *nodes* recorded of pulls, which are *count* in the cluster; None if one of them cannot say.
+def pulls(nodes: Sequence[Node], count: int, note: Callable[[str], object] = lambda _: None) -> Pulls:
+    """What *nodes* recorded of pulls; there may be others, unless all of the *count* nodes of the cluster can say.
 
     *note* hears why not. A node that cannot be reached may have served pulls of which nobody else knows.
     """
@@ -288,10 +287,11 @@ def pulls(nodes: Sequence[Node], count: int, note: Callable[[str], object] = lam
             note(f"{node.name}: {error.message}")
             return None
 
+    found = side_by_side(attempt, nodes)
     if len(nodes) < count:
         note(f"{len(nodes)} of {count} nodes can be asked")
-        return None
-    return merged(side_by_side(attempt, nodes))
+        found = [*found, None]
+    return merged(found)
 
 
 def on_hosts(cluster: Cluster) -> list[OnHost]:
@@ -432,7 +432,7 @@ def _wait(node: Node, order: str, deadline: float, tell: Callable[[str], None]) 
             if heard - begin >= deadline:
                 unit = _unit(order)
                 raise CommandTimeout(
-                    f"{unit} still runs after {deadline:.0f} s; it goes on", host=node.name,
+                    f"{unit} still runs after {deadline:.0f} s; it continues", host=node.name,
                     hint=f"see: journalctl -f -u {unit}",
                 )  # fmt: skip
         time.sleep(min(INTERVAL * (1 + (heard - begin) / 10), SELDOM))

@@ -1,17 +1,22 @@
-"""Load the images of a bundle into the registry of a cluster, and check them through every node."""
+"""Load the images of bundles into the registry of a cluster, and check them through every node."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from kubeadm_registry.access import session
 from kubeadm_registry.access.reach import ReadFailure, connection, prove
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.errors import Error
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.images.pool import WORKERS
+from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Limit
 
 
@@ -27,19 +32,78 @@ class Loaded:
 def load(
     cluster: Cluster, bundle: Bundle, items: Sequence[seeding.Item], journal: Journal, *, direct: bool,
     workers: int = WORKERS, allow_older: bool = False, progress: seeding.Progress = lambda done, total: None,
-    limit: Limit | None = None, stop: threading.Event | None = None,
+    limit: Limit | None = None, stop: threading.Event | None = None, record: bool = True, anew: Collection[str] = (),
 ) -> Loaded:  # fmt: skip
     """Push what the registry lacks of *items*, which *bundle* has, and look for all of them at every node.
 
-    *direct*: by the registry's own network. Raises what ``Seeder.run`` does, and RegistryError if the virtual IP does
-    not answer.
+    *direct*: by the registry's own network. *record*, *anew*: as for ``Seeder``. Raises what ``Seeder.run`` does, and
+    RegistryError if the virtual IP does not answer.
     """
     push = connection(cluster, cluster.hosts[0], cluster.spec.vip.address, direct=direct)
     run = seeding.Seeder(
-        bundle, push, journal, workers=workers, allow_older=allow_older, progress=progress, limit=limit, stop=stop
-    )
+        bundle, push, journal, workers=workers, allow_older=allow_older, progress=progress, limit=limit, stop=stop,
+        record=record, anew=anew,
+    )  # fmt: skip
     sent = run.run(items)
     flaws, silent = prove(cluster, items, workers, direct=direct, known=run.known)
     unproven = {**cluster.absent, **silent}
-    journal.conclude(bundle.layout.lineage.index, proven=not (flaws or unproven))
+    if record:
+        journal.conclude(bundle.layout.lineage.index, proven=not (flaws or unproven))
     return Loaded(sent, flaws, unproven)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A bundle that was given: its *path*, the *programs* and *items* in it, and its *number* in its line."""
+
+    path: Path
+    programs: frozenset[str]
+    items: tuple[seeding.Item, ...]
+    number: int
+
+
+def given(paths: Sequence[Path], key: Path | None, note: session.Note) -> list[Given]:
+    """The bundles in *paths*, each series from its first one on. Raises ConfigError, BundleError."""
+    found = []
+    for path in paths:
+        with session.open_bundle(path, key, note) as bundle:
+            found.append(Given(path, frozenset(bundle.programs), seeding.plan(bundle), bundle.layout.lineage.sequence))
+    return sorted(found, key=lambda one: one.number)
+
+
+def with_programs(config: RegistryCluster, bundles: Sequence[Given]) -> Path:
+    """The bundle with the programs for the nodes: the one that has the most of them, the tool included."""
+    wanted = set(session.wanted(config))
+    return max(bundles, key=lambda one: len(wanted & one.programs)).path
+
+
+def load_given(
+    cluster: Cluster, bundles: Sequence[Given], key: Path | None, journal: Journal, note: session.Note, *, direct: bool,
+    progress: seeding.Progress, again: str, record: bool = True, anew: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Load the items of each of *bundles*, in their order, for a command that is to be run *again* if that fails.
+
+    Raises Error (SeedIncomplete), and what ``load`` does.
+    """
+    for one in bundles:
+        if not one.items:
+            continue
+        with session.open_bundle(one.path, key, note) as bundle:
+            try:
+                loaded = load(
+                    cluster, bundle, one.items, journal, direct=direct, progress=progress, record=record, anew=anew
+                )
+            except Error as error:
+                if error.code != "BundleReplayed":
+                    raise
+                # An earlier run of this command came as far as the next bundle of the series.
+                note(f"{one.path}: not loaded again, since a later bundle of its series was loaded")
+                continue
+        if loaded.flaws:
+            lines = [f"{counted(len(loaded.flaws), 'image')} of {one.path} cannot be read:"]
+            raise Error(
+                "\n".join([*lines, *(f"  {flaw}" for flaw in loaded.flaws)]), code="SeedIncomplete",
+                hint=f"run {again} again",
+            )  # fmt: skip
+        for name, why in loaded.unproven.items():
+            note(f"{why}; storage resynchronizes it automatically when it is back", host=name, level="warning")

@@ -36,7 +36,7 @@ class Request:
 def wanted(config: RegistryCluster, request: Request) -> RegistryCluster:
     """The cluster file after the change: with the node that joins, without the one that leaves.
 
-    Raises ConfigError if the file does not list a node that joins, or if too few would be left.
+    Raises ConfigError if the file does not list a node that joins, if too few would be left, or if no node would stay.
     """
     listed = {node.name: node for node in config.spec.nodes}
     if request.joins and request.joins not in listed:
@@ -51,6 +51,12 @@ def wanted(config: RegistryCluster, request: Request) -> RegistryCluster:
             f"spec.nodes: {len(nodes)} nodes would be left, and a registry has 3, 4 or 5 (or 1, for testing)",
             code="TooFewNodes",
             hint="add another node to the file and `join` it before, or `replace` this one by another",
+        )  # fmt: skip
+    if len(nodes) == 1 and request.leaves and request.joins not in ("", request.leaves):
+        raise ConfigError(
+            f"spec.nodes: {request.joins} would be the only node, and could copy the images from none: the one node of "
+            "a registry cannot be replaced", code="OneNode",
+            hint=f"install a new registry on {request.joins} with `init`, and copy the images with `images copy`",
         )  # fmt: skip
     return config.model_copy(update={"spec": config.spec.model_copy(update={"nodes": nodes})})
 
@@ -77,9 +83,9 @@ def changing(
                 retiring.append(host := session.host(config, node, prompts))
                 stack.callback(host.transport.close)
             except ConnectionFailed as error:
-                if error.code != UNREACHABLE:
-                    raise  # it answers, so it is not dead
-                note(f"{error.message}; it is taken for dead, and the others copy its data", host=node.name,
+                if error.code != UNREACHABLE and node.address not in change.former:
+                    raise  # it answers, so it is not dead, and no earlier run is done with it
+                note(f"{error.message}; it is treated as lost, and the others copy its data", host=node.name,
                      level="warning")  # fmt: skip
         yield replace(cluster, change=replace(change, retiring=tuple(retiring)))
 
@@ -89,21 +95,24 @@ def planned(cluster: Cluster, config: RegistryCluster, request: Request) -> tupl
 
     *config* is the cluster file as it was given. Raises Error as ``changing``.
     """
-    before = _present(cluster, request)
+    before = present(cluster, request.joins)
     nodes = {node.name: node.address for node in cluster.spec.nodes}
-    _same_copies(before, nodes)
+    same_copies(before, nodes)
     members = before.changed_to(nodes)
     change = replace(_change(config, request, before, members), former=tuple(before.former.values()))
     _majorities(members, cluster.hosts)
     return replace(cluster, recorded=members, change=change), change
 
 
-def _present(cluster: Cluster, request: Request) -> Members:
-    """The list that the nodes have, be it of a release that did not write one. Raises Error (NotInstalled)."""
+def present(cluster: Cluster, joins: str = "") -> Members:
+    """The list that the nodes have, be it of a release that did not write one; the node that *joins* may have another.
+
+    Raises Error (NotInstalled).
+    """
     if cluster.recorded is not None:
         return cluster.recorded
     # What joins has the new list already, if a run died after that.
-    old = [host for host in cluster.hosts if host.name != request.joins]
+    old = [host for host in cluster.hosts if host.name != joins]
     found = [one for one in side_by_side(existing, old) if one is not None]
     if not found or not cluster.vault.made:
         raise Error("none of the nodes belongs to a registry yet", hint="run init first", code="NotInstalled")
@@ -112,7 +121,7 @@ def _present(cluster: Cluster, request: Request) -> Members:
     return Members(FIRST, {names[identity]: at for identity, at in found[0].members.items() if identity in names})
 
 
-def _same_copies(before: Members, nodes: Mapping[str, str]) -> None:
+def same_copies(before: Members, nodes: Mapping[str, str]) -> None:
     """Raise Error if the storage would keep another number of copies, which it cannot change."""
     if (len(before.nodes) == 1) is not (len(nodes) == 1):
         raise Error(
@@ -143,7 +152,7 @@ def _change(config: RegistryCluster, request: Request, before: Members, after: M
         )  # fmt: skip
     if request.leaves and request.leaves not in gone and request.leaves not in after.nodes:
         raise Error(
-            f"{request.leaves} is no member of the registry, which consists of {', '.join(sorted(old))}",
+            f"{request.leaves} is not a member of the registry, which consists of {', '.join(sorted(old))}",
             hint="name one of its members; `status` lists them", code="NodeUnknown",
         )  # fmt: skip
     listed = {node.name: node for node in config.spec.nodes}
@@ -162,6 +171,6 @@ def _majorities(members: Members, hosts: tuple[Host, ...]) -> None:
         if names and outvoted(names, present):
             raise Error(
                 f"fewer than half of the {which} members ({', '.join(sorted(names))}) take part",
-                hint="bring the nodes back that are down, then run the command again; if they are lost, see "
-                '"Two nodes are lost" in docs/recovery.md', code="NoMajority",
+                hint="bring the nodes back that are down, then run the command again; if they are lost for good, run "
+                '`recover` (docs/recovery.md, "Two nodes are lost")', code="NoMajority",
             )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ class Presence:
     """Where the blocks of the image *name* are, of *size* bytes.
 
     *missing*: the bytes of it that each node that could be asked does not have. *copies*: on how many nodes its
-    rarest block is. *lost*: the storage does not know something of it at all.
+    rarest block is. *lost*: the storage does not know something of it at all. *broken*: the keys of its objects of
+    which the storage knows, and has lost a part.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Presence:
     missing: Mapping[str, int]
     copies: int
     lost: bool = False
+    broken: tuple[str, ...] = ()
 
     @property
     def complete(self) -> tuple[str, ...]:
@@ -73,7 +75,7 @@ def look(cluster: Cluster, items: Sequence[Item]) -> tuple[list[Presence], dict[
             silent[host.name] = answer
         else:
             lacks[host.name] = answer
-    return [_presence(item.name, [known[key] for key in keys[item.name]], lacks) for item in items], silent
+    return [_presence(item.name, {key: known[key] for key in keys[item.name]}, lacks) for item in items], silent
 
 
 def _keys(item: Item, key: Any) -> tuple[str, ...]:
@@ -92,12 +94,18 @@ def _first(cluster: Cluster, keys: Sequence[str]) -> list[Blocks | None]:
     raise failure or Error("no node can be asked", code="StorageUnreadable", hint="see `kubeadm-registry status`")
 
 
-def _presence(name: str, objects: Iterable[Blocks | None], lacks: Mapping[str, frozenset[str]]) -> Presence:
-    found = list(objects)
-    blocks = {block: size for one in found for block, size in (one or {}).items()}
+def _presence(name: str, objects: Mapping[str, Blocks | None], lacks: Mapping[str, frozenset[str]]) -> Presence:
+    blocks = {block: size for one in objects.values() for block, size in (one or {}).items()}
     missing = {node: sum(blocks[block] for block in blocks.keys() & gone) for node, gone in lacks.items()}
-    copies = min((sum(block not in gone for gone in lacks.values()) for block in blocks), default=len(lacks))
-    return Presence(name, sum(blocks.values()), missing, copies, lost=None in found)
+    copies = {block: sum(block not in gone for gone in lacks.values()) for block in blocks}
+    return Presence(
+        name,
+        sum(blocks.values()),
+        missing,
+        min(copies.values(), default=len(lacks)),
+        lost=None in objects.values(),
+        broken=tuple(key for key, one in objects.items() if not all(copies[block] for block in one or ())),
+    )
 
 
 def verdict(found: Sequence[Presence], silent: Mapping[str, str], wanted: int) -> dict[str, str]:

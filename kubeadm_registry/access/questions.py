@@ -1,16 +1,18 @@
 """What the operator asks a node's helper, and what that answers: one JSON document each way.
 
-=========  =====================  ==============================================================
-verb       with                   answer
-=========  =====================  ==============================================================
-space      step, its values       done: whether it has ended; its result; else a ticket
-spaced     step, ticket           the same, later
-look                              running: units of the executor; agent: the agent's state
-start      order: its text        nothing; the order is started where it is asked for
-progress   order: its digest      how the order's unit is, and what the executor said in the end
-stop       order: its digest      nothing; the order is ended
-pulls                             since, last: when images were pulled, by repository and reference
-=========  =====================  ==============================================================
+=========  =========================  ==============================================================
+verb       with                       answer
+=========  =========================  ==============================================================
+space      step, its values           done: whether it has ended; its result; else a ticket
+spaced     step, ticket               the same, later
+look                                  running: units of the executor; agent: the agent's state
+start      order: its text            nothing; the order is started where it is asked for
+progress   order: its digest          how the order's unit is, and what the executor said in the end
+stop       order: its digest          nothing; the order is ended
+pulls                                 since, last: when images were pulled, by repository and reference; missed
+replace    old: a name; new: a node   as replacing; the replacement is begun, if nodes may do that
+replacing                             allowed, members, work, clock: as access/replacing.py has them
+=========  =========================  ==============================================================
 
 An answer has *error* in place of these if it cannot be done, with *message*, *code* and *hint*.
 """
@@ -54,8 +56,8 @@ def error_of(said: Mapping[str, Any], node: str) -> Error:
     return Error(str(said["message"]), host=node, code=str(said["code"]), hint=str(said["hint"]))
 
 
-def read(content: bytes, node: str, keys: Iterable[str] = ()) -> Mapping[str, Any]:
-    """What the helper of *node* answered with *content*, which has *keys*.
+def read(content: bytes, node: str, keys: Iterable[str] = (), maybe: Iterable[str] = ()) -> Mapping[str, Any]:
+    """What the helper of *node* answered with *content*, which has *keys*, and *maybe* these: None where it has not.
 
     Raises Error as the helper said it, or HelperUnknown; NewerFormat.
     """
@@ -63,10 +65,10 @@ def read(content: bytes, node: str, keys: Iterable[str] = ()) -> Mapping[str, An
         values = ANSWER.parse(content).values
         said = values.get("error")
         if said is None:
-            return {key: values[key] for key in keys}
+            return {**{key: values.get(key) for key in maybe}, **{key: values[key] for key in keys}}
         raise error_of(said, node)
     except (Damaged, TypeError, KeyError) as problem:
         raise Error(
-            f"what answers there is not the helper: {problem}", host=node, code="HelperUnknown",
+            f"not a response of the helper: {problem}", host=node, code="HelperUnknown",
             hint="run `kubeadm-registry operator install` with this release",
         ) from problem  # fmt: skip

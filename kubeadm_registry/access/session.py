@@ -67,6 +67,7 @@ def target(config: RegistryCluster, node: Node | ClientNode, prompts: Prompts) -
         port=ssh.port,
         identity_file=_path(ssh.identity_file),
         known_hosts_file=_path(ssh.known_hosts_file),
+        host_key=node.host_key if isinstance(node, Node) else None,
         sudo_password=prompts.sudo_password,
         passphrase=prompts.passphrase,
     )

@@ -2,8 +2,9 @@
 
 ``python3 agent.pyz --pulls DIRECTORY UNIT...`` is another program, in ``pulls``.
 
-SIGTERM ends it, and the node gives up what it has. SIGHUP executes it anew, from the files as they are then: the VIP
-stays, since the process that keepalived relies on does not go away.
+SIGTERM ends it, and the node gives up what it has. SIGHUP has it take up other keys for heartbeats; where its program
+or its configuration has changed, it is executed anew: the VIP stays, since the process that keepalived relies on does
+not go away, but it begins without a vote, and a holder of the lease loses that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from kubeadm_registry import __version__
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.close:
             return asyncio.run(close(config))
-        asyncio.run(run(config, takes_over=options.takes_over))
+        asyncio.run(run(config, takes_over=options.takes_over, sources=(Path(sys.argv[0]), options.config)))
         return 0
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
@@ -78,9 +80,9 @@ def rest(began: float, paths: Paths) -> None:
         time.sleep(max(0.0, BREATH - (clock() - began)))
 
 
-async def run(config: Config, *, takes_over: bool) -> None:
-    """Work until SIGTERM or SIGINT; at SIGHUP the agent is executed anew."""
-    daemon = Daemon(config, takes_over=takes_over)
+async def run(config: Config, *, takes_over: bool, sources: Sequence[Path] = ()) -> None:
+    """Work until SIGTERM or SIGINT; at SIGHUP the agent is executed anew, if one of *sources* has changed."""
+    daemon = Daemon(config, takes_over=takes_over, sources=sources)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)

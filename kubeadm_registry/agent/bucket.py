@@ -24,7 +24,9 @@ import hashlib
 import hmac
 import http.client
 import json
+import math
 import re
+import socket
 import sys
 import threading
 import time
@@ -42,6 +44,7 @@ ETCD = ("127.0.0.1", 2381)
 BUCKET = re.compile(r'^etcd_disk_wal_fsync_duration_seconds_bucket\{le="([^"]+)"\} ([0-9.e+]+)$', re.MULTILINE)
 SHARE = 0.99  # of its fsyncs, which are to be quick
 LOOK = 1.0  # seconds over which they are looked at
+ANSWER = 1.0  # seconds in which it tells of them; one that takes longer is slow
 
 
 def signed(request: Mapping[str, Any], path: str, query: str, now: datetime, method: str = "GET") -> dict[str, str]:
@@ -96,21 +99,26 @@ def lines(request: Mapping[str, Any]) -> Iterator[str]:
     yield "end"
 
 
-def fsyncs() -> dict[float, float]:
-    """How many fsyncs of etcd's took at most so many seconds, since it started; empty without an etcd."""
-    wire = http.client.HTTPConnection(*ETCD, timeout=LOOK)
+def fsyncs() -> dict[float, float] | None:
+    """How many fsyncs of etcd's took at most so many seconds, since it started; empty without an etcd, None if it does
+    not tell."""
+    wire = http.client.HTTPConnection(*ETCD, timeout=ANSWER)
     try:
         wire.request("GET", "/metrics")
         text = wire.getresponse().read().decode(errors="replace")
         return {float(limit): float(count) for limit, count in BUCKET.findall(text)}
+    except socket.timeout:  # no TimeoutError before Python 3.10
+        return None
     except (OSError, http.client.HTTPException, ValueError):
         return {}
     finally:
         wire.close()
 
 
-def latency(before: Mapping[float, float], after: Mapping[float, float]) -> float:
+def latency(before: Mapping[float, float] | None, after: Mapping[float, float] | None) -> float:
     """Within how many seconds SHARE of the fsyncs between the two looks ended; 0 if there was none."""
+    if before is None or after is None:
+        return 0.0 if after is not None else math.inf
     counts = {limit: count - before.get(limit, 0.0) for limit, count in after.items()}
     whole = max(counts.values(), default=0.0)
     return min((limit for limit, count in counts.items() if count >= SHARE * whole), default=0.0) if whole > 0 else 0.0
@@ -127,7 +135,7 @@ class Spare:
 
     def wait(self, until: float) -> None:
         """Return when a deletion may begin, or when it is *until*."""
-        if not self._before:
+        if self._before == {}:
             return
         with self._turn:  # all wait while one looks
             while time.monotonic() - self._looked >= LOOK:
@@ -141,7 +149,7 @@ class Spare:
 def measured(request: Mapping[str, Any]) -> Iterator[str]:
     """How slow etcd's fsyncs are, a line if there is an etcd."""
     before = fsyncs()
-    if before:
+    if before != {}:
         time.sleep(request["latency"])
         yield f"{latency(before, fsyncs()):.6f}"
     yield "end"

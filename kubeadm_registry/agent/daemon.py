@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import ssl
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -33,6 +35,14 @@ NOTES = 0.3  # seconds that an agent which leaves waits for its notes to be on d
 MOST_FAILURES = 20  # rounds in a row: an agent that cannot decide for a second leaves, and its node counts as unfit
 
 
+def _content(path: Path) -> str:
+    """The digest of what is in *path*; empty if that cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
 def _news(decided: Decisions) -> tuple[object, ...]:
     """What people, and what acts under the lease, want to know at once."""
     said = decided.report
@@ -43,16 +53,16 @@ class Daemon:
     """One node's agent. Raises OSError or ValueError at once if a key cannot be read.
 
     *takes_over*: it goes on for an earlier version of itself, in the same process. What that one held fit stays so,
-    until this one knows better: a VIP that moved would break every pull in flight.
+    until this one knows better: a VIP that moved would break every pull in flight. *sources* are the files that it is
+    made of: its program and its configuration.
     """
 
-    def __init__(self, config: Config, *, takes_over: bool = False) -> None:
+    def __init__(self, config: Config, *, takes_over: bool = False, sources: Sequence[Path] = ()) -> None:
         self.config = config
         self.log = Log()
         self._loop = asyncio.get_running_loop()
-        keys = Path(config.heartbeat_key_file).read_bytes().split()
-        if min(map(len, keys), default=0) < LEAST_KEY:
-            raise ValueError(f"{config.heartbeat_key_file}: the key needs at least {LEAST_KEY} bytes")
+        self._made_of = {path: _content(path) for path in sources}
+        keys = self._keys()
         self.links = Links(config, keys[0], self.changed, keys[1:])
         self.hands = NodeHands(config, self.links, self.changed, self.log)
         self.counters = self.hands.counters
@@ -160,9 +170,25 @@ class Daemon:
         self._stopping.set()
 
     def reload(self) -> None:
-        """Make ``run`` end so that the agent can be executed anew."""
+        """Use the keys for heartbeats that are there now. If anything else has changed, make ``run`` end so that the
+        agent can be executed anew: one that begins gives no vote at first, and what holds the lease loses it."""
+        if self._made_of and all(_content(path) == made for path, made in self._made_of.items()):
+            try:
+                keys = self._keys()
+            except (OSError, ValueError) as error:
+                self.log("keys", f"no other keys are used: {error}", level=3)
+            else:
+                self.links.use(keys[0], keys[1:])
+            return
         self._reloads = True
         self._stopping.set()
+
+    def _keys(self) -> list[bytes]:
+        path = Path(self.config.heartbeat_key_file)
+        keys = path.read_bytes().split()
+        if min(map(len, keys), default=0) < LEAST_KEY:
+            raise ValueError(f"{path}: the key needs at least {LEAST_KEY} bytes")
+        return keys
 
     def changed(self) -> None:
         """Something certain was learned: decide soon, once, however much it was."""
@@ -294,6 +320,7 @@ class Daemon:
             data=self._data,
             storage_left=self.hands.garage.copying.left,
             storage_queues=self.hands.garage.queues,
+            storage_lost=self.hands.garage.lost.count,
             data_trend=self._trend,
             moves=tuple(map(moves.told, self._noted.entries[-moves.TOLD :])),
         )

@@ -193,6 +193,7 @@ class State(TypedDict):
     data: Optional[Data]
     storage_left: Optional[Left]
     storage_queues: Optional[Queues]
+    storage_lost: Optional[int]
     data_trend: Optional[Trend]
     moves: list[Move]
     done: Done
@@ -207,8 +208,8 @@ def sealed(state: State) -> dict[str, Any]:
 _KINDS: dict[str, tuple[type, ...]] = {
     "time": (float, int), "level": (int,), "fit": (bool,), "conditions": (list,), "quorum": (dict,), "peers": (dict,),
     "clock_off": (float, int, type(None)), "guarded": (bool, type(None)), "data": (dict, type(None)),
-    "storage_left": (dict, type(None)), "storage_queues": (dict, type(None)), "data_trend": (dict, type(None)),
-    "moves": (list,),
+    "storage_left": (dict, type(None)), "storage_queues": (dict, type(None)), "storage_lost": (int, type(None)),
+    "data_trend": (dict, type(None)), "moves": (list,),
 }  # fmt: skip
 
 

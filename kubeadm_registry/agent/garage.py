@@ -15,13 +15,16 @@ from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, Peer
 from kubeadm_registry.agent.document import Left, Queues
 from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer, http_complete, http_request
-from kubeadm_registry.agent.workers import BEGINS, GENTLE, QUICK, queues_in, work_in
+from kubeadm_registry.agent.workers import BEGINS, GENTLE, QUICK, Work, lost_in, queues_in, work_in
 
 DEADLINE = 5.0  # seconds
 LASTING = 2.0  # seconds of work after which it counts: a look at the tables every ten minutes is some
 QUIET = 10.0  # seconds without work after which nothing is left: the workers take turns, and tables come before blocks
 CALM = 10.0  # seconds without a slow node after which it copies quickly again
 RETRY, LONGEST_RETRY = 10.0, 640.0  # seconds until blocks that failed are tried again, each time twice as long
+ASK_AGAIN = 30.0  # seconds from one question which blocks the nodes have failed to get to the next
+MANY = 10_000  # blocks, of which more are not asked about: the answer is read between two decisions
+COPIES = 3  # nodes that keep a block, where there are as many
 
 
 class Copying:
@@ -56,6 +59,33 @@ class Copying:
     def now(self) -> bool:
         """Whether it does: not for what is done at once, and until nothing was left for a while."""
         return self._counts
+
+
+class Lost:
+    """How many blocks this node should have and no node has: nothing will bring them. Pure."""
+
+    def __init__(self, copies: int) -> None:
+        self.copies = copies
+        """Nodes that keep a block."""
+        self.count: Optional[int] = None
+        """None: not known yet."""
+        self._next = 0.0
+
+    def due(self, work: Work, now: float) -> bool:
+        """Whether the nodes are to be asked: for blocks that failed, where nothing else is left."""
+        if not work.failed:
+            self.count, self._next = 0, 0.0
+        elif self.count is not None:
+            self.count = min(self.count, work.failed)
+        only = not work.left["tables"] and 0 < work.left["blocks"] <= work.failed <= MANY
+        if not only or now < self._next:
+            return False
+        self._next = now + ASK_AGAIN
+        return True
+
+    def left(self, work: Work) -> Left:
+        """What *work* has left that can still come."""
+        return {**work.left, "blocks": max(0, work.left["blocks"] - (self.count or 0))}
 
 
 class Pace:
@@ -97,7 +127,9 @@ class Garage:
         self._token_file = config.garage_admin_token_file
         self._peers = [_address(peer, config.ports.rpc) for peer in config.peers if peer.garage_node_id]
         self._failed = failed
+        self._others = frozenset(peer.garage_node_id for peer in config.peers)
         self.copying = Copying()
+        self.lost = Lost(min(COPIES, 1 + len(config.peers)))
         self.queues: Optional[Queues] = None
         """What was in its books at the last count; None: not known."""
         self._pace = Pace()
@@ -122,9 +154,15 @@ class Garage:
         """
         every = {"busyOnly": False, "errorOnly": False}
 
+        def lost(body: bytes) -> None:
+            count = lost_in(body, self.lost.copies, self._others)
+            self.lost.count = self.lost.count if count is None else count
+
         def take(body: bytes) -> None:
             work, now = work_in(body), clock()
-            self.copying.take(None if work is None else work.left, now)
+            if work is not None and self.lost.due(work, now):
+                self._ask("GET", "/v2/ListBlockErrors?node=*", None, "tell which blocks the nodes cannot get", lost)
+            self.copying.take(None if work is None else self.lost.left(work), now)
             if work is not None and self._pace.retry(work.failed, now):
                 self._post("/v2/RetryBlockResync?node=self", {"all": True}, "try again to get blocks")
             for variable, value in self._pace.wanted(copying=self.copying.now, slow=slow, now=now).items():

@@ -114,7 +114,7 @@ class NodeHands:
         """Say this in every heartbeat from now on."""
         self.links.say(report)
 
-    def mend(self, new: Decisions, now: float) -> None:
+    def mend(self, new: Decisions) -> None:
         """Reset, kill, cut, connect and compare as decided."""
         frontend = self.config.frontend
         if new.reset_reads:
@@ -183,7 +183,7 @@ class NodeHands:
             if not gone:
                 self.failed("fence", "what could act under the lease is not gone yet")
             elif self.timer is not None and not await self.timer.disarmed(DISARM):
-                self.failed("timer", "the kernel's timer was not disarmed: reads of this server may go elsewhere")
+                self.failed("timer", "the kernel's timer was not disarmed: reads of this node may go elsewhere")
             self._end_writes_of_executor()
         except OSError as error:
             self.failed("fence", f"cannot end what could act under the lease: {error}")

@@ -78,8 +78,8 @@ class HardStateFile:
         whole = [(_state(found), found) for found in records if found is not None]
         if not whole:
             raise Unreadable(
-                f"{self._path} is damaged, so this server gives no vote and does not write; "
-                "if the clocks of all servers are right, stop the agent, remove the file and start it"
+                f"{self._path} is damaged, so this node does not vote or write; "
+                "if the clocks of all nodes are right, stop the agent, remove the file and start the agent"
             )
         _, self._found = max(whole, key=lambda one: (one[0].generation, one[0].epoch))
         self._slot = 1 - records.index(self._found)

@@ -36,6 +36,7 @@ FAMILY = b"KR"
 DIGEST = 32
 LARGEST = 1200  # bytes; fits any path without fragments
 LEAST_KEY = 16  # bytes
+SENT = 128  # heartbeats of which a sender remembers when it sent them
 SAMPLES = 8  # heartbeats of which the quickest tells how far a peer's clock is off
 
 Answer = tuple[str, int]  # (instance, counter) of a heartbeat of the receiver's
@@ -124,8 +125,8 @@ def _packet(said: dict[str, Any]) -> Packet:
     report = Report(
         level=_known(Level, said.get("level"), Level.PROCESS),
         verdict=_known(Verdict, said.get("verdict"), Verdict.UNKNOWN),
-        # What a later release calls otherwise may write, as far as this one knows.
-        role=_known(Role, said.get("role", Role.STANDBY.value), Role.CLOSING),
+        # What a later release calls otherwise, or does not tell, may write, as far as this one knows.
+        role=_known(Role, said.get("role"), Role.CLOSING),
         term=int(said.get("term", 0)),
         epoch=int(said.get("epoch", 0)),
         vote=str(said.get("vote", "")),
@@ -153,10 +154,10 @@ def _known(kind: Callable[[Any], T], value: object, otherwise: T) -> T:
 class Outbox:
     """Counts the heartbeats that this agent sends, and remembers when it sent them."""
 
-    def __init__(self, instance: str, kept: int = 128) -> None:
+    def __init__(self, instance: str) -> None:
         self.instance = instance
         self.counter = 0
-        self._sent: deque[tuple[int, float]] = deque(maxlen=kept)
+        self._sent: deque[tuple[int, float]] = deque(maxlen=SENT)
 
     def next(self, now: float) -> int:
         """The counter of the heartbeat that is sent now."""

@@ -52,7 +52,7 @@ class KeptList:
             self._locked = True
             self._failed(self._key, f"{self._path}: {error}; it is left as it is")
         except (Damaged, OSError) as error:
-            self._failed(self._key, f"{self._path}: {error}; it is begun anew")
+            self._failed(self._key, f"{self._path}: {error}; a new one is started")
         else:
             self._locked = not self._format.may_write(found)
             self._found = found

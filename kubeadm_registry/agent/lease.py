@@ -174,7 +174,6 @@ def step(
     let = memory.vote.term if memory.vote is not None else 0
     epoch = max([memory.epoch, serving, let] + [one.epoch for one in said])
     highest = max([epoch, seen.wall_ms, memory.term] + [one.term for one in said])
-    memory = replace(memory, epoch=epoch)
     until = votes_until(memory, peers, seen.kept, now, settings)
     leased = now < until - timings.lease_margin
     role, since, term = memory.role, memory.since, memory.term

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
+from functools import cached_property
 from typing import Optional
 
 from kubeadm_registry.agent.timings import Timings
@@ -288,6 +289,12 @@ class Settings:
     def leased(self) -> bool:
         """Whether one node at a time holds a lease: for the one writer, for the retention executor, or for both."""
         return self.single_writer or self.executor
+
+    @cached_property
+    def proxy_timings(self) -> Timings:
+        """Those by which an HAProxy is judged: it is asked less often, and killed as soon as it is known to be hung."""
+        timings = self.timings
+        return replace(timings, kill=timings.hung, suspect=timings.proxy_interval + timings.probe_deadline)
 
     def term(self, after: int) -> int:
         """The next term after *after* that only this node can choose."""

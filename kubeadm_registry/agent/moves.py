@@ -116,7 +116,7 @@ class Moves:
         elif not decided.fit:
             why = f"this node may not hold it: {named or f'level {int(memory.level)}'}"
         elif what == VIP:
-            why = f"keepalived gave it to {other}" if other else "keepalived gave it up, or somebody removed it"
+            why = f"keepalived gave it to {other}" if other else "keepalived gave it up, or it was removed by hand"
         else:
             why = "its votes expired"
         return why, None, other

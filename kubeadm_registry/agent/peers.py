@@ -54,6 +54,10 @@ class Link:
         self.socket: Optional[socket.socket] = None
         self._config = config
         self._outbox = outbox
+        self.use(key, others)
+
+    def use(self, key: bytes, others: Sequence[bytes]) -> None:
+        """From now on make heartbeats with *key*, and believe those of *others* too; what was heard counts on."""
         self._key = key
         self._keys = (key, *others)
 
@@ -188,6 +192,11 @@ class Links:
     def instance(self) -> str:
         """The name of this life of the agent."""
         return self._outbox.instance
+
+    def use(self, key: bytes, others: Sequence[bytes]) -> None:
+        """From now on use other keys; see ``Link``."""
+        for link in (*self.links.values(), *self._former):
+            link.use(key, others)
 
     def say(self, report: Report) -> None:
         """From now on say this in every heartbeat; what is new is said at once."""

@@ -9,7 +9,7 @@ from typing import Any, Optional
 from kubeadm_registry.agent.formats import Format, Found, Newer
 
 RECORD = 512  # bytes: one sector, which disks write whole or not at all
-FORMAT = Format("what this server has promised")
+FORMAT = Format("what this node has promised")
 
 
 def decode(record: bytes) -> Optional[Found]:

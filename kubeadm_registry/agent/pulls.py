@@ -1,4 +1,5 @@
 """Records when images were last pulled, from the proxies' lines in the journal: by repository and reference, the day.
+And which tags were asked for that are not there, by client: what is in the trash comes back for it.
 
 A process of its own, ``python3 agent.pyz --pulls DIRECTORY UNIT...``, which wakes up once a minute and reads what is
 new; nothing of it is in the way of a request. The file *pulls.json* has the record and since when it is complete,
@@ -14,6 +15,7 @@ Source of the fields: journalctl(1), "--cursor", and systemd.journal-fields(7).
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -24,10 +26,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from kubeadm_registry.agent.formats import Damaged, Format, Newer
+from kubeadm_registry.agent.formats import Damaged, Format, Found, Newer, split
 from kubeadm_registry.agent.processes import Processes
 
 RECORD = Format("the record of pulls")
@@ -36,6 +39,12 @@ RECORD_FILE, POSITION_FILE = "pulls.json", "position.json"
 EVERY = 60.0  # seconds from one look at the journal to the next
 STALE = 600  # seconds after which a record that was not brought up to date says nothing of now
 MOST = 100_000  # entries: some 10 MB
+#: Clients whose misses are known, and misses of each, the newest: one that asks for anything forgets its own only.
+CLIENTS, OF_CLIENT = 500, 50
+#: Bits of an address that tell one client from another, by its version, and those that tell one site from another. A
+#: host takes any address of its network of IPv6 (RFC 8981), and a site has 65,536 of these (RFC 6177).
+OF_HOST, OF_SITE = {4: 32, 6: 64}, {4: 24, 6: 48}
+SELDOM = 600  # seconds after which the same miss is noted again
 DAY = 86400
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: journald's message that it dropped lines of a unit which wrote too many (systemd, sd-messages.h).
@@ -48,8 +57,18 @@ PULL = re.compile(
     r'"status":(?:200|304),(.*)'
 )
 OWN = '"own":"1"'
+#: A tag that is not there. Who may push looks whether a tag is free, and who looks for signatures asks for the tag that
+#: is made of a digest; a digest can be pulled as long as its image is there.
+MISS = re.compile(
+    r'\{"client":"([0-9a-fA-F.:]{2,45})","who":"(?:anonymous|pull)","method":"(?:GET|HEAD)",'
+    r'"path":"/v2/(?!kubeadm-registry/)([a-z0-9][a-z0-9._/-]{0,255})/manifests/(?!sha256-)'
+    r'([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})","status":404,'
+)
 Entries = dict[str, dict[str, int]]
 """Days since 1970, by repository and reference."""
+Misses = dict[str, dict[str, int]]
+"""Seconds since 1970, by client and ``repository:tag``; what was asked for last is last. The address of a client is the
+one that it had last."""
 
 
 def pull_in(message: str) -> Optional[tuple[str, str]]:
@@ -63,13 +82,30 @@ def pull_in(message: str) -> Optional[tuple[str, str]]:
     return None if pusher and OWN in rest else (repository, reference)
 
 
+def miss_in(message: str) -> Optional[tuple[str, str]]:
+    """The client that by this line of a proxy asked for a tag that is not there, and ``repository:tag``; else None."""
+    found = MISS.match(message.replace("\\/", "/")) if '"status":404,' in message else None
+    return (found[1], f"{found[2]}:{found[3]}") if found is not None else None
+
+
 @dataclass
 class Record:
-    """The pulls that are known, and *since* when all of them are: seconds since 1970. Pure."""
+    """The pulls that are known, and *since* when all of them are: seconds since 1970; and the latest misses. Pure.
+
+    *sites* are the clients of the misses by the network of their site, and there the address by their own network.
+    """
 
     since: int
     entries: Entries = field(default_factory=dict)
+    missed: Misses = field(default_factory=dict)
     changed: bool = True
+    sites: dict[int, dict[int, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for client, names in list(self.missed.items()):
+            before = self._moved(client)
+            if before != client:  # as an earlier release kept them
+                self.missed[client] = {**self.missed.pop(before), **names}
 
     def add(self, repository: str, reference: str, moment: int) -> None:
         """There was a pull at *moment*."""
@@ -77,6 +113,35 @@ class Record:
         if known.get(reference, -1) < day:
             known[reference] = day
             self.changed = True
+
+    def miss(self, client: str, name: str, moment: int) -> None:
+        """*client* asked at *moment* for *name*, ``repository:tag``, in vain."""
+        names = self.missed.pop(self._moved(client), {})
+        self.missed[client] = names  # the last one, so that it is forgotten last
+        if len(self.missed) > CLIENTS:
+            # Of the site that has most: whoever has many addresses makes its own be forgotten.
+            site = max(self.sites, key=lambda one: len(self.sites[one]))
+            hosts = self.sites[site]
+            del self.missed[hosts.pop(next(iter(hosts)))]
+            if not hosts:
+                del self.sites[site]
+        if moment - names.get(name, -SELDOM) < SELDOM:
+            return
+        names.pop(name, None)
+        names[name] = moment
+        while len(names) > OF_CLIENT:
+            del names[next(iter(names))]
+        self.changed = True
+
+    def _moved(self, client: str) -> str:
+        """The address under which *client* was known before; from now on it has this one, and is the last of its site,
+        and this one of all."""
+        site, host = _networks(client)
+        hosts = self.sites.pop(site, {})
+        self.sites[site] = hosts
+        before = hosts.pop(host, client)
+        hosts[host] = client
+        return before
 
     def restart(self, now: int) -> None:
         """Something may be lacking: what is known stays, and all is known from *now* on only."""
@@ -96,6 +161,20 @@ class Record:
         self.entries = {repository: one for repository, one in kept.items() if one}
         self.since = max(self.since, (last + 1) * DAY)
         self.changed = True
+
+
+@lru_cache(maxsize=2 * CLIENTS)
+def _networks(client: str) -> tuple[int, int]:
+    """The network of the site of the address *client*, and its own, with its version; 0 for what is no address."""
+    try:
+        address = ipaddress.ip_address(client)
+    except ValueError:
+        return 0, 0
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    number, length, version = int(address), address.max_prefixlen, address.version
+    site, host = (number >> (length - bits[version]) for bits in (OF_SITE, OF_HOST))
+    return 8 * site + version, 8 * host + version
 
 
 @dataclass
@@ -131,6 +210,8 @@ def take(record: Record, position: Position, lines: Iterable[str], units: Sequen
                 record.restart(now)
         elif (found := pull_in(message)) is not None:
             record.add(*found, int(entry["__REALTIME_TIMESTAMP"]) // 1_000_000)
+        elif (missed := miss_in(message)) is not None:
+            record.miss(*missed, int(entry["__REALTIME_TIMESTAMP"]) // 1_000_000)
     if expected or not position.cursor:  # where nothing was ever read, as without a journal on disk, nothing is known
         record.restart(now)
         position.cursor = ""
@@ -148,19 +229,28 @@ class Recorder:
         self._units = units
         self._journal = journal
         self.record, self.position = Record(0), Position()
+        #: What the files had, for what a newer release has added; None: they are begun anew.
+        self._found: Optional[Found] = None
+        self._found_position: Optional[Found] = None
         self._begin(boot)
 
     def _begin(self, boot: str) -> None:
         """Go on with what an earlier process left, if that can be relied on. Raises OSError, Newer."""
         now = int(time.time())
         try:
-            said = RECORD.parse(_content(self._folder / RECORD_FILE)).values
+            self._found = _writable(RECORD, self._folder / RECORD_FILE)
+            said = self._found.values
             entries = {
                 str(repository): {str(reference): int(day) for reference, day in one.items()}
                 for repository, one in said["pulls"].items()
             }
-            self.record = Record(int(said["since"]), entries, changed=False)
-            where = POSITION.parse(_content(self._folder / POSITION_FILE)).values
+            missed = {
+                str(client): {str(name): int(moment) for name, moment in one.items()}
+                for client, one in said.get("missed", {}).items()
+            }
+            self.record = Record(int(said["since"]), entries, missed, changed=False)
+            self._found_position = _writable(POSITION, self._folder / POSITION_FILE)
+            where = self._found_position.values
             self.position = Position(
                 str(where["cursor"]), int(where["read"]), str(where["boot"]), where.get("closed") is True
             )
@@ -192,22 +282,31 @@ class Recorder:
     def _write(self) -> None:
         """The record first: to read lines twice does no harm, to skip some would."""
         if self.record.changed:
-            values = {"since": self.record.since, "pulls": self.record.entries}
-            _keep(self._folder / RECORD_FILE, RECORD.seal(values))
+            values = {"since": self.record.since, "pulls": self.record.entries, "missed": self.record.missed}
+            _keep(self._folder / RECORD_FILE, _sealed(RECORD, values, self._found))
             self.record.changed = False
-        _keep(self._folder / POSITION_FILE, POSITION.seal(vars(self.position)))
+        _keep(self._folder / POSITION_FILE, _sealed(POSITION, vars(self.position), self._found_position))
 
 
-def _content(path: Path) -> bytes:
+def _writable(form: Format, path: Path) -> Found:
+    """The record in the file *path*, which this release will write. Raises OSError, Damaged, Newer."""
     try:
-        return path.read_bytes()
+        found = form.parse(path.read_bytes())
     except FileNotFoundError as error:
         raise Damaged(f"there is no {path.name}") from error
+    form.seal({}, found)
+    return found
+
+
+def _sealed(form: Format, values: Mapping[str, Any], found: Optional[Found]) -> dict[str, Any]:
+    """The document with *values*, and with what a newer release has added to the one that was *found*."""
+    return form.seal({**values, **(split(found.values, values)[1] if found is not None else {})}, found)
 
 
 def _keep(path: Path, document: Mapping[str, Any]) -> None:
     new = path.with_name(f"{path.name}.new")
     with new.open("w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o640)  # retention's timer reads it, whose user the directory lets in
         json.dump(document, file, separators=(",", ":"))
         file.flush()
         os.fdatasync(file.fileno())

@@ -1,9 +1,14 @@
-"""Ends connections to an address that has moved, in an orderly way, so that clients open new ones.
+"""Keeps or ends connections to an address that moves, by the sockets of the processes that have them.
 
 Run on the node, as root, with this source alone:
 
+    python3 -I -c SOURCE keep PORT ADDRESS...
     python3 -I -c SOURCE own PORT ADDRESS...
     python3 -I -c SOURCE idle PORT SECONDS SOCKET,SOCKET ADDRESS...
+
+``keep``: before the address leaves this node. The kernel sends nothing from an address that the node does not have,
+unless the socket is transparent (ip(7), IP_TRANSPARENT); HAProxy may not make its sockets so. Those that are accepted
+from now on inherit it.
 
 ``own``: when the VIP comes to this node or leaves it, the node's own connections to the VIP lead nowhere. A containerd
 whose connection is reset fails the pull; one that reads the end of it in the middle of a layer asks for the rest. So
@@ -12,7 +17,7 @@ each of these sockets is copied from its owner and shut down for reading.
 ``idle``: what clients keep open for their next request ends, as HAProxy would end it later: where no byte came or went
 for SECONDS, and none of the HAProxy processes behind the runtime SOCKETs has a request in hand.
 
-Prints a JSON object: *ended*, how many, and *trouble*.
+Prints a JSON object: *ended*, how many (of ``keep``: how many are kept), and *trouble*.
 
 Source: pidfd_getfd(2), proc_pid_net(5), HAProxy's management guide, "show sess"; that containerd resumes was measured.
 """
@@ -20,6 +25,7 @@ Source: pidfd_getfd(2), proc_pid_net(5), HAProxy's management guide, "show sess"
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -32,6 +38,10 @@ from pathlib import Path
 
 PIDFD_GETFD = 438  # the same on all architectures
 ESTABLISHED = "01"
+NOBODY = "0"  # the inode of a socket that its process has closed
+#: linux/in.h and linux/in6.h.
+GONE = (errno.EBADF, errno.ESRCH, errno.ENOTCONN, errno.EINVAL)  # its process has closed it meanwhile, or the peer
+TRANSPARENT = {socket.AF_INET: (socket.IPPROTO_IP, 19), socket.AF_INET6: (socket.IPPROTO_IPV6, 75)}
 #: Of struct tcp_info (linux/tcp.h): milliseconds since the last data was sent, and was received.
 TCP_INFO_SIZE, LAST_SENT, LAST_RECEIVED = 60, 44, 52
 DEADLINE = 5.0  # seconds, for each answer of HAProxy
@@ -46,8 +56,11 @@ def packed(text: str) -> bytes:
     return b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
 
 
-def inodes(addresses: set[str], port: int, column: int) -> set[str]:
-    """The established sockets that have one of *addresses* and *port* in the *column* of /proc/net/tcp or tcp6."""
+def inodes(addresses: set[str], port: int, column: int, *, every: bool = False) -> set[str]:
+    """The established sockets that have one of *addresses* and *port* in the *column* of /proc/net/tcp or tcp6.
+
+    With *every* also those in another state, such as those that listen.
+    """
     found = set()
     for table in ("tcp", "tcp6"):
         with suppress(FileNotFoundError):
@@ -56,7 +69,7 @@ def inodes(addresses: set[str], port: int, column: int) -> set[str]:
                 address, _, at = words[column].partition(":")
                 # One of IPv4 in a socket of IPv6 ends with the address.
                 ours = int(at, 16) == port and any(address.endswith(one) for one in addresses)
-                if ours and words[3] == ESTABLISHED:
+                if ours and (words[3] == ESTABLISHED or (every and words[9] != NOBODY)):
                     found.add(words[9])
     return found
 
@@ -116,16 +129,27 @@ def end(verb: str, port: int, words: list[str]) -> int:
     seconds, paths, addresses = (float(words[0]), words[1].split(","), words[2:]) if verb == "idle" else (0, [], words)
     forms = {packed(address).hex().upper() for address in addresses}
     ended = 0
-    for process, descriptor in owned(inodes(forms, port, 1 if verb == "idle" else 2)):
-        with copied(process, descriptor) as wire:
-            if verb == "own":
-                wire.shutdown(socket.SHUT_RD)
-            elif wire.getpeername()[:2] not in busy(paths) and silent(wire, seconds):
-                # The last look is the kernel's: a request that came meanwhile has a client who waits for it.
-                wire.shutdown(socket.SHUT_RDWR)
-            else:
-                continue
-        ended += 1
+    column = 2 if verb == "own" else 1  # at which end the address is
+    wanted = inodes(forms, port, column, every=verb == "keep")
+    for process, descriptor in owned(wanted):
+        try:
+            with copied(process, descriptor) as wire:
+                if str(os.fstat(wire.fileno()).st_ino) not in wanted:
+                    continue  # another one has the number by now
+                if verb == "keep":
+                    wire.setsockopt(*TRANSPARENT[wire.family], 1)
+                elif verb == "own":
+                    wire.shutdown(socket.SHUT_RD)
+                elif wire.getpeername()[:2] not in busy(paths) and silent(wire, seconds):
+                    # The last look is the kernel's: a request that came meanwhile has a client who waits for it.
+                    wire.shutdown(socket.SHUT_RDWR)
+                else:
+                    continue
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+        else:
+            ended += 1
     return ended
 
 
@@ -134,6 +158,10 @@ def main(arguments: list[str]) -> int:
     verb, port, *words = arguments
     shown: dict[str, object] = {"ended": 0, "trouble": []}
     try:
+        if (
+            verb == "keep"
+        ):  # first those that listen: what they accept until they are looked at is there the second time
+            end(verb, int(port), words)
         shown["ended"] = end(verb, int(port), words)
     except OSError as error:
         shown["trouble"] = [str(error)]

@@ -16,5 +16,10 @@ SECONDS = 60  # that pushes stay closed when the agent says no more
 
 def nearly_full(free: int, size: int, was: bool) -> bool:
     """Whether pushes are closed with *free* of *size* bytes left; *was*: they are closed already."""
-    reserve = max(SHARE * size, LEAST)
+    reserve = of(size)
     return free < (reserve * MORE if was else reserve)
+
+
+def of(size: int) -> float:
+    """The bytes of a disk of *size* bytes that are for deletions."""
+    return max(SHARE * size, LEAST)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from statistics import median
 from typing import Optional
 
@@ -45,8 +44,9 @@ WHOLE = 1.0  # seconds that all storages must have been there before their table
 KILL_AGAIN = 2.0  # seconds
 STARVED = 3.0  # seconds after memory was last short, from which on a silence counts again
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
-QUIET = 0.5  # seconds without a write in flight: longer than a client takes between two requests of an upload
+QUIET = 1.5  # seconds without a write in flight: longer than a busy client takes between two requests of an upload
 UNGUARDED = 1.0  # seconds without the nft rules that who has the lease may have: longer than loading them takes
+NEVER_SEEN = PeerMemory()
 
 
 def silence(newest: Optional[float], first: float, resumed: float, now: float) -> float:
@@ -180,8 +180,9 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
 
     Invariants: a node that was good since its agent started is unfit only while another node, freshly heard by this
     one or by one that this one hears, reads well and is fit itself; so all slow, all full and all dark leave the
-    holder where it is. A node that was never good is fit only when nobody else is, after ``start_grace`` seconds, and
-    if its proxy answers. A node that has left the members is never fit.
+    holder where it is. A node that was never good is fit only when nobody else is, after ``start_grace`` seconds, if
+    its proxy answers, and not while it is alone: without the others it can read nothing, and they may have replaced it
+    while it was away. A node that has left the members is never fit.
     """
     if memory.hidden_since is not None and now - memory.hidden_since >= YIELD:
         return False
@@ -194,7 +195,7 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
         failed = memory.failed_since is not None and now - memory.failed_since >= timings.storage_give_up
         unwell = memory.unwell_since is not None and now - memory.unwell_since >= timings.slow_give_up
         return not (wrong or failed or unwell)
-    return memory.been_good or (proxy_ok and now - memory.started >= timings.start_grace)
+    return memory.been_good or (proxy_ok and not memory.alone and now - memory.started >= timings.start_grace)
 
 
 def moves(seen: Observation, reports: Mapping[str, Report]) -> bool:
@@ -235,13 +236,17 @@ def alone(before: bool, lonely_since: Optional[float], joined_since: Optional[fl
     return before and (joined_since is None or now - joined_since < BACK)
 
 
-def clock_off(before: Optional[float], fresh: Mapping[str, PeerView], settings: Settings) -> Optional[float]:
-    """Seconds between this node's wall clock and the median of those of a majority; *before* while none is heard.
+def clocks(fresh: Mapping[str, PeerView], settings: Settings) -> Mapping[str, float]:
+    """Seconds between the wall clock of each node heard, this one's too, and the median of those of a majority.
 
-    Of two that disagree nobody knows which is right, so each is half of it off.
+    Empty while none is heard. Of two that disagree nobody knows which is right, so each is half of it off.
     """
-    offsets = [view.offset for view in fresh.values() if view.offset is not None]
-    return abs(median([0.0, *offsets])) if 1 + len(offsets) >= settings.majority else before
+    told = {name: view.offset for name, view in fresh.items() if view.offset is not None}
+    offsets = {settings.name: 0.0, **told}
+    if len(offsets) < settings.majority:
+        return {}
+    middle = median(offsets.values())
+    return {name: abs(offset - middle) for name, offset in offsets.items()}
 
 
 def removed(peers: Mapping[str, PeerView], settings: Settings) -> bool:
@@ -276,7 +281,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     storage, reset_storage, kill_storage = memory.storage, False, False
     if seen.storage is not None:
         storage, reset_storage, kill_storage = service(memory.storage, seen.storage, resumed, now, timings)
-    proxies, kill_proxies = _proxies(memory, seen, now, timings)
+    proxies, kill_proxies = _proxies(memory, seen, now, settings)
     proxy_ok, proxy_dead = _proxy(proxies, seen, resumed, now)
 
     somebody_reads = any(said.verdict is Verdict.GOOD for said in reports.values())
@@ -307,6 +312,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     # Where any user of this host could push without a login, nobody holds the lease.
     open_to_all = unguarded is not None and now - unguarded >= UNGUARDED
     hidden = hidden_holder(reports, settings)
+    off = clocks({name: seen.peers[name] for name in fresh}, settings)
     moving, draining, quiet_since, gives = _gives(memory, seen, reports, now=now, settings=settings)
     new = replace(
         memory,
@@ -328,7 +334,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         joined_since=joined_since,
         alone=alone(memory.alone, lonely_since, joined_since, now),
         removed=memory.removed or removed(seen.peers, settings),
-        clock_off=clock_off(memory.clock_off, {name: seen.peers[name] for name in fresh}, settings),
+        clock_off=off.get(settings.name, memory.clock_off),
         failed_since=_since(memory.failed_since, storage.health in FAILED, now),
         unwell_since=_since(memory.unwell_since, level is not Level.FIT, now),
         connected=now if connect else memory.connected,
@@ -357,11 +363,8 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
 
     levels = {name: reports[name].level if name in reports else Level.SILENT for name in settings.peers}
     best = None if now - memory.started < timings.warm_up else readers({settings.name: level, **levels})
-    writers, new_work = best, not draining
-    if settings.single_writer:
-        one = lease.writer(claim, seen.peers, fresh, settings.name)
-        writers = frozenset() if one is None else frozenset({one})
-        new_work = new_work and not (one in reports and reports[one].draining)
+    writers = _writers(claim, best, off, seen=seen, fresh=fresh, settings=settings)
+    draining_there = any(said.draining for name, said in reports.items() if writers is not None and name in writers)
     return new, Decisions(
         readers=best,
         writers=writers,
@@ -370,9 +373,9 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         fit=is_fit,
         # Where the VIP is to move, that node must win: this one gives way to it.
         alone=new.alone or (moving and not seen.holds_vip),
-        new_work=new_work,
+        new_work=not draining and not draining_there,
         count_writes=draining,
-        report=replace(_report(new, seen, settings, reports, now), draining=draining),
+        report=_report(new, seen, settings, reports, draining=draining, now=now),
         levels=levels,
         reset_reads=_reason(frontend, reset_frontend, "frontend") or _reason(storage, reset_storage, "storage"),
         reset_rpc=_reason(storage, reset_storage, "storage") if storage.health is Health.HUNG else "",
@@ -388,6 +391,27 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         keep=lease.known(claim, settings),
         conditions=conditions(new, seen, reports, proxy_dead=proxy_dead, proxy_ok=proxy_ok, settings=settings),
     )
+
+
+def _writers(
+    claim: LeaseMemory,
+    best: Optional[frozenset[str]],
+    off: Mapping[str, float],
+    *,
+    seen: Observation,
+    fresh: frozenset[str],
+    settings: Settings,
+) -> Optional[frozenset[str]]:
+    """The nodes that get writes; None while that is not decided.
+
+    Invariants: where only one node may write, the one that says so. Else never one whose clock is *off* by more than
+    ``clock_off``: the storage orders what is written by the clock of the node that writes.
+    """
+    if settings.single_writer:
+        one = lease.writer(claim, seen.peers, fresh, settings.name)
+        return frozenset() if one is None else frozenset({one})
+    doubtful = {name for name, seconds in off.items() if seconds > settings.timings.clock_off}
+    return None if best is None else best - doubtful
 
 
 def _reunion(
@@ -411,7 +435,7 @@ def _peers(
     destroy: list[tuple[str, bool]] = []
     anyone_back = False
     for name in settings.peers:
-        old = memory.peers.get(name, PeerMemory())
+        old = memory.peers.get(name, NEVER_SEEN)
         peers[name], what, back = peer(old, seen.peers[name], memory.started, memory.resumed, now, settings.timings)
         if what is not None:
             destroy.append((name, what))
@@ -419,20 +443,15 @@ def _peers(
     return peers, tuple(destroy), anyone_back
 
 
-@lru_cache(maxsize=1)
-def _for_proxies(timings: Timings) -> Timings:
-    return replace(timings, kill=timings.hung, suspect=timings.proxy_interval + timings.probe_deadline)
-
-
 def _proxies(
-    memory: Memory, seen: Observation, now: float, timings: Timings
+    memory: Memory, seen: Observation, now: float, settings: Settings
 ) -> tuple[tuple[ServiceMemory, ...], tuple[int, ...]]:
     """A hung HAProxy is killed as soon as it is known to be hung: half of all new connections wait for it.
 
     Invariant: none is killed while all are silent and none is idle. Then the machine does not let them run, and to
     start them anew takes more of what it lacks.
     """
-    quick = _for_proxies(timings)
+    quick = settings.proxy_timings
     old = memory.proxies or tuple(ServiceMemory() for _ in seen.proxies)
     steps = [service(one, answers, memory.resumed, now, quick) for one, answers in zip(old, seen.proxies)]
     starved = all(step[0].health is not Health.OK for step in steps) and all(one.idle is None for one in seen.proxies)
@@ -454,7 +473,9 @@ def _reason(memory: ServiceMemory, due: bool, name: str) -> str:
     return f"the {name} {'refuses connections' if memory.health is Health.DEAD else 'is hung'}"
 
 
-def _report(memory: Memory, seen: Observation, settings: Settings, reports: Mapping[str, Report], now: float) -> Report:
+def _report(
+    memory: Memory, seen: Observation, settings: Settings, reports: Mapping[str, Report], *, draining: bool, now: float
+) -> Report:
     claim: LeaseMemory = memory.lease
     vote = lease.said_vote(claim, seen.kept, settings)
     return Report(
@@ -471,5 +492,6 @@ def _report(memory: Memory, seen: Observation, settings: Settings, reports: Mapp
         epoch=claim.epoch,
         vote=vote.candidate if vote is not None else "",
         vote_term=vote.term if vote is not None else 0,
+        draining=draining,
         members=settings.members,
     )

@@ -52,6 +52,7 @@ class Facts:
     storage_left: Optional[Left] = None  # None: not known yet
     moves_to: str = ""  # the node to which the VIP is to move, as planned
     storage_queues: Optional[Queues] = None  # None: not known yet
+    storage_lost: Optional[int] = None  # None: not known yet
     data_trend: Optional[Trend] = None  # None: not known yet
     moves: tuple[Move, ...] = ()  # the newest last
 
@@ -175,6 +176,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
         "data": facts.data,
         "storage_left": facts.storage_left,
         "storage_queues": facts.storage_queues,
+        "storage_lost": facts.storage_lost,
         "data_trend": facts.data_trend,
         "moves": list(facts.moves),
         "done": {
@@ -221,6 +223,8 @@ def _storage(state: State) -> Iterator[tuple[str, str, Optional[float]]]:
     if left is not None:
         yield "storage_left_blocks", "Blocks that the storage has yet to bring to this node.", left["blocks"]
         yield "storage_left_tables", "Parts of tables that it has yet to compare with other nodes.", left["tables"]
+    if (lost := state["storage_lost"]) is not None:
+        yield "storage_lost_blocks", "Blocks that this node should have, and no node has.", lost
     if queues is not None:
         yield "storage_blocks", "Blocks that this node should have.", queues["blocks"]
         yield "storage_errors", "Blocks that the storage failed to bring to this node.", queues["errors"]
@@ -281,7 +285,7 @@ def metrics(state: State, cpu: float) -> str:
     ):
         gauge(f"peer_{key}", text, [(f'{{peer="{name}"}}', peer[key]) for name, peer in peers.items()])
     for key, text in (
-        ("silences", "How often a peer fell silent."),
+        ("silences", "Times that a peer stopped sending heartbeats."),
         ("received", "Datagrams from a peer."),
         ("refused", "Datagrams from a peer that were not believed."),
     ):

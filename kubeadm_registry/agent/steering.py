@@ -48,7 +48,7 @@ class Hands(Protocol):
     def say(self, report: Report) -> None:
         """Say this in every heartbeat from now on, and at once if it is news."""
 
-    def mend(self, new: Decisions, now: float) -> None:
+    def mend(self, new: Decisions) -> None:
         """Reset, kill, cut, connect and compare as decided."""
 
     def fence(self) -> None:
@@ -88,7 +88,6 @@ class Steering:
         """What could act under the lease is known to be gone. Set by who fences."""
         self._hands = hands
         self._clock = clock
-        self._ticket = 0.0
 
     def step(self, observe: Callable[[], Observation]) -> float:
         """Decide, and do it; returns the time of the decision.
@@ -110,7 +109,7 @@ class Steering:
         if self.settings.leased:
             self._hands.keep(new.keep, now)
         self._hands.say(new.report)
-        self._hands.mend(new, now)
+        self._hands.mend(new)
         if not new.fence:
             self.fenced = False
         elif not self.fenced:

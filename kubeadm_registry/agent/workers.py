@@ -6,7 +6,8 @@ Source: the admin API v2 of Garage, https://garagehq.deuxfleurs.fr/api/garage-ad
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -52,6 +53,24 @@ def _blocks(workers: Sequence[dict[str, Any]]) -> tuple[int, int]:
     # An idle worker tells what was so when it became idle. A new failure wakes it, a success does not.
     failed = min((int(one["persistentErrors"]) for one in working), default=0)
     return queued, failed
+
+
+def lost_in(body: bytes, copies: int, others: Collection[str]) -> Optional[int]:
+    """How many of this node's blocks are lost, by an answer of ListBlockErrors for all nodes; None if it does not say.
+
+    A block is kept by *copies* nodes. One that so many have failed to get is on none of them. *others* are the ids of
+    the other nodes; one that does not answer may have them.
+    """
+    try:
+        said = json.loads(body)
+        if said["error"]:
+            return None
+        failed = {node: {str(one["blockHash"]) for one in listed} for node, listed in said["success"].items()}
+        count = Counter(block for blocks in failed.values() for block in blocks)
+        [own] = failed.keys() - set(others)
+        return sum(count[block] >= copies for block in failed[own])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def queues_in(body: bytes) -> Optional[Queues]:

@@ -23,7 +23,7 @@ from kubeadm_registry.backup.contents import Contents
 from kubeadm_registry.bundle import files, signing, temporary
 from kubeadm_registry.disk import naming
 from kubeadm_registry.errors import BackupError, ConfigError
-from kubeadm_registry.formats import Damaged, Format
+from kubeadm_registry.formats import Damaged, Format, NewerFormat
 from kubeadm_registry.oci import descriptors as oci
 
 #: Version 1 is that of release 0.2.
@@ -124,10 +124,10 @@ class Backup:
         return contents
 
     def _require(self, key: Passphrase | Identities | None) -> None:
-        """Raise ConfigError if it takes another kind of *key*."""
+        """Raise ConfigError if it takes another kind of *key*, NewerFormat if this release knows none of its kind."""
         kinds: dict[str, tuple[type, ...]] = {KEYS: (Identities,), PASSPHRASE: (Passphrase,), NONE: (type(None),)}
         if self.index.encryption not in kinds:
-            raise _damaged(self.path, f"its encryption is {self.index.encryption}, which this release does not know")
+            raise NewerFormat(f"{self.path}: this release does not know the encryption {self.index.encryption}")
         if isinstance(key, kinds[self.index.encryption]):
             return
         hints = {
@@ -261,5 +261,5 @@ def _damaged(path: Path, why: str) -> BackupError:
 def _forged(message: str) -> BackupError:
     return BackupError(
         message, code="BackupSignatureInvalid",
-        hint="do not use this backup until you know why: it was modified, or made by somebody else",
+        hint="do not use this backup until you know why: it was modified, or another party made it",
     )  # fmt: skip

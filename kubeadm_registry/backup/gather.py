@@ -10,7 +10,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import existing
 from kubeadm_registry.images import inventory
 from kubeadm_registry.images.names import Place
-from kubeadm_registry.images.pool import WORKERS, Connect, each
+from kubeadm_registry.images.pool import Connect, each
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.transport.host import side_by_side
 from kubeadm_registry.upkeep import store
@@ -43,7 +43,7 @@ def _images(connect: Connect) -> tuple[Image, ...]:
     def digest(registry: Api, place: Place) -> str | None:
         return retry(lambda: registry.digest(place.repository, place.reference), inventory.PATIENCE)
 
-    found = each(connect, digest, inventory.places(connect), WORKERS)
+    found = each(connect, digest, inventory.places(connect))
     return tuple(Image(place.repository, place.reference, one) for place, one in found if one is not None)
 
 

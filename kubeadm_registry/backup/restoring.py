@@ -14,7 +14,7 @@ from kubeadm_registry.config.immutable import NAME
 from kubeadm_registry.errors import ConfigError, ConfigProblem
 from kubeadm_registry.images import inventory
 from kubeadm_registry.images.names import name_of
-from kubeadm_registry.images.pool import WORKERS, Connect, each
+from kubeadm_registry.images.pool import Connect, each
 from kubeadm_registry.images.seed import Item
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import standing
@@ -95,7 +95,7 @@ def missing(connect: Connect, images: Sequence[Image], reasons: Mapping[Image, s
         return retry(lambda: registry.digest(image.repository, image.tag), inventory.PATIENCE)
 
     found = []
-    for image, digest in each(connect, ask, images, WORKERS):
+    for image, digest in each(connect, ask, images):
         if digest != image.digest:
             other = f"the tag is {digest} now" if digest is not None else "not in the registry"
             found.append(Missing(image, reasons.get(image, other)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -84,16 +84,16 @@ class Bundle:
             images[name] = entry
         return images
 
-    def extract(self, program: Program, to: Path, *, progress: Callable[[int], None] = lambda _bytes: None) -> None:
+    def extract(self, program: Program, to: Path) -> None:
         """Write the layer of *program*, a tar.gz, to the file *to*; its digest is checked, and what it unpacks to.
 
-        *progress* is told how many bytes were written since it was last called. Raises BundleError if the layer is
-        missing, damaged, or made to do harm where it is unpacked; then *to* is not there.
+        Raises BundleError if the layer is missing, damaged, or made to do harm where it is unpacked; then *to* is not
+        there.
         """
         new = to.with_name(to.name + ".new")
         try:
             with self.layout.blob(program.layer) as source, naming(to), new.open("wb") as target:
-                copy(source, target, progress)
+                copy(source, target)
             if program.digest not in self._sound:  # the same bytes for each host are looked into once
                 with new.open("rb") as layer:
                     for flaw in tree.check_layer(layer, program.entry_point, program.unpacked):
@@ -104,10 +104,9 @@ class Bundle:
             new.unlink(missing_ok=True)
 
 
-def copy(source: BinaryIO, target: io.BufferedWriter, progress: Callable[[int], None]) -> None:
-    """Copy *source* to *target* in pieces, tell *progress* the length of each, and flush it to the disk."""
+def copy(source: BinaryIO, target: io.BufferedWriter) -> None:
+    """Copy *source* to *target* in pieces, and flush it to the disk."""
     while chunk := source.read(oci.CHUNK):
         target.write(chunk)
-        progress(len(chunk))
     target.flush()
     os.fsync(target.fileno())

@@ -6,12 +6,12 @@ from kubeadm_registry.errors import BundleError
 from kubeadm_registry.formats import HINT, NewerFormat
 
 
-def incomplete(message: str, *, hint: str = "") -> BundleError:
+def incomplete(message: str) -> BundleError:
     """The bundle refers to something that it does not hold."""
     return BundleError(
         message,
         code="BundleIncomplete",
-        hint=hint or "create the bundle again with `bundle create`, or copy it again if the copy is truncated",
+        hint="create the bundle again with `bundle create`, or copy it again if the copy is truncated",
     )
 
 

@@ -107,8 +107,11 @@ def content_digest(tree: Path) -> str:
     return "sha256:" + hashed.hexdigest()
 
 
-def pack(tree: Path, output: Path) -> Packed:
-    """Write the directory *tree* to *output* as a tar.gz whose bytes depend on names, modes and contents alone."""
+def pack(tree: Path, output: Path, *, without: str = "") -> Packed:
+    """Write the directory *tree* to *output* as a tar.gz whose bytes depend on names, modes and contents alone.
+
+    The file *without* of it is left out.
+    """
     unpacked = 0
     # Level 9, the default, takes 3.5 times as long for 1 % less (measured on the Python tree).
     with (
@@ -119,6 +122,8 @@ def pack(tree: Path, output: Path) -> Packed:
         writer = archive.Writer(packed)  # type: ignore[arg-type]
         for path in files(tree):
             name = path.relative_to(tree).as_posix()
+            if name == without:
+                continue
             if path.is_symlink() or not (path.is_dir() or path.is_file()):
                 raise refused(f"{path} is neither a file nor a directory", hint="pass a tree without links")
             if path.is_dir():

@@ -31,7 +31,8 @@ def completion(context: Context, shell: str) -> None:
     Examples:
       kubeadm-registry completion bash > /etc/bash_completion.d/kubeadm-registry
       kubeadm-registry completion zsh > ~/.zfunc/_kubeadm-registry
-      kubeadm-registry completion fish > ~/.config/fish/completions/kubeadm-registry.fish
+      cd ~/.config/fish/completions
+      kubeadm-registry completion fish > kubeadm-registry.fish
     """
     found = get_completion_class(shell)
     assert found is not None  # noqa: S101  click has these three

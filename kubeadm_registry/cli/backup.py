@@ -114,7 +114,7 @@ def _lock(
         return Passphrase.in_file(passphrase_file)
     if not sys.stdin.isatty():
         raise ConfigError(
-            "nothing says how to encrypt the backup, and there is no terminal to ask for a passphrase",
+            "no encryption method given, and there is no terminal to prompt for a passphrase",
             hint="pass --passphrase-file FILE, or --recipient KEY", code="UsageInvalid",
         )  # fmt: skip
     text = getpass.getpass(f"Passphrase for {file}: ")
@@ -153,9 +153,9 @@ def _held(contents: Contents) -> str:
 def inspect(
     context: Context, file: Path, identities: tuple[Path, ...], passphrase_file: Path | None, cluster_file: bool
 ) -> None:
-    """Show of which registry and when FILE was made, and for whom it is encrypted. No secret is shown.
+    """Show the registry, date and recipients of the backup FILE, without secrets.
 
-    With the key to it, also the nodes, the programs and the images in it.
+    With its key, also show the nodes, programs and images in it.
     """
     found = read(file)
     index = found.index

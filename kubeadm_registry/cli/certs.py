@@ -111,7 +111,7 @@ def renew(
     context: Context, path: Path | None, names: tuple[str, ...], authority: bool, nodes: Path | None,
     no_clients: bool, trust_only: bool, kubeconfig: Path | None, dry_run: bool,
 ) -> None:  # fmt: skip
-    """Issue a new certificate for each node, one node at a time, and load it while connections go on.
+    """Issue a new certificate for each node, one node at a time, and load it without closing connections.
 
     With --ca the CA is replaced: a new one is stored beside the present one, all nodes and the listed client nodes
     trust both, each node gets a certificate of the new one, and the former one is removed. If a listed node does not

@@ -8,7 +8,7 @@ import click
 
 from kubeadm_registry.access.collecting import as_root
 from kubeadm_registry.cli import terminal
-from kubeadm_registry.cli.command import Context, command, dry_run_option, file_option
+from kubeadm_registry.cli.command import Context, command, dry_delete_option, file_option
 from kubeadm_registry.engine.workflow import take_locks
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.images import wanted as wishes
@@ -25,13 +25,13 @@ grace_option = click.option(
 @command("collect", short_help="Free the space of deleted images")
 @file_option
 @grace_option
-@dry_run_option
+@dry_delete_option
 def collect(context: Context, path: Path | None, grace: str, dry_run: bool) -> None:
     """Free the space of deleted images: the blobs that no manifest needs.
 
-    Pulls go on. Pushes wait meanwhile: with Distribution until all is deleted and each node has restarted its registry,
-    with zot for two seconds at a time. Every node must be reachable, and the storage fully replicated. If the run dies,
-    pushes open by themselves within minutes; run it again then.
+    Pulls continue. Pushes wait: with Distribution until all is deleted and each node has restarted its registry, with
+    zot for two seconds at a time. Every node must be reachable, and the storage fully replicated. If the run is killed,
+    pushes reopen automatically within minutes; run it again then.
     """
     reporter = context.reporter()
     seconds = wishes.seconds(grace, option="--grace")

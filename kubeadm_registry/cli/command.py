@@ -250,6 +250,10 @@ skip_option = click.option("--skip-phases", "skip", metavar="NAMES", default="",
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what would change on each node without changing anything."
 )
+#: Of commands that delete images and change no node.
+dry_delete_option = click.option(
+    "--dry-run", is_flag=True, help="Show what would be deleted without deleting anything."
+)
 diff_option = click.option("--diff", is_flag=True, help="Show a diff for each change. Secrets are masked.")
 
 
@@ -273,11 +277,9 @@ class Program(click.Group):
             else:
                 error.show()
             sys.exit(error.exit_code)
-        except click.Abort:
-            click.echo("Aborted!", err=True)
-            sys.exit(1)
-        except OSError as error:  # --help and --version, which no command guards
-            error.filename = STANDARD_OUTPUT
+        except (click.Abort, OSError) as error:  # before a command guards itself, and --help and --version
+            if isinstance(error, OSError):
+                error.filename = STANDARD_OUTPUT
             told, code = meaning(error)
             click.echo(f"error [{told.code}] {printable(str(told))}", err=True)
             let_go_of_output()

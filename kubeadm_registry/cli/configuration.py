@@ -10,9 +10,9 @@ import click
 from kubeadm_registry import config
 from kubeadm_registry.addresses import is_ipv6
 from kubeadm_registry.cli.command import Context, command, file_option
+from kubeadm_registry.config.kubeadm import cautions, kubeadm_config
 from kubeadm_registry.engine.report import put
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.kubeadm import cautions, kubeadm_config
 from kubeadm_registry.printable import counted
 
 

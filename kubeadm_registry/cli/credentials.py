@@ -32,7 +32,6 @@ METRICS = "metrics"
 #: What cannot be rotated, and why.
 REFUSED = {
     METRICS: "nothing of it is stored; issue another certificate, or replace the CA with `certs renew --ca`",
-    "admin": "the storage accepts one admin token at a time, so there can be no overlap",
 }
 
 
@@ -98,8 +97,8 @@ def rotate(
 ) -> None:  # fmt: skip
     """Replace the password of push, pull or retention. The former one is accepted as well until --finish.
 
-    The storage's S3 key (s3) and the agents' key (heartbeat) are known to the nodes alone: one run replaces them, in
-    stages in which both are accepted.
+    The storage's S3 key (s3), its admin token (admin) and the agents' key (heartbeat) are known to the nodes alone: one
+    run replaces them, in stages. For admin the storage restarts on one node after another.
 
     The registry nodes use the new password immediately, and so do the listed client nodes (role pull, where
     spec.proxy.anonymousPull is false) and the operator (role push, with --kubeconfig). Give it to everything else, then

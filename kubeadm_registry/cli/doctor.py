@@ -26,21 +26,21 @@ _STATES = {
 _STYLES = {"error": "red", "warning": "yellow"}
 
 
-@command("doctor", short_help="Say what is wrong and which command fixes it")
+@command("doctor", short_help="Diagnose problems and print commands that fix them")
 @file_option
 def doctor(context: Context, path: Path | None) -> None:
-    """Say what is wrong now, what shows it, and which command fixes it.
+    """Diagnose problems: print each with its evidence and a command that fixes it.
 
-    Asks all nodes in parallel what `status`, the checks of `preflight` and the comparison of `init` would find, and
-    further units, journals, disks, certificates, firewalls, ARP and VRRP. Changes nothing. Works as well when nodes do
-    not answer, and before the first `init`. docs/doctor.md lists all codes.
+    Checks all nodes in parallel: what `status`, `preflight` and `init --dry-run` would find, and units, journals,
+    disks, certificates, firewalls, ARP and VRRP. Changes nothing. Works while nodes are down and before the first
+    `init`. docs/doctor.md lists all codes.
 
     \b
     Exit codes:
       0  no problem found
       1  the registry does not serve
       4  no node is reachable
-      5  the registry serves, but something is wrong
+      5  the registry serves, but a problem was found
     """
     cluster_file = config.load(path)
     reached, unreachable = session.attempt_all(cluster_file, terminal.prompts())

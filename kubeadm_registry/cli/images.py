@@ -18,7 +18,7 @@ from kubeadm_registry.access.space import Quiet
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import pins, terminal
 from kubeadm_registry.cli.collect import collect, grace_option
-from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, dry_run_option, file_option, key_option
+from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, dry_delete_option, file_option, key_option
 from kubeadm_registry.cli.tables import wide_screen
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import frontend
@@ -181,7 +181,7 @@ def copy(context: Context, path: Path | None, referrers: bool, source: str, targ
 @file_option
 @click.option("--all-tags", is_flag=True, help="Delete all tags of a repository, and all other tags of an image.")
 @click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
-@dry_run_option
+@dry_delete_option
 @grace_option
 @click.argument("names", metavar="NAME[:TAG|@DIGEST]...", nargs=-1, required=True)
 def delete(
@@ -273,7 +273,7 @@ def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
                     f"over {wishes.MOST} different requests; the rarest are omitted", host=host.name, level="warning"
                 )
         found = wishes.together(asked)
-        there = {item for item, has in pool.each(connect, _has, list(found), pool.WORKERS) if has}
+        there = {item for item, has in pool.each(connect, _has, list(found)) if has}
         absent = cluster.absent
     for name, why in absent.items():
         reporter.note(f"{why}; its request log was not read", host=name, level="warning")

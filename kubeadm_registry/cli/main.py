@@ -29,6 +29,7 @@ COMMANDS = {
     "mirrors": ("mirrors", "group"),
     "operator": ("operator", "group"),
     "preflight": ("workflows", "preflight_command"),
+    "recover": ("recover", "recover"),
     "replace": ("members", "replace"),
     "rescue": ("rescue", "group"),
     "reset": ("workflows", "reset"),
@@ -70,8 +71,9 @@ def cli() -> None:
 
     \b
     First run:
-      kubeadm-registry bundle create --program garage=PATH   # on a machine with internet
-      kubeadm-registry preflight && kubeadm-registry init    # on the air-gapped site, with ./cluster.yaml
+      kubeadm-registry bundle create --program garage=PATH  # with internet access
+      kubeadm-registry preflight                            # on site
+      kubeadm-registry init
 
     \b
     Exit codes:

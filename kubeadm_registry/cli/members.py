@@ -22,9 +22,12 @@ from kubeadm_registry.cli.command import (
     key_option,
     names,
 )
+from kubeadm_registry.cli.mirrors import configure
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cli.workflows import carry_out
+from kubeadm_registry.config import client_list
 from kubeadm_registry.engine.phase import require_checks
+from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS
 
 _purge = click.option("--purge-data", is_flag=True, help="Also delete the images and secrets on the node that leaves.")
@@ -50,6 +53,11 @@ def _run(
 
 @command("join", short_help="Add a node to the registry", help_after=phase_table(CHANGE_MEMBERS))
 @click.argument("node", metavar="NODE")
+@click.option(
+    "--worker",
+    is_flag=True,
+    help="NODE only pulls: configure its containerd, as `mirrors apply` does. NODE is one line of its list of nodes.",
+)
 @file_option
 @bundle_option
 @key_option
@@ -57,13 +65,20 @@ def _run(
 @diff_option
 @ignore_option
 def join(
-    context: Context, node: str, path: Path | None, bundle: Path | None, key: Path | None, dry_run: bool, ignore: str
-) -> None:
+    context: Context, node: str, worker: bool, path: Path | None, bundle: Path | None, key: Path | None, dry_run: bool,
+    ignore: str,
+) -> None:  # fmt: skip
     """Install the registry on NODE and make it a member. The cluster file must list it already.
 
-    A registry has 3, 4 or 5 nodes; each image stays on three of them. The storage copies what NODE is to have before
-    NODE serves anything. Pulls and pushes go on. A run that was interrupted is completed by running it again.
+    A registry has 3, 4 or 5 nodes; each image stays on three of them. The storage copies NODE's share to it before
+    NODE serves requests. Pulls and pushes continue. Run it again to complete an interrupted run.
     """
+    if worker:
+        if bundle or ignore:
+            raise ConfigError("--worker installs nothing of a bundle, and has no checks to ignore", code="UsageInvalid",
+                              hint="leave out --bundle and --ignore-preflight-errors")  # fmt: skip
+        configure(context, path, client_list.parse(node, "NODE"), "NODE", dry_run=dry_run)
+        return
     _run(context, Request(joins=node), path, bundle, key, dry_run=dry_run, ignore=ignore)
 
 
@@ -84,7 +99,7 @@ def leave(
     """Remove NODE from the registry: the others take over what it stores, then it is uninstalled as by reset.
 
     NODE may be listed in the cluster file or not; remove it from the file afterwards. A node that cannot be reached is
-    taken for dead: it is removed, and does no harm when it comes back. At least three nodes must be left.
+    treated as lost: it is removed, and does no harm if it returns. At least three nodes must be left.
     """
     ask = "" if yes else f"Remove {node} from the registry?"
     _run(
@@ -92,7 +107,7 @@ def leave(
     )  # fmt: skip
 
 
-@command("replace", short_help="Replace a node, dead or alive, by another", help_after=phase_table(CHANGE_MEMBERS))
+@command("replace", short_help="Replace a node, which may be down, by another", help_after=phase_table(CHANGE_MEMBERS))
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
 @file_option
@@ -107,13 +122,13 @@ def replace(
     context: Context, old: str, new: str, path: Path | None, bundle: Path | None, key: Path | None, purge_data: bool,
     yes: bool, dry_run: bool, ignore: str,
 ) -> None:  # fmt: skip
-    """Put NEW in the place of OLD. The cluster file must list NEW; it may still list OLD.
+    """Replace OLD by NEW. The cluster file must list NEW; it may still list OLD.
 
-    OLD may be dead, or alive: then the storage copies from it as well, and it is uninstalled as by reset. If it comes
-    back later with everything started, the other nodes keep it out, and its own status says why.
+    OLD may be down. If it is up, the storage copies from it as well, and it is uninstalled as by reset. If it returns
+    later with everything started, the other nodes exclude it, and its own status says why.
 
-    A node that keeps its name and gets another address is replaced by itself: replace cp-2 cp-2. One that keeps both,
-    with a new disk or on new hardware, needs only init.
+    To change the address of a node, pass its name twice: replace cp-2 cp-2. A node that keeps name and address, with
+    a new disk or on new hardware, needs only init.
     """
     ask = "" if yes else f"Replace {old} by {new}?"
     request = Request(joins=new, leaves=old)

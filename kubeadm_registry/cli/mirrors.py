@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from kubeadm_registry import client_nodes, config
-from kubeadm_registry.access import session
+from kubeadm_registry import config
+from kubeadm_registry.access import client_nodes, session
+from kubeadm_registry.access.client_nodes import Outcome
 from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import (
@@ -25,7 +26,6 @@ from kubeadm_registry.cli.command import (
     file_option,
 )
 from kubeadm_registry.cli.phases import phase_table
-from kubeadm_registry.client_nodes import Outcome
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import RegistryCluster, client_list
 from kubeadm_registry.config.client_list import ClientNode
@@ -62,9 +62,13 @@ def apply(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> No
     printed, all other nodes are completed, and the exit code is 5; fix the cause and run the command again. Nodes that
     are already configured are left alone. containerd is restarted only where required, on a few nodes at a time.
     """
-    reporter = context.reporter()
-    cluster_file, listed = config.load(path), client_list.load(nodes)
-    client_list.refuse_registry(listed, cluster_file.spec, str(nodes))
+    configure(context, path, client_list.load(nodes), str(nodes), dry_run=dry_run)
+
+
+def configure(context: Context, path: Path | None, listed: Sequence[ClientNode], where: str, *, dry_run: bool) -> None:
+    """Configure containerd on the nodes that are *listed* in *where*, and report what came of it."""
+    reporter, cluster_file = context.reporter(), config.load(path)
+    client_list.refuse_registry(listed, cluster_file.spec, where)
     vault = session.vault(cluster_file, terminal.prompts(), reporter.note)
     session.installed_secrets(vault)
     outcomes = run_on_clients(MIRRORS, cluster_file, vault, listed, reporter, dry_run=dry_run)
@@ -173,12 +177,12 @@ def _tell(what: str, outcomes: Sequence[Outcome], reporter: Reporter, *, dry_run
     "wanted",
     type=click.Choice(tuple(snippets.FORMATS)),
     required=True,
-    help="What reads the configuration.",
+    help="Runtime to print the configuration for.",
 )
 def print_(context: Context, path: Path | None, wanted: str) -> None:
-    """Print what makes k3s, RKE2, Talos or CRI-O pull from the registry.
+    """Print the configuration with which k3s, RKE2, Talos or CRI-O pulls from the registry.
 
-    Nothing is changed on any node. Where pulls need a login, it is part of the output.
+    Changes no node. Where pulls require credentials, the output contains them.
     """
     cluster_file = config.load(path)
     spec = cluster_file.spec

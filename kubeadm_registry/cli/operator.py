@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from kubeadm_registry import config
+from kubeadm_registry import config, pki
 from kubeadm_registry.access import session
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import helper
+from kubeadm_registry.components import helper, replacing
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.custom_resources import installing
 from kubeadm_registry.custom_resources.manifests import manifests as texts
@@ -56,31 +56,57 @@ def api_of(kubeconfig: Path) -> Api:
 @file_option
 @kubeconfig_option
 @image_option
-@click.option("--plan-only", is_flag=True, help="Give the operator no SSH key for the nodes: it carries nothing out.")
-@click.option("--timeout", type=click.FloatRange(1), default=180, show_default=True, help="Seconds until it leads.")
-def install(context: Context, path: Path | None, kubeconfig: Path, image: str, plan_only: bool, timeout: float) -> None:
+@click.option("--plan-only", is_flag=True, help="Do not give the operator an SSH key: it plans but does not delete.")
+@click.option(
+    "--replace-nodes",
+    "replaces",
+    is_flag=True,
+    help="Allow the operator to replace nodes: gives the nodes an SSH key for root access to each other.",
+)
+@click.option(
+    "--new-keys", is_flag=True, help="Replace its SSH key, and that of the nodes; the old ones are refused immediately."
+)
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=180, show_default=True, help="Seconds to wait for a leader."
+)
+def install(
+    context: Context, path: Path | None, kubeconfig: Path, image: str, plan_only: bool, replaces: bool, new_keys: bool,
+    timeout: float,
+) -> None:  # fmt: skip
     """Install or upgrade the operator with its custom resources, guard, rights and Secret, and wait until it leads.
 
     The Secret has the credentials by which the operator reads the registry and keeps the retention ledger in it; they
     come from the nodes. It also has an SSH key of its own, by which the operator has retention carried out there: on
     the nodes the key can do this and nothing else. Running it again changes only what differs.
+
+    With --replace-nodes the owner of this key can have a machine made a node, which then has all secrets of the
+    registry. Without it, what an earlier run with it has installed is removed.
     """
+    if plan_only and replaces:
+        raise ConfigError("--plan-only and --replace-nodes exclude each other", hint="pass one of them",
+                          code="UsageInvalid")  # fmt: skip
     reporter = context.reporter()
     api, cluster_file = api_of(kubeconfig), config.load(path)
     with session.cluster(cluster_file, terminal.prompts(), reporter.note, may_miss=True) as cluster:
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; run this again when it is back", host=name, level="warning")
-        secrets, key = session.installed_secrets(cluster.vault), None
+        secrets, key, private = session.installed_secrets(cluster.vault), None, ""
         if not plan_only and TOOL not in cluster.programs:
             reporter.note(
                 f"the nodes have no program {TOOL}, so the operator only plans; run `kubeadm-registry init` with a "
                 "bundle that holds it, then this again", level="warning",
             )  # fmt: skip
         elif not plan_only:
-            key = installing.helper_key(api)
-            key = replace(key, hosts=_known_hosts(cluster, key.hosts))
-        run(OPERATOR_FORBID if key is None else allow(key.public), cluster, reporter)
-    leader = installing.install(api, cluster_file, secrets, reporter.note, image=image, seconds=timeout, helper=key)
+            before = installing.helper_key(api)
+            key = installing.HelperKey.of("" if new_keys else before.private, _known_hosts(cluster, before.hosts))
+            private = pki.ssh_key("" if new_keys else replacing.key_of(cluster))[0] if replaces else ""
+        run(OPERATOR_FORBID if key is None else allow(key.public, private), cluster, reporter)
+        if private:
+            line = replacing.line(cluster, pki.ssh_key(private)[1])
+            reporter.note(f"put this line into authorized_keys of each machine that may become a node: {line}")
+    leader = installing.install(
+        api, cluster_file, secrets, reporter.note, image=image, seconds=timeout, helper=key, replaces=bool(private)
+    )
     reporter.result(f"the operator is installed, {leader} leads; adopt the registry with kubectl apply -f cluster.yaml")
 
 

@@ -11,10 +11,10 @@ import click
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.cli.desk import opened
 from kubeadm_registry.cli.tables import columns, moment, show_rows
+from kubeadm_registry.config.durations import DURATION, seconds
 from kubeadm_registry.engine.report import echo
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images.names import place
-from kubeadm_registry.retention.policy import DURATION, seconds
 from kubeadm_registry.retention.standing import Pin
 
 _DAY = 86400

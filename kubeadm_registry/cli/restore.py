@@ -5,18 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from kubeadm_registry import config
-from kubeadm_registry.access import session
+from kubeadm_registry.access import loading
 from kubeadm_registry.access.desk import desk
-from kubeadm_registry.access.loading import load
+from kubeadm_registry.access.loading import Given
 from kubeadm_registry.access.reach import answers, connection
 from kubeadm_registry.backup import Contents, restoring
-from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.backup import ca_option, checked, identity_option, key_for, passphrase_option
 from kubeadm_registry.cli.command import (
@@ -37,27 +35,16 @@ from kubeadm_registry.engine.phase import require_checks
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
-from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.phases.workflows import RESTORE
 from kubeadm_registry.printable import counted
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A bundle on the command line: its *path*, the *programs* and *items* in it, and its *number* in its line."""
-
-    path: Path
-    programs: frozenset[str]
-    items: tuple[seeding.Item, ...]
-    number: int
-
-
-@command("restore", short_help="Set up a lost registry from a backup")
+@command("restore", short_help="Rebuild a lost registry from a backup")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "-f", "--file", "path", type=click.Path(path_type=Path),
-    help="Cluster file; its nodes and addresses count.  [default: ./cluster.yaml if it exists, else that in the "
-    "backup]",
+    help="Cluster file; its nodes and addresses override those in the backup.  [default: ./cluster.yaml if it exists, "
+    "else that in the backup]",
 )  # fmt: skip
 @click.option(
     "--bundle", "bundles", type=click.Path(path_type=Path), multiple=True,
@@ -77,7 +64,7 @@ def restore(
     identities: tuple[Path, ...], passphrase_file: Path | None, ca: Path | None, backup_key: Path | None,
     dry_run: bool, ignore: str,
 ) -> None:  # fmt: skip
-    """Set up a registry of which all nodes were lost on bare nodes, from the backup FILE and bundles.
+    """Rebuild a lost registry on bare nodes from the backup FILE and bundles.
 
     The nodes get the secrets in the backup, `init` runs with the bundle, and the images of all bundles are loaded. CA,
     credentials and virtual IP are those of before, so clients need no change. Nodes with secrets or data of another
@@ -89,7 +76,7 @@ def restore(
     Exit codes:
       0  every image in the backup's list is in the registry again
       1  failed
-      5  the registry runs, and the images that are named could not be restored from these bundles
+      5  the registry runs, but the listed images could not be restored
     """
     reporter = context.reporter()
     require_checks(RESTORE, names(ignore))
@@ -97,13 +84,13 @@ def restore(
     contents = backup.opened(key_for(backup, passphrase_file, identities))
     cluster_file = _cluster_file(path, contents, file)
     restoring.require_same(cluster_file, contents, str(file))
-    given = _given(bundles, key, reporter)
+    given = loading.given(bundles or (terminal.DEFAULT_BUNDLE,), terminal.bundle_key(key), reporter.note)
     unavailable = restoring.unavailable(contents.images or (), [item for one in given for item in one.items])
     if contents.images is None:
         reporter.note("the backup has no list of images: it was made with --no-images", level="warning")
     for text in restoring.differences(cluster_file, contents):
         reporter.note(text, level="warning")
-    with _cluster(cluster_file, contents, _with_programs(cluster_file, given), key, reporter) as cluster:
+    with _cluster(cluster_file, contents, loading.with_programs(cluster_file, given), key, reporter) as cluster:
         require_programs(cluster)
         changed = len(run(RESTORE, cluster, reporter, ignore=names(ignore), dry_run=dry_run))
         missing, pinned = unavailable, True
@@ -129,21 +116,6 @@ def _cluster_file(path: Path | None, contents: Contents, file: Path) -> Registry
     return config.load(path)
 
 
-def _given(paths: Sequence[Path], key: Path | None, reporter: Reporter) -> list[Given]:
-    """The bundles in *paths*, each series from its first one on. Raises ConfigError, BundleError."""
-    found = []
-    for path in paths or (terminal.DEFAULT_BUNDLE,):
-        with session.open_bundle(path, terminal.bundle_key(key), reporter.note) as bundle:
-            found.append(Given(path, frozenset(bundle.programs), seeding.plan(bundle), bundle.layout.lineage.sequence))
-    return sorted(found, key=lambda one: one.number)
-
-
-def _with_programs(cluster_file: RegistryCluster, given: Sequence[Given]) -> Path:
-    """The bundle with the programs for the nodes: the one that has the most of them, the tool included."""
-    wanted = set(session.wanted(cluster_file))
-    return max(given, key=lambda one: len(wanted & one.programs)).path
-
-
 @contextmanager
 def _cluster(
     cluster_file: RegistryCluster, contents: Contents, bundle: Path, key: Path | None, reporter: Reporter
@@ -156,7 +128,8 @@ def _cluster(
     except Error as error:
         if error.code == "SecretsConflict":
             error.hint = (
-                "name bare nodes, or the nodes of this very registry; another one leaves with `reset --purge-data`"
+                "name bare nodes, or the nodes of this very registry; where a registry lives on, run "
+                "`init`, which needs no backup"
             )
         raise
 
@@ -168,34 +141,13 @@ def _load(
     """Load the images of all bundles; what is not in the registry then. Raises Error (RestoreIncomplete)."""
     vip = cluster.spec.vip.address
     direct = answers(vip)
-    for one in given:
-        if one.items:
-            with session.open_bundle(one.path, terminal.bundle_key(key), reporter.note) as bundle:
-                _load_one(cluster, bundle, one, direct=direct, reporter=reporter)
+    loading.load_given(
+        cluster, given, terminal.bundle_key(key), journal_of(cluster.secrets), reporter.note,
+        direct=direct, progress=reporter.progress, again="restore",
+    )  # fmt: skip
     reasons = {one.image: one.why for one in unavailable}
     connect = connection(cluster, cluster.hosts[0], vip, direct=direct)
     return restoring.missing(connect, contents.images or (), reasons)
-
-
-def _load_one(cluster: Cluster, bundle: Bundle, one: Given, *, direct: bool, reporter: Reporter) -> None:
-    try:
-        loaded = load(
-            cluster, bundle, one.items, journal_of(cluster.secrets), direct=direct, progress=reporter.progress
-        )
-    except Error as error:
-        if error.code != "BundleReplayed":
-            raise
-        # An earlier run of this command came as far as the next bundle of the series.
-        reporter.note(f"{one.path}: not loaded again, since a later bundle of its series was loaded")
-        return
-    if loaded.flaws:
-        lines = [f"{counted(len(loaded.flaws), 'image')} of {one.path} cannot be read:"]
-        raise Error(
-            "\n".join([*lines, *(f"  {flaw}" for flaw in loaded.flaws)]), code="SeedIncomplete",
-            hint="run restore again",
-        )  # fmt: skip
-    for name, why in loaded.unproven.items():
-        reporter.note(f"{why}; storage resynchronizes it automatically when it is back", host=name, level="warning")
 
 
 def _pin(cluster: Cluster, contents: Contents, reporter: Reporter) -> bool:

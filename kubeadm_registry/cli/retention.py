@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import retention_timer, terminal
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.cli.desk import server_time
-from kubeadm_registry.cli.tables import wide_screen
+from kubeadm_registry.cli.tables import moment, wide_screen
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter, echo
 from kubeadm_registry.errors import ConfigError, Error, Problem, RegistryError
@@ -77,6 +78,10 @@ def look_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+#: Those options, where none of them is given.
+_NOTHING_ASKED = {"policy_file": DEFAULT_POLICY, "kubeconfigs": (), "lists": (), "no_cluster": False, "accepted": ()}
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What those options said: the policy, and what is in use."""
@@ -97,14 +102,13 @@ class Asked:
         rules = policy.load(policy_file)
         return cls(rules, uses, dict(_report(file, rules) for file in kubeconfigs), no_cluster, accepted)
 
-    def _pulls(self, cluster: Cluster, reporter: Reporter) -> Pulls | None:
-        """What the nodes recorded of pulls, if the policy asks for it; a warning for each that cannot say."""
+    def _pulls(self, cluster: Cluster, reporter: Reporter) -> Pulls:
+        """What the nodes recorded of pulls; a warning for each that cannot say, if the policy asks for all of it."""
 
         def note(text: str) -> None:
-            reporter.note(f"pulls are not known, so pulledWithin keeps everything: {text}", level="warning")
+            if self.rules.asks_for_pulls:
+                reporter.note(f"pulls are not known, so pulledWithin keeps everything: {text}", level="warning")
 
-        if not self.rules.asks_for_pulls:
-            return None
         return pulls(on_hosts(cluster), len(cluster.spec.nodes), note)
 
     def plan(self, cluster: Cluster, connect: Connect, reporter: Reporter) -> tuple[planning.Look, Plan]:
@@ -123,7 +127,7 @@ class Asked:
             uses=self.uses,
             sets=sets,
             accepted=self.accepted,
-            pulls=self._pulls(cluster, reporter),
+            pulls=partial(self._pulls, cluster, reporter),
         )
         if not (found.after.clusters or self.reports or self.uses or self.no_cluster):
             raise Error(
@@ -154,21 +158,39 @@ group.add_command(retention_timer.group)
 @command("plan", parent=group, short_help="Show which images a policy would delete")
 @file_option
 @look_options
+@click.option(
+    "--digest",
+    metavar="DIGEST",
+    help="Make no plan, and show the one with this digest: the newest one by this command, the timer or the operator.",
+)
 @click.option("--all", "everything", is_flag=True, help=f"List every deletion, not only the largest {SHOWN}.")
-def plan_command(context: Context, path: Path | None, everything: bool, **options: Any) -> None:
+def plan_command(context: Context, path: Path | None, digest: str | None, everything: bool, **options: Any) -> None:
     """Show which images the policy would delete, and why each one goes or stays. Deletes nothing.
 
     The plan needs to know since when an image has been there. That is remembered in the registry, from one plan to the
     next: an image that this run sees for the first time was first seen now. The plan is kept there as well, so that it
     can be approved.
 
+    With --digest, such a plan is read again: that of the operator has its digest in the status of its object, and
+    twelve digits are enough.
+
     Exits with code 1 if there can be no plan, because something that may be in use is not known.
     """
     reporter = context.reporter()
-    asked = Asked.of(**options)
-    with terminal.registry(path, reporter) as (cluster, connect, _):
-        _, made = asked.plan(cluster, connect, reporter)
-        _keep(cluster, made, reporter)
+    if digest is not None:
+        if options != _NOTHING_ASKED:
+            raise ConfigError(
+                "--digest shows a plan that was made before; it cannot be used with options that make one",
+                hint="leave out --policy, --kubeconfig, --in-use, --no-cluster and --accept, or --digest",
+                code="UsageInvalid",
+            )
+        with terminal.registry(path, reporter) as (cluster, connect, _), connect() as registry:
+            made = running.find(registry, cluster.secrets.retention_key, digest)
+    else:
+        asked = Asked.of(**options)
+        with terminal.registry(path, reporter) as (cluster, connect, _):
+            _, made = asked.plan(cluster, connect, reporter)
+            _keep(cluster, made, reporter)
     if context.output == "json":
         echo(json.dumps(made.to_dict()))
         return
@@ -177,9 +199,10 @@ def plan_command(context: Context, path: Path | None, everything: bool, **option
         reporter.note(f"{reason.message}: such a plan always needs an approval", level="warning")
     gone = len({(one.repository, one.digest) for one in made.deletions})
     kept = len([one for one in made.kept if one.cause != "Own"])
+    done = "nothing was deleted" if digest is None else f"made {moment(made.made)} UTC by the policy {made.policy}"
     reporter.result(
-        f"plan {made.digest[:19]}: deletes {gone} of {counted(gone + kept, 'image')}, frees "
-        f"{made.freed / 1e6:.1f} MB; nothing was deleted"
+        f"plan {made.digest}: deletes {gone} of {counted(gone + kept, 'image')}, frees "
+        f"{made.freed / 1e6:.1f} MB; {done}"
     )
 
 
@@ -233,22 +256,24 @@ _RECORDS = {
 }
 
 
-@command("forget", parent=group, short_help="Forget a cluster that is gone, or a record")
+@command("forget", parent=group, short_help="Forget a deleted cluster or a record")
 @file_option
-@click.option("--ledger", "records", flag_value="ledger", help="Begin a new ledger, also in place of a damaged one.")
-@click.option("--trash", "records", flag_value="trash", help="Begin a new record of the trash. Images keep trash tags.")
-@click.option("--standing", "records", flag_value="standing", help="Begin a new record of pins and approvals.")
-@click.option("--history", "records", flag_value="history", help="Begin a new history.")
+@click.option("--ledger", "records", flag_value="ledger", help="Start a new ledger, even if it is damaged.")
+@click.option("--trash", "records", flag_value="trash", help="Start a new record of the trash; images keep trash tags.")
+@click.option("--standing", "records", flag_value="standing", help="Start a new record of pins and approvals.")
+@click.option("--history", "records", flag_value="history", help="Start a new history.")
 @click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
 @click.argument("name", required=False)
 def forget(context: Context, path: Path | None, records: str | None, yes: bool, name: str | None) -> None:
-    """Forget the cluster NAME, which is gone: what it used last is then no longer kept for it.
+    """Forget the deleted cluster NAME: images that it used last are no longer kept for it.
 
-    With --ledger, forget everything that was seen: each image counts as first seen by the next plan. With one of the
-    other options, begin that record anew.
+    With --ledger, discard all ages: the next plan counts each image as first seen then. Each of the other options
+    replaces that record by an empty one.
     """
     if (records is None) == (name is None):
-        raise ConfigError("pass either the name of a cluster or --ledger", code="UsageInvalid")
+        raise ConfigError(
+            "pass either a cluster NAME or one of --ledger, --trash, --standing, --history", code="UsageInvalid"
+        )
     reporter = context.reporter()
     what, record, empty = _RECORDS[records or "ledger"]
     if not yes and sys.stdin.isatty():

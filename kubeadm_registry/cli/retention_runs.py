@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,14 +14,15 @@ import click
 from kubeadm_registry.access import executor
 from kubeadm_registry.access.desk import desk
 from kubeadm_registry.cli import terminal
-from kubeadm_registry.cli.command import Context, command, dry_run_option, file_option
-from kubeadm_registry.cli.desk import Desk, opened
+from kubeadm_registry.cli.command import Context, command, dry_delete_option, file_option
+from kubeadm_registry.cli.desk import opened
 from kubeadm_registry.cli.retention import Asked, group, look_options, show
 from kubeadm_registry.cli.tables import ago, columns, moment, show_rows
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter, echo
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images.names import place
+from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import retry
 from kubeadm_registry.retention import Plan
@@ -33,8 +33,6 @@ from kubeadm_registry.upkeep.store import PATIENCE
 
 #: Seconds that a run is waited for; it goes on after that.
 LONGEST = 6 * 3600.0
-#: Hexadecimal digits that name a plan well enough.
-_ENOUGH = 12
 
 
 # ---- plans -------------------------------------------------------------------------------------------------------
@@ -45,13 +43,13 @@ _ENOUGH = 12
 @click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
 @click.argument("digest")
 def approve(context: Context, path: Path | None, yes: bool, digest: str) -> None:
-    """Approve the plan DIGEST, as `retention plan` printed it; twelve digits of it are enough.
+    """Approve the plan DIGEST, as `retention plan` printed it, or the operator's; twelve digits of it are enough.
 
     An approval is for exactly these deletions. When the plan runs it is made again, and only what both delete goes.
     """
     reporter = context.reporter()
     with opened(path, reporter) as at:
-        plan = _plan(at, digest)
+        plan = running.find(at.registry, at.key, digest)
         if not yes and sys.stdin.isatty():
             show(plan, most=20)
             click.confirm(f"Approve the deletion of {_images(plan)}?", abort=True)
@@ -66,32 +64,17 @@ def approve(context: Context, path: Path | None, yes: bool, digest: str) -> None
 def reject(context: Context, path: Path | None, digest: str) -> None:
     """Withdraw the approval of the plan DIGEST; it will not run."""
     reporter = context.reporter()
-    digits = digest.removeprefix("sha256:").lower()
     with opened(path, reporter) as at:
         standing = at.standing()
-        found = [one for one in standing.approved if one.removeprefix("sha256:").startswith(digits)]
-        if len(found) != 1 or len(digits) < _ENOUGH:
+        found = [one for one in standing.approved if running.named(one, digest)]
+        if len(found) != 1:
             known = ", ".join(one[:19] for one in standing.approved)
             raise ConfigError(
                 f"no plan {digest} is approved", hint=f"approved are {known}" if known else "no plan is approved",
                 code="PlanUnknown",
             )  # fmt: skip
         at.restate(lambda one: one.without_approval(found[0]))
-    reporter.result(f"plan {found[0][:19]} is not approved any more")
-
-
-def _plan(at: Desk, digest: str) -> Plan:
-    """The plan that *digest* names. Raises ConfigError (PlanUnknown)."""
-    digits = digest.removeprefix("sha256:").lower()
-    plans = retry(lambda: store.read_plans(at.registry, at.key), PATIENCE)
-    found = [one for one in plans if one.digest.removeprefix("sha256:").startswith(digits)]
-    if len(found) != 1 or len(digits) < _ENOUGH or re.fullmatch("[0-9a-f]+", digits) is None:
-        known = ", ".join(f"{one.digest[:19]} of policy {one.policy}" for one in plans)
-        raise ConfigError(
-            f"no plan {digest} is known", code="PlanUnknown",
-            hint=f"the newest plans are {known}" if known else "make one with `retention plan`",
-        )  # fmt: skip
-    return found[0]
+    reporter.result(f"plan {found[0][:19]} is no longer approved")
 
 
 def _images(plan: Plan) -> str:
@@ -101,40 +84,53 @@ def _images(plan: Plan) -> str:
 @command("run", parent=group, short_help="Carry out the policy: trash, restore, delete")
 @file_option
 @look_options
-@dry_run_option
+@dry_delete_option
 def run(context: Context, path: Path | None, dry_run: bool, **options: Any) -> None:
-    """Make the plan again and carry it out: deleted images go to the trash, and from there for good after their window.
+    """Make the plan again and carry it out: move images to the trash, and delete them permanently after the window.
 
-    An image in the trash that is in use again comes back. `images collect` frees the space of what went for good. A
+    An image in the trash that is in use again is restored. `images collect` frees the space of deleted images. A
     plan that needs an approval (spec.approval, or one that is unusually large) deletes only what an approved plan
-    deletes as well.
+    deletes as well. A run deletes for ten minutes; if that is too short, another plan is made and carried out.
     """
     reporter = context.reporter()
     asked = Asked.of(**options)
     with terminal.registry(path, reporter) as (cluster, connect, _):
-        look, plan = asked.plan(cluster, connect, reporter)
-        key = cluster.secrets.retention_key
-        with desk(cluster)() as registry:
-            prepared = running.prepare(registry, key, look, plan, asked.rules)
-            if prepared.waits:
-                reporter.note(
-                    f"plan {plan.digest[:19]} deletes {_images(plan)} and is not approved, so it is not carried out; "
-                    "`retention plan` shows it, `retention approve` approves it",
-                    level="warning",
-                )
-            if not prepared.order or dry_run:
-                _tell(prepared.order, context)
-                return
-            _hand_over(cluster, prepared.order, reporter)
+        while _run(cluster, connect, asked, context, dry_run=dry_run):
+            asked = Asked.of(**options)  # what is in use by now
 
 
-def _hand_over(cluster: Cluster, order: Order, reporter: Reporter) -> None:
-    """Have *order* carried out at the node that holds the lease, and tell what came of it. Raises Error."""
+def _run(cluster: Cluster, connect: Connect, asked: Asked, context: Context, *, dry_run: bool) -> int:
+    """Make the plan and carry it out; how many images are left because there was no time for them. Raises Error."""
+    reporter = context.reporter()
+    look, plan = asked.plan(cluster, connect, reporter)
+    with desk(cluster)() as registry:
+        prepared = running.prepare(registry, cluster.secrets.retention_key, look, plan, asked.rules)
+    if prepared.waits:
+        reporter.note(
+            f"plan {plan.digest[:19]} deletes {_images(plan)} and is not approved, so it is not carried out; "
+            "`retention plan` shows it, `retention approve` approves it",
+            level="warning",
+        )
+    if not prepared.order or dry_run:
+        _tell(prepared.order, context)
+        return 0
+    return _hand_over(cluster, prepared.order, reporter)
+
+
+def _hand_over(cluster: Cluster, order: Order, reporter: Reporter) -> int:
+    """Have *order* carried out at the node that holds the lease, and tell what came of it; how many images are left.
+
+    Raises Error.
+    """
     outcome = executor.run(executor.on_hosts(cluster), order.to_json(), deadline=LONGEST, progress=reporter.note)
     run = outcome.run()
     if run.purged:
-        reporter.note("`images collect` frees the space of what was deleted for good")
-    reporter.result(run.summary())
+        reporter.note("`images collect` frees the space of permanently deleted images")
+    if run.left:
+        reporter.note(f"{run.summary()}; making another plan")
+    else:
+        reporter.result(run.summary())
+    return run.left
 
 
 def _tell(order: Order, context: Context) -> None:
@@ -146,7 +142,8 @@ def _tell(order: Order, context: Context) -> None:
         echo(json.dumps(json.loads(order.to_json())))
         return
     for verb, images in (
-        ("delete", order.delete), ("restore", [one.image for one in order.restore]), ("delete for good", order.purge),
+        ("delete", order.delete), ("restore", [one.image for one in order.restore]),
+        ("delete permanently", order.purge),
     ):  # fmt: skip
         for one in images:
             echo(f"would {verb} {one}")
@@ -201,8 +198,7 @@ def undo_command(
 def _chosen(images: Sequence[Trashed], names: Sequence[str], plan: str | None) -> list[Trashed]:
     """Those of *images* that the command line names; all without a name. Raises ConfigError."""
     if plan is not None:
-        digits = plan.removeprefix("sha256:").lower()
-        return [one for one in images if len(digits) >= _ENOUGH and one.plan.removeprefix("sha256:").startswith(digits)]
+        return [one for one in images if running.named(one.plan, plan)]
     found: list[Trashed] = []
     for name in names:
         where = place(name)

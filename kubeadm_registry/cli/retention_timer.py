@@ -37,9 +37,11 @@ def group() -> None:
 def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool) -> None:
     """Store a policy on every node and enable the timer that applies it once a day.
 
-    The node that holds the lease applies it; the timers of the others find nothing to do. The timer knows no
-    workloads, so it is refused if a kubelet is configured on a registry node, and does nothing once one is. Run the
-    command again to change the policy.
+    Only the node that holds the lease applies it. The timer does not read workloads, so it is refused if a kubelet is
+    configured on a registry node, and does nothing once one is. Run the command again to change the policy.
+
+    The timer frees no space, which requires all nodes: schedule `images collect` daily as well, on a machine with SSH
+    access to them.
     """
     if "kubeadm" in policy.load(policy_file).spec.sets:
         raise ConfigError(
@@ -47,6 +49,7 @@ def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool
             problems=[ConfigProblem("spec.sets", "the timer does not know the images of the set kubeadm")],
             hint="write `sets: [bundle]`, or `sets: []` if no bundle was seeded",
         )
+    context.reporter().note("the timer frees no space: have `kubeadm-registry images collect` run daily, from here")
     run_on_nodes(context, enable_timer(policy_file.read_bytes()), path, None, dry_run=dry_run, need_programs=False)
 
 

@@ -40,6 +40,7 @@ _QUESTIONS = {
     "Available": "Serving at the virtual IP",
     "CanLoseANode": "Tolerates node loss",
     "StorageWhole": "Storage fully replicated",
+    "BlocksPresent": "No blocks lost",
     "CertificatesValid": "Certificates valid",
     "ClocksAgree": "Clocks synchronized",
     "LoopbackGuarded": "Firewall rules loaded",
@@ -59,7 +60,7 @@ MEANINGS = {
     "ProxyPartial": "a HAProxy process, or the public port, does not respond",
     "NoCanary": "no canary image yet",
     "CanaryMissing": "the canary image is missing on all nodes",
-    "CanaryBroken": "the canary image is wrong or missing on this node",
+    "CanaryBroken": "the canary image is damaged or missing on this node",
     "ChainSlow": "the canary image is read slowly, or not at all",
     "NoMajority": "not more than half of the nodes are heard",
     "Unguarded": "the firewall rules of loopback are missing",
@@ -67,7 +68,7 @@ MEANINGS = {
     "ClockOff": "the clock is off by more than 0.5 s",
     "NoTimer": "the kernel's timer for the lease does not respond",
     "MembersDiffer": "a node that is heard has another list of members",
-    "Removed": "it has left the registry, which goes on without it",
+    "Removed": "it has left the registry, which continues without it",
 }
 
 
@@ -84,8 +85,8 @@ MEANINGS = {
 @click.option(
     "--images",
     is_flag=True,
-    help="Also show on which nodes each image is complete. Costs a question to the storage for each blob and a look "
-    "into the file system for each block, and reads none.",
+    help="Also show on which nodes each image is complete. Queries the storage once per blob and checks that each "
+    "block file exists; does not read blocks.",
 )
 @click.option(
     "--bundle", type=click.Path(path_type=Path), help="With --images: the images in a bundle, not all in the registry."
@@ -110,7 +111,7 @@ def status(
     if interval is not None:
         if images:
             raise ConfigError("--watch and --images exclude each other", code="UsageInvalid",
-                              hint="run status --images by itself: it costs too much to be repeated")  # fmt: skip
+                              hint="run status --images without --watch: it is too expensive to repeat")  # fmt: skip
         sys.exit(_watch(cluster_file, context, _seconds(interval)))
     if bundle is not None and not images:
         raise ConfigError("--bundle needs --images", hint="add --images", code="UsageInvalid")
@@ -201,8 +202,11 @@ def exit_code(found: dict[str, Any]) -> int:
     # local users can push, whatever else is healthy.
     kinds = ("CanLoseANode", "CertificatesValid", "ClocksAgree", "LoopbackGuarded")
     well = all(cluster_status.condition(found, kind) == "True" for kind in kinds)
-    asked = [one["status"] == "True" for one in found["conditions"] if one["type"] == "ImagesComplete"]
-    return 0 if well and all(asked) else EXIT_DEGRADED
+    # Those that are there only if somebody asks, or knows.
+    told = [
+        one["status"] == "True" for one in found["conditions"] if one["type"] in ("ImagesComplete", "BlocksPresent")
+    ]
+    return 0 if well and all(told) else EXIT_DEGRADED
 
 
 def _table(found: dict[str, Any], *, wide: bool) -> Table:
@@ -294,7 +298,9 @@ def _to_heal(left: dict[str, Any] | None) -> str:
     parts = [f"{counted(left['blocks'], 'block')}, up to {size(left['bytes'])}"] if left["blocks"] else []
     if left["tables"]:
         parts.append(f"{counted(left['tables'], 'part')} of tables")
-    if left.get("errors"):
+    if left.get("lost"):
+        parts.append(f"{counted(left['lost'], 'block')} lost")
+    if left.get("errors", 0) > left.get("lost", 0):
         parts.append(f"{counted(left['errors'], 'block')} failed")
     return "; ".join(parts) or "nothing"
 

@@ -12,11 +12,12 @@ from kubeadm_registry import config, support
 from kubeadm_registry.access import session
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
+from kubeadm_registry.components.services import every_service
 from kubeadm_registry.images.wanted import seconds
 from kubeadm_registry.printable import counted
 
 DEFAULT = Path("kubeadm-registry-support.tar.gz")
-_HELP = "\b\nContents:\n" + "\n".join(f"  {name:<38}{what}" for name, what in support.CONTENTS.items())
+_HELP = "\b\nContents:\n" + "\n".join(f"  {name:<36}{what}" for name, what in support.contents(every_service()).items())
 
 
 @command("support-bundle", writes_file=True, short_help="Collect logs and state into an archive", help_after=_HELP)
@@ -33,16 +34,16 @@ _HELP = "\b\nContents:\n" + "\n".join(f"  {name:<38}{what}" for name, what in su
     "--since", default="24h", show_default=True, metavar="TIME", help="How far back the journals reach: 30m, 2h, 7d."
 )
 def support_bundle(context: Context, path: Path | None, file: Path, since: str) -> None:
-    """Collect logs, configuration and state of all nodes into one archive, to be handed to whoever helps.
+    """Collect logs, configuration and state of all nodes into one archive, for a support request.
 
-    Changes nothing on the nodes, and works when some of them do not answer. Secrets are masked; then the whole archive
-    is searched for every secret of the registry, as it is, URL-quoted, in base64 and in hexadecimal digits, and a file
-    that still contains one is left out. Names and addresses of your machines are in it.
+    Changes nothing on the nodes, and works while some are down. Secrets are masked; then every file is searched for
+    each secret of the registry (plain, URL-quoted, base64, hexadecimal), and one that still contains a secret is left
+    out. The archive contains names and addresses of your machines.
 
     \b
     Exit codes:
       0  written
-      5  written, but a node did not answer or a file was left out
+      5  written, but a node did not respond or a file was left out
     """
     reach = seconds(since)
     cluster_file = config.load(path)

@@ -28,10 +28,9 @@ from kubeadm_registry.cli.workflows import require_programs, summary
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.phase import require_checks
 from kubeadm_registry.engine.report import Reporter
-from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error, PhaseFailed
 from kubeadm_registry.phases import upgrade as phases
-from kubeadm_registry.phases import workflows
+from kubeadm_registry.phases import upgrading, workflows
 from kubeadm_registry.phases.upgrade_plan import Overview, overview
 from kubeadm_registry.printable import counted
 
@@ -77,7 +76,7 @@ def upgrade(
             _show(overview(cluster, workflows.NODE))
         hosts = phases.order(cluster)
         try:
-            actions = run(workflows.upgrade(hosts), cluster, reporter, ignore=names(ignore), dry_run=dry_run)
+            actions = upgrading.carry_out(cluster, hosts, reporter, ignore=names(ignore), dry_run=dry_run)
         except PhaseFailed as error:
             phases.add_resumption(error, hosts)
             raise

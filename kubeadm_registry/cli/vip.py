@@ -23,6 +23,9 @@ from kubeadm_registry.phases import moves, vip_move
 from kubeadm_registry.printable import counted
 from kubeadm_registry.transport.ssh import UNREACHABLE
 
+#: As many clients are named in JSON, of those that the old holder still serves.
+_NAMED = 20
+
 
 @click.group("vip", short_help="Move the virtual IP to another node")
 def group() -> None:
@@ -32,10 +35,10 @@ def group() -> None:
 @command("move", parent=group, short_help="Move the virtual IP without cutting off a client")
 @click.argument("node", required=False)
 @file_option
-@click.option("--degraded", is_flag=True, help="Move it also while the registry could not lose a node.")
+@click.option("--degraded", is_flag=True, help="Move it even if no node may be lost.")
 @click.option(
     "--wait", type=click.IntRange(0, 1800), default=60, show_default=True, metavar="SECONDS",
-    help="Wait so long until the old holder has served its last connection.",
+    help="How long to wait for the last connection to the old holder.",
 )  # fmt: skip
 @dry_run_option
 @diff_option
@@ -44,16 +47,16 @@ def move(
 ) -> None:  # fmt: skip
     """Move the virtual IP to NODE, or to the best other node, without cutting off a client.
 
-    For use before a node is stopped or unplugged. New connections reach the new holder. What is in flight at the old
-    one goes on there, for 30 minutes at most. With zot the single active writer moves as well: pushes that begin wait
-    until it has moved. The virtual IP stays where it is put.
+    Use it before you stop or unplug a node. New connections reach the new holder. The old one keeps serving its
+    existing connections for up to 30 minutes. With zot the single active writer moves as well: new pushes wait until
+    it has moved. The virtual IP then stays there.
 
     \b
     Exit codes:
-      0  moved, and the old holder serves nobody at the virtual IP any more; or it was there already
-      1  not moved: the node is not fit, or no node may be lost now
+      0  moved, or it was there; the old holder has no client connections left
+      1  not moved: the node is not healthy, or no node may be lost now
       4  a node is unreachable
-      5  moved, but connections still go on at the old holder
+      5  moved; the old holder still serves connections
     """
     reporter = context.reporter()
     cluster_file = config.load(path)
@@ -65,12 +68,13 @@ def move(
                 f"{why}; no other node may be lost now", host=name, code=UNREACHABLE,
                 hint="try again when it is back, or pass --degraded to move the virtual IP nevertheless",
             )  # fmt: skip
-        planned = vip_move.plan(cluster, node, degraded=degraded)
+        planned = vip_move.plan(cluster, node, degraded=degraded, note=reporter.note)
         done = moves.move(planned, reporter, dry_run=dry_run, wait=wait)
     facts = {
         "changed": done.changed, "dryRun": dry_run, "from": planned.old, "to": planned.target,
         "gapSeconds": None if done.gap is None else round(done.gap, 3),
-        "writesClosedSeconds": round(done.writes_closed, 1), "connectionsLeft": done.left,
+        "writesClosedSeconds": round(done.writes_closed, 1), "connectionsLeft": len(done.left),
+        "clientsLeft": list(done.left[:_NAMED]),
     }  # fmt: skip
     reporter.result(_told(planned, done, dry_run=dry_run), **facts)
     if done.left:
@@ -85,8 +89,9 @@ def _told(planned: vip_move.Move, done: moves.Moved, *, dry_run: bool) -> str:
     if dry_run:
         return f"would move the virtual IP from {old} to {target}"
     gap = "" if done.gap is None else f", without an answer for {done.gap:.2f} s"
+    named = f"{', '.join(done.left[:3])}{', ...' if len(done.left) > 3 else ''}"
     left = (
-        f"{old} still serves {counted(done.left, 'connection')}, for 30 minutes at most"
-        if done.left else f"{old} serves nobody there any more"
+        f"{old} still serves {counted(len(done.left), 'connection')} ({named}), for 30 minutes at most"
+        if done.left else f"{old} has no client connections left"
     )  # fmt: skip
     return f"moved the virtual IP from {old} to {target}{gap}; {left}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from kubeadm_registry import paths, zipapp
+from kubeadm_registry import paths
 from kubeadm_registry.addresses import family
 from kubeadm_registry.agent.kept import MOVES_FILE, SPACE_FILE
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import haproxy
+from kubeadm_registry.components import haproxy, zipapp
 from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps, Wait, secret_of
 from kubeadm_registry.engine.render import render

@@ -14,11 +14,26 @@ from kubeadm_registry import certificates, paths, pki
 from kubeadm_registry.agent import served
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
+from kubeadm_registry.components.served import Served
+from kubeadm_registry.engine.changes import Steps, Wait
 from kubeadm_registry.errors import Error
 from kubeadm_registry.transport.host import Host, side_by_side
 
 #: A node's certificate that ends sooner is told of; `init` renews it much earlier.
 SOON = timedelta(days=30)
+#: Seconds. The agent looks for another certificate every ten.
+_AGENT = 30.0
+
+
+def leaf(cluster: Cluster, host: Host) -> Steps:
+    """Issue the node's certificate, if another is wanted, and load it into the proxies."""
+    yield from haproxy.identity(cluster, host)
+    yield Served()
+
+
+def presented() -> Wait:
+    """Wait until the agent presents it as well."""
+    return Wait("the agent presents the certificate", certificates.agent_lags, timeout=_AGENT)
 
 
 @dataclass(frozen=True, slots=True)

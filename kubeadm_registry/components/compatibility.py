@@ -62,7 +62,7 @@ RULES: Mapping[str, Rule] = {
     "garage": Rule(
         1,
         "a major version of Garage has another protocol and other data structures",
-        f"follow Garage's migration guide, which stops all nodes at once, or {_NEW_CLUSTER}",
+        f"follow Garage's migration guide, which stops all nodes at the same time, or {_NEW_CLUSTER}",
     ),
     # In the bucket there are OCI layouts alone: extensions, deduplication and their databases are off.
     "zot": Rule(1, "a major version of zot may store images otherwise", _NEW_CLUSTER),

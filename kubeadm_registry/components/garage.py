@@ -11,12 +11,12 @@ from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint
-from kubeadm_registry.cluster import Cluster, arriving
+from kubeadm_registry.cluster import Cluster, arriving, stayer
 from kubeadm_registry.components import blocks as block_files
 from kubeadm_registry.components import garage_api, s3
 from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.garage_api import Api
-from kubeadm_registry.components.garage_layout import ClusterLayout, CopiesMade, QuickCopies
+from kubeadm_registry.components.garage_layout import Cleared, ClusterLayout, CopiesMade, QuickCopies
 from kubeadm_registry.components.units import Port, Service, serve
 from kubeadm_registry.engine.changes import Condition, Directory, File, Steps, Wait, secret_of, unit_state, wait
 from kubeadm_registry.engine.render import render
@@ -38,6 +38,7 @@ SERVICE = Service(
     program=NAME,
     restarted_by=(CONFIG, RPC_SECRET, ADMIN_TOKEN),
     ports=(Port(paths.RPC_PORT), Port(paths.S3_PORT, local=True), Port(paths.ADMIN_PORT, local=True)),
+    inspect=garage_api.INSPECT,
 )
 REGION = "garage"
 BLOCK = 1 << 20
@@ -47,12 +48,17 @@ NODE_KEY = "meta/node_key"
 KEY_NAME = "registry"
 #: Seconds. A node that came back is connected twice for a moment, and one of the two connections is closed.
 STABLE = 5.0
-CONNECTED = 1.0
+CONNECTED = 3.0
 
 
 def copies(servers: int) -> int:
     """How many servers keep each block, of so many *servers*."""
     return min(3, servers)
+
+
+def clear(cluster: Cluster, host: Host) -> Steps:
+    """Remove what *host* stored as a member before, unless it is one in the storage already."""
+    yield Cleared(cluster, UNIT, [f"{cluster.spec.data_directory}/{NAME}/{directory}" for directory in DATA])
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
@@ -122,7 +128,7 @@ def move(cluster: Cluster, host: Host) -> Steps:
 def copied(cluster: Cluster, host: Host) -> Steps:
     """Wait until every member of the new list has its copies; done on one *host*."""
     yield QuickCopies(cluster)
-    yield CopiesMade(cluster)
+    yield CopiesMade(cluster, BLOCK)
 
 
 def joined(cluster: Cluster, host: Host) -> Steps:
@@ -169,6 +175,38 @@ def stored(cluster: Cluster, host: Host) -> int:
     return int(_bucket(cluster, host)["bytes"])
 
 
+#: Bytes below the directory ``$1``; nothing where it is not there, or has so many files that it takes long to tell.
+_SIZE = 'timeout 100 du -s -B1 --one-file-system -- "$1" 2>/dev/null | cut -f 1'
+
+
+def places(cluster: Cluster, host: Host) -> frozenset[str]:
+    """The names of the nodes that have a role as *host* knows it; none without a layout. Raises NotYetKnown."""
+    # The zone of each node is its name (ClusterLayout).
+    return frozenset(str(role["zone"]) for role in Api(cluster, host).ask("GetClusterLayout")["roles"])
+
+
+def incoming(cluster: Cluster, host: Host) -> int:
+    """Bytes that *host* is to take as a member of the new list, beside what it has. Raises NotYetKnown."""
+    if cluster.change is None:
+        return 0
+    [asked] = stayer(cluster)
+    here = {node.name for node in cluster.spec.nodes}
+    present = places(cluster, asked)
+    before, after = (copies(len(names)) / max(1, len(names)) for names in (present, here))
+    try:
+        total: float = stored(cluster, asked)
+    except NotYetKnown:  # without a majority nobody knows
+        total = _size(cluster, asked) / before if before else 0.0
+    if host in arriving(cluster):
+        # What it has is its part already, of a run that was ended, or makes room for it.
+        return round(total * after) - (_size(cluster, host) if total else 0)
+    return 0 if present == here else round(total * (after - before))
+
+
+def _size(cluster: Cluster, host: Host) -> int:
+    return int(host.query("sh", "-c", _SIZE, "size", block_files.directory(cluster), timeout=120).text or 0)
+
+
 def abandon(cluster: Cluster, host: Host, seconds: int) -> int:
     """Drop uploads in parts that began more than *seconds* ago and did not end; how many there were."""
     payload = {"bucketId": _bucket(cluster, host)["id"], "olderThanSecs": seconds}
@@ -182,7 +220,12 @@ def blocks(cluster: Cluster, host: Host, keys: Sequence[str]) -> Sequence[Mappin
 
 def lacking(cluster: Cluster, host: Host, wanted: Mapping[str, int]) -> frozenset[str]:
     """Those of the blocks *wanted* that *host* does not have on its disk. Raises Error (StorageUnreadable)."""
-    return block_files.lacking(host, f"{cluster.spec.data_directory}/{NAME}/data", wanted)
+    return block_files.lacking(host, block_files.directory(cluster), wanted)
+
+
+def lost(cluster: Cluster) -> Mapping[str, int]:
+    """How many blocks each node has failed to get that are on no node's disk. Raises Error (StorageUnreadable)."""
+    return block_files.lost(cluster)
 
 
 def _bucket(cluster: Cluster, host: Host) -> dict[str, Any]:

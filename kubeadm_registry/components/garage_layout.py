@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kubeadm_registry.agent.document import Left
-from kubeadm_registry.agent.workers import BEGINS, QUICK, work_in
-from kubeadm_registry.cluster import Cluster, arriving
+from kubeadm_registry.agent.workers import BEGINS, QUICK, Work, work_in
+from kubeadm_registry.cluster import Cluster, arriving, stayers
+from kubeadm_registry.components import blocks as block_files
 from kubeadm_registry.components.garage_api import Api
+from kubeadm_registry.engine.changes import runs
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error, NotYetKnown
 from kubeadm_registry.printable import counted
 from kubeadm_registry.transport.host import Host, side_by_side
@@ -25,7 +27,59 @@ from kubeadm_registry.transport.host import Host, side_by_side
 #: Nominal: all servers are equal, so only the ratio counts, and Garage does not stop at it.
 _CAPACITY = 1_000_000_000_000
 POLL = 1.0  # seconds from one look to the next
+ASK_AGAIN = 30.0  # seconds from one question about files to the next
 STALLED = 900.0  # seconds without any progress after which the wait ends
+
+
+#: All files in the directories ``$@`` but the node's key; never in another file system, or where a link leads.
+_FILES = 'find "$directory" -mindepth 1 -xdev ! -type d ! -name node_key ! -name node_key.pub'
+_LOOK = f'set -e; for directory; do [ ! -d "$directory" ] || {_FILES} -print -quit; done'
+_REMOVE = f'set -e; for directory; do [ ! -d "$directory" ] || {_FILES} -delete; done'
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """A node that comes has nothing in its *directories* of a time when it was a member before.
+
+    The others forget that an object was deleted after a day, when all nodes with a role know of it (table/gc.rs). What
+    a node without a role has of that object would be new to them, and the object would be there again. Once it has a
+    role, in any layout that is still in use, what it has counts.
+    """
+
+    cluster: Cluster
+    unit: str
+    directories: Sequence[str]
+    title = "remove what it stored before it left"
+
+    def diff(self, host: Host) -> str | None:
+        """That something is there and does not count. Raises NotYetKnown if a node that stays does not answer."""
+        found = host.query("sh", "-c", _LOOK, "look", *self.directories, timeout=600)
+        if not found.ok:
+            raise CommandFailed(found, host=host.name)
+        if not found.text or self._counts(host):
+            return None
+        return f"{', '.join(self.directories)}: emptied, for {host.name} has no role in the storage"
+
+    def apply(self, host: Host) -> None:
+        """Stop the storage, and remove it."""
+        if runs(host, self.unit):
+            host.run("systemctl", "stop", "--", self.unit, timeout=120)
+        host.run("sh", "-c", _REMOVE, "remove", *self.directories, timeout=3600)
+
+    def _counts(self, host: Host) -> bool:
+        """Whether *host* has a role, as any node knows that stays, or one of them knows of no layout at all."""
+        identity = self.cluster.secrets.node_id(host.name)
+        members = stayers(self.cluster)
+        if not members:
+            raise NotYetKnown("no node that stays can be asked about the storage's layouts")
+        for one in members:
+            api = Api(self.cluster, one)
+            # Those of the layouts before are asked for first: a role that passes on meanwhile is seen in one of them.
+            roles = {*(api.ask("GetClusterLayoutHistory").get("updateTrackers") or {})}
+            layout = api.ask("GetClusterLayout")
+            if not layout["version"] or identity in roles | {role["id"] for role in layout["roles"]}:
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +167,38 @@ class CopiesMade:
 
     When the layout before has ended, each node knows of all blocks that it lacks. A node that has then been seen
     without work once has them, also where pushes bring new work all the time.
+
+    Where so many nodes are lost that the layout before has no majority any more, it never ends by itself. It is given
+    up, and the tables are compared by the new one alone: then no node may have work for a while, but for the blocks
+    that it has failed to get, since no node has them.
+
+    What is left is told as progress, in bytes: each block as *block*, the most that it can have.
+
+    Blocks may have been lost before. Where nothing else is left, those are not waited for that are on no node's disk.
     """
 
     cluster: Cluster
+    block: int
     title = "wait until every node has its copies"
     _waited: list[bool] = field(default_factory=list, compare=False)
+    _asked: list[tuple[float, Mapping[str, int]]] = field(default_factory=list, compare=False)
+    """When the nodes were asked for the blocks that none has, and what they said."""
 
     def diff(self, host: Host) -> str | None:
         """What is left, or None."""
         if self._waited:
             return None
         draining, left = self._look(host)
+        if self._lost:
+            return _words(draining, left) or "the tables are compared"
         if not draining and self.cluster.members.settled:
             return None
         return _words(draining, left)
+
+    @property
+    def _lost(self) -> bool:
+        """Whether what only lost nodes had is given up."""
+        return self.cluster.change is not None and self.cluster.change.lost
 
     def _look(self, host: Host) -> tuple[list[int], dict[str, Left]]:
         """The layouts before that are still in use, and what each node has left. Raises NotYetKnown."""
@@ -137,16 +209,36 @@ class CopiesMade:
         own = {"node": "self", "body": {"busyOnly": False, "errorOnly": False}}
         hosts = self.cluster.hosts
         found = side_by_side(lambda one: Api(self.cluster, one).ask("ListWorkers", own), hosts)
-        left: dict[str, Left] = {}
+        works: dict[str, Work] = {}
         for one, listed in zip(hosts, found, strict=True):
             work = work_in(json.dumps(listed).encode())
             if work is None:
                 raise NotYetKnown(f"the storage of {one.name} does not answer")
-            left[one.name] = work.left
-        return draining, left
+            works[one.name] = work
+        never = {name: work.failed for name, work in works.items()} if self._lost else self._never(draining, works)
+        return draining, {
+            name: {**work.left, "blocks": max(0, work.left["blocks"] - never[name])} for name, work in works.items()
+        }
+
+    def _never(self, draining: Sequence[int], works: Mapping[str, Work]) -> Mapping[str, int]:
+        """How many blocks each node will never get, asked where blocks that it failed to get are all that is left."""
+        failing = [work for work in works.values() if 0 < work.left["blocks"] <= work.failed]
+        if draining or not failing or any(work.left["tables"] for work in works.values()):
+            return dict.fromkeys(works, 0)
+        now = time.monotonic()
+        if not self._asked or now - self._asked[0][0] >= ASK_AGAIN:
+            try:
+                told = block_files.lost(self.cluster)
+            except Error:  # one that leaves does not tell: perhaps it has them
+                told = dict.fromkeys(works, 0)
+            self._asked[:] = [(now, told)]
+        return self._asked[0][1]
 
     def apply(self, host: Host) -> None:
         """Wait, for as long as there is progress. Raises Error (CopiesStalled)."""
+        for one in self.cluster.hosts if self._lost else ():
+            Api(self.cluster, one).do("LaunchRepairOperation", {"node": "self", "body": {"repairType": "tables"}})
+        tell = _Told(self.cluster.progress, self.block)
         last: tuple[int, ...] = ()
         progress = time.monotonic()
         ended: float | None = None
@@ -157,8 +249,10 @@ class CopiesMade:
             try:
                 draining, left = self._look(host)
                 words = _words(draining, left) or "nothing is left"
+                tell.left(sum(one["blocks"] for one in left.values()))
                 numbers = (len(draining), *(sum(one[key] for one in left.values()) for key in ("tables", "blocks")))
-                ended = None if draining else ended or now
+                busy = self._lost and any(one["blocks"] or one["tables"] for one in left.values())
+                ended = None if draining or busy else ended or now
                 # A block that a table names waits for some seconds before it is fetched.
                 if ended is not None and now - ended >= BEGINS:
                     done |= {name for name, one in left.items() if not one["blocks"] and not one["tables"]}
@@ -174,27 +268,55 @@ class CopiesMade:
             if now - progress > STALLED:
                 raise Error(
                     f"the storage has made no progress for {STALLED / 60:.0f} minutes: {words}", host=host.name,
-                    hint="see the storage's log on the nodes (journalctl -u kubeadm-registry-garage), then run the "
-                    "same command again: it goes on from here", code="CopiesStalled",
+                    hint="see the storage's log on the nodes (journalctl -u kubeadm-registry-garage); if blocks are "
+                    "left that no node can read, `images check` names their images: `images delete` these, and push "
+                    "them again; then run the same command again: it goes on from here", code="CopiesStalled",
                 )  # fmt: skip
             self._skip_dead(host)
             time.sleep(POLL)
 
     def _skip_dead(self, host: Host) -> None:
-        """Tell Garage not to wait for the word of nodes that are gone; their data is on the others."""
+        """Tell Garage not to wait for the word of nodes that are gone; their data is on the others, or lost.
+
+        A host that leaves may answer and its storage be dead, as with a broken disk: it is gone as well. Of a storage
+        that runs the word comes by itself. Garage gives up those nodes only to which it has no connection, unless data
+        may be missing (ClusterLayoutSkipDeadNodes, garage_api_admin/layout.rs).
+        """
         change = self.cluster.change
-        if change is None or len(change.leaving) == len(change.retiring):
+        if change is None or not (change.lost or change.leaving):
             return
         api = Api(self.cluster, host)
         history: dict[str, Any] = api.ask("GetClusterLayoutHistory")
         trackers, version = history.get("updateTrackers") or {}, history["currentVersion"]
         secrets, stay = self.cluster.secrets, {node.name for node in self.cluster.spec.nodes}
         gone = {secrets.node_id(name) for name in change.leaving if name not in stay and name in secrets.node_keys}
-        if any(identity in gone and one["ack"] < version for identity, one in trackers.items()):
+        waits = {identity for identity, one in trackers.items() if identity in gone and one["ack"] < version}
+        if waits and not change.lost:
+            waits -= {one["id"] for one in api.ask("GetClusterStatus")["nodes"] if one["isUp"]}
+        if waits or (change.lost and any(one["status"] == "Draining" for one in history["versions"])):
             try:
-                api.do("ClusterLayoutSkipDeadNodes", {"version": version, "allowMissingData": False})
+                api.do("ClusterLayoutSkipDeadNodes", {"version": version, "allowMissingData": change.lost})
             except CommandFailed:
                 return  # the version before has just ended
+
+
+class _Told:
+    """Tells how many bytes have come, by how many blocks are left: of the most that ever were."""
+
+    def __init__(self, progress: Callable[[int, int], None], block: int) -> None:
+        self._progress = progress
+        self._block = block
+        self._total = self._done = 0
+
+    def left(self, blocks: int) -> None:
+        """So many are left; nothing is told where that is no progress, as of those that pushes bring meanwhile."""
+        if blocks > self._total:
+            self._total, self._done = blocks, 0
+        elif self._total - blocks > self._done:
+            self._done = self._total - blocks
+        else:
+            return
+        self._progress(self._done * self._block, self._total * self._block)
 
 
 def _words(draining: Sequence[int], left: Mapping[str, Left]) -> str | None:

@@ -8,7 +8,7 @@ answers the client itself. All of it ends by itself, at the latest when HAProxy'
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from kubeadm_registry.agent.moving import FORMAT
 from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.links import link
+from kubeadm_registry.engine.changes import wait
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import CommandFailed, Error
 from kubeadm_registry.transport.host import Host
@@ -30,6 +31,10 @@ STAY = f"{paths.PREFIX}-stay"
 PASS = f"{paths.PREFIX}-pass"
 """The nft table of one that got it."""
 UNIT = f"{paths.PREFIX}-handover-end"
+MEASURED = f"{paths.RUN}/handover-gap.json"
+"""How long nobody answered, as a server saw it that took no part."""
+AGAIN = 0.1
+"""Seconds between two looks at that."""
 LONGEST = 1800
 """Seconds after which connections of before are cut off, as HAProxy's ``hard-stop-after`` does."""
 IDLE = 5.0
@@ -69,6 +74,8 @@ done
 """
 #: Removes the table ``$1``.
 _UNPASS = 'for family in ip ip6; do nft delete table $family "$1" 2>/dev/null || :; done'
+#: Runs ``$2...`` and goes on; what it says is in the file ``$1``. Without the lock (9), which ends with the run.
+_BACKGROUND = 'out=$1; shift; rm -f -- "$out"; setsid "$@" >"$out" 2>/dev/null </dev/null 9>&- &'
 #: Asks the agent for a move by the file ``$1``: until ``$3`` seconds from now the VIP is to go to ``$2``; ``$4`` says
 #: which format that is.
 _ASK = """
@@ -137,8 +144,9 @@ def pass_no_more(host: Host) -> None:
 
 
 def stay(cluster: Cluster, host: Host) -> None:
-    """Let *host*, which loses the VIP, go on with the connections of its clients."""
+    """Let *host*, which loses the VIP, go on with the connections of its clients. Raises Error (ConnectionsOpen)."""
     vips = cluster.spec.vip.addresses
+    _sockets(host, "keep", "keep", str(paths.REGISTRY_PORT), *vips)
     rules = render("handover/stay.nft.j2", vips=vips, table=STAY, port=paths.REGISTRY_PORT, mark=MARK)
     host.run("sh", "-c", _BEGIN, "begin", UNIT, str(LONGEST), _END, *vips, stdin=rules)
 
@@ -159,8 +167,11 @@ def end(host: Host) -> None:
     host.run("sh", "-c", _FORGET, "forget", UNIT)
 
 
-def clients(host: Host, vip: str) -> list[str]:
-    """Whoever has a connection to *host* by *vip*, as nft writes it: ``10.0.0.9 . 40001``."""
+def clients(host: Host, vip: str, *, but: Collection[str] = ()) -> list[str]:
+    """Whoever has a connection to *host* by *vip*, as nft writes it: ``10.0.0.9 . 40001``.
+
+    Not *host* itself, whose own connections have *vip* at both ends, and no address of *but*.
+    """
     where = endpoint(vip, paths.REGISTRY_PORT)
     states = [word for state in _STATES for word in ("state", state)]
     shown = host.query("ss", "-Htn", *states, "src", where)
@@ -169,7 +180,9 @@ def clients(host: Host, vip: str) -> list[str]:
     found = []
     for line in shown.text.splitlines():
         address, _, port = line.split()[-1].rpartition(":")
-        found.append(f"{address.strip('[]').removeprefix('::ffff:')} . {port}")
+        client = address.strip("[]").removeprefix("::ffff:")
+        if client != vip and client not in but:
+            found.append(f"{client} . {port}")
     return found
 
 
@@ -183,7 +196,7 @@ def reopen_own(cluster: Cluster, host: Host) -> int:
 
     Returns how many. Raises Error (ConnectionsOpen).
     """
-    return _ended(host, "own", str(paths.REGISTRY_PORT), *cluster.spec.vip.addresses)
+    return _sockets(host, "end", "own", str(paths.REGISTRY_PORT), *cluster.spec.vip.addresses)
 
 
 def close_idle(cluster: Cluster, host: Host) -> int:
@@ -192,31 +205,46 @@ def close_idle(cluster: Cluster, host: Host) -> int:
     Returns how many. Raises Error (ConnectionsOpen).
     """
     where = (str(paths.REGISTRY_PORT), str(IDLE), ",".join(paths.HAPROXY_SOCKETS))
-    return _ended(host, "idle", *where, *cluster.spec.vip.addresses)
+    return _sockets(host, "end", "idle", *where, *cluster.spec.vip.addresses)
 
 
-def _ended(host: Host, verb: str, *words: str) -> int:
-    argv = ("sh", "-c", RUN, "reopen", paths.PROGRAMS, _source(reopen.__file__), verb, *words)
+_HINTS = {
+    "keep": "nothing has moved; run the command again",
+    "end": "repeat what this node itself pulls or pushes at this moment",
+}
+
+
+def _sockets(host: Host, what: str, *words: str) -> int:
+    argv = ("sh", "-c", RUN, "reopen", paths.PROGRAMS, _source(reopen.__file__), *words)
     shown = json.loads(host.run(*argv, timeout=30).stdout)
     if shown["trouble"]:
         raise Error(
-            f"cannot end connections to the virtual IP: {'; '.join(shown['trouble'])}", host=host.name,
-            code="ConnectionsOpen", hint="repeat what this node itself pulls or pushes at this moment",
+            f"cannot {what} connections to the virtual IP: {'; '.join(shown['trouble'])}", host=host.name,
+            code="ConnectionsOpen", hint=_HINTS[what],
         )  # fmt: skip
     return int(shown["ended"])
 
 
-def measure(cluster: Cluster, host: Host, patience: float) -> float | None:
-    """Watch the VIP from *host* while it is asked for a move, *patience* seconds at most.
+def measure(cluster: Cluster, host: Host, patience: float) -> None:
+    """Begin to watch the VIP from *host* while it is asked for a move, *patience* seconds at most.
 
-    Returns the longest time in seconds without an answer; None if it could not be measured.
+    It goes on by itself: a host is asked one thing at a time.
     """
     where = (cluster.spec.vip.address, str(paths.REGISTRY_PORT), paths.MOVE, str(patience))
-    result = host.query(
-        "sh", "-c", RUN, "gap", paths.PROGRAMS, _source(gap.__file__), *where, timeout=patience + 15
-    )  # fmt: skip
-    try:
-        found = json.loads(result.stdout)["gap"]
-    except (ValueError, KeyError):
-        return None
+    words = ("sh", "-c", RUN, "gap", paths.PROGRAMS, _source(gap.__file__), *where)
+    host.run("sh", "-c", _BACKGROUND, "measure", MEASURED, *words)
+
+
+def measured(host: Host, patience: float) -> float | None:
+    """What *host* has seen, once it is not asked for the move any more: it is waited for *patience* seconds.
+
+    Returns the longest time in seconds without an answer; None if it saw none. Raises CommandTimeout, Error.
+    """
+
+    def silent(one: Host) -> str | None:
+        return None if one.read(MEASURED) else "it has not told yet"
+
+    wait(host, silent, what="the gap is measured", timeout=patience, interval=AGAIN)
+    found = json.loads(host.read(MEASURED) or b"{}").get("gap")
+    host.run("rm", "-f", "--", MEASURED)
     return None if found is None else float(found)

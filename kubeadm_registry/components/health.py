@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.agent import document
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.services import backend
 from kubeadm_registry.engine.changes import STARTED
 from kubeadm_registry.errors import Error
 from kubeadm_registry.printable import counted
@@ -71,8 +73,36 @@ def report(host: Host) -> Report:
 
 
 def reports(cluster: Cluster) -> list[Report]:
-    """Ask all nodes, side by side."""
-    return side_by_side(report, cluster.hosts)
+    """Ask all nodes, side by side. Blocks that no node has are left nowhere: nothing will bring them."""
+    found = side_by_side(report, cluster.hosts)
+    never = lost(cluster, {one.node: one.state for one in found})
+    return [replace(one, state=_without(one.state, never.get(one.node, 0))) for one in found]
+
+
+def lost(cluster: Cluster, states: Mapping[str, Mapping[str, Any] | None]) -> Mapping[str, int]:
+    """How many of the blocks that are left by the *states* of agents no node has, by node; the others have none.
+
+    The nodes are asked for them where blocks that it failed to get are all that a node has left.
+    """
+
+    def failing(state: Mapping[str, Any]) -> bool:
+        left, queues = state.get("storage_left") or {}, state.get("storage_queues") or {}
+        return not left.get("tables") and 0 < left.get("blocks", 0) <= queues.get("errors", 0)
+
+    if any(state is not None and failing(state) for state in states.values()):
+        with suppress(Error):
+            # Its agent has found some of them out and does not count these as left.
+            known = {name: (state or {}).get("storage_lost") or 0 for name, state in states.items()}
+            found = backend(cluster.spec).lost(cluster)
+            return {name: max(0, count - known.get(name, 0)) for name, count in found.items()}
+    return {}
+
+
+def _without(state: Mapping[str, Any] | None, never: int) -> Mapping[str, Any] | None:
+    if state is None or not never:
+        return state
+    left = state["storage_left"]
+    return {**state, "storage_left": {**left, "blocks": max(0, left["blocks"] - never)}}
 
 
 def ill(found: Sequence[Report]) -> list[str]:
@@ -91,20 +121,17 @@ def lastingly_ill(cluster: Cluster, seconds: float = PATIENCE) -> list[str]:
     return left
 
 
-def problems(found: Sequence[Report], *, but: str = "") -> list[str]:
+def problems(found: Sequence[Report]) -> list[str]:
     """Why the registry is not healthy on all nodes, in sentences that begin with a node's name; empty: it is.
 
     Healthy is: every agent reports, reads the canary image through its own registry and storage, hears all others, and
     sees the storage on all nodes with nothing left to copy; one node has the virtual IP, and one the lease.
-
-    *but* names a node whose state does not count: another one may be changed only if nothing is reported here.
     """
-    told = [text for texts in by_node(found, but=but).values() for text in texts]
-    return told if told or but else of_all(found)
+    return [text for texts in by_node(found).values() for text in texts] or of_all(found)
 
 
 def by_node(found: Sequence[Report], *, but: str = "") -> dict[str, list[str]]:
-    """What of that each node reports, by its name; *but* is not among them."""
+    """What of that each node reports, by its name; the state of *but* does not count, and it is not among them."""
     judged = [one for one in found if one.node != but]
     away = but in ill(found)
     return {one.node: list(_node(one, judged, len(found), tolerant=away)) for one in judged}

@@ -7,18 +7,23 @@ of this is on a node before ``operator install``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from kubeadm_registry import paths
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.bundle.tool import MODULE
-from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import retention
+from kubeadm_registry.cluster import Cluster, agreed
+from kubeadm_registry.components import replacing, retention
+from kubeadm_registry.config import RegistryCluster, Ssh, from_object
 from kubeadm_registry.config.model import SSH_PORT
 from kubeadm_registry.engine.changes import RECORD_START, Absent, Directory, File, NoService, Running, Steps
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.engine.users import NoUser, User
-from kubeadm_registry.formats import Format
+from kubeadm_registry.errors import Error
+from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.transport.host import Host
 
 NAME = "helper"
@@ -77,44 +82,95 @@ def known_name(address: str, port: int) -> str:
 def known_host(host: Host, address: str, port: int) -> str:
     """The sshd of *host* at *address* and *port* as lines of known_hosts."""
     name = known_name(address, port)
-    keys = [line.split()[:2] for line in host.run("sh", "-c", _HOST_KEYS).text.splitlines()]
-    return "".join(f"{name} {' '.join(key)}\n" for key in keys)
+    return "".join(f"{name} {key}\n" for key in _host_keys(host))
+
+
+def _host_keys(host: Host) -> list[str]:
+    """Type and key of each."""
+    return [" ".join(line.split()[:2]) for line in host.query("sh", "-c", _HOST_KEYS).text.splitlines()]
 
 
 def update(cluster: Cluster, host: Host) -> Steps:
-    """Where a key may ask, have the programs of this release answer; a node that was made anew gets the others' key."""
-    found = [keys for one in (host, *cluster.hosts) if (keys := one.read(KEYS)) is not None]
-    if not found:
-        return
-    yield from _steps(cluster, host, found[0]) if TOOL in cluster.programs else remove()
+    """Where a key may ask, have the programs of this release answer; every node gets the key that most nodes have.
+
+    Where most have none, it is removed; while nodes are away that could decide, each node keeps its own. So it is with
+    the key by which nodes replace each other.
+    """
+    keys = agreed(cluster, KEYS, undecided=host.read(KEYS))
+    if keys is not None and TOOL in cluster.programs:
+        yield from _steps(cluster, host, keys, replacing.key_of(cluster, host))
+    elif host.query("test", "-e", ETC).ok:
+        yield from remove(cluster, host)
 
 
-def install(cluster: Cluster, host: Host, public: str) -> Steps:
-    """Let the owner of the key *public* ask. Raises Error (ProgramMissing)."""
-    yield from _steps(cluster, host, key_line(public))
+def install(cluster: Cluster, host: Host, public: str, private: str = "") -> Steps:
+    """Let the owner of the key *public* ask, and the nodes replace each other by the key *private*, unless it is empty.
+
+    Raises Error (ProgramMissing).
+    """
+    yield from _steps(cluster, host, key_line(public), private)
 
 
-def _steps(cluster: Cluster, host: Host, keys: bytes) -> Steps:
+def _steps(cluster: Cluster, host: Host, keys: bytes, private: str) -> Steps:
     yield User(USER, home=ETC, shell="/bin/sh")  # noqa: S604  a field, and sshd needs one for its command
     yield Directory(ETC)
     yield Directory(STEPS, mode=0o700)
-    yield File(NODE, settings(cluster, host), mode=0o600)
+    yield File(NODE, settings(cluster, host, _pins(cluster, host) if private else {}), mode=0o600)
     yield from _programs(cluster)
+    yield from replacing.install(cluster, host, private) if private else replacing.remove(cluster, host)
     yield Directory(f"{ETC}/.ssh")
     yield File(KEYS, keys)
     yield NoSessions(before=KEYS)
 
 
-def settings(cluster: Cluster, host: Host) -> bytes:
-    """What the steps on *host* must know; there is no secret in it."""
-    described = cluster.config.model_dump(by_alias=True, exclude_none=True, mode="json")
+def settings(cluster: Cluster, host: Host, pins: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """What *host* must know to do what it is asked for; there is no secret in it.
+
+    *pins* are the host keys of nodes whose ``hostKey`` the cluster file does not have.
+    """
+    nodes = [
+        node.model_copy(update={"host_key": node.host_key or pins.get(node.name), "ssh": _way(node.ssh)})
+        for node in cluster.spec.nodes
+    ]
+    spec = cluster.spec.model_copy(update={"nodes": tuple(nodes), "ssh": _way(cluster.spec.ssh)})
+    config = cluster.config.model_copy(update={"spec": spec})
+    described = config.model_dump(by_alias=True, exclude_none=True, mode="json")
     return SETTINGS.render({"node": host.name, "cluster": described})
+
+
+def _way(ssh: Ssh) -> Ssh:
+    """*ssh* without files of the workstation."""
+    return Ssh(user=ssh.user, port=ssh.port)
+
+
+def read_settings(content: bytes | None, host: str) -> tuple[str, RegistryCluster]:
+    """The name of a node and its cluster file, by what ``settings`` wrote there. Raises Error (HelperUnknown)."""
+    try:
+        values = SETTINGS.parse(content or b"").values
+        return str(values["node"]), from_object(values["cluster"])
+    except (Damaged, KeyError) as error:
+        raise Error(
+            f"{NODE}: {error}", host=host, code="HelperUnknown", hint="run `kubeadm-registry init`, which writes it"
+        ) from error
+
+
+def _pins(cluster: Cluster, host: Host) -> dict[str, str]:
+    """The host keys of all nodes; those of nodes that cannot be reached as *host* knows them."""
+    known: dict[str, str] = {}
+    with suppress(Error):
+        _, before = read_settings(host.read(NODE), host.name)
+        known = {node.name: node.host_key for node in before.spec.nodes if node.host_key is not None}
+    for one in cluster.hosts:
+        # The usual kind before others, and each time the same.
+        keys = sorted(_host_keys(one), key=lambda key: (not key.startswith("ssh-ed25519 "), key))
+        known.update({one.name: keys[0]} if keys else {})
+    return known
 
 
 def _programs(cluster: Cluster) -> Steps:
     values = {
         "slice": paths.SLICE, "program": f"{cluster.program(TOOL).prefix}/{MODULE}", "user": USER,
-        "listens": paths.HELPER_SOCKET, "writes": (retention.ETC, STEPS), "etc": paths.ETC,
+        "listens": paths.HELPER_SOCKET, "writes": (retention.ETC, STEPS, replacing.ETC), "etc": paths.ETC,
         "record": f"{RECORD_START} %n {_UNITS['socket']}",
     }  # fmt: skip
     yield File(DOOR, render(f"{NAME}/door.j2", **values), mode=0o755)
@@ -168,12 +224,14 @@ class NoSessions:
         host.run("sh", "-c", _SESSIONS, "sessions", USER, "kill", self.before)
 
 
-def remove() -> Steps:
+def remove(cluster: Cluster, host: Host) -> Steps:
     """Nobody may ask any more. What is being answered has two minutes at most; a step that runs is completed."""
     yield Absent(KEYS)
+    yield from replacing.remove(cluster, host)
     yield Absent(_UNITS["unit"])
     yield Absent(_UNITS["space"])
     yield NoService(SOCKET)
     yield NoSessions()
-    yield Absent(ETC)
     yield NoUser(USER)
+    # Last: as long as it is there, a removal is not complete.
+    yield Absent(ETC)

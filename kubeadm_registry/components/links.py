@@ -1,8 +1,9 @@
-"""On which interface of a host an address is."""
+"""How a host is linked: on which interface an address of it is, and which ports of others it reaches."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kubeadm_registry.addresses import ip
@@ -29,3 +30,22 @@ def link(host: Host, address: str) -> Link:
         f"no interface has the address {address}", host=host.name, code="AddressMissing",
         hint="set nodes[].address to an address of the node itself, not to one that a router translates",
     )  # fmt: skip
+
+
+#: Prints those of the pairs of address and port ``$@`` to which no connection gets. A port on which nobody listens yet
+#: says so, and that is an answer; a firewall says that there is no way, or nothing.
+BLOCKED = """
+try() {
+  said=$(LC_ALL=C timeout 3 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$1" "$2" 2>&1)
+  case $?:$said in 0:*|*"Connection refused"*) ;; *) echo "$1 $2" ;; esac
+}
+command -v bash >/dev/null || exit 0
+while [ $# -gt 1 ]; do try "$1" "$2" & shift 2; done
+wait
+"""
+
+
+def blocked(host: Host, pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those of the *pairs* of address and TCP port from which *host* gets no answer, not even a refusal."""
+    said = host.query("sh", "-c", BLOCKED, "blocked", *(word for pair in pairs for word in pair)).text
+    return {(address, port) for address, port in (line.split(" ") for line in said.splitlines())}

@@ -7,11 +7,12 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from kubeadm_registry.bundle import Bundle, Program, temporary
+from kubeadm_registry.bundle import Bundle, Program, temporary, tree
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.changes import Steps, unified
 from kubeadm_registry.errors import Error
@@ -24,14 +25,17 @@ RECORD = f"{OPT}/programs.json"
 #: Version 1, of release 0.1, had the programs at the top and no room for anything else.
 FORMAT = Format(RECORD, version=2, min_reader=2, min_writer=2)
 
+#: In a program's folder: the digest of the layer that it was unpacked from.
+_NOTE = ".digest"
 #: Whether the file ``$2`` has the SHA-256 ``$1``.
 _UPLOADED = 'echo "$1  $2" | sha256sum -c --quiet 2>&1'
 
-#: ``$1`` archive, ``$2`` its SHA-256, ``$3`` target folder. Unpacks beside the target and renames: whole or not there.
+#: ``$1`` archive, ``$2`` its SHA-256, ``$3`` target folder, ``$4`` the SHA-256 that is noted there. Unpacks beside the
+#: target and renames: whole or not there.
 _UNPACK = """
 set -e
-archive=$1 digest=$2 target=$3
-echo "$digest  $archive" | sha256sum --check --quiet
+archive=$1 sent=$2 target=$3 digest=$4
+echo "$sent  $archive" | sha256sum --check --quiet
 umask 022
 mkdir -p -- "$(dirname -- "$target")"
 rm -rf -- "$(dirname -- "$target")"/.new.??????????*
@@ -62,7 +66,7 @@ class Installed:
     @property
     def reads(self) -> tuple[str, ...]:
         """The note of the digest, which is there once all else is."""
-        return (f"{self.program.prefix}/.digest",)
+        return (f"{self.program.prefix}/{_NOTE}",)
 
     def diff(self, host: Host) -> str | None:
         """That it is not there, or that another build is."""
@@ -73,20 +77,34 @@ class Installed:
         return f"{self.program.prefix}: {verb}, {self.program.unpacked / 1e6:.1f} MB, {self.program.digest}"
 
     def apply(self, host: Host) -> None:
-        """Upload the layer, unless an earlier run did, and unpack it."""
-        digest = self.program.digest.removeprefix("sha256:")
+        """Upload the layer, unless an earlier run did, and unpack it.
+
+        Without a bundle, what this very machine has of the program: it is a node then, or was one.
+        """
+        sent = digest = self.program.digest.removeprefix("sha256:")
         archive = f"{PROGRAMS}/.{digest}.tar.gz"
         if not host.query("sh", "-c", _UPLOADED, "uploaded", digest, archive).ok:
-            if self.bundle is None:
-                raise Error(
-                    f"{self.program.name} is not installed on this host",
-                    host=host.name, code="BundleMissing", hint="pass the bundle with --bundle FILE",
-                )  # fmt: skip
             with temporary.directory("kubeadm-registry-layer-") as directory:
                 local = directory / "layer.tar.gz"
-                self.bundle.extract(self.program, local)
+                if self.bundle is not None:
+                    self.bundle.extract(self.program, local)
+                elif _is_here(self.program):
+                    sent = tree.pack(Path(self.program.prefix), local, without=_NOTE).digest.removeprefix("sha256:")
+                else:
+                    raise Error(
+                        f"{self.program.name} is not installed on this host",
+                        host=host.name, code="BundleMissing", hint="pass the bundle with --bundle FILE",
+                    )  # fmt: skip
                 host.upload(local, archive)
-        host.run("sh", "-c", _UNPACK, "unpack", archive, digest, self.program.prefix, timeout=300)
+        host.run("sh", "-c", _UNPACK, "unpack", archive, sent, self.program.prefix, digest, timeout=300)
+
+
+def _is_here(program: Program) -> bool:
+    """Whether the machine that this runs on has *program*, whole."""
+    try:
+        return (Path(program.prefix) / _NOTE).read_text().strip() == program.digest.removeprefix("sha256:")
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

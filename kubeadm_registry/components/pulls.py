@@ -5,15 +5,15 @@ It is stopped after the proxies, so that it has read their last lines when a nod
 
 from __future__ import annotations
 
-from kubeadm_registry import paths, zipapp
+from kubeadm_registry import paths
 from kubeadm_registry.agent.pulls import POSITION_FILE, RECORD_FILE
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent
+from kubeadm_registry.components import agent, zipapp
 from kubeadm_registry.components.units import Service, serve
 from kubeadm_registry.engine.changes import File, Steps
 from kubeadm_registry.transport.host import Host
 
-NAME = "pulls"
+NAME = paths.PULLS_NAME
 UNIT = paths.unit(NAME)
 USER = paths.user(NAME)
 RECORD = f"{paths.PULLS_STATE}/{RECORD_FILE}"

@@ -121,6 +121,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     values = {
         "slice": paths.SLICE, "user": USER, "program": f"{tool.prefix}/{MODULE}", "config": CONFIG,
         "state": paths.RETENTION_STATE.rpartition("/")[2], "policy": POLICY, "kubelet": KUBELET,
+        "pulls": paths.user(paths.PULLS_NAME),
     }  # fmt: skip
     for path, daily in zip(_FILES, (False, True), strict=True):
         yield File(path, render("retention/unit.j2", daily=daily, **values))

@@ -8,7 +8,8 @@ A further backend is
 
 Two formats name it as well: the values of ``spec.backend.type`` in ``config/model.py`` (a test compares them with the
 table), and ``bundle/catalogue.yaml``, where its program comes from. A frontend and a VIP manager are added in the same
-way. Phases, settings of the node agent, status, firewall rules, port checks, reset and RUNBOOK need no change.
+way. Phases, settings of the node agent, status, firewall rules, port checks, reset, RUNBOOK and support archive
+need no change.
 
 Modules of services do not import this one: phases pass them what they need of each other.
 """
@@ -54,6 +55,11 @@ class Backend(Protocol):
     def copies(self, servers: int, /) -> int:
         """Number of copies of each block on so many *servers*."""
 
+    def clear(self, cluster: Cluster, host: Host, /) -> Steps:
+        """Remove what *host*, which comes to the registry, stored when it was a member before.
+
+        It is out of date, and must not come back. What it stores already as a member of the new list stays."""
+
     def install(self, cluster: Cluster, host: Host, /) -> Steps:
         """Install it on *host* and start it."""
 
@@ -86,6 +92,12 @@ class Backend(Protocol):
     def stored(self, cluster: Cluster, host: Host, /) -> int:
         """Bytes of what the frontend keeps in its bucket, each once, as *host* knows it. Raises NotYetKnown."""
 
+    def places(self, cluster: Cluster, host: Host, /) -> frozenset[str]:
+        """Names of the nodes that have a place in it as *host* knows it; none before it stores. Raises NotYetKnown."""
+
+    def incoming(self, cluster: Cluster, host: Host, /) -> int:
+        """Bytes that *host* is to take as a member of the changed list, beside what it has. Raises NotYetKnown."""
+
     def abandon(self, cluster: Cluster, host: Host, seconds: int, /) -> int:
         """Drop uploads to the bucket that began more than *seconds* ago and did not end; how many there were."""
 
@@ -94,6 +106,11 @@ class Backend(Protocol):
 
     def lacking(self, cluster: Cluster, host: Host, wanted: Mapping[str, int], /) -> frozenset[str]:
         """Those of the blocks *wanted* that *host* does not have on its disk. Raises Error (StorageUnreadable)."""
+
+    def lost(self, cluster: Cluster, /) -> Mapping[str, int]:
+        """How many blocks each node has failed to get that are on no node's disk: it will never get them.
+
+        Raises Error (StorageUnreadable) if a node does not tell what it has."""
 
     def agent_storage(self) -> dict[str, object] | None:
         """The value ``storage`` of the node agent (docs/agent.md); None: the agent only reads the canary image."""

@@ -41,6 +41,8 @@ class Service:
     ports: tuple[Port, ...] = ()
     calls: tuple[int, ...] = ()
     """The loopback ports of other services that it connects to."""
+    inspect: str = ""
+    """Shell commands that only read, with which it shows its own view in a support archive; empty: none."""
     scratch: bool = False
     """Whether it has a directory of its name in spec.dataDirectory without images in it: reset removes that."""
 

@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from kubeadm_registry.config import document, relations
 from kubeadm_registry.config.contradictions import MOST_NODES, Contradiction, Facts, contradictions
+from kubeadm_registry.config.durations import Duration
 from kubeadm_registry.config.values import (
     ELSEWHERE,
     Address,
@@ -20,6 +21,7 @@ from kubeadm_registry.config.values import (
     DnsName,
     Endpoint,
     Flag,
+    HostKey,
     ImageName,
     Label,
     NodeName,
@@ -59,16 +61,16 @@ SSH_PORT = 22
 
 
 class Ssh(Model):
-    """How to reach a server, on top of the user's own ssh_config, which these values overrule."""
+    """How to reach a node by SSH. These values override ssh_config."""
 
     user: UserName | None = None
-    """User to log in as. Unset: what ssh_config says, else root. Others need sudo."""
+    """User to log in as. Unset: that of ssh_config, else root. Others need sudo."""
     port: Whole | None = Field(None, ge=1, le=65535)
-    """Port of sshd. Unset: what ssh_config says, else 22."""
+    """Port of sshd. Unset: that of ssh_config, else 22."""
     identity_file: OwnFile | None = None
     """Private key. Unset: ssh_config's, the agent's and the usual names in ~/.ssh."""
     known_hosts_file: OwnFile | None = None
-    """Where the servers' host keys are known from. Unset: what ssh_config says, else ~/.ssh/known_hosts."""
+    """File with the host keys of the nodes. Unset: that of ssh_config, else ~/.ssh/known_hosts."""
 
     def over(self, other: Ssh) -> Ssh:
         """These settings where they are set, those of *other* where they are not."""
@@ -76,16 +78,18 @@ class Ssh(Model):
 
 
 class Node(Model):
-    """A server that runs the registry; usually a control-plane server of the later cluster."""
+    """A node of the registry; usually a control-plane node of the later cluster."""
 
     name: NodeName
-    """Name of the server, unique; the Kubernetes node name is the natural choice."""
+    """Name of the node, unique; the Kubernetes node name is the natural choice."""
     address: Annotated[Address, relations.NODE_ADDRESS]
-    """Address by which the other servers, the clients and SSH reach it."""
+    """Address by which the other nodes, the clients and SSH reach it."""
     secondary_address: Address | None = None
     """Its address of the other family, in a dual-stack network."""
+    host_key: HostKey | None = None
+    """The key that its sshd must show: ``ssh-ed25519 AAAA...``. Unset: one that known_hosts has for it."""
     ssh: Ssh = Ssh()
-    """SSH settings of this server alone."""
+    """SSH settings of this node only."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -94,7 +98,7 @@ class Node(Model):
 
 
 class Vip(Model):
-    """The virtual IP: one layer-2 address that is always at a healthy server."""
+    """The virtual IP: a layer-2 address that is always on a healthy node."""
 
     address: Address
     """The address. Unused, in the subnet of the nodes' addresses, never an address of a node."""
@@ -123,7 +127,7 @@ class Backend(Model):
     """The replicated storage of the layers."""
 
     type: Annotated[Literal["garage"], relations.BACKEND_TYPE] = "garage"
-    """Garage keeps every block on three servers and needs two of them to read and write."""
+    """Garage keeps every block on three nodes and needs two of them to read and write."""
 
 
 class Frontend(Model):
@@ -141,7 +145,7 @@ class Proxy(Model):
 
 
 class Containerd(Model):
-    """What happens to containerd on the registry's servers."""
+    """containerd on the nodes of the registry."""
 
     sandbox_image: ImageName | None = None
     """The pause image (``registry.k8s.io/pause:3.10.2``), if containerd's own default should be replaced."""
@@ -151,9 +155,18 @@ class Kubernetes(Model):
     """What ``config kubeadm`` writes."""
 
     version: Version | None = None
-    """Version of Kubernetes, v1.36.3. Without it kubeadm asks the internet, which is not there."""
+    """Version of Kubernetes, v1.36.3. Unset: kubeadm asks the internet for the latest version."""
     control_plane_endpoint: Endpoint | None = None
-    """``host:port`` of the API servers together. Unset: the first server's own, a single point of failure."""
+    """``host:port`` that leads to all API servers. Unset: the first node alone, a single point of failure."""
+
+
+class Replacement(Model):
+    """What the operator does about a node that is gone."""
+
+    mode: Literal["Propose", "Automatic"] = "Propose"
+    """Propose: it says which machine could take the node's place. Automatic: it has it take the place."""
+    after: Duration = "30m"
+    """For how long a node must have been gone before that: ``90m``, ``12h``, ``2d``."""
 
 
 class Spec(Model):
@@ -162,10 +175,10 @@ class Spec(Model):
     nodes: Annotated[tuple[Annotated[Node, relations.NODE], ...], relations.NODES] = Field(
         min_length=1, max_length=MOST_NODES
     )
-    """Three to five servers; one for trying things out, without high availability."""
+    """Three to five nodes; one for a trial, without high availability."""
     vip: Annotated[Vip, relations.VIP]
     ssh: Ssh = Ssh()
-    """SSH settings for all servers."""
+    """SSH settings for all nodes."""
     backend: Backend = Backend()
     frontend: Frontend = Frontend()
     proxy: Proxy = Proxy()
@@ -175,8 +188,9 @@ class Spec(Model):
     """Upstream registries whose images containerd takes from this registry instead; ``"*"`` stands for all others."""
     containerd: Containerd = Containerd()
     kubernetes: Kubernetes = Kubernetes()
+    replacement: Replacement = Replacement()
     data_directory: Annotated[DataDirectory, relations.DATA_DIRECTORY] = "/var/lib/kubeadm-registry"
-    """Where the servers keep layers and metadata: the place for a disk of its own. A directory that is there keeps its
+    """Where the nodes keep layers and metadata; mount a disk of its own there. An existing directory keeps its
     owner and mode."""
 
     @model_validator(mode="after")
@@ -196,7 +210,7 @@ class Spec(Model):
 
     @property
     def highly_available(self) -> bool:
-        """Whether any one server may be lost."""
+        """Whether any one node may be lost."""
         return len(self.nodes) > 1
 
 

@@ -269,6 +269,23 @@ _IMAGE_RULE = Rule(
 
 #: LOGIN_NAME_MAX and PATH_MAX of Linux (limits.h), so that a schema has a bound.
 _LONGEST_USER, _LONGEST_FILE = 256, 4096
+#: As authorized_keys and known_hosts have a public key (sshd(8)), without a comment.
+_HOST_KEY = (
+    r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) "
+    r"([A-Za-z0-9+/]{4})+([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
+)
+_LONGEST_HOST_KEY = 2048
+_HOST_KEY_TEXT = (
+    "must be a public key of its sshd, as in /etc/ssh/ssh_host_ed25519_key.pub: its type and the key, without a comment"
+)
+
+
+def _host_key(value: str) -> str:
+    if len(value) > _LONGEST_HOST_KEY or not re.fullmatch(_HOST_KEY, value):
+        raise ValueError(_HOST_KEY_TEXT)
+    return value
+
+
 _USER = r"[^\x00-\x20\x7f-][^\x00-\x20\x7f]*"
 _USER_TEXT = "must be a user name without blanks that does not start with a dash"
 _FILE = r"[^\x00-\x1f\x7f]+"
@@ -321,5 +338,8 @@ Version = Annotated[
 ]
 Endpoint = Annotated[str, AfterValidator(_endpoint), OnServer(_endpoint_rule(), maxLength=_LONGEST_ENDPOINT)]
 ImageName = Annotated[str, AfterValidator(_image), OnServer(_IMAGE_RULE, maxLength=references.LONGEST)]
+HostKey = Annotated[
+    str, AfterValidator(_host_key), OnServer(matching(_HOST_KEY, _HOST_KEY_TEXT), maxLength=_LONGEST_HOST_KEY)
+]
 UserName = Annotated[str, AfterValidator(_user), OnServer(matching(_USER, _USER_TEXT), maxLength=_LONGEST_USER)]
 OwnFile = Annotated[str, AfterValidator(_own_file), OnServer(matching(_FILE, _FILE_TEXT), maxLength=_LONGEST_FILE)]

@@ -241,7 +241,7 @@ def _is_untouched(file: ConfigFile | None) -> bool:
 def _why_it_stays(file: ConfigFile | None) -> str:
     if file is None:
         return "a dangling link, or not a file,"
-    return "edited since it was written" if hosts_toml.is_ours(file.state.content) else "not ours"
+    return "edited since it was written" if hosts_toml.is_ours(file.state.content) else "not from kubeadm-registry"
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ DEFINITIONS = (
         plural="registryretentionplans",
         short_names=("regplan",),
         description="What a RegistryPolicy would delete now, written by the operator. Approve it by an annotation with "
-        "its digest: kubectl annotate regplan NAME kubeadm-registry.dev/approve=sha256:...",
+        "the whole of its digest: kubectl annotate regplan NAME kubeadm-registry.dev/approve=DIGEST",
         columns=(
             Column("Deletions", ".status.deletions", "How many tags and untagged manifests go.", kind="integer"),
             Column("Frees", ".status.freed", "How much space is freed."),

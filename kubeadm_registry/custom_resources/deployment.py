@@ -7,7 +7,7 @@ Two replicas, of which one acts. They fit the restricted Pod Security standard
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kubeadm_registry import __version__, paths
@@ -38,8 +38,13 @@ def image(config: RegistryCluster) -> str:
     return f"{endpoint(named, paths.REGISTRY_PORT)}/{OPERATOR_REPOSITORY}:{operator_tag(__version__)}"
 
 
-def installation(config: RegistryCluster, *, pulled_as: str = "") -> Iterator[dict[str, Any]]:
-    """The objects, in the order in which they are applied; *pulled_as* is another image than that of ``image``."""
+def installation(
+    config: RegistryCluster, *, pulled_as: str = "", api_ports: Iterable[int] = ()
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The objects, in the order in which they are applied; *pulled_as* is another image than that of ``image``.
+
+    The API server may have one of *api_ports*, besides those that are usual.
+    """
     restricted = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
     yield {
         "apiVersion": "v1",
@@ -54,6 +59,7 @@ def installation(config: RegistryCluster, *, pulled_as: str = "") -> Iterator[di
     yield _of("policy/v1", "PodDisruptionBudget", NAME,
               spec={"maxUnavailable": 1, "selector": {"matchLabels": _LABELS}})  # fmt: skip
     ssh_ports = sorted({config.spec.ssh_port(node) for node in config.spec.nodes})
+    api_ports = sorted({443, 6443, *api_ports})
     yield _of("networking.k8s.io/v1", "NetworkPolicy", NAME, spec={
         "podSelector": {"matchLabels": _LABELS},
         "policyTypes": ["Ingress", "Egress"],
@@ -61,7 +67,7 @@ def installation(config: RegistryCluster, *, pulled_as: str = "") -> Iterator[di
         "ingress": [{"ports": [{"protocol": "TCP", "port": PORT}]}],
         # The API server has any port behind its Service; the registry, its agents and the nodes' sshd have these.
         "egress": [{"ports": [{"protocol": "TCP", "port": port}
-                              for port in (443, 6443, paths.REGISTRY_PORT, paths.AGENT_PORT, *ssh_ports)]}],
+                              for port in (*api_ports, paths.REGISTRY_PORT, paths.AGENT_PORT, *ssh_ports)]}],
     })  # fmt: skip
     yield _of("v1", "Service", f"{NAME}-metrics", spec={
         "selector": _LABELS, "ports": [{"name": "metrics", "protocol": "TCP", "port": PORT, "targetPort": PORT}],

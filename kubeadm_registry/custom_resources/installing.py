@@ -13,9 +13,6 @@ from functools import partial
 from typing import Any, Self
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from kubeadm_registry import pki
 from kubeadm_registry.config import RegistryCluster
@@ -23,8 +20,9 @@ from kubeadm_registry.custom_resources.admission import guard
 from kubeadm_registry.custom_resources.definitions import DEFINITIONS, GROUP, VERSION
 from kubeadm_registry.custom_resources.deployment import installation, secret
 from kubeadm_registry.custom_resources.names import NAME, NAMESPACE
-from kubeadm_registry.custom_resources.roles import LEASE
+from kubeadm_registry.custom_resources.roles import LEASE, replacing
 from kubeadm_registry.errors import CommandTimeout, ConnectionFailed
+from kubeadm_registry.formats import split
 from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.upkeep.api import Answer, Api
 
@@ -37,6 +35,8 @@ _PLURALS = {
     "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }  # fmt: skip
 _MANAGER = "kubeadm-registry"
+#: What this release knows of the Secret; the helper's are there with a helper only.
+_KEYS = ("ca.crt", "username", "password", "retention-key", "metrics.pem", "helper-key", "helper-hosts")
 #: Seconds that one request may take.
 _REQUEST = 30.0
 _EVERY = 0.5
@@ -69,15 +69,8 @@ class HelperKey:
     @classmethod
     def of(cls, private: str, hosts: str = "") -> Self:
         """The key *private*, or a new one if that is none."""
-        try:
-            key: Any = serialization.load_ssh_private_key(private.encode(), None)
-        except (ValueError, UnsupportedAlgorithm):
-            key = ed25519.Ed25519PrivateKey.generate()
-            private = key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-            ).decode()
-        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        return cls(private, public.decode(), hosts)
+        private, public = pki.ssh_key(private)
+        return cls(private, public, hosts)
 
 
 def helper_key(api: Api) -> HelperKey:
@@ -89,13 +82,15 @@ def helper_key(api: Api) -> HelperKey:
 def credentials(secrets: Secrets, before: Mapping[str, str], helper: HelperKey | None) -> dict[str, str]:
     """What the operator's Secret holds for the cluster of *secrets*; without *helper* the operator carries nothing out.
 
-    The certificate for metrics is that of the Secret *before*, while it is good.
+    The certificate for metrics is that of the Secret *before*, while it is good; what a newer release has added there
+    stays.
     """
     metrics = before.get("metrics.pem", "")
     if not _is_good(secrets.ca_certificate, metrics):
         pair = pki.issue(pki.Pair(secrets.ca_certificate, secrets.ca_key), "operator", [], unit=pki.METRICS_UNIT)
         metrics = pair.certificate + pair.key
     return {
+        **split(before, _KEYS)[1],
         "ca.crt": secrets.trust,
         "username": "push",
         "password": secrets.password("push"),
@@ -116,9 +111,11 @@ def _is_good(authority: str, certificate: str) -> bool:
 
 def install(
     api: Api, config: RegistryCluster, secrets: Secrets, tell: Tell, *,
-    image: str, seconds: float, helper: HelperKey | None = None,
+    image: str, seconds: float, helper: HelperKey | None = None, replaces: bool = False,
 ) -> str:  # fmt: skip
-    """Apply everything, and wait until one replica leads; returns its name. *helper* is its key for the nodes.
+    """Apply everything, and wait until one replica leads; returns its name.
+
+    *helper* is its key for the nodes. *replaces*: it may write into the spec that a new node takes the place of one.
 
     Raises ConnectionFailed (ClusterRefused, ...), CommandTimeout if that takes more than *seconds*.
     """
@@ -130,15 +127,24 @@ def install(
         _wait(f"{_title(one)} to be served", partial(_is_established, api, path_of(one)), end)
     for one in guard():
         apply(api, one, tell)
-    namespace, *others = installation(config, pulled_as=image)
+    namespace, *others = installation(config, pulled_as=image, api_ports=api_ports(api))
     apply(api, namespace, tell)
     before = _read(api, path_of(secret({})))
     apply(api, secret(credentials(secrets, _decoded(before), helper)), tell)
     for one in others:
         apply(api, one, tell)
+    for one in replacing():
+        (apply if replaces else _delete)(api, one, tell)
     start = _lease(api)
     _wait("a replica of the operator to lead", lambda: _lease(api).renewed_since(start), end)
     return _lease(api).holder
+
+
+def api_ports(api: Api) -> set[int]:
+    """Where the API servers of the cluster listen, behind the Service ``kubernetes``. Raises ConnectionFailed."""
+    slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+    found = _read(api, f"{slices}?labelSelector=kubernetes.io/service-name%3Dkubernetes") or {"items": []}
+    return {port["port"] for one in found["items"] for port in one.get("ports") or () if port.get("port")}
 
 
 def refresh(api: Api, secrets: Secrets, tell: Tell) -> None:
@@ -157,14 +163,18 @@ def uninstall(api: Api, config: RegistryCluster, tell: Tell) -> None:
 
     Raises ConnectionFailed.
     """
-    objects = [*installation(config), secret({})]
+    objects = [*installation(config), *replacing(), secret({})]
     # The namespace goes last, and what is in it before that: then nothing waits for what is gone.
     for one in [*reversed(objects[1:]), objects[0]]:
-        answer = api.send("DELETE", path_of(one), b'{"propagationPolicy": "Background"}', seconds=_REQUEST)
-        if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.ACCEPTED, http.HTTPStatus.NOT_FOUND):
-            raise _refused("DELETE", one, answer)
-        if answer.status != http.HTTPStatus.NOT_FOUND:
-            tell(f"{_title(one)} deleted")
+        _delete(api, one, tell)
+
+
+def _delete(api: Api, one: Object, tell: Tell) -> None:
+    answer = api.send("DELETE", path_of(one), b'{"propagationPolicy": "Background"}', seconds=_REQUEST)
+    if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.ACCEPTED, http.HTTPStatus.NOT_FOUND):
+        raise _refused("DELETE", one, answer)
+    if answer.status != http.HTTPStatus.NOT_FOUND:
+        tell(f"{_title(one)} deleted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +284,7 @@ def _wait(what: str, is_so: Callable[[], bool], end: float) -> None:
     while not is_so():
         if time.monotonic() > end:
             raise CommandTimeout(
-                f"waited in vain for {what}",
+                f"timed out waiting for {what}",
                 hint=f"look at its pods: kubectl --namespace {NAMESPACE} describe pods; then run it again",
             )
         time.sleep(_EVERY)

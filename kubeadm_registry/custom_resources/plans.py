@@ -1,7 +1,7 @@
 """The object that shows a retention plan, and the statuses that belong to retention.
 
 The operator writes a RegistryRetentionPlan, people read it. etcd does not hold plans of 100,000 deletions, so it has
-sums and the largest of them; ``digest`` is that of the whole plan.
+sums and the largest of them; ``digest`` is that of the whole plan, which is an artifact in the registry.
 """
 
 from __future__ import annotations
@@ -79,17 +79,31 @@ class Approval(Model):
     """The plan that was approved, by the annotation kubeadm-registry.dev/approve."""
 
 
+class PlanMarker(Model):
+    """By which an etcd is recognized that was restored from a backup: it remembers an earlier number than the ledger in
+    the registry."""
+
+    newest: Count
+    """Written before the cluster is read."""
+    confirmed: Count
+    """The last one that the ledger is known to have; 0: none."""
+
+
 class PlanStatus(Model):
     """The plan. Without a digest there is none, and the condition Made says why."""
 
     policy_generation: int | None = Field(None, ge=0)
     """The metadata.generation of the policy."""
     conditions: Conditions | None = None
-    """Made: whether there is a plan. CarriedOut: what came of it on the nodes."""
+    """Made: whether there is a plan. Published: whether the whole of it is in the registry. CarriedOut: what came of it
+    on the nodes. ApprovalValid: whether all that the annotation has can be an approval."""
     digest: Digest | None = None
     """Digest of the sorted deletions, by which the plan is approved."""
     made: Moment | None = None
     """When the plan was made."""
+    artifact: Digest | None = None
+    """The whole plan, an artifact in the repository kubeadm-registry/retention of the registry; `kubeadm-registry
+    retention plan --digest` shows it."""
     deletions: Count | None = None
     """How many tags, and manifests without a tag, go."""
     kept: Count | None = None
@@ -99,9 +113,10 @@ class PlanStatus(Model):
     freed: Word | None = None
     """The same for people, such as 1.2 GB."""
     largest: Annotated[tuple[PlannedDeletion, ...], Field(max_length=LARGEST)] | None = None
-    """The deletions that free most; `kubeadm-registry retention plan --all` lists every one."""
+    """The deletions that free most; `kubeadm-registry retention plan --all --digest` lists every one."""
     needs_approval: Annotated[tuple[PlanReason, ...], Field(max_length=_MOST_REASONS)] | None = None
     """Why the plan must be approved although the policy may not ask for approvals."""
+    marker: PlanMarker | None = None
     approval: Approval | None = None
     used_approvals: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=_MOST_REASONS)] | (
         None

@@ -103,6 +103,29 @@ class SpaceReport(Model):
     """For how long pushes waited, with Distribution."""
 
 
+class ReplacementReport(Model):
+    """Which node was replaced last, or is being replaced."""
+
+    old: NodeName
+    """The node that is replaced."""
+    new: NodeName
+    """The machine that takes its place."""
+    cause: Literal["SpecChanged", "NodeGone"]
+    """Who asked for it: an edit of spec.nodes, or the operator itself since the node was gone."""
+    result: Literal["Running", "Ended", "Failed", "Done"]
+    """Ended: it was broken off, and goes on with the next round. Failed: so it does, ten minutes later."""
+    node: NodeName | None = None
+    """The member that does it."""
+    step: Word | None = None
+    """The phase that it began last; `kubeadm-registry replace --help` lists them."""
+    began: Moment
+    """When that member began."""
+    ended: Moment | None = None
+    """When it ended there."""
+    message: Text | None = None
+    """Why it failed."""
+
+
 class ClusterStatus(Model):
     """What the operator found; `kubeadm-registry status` finds the same."""
 
@@ -112,6 +135,7 @@ class ClusterStatus(Model):
     """What is known of the registry, and since when. CanLoseANode: whether any one node may fail now."""
     vip: VipReport | None = None
     space: SpaceReport | None = None
+    replacement: ReplacementReport | None = None
     nodes: (
         Annotated[
             tuple[NodeReport, ...],

@@ -21,6 +21,7 @@ RULES: Sequence[Rule] = (
     nodes.ports_free,
     storage.there,
     storage.room,
+    storage.present,
     storage.open_for_pushes,
     files.secret,
     files.certified,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from kubeadm_registry import status as cluster_status
 from kubeadm_registry.access import session
 from kubeadm_registry.bundle import Program
-from kubeadm_registry.cluster import Cluster, read_vault
+from kubeadm_registry.cluster import Cluster, read_members, read_vault
 from kubeadm_registry.components.services import data_directories, existing, formed
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.doctor import facts
@@ -103,7 +103,13 @@ def _compare(
         vault = read_vault(config, hosts, data_directories(config.spec))
     except Error as error:
         vault, flaw = Vault(config.metadata.name, names, {}), error
-    cluster = remembering(Cluster(config, tuple(hosts), vault, _programs(hosts), absent=unreachable))
+    recorded, told = None, True
+    try:
+        recorded = read_members(config, hosts)
+    except Error:  # the checks say it
+        told = False
+    programs = _programs(hosts)
+    cluster = remembering(Cluster(config, tuple(hosts), vault, programs, absent=unreachable, recorded=recorded))
     configured, stores = (
         dict(zip((host.name for host in cluster.hosts), side_by_side(one, cluster.hosts), strict=True))
         for one in (_has_configuration, lambda host: _has_stored(config, host))
@@ -123,7 +129,7 @@ def _compare(
     except Error:  # a node that stopped answering; its status says so
         pass
     differ: Sequence[Difference] = ()
-    if flaw is None:
+    if flaw is None and told:
         differ = differences(
             [(path, phase) for path, phase in selected if path.partition("/")[0] not in NOT_COMPARED], cluster
         )

@@ -47,6 +47,11 @@ class NodeSnapshot:
         return both[0] & both[1]
 
     @property
+    def lost(self) -> int:
+        """Blocks that it should have and no node has, as its agent reports now, and did some seconds ago."""
+        return min((one.agent.get("storage_lost") or 0) if one.agent else 0 for one in (self.earlier, self.status))
+
+    @property
     def silent(self) -> bool:
         """Whether it answers, and its agent has told nothing both times."""
         return self.facts is not None and self.status.agent is None and self.earlier.agent is None

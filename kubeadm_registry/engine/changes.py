@@ -305,6 +305,15 @@ def unit_state(host: Host, unit: str) -> UnitState:
     )
 
 
+RUNS = ("activating", "active", "deactivating", "reloading")
+"""What systemd says of a unit that has not ended (systemctl(1), ActiveState)."""
+
+
+def runs(host: Host, unit: str) -> bool:
+    """Whether *unit* has not ended."""
+    return host.query("systemctl", "show", "--property=ActiveState", "--value", "--", unit).text.strip() in RUNS
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A systemd unit that is enabled, runs, and was started with exactly these *files*.
@@ -390,9 +399,9 @@ class Running:
         return None if state == "active" else f"it is {state}"
 
 
-def last_words(host: Host, unit: str, lines: int = 5) -> str:
+def last_words(host: Host, unit: str) -> str:
     """The last lines that *unit* logged, joined to one."""
-    result = host.query("journalctl", "--no-pager", "--quiet", "-o", "cat", "-n", str(lines), "-u", unit)
+    result = host.query("journalctl", "--no-pager", "--quiet", "-o", "cat", "-n", "5", "-u", unit)
     return " | ".join(result.text.splitlines()) or "it logged no message"
 
 

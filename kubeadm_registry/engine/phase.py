@@ -32,6 +32,8 @@ class Phase:
     """A part of a workflow: what should be so on which hosts, or phases below it.
 
     *notices* tells of what stays as it is although somebody may expect otherwise; it is asked after the steps.
+    *gives_up*: a host that fails here is left as it is and warned of, with these words, and further phases that give up
+    hosts leave it out; the run goes on. Empty: the run fails.
     *one_at_a_time*: what users depend on is restarted here, so the next host waits until this one is done.
     """
 
@@ -42,6 +44,7 @@ class Phase:
     checks: tuple[Check, ...] = ()
     phases: tuple[Phase, ...] = ()
     one_at_a_time: bool = False
+    gives_up: str = ""
     notices: Callable[[Cluster, Host], Iterator[str]] | None = None
 
 

@@ -202,7 +202,9 @@ class Console:
         self._mark = _shown("✓", getattr(out or sys.stdout, "encoding", None)) or "ok"
 
     def phase(self, path: str, summary: str) -> None:
-        """A heading."""
+        """A heading. What was in progress is over."""
+        with self._lock:
+            self._running.pop("sent", None)
         if not self._quiet:
             self._print(f"[bold]\\[{escape(path)}][/bold] {escape(summary)}")
 

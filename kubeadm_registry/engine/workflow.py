@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from kubeadm_registry import paths, whoami
 from kubeadm_registry.cluster import Cluster
@@ -46,6 +47,7 @@ def run(
     """
     selected = select(workflow, only, skip)
     require_checks(workflow, ignore)
+    cluster = replace(cluster, progress=reporter.progress)
     if dry_run:
         cluster = cluster.for_dry_run()
     else:
@@ -57,6 +59,7 @@ def run(
     # Where nothing was made yet, all would differ.
     seen = look(selected, unchanged) if cluster.vault.made else Look(0, {})
     actions: list[Action] = []
+    given_up: set[Host] = set()
     for place, (path, phase) in enumerate(selected):
         if phase.steps is None:
             continue
@@ -67,10 +70,10 @@ def run(
                 for text in seen.notices.get((place, host.name), ()):
                     reporter.note(text, host=host.name)
         else:
-            _run_phase(path, phase, cluster, reporter, dry_run=dry_run, actions=actions)
+            given_up |= _run_phase(path, phase, cluster, reporter, dry_run=dry_run, actions=actions, but=given_up)
     if not dry_run:
         changed = {action.host for action in actions}
-        flush(cluster, [host for host in cluster.everyone if host.name in changed])
+        flush(cluster, [host for host in cluster.everyone if host.name in changed and host not in given_up])
     return actions
 
 
@@ -162,9 +165,11 @@ def preflight(
 
 
 def _run_phase(
-    path: str, phase: Phase, cluster: Cluster, reporter: Reporter, *, dry_run: bool, actions: list[Action]
-) -> None:
-    hosts = phase.on(cluster)
+    path: str, phase: Phase, cluster: Cluster, reporter: Reporter, *, dry_run: bool, actions: list[Action],
+    but: Collection[Host],
+) -> set[Host]:  # fmt: skip
+    """Return the hosts that are given up; none of those in *but* is worked on in a phase that gives up hosts."""
+    hosts = [host for host in phase.on(cluster) if not (phase.gives_up and host in but)]
 
     def work(host: Host) -> PhaseFailed | None:
         try:
@@ -176,16 +181,22 @@ def _run_phase(
     if phase.one_at_a_time and not dry_run:
         # Most runs change little: only hosts where something differs take their turn.
         differs = side_by_side(lambda host: _differs(phase, cluster, host), hosts)
+        failures: list[PhaseFailed] = []
         for host in (host for host, turn in zip(hosts, differs, strict=True) if turn):
-            _run_host(path, phase, cluster, host, reporter, dry_run=dry_run, actions=actions)
-        _tell(phase, cluster, hosts, reporter)
-        return
-    failures = [failure for failure in side_by_side(work, hosts) if failure is not None]
-    for failure in failures[1:]:
-        reporter.note(f"also failed: {failure.message}", host=failure.host, level="warning")
-    if failures:
+            failures += [failure] if (failure := work(host)) is not None else []
+            if failures and not phase.gives_up:
+                break
+    else:
+        failures = [failure for failure in side_by_side(work, hosts) if failure is not None]
+    if failures and not phase.gives_up:
+        for failure in failures[1:]:
+            reporter.note(f"also failed: {failure.message}", host=failure.host, level="warning")
         raise failures[0]
-    _tell(phase, cluster, hosts, reporter)
+    for failure in failures:
+        reporter.note(f"{failure.message}; {phase.gives_up}", host=failure.host, level="warning")
+    given_up = {host for host in hosts for failure in failures if host.name == failure.host}
+    _tell(phase, cluster, [host for host in hosts if host not in given_up], reporter)
+    return given_up
 
 
 def _tell(phase: Phase, cluster: Cluster, hosts: Sequence[Host], reporter: Reporter) -> None:

@@ -20,21 +20,25 @@ from urllib.parse import urlsplit
 
 from kubeadm_registry import paths
 from kubeadm_registry.agent import document
+from kubeadm_registry.agent.formats import Newer
+from kubeadm_registry.agent.pulls import POSITION_FILE, RECORD_FILE
 from kubeadm_registry.components import executor_files
 from kubeadm_registry.components.executor_files import Settings
 from kubeadm_registry.errors import Error
+from kubeadm_registry.executor.checks import doubts
 from kubeadm_registry.executor.run import Executor
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, Login, Registry
-from kubeadm_registry.retention import Refused, policy
+from kubeadm_registry.retention import Reason, Refused, policy
 from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.order import Order
+from kubeadm_registry.retention.pulls import Pulls, merged
 from kubeadm_registry.upkeep import planning, running
 from kubeadm_registry.upkeep.lease import TERM_HEADER, held_term
 
-#: Seconds that the registry may say nothing.
-SILENCE = 60.0
+#: Seconds that the registry may say nothing; and for which it may not be whole before nothing is deleted.
+SILENCE, WHOLE_AFTER = 60.0, 30.0
 _FAILED, _BUSY = 1, 3
 
 
@@ -63,20 +67,34 @@ class Node:
         """Raise Error (TermOver) if the lease is not that one any more. The proxy compares it with each request."""
         if _term(self.settings) != self.term:
             raise Error(
-                f"{self.settings.node} does not hold the lease under term {self.term} any more", code="TermOver",
-                hint="run it again: what is left is done by the node that holds the lease then",
+                f"{self.settings.node} no longer holds the lease under term {self.term}", code="TermOver",
+                hint="run it again: the present lease holder completes it",
             )  # fmt: skip
+
+    def doubts(self) -> tuple[Reason, ...]:
+        """Why the registry may not be whole, for WHOLE_AFTER seconds at least: a pause of a moment is none."""
+        until = time.monotonic() + WHOLE_AFTER
+        while (found := tuple(doubts(_state(self.settings)))) and time.monotonic() < until:
+            time.sleep(1.0)
+        return found
 
     def carry_out(self, registry: Api, order: Order) -> Run:
         """Carry out *order*. Raises Error."""
-        return Executor(registry, self.settings.key, self.settings.node, self.holds, tell=_tell).carry_out(order)
+        settings = self.settings
+        work = Executor(registry, settings.key, settings.node, self.holds, tell=_tell, doubts=self.doubts)
+        return work.carry_out(order)
 
 
 def _term(given: Settings) -> int:
+    return held_term(_state(given))
+
+
+def _state(given: Settings) -> document.State | None:
+    """What the agent of this node says; None if that cannot be read."""
     try:
-        return held_term(document.read(Path(given.agent_state).read_text(encoding="utf-8")))
+        return document.read(Path(given.agent_state).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return 0
+        return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,18 +150,32 @@ def _ordered(folder: Path, digits: str, node: Node) -> Run:
             raise Damaged("its content does not match its digest")
         order = Order.parse(content)
     except (OSError, Damaged) as error:
-        raise Error(f"{path}: {error}", code="OrderDamaged", hint="make the order anew with `retention run`") from error
+        raise Error(
+            f"{path}: {error}", code="OrderDamaged", hint="create the order again with `retention run`"
+        ) from error
     with node.connect() as registry:
         return node.carry_out(registry, order)
 
 
 def _due(folder: Path, node: Node) -> Run | None:
-    """What the timer does: by the policy here, with no workload but those that clusters once reported. Raises Error."""
+    """What the timer does: by the policy here, with no workload but those that clusters once reported. Raises Error.
+
+    What one run has no time for, the next one does.
+    """
     if not node.term:
         _tell(f"{node.settings.node} does not hold the lease, so another node does this")
         return None
+    run = _planned(folder, node)
+    while run is not None and run.left:
+        _tell(run.summary())
+        run = _planned(folder, node)
+    return run
+
+
+def _planned(folder: Path, node: Node) -> Run | None:
+    """One plan, carried out as far as there is time; None if there is nothing to do. Raises Error."""
     rules = policy.load(folder / "policy.yaml")
-    look = planning.look(node.connect, node.settings.key, rules, int(time.time()), sets={})
+    look = planning.look(node.connect, node.settings.key, rules, int(time.time()), sets={}, pulls=_pulls)
     plan = look.plan(rules)
     if isinstance(plan, Refused):
         raise Error(
@@ -157,7 +189,20 @@ def _due(folder: Path, node: Node) -> Run | None:
             _tell(f"plan {plan.digest[:19]} waits for an approval (`kubeadm-registry retention approve`)")
         if not prepared.order:
             return None
-        return node.carry_out(registry, prepared.order)
+        run = node.carry_out(registry, prepared.order)
+    if run.purged:
+        _tell("`kubeadm-registry images collect`, from the workstation, frees the space of permanently deleted images")
+    return run
+
+
+def _pulls(folder: Path = Path(paths.PULLS_STATE)) -> Pulls | None:
+    """What this node recorded: there may be other pulls, by the other nodes. None: it cannot be read."""
+    try:
+        record, position = ((folder / name).read_bytes() for name in (RECORD_FILE, POSITION_FILE))
+        return merged([Pulls.parse(record, position, time.time()), None])
+    except (OSError, Damaged, Newer) as error:
+        _tell(f"the record of pulls is not used: {error}")
+        return None
 
 
 @contextmanager

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from kubeadm_registry.agent.document import State
 from kubeadm_registry.printable import counted
 from kubeadm_registry.retention import Reason
-from kubeadm_registry.retention.inventory import is_own
+from kubeadm_registry.retention.inventory import Repository, is_own
 from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.names import wanted
 from kubeadm_registry.retention.order import LASTS, Order
-from kubeadm_registry.retention.protected import CLOCK_TOLERANCE
+from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, subject_of_tag
+from kubeadm_registry.retention.shares import Count, too_large
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash, Trashed
 
-#: Orders of so few images need no approval for their share, as in a plan.
-_FEW = 5
 _APPROVE = "read the plan, then approve it with `retention approve`"
+#: What an agent reports of its node while the storage may lack something, or its times mean nothing; ``docs/agent.md``.
+_STORAGE = {"StorageDown": "does not respond", "StoragePartial": "does not reach all others"}
+_CLOCK = "ClockOff"
+_UNKNOWN = Repository({}, {})
+
+
+def doubts(state: State | None) -> Iterator[Reason]:
+    """Why nothing may be deleted now, by what the agent of this node says of the registry; None: it says nothing."""
+    hint = "wait until `kubeadm-registry status` exits with 0, then run it again"
+    quorum = state["quorum"] if state is not None else {"nodes": 0, "heard": 0}
+    conditions = state["conditions"] if state is not None else ()
+    if state is None:
+        yield Reason("RegistryNotWhole", "the agent of this node does not report", hint)
+    if quorum["heard"] < quorum["nodes"]:
+        away = f"{quorum['nodes'] - quorum['heard']} of {quorum['nodes']} nodes are not heard"
+        yield Reason("RegistryNotWhole", f"{away}, so it is not known how they are", hint)
+    for name in sorted(_STORAGE.keys() & set(conditions)):
+        yield Reason("RegistryNotWhole", f"the storage of this node {_STORAGE[name]}", hint)
+    if _CLOCK in conditions:
+        yield Reason("ClockDoubtful", "the clock of this node differs from those of the others", "set the clocks")
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What of an order may be done: *refused* says why nothing may be, *held* why nothing may be deleted and only what
-    comes back may be done, *skipped* why single images may not."""
+    """What of an order may be done: *refused* says why nothing may be, *held* why nothing may be deleted or
+    forgotten and only what comes back may be done, *skipped* why single images may not."""
 
     refused: tuple[Reason, ...]
     held: tuple[Reason, ...]
@@ -31,9 +53,9 @@ class Checked:
 
 def check(
     order: Order, ledger: Ledger, trash: Trash, brought: Mapping[str, str], standing: Standing, *, now: int,
-    window: int = 0,
+    window: int = 0, doubted: Sequence[Reason] = (),
 ) -> Checked:  # fmt: skip
-    """Check *order* at *now* (seconds since 1970).
+    """Check *order* at *now* (seconds since 1970), when the registry is *doubted* for these reasons.
 
     *brought* are the digests that bundles brought, each with the name of an image; *window* are the seconds for which
     an image stays in the trash whatever the order says.
@@ -45,7 +67,7 @@ def check(
     for one in order.purge:
         if why := _ours(one) or _too_early(one, max(order.window, window), trash, now) or _brought(one, order, brought):
             skipped[one.key] = why
-    held = tuple(_holds(order, ledger, standing)) if order.deletes else ()
+    held = (*doubted, *_holds(order, ledger, standing)) if order.deletes or order.forget else ()
     return Checked(tuple(_refusals(order, now)), held, skipped)
 
 
@@ -53,7 +75,7 @@ def _refusals(order: Order, now: int) -> Iterator[Reason]:
     if now - order.made > LASTS:
         yield Reason(
             "OrderTooOld", f"the order is {now - order.made} seconds old, and what is in use may have changed since",
-            "make it anew with `retention run`",
+            "create it again with `retention run`",
         )  # fmt: skip
     if order.made - now > CLOCK_TOLERANCE:
         yield Reason(
@@ -61,9 +83,40 @@ def _refusals(order: Order, now: int) -> Iterator[Reason]:
         )
 
 
-def _holds(order: Order, ledger: Ledger, standing: Standing) -> Iterator[Reason]:
+def paused(standing: Standing) -> Iterator[Reason]:
+    """That people have paused retention, if they have."""
     if standing.paused is not None:
-        yield Reason("RetentionPaused", f"retention is paused: {standing.why}", "run `retention resume` to go on")
+        yield Reason("RetentionPaused", f"retention is paused: {standing.why}", "run `retention resume` to continue")
+
+
+def withdrawn(order: Order, standing: Standing) -> Iterator[Reason]:
+    """That the approval by which *order* deletes does not stand any more, if it does not.
+
+    One that was written to the plan's object in a cluster is not recorded here.
+    """
+    if order.delete and order.approval and order.approval not in standing.approved:
+        text = f"the approval of plan {order.approval[:19]} was withdrawn or is used up"
+        yield Reason("ApprovalMissing", text, _APPROVE)
+
+
+def pinned(image: Trashed, standing: Standing, now: int) -> str:
+    """Which pin keeps *image* at *now*, by a tag that it has or had, or by a digest; empty if none does.
+
+    The order may be older than the pin.
+    """
+    for pin in standing.pins:
+        asked = wanted(pin.name) if pin.holds(now) else None
+        if asked is not None and (
+            asked.digest in (image.digest, *image.parts)
+            or (image.repository in asked.repositories and asked.tag in image.tags)
+        ):
+            return f"it is pinned as {pin.name}: {pin.reason}"
+    return ""
+
+
+def _holds(order: Order, ledger: Ledger, standing: Standing) -> Iterator[Reason]:
+    yield from paused(standing)
+    yield from withdrawn(order, standing)
     if not order.approved:
         yield from _strangers(order, standing)
         yield from _shares(order, ledger)
@@ -77,8 +130,8 @@ def _strangers(order: Order, standing: Standing) -> Iterator[Reason]:
     newest = known.get(caller.lease)
     if newest is None and known:
         yield Reason(
-            "CallerUnknown", "an operator with another lease gave the orders before: it was installed anew, the "
-            "Kubernetes cluster was made anew, or another one uses this registry", _APPROVE,
+            "CallerUnknown", "an operator with another lease gave the orders before: it was reinstalled, the "
+            "Kubernetes cluster was recreated, or another one uses this registry", _APPROVE,
         )  # fmt: skip
     elif newest is not None and caller.epoch < newest:
         yield Reason(
@@ -88,22 +141,23 @@ def _strangers(order: Order, standing: Standing) -> Iterator[Reason]:
 
 
 def _shares(order: Order, ledger: Ledger) -> Iterator[Reason]:
-    """Why the order deletes so much that it needs an approval."""
-    going: dict[str, int] = {}
+    """Why the order deletes so much that it needs an approval, reckoned as for a plan."""
+    going: dict[str, set[str]] = {}
     for one in order.delete:
-        going[one.repository] = going.get(one.repository, 0) + max(1, len(one.tags))
-    held = {name: len(one.tags.keys() - one.trash) for name, one in ledger.repositories.items()}
-    all_going, all_held = sum(going.values()), sum(held.values())
-    for name, count, there in (
-        *((name, count, held.get(name, 0)) for name, count in sorted(going.items())),
-        ("the registry", all_going, all_held),
-    ):
-        if count > _FEW and count * 100 > order.share * there:
-            yield Reason(
-                "ApprovalMissing", f"the order deletes {count} of {counted(there, 'tag')} of {name}, which is more "
-                f"than {order.share} %, and nobody has approved it",
-                _APPROVE,
-            )  # fmt: skip
+        if one.tag not in ledger.repositories.get(one.repository, _UNKNOWN).trash:  # else an earlier run has begun it
+            going.setdefault(one.repository, set()).add(one.digest)
+    names = sorted(ledger.repositories.keys() | going.keys())
+    counts = {name: _count(ledger.repositories.get(name, _UNKNOWN), going.get(name, set())) for name in names}
+    for reason in too_large(counts, order.share):
+        yield Reason("ApprovalMissing", f"the order {reason.message}, and it is not approved", _APPROVE)
+
+
+def _count(repository: Repository, going: Collection[str]) -> Count:
+    """How much of *repository* goes with the digests *going*: as many tags as each of them has, or else itself."""
+    tags = Counter(meaning.digest for tag, meaning in repository.live() if not subject_of_tag(tag))
+    loose = sum(one.untagged_since is not None for one in repository.manifests.values())
+    tags_going = sum(tags[digest] for digest in going)
+    return Count(tags_going, tags.total(), sum(not tags[digest] for digest in going), loose)
 
 
 def _ours(one: Trashed) -> str:

@@ -1,6 +1,8 @@
 """What is done with one image: into the trash, back from it, away for good. Each can be repeated after any break.
 
-A tag alone is deleted by way of a tombstone where the registry knows no other (``images.tombstone``).
+A tag alone is deleted by way of a tombstone where the registry knows no other (``images.tombstone``). Pushes go on
+meanwhile, so each request that takes a tag or a manifest away comes right after the one that looks whether it may
+(docs/decisions/0025-pushes-go-on-while-retention-deletes.md).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import TypeVar
 
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import artifacts, referrers
+from kubeadm_registry.images.absence import expect_canary
 from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, push_blob, retry
@@ -42,11 +45,10 @@ def delete(registry: Api, image: Trashed, known: Collection[str]) -> tuple[str, 
         raise Skipped(f"it was tagged {', '.join(again)} meanwhile")
     going = tuple(tag for tag in image.tags if _means(registry, repository, tag) == image.digest)
     if image.tags and not going and _means(registry, repository, image.tag) != image.digest:
-        raise Skipped("none of its tags means it any more")
+        raise Skipped("none of its tags points to it any longer")
     content, kind = found
     _ask(lambda: registry.push_manifest(repository, image.tag, content, kind))
-    untag(registry, repository, going)
-    return going
+    return untag(registry, repository, going, image.digest)
 
 
 def restore(registry: Api, image: Trashed) -> tuple[str, ...]:
@@ -64,8 +66,7 @@ def restore(registry: Api, image: Trashed) -> tuple[str, ...]:
         if _means(registry, repository, tag) is None:
             _ask(partial(registry.push_manifest, repository, tag, content, kind))
             back.append(tag)
-    if _means(registry, repository, image.tag) == image.digest:
-        untag(registry, repository, [image.tag])
+    untag(registry, repository, [image.tag], image.digest)
     return tuple(back)
 
 
@@ -75,56 +76,117 @@ def purge(registry: Api, image: Trashed, known: Collection[str]) -> None:
     *known* are the manifests that the repository had when the order was made. Their blobs are freed by a collection.
     """
     repository = image.repository
-    if _means(registry, repository, image.tag) not in (image.digest, None):
+    waits = _means(registry, repository, image.tag)
+    if waits not in (image.digest, None):
         raise Skipped("its tag in the trash means another image")
-    needed = _needed(registry, image, known)
-    if image.digest in needed:
-        raise Skipped("something else needs it by now")
+    looked: set[str] = set()
+    needed = _needed(registry, image, known, looked)
+    if waits and image.tag not in looked:  # zot makes a 404 of a storage error
+        raise Skipped("the registry does not list its tag in the trash, so there may be others as well")
     going = [image.digest, *(part for part in image.parts if part not in needed)]
+    wholes: list[str] = []
     for digest in going:
         found = _ask(partial(registry.manifest_of_type, repository, digest))
-        if found is None:
-            continue  # an earlier run got so far
-        content, _ = found
-        if referrers.subject_of(content) not in going:  # else its list goes as well
+        if found is None:  # an earlier run got so far, or it is out of reach
+            wholes.append(digest)
+            continue
+        content, kind = found
+        if digest not in needed and referrers.subject_of(content) not in going:  # else its list goes as well
             _ask(partial(referrers.forget, registry, repository, digest, content))
+        # To look at all tags takes long where there are many. What was pushed meanwhile are few.
+        needed |= _needed(registry, image, known, looked)
+        if image.digest in needed:
+            raise Skipped("something else needs it by now")
+        if digest in needed:
+            continue
+        if any(_ask(partial(registry.digest, repository, whole)) for whole in wholes):
+            raise Skipped("it was pushed again meanwhile")
         _ask(partial(registry.delete_manifest, repository, digest))
+        if _needs(content):
+            wholes.append(digest)
+        # A tag that meant something else when it was looked at, and has gone with this, was given to it since.
+        gone = sorted(looked - {image.tag, *_ask(lambda: registry.tags(repository))})
+        if moved := [tag for tag in gone if _means(registry, repository, tag) is None]:
+            for tag in moved:
+                _ask(partial(registry.push_manifest, repository, tag, content, kind))
+            raise Skipped(f"it was tagged {', '.join(moved)} meanwhile")
+    _expect_gone(registry, image, [digest for digest in going if digest not in needed])
+
+
+def forget(registry: Api, image: Trashed) -> None:
+    """See that nothing of *image* is there any more: its record is all by which it can come back.
+
+    Raises Skipped, RegistryError.
+    """
+    _expect_gone(registry, image, (image.digest, *image.parts))
+
+
+def _expect_gone(registry: Api, image: Trashed, digests: Iterable[str]) -> None:
+    """Raise Skipped if the tag of *image* in the trash is there, or one of these *digests* of it. Raises RegistryError.
+
+    zot makes a 404 of a storage error, so there is a look at the canary image before and after.
+    """
+    repository = image.repository
+    _ask(lambda: expect_canary(registry))
+    there = image.tag in _ask(lambda: registry.tags(repository)) or any(
+        _ask(partial(registry.digest, repository, one)) for one in digests
+    )
+    _ask(lambda: expect_canary(registry))
+    if there:
+        raise Skipped("it is still there")
 
 
 def sweep(registry: Api, repository: str, tags: Iterable[str]) -> None:
     """Delete those of *tags* that a broken run has left, which mean a tombstone. Raises RegistryError."""
-    left = [tag for tag in tags if _ask(partial(registry.digest, repository, tag)) == TOMBSTONE_DIGEST]
-    untag(registry, repository, left)
+    untag(registry, repository, tags, TOMBSTONE_DIGEST)
 
 
-def untag(registry: Api, repository: str, tags: Iterable[str]) -> None:
-    """Delete *tags*, and no manifest. Raises RegistryError."""
+def untag(registry: Api, repository: str, tags: Iterable[str], meaning: str) -> tuple[str, ...]:
+    """Delete those of *tags* that mean the digest *meaning*, and no manifest; those tags. Raises RegistryError.
+
+    So are those that a broken run has left with a tombstone.
+    """
     going = list(tags)
-    if not going:
-        return
-    if _ask(lambda: registry.can_untag(repository)):
-        for tag in going:
-            _ask(partial(registry.delete_manifest, repository, tag))
-        return
-    _ask(lambda: push_blob(registry, repository, artifacts.EMPTY.digest, artifacts.EMPTY_CONTENT))
+    alone = bool(going) and _ask(lambda: registry.can_untag(repository))
+    if going and not alone:
+        _ask(lambda: push_blob(registry, repository, artifacts.EMPTY.digest, artifacts.EMPTY_CONTENT))
+    gone = []
     for tag in going:
-        _ask(partial(registry.push_manifest, repository, tag, TOMBSTONE, oci.MANIFEST))
-    _ask(lambda: registry.delete_manifest(repository, TOMBSTONE_DIGEST))
+        if _ask(partial(registry.digest, repository, tag)) in (meaning, TOMBSTONE_DIGEST):
+            if alone:
+                _ask(partial(registry.delete_manifest, repository, tag))
+            else:
+                _ask(partial(registry.push_manifest, repository, tag, TOMBSTONE, oci.MANIFEST))
+            gone.append(tag)
+    if gone and not alone:
+        _ask(lambda: registry.delete_manifest(repository, TOMBSTONE_DIGEST))
+    return tuple(gone)
 
 
-def _needed(registry: Api, image: Trashed, known: Collection[str]) -> set[str]:
-    """What tags of the repository mean, but for the tags that go with *image*; and what new manifests there need."""
+def _needed(registry: Api, image: Trashed, known: Collection[str], looked: set[str]) -> set[str]:
+    """What tags of the repository mean, but for the tags that go with *image*; and what new manifests there need.
+
+    Only those that were not *looked* at before; these are added there, and what somebody deleted meanwhile is not.
+    """
     found: set[str] = set()
     going = {image.digest, *image.parts}
-    for tag in _ask(lambda: registry.tags(image.repository)):
-        if tag == image.tag or subject_of_tag(tag) in going:
+    tags = _ask(lambda: registry.tags(image.repository))
+    looked.intersection_update(tags)
+    for tag in tags:
+        if tag == image.tag:
+            looked.add(tag)
+        if tag in looked or subject_of_tag(tag) in going:
             continue
         digest = _means(registry, image.repository, tag)
         if digest is None:
             continue
-        found.add(digest)
-        if digest not in known:
-            found |= _needs(_ask(partial(registry.manifest, image.repository, digest)))
+        looked.add(tag)
+        needed = [digest]
+        while needed:
+            digest = needed.pop()
+            if digest not in found and digest not in known:
+                needed += _needs(_ask(partial(registry.manifest, image.repository, digest)))
+            found.add(digest)
     return found
 
 

@@ -3,12 +3,14 @@
 The trash is recorded before the first tag moves, and again at the end. A run that is broken off anywhere leaves images
 that the next order completes or gives back: an image whose tags are all there and that is in the record as well has
 come back by itself, and one that is in the record and not in the registry is forgotten.
+
+A run ends when its order is too old, and leaves the rest to the next one, which knows what is in use by then.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -17,12 +19,15 @@ from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.executor import images
 from kubeadm_registry.executor.checks import Checked, check
 from kubeadm_registry.executor.images import PATIENCE, Skipped
+from kubeadm_registry.executor.watch import Watch
 from kubeadm_registry.images import brought
 from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.retention import Reason
 from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.inventory import Repository, Tag
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order
+from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash, Trashed
 from kubeadm_registry.upkeep import store
 
@@ -34,8 +39,8 @@ _UNKNOWN = Repository({}, {})
 class Executor:
     """Carries out orders at *registry*, whose requests carry the term of the lease, by records under *key*.
 
-    *holds* raises Error when the lease is not this node's any more; it is asked before each image. *tell* hears a line
-    for each image.
+    *holds* raises Error when the lease is not this node's any more; it is asked before each image. *doubts* returns why
+    the registry may not be whole, and nothing may be deleted. *tell* hears a line for each image.
     """
 
     registry: Api
@@ -44,6 +49,7 @@ class Executor:
     holds: Callable[[], None]
     tell: Callable[[str], None] = lambda _: None
     clock: Callable[[], float] = time.time
+    doubts: Callable[[], Sequence[Reason]] = tuple
 
     def carry_out(self, order: Order) -> Run:
         """Do what *order* says, and return what was done.
@@ -70,15 +76,18 @@ class Executor:
         standing = said.after(spent)
         sets = self._brought() if "bundle" in order.sets and (order.delete or order.purge) else {}
         after = spent.asked(order.window, now) if order.deletes else spent
-        checked = check(order, ledger, trash, sets, standing, now=now, window=after.window)
+        doubted = self.doubts() if order.deletes or order.forget else ()
+        checked = check(order, ledger, trash, sets, standing, now=now, window=after.window, doubted=doubted)
         if checked.refused:
             raise Error(
                 f"the order is refused: {'; '.join(str(reason) for reason in checked.refused)}",
                 code="OrderRefused", hint=checked.refused[0].hint,
             )  # fmt: skip
         if checked.held:
-            # What is used again comes back, whoever asks for it and whatever else is wrong.
-            self._images(replace(order, delete=(), purge=()), checked, ledger, trash, report)
+            # What is used again comes back, whoever asks for it and whatever else is wrong. What seems to be gone may
+            # only be out of reach.
+            back = replace(order, delete=(), purge=(), forget=())
+            self._images(back, checked, ledger, trash, report, self._watch(order, standing))
             raise Error(
                 f"nothing is deleted: {'; '.join(str(reason) for reason in checked.held)}",
                 code="OrderRefused", hint=checked.held[0].hint,
@@ -91,68 +100,105 @@ class Executor:
             after = after.called(caller)
         if after != spent:
             store.spend(self.registry, self.key, lambda _: after)
-        self._images(order, checked, ledger, trash, report)
-        if order.approval:  # it is for one run
+        self._images(order, checked, ledger, trash, report, self._watch(order, standing))
+        if order.approval and not report.left:  # it is for all that was approved, and for once
             # As it was given before the run began: one that somebody gives meanwhile is for the next run.
             store.spend(self.registry, self.key, lambda one: one.spending(order.approval, said))
         self._tidy(ledger)
 
+    def _watch(self, order: Order, said: Standing) -> Watch:
+        return Watch(order, self.clock, self.doubts, lambda: self._read(store.read_standing), said, self.clock())
+
     def _tidy(self, ledger: Ledger) -> None:
-        """Delete what earlier records of retention have left: each that is written replaces one."""
+        """Delete what earlier records of retention have left: each that is written replaces one, and is like none."""
         known = ledger.repositories.get(store.REPOSITORY)
         if known is None:
             return
         tags = retry(lambda: self.registry.tags(store.REPOSITORY), PATIENCE)
         now = {retry(partial(self.registry.digest, store.REPOSITORY, tag), PATIENCE) for tag in tags}
+        if not now or None in now:
+            return  # zot makes a 404 of a storage error: any of them may be in use
         for digest in known.manifests.keys() - now:
             self.holds()
             retry(partial(self.registry.delete_manifest, store.REPOSITORY, digest), PATIENCE)
 
-    def _images(self, order: Order, checked: Checked, ledger: Ledger, trash: Trash, report: _Report) -> None:
-        """All images of *order*. The record of the trash is right whatever ends this."""
-        delete = [one for one in order.delete if report.may(one, checked)]
-        purge = [_as_recorded(one, trash) for one in order.purge if report.may(one, checked)]
+    def _images(
+        self, order: Order, checked: Checked, ledger: Ledger, trash: Trash, report: _Report, watch: Watch
+    ) -> None:
+        """All images of *order*, for as long as *watch* lets them go. The record of the trash is right whatever ends
+        this."""
+        delete, purge = (
+            [one for one in ordered if not report.stays(one, checked.skipped.get(one.key, ""))]
+            for ordered in (order.delete, order.purge)
+        )
+        purge = [_as_recorded(one, trash) for one in purge]
         before = trash.images.keys()
-        going = {digest for one in purge for digest in (one.digest, *one.parts)}
         if delete:
             trash = trash.with_all(replace(one, deleted=int(self.clock())) for one in delete)
             self._write(trash)
-        gone: list[Trashed] = list(order.forget)
-        done: list[Trashed] = []
-        back: list[Trashed] = []
+        fates = _Fates({one.key: one for one in delete if one.key not in before})
         try:
             for one in order.restore:
                 if self._each(one.image, report, self._restoration, "restored", one.why):
-                    back.append(one.image)
-            for image in delete:
-                known = ledger.repositories.get(image.repository, _UNKNOWN).tags.keys()
-                if self._each(image, report, _deletion(self.registry, known), "deleted", image.why):
-                    done.append(trash.images[image.key])
-                elif image.key not in before:  # else an earlier run may have taken some of its tags
-                    gone.append(image)
-            for image in purge:
-                # What another one needs that goes as well, may yet be needed: that one may come back meanwhile.
-                held = ledger.repositories.get(image.repository, _UNKNOWN).manifests.keys() - going
-                if self._each(image, report, _purging(self.registry, held), "purged", ""):
-                    gone.append(image)
+                    fates.back.append(one.image)
+            self._forget(order.forget, report, watch, fates)
+            self._delete(delete, trash, ledger, report, watch, fates)
+            self._purge(purge, ledger, report, watch, fates)
         finally:
-            if back:
-                self._date(back)
-            if gone or done or back:
-                self._write(trash.with_all(replace(one, complete=True) for one in done).without([*gone, *back]))
+            if fates.back or fates.purged or fates.gone:
+                self._record(fates.back, [*fates.purged, *fates.gone])
+            if fates:
+                done = [replace(one, complete=True) for one in fates.done]
+                self._write(
+                    trash.with_all(done).without([*fates.gone, *fates.purged, *fates.back, *fates.untouched.values()])
+                )
+
+    def _forget(self, forget: Sequence[Trashed], report: _Report, watch: Watch, fates: _Fates) -> None:
+        why = "it is not in the registry any more"
+        for image in forget:
+            if report.stays(image, watch.keeps(image)):
+                continue
+            if self._each(image, report, self._disappearance, "forgot", why):
+                fates.gone.append(image)
+
+    def _delete(
+        self, delete: Sequence[Trashed], trash: Trash, ledger: Ledger, report: _Report, watch: Watch, fates: _Fates
+    ) -> None:
+        for image in _due(delete, report, watch):
+            new = fates.untouched.pop(image.key, None)
+            known = ledger.repositories.get(image.repository, _UNKNOWN).tags.keys()
+            outcome = self._each(image, report, _deletion(self.registry, known), "deleted", image.why)
+            if outcome:
+                fates.done.append(trash.images[image.key])
+            elif outcome is False and new is not None:  # else it may have lost some of its tags, now or earlier
+                fates.untouched[image.key] = new
+
+    def _purge(self, purge: Sequence[Trashed], ledger: Ledger, report: _Report, watch: Watch, fates: _Fates) -> None:
+        going = {digest for one in purge for digest in (one.digest, *one.parts)}
+        for image in _due(purge, report, watch):
+            # What another one needs that goes as well, may yet be needed: that one may come back meanwhile.
+            held = ledger.repositories.get(image.repository, _UNKNOWN).manifests.keys() - going
+            if self._each(image, report, _purging(self.registry, held), "purged", ""):
+                fates.purged.append(image)
 
     def _restoration(self, image: Trashed) -> None:
         images.restore(self.registry, image)
 
-    def _date(self, back: Collection[Trashed]) -> None:
-        """Enter in the ledger since when the tags of the images that are *back* were known before."""
-        ledger = self._read(store.read)
+    def _disappearance(self, image: Trashed) -> None:
+        images.forget(self.registry, image)
+
+    def _record(self, back: Collection[Trashed], gone: Collection[Trashed]) -> None:
+        """Enter in the ledger since when the tags of the images that are *back* were known before, and nothing of what
+        is *gone*: by this run, or by one that was killed before it could enter that."""
+        ledger = self._read(store.read).without(gone)
         for one in back:
             ledger = ledger.dated(one.repository, {tag: Tag(one.digest, seen) for tag, seen in one.tags.items()})
         retry(lambda: store.write(self.registry, self.key, ledger), PATIENCE)
 
-    def _each(self, image: Trashed, report: _Report, work: Callable[[Trashed], object], done: str, why: str) -> bool:
-        """Whether *work* was done with *image*. Raises what ends the run."""
+    def _each(
+        self, image: Trashed, report: _Report, work: Callable[[Trashed], object], done: str, why: str
+    ) -> bool | None:
+        """Whether *work* was done with *image*; None: it may be half done. Raises what ends the run."""
         self.holds()
         try:
             work(image)
@@ -163,7 +209,7 @@ class Executor:
             if images.is_over(error) or error.temporary or not error.status:
                 raise
             report.skip(image, error.message)
-            return False
+            return None
         report.did(image, done, why)
         return True
 
@@ -187,6 +233,31 @@ class Executor:
         """The digests that bundles brought. Raises RegistryError, Error (ImagesUnknown, SeedRecordDamaged)."""
         lists = retry(lambda: list(brought.everything(self.registry)), PATIENCE)
         return {digest: name for one in lists for name, digest in one.images.items()}
+
+
+@dataclass(slots=True)
+class _Fates:
+    """What became of the images of a run, for the record of the trash: *untouched* are those that are in it since this
+    run began, and are still as they were."""
+
+    untouched: dict[tuple[str, str], Trashed]
+    gone: list[Trashed] = field(default_factory=list)
+    purged: list[Trashed] = field(default_factory=list)
+    done: list[Trashed] = field(default_factory=list)
+    back: list[Trashed] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.untouched or self.gone or self.purged or self.done or self.back)
+
+
+def _due(images: Sequence[Trashed], report: _Report, watch: Watch) -> Iterator[Trashed]:
+    """Those of *images* that may go, each asked for when it is its turn; *report* has why others stay, or are left."""
+    for number, image in enumerate(images):
+        if watch.is_over():
+            report.left += len(images) - number
+            return
+        if not report.stays(image, watch.keeps(image)):
+            yield image
 
 
 def _as_recorded(one: Trashed, trash: Trash) -> Trashed:
@@ -214,13 +285,14 @@ class _Report:
     tell: Callable[[str], None]
     counts: dict[str, int] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    left: int = 0
+    """How many images are for the next run, because the order was too old for them."""
 
-    def may(self, image: Trashed, checked: Checked) -> bool:
-        """Whether the checks let *image* pass."""
-        why = checked.skipped.get(image.key, "")
+    def stays(self, image: Trashed, why: str) -> bool:
+        """Whether *image* stays as it is, because of *why*; it does not if that is empty."""
         if why:
             self.skip(image, why)
-        return not why
+        return bool(why)
 
     def skip(self, image: Trashed, why: str) -> None:
         """Nothing was done with *image*."""
@@ -240,5 +312,5 @@ class _Report:
         return Run(
             self.digest, self.order.plan, self.order.policy, self.node, self.began, now,
             self.counts.get("deleted", 0), self.counts.get("restored", 0), self.counts.get("purged", 0),
-            self.counts.get("skipped", 0), error, tuple(self.lines),
+            self.counts.get("skipped", 0), error, tuple(self.lines), self.left,
         )  # fmt: skip

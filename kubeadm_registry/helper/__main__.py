@@ -16,7 +16,7 @@ from kubeadm_registry.access import questions
 from kubeadm_registry.access.executor import OnHost, answers
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.formats import Damaged
-from kubeadm_registry.helper import jobs
+from kubeadm_registry.helper import jobs, replacing
 from kubeadm_registry.retention.order import Order
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local
@@ -30,6 +30,12 @@ def _space(host: Host, values: Mapping[str, Any]) -> Mapping[str, Any]:
     return jobs.ended(host, values.get("step"), values.get("ticket"))
 
 
+def _replacing(host: Host, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    if values["verb"] == "replace":
+        return replacing.begin(host, values.get("old"), values.get("new")).values()
+    return replacing.standing(host).values()
+
+
 def answered(content: bytes, node: OnHost) -> bytes:
     """The answer of *node* to the question *content*."""
     try:
@@ -41,8 +47,11 @@ def answered(content: bytes, node: OnHost) -> bytes:
             if verb in ("space", "spaced"):
                 sys.stderr.write(f"{verb} {str(values.get('step'))[:20]!r}\n")
                 return questions.answer(_space(node.host, values))
+            if verb in ("replace", "replacing"):
+                sys.stderr.write(f"{verb} {str(values.get('old', ''))[:63]!r}\n")
+                return questions.answer(_replacing(node.host, values))
         except Damaged as damaged:
-            raise ConfigError(f"no question: {damaged}", code="QuestionInvalid", hint=_HINT) from damaged
+            raise ConfigError(f"invalid request: {damaged}", code="QuestionInvalid", hint=_HINT) from damaged
         sys.stderr.write(f"{verb if isinstance(verb, str) else '?'}\n"[:40])
         return questions.answer(answers(node, verb, order))
     except Error as error:

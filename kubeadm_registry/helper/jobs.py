@@ -14,13 +14,13 @@ from typing import Any
 from kubeadm_registry.access import questions
 from kubeadm_registry.access.collecting import STEPS, invalid
 from kubeadm_registry.components import helper
+from kubeadm_registry.engine.changes import runs
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.transport.host import Host
 
 #: Seconds for which a step is waited for, before it begins and after; between two looks; and for a unit to begin.
 WAITS, EVERY, BEGINS = 20.0, 0.1, 5.0
-_RUNS = ("activating", "active", "deactivating", "reloading")
 
 
 def begin(host: Host, step: object, values: object) -> Mapping[str, Any]:
@@ -29,10 +29,10 @@ def begin(host: Host, step: object, values: object) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise invalid("values")
     until = time.monotonic() + WAITS
-    while _state(host, name) in _RUNS:  # for somebody else, or for one who does not wait any more
+    while runs(host, helper.space_unit(name)):  # for somebody else, or for one who does not wait any more
         if time.monotonic() > until:
             raise Error(
-                f"another one has this done just now: {helper.space_unit(name)}", host=host.name, code="CollectionBusy",
+                f"already running: {helper.space_unit(name)}", host=host.name, code="CollectionBusy",
                 hint="wait until it has ended, then try again",
             )  # fmt: skip
         time.sleep(EVERY)
@@ -47,13 +47,13 @@ def ended(host: Host, step: object, ticket: object) -> Mapping[str, Any]:
     """The result of *step*, which was begun under *ticket*, or that it still runs. Raises Error as the step did."""
     name, begun = _step(step), time.monotonic()
     while True:
-        runs = _state(host, name) in _RUNS
+        running = runs(host, helper.space_unit(name))
         if (found := _result(host, name, ticket)) is not None:
             if (said := found.get("error")) is not None:
                 raise questions.error_of(said, host.name)
             return {"done": True, "result": found["result"], "ticket": ticket}
         waited = time.monotonic() - begun
-        if not runs and waited > BEGINS:
+        if not running and waited > BEGINS:
             raise Error(
                 f"{helper.space_unit(name)} ended without a result", host=host.name, code="CollectionFailed",
                 hint=f"see `journalctl -u {helper.space_unit(name)}` on that node, then run it again",
@@ -69,14 +69,11 @@ def _step(step: object) -> str:
     return step
 
 
-def _state(host: Host, step: str) -> str:
-    return host.query("systemctl", "show", "--property=ActiveState", "--value", "--", helper.space_unit(step)).text
-
-
 def _result(host: Host, step: str, ticket: object) -> Mapping[str, Any] | None:
     content = host.read(helper.result_path(step))
     try:
         values = helper.RESULT.parse(content).values if content is not None else {}
     except Damaged:
         return None
-    return values if values.get("ticket") == ticket else None
+    said = "result" in values or "error" in values
+    return values if said and values.get("ticket") == ticket else None

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from kubeadm_registry import config, paths
+from kubeadm_registry import paths
 from kubeadm_registry.access import questions
 from kubeadm_registry.access.collecting import STEPS, Place
 from kubeadm_registry.cluster import Cluster, read_vault
@@ -24,7 +25,7 @@ from kubeadm_registry.transport.local import Local
 
 #: Steps that change something: none of them runs beside another run that works on this node. But ``end`` and ``open``
 #: do: the one ends a sweep for which nobody waits any more, the other has pushes go on, whoever works here.
-ACTS = frozenset({"close", "sweep", "restart", "abandon"})
+ACTS = frozenset({"close", "sweep", "restart", "abandon", "renew"})
 #: Seconds that the registry may say nothing.
 _SILENCE = 60.0
 
@@ -46,13 +47,7 @@ class OnDisk:
 
 def here(host: Host) -> Place:
     """This node, by what `init` has left on it. Raises Error (HelperUnknown, SecretsDamaged, ProgramsDamaged)."""
-    hint = "run `kubeadm-registry init`, which writes it"
-    try:
-        values = helper.SETTINGS.parse(host.read(helper.NODE) or b"").values
-        name, described = str(values["node"]), values["cluster"]
-        spec = config.from_object(described)
-    except (Damaged, KeyError) as error:
-        raise Error(f"{helper.NODE}: {error}", host=host.name, code="HelperUnknown", hint=hint) from error
+    name, spec = helper.read_settings(host.read(helper.NODE), host.name)
     named = Host(name, spec.spec.node(name).address, host.transport)
     vault = read_vault(spec, [named], ())
     found = programs.read_record(named.read(programs.RECORD) or b"", name)
@@ -65,17 +60,27 @@ def here(host: Host) -> Place:
 
 
 def work(step: str, host: Host, place_of: Callable[[Host], Place] = here) -> None:
-    """Do *step* on *host*, and leave its result."""
-    request = helper.REQUEST.parse(host.read(helper.request_path(step)) or b"").values
+    """Do *step* on *host*, and leave its result. Raises Error (RequestDamaged), NewerFormat: nobody can be told."""
+    ticket, values = requested(host, step)
     try:
         place = place_of(host)
         if step in ACTS and (holder := host.transport.lock("the operator's helper")) is not None:
             raise HostBusy(f"locked by another run: {holder}", hint="wait until it is done")
-        said = {"result": dict(STEPS[step](place, request["values"]))}
+        said = {"result": dict(STEPS[step](place, values))}
     except Error as error:
         said = dict(questions.told(error))
         sys.stderr.write(f"[{error.code}] {error.message}\n")
-    host.write(helper.result_path(step), helper.RESULT.render({"ticket": request["ticket"], **said}), mode=0o600)
+    host.write(helper.result_path(step), helper.RESULT.render({"ticket": ticket, **said}), mode=0o600)
+
+
+def requested(host: Host, step: str) -> tuple[str, Mapping[str, Any]]:
+    """The ticket under which *step* is asked for on *host*, and its values. Raises as ``work``."""
+    path = helper.request_path(step)
+    try:
+        request = helper.REQUEST.parse(host.read(path) or b"").values
+        return request["ticket"], request["values"]
+    except (Damaged, KeyError) as error:
+        raise Error(f"{path}: {error}", host=host.name, code="RequestDamaged", hint="ask for the step again") from error
 
 
 def main(step: str) -> int:

@@ -36,10 +36,14 @@ def read(registry: Api, repository: str, tag: str, *, most: int = _LARGEST) -> t
 def write(
     registry: Api, repository: str, tag: str, content: bytes, *, kind: str, media_type: str,
     annotations: Mapping[str, str],
-) -> None:  # fmt: skip
-    """Push an artifact of the type *kind* with the layer *content* in place of *tag*. Raises RegistryError."""
+) -> str:  # fmt: skip
+    """Push an artifact of the type *kind* with the layer *content* in place of *tag*, and return its digest.
+
+    Raises RegistryError.
+    """
     layer = oci.Descriptor(media_type=media_type, digest=oci.digest_of(content), size=len(content))
     push_blob(registry, repository, layer.digest, content)
     push_blob(registry, repository, EMPTY.digest, EMPTY_CONTENT)
-    manifest = oci.Manifest(artifact_type=kind, config=EMPTY, layers=(layer,), annotations=annotations)
-    registry.push_manifest(repository, tag, manifest.to_json(), oci.MANIFEST)
+    manifest = oci.Manifest(artifact_type=kind, config=EMPTY, layers=(layer,), annotations=annotations).to_json()
+    registry.push_manifest(repository, tag, manifest, oci.MANIFEST)
+    return oci.digest_of(manifest)

@@ -75,12 +75,11 @@ class Pace:
 def free(
     connect: Connect, blobs: Mapping[Blob, int], *, relied: Callable[[], Collection[Blob]] = frozenset,
     hold: Callable[[], AbstractContextManager[object]] = nullcontext, pace: Pace | None = None,
-    done: Callable[[Collection[Blob]], None] = lambda gone: None,
 ) -> Freed:  # fmt: skip
     """Delete those of *blobs*, with their sizes in bytes, that no manifest of their repository needs.
 
     Within *hold* no push goes on, so what *relied* says then, the blobs on which pushes rely, is all of it: these stay.
-    It is entered for a few seconds at a time. *done* is told what need not be tried again. Raises RegistryError.
+    It is entered for a few seconds at a time. Raises RegistryError.
     """
     pace = pace or Pace()
     waiting = list(blobs)[::-1]
@@ -89,13 +88,12 @@ def free(
         while waiting:
             pace.wait()
             with hold():
-                kept, batch, ends = relied(), list[Blob](), time.monotonic() + LONGEST
-                while waiting and len(batch) < BATCH and not (batch and time.monotonic() > ends):
+                kept, count, ends = relied(), 0, time.monotonic() + LONGEST
+                while waiting and count < BATCH and not (count and time.monotonic() > ends):
                     blob = waiting.pop()
-                    batch.append(blob)
+                    count += 1
                     total += Freed(relied=1) if blob in kept else _one(registry, blob, blobs[blob])
-            pace.made(len(batch))
-            done(batch)
+            pace.made(count)
     return total
 
 

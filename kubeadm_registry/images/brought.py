@@ -48,7 +48,7 @@ class Brought:
         if not isinstance(index, str) or not isinstance(images, dict):
             raise Damaged("it has no index, or no images")
         if not all(isinstance(one, str) for one in images.values()):
-            raise Damaged("the digest of an image is no text")
+            raise Damaged("the digest of an image is not a string")
         return cls(index, images)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from kubeadm_registry.images import graph
 from kubeadm_registry.images.inventory import PATIENCE
 from kubeadm_registry.images.names import Place
-from kubeadm_registry.images.pool import WORKERS, Connect, each
+from kubeadm_registry.images.pool import Connect, each
 from kubeadm_registry.images.seed import Item
 from kubeadm_registry.registry import Api
 
 
-def find(connect: Connect, where: Sequence[Place], workers: int = WORKERS) -> tuple[list[Item], dict[str, str]]:
+def find(connect: Connect, where: Sequence[Place]) -> tuple[list[Item], dict[str, str]]:
     """The images at *where* with all that they consist of; by name, why the others cannot be read.
 
     What of them can be read at each server is for `seed.prove` to say. Raises RegistryError.
@@ -28,7 +28,7 @@ def find(connect: Connect, where: Sequence[Place], workers: int = WORKERS) -> tu
 
     items: list[Item] = []
     missing: dict[str, str] = {}
-    for place, outcome in each(connect, one, where, workers):
+    for place, outcome in each(connect, one, where):
         if isinstance(outcome, str):
             missing[str(place)] = outcome
         else:

@@ -11,7 +11,7 @@ from functools import partial
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import graph
 from kubeadm_registry.images.names import Place
-from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
+from kubeadm_registry.images.pool import PATIENCE, Connect, each
 from kubeadm_registry.images.referrers import push
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import PIECE, Api, Upload, retry
@@ -26,7 +26,7 @@ class Copied:
     sent: int
 
 
-def copy(connect: Connect, source: Place, target: Place, *, referrers: bool, workers: int = WORKERS) -> Copied:
+def copy(connect: Connect, source: Place, target: Place, *, referrers: bool) -> Copied:
     """Copy the image at *source*, whole, to *target*; *referrers*: with all that refers to it.
 
     Raises RegistryError, ImageMissing if any of it is not there.
@@ -47,7 +47,7 @@ def copy(connect: Connect, source: Place, target: Place, *, referrers: bool, wor
         if source.repository != target.repository:
             blobs = {blob.digest: blob for one in trees for blob in one.blobs}
             send = partial(_send, source=source.repository, target=target.repository)
-            sent = sum(count for _, count in each(connect, send, list(blobs.values()), workers))
+            sent = sum(count for _, count in each(connect, send, list(blobs.values())))
         pushed = sum(_push(registry, one, target, is_image=one is found) for one in trees)
     return Copied(found.root.digest, pushed, sent)
 

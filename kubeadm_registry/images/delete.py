@@ -10,7 +10,7 @@ from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import graph, referrers
 from kubeadm_registry.images.blobs import Blob
 from kubeadm_registry.images.names import OURS, Place, name_of
-from kubeadm_registry.images.pool import PATIENCE, WORKERS, Connect, each
+from kubeadm_registry.images.pool import PATIENCE, Connect, each
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, retry
 
@@ -29,7 +29,7 @@ class Deletion:
         return f"{self.place}{f' ({self.digest})' if self.place.reference != self.digest else ''}{also}"
 
 
-def plan(connect: Connect, places: Sequence[Place], *, all_tags: bool, workers: int = WORKERS) -> list[Deletion]:
+def plan(connect: Connect, places: Sequence[Place], *, all_tags: bool) -> list[Deletion]:
     """What to ask the registry for so that *places* go and nothing else that was not agreed to.
 
     *all_tags*: every tag of a repository named without one, and other tags of an image that goes by digest. Raises
@@ -44,7 +44,7 @@ def plan(connect: Connect, places: Sequence[Place], *, all_tags: bool, workers: 
         if repository.startswith(OURS):
             problems.append(f"{repository} is the canary image, which the node agents read")
             continue
-        held = _Repository.read(connect, repository, workers)
+        held = _Repository.read(connect, repository)
         more, against = held.plan(references, all_tags=all_tags)
         found += more
         problems += against
@@ -97,12 +97,12 @@ class _Repository:
     can_untag: bool
 
     @classmethod
-    def read(cls, connect: Connect, name: str, workers: int) -> _Repository:
+    def read(cls, connect: Connect, name: str) -> _Repository:
         with connect() as registry:
             tags = retry(partial(registry.tags, name), PATIENCE)
             can_untag = bool(tags) and retry(partial(registry.can_untag, name), PATIENCE)
 
-        images = {tag: one for tag, one in each(connect, partial(_image, name), tags, workers) if one is not None}
+        images = {tag: one for tag, one in each(connect, partial(_image, name), tags) if one is not None}
         return cls(name, images, connect, can_untag)
 
     def plan(self, references: Sequence[str], *, all_tags: bool) -> tuple[list[Deletion], list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kubeadm_registry.images import graph
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
-from kubeadm_registry.images.pool import WORKERS, Connect, each
+from kubeadm_registry.images.pool import Connect, each
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api
 
@@ -69,7 +69,7 @@ class Image:
         }
 
 
-def places(connect: Connect, prefix: str = "", *, everything: bool = False, workers: int = WORKERS) -> list[Place]:
+def places(connect: Connect, prefix: str = "", *, everything: bool = False) -> list[Place]:
     """Every tag of every repository that is, or begins with, *prefix*; sorted. Raises RegistryError.
 
     *everything*: with this project's own repository, and the tags that hold lists of referrers.
@@ -83,13 +83,13 @@ def places(connect: Connect, prefix: str = "", *, everything: bool = False, work
     ]
     return [
         Place(repository, tag)
-        for repository, tags in each(connect, Api.tags, wanted, workers)
+        for repository, tags in each(connect, Api.tags, wanted)
         for tag in sorted(tags)
         if everything or not REFERRERS_TAG.fullmatch(tag)
     ]
 
 
-def look(connect: Connect, where: Sequence[Place], *, referrers: bool, workers: int = WORKERS) -> list[Image]:
+def look(connect: Connect, where: Sequence[Place], *, referrers: bool) -> list[Image]:
     """The images at *where*, in that order; with what refers to them, if asked. Raises RegistryError."""
 
     reader = graph.Reader(PATIENCE)
@@ -100,7 +100,7 @@ def look(connect: Connect, where: Sequence[Place], *, referrers: bool, workers: 
             return Image(place, None, found or f"{place} has no manifest")
         return Image(place, found, referrers=_referrers(registry, found) if referrers else ())
 
-    return [image for _, image in each(connect, one, where, workers)]
+    return [image for _, image in each(connect, one, where)]
 
 
 def _referrers(registry: Api, image: graph.Graph) -> tuple[Referrer, ...]:

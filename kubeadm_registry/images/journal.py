@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,7 @@ from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import KEY, Format, Found, split
 from kubeadm_registry.locks import locked
 
+FORMAT = Format("the journal of a seed", version=2, min_writer=2)
 #: Seconds that another run may need to end: longer than one that was killed has for what it has in hand.
 PATIENCE = 40.0
 _UPLOADS, _PROVEN = "uploads", "proven"
@@ -34,7 +36,7 @@ class Journal:
         self._path = path
         self._patience = patience
         self._guard = threading.Lock()
-        self._format = Format(str(path), version=2, min_writer=2)
+        self._format = replace(FORMAT, name=str(path))
         self._found: Found | None = None
         self._kept: dict[str, Any] = {}
         self._uploads: dict[str, Any] = {}

@@ -60,8 +60,8 @@ class WorkerPool:
 
 
 def each(
-    connect: Connect, work: Callable[[Api, Thing], Outcome], what: Collection[Thing], workers: int
+    connect: Connect, work: Callable[[Api, Thing], Outcome], what: Collection[Thing]
 ) -> list[tuple[Thing, Outcome]]:
     """Do *work* with each of *what* by a pool of its own."""
-    with WorkerPool(connect, workers) as pool:
+    with WorkerPool(connect, WORKERS) as pool:
         return pool.each(work, what)

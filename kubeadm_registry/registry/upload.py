@@ -205,14 +205,14 @@ class Upload:
         self.progress(self._taken)
 
 
-def push_blob(registry: Api, repository: str, digest: str, content: bytes, *, patience: float = 0) -> None:
-    """Push the small blob *content* unless it is there; *patience* as for Upload. Raises RegistryError."""
+def push_blob(registry: Api, repository: str, digest: str, content: bytes) -> None:
+    """Push the small blob *content* unless it is there. Raises RegistryError."""
     if not registry.has_blob(repository, digest):
 
         def source(first: int) -> BinaryIO:
             return io.BytesIO(content[first:])
 
-        Upload(registry, repository, digest, len(content), patience=patience).run(source)
+        Upload(registry, repository, digest, len(content), patience=0).run(source)
 
 
 def _end_of(answer: Answer, *, default: int) -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from kubeadm_registry.config.durations import seconds
 from kubeadm_registry.retention.inventory import Inventory, Repository, is_own
-from kubeadm_registry.retention.policy import PolicySpec, Rule, seconds
+from kubeadm_registry.retention.links import Links
+from kubeadm_registry.retention.policy import PolicySpec, Rule
 from kubeadm_registry.retention.protected import Protected, subject_of_tag
 from kubeadm_registry.retention.rules import Image, kept
 from kubeadm_registry.retention.uses import Use
@@ -90,11 +92,11 @@ class _Contents:
     trash: set[str]
     tags: Mapping[str, list[str]]
     newest: Mapping[str, int]
-    links: _Links
+    links: Links
 
     @classmethod
     def of(cls, repository: Repository, inventory: Inventory) -> _Contents:
-        links = _Links.of(repository, inventory)
+        links = Links.of(repository, inventory.manifests)
         named: dict[str, list[str]] = {}
         tags: dict[str, list[str]] = {}
         newest = {digest: seen.first_seen for digest, seen in repository.manifests.items()}
@@ -105,7 +107,7 @@ class _Contents:
             if not subject_of_tag(tag):
                 named.setdefault(meaning.digest, []).append(tag)
         trash = {repository.tags[tag].digest for tag in repository.trash if tag in repository.tags}
-        led_to = links.reached(named) | links.reached(trash)
+        led_to = links.led_to(repository)
 
         def image(digest: str, names: Iterable[str]) -> Image:
             return Image(digest, tuple(names), newest[digest], repository.manifests[digest].last_pulled)
@@ -113,70 +115,6 @@ class _Contents:
         images = {digest: image(digest, names) for digest, names in named.items()}
         loose = {digest: image(digest, tags.get(digest, ())) for digest in repository.manifests.keys() - led_to}
         return cls(images, loose, trash, tags, newest, links)
-
-
-@dataclass(frozen=True, slots=True)
-class _Links:
-    """What is a part of what in one repository: the children of an index, and what refers to a subject."""
-
-    parts: Mapping[str, list[str]]
-    wholes: Mapping[str, list[str]]
-    subjects: Mapping[str, str]
-
-    @classmethod
-    def of(cls, repository: Repository, inventory: Inventory) -> _Links:
-        found: list[tuple[str, str]] = []
-        subjects: dict[str, str] = {}
-        held = repository.manifests
-        for digest in held:
-            manifest = inventory.manifests[digest]
-            if manifest.children:
-                found += [(digest, child) for child in manifest.children if child in held]
-            if manifest.subject in held:
-                subjects[digest] = manifest.subject
-                found.append((manifest.subject, digest))
-        for tag, meaning in repository.live():
-            if (subject := subject_of_tag(tag)) in held:
-                found.append((subject, meaning.digest))
-        parts: dict[str, list[str]] = {}
-        wholes: dict[str, list[str]] = {}
-        for whole, part in sorted(set(found)):  # so that both lists are sorted
-            if whole != part:
-                parts.setdefault(whole, []).append(part)
-                wholes.setdefault(part, []).append(whole)
-        return cls(parts, wholes, subjects)
-
-    def reached(self, starts: Iterable[str]) -> set[str]:
-        """*starts* with all their parts, and the parts of these."""
-        found: set[str] = set()
-        waiting = list(starts)
-        while waiting:
-            digest = waiting.pop()
-            if digest not in found:
-                found.add(digest)
-                waiting += self.parts.get(digest, ())
-        return found
-
-    def kept_with(self, starts: Iterable[str]) -> list[tuple[str, str]]:
-        """What must stay with *starts* and is not among them, each with the start that it stays with.
-
-        That is their parts, and the subject of what refers to one, which would have no meaning without it.
-        """
-        found = dict.fromkeys(starts, "")
-        more: list[tuple[str, str]] = []
-        for start in sorted(found):
-            waiting = [start]
-            while waiting:
-                digest = waiting.pop()
-                for other in (
-                    *self.parts.get(digest, ()),
-                    *([self.subjects[digest]] if digest in self.subjects else ()),
-                ):
-                    if other not in found:
-                        found[other] = start
-                        more.append((other, start))
-                        waiting.append(other)
-        return more
 
 
 def _needed(name: str, digest: str, tags: Iterable[str], protected: Protected) -> Because | None:

@@ -8,14 +8,14 @@ from typing import Any
 def text(value: object) -> str:
     """*value*, a text."""
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a string")
     return value
 
 
 def number(value: object) -> int:
     """*value*, a whole number."""
     if type(value) is not int:
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{value!r} is not an integer")
     return value
 
 
@@ -27,7 +27,7 @@ def optional(value: object) -> int | None:
 def items(value: object) -> list[Any]:
     """*value*, a list."""
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} is no list")
+        raise TypeError(f"{value!r} is not a list")
     return value
 
 

@@ -21,7 +21,8 @@ class Run:
     """A run by *node* of the order with that digest, from *began* to *ended* (seconds since 1970).
 
     How many images it *deleted* (to the trash), *restored*, *purged* (for good) and *skipped*, and
-    *said*: a line for each of the first of these, and the error with which it ended, if it did.
+    *said*: a line for each of the first of these, and the error with which it ended, if it did. *left* are images for
+    which the time of its order was too short.
     """
 
     order: str
@@ -36,28 +37,31 @@ class Run:
     skipped: int = 0
     error: str = ""
     said: tuple[str, ...] = ()
+    left: int = 0
     more: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def summary(self) -> str:
         """What was done, in one line."""
         skipped = f", {self.skipped} skipped" if self.skipped else ""
-        return f"{self.deleted} to the trash, {self.restored} restored, {self.purged} deleted for good{skipped}"
+        left = f", {self.left} left for the next run" if self.left else ""
+        gone = f"{self.purged} deleted permanently"
+        return f"{self.deleted} to the trash, {self.restored} restored, {gone}{skipped}{left}"
 
     def to_dict(self) -> dict[str, Any]:
         """As an object of a record."""
-        values = {key: value for key, value in asdict(self).items() if key != "more"}
+        values = {key: value for key, value in asdict(self).items() if key != "more" and (key != "left" or value)}
         return {**values, "said": list(self.said[:_NAMED]), **self.more}
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """The run that the object *values* describes. Raises TypeError, KeyError."""
-        known, more = split(values, _TEXTS | _NUMBERS | {"said"})
+        known, more = split(values, _TEXTS | _NUMBERS | {"said", "left"})
         texts = {name: text(known[name]) for name in _TEXTS}
         numbers = {name: number(known[name]) for name in _NUMBERS}
         said = tuple(map(text, items(known.get("said", []))))
         return cls(
             texts["order"], texts["plan"], texts["policy"], texts["node"], **numbers, error=texts["error"], said=said,
-            more=more,
+            left=number(known.get("left", 0)), more=more,
         )  # fmt: skip
 
 

@@ -46,8 +46,9 @@ class Tag:
 class Seen:
     """What the ledger knows of a manifest in one repository.
 
-    *last_pulled*: by any tag or by digest; None: never, as far as is known. *untagged_since*: when it lost its last
-    tag; None: not known, then it counts from when it was first seen.
+    *last_pulled*: by any tag or by digest; None: never, as far as is known. *untagged_since*: since when no tag leads
+    to it, by itself or by what it is a part of; None: one does, or it is not known, then it counts from when it was
+    first seen.
     """
 
     first_seen: int

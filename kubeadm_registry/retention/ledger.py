@@ -6,7 +6,7 @@ A registry does not say since when a tag has its meaning, and a cluster that is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Self
@@ -15,12 +15,20 @@ from kubeadm_registry.agent.pulls import DAY
 from kubeadm_registry.formats import Damaged, Format, Found, kept, split
 from kubeadm_registry.retention.fields import number, optional, text
 from kubeadm_registry.retention.holdings import Held, Holdings
-from kubeadm_registry.retention.inventory import Inventory, Repository, Seen, Tag
+from kubeadm_registry.retention.inventory import Inventory, Manifest, Repository, Seen, Tag, is_own
+from kubeadm_registry.retention.links import Links
+from kubeadm_registry.retention.names import wanted
 from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.reasons import Reason
+from kubeadm_registry.retention.trash import Trashed
 from kubeadm_registry.retention.uses import Use, Workloads
 
 FORMAT = Format("the retention ledger")
+#: Seconds after which an image that came back because it was asked for is used, if it has not gone again.
+_USED = 30 * DAY
+#: Seconds for which the age of what is gone is remembered: it may only be out of reach, since zot makes a 404 of a
+#: storage error, for as long as nodes are down.
+_MISSED = 3 * DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,7 @@ class ClusterUses:
 
     *uses* are those of then, and those that were gone by then, with when they were last seen; *current* is how many
     different images were in use. *revision* is the resourceVersion of its lists, which grows with every change of
-    etcd; 0: not known.
+    etcd; 0: not known. *marker* is a number that it was told to remember; 0: none.
     """
 
     name: str
@@ -37,7 +45,16 @@ class ClusterUses:
     current: int
     uses: tuple[Use, ...]
     revision: int = 0
+    marker: int = 0
     more: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """What was known of a tag or manifest that looks do not find *since* then (seconds since 1970)."""
+
+    since: int
+    what: Tag | Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +62,9 @@ class Ledger:
     """What is known of each repository, and of each cluster by the UID of its namespace ``kube-system``.
 
     *written* is when the last look ended, in seconds since 1970. *pulls_since* is from when on pulls are recorded.
-    *in_use* is with how many images in use the next look is compared; None: with those that are here.
+    *in_use* is with how many images in use the next look is compared; None: with those that are here. *asked* are the
+    images that were asked for while they were in the trash, by repository and digest, each with the use that this is.
+    *missed* is what was there until lately, by repository and tag or digest.
     """
 
     written: int = 0
@@ -53,34 +72,48 @@ class Ledger:
     clusters: Mapping[str, ClusterUses] = field(default_factory=dict)
     pulls_since: int | None = None
     in_use: int | None = None
+    asked: Mapping[tuple[str, str], Use] = field(default_factory=dict)
+    missed: Mapping[tuple[str, str], Missed] = field(default_factory=dict)
     found: Found | None = field(default=None, compare=False)
 
     def after(self, holdings: Holdings, now: int, trash: Mapping[str, frozenset[str]] = MappingProxyType({})) -> Self:
-        """The ledger after a look at the registry at *now*: what is new was first seen now, what is gone is forgotten.
+        """The ledger after a look at the registry at *now*: what is new was first seen now, what is gone is missed.
 
-        What could not be read is not gone: a repository with problems stays as it was known. *trash* are the trash tags
-        of each repository.
+        What comes back within three days, or by the next look, is as old as it was. What could not be read is not gone:
+        a repository with problems stays as it was known. *trash* are the trash tags of each repository.
         """
+        known = self._known()
         repositories = {
-            name: self._seen(name, held, now, trash.get(name, frozenset()))
+            name: _seen(known.get(name, _NONE), held, holdings.manifests, now, trash.get(name, frozenset()))
             for name, held in holdings.repositories.items()
         }
         unread = {name: self.repositories[name] for name in holdings.unread if name in self.repositories}
-        return replace(self, written=max(self.written, now), repositories={**unread, **repositories})
-
-    def _seen(self, name: str, held: Held, now: int, trash: frozenset[str]) -> Repository:
-        before = self.repositories.get(name, Repository({}, {}))
-        tags = {
-            tag: was if (was := before.tags.get(tag)) is not None and was.digest == digest else Tag(digest, now)
-            for tag, digest in held.tags.items()
+        after = {**unread, **repositories}
+        gone = {
+            (name, one): Missed(now, what)
+            for name, before in self.repositories.items()
+            for one, what in _entries(before)
+            if not is_own(name) and not _has(after, name, one)
         }
-        tagged = set(held.tags.values())
-        manifests = {}
-        for digest in held.manifests:
-            known = before.manifests.get(digest, Seen(now))
-            since = None if digest in tagged else (now if known.untagged_since is None else known.untagged_since)
-            manifests[digest] = replace(known, untagged_since=since)
-        return Repository(tags, manifests, trash & tags.keys())
+        earlier = {key: one for key, one in self.missed.items() if not _has(after, *key) and now - one.since <= _MISSED}
+        return replace(self, written=max(self.written, now), repositories=after, missed=gone | earlier)
+
+    def digests(self) -> Mapping[str, Collection[str]]:
+        """The manifests to look for in each repository: what was there, or was until lately."""
+        return {name: one.manifests.keys() for name, one in self._known().items()}
+
+    def _known(self) -> Mapping[str, Repository]:
+        """Each repository with what is missed there."""
+        missed: dict[str, dict[str, Any]] = {}
+        for (name, one), was in self.missed.items():
+            missed.setdefault(name, {})[one] = was.what
+        known = dict(self.repositories)
+        for name, found in missed.items():
+            here = known.get(name, _NONE)
+            tags = {tag: what for tag, what in found.items() if ":" not in tag}
+            manifests = {digest: what for digest, what in found.items() if ":" in digest}
+            known[name] = replace(here, tags={**tags, **here.tags}, manifests={**manifests, **here.manifests})
+        return known
 
     def pulled(self, pulls: Pulls | None) -> Self:
         """The ledger with what the nodes recorded; None: not all of them can say, so pulls are not known.
@@ -99,11 +132,34 @@ class Ledger:
         }
         return replace(self, repositories=repositories, pulls_since=pulls.since)
 
-    def reported(self, uid: str, name: str, uses: tuple[Use, ...], now: int, *, kept: int, revision: int = 0) -> Self:
+    def asked_for(self, trash: Collection[Trashed], pulls: Pulls | None, now: int, *, grace: int = 0) -> Self:
+        """The ledger with those images in the *trash* that somebody asked for since they got there.
+
+        That is in vain, by a tag that they had, or by their digest, from the day after on: no more is recorded. It
+        counts from *now* on, for *grace* seconds. After that the image is not used, goes back to the trash, and leaves
+        it for good, for it does not count a second time: who asks for everything, again and again, keeps nothing for
+        ever. Only an image that was out of the trash for much longer must have been used, and may be asked for again.
+        """
+        waits = {one.key for one in trash}
+        since = now - max(_USED, 2 * grace)
+        asked = {
+            (name, digest): use
+            for (name, digest), use in self.asked.items()
+            if _has(self.repositories, name, digest) or (name, digest) in self.missed
+            if (name, digest) in waits or (use.last_seen or 0) >= since
+        }
+        for one in trash:
+            if pulls is not None and one.key not in asked and (use := _asked(one, pulls)) is not None:
+                asked[one.key] = replace(use, last_seen=now)
+        return replace(self, asked=asked)
+
+    def reported(
+        self, uid: str, name: str, uses: tuple[Use, ...], now: int, *, kept: int, revision: int = 0, marker: int = 0
+    ) -> Self:
         """The ledger after the cluster *uid*, called *name*, said at *now* that it has *uses*, as of *revision*.
 
-        Uses that are gone stay for *kept* seconds, from the first report without them: until then they may have been
-        there, however long the cluster was silent.
+        It was told to remember *marker*; 0: nothing else than before. Uses that are gone stay for *kept* seconds, from
+        the first report without them: until then they may have been there, however long the cluster was silent.
         """
         before = self.clusters.get(uid)
         here = {(use.reference, use.image_id) for use in uses}
@@ -113,24 +169,43 @@ class Ledger:
                 last = now if use.last_seen is None else use.last_seen
                 if last >= now - kept:
                     gone.append(replace(use, last_seen=last))
-        more = before.more if before else {}
-        report = ClusterUses(name, now, len(here), (*sorted(uses), *sorted(gone)), revision, more)
+        marker, more = (marker or before.marker, before.more) if before else (marker, {})
+        report = ClusterUses(name, now, len(here), (*sorted(uses), *sorted(gone)), revision, marker, more)
         return replace(self, clusters={**self.clusters, uid: report})
 
-    def with_newer_reports(self, other: Ledger) -> Self:
-        """The ledger with what clusters said to *other* later than to this one."""
-        newer = {
-            uid: one
-            for uid, one in other.clusters.items()
-            if uid not in self.clusters or one.reported > self.clusters[uid].reported
-        }
-        return replace(self, clusters={**self.clusters, **newer})
+    def with_newer_reports(self, other: Ledger, before: Ledger) -> Self:
+        """The ledger with what clusters said to *other* later than to this one, and the markers that *other* has and
+        *before*, from which this one comes, did not have."""
+        clusters = dict(self.clusters)
+        for uid, one in other.clusters.items():
+            mine = self.clusters.get(uid, one)
+            was = before.clusters[uid].marker if uid in before.clusters else 0
+            marker = one.marker if one.marker != was else mine.marker
+            clusters[uid] = replace(one if one.reported > mine.reported else mine, marker=marker)
+        return replace(self, clusters=clusters)
 
     def dated(self, repository: str, tags: Mapping[str, Tag]) -> Self:
-        """The ledger in which *tags* of *repository* are as old as they are here: they have come back."""
+        """The ledger in which *tags* of *repository* are as old as they are here: they have come back.
+
+        One that means another image by now has not: it is as old as it was.
+        """
         before = self.repositories.get(repository, Repository({}, {}))
-        after = replace(before, tags={**before.tags, **tags})
+        back = {tag: one for tag, one in tags.items() if before.tags.get(tag, one).digest == one.digest}
+        after = replace(before, tags={**before.tags, **back})
         return replace(self, repositories={**self.repositories, repository: after})
+
+    def without(self, purged: Collection[Trashed]) -> Self:
+        """The ledger without the manifests of the images *purged*: who pushes one again pushes something new."""
+        gone: dict[str, set[str]] = {}
+        for image in purged:
+            gone.setdefault(image.repository, set()).update((image.digest, *image.parts))
+        repositories = dict(self.repositories)
+        for name in gone.keys() & repositories.keys():
+            before = repositories[name].manifests
+            left = {digest: seen for digest, seen in before.items() if digest not in gone[name]}
+            repositories[name] = replace(repositories[name], manifests=left)
+        missed = {(name, one): was for (name, one), was in self.missed.items() if one not in gone.get(name, ())}
+        return replace(self, repositories=repositories, missed=missed)
 
     def forgotten(self, uid: str) -> Self:
         """The ledger without the cluster *uid*, whose images are not missed."""
@@ -156,9 +231,10 @@ class Ledger:
     def workloads(
         self, sets: Mapping[str, tuple[str, ...]], problems: tuple[Reason, ...] = (), more: tuple[Use, ...] = ()
     ) -> Workloads:
-        """The uses of all clusters that ever reported, for a silent one stays protected; *more* uses, and *sets*."""
+        """The uses of all clusters that ever reported, for a silent one stays protected; what was asked for in the
+        trash; *more* uses, and *sets*."""
         uses = tuple(use for _, one in sorted(self.clusters.items()) for use in one.uses)
-        return Workloads((*uses, *more), sets, problems)
+        return Workloads((*uses, *(use for _, use in sorted(self.asked.items())), *more), sets, problems)
 
     # ---- the record ------------------------------------------------------------------------------------------------
 
@@ -172,10 +248,15 @@ class Ledger:
             "clusters": {
                 uid: {"name": one.name, "reported": one.reported, "current": one.current,
                       **({"revision": one.revision} if one.revision else {}),
+                      **({"marker": one.marker} if one.marker else {}),
                       "uses": [_use(use) for use in one.uses], **one.more}
                 for uid, one in sorted(self.clusters.items())
             },
         }  # fmt: skip
+        if self.asked:
+            values["asked"] = [[*key, _use(use)] for key, use in sorted(self.asked.items())]
+        if self.missed:
+            values["missed"] = [[*key, one.since, _entry(one.what)] for key, one in sorted(self.missed.items())]
         return json.dumps(FORMAT.seal(kept(values, self.found), self.found), separators=(",", ":")).encode()
 
     @classmethod
@@ -190,10 +271,47 @@ class Ledger:
                 {uid: _read_cluster(one) for uid, one in values["clusters"].items()},
                 None if values.get("pullsSince") is None else number(values["pullsSince"]),
                 None if values.get("inUse") is None else number(values["inUse"]),
+                {(text(name), text(digest)): _read_use(use) for name, digest, use in values.get("asked", ())},
+                {
+                    (text(name), text(one)): Missed(number(since), _read_seen(what) if ":" in one else _read_tag(what))
+                    for name, one, since, what in values.get("missed", ())
+                },
                 found,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
+
+
+_NONE = Repository({}, {})
+
+
+def _entries(repository: Repository) -> Iterator[tuple[str, Tag | Seen]]:
+    """What is known of each manifest, and of each tag that is not in the trash."""
+    yield from repository.manifests.items()
+    yield from repository.live()
+
+
+def _has(repositories: Mapping[str, Repository], name: str, one: str) -> bool:
+    """Whether the tag or digest *one* is in the repository *name*."""
+    found = repositories.get(name, _NONE)
+    return one in (found.manifests if ":" in one else found.tags)
+
+
+def _seen(
+    before: Repository, held: Held, manifests: Mapping[str, Manifest], now: int, trash: frozenset[str]
+) -> Repository:
+    """What is known of a repository in which *held* was found *now*, and of which *before* was known."""
+    tags = {
+        tag: was if (was := before.tags.get(tag)) is not None and was.digest == digest else Tag(digest, now)
+        for tag, digest in held.tags.items()
+    }
+    seen = {digest: before.manifests.get(digest, Seen(now)) for digest in held.manifests}
+    found = Repository(tags, seen, trash & tags.keys())
+    tagged = Links.of(found, manifests).led_to(found)
+    for digest, known in seen.items():
+        since = None if digest in tagged else (now if known.untagged_since is None else known.untagged_since)
+        seen[digest] = replace(known, untagged_since=since)
+    return found
 
 
 def _pulled(repository: Repository, pulls: Iterable[tuple[str, int]]) -> dict[str, Seen]:
@@ -211,24 +329,52 @@ def _pulled(repository: Repository, pulls: Iterable[tuple[str, int]]) -> dict[st
     return manifests
 
 
+def _asked(image: Trashed, pulls: Pulls) -> Use | None:
+    """The use that it is of *image*, which is in the trash, that somebody asked for it since; None if nobody did."""
+    found: list[tuple[int, str, str]] = []
+    for tag in image.tags:
+        miss = pulls.missed.get((image.repository, tag))
+        if miss is not None and miss.moment > image.deleted:
+            found.append((miss.moment, f"{image.repository}:{tag}", f"a pull by {miss.client}"))
+    day = pulls.last.get((image.repository, image.digest), 0) + 1 - DAY
+    if day > image.deleted:
+        found.append((day, f"{image.repository}@{image.digest}", "a pull by its digest"))
+    # A name that no pod could have is not in use, and would be a reason for no plan.
+    found = [one for one in found if wanted(one[1]) is not None]
+    if not found:
+        return None
+    _, reference, user = max(found)
+    return Use(reference, users=(user,))
+
+
 def _repository(one: Repository) -> dict[str, Any]:
     return {
-        "tags": {tag: [what.digest, what.first_seen] for tag, what in sorted(one.tags.items())},
-        "manifests": {
-            digest: [seen.first_seen, seen.last_pulled, seen.untagged_since]
-            for digest, seen in sorted(one.manifests.items())
-        },
+        "tags": {tag: _entry(what) for tag, what in sorted(one.tags.items())},
+        "manifests": {digest: _entry(seen) for digest, seen in sorted(one.manifests.items())},
         "trash": sorted(one.trash),
     }
 
 
+def _entry(what: Tag | Seen) -> list[str | int | None]:
+    if isinstance(what, Tag):
+        return [what.digest, what.first_seen]
+    return [what.first_seen, what.last_pulled, what.untagged_since]
+
+
 def _read_repository(one: Mapping[str, Any]) -> Repository:
-    tags = {tag: Tag(text(digest), number(first)) for tag, (digest, first) in one["tags"].items()}
-    manifests = {
-        digest: Seen(number(first), optional(pulled), optional(untagged))
-        for digest, (first, pulled, untagged) in one["manifests"].items()
-    }
+    tags = {tag: _read_tag(what) for tag, what in one["tags"].items()}
+    manifests = {digest: _read_seen(seen) for digest, seen in one["manifests"].items()}
     return Repository(tags, manifests, frozenset(map(text, one.get("trash", []))))
+
+
+def _read_tag(values: Any) -> Tag:
+    digest, first = values
+    return Tag(text(digest), number(first))
+
+
+def _read_seen(values: Any) -> Seen:
+    first, pulled, untagged = values
+    return Seen(number(first), optional(pulled), optional(untagged))
 
 
 _USE = {"reference": "reference", "imageID": "image_id", "users": "users", "count": "count", "lastSeen": "last_seen"}
@@ -239,20 +385,22 @@ def _use(use: Use) -> dict[str, Any]:
     return {**values, "users": list(use.users)}
 
 
-def _read_cluster(one: Mapping[str, Any]) -> ClusterUses:
-    known, more = split(one, ("name", "reported", "current", "uses", "revision"))
-    uses = tuple(
-        Use(
-            text(use["reference"]),
-            text(use.get("imageID", "")),
-            tuple(map(text, use.get("users", ()))),
-            number(use.get("count", 1)),
-            optional(use.get("lastSeen")),
-        )
-        for use in known["uses"]
+def _read_use(use: Mapping[str, Any]) -> Use:
+    return Use(
+        text(use["reference"]),
+        text(use.get("imageID", "")),
+        tuple(map(text, use.get("users", ()))),
+        number(use.get("count", 1)),
+        optional(use.get("lastSeen")),
     )
+
+
+def _read_cluster(one: Mapping[str, Any]) -> ClusterUses:
+    known, more = split(one, ("name", "reported", "current", "uses", "revision", "marker"))
+    uses = tuple(map(_read_use, known["uses"]))
     name, reported, current = text(known["name"]), number(known["reported"]), number(known["current"])
-    return ClusterUses(name, reported, current, uses, number(known.get("revision", 0)), more)
+    revision, marker = number(known.get("revision", 0)), number(known.get("marker", 0))
+    return ClusterUses(name, reported, current, uses, revision, marker, more)
 
 
 def silent(ledger: Ledger, reporting: set[str]) -> Iterator[ClusterUses]:

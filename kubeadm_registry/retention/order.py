@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Self
 
+from kubeadm_registry.config.durations import seconds
 from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.retention.fields import items, number, text, texts
 from kubeadm_registry.retention.inventory import Inventory, Repository
-from kubeadm_registry.retention.policy import PolicySpec, seconds
+from kubeadm_registry.retention.policy import PolicySpec
 from kubeadm_registry.retention.protected import Protected, subject_of_tag
 from kubeadm_registry.retention.record import Deletion, Plan
 from kubeadm_registry.retention.trash import Trash, Trashed
@@ -267,12 +268,18 @@ def _going(plan: Plan, inventory: Inventory, now: int) -> Iterator[Trashed]:
 
 
 def _below(key: tuple[str, str], below: Mapping[tuple[str, str], list[str]]) -> tuple[str, ...]:
-    """The parts of *key* and the parts of these, each after all wholes that led to it first."""
+    """The parts of *key* and the parts of these, each after all wholes that it belongs to: zot deletes no other way."""
     repository, digest = key
-    found: dict[str, Any] = {}
-    waiting = [digest]
+    done: list[str] = []
+    seen = {digest}
+    waiting = [(digest, iter(below.get(key, ())))]
     while waiting:
-        more = [part for whole in waiting for part in below.get((repository, whole), ())]
-        waiting = [part for part in dict.fromkeys(more) if part not in found and part != digest]
-        found |= dict.fromkeys(waiting)
-    return tuple(found)
+        whole, parts = waiting[-1]
+        part = next((one for one in parts if one not in seen), None)
+        if part is None:
+            done.append(whole)
+            waiting.pop()
+        else:
+            seen.add(part)
+            waiting.append((part, iter(below.get((repository, part), ()))))
+    return tuple(done[-2::-1])

@@ -11,10 +11,9 @@ from kubeadm_registry.retention.policy import RegistryPolicy
 from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, Protected, clock_doubtful
 from kubeadm_registry.retention.reasons import Reason
 from kubeadm_registry.retention.record import Deletion, Kept, Plan, Refused
+from kubeadm_registry.retention.shares import Count, too_large
 from kubeadm_registry.retention.space import Space
 
-#: Plans of so few images need no approval for their share.
-_FEW = 5
 #: So many fewer images in use than last time, and at least by half, are more than workloads come and go.
 _SHRUNK = 20
 
@@ -50,7 +49,7 @@ def plan(
         now,
         tuple(sorted(_deletions(decisions, space, now), key=lambda one: one.key)),
         tuple(sorted(_kept(decisions, space, now), key=lambda one: (one.repository, one.tags, one.digest))),
-        tuple(_shares(decisions, policy.spec.maximum_share)),
+        tuple(too_large({one.name: _count(one) for one in decisions}, policy.spec.maximum_share)),
     )
 
 
@@ -66,7 +65,7 @@ def shrunk(current: int, previous: int | None) -> Iterator[Reason]:
         yield Reason(
             "UsesShrank",
             f"{counted(current, 'image')} in use, and {previous} the last time: a cluster or namespace may be missing",
-            f"check that every cluster is listed; if so many workloads are gone, pass --accept UsesShrank={current}",
+            f"check that every cluster is listed; if those workloads are gone, pass --accept UsesShrank={current}",
             approval=f"UsesShrank={current}",
         )
 
@@ -98,33 +97,11 @@ def _kept(decisions: Sequence[Decision], space: Space, now: int) -> Iterator[Kep
                 )  # fmt: skip
 
 
-def _shares(decisions: Sequence[Decision], most: int) -> Iterator[Reason]:
-    """Why the plan is large: for each repository and for all together. *most* is a percentage."""
-    sums = (0, 0, 0, 0)
-    for decision in decisions:
-        going = set(decision.going)
-        tags = sum(len(image.tags) for image in decision.images.values())
-        tags_going = sum(len(image.tags) for image in decision.images.values() if image.digest in going)
-        loose, loose_going = len(decision.loose), len(going & decision.loose.keys())
-        counts = tags_going, tags, loose_going, loose
-        sums = (sums[0] + tags_going, sums[1] + tags, sums[2] + loose_going, sums[3] + loose)
-        yield from _share("ShareOfRepository", decision.name, *counts, most)
-    yield from _share("ShareOfAll", "the registry", *sums, most)
-
-
-def _share(
-    code: str, where: str, tags_going: int, tags: int, loose_going: int, loose: int, most: int
-) -> Iterator[Reason]:
-    # Untagged manifests that stay must not make a large share of the tags look small.
-    for going, held, what in (
-        (tags_going, tags, "tag"),
-        (tags_going + loose_going, tags + loose, "tag or untagged manifest"),
-    ):
-        if going > _FEW and going * 100 > most * held:
-            noun = what if held == 1 else what.replace("tag", "tags", 1).replace("manifest", "manifests")
-            yield Reason(
-                code,
-                f"deletes {going} of {held} {noun} of {where}, which is more than {most} %",
-                "read the plan, then approve or reject it",
-            )
-            return
+def _count(decision: Decision) -> Count:
+    going = set(decision.going)
+    return Count(
+        sum(len(image.tags) for image in decision.images.values() if image.digest in going),
+        sum(len(image.tags) for image in decision.images.values()),
+        len(going & decision.loose.keys()),
+        len(decision.loose),
+    )

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from kubeadm_registry.config import document
 from kubeadm_registry.config.contradictions import Contradiction
+from kubeadm_registry.config.durations import Duration
 from kubeadm_registry.config.model import Metadata, Model
 from kubeadm_registry.config.rules import OnServer, matching
 from kubeadm_registry.config.rules import Rule as ServerRule
@@ -19,10 +20,7 @@ from kubeadm_registry.config.values import Flag, Label, Whole
 from kubeadm_registry.retention import globs, jsonpath
 from kubeadm_registry.retention.versions import Level
 
-DURATION = re.compile(r"([1-9][0-9]{0,4})([mhd])")
-_DURATION_TEXT = "must be a duration in days, hours or minutes, such as 90d, 12h or 30m"
 _KEEPS_TEXT = "must say what to keep, such as newest or within; nothing would be kept"
-_SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _MOST_RULES = 64
 _MOST_PATTERNS = 64
 _HINT = "see docs/retention.md for all keys and for examples"
@@ -38,19 +36,6 @@ spec:
 """
 
 
-def seconds(duration: str) -> int:
-    """The seconds of ``90d``, ``12h`` or ``30m``."""
-    found = DURATION.fullmatch(duration)
-    assert found is not None, duration  # noqa: S101  the model lets nothing else in
-    return int(found[1]) * _SECONDS[found[2]]
-
-
-def _duration(value: str) -> str:
-    if DURATION.fullmatch(value) is None:
-        raise ValueError(_DURATION_TEXT)
-    return value
-
-
 def _tags(value: str) -> str:
     globs.tag(value)
     return value
@@ -61,9 +46,6 @@ def _repositories(value: str) -> str:
     return value
 
 
-Duration = Annotated[
-    str, AfterValidator(_duration), OnServer(matching(DURATION.pattern, _DURATION_TEXT), maxLength=len("99999d"))
-]
 TagPattern = Annotated[
     str,
     AfterValidator(_tags),
@@ -209,7 +191,7 @@ class PolicySpec(Model):
     """Whether every plan needs an approval, or only one that is unusually large."""
 
     free_space: Literal["Daily", "Never"] = "Daily"
-    """Whether the operator frees the space of what was deleted for good: at most once a day, and only after something
+    """Whether the operator frees the space of permanently deleted images: at most once a day, and only after something
     was, or while less than 15 % of a disk is free. With Distribution, pushes wait for some seconds meanwhile."""
 
     @model_validator(mode="after")

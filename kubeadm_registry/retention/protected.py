@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from kubeadm_registry.config.durations import seconds
 from kubeadm_registry.images.names import REFERRERS_TAG
 from kubeadm_registry.retention.inventory import Inventory, is_own
 from kubeadm_registry.retention.names import Wanted, digest_in, wanted
-from kubeadm_registry.retention.policy import RegistryPolicy, seconds
+from kubeadm_registry.retention.policy import RegistryPolicy
 from kubeadm_registry.retention.reasons import Reason
 from kubeadm_registry.retention.uses import Use, Workloads
 

@@ -1,9 +1,9 @@
-"""When images were last pulled, as the nodes recorded it. What is not known to all of them is not known."""
+"""When images were last pulled, and what was asked for in vain, as the nodes recorded it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from kubeadm_registry.agent.pulls import DAY, POSITION, RECORD, STALE
@@ -15,14 +15,23 @@ Place = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Pulls:
-    """The *last* second of the day of the last pull of each place; *since*: all pulls from then on are known.
+class Miss:
+    """When a tag was asked for last that was not there, in seconds since 1970, and by which client."""
 
-    Both in seconds since 1970.
+    moment: int
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pulls:
+    """The *last* second of the day of the last pull of each place; *since*: all pulls from then on are known, None:
+    there may be others. Both in seconds since 1970. *missed* are tags that were asked for in vain: what is known of
+    them is never all.
     """
 
-    since: int
+    since: int | None
     last: Mapping[Place, int]
+    missed: Mapping[Place, Miss] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, record: bytes | str, position: bytes | str, now: float) -> Self:
@@ -36,33 +45,52 @@ class Pulls:
                 for reference, day in one.items()
             }
             since = number(values["since"])
+            missed = dict[Place, Miss]()
+            for client, names in values.get("missed", {}).items():
+                for name, moment in names.items():
+                    repository, _, tag = name.partition(":")
+                    _add(missed, (repository, tag), Miss(number(moment), text(client)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
         if abs(now - read) > STALE:
             raise Damaged(f"the journal was read last {round(now - read)} seconds ago")
-        return cls(since, last)
+        return cls(since, last, missed)
 
     def to_dict(self) -> dict[str, Any]:
         """For the helper's answer."""
-        return {"since": self.since, "last": [[*place, moment] for place, moment in sorted(self.last.items())]}
+        return {
+            "since": self.since,
+            "last": [[*place, moment] for place, moment in sorted(self.last.items())],
+            "missed": [[*place, one.moment, one.client] for place, one in sorted(self.missed.items())],
+        }
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
         """The same from a helper's answer. Raises Damaged."""
         try:
             last = {(text(one), text(two)): number(moment) for one, two, moment in values["last"]}
-            return cls(number(values["since"]), last)
+            missed = {
+                (text(one), text(two)): Miss(number(moment), text(client))
+                for one, two, moment, client in values.get("missed", ())
+            }
+            return cls(number(values["since"]), last, missed)
         except (KeyError, TypeError, ValueError) as error:
             raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
 
 
-def merged(nodes: Iterable[Pulls | None]) -> Pulls | None:
-    """What is known by the records of all *nodes*; None if one of them has none, or there is no node."""
-    since, last = [], dict[Place, int]()
+def merged(nodes: Iterable[Pulls | None]) -> Pulls:
+    """What is known by the records of all *nodes*; there may be other pulls if one of them has none."""
+    since, last, missed = list[int | None](), dict[Place, int](), dict[Place, Miss]()
     for one in nodes:
-        if one is None:
-            return None
-        since.append(one.since)
-        for place, moment in one.last.items():
+        since.append(None if one is None else one.since)
+        for place, moment in one.last.items() if one is not None else ():
             last[place] = max(last.get(place, 0), moment)
-    return Pulls(max(since), last) if since else None
+        for place, miss in one.missed.items() if one is not None else ():
+            _add(missed, place, miss)
+    known = [one for one in since if one is not None]
+    return Pulls(max(known) if known and len(known) == len(since) else None, last, missed)
+
+
+def _add(missed: dict[Place, Miss], place: Place, miss: Miss) -> None:
+    if place not in missed or missed[place].moment < miss.moment:
+        missed[place] = miss

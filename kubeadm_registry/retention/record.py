@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -13,6 +15,10 @@ from kubeadm_registry.printable import shown
 from kubeadm_registry.retention.reasons import Reason
 
 FORMAT = Format("the retention plan")
+#: Repository, tag and digest of a deletion.
+Key = tuple[str, str, str]
+#: So many deletions at a time are hashed: the text of 100,000 would take as much memory as the plan.
+_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ class Deletion:
     more: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         """What is deleted, and nothing else."""
         return self.repository, self.tag, self.digest
 
@@ -90,23 +96,36 @@ class Plan:
 
         It is that of the JSON list of [repository, tag, digest], sorted, without blanks.
         """
-        return oci.digest_of(oci.canonical([one.key for one in self.deletions]))
+        hashed = hashlib.sha256(b"[")
+        for at in range(0, len(self.deletions), _BATCH):
+            listed = oci.canonical([one.key for one in self.deletions[at : at + _BATCH]])
+            hashed.update((b"," if at else b"") + listed[1:-1])
+        hashed.update(b"]")
+        return f"sha256:{hashed.hexdigest()}"
 
     @property
     def freed(self) -> int:
         """Bytes that the deletions free together."""
         return sum(one.freed for one in self.deletions)
 
-    def both(self, later: Plan) -> Plan:
-        """What this plan, which was approved, and the *later* one, made when it runs, both delete.
+    @property
+    def keys(self) -> frozenset[Key]:
+        """What is deleted, and nothing else."""
+        return frozenset(one.key for one in self.deletions)
 
-        An image goes only if both delete all that *later* deletes of it, and never without what it is part of: every
-        image that remains is complete. Sizes, ages and reasons are those of *later*; ``freed`` may be too high.
+    def both(self, later: Plan) -> Plan:
+        """What this plan, which was approved, and the *later* one, made when it runs, both delete."""
+        return later.within(self.keys)
+
+    def within(self, approved: Collection[Key]) -> Plan:
+        """What of this plan goes if only the deletions *approved* may.
+
+        An image goes only if all that this plan deletes of it may, and never without what it is part of: every image
+        that remains is complete. ``freed`` may be too high.
         """
-        approved = {one.key for one in self.deletions}
-        refused = {(one.repository, one.digest) for one in later.deletions if one.key not in approved}
+        refused = {(one.repository, one.digest) for one in self.deletions if one.key not in approved}
         parts: dict[tuple[str, str], set[str]] = {}
-        for one in later.deletions:
+        for one in self.deletions:
             for whole in one.part_of:
                 parts.setdefault((one.repository, whole), set()).add(one.digest)
         waiting = list(refused)
@@ -115,22 +134,38 @@ class Plan:
             more = {(repository, part) for part in parts.get((repository, digest), ())} - refused
             refused |= more
             waiting += more
-        deletions = tuple(one for one in later.deletions if (one.repository, one.digest) not in refused)
-        return replace(later, deletions=deletions)
+        deletions = tuple(one for one in self.deletions if (one.repository, one.digest) not in refused)
+        return replace(self, deletions=deletions)
 
     def to_dict(self) -> dict[str, Any]:
         """The record, by the rules of ``kubeadm_registry.formats``. Raises NewerFormat.
 
         Times are in RFC 3339, ages in seconds, sizes in bytes. What was read and is not known here is written back.
         """
+        return {key: list(value) if isinstance(value, Iterator) else value for key, value in self._document().items()}
+
+    def pieces(self) -> Iterator[bytes]:
+        """The same record as JSON text, an entry at a time: a plan may have 100,000. Raises NewerFormat."""
+        before = "{"
+        for key, value in self._document().items():
+            yield f"{before}{json.dumps(key)}: ".encode()
+            if isinstance(value, Iterator):
+                yield from _listed(value)
+            else:
+                yield json.dumps(value).encode()
+            before = ", "
+        yield b"}"
+
+    def _document(self) -> dict[str, Any]:
+        """The record, in which what may be long is still to be written: iterators in the place of lists."""
         values = {
             "policy": self.policy,
             "made": datetime.fromtimestamp(self.made, UTC).strftime(_TIME),
             "digest": self.digest,
             "freed": self.freed,
-            "deletions": [_written(one, _DELETION) for one in self.deletions],
-            "kept": [_written(one, _KEPT) for one in self.kept],
-            "needsApproval": [_written(one, _REASON) for one in self.needs_approval],
+            "deletions": (_written(one, _DELETION) for one in self.deletions),
+            "kept": (_written(one, _KEPT) for one in self.kept),
+            "needsApproval": (_written(one, _REASON) for one in self.needs_approval),
         }
         return FORMAT.seal(kept(values, self.found), self.found)
 
@@ -171,6 +206,14 @@ _KEPT = {
 _LISTS = frozenset({"part_of", "tags"})
 _NUMBERS = frozenset({"age", "size", "freed"})
 _REASON = {"code": "code", "message": "message", "hint": "hint"}
+
+
+def _listed(entries: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    before = "["
+    for entry in entries:
+        yield f"{before}{json.dumps(entry)}".encode()
+        before = ", "
+    yield b"[]" if before == "[" else b"]"
 
 
 def _written(one: Deletion | Kept | Reason, keys: Mapping[str, str]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from kubeadm_registry.config.durations import seconds
 from kubeadm_registry.retention import globs, versions
-from kubeadm_registry.retention.policy import Keep, seconds
+from kubeadm_registry.retention.policy import Keep
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import tarfile
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubeadm_registry.disk import naming
+from kubeadm_registry.bundle import temporary
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +27,12 @@ def write(path: Path, files: Mapping[str, bytes]) -> Archive:
     Raises OSError; then there is no new file.
     """
     top = path.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz") or "support"
-    with naming(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-        new = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as target:
-                with tarfile.open(fileobj=target, mode="w:gz") as tar:
-                    for place, content in sorted(files.items(), key=lambda item: (item[0] != "index.md", item[0])):
-                        entry = tarfile.TarInfo(f"{top}/{place}")
-                        entry.size, entry.mode, entry.mtime = len(content), 0o600, time.time()
-                        tar.addfile(entry, io.BytesIO(content))
-                target.flush()
-                os.fsync(target.fileno())
-                size = target.tell()
-            new.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                new.unlink()
-            raise
+    with temporary.file(path.absolute().parent, path.name) as new:
+        with tarfile.open(fileobj=new, mode="w:gz") as tar:
+            for place, content in sorted(files.items(), key=lambda item: (item[0] != "index.md", item[0])):
+                entry = tarfile.TarInfo(f"{top}/{place}")
+                entry.size, entry.mode, entry.mtime = len(content), 0o600, time.time()
+                tar.addfile(entry, io.BytesIO(content))
+        size = new.tell()
+        temporary.put(new, path)
     return Archive(path, size, len(files))

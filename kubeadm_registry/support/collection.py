@@ -12,6 +12,8 @@ from typing import Any
 
 from kubeadm_registry import __version__, paths, secrets
 from kubeadm_registry import status as cluster_status
+from kubeadm_registry.components.services import services
+from kubeadm_registry.components.units import Service
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.doctor import Diagnosis, diagnose, examine
 from kubeadm_registry.errors import Error
@@ -47,60 +49,64 @@ show() {
 }
 """
 
-ITEMS: Sequence[Item] = (
-    Item("journal.log", "the journals of the registry's units",
+_ITEMS: Sequence[Item] = (
+    Item("journal.log", "journals of the registry's units",
          f"{_JOURNAL} --unit='{_OURS}'"),
-    Item("journal-manager.log", "what systemd said of these units",
+    Item("journal-manager.log", "systemd's messages about these units",
          f"{_JOURNAL} _PID=1 | grep -F {paths.PREFIX}"),
-    Item("journal-containerd.log", "the journals of containerd and the kubelet",
+    Item("journal-containerd.log", "journals of containerd and the kubelet",
          f"{_JOURNAL} --unit=containerd.service --unit=kubelet.service --unit=crio.service"),
-    Item("journal-kernel.log", "the kernel's messages, warnings and worse",
+    Item("journal-kernel.log", "kernel messages: warnings and worse",
          f"{_JOURNAL} --dmesg --priority=warning"),
-    Item("agent-state.json", "what the node's agent sees, with the time that each answer took",
+    Item("agent-state.json", "the agent's view of the node",
          f"cat {paths.AGENT_STATE}"),
-    Item("units.txt", "systemd's view of the units, with times and restarts",
+    Item("units.txt", "state, times and restarts of the units",
          f"systemctl --no-pager --full status '{_OURS}' containerd.service; echo; "
          f"systemctl show --property=Id,LoadState,ActiveState,SubState,Result,NRestarts,ActiveEnterTimestamp,"
          f"ExecMainStatus,MemoryCurrent,CPUUsageNSec,DropInPaths '{_OURS}'; echo; "
          "systemctl list-timers --all --no-pager"),
-    Item("unit-files.txt", "the unit files, with drop-ins", f"systemctl cat --no-pager '{_OURS}' containerd.service"),
-    Item("configuration.txt", f"the files below {paths.ETC}, without those that are a secret",
+    Item("unit-files.txt", "unit files with drop-ins", f"systemctl cat --no-pager '{_OURS}' containerd.service"),
+    Item("configuration.txt", f"{paths.ETC}, without secrets",
          f"{_FILES} find {paths.ETC} -type f | sort | while read -r file; do show \"$file\"; done"),
-    Item("configuration-files.txt", "mode, owner, size and time of our files",
+    Item("configuration-files.txt", "their modes, owners, sizes and times",
          f"ls -lAR --time-style=full-iso {paths.ETC} {paths.OPT}/programs.json {paths.RUN}; "
          f"cd {paths.RUN}/started && head -n 40 *"),
-    Item("containerd.txt", "containerd's configuration, and which registries it pulls from",
+    Item("containerd.txt", "containerd's configuration and mirrors",
          f"{_FILES} find /etc/containerd /etc/crio /etc/containers/registries.conf* -type f 2>/dev/null | sort | "
          "while read -r file; do show \"$file\"; done; echo '=== containerd config dump'; containerd config dump"),
-    Item("versions.txt", "versions of programs, kernel and system",
+    Item("versions.txt", "versions of programs, kernel and OS",
          f"cat /etc/os-release; uname -a; systemctl --version; nft --version; containerd --version; "
          f"python3 --version; cat {paths.OPT}/programs.json"),
-    Item("storage.txt", "disks, mounts, inodes, and the data directory",
+    Item("storage.txt", "disks, mounts, inodes, data directory",
          "df -hPT; echo; df -hPi; echo; findmnt; echo; cat /etc/fstab; echo; lsblk; echo; ls -lA \"$2\"; "
          "du -xs \"$2\"/* 2>&1"),
-    Item("garage.txt", "Garage's own status, layout and workers",
-         f"g=\"$(readlink \"/proc/$(systemctl show -P MainPID {paths.unit('garage')})/exe\")\"; "
-         f"for what in status 'layout show' 'stats' 'worker list' 'block list-errors'; do echo \"=== garage $what\"; "
-         f"timeout 10 \"$g\" -c {paths.ETC}/garage/garage.toml $what 2>&1; done"),
-    Item("network.txt", "addresses, routes, neighbors and sockets",
+    Item("network.txt", "addresses, routes, neighbors, sockets",
          "ip address; echo; ip rule; ip route show table all; ip -6 route show table all; echo; ip neigh; echo; "
          "ss -tuanp; echo; ss -s"),
-    Item("firewall.txt", "nft's whole ruleset", "nft --stateless list ruleset"),
-    Item("load.txt", "load, memory, pressure, clocks and processes",
+    Item("firewall.txt", "the nftables ruleset", "nft --stateless list ruleset"),
+    Item("load.txt", "load, memory, clocks and processes",
          "date --iso-8601=ns; uptime; free -m; grep . /proc/pressure/*; timedatectl; chronyc -n tracking; "
          "chronyc -n sources; ps -eo pid,user,pcpu,pmem,rss,etimes,stat,comm --sort=-rss | head -n 60"),
 )  # fmt: skip
-"""What is asked of each node. Nothing changes it."""
+"""What each node is asked, whatever its services. Nothing changes it."""
 
-CONTENTS: Mapping[str, str] = {
-    "index.md": "this page",
-    "cluster.yaml": "the cluster file, with every default",
-    "status.json": "what `kubeadm-registry status -o json` says",
-    "doctor.json": "what `kubeadm-registry doctor -o json` says",
-    "workstation.json": "versions of this program and of the workstation, and how long each question took",
-    **{f"nodes/NAME/{item.name}": item.what for item in ITEMS},
-}
-"""Each file, and what is in it."""
+
+def items(of: Sequence[Service]) -> tuple[Item, ...]:
+    """What a node with the services *of* is asked."""
+    own = (Item(f"{one.name}.txt", f"{one.name}'s own status", one.inspect) for one in of if one.inspect)
+    return (*_ITEMS, *own)
+
+
+def contents(of: Sequence[Service]) -> dict[str, str]:
+    """Each file of an archive of nodes with the services *of*, and what is in it; NAME stands for each node."""
+    return {
+        "index.md": "this page",
+        "cluster.yaml": "the cluster file with all defaults",
+        "status.json": "the output of `status -o json`",
+        "doctor.json": "the output of `doctor -o json`",
+        "workstation.json": "local versions, duration of queries",
+        **{f"nodes/NAME/{item.name}": item.what for item in items(of)},
+    }
 
 
 @dataclass(slots=True)
@@ -119,7 +125,7 @@ class Collected:
 def collect(
     config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[str, str], cluster_file: str, seconds: float
 ) -> Collected:
-    """Ask *hosts* for what they logged in the last *seconds* and for the rest of ITEMS, side by side.
+    """Ask *hosts* for what they logged in the last *seconds* and for the rest of what `items` lists, side by side.
 
     *cluster_file* is the cluster file as text. Every file is masked, and then searched for each secret: one in which a
     secret is left is not among the files, nor is anything from a node whose secrets could not be read.
@@ -139,8 +145,9 @@ def collect(
     took: dict[str, float] = {}
     since = f"@{began - seconds:.0f}"
     able = [host for host in hosts if host.name not in unknown]
-    for host, answers in zip(able, side_by_side(lambda one: _ask(config, one, since), able), strict=True):
-        for item, (content, why, duration) in zip(ITEMS, answers, strict=True):
+    asked = items(services(config.spec))
+    for host, answers in zip(able, side_by_side(lambda one: _ask(config, one, asked, since), able), strict=True):
+        for item, (content, why, duration) in zip(asked, answers, strict=True):
             name = f"nodes/{host.name}/{item.name}"
             took[name] = round(duration, 2)
             if why:
@@ -215,10 +222,10 @@ def _mask(config: RegistryCluster, hosts: Sequence[Host]) -> tuple[Mask, dict[st
     return Mask.of(known), unknown
 
 
-def _ask(config: RegistryCluster, host: Host, since: str) -> list[tuple[bytes, str, float]]:
-    """The answers to ITEMS: what came, why nothing or not all of it came, and the seconds it took."""
+def _ask(config: RegistryCluster, host: Host, asked: Sequence[Item], since: str) -> list[tuple[bytes, str, float]]:
+    """The answers to *asked*: what came, why nothing or not all of it came, and the seconds it took."""
     answers = []
-    for item in ITEMS:
+    for item in asked:
         began = time.monotonic()
         try:
             script = f"{{ {item.script}\n}} 2>&1 | tail -c {MOST}"
@@ -246,7 +253,7 @@ def index(config: RegistryCluster, found: Collected, seconds: float, began: floa
         "| file | what is in it | bytes |",
         "| --- | --- | --- |",
     ]
-    for pattern, what in CONTENTS.items():
+    for pattern, what in contents(services(config.spec)).items():
         names = [pattern] if "NAME" not in pattern else [
             pattern.replace("NAME", node.name) for node in config.spec.nodes
         ]  # fmt: skip

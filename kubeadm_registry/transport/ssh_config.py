@@ -31,10 +31,10 @@ class SshTarget:
     """A host to log in to. None: as ssh_config says, else OpenSSH's default.
 
     *name* is for messages; *address* is an address, a name, or a Host of ssh_config. *config_file* replaces the user's
-    and the system's ssh_config. *passphrase* is asked for the passphrase of an encrypted key file, once for all hosts,
-    and may answer None; *sudo_password* is for a user other than root. *connect_timeout* is in seconds (10 if
-    ssh_config says nothing). To a host on the way (ProxyJump) go *config_file*, *known_hosts_file*, *passphrase* and
-    *connect_timeout* only, as with ssh.
+    and the system's ssh_config. *host_key*, as ``ssh-ed25519 AAAA...``, replaces known_hosts. *passphrase* is asked for
+    the passphrase of an encrypted key file, once for all hosts, and may answer None; *sudo_password* is for a user who
+    is not root. *connect_timeout* is in seconds (10 if ssh_config says nothing). To a host on the way (ProxyJump) go
+    *config_file*, *known_hosts_file*, *passphrase* and *connect_timeout* only, as with ssh.
     """
 
     name: str
@@ -44,6 +44,7 @@ class SshTarget:
     identity_file: Path | None = None
     known_hosts_file: Path | None = None
     config_file: Path | None = None
+    host_key: str | None = None
     sudo_password: str | None = field(default=None, repr=False)
     passphrase: Callable[[Path], str | None] | None = None
     connect_timeout: float | None = None
@@ -64,6 +65,8 @@ class Settings:
     agent: Path | None
     known_hosts: tuple[Path, ...]
     host_key_alias: str | None
+    #: The one key that counts, whatever known_hosts has; None: those count.
+    host_key: str | None
     proxy_command: str | None
     #: Hosts to jump over, first to last, as ``[user@]host[:port]``.
     jumps: tuple[str, ...]
@@ -124,6 +127,7 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
         agent=path(agent) if agent else None,
         known_hosts=tuple(path(text) for text in _known_hosts(target, first, jump=jump)),
         host_key_alias=alias,
+        host_key=target.host_key,
         proxy_command=_expand(first("proxycommand"), tokens) or None,
         jumps=tuple(jump for jump in _expand(first("proxyjump"), tokens).split(",") if jump),
         connect_timeout=target.connect_timeout or float(timeout or 10),

@@ -19,6 +19,9 @@ from kubeadm_registry import whoami
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.transport.ssh_config import Settings
 
+#: In place of a known_hosts file.
+PINNED = Path("hostKey")
+
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
@@ -32,7 +35,13 @@ class KnownKey:
 
 
 def known_keys(settings: Settings) -> list[KnownKey]:
-    """Every line about the host: under its HostKeyAlias or HostName, else under its name in ssh_config."""
+    """Every line about the host: under its HostKeyAlias or HostName, else under its name in ssh_config.
+
+    Where one key is pinned, that one.
+    """
+    if settings.host_key is not None:
+        kind, text = settings.host_key.split()
+        return [KnownKey(PINNED, 0, "", kind, base64.b64decode(text))]
     lines = [line for file in settings.known_hosts for line in _lines(file)]
     for name in _names(settings):
         if found := [key for patterns, key in lines if _matches(patterns, name)]:
@@ -67,6 +76,15 @@ def check(settings: Settings, known: Sequence[KnownKey], key_type: str, blob: by
     trusted = [key for key in known if not key.marker]
     if any(key.blob == blob for key in trusted):
         return
+    if settings.host_key is not None:
+        raise ConnectionFailed(
+            f"host key verification failed: {settings.where} presented the {shown}, and its hostKey in spec.nodes is "
+            f"another, {fingerprint(trusted[0].blob)}",
+            host=host,
+            hint="another host may be impersonating it. If it was reinstalled, compare the fingerprint on its console "
+            f"({_on_console(key_type)}), then correct hostKey",
+            code="HostKeyChanged",
+        )
     if trusted:
         places = ", ".join(f"{key.file} line {key.line}" for key in trusted)
         removals = [f"ssh-keygen -f {shlex.quote(str(file))} -R {shlex.quote(name)}" for file in _files(trusted)]

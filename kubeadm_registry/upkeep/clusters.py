@@ -52,11 +52,26 @@ RESOURCES = (
     Resource("v1", "podtemplates", "PodTemplate", Page[structs.PodTemplate], named.of_pod_template),
     Resource("v1", "pods", "Pod", Page[structs.Pod], named.of_pod),
 )
-#: What nodes have in their caches: see ``read``.
-NODES = Resource("v1", "nodes", "Node", Page[structs.Node], named.of_node)
 Found = TypeVar("Found")
 #: GROUP/VERSION/PLURAL
 _CUSTOM = re.compile(r"((?:[a-z0-9-]+\.)+[a-z0-9-]+/v[a-z0-9]+)/([a-z0-9-]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A number that a cluster is told to remember before it is asked what it uses: the *newest*, and the last one that
+    was *confirmed*, since the ledger has it. One whose etcd was restored from a backup remembers an earlier one."""
+
+    newest: int = 0
+    confirmed: int = 0
+
+    def fits(self, known: int) -> bool:
+        """Whether the cluster may remember this while the ledger has the number *known*.
+
+        That is the newest one, or the one before: who told the cluster of the newest may have ended before the ledger
+        had it.
+        """
+        return known in (self.newest, self.confirmed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +81,8 @@ class ClusterReport:
     *uid* is that of the namespace kube-system, which lives as long as the cluster. *uses* are those of the lists that
     could be read. With *problems* one could not, and nothing is known to be unused. *unmatched* are configured paths
     that led to no image although there are such objects: perhaps a mistake. *revision* is the resourceVersion of the
-    last list; it falls when etcd is restored from a snapshot.
+    last list; it falls when etcd is restored from a snapshot, unless that raises it. *marker* is what it remembers;
+    None: it was not asked.
     """
 
     uid: str
@@ -75,13 +91,13 @@ class ClusterReport:
     problems: tuple[Reason, ...] = ()
     unmatched: tuple[str, ...] = ()
     revision: str = ""
+    marker: Marker | None = None
 
 
 def read(
     api: Api,
     *,
     paths: Sequence[tuple[str, str]] = (),
-    node_images: bool = False,
     seconds: float = DEADLINE,
     page: int = 0,
 ) -> ClusterReport:
@@ -89,10 +105,6 @@ def read(
 
     *paths* say where custom resources name images: a resource (``argoproj.io/v1alpha1/workflows``) and a JSONPath in
     its objects (``.spec.templates[*].container.image``). A resource that the cluster does not have is a problem.
-
-    *node_images*: with the images that nodes report. These only add: a node reports the 50 largest, so one that is
-    missing there may well be in use. Off, because what has ever run on a node stays in its cache until the disk fills
-    up, and would stay in the registry as long; what runs is named by its pod.
 
     *page*: objects a page, instead of each resource's own number. Raises ConnectionFailed if the cluster cannot be
     identified (ClusterUnreachable, ClusterNotTrusted, ClusterUnauthorized, ClusterForbidden), ConfigError for *paths*
@@ -102,7 +114,7 @@ def read(
     by = time.monotonic() + seconds
     found = ClusterReport(*_identity(api, by))
     reading = _Reading(api, by)
-    for resource in (*(each.resource for each in custom), *((NODES,) if node_images else ()), *RESOURCES):
+    for resource in (*(each.resource for each in custom), *RESOURCES):
         # Without an answer to one list there is none to the next, and that one reason is enough.
         if not reading.add(replace(resource, page=page or resource.page)):
             break
@@ -115,9 +127,9 @@ def read(
     )
 
 
-def running(api: Api, *, seconds: float = DEADLINE) -> ClusterReport:
+def running(api: Api) -> ClusterReport:
     """What the pods of the cluster behind *api* use, and nothing else. Raises ConnectionFailed as ``read`` does."""
-    by = time.monotonic() + seconds
+    by = time.monotonic() + DEADLINE
     found = ClusterReport(*_identity(api, by))
     reading = _Reading(api, by)
     reading.add(RESOURCES[-1])

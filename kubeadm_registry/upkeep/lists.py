@@ -32,6 +32,11 @@ class Expired(ListFailed):
     """The revision of the list is gone. A list that begins again has another one."""
 
 
+def number(revision: str) -> int:
+    """A resourceVersion as a number (Kubernetes API concepts, "Resource versions": etcd's are); 0 if it is none."""
+    return int(revision) if revision.isascii() and revision.isdigit() else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """What to list: *plural* of the API *version* (``v1``, ``apps/v1``), in all namespaces; empty *kind*: any.

@@ -12,7 +12,6 @@ from kubeadm_registry.upkeep.structs import (
     Container,
     ControllerRevision,
     CronJob,
-    Node,
     Pod,
     PodSpec,
     PodStatus,
@@ -89,14 +88,6 @@ def of_revision(revision: ControllerRevision) -> Iterator[Named]:
             for volume in _mappings(value.get("volumes")):
                 for image in _mappings([volume.get("image")]):
                     yield from _named(_text(image.get("reference")))
-
-
-def of_node(node: Node) -> Iterator[Named]:
-    """The names of the images on *node*, without those that dockershim's successors give to images without a name."""
-    for image in (node.status.images if node.status else None) or ():
-        for name in image.names or ():
-            if "<none>" not in name:
-                yield from _named(name)
 
 
 def _named(reference: str | None, image_id: str | None = "") -> Iterator[Named]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from kubeadm_registry.config.durations import seconds
 from kubeadm_registry.errors import Error
 from kubeadm_registry.images import brought
 from kubeadm_registry.images.pool import Connect
@@ -15,12 +16,12 @@ from kubeadm_registry.retention.holdings import Holdings
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order, order
 from kubeadm_registry.retention.plan import shrunk
-from kubeadm_registry.retention.policy import seconds
 from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep import reading, store
-from kubeadm_registry.upkeep.clusters import ClusterReport
+from kubeadm_registry.upkeep.clusters import ClusterReport, Marker
+from kubeadm_registry.upkeep.lists import number
 from kubeadm_registry.upkeep.store import PATIENCE
 
 
@@ -55,6 +56,16 @@ class Look:
             made, self.trash, inventory, protected, policy.spec, now=self.now, approved=approved, buried=buried
         )
 
+    @property
+    def replaced(self) -> int:
+        """How many records of retention others have replaced, which the executor deletes when it runs."""
+        held = self.holdings.repositories.get(store.REPOSITORY)
+        return 0 if held is None else len(held.manifests - set(held.tags.values()))
+
+    def has(self, marker: Marker) -> bool:
+        """Whether the ledger has the newest *marker* of a cluster."""
+        return any(one.marker == marker.newest for one in self.after.clusters.values())
+
     def _inputs(self, policy: RegistryPolicy) -> tuple[Inventory, Protected]:
         inventory = self.after.inventory(self.holdings)
         workloads = self.after.workloads(self.sets, self.problems, self.uses)
@@ -64,51 +75,49 @@ class Look:
 def look(
     connect: Connect, key: str, policy: RegistryPolicy, now: int, *,
     reports: Mapping[str, ClusterReport] = MappingProxyType({}), sets: Mapping[str, tuple[str, ...]],
-    uses: tuple[Use, ...] = (), accepted: Collection[str] = (), pulls: Pulls | None = None,
+    uses: tuple[Use, ...] = (), accepted: Collection[str] = (), pulls: Callable[[], Pulls | None] = lambda: None,
 ) -> Look:  # fmt: skip
     """Read the registry to which *connect* leads, and the ledger that is kept there under *key*.
 
     *reports* is what clusters say, by what people call them, and goes into the ledger unless it has problems; *uses* is
     what is in use besides, *sets* are those beside that of bundles. The ledger after the look is written: it is what
     makes ages known. Unless it is *accepted* that far fewer images are in use, the next look is compared with as many
-    as this one. *pulls* is what all nodes recorded, None: not known. Raises RegistryError, NewerFormat, Error
-    (LedgerDamaged).
+    as this one. *pulls* returns what the nodes recorded, None: not known; it is called if that matters. Raises
+    RegistryError, NewerFormat, Error (LedgerDamaged).
     """
     with connect() as registry:
         before = retry(lambda: store.read(registry, key), PATIENCE)
         trash = retry(lambda: store.read_trash(registry, key), PATIENCE)
         standing = retry(lambda: store.read_standing(registry, key), PATIENCE)
         sets = {**sets, **_brought(registry, "bundle" in policy.spec.sets)}
-    known = {name: one.manifests.keys() for name, one in before.repositories.items()}
-    holdings = reading.read(connect, known)
-    after = before.after(holdings, now, trash.tags()).pulled(pulls)
+    holdings = reading.read(connect, before.digests())
+    recorded = pulls() if policy.asks_for_pulls or trash.images else None
+    grace = seconds(policy.spec.workload_grace)
+    after = before.after(holdings, now, trash.tags()).pulled(recorded)
+    after = after.asked_for(list(trash), recorded, now, grace=grace)
     older: list[Reason] = []
     for name, report in reports.items():
         went_back = [one for one in _older(name, report, before) if one.approval not in accepted]
         older += went_back
         if not report.problems and not went_back:
-            kept, revision = seconds(policy.spec.workload_grace), _number(report.revision)
-            after = after.reported(report.uid, name, report.uses, now, kept=kept, revision=revision)
+            revision = number(report.revision)
+            marker = report.marker.newest if report.marker is not None else 0
+            after = after.reported(report.uid, name, report.uses, now, kept=grace, revision=revision, marker=marker)
     missed = [one for one in shrunk(after.workloads({}).current, before.previous) if one.approval not in accepted]
     after = replace(after, in_use=before.previous if missed else None)
     with connect() as registry:
         # Others may have looked meanwhile, and heard of other clusters.
-        after = after.with_newer_reports(retry(lambda: store.read(registry, key), PATIENCE))
+        after = after.with_newer_reports(retry(lambda: store.read(registry, key), PATIENCE), before)
         retry(lambda: store.write(registry, key, after), PATIENCE)
     problems = (*(one for report in reports.values() for one in report.problems), *older)
     uses = (*uses, *standing.uses(now))
     return Look(now, before, after, holdings, sets, uses, problems, trash, standing)
 
 
-def _number(revision: str) -> int:
-    """A resourceVersion as a number (Kubernetes API concepts, "Resource versions": etcd's are); 0 if it is none."""
-    return int(revision) if revision.isascii() and revision.isdigit() else 0
-
-
 def _older(name: str, report: ClusterReport, before: Ledger) -> Iterator[Reason]:
     """That the cluster says what it knew earlier: it has forgotten workloads that may still run."""
     known = before.clusters.get(report.uid)
-    newest, now = known.revision if known is not None else 0, _number(report.revision)
+    newest, now = known.revision if known is not None else 0, number(report.revision)
     if 0 < now < newest:
         yield Reason(
             "ClusterOlder",
@@ -116,6 +125,14 @@ def _older(name: str, report: ClusterReport, before: Ledger) -> Iterator[Reason]
             "not know of all workloads",
             f"check that everything is there that should run, then pass --accept ClusterOlder={newest}",
             approval=f"ClusterOlder={newest}",
+        )
+    elif known is not None and known.marker and report.marker is not None and not report.marker.fits(known.marker):
+        yield Reason(
+            "ClusterOlder",
+            f"{name} does not remember what it was told with the last plan: its etcd was restored from a backup, and "
+            "may not know of all workloads, or the object of the plan was made anew",
+            f"check that everything is there that should run, then pass --accept ClusterOlder={known.marker}",
+            approval=f"ClusterOlder={known.marker}",
         )
 
 

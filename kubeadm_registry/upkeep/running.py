@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 
+from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import Plan, RegistryPolicy
 from kubeadm_registry.retention.order import Order
 from kubeadm_registry.upkeep import store
 from kubeadm_registry.upkeep.planning import Look
 from kubeadm_registry.upkeep.store import PATIENCE
+
+#: Hexadecimal digits that name a plan well enough.
+ENOUGH = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,49 @@ def prepare(registry: Api, key: str, look: Look, plan: Plan, rules: RegistryPoli
 
 def keep(registry: Api, key: str, plan: Plan, *, approved: bool = False) -> None:
     """Keep *plan* as the newest of its policy, so that it can be read and approved. Raises RegistryError."""
-    record, content = store.plan_record(plan.policy, approved=approved), json.dumps(plan.to_dict()).encode()
-    retry(lambda: record.write(registry, key, content), PATIENCE)
+    record = store.plan_record(plan.policy, approved=approved)
+    retry(lambda: record.write(registry, key, plan.pieces()), PATIENCE)
+
+
+def publish(registry: Api, key: str, plan: Plan) -> str:
+    """Keep the operator's *plan* as its newest, in the place of the one before; the digest of the artifact.
+
+    It goes by the login that pushes. Raises RegistryError, Error (RecordTooLarge).
+    """
+    return retry(lambda: store.OPERATOR_PLAN.write(registry, key, plan.pieces()), PATIENCE)
+
+
+def find(registry: Api, key: str, digest: str) -> Plan:
+    """The newest plan that is kept and has this *digest*, of which ENOUGH digits will do.
+
+    Raises ConfigError (PlanUnknown), RegistryError, Error (PlanDamaged).
+    """
+    plans = retry(lambda: store.read_plans(registry, key), PATIENCE)
+    try:
+        shown = retry(lambda: store.read_operator_plan(registry, key), PATIENCE)
+    except Error as error:
+        # Whoever may push can damage this one; that hides none of the others.
+        if error.code != store.OPERATOR_PLAN.code or not any(_begins(one.digest, digest) for one in plans):
+            raise
+    else:
+        plans += [] if shown is None else [shown]
+    found = [one for one in plans if named(one.digest, digest)]
+    if len({one.digest for one in found}) != 1:
+        known = ", ".join(sorted({f"{one.digest[:19]} of policy {one.policy}" for one in plans}))
+        raise ConfigError(
+            f"no plan {digest} is known", code="PlanUnknown",
+            hint=f"the newest plans are {known}" if known else "make one with `retention plan`",
+        )  # fmt: skip
+    return max(found, key=lambda one: one.made)
+
+
+def named(digest: str, by: str) -> bool:
+    """Whether *by*, ENOUGH digits or more, with the algorithm or without it, names *digest*."""
+    return len(by.removeprefix("sha256:")) >= ENOUGH and _begins(digest, by)
+
+
+def _begins(digest: str, by: str) -> bool:
+    return digest.removeprefix("sha256:").startswith(by.removeprefix("sha256:").lower())
 
 
 def approve(registry: Api, key: str, plan: Plan, now: int) -> None:

@@ -14,9 +14,10 @@ from kubeadm_registry.retention.standing import Spent, Standing
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep.signed import REPOSITORY, Record
 
-__all__ = ["HISTORY", "LEDGER", "REPOSITORY", "SPENT", "STANDING", "TRASH"]
+__all__ = ["HISTORY", "LEDGER", "OPERATOR_PLAN", "REPOSITORY", "SPENT", "STANDING", "TRASH"]
 
 Value = TypeVar("Value")
+Empty = TypeVar("Empty")
 #: Seconds that the registry may have no answer.
 PATIENCE = 30.0
 _WHO = "only a node writes it: find out who pushed to this repository"
@@ -36,6 +37,11 @@ STANDING = Record(
 SPENT = Record(
     "spent", "the record of what the executor has spent", "SpentDamaged",
     f"{_WHO}. `retention forget --standing` begins a new one, as for pins and approvals",
+)  # fmt: skip
+#: Its login is that for pushes, so one more tag may be written by that, whatever the policy is called.
+OPERATOR_PLAN = Record(
+    "operator-plan", "the operator's retention plan", "PlanDamaged",
+    "whoever may push can replace it: find out who did; the operator's next plan writes it again",
 )  # fmt: skip
 HISTORY = Record(
     "history", "the history of retention", "HistoryDamaged", f"{_WHO}. `retention forget --history` begins a new one"
@@ -93,8 +99,8 @@ def read_history(registry: Api, key: str) -> History:
 
 
 def _read(
-    record: Record, registry: Api, key: str, parse: Callable[[bytes], Value], empty: Callable[[], Value]
-) -> Value:
+    record: Record, registry: Api, key: str, parse: Callable[[bytes], Value], empty: Callable[[], Empty]
+) -> Value | Empty:
     content = record.read(registry, key)
     if content is None:
         return empty()
@@ -112,15 +118,19 @@ def plan_record(policy: str, *, approved: bool = False) -> Record:
 
 def read_plan(registry: Api, key: str, policy: str, *, approved: bool = False) -> Plan | None:
     """The newest plan of *policy*, or the one that was *approved* last; None if there is none."""
-    record = plan_record(policy, approved=approved)
-    content = record.read(registry, key)
-    try:
-        return None if content is None else Plan.parse(content)
-    except Damaged as error:
-        raise record.damaged(error) from error
+    return _read_plan(plan_record(policy, approved=approved), registry, key)
 
 
 def read_plans(registry: Api, key: str) -> list[Plan]:
-    """The newest plan of each policy."""
+    """The newest plan of each policy, by `retention plan` or the timer."""
     names = [tag.removeprefix("plan-") for tag in registry.tags(REPOSITORY) if tag.startswith("plan-")]
     return [plan for name in names if (plan := read_plan(registry, key, name)) is not None]
+
+
+def read_operator_plan(registry: Api, key: str) -> Plan | None:
+    """The newest plan of the operator; None if there is none."""
+    return _read_plan(OPERATOR_PLAN, registry, key)
+
+
+def _read_plan(record: Record, registry: Api, key: str) -> Plan | None:
+    return _read(record, registry, key, Plan.parse, lambda: None)

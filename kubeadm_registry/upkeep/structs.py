@@ -148,25 +148,6 @@ class ControllerRevision(_Part):
     data: Any = None
 
 
-class NodeImage(_Part):
-    """An image on a node; digests first, then tags, five names at most."""
-
-    names: list[str] | None = None
-
-
-class NodeStatus(_Part):
-    """Of a node; its images are the 50 largest (nodeStatusMaxImages)."""
-
-    images: list[NodeImage] | None = None
-
-
-class Node(_Part):
-    """Of a cluster."""
-
-    metadata: Metadata
-    status: NodeStatus | None = None
-
-
 class ListMetadata(
     msgspec.Struct, rename={"version": "resourceVersion", "token": "continue", "left": "remainingItemCount"}
 ):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kubeadm_registry.kubeadm import CA_HASH, CERTIFICATE_KEY, TOKEN
+from kubeadm_registry.config.kubeadm import CA_HASH, CERTIFICATE_KEY, TOKEN
 from tests.lab.command import LabError, wait_until
 from tests.lab.host import Host
 from tests.lab.programs import KUBERNETES, program
@@ -46,11 +46,15 @@ class Kubernetes:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.servers = registry.servers
         self.begin = 0.0
         """When kubeadm init began, in seconds since 1970."""
         self.took: dict[str, float] = {}
         """What a step of the way to a cluster took, in seconds."""
+
+    @property
+    def servers(self) -> dict[str, Host]:
+        """The registry's servers by name."""
+        return self.registry.servers
 
     @property
     def first(self) -> Host:
@@ -83,29 +87,29 @@ class Kubernetes:
         host.put(FILES / "10-kubeadm.conf", "/etc/systemd/system/kubelet.service.d/10-kubeadm.conf")
         host.put(FILES / "lab-pods.service", "/etc/systemd/system/lab-pods.service")
         write(host, "/etc/crictl.yaml", f"runtime-endpoint: {CRI}\nimage-endpoint: {CRI}\n")
-        write(host, "/etc/cni/net.d/10-lab.conflist", json.dumps(_pod_network(self._number(host))))
+        write(host, "/etc/cni/net.d/10-lab.conflist", json.dumps(_pod_network(_number(host))))
         write(host, "/usr/local/sbin/lab-pods", self._routes(host), mode="755")
         host.sh("systemctl", "daemon-reload")
         host.sh("systemctl", "enable", "--quiet", "--now", "lab-pods", "kubelet")
         host.sh("systemctl", "restart", "containerd")
 
-    def _number(self, host: Host) -> int:
-        return list(self.servers).index(host.name) + 1
-
     def _routes(self, host: Host) -> str:
         """A script that leads what is for another host's pods to that host."""
         lines = ["#!/bin/sh -e", "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"]
-        for peer in self.registry.others(host):
-            networks = _pod_networks(self._number(peer))
+        for peer in self.registry.lab.hosts.values():
+            if peer.name == host.name:
+                continue
+            networks = _pod_networks(_number(peer))
             for network, address in zip(networks, (peer.address, peer.address6), strict=True):
                 lines.append(f"ip route replace {network} via {address}")
         return "\n".join(lines) + "\n"
 
     # kubeadm
 
-    def configuration(self, host: Host) -> str:
-        """kubeadm's file for *host*: what our command line writes, and what this machine needs."""
-        return self.registry.cli("config", "kubeadm", "--node", host.name).stdout + MACHINE
+    def configuration(self, host: Host, file: Path | None = None) -> str:
+        """kubeadm's file for *host*: what our command line writes for a cluster file, and what this machine needs."""
+        words = ("--file", file or self.registry.file, "--node", host.name)
+        return self.registry.cli("config", "kubeadm", *words).stdout + MACHINE
 
     def init(self) -> None:
         """``kubeadm init`` on the first server."""
@@ -113,10 +117,10 @@ class Kubernetes:
         write(host, CONFIGURATION, self.configuration(host))
         self.begin = time.time()
         with self.timed("kubeadm init"):
-            host.sh("kubeadm", "init", "--config", CONFIGURATION, "--upload-certs", IGNORED, timeout=240)
+            host.sh("kubeadm", "init", "--config", CONFIGURATION, "--upload-certs", IGNORED, timeout=480)
 
-    def join(self, host: Host) -> None:
-        """``kubeadm join`` of *host* as a control plane.
+    def join(self, host: Host, file: Path | None = None) -> None:
+        """``kubeadm join`` of *host* as a control plane; *file*: a cluster file that lists it, None: the registry's.
 
         The placeholders in our file are replaced by what the commands print that the file itself names.
         """
@@ -125,30 +129,36 @@ class Kubernetes:
         printed = self.first.sh("kubeadm", "token", "create", "--print-join-command").stdout
         found = re.search(r"--token (\S+) --discovery-token-ca-cert-hash (\S+)", printed)
         assert found, printed
-        text = self.configuration(host)
+        text = self.configuration(host, file)
         for placeholder, value in ((TOKEN, found[1]), (CA_HASH, found[2]), (CERTIFICATE_KEY, key)):
             text = text.replace(placeholder, value)
         write(host, CONFIGURATION, text, mode="600")
         with self.timed(f"kubeadm join of {host.name}"):
-            host.sh("kubeadm", "join", "--config", CONFIGURATION, IGNORED, timeout=240)
+            host.sh("kubeadm", "join", "--config", CONFIGURATION, IGNORED, timeout=480)
 
     def pull_all(self, host: Host, repository: str = "") -> float:
         """``kubeadm config images pull`` on *host*, from *repository* if given; the seconds that it took."""
         options = [f"--kubernetes-version={KUBERNETES}", f"--cri-socket={CRI}"]
         options += [f"--image-repository={repository}"] if repository else []
         begin = time.monotonic()
-        host.sh("kubeadm", "config", "images", "pull", *options, timeout=120)
+        host.sh("kubeadm", "config", "images", "pull", *options, timeout=240)
         return time.monotonic() - begin
 
     def reset(self, host: Host) -> None:
         """Begin anew, as people do: kubeadm reset, its directories wiped, no image left, the firewall flushed."""
-        host.sh("kubeadm", "reset", "--force", f"--cri-socket={CRI}", timeout=180)
+        host.sh("kubeadm", "reset", "--force", f"--cri-socket={CRI}", timeout=360)
         host.sh("systemctl", "stop", "kubelet", "containerd")
         host.sh("rm", "-rf", *DIRECTORIES)
         host.sh("find", "/var/lib/containerd", "-mindepth", "1", "-delete")
         host.sh("nft", "flush", "ruleset")
         host.sh("sh", "-c", "! command -v iptables || iptables -F")
         host.sh("systemctl", "start", "containerd", "kubelet")
+
+    def admin_file(self, directory: Path) -> Path:
+        """The administrator's kubeconfig, as a workstation has it."""
+        file = directory / "admin.conf"
+        file.write_text(self.first.sh("cat", "/etc/kubernetes/admin.conf").stdout)
+        return file
 
     # kubectl
 
@@ -165,7 +175,7 @@ class Kubernetes:
         found: dict[str, Any] = json.loads(self.kubectl("get", *words, "--output=json", at=at))
         return found
 
-    def deploy(self, name: str, image: str, *, replicas: int, seconds: float = 120) -> None:
+    def deploy(self, name: str, image: str, *, replicas: int, seconds: float = 240) -> None:
         """A Deployment of *image*, as many pods on each server as on any other, and wait until all are ready."""
         labels = {"app": name}
         spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule"}
@@ -190,15 +200,15 @@ class Kubernetes:
         limit = f"--timeout={seconds:.0f}s"
         self.kubectl("rollout", "status", f"deployment/{name}", limit, timeout=seconds + 10)
 
-    def wait_answering(self, host: Host, *, seconds: float = 120) -> None:
+    def wait_answering(self, host: Host, *, seconds: float = 240) -> None:
         """Wait until the API server of *host* says that it is ready."""
 
         def answers() -> bool:
-            return self.kubectl("get", "--raw=/readyz", at=host, timeout=10, check=False) == "ok"
+            return self.kubectl("get", "--raw=/readyz", "--request-timeout=10s", at=host, check=False) == "ok"
 
         wait_until(f"the API of {host.name}", answers, seconds=seconds, every=0.5)
 
-    def wait_ready(self, *, seconds: float = 120) -> None:
+    def wait_ready(self, *, seconds: float = 240) -> None:
         """Wait until all nodes are ready, and CoreDNS with them."""
         limit = f"--timeout={seconds:.0f}s"
         self.kubectl("wait", "node", "--all", "--for=condition=Ready", limit, timeout=seconds + 10)
@@ -229,18 +239,18 @@ class Kubernetes:
 
         def taken() -> bool:
             try:
-                self.kubectl(*apply, at=at, stdin=json.dumps(manifest), timeout=10)
+                self.kubectl(*apply, at=at, stdin=json.dumps(manifest), timeout=30)
             except LabError as error:
                 said[:] = [str(error)]
                 return False
             return True
 
         try:
-            wait_until(f"the API to take {name}", taken, seconds=60, every=0.5)
+            wait_until(f"the API to take {name}", taken, seconds=180, every=0.5)
         except LabError as error:
             raise LabError(f"{error}: {''.join(said)}") from error
 
-    def wait_running(self, name: str, *, at: Host | None = None, seconds: float = 60) -> None:
+    def wait_running(self, name: str, *, at: Host | None = None, seconds: float = 180) -> None:
         """Wait until the pod *name* is ready. Raises LabError with what is known about it."""
         limit = f"--timeout={seconds:.0f}s"
         try:
@@ -284,17 +294,22 @@ def empty(host: Host) -> bool:
 def pull(host: Host, name: str, *, check: bool = True) -> tuple[float, str]:
     """Pull *name* as the kubelet does; the seconds that it took, and what was said of a failure (empty: none)."""
     begin = time.monotonic()
-    result = host.sh("crictl", "pull", name, timeout=60, check=check)
+    result = host.sh("crictl", "pull", name, timeout=180, check=check)
     return time.monotonic() - begin, result.stderr if result.returncode else ""
 
 
+def _number(host: Host) -> int:
+    """The number of *host* among the lab's, from 1."""
+    return int(host.name.removeprefix("h"))
+
+
 def _pod_networks(number: int) -> tuple[str, str]:
-    """The networks of the pods of the server *number*, in those that our kubeadm file names."""
+    """The networks of the pods of the host *number*, in those that our kubeadm file names."""
     return f"10.244.{number}.0/24", f"fd00:10:244:{number}::/64"
 
 
 def _pod_network(number: int) -> dict[str, object]:
-    """CNI's configuration for the server *number*."""
+    """CNI's configuration for the host *number*."""
     ranges = [[{"subnet": network}] for network in _pod_networks(number)]
     routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
     bridge = {

@@ -9,9 +9,11 @@ import pytest
 from tests.kubernetes import images
 from tests.kubernetes.cluster import Kubernetes, empty
 from tests.lab import machine
+from tests.lab.changing import Changing
+from tests.lab.fresh import fresh_lab
 from tests.lab.programs import KUBERNETES
-from tests.lab.registry import on_new_hosts, skip_without
-from tests.lab.settings import FRONTENDS
+from tests.lab.registry import bundle, skip_without
+from tests.lab.settings import FRONTENDS, Place, Settings
 
 
 def sysctls() -> dict[str, str]:
@@ -29,8 +31,10 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     frontend: str = request.param
     skip_without(frontend)
     before = sysctls()
-    directory = tmp_path_factory.mktemp(frontend)
-    with on_new_hosts(frontend, directory, layout=images.layout()) as registry:
+    bundle(frontend, layout=images.layout())  # takes a while: better before the hosts are up
+    # Three servers and two that may take the place of one.
+    with fresh_lab(Place.default().beside(frontend), Settings(hosts=5)) as lab:
+        registry = Changing(lab, frontend, tmp_path_factory.mktemp(frontend), layout=images.layout())
         registry.write_file({"kubernetes.version": KUBERNETES})
         kubernetes = Kubernetes(registry)
         kubernetes.on_each(kubernetes.prepare)

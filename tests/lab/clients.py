@@ -6,7 +6,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,9 @@ from tests.lab.registry import Registry
 
 #: Seconds that one push may take, also one that is held.
 PATIENCE = 360.0
+USUAL = ("skopeo", "crane", "client")
+#: podman pushes by the same library as skopeo.
+EVERY = (*USUAL, "regctl", "oras")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class Pushed:
     client: str
     repository: str
     image: images.Image
+    begin: float
+    """In seconds since 1970."""
     seconds: float
     error: str
 
@@ -44,8 +49,11 @@ class Pushing:
         return [one for one in self.done if one.error]
 
     def lost(self, registry: Registry) -> list[str]:
-        """Those that succeeded and of which not all is there."""
-        good = [one for one in self.done if not one.error]
+        """Those that succeeded and of which not all is there: of each repository the last, which has the tag.
+
+        zot forgets an image whose last tag is given to another one.
+        """
+        good = {one.repository: one for one in self.done if not one.error}.values()
         return [f"{one.client} {one.repository}" for one in good if images.missing(registry, one.image, one.repository)]
 
     def __str__(self) -> str:
@@ -60,8 +68,15 @@ class Pushing:
 
 
 @contextmanager
-def pushing(registry: Registry, directory: Path, base: bytes | None = None, *, every: float = 0.3) -> Iterator[Pushing]:
-    """Push new images by every client that there is, for the length of a ``with``, ``every`` seconds after the last.
+def pushing(
+    registry: Registry,
+    directory: Path,
+    base: bytes | None = None,
+    *,
+    every: float = 0.3,
+    clients: Sequence[str] = USUAL,
+) -> Iterator[Pushing]:
+    """Push new images by each of *clients*, for the length of a ``with``, ``every`` seconds after the last.
 
     Each has a layer of its own, and *base*, a layer that is in the registry already, if it is given.
     """
@@ -93,6 +108,13 @@ def pushing(registry: Registry, directory: Path, base: bytes | None = None, *, e
     def crane(image: images.Image, layout: Path, repository: str) -> str:
         return run(programs.program("crane"), "push", layout, f"{at}/{repository}:v1")
 
+    def regctl(image: images.Image, layout: Path, repository: str) -> str:
+        return run(programs.program("regctl"), "image", "copy", f"ocidir://{layout}:latest", f"{at}/{repository}:v1")
+
+    def oras(image: images.Image, layout: Path, repository: str) -> str:
+        return run(programs.program("oras"), "cp", "--no-tty", "--from-oci-layout", f"{layout}:latest",
+                   f"{at}/{repository}:v1")  # fmt: skip
+
     def own(image: images.Image, layout: Path, repository: str) -> str:
         try:
             retry(lambda: images.push(registry, image, repository, "v1"), 60)  # as `seed` does
@@ -106,15 +128,17 @@ def pushing(registry: Registry, directory: Path, base: bytes | None = None, *, e
             image = _image(time.time_ns(), base)
             layout = image.write_layout(directory / f"{name}-{count}")
             repository = f"tests/pushing-{name}-{count % 7}"
-            begun = time.monotonic()
+            begin, begun = time.time(), time.monotonic()
             error = push(image, layout, repository)
-            result.done.append(Pushed(name, repository, image, time.monotonic() - begun, error))
+            result.done.append(Pushed(name, repository, image, begin, time.monotonic() - begun, error))
             count += 1
             ended.wait(every)
 
+    ways = {"skopeo": skopeo, "crane": crane, "client": own, "regctl": regctl, "oras": oras}
     workers = [
         threading.Thread(target=go, args=(name, push, number))
-        for number, (name, push) in enumerate({"skopeo": skopeo, "crane": crane, "client": own}.items())
+        for number, (name, push) in enumerate(ways.items())
+        if name in clients
     ]
     for one in workers:
         one.start()

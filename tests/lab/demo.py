@@ -43,9 +43,9 @@ def main() -> int:
 def demo() -> None:
     """From nothing to the measured gap."""
     place = Place.default()
-    heading("Three servers and a client: Debian with systemd, sshd and containerd, no way to the internet")
+    heading("Three nodes and a client: Debian with systemd, sshd and containerd, no internet access")
     if started_by(place) is not None:
-        say("a lab is up from before: it is taken down first")
+        say("an earlier lab is still running and is removed first")
         Lab.open(place).down()
     begin = time.monotonic()
     lab = Lab.up(Settings(), place=place)
@@ -53,7 +53,7 @@ def demo() -> None:
 
     frontend = "zot" if programs.zot() is not None else "distribution"
     registry = Registry(lab, frontend, place.directory / "demo")
-    heading(f"A bundle with all programs ({frontend}), as it would be carried into the room")
+    heading(f"A bundle with all programs ({frontend}), as it would be carried to the air-gapped site")
     shown(registry, "bundle", "inspect", registry.bundle)
     heading("The cluster file")
     say(registry.file.read_text().rstrip())
@@ -62,18 +62,18 @@ def demo() -> None:
     begin = time.monotonic()
     shown(registry, "preflight", "--bundle", registry.bundle)
     shown(registry, "init", "--bundle", registry.bundle)
-    say(f"\nfrom bare servers to a verified registry in {time.monotonic() - begin:.1f} s")
+    say(f"\nfrom bare nodes to a verified registry in {time.monotonic() - begin:.1f} s")
     heading("kubeadm-registry init, again")
     shown(registry, "init")
     registry.wait_whole()
 
     heading(f"skopeo pushes an image as {IMAGE}")
     push(registry)
-    heading("containerd pulls it on every server by its upstream name, through the virtual IP")
+    heading("containerd pulls it on every node by its upstream name, through the virtual IP")
     for name in SERVERS:
         pull(registry, name)
 
-    heading("The power of the server with the virtual IP is cut, while a client reads 50 times a second")
+    heading("The node with the virtual IP loses power while a client reads 50 times a second")
     cut(registry)
     heading("kubeadm-registry status")
     shown(registry, "status", check=False)
@@ -81,7 +81,7 @@ def demo() -> None:
 
 
 def push(registry: Registry) -> None:
-    """Push a real image with skopeo, which trusts only the cluster's authority."""
+    """Push a real image with skopeo, which trusts only the cluster CA."""
     with tempfile.TemporaryDirectory() as directory:
         image = packed({"/usr/local/bin/crane": programs.program("crane")})
         layout = image.write_layout(Path(directory) / "image")
@@ -122,7 +122,7 @@ def cut(registry: Registry) -> None:
         say(f"{holder.name}: power cut")
         time.sleep(AFTER)
     now = ", ".join(registry.holders())
-    say(f"the virtual IP is at {now} now; the client was without an answer for {seen.gap:.2f} s")
+    say(f"the virtual IP is on {now}; the client got no response for {seen.gap:.2f} s")
     say(f"({seen})")
 
 
@@ -130,17 +130,16 @@ def what_next(registry: Registry) -> None:
     """What to try by hand."""
     command = f"{sys.executable} -m tests.lab"
     cli = f"{sys.executable} -m kubeadm_registry"
-    directory = registry.directory
     off = next((host.name for host in registry.servers.values() if host.state != "on"), SERVERS[0])
     heading("What to try next")
     say(
         f"""\
-{command} power-on {off}              the lost server comes back by itself
+{command} power-on {off}              the lost node rejoins
 {command} net-cut h2 --silent         a dead switch port: the carrier stays
-{command} pause h3                    a server that hangs
-{command} ssh h1                      a shell on a server
-(cd {directory} && {command} in {cli} status)
-make lab-down                         all of it is gone"""
+{command} pause h3                    a node that hangs
+{command} ssh h1                      a shell on a node
+{command} in {cli} status --file {registry.file}
+make lab-down                         remove the lab"""
     )
 
 

@@ -161,6 +161,39 @@ def _debian(package: str, *parts: str) -> Program:
     return Program(package, "debian", "a few seconds", steps, needs=tools, packages="apt, dpkg", parts=parts)
 
 
+#: The same with the shared libraries that this machine lacks: ``bin`` starts the program with these.
+_WITH_LIBRARIES = """
+set -eu
+root=$1 package=$2
+cd "$root"
+plan() { apt-get -q --simulate install --no-install-recommends "$package"; }
+steps=$(plan) || { apt-get -q update && steps=$(plan); }
+names=$(printf '%s\\n' "$steps" | sed -n 's/^Inst \\([^ ]*\\) .*/\\1/p' | grep -vx -e "$package" -e 'libc6.*' || :)
+set -- "$package" $names
+apt-get -q download "$@" || { apt-get -q update && apt-get -q download "$@"; }
+for file in *.deb; do dpkg-deb --extract "$file" tree; done
+rm -- *.deb
+libraries=$(find tree -name '*.so.*' -printf '$here/%h\\n' | sort -u | paste -s -d :)
+mkdir bin
+cat > "bin/$package" <<EOF
+#!/bin/sh
+here=\\$(dirname -- "\\$(dirname -- "\\$(readlink -f -- "\\$0")")")
+export LD_LIBRARY_PATH="$libraries"
+exec "\\$here/tree/usr/sbin/$package" "\\$@"
+EOF
+chmod 755 "bin/$package"
+"""
+
+
+def _daemon(package: str) -> Program:
+    """The program of a Debian *package* that has its name, with its libraries. It is not installed either."""
+
+    def steps(root: Path) -> list[list[str]]:
+        return [["sh", "-c", _WITH_LIBRARIES, "sh", str(root), package]]
+
+    return Program(package, "debian", "a few seconds", steps, needs=("apt-get", "dpkg-deb"), packages="apt, dpkg")
+
+
 _CNI = "github.com/containernetworking/plugins/plugins"
 
 PROGRAMS = {
@@ -211,6 +244,8 @@ PROGRAMS = {
         ),
         # The same from its source takes hundreds of modules.
         _debian("prometheus", "prometheus", "promtool"),
+        _daemon("haproxy"),
+        _daemon("keepalived"),
         _python("ansible", "half a minute", ["ansible-playbook"], ansible_core="2.19.14"),
         _python("pyinfra", "half a minute", ["pyinfra"], pyinfra="3.10.0"),
         _own(
@@ -247,6 +282,14 @@ def program(name: str) -> Path:
 def cached(name: str) -> bool:
     """Whether the program *name* is there already, in the wanted version."""
     return _place(name)[1].exists()
+
+
+def there(name: str) -> str | None:
+    """The program *name* for tests of it alone: what KUBEADM_REGISTRY_NAME names, one that is installed, or that of the
+    cache, where the make targets put it; None: there is none."""
+    usual = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    kept = _place(name)[1]
+    return os.environ.get(f"KUBEADM_REGISTRY_{name.upper()}") or usual or (str(kept) if kept.exists() else None)
 
 
 def _place(name: str) -> tuple[Program, Path]:

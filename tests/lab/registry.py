@@ -245,25 +245,25 @@ class Registry:
 
     def garage(self, host: Host) -> dict[str, Any]:
         """Garage's own health as *host* sees it; empty if it does not answer."""
-        script = '"$(readlink "/proc/$(systemctl show -P MainPID "$1")/exe")" -c "$2" json-api GetClusterHealth'
-        result = host.sh(
-            "sh", "-c", script, "-", paths.unit("garage"), f"{paths.ETC}/garage/garage.toml", check=False, timeout=10
-        )
-        if result.returncode != 0:
+        try:
+            health: dict[str, Any] = self.ask_garage(host, "GetClusterHealth", timeout=10)
+        except LabError:
             return {}
-        answer: dict[str, Any] = json.loads(result.stdout)
-        return answer
+        return health
+
+    def ask_garage(self, host: Host, endpoint: str, payload: object = None, *, timeout: float = 30) -> Any:
+        """What the Garage of *host* answers at *endpoint* of its admin API. Raises LabError."""
+        script = 'g=$(readlink "/proc/$(systemctl show -P MainPID "$1")/exe"); exec "$g" -c "$2" json-api "$3" "$4"'
+        words = (self.unit("garage"), f"{paths.ETC}/garage/garage.toml", endpoint, json.dumps(payload))
+        return json.loads(host.sh("sh", "-c", script, "-", *words, timeout=timeout).stdout)
 
     def lay_out(self, zones: Mapping[str, str]) -> None:
         """Give the storage of each server the zone that *zones* says, keep all else, and wait until that is done."""
-        script = 'g=$(readlink "/proc/$(systemctl show -P MainPID "$1")/exe"); exec "$g" -c "$2" json-api "$3" "$4"'
-        unit, config = paths.unit("garage"), f"{paths.ETC}/garage/garage.toml"
 
-        def call(endpoint: str, payload: object) -> Any:
-            words = ("sh", "-c", script, "-", unit, config, endpoint, json.dumps(payload))
-            return json.loads(self.servers[SERVERS[0]].sh(*words, timeout=30).stdout)
+        def call(endpoint: str, payload: object = None) -> Any:
+            return self.ask_garage(self.servers[SERVERS[0]], endpoint, payload)
 
-        layout = call("GetClusterLayout", None)
+        layout = call("GetClusterLayout")
         roles = [{**role, "zone": zones[role["tags"][0]]} for role in layout["roles"]]
         wanted = [
             {key: role[key] for key in ("id", "zone", "capacity", "tags")}
@@ -303,7 +303,7 @@ class Registry:
             flaws.append(f"{self.vip} is on {holders}, {self.vip6} on {there or 'no server'}")
         return flaws
 
-    def wait_whole(self, seconds: float = 60) -> None:
+    def wait_whole(self, seconds: float = 120) -> None:
         """Wait until nothing is wrong. Raises LabError with what still is after *seconds*."""
         flaws: list[str] = []
 

@@ -29,6 +29,16 @@ class Release:
     program: Path
     bundle: Path
 
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command that starts the program."""
+        return _own(self.program)
+
+
+def _own(program: Path) -> tuple[str, ...]:
+    """*program* with the modules of its own environment alone, whatever the tests run with."""
+    return ("env", "-u", "PYTHONPATH", str(program))
+
 
 def commit(version: str) -> str:
     """The commit of the release *version*; empty where the repository's history does not reach so far back."""
@@ -86,8 +96,17 @@ def _make_bundle(place: Path, target: Path, frontend: str, version: str) -> None
     names = ",".join((frontend, "garage", "haproxy", "keepalived", "python", "kubeadm-registry"))
     new = target.with_name(f"new-{target.name}")
     options = [f"--program={name}={path}" for name, path in given.items()]
-    program = str(place / "venv/bin/kubeadm-registry")
-    build(program, "bundle", "create", "-o", str(new), "--with", names, *options, log=place / "log")
+    build(
+        *_own(place / "venv/bin/kubeadm-registry"),
+        "bundle",
+        "create",
+        "-o",
+        str(new),
+        "--with",
+        names,
+        *options,
+        log=place / "log",
+    )
     new.rename(target)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from kubeadm_registry import secrets
 from kubeadm_registry.bundle.make import FromLayout, create
 from tests.lab import images
 from tests.lab.host import Host
+from tests.lab.killing import killed
 from tests.lab.listing import differences, listings
 from tests.lab.registry import Registry
 from tests.lab.test_init import report
@@ -48,17 +48,6 @@ def backed_up(registry: Registry, folder: Path) -> list[str | Path]:
            f"in {time.monotonic() - begin:.1f} s")  # fmt: skip
     return ["restore", backup, "--identity", key, "--ca", registry.ca, "--backup-key", f"{key}.pub",
             "--bundle", registry.bundle]  # fmt: skip
-
-
-def killed(registry: Registry, given: Sequence[str | Path], line: str) -> None:
-    """A run of *given* that is killed when it says *line*."""
-    process = registry.popen(*given)
-    try:
-        assert process.stdout is not None
-        assert any(re.search(line, said) for said in process.stdout), "it ended before"
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def restored(registry: Registry, given: Sequence[str | Path]) -> tuple[dict[str, Any], list[str]]:

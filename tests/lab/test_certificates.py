@@ -7,6 +7,8 @@ import json
 import ssl
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,6 +21,7 @@ from tests.lab.command import wait_until
 from tests.lab.host import Host
 from tests.lab.reading import Object, reading
 from tests.lab.registry import Registry
+from tests.lab.test_helper import Operator, operator  # noqa: F401  the fixture
 from tests.lab.web import CANARY
 
 pytest_plugins = ["tests.lab.registry"]
@@ -95,23 +98,25 @@ def certificates(registry: Registry) -> tuple[dict[str, str], dict[str, int], in
     return condition, {node["name"]: node["certificateDays"] for node in found["nodes"]}, result.returncode
 
 
-# No read may fail beside three reloads, so it needs a machine that has nothing else to do.
-@pytest.mark.long
-def test_a_certificate_that_ends_soon_is_renewed_without_a_failed_read(registry: Registry) -> None:
+@contextmanager
+def renewed(registry: Registry) -> Iterator[dict[str, int]]:
+    """Certificates that end soon, which the ``with`` renews; the days that status says of each before.
+
+    No read fails meanwhile, no client loses a connection that it keeps, and no unit is started again.
+    """
     serials = {name: give(host, timedelta(minutes=30)).serial_number for name, host in registry.servers.items()}
     wait_until("the short-lived certificates are served", lambda: reloaded(registry, serials), seconds=30)
     condition, days, _ = certificates(registry)
     assert condition["reason"] == "EndsSoon", condition
     assert set(days.values()) == {0}
     registry.wait_whole()
-    before, invocations, running = time.time(), registry.invocations(), processes(registry)
-    assert len(running) >= 4 * len(registry.servers), "a master and a worker each"
-    # Enough for both processes of each server; a client that keeps its connection must not lose it.
+    before, invocations = time.time(), registry.invocations()
+    # Enough for both processes of each server.
     kept = [connect(registry, host.address) for host in registry.servers.values() for _ in range(CONNECTIONS)]
     assert {get(connection) for connection in kept} == {200}
     with reading(registry, KNOWN) as result:
-        said = registry.cli("init").stdout
-    sys.stdout.write(f"\n{said}\n  {registry.frontend}: {result}\n")
+        yield days
+    sys.stdout.write(f"  {registry.frontend}: {result}\n")
     assert not result.failed, registry.journals(before)
     assert {get(connection) for connection in kept} == {200}
     for name, host in registry.servers.items():
@@ -119,10 +124,47 @@ def test_a_certificate_that_ends_soon_is_renewed_without_a_failed_read(registry:
         assert file.serial_number != serials[name]
         assert served(registry, host.address) == {file.serial_number}
     assert registry.invocations() == invocations
+
+
+# No read may fail beside three reloads, so it needs a machine that has nothing else to do.
+@pytest.mark.long
+def test_a_certificate_that_ends_soon_is_renewed_without_a_failed_read(registry: Registry) -> None:
+    with renewed(registry):
+        running = processes(registry)
+        assert len(running) >= 4 * len(registry.servers), "a master and a worker each"
+        said = registry.cli("init").stdout
+        sys.stdout.write(f"\n{said}\n")
     assert processes(registry) <= running, "no process is new"
     registry.wait_copied()
     condition, days, code = certificates(registry)
     assert (condition["reason"], code) == ("Valid", 0), condition
+    assert min(days.values()) > pki.LEAF_LIFETIME.days - 2
+    assert registry.cli("init").stdout.splitlines()[-1] == "nothing to do"
+
+
+#: Has certificates renewed as the operator does: cluster file, directory of the Secret, what status says.
+RENEW = """
+import json, pathlib, sys
+from kubeadm_registry import config
+from kubeadm_registry.operator import renewing, way
+path, folder, status = sys.argv[1:]
+members = way.read(pathlib.Path(folder)).members(config.load(pathlib.Path(path)))
+done = renewing.renew(json.loads(status), members, lambda: None)
+print(json.dumps({"done": [[name, verdict.reason, verdict.message] for name, verdict in done]}))
+"""
+
+
+@pytest.mark.long
+def test_the_operator_has_nodes_renew_what_ends_soon(registry: Registry, operator: Operator) -> None:  # noqa: F811
+    """By questions to their helpers, one node after the other, before readers; `init` has nothing to add."""
+    with renewed(registry) as days:
+        status = json.dumps({"nodes": [{"name": name, "certificateDays": left} for name, left in days.items()]})
+        done = operator.python(RENEW, str(operator.folder), status)["done"]
+        sys.stdout.write(f"\n{done}\n")
+    assert [(name, reason) for name, reason, _ in done] == [(name, "Renewed") for name in registry.servers]
+    assert operator.python(RENEW, str(operator.folder), status)["done"] == [], "a node renews its certificate once"
+    condition, days, _ = certificates(registry)
+    assert condition["reason"] == "Valid", condition
     assert min(days.values()) > pki.LEAF_LIFETIME.days - 2
     assert registry.cli("init").stdout.splitlines()[-1] == "nothing to do"
 

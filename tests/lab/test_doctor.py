@@ -15,8 +15,9 @@ import pytest
 
 from kubeadm_registry import config, doctor, paths, secrets
 from kubeadm_registry.access import session
+from kubeadm_registry.components.services import every_service
 from kubeadm_registry.oci import canary
-from kubeadm_registry.support.collection import ITEMS
+from kubeadm_registry.support.collection import items
 from tests.lab.command import LabError
 from tests.lab.host import Host
 from tests.lab.reading import Object, reading
@@ -149,7 +150,7 @@ def test_the_archive_of_a_registry_with_a_node_away_has_no_secret(well: Registry
                 assert not any(form in content for form in forms), (name, secret)
     for name in ("h1", "h2"):
         assert b"push_password <secret push_password>" in files[f"nodes/{name}/journal.log"]
-        for item in ITEMS:
+        for item in items(every_service()):
             assert f"nodes/{name}/{item.name}" in files, f"{item.name} is empty on {name}"
     assert "| h3 | " in files["index.md"].decode()
     well.wait_whole(MENDED)

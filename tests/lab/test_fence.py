@@ -23,7 +23,8 @@ from tests.lab.namespaces import Namespace, network
 from tests.lab.test_guard import ROOT, USERS, rules
 
 T = Timings()
-SLACK = 0.3  # seconds that a busy machine may add to what is measured here
+SLACK = 0.8  # seconds that a busy machine may add to what is measured here; less than others hold netlink's lock
+PATIENCE = 20.0  # seconds until what flows has been seen to
 
 #: The agent's own timer, told by a line on its standard input, as the agent's user.
 AGENT = textwrap.dedent("""
@@ -121,18 +122,23 @@ class Node:
         total, kept = self._line(self._storage, word).split()
         return int(total), int(kept)
 
-    def flows(self, seconds: float = 0.2) -> bool:
-        """Whether bytes reach the storage."""
-        before = self.storage()[0]
-        time.sleep(seconds)
-        return self.storage()[0] > before
+    def flows(self, seconds: float = PATIENCE) -> bool:
+        """Whether bytes reach the storage, or its kernel, within so long."""
+        before, until = sum(self.storage()), time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(0.02)
+            if sum(self.storage()) > before:
+                return True
+        return False
 
     def stops_within(self, seconds: float) -> float:
-        """After how many seconds no bytes reach the storage any more."""
-        began = time.monotonic()
-        while self.flows(0.1):
-            assert time.monotonic() < began + seconds, f"bytes still flow after {seconds} s"
-        return time.monotonic() - began
+        """After how many seconds no bytes reached the storage any more: for SLACK, so long it may not be run."""
+        last = began = time.monotonic()
+        while time.monotonic() < last + SLACK:
+            if self.flows(0.1):
+                last = time.monotonic()
+                assert last < began + seconds, f"bytes still flow after {seconds} s"
+        return last - began
 
     @contextmanager
     def frontend(self, user: str = "zot", size: int = 10, source: str = "") -> Iterator[subprocess.Popen[str]]:
@@ -183,11 +189,11 @@ def test_what_is_armed_ends_by_itself_and_goes_on_when_it_is_renewed(node: Node)
     with node.frontend():
         assert node.agent("ticket", "renew")["renewed"] < SLACK
         assert node.flows()
-        took = node.stops_within(T.timer + 1.0)
+        took = node.stops_within(T.timer + 1.0 + SLACK)
         assert took > T.timer - 0.6, "not before its time"
         assert not node.flows(1.0), "and stays so"
         node.agent("ticket", "renew")
-        assert node.flows(1.0), "what waited in the sockets goes on"
+        assert node.flows(), "what waited in the sockets goes on"
         for _ in range(round(2 * T.timer / 0.2)):
             assert node.agent("ticket", "renew", "wait0.2")["there"]
         assert node.flows()
@@ -197,7 +203,7 @@ def test_a_renewal_that_comes_late_does_nothing(node: Node) -> None:
     """An agent that stood still between its decision and the renewal: the ticket of that decision has ended."""
     with node.frontend():
         node.agent("ticket", "renew")
-        node.stops_within(T.timer + 1.0)
+        node.stops_within(T.timer + 1.0 + SLACK)
         late = node.agent("ticket", f"wait{T.ticket + 0.1}", "renew")
         assert late["renewed"] > T.timer
         assert not node.flows(0.5)
@@ -219,9 +225,9 @@ def test_it_is_armed_and_disarmed_without_end(node: Node) -> None:
     with node.frontend():
         assert node.flows()
         assert node.agent("ticket", "renew")["renewed"] < SLACK
-        node.stops_within(T.timer + 1.0)
+        node.stops_within(T.timer + 1.0 + SLACK)
         node.agent("disarm", "wait0.03")
-        assert node.flows(1.0)
+        assert node.flows()
 
 
 def test_nobody_else_is_cut_and_nobody_else_can_renew(node: Node) -> None:
@@ -229,7 +235,7 @@ def test_nobody_else_is_cut_and_nobody_else_can_renew(node: Node) -> None:
     say += f"[s.sendto(word, ('{paths.S3_ADDRESS}', {paths.FENCE_PORT})) for word in (b't', b'r')]"
     with node.frontend():
         node.agent("ticket", "renew")
-        node.stops_within(T.timer + 1.0)
+        node.stops_within(T.timer + 1.0 + SLACK)
         node.namespace.python(say, "65534")
         assert not node.flows(0.5)
         with node.frontend("root"):
@@ -241,7 +247,7 @@ def test_what_a_killed_process_left_in_its_sockets_never_arrives(node: Node) -> 
     node.storage("pause")
     with node.frontend(size=1 << 24) as process:
         node.agent("ticket", "renew")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not (before := node.storage()[1]) or node.storage()[1] != before:
             assert time.monotonic() < deadline, "the receive buffer never filled"
             time.sleep(0.1)
@@ -261,7 +267,7 @@ def test_without_its_rules_there_is_no_receipt_and_a_reload_forgets_nothing(node
     node.agent("ticket", "renew")
     node.namespace.run("nft", "-f", node.file)
     with node.frontend():
-        node.stops_within(T.timer + 1.0)
+        node.stops_within(T.timer + 1.0 + SLACK)
         node.namespace.run("nft", "-f", node.file)
         assert not node.flows(0.5), "it is armed still"
         node.namespace.run("nft", "flush", "ruleset")
@@ -305,13 +311,13 @@ def test_the_executor_reaches_the_proxy_under_the_lease_only(proxy: Node) -> Non
     assert proxy.agent("ticket", "renew")["renewed"] < SLACK
     with proxy.frontend("retention"):
         assert proxy.flows()
-        took = proxy.stops_within(T.timer + 1.0)
+        took = proxy.stops_within(T.timer + 1.0 + SLACK)
         assert took > T.timer - 0.6, "not before its time"
         late = proxy.agent("ticket", f"wait{T.ticket + 0.1}", "renew")
         assert late["renewed"] > T.timer
         assert not proxy.flows(0.5), "a renewal that comes late does nothing"
         proxy.agent("ticket", "renew")
-        assert proxy.flows(1.0)
+        assert proxy.flows()
         proxy.agent("disarm", "wait0.05")
         assert not proxy.flows(0.5), "it ends at once when the lease is given up"
     for _ in range(100):
@@ -340,7 +346,7 @@ def test_what_a_killed_executor_left_in_its_sockets_never_arrives(proxy: Node) -
         proxy.storage("pause")
         proxy.agent("ticket", "renew")
         with proxy.frontend(user, size=1 << 24) as process:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while not (before := proxy.storage()[1]) or proxy.storage()[1] != before:
                 assert time.monotonic() < deadline, "the receive buffer never filled"
                 proxy.agent("ticket", "renew", "wait0.1")
@@ -361,10 +367,10 @@ def test_what_haproxy_passes_on_for_the_executor_stands_under_the_lease(tmp_path
         node.agent("ticket", "renew")
         with node.frontend("haproxy", source=paths.EXECUTOR_SOURCE):
             assert node.flows()
-            node.stops_within(T.timer + 1.0)
+            node.stops_within(T.timer + 1.0 + SLACK)
             assert not node.flows(0.5)
             node.agent("ticket", "renew")
-            assert node.flows(1.0)
+            assert node.flows()
             node.agent("disarm", "wait0.05")
             assert not node.flows(0.5)
         with node.frontend("haproxy"), node.frontend("haproxy", source=paths.READ_SOURCE):

@@ -19,8 +19,9 @@ import pytest
 from kubeadm_registry import paths, secrets
 from kubeadm_registry.secrets import basic
 from tests.lab import images
-from tests.lab.command import LabError, wait_until
+from tests.lab.command import wait_until
 from tests.lab.host import Host
+from tests.lab.killing import complete
 from tests.lab.listing import differences, listings
 from tests.lab.registry import SERVERS, Registry, renew
 
@@ -135,7 +136,7 @@ def test_a_taken_port_is_named_with_its_owner(untouched: Registry) -> None:
     host = untouched.servers["h1"]
     host.sh("systemd-run", "--quiet", "--unit=squatter", "python3", "-m", "http.server", "5000")
     try:
-        wait_until("the squatter", lambda: host.sh("ss", "-Hltn", "sport = :5000").stdout, seconds=10)
+        wait_until("the squatter", lambda: host.sh("ss", "-Hltn", "sport = :5000").stdout, seconds=30)
         found = problems(untouched)
         pid = host.sh("systemctl", "show", "-P", "MainPID", "squatter").stdout.strip()
     finally:
@@ -432,18 +433,9 @@ def test_one_run_at_a_time_and_a_killed_one_leaves_no_lock(registry: Registry) -
         assert host.sh("test", "-e", "/run/kubeadm-registry.lock.who", check=False).returncode == 1, host.name
 
 
-def patiently(registry: Registry, *arguments: str | Path, seconds: float = 15) -> subprocess.CompletedProcess[str]:
+def patiently(registry: Registry, *arguments: str | Path, seconds: float = 60) -> subprocess.CompletedProcess[str]:
     """Run ``kubeadm-registry``, again as long as the last command of a killed run still works on some host."""
-    until = time.monotonic() + seconds
-    while True:
-        result = registry.cli(*arguments, check=False)
-        if "HostBusy" not in result.stderr:
-            break
-        if time.monotonic() > until:
-            raise LabError(f"the lock of a killed run was not released within {seconds} s: {result.stderr}")
-    if result.returncode != 0:
-        raise LabError(f"ended with status {result.returncode}:\n{result.stdout}{result.stderr}")
-    return result
+    return complete(lambda: registry.cli(*arguments, check=False), seconds=seconds)
 
 
 #: What a run says when it is killed, in the order in which the first run says it, and seconds to wait then.
@@ -504,5 +496,5 @@ def start_patiently(registry: Registry) -> subprocess.Popen[str]:
             for host in registry.servers.values()
         )
 
-    wait_until("the locks of a killed run to be gone", free, seconds=30)
+    wait_until("the locks of a killed run to be gone", free, seconds=60)
     return registry.popen("init", "--bundle", registry.bundle)

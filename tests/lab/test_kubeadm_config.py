@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry.config import Spec
-from kubeadm_registry.kubeadm import kubeadm_config
+from kubeadm_registry.config.kubeadm import kubeadm_config
 from tests.lab.programs import PROGRAMS, program
 
 V4 = [{"name": f"cp-{n}", "address": f"10.0.0.1{n}"} for n in (1, 2, 3)]

@@ -44,7 +44,7 @@ def pings(source: Host, address: str) -> bool:
 
 def datagram_arrives(source: Host, target: Host) -> bool:
     """Whether one UDP datagram gets from *source* to *target*, two hosts with Python."""
-    with subprocess.Popen(target.sh_argv("python3", "-c", RECEIVE, "1"), stdout=subprocess.PIPE, text=True) as receiver:
+    with subprocess.Popen(target.sh_argv("python3", "-c", RECEIVE, "3"), stdout=subprocess.PIPE, text=True) as receiver:
         assert receiver.stdout is not None
         assert receiver.stdout.readline() == "ready\n"
         source.sh("bash", "-c", 'echo -n hello > "/dev/udp/$1/9999"', "-", target.address)
@@ -62,7 +62,7 @@ def ticking(host: Host) -> Iterator[None]:
     """Let the host write a file every 50 ms meanwhile."""
     script = "while :; do date +%s.%N > /run/tick; sleep 0.05; done"
     host.sh("systemd-run", "--quiet", "--collect", "--unit=tick", "sh", "-c", script)
-    wait_until("the first tick", lambda: host.sh("test", "-s", "/run/tick", check=False).returncode == 0, seconds=5)
+    wait_until("the first tick", lambda: host.sh("test", "-s", "/run/tick", check=False).returncode == 0, seconds=30)
     try:
         yield
     finally:
@@ -187,24 +187,24 @@ def test_a_host_is_cut_off(healthy_lab: Lab, silent: bool) -> None:
     assert healthy_lab.run("ssh", "-F", healthy_lab.place.ssh_config, "h1", "true", check=False).returncode != 0
     assert has_carrier(h1) is silent
     h1.heal()
-    wait_until("h1's answer to h2", lambda: pings(h2, h1.address), seconds=5)
+    wait_until("h1's answer to h2", lambda: pings(h2, h1.address), seconds=30)
     assert has_carrier(h1)
 
 
 def test_a_paused_host_stands_still_and_its_kernel_answers(healthy_lab: Lab) -> None:
     h1, h2 = healthy_lab.hosts["h1"], healthy_lab.hosts["h2"]
     with ticking(h1):
-        assert not stands_still(h1)
+        wait_until("a tick", lambda: not stands_still(h1), seconds=30)
         h1.pause()
         assert h1.state == "paused"
         assert stands_still(h1)
         assert pings(h2, h1.address)
         with healthy_lab.network():
-            connection = socket.create_connection((h1.address, 22), timeout=2)
+            connection = socket.create_connection((h1.address, 22), timeout=5)
         with connection, pytest.raises(TimeoutError):  # accepted by the kernel, no banner from sshd
             connection.recv(4)
         h1.resume()
-        assert not stands_still(h1)
+        wait_until("a tick again", lambda: not stands_still(h1), seconds=30)
     assert h1.ssh("true").returncode == 0
 
 
@@ -231,7 +231,7 @@ def test_nobody_outside_holds_a_hosts_disk(healthy_lab: Lab) -> None:
     directory = str(healthy_lab.place.directory)
     with subprocess.Popen(["unshare", "--mount", "sleep", "infinity"]) as bystander:
         try:
-            wait_until("its namespace", lambda: namespace(bystander.pid) != namespace("self"), seconds=5, every=0.02)
+            wait_until("its namespace", lambda: namespace(bystander.pid) != namespace("self"), seconds=30, every=0.02)
             assert [path for path in mounts(bystander.pid) if path.startswith(directory)] == []
             h1.power_cut()
             h1.power_on()
@@ -285,11 +285,11 @@ def test_a_signal_reaches_all_processes_of_a_unit(healthy_lab: Lab) -> None:
     def processes() -> list[str]:
         return h3.sh("ps", "-o", "stat=", "-C", "sleep", check=False).stdout.split()
 
-    wait_until("two sleepers", lambda: len(processes()) == 2, seconds=5)
+    wait_until("two sleepers", lambda: len(processes()) == 2, seconds=30)
     h3.kill("pair.service", signal.SIGSTOP)
     assert [state[0] for state in processes()] == ["T", "T"]
     h3.kill("pair.service")
-    wait_until("their end", lambda: not processes(), seconds=5)
+    wait_until("their end", lambda: not processes(), seconds=30)
 
 
 def test_what_cannot_be_is_refused_in_plain_words(lab: Lab) -> None:
@@ -375,7 +375,7 @@ def test_down_mends_what_a_broken_run_left(lab: Lab, tmp_path: Path, broken: str
         case _:  # as a lab of an earlier version had them
             run("mount", "--bind", place.hosts, place.hosts)
     environment = {**os.environ, "KUBEADM_REGISTRY_LAB": str(tmp_path / "broken-lab")}
-    subprocess.run([sys.executable, "-m", "tests.lab", "down"], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "tests.lab", "down"], env=environment, check=True, timeout=180)
     assert remains(place) == []
     assert pings(lab.hosts["h1"], lab.hosts["h2"].address)
 
@@ -389,12 +389,12 @@ def test_a_start_that_is_ended_leaves_nothing(lab: Lab, tmp_path: Path, number: 
     # A shell's background job ignores SIGINT, and so would what it starts.
     heeding = ["env", "--default-signal=INT", *command, "up", "--hosts", "1"]
     with subprocess.Popen(heeding, env=environment, start_new_session=True) as starting:
-        wait_until("a half started lab", lambda: cgroups.of_lab(place.name), seconds=30, every=0.02)
+        wait_until("a half started lab", lambda: cgroups.of_lab(place.name), seconds=120, every=0.02)
         starting.send_signal(number)
     try:
         if number == signal.SIGKILL:
             assert remains(place)
-            subprocess.run([*command, "down"], env=environment, check=True, timeout=60)
+            subprocess.run([*command, "down"], env=environment, check=True, timeout=180)
         else:
             assert starting.returncode == 130
         assert remains(place) == []

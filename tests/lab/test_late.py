@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry import config, paths, pki, zipapp
-from kubeadm_registry.components import agent, distribution, garage, haproxy
+from kubeadm_registry import config, paths, pki
+from kubeadm_registry.components import agent, distribution, garage, haproxy, zipapp
 from kubeadm_registry.engine.changes import File
 from kubeadm_registry.phases import network as phase
 from tests.lab.command import wait_until
@@ -142,11 +142,11 @@ def node(folder: Path) -> Iterator[Node]:
         start(sys.executable, "-c", FRONTEND, str(folder / "arrived"))
         proxy = start(program(), "-db", "-f", str(etc / "haproxy/haproxy.cfg"), INSTANCE="1")
         socket = run / "haproxy/1.sock"
-        wait_until("HAProxy", socket.exists, seconds=10, every=0.05)
+        wait_until("HAProxy", socket.exists, seconds=30, every=0.05)
         socket.chmod(0o666)
         command = (sys.executable, "-I", "-B", str(etc / "agent.pyz"), "--config", str(etc / "agent.json"))
         made = Node(own, folder, start("setpriv", f"--reuid={uid}", f"--regid={uid}", *rights, *command), proxy)
-        wait_until("the lease", lambda: made.writer.get("role") == "writer", seconds=40, every=0.05)
+        wait_until("the lease", lambda: made.writer.get("role") == "writer", seconds=90, every=0.05)
         yield made
 
 
@@ -180,6 +180,6 @@ def test_what_lay_in_the_sockets_of_a_proxy_that_stood_still_does_not_arrive(tmp
         late = one.arrived
         before = one.writer["term"]
         os.kill(one.agent.pid, signal.SIGCONT)
-        wait_until("a new term", lambda: one.writer["role"] == "writer" and one.writer["term"] > before, seconds=20)
+        wait_until("a new term", lambda: one.writer["role"] == "writer" and one.writer["term"] > before, seconds=60)
         time.sleep(1.0)  # under which the kernel would pass on what it held back
         assert (late, one.arrived) == (([], []) if rule == "as it is" else (["PUT /v2/a/manifests/late"],) * 2)

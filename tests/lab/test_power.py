@@ -49,7 +49,7 @@ def returned(registry: Registry) -> tuple[images.Image, images.Image, Host, floa
     images.push(registry, before, "power/before")
     victim = registry.holder()
     victim.power_cut()
-    wait_until("an answer", lambda: served(registry, before, "power/before"), seconds=10)
+    wait_until("an answer", lambda: served(registry, before, "power/before"), seconds=60)
     images.push(registry, meanwhile, "power/meanwhile")
     victim.power_on()
     begin = time.monotonic()
@@ -63,7 +63,7 @@ def test_after_a_return_another_server_may_be_lost(registry: Registry) -> None:
     say(f"{registry.frontend}: returned, whole {time.monotonic() - begin:.1f} s after")
     other = registry.others(victim)[0]
     other.power_cut()
-    wait_until("an answer", lambda: served(registry, before, "power/before"), seconds=10)
+    wait_until("an answer", lambda: served(registry, before, "power/before"), seconds=60)
     for address in ("", *(server.address for server in registry.others(other))):
         assert not images.missing(registry, before, "power/before", address=address)
         assert not images.missing(registry, meanwhile, "power/meanwhile", address=address)
@@ -102,7 +102,7 @@ def test_a_server_that_lost_everything_is_made_anew_and_gets_all_data(registry: 
     wait_until("status to say that any node may be lost", may_be_lost, seconds=120, every=0.5)
     say(f"{registry.frontend}: made anew, its copies {time.monotonic() - begin:.1f} s after init")
     other.power_cut()
-    wait_until("an answer", lambda: served(registry, image, "power/replaced"), seconds=10)
+    wait_until("an answer", lambda: served(registry, image, "power/replaced"), seconds=60)
     assert not images.missing(registry, image, "power/replaced", address=victim.address)
 
 

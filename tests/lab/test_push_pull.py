@@ -304,7 +304,7 @@ def closed(pushed: Registry) -> Iterator[Registry]:
 
 def test_pulls_can_be_closed_and_containerd_goes_on(closed: Registry, logins: dict[str, Login | None]) -> None:
     path = f"/v2/{UPSTREAM}/manifests/v1"
-    wait_until("old proxy processes to be gone", lambda: ask(closed, "GET", path).status == 401, seconds=5)
+    wait_until("old proxy processes to be gone", lambda: ask(closed, "GET", path).status == 401, seconds=30)
     for address in addresses(closed):
         assert ask(closed, "GET", path, address=address).status == 401, address
         assert ask(closed, "HEAD", path, address=address).status == 401, address

@@ -234,7 +234,7 @@ def test_an_upload_that_is_cut_off_in_a_piece(served: Served, at: Registry) -> N
             told.append(other.send("GET", place))
         return told[-1].status_code == 404 or told[-1].headers["Range"] == f"0-{cut - 1}"
 
-    wait_until("the registry to notice", settled, seconds=5)
+    wait_until("the registry to notice", settled, seconds=30)
     assert told[-1].status_code == (204 if served.kind == "distribution3" else 404)
     with served.client() as other:
         Upload(other, "a/cut", DIGEST, len(CONTENT), piece=PIECE, location=place).run(source(CONTENT))

@@ -102,7 +102,7 @@ def test_a_worker_pulls_from_a_bundle_while_the_registry_is_away(registry: Regis
         chosen.sh("rm", "-rf", FOLDER)
         for one in books.values():
             one.run(*one.lines(4, "start"))
-    registry.wait_whole(60)
+    registry.wait_whole(120)
     assert [line for line in book.lines(8) if line not in book.ran] == [], "every command of this section was run"
 
     removed = registry.json("mirrors", "remove", "--nodes", nodes)[-1]

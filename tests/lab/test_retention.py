@@ -43,12 +43,14 @@ def test_old_images_go_and_those_in_use_stay(registry: Registry, tmp_path: Path)
     area = f"registry.example/retention-{time.time_ns()}"
     policy, used = tmp_path / "policy.yaml", tmp_path / "in-use.txt"
     policy.write_text(POLICY % area)
+    patient = tmp_path / "patient.yaml"  # for what is pushed here may take more than a minute
+    patient.write_text((POLICY % area).replace("grace: 1m", "grace: 1h").replace("after: 1m", "after: 1h"))
     earlier = len(registry.json("retention", "history")[-1]["runs"])
     versions = [images.image((200_000,), seed=time.time_ns() + number) for number in range(3)]
     for number, version in enumerate(versions):
         images.push(registry, version, f"{area}/app", f"v{number}")
         images.push(registry, version, f"{area}/moving", "latest")
-        assert not plan(registry, policy, "--no-cluster")["deletions"], "all of it is too new"
+        assert not plan(registry, patient, "--no-cluster")["deletions"], "all of it is too new"
     used.write_text(f"{registry.vip}:5000/{area}/app:v0\n")
 
     def deleted() -> set[tuple[str, str, str]]:

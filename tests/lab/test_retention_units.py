@@ -143,7 +143,7 @@ def test_init_does_not_touch_what_runs(registry: Registry) -> None:
     try:
         host.sh("systemctl", "start", "--no-block", UNIT)
         pid = ("systemctl", "show", "-P", "MainPID", UNIT)
-        wait_until("the executor", lambda: host.sh(*pid).stdout.strip() != "0", seconds=20)
+        wait_until("the executor", lambda: host.sh(*pid).stdout.strip() != "0", seconds=60)
         before = host.sh(*pid).stdout
         host.sh("sed", "-i", "s/^Nice=.*/Nice=11/", f"{paths.UNITS}/{retention.TEMPLATE}")
         said = registry.cli("init").stdout
@@ -192,7 +192,7 @@ def lease_holder(registry: Registry) -> Host:
         held[:] = [host for host in servers if registry.state(host)["writer"]["role"] == "writer"]
         return len(held) == 1
 
-    wait_until("one holder of the lease", found, seconds=30)
+    wait_until("one holder of the lease", found, seconds=60)
     return held[0]
 
 

@@ -69,7 +69,7 @@ def sampled(registry: Registry) -> Iterator[Outages]:
             assert process.stdout.readline() == "ready\n"
         yield outages
         for name, process in processes.items():
-            looks = [json.loads(line) for line in process.communicate(timeout=10)[0].splitlines()]
+            looks = [json.loads(line) for line in process.communicate(timeout=60)[0].splitlines()]
             outages.looks += len(looks)
             outages.found[name] = list(_outages(looks))
     finally:

@@ -16,6 +16,7 @@ from cryptography import x509
 
 from kubeadm_registry import paths, pki
 from tests.lab import images
+from tests.lab.changing import around_failures
 from tests.lab.clients import pushing
 from tests.lab.host import Host
 from tests.lab.reading import Reading, reading
@@ -171,6 +172,7 @@ def test_passwords_and_keys_are_replaced_and_no_pull_fails(registry: Registry, c
         registry.cli("credentials", "rotate", "--role", "heartbeat")
     sys.stdout.write(f"\n  {registry.frontend}, passwords and heartbeat in {time.monotonic() - begin:.1f} s: ")
     sys.stdout.write(f"{pulls}; {reads}; {pushes}\n")
+    sys.stdout.writelines(around_failures(registry, reads, pushes))
     assert (pulls.failed, reads.failed, pushes.failed) == ([], [], [])
     assert registry.holder().name == holder, "the virtual IP stayed where it was"
     registry.forget_logins()
@@ -183,6 +185,12 @@ def test_passwords_and_keys_are_replaced_and_no_pull_fails(registry: Registry, c
         registry.cli("credentials", "rotate", "--role", "s3")
     sys.stdout.write(f"\n  {registry.frontend}, storage key in {time.monotonic() - begin:.1f} s: {pulls}; {reads}\n")
     assert (pulls.failed, reads.failed) == ([], [])
+    registry.wait_whole()
+    with pulling([registry.client]) as pulls, reads_of(registry) as reads:
+        registry.cli("credentials", "rotate", "--role", "admin")
+    sys.stdout.write(f"\n  {registry.frontend}, admin token: {pulls}; {reads}\n")
+    assert (pulls.failed, reads.failed) == ([], [])
+    assert registry.holder().name == holder
     images.push(registry, images.image((300_000,), seed=7), "rotation/later")
     registry.wait_whole()
     assert registry.cli("init").stdout.splitlines()[-1] == "nothing to do"

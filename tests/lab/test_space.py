@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +36,7 @@ def say(text: str) -> None:
 def bucket(registry: Registry) -> dict[str, Any]:
     """What Garage says of the frontend's bucket."""
     host = next(iter(registry.servers.values()))
-    script = '"$(readlink "/proc/$(systemctl show -P MainPID "$1")/exe")" -c "$2" json-api GetBucketInfo "$3"'
-    wanted = json.dumps({"globalAlias": f"registry-{registry.frontend}"})
-    words = ("sh", "-c", script, "-", registry.unit("garage"), "/etc/kubeadm-registry/garage/garage.toml", wanted)
-    found: dict[str, Any] = json.loads(host.sh(*words).stdout)
+    found: dict[str, Any] = registry.ask_garage(host, "GetBucketInfo", {"globalAlias": f"registry-{registry.frontend}"})
     return found
 
 

@@ -16,6 +16,7 @@ from kubeadm_registry.errors import Error
 from kubeadm_registry.executor.run import Executor
 from kubeadm_registry.images import referrers
 from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
+from kubeadm_registry.oci import canary
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, push_blob
 from kubeadm_registry.registry.answers import Answer
@@ -158,6 +159,9 @@ def world(served: Served, request: pytest.FixtureRequest) -> Iterator[World]:
     """A repository that no other test uses; nothing is in the trash."""
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
     with served.client() as at:
+        for blob in (canary.LAYER, canary.CONFIG):
+            push_blob(at, canary.REPOSITORY, blob.digest, blob.content)
+        at.push_manifest(canary.REPOSITORY, canary.TAG, canary.MANIFEST.content, canary.MANIFEST_TYPE)
         for record in (store.LEDGER, store.TRASH, store.STANDING, store.SPENT, store.HISTORY):
             if digest := at.digest(store.REPOSITORY, record.tag):
                 at.delete_manifest(store.REPOSITORY, digest)

@@ -6,11 +6,9 @@ Each release is installed by its own program, see ``releases``.
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,13 @@ from kubeadm_registry.components.compatibility import way_back
 from kubeadm_registry.oci import canary
 from kubeadm_registry.phases.upgrade_plan import RECORDS
 from tests.lab import images, releases
-from tests.lab.clients import pushing
+from tests.lab.clients import Pushing, pushing
 from tests.lab.command import LabError
+from tests.lab.killing import complete, kill
 from tests.lab.pulling import configure, pulling
-from tests.lab.reading import Object, reading
+from tests.lab.reading import Object, Reading, reading
 from tests.lab.registry import SERVERS, Registry, renew, repeat
 from tests.lab.releases import RELEASES, Release, release
-from tests.lab.test_init import patiently
 
 pytest_plugins = ["tests.lab.registry"]
 #: Run by `make day-two`.
@@ -56,7 +54,7 @@ def _history() -> None:
 
 def run_release(made: Release, registry: Registry, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the program of the release *made* to its end, in the lab's network."""
-    argv = registry.lab.argv(str(made.program), *map(str, arguments))
+    argv = registry.lab.argv(*made.argv, *map(str, arguments))
     return subprocess.run(
         argv, cwd=registry.directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
     )
@@ -88,6 +86,19 @@ def upgrade(registry: Registry, *options: str) -> list[dict[str, Any]]:
     return registry.json("upgrade", "--bundle", registry.bundle, *options, timeout=600)
 
 
+def watched(registry: Registry, directory: Path) -> tuple[list[dict[str, Any]], Reading, Pushing, list[str]]:
+    """Run ``upgrade`` beside a reader and clients that push: what it said, what came of these, who took the VIP."""
+    login, begin = registry.login("pull"), time.time()
+    with (
+        reading(registry, CANARY, login=login, period=PERIOD, deadline=DEADLINE) as read,
+        pushing(registry, directory, every=1.5) as pushes,
+    ):
+        time.sleep(1)
+        events = upgrade(registry)
+        time.sleep(1)
+    return events, read, pushes, taken(registry, begin)
+
+
 @pytest.mark.parametrize("version", RELEASES)
 def test_from_a_release_to_this_one(
     hosts_for_registry: Registry, version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -108,16 +119,8 @@ def test_from_a_release_to_this_one(
     assert [turn["node"] for turn in plan["order"]] == [*(name for name in SERVERS if name != holder), holder]
 
     restart_all(registry)
-    login, begin = registry.login("pull"), time.time()
-    with (
-        reading(registry, CANARY, login=login, period=PERIOD, deadline=DEADLINE) as read,
-        pulling(registry.client, [f"{name}:v1" for name in kept]) as pulls,
-        pushing(registry, tmp_path / "pushing", every=1.5) as pushes,
-    ):
-        time.sleep(1)
-        events = upgrade(registry)
-        time.sleep(1)
-    moves = taken(registry, begin)
+    with pulling(registry.client, [f"{name}:v1" for name in kept]) as pulls:
+        events, read, pushes, moves = watched(registry, tmp_path / "pushing")
     with capsys.disabled():
         report(f"{registry.frontend}, {version}: {events[-1]['seconds']:.0f} s, {events[-1]['changed']} changes")
         report(f"the VIP moved {len(moves)} times; reads: {read}")
@@ -141,34 +144,39 @@ def test_from_a_release_to_this_one(
     assert version not in {there["agent"] for there in plan["current"].values()}
 
 
+def test_between_agents_that_know_planned_moves_no_push_fails(
+    registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With zot either: the uploads that have begun end before the writer moves."""
+    registry.wait_whole()
+    holder = registry.holder().name
+    restart_all(registry)
+    events, read, pushes, moves = watched(registry, tmp_path / "pushing")
+    with capsys.disabled():
+        report(f"{registry.frontend}: {events[-1]['seconds']:.0f} s; the VIP moved {len(moves)} times; reads: {read}")
+        report(str(pushes))
+        for one in (*read.failed, *pushes.failed):
+            report(str(one)[:500])
+    assert not [event for event in events if "no planned move" in str(event)]
+    assert "ask" in {event["phase"] for event in events if event["event"] == "change"}
+    assert len(moves) == 1
+    assert registry.holder().name != holder
+    assert not read.failed
+    assert not pushes.failed
+    assert pushes.lost(registry) == []
+    registry.wait_whole()
+    assert upgrade(registry)[-1]["summary"] == "nothing to do"
+
+
 def test_an_upgrade_that_is_killed_is_completed_by_the_next(registry: Registry) -> None:
     """At a random change, whose number is printed; KUBEADM_REGISTRY_REPEAT times."""
     for number in range(repeat()):
         restart_all(registry)
-        changes = [event for event in upgrade(registry, "--dry-run") if event["event"] == "change"]
-        last = random.Random(number).randrange(1, len(changes))
-        process = registry.popen("upgrade", "--bundle", registry.bundle, "-o", "json")
-        seen = []
-        try:
-            for line in said(process):
-                event = json.loads(line)
-                seen += [event] if event["event"] == "change" else []
-                if len(seen) == last:
-                    break
-        finally:
-            process.kill()
-            process.communicate()
-        report(f"killed at change {last} of {len(changes)}: {seen[-1]['host']}, {seen[-1]['title']}")
-        patiently(registry, "upgrade", "--bundle", registry.bundle, seconds=60)
+        kill(registry, number, "upgrade", "--bundle", str(registry.bundle))
+        complete(lambda: registry.cli("upgrade", "--bundle", registry.bundle, check=False, timeout=600))
         registry.wait_whole()
         assert upgrade(registry)[-1]["summary"] == "nothing to do"
         assert images.missing(registry, canary_image(), canary.REPOSITORY) == []
-
-
-def said(process: subprocess.Popen[str]) -> Iterator[str]:
-    """The lines of a run, as they come."""
-    assert process.stdout is not None
-    yield from process.stdout
 
 
 def canary_image() -> images.Image:

@@ -157,7 +157,7 @@ def the_writer(registry: Registry) -> Host:
         found[:] = writers(registry, list(registry.servers.values()))
         return len(found) == 1
 
-    wait_until("one writer", one, seconds=30, every=0.3)
+    wait_until("one writer", one, seconds=60, every=0.3)
     return found[0]
 
 
@@ -174,7 +174,7 @@ def suffer(registry: Registry, repository: str, *what: Fault) -> Course:
                 wrong.enter_context(one(host))
             with through_the_gate(registry, others, IMAGE, repository, "new") as new:
                 try:
-                    wait_until("a push that a new writer accepts", lambda: new.accepted, seconds=20, every=0.01)
+                    wait_until("a push that a new writer accepts", lambda: new.accepted, seconds=60, every=0.01)
                 except LabError as error:
                     errors = {one.error for one in new.done}
                     raise LabError(f"{error}: {errors}\n{registry.journals(begin)}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import signal
 import socket
 import ssl
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -45,8 +46,8 @@ class Answer:
 class ApiServer:
     """A running API server; *directory* holds its certificates, and a kubeconfig for each user; *etcd* is its URL."""
 
-    def __init__(self, directory: Path, port: int, etcd: str, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+    def __init__(self, directory: Path, port: int, etcd: str, processes: tuple[Process, Process]) -> None:
+        self._store, self._process = processes
         self.directory = directory
         self.etcd = etcd
         self.url = f"https://127.0.0.1:{port}"
@@ -60,11 +61,34 @@ class ApiServer:
     @contextmanager
     def away(self) -> Iterator[None]:
         """It takes connections and answers nothing, as a process that hangs, for the length of a ``with``."""
-        self._process.send_signal(signal.SIGSTOP)
-        try:
+        with self._process.stopped():
             yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
+
+    def wait(self) -> None:
+        """Until it is ready."""
+        wait_until(
+            "kube-apiserver to be ready", lambda: self.ask("get", "--raw=/readyz").taken, seconds=_START, every=0.5
+        )
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """What is written in a ``with`` is forgotten at its end: etcd has a copy of its disk from the beginning then.
+
+        The API server is away meanwhile, and revisions go on from those of the copy.
+        """
+        data = self.directory / "etcd"
+        with tempfile.TemporaryDirectory(prefix="etcd-") as folder:
+            copy = Path(folder) / "copy"
+            with self._store.stopped():
+                shutil.copytree(data, copy)
+            yield
+            for each in (self._process, self._store):
+                each.end()
+            shutil.rmtree(data)
+            shutil.copytree(copy, data)
+            for each in (self._store, self._process):
+                each.start()
+            self.wait()
 
     @property
     def certificate(self) -> Path:
@@ -128,23 +152,21 @@ def running(*flags: str) -> Iterator[ApiServer]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="apiserver-")))
         port, client, peer = free_port(), f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
         _credentials(directory, f"https://127.0.0.1:{port}")
-        stack.enter_context(_process(directory, "etcd", (
+        store = stack.enter_context(Process(directory, "etcd", (
             "--name=one", f"--data-dir={directory / 'etcd'}", "--unsafe-no-fsync", "--log-level=error",
             f"--listen-client-urls={client}", f"--advertise-client-urls={client}", f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=one={peer}",
         )))  # fmt: skip
         key = directory / "service-account.key"
-        process = stack.enter_context(_process(directory, "kube-apiserver", (
+        process = stack.enter_context(Process(directory, "kube-apiserver", (
             f"--etcd-servers={client}", "--bind-address=127.0.0.1", f"--secure-port={port}",
             f"--cert-dir={directory / 'certificates'}", "--service-cluster-ip-range=10.96.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}", f"--token-auth-file={directory / 'tokens'}",
             "--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount", *flags,
         )))  # fmt: skip
-        server = ApiServer(directory, port, client, process)
-        wait_until(
-            "kube-apiserver to be ready", lambda: server.ask("get", "--raw=/readyz").taken, seconds=_START, every=0.5
-        )
+        server = ApiServer(directory, port, client, (store, process))
+        server.wait()
         yield server
 
 
@@ -161,25 +183,46 @@ def _credentials(directory: Path, url: str) -> None:
         }))  # fmt: skip
 
 
-@contextmanager
-def _process(directory: Path, name: str, flags: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The program *name* until the block ends; it ends as well when this process is killed (prctl(2))."""
-    with (directory / f"{name}.log").open("wb") as log:
-        started = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "--", str(program(name)), *flags],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+class Process:
+    """The program *name* from the beginning to the end of a ``with``; it ends as well when this process is killed
+    (prctl(2)). What it says is in a log in *directory*."""
+
+    def __init__(self, directory: Path, name: str, flags: Sequence[str]) -> None:
+        self._name = name
+        self._log = directory / f"{name}.log"
+        self._argv = ["setpriv", "--pdeathsig=KILL", "--", str(program(name)), *flags]
+        self._started: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        with self._log.open("ab") as log:
+            self._started = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+    def end(self) -> None:
+        """End it, by force if need be."""
+        self._started.terminate()
         try:
-            yield started
-        except BaseException:
-            tail = (directory / f"{name}.log").read_text(errors="replace").splitlines()[-5:]
-            if started.poll() is not None:
-                raise AssertionError(f"{name} ended with {started.returncode}: " + "\n".join(tail)) from None
-            raise
+            self._started.wait(_END)
+        except subprocess.TimeoutExpired:
+            self._started.kill()
+            self._started.wait()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It hangs for the length of a ``with``."""
+        self._started.send_signal(signal.SIGSTOP)
+        try:
+            yield
         finally:
-            started.terminate()
-            try:
-                started.wait(_END)
-            except subprocess.TimeoutExpired:
-                started.kill()
-                started.wait()
+            self._started.send_signal(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        code = self._started.poll()
+        self.end()
+        if kind is not None and code is not None:
+            tail = self._log.read_text(errors="replace").splitlines()[-5:]
+            raise AssertionError(f"{self._name} ended with {code}: " + "\n".join(tail)) from None

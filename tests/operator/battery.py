@@ -108,7 +108,7 @@ LARGEST = changed(
         put(N, [
             {
                 "name": f"{'x' * 62}{i}", "address": f"fd00:1111:2222:3333:4444:5555:6666:777{i}",
-                "secondaryAddress": f"192.168.100.10{i}",
+                "secondaryAddress": f"192.168.100.10{i}", "hostKey": f"ssh-rsa {'A' * 2040}",
                 "ssh": {"user": "u" * 256, "port": 65535, "identityFile": "i" * 4096, "knownHostsFile": "k" * 4096},
             }
             for i in range(5)
@@ -215,6 +215,9 @@ REST = [
     *_values("spec.ssh.knownHostsFile", True, "/etc/ssh/known hosts", "f" * 4096),
     *_values("spec.ssh.knownHostsFile", False, "", "a\nb", "f" * 4097),
     *_values(f"{N}.0.ssh.port", False, 70000),
+    *_values(f"{N}.0.hostKey", True, f"ssh-ed25519 {'A' * 68}", "ecdsa-sha2-nistp256 AAAA+/8=", "ssh-rsa AAAAaa=="),
+    *_values(f"{N}.0.hostKey", False, "", "AAAA", "ssh-dss AAAA", "ssh-ed25519 AAAA root@cp-1", "ssh-ed25519  AAAA",
+             "ssh-ed25519 AAAAA", f"ssh-rsa {'A' * 2044}", "ssh-ed25519 AAAA\n"),
     *_values("spec.backend", True, {}, {"type": "garage"}),
     *_values("spec.backend.type", False, "minio", "", says='supported values: "garage"'),
     *_values("spec.frontend.type", True, "zot", "distribution"),
@@ -226,6 +229,9 @@ REST = [
     *_values("spec.mirrors", False, [f"r{i}.example" for i in range(65)], "docker.io", [7], [None]),
     *(case for host in ("docker", "https://quay.io", "Quay.io", "quay.io/x", "", "a.b:", "a.b:123456", "**")
       for case in _values("spec.mirrors", False, [host], says="must be a registry host as used in image names")),
+    *_values("spec.replacement", True, {}, {"mode": "Automatic", "after": "1m"}, {"after": "99999d"}),
+    *_values("spec.replacement.mode", False, "Never", "", says='supported values: "Propose", "Automatic"'),
+    *_values("spec.replacement.after", False, "0m", "30", "30s", "", "1h30m", 30),
     *_values(IMAGE, True, "registry.k8s.io/pause:3.10.2", "localhost/a:b", "localhost:5000/a/b@sha256:" + "0" * 64,
              "a.b/c:d@sha256:" + "f" * 64, "a:1/b__c:D"),
     *_values(IMAGE, False, "pause", "pause:3.10", "registry.k8s.io/pause", "library/pause:3", "a.b/C:d",
@@ -258,12 +264,14 @@ TEXTS = {
     f"{N}.0.address": ("10.0.0.1", "169.254.1.1", "127.0.0.1", "255.255.255.255", "0.0.0.0"),  # noqa: S104
     f"{N}.0.ssh.user": ("admin", "-x"),
     f"{N}.0.ssh.identityFile": ("/root/.ssh/id",),
+    f"{N}.0.hostKey": ("ssh-ed25519 AAAAaa==", "ecdsa-sha2-nistp384 AAAA+/8="),
     "spec.vip.address": ("10.0.0.10", "10.0.0.11"),
     "spec.vip.name": ("registry.example", "a-b.c"),
     "spec.mirrors.0": ("docker.io", "a:5000", "*", "localhost:5000", "a.b:123"),
     DIR: ("/srv/x", "/var/./lib//etcd", "/opt/../x", "/var/lib/", "/tmp/.", "/lib64", "//var//tmp/x", "/."),  # noqa: S108
     IMAGE: ("registry.k8s.io/pause:3.10.2", "localhost/a:b", "a:5000/b__c/d:e", "a.b/c@sha256:" + "0" * 64),
     f"{K}.version": ("v1.36.3",),
+    "spec.replacement.after": ("30m", "12h"),
     END: ("api.example:6443", "[fd00::10]:6443", "10.0.0.1:65535", "[::1.2.3.4]", "a-b.c:1", "1.2.3.4"),
 }
 TEXTS_IPV6 = {

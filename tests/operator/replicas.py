@@ -17,9 +17,12 @@ import yaml
 from kubeadm_registry.custom_resources.names import NAMESPACE
 from kubeadm_registry.custom_resources.roles import LEASE
 from tests.operator.apiserver import ApiServer, free_port
+from tests.operator.site import Site
 
+ROOT = Path(__file__).parents[2]
+DIALLED = Path(__file__).with_name("dialled.py")
 #: Seconds of a lease: short, but longer than this machine needs for a request while it has other work.
-DURATION = 6.0
+DURATION = 10.0
 WRITES = {"create", "update", "patch", "delete", "deletecollection"}
 POLICY = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{"level": "Metadata"}]}
 OBJECTS: tuple[Mapping[str, Any], ...] = (
@@ -93,18 +96,25 @@ class Replica:
 
 @contextmanager
 def replica(
-    server: ApiServer, folder: Path, name: str, *, kubeconfig: Path | None = None, **more: str
-) -> Iterator[Replica]:
-    """A replica until the block ends, which logs in by *kubeconfig* or as the operator; *more* are settings."""
+    server: ApiServer, folder: Path, name: str, *, kubeconfig: Path | None = None, site: Site | None = None,
+    source: Path = ROOT, **more: str,
+) -> Iterator[Replica]:  # fmt: skip
+    """A replica until the block ends, which logs in by *kubeconfig* or as the operator; *more* are settings.
+
+    With a *site* it has the Secret and reaches the nodes. *source* is the checkout of another release.
+    """
     port = free_port()
-    settings = {"NAME": name, "LEASE_SECONDS": str(DURATION), "PORT": str(port), "FILES": str(folder / "files"),
+    files = folder / "files" if site is None else site.secret
+    command = ["-m", "kubeadm_registry.operator"] if site is None else ["-P", str(DIALLED), site.dialled]
+    settings = {"NAME": name, "LEASE_SECONDS": str(DURATION), "PORT": str(port), "FILES": str(files),
                 "HEALTH_SECONDS": "1", **more}  # fmt: skip
     environment = {f"KUBEADM_REGISTRY_OPERATOR_{key}": value for key, value in settings.items()}
     log = folder / f"{name}.log"
     with log.open("ab") as file:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "--", sys.executable, "-m", "kubeadm_registry.operator"],
-            env={**os.environ, **environment, "KUBECONFIG": str(kubeconfig or server.kubeconfig("operator"))},
+            ["setpriv", "--pdeathsig=KILL", "--", sys.executable, *command],
+            env={**os.environ, **environment, "KUBECONFIG": str(kubeconfig or server.kubeconfig("operator")),
+                 "PYTHONPATH": str(source)},
             stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:

@@ -21,10 +21,12 @@ from typing import Any
 import yaml
 
 from kubeadm_registry import config, paths, pki
+from kubeadm_registry.access.executor import Progress, Seen
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.oci import canary
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.registry import Api, Login, push_blob
+from kubeadm_registry.retention.pulls import Pulls
 from tests.lab.command import wait_until
 from tests.lab.programs import program
 from tests.operator.apiserver import free_port
@@ -51,6 +53,31 @@ class Agent:
         return "\n".join(lines) + "\n"
 
 
+@dataclass
+class Node:
+    """A node that holds the lease, and notes which orders it is given."""
+
+    name: str = "cp-1"
+    orders: list[bytes] = field(default_factory=list)
+
+    def look(self) -> Seen:
+        return Seen((), {"writer": {"role": "writer", "term": 1}})
+
+    def start(self, content: bytes) -> None:
+        self.orders.append(content)
+
+    def progress(self, _: str) -> Progress:
+        run = {"order": "o", "plan": "p", "policy": "retention", "node": "cp-1", "began": 1, "ended": 2, "deleted": 1,
+               "restored": 0, "purged": 0, "skipped": 0, "error": "", "said": []}  # fmt: skip
+        said: dict[str, Any] = {"invocation": str(len(self.orders)), "run": run} if self.orders else {}
+        return Progress("inactive", "success", 0, "", said)
+
+    def stop(self, _: str) -> None: ...
+
+    def pulls(self) -> Pulls:
+        return Pulls(None, {})
+
+
 class Site:
     """The nodes by name; *ports* leads from (address, port) to where it is on loopback."""
 
@@ -69,6 +96,23 @@ class Site:
         """The way to it."""
         login = Login("push", "password")
         return Way(self.authority.certificate, login, "key of the ledger", self.folder / "metrics.pem", dial=self.dial)
+
+    @property
+    def secret(self) -> Path:
+        """The directory with what the operator's Secret has, without a key for helpers."""
+        folder, way = self.folder / "secret", self.way
+        assert way.login is not None
+        files = {"ca.crt": way.ca, "username": way.login.user, "password": way.login.password, "retention-key": way.key,
+                 "metrics.pem": (self.folder / "metrics.pem").read_text()}  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        return folder
+
+    @property
+    def dialled(self) -> str:
+        """``ports`` for dialled.py."""
+        return json.dumps([[*place, at] for place, at in self.ports.items()])
 
     def dial(self, address: str, port: int) -> tuple[str, int]:
         """Where *address* answers; at a port that nothing uses if it does not."""

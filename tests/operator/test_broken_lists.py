@@ -39,8 +39,11 @@ def applies(path: str) -> bool:
     return path.startswith(PODS) and "continue=" in path
 
 
-def seen_by(cluster: ApiServer, alter: Alter, **options: Any) -> tuple[ClusterReport, list[str]]:
-    with between(cluster, alter) as (api, asked):
+def seen_by(
+    cluster: ApiServer, alter: Alter, *, patience: float = 2, **options: Any
+) -> tuple[ClusterReport, list[str]]:
+    """What is read through *alter*. Where that passes, *patience* is for a machine that has other work."""
+    with between(cluster, alter, patience=patience) as (api, asked):
         return read(api, page=3, **options), asked
 
 
@@ -54,9 +57,9 @@ def status(code: int, **headers: str) -> Alter:
 
 BROKEN: Mapping[str, tuple[Alter, str]] = {
     "cut": (lambda path, forward: _cut(forward(path)), "no answer from .* the response is incomplete"),
-    "reset": (lambda path, forward: Reply(0, b"", reset=True), "no answer from .* within [12] s: connection reset"),
+    "reset": (lambda path, forward: Reply(0, b"", reset=True), "no answer from .* within [1-9] s: connection reset"),
     "busy": (status(429), "no answer from .*: 429 Too Many Requests"),
-    "busy for longer than one waits": (status(429, **{"Retry-After": "3600"}), "within 0 s: 429 Too Many Requests"),
+    "busy for longer than one waits": (status(429, **{"Retry-After": "3600"}), "within [01] s: 429 Too Many Requests"),
     "unwell": (status(503), "no answer from .*: 503 Service Unavailable"),
     "moved": (status(302, Location="/api/v1/services"), "302 Found"),
     "empty": (lambda path, forward: Reply(200, b""), "the response is not a list of them: Input data was truncated"),
@@ -111,14 +114,14 @@ def test_a_list_that_is_not_whole_is_a_problem_and_never_shorter(cluster: ApiSer
 
 @pytest.mark.parametrize("alter", [BROKEN["cut"][0], BROKEN["reset"][0], status(500), status(504), status(429)])
 def test_what_passes_is_asked_again(cluster: ApiServer, alter: Alter) -> None:
-    report, _ = seen_by(cluster, first(alter))
+    report, _ = seen_by(cluster, first(alter), patience=30)
     assert report.problems == ()
     assert triples(report) == expected(*CASES)
 
 
 def test_a_busy_server_has_the_pause_that_it_asks_for(cluster: ApiServer) -> None:
     begin = time.monotonic()
-    report, _ = seen_by(cluster, first(status(429, **{"Retry-After": "1"})))
+    report, _ = seen_by(cluster, first(status(429, **{"Retry-After": "1"})), patience=30)
     assert report.problems == ()
     assert time.monotonic() - begin > 1
 
@@ -136,10 +139,10 @@ def test_a_server_that_is_away_is_named_once(cluster: ApiServer) -> None:
 
 def test_the_whole_has_a_deadline(cluster: ApiServer) -> None:
     def slow(path: str, forward: Forward) -> Reply:
-        time.sleep(0.3)
+        time.sleep(0.5)
         return forward(path)
 
-    report, _ = seen_by(cluster, slow, seconds=1.5)
+    report, _ = seen_by(cluster, slow, seconds=4)
     [problem] = report.problems
     assert "the time for the whole reading is over" in problem.message or "timed out" in problem.message
 
@@ -178,7 +181,7 @@ def expired(path: str, forward: Forward) -> Reply:
 
 
 def test_a_list_that_expired_is_begun_again(compacted: ApiServer) -> None:
-    report, asked = seen_by(compacted, first(expired))
+    report, asked = seen_by(compacted, first(expired), patience=30)
     assert report.problems == ()
     assert triples(report) == expected(*CASES)
     pods = [path for path in asked if path.startswith(PODS)]

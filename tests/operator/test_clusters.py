@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,11 +11,12 @@ from kubeadm_registry.errors import Error
 from kubeadm_registry.upkeep import kubeconfig
 from kubeadm_registry.upkeep.api import Api
 from kubeadm_registry.upkeep.clusters import read
-from kubeadm_registry.upkeep.rights import Right, cluster_role, rights
+from kubeadm_registry.upkeep.rights import RIGHTS as ALWAYS
+from kubeadm_registry.upkeep.rights import Right
 from tests.lab.command import wait_until
 from tests.lab.programs import KUBERNETES
 from tests.operator.apiserver import ApiServer
-from tests.operator.workloads import CASES, CUSTOM, NODE, PATHS, WORKFLOWS, Case, expected, named, triples
+from tests.operator.workloads import CASES, CUSTOM, PATHS, WORKFLOWS, Case, expected, named, triples
 
 #: Seconds until a right is in force.
 _SOON = 30.0
@@ -43,10 +43,6 @@ def test_every_image_is_found_with_its_user_and_nothing_else(api: Api, page: int
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.about)
 def test_where_an_image_may_stand(api: Api, case: Case) -> None:
     assert {triple for triple in triples(read(api)) if triple[2] == case.user} == expected(case)
-
-
-def test_nodes_add_what_is_in_their_caches_if_asked(api: Api) -> None:
-    assert triples(read(api, node_images=True)) == expected(*CASES, NODE)
 
 
 def test_custom_resources_are_read_where_paths_lead(api: Api) -> None:
@@ -108,27 +104,32 @@ def reader(cluster: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Api:
     return kubeconfig.in_cluster(directory=directory, environment=environment)
 
 
-OPTIONS: Mapping[str, Any] = {"paths": PATHS, "node_images": True}
-RIGHTS = tuple(rights(**OPTIONS))
+RIGHTS = (*ALWAYS, Right("example.dev", "workflows", "custom resources, as configured"))
 
 
 def outcome(reader: Api) -> str:
     """The problems in one line; empty when all could be read."""
     try:
-        return " ".join(problem.message for problem in read(reader, **OPTIONS).problems)
+        return " ".join(problem.message for problem in read(reader, paths=PATHS).problems)
     except Error as error:
         return f"{error.code}: {error}"
 
 
 def grant(cluster: ApiServer, *given: Right) -> None:
-    answer = cluster.send("apply", [cluster_role("reader", given)])
+    rules = [
+        {"apiGroups": [one.group], "resources": [one.resource], "verbs": [one.verb],
+         **({"resourceNames": [one.name]} if one.name else {})}
+        for one in given
+    ]  # fmt: skip
+    role = named("rbac.authorization.k8s.io/v1", "ClusterRole", "reader", "", rules=rules)
+    answer = cluster.send("apply", [role])
     assert answer.taken, answer.text
 
 
 def test_the_rights_are_enough(cluster: ApiServer, reader: Api) -> None:
     grant(cluster, *RIGHTS)
     wait_until("the rights", lambda: outcome(reader) == "", seconds=_SOON)
-    assert triples(read(reader, **OPTIONS)) == expected(*CASES, NODE, CUSTOM)
+    assert triples(read(reader, paths=PATHS)) == expected(*CASES, CUSTOM)
 
 
 @pytest.mark.parametrize("missing", RIGHTS, ids=lambda right: right.resource)

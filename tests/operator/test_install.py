@@ -54,7 +54,7 @@ def api(server: ApiServer) -> Api:
 def account(server: ApiServer, api: Api) -> Path:
     """A kubeconfig of the operator's service account, with everything installed; no pod runs here, so none leads."""
     with pytest.raises(CommandTimeout, match="for a replica of the operator to lead"):
-        install(api, 20)
+        install(api, 30)
     token = server.kubectl("create", "token", SERVICE_ACCOUNT, f"--namespace={NAMESPACE}").stdout.strip()
     document = yaml.safe_load(server.kubeconfig().read_text())
     document["users"][0]["user"] = {"token": token}
@@ -84,12 +84,12 @@ def test_it_may_what_the_table_says(server: ApiServer, account: Path, grant: Any
         "get secrets --all-namespaces", f"get secrets --namespace={NAMESPACE}", "list secrets --all-namespaces",
         "get pods --all-namespaces", "watch pods --all-namespaces", "create pods --all-namespaces",
         "delete pods --all-namespaces", "update registryclusters", "patch registryclusters", "delete registryclusters",
-        "create registryclusters", "update registrypolicies", "delete registryretentionplans",
+        "create registryclusters", "get registryclusters", "update registrypolicies", "delete registryretentionplans",
         "update registryretentionplans", "update customresourcedefinitions", "delete validatingadmissionpolicies",
         f"create leases --namespace={NAMESPACE}", f"delete leases/operator --namespace={NAMESPACE}",
         f"get leases/other --namespace={NAMESPACE}", "get leases/operator --namespace=default",
         "create events.events.k8s.io --namespace=kube-system", "list events.events.k8s.io --namespace=default",
-        "get namespaces/default", "list namespaces", "list nodes", "list configmaps --all-namespaces",
+        "get namespaces/default", "list namespaces", "patch nodes", "list configmaps --all-namespaces",
         "create tokenreviews", "impersonate users", "create rolebindings --all-namespaces",
     ],
 )  # fmt: skip

@@ -109,7 +109,7 @@ def test_nothing_holds_what_it_looked_after(api: ApiServer, folder: Path) -> Non
     metadata = api.get("regc", "registry")["metadata"]
     assert "finalizers" not in metadata
     assert not [key for key in metadata.get("annotations", {}) if "kopf" in key]
-    assert api.ask("delete", "regc", "registry", "--timeout=5s").taken
+    assert api.ask("delete", "regc", "registry", "--timeout=30s").taken
     assert api.send("apply", [CLUSTER]).taken
 
 
@@ -118,9 +118,9 @@ def test_what_it_serves(api: ApiServer, folder: Path) -> None:
         leads(api, one)
         for path in ("healthz", "readyz"):
             assert page(one, path) == "ok\n"
-        text = page(one, "metrics")
-        assert 'kubeadm_registry_operator_condition{type="Adopted",status="True"} 1' in text
-        assert 'kubeadm_registry_operator_round_ended_seconds{round="health"} ' in text
+        told = 'kubeadm_registry_operator_round_ended_seconds{round="health"} '
+        wait_until("the end of a round to be told", lambda: told in page(one, "metrics"), seconds=SOON)
+        assert 'kubeadm_registry_operator_condition{type="Adopted",status="True"} 1' in page(one, "metrics")
 
 
 def page(one: Replica, path: str) -> str:

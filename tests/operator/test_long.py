@@ -7,17 +7,15 @@ in the cluster meanwhile (50,000).
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kubeadm_registry.access.executor import Progress, Seen
 from kubeadm_registry.errors import Error
 from kubeadm_registry.operator.leadership import Lost
 from kubeadm_registry.operator.way import Way
@@ -25,8 +23,10 @@ from tests.lab.command import wait_until
 from tests.operator.apiserver import ApiServer
 from tests.operator.battery import changed, put
 from tests.operator.conftest import ROOT
-from tests.operator.replicas import OBJECTS, holder, replica
-from tests.operator.site import VIP, Site
+from tests.operator.helpers import helpers
+from tests.operator.replicas import OBJECTS, Replica, holder, replica
+from tests.operator.site import VIP, Node, Site
+from tests.operator.test_leading import page
 from tests.operator.test_rounds import DAY, POLICY, Operator, operator, plan, there  # noqa: F401  fixtures
 from tests.operator.workloads import named, spec
 
@@ -37,31 +37,12 @@ PODS = int(os.environ.get("KUBEADM_REGISTRY_PODS", "50000"))
 MEMORY, CORE = 150_000_000, 0.05
 #: Seconds until a replica that has just started has read all pods.
 SETTLES = 120.0
+#: How many images the registry has, and what the operator does.
+IMAGES = 100
+ROUNDS = ("health", "images", "plans", "approvals", "space", "replacement", "certificates")
 TICK = os.sysconf("SC_CLK_TCK")
 
 pytestmark = pytest.mark.long
-
-
-@dataclass
-class Node:
-    """A node that holds the lease, and notes which orders it is given."""
-
-    name: str = "cp-1"
-    orders: list[bytes] = field(default_factory=list)
-
-    def look(self) -> Seen:
-        return Seen((), {"writer": {"role": "writer", "term": 1}})
-
-    def start(self, content: bytes) -> None:
-        self.orders.append(content)
-
-    def progress(self, _: str) -> Progress:
-        run = {"order": "o", "plan": "p", "policy": "retention", "node": "cp-1", "began": 1, "ended": 2, "deleted": 1,
-               "restored": 0, "purged": 0, "skipped": 0, "error": "", "said": []}  # fmt: skip
-        said: dict[str, Any] = {"invocation": str(len(self.orders)), "run": run} if self.orders else {}
-        return Progress("inactive", "success", 0, "", said)
-
-    def stop(self, _: str) -> None: ...
 
 
 def test_while_the_api_server_is_away_nobody_is_told_to_delete(
@@ -97,27 +78,52 @@ def test_while_the_api_server_is_away_nobody_is_told_to_delete(
 
 
 def used(pid: int) -> tuple[float, int]:
-    """Seconds of a core that the process has used, and its bytes in memory (proc(5))."""
+    """Seconds of a core that the process and what it ran have used, and its bytes in memory (proc(5))."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return (int(words[11]) + int(words[12])) / TICK, pages * os.sysconf("SC_PAGESIZE")
+    return sum(map(int, words[11:15])) / TICK, pages * os.sysconf("SC_PAGESIZE")
 
 
-def test_at_rest_the_operator_needs_little(adopted: ApiServer, tmp_path: Path) -> None:
-    assert adopted.send("apply", list(OBJECTS)).taken
+def ended(one: Replica) -> dict[str, float]:
+    """When the last round of each kind ended well."""
+    found = re.findall(r'round_ended_seconds\{round="(.*)"\} (\S+)', page(one, "metrics"))
+    return {kind: float(when) for kind, when in found}
+
+
+def test_at_rest_the_operator_needs_little(
+    adopted: ApiServer,
+    there: Site,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Health and replacement are looked at as often as by default. Each other round comes at least once in the time:
+    plans much more often than by default, which is once an hour."""
+    often = str(min(300.0, REST / 2))
+    for number in range(IMAGES):
+        there.push(f"team/app-{number}", "v1")
+    assert adopted.send("apply", [*OBJECTS, POLICY]).taken
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.pods", str(adopted.port), "0", str(PODS)], cwd=ROOT, check=False
     )
     assert done.returncode == 0
-    with replica(adopted, tmp_path, "one", HEALTH_SECONDS="30") as one:
+    with helpers(there), replica(
+        adopted, tmp_path, "one", site=there,
+        HEALTH_SECONDS="30", IMAGES_SECONDS=often, PLANS_SECONDS=often, SPACE_SECONDS=often, CERTIFICATES_SECONDS=often,
+        LEASE_SECONDS="15",
+    ) as one:  # fmt: skip
         wait_until("it to lead", lambda: holder(adopted) == "one", seconds=60)
+        wait_until("the first rounds to end", lambda: set(ROUNDS) <= ended(one).keys(), seconds=SETTLES)
         time.sleep(min(SETTLES, REST))
-        begun, (before, _) = time.monotonic(), used(one.process.pid)
+        started, begun, (before, _) = time.time(), time.monotonic(), used(one.process.pid)
         most = 0
         while time.monotonic() - begun < REST:
+            assert one.is_running
             most = max(most, used(one.process.pid)[1])
             time.sleep(1.0)
         share = (used(one.process.pid)[0] - before) / (time.monotonic() - begun)
+        last = ended(one)
+        text = page(one, "metrics")
     sys.stdout.write(f"\n  {PODS} pods, {REST:.0f} s at rest: {most / 1e6:.0f} MB at most, {share:.1%} of a core\n")
+    assert "errors_total" not in text, one.log
+    assert min(last.values()) > started, "each has done a round meanwhile"
     assert most < MEMORY
     assert share < CORE

@@ -180,7 +180,7 @@ def test_kubectl_get_says_whether_i_am_safe(adopted: ApiServer) -> None:
     ("path", "words"),
     [
         ("registrycluster", ["described by the same file", "spec <Object> -required-", "What the operator found"]),
-        ("regc.spec", ["nodes <[]Object> -required-", "Where the servers keep layers and metadata"]),
+        ("regc.spec", ["nodes <[]Object> -required-", "Where the nodes keep layers and metadata"]),
         ("regc.spec.nodes", ["address <string> -required-", "the Kubernetes node name is the natural choice"]),
         ("regc.spec.frontend.type", ["ENUM: zot distribution", "Distribution may be written on every node"]),
         ("regc.spec.vip.virtualRouterID", ["unique in the subnet"]),

@@ -28,8 +28,6 @@ from tests.operator.replicas import OBJECTS
 from tests.operator.site import ADDRESSES, VIP, Site, site
 from tests.operator.workloads import named, spec
 
-#: Certificates of the site are of now.
-START = int(time.time())
 DAY = 86400
 GOOD = {"Adopted": "True", "Available": "True", "Degraded": "False", "RedundancyComplete": "True",
         "CanLoseANode": "True", "CertificatesValid": "True", "StorageFilling": "False",
@@ -50,7 +48,8 @@ class Operator:
     def __init__(self, server: ApiServer, there: Site, kubeconfig: Path | None = None) -> None:
         self.server = server
         file = kubeconfig or server.kubeconfig("operator")
-        self.now = float(START)
+        # Certificates of the site are of now, or a day of theirs might end between two looks.
+        self.now = float(int(time.time()))
         times = Times(3600)
         api = [by_kubeconfig(file, patience=10) for _ in range(4)]
         self.leadership = Leadership(api[0], NAMESPACE, "here", times)
@@ -257,10 +256,17 @@ def test_a_plan_is_made_by_the_policy_and_nothing_is_deleted(operator: Operator,
     assert found["plan"] == status["digest"]
     with there.way.registry(VIP, timeout=10)() as registry:
         assert registry.digest("team/app", "v1") == digest
+        assert registry.digest(store.REPOSITORY, "operator-plan") == status["artifact"]
+        whole = store.read_operator_plan(registry, there.way.key)
+    assert whole is not None
+    assert whole.digest == status["digest"]
+    assert len(whole.kept) == status["kept"]
 
     with there.way.registry(VIP, timeout=10)() as registry:
         standing = store.read_standing(registry, there.way.key)
-        store.STANDING.write(registry, there.way.key, standing.with_approval(status["digest"], START).to_json())
+        store.STANDING.write(
+            registry, there.way.key, standing.with_approval(status["digest"], int(time.time())).to_json()
+        )
     assert plan(operator)["status"]["approval"]["state"] == "Approved", "as by `retention approve`"
     with there.way.registry(VIP, timeout=10)() as registry:
         store.STANDING.write(registry, there.way.key, standing.to_json())
@@ -276,6 +282,57 @@ def test_a_plan_is_made_by_the_policy_and_nothing_is_deleted(operator: Operator,
     again = plan(operator, days=40)["status"]
     assert again["digest"] != status["digest"]
     assert again["approval"] == {"state": "Outdated", "digest": status["digest"]}
+
+
+def test_a_mistyped_approval_is_named_and_stops_nothing(operator: Operator, there: Site) -> None:
+    """Else the API server would refuse the status, and with it everything that follows in the round."""
+    there.push("team/app", "v1")
+    assert operator.server.send("create", [POLICY]).taken
+    plan(operator)
+    assert operator.server.ask("annotate", "regplan", "retention", f"{APPROVE}=sha256:abc,{'x' * 300}").taken
+    operator.rounds.approvals()
+    status = plan(operator, days=40)["status"]
+    assert (status["deletions"], status["approval"]) == (1, {"state": "Required"})
+    said = {one["type"]: one for one in status["conditions"]}
+    assert (said["ApprovalValid"]["status"], said["ApprovalValid"]["reason"]) == ("False", "NotValid")
+    assert "'sha256:abc'" in said["ApprovalValid"]["message"]
+    assert said["CarriedOut"]["reason"] == "NoHelper", "the round went on"
+    assert operator.server.ask("annotate", "--overwrite", "regplan", "retention", f"{APPROVE}={status['digest']}").taken
+    operator.rounds.approvals()
+    status = operator.server.get("regplan", "retention")["status"]
+    assert status["approval"]["state"] == "Approved"
+    assert {one["type"]: one["status"] for one in status["conditions"]}["ApprovalValid"] == "True"
+
+
+def test_an_etcd_that_was_restored_is_told_by_what_it_remembers(operator: Operator, there: Site) -> None:
+    """Its revision goes on here, as after `etcdutl snapshot restore --bump-revision`."""
+    there.push("team/app", "v1")
+    assert operator.server.send("create", [POLICY]).taken
+    backup = plan(operator)["status"]
+    assert plan(operator)["status"]["marker"] != backup["marker"]
+    operator.rounds.objects.put_status("registryretentionplans", operator.server.get("regplan", "retention"), backup)
+    found = plan(operator, days=40)
+    assert "digest" not in found["status"]
+    assert healthy(operator) == ("False", "ClusterOlder")
+    made = next(one for one in found["status"]["conditions"] if one["type"] == "Made")
+    approval = made["message"].rpartition(f"{APPROVE}=")[2]
+    assert operator.server.ask("annotate", "regplan", "retention", f"{APPROVE}={approval}").taken
+    assert plan(operator)["status"]["deletions"] == 1
+    assert operator.server.ask("annotate", "regplan", "retention", f"{APPROVE}-").taken
+    assert plan(operator)["status"]["deletions"] == 1, "it remembers what it was told since"
+
+
+def test_nothing_to_delete_while_a_disk_fills_is_told(operator: Operator, there: Site) -> None:
+    there.push("team/app", "v1")
+    assert operator.server.send("create", [POLICY]).taken
+    plan(operator)
+    assert "NothingDeletable" not in operator.look()
+    there.agents["cp-2"].values["data_free_bytes"] = 10e9
+    assert operator.look()["NothingDeletable"] == "True"
+    assert operator.conditions()["NothingDeletable"]["reason"] == "PolicyKeepsAll"
+    plan(operator, days=40)
+    assert operator.look()["NothingDeletable"] == "False"
+    assert operator.conditions()["NothingDeletable"]["reason"] == "Deletable"
 
 
 def test_the_plan_of_a_policy_that_is_gone_is_empty(operator: Operator, there: Site) -> None:

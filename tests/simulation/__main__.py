@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.simulation import record
 from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.quick import quick
 from tests.simulation.run import Result, run
 from tests.simulation.schedule import DISTRIBUTION, KINDS, ZOT
 from tests.simulation.summary import Summary
@@ -83,18 +84,20 @@ def all_mutants() -> int:
 
 def first_found(mutant: Mutant) -> int | None:
     """The first seed under which the promise breaks that *mutant* names, while it is applied."""
-    for seed in range(mutant.seeds):
-        finding = run(seed, mutant.kind, mutant.frontend).finding
-        if finding is not None and finding.promise == mutant.finds:
-            return seed
+    with quick():
+        for seed in range(mutant.seeds):
+            finding = run(seed, mutant.kind, mutant.frontend).finding
+            if finding is not None and finding.promise == mutant.finds:
+                return seed
     return None
 
 
 def chunk(kind: str, frontend: str, seeds: range) -> tuple[int, Summary]:
     """Run *seeds*; the first of them, and what came of all."""
     summary = Summary()
-    for seed in seeds:
-        summary.add(run(seed, kind, frontend))
+    with quick():
+        for seed in seeds:
+            summary.add(run(seed, kind, frontend))
     return seeds.start, summary
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from kubeadm_registry.agent.heartbeat import Packet
 from kubeadm_registry.agent.model import Members, Observation, Role, Settings
 from kubeadm_registry.agent.steering import Steering, remembered
 from kubeadm_registry.agent.timings import Timings
@@ -148,9 +149,9 @@ class AgentProcess(Process):
         """Whether there is a socket for heartbeats from there."""
         return self.began and self.links.listens(source)
 
-    def receive(self, source: str, datagram: bytes) -> None:
+    def receive(self, source: str, packet: Packet) -> None:
         """A heartbeat."""
-        if self.links.receive(source, datagram):
+        if self.links.receive(source, packet):
             self.changed()
 
     def refused(self, source: str) -> None:

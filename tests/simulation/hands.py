@@ -106,7 +106,7 @@ class SimulatedHands:
         self.process.point("say")
         self.process.links.say(report)
 
-    def mend(self, new: Decisions, now: float) -> None:
+    def mend(self, new: Decisions) -> None:
         """Of all mending what matters here: killing what hangs, and not answering who is silent."""
         if new.kill_frontend:
             self.host.zot.kill()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
+from kubeadm_registry.agent.heartbeat import Packet
 from kubeadm_registry.agent.model import HardState
 from tests.simulation.agent import AgentProcess, Roster
 from tests.simulation.disk import Disk
@@ -85,8 +86,8 @@ class Host:
 
     # ---- from the network ------------------------------------------------------------------------------------------
 
-    def heartbeat(self, source: str, datagram: bytes) -> None:
-        """A datagram arrives. A kernel without a socket for it says so, if its host lives."""
+    def heartbeat(self, source: str, packet: Packet) -> None:
+        """A heartbeat arrives. A kernel without a socket for it says so, if its host lives."""
         if not self.on or self.paused:
             return
         agent = self.agent.process
@@ -94,7 +95,7 @@ class Host:
             peer = self.world.hosts[source]
             self.world.network.send(self.name, source, peer.refusal, self.name)
             return
-        agent.do(agent.receive, source, datagram)
+        agent.do(agent.receive, source, packet)
 
     def refusal(self, source: str) -> None:
         """The kernel learns that nobody listens there."""

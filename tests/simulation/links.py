@@ -16,6 +16,11 @@ KEY = b"the key that all of them share, and no one else"
 BREATH = 0.05  # seconds
 
 
+def carried(packet: Packet) -> Packet:
+    """The heartbeat that the receiver of *packet* reads, by way of a datagram."""
+    return decode(KEY, encode(KEY, packet))
+
+
 class Link:
     """Heartbeats to and from one peer."""
 
@@ -41,14 +46,13 @@ class Link:
             wall=int(self.host.wall() * 1000),
             report=report,
         )
-        world.network.send(
-            self.host.name, self.peer, world.hosts[self.peer].heartbeat, self.host.name, encode(KEY, packet)
-        )
+        arrive = world.hosts[self.peer].heartbeat
+        world.network.send(self.host.name, self.peer, arrive, self.host.name, carried(packet))
 
-    def receive(self, datagram: bytes, now: float) -> tuple[bool, bool]:
+    def receive(self, packet: Packet, now: float) -> tuple[bool, bool]:
         """Whether it was news, and whether an answer is needed before there can be news."""
         try:
-            if not self.inbox.take(decode(KEY, datagram), self.outbox, now, self.host.wall()):
+            if not self.inbox.take(packet, self.outbox, now, self.host.wall()):
                 return False, True
         except Refused:
             return False, False
@@ -107,23 +111,23 @@ class Links:
         for link in self.links.values():
             link.send(counter, self.report)
 
-    def receive(self, source: str, datagram: bytes) -> bool:
+    def receive(self, source: str, packet: Packet) -> bool:
         """Whether the peer said something new."""
         if source in self.former:
-            self._dismiss(self.former[source], datagram)
+            self._dismiss(self.former[source], packet)
             return False
         link = self.links[source]
         before, now = link.inbox.said, self.host.seconds()
-        news, answer = link.receive(datagram, now)
+        news, answer = link.receive(packet, now)
         if answer and now - link.answered >= BREATH:
             link.answered = now
             link.send(self.outbox.next(now), self.report)
         return news and link.inbox.said != before
 
-    def _dismiss(self, link: Link, datagram: bytes) -> None:
+    def _dismiss(self, link: Link, packet: Packet) -> None:
         """A node that has left has spoken: it is told so."""
         now = self.host.seconds()
-        link.receive(datagram, now)
+        link.receive(packet, now)
         if now - link.answered >= BREATH:
             link.answered = now
             link.send(self.outbox.next(now), replace(self.report, removed=True))

@@ -12,7 +12,7 @@ from tests.simulation import sources
 from tests.simulation.summary import Row, Summary
 
 FORMAT = 1
-BLOCK = 500  # seeds
+BLOCK = 100  # seeds: what an interrupt loses of each process
 
 
 class Record:

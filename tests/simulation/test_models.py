@@ -7,8 +7,7 @@ from random import Random
 
 import pytest
 
-from kubeadm_registry.agent.model import HardState, LeaseMemory, Memory, Role
-from kubeadm_registry.agent.timings import Timings
+from kubeadm_registry.agent.model import HardState
 from tests.simulation import schedule
 from tests.simulation.__main__ import main
 from tests.simulation.agent import Roster
@@ -17,7 +16,6 @@ from tests.simulation.faults import Fault, happen
 from tests.simulation.kernel import JIFFY, Clock, Timer
 from tests.simulation.network import Network
 from tests.simulation.process import Ended
-from tests.simulation.quick import copy
 from tests.simulation.run import run
 from tests.simulation.schedule import THREE
 from tests.simulation.timeline import Timeline
@@ -158,17 +156,6 @@ def test_a_seed_is_a_whole_schedule() -> None:
 def test_all_kinds_of_schedules_are_drawn() -> None:
     kinds = {schedule.make(seed).kind for seed in range(400)}
     assert kinds == set(schedule.KINDS)
-
-
-def test_the_quick_copy_is_the_same_as_the_slow_one() -> None:
-    memory = Memory(started=1.0, lease=LeaseMemory(role=Role.WRITER, term=7))
-    for value, changes in (
-        (memory, {"last": 5.0, "fit": True}),
-        (memory.lease, {"term": 9}),
-        (Timings(), {"tick": 0.1}),
-    ):
-        assert copy(value, **changes) == replace(value, **changes)
-        assert hash(copy(memory.lease, term=9)) == hash(replace(memory.lease, term=9))
 
 
 def test_a_replay_shows_what_happens(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.simulation import world
@@ -24,6 +27,12 @@ def test_a_broken_rule_is_found(name: str) -> None:
     assert run(found, mutant.kind, mutant.frontend).finding is None, (
         "the rule as it is keeps the promise under the same schedule"
     )
+
+
+def test_the_page_lists_every_mutant() -> None:
+    page = (Path(__file__).parents[2] / "docs/simulation.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)
+    assert set(MUTANTS) <= set(rows)
 
 
 def test_a_mutant_whose_line_is_gone_is_an_error() -> None:

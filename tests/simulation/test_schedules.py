@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tests.simulation.__main__ import told
+from tests.simulation.quick import quick
 from tests.simulation.run import run
 from tests.simulation.schedule import DISTRIBUTION, ZOT
 
@@ -27,6 +28,7 @@ def test_what_came_near_a_bound_stays_within_it(seed: int) -> None:
 FOUND = {
     46772: ("chaos", ZOT),  # a voter's promise was put back by "I do not hear you", after it had been told
     32811: ("paused", ZOT),  # the model: processes of a paused machine went on
+    35163: ("frozen", ZOT),  # the promise: an agent that was not run needs two rounds for the workers of before
     1529: ("paused", DISTRIBUTION),  # a paused holder of the lease went on under an earlier term than another had had
 }
 
@@ -38,7 +40,8 @@ def test_what_broke_a_promise_once_breaks_none(seed: int) -> None:
 
 @pytest.mark.parametrize("first", range(0, COUNT, SHARD))
 def test_no_promise_is_broken(first: int) -> None:
-    for seed in range(first, min(first + SHARD, COUNT)):
-        result = run(seed)
-        if result.finding is not None:
-            pytest.fail(told(run(seed, result.kind, result.frontend, tracing=True)), pytrace=False)
+    with quick():
+        for seed in range(first, min(first + SHARD, COUNT)):
+            result = run(seed)
+            if result.finding is not None:
+                pytest.fail(told(run(seed, result.kind, result.frontend, tracing=True)), pytrace=False)

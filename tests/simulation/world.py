@@ -16,7 +16,9 @@ from tests.simulation.timeline import Timeline
 WARM = 6.0  # seconds until one of the servers writes, after all were switched on
 SAMPLE = 0.05  # seconds between two looks whether anybody writes
 REACTIONS = (0.0005, 0.05, 0.1, 0.1)  # seconds: a busy agent gathers news before it decides
-AWAKE = 0.3  # seconds without a gap between its rounds, after which an agent is answerable for its gate
+#: Seconds without a gap between its rounds, after which an agent is answerable for its gate: in its first round it
+#: finds what it has lost, in the next one the workers of before, and a round is 0.2 s at most.
+AWAKE = 0.5
 
 
 @dataclass(frozen=True)

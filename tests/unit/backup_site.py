@@ -62,6 +62,11 @@ class Site:
             server.put(secrets.PATH, FIXED.to_json(), 0o600)
             server.put(programs.RECORD, programs.record(self.three.programs))
 
+    def empty(self) -> None:
+        """No image is there but the one by which the registry is looked at."""
+        self.registry.store.clear()
+        self.registry.image("kubeadm-registry/canary", "v1")
+
     def lose(self) -> None:
         """All servers are new, and the registry is empty. The programs are there, as a bundle would bring them."""
         self.three = FakeCluster.of(config.SMALLEST)

@@ -6,16 +6,17 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from kubeadm_registry import config, pki
 from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.components import garage
 from tests.unit.fake_cluster import FakeCluster, authority
 from tests.unit.fakes import FakeTransport
+from tests.unit.installed import fresh
 
-# How long an example takes says how busy the machine is.
-settings.register_profile("kubeadm-registry", deadline=None)
+# How long an example takes, or to make one, says how busy the machine is.
+settings.register_profile("kubeadm-registry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kubeadm-registry")
 
 
@@ -36,8 +37,8 @@ def _in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _soon_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """What must be well for seconds before a restart is so at once: the servers are not real."""
-    monkeypatch.setattr(garage, "STABLE", 0.1)
-    monkeypatch.setattr(garage, "CONNECTED", 0.1)
+    monkeypatch.setattr(garage, "STABLE", 0.0)
+    monkeypatch.setattr(garage, "CONNECTED", 0.0)
 
 
 @pytest.fixture
@@ -50,6 +51,12 @@ def server() -> FakeTransport:
 def three() -> FakeCluster:
     """Three bare servers with the smallest cluster file; the programs are on them."""
     return FakeCluster.of(config.SMALLEST)
+
+
+@pytest.fixture
+def installed() -> FakeCluster:
+    """The same after init."""
+    return fresh()
 
 
 @pytest.fixture(scope="session")

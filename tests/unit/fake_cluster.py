@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +21,18 @@ from kubeadm_registry.bundle import TOOL, Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
 from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.cluster import Cluster, read_members, read_vault
-from kubeadm_registry.components import agent, drain, garage, haproxy, health, keepalived, network, programs, running
+from kubeadm_registry.components import (
+    agent,
+    drain,
+    garage,
+    haproxy,
+    health,
+    helper,
+    keepalived,
+    network,
+    programs,
+    running,
+)
 from kubeadm_registry.components.services import data_directories, services
 from kubeadm_registry.engine import changes
 from kubeadm_registry.phases import programs as programs_phase
@@ -46,6 +59,11 @@ def program(name: str) -> Program:
         size=len(layer),
         unpacked=1_000_000,
     )
+
+
+def host_key(name: str) -> str:
+    """The host key of the server *name*."""
+    return f"ssh-ed25519 {base64.b64encode(name.encode()).decode()}"
 
 
 class FakeBundle:
@@ -99,6 +117,13 @@ class FakeGarage:
     #: Looks at the workers until all copies are made, the blocks that are left at each, and whose word is missing.
     copies: list[int] = field(default_factory=list)
     dead: set[str] = field(default_factory=set)
+    #: The hosts of all nodes that ever had a role, by their identities.
+    known: dict[str, str] = field(default_factory=dict)
+    #: Whether what only the dead had may be given up.
+    given_up: bool = False
+    #: Blocks that the storages fail to get, as no node has them; and those of them that a node has nevertheless.
+    failed: int = 0
+    somewhere: int = 0
 
     def serve(self, host: FakeTransport, executable: str) -> None:
         call = (executable, "-c", garage.CONFIG, "json-api")
@@ -119,6 +144,7 @@ class FakeGarage:
                             "Delete",
                             "Set",
                             "ClusterLayoutSkip",
+                            "Launch",
                         )
                     )
                     else ""
@@ -159,6 +185,7 @@ class FakeGarage:
 
     def UpdateClusterLayout(self, payload: Any) -> Any:
         self.staged = [*self.staged, *payload["roles"]]
+        self.known |= {role["id"]: role["zone"] for role in payload["roles"] if "zone" in role}
         return {}
 
     def RevertClusterLayout(self, _: Any) -> Any:
@@ -181,16 +208,29 @@ class FakeGarage:
         trackers = {identity: {"ack": self.version - 1} for identity in self.dead}
         return {"currentVersion": self.version, "versions": versions, "updateTrackers": trackers or None}
 
+    def GetClusterStatus(self, _: Any) -> Any:
+        up = {name for name, host in self.hosts.items() if host.unit(garage.UNIT).active == "active"}
+        return {"nodes": [{"id": identity, "isUp": name in up} for identity, name in self.known.items()]}
+
     def ClusterLayoutSkipDeadNodes(self, payload: Any) -> Any:
-        assert payload == {"version": self.version, "allowMissingData": False}
-        self.dead = set()
+        assert payload == {"version": self.version, "allowMissingData": self.given_up}
+        up = {one["id"] for one in self.GetClusterStatus(None)["nodes"] if one["isUp"]}
+        self.dead = set() if self.given_up else self.dead & up
         return {}
+
+    def LaunchRepairOperation(self, payload: Any) -> Any:
+        assert payload == {"node": "self", "body": {"repairType": "tables"}}
+        return {"success": {"self": None}}
 
     def ListWorkers(self, payload: Any) -> Any:
         assert payload["node"] == "self"
         left = self.copies.pop(0) if self.copies else 0
         worker = {"name": "Block resync worker #1", "state": "busy" if left else "idle", "queueLength": left}
-        return {"success": {"self": [{**worker, "persistentErrors": 0}]}}
+        return {"success": {"self": [{**worker, "persistentErrors": self.failed}]}}
+
+    def ListBlockErrors(self, payload: Any) -> Any:
+        assert payload == {"node": "self", "body": None}
+        return {"success": {"self": [{"blockHash": f"{number:064x}"} for number in range(self.failed)]}}
 
     def GetWorkerVariable(self, _: Any) -> Any:
         return {"success": {"here": dict(self.variables)}}
@@ -299,6 +339,25 @@ class FakeCluster:
             other._furnish(server)
         return other
 
+    def copy(self) -> FakeCluster:
+        """The same cluster on servers that are as these are now; whatever a test taught these, they do not know."""
+        servers = {name: server.copy() for name, server in self.servers.items()}
+        state = {one.name: getattr(self.garage, one.name) for one in fields(FakeGarage) if one.name != "hosts"}
+        other = replace(
+            self,
+            servers=servers,
+            garage=FakeGarage(servers, **deepcopy(state)),
+            programs=dict(self.programs),
+            flushed=dict(self.flushed),
+            served=dict(self.served),
+            trusted=dict(self.trusted),
+            holding=next((servers[name] for name, one in self.servers.items() if one is self.holding), None),
+            ill=deepcopy(self.ill),
+        )
+        for server in servers.values():
+            other._furnish(server)
+        return other
+
     @property
     def cluster(self) -> Cluster:
         """What a run begins with."""
@@ -338,6 +397,7 @@ class FakeCluster:
         server.answer(on["keepalived"], "--config-test", "--use-file", "{path}")
         if "zot" in on:
             server.answer(on["zot"], "verify", "{path}", with_=lambda _, content: 0 if json.loads(content) else 1)
+        server.answer("sh", "-c", helper._HOST_KEYS, with_=f"ssh-rsa AAAA root@x\n{host_key(server.name)} root@x\n")
         # Nobody looks from outside: no program of ours is seen to run, so each is started once in every run.
         server.answer(
             "sh", "-c", programs_phase._RUNS, with_=lambda argv, _: "" if argv[5] in server.tree else "missing"
@@ -354,6 +414,7 @@ class FakeCluster:
         )  # fmt: skip
         server.answer("sh", "-c", health._ASK, "health", with_=lambda *_: self._health(server))
         server.answer("sh", "-c", running._ASK, "running", with_=lambda argv, _: self._running(server, argv[4::2]))
+        server.answer("sh", "-c", certificates.RUN, "blocks", with_=lambda _, asked: self._blocks(server, asked))
         server.answer("ss", "-Htn", "state", "established")
         server.answer("sh", "-c", drain._RENEW, "renew", act="renew the proxies' workers")
         server.answer("sh", "-c", drain._HOLD, "hold", act="hold new connections")
@@ -399,21 +460,35 @@ class FakeCluster:
         if server.unit(agent.UNIT).active != "active":
             return "1000.5\n---\n"
         units = [unit for service in services(self.config.spec) for unit in service.units]
-        conditions = [*self.ill.get(server.name, ()), *(
+        failed = self.garage.failed
+        conditions = [*self.ill.get(server.name, ()), *["StorageCopying"] * bool(failed), *(
             "FrontendDown" for unit in units if unit != keepalived.UNIT and server.unit(unit).active != "active"
         )]  # fmt: skip
+        ill = [one for one in conditions if one != "StorageCopying"]
         others = [one for one in self.servers.values() if one is not server]
         holds = self._holder() is server
         state = {
-            "time": 1000.0, "version": __version__, "level": 2 if conditions else 0, "fit": not conditions,
+            "time": 1000.0, "version": __version__, "level": 2 if ill else 0, "fit": not ill,
             "conditions": conditions,
-            "quorum": {"storage": self.garage._up()}, "storage_left": {"blocks": 0, "tables": 0},
+            "quorum": {"storage": self.garage._up()}, "storage_left": {"blocks": failed, "tables": 0},
+            "storage_queues": {"blocks": 0, "errors": failed, "entries": 0, "merkle": 0},
             "vip": {"held": holds}, "writer": {"role": "writer" if holds else "standby"},
             "peers": {
-                one.name: {"presence": "fresh" if one.unit(agent.UNIT).active == "active" else "gone"} for one in others
+                one.name: {
+                    "address": self.config.spec.node(one.name).address,
+                    "presence": "fresh" if one.unit(agent.UNIT).active == "active" else "gone",
+                }
+                for one in others
             },
         }  # fmt: skip
         return f"1000.5\n---\n{json.dumps(state)}"
+
+    def _blocks(self, server: FakeTransport, asked: bytes) -> str:
+        """Which of the blocks the server does not have on its disk: the first one has some of those that fail."""
+        lacking = list(json.loads(asked)["blocks"])
+        if server is next(iter(self.servers.values())):
+            lacking = lacking[self.garage.somewhere :]
+        return "".join(f"{block}\n" for block in lacking) + "end\n"
 
     def _running(self, server: FakeTransport, units: Sequence[str]) -> str:
         """The programs that the units' files name."""
@@ -491,7 +566,7 @@ class FakeCluster:
 
         server.answer("sh", "-c", programs._UPLOADED, "uploaded", digest, archive, with_=uploaded)
         server.answer(
-            "sh", "-c", programs._UNPACK, "unpack", archive, digest, one.prefix,
+            "sh", "-c", programs._UNPACK, "unpack", archive, digest, one.prefix, digest,
             with_=unpack, act=f"unpack {archive} in {one.prefix}",
         )  # fmt: skip
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
 from kubeadm_registry.access import executor
-from kubeadm_registry.components import retention
+from kubeadm_registry.components import pulls, retention
 from kubeadm_registry.components.executor_files import RESULT, order_path, result_path
 from kubeadm_registry.errors import Error
 from kubeadm_registry.executor.run import Executor
 from kubeadm_registry.images.pool import Connect
+from kubeadm_registry.retention import Reason
 from kubeadm_registry.retention.order import Order
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 
@@ -31,6 +32,9 @@ class FakeExecutor:
     lease: str | None = None
     results: dict[str, bytes] = field(default_factory=dict)
     log: str = ""
+    doubted: tuple[Reason, ...] = ()
+    tell: Callable[[str], None] = lambda _: None
+    """Hears a line for each image."""
 
     def __post_init__(self) -> None:
         numbers = itertools.count()
@@ -48,6 +52,7 @@ class FakeExecutor:
                 "runuser", "-u", retention.USER, "--", "cat", with_=lambda argv, _: self.results.get(argv[-1], 1)
             )
             server.answer("sh", "-c", executor._TIDY, "tidy", retention.ORDERS)
+            server.answer("runuser", "-u", pulls.USER, "--", with_=1)  # nothing was recorded
             server.put(f"{paths.UNITS}/{retention.TEMPLATE}", b"")
             server.users[retention.USER] = {retention.USER}
             server.groups.add(retention.USER)
@@ -64,7 +69,8 @@ class FakeExecutor:
         names = tuple(self.servers.servers)
         with self.connect() as registry:
             work = Executor(
-                registry, fixed_secrets(names).retention_key, name, lambda: None, tell=self._tell, clock=self.clock
+                registry, fixed_secrets(names).retention_key, name, lambda: None, tell=self._tell, clock=self.clock,
+                doubts=lambda: self.doubted,
             )  # fmt: skip
             try:
                 said = {"run": work.carry_out(order).to_dict()}
@@ -75,6 +81,7 @@ class FakeExecutor:
 
     def _tell(self, line: str) -> None:
         self.log = line
+        self.tell(line)
 
     def _state(self) -> str:
         return f"ActiveState=inactive\nResult=success\nExecMainStatus=0\n---\n{self.log}\n"

@@ -11,13 +11,14 @@ import hashlib
 import posixpath
 import re
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kubeadm_registry import secrets
-from kubeadm_registry.components import data, helper, retention
+from kubeadm_registry.components import data, garage_layout, helper, retention
 from kubeadm_registry.engine import changes, workflow
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.result import Result
@@ -70,6 +71,9 @@ class Command:
     stdin: bytes
 
 
+#: The words of a command by which its answers are found, before all of them are compared.
+_WORDS = 5
+
 Answer = Result | bytes | str | int | Callable[[tuple[str, ...], bytes], "bytes | str | int"]
 
 
@@ -78,6 +82,7 @@ class Registered:
     argv: tuple[str, ...]
     answer: Answer
     act: str
+    number: int
 
 
 @dataclass
@@ -107,7 +112,9 @@ class FakeTransport:
     closed: bool = False
 
     def __post_init__(self) -> None:
-        self._answers: list[Registered] = []
+        #: By the first words of the commands, the one registered last first.
+        self._answers: dict[tuple[str, ...], list[Registered]] = {}
+        self._registered = 0
         self._lock = threading.RLock()
 
     # ---- the Transport ------------------------------------------------------------------------------------------
@@ -150,7 +157,23 @@ class FakeTransport:
 
         A number is an exit status; a function gets argv and standard input.
         """
-        self._answers.insert(0, Registered(argv, with_, act))
+        self._registered += 1
+        self._answers.setdefault(argv[:_WORDS], []).insert(0, Registered(argv, with_, act, self._registered))
+
+    def prefer(self, *argv: str) -> None:
+        """Let the answers to commands that begin with *argv* come before what was registered since."""
+        meant = [one for kept in self._answers.values() for one in kept if one.argv[: len(argv)] == argv]
+        for found in sorted(meant, key=lambda one: one.number):
+            self.answer(*found.argv, with_=found.answer, act=found.act)
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """What is registered in the ``with`` is forgotten afterwards."""
+        kept, started = {words: list(found) for words, found in self._answers.items()}, self.on_start
+        try:
+            yield
+        finally:
+            self._answers, self.on_start = kept, started
 
     def put(self, path: str, content: bytes | str, mode: int = 0o644, owner: str = "root:root") -> None:
         """A file that is there already, with the folders above it."""
@@ -164,6 +187,22 @@ class FakeTransport:
 
     def files(self) -> dict[str, FileState]:
         return {path: node for path, node in sorted(self.tree.items()) if isinstance(node, FileState)}
+
+    def copy(self) -> FakeTransport:
+        """Another host, which is as this one is now; it knows no answers."""
+        return replace(
+            self,
+            tree=dict(self.tree),
+            users={name: set(groups) for name, groups in self.users.items()},
+            groups=set(self.groups),
+            logged_in=set(self.logged_in),
+            units={name: replace(unit) for name, unit in self.units.items()},
+            log=list(self.log),
+            acts=list(self.acts),
+            flushed=list(self.flushed),
+            broken=dict(self.broken),
+            on_start=lambda unit: None,
+        )
 
     def unit(self, name: str) -> Unit:
         return self.units.setdefault(name, Unit())
@@ -190,11 +229,10 @@ class FakeTransport:
     # ---- commands -----------------------------------------------------------------------------------------------
 
     def _run(self, argv: tuple[str, ...], stdin: bytes) -> bytes | Result:
-        for registered in self._answers:
-            if argv[: len(registered.argv)] == registered.argv:
-                if registered.act:
-                    self._act(registered.act)
-                return self._say(registered.answer, argv, stdin)
+        if (registered := self._registered_for(argv)) is not None:
+            if registered.act:
+                self._act(registered.act)
+            return self._say(registered.answer, argv, stdin)
         if argv[:2] == ("sh", "-c"):
             script = _SCRIPTS.get(argv[2])
             if script is None:
@@ -204,6 +242,16 @@ class FakeTransport:
             if (found := pattern.fullmatch("\0".join(argv))) is not None:
                 return program(self, found)
         raise UnknownCommand(f"{self.name}: {argv}")
+
+    def _registered_for(self, argv: tuple[str, ...]) -> Registered | None:
+        """The answer to *argv* that was registered last; most commands are asked for far more often than taught."""
+        found = None
+        for count in range(_WORDS + 1):
+            for one in self._answers.get(argv[:count], ()) if count <= len(argv) else ():
+                if argv[: len(one.argv)] == one.argv:
+                    found = one if found is None or one.number > found.number else found
+                    break
+        return found
 
     def _say(self, answer: Answer, argv: tuple[str, ...], stdin: bytes) -> bytes | Result:
         if isinstance(answer, Result):
@@ -268,6 +316,22 @@ class FakeTransport:
     def _data(self, directories: tuple[str, ...], _: bytes) -> bytes:
         found = [path for directory in directories for path in self._below(directory) if "lost+found" not in path]
         return "".join(found[:1]).encode()
+
+    def _stored(self, directories: tuple[str, ...]) -> list[str]:
+        """The files that Garage has there, without the node's key."""
+        return [
+            path for directory in directories for path in self._below(directory)
+            if not isinstance(self.tree[path], Dir) and posixpath.basename(path) not in ("node_key", "node_key.pub")
+        ]  # fmt: skip
+
+    def _look(self, directories: tuple[str, ...], _: bytes) -> bytes:
+        return "".join(f"{path}\n" for path in self._stored(directories)[:1]).encode()
+
+    def _clear(self, directories: tuple[str, ...], _: bytes) -> bytes:
+        self._act(f"clear {' '.join(directories)}")
+        for path in self._stored(directories):
+            del self.tree[path]
+        return b""
 
     def _sweep(self, arguments: tuple[str, ...], _: bytes) -> bytes:
         for path in [path for path in self.tree if path.endswith(host_module.UNFINISHED)]:
@@ -457,7 +521,8 @@ class FakeTransport:
     def _getent(self, found: re.Match[str]) -> bytes:
         if found["name"] not in (self.users if found["database"] == "passwd" else self.groups):
             raise Failed(code=2)
-        return f"{found['name']}:x:990:\n".encode()
+        home = "/root" if found["name"] == "root" else "/nonexistent"
+        return f"{found['name']}:x:990:990::{home}:/bin/sh\n".encode()
 
     def _find(self, found: re.Match[str]) -> bytes:
         below = [one for one in self._below(self._path(found)) if not isinstance(self.tree[one], Dir)]
@@ -481,7 +546,7 @@ class FakeTransport:
     # ---- systemd ------------------------------------------------------------------------------------------------
 
     def _daemon_reload(self, _: re.Match[str]) -> bytes:
-        for name, unit in self.units.items():
+        for name, unit in list(self.units.items()):  # others may ask meanwhile
             unit.loaded = self._unit_file(name)
         return b""
 
@@ -515,6 +580,9 @@ class FakeTransport:
         unit = self.unit(found["unit"])
         unit.active = "inactive" if unit.active == "failed" else unit.active
         return b""
+
+    def _active_state(self, found: re.Match[str]) -> bytes:
+        return f"{self.unit(found['unit']).active}\n".encode()
 
     def _is_active(self, found: re.Match[str]) -> bytes:
         if self.unit(found["unit"]).active != "active":
@@ -614,6 +682,8 @@ _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = 
     workflow._FLUSH: FakeTransport._flush,
     secrets._DATA: FakeTransport._data,
     workflow._SWEEP: FakeTransport._sweep,
+    garage_layout._LOOK: FakeTransport._look,
+    garage_layout._REMOVE: FakeTransport._clear,
     data._WAY: FakeTransport._way,
     retention._UNITS: FakeTransport._instances,
     retention._REMOVE: FakeTransport._remove_instances,
@@ -661,6 +731,7 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
         ("test -<what> <path>", FakeTransport._test),
         ("journalctl --no-pager --quiet -o cat -n 5 -u <unit>", FakeTransport._journal),
         ("systemctl daemon-reload", FakeTransport._daemon_reload),
+        ("systemctl show --property=ActiveState --value -- <unit>", FakeTransport._active_state),
         ("systemctl show --property=NeedDaemonReload -- <units...>", FakeTransport._need_daemon_reload),
         ("systemctl enable --quiet -- <unit>", FakeTransport._enable),
         ("systemctl disable --quiet --now -- <unit>", FakeTransport._disable_now),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 
+from kubeadm_registry.components import links
 from kubeadm_registry.containerd import survey
-from kubeadm_registry.phases import firewall, preflight
+from kubeadm_registry.phases import preflight
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fakes import FakeTransport
 
@@ -48,7 +49,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("sh", "-c", preflight._MISSING, "tools", *preflight.TOOLS)
     server.answer("sh", "-c", preflight._DIAG_DESTROY, with_="CONFIG_INET_DIAG_DESTROY=y\n")
     server.answer("ss", "-Hltunp", with_=SSHD)
-    server.answer("sh", "-c", firewall._BLOCKED, "blocked")
+    server.answer("sh", "-c", links.BLOCKED, "blocked")
     server.answer("sh", "-c", preflight._FREE, "free", with_=free("/", 200))
     server.answer("date", "+%s.%N", with_=lambda *_: f"{time.time():.9f}\n")
     server.answer("sh", "-c", preflight._TIME, "time", with_="NTPSynchronized=yes\nrunning systemd-timesyncd\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
 import ssl
 import subprocess
@@ -23,17 +22,17 @@ from kubeadm_registry import paths, pki
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.engine.changes import File
 from kubeadm_registry.secrets import basic
+from tests.lab.programs import there
 from tests.unit.fake_cluster import FakeCluster
 
 PUSH = {"Authorization": f"Basic {basic('push', 'the-push-password')}"}
 
 
 def program() -> str:
-    """HAProxy; skips where there is none. KUBEADM_REGISTRY_HAPROXY names one that is not installed."""
-    usual = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
-    found = os.environ.get("KUBEADM_REGISTRY_HAPROXY") or usual
+    """HAProxy; skips where there is none. `make unit` fetches one; KUBEADM_REGISTRY_HAPROXY names another."""
+    found = there("haproxy")
     if found is None:
-        pytest.skip("there is no haproxy here, and KUBEADM_REGISTRY_HAPROXY names none")
+        pytest.skip("there is no haproxy here: run `make unit`, or name one in KUBEADM_REGISTRY_HAPROXY")
     return found
 
 
@@ -142,10 +141,11 @@ class Answer:
 
 
 @contextmanager
-def nodes(cluster: str, *names: str) -> Iterator[list[Node]]:
+def nodes(cluster: str, *names: str, instead: Mapping[str, str] | None = None) -> Iterator[list[Node]]:
     """The HAProxy of each of *names*, servers of the file *cluster*, whose addresses must begin with 10.0.0.
 
-    In place of that network there is one on loopback, and in place of 127.0.0 each server has a network of its own.
+    *instead*: what its configuration has in place of what. In place of that network there is one on loopback, and in
+    place of 127.0.0 each server has a network of its own.
     """
     executable = program()
     fake = FakeCluster.of(cluster)
@@ -166,7 +166,7 @@ def nodes(cluster: str, *names: str) -> Iterator[list[Node]]:
             stack.callback(front.server_close)
             threading.Thread(target=front.serve_forever, daemon=True).start()
             stack.callback(front.shutdown)
-            _write(fake, name, folder / name, networks)
+            _write(fake, name, folder / name, {**networks, **(instead or {})})
             with (folder / name / "stderr").open("wb") as said:
                 process = subprocess.Popen(
                     [executable, "-db", "-f", folder / name / "etc/haproxy/haproxy.cfg"],
@@ -192,12 +192,12 @@ def _networks(stack: ExitStack) -> tuple[int, int]:
             return second, third
 
 
-def _write(fake: FakeCluster, name: str, folder: Path, networks: dict[str, str]) -> None:
-    """What the phase writes for HAProxy, with other addresses and paths."""
+def _write(fake: FakeCluster, name: str, folder: Path, instead: dict[str, str]) -> None:
+    """What the phase writes for HAProxy, with other paths, addresses and times."""
     cluster = fake.cluster
     host = next(one for one in cluster.hosts if one.name == name)
     (folder / "run").mkdir(parents=True)
-    places = {paths.ETC: f"{folder}/etc", haproxy.RUN: f"{folder}/run", **networks}
+    places = {paths.ETC: f"{folder}/etc", haproxy.RUN: f"{folder}/run", **instead}
     for step in (
         *haproxy.identity(cluster, host),
         *haproxy.install(cluster, host, single_writer=fake.config.spec.frontend.type == "zot"),

@@ -21,16 +21,13 @@ from kubeadm_registry.access import executor, questions
 from kubeadm_registry.access.executor import ByHelper, Node, OnHost, Outcome
 from kubeadm_registry.components import retention
 from kubeadm_registry.components.executor_files import RESULT, order_path, result_path
-from kubeadm_registry.engine.workflow import run as init
 from kubeadm_registry.errors import Error
 from kubeadm_registry.helper.__main__ import answered
-from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.retention.order import Order
 from kubeadm_registry.transport.host import Host
-from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fakes import FakeTransport
 from tests.unit.here import here, stub
-from tests.unit.test_workflow import Recorder
 
 CONTENT = Order(1000).to_json()
 ORDER, OTHER = hashlib.sha256(CONTENT).hexdigest(), "f" * 64
@@ -114,15 +111,18 @@ def way(request: pytest.FixtureRequest) -> Callable[[Host], Node]:
 
 
 @pytest.fixture
+def three(installed: FakeCluster) -> FakeCluster:
+    """They are not bare here."""
+    return installed
+
+
+@pytest.fixture
 def nodes(three: FakeCluster, monkeypatch: pytest.MonkeyPatch, way: Callable[[Host], Node]) -> Nodes:
     """Three nodes after init, of which cp-2 holds the lease."""
     monkeypatch.setattr(executor, "on_hosts", lambda cluster: [way(host) for host in cluster.hosts])
     monkeypatch.setattr(executor, "INTERVAL", 0.0)
-    init(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
     found = {name: Executor(server) for name, server in three.servers.items()}
     found["cp-2"].role, found["cp-2"].term = "writer", 7
-    for one in found.values():
-        one.server.acts.clear()
     return found
 
 

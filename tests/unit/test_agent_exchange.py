@@ -14,7 +14,7 @@ from kubeadm_registry.agent.exchange import Exchange, Kind, Outcome, http_answer
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-async def ask(address: str | tuple[str, int], *, deadline: float = 2.0, http: bool = True) -> Outcome:
+async def ask(address: str | tuple[str, int], *, deadline: float = 20.0, http: bool = True) -> Outcome:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Outcome] = loop.create_future()
     Exchange(
@@ -25,10 +25,10 @@ async def ask(address: str | tuple[str, int], *, deadline: float = 2.0, http: bo
         done=future.set_result,
         complete=http_complete if http else None,
     )
-    return await asyncio.wait_for(future, 10)
+    return await asyncio.wait_for(future, 30)
 
 
-def against(serve: Serve, *, deadline: float = 2.0) -> Outcome:
+def against(serve: Serve, *, deadline: float = 20.0) -> Outcome:
     async def run() -> Outcome:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:

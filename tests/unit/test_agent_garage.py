@@ -14,20 +14,25 @@ import pytest
 from kubeadm_registry.agent.config import parse
 from kubeadm_registry.agent.document import Left
 from kubeadm_registry.agent.garage import (
+    ASK_AGAIN,
     BEGINS,
     CALM,
     GENTLE,
     LASTING,
     LONGEST_RETRY,
+    MANY,
     QUICK,
     QUIET,
     RETRY,
     Copying,
     Garage,
+    Lost,
     Pace,
+    lost_in,
     queues_in,
     work_in,
 )
+from kubeadm_registry.agent.workers import Work
 from tests.unit.test_agent_config import smallest
 
 THROTTLED = {"throttled": {"durationSecs": 0.02}}
@@ -167,6 +172,62 @@ def test_a_storage_that_is_back_or_a_success_lets_it_begin_anew() -> None:
     assert pace.retry(1, 13.0)
 
 
+def failing(*lists: str, error: object = None) -> bytes:
+    """An answer of ListBlockErrors: a letter for each block that the nodes a, b, ... failed to get."""
+    success = {
+        node: [{"blockHash": block, "refcount": 1} for block in one] for node, one in zip("abcde", lists, strict=False)
+    }
+    return json.dumps({"success": success, "error": error or {}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("lists", "copies", "lost"),
+    [
+        (("xyz", "xz", "zx"), 3, 2),
+        (("xy", "xy", ""), 3, 0),
+        (("", "xy", "xy"), 3, 0),
+        (("xy", "x", "xy", "xy"), 3, 2),
+        (("", "x", "x", "x"), 3, 0),
+        (("xy",), 1, 2),
+    ],
+    ids=["all fail", "the third has them", "this one has them", "of four", "not this one's", "one node"],
+)
+def test_a_block_is_lost_once_all_nodes_that_keep_it_have_failed(
+    lists: tuple[str, ...], copies: int, lost: int
+) -> None:
+    assert lost_in(failing(*lists), copies, "bcde") == lost
+
+
+@pytest.mark.parametrize("body", [failing("x", "x", error={"c": "timeout"}), b"{}", b"", failing("", "")])
+def test_while_a_node_does_not_say_nothing_is_known(body: bytes) -> None:
+    """The last one: of another Garage, whose own id is not among the answers."""
+    assert lost_in(body, 3, "ab" if body == failing("", "") else "bc") is None
+
+
+def seen(blocks: int, failed: int, tables: int = 0) -> Work:
+    return Work({"blocks": blocks, "tables": tables}, failed)
+
+
+def test_nodes_are_asked_where_blocks_that_failed_are_all_that_is_left() -> None:
+    lost = Lost(3)
+    for work in (seen(0, 0), seen(5, 4), seen(4, 4, tables=1), seen(MANY + 1, MANY + 1)):
+        assert not lost.due(work, 0.0)
+    asked = [now for now in range(100) if lost.due(seen(4, 4), float(now))]
+    assert asked == [0, ASK_AGAIN, 2 * ASK_AGAIN, 3 * ASK_AGAIN]
+
+
+def test_what_is_lost_is_not_left_and_what_was_mended_is_not_lost() -> None:
+    lost = Lost(3)
+    assert lost.left(seen(4, 4)) == {"blocks": 4, "tables": 0}, "not known yet"
+    lost.count = 3
+    assert lost.left(seen(4, 4)) == {"blocks": 1, "tables": 0}
+    assert not lost.due(seen(2, 1, tables=1), 1.0)
+    assert lost.count == 1
+    lost.due(seen(0, 0), 2.0)
+    assert lost.count == 0
+    assert lost.left(seen(4, 4)) == {"blocks": 4, "tables": 0}
+
+
 class Admin:
     """An admin interface that takes one token, and has these workers; what it was asked, in the order of time."""
 
@@ -174,6 +235,7 @@ class Admin:
         self.token, self.body = token, body
         self.asked: list[tuple[str, object]] = []
         self.refused = 0
+        self.errors = b"{}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -185,6 +247,8 @@ class Admin:
             self.asked.append((head.split()[1], body))
         self.refused += not right
         answer = self.body if "ListWorkers" in head or "Statistics" in head else b"{}"
+        if "ListBlockErrors" in head:
+            answer = self.errors
         status = b"200 OK" if right else b"403 Forbidden"
         writer.write(b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s" % (status, len(answer), answer))
         await writer.drain()
@@ -228,6 +292,27 @@ def test_it_sets_the_pace_once_and_reads_a_new_token_when_the_old_one_is_refused
     assert paths.count("/v2/RetryBlockResync?node=self") == 1
     assert ("/v2/RetryBlockResync?node=self", {"all": True}) in admin.asked
     assert {*told} == {"the storage did not tell of its workers: 403"}
+
+
+def test_it_asks_the_nodes_which_blocks_are_lost_and_does_not_wait_for_these(tmp_path: Path) -> None:
+    (token := tmp_path / "token").write_text("first\n")
+
+    async def played() -> Garage:
+        admin = Admin("first", answer(resync(1, 2, 2, "idle")))
+        admin.errors = failing("xy", "xy", "xyz")
+        async with await asyncio.start_server(admin.serve, "127.0.0.1") as server:
+            raw = smallest() | {
+                "storage": {"unit": "s", "admin_port": server.sockets[0].getsockname()[1]},
+                "garage_admin_token_file": str(token),
+            }
+            for peer, node in zip(raw["peers"], "bc", strict=True):
+                peer["garage_node_id"] = node
+            garage = Garage(parse(raw), lambda *_: None)
+            await until(garage, lambda: garage.lost.count == 2 and garage.copying.left == some(0))
+        assert ("/v2/ListBlockErrors?node=*", None) in admin.asked
+        return garage
+
+    assert asyncio.run(played()).lost.copies == 3
 
 
 def books(**blocks: object) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from kubeadm_registry.agent import gate as module
 from kubeadm_registry.agent.config import Config, Frontend, parse
 from kubeadm_registry.agent.gate import Executor, Gate, Writer, acting, put
 from kubeadm_registry.agent.processes import Processes
@@ -142,10 +143,13 @@ async def until(true: Callable[[], bool]) -> None:
         while not true():
             await asyncio.sleep(0.005)
 
-    await asyncio.wait_for(poll(), 10)
+    await asyncio.wait_for(poll(), 30)
 
 
-def test_a_frontend_takes_writes_when_it_no_longer_refuses_to_end_an_upload(tmp_path: Path, frontend: Frontend) -> None:
+def test_a_frontend_takes_writes_when_it_no_longer_refuses_to_end_an_upload(
+    tmp_path: Path, frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 20.0)  # it is asked once
     status = "401 Unauthorized"
     asked: list[bytes] = []
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -20,6 +18,7 @@ from kubeadm_registry.agent.haproxy import parse as servers_of
 from kubeadm_registry.agent.model import Decisions, Memory, Report, Role, Settings
 from kubeadm_registry.agent.reserve import nearly_full
 from kubeadm_registry.agent.steering import Servers, Steering, wanted
+from tests.unit import real_haproxy
 from tests.unit.test_agent_config import smallest
 
 ONE = frozenset({"cp-2"})
@@ -140,7 +139,7 @@ class Fake:
         writer.close()
 
 
-async def until(test: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(test: Callable[[], object], seconds: float = 20.0) -> None:
     """Wait until *test* holds."""
     async with asyncio.timeout(seconds):
         while not test():
@@ -175,7 +174,7 @@ def test_a_new_writer_is_named_after_its_epoch(tmp_path: Path) -> None:
             proxy.want(*as_wanted("", 5))
             proxy.ask()
             await until(lambda: fake.epoch == "5")
-            assert await proxy.settled(2.0)
+            assert await proxy.settled(20.0)
             fake.said.clear()
             proxy.want(*as_wanted("cp-3", 9))
             await until(lambda: "writer/cp-3" in fake.takes())
@@ -190,13 +189,13 @@ def test_a_process_that_was_restarted_is_told_again(tmp_path: Path) -> None:
         fake = Fake()
         async with talking(tmp_path, fake) as proxy:
             proxy.want(*as_wanted("cp-1", 5))
-            assert await proxy.settled(2.0)
+            assert await proxy.settled(20.0)
             told = fake.takes()
             assert told == {"reads/cp-2", "writer/local", "gate/open", "newwork/open"}
             before = proxy.corrections
             fake.restart()
             assert "gate/open" not in fake.takes(), "on disk it is shut"
-            assert await proxy.settled(2.0)
+            assert await proxy.settled(20.0)
             assert fake.takes() == told
             assert fake.epoch == "5"
             assert proxy.corrections == before + 1
@@ -209,7 +208,7 @@ def test_what_was_said_a_moment_ago_is_taken_back_at_once(tmp_path: Path) -> Non
         fake = Fake()
         async with talking(tmp_path, fake) as proxy:
             proxy.want(*as_wanted("", 5))
-            assert await proxy.settled(2.0)
+            assert await proxy.settled(20.0)
             proxy.want(*as_wanted("cp-1", 5))
             await until(lambda: "gate/open" in fake.takes())
             proxy.want(*as_wanted("", 5))  # without a look in between
@@ -222,7 +221,7 @@ def test_a_process_that_is_not_there_passes_on_nothing(tmp_path: Path) -> None:
     async def course() -> None:
         proxy = Proxy(config(tmp_path), str(tmp_path / "none"), lambda: None, lambda *_: None)
         proxy.want(*as_wanted("", 5))
-        assert await proxy.settled(2.0)
+        assert await proxy.settled(20.0)
         assert proxy.answered.answers.refused
 
     asyncio.run(course())
@@ -275,9 +274,7 @@ backend newwork
 @pytest.fixture
 def haproxy(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A real HAProxy, as master and worker."""
-    program = os.environ.get("KUBEADM_REGISTRY_HAPROXY") or shutil.which("haproxy")
-    if program is None:
-        pytest.skip("no haproxy in PATH, and KUBEADM_REGISTRY_HAPROXY names none")
+    program = real_haproxy.program()
     (tmp_path / "haproxy.cfg").write_text(HAPROXY.format(folder=tmp_path))
     (tmp_path / "state.map").write_text("epoch 0\n")
     process = subprocess.Popen([program, "-W", "-f", tmp_path / "haproxy.cfg"], stderr=subprocess.DEVNULL)
@@ -303,7 +300,7 @@ def test_a_real_haproxy_is_told_and_its_workers_are_known(tmp_path: Path, haprox
                 proxy.ask()
                 await asyncio.sleep(0.05)
         proxy.want(*as_wanted("cp-1", 7))
-        assert await proxy.settled(3.0)
+        assert await proxy.settled(20.0)
         assert await ask_gate() == b"7 1"
         assert proxy.have["reads", "local"] is False
         assert proxy.have["reads", "cp-2"] is True
@@ -312,7 +309,7 @@ def test_a_real_haproxy_is_told_and_its_workers_are_known(tmp_path: Path, haprox
         assert len(family) == 2
         assert haproxy.pid in family
         proxy.processes.kill()
-        await asyncio.to_thread(haproxy.wait, 5)
+        await asyncio.to_thread(haproxy.wait, 20)
         await until(lambda: not proxy.processes.find())
         async with asyncio.timeout(10):
             while not proxy.answered.answers.refused:  # a question that was under way may get no answer at all
@@ -338,7 +335,7 @@ def test_pushes_are_closed_again_and_again_while_the_disk_is_nearly_full_and_ope
                 await until(lambda said=said: len(fake.said) > said)  # type: ignore[misc]
             proxy.reserve(0, 1030.0)
             proxy.ask()
-            await proxy.settled(2.0)
+            await proxy.settled(20.0)
             name = "set map /etc/kubeadm-registry/haproxy/pushes.map full"
             assert fake.said == [f"{name} 1060", f"{name} 1070", f"{name} 0"]
 

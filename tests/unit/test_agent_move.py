@@ -114,7 +114,7 @@ def test_the_writer_takes_no_new_work_and_keeps_the_vip_until_no_write_is_in_fli
     def seen(now: float) -> Observation:
         return votes(now, writes=0 if now > 6.0 else 2)
 
-    taken = play(seen, until=7.0, memory=writer(settled), start=5.0, config=ONE)[1]
+    taken = play(seen, until=7.0 + QUIET, memory=writer(settled), start=5.0, config=ONE)[1]
     assert first(taken, lambda decided: not decided.new_work) == near(5.05)
     assert first(taken, lambda decided: decided.report.draining) == near(5.05)
     assert first(taken, lambda decided: decided.count_writes) == near(5.05)
@@ -139,7 +139,7 @@ def test_a_request_that_ends_lets_in_what_waited(settled: Memory) -> None:
     def seen(now: float) -> Observation:
         return votes(now, writes=1, moves_to="b" if now < 6.0 else "")
 
-    taken = play(seen, until=7.0, memory=writer(settled), start=5.0, config=ONE)[1]
+    taken = play(seen, until=7.0 + QUIET, memory=writer(settled), start=5.0, config=ONE)[1]
     assert first(taken, lambda decided: not decided.new_work) == near(5.05)
     assert first([one for one in taken if one[0] > 5.1], lambda decided: decided.new_work) == near(6.0)
     assert all(decided.fit for _, decided in taken)

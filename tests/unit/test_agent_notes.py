@@ -75,7 +75,7 @@ def test_a_damaged_file_is_begun_anew_with_a_word(tmp_path: Path, content: bytes
     path = tmp_path / "list.json"
     path.write_bytes(content)
     [text] = added(path, {"n": 1})
-    assert text.endswith("it is begun anew")
+    assert text.endswith("a new one is started")
     assert read(path) == [{"n": 1}]
 
 
@@ -189,7 +189,7 @@ def test_one_that_comes_back_to_the_same_node_names_it() -> None:
     course.at(2.0, HOLDER)
     [gone] = course.at(3.0)
     [back] = course.at(3.5, HOLDER)
-    assert (gone["here"], gone["why"]) == (False, "keepalived gave it up, or somebody removed it")
+    assert (gone["here"], gone["why"]) == (False, "keepalived gave it up, or it was removed by hand")
     assert (back["why"], back["other"], back["seconds"]) == ("no other node took it", "a", 1.5)
 
 
@@ -201,7 +201,7 @@ def test_one_that_comes_back_to_the_same_node_names_it() -> None:
         (replace(QUIET, fit=False), (), QUIET, "this node may not hold it: level 2"),
         (QUIET, ("NoMajority",), QUIET, "not more than half of the nodes are heard"),
         (QUIET, (), HOLDER, "keepalived gave it to b"),
-        (QUIET, (), QUIET, "keepalived gave it up, or somebody removed it"),
+        (QUIET, (), QUIET, "keepalived gave it up, or it was removed by hand"),
     ],
 )  # fmt: skip
 def test_who_loses_the_virtual_ip_says_why(own: Report, conditions: tuple[str, ...], other: Report, why: str) -> None:

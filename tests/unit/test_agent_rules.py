@@ -655,6 +655,13 @@ def test_a_node_that_was_never_good_is_fit_only_when_nobody_else_is() -> None:
         return replace(course(now), peers={"b": PeerView(), "c": PeerView()})
 
     _, taken = play(dark, until=20.0)
+    assert not any(d.fit for _, d in taken), "it can read nothing, and may have been replaced while it was away"
+
+    def all_are_bad(now: float) -> Observation:
+        bad = replace(GOOD_PEER, good=False, fit=False, level=Level.CHAIN, verdict=Verdict.SLOW)
+        return replace(course(now), peers={"b": PeerView(now, None, bad, now), "c": PeerView(now, None, bad, now)})
+
+    _, taken = play(all_are_bad, until=20.0)
     assert first(taken, lambda d: d.fit) == near(T.start_grace)
 
 
@@ -805,7 +812,31 @@ def offset(seconds: float | None) -> PeerView:
 )
 def test_a_clock_is_compared_with_the_median_of_a_majority(offsets: tuple[float | None, ...], off: float) -> None:
     fresh = {name: offset(one) for name, one in zip("bc", offsets, strict=True)}
-    assert rules.clock_off(7.0, fresh, ANY) == pytest.approx(off)
+    assert rules.clocks(fresh, ANY).get(ANY.name, 7.0) == pytest.approx(off)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "writers"),
+    [
+        ((0.1, -0.2), "abc"),
+        ((9.0, 0.2), "ac"),
+        ((9.0, 9.2), "bc"),
+        ((1.2, None), ""),  # nobody knows which of the two is right
+        ((0.9, None), "ab"),
+    ],
+)
+def test_nobody_writes_whose_clock_is_off_where_all_may(offsets: tuple[float | None, ...], writers: str) -> None:
+    peers = {name: offset(one) if one is not None else PeerView() for name, one in zip("bc", offsets, strict=True)}
+
+    def course(now: float) -> Observation:
+        return well(now, peers={name: replace(one, heard=one.heard and now) for name, one in peers.items()})
+
+    _, taken = play(course, until=T.warm_up + 2)
+    decided = taken[-1][1]
+    assert decided.writers == frozenset(writers)
+    assert decided.readers is not None
+    assert decided.readers >= decided.writers
+    assert ANY.name in decided.readers, "what is read has no time"
 
 
 def test_a_clock_that_is_off_is_a_condition() -> None:

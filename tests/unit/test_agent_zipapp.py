@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import __version__, zipapp
+from kubeadm_registry import __version__, agent
 from kubeadm_registry.agent import __main__ as program
 from kubeadm_registry.agent.config import Executor, Paths
+from kubeadm_registry.components import zipapp
 from tests.unit.test_agent_config import smallest
 
-AGENT = sorted((Path(zipapp.__file__).parent / "agent").glob("*.py"))
+AGENT = sorted(Path(agent.__file__).parent.glob("*.py"))
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

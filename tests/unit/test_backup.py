@@ -341,8 +341,9 @@ def test_a_newer_release_may_add_and_may_ask_for_a_newer_one(tmp_path: Path) -> 
     assert read(resigned(made(path), format=newer)).opened(None) == CONTENTS
     with pytest.raises(NewerFormat, match="a newer release wrote the backup"):
         read(resigned(made(path), format={**newer, "minReader": 9}))
-    error = refused(lambda: read(resigned(made(path), encryption="quantum")).opened(None), "BackupDamaged")
-    assert "which this release does not know" in error.message
+    error = refused(lambda: read(resigned(made(path), encryption="quantum")).opened(None), "NewerFormat")
+    assert "does not know the encryption quantum" in error.message
+    assert error.hint == "use a newer kubeadm-registry"
 
 
 def test_lists_that_are_missing_are_empty_and_others_are_named(tmp_path: Path) -> None:

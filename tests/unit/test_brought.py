@@ -11,7 +11,7 @@ import pytest
 from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.errors import Error
-from kubeadm_registry.formats import Damaged, NewerFormat
+from kubeadm_registry.formats import Damaged
 from kubeadm_registry.images import brought, seed, seeded
 from kubeadm_registry.images.brought import Brought
 from kubeadm_registry.images.journal import Journal
@@ -102,12 +102,3 @@ def test_a_damaged_list(change: dict[str, object]) -> None:
     document = json.loads(SAMPLE.read_bytes()) | change
     with pytest.raises(Damaged):
         Brought.parse(json.dumps(document).encode())
-
-
-def test_a_list_of_a_newer_release() -> None:
-    document = json.loads(SAMPLE.read_bytes())
-    document["format"]["minReader"] = 99
-    with pytest.raises(NewerFormat):
-        Brought.parse(json.dumps(document).encode())
-    document["format"]["minReader"] = 1
-    assert Brought.parse(json.dumps(document | {"more": [1]}).encode()).images

@@ -362,7 +362,9 @@ def test_links_in_the_bundle_itself_are_refused(made: Path, tmp_path: Path) -> N
     assert str(path) in caught.value.message
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.floats(min_value=0, max_value=1, exclude_max=True))
 def test_every_cut_is_found(made: Path, tmp_path: Path, part: float) -> None:
     content = made.read_bytes()
@@ -372,7 +374,9 @@ def test_every_cut_is_found(made: Path, tmp_path: Path, part: float) -> None:
     assert codes(path) == {"BundleDamaged"}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.integers(min_value=0), st.integers(min_value=1, max_value=255))
 def test_no_change_goes_unnoticed_or_makes_another_error(made: Path, tmp_path: Path, where: int, change: int) -> None:
     content = bytearray(made.read_bytes())

@@ -141,7 +141,9 @@ def running(folder: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[b
     environment = {
         "PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp"),
     }  # fmt: skip
-    argv = [sys.executable, "-m", "kubeadm_registry", "bundle", "create", "-o", "out.tar", "--images-only", *arguments]
+    # In the background of a script, or under nohup, the tests ignore what would end it, and would hand that on.
+    argv = ["env", "--default-signal", sys.executable, "-m", "kubeadm_registry"]
+    argv += ["bundle", "create", "-o", "out.tar", "--images-only", *map(str, arguments)]
     with subprocess.Popen(argv, cwd=folder, env=environment, stdout=-1, stderr=subprocess.STDOUT) as process:
         try:
             yield process
@@ -169,7 +171,7 @@ def test_an_ended_run_leaves_nothing(large: Path, tmp_path: Path, number: signal
     with running(tmp_path, "--images-from", large) as process:
         until(lambda: begun(tmp_path), process)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert b"[Interrupted]" in said
     assert temporaries(tmp_path) == []
@@ -192,15 +194,15 @@ def test_a_killed_run_is_cleaned_up_by_the_next(large: Path, tmp_path: Path) -> 
 
 def test_an_ended_run_does_not_wait_for_downloads(tmp_path: Path) -> None:
     with serving(FakeUpstream(pace=0.05)) as upstream:
-        upstream.image("a/b", "v1", bytes(64 * MB))  # 50 s
+        upstream.image("a/b", "v1", bytes(64 * MB))  # 50 s and more
         with running(tmp_path, "--image", f"{upstream.host}/a/b:v1") as process:
             blobs = tmp_path / ".cache/kubeadm-registry/bundle/blobs/sha256"
             until(lambda: any(part.stat().st_size for part in blobs.glob("*.part")), process)
             begin = time.monotonic()
             process.terminate()
-            process.communicate(timeout=40)
+            process.communicate(timeout=60)
             assert process.returncode == 130
-            assert time.monotonic() - begin < 15
+            assert time.monotonic() - begin < 30
     assert temporaries(tmp_path) == []
     assert list(blobs.glob("*.part")), "the next run goes on from there"
 
@@ -213,7 +215,7 @@ def test_an_ended_run_does_not_wait_for_compression(tmp_path: Path) -> None:
         notes = tmp_path / ".cache/kubeadm-registry/bundle/blobs/notes"
         until(lambda: any(new.stat().st_size for new in notes.glob(".gzip-*.new")), process)
         process.terminate()
-        process.communicate(timeout=40)
+        process.communicate(timeout=60)
         assert process.returncode == 130
     assert temporaries(tmp_path) == []
     assert list(notes.iterdir()) == []

@@ -463,11 +463,11 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
     path.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {tmp_path}/pid\nwait\n")
     path.chmod(0o755)
     start = time.monotonic()
-    with pytest.raises(BundleError, match=r"did not exit within 0\.5 s"):
-        command([path], what="version", hint="", timeout=0.5)
-    assert time.monotonic() - start < 10
+    with pytest.raises(BundleError, match=r"did not exit within 3 s"):
+        command([path], what="version", hint="", timeout=3)  # in which it has to start its child
+    assert time.monotonic() - start < 40
     child = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while Path(f"/proc/{child}/stat").exists() and " Z " not in Path(f"/proc/{child}/stat").read_text():
         assert time.monotonic() < deadline, "the child of the command still runs"
         time.sleep(0.01)

@@ -17,10 +17,8 @@ from kubeadm_registry.agent import served
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
-from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.phases.workflows import INIT
-from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
-from tests.unit.test_workflow import Recorder
+from tests.unit.fake_cluster import authority
+from tests.unit.installed import fresh
 
 NAMES = ("cp-1", "cp-2", "cp-3")
 
@@ -29,8 +27,7 @@ class Site:
     """An installed cluster, and what each node presents: by default what is in its file."""
 
     def __init__(self) -> None:
-        self.fake = FakeCluster.of(config.SMALLEST)
-        run(INIT, self.fake.cluster, Recorder(), skip=ELSEWHERE)
+        self.fake = fresh()
         self.presented: dict[tuple[str, str], str | None] = {}
         self.absent: dict[str, str] = {}
         self.more: dict[str, dict[str, object]] = {}

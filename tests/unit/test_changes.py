@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -260,11 +259,9 @@ def test_a_wait_ends_when_the_state_has_come(server: FakeTransport) -> None:
 
 
 def test_a_wait_ends_at_its_deadline_with_what_was_missing(server: FakeTransport) -> None:
-    begin = time.monotonic()
     with pytest.raises(CommandTimeout) as caught:
         wait(server.host(), lambda _: "2 of 3 are up", what="all are up", timeout=0.05, interval=0.01)
     assert str(caught.value) == "cp-1: timed out after 0 s waiting until all are up: 2 of 3 are up"
-    assert time.monotonic() - begin < 2
 
 
 def test_a_wait_is_a_change_too(server: FakeTransport) -> None:

@@ -22,6 +22,7 @@ from kubeadm_registry import __version__, config, paths, pki, secrets
 from kubeadm_registry.access import session
 from kubeadm_registry.bundle import make
 from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli.command import Program
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import garage, programs
 from kubeadm_registry.config import Node, RegistryCluster
@@ -644,6 +645,17 @@ def test_reset_asks_at_a_terminal_and_no_changes_nothing(run: Terminal) -> None:
     assert b"[Aborted] aborted; nothing was changed" in said
 
 
+def test_an_interrupt_before_a_command_begins_is_told_in_the_same_words(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    program = Program("kubeadm-registry", commands={"slow": click.Command("slow", callback=interrupted)})
+    with pytest.raises(SystemExit) as ended:
+        program.main(["slow"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.strip().startswith("error [Aborted] aborted; nothing was changed")
+
+
 # ---- credentials and ca ---------------------------------------------------------------------------------------------
 
 
@@ -782,12 +794,14 @@ def commands(group: click.Command, *above: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("words", commands(cli), ids=" ".join)
-def test_every_command_has_help(run: Terminal, words: tuple[str, ...]) -> None:
+def test_every_command_has_help(run: Terminal, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     for option in ("-h", "--help"):
         result = run(*words, option)
         assert result.exit_code == 0
         assert f"Usage: {' '.join(('kubeadm-registry', *words))}" in result.stdout
         assert not re.search(r"[^.]\.\.(\s|$)", result.stdout), "no sentence ends twice"
+        assert not [line for line in result.stdout.splitlines() if len(line) > 80], "a table or an example is too wide"
 
 
 @pytest.mark.parametrize(

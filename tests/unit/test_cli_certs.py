@@ -13,27 +13,24 @@ from click.testing import CliRunner
 
 from kubeadm_registry import config, paths, rotation, secrets
 from kubeadm_registry.access import session
+from kubeadm_registry.access.client_nodes import Outcome
 from kubeadm_registry.cli import others
 from kubeadm_registry.cli.main import cli
-from kubeadm_registry.client_nodes import Outcome
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper
 from kubeadm_registry.config.client_list import ClientNode
-from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.phases import certificates
-from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.secrets import Secrets, Vault
-from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
-from tests.unit.test_workflow import Recorder
+from tests.unit.fake_cluster import authority
+from tests.unit.installed import fresh
 
 
 class Site:
     """An installed registry with client nodes, of which some do not answer. *trust*: what each got, in order."""
 
     def __init__(self) -> None:
-        self.fake = FakeCluster.of(config.SMALLEST)
-        run(INIT, self.fake.cluster, Recorder(), skip=ELSEWHERE)
+        self.fake = fresh()
         self.contacted = 0
         self.away: set[str] = set()
         self.trust: dict[str, list[str]] = {}

@@ -44,7 +44,7 @@ def rotate(*options: str, code: int = 0) -> dict[str, Any]:
     ("options", "code", "words"),
     [
         (("--role", "metrics"), "RotationRefused", "nothing of it is stored"),
-        (("--role", "push", "--role", "admin"), "RotationRefused", "accepts one admin token at a time"),
+        (("--role", "push", "--role", "admin"), "UsageInvalid", "--role admin cannot be combined with another role"),
         (("--role", "pull", "--file", "closed.yaml"), "UsageInvalid", "--role pull needs either --nodes"),
         (("--role", "s3", "--role", "push"), "UsageInvalid", "--role s3 cannot be combined with another role"),
         (("--role", "heartbeat", "--finish"), "UsageInvalid", "there is nothing to finish for heartbeat"),

@@ -9,10 +9,11 @@ import pytest
 
 from kubeadm_registry import secrets
 from kubeadm_registry.access import session
+from kubeadm_registry.components.services import every_service
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.doctor import facts
 from kubeadm_registry.errors import ConnectionFailed
-from kubeadm_registry.support import CONTENTS, collection
+from kubeadm_registry.support import collection, contents
 from kubeadm_registry.transport.host import Transport
 from kubeadm_registry.transport.ssh import UNREACHABLE
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
@@ -26,7 +27,7 @@ def bare(servers: FakeCluster) -> FakeCluster:
     """Nodes on which nothing is installed, and which answer what doctor and the archive ask."""
     for server in servers.servers.values():
         server.answer("sh", "-c", facts._ASK, "doctor", with_="=== clock\n1\n")
-        for item in collection.ITEMS:
+        for item in collection.items(every_service()):
             script = f"{{ {item.script}\n}} 2>&1 | tail -c {collection.MOST}"
             server.answer("sh", "-c", script, "support", with_="push:the-push-password\n")
     return servers
@@ -79,8 +80,8 @@ def test_the_archive_is_written_without_the_node_that_does_not_answer(
     with tarfile.open(target) as tar:
         names = {name.removeprefix("out/") for name in tar.getnames()}
         content = b"".join(file.read() for one in tar if (file := tar.extractfile(one)) is not None)
-    wanted = {name for name in CONTENTS if "NAME" not in name}
-    wanted |= {f"nodes/{node}/{item.name}" for node in ("cp-1", "cp-3") for item in collection.ITEMS}
+    wanted = {name for name in contents(every_service()) if "NAME" not in name}
+    wanted |= {f"nodes/{node}/{item.name}" for node in ("cp-1", "cp-3") for item in collection.items(every_service())}
     assert names == wanted
     assert b"the-push-password" not in content
     assert b"<secret push_password>" in content
@@ -97,5 +98,5 @@ def test_a_wrong_time_is_refused_before_anything_is_contacted(
 
 def test_help_says_what_is_in_it(run: Terminal) -> None:
     text = run("support-bundle", "--help").stdout
-    for name in CONTENTS:
+    for name in contents(every_service()):
         assert name in text

@@ -31,6 +31,7 @@ from tests.unit.fake_images import Repositories, ScopedHandler
 from tests.unit.fake_pushes import FakePushes, listing
 from tests.unit.fake_registry import serving
 from tests.unit.fakes import FakeTransport
+from tests.unit.test_garage_layout import Clock
 
 PAUSE = "registry.k8s.io/pause"
 NAMES = ("cp-1", "cp-2", "cp-3")
@@ -338,7 +339,8 @@ def test_each_needs_a_registry(fake: Repositories, monkeypatch: pytest.MonkeyPat
     assert (result.exit_code, lines(result)[-1]["code"]) == (1, "NotInstalled")
 
 
-def test_an_image_that_the_storage_has_lost_hides_no_other(fake: Repositories) -> None:
+def test_an_image_that_the_storage_has_lost_hides_no_other(fake: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubeadm_registry.registry.retries.time", Clock())
     fake.refuse["GET", "/v2/app/manifests/v1"] = [500] * 1000
     *checks, error = lines(run("check", "-o", "json"))
     assert [(one["check"], one["message"].split(" ")[0]) for one in checks] == [("ImagePresent", "app:v1:")]

@@ -7,17 +7,19 @@ import re
 from pathlib import Path
 
 import pytest
+import urllib3
 import yaml
 from click.testing import CliRunner
 
 from kubeadm_registry import __version__, config, pki
 from kubeadm_registry.cli.main import cli
-from kubeadm_registry.custom_resources import installing
-from kubeadm_registry.custom_resources.deployment import image
-from kubeadm_registry.custom_resources.installing import Found, credentials, path_of
+from kubeadm_registry.custom_resources import installing, roles
+from kubeadm_registry.custom_resources.deployment import image, installation
+from kubeadm_registry.custom_resources.installing import Found, HelperKey, credentials, path_of
 from kubeadm_registry.custom_resources.manifests import manifests
-from kubeadm_registry.custom_resources.roles import GRANTS
+from kubeadm_registry.custom_resources.roles import GRANTS, REPLACING
 from kubeadm_registry.operator import health
+from kubeadm_registry.upkeep.api import Answer, Api
 from kubeadm_registry.upkeep.rights import RIGHTS
 from tests.unit.fake_cluster import fixed_secrets
 
@@ -58,6 +60,26 @@ def test_an_address_with_colons_is_no_part_of_an_images_name() -> None:
     assert image(config.parse(text, "x")).startswith("registry.example:5000/kubeadm-registry/operator:")
 
 
+def test_its_packets_reach_an_api_server_at_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A NetworkPolicy sees the port behind the Service: kubeadm's localAPIEndpoint.bindPort."""
+    asked = []
+
+    def get(self: Api, path: str, query: object = None, *, by: float) -> Answer:
+        asked.append(path)
+        items = [{"addressType": "IPv4", "ports": [{"name": "https", "port": 7443}]}, {"addressType": "IPv6"}]
+        return Answer(200, json.dumps({"items": items}).encode())
+
+    monkeypatch.setattr(Api, "get", get)
+    ports = installing.api_ports(Api("https://a.example:6443", urllib3.PoolManager()))
+    assert asked == [
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io/service-name%3Dkubernetes"
+    ]
+    objects = installation(config.parse(config.SMALLEST, "x"), api_ports=ports)
+    [one] = [one for one in objects if one["kind"] == "NetworkPolicy"]
+    [rule] = one["spec"]["egress"]
+    assert [port["port"] for port in rule["ports"]] == [443, 6443, 7443, 5000, 5445, 22]
+
+
 def test_every_object_has_a_place() -> None:
     objects = [one for text in manifests().values() for one in yaml.safe_load_all(text)]
     assert len(objects) > 20
@@ -75,6 +97,16 @@ def test_the_certificate_for_metrics_is_kept_while_it_is_good() -> None:
     other = pki.issue(pki.make_ca("other"), "operator", [], unit=pki.METRICS_UNIT)
     for bad in ("", "x", other.certificate + other.key):
         assert credentials(secrets, {"metrics.pem": bad}, None)["metrics.pem"] not in ("", bad)
+
+
+def test_what_a_newer_release_has_added_to_the_secret_stays_and_what_is_taken_away_does_not() -> None:
+    secrets, helper = fixed_secrets(("cp-1", "cp-2", "cp-3")), HelperKey.of("")
+    with_key = credentials(secrets, {"of-a-newer-release": "x"}, helper)
+    assert with_key["of-a-newer-release"] == "x"
+    assert set(installing._KEYS) == with_key.keys() - {"of-a-newer-release"}
+    without = credentials(secrets, {**with_key, "username": "other"}, None)
+    assert with_key.keys() - without.keys() == {"helper-key", "helper-hosts"}
+    assert (without["of-a-newer-release"], without["username"]) == ("x", "push")
 
 
 @pytest.mark.parametrize(("leads", "code"), [("pod-a", 0), ("", 5)])
@@ -99,19 +131,37 @@ def test_status_where_nothing_is_installed(tmp_path: Path, monkeypatch: pytest.M
     assert "OperatorMissing" in text
 
 
+def test_who_only_plans_replaces_no_nodes(tmp_path: Path) -> None:
+    (tmp_path / "admin.conf").write_text(KUBECONFIG)
+    code, text = run("install", "--kubeconfig", str(tmp_path / "admin.conf"), "--plan-only", "--replace-nodes")
+    assert code == 2
+    assert "exclude each other" in text
+
+
+def test_only_who_replaces_nodes_may_change_a_spec() -> None:
+    objects = list(yaml.safe_load_all(manifests()["operator.yaml"]))
+    assert not {one["metadata"]["name"] for one in roles.replacing()} & {one["metadata"]["name"] for one in objects}
+    [role, binding] = roles.replacing()
+    assert role["rules"] == [
+        {"apiGroups": ["kubeadm-registry.dev"], "resources": ["registryclusters"], "verbs": ["patch"]}
+    ]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert {path_of(role), path_of(binding)}
+
+
 def test_the_document_lists_the_rights(root: Path) -> None:
     text = (root / "docs/operator.md").read_text()
     rows = re.findall(r"^\| `([a-z/.0-9-]+)` \| ([a-z, ]+) \| (.+) \| (.+) \|$", text, re.MULTILINE)
     told = {(name, verbs) for name, verbs, _, _ in rows}
     assert told == {
         (f"{one.resource}.{one.group}".rstrip("."), ", ".join(one.verbs))
-        for one in GRANTS
+        for one in (*GRANTS, *REPLACING)
         if one.resource not in {right.resource for right in RIGHTS}
     }
 
 
 def test_the_document_explains_every_condition(root: Path) -> None:
     text = (root / "docs/operator.md").read_text()
-    besides = {"Adopted", "ImagesMissing", "RetentionHealthy", "SpaceFreed"}
+    besides = {"Adopted", "ImagesMissing", "RetentionHealthy", "SpaceFreed", "NodesInPlace", "NothingDeletable"}
     kinds = {one.kind for one in health.unknown("x", "y")} | besides
     assert set(re.findall(r"^\| `([A-Z][A-Za-z]+)` \| `(?:True|False)` \|", text, re.MULTILINE)) == kinds

@@ -10,11 +10,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kubeadm_registry.access import executor
+from kubeadm_registry.agent import document
 from kubeadm_registry.cli import desk
 from kubeadm_registry.cli.main import cli
-from kubeadm_registry.retention import Repository, Seen, Tag
+from kubeadm_registry.components import pulls as recorder
+from kubeadm_registry.executor import checks
+from kubeadm_registry.retention import Plan, Reason, Repository, Seen, Tag, policy
 from kubeadm_registry.retention.ledger import Ledger
-from kubeadm_registry.upkeep import store
+from kubeadm_registry.upkeep import planning, running, store
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 from tests.unit.fake_executor import FakeExecutor
 from tests.unit.fake_images import Repositories
@@ -24,6 +27,7 @@ from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
 START = 1_795_000_000
 TAGS = ("v1", "v2", "v3")
 DAY = 86400
+KEY = fixed_secrets(NAMES).retention_key
 POLICY = """\
 apiVersion: kubeadm-registry.dev/v1alpha1
 kind: RegistryPolicy
@@ -143,6 +147,73 @@ def test_an_unknown_plan_cannot_be_approved(site: Site, digest: str) -> None:
     assert site.failure("approve", digest) == ("PlanUnknown", 2)
 
 
+def publish(site: Site) -> Plan:
+    """The plan as the operator makes it and keeps it; the one before is kept no more."""
+    rules = policy.load(site.folder / "policy.yaml")
+    made = planning.look(connector(site.registry), KEY, rules, int(site.now()), sets={}).plan(rules)
+    assert isinstance(made, Plan)
+    with connector(site.registry)() as registry:
+        assert running.publish(registry, KEY, made) == registry.digest(store.REPOSITORY, "operator-plan")
+    return made
+
+
+def test_a_plan_that_was_made_is_shown_by_its_digest(site: Site) -> None:
+    by_command = site.plan()
+    site.registry.image("app", "v4", layer=b"v4")
+    made = publish(site)
+    assert made.digest != by_command
+    for digest in (made.digest, made.digest[7:19].upper()):
+        assert site.json("plan", "--digest", digest) == made.to_dict(), "with what stays, and why"
+    assert [one["tag"] for one in site.json("plan", "--digest", by_command)["deletions"]] == ["v1", "v2"]
+    text = site.good("plan", "--digest", made.digest, "--all")
+    assert "delete app:v2  " in text
+    assert text.splitlines()[-1] == (
+        f"plan {made.digest}: deletes 3 of 5 images, frees 0.0 MB; made 2026-12-28 11:06 UTC by the policy retention"
+    )
+    assert site.tags() == ["v1", "v2", "v3", "v4"]
+
+
+def test_the_plan_of_the_operator_can_be_approved_too(site: Site) -> None:
+    made = publish(site)
+    assert "approved plan" in site.good("approve", made.digest)
+    assert "2 to the trash" in site.good("run", "--no-cluster")
+
+
+def test_of_two_plans_that_delete_the_same_the_newer_one_is_shown(site: Site) -> None:
+    digest = site.plan()
+    site.at(41)
+    assert publish(site).digest == digest
+    assert site.json("plan", "--digest", digest)["made"] == "2026-12-29T11:06:40Z"
+    site.at(42)
+    assert site.plan() == digest
+    assert site.json("plan", "--digest", digest)["made"] == "2026-12-30T11:06:40Z"
+
+
+def test_who_may_push_can_damage_the_plan_of_the_operator_and_no_other(site: Site) -> None:
+    digest = site.plan()
+    site.registry.image("app", "v4", layer=b"v4")
+    made = publish(site)
+    with connector(site.registry)() as registry:
+        store.OPERATOR_PLAN.write(registry, "another key", made.pieces())
+    assert site.failure("plan", "--digest", made.digest) == ("PlanDamaged", 1)
+    assert site.json("plan", "--digest", digest)["digest"] == digest
+    assert "approved plan" in site.good("approve", digest)
+    assert site.json("plan", "--digest", publish(site).digest)["digest"] == made.digest, "it is written again"
+
+
+@pytest.mark.parametrize("digest", ["sha256:0123456789ab", "4f53", "", "sha256:" + "g" * 64])
+def test_a_plan_that_is_not_kept_is_not_shown(site: Site, digest: str) -> None:
+    publish(site)
+    assert site.failure("plan", "--digest", digest) == ("PlanUnknown", 2)
+
+
+@pytest.mark.parametrize(
+    "more", [("--no-cluster",), ("--policy", "other.yaml"), ("--in-use", "x"), ("--accept", "UsesShrank=1")]
+)
+def test_a_plan_is_made_or_shown(site: Site, more: tuple[str, ...]) -> None:
+    assert site.failure("plan", "--digest", "0" * 64, *more) == ("UsageInvalid", 2)
+
+
 def test_without_approvals_a_small_plan_runs_by_itself(site: Site) -> None:
     site.policy("  approval: Automatic\n")
     assert "would delete app:v1" in site.good("run", "--no-cluster", "--dry-run")
@@ -150,6 +221,23 @@ def test_without_approvals_a_small_plan_runs_by_itself(site: Site) -> None:
     assert "2 to the trash" in site.good("run", "--no-cluster")
     assert site.tags() == ["v3"]
     assert "nothing to do" in site.good("run", "--no-cluster")
+
+
+def takes_long(site: Site) -> None:
+    """Let each image take a quarter of an hour."""
+    site.executor.tell = lambda _: site.at(site.day + 1 / 96)
+
+
+def test_what_there_is_no_time_for_is_done_by_another_plan_at_once(site: Site) -> None:
+    site.good("approve", site.plan())
+    takes_long(site)
+    output = site.run("run", "--no-cluster").output
+    assert "1 to the trash, 0 restored, 0 deleted permanently, 1 left for the next run; making another plan" in output
+    assert site.tags() == ["v3"]
+    runs = site.json("history")["runs"]
+    assert [(one["deleted"], one.get("left")) for one in runs] == [(1, 1), (1, None)]
+    assert len({one["order"] for one in runs}) == 2
+    assert "nothing to do" in site.good("run", "--no-cluster"), "the approval was for both, and is used up"
 
 
 def deleted(site: Site) -> None:
@@ -191,9 +279,69 @@ def test_what_is_in_use_again_comes_back_and_the_rest_goes_for_good(site: Site) 
     deleted(site)
     site.at(48)
     (site.folder / "used.txt").write_text("10.0.0.10:5000/app:v1\n")
-    assert "1 restored, 1 deleted for good" in site.good("run", "--in-use", "used.txt")
+    assert "1 restored, 1 deleted permanently" in site.good("run", "--in-use", "used.txt")
     assert site.tags() == ["v1", "v3"]
     assert v2 not in site.registry.store["app"].manifests
+
+
+def asked(site: Site, *names: str, day: float) -> None:
+    """A client asked cp-3 on *day* for *names*, which were not there."""
+    missed = {"10.0.0.77": {name: int(START + day * DAY) for name in names}}
+    record = json.dumps({"since": START, "pulls": {}, "missed": missed})
+    read = int(site.now())
+    for name in NAMES:
+        content = record if name == "cp-3" else json.dumps({"since": START, "pulls": {}})
+        site.servers.servers[name].answer(
+            "runuser", "-u", recorder.USER, "--", with_=f'{read}\n{content}\n{{"read": {read}}}\n'
+        )
+
+
+def test_what_a_node_asks_for_in_vain_comes_back_once(site: Site) -> None:
+    deleted(site)
+    asked(site, "app:v1", "app:v9", "no/such:v1", "UPPER/..:x", day=40.5)
+    site.at(41)
+    assert "1 restored" in site.good("run", "--no-cluster")
+    assert site.tags() == ["v1", "v3"]
+    [line] = [line for run in site.json("history")["runs"] for line in run["said"] if "restored" in line]
+    assert line == "restored app:v1: used by a pull by 10.0.0.77 as 'app:v1'"
+    # It is in use for spec.workloadGrace from then on, and then it goes again. It was there, so nobody missed it.
+    site.at(47)
+    assert "1 deleted permanently" in site.good("run", "--no-cluster"), "v2, which nobody asked for"
+    assert site.tags() == ["v1", "v3"]
+    site.at(49)
+    assert "1 to the trash" in site.good("run", "--no-cluster")
+    # A crawler asks for it all the same: that it did before.
+    asked(site, "app:v1", day=49.5)
+    site.at(50)
+    assert "nothing to do" in site.good("run", "--no-cluster")
+    assert site.tags() == ["v3"]
+    site.at(57)
+    assert "1 deleted permanently" in site.good("run", "--no-cluster")
+
+
+def test_what_was_missed_before_it_was_deleted_or_means_another_image_now_stays_in_the_trash(site: Site) -> None:
+    asked(site, "app:v1", "app:v2", day=39)
+    deleted(site)
+    site.at(41)
+    assert "nothing to do" in site.good("run", "--no-cluster")
+    asked(site, "app:v2", day=41)
+    site.registry.image("app", "v2", layer=b"another v2")
+    assert "0 restored" in site.good("run", "--no-cluster")
+    assert ["v2"] in [list(one["tags"]) for one in site.json("trash")["images"]]
+
+
+def test_nodes_are_asked_only_where_something_is_in_the_trash_or_the_policy_goes_by_pulls(site: Site) -> None:
+    def heard() -> int:
+        return sum(recorder.USER in one.argv for server in site.servers.servers.values() for one in server.log)
+
+    asked(site, day=40)
+    site.good("plan", "--no-cluster")
+    assert heard() == 0
+    deleted(site)
+    before = heard()
+    result = site.run("plan", "--no-cluster")
+    assert heard() == before + 3
+    assert "pulls are not known" not in result.output
 
 
 def test_the_history_has_a_line_for_each_run(site: Site) -> None:
@@ -219,6 +367,49 @@ def test_a_pause_stops_deletions_and_not_restoring(site: Site) -> None:
     site.good("resume")
     site.good("run", "--no-cluster")
     assert site.tags() == ["v4"]
+
+
+def test_nothing_is_deleted_while_the_registry_is_not_whole_and_what_is_used_comes_back(site: Site) -> None:
+    deleted(site)
+    site.registry.image("app", "v4", layer=b"v4")
+    site.good("plan", "--no-cluster")
+    site.executor.doubted = (Reason("RegistryNotWhole", "1 of 3 nodes are not heard", "wait"),)
+    site.at(60)
+    (site.folder / "used.txt").write_text("10.0.0.10:5000/app:v1\n")
+    assert site.failure("run", "--in-use", "used.txt") == ("OrderRefused", 1)
+    assert site.tags() == ["v1", "v3", "v4"], "v3 would go, and v2 for good"
+    assert [list(one["tags"]) for one in site.json("trash")["images"]] == [["v2"]]
+    assert "1 of 3 nodes are not heard" in site.json("history")["runs"][-1]["error"]
+    site.good("undo", "app:v2")
+    site.executor.doubted = ()
+    site.good("run", "--in-use", "used.txt")
+    assert site.tags() == ["v1", "v4"]
+
+
+STATE = (Path(__file__).parents[1] / "golden" / "formats" / "agent-state.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({}, "", ""),
+        ({"conditions": ["StorageCopying", "ProxyPartial"]}, "", ""),
+        ({"quorum": {"nodes": 3, "heard": 2}}, "RegistryNotWhole", "1 of 3 nodes are not heard"),
+        ({"conditions": ["StoragePartial"]}, "RegistryNotWhole", "does not reach all others"),
+        ({"conditions": ["StorageDown"]}, "RegistryNotWhole", "does not respond"),
+        ({"conditions": ["ClockOff"]}, "ClockDoubtful", "the clock of this node"),
+    ],
+)
+def test_the_agent_of_the_node_says_whether_the_registry_is_whole(
+    change: dict[str, Any], code: str, words: str
+) -> None:
+    found = list(checks.doubts(document.read(json.dumps({**json.loads(STATE), **change}))))
+    assert [one.code for one in found] == [code] * bool(code)
+    assert all(words in one.message for one in found)
+
+
+def test_an_agent_that_says_nothing_is_a_doubt() -> None:
+    assert [one.code for one in checks.doubts(None)] == ["RegistryNotWhole"]
 
 
 def test_a_pin_keeps_an_image_until_it_ends(site: Site) -> None:

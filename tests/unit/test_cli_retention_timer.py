@@ -27,23 +27,22 @@ SMALLEST = f"{DEFAULT_SETS}  sets: [bundle]\n"
 
 
 @pytest.fixture
-def servers(three: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+def servers(installed: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     """Three nodes after init that have no kubelet, with ./cluster.yaml and ./policy.yaml."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cluster.yaml").write_text(config.SMALLEST)
     (tmp_path / "policy.yaml").write_text(SMALLEST)
-    init(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
-    for server in three.servers.values():
+    for server in installed.servers.values():
         server.answer("sh", "-c", phase._KUBELET, "kubelet", *retention.KUBELET)
         server.acts.clear()
 
     def reach(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
-        server = three.servers[node.name]
+        server = installed.servers[node.name]
         server.closed, server.locked_by = False, None
         return server
 
     monkeypatch.setattr(session, "reach", reach)
-    return three
+    return installed
 
 
 def timer(*arguments: str) -> Result:
@@ -62,6 +61,7 @@ def timers(servers: FakeCluster) -> list[tuple[str, bool]]:
 def test_a_policy_is_stored_and_the_timer_runs_on_every_node(servers: FakeCluster) -> None:
     result = enable()
     assert result.exit_code == 0, result.output
+    assert "the timer frees no space: have `kubeadm-registry images collect` run daily" in result.output
     assert timers(servers) == [("active", True)] * 3
     for server in servers.servers.values():
         found = server.tree[retention.POLICY]

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import client_nodes, config, secrets
-from kubeadm_registry.access import session
+from kubeadm_registry import config, secrets
+from kubeadm_registry.access import client_nodes, session
+from kubeadm_registry.access.client_nodes import RestartLimiter
 from kubeadm_registry.cli.main import cli
-from kubeadm_registry.client_nodes import RestartLimiter
 from kubeadm_registry.config import Node, RegistryCluster, Ssh
 from kubeadm_registry.config.client_list import ClientNode
 from kubeadm_registry.errors import ConnectionFailed, Error
@@ -175,6 +175,30 @@ def test_nodes_pull_from_the_registry_and_are_as_before_after_remove(site: Site)
     assert not site.clients["w-1"].path("/run/kubeadm-registry").exists()
     assert sorted(site.reached) == sorted(site.clients), "the servers may be gone for good"
     assert site.run("remove")[1][-1]["summary"] == "containerd restored on 5 of 5 nodes, nothing to do"
+
+
+def test_a_worker_joins_as_by_mirrors_apply(site: Site) -> None:
+    site.add(2)
+    done = site("join", "--worker", "w-1 192.0.2.1", "-o", "json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["summary"] == "1 of 1 node pull from the registry, 1 changed"
+    other = site.trees()["w-2"]
+    assert site.run("apply")[1][-1]["summary"] == "2 of 2 nodes pull from the registry, 1 changed"
+    assert (site.clients["w-1"].restarts, site.trees()["w-2"] == other) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("w-1 192.0.2.1", "--bundle", "x"), "UsageInvalid"),
+        (("w-1 a b",), "NodesInvalid"),
+        (("10.0.0.10",), "NodesInvalid"),
+    ],
+)
+def test_what_is_no_worker_does_not_join_as_one(site: Site, arguments: tuple[str, ...], code: str) -> None:
+    done = site("join", "--worker", *arguments, "-o", "json")
+    assert (done.exit_code, json.loads(done.stdout.splitlines()[-1])["code"]) == (2, code)
+    assert site.reached == []
 
 
 def test_a_dry_run_shows_and_touches_nothing(site: Site) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kubeadm_registry import rotation
 from kubeadm_registry.components import compatibility
 from kubeadm_registry.components.compatibility import KNOWN, RULES, Move, Record, numbers, plan, way_back
 from kubeadm_registry.phases.upgrade_plan import RECORDS
+from kubeadm_registry.secrets import Secrets
 from tests.lab import releases
+from tests.unit.fake_cluster import fixed_secrets
 
 NODES = ("a", "b", "c")
 OLD = {
@@ -156,7 +161,25 @@ except Error as error:
 """
 
 
-def test_release_0_1_itself_refuses_a_newer_record_by_name(root: Path, tmp_path: Path) -> None:
+#: Reads the secrets that standard input has, and says whether its ``init`` may go on with them.
+OLD_VAULT = """
+import sys
+from kubeadm_registry.errors import Error
+from kubeadm_registry.secrets import PATH, Vault
+vault = Vault.read("registry", ["cp-1", "cp-2", "cp-3"], {"cp-1": {PATH: sys.stdin.buffer.read()}})
+assert vault.secrets.push_password
+try:
+    vault.check()
+    print("may be written")
+except Error as error:
+    print(error.code)
+"""
+
+
+@pytest.fixture(scope="module")
+def release_0_1(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bytes], str]:
+    """Runs a script with the code of release 0.1.0: what it says of its input."""
+    root = Path(__file__).parents[2]
     commit = releases.commit("0.1.0")
     if not commit:
         pytest.skip("the history of this repository does not contain release 0.1.0")
@@ -165,17 +188,39 @@ def test_release_0_1_itself_refuses_a_newer_record_by_name(root: Path, tmp_path:
         capture_output=True,
         check=True,
     )
-    subprocess.run(["tar", "-x", "-C", tmp_path], input=archive.stdout, check=True)
+    folder = tmp_path_factory.mktemp("release")
+    subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def said(script: str, content: bytes) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", script], input=content, capture_output=True, check=True, cwd=folder, env=environment
+        )
+        return done.stdout.decode()
+
+    return said
+
+
+def test_release_0_1_itself_refuses_a_newer_record_by_name(release_0_1: Callable[[str, bytes], str]) -> None:
     record = json.dumps({"format": {"version": 3, "minReader": 3, "minWriter": 3}, "programs": {}})
-    said = subprocess.run(
-        [sys.executable, "-c", OLD_READER], input=record, capture_output=True, text=True, check=True, cwd=tmp_path
-    ).stdout
-    assert said == (
+    assert release_0_1(OLD_READER, record.encode()) == (
         "0.1.0|NewerFormat|a newer release wrote /opt/kubeadm-registry/programs.json: version 3 of its format is "
         "needed to read it, and this release has version 2|use a newer kubeadm-registry\n"
     )
     needs = Record("/opt/kubeadm-registry/programs.json", 3)
     assert len(way_back("0.1.0", [needs])) == 1, "and this release says so beforehand"
+
+
+def test_release_0_1_itself_writes_no_secrets_while_some_are_exchanged(
+    release_0_1: Callable[[str, bytes], str],
+) -> None:
+    """It would have the proxies accept one password of two."""
+    secrets = fixed_secrets(("cp-1", "cp-2", "cp-3"))
+    both = rotation.rotate(secrets, ["push"])
+    assert release_0_1(OLD_VAULT, both.to_json()) == "NewerFormat\n"
+    assert release_0_1(OLD_VAULT, rotation.advance(secrets, "registry").to_json()) == "NewerFormat\n"
+    done = rotation.finish(Secrets.from_json(both.to_json()), ["push"])
+    assert release_0_1(OLD_VAULT, done.to_json()) == "may be written\n"
 
 
 def test_docs_have_the_table(root: Path) -> None:

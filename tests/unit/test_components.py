@@ -31,11 +31,14 @@ from kubeadm_registry.components import agent, common, distribution, garage, kee
 from kubeadm_registry.components.haproxy import PUSHES_MAP, PUSHES_OPEN, login_digest
 from kubeadm_registry.engine.changes import RECORD_START, STARTED
 from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.vip import one_holder
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.transport.host import FileState
+from tests.unit import real_haproxy
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
+from tests.unit.fake_cluster import program as program_of
 from tests.unit.fakes import BARE, UNITS, Dir, FakeTransport
 from tests.unit.test_workflow import Recorder
 
@@ -315,7 +318,7 @@ def test_an_agent_that_is_gone_leaves_nothing_behind_that_could_act_under_its_le
     with subprocess.Popen(["sleep", "60"]) as process:
         (group / "cgroup.procs").write_text(f"0\n{process.pid}\n{2**22 + 1}\n")
         subprocess.run(["sh", script], check=True)
-        assert (process.wait(5) == -signal.SIGKILL) if ended else (process.poll() is None)
+        assert (process.wait(20) == -signal.SIGKILL) if ended else (process.poll() is None)
         process.kill()
 
 
@@ -325,6 +328,8 @@ def test_an_older_nft_can_read_the_sets() -> None:
     sets = re.findall(r"^ *set \w+ \{(.*)", rules, re.MULTILINE)
     assert sets
     assert all(" typeof " in declaration for declaration in sets)
+    for template in (Path(paths.__file__).parent / "templates").rglob("*.nft.j2"):
+        assert not re.search(r"^\s*type (?!filter|nat|route)", template.read_text(), re.MULTILINE), template.name
 
 
 def test_init_leaves_pushes_closed_that_a_dead_run_has_closed() -> None:
@@ -481,9 +486,41 @@ def layer(folder: Path, text: str) -> tuple[Path, str]:
     return archive, hashlib.sha256(archive.read_bytes()).hexdigest()
 
 
-def unpack(archive: Path, digest: str, target: Path) -> int:
-    argv = ["sh", "-c", programs._UNPACK, "unpack", str(archive), digest, str(target)]
+def unpack(archive: Path, digest: str, target: Path, note: str = "") -> int:
+    argv = ["sh", "-c", programs._UNPACK, "unpack", str(archive), digest, str(target), note or digest]
     return subprocess.run(argv, check=False, capture_output=True).returncode
+
+
+def test_a_node_gives_another_what_it_has_of_a_program_itself(tmp_path: Path) -> None:
+    """In place of a bundle: the same files, under the digest of the layer that they came from."""
+    archive, digest = layer(tmp_path / "bundle", "program")
+    mine, other = tmp_path / "mine" / "1", tmp_path / "other" / "1"
+    assert unpack(archive, digest, mine) == 0
+    (mine / "bin" / "x").chmod(0o755)
+    one = replace(program_of("garage"), prefix=str(mine), digest=f"sha256:{digest}")
+    server = FakeTransport("cp-9")
+    sent: list[tuple[bytes, str]] = []
+
+    def unpacked(argv: tuple[str, ...], _: bytes) -> bytes:
+        archive = argv[4]
+        content = server.content(archive)
+        sent.append((content, argv[5]))
+        (tmp_path / "sent.tar.gz").write_bytes(content)
+        assert unpack(tmp_path / "sent.tar.gz", argv[5], other, argv[7]) == 0
+        return b""
+
+    server.answer("sh", "-c", programs._UPLOADED, with_=1)
+    server.answer("sh", "-c", programs._UNPACK, with_=unpacked)
+    programs.Installed(one, None).apply(server.host())
+    assert {path.relative_to(other).as_posix(): path.read_text() for path in other.rglob("*") if path.is_file()} == {
+        "bin/x": "program", ".digest": f"{digest}\n",
+    }  # fmt: skip
+    assert (other / "bin" / "x").stat().st_mode & 0o777 == 0o755
+    (mine / ".digest").write_text("another\n")
+    with pytest.raises(Error) as caught:
+        programs.Installed(one, None).apply(server.host())
+    assert caught.value.code == "BundleMissing"
+    assert len(sent) == 1
 
 
 def test_a_program_is_unpacked_whole_in_place_of_another_build(tmp_path: Path) -> None:
@@ -522,11 +559,7 @@ def test_the_login_in_the_map_is_what_a_client_sends() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_haproxy_accepts_its_configuration(case: str, tmp_path: Path) -> None:
-    """KUBEADM_REGISTRY_HAPROXY names the program where it is not installed; it must know Lua."""
-    usual = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
-    program = os.environ.get("KUBEADM_REGISTRY_HAPROXY") or usual
-    if program is None:
-        pytest.skip("there is no haproxy here")
+    program = real_haproxy.program()
     server = next(iter(installed(case).servers.values()))
     for path, file in server.files().items():
         if path.startswith(paths.ETC):

@@ -512,6 +512,23 @@ def test_ssh_settings_of_a_node_go_over_those_for_all() -> None:
     assert Ssh(port=2222).over(Ssh(user="ada", port=22)) == Ssh(user="ada", port=2222)
 
 
+ED = "AAAAC3NzaC1lZDI1NTE5AAAAIGMrCtjlPWTdQgxFk1zFHbBDJlLZM8OJ1eSqcWlAQVfh"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [f"ssh-ed25519 {ED} root@cp-1", ED, f"ssh-dss {ED}", f"ssh-ed25519  {ED}", f"ssh-ed25519 {ED[:-1]}",
+     "ssh-ed25519 " + "A" * 2048],
+)  # fmt: skip
+def test_a_host_key_is_one_of_sshd_without_a_comment(key: str) -> None:
+    def given(value: str) -> str:
+        return config.SMALLEST.replace("10.0.0.11}", f"10.0.0.11, hostKey: {value}}}")
+
+    assert config.parse(given(f"ssh-ed25519 {ED}"), "cluster.yaml").spec.nodes[0].host_key == f"ssh-ed25519 {ED}"
+    with pytest.raises(ConfigError, match=r"spec\.nodes\[0\]\.hostKey"):
+        config.parse(given(key), "cluster.yaml")
+
+
 def test_the_model_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse(config.SMALLEST, "x").spec.data_directory = "/srv"  # type: ignore[misc]

@@ -60,7 +60,7 @@ def test_it_ends_with_the_childs_exit_code() -> None:
 
 @pytest.mark.parametrize("kill", [os.kill, os.killpg])
 def test_what_is_in_hand_ends_after_a_kill_and_nothing_more_begins(kill: Callable[[int, int], None]) -> None:
-    process = begun(1000, 0.3)
+    process = begun(1000, 2)  # so long the kill may take to come and to be noticed
     kill(process.pid, signal.SIGKILL)
     said, wrong = process.communicate(timeout=30)  # until the child has closed its end of the pipe, too
     assert (process.returncode, said, wrong) == (-signal.SIGKILL, "end 0\n", "")
@@ -80,7 +80,7 @@ def test_an_interruption_reaches_the_child() -> None:
 
 
 def test_a_background_job_ignores_an_interruption() -> None:
-    process = begun(2, 0.3, before="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    process = begun(2, 2, before="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)")
     process.send_signal(signal.SIGINT)
     os.kill(child_of(process), signal.SIGINT)
     said, _ = process.communicate(timeout=30)

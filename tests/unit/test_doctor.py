@@ -25,6 +25,8 @@ from kubeadm_registry.engine.look import Difference
 from kubeadm_registry.engine.report import JsonLines
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConnectionFailed, Problem
+from kubeadm_registry.members import PATH as MEMBERS
+from kubeadm_registry.members import Members
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.status import NodeStatus
 from tests.unit import doctor_page
@@ -244,6 +246,7 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
                       f"systemctl restart {garage.UNIT}"),
     "unfit": (lambda one: with_agent(one, fit=False), "NodeUnfit", "journalctl"),
     "copying": (lambda one: with_agent(one, conditions=["StorageCopying"]), "StorageCopying", "status"),
+    "lost blocks": (lambda one: with_agent(one, storage_lost=3), "BlocksLost", "kubeadm-registry images check"),
     "canary": (lambda one: with_agent(one, conditions=["CanaryMissing"]), "CanaryMissing", "kubeadm-registry verify"),
 }  # fmt: skip
 
@@ -443,10 +446,9 @@ def examine(fake: FakeCluster) -> Snapshot:
 
 
 @pytest.fixture
-def said(three: FakeCluster) -> FakeCluster:
+def said(installed: FakeCluster) -> FakeCluster:
     """An installed cluster in memory whose nodes answer the question of ``facts``."""
-    fake = healthy(three)
-    run(INIT, fake.cluster, JsonLines(io.StringIO()), skip=ELSEWHERE)
+    fake = healthy(installed)
     for name, server in fake.servers.items():
         text = "=== clock\n1\n=== units\n" + "\n\n".join(
             "\n".join(f"{key}={value}" for key, value in unit(one).properties.items()) for one in units(fake.config)
@@ -470,6 +472,27 @@ def test_an_examination_sees_what_was_edited(said: FakeCluster) -> None:
     differ = {(one.host, one.change.path) for node in seen.nodes for one in node.differences
               if isinstance(one.change, File)}  # fmt: skip
     assert ("cp-2", haproxy.CONFIG) in differ
+
+
+def listing(fake: FakeCluster, name: str, generation: int, former: str) -> None:
+    """The server *name* has a list of *generation*, after a node left the address *former*."""
+    nodes = {node.name: node.address for node in fake.config.spec.nodes if node.address != former}
+    fake.servers[name].put(MEMBERS, Members(generation, nodes, former={"cp-9": former}).render())
+
+
+def test_after_a_node_has_left_nothing_differs(said: FakeCluster) -> None:
+    for name in said.servers:
+        listing(said, name, 2, "10.0.0.19")
+    run(INIT, said.cluster, JsonLines(io.StringIO()), skip=ELSEWHERE)
+    assert [one.text for node in examine(said).nodes for one in node.differences if isinstance(one.change, File)] == []
+
+
+def test_where_the_lists_of_members_contradict_each_other_that_is_said_alone(said: FakeCluster) -> None:
+    listing(said, "cp-1", 2, "10.0.0.19")
+    listing(said, "cp-2", 2, "10.0.0.13")
+    seen = examine(said)
+    assert not any(node.differences for node in seen.nodes)
+    assert any("different lists of members" in one.text for node in seen.nodes for one in node.problems)
 
 
 def test_a_node_that_breaks_off_is_not_reachable(said: FakeCluster) -> None:

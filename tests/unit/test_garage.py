@@ -9,22 +9,13 @@ import pytest
 
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage
-from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import NotYetKnown
-from kubeadm_registry.phases.workflows import INIT
-from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
-from tests.unit.test_workflow import Recorder
+from tests.unit.fake_cluster import FakeCluster
 
 WELL = {
     "status": "healthy", "connectedNodes": 3, "storageNodes": 3, "storageNodesUp": 3,
     "partitions": 256, "partitionsAllOk": 256, "partitionsQuorum": 256,
 }  # fmt: skip
-
-
-@pytest.fixture
-def installed(three: FakeCluster) -> FakeCluster:
-    run(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
-    return three
 
 
 def says(fake: FakeCluster, name: str = "", **health: object) -> None:

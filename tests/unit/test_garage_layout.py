@@ -9,12 +9,15 @@ from itertools import count
 import pytest
 
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import garage_layout
+from kubeadm_registry.components import garage, garage_layout
 from kubeadm_registry.components.garage_layout import STALLED, ClusterLayout, CopiesMade, QuickCopies
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
-from kubeadm_registry.phases.workflows import INIT
-from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from kubeadm_registry.phases.members import lost
+from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT
+from tests.unit.fake_cluster import FakeCluster
+from tests.unit.fakes import FakeTransport
+from tests.unit.installed import fresh
 from tests.unit.test_members import FOUR, THREE, Request, file, planned
 from tests.unit.test_workflow import Recorder
 
@@ -44,8 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 @pytest.fixture
 def replacing() -> tuple[FakeCluster, Cluster]:
     """cp-2, which is dead, is to be replaced by cp-4, whose storage runs already."""
-    fake = FakeCluster.of(file(THREE))
-    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    fake = fresh(file(THREE))
     other, cluster, _ = planned(fake, Request(joins="cp-4", leaves="cp-2"), REPLACED)
     cluster.vault.ensure()
     run(INIT, replace(cluster, hosts=cluster.hosts[-1:]), Recorder(), only=("base", "secrets", "backend/install"))
@@ -78,7 +80,7 @@ def test_it_waits_until_each_node_has_been_seen_without_work(
     ClusterLayout(cluster, 3).apply(cluster.hosts[0])
     looks = [0, 7, 7, 3, 0, 2, 2, 1, 2, 1, 0, 5, 5]
     fake.garage.copies = [number for number in looks for _ in cluster.hosts]
-    copies = CopiesMade(cluster)
+    copies = CopiesMade(cluster, garage.BLOCK)
     copies.apply(cluster.hosts[0])
     assert fake.garage.copies == [5, 5] * len(cluster.hosts)
     assert clock.now == pytest.approx(100.0 + 10)
@@ -89,22 +91,59 @@ def test_a_dead_node_is_not_waited_for(replacing: tuple[FakeCluster, Cluster], c
     fake, cluster = replacing
     ClusterLayout(cluster, 3).apply(cluster.hosts[0])
     fake.garage.dead = {cluster.secrets.node_id("cp-2")}
-    assert (CopiesMade(cluster).diff(cluster.hosts[0]) or "").startswith("layout 1 is still in use")
-    CopiesMade(cluster).apply(cluster.hosts[0])
+    assert (CopiesMade(cluster, garage.BLOCK).diff(cluster.hosts[0]) or "").startswith("layout 1 is still in use")
+    CopiesMade(cluster, garage.BLOCK).apply(cluster.hosts[0])
     assert not fake.garage.dead
-    assert CopiesMade(cluster).diff(cluster.hosts[0]) is None
+    assert CopiesMade(cluster, garage.BLOCK).diff(cluster.hosts[0]) is None
 
 
-def test_a_node_that_answers_is_waited_for(replacing: tuple[FakeCluster, Cluster], clock: Clock) -> None:
+@pytest.mark.parametrize("runs", [True, False], ids=["its storage runs", "its storage is dead"])
+def test_a_node_that_answers_is_waited_for_if_its_storage_runs(
+    replacing: tuple[FakeCluster, Cluster], clock: Clock, runs: bool
+) -> None:
     fake, cluster = replacing
     assert cluster.change is not None
-    cluster = replace(cluster, change=replace(cluster.change, retiring=cluster.hosts[:1]))
+    old = FakeTransport("cp-2")
+    old.unit(garage.UNIT).active = "active" if runs else "failed"
+    fake.garage.hosts = {**fake.garage.hosts, "cp-2": old}
+    cluster = replace(cluster, change=replace(cluster.change, retiring=(old.host("10.0.0.12"),)))
     ClusterLayout(cluster, 3).apply(cluster.hosts[0])
     fake.garage.dead = {cluster.secrets.node_id("cp-2")}
-    with pytest.raises(Error) as caught:
-        CopiesMade(cluster).apply(cluster.hosts[0])
+    if runs:
+        with pytest.raises(Error) as caught:
+            CopiesMade(cluster, garage.BLOCK).apply(cluster.hosts[0])
+        assert caught.value.code == "CopiesStalled"
+        assert fake.garage.dead
+    else:
+        CopiesMade(cluster, garage.BLOCK).apply(cluster.hosts[0])
+        assert not fake.garage.dead
+        assert clock.now < 130
+
+
+def test_blocks_that_no_node_has_are_not_waited_for(replacing: tuple[FakeCluster, Cluster], clock: Clock) -> None:
+    """They were lost before, as `recover` told, and nobody has deleted their images yet."""
+    fake, cluster = replacing
+    ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    fake.garage.failed = 3
+    fake.garage.copies = [5] * 20 * len(cluster.hosts)
+    CopiesMade(cluster, garage.BLOCK).apply(cluster.hosts[0])
+    assert not fake.garage.copies
+    assert clock.now < 140
+    [told] = lost(cluster, cluster.hosts[0])
+    assert told.startswith("no node has 3 blocks")
+    assert "images delete" in told
+
+
+def test_blocks_that_cannot_be_got_from_a_disk_are_waited_for(
+    replacing: tuple[FakeCluster, Cluster], clock: Clock
+) -> None:
+    fake, cluster = replacing
+    ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    fake.garage.failed, fake.garage.somewhere = 3, 1
+    with pytest.raises(Error, match="3 blocks and 0 parts of tables left") as caught:
+        CopiesMade(cluster, garage.BLOCK).apply(cluster.hosts[0])
     assert caught.value.code == "CopiesStalled"
-    assert fake.garage.dead
+    assert "images check" in caught.value.hint
 
 
 def test_it_ends_when_there_is_no_progress_and_not_before(
@@ -117,10 +156,34 @@ def test_it_ends_when_there_is_no_progress_and_not_before(
     looks = growing + [next(slowly) // 2 for _ in range(2000)] + [900] * 2000
     monkeypatch.setattr(fake.garage, "copies", [number for number in looks for _ in cluster.hosts])
     with pytest.raises(Error) as caught:
-        CopiesMade(cluster).apply(cluster.hosts[0])
+        CopiesMade(cluster, garage.BLOCK).apply(cluster.hosts[0])
     assert caught.value.code == "CopiesStalled"
     assert "2700 blocks" in caught.value.message
     assert clock.now == pytest.approx(100.0 + 2600 + STALLED, abs=250)
+
+
+def test_what_is_copied_is_told_in_bytes(replacing: tuple[FakeCluster, Cluster], clock: Clock) -> None:
+    """What is left grows while the tables name it; later pushes bring a little. None of that is progress."""
+    fake, cluster = replacing
+    looks = [0, 2, 9, 9, 6, 7, 2, 0, 1, *[0] * 9]
+    fake.garage.copies = [number for number in looks for _ in cluster.hosts]
+    told: list[tuple[int, int]] = []
+    cluster = replace(cluster, progress=lambda done, total: told.append((done, total)))
+    CopiesMade(cluster, garage.BLOCK).apply(cluster.hosts[0])
+    each = len(cluster.hosts) * garage.BLOCK
+    assert [((total - done) / each, total / each) for done, total in told] == [(2, 2), (9, 9), (6, 9), (2, 9), (0, 9)]
+
+
+def test_the_reporter_of_a_run_is_told_of_the_copies(replacing: tuple[FakeCluster, Cluster], clock: Clock) -> None:
+    fake, cluster = replacing
+    ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    fake.garage.dead = {cluster.secrets.node_id("cp-2")}
+    looks = [5] * 6 + [3, 2] + [0] * 12  # some of them are those before the change begins
+    fake.garage.copies = [number for number in looks for _ in cluster.hosts]
+    recorder = Recorder()
+    run(CHANGE_MEMBERS, cluster, recorder, only=("move/copies",))
+    each = len(cluster.hosts) * garage.BLOCK
+    assert [(total - done) / each for done, total in recorder.moved] == [5, 3, 2, 0]
 
 
 def test_a_new_node_copies_quickly(replacing: tuple[FakeCluster, Cluster]) -> None:

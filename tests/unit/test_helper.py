@@ -25,8 +25,9 @@ from kubeadm_registry.components import helper
 from kubeadm_registry.engine.changes import STARTED
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.errors import PhaseFailed
 from kubeadm_registry.helper import __main__ as program
-from kubeadm_registry.phases.helper import FORBID, allow
+from kubeadm_registry.phases.helper import FORBID, HELPER, allow
 from kubeadm_registry.phases.workflows import INIT, RESET
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import UNITS
@@ -40,12 +41,11 @@ FILES = {
 
 
 @pytest.fixture
-def installed(three: FakeCluster) -> FakeCluster:
+def installed(installed: FakeCluster) -> FakeCluster:
     """After init and `operator install`."""
-    run(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
-    assert not [path for server in three.servers.values() for path in server.tree if "helper" in path]
-    run(allow(PUBLIC), three.cluster, Recorder())
-    return three
+    assert not [path for server in installed.servers.values() for path in server.tree if "helper" in path]
+    run(allow(PUBLIC), installed.cluster, Recorder())
+    return installed
 
 
 def test_the_key_may_ask_for_one_command_only(installed: FakeCluster) -> None:
@@ -126,14 +126,19 @@ def test_init_has_another_socket_unit_listen(installed: FakeCluster) -> None:
     assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
 
 
+def check_removed(fake: FakeCluster) -> None:
+    """Nothing of the helper is on any node."""
+    for server in fake.servers.values():
+        assert not [path for path in server.tree if "helper" in path or helper.SPACE in path]
+        assert helper.USER not in server.users
+
+
 @pytest.mark.parametrize("workflow", [FORBID, RESET], ids=["uninstall", "reset"])
 def test_nothing_of_it_stays(installed: FakeCluster, workflow: Workflow) -> None:
     skip = ("containerd", "data") if workflow is RESET else ()
     installed.servers["cp-2"].logged_in.add(helper.USER)
     run(workflow, installed.cluster, Recorder(), skip=skip)
-    for server in installed.servers.values():
-        assert not [path for path in server.tree if "helper" in path or helper.SPACE in path]
-        assert helper.USER not in server.users
+    check_removed(installed)
     assert run(workflow, installed.cluster, Recorder(), skip=skip) == []
 
 
@@ -144,6 +149,79 @@ def test_a_node_that_was_made_anew_gets_the_key_of_the_others(installed: FakeClu
     keys = [server.content(helper.KEYS) for server in installed.servers.values()]
     assert keys == [helper.key_line(PUBLIC)] * 3
     assert installed.servers["cp-3"].unit(helper.SOCKET).active == "active"
+
+
+def test_a_node_that_was_away_when_it_was_removed_does_not_bring_it_back(installed: FakeCluster) -> None:
+    run(FORBID, replace_hosts(installed, "cp-1", "cp-2"), Recorder())
+    assert helper.KEYS in installed.servers["cp-3"].tree
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    check_removed(installed)
+    assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
+def test_a_node_that_was_away_when_the_key_was_replaced_gets_the_new_one(installed: FakeCluster) -> None:
+    """It is the first in the file, and a session with the key that it has is ended."""
+    run(allow(PUBLIC + "2"), replace_hosts(installed, "cp-2", "cp-3"), Recorder())
+    server = installed.servers["cp-1"]
+    assert server.content(helper.KEYS) == helper.key_line(PUBLIC)
+    server.logged_in.add(helper.USER)
+    server.logged_in_with = server.content(helper.KEYS)
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    assert {one.content(helper.KEYS) for one in installed.servers.values()} == {helper.key_line(PUBLIC + "2")}
+    assert helper.USER not in server.logged_in
+
+
+def test_keys_of_which_none_has_a_majority_are_all_removed(installed: FakeCluster) -> None:
+    run(allow(PUBLIC + "2"), replace_hosts(installed, "cp-2"), Recorder())
+    run(FORBID, replace_hosts(installed, "cp-3"), Recorder())
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    assert not [path for server in installed.servers.values() for path in server.tree if "helper" in path]
+
+
+def test_a_node_that_was_made_anew_has_nothing_removed_while_another_is_away(installed: FakeCluster) -> None:
+    """One of two nodes that answer has the key: the third decides, when it is back."""
+    run(FORBID, replace_hosts(installed, "cp-3"), Recorder())
+    before = installed.servers["cp-1"].snapshot()
+    run((HELPER,), replace_hosts(installed, "cp-1", "cp-3"), Recorder())
+    assert installed.servers["cp-1"].snapshot() == before
+    assert helper.KEYS not in installed.servers["cp-3"].tree
+    run((HELPER,), installed.cluster, Recorder())
+    assert {server.content(helper.KEYS) for server in installed.servers.values()} == {helper.key_line(PUBLIC)}
+
+
+def test_what_most_have_not_is_removed_where_the_others_cannot_decide(installed: FakeCluster) -> None:
+    run(FORBID, replace_hosts(installed, "cp-1", "cp-2"), Recorder())
+    run((HELPER,), replace_hosts(installed, "cp-2", "cp-3"), Recorder())
+    assert helper.KEYS in installed.servers["cp-3"].tree, "cp-1 may have the key still, as far as this run knows"
+    run((HELPER,), installed.cluster, Recorder())
+    check_removed(installed)
+
+
+def test_a_part_of_the_nodes_has_another_build_of_the_tool_answer(installed: FakeCluster) -> None:
+    run(FORBID, replace_hosts(installed, "cp-3"), Recorder())
+    after = installed.another_build(TOOL)[1]
+    run((HELPER,), replace_hosts(installed, "cp-1", "cp-3"), Recorder())
+    assert after.prefix in installed.servers["cp-1"].content(helper.DOOR).decode()
+
+
+def test_a_removal_by_init_that_is_killed_anywhere_is_completed_by_the_next(installed: FakeCluster) -> None:
+    run(FORBID, replace_hosts(installed, "cp-1", "cp-2"), Recorder())
+    server = installed.servers["cp-3"]
+    number = 0
+    while True:
+        run(allow(PUBLIC), replace_hosts(installed, "cp-3"), Recorder())
+        cluster = installed.cluster
+        server.cut_at = len(server.acts) + number
+        try:
+            run((HELPER,), cluster, Recorder())
+        except PhaseFailed:
+            run((HELPER,), installed.cluster, Recorder())
+            assert not [path for path in server.tree if "helper" in path], number
+            assert helper.USER not in server.users, number
+            number += 1
+        else:
+            break
+    assert number > 5
 
 
 def replace_hosts(fake: FakeCluster, *names: str) -> Cluster:

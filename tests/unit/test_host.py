@@ -76,7 +76,9 @@ def test_hosts_are_equal_by_name_and_address_whatever_leads_to_them() -> None:
 # ---- the scripts, in a real shell -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(content=st.binary(max_size=5000), mode=st.sampled_from([0o600, 0o644, 0o755, 0o400]))
 def test_what_is_written_is_read_with_its_mode_and_owner(tmp_path: Path, content: bytes, mode: int) -> None:
     path = str(tmp_path / "a file of 'mine'")

@@ -10,9 +10,10 @@ import pytest
 from kubeadm_registry import config, secrets
 from kubeadm_registry.config import immutable
 from kubeadm_registry.config.immutable import Immutable
+from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import PhaseFailed, PreflightFailed
-from kubeadm_registry.phases.immutable import same_cluster
+from kubeadm_registry.errors import PreflightFailed
+from kubeadm_registry.phases.immutable import OF_MEMBERS, same_cluster
 from kubeadm_registry.phases.workflows import INIT, RESET
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.healthy import healthy
@@ -97,9 +98,19 @@ def test_it_is_refused_with_what_to_do(
         assert problem.endswith(f"restore the old value, or run {rule.remedy}")
 
 
-@pytest.mark.parametrize("phase", ["secrets", "secrets/store", "backend", "backend/install"])
+#: What gives nodes nothing that follows from the members.
+ALIKE = {"programs", "base", "backend/joined", "vip/holder", "settle/stored", "verify/push", "verify/pull"}
+STEPS = {path: phase for path, phase in leaves(INIT) if phase.steps is not None}
+
+
+def test_every_phase_that_gives_nodes_more_compares_them() -> None:
+    assert {path for path, phase in STEPS.items() if not {*OF_MEMBERS} <= {*phase.checks}} == ALIKE
+
+
+@pytest.mark.parametrize("phase", sorted(STEPS.keys() - ALIKE - {"containerd"}))
 def test_a_phase_by_itself_is_refused_too(three: FakeCluster, phase: str) -> None:
-    assert refused(with_file(put_up(three), FIVE), only=(phase,))
+    """Also with the file of before a replacement, and for whoever ignores what is found."""
+    assert refused(with_file(put_up(three), config.SMALLEST.replace("cp-2", "cp-9")), only=(phase,), ignore=("all",))
 
 
 def test_another_kind_of_storage(three: FakeCluster) -> None:
@@ -197,9 +208,9 @@ def test_a_configuration_that_somebody_spoilt(three: FakeCluster, content: str) 
     assert found.endswith("restore the file from another node, with this node's own addresses")
 
 
-def test_whoever_goes_on_regardless_is_stopped_by_the_storage(three: FakeCluster) -> None:
+@pytest.mark.parametrize("ignore", ["SameCluster", "all"])
+def test_nobody_goes_on_regardless(three: FakeCluster, ignore: str) -> None:
     """Also in a dry-run, where a server has no key yet."""
     fake = with_file(put_up(three), FIVE)
-    with pytest.raises(PhaseFailed, match="the storage consists of cp-1, cp-2, cp-3, the file") as caught:
-        run(INIT, fake.cluster, Recorder(), ignore=("SameCluster",), skip=("containerd", "verify"), dry_run=True)
-    assert caught.value.code == "LayoutDiffers"
+    for options in ({}, {"dry_run": True}):
+        assert refused(fake, ignore=(ignore,), **options)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from kubeadm_registry.config import Spec
-from kubeadm_registry.kubeadm import cautions, kubeadm_config
+from kubeadm_registry.config.kubeadm import cautions, kubeadm_config
 
 VIP = "10.0.0.10"
 

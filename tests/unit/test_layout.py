@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,8 @@ PACKAGE = ROOT / "kubeadm_registry"
 LINKED = ("phases", "operator")
 #: About a page of a screen too much for one thing.
 LONGEST = 500
+#: In the root of the package. One more: see which package it belongs to (docs/decisions/0012).
+MOST_FILES = 19
 
 
 def modules(folder: Path) -> list[Path]:
@@ -53,11 +56,23 @@ def test_no_module_hides_one_of_the_standard_library(name: str) -> None:
     assert not {path.stem for path in modules(ROOT / name)} & sys.stdlib_module_names
 
 
+def test_what_lands_has_passed_all_goals_of_make_test() -> None:
+    """One by one, for the times of each; others follow, where there is time for them."""
+    [goals] = re.findall(r"^test: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.findall(r"^part (\S+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE) == goals.split()
+
+
 def test_modules_are_short() -> None:
     folders = (PACKAGE, *(ROOT / name for name in LINKED))
     lengths = {path: len(path.read_text().splitlines()) for folder in folders for path in modules(folder)}
     assert len(lengths) > 50
     assert not {str(path): length for path, length in lengths.items() if length > LONGEST}
+
+
+def test_the_root_of_the_package_holds_what_has_no_package() -> None:
+    files = [path.name for path in PACKAGE.iterdir() if path.is_file()]
+    assert "__init__.py" in files
+    assert len(files) <= MOST_FILES, files
 
 
 def test_the_agent_imports_the_standard_library_and_itself_alone() -> None:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kubeadm_registry import config, members
+from kubeadm_registry import config, members, secrets
 from kubeadm_registry.access import membership
 from kubeadm_registry.access.membership import Request
+from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.cluster import Cluster, MembersChange
-from kubeadm_registry.components import agent
+from kubeadm_registry.components import agent, garage, garage_layout, keepalived
+from kubeadm_registry.components.garage_layout import ClusterLayout
+from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import Error, PhaseFailed
-from kubeadm_registry.formats import Damaged, NewerFormat
+from kubeadm_registry.errors import ConnectionFailed, Error, PhaseFailed
+from kubeadm_registry.formats import Damaged
 from kubeadm_registry.members import Members
+from kubeadm_registry.phases import preflight
+from kubeadm_registry.phases.members import ARRIVE
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT
+from kubeadm_registry.transport import host as host_module
 from kubeadm_registry.transport.host import Host
+from kubeadm_registry.transport.ssh import UNREACHABLE
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.healthy import free
+from tests.unit.installed import fresh
 from tests.unit.test_workflow import Recorder
 
 SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "members.json"
@@ -54,26 +66,14 @@ def test_a_key_of_a_newer_release_is_kept() -> None:
         assert json.loads(one.render())["zones"] == {"cp-1": "a"}
 
 
-@pytest.mark.parametrize("key", ["generation", "nodes"])
-def test_a_key_that_is_missing_is_named(key: str) -> None:
-    document = json.loads(SAMPLE.read_bytes())
-    del document[key]
-    with pytest.raises(Damaged, match=key):
-        members.parse(json.dumps(document).encode())
-
-
-def test_a_format_that_asks_for_a_newer_release_is_not_read() -> None:
-    document = json.loads(SAMPLE.read_bytes())
-    document["format"]["minReader"] = 2
-    with pytest.raises(NewerFormat):
-        members.parse(json.dumps(document).encode())
-
-
 @pytest.mark.parametrize(
     "content",
     [b"", b"[]", b'{"generation": "2", "nodes": {"a": "b"}}', b'{"generation": 0, "nodes": {"a": "b"}}',
      b'{"generation": 1, "nodes": {}}', b'{"generation": true, "nodes": {"a": "b"}}',
-     b'{"generation": 1, "nodes": []}'],
+     b'{"generation": 1, "nodes": []}', b'{"generation": 1, "nodes": {"a": {"address": "b"}}}',
+     b'{"generation": 1, "nodes": {"a": "b"}, "former": {"c": 1}}',
+     b'{"generation": 1, "nodes": {"a": "b"}, "before": "c"}',
+     b'{"generation": 1, "nodes": {"a": "b"}, "before": [1]}'],
 )  # fmt: skip
 def test_what_is_no_list_is_damaged(content: bytes) -> None:
     with pytest.raises(Damaged):
@@ -119,6 +119,15 @@ def test_the_highest_generation_counts_and_of_one_the_settled() -> None:
     assert members.newest({}) is None
 
 
+def test_which_list_would_be_undone() -> None:
+    old, begun = Members(1, THREE), Members(2, FOUR, before=tuple(THREE))
+    other = {"cp-1": "10.0.0.11", "cp-3": "10.0.0.13", "cp-5": "10.0.0.15"}
+    undone = [(begun, old), (begun.settle(), begun), (Members(2, other), begun), (begun, Members(2, other))]
+    assert all(there.supersedes(mine) for there, mine in undone)
+    for there, mine in ((old, begun), (begun, begun.settle()), (begun, begun), (old, old)):
+        assert not there.supersedes(mine)
+
+
 def test_two_lists_of_one_generation_are_refused() -> None:
     with pytest.raises(Error) as caught:
         members.newest({"cp-1": Members(2, THREE), "cp-2": Members(2, FOUR)})
@@ -152,9 +161,7 @@ def planned(fake: FakeCluster, request: Request, given: dict[str, str]) -> tuple
 
 @pytest.fixture
 def three() -> FakeCluster:
-    fake = FakeCluster.of(file(THREE))
-    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
-    return fake
+    return fresh(file(THREE))
 
 
 def refused(fake: FakeCluster, request: Request, given: dict[str, str]) -> Error:
@@ -190,9 +197,18 @@ def test_three_nodes_cannot_become_two(three: FakeCluster) -> None:
     assert (error.code, error.exit_code) == ("TooFewNodes", 2)
 
 
+def test_one_node_cannot_be_replaced() -> None:
+    """Neither is it sent to bring nodes back, or to `recover`, which would find nothing."""
+    fake = fresh(file({"cp-1": "10.0.0.11"}))
+    error = refused(fake, Request(joins="cp-2", leaves="cp-1"), {"cp-2": "10.0.0.12"})
+    assert (error.code, error.exit_code) == ("OneNode", 2)
+    assert "images copy" in error.hint
+    moved = Request(joins="cp-1", leaves="cp-1")
+    assert planned(fake, moved, {"cp-1": "10.0.0.21"})[2].arriving == ("cp-1",)
+
+
 def test_one_node_cannot_become_three() -> None:
-    fake = FakeCluster.of(file({"cp-1": "10.0.0.11"}))
-    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    fake = fresh(file({"cp-1": "10.0.0.11"}))
     error = refused(fake, Request(joins="cp-2"), THREE)
     assert error.code == "CopiesDiffer"
     assert "images copy" in error.hint
@@ -232,13 +248,58 @@ def test_less_than_half_of_the_members_change_nothing(three: FakeCluster) -> Non
     assert caught.value.code == "NoMajority"
 
 
+@pytest.mark.parametrize(
+    ("code", "left", "outcome"),
+    [
+        (UNREACHABLE, False, "goes on"),
+        ("HostKeyUnknown", False, "HostKeyUnknown"),
+        ("HostKeyUnknown", True, "goes on"),
+    ],
+    ids=["dead", "not known", "not known, and an earlier run is done with it"],
+)
+def test_a_node_that_leaves_and_does_not_let_us_in(
+    three: FakeCluster, monkeypatch: pytest.MonkeyPatch, code: str, left: bool, outcome: str
+) -> None:
+    given = {name: at for name, at in FOUR.items() if name != "cp-2"}
+    if left:
+        stored = Members(2, given, before=tuple(THREE), former={"cp-2": "10.0.0.12"})
+        for server in three.servers.values():
+            server.put(members.PATH, stored.render())
+    other = three.with_file(file(given))
+
+    @contextmanager
+    def opened(*_: object, **__: object) -> Iterator[Cluster]:
+        yield other.cluster
+
+    def refuse(*_: object) -> Host:
+        raise ConnectionFailed("no", host="cp-2", code=code)
+
+    monkeypatch.setattr(membership.session, "cluster", opened)
+    monkeypatch.setattr(membership.session, "host", refuse)
+    said: list[str] = []
+    parsed = config.parse(file(given), "cluster.yaml")
+    try:
+        with membership.changing(
+            parsed, Request(joins="cp-4", leaves="cp-2"), Prompts(), lambda text, **_: said.append(text)
+        ) as cluster:
+            assert cluster.change is not None
+            assert cluster.change.retiring == ()
+        assert "treated as lost" in said[0]
+        said = ["goes on"]
+    except ConnectionFailed as error:
+        said = [error.code]
+    assert said == [outcome]
+
+
 # What is done
 
 
 SKIP = (*ELSEWHERE, "uninstall/data", "uninstall/containerd")
 
 
-def changed(fake: FakeCluster, request: Request, given: dict[str, str], retiring: str = "") -> FakeCluster:
+def changed(
+    fake: FakeCluster, request: Request, given: dict[str, str], retiring: str = "", recorder: Recorder | None = None
+) -> FakeCluster:
     """Run the change to its end."""
     old = fake.servers.get(retiring)
     other, cluster, change = planned(fake, request, given)
@@ -247,7 +308,7 @@ def changed(fake: FakeCluster, request: Request, given: dict[str, str], retiring
         leaving = Host(retiring, change.leaving[retiring].address, old) if retiring in change.leaving else None
         other.garage.hosts = {**other.garage.hosts, retiring: old}
         cluster = replace(cluster, change=replace(change, retiring=(leaving,) if leaving else ()))
-    run(CHANGE_MEMBERS, cluster, Recorder(), skip=SKIP)
+    run(CHANGE_MEMBERS, cluster, recorder or Recorder(), skip=SKIP)
     other.garage.hosts = other.servers
     return other
 
@@ -277,6 +338,15 @@ def test_a_node_joins_and_the_new_list_decides_alone(three: FakeCluster) -> None
     assert run(INIT, four.cluster, Recorder(), skip=ELSEWHERE) == []
 
 
+def test_a_new_node_claims_the_virtual_ip_once_all_others_speak_to_it(three: FakeCluster) -> None:
+    _, cluster, _ = planned(three, Request(joins="cp-4"), {"cp-4": FOUR["cp-4"], **THREE})
+    recorder = Recorder()
+    run(CHANGE_MEMBERS, cluster, recorder, skip=SKIP)
+    started = [one.host for one in recorder.actions if one.title == f"start {keepalived.UNIT}"]
+    assert sorted(started) == sorted(FOUR)
+    assert started[-1] == "cp-4"
+
+
 def test_a_node_that_left_is_kept_out_of_the_others(three: FakeCluster) -> None:
     given = {name: at for name, at in FOUR.items() if name != "cp-2"}
     after = changed(three, Request(joins="cp-4", leaves="cp-2"), given)
@@ -296,6 +366,201 @@ def test_a_node_that_answers_is_uninstalled_when_it_has_left(three: FakeCluster)
     assert all(unit.active != "active" for name, unit in left.units.items() if name.startswith("kubeadm-registry"))
 
 
+def test_a_node_that_cannot_be_uninstalled_leaves_as_a_dead_one_does(three: FakeCluster) -> None:
+    """Its data disk is broken: nothing can be written there."""
+    four = changed(three, Request(joins="cp-4"), FOUR)
+    left, kept = four.servers["cp-4"], secrets.kept("/var/lib/kubeadm-registry")
+    left.answer("sh", "-c", host_module._WRITE, "write", kept, with_=1)
+    left.flushed.clear()
+    recorder = Recorder()
+    after = changed(four, Request(leaves="cp-4"), FOUR, retiring="cp-4", recorder=recorder)
+    assert listed(after).former == {"cp-4": "10.0.0.14"}
+    assert listed(after).settled
+    [(host, text)] = [(host, text) for host, text in recorder.notes if "not uninstalled" in text]
+    assert host == "cp-4"
+    assert "phase uninstall/secrets" in text
+    assert "switch it off" in text
+    assert secrets.PATH in left.tree, "nothing is removed that could not be kept"
+    assert left.unit(garage.UNIT).active != "active"
+    assert not left.flushed
+
+
+def test_the_virtual_ip_leaves_a_node_before_that_is_uninstalled(three: FakeCluster) -> None:
+    four = changed(three, Request(joins="cp-4"), FOUR)
+    left, gone = four.servers["cp-4"], f"stop {keepalived.UNIT}"
+    left.acts.clear()
+    left.answer(
+        "ip", "-oneline", "address", "show", "-tentative", "to",
+        with_=lambda *_: "" if gone in left.acts else "2: eth0 inet 10.0.0.10/32",
+    )  # fmt: skip
+    recorder = Recorder()
+    changed(four, Request(leaves="cp-4"), FOUR, retiring="cp-4", recorder=recorder)
+    units = [act for act in left.acts if act.split()[0] in ("stop", "start", "disable")]
+    assert units[:2] == [gone, f"start {keepalived.UNIT}"]
+    assert len(units) > 2
+    done = [(one.phase, one.host) for one in recorder.actions]
+    assert done.index(("move/vip-leaves", "cp-4")) < done.index(("move/layout", "cp-1"))
+
+
+GIB = 2**30
+
+
+def room(
+    fake: FakeCluster,
+    request: Request,
+    given: dict[str, str],
+    gib: float,
+    *,
+    has: dict[str, float] | None = None,
+    alone: bool = False,
+) -> dict[str, str]:
+    """What the check of the room says by node, where 100 GiB are stored, each disk has *gib* free, and nodes have
+    stored what *has* says.
+
+    *alone*: the storage does not know what is stored, for it has no majority.
+    """
+    other, cluster, _ = planned(fake, request, given)
+    for bucket in other.garage.buckets.values():
+        bucket["bytes"] = 100 * GIB
+    for name, server in other.servers.items():
+        size = (has or {}).get(name)
+        server.answer("sh", "-c", preflight._FREE, "free", with_=free("/data", gib))
+        server.answer("sh", "-c", garage._SIZE, "size", with_=f"{round(size * GIB)}\n" if size else "")
+        if alone:
+            executable = other.programs["garage"].executable
+            server.answer(executable, "-c", garage.CONFIG, "json-api", "GetBucketInfo", with_=1)
+    [check] = [one for _, phase in leaves(CHANGE_MEMBERS) for one in phase.checks if one.name == "StorageSpace"]
+    found = {host.name: list(check.probe(cluster, host)) for host in check.on(cluster)}
+    return {name: text for name, texts in found.items() for text in texts}
+
+
+def test_a_node_that_comes_needs_room_for_its_part(three: FakeCluster) -> None:
+    """75 of 100 GiB; of its disk of 500 GiB 25 are kept."""
+    join = Request(joins="cp-4")
+    assert room(three, join, FOUR, 101) == {}
+    assert room(three, join, FOUR, 99) == {
+        "cp-4": "/var/lib/kubeadm-registry is to take 75.0 GiB of images, and has 99.0 GiB free on /data, of which "
+        "25.0 GiB are kept for deletions; add disk space, or delete images first"
+    }
+    assert room(three, join, FOUR, 99, has={"cp-4": 2}) == {}, "a run that was ended copied that, or it is removed"
+    everything = room(three, Request(joins="cp-4", leaves="cp-2"), FOUR, 99)
+    assert "is to take 100.0 GiB" in everything.pop("cp-4")
+    assert everything == {}, "the others keep what they have"
+
+
+def test_those_that_stay_need_room_for_the_part_of_one_that_leaves(three: FakeCluster) -> None:
+    four = changed(three, Request(joins="cp-4"), FOUR)
+    assert room(four, Request(leaves="cp-4"), FOUR, 51) == {}
+    told = room(four, Request(leaves="cp-4"), FOUR, 49)
+    assert set(told) == {"cp-1", "cp-2", "cp-3"}
+    assert all("is to take 25.0 GiB" in text for text in told.values())
+    _, cluster, _ = planned(four, Request(leaves="cp-4"), FOUR)
+    ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    assert room(four, Request(leaves="cp-4"), FOUR, 49) == {}, "they take it already"
+
+
+def test_without_a_majority_the_room_is_judged_by_what_one_has(three: FakeCluster) -> None:
+    given = {name: at for name, at in FOUR.items() if name != "cp-2"}
+    replaced = Request(joins="cp-4", leaves="cp-2")
+    told = room(three, replaced, given, 60, has={"cp-1": 40}, alone=True)
+    assert list(told) == ["cp-4"]
+    assert "is to take 40.0 GiB" in told["cp-4"]
+
+
+OLD = "/var/lib/kubeadm-registry/garage"
+CLEAR = f"clear {OLD}/meta {OLD}/data"
+
+
+def returning(three: FakeCluster) -> FakeCluster:
+    """cp-4 joined and left; its data stayed."""
+    four = changed(three, Request(joins="cp-4"), FOUR)
+    left = four.servers["cp-4"]
+    after = changed(four, Request(leaves="cp-4"), FOUR, retiring="cp-4")
+    for path in ("meta/db.lmdb/data.mdb", "data/ab/cd/abcd"):
+        left.put(f"{OLD}/{path}", "of the time before")
+    for one in after.programs.values():
+        after._unpack(left, one)
+    left.acts.clear()
+    after.servers["cp-4"] = left
+    return after
+
+
+def test_what_a_node_stored_before_it_left_does_not_come_back(three: FakeCluster) -> None:
+    """The others may have forgotten that it was deleted since."""
+    fake = returning(three)
+    left = fake.servers["cp-4"]
+    key = left.content(f"{OLD}/meta/node_key")
+    left.unit(garage.UNIT).active = "active"  # it was switched off when it left
+    changed(fake, Request(joins="cp-4"), FOUR)
+    assert f"{OLD}/meta/db.lmdb/data.mdb" not in left.tree
+    assert f"{OLD}/data/ab/cd/abcd" not in left.tree
+    assert left.content(f"{OLD}/meta/node_key") == key
+    acts = [act for act in left.acts if act in (CLEAR, f"stop {garage.UNIT}", f"start {garage.UNIT}")]
+    assert acts == [f"stop {garage.UNIT}", CLEAR, f"start {garage.UNIT}"]
+    assert next(leaves(ARRIVE.phases))[0] == "clear", "while the others keep it out"
+
+
+@pytest.mark.parametrize("place", ["current layout", "layout before", "no layout is known"])
+def test_what_a_node_has_stored_since_it_has_a_role_stays(three: FakeCluster, place: str) -> None:
+    """The run before was killed after it had given the node its place in the storage, or the node is leaving still."""
+    fake = returning(three)
+    other, cluster, _ = planned(fake, Request(joins="cp-4"), FOUR)
+    cluster.vault.ensure()
+    if place == "current layout":
+        ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    elif place == "layout before":
+        other.garage.dead = {cluster.secrets.node_id("cp-4")}
+    else:
+        other.garage.version, other.garage.roles = 0, []
+    before = dict(other.servers["cp-4"].tree)
+    assert run(CHANGE_MEMBERS, cluster, Recorder(), only=("arrive/clear",)) == []
+    assert other.servers["cp-4"].tree == before
+
+
+def test_a_node_is_not_cleared_while_one_that_stays_does_not_say_whether_it_has_a_role(three: FakeCluster) -> None:
+    fake = returning(three)
+    fake.servers["cp-2"].unit(garage.UNIT).active = "failed"
+    _, cluster, _ = planned(fake, Request(joins="cp-4"), FOUR)
+    cluster.vault.ensure()
+    with pytest.raises(PhaseFailed, match="does not respond"):
+        run(CHANGE_MEMBERS, cluster, Recorder(), only=("arrive/clear",))
+    assert fake.servers["cp-4"].acts == []
+
+
+def test_what_another_registry_stored_on_a_node_that_comes_is_not_touched(three: FakeCluster) -> None:
+    fake = returning(three)
+    left = fake.servers["cp-4"]
+    left.put(f"{OLD}/meta/node_key", b"another")
+    del left.tree[secrets.kept("/var/lib/kubeadm-registry")]
+    _, cluster, _ = planned(fake, Request(joins="cp-4"), FOUR)
+    assert run(CHANGE_MEMBERS, cluster, Recorder(), only=("arrive/clear",)) == []
+    assert left.acts == []
+
+
+def test_the_files_of_the_storage_are_removed_and_no_others(tmp_path: Path) -> None:
+    """The scripts themselves: nodes' keys, what a link leads to, and what is beside the directories."""
+    meta, blocks = tmp_path / "meta", tmp_path / "data"
+    outside = tmp_path / "outside" / "file"
+    for path in (meta / "db.lmdb" / "data.mdb", meta / "node_key", meta / "node_key.pub", blocks / "ab" / "cd" / "abcd",
+                 outside):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    (meta / "link").symlink_to(outside.parent)
+    (tmp_path / "linked").symlink_to(outside.parent)
+
+    def says(script: str) -> str:
+        argv = ["sh", "-c", script, "x", str(meta), str(blocks), str(tmp_path / "none"), str(tmp_path / "linked")]
+        return subprocess.run(argv, capture_output=True, check=True, text=True, timeout=30).stdout
+
+    assert says(garage_layout._LOOK)
+    assert says(garage_layout._REMOVE) == ""
+    assert sorted(path for path in tmp_path.rglob("*") if not path.is_dir()) == [
+        meta / "node_key", meta / "node_key.pub", outside,
+    ]  # fmt: skip
+    assert (tmp_path / "linked").is_symlink()
+    assert says(garage_layout._LOOK) == ""
+
+
 def test_a_dry_run_of_a_change_touches_nothing(three: FakeCluster) -> None:
     other, cluster, _ = planned(three, Request(joins="cp-4"), FOUR)
     before = other.snapshot()
@@ -312,20 +577,13 @@ def test_a_change_that_is_killed_anywhere_is_completed_by_the_next_run(request_:
     """It ends after each thing that it does on any server; the same command again completes it, and moves data once."""
     given = FOUR if not request_.leaves else {name: at for name, at in FOUR.items() if name != "cp-2"}
 
-    def begin() -> FakeCluster:
-        fake = FakeCluster.of(file(THREE))
-        run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
-        for server in fake.servers.values():
-            server.acts.clear()
-        return fake
-
-    whole = changed(begin(), request_, given)
+    whole = changed(fresh(file(THREE)), request_, given)
     acts = {name: len(server.acts) for name, server in whole.servers.items()}
     assert sum(acts.values()) > 60
     for name, count in acts.items():
         # Of the server that comes fewer: init is tried at each of them.
         for number in range(0, count, 12 if name == "cp-4" else 4):
-            fake = begin()
+            fake = fresh(file(THREE))
             other, cluster, _ = planned(fake, request_, given)
             other.servers[name].cut_at = number
             with pytest.raises(PhaseFailed):

@@ -15,18 +15,18 @@ from kubeadm_registry import paths, pki
 from kubeadm_registry import status as cluster_status
 from kubeadm_registry.agent import status
 from kubeadm_registry.agent.timings import Timings
+from kubeadm_registry.operator.figures import HELP, Figures
 from tests.monitoring.wrapped import MONITORING, OBJECT, RULES, wrapped
 from tests.unit.agent_sample import everything
 from tests.unit.test_docs import commands, unknown
 
-PREFIX = "kubeadm_registry_agent_"
 #: A selector of one of our metrics: its name, and its labels between braces.
-SELECTOR = re.compile(rf"({PREFIX}\w+)(?:\{{([^}}]*)\}})?")
+SELECTOR = re.compile(r"(kubeadm_registry_(?:agent|operator)_\w+)(?:\{([^}]*)\})?")
 LABEL = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
 SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation", "Resolution"]
 #: What Prometheus itself adds, by the scrape configuration.
 OF_SCRAPES = {"job", "instance", "node"}
-DURATIONS = {None: "immediately", "1m": "after 1 minute", "1h": "after 1 hour"}
+DURATIONS = {None: "immediately", "1m": "after 1 minute", "1h": "after 1 hour", "3h": "after 3 hours"}
 
 
 def rules() -> list[dict[str, Any]]:
@@ -57,13 +57,24 @@ def expressions() -> Iterator[str]:
 
 
 def exported() -> dict[str, list[dict[str, str]]]:
-    """The metrics of an agent that exports all: the labels of each of their series."""
+    """The metrics of an agent and an operator that export all: the labels of each of their series."""
     found: dict[str, list[dict[str, str]]] = {}
-    for line in status.metrics(everything(), 1.0).splitlines():
+    for line in (status.metrics(everything(), 1.0) + operators()).splitlines():
         if not line.startswith("#"):
             [(name, labels)] = SELECTOR.findall(line)
             found.setdefault(name, []).append({key: value for key, _, value in LABEL.findall(labels)})
     return found
+
+
+def operators() -> str:
+    """The page of an operator."""
+    figures = Figures()
+    for name in HELP:
+        figures.set(name, 1)
+    kinds = ("RetentionHealthy", "ImagesMissing", "SpaceFreed")
+    series = [(("type", kind), ("status", status)) for kind in kinds for status in ("True", "False", "Unknown")]
+    figures.replace("condition", dict.fromkeys(series, 1.0))
+    return figures.text()
 
 
 def test_every_metric_and_label_that_is_used_is_exported() -> None:
@@ -155,12 +166,18 @@ def test_the_object_has_the_rules() -> None:
 
 def test_the_scrape_configuration_names_the_nodes_of_the_quick_start(root: Path) -> None:
     [job] = yaml.safe_load((MONITORING / "scrape-config.yaml").read_text())["scrape_configs"]
+    [operator] = yaml.safe_load((MONITORING / "scrape-config-operator.yaml").read_text())["scrape_configs"]
     [example] = re.findall(r"```yaml\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
     nodes = {node["name"]: node["address"] for node in yaml.safe_load(example)["spec"]["nodes"]}
     targets = {one["labels"]["node"]: one["targets"] for one in job["static_configs"]}
     assert targets == {name: [f"{address}:{paths.AGENT_PORT}"] for name, address in nodes.items()}
     assert re.fullmatch("kubeadm-registry.*", job["job_name"])
     assert job["scheme"] == "https"
+    assert operator["job_name"] == f"operator-{job['job_name']}"
+    [service] = [one for one in yaml.safe_load_all((root / "manifests/operator.yaml").read_text())
+                 if one["kind"] == "Service"]  # fmt: skip
+    assert operator["relabel_configs"][0]["regex"] == service["metadata"]["name"]
+    assert operator["kubernetes_sd_configs"][0]["namespaces"] == {"names": [service["metadata"]["namespace"]]}
 
 
 def test_the_dashboard_is_one_that_grafana_takes() -> None:
@@ -179,7 +196,7 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
         taken |= cells
     for panel in panels():
         assert panel["description"].endswith("."), panel["title"]
-        assert all('job="$job"' in target["expr"] for target in panel["targets"]), panel["title"]
+        assert all(re.search(r'job="(operator-)?\$job"', one["expr"]) for one in panel["targets"]), panel["title"]
         letters = [target["refId"] for target in panel["targets"]]
         assert len(set(letters)) == len(letters)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,11 @@ from kubeadm_registry.access import executor
 from kubeadm_registry.access.executor import ByHelper, Node, OnHost
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.helper.__main__ import answered
-from kubeadm_registry.operator import carrying
+from kubeadm_registry.operator import carrying, posting
 from kubeadm_registry.operator.conditions import Verdict
 from kubeadm_registry.retention import Plan, RegistryPolicy, policy
 from kubeadm_registry.retention.order import Caller, Order
+from kubeadm_registry.retention.record import Key
 from kubeadm_registry.retention.standing import Pin, Standing
 from kubeadm_registry.upkeep import planning, running, store
 from kubeadm_registry.upkeep.planning import Look
@@ -23,7 +26,7 @@ from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 from tests.unit.fake_images import Repositories
 from tests.unit.fake_registry import connector
 from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
-from tests.unit.test_cli_retention_runs import Site
+from tests.unit.test_cli_retention_runs import Site, asked, takes_long
 
 KEY = fixed_secrets(NAMES).retention_key
 AUTOMATIC = "  approval: Automatic\n  maximumShare: 100\n"
@@ -36,8 +39,9 @@ class Operator:
     site: Site
     epoch: int = 5
     lease: str = "uid-1"
-    shown: dict[str, Plan] = field(default_factory=dict)
+    shown: dict[str, Collection[Key]] = field(default_factory=dict)
     away: tuple[str, ...] = ()
+    told: list[Verdict] = field(default_factory=list)
 
     def push(self, tag: str, day: float) -> None:
         """Push a newer image, which a plan sees; then it is that *day*."""
@@ -53,10 +57,11 @@ class Operator:
 
     def plan(self) -> tuple[Look, Plan, RegistryPolicy]:
         rules = policy.load(self.site.folder / "policy.yaml")
-        looked = planning.look(connector(self.site.registry), KEY, rules, int(self.site.now()), sets={})
+        nodes = partial(executor.pulls, self.nodes(), len(NAMES))
+        looked = planning.look(connector(self.site.registry), KEY, rules, int(self.site.now()), sets={}, pulls=nodes)
         made = looked.plan(rules)
         assert isinstance(made, Plan)
-        self.shown[made.digest] = made
+        self.shown[made.digest] = made.keys
         return looked, made, rules
 
     def nodes(self) -> list[Node]:
@@ -72,13 +77,13 @@ class Operator:
 
         return ByHelper(name, ask)
 
-    def round(self, *approved: str, shown: Mapping[str, Plan] | None = None) -> Verdict:
+    def round(self, *approved: str, shown: Mapping[str, Collection[Key]] | None = None) -> Verdict:
         looked, made, rules = self.plan()
         with connector(self.site.registry)() as registry:
             prepared = carrying.prepare(
                 registry, KEY, looked, made, rules, approved=approved, shown=self.shown if shown is None else shown
             )
-        return carrying.carry_out(prepared, self.nodes(), Caller(self.lease, self.epoch))
+        return carrying.carry_out(prepared, self.nodes(), Caller(self.lease, self.epoch), self.told.append)
 
 
 @pytest.fixture
@@ -95,6 +100,22 @@ def test_a_policy_that_needs_no_approval_is_carried_out(operator: Operator) -> N
     assert operator.site.tags() == ["v3"]
     again = operator.round()
     assert (again.status, again.reason) == (True, "NothingToDo")
+
+
+def test_what_a_node_asks_for_in_vain_comes_back_with_the_next_plan(operator: Operator) -> None:
+    operator.site.policy(AUTOMATIC)
+    assert "2 to the trash" in operator.round().message
+    asked(operator.site, "app:v1", day=40.5)
+    operator.site.at(41)
+    operator.away = ("cp-1",)  # what the others say is enough
+    assert "1 restored" in operator.round().message
+    assert operator.site.tags() == ["v1", "v3"]
+    [said] = operator.told
+    assert (said.status, said.reason) == (True, "Restored")
+    assert said.message == "restored app:v1: used by a pull by 10.0.0.77 as 'app:v1'"
+    assert re.fullmatch(r"[a-z0-9.-]+", posting.name_of({"metadata": {"uid": "5-6"}}, said, ""))
+    assert operator.round().reason == "NothingToDo"
+    assert len(operator.told) == 1
 
 
 def test_what_waits_for_an_approval_is_not_carried_out(operator: Operator) -> None:
@@ -114,6 +135,17 @@ def test_of_an_earlier_plan_goes_only_what_the_present_one_deletes_as_well(opera
     assert operator.site.tags() == ["v3", "v4"], "v3 was in no plan that somebody read"
     operator.push("v5", 52)
     assert operator.round(read.digest, shown={}).reason == "ApprovalRequired", "nobody remembers that plan"
+
+
+def test_what_there_is_no_time_for_is_left_to_the_next_plan(operator: Operator) -> None:
+    _, read, _ = operator.plan()
+    takes_long(operator.site)
+    first = operator.round(read.digest)
+    assert (first.status, first.reason) == (True, carrying.UNFINISHED)
+    assert "1 left for the next run" in first.message
+    assert operator.site.tags() == ["v2", "v3"]
+    assert operator.round(read.digest).reason == carrying.DONE
+    assert operator.site.tags() == ["v3"]
 
 
 def test_without_a_key_nothing_is_asked(operator: Operator) -> None:
@@ -250,7 +282,7 @@ def test_an_order_with_a_shorter_window_deletes_for_good_a_day_later(operator: O
     operator.site.policy(AUTOMATIC + "  trash: {window: 1m}\n")
     operator.push("v4", 41)
     said = operator.round()
-    assert "0 deleted for good" in said.message, said
+    assert "0 deleted permanently" in said.message, said
     assert [tag for tag in gone if tag.startswith("trash-")]
     operator.site.at(42.5)
-    assert "3 deleted for good" in operator.round().message
+    assert "3 deleted permanently" in operator.round().message

@@ -224,6 +224,7 @@ def test_when_it_is_time() -> None:
     assert not freeing.due(NOW + 5, done, filling=False, now=NOW + 2 * DAY), "nothing since"
     assert freeing.due(NOW - 5, done, filling=False, now=NOW + DAY)
     assert not freeing.due(NOW - 5, done, filling=True, now=NOW + 3600), "once a day"
+    assert freeing.due(NOW + 10 * DAY, done, filling=True, now=NOW), "the clock was wrong"
 
 
 FORMATS = Path(__file__).parents[1] / "golden" / "formats"
@@ -233,7 +234,8 @@ def test_what_is_stored_for_the_steps_is_as_the_first_release_with_them_wrote_it
     node = helper.SETTINGS.parse((FORMATS / "helper-node.json").read_bytes()).values
     site.world.fake.servers["cp-1"].put(helper.NODE, (FORMATS / "helper-node.json").read_bytes())
     assert job.here(site.cluster.hosts[0]).host.name == node["node"] == "cp-1"
-    assert (FORMATS / "helper-node.json").read_bytes() == helper.settings(site.cluster, site.cluster.hosts[0])
+    written = helper.settings(site.cluster, site.cluster.hosts[0])
+    assert helper.read_settings(written, "x") == helper.read_settings((FORMATS / "helper-node.json").read_bytes(), "x")
     request = helper.REQUEST.parse((FORMATS / "helper-step-request.json").read_bytes()).values
     assert request == {"ticket": "0123456789abcdef", "values": {"run": "0" * 16}}
     result = helper.RESULT.parse((FORMATS / "helper-step.json").read_bytes()).values
@@ -252,7 +254,7 @@ class Objects:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def list(self, plural: str) -> list[dict[str, Any]]:
-        return [self.cluster] if plural == "registryclusters" else [self.policy]
+        return [one for one in ([self.cluster] if plural == "registryclusters" else [self.policy]) if one]
 
     def create(self, _: str, event: dict[str, Any]) -> dict[str, Any]:
         self.events.append(event)
@@ -284,12 +286,24 @@ class Turns:
             clock=lambda: self.now,
         )  # fmt: skip
 
+    def fill(self, status: str) -> None:
+        """Say of the disks that they fill."""
+        self.objects.cluster.setdefault("status", {})["conditions"] = [{
+            "type": "StorageFilling", "status": status, "reason": "x", "message": "",
+            "lastTransitionTime": freeing.rfc3339(self.now), "observedGeneration": 1,
+        }]  # fmt: skip
+
+    def again(self) -> None:
+        """Another replica leads: what this one remembered is gone."""
+        self.rounds = replace(self.rounds, _found={}, _space={}, _space_again=0.0)
+
     def round(self, seconds: float = 0.0) -> str:
         """Some time later; the reason of the condition."""
         self.now += seconds
         self.rounds.space()
         self.rounds._write("registryclusters", self.objects.cluster, list(self.rounds._found.values()), self.now)
-        found = [one["reason"] for one in self.objects.cluster["status"]["conditions"]]
+        conditions = self.objects.cluster["status"]["conditions"]
+        found = [one["reason"] for one in conditions if one["type"] == freeing.KIND]
         return str(found[0]) if found else ""
 
     def purge(self) -> None:
@@ -322,11 +336,81 @@ def test_a_round_frees_what_has_gone_for_good_once_a_day(turns: Turns) -> None:
     assert turns.objects.cluster["status"]["space"]["ended"] < freeing.rfc3339(turns.now - DAY), "nothing since"
 
 
+@pytest.mark.parametrize("wanted", ["Daily", "Never", None])
+def test_what_an_operator_that_ended_has_left_closed_is_opened_by_the_next_round(
+    turns: Turns, wanted: str | None
+) -> None:
+    """Also if what made it begin is over: the sweep has freed enough, or nobody wants it any more."""
+    found, policy = 0, turns.objects.policy
+    for stops in itertools.count(1, 3):
+        blob(turns.site.world, "app", f"old {stops}".encode(), bytes_age=9 * DAY, link_age=9 * DAY)
+        turns.fill("True")
+        turns.objects.policy = policy
+        turns.site.stops, turns.site.asked = stops, []
+        try:
+            turns.round(2 * DAY)
+            break
+        except Stopped:
+            pass
+        turns.again()
+        turns.fill("False")
+        turns.objects.policy = {**policy, "spec": {**policy["spec"], "freeSpace": wanted}} if wanted else {}
+        closed = [one for one in turns.site.world.proxies.closed.values() if one]
+        turns.site.stops, turns.site.asked = None, []
+        turns.site.world.story.clear()
+        turns.round(600)
+        assert not any(turns.site.world.proxies.closed.values()), stops
+        assert turns.site.world.story == ([f"restart {name}" for name in ("cp-1", "cp-2", "cp-3")] if closed else [])
+        found += bool(closed)
+    assert found > 5, "it was ended while pushes were closed"
+
+
+def test_what_is_completed_can_be_interrupted_too(turns: Turns) -> None:
+    proxies, story = turns.site.world.proxies, turns.site.world.story
+    for stops in itertools.count():
+        proxies.closed["cp-2"] = 5000.0
+        turns.site.stops, turns.site.asked = stops, []
+        story.clear()
+        try:
+            turns.round(600)
+            break
+        except Stopped:
+            pass
+        assert set(proxies.closed.values()) <= {0.0, 5000.0}, "what the dead run deletes may go on so long"
+        turns.site.stops = None
+        turns.round(600)
+        assert not any(proxies.closed.values()), stops
+        assert {"restart cp-1", "restart cp-2", "restart cp-3"} <= set(story)
+    assert stops > 10
+
+
+def test_pushes_that_somebody_else_has_closed_stay_closed(turns: Turns) -> None:
+    """As by `images collect`, which works on all nodes."""
+    turns.site.world.proxies.closed |= {"cp-1": 500.0, "cp-2": 500.0, "cp-3": 500.0}
+    for server in turns.site.world.fake.servers.values():
+        server.holder = "root@workstation pid 7"
+    assert turns.round() == ""
+    assert set(turns.site.world.proxies.closed.values()) == {500.0}
+    assert turns.site.world.stopped == 0, "its deletion goes on"
+
+
+def test_a_node_that_does_not_answer_changes_nothing(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns.site.world.proxies.closed["cp-2"] = 500.0
+
+    def ask(content: bytes, _: float) -> bytes:
+        raise ConnectionFailed("no route to host", host="cp-3")
+
+    members = [*turns.site.members()[:2], ByHelper("cp-3", ask)]
+    monkeypatch.setattr(Way, "members", lambda *_: members)
+    assert turns.round() == ""
+    assert turns.site.world.proxies.closed == {"cp-2": 500.0}
+
+
 def test_a_round_leaves_it_to_people_where_the_policy_says_so(turns: Turns) -> None:
     turns.purge()
     turns.objects.policy["spec"]["freeSpace"] = "Never"
     assert turns.round() == "Disabled"
-    assert turns.site.asked == []
+    assert {step for _, step in turns.site.asked} == {"look"}
 
 
 def test_after_a_failure_it_is_tried_again_an_hour_later(turns: Turns) -> None:

@@ -21,6 +21,7 @@ from tests.unit.agent_sample import every_condition, everything
 CLUSTER = config.parse(config.SMALLEST, "x")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ENDS = NOW + timedelta(days=300)
+DIGEST = "sha256:" + "a" * 64
 VALUES = {"vip_held": 0.0, "fit": 1.0, "data_free_bytes": 50e9, "data_size_bytes": 100e9}
 
 
@@ -68,6 +69,10 @@ def test_all_is_well() -> None:
           "CanLoseANode": (False, "NodeNotServing"), "CertificatesValid": (None, "NoCertificate")}),
         ([seen("a", agent=Agent(frozenset({"StorageCopying"}), VALUES))],
          {"RedundancyComplete": (False, "StorageCopying"), "Degraded": (True, "AgentReports")}),
+        ([seen("a", storage_lost_blocks=2.0)],
+         {"Degraded": (True, "BlocksLost"), "RedundancyComplete": (True, "AllCopied"),
+          "CanLoseANode": (True, "Redundant")}),
+        ([seen("a", storage_lost_blocks=0.0)], {"Degraded": (False, "AllServe")}),
         ([seen("a", ends=NOW + timedelta(days=20))], {"CertificatesValid": (True, "EndsSoon")}),
         ([seen("a", ends=NOW - timedelta(days=1))], {"CertificatesValid": (False, "Expired")}),
         ([seen("a", reason="CredentialsRefused")],
@@ -168,7 +173,7 @@ def test_a_refused_plan_says_every_reason() -> None:
     assert (verdict.status, verdict.reason) == (False, "UsesIncomplete")
     assert verdict.message == "cannot list Pods; no set [SetMissing]; fix it"
     rules = policy.parse(policy.SMALLEST, "x")
-    found = plans.status(made, rules, 3, old=None, approved=(), now=0)
+    found = plans.status(made, rules, 3, {}, approved=(), now=0)
     assert found.keys() == {"policyGeneration", "conditions"}
 
 
@@ -192,8 +197,8 @@ def test_an_approval_names_the_plan(asked: str, approved: tuple[str, ...], needs
 def test_approvals_are_read_from_the_annotation() -> None:
     assert plans.approvals(None) == ()
     assert plans.approvals({"metadata": {}}) == ()
-    annotated = {"metadata": {"annotations": {plans.APPROVE: "sha256:a, UsesShrank=3,"}}}
-    assert plans.approvals(annotated) == ("sha256:a", "UsesShrank=3")
+    annotated = {"metadata": {"annotations": {plans.APPROVE: f"{DIGEST}, sha256:a, UsesShrank=3,"}}}
+    assert plans.approvals(annotated) == (DIGEST, "UsesShrank=3")
 
 
 def test_why_there_is_no_plan_is_told_with_the_annotation_that_overrules_it() -> None:
@@ -204,12 +209,30 @@ def test_why_there_is_no_plan_is_told_with_the_annotation_that_overrules_it() ->
     assert "--accept" not in verdict.message
 
 
+@pytest.mark.parametrize(
+    ("deletable", "filling", "status", "reason"),
+    [
+        (0, True, True, "PolicyKeepsAll"),
+        (2, True, False, "Deletable"),
+        (0, False, False, "EnoughSpace"),
+        (0, None, None, "DiskUnknown"),
+        (None, True, None, "NoPlan"),
+    ],
+)
+def test_nothing_to_delete_while_a_disk_fills_is_a_condition_of_its_own(
+    deletable: int | None, filling: bool | None, status: bool | None, reason: str
+) -> None:
+    verdict = plans.stuck(deletable, filling)
+    assert (verdict.kind, verdict.status, verdict.reason) == ("NothingDeletable", status, reason)
+    assert verdict.good is (status is False)
+
+
 def test_an_approval_is_for_one_run_until_it_is_written_again() -> None:
-    annotated: dict[str, Any] = {"metadata": {"annotations": {plans.APPROVE: "sha256:a,UsesShrank=3"}}, "status": {}}
-    assert plans.unused(annotated) == ("sha256:a", "UsesShrank=3")
-    annotated["status"] |= plans.spent(annotated["status"], ["sha256:a"])
+    annotated: dict[str, Any] = {"metadata": {"annotations": {plans.APPROVE: f"{DIGEST},UsesShrank=3"}}, "status": {}}
+    assert plans.unused(annotated) == (DIGEST, "UsesShrank=3")
+    annotated["status"] |= plans.spent(annotated["status"], [DIGEST])
     assert plans.unused(annotated) == ("UsesShrank=3",)
-    assert plans.used(annotated) == {"usedApprovals": ["sha256:a"]}
+    assert plans.used(annotated) == {"usedApprovals": [DIGEST]}
     annotated["metadata"]["annotations"] = {}
     assert plans.used(annotated) == {}, "whoever writes it again means it"
     assert plans.spent({}, []) == {}
@@ -217,7 +240,7 @@ def test_an_approval_is_for_one_run_until_it_is_written_again() -> None:
 
 def test_an_empty_plan() -> None:
     rules = policy.parse(policy.SMALLEST, "x")
-    found = plans.status(Plan("retention", 0, (), ()), rules, 1, old=None, approved=(), now=0)
+    found = plans.status(Plan("retention", 0, (), ()), rules, 1, {}, approved=(), now=0)
     assert (found["deletions"], found["freed"], found["largest"]) == (0, "0 bytes", [])
 
 

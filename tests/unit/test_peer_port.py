@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -17,6 +15,7 @@ from kubeadm_registry import config, paths, pki
 from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.engine.render import render
+from tests.unit import real_haproxy
 from tests.unit.fake_cluster import authority
 from tests.unit.test_served import free_port
 
@@ -27,9 +26,7 @@ LOCAL, PEER = "127.0.0.1", "127.0.0.2"
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The internal port of cp-1, whose peers are cp-2 and cp-3."""
-    program = os.environ.get("KUBEADM_REGISTRY_HAPROXY") or shutil.which("haproxy")
-    if program is None:
-        pytest.skip("no haproxy in PATH, and KUBEADM_REGISTRY_HAPROXY names none")
+    program = real_haproxy.program()
     folder = tmp_path_factory.mktemp("haproxy")
     pair = pki.issue(authority(), "cp-1", (LOCAL,))
     (folder / "node.pem").write_text(pair.certificate + pair.key)

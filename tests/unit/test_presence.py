@@ -133,6 +133,25 @@ def test_an_answer_that_is_cut_off_is_none() -> None:
     assert (caught.value.code, caught.value.host) == ("StorageUnreadable", "cp-1")
 
 
+def test_a_node_is_asked_about_many_blocks_and_objects_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "AT_ONCE", 3)
+    fake, told = FakeTransport("cp-1"), []
+
+    def answers(_: tuple[str, ...], stdin: bytes) -> str:
+        request = json.loads(stdin)
+        if "keys" in request:
+            told.append(len(request["keys"]))
+            return "".join(f'[["{key}", 1]]\n' for key in request["keys"]) + "end\n"
+        told.append(len(request["blocks"]))
+        return "".join(f"{block}\n" for block, size in request["blocks"].items() if size % 2) + "end\n"
+
+    fake.answer("sh", with_=answers)
+    cluster: Any = SimpleNamespace(spec=config.parse(config.SMALLEST, "x").spec)
+    assert blocks.lacking(fake.host(), "/data", {str(size): size for size in range(8)}) == {"1", "3", "5", "7"}
+    assert garage.blocks(cluster, fake.host(), list("abcd")) == [{key: 1} for key in "abcd"]
+    assert told == [3, 3, 2, 3, 1]
+
+
 def test_the_token_of_the_storage_stays_on_the_node() -> None:
     fake = FakeTransport("cp-1")
     fake.answer("sh", with_=f'[["{A}", 5]]\nnull\nend\n')
@@ -197,6 +216,13 @@ def test_an_image_is_complete_where_all_its_blocks_are(three: FakeCluster, store
     said = verdict(found, silent, 3)
     assert (said["status"], said["reason"]) == ("False", "CopiesMissing")
     assert said["message"] == "fewer than 3 nodes have all of app, db"
+
+
+def test_an_object_with_a_block_that_no_node_has_is_broken(three: FakeCluster, stored: dict[str, Any]) -> None:
+    stored["lacks"] = {"cp-1": frozenset({B, C}), "cp-2": frozenset({B, C}), "cp-3": frozenset({B})}
+    app, db = presence.look(three.cluster, [item("app", 1, 2), item("db", 1, 3)])[0]
+    assert (app.broken, app.copies) == ((frontend(three.config.spec).key("team/app", descriptor(2).digest),), 0)
+    assert (db.broken, db.copies) == ((), 1)
 
 
 def test_what_the_storage_does_not_know_is_lost(three: FakeCluster, stored: dict[str, Any]) -> None:

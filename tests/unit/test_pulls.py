@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,29 @@ from kubeadm_registry.access import executor, questions
 from kubeadm_registry.access.executor import ByHelper, OnHost
 from kubeadm_registry.agent import pulls as recorder
 from kubeadm_registry.agent.formats import Newer
-from kubeadm_registry.agent.pulls import DAY, DROPPED, MOST, STALE, Position, Record, Recorder, pull_in, take
+from kubeadm_registry.agent.pulls import (
+    CLIENTS,
+    DAY,
+    DROPPED,
+    MOST,
+    OF_CLIENT,
+    SELDOM,
+    STALE,
+    Position,
+    Record,
+    Recorder,
+    miss_in,
+    pull_in,
+    take,
+)
 from kubeadm_registry.components import pulls as component
 from kubeadm_registry.errors import Error
+from kubeadm_registry.executor.__main__ import _pulls as recorded
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.result import Result
 from kubeadm_registry.retention.inventory import Repository, Seen, Tag
 from kubeadm_registry.retention.ledger import Ledger
-from kubeadm_registry.retention.pulls import Pulls, merged
+from kubeadm_registry.retention.pulls import Miss, Pulls, merged
 from tests.unit.fakes import FakeTransport
 
 FORMATS = Path(__file__).parents[1] / "golden" / "formats"
@@ -39,10 +54,13 @@ DIGEST = f"sha256:{'a' * 64}"
 # ---- a line of a proxy -----------------------------------------------------------------------------------------------
 
 
-def said(path: str, *, who: str = "anonymous", method: str = "GET", status: int = 200, own: str = "") -> str:
+def said(
+    path: str, *, who: str = "anonymous", method: str = "GET", status: int = 200, own: str = "",
+    client: str = "10.0.0.77",
+) -> str:  # fmt: skip
     """As the proxies' log-format has it."""
     return (
-        f'{{"client":"10.0.0.77","who":"{who}","method":"{method}","path":"{path}","status":{status},"up":95,"down":877,'
+        f'{{"client":"{client}","who":"{who}","method":"{method}","path":"{path}","status":{status},"up":95,"down":877,'
         f'"server":"reads/local","retries":"0","ms_req":0,"ms_queue":0,"ms_conn":0,"ms_resp":4,"ms_total":4,"end":"--",'
         f'"blob":"","own":"{own}"}}'
     )
@@ -75,6 +93,31 @@ def test_what_a_client_got_is_a_pull_and_what_this_project_reads_is_none(
     line: str, pulled: tuple[str, str] | None
 ) -> None:
     assert pull_in(line) == pulled
+
+
+@pytest.mark.parametrize(
+    ("line", "missed"),
+    [
+        (said("/v2/team/app/manifests/v1", status=404), ("10.0.0.77", "team/app:v1")),
+        (said("\\/v2\\/team\\/app\\/manifests\\/v1", status=404), ("10.0.0.77", "team/app:v1")),
+        (said("/v2/app/manifests/v1", status=404, who="pull", method="HEAD", client="fd00::7"), ("fd00::7", "app:v1")),
+        (said("/v2/app/manifests/v1"), None),
+        (said("/v2/app/manifests/v1", status=503), None),
+        (said("/v2/app/manifests/v1", status=404, who="push"), None),
+        (said("/v2/app/manifests/v1", status=404, who="retention"), None),
+        (said("/v2/app/manifests/v1", status=404, method="PUT"), None),
+        (said(f"/v2/app/manifests/{DIGEST}", status=404), None),
+        (said(f"/v2/app/manifests/sha256-{'a' * 64}.sig", status=404), None),
+        (said(f"/v2/app/manifests/{'v' * 129}", status=404), None),
+        (said("/v2/app/blobs/sha256:1", status=404), None),
+        (said("/v2/kubeadm-registry/canary/manifests/v1", status=404), None),
+        (said('/v2/app/manifests/v1\\",\\"status\\":404,\\"x\\":\\"'), None),
+        ("", None),
+    ],
+)
+def test_a_tag_that_a_node_asked_for_in_vain_is_a_miss(line: str, missed: tuple[str, str] | None) -> None:
+    assert miss_in(line) == missed
+    assert pull_in(line) is None or missed is None
 
 
 def test_the_line_is_as_the_proxies_write_it(root: Path) -> None:
@@ -152,6 +195,93 @@ def test_whole_days_are_forgotten_and_then_all_is_known_from_the_next_on() -> No
     assert record.entries == {"a": {f"v{day}": day for day in range(6, 10)}}
 
 
+def asks(number: int, client: str, name: str, moment: int = NOW) -> str:
+    return entry(number, said(f"/v2/{name}/manifests/v1", status=404, client=client), moment)
+
+
+def test_a_client_that_asks_for_anything_makes_its_own_misses_be_forgotten_and_nobody_elses() -> None:
+    record, position = Record(NOW - DAY), Position()
+    flood = [asks(number, "10.0.0.66", f"crawled/{number}") for number in range(2, 3 * OF_CLIENT)]
+    take(record, position, [asks(1, "10.0.0.77", "team/app"), *flood], UNITS, NOW)
+    assert record.missed["10.0.0.77"] == {"team/app:v1": NOW}
+    assert list(record.missed["10.0.0.66"]) == [
+        f"crawled/{number}:v1" for number in range(2 * OF_CLIENT, 3 * OF_CLIENT)
+    ]
+    assert record.entries == {}
+
+
+def test_as_many_clients_are_known_as_there_is_room_for_and_who_asks_again_is_kept() -> None:
+    record = Record(0)
+    for number in range(3 * CLIENTS):
+        record.miss(f"10.1.{number // 256}.{number % 256}", "crawled:v1", number)
+        record.miss("10.0.0.77", "app:v1", 5)
+    assert len(record.missed) == CLIENTS
+    assert record.missed["10.0.0.77"] == {"app:v1": 5}
+
+
+def ours(record: Record) -> Mapping[str, Mapping[str, int]]:
+    """The misses of others than the crawler."""
+    return {client: names for client, names in record.missed.items() if "crawled:v1" not in names}
+
+
+def test_a_host_that_takes_many_addresses_of_its_network_is_one_client() -> None:
+    """Its address is that which it had last."""
+    record = Record(0)
+    record.miss("2001:db8:0:7::7", "app:v1", 5)
+    for number in range(3 * CLIENTS):
+        record.miss(f"2001:db8:0:8::{number:x}", f"crawled/{number % 10}:v1", SELDOM * number)
+    assert list(record.missed) == ["2001:db8:0:7::7", f"2001:db8:0:8::{3 * CLIENTS - 1:x}"]
+    assert len(record.missed[f"2001:db8:0:8::{3 * CLIENTS - 1:x}"]) == 10
+    record.miss("::ffff:10.0.0.77", "app:v2", 6)
+    record.miss("10.0.0.77", "app:v3", 7)
+    assert record.missed["10.0.0.77"] == {"app:v2": 6, "app:v3": 7}
+    assert sum(map(len, record.sites.values())) == 3
+
+
+@pytest.mark.parametrize("crawler", ["2001:db8:9:{:x}::1", "10.9.9.{}"], ids=["a network of 48 bits", "one of 24"])
+def test_who_has_many_addresses_makes_the_misses_of_its_own_site_be_forgotten(crawler: str) -> None:
+    many = 1000 if ":" in crawler else 256
+    record = Record(0)
+    others = [f"10.0.{number}.77" for number in range(CLIENTS - 250)]
+    for number, client in enumerate(others):
+        record.miss(client, "app:v1", number)
+    for number in range(many):
+        record.miss(crawler.format(number), "crawled:v1", number)
+    assert list(ours(record)) == others
+    assert len(record.missed) == CLIENTS
+    assert crawler.format(many - 1) in record.missed
+    # One that comes after the flood has room as well, and what is forgotten is so everywhere.
+    record.miss("10.0.0.78", "app:v1", 5)
+    assert list(ours(record)) == [*others, "10.0.0.78"]
+    assert {one for site in record.sites.values() for one in site.values()} == record.missed.keys()
+
+
+def test_sites_of_one_client_each_are_forgotten_the_oldest_first() -> None:
+    record = Record(0)
+    for number in range(CLIENTS + 10):
+        record.miss(f"2001:db8:{number:x}::1", "app:v1", number)
+    assert list(record.missed) == [f"2001:db8:{number:x}::1" for number in range(10, CLIENTS + 10)]
+    assert len(record.sites) == CLIENTS
+
+
+def test_two_addresses_of_a_host_in_the_record_of_an_earlier_release_become_one() -> None:
+    record = Record(0, {}, {"fd00::1": {"app:v1": 1}, "10.0.0.1": {"app:v1": 1}, "fd00::2": {"app:v2": 2}})
+    assert record.missed == {"10.0.0.1": {"app:v1": 1}, "fd00::2": {"app:v1": 1, "app:v2": 2}}
+    record.miss("fd00::3", "app:v3", 3)
+    assert record.missed["fd00::3"] == {"app:v1": 1, "app:v2": 2, "app:v3": 3}
+
+
+def test_who_goes_on_asking_has_the_record_written_seldom() -> None:
+    record = Record(0, changed=False)
+    record.miss("10.0.0.77", "app:v1", NOW)
+    assert record.changed
+    record.changed = False
+    record.miss("10.0.0.77", "app:v1", NOW + SELDOM - 1)
+    assert (record.changed, record.missed) == (False, {"10.0.0.77": {"app:v1": NOW}})
+    record.miss("10.0.0.77", "app:v1", NOW + SELDOM)
+    assert (record.changed, record.missed) == (True, {"10.0.0.77": {"app:v1": NOW + SELDOM}})
+
+
 class Journal:
     """What is logged; a reader from a cursor on, as journalctl is."""
 
@@ -191,6 +321,19 @@ def test_a_process_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert set(said_["pulls"]) == {"a", "b"} and said_["since"] == since
 
 
+def test_what_was_missed_is_known_to_the_next_process_and_to_the_executor(tmp_path: Path) -> None:
+    journal = Journal()
+    first = opened(tmp_path, journal)
+    journal.entries += [asks(1, "10.0.0.77", "team/app"), asks(2, "10.0.0.78", "team/app", NOW + 7)]
+    first.look()
+    assert opened(tmp_path, journal).record.missed == first.record.missed != {}
+    record, position = (tmp_path / "pulls.json", tmp_path / "position.json")
+    assert {path.stat().st_mode & 0o777 for path in (record, position)} == {0o640}
+    found = Pulls.parse(record.read_bytes(), position.read_bytes(), time.time())
+    assert found.missed == {("team/app", "v1"): Miss(NOW + 7, "10.0.0.78")}
+    assert Pulls.read(json.loads(json.dumps(found.to_dict()))) == found
+
+
 @pytest.mark.parametrize(("closed", "kept"), [(True, True), (False, False)])
 def test_a_node_that_went_down_in_order_goes_on_and_another_begins_anew(
     tmp_path: Path, closed: bool, kept: bool
@@ -224,7 +367,8 @@ def test_a_journal_that_a_reboot_emptied_begins_it_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pulls.json", "position.json"])
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"pulls": 5, "since": 1}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"pulls": 5, "since": 1}', b"\xff",
+                                     b'{"pulls": {}, "since": 1, "missed": [1]}'])  # fmt: skip
 def test_damaged_files_begin_it_anew(tmp_path: Path, name: str, content: bytes) -> None:
     journal = Journal()
     opened(tmp_path, journal).look()
@@ -234,13 +378,52 @@ def test_damaged_files_begin_it_anew(tmp_path: Path, name: str, content: bytes) 
     assert opened(tmp_path, journal).record.since > 1000
 
 
-def test_a_newer_record_is_left_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "pulls.json"
-    text = json.dumps({"format": {"version": 2, "minReader": 2, "minWriter": 2}, "x": 1})
-    path.write_text(text)
+@pytest.mark.parametrize("name", ["pulls.json", "position.json"])
+@pytest.mark.parametrize("key", ["minReader", "minWriter"])
+def test_a_newer_record_is_left_as_it_is(tmp_path: Path, name: str, key: str) -> None:
+    opened(tmp_path, Journal())
+    path = tmp_path / name
+    document = json.loads(path.read_text())
+    document["format"][key] = 2
+    path.write_text(json.dumps(document))
+    before = {one.name: one.read_text() for one in tmp_path.iterdir()}
     with pytest.raises(Newer):
         opened(tmp_path, Journal())
-    assert path.read_text() == text
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == before
+
+
+def test_what_a_newer_release_has_added_stays(tmp_path: Path) -> None:
+    journal = Journal()
+    opened(tmp_path, journal).look()
+    for name in ("pulls.json", "position.json"):
+        document = json.loads((tmp_path / name).read_text())
+        document["format"]["version"] = 2
+        (tmp_path / name).write_text(json.dumps({**document, "of_a_newer_release": name}))
+    journal.log("a")
+    opened(tmp_path, journal).look()
+    for name in ("pulls.json", "position.json"):
+        document = json.loads((tmp_path / name).read_text())
+        assert (document["of_a_newer_release"], document["format"]["version"]) == (name, 2)
+    assert "a" in json.loads((tmp_path / "pulls.json").read_text())["pulls"]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "anew"),
+    [("pulls.json", "since", True), ("pulls.json", "pulls", True), ("pulls.json", "missed", False),
+     ("position.json", "cursor", True), ("position.json", "read", True), ("position.json", "boot", True),
+     ("position.json", "closed", False)],
+)  # fmt: skip
+def test_one_key_less_has_a_default_or_begins_it_anew(tmp_path: Path, name: str, key: str, anew: bool) -> None:
+    journal = Journal()
+    journal.log("a")
+    opened(tmp_path, journal).look()
+    record = tmp_path / "pulls.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "since": 1000}))
+    document = json.loads((tmp_path / name).read_text())
+    del document[key]
+    (tmp_path / name).write_text(json.dumps(document))
+    assert (opened(tmp_path, journal).record.since != 1000) is anew
+    assert key in json.loads((tmp_path / name).read_text()) or not anew
 
 
 def test_the_record_is_written_only_when_something_is_new(tmp_path: Path) -> None:
@@ -332,7 +515,7 @@ def test_what_cannot_be_relied_on_is_not_known(answer: object) -> None:
         node("cp-1", answer).pulls()
     assert caught.value.code == "PullsUnknown"
     told: list[str] = []
-    assert executor.pulls([node("cp-1", answer), node("cp-2", shown())], 2, told.append) is None
+    assert executor.pulls([node("cp-1", answer), node("cp-2", shown())], 2, told.append) == Pulls(None, {})
     assert len(told) == 1 and told[0].startswith("cp-1: ")
 
 
@@ -346,10 +529,19 @@ def test_what_all_nodes_know_is_known_from_the_latest_on() -> None:
 
 def test_a_node_that_is_away_may_know_of_pulls_that_nobody_else_knows() -> None:
     told: list[str] = []
-    assert executor.pulls([node("cp-1", shown())], 3, told.append) is None
+    assert executor.pulls([node("cp-1", shown())], 3, told.append).since is None
     assert told == ["1 of 3 nodes can be asked"]
-    assert merged([]) is None
-    assert merged([Pulls(1, {}), None]) is None
+    assert merged([]).since is None
+    assert merged([Pulls(1, {}), None]).since is None
+
+
+def test_what_one_node_was_asked_for_counts_whatever_the_others_can_say() -> None:
+    place, other = ("app", "v1"), ("app", "v2")
+    one = Pulls(1000, {place: 5}, {place: Miss(10, "10.0.0.77")})
+    two = Pulls(3000, {}, {place: Miss(20, "10.0.0.78"), other: Miss(1, "10.0.0.79")})
+    assert merged([one, two]) == Pulls(3000, {place: 5}, two.missed)
+    assert merged([two, one]).missed == two.missed
+    assert merged([one, None]) == Pulls(None, {place: 5}, one.missed)
 
 
 def test_the_operator_asks_the_helper() -> None:
@@ -364,8 +556,19 @@ def test_the_operator_asks_the_helper() -> None:
     def older(*_: object) -> bytes:
         return questions.failure(Error("the helper cannot 'pulls'", code="QuestionInvalid", hint="run init"))
 
-    assert executor.pulls([ByHelper("cp-1", older)], 1) is None
-    assert executor.pulls([ByHelper("cp-1", lambda *_: questions.answer({"since": "x", "last": 5}))], 1) is None
+    assert executor.pulls([ByHelper("cp-1", older)], 1) == Pulls(None, {})
+    for said_ in ({"since": "x", "last": 5, "missed": []}, {"since": 1, "last": []}):
+        assert executor.pulls([ByHelper("cp-1", lambda *_, said_=said_: questions.answer(said_))], 1).since is None
+
+
+def test_the_timer_reads_what_its_own_node_recorded_and_knows_that_there_may_be_more(tmp_path: Path) -> None:
+    assert recorded(tmp_path) is None
+    journal = Journal()
+    journal.entries.append(asks(1, "10.0.0.77", "app"))
+    opened(tmp_path, journal).look()
+    assert recorded(tmp_path) == Pulls(None, {}, {("app", "v1"): Miss(NOW, "10.0.0.77")})
+    (tmp_path / "pulls.json").write_text("{")
+    assert recorded(tmp_path) is None
 
 
 def test_the_frozen_samples_are_read() -> None:
@@ -374,11 +577,14 @@ def test_the_frozen_samples_are_read() -> None:
     assert found == Pulls(
         1890000000, {("team/app", "v1"): 21990 * DAY + DAY - 1, ("team/app", DIGEST): 21990 * DAY + DAY - 1}
     )
-    for key in ("since", "pulls"):
+    more = Pulls.parse((FORMATS / "pulls-missed.json").read_bytes(), position, 1900000060)
+    assert (more.since, more.last) == (found.since, found.last)
+    assert more.missed == {("team/app", "v1"): Miss(1900000007, "fd00::7")}
+    for key in ("since", "pulls", "missed"):
         with pytest.raises(Damaged):
             Pulls.parse(json.dumps({**json.loads(record), key: None}), position, 1900000060)
-    more: Any = {**json.loads(record), "of_a_newer_release": 1}
-    assert Pulls.parse(json.dumps(more), position, 1900000060) == found
+    newer: Any = {**json.loads(record), "of_a_newer_release": 1}
+    assert Pulls.parse(json.dumps(newer), position, 1900000060) == found
 
 
 # ---- in the ledger ---------------------------------------------------------------------------------------------------

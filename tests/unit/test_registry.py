@@ -183,4 +183,4 @@ def test_a_dry_run_of_verify_before_init_says_later(three: FakeCluster) -> None:
     three.fixed = None
     recorder = Recorder()
     assert run(VERIFY_ONLY, three.cluster, recorder, dry_run=True) == []
-    assert {reason for _, _, reason in recorder.later} == {"the registry is not installed yet"}
+    assert {reason for _, _, reason in recorder.later} == {"not every node has the registry's secrets yet"}

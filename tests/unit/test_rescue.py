@@ -308,7 +308,7 @@ def test_one_that_says_nothing_keeps_nobody_waiting(server: rescue.Server, clien
 def test_one_that_asks_nothing_more_gives_its_place_back(
     server: rescue.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rescue, "IDLE", 0.2)
+    monkeypatch.setattr(rescue, "IDLE", 2)  # for the handshake and the first request, too
     context = ssl.create_default_context(cadata=authority().certificate)
     with (
         socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as wire,

@@ -54,7 +54,7 @@ def seed(site: Site, path: Path) -> None:
 @pytest.fixture
 def lost(site: Site) -> tuple[Path, Path]:
     """All servers are lost. The backup of before, and a bundle with one of the two images that were there."""
-    site.registry.store.clear()
+    site.empty()
     site.registry.image("team/app", "v1", layer=b"app")
     path = bundle(site, f"{PAUSE}:3.10")
     seed(site, path)
@@ -90,7 +90,7 @@ def test_the_nodes_get_the_secrets_and_what_cannot_be_had_is_named(site: Site, l
 
 def test_with_all_bundles_all_is_back(site: Site) -> None:
     both = bundle(site, f"{PAUSE}:3.10", "docker.io/team/app:v1")
-    site.registry.store.clear()
+    site.empty()
     seed(site, both)
     backup = site.back_up()
     site.lose()
@@ -101,7 +101,7 @@ def test_with_all_bundles_all_is_back(site: Site) -> None:
 def test_a_series_of_bundles_is_loaded_from_its_first_on_and_again(site: Site) -> None:
     first = bundle(site, f"{PAUSE}:3.10")
     second = bundle(site, f"{PAUSE}:3.10", f"{PAUSE}:3.11", since=first)
-    site.registry.store.clear()
+    site.empty()
     for path in (first, second):
         seed(site, path)
     backup = site.back_up()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pytest
-
 from kubeadm_registry import paths
 from kubeadm_registry.bundle import TOOL, Program
 from kubeadm_registry.bundle.tool import MODULE
-from kubeadm_registry.components import retention
+from kubeadm_registry.components import pulls, retention
 from kubeadm_registry.components.executor_files import Settings
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases.workflows import INIT, RESET
@@ -25,12 +23,6 @@ def init(fake: FakeCluster) -> Recorder:
     recorder = Recorder()
     run(INIT, fake.cluster, recorder, skip=ELSEWHERE)
     return recorder
-
-
-@pytest.fixture
-def installed(three: FakeCluster) -> FakeCluster:
-    init(three)
-    return three
 
 
 def without_tool(programs: Mapping[str, Program]) -> dict[str, Program]:
@@ -75,6 +67,13 @@ def test_with_an_older_bundle_no_unit_of_the_newer_one_stays(installed: FakeClus
     assert unit_files(installed) == [set()] * 3
     assert retention.unit(ORDER) not in server.units
     assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
+def test_the_timer_and_no_order_reads_the_record_of_pulls_of_its_node(installed: FakeCluster) -> None:
+    server = installed.servers["cp-1"]
+    units = {name: server.content(f"{UNITS}/{name}").decode() for name in (retention.DAILY, retention.TEMPLATE)}
+    assert [f"SupplementaryGroups={pulls.USER}\n" in text for text in units.values()] == [True, False]
+    assert "StateDirectoryMode=0750\n" in server.content(f"{UNITS}/{pulls.UNIT}").decode()
 
 
 def test_the_timer_runs_while_there_is_a_policy(installed: FakeCluster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 from kubeadm_registry.formats import Damaged, NewerFormat
 from kubeadm_registry.retention import Manifest, Reason, Use
 from kubeadm_registry.retention.holdings import Held, Holdings
-from kubeadm_registry.retention.ledger import Ledger, silent
+from kubeadm_registry.retention.inventory import Seen, Tag
+from kubeadm_registry.retention.ledger import Ledger, Missed, silent
+from kubeadm_registry.retention.pulls import Miss, Pulls
+from kubeadm_registry.retention.trash import Trashed
 
 SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "0.1" / "retention-ledger.json"
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
@@ -47,12 +51,172 @@ def test_a_tag_that_moves_is_new_and_what_it_meant_has_no_tag_from_then_on() -> 
     assert again.tags["old"].first_seen == 400
 
 
+@pytest.mark.parametrize("gone", [held({}), held({"v1": B}, A), held({"v2": A}), replace(held({}), repositories={})])
+def test_what_one_look_or_some_do_not_find_is_as_old_as_it_was_when_it_is_back(gone: Holdings) -> None:
+    known = Ledger().after(held({"v1": A, "v2": A}), 100)
+    for looks in ([200], [200, 300, 400], [200, 200 + 3 * DAY], [90 * DAY]):
+        ledger = known
+        for now in looks:
+            ledger = Ledger.parse(ledger.after(gone, now).to_json())
+            assert A in ledger.digests()["team/app"], "it is looked for"
+        back = ledger.after(held({"v1": A, "v2": A}), looks[-1] + 100)
+        app = back.repositories["team/app"]
+        moved = gone.repositories.get("team/app", Held({}, frozenset())).tags.get("v1") == B
+        assert app.tags["v2"] == known.repositories["team/app"].tags["v2"]
+        assert app.tags["v1"].first_seen == (looks[-1] + 100 if moved else 100), (
+            "a tag that meant something else is new"
+        )
+        assert app.manifests == known.repositories["team/app"].manifests
+        assert {one for _, one in back.missed} == ({B} if moved else set())
+
+
+def test_what_is_gone_for_longer_is_new_when_it_is_back() -> None:
+    ledger = Ledger().after(held({"v1": A}), 100).after(held({}), 200).after(held({}), 201 + 3 * DAY)
+    assert not ledger.missed
+    app = ledger.after(held({"v1": A}), 4 * DAY).repositories["team/app"]
+    assert (app.tags["v1"].first_seen, app.manifests[A].first_seen) == (4 * DAY, 4 * DAY)
+
+
+@pytest.mark.parametrize("looks", [[], [held({})]], ids=["at once", "after a look"])
+def test_what_was_deleted_for_good_is_new_when_it_is_pushed_again(looks: list[Holdings]) -> None:
+    ledger = Ledger().after(held({"v1": A, "v2": B}), 100)
+    for one in looks:
+        ledger = ledger.after(one, 200)
+    app = ledger.without([replace(trashed("v1"), parts=(C,))]).after(held({"v1": A, "v2": B}), 300)
+    assert {digest: one.first_seen for digest, one in app.repositories["team/app"].manifests.items()} == {
+        A: 300,
+        B: 100,
+    }
+
+
+def test_records_of_retention_itself_are_not_missed() -> None:
+    own = {"kubeadm-registry/retention": Held({"ledger": A}, frozenset([A]))}
+    ledger = Ledger().after(replace(held({"v1": A}), repositories=own), 100)
+    assert ledger.repositories
+    assert not ledger.after(held({}), 200).missed
+
+
+def test_what_no_tag_leads_to_any_more_has_no_tag_from_then_on() -> None:
+    """The parts of an index that is gone, or out of reach, are no older as untagged manifests than it is away."""
+    whole = replace(held({"v1": A}, B, C), manifests={
+        A: replace(MANIFEST, children=(B,)), B: MANIFEST, C: replace(MANIFEST, subject=B),
+    })  # fmt: skip
+    ledger = Ledger().after(whole, 100).after(whole, 200)
+    assert {one.untagged_since for one in ledger.repositories["team/app"].manifests.values()} == {None}
+    trashed = replace(whole, repositories={"team/app": Held({"trash-a": A}, frozenset([A, B, C]))})
+    there = ledger.after(trashed, 300, {"team/app": frozenset(["trash-a"])}).repositories["team/app"]
+    assert {one.untagged_since for one in there.manifests.values()} == {None}
+    parts = replace(whole, repositories={"team/app": Held({}, frozenset([B, C]))})
+    away = ledger.after(parts, 400).repositories["team/app"]
+    assert {one.untagged_since for one in away.manifests.values()} == {400}
+
+
 def test_what_is_gone_is_forgotten_and_what_could_not_be_read_is_not() -> None:
     ledger = Ledger().after(held({"v1": A}), 100)
     assert ledger.after(held({"v2": B}), 200).repositories["team/app"].tags.keys() == {"v2"}
     unread = ledger.after(held({}, unread="team/app"), 200)
     assert unread.repositories == ledger.repositories
     assert unread.inventory(held({}, unread="team/app")).problems
+
+
+def trashed(*tags: str, deleted: int = 1000) -> Trashed:
+    return Trashed("team/app", A, dict.fromkeys(tags, 5), (), deleted, "sha256:0", "one", "old", 10, complete=True)
+
+
+def missed(tag: str, moment: int, repository: str = "team/app") -> Pulls:
+    return Pulls(None, {}, {(repository, tag): Miss(moment, "10.0.0.77")})
+
+
+def asked(ledger: Ledger) -> list[tuple[str, tuple[str, ...], int | None]]:
+    return [(use.reference, use.users, use.last_seen) for use in ledger.asked.values()]
+
+
+def test_what_is_asked_for_in_the_trash_is_in_use_from_then_on() -> None:
+    ledger = Ledger().after(held({"trash-a": A}), 900)
+    found = ledger.asked_for([trashed("v1", "v2")], missed("v2", 1001), 2000)
+    assert asked(found) == [("team/app:v2", ("a pull by 10.0.0.77",), 2000)]
+    assert [use.reference for use in found.workloads({}).uses] == ["team/app:v2"]
+    assert found.workloads({}).current == 0, "it is no workload whose absence would be noticed"
+    assert Ledger.parse(found.to_json()).asked == found.asked
+
+
+@pytest.mark.parametrize(
+    "pulls",
+    [
+        None,
+        Pulls(None, {}),
+        missed("v9", 1001),
+        missed("v1", 1000),
+        missed("v1", 1001, "team/other"),
+        Pulls(1, {("team/app", A): DAY - 1}),
+        Pulls(1, {("team/app", B): 9 * DAY - 1}),
+    ],
+    ids=["not known", "nothing", "another tag", "before", "elsewhere", "a pull of that day", "another digest"],
+)
+def test_what_was_not_asked_for_since_it_was_deleted_is_not_in_use(pulls: Pulls | None) -> None:
+    assert not Ledger().after(held({"trash-a": A}), 900).asked_for([trashed("v1")], pulls, 2 * DAY).asked
+
+
+def test_a_pull_by_digest_counts_from_the_next_day_on() -> None:
+    ledger = Ledger().after(held({"trash-a": A}), 900)
+    found = ledger.asked_for([trashed("v1")], Pulls(1, {("team/app", A): 2 * DAY - 1}), 2 * DAY)
+    assert asked(found) == [(f"team/app@{A}", ("a pull by its digest",), 2 * DAY)]
+
+
+def test_who_asks_again_and_again_keeps_nothing_for_ever() -> None:
+    ledger = Ledger().after(held({"trash-a": A}), 900).asked_for([trashed("v1")], missed("v1", 1001), 2000)
+    again = ledger.after(held({"trash-a": A}), 9 * DAY)
+    again = again.asked_for([trashed("v1", deleted=9 * DAY)], missed("v1", 9 * DAY + 1), 10 * DAY)
+    assert asked(again) == asked(ledger)
+    out = again.after(held({"v1": B}), 11 * DAY).asked_for([], None, 11 * DAY)
+    assert out.asked == again.asked, "it may only be out of reach"
+    # Another image of these bytes is another one.
+    gone = out.without([trashed("v1")]).asked_for([], None, 11 * DAY)
+    assert not gone.asked
+    assert not out.after(held({"v1": B}), 15 * DAY).asked_for([], None, 15 * DAY).asked
+    back = gone.after(held({"trash-a": A}), 12 * DAY)
+    assert back.asked_for([trashed("v1", deleted=12 * DAY)], missed("v1", 13 * DAY), 13 * DAY).asked
+
+
+def looks(ledger: Ledger, trash: list[Trashed], day: int, *, grace: int = 7) -> Ledger:
+    """The ledger after a look on that *day*, when the image is in the *trash* or not, and is asked for all the time."""
+    there = held({"trash-a": A} if trash else {"v1": A})
+    return ledger.after(there, day * DAY).asked_for(
+        trash, missed("v1", day * DAY - 1) if trash else None, day * DAY, grace=grace * DAY
+    )
+
+
+def seen_last(ledger: Ledger) -> list[int | None]:
+    return [None if use.last_seen is None else use.last_seen // DAY for use in ledger.asked.values()]
+
+
+def test_an_image_that_was_used_for_months_may_be_asked_for_again() -> None:
+    ledger = looks(Ledger(), [trashed("v1")], 2)
+    for day in range(3, 100):
+        ledger = looks(ledger, [], day)
+        assert bool(ledger.asked) == (day <= 32)
+    ledger = looks(ledger, [trashed("v1", deleted=100 * DAY)], 101)
+    assert seen_last(ledger) == [101]
+
+
+@pytest.mark.parametrize("grace", [1, 7, 30, 90])
+@pytest.mark.parametrize("pause", [0, 60])
+def test_who_asks_every_day_has_an_image_back_once_and_then_it_goes(grace: int, pause: int) -> None:
+    """It goes to the trash when its grace is over, and from there a week later, or when a *pause* of days ends."""
+    ledger = looks(Ledger(), [trashed("v1")], 2, grace=grace)
+    for day in range(3, 2 + grace + 1):
+        ledger = looks(ledger, [], day, grace=grace)
+    back = 2 + grace
+    for day in range(back + 1, back + 8 + pause):
+        ledger = looks(ledger, [trashed("v1", deleted=back * DAY)], day, grace=grace)
+        assert seen_last(ledger) == [2], "that is over"
+
+
+def test_a_name_that_no_pod_could_have_is_no_reason_for_no_plan() -> None:
+    image = replace(trashed("v1"), repository="team/a..b")
+    holdings = replace(held({"trash-a": A}), repositories={"team/a..b": Held({"trash-a": A}, frozenset([A]))})
+    ledger = Ledger().after(holdings, 900)
+    assert not ledger.asked_for([image], missed("v1", 1001, "team/a..b"), 2000).asked
 
 
 def test_a_clock_that_goes_back_does_not_make_the_ledger_younger() -> None:
@@ -110,6 +274,7 @@ def test_what_a_newer_release_added_is_written_back() -> None:
         {"repositories": {"a": {"tags": {}, "manifests": {"d": [1, "2", None]}}}},
         {"clusters": {"u": {"name": "x", "reported": 1, "current": 0, "uses": [{}]}}},
         {"clusters": {"u": {"name": "x", "reported": 1, "current": True, "uses": []}}},
+        {"missed": [["a", "v1", 1]]}, {"missed": [["a", "v1", 1, [1, None, None]]]}, {"missed": [["a", A, 1, [A, 1]]]},
     ],
 )  # fmt: skip
 def test_a_damaged_ledger(change: dict[str, object]) -> None:
@@ -122,10 +287,52 @@ LOOKS = st.lists(st.dictionaries(st.sampled_from(["v1", "v2", "v3"]), st.sampled
 
 @given(LOOKS)
 def test_nothing_is_first_seen_before_it_was_there_or_loses_its_age(looks: list[dict[str, str]]) -> None:
-    ledger, since = Ledger(), dict[tuple[str, str], int]()
+    """A tag that means what it meant when it was there last is as old as it was then."""
+    ledger, last = Ledger(), dict[str, tuple[str, int]]()
     for now, tags in enumerate(looks, 1):
         ledger = ledger.after(held(tags), now)
-        since = {(tag, digest): since.get((tag, digest), now) for tag, digest in tags.items()}
+        for tag, digest in tags.items():
+            last[tag] = last[tag] if tag in last and last[tag][0] == digest else (digest, now)
         seen = ledger.repositories["team/app"].tags
-        assert {(tag, what.digest): what.first_seen for tag, what in seen.items()} == since
+        assert {tag: (what.digest, what.first_seen) for tag, what in seen.items()} == {tag: last[tag] for tag in tags}
         assert Ledger.parse(ledger.to_json()) == ledger
+
+
+def test_the_frozen_sample_of_what_was_asked_for_is_read() -> None:
+    ledger = Ledger.parse((SAMPLE.parents[1] / "retention-ledger-asked.json").read_bytes())
+    assert asked(ledger) == [("team/app:v1", ("a pull by 10.0.0.77",), 1900000000)]
+    assert list(ledger.asked) == [("team/app", A)]
+
+
+def test_the_frozen_sample_of_what_is_missed_is_read() -> None:
+    content = (SAMPLE.parents[1] / "retention-ledger-missed.json").read_bytes()
+    ledger = Ledger.parse(content)
+    assert ledger.missed == {
+        ("team/app", "v1"): Missed(1_900_000_000, Tag(A, 1_890_000_000)),
+        ("team/app", A): Missed(1_900_000_000, Seen(1_890_000_000, 1_895_000_000)),
+    }
+    assert json.loads(ledger.to_json()) == json.loads(content)
+
+
+def test_the_frozen_sample_with_the_marker_of_a_cluster_is_read() -> None:
+    content = (SAMPLE.parents[1] / "retention-ledger-marker.json").read_bytes()
+    [cluster] = Ledger.parse(content).clusters.values()
+    assert (cluster.revision, cluster.marker) == (812345, 470911223344)
+    assert json.loads(Ledger.parse(content).to_json()) == json.loads(content)
+
+
+@pytest.mark.parametrize(
+    ("before", "mine", "theirs", "kept"),
+    [(1, 2, 1, 2), (1, 1, 3, 3), (1, 1, 1, 1), (0, 2, 0, 2), (1, 2, 3, 3)],
+    ids=["told here", "told there", "not told", "told first", "told twice"],
+)
+def test_a_marker_outlives_a_report_without_one(before: int, mine: int, theirs: int, kept: int) -> None:
+    """Whoever reported later."""
+
+    def told(marker: int, now: int) -> Ledger:
+        return Ledger().reported("u", "x", (), now, kept=0, marker=marker)
+
+    for now in (1, 9):
+        found = told(mine, 5).with_newer_reports(told(theirs, now), told(before, 0)).clusters["u"]
+        assert (found.marker, found.reported) == (kept, max(now, 5))
+    assert told(7, 1).reported("u", "x", (), 2, kept=0).clusters["u"].marker == 7

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from kubeadm_registry.config import durations
 from kubeadm_registry.custom_resources.schema import structural
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.retention import globs, policy, versions
@@ -119,7 +120,7 @@ def test_the_first_rule_that_matches_decides() -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("90d", 7_776_000), ("12h", 43_200), ("30m", 1800)])
 def test_durations(text: str, seconds: int) -> None:
-    assert policy.seconds(text) == seconds
+    assert durations.seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["0d", "1", "d", "1.5h", "-1d", "1d12h", "100000d", "1w", " 1d", "1D", "१d"])

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kubeadm_registry.config.durations import seconds
 from kubeadm_registry.retention import Inventory, Manifest, Plan, Refused, Repository, Tag, plan, protect
-from kubeadm_registry.retention.policy import Keep, seconds
+from kubeadm_registry.retention.policy import Keep
 from kubeadm_registry.retention.protected import subject_of_tag
 from kubeadm_registry.retention.uses import failed_list
 from tests.unit.retention_worlds import DAY, World, random_world, world
@@ -282,8 +283,9 @@ def test_every_property_holds_in_any_world(part: int) -> None:
 
 
 @pytest.mark.skipif(WORLDS <= MOST_SEARCHED, reason="few are searched for")
-def test_every_property_holds_in_very_many_worlds() -> None:
-    for seed in range(WORLDS):
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_property_holds_in_very_many_worlds(part: int) -> None:
+    for seed in range(part, WORLDS, PARTS):
         try:
             check(random_world(seed))
         except Exception as error:

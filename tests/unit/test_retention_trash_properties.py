@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kubeadm_registry.config.durations import seconds
 from kubeadm_registry.retention import Inventory, Plan, Repository, Tag, Workloads, plan, protect
 from kubeadm_registry.retention.order import Order, order
-from kubeadm_registry.retention.policy import seconds
 from kubeadm_registry.retention.trash import Trash, Trashed
 from tests.unit.retention_worlds import World, random_world, world
-from tests.unit.test_retention_properties import MOST_SEARCHED, WORLDS, broken, closure, present
+from tests.unit.test_retention_properties import MOST_SEARCHED, PARTS, WORLDS, broken, closure, present
 
 
 def ordered(
@@ -123,8 +123,9 @@ def test_the_trash_holds_its_promises_in_any_world(data: bytes) -> None:
 
 
 @pytest.mark.skipif(WORLDS <= MOST_SEARCHED, reason="few are searched for")
-def test_the_trash_holds_its_promises_in_very_many_worlds() -> None:
-    for seed in range(WORLDS):
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_trash_holds_its_promises_in_very_many_worlds(part: int) -> None:
+    for seed in range(part, WORLDS, PARTS):
         try:
             check(random_world(seed))
         except Exception as error:

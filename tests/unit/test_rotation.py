@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,13 +14,15 @@ from cryptography import x509
 
 from kubeadm_registry import config, paths, pki, rotation, secrets
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, haproxy, zot
+from kubeadm_registry.components import agent, garage, haproxy, zot
+from kubeadm_registry.engine.changes import STARTED
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases import certificates, credentials
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.secrets import Secrets, Vault
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority, fixed_secrets
+from tests.unit.installed import fresh
 from tests.unit.test_workflow import Recorder
 
 NAMES = ("cp-1", "cp-2", "cp-3")
@@ -28,14 +31,6 @@ FIXED = fixed_secrets(NAMES)
 SKIP = ("containerd",)
 #: The name of a node, and before which of its acts the connection to it breaks.
 Cut = tuple[str, int]
-
-
-@pytest.fixture
-def installed(three: FakeCluster) -> FakeCluster:
-    run(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
-    for server in three.servers.values():
-        server.acts.clear()
-    return three
 
 
 def leaf(fake: FakeCluster, name: str) -> str:
@@ -138,8 +133,49 @@ def test_a_stored_exchange_is_read_by_every_later_release(root: Path) -> None:
     assert read.passwords("push") == ("the-next-push-password", "the-push-password")
     assert len(x509.load_pem_x509_certificates(read.trust.encode())) == 2
     assert set(read.renewal) == set(NAMES)
-    assert read.to_json() == content
+    written, document = json.loads(read.to_json()), json.loads(content)
+    assert written.pop("format") == {**document.pop("format"), "minWriter": 2}, "before 0.2 everybody might write it"
+    assert written == document
     assert rotation.advance(read, "registry").ca_key == read.overlap["next_ca_key"]
+
+
+def test_while_secrets_are_exchanged_an_older_release_may_only_read_them() -> None:
+    def asked(one: Secrets) -> dict[str, int]:
+        found: dict[str, int] = json.loads(one.to_json())["format"]
+        return found
+
+    both = Secrets.from_json(rotation.rotate(FIXED, ["push"]).to_json())
+    assert asked(both) == {"version": 2, "minReader": 1, "minWriter": 2}
+    done = Secrets.from_json(rotation.finish(both, ["push"]).to_json())
+    assert asked(done) == {"version": 2, "minReader": 1, "minWriter": 1}, "and all of it again when that is over"
+    one = FIXED
+    for _ in range(3):
+        one = rotation.advance(Secrets.from_json(one.to_json()), "registry")
+        assert asked(one)["minWriter"] == 2, rotation.stage(one)
+    assert asked(rotation.advance(one, "registry"))["minWriter"] == 1
+    newer = json.loads(both.to_json())
+    newer["format"]["version"] = 3
+    kept = rotation.finish(Secrets.from_json(json.dumps(newer).encode()), ["push"])
+    assert asked(kept) == {"version": 3, "minReader": 1, "minWriter": 2}, "what a newer release asks stays asked"
+
+
+def test_a_file_is_written_anew_when_only_what_it_asks_of_others_differs() -> None:
+    for one in (FIXED, rotation.rotate(FIXED, ["push"])):
+        document = json.loads(one.to_json())
+        assert one.same_as(one.to_json())
+        document["format"]["minWriter"] = 3 - document["format"]["minWriter"]
+        assert not one.same_as(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("key", ["revision", "overlap", "renewal"])
+def test_one_key_less_of_an_exchange_has_a_default_and_one_more_is_kept(root: Path, key: str) -> None:
+    document = json.loads((root / "tests/golden/formats/secrets-exchange.json").read_bytes())
+    more = Secrets.from_json(json.dumps({**document, "of_a_newer_release": {"deep": [1]}}).encode())
+    assert json.loads(more.to_json())["of_a_newer_release"] == {"deep": [1]}
+    del document[key]
+    less = Secrets.from_json(json.dumps(document).encode())
+    assert not getattr(less, key)
+    assert key not in json.loads(less.to_json())
 
 
 # ---- new certificates ---------------------------------------------------------------------------------------------
@@ -178,14 +214,6 @@ def test_init_completes_what_a_killed_renewal_has_left(installed: FakeCluster) -
     run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
     assert issued(installed) == list(NAMES)
     assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
-
-
-def fresh(text: str) -> FakeCluster:
-    fake = FakeCluster.of(text)
-    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
-    for server in fake.servers.values():
-        server.acts.clear()
-    return fake
 
 
 Work = Callable[..., object]
@@ -456,6 +484,15 @@ def heard(fake: FakeCluster) -> str | None:
     return None
 
 
+def asked(fake: FakeCluster) -> str | None:
+    """Where the storage has not started with the token that is in its file."""
+    for name, server in fake.servers.items():
+        path = f"{STARTED}/{garage.UNIT}"
+        if hashlib.sha256(server.content(garage.ADMIN_TOKEN)).hexdigest().encode() not in server.content(path):
+            return f"the storage of {name} has not taken its token up"
+    return None
+
+
 @pytest.mark.parametrize(("kind", "flaw"), [("s3", keyed), ("heartbeat", heard)])
 def test_a_key_is_replaced_and_both_sides_know_it_all_the_time_wherever_a_run_dies(
     kind: rotation.Kind, flaw: Callable[[FakeCluster], str | None]
@@ -486,6 +523,40 @@ def test_a_key_is_replaced_and_both_sides_know_it_all_the_time_wherever_a_run_di
         if found or run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE):
             wrong[where] = found
     assert not wrong
+
+
+def test_the_storage_gets_another_admin_token_on_one_node_after_another_wherever_a_run_dies() -> None:
+    """Its node's agent then has the same one."""
+
+    def begin() -> tuple[FakeCluster, Work]:
+        fake = fresh(config.SMALLEST)
+        return fake, partial(rekeyed, fake, "admin")
+
+    wrong: dict[str, object] = {}
+    for where, fake, work in cuts(begin):
+        made = {one.overlap.get("next_admin_token") for one in stored(fake)} - {None}
+        work()
+        new = fake.cluster.secrets.admin_token
+        tokens = {server.content(path) for server in fake.servers.values()
+                  for path in (garage.ADMIN_TOKEN, agent.ADMIN_TOKEN)}  # fmt: skip
+        flaws = {
+            asked(fake): True,
+            "not replaced": new == FIXED.admin_token,
+            "made twice": bool(made - {new}),
+            "not done": any(one.overlap for one in stored(fake)),
+            "not everywhere": tokens != {new.encode()},
+        }
+        found = [one for one, holds in flaws.items() if one and holds]
+        if found or run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE):
+            wrong[where] = found
+    assert not wrong
+
+
+def test_another_admin_token_moves_no_virtual_ip_and_restarts_the_storage_once(installed: FakeCluster) -> None:
+    rekeyed(installed, "admin")
+    acts = [act for act in installed.acts() if act.split()[1] in ("start", "restart", "stop")]
+    assert acts == [f"{name}: restart {garage.UNIT}" for name in NAMES]
+    assert not [act for act in installed.acts() if agent.UNIT in act and "restart" in act]
 
 
 def test_an_agent_reloads_for_a_key_and_does_not_restart(installed: FakeCluster) -> None:

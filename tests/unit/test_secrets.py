@@ -313,16 +313,46 @@ def test_secrets_of_another_cluster_that_a_reset_kept_are_not_lost(real: FakeClu
     assert caught.value.code == "SecretsConflict"
 
 
-def test_no_hint_proposes_to_remove_secrets(root: Path) -> None:
-    words = re.compile(r"(remove|delete|purge)[^.\n]*(secrets?\b|this file)", re.IGNORECASE)
-    hints = [
-        (path.name, node.value.lineno)
-        for folder in ("kubeadm_registry", "phases")
-        for path in (root / folder).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.keyword) and node.arg == "hint" and words.search(ast.unparse(node.value))
-    ]
-    assert hints == []
+REMOVES = re.compile(r"\b(remov|delet|purg|eras|rm\b|unlink)[^.]*?(secrets?\b|this file)|--purge-data", re.IGNORECASE)
+#: Says what a command does, or asks for it; nobody is told to give it.
+TOLD = {
+    "Also delete the images and secrets on the node that leaves.",
+    "Also delete all images and secrets. Cannot be undone.",
+    "Delete images and secrets (only with --purge-data)",
+    "--purge-data",
+    # What cannot be changed in place needs another registry, and whoever wants that has the images in bundles.
+    "`reset --purge-data` with the old file, `init` with the new file, and `seed` again",
+}
+
+
+def said(root: Path) -> Iterator[tuple[str, str]]:
+    """Every text of the program but for docstrings, and every line of its templates, with where it stands."""
+    for folder in ("kubeadm_registry", "phases", "operator"):
+        for path in (root / folder).rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            inner = {id(part) for one in ast.walk(tree) if isinstance(one, ast.JoinedStr) for part in ast.walk(one)}
+            docs = {id(one.value) for one in ast.walk(tree) if isinstance(one, ast.Expr)}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.JoinedStr):
+                    yield f"{path.name}:{node.lineno}", ast.unparse(node)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner | docs:
+                    yield f"{path.name}:{node.lineno}", node.value
+    for path in (root / "kubeadm_registry" / "templates").rglob("*.j2"):
+        # A sentence goes on in the next line.
+        yield path.name, " ".join(path.read_text().split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["delete the file with the secrets", "remove {{ secrets }} on each server", "rm /etc/kubeadm-registry/secrets.json",
+     "reset the nodes with --purge-data first"],
+)  # fmt: skip
+def test_what_proposes_to_remove_secrets_is_found(text: str) -> None:
+    assert REMOVES.search(text)
+
+
+def test_no_text_proposes_to_remove_secrets(root: Path) -> None:
+    assert [(place, text) for place, text in said(root) if REMOVES.search(text) and text not in TOLD] == []
 
 
 def test_all_threads_get_the_same_new_secrets() -> None:
@@ -362,7 +392,7 @@ def test_two_generations_are_refused_with_who_holds_which() -> None:
         Vault("x", NAMES, {"cp-1": FIXED.found, "cp-2": other.found, "cp-3": FIXED.found})
     assert caught.value.code == "SecretsConflict"
     assert "(cp-1, cp-3: 0123456789abcdef; cp-2: fedcba9876543210)" in caught.value.message
-    assert caught.value.hint == "name only servers of one cluster in the cluster file"
+    assert caught.value.hint == "list only nodes of one cluster in the cluster file"
 
 
 BROKEN = {

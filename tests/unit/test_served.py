@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -28,6 +26,7 @@ from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import Host
+from tests.unit import real_haproxy
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
 from tests.unit.fakes import FakeTransport
 from tests.unit.test_workflow import Recorder
@@ -120,9 +119,7 @@ def fingerprint(pem: str) -> str:
 
 @pytest.fixture
 def proxies(tmp_path: Path) -> Iterator[Proxies]:
-    program = os.environ.get("KUBEADM_REGISTRY_HAPROXY") or shutil.which("haproxy")
-    if program is None:
-        pytest.skip("no haproxy in PATH, and KUBEADM_REGISTRY_HAPROXY names none")
+    program = real_haproxy.program()
     (tmp_path / "node.pem").write_text(issue())
     (tmp_path / "ca.crt").write_text(authority().certificate)
     both = Proxies(tmp_path, free_port(), [])
@@ -219,13 +216,6 @@ def test_no_file_and_no_process(tmp_path: Path) -> None:
 
 
 # ---- in a run -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def installed(three: FakeCluster) -> FakeCluster:
-    run(INIT, three.cluster, Recorder(), skip=ELSEWHERE)
-    assert three.acts()
-    return three
 
 
 def soon(fake: FakeCluster, name: str) -> str:

@@ -27,6 +27,7 @@ from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PreflightFailed
 from kubeadm_registry.phases import immutable
 from kubeadm_registry.phases.workflows import INIT, RESET
+from kubeadm_registry.support import collection
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import UNITS
 from tests.unit.test_workflow import Recorder
@@ -123,6 +124,15 @@ def test_a_further_backend_is_in_the_status(installed: FakeCluster) -> None:
     installed.servers["cp-3"].unit(toy.SERVICE.unit).active = "failed"
     ill = seen()
     assert next(one for one in ill["conditions"] if one["type"] == "CanLoseANode")["message"] == "toy on cp-3 is failed"
+
+
+def test_a_further_backend_is_in_a_support_archive(installed: FakeCluster) -> None:
+    of = services.services(installed.config.spec)
+    own = collection.items(of)[-1]
+    assert (own.name, own.script) == ("toy.txt", f"toy --status {toy.CONFIG}")
+    asked = " ".join(item.script for item in collection.items(of))
+    assert "garage" not in asked
+    assert "nodes/NAME/toy.txt" in collection.contents(of)
 
 
 def test_a_further_backend_is_removed_and_its_images_stay_until_they_are_purged(installed: FakeCluster) -> None:

@@ -66,7 +66,7 @@ def test_each_command_is_recorded_for_whoever_wants_it(shell, tmp_path):
     assert all(0 <= one.seconds < 10 for one in seen)
 
 
-def wait_until(what, true, seconds=10):
+def wait_until(what, true, seconds=30):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
@@ -222,10 +222,9 @@ def test_a_command_that_outlives_its_time_is_killed_over_there(shell, size):
     started = time.monotonic()
     with pytest.raises(CommandTimeout, match=f"cp-1: .*sleep {word} did not exit within 0.3 s"):
         shell.run(["sleep", word], stdin=bytes(size), timeout=0.3)
-    assert time.monotonic() - started < 5
     # The signal was sent before the answer; a busy machine may take a moment until nothing of the process is left.
     while pids_of(word):
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
         time.sleep(0.02)
     assert shell.run(["echo", "goes on"]).text == "goes on"
 
@@ -305,13 +304,15 @@ def test_threads_take_turns(shell):
     assert answers == {n: str(n) for n in range(20)}
 
 
-def side_by_side(shell, *commands, timeouts=()):
-    """What each of the commands came to, an error or a result, when all of them wait while the first one runs."""
+def side_by_side(shell, folder, *others, timeouts=()):
+    """What each command came to, an error or a result: the first runs until all *others* wait behind it."""
+    gate = folder / "gate"
+    commands = [["sh", "-c", 'until [ -e "$1" ]; do sleep 0.05; done', "first", str(gate)], *others]
     outcomes = [None] * len(commands)
 
     def work(place):
         try:
-            outcomes[place] = shell.run(commands[place], timeout=timeouts[place] if timeouts else 60)
+            outcomes[place] = shell.run(commands[place], timeout=timeouts[place - 1] if place and timeouts else 60)
         except (Error, UnicodeError) as error:
             outcomes[place] = error
 
@@ -328,12 +329,13 @@ def side_by_side(shell, *commands, timeouts=()):
     for thread in threads[1:]:
         thread.start()
         wait_until("it waits", lambda: len(shell._waiting) == sum(one.is_alive() for one in threads[1:]))
+    gate.touch()
     for thread in threads:
         thread.join(30)
     return outcomes
 
 
-def test_what_threads_ask_meanwhile_goes_out_together(shell, monkeypatch):
+def test_what_threads_ask_meanwhile_goes_out_together(shell, tmp_path, monkeypatch):
     exchange, sent = shell._stream.exchange, []
 
     def recorded(data, wait):
@@ -342,8 +344,8 @@ def test_what_threads_ask_meanwhile_goes_out_together(shell, monkeypatch):
         return count, out, err
 
     monkeypatch.setattr(shell._stream, "exchange", recorded)
-    commands = [["sleep", "1"], *(["sh", "-c", f"printf {n}; echo {n} >&2; exit {n}"] for n in range(1, 9))]
-    slow, *others = side_by_side(shell, *commands)
+    commands = (["sh", "-c", f"printf {n}; echo {n} >&2; exit {n}"] for n in range(1, 9))
+    slow, *others = side_by_side(shell, tmp_path, *commands)
     assert slow.ok
     assert [(one.stdout, one.stderr, one.code) for one in others] == [
         (b"%d" % n, b"%d\n" % n, n) for n in range(1, 9)
@@ -388,20 +390,20 @@ def test_answers_that_come_in_any_pieces_are_told_apart(sizes):
         assert result.code == 3
 
 
-def test_what_cannot_be_written_fails_alone(shell):
+def test_what_cannot_be_written_fails_alone(shell, tmp_path):
     """A lone surrogate is no text in any encoding."""
-    slow, bad, good = side_by_side(shell, ["sleep", "1"], ["echo", "\ud800"], ["echo", "good"])
+    slow, bad, good = side_by_side(shell, tmp_path, ["echo", "\ud800"], ["echo", "good"])
     assert slow.ok
     assert isinstance(bad, UnicodeEncodeError)
     assert good.text == "good"
 
 
-def test_one_behind_a_slow_one_has_its_own_time(shell, monkeypatch):
+def test_one_behind_a_slow_one_has_its_own_time(shell, tmp_path, monkeypatch):
     monkeypatch.setattr(shell_module, "MARGIN", 0.5)
     monkeypatch.setattr(shell_module, "KILL_AFTER", 0.3)
     monkeypatch.setattr(shell_module, "LOOK", 0.1)
     _, slow, quick = side_by_side(
-        shell, ["sleep", "1"], ["sleep", "3"], ["sh", "-c", "sleep 0.1; exit 124"], timeouts=[60, 60, 1]
+        shell, tmp_path, ["sleep", "5"], ["sh", "-c", "sleep 0.1; exit 124"], timeouts=[60, 3]
     )
     assert slow.ok
     assert quick.code == 124
@@ -428,19 +430,18 @@ def test_nobody_asks_for_one_who_does_not_wait_any_more(shell, tmp_path):
     assert not ran.exists()
 
 
-def test_one_that_outlives_its_time_does_not_hold_up_those_behind_it_or_shorten_theirs(shell):
+def test_one_that_outlives_its_time_does_not_hold_up_those_behind_it_or_shorten_theirs(shell, tmp_path):
     first, late, quick, own = side_by_side(
-        shell, ["sleep", "1"], ["sleep", "20"], ["echo", "quick"], ["sh", "-c", "exit 124"],
-        timeouts=[60, 0.5, 60, 60],
+        shell, tmp_path, ["sleep", "20"], ["echo", "quick"], ["sh", "-c", "exit 124"], timeouts=[0.5, 60, 60],
     )  # fmt: skip
     assert first.ok
     assert isinstance(late, CommandTimeout)
     assert (quick.text, own.code) == ("quick", 124)
 
 
-def test_a_shell_that_died_is_lost_for_all_who_wait(shell):
+def test_a_shell_that_died_is_lost_for_all_who_wait(shell, tmp_path):
     kill = "kill -KILL $(ps -o ppid= -p $PPID)"
-    first, killer, *others = side_by_side(shell, ["sleep", "1"], ["sh", "-c", kill], ["echo", "one"], ["echo", "two"])
+    first, killer, *others = side_by_side(shell, tmp_path, ["sh", "-c", kill], ["echo", "one"], ["echo", "two"])
     assert first.ok
     assert [type(one) for one in (killer, *others)] == [ConnectionFailed] * 3
     assert "lost during: echo two" in str(others[1])

@@ -42,7 +42,7 @@ def public(path):
     return " ".join(Path(f"{path}.pub").read_text().split()[:2])
 
 
-def wait_until(what, true, seconds=10):
+def wait_until(what, true, seconds=30):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
@@ -118,7 +118,7 @@ class Server:
                 "identity_file": self.user_key,
                 "known_hosts_file": self.known,
                 "config_file": Path(os.devnull),
-                "connect_timeout": 10,
+                "connect_timeout": 30,
                 **values,
             }
         )
@@ -404,7 +404,7 @@ Host *
 
     def work(number):
         together.wait(60)
-        host = connect(SshTarget(f"w-{number}", f"w-{number}", config_file=config, connect_timeout=10))
+        host = connect(SshTarget(f"w-{number}", f"w-{number}", config_file=config, connect_timeout=30))
         try:
             return host.run(["echo", str(number)]).text
         finally:

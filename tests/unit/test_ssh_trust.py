@@ -19,7 +19,9 @@ OTHER = b"\0\0\0\x0bssh-ed25519" + b"o" * 36
 RSA = b"\0\0\0\x07ssh-rsa" + b"r" * 60
 
 
-def settings(*files, hostname="10.0.0.11", alias="cp-1", port=22, host_key_alias=None, proxy_command=None):
+def settings(
+    *files, hostname="10.0.0.11", alias="cp-1", port=22, host_key_alias=None, host_key=None, proxy_command=None
+):
     return Settings(
         alias=alias,
         hostname=hostname,
@@ -30,6 +32,7 @@ def settings(*files, hostname="10.0.0.11", alias="cp-1", port=22, host_key_alias
         agent=None,
         known_hosts=files,
         host_key_alias=host_key_alias,
+        host_key=host_key,
         proxy_command=proxy_command,
         jumps=(),
         connect_timeout=10,
@@ -161,6 +164,19 @@ def test_a_changed_key_comes_with_the_command_that_forgets_the_old_one(file):
     assert file.read_text() == line("10.0.0.12")
 
 
+def test_a_key_that_is_pinned_counts_whatever_known_hosts_has(file):
+    file.write_text(line("10.0.0.11", OTHER))
+    pinned = " ".join(line("x", ED).split()[1:3])
+    assert verdict(settings(file, host_key=pinned)) == "trusted"
+    file.write_text(line("10.0.0.11"))
+    where = settings(file, host_key=" ".join(line("x", OTHER).split()[1:3]))
+    error = complaint(where)
+    assert error.code == "HostKeyChanged"
+    assert fingerprint(OTHER) in error.message
+    assert "hostKey" in error.hint
+    assert preferred_types(known_keys(where), ("ssh-rsa", "ssh-ed25519"))[0] == "ssh-ed25519"
+
+
 def test_a_host_known_by_an_authority_only_is_told_so(file):
     file.write_text(line("*", OTHER, marker="@cert-authority "))
     assert "certificate authority for it, which is not supported" in complaint(settings(file)).message
@@ -201,7 +217,9 @@ def test_an_odd_line_says_nothing_of_the_others(file, odd):
 
 
 @given(st.binary(max_size=80) | st.text(alphabet="|1AÄ= @!*?[],\t-é", max_size=40).map(str.encode))
-@hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_no_line_is_a_bug(tmp_path, text):
     file = tmp_path / "known"
     file.write_bytes(text + b"\n" + line("10.0.0.11").encode())

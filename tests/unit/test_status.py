@@ -146,6 +146,28 @@ def test_judgement(spoils: Sequence[Spoil], code: int, reasons: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("counts", "reason", "code"),
+    [((None, None, None), "", 0), ((0, None, 0), "AllPresent", 0), ((0, 2, 3), "BlocksLost", 5)],
+    ids=["agents of an older release", "none", "some"],
+)
+def test_lost_blocks_are_said_as_what_they_are(counts: Sequence[int | None], reason: str, code: int) -> None:
+    """They take no redundancy away, and are not waited for."""
+    seen = [
+        replace(one, agent={**(one.agent or {}), "storage_lost": count, "storage_left": {"blocks": 0, "tables": 0}})
+        for count, one in zip(counts, [well("cp-1", vip=True), well("cp-2"), well("cp-3")], strict=True)
+    ]
+    found = judge(THREE, seen, NOW.timestamp())
+    assert condition(found, "CanLoseANode") == condition(found, "StorageWhole") == "True"
+    told = [one for one in found["conditions"] if one["type"] == "BlocksPresent"]
+    assert [one["reason"] for one in told] == [reason] * bool(reason)
+    assert exit_code(found) == code
+    if code:
+        assert "no node has 3 blocks" in told[0]["message"]
+        assert "images check" in told[0]["message"]
+        assert found["nodes"][2]["toHeal"]["lost"] == 3
+
+
+@pytest.mark.parametrize(
     ("loaded", "whole", "status_", "code"),
     [(True, True, "True", 0), (True, None, "True", 0), (False, None, "False", 5), (True, False, "False", 5)],
 )
@@ -511,14 +533,17 @@ def test_an_agent_that_tells_more_is_shown_with_it(capsys: pytest.CaptureFixture
     seen = observe(server(agent=said, now=said["time"] + 1))
     found = judge(THREE, [replace(seen, vip=(VIP,)), well("cp-2"), well("cp-3")], NOW.timestamp())
     node = found["nodes"][0]
-    assert node["toHeal"] == {"blocks": 3, "bytes": 3 << 20, "tables": 4, "errors": 6, "entries": 7}
+    assert node["toHeal"] == {"blocks": 3, "bytes": 3 << 20, "tables": 4, "lost": 2, "errors": 6, "entries": 7}
     assert node["disk"] == {
         "free": 40 * 10**9, "size": 100 * 10**9, "bytesPerDay": 4_320_000_000, "since": "2030-03-11T17:46:40Z",
         "full": "2030-03-27T00:00:00Z",
     }  # fmt: skip
     show(found)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    words = "cp-1  40.0 GB of 100.0 GB  about 2030-03-27  3 blocks, up to 3.1 MB; 4 parts of tables; 6 blocks failed"
+    words = (
+        "cp-1  40.0 GB of 100.0 GB  about 2030-03-27  "
+        "3 blocks, up to 3.1 MB; 4 parts of tables; 2 blocks lost; 6 blocks failed"
+    )
     assert any(line.startswith(words) for line in lines), lines
     assert "2030-03-17 17:46:40  virtual IP  b     cp-1  0.6 s    no heartbeat of b for 0.6 s" in lines
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,14 +90,13 @@ def test_a_node_that_says_nothing_holds_up_nobody_and_is_not_asked_twice(room: R
     one = follower(room)
     room.holds["cp-3"] = threading.Event()
     for _ in range(2):
-        begun = time.monotonic()
-        seen = cluster_status.followed(THREE, one, 0.2)
-        assert time.monotonic() - begun < 5
+        seen = cluster_status.followed(THREE, one, 2)  # in which the two that answer have to be run
+        assert one._threads["cp-3"].is_alive(), "its answer is not waited for"
         assert [node.reachable for node in seen] == [True, True, False]
-        assert seen[2].trouble == "no response within 0.2 s"
+        assert seen[2].trouble == "no response within 2 s"
     assert sum(thread.is_alive() for thread in one._threads.values()) == 1
     room.holds.pop("cp-3").set()
-    one._threads["cp-3"].join(5)
+    one._threads["cp-3"].join(30)
     assert all(node.reachable for node in cluster_status.followed(THREE, one, 5))
     assert sorted(room.connected) == [*NAMES]
     one.close()

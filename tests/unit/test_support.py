@@ -13,9 +13,10 @@ from urllib.parse import quote
 import pytest
 
 from kubeadm_registry import paths, secrets, support
+from kubeadm_registry.components.services import every_service
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.support import collection
-from kubeadm_registry.support.collection import ITEMS, Collected, collect
+from kubeadm_registry.support.collection import Collected, collect, items
 from kubeadm_registry.support.masking import Mask, values
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 
@@ -104,6 +105,7 @@ def test_of_a_damaged_file_each_longer_word_is_a_secret() -> None:
     assert "the-retention-password" in values(content).values()
 
 
+ASKED = items(every_service())
 PLANTED = "Nov 28 zot: login push:the-push-password, token dGhlLWFkbWluLXRva2Vu, %74 the-rpc-secret\n"
 
 
@@ -113,7 +115,7 @@ def said(three: FakeCluster) -> FakeCluster:
     content = fixed_secrets(NAMES).to_json()
     for name, server in three.servers.items():
         server.put(secrets.PATH, content, 0o600)
-        for item in ITEMS:
+        for item in ASKED:
             script = f"{{ {item.script}\n}} 2>&1 | tail -c {collection.MOST}"
             server.answer("sh", "-c", script, "support", with_=f"{name}: {item.name}\n{PLANTED}")
     return three
@@ -133,10 +135,10 @@ def assert_clean(files: dict[str, bytes]) -> None:
 def test_planted_secrets_are_in_no_file(said: FakeCluster) -> None:
     found = collected(said)
     assert_clean(found.files)
-    assert {f"nodes/{name}/{item.name}" for name in NAMES for item in ITEMS} <= set(found.files)
+    assert {f"nodes/{name}/{item.name}" for name in NAMES for item in ASKED} <= set(found.files)
     assert b"login push:<secret push_password>" in found.files["nodes/cp-2/journal.log"]
     assert found.withheld == {}
-    assert found.masked >= len(ITEMS) * len(NAMES)
+    assert found.masked >= len(ASKED) * len(NAMES)
 
 
 def test_nothing_is_changed_on_the_nodes(said: FakeCluster) -> None:
@@ -146,7 +148,7 @@ def test_nothing_is_changed_on_the_nodes(said: FakeCluster) -> None:
 
 def test_a_file_that_cannot_be_masked_is_left_out_and_that_is_said(said: FakeCluster) -> None:
     value = in_base64("the-push-password")
-    item = next(one for one in ITEMS if one.name == "journal.log")
+    item = next(one for one in ASKED if one.name == "journal.log")
     script = f"{{ {item.script}\n}} 2>&1 | tail -c {collection.MOST}"
     said.servers["cp-3"].answer("sh", "-c", script, "support", with_=value[:7] + b"\n" + value[7:])
     found = collected(said)
@@ -168,7 +170,7 @@ def test_a_node_that_breaks_off_in_the_middle_gives_what_it_gave(said: FakeClust
     def lost(*_: object) -> bytes:
         raise ConnectionFailed("the connection broke", host="cp-1")
 
-    item = ITEMS[-1]
+    item = ASKED[-1]
     script = f"{{ {item.script}\n}} 2>&1 | tail -c {collection.MOST}"
     said.servers["cp-1"].answer("sh", "-c", script, "support", with_=lost)
     found = collected(said)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kubeadm_registry import __version__, config, paths
+from kubeadm_registry import __version__, config, paths, rotation
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, drain, garage, health, keepalived
+from kubeadm_registry.engine.phase import Phase, Workflow
 from kubeadm_registry.engine.report import Action
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConnectionFailed, PhaseFailed, PreflightFailed
 from kubeadm_registry.phases import upgrade as phases
+from kubeadm_registry.phases import vip, vip_move, workflows
 from kubeadm_registry.phases.upgrade import add_resumption, order
 from kubeadm_registry.phases.upgrade_plan import RECORDS, overview
+from kubeadm_registry.phases.upgrading import carry_out
 from kubeadm_registry.phases.workflows import INIT, NODE, upgrade
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import FakeCluster
+from tests.unit.test_vip_move import World
 from tests.unit.test_workflow import Recorder
 
 #: What other tests run, for the fake hosts know nothing of it; by node as well.
@@ -39,8 +45,12 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def installed(frontend: str = "distribution") -> FakeCluster:
-    fake = FakeCluster.of(f"{config.SMALLEST}  frontend: {{type: {frontend}}}\n")
-    return installed_on(fake)
+    return _made(frontend).copy()
+
+
+@cache
+def _made(frontend: str) -> FakeCluster:
+    return installed_on(FakeCluster.of(f"{config.SMALLEST}  frontend: {{type: {frontend}}}\n"))
 
 
 def installed_on(fake: FakeCluster) -> FakeCluster:
@@ -79,6 +89,20 @@ def restarts(fake: FakeCluster) -> dict[str, list[str]]:
     }
 
 
+def carried_out(fake: FakeCluster, monkeypatch: pytest.MonkeyPatch, recorder: Recorder | None = None) -> list[Action]:
+    """As the command does it."""
+
+    def here(phase: Phase) -> Phase:
+        return replace(phase, phases=tuple(one for one in phase.phases if one.name != "containerd"))
+
+    def workflow(hosts: Sequence[Host]) -> Workflow:
+        return tuple(here(phase) for phase in upgrade(hosts) if phase.name not in OF_INIT)
+
+    monkeypatch.setattr(workflows, "upgrade", workflow)
+    cluster = fake.cluster
+    return carry_out(cluster, order(cluster), recorder or Recorder())
+
+
 def names(hosts: Sequence[Host]) -> list[str]:
     return [host.name for host in hosts]
 
@@ -108,6 +132,91 @@ def test_the_virtual_ip_leaves_the_holder_once_and_before_its_services_restart()
     assert not any(act.startswith("stop") for name in ("cp-2", "cp-3") for act in found[name])
     assert fake._holder() is fake.servers["cp-2"]
     assert upgraded(fake) == [], "the new holder has nothing to do, so it keeps the address"
+
+
+def world_of(frontend: str, monkeypatch: pytest.MonkeyPatch, *programs: str) -> World:
+    """A registry whose agents know of planned moves, with a newer build of *programs*, or of all."""
+    fake = installed(frontend)
+    newer(fake, *programs)
+    world = World(fake)
+    for server in fake.servers.values():
+        server.prefer("ss", "-Hltn")
+        act = server._act
+
+        def acts(what: str, act: Callable[[str], None] = act, name: str = server.name) -> None:
+            act(what)
+            if what == f"stop {keepalived.UNIT}" and world.holder == name:
+                world.holder = "cp-3"
+
+        monkeypatch.setattr(server, "_act", acts)
+
+    def plan(*given: Any, **options: Any) -> vip_move.Move:
+        made = planned(*given, **{**options, "patience": 0.0})
+        made.reads, made.drain_seconds = lambda *_: None, 0.0
+        return made
+
+    planned = vip_move.plan
+    monkeypatch.setattr(vip_move, "plan", plan)
+    monkeypatch.setattr(vip_move, "ARRIVAL", 0.2)
+    return world
+
+
+def stops(world: World) -> list[str]:
+    """The nodes where keepalived was ended, so that the virtual IP moves."""
+    return [name for name, server in world.fake.servers.items() if f"stop {keepalived.UNIT}" in server.acts]
+
+
+@pytest.mark.parametrize("frontend", ["zot", "distribution"])
+def test_the_virtual_ip_leaves_by_one_planned_move_when_the_others_are_done(
+    frontend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, recorder = world_of(frontend, monkeypatch), Recorder()
+    actions = carried_out(world.fake, monkeypatch, recorder)
+    assert [one for one in world.story if one.startswith("ask")] == ["ask cp-3", "ask cp-1"]
+    assert world.holder == "cp-2"
+    assert stops(world) == []
+    phases = list(dict.fromkeys(one.phase.partition("/")[0] for one in actions))
+    assert phases == ["programs", "cp-2", "cp-3", "keep", "ask", "reopen", "cp-1"]
+    assert len(recorder.actions) == len(actions)
+    assert carried_out(world.fake, monkeypatch) == []
+    assert world.holder == "cp-2"
+
+
+@pytest.mark.parametrize("why", ["an agent does not know it", "the VIP stays", "no node may be lost"])
+def test_where_it_cannot_be_planned_it_moves_when_clients_have_ended(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, recorder = world_of("zot", monkeypatch, "keepalived"), Recorder()
+    if why == "an agent does not know it":
+        monkeypatch.setattr(vip_move, "known", lambda _: False)
+    elif why == "the VIP stays":
+        world.stuck = True
+    else:
+        world.agents["cp-3"] = {"conditions": ["ClockOff"]}
+    assert carried_out(world.fake, monkeypatch, recorder)
+    assert stops(world) == ["cp-1"]
+    assert world.holder == "cp-3"
+    told = [text for host, text in recorder.notes if "no planned move" in text and host == "cp-1"]
+    assert len(told) == (why != "an agent does not know it")
+    assert not world.asked, "nothing is asked of the agents any more"
+    assert carried_out(world.fake, monkeypatch) == []
+
+
+def test_a_move_that_is_killed_anywhere_is_completed_by_the_next_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = world_of("zot", monkeypatch, "keepalived")
+    carried_out(whole.fake, monkeypatch)
+    acts = [(name, number) for name, server in whole.fake.servers.items() for number, act in enumerate(server.acts)
+            if act in ("ask", "begin", "pass nothing on")]  # fmt: skip
+    assert len(acts) >= 4
+    for name, number in acts:
+        world = world_of("zot", monkeypatch, "keepalived")
+        cluster = world.fake.cluster
+        world.fake.servers[name].cut_at = number
+        with pytest.raises((ConnectionFailed, PhaseFailed)):
+            carry_out(cluster, order(cluster), Recorder())
+        world.expire()
+        carried_out(world.fake, monkeypatch)
+        assert carried_out(world.fake, monkeypatch) == [], (name, number)
+        assert world.holder != "cp-1", (name, number)
+        assert contents(world.fake) == contents(whole.fake), (name, number)
 
 
 @pytest.mark.parametrize("program", ["garage", "distribution", "haproxy"])
@@ -188,6 +297,25 @@ def test_no_node_is_changed_while_another_is_not_healthy() -> None:
     assert restarts(fake)["cp-1"] == restarts(fake)["cp-2"] == []
 
 
+def test_blocks_that_no_node_has_do_not_stop_it() -> None:
+    """Nothing will bring them: `recover` named their images, which nobody has deleted yet."""
+    fake = installed()
+    newer(fake, "garage")
+    fake.garage.failed = 3
+    assert upgraded(fake)
+    assert upgraded(fake) == []
+
+
+def test_blocks_that_a_node_has_and_others_do_not_get_stop_it() -> None:
+    fake = installed()
+    newer(fake, "garage")
+    fake.garage.failed, fake.garage.somewhere = 3, 1
+    with pytest.raises(PhaseFailed, match="copying what it missed, 1 block and 0 parts of tables are left") as caught:
+        upgraded(fake)
+    assert caught.value.code == "NodeNotHealthy"
+    assert not any(restarts(fake).values())
+
+
 def test_two_nodes_that_are_not_healthy_refuse_it_before_anything_is_changed() -> None:
     fake = installed()
     newer(fake)
@@ -248,6 +376,17 @@ def test_the_overview_shows_versions_order_and_what_restarts() -> None:
     assert found.current["cp-3"]["keepalived"] == "1.0"
     assert found.wanted["keepalived"] == "1.2"
     assert not found.plan.refusals
+
+
+def test_the_overview_says_when_secrets_that_are_exchanged_end_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = installed()
+    monkeypatch.setattr(phases, "versions", lambda *_: [{"agent": "0.1.0"}] * 3)
+    assert overview(fake.cluster, KNOWN_HERE).way_back == ()
+    secrets = rotation.rotate(fake.cluster.secrets, ["push"])
+    for server in fake.servers.values():
+        server.put("/etc/kubeadm-registry/secrets.json", secrets.to_json(), 0o600)
+    [why] = overview(fake.cluster, KNOWN_HERE).way_back
+    assert why.startswith("release 0.1.0 may not change secrets")
 
 
 def test_secrets_that_a_release_adds_are_on_every_node_before_one_uses_them() -> None:
@@ -326,7 +465,7 @@ def test_the_records_of_this_release_say_what_they_ask_of_others() -> None:
 
 def test_the_hold_on_new_connections_outlasts_the_move() -> None:
     """The kernel's rule ends by itself, and not while the address moves."""
-    assert drain.AT_MOST > drain.SHORT + phases.VIP_WITHIN
+    assert drain.AT_MOST > drain.SHORT + vip.VIP_WITHIN
 
 
 def test_an_older_release_refuses_a_newer_record_by_name(tmp_path: Path) -> None:

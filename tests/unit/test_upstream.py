@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -355,7 +356,13 @@ def test_a_plain_registry_on_this_machine_may_not_send_elsewhere_by_http() -> No
         "a." * 130 + "example.com",
     ],
 )
-def test_a_host_that_cannot_be_is_told_at_once(host: str) -> None:
+def test_a_host_that_cannot_be_is_told_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def offline(*arguments: Any, flags: int = 0, **options: Any) -> Any:
+        return real(*arguments, flags=flags | socket.AI_NUMERICHOST, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)  # a name server that is slow, or not there, is another matter
     begin = time.monotonic()
     with pytest.raises(RegistryError) as caught, to(host) as registry:
         retry(lambda: registry.manifest("a", "v1"), 30)

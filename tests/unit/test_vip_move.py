@@ -15,13 +15,13 @@ import pytest
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import prefix
-from kubeadm_registry.agent import gap, reopen
 from kubeadm_registry.agent import moving as request
+from kubeadm_registry.agent import reopen
 from kubeadm_registry.certificates import RUN
-from kubeadm_registry.components import handover
-from kubeadm_registry.components.handover import PASS, STAY, Route
+from kubeadm_registry.components import garage, handover
+from kubeadm_registry.components.handover import MEASURED, PASS, STAY, Route
 from kubeadm_registry.engine.render import render
-from kubeadm_registry.errors import ConfigError, Error, PhaseFailed
+from kubeadm_registry.errors import ConfigError, Error, HostBusy, PhaseFailed
 from kubeadm_registry.phases import moves, vip_move
 from kubeadm_registry.phases.vip_move import Move, Standing
 from kubeadm_registry.secrets import Vault
@@ -94,7 +94,8 @@ class World:
         server.answer("ss", with_=lambda *_: self._clients(name))
         source = handover._source
         tell(RUN, "reopen", paths.PROGRAMS, source(reopen.__file__), with_=lambda argv, _: self._reopen(name, argv[6]))
-        tell(RUN, "gap", paths.PROGRAMS, source(gap.__file__), with_=lambda *_: '{"gap": 0.08}')
+        tell(handover._BACKGROUND, with_=lambda argv, _: self._measure(name, argv, server))
+        server.answer("rm", "-f", "--", MEASURED, with_=lambda *_: self._forget(server))
 
     def _state(self, name: str) -> dict[str, Any]:
         state = said(name) | self.agents.get(name, {})
@@ -121,6 +122,18 @@ class World:
         server.tree.pop(paths.MOVE, None)
         return 0
 
+    def _measure(self, name: str, argv: tuple[str, ...], server: FakeTransport) -> int:
+        assert argv[4:10] == (MEASURED, "sh", "-c", RUN, "gap", paths.PROGRAMS)
+        assert name in self.asked and self.holder not in self.asked, (
+            "it begins while the file is there, before the move"
+        )
+        server.put(MEASURED, '{"gap": 0.08}')
+        return 0
+
+    def _forget(self, server: FakeTransport) -> int:
+        server.tree.pop(MEASURED, None)
+        return 0
+
     def _begin(self, name: str, rules: str) -> int:
         self.tables.add((name, PASS if PASS in rules else STAY))
         return 0
@@ -139,7 +152,11 @@ class World:
         return "  dup to 10.0.0.11 device\n" if (name, table) in self.tables else 1
 
     def _clients(self, name: str) -> str:
-        return "".join(f"0 0 10.0.0.10:5000 10.0.0.9:{4000 + one}\n" for one in range(self.clients.get(name, 0)))
+        # What both nodes pull themselves is connected anew, and nothing reaches these ends any more.
+        own = "0 77 10.0.0.10:5000 10.0.0.10:3999\n"
+        if name == "cp-1" != self.holder:
+            own += f"0 77 10.0.0.10:5000 10.0.0.1{self.holder[-1]}:3998\n"
+        return own + "".join(f"0 0 10.0.0.10:5000 10.0.0.9:{4000 + one}\n" for one in range(self.clients.get(name, 0)))
 
     def _reopen(self, name: str, verb: str) -> str:
         self.story.append(f"{verb} {name}")
@@ -213,6 +230,17 @@ def test_what_leaves_no_redundancy_is_named(changes: dict[str, Any], told: str) 
     assert told in obstacle
 
 
+def test_a_slow_node_serves_nevertheless_so_another_may_be_lost() -> None:
+    slow = {"level": 1, "good": False, "conditions": ["ChainSlow"]}
+    assert list(vip_move.wanting(standing(cp_3=slow), NAMES)) == []
+    assert vip_move.choose(standing(cp_3=slow), NAMES, "cp-1", None) == "cp-2"
+    for worse in ({"fit": False}, {"level": 2}, {"conditions": ["ChainSlow", "ClockOff"]}, {"conditions": []}):
+        [obstacle] = vip_move.wanting(standing(cp_3={**slow, **worse}), NAMES)
+        assert "cp-3 is not healthy" in obstacle
+    with pytest.raises(Error):
+        vip_move.choose(standing(cp_3=slow), NAMES, "cp-1", "cp-3")
+
+
 # ---- refused -------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +259,21 @@ def test_nothing_moves_while_no_node_may_be_lost_unless_that_is_wanted(world: Wo
     assert not world.fake.acts()
     world.carry_out(world.move(wanted="cp-2", degraded=True))
     assert world.holder == "cp-2"
+
+
+@pytest.mark.parametrize("somewhere", [0, 1])
+def test_blocks_that_no_node_has_do_not_keep_the_vip_where_it_is(world: World, somewhere: int) -> None:
+    """A copy that exists is waited for."""
+    for server in world.fake.servers.values():
+        server.unit(garage.UNIT).active = "active"
+    world.fake.garage.failed, world.fake.garage.somewhere = 2, somewhere
+    left = {"storage_left": {"blocks": 2, "tables": 0}, "storage_queues": {"errors": 2}}
+    world.agents["cp-3"] = {"conditions": ["StorageCopying"], **left}
+    if somewhere:
+        with pytest.raises(Error, match="cp-3 is still copying"):
+            world.move(wanted="cp-2")
+    else:
+        assert world.move(wanted="cp-2").target == "cp-2"
 
 
 def test_a_node_that_is_late_for_a_moment_gets_the_vip(world: World) -> None:
@@ -257,7 +300,7 @@ def test_others_are_asked_before_the_holder_and_connections_are_kept(world: Worl
     assert {"own cp-1", "own cp-3"} <= set(world.story)
     assert "own cp-2" not in world.story
     assert done.gap == 0.08
-    assert done.left == 0
+    assert not done.left
     assert not world.asked, "nobody is asked any longer"
     assert not world.tables, "nobody needs them any more"
 
@@ -266,7 +309,7 @@ def test_what_still_goes_on_at_the_old_holder_is_told_and_kept(world: World) -> 
     one = world.move(wanted="cp-2")
     world.clients["cp-1"] = 3
     done = world.carry_out(one)
-    assert done.left == 3
+    assert done.left == ["10.0.0.9 port 4000", "10.0.0.9 port 4001", "10.0.0.9 port 4002"]
     assert "idle cp-1" in world.story
     assert world.tables == {("cp-1", STAY), ("cp-2", PASS)}
     assert not world.asked
@@ -317,6 +360,16 @@ def test_a_vip_that_stays_is_told_and_asked_for_no_longer(world: World) -> None:
     assert not world.asked
 
 
+def test_what_another_run_asked_for_is_not_withdrawn(world: World) -> None:
+    one = world.move(wanted="cp-2")
+    world.asked = dict.fromkeys(("cp-1", "cp-2"), "cp-3")
+    world.fake.servers["cp-2"].holder = "colleague@desk pid 7"
+    with pytest.raises(HostBusy):
+        world.carry_out(one)
+    assert world.asked == dict.fromkeys(("cp-1", "cp-2"), "cp-3")
+    assert not world.fake.acts()
+
+
 def test_a_run_that_dies_anywhere_leaves_nothing_for_good_and_the_next_one_completes_it() -> None:
     counted = World()
     counted.carry_out(counted.move(wanted="cp-3"))
@@ -333,6 +386,19 @@ def test_a_run_that_dies_anywhere_leaves_nothing_for_good_and_the_next_one_compl
             world.carry_out(world.move(wanted="cp-3"))
             assert world.holder == "cp-3"
             assert not world.asked
+
+
+def test_what_passes_is_waited_for_and_told(world: World) -> None:
+    world.agents["cp-3"] = {"conditions": ["StorageCopying"]}
+    told: list[str] = []
+
+    def note(text: str) -> None:
+        told.append(text)
+        world.agents.clear()
+
+    world.carry_out(world.move(wanted="cp-2", patience=5.0, note=note))
+    assert told == ["no node may be lost now: cp-3 is still copying what it missed; waiting up to 5 s"]
+    assert world.holder == "cp-2"
 
 
 # ---- the rules -----------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class Recorder:
     checks: list[tuple[str, str, bool]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
     dry: set[bool] = field(default_factory=set)
+    moved: list[tuple[int, int]] = field(default_factory=list)
 
     def phase(self, path: str, summary: str) -> None:
         self.phases.append(path)
@@ -73,7 +74,7 @@ class Recorder:
         self.notes.append((host, text))
 
     def progress(self, done: int, total: int) -> None:
-        raise AssertionError("no phase moves bytes")
+        self.moved.append((done, total))
 
     def error(self, error: Error) -> None:
         raise AssertionError("the engine raises, it does not print")
@@ -547,7 +548,7 @@ def test_phases_run_in_order_and_a_later_one_never_begins_after_a_failure(
 
 
 def test_hosts_of_a_phase_work_side_by_side(three: FakeCluster, recorder: Recorder) -> None:
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=30)
 
     def ask(_: Host) -> str | None:
         together.wait()
@@ -600,6 +601,28 @@ def test_one_at_a_time_stops_at_the_first_failure(three: FakeCluster, recorder: 
     assert caught.value.host == "cp-2"
     assert three.servers["cp-3"].acts == []
     assert recorder.notes == []
+
+
+@pytest.mark.parametrize("serially", [False, True])
+def test_a_host_that_is_given_up_is_left_alone_and_the_run_goes_on(
+    three: FakeCluster, recorder: Recorder, serially: bool
+) -> None:
+    three.servers["cp-2"].answer("make-it-so", with_=1, act="make it so")
+    for name in ("cp-1", "cp-3"):
+        three.servers[name].answer("make-it-so", with_=lambda *_, of=name: three.servers[of].put(MOTD, "so\n") or "")
+    change = Odd(lambda host: None if host.read(MOTD) else "no greeting", lambda host: host.run("make-it-so"))
+    first = Phase("first", "First", yields(change), one_at_a_time=serially, gives_up="it stays as it is")
+    then = Phase("then", "Then", yields(File("/etc/then", b"")), gives_up="it stays as it is")
+    last = Phase("last", "Last", yields(File("/etc/last", b"")))
+    run((first, then, last), three.cluster, recorder)
+    there = {name: {"/etc/then", "/etc/last"} & set(server.tree) for name, server in three.servers.items()}
+    assert there == {
+        "cp-1": {"/etc/then", "/etc/last"}, "cp-2": {"/etc/last"}, "cp-3": {"/etc/then", "/etc/last"},
+    }  # fmt: skip
+    [(host, text)] = recorder.notes
+    assert host == "cp-2"
+    assert text.startswith("phase first, do something odd: make-it-so failed")
+    assert text.endswith("; it stays as it is")
 
 
 def test_one_at_a_time_takes_a_host_that_cannot_be_compared_yet(three: FakeCluster, recorder: Recorder) -> None:

@@ -20,17 +20,17 @@ from kubeadm_registry.engine.users import User
 from kubeadm_registry.phases.programs import Starts
 from kubeadm_registry.status import CERTIFICATE_WARNING_DAYS
 
-NOT_INSTALLED = Kind("NotInstalled", "error", "There is no registry yet.")
+NOT_INSTALLED = Kind("NotInstalled", "error", "The registry is not installed yet.")
 NODE_BARE = Kind(
     "NodeNotInstalled", "error",
     "The node was reinstalled or its disk replaced; the others serve without it, and none of them may fail.",
 )  # fmt: skip
 CONFIGURATION_GONE = Kind(
-    "ConfigurationRemoved", "error", "What runs goes on until it is restarted; after that the node does not serve."
+    "ConfigurationRemoved", "error", "Running services continue until restarted; after that the node does not serve."
 )
 INCOMPLETE = Kind("InitIncomplete", "error", "init was interrupted, or failed; it resumes where it stopped.")
-PROGRAMS_GONE = Kind("ProgramsMissing", "error", "What runs goes on until it is restarted; after that it does not.")
-CONFIG_DAMAGED = Kind("ConfigDamaged", "error", "The service does not run with the file as it is.")
+PROGRAMS_GONE = Kind("ProgramsMissing", "error", "Running services continue until restarted, then fail to start.")
+CONFIG_DAMAGED = Kind("ConfigDamaged", "error", "The service does not start with this file.")
 CONFIG_CHANGED = Kind(
     "ConfigChanged", "warning",
     "Files were edited, or the cluster file or this program changed since the last init; init would change them.",

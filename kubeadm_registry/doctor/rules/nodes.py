@@ -14,14 +14,19 @@ from kubeadm_registry.errors import Problem
 from kubeadm_registry.status import CLOCK_OFF
 
 NODE_DOWN = Kind(
-    "NodeDown", "error", "The others serve without it. While it is away none of them may fail; it rejoins by itself."
+    "NodeDown",
+    "error",
+    "The others serve without it; none of them may fail meanwhile. It rejoins automatically.",
 )
 NO_QUORUM = Kind(
-    "NoQuorum", "error", "Pushes fail, and images may be unreadable, until more than half of the nodes are back."
+    "NoQuorum",
+    "error",
+    "Pushes fail, and images may be unreadable, until more than half of the nodes are back. If they are lost for good, "
+    "rebuild the registry by `recover`.",
 )
-SSH_FAILS = Kind("SSHFails", "warning", "The registry works there, but no run can change or look at the node.")
+SSH_FAILS = Kind("SSHFails", "warning", "The registry works there, but no run can change or inspect the node.")
 PEER_SILENT = Kind(
-    "PeerSilent", "error", "The two count each other as dead; with zot there may be no writer. No node may fail."
+    "PeerSilent", "error", "The two treat each other as down; with zot there may be no writer. No node may fail."
 )
 PORT_BLOCKED = Kind("PortBlocked", "error", "The nodes cannot replicate images or pass requests on to each other.")
 PORT_TAKEN = Kind("PortTaken", "error", "The service of the registry that needs the port cannot start.")
@@ -29,7 +34,9 @@ CLOCK_DIFFERS = Kind(
     "ClockOff", "error", "The node does not become writer, since the storage takes the later write for the newer one."
 )
 CLUSTER_DIFFERS = Kind(
-    "ClusterFileDiffers", "error", "init refuses the cluster file, which is another than the registry was made with."
+    "ClusterFileDiffers",
+    "error",
+    "init refuses the cluster file, which differs from that of the registry.",
 )
 PREFLIGHT = Kind("Preflight", "warning", "init refuses to run while preflight finds this.")
 

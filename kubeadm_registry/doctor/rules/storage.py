@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kubeadm_registry import paths
 from kubeadm_registry.agent import reserve
 from kubeadm_registry.components import agent, haproxy
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.doctor.facts import Facts
 from kubeadm_registry.doctor.finding import Command, Finding, Kind, here, limited
 from kubeadm_registry.doctor.snapshot import NodeSnapshot, Snapshot
+from kubeadm_registry.printable import counted
 
 NOT_MOUNTED = Kind(
     "DataNotMounted", "error", "The storage of this node is empty, and fills the disk below the mount point."
@@ -19,13 +21,16 @@ DATA_MISSING = Kind(
 )
 READ_ONLY = Kind("DataReadOnly", "error", "The node stores nothing: pushes lack a copy here, or fail.")
 DISK_FULL = Kind(
-    "DiskFull", "error", "Pushes through this node get 507; pulls go on. A node that returns cannot catch up here."
+    "DiskFull", "error", "Pushes through this node get 507; pulls continue. A node that returns cannot catch up here."
 )
 DISK_FILLS = Kind("DiskFills", "warning", "When less than 5 % or 2 GiB are free, pushes are refused.")
-INODES = Kind("InodesExhausted", "error", "No file can be created, so the storage takes nothing more; pulls go on.")
+INODES = Kind("InodesExhausted", "error", "No file can be created, so the storage accepts no data; pulls continue.")
 PUSHES_CLOSED = Kind(
-    "PushesClosed", "warning", "Pushes wait, or fail with 503; pulls go on. They open by themselves at that time."
+    "PushesClosed",
+    "warning",
+    "Pulls continue; pushes wait, or fail with 503, and reopen automatically at that time.",
 )
+BLOCKS_LOST = Kind("BlocksLost", "error", "The images that they are part of cannot be pulled; all others can.")
 
 #: Of all inodes; the storage makes one for each block.
 FEW_INODES = 0.01
@@ -99,6 +104,17 @@ def room(snapshot: Snapshot) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def present(snapshot: Snapshot) -> Iterator[Finding]:
+    """Each block is on a node at least."""
+    lost = {node.name: node.lost for node in snapshot.nodes if node.lost}
+    if lost:
+        yield Finding(
+            BLOCKS_LOST, "", f"no node has {counted(max(lost.values()), 'block')} that images need",
+            limited([f"{name}: {paths.AGENT_STATE}: storage_lost={count}" for name, count in lost.items()]),
+            (here("images check"), here("images delete IMAGE  # each that it names; then push it again")),
+        )  # fmt: skip
+
+
 def open_for_pushes(snapshot: Snapshot) -> Iterator[Finding]:
     """Pushes are not closed by a collection that died."""
     closed: list[tuple[NodeSnapshot, str, float]] = []
@@ -117,4 +133,4 @@ def open_for_pushes(snapshot: Snapshot) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-KINDS = (NOT_MOUNTED, DATA_MISSING, READ_ONLY, DISK_FULL, DISK_FILLS, INODES, PUSHES_CLOSED)
+KINDS = (NOT_MOUNTED, DATA_MISSING, READ_ONLY, DISK_FULL, DISK_FILLS, INODES, PUSHES_CLOSED, BLOCKS_LOST)

@@ -13,9 +13,9 @@ from kubeadm_registry.status import condition
 
 AGENT_SILENT = Kind("AgentSilent", "error", "The node counts as unhealthy and cannot hold the virtual IP.")
 NOT_SERVING = Kind("NodeUnfit", "error", "The node does not serve pulls; the others do, and none of them may fail.")
-HANGS = Kind("ServiceHangs", "error", "It does not answer; the agent restarts it if it uses no processor time.")
+HANGS = Kind("ServiceHangs", "error", "It does not respond; the agent restarts it if it uses no processor time.")
 STORAGE_PARTIAL = Kind("StoragePartial", "error", "New images have fewer copies, and another failure loses pushes.")
-COPYING = Kind("StorageCopying", "warning", "Until it has what it missed, no other node may fail. It goes on alone.")
+COPYING = Kind("StorageCopying", "warning", "No other node may fail until it has caught up. No action is needed.")
 CANARY_MISSING = Kind(
     "CanaryMissing", "error",
     "Other images may be lost too. If only this one was deleted, no node notices when its storage returns wrong data.",
@@ -23,7 +23,7 @@ CANARY_MISSING = Kind(
 CANARY_BROKEN = Kind("CanaryBroken", "error", "Other images may be unreadable through this node as well.")
 NO_MAJORITY = Kind("NoMajority", "error", "The node hears too few others; it neither writes nor leads.")
 MEMBERS_DIFFER = Kind("MembersDiffer", "error", "Nodes disagree on who is a member, so no writer is elected.")
-NO_TIMER = Kind("NoTimer", "error", "The kernel's timer does not answer, so the node does not become writer.")
+NO_TIMER = Kind("NoTimer", "error", "The kernel's timer does not respond, so the node does not become writer.")
 HOLDER_HIDDEN = Kind("HiddenHolder", "error", "Another node, which this one cannot hear, holds the virtual IP.")
 UNHEALTHY = Kind("StatusNotHealthy", "error", "`kubeadm-registry status` reports it.")
 

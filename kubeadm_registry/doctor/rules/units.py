@@ -17,23 +17,25 @@ from kubeadm_registry.engine.changes import Running, unit_path
 
 LESS = "The node lacks a part of the registry; the others serve without it, and none of them may fail."
 STOPPED = Kind("ServiceStopped", "error", LESS)
-MASKED = Kind("ServiceMasked", "error", f"It cannot be started, at boot neither. {LESS}")
+MASKED = Kind("ServiceMasked", "error", f"It cannot be started, not even at boot. {LESS}")
 FAILED = Kind("ServiceFailed", "error", LESS)
-LOOPS = Kind("ServiceCrashLoops", "error", f"systemd starts it again and again. {LESS}")
+LOOPS = Kind("ServiceCrashLoops", "error", f"systemd restarts it repeatedly. {LESS}")
 MISSING = Kind("UnitMissing", "error", f"Its unit file is gone. {LESS}")
 DISABLED = Kind("ServiceDisabled", "warning", "It does not start at boot: after a reboot the node lacks it.")
 OVERRIDDEN = Kind(
-    "UnitOverridden", "warning", "The service runs otherwise than it was tested; init does not remove the file."
+    "UnitOverridden", "warning", "The service runs with settings that were not tested; init does not remove the file."
 )
 BROKEN_BY_OVERRIDE = Kind("UnitBroken", "error", f"A drop-in file keeps the service from running. {LESS}")
 STALE = Kind(
-    "ServiceStale", "warning", "It runs with an earlier configuration than the one on disk, so a restart changes it."
+    "ServiceStale", "warning", "The service runs with an outdated configuration; a restart applies the current one."
 )
 CONTAINERD_DOWN = Kind(
-    "ContainerdStopped", "error", "The node starts no pod and pulls no image; the registry itself does not need it."
+    "ContainerdStopped",
+    "error",
+    "The node starts no pod and pulls no image; the registry does not depend on containerd.",
 )
 OUT_OF_MEMORY = Kind(
-    "OutOfMemory", "warning", "The node has too little memory for what runs on it; it will happen again."
+    "OutOfMemory", "warning", "The node has too little memory for its processes; it will happen again."
 )
 MEMORY_PRESSURE = Kind(
     "MemoryPressure", "warning", "Processes stand still while the kernel looks for memory; everything looks hung."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, Protocol
@@ -39,7 +39,8 @@ class Progress(Protocol):
 class Seeder:
     """One run of seeding. *connect* leads to the registry's writer; *progress* is called from several threads.
 
-    Without a *record* the registry does not learn which bundle it was, and older ones are not refused.
+    Without a *record* the registry does not learn which bundle it was, and older ones are not refused. The images
+    *anew*, by name, are pushed although their tags are there: the registry is asked for each of their blobs.
     When *stop* is set, what is in hand ends, where it goes on is noted, and nothing more begins.
     """
 
@@ -47,6 +48,7 @@ class Seeder:
         self, bundle: Bundle, connect: Connect, journal: Journal, *, workers: int = WORKERS,
         progress: Progress = lambda done, total: None, patience: float = PATIENCE, piece: int = PIECE,
         allow_older: bool = False, record: bool = True, limit: Limit | None = None, stop: threading.Event | None = None,
+        anew: Collection[str] = (),
     ) -> None:  # fmt: skip
         self._bundle = bundle
         self._connect = connect
@@ -60,6 +62,7 @@ class Seeder:
         self._keeps_record = record
         self._limit = limit
         self._stop = stop or threading.Event()
+        self._anew = frozenset(anew)
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
         self._known: set[str] = set()
@@ -147,6 +150,8 @@ class Seeder:
 
     def _is_there(self, registry: Api, item: Item) -> bool:
         """Whether the registry has *item*, and lists what of it refers to something else."""
+        if item.name in self._anew:
+            return False
 
         def look() -> bool:
             return registry.digest(item.repository, item.reference) == item.root.digest and all(

@@ -25,11 +25,16 @@ SERVICE = Service(
     program=NAME,
     restarted_by=(CONFIG,),
     ports=(Port(7000), Port(paths.S3_PORT, local=True)),
+    inspect=f"toy --status {CONFIG}",
 )
 
 
 def copies(servers: int) -> int:
     return servers
+
+
+def clear(_: Cluster, __: Host) -> Steps:
+    yield from ()
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
@@ -94,6 +99,14 @@ def stored(_: Cluster, __: Host) -> int:
     return 0
 
 
+def places(_: Cluster, __: Host) -> frozenset[str]:
+    return frozenset()
+
+
+def incoming(_: Cluster, __: Host) -> int:
+    return 0
+
+
 def abandon(_: Cluster, __: Host, ___: int) -> int:
     return 0
 
@@ -104,6 +117,10 @@ def blocks(_: Cluster, __: Host, keys: Sequence[str]) -> list[Mapping[str, int] 
 
 def lacking(_: Cluster, __: Host, ___: Mapping[str, int]) -> frozenset[str]:
     return frozenset()
+
+
+def lost(cluster: Cluster) -> Mapping[str, int]:
+    return {host.name: 0 for host in cluster.hosts}
 
 
 def agent_storage() -> dict[str, object] | None:

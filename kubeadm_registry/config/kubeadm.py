@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from kubeadm_registry.addresses import endpoint, is_ipv6
-from kubeadm_registry.config import Node, Spec
+from kubeadm_registry.config.model import Node, Spec
 
 CRI_SOCKET = "unix:///run/containerd/containerd.sock"
 

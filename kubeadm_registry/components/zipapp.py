@@ -7,7 +7,7 @@ import zipfile
 from functools import cache
 from pathlib import Path
 
-from kubeadm_registry import __version__
+from kubeadm_registry import __version__, agent
 
 SHEBANG = b"#!/usr/bin/env python3\n"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file knows
@@ -28,7 +28,7 @@ __version__ = "{version}"
 @cache
 def build() -> bytes:
     """The zipapp of ``kubeadm_registry.agent``: run it with ``python3 agent.pyz --config FILE``."""
-    folder = Path(__file__).parent / "agent"
+    folder = Path(agent.__file__).parent
     content = {
         "__main__.py": MAIN.encode(),
         "kubeadm_registry/__init__.py": PACKAGE.format(version=__version__).encode(),

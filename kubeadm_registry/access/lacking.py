@@ -1,0 +1,108 @@
+"""What the registry lacks after nodes were lost, and which of that bundles bring back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kubeadm_registry.access import presence
+from kubeadm_registry.access.loading import Given
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.errors import Error, RegistryError
+from kubeadm_registry.images import check, inventory
+from kubeadm_registry.images import seed as seeding
+from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
+from kubeadm_registry.images.pool import WORKERS, Connect, each
+from kubeadm_registry.printable import counted
+from kubeadm_registry.registry import Api, retry
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """Every image that is known of: *whole*, the digest of each that is complete; *lacking*, why each other is not."""
+
+    whole: Mapping[Place, str]
+    lacking: Mapping[Place, str]
+    known: Mapping[Place, str]
+    """The digests of those among *lacking* whose manifest can be read."""
+    listed: frozenset[Place] = frozenset()
+    """Those of all that the registry has a name for."""
+
+    @property
+    def count(self) -> int:
+        """How many images there are, or should be."""
+        return len(self.whole) + len(self.lacking)
+
+
+def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) -> Examined:
+    """Look for each tag, and for each image that is *wanted* besides: is all of it there, and can it be read?
+
+    By the registry, which reads every manifest and the last byte of every blob, and by the storage: whether each block
+    of each of them is on the disk of a node. Raises RegistryError, Error (StorageUnreadable).
+    """
+    places, lacking = _places(connect)
+    items, missing = check.find(connect, list(dict.fromkeys([*places, *wanted])))
+    found, silent = presence.look(cluster, items)
+    if silent:
+        told = "; ".join(f"{name}: {why}" for name, why in silent.items())
+        raise Error(f"the blocks on some nodes cannot be looked for: {told}", code="StorageUnreadable",
+                    hint="see `kubeadm-registry status`, then run the command again")  # fmt: skip
+    of = {item.name: Place(item.repository, item.reference) for item in items}
+    digests = {of[item.name]: item.root.digest for item in items}
+    lacking |= {place: why for place in [*places, *wanted] if (why := missing.get(str(place))) is not None}
+    lacking |= {
+        of[one.name]: f"the storage has lost a part of {counted(len(one.broken), 'blob')}"
+        for one in found
+        if one.broken
+    }
+    readable = [item for item in items if of[item.name] not in lacking]
+    lacking |= {of[name]: why for name, why in seeding.prove(connect, readable, WORKERS).items()}
+    whole = {place: digest for place, digest in digests.items() if place not in lacking}
+    known = {place: digest for place, digest in digests.items() if place in lacking}
+    return Examined(whole, lacking, known, frozenset([*places, *digests]))
+
+
+def _places(connect: Connect) -> tuple[list[Place], dict[Place, str]]:
+    """Every tag of every repository, but for our own and lists of referrers; and the repositories that tell no tags."""
+
+    def ask(registry: Api, repository: str) -> list[str] | str:
+        try:
+            return sorted(retry(lambda: registry.tags(repository), inventory.PATIENCE))
+        except RegistryError as error:
+            return error.message
+
+    with connect() as registry:
+        repositories = [one for one in sorted(registry.repositories()) if not one.startswith(OURS)]
+    places: list[Place] = []
+    silent: dict[Place, str] = {}
+    for repository, tags in each(connect, ask, repositories):
+        if isinstance(tags, str):
+            silent[Place(repository)] = tags
+        else:
+            places += [Place(repository, tag) for tag in tags if not REFERRERS_TAG.fullmatch(tag)]
+    return places, silent
+
+
+def brought_back(examined: Examined, bundles: Sequence[Given]) -> list[Given]:
+    """*bundles*, of which all images were *examined*, with those alone that are lacking; the newest bundle has them.
+
+    A tag that is whole stays what it is, whatever a bundle has under it; and so does one whose manifest can be read and
+    is another one.
+    """
+    left: list[Given] = []
+    taken: set[Place] = set()
+    for one in reversed(bundles):
+        items = []
+        for item in one.items:
+            place = Place(item.repository, item.reference)
+            same = examined.known.get(place, item.root.digest) == item.root.digest
+            if place in examined.lacking and place not in taken and same:
+                items.append(item)
+                taken.add(place)
+        left.append(replace(one, items=tuple(items)))
+    return left[::-1]
+
+
+def broken(cluster: Cluster, items: Sequence[seeding.Item]) -> frozenset[str]:
+    """The keys of the objects of *items* of which the storage knows, and has lost a part."""
+    return frozenset(key for one in presence.look(cluster, items)[0] for key in one.broken)

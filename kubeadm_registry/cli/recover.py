@@ -1,0 +1,164 @@
+"""``recover``: half of the nodes or more are lost; from those that are left, and bundles, to a whole registry."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+
+from kubeadm_registry import config, paths
+from kubeadm_registry.access import lacking, loading
+from kubeadm_registry.access.lacking import Examined
+from kubeadm_registry.access.loading import Given
+from kubeadm_registry.access.reach import answers, connection
+from kubeadm_registry.access.recovery import given_up, recovering, require_still_dead
+from kubeadm_registry.addresses import endpoint
+from kubeadm_registry.bundle.lists import names_in
+from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli.command import (
+    EXIT_DEGRADED,
+    Context,
+    command,
+    diff_option,
+    dry_run_option,
+    file_option,
+    ignore_option,
+    key_option,
+    names,
+)
+from kubeadm_registry.cli.phases import phase_table
+from kubeadm_registry.cli.seed import journal_of
+from kubeadm_registry.cli.workflows import require_programs, summary
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.config import Spec
+from kubeadm_registry.engine.phase import require_checks
+from kubeadm_registry.engine.report import Reporter
+from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.images.names import Place, place
+from kubeadm_registry.phases.renewal import Renewal
+from kubeadm_registry.phases.workflows import INIT, RECOVER, renew_blobs
+from kubeadm_registry.printable import counted
+
+
+@command("recover", short_help="Rebuild a registry that lost its majority", help_after=phase_table(RECOVER))
+@file_option
+@click.option(
+    "--bundle", "bundles", type=click.Path(path_type=Path), multiple=True,
+    help="Bundle with the programs, or with images to load again. May be repeated.  "
+    "[default: ./kubeadm-registry-bundle.tar if it exists]",
+)  # fmt: skip
+@key_option
+@click.option(
+    "--images-from", "lists", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+    help="Images that must be there: a list with one name per line, or Kubernetes manifests. May be repeated.",
+)  # fmt: skip
+@click.option("--yes", is_flag=True, help="Discard data that only the lost nodes held, without a prompt.")
+@dry_run_option
+@diff_option
+@ignore_option
+def recover(
+    context: Context, path: Path | None, bundles: tuple[Path, ...], key: Path | None, lists: tuple[Path, ...],
+    yes: bool, dry_run: bool, ignore: str,
+) -> None:  # fmt: skip
+    """Rebuild a registry that lost half or more of its nodes for good, such as two of three.
+
+    List the remaining nodes and bare replacement nodes in the cluster file; replacements may reuse the lost nodes'
+    names and addresses. Data that only the lost nodes held is discarded. Every image is then checked: missing parts
+    are loaded again from bundles, and what cannot be restored is listed.
+
+    Refused while a lost node responds by SSH or on the registry's network. Run it again to complete an interrupted
+    run.
+
+    \b
+    Exit codes:
+      0  every known image is complete
+      1  failed
+      5  the registry runs, but the listed images could not be restored
+    """
+    reporter = context.reporter()
+    cluster_file = config.load(path)
+    require_checks(RECOVER, names(ignore))
+    wanted = [_place(name, cluster_file.spec) for file in lists for name in names_in(file)]
+    files = bundles or ((terminal.DEFAULT_BUNDLE,) if terminal.DEFAULT_BUNDLE.exists() else ())
+    signed_by = terminal.bundle_key(key) if files else None
+    given = loading.given(files, signed_by, reporter.note)
+    programs = loading.with_programs(cluster_file, given) if given else None
+    prompts = terminal.prompts()
+    opened = recovering(cluster_file, prompts, reporter.note, bundle=programs, key=signed_by)
+    with opened as cluster:
+        require_programs(cluster)
+        if _confirm(given_up(cluster), reporter, asks=not (yes or dry_run)):
+            require_still_dead(cluster, prompts)
+        workflow = INIT if cluster.change is None else RECOVER
+        actions = run(workflow, cluster, reporter, ignore=names(ignore), dry_run=dry_run)
+        if dry_run:
+            reporter.result(summary(actions, dry_run=True), changed=len(actions), dryRun=True)
+            return
+        examined, back = _examine(cluster, given, signed_by, wanted, reporter)
+    _tell(examined, back, len(actions), reporter)
+
+
+def _place(name: str, spec: Spec) -> Place:
+    """Where the image *name* lies, which may begin with the address of this registry."""
+    for address in spec.vip.addresses:
+        name = name.removeprefix(f"{endpoint(address, paths.REGISTRY_PORT)}/")
+    return place(name)
+
+
+def _confirm(words: str, reporter: Reporter, *, asks: bool) -> bool:
+    """Tell what is given up. Return whether somebody was asked, and agreed."""
+    if not words:
+        return False
+    reporter.note(words, level="warning")
+    if asks and not sys.stdin.isatty():
+        raise ConfigError("recover discards data, which cannot be undone", code="ConfirmationNeeded",
+                          hint="make sure that the lost nodes are off for good, then pass --yes")  # fmt: skip
+    if asks:
+        click.confirm("Continue?", abort=True)
+    return asks
+
+
+def _examine(
+    cluster: Cluster, given: Sequence[Given], key: Path | None, wanted: Iterable[Place], reporter: Reporter
+) -> tuple[Examined, list[Place]]:
+    """Look for all images, and load what is lacking and a bundle has; what is lacking then, and what was loaded."""
+    vip = cluster.spec.vip.address
+    direct = answers(vip)
+    connect = connection(cluster, cluster.hosts[0], vip, direct=direct)
+    wanted = [*wanted, *(Place(item.repository, item.reference) for one in given for item in one.items)]
+    examined = lacking.examine(cluster, connect, wanted)
+    bundles = lacking.brought_back(examined, given)
+    back = {Place(item.repository, item.reference): item for one in bundles for item in one.items}
+    if not back:
+        return examined, []
+    if back.keys() & examined.listed:
+        run(renew_blobs(Renewal(lacking.broken(cluster, list(back.values())))), cluster, reporter)
+    loading.load_given(
+        cluster, bundles, key, journal_of(cluster.secrets), reporter.note, direct=direct, progress=reporter.progress,
+        again="recover", record=False, anew={item.name for item in back.values()},
+    )  # fmt: skip
+    return lacking.examine(cluster, connect, wanted), list(back)
+
+
+def _tell(examined: Examined, back: Sequence[Place], changed: int, reporter: Reporter) -> None:
+    missing = sorted((str(one), why) for one, why in examined.lacking.items())
+    loaded = sorted(str(one) for one in back if one in examined.whole)
+    for name in loaded:
+        reporter.note(f"{name}: loaded again")
+    for name, why in missing:
+        reporter.note(f"{name}: {why}", level="warning")
+    reporter.note(
+        "images that no remaining node ever stored are not listed; compare with a `backup` or pass "
+        "--images-from, and repeat recent pushes"
+    )
+    total = examined.count
+    reporter.result(
+        f"{len(examined.whole)} of {counted(total, 'image')} can be pulled, {len(loaded)} of them loaded again",
+        changed=changed, dryRun=False, images=total, loaded=loaded,
+        missing=[{"name": name, "reason": why} for name, why in missing],
+    )  # fmt: skip
+    if missing:
+        sys.exit(EXIT_DEGRADED)

@@ -1,0 +1,17 @@
+"""Whether what a registry says is not there is really not there: zot makes a 404 of a storage error."""
+
+from __future__ import annotations
+
+from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.oci import canary
+from kubeadm_registry.registry import Api
+
+
+def expect_canary(registry: Api) -> None:
+    """Raise RegistryError, a temporary one, unless the canary image can be read: then anything may be out of reach."""
+    if registry.manifest(canary.REPOSITORY, canary.TAG) is None:
+        raise RegistryError(
+            f"{registry.name} does not find the canary image, so what it does not find may only be out of reach",
+            code="RegistryNotWhole", hint="see `kubeadm-registry status`; `kubeadm-registry verify` pushes that image",
+            temporary=True,
+        )  # fmt: skip

@@ -1,0 +1,43 @@
+"""New certificates for the nodes, before anybody is warned of the present ones: each node's helper issues its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from kubeadm_registry.access.collecting import Member
+from kubeadm_registry.errors import Error
+from kubeadm_registry.operator.conditions import Verdict
+from kubeadm_registry.status import CERTIFICATE_WARNING_DAYS
+
+KIND = "CertificateRenewal"
+#: Days before the end. There is time to try it again before `status` warns.
+DAYS = 2 * CERTIFICATE_WARNING_DAYS
+
+
+def due(status: Mapping[str, Any]) -> set[str]:
+    """The nodes whose certificates end soon, by the *status* that the rounds of health write."""
+    return {node["name"] for node in status.get("nodes", ()) if node.get("certificateDays", DAYS) < DAYS}
+
+
+def renew(
+    status: Mapping[str, Any], members: Sequence[Member], lead: Callable[[], object]
+) -> Iterator[tuple[str, Verdict]]:
+    """Have one of *members* after the other renew its certificate, if that is due; each with what came of it.
+
+    It ends with the second that fails: one node's own trouble is no reason to let the others' end. *lead* is called
+    before each, and raises Lost.
+    """
+    names, failed = due(status), 0
+    for member in members:
+        if member.name not in names:
+            continue
+        lead()
+        try:
+            if member.do("renew")["renewed"]:
+                yield member.name, Verdict(KIND, True, "Renewed", "it has a new certificate")
+        except Error as error:
+            yield member.name, Verdict(KIND, False, error.code, f"{error.message}; {error.hint}")
+            failed += 1
+            if failed == 2:
+                return

@@ -1,0 +1,124 @@
+"""Each workflow is killed at a change chosen at random, and completed from another machine: one of the servers.
+
+That server has SSH and a bundle, and nothing of the machine that ran ``init``. KUBEADM_REGISTRY_REPEAT kills each
+workflow as often, at another change each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import images
+from tests.lab.carried import Carried, carried
+from tests.lab.changing import REPOSITORY, Changing, changing
+from tests.lab.killing import complete, kill
+from tests.lab.registry import repeat
+from tests.lab.settings import FRONTENDS
+from tests.lab.test_upgrade import restart_all
+
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
+IMAGE = images.image((3_000_000, 1_500_000), seed=77)
+#: The server that completes what was begun; it is in every list of members.
+OTHER = "h3"
+SEEDS = range(repeat())
+
+
+@pytest.fixture(scope="module", params=FRONTENDS)
+def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
+    with changing("members", request.param, tmp_path_factory.mktemp("killed")) as made, made.lab.network():
+        images.push(made, IMAGE, REPOSITORY, "v1")
+        yield made
+
+
+@pytest.fixture
+def other(registry: Changing) -> Iterator[Carried]:
+    with carried(registry, registry.lab.hosts[OTHER], registry.bundle) as tool:
+        yield tool
+
+
+def layout(registry: Changing) -> int:
+    """The version of the storage's layout: it grows when data is to move."""
+    return int(registry.ask_garage(registry.servers[OTHER], "GetClusterLayout")["version"])
+
+
+def converges(registry: Changing, other: Carried, *arguments: str) -> None:
+    """The other server completes it, and nothing is left to be done."""
+    complete(lambda: other.run(*arguments, check=False))
+    registry.forget_logins()
+    registry.ca.unlink(missing_ok=True)
+    registry.wait_copied()
+    assert other.run("init", "--bundle", "bundle.tar").stdout.splitlines()[-1] == "nothing to do"
+    for address in ("", *(host.address for host in registry.servers.values())):
+        assert not images.missing(registry, IMAGE, REPOSITORY, address=address)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("names", "arguments"),
+    [
+        (("h1", "h2", "h3", "h5"), ("join", "h5")),
+        (("h1", "h6", "h3", "h5"), ("replace", "h2", "h6", "--yes")),
+        (("h1", "h6", "h3"), ("leave", "h5", "--yes")),
+        (("h1", "h2", "h3"), ("replace", "h6", "h2", "--yes")),
+    ],
+    ids=["join", "replace", "leave", "back"],
+)
+def test_a_change_of_members(
+    registry: Changing, other: Carried, names: tuple[str, ...], arguments: tuple[str, ...], seed: int
+) -> None:
+    registry.become(*names)
+    before = layout(registry)
+    kill(registry, seed, *arguments, "--bundle", str(registry.bundle))
+    converges(registry, other, *arguments, "--bundle", "bundle.tar")
+    assert layout(registry) == before + 1, "the data moved once"
+    for host in registry.servers.values():
+        assert set(registry.listed(host).nodes) == set(registry.names), host.name
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_upgrade(registry: Changing, other: Carried, seed: int) -> None:
+    restart_all(registry)
+    kill(registry, seed, "upgrade", "--bundle", str(registry.bundle))
+    converges(registry, other, "upgrade", "--bundle", "bundle.tar")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("certs", "renew"),
+        ("certs", "renew", "--ca", "--no-clients"),
+        ("credentials", "rotate", "--role", "push"),
+        ("credentials", "rotate", "--role", "push", "--finish"),
+        ("credentials", "rotate", "--role", "s3"),
+        ("credentials", "rotate", "--role", "heartbeat"),
+        ("credentials", "rotate", "--role", "admin"),
+    ],
+    ids=lambda arguments: "-".join(word.strip("-") for word in arguments),
+)
+def test_certificates_and_credentials(
+    registry: Changing, other: Carried, arguments: tuple[str, ...], seed: int
+) -> None:
+    kill(registry, seed, *arguments)
+    converges(registry, other, *arguments)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_move_of_the_vip(registry: Changing, other: Carried, seed: int) -> None:
+    target = registry.others(registry.holder())[0].name
+    kill(registry, seed, "vip", "move", target)
+    converges(registry, other, "vip", "move", target)
+    assert registry.holder().name == target
+
+
+def test_init_and_reset(registry: Changing, other: Carried, tmp_path: Path) -> None:
+    """All is removed but the data, and installed again."""
+    for seed in SEEDS:
+        kill(registry, seed, "reset", "--yes")
+        complete(lambda: other.run("reset", "--yes", check=False))
+        kill(registry, seed, "init", "--bundle", str(registry.bundle))
+        converges(registry, other, "init", "--bundle", "bundle.tar")

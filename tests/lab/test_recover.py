@@ -1,0 +1,149 @@
+"""Two of three servers are lost for good: the third makes a whole registry with two others, and says what is gone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry.bundle.make import FromLayout, create
+from tests.lab import images
+from tests.lab.changing import KNOWN, PATIENCE, Changing, changing, holds_vip, removed
+from tests.lab.command import wait_until
+from tests.lab.host import Host
+from tests.lab.killing import killed
+from tests.lab.reading import reading
+from tests.lab.settings import FRONTENDS
+
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
+BROUGHT = "registry.k8s.io/tests/recover"
+PUSHED = "registry.example/team/recover"
+BLOCKS = "/var/lib/kubeadm-registry/garage/data"
+SIZES = (2_500_000, 600_000)
+
+
+@dataclass
+class Loss:
+    """Images by tag, each in what the bundle has (*brought*) and in what only people have pushed (*pushed*).
+
+    ``whole`` is on three servers. Of ``broken`` the one that is left has the names, and no block. Of ``late`` it has
+    nothing: its storage was stopped.
+    """
+
+    brought: dict[str, images.Image] = field(default_factory=dict)
+    pushed: dict[str, images.Image] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module", params=FRONTENDS)
+def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
+    with changing("recover", request.param, tmp_path_factory.mktemp("recover")) as registry:
+        registry.login()
+        assert registry.ca.exists()
+        yield registry
+
+
+def blocks(host: Host) -> set[str]:
+    return set(host.sh("find", BLOCKS, "-type", "f").stdout.split())
+
+
+def bundle_of(directory: Path, brought: dict[str, images.Image]) -> Path:
+    layouts = [
+        FromLayout(image.write_layout(directory / tag), f"{BROUGHT}:{tag}") for tag, image in sorted(brought.items())
+    ]
+    return create(directory / "images.tar", {}, images=layouts).path
+
+
+def lose_parts(registry: Changing, left: Host) -> Loss:
+    """Push images: *left* gets all of some, loses the blocks of others, and then its storage stops and gets no more."""
+    loss, seed = Loss(), time.time_ns()
+    for number, tag in enumerate(("whole", "broken", "late")):
+        loss.brought[tag] = images.image(SIZES, seed=seed + number)
+        loss.pushed[tag] = images.image(SIZES, seed=seed + 10 + number)
+
+    def store(tag: str) -> None:
+        images.push(registry, loss.brought[tag], BROUGHT, tag)
+        images.push(registry, loss.pushed[tag], PUSHED, tag)
+
+    store("whole")
+    registry.wait_copied()
+    before = blocks(left)
+    store("broken")
+    registry.wait_copied()
+    new = sorted(blocks(left) - before)
+    assert new
+    left.sh("rm", "--", *new)
+    left.sh("systemctl", "stop", registry.unit("garage"))
+    wait_until("another holder of the VIP", lambda: registry.holders() not in ([], [left.name]), seconds=30)
+    store("late")
+    return loss
+
+
+def test_two_servers_are_lost_and_the_third_goes_on_with_two_others(registry: Changing, tmp_path: Path) -> None:
+    left, *lost = registry.servers.values()
+    loss = lose_parts(registry, left)
+    given = bundle_of(tmp_path, loss.brought)
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("".join(f"{registry.vip}:5000/{PUSHED}:{tag}\n" for tag in loss.pushed))
+    arguments: list[str | Path] = ["recover", "--bundle", registry.bundle, "--bundle", given, "--images-from", wanted]
+    registry.become("h1", "h5", "h6")
+    refused = registry.json(*arguments, "--yes", check=False)[-1]
+    assert (refused["code"], "answers SSH" in refused["message"]) == ("NodeAlive", True), refused
+
+    for host in lost:
+        host.power_cut()
+    left.sh("systemctl", "start", registry.unit("garage"))
+    assert registry.json(*arguments, check=False)[-1]["code"] == "ConfirmationNeeded"
+    killed(registry, [*arguments, "--yes"], r"h1 .*apply the storage layout")
+    begin = time.monotonic()
+    done = registry.cli(*arguments, "--yes", "-o", "json", check=False, timeout=500)
+    sys.stdout.write(f"\n{done.stdout}\n{done.stderr}\n  {registry.frontend}: {time.monotonic() - begin:.1f} s\n")
+    assert done.returncode == 5, done.stdout + done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert {one["name"].rpartition(":")[2]: PUSHED in one["name"] for one in last["missing"]} == {
+        "broken": True, "late": True,
+    }  # fmt: skip
+    # The bundle with the programs has an image of the operator, which nobody has loaded before.
+    assert [name for name in last["loaded"] if name.startswith(BROUGHT)] == [f"{BROUGHT}:broken", f"{BROUGHT}:late"]
+    check_all(registry, loss)
+
+    holds = partial(holds_vip, registry)
+    with reading(registry, KNOWN, period=0.1, deadline=PATIENCE) as reads:
+        for host in lost:
+            host.start()
+        for host in lost:
+            host.wait_ready()
+        wait_until("their agents to learn that they have left", lambda: all(map(removed, lost)), seconds=60)
+        wait_until("neither to hold the VIP", lambda: not any(map(holds, lost)), seconds=10)
+        check_all(registry, loss)
+    sys.stdout.write(f"  while the lost ones came back: reads: {reads}\n")
+    assert len(reads.failed) <= 1, reads
+    images.push(registry, loss.pushed["late"], PUSHED, "late")
+    # As docs/recovery.md says.
+    registry.cli("images", "delete", f"{PUSHED}:broken")
+    if registry.frontend == "distribution":
+        registry.cli("images", "collect", "--grace", "1m")
+    images.push(registry, loss.pushed["broken"], PUSHED, "broken")
+    for tag, image in loss.pushed.items():
+        assert not images.missing(registry, image, PUSHED), tag
+    assert registry.json("images", "check")[-1]["images"] == 6
+    assert "nothing to do" in registry.cli("init", "--bundle", registry.bundle).stdout
+
+
+def check_all(registry: Changing, loss: Loss) -> None:
+    """What is to be there is, with every byte, at the VIP and at each member."""
+    registry.wait_whole()
+    for address in ("", *(host.address for host in registry.servers.values())):
+        for tag, image in loss.brought.items():
+            assert not images.missing(registry, image, BROUGHT, address=address), (tag, address)
+        assert not images.missing(registry, loss.pushed["whole"], PUSHED, address=address), address
+    for host in registry.servers.values():
+        found = registry.listed(host)
+        assert (found.generation, set(found.nodes), found.before) == (2, {"h1", "h5", "h6"}, ())
+        assert set(found.former) == {"h2", "h3"}

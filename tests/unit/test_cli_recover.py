@@ -1,0 +1,234 @@
+"""`recover` as people type it: what it asks, what it loads again, and what it says cannot be had back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import pytest
+from click.testing import Result
+
+from kubeadm_registry import config, members
+from kubeadm_registry.access import session
+from kubeadm_registry.bundle.make import FromLayout, create
+from kubeadm_registry.cli import recover as cli_recover
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import garage_layout, links, s3
+from kubeadm_registry.components.services import backend, frontend
+from kubeadm_registry.engine.phase import Workflow
+from kubeadm_registry.engine.report import Action, Reporter
+from kubeadm_registry.engine.workflow import run as run_workflow
+from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.members import Members
+from kubeadm_registry.phases.workflows import INIT, RECOVER
+from kubeadm_registry.transport.host import Host, Transport
+from kubeadm_registry.transport.ssh import UNREACHABLE
+from tests.unit.backup_site import PAUSE, Site, error, lines
+from tests.unit.bundle_files import image, write_layout
+from tests.unit.fake_cluster import ELSEWHERE
+from tests.unit.fake_images import Repositories, Store
+from tests.unit.test_garage_layout import Clock
+from tests.unit.test_members import THREE, file
+from tests.unit.test_recovery import OTHERS, after
+from tests.unit.test_workflow import Recorder
+
+pytest_plugins = ["tests.unit.backup_site"]
+APP = "registry.example/team/app"
+
+
+@dataclass
+class Storage:
+    """zot's objects in the storage, by what the registry has; of those that are *broken* a block is on no node."""
+
+    registry: Repositories
+    broken: set[str] = field(default_factory=set)
+    deleted: list[str] = field(default_factory=list)
+
+    def _parts(self, key: str) -> tuple[Store, str]:
+        repository, _, digest = key.rpartition("/blobs/sha256/")
+        return self.registry.store[repository], f"sha256:{digest}"
+
+    def blocks(self, _: Cluster, __: Host, keys: Sequence[str]) -> list[Mapping[str, int] | None]:
+        found = ((key, *self._parts(key)) for key in keys)
+        return [
+            {key: 5} if digest in store.blobs or digest in store.manifests else None for key, store, digest in found
+        ]
+
+    def lacking(self, _: Cluster, __: Host, wanted: Mapping[str, int]) -> frozenset[str]:
+        return frozenset(wanted) & self.broken
+
+    def delete(self, _: Cluster, __: Host, ___: str, keys: Collection[str], **____: Any) -> frozenset[str]:
+        for key in sorted(keys):
+            store, digest = self._parts(key)
+            del store.blobs[digest]
+            self.deleted.append(key)
+        self.broken -= set(keys)
+        return frozenset(keys)
+
+
+@dataclass
+class World:
+    """A site of which two servers are lost, its bundle, and its storage."""
+
+    site: Site
+    bundle: Path
+    storage: Storage
+
+    def __call__(self, *arguments: str | Path) -> Result:
+        return self.site("recover", "--bundle", self.bundle, *arguments)
+
+    def lose(self, repository: str, tag: str) -> str:
+        """The storage has lost a part of the layer of an image, and still lists it. Returns its key."""
+        store = self.site.registry.store[repository]
+        document = json.loads(store.manifest(tag) or b"")
+        if "manifests" in document:
+            document = json.loads(store.manifest(document["manifests"][0]["digest"]) or b"")
+        key = frontend(self.site.three.config.spec).key(repository, document["layers"][0]["digest"])
+        self.storage.broken.add(key)
+        return key
+
+
+def run(workflow: Workflow, cluster: Cluster, reporter: Reporter, **given: Any) -> list[Action]:
+    """As in earnest, but for the phases that the fakes do not know."""
+    skip = ELSEWHERE if workflow in (INIT, RECOVER) else ()
+    return run_workflow(workflow, cluster, reporter, skip=skip, **given)
+
+
+@pytest.fixture
+def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Of ``pause:3.10`` the bundle brings all again; ``pause:3.11`` is in it and was never here; ``app`` is in none."""
+    layouts = [
+        FromLayout(write_layout(tmp_path / tag, image(f"{PAUSE}:{tag}", tag.encode()))) for tag in ("3.10", "3.11")
+    ]
+    first = create(tmp_path / "one.tar", {}, images=layouts[:1]).path
+    site.registry.store.clear()
+    site.registry.image(APP, "v1", layer=b"app")
+    assert site("seed", "--bundle", first).exit_code == 0
+    run_workflow(INIT, site.three.cluster, Recorder(), skip=ELSEWHERE)
+    (site.folder / "cluster.yaml").write_text(file(OTHERS))
+    site.three = after(site.three, OTHERS)
+    storage = Storage(site.registry)
+    spec = site.three.config.spec
+    monkeypatch.setattr(backend(spec), "blocks", storage.blocks)
+    monkeypatch.setattr(backend(spec), "lacking", storage.lacking)
+    monkeypatch.setattr(s3, "delete", storage.delete)
+    monkeypatch.setattr(cli_recover, "answers", lambda _: False)
+    monkeypatch.setattr(cli_recover, "run", run)
+    monkeypatch.setattr(garage_layout, "time", Clock())
+    reach = session.reach
+
+    def connect(parsed: config.RegistryCluster, node: config.Node, prompts: session.Prompts) -> Transport:
+        if node.name in OTHERS:
+            return reach(parsed, node, prompts)
+        site.asked.append(node.name)
+        raise ConnectionFailed("no route to host", host=node.name, code=UNREACHABLE)
+
+    monkeypatch.setattr(session, "reach", connect)
+    shut = "".join(f"{THREE[name]} 5445\n" for name in ("cp-2", "cp-3"))
+    site.three.servers["cp-1"].answer("sh", "-c", links.BLOCKED, "blocked", with_=shut)
+    yield World(site, create(tmp_path / "two.tar", {}, images=layouts).path, storage)
+
+
+def test_what_a_bundle_has_is_loaded_again_and_the_rest_is_named(world: World) -> None:
+    kept = world.lose(APP, "v1")
+    renewed = world.lose(PAUSE, "3.10")
+    (world.site.folder / "list").write_text(f"10.0.0.10:5000/team/late:v2\n{PAUSE}:3.10\n")
+    result = world("--images-from", "list", "--yes", "-o", "json")
+    assert result.exit_code == 5, result.output
+    last = lines(result)[-1]
+    assert last["missing"] == [
+        {"name": f"{APP}:v1", "reason": "the storage has lost a part of 1 blob"},
+        {"name": "team/late:v2", "reason": "is not in the registry"},
+    ]
+    assert last["loaded"] == [f"{PAUSE}:3.10", f"{PAUSE}:3.11"]
+    assert world.storage.deleted == [renewed]
+    assert world.storage.broken == {kept}
+    told = [one["message"] for one in lines(result) if one.get("level") == "warning"]
+    assert any("everything that is not on cp-1 will be lost permanently" in text for text in told)
+
+
+def test_a_second_run_changes_nothing_and_says_the_same(world: World) -> None:
+    world.lose(APP, "v1")
+    assert world("--yes").exit_code == 5
+    world.site.asked.clear()
+    result = world("-o", "json")
+    assert result.exit_code == 5, result.output
+    last = lines(result)[-1]
+    assert (last["changed"], last["loaded"], len(last["missing"])) == (0, [], 1)
+    assert not {"cp-2", "cp-3"} & set(world.site.asked), "nobody is lost any more, so nothing is given up"
+
+
+def test_where_all_is_whole_it_says_so(world: World) -> None:
+    result = world("--yes")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "3 of 3 images can be pulled, 1 of them loaded again"
+    assert "images that no remaining node ever stored are not listed" in result.output
+
+
+def test_a_tag_that_is_another_image_than_the_bundle_has_stays(world: World) -> None:
+    pushed = world.site.registry.image(PAUSE, "3.11", layer=b"pushed since")
+    world.lose(PAUSE, "3.11")
+    result = world("--yes", "-o", "json")
+    assert [one["name"] for one in lines(result)[-1]["missing"]] == [f"{PAUSE}:3.11"]
+    assert world.site.registry.store[PAUSE].tags["3.11"] == pushed.digest
+    assert world.storage.deleted == []
+
+
+def test_in_a_script_nothing_is_given_up_unasked(world: World) -> None:
+    before = world.site.three.snapshot()
+    refused = error(world("-o", "json"), 2)
+    assert refused["code"] == "ConfirmationNeeded"
+    assert "--yes" in refused["hint"]
+    assert world.site.three.snapshot() == before
+
+
+def test_a_dry_run_says_what_would_be_given_up_and_changes_nothing(world: World) -> None:
+    before = world.site.three.snapshot()
+    result = world("--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "cp-2 (10.0.0.12), cp-3 (10.0.0.13) will be excluded if switched on again" in result.output
+    assert result.stdout.splitlines()[-1].startswith("would make ")
+    assert world.site.three.snapshot() == before
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["a node is back", "a colleague recovered"])
+def test_what_happened_while_somebody_was_asked(world: World, monkeypatch: pytest.MonkeyPatch, back: bool) -> None:
+    """The prompt was open for an hour."""
+    left, asked = world.site.three.servers["cp-1"], []
+
+    def think(*_: object, **__: object) -> None:
+        asked.append(left.locked_by)
+        if back:
+            left.answer("sh", "-c", links.BLOCKED, "blocked", with_="10.0.0.13 5445\n")
+        else:
+            left.put(members.PATH, Members(2, {"cp-1": "10.0.0.11", "cp-7": "10.0.0.17", "cp-8": "10.0.0.18"}).render())
+
+    monkeypatch.setattr(click, "confirm", think)
+    monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _self: True)
+    left.locked_by = None
+    acts = world.site.three.acts()
+    result = world("-o", "json")
+    assert asked == [None], "nothing is locked while somebody thinks"
+    assert left.locked_by
+    assert world.site.three.acts() == acts
+    if back:
+        assert error(result, 1)["code"] == "NodeAlive"
+    else:
+        assert error(result, 3)["code"] == "PreflightFailed"
+        problems = [one for one in lines(result) if one["event"] == "check" and not one["ok"]]
+        assert [one["check"] for one in problems] == ["SameMembers"]
+
+
+def test_a_wrong_command_line_contacts_nobody(world: World) -> None:
+    world.site.asked.clear()
+    for arguments, code in {
+        ("--bundle", "nowhere"): "BundleMissing",
+        ("-f", "nowhere"): "ConfigUnreadable",
+        ("--ignore-preflight-errors", "none"): "CheckUnknown",
+    }.items():
+        assert error(world(*arguments, "-o", "json"), 2)["code"] == code, arguments
+    assert world.site.asked == []

@@ -1,0 +1,482 @@
+"""The operator's rounds of plans: what they write to the API server, and what of that people's annotations change."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from kubeadm_registry.access import executor
+from kubeadm_registry.custom_resources.plans import PlanStatus, PolicyStatus
+from kubeadm_registry.custom_resources.status import ClusterStatus
+from kubeadm_registry.errors import ConnectionFailed, Error, RegistryError
+from kubeadm_registry.operator import carrying, looking, probes
+from kubeadm_registry.operator.conditions import seconds_of
+from kubeadm_registry.operator.figures import Figures
+from kubeadm_registry.operator.health import Seen
+from kubeadm_registry.operator.plans import APPROVE
+from kubeadm_registry.operator.probes import Probe
+from kubeadm_registry.operator.rounds import Rounds
+from kubeadm_registry.operator.way import Way
+from kubeadm_registry.operator.work import Worker
+from kubeadm_registry.registry import Login
+from kubeadm_registry.retention import policy
+from kubeadm_registry.retention.order import Caller
+from kubeadm_registry.retention.uses import failed_list
+from kubeadm_registry.upkeep import clusters, planning, running, store
+from kubeadm_registry.upkeep.clusters import ClusterReport
+from kubeadm_registry.upkeep.running import Prepared
+from tests.unit.fake_cluster import FakeCluster
+from tests.unit.fake_images import Repositories
+from tests.unit.fake_registry import connector
+from tests.unit.test_cli_images import fake, pair  # noqa: F401  fixtures
+from tests.unit.test_cli_retention_runs import Site
+from tests.unit.test_operator_carrying import AUTOMATIC, KEY, Operator
+
+STATUSES: dict[str, type[BaseModel]] = {
+    "registryclusters": ClusterStatus,
+    "registrypolicies": PolicyStatus,
+    "registryretentionplans": PlanStatus,
+}
+
+
+@dataclass
+class Objects:
+    """The API server: what it holds by kind, and the schemas of the statuses."""
+
+    held: dict[str, dict[str, Any]]
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def list(self, plural: str) -> list[dict[str, Any]]:
+        return [_copy(self.held[plural])] if plural in self.held else []
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        plural, name = path.split("/")[-2:]
+        found = self.held.get(plural)
+        return _copy(found) if found is not None and found["metadata"]["name"] == name else None
+
+    def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if body["kind"] == "Event":
+            self.events.append(body)
+            return body
+        self.held[path.rpartition("/")[2]] = {**body, "metadata": {**body["metadata"], "uid": "p", "generation": 1}}
+        return _copy(self.held[path.rpartition("/")[2]])
+
+    def put_status(self, plural: str, found: dict[str, Any], status: dict[str, Any]) -> bool:
+        if found.get("status") == status:
+            return False
+        held = self.held[plural]
+        if found != held:
+            raise ConnectionFailed("changed at the same time", code="ObjectChanged")
+        try:
+            STATUSES[plural].model_validate_json(json.dumps(status))
+        except ValidationError as error:
+            raise ConnectionFailed(f"the API server refuses it: {error}", code="ClusterRefused") from error
+        held["status"] = _copy(status)
+        return True
+
+
+def _copy(found: dict[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(found))
+    return copied
+
+
+class Turns:
+    """Rounds of an operator by the *operator*'s site."""
+
+    def __init__(self, operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.operator, self.site = operator, operator.site
+        document = self.site.servers.cluster.config.model_dump(by_alias=True, exclude_none=True, mode="json")
+        meta = {"name": "registry", "uid": "u", "generation": 1}
+        self.objects = Objects({"registryclusters": {**document, "metadata": meta}})
+        self.policy()
+        self.woken = 0
+        self.report = ClusterReport("the-cluster", "v1.36.3", revision="100")
+        way = Way("ca", Login("push", "x"), KEY, helper=(Path("key"), Path("hosts")))
+        monkeypatch.setattr(Way, "nodes", lambda *_: operator.nodes())
+        monkeypatch.setattr(Way, "registry", lambda *_, **__: connector(self.site.registry))
+        monkeypatch.setattr(clusters, "read", lambda *_, **__: self.report)
+        api = SimpleNamespace(server="https://10.0.0.9:6443")
+        self.rounds = Rounds(
+            "here", self.objects, (api, api), lambda: way, Figures(), lambda: Caller("uid-1", 1),  # type: ignore[arg-type]
+            wake_plans=self.wake, clock=self.site.now,
+        )  # fmt: skip
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def policy(self, more: str = "", generation: int = 1) -> None:
+        """Write the policy, with *more* in its spec."""
+        self.site.policy(more)
+        document = yaml.safe_load((self.site.folder / "policy.yaml").read_text())
+        document["metadata"] |= {"uid": "r", "generation": generation}
+        self.objects.held["registrypolicies"] = document
+
+    def round(self) -> dict[str, Any]:
+        """A round of plans, then one of approvals as the event about the plan wakes it; the status of the plan."""
+        self.rounds.plans()
+        self.rounds.approvals()
+        found: dict[str, Any] = self.plan["status"]
+        return found
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        return self.objects.held["registryretentionplans"]
+
+    def annotate(self, text: str | None) -> None:
+        self.plan["metadata"]["annotations"] = {} if text is None else {APPROVE: text}
+
+    def conditions(self, plural: str = "registryretentionplans") -> dict[str, tuple[str, str]]:
+        found = self.objects.held[plural]["status"]["conditions"]
+        return {one["type"]: (one["status"], one["reason"]) for one in found}
+
+
+@pytest.fixture
+def turns(three: FakeCluster, fake: Repositories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Turns:  # noqa: F811
+    monkeypatch.setattr(executor, "INTERVAL", 0.0)
+    return Turns(Operator(Site(three, fake, tmp_path)), monkeypatch)
+
+
+# ---- what an annotation may have -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong", ["sha256:abc", "sha256:" + "A" * 64, "sha256:" + "0" * 65, "ClusterOlder", "yes, please", "x" * 300],
+    ids=["short", "upper", "long", "bare", "words", "longer than the status holds"],
+)  # fmt: skip
+def test_a_mistyped_approval_is_named_and_stops_nothing(turns: Turns, wrong: str) -> None:
+    digest = turns.round()["digest"]
+    turns.annotate(wrong)
+    turns.rounds.approvals()
+    status = turns.round()
+    assert status["approval"] == {"state": "Required"}
+    assert turns.conditions()["ApprovalValid"] == ("False", "NotValid")
+    [said] = [one["message"] for one in status["conditions"] if one["type"] == "ApprovalValid"]
+    assert wrong.split(",", maxsplit=1)[0][:60] in said
+    assert [one["reason"] for one in turns.objects.events].count("NotValid") == 1
+    assert turns.site.tags() == ["v1", "v2", "v3"]
+    turns.annotate(f"{wrong},{digest}")
+    turns.round()
+    assert turns.site.tags() == ["v3"], "what is valid beside it counts"
+    assert turns.plan["status"]["usedApprovals"] == [digest]
+    turns.annotate(None)
+    turns.round()
+    assert turns.conditions()["ApprovalValid"] == ("True", "Valid")
+
+
+def test_an_approval_that_the_status_has_no_place_for_is_none(turns: Turns) -> None:
+    """Else it would never be spent."""
+    digest = turns.round()["digest"]
+    turns.annotate(",".join([*(f"Some={number}" for number in range(32)), digest]))
+    turns.round()
+    assert turns.conditions()["ApprovalValid"] == ("False", "NotValid")
+    assert turns.site.tags() == ["v1", "v2", "v3"]
+
+
+def test_without_a_wrong_approval_there_is_no_such_condition(turns: Turns) -> None:
+    turns.round()
+    assert "ApprovalValid" not in turns.conditions()
+
+
+def test_an_approval_that_was_withdrawn_in_the_last_moment_is_not_carried_out(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = turns.round()["digest"]
+    turns.annotate(f"{digest},UsesShrank=3")
+    prepare = carrying.prepare
+
+    def withdrawn(*words: Any, **values: Any) -> Prepared:
+        turns.annotate("UsesShrank=3")
+        return prepare(*words, **values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(carrying, "prepare", withdrawn)
+        turns.rounds.plans()
+    assert turns.site.tags() == ["v1", "v2", "v3"]
+    assert turns.woken == 1
+    assert turns.round()["approval"] == {"state": "Required"}
+    assert turns.conditions()["CarriedOut"] == ("Unknown", "ApprovalRequired")
+    turns.annotate(digest)
+    turns.round()
+    assert turns.site.tags() == ["v3"]
+
+
+def test_of_plans_that_wait_only_what_they_delete_is_remembered_and_of_others_nothing(turns: Turns) -> None:
+    """A plan has a reason for each image that stays, and there may be 100,000 of them."""
+    digest = turns.round()["digest"]
+    assert turns.round()["digest"] == digest
+    assert {key: {tag for _, tag, _ in one} for key, one in turns.rounds._shown.items()} == {digest: {"v1", "v2"}}
+    turns.site.registry.image("app", "v4", layer=b"v4")
+    later = turns.round()["digest"]
+    assert list(turns.rounds._shown) == [digest, later]
+    turns.annotate(digest)
+    turns.round()
+    assert turns.site.tags() == ["v3", "v4"], "v3 was in no plan that somebody read"
+    turns.policy(AUTOMATIC, generation=2)
+    turns.rounds._shown.clear()
+    turns.site.at(50)
+    turns.round()
+    assert turns.site.tags() == ["v4"]
+    assert turns.rounds._shown == {}
+
+
+def test_a_condition_is_so_since_it_was_found(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not since the round began, which may have been an hour before."""
+
+    def takes_long(*words: Any) -> Any:
+        turns.site.at(turns.site.day + 0.03)
+        return read(*words)
+
+    read = planning.reading.read
+    monkeypatch.setattr(planning.reading, "read", takes_long)
+    began = turns.site.now()
+    turns.round()
+    for plural in ("registrypolicies", "registryretentionplans"):
+        for one in turns.objects.held[plural]["status"]["conditions"]:
+            assert seconds_of(one["lastTransitionTime"]) > began + 2000, one["type"]
+
+
+def test_a_node_that_was_replaced_leaves_the_metrics(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = datetime(2040, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(probes, "authority_ends", lambda _: ends)
+    for last in ("cp-3", "cp-4"):
+        seen = [Seen(name, Probe(node=name, ends=ends), "no response") for name in ("cp-1", "cp-2", last)]
+        monkeypatch.setattr(looking, "look", lambda *_, seen=seen: (Probe(node="cp-1", ends=ends), seen))
+        turns.rounds.health()
+        page = turns.rounds.figures.text()
+        assert re.findall(r'node_serves\{node="(.*)"\} 1', page) == ["cp-1", "cp-2", last]
+
+
+# ---- the whole plan -------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_plan_is_in_the_registry_before_it_is_shown_or_carried_out(turns: Turns) -> None:
+    turns.policy(AUTOMATIC)
+    status = turns.round()
+    assert turns.site.tags() == ["v3"], "it was carried out"
+    assert turns.conditions()["Published"] == ("True", "Published")
+    with connector(turns.site.registry)() as registry:
+        assert registry.digest(store.REPOSITORY, "operator-plan") == status["artifact"]
+        whole = store.read_operator_plan(registry, KEY)
+    assert whole is not None
+    assert whole.digest == status["digest"]
+    assert [one.tag for one in whole.deletions] == ["v1", "v2"]
+    [kept] = [one for one in whole.kept if one.repository == "app"]
+    assert (kept.tags, kept.cause) == (("v3",), "Rule"), "with what stays, and why"
+    assert turns.site.json("plan", "--digest", status["digest"])["digest"] == status["digest"]
+
+
+def test_nodes_of_an_earlier_release_do_not_take_it_and_the_plan_runs_all_the_same(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> str:
+        raise RegistryError("push operator-plan: 403, all but the tag ledger is written by retention only", status=403)
+
+    monkeypatch.setattr(running, "publish", refuse)
+    turns.policy(AUTOMATIC)
+    status = turns.round()
+    assert turns.conditions()["Published"] == ("False", "RegistryError")
+    [said] = [one["message"] for one in turns.plan["status"]["conditions"] if one["type"] == "Published"]
+    assert said.endswith("by retention only; the nodes have an earlier release: run `kubeadm-registry upgrade`")
+    assert "artifact" not in status
+    assert status["approval"] == {"state": "NotRequired"}
+    assert turns.site.tags() == ["v3"]
+
+
+def test_where_there_is_no_plan_none_is_published(turns: Turns) -> None:
+    assert "artifact" in turns.round()
+    turns.report = replace(turns.report, problems=(failed_list("pods", "refused"),))
+    assert "artifact" not in turns.round()
+    assert turns.conditions()["Published"] == ("Unknown", "NoPlan")
+    turns.report = replace(turns.report, problems=())
+    assert "artifact" in turns.round()
+    del turns.objects.held["registrypolicies"]
+    assert "artifact" not in turns.round()
+    assert turns.conditions()["Published"] == ("Unknown", "NoPlan")
+
+
+def test_plans_that_only_wait_do_not_fill_the_registry(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carrying, "MANY_RECORDS", 4)
+    records = turns.site.registry.store[store.REPOSITORY]
+    counts = []
+    for _ in range(7):
+        status = turns.round()
+        counts.append(len(records.manifests))
+        assert turns.conditions()["CarriedOut"] == ("Unknown", "ApprovalRequired")
+    assert max(counts) <= len(records.tags) + 4 + 2, "as many as are let be, and what a round replaces"
+    assert counts[-1] > min(counts[3:]), "not after each plan"
+    assert status["artifact"] in records.manifests
+    assert turns.site.tags() == ["v1", "v2", "v3"]
+
+
+def test_a_replica_that_leads_no_more_publishes_nothing(turns: Turns) -> None:
+    def lost() -> Caller:
+        raise Stopped
+
+    turns.rounds.caller = lost
+    with pytest.raises(Stopped):
+        turns.rounds.plans()
+    with connector(turns.site.registry)() as registry:
+        assert store.read_operator_plan(registry, KEY) is None
+
+
+# ---- an etcd that was restored --------------------------------------------------------------------------------------
+
+
+def test_an_etcd_that_was_restored_is_told_by_what_it_remembers(turns: Turns) -> None:
+    """Its revision tells nothing where it was raised, as by `etcdutl snapshot restore --bump-revision`."""
+    turns.policy(AUTOMATIC)
+    turns.round()
+    backup = _copy(turns.plan)
+    turns.round()
+    turns.site.registry.image("app", "v4", layer=b"v4")
+    turns.site.at(60)
+    turns.report = replace(turns.report, revision="1000000100")
+    turns.objects.held["registryretentionplans"] = _copy(backup)
+    assert "digest" not in turns.round()
+    assert turns.conditions()["Made"] == ("False", "ClusterOlder")
+    assert turns.site.tags() == ["v3", "v4"]
+    [said] = [one["message"] for one in turns.plan["status"]["conditions"] if one["type"] == "Made"]
+    turns.round()
+    assert turns.conditions()["Made"] == ("False", "ClusterOlder"), "nobody has looked"
+    turns.annotate(said.rpartition(f"{APPROVE}=")[2])
+    turns.round()
+    assert turns.conditions()["Made"] == ("True", "Planned")
+    assert turns.site.tags() == ["v4"]
+    turns.annotate(None)
+    turns.round()
+    assert turns.conditions()["Made"] == ("True", "Planned"), "it remembers what it was told since"
+
+
+def test_an_object_that_was_made_anew_remembers_nothing(turns: Turns) -> None:
+    turns.round()
+    del turns.objects.held["registryretentionplans"]
+    turns.round()
+    assert turns.conditions()["Made"] == ("False", "ClusterOlder")
+
+
+def test_a_policy_that_comes_back_finds_what_was_remembered(turns: Turns) -> None:
+    turns.round()
+    assert "operator_plan_made_seconds 1" in turns.rounds.figures.text()
+    written = turns.objects.held.pop("registrypolicies")
+    turns.round()
+    assert turns.conditions()["Made"] == ("False", "NoPolicy")
+    assert "operator_plan_made_seconds 1" not in turns.rounds.figures.text(), "it would be an old one for ever"
+    turns.objects.held["registrypolicies"] = written
+    turns.round()
+    assert turns.conditions()["Made"] == ("True", "Planned")
+
+
+class Stopped(Exception):
+    """Stands for the end of the operator."""
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the write", "after it"])
+def test_an_operator_that_ends_anywhere_is_no_restored_etcd(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """Neither is one that ends there again and again."""
+    turns.round()
+    put, write = Objects.put_status, store.write
+    for stops in range(7):
+        left = iter(range(stops))
+
+        def once(work: Callable[..., Any], left: Iterator[int], *words: Any) -> Any:
+            if next(left, None) is None:
+                if after:
+                    work(*words)
+                raise Stopped
+            return work(*words)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Objects, "put_status", lambda *words, left=left: once(put, left, *words))
+            patch.setattr(store, "write", lambda *words, left=left: once(write, left, *words))
+            for _ in range(2):
+                with suppress(Stopped):
+                    turns.round()
+        turns.round()
+        assert turns.conditions()["Made"] == ("True", "Planned"), stops
+        turns.site.at(turns.site.day + 1)
+    marker = turns.plan["status"]["marker"]
+    assert marker["newest"] == marker["confirmed"]
+
+
+def test_a_command_that_looks_meanwhile_does_not_make_it_forget(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns.round()
+    plain = planning.reading.read
+
+    def looks(*words: Any) -> Any:
+        found = plain(*words)
+        if not begun:
+            begun.append(True)
+            turns.site.at(turns.site.day + 1)
+            rules = policy.load(turns.site.folder / "policy.yaml")
+            said = {"by the command": replace(turns.report, marker=None)}
+            planning.look(connector(turns.site.registry), KEY, rules, int(turns.site.now()), reports=said, sets={})
+        return found
+
+    begun: list[bool] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(planning.reading, "read", looks)
+        turns.round()
+    assert begun
+    turns.round()
+    assert turns.conditions()["Made"] == ("True", "Planned")
+
+
+# ---- a round that fails ---------------------------------------------------------------------------------------------
+
+
+def once(work: Callable[[], None], failed: Callable[[Exception], None]) -> bool:
+    """A round as its worker does it."""
+
+    async def turn() -> bool:
+        return Worker("plans", work, 10, Figures(), failed)._once()
+
+    return asyncio.run(turn())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(RegistryError("no answer", code="RegistryDown"), "RegistryDown"), (KeyError("x"), "OperatorFailed"),
+     (OSError("broken"), "OperatorFailed")],
+)  # fmt: skip
+def test_a_round_that_fails_is_told_by_its_condition(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    turns.round()
+    assert turns.conditions("registrypolicies")["RetentionHealthy"] == ("True", "Planned")
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "get", fails)
+        assert not once(turns.rounds.plans, turns.rounds.plans_failed)
+    assert turns.rounds._found["RetentionHealthy"].reason == code
+    assert turns.conditions("registrypolicies")["RetentionHealthy"] == ("False", code)
+    with monkeypatch.context() as patch:
+        patch.setattr(clusters, "running", fails)
+        assert not once(turns.rounds.images, turns.rounds.images_failed)
+    said = turns.rounds._found["ImagesMissing"]
+    assert (said.status, said.reason) == (None, code)
+    assert once(turns.rounds.plans, turns.rounds.plans_failed)
+    assert turns.rounds._found["RetentionHealthy"].reason == "Planned"
+    assert turns.conditions("registrypolicies")["RetentionHealthy"] == ("True", "Planned")
+
+
+def test_an_object_that_changed_meanwhile_is_no_failure(turns: Turns) -> None:
+    turns.round()
+    turns.rounds.plans_failed(Error("changed at the same time", code="ObjectChanged"))
+    assert turns.rounds._found["RetentionHealthy"].reason == "Planned"
