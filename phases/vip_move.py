@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from kubeadm_registry import paths
-from kubeadm_registry.agent import document
 from kubeadm_registry.agent.document import State
+from kubeadm_registry.agent.moving import Request
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import handover, health
 from kubeadm_registry.engine.changes import Steps, Wait
@@ -23,8 +22,6 @@ from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.phases.verify import serves
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
-#: Seconds after which an agent's words are old: it writes its state every second.
-STALE = 5.0
 #: Seconds for the agents to have read what they are asked for, for the VIP to move, and for the new holder to serve.
 HEARD, ARRIVAL, SERVED = 5.0, 10.0, 20.0
 #: Seconds in which what hinders a move may pass, and between two looks.
@@ -35,8 +32,6 @@ DRAIN = 15.0
 _HARMLESS = frozenset({"NoCanary", "CanaryMissing", "StorageCopying", "WriterClosing"})
 #: A node that answers late serves nevertheless, and under full load all of them may.
 _SLOW, _CHAIN = "ChainSlow", 1
-#: The node's clock, then what its agent says.
-_LOOK = 'date +%s.%N; cat -- "$1" 2>/dev/null || :'
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,7 @@ def look(cluster: Cluster) -> Standing:
     vip = cluster.spec.vip.address
 
     def ask(host: Host) -> tuple[bool, State | None]:
-        return has_address(host, vip), _agent(host)
+        return has_address(host, vip), health.state(host)
 
     answers = dict(zip((host.name for host in cluster.hosts), side_by_side(ask, cluster.hosts), strict=True))
     states = {name: state for name, (_, state) in answers.items()}
@@ -69,12 +64,6 @@ def _without(state: State | None, never: int) -> State | None:
     if state is None or left is None or not never or left["blocks"] > never:
         return state
     return {**state, "conditions": [one for one in state["conditions"] if one != "StorageCopying"]}
-
-
-def _agent(host: Host) -> State | None:
-    now, _, text = host.query("sh", "-c", _LOOK, "look", paths.AGENT_STATE, timeout=15).text.partition("\n")
-    state = document.read(text)
-    return state if state is not None and abs(float(now) - float(state["time"])) < STALE else None
 
 
 def known(standing: Standing) -> bool:
@@ -271,7 +260,7 @@ class Move:
 
     def _closed(self, host: Host) -> str | None:
         """None if the new holder takes writes; where only one node may, it has to have the lease."""
-        state = _agent(host)
+        state = health.state(host)
         if state is None:
             return "its agent does not report"
         writer = state["writer"]
@@ -347,7 +336,7 @@ class _Asked:
 
     def diff(self, host: Host) -> str | None:
         move = self.move
-        if move.arrived() or (handover.asked(host) == move.target and _heeds(host) == move.target):
+        if move.arrived() or (handover.asked(host) == Request(move.target) and _heeds(host) == move.target):
             return None
         what = "gives the virtual IP up to" if host.name == move.old else "leaves the virtual IP to"
         return f"its agent {what} {move.target}, for {move.drain_seconds + ARRIVAL:.0f} s at most"
@@ -364,7 +353,7 @@ class _Asked:
 
 def _heeds(host: Host) -> str | None:
     """The node to which the VIP is to move, by what the agent of *host* says."""
-    state = _agent(host)
+    state = health.state(host)
     return None if state is None else state["vip"].get("moves_to")
 
 

@@ -2,9 +2,10 @@
 
 ``python3 agent.pyz --pulls DIRECTORY UNIT...`` is another program, in ``pulls``.
 
-SIGTERM ends it, and the node gives up what it has. SIGHUP has it take up other keys for heartbeats; where its program
-or its configuration has changed, it is executed anew: the VIP stays, since the process that keepalived relies on does
-not go away, but it begins without a vote, and a holder of the lease loses that.
+SIGTERM ends it, and the node gives up what it has. SIGHUP has it take up other keys for heartbeats, and the end of a
+change of members; where its program or its configuration has changed in any other way, it is executed anew: the VIP
+stays, since the process that keepalived relies on does not go away, but it begins without a vote, and a holder of the
+lease loses that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from kubeadm_registry import __version__
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.close:
             return asyncio.run(close(config))
-        asyncio.run(run(config, takes_over=options.takes_over, sources=(Path(sys.argv[0]), options.config)))
+        asyncio.run(run(config, takes_over=options.takes_over, program=Path(sys.argv[0]), file=options.config))
         return 0
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
@@ -80,9 +80,9 @@ def rest(began: float, paths: Paths) -> None:
         time.sleep(max(0.0, BREATH - (clock() - began)))
 
 
-async def run(config: Config, *, takes_over: bool, sources: Sequence[Path] = ()) -> None:
-    """Work until SIGTERM or SIGINT; at SIGHUP the agent is executed anew, if one of *sources* has changed."""
-    daemon = Daemon(config, takes_over=takes_over, sources=sources)
+async def run(config: Config, *, takes_over: bool, program: Path, file: Path) -> None:
+    """Work until SIGTERM or SIGINT; at SIGHUP the agent is executed anew, if *program* or *file* has changed so."""
+    daemon = Daemon(config, takes_over=takes_over, program=program, file=file)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)

@@ -8,14 +8,14 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
 from kubeadm_registry import __version__
 from kubeadm_registry.agent import certificate, moves, moving, reserve, status, trend
 from kubeadm_registry.agent.clock import clock
-from kubeadm_registry.agent.config import Config
+from kubeadm_registry.agent.config import Config, ConfigError, load
 from kubeadm_registry.agent.document import Data, State, Trend, sealed
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
@@ -53,15 +53,23 @@ class Daemon:
     """One node's agent. Raises OSError or ValueError at once if a key cannot be read.
 
     *takes_over*: it goes on for an earlier version of itself, in the same process. What that one held fit stays so,
-    until this one knows better: a VIP that moved would break every pull in flight. *sources* are the files that it is
-    made of: its program and its configuration.
+    until this one knows better: a VIP that moved would break every pull in flight. *program* and *file*, its
+    configuration, are what it is made of, as far as that may change.
     """
 
-    def __init__(self, config: Config, *, takes_over: bool = False, sources: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        takes_over: bool = False,
+        program: Optional[Path] = None,
+        file: Optional[Path] = None,
+    ) -> None:
         self.config = config
         self.log = Log()
         self._loop = asyncio.get_running_loop()
-        self._made_of = {path: _content(path) for path in sources}
+        self._file = file
+        self._made_of = {path: _content(path) for path in (program, file) if path is not None}
         keys = self._keys()
         self.links = Links(config, keys[0], self.changed, keys[1:])
         self.hands = NodeHands(config, self.links, self.changed, self.log)
@@ -75,7 +83,7 @@ class Daemon:
         self.hands.follow(self.steering)
         self._reloads = False
         self._holds_vip = False
-        self._moves_to = self._told_move = ""
+        self._asked = self._told_request = moving.NOTHING
         self._views: dict[str, PeerView] = {}
         self._stopping = asyncio.Event()
         self._due = False
@@ -170,9 +178,10 @@ class Daemon:
         self._stopping.set()
 
     def reload(self) -> None:
-        """Use the keys for heartbeats that are there now. If anything else has changed, make ``run`` end so that the
-        agent can be executed anew: one that begins gives no vote at first, and what holds the lease loses it."""
-        if self._made_of and all(_content(path) == made for path, made in self._made_of.items()):
+        """Use the keys for heartbeats that are there now, and the list of members once it decides alone. If anything
+        else has changed, make ``run`` end so that the agent can be executed anew: one that begins gives no vote at
+        first, and what holds the lease loses it."""
+        if self._made_of and not (self._changed_files() - {self._file}) and self._settled():
             try:
                 keys = self._keys()
             except (OSError, ValueError) as error:
@@ -182,6 +191,23 @@ class Daemon:
             return
         self._reloads = True
         self._stopping.set()
+
+    def _changed_files(self) -> set[Optional[Path]]:
+        return {path for path, made in self._made_of.items() if _content(path) != made}
+
+    def _settled(self) -> bool:
+        """Whether the configuration is as it was, but for a change of members that has come to its end."""
+        if self._file is None or not self._changed_files():
+            return True
+        now = _content(self._file)
+        try:
+            config = load(self._file)
+        except (OSError, ConfigError):
+            return False
+        if config.members_before or replace(config, members_before=self.config.members_before) != self.config:
+            return False
+        self.config, self.steering.settings, self._made_of[self._file] = config, config.settings, now
+        return True
 
     def _keys(self) -> list[bytes]:
         path = Path(self.config.heartbeat_key_file)
@@ -258,7 +284,7 @@ class Daemon:
     def _observe(self) -> Observation:
         probes, hands = self.probes, self.hands
         self._holds_vip = all(self._addresses.here(vip) for vip in self.config.vips)
-        self._moves_to = moving.asked(Path(self.config.paths.move), clock())
+        self._asked = moving.asked(Path(self.config.paths.move), clock())
         self._views = {name: link.view for name, link in self.links.links.items()}
         return Observation(
             frontend=probes.frontend.answers,
@@ -278,7 +304,8 @@ class Daemon:
             timer=hands.timer.renewed if hands.timer is not None else None,
             timer_there=hands.timer is not None and hands.timer.there(clock()),
             copying=hands.garage.copying.now,
-            moves_to=self._moves_to,
+            moves_to=self._asked.to,
+            yields=self._asked.yields,
             writes=hands.writes,
         )
 
@@ -306,7 +333,7 @@ class Daemon:
             wall=time.time(),
             now=now,
             holds_vip=self._holds_vip,
-            moves_to=self._moves_to,
+            asked=self._asked,
             expires=self._expires,
             can_destroy=self.hands.can_destroy,
             seconds=status.seconds(self.probes),
@@ -359,9 +386,9 @@ class Daemon:
                 self.log(f"peer-{name}", f"{name} is {one.presence.value}")
         if before.lease.role is not after.lease.role and self.steering.settings.leased:
             self.log(f"role-{after.lease.role}", f"lease: {before.lease.role.value} -> {after.lease.role.value}")
-        if self._moves_to != self._told_move:
-            self._told_move = self._moves_to
-            self.log("move", f"the VIP is to move to {self._moves_to}" if self._moves_to else "the VIP may stay")
+        if self._asked != self._told_request:
+            self._told_request = self._asked
+            self.log("move", moving.told(self._asked))
             self._write_state()
         if old is None or _news(old) != _news(new):
             self.log("state", self._sentence())

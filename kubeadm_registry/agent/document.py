@@ -47,8 +47,9 @@ class Proxy(TypedDict):
 class Writer(TypedDict):
     """The lease: who writes, where only one node may (*mode* "single"), and where retention acts.
 
-    *role* is a Role, "writer" on the node that holds it; *epoch* the term of the newest holder known. Without a lease,
-    as with the mode "any" in the first release, *role* and *timer* are None.
+    *role* is a Role, "writer" on the node that holds it; *epoch* the term of the newest holder known; *yields*: it is
+    to be given up, as planned. Without a lease, as with the mode "any" in the first release, *role*, *timer* and
+    *yields* are None.
     """
 
     mode: str
@@ -58,6 +59,7 @@ class Writer(TypedDict):
     vote: Optional[str]
     lease_seconds: Optional[float]
     timer: Optional[bool]
+    yields: Optional[bool]
 
 
 class Members(TypedDict):

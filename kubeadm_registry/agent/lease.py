@@ -149,6 +149,7 @@ def step(
     held: Optional[float],
     frontend: Health,
     proxy_ok: bool,
+    yields: bool,
     clock_off: Optional[float],
     seen: Observation,
     settings: Settings,
@@ -157,7 +158,7 @@ def step(
 
     *seen* holds all that was ever heard of the peers, whether the frontend takes writes, that the process that could
     write is gone, what is on disk and how the kernel's timer is; *fresh* names the peers whose heartbeat is recent,
-    *held* says since when this node has had the VIP.
+    *held* says since when this node has had the VIP; who *yields* gives the lease up, and asks for none.
 
     Invariants: a node is WRITER only while it holds the VIP, its lease lasts, its clock agrees with the others' and the
     kernel's timer runs; where only one node may write, also only while its frontend lives and takes writes. It leaves
@@ -181,13 +182,13 @@ def step(
         role = Role.STANDBY if seen.fenced else role
     elif role in (Role.WRITER, Role.OPENING):
         # A later writer there was: a paused machine whose clock stood still goes on under votes that it had before.
-        lost = held is None or not leased or outdated or doubtful or serving > term
+        lost = held is None or yields or not leased or outdated or doubtful or serving > term
         lost = lost or (settings.single_writer and frontend is Health.DEAD)
         if lost or (role is Role.WRITER and (seen.writable is False or not timed(seen, now, settings))):
             role = Role.CLOSING
         elif role is Role.OPENING and ready(seen, now, settings):
             role, serving = Role.WRITER, term
-    elif held is None or not proxy_ok or frontend is not Health.OK or outdated or doubtful:
+    elif held is None or yields or not proxy_ok or frontend is not Health.OK or outdated or doubtful:
         role = Role.STANDBY
     elif role is Role.STANDBY:
         if now - held >= timings.settle:

@@ -120,7 +120,7 @@ class Report:
     vote_term: int = 0
     bye: bool = False
     removed: bool = False  # said to a node that has left the members: it is none of them
-    draining: bool = False  # the writer takes no new work: it is about to move, as planned
+    draining: bool = False  # the writer takes no new work: it is about to end or to move, as planned
     members: Members = Members()  # under which all of the above about writing is said
 
 
@@ -161,6 +161,7 @@ class Observation:
     timer_there: bool = False  # the kernel has such a timer
     copying: bool = False  # the storage brings over what this node missed
     moves_to: str = ""  # the node to which the VIP is to move, as planned
+    yields: bool = False  # the one writer is to give up the lease, as planned
     writes: Optional[int] = None  # writing requests that this node's proxies pass on to its frontend; None: not known
 
 
@@ -233,7 +234,7 @@ class Memory:
     joined_since: Optional[float] = None  # since when a majority is heard
     alone: bool = False  # cut off from the majority, or only just back
     removed: bool = False  # this node has left the members; an agent with a later list begins anew
-    quiet_since: Optional[float] = None  # since when no write is in flight at a writer that is about to move
+    quiet_since: Optional[float] = None  # since when no write is in flight at a writer that is about to end
     fit: bool = False
     connected: float = 0.0  # when the storage was last told to connect
     partial_since: Optional[float] = None  # since when the storage lacks a member that should be there

@@ -12,7 +12,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Optional
 
-from kubeadm_registry.agent import lease
+from kubeadm_registry.agent import lease, planned
 from kubeadm_registry.agent.conditions import conditions
 from kubeadm_registry.agent.model import (
     FAILED,
@@ -44,7 +44,6 @@ WHOLE = 1.0  # seconds that all storages must have been there before their table
 KILL_AGAIN = 2.0  # seconds
 STARVED = 3.0  # seconds after memory was last short, from which on a silence counts again
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
-QUIET = 1.5  # seconds without a write in flight: longer than a busy client takes between two requests of an upload
 UNGUARDED = 1.0  # seconds without the nft rules that who has the lease may have: longer than loading them takes
 NEVER_SEEN = PeerMemory()
 
@@ -198,31 +197,6 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
     return memory.been_good or (proxy_ok and not memory.alone and now - memory.started >= timings.start_grace)
 
 
-def moves(seen: Observation, reports: Mapping[str, Report]) -> bool:
-    """Whether the VIP is to move to another node, as planned, and has not yet.
-
-    Invariant: only to one that is freshly heard, reads well and is fit, so the VIP is never given up for nothing.
-    """
-    said = reports.get(seen.moves_to)
-    return said is not None and said.good and said.fit and said.level is Level.FIT and not said.vip
-
-
-def _gives(
-    memory: Memory, seen: Observation, reports: Mapping[str, Report], *, now: float, settings: Settings
-) -> tuple[bool, bool, Optional[float], bool]:
-    """Whether the VIP is to move, and this holder takes no new work; since when no write is in flight; whether it gives
-    up the VIP now.
-
-    Invariant: the one writer, which goes along with the VIP, gives it up only when no write has been in flight for
-    ``QUIET`` seconds: its frontend is killed then.
-    """
-    moving = moves(seen, reports)
-    draining = moving and seen.holds_vip and settings.single_writer and memory.lease.role is Role.WRITER
-    since = _since(memory.quiet_since, draining and seen.writes == 0, now)
-    quiet = since is not None and now - since >= QUIET
-    return moving, draining, since, moving and seen.holds_vip and (quiet or not draining)
-
-
 def alone(before: bool, lonely_since: Optional[float], joined_since: Optional[float], now: float) -> bool:
     """Whether this node's claim to the VIP is weaker than that of any node in a majority.
 
@@ -313,7 +287,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     open_to_all = unguarded is not None and now - unguarded >= UNGUARDED
     hidden = hidden_holder(reports, settings)
     off = clocks({name: seen.peers[name] for name in fresh}, settings)
-    moving, draining, quiet_since, gives = _gives(memory, seen, reports, now=now, settings=settings)
+    asked = planned.planned(memory, seen, reports, now=now, settings=settings)
     new = replace(
         memory,
         last=now,
@@ -329,7 +303,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         held_since=held,
         hidden_since=_since(memory.hidden_since, hidden, now),
         unguarded_since=unguarded,
-        quiet_since=quiet_since,
+        quiet_since=asked.quiet_since,
         lonely_since=lonely_since,
         joined_since=joined_since,
         alone=alone(memory.alone, lonely_since, joined_since, now),
@@ -344,7 +318,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         compared=now if compare else memory.compared,
     )
     is_fit = fit(new, proxy_dead=proxy_dead, proxy_ok=proxy_ok, somebody_good=somebody_good, now=now, timings=timings)
-    is_fit = is_fit and not gives
+    is_fit = is_fit and not asked.gives
     claim = new.lease
     if settings.leased:
         claim = lease.step(
@@ -355,6 +329,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
             held=None if open_to_all else held,
             frontend=frontend.health,
             proxy_ok=proxy_ok,
+            yields=asked.yields,
             clock_off=new.clock_off,
             seen=seen,
             settings=settings,
@@ -372,10 +347,10 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         epoch=claim.serving,
         fit=is_fit,
         # Where the VIP is to move, that node must win: this one gives way to it.
-        alone=new.alone or (moving and not seen.holds_vip),
-        new_work=not draining and not draining_there,
-        count_writes=draining,
-        report=_report(new, seen, settings, reports, draining=draining, now=now),
+        alone=new.alone or (asked.moving and not seen.holds_vip),
+        new_work=not (asked.draining or asked.yields or draining_there),
+        count_writes=asked.draining,
+        report=_report(new, seen, settings, reports, draining=asked.draining, now=now),
         levels=levels,
         reset_reads=_reason(frontend, reset_frontend, "frontend") or _reason(storage, reset_storage, "storage"),
         reset_rpc=_reason(storage, reset_storage, "storage") if storage.health is Health.HUNG else "",

@@ -9,6 +9,7 @@ from typing import Any, Optional
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.document import Data, Left, Move, Queues, State, Trend, Writer
 from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Presence, Role
+from kubeadm_registry.agent.moving import NOTHING, Request
 from kubeadm_registry.agent.peers import Links
 from kubeadm_registry.agent.probes import Probes
 
@@ -50,7 +51,7 @@ class Facts:
     ca_expires: Optional[float] = None  # seconds since 1970
     data: Optional[Data] = None  # None: not known yet
     storage_left: Optional[Left] = None  # None: not known yet
-    moves_to: str = ""  # the node to which the VIP is to move, as planned
+    asked: Request = NOTHING  # what root asks for
     storage_queues: Optional[Queues] = None  # None: not known yet
     storage_lost: Optional[int] = None  # None: not known yet
     data_trend: Optional[Trend] = None  # None: not known yet
@@ -118,7 +119,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
         "fit": memory.fit,
         "good": memory.good,
         "conditions": list(decisions.conditions),
-        "vip": {"addresses": list(config.vips), "held": facts.holds_vip, "moves_to": facts.moves_to or None},
+        "vip": {"addresses": list(config.vips), "held": facts.holds_vip, "moves_to": facts.asked.to or None},
         "frontend": {"health": memory.frontend.health.value, "seconds": facts.seconds.get("frontend")},
         "storage": None
         if config.storage is None
@@ -144,6 +145,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
             "vote": claim.vote.candidate if claim.vote is not None else None,
             "lease_seconds": round(max(0.0, claim.until - facts.now), 2) if claim.role is Role.WRITER else None,
             "timer": facts.timer_there if config.settings.leased else None,
+            "yields": facts.asked.yields if config.settings.leased else None,
         },
         "members": {"generation": config.generation, "digest": config.members.digest},
         "clock_off": None if memory.clock_off is None else round(memory.clock_off, 3),

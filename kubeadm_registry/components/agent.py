@@ -11,7 +11,7 @@ from kubeadm_registry.agent.kept import MOVES_FILE, SPACE_FILE
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy, zipapp
 from kubeadm_registry.components.units import Port, Service, serve
-from kubeadm_registry.engine.changes import Directory, File, Steps, Wait, secret_of
+from kubeadm_registry.engine.changes import Directory, File, Steps, Wait, secret_of, unit_path
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import Error
 from kubeadm_registry.oci import canary
@@ -39,6 +39,8 @@ SERVICE = Service(
     ports=(Port(paths.HEARTBEAT_PORT, "udp"), Port(paths.AGENT_PORT)),
     calls=(paths.FRONTEND_PORT, paths.ADMIN_PORT),
 )
+#: What it is made of: when one of these changes, it begins anew, and gives no vote at first.
+MADE_OF = frozenset({ARCHIVE, CONFIG, unit_path(UNIT)})
 #: What the agent is written for.
 PYTHON = (3, 9)
 #: Whether the host's Python is of version ``$1`` (as a tuple's items) or newer, and where it is.

@@ -17,7 +17,7 @@ from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, family
 from kubeadm_registry.agent import gap, reopen
 from kubeadm_registry.agent.formats import Damaged, Newer
-from kubeadm_registry.agent.moving import FORMAT
+from kubeadm_registry.agent.moving import FORMAT, Request
 from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.links import link
@@ -76,27 +76,32 @@ done
 _UNPASS = 'for family in ip ip6; do nft delete table $family "$1" 2>/dev/null || :; done'
 #: Runs ``$2...`` and goes on; what it says is in the file ``$1``. Without the lock (9), which ends with the run.
 _BACKGROUND = 'out=$1; shift; rm -f -- "$out"; setsid "$@" >"$out" 2>/dev/null </dev/null 9>&- &'
-#: Asks the agent for a move by the file ``$1``: until ``$3`` seconds from now the VIP is to go to ``$2``; ``$4`` says
-#: which format that is.
+#: Asks the agent by the file ``$1``: until ``$3`` seconds from now the VIP is to go to ``$2``, and the one writer is to
+#: give the lease up where ``$5`` is true; ``$4`` says which format that is.
 _ASK = """
 set -e
 read -r now rest < /proc/uptime
 new="$1.kubeadm-registry"
-printf '{"format": %s, "to": "%s", "until": %s}\\n' "$4" "$2" "$((${now%%.*} + $3))" > "$new"
+printf '{"format": %s, "to": "%s", "yields": %s, "until": %s}\\n' "$4" "$2" "$5" "$((${now%%.*} + $3))" > "$new"
 chmod 644 "$new"
 mv -f -T -- "$new" "$1"
 """
 
 
-def ask(host: Host, target: str, seconds: int) -> None:
-    """Ask the agent of *host* to see to it, for *seconds*, that *target* has the VIP."""
-    host.run("sh", "-c", _ASK, "ask", paths.MOVE, target, str(seconds), json.dumps(FORMAT.stamp()))
+def ask(host: Host, target: str, seconds: int, *, yields: bool = False) -> None:
+    """Ask the agent of *host* to see to it, for *seconds*, that *target* has the VIP (empty: whoever has it).
+
+    *yields*: as the one writer it gives up the lease, once no write is in flight, and keeps the VIP.
+    """
+    words = (paths.MOVE, target, str(seconds), json.dumps(FORMAT.stamp()), json.dumps(yields))
+    host.run("sh", "-c", _ASK, "ask", *words)
 
 
-def asked(host: Host) -> str | None:
-    """The node to which the agent of *host* was asked to move the VIP; None if it was not."""
+def asked(host: Host) -> Request | None:
+    """What the agent of *host* was asked for, whether or not that has ended; None if nothing."""
     try:
-        return str(FORMAT.parse(host.read(paths.MOVE) or b"").values["to"])
+        values = FORMAT.parse(host.read(paths.MOVE) or b"").values
+        return Request(str(values["to"]), values.get("yields") is True)
     except (Damaged, Newer, KeyError):
         return None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.agent import document
+from kubeadm_registry.agent.document import State
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import backend
 from kubeadm_registry.engine.changes import STARTED
@@ -26,6 +27,8 @@ SETTLED = 4.0
 COMPARED = 12.0
 #: Seconds for which a node must be ill to be taken for it, and between two looks.
 PATIENCE, APART = 20.0, 1.0
+#: The node's clock, then what its agent reports.
+_STATE = 'date +%s.%N; cat -- "$1" 2>/dev/null || :'
 #: What the agents of the other nodes report because of a node that is away: they are healthy nevertheless.
 OF_OTHERS = frozenset({"StoragePartial", "StorageCopying", "MembersDiffer"})
 
@@ -70,6 +73,16 @@ def report(host: Host) -> Report:
     if moment < started + SETTLED:
         return Report(host.name, None, "its services have just been started; waiting for a later report of its agent")
     return Report(host.name, state, runs=moment - started)
+
+
+def state(host: Host) -> State | None:
+    """What the agent of *host* says, also soon after a start; None if it says nothing, or nothing new.
+
+    Raises ConnectionFailed.
+    """
+    now, _, text = host.query("sh", "-c", _STATE, "state", paths.AGENT_STATE, timeout=15).text.partition("\n")
+    found = document.read(text)
+    return found if found is not None and abs(float(now) - float(found["time"])) < STALE_AFTER else None
 
 
 def reports(cluster: Cluster) -> list[Report]:

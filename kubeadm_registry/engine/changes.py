@@ -340,6 +340,11 @@ class Running:
     def _stale(self, state: UnitState) -> list[str]:
         return [file.path for file in self.files if state.started.get(file.path) != file.digest]
 
+    def stale(self, host: Host) -> list[str]:
+        """The paths of those files of which it runs with earlier versions; all of them if it does not run."""
+        state = unit_state(host, self.unit)
+        return self._stale(state) if state.active else [file.path for file in self.files]
+
     def verb(self, host: Host) -> str | None:
         """What apply does to a unit that runs or not: ``start``, ``reload`` or ``restart``; None: nothing."""
         return self._verb(unit_state(host, self.unit))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,16 @@ class AgentProcess(Process):
         self.hands.steering = self.steering
         self.began = True
         self.tick()
+
+    def settled(self) -> bool:
+        """Whether the list of members has not changed but for the one before, which it is to forget: it goes on."""
+        if not self.began or self.leaving:
+            return False
+        now = settings_of(self.host.name, self.host.roster, self.host.world.timings, self.host.world.single_writer)
+        if now.before or replace(self.steering.settings, before=()) != now:
+            return False
+        self.steering.settings = now
+        return True
 
     def tick(self) -> None:
         """One round: decide, ask and send what is due."""
@@ -185,7 +195,8 @@ class AgentProcess(Process):
             kept=hands.kept,
             timer=hands.renewed,
             timer_there=hands.timer_there(now),
-            moves_to=self.host.moves_to(),
+            moves_to=self.host.asked().to,
+            yields=self.host.asked().yields,
             writes=int(self.host.timeline.now < self.host.busy_until),
         )
         self.point("observed")

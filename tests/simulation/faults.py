@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kubeadm_registry.agent.moving import Request
 from tests.simulation.agent import Roster
 from tests.simulation.host import Host
 from tests.simulation.process import Process
@@ -295,8 +296,19 @@ def move(world: World, host: Host, value: tuple[float, float, float]) -> None:
     seconds, chance, busy = value
     for other in world.hosts.values():
         if other is not host and other.on and world.random.random() < chance:
-            other.move = host.name, other.seconds() + seconds
+            other.move = Request(host.name), other.seconds() + seconds
             other.busy_until = world.timeline.now + busy
+
+
+@deed
+def yields(world: World, host: Host, value: tuple[float, float]) -> None:
+    """As the one writer it is to give up the lease, as planned, and to keep the VIP.
+
+    *value*: for how many seconds, and seconds for which writes are still in flight there.
+    """
+    seconds, busy = value
+    host.move = Request(yields=True), host.seconds() + seconds
+    host.busy_until = world.timeline.now + busy
 
 
 @deed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kubeadm_registry.agent.heartbeat import Packet
 from kubeadm_registry.agent.model import HardState
+from kubeadm_registry.agent.moving import NOTHING, Request
 from tests.simulation.agent import AgentProcess, Roster
 from tests.simulation.disk import Disk
 from tests.simulation.executor import Executor, ExecutorProcess
@@ -46,7 +47,7 @@ class Host:
         self.vip = False
         self.files_fit = False
         self.files_alone = False
-        self.move: tuple[str, float] | None = None  # the file of a planned move: target, and its end by the clock
+        self.move: tuple[Request, float] | None = None  # the file of what was asked for, and its end by the clock
         self.busy_until = 0.0  # true time until which writes are in flight
         self.systemd = Systemd(self)
         self.agent = AgentUnit(self)
@@ -71,9 +72,9 @@ class Host:
         """Seconds since 1970, as this host believes."""
         return EPOCH + self.timeline.now + self.wall_offset
 
-    def moves_to(self) -> str:
-        """The node to which the VIP is to move, as planned; empty: it may stay."""
-        return self.move[0] if self.move is not None and self.seconds() < self.move[1] else ""
+    def asked(self) -> Request:
+        """What its agent was asked for: a planned move, of the VIP or of the lease."""
+        return self.move[0] if self.move is not None and self.seconds() < self.move[1] else NOTHING
 
     def peers(self) -> list[Host]:
         """The hosts that its configuration names, as far as they exist."""
@@ -273,7 +274,8 @@ class Host:
         """It gets another list of members, and its agent takes it up; a server that is new starts."""
         self.roster = roster
         if self.used:
-            self.agent.reload()
+            if self.agent.process is None or not self.agent.process.settled():
+                self.agent.reload()
         else:
             self.used = True
             self.boot()

@@ -271,11 +271,14 @@ def late(random: Random) -> tuple[list[Fault], float]:
 
 
 def moves(random: Random) -> tuple[list[Fault], float]:
-    """The VIP is moved as planned, once or more; all are asked for it or some only, and things go wrong meanwhile."""
+    """VIP or lease are given up as planned, once or more; all are asked or some only, and things go wrong meanwhile."""
     at, faults = random.uniform(0.05, 0.4), []
     for _ in range(random.choice([1, 1, 2, 3])):
-        value = (random.uniform(1.0, 5.0), random.choice([1.0, 1.0, 0.5]), random.choice([0.0, 0.3, 2.0]))
-        faults.append(Fault(at, "move", random.choice(["other", "other", "any"]), value))
+        if random.random() < 0.3:
+            faults.append(Fault(at, "yields", "writer", (random.uniform(1.0, 5.0), random.choice([0.0, 0.3, 2.0]))))
+        else:
+            value = (random.uniform(1.0, 5.0), random.choice([1.0, 1.0, 0.5]), random.choice([0.0, 0.3, 2.0]))
+            faults.append(Fault(at, "move", random.choice(["other", "other", "any"]), value))
         if random.random() < 0.7:
             made = random.choice([cut, standstill, small])
             faults.append(made(random, max(0.01, at + random.uniform(-0.3, 1.5)), who(random)))

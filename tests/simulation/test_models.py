@@ -8,11 +8,13 @@ from random import Random
 import pytest
 
 from kubeadm_registry.agent.model import HardState
+from kubeadm_registry.agent.steering import Steering
 from tests.simulation import schedule
 from tests.simulation.__main__ import main
 from tests.simulation.agent import Roster
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Fault, happen
+from tests.simulation.host import Host
 from tests.simulation.kernel import JIFFY, Clock, Timer
 from tests.simulation.network import Network
 from tests.simulation.process import Ended
@@ -181,6 +183,40 @@ def test_a_planned_move_takes_the_lease_along_to_the_named_server(target: str, s
         assert [host.name for host in world.hosts.values() if host.vip] == [name]
         assert [host.name for host in world.writers()] == [name]
     assert world.finding is None
+
+
+def test_a_writer_that_is_asked_yields_the_lease_when_no_write_is_in_flight_and_keeps_the_vip() -> None:
+    world = new_world(THREE, Roster(THREE), cold=False)
+    before = world.writing()
+    assert before is not None
+    happen(world, Fault(0.0, "yields", before.name, (4.0, 1.0)))
+    world.timeline.run(world.timeline.now + 2.0)
+    assert world.writing() is before, "a write is in flight, and another may follow"
+    world.timeline.run(world.timeline.now + 1.5)
+    assert world.writers() == []
+    assert before.vip
+    world.timeline.run(world.timeline.now + 3.0)
+    assert world.writing() is before, "it was asked until then only"
+    assert world.finding is None
+
+
+def steering(host: Host) -> Steering:
+    assert host.agent.process is not None
+    return host.agent.process.steering
+
+
+def test_the_end_of_a_change_of_members_takes_the_lease_from_nobody() -> None:
+    world = new_world(THREE, Roster(THREE, 2, THREE), cold=False)
+    before = world.writing()
+    assert before is not None
+    term = steering(before).memory.lease.term
+    for name in THREE:
+        happen(world, Fault(0.0, "settle", name, Roster(THREE, 2)))
+        world.timeline.run(world.timeline.now + 0.1)
+    world.timeline.run(world.timeline.now + 3.0)
+    assert world.writing() is before
+    assert steering(before).memory.lease.term == term
+    assert all(steering(host).settings.before == () for host in world.hosts.values())
 
 
 def test_a_planned_move_waits_for_writes_in_flight_and_ends_by_itself() -> None:

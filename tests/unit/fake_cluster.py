@@ -25,6 +25,7 @@ from kubeadm_registry.components import (
     agent,
     drain,
     garage,
+    handover,
     haproxy,
     health,
     helper,
@@ -413,6 +414,8 @@ class FakeCluster:
             with_=lambda *_: self._status(server, units),
         )  # fmt: skip
         server.answer("sh", "-c", health._ASK, "health", with_=lambda *_: self._health(server))
+        server.answer("sh", "-c", health._STATE, "state", with_=lambda *_: self._agent(server))
+        server.answer("sh", "-c", handover._ASK, "ask", with_=lambda argv, _: self._asked(server, argv), act="ask")
         server.answer("sh", "-c", running._ASK, "running", with_=lambda argv, _: self._running(server, argv[4::2]))
         server.answer("sh", "-c", certificates.RUN, "blocks", with_=lambda _, asked: self._blocks(server, asked))
         server.answer("ss", "-Htn", "state", "established")
@@ -448,12 +451,30 @@ class FakeCluster:
 
         def started(unit: str) -> None:
             if unit == agent.UNIT:
-                server.put(paths.AGENT_STATE, "{}\n")
                 settings = json.loads(server.content(agent.CONFIG))
+                server.put(paths.AGENT_STATE, json.dumps({"members": {"generation": settings["generation"]}}))
                 promised = HardState(settings["generation"], epoch=0)
                 server.put(settings["paths"]["hardstate"], hardstate.encode(promised))
 
         server.on_start = started
+
+    def _agent(self, server: FakeTransport) -> str:
+        """The clock and what the agent says: who has the virtual IP has the lease, unless it is asked to yield it."""
+        if server.unit(agent.UNIT).active != "active":
+            return "1000.5\n"
+        asked = json.loads(server.content(paths.MOVE)) if paths.MOVE in server.tree else {}
+        settings, yields = json.loads(server.content(agent.CONFIG)), bool(asked.get("yields"))
+        holds = self._holder() is server and not (yields and settings["writer"] == "single")
+        role = {"mode": settings["writer"], "role": "writer" if holds else "standby", "yields": yields}
+        started = json.loads(server.content(paths.AGENT_STATE))
+        return f"1000.5\n{json.dumps({**started, 'time': 1000.0, 'uptime': 60.0, 'writer': role})}"
+
+    def _asked(self, server: FakeTransport, argv: Sequence[str]) -> int:
+        _, _, _, _, path, target, seconds, form, yields = argv
+        server.put(
+            path, json.dumps({"format": json.loads(form), "to": target, "yields": json.loads(yields), "until": seconds})
+        )
+        return 0
 
     def _health(self, server: FakeTransport) -> str:
         """What the script says by which health is judged: all that is wrong is that services do not run, and ill."""

@@ -231,8 +231,9 @@ def _move(content: bytes) -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "move.json"
         path.write_bytes(content)
-        target = moving.asked(path, 1230.0)
-    return json.dumps(moving.FORMAT.seal({"to": target, "until": 1260})).encode() if target else UNREAD
+        found = moving.asked(path, 1230.0)
+    values: dict[str, Any] = {"to": found.to, "until": 1260, **({"yields": True} if found.yields else {})}
+    return UNREAD if found == moving.NOTHING else json.dumps(moving.FORMAT.seal(values)).encode()
 
 
 def _pulled(name: str) -> Callable[[bytes], bytes]:
@@ -382,6 +383,7 @@ KINDS = (
         for sample in ("0.1/agent-state.json", "agent-state.json")
     ),
     Kind(moving.FORMAT, "move.json", _move, needed=top("to", "until"), keeps=False, asks=False),
+    Kind(moving.FORMAT, "move-yields.json", _move, needed=top("to", "until"), keeps=False, asks=False),
     Kind(
         replacing.REQUESTED, "replacing-request.json", _request, needed=top("old", "new"), code="RequestDamaged",
         keeps=False,

@@ -192,6 +192,28 @@ def test_another_key_is_taken_up_in_stages_and_no_agent_begins_anew(
     assert "no other keys are used" in agents[0].communicate(timeout=20)[1]
 
 
+def test_the_end_of_a_change_of_members_is_taken_up_and_no_agent_begins_anew(
+    configs: list[dict[str, Any]], agents: list[subprocess.Popen[str]]
+) -> None:
+    """While members change, what the agents decide needs more than half of the list before, too."""
+    path = Path(configs[0]["paths"]["fit"]).with_name("agent.json")
+
+    def reload(**changes: Any) -> str:
+        before = state(configs[0])["instance"]
+        path.write_text(json.dumps(configs[0] | changes))
+        os.kill(agents[0].pid, signal.SIGHUP)
+        return str(before)
+
+    until(lambda: state(configs[0]).get("quorum", {}).get("heard") == 3, "it hears the others")
+    begins = reload(members_before=["cp-1", "cp-2"])
+    until(lambda: state(configs[0])["instance"] != begins, "a change that begins needs another life")
+    stays = reload(metrics_anonymous=False)  # which is the default
+    hears_more(configs[0], received(configs[0]))
+    assert state(configs[0])["instance"] == stays
+    anew = reload(metrics_anonymous=True)
+    until(lambda: state(configs[0])["instance"] != anew, "the list is not all that has changed")
+
+
 @pytest.mark.parametrize("takes_over", [True, False])
 def test_only_who_takes_over_stays_fit_without_having_been_good(
     configs: list[dict[str, Any]], takes_over: bool

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.agent import moving, rules
+from kubeadm_registry.agent import moving, planned
 from kubeadm_registry.agent.model import Decisions, LeaseMemory, Level, Memory, Observation, PeerView, Report, Role
-from kubeadm_registry.agent.rules import QUIET
+from kubeadm_registry.agent.planned import QUIET
 from tests.unit.test_agent_rules import ANY, GOOD_PEER, first, near, play, well
 
 ONE = replace(ANY, single_writer=True)
-SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "move.json"
+FORMATS = Path(__file__).parents[1] / "golden" / "formats"
+SAMPLE, YIELDS = FORMATS / "move.json", FORMATS / "move-yields.json"
 
 
 @pytest.fixture
@@ -162,25 +163,77 @@ def test_a_holder_without_the_lease_waits_for_no_write(settled: Memory) -> None:
     assert first(taken, lambda decided: not decided.fit) == near(5.05)
 
 
+# ---- the lease alone ------------------------------------------------------------------------------------------------
+
+
+def yields(now: float, **changes: object) -> Observation:
+    """The lease lasts; it is to be given up, and the VIP to stay."""
+    return votes(now, **{"moves_to": "", "yields": True, **changes})
+
+
+def test_the_writer_yields_the_lease_once_no_write_is_in_flight_and_keeps_the_vip(settled: Memory) -> None:
+    def seen(now: float) -> Observation:
+        return yields(now, writes=0 if now > 6.0 else 2)
+
+    taken = play(seen, until=7.0 + QUIET, memory=writer(settled), start=5.0, config=ONE)[1]
+    assert first(taken, lambda decided: not decided.new_work) == near(5.05)
+    assert first(taken, lambda decided: decided.report.draining) == near(5.05)
+    assert first(taken, lambda decided: not decided.gate) == near(6.05 + QUIET)
+    assert first(taken, lambda decided: decided.fence) == near(6.05 + QUIET)
+    assert all(decided.fit and not decided.alone for _, decided in taken)
+
+
+def test_new_work_waits_for_as_long_as_that_is_asked_for_and_then_there_is_a_writer_again(settled: Memory) -> None:
+    """What waits for a writer to appear, waits less long than what waits for new work to be taken."""
+
+    def seen(now: float) -> Observation:
+        wanted = yields if now < 9.0 else votes
+        return wanted(now, moves_to="", writes=0, fenced=True, timer=now, wall_ms=1)
+
+    taken = play(seen, until=10.0, memory=writer(settled), start=5.0, config=ONE)[1]
+    assert {decided.report.role for at, decided in taken if 7.0 < at < 9.0} == {Role.STANDBY}
+    assert not any(decided.new_work for at, decided in taken if 5.1 < at < 9.0)
+    assert first([one for one in taken if one[0] > 5.1], lambda decided: decided.new_work) == near(9.0)
+    assert Role.CANDIDATE in {decided.report.role for at, decided in taken if at >= 9.0}
+
+
+def test_the_lease_of_retention_is_not_asked_for(settled: Memory) -> None:
+    """Where all may write, nothing is in flight that could be lost with it."""
+    lets = replace(ANY, executor=True)
+    taken = play(lambda now: yields(now, writes=0), until=8.0, memory=writer(settled), start=5.0, config=lets)[1]
+    assert all(decided.gate and decided.new_work for _, decided in taken)
+
+
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 
-def asked(folder: Path, content: str, now: float) -> str:
+def asked(folder: Path, content: str, now: float) -> moving.Request:
     (folder / "move").write_text(content)
     return moving.asked(folder / "move", now)
 
 
 def test_the_request_counts_until_its_end(tmp_path: Path) -> None:
     content = json.dumps({"to": "b", "until": 100.0})
-    assert asked(tmp_path, content, 99.9) == "b"
-    assert asked(tmp_path, content, 100.0) == ""
-    assert asked(tmp_path, content, 100.0 - moving.LONGEST - 0.1) == "", "whoever wrote that had another clock"
+    assert asked(tmp_path, content, 99.9) == moving.Request("b")
+    assert asked(tmp_path, content, 100.0) == moving.NOTHING
+    assert asked(tmp_path, content, 100.0 - moving.LONGEST - 0.1) == moving.NOTHING, (
+        "whoever wrote it had another clock"
+    )
 
 
 def test_the_request_as_it_was_first_written_counts(tmp_path: Path) -> None:
     content = SAMPLE.read_text()
-    assert asked(tmp_path, content, 1230.0) == "cp-2"
-    assert asked(tmp_path, json.dumps({**json.loads(content), "added": 1}), 1230.0) == "cp-2"
+    assert asked(tmp_path, content, 1230.0) == moving.Request("cp-2")
+    assert asked(tmp_path, json.dumps({**json.loads(content), "added": 1}), 1230.0) == moving.Request("cp-2")
+
+
+def test_a_request_for_the_lease_alone_moves_nothing(tmp_path: Path) -> None:
+    content = YIELDS.read_text()
+    assert asked(tmp_path, content, 1230.0) == moving.Request(yields=True)
+    for other in ('"true"', "1", "null", "false"):
+        changed = content.replace("true", other)
+        assert changed != content
+        assert asked(tmp_path, changed, 1230.0) == moving.NOTHING
 
 
 @pytest.mark.parametrize(
@@ -192,10 +245,16 @@ def test_the_request_as_it_was_first_written_counts(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_request_counts_for_nothing(tmp_path: Path, content: str) -> None:
-    assert asked(tmp_path, content, 99.0) == ""
-    assert moving.asked(tmp_path / "none", 99.0) == ""
+    assert asked(tmp_path, content, 99.0) == moving.NOTHING
+    assert moving.asked(tmp_path / "none", 99.0) == moving.NOTHING
+
+
+def test_what_is_asked_for_is_told() -> None:
+    assert moving.told(moving.Request("b")) == "the VIP is to move to b"
+    assert moving.told(moving.Request(yields=True)) == "the one writer is to give up the lease"
+    assert moving.told(moving.NOTHING) == "VIP and lease may stay"
 
 
 def test_moving_is_decided_of_what_is_freshly_heard_only() -> None:
-    assert not rules.moves(well(5.0, moves_to="b"), {})
-    assert rules.moves(well(5.0, moves_to="b"), {"b": GOOD_PEER})
+    assert not planned.moves(well(5.0, moves_to="b"), {})
+    assert planned.moves(well(5.0, moves_to="b"), {"b": GOOD_PEER})

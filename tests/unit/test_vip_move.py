@@ -18,7 +18,7 @@ from kubeadm_registry.addresses import prefix
 from kubeadm_registry.agent import moving as request
 from kubeadm_registry.agent import reopen
 from kubeadm_registry.certificates import RUN
-from kubeadm_registry.components import garage, handover
+from kubeadm_registry.components import garage, handover, health
 from kubeadm_registry.components.handover import MEASURED, PASS, STAY, Route
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import ConfigError, Error, HostBusy, PhaseFailed
@@ -83,7 +83,7 @@ class World:
             "ip", "-oneline", "address", "show", "-tentative", "to", prefix(vip),
             with_=lambda *_: "there" if self.holder == name else "",
         )  # fmt: skip
-        tell(vip_move._LOOK, with_=lambda *_: f"1000.5\n{json.dumps(self._state(name))}")
+        tell(health._STATE, with_=lambda *_: f"1000.5\n{json.dumps(self._state(name))}")
         tell(handover._ASK, with_=lambda argv, _: self._ask(name, argv), act="ask")
         server.answer("rm", "-f", "--", paths.MOVE, with_=lambda *_: self._withdraw(name, server))
         tell(handover._BEGIN, with_=lambda _, rules: self._begin(name, rules.decode()), act="begin")
@@ -104,7 +104,8 @@ class World:
         return state
 
     def _ask(self, name: str, argv: tuple[str, ...]) -> int:
-        _, _, _, _, path, target, seconds, _ = argv
+        _, _, _, _, path, target, seconds, _, yields = argv
+        assert yields == "false"
         assert path == paths.MOVE
         assert float(seconds) <= request.LONGEST
         self.story.append(f"ask {name}")
