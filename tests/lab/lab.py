@@ -161,8 +161,10 @@ class Lab:
         machine.save_sysctls(place.name)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", place.name, "-f", place.key)
         place.ssh_config.write_text(self._ssh_config())
-        self._mounts.up()
+        # First: the first network namespace of a machine makes /run/netns a mount of its own, which is seen in the lab's
+        # mount namespace only if it was there before, where the machine's root is not shared.
         self._network.up(self.settings)
+        self._mounts.up()
         hosts = list(self.hosts.values())
         with ThreadPoolExecutor(max_workers=2) as pool:
             list(pool.map(Host.install, hosts))
