@@ -1,6 +1,8 @@
 """HAProxy: TLS, authorization, and the route to a healthy frontend."""
 
-from kubeadm_registry.cluster import Cluster
+from collections.abc import Sequence
+
+from kubeadm_registry.cluster import Cluster, arriving
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.components.served import Served, Trusted
 from kubeadm_registry.components.services import frontend
@@ -17,4 +19,10 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield Served()
 
 
-PROXY = Phase("proxy", "Install and start HAProxy", install, checks=OF_MEMBERS, one_at_a_time=True)
+def _arriving_first(cluster: Cluster) -> Sequence[Host]:
+    """New nodes before the others, which send reads to them as soon as they know them: their agents do not yet."""
+    new = arriving(cluster)
+    return sorted(cluster.hosts, key=lambda host: host not in new)
+
+
+PROXY = Phase("proxy", "Install and start HAProxy", install, on=_arriving_first, checks=OF_MEMBERS, one_at_a_time=True)

@@ -161,8 +161,8 @@ class Lab:
         machine.save_sysctls(place.name)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", place.name, "-f", place.key)
         place.ssh_config.write_text(self._ssh_config())
-        # First: the first network namespace of a machine makes /run/netns a mount of its own, which is seen in the lab's
-        # mount namespace only if it was there before, where the machine's root is not shared.
+        # First: a machine's first network namespace makes /run/netns a mount of its own. Where the root is not shared,
+        # the lab's mount namespace has that only if it is the younger one.
         self._network.up(self.settings)
         self._mounts.up()
         hosts = list(self.hosts.values())

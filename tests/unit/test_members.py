@@ -402,6 +402,14 @@ def test_the_virtual_ip_leaves_a_node_before_that_is_uninstalled(three: FakeClus
     assert done.index(("move/vip-leaves", "cp-4")) < done.index(("move/layout", "cp-1"))
 
 
+def test_a_node_that_comes_passes_reads_on_before_another_sends_it_any(three: FakeCluster) -> None:
+    """HAProxy tries all nodes of its file until an agent says otherwise, and those of the others do not know it yet."""
+    recorder = Recorder()
+    changed(three, Request(joins="cp-4"), FOUR, recorder=recorder)
+    turns = list(dict.fromkeys(one.host for one in recorder.actions if one.phase == "proxy"))
+    assert turns == ["cp-4", "cp-1", "cp-2", "cp-3"]
+
+
 GIB = 2**30
 
 
