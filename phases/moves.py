@@ -1,4 +1,4 @@
-"""Carries out a planned move of the virtual IP: for the command, and for an upgrade."""
+"""Carries out a planned move of the virtual IP: for the command, for an upgrade, and before its holder leaves."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import handover
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run, take_locks
 from kubeadm_registry.errors import CommandTimeout, Error, PhaseFailed
-from kubeadm_registry.phases.vip_move import ARRIVAL, SERVED, Move
+from kubeadm_registry.phases import vip_move
+from kubeadm_registry.phases.vip_move import ARRIVAL, PATIENCE, SERVED, Move
 from kubeadm_registry.phases.workflows import move_vip
 from kubeadm_registry.transport.host import Host
 
@@ -71,6 +73,22 @@ def move(one: Move, reporter: Reporter, *, dry_run: bool = False, wait: float = 
     if not left:
         one.forget()
     return Moved(actions, found, one.done - one.begun, left)
+
+
+def away(
+    cluster: Cluster, holder: Host, reporter: Reporter, *, patience: float = PATIENCE, degraded: bool = False
+) -> Sequence[Action]:
+    """Move the virtual IP from *holder* to the best other node, if that can be planned within *patience* seconds; else
+    say why not: what is done to *holder* next moves it then. *degraded*: also while no node may be lost."""
+    try:
+        if not vip_move.known(vip_move.look(cluster)):
+            return ()
+        planned = vip_move.plan(cluster, degraded=degraded, patience=patience, note=reporter.note)
+        return move(planned, reporter).actions
+    except Error as error:
+        text = f"no planned move of the virtual IP: {error.message}; it moves when the requests in flight have ended"
+        reporter.note(text, host=holder.name, level="warning")
+        return ()
 
 
 def _measure(one: Move, watcher: Host) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import Error, NotYetKnown
-from kubeadm_registry.phases import moves, upgrade, vip_move, workflows
+from kubeadm_registry.errors import NotYetKnown
+from kubeadm_registry.phases import moves, upgrade, workflows
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.transport.host import Host
 
@@ -26,7 +26,9 @@ def carry_out(
     if dry_run or not others or not _gives_up(cluster, last):
         return run(workflows.upgrade(hosts), cluster, reporter, ignore=ignore, dry_run=dry_run)
     done = run([one for one in workflows.upgrade(others) if one.name != VERIFY.name], cluster, reporter, ignore=ignore)
-    moved = _move(cluster, last, reporter)
+    # The nodes that have had their turn may still copy what was pushed meanwhile.
+    patience = upgrade.HEALTHY_WITHIN
+    moved = moves.away(cluster, last, reporter, patience=patience) if _gives_up(cluster, last) else ()
     return [*done, *moved, *run(workflows.upgrade((last,)), cluster, reporter, ignore=ignore)]
 
 
@@ -36,17 +38,3 @@ def _gives_up(cluster: Cluster, host: Host) -> bool:
         return upgrade.leaves(cluster).diff(host) is not None
     except NotYetKnown:  # a secret that this release adds is made first, and changes files of the agent
         return True
-
-
-def _move(cluster: Cluster, host: Host, reporter: Reporter) -> Sequence[Action]:
-    """Move the virtual IP away from *host*, if that can be planned."""
-    try:
-        if not _gives_up(cluster, host) or not vip_move.known(vip_move.look(cluster)):
-            return ()
-        # The nodes that have had their turn may still copy what was pushed meanwhile.
-        planned = vip_move.plan(cluster, patience=upgrade.HEALTHY_WITHIN, note=reporter.note)
-        return moves.move(planned, reporter).actions
-    except Error as error:
-        text = f"no planned move of the virtual IP: {error.message}; it moves when the requests in flight have ended"
-        reporter.note(text, host=host.name, level="warning")
-        return ()

@@ -68,7 +68,7 @@ def _without(state: State | None, never: int) -> State | None:
 
 def known(standing: Standing) -> bool:
     """Whether every agent reports and knows of planned moves: those of release 0.1 do not."""
-    return all(state is not None and "moves_to" in state["vip"] for state in standing.agents.values())
+    return all(state is not None and "moves_to" in state.get("vip", {}) for state in standing.agents.values())
 
 
 def unfit(standing: Standing, name: str, *, may_be_slow: bool = False) -> str | None:

@@ -28,6 +28,7 @@ from kubeadm_registry.cli.workflows import carry_out
 from kubeadm_registry.config import client_list
 from kubeadm_registry.engine.phase import require_checks
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.phases import changing
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS
 
 _purge = click.option("--purge-data", is_flag=True, help="Also delete the images and secrets on the node that leaves.")
@@ -48,7 +49,7 @@ def _run(
         cluster_file, request, terminal.prompts(), context.reporter().note, bundle=given, key=signed_by
     )
     skip = () if purge else ("uninstall/data",)
-    carry_out(context, CHANGE_MEMBERS, opened, dry_run=dry_run, skip=skip, ignore=names(ignore))
+    carry_out(context, CHANGE_MEMBERS, opened, dry_run=dry_run, skip=skip, ignore=names(ignore), by=changing.carry_out)
 
 
 @command("join", short_help="Add a node to the registry", help_after=phase_table(CHANGE_MEMBERS))

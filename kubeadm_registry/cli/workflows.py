@@ -52,8 +52,9 @@ def run_on_nodes(
 def carry_out(
     context: Context, workflow: Workflow, opened: AbstractContextManager[Cluster], *, dry_run: bool = False,
     only: tuple[str, ...] = (), skip: tuple[str, ...] = (), ignore: tuple[str, ...] = (), need_programs: bool = True,
+    by: Callable[..., list[Action]] | None = None,
 ) -> None:  # fmt: skip
-    """Run *workflow* on the cluster that *opened* gives, and report what came of it."""
+    """Run *workflow* on the cluster that *opened* gives, and report what came of it. *by*: what calls the engine."""
     reporter = context.reporter()
     # What the command line says is judged before any server is contacted.
     select(workflow, only, skip)
@@ -67,7 +68,7 @@ def carry_out(
             )
         if need_programs:
             require_programs(cluster)
-        actions = run(workflow, cluster, reporter, only=only, skip=skip, ignore=ignore, dry_run=dry_run)
+        actions = (by or run)(workflow, cluster, reporter, only=only, skip=skip, ignore=ignore, dry_run=dry_run)
     phases = list(dict.fromkeys(action.phase for action in actions))
     for name in cluster.absent:
         what = f"{', '.join(phases)} and anything else" if phases else "anything"

@@ -24,10 +24,10 @@ from kubeadm_registry.components import helper, replacing
 from kubeadm_registry.components.programs import RECORD
 from kubeadm_registry.config import Node, RegistryCluster, Ssh
 from kubeadm_registry.engine.report import Action
-from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error, PreflightFailed, Problem
 from kubeadm_registry.formats import Damaged, kept
 from kubeadm_registry.helper.replacing import last
+from kubeadm_registry.phases.changing import carry_out
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS
 from kubeadm_registry.printable import Level
 from kubeadm_registry.transport.commands import Ran
@@ -56,7 +56,7 @@ def work(here: Host, open_: Open = opened) -> None:
         config = wanted(here, progress.work.old, new)
         with open_(config, Request(joins=new.name, leaves=progress.work.old), progress.note) as cluster:
             require_same_settings(cluster)
-            run(CHANGE_MEMBERS, cluster, progress, skip=SKIP)
+            carry_out(CHANGE_MEMBERS, cluster, progress, skip=SKIP)
     except Error as error:
         progress.ended(error)
     except Exception as error:

@@ -1,0 +1,47 @@
+"""Carries out a change of members: a node that leaves and has the virtual IP gives that up by a planned move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kubeadm_registry.cluster import Cluster, retiring, stayers
+from kubeadm_registry.engine.memory import remembering
+from kubeadm_registry.engine.phase import Workflow, select
+from kubeadm_registry.engine.report import Action, Reporter
+from kubeadm_registry.engine.workflow import preflight, run, take_locks
+from kubeadm_registry.phases import moves
+from kubeadm_registry.transport.host import Host, has_address
+
+
+def carry_out(
+    workflow: Workflow, cluster: Cluster, reporter: Reporter, *, only: Sequence[str] = (), skip: Sequence[str] = (),
+    ignore: Sequence[str] = (), dry_run: bool = False,
+) -> list[Action]:  # fmt: skip
+    """Run *workflow*, by which *cluster* gets the members that it is to have; as ``engine.workflow.run``.
+
+    A node that leaves gives the virtual IP up first, and then its data. Where that cannot be planned, as when it is
+    half dead, the workflow moves the address when the requests in flight have ended.
+    """
+    holder = None if dry_run else _holder(cluster)
+    moved: Sequence[Action] = ()
+    if holder is not None:
+        take_locks(cluster.everyone)
+        preflight(select(workflow, only, skip), remembering(cluster), reporter, ignore=ignore)
+        moved = moves.away(_before(cluster), holder, reporter, degraded=True)
+    return [*moved, *run(workflow, cluster, reporter, only=only, skip=skip, ignore=ignore, dry_run=dry_run)]
+
+
+def _holder(cluster: Cluster) -> Host | None:
+    """The node that leaves, if it has the virtual IP and others stay."""
+    vip = cluster.spec.vip.address
+    return next((host for host in retiring(cluster) if stayers(cluster) and has_address(host, vip)), None)
+
+
+def _before(cluster: Cluster) -> Cluster:
+    """The registry as it is: with the node that leaves, and without the one that comes."""
+    leaving = {} if cluster.change is None else cluster.change.leaving
+    hosts = (*stayers(cluster), *retiring(cluster))
+    nodes = tuple(leaving[host.name] if host.name in leaving else cluster.node(host) for host in hosts)
+    spec = cluster.spec.model_copy(update={"nodes": nodes})
+    return replace(cluster, config=cluster.config.model_copy(update={"spec": spec}), hosts=hosts, change=None)
