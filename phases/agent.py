@@ -67,6 +67,12 @@ def writer(cluster: Cluster) -> tuple[Host, Mapping[str, Any]] | None:
     return None
 
 
+def askable(cluster: Cluster) -> tuple[Host, Mapping[str, Any]] | None:
+    """The same, if its agent knows how to yield the lease, which those of earlier releases do not."""
+    found = writer(cluster)
+    return found if found is not None and "yields" in found[1]["writer"] else None
+
+
 @dataclass
 class VotersBack:
     """All other agents vote, so that the writer keeps its majority while this one does not."""
@@ -122,12 +128,15 @@ class WritesPause:
 
     def _ending(self, host: Host) -> Host | None:
         """The writer, if it loses the lease when the agent of *host* begins anew, and can be asked to end before."""
-        found = writer(self.cluster)
-        if found is None or "yields" not in found[1]["writer"]:  # an agent of an earlier release
+        found = askable(self.cluster)
+        if found is None:
             return None
         at, state = found
         generation = (state.get("members") or {}).get("generation", 0)
-        return at if at.name == host.name or self.cluster.members.generation > generation else None
+        if self.cluster.members.generation > generation:  # whoever gets the later list first, the writer ends by it
+            first = next((one for one in holder_last(self.cluster) if begins_anew(self.cluster, one)), None)
+            return at if first is not None and first.name == host.name else None
+        return at if at.name == host.name else None
 
 
 def _writes(host: Host) -> str | None:
@@ -146,9 +155,13 @@ class WritesGoOn:
     title = "resume writes"
 
     def diff(self, host: Host) -> str | None:
-        """That they wait."""
+        """That they wait, or in a dry-run will."""
         asked = handover.asked(host)
-        return "new writes no longer wait" if asked is not None and asked.yields else None
+        waits = asked is not None and asked.yields
+        if not waits and begins_anew(self.cluster, host):
+            found = askable(self.cluster)
+            waits = found is not None and found[0].name == host.name
+        return "new writes no longer wait" if waits else None
 
     def apply(self, host: Host) -> None:
         """Ask for it no longer, and wait for a writer, which there may be none of while nodes are away."""

@@ -13,11 +13,11 @@ from kubeadm_registry.access.membership import Request
 from kubeadm_registry.components import agent, health, zipapp
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases import agent as phase
-from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
 from tests.unit.installed import fresh
-from tests.unit.test_members import FOUR, THREE, changed, file
+from tests.unit.test_members import FOUR, SKIP, THREE, changed, file, planned
 from tests.unit.test_workflow import Recorder
 
 DISTRIBUTION = (Path(__file__).parents[1] / "golden" / "ipv4-distribution" / "cluster.yaml").read_text()
@@ -67,10 +67,20 @@ def test_the_writer_ends_before_its_own_agent_begins_anew(zot: FakeCluster) -> N
 
 
 @pytest.mark.usefixtures("newer")
-def test_a_dry_run_says_so_and_asks_for_nothing(zot: FakeCluster) -> None:
+def test_a_dry_run_says_the_same_and_asks_for_nothing(zot: FakeCluster) -> None:
     before = zot.snapshot()
-    assert ("cp-1", PAUSE) in init(zot, dry_run=True)
+    told = init(zot, dry_run=True)
+    assert ("cp-1", PAUSE) in told
     assert zot.snapshot() == before
+    assert sorted(init(zot)) == sorted(told)
+
+
+def test_a_dry_run_of_a_change_of_members_tells_one_pause(zot: FakeCluster) -> None:
+    _, cluster, _ = planned(zot, Request(joins="cp-4"), FOUR)
+    recorder = Recorder()
+    run(CHANGE_MEMBERS, cluster, recorder, skip=SKIP, dry_run=True)
+    told = [one for one in steps(recorder) if one[1] in (PAUSE, RESUME)]
+    assert told == [("cp-2", PAUSE), ("cp-1", RESUME)]
 
 
 def test_where_all_may_write_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
