@@ -28,7 +28,13 @@ def carry_out(
     if holder is not None:
         take_locks(cluster.everyone)
         preflight(select(workflow, only, skip), remembering(cluster), reporter, ignore=ignore)
-        moved = moves.away(_before(cluster), holder, reporter, degraded=True)
+        before = _before(cluster)
+        if len(before.node(holder).addresses) < len(before.spec.vip.addresses):
+            what = "is not known, for the cluster file no longer lists the node"
+            text = f"no planned move of the virtual IP: the node's secondary address {what}; {moves.OTHERWISE}"
+            reporter.note(text, host=holder.name, level="warning")
+        else:
+            moved = moves.away(before, holder, reporter, degraded=True)
     return [*moved, *run(workflow, cluster, reporter, only=only, skip=skip, ignore=ignore, dry_run=dry_run)]
 
 

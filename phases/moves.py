@@ -19,6 +19,8 @@ from kubeadm_registry.transport.host import Host
 
 #: Seconds until the last request has ended by which the gap is measured.
 MEASURED = 5.0
+#: What happens where a move cannot be planned.
+OTHERWISE = "it moves when the requests in flight have ended"
 #: Seconds between two looks at who still has a connection to the old holder.
 EVERY = 0.5
 
@@ -86,8 +88,9 @@ def away(
         planned = vip_move.plan(cluster, degraded=degraded, patience=patience, note=reporter.note)
         return move(planned, reporter).actions
     except Error as error:
-        text = f"no planned move of the virtual IP: {error.message}; it moves when the requests in flight have ended"
-        reporter.note(text, host=holder.name, level="warning")
+        reporter.note(
+            f"no planned move of the virtual IP: {error.message}; {OTHERWISE}", host=holder.name, level="warning"
+        )
         return ()
 
 

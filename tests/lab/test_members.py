@@ -105,8 +105,8 @@ def test_the_holder_of_the_virtual_ip_leaves(registry: Changing, tmp_path: Path)
     registry.become("h1", "h3", "h5", "h6")
     if registry.holder().name != "h5":
         registry.cli("vip", "move", "h5")
-    registry.become("h1", "h3", "h6")
     reads, pushes = changed(registry, tmp_path, "leave", "h5", "--yes")
+    registry.become("h1", "h3", "h6")
     quiet(reads, pushes)
     check_all(registry)
     left = registry.lab.hosts["h5"]

@@ -82,6 +82,20 @@ def test_where_it_cannot_be_planned_it_moves_when_clients_have_ended(leaving: tu
     assert any("no planned move" in text and host == "cp-1" for host, text in recorder.notes)
 
 
+def test_a_node_whose_secondary_address_is_not_known_gives_it_up_when_clients_have_ended(
+    leaving: tuple[World, Cluster],
+) -> None:
+    """The list of members has one address of each, and the file does not list it any more."""
+    world, cluster = leaving
+    two = cluster.spec.vip.model_copy(update={"secondary_address": "fd00::10"})
+    spec = cluster.spec.model_copy(update={"vip": two})
+    recorder = Recorder()
+    cluster = replace(cluster, config=cluster.config.model_copy(update={"spec": spec}))
+    carry_out((), cluster, recorder)
+    assert world.story == []
+    assert any("secondary address is not known" in text and host == "cp-1" for host, text in recorder.notes)
+
+
 def test_a_dry_run_and_a_refused_change_move_nothing(leaving: tuple[World, Cluster]) -> None:
     world, cluster = leaving
     run(cluster, dry_run=True)
