@@ -26,7 +26,7 @@ from kubeadm_registry.transport.host import Host, has_address, side_by_side
 HEARD, ARRIVAL, SERVED = 5.0, 10.0, 20.0
 #: Seconds in which what hinders a move may pass, and between two looks.
 PATIENCE, AGAIN = 30.0, 0.5
-#: Seconds that the uploads which are in flight have to end, with one writer. New ones are held meanwhile, for 30 s.
+#: Seconds that the uploads which are in flight have to end, with one writer. New ones are held meanwhile, for 60 s.
 DRAIN = 15.0
 #: Conditions of an agent that say nothing about whether its node should have the VIP.
 _HARMLESS = frozenset({"NoCanary", "CanaryMissing", "StorageCopying", "WriterClosing"})

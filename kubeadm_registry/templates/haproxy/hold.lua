@@ -1,5 +1,5 @@
--- A write waits until its backend is ready: for a writer that the agent has to name first, 8 s at most, and for one that
--- is about to move and takes no new work, as long as that may take.
+-- A write waits until its backend is ready: 15 s at most for a writer that the agent has to name first, and for one that
+-- takes no new work, since it is about to end or to move, as long as that may take.
 local STEP = 50
 
 local function milliseconds()
@@ -16,5 +16,5 @@ local function hold(name, backend, longest)
   end)
 end
 
-hold("hold", "writer", 8000)
-hold("hold_new", "newwork", 30000)
+hold("hold", "writer", 15000)
+hold("hold_new", "newwork", 60000)
