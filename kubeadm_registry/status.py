@@ -100,7 +100,8 @@ def _states(units: Mapping[str, Sequence[str]], shown: str) -> dict[str, str]:
     active = {}
     for block in shown.strip().split("\n\n"):
         values = dict(line.partition("=")[::2] for line in block.splitlines())
-        active[values.get("Id", "")] = values.get("ActiveState", "unknown")
+        state = values.get("ActiveState", "unknown")
+        active[values.get("Id", "")] = "active" if state == "reloading" else state
     states = {}
     for service, members in units.items():
         wrong = [active.get(unit, "unknown") for unit in members if active.get(unit) != "active"]

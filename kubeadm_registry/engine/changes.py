@@ -268,8 +268,9 @@ class UnitState:
 
     @property
     def active(self) -> bool:
-        """Whether the unit runs (or, for a oneshot unit, has run)."""
-        return self.properties.get("ActiveState") == "active"
+        """Whether the unit runs (or, for a oneshot unit, has run), also while it takes up other files: HAProxy says
+        that it does only after ``systemctl reload`` has ended."""
+        return self.properties.get("ActiveState") in ("active", "reloading")
 
     @property
     def enabled(self) -> bool:

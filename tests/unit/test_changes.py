@@ -331,6 +331,14 @@ def test_a_changed_unit_file_restarts_though_the_configuration_could_be_reloaded
     assert ready.unit(UNIT).loaded == unit.content, "systemd has read the new unit file"
 
 
+def test_a_service_that_says_late_that_it_reloads_runs(ready: FakeTransport) -> None:
+    """systemctl has ended by then, so the run looks at it again while it does."""
+    new = rewritten(ready)
+    Running(UNIT, (new, UNIT_FILE), reloads=(CONFIG.path,)).apply(ready.host())
+    ready.unit(UNIT).active = "reloading"
+    assert Running(UNIT, (new, UNIT_FILE), reloads=(CONFIG.path,)).diff(ready.host()) is None
+
+
 def test_a_reboot_needs_no_restart_by_us(ready: FakeTransport) -> None:
     SERVICE.apply(ready.host())
     ready.reboot()
