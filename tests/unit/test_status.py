@@ -352,6 +352,7 @@ def test_a_bare_server_is_reachable_and_has_nothing() -> None:
 def test_of_two_processes_the_worse_one_counts() -> None:
     seen = observe(server(states={"kubeadm-registry-haproxy@2.service": "activating"}))
     assert seen.services == {**SERVICES, "haproxy": "activating"}
+    assert observe(server(states={"kubeadm-registry-haproxy@2.service": "reloading"})).services == SERVICES
 
 
 @pytest.mark.parametrize(
