@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from kubeadm_registry import paths
+from kubeadm_registry.components import agent
 from tests.lab import images
 from tests.lab.command import wait_until
 from tests.lab.executing import Answer, Executor
@@ -104,6 +105,10 @@ def test_its_processes_and_its_term_end_with_the_lease(whole: Registry, service:
     """An agent that leaves, dies or is executed anew: no process of the old term lives, and the next has another."""
     before = term(whole, service)
     assert lives(service)
+    # An agent is executed anew only where its configuration has changed, or its program.
+    service.sh("cp", "-a", agent.CONFIG, f"{agent.CONFIG}.before")
+    if act == "reload":
+        service.sh("sed", "-i", '1s/{/{"metrics_anonymous": true,/', agent.CONFIG)
     service.sh("systemctl", *act.split(), paths.unit("agent"))
 
     def ended() -> bool:
@@ -115,7 +120,8 @@ def test_its_processes_and_its_term_end_with_the_lease(whole: Registry, service:
     try:
         wait_until("the end of its processes", ended, seconds=20, every=0.05)
     finally:
-        service.sh("systemctl", "start", paths.unit("agent"))
+        service.sh("mv", f"{agent.CONFIG}.before", agent.CONFIG)
+        service.sh("systemctl", "reload-or-restart", paths.unit("agent"))
     wait_until("another term", lambda: term(whole, the_writer(whole)) > before, seconds=60)
     holder = the_writer(whole)
     executor = Executor(whole, holder)
