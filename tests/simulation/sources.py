@@ -8,7 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 #: The product's own modules, and the models around them. `test_record` compares this with what `run` imports.
-DECIDING = ("conditions", "heartbeat", "lease", "model", "presence", "rules", "steering", "timings")
+DECIDING = (
+    *("conditions", "formats", "heartbeat", "lease", "model", "moving", "planned", "presence", "rules", "steering"),
+    "timings",
+)
 MODELS = (
     *("agent", "disk", "executor", "eyes", "hands", "haproxy", "host", "keepalived", "kernel"),
     *("links", "network", "process", "quick", "systemd", "timeline", "world", "zot"),

@@ -383,7 +383,7 @@ KINDS = (
         for sample in ("0.1/agent-state.json", "agent-state.json")
     ),
     Kind(moving.FORMAT, "move.json", _move, needed=top("to", "until"), keeps=False, asks=False),
-    Kind(moving.FORMAT, "move-yields.json", _move, needed=top("to", "until"), keeps=False, asks=False),
+    Kind(moving.FORMAT, "move-yields.json", _move, needed=top("to", "until", "yields"), keeps=False, asks=False),
     Kind(
         replacing.REQUESTED, "replacing-request.json", _request, needed=top("old", "new"), code="RequestDamaged",
         keeps=False,
