@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,7 +33,7 @@ from kubeadm_registry.registry import Api, Login, Registry
 from kubeadm_registry.retention import Reason, Refused, policy
 from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.order import Order
-from kubeadm_registry.retention.pulls import Pulls, merged
+from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.upkeep import planning, running
 from kubeadm_registry.upkeep.lease import TERM_HEADER, held_term
 
@@ -199,7 +199,7 @@ def _pulls(folder: Path = Path(paths.PULLS_STATE)) -> Pulls | None:
     """What this node recorded: there may be other pulls, by the other nodes. None: it cannot be read."""
     try:
         record, position = ((folder / name).read_bytes() for name in (RECORD_FILE, POSITION_FILE))
-        return merged([Pulls.parse(record, position, time.time()), None])
+        return replace(Pulls.parse(record, position, time.time()), since=None)
     except (OSError, Damaged, Newer) as error:
         _tell(f"the record of pulls is not used: {error}")
         return None

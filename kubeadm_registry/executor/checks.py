@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from kubeadm_registry.agent.document import State
 from kubeadm_registry.printable import counted
 from kubeadm_registry.retention import Reason
-from kubeadm_registry.retention.inventory import Repository, is_own
+from kubeadm_registry.retention.inventory import EMPTY, Repository, is_own
 from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.links import image_tags
 from kubeadm_registry.retention.names import wanted
 from kubeadm_registry.retention.order import LASTS, Order
-from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, subject_of_tag
+from kubeadm_registry.retention.protected import CLOCK_TOLERANCE
 from kubeadm_registry.retention.shares import Count, too_large
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash, Trashed
@@ -22,16 +23,15 @@ _APPROVE = "read the plan, then approve it with `retention approve`"
 #: What an agent reports of its node while the storage may lack something, or its times mean nothing; ``docs/agent.md``.
 _STORAGE = {"StorageDown": "does not respond", "StoragePartial": "does not reach all others"}
 _CLOCK = "ClockOff"
-_UNKNOWN = Repository({}, {})
 
 
 def doubts(state: State | None) -> Iterator[Reason]:
     """Why nothing may be deleted now, by what the agent of this node says of the registry; None: it says nothing."""
     hint = "wait until `kubeadm-registry status` exits with 0, then run it again"
-    quorum = state["quorum"] if state is not None else {"nodes": 0, "heard": 0}
-    conditions = state["conditions"] if state is not None else ()
     if state is None:
         yield Reason("RegistryNotWhole", "the agent of this node does not report", hint)
+        return
+    quorum, conditions = state["quorum"], state["conditions"]
     if quorum["heard"] < quorum["nodes"]:
         away = f"{quorum['nodes'] - quorum['heard']} of {quorum['nodes']} nodes are not heard"
         yield Reason("RegistryNotWhole", f"{away}, so it is not known how they are", hint)
@@ -144,17 +144,17 @@ def _shares(order: Order, ledger: Ledger) -> Iterator[Reason]:
     """Why the order deletes so much that it needs an approval, reckoned as for a plan."""
     going: dict[str, set[str]] = {}
     for one in order.delete:
-        if one.tag not in ledger.repositories.get(one.repository, _UNKNOWN).trash:  # else an earlier run has begun it
+        if one.tag not in ledger.repositories.get(one.repository, EMPTY).trash:  # else an earlier run has begun it
             going.setdefault(one.repository, set()).add(one.digest)
     names = sorted(ledger.repositories.keys() | going.keys())
-    counts = {name: _count(ledger.repositories.get(name, _UNKNOWN), going.get(name, set())) for name in names}
+    counts = {name: _count(ledger.repositories.get(name, EMPTY), going.get(name, set())) for name in names}
     for reason in too_large(counts, order.share):
         yield Reason("ApprovalMissing", f"the order {reason.message}, and it is not approved", _APPROVE)
 
 
 def _count(repository: Repository, going: Collection[str]) -> Count:
     """How much of *repository* goes with the digests *going*: as many tags as each of them has, or else itself."""
-    tags = Counter(meaning.digest for tag, meaning in repository.live() if not subject_of_tag(tag))
+    tags = Counter(meaning.digest for meaning in image_tags(repository))
     loose = sum(one.untagged_since is not None for one in repository.manifests.values())
     tags_going = sum(tags[digest] for digest in going)
     return Count(tags_going, tags.total(), sum(not tags[digest] for digest in going), loose)

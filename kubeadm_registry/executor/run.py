@@ -24,7 +24,7 @@ from kubeadm_registry.images import brought
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import Reason
 from kubeadm_registry.retention.history import Run
-from kubeadm_registry.retention.inventory import Repository, Tag
+from kubeadm_registry.retention.inventory import EMPTY, Tag
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order
 from kubeadm_registry.retention.standing import Standing
@@ -32,7 +32,6 @@ from kubeadm_registry.retention.trash import Trash, Trashed
 from kubeadm_registry.upkeep import store
 
 Value = TypeVar("Value")
-_UNKNOWN = Repository({}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,26 +138,24 @@ class Executor:
         fates = _Fates({one.key: one for one in delete if one.key not in before})
         try:
             for one in order.restore:
-                if self._each(one.image, report, self._restoration, "restored", one.why):
+                if self._each(one.image, report, partial(images.restore, self.registry), "restored", one.why):
                     fates.back.append(one.image)
             self._forget(order.forget, report, watch, fates)
             self._delete(delete, trash, ledger, report, watch, fates)
             self._purge(purge, ledger, report, watch, fates)
         finally:
-            if fates.back or fates.purged or fates.gone:
-                self._record(fates.back, [*fates.purged, *fates.gone])
+            if fates.back or fates.gone:
+                self._record(fates.back, fates.gone)
             if fates:
                 done = [replace(one, complete=True) for one in fates.done]
-                self._write(
-                    trash.with_all(done).without([*fates.gone, *fates.purged, *fates.back, *fates.untouched.values()])
-                )
+                self._write(trash.with_all(done).without([*fates.gone, *fates.back, *fates.untouched.values()]))
 
     def _forget(self, forget: Sequence[Trashed], report: _Report, watch: Watch, fates: _Fates) -> None:
         why = "it is not in the registry any more"
         for image in forget:
             if report.stays(image, watch.keeps(image)):
                 continue
-            if self._each(image, report, self._disappearance, "forgot", why):
+            if self._each(image, report, partial(images.forget, self.registry), "forgot", why):
                 fates.gone.append(image)
 
     def _delete(
@@ -166,8 +163,10 @@ class Executor:
     ) -> None:
         for image in _due(delete, report, watch):
             new = fates.untouched.pop(image.key, None)
-            known = ledger.repositories.get(image.repository, _UNKNOWN).tags.keys()
-            outcome = self._each(image, report, _deletion(self.registry, known), "deleted", image.why)
+            known = ledger.repositories.get(image.repository, EMPTY).tags.keys()
+            outcome = self._each(
+                image, report, partial(images.delete, self.registry, known=known), "deleted", image.why
+            )
             if outcome:
                 fates.done.append(trash.images[image.key])
             elif outcome is False and new is not None:  # else it may have lost some of its tags, now or earlier
@@ -177,15 +176,9 @@ class Executor:
         going = {digest for one in purge for digest in (one.digest, *one.parts)}
         for image in _due(purge, report, watch):
             # What another one needs that goes as well, may yet be needed: that one may come back meanwhile.
-            held = ledger.repositories.get(image.repository, _UNKNOWN).manifests.keys() - going
-            if self._each(image, report, _purging(self.registry, held), "purged", ""):
-                fates.purged.append(image)
-
-    def _restoration(self, image: Trashed) -> None:
-        images.restore(self.registry, image)
-
-    def _disappearance(self, image: Trashed) -> None:
-        images.forget(self.registry, image)
+            held = ledger.repositories.get(image.repository, EMPTY).manifests.keys() - going
+            if self._each(image, report, partial(images.purge, self.registry, known=held), "purged", ""):
+                fates.gone.append(image)
 
     def _record(self, back: Collection[Trashed], gone: Collection[Trashed]) -> None:
         """Enter in the ledger since when the tags of the images that are *back* were known before, and nothing of what
@@ -242,12 +235,11 @@ class _Fates:
 
     untouched: dict[tuple[str, str], Trashed]
     gone: list[Trashed] = field(default_factory=list)
-    purged: list[Trashed] = field(default_factory=list)
     done: list[Trashed] = field(default_factory=list)
     back: list[Trashed] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.untouched or self.gone or self.purged or self.done or self.back)
+        return bool(self.untouched or self.gone or self.done or self.back)
 
 
 def _due(images: Sequence[Trashed], report: _Report, watch: Watch) -> Iterator[Trashed]:
@@ -264,14 +256,6 @@ def _as_recorded(one: Trashed, trash: Trash) -> Trashed:
     """*one* with those of its parts only with which it went to the trash."""
     recorded = trash.images[one.key].parts
     return replace(one, parts=tuple(part for part in one.parts if part in recorded))
-
-
-def _deletion(registry: Api, known: Collection[str]) -> Callable[[Trashed], object]:
-    return lambda one: images.delete(registry, one, known)
-
-
-def _purging(registry: Api, known: Collection[str]) -> Callable[[Trashed], object]:
-    return lambda one: images.purge(registry, one, known)
 
 
 @dataclass(slots=True)

@@ -70,6 +70,9 @@ class Repository:
             yield name, self.tags[name]
 
 
+EMPTY = Repository({}, {})
+
+
 @dataclass(frozen=True, slots=True)
 class Inventory:
     """Everything in the registry: *repositories* by name, *manifests* and the sizes of *blobs* by digest.

@@ -15,7 +15,7 @@ from kubeadm_registry.agent.pulls import DAY
 from kubeadm_registry.formats import Damaged, Format, Found, kept, split
 from kubeadm_registry.retention.fields import number, optional, text
 from kubeadm_registry.retention.holdings import Held, Holdings
-from kubeadm_registry.retention.inventory import Inventory, Manifest, Repository, Seen, Tag, is_own
+from kubeadm_registry.retention.inventory import EMPTY, Inventory, Manifest, Repository, Seen, Tag, is_own
 from kubeadm_registry.retention.links import Links
 from kubeadm_registry.retention.names import wanted
 from kubeadm_registry.retention.pulls import Pulls
@@ -84,7 +84,7 @@ class Ledger:
         """
         known = self._known()
         repositories = {
-            name: _seen(known.get(name, _NONE), held, holdings.manifests, now, trash.get(name, frozenset()))
+            name: _seen(known.get(name, EMPTY), held, holdings.manifests, now, trash.get(name, frozenset()))
             for name, held in holdings.repositories.items()
         }
         unread = {name: self.repositories[name] for name in holdings.unread if name in self.repositories}
@@ -109,7 +109,7 @@ class Ledger:
             missed.setdefault(name, {})[one] = was.what
         known = dict(self.repositories)
         for name, found in missed.items():
-            here = known.get(name, _NONE)
+            here = known.get(name, EMPTY)
             tags = {tag: what for tag, what in found.items() if ":" not in tag}
             manifests = {digest: what for digest, what in found.items() if ":" in digest}
             known[name] = replace(here, tags={**tags, **here.tags}, manifests={**manifests, **here.manifests})
@@ -189,7 +189,7 @@ class Ledger:
 
         One that means another image by now has not: it is as old as it was.
         """
-        before = self.repositories.get(repository, Repository({}, {}))
+        before = self.repositories.get(repository, EMPTY)
         back = {tag: one for tag, one in tags.items() if before.tags.get(tag, one).digest == one.digest}
         after = replace(before, tags={**before.tags, **back})
         return replace(self, repositories={**self.repositories, repository: after})
@@ -282,9 +282,6 @@ class Ledger:
             raise Damaged(f"a key is missing or has a wrong value: {error!r}") from error
 
 
-_NONE = Repository({}, {})
-
-
 def _entries(repository: Repository) -> Iterator[tuple[str, Tag | Seen]]:
     """What is known of each manifest, and of each tag that is not in the trash."""
     yield from repository.manifests.items()
@@ -293,7 +290,7 @@ def _entries(repository: Repository) -> Iterator[tuple[str, Tag | Seen]]:
 
 def _has(repositories: Mapping[str, Repository], name: str, one: str) -> bool:
     """Whether the tag or digest *one* is in the repository *name*."""
-    found = repositories.get(name, _NONE)
+    found = repositories.get(name, EMPTY)
     return one in (found.manifests if ":" in one else found.tags)
 
 

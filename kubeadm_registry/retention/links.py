@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from kubeadm_registry.retention.inventory import Manifest, Repository
+from kubeadm_registry.retention.inventory import Manifest, Repository, Tag
 from kubeadm_registry.retention.protected import subject_of_tag
+
+
+def image_tags(repository: Repository) -> Iterator[Tag]:
+    """The tags of *repository* that name an image, as it stands. One made of a digest follows that digest instead."""
+    return (meaning for tag, meaning in repository.live() if not subject_of_tag(tag))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,7 @@ class Links:
 
     def led_to(self, repository: Repository) -> set[str]:
         """What the tags of *repository* lead to, those in the trash as well. What is not there has no tag."""
-        # A tag made of a digest follows that digest, and is no name of an image.
-        named = {meaning.digest for tag, meaning in repository.live() if not subject_of_tag(tag)}
+        named = {meaning.digest for meaning in image_tags(repository)}
         return self.reached(named | {repository.tags[tag].digest for tag in repository.trash & repository.tags.keys()})
 
     def reached(self, starts: Iterable[str]) -> set[str]:

@@ -17,6 +17,7 @@ from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.retention.fields import items, number, text, texts
 from kubeadm_registry.retention.inventory import Inventory, Repository
+from kubeadm_registry.retention.links import image_tags
 from kubeadm_registry.retention.policy import PolicySpec
 from kubeadm_registry.retention.protected import Protected, subject_of_tag
 from kubeadm_registry.retention.record import Deletion, Plan
@@ -223,7 +224,7 @@ def _unneeded(images: Iterable[Trashed], inventory: Inventory, protected: Protec
     found = {key for key in found if key[1] not in protected.digests}
     for name in {one.repository for one in images}:
         held = inventory.repositories[name]
-        tagged = {meaning.digest for tag, meaning in held.live() if not subject_of_tag(tag)}
+        tagged = {meaning.digest for meaning in image_tags(held)}
         with_it = _with_it(held, inventory)
         stay = [digest for digest in held.manifests if (name, digest) not in found or digest in tagged]
         while stay:

@@ -80,15 +80,16 @@ class Pulls:
 
 def merged(nodes: Iterable[Pulls | None]) -> Pulls:
     """What is known by the records of all *nodes*; there may be other pulls if one of them has none."""
-    since, last, missed = list[int | None](), dict[Place, int](), dict[Place, Miss]()
-    for one in nodes:
-        since.append(None if one is None else one.since)
-        for place, moment in one.last.items() if one is not None else ():
+    asked = list(nodes)
+    there = [one for one in asked if one is not None]
+    last, missed = dict[Place, int](), dict[Place, Miss]()
+    for one in there:
+        for place, moment in one.last.items():
             last[place] = max(last.get(place, 0), moment)
-        for place, miss in one.missed.items() if one is not None else ():
+        for place, miss in one.missed.items():
             _add(missed, place, miss)
-    known = [one for one in since if one is not None]
-    return Pulls(max(known) if known and len(known) == len(since) else None, last, missed)
+    starts = [one.since for one in there if one.since is not None]
+    return Pulls(max(starts) if starts and len(starts) == len(asked) else None, last, missed)
 
 
 def _add(missed: dict[Place, Miss], place: Place, miss: Miss) -> None:
