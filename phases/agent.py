@@ -7,7 +7,7 @@ in flight comes to its end, and new writes wait until the agents have begun anew
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +60,11 @@ def _agents(cluster: Cluster) -> Iterator[tuple[Host, Mapping[str, Any]]]:
 
 def writer(cluster: Cluster) -> tuple[Host, Mapping[str, Any]] | None:
     """The one writer, and what its agent says; None if there is none at this moment."""
-    for host, state in _agents(cluster):
+    return _writer_of(_agents(cluster))
+
+
+def _writer_of(agents: Iterable[tuple[Host, Mapping[str, Any]]]) -> tuple[Host, Mapping[str, Any]] | None:
+    for host, state in agents:
         said = state.get("writer") or {}
         if said.get("mode") == "single" and said.get("role") == "writer":
             return host, state
@@ -92,8 +96,9 @@ class VotersBack:
             wait(host, self._missing, what="the other agents vote", timeout=VOTERS, interval=0.2)
 
     def _missing(self, host: Host) -> str | None:
-        new = [one.name for one, state in _agents(self.cluster) if one.name != host.name and _young(state)]
-        return f"{', '.join(new)} began a moment ago" if new and writer(self.cluster) is not None else None
+        agents = list(_agents(self.cluster))
+        new = [one.name for one, state in agents if one.name != host.name and _young(state)]
+        return f"{', '.join(new)} began a moment ago" if new and _writer_of(agents) is not None else None
 
 
 def _young(state: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ Distribution, which remembers the blobs that it has, starts again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from kubeadm_registry.cluster import Cluster, leader
@@ -25,12 +25,11 @@ LONGEST, UNIT = 1800.0, "kubeadm-registry-renewal"
 SERVED = 60.0
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Renewal:
     """One run: *keys* are those of the objects that go. The frontends restart once, whatever a run before has done."""
 
     keys: frozenset[str]
-    _restarted: set[str] = field(default_factory=set)
 
     @property
     def delete(self) -> Phase:
@@ -48,7 +47,7 @@ class Renewal:
 
     def _restart(self, cluster: Cluster, host: Host) -> Steps:
         if not frontend(cluster.spec).FREES_BLOBS:
-            yield _Restarted(cluster, self._restarted)
+            yield _Restarted(cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +69,21 @@ class _Deleted:
                         hint="run the command again")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class _Restarted:
     cluster: Cluster
-    done: set[str]
     title = "restart the registry"
+    _done: bool = False
 
-    def diff(self, host: Host) -> str | None:
-        return None if host.name in self.done else "the registry restarts, to forget the blobs that were deleted"
+    def diff(self, _: Host) -> str | None:
+        return None if self._done else "the registry restarts, to forget the blobs that were deleted"
 
     def apply(self, host: Host) -> None:
         for other in self.cluster.hosts:  # while one restarts, the others serve
             wait(other, self._served(other), what="the node serves reads", timeout=SERVED)
         host.run("systemctl", "restart", "--", frontend(self.cluster.spec).SERVICE.unit, timeout=SERVED)
         wait(host, self._served(host), what="the node serves reads", timeout=SERVED)
-        self.done.add(host.name)
+        self._done = True
 
     def _served(self, host: Host) -> Callable[[Host], str | None]:
         return partial(serves, self.cluster, self.cluster.node(host).address)

@@ -181,7 +181,8 @@ class Daemon:
         """Use the keys for heartbeats that are there now, and the list of members once it decides alone. If anything
         else has changed, make ``run`` end so that the agent can be executed anew: one that begins gives no vote at
         first, and what holds the lease loses it."""
-        if self._made_of and not (self._changed_files() - {self._file}) and self._settled():
+        changed = {path for path, made in self._made_of.items() if _content(path) != made}
+        if self._made_of and changed <= {self._file} and (not changed or self._settled()):
             try:
                 keys = self._keys()
             except (OSError, ValueError) as error:
@@ -192,13 +193,10 @@ class Daemon:
         self._reloads = True
         self._stopping.set()
 
-    def _changed_files(self) -> set[Optional[Path]]:
-        return {path for path, made in self._made_of.items() if _content(path) != made}
-
     def _settled(self) -> bool:
         """Whether the configuration is as it was, but for a change of members that has come to its end."""
-        if self._file is None or not self._changed_files():
-            return True
+        if self._file is None:
+            return False
         now = _content(self._file)
         try:
             config = load(self._file)

@@ -321,3 +321,8 @@ class Settings:
 def majority(nodes: int) -> int:
     """How many of *nodes* are more than half."""
     return nodes // 2 + 1
+
+
+def true_since(before: Optional[float], true: bool, now: float) -> Optional[float]:
+    """Since when something has been *true* without a break; None while it is not."""
+    return (now if before is None else before) if true else None

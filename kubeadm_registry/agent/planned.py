@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
-from kubeadm_registry.agent.model import Level, Memory, Observation, Report, Role, Settings
+from kubeadm_registry.agent.model import Level, Memory, Observation, Report, Role, Settings, true_since
 
 QUIET = 1.5  # seconds without a write in flight: longer than a busy client takes between two requests of an upload
 
@@ -42,7 +42,6 @@ def planned(
     moving, yields = moves(seen, reports), seen.yields and settings.single_writer
     writes = settings.single_writer and memory.lease.role is Role.WRITER
     draining = writes and (yields or (moving and seen.holds_vip))
-    quiet = draining and seen.writes == 0
-    since = (now if memory.quiet_since is None else memory.quiet_since) if quiet else None
-    ends = not draining or (since is not None and now - since >= QUIET)
-    return Planned(moving, draining, since, moving and seen.holds_vip and ends, yields and ends)
+    quiet_since = true_since(memory.quiet_since, draining and seen.writes == 0, now)
+    ends = not draining or (quiet_since is not None and now - quiet_since >= QUIET)
+    return Planned(moving, draining, quiet_since, moving and seen.holds_vip and ends, yields and ends)

@@ -32,6 +32,7 @@ from kubeadm_registry.agent.model import (
     ServiceMemory,
     Settings,
     Verdict,
+    true_since,
 )
 from kubeadm_registry.agent.presence import FIRST_LOOK, peer
 from kubeadm_registry.agent.timings import Timings
@@ -232,11 +233,6 @@ def removed(peers: Mapping[str, PeerView], settings: Settings) -> bool:
     return any(one.removed and one.members.generation > settings.members.generation for one in said)
 
 
-def _since(before: Optional[float], true: bool, now: float) -> Optional[float]:
-    """Since when something has been *true* without a break; None while it is not."""
-    return (now if before is None else before) if true else None
-
-
 def decide(memory: Memory, seen: Observation, now: float, settings: Settings) -> tuple[Memory, Decisions]:
     """One step: what is remembered next, and what is to be done.
 
@@ -271,7 +267,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     )
     partial = all_answer and not seen.storage_whole
     storage_back = storage.health is Health.OK and memory.storage.health not in (Health.OK, Health.UNKNOWN)
-    partial_since = _since(memory.partial_since, partial, now)
+    partial_since = true_since(memory.partial_since, partial, now)
     waited = partial_since is not None and now - partial_since >= FIRST_LOOK
     connect = back or storage_back or (waited and now - memory.connected >= timings.connect_interval)
     # A peer that is only too busy to speak has lost no connection, and its storage has missed nothing.
@@ -280,9 +276,12 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     apart, whole_since, compare = _reunion(memory, away=away, all_answer=all_answer, now=now, timings=timings)
 
     joined = 1 + len(fresh) >= settings.majority
-    lonely_since, joined_since = _since(memory.lonely_since, not joined, now), _since(memory.joined_since, joined, now)
-    held = _since(memory.held_since, seen.holds_vip, now)
-    unguarded = _since(memory.unguarded_since, seen.guarded is False, now)
+    lonely_since, joined_since = (
+        true_since(memory.lonely_since, not joined, now),
+        true_since(memory.joined_since, joined, now),
+    )
+    held = true_since(memory.held_since, seen.holds_vip, now)
+    unguarded = true_since(memory.unguarded_since, seen.guarded is False, now)
     # Where any user of this host could push without a login, nobody holds the lease.
     open_to_all = unguarded is not None and now - unguarded >= UNGUARDED
     hidden = hidden_holder(reports, settings)
@@ -299,9 +298,9 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         level=level,
         good=good,
         been_good=memory.been_good or good,
-        wrong_since=_since(memory.wrong_since, wrong, now),
+        wrong_since=true_since(memory.wrong_since, wrong, now),
         held_since=held,
-        hidden_since=_since(memory.hidden_since, hidden, now),
+        hidden_since=true_since(memory.hidden_since, hidden, now),
         unguarded_since=unguarded,
         quiet_since=asked.quiet_since,
         lonely_since=lonely_since,
@@ -309,8 +308,8 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         alone=alone(memory.alone, lonely_since, joined_since, now),
         removed=memory.removed or removed(seen.peers, settings),
         clock_off=off.get(settings.name, memory.clock_off),
-        failed_since=_since(memory.failed_since, storage.health in FAILED, now),
-        unwell_since=_since(memory.unwell_since, level is not Level.FIT, now),
+        failed_since=true_since(memory.failed_since, storage.health in FAILED, now),
+        unwell_since=true_since(memory.unwell_since, level is not Level.FIT, now),
         connected=now if connect else memory.connected,
         partial_since=partial_since,
         apart=apart and not compare,
@@ -398,7 +397,7 @@ def _reunion(
     all have answered in time for ``WHOLE`` seconds; and at most every ``compare_interval`` seconds.
     """
     apart = memory.apart or away
-    since = _since(memory.whole_since, all_answer and not away, now)
+    since = true_since(memory.whole_since, all_answer and not away, now)
     rested = memory.compared is None or now - memory.compared >= timings.compare_interval
     return apart, since, apart and rested and since is not None and now - since >= WHOLE
 
