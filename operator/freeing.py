@@ -14,7 +14,7 @@ from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.engine.report import Action
 from kubeadm_registry.errors import Error, Problem
 from kubeadm_registry.images.pool import Connect
-from kubeadm_registry.operator.conditions import Verdict, rfc3339, told
+from kubeadm_registry.operator.conditions import Verdict, failure, rfc3339
 from kubeadm_registry.operator.plans import size
 from kubeadm_registry.phases import space
 from kubeadm_registry.phases.space import Space
@@ -54,7 +54,7 @@ def complete(config: RegistryCluster, members: Sequence[Member]) -> Verdict | No
     except Error as error:
         if error.code in ("HostBusy", "CollectionBusy"):
             return None  # somebody else frees space just now
-        return Verdict(KIND, False, error.code, told(error))
+        return failure(KIND, False, error)
     text = "an operator ended while it freed space; the rest was completed, and pushes are open"
     return Verdict(KIND, True, "Completed", text) if done else None
 
@@ -65,7 +65,7 @@ def free(config: RegistryCluster, members: Sequence[Member], connect: Connect, c
     try:
         done = space.free(_cluster(config), members, connect, space.GRACE, _Log())
     except Error as error:
-        return Freed(Verdict(KIND, False, error.code, told(error)), None)
+        return Freed(failure(KIND, False, error), None)
     return Freed(Verdict(KIND, True, "Freed" if done.blobs else "NothingToFree", _said(done)), {
         "began": rfc3339(began), "ended": rfc3339(clock()), "beforeBytes": done.before, "afterBytes": done.after,
         "freedBytes": done.bytes, "blobs": done.blobs, "kept": done.kept, "closedSeconds": round(done.closed),

@@ -16,7 +16,7 @@ from kubeadm_registry.agent.model import Presence
 from kubeadm_registry.config import Node, RegistryCluster, from_object
 from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.operator import probes, replacement
-from kubeadm_registry.operator.conditions import Verdict, rfc3339, seconds_of, told
+from kubeadm_registry.operator.conditions import Verdict, failure, rfc3339, seconds_of
 from kubeadm_registry.operator.objects import CUSTOM, Object, Objects
 from kubeadm_registry.operator.replacement import Machine, Replace, Seen, Snapshot
 from kubeadm_registry.operator.way import Way
@@ -76,7 +76,7 @@ class Round:
             report = self._report(by, work) or dict(self.before) or None
             done = self._decided(decision, by, work)
         except Error as error:
-            return Turn(Verdict(KIND, False, error.code, told(error)), dict(self.before) or None)
+            return Turn(failure(KIND, False, error), dict(self.before) or None)
         return Turn(done.verdict, done.report or report, (*self._steps(by, work), *done.steps))
 
     def _decided(self, decision: Replace | replacement.Wait | None, by: str, work: Work | None) -> Turn:

@@ -243,10 +243,11 @@ class Rounds:
         """Take up what people say of plans that are there. Raises Error, Lost."""
         asked = {one["metadata"]["name"]: one["spec"].get("approval", "Required")
                  for one in self.objects.list(POLICIES)}  # fmt: skip
-        for plan in self.objects.list(PLANS):
-            for verdict in plans.valid(plan):
-                self._say(plan["metadata"]["name"], verdict)
-        for plan in self.objects.list(PLANS):
+        found = self.objects.list(PLANS)
+        wrong = [(plan["metadata"]["name"], verdict) for plan in found for verdict in plans.valid(plan)]
+        for name, verdict in wrong:
+            self._say(name, verdict)
+        for plan in self.objects.list(PLANS) if wrong else found:
             status = plan.get("status", {})
             if "digest" not in status and plans.unused(plan):
                 self.wake_plans()  # somebody accepts why there is no plan
@@ -312,10 +313,12 @@ class Rounds:
         mine, cluster, the_way = adopted
         before = self._replacement or mine.get("status", {}).get("replacement") or {}
         done = replacing.Round(mine, cluster, the_way, self.objects, self.caller, self.clock(), before).turn()
+        old = self._replacement, self._found.get(done.verdict.kind)
         self._replacement = done.report or {}
         for step in done.steps:
             post(self.objects, self.replica, mine, step)
-        self._tell(done.verdict)
+        if (self._replacement, done.verdict) != old:  # it comes as often as health by itself
+            self._tell(done.verdict)
 
     def certificates(self) -> None:
         """Have nodes renew certificates that end soon. Raises Error, Lost."""

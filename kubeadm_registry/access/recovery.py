@@ -12,7 +12,7 @@ from kubeadm_registry import paths
 from kubeadm_registry.access import membership, session
 from kubeadm_registry.access.session import Note, Prompts
 from kubeadm_registry.agent.model import Presence
-from kubeadm_registry.cluster import Cluster, MembersChange
+from kubeadm_registry.cluster import Cluster, MembersChange, stayers
 from kubeadm_registry.components import agent
 from kubeadm_registry.components.health import report
 from kubeadm_registry.components.links import blocked
@@ -113,7 +113,7 @@ def require_dead(cluster: Cluster, change: MembersChange, prompts: Prompts) -> N
                 continue
         raise _alive(node, "it answers SSH")
     port = str(paths.AGENT_PORT)
-    for host in _left(cluster) if gone else ():
+    for host in stayers(cluster) if gone else ():
         heard = (report(host).state or {}).get("peers", {})
         silent = blocked(host, [(node.address, port) for node in gone])
         for node in gone:
@@ -147,7 +147,7 @@ def given_up(cluster: Cluster) -> str:
     change = cluster.change
     if change is None:
         return ""
-    left = ", ".join(host.name for host in cluster.hosts if host.name not in change.arriving)
+    left = ", ".join(host.name for host in stayers(cluster))
     gone = ", ".join(f"{name} ({node.address})" for name, node in sorted(change.leaving.items()))
     out = f"; {gone} will be excluded if switched on again" if gone else ""
     return f"everything that is not on {left} will be lost permanently: images, tags and parts of images{out}"

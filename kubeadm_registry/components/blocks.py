@@ -46,9 +46,11 @@ def lost(cluster: Cluster) -> dict[str, int]:
 
     A node whose storage does not answer has none. Raises Error (StorageUnreadable) unless all tell what they have.
     """
+    if cluster.absent:
+        return {host.name: 0 for host in cluster.hosts}
     failed = dict(zip(cluster.hosts, side_by_side(partial(_failed, cluster), cluster.hosts), strict=True))
     wanted = dict.fromkeys(block for blocks in failed.values() for block in blocks)
-    if not wanted or cluster.absent:
+    if not wanted:
         return {host.name: 0 for host in failed}
     found = side_by_side(lambda host: lacking(host, directory(cluster), wanted), cluster.everyone)
     nowhere = frozenset.intersection(*found)

@@ -17,7 +17,7 @@ from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.cluster import Cluster, agreed
 from kubeadm_registry.components import replacing, retention
-from kubeadm_registry.config import RegistryCluster, Ssh, from_object
+from kubeadm_registry.config import RegistryCluster, from_object
 from kubeadm_registry.config.model import SSH_PORT
 from kubeadm_registry.engine.changes import RECORD_START, Absent, Directory, File, NoService, Running, Steps
 from kubeadm_registry.engine.render import render
@@ -129,18 +129,13 @@ def settings(cluster: Cluster, host: Host, pins: Mapping[str, str] = MappingProx
     *pins* are the host keys of nodes whose ``hostKey`` the cluster file does not have.
     """
     nodes = [
-        node.model_copy(update={"host_key": node.host_key or pins.get(node.name), "ssh": _way(node.ssh)})
+        node.model_copy(update={"host_key": node.host_key or pins.get(node.name), "ssh": node.ssh.without_files()})
         for node in cluster.spec.nodes
     ]
-    spec = cluster.spec.model_copy(update={"nodes": tuple(nodes), "ssh": _way(cluster.spec.ssh)})
+    spec = cluster.spec.model_copy(update={"nodes": tuple(nodes), "ssh": cluster.spec.ssh.without_files()})
     config = cluster.config.model_copy(update={"spec": spec})
     described = config.model_dump(by_alias=True, exclude_none=True, mode="json")
     return SETTINGS.render({"node": host.name, "cluster": described})
-
-
-def _way(ssh: Ssh) -> Ssh:
-    """*ssh* without files of the workstation."""
-    return Ssh(user=ssh.user, port=ssh.port)
 
 
 def read_settings(content: bytes | None, host: str) -> tuple[str, RegistryCluster]:

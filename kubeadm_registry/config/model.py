@@ -76,6 +76,10 @@ class Ssh(Model):
         """These settings where they are set, those of *other* where they are not."""
         return Ssh(**{**other.model_dump(exclude_none=True), **self.model_dump(exclude_none=True)})
 
+    def without_files(self) -> Ssh:
+        """These settings as another machine may have them: the files are this one's."""
+        return Ssh(user=self.user, port=self.port)
+
 
 class Node(Model):
     """A node of the registry; usually a control-plane node of the later cluster."""

@@ -183,9 +183,10 @@ def _run_phase(
         differs = side_by_side(lambda host: _differs(phase, cluster, host), hosts)
         failures: list[PhaseFailed] = []
         for host in (host for host, turn in zip(hosts, differs, strict=True) if turn):
-            failures += [failure] if (failure := work(host)) is not None else []
-            if failures and not phase.gives_up:
-                break
+            if (failure := work(host)) is not None:
+                failures.append(failure)
+                if not phase.gives_up:
+                    break
     else:
         failures = [failure for failure in side_by_side(work, hosts) if failure is not None]
     if failures and not phase.gives_up:
@@ -194,7 +195,8 @@ def _run_phase(
         raise failures[0]
     for failure in failures:
         reporter.note(f"{failure.message}; {phase.gives_up}", host=failure.host, level="warning")
-    given_up = {host for host in hosts for failure in failures if host.name == failure.host}
+    failed = {failure.host for failure in failures}
+    given_up = {host for host in hosts if host.name in failed}
     _tell(phase, cluster, [host for host in hosts if host not in given_up], reporter)
     return given_up
 

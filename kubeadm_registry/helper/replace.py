@@ -22,7 +22,7 @@ from kubeadm_registry.access.session import Note, Prompts
 from kubeadm_registry.cluster import Cluster, arriving
 from kubeadm_registry.components import helper, replacing
 from kubeadm_registry.components.programs import RECORD
-from kubeadm_registry.config import Node, RegistryCluster, Ssh
+from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.engine.report import Action
 from kubeadm_registry.errors import Error, PreflightFailed, Problem
 from kubeadm_registry.formats import Damaged, kept
@@ -117,7 +117,7 @@ def require_same_settings(cluster: Cluster) -> None:
 
 def _apart(config: RegistryCluster) -> RegistryCluster:
     """*config* without its nodes, and files that only one machine has."""
-    update = {"nodes": (), "ssh": Ssh(user=config.spec.ssh.user, port=config.spec.ssh.port)}
+    update = {"nodes": (), "ssh": config.spec.ssh.without_files()}
     return config.model_copy(update={"spec": config.spec.model_copy(update=update)})
 
 

@@ -15,7 +15,7 @@ from kubeadm_registry.access.collecting import invalid
 from kubeadm_registry.access.replacing import Standing, Work
 from kubeadm_registry.cluster import members_at
 from kubeadm_registry.components import replacing
-from kubeadm_registry.config import Node, Ssh
+from kubeadm_registry.config import Node
 from kubeadm_registry.config.values import ELSEWHERE
 from kubeadm_registry.engine.changes import runs
 from kubeadm_registry.errors import Error
@@ -77,7 +77,7 @@ def _node(described: object) -> Node:
             f"no SSH host key is set for {node.name}", host=node.name, code="HostKeyMissing",
             hint="set hostKey of that node: its /etc/ssh/ssh_host_ed25519_key.pub without the comment",
         )  # fmt: skip
-    return node.model_copy(update={"ssh": Ssh(user=node.ssh.user, port=node.ssh.port)})
+    return node.model_copy(update={"ssh": node.ssh.without_files()})
 
 
 def _require_fitting(host: Host, listed: Members | None, old: str, new: Node) -> None:
