@@ -61,7 +61,7 @@ def look(cluster: Cluster) -> Standing:
 def _without(state: State | None, never: int) -> State | None:
     """*state* of a node that will *never* get so many blocks, for no node has them: it does not copy these."""
     left = state.get("storage_left") if state is not None else None
-    if state is None or left is None or not never or left["blocks"] > never:
+    if state is None or left is None or not never or left["tables"] or left["blocks"] > never:
         return state
     return {**state, "conditions": [one for one in state["conditions"] if one != "StorageCopying"]}
 

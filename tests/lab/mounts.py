@@ -28,7 +28,9 @@ class Mounts:
         self._cgroups.make()
         in_cgroup = (FILES / "in-cgroup", f"{self._cgroups.name}/keeper")
         keeper = (*in_cgroup, "unshare", "--mount", "--propagation=slave", "sleep", "infinity")
-        subprocess.run(["setsid", "--fork", *keeper], stdin=subprocess.DEVNULL, check=True)
+        # It outlives this process, and one that reads what this process prints would wait for it.
+        none = subprocess.DEVNULL
+        subprocess.run(["setsid", "--fork", *keeper], stdin=none, stdout=none, stderr=none, check=True)
         wait_until("the lab's mount namespace", lambda: self._keeper() is not None, seconds=20, every=0.02)
         hosts = self._place.hosts
         # Shared, for else each host's own namespace keeps the disks of those before it mounted after their death.

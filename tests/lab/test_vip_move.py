@@ -188,7 +188,7 @@ def test_a_request_of_a_run_that_died_ends_by_itself(registry: Registry) -> None
     """The file names a node that is not fit, then one that is, and nobody takes it away."""
     holder = registry.holder()
     [target, other] = registry.others(holder)
-    ask = ("sh", "-c", handover._ASK, "ask", paths.MOVE, target.name, "4", "{}")
+    ask = ("sh", "-c", handover._ASK, "ask", paths.MOVE, target.name, "4", "{}", "false")
     other.sh("systemctl", "stop", paths.unit("haproxy@1"), paths.unit("haproxy@2"))
     try:
         for host in (holder, other):

@@ -347,7 +347,7 @@ def test_who_says_nothing_is_not_waited_for(zot: Node) -> None:
     with socket.create_connection((zot.address, paths.REGISTRY_PORT), 30) as bare, zot.connect(timeout=30) as header:
         header.sendall(b"GET /v2/ HTTP/1.1\r\nHost: ")
         assert ended(bare)
-        assert 3 < time.monotonic() - began < 9.5, "it waits for 5 s, and not for 10 as in a header"
+        assert 3 < time.monotonic() - began < 9, "it waits for 5 s, and not for 10 as in a header"
         assert header.recv(100).startswith(b"HTTP/1.1 408")
 
 
@@ -355,13 +355,13 @@ def test_who_says_nothing_is_not_waited_for(zot: Node) -> None:
 
 
 @pytest.mark.parametrize("request_", ["POST /v2/a/blobs/uploads/", f"PATCH /v2/a/blobs/uploads/u?_w={EPOCH}"])
-def test_a_write_without_a_writer_is_held_for_8_seconds_and_then_refused(standby: Node, request_: str) -> None:
+def test_a_write_without_a_writer_is_held_for_15_seconds_and_then_refused(standby: Node, request_: str) -> None:
     came(standby)
     method, target = request_.split()
     answer = standby.ask(method, target, PUSH, timeout=30)
     assert answer.status == 503
     assert int(answer.headers["retry-after"]) >= 1
-    assert 7.5 < answer.seconds < 20
+    assert 14.5 < answer.seconds < 25
     assert came(standby) == []
 
 

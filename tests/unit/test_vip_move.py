@@ -277,6 +277,17 @@ def test_blocks_that_no_node_has_do_not_keep_the_vip_where_it_is(world: World, s
         assert world.move(wanted="cp-2").target == "cp-2"
 
 
+def test_a_node_that_has_yet_to_compare_tables_is_waited_for_beside_blocks_that_are_lost(world: World) -> None:
+    for server in world.fake.servers.values():
+        server.unit(garage.UNIT).active = "active"
+    world.fake.garage.failed = 2
+    lost = {"storage_left": {"blocks": 2, "tables": 0}, "storage_queues": {"errors": 2}}
+    world.agents["cp-2"] = {"conditions": ["StorageCopying"], **lost}
+    world.agents["cp-3"] = {"conditions": ["StorageCopying"], **lost, "storage_left": {"blocks": 2, "tables": 1}}
+    with pytest.raises(Error, match="cp-3 is still copying"):
+        world.move(wanted="cp-2")
+
+
 def test_a_node_that_is_late_for_a_moment_gets_the_vip(world: World) -> None:
     """A busy one; who asks for a move waits a little."""
     world.agents["cp-2"] = {"conditions": ["ProxyPartial"]}
