@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -22,6 +23,15 @@ def sysctls() -> dict[str, str]:
     return {name: file.read_text() for name, file in found.items() if file.exists()}
 
 
+@contextmanager
+def machine_as_it_was() -> Iterator[None]:
+    """Afterwards this machine's settings must be what they are now."""
+    before = sysctls()
+    yield
+    if not any((machine.NOTES / "labs").iterdir()):  # else a lab that is still up may keep them
+        assert sysctls() == before
+
+
 @pytest.fixture(scope="session", params=FRONTENDS)
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]:
     """Servers that are ready for ``preflight && init && seed`` and then ``kubeadm init``, with one bundle for both.
@@ -30,17 +40,14 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """
     frontend: str = request.param
     skip_without(frontend)
-    before = sysctls()
     bundle(frontend, layout=images.layout())  # takes a while: better before the hosts are up
     # Three servers and two that may take the place of one.
-    with fresh_lab(Place.default().beside(frontend), Settings(hosts=5)) as lab:
+    with machine_as_it_was(), fresh_lab(Place.default().beside(frontend), Settings(hosts=5)) as lab:
         registry = Changing(lab, frontend, tmp_path_factory.mktemp(frontend), layout=images.layout())
         registry.write_file({"kubernetes.version": KUBERNETES})
         kubernetes = Kubernetes(registry)
         kubernetes.on_each(kubernetes.prepare)
         yield kubernetes
-    if not any((machine.NOTES / "labs").iterdir()):  # else a lab that is still up may keep them
-        assert sysctls() == before
 
 
 @pytest.fixture(scope="session")
