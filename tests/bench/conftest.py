@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from tests.lab import programs
 from tests.lab.fresh import require_machine
 
 KINDS = ("distribution", "zot")
+
+# What is measured is an installed program, whose sources Python has compiled once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -53,6 +53,7 @@ def between(server: ApiServer, alter: Alter, *, patience: float = 2) -> Iterator
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             asked.append(self.path)

@@ -73,6 +73,7 @@ def _repository(path: str) -> str:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer with a body waits for an acknowledgement, 40 ms
     registry: FakeRegistry
 
     def _say(

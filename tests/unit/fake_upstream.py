@@ -76,6 +76,7 @@ class FakeUpstream:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     upstream: FakeUpstream
 
     def _say(self, status: int, body: bytes = b"", **headers: str) -> None:

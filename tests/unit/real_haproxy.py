@@ -38,6 +38,7 @@ def program() -> str:
 
 class _Frontend(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     arrived: list[str]
     fields: list[Mapping[str, str]]
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from kubeadm_registry.access.membership import Request
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import drain, keepalived
+from kubeadm_registry.components import keepalived
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import PreflightFailed
-from kubeadm_registry.phases import vip_move
 from kubeadm_registry.phases.changing import carry_out
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS
 from kubeadm_registry.transport.host import Host
 from tests.unit.installed import fresh
 from tests.unit.test_members import FOUR, SKIP, changed, file, planned
-from tests.unit.test_vip_move import World
+from tests.unit.test_vip_move import World, impatient
 from tests.unit.test_workflow import Recorder
 
 THREE = {name: FOUR[name] for name in ("cp-1", "cp-2", "cp-3")}
@@ -51,17 +49,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[World, Clu
         monkeypatch.setattr(left, "_act", acts)
         return world, cluster
 
-    plan = vip_move.plan
-
-    def impatient(cluster: Cluster, **options: Any) -> vip_move.Move:
-        made = plan(cluster, **{**options, "patience": 0.0})
-        made.reads, made.drain_seconds = lambda *_: None, 0.0
-        return made
-
-    monkeypatch.setattr(vip_move, "plan", impatient)
-    monkeypatch.setattr(vip_move, "ARRIVAL", 0.2)
-    monkeypatch.setattr(drain, "LONG", 0.0)
-    monkeypatch.setattr(drain, "SHORT", 0.0)
+    impatient(monkeypatch)
     return without
 
 

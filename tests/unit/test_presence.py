@@ -60,6 +60,7 @@ class Admin(BaseHTTPRequestHandler):
     """Garage's admin API, as far as it is asked."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         path, words = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)

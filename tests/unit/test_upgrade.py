@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,7 +26,7 @@ from kubeadm_registry.phases.upgrading import carry_out
 from kubeadm_registry.phases.workflows import INIT, NODE, upgrade
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import FakeCluster
-from tests.unit.test_vip_move import World
+from tests.unit.test_vip_move import World, impatient
 from tests.unit.test_workflow import Recorder
 
 #: What other tests run, for the fake hosts know nothing of it; by node as well.
@@ -150,14 +149,7 @@ def world_of(frontend: str, monkeypatch: pytest.MonkeyPatch, *programs: str) -> 
 
         monkeypatch.setattr(server, "_act", acts)
 
-    def plan(*given: Any, **options: Any) -> vip_move.Move:
-        made = planned(*given, **{**options, "patience": 0.0})
-        made.reads, made.drain_seconds = lambda *_: None, 0.0
-        return made
-
-    planned = vip_move.plan
-    monkeypatch.setattr(vip_move, "plan", plan)
-    monkeypatch.setattr(vip_move, "ARRIVAL", 0.2)
+    impatient(monkeypatch)
     return world
 
 

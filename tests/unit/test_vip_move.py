@@ -18,7 +18,8 @@ from kubeadm_registry.addresses import prefix
 from kubeadm_registry.agent import moving as request
 from kubeadm_registry.agent import reopen
 from kubeadm_registry.certificates import RUN
-from kubeadm_registry.components import garage, handover, health
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import drain, garage, handover, health
 from kubeadm_registry.components.handover import MEASURED, PASS, STAY, Route
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import ConfigError, Error, HostBusy, PhaseFailed
@@ -42,6 +43,21 @@ def said(name: str, **changes: Any) -> dict[str, Any]:
         "writer": {"mode": "single", "role": "standby"}, "peers": {},
     }  # fmt: skip
     return state | changes
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workflow that moves the VIP waits for nobody."""
+    plan = vip_move.plan
+
+    def planned(cluster: Cluster, **options: Any) -> Move:
+        made = plan(cluster, **{**options, "patience": 0.0})
+        made.reads, made.drain_seconds = lambda *_: None, 0.0
+        return made
+
+    monkeypatch.setattr(vip_move, "plan", planned)
+    monkeypatch.setattr(vip_move, "ARRIVAL", 0.2)
+    monkeypatch.setattr(drain, "LONG", 0.0)
+    monkeypatch.setattr(drain, "SHORT", 0.0)
 
 
 @dataclass
