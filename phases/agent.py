@@ -23,7 +23,7 @@ from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host, side_by_side
 
 #: Seconds that writes in flight have to end, and that the agents have to begin anew after that.
-DRAIN, ANEW = 15.0, 30.0
+DRAIN, ANEW = 30.0, 30.0
 #: Seconds after its start from which an agent votes, and in which the others should all do so again.
 VOTES, VOTERS = Timings().lease + 0.5, 10.0
 #: Seconds in which a node has the lease again.

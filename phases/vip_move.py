@@ -27,7 +27,7 @@ HEARD, ARRIVAL, SERVED = 5.0, 10.0, 20.0
 #: Seconds in which what hinders a move may pass, and between two looks.
 PATIENCE, AGAIN = 30.0, 0.5
 #: Seconds that the uploads which are in flight have to end, with one writer. New ones are held meanwhile, for 60 s.
-DRAIN = 15.0
+DRAIN = 30.0
 #: Conditions of an agent that say nothing about whether its node should have the VIP.
 _HARMLESS = frozenset({"NoCanary", "CanaryMissing", "StorageCopying", "WriterClosing"})
 #: A node that answers late serves nevertheless, and under full load all of them may.
