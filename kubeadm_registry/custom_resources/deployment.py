@@ -28,6 +28,8 @@ from kubeadm_registry.custom_resources.roles import LEASE, roles
 _USER = 65532
 _LABELS = {"app.kubernetes.io/name": NAME}
 _PREFIX = "KUBEADM_REGISTRY_OPERATOR_"
+#: The C library would keep eight pools of memory for each processor, for threads that come and go.
+ALLOCATOR = {"MALLOC_ARENA_MAX": "2"}
 
 
 def image(config: RegistryCluster) -> str:
@@ -118,6 +120,7 @@ def _pod(name: str) -> dict[str, Any]:
             "env": [
                 {"name": f"{_PREFIX}NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                 {"name": f"{_PREFIX}NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+                *({"name": name, "value": value} for name, value in ALLOCATOR.items()),
             ],
             "ports": [{"name": "metrics", "containerPort": PORT, "protocol": "TCP"}],
             "livenessProbe": {

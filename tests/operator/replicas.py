@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from kubeadm_registry.custom_resources.deployment import ALLOCATOR
 from kubeadm_registry.custom_resources.names import NAMESPACE
 from kubeadm_registry.custom_resources.roles import LEASE
 from tests.operator.apiserver import ApiServer, free_port
@@ -113,7 +114,7 @@ def replica(
     with log.open("ab") as file:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig=KILL", "--", sys.executable, *command],
-            env={**os.environ, **environment, "KUBECONFIG": str(kubeconfig or server.kubeconfig("operator")),
+            env={**os.environ, **ALLOCATOR, **environment, "KUBECONFIG": str(kubeconfig or server.kubeconfig("operator")),
                  "PYTHONPATH": str(source)},
             stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
