@@ -114,8 +114,8 @@ def replica(
     with log.open("ab") as file:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig=KILL", "--", sys.executable, *command],
-            env={**os.environ, **ALLOCATOR, **environment, "KUBECONFIG": str(kubeconfig or server.kubeconfig("operator")),
-                 "PYTHONPATH": str(source)},
+            env={**os.environ, **ALLOCATOR, **environment, "PYTHONPATH": str(source),
+                 "KUBECONFIG": str(kubeconfig or server.kubeconfig("operator"))},
             stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
