@@ -49,7 +49,7 @@ def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     bundle(frontend, layout=images.layout())
     with (
         machine_as_it_was(),
-        fresh_lab(Place.default().beside(f"readme-{frontend}"), Settings(hosts=len(SERVERS))) as lab,
+        fresh_lab(Place.default().beside(frontend), Settings(hosts=len(SERVERS))) as lab,
     ):
         kubernetes = Kubernetes(Registry(lab, frontend, tmp_path_factory.mktemp("readme"), layout=images.layout()))
         kubernetes.on_each(kubernetes.prepare)
