@@ -17,7 +17,7 @@ import pytest
 
 from kubeadm_registry.config.kubeadm import CA_HASH, CERTIFICATE_KEY, TOKEN
 from tests.kubernetes import images
-from tests.kubernetes.cluster import IGNORED, MACHINE, Kubernetes, empty
+from tests.kubernetes.cluster import IGNORED, MACHINE, Kubernetes, empty, write
 from tests.kubernetes.conftest import machine_as_it_was
 from tests.kubernetes.readme import Reader, blocks, commands, section, shell
 from tests.lab import programs
@@ -57,9 +57,9 @@ def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(bare: Kubernetes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workstation's administrator's own directory."""
-    return tmp_path_factory.mktemp("home")
+    return tmp_path_factory.mktemp(f"home-{bare.registry.frontend}")
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +150,13 @@ def filled(bare: Kubernetes, reader: Reader, node: str) -> None:
     """Put the token, the hash and the key that ``kubeadm init`` printed in place of the zeros."""
     printed = reader.printed["kubeadm init"]
     host = bare.servers[reader.here(node)]
-    for zeros, pattern in (
-        (TOKEN, r"--token (\S+)"),
-        (CA_HASH, r"--discovery-token-ca-cert-hash (\S+)"),
-        (CERTIFICATE_KEY, r"--certificate-key (\S+)"),
-    ):
-        found = re.search(pattern, printed)
+    path = f"/root/{host.name}.yaml"
+    text = host.sh("cat", path).stdout
+    for zeros, option in (
+        (CA_HASH, "--discovery-token-ca-cert-hash"), (CERTIFICATE_KEY, "--certificate-key"), (TOKEN, "--token"),
+    ):  # fmt: skip
+        found = re.search(rf"{option} (\S+)", printed)
         assert found, printed
-        path = f"/root/{host.name}.yaml"
-        assert zeros in host.sh("cat", path).stdout, f"the zeros of {pattern} are not in {path}"
-        host.sh("sed", "-i", f"s/{zeros}/{found[1]}/", path)
+        assert zeros in text, f"{path} has no place for {option}"
+        text = text.replace(zeros, found[1])
+    write(host, path, text, mode="600")
