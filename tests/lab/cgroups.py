@@ -151,9 +151,9 @@ def of_lab(name: str) -> list[Cgroups]:
 def _processes(directory: Path) -> list[int]:
     """Those in a control group and all below it."""
     found: list[int] = []
-    for file in directory.rglob("cgroup.procs"):
-        with contextlib.suppress(OSError):  # a cgroup that went away meanwhile has no processes
-            found += [int(line) for line in file.read_text().split()]
+    for path, _, _ in os.walk(directory):  # passes over a directory that went away meanwhile, as rglob does not
+        with contextlib.suppress(OSError):  # a cgroup that did so has no processes
+            found += [int(line) for line in (Path(path) / "cgroup.procs").read_text().split()]
     return found
 
 
