@@ -85,7 +85,8 @@ test-monitoring: setup
 	@$(PYTHON) -m tests.lab.programs promtool > /dev/null
 	.venv/bin/pytest -q tests/monitoring
 
-# The custom resources and their guard, against a real kube-apiserver with etcd on loopback; needs Go once, and no root.
+# The custom resources, their guard and the operator, against a real kube-apiserver with etcd and a real registry on
+# loopback: Distribution, and zot where KUBEADM_REGISTRY_ZOT names one. Needs Go once, and no root.
 test-operator: setup
 	@$(PYTHON) -m tests.lab.programs etcd kubectl registry > /dev/null
 	.venv/bin/pytest -m 'not long' tests/operator

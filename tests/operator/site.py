@@ -1,4 +1,4 @@
-"""A registry of three nodes on loopback: real Distribution with TLS, and agents that serve metrics of real form.
+"""A registry of three nodes on loopback: real Distribution or zot with TLS, and agents that serve metrics of real form.
 
 Nodes have addresses of which this host has none; ``dial`` leads to the ports on loopback where they answer.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import shutil
 import ssl
 import subprocess
 import threading
@@ -28,7 +29,7 @@ from kubeadm_registry.operator.way import Way
 from kubeadm_registry.registry import Api, Login, push_blob
 from kubeadm_registry.retention.pulls import Pulls
 from tests.lab.command import wait_until
-from tests.lab.programs import program
+from tests.lab.programs import program, zot
 from tests.operator.apiserver import free_port
 
 SPEC = config.parse(config.SMALLEST, "x").spec
@@ -81,12 +82,12 @@ class Node:
 class Site:
     """The nodes by name; *ports* leads from (address, port) to where it is on loopback."""
 
-    def __init__(self, folder: Path, lifetime: timedelta = timedelta(days=365)) -> None:
+    def __init__(self, folder: Path, frontend: str = "distribution") -> None:
         self.folder = folder
+        self.frontend = frontend
         self.authority = pki.make_ca("registry")
         self.agents = {name: Agent() for name in ADDRESSES}
         self.ports: dict[tuple[str, int], int] = {}
-        self._lifetime = lifetime
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         metrics = pki.issue(self.authority, "metrics", [], unit=pki.METRICS_UNIT)
         (folder / "metrics.pem").write_text(metrics.certificate + metrics.key)
@@ -128,24 +129,25 @@ class Site:
         """Start the registry and the agent of a node."""
         certificate, key = self._certificate(name)
         port = free_port()
-        settings = {
-            "version": 0.1, "log": {"level": "error"},
-            "storage": {"filesystem": {"rootdirectory": str(self.folder / "storage")}, "delete": {"enabled": True}},
-            "http": {"addr": f"127.0.0.1:{port}", "tls": {"certificate": str(certificate), "key": str(key)}},
-        }  # fmt: skip
         file = self.folder / f"{name}.yaml"
+        served = {"distribution": _distribution, "zot": _zot}[self.frontend]
+        binary, settings = served(self.folder / "storage", port, certificate, key)
         file.write_text(yaml.safe_dump(settings))
         log = stack.enter_context((self.folder / f"{name}.log").open("wb"))
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "--", str(program("registry")), "serve", str(file)],
-            stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            ["setpriv", "--pdeathsig=KILL", "--", binary, "serve", file], stdout=log, stderr=subprocess.STDOUT
+        )
         stack.callback(process.wait)
         stack.callback(process.kill)
         self._processes[name] = process
         self.ports[ADDRESSES[name], paths.REGISTRY_PORT] = port
         wait_until(f"the registry of {name}", lambda: self._answers(name), seconds=_START)
         self.ports[ADDRESSES[name], paths.AGENT_PORT] = stack.enter_context(self._agent(name, certificate, key))
+
+    def lose(self, repository: str) -> None:
+        """The storage loses all of *repository*."""
+        below = "docker/registry/v2/repositories" if self.frontend == "distribution" else ""
+        shutil.rmtree(self.folder / "storage" / below / repository)
 
     def kill(self, name: str) -> None:
         """The node loses its power: neither its registry nor its agent answers."""
@@ -165,7 +167,7 @@ class Site:
         return digest
 
     def _certificate(self, name: str) -> tuple[Path, Path]:
-        pair = pki.issue(self.authority, name, [ADDRESSES[name], VIP], lifetime=self._lifetime)
+        pair = pki.issue(self.authority, name, [ADDRESSES[name], VIP], lifetime=timedelta(days=365))
         files = self.folder / f"{name}.crt", self.folder / f"{name}.key"
         for file, text in zip(files, (pair.certificate, pair.key), strict=True):
             file.write_text(text)
@@ -194,6 +196,26 @@ class Site:
         server.server_close()
 
 
+def _distribution(storage: Path, port: int, certificate: Path, key: Path) -> tuple[Path, dict[str, Any]]:
+    """The program, and its settings: all nodes have one *storage*."""
+    return program("registry"), {
+        "version": 0.1, "log": {"level": "error"},
+        "storage": {"filesystem": {"rootdirectory": str(storage)}, "delete": {"enabled": True}},
+        "http": {"addr": f"127.0.0.1:{port}", "tls": {"certificate": str(certificate), "key": str(key)}},
+    }  # fmt: skip
+
+
+def _zot(storage: Path, port: int, certificate: Path, key: Path) -> tuple[Path, dict[str, Any]]:
+    """The same of the zot that KUBEADM_REGISTRY_ZOT names. Without a cache, of which a file is for one process."""
+    binary = zot()
+    assert binary is not None, "the fixture asks for it"
+    return binary, {
+        "distSpecVersion": "1.1.1", "log": {"level": "error"},
+        "storage": {"rootDirectory": str(storage), "dedupe": False, "gc": False},
+        "http": {"address": "127.0.0.1", "port": str(port), "tls": {"cert": str(certificate), "key": str(key)}},
+    }  # fmt: skip
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     def __init__(self, agent: Agent, *arguments: Any) -> None:
         self._agent = agent
@@ -218,10 +240,10 @@ def put(registry: Api, repository: str, tag: str, content: bytes = b"") -> None:
 
 
 @contextlib.contextmanager
-def site(folder: Path) -> Iterator[Site]:
+def site(folder: Path, frontend: str = "distribution") -> Iterator[Site]:
     """Three nodes that serve the canary image, cp-1 with the virtual IP."""
     with contextlib.ExitStack() as stack:
-        found = Site(folder)
+        found = Site(folder, frontend)
         for name in ADDRESSES:
             found.start(name, stack)
         found.push(canary.REPOSITORY, canary.TAG, own=False)

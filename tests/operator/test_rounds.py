@@ -1,9 +1,8 @@
-"""What the operator finds and writes: a real API server, real Distribution behind TLS on three nodes."""
+"""What the operator finds and writes: a real API server, a real registry behind TLS on three nodes."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,8 @@ from kubeadm_registry.operator.plans import APPROVE
 from kubeadm_registry.operator.rounds import Rounds
 from kubeadm_registry.upkeep import store
 from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig
-from tests.lab.programs import cached
+from tests.lab.programs import cached, zot
+from tests.lab.settings import FRONTENDS
 from tests.operator.apiserver import ApiServer
 from tests.operator.battery import CLUSTER, changed, put
 from tests.operator.replicas import OBJECTS
@@ -34,11 +34,14 @@ GOOD = {"Adopted": "True", "Available": "True", "Degraded": "False", "Redundancy
         "SplitVIP": "False"}  # fmt: skip
 
 
-@pytest.fixture
-def there(tmp_path: Path) -> Iterator[Site]:
-    if not cached("registry"):
+@pytest.fixture(params=FRONTENDS)
+def there(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    frontend: str = request.param
+    if frontend == "zot" and zot() is None:
+        pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")
+    if frontend != "zot" and not cached("registry"):
         pytest.skip("not built yet: registry; make test-operator builds it")
-    with site(tmp_path) as found:
+    with site(tmp_path, frontend) as found:
         yield found
 
 
@@ -166,7 +169,7 @@ def test_without_a_certificate_for_metrics_the_rest_is_known(operator: Operator,
 
 
 def test_a_registry_that_lost_its_images_is_not_available(operator: Operator, there: Site) -> None:
-    shutil.rmtree(there.folder / "storage" / "docker/registry/v2/repositories" / canary.REPOSITORY)
+    there.lose(canary.REPOSITORY)
     assert operator.look()["Available"] == "False"
     assert operator.conditions()["Available"]["reason"] == "CanaryMissing"
 
