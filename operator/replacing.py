@@ -109,19 +109,19 @@ class Round:
 
     def _begin(self, decision: Replace) -> Turn:
         """Have it done by the first member that takes it. Raises Error as the first one does."""
-        failure: Error | None = None
+        first: Error | None = None
         for name in decision.by:
             try:
                 standing = asking.begin(self._ask(self._nodes[name]), decision.old, decision.new).by_clock(time.time())
             except Error as error:
-                failure = failure or error
+                first = first or error
                 continue
             text = f"{decision.new.name} takes the place of {decision.old} (by {name})"
             return Turn(
                 Verdict(KIND, False, "Replacing", text), self._report(name, standing.work),
                 (Verdict("Replacement", True, "Begun", text),),
             )  # fmt: skip
-        raise failure or AssertionError("decide names a member")
+        raise first or AssertionError("decide names a member")
 
     # ---- what is seen -----------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,6 @@ from tests.lab.fresh import require_machine
 
 KINDS = ("distribution", "zot")
 
-# What is measured is an installed program, whose sources Python has compiled once.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
@@ -26,6 +22,14 @@ def kind(request: pytest.FixtureRequest) -> str:
     if name == "zot" and programs.zot() is None:
         pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")
     return name
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compiled() -> Iterator[None]:
+    """What is measured is an installed program, whose sources Python has compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield
 
 
 @pytest.fixture

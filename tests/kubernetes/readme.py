@@ -13,9 +13,11 @@ from tests.lab.command import LabError, run
 
 #: A prompt: the machine, and `#` where one is root. What stands below a command until the next is what it prints.
 _PROMPT = re.compile(r"([a-z0-9-]+)[#$] (.*)")
-#: Runs the command ``$2`` where the one before left off; exported variables go from one to the next by the file ``$1``.
+#: Runs the command ``$2`` in the home directory; exported variables go from one to the next by the file ``$1``.
 _SHELL = """\
+home=$PWD
 test ! -e "$1" || . "$1"
+PWD=$home
 set -o pipefail
 eval "$2" || exit
 export -p > "$1"
@@ -67,7 +69,7 @@ def said(prints: Sequence[str], output: str) -> list[str]:
 
 
 class Shell(Protocol):
-    """Runs a command as root, in the home directory or the one of the command before; what it printed."""
+    """Runs a command as root, in the home directory; what it printed."""
 
     def __call__(self, command: str) -> str: ...
 
@@ -79,12 +81,12 @@ class Reader:
     machines: Mapping[str, Shell]
     values: Mapping[str, str]
     printed: dict[str, str] = field(default_factory=dict)
-    """What the commands printed, all that begins with the same two words together."""
+    """What the last command printed that begins with these two words."""
 
     def here(self, text: str) -> str:
         """*text* of the page with the values of this place."""
         names = "|".join(map(re.escape, sorted(self.values, key=len, reverse=True)))
-        return re.sub(rf"(?<![\w.])(?:{names})(?![\w]|\.\d)", lambda found: self.values[found[0]], text)
+        return re.sub(rf"(?<![\w.])(?:{names})(?!\w|\.\d)", lambda found: self.values[found[0]], text)
 
     def type(self, command: Command) -> None:
         """Run *command*; LabError if it fails or does not print what the page shows."""

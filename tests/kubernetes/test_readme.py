@@ -33,9 +33,11 @@ NODES = ("cp-1", "cp-2", "cp-3")
 PLUGIN = "apiVersion: v1\nkind: Namespace\nmetadata: {name: network}\n"
 #: Runs a command on the workstation, whose administrator has a home and a directory of programs of her own.
 WORKSTATION = """\
-mount --bind "$1" /root && mount --bind "$2" /usr/local/bin
-cd; export HOME=/root; shift 2
-exec "$@"
+mount --bind "$1" /root
+mount --bind "$2" /usr/local/bin
+cd /root
+shift 2
+exec env -i HOME=/root PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 "$@"
 """
 README = (ROOT / "README.md").read_text()
 QUICK_START, POLICY = section(README, "Quick start"), section(README, "A policy for the images")
@@ -49,7 +51,7 @@ def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     bundle(frontend, layout=images.layout())
     with (
         machine_as_it_was(),
-        fresh_lab(Place.default().beside(frontend), Settings(hosts=len(SERVERS))) as lab,
+        fresh_lab(Place.default().beside("users"), Settings(hosts=len(SERVERS))) as lab,
     ):
         kubernetes = Kubernetes(Registry(lab, frontend, tmp_path_factory.mktemp("readme"), layout=images.layout()))
         kubernetes.on_each(kubernetes.prepare)

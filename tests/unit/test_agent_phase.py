@@ -10,9 +10,11 @@ import pytest
 
 from kubeadm_registry import paths
 from kubeadm_registry.access.membership import Request
+from kubeadm_registry.agent import moving
 from kubeadm_registry.components import agent, health, zipapp
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases import agent as phase
+from kubeadm_registry.phases import vip_move
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
@@ -122,6 +124,11 @@ def test_a_writer_that_does_not_end_is_asked_no_longer(zot: FakeCluster, monkeyp
     says(zot.servers["cp-1"], role="writer", yields=True)
     assert init(zot)[-2:] == [("cp-1", PAUSE), ("cp-1", ANEW)]
     assert paths.MOVE not in zot.servers["cp-1"].tree
+
+
+def test_nothing_is_asked_for_so_long_that_agents_take_it_for_no_request() -> None:
+    assert phase.DRAIN + phase.ANEW <= moving.LONGEST
+    assert vip_move.DRAIN + vip_move.ARRIVAL <= moving.LONGEST
 
 
 @pytest.mark.usefixtures("newer")
