@@ -244,10 +244,10 @@ class Rounds:
         asked = {one["metadata"]["name"]: one["spec"].get("approval", "Required")
                  for one in self.objects.list(POLICIES)}  # fmt: skip
         found = self.objects.list(PLANS)
-        said = [(plan["metadata"]["name"], verdict) for plan in found for verdict in plans.valid(plan)]
-        for name, verdict in said:
+        judged = [(plan["metadata"]["name"], verdict) for plan in found for verdict in plans.valid(plan)]
+        for name, verdict in judged:
             self._say(name, verdict)
-        for plan in self.objects.list(PLANS) if said else found:
+        for plan in self.objects.list(PLANS) if judged else found:
             status = plan.get("status", {})
             if "digest" not in status and plans.unused(plan):
                 self.wake_plans()  # somebody accepts why there is no plan
