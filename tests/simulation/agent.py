@@ -62,6 +62,7 @@ class AgentProcess(Process):
         self.due = False
         self.looked = 0.0
         self.role = Role.CLOSING
+        self.opened = -1  # the last term under which it could write
         self.last_round = self.awake_since = 0.0
 
     def begin(self, takes_over: bool) -> None:
@@ -115,10 +116,13 @@ class AgentProcess(Process):
         if memory.role is not self.role:
             self.host.say(f"{self.role.value} -> {memory.role.value}, term {memory.term}")
             self.role = memory.role
-            if self.role is Role.WRITER:
-                self.host.world.opened(self.host, memory.term)
             if not self.host.world.single_writer:
                 self.host.executor.tell(memory.term if self.role is Role.WRITER else None)
+        # One that stood still within the round that made it the writer may be late: its timer has ended then, and
+        # nothing is written before the next round, which gives up.
+        if self.role is Role.WRITER and memory.term != self.opened and self.host.timer.passes(self.host.ticks()):
+            self.opened = memory.term
+            self.host.world.opened(self.host, memory.term)
         self.drain_soon()
         return True
 

@@ -29,6 +29,8 @@ FOUND = {
     46772: ("chaos", ZOT),  # a voter's promise was put back by "I do not hear you", after it had been told
     32811: ("paused", ZOT),  # the model: processes of a paused machine went on
     35163: ("frozen", ZOT),  # the promise: an agent that was not run needs two rounds for the workers of before
+    126841: ("isolation", DISTRIBUTION),  # the schedule: a clock was set wrong after the healing
+    155320: ("moves", DISTRIBUTION),  # the promise: one whose timer had ended counted as a writer
     1529: ("paused", DISTRIBUTION),  # a paused holder of the lease went on under an earlier term than another had had
 }
 
