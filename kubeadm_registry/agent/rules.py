@@ -276,10 +276,8 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     apart, whole_since, compare = _reunion(memory, away=away, all_answer=all_answer, now=now, timings=timings)
 
     joined = 1 + len(fresh) >= settings.majority
-    lonely_since, joined_since = (
-        true_since(memory.lonely_since, not joined, now),
-        true_since(memory.joined_since, joined, now),
-    )
+    lonely_since = true_since(memory.lonely_since, not joined, now)
+    joined_since = true_since(memory.joined_since, joined, now)
     held = true_since(memory.held_since, seen.holds_vip, now)
     unguarded = true_since(memory.unguarded_since, seen.guarded is False, now)
     # Where any user of this host could push without a login, nobody holds the lease.

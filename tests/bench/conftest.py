@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import programs
-from tests.lab.fresh import require_machine
+from tests.lab.registry import skip_without
 
 KINDS = ("distribution", "zot")
 
@@ -17,10 +16,8 @@ KINDS = ("distribution", "zot")
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """A kind of registry that can be run here, by itself, on loopback."""
-    require_machine()
     name: str = request.param
-    if name == "zot" and programs.zot() is None:
-        pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")
+    skip_without(name)
     return name
 
 

@@ -49,10 +49,7 @@ def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     frontend: str = request.param
     skip_without(frontend)
     bundle(frontend, layout=images.layout())
-    with (
-        machine_as_it_was(),
-        fresh_lab(Place.default().beside("users"), Settings(hosts=len(SERVERS))) as lab,
-    ):
+    with machine_as_it_was(), fresh_lab(Place.default().beside("readme"), Settings(hosts=len(SERVERS))) as lab:
         kubernetes = Kubernetes(Registry(lab, frontend, tmp_path_factory.mktemp("readme"), layout=images.layout()))
         kubernetes.on_each(kubernetes.prepare)
         yield kubernetes
@@ -76,24 +73,14 @@ def reader(bare: Kubernetes, home: Path, tmp_path_factory: pytest.TempPathFactor
     (home / ".ssh").mkdir(mode=0o700)
     shutil.copy(lab.place.key, home / ".ssh/id_ed25519")
     shutil.copy(programs.program("kubectl"), local)
-    inside: list[str | Path] = [
-        "unshare",
-        "--mount",
-        "--propagation=private",
-        "sh",
-        "-ec",
-        WORKSTATION,
-        "sh",
-        home,
-        local,
-    ]
+    private = ("unshare", "--mount", "--propagation=private")
     hosts = dict(zip(NODES, bare.servers.values(), strict=True))
     values = {f"10.0.0.1{number}": host.address for number, host in enumerate(hosts.values(), start=1)}
     values |= {name: host.name for name, host in hosts.items()}
     values |= {"10.0.0.10": lab.address(VIP_NUMBER), "zot": frontend}
     values |= {f"kubeadm {verb}": f"kubeadm {verb} {IGNORED}" for verb in ("init", "join")}
     machines = {name: shell(host.sh_argv("env", "--chdir=/root"), "/run/readme") for name, host in hosts.items()}
-    machines["workstation"] = shell(lab.argv(*inside), "/root/.state")
+    machines["workstation"] = shell(lab.argv(*private, "sh", "-ec", WORKSTATION, "sh", home, local), "/root/.state")
     [file] = blocks(QUICK_START, "yaml")
     found = Reader(machines, values)
     written = found.here(file)

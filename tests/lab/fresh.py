@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.lab import machine
+from tests.lab import machine, programs
 from tests.lab.command import LabError, locked, say, unwinding
 from tests.lab.lab import Lab, started_by, sweep
 from tests.lab.settings import Place, Settings
@@ -21,6 +21,12 @@ def require_machine() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+def require_frontend(frontend: str) -> None:
+    """Skip where *frontend* is zot and there is none."""
+    if frontend == "zot" and programs.zot() is None:
+        pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from kubeadm_registry.access import session
 from kubeadm_registry.secrets import basic
 from tests.lab import programs
 from tests.lab.command import LabError, cache, locked, say, wait_until
-from tests.lab.fresh import fresh_lab, require_machine
+from tests.lab.fresh import fresh_lab, require_frontend, require_machine
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.settings import FRONTENDS, Place, Settings
@@ -430,8 +430,7 @@ def repeat(default: int = 1) -> int:
 def skip_without(frontend: str) -> None:
     """Skip where this machine cannot have a lab (in CI that is a failure) or has no *frontend*."""
     require_machine()
-    if frontend == "zot" and programs.zot() is None:
-        pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")
+    require_frontend(frontend)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from tests.lab.command import LabError
 Family = Literal["4", "6", "dual"]
 FRONTENDS = ("distribution", "zot")
 """Each has a lab of its own for the tests of the registry."""
-BESIDE = (*FRONTENDS, "engine", "many", "again", "members", "recover", "users")
+BESIDE = (*FRONTENDS, "engine", "many", "again", "members", "recover", "readme")
 """The labs that tests boot beside the session's, by what the tests share."""
 
 #: An address reserved for documentation (RFC 5737): nobody answers there, which is what a room without DNS offers.

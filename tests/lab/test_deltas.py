@@ -12,7 +12,8 @@ from kubeadm_registry.images import seed, seeded
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Registry
-from tests.lab.test_registries import ADDRESS, Served, served
+from tests.lab.standalone import ADDRESS
+from tests.lab.test_registries import Served, served
 from tests.unit.corrupted import Good, flip
 from tests.unit.test_bundle_delta import APP, BIG, NEW, PAUSE, PROXY, SMALL, Line
 

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -34,9 +33,10 @@ from kubeadm_registry.registry import Deleted, Registry, Upload, push_blob, refe
 from kubeadm_registry.registry.answers import Answer
 from tests.lab import images, programs
 from tests.lab.command import cache, wait_until
+from tests.lab.fresh import require_frontend
+from tests.lab.standalone import ADDRESS, distribution, zot
 
 ROOT = Path(__file__).parents[2]
-ADDRESS = "127.0.0.1"
 KINDS = ("distribution", "distribution3", "zot")
 PIECE = 2**20
 CONTENT = hashlib.shake_256(b"a blob of five pieces").digest(5 * PIECE)
@@ -75,39 +75,14 @@ def debians(folder: Path) -> list[str]:
     return [str(loader), "--library-path", libraries, str(folder / "tree/bin/docker-registry")]
 
 
-def distribution(folder: Path, port: int) -> dict[str, Any]:
-    return {
-        "version": 0.1,
-        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
-        "http": {
-            "addr": f"{ADDRESS}:{port}",
-            "tls": {"certificate": str(folder / "tls.crt"), "key": str(folder / "tls.key")},
-        },
-    }
-
-
-def zot(folder: Path, port: int) -> dict[str, Any]:
-    return {
-        "distSpecVersion": "1.1.1",
-        "storage": {"rootDirectory": str(folder / "data"), "dedupe": True, "gc": False},
-        "http": {
-            "address": ADDRESS,
-            "port": str(port),
-            "tls": {"cert": str(folder / "tls.crt"), "key": str(folder / "tls.key")},
-        },
-        "log": {"level": "warn"},
-    }
-
-
 def command(kind: str, folder: Path, port: int) -> list[str]:
     """Write the registry's configuration; how to start it. Skips where there is none."""
     file = folder / "config.json"  # which is YAML as well
-    file.write_text(json.dumps(zot(folder, port) if kind == "zot" else distribution(folder, port)))
+    settings = zot if kind == "zot" else distribution
+    file.write_text(json.dumps(settings(folder / "data", port, folder / "tls.crt", folder / "tls.key")))
     if kind == "zot":
-        binary = programs.zot()
-        if binary is None:
-            pytest.skip("KUBEADM_REGISTRY_ZOT names no zot")
-        return [str(binary), "serve", str(file)]
+        require_frontend(kind)
+        return [str(programs.zot()), "serve", str(file)]
     program = debians(folder) if kind == "distribution" else [str(programs.program("registry"))]
     return [*program, "serve", str(file)]
 

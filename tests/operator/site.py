@@ -28,8 +28,8 @@ from kubeadm_registry.oci import canary
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.registry import Api, Login, push_blob
 from kubeadm_registry.retention.pulls import Pulls
+from tests.lab import programs, standalone
 from tests.lab.command import wait_until
-from tests.lab.programs import program, zot
 from tests.operator.apiserver import free_port
 
 SPEC = config.parse(config.SMALLEST, "x").spec
@@ -130,8 +130,12 @@ class Site:
         certificate, key = self._certificate(name)
         port = free_port()
         file = self.folder / f"{name}.yaml"
-        served = {"distribution": _distribution, "zot": _zot}[self.frontend]
-        binary, settings = served(self.folder / "storage", port, certificate, key)
+        place = self.folder / "storage", port, certificate, key
+        if self.frontend == "zot":
+            binary, settings = programs.zot(), standalone.zot(*place, shared=True)
+        else:
+            binary, settings = programs.program("registry"), standalone.distribution(*place)
+        assert binary is not None, "the fixture asks for it"
         file.write_text(yaml.safe_dump(settings))
         log = stack.enter_context((self.folder / f"{name}.log").open("wb"))
         process = subprocess.Popen(
@@ -194,26 +198,6 @@ class Site:
         yield server.server_port
         server.shutdown()
         server.server_close()
-
-
-def _distribution(storage: Path, port: int, certificate: Path, key: Path) -> tuple[Path, dict[str, Any]]:
-    """The program, and its settings: all nodes have one *storage*."""
-    return program("registry"), {
-        "version": 0.1, "log": {"level": "error"},
-        "storage": {"filesystem": {"rootdirectory": str(storage)}, "delete": {"enabled": True}},
-        "http": {"addr": f"127.0.0.1:{port}", "tls": {"certificate": str(certificate), "key": str(key)}},
-    }  # fmt: skip
-
-
-def _zot(storage: Path, port: int, certificate: Path, key: Path) -> tuple[Path, dict[str, Any]]:
-    """The same of the zot that KUBEADM_REGISTRY_ZOT names. Without a cache, of which a file is for one process."""
-    binary = zot()
-    assert binary is not None, "the fixture asks for it"
-    return binary, {
-        "distSpecVersion": "1.1.1", "log": {"level": "error"},
-        "storage": {"rootDirectory": str(storage), "dedupe": False, "gc": False},
-        "http": {"address": "127.0.0.1", "port": str(port), "tls": {"cert": str(certificate), "key": str(key)}},
-    }  # fmt: skip
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -20,7 +20,8 @@ from kubeadm_registry.operator.plans import APPROVE
 from kubeadm_registry.operator.rounds import Rounds
 from kubeadm_registry.upkeep import store
 from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig
-from tests.lab.programs import cached, zot
+from tests.lab.fresh import require_frontend
+from tests.lab.programs import cached
 from tests.lab.settings import FRONTENDS
 from tests.operator.apiserver import ApiServer
 from tests.operator.battery import CLUSTER, changed, put
@@ -37,8 +38,7 @@ GOOD = {"Adopted": "True", "Available": "True", "Degraded": "False", "Redundancy
 @pytest.fixture(params=FRONTENDS)
 def there(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     frontend: str = request.param
-    if frontend == "zot" and zot() is None:
-        pytest.skip("KUBEADM_REGISTRY_ZOT names no zot, which this project does not build")
+    require_frontend(frontend)
     if frontend != "zot" and not cached("registry"):
         pytest.skip("not built yet: registry; make test-operator builds it")
     with site(tmp_path, frontend) as found:

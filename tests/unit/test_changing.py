@@ -16,11 +16,9 @@ from kubeadm_registry.phases.changing import carry_out
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS
 from kubeadm_registry.transport.host import Host
 from tests.unit.installed import fresh
-from tests.unit.test_members import FOUR, SKIP, changed, file, planned
+from tests.unit.test_members import FOUR, SKIP, THREE, changed, file, planned
 from tests.unit.test_vip_move import World, impatient
 from tests.unit.test_workflow import Recorder
-
-THREE = {name: FOUR[name] for name in ("cp-1", "cp-2", "cp-3")}
 
 
 @pytest.fixture
