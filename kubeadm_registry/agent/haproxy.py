@@ -65,7 +65,7 @@ class Proxy:
         """Whether to ask for them."""
         self._map = config.proxy.epoch_map if config.settings.leased else ""
         self._pushes = config.proxy.pushes_map
-        self._reserved = False
+        self._reserved = True  # an agent before this one may have closed pushes
         self._deadline = config.timings.probe_deadline
         self._interval = config.timings.proxy_interval
         self._changed = changed

@@ -258,12 +258,12 @@ class Registry:
         return json.loads(host.sh("sh", "-c", script, "-", *words, timeout=timeout).stdout)
 
     def lay_out(self, zones: Mapping[str, str]) -> None:
-        """Give the storage of each server the zone that *zones* says, keep all else, and wait until that is done."""
+        """Give the storage of each server the zone that *zones* says, keep all else, and wait until all have that.
 
-        def call(endpoint: str, payload: object = None) -> Any:
-            return self.ask_garage(self.servers[SERVERS[0]], endpoint, payload)
-
-        layout = call("GetClusterLayout")
+        A server that lost its power may come back with an older layout than the others for some seconds.
+        """
+        layout = max(self._layouts().values(), key=lambda one: int(one["version"]))
+        self._wait_layout(layout["version"])
         roles = [{**role, "zone": zones[role["tags"][0]]} for role in layout["roles"]]
         wanted = [
             {key: role[key] for key in ("id", "zone", "capacity", "tags")}
@@ -271,9 +271,23 @@ class Registry:
             if role["zone"] != old["zone"]
         ]
         if wanted:
-            call("UpdateClusterLayout", {"roles": wanted, "parameters": None})
-            call("ApplyClusterLayout", {"version": layout["version"] + 1})
+            first = self.servers[SERVERS[0]]
+            self.ask_garage(first, "UpdateClusterLayout", {"roles": wanted, "parameters": None})
+            self.ask_garage(first, "ApplyClusterLayout", {"version": layout["version"] + 1})
+            self._wait_layout(layout["version"] + 1)
             self.wait_whole()
+
+    def _layouts(self) -> dict[str, dict[str, Any]]:
+        """The layout of the storage, as each server has it."""
+        return {name: self.ask_garage(host, "GetClusterLayout") for name, host in self.servers.items()}
+
+    def _wait_layout(self, version: int) -> None:
+        """Wait until every server has the layout of *version*."""
+        wait_until(
+            f"layout {version} on every server",
+            lambda: {layout["version"] for layout in self._layouts().values()} == {version},
+            seconds=60,
+        )
 
     def flaws(self) -> list[str]:
         """Why the registry is not whole: empty if every server is fit, hears all, and the storage is complete."""
