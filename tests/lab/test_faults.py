@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -220,7 +221,7 @@ def test_all_disks_are_full(registry: Registry, probe: Object) -> None:
     assert result.gap < 3, "of this no process dies: reads are as quick as before, but for a busy machine"
     assert any(f"status {code}" in refused.value.message for code in (500, 502, 503, 507)), refused.value.message
     for host in registry.servers.values():  # each looks at its own disk; the VIP may come to any of them
-        wait_until(f"a push through {host.name}", lambda at=host: pushed(registry, image, at), seconds=30, every=1)
+        wait_until(f"a push through {host.name}", partial(pushed, registry, image, host), seconds=30, every=1)
     assert not images.missing(registry, image, "tests/full")
 
 
