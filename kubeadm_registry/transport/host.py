@@ -111,6 +111,8 @@ def side_by_side(
 
     Returns the outcomes in their order, or raises the first error.
     """
+    if len(items) == 1:  # as most have, of a phase that goes from node to node: no thread for it
+        return [work(items[0])]
     with ThreadPoolExecutor(max_workers=max(1, min(len(items), at_most or len(items)))) as pool:
         return list(pool.map(work, items))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,9 +26,13 @@ LISTED = Members(4, THREE)
 KEY = host_key("cp-4")
 
 
+@cache
+def parsed(text: str) -> Spec:
+    return config.parse(text, "cluster.yaml").spec
+
+
 def spec(nodes: Mapping[str, str] = THREE, *, mode: str = "Automatic", pinned: bool = True) -> Spec:
-    text = file(dict(nodes)) + f"  replacement: {{mode: {mode}}}\n"
-    found = config.parse(text, "cluster.yaml").spec
+    found = parsed(file(dict(nodes)) + f"  replacement: {{mode: {mode}}}\n")
     keyed = [node.model_copy(update={"host_key": host_key(node.name) if pinned else None}) for node in found.nodes]
     return found.model_copy(update={"nodes": tuple(keyed)})
 
