@@ -135,7 +135,7 @@ def _events() -> Iterator[str]:
 def _configuration() -> Iterator[str]:
     yield "## The cluster file"
     yield ""
-    yield "Unknown keys are refused. Everything but nodes and VIP has a default."
+    yield "Unknown keys are refused. Everything but `apiVersion`, `kind`, nodes and VIP has a default."
     yield ""
     yield "| value | default | meaning |"
     yield "| --- | --- | --- |"
@@ -159,7 +159,7 @@ def _immutable() -> Iterator[str]:
     yield ""
     yield "### Where data may be"
     yield ""
-    yield "`spec.dataDirectory` is none of these, in none of them, and holds none. An existing directory keeps its"
+    yield "`spec.dataDirectory` must not be, contain, or be in one of these. An existing directory keeps its"
     yield "owner and mode. The services run as users of their own, so all must be able to enter it (`o+x`), and must"
     yield "not be able to write to it. `reset` deletes no images without `--purge-data`, and nothing that `init` did"
     yield "not make."
@@ -220,7 +220,7 @@ def _codes() -> Iterator[str]:
     for code, meaning in sorted(kinds.items()):
         yield f"| `{code}` | {meaning} |"
     yield ""
-    yield "More special ones, such as `HostKeyUnknown` or `ProgramMissing`, stand in the errors themselves."
+    yield "Errors carry more specific codes as well, such as `HostKeyUnknown` or `ProgramMissing`."
     yield ""
 
 
@@ -249,7 +249,7 @@ def _places() -> Iterator[str]:
         ("VRRP between nodes", "IP protocol 112"),
         (
             "frontend, storage and its administration",
-            f"loopback, {paths.FRONTEND_PORT}, {paths.S3_PORT}, {paths.ADMIN_PORT}",
+            f"loopback, {paths.FRONTEND_PORT}, {paths.S3_PORT}, {paths.ADMIN_PORT}; {paths.FENCE_PORT}/udp",
         ),
     ):
         yield f"| {what} | {where} |"

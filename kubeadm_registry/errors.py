@@ -169,7 +169,7 @@ def damaged(message: str, *, hint: str = "") -> BundleError:
 
 
 class RegistryError(Error):
-    """A registry answered otherwise than the OCI distribution specification says it must, or did not answer.
+    """A registry violated the OCI distribution specification, or did not answer.
 
     *temporary*: it may be right a moment later, as while the writer moves; begin the whole operation anew, after *wait*
     seconds if it asked for a pause. *status* is that of HTTP, 0 if there was no answer.

@@ -56,7 +56,7 @@ def wanted(config: RegistryCluster, request: Request) -> RegistryCluster:
         raise ConfigError(
             f"spec.nodes: {request.joins} would be the only node, and could copy the images from none: the one node of "
             "a registry cannot be replaced", code="OneNode",
-            hint=f"install a new registry on {request.joins} with `init`, and copy the images with `images copy`",
+            hint=f"install a new registry on {request.joins} with `init`, and fill it with `seed` and `skopeo copy`",
         )  # fmt: skip
     return config.model_copy(update={"spec": config.spec.model_copy(update={"nodes": nodes})})
 
@@ -127,7 +127,7 @@ def same_copies(before: Members, nodes: Mapping[str, str]) -> None:
         raise Error(
             "a registry of one node keeps one copy of each image, one of three or more keeps three, and that cannot "
             "be changed in place", code="CopiesDiffer",
-            hint="install a new registry on the other nodes with `init`, and copy the images with `images copy`",
+            hint="install a new registry on the other nodes with `init`, and fill it with `seed` and `skopeo copy`",
         )  # fmt: skip
 
 

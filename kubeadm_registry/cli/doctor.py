@@ -38,7 +38,7 @@ def doctor(context: Context, path: Path | None) -> None:
     \b
     Exit codes:
       0  no problem found
-      1  the registry does not serve
+      1  the registry does not serve, or is not installed
       4  no node is reachable
       5  the registry serves, but a problem was found
     """

@@ -71,9 +71,11 @@ def cli() -> None:
 
     \b
     First run:
-      kubeadm-registry bundle create --program garage=PATH  # with internet access
-      kubeadm-registry preflight                            # on site
+      kubeadm-registry bundle create --program garage=PATH \\
+        --kubernetes-version v1.36.3     # with internet access
+      kubeadm-registry preflight         # on site
       kubeadm-registry init
+      kubeadm-registry seed
 
     \b
     Exit codes:

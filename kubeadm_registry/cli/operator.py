@@ -76,8 +76,9 @@ def install(
     """Install or upgrade the operator with its custom resources, guard, rights and Secret, and wait until it leads.
 
     The Secret has the credentials by which the operator reads the registry and keeps the retention ledger in it; they
-    come from the nodes. It also has an SSH key of its own, by which the operator has retention carried out there: on
-    the nodes the key can do this and nothing else. Running it again changes only what differs.
+    come from the nodes. It also has an SSH key of its own, with which it asks a helper on each node for retention,
+    freed space, new certificates, records of pulls and, with --replace-nodes, the replacement of a node. The key gives
+    no shell. Running it again changes only what differs.
 
     With --replace-nodes the owner of this key can have a machine made a node, which then has all secrets of the
     registry. Without it, what an earlier run with it has installed is removed.

@@ -165,7 +165,7 @@ group.add_command(retention_timer.group)
 )
 @click.option("--all", "everything", is_flag=True, help=f"List every deletion, not only the largest {SHOWN}.")
 def plan_command(context: Context, path: Path | None, digest: str | None, everything: bool, **options: Any) -> None:
-    """Show which images the policy would delete, and why each one goes or stays. Deletes nothing.
+    """Show which images the policy would delete, and why. Deletes nothing.
 
     The plan needs to know since when an image has been there. That is remembered in the registry, from one plan to the
     next: an image that this run sees for the first time was first seen now. The plan is kept there as well, so that it

@@ -60,9 +60,9 @@ def upgrade(
 ) -> None:
     """Install the programs of a bundle, and this release's agent and configuration, on one node after another.
 
-    Each node must be healthy again before the next one is changed. The VIP holder comes last; the virtual IP moves at
-    most once, to a node that is done, and only if it would move anyway. An interrupted run is resumed by the next one.
-    A changed cluster file is rolled out in the same way.
+    Each node must be healthy again before the next one is changed. A node that is not healthy comes first, the VIP
+    holder last: the virtual IP moves at most once, and only if it would move anyway. An interrupted run
+    is resumed by the next one. A changed cluster file is rolled out in the same way.
 
     All nodes must be reachable, and all but one healthy. Versions that cannot run side by side are refused with exit
     code 3 before anything is changed. --dry-run also shows what `upgrade plan` shows.
@@ -90,8 +90,8 @@ def upgrade(
 def plan(context: Context, path: Path | None, bundle: Path | None, key: Path | None) -> None:
     """Show what an upgrade would do, and change nothing.
 
-    Shown are the versions that run on each node and those that it would get, the order of the nodes, what restarts, and
-    whether one can go back afterwards. Exits with code 3 if the versions cannot run side by side.
+    Shows installed and wanted versions, the order of the nodes, what restarts, and whether a downgrade is possible
+    afterwards. Exits with code 3 if the versions cannot run side by side.
     """
     reporter = context.reporter()
     with _cluster(reporter, path, bundle, key) as cluster:

@@ -45,7 +45,7 @@ def group() -> None:
 def move(
     context: Context, node: str | None, path: Path | None, degraded: bool, wait: int, dry_run: bool
 ) -> None:  # fmt: skip
-    """Move the virtual IP to NODE, or to the best other node, without cutting off a client.
+    """Move the virtual IP to NODE, or to the first other healthy node, without cutting off a client.
 
     Use it before you stop or unplug a node. New connections reach the new holder. The old one keeps serving its
     existing connections for up to 30 minutes. With zot the single active writer moves as well: new pushes wait until

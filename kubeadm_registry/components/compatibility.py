@@ -50,7 +50,9 @@ class Rule:
         return first[:-1] == second[:-1] and abs(first[-1] - second[-1]) <= 1
 
 
-_NEW_CLUSTER = "create a new registry beside this one, under another virtual IP, and fill it with `images copy`"
+_NEW_CLUSTER = (
+    "create a new registry beside this one, under another virtual IP, and fill it with `seed` and `skopeo copy`"
+)
 _OURS = Rule(
     2,
     "their heartbeats and records are tested with those of the neighbouring release only",

@@ -33,7 +33,8 @@ MEMBERS = Immutable(
 )  # fmt: skip
 ADDRESS = Immutable(
     "spec.nodes[].address", "the storage on the other nodes connects to it",
-    "`reset` with the old file (the images stay on the nodes), then `init` with the new address",
+    "`replace NODE NODE` with the new address in the file; of a single node: `reset` with the old file (the images "
+    "stay on it), then `init` with the new one",
 )  # fmt: skip
 DIRECTORY = Immutable(
     "spec.dataDirectory", "the images would stay in the old directory",

@@ -107,7 +107,7 @@ _ADDRESS_RULES = (
 
 #: Directories in which, and below which, no data may be kept, by the reason. Others hold their own things there.
 _RESERVED = {
-    "belongs to kubeadm-registry and is removed by reset": (paths.OPT, paths.RETENTION_STATE),
+    "belongs to kubeadm-registry and is removed by reset": (paths.OPT, paths.RETENTION_STATE, paths.PULLS_STATE),
     "belongs to the operating system": (
         "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/lost+found", "/proc", "/sbin", "/sys",
         "/usr", "/var/cache", "/var/lib/apt", "/var/lib/dbus", "/var/lib/dnf", "/var/lib/dpkg", "/var/lib/private",

@@ -202,7 +202,7 @@ def test_one_node_cannot_be_replaced() -> None:
     fake = fresh(file({"cp-1": "10.0.0.11"}))
     error = refused(fake, Request(joins="cp-2", leaves="cp-1"), {"cp-2": "10.0.0.12"})
     assert (error.code, error.exit_code) == ("OneNode", 2)
-    assert "images copy" in error.hint
+    assert "skopeo copy" in error.hint
     moved = Request(joins="cp-1", leaves="cp-1")
     assert planned(fake, moved, {"cp-1": "10.0.0.21"})[2].arriving == ("cp-1",)
 
@@ -211,7 +211,7 @@ def test_one_node_cannot_become_three() -> None:
     fake = fresh(file({"cp-1": "10.0.0.11"}))
     error = refused(fake, Request(joins="cp-2"), THREE)
     assert error.code == "CopiesDiffer"
-    assert "images copy" in error.hint
+    assert "skopeo copy" in error.hint
 
 
 def test_a_change_of_another_node_besides_is_refused(three: FakeCluster) -> None:
