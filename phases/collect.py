@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
 
-from kubeadm_registry.access.collecting import FURTHEST, LONGEST, RESTARTS, Member, Seen, log_of, now, seen
+from kubeadm_registry.access.collecting import FURTHEST, LONGEST, RESTARTS, Member, Seen, log_of, seen
+from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.engine.changes import Steps, Wait, wait
 from kubeadm_registry.engine.phase import Phase
@@ -84,10 +85,10 @@ class Collection:
         Returns what the nodes' logs say of the last *grace* seconds. Raises Error (LogUnreadable, CollectionFailed,
         StorageUnreadable, PushesUnknown).
         """
-        begin = now()
+        begin = clock()
         logs = side_by_side(lambda one: log_of(one, self.grace), self.members)
-        reading = now() - begin
-        self._looked = now()
+        reading = clock() - begin
+        self._looked = clock()
         marked = self.leader.do("mark", run=self.run)
         self.blobs, self.bytes = marked["blobs"], marked["bytes"]
         self._take_over(MARGIN + 3 * (reading + marked["seconds"]) + EACH * self.blobs)
@@ -170,7 +171,7 @@ class Collection:
     # ---- what they do ---------------------------------------------------------------------------------------------
 
     def _delete(self, host: Host) -> None:
-        back = min(max(self.grace, now() - self._looked + CLOCKS), FURTHEST)
+        back = min(max(self.grace, clock() - self._looked + CLOCKS), FURTHEST)
         logs = side_by_side(lambda one: log_of(one, back), self.members)
         relied = sorted({digest for log in logs for _, digest in log.blobs})
         left = {name: one.pushes.closed_for for name, one in self._note_frontends().items()}

@@ -74,7 +74,8 @@ def move(one: Move, reporter: Reporter, *, dry_run: bool = False, wait: float = 
     left = _drained(one.clients, wait)
     if not left:
         one.forget()
-    return Moved(actions, found, one.done - one.begun, left)
+    # A run before this one may have asked, or the address may have been there.
+    return Moved(actions, found, one.done - one.begun if one.begun else 0.0, left)
 
 
 def away(

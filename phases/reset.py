@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubeadm_registry import containerd, members, paths, secrets
+from kubeadm_registry.agent.hardstate import NEW
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import agent, data, helper, network, retention
 from kubeadm_registry.components.services import every_service
@@ -98,7 +99,7 @@ def files(cluster: Cluster, host: Host) -> Steps:
     for path in data.owned_scratch(cluster, host):
         yield Absent(path)
     # What the agent has promised ends with the cluster.
-    for path in (agent.hardstate(cluster), *agent.notes(cluster)):
+    for path in (agent.hardstate(cluster), f"{agent.hardstate(cluster)}{NEW}", *agent.notes(cluster)):
         yield Absent(path)
     yield Absent(agent.data(cluster), only_if_empty=True)
     for path in paths.REMOVED:

@@ -368,11 +368,11 @@ class _Listing:
     def objects(
         self, keys: str, *, newer: float | None = None, always: str | None = None
     ) -> Iterator[tuple[s3.Stored, re.Match[str]]]:
-        place, begin = self._place, now()
+        place, begin = self._place, clock()
         for one in s3.objects(place.cluster, place.host, place.region, keys, newer=newer, always=always):
             if found := _KEY.match(one.key):
                 yield one, found
-        self.seconds = now() - begin
+        self.seconds = clock() - begin
 
 
 def _end(place: Place, _: Values) -> Values:
@@ -429,11 +429,6 @@ def _renew(place: Place, _: Values) -> Values:
             change.apply(place.host)
             changed = True
     return {"renewed": changed}
-
-
-def now() -> float:
-    """Seconds that go on while this machine sleeps, as they do at the nodes."""
-    return clock()
 
 
 Step = Callable[[Place, Values], Values]

@@ -170,7 +170,7 @@ def _majorities(members: Members, hosts: tuple[Host, ...]) -> None:
     for names, which in ((tuple(members.nodes), "new"), (members.before, "present")):
         if names and outvoted(names, present):
             raise Error(
-                f"fewer than half of the {which} members ({', '.join(sorted(names))}) take part",
+                f"not more than half of the {which} members ({', '.join(sorted(names))}) take part",
                 hint="bring the nodes back that are down, then run the command again; if they are lost for good, run "
                 '`recover` (docs/recovery.md, "Two nodes are lost")', code="NoMajority",
             )  # fmt: skip

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from secrets import token_hex
 
 from kubeadm_registry.access.collecting import Member, log_of, seen
+from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.components.s3 import FSYNC
 from kubeadm_registry.images.blobs import Blob
 from kubeadm_registry.images.pool import Connect
@@ -48,7 +48,7 @@ class Quiet:
 
     def relied(self) -> frozenset[Blob]:
         """The blobs on which pushes relied. Raises Error (LogUnreadable)."""
-        begin = time.monotonic()
+        begin = clock()
         back = self._back if not self._asked else begin - self._asked + _AGAIN
         for one in side_by_side(lambda member: log_of(member, back), self._members):
             self._relied |= one.blobs

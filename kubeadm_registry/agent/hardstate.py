@@ -20,6 +20,8 @@ from kubeadm_registry.agent.model import HardState
 from kubeadm_registry.agent.promised import FORMAT, RECORD, checksum, decode
 
 RECORDS = 2
+NEW = ".new"
+"""Ends the name of the file that becomes this one when it is whole."""
 UNKNOWN = HardState(generation=-1, epoch=-1)
 """Nothing is known to be on disk: no vote may be said."""
 
@@ -109,21 +111,32 @@ class HardStateFile:
     def write(self, state: HardState) -> None:
         """Have *state* on disk. Raises OSError, ValueError."""
         record = encode(state, self._found)
-        new = not self._path.exists()
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not self._path.exists():
+            self._begin(record)
+            return
+        handle = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            if new:
-                os.pwrite(handle, b" " * RECORD * RECORDS, 0)
-                os.fsync(handle)
             if os.pwrite(handle, record, self._slot * RECORD) != RECORD:
                 raise OSError(f"{self._path}: only a part was written")
             os.fdatasync(handle)
         finally:
             os.close(handle)
-        if new:
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
         self._slot = 1 - self._slot
+
+    def _begin(self, record: bytes) -> None:
+        """Have the file with its first *record* on disk: an empty one would take this node's vote for good."""
+        beside = self._path.with_name(f"{self._path.name}{NEW}")
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            if os.write(handle, record.ljust(RECORD * RECORDS)) != RECORD * RECORDS:
+                raise OSError(f"{beside}: only a part was written")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        beside.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        self._slot = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
@@ -83,6 +84,8 @@ def take_archive(source: Path, tree: Path, scratch: Path) -> None:
                     raise refused(f"{source} unpacks to more than {MAX_TREE} bytes", hint="pass a smaller tree")
                 file.extract(member, scratch, filter="data")
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise refused(
             f"cannot unpack {source}: {error}",
             hint="pass a .tar.gz of a tree that contains bin/ and no links to the outside",

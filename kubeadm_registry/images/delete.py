@@ -42,7 +42,7 @@ def plan(connect: Connect, places: Sequence[Place], *, all_tags: bool) -> list[D
     problems: list[str] = []
     for repository, references in wanted.items():
         if repository.startswith(OURS):
-            problems.append(f"{repository} is the canary image, which the node agents read")
+            problems.append(f"{repository} belongs to kubeadm-registry itself")
             continue
         held = _Repository.read(connect, repository)
         more, against = held.plan(references, all_tags=all_tags)

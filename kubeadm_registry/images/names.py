@@ -9,7 +9,7 @@ from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.oci import canary
 from kubeadm_registry.oci.references import repository_prefix
 
-#: The repositories of this project: the known object that the agents read.
+#: The repositories of this project: the canary image that the agents read, and the records of bundles and retention.
 OURS = canary.REPOSITORY.partition("/")[0] + "/"
 #: The tag under which registries without a list of referrers keep one: distribution-spec, "Referrers Tag Schema".
 REFERRERS_TAG = re.compile(r"sha256-[0-9a-f]{64}")

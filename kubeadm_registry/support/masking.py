@@ -89,8 +89,8 @@ def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
         if name.startswith("node_keys.") and len(value) > _SEED:
             yield f"{name} (seed)", value[:_SEED]
         if name.endswith("_password"):
-            role = name.removesuffix("_password")
-            yield f"login of {role}", secrets.basic(role, value)
+            user = name.removesuffix("_password")
+            yield f"login of {user}", secrets.basic(user.rpartition(".")[2].removeprefix("former_"), value)
 
 
 def _forms(value: str) -> Iterator[bytes]:

@@ -171,3 +171,27 @@ def test_a_record_has_its_length() -> None:
     assert len(encode(HardState(2**31, 2**62))) == RECORD
     with pytest.raises(ValueError, match="511 is the most"):
         encode(HardState(1, 1), Found({"later": "x" * RECORD}))
+
+
+@pytest.mark.parametrize("ends", ["write", "fsync", "replace"])
+def test_a_first_write_that_ends_anywhere_takes_no_vote_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Killed, without power, or on a full disk: the next one begins as the first did."""
+    path = tmp_path / "hardstate"
+    one = at(path)
+    one.read()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path if ends == "replace" else os, ends, fail)
+        with pytest.raises(OSError, match="no space"):
+            one.write(HardState(1, 5))
+    assert at(path).read() == HardState()
+    one.write(HardState(1, 5))
+    assert at(path).read() == HardState(1, 5)
+    one.write(HardState(1, 6))
+    assert at(path).read() == HardState(1, 6)
+    assert [file.name for file in tmp_path.iterdir()] == ["hardstate"]

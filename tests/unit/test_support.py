@@ -218,3 +218,10 @@ def test_every_file_is_on_the_index_page(said: FakeCluster) -> None:
     index = found.files["index.md"].decode()
     for name in found.files:
         assert name == "index.md" or f"| [{name}]({name}) |" in index
+
+
+def test_the_login_with_a_password_of_before_is_that_of_the_same_user() -> None:
+    found = values(json.dumps({"push_password": "n" * 20, "overlap": {"former_push_password": "f" * 20}}).encode())
+    assert {value for name, value in found.items() if name.startswith("login")} == {
+        in_base64(f"push:{password * 20}").decode() for password in "nf"
+    }
