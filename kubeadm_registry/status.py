@@ -11,19 +11,18 @@ from typing import Any
 from kubeadm_registry import certificates, paths, pki
 from kubeadm_registry.access.following import Follower
 from kubeadm_registry.access.session import Prompts
-from kubeadm_registry.agent import document
 from kubeadm_registry.agent.document import Move, State
 from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.certificates import Certificates
+from kubeadm_registry.components.certificates import SOON
+from kubeadm_registry.components.health import fresh
 from kubeadm_registry.components.services import backend, services
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import Error
 from kubeadm_registry.printable import counted
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
-#: An agent writes its state every second; one that is silent for longer is not believed.
-STALE_AFTER = 5.0
-CERTIFICATE_WARNING_DAYS = 30
+CERTIFICATE_WARNING_DAYS = SOON.days
 #: Failovers that are told of, the newest.
 FAILOVERS = 10
 #: Seconds between what two nodes noted of the same failover: their clocks differ, and a node without power notes late.
@@ -77,7 +76,7 @@ def observe(config: RegistryCluster, host: Host) -> NodeStatus:
             host.name,
             trouble=trouble,
             services=_states(units, shown),
-            agent=_agent(state, float(now)),
+            agent=fresh(state, float(now)),
             vip=tuple(address for address in config.spec.vip.addresses if has_address(host, address)),
             certificate_ends=seen.ends,
             authority_ends=seen.authority_ends,
@@ -107,12 +106,6 @@ def _states(units: Mapping[str, Sequence[str]], shown: str) -> dict[str, str]:
         wrong = [active.get(unit, "unknown") for unit in members if active.get(unit) != "active"]
         states[service] = wrong[0] if wrong else "active"
     return states
-
-
-def _agent(text: str, now: float) -> State | None:
-    state = document.read(text)
-    # Either way: where the clock went back, a dead agent's last words are of the future.
-    return state if state is not None and abs(now - float(state["time"])) < STALE_AFTER else None
 
 
 def gather(config: RegistryCluster, hosts: Sequence[Host], unreachable: Mapping[str, str]) -> list[NodeStatus]:

@@ -20,7 +20,6 @@ from kubeadm_registry.operator.settings import Settings
 
 #: The server ends a watch after so many seconds (it takes whole ones), so that one that fell silent is noticed.
 _WATCH = 300
-log = logging.getLogger("kubeadm_registry.operator")
 
 
 class Changes:

@@ -15,11 +15,10 @@ from typing import Any, Protocol, TypeVar
 
 from kubeadm_registry import paths
 from kubeadm_registry.access import questions
-from kubeadm_registry.agent import document
 from kubeadm_registry.agent.formats import Newer
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import health, retention
 from kubeadm_registry.components import pulls as recorder
-from kubeadm_registry.components import retention
 from kubeadm_registry.components.executor_files import ORDER, order_path, read_result, result_path
 from kubeadm_registry.engine.changes import RUNS, unit_path
 from kubeadm_registry.errors import CommandTimeout, ConfigError, ConnectionFailed, Error
@@ -30,8 +29,6 @@ from kubeadm_registry.retention.pulls import Pulls, merged
 from kubeadm_registry.transport.host import Host, side_by_side
 from kubeadm_registry.upkeep.lease import held_term
 
-#: An agent writes its state every second; one that is silent for longer is not believed. As in status.py.
-STALE_AFTER = 5.0
 #: Seconds between two looks at a run, at first and at most; and for which a node may be out of reach meanwhile.
 INTERVAL, SELDOM = 1.0, 10.0
 PATIENCE = 60.0
@@ -162,10 +159,7 @@ class OnHost:
         units, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
         now, _, text = rest.partition("\n")
         running = [name for name, _, state in (line.partition(" ") for line in units.splitlines()) if state in RUNS]
-        state = document.read(text) if answer.ok else None
-        # Either way: where the clock went back, a dead agent's last words are of the future.
-        fresh = state is not None and abs(float(now) - float(state["time"])) < STALE_AFTER
-        return Seen(tuple(running), state if fresh else None)
+        return Seen(tuple(running), health.fresh(text, float(now)) if answer.ok else None)
 
     def start(self, content: bytes) -> None:
         """See Node. Raises Error (ToolMissing)."""

@@ -10,6 +10,6 @@ Standard library only, Python 3.9 or newer, no import from the rest of the proje
     document   what an agent tells of itself, also to the command line
     timings    how long it waits for what
     config     the file given on the command line
-    exchange, probes, proxy, peers, netlink, processes, pressure, gate, epoch    the hands and eyes
+    exchange, probes, haproxy, peers, netlink, processes, pressure, guard, hardstate    the hands and eyes
     daemon     the loop that joins them
 """

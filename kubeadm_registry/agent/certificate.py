@@ -6,7 +6,7 @@ import ssl
 from datetime import datetime, timezone
 from pathlib import Path
 
-SEQUENCE, EXPLICIT_0, UTC_TIME = 0x30, 0xA0, 0x17
+EXPLICIT_0, UTC_TIME = 0xA0, 0x17
 
 
 def not_after(path: Path) -> datetime:

@@ -88,8 +88,8 @@ class Proxy:
     """The HAProxy processes: one runtime socket each, in the order of their units."""
 
     sockets: tuple[str, ...] = (
-        "/run/kubeadm-registry/haproxy-1.sock",
-        "/run/kubeadm-registry/haproxy-2.sock",
+        "/run/kubeadm-registry/haproxy/1.sock",
+        "/run/kubeadm-registry/haproxy/2.sock",
     )
     epoch_map: str = "/etc/kubeadm-registry/haproxy/state.map"
     pushes_map: str = "/etc/kubeadm-registry/haproxy/pushes.map"

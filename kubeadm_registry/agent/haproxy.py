@@ -158,10 +158,10 @@ class Proxy:
                 self.corrections += 1
                 self._send(changes)
             else:
-                self._release(True)
+                self._release()
         elif outcome.kind is Kind.REFUSED:
             self.have, self.writes = {}, 0
-            self._release(True)
+            self._release()
         if news:
             self._changed()
 
@@ -178,11 +178,11 @@ class Proxy:
         if outcome.kind in (Kind.ANSWERED, Kind.BROKEN) and self._waiting:
             self.ask()
 
-    def _release(self, settled: bool) -> None:
+    def _release(self) -> None:
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
-                future.set_result(settled)
+                future.set_result(True)
 
     def close(self) -> None:
         """Stop asking."""

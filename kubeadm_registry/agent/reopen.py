@@ -39,8 +39,8 @@ from pathlib import Path
 PIDFD_GETFD = 438  # the same on all architectures
 ESTABLISHED = "01"
 NOBODY = "0"  # the inode of a socket that its process has closed
-#: linux/in.h and linux/in6.h.
 GONE = (errno.EBADF, errno.ESRCH, errno.ENOTCONN, errno.EINVAL)  # its process has closed it meanwhile, or the peer
+#: linux/in.h and linux/in6.h.
 TRANSPARENT = {socket.AF_INET: (socket.IPPROTO_IP, 19), socket.AF_INET6: (socket.IPPROTO_IPV6, 75)}
 #: Of struct tcp_info (linux/tcp.h): milliseconds since the last data was sent, and was received.
 TCP_INFO_SIZE, LAST_SENT, LAST_RECEIVED = 60, 44, 52

@@ -15,7 +15,7 @@ LARGEST = 8192  # bytes of a request
 PATIENCE = 5.0  # seconds for the handshake, and for the exchange
 MOST = 16  # connections at a time: strangers who only connect must not use up the agent's descriptors, nor all places
 BREATH = 0.01  # seconds from one connection to the next: nor its time
-UNITS = frozenset({"registry-node", "registry-admin"})
+UNITS = frozenset({"registry-node"})
 METRICS_UNIT = "registry-metrics"  # reads the metrics and nothing else
 
 Pages = Callable[[str], Optional[tuple[str, bytes]]]  # path: (content type, body)

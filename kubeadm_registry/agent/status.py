@@ -300,7 +300,7 @@ def metrics(state: State, cpu: float) -> str:
         ("storage_connects", "Times that the storage was told to connect to its peers."),
         ("storage_compares", "Times that the storage was told to compare its tables with its peers'."),
         ("own_pauses", "Times that the agent itself was not run."),
-        ("fences", "Frontend processes ended because they could write."),
+        ("fences", "Attempts to end what could act under the lease, also where nothing was there."),
         ("vip_taken", "Times that the VIP came to this node."),
         ("lease_taken", "Times that the lease came to this node."),
         ("guard_losses", "Times that the nft rules on loopback were changed or lost, and loaded again."),

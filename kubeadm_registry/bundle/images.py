@@ -61,7 +61,7 @@ def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descrip
         if reference.digest not in ("", entry.digest):
             raise refused(f"{layout.where}: the entry {full} has another digest, {entry.digest}",
                           hint="use its tag or its own digest")  # fmt: skip
-        if entry.media_type not in oci.INDEXES | oci.MANIFESTS:
+        if entry.media_type not in oci.TREES:
             raise refused(f"{layout.where}: {full} is {entry.media_type}, not an image", hint="save it in OCI format")
         yield full, entry.model_copy(update={"annotations": {oci.REFERENCE_NAME: full}})
 

@@ -85,37 +85,30 @@ class DirectoryStore:
 
 
 class PiecesStore:
-    """A layout that is put together from *pieces*: by name, the size in bytes and a way to open it.
+    """A layout that is put together from *pieces*: by name, the size in bytes and a way to open it."""
 
-    *close* gives up what the pieces are taken from.
-    """
-
-    def __init__(
-        self, pieces: Mapping[str, tuple[int, Callable[[], BinaryIO]]], close: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, pieces: Mapping[str, tuple[int, Callable[[], BinaryIO]]]) -> None:
         self._pieces = pieces
-        self._close = close
         self.sizes: Mapping[str, int] = {name: size for name, (size, _) in pieces.items()}
 
     @classmethod
     def of(
         cls, entries: Sequence[oci.Descriptor], manifests: Iterable[bytes],
-        blobs: Mapping[str, tuple[int, Callable[[], BinaryIO]]], close: Callable[[], None] = lambda: None,
+        blobs: Mapping[str, tuple[int, Callable[[], BinaryIO]]],
     ) -> Self:  # fmt: skip
         """The layout whose index has *entries*, with the contents *manifests*, and *blobs* by digest."""
         index = oci.Index(manifests=tuple(entries)).to_json()
         texts = {oci.LAYOUT_FILE: oci.LAYOUT, oci.INDEX_FILE: index}
         texts |= {oci.blob_name(oci.digest_of(content)): content for content in manifests}
         pieces = {oci.blob_name(digest): piece for digest, piece in blobs.items()}
-        return cls(pieces | {name: (len(text), partial(io.BytesIO, text)) for name, text in texts.items()}, close)
+        return cls(pieces | {name: (len(text), partial(io.BytesIO, text)) for name, text in texts.items()})
 
     def open(self, name: str) -> BinaryIO:
         """Open the piece *name*."""
         return self._pieces[name][1]()
 
     def close(self) -> None:
-        """Give up what the pieces are taken from."""
-        self._close()
+        """Nothing is held: each piece is opened by itself."""
 
 
 class Layout:

@@ -18,7 +18,7 @@ from kubeadm_registry.errors import Error
 from kubeadm_registry.printable import counted
 from kubeadm_registry.transport.host import Host, side_by_side
 
-#: Seconds. An agent writes its state every second; an older one is not believed.
+#: Seconds. An agent writes its state every second; one that is silent for longer is not believed.
 STALE_AFTER = 5.0
 #: Seconds for which a node must have run after its latest start or reload of a service before its agent is believed:
 #: what it reports until then may be of the moment before.
@@ -81,8 +81,16 @@ def state(host: Host) -> State | None:
     Raises ConnectionFailed.
     """
     now, _, text = host.query("sh", "-c", _STATE, "state", paths.AGENT_STATE, timeout=15).text.partition("\n")
+    return fresh(text, float(now))
+
+
+def fresh(text: str, now: float) -> State | None:
+    """What an agent wrote, as of *now* at its node; None if it is silent, or wrote nothing that can be read.
+
+    Either way: where the clock went back, a dead agent's last words are of the future.
+    """
     found = document.read(text)
-    return found if found is not None and abs(float(now) - float(found["time"])) < STALE_AFTER else None
+    return found if found is not None and abs(now - float(found["time"])) < STALE_AFTER else None
 
 
 def reports(cluster: Cluster) -> list[Report]:

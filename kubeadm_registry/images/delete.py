@@ -80,9 +80,7 @@ def blobs(connect: Connect, deletions: Sequence[Deletion]) -> dict[Blob, int]:
                 # Those of an index's images go with these, if they go.
                 needs = image.needs.get(one.digest, ()) if image is not None else ()
                 found |= {
-                    (one.place.repository, need.digest): need.size
-                    for need in needs
-                    if need.media_type not in oci.INDEXES | oci.MANIFESTS
+                    (one.place.repository, need.digest): need.size for need in needs if need.media_type not in oci.TREES
                 }
     return found
 

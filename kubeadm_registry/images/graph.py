@@ -120,13 +120,13 @@ def _media_type(content: bytes, where: Place) -> str:
         told = document.get("mediaType") or (oci.INDEX if "manifests" in document else oci.MANIFEST)
     except (ValueError, AttributeError) as error:
         raise _invalid(f"{where}: the manifest is not a JSON object") from error
-    if told not in oci.INDEXES | oci.MANIFESTS:
+    if told not in oci.TREES:
         raise _invalid(f"{where} is {str(told)[:200]}, not an image in OCI or Docker schema 2 format")
     return str(told)
 
 
 def _is_manifest(descriptor: oci.Descriptor) -> bool:
-    return descriptor.media_type in oci.INDEXES | oci.MANIFESTS
+    return descriptor.media_type in oci.TREES
 
 
 def _invalid(message: str) -> RegistryError:

@@ -119,7 +119,7 @@ def render(line: Lineage, record: Record | None) -> bytes:
 def judge(line: Lineage, record: Record | None) -> None:
     """Whether a bundle may follow on what was seeded: its base, or itself. Raises BundleError.
 
-    Without a record anything may: what the registry lacks is found out by ``take``.
+    Without a record anything may: what the registry lacks is found while it is seeded.
     """
     if record is None or record.index in (line.index, line.base):
         return

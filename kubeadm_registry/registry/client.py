@@ -20,19 +20,13 @@ import httpx
 
 from kubeadm_registry.addresses import url
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry.answers import MAX_DOCUMENT, Answer, beginning, paced, whole
 from kubeadm_registry.registry.one_connection import OneConnection
 from kubeadm_registry.registry.retries import seconds_to_wait
 
 #: What a verifying client accepts as a manifest.
-_ACCEPT = ", ".join(
-    (
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-    )
-)
+_ACCEPT = ", ".join((oci.MANIFEST, oci.INDEX, oci.DOCKER_MANIFEST, oci.DOCKER_INDEX))
 
 #: What a proxy answers while nobody can serve, a registry whose storage has no quorum for a moment (500), and one that
 #: is asked too often.

@@ -79,7 +79,7 @@ async def get(port: int, tls: ssl.SSLContext, request: bytes = b"GET /state HTTP
     [
         (None, b""),
         ("registry-node", b"HTTP/1.1 200 OK\r\n"),
-        ("registry-admin", b"HTTP/1.1 200 OK\r\n"),
+        ("registry-admin", b"HTTP/1.1 403 Forbidden\r\n"),
         ("somebody", b"HTTP/1.1 403 "),
         ("registry-metrics", b"HTTP/1.1 403 "),
     ],

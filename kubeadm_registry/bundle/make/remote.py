@@ -178,7 +178,7 @@ class _Tree:
         if found is None:
             raise unavailable(f"{self.name}: {self.reference.host} has no {path}:{wanted}", hint="check the name")
         content, kind = found
-        if kind not in oci.INDEXES | oci.MANIFESTS or len(content) > oci.MAX_MANIFEST:
+        if kind not in oci.TREES or len(content) > oci.MAX_MANIFEST:
             raise refused(
                 f"{self.name} is {kind[:200] or 'of no type'} with {len(content)} bytes, not an image in a "
                 "supported format",
@@ -195,7 +195,7 @@ class _Tree:
         else:
             for entry in oci.parse(oci.Index, content, self.name).manifests:
                 child, _ = self._ask(entry.digest)
-                if entry.media_type in oci.INDEXES | oci.MANIFESTS:
+                if entry.media_type in oci.TREES:
                     self._take(child, entry.media_type, depth - 1)
         self.manifests.append(content)
 
@@ -218,8 +218,7 @@ def _all(outcomes: Iterable[Error | None]) -> None:
         raise first
     lines = "\n".join(f"  {str(failure).strip()}" for failure in failures)
     raise BundleError(
-        f"{len(failures)} {'image or blob' if len(failures) == 1 else 'images or blobs'} could "
-        f"not be downloaded:\n{lines}",
+        f"{len(failures)} images or blobs could not be downloaded:\n{lines}",
         code=first.code,
         hint=first.hint,
     )

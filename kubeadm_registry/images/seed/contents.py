@@ -45,7 +45,7 @@ def _item(bundle: Bundle, name: str, root: oci.Descriptor, below: str) -> Item:
     needed = list(bundle.layout.reachable(root))
     for one in needed:
         bundle.layout.expect(one)  # nothing is pushed of a bundle that lacks something
-    manifests = tuple(one for one in needed if one.media_type in oci.INDEXES | oci.MANIFESTS)
+    manifests = tuple(one for one in needed if one.media_type in oci.TREES)
     blobs = tuple(one for one in needed if one not in manifests)
     repository = f"{below}{repository_prefix(reference.host)}/{reference.path}"
     return Item(name, repository, reference.tag or reference.digest, root, manifests, blobs)
