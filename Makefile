@@ -12,7 +12,8 @@ SHELL := /bin/bash
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kubeadm-registry
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
-DAY_TWO := members recover killed vip_move upgrade rotation backup status pulls doctor operator_space operator_replace retention_full
+DAY_TWO := members recover killed vip_move upgrade rotation certificates backup status pulls doctor images retention \
+           retention_full space helper operator_space operator_replace
 KUBERNETES := kubelet etcd coredns bridge pause guest
 
 # For the lab (hosts by systemd-nspawn), for Garage from its source, and for the tests.
@@ -104,7 +105,7 @@ test-operator-long: setup
 	  .venv/bin/pytest -s -m long tests/operator
 
 # Day two on real hosts, an hour and a half: nodes come, go and are replaced, upgrades, certificates, backups, what doctor
-# finds, and retention on a full disk.
+# finds, the deletion of images and the space that it frees.
 day-two: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s $(addprefix tests/lab/test_,$(addsuffix .py,$(DAY_TWO)))
 

@@ -22,10 +22,9 @@ HERE = Path(__file__).parent
 #: Files whose tests measure no time and wait for nothing that other work could delay too much. Those of a lane share
 #: what they boot, and no lane waits for another. What stands in none runs alone.
 LANES: Mapping[str, tuple[str, ...]] = {
-    "registry": ("helper", "images", "init", "rescue", "retention", "runbook", "tool"),
+    "registry": ("bundle_debian", "images", "init", "mirrors", "onefile", "rescue", "retention", "runbook", "tool"),
     "parts": (
-        "bundle_debian", "deltas", "doctor_question", "engine", "guard", "kubeadm_config", "lab", "mirrors", "onefile",
-        "registries", "reset", "trash",
+        "deltas", "doctor_question", "engine", "guard", "kubeadm_config", "lab", "registries", "reset", "trash",
     ),
 }  # fmt: skip
 #: Bytes of memory for the disks of two labs, their processes, and the tests.

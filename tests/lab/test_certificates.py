@@ -25,6 +25,7 @@ from tests.lab.test_helper import Operator, operator  # noqa: F401  the fixture
 from tests.lab.web import CANARY
 
 pytest_plugins = ["tests.lab.registry"]
+pytestmark = pytest.mark.long
 
 KNOWN = Object(canary.REPOSITORY, canary.MANIFEST.digest, canary.LAYER.digest)
 #: How many connections show both processes that share the port.
@@ -127,7 +128,6 @@ def renewed(registry: Registry) -> Iterator[dict[str, int]]:
 
 
 # No read may fail beside three reloads, so it needs a machine that has nothing else to do.
-@pytest.mark.long
 def test_a_certificate_that_ends_soon_is_renewed_without_a_failed_read(registry: Registry) -> None:
     with renewed(registry):
         running = processes(registry)
@@ -154,7 +154,6 @@ print(json.dumps({"done": [[name, verdict.reason, verdict.message] for name, ver
 """
 
 
-@pytest.mark.long
 def test_the_operator_has_nodes_renew_what_ends_soon(registry: Registry, operator: Operator) -> None:  # noqa: F811
     """By questions to their helpers, one node after the other, before readers; `init` has nothing to add."""
     with renewed(registry) as days:

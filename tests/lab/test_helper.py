@@ -19,6 +19,7 @@ from tests.lab.host import Host
 from tests.lab.registry import ROOT, Registry
 
 pytest_plugins = ["tests.lab.registry"]
+pytestmark = pytest.mark.long
 
 #: Runs a workflow on all nodes: cluster file, and the public key that may ask, or "" to remove it.
 WORK = """

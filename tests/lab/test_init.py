@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -455,12 +455,12 @@ MOMENTS = (
 )
 
 
-@pytest.mark.parametrize("moments", [MOMENTS[1::3], pytest.param(MOMENTS, marks=pytest.mark.long)], ids=["some", "all"])
-def test_a_run_killed_at_any_moment_is_made_up_for(untouched: Registry, moments: Sequence[tuple[str, float]]) -> None:
+@pytest.mark.long  # in memory it is killed at each act (tests/unit/test_workflow.py)
+def test_a_run_killed_at_any_moment_is_made_up_for(untouched: Registry) -> None:
     """One installation, killed again and again; each run goes on where the one before died."""
     registry = untouched
     killed = []
-    for line, delay in moments:
+    for line, delay in MOMENTS:
         process = start_patiently(registry)
         try:
             if say_until(process, line):
@@ -473,7 +473,7 @@ def test_a_run_killed_at_any_moment_is_made_up_for(untouched: Registry, moments:
         if line not in killed:
             report(f"nobody said {line!r}")
     report(f"killed {len(killed)} times")
-    assert len(killed) >= len(moments) - 1
+    assert len(killed) >= len(MOMENTS) - 1
     patiently(registry, "init", "--bundle", registry.bundle)
     registry.installed = True
     again = registry.cli("init", "--bundle", registry.bundle).stdout

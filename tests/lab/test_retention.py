@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.lab import images
 from tests.lab.command import wait_until
 from tests.lab.registry import Registry
@@ -39,6 +41,7 @@ def plan(registry: Registry, policy: Path, *more: str | Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long  # three minutes, most of them until images are old enough
 def test_old_images_go_and_those_in_use_stay(registry: Registry, tmp_path: Path) -> None:
     area = f"registry.example/retention-{time.time_ns()}"
     policy, used = tmp_path / "policy.yaml", tmp_path / "in-use.txt"

@@ -22,6 +22,7 @@ from tests.lab.registry import Registry
 from tests.lab.web import ask
 
 pytest_plugins = ["tests.lab.registry"]
+pytestmark = pytest.mark.long  # minutes, most of them until what was pushed is older than the grace
 
 COUNT, SIZE = 24, 300_000
 GRACE = 61.0
@@ -170,7 +171,7 @@ def refused(registry: Registry) -> str:
     return ""
 
 
-@pytest.mark.parametrize("free", [2**25, pytest.param(3 * 2**29, marks=pytest.mark.long)])
+@pytest.mark.parametrize("free", [2**25, 3 * 2**29])
 def test_deletions_go_on_while_the_disk_is_nearly_full(registry: Registry, free: int) -> None:
     area = f"tests/full-{time.time_ns()}"
     made = images.image((2_000_000,), seed=time.time_ns())
@@ -192,7 +193,6 @@ def test_deletions_go_on_while_the_disk_is_nearly_full(registry: Registry, free:
     wait_until("pushes to open", lambda: not refused(registry), seconds=40, every=1)
 
 
-@pytest.mark.long
 def test_a_run_that_is_killed_leaves_pushes_open_and_is_made_up_by_the_next(registry: Registry) -> None:
     if registry.frontend != "distribution":
         pytest.skip("zot closes pushes for two seconds at a time")
