@@ -353,8 +353,9 @@ class Rounds:
             reports = {urlsplit(api.server).netloc: report}
             pulls = partial(executor.pulls, the_way.nodes(cluster) or [], len(cluster.spec.nodes))
             looked = planning.look(
-                connect, the_way.key, rules, now, reports=reports, sets=sets, accepted=approved, pulls=pulls
-            )
+                connect, the_way.key, rules, now, reports=reports, sets=sets, accepted=approved, pulls=pulls,
+                pause=cluster.spec.containerd.sandbox_image,
+            )  # fmt: skip
             made = looked.plan(rules, accepted=approved)
             known = isinstance(made, Plan) and looked.standing.approves(made)
             return _Made(made, (made.digest,) if isinstance(made, Plan) and known else (), looked, cluster, the_way)

@@ -128,6 +128,7 @@ class Asked:
             sets=sets,
             accepted=self.accepted,
             pulls=partial(self._pulls, cluster, reporter),
+            pause=cluster.spec.containerd.sandbox_image,
         )
         if not (found.after.clusters or self.reports or self.uses or self.no_cluster):
             raise Error(

@@ -38,6 +38,8 @@ class Settings:
     """Signs what retention keeps in the registry."""
     agent_state: str
     """The path of the agent's state, which says whether this node holds the lease, and under which term."""
+    sandbox_image: str | None = None
+    """The pause image in the cluster file, which the timer keeps; None: containerd's own."""
 
     def to_json(self) -> bytes:
         """The content of the file."""
@@ -48,6 +50,7 @@ class Settings:
                 "registry": registry,
                 "retention_key": self.key,
                 "agent_state": self.agent_state,
+                **({"sandbox_image": self.sandbox_image} if self.sandbox_image else {}),
             }
         )
 
@@ -66,6 +69,7 @@ class Settings:
             password=_text(registry, "password", "registry."),
             key=_text(values, "retention_key"),
             agent_state=_text(values, "agent_state"),
+            sandbox_image=_text(values, "sandbox_image") if "sandbox_image" in values else None,
         )
 
 

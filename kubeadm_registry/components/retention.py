@@ -55,6 +55,7 @@ def settings(cluster: Cluster, host: Host) -> Settings:
         password=secrets.password(NAME),
         key=secrets.retention_key,
         agent_state=paths.AGENT_STATE,
+        sandbox_image=cluster.spec.containerd.sandbox_image,
     )
 
 

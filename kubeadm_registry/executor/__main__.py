@@ -175,7 +175,10 @@ def _due(folder: Path, node: Node) -> Run | None:
 def _planned(folder: Path, node: Node) -> Run | None:
     """One plan, carried out as far as there is time; None if there is nothing to do. Raises Error."""
     rules = policy.load(folder / "policy.yaml")
-    look = planning.look(node.connect, node.settings.key, rules, int(time.time()), sets={}, pulls=_pulls)
+    settings = node.settings
+    look = planning.look(
+        node.connect, settings.key, rules, int(time.time()), sets={}, pulls=_pulls, pause=settings.sandbox_image
+    )
     plan = look.plan(rules)
     if isinstance(plan, Refused):
         raise Error(
@@ -183,8 +186,8 @@ def _planned(folder: Path, node: Node) -> Run | None:
             hint=plan.reasons[0].hint,
         )  # fmt: skip
     with node.connect() as registry:
-        prepared = running.prepare(registry, node.settings.key, look, plan, rules)
-        running.keep(registry, node.settings.key, plan)
+        prepared = running.prepare(registry, settings.key, look, plan, rules)
+        running.keep(registry, settings.key, plan)
         if prepared.waits:
             _tell(f"plan {plan.digest[:19]} waits for an approval (`kubeadm-registry retention approve`)")
         if not prepared.order:

@@ -15,7 +15,7 @@ from kubeadm_registry.retention.inventory import Inventory, is_own
 from kubeadm_registry.retention.names import Wanted, digest_in, wanted
 from kubeadm_registry.retention.policy import RegistryPolicy
 from kubeadm_registry.retention.reasons import Reason
-from kubeadm_registry.retention.uses import Use, Workloads
+from kubeadm_registry.retention.uses import PAUSE, Use, Workloads
 
 #: Seconds by which clocks of nodes and of this machine may differ.
 CLOCK_TOLERANCE = 60
@@ -39,7 +39,8 @@ class Protected:
 def protect(inventory: Inventory, workloads: Workloads, policy: RegistryPolicy, now: int) -> Protected:
     """What of *inventory* must stay at *now* (seconds since 1970) for *workloads* and the sets that *policy* names.
 
-    Uses that are gone count for ``spec.workloadGrace``. The repositories of kubeadm-registry itself always stay.
+    Uses that are gone count for ``spec.workloadGrace``. Pause images and the repositories of kubeadm-registry itself
+    always stay.
     """
     spec = policy.spec
     problems = list(workloads.problems)
@@ -50,8 +51,8 @@ def protect(inventory: Inventory, workloads: Workloads, policy: RegistryPolicy, 
             )
     since = now - seconds(spec.workload_grace)
     uses = [use for use in workloads.uses if use.last_seen is None or use.last_seen >= since]
-    for name in spec.sets:
-        uses += [Use(reference, users=(f"set {name}",)) for reference in workloads.sets.get(name, ())]
+    for each in (*spec.sets, PAUSE):
+        uses += [Use(reference, users=(f"set {each}",)) for reference in workloads.sets.get(each, ())]
     latest = max((use.last_seen for use in uses if use.last_seen is not None), default=0)
     if latest > now + CLOCK_TOLERANCE:
         problems.append(clock_doubtful("a workload was seen", latest, now))

@@ -11,6 +11,9 @@ from kubeadm_registry.retention.reasons import Reason
 
 #: How many of those that share a reference are named.
 NAMED = 3
+#: The set of pause images, which counts whatever a policy says: containerd starts every pod with one, and no object of
+#: a cluster names it.
+PAUSE = "pause"
 
 
 @dataclass(frozen=True, slots=True, order=True)

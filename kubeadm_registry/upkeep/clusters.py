@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kubeadm_registry.containerd.settings import PAUSE_IMAGES
+from kubeadm_registry.containerd.settings import DEFAULT_PAUSE_IMAGES, PAUSE_IMAGES
 from kubeadm_registry.errors import ConfigError, ConnectionFailed
 from kubeadm_registry.images.kubernetes_images import images_of, known_patches
 from kubeadm_registry.printable import shown
@@ -284,3 +284,14 @@ def kubeadm_sets(versions: Iterable[str | None]) -> dict[str, tuple[str, ...]]:
             return {}
         found.update(images)
     return {"kubeadm": tuple(sorted(found))} if found else {}
+
+
+# ---- containerd -----------------------------------------------------------------------------------------------------
+
+
+def pause_images(configured: str | None) -> tuple[str, ...]:
+    """The pause images that containerd may start pods with: the one that is *configured*, and its own defaults; sorted.
+
+    Which default a node has is not known here, and a node that ignores *configured* has one as well.
+    """
+    return tuple(sorted({*DEFAULT_PAUSE_IMAGES, *([configured] if configured else ())}))

@@ -19,8 +19,9 @@ from kubeadm_registry.retention.plan import shrunk
 from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash
+from kubeadm_registry.retention.uses import PAUSE
 from kubeadm_registry.upkeep import reading, store
-from kubeadm_registry.upkeep.clusters import ClusterReport, Marker
+from kubeadm_registry.upkeep.clusters import ClusterReport, Marker, pause_images
 from kubeadm_registry.upkeep.lists import number
 from kubeadm_registry.upkeep.store import PATIENCE
 
@@ -76,20 +77,22 @@ def look(
     connect: Connect, key: str, policy: RegistryPolicy, now: int, *,
     reports: Mapping[str, ClusterReport] = MappingProxyType({}), sets: Mapping[str, tuple[str, ...]],
     uses: tuple[Use, ...] = (), accepted: Collection[str] = (), pulls: Callable[[], Pulls | None] = lambda: None,
+    pause: str | None = None,
 ) -> Look:  # fmt: skip
     """Read the registry to which *connect* leads, and the ledger that is kept there under *key*.
 
     *reports* is what clusters say, by what people call them, and goes into the ledger unless it has problems; *uses* is
     what is in use besides, *sets* are those beside that of bundles. The ledger after the look is written: it is what
     makes ages known. Unless it is *accepted* that far fewer images are in use, the next look is compared with as many
-    as this one. *pulls* returns what the nodes recorded, None: not known; it is called if that matters. Raises
-    RegistryError, NewerFormat, Error (LedgerDamaged).
+    as this one. *pulls* returns what the nodes recorded, None: not known; it is called if that matters. *pause* is the
+    pause image that the cluster file names, None: it names none. Raises RegistryError, NewerFormat, Error
+    (LedgerDamaged).
     """
     with connect() as registry:
         before = retry(lambda: store.read(registry, key), PATIENCE)
         trash = retry(lambda: store.read_trash(registry, key), PATIENCE)
         standing = retry(lambda: store.read_standing(registry, key), PATIENCE)
-        sets = {**sets, **_brought(registry, "bundle" in policy.spec.sets)}
+        sets = {**sets, PAUSE: pause_images(pause), **_brought(registry, "bundle" in policy.spec.sets)}
     holdings = reading.read(connect, before.digests())
     recorded = pulls() if policy.asks_for_pulls or trash.images else None
     grace = seconds(policy.spec.workload_grace)

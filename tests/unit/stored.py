@@ -403,13 +403,16 @@ KINDS = (
         collecting.NOTED, "helper-notes.json", _notes, needed=top("run", "found", "manifests"), keeps=False,
         asks=False,
     ),
-    Kind(
-        executor_files.FORMAT, "retention-executor.json",
-        lambda content: executor_files.Settings.parse(content).to_json(),
-        objects=((), ("registry",)),
-        needed=top("node", "registry", "retention_key", "agent_state")
-        | below(("registry",), "url", "ca", "username", "password"),
-        code="Damaged", keeps=False, asks=False,
+    *(
+        Kind(
+            executor_files.FORMAT, sample,
+            lambda content: executor_files.Settings.parse(content).to_json(),
+            objects=((), ("registry",)),
+            needed=top("node", "registry", "retention_key", "agent_state")
+            | below(("registry",), "url", "ca", "username", "password"),
+            code="Damaged", disposable=True, keeps=False, asks=False,
+        )
+        for sample in ("retention-executor.json", "retention-executor-pause.json")
     ),
     Kind(
         executor_files.RESULT, "retention-result.json",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from kubeadm_registry import config
 from kubeadm_registry.cli import retention
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.formats import KEY
@@ -117,6 +118,25 @@ def test_what_is_in_use_stays(site: Site) -> None:
     [kept] = [one for one in found["kept"] if one["repository"] == "app"]
     assert kept["cause"] == "InUse"
     assert "used.txt" in kept["why"]
+
+
+@pytest.mark.parametrize("name", ["10.0.0.10:5000/app:v1", "registry.example/app:v1"])
+def test_the_pause_image_of_the_cluster_file_stays(site: Site, name: str) -> None:
+    site.json()
+    site.at(40)
+    (site.folder / "cluster.yaml").write_text(f"{config.SMALLEST}  containerd: {{sandboxImage: '{name}'}}\n")
+    found = site.json()
+    assert names(found) == []
+    assert [one["why"] for one in found["kept"] if one["repository"] == "app"] == [f"used by set pause as '{name}'"]
+    assert "WorkloadsUnknown" in site.plan().output, "it does not say what clusters use"
+
+
+def test_the_pause_images_of_containerd_stay_whatever_the_sets(site: Site) -> None:
+    (site.folder / "policy.yaml").write_text(POLICY.replace('"app"', '"registry.k8s.io/*"'))
+    site.registry.image("registry.k8s.io/pause", "0.1", layer=b"old")
+    site.json()
+    site.at(40)
+    assert names(site.json()) == ["registry.k8s.io/pause:0.1"]
 
 
 def cluster(

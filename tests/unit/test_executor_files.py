@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from kubeadm_registry.formats import Damaged, NewerFormat
 
 SAMPLES = Path(__file__).parents[1] / "golden" / "formats"
 CONFIG, RESULT = SAMPLES / "retention-executor.json", SAMPLES / "retention-result.json"
+WITH_PAUSE = SAMPLES / "retention-executor-pause.json"
 ORDER = "0123456789abcdef" * 4
 KEYS = ("node", "registry", "retention_key", "agent_state")
 REGISTRY = ("url", "ca", "username", "password")
@@ -33,6 +35,14 @@ def test_settings_are_read_and_written_as_the_first_release_did() -> None:
     )
     assert found.to_json() == CONFIG.read_bytes()
     assert "the-retention" not in repr(found)
+
+
+def test_a_pause_image_is_a_key_more() -> None:
+    found = executor_files.load(WITH_PAUSE)
+    assert found == replace(executor_files.load(CONFIG), sandbox_image="10.0.0.10:5000/infra/pause:1")
+    assert found.to_json() == WITH_PAUSE.read_bytes()
+    with pytest.raises(Damaged, match="its key sandbox_image is not a text"):
+        Settings.parse(json.dumps({**json.loads(CONFIG.read_text()), "sandbox_image": 1}).encode())
 
 
 def test_keys_of_a_newer_release_are_ignored_and_a_missing_one_is_named() -> None:

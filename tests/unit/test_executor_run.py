@@ -657,3 +657,16 @@ def test_the_timer_makes_another_plan_for_what_one_run_has_no_time_for(
     assert (run.deleted, run.left) == (3, 0)
     assert "1 to the trash, 0 restored, 0 deleted permanently, 3 left for the next run" in capsys.readouterr().out
     assert site.tags() == ["v5", "v6", "v7", "v8"]
+
+
+def test_the_timer_keeps_the_pause_image_in_its_settings(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "policy.yaml").write_text(POLICY_TEXT)
+    monkeypatch.setattr("time.time", lambda: site.time)
+    settings = Settings(
+        "cp-1", "https://127.0.0.1:5000", "ca", "retention", "secret", KEY, "agent.json",
+        sandbox_image="10.0.0.10:5000/app:v1",
+    )  # fmt: skip
+    assert program._due(tmp_path, Here(settings, 7, site)) is not None
+    assert site.tags() == ["v1", "v5", "v6", "v7", "v8"]

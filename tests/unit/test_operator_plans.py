@@ -212,6 +212,13 @@ def test_an_approval_that_was_withdrawn_in_the_last_moment_is_not_carried_out(
     assert turns.site.tags() == ["v3"]
 
 
+def test_the_pause_image_of_the_registry_cluster_stays(turns: Turns) -> None:
+    turns.policy(AUTOMATIC)
+    turns.objects.held["registryclusters"]["spec"]["containerd"] = {"sandboxImage": "10.0.0.10:5000/app:v1"}
+    turns.round()
+    assert turns.site.tags() == ["v1", "v3"]
+
+
 def test_of_plans_that_wait_only_what_they_delete_is_remembered_and_of_others_nothing(turns: Turns) -> None:
     """A plan has a reason for each image that stays, and there may be 100,000 of them."""
     digest = turns.round()["digest"]

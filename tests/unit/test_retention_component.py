@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kubeadm_registry import paths
+from kubeadm_registry import config, paths
 from kubeadm_registry.bundle import TOOL, Program
 from kubeadm_registry.bundle.tool import MODULE
 from kubeadm_registry.components import pulls, retention
@@ -39,6 +39,13 @@ def test_the_executor_is_told_of_its_own_node(installed: FakeCluster) -> None:
         assert found.node == name
         assert found.registry == f"https://{installed.config.spec.node(name).address}:5000"
         assert (found.username, found.password) == ("retention", "the-retention-password")
+
+
+def test_the_executor_is_told_of_the_pause_image() -> None:
+    fake = FakeCluster.of(f"{config.SMALLEST}  containerd: {{sandboxImage: 10.0.0.10:5000/infra/pause:1}}\n")
+    init(fake)
+    for server in fake.servers.values():
+        assert Settings.parse(server.content(retention.CONFIG)).sandbox_image == "10.0.0.10:5000/infra/pause:1"
 
 
 def test_nothing_runs_after_init(installed: FakeCluster) -> None:

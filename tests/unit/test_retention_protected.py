@@ -7,6 +7,7 @@ import pytest
 from kubeadm_registry.oci import canary
 from kubeadm_registry.retention import Protected, Reason, Refused, Use, Workloads, grouped, plan, protect
 from kubeadm_registry.retention.names import digest_in, wanted
+from kubeadm_registry.retention.uses import PAUSE
 from tests.unit.retention_registry import DAY, NOW, Registry, digest, gone, keep, rules
 
 EVERYTHING = keep("{newest: 1}")
@@ -194,6 +195,16 @@ def test_sets_that_the_policy_names_are_protected() -> None:
     assert found.digests[pause].who() == "set kubeadm"
     without = rules("[]", sets="[bundle]")
     assert protect(registry.inventory(), Workloads(sets=sets), without, NOW).digests == {}
+
+
+@pytest.mark.parametrize("name", ["10.0.0.10:5000/infra/pause:1", "registry.example:5000/infra/pause:1"])
+def test_pause_images_are_protected_whatever_the_policy_says(name: str) -> None:
+    registry = Registry()
+    pause = registry.image("infra/pause", "1")
+    workloads = Workloads(sets={PAUSE: (name,)})
+    found = protect(registry.inventory(), workloads, rules("[]", sets="[]"), NOW)
+    assert found.digests[pause].who() == "set pause"
+    assert found.current == 0, "as many images are in use as before, so UsesShrank notices as much"
 
 
 def test_a_set_that_is_not_known_gives_no_plan() -> None:

@@ -17,14 +17,14 @@ import msgspec
 import pytest
 import urllib3
 
-from kubeadm_registry.containerd.settings import PAUSE_IMAGES
+from kubeadm_registry.containerd.settings import DEFAULT_PAUSE_IMAGES, PAUSE_IMAGES
 from kubeadm_registry.errors import ConfigError, ConnectionFailed
 from kubeadm_registry.retention import jsonpath
 from kubeadm_registry.retention.reasons import Reason
 from kubeadm_registry.retention.uses import Use
 from kubeadm_registry.upkeep import kubeconfig, named, structs
 from kubeadm_registry.upkeep.api import Answer, Api
-from kubeadm_registry.upkeep.clusters import RESOURCES, kubeadm_set, read, united
+from kubeadm_registry.upkeep.clusters import RESOURCES, kubeadm_set, pause_images, read, united
 from kubeadm_registry.upkeep.rights import RIGHTS
 
 # ---- JSONPath -------------------------------------------------------------------------------------------------------
@@ -179,6 +179,14 @@ def test_owners_are_read_before_what_they_make() -> None:
                          ("StatefulSet", "ControllerRevision"), ("PodTemplate", "Pod")):  # fmt: skip
         assert order.index(owner) < order.index(owned)
     assert order[-1] == "Pod"
+
+
+# ---- containerd -----------------------------------------------------------------------------------------------------
+
+
+def test_the_configured_pause_image_comes_with_the_defaults_of_containerd() -> None:
+    assert set(pause_images(None)) == DEFAULT_PAUSE_IMAGES
+    assert set(pause_images("10.0.0.10:5000/infra/pause:1")) == {*DEFAULT_PAUSE_IMAGES, "10.0.0.10:5000/infra/pause:1"}
 
 
 # ---- kubeadm --------------------------------------------------------------------------------------------------------
