@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from kubeadm_registry import config
 from kubeadm_registry.access import executor
 from kubeadm_registry.access.collecting import Member
+from kubeadm_registry.custom_resources.names import ANOTHER_OBJECT
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
 from kubeadm_registry.operator import carrying, freeing, health, images, looking, plans, probes, renewing, replacing
 from kubeadm_registry.operator.conditions import Verdict, changes, failure, merged, seconds_of
@@ -88,7 +89,7 @@ class Rounds:
         mine, *others = found
         for other in others:
             text = f"there is another RegistryCluster, {mine['metadata']['name']}; delete this one"
-            self._write(CLUSTERS, other, [Verdict("Adopted", False, "AnotherObject", text)], now)
+            self._write(CLUSTERS, other, [Verdict("Adopted", False, ANOTHER_OBJECT, text)], now)
         try:
             cluster = config.from_object(mine)
         except ConfigError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 from kubeadm_registry.config.rules import VALIDATIONS, same_ip
 from kubeadm_registry.custom_resources.definitions import DEFINITIONS, GROUP, VERSION
-from kubeadm_registry.custom_resources.names import OPERATOR
+from kubeadm_registry.custom_resources.names import ANOTHER_OBJECT, OPERATOR
 from kubeadm_registry.custom_resources.schema import Schema
 
 ALLOW = f"{GROUP}/allow-data-loss"
@@ -81,7 +81,8 @@ def _only_one(name: str, kind: str, plural: str) -> Iterator[dict[str, Any]]:
 def _data() -> Iterator[dict[str, Any]]:
     """What takes the registry away from its clients, and the deletion of the object, by which every rule is got around.
 
-    The operator's word that it does not look after an object (``Adopted`` is False) makes that one free to go.
+    The operator's word that it looks after another object makes this one free to go. That ``Adopted`` is False is not
+    enough: the operator says so of the only object as well while it cannot read it, as after a downgrade.
     """
     annotate = f"kubectl annotate registrycluster ' + oldObject.metadata.name + '{_ANNOTATE}"
     then = f"; if that is what you want, run: {annotate} + ', and then the same command again'"
@@ -96,7 +97,7 @@ def _data() -> Iterator[dict[str, Any]]:
                 {
                     "name": "unused",
                     "expression": "oldObject.?status.?conditions.orValue([])"
-                    ".exists(c, c.type == 'Adopted' && c.status == 'False')",
+                    f".exists(c, c.type == 'Adopted' && c.status == 'False' && c.reason == '{ANOTHER_OBJECT}')",
                 },
             ],
             "validations": [

@@ -12,5 +12,7 @@ SECRET = "registry"  # noqa: S105  a name
 SECRET_DIRECTORY = "/etc/kubeadm-registry/registry"  # noqa: S105  a path
 #: Cluster-scoped objects of the operator, and its Deployment.
 NAME = "kubeadm-registry-operator"
+#: Why the operator does not look after an object: it looks after another one. The guard lets such an object go.
+ANOTHER_OBJECT = "AnotherObject"
 #: The port of metrics and probes.
 PORT = 8080

@@ -14,6 +14,7 @@ import pytest
 
 from kubeadm_registry.custom_resources.admission import ALLOW, guard
 from kubeadm_registry.custom_resources.definitions import DEFINITIONS
+from kubeadm_registry.custom_resources.names import ANOTHER_OBJECT
 from tests.lab.command import run, wait_until
 from tests.lab.programs import program
 from tests.operator.apiserver import Answer, ApiServer, running
@@ -153,15 +154,26 @@ def test_the_status_changes_nothing_else(adopted: ApiServer) -> None:
     assert found["spec"]["vip"] == CLUSTER["spec"]["vip"]
 
 
-def test_an_object_that_the_operator_does_not_look_after_may_go(adopted: ApiServer) -> None:
+def not_adopted(server: ApiServer, reason: str) -> None:
+    """Have the operator say for this *reason* that it does not look after the object."""
     condition = {
-        "type": "Adopted", "status": "False", "reason": "AnotherObject", "message": "",
+        "type": "Adopted", "status": "False", "reason": reason, "message": "",
         "lastTransitionTime": "2030-01-01T00:00:00Z",
     }  # fmt: skip
     body = json.dumps({"status": {"conditions": [condition]}})
     argv = ("patch", RESOURCE, "--subresource=status", "--type=merge", f"-p={body}")
-    assert adopted.ask(*argv, user="operator").taken
+    assert server.ask(*argv, user="operator").taken
+
+
+def test_an_object_may_go_if_the_operator_looks_after_another(adopted: ApiServer) -> None:
+    not_adopted(adopted, ANOTHER_OBJECT)
     assert adopted.ask("delete", RESOURCE).taken
+
+
+def test_an_object_that_the_operator_cannot_read_may_not_go(adopted: ApiServer) -> None:
+    not_adopted(adopted, "Invalid")
+    assert refused(adopted.ask("delete", RESOURCE), "data")
+    assert is_there(adopted)
 
 
 @pytest.mark.parametrize(

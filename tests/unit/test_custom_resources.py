@@ -16,6 +16,8 @@ from pydantic import AnyUrl, BaseModel, Field, IPvAnyAddress
 from kubeadm_registry import config
 from kubeadm_registry.config.rules import OnServer, Rule
 from kubeadm_registry.custom_resources import DEFINITIONS, manifests
+from kubeadm_registry.custom_resources.admission import guard
+from kubeadm_registry.custom_resources.names import ANOTHER_OBJECT
 from kubeadm_registry.custom_resources.schema import NotStructural, structural
 from kubeadm_registry.errors import ConfigError
 
@@ -162,6 +164,16 @@ def test_each_policy_comes_before_its_binding() -> None:
     """kubectl goes on after a refused object: a binding without its policy would look well and refuse nothing."""
     kinds = [one["kind"] for one in yaml.safe_load_all(manifests()["admission.yaml"])]
     assert kinds == ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] * 5
+
+
+def test_only_an_object_beside_the_one_in_use_may_go_without_the_annotation() -> None:
+    """The operator also says of the only object that it is not adopted, while it cannot read it."""
+    variables = [variable for one in guard() for variable in one["spec"].get("variables", ())]
+    [unused] = [one["expression"] for one in variables if one["name"] == "unused"]
+    assert unused == (
+        "oldObject.?status.?conditions.orValue([])"
+        f".exists(c, c.type == 'Adopted' && c.status == 'False' && c.reason == '{ANOTHER_OBJECT}')"
+    )
 
 
 def test_a_definition_has_a_name_of_each_kind() -> None:

@@ -219,6 +219,13 @@ def test_the_pause_image_of_the_registry_cluster_stays(turns: Turns) -> None:
     assert turns.site.tags() == ["v1", "v3"]
 
 
+def test_an_object_that_cannot_be_read_does_not_count_as_a_second_one(turns: Turns) -> None:
+    """The guard lets only a second one go."""
+    turns.objects.held["registryclusters"]["spec"]["ofANewerRelease"] = 1
+    turns.rounds.health()
+    assert turns.conditions("registryclusters")["Adopted"] == ("False", "Invalid")
+
+
 def test_of_plans_that_wait_only_what_they_delete_is_remembered_and_of_others_nothing(turns: Turns) -> None:
     """A plan has a reason for each image that stays, and there may be 100,000 of them."""
     digest = turns.round()["digest"]
