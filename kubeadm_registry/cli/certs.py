@@ -97,7 +97,12 @@ def _show(seen: list[certificates.Seen], absent: dict[str, str], now: datetime) 
         echo(f"\n{counted(wrong, 'problem')}")
 
 
-@command("renew", parent=group, short_help="Renew certificates or replace the CA", help_after=phase_table(CERTS_RENEW))
+@command(
+    "renew",
+    parent=group,
+    short_help="Renew certificates or replace the CA",
+    help_after=phase_table(CERTS_RENEW, head="Phases without --ca"),
+)
 @file_option
 @click.option("--node", "names", metavar="NAME", multiple=True, help="Renew this node's only. May be repeated.")
 @click.option("--ca", "authority", is_flag=True, help="Replace the cluster CA, and every certificate.")

@@ -74,7 +74,7 @@ def credentials(context: Context, path: Path | None, role: str) -> None:
     "rotate",
     parent=cast(click.Group, credentials),
     short_help="Replace passwords, with an overlap",
-    help_after=phase_table(CREDENTIALS_ROTATE),
+    help_after=phase_table(CREDENTIALS_ROTATE, head="Phases for push, pull and retention"),
 )
 @file_option
 @click.option(

@@ -32,6 +32,8 @@ from kubeadm_registry.phases import changing
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS
 
 _purge = click.option("--purge-data", is_flag=True, help="Also delete the images and secrets on the node that leaves.")
+#: Phases on nodes that leave; when a node joins there is none.
+_OF_LEAVING = ("move/vip-leaves", "uninstall", "forget")
 _yes = click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
 
 
@@ -52,7 +54,7 @@ def _run(
     carry_out(context, CHANGE_MEMBERS, opened, dry_run=dry_run, skip=skip, ignore=names(ignore), by=changing.carry_out)
 
 
-@command("join", short_help="Add a node to the registry", help_after=phase_table(CHANGE_MEMBERS))
+@command("join", short_help="Add a node to the registry", help_after=phase_table(CHANGE_MEMBERS, skip=_OF_LEAVING))
 @click.argument("node", metavar="NODE")
 @click.option(
     "--worker",

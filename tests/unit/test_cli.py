@@ -24,11 +24,12 @@ from kubeadm_registry.bundle import make
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Program
 from kubeadm_registry.cli.main import cli
+from kubeadm_registry.cluster import retiring
 from kubeadm_registry.components import garage, programs
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.engine.phase import Workflow, leaves
 from kubeadm_registry.errors import ConnectionFailed
-from kubeadm_registry.phases.workflows import INIT, RESET
+from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT, RESET
 from kubeadm_registry.transport.host import Transport
 from tests.unit.bundle_files import image, script, write_layout
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
@@ -815,6 +816,28 @@ def test_help_ends_with_the_phases_as_they_are(run: Terminal, words: tuple[str, 
     expected = [(path, phase.summary) for path, phase in leaves(workflow)]
     for (path, summary), line in zip(expected, table, strict=False):
         assert line.split() == [*path.split(), *summary.split()]
+
+
+@pytest.mark.parametrize(
+    ("words", "head"),
+    [
+        (("certs", "renew"), "Phases without --ca:"),
+        (("credentials", "rotate"), "Phases for push, pull and retention:"),
+    ],
+    ids=["certs renew", "credentials rotate"],
+)
+def test_help_says_when_the_phases_hold(run: Terminal, words: tuple[str, ...], head: str) -> None:
+    shown = run(*words, "--help").stdout
+    assert [line.strip() for line in shown.splitlines() if line.strip().startswith("Phases")] == [head]
+
+
+def test_help_of_join_has_all_phases_but_those_on_nodes_that_leave(run: Terminal) -> None:
+    shown = run("join", "--help").stdout
+    table = shown[shown.index("Phases, in order:") : shown.index("Options:")].splitlines()[1:]
+    listed = [line.split()[0] for line in table if line.strip()]
+    of_leaving = {path for path, phase in leaves(CHANGE_MEMBERS) if phase.on is retiring} | {"uninstall"}
+    assert listed == [path for path, _ in leaves(CHANGE_MEMBERS) if path not in of_leaving]
+    assert "--purge-data" not in shown
 
 
 def groups(group: click.Command, *above: str) -> list[tuple[str, ...]]:
