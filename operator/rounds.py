@@ -28,6 +28,7 @@ from kubeadm_registry.access.collecting import Member
 from kubeadm_registry.custom_resources.names import ANOTHER_OBJECT
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
 from kubeadm_registry.operator import carrying, freeing, health, images, looking, plans, probes, renewing, replacing
+from kubeadm_registry.operator.clocks import compare_clocks
 from kubeadm_registry.operator.conditions import Verdict, changes, failure, merged, seconds_of
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.objects import CUSTOM, Object, Objects
@@ -53,7 +54,7 @@ class Rounds:
 
     *the_way* reads how the registry is reached. *caller* is as who orders are given, and raises Lost. *wake_health* is
     called when a round has found what health shows, *wake_plans* when a plan was approved, *wake_space* when one was
-    carried out.
+    carried out. *compare* raises Error if *clock* is not that of the nodes.
     """
 
     replica: str
@@ -66,6 +67,7 @@ class Rounds:
     wake_plans: Callable[[], None] = lambda: None
     wake_space: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.time
+    compare: Callable[[config.RegistryCluster, Way, Callable[[], float]], None] = compare_clocks
     _found: dict[str, Verdict] = field(default_factory=dict)
     _shown: dict[str, frozenset[Key]] = field(default_factory=dict)
     """What the newest plans delete, by digest: those that people may have read before they approve one."""
@@ -346,6 +348,7 @@ class Rounds:
             if not the_way.key or the_way.login is None:
                 text = "the Secret of the operator lacks the push credentials or the key of the ledger"
                 return _Made(plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`"))
+            self.compare(cluster, the_way, self.clock)
             api = self.apis[1]
             read = clusters.read(api, paths=[one.pair for one in rules.spec.image_paths])
             report = replace(read, marker=marker)

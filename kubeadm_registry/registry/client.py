@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlencode
@@ -89,6 +90,14 @@ class Api:
     def ping(self) -> None:
         """Ask for ``/v2/``, which every registry answers. Raises RegistryError."""
         self.expect(self.send("GET", "/v2/"), 200, "look for the registry")
+
+    def time(self) -> float:
+        """The time of who answers, in seconds since 1970 (RFC 9110, section 6.6.1). Raises RegistryError."""
+        said = self.send("GET", "/v2/").headers.get("Date", "")
+        try:
+            return parsedate_to_datetime(said).timestamp()
+        except ValueError as error:
+            raise RegistryError(f"the response of {self.name} has no valid Date: {said[:40]!r}") from error
 
     def manifest(self, repository: str, reference: str) -> bytes | None:
         """The manifest; None if there is none. A *reference* by digest is checked. Raises RegistryError."""

@@ -70,7 +70,8 @@ def clock_doubtful(what: str, when: int, now: int) -> Reason:
     return Reason(
         "ClockDoubtful",
         f"the clock is wrong now or was wrong before: {what} {when - now} seconds from now",
-        "set the clocks of the nodes, and correct the ledger if it has times in the future",
+        "set the clocks; if they are right and the ledger has times in the future, `retention forget --ledger` begins "
+        "a new one",
     )
 
 

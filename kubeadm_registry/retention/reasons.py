@@ -20,7 +20,7 @@ class Reason:
     ImageNotUnderstood     something uses an image by a name that cannot be read
     UsesShrank             far fewer images are in use than last time
     ClusterOlder           a cluster went back to an earlier state (needs an approval)
-    ClockDoubtful          the time is before something that the ledger has seen
+    ClockDoubtful          the time is before something that the ledger has seen, or not that of the nodes
     ShareOfRepository      the plan takes a large share of one repository (needs an approval)
     ShareOfAll             the plan takes a large share of the registry (needs an approval)
     =====================  ============================================================================

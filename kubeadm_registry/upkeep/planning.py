@@ -16,6 +16,7 @@ from kubeadm_registry.retention.holdings import Holdings
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order, order
 from kubeadm_registry.retention.plan import shrunk
+from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, clock_doubtful
 from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash
@@ -86,10 +87,11 @@ def look(
     makes ages known. Unless it is *accepted* that far fewer images are in use, the next look is compared with as many
     as this one. *pulls* returns what the nodes recorded, None: not known; it is called if that matters. *pause* is the
     pause image that the cluster file names, None: it names none. Raises RegistryError, NewerFormat, Error
-    (LedgerDamaged).
+    (LedgerDamaged; ClockDoubtful: *now* is before the look that wrote the ledger).
     """
     with connect() as registry:
         before = retry(lambda: store.read(registry, key), PATIENCE)
+        _require_later(before, now)
         trash = retry(lambda: store.read_trash(registry, key), PATIENCE)
         standing = retry(lambda: store.read_standing(registry, key), PATIENCE)
         sets = {**sets, PAUSE: pause_images(pause), **_brought(registry, "bundle" in policy.spec.sets)}
@@ -115,6 +117,13 @@ def look(
     problems = (*(one for report in reports.values() for one in report.problems), *older)
     uses = (*uses, *standing.uses(now))
     return Look(now, before, after, holdings, sets, uses, problems, trash, standing)
+
+
+def _require_later(before: Ledger, now: int) -> None:
+    """A wrong time is not written: it would make images older than they are, once the clock is right again."""
+    if before.written > now + CLOCK_TOLERANCE:
+        reason = clock_doubtful("the ledger was written", before.written, now)
+        raise Error(reason.message, code=reason.code, hint=reason.hint)
 
 
 def _older(name: str, report: ClusterReport, before: Ledger) -> Iterator[Reason]:

@@ -19,8 +19,6 @@ from kubeadm_registry.retention import Reason
 from kubeadm_registry.retention.order import Order
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 
-NOW = 1000.0
-
 
 @dataclass
 class FakeExecutor:
@@ -60,7 +58,8 @@ class FakeExecutor:
 
     def _look(self, name: str) -> str:
         role = "writer" if name == self.lease else "standby"
-        return f"---\n{NOW}\n{json.dumps({'time': NOW, 'writer': {'mode': 'any', 'role': role, 'term': 7}})}\n"
+        state = {"time": self.clock(), "writer": {"mode": "any", "role": role, "term": 7}}
+        return f"---\n{self.clock()}\n{json.dumps(state)}\n"
 
     def _start(self, name: str, unit: str, number: int) -> str:
         found = re.search(r"@([0-9a-f]{64})\.service", unit)

@@ -307,9 +307,11 @@ def test_clocks_that_went_back_are_a_reason_for_no_plan(site: Site) -> None:
     site.at(10)
     site.json()
     site.at(0)
-    result = site.plan("--no-cluster")
+    before = site.ledger()
+    result = site.plan("--no-cluster", "-o", "json")
     assert result.exit_code == 1
-    assert "ClockDoubtful" in result.stdout
+    assert json.loads(result.stdout.splitlines()[-1])["code"] == "ClockDoubtful"
+    assert site.ledger() == before, "a wrong time is not written"
 
 
 def test_a_ledger_that_somebody_else_wrote_is_not_believed(site: Site) -> None:
