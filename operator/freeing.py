@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from kubeadm_registry.access.collecting import Member
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.engine.report import Action
-from kubeadm_registry.errors import Error, Problem
+from kubeadm_registry.errors import ConnectionFailed, Error, Problem
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.operator.conditions import Verdict, failure, rfc3339
+from kubeadm_registry.operator.objects import Objects
 from kubeadm_registry.operator.plans import size
 from kubeadm_registry.phases import space
 from kubeadm_registry.phases.space import Space
@@ -70,6 +72,18 @@ def free(config: RegistryCluster, members: Sequence[Member], connect: Connect, c
         "began": rfc3339(began), "ended": rfc3339(clock()), "beforeBytes": done.before, "afterBytes": done.after,
         "freedBytes": done.bytes, "blobs": done.blobs, "kept": done.kept, "closedSeconds": round(done.closed),
     })  # fmt: skip
+
+
+def note(objects: Objects, name: str, report: Mapping[str, Any]) -> None:
+    """Write *report* into the status of the cluster *name* now: the next round of health may be another operator's,
+    which would free space again on the same day. Raises Lost."""
+    for _ in range(2):
+        # That round writes it as well, and it may be what has just changed the object.
+        with suppress(ConnectionFailed):
+            for found in objects.list("registryclusters"):
+                if found["metadata"]["name"] == name:
+                    objects.put_status("registryclusters", found, {**found.get("status", {}), "space": report})
+            return
 
 
 def _said(done: Space) -> str:

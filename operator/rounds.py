@@ -302,6 +302,7 @@ class Rounds:
         done = freeing.free(cluster, members, connect, self.clock)
         if done.report is not None:
             self._space = done.report
+            freeing.note(self.objects, mine["metadata"]["name"], done.report)
             for name in ("before", "after", "freed"):
                 self.figures.set(f"space_{name}_bytes", done.report[f"{name}Bytes"])
         self._tell(done.verdict)

@@ -252,6 +252,8 @@ class Objects:
     cluster: dict[str, Any]
     policy: dict[str, Any]
     events: list[dict[str, Any]] = field(default_factory=list)
+    #: The codes with which the next writes fail.
+    changed: list[str] = field(default_factory=list)
 
     def list(self, plural: str) -> list[dict[str, Any]]:
         return [one for one in ([self.cluster] if plural == "registryclusters" else [self.policy]) if one]
@@ -261,7 +263,10 @@ class Objects:
         return event
 
     def put_status(self, _: str, found: dict[str, Any], status: dict[str, Any]) -> bool:
-        found["status"] = status
+        if self.changed:
+            raise ConnectionFailed("changed at the same time", code=self.changed.pop())
+        assert found == self.cluster
+        self.cluster["status"] = status
         return True
 
 
@@ -334,6 +339,32 @@ def test_a_round_frees_what_has_gone_for_good_once_a_day(turns: Turns) -> None:
     assert not turns.site.world.eligible
     turns.round(3 * DAY)
     assert turns.objects.cluster["status"]["space"]["ended"] < freeing.rfc3339(turns.now - DAY), "nothing since"
+
+
+@pytest.mark.parametrize("changed", [[], ["ObjectChanged"]], ids=["at once", "changed by a round of health"])
+def test_an_operator_that_ends_before_the_next_round_of_health_has_freed_space_today(
+    turns: Turns, changed: list[str]
+) -> None:
+    turns.purge()
+    turns.objects.cluster["status"] = {"observedGeneration": 1, "nodes": []}
+    turns.objects.changed = changed
+    turns.now += 600
+    turns.rounds.space()
+    assert turns.objects.cluster["status"].keys() == {"observedGeneration", "nodes", "space"}
+    turns.again()
+    blob(turns.site.world, "app", b"later", bytes_age=9 * DAY, link_age=9 * DAY)
+    turns.purge()
+    turns.site.asked = []
+    turns.round(3600)
+    assert turns.site.world.eligible
+    assert {step for _, step in turns.site.asked} == {"look"}, "pushes are not closed again"
+
+
+def test_a_status_that_cannot_be_written_is_left_to_the_next_round_of_health(turns: Turns) -> None:
+    turns.purge()
+    turns.objects.changed = ["ObjectChanged"] * 2
+    assert turns.round(600) == "Freed"
+    assert "space" in turns.objects.cluster["status"]
 
 
 @pytest.mark.parametrize("wanted", ["Daily", "Never", None])
