@@ -23,7 +23,7 @@ from kubeadm_registry.engine.report import echo, put
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases.helper import allow
-from kubeadm_registry.phases.workflows import OPERATOR_FORBID
+from kubeadm_registry.phases.workflows import OPERATOR_FORBID, RETENTION_TIMER_DISABLE
 from kubeadm_registry.upkeep.api import Api
 
 
@@ -78,7 +78,7 @@ def install(
     The Secret has the credentials by which the operator reads the registry and keeps the retention ledger in it; they
     come from the nodes. It also has an SSH key of its own, with which it asks a helper on each node for retention,
     freed space, new certificates, records of pulls and, with --replace-nodes, the replacement of a node. The key gives
-    no shell. Running it again changes only what differs.
+    no shell. Running it again changes only what differs. The timer of retention is disabled: it knows no workloads.
 
     With --replace-nodes the owner of this key can have a machine made a node, which then has all secrets of the
     registry. Without it, what an earlier run with it has installed is removed.
@@ -101,7 +101,11 @@ def install(
             before = installing.helper_key(api)
             key = installing.HelperKey.of("" if new_keys else before.private, _known_hosts(cluster, before.hosts))
             private = pki.ssh_key("" if new_keys else replacing.key_of(cluster))[0] if replaces else ""
-        run(OPERATOR_FORBID if key is None else allow(key.public, private), cluster, reporter)
+        helpers = OPERATOR_FORBID if key is None else allow(key.public, private)
+        done = run((*helpers, *RETENTION_TIMER_DISABLE), cluster, reporter)
+        if any(action.phase == "timer" for action in done):
+            reporter.note("the timer of retention is disabled, since it does not know what pods use; for the operator "
+                          "to apply its policy, run kubectl apply -f policy.yaml")  # fmt: skip
         if private:
             line = replacing.line(cluster, pki.ssh_key(private)[1])
             reporter.note(f"put this line into authorized_keys of each machine that may become a node: {line}")

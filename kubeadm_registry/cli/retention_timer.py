@@ -38,7 +38,8 @@ def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool
     """Store a policy on every node and enable the timer that applies it once a day.
 
     Only the node that holds the lease applies it. The timer does not read workloads, so it is refused if a kubelet is
-    configured on a registry node, and does nothing once one is. Run the command again to change the policy.
+    configured on a registry node, and does nothing once one is, or once a cluster or an operator is known to use the
+    registry (WorkloadsUnknown). Run the command again to change the policy.
 
     The timer frees no space, which requires all nodes: schedule `images collect` daily as well, on a machine with SSH
     access to them.

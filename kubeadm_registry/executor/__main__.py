@@ -1,8 +1,9 @@
 """``python -m kubeadm_registry.executor --config FILE ORDER | --timer``: carry out a retention order on this node.
 
 ORDER is 64 hexadecimal digits, the digest of an order that root has put beside the settings. With ``--timer`` the order
-is made here, by the policy beside the settings and without knowing any workload; a node that does not hold the lease
-does nothing then. What came of it is left in a file, and a line for each image goes to the journal.
+is made here, by the policy beside the settings and without knowing any workload, unless a cluster is known to use the
+registry; a node that does not hold the lease does nothing then. What came of it is left in a file, and a line for each
+image goes to the journal.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from kubeadm_registry.executor.checks import doubts
 from kubeadm_registry.executor.run import Executor
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, Login, Registry
 from kubeadm_registry.retention import Reason, Refused, policy
 from kubeadm_registry.retention.history import Run
@@ -117,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         _tell("another run is going on")
         return _BUSY
     except Error as error:
-        _tell(f"failed [{error.code}]: {error.message}")
+        _tell(f"failed [{error.code}]: {error.message}{f'; {error.hint}' if error.hint else ''}")
         return _FAILED
 
 
@@ -158,7 +160,7 @@ def _ordered(folder: Path, digits: str, node: Node) -> Run:
 
 
 def _due(folder: Path, node: Node) -> Run | None:
-    """What the timer does: by the policy here, with no workload but those that clusters once reported. Raises Error.
+    """What the timer does, by the policy here, where no cluster uses the registry. Raises Error.
 
     What one run has no time for, the next one does.
     """
@@ -179,6 +181,11 @@ def _planned(folder: Path, node: Node) -> Run | None:
     look = planning.look(
         node.connect, settings.key, rules, int(time.time()), sets={}, pulls=_pulls, pause=settings.sandbox_image
     )
+    if unknown := tuple(_unknown(look)):
+        raise Error(
+            "; ".join(reason.message for reason in unknown), code=unknown[0].code,
+            hint="; ".join(["run `kubeadm-registry retention timer disable`", *(reason.hint for reason in unknown)]),
+        )  # fmt: skip
     plan = look.plan(rules)
     if isinstance(plan, Refused):
         raise Error(
@@ -196,6 +203,24 @@ def _planned(folder: Path, node: Node) -> Run | None:
     if run.purged:
         _tell("`kubeadm-registry images collect`, from the workstation, frees the space of permanently deleted images")
     return run
+
+
+def _unknown(look: planning.Look) -> Iterator[Reason]:
+    """Why it is not known which images are in use: the timer can ask no cluster what has come since its last report."""
+    if names := sorted(one.name for one in look.after.clusters.values()):
+        yield Reason(
+            "WorkloadsUnknown",
+            f"the timer cannot ask what is in use now: {counted(len(names), 'cluster')} reported before: "
+            f"{', '.join(names)}",
+            "if such a cluster is gone, run `kubeadm-registry retention forget NAME`",
+        )
+    if look.standing.callers:
+        yield Reason(
+            "WorkloadsUnknown",
+            "an operator gave orders before, and it alone knows what its cluster uses",
+            "if that cluster is gone, run `kubeadm-registry retention forget --standing`, which discards pins and "
+            "approvals as well",
+        )
 
 
 def _pulls(folder: Path = Path(paths.PULLS_STATE)) -> Pulls | None:

@@ -14,6 +14,8 @@ from kubeadm_registry.access import session
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import retention
 from kubeadm_registry.config import Node, RegistryCluster
+from kubeadm_registry.custom_resources import installing
+from kubeadm_registry.custom_resources.installing import HelperKey
 from kubeadm_registry.engine.workflow import run as init
 from kubeadm_registry.phases import retention as phase
 from kubeadm_registry.phases.workflows import INIT
@@ -21,6 +23,7 @@ from kubeadm_registry.retention.policy import SMALLEST as DEFAULT_SETS
 from kubeadm_registry.transport.host import Transport
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.here import here, stub
+from tests.unit.test_cli_operator import KUBECONFIG
 from tests.unit.test_workflow import Recorder
 
 SMALLEST = f"{DEFAULT_SETS}  sets: [bundle]\n"
@@ -137,6 +140,30 @@ def test_disable_leaves_the_units_and_no_policy(servers: FakeCluster) -> None:
         assert retention.POLICY not in server.tree
         assert f"{paths.UNITS}/{retention.TIMER}" in server.tree
     assert timer("disable").stdout.splitlines()[-1] == "nothing to do"
+
+
+@pytest.mark.parametrize("more", [(), ("--plan-only",)], ids=["with a key", "plan only"])
+def test_an_operator_takes_over_from_the_timer(
+    servers: FakeCluster, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    Path("admin.conf").write_text(KUBECONFIG)
+    running: list[list[tuple[str, bool]]] = []
+
+    def install(*_: object, **__: object) -> str:
+        running.append(timers(servers))
+        return "pod-a"
+
+    monkeypatch.setattr(installing, "install", install)
+    monkeypatch.setattr(installing, "helper_key", lambda _: HelperKey.of(""))
+    told = "the timer of retention is disabled"
+    enable()
+    for noted in (True, False):
+        words = ("operator", "install", "--kubeconfig", "admin.conf", *more)
+        result = CliRunner().invoke(cli, words, prog_name="kubeadm-registry")
+        assert result.exit_code == 0, result.output
+        assert (told in result.output) == noted
+    assert running == [[("inactive", False)] * 3] * 2, "before it works"
+    assert all(retention.POLICY not in server.tree for server in servers.servers.values())
 
 
 SHOWN = """\

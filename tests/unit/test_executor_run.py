@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +21,9 @@ from kubeadm_registry.executor.run import Executor
 from kubeadm_registry.registry import Api
 from kubeadm_registry.retention import Plan, Reason, RegistryPolicy, Repository, Seen, Tag, Use, policy
 from kubeadm_registry.retention.history import Run
-from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.ledger import ClusterUses, Ledger
 from kubeadm_registry.retention.order import Order, Restore
-from kubeadm_registry.retention.standing import Pin, Standing
+from kubeadm_registry.retention.standing import Pin, Spent, Standing
 from kubeadm_registry.retention.trash import Trash, Trashed
 from kubeadm_registry.upkeep import planning, reading, running, store
 from kubeadm_registry.upkeep.signed import Record
@@ -670,3 +670,59 @@ def test_the_timer_keeps_the_pause_image_in_its_settings(
     )  # fmt: skip
     assert program._due(tmp_path, Here(settings, 7, site)) is not None
     assert site.tags() == ["v1", "v5", "v6", "v7", "v8"]
+
+
+CLUSTER = Ledger().reported("uid", "prod", (), NOW, kept=0).clusters
+
+
+def forgotten_cluster(site: Site) -> None:
+    with site.connect() as at:
+        store.write(at, KEY, store.read(at, KEY).forgotten("uid"))
+
+
+def forgotten_operator(site: Site) -> None:
+    """As `retention forget --standing` does it."""
+    with site.connect() as at:
+        store.SPENT.write(at, KEY, Spent().to_json())
+
+
+@pytest.mark.parametrize(
+    ("clusters", "spent", "said", "remedy", "forget"),
+    [
+        (CLUSTER, Spent(), "1 cluster reported before: prod", "retention forget NAME", forgotten_cluster),
+        ({}, Spent(callers={"lease": 4}), "an operator gave orders before", "forget --standing", forgotten_operator),
+    ],
+    ids=["a cluster", "an operator"],
+)
+def test_the_timer_does_nothing_where_a_cluster_uses_the_registry(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clusters: Mapping[str, ClusterUses], spent: Spent,
+    said: str, remedy: str, forget: Callable[[Site], None],
+) -> None:  # fmt: skip
+    """What has begun to use an image since the last report is known to nobody here."""
+    (tmp_path / "policy.yaml").write_text(POLICY_TEXT)
+    monkeypatch.setattr("time.time", lambda: site.time)
+    with site.connect() as at:
+        store.write(at, KEY, replace(store.read(at, KEY), clusters=clusters))
+        store.SPENT.write(at, KEY, spent.to_json())
+    here = Here(Settings("cp-1", "https://127.0.0.1:5000", "ca", "retention", "secret", KEY, "agent.json"), 7, site)
+    with pytest.raises(Error, match=said) as caught:
+        program._due(tmp_path, here)
+    assert caught.value.code == "WorkloadsUnknown"
+    assert "retention timer disable" in caught.value.hint and remedy in caught.value.hint
+    assert site.tags() == sorted(TAGS)
+    forget(site)
+    assert program._due(tmp_path, here) is not None
+    assert site.tags() != sorted(TAGS)
+
+
+def test_the_journal_has_what_to_do_about_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the timer nobody else hears."""
+
+    def fail(*_: object) -> None:
+        raise Error("the timer cannot", code="WorkloadsUnknown", hint="run something else")
+
+    monkeypatch.setattr(program.executor_files, "load", fail)
+    assert program.main(["--config", str(tmp_path / "config.json"), "--timer"]) == 1
+    assert capsys.readouterr().out == "failed [WorkloadsUnknown]: the timer cannot; run something else\n"
