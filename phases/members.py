@@ -166,7 +166,7 @@ ARRIVE = Phase(
         Phase("storage", "Install and start the storage", storage.install, on=arriving),
     ),
 )
-VIP_LEAVES = Phase("vip-leaves", "Move the virtual IP off leaving nodes", give_up, on=retiring)
+VIP_LEAVES = on_retiring(Phase("vip-leaves", "Move the virtual IP off leaving nodes", give_up))
 MOVE = Phase(
     "move",
     "Redistribute the data",

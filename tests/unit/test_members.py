@@ -17,7 +17,7 @@ from kubeadm_registry.access import membership
 from kubeadm_registry.access.membership import Request
 from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.cluster import Cluster, MembersChange
-from kubeadm_registry.components import agent, garage, garage_layout, keepalived
+from kubeadm_registry.components import agent, drain, garage, garage_layout, keepalived
 from kubeadm_registry.components.garage_layout import ClusterLayout
 from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.workflow import run
@@ -400,6 +400,24 @@ def test_the_virtual_ip_leaves_a_node_before_that_is_uninstalled(three: FakeClus
     assert len(units) > 2
     done = [(one.phase, one.host) for one in recorder.actions]
     assert done.index(("move/vip-leaves", "cp-4")) < done.index(("move/layout", "cp-1"))
+
+
+def test_a_node_that_cannot_give_up_the_virtual_ip_leaves_as_a_dead_one_does(three: FakeCluster) -> None:
+    """Its root disk is broken: systemd-run and nft fail there."""
+    four = changed(three, Request(joins="cp-4"), FOUR)
+    left = four.servers["cp-4"]
+    left.answer(
+        "ip", "-oneline", "address", "show", "-tentative", "to", with_=lambda *_: "2: eth0 inet 10.0.0.10/32"
+    )  # fmt: skip
+    left.answer("sh", "-c", drain._HOLD, "hold", with_=1)
+    recorder = Recorder()
+    after = changed(four, Request(leaves="cp-4"), FOUR, retiring="cp-4", recorder=recorder)
+    assert listed(after).former == {"cp-4": "10.0.0.14"}
+    assert listed(after).settled
+    [(host, text)] = [(host, text) for host, text in recorder.notes if "not uninstalled" in text]
+    assert host == "cp-4"
+    assert "phase move/vip-leaves" in text
+    assert secrets.PATH in left.tree, "nothing more is done there"
 
 
 def test_a_node_that_comes_passes_reads_on_before_another_sends_it_any(three: FakeCluster) -> None:
