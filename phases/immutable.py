@@ -84,7 +84,11 @@ def same_members(cluster: Cluster, _: Host) -> Iterator[str]:
     """No other run has changed the member list since this one read it."""
     there = read_members(cluster.config, cluster.hosts)
     # This run read it before it had the locks: to write it back would undo what the other one did.
-    if there is not None and there.supersedes(cluster.members):
+    if there is None:
+        return
+    # A recovery leaves a generation out (access/recovery.py), which another run may have used.
+    recovers = cluster.change is not None and cluster.change.lost
+    if there.supersedes(cluster.members) or (recovers and there.generation == cluster.members.generation - 1):
         names = ", ".join(sorted(there.nodes))
         yield f"another run has changed the members meanwhile: they are {names} now; run the command again"
 

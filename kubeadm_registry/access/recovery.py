@@ -78,7 +78,11 @@ def planned(cluster: Cluster) -> Cluster:
     }
     if majority and not leaving:
         return cluster
-    members = before if before.settled and dict(before.nodes) == nodes else before.without(nodes)
+    members = before
+    if not before.settled or dict(before.nodes) != nodes:
+        # Lost nodes may have the next generation, of a change that never came to those that are left. If they return,
+        # they believe only a higher one that they are members no more (agent/rules.py, removed).
+        members = replace(before.without(nodes), generation=before.generation + 2)
     change = MembersChange(
         tuple(host.name for host in cluster.hosts if host not in left), leaving,
         former=tuple(before.former.values()), lost=True,

@@ -145,5 +145,5 @@ def check_all(registry: Changing, loss: Loss) -> None:
         assert not images.missing(registry, loss.pushed["whole"], PUSHED, address=address), address
     for host in registry.servers.values():
         found = registry.listed(host)
-        assert (found.generation, set(found.nodes), found.before) == (2, {"h1", "h5", "h6"}, ())
+        assert (found.generation, set(found.nodes), found.before) == (3, {"h1", "h5", "h6"}, ())
         assert set(found.former) == {"h2", "h3"}

@@ -84,7 +84,7 @@ def test_two_of_three_are_lost_and_others_come() -> None:
         "cp-2": "10.0.0.12", "cp-3": "10.0.0.13",
     }  # fmt: skip
     found = cluster.members
-    assert (found.generation, dict(found.nodes), found.before) == (2, OTHERS, ())
+    assert (found.generation, dict(found.nodes), found.before) == (3, OTHERS, ())
     assert found.former == {"cp-2": "10.0.0.12", "cp-3": "10.0.0.13"}
     said = recovery.given_up(cluster)
     assert "everything that is not on cp-1 will be lost permanently" in said
@@ -129,7 +129,14 @@ def test_a_change_that_was_under_way_is_given_up_with_the_nodes() -> None:
     cluster = recovery.planned(after(fake, OTHERS).cluster)
     assert cluster.change is not None
     assert sorted(cluster.change.leaving) == ["cp-2", "cp-3", "cp-4"]
-    assert (cluster.members.generation, cluster.members.before) == (3, ())
+    assert (cluster.members.generation, cluster.members.before) == (4, ())
+
+
+def test_lost_nodes_that_were_given_a_newer_list_learn_that_they_have_left() -> None:
+    """`leave cp-4` was killed when cp-2 and cp-3 had the list, which cp-1 never got."""
+    begun = Members(1, FOUR).changed_to(THREE)
+    cluster = recovery.planned(after(installed(FOUR), OTHERS).cluster)
+    assert cluster.members.generation > begun.generation, "a later list alone says so"
 
 
 def test_a_registry_of_the_first_release_has_no_list() -> None:
@@ -138,7 +145,7 @@ def test_a_registry_of_the_first_release_has_no_list() -> None:
     cluster = recovery.planned(fake.cluster)
     assert cluster.change is not None
     assert sorted(cluster.change.leaving) == ["cp-2", "cp-3"]
-    assert (cluster.members.generation, sorted(cluster.members.former)) == (2, ["cp-2", "cp-3"])
+    assert (cluster.members.generation, sorted(cluster.members.former)) == (3, ["cp-2", "cp-3"])
 
 
 def test_bare_nodes_alone_are_no_registry() -> None:
@@ -230,7 +237,7 @@ def test_what_is_left_becomes_a_whole_registry(given: dict[str, str]) -> None:
     fake = recovered(after(installed(), given))
     found = listed(fake)
     assert (dict(found.nodes), found.before) == (given, ())
-    assert {one["generation"] for one in agents(fake)} == {1 if given == THREE else 2}
+    assert {one["generation"] for one in agents(fake)} == {1 if given == THREE else 3}
     assert {role["zone"] for role in fake.garage.roles} == set(given)
     assert run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE) == []
     assert recovery.planned(fake.cluster).change is None
