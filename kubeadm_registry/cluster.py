@@ -172,6 +172,21 @@ def stayer(cluster: Cluster) -> Sequence[Host]:
     return stayers(cluster)[:1]
 
 
+def as_it_is(cluster: Cluster) -> Cluster:
+    """The registry before its members change: with the node that leaves, and without the one that comes."""
+    leaving = {} if cluster.change is None else cluster.change.leaving
+    hosts = (*stayers(cluster), *retiring(cluster))
+    nodes = tuple(leaving[host.name] if host.name in leaving else cluster.node(host) for host in hosts)
+    lost = leaving.keys() - {host.name for host in hosts}
+    return replace(
+        cluster,
+        config=cluster.config.model_copy(update={"spec": cluster.spec.model_copy(update={"nodes": nodes})}),
+        hosts=hosts,
+        absent=dict.fromkeys(sorted(lost), "it cannot be reached"),
+        change=None,
+    )
+
+
 def leader(cluster: Cluster) -> Sequence[Host]:
     """The first host only."""
     return (cluster.leader,)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from kubeadm_registry.cluster import Cluster, retiring, stayers
+from kubeadm_registry.cluster import Cluster, as_it_is, retiring, stayers
 from kubeadm_registry.engine.memory import remembering
 from kubeadm_registry.engine.phase import Workflow, select
 from kubeadm_registry.engine.report import Action, Reporter
@@ -28,7 +27,7 @@ def carry_out(
     if holder is not None:
         take_locks(cluster.everyone)
         preflight(select(workflow, only, skip), remembering(cluster), reporter, ignore=ignore)
-        before = _before(cluster)
+        before = as_it_is(cluster)
         if len(before.node(holder).addresses) < len(before.spec.vip.addresses):
             what = "is not known, for the cluster file no longer lists the node"
             text = f"no planned move of the virtual IP: the node's secondary address {what}; {moves.OTHERWISE}"
@@ -42,12 +41,3 @@ def _holder(cluster: Cluster) -> Host | None:
     """The node that leaves, if it has the virtual IP and others stay."""
     vip = cluster.spec.vip.address
     return next((host for host in retiring(cluster) if stayers(cluster) and has_address(host, vip)), None)
-
-
-def _before(cluster: Cluster) -> Cluster:
-    """The registry as it is: with the node that leaves, and without the one that comes."""
-    leaving = {} if cluster.change is None else cluster.change.leaving
-    hosts = (*stayers(cluster), *retiring(cluster))
-    nodes = tuple(leaving[host.name] if host.name in leaving else cluster.node(host) for host in hosts)
-    spec = cluster.spec.model_copy(update={"nodes": nodes})
-    return replace(cluster, config=cluster.config.model_copy(update={"spec": spec}), hosts=hosts, change=None)

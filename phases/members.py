@@ -10,8 +10,8 @@ from kubeadm_registry import members, paths
 from kubeadm_registry.access.membership import Request
 from kubeadm_registry.agent import promised
 from kubeadm_registry.agent.formats import Newer
-from kubeadm_registry.cluster import Cluster, arriving, holder_last, retiring, stayer, stayers
-from kubeadm_registry.components import agent, data, replacing
+from kubeadm_registry.cluster import Cluster, arriving, as_it_is, holder_last, retiring, stayer, stayers
+from kubeadm_registry.components import agent, data, health, replacing
 from kubeadm_registry.components import network as rules
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.engine.changes import Absent, File, Running, Steps, Wait
@@ -69,17 +69,38 @@ def readmitting(cluster: Cluster) -> Sequence[Host]:
     return [host for host in cluster.hosts if host not in new]
 
 
+def _places(cluster: Cluster) -> frozenset[str] | None:
+    """The names of the nodes that have a role in the storage; None if the storage of no node that stays responds."""
+    for host in stayers(cluster):
+        with suppress(NotYetKnown):  # one that leaves may be uninstalled already
+            return backend(cluster.spec).places(cluster, host)
+    return None
+
+
+def healthy(cluster: Cluster, _: Host) -> Iterator[str]:
+    """Every node that stays is healthy and has its copies: once data moves, the storage waits for each of them."""
+    change, known = cluster.change, cluster.members
+    if change is None or change.lost or not known.before or set(known.before) == set(known.nodes):
+        return
+    there = _places(cluster)
+    if there is not None and there != set(known.before):
+        return  # an earlier run has given the storage its new layout, and this one goes on
+    told = health.unready(as_it_is(cluster), next(iter((*change.leaving, *change.arriving)), ""))
+    if told is not None:
+        yield (
+            f"{told}; the nodes that stay must be healthy, and have their copies, before data moves: see "
+            "`kubeadm-registry status`, and wait, or fix or `replace` that node first"
+        )
+
+
 def placed(cluster: Cluster, _: Host) -> Iterator[str]:
     """Every node that stays has its place in the storage: an interrupted run is not taking it out."""
     if cluster.change is None or cluster.change.lost:
         return
     known = cluster.members
     before, after = set(known.before or known.nodes), set(known.nodes)
-    for host in stayers(cluster):
-        with suppress(NotYetKnown):  # one that leaves may be uninstalled already
-            there = backend(cluster.spec).places(cluster, host)
-            break
-    else:
+    there = _places(cluster)
+    if there is None:
         return
     # It has given its data away and may be uninstalled. What it still stores is out of date: it comes back as a new
     # node, which it is once it has left the list of members.
@@ -170,7 +191,11 @@ VIP_LEAVES = on_retiring(Phase("vip-leaves", "Move the virtual IP off leaving no
 MOVE = Phase(
     "move",
     "Redistribute the data",
-    checks=(ROOM, Check("StoragePlaces", placed, on=stayer, mandatory=True)),
+    checks=(
+        ROOM,
+        Check("NodesHealthy", healthy, on=stayer),
+        Check("StoragePlaces", placed, on=stayer, mandatory=True),
+    ),
     phases=(
         # A node without a place in the layout reads from the others, slowly: it would lose the address unplanned.
         VIP_LEAVES,

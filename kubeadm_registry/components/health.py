@@ -27,6 +27,8 @@ SETTLED = 4.0
 COMPARED = 12.0
 #: Seconds for which a node must be ill to be taken for it, and between two looks.
 PATIENCE, APART = 20.0, 1.0
+#: The same for nodes that may have copies to make still: that ends by itself.
+COPIED_WITHIN = 60.0
 #: The node's clock, then what its agent reports.
 _STATE = 'date +%s.%N; cat -- "$1" 2>/dev/null || :'
 #: What the agents of the other nodes report because of a node that is away: they are healthy nevertheless.
@@ -95,7 +97,8 @@ def fresh(text: str, now: float) -> State | None:
 
 def reports(cluster: Cluster) -> list[Report]:
     """Ask all nodes, side by side. Blocks that no node has are left nowhere: nothing will bring them."""
-    found = side_by_side(report, cluster.hosts)
+    away = (Report(name, None, why) for name, why in cluster.absent.items())
+    found = [*side_by_side(report, cluster.hosts), *away]
     never = lost(cluster, {one.node: one.state for one in found})
     return [replace(one, state=_without(one.state, never.get(one.node, 0))) for one in found]
 
@@ -227,6 +230,14 @@ class Watch:
             left = of_all(found)
         self._done = not left
         return "; ".join(left) or None
+
+
+def unready(cluster: Cluster, but: str, seconds: float = COPIED_WITHIN) -> str | None:
+    """What is not well on the nodes other than *but*, unless each of them is healthy at one look within *seconds*."""
+    watch, end = Watch(cluster, but), time.monotonic() + seconds
+    while (told := watch.look()) is not None and time.monotonic() < end:
+        time.sleep(APART)
+    return told
 
 
 def _held(states: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -487,6 +487,7 @@ class FakeCluster:
         )]  # fmt: skip
         ill = [one for one in conditions if one != "StorageCopying"]
         others = [one for one in self.servers.values() if one is not server]
+        listed = {node.name: node.address for node in self.config.spec.nodes}
         holds = self._holder() is server
         state = {
             "time": 1000.0, "version": __version__, "level": 2 if ill else 0, "fit": not ill,
@@ -496,7 +497,7 @@ class FakeCluster:
             "vip": {"held": holds}, "writer": {"role": "writer" if holds else "standby"},
             "peers": {
                 one.name: {
-                    "address": self.config.spec.node(one.name).address,
+                    "address": listed.get(one.name, ""),
                     "presence": "fresh" if one.unit(agent.UNIT).active == "active" else "gone",
                 }
                 for one in others

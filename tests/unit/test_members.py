@@ -17,11 +17,11 @@ from kubeadm_registry.access import membership
 from kubeadm_registry.access.membership import Request
 from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.cluster import Cluster, MembersChange
-from kubeadm_registry.components import agent, drain, garage, garage_layout, keepalived
+from kubeadm_registry.components import agent, drain, garage, garage_layout, health, keepalived
 from kubeadm_registry.components.garage_layout import ClusterLayout
 from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import ConnectionFailed, Error, PhaseFailed
+from kubeadm_registry.errors import ConnectionFailed, Error, PhaseFailed, PreflightFailed
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.members import Members
 from kubeadm_registry.phases import preflight
@@ -491,6 +491,69 @@ def test_without_a_majority_the_room_is_judged_by_what_one_has(three: FakeCluste
     told = room(three, replaced, given, 60, has={"cp-1": 40}, alone=True)
     assert list(told) == ["cp-4"]
     assert "is to take 40.0 GiB" in told["cp-4"]
+
+
+def unhealthy(cluster: Cluster, retiring: Host | None = None) -> list[str]:
+    """What the check of the nodes that stay says."""
+    assert cluster.change is not None
+    cluster = replace(cluster, change=replace(cluster.change, retiring=() if retiring is None else (retiring,)))
+    [check] = [one for _, phase in leaves(CHANGE_MEMBERS) for one in phase.checks if one.name == "NodesHealthy"]
+    return [text for host in check.on(cluster) for text in check.probe(cluster, host)]
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that is not healthy at the first look is not."""
+    monkeypatch.setattr(health.unready, "__defaults__", (0.0,))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    "request_",
+    [Request(joins="cp-5"), Request(leaves="cp-4"), Request(joins="cp-5", leaves="cp-4")],
+    ids=["join", "leave", "replace"],
+)
+def test_no_data_moves_while_the_storage_of_a_node_that_stays_is_dead(request_: Request) -> None:
+    fake = fresh(file(FOUR))
+    given = {name: at for name, at in FOUR.items() if name != request_.leaves}
+    other, cluster, _ = planned(fake, request_, {**given, "cp-5": "10.0.0.15"} if request_.joins else given)
+    fake.servers["cp-2"].unit(garage.UNIT).active = "failed"
+    before = other.snapshot()
+    with pytest.raises(PreflightFailed) as caught:
+        run(CHANGE_MEMBERS, cluster, Recorder(), skip=SKIP)
+    [problem] = [one for one in caught.value.problems if one.check == "NodesHealthy"]
+    assert "cp-2: does not serve reads" in problem.text
+    assert not problem.mandatory
+    assert (other.snapshot(), other.garage.moved) == (before, 1)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_no_data_moves_while_nodes_that_stay_lack_copies() -> None:
+    fake = fresh(file(FOUR))
+    fake.garage.failed, fake.garage.somewhere = 3, 1
+    _, cluster, _ = planned(fake, Request(leaves="cp-4"), FOUR)
+    [text] = unhealthy(cluster, fake.servers["cp-4"].host())
+    assert "copying what it missed, 1 block and 0 parts of tables are left" in text
+    assert "cp-4" not in text
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_node_that_leaves_may_be_ill(three: FakeCluster, answers: bool) -> None:
+    given = {name: at for name, at in FOUR.items() if name != "cp-2"}
+    _, cluster, _ = planned(three, Request(joins="cp-4", leaves="cp-2"), given)
+    three.servers["cp-2"].unit(garage.UNIT).active = "failed"
+    assert unhealthy(cluster, three.servers["cp-2"].host() if answers else None) == []
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_run_that_has_moved_data_goes_on_whatever_became_of_the_nodes() -> None:
+    """It cannot be undone, and no other change is possible until it is complete."""
+    fake = fresh(file(FOUR))
+    _, cluster, _ = planned(fake, Request(leaves="cp-4"), FOUR)
+    ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    fake.servers["cp-2"].unit(garage.UNIT).active = "failed"
+    assert unhealthy(cluster) == []
 
 
 OLD = "/var/lib/kubeadm-registry/garage"
