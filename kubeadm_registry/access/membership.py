@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kubeadm_registry.access import session
 from kubeadm_registry.access.session import Note, Prompts
-from kubeadm_registry.cluster import Cluster, MembersChange
+from kubeadm_registry.cluster import Cluster, MembersChange, stayers
+from kubeadm_registry.components import health
 from kubeadm_registry.components.services import existing
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
@@ -69,7 +70,7 @@ def changing(
     """The cluster as it is to become, with its change; otherwise as ``session.cluster``.
 
     A run that was broken off goes on: the list on the nodes says what was begun. Raises ConfigError, BundleError,
-    ConnectionFailed, Error (NotInstalled, MembersDiffer, MembersUnsettled, NoMajority, CopiesDiffer).
+    ConnectionFailed, Error (NotInstalled, MembersDiffer, MembersUnsettled, NoMajority, CopiesDiffer, NodeAlive).
     """
     after = wanted(config, request)
     with ExitStack() as stack:
@@ -85,9 +86,26 @@ def changing(
             except ConnectionFailed as error:
                 if error.code != UNREACHABLE and node.address not in change.former:
                     raise  # it answers, so it is not dead, and no earlier run is done with it
+                if node.address not in change.former:
+                    _require_unheard(cluster, node, error)
                 note(f"{error.message}; it is treated as lost, and the others copy its data", host=node.name,
                      level="warning")  # fmt: skip
         yield replace(cluster, change=replace(change, retiring=tuple(retiring)))
+
+
+def _require_unheard(cluster: Cluster, node: Node, error: ConnectionFailed) -> None:
+    """Raise Error (NodeAlive) if the agent of a node that stays hears *node*, which *error* says cannot be reached.
+
+    It may have the virtual IP, and would keep it beside the node that takes it, until it learns that it has left.
+    """
+    staying = stayers(cluster)
+    heard = side_by_side(lambda host: health.hears(host, node), staying)
+    for host, hears in zip(staying, heard, strict=True):
+        if hears:
+            raise Error(
+                f"{error.message}, but it runs: the agent of {host.name} hears it", host=node.name, code="NodeAlive",
+                hint=f"repair SSH to {node.name}, or switch it off; then run the same command again",
+            ) from error  # fmt: skip
 
 
 def planned(cluster: Cluster, config: RegistryCluster, request: Request) -> tuple[Cluster, MembersChange]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from kubeadm_registry import paths
 from kubeadm_registry.access import membership, session
 from kubeadm_registry.access.session import Note, Prompts
-from kubeadm_registry.agent.model import Presence
 from kubeadm_registry.cluster import Cluster, MembersChange, stayers
 from kubeadm_registry.components import agent
-from kubeadm_registry.components.health import report
+from kubeadm_registry.components.health import hears
 from kubeadm_registry.components.links import blocked
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.engine.workflow import take_locks
@@ -118,11 +117,9 @@ def require_dead(cluster: Cluster, change: MembersChange, prompts: Prompts) -> N
         raise _alive(node, "it answers SSH")
     port = str(paths.AGENT_PORT)
     for host in stayers(cluster) if gone else ():
-        heard = (report(host).state or {}).get("peers", {})
         silent = blocked(host, [(node.address, port) for node in gone])
         for node in gone:
-            peer = heard.get(node.name, {})
-            if peer.get("address") == node.address and peer.get("presence") in (Presence.FRESH, Presence.GONE):
+            if hears(host, node):
                 raise _alive(node, f"the agent of {host.name} hears it")
             if (node.address, port) not in silent:
                 raise _alive(node, f"it answers {host.name} at TCP port {port}")

@@ -101,8 +101,9 @@ def leave(
 ) -> None:  # fmt: skip
     """Remove NODE from the registry: the others take over what it stores, then it is uninstalled as by reset.
 
-    NODE may be listed in the cluster file or not; remove it from the file afterwards. A node that cannot be reached is
-    treated as lost: it is removed, and does no harm if it returns. At least three nodes must be left.
+    NODE may be listed in the cluster file or not; remove it from the file afterwards. A node that cannot be reached,
+    and that no other node hears, is treated as lost: it is removed, and does no harm if it returns. At least three
+    nodes must be left.
     """
     ask = "" if yes else f"Remove {node} from the registry?"
     _run(
@@ -127,8 +128,9 @@ def replace(
 ) -> None:  # fmt: skip
     """Replace OLD by NEW. The cluster file must list NEW; it may still list OLD.
 
-    OLD may be down. If it is up, the storage copies from it as well, and it is uninstalled as by reset. If it returns
-    later with everything started, the other nodes exclude it, and its own status says why.
+    OLD may be down: neither SSH nor another node reaches it. If it is up, the storage copies from it as well, and it
+    is uninstalled as by reset. If it returns later with everything started, the other nodes exclude it, and its own
+    status says why.
 
     To change the address of a node, pass its name twice: replace cp-2 cp-2. A node that keeps name and address, with
     a new disk or on new hardware, needs only init.

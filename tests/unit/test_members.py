@@ -249,23 +249,32 @@ def test_less_than_half_of_the_members_change_nothing(three: FakeCluster) -> Non
 
 
 @pytest.mark.parametrize(
-    ("code", "left", "outcome"),
+    ("code", "left", "presence", "outcome"),
     [
-        (UNREACHABLE, False, "goes on"),
-        ("HostKeyUnknown", False, "HostKeyUnknown"),
-        ("HostKeyUnknown", True, "goes on"),
+        (UNREACHABLE, False, "silent", "goes on"),
+        (UNREACHABLE, False, "fresh", "NodeAlive"),
+        (UNREACHABLE, False, "gone", "NodeAlive"),
+        (UNREACHABLE, True, "fresh", "goes on"),
+        ("HostKeyUnknown", False, "fresh", "HostKeyUnknown"),
+        ("HostKeyUnknown", True, "fresh", "goes on"),
     ],
-    ids=["dead", "not known", "not known, and an earlier run is done with it"],
-)
+    ids=[
+        "dead", "its sshd is dead", "its sshd and its agent are dead", "its sshd is dead, and an earlier run is done",
+        "not known", "not known, and an earlier run is done with it",
+    ],
+)  # fmt: skip
 def test_a_node_that_leaves_and_does_not_let_us_in(
-    three: FakeCluster, monkeypatch: pytest.MonkeyPatch, code: str, left: bool, outcome: str
+    three: FakeCluster, monkeypatch: pytest.MonkeyPatch, code: str, left: bool, presence: str, outcome: str
 ) -> None:
+    """It may have the virtual IP while the agent of another node hears it."""
     given = {name: at for name, at in FOUR.items() if name != "cp-2"}
     if left:
         stored = Members(2, given, before=tuple(THREE), former={"cp-2": "10.0.0.12"})
         for server in three.servers.values():
             server.put(members.PATH, stored.render())
     other = three.with_file(file(given))
+    state = {"time": 1000.0, "peers": {"cp-2": {"address": "10.0.0.12", "presence": presence}}}
+    other.servers["cp-3"].answer("sh", "-c", health._ASK, "health", with_=f"1000.5\n---\n{json.dumps(state)}")
 
     @contextmanager
     def opened(*_: object, **__: object) -> Iterator[Cluster]:
@@ -286,7 +295,8 @@ def test_a_node_that_leaves_and_does_not_let_us_in(
             assert cluster.change.retiring == ()
         assert "treated as lost" in said[0]
         said = ["goes on"]
-    except ConnectionFailed as error:
+    except Error as error:
+        assert error.code != "NodeAlive" or "the agent of cp-3 hears it" in error.message
         said = [error.code]
     assert said == [outcome]
 
