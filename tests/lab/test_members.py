@@ -61,9 +61,10 @@ def changed(registry: Changing, directory: Path, *arguments: str) -> tuple[Readi
     return reads, pushes
 
 
-def quiet(reads: Reading, pushes: Pushing) -> None:
+def quiet(registry: Changing, reads: Reading, pushes: Pushing) -> None:
     """Nobody noticed: a read that is cut off is the only one, as containerd tries it again at once."""
     assert not pushes.failed
+    assert not pushes.lost(registry)
     assert len(reads.failed) <= 1, reads
     assert all("Reset" in request.error for request in reads.failed), reads
 
@@ -71,7 +72,7 @@ def quiet(reads: Reading, pushes: Pushing) -> None:
 def test_a_node_joins(registry: Changing, tmp_path: Path) -> None:
     registry.become("h1", "h2", "h3", "h5")
     reads, pushes = changed(registry, tmp_path, "join", "h5")
-    quiet(reads, pushes)
+    quiet(registry, reads, pushes)
     check_all(registry)
     for host in registry.servers.values():
         found = registry.listed(host)
@@ -87,7 +88,7 @@ def test_a_dead_node_is_replaced_and_comes_back(registry: Changing, tmp_path: Pa
     old.power_cut()
     registry.become("h1", "h3", "h5", "h6")
     reads, pushes = changed(registry, tmp_path, "replace", "h2", "h6", "--yes")
-    quiet(reads, pushes)
+    quiet(registry, reads, pushes)
     check_all(registry)
     assert registry.cli("status").returncode == 0
     with reading(registry, KNOWN, period=0.1, deadline=PATIENCE) as reads:
@@ -107,7 +108,7 @@ def test_the_holder_of_the_virtual_ip_leaves(registry: Changing, tmp_path: Path)
         registry.cli("vip", "move", "h5")
     reads, pushes = changed(registry, tmp_path, "leave", "h5", "--yes")
     registry.become("h1", "h3", "h6")
-    quiet(reads, pushes)
+    quiet(registry, reads, pushes)
     check_all(registry)
     left = registry.lab.hosts["h5"]
     assert left.sh("test", "-e", paths.ETC, check=False).returncode == 1

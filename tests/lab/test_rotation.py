@@ -174,6 +174,7 @@ def test_passwords_and_keys_are_replaced_and_no_pull_fails(registry: Registry, c
     sys.stdout.write(f"{pulls}; {reads}; {pushes}\n")
     sys.stdout.writelines(around_failures(registry, reads, pushes))
     assert (pulls.failed, reads.failed, pushes.failed) == ([], [], [])
+    assert not pushes.lost(registry)
     assert registry.holder().name == holder, "the virtual IP stayed where it was"
     registry.forget_logins()
     assert registry.login() != old
