@@ -24,6 +24,8 @@ FORMAT = Format(PATH)
 FIRST = 1
 """The generation of a registry whose members never changed."""
 SIZES = (1, 3, 4, 5)
+#: The key of what is there only where a name has left more than one address.
+_EARLIER = "earlier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,9 @@ class Members:
     before: tuple[str, ...] = ()
     """Names of the list before, while not all nodes have this one."""
     former: Mapping[str, str] = field(default_factory=dict)
-    """Nodes that have left."""
+    """Nodes that have left, each with its last address. A member that moved is here with its address of before."""
+    earlier: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other addresses that they had, the oldest first. Not in ``former``, which is by name in every release."""
     found: Found | None = field(default=None, compare=False, repr=False)
     """What a newer release has added to the file."""
 
@@ -43,6 +47,12 @@ class Members:
     def settled(self) -> bool:
         """Whether no change is under way."""
         return not self.before
+
+    @property
+    def left(self) -> tuple[tuple[str, str], ...]:
+        """Each address that has to be kept out, with the name of the node that left it; the oldest of a name first."""
+        earlier = ((name, at) for name, several in self.earlier.items() for at in several)
+        return (*earlier, *self.former.items())
 
     def supersedes(self, other: Members) -> bool:
         """Whether to write *other* would undo this list; of one generation the settled one is the younger."""
@@ -61,6 +71,7 @@ class Members:
             "nodes": dict(sorted(self.nodes.items())),
             "before": sorted(self.before),
             "former": dict(sorted(self.former.items())),
+            **({_EARLIER: {name: list(at) for name, at in sorted(self.earlier.items())}} if self.earlier else {}),
         }
 
     def settle(self) -> Members:
@@ -83,8 +94,10 @@ class Members:
         """The next list, of *nodes*, which alone decides: while nothing can be stored. It remembers who has left."""
         gone = {**self.former, **{name: at for name, at in self.nodes.items() if nodes.get(name) != at}}
         # An address that is used again is a member's, whoever had it before.
-        former = {name: at for name, at in gone.items() if at not in set(nodes.values())}
-        return Members(self.generation + 1, dict(nodes), (), former, self.found)
+        taken = set(nodes.values())
+        former = {name: at for name, at in gone.items() if at not in taken}
+        earlier = [(name, at) for name, at in self.left if at not in taken and former.get(name) != at]
+        return Members(self.generation + 1, dict(nodes), (), former, _by_name(earlier), self.found)
 
 
 def parse(content: bytes) -> Members:
@@ -101,8 +114,12 @@ def of(found: Found) -> Members:
             _addresses(values["nodes"]),
             _names(values.get("before", [])),
             _addresses(values.get("former", {})),
-            found,
+            found=replace(found, values={key: value for key, value in values.items() if key != _EARLIER}),
         )
+        # A release that does not know these addresses keeps them also where a node has come to one of them.
+        known = {*members.nodes.values(), *members.former.values()}
+        earlier = [(name, at) for name, several in values.get(_EARLIER, {}).items() for at in _names(several)]
+        members = replace(members, earlier=_by_name([one for one in earlier if one[1] not in known]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Damaged(f"not a valid member list: {error!r}") from error
     if members.generation < FIRST or not members.nodes:
@@ -122,9 +139,14 @@ def _addresses(value: Any) -> dict[str, str]:
     return dict(value)
 
 
+def _by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The addresses of each name, in the order of *pairs*."""
+    return {name: tuple(at for other, at in pairs if other == name) for name, _ in pairs}
+
+
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{value!r} is not a list of names")
+        raise ValueError(f"{value!r} is not a list of texts")
     return tuple(value)
 
 

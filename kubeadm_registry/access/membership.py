@@ -117,7 +117,7 @@ def planned(cluster: Cluster, config: RegistryCluster, request: Request) -> tupl
     nodes = {node.name: node.address for node in cluster.spec.nodes}
     same_copies(before, nodes)
     members = before.changed_to(nodes)
-    change = replace(_change(config, request, before, members), former=tuple(before.former.values()))
+    change = replace(_change(config, request, before, members), former=tuple(at for _, at in before.left))
     _majorities(members, cluster.hosts)
     return replace(cluster, recorded=members, change=change), change
 

@@ -84,7 +84,7 @@ def planned(cluster: Cluster) -> Cluster:
         members = replace(before.without(nodes), generation=before.generation + 2)
     change = MembersChange(
         tuple(host.name for host in cluster.hosts if host not in left), leaving,
-        former=tuple(before.former.values()), lost=True,
+        former=tuple(at for _, at in before.left), lost=True,
     )  # fmt: skip
     return replace(cluster, recorded=members, change=change)
 

@@ -83,7 +83,7 @@ def settings(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend)
         for peer in cluster.peers(host)
     ]
     members = cluster.members
-    former = sorted((name, at) for name, at in members.former.items() if family(at) == family(node.address))
+    former = sorted((name, at) for name, at in members.left if family(at) == family(node.address))
     return {
         "name": node.name,
         "address": node.address,

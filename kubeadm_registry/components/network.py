@@ -119,7 +119,7 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
             router_id=cluster.spec.vip.router_id,
             family=family(node.address),
             peers=[peer.address for peer in cluster.peers(host)],
-            former=sorted(at for at in cluster.members.former.values() if family(at) == family(node.address)),
+            former=sorted(at for _, at in cluster.members.left if family(at) == family(node.address)),
             rpc_port=paths.RPC_PORT,
             fence_table=paths.FENCE_TABLE,
             fence=fence(frontend),

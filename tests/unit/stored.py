@@ -372,6 +372,10 @@ KINDS = (
         members.FORMAT, "members.json", lambda content: members.parse(content).render(),
         needed=top("generation", "nodes"), code="Damaged",
     ),
+    Kind(
+        members.FORMAT, "members-earlier.json", lambda content: members.parse(content).render(),
+        needed=top("generation", "nodes"), code="Damaged", disposable=True,
+    ),
     Kind(promised.FORMAT, "0.1/hardstate", _promised, load=_plain),
     Kind(moves.FORMAT, "agent-moves.json", _listed(moves)),
     Kind(trend.FORMAT, "agent-space.json", _listed(trend)),

@@ -16,6 +16,7 @@ from kubeadm_registry import config, members, secrets
 from kubeadm_registry.access import membership
 from kubeadm_registry.access.membership import Request
 from kubeadm_registry.access.session import Prompts
+from kubeadm_registry.agent.config import Config, Peer, parse
 from kubeadm_registry.cluster import Cluster, MembersChange
 from kubeadm_registry.components import agent, drain, garage, garage_layout, health, keepalived
 from kubeadm_registry.components.garage_layout import ClusterLayout
@@ -25,12 +26,13 @@ from kubeadm_registry.errors import ConnectionFailed, Error, PhaseFailed, Prefli
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.members import Members
 from kubeadm_registry.phases import preflight
-from kubeadm_registry.phases.members import ARRIVE
+from kubeadm_registry.phases.members import ARRIVE, readmitting
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT
 from kubeadm_registry.transport import host as host_module
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.ssh import UNREACHABLE
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.fakes import FakeTransport
 from tests.unit.healthy import free
 from tests.unit.installed import fresh
 from tests.unit.test_workflow import Recorder
@@ -72,6 +74,8 @@ def test_a_key_of_a_newer_release_is_kept() -> None:
      b'{"generation": 1, "nodes": {}}', b'{"generation": true, "nodes": {"a": "b"}}',
      b'{"generation": 1, "nodes": []}', b'{"generation": 1, "nodes": {"a": {"address": "b"}}}',
      b'{"generation": 1, "nodes": {"a": "b"}, "former": {"c": 1}}',
+     b'{"generation": 1, "nodes": {"a": "b"}, "earlier": {"c": "d"}}',
+     b'{"generation": 1, "nodes": {"a": "b"}, "earlier": {"c": [1]}}',
      b'{"generation": 1, "nodes": {"a": "b"}, "before": "c"}',
      b'{"generation": 1, "nodes": {"a": "b"}, "before": [1]}'],
 )  # fmt: skip
@@ -110,6 +114,52 @@ def test_an_address_that_a_member_has_again_is_not_kept_out() -> None:
 def test_a_node_with_another_address_is_kept_out_at_the_old_one() -> None:
     moved = Members(1, THREE).changed_to({**THREE, "cp-2": "10.0.0.22"})
     assert moved.former == {"cp-2": "10.0.0.12"}
+
+
+def moves(*lists: dict[str, str]) -> Members:
+    """The list after each of *lists* was the members', one after the other."""
+    found = Members(1, lists[0])
+    for nodes in lists[1:]:
+        found = members.parse(found.changed_to(nodes).settle().render())
+    return found
+
+
+def at(address: str) -> dict[str, str]:
+    """Four nodes, of which cp-2 is at *address*."""
+    return {**FOUR, "cp-2": address}
+
+
+WITHOUT = {name: address for name, address in FOUR.items() if name != "cp-2"}
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [(FOUR, WITHOUT, at("10.0.0.22"), WITHOUT), (FOUR, WITHOUT, at("10.0.0.22"), at("10.0.0.32"))],
+    ids=["leaves again", "moves"],
+)
+def test_each_address_that_a_name_has_left_is_remembered(lists: tuple[dict[str, str], ...]) -> None:
+    found = moves(*lists)
+    assert found.left == (("cp-2", "10.0.0.12"), ("cp-2", "10.0.0.22"))
+    document = json.loads(found.render())
+    assert document["former"] == {"cp-2": "10.0.0.22"}, "as every release reads it"
+    assert document["earlier"] == {"cp-2": ["10.0.0.12"]}
+    assert document["format"] == {"version": 1, "minReader": 1, "minWriter": 1}
+
+
+def test_an_earlier_address_that_a_member_has_again_is_not_kept_out() -> None:
+    left = moves(FOUR, WITHOUT, at("10.0.0.22"), WITHOUT)
+    back = left.changed_to({**WITHOUT, "cp-9": "10.0.0.12"})
+    assert back.left == (("cp-2", "10.0.0.22"),)
+    assert "earlier" not in json.loads(back.render())
+    assert left.changed_to({**WITHOUT, "cp-9": "10.0.0.22"}).left == (("cp-2", "10.0.0.12"),)
+
+
+def test_an_older_release_keeps_the_earlier_addresses_and_may_have_used_one_again() -> None:
+    left = json.loads(moves(FOUR, WITHOUT, at("10.0.0.22"), WITHOUT).render())
+    for older in ({"nodes": {**WITHOUT, "cp-9": "10.0.0.12"}}, {"former": {**left["former"], "cp-9": "10.0.0.12"}}):
+        found = members.parse(json.dumps({**left, **older}).encode())
+        assert ("cp-2", "10.0.0.12") not in found.left
+        assert "earlier" not in json.loads(found.render())
 
 
 def test_the_highest_generation_counts_and_of_one_the_settled() -> None:
@@ -365,6 +415,43 @@ def test_a_node_that_left_is_kept_out_of_the_others(three: FakeCluster) -> None:
         rules = server.content("/etc/kubeadm-registry/guard.nft").decode()
         assert "ip saddr { 10.0.0.12 } tcp dport 3901 drop" in rules
         assert "ip daddr { 10.0.0.12 } tcp dport 3901 reject with tcp reset" in rules
+
+
+@pytest.mark.parametrize("last", ["leaves again", "moves"])
+def test_a_node_is_kept_out_at_each_address_that_it_has_left(three: FakeCluster, last: str) -> None:
+    fake = changed(three, Request(joins="cp-4"), FOUR)
+    fake = changed(fake, Request(leaves="cp-2"), WITHOUT)
+    fake = changed(fake, Request(joins="cp-2"), at("10.0.0.22"))
+    if last == "moves":
+        fake = changed(fake, Request(joins="cp-2", leaves="cp-2"), at("10.0.0.32"))
+    else:
+        fake = changed(fake, Request(leaves="cp-2"), WITHOUT)
+    wanted = [{"name": "cp-2", "address": address} for address in ("10.0.0.12", "10.0.0.22")]
+    assert all(one["former"] == wanted for one in agents(fake))
+    for server in fake.servers.values():
+        rules = server.content("/etc/kubeadm-registry/guard.nft").decode()
+        assert "ip saddr { 10.0.0.12, 10.0.0.22 } tcp dport 3901 drop" in rules
+        assert "ip saddr { 10.0.0.12, 10.0.0.22 } tcp sport 3901 drop" in rules
+        assert "ip daddr { 10.0.0.12, 10.0.0.22 } tcp dport 3901 reject with tcp reset" in rules
+        assert config_of(server).former == tuple(Peer("cp-2", address) for address in ("10.0.0.12", "10.0.0.22"))
+
+
+def config_of(server: FakeTransport) -> Config:
+    """The settings of the agent on *server* as it reads them."""
+    return parse(json.loads(server.content(agent.CONFIG)))
+
+
+def test_a_node_comes_back_to_the_first_address_that_it_has_left(three: FakeCluster) -> None:
+    fake = changed(three, Request(joins="cp-4"), FOUR)
+    for request, given in (
+        (Request(leaves="cp-2"), WITHOUT), (Request(joins="cp-2"), at("10.0.0.22")), (Request(leaves="cp-2"), WITHOUT)
+    ):  # fmt: skip
+        fake = changed(fake, request, given)
+    _, cluster, change = planned(fake, Request(joins="cp-2"), FOUR)
+    assert change.former == ("10.0.0.12", "10.0.0.22")
+    assert [host.name for host in readmitting(replace(cluster, change=change))] == ["cp-1", "cp-3", "cp-4"]
+    back = changed(fake, Request(joins="cp-2"), FOUR)
+    assert listed(back).left == (("cp-2", "10.0.0.22"),)
 
 
 def test_a_node_that_answers_is_uninstalled_when_it_has_left(three: FakeCluster) -> None:
