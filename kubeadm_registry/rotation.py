@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Literal
 
 from kubeadm_registry import pki
-from kubeadm_registry.secrets import FORMER, NEXT, RETIRED, Secrets, fresh
+from kubeadm_registry.secrets import FORMER, LEFT, NEXT, RETIRED, Secrets, fresh
 
 Stage = Literal["", "trust", "issue", "remove"]
 Kind = Literal["ca", "s3", "heartbeat", "admin"]
@@ -42,8 +42,11 @@ def stage(secrets: Secrets, kind: Kind = "ca") -> Stage:
     return next((one for prefix, one in found.items() if f"{prefix}{name}" in secrets.overlap), "")
 
 
-def advance(secrets: Secrets, cluster: str, kind: Kind = "ca") -> Secrets:
-    """The secrets of the stage after that of *secrets*; a new CA is made for the cluster called *cluster*."""
+def advance(secrets: Secrets, cluster: str, kind: Kind = "ca", *, left: bool = False) -> Secrets:
+    """The secrets of the stage after that of *secrets*; a new CA is made for the cluster called *cluster*.
+
+    *left*: nodes have left, which must be told so by the key that they have.
+    """
     now, overlap, parts = stage(secrets, kind), dict(secrets.overlap), _PARTS[kind]
     name = parts[0]
     if now == "trust":
@@ -51,7 +54,10 @@ def advance(secrets: Secrets, cluster: str, kind: Kind = "ca") -> Secrets:
         following = {part: overlap.pop(f"{NEXT}{part}") for part in parts}
         return replace(secrets, overlap=overlap, **following)  # type: ignore[arg-type]  # all of them are texts
     if now == "issue":
-        overlap[f"{RETIRED}{name}"] = overlap.pop(f"{FORMER}{name}")
+        overlap[f"{RETIRED}{name}"] = before = overlap.pop(f"{FORMER}{name}")
+        if kind == "heartbeat":
+            overlap.pop(LEFT, "")
+            overlap |= {LEFT: "\n".join((before, *secrets.left_heartbeat_keys))} if left else {}
     elif now == "remove":
         del overlap[f"{RETIRED}{name}"]
     else:

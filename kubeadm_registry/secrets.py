@@ -43,6 +43,9 @@ _CHANGING = ("revision", "overlap", "renewal")
 #: Before the name of a secret in ``overlap``: the value that follows, and that of before, which are both accepted; and
 #: the one of before that is accepted no longer, until all know that.
 NEXT, FORMER, RETIRED = "next_", "former_", "retired_"
+#: In ``overlap`` too: the agents' keys of before, one a line, the last one first. A node that has left may have one of
+#: them, and believes only what is made with it. No member is believed by one, so nothing is being exchanged.
+LEFT = "left_heartbeat_key"
 #: Longer lines of a value are masked by themselves too; PEM's own "-----BEGIN PRIVATE KEY-----" is shorter.
 _KEY_LINE = 30
 #: Shorter texts in keys that this release does not know are words, not secrets.
@@ -113,6 +116,16 @@ class Secrets:
         """The values of the secret *name* that are accepted: the one in use, then what follows or was before."""
         others = (self.overlap.get(f"{kind}{name}") for kind in (NEXT, FORMER))
         return (getattr(self, name), *(one for one in others if one))
+
+    @property
+    def left_heartbeat_keys(self) -> tuple[str, ...]:
+        """The agents' keys that only nodes which have left may still have."""
+        return tuple(self.overlap.get(LEFT, "").split())
+
+    @property
+    def exchanging(self) -> bool:
+        """Whether a secret is being exchanged, so that a release which knows one value of it may not write."""
+        return _exchanging(self.overlap)
 
     def passwords(self, role: str) -> tuple[str, ...]:
         """The passwords by which *role* may log in, that of before last."""
@@ -216,7 +229,11 @@ def _stamp(found: Found) -> dict[str, Any]:
     """What the key ``format`` says of *found*. The end of an exchange ends what it asked, a newer release apart."""
     stamp = FORMAT.stamp(found)
     asked = stamp["minWriter"] if stamp["version"] > FORMAT.version else FORMAT.min_writer
-    return {**stamp, "minWriter": max(asked, _EXCHANGES) if found.values.get("overlap") else asked}
+    return {**stamp, "minWriter": max(asked, _EXCHANGES) if _exchanging(found.values.get("overlap", {})) else asked}
+
+
+def _exchanging(overlap: Mapping[str, str]) -> bool:
+    return bool(overlap.keys() - {LEFT})
 
 
 def identity_in(content: bytes) -> Found:

@@ -52,5 +52,6 @@ def _ending(host: Host, kind: rotation.Kind) -> bool:
 
 
 def _next(cluster: Cluster, kind: rotation.Kind) -> Cluster:
-    following = rotation.advance(cluster.secrets, cluster.config.metadata.name, kind)
+    left = bool(cluster.members.left)
+    following = rotation.advance(cluster.secrets, cluster.config.metadata.name, kind, left=left)
     return cluster.with_vault(cluster.vault.revised(following))

@@ -71,7 +71,7 @@ def overview(cluster: Cluster, phases: Workflow) -> Overview:
             *back,
             f"release {before} has no member list: with it no node accepts pushes after members changed",
         )
-    if cluster.vault.preview().overlap and compatibility.numbers(before)[:2] < (0, 2):
+    if cluster.vault.preview().exchanging and compatibility.numbers(before)[:2] < (0, 2):
         back = (*back, f"release {before} may not change secrets while some are exchanged: complete that first")
     return Overview(current, wanted, upgrade.plan(cluster, hosts), tuple(turns), before, tuple(back))
 

@@ -24,7 +24,7 @@ from kubeadm_registry.agent.log import Log, described
 from kubeadm_registry.agent.model import Decisions, HardState, Health, Level, Memory, Observation, PeerView, Role
 from kubeadm_registry.agent.netlink import Addresses
 from kubeadm_registry.agent.notify import notify
-from kubeadm_registry.agent.peers import Links
+from kubeadm_registry.agent.peers import LEFT, Links
 from kubeadm_registry.agent.probes import Probes
 from kubeadm_registry.agent.processes import Exits
 from kubeadm_registry.agent.server import Server
@@ -70,8 +70,8 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._file = file
         self._made_of = {path: _content(path) for path in (program, file) if path is not None}
-        keys = self._keys()
-        self.links = Links(config, keys[0], self.changed, keys[1:])
+        key, others, left = self._keys()
+        self.links = Links(config, key, self.changed, others, left)
         self.hands = NodeHands(config, self.links, self.changed, self.log)
         self.counters = self.hands.counters
         storage = self.hands.storage if config.storage is not None else None
@@ -184,11 +184,11 @@ class Daemon:
         changed = {path for path, made in self._made_of.items() if _content(path) != made}
         if self._made_of and changed <= {self._file} and (not changed or self._settled()):
             try:
-                keys = self._keys()
+                key, others, left = self._keys()
             except (OSError, ValueError) as error:
                 self.log("keys", f"no other keys are used: {error}", level=3)
             else:
-                self.links.use(keys[0], keys[1:])
+                self.links.use(key, others, left)
             return
         self._reloads = True
         self._stopping.set()
@@ -207,12 +207,15 @@ class Daemon:
         self.config, self.steering.settings, self._made_of[self._file] = config, config.settings, now
         return True
 
-    def _keys(self) -> list[bytes]:
+    def _keys(self) -> tuple[bytes, list[bytes], list[bytes]]:
+        """The key that makes heartbeats, others that are believed, and those that only nodes which have left have."""
         path = Path(self.config.heartbeat_key_file)
-        keys = path.read_bytes().split()
-        if min(map(len, keys), default=0) < LEAST_KEY:
+        lines = path.read_bytes().split()
+        keys = [line for line in lines if not line.startswith(LEFT)]
+        left = [line[len(LEFT) :] for line in lines if line.startswith(LEFT)]
+        if not keys or min(map(len, (*keys, *left))) < LEAST_KEY:
             raise ValueError(f"{path}: the key needs at least {LEAST_KEY} bytes")
-        return keys
+        return keys[0], keys[1:], left
 
     def changed(self) -> None:
         """Something certain was learned: decide soon, once, however much it was."""

@@ -20,7 +20,7 @@ from typing import Callable, Optional
 
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, Peer
-from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode_any, encode
+from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode, decode_any, encode
 from kubeadm_registry.agent.model import PeerView, Report
 from kubeadm_registry.agent.presence import overdue
 
@@ -32,6 +32,7 @@ LONG_SILENT = 10.0  # seconds
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a connection that is closed is reset, and needs no goodbye
 #: What the kernel says of a host that does not answer. Other errors are this host's own, and say nothing of another.
 DEAF = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT)
+LEFT = b"left:"  # before a key that only nodes which have left may have, in the file of the keys
 BREATH = 0.05  # seconds from one extra heartbeat to the next: replayed ones must not make this agent send without end
 
 
@@ -124,7 +125,7 @@ class Link:
                 break
             self.received += 1
             try:
-                if self.inbox.take(decode_any(self._keys, datagram), self._outbox, clock(), time.time()):
+                if self.inbox.take(self._decode(datagram), self._outbox, clock(), time.time()):
                     news = True
                     said = self.inbox.said
                     self.away = clock() if said is not None and said.bye else None
@@ -134,6 +135,10 @@ class Link:
                 self.refused += 1
                 self.refusal = str(refusal)
         return news, answer
+
+    def _decode(self, datagram: bytes) -> Packet:
+        """The heartbeat in *datagram*. Raises Refused."""
+        return decode_any(self._keys, datagram)
 
     @property
     def view(self) -> PeerView:
@@ -165,6 +170,20 @@ class Link:
         self.lives = begin
 
 
+class FormerLink(Link):
+    """Heartbeats of a node that has left, and answers to it. Its key may have been replaced since it was switched off,
+    and it would believe no answer that is made with another one."""
+
+    def _decode(self, datagram: bytes) -> Packet:
+        """The heartbeat in *datagram*; what is sent from now on is made with the key of that. Raises Refused."""
+        for key in self._keys:
+            with contextlib.suppress(Refused):
+                packet = decode(key, datagram)
+                self._key = key
+                return packet
+        return super()._decode(datagram)
+
+
 def answered(sock: socket.socket) -> bool:
     """Whether the kernel of the other host has opened or refused the connection of *sock*."""
     try:
@@ -175,9 +194,19 @@ def answered(sock: socket.socket) -> bool:
 
 
 class Links:
-    """Heartbeats to and from all peers. *changed* is called when a peer says something new; for keys see ``Link``."""
+    """Heartbeats to and from all peers. *changed* is called when a peer says something new; for keys see ``Link``.
 
-    def __init__(self, config: Config, key: bytes, changed: Callable[[], None], others: Sequence[bytes] = ()) -> None:
+    Those of *left* are for nodes that have left alone: nothing that a member says with one is believed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        key: bytes,
+        changed: Callable[[], None],
+        others: Sequence[bytes] = (),
+        left: Sequence[bytes] = (),
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._changed = changed
         self._outbox = Outbox(secrets.token_hex(8))
@@ -186,17 +215,19 @@ class Links:
         self._report = Report()
         self._watched: dict[str, int] = {}
         self.links = {peer.name: Link(config, peer, self._outbox, key, others) for peer in config.peers}
-        self._former = [Link(config, peer, self._outbox, key, others) for peer in config.former]
+        self._former = [FormerLink(config, peer, self._outbox, key, (*others, *left)) for peer in config.former]
 
     @property
     def instance(self) -> str:
         """The name of this life of the agent."""
         return self._outbox.instance
 
-    def use(self, key: bytes, others: Sequence[bytes]) -> None:
-        """From now on use other keys; see ``Link``."""
-        for link in (*self.links.values(), *self._former):
+    def use(self, key: bytes, others: Sequence[bytes], left: Sequence[bytes] = ()) -> None:
+        """From now on use other keys; see ``Links``."""
+        for link in self.links.values():
             link.use(key, others)
+        for former in self._former:
+            former.use(key, (*others, *left))
 
     def say(self, report: Report) -> None:
         """From now on say this in every heartbeat; what is new is said at once."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import family
 from kubeadm_registry.agent.kept import MOVES_FILE, SPACE_FILE
+from kubeadm_registry.agent.peers import LEFT
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy, zipapp
 from kubeadm_registry.components.units import Port, Service, serve
@@ -113,8 +114,11 @@ def settings(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend)
 
 def install(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend) -> Steps:
     """Install the agent with its configuration and start it."""
-    # The first makes heartbeats, and each is believed that one of them has made.
-    key = secret_of(USER, HEARTBEAT_KEY, "\n".join(cluster.secrets.accepted("heartbeat_key")).encode())
+    # The first makes heartbeats, and each is believed that one of them has made. An agent that does not know the mark
+    # of those that only nodes which have left may have takes each for a key that nobody has.
+    keys = [*cluster.secrets.accepted("heartbeat_key")]
+    keys += [f"{LEFT.decode()}{one}" for one in cluster.secrets.left_heartbeat_keys if cluster.members.left]
+    key = secret_of(USER, HEARTBEAT_KEY, "\n".join(keys).encode())
     archive = File(ARCHIVE, zipapp.build())
     interpreter = python(cluster, host)
     config = File(

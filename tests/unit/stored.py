@@ -355,7 +355,10 @@ KINDS = (
         code="SecretsDamaged",
         today=lambda found: {**found, "retention_key": ANY, "retention_password": ANY},  # made where missing
     ),
-    Kind(secrets.FORMAT, "secrets-exchange.json", _secrets, needed=_WHOLE, code="SecretsDamaged", disposable=True),
+    *(
+        Kind(secrets.FORMAT, sample, _secrets, needed=_WHOLE, code="SecretsDamaged", disposable=True)
+        for sample in ("secrets-exchange.json", "secrets-left.json")
+    ),
     Kind(
         programs.FORMAT,
         "0.1/programs.json",

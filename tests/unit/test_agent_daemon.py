@@ -177,14 +177,15 @@ def test_another_key_is_taken_up_in_stages_and_no_agent_begins_anew(
     lives = [state(config)["instance"] for config in configs]
     files = [Path(config["heartbeat_key_file"]) for config in configs]
     old, new = files[0].read_text(), "n" * 32
-    for keys in (f"{old}\n{new}\n", f"{new}\n{old}\n", f"{new}\n"):
+    for keys in (f"{old}\n{new}\n", f"{new}\n{old}\n", f"{new}\nleft:{old}\n"):
         for file, agent in zip(files, agents, strict=True):
             file.write_text(keys)
             os.kill(agent.pid, signal.SIGHUP)
         for config in configs:
             hears_more(config, received(config))
-    files[0].write_text("short")
-    os.kill(agents[0].pid, signal.SIGHUP)
+    for wrong in ("short", f"left:{old}", f"{new}\nleft:short"):
+        files[0].write_text(wrong)
+        os.kill(agents[0].pid, signal.SIGHUP)
     hears_more(configs[1], {"cp-1": received(configs[1])["cp-1"]})  # it goes on with the key that it has
     assert [state(config)["instance"] for config in configs] == lives
     assert sum(one["silences"] for config in configs for one in state(config)["peers"].values()) == 0

@@ -125,8 +125,9 @@ def test_the_links_ask_about_a_peer_that_is_overdue_and_not_too_often(
         listener.accept()
 
 
-def test_a_node_that_has_left_is_told_so_and_nothing_of_it_is_believed(tmp_path: Path) -> None:
-    """It was switched off when it left, and knows of the three as they were."""
+@pytest.mark.parametrize("known", [b"k" * 32, b"o" * 32, b"p" * 32], ids=["the key", "the last one", "an older one"])
+def test_a_node_that_has_left_is_told_so_and_nothing_of_it_is_believed(tmp_path: Path, known: bytes) -> None:
+    """It was switched off when it left, and knows of the three as they were; the key may have been replaced since."""
     port = free_port(socket.SOCK_DGRAM)
     before = parse(raw(tmp_path, 1, {"heartbeat": port}, 5001))
     document = raw(tmp_path, 0, {"heartbeat": port}, 5001)
@@ -135,7 +136,9 @@ def test_a_node_that_has_left_is_told_so_and_nothing_of_it_is_believed(tmp_path:
     after = parse({**document, "generation": 2, "former": [left]})
 
     async def talk() -> tuple[Report | None, dict[str, Link]]:
-        member, old = Links(after, b"k" * 32, lambda: None), Links(before, b"k" * 32, lambda: None)
+        member = Links(after, b"n" * 32, lambda: None, left=[b"p" * 32])
+        member.use(b"k" * 32, (), [b"o" * 32, b"p" * 32])
+        old = Links(before, known, lambda: None)
         member.say(Report(members=after.members))
         link = old.links[after.name]
         deadline = clock() + 10
@@ -153,3 +156,26 @@ def test_a_node_that_has_left_is_told_so_and_nothing_of_it_is_believed(tmp_path:
     assert said is not None
     assert (said.removed, said.members.generation) == (True, 2)
     assert left["name"] not in believed
+
+
+def test_no_member_is_believed_by_a_key_that_only_nodes_which_have_left_may_have(tmp_path: Path) -> None:
+    port = free_port(socket.SOCK_DGRAM)
+    one, two = (parse(raw(tmp_path, number, {"heartbeat": port}, 5001)) for number in (0, 1))
+    former = parse({**raw(tmp_path, 0, {"heartbeat": port}, 5001), "former": [{"name": "x", "address": "127.8.0.9"}]})
+
+    async def talk(key: bytes) -> tuple[Link, Link]:
+        mine, other = Links(former, b"k" * 32, lambda: None, left=[b"o" * 32]), Links(two, key, lambda: None)
+        try:
+            for _ in range(10):
+                mine.tick(clock())
+                other.send()
+                await asyncio.sleep(0.02)
+            return mine.links[two.name], other.links[one.name]
+        finally:
+            mine.close()
+            other.close()
+
+    here, there = asyncio.run(talk(b"o" * 32))
+    assert (here.view.said, here.view.heard, there.view.said) == (None, None, None)
+    assert here.refusal == there.refusal == "made with another key"
+    assert all(link.view.said is not None for link in asyncio.run(talk(b"k" * 32)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from kubeadm_registry import config, paths, pki, rotation, secrets
+from kubeadm_registry import config, members, paths, pki, rotation, secrets
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, garage, haproxy, zot
 from kubeadm_registry.engine.changes import STARTED
@@ -123,6 +123,25 @@ def test_what_is_exchanged_is_never_shown() -> None:
     hidden = [*(value for name, value in both.overlap.items() if "certificate" not in name), both.push_password]
     assert not [one for one in hidden if any(line in said for line in one.splitlines() if "-----" not in line)]
     assert "BEGIN CERTIFICATE" in said
+
+
+def rekey(one: Secrets, *, left: bool) -> Secrets:
+    """The secrets after the agents' key was replaced."""
+    for _ in range(4):
+        one = rotation.advance(Secrets.from_json(one.to_json()), "registry", "heartbeat", left=left)
+    return one
+
+
+def test_keys_that_nodes_which_have_left_may_have_are_kept_and_nothing_is_being_exchanged() -> None:
+    once = rekey(FIXED, left=True)
+    twice = rekey(once, left=True)
+    assert twice.left_heartbeat_keys == (once.heartbeat_key, FIXED.heartbeat_key)
+    assert twice.accepted("heartbeat_key") == (twice.heartbeat_key,)
+    assert (rotation.stage(twice, "heartbeat"), twice.exchanging) == ("", False)
+    assert json.loads(twice.to_json())["format"] == {"version": 2, "minReader": 1, "minWriter": 1}
+    assert twice.redact(f"x {once.heartbeat_key} x") == "x <left_heartbeat_key> x"
+    assert rotation.rotate(twice, ["push"]).exchanging
+    assert rekey(twice, left=False).overlap == {}
 
 
 def test_a_stored_exchange_is_read_by_every_later_release(root: Path) -> None:
@@ -563,3 +582,26 @@ def test_an_agent_reloads_for_a_key_and_does_not_restart(installed: FakeCluster)
     rekeyed(installed, "heartbeat")
     acts = [act for act in installed.acts() if agent.UNIT in act]
     assert len(acts) == 9 and all(act.endswith(f"reload {agent.UNIT}") for act in acts)
+
+
+def test_the_key_of_a_node_that_has_left_answers_it_until_none_is_kept_out(installed: FakeCluster) -> None:
+    def lines() -> list[str]:
+        (found,) = {server.content(agent.HEARTBEAT_KEY) for server in installed.servers.values()}
+        return found.decode().split()
+
+    known = installed.cluster.members
+    for server in installed.servers.values():
+        server.put(members.PATH, replace(known, former={"cp-9": "10.0.0.19"}).render())
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    for server in installed.servers.values():
+        server.acts.clear()
+    rekeyed(installed, "heartbeat")
+    acts = [act for act in installed.acts() if agent.UNIT in act]
+    assert len(acts) == 9 and all(act.endswith(f"reload {agent.UNIT}") for act in acts)
+    new = installed.cluster.secrets.heartbeat_key
+    assert lines() == [new, f"left:{FIXED.heartbeat_key}"]
+    assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
+    for server in installed.servers.values():
+        server.put(members.PATH, known.render())
+    run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
+    assert lines() == [new]
