@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
-from kubeadm_registry import secrets
+from kubeadm_registry import members, secrets
 from kubeadm_registry.formats import Damaged, Format, Found
+from kubeadm_registry.members import FIRST, Members
 from kubeadm_registry.pki import Pair
 
 SECRETS, CLUSTER, INVENTORY = "secrets.json", "cluster.yaml", "inventory.json"
+#: Not in a backup of a registry whose nodes have no such list, or of a release that left it out.
+MEMBERS = "members.json"
 #: Version 1 is that of release 0.2.
 FORMAT = Format(f"{INVENTORY} in the backup")
 
@@ -56,7 +59,8 @@ class Pin:
 @dataclass(frozen=True, slots=True)
 class Contents:
     """What is encrypted. *secrets* is the record of the file on the nodes, in which what a later release needs may be
-    missing; *cluster_file* is the text of the file; *images* None: they were not listed.
+    missing; *cluster_file* is the text of the file; *images* None: they were not listed; *recorded* is the list of
+    members with those who had left, None: it is not there.
     """
 
     secrets: Found
@@ -65,6 +69,12 @@ class Contents:
     programs: tuple[Version, ...]
     images: tuple[Image, ...] | None
     pins: tuple[Pin, ...] = ()
+    recorded: Members | None = None
+
+    @property
+    def listed(self) -> Members:
+        """The list of members, be it only from the addresses of the storage: then who had left is not known."""
+        return self.recorded or Members(FIRST, {one.name: one.address for one in self.members})
 
     @property
     def ca(self) -> Pair:
@@ -83,6 +93,7 @@ class Contents:
             SECRETS: secrets.render(self.secrets),
             CLUSTER: self.cluster_file.encode(),
             INVENTORY: FORMAT.render(lists),
+            **({MEMBERS: self.recorded.render()} if self.recorded is not None else {}),
         }
 
     @classmethod
@@ -96,6 +107,10 @@ class Contents:
         except ValueError as error:
             raise Damaged(f"{SECRETS}: {error}") from error
         try:
+            recorded = members.parse(files[MEMBERS]) if MEMBERS in files else None
+        except Damaged as error:
+            raise Damaged(f"{MEMBERS}: {error}") from error
+        try:
             cluster_file = files[CLUSTER].decode()
             lists = _LISTS.validate_python(FORMAT.parse(files[INVENTORY]).values)
         except UnicodeDecodeError as error:
@@ -103,7 +118,7 @@ class Contents:
         except ValidationError as error:
             first = error.errors()[0]
             raise Damaged(f"{INVENTORY}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-        return cls(found, cluster_file, lists.members, lists.programs, lists.images, lists.pins)
+        return cls(found, cluster_file, lists.members, lists.programs, lists.images, lists.pins, recorded)
 
 
 @dataclass(frozen=True, slots=True)

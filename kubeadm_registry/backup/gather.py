@@ -29,6 +29,7 @@ def gather(cluster: Cluster, cluster_file: str, programs: Mapping[str, Program],
         tuple(Version(name, one.version, one.digest) for name, one in sorted(programs.items())),
         None if connect is None else _images(connect),
         () if connect is None else _pins(connect, cluster.secrets.retention_key),
+        cluster.recorded,
     )
 
 

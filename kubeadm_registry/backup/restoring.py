@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from kubeadm_registry import config as cluster_file
 from kubeadm_registry import pki, secrets
 from kubeadm_registry.backup.contents import Contents, Image, Pin
+from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.services import formed
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.config.immutable import NAME
 from kubeadm_registry.errors import ConfigError, ConfigProblem
@@ -16,6 +18,7 @@ from kubeadm_registry.images import inventory
 from kubeadm_registry.images.names import name_of
 from kubeadm_registry.images.pool import Connect, each
 from kubeadm_registry.images.seed import Item
+from kubeadm_registry.members import Members
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import standing
 from kubeadm_registry.upkeep import store
@@ -68,6 +71,22 @@ def secrets_for(config: RegistryCluster, contents: Contents) -> bytes:
     found = contents.secrets
     keys = {name: key for name, key in found.values.get("node_keys", {}).items() if name in names}
     return secrets.render(replace(found, values={**found.values, "node_keys": keys}))
+
+
+def members_for(cluster: Cluster, contents: Contents) -> Members | None:
+    """The list of members for the nodes of *cluster*: the one after that in the backup.
+
+    Machines of before may be switched on again, and know the secrets. So whoever had left stays kept out, and so does
+    each address that is not used again; and a higher generation than theirs tells them that they are no members.
+    """
+    there, before = cluster.recorded, contents.listed
+    if there is not None and there.generation >= before.generation:
+        return there  # of this very registry, or of a run that was interrupted
+    nodes = {node.name: node.address for node in cluster.spec.nodes}
+    directory = cluster.spec.data_directory
+    if nodes != before.nodes and any(formed(host, directory) for host in cluster.hosts):
+        return before  # the data stays, and with it the members: SameCluster compares them with the file
+    return before.without(nodes)
 
 
 def unavailable(images: Iterable[Image], items: Iterable[Item]) -> list[Missing]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -120,11 +121,11 @@ def _cluster_file(path: Path | None, contents: Contents, file: Path) -> Registry
 def _cluster(
     cluster_file: RegistryCluster, contents: Contents, bundle: Path, key: Path | None, reporter: Reporter
 ) -> Iterator[Cluster]:
-    """The nodes, for which the secrets in the backup count as well. Raises Error (SecretsConflict)."""
+    """The nodes, for which secrets and members in the backup count as well. Raises Error (SecretsConflict)."""
     secrets = restoring.secrets_for(cluster_file, contents)
     try:
         with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, backup=secrets) as cluster:
-            yield cluster
+            yield replace(cluster, recorded=restoring.members_for(cluster, contents))
     except Error as error:
         if error.code == "SecretsConflict":
             error.hint = (

@@ -33,6 +33,7 @@ from kubeadm_registry.backup import (
 from kubeadm_registry.bundle import signing
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Found, NewerFormat
+from kubeadm_registry.members import Members
 from tests.unit.fake_cluster import authority, fixed_secrets
 from tests.unit.test_bundle_signing import keygen, public
 
@@ -344,6 +345,21 @@ def test_a_newer_release_may_add_and_may_ask_for_a_newer_one(tmp_path: Path) -> 
     error = refused(lambda: read(resigned(made(path), encryption="quantum")).opened(None), "NewerFormat")
     assert "does not know the encryption quantum" in error.message
     assert error.hint == "use a newer kubeadm-registry"
+
+
+def test_the_list_of_members_is_in_it_if_there_is_one(tmp_path: Path) -> None:
+    assert "members.json" not in CONTENTS.files()
+    assert sample().opened(Identities((SAMPLES / "backup.key",))).recorded is None
+    assert CONTENTS.listed == Members(1, {name: f"10.0.0.1{number}" for number, name in enumerate(NAMES, 1)})
+    content = (SAMPLES.parent / "members-earlier.json").read_bytes()
+    found = Contents.of({**CONTENTS.files(), "members.json": content})
+    write(tmp_path / "b", found, None)
+    again = read(tmp_path / "b").opened(None)
+    assert again.files()["members.json"] == content
+    assert again.listed.left == (("cp-2", "10.0.0.12"), ("cp-2", "10.0.0.22"), ("cp-4", "10.0.0.14"))
+    for wrong, error in ((b"{}", ValueError), (content.replace(b'"minReader": 1', b'"minReader": 9'), NewerFormat)):
+        with pytest.raises(error, match=r"members\.json"):
+            Contents.of({**CONTENTS.files(), "members.json": wrong})
 
 
 def test_lists_that_are_missing_are_empty_and_others_are_named(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from unittest.mock import Mock
 
 import pytest
 
-from kubeadm_registry import config, pki, secrets
+from kubeadm_registry import config, members, pki, secrets
 from kubeadm_registry.backup import Image, Passphrase, Pin
 from kubeadm_registry.cli import backup as cli_backup
 from kubeadm_registry.engine.workflow import run as run_workflow
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.members import Members
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.retention import standing
 from kubeadm_registry.upkeep import store
@@ -64,6 +65,13 @@ def test_pins_are_in_it(site: Site) -> None:
     with connector(site.registry)() as registry:
         store.restate(registry, FIXED.retention_key, lambda one: one.pinned(standing.Pin("team/app:v1", "mine", 5, 9)))
     assert contents_of(site, site.back_up()).pins == (Pin("team/app:v1", "mine", 5, 9),)
+
+
+def test_the_list_of_members_is_in_it_with_those_who_have_left(site: Site) -> None:
+    assert contents_of(site, site.back_up()).recorded is None
+    listed = Members(7, site.three.cluster.members.nodes, former={"cp-9": "10.0.0.19"}, earlier={"cp-9": ("10.0.0.9",)})
+    site.three.servers["cp-2"].put(members.PATH, listed.render())
+    assert contents_of(site, site.back_up()).recorded == listed
 
 
 def test_members_have_the_addresses_that_the_storage_knows(site: Site) -> None:

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import config, pki, secrets
+from kubeadm_registry import config, members, paths, pki, secrets
 from kubeadm_registry.backup import Image, Pin, restoring, write
 from kubeadm_registry.bundle.make import FromLayout, create
 from kubeadm_registry.cli import restore as cli_restore
 from kubeadm_registry.cluster import Cluster, read_vault
-from kubeadm_registry.components import garage
+from kubeadm_registry.components import agent, garage
 from kubeadm_registry.components.services import data_directories
 from kubeadm_registry.engine.workflow import run as run_workflow
 from kubeadm_registry.errors import Error, PhaseFailed
 from kubeadm_registry.formats import Found
+from kubeadm_registry.members import Members
+from kubeadm_registry.phases.immutable import same_cluster
 from kubeadm_registry.phases.workflows import RESTORE
 from kubeadm_registry.retention import standing
 from kubeadm_registry.secrets import Secrets
@@ -293,6 +295,84 @@ def test_another_virtual_ip_is_told(site: Site, lost: tuple[Path, Path]) -> None
     (site.folder / "cluster.yaml").write_text(config.SMALLEST.replace("10.0.0.10}", "10.0.0.40}"))
     result = site(*restore(site, backup, "--bundle", path, "--dry-run"))
     assert "the virtual IP was 10.0.0.10 and is 10.0.0.40 now: run `kubeadm-registry mirrors apply`" in result.output
+
+
+# ---- who had left ---------------------------------------------------------------------------------------------------
+
+LISTED = Members(
+    7, {"cp-1": "10.0.0.11", "cp-2": "10.0.0.12", "cp-3": "10.0.0.13"}, former={"cp-4": "10.0.0.14"},
+    earlier={"cp-4": ("10.0.0.4",)},
+)  # fmt: skip
+
+
+def kept_out(site: Site) -> list[tuple[int, set[str]]]:
+    """By node the generation of its list, and the addresses that it keeps out: list, agent and rules say the same."""
+    found = []
+    for server in site.three.servers.values():
+        listed = members.parse(server.content(members.PATH))
+        agent_config = json.loads(server.content(agent.CONFIG))
+        addresses = {at for _, at in listed.left}
+        assert agent_config["generation"] == listed.generation
+        assert {one["address"] for one in agent_config.get("former", ())} == addresses
+        rules = server.content(paths.GUARD).decode()
+        assert not addresses or f"ip saddr {{ {', '.join(sorted(addresses))} }} tcp dport 3901 drop" in rules
+        found.append((listed.generation, addresses))
+    return found
+
+
+def test_who_had_left_stays_kept_out_and_knows_an_older_list(site: Site, lost: tuple[Path, Path]) -> None:
+    backup, path = lost
+    write(backup, replace(contents_of(site, backup), recorded=LISTED), None)
+    assert site("restore", backup, "--bundle", path).exit_code == 5
+    assert kept_out(site) == [(8, {"10.0.0.4", "10.0.0.14"})] * 3
+    again = lines(site("restore", backup, "--bundle", path, "-o", "json"))[-1]
+    assert again["changed"] == 0
+    assert kept_out(site) == [(8, {"10.0.0.4", "10.0.0.14"})] * 3
+
+
+def test_addresses_that_are_not_used_again_are_kept_out(site: Site, lost: tuple[Path, Path]) -> None:
+    backup, path = lost
+    write(backup, replace(contents_of(site, backup), recorded=LISTED), None)
+    text = config.SMALLEST.replace("cp-3", "cp-4").replace("10.0.0.13", "10.0.0.14").replace("10.0.0.12", "10.0.0.22")
+    (site.folder / "cluster.yaml").write_text(text)
+    site.three = FakeCluster.of(text)
+    assert site("restore", backup, "--bundle", path).exit_code == 5
+    assert kept_out(site) == [(8, {"10.0.0.4", "10.0.0.12", "10.0.0.13"})] * 3
+    assert lines(site("restore", backup, "--bundle", path, "-o", "json"))[-1]["changed"] == 0
+
+
+def test_a_backup_without_the_list_keeps_out_those_whom_the_storage_knew(site: Site, lost: tuple[Path, Path]) -> None:
+    backup, path = lost
+    text = config.SMALLEST.replace("10.0.0.12", "10.0.0.22")
+    (site.folder / "cluster.yaml").write_text(text)
+    site.three = FakeCluster.of(text)
+    assert site(*restore(site, backup, "--bundle", path)).exit_code == 5
+    assert kept_out(site) == [(2, {"10.0.0.12"})] * 3
+
+
+def test_nodes_with_a_list_of_this_very_registry_keep_it(site: Site, lost: tuple[Path, Path]) -> None:
+    """It is as young as the one in the backup, or younger."""
+    backup, _ = lost
+    found = replace(contents_of(site, backup), recorded=LISTED)
+    cluster = site.three.cluster
+    for there in (LISTED, LISTED.without({**LISTED.nodes, "cp-4": "10.0.0.14"})):
+        assert restoring.members_for(replace(cluster, recorded=there), found) is there
+    older = replace(cluster, recorded=Members(6, LISTED.nodes))
+    after = restoring.members_for(older, found)
+    assert after is not None
+    assert (after.generation, after.left) == (8, LISTED.left)
+
+
+def test_data_of_other_members_is_refused(site: Site, lost: tuple[Path, Path]) -> None:
+    """A reset left it, and the file of the nodes is not that of then."""
+    backup, _ = lost
+    text = config.SMALLEST.replace("cp-3", "cp-9")
+    fake = FakeCluster.of(text)
+    fake.servers["cp-1"].put(f"{GARAGE}/meta/cluster_layout", b"layout")
+    found = replace(contents_of(site, backup), recorded=LISTED)
+    cluster = replace(fake.cluster, recorded=restoring.members_for(fake.cluster, found))
+    (told,) = same_cluster(cluster, cluster.hosts[0])
+    assert "the file adds cp-9 and omits cp-3" in told
 
 
 # ---- of an earlier release ------------------------------------------------------------------------------------------
