@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from cryptography import x509
@@ -29,6 +31,8 @@ BACKDATE = timedelta(days=1)
 NODE_UNIT = "registry-node"
 #: That of a client that may read the agents' metrics, and nothing else.
 METRICS_UNIT = "registry-metrics"
+#: Longer lines of a secret are secret by themselves; PEM's own "-----BEGIN PRIVATE KEY-----" is shorter.
+_KEY_LINE = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,24 @@ def printed_fingerprint(certificate: str) -> str:
 def expiry(certificate: str) -> datetime:
     """When *certificate* (PEM; the first one in the text) ends."""
     return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
+
+
+@lru_cache(maxsize=32)
+def secret_lines(value: str) -> tuple[str, ...]:
+    """The lines of the secret *value* that are secret by themselves, as where a mark stands before each.
+
+    A private key in PEM ends with its public half (RFC 5915, section 3), which is in its certificate too, and now and
+    then in the same digits: a line of nothing else is none.
+    """
+    lines = tuple(line for line in value.splitlines() if len(line) > _KEY_LINE)
+    try:
+        key = serialization.load_pem_private_key(value.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return lines
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        return lines
+    public = key.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    return tuple(line for line in lines if base64.b64decode(line) not in public)
 
 
 def general_names(names: Sequence[str]) -> list[x509.GeneralName]:

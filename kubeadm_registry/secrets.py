@@ -46,8 +46,6 @@ NEXT, FORMER, RETIRED = "next_", "former_", "retired_"
 #: In ``overlap`` too: the agents' keys of before, one a line, the last one first. A node that has left may have one of
 #: them, and believes only what is made with it. No member is believed by one, so nothing is being exchanged.
 LEFT = "left_heartbeat_key"
-#: Longer lines of a value are masked by themselves too; PEM's own "-----BEGIN PRIVATE KEY-----" is shorter.
-_KEY_LINE = 30
 #: Shorter texts in keys that this release does not know are words, not secrets.
 _UNKNOWN_SECRET = 8
 
@@ -201,7 +199,7 @@ class Secrets:
         secret += [(name, value) for name, value in self.overlap.items() if not name.endswith("_ca_certificate")]
         for name, value in (*secret, *_texts(self.kept.values)):
             # In a diff each line of a key has a mark before it.
-            for part in (value, *(line for line in value.splitlines() if len(line) > _KEY_LINE)):
+            for part in (value, *pki.secret_lines(value)):
                 text = text.replace(part, f"<{name}>")
         for role in self._logins:
             for password in self.passwords(role):

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from kubeadm_registry import secrets
+from kubeadm_registry import pki, secrets
 from kubeadm_registry.formats import KEY
 
 #: Shorter texts are words, which would be masked wherever they stand.
 SHORTEST = 8
-#: Lines of a PEM key that are longer are masked by themselves; its first and last line say nothing.
-_KEY_LINE = 30
 #: What the file holds beside secrets.
 _PUBLIC = frozenset({"generation", "made", "ca_certificate", "s3_key_id", KEY})
 #: Of a storage key the second half is the node's public name.
@@ -95,7 +93,7 @@ def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 def _forms(value: str) -> Iterator[bytes]:
     """*value* as it is, by lines, URL-quoted, in hexadecimal digits, in base64 wherever it begins, and as JSON."""
-    texts = [value, *(line for line in value.splitlines() if len(line) > _KEY_LINE)]
+    texts = [value, *pki.secret_lines(value)]
     for text in texts:
         raw = text.encode()
         yield raw

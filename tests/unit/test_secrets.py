@@ -437,7 +437,7 @@ def forms(of: Secrets) -> Iterator[str]:
     for name in ("rpc_secret", "admin_token", "s3_secret_key", "push_password", "pull_password", "upload_secret",
                  "heartbeat_key", "retention_key", "retention_password"):  # fmt: skip
         yield getattr(of, name)
-    yield from (line for line in of.ca_key.splitlines() if "PRIVATE KEY" not in line)
+    yield from of.ca_key.splitlines()[1:3]  # the last line is the public half
     yield from (basic(role, of.password(role)) for role in ("push", "pull", "retention"))
     for key in of.node_keys.values():
         yield key[:64]
