@@ -73,7 +73,8 @@ def restore(registry: Api, image: Trashed) -> tuple[str, ...]:
 def purge(registry: Api, image: Trashed, known: Collection[str]) -> None:
     """Delete *image* and its parts for good. Raises Skipped, RegistryError.
 
-    *known* are the manifests that the repository had when the order was made. Their blobs are freed by a collection.
+    *known* are manifests that the repository had when the order was made: what these need is no part of it. Their blobs
+    are freed by a collection.
     """
     repository = image.repository
     waits = _means(registry, repository, image.tag)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
+from kubeadm_registry.agent.pulls import DAY
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.executor import images
 from kubeadm_registry.executor.checks import Checked, check
@@ -163,7 +164,8 @@ class Executor:
     ) -> None:
         for image in _due(delete, report, watch):
             new = fates.untouched.pop(image.key, None)
-            known = ledger.repositories.get(image.repository, EMPTY).tags.keys()
+            tags = ledger.repositories.get(image.repository, EMPTY).tags
+            known = {tag for tag, one in tags.items() if one.first_seen <= watch.order.made}
             outcome = self._each(
                 image, report, partial(images.delete, self.registry, known=known), "deleted", image.why
             )
@@ -176,7 +178,7 @@ class Executor:
         going = {digest for one in purge for digest in (one.digest, *one.parts)}
         for image in _due(purge, report, watch):
             # What another one needs that goes as well, may yet be needed: that one may come back meanwhile.
-            held = ledger.repositories.get(image.repository, EMPTY).manifests.keys() - going
+            held = _known(ledger, watch.order, image.repository) - going
             if self._each(image, report, partial(images.purge, self.registry, known=held), "purged", ""):
                 fates.gone.append(image)
 
@@ -250,6 +252,18 @@ def _due(images: Sequence[Trashed], report: _Report, watch: Watch) -> Iterator[T
             return
         if not report.stays(image, watch.keeps(image)):
             yield image
+
+
+def _known(ledger: Ledger, order: Order, repository: str) -> set[str]:
+    """The manifests of *repository* that were certainly there when *order* was made, so that it heeds what they need.
+
+    None of a *ledger* that another look has written since: there, what has come back is as old as it was. A look that
+    began earlier may have seen more, and called that as old as itself, so the manifests of the last day do not count.
+    """
+    if ledger.written != order.made:
+        return set()
+    manifests = ledger.repositories.get(repository, EMPTY).manifests
+    return {digest for digest, seen in manifests.items() if seen.first_seen <= order.made - DAY}
 
 
 def _as_recorded(one: Trashed, trash: Trash) -> Trashed:

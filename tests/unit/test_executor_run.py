@@ -437,6 +437,106 @@ def test_a_pin_that_comes_and_goes_while_earlier_records_are_deleted_leaves_the_
         assert [one.name for one in store.read_said(at, KEY).pins] == ["app:v8"]
 
 
+# ---- what changes between the look and the run -------------------------------------------------------------------
+
+
+@dataclass
+class Distribution(Site):
+    """A registry that deletes what an index needs. v1 is an index, and with its part in the trash for long enough."""
+
+    registry: Repositories = field(default_factory=lambda: Repositories(untags=False, referrers=False))
+    time: float = NOW - 30 * DAY
+
+    def __post_init__(self) -> None:
+        Site.__post_init__(self)
+        part = self.registry.image("app", layer=b"part")
+        self.registry.index("app", "v1", old=part)
+        self.mine = self.registry.index("app", "", mine=part)
+        self.content = self.app.manifests.pop(self.mine.digest)
+        self.look(self.time)
+        self.whole = replace(self.image("v1"), parts=(part.digest,))
+        self.carry_out(self.order(delete=(self.whole,)))
+        self.part, self.time = part.digest, NOW
+
+    def look(self, now: float) -> planning.Look:
+        return planning.look(self.connect, KEY, POLICY, int(now), sets={})
+
+    def push(self) -> None:
+        """Push an index, which is taken because its part is there."""
+        assert self.part in self.app.manifests
+        self.app.manifests[self.mine.digest] = self.content
+        self.app.tags["mine"] = self.mine.digest
+
+    def remove(self) -> None:
+        """Delete it again."""
+        del self.app.manifests[self.mine.digest], self.app.tags["mine"]
+
+
+@pytest.fixture
+def distribution(monkeypatch: pytest.MonkeyPatch) -> Distribution:
+    monkeypatch.setattr("kubeadm_registry.registry.retries.time.sleep", lambda _: None)
+    return Distribution()
+
+
+def to_purge_v1(site: Distribution) -> Order:
+    """The order of a look that finds nothing that needs the part."""
+    look = site.look(site.time)
+    plan = look.plan(POLICY)
+    assert isinstance(plan, Plan), plan
+    order = look.order(replace(plan, deletions=()), POLICY, approved=False)
+    assert [(one.digest, one.parts) for one in order.purge] == [(site.whole.digest, (site.part,))]
+    return order
+
+
+@pytest.mark.parametrize(
+    ("seconds", "before"), [(30, False), (0, False), (-60, False), (30, True)],
+    ids=["later", "in the same second", "begun earlier", "there before"],
+)  # fmt: skip
+def test_what_an_index_needs_that_was_pushed_since_the_order_stays_if_another_look_has_seen_it(
+    distribution: Distribution, seconds: int, before: bool
+) -> None:
+    """The timer, a command or the operator of another cluster may look before the executor reads the ledger."""
+    if before:  # then the ledger has it as old as it was
+        distribution.push()
+        distribution.look(NOW - 2 * DAY)
+        distribution.remove()
+        distribution.look(NOW - DAY)
+    order = to_purge_v1(distribution)
+    distribution.push()
+    distribution.look(NOW + seconds)
+    distribution.time += 60
+    distribution.carry_out(order)
+    assert distribution.part in distribution.app.manifests
+    assert distribution.app.manifests[distribution.mine.digest] == distribution.content
+
+
+def test_without_a_push_the_part_goes_whoever_has_looked(distribution: Distribution) -> None:
+    order = to_purge_v1(distribution)
+    distribution.look(NOW + 30)
+    assert distribution.carry_out(order).purged == 1
+    assert not {distribution.part, distribution.whole.digest} & distribution.app.manifests.keys()
+
+
+def test_what_the_order_knew_is_not_read_again(distribution: Distribution) -> None:
+    order = to_purge_v1(distribution)
+    kept = distribution.app.tags["v5"]
+    read: list[str] = []
+    distribution.meddle = lambda request: read.append(request.url.path) if request.method == "GET" else None
+    distribution.carry_out(order)
+    assert not [path for path in read if kept in path]
+
+
+def test_an_image_that_was_tagged_since_the_order_stays_if_another_look_has_seen_the_tag(site: Site) -> None:
+    order = to_delete(site)
+    site.app.tags["mine"] = site.app.tags["v1"]
+    planning.look(site.connect, KEY, POLICY, int(site.time) + 30, sets={})
+    site.time += 60
+    run = site.carry_out(replace(order, approval=""))
+    assert (run.deleted, run.skipped) == (2, 1)
+    assert "skipped app:v1: it was tagged mine meanwhile" in run.said
+    assert {"v1", "mine"} <= {*site.tags()}
+
+
 # ---- what changes while a run goes on ----------------------------------------------------------------------------
 
 
