@@ -63,7 +63,7 @@ def restore(registry: Api, image: Trashed) -> tuple[str, ...]:
     content, kind = found
     back = []
     for tag in image.tags:
-        if _means(registry, repository, tag) is None:
+        if _is_free(registry, repository, tag):
             _ask(partial(registry.push_manifest, repository, tag, content, kind))
             back.append(tag)
     untag(registry, repository, [image.tag], image.digest)
@@ -205,6 +205,19 @@ def _means(registry: Api, repository: str, tag: str) -> str | None:
     """The digest that *tag* means now; None: nothing, or a tombstone that a broken run has left."""
     digest = _ask(lambda: registry.digest(repository, tag))
     return None if digest == TOMBSTONE_DIGEST else digest
+
+
+def _is_free(registry: Api, repository: str, tag: str) -> bool:
+    """Whether *tag* means nothing, so that it may be given to another image. Raises Skipped, RegistryError.
+
+    zot makes a 404 of a storage error, and lists the tag all the same. Distribution 2.8, which deletes no tag alone,
+    lists one without a manifest if it broke off while it deleted that.
+    """
+    digest = _ask(lambda: registry.digest(repository, tag))
+    listed = digest is None and tag in _ask(lambda: registry.tags(repository))
+    if listed and _ask(lambda: registry.can_untag(repository)):
+        raise Skipped(f"the registry lists its tag {tag} and does not find it, so it may mean a newer image")
+    return digest in (None, TOMBSTONE_DIGEST)
 
 
 def _ask(question: Callable[[], Outcome]) -> Outcome:

@@ -393,6 +393,32 @@ def test_many_404s_in_looks_have_nothing_deleted_that_stays_without_them(
         assert lied or share < 1
 
 
+def test_a_tag_that_is_listed_and_not_found_is_given_to_no_image_that_comes_back(site: Site, trashed: Trashed) -> None:
+    """It may mean a newer one."""
+    newer = site.registry.image("app", "v1", layer=b"newer")
+    order = site.order(restore=(Restore(trashed, "asked for"),))
+    site.meddle = lambda request: (
+        httpx.Response(404) if (request.method, request.url.path) == ("HEAD", "/v2/app/manifests/v1") else None
+    )
+    run = site.carry_out(order)
+    assert (run.restored, run.skipped) == (0, 1)
+    assert "the registry lists its tag v1 and does not find it" in run.said[0]
+    assert site.app.tags["v1"] == newer.digest
+    assert trashed.key in site.trash().images
+    site.meddle = nothing
+    del site.app.tags["v1"]
+    assert site.carry_out(order).restored == 1
+    assert site.app.tags["v1"] == trashed.digest
+
+
+def test_a_tag_that_distribution_lists_without_a_manifest_is_given_back(site: Site, trashed: Trashed) -> None:
+    """It deletes a manifest first, and then the tags that it had."""
+    site.registry.untags = False
+    site.app.tags["v1"] = "sha256:" + "0" * 64
+    assert site.carry_out(site.order(restore=(Restore(trashed, "asked for"),))).restored == 1
+    assert site.app.tags["v1"] == trashed.digest
+
+
 @pytest.mark.parametrize("record", [store.LEDGER, store.TRASH, store.STANDING, store.SPENT], ids=lambda one: one.tag)
 def test_a_record_that_is_listed_and_not_found_is_out_of_reach(record: Record, site: Site) -> None:
     with site.connect() as at:
