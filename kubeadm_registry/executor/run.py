@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -28,7 +29,7 @@ from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.inventory import EMPTY, Tag
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order
-from kubeadm_registry.retention.standing import Standing
+from kubeadm_registry.retention.standing import Spent, Standing
 from kubeadm_registry.retention.trash import Trash, Trashed
 from kubeadm_registry.upkeep import store
 
@@ -87,7 +88,7 @@ class Executor:
             # What is used again comes back, whoever asks for it and whatever else is wrong. What seems to be gone may
             # only be out of reach.
             back = replace(order, delete=(), purge=(), forget=())
-            self._images(back, checked, ledger, trash, report, self._watch(order, standing))
+            self._images(back, checked, ledger, trash, report, self._watch(order, standing, spent))
             raise Error(
                 f"nothing is deleted: {'; '.join(str(reason) for reason in checked.held)}",
                 code="OrderRefused", hint=checked.held[0].hint,
@@ -98,16 +99,32 @@ class Executor:
         caller = order.caller if order.deletes else None
         if caller is not None and standing.callers.get(caller.lease) != caller.epoch:
             after = after.called(caller)
+        if order.approval:
+            # Before anything goes by it: a run that dies may have done all of it. As it was given before the run began:
+            # one that somebody gives meanwhile is for the next run.
+            after = after.spending(order.approval, said)
         if after != spent:
             store.spend(self.registry, self.key, lambda _: after)
-        self._images(order, checked, ledger, trash, report, self._watch(order, standing))
-        if order.approval and not report.left:  # it is for all that was approved, and for once
-            # As it was given before the run began: one that somebody gives meanwhile is for the next run.
-            store.spend(self.registry, self.key, lambda one: one.spending(order.approval, said))
+        try:
+            self._images(order, checked, ledger, trash, report, self._watch(order, standing, spent))
+        except Error as error:
+            if error.code == "OrderRefused":
+                self._give_back(order)
+            raise
+        if report.left:
+            self._give_back(order)
         self._tidy(ledger)
 
-    def _watch(self, order: Order, said: Standing) -> Watch:
-        return Watch(order, self.clock, self.doubts, lambda: self._read(store.read_standing), said, self.clock())
+    def _give_back(self, order: Order) -> None:
+        """Let the approval of *order* stand: it is for all that was approved, and some of that is left."""
+        if order.approval:
+            with suppress(Error):  # then somebody approves again
+                store.spend(self.registry, self.key, lambda one: one.giving_back(order.approval))
+
+    def _watch(self, order: Order, standing: Standing, spent: Spent) -> Watch:
+        """*spent* is what was spent before this run: its own approval stands while it goes on."""
+        heard = partial(self._read, store.read_said)
+        return Watch(order, self.clock, self.doubts, lambda: heard().after(spent), standing, self.clock())
 
     def _tidy(self, ledger: Ledger) -> None:
         """Delete what earlier records of retention have left: each that is written replaces one, and is like none."""

@@ -148,6 +148,10 @@ class Spent:
         given = standing.approved.get(digest)
         return replace(self, approvals=still if given is None else {**still, digest: given})
 
+    def giving_back(self, digest: str) -> Self:
+        """With the approval of the plan *digest* not spent."""
+        return replace(self, approvals={one: when for one, when in self.approvals.items() if one != digest})
+
     def to_json(self) -> bytes:
         """The record. Raises NewerFormat."""
         values = {

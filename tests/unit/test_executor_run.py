@@ -27,7 +27,7 @@ from kubeadm_registry.retention.standing import Pin, Spent, Standing
 from kubeadm_registry.retention.trash import Trash, Trashed
 from kubeadm_registry.upkeep import planning, reading, running, store
 from kubeadm_registry.upkeep.signed import Record
-from tests.unit.fake_images import Repositories, Store, plain, within
+from tests.unit.fake_images import Repositories, Store, answered, plain, within
 
 KEY = "the key of the ledger"
 NOW, DAY = 1_800_000_000, 86400
@@ -727,6 +727,47 @@ def test_a_tag_that_has_moved_on_is_no_younger_when_its_earlier_image_comes_back
     site.carry_out(site.order(restore=(Restore(trashed, "asked for"),)))
     look = planning.look(site.connect, KEY, POLICY, int(site.time), sets={})
     assert look.after.repositories["app"].tags["v1"] == Tag(newer.digest, NOW)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the write", "after it"])
+@pytest.mark.parametrize("status", [0, 500], ids=["killed", "registry gone"])
+def test_a_run_that_ends_at_any_write_leaves_no_approval_by_which_something_has_gone(
+    status: int, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what `retention undo` brings back would go again by it."""
+    monkeypatch.setattr("kubeadm_registry.registry.retries.time.sleep", lambda _: None)
+    for patience in ("kubeadm_registry.executor.run.PATIENCE", "kubeadm_registry.executor.images.PATIENCE"):
+        monkeypatch.setattr(patience, 0.0)
+    monkeypatch.setattr(store, "PATIENCE", 0.0)
+    began, approved = Site(), []
+    say(began, lambda one: one.with_approval("sha256:1", 5))
+    for number in itertools.count():
+        site, written = copy.deepcopy(began), list[str]()
+
+        def ends(
+            request: httpx.Request, number: int = number, site: Site = site, written: list[str] = written
+        ) -> httpx.Response | None:
+            if request.method in ("PUT", "DELETE"):
+                written.append(request.url.path)
+            if len(written) <= number:
+                return None
+            if after and len(written) == number + 1 and request.method in ("PUT", "DELETE"):
+                answered(site.registry, request)
+            if not status:
+                raise Killed
+            return httpx.Response(status)
+
+        site.meddle = ends
+        with suppress(Killed, Error):
+            site.carry_out(to_delete(site))
+        site.meddle = nothing
+        gone = site.tags() != began.tags() or bool(site.trash().images)
+        assert not (is_approved(site) and gone), written[number:]
+        approved.append(is_approved(site))
+        if len(written) <= number:
+            break
+    assert True in approved, "it ended before anything was done"
+    assert approved.count(False) > 10
 
 
 class Killed(Exception):
