@@ -21,6 +21,8 @@ from kubeadm_registry.upkeep.running import Prepared
 KIND = "CarriedOut"
 #: Why it is so: all of the plan was carried out, or as much as there was time for, and another plan is made at once.
 DONE, UNFINISHED = "Done", "Unfinished"
+#: Why an approval stands after a run that began by it: some of what was approved is left.
+LEFT = frozenset({UNFINISHED, "OrderRefused"})
 #: Seconds that a run is waited for; it goes on after that, and the next round finds it running.
 LONGEST = 3600.0
 #: Records that were replaced, so that they are deleted once a day: each plan replaces the ledger and the plan before.
@@ -52,18 +54,19 @@ def prepare(
 
 def carry_out(
     prepared: Prepared, nodes: Sequence[Node] | None, caller: Caller, tell: Callable[[Verdict], None] = lambda _: None,
-    *, replaced: int = 0,
+    *, replaced: int = 0, begins: Callable[[], None] = lambda: None,
 ) -> Verdict:  # fmt: skip
     """Have what was *prepared* done on that of the *nodes* which holds the lease, and say what came of it.
 
-    *tell* hears which images came back, if any did: that is an Event of its own. *replaced* is how many earlier records
-    of retention there are: when they are many, the executor runs to delete them, also if there is nothing else to do.
+    *tell* hears which images came back, if any did: that is an Event of its own. *begins* is called just before the
+    order is given; it is not if that raises Error. *replaced* is how many earlier records of retention there are: when
+    they are many, the executor runs to delete them, also if there is nothing else to do.
     """
     if nodes is None:
         return _NO_KEY
     order = replace(prepared.order, caller=caller)
     if order:
-        return _carried_out(order, nodes, tell, waits=prepared.waits)
+        return _carried_out(order, nodes, tell, begins, waits=prepared.waits)
     if replaced >= MANY_RECORDS:
         with suppress(Error):  # it is tried again with the next plan
             executor.run(nodes, order.to_json(), deadline=LONGEST)
@@ -72,9 +75,11 @@ def carry_out(
     return Verdict(KIND, True, "NothingToDo", "there is nothing to delete or to restore")
 
 
-def _carried_out(order: Order, nodes: Sequence[Node], tell: Callable[[Verdict], None], *, waits: bool) -> Verdict:
+def _carried_out(
+    order: Order, nodes: Sequence[Node], tell: Callable[[Verdict], None], begins: Callable[[], None], *, waits: bool
+) -> Verdict:
     try:
-        outcome = executor.run(nodes, order.to_json(), deadline=LONGEST)
+        outcome = executor.run(nodes, order.to_json(), deadline=LONGEST, begins=begins)
         run = outcome.run()
     except Error as error:
         text = told(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from secrets import randbelow
 from typing import Any
 
@@ -82,10 +82,15 @@ def used(plan: Mapping[str, Any] | None) -> dict[str, list[str]]:
     return {"usedApprovals": still} if still else {}
 
 
-def spent(status: Mapping[str, Any], used: Iterable[str]) -> dict[str, list[str]]:
-    """The same part of a *status* after a run that *used* these."""
-    found = list(dict.fromkeys([*status.get("usedApprovals", ()), *used]))
-    return {"usedApprovals": found[-_MOST_REASONS:]} if found else {}
+def spent(status: Mapping[str, Any], used: Iterable[str], left: Collection[str] = ()) -> dict[str, Any]:
+    """The *status* when a run has *used* these, and *left* some of what those approve."""
+    found = [one for one in dict.fromkeys([*status.get("usedApprovals", ()), *used]) if one not in left]
+    return {**without(status), **({"usedApprovals": found[-_MOST_REASONS:]} if found else {})}
+
+
+def without(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The *status* without what was used."""
+    return {key: value for key, value in status.items() if key != "usedApprovals"}
 
 
 def marker(plan: Mapping[str, Any]) -> Marker:

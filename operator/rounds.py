@@ -255,11 +255,12 @@ class Rounds:
             if "digest" not in status and plans.unused(plan):
                 self.wake_plans()  # somebody accepts why there is no plan
             elif "digest" in status and (name := plan["spec"]["policy"]) in asked:
-                written = plans.unused(plan)
-                said = plans.approval(status, asked[name], written)
-                if said["state"] == "Required" and status.get("approval", {}).get("digest") == status["digest"]:
-                    continue  # by `retention approve`, which only a plan looks for
-                changed = self.objects.put_status(PLANS, plan, {**status, "approval": said})
+                written, used = plans.unused(plan), plans.used(plan)
+                said, before = plans.approval(status, asked[name], written), status.get("approval", {})
+                stays = (status["digest"], *used.get("usedApprovals", ()))
+                if said["state"] == "Required" and before.get("digest") in stays:
+                    said = before  # by `retention approve`, which only a plan looks for; or a run has begun by it
+                changed = self.objects.put_status(PLANS, plan, {**plans.without(status), **used, "approval": said})
                 if changed and (said["state"] == "Approved" or self._shown.keys() & set(written)):
                     self.wake_plans()
 
@@ -394,11 +395,12 @@ class Rounds:
                 self.wake_plans()  # somebody has withdrawn an approval by which this plan was made, or would go
                 return None
             verdict = carrying.carry_out(
-                prepared, the_way.nodes(cluster), self.caller(), partial(self._post, name), replaced=look.replaced
-            )
+                prepared, the_way.nodes(cluster), self.caller(), partial(self._post, name), replaced=look.replaced,
+                begins=partial(self._say, name, used=said),
+            )  # fmt: skip
         except Error as error:
             verdict = Verdict(carrying.KIND, False, error.code, f"{error.message}; {error.hint}")
-        self._say(name, verdict, used=said if verdict.reason == carrying.DONE else ())
+        self._say(name, verdict, left=said if verdict.reason in carrying.LEFT else ())
         if verdict.reason in (carrying.DONE, carrying.UNFINISHED):
             self.wake_space()
         if verdict.reason == carrying.UNFINISHED:
@@ -406,22 +408,22 @@ class Rounds:
         failed = verdict.status is False
         return Verdict("RetentionHealthy", False, verdict.reason, verdict.message) if failed else None
 
-    def _say(self, name: str, verdict: Verdict, *, used: Sequence[str] = ()) -> None:
-        """Say at the plan *name* what came of it, and that the approvals *used* are spent."""
+    def _say(self, name: str, *verdicts: Verdict, used: Sequence[str] = (), left: Sequence[str] = ()) -> None:
+        """Say at the plan *name* what came of it, that the approvals *used* are spent, and that those *left* stand."""
         for again in (True, False):
             shown = self.objects.get(f"{CUSTOM}/{PLANS}/{name}")
             if shown is None:
                 return
             status = shown.get("status", {})
-            conditions = merged(status.get("conditions"), [verdict], self.clock(), 1)
-            spent = plans.spent(status, used)
+            conditions = merged(status.get("conditions"), verdicts, self.clock(), 1)
+            after = {**plans.spent(status, used, left), "conditions": conditions}
             try:
-                changed = self.objects.put_status(PLANS, shown, {**status, "conditions": conditions, **spent})
+                changed = self.objects.put_status(PLANS, shown, after)
             except ConnectionFailed as error:
                 if again and error.code == "ObjectChanged":
                     continue
                 raise
-            for change in changes(status.get("conditions"), [verdict]) if changed else ():
+            for change in changes(status.get("conditions"), verdicts) if changed else ():
                 post(self.objects, self.replica, shown, change)
             return
 

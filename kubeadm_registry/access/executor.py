@@ -308,12 +308,14 @@ def holder(seen: Sequence[tuple[N, Seen]]) -> tuple[N, Seen]:
 
 
 def run(
-    nodes: Sequence[Node], content: bytes, *, deadline: float, progress: Callable[[str], None] = lambda _: None
-) -> Outcome:
+    nodes: Sequence[Node], content: bytes, *, deadline: float, progress: Callable[[str], None] = lambda _: None,
+    begins: Callable[[], None] = lambda: None,
+) -> Outcome:  # fmt: skip
     """Carry out the order *content* on that of all *nodes* that holds the lease, and wait *deadline* seconds.
 
     An order that runs there already is waited for. *progress* hears the last line that the executor logged, when there
-    is another one. Whoever stops waiting does not end it. Raises Error (NoExecutor, ExecutorBusy, ToolMissing,
+    is another one; *begins* is called when nothing stands in the way of it any more, just before it may begin. Whoever
+    stops waiting does not end it. Raises Error (NoExecutor, ExecutorBusy, ToolMissing,
     ExecutorFailed: it ended without a result), CommandTimeout, and ConnectionFailed.
     """
     order = _digits(content)
@@ -322,6 +324,7 @@ def run(
     node, _ = holder(seen)
     _require_idle(seen, node, unit)
     before = node.progress(order).said.get("invocation")
+    begins()
     node.start(content)
     ended = _wait(node, order, deadline, progress)
     if ended.status == _NO_PROGRAM:

@@ -230,12 +230,14 @@ def test_nothing_to_delete_while_a_disk_fills_is_a_condition_of_its_own(
 def test_an_approval_is_for_one_run_until_it_is_written_again() -> None:
     annotated: dict[str, Any] = {"metadata": {"annotations": {plans.APPROVE: f"{DIGEST},UsesShrank=3"}}, "status": {}}
     assert plans.unused(annotated) == (DIGEST, "UsesShrank=3")
-    annotated["status"] |= plans.spent(annotated["status"], [DIGEST])
+    annotated["status"] = plans.spent(annotated["status"], [DIGEST])
     assert plans.unused(annotated) == ("UsesShrank=3",)
     assert plans.used(annotated) == {"usedApprovals": [DIGEST]}
     annotated["metadata"]["annotations"] = {}
     assert plans.used(annotated) == {}, "whoever writes it again means it"
     assert plans.spent({}, []) == {}
+    assert plans.spent({"usedApprovals": [DIGEST, "UsesShrank=3"]}, [], [DIGEST]) == {"usedApprovals": ["UsesShrank=3"]}
+    assert plans.spent({"usedApprovals": [DIGEST], "digest": DIGEST}, [], [DIGEST]) == {"digest": DIGEST}
 
 
 def test_an_empty_plan() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from kubeadm_registry.access import executor
 from kubeadm_registry.custom_resources.plans import PlanStatus, PolicyStatus
 from kubeadm_registry.custom_resources.status import ClusterStatus
-from kubeadm_registry.errors import ConnectionFailed, Error, RegistryError
+from kubeadm_registry.errors import CommandTimeout, ConnectionFailed, Error, RegistryError
 from kubeadm_registry.operator import carrying, looking, probes
 from kubeadm_registry.operator.conditions import seconds_of
 from kubeadm_registry.operator.figures import Figures
@@ -40,8 +41,8 @@ from kubeadm_registry.upkeep.running import Prepared
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fake_images import Repositories
 from tests.unit.fake_registry import connector
-from tests.unit.test_cli_images import fake, pair  # noqa: F401  fixtures
-from tests.unit.test_cli_retention_runs import Site
+from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
+from tests.unit.test_cli_retention_runs import Site, takes_long
 from tests.unit.test_operator_carrying import AUTOMATIC, KEY, Operator
 
 STATUSES: dict[str, type[BaseModel]] = {
@@ -270,6 +271,149 @@ def test_a_node_that_was_replaced_leaves_the_metrics(turns: Turns, monkeypatch: 
         turns.rounds.health()
         page = turns.rounds.figures.text()
         assert re.findall(r'node_serves\{node="(.*)"\} 1', page) == ["cp-1", "cp-2", last]
+
+
+# ---- what an approval is for ----------------------------------------------------------------------------------------
+
+
+def undo(turns: Turns) -> None:
+    """Restore what is in the trash, so that the plan is the same as before."""
+    if "trash-" in "".join(turns.site.registry.store["app"].tags):
+        turns.site.good("undo", "--all")
+
+
+class Ends:
+    """Ends the operator, or breaks the API server, at the write with that *number*, and at all that follow."""
+
+    def __init__(self, number: int, error: BaseException, *, after: bool) -> None:
+        self.number, self.error, self.after, self.writes = number, error, after, 0
+
+    def __call__(self, write: Callable[..., Any], *words: Any) -> Any:
+        self.writes += 1
+        if self.writes > self.number:
+            if self.after and self.writes == self.number + 1:
+                write(*words)
+            raise self.error
+        return write(*words)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the write", "after it"])
+@pytest.mark.parametrize("ended", [True, False], ids=["operator ended", "API server gone"])
+def test_a_round_that_ends_at_any_write_leaves_no_approval_by_which_something_has_gone(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch, after: bool, ended: bool
+) -> None:
+    """Else what `retention undo` brings back would go again by it."""
+    error = Stopped() if ended else ConnectionFailed("no route to host", code="HostUnreachable")
+    put, start, went = Objects.put_status, executor.ByHelper.start, []
+    for number in itertools.count():
+        digest = turns.round()["digest"]
+        for text in (None, digest):
+            turns.annotate(text)
+            turns.rounds.approvals()
+        ends = Ends(number, error, after=after)
+        with monkeypatch.context() as patch:
+            patch.setattr(Objects, "put_status", lambda *words, ends=ends: ends(put, *words))
+            patch.setattr(executor.ByHelper, "start", lambda *words, ends=ends: ends(start, *words))
+            with suppress(Stopped, ConnectionFailed):
+                turns.rounds.plans()
+        went.append(turns.site.tags() == ["v3"])
+        undo(turns)
+        assert turns.site.tags() == ["v1", "v2", "v3"]
+        turns.round()
+        turns.round()
+        if went[-1]:
+            assert turns.site.tags() == ["v1", "v2", "v3"], number
+            assert turns.conditions()["CarriedOut"] == ("Unknown", "ApprovalRequired")
+        undo(turns)
+        if ends.writes <= number:
+            break
+    assert went[0] is False
+    assert went.count(True) >= 2
+
+
+def test_a_run_that_takes_longer_than_it_is_waited_for_has_used_the_approval(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns.annotate(turns.round()["digest"])
+
+    def still_runs(*_: Any) -> None:
+        raise CommandTimeout("it still runs after 3600 s")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "_wait", still_runs)
+        turns.round()
+    assert turns.conditions()["CarriedOut"] == ("Unknown", "StillRuns")
+    assert turns.site.tags() == ["v3"]
+    undo(turns)
+    turns.round()
+    assert turns.site.tags() == ["v1", "v2", "v3"]
+
+
+def test_an_approval_stands_where_nothing_could_be_begun(turns: Turns) -> None:
+    digest = turns.round()["digest"]
+    turns.annotate(digest)
+    turns.operator.away = NAMES
+    turns.round()
+    assert turns.conditions()["CarriedOut"] == ("False", "HostUnreachable")
+    turns.operator.away = ()
+    turns.site.executor.lease = None
+    turns.round()
+    assert turns.conditions()["CarriedOut"] == ("False", "NoExecutor")
+    assert "usedApprovals" not in turns.plan["status"]
+    turns.site.executor.lease = "cp-2"
+    turns.round()
+    assert turns.site.tags() == ["v3"]
+    assert turns.plan["status"]["usedApprovals"] == [digest]
+
+
+@pytest.mark.parametrize("outdated", [False, True], ids=["of this plan", "of an earlier one"])
+def test_an_approval_stands_after_a_run_that_was_refused_or_had_no_time(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch, outdated: bool
+) -> None:
+    def start(*words: Any) -> None:
+        turns.rounds.approvals()  # by the event about what was written just before
+        begin(*words)
+
+    begin = executor.ByHelper.start
+    monkeypatch.setattr(executor.ByHelper, "start", start)
+    digest = turns.round()["digest"]
+    if outdated:
+        turns.site.registry.image("app", "v4", layer=b"v4")
+        turns.round()
+    left = {"v3", "v4"} if outdated else {"v3"}
+    turns.annotate(digest)
+    turns.site.good("pause", "--reason", "wait")
+    turns.round()
+    assert turns.conditions()["CarriedOut"] == ("False", "OrderRefused")
+    woken = turns.woken
+    turns.round()
+    assert turns.woken == woken, "it is tried again with the next plan, not at once"
+    turns.site.good("resume")
+    takes_long(turns.site)
+    turns.round()
+    assert turns.conditions()["CarriedOut"] == ("True", "Unfinished")
+    assert {*turns.site.tags()} > left
+    turns.round()
+    assert {*turns.site.tags()} == left
+    assert turns.plan["status"]["usedApprovals"] == [digest]
+
+
+def test_an_approval_that_is_removed_and_written_again_is_another_one(turns: Turns) -> None:
+    """With no plan in between: an approval wakes the round of plans, and its removal need not."""
+    digest = turns.round()["digest"]
+    turns.annotate(digest)
+    turns.round()
+    assert turns.site.tags() == ["v3"]
+    undo(turns)
+    turns.round()
+    assert turns.site.tags() == ["v1", "v2", "v3"]
+    woken = turns.woken
+    for text in (None, digest):
+        turns.annotate(text)
+        turns.rounds.approvals()
+    assert turns.woken > woken
+    turns.round()
+    assert turns.site.tags() == ["v3"]
 
 
 # ---- the whole plan -------------------------------------------------------------------------------------------------
