@@ -40,6 +40,11 @@ class Error(Exception):
     def __str__(self) -> str:
         return f"{self.host}: {self.message}" if self.host else self.message
 
+    @property
+    def advice(self) -> str:
+        """The message, and what to do where that is known."""
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
 
 @dataclass(frozen=True, slots=True)
 class ConfigProblem:

@@ -8,6 +8,7 @@ import sys
 
 from kubeadm_registry.errors import Error
 from kubeadm_registry.operator import running, settings
+from kubeadm_registry.operator.conditions import told
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     try:
         code = running.main(settings.from_environment())
     except Error as error:
-        logging.getLogger("kubeadm_registry.operator").error("%s", error)
+        logging.getLogger("kubeadm_registry.operator").error("%s", told(error))
         code = error.exit_code
     except Exception:
         logging.getLogger("kubeadm_registry.operator").exception("unexpected")

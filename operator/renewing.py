@@ -37,7 +37,7 @@ def renew(
             if member.do("renew")["renewed"]:
                 yield member.name, Verdict(KIND, True, "Renewed", "it has a new certificate")
         except Error as error:
-            yield member.name, Verdict(KIND, False, error.code, f"{error.message}; {error.hint}")
+            yield member.name, Verdict(KIND, False, error.code, error.advice)
             failed += 1
             if failed == 2:
                 return

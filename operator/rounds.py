@@ -101,7 +101,7 @@ class Rounds:
         try:
             the_way = self.the_way()
         except ConfigError as error:
-            verdicts = [adopted, *health.unknown(error.code, f"{error.message}; {error.hint}"), *self._later(mine)]
+            verdicts = [adopted, *health.unknown(error.code, error.advice), *self._later(mine)]
             self._write(CLUSTERS, mine, verdicts, now)
             return
         vip, seen = looking.look(cluster, the_way)
@@ -140,7 +140,7 @@ class Rounds:
         try:
             found = self._adopted()
         except ConfigError as error:
-            self._tell(Verdict("ImagesMissing", None, error.code, f"{error.message}; {error.hint}"))
+            self._tell(Verdict("ImagesMissing", None, error.code, error.advice))
             return
         if found is None:
             return
@@ -385,9 +385,7 @@ class Rounds:
             self._shown = dict([*(one for one in shown[:-_MOST_SHOWN] if one[0] in said), *shown[-_MOST_SHOWN:]])
         try:
             with the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)() as registry:
-                prepared = carrying.prepare(
-                    registry, the_way.key, look, plan, rules, approved=said, shown=self._shown
-                )  # fmt: skip
+                prepared = carrying.prepare(registry, the_way.key, look, plan, rules, approved=said, shown=self._shown)
             now = self.objects.get(f"{CUSTOM}/{POLICIES}/{name}")
             if now is None or now["metadata"]["generation"] != asked["metadata"]["generation"]:
                 return None  # the change has woken this round again
@@ -399,7 +397,7 @@ class Rounds:
                 begins=partial(self._say, name, used=said),
             )  # fmt: skip
         except Error as error:
-            verdict = Verdict(carrying.KIND, False, error.code, f"{error.message}; {error.hint}")
+            verdict = Verdict(carrying.KIND, False, error.code, error.advice)
         self._say(name, verdict, left=said if verdict.reason in carrying.LEFT else ())
         if verdict.reason in (carrying.DONE, carrying.UNFINISHED):
             self.wake_space()

@@ -100,10 +100,6 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
 
 
 def main(settings: Settings) -> int:
-    """Be a replica; the exit code of the process."""
-    try:
-        asyncio.run(run(settings))
-    except Error as error:
-        log.error("%s%s", error, f"; {error.hint}" if error.hint else "")
-        return error.exit_code
+    """Be a replica; the exit code of the process. Raises Error."""
+    asyncio.run(run(settings))
     return 0

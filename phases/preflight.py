@@ -231,7 +231,7 @@ def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:
         try:
             found = link(host, own)
         except Error as error:
-            yield f"{error.message}; {error.hint}"
+            yield error.advice
             continue
         if not _same_subnet(own, vip, found.prefix_length):
             yield (

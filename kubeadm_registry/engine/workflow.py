@@ -143,7 +143,7 @@ def preflight(
             raise
         except Error as error:
             # What cannot be told is a problem of this check; the others go on.
-            return [f"{error.message}; {error.hint}" if error.hint else error.message]
+            return [error.advice]
 
     found: dict[tuple[str, str], list[str] | None] = {}
     for turn in ([job for job in jobs if not job[1].alone], [job for job in jobs if job[1].alone]):
