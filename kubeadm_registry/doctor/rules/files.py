@@ -88,8 +88,8 @@ def installed(snapshot: Snapshot) -> Iterator[Finding]:
         elif paths.ETC not in facts.tree:
             yield Finding(
                 CONFIGURATION_GONE, node.name, f"{paths.ETC} is gone", shown, (here("init"),),
-                explains=_every_unit() | {one.code for one in (SECRETS_MISSING, CONFIG_CHANGED, CERTIFICATE_WRONG)}
-                | {MIRRORS_CHANGED.code, "DataMissing", "ServiceStale", "Containerd"},
+                explains=_every_unit() | {one.code for one in (SECRETS_MISSING, CONFIG_CHANGED, CONFIG_DAMAGED)}
+                | {CERTIFICATE_WRONG.code, MIRRORS_CHANGED.code, "DataMissing", "ServiceStale", "Containerd"},
             )  # fmt: skip
 
 

@@ -43,8 +43,8 @@ MEMORY_PRESSURE = Kind(
 RETENTION_FAILED = Kind("RetentionFailed", "warning", "No image is deleted by the timer, so the disks fill.")
 RETENTION_PAUSED = Kind("RetentionPaused", "warning", "No image is deleted until it is resumed, so the disks fill.")
 
-#: So many restarts in so many seconds are no accident.
-RESTARTS, WITHIN = 3, 60.0
+#: So many restarts in so many seconds are no accident, and one that has run since for so long has been repaired.
+RESTARTS, WITHIN, STEADY = 3, 60.0, 15.0
 #: Percent of a minute that all processes waited for memory.
 PRESSURE = 20.0
 _STATE = ("LoadState", "ActiveState", "SubState", "Result", "UnitFileState")
@@ -55,13 +55,15 @@ def _said(unit: Unit) -> list[str]:
 
 
 def restarted(facts: Facts, unit: str) -> list[str]:
-    """What systemd said of the restarts of *unit* in the last WITHIN seconds."""
-    found = []
+    """What systemd said of the restarts of *unit* in the last WITHIN seconds; nothing if it has been steady since."""
+    found: list[str] = []
+    age = STEADY
     for line in facts.manager:
         said = re.match(rf"(\d+\.\d+) .*?: {re.escape(unit)}: Scheduled restart job", line)
         if said and facts.clock - float(said[1]) < WITHIN:
             found.append(f"journalctl: {line}")
-    return found
+            age = min(age, facts.clock - float(said[1]))
+    return found if age < STEADY else []
 
 
 def is_down(facts: Facts, unit: Unit) -> bool:
