@@ -45,10 +45,6 @@ class Room:
     also: tuple[str, ...] = ()
     down: bool = False
     """Whether the registry does not serve meanwhile."""
-    slow: bool = False
-    """Whether it takes long: not in CI."""
-    passed: bool = False
-    """Whether it has been tried on real hosts; docs/doctor.md says of which it has not."""
 
     def __str__(self) -> str:
         return self.broken
@@ -177,20 +173,20 @@ _BACK = (
 _DROP_IN = f"{paths.UNITS}/{{}}.d"
 ROOMS = (
     Room("the agent is stopped", sh("systemctl stop UNIT_agent"), "ServiceStopped", "systemctl start",
-         passed=True, says="kubeadm-registry-agent.service is stopped"),
+         says="kubeadm-registry-agent.service is stopped"),
     Room("the agent is masked", sh("mv /etc/systemd/system/UNIT_agent /root/saved; "
             "systemctl mask --quiet --now UNIT_agent"), "ServiceMasked",
          "systemctl unmask",
          mend=sh("systemctl unmask --quiet UNIT_agent; mv /root/saved /etc/systemd/system/UNIT_agent; "
                  "systemctl daemon-reload; systemctl start UNIT_agent"),
-         passed=True, says="kubeadm-registry-agent.service is masked"),
+         says="kubeadm-registry-agent.service is masked"),
     Room("keepalived is stopped", sh("systemctl stop UNIT_keepalived"), "ServiceStopped", "systemctl start",
-         passed=True, says="kubeadm-registry-keepalived.service is stopped"),
+         says="kubeadm-registry-keepalived.service is stopped"),
     Room("one of the two HAProxy processes is stopped", sh("systemctl stop kubeadm-registry-haproxy@2"),
          "ServiceStopped", "systemctl start kubeadm-registry-haproxy@2",
-         passed=True, says="kubeadm-registry-haproxy@2.service is stopped"),
+         says="kubeadm-registry-haproxy@2.service is stopped"),
     Room("the registry service is stopped", sh("systemctl stop UNIT_frontend"), "ServiceStopped", "systemctl start",
-         passed=True, says=".service is stopped"),
+         says=".service is stopped"),
     Room("Garage is stopped", sh("systemctl stop UNIT_garage"), "ServiceStopped", "systemctl start",
          says="kubeadm-registry-garage.service is stopped"),
     Room("a unit is disabled", sh("systemctl disable --quiet UNIT_agent"), "ServiceDisabled", "systemctl enable",
@@ -271,7 +267,7 @@ ROOMS = (
     Room("the data disk has no inodes left",
          sh(f"mkdir {DATA}/filler; cd {DATA}/filler; "
             "seq $(df --output=iavail . | tail -n 1) | split -l 1 -a 6 - x || :"),
-         "InodesExhausted", "du --inodes", mend=sh(f"rm -r {DATA}/filler"), slow=True,
+         "InodesExhausted", "du --inodes", mend=sh(f"rm -r {DATA}/filler"),
          says="inodes are free on the data disk"),
     Room("pushes were closed by a collection that died",
          sh(f"printf 'closed %s\\nfull 0\\n' $(($(date +%s) + 600)) > {haproxy.PUSHES_MAP}"), "PushesClosed",
@@ -323,7 +319,6 @@ ROOMS = (
          mend=sh(f"systemctl stop hung-run; rm -f {paths.LOCK} {paths.LOCK}.who"), severity="warning",
          says="a run has held the lock for 2.0 h"),
     Room("a node was reinstalled", reinstalled, "NodeNotInstalled", "kubeadm-registry init --bundle", on="h3",
-         slow=True,
          says="nothing of the registry is installed on this node"),
 )  # fmt: skip
 

@@ -156,9 +156,7 @@ def test_the_archive_of_a_registry_with_a_node_away_has_no_secret(well: Registry
     well.wait_whole(MENDED)
 
 
-@pytest.mark.parametrize(
-    "room", [pytest.param(room, marks=pytest.mark.long if room.slow else (), id=str(room)) for room in ROOMS]
-)
+@pytest.mark.parametrize("room", ROOMS, ids=str)
 def test_room(well: Registry, room: Room) -> None:
     began = time.monotonic()
     host = well.servers[room.on or "h2"]
