@@ -319,6 +319,9 @@ def _obstacles(
     whole = _storage_whole(config, seen)
     if whole["status"] != "True":
         yield "StorageNotWhole", whole["message"]
+    for one in seen:
+        if "MembersDiffer" in _conditions(one):
+            yield "MembersDiffer", members_differ(one.name)
     if len(holders) != 1:
         yield "NoHolder", "the virtual IP is not held by exactly one node"
 
@@ -357,6 +360,14 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[
         return _condition("StorageWhole", True, "AllServe", f"all {wanted} storage nodes respond, and none is copying")
     return _condition(
         "StorageWhole", False, "ServersMissing", f"{least} reaches {counts[least]} of {wanted} storage nodes"
+    )
+
+
+def members_differ(name: str) -> str:
+    """That of the votes that the node *name* hears one does not count, which are too few where another is lost."""
+    return (
+        f"{name} hears a node with another list of members, whose vote does not count there; finish the change of "
+        "members: run `init`"
     )
 
 

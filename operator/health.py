@@ -12,7 +12,7 @@ from kubeadm_registry.operator.conditions import Verdict
 from kubeadm_registry.operator.probes import Agent, Probe
 from kubeadm_registry.pki import AUTHORITY_WARNING
 from kubeadm_registry.printable import counted
-from kubeadm_registry.status import CERTIFICATE_WARNING_DAYS, blocks_lost
+from kubeadm_registry.status import CERTIFICATE_WARNING_DAYS, blocks_lost, members_differ
 
 #: As the alerts RegistryDiskFills and RegistryDiskFull have it (manifests/monitoring/prometheus-rules.yaml).
 FILLING, FULL, FULL_BYTES = reserve.FILLS, reserve.SHARE, reserve.LEAST
@@ -184,11 +184,24 @@ def _can_lose_a_node(config: RegistryCluster, vip: Probe, nodes: Sequence[Seen],
             return Verdict(kind, False, "NodeNotServing", f"{one.name}: {one.probe.why}")
     if vip.reason and _no(vip) is False:
         return Verdict(kind, False, "VipNotServing", f"at the virtual IP: {vip.why}")
+    if (outvoted := _few_votes(nodes)) is not None:
+        return outvoted
     if redundant.status is not True:
         return Verdict(kind, redundant.status, redundant.reason, redundant.message)
     if any(not one.probe.serves for one in nodes):
         return Verdict(kind, None, "CredentialsRefused", "the registry refuses the credentials of the operator")
     return Verdict(kind, True, "Redundant", "all nodes serve and storage is fully replicated")
+
+
+def _few_votes(nodes: Sequence[Seen]) -> Verdict | None:
+    """That an agent counts on fewer votes than there are nodes already."""
+    for one in nodes:
+        if one.says is not None and one.says.unheard:
+            text = f"the agent of {one.name} does not hear {', '.join(sorted(one.says.unheard))}"
+            return Verdict("CanLoseANode", False, "PeerSilent", text)
+        if one.says is not None and "MembersDiffer" in one.says.conditions:
+            return Verdict("CanLoseANode", False, "MembersDiffer", members_differ(one.name))
+    return None
 
 
 def _certificates(nodes: Sequence[Seen], authority_ends: datetime, now: datetime) -> Verdict:

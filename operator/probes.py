@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from kubeadm_registry import paths
+from kubeadm_registry.agent.model import Level
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.oci import canary
 from kubeadm_registry.operator.way import Way
@@ -46,10 +47,12 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """What a node's agent says of itself in its metrics; sizes in bytes, None where it does not say."""
+    """What a node's agent says in its metrics of itself, and which other nodes are *unheard*; sizes in bytes, None
+    where it does not say."""
 
     conditions: frozenset[str] = frozenset()
     values: Mapping[str, float] = field(default_factory=dict)
+    unheard: frozenset[str] = frozenset()
 
     @property
     def holds_vip(self) -> bool:
@@ -120,9 +123,12 @@ def parsed(text: str) -> Agent:
     """What *text*, the metrics of an agent, says."""
     conditions: set[str] = set()
     values: dict[str, float] = {}
+    unheard: set[str] = set()
     for name, labels, value in _LINE.findall(text):
         if name == "condition":
             conditions.update(value for key, value in _LABEL.findall(labels) if key == "name")
+        elif name == "peer_level" and float(value) == Level.SILENT:
+            unheard.update(value for key, value in _LABEL.findall(labels) if key == "peer")
         elif not labels:
             values[name] = float(value)
-    return Agent(frozenset(conditions), values)
+    return Agent(frozenset(conditions), values, frozenset(unheard))

@@ -69,6 +69,10 @@ def test_all_is_well() -> None:
           "CanLoseANode": (False, "NodeNotServing"), "CertificatesValid": (None, "NoCertificate")}),
         ([seen("a", agent=Agent(frozenset({"StorageCopying"}), VALUES))],
          {"RedundancyComplete": (False, "StorageCopying"), "Degraded": (True, "AgentReports")}),
+        ([seen("a"), seen("b", agent=Agent(frozenset(), VALUES, frozenset({"c"})))],
+         {"CanLoseANode": (False, "PeerSilent"), "RedundancyComplete": (True, "AllCopied")}),
+        ([seen("a", agent=Agent(frozenset({"MembersDiffer"}), VALUES)), seen("b", agent="no response")],
+         {"CanLoseANode": (False, "MembersDiffer"), "RedundancyComplete": (None, "AgentsSilent")}),
         ([seen("a", storage_lost_blocks=2.0)],
          {"Degraded": (True, "BlocksLost"), "RedundancyComplete": (True, "AllCopied"),
           "CanLoseANode": (True, "Redundant")}),
@@ -103,6 +107,13 @@ def test_metrics_are_read_as_agents_write_them() -> None:
     assert found.holds_vip
     assert (found.values["data_free_bytes"], found.values["data_size_bytes"]) == (1, 2)
     assert {"fit", "level"} <= found.values.keys()
+    assert not found.unheard
+
+
+def test_an_agent_says_whom_it_does_not_hear() -> None:
+    said = everything()
+    said["peers"]["b"]["level"] = 3
+    assert parsed(agents.metrics(said, 1.5)).unheard == {"b"}
 
 
 # ---- conditions -----------------------------------------------------------------------------------------------------

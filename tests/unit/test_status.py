@@ -518,6 +518,15 @@ def test_no_node_may_be_lost_while_one_still_copies() -> None:
     assert exit_code(found) == 5
 
 
+def test_no_node_may_be_lost_while_lists_of_members_differ() -> None:
+    """A change of members that was interrupted: of three votes one does not count already."""
+    seen = [well("cp-1", vip=True), tells(well("cp-2"), "MembersDiffer"), well("cp-3")]
+    found = judge(THREE, seen, NOW.timestamp())
+    assert (condition(found, "Available"), condition(found, "CanLoseANode")) == ("True", "False")
+    assert found["conditions"][1]["reason"] == "MembersDiffer"
+    assert exit_code(found) == 5
+
+
 @pytest.mark.parametrize("name", ["CanaryBroken", "CanaryMissing"])
 def test_a_node_that_cannot_read_the_canary_image_makes_no_node_dispensable(name: str) -> None:
     well_off = [well("cp-1", vip=True), well("cp-2")]
