@@ -184,10 +184,9 @@ def _can_lose_a_node(config: RegistryCluster, vip: Probe, nodes: Sequence[Seen],
             return Verdict(kind, False, "NodeNotServing", f"{one.name}: {one.probe.why}")
     if vip.reason and _no(vip) is False:
         return Verdict(kind, False, "VipNotServing", f"at the virtual IP: {vip.why}")
-    if (outvoted := _few_votes(nodes)) is not None:
-        return outvoted
-    if redundant.status is not True:
-        return Verdict(kind, redundant.status, redundant.reason, redundant.message)
+    lacking = None if redundant.status else Verdict(kind, redundant.status, redundant.reason, redundant.message)
+    if (worst := _few_votes(nodes) or lacking) is not None:
+        return worst
     if any(not one.probe.serves for one in nodes):
         return Verdict(kind, None, "CredentialsRefused", "the registry refuses the credentials of the operator")
     return Verdict(kind, True, "Redundant", "all nodes serve and storage is fully replicated")

@@ -23,6 +23,9 @@ from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import standing
 from kubeadm_registry.upkeep import store
 
+#: More than members ever change between a backup and the loss of the registry.
+LATER = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -74,10 +77,11 @@ def secrets_for(config: RegistryCluster, contents: Contents) -> bytes:
 
 
 def members_for(cluster: Cluster, contents: Contents) -> Members | None:
-    """The list of members for the nodes of *cluster*: the one after that in the backup.
+    """The list of members for the nodes of *cluster*: one that is later than any after that in the backup.
 
     Machines of before may be switched on again, and know the secrets. So whoever had left stays kept out, and so does
-    each address that is not used again; and a higher generation than theirs tells them that they are no members.
+    each address that is not used again; and a higher generation than theirs tells them that they are no members, also
+    if members changed after the backup.
     """
     there, before = cluster.recorded, contents.listed
     if there is not None and there.generation >= before.generation:
@@ -86,7 +90,7 @@ def members_for(cluster: Cluster, contents: Contents) -> Members | None:
     directory = cluster.spec.data_directory
     if nodes != before.nodes and any(formed(host, directory) for host in cluster.hosts):
         return before  # the data stays, and with it the members: SameCluster compares them with the file
-    return before.without(nodes)
+    return replace(before.without(nodes), generation=before.generation + LATER)
 
 
 def unavailable(images: Iterable[Image], items: Iterable[Item]) -> list[Missing]:

@@ -324,10 +324,23 @@ def test_who_had_left_stays_kept_out_and_knows_an_older_list(site: Site, lost: t
     backup, path = lost
     write(backup, replace(contents_of(site, backup), recorded=LISTED), None)
     assert site("restore", backup, "--bundle", path).exit_code == 5
-    assert kept_out(site) == [(8, {"10.0.0.4", "10.0.0.14"})] * 3
+    assert kept_out(site) == [(1007, {"10.0.0.4", "10.0.0.14"})] * 3
     again = lines(site("restore", backup, "--bundle", path, "-o", "json"))[-1]
     assert again["changed"] == 0
-    assert kept_out(site) == [(8, {"10.0.0.4", "10.0.0.14"})] * 3
+    assert kept_out(site) == [(1007, {"10.0.0.4", "10.0.0.14"})] * 3
+
+
+def test_a_node_of_a_list_that_is_younger_than_the_backup_learns_that_it_is_no_member(
+    site: Site, lost: tuple[Path, Path]
+) -> None:
+    """An agent believes so only one with a later list (``agent.rules.removed``)."""
+    backup, _ = lost
+    found = replace(contents_of(site, backup), recorded=LISTED)
+    last = LISTED.changed_to({**LISTED.nodes, "cp-3": "10.0.0.33"}).settle()
+    last = last.changed_to({**last.nodes, "cp-2": "10.0.0.22"}).settle()
+    after = restoring.members_for(replace(site.three.cluster, recorded=None), found)
+    assert after is not None
+    assert after.generation > last.generation > LISTED.generation
 
 
 def test_addresses_that_are_not_used_again_are_kept_out(site: Site, lost: tuple[Path, Path]) -> None:
@@ -337,7 +350,7 @@ def test_addresses_that_are_not_used_again_are_kept_out(site: Site, lost: tuple[
     (site.folder / "cluster.yaml").write_text(text)
     site.three = FakeCluster.of(text)
     assert site("restore", backup, "--bundle", path).exit_code == 5
-    assert kept_out(site) == [(8, {"10.0.0.4", "10.0.0.12", "10.0.0.13"})] * 3
+    assert kept_out(site) == [(1007, {"10.0.0.4", "10.0.0.12", "10.0.0.13"})] * 3
     assert lines(site("restore", backup, "--bundle", path, "-o", "json"))[-1]["changed"] == 0
 
 
@@ -347,7 +360,7 @@ def test_a_backup_without_the_list_keeps_out_those_whom_the_storage_knew(site: S
     (site.folder / "cluster.yaml").write_text(text)
     site.three = FakeCluster.of(text)
     assert site(*restore(site, backup, "--bundle", path)).exit_code == 5
-    assert kept_out(site) == [(2, {"10.0.0.12"})] * 3
+    assert kept_out(site) == [(1001, {"10.0.0.12"})] * 3
 
 
 def test_nodes_with_a_list_of_this_very_registry_keep_it(site: Site, lost: tuple[Path, Path]) -> None:
@@ -360,7 +373,7 @@ def test_nodes_with_a_list_of_this_very_registry_keep_it(site: Site, lost: tuple
     older = replace(cluster, recorded=Members(6, LISTED.nodes))
     after = restoring.members_for(older, found)
     assert after is not None
-    assert (after.generation, after.left) == (8, LISTED.left)
+    assert (after.generation, after.left) == (1007, LISTED.left)
 
 
 def test_data_of_other_members_is_refused(site: Site, lost: tuple[Path, Path]) -> None:
