@@ -205,7 +205,7 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
                    "RunInterrupted", "kubeadm-registry init"),
     "run hangs": (
         lambda one: with_facts(one, running=True, lock="me@there pid 1, since 2029-12-31T20:00:00Z, process 4711"),
-        "RunHangs", "kill 4711"),
+        "RunHangs", "kill 4711  # unless me@there pid 1 still works"),
     "not mounted": (lambda one: replace(with_facts(one, unmounted=[f"{DATA} /dev/sdb1"]), stores=False),
                     "DataNotMounted", f"mount {DATA}"),
     "data gone": (lambda one: replace(one, stores=False), "DataMissing", "findmnt"),

@@ -52,14 +52,18 @@ CERTIFICATE_NOT_LOADED = Kind(
 )
 CA_EXPIRED = Kind("CAExpired", "error", "Clients refuse every node.")
 CA_EXPIRES = Kind("CAExpires", "warning", "When it has expired, clients refuse every node, at the same moment.")
-RUN_HANGS = Kind("RunHangs", "warning", "It holds the lock, so no other run can work on the node.")
+RUN_HANGS = Kind(
+    "RunHangs", "warning",
+    "It holds the lock, so no other run can work on the node. One that copies images to a node, or frees space, may "
+    "need that long.",
+)  # fmt: skip
 RUN_INTERRUPTED = Kind(
     "RunInterrupted", "warning", "A run ended in the middle of a write. Nothing reads these files; a run removes them."
 )
 
 #: Where a program is missing, the nodes have none to give.
 WITH_BUNDLE = here("init --bundle kubeadm-registry-bundle.tar")
-#: A run takes a minute, collecting space some minutes.
+#: A run takes a minute, collecting space some minutes; both may take hours where there are many images.
 HANGS = timedelta(minutes=30)
 
 
@@ -264,11 +268,12 @@ def runs(snapshot: Snapshot) -> Iterator[Finding]:
             since = re.search(r"since (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", facts.lock)
             began = datetime.strptime(since[1], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) if since else None
             age = timedelta(seconds=facts.clock - began.timestamp()) if began else timedelta()
-            pid = facts.lock.rpartition(" ")[2]
+            who, pid = facts.lock.partition(",")[0], facts.lock.rpartition(" ")[2]
             line = f"{paths.LOCK}.who: {facts.lock}"
             if age > HANGS:
                 yield Finding(RUN_HANGS, node.name, f"a run has held the lock for {age.total_seconds() / 3600:.1f} h",
-                              [line], (Command(node.name, f"kill {pid}"), here("init")))  # fmt: skip
+                              [line], (Command(node.name, f"kill {pid}  # unless {who} still works: see there first"),
+                                       here("init  # or the command that was ended")))  # fmt: skip
         elif facts.unfinished:
             yield Finding(RUN_INTERRUPTED, node.name, "a run was interrupted while it wrote a file",
                           limited([f"find: {path}" for path in facts.unfinished]), (here("init"),))  # fmt: skip
