@@ -322,8 +322,25 @@ def _obstacles(
     for one in seen:
         if "MembersDiffer" in _conditions(one):
             yield "MembersDiffer", members_differ(one.name)
+    yield from _without_writer(seen)
     if len(holders) != 1:
         yield "NoHolder", "the virtual IP is not held by exactly one node"
+
+
+#: What an agent says of a node that does not take the lease.
+_BARRED = frozenset({"ClockOff", "NoTimer"})
+
+
+def _without_writer(seen: Sequence[NodeStatus]) -> Iterator[tuple[str, str]]:
+    """Where only one node may write: why none does, or none would without the one that does."""
+    said = [one.agent.get("writer", {}) for one in seen if one.agent is not None]
+    if len(said) < len(seen) or any(one.get("mode") != "single" for one in said):
+        return
+    if all(one.get("role") != "writer" for one in said):
+        yield "NoWriter", "no node has the lease, so none takes pushes"
+    able = [one.name for one in seen if not _conditions(one) & _BARRED]
+    if len(able) < 2:
+        yield "OneWriter", f"{', '.join(able) or 'no node'} can become writer, and no other node: see `doctor`"
 
 
 #: What an agent says of a node that does not find the canary image in the storage.

@@ -527,6 +527,26 @@ def test_no_node_may_be_lost_while_lists_of_members_differ() -> None:
     assert exit_code(found) == 5
 
 
+@pytest.mark.parametrize(
+    ("mode", "roles", "barred", "reason"),
+    [
+        ("single", "writer standby standby", 1, "Redundant"),
+        ("single", "standby standby standby", 0, "NoWriter"),
+        ("single", "writer standby standby", 2, "OneWriter"),
+        ("all", "standby standby standby", 2, "Redundant"),
+    ],
+)
+def test_where_one_node_writes_another_must_be_able_to(mode: str, roles: str, barred: int, reason: str) -> None:
+    """*barred*: so many of the last nodes do not take the lease."""
+    seen = [
+        tells(well(f"cp-{at}", vip=at == 1), *["NoTimer"] * (at > 3 - barred), writer={"mode": mode, "role": role})
+        for at, role in enumerate(roles.split(), 1)
+    ]
+    found = judge(THREE, seen, NOW.timestamp())
+    assert found["conditions"][1]["reason"] == reason
+    assert exit_code(found) == (0 if reason == "Redundant" else 5)
+
+
 @pytest.mark.parametrize("name", ["CanaryBroken", "CanaryMissing"])
 def test_a_node_that_cannot_read_the_canary_image_makes_no_node_dispensable(name: str) -> None:
     well_off = [well("cp-1", vip=True), well("cp-2")]
