@@ -184,8 +184,9 @@ def order(
     for one in over:
         if one.key in unneeded:
             purge.append(replace(one, parts=tuple(part for part in one.parts if (one.repository, part) in unneeded)))
-        else:
+        elif one.digest in inventory.repositories[one.repository].manifests:
             restore.append(Restore(one, "part of an image that stays"))
+        # Else a broken run has deleted it, and it cannot come back; its parts wait for as long as it is asked for.
     return Order(
         now, plan.policy, plan.digest, approved, seconds(spec.grace), window, spec.maximum_share, tuple(spec.sets),
         (*delete, *again), tuple(restore), tuple(purge), tuple(forget), buried,

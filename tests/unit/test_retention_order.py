@@ -71,6 +71,17 @@ def test_an_image_goes_to_the_trash_with_all_its_tags_and_parts() -> None:
     assert one.parts.index(signature) < one.parts.index(below), "wholes come before their parts"
 
 
+def test_what_a_broken_run_has_deleted_and_something_names_does_not_come_back_at_each_run() -> None:
+    registry = Registry()
+    child = registry.image("team/app", name="child", days=30)
+    gone = Trashed(
+        "team/app", digest("index"), {"v1": 5}, (child,), NOW - 20 * DAY, "sha256:0", "one", "not kept", 10,
+        complete=True,
+    )  # fmt: skip
+    assert not made(registry, waiting(gone), Use(f"team/app@{gone.digest}"))
+    assert made(registry, waiting(gone)).purge == (gone,)
+
+
 def test_what_waits_stays_until_its_window_is_over() -> None:
     registry = old_and_new()
     one = in_trash(registry, "team/app", "team/app:v1", "v1", days=6.9)
