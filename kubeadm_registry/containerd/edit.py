@@ -229,14 +229,16 @@ def _set(text: str, table: Path, key: str, value: str | int) -> str:
 
 
 def _changed(chunk: str, path: Sequence[str], value: str | int) -> str:
-    """One statement with another value; its indentation and the comment behind it stay."""
+    """One statement with another value; its indentation, its kind of quotes and the comment behind it stay."""
     document = tomlkit.parse(chunk)
     inner: Any = document
     for part in path[:-1]:
         if part not in inner:
             inner[part] = tomlkit.inline_table()
         inner = inner[part]
-    inner[path[-1]] = value
+    old = inner.get(path[-1])
+    quoted = isinstance(value, str) and isinstance(old, tomlkit.items.String) and re.match("'(?!'')", old.as_string())
+    inner[path[-1]] = tomlkit.string(str(value), literal=True) if quoted and "'" not in str(value) else value
     return tomlkit.dumps(document)
 
 

@@ -1,7 +1,8 @@
 """What containerd's configuration should say for the mirrors to be used, and which edits of which file make it so.
 
 Sources: containerd's services/server/config/config.go (1.6, 1.7) and cmd/containerd/server/config/config.go (2.x) for
-the order of files and how they are merged, pkg/cri/config and plugins/cri/images/plugin.go for the keys.
+the order of files and how they are merged, pkg/cri/config and plugins/cri/images/plugin.go for the keys,
+internal/cri/config/config.go and internal/cri/server/images/image_pull.go (2.1 and later) for the ways to pull.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any, Self
 from kubeadm_registry.containerd import edit
 from kubeadm_registry.errors import Error
 
-#: Where hosts files are looked up when containerd's configuration names no place: containerd 2.2's own default.
+#: Where hosts files are looked up when containerd's configuration names no place.
 CERTS_D = "/etc/containerd/certs.d"
+#: The same of containerd 2.2 and later, and what ``containerd config default`` of 2.2.0 and 2.2.1 writes out.
+DEFAULT_PATHS = f"{CERTS_D}:/etc/docker/certs.d"
 CONFIG = "/etc/containerd/config.toml"
 
 _PAUSES = ("3.5", "3.6", "3.7", "3.8", "3.9", "3.10", "3.10.1", "3.10.2")
@@ -78,8 +81,17 @@ class Version:
 
     @property
     def has_default_config_path(self) -> bool:
-        """Whether CERTS_D is read although the configuration does not name it."""
+        """Whether DEFAULT_PATHS is in force where the configuration names no place."""
         return self >= Version(2, 2)
+
+    @property
+    def has_transfer_service(self) -> bool:
+        """Whether images are pulled by it, unless the configuration says otherwise.
+
+        It takes a list of directories for the name of one, which is not there: hosts files are not read, and nothing is
+        logged (https://github.com/containerd/containerd/issues/12808).
+        """
+        return self >= Version(2, 1)
 
     def __str__(self) -> str:
         return self.text or f"{self.major}.{self.minor}"
@@ -149,7 +161,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """What containerd makes of its files; a pause image of None is none that we rely on."""
+    """What containerd makes of its files. An empty ``config_path`` is its default, a pause image of None any other."""
 
     config_path: str
     sandbox_image: str | None
@@ -197,6 +209,14 @@ _SANDBOX = _Setting(
     {1: _CRI_1, 2: _CRI_2, 3: (*_IMAGES_3, "pinned_images")},
     {1: "sandbox_image", 2: "sandbox_image", 3: "sandbox"},
 )
+#: Settings with which containerd pulls by itself, not by the transfer service: those other than these defaults.
+_LOCAL_PULL: dict[str, bool | int] = {
+    "use_local_image_pull": False,
+    "disable_snapshot_annotations": True,
+    "discard_unpacked_layers": False,
+    "max_concurrent_downloads": 3,
+    "image_pull_with_sync_fs": False,
+}
 
 
 def _schema(layers: Sequence[Layer], layer: Layer, containerd: Version) -> int:
@@ -315,6 +335,18 @@ def _ignored(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
                 )
 
 
+def _reads_one_directory(layers: Sequence[Layer], containerd: Version) -> bool:
+    """Whether hosts files are found only where ``config_path`` is one directory, not where it is a list."""
+    if not containerd.has_transfer_service:
+        return False
+    tables: dict[int, tuple[str, ...]] = {1: _CRI_1, 2: _CRI_2, 3: _IMAGES_3}
+    for key, default in _LOCAL_PULL.items():
+        _, _, value = _effective(layers, containerd, _Setting(key, tables, dict.fromkeys(tables, key)))
+        if value is not None and value != default:
+            return False
+    return not any(_effective(layers, containerd, _registry_key(key))[2] for key in ("mirrors", "configs", "auths"))
+
+
 def _registry_key(key: str) -> _Setting:
     return _Setting(key, _CONFIG_PATH.tables, dict.fromkeys((1, 2, 3), key))
 
@@ -335,7 +367,8 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
     """Which keys to set in which files so that hosts files are read and pods start with *sandbox_image*.
 
     *layers* are all files that containerd reads, in its order, the main one first; it may be empty text. A
-    ``config_path`` that is set stays. A pause image that is set stays too, unless it is one of containerd's own
+    ``config_path`` that is set stays, unless it is containerd's own list of directories and containerd would not find
+    hosts files by it. A pause image that is set stays too, unless it is one of containerd's own
     defaults, which ``containerd config default`` writes out and which the registry need not hold. Raises Refused.
     """
     for refusal in refusals(layers, containerd):
@@ -358,10 +391,20 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
         layers[at] = Layer(file, text, edit.parse(text))
         edits.append(dataclasses.replace(change, opens=not had_header and edit.has_header(text, table)))
 
-    _, _, first = _effective(layers, containerd, _CONFIG_PATH)
+    path_layer, _, first = _effective(layers, containerd, _CONFIG_PATH)
     effective_path = first if isinstance(first, str) and first else ""
     pause_layer, _, pause = _effective(layers, containerd, _SANDBOX)
-    wants_path = not effective_path and not containerd.has_default_config_path
+    needs_one = _reads_one_directory(layers, containerd)
+    if effective_path in ("", DEFAULT_PATHS):
+        wants_path = needs_one or not (effective_path or containerd.has_default_config_path)
+    else:
+        wants_path = False
+        if needs_one and ":" in effective_path:
+            notices.append(
+                f"{path_layer.path}: config_path is {effective_path}, but containerd {containerd} reads hosts files "
+                "only if it is one directory (https://github.com/containerd/containerd/issues/12808); set it to "
+                f"{effective_path.partition(':')[0]}, or set use_local_image_pull = true, then restart containerd"
+            )
     is_default = not pause or str(pause) in DEFAULT_PAUSE_IMAGES
     wants_pause = sandbox_image is not None and pause != sandbox_image and is_default
     if sandbox_image is not None and pause != sandbox_image and not is_default:
@@ -382,7 +425,10 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
         {layer.path: layer.text for layer in layers if layer.path in changed},
         tuple(edits),
         InForce(effective_path, sandbox_image if pause == sandbox_image else None),
-        InForce(effective_path or config_path, sandbox_image if wants_pause or pause == sandbox_image else None),
+        InForce(
+            config_path if wants_path else effective_path,
+            sandbox_image if wants_pause or pause == sandbox_image else None,
+        ),
         tuple(notices),
     )
 
@@ -406,7 +452,7 @@ def contradictions(expected: InForce, dump: str, containerd: Version) -> Iterato
         table, key = setting.place(3 if containerd.major >= 2 else 2)
         return edit.get(values, (*table, key)) or ""
 
-    default = CERTS_D if containerd.has_default_config_path else ""
+    default = DEFAULT_PATHS if containerd.has_default_config_path else ""
     if (dumped(_CONFIG_PATH) or default) != (expected.config_path or default):
         yield f"config_path should be {expected.config_path or 'unset'} and is {dumped(_CONFIG_PATH) or 'unset'}"
     if expected.sandbox_image is not None and dumped(_SANDBOX) != expected.sandbox_image:

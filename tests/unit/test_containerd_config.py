@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 
 from kubeadm_registry.containerd import settings as containerd
 from kubeadm_registry.containerd.edit import lines_of
-from kubeadm_registry.containerd.settings import CERTS_D, CONFIG, Layer, Merged, Refused, Version, plan, unmerge
+from kubeadm_registry.containerd.settings import (
+    CERTS_D,
+    CONFIG,
+    DEFAULT_PATHS,
+    InForce,
+    Layer,
+    Merged,
+    Refused,
+    Version,
+    contradictions,
+    plan,
+    unmerge,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "containerd"
 CASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
@@ -198,10 +210,53 @@ def test_a_pause_image_of_the_users_stays_and_is_reported() -> None:
     assert PAUSE in merged.notices[0]
 
 
-def test_from_2_2_on_the_default_path_is_enough() -> None:
-    merged = merge("version = 3\n", containerd=V22)
+IMAGES = '[plugins."io.containerd.cri.v1.images"'
+
+
+@pytest.mark.parametrize("path", ["", "config_path = ''\n", f'config_path = "{DEFAULT_PATHS}"\n'])
+@pytest.mark.parametrize("version", [V21, V22, Version(2, 4)])
+def test_where_the_transfer_service_pulls_the_path_is_one_directory(path: str, version: Version) -> None:
+    """It takes containerd's own list, which is the default from 2.2 on, for the name of one: no mirror is used."""
+    text = f"version = 3\n{IMAGES}.registry]\n{path}"
+    merged = merge(text, containerd=version)
+    assert tomllib.loads(merged.texts[CONFIG])["plugins"]["io.containerd.cri.v1.images"]["registry"] == {
+        "config_path": CERTS_D
+    }
+    assert merged.wanted.config_path == CERTS_D
+    assert tomllib.loads(unmerge(merged.texts[CONFIG], merged.edits)) == tomllib.loads(text)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "use_local_image_pull = true", "discard_unpacked_layers = true", "disable_snapshot_annotations = false",
+        "max_concurrent_downloads = 10", "image_pull_with_sync_fs = true", 'registry.auths."q.io".username = "a"',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["", f'registry.config_path = "{DEFAULT_PATHS}"\n'])
+def test_where_containerd_pulls_by_itself_its_list_is_enough(path: str, setting: str) -> None:
+    """What is in /etc/docker/certs.d counts there, and goes on to."""
+    merged = merge(f"version = 3\n{IMAGES}]\n{path}{setting}\n", containerd=V22)
     assert not merged.edits
     assert merged.hosts_directory == CERTS_D
+
+
+def test_a_list_of_the_users_stays_and_is_reported_where_it_has_no_effect() -> None:
+    text = f'version = 3\n{IMAGES}.registry]\nconfig_path = "/etc/a:/etc/b"\n'
+    merged = merge(text, containerd=V21)
+    assert not merged.edits
+    (said,) = merged.notices
+    assert "config_path is /etc/a:/etc/b" in said
+    assert "set it to /etc/a, or set use_local_image_pull" in said
+    assert not merge(text, containerd=Version(2, 0)).notices, "which has no other way than its own"
+
+
+@pytest.mark.parametrize("shown", ["", DEFAULT_PATHS])
+def test_the_default_path_is_no_contradiction_however_it_is_dumped(shown: str) -> None:
+    """2.2.0 and 2.2.1 show their default, later ones do not."""
+    dump = f"{IMAGES}.registry]\nconfig_path = '{shown}'\n"
+    assert not list(contradictions(InForce("", None), dump, V22))
+    assert list(contradictions(InForce(CERTS_D, None), dump, V22))
 
 
 def test_hosts_files_go_to_the_first_directory() -> None:
