@@ -87,7 +87,7 @@ def members(file: BinaryIO, *, max_bytes: int | None = None, links: bool = False
         header = _Header.parse(block)
         content = position + BLOCK
         if header.kind in b"xgLK":
-            extended |= _extended(file, header)
+            extended = _both(extended, _extended(file, header))
             position = content + _padded(header.size)
             headers, extended_bytes = headers + 1, extended_bytes + header.size
             if headers > MAX_EXTENDED_HEADERS or extended_bytes > MAX_EXTENDED_BYTES:
@@ -201,6 +201,16 @@ def _extended(file: BinaryIO, header: _Header) -> dict[str, str]:
     if header.kind in b"LK":
         return {"path" if header.kind == b"L" else "linkpath": _text(content)}
     return _records(content, shared=header.kind == b"g")
+
+
+def _both(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:
+    """What two extended headers of one member say. Raises BundleError if both say the same thing.
+
+    Which of them counts depends on the tool: GNU tar prefers that of pax, wherever it stands.
+    """
+    if one.keys() & other.keys():
+        raise damaged("a member of the archive has two names or sizes")
+    return one | other
 
 
 def _records(content: bytes, *, shared: bool) -> dict[str, str]:

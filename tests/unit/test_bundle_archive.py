@@ -89,6 +89,16 @@ def test_takes_as_many_extended_headers_as_tools_write_and_no_more() -> None:
     assert refused == "the archive has too many extended headers"
 
 
+@pytest.mark.parametrize("first", ["pax", "gnu"])
+def test_refuses_two_names_for_one_member(first: str) -> None:
+    """GNU tar, which unpacks programs on the nodes, takes that of pax, wherever it stands."""
+    text = b"bin/x\0"
+    long = (member("././@LongLink", b"L"), text)
+    names = [(member("h", tarfile.XHDTYPE), record(b"path", b"../evil")), long]
+    content = tar(*(names if first == "pax" else reversed(names)), ("bin/y", b"1"))
+    assert refusal(content) == "a member of the archive has two names or sizes"
+
+
 def test_takes_extended_headers_of_so_many_bytes_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"".join(pax(record(b"comment", b"x" * 90)) + raw(b"%d" % number) for number in range(10)) + bytes(1024)
     size = 10 * len(record(b"comment", b"x" * 90))
