@@ -8,7 +8,8 @@ something:
 
 * the last line that was read is not in the journal any more, so later ones may be gone with it,
 * the node went down without this process having read the last lines before (it is stopped after the proxies),
-* journald says that it dropped lines of a proxy, or a day had to be forgotten because there are too many entries.
+* journald says that it dropped lines of a proxy, or a day had to be forgotten because there are too many entries,
+* the clock was set: when the record began, and on which day there was a pull, may be wrong.
 
 Source of the fields: journalctl(1), "--cursor", and systemd.journal-fields(7).
 """
@@ -38,6 +39,7 @@ POSITION = Format("how far the journal is read for pulls")
 RECORD_FILE, POSITION_FILE = "pulls.json", "position.json"
 EVERY = 60.0  # seconds from one look at the journal to the next
 STALE = 600  # seconds after which a record that was not brought up to date says nothing of now
+SET = 600.0  # seconds by which the clock must be set to count: what depends on the record goes by days
 MOST = 100_000  # entries: some 10 MB
 #: Clients whose misses are known, and misses of each, the newest: one that asks for anything forgets its own only.
 CLIENTS, OF_CLIENT = 500, 50
@@ -181,13 +183,15 @@ def _networks(client: str) -> tuple[int, int]:
 class Position:
     """How far the journal is read: to the line *cursor*, at *read* (seconds since 1970), in the boot *boot*.
 
-    *closed*: nothing was logged after that, for the proxies had stopped.
+    *closed*: nothing was logged after that, for the proxies had stopped. *booted*: when that boot began, by the clock
+    before it was set; 0: not known.
     """
 
     cursor: str = ""
     read: int = 0
     boot: str = ""
     closed: bool = False
+    booted: int = 0
 
 
 def take(record: Record, position: Position, lines: Iterable[str], units: Sequence[str], now: int) -> None:
@@ -252,8 +256,9 @@ class Recorder:
             self._found_position = _writable(POSITION, self._folder / POSITION_FILE)
             where = self._found_position.values
             self.position = Position(
-                str(where["cursor"]), int(where["read"]), str(where["boot"]), where.get("closed") is True
-            )
+                str(where["cursor"]), int(where["read"]), str(where["boot"]), where.get("closed") is True,
+                int(where.get("booted", 0)),
+            )  # fmt: skip
         except Newer:
             raise
         except (Damaged, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -266,12 +271,29 @@ class Recorder:
         if self.position.read > now:
             tell("the clock went back: recording pulls from now on")
             self.record.restart(now)
+        if self.position.boot != boot:
+            self.position.booted = 0
         self.position.boot, self.position.closed = boot, False
+        self._watch_clock()
         self._write()
+
+    def _watch_clock(self) -> None:
+        """Begin the record anew if the clock was set, as it is after a boot with a clock that has lost its battery.
+
+        The time since the boot goes on as the clock does, also while the node is suspended.
+        """
+        now = time.time()
+        booted = round(now - time.clock_gettime(time.CLOCK_BOOTTIME))
+        if self.position.booted and abs(booted - self.position.booted) >= SET:
+            tell("the clock was set: recording pulls from now on")
+            self.record.restart(int(now))
+            self.position.booted = 0
+        self.position.booted = self.position.booted or booted
 
     def look(self, *, closed: bool = False) -> None:
         """Read what is new, and keep it. *closed*: nothing comes any more. Raises OSError, ValueError."""
         before = self.record.since
+        self._watch_clock()
         take(self.record, self.position, self._journal(self.position.cursor, self.record.since), self._units,
              int(time.time()))  # fmt: skip
         if self.record.since != before:

@@ -238,7 +238,11 @@ def _move(content: bytes) -> bytes:
 
 def _pulled(name: str) -> Callable[[bytes], bytes]:
     def back(content: bytes) -> bytes:
-        with TemporaryDirectory() as folder, mock.patch.object(time, "time", return_value=1900000060.0):
+        with (
+            TemporaryDirectory() as folder,
+            mock.patch.object(time, "time", return_value=1900000060.0),
+            mock.patch.object(time, "clock_gettime", return_value=60.0),
+        ):
             path = Path(folder)
             (path / pulls.RECORD_FILE).write_bytes((SAMPLES / "pulls.json").read_bytes())
             (path / pulls.POSITION_FILE).write_bytes((SAMPLES / "pulls-position.json").read_bytes())
@@ -384,7 +388,11 @@ KINDS = (
     Kind(trend.FORMAT, "agent-space.json", _listed(trend)),
     Kind(pulls.RECORD, "pulls.json", _pulled("pulls.json"), today=lambda found: {**found, "missed": {}}),
     Kind(pulls.RECORD, "pulls-missed.json", _pulled("pulls.json")),
-    Kind(pulls.POSITION, "pulls-position.json", _pulled("position.json")),
+    Kind(
+        pulls.POSITION, "pulls-position.json", _pulled("position.json"),
+        today=lambda found: {**found, "booted": 1900000000},
+    ),
+    Kind(pulls.POSITION, "pulls-position-booted.json", _pulled("position.json")),
     *(
         Kind(document.FORMAT, sample, _state, needed=top("time"), disposable=True, keeps=False, asks=False)
         for sample in ("0.1/agent-state.json", "agent-state.json")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -351,6 +352,37 @@ def test_a_node_that_went_down_in_order_goes_on_and_another_begins_anew(
     # What is said of this boot counts for the next one.
     assert (second.position.boot, second.position.closed) == ("boot-2", False)
     assert opened(tmp_path, journal, "boot-3").record.since > 1000
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["the same process", "another one"])
+@pytest.mark.parametrize("by", [-5 * 365 * DAY, -601, 601, 5 * 365 * DAY])
+def test_a_clock_that_is_set_begins_it_anew(tmp_path: Path, by: int, again: bool) -> None:
+    right, journal = time.time(), Journal()
+    clock = mock.Mock(return_value=right - by)
+    with mock.patch.object(time, "time", clock):
+        one = opened(tmp_path, journal)
+        journal.log("a")
+        one.look()
+        assert one.record.since == int(right - by)
+        clock.return_value = right
+        one = opened(tmp_path, journal) if again else one
+        one.look()
+        assert one.record.since == int(right), "not before it ran with this clock"
+        clock.return_value += 599
+        one.look()
+    assert (one.record.since, set(one.record.entries)) == (int(right), {"a"})
+
+
+def test_the_clock_of_a_boot_is_compared_with_no_other(tmp_path: Path) -> None:
+    journal = Journal()
+    first = opened(tmp_path, journal)
+    journal.log("a")
+    first.look(closed=True)
+    since = first.record.since
+    with mock.patch.object(time, "time", return_value=time.time() + 30 * DAY):
+        second = opened(tmp_path, journal, "boot-2")
+        second.look()
+    assert second.record.since == since, "it was off for so long"
 
 
 def test_a_journal_that_a_reboot_emptied_begins_it_anew(tmp_path: Path) -> None:
