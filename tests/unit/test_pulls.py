@@ -509,6 +509,33 @@ def test_the_program_reads_until_it_is_ended_and_once_more_then(tmp_path: Path) 
     assert first.endswith(f"_SYSTEMD_UNIT={UNITS[0]} _SYSTEMD_UNIT={UNITS[1]} + MESSAGE_ID={DROPPED}")
 
 
+def test_a_stop_in_the_middle_of_a_look_loses_nothing(root: Path, tmp_path: Path) -> None:
+    """systemd signals those that the unit's KillMode names: systemd.kill(5)."""
+    unit = (root / "kubeadm_registry/templates/pulls/unit.j2").read_text()
+    tools, state = tmp_path / "tools", tmp_path / "state"
+    tools.mkdir()
+    state.mkdir()
+    (tools / "journalctl").write_text(f"#!/bin/sh\necho >> {tmp_path}/begun\nsleep 1\nexec cat {tmp_path}/journal\n")
+    (tools / "journalctl").chmod(0o755)
+    (tmp_path / "journal").write_text(entry(1, said("/v2/a/manifests/v1")) + "\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kubeadm_registry.agent", "--pulls", str(state), *UNITS],
+        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 20
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < end, "the journal was not read"
+            time.sleep(0.02)
+        (os.kill if "\nKillMode=mixed\n" in unit else os.killpg)(process.pid, signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "a" in json.loads((state / "pulls.json").read_text())["pulls"]
+    assert json.loads((state / "position.json").read_text())["closed"] is True
+
+
 # ---- asked of the nodes ----------------------------------------------------------------------------------------------
 
 
