@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubeadm_registry import containerd, members, paths, secrets
-from kubeadm_registry.agent.hardstate import NEW
+from kubeadm_registry.agent.promised import NEW
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import agent, data, helper, network, retention
 from kubeadm_registry.components.services import every_service

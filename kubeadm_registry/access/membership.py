@@ -99,13 +99,21 @@ def _require_unheard(cluster: Cluster, node: Node, error: ConnectionFailed) -> N
     It may have the virtual IP, and would keep it beside the node that takes it, until it learns that it has left.
     """
     staying = stayers(cluster)
-    heard = side_by_side(lambda host: health.hears(host, node), staying)
-    for host, hears in zip(staying, heard, strict=True):
-        if hears:
+    heard = side_by_side(lambda host: hears(host, node), staying)
+    for host, runs in zip(staying, heard, strict=True):
+        if runs:
             raise Error(
                 f"{error.message}, but it runs: the agent of {host.name} hears it", host=node.name, code="NodeAlive",
                 hint=f"repair SSH to {node.name}, or switch it off; then run the same command again",
             ) from error  # fmt: skip
+
+
+def hears(host: Host, node: Node) -> bool:
+    """Whether the agent of *host* hears *node*, or knows that its machine runs; not if the agent reports nothing."""
+    from kubeadm_registry.agent.model import Presence  # noqa: PLC0415  not needed by commands that only start with this
+
+    peer = ((health.report(host).state or {}).get("peers") or {}).get(node.name, {})
+    return peer.get("address") == node.address and peer.get("presence") in (Presence.FRESH, Presence.GONE)
 
 
 def planned(cluster: Cluster, config: RegistryCluster, request: Request) -> tuple[Cluster, MembersChange]:

@@ -13,7 +13,6 @@ from kubeadm_registry.access import membership, session
 from kubeadm_registry.access.session import Note, Prompts
 from kubeadm_registry.cluster import Cluster, MembersChange, stayers
 from kubeadm_registry.components import agent
-from kubeadm_registry.components.health import hears
 from kubeadm_registry.components.links import blocked
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.engine.workflow import take_locks
@@ -119,7 +118,7 @@ def require_dead(cluster: Cluster, change: MembersChange, prompts: Prompts) -> N
     for host in stayers(cluster) if gone else ():
         silent = blocked(host, [(node.address, port) for node in gone])
         for node in gone:
-            if hears(host, node):
+            if membership.hears(host, node):
                 raise _alive(node, f"the agent of {host.name} hears it")
             if (node.address, port) not in silent:
                 raise _alive(node, f"it answers {host.name} at TCP port {port}")

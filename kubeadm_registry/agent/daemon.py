@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from kubeadm_registry import __version__
-from kubeadm_registry.agent import certificate, moves, moving, reserve, status, trend
+from kubeadm_registry.agent import certificate, keys, moves, moving, reserve, status, trend
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, ConfigError, load
 from kubeadm_registry.agent.document import Data, State, Trend, sealed
@@ -24,7 +24,7 @@ from kubeadm_registry.agent.log import Log, described
 from kubeadm_registry.agent.model import Decisions, HardState, Health, Level, Memory, Observation, PeerView, Role
 from kubeadm_registry.agent.netlink import Addresses
 from kubeadm_registry.agent.notify import notify
-from kubeadm_registry.agent.peers import LEFT, Links
+from kubeadm_registry.agent.peers import Links
 from kubeadm_registry.agent.probes import Probes
 from kubeadm_registry.agent.processes import Exits
 from kubeadm_registry.agent.server import Server
@@ -210,12 +210,10 @@ class Daemon:
     def _keys(self) -> tuple[bytes, list[bytes], list[bytes]]:
         """The key that makes heartbeats, others that are believed, and those that only nodes which have left have."""
         path = Path(self.config.heartbeat_key_file)
-        lines = path.read_bytes().split()
-        keys = [line for line in lines if not line.startswith(LEFT)]
-        left = [line[len(LEFT) :] for line in lines if line.startswith(LEFT)]
-        if not keys or min(map(len, (*keys, *left))) < LEAST_KEY:
+        found, left = keys.parse(path.read_bytes())
+        if not found or min(map(len, (*found, *left))) < LEAST_KEY:
             raise ValueError(f"{path}: the key needs at least {LEAST_KEY} bytes")
-        return keys[0], keys[1:], left
+        return found[0], found[1:], left
 
     def changed(self) -> None:
         """Something certain was learned: decide soon, once, however much it was."""

@@ -17,11 +17,9 @@ from typing import Callable, Optional
 
 from kubeadm_registry.agent.formats import Found, Newer
 from kubeadm_registry.agent.model import HardState
-from kubeadm_registry.agent.promised import FORMAT, RECORD, checksum, decode
+from kubeadm_registry.agent.promised import FORMAT, NEW, RECORD, checksum, decode
 
 RECORDS = 2
-NEW = ".new"
-"""Ends the name of the file that becomes this one when it is whole."""
 UNKNOWN = HardState(generation=-1, epoch=-1)
 """Nothing is known to be on disk: no vote may be said."""
 

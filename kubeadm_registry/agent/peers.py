@@ -32,7 +32,6 @@ LONG_SILENT = 10.0  # seconds
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a connection that is closed is reset, and needs no goodbye
 #: What the kernel says of a host that does not answer. Other errors are this host's own, and say nothing of another.
 DEAF = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT)
-LEFT = b"left:"  # before a key that only nodes which have left may have, in the file of the keys
 BREATH = 0.05  # seconds from one extra heartbeat to the next: replayed ones must not make this agent send without end
 
 

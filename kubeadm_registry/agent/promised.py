@@ -9,6 +9,8 @@ from typing import Any, Optional
 from kubeadm_registry.agent.formats import Format, Found, Newer
 
 RECORD = 512  # bytes: one sector, which disks write whole or not at all
+NEW = ".new"
+"""Ends the name of the file that becomes the one of promises when it is whole."""
 FORMAT = Format("what this node has promised")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import family
 from kubeadm_registry.agent.kept import MOVES_FILE, SPACE_FILE
-from kubeadm_registry.agent.peers import LEFT
+from kubeadm_registry.agent.keys import LEFT
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy, zipapp
 from kubeadm_registry.components.units import Port, Service, serve

@@ -11,10 +11,8 @@ from typing import Any
 from kubeadm_registry import paths
 from kubeadm_registry.agent import document
 from kubeadm_registry.agent.document import State
-from kubeadm_registry.agent.model import Presence
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import backend
-from kubeadm_registry.config import Node
 from kubeadm_registry.engine.changes import STARTED
 from kubeadm_registry.errors import Error
 from kubeadm_registry.printable import counted
@@ -129,12 +127,6 @@ def _without(state: Mapping[str, Any] | None, never: int) -> Mapping[str, Any] |
         return state
     left = state["storage_left"]
     return {**state, "storage_left": {**left, "blocks": max(0, left["blocks"] - never)}}
-
-
-def hears(host: Host, node: Node) -> bool:
-    """Whether the agent of *host* hears *node*, or knows that its machine runs; not if the agent reports nothing."""
-    peer = ((report(host).state or {}).get("peers") or {}).get(node.name, {})
-    return peer.get("address") == node.address and peer.get("presence") in (Presence.FRESH, Presence.GONE)
 
 
 def ill(found: Sequence[Report]) -> list[str]:

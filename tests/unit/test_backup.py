@@ -31,7 +31,7 @@ from kubeadm_registry.backup import (
     write,
 )
 from kubeadm_registry.bundle import signing
-from kubeadm_registry.errors import Error
+from kubeadm_registry.errors import BackupError, Error
 from kubeadm_registry.formats import Found, NewerFormat
 from kubeadm_registry.members import Members
 from tests.unit.fake_cluster import authority, fixed_secrets
@@ -393,3 +393,28 @@ def test_a_link_in_it_is_nothing() -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/shadow"
         archive.addfile(link)
     assert file.unpack(buffer.getvalue()) == {}
+
+
+def test_a_machine_that_looks_too_slow_for_a_moment_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyrage measures how fast it is before each decryption, also while all else is busy."""
+    asked: list[int] = []
+
+    def decrypt(answers: int) -> Callable[[bytes, str], bytes]:
+        def one(content: bytes, text: str) -> bytes:
+            asked.append(1)
+            if len(asked) < answers:
+                raise pyrage.DecryptError("Excessive work parameter for passphrase.")
+            return b"opened"
+
+        return one
+
+    monkeypatch.setattr("pyrage.passphrase.decrypt", decrypt(4))
+    assert PASSPHRASE.decrypt(b"") == b"opened"
+    asked.clear()
+    monkeypatch.setattr("pyrage.passphrase.decrypt", decrypt(100))
+    with pytest.raises(BackupError, match="too slow, or too busy") as caught:
+        PASSPHRASE.decrypt(b"")
+    assert caught.value.code == "BackupLocked"
+    assert len(asked) == 5

@@ -350,6 +350,7 @@ def test_a_run_that_takes_longer_than_it_is_waited_for_has_used_the_approval(
 
 
 def test_an_approval_stands_where_nothing_could_be_begun(turns: Turns) -> None:
+    turns.rounds.compare = lambda *_: None  # so that there is a plan where no node can be asked for its clock
     digest = turns.round()["digest"]
     turns.annotate(digest)
     turns.operator.away = NAMES

@@ -621,7 +621,12 @@ def test_an_encrypted_key_without_its_passphrase(server, tmp_path, ask, why):
 def agent(tmp_path, monkeypatch):
     path = tmp_path / "agent.sock"
     process = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)
-    wait_until("the agent listens", path.exists)
+
+    def listens() -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(path)) == 0
+
+    wait_until("the agent listens", listens)
     monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
     yield lambda key: subprocess.run(["ssh-add", "-q", key], check=True)
     process.terminate()
