@@ -288,8 +288,14 @@ def _serving(seen: Sequence[NodeStatus], name: str) -> dict[str, str]:
     if all(_conditions(one) & _UNREADABLE for one in seen):
         text = "no node can read the canary image, so other images may be lost"
         return _condition("Available", False, "CanaryUnreadable", text)
-    if not _fit(next(one for one in seen if one.name == name)):
+    holder = next(one for one in seen if one.name == name)
+    if not _fit(holder):
         return _condition("Available", False, "HolderUnfit", f"{name} holds the virtual IP but does not serve reads")
+    # It keeps the address, since nobody is better; its storage waits for a second copy of whatever it is asked for.
+    alone = len(seen) > 1 and holder.agent is not None and _reached(holder.agent) < 2
+    if alone and "ChainSlow" in _conditions(holder):
+        text = f"{name} holds the virtual IP, but reaches no other storage, and reads need two"
+        return _condition("Available", False, "NoReadQuorum", text)
     return _condition("Available", True, "Serving", f"{name} holds the virtual IP and serves reads")
 
 

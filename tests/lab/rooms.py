@@ -123,7 +123,8 @@ def no_canary(registry: Registry, host: Host) -> None:
 def hung_run(_: Registry, host: Host) -> None:
     """A run that began two hours ago holds the lock."""
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 7200))
-    script = f'exec 9>>"$1"; flock 9; echo "root@workstation pid 7, since {since}, process $$" > "$1.who"; sleep 900'
+    # systemd makes one dollar sign of two.
+    script = f'exec 9>>"$1"; flock 9; echo "root@workstation pid 7, since {since}, process $$$$" > "$1.who"; sleep 900'
     host.sh("systemd-run", "--quiet", "--unit=hung-run", "sh", "-c", script, "-", paths.LOCK)
 
 

@@ -52,6 +52,10 @@ def sees(one: NodeStatus, count: int) -> NodeStatus:
     return replace(one, agent={**(one.agent or {}), "quorum": {"storage": count}})
 
 
+def slow(one: NodeStatus) -> NodeStatus:
+    return replace(one, agent={**(one.agent or {}), "conditions": ["ChainSlow"]})
+
+
 def down(one: NodeStatus, service: str, state: str = "failed") -> NodeStatus:
     return replace(one, services={**one.services, service: state})
 
@@ -102,6 +106,12 @@ CASES: dict[str, tuple[Sequence[Spoil], int, str]] = {
     "the holder cannot be reached": ((gone, keeps, keeps), 1, "HolderUnknown NodeUnreachable ServersMissing Valid"),
     "another cannot be reached": ((keeps, keeps, gone), 5, "Serving NodeUnreachable ServersMissing Valid"),
     "only the holder can be reached": ((keeps, gone, gone), 5, "Serving NodeUnreachable ServersMissing Valid"),
+    "the holder is cut off from all others": (
+        (lambda one: slow(sees(one, 1)), gone, gone), 1, "NoReadQuorum NodeUnreachable ServersMissing Valid",
+    ),
+    "the holder hears no other, and reads": (
+        (lambda one: sees(one, 1), keeps, keeps), 5, "Serving StorageNotWhole ServersMissing Valid",
+    ),
     "none can be reached": ((gone, gone, gone), 4, "HolderUnknown NodeUnreachable NoAgent NoCertificate"),
     "storage is partial": (
         (keeps, lambda one: sees(one, 2), keeps), 5, "Serving StorageNotWhole ServersMissing Valid",
