@@ -21,8 +21,8 @@ from kubeadm_registry.upkeep.running import Prepared
 KIND = "CarriedOut"
 #: Why it is so: all of the plan was carried out, or as much as there was time for, and another plan is made at once.
 DONE, UNFINISHED = "Done", "Unfinished"
-#: Why an approval stands after a run that began by it: some of what was approved is left.
-LEFT = frozenset({UNFINISHED, "OrderRefused"})
+#: Why an approval stands after a run that began by it: some of what was approved is left, or nothing was begun.
+LEFT = frozenset({UNFINISHED, "OrderRefused", "NoExecutor", "ToolMissing"})
 #: Seconds that a run is waited for; it goes on after that, and the next round finds it running.
 LONGEST = 3600.0
 #: Records that were replaced, so that they are deleted once a day: each plan replaces the ledger and the plan before.

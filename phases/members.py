@@ -85,7 +85,9 @@ def healthy(cluster: Cluster, _: Host) -> Iterator[str]:
     there = _places(cluster)
     if there is not None and there != set(known.before):
         return  # an earlier run has given the storage its new layout, and this one goes on
-    told = health.unready(as_it_is(cluster), next(iter((*change.leaving, *change.arriving)), ""))
+    told = health.unready(
+        as_it_is(cluster), next(iter((*change.leaving, *change.arriving)), ""), leaves=bool(change.leaving)
+    )
     if told is not None:
         yield (
             f"{told}; the nodes that stay must be healthy, and have their copies, before data moves: see "

@@ -131,7 +131,7 @@ def _without(state: Mapping[str, Any] | None, never: int) -> Mapping[str, Any] |
 
 def ill(found: Sequence[Report]) -> list[str]:
     """The nodes that are not healthy by their own reports, whatever these say because of others."""
-    return [one.node for one in found if any(_node(one, [one], 1, tolerant=True))]
+    return [one.node for one in found if any(_node(one, [one], 1, 0, OF_OTHERS))]
 
 
 def lastingly_ill(cluster: Cluster, seconds: float = PATIENCE) -> list[str]:
@@ -154,11 +154,17 @@ def problems(found: Sequence[Report]) -> list[str]:
     return [text for texts in by_node(found).values() for text in texts] or of_all(found)
 
 
-def by_node(found: Sequence[Report], *, but: str = "") -> dict[str, list[str]]:
-    """What of that each node reports, by its name; the state of *but* does not count, and it is not among them."""
+def by_node(found: Sequence[Report], *, but: str = "", leaves: bool = False) -> dict[str, list[str]]:
+    """What of that each node reports, by its name; the state of *but* does not count, and it is not among them.
+
+    What the others report because *but* is away is no problem of theirs; nor, if it *leaves*, because they do not reach
+    it, though what they miss counts while it is well.
+    """
     judged = [one for one in found if one.node != but]
     away = but in ill(found)
-    return {one.node: list(_node(one, judged, len(found), tolerant=away)) for one in judged}
+    ignored = OF_OTHERS if away else OF_OTHERS - {"StorageCopying"} if leaves else frozenset[str]()
+    needed = len(found) - (away or leaves)
+    return {one.node: list(_node(one, judged, len(found), needed, ignored)) for one in judged}
 
 
 def of_all(found: Sequence[Report]) -> list[str]:
@@ -167,13 +173,12 @@ def of_all(found: Sequence[Report]) -> list[str]:
     return [*_held(states), *_leased(states)]
 
 
-def _node(one: Report, judged: Sequence[Report], nodes: int, *, tolerant: bool) -> Iterator[str]:
-    """*tolerant*: a node is away, and what its absence does to this one is no problem of this one."""
+def _node(one: Report, judged: Sequence[Report], nodes: int, needed: int, ignored: Collection[str]) -> Iterator[str]:
+    """*needed* of all *nodes* must be reached by the storage; the conditions *ignored* are no problem of this node."""
     state = one.state
     if state is None:
         yield f"{one.node}: {one.trouble}"
         return
-    ignored = OF_OTHERS if tolerant else frozenset[str]()
     conditions = [name for name in state.get("conditions", ()) if name not in ignored]
     left = state.get("storage_left")
     if "StorageCopying" in conditions and (left is None or any(left.values()) or one.runs < COMPARED):
@@ -187,7 +192,7 @@ def _node(one: Report, judged: Sequence[Report], nodes: int, *, tolerant: bool) 
     elif others := [name for name in conditions if name != "StorageCopying"]:
         yield f"{one.node}: its agent reports {_words(others)}"
     reached = (state.get("quorum") or {}).get("storage", 0)
-    if reached < nodes - tolerant:
+    if reached < needed:
         yield f"{one.node}: its storage reaches {reached} of {nodes} nodes"
     yield from _unheard(one.node, state, [other.node for other in judged if other.node != one.node])
 
@@ -206,7 +211,9 @@ def _unheard(node: str, state: Mapping[str, Any], others: Sequence[str]) -> Iter
 
 @dataclass
 class Watch:
-    """Looks until each node was healthy at one look; *but* one of them. Load makes nodes look ill for a moment.
+    """Looks until each node was healthy at one look; *but* one of them, which may leave (*leaves*, see ``by_node``).
+
+    Load makes nodes look ill for a moment.
 
     A node that was healthy once has what it missed, for it says so only when all has been compared; but not one that is
     silent since, or does not serve.
@@ -214,6 +221,7 @@ class Watch:
 
     cluster: Cluster
     but: str = ""
+    leaves: bool = False
     _well: set[str] = field(default_factory=set)
     _done: bool = False
 
@@ -222,7 +230,7 @@ class Watch:
         if self._done:
             return None
         found = reports(self.cluster)
-        told = by_node(found, but=self.but)
+        told = by_node(found, but=self.but, leaves=self.leaves)
         self._well |= {node for node, texts in told.items() if not texts}
         self._well -= {one.node for one in found if one.state is None or not one.state.get("fit", True)}
         left = [text for node, texts in told.items() if node not in self._well for text in texts]
@@ -232,9 +240,12 @@ class Watch:
         return "; ".join(left) or None
 
 
-def unready(cluster: Cluster, but: str, seconds: float = COPIED_WITHIN) -> str | None:
-    """What is not well on the nodes other than *but*, unless each of them is healthy at one look within *seconds*."""
-    watch, end = Watch(cluster, but), time.monotonic() + seconds
+def unready(cluster: Cluster, but: str, *, leaves: bool, seconds: float = COPIED_WITHIN) -> str | None:
+    """What is not well on the nodes other than *but*, unless each of them is healthy at one look within *seconds*.
+
+    For *leaves* see ``by_node``.
+    """
+    watch, end = Watch(cluster, but, leaves), time.monotonic() + seconds
     while (told := watch.look()) is not None and time.monotonic() < end:
         time.sleep(APART)
     return told

@@ -147,3 +147,13 @@ def test_a_node_that_is_ill_for_a_moment_is_not(three: FakeCluster, monkeypatch:
     assert health.lastingly_ill(three.cluster, 60) == []
     monkeypatch.setattr(health, "ill", lambda _: ["b"])
     assert health.lastingly_ill(three.cluster, 0.05) == ["b"]
+
+
+def test_what_a_node_that_leaves_does_to_the_others_is_no_problem_of_theirs() -> None:
+    """It has lost its way to one of them, and is well for all that it sees itself."""
+    partial = {"conditions": ["StoragePartial"], "quorum": {"storage": 2}}
+    found = reports(a=partial, c=partial)
+    assert by_node(found, but="c", leaves=True) == {"a": [], "b": []}
+    assert by_node(found, but="c")["a"], "but where it stays"
+    copying = reports(a={**partial, "conditions": ["StorageCopying"], "storage_left": {"blocks": 7, "tables": 0}})
+    assert by_node([*copying[:1], Report("b", state("b")), *copying[2:]], but="c", leaves=True)["a"]

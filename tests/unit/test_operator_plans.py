@@ -367,6 +367,25 @@ def test_an_approval_stands_where_nothing_could_be_begun(turns: Turns) -> None:
     assert turns.plan["status"]["usedApprovals"] == [digest]
 
 
+@pytest.mark.parametrize("code", ["NoExecutor", "ToolMissing"])
+def test_an_approval_stands_where_a_run_could_not_begin(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """The lease moves at that moment, or the node lacks the program."""
+
+    def start(*_: Any) -> None:
+        raise Error("it cannot begin here", code=code)
+
+    digest = turns.round()["digest"]
+    turns.annotate(digest)
+    with monkeypatch.context() as patch:
+        patch.setattr(executor.ByHelper, "start", start)
+        turns.round()
+    assert turns.conditions()["CarriedOut"] == ("False", code)
+    turns.round()
+    assert turns.site.tags() == ["v3"]
+
+
 @pytest.mark.parametrize("outdated", [False, True], ids=["of this plan", "of an earlier one"])
 def test_an_approval_stands_after_a_run_that_was_refused_or_had_no_time(
     turns: Turns, monkeypatch: pytest.MonkeyPatch, outdated: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from kubeadm_registry import paths
@@ -43,7 +44,8 @@ MEMORY_PRESSURE = Kind(
 RETENTION_FAILED = Kind("RetentionFailed", "warning", "No image is deleted by the timer, so the disks fill.")
 RETENTION_PAUSED = Kind("RetentionPaused", "warning", "No image is deleted until it is resumed, so the disks fill.")
 
-#: So many restarts in so many seconds are no accident, and one that has run since for so long has been repaired.
+#: So many restarts in so many seconds are no accident. One that has run since for so long, and for longer than it did
+#: between two of them, has been repaired.
 RESTARTS, WITHIN, STEADY = 3, 60.0, 15.0
 #: Percent of a minute that all processes waited for memory.
 PRESSURE = 20.0
@@ -57,13 +59,15 @@ def _said(unit: Unit) -> list[str]:
 def restarted(facts: Facts, unit: str) -> list[str]:
     """What systemd said of the restarts of *unit* in the last WITHIN seconds; nothing if it has been steady since."""
     found: list[str] = []
-    age = STEADY
+    ages: list[float] = []
     for line in facts.manager:
         said = re.match(rf"(\d+\.\d+) .*?: {re.escape(unit)}: Scheduled restart job", line)
         if said and facts.clock - float(said[1]) < WITHIN:
             found.append(f"journalctl: {line}")
-            age = min(age, facts.clock - float(said[1]))
-    return found if age < STEADY else []
+            ages.append(facts.clock - float(said[1]))
+    ages.sort()
+    between = max((later - sooner for sooner, later in pairwise(ages)), default=0.0)
+    return found if ages and ages[0] < max(STEADY, 1.5 * between) else []
 
 
 def is_down(facts: Facts, unit: Unit) -> bool:
