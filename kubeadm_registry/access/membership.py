@@ -98,21 +98,19 @@ def _require_unheard(cluster: Cluster, node: Node, error: ConnectionFailed) -> N
 
     It may have the virtual IP, and would keep it beside the node that takes it, until it learns that it has left.
     """
-    staying = stayers(cluster)
-    heard = side_by_side(lambda host: hears(host, node), staying)
-    for host, runs in zip(staying, heard, strict=True):
-        if runs:
+    for report in side_by_side(health.report, stayers(cluster)):
+        if hears(report, node):
             raise Error(
-                f"{error.message}, but it runs: the agent of {host.name} hears it", host=node.name, code="NodeAlive",
+                f"{error.message}, but it runs: the agent of {report.node} hears it", host=node.name, code="NodeAlive",
                 hint=f"repair SSH to {node.name}, or switch it off; then run the same command again",
             ) from error  # fmt: skip
 
 
-def hears(host: Host, node: Node) -> bool:
-    """Whether the agent of *host* hears *node*, or knows that its machine runs; not if the agent reports nothing."""
+def hears(report: health.Report, node: Node) -> bool:
+    """Whether an agent hears *node*, or knows that its machine runs; not if it reports nothing."""
     from kubeadm_registry.agent.model import Presence  # noqa: PLC0415  not needed by commands that only start with this
 
-    peer = ((health.report(host).state or {}).get("peers") or {}).get(node.name, {})
+    peer = ((report.state or {}).get("peers") or {}).get(node.name, {})
     return peer.get("address") == node.address and peer.get("presence") in (Presence.FRESH, Presence.GONE)
 
 

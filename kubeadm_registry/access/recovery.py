@@ -13,6 +13,7 @@ from kubeadm_registry.access import membership, session
 from kubeadm_registry.access.session import Note, Prompts
 from kubeadm_registry.cluster import Cluster, MembersChange, stayers
 from kubeadm_registry.components import agent
+from kubeadm_registry.components.health import report
 from kubeadm_registry.components.links import blocked
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.engine.workflow import take_locks
@@ -116,9 +117,10 @@ def require_dead(cluster: Cluster, change: MembersChange, prompts: Prompts) -> N
         raise _alive(node, "it answers SSH")
     port = str(paths.AGENT_PORT)
     for host in stayers(cluster) if gone else ():
+        said = report(host)
         silent = blocked(host, [(node.address, port) for node in gone])
         for node in gone:
-            if membership.hears(host, node):
+            if membership.hears(said, node):
                 raise _alive(node, f"the agent of {host.name} hears it")
             if (node.address, port) not in silent:
                 raise _alive(node, f"it answers {host.name} at TCP port {port}")

@@ -176,11 +176,14 @@ class FormerLink(Link):
     def _decode(self, datagram: bytes) -> Packet:
         """The heartbeat in *datagram*; what is sent from now on is made with the key of that. Raises Refused."""
         for key in self._keys:
-            with contextlib.suppress(Refused):
+            try:
                 packet = decode(key, datagram)
+            except Refused as error:
+                refused = error
+            else:
                 self._key = key
                 return packet
-        return super()._decode(datagram)
+        raise refused
 
 
 def answered(sock: socket.socket) -> bool:

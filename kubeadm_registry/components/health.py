@@ -240,12 +240,12 @@ class Watch:
         return "; ".join(left) or None
 
 
-def unready(cluster: Cluster, but: str, *, leaves: bool, seconds: float = COPIED_WITHIN) -> str | None:
-    """What is not well on the nodes other than *but*, unless each of them is healthy at one look within *seconds*.
+def unready(cluster: Cluster, but: str, *, leaves: bool) -> str | None:
+    """What is not well on the nodes other than *but*, unless each of them is healthy at one look within COPIED_WITHIN.
 
     For *leaves* see ``by_node``.
     """
-    watch, end = Watch(cluster, but, leaves), time.monotonic() + seconds
+    watch, end = Watch(cluster, but, leaves), time.monotonic() + COPIED_WITHIN
     while (told := watch.look()) is not None and time.monotonic() < end:
         time.sleep(APART)
     return told

@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         _tell("another run is going on")
         return _BUSY
     except Error as error:
-        _tell(f"failed [{error.code}]: {error.message}{f'; {error.hint}' if error.hint else ''}")
+        _tell(f"failed [{error.code}]: {error.advice}")
         return _FAILED
 
 
