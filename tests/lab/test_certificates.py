@@ -25,7 +25,7 @@ from tests.lab.test_helper import Operator, operator  # noqa: F401  the fixture
 from tests.lab.web import CANARY
 
 pytest_plugins = ["tests.lab.registry"]
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.long  # two minutes, of which one installs
 
 KNOWN = Object(canary.REPOSITORY, canary.MANIFEST.digest, canary.LAYER.digest)
 #: How many connections show both processes that share the port.

@@ -19,7 +19,7 @@ from tests.lab.host import Host
 from tests.lab.registry import ROOT, Registry
 
 pytest_plugins = ["tests.lab.registry"]
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.long  # two minutes, of which one installs
 
 #: Runs a workflow on all nodes: cluster file, and the public key that may ask, or "" to remove it.
 WORK = """

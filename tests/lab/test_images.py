@@ -110,7 +110,7 @@ def test_what_is_there_is_listed(registry: Registry) -> None:
     assert "linux/amd64, linux/arm64" in lines[1]
 
 
-@pytest.mark.long
+@pytest.mark.long  # a minute, while others would wait
 def test_a_blob_that_only_the_storage_lost_is_named_with_image_and_server(registry: Registry, tmp_path: Path) -> None:
     seed = time.time_ns()
     whole, broken = images.image((200_000,), seed=seed), images.image((200_000, 300_000), seed=seed + 1)
