@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.simulation import record
 from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.process import Ended
 from tests.simulation.quick import quick
 from tests.simulation.run import Result, run
 from tests.simulation.schedule import DISTRIBUTION, KINDS, ZOT
@@ -97,7 +98,10 @@ def chunk(kind: str, frontend: str, seeds: range) -> tuple[int, Summary]:
     summary = Summary()
     with quick():
         for seed in seeds:
-            summary.add(run(seed, kind, frontend))
+            try:
+                summary.add(run(seed, kind, frontend))
+            except Ended as error:  # no Exception: it would end the process of the pool, and this part would be missing
+                raise RuntimeError(f"schedule {seed + 1}: a killed process was in the midst of something") from error
     return seeds.start, summary
 
 

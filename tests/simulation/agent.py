@@ -209,13 +209,16 @@ class AgentProcess(Process):
     # ---- leaving ---------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """SIGTERM: give up what this server has, and say goodbye."""
+        """SIGTERM: give up what this server has, and say goodbye, unless it is killed meanwhile."""
         self.leaving = True
         self.host.say("the agent leaves")
         self.host.write_claim(False, self.host.files_alone)
-        self.steering.shut()
-        if self.steering.asks:
-            self.hands.fence()
+        try:
+            self.steering.shut()
+            if self.steering.asks:
+                self.hands.fence()
+        except Ended:
+            return
         self._goodbye()
 
     def _goodbye(self) -> None:

@@ -135,6 +135,21 @@ def test_a_process_that_is_killed_in_the_midst_of_a_round_does_no_more() -> None
     assert writer.timer.lease <= renewed
 
 
+def test_an_agent_that_is_killed_while_it_leaves_says_no_goodbye() -> None:
+    world = new_world(THREE, Roster(THREE), cold=False)
+    writer = world.writing()
+    assert writer is not None
+    process = writer.agent.process
+    assert process is not None
+    world.stalls[writer.name, "route"] = 1.0
+    world.timeline.after(0.5, writer.agent.die)
+    writer.agent.restart()
+    assert not process.alive
+    assert not world.stalls
+    world.timeline.run(world.timeline.now + 5)
+    assert writer.agent.process is not process
+
+
 def test_a_watchdog_ends_an_agent_that_is_not_run() -> None:
     world = new_world(THREE, Roster(THREE), cold=False)
     writer = world.writing()
