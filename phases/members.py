@@ -14,7 +14,7 @@ from kubeadm_registry.cluster import Cluster, arriving, as_it_is, holder_last, r
 from kubeadm_registry.components import agent, data, health, replacing
 from kubeadm_registry.components import network as rules
 from kubeadm_registry.components.services import backend, frontend
-from kubeadm_registry.engine.changes import Absent, File, Running, Steps, Wait
+from kubeadm_registry.engine.changes import Absent, File, NoService, Running, Steps, Wait
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error, NotYetKnown
 from kubeadm_registry.phases import backend as storage
@@ -111,6 +111,15 @@ def placed(cluster: Cluster, _: Host) -> Iterator[str]:
         yield f"{name} is leaving: an earlier run has moved its data to the others; first complete it: `{begun.words}`"
 
 
+def withdraw(cluster: Cluster, host: Host) -> Steps:
+    """Answer no more reads here, also after a boot: soon the storage of this node says that there is nothing.
+
+    Garage looks up keys and buckets in its own tables only, and a node gives these away when the last layout has ended
+    that had it (garage_model/helper/bucket.rs, ``resolve_bucket_fast``; garage_table/sync.rs, ``offload_partition``).
+    """
+    yield NoService(frontend(cluster.spec).SERVICE.unit)
+
+
 def move(cluster: Cluster, host: Host) -> Steps:
     """Change the storage's layout."""
     yield from backend(cluster.spec).move(cluster, host)
@@ -201,6 +210,7 @@ MOVE = Phase(
     phases=(
         # A node without a place in the layout reads from the others, slowly: it would lose the address unplanned.
         VIP_LEAVES,
+        on_retiring(Phase("frontend", "Stop the registry on leaving nodes", withdraw)),
         Phase("layout", "Apply the storage layout", move, on=stayer),
         Phase("copies", "Wait until replication is complete", copied, on=stayer, notices=lost),
     ),

@@ -27,6 +27,7 @@ from tests.lab.changing import (
 )
 from tests.lab.clients import Pushing, pushing
 from tests.lab.command import wait_until
+from tests.lab.host import Host
 from tests.lab.reading import Reading, reading
 from tests.lab.rooms import DATA
 from tests.lab.settings import FRONTENDS
@@ -67,6 +68,12 @@ def quiet(registry: Changing, reads: Reading, pushes: Pushing) -> None:
     assert not pushes.lost(registry)
     assert len(reads.failed) <= 1, reads
     assert all("Reset" in request.error for request in reads.failed), reads
+
+
+def last_said(host: Host, unit: str, text: str) -> float:
+    """When the journal of *host* has *text* last about *unit*, in seconds since 1970."""
+    argv = ("journalctl", "--no-pager", "--quiet", "--output=short-unix", f"--unit={unit}", f"--grep={text}")
+    return float(host.sh(*argv).stdout.splitlines()[-1].split()[0])
 
 
 def each_may_be_lost(registry: Changing) -> None:
@@ -124,6 +131,9 @@ def test_the_holder_of_the_virtual_ip_leaves(registry: Changing, tmp_path: Path)
     check_all(registry)
     left = registry.lab.hosts["h5"]
     assert left.sh("test", "-e", paths.ETC, check=False).returncode == 1
+    stopped = last_said(left, paths.unit(registry.frontend), "Stopped ")
+    gave_away = last_said(left, paths.unit("garage"), r"\(bucket_v2\) Offloading")
+    assert stopped < gave_away, "it answered reads when its storage had no list of buckets any more"
     assert registry.cli("status").returncode == 0
     each_may_be_lost(registry)
 

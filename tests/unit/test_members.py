@@ -18,7 +18,7 @@ from kubeadm_registry.access.membership import Request
 from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.agent.config import Config, Peer, parse
 from kubeadm_registry.cluster import Cluster, MembersChange
-from kubeadm_registry.components import agent, drain, garage, garage_layout, health, keepalived
+from kubeadm_registry.components import agent, drain, garage, garage_layout, health, keepalived, zot
 from kubeadm_registry.components.garage_layout import ClusterLayout
 from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.workflow import run
@@ -503,6 +503,18 @@ def test_the_virtual_ip_leaves_a_node_before_that_is_uninstalled(three: FakeClus
     assert len(units) > 2
     done = [(one.phase, one.host) for one in recorder.actions]
     assert done.index(("move/vip-leaves", "cp-4")) < done.index(("move/layout", "cp-1"))
+
+
+def test_a_node_answers_no_reads_once_the_storage_is_without_it(three: FakeCluster) -> None:
+    """Nor after a boot there: copying may take hours."""
+    four = changed(three, Request(joins="cp-4"), FOUR)
+    left, recorder = four.servers["cp-4"], Recorder()
+    changed(four, Request(leaves="cp-4"), FOUR, retiring="cp-4", recorder=recorder)
+    done = [(one.phase, one.host) for one in recorder.actions]
+    assert done.index(("move/frontend", "cp-4")) < done.index(("move/layout", "cp-1"))
+    first = next(one for one in recorder.actions if one.phase == "move/frontend")
+    assert first.title == f"stop {zot.UNIT}"
+    assert left.unit(zot.UNIT).active != "active"
 
 
 def test_a_node_that_cannot_give_up_the_virtual_ip_leaves_as_a_dead_one_does(three: FakeCluster) -> None:
