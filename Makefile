@@ -12,7 +12,7 @@ SHELL := /bin/bash
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kubeadm-registry
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
-DAY_TWO := members recover killed vip_move upgrade rotation certificates backup status pulls doctor images retention \
+DAY_TWO := members large recover killed vip_move upgrade rotation certificates backup status pulls doctor images retention \
            retention_full space helper operator_space operator_replace
 KUBERNETES := kubelet etcd coredns bridge pause guest
 
@@ -104,7 +104,7 @@ test-operator-long: setup
 	KUBEADM_REGISTRY_AWAY=$(AWAY) KUBEADM_REGISTRY_REST=$(REST) KUBEADM_REGISTRY_PODS=$(PODS) \
 	  .venv/bin/pytest -s -m long tests/operator
 
-# Day two on real hosts, an hour and a half: nodes come, go and are replaced, upgrades, certificates, backups, what doctor
+# Day two on real hosts, two hours: nodes come, go and are replaced, upgrades, certificates, backups, what doctor
 # finds, the deletion of images and the space that it frees.
 day-two: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s $(addprefix tests/lab/test_,$(addsuffix .py,$(DAY_TWO)))

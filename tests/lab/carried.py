@@ -13,7 +13,9 @@ from tests.lab.registry import Registry
 
 FOLDER = "/root/carried"
 #: Unpacks the tool; a key that others may read is refused by ssh.
-_UNPACK = "cd -- $1; tar -xOf bundle.tar unpack.sh | sh -s bundle.tar tool; chmod 600 key"
+_UNPACK = (
+    "cd -- $1; tar -xOf bundle.tar unpack.sh | sh -s bundle.tar tool; chmod 600 key; ssh-keygen -y -f key > key.pub"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import images
-from tests.lab.carried import Carried, carried
+from tests.lab.carried import FOLDER, Carried, carried
 from tests.lab.changing import REPOSITORY, Changing, changing
 from tests.lab.killing import complete, kill
 from tests.lab.registry import repeat
@@ -54,6 +54,18 @@ def converges(registry: Changing, other: Carried, *arguments: str) -> None:
     assert other.run("init", "--bundle", "bundle.tar").stdout.splitlines()[-1] == "nothing to do"
     for address in ("", *(host.address for host in registry.servers.values())):
         assert not images.missing(registry, IMAGE, REPOSITORY, address=address)
+
+
+def test_all_is_asked_and_written_from_there_as_well(registry: Changing, other: Carried) -> None:
+    registry.wait_whole()
+    assert other.run("status").returncode == 0
+    assert other.run("doctor").stdout == "no problem found\n"
+    other.run("certs", "check")
+    other.run("support-bundle", "-o", "support.tar.gz")
+    other.run("backup", "-o", "backup.tar", "--recipients-file", "key.pub")
+    found = other.host.sh("sh", "-ec", "cd -- $1; stat -c '%a %n' support.tar.gz backup.tar", "-", FOLDER).stdout
+    assert found.splitlines() == ["600 support.tar.gz", "600 backup.tar"]
+    other.run("backup", "verify", "backup.tar", "--identity", "key")
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -161,3 +161,23 @@ def test_a_node_with_a_broken_disk_is_replaced_by_one_that_had_left(registry: Ch
     check_all(registry)
     assert set(registry.listed(registry.lab.hosts["h1"]).nodes) == {"h1", "h5", "h6"}
     assert registry.cli("status").returncode == 0
+
+
+def test_the_first_node_is_replaced_while_it_holds_all(registry: Changing, tmp_path: Path) -> None:
+    """It is first in the file, has the virtual IP, writes, and runs. The other was dead when it left, and is as it was
+    then: nobody has uninstalled it."""
+    registry.become("h1", "h5", "h6")
+    if registry.holder().name != "h1":
+        registry.cli("vip", "move", "h1")
+    if registry.frontend == "zot":
+        first = registry.servers["h1"]
+        wait_until("h1 to write", lambda: registry.state(first)["writer"]["role"] == "writer", seconds=30)
+    registry.become("h2", "h5", "h6")
+    reads, pushes = changed(registry, tmp_path, "replace", "h1", "h2", "--yes")
+    quiet(registry, reads, pushes)
+    check_all(registry)
+    left = registry.lab.hosts["h1"]
+    assert left.sh("test", "-e", paths.ETC, check=False).returncode == 1
+    assert not holds_vip(registry, left)
+    assert set(registry.listed(registry.lab.hosts["h2"]).nodes) == {"h2", "h5", "h6"}
+    each_may_be_lost(registry)
