@@ -1,5 +1,7 @@
 """Twenty images, three of them of 500 MB, are pulled by containerd all the time, and others push, while nodes come and
-go, certificates and keys are exchanged, and all is upgraded: no pull fails, and no push but those that a power cut ends.
+go, certificates and keys are exchanged, and all is upgraded.
+
+No pull fails, and no push but those that a power cut ends.
 """
 
 from __future__ import annotations
@@ -54,8 +56,9 @@ def used(registry: Changing, directory: Path, what: str) -> Iterator[tuple[Pulls
         yield pulls, reads, pushes
         took = time.time() - begin
     sys.stdout.write(f"\n  {registry.frontend}, {what} in {took:.0f} s: {pulls}; reads: {reads}; {pushes}\n")
-    for one in (*pulls.failed, *reads.failed, *pushes.failed):
-        sys.stdout.write(f"  after {one.begin - begin:.1f} s, {one.seconds:.1f} s: {one.error}\n")
+    failed = [(one.begin, one.seconds, one.error) for kind in (pulls, reads, pushes) for one in kind.failed]
+    for at, seconds, error in failed:
+        sys.stdout.write(f"  after {at - begin:.1f} s, {seconds:.1f} s: {error}\n")
     sys.stdout.writelines(around_failures(registry, reads, pushes))
     assert not pulls.failed
     assert len(pulls.done) >= 3
