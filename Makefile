@@ -2,7 +2,7 @@
 #   make demo    a registry on three real hosts, a pull through containerd, a power cut, the measured gap
 #   make test    lint, unit tests, alert rules and the lab
 #   make dist    kubeadm-registry as one file that needs no Python, with its checksum, in dist/
-# Other goals: make unit | lint | lab | test-monitoring | test-operator | test-operator-long | test-kubernetes | day-two | simulate | soak | fuzz | bench, make lab-down, make clean.
+# Other goals: make unit | lint | lab | test-monitoring | test-operator | test-operator-long | test-kubernetes | day-two | simulate | kills | soak | fuzz | bench, make lab-down, make clean.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,13 +14,14 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
 DAY_TWO := members large recover killed vip_move upgrade rotation certificates backup status pulls doctor images retention \
            retention_full space helper operator_space operator_replace
+KILLED := members members_killed recovery replacing operator_freeing
 KUBERNETES := kubelet etcd coredns bridge pause guest
 
 # For the lab (hosts by systemd-nspawn), for Garage from its source, and for the tests.
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo busybox shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test dist unit lint lab day-two test-monitoring test-operator test-operator-long test-kubernetes kubernetes-programs kubernetes-cached simulate soak fuzz bench docs manifests lab-down clean setup packages programs
+.PHONY: help demo test dist unit lint lab day-two test-monitoring test-operator test-operator-long test-kubernetes kubernetes-programs kubernetes-cached simulate kills soak fuzz bench docs manifests lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -132,6 +133,10 @@ simulate: setup
 # The reader of bundles under many more random changes than the unit tests try: some ten minutes.
 fuzz: setup
 	KUBEADM_REGISTRY_FUZZ=20000 .venv/bin/pytest -q tests/unit/test_bundle_fuzz.py
+
+# What the unit tests kill at some changes only, in memory: killed at each one.
+kills: setup
+	KUBEADM_REGISTRY_KILLS=1 .venv/bin/pytest -q --numprocesses=auto $(addprefix tests/unit/test_,$(addsuffix .py,$(KILLED)))
 
 bench: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m 'not long' tests/bench

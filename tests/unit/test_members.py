@@ -35,6 +35,7 @@ from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
 from tests.unit.healthy import free
 from tests.unit.installed import fresh
+from tests.unit.kills import every
 from tests.unit.test_workflow import Recorder
 
 SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "members.json"
@@ -781,7 +782,7 @@ def test_a_change_that_is_killed_anywhere_is_completed_by_the_next_run(request_:
     assert sum(acts.values()) > 60
     for name, count in acts.items():
         # Of the server that comes fewer: init is tried at each of them.
-        for number in range(0, count, 12 if name == "cp-4" else 4):
+        for number in range(0, count, every(12 if name == "cp-4" else 4)):
             fake = fresh(file(THREE))
             other, cluster, _ = planned(fake, request_, given)
             other.servers[name].cut_at = number

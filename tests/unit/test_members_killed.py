@@ -24,6 +24,7 @@ from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
 from tests.unit.installed import fresh
+from tests.unit.kills import AT_EACH, every
 from tests.unit.test_members import FOUR, SKIP, THREE, agents, file, listed
 from tests.unit.test_workflow import Recorder
 
@@ -134,12 +135,12 @@ class Room:
         assert run(INIT, self.fake.cluster, Recorder(), skip=ELSEWHERE) == []
 
 
-def kills(whole: Room, offset: int, every: int = 30) -> Sequence[tuple[str, int]]:
+def kills(whole: Room, offset: int, usual: int = 30) -> Sequence[tuple[str, int]]:
     """Some acts, each by server and number: from *offset* on every so many, and all by which cp-2 gives away the VIP
     and the key of the others."""
     acts = [(name, number) for name, server in whole.servers.items() for number in range(len(server.acts))]
     given = [("cp-2", n) for n, act in enumerate(whole.old.acts) if keepalived.UNIT in act or KEYS in act]
-    return list(dict.fromkeys([*acts[offset::every], *given]))
+    return list(dict.fromkeys([*acts[0 if AT_EACH else offset :: every(usual)], *given]))
 
 
 @pytest.mark.parametrize(("request_", "offset"), [(LEAVE, 0), (REPLACE, 10)], ids=["leave", "replace"])
@@ -165,7 +166,7 @@ def test_killed_anywhere_another_command_is_refused_until_it_is_completed(reques
     """Before it has touched the storage nothing has begun; once a node has the new list alone, all decide by that."""
     whole, said = Room(request_), set()
     whole.finish()
-    for name, number in kills(whole, offset, every=50):
+    for name, number in kills(whole, offset, usual=50):
         room = Room(request_)
         room.kill(name, number)
         lists = [

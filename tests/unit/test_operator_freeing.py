@@ -32,6 +32,7 @@ from kubeadm_registry.transport.host import Host
 from kubeadm_registry.upkeep import store
 from tests.unit.fake_cluster import fixed_secrets
 from tests.unit.fake_registry import connector
+from tests.unit.kills import every
 from tests.unit.test_collect import DAY, World, blob, world  # noqa: F401  the fixture
 
 NOW = 1_795_000_000.0
@@ -140,7 +141,7 @@ def test_an_operator_that_ends_anywhere_leaves_what_the_next_one_completes(site:
     """And what it has closed opens by itself: it was closed for a time."""
     site.free()
     questions_asked = len(site.asked)
-    for stops in range(0, questions_asked, 2):
+    for stops in range(0, questions_asked, every(2)):
         blob(site.world, "app", f"old {stops}".encode(), bytes_age=9 * DAY, link_age=9 * DAY)
         site.stops, site.asked = stops, []
         with pytest.raises(Stopped):

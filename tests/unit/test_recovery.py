@@ -28,6 +28,7 @@ from kubeadm_registry.transport.ssh import UNREACHABLE
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
 from tests.unit.installed import fresh
+from tests.unit.kills import every
 from tests.unit.test_garage_layout import Clock
 from tests.unit.test_members import FOUR, THREE, agents, file, listed
 from tests.unit.test_workflow import Recorder
@@ -276,7 +277,7 @@ def test_a_run_that_is_killed_anywhere_is_completed_by_the_next(given: dict[str,
     acts = {name: len(server.acts) for name, server in whole.servers.items()}
     assert sum(acts.values()) > 100
     for name, count in acts.items():
-        for number in range(0, count, 3 if name == "cp-1" else 16):
+        for number in range(0, count, every(3 if name == "cp-1" else 16)):
             fake = begin()
             cluster = recovery.planned(fake.cluster)
             fake.servers[name].cut_at = number
@@ -328,7 +329,7 @@ def test_the_keys_of_the_helper_come_to_the_new_nodes_wherever_a_run_is_killed(g
     assert keys(recovered(whole)) == wanted
     acts = whole.servers[new].acts
     voting = max(number for number, act in enumerate(acts) if "agent.json" in act)
-    for number in sorted({*range(0, len(acts), 16), voting + 1}):
+    for number in sorted({*range(0, len(acts), every(16)), voting + 1}):
         fake = begin()
         cluster = recovery.planned(fake.cluster)
         fake.servers[new].cut_at = number

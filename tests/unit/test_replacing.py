@@ -32,6 +32,7 @@ from kubeadm_registry.phases.helper import FORBID, HELPER, allow
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT, RESET
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, host_key
+from tests.unit.kills import every
 from tests.unit.test_members import FOUR, THREE, file, listed
 from tests.unit.test_workflow import Recorder
 
@@ -394,7 +395,7 @@ def test_whatever_ends_it_another_node_completes_it(site: Site) -> None:
     whole = listed(site.fake).render()
     assert acts["cp-3"] > 10
     for name, count in acts.items():
-        for number in range(0, count, 24 if name == "cp-4" else 7):
+        for number in range(0, count, every(24 if name == "cp-4" else 7)):
             one = Site()
             one.dead = {"cp-2"}
             one.begin("cp-3")
