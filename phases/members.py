@@ -13,7 +13,7 @@ from kubeadm_registry.agent.formats import Newer
 from kubeadm_registry.cluster import Cluster, arriving, as_it_is, holder_last, retiring, stayer, stayers
 from kubeadm_registry.components import agent, data, health, replacing
 from kubeadm_registry.components import network as rules
-from kubeadm_registry.components.services import backend, frontend
+from kubeadm_registry.components.services import backend, frontend, vip_manager
 from kubeadm_registry.engine.changes import Absent, File, NoService, Running, Steps, Wait
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error, NotYetKnown
@@ -44,9 +44,21 @@ def store(cluster: Cluster, host: Host) -> Steps:
 
 
 def clear(cluster: Cluster, host: Host) -> Steps:
-    """Remove what a node that comes stored when it was a member before; what is of no member is not touched."""
+    """Remove what a node that comes stored when it was a member before; what is of no member is not touched.
+
+    If nobody has uninstalled it, it knows the members of that time, and gets no adverts from the others: as soon as its
+    agent has the new list, it would take the virtual IP beside the holder. It is configured anew below.
+    """
+    if not _has_list(cluster, host):
+        yield NoService(vip_manager(cluster.spec).SERVICE.unit)
     if data.owns_storage(cluster, host):
         yield from backend(cluster.spec).clear(cluster, host)
+
+
+def _has_list(cluster: Cluster, host: Host) -> bool:
+    """Whether *host* has the list that this run stores: an interrupted run may have started all that is there."""
+    content = host.read(members.PATH)
+    return content is not None and members.parse(content).generation >= cluster.members.generation
 
 
 def admit(cluster: Cluster, host: Host) -> Steps:

@@ -20,6 +20,7 @@ from kubeadm_registry.agent.config import Config, Peer, parse
 from kubeadm_registry.cluster import Cluster, MembersChange
 from kubeadm_registry.components import agent, drain, garage, garage_layout, health, keepalived, zot
 from kubeadm_registry.components.garage_layout import ClusterLayout
+from kubeadm_registry.engine import changes
 from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConnectionFailed, Error, PhaseFailed, PreflightFailed
@@ -504,6 +505,25 @@ def test_the_virtual_ip_leaves_a_node_before_that_is_uninstalled(three: FakeClus
     assert len(units) > 2
     done = [(one.phase, one.host) for one in recorder.actions]
     assert done.index(("move/vip-leaves", "cp-4")) < done.index(("move/layout", "cp-1"))
+
+
+def test_a_node_that_nobody_uninstalled_claims_the_virtual_ip_only_once_it_is_configured_anew(
+    three: FakeCluster,
+) -> None:
+    """It was dead when it left. As soon as its agent is fit, its keepalived would not hear the holder."""
+    other, cluster, _ = planned(three, Request(joins="cp-4"), FOUR)
+    new = other.servers["cp-4"]
+    new.put(changes.unit_path(keepalived.UNIT), b"[Service]\n")
+    new.put(members.PATH, Members(1, THREE).render())
+    new.unit(keepalived.UNIT).active = "active"
+    recorder = Recorder()
+    run(CHANGE_MEMBERS, cluster, recorder, skip=SKIP)
+    acts = [(one.phase, one.title) for one in recorder.actions if one.host == "cp-4"]
+    assert acts.index(("arrive/clear", f"stop {keepalived.UNIT}")) < acts.index(("agent", f"start {agent.UNIT}"))
+    assert new.unit(keepalived.UNIT).active == "active"
+    recorder = Recorder()
+    run(ARRIVE.phases[:1], replace(cluster, recorded=listed(other)), recorder)
+    assert not recorder.actions, "what an interrupted run has started goes on"
 
 
 def test_a_node_answers_no_reads_once_the_storage_is_without_it(three: FakeCluster) -> None:
