@@ -7,6 +7,7 @@ the file is written over in place by one write, padded with blanks to the length
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,8 +63,15 @@ class Gate:
         A frontend that has just started may have read its standby configuration, and not yet have watched the file
         when it was written: *again* makes it look once more.
         """
-        self._mark.write_text(f"{self._frontend.unit}\n", encoding="ascii")
+        self._leave_mark()
         return put(Path(self._frontend.runtime_config), Path(self._frontend.writer_config).read_bytes(), again=again)
+
+    def _leave_mark(self) -> None:
+        """Make the mark. An empty one does as well, and is there also where the file system is full."""
+        if not self._mark.exists():
+            with contextlib.suppress(OSError):
+                self._mark.write_text(f"{self._frontend.unit}\n", encoding="ascii")
+        self._mark.touch()
 
     async def fence(self, deadline: float) -> bool:
         """End the frontend process that could write; whether it is known to be gone. Raises OSError.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -73,6 +74,21 @@ def test_a_process_that_could_write_is_ended_and_one_that_could_not_is_left(tmp_
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_full_file_system_takes_nobody_the_right_to_write(
+    tmp_path: Path, frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file without content needs no room; and the file that the frontend watches is written over in place."""
+
+    def full(self: Path, *_: object, **__: object) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert Gate(frontend, Processes("none.service"), tmp_path / "mark").writing()
+    assert (tmp_path / "mark").exists()
+    assert (tmp_path / "runtime").read_text() == '{"w": 1}\n'
 
 
 def test_the_mark_of_an_earlier_life_ends_a_process_whose_file_is_a_standbys_again(
