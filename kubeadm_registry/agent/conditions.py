@@ -19,6 +19,7 @@ def conditions(
     """The names; ``docs/agent.md`` says what each means."""
     found = {
         "HiddenHolder": memory.hidden_since is not None,
+        "AdvertsLost": memory.outdone is not None,
         "NotYetGood": not memory.been_good,
         "FrontendDown": memory.frontend.health in FAILED,
         "FrontendSlow": memory.frontend.health is Health.SUSPECT,

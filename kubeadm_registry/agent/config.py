@@ -131,6 +131,7 @@ class Paths:
 
     fit: str = "/run/kubeadm-registry/agent/fit"
     alone: str = "/run/kubeadm-registry/agent/alone"
+    behind: str = "/run/kubeadm-registry/agent/behind"
     state: str = "/run/kubeadm-registry/agent/state.json"
     move: str = "/run/kubeadm-registry/agent/move"  # where root asks for a planned move of the VIP
     mark: str = "/run/kubeadm-registry/agent/writer"  # there while a frontend process may have been the writer

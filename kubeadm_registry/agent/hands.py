@@ -96,13 +96,14 @@ class NodeHands:
         for one in self.proxies:
             one.want(servers, epoch)
 
-    def claim(self, fit: bool, alone: bool, *, changed: bool) -> None:
+    def claim(self, fit: bool, alone: bool, behind: bool, *, changed: bool) -> None:
         """Write what keepalived goes by, if it is not so."""
         if not changed and self._loop.time() < self._claimed + CLAIM_AGAIN:
             return
         self._claimed = self._loop.time()
         self.write_flag(self.config.paths.fit, fit)
         self.write_flag(self.config.paths.alone, alone)
+        self.write_flag(self.config.paths.behind, behind)
 
     @property
     def writes(self) -> Optional[int]:

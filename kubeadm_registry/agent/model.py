@@ -173,6 +173,7 @@ class ServiceMemory:
     since: float = 0.0  # when it became so
     resets: int = 0  # in this episode
     killed: Optional[float] = None
+    kills: int = 0  # since it was last OK
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,10 @@ class Memory:
     failed_since: Optional[float] = None  # since when its storage has been dead or hung
     unwell_since: Optional[float] = None  # since when it has had another level than 0
     hidden_since: Optional[float] = None  # since when another holder is heard of, but not heard
+    second_since: Optional[float] = None  # since when it has the VIP beside a holder that it hears
+    outdone: Optional[float] = None  # until when it gives way to such a holder, whose adverts it does not get
+    outdone_for: float = 0.0  # seconds that this lasts; 0 once adverts have arrived for a while
+    follows_since: Optional[float] = None  # since when it is fit and leaves the VIP to such a holder
     unguarded_since: Optional[float] = None  # since when the nft rules on loopback have been missing
     lonely_since: Optional[float] = None  # since when fewer than a majority are heard
     joined_since: Optional[float] = None  # since when a majority is heard
@@ -257,6 +262,7 @@ class Decisions:
     report: Report
     levels: Mapping[str, Level]  # of the peers
     alone: bool = False
+    behind: bool = False  # another node, which is well, has the VIP, and has had it for longer
     reset_reads: str = ""  # why, or empty
     reset_rpc: str = ""
     kill_frontend: str = ""

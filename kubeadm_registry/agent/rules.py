@@ -12,7 +12,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Optional
 
-from kubeadm_registry.agent import lease, planned
+from kubeadm_registry.agent import holding, lease, planned
 from kubeadm_registry.agent.conditions import conditions
 from kubeadm_registry.agent.model import (
     FAILED,
@@ -40,9 +40,9 @@ from kubeadm_registry.agent.timings import Timings
 RESETS = (0.0, 0.05, 0.25)  # reads that were sent while HAProxy took up its new state are caught by the later ones
 ALONE = 0.2  # seconds without a majority that make a server alone
 BACK = 2.0  # seconds with one after which it is no longer
-YIELD = 1.0  # seconds that another holder must be heard of; longer than all need to notice that it has died
 WHOLE = 1.0  # seconds that all storages must have been there before their tables are compared
-KILL_AGAIN = 2.0  # seconds
+KILL_AGAIN = 2.0  # seconds; then twice as long each time, until the process was well once
+KILL_AT_MOST = 60.0  # seconds from one kill to the next
 STARVED = 3.0  # seconds after memory was last short, from which on a silence counts again
 DOOR_SILENT = 2.5  # seconds: two answers in a row are missing
 UNGUARDED = 1.0  # seconds without the nft rules that who has the lease may have: longer than loading them takes
@@ -82,7 +82,8 @@ def service(
     """The next memory of a process, whether the reads that wait for it are to be reset, and whether it is to be killed.
 
     Invariants: resets only while DEAD or HUNG, at most ``len(RESETS)`` an episode. Kills only while HUNG, ``kill``
-    seconds after its last answer at the earliest, and again after ``KILL_AGAIN`` seconds; never a process that waits
+    seconds after its last answer at the earliest, and again after ``KILL_AGAIN`` seconds, later and later: where new
+    ones are silent as well, something else is wrong, and what still works ends with each. Never a process that waits
     for memory, since where that is short a new one has to wait for more. One that did while it was silent has as long
     afterwards as one that is busy: it works off what had to wait with it.
     """
@@ -90,6 +91,8 @@ def service(
     if new is not memory.health:
         same_episode = new in FAILED and memory.health in FAILED
         memory = replace(memory, health=new, since=now, resets=memory.resets if same_episode else 0)
+    if new is Health.OK and memory.kills:
+        memory = replace(memory, kills=0)
     if new not in FAILED:
         return memory, False, False
     reset = memory.resets < len(RESETS) and now - memory.since >= RESETS[memory.resets]
@@ -101,10 +104,11 @@ def service(
     patience = timings.kill if idle >= timings.idle else busy
     if answers.paged is not None and now - answers.paged < silent:
         silent, patience = now - answers.paged - STARVED, busy
-    again = memory.killed is None or now - memory.killed >= KILL_AGAIN
+    rest = min(KILL_AGAIN * 2 ** (max(memory.kills, 1) - 1), KILL_AT_MOST)
+    again = memory.killed is None or now - memory.killed >= rest
     kill = new is Health.HUNG and silent >= patience and again
     if kill:
-        memory = replace(memory, killed=now)
+        memory = replace(memory, killed=now, kills=memory.kills + 1)
     return memory, reset, kill
 
 
@@ -159,22 +163,6 @@ def readers(levels: Mapping[str, Level]) -> frozenset[str]:
     return frozenset(name for name, level in levels.items() if level == best)
 
 
-def seen_holder(reports: Mapping[str, Report]) -> str:
-    """Of the peers that hold the VIP and read well, the one that has held it for longest; empty without one."""
-    holders = [(said.held, name) for name, said in reports.items() if said.vip and said.good and said.fit]
-    return max(holders)[1] if holders else ""
-
-
-def hidden_holder(reports: Mapping[str, Report], settings: Settings) -> bool:
-    """Whether a peer that this node hears sees a holder that this node does not hear.
-
-    While two servers do not see each other, keepalived takes the VIP on both, and clients go now to the one, now to
-    the other. The third server, which hears both, names one holder, so that exactly the other yields.
-    """
-    known = {*reports, settings.name}
-    return any(said.sees in settings.peers and said.sees not in known for said in reports.values())
-
-
 def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool, now: float, timings: Timings) -> bool:
     """Whether this node may hold the VIP.
 
@@ -184,9 +172,9 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
     its proxy answers, and not while it is alone: without the others it can read nothing, and they may have replaced it
     while it was away. A node that has left the members is never fit.
     """
-    if memory.hidden_since is not None and now - memory.hidden_since >= YIELD:
+    if memory.hidden_since is not None and now - memory.hidden_since >= holding.YIELD:
         return False
-    if memory.removed:
+    if memory.removed or memory.outdone is not None:
         return False
     if somebody_good:
         if proxy_dead or not memory.been_good:
@@ -282,7 +270,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     unguarded = true_since(memory.unguarded_since, seen.guarded is False, now)
     # Where any user of this host could push without a login, nobody holds the lease.
     open_to_all = unguarded is not None and now - unguarded >= UNGUARDED
-    hidden = hidden_holder(reports, settings)
+    others = holding.others(memory, reports, held, now, settings)
     off = clocks({name: seen.peers[name] for name in fresh}, settings)
     asked = planned.planned(memory, seen, reports, now=now, settings=settings)
     new = replace(
@@ -298,7 +286,11 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         been_good=memory.been_good or good,
         wrong_since=true_since(memory.wrong_since, wrong, now),
         held_since=held,
-        hidden_since=true_since(memory.hidden_since, hidden, now),
+        hidden_since=others.hidden_since,
+        second_since=others.second_since,
+        follows_since=others.follows_since,
+        outdone=others.outdone,
+        outdone_for=others.outdone_for,
         unguarded_since=unguarded,
         quiet_since=asked.quiet_since,
         lonely_since=lonely_since,
@@ -345,6 +337,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         fit=is_fit,
         # Where the VIP is to move, that node must win: this one gives way to it.
         alone=new.alone or (asked.moving and not seen.holds_vip),
+        behind=others.behind,
         new_work=not (asked.draining or asked.yields or draining_there),
         count_writes=asked.draining,
         report=_report(new, seen, settings, reports, draining=asked.draining, now=now),
@@ -456,7 +449,7 @@ def _report(
         good=memory.good,
         vip=seen.holds_vip,
         held=0.0 if memory.held_since is None else round(now - memory.held_since),
-        sees=seen_holder(reports),
+        sees=holding.seen_holder(reports),
         verdict=memory.verdict,
         storage=seen.storage is None or memory.storage.health is Health.OK,
         role=claim.role if settings.leased else Role.STANDBY,

@@ -42,7 +42,7 @@ class Hands(Protocol):
     def route(self, servers: Servers, epoch: int) -> None:
         """Tell HAProxy which servers take requests, and the epoch of uploads."""
 
-    def claim(self, fit: bool, alone: bool, *, changed: bool) -> None:
+    def claim(self, fit: bool, alone: bool, behind: bool, *, changed: bool) -> None:
         """Tell keepalived what it goes by; also when nothing has *changed*, from time to time."""
 
     def say(self, report: Report) -> None:
@@ -105,7 +105,8 @@ class Steering:
         if new.renew:
             self._hands.renew()
         self._hands.route(wanted(new, self.settings.name, self.settings.peers), new.epoch)
-        self._hands.claim(new.fit, new.alone, changed=old is None or (old.fit, old.alone) != (new.fit, new.alone))
+        claim = (new.fit, new.alone, new.behind)
+        self._hands.claim(*claim, changed=old is None or (old.fit, old.alone, old.behind) != claim)
         if self.settings.leased:
             self._hands.keep(new.keep, now)
         self._hands.say(new.report)

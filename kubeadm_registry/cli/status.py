@@ -49,6 +49,7 @@ _QUESTIONS = {
 #: What the agent's conditions mean, in a few words; docs/agent.md has more. One of a newer agent has none here.
 MEANINGS = {
     "HiddenHolder": "another node, which this one cannot hear, holds the virtual IP",
+    "AdvertsLost": "the holder's VRRP advertisements do not arrive here",
     "NotYetGood": "not healthy yet since its agent started",
     "FrontendDown": "the registry service is down or hangs",
     "FrontendSlow": "the registry service responds slowly",

@@ -40,8 +40,9 @@ def install(cluster: Cluster, host: Host) -> Steps:
             places=places,
             fit=paths.FIT,
             alone=paths.ALONE,
+            behind=paths.BEHIND,
             router_id=vip.router_id,
-            priority=250 - 2 * position,
+            priority=250 - 2 * position,  # of five nodes, all within what ``behind`` takes off
         ),
         validate=(program, "--config-test", "--use-file", "{path}"),
     )

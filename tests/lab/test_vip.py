@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -56,6 +57,53 @@ def test_an_address_that_two_servers_had_serves_where_it_is_left(both: Registry)
         with reading(both, CANARY, address=address) as seen:
             time.sleep(1)
         assert not seen.failed, f"{address}: {seen}"
+
+
+@contextmanager
+def filtered(host: Host, rule: str) -> Iterator[None]:
+    """Somebody's packet filter on *host* drops what *rule* names, for the length of a ``with``."""
+    table = f"table inet site {{ chain in {{ type filter hook input priority 5; {rule} drop; }}; }}"
+    host.sh("nft", "-f", "-", stdin=table)
+    try:
+        yield
+    finally:
+        host.sh("nft", "delete", "table", "inet", "site")
+
+
+def test_a_node_that_gets_no_adverts_leaves_the_addresses_to_the_holder(both: Registry) -> None:
+    """VRRP is dropped on the way to it, and all else passes."""
+    holder = both.holder()
+    deaf = both.others(holder)[0]
+    with filtered(deaf, "meta l4proto 112"):
+        wait_until("a second holder", lambda: len(both.holders()) == 2, seconds=20, every=0.05)
+        begin = time.monotonic()
+        wait_until("one holder again", lambda: both.holders() == [holder.name], seconds=10, every=0.05)
+        sys.stdout.write(f"\n  {both.frontend}: two holders for {time.monotonic() - begin:.1f} s\n")
+        assert "AdvertsLost" in both.state(deaf)["conditions"]
+        with reading(both, CANARY) as seen:
+            time.sleep(4)
+        assert not seen.failed, seen
+        assert both.holders() == [holder.name]
+    both.wait_whole(90)
+
+
+def test_a_node_that_loses_packets_does_not_take_the_addresses_from_one_that_is_well(both: Registry) -> None:
+    """It has the higher priority, and misses three adverts in a row every few seconds."""
+    last = list(both.servers.values())[-1]
+    lossy = next(iter(both.servers.values()))
+    if both.holder() is not last:
+        both.cli("vip", "move", last.name)
+        both.wait_whole()
+    taken, end = 0, time.monotonic() + 30
+    with filtered(lossy, "numgen random mod 100 < 25"):
+        while time.monotonic() < end:
+            holders = both.holders()
+            taken += lossy.name in holders
+            assert last.name in holders
+            time.sleep(0.1)
+    wait_until("one holder", lambda: both.holders() == [last.name], seconds=10)
+    sys.stdout.write(f"\n  {both.frontend}: a quarter of the packets lost for 30 s: a second holder in {taken} looks\n")
+    both.wait_whole(60)
 
 
 @pytest.mark.parametrize("family", ["IPv4", "IPv6"])

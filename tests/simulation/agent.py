@@ -73,7 +73,7 @@ class AgentProcess(Process):
         self.eyes = Eyes(host, now)
         self.hands = SimulatedHands(self)
         fit = takes_over and host.files_fit
-        host.write_claim(fit, host.files_alone)
+        host.write_claim(fit, host.files_alone, host.files_behind)
         self.steering = Steering(settings, self.hands, self.clock, remembered(now, self.hands.kept, fit=fit))
         self.hands.steering = self.steering
         self.began = True
@@ -212,7 +212,7 @@ class AgentProcess(Process):
         """SIGTERM: give up what this server has, and say goodbye, unless it is killed meanwhile."""
         self.leaving = True
         self.host.say("the agent leaves")
-        self.host.write_claim(False, self.host.files_alone)
+        self.host.write_claim(False, self.host.files_alone, self.host.files_behind)
         try:
             self.steering.shut()
             if self.steering.asks:

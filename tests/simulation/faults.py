@@ -106,6 +106,12 @@ def _split(world: World, side: set[str]) -> None:
 
 
 @deed
+def no_adverts(world: World, host: Host, value: None) -> None:
+    """It gets no adverts of VRRP any more, and all else."""
+    world.network.filtered.add(host.name)
+
+
+@deed
 def heal(world: World, host: Host, value: None) -> None:
     """All hear all."""
     world.network.heal()

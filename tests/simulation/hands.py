@@ -96,10 +96,10 @@ class SimulatedHands:
             if one.worker is not None and (one.worker.gate, one.worker.epoch) != self.want:
                 one.set(*self.want)
 
-    def claim(self, fit: bool, alone: bool, *, changed: bool) -> None:
+    def claim(self, fit: bool, alone: bool, behind: bool, *, changed: bool) -> None:
         """What keepalived goes by."""
         self.process.point("claim")
-        self.host.write_claim(fit, alone)
+        self.host.write_claim(fit, alone, behind)
 
     def say(self, report: Report) -> None:
         """From now on, and at once if it is news."""

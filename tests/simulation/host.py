@@ -47,6 +47,7 @@ class Host:
         self.vip = False
         self.files_fit = False
         self.files_alone = False
+        self.files_behind = False
         self.move: tuple[Request, float] | None = None  # the file of what was asked for, and its end by the clock
         self.busy_until = 0.0  # true time until which writes are in flight
         self.systemd = Systemd(self)
@@ -105,6 +106,8 @@ class Host:
 
     def advert(self, source: str, priority: int) -> None:
         """An advert of VRRP arrives."""
+        if self.name in self.world.network.filtered:
+            return
         if self.on and not self.paused and source in self.roster.names:  # nftables drops what others send
             self.keepalived.heard(source, priority)
 
@@ -123,12 +126,12 @@ class Host:
         if agent is not None:
             self.timeline.after(0.001, agent.do, agent.changed)
 
-    def write_claim(self, fit: bool, alone: bool) -> None:
+    def write_claim(self, fit: bool, alone: bool, behind: bool) -> None:
         """The files that keepalived watches."""
-        if (fit, alone) != (self.files_fit, self.files_alone):
+        if (fit, alone, behind) != (self.files_fit, self.files_alone, self.files_behind):
             if fit is not self.files_fit:
                 self.say("fit" if fit else "not fit")
-            self.files_fit, self.files_alone = fit, alone
+            self.files_fit, self.files_alone, self.files_behind = fit, alone, behind
             self.timeline.after(0.002, self.keepalived.files_changed)
 
     def frontend_news(self) -> None:
@@ -139,7 +142,7 @@ class Host:
 
     def close_by_hand(self, done: Callable[[], None]) -> None:
         """What ``--close`` does: unfit, gates shut, the standby's file, the end of a zot that could write."""
-        self.write_claim(False, self.files_alone)
+        self.write_claim(False, self.files_alone, self.files_behind)
         for one in self.haproxies:
             one.set(False, 0)
         self._closing(self.end_acting(), done, self.timeline.now + 1.0)
@@ -243,7 +246,7 @@ class Host:
             one_haproxy.power_off()
         self.keepalived.power_off()
         self.agent.process = None
-        self.vip = self.files_fit = self.files_alone = False
+        self.vip = self.files_fit = self.files_alone = self.files_behind = False
         self.move = None
         self.timer.disarm()
         self.timer.ticket, self.timer.there = 0.0, True

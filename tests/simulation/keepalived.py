@@ -1,4 +1,4 @@
-"""VRRP as keepalived does it here: no preemption, adverts by unicast, two files that say fit and alone."""
+"""VRRP as keepalived does it here: no preemption, adverts by unicast, files that say fit, alone and behind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 ADVERT = 0.15  # seconds
 DOWN = 3  # adverts that are missed
 WEAKER = 100  # what ``alone`` takes from the priority
+WEAK = 10  # what ``behind`` takes
 
 
 class KeepalivedProcess(Process):
@@ -37,7 +38,7 @@ class Keepalived:
 
     @property
     def priority(self) -> int:
-        return self.base - (WEAKER if self.host.files_alone else 0)
+        return self.base - (WEAKER if self.host.files_alone else 0) - (WEAK if self.host.files_behind else 0)
 
     def start(self) -> None:
         """The unit first takes away an address that an earlier life left behind."""

@@ -27,6 +27,7 @@ class Network:
         self.random = random
         self.weather = Weather()
         self.cuts: set[tuple[str, str]] = set()
+        self.filtered: set[str] = set()  # who gets no adverts of VRRP, which somebody's filter drops
         self.slow: dict[tuple[str, str], tuple[float, float]] = {}  # ways that take so many seconds, from and to
 
     def cut(self, source: str, target: str) -> None:
@@ -40,6 +41,7 @@ class Network:
     def heal(self) -> None:
         """All reach all again, in good weather."""
         self.cuts.clear()
+        self.filtered.clear()
         self.slow.clear()
         self.weather = Weather()
 

@@ -78,6 +78,7 @@ def small(random: Random, at: float, who: str) -> Fault:
             Fault(at, "reload_haproxy", who, random.randrange(2)),
             Fault(at, "stop_haproxy", who, (random.randrange(2), lasting(random))),
             Fault(at, "crash_keepalived", who),
+            Fault(at, "no_adverts", who),
             Fault(at, "stop_keepalived", who, lasting(random)),
             Fault(at, "slow_close", who, random.uniform(0.3, 3.0)),
             Fault(at, "slow_disk", who, random.choice([0.1, 0.5, 2.0])),

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 #: The product's own modules, and the models around them. `test_record` compares this with what `run` imports.
 DECIDING = (
-    *("conditions", "formats", "heartbeat", "lease", "model", "moving", "planned", "presence", "rules", "steering"),
-    "timings",
+    *("conditions", "formats", "heartbeat", "holding", "lease", "model", "moving", "planned", "presence", "rules"),
+    *("steering", "timings"),
 )
 MODELS = (
     *("agent", "disk", "executor", "eyes", "hands", "haproxy", "host", "keepalived", "kernel"),

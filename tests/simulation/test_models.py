@@ -162,6 +162,42 @@ def test_a_watchdog_ends_an_agent_that_is_not_run() -> None:
     assert not writer.zot.could_write
 
 
+def test_a_node_that_gets_no_adverts_gives_way_and_follows_a_holder_that_dies() -> None:
+    world = new_world(THREE, Roster(THREE), cold=False)
+    holder = next(host for host in world.hosts.values() if host.vip)
+    deaf, last = (host for host in world.hosts.values() if host is not holder)
+    world.network.filtered.add(deaf.name)
+    world.timeline.run(world.timeline.now + 1)
+    assert deaf.vip and holder.vip, "keepalived takes it for dead"
+    world.timeline.run(world.timeline.now + 2.5)
+    assert [host for host in world.hosts.values() if host.vip] == [holder]
+    world.timeline.run(world.timeline.now + 30)
+    assert [host for host in world.hosts.values() if host.vip] == [holder]
+    last.power_off()
+    holder.power_off()
+    world.timeline.run(world.timeline.now + 1.5)
+    assert deaf.vip, "it follows as any other"
+
+
+def test_a_node_that_misses_adverts_does_not_take_the_address_away() -> None:
+    """The holder has the lowest priority; some of its adverts do not reach the one with the highest."""
+    world = new_world(THREE, Roster(THREE), cold=False)
+    first, second, holder = world.hosts.values()
+    first.power_off()
+    second.power_off()
+    world.timeline.run(world.timeline.now + 2)
+    first.boot()
+    second.boot()
+    world.timeline.run(world.timeline.now + 10)
+    assert [host.name for host in world.hosts.values() if host.vip] == [holder.name]
+    world.network.filtered.add(first.name)
+    world.timeline.run(world.timeline.now + 0.7)
+    assert first.vip
+    world.network.filtered.clear()
+    world.timeline.run(world.timeline.now + 0.5)
+    assert [host.name for host in world.hosts.values() if host.vip] == [holder.name]
+
+
 def test_a_seed_is_a_whole_schedule() -> None:
     for seed in range(5):
         first, second = run(seed, tracing=True), run(seed, tracing=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry.agent import presence, rules
+from kubeadm_registry.agent import holding, presence, rules
 from kubeadm_registry.agent.model import (
     Answers,
     Decisions,
@@ -598,7 +599,7 @@ def beside_a_hidden_holder(now: float, held: float, *, until: float = 1e9) -> Ob
 
 def test_of_two_holders_that_do_not_see_each_other_the_one_that_the_third_names_stays(settled: Memory) -> None:
     memory, taken = play(lambda now: beside_a_hidden_holder(now, 9.0), until=9.0, memory=settled, start=5.0)
-    assert first(taken, lambda d: not d.fit) == near(5.35 + rules.YIELD)
+    assert first(taken, lambda d: not d.fit) == near(5.35 + holding.YIELD)
     assert not taken[-1][1].fit
     _, taken = play(well, until=10.0, memory=memory, start=9.0)
     assert taken[0][1].fit, "the cut is healed"
@@ -620,6 +621,105 @@ def test_the_third_node_names_the_holder_that_has_held_the_vip_for_longest(settl
     _, taken = play(course, until=5.1, memory=settled, start=5.0)
     assert taken[-1][1].report.sees == "c"
     assert all(d.fit for _, d in taken), "a holder that is heard is keepalived's business"
+
+
+def beside_a_holder(now: float, *, held: float = 900.0, until: float = 1e9, since: float = 5.5) -> Observation:
+    """This node takes the VIP at *since* though b has it, has had it for *held* seconds, and is heard *until* then."""
+    holder = replace(GOOD_PEER, vip=True, held=held + now)
+    b = PeerView(min(now, until), None, holder, min(now, until))
+    return well(now, holds_vip=now > since, peers={"b": b, "c": PeerView(now, None, GOOD_PEER, now)})
+
+
+def test_whoever_has_the_vip_beside_a_holder_that_it_hears_gives_way(settled: Memory) -> None:
+    memory, taken = play(beside_a_holder, until=9.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: not d.fit) == near(5.5 + holding.SECOND)
+    assert "AdvertsLost" in taken[-1][1].conditions
+
+    def without(now: float) -> Observation:
+        return beside_a_holder(now, since=1e9)
+
+    memory, taken = play(without, until=11.0, memory=memory, start=9.0)
+    assert not any(d.fit for _, d in taken), "it would take the VIP again"
+    _, taken = play(lambda now: beside_a_holder(now, since=1e9, until=12.0), until=14.0, memory=memory, start=11.0)
+    assert first(taken, lambda d: d.fit) == near(12.0 + T.peer_silent), "the holder is gone"
+
+
+def test_whoever_gave_way_tries_again_later_and_later(settled: Memory) -> None:
+    """keepalived takes the VIP half a second after it may, as long as no adverts arrive."""
+    memory, now, fit_since = settled, 5.0, 0.0
+    gave_way: list[float] = []
+    while now < 1500.0:
+        holds = memory.fit and now - fit_since > 0.5
+        was = memory.fit
+        memory, _ = rules.decide(memory, beside_a_holder(now, since=0.0 if holds else 1e9), now, ANY)
+        fit_since = fit_since if was and memory.fit else now
+        if was and not memory.fit:
+            gave_way.append(now)
+        now += T.tick
+    pauses = [later - earlier for earlier, later in itertools.pairwise(gave_way)]
+    assert [round(one - 2.5) for one in pauses][:6] == [10, 20, 40, 80, 160, 320]
+    assert max(pauses) < holding.OUTDONE_AT_MOST + 4
+
+    memory, _ = play(
+        lambda now: beside_a_holder(now, since=1e9), until=now + 700 + holding.FOLLOWS, memory=memory, start=now
+    )
+    assert (memory.outdone, memory.outdone_for) == (None, 0.0), "they arrive again"
+
+
+def test_two_holders_for_a_moment_are_keepalived_s_business(settled: Memory) -> None:
+    def course(now: float) -> Observation:
+        return replace(beside_a_holder(now), holds_vip=5.5 < now < 7.0)
+
+    _, taken = play(course, until=12.0, memory=settled, start=5.0)
+    assert all(d.fit for _, d in taken)
+
+
+@pytest.mark.parametrize(
+    ("holder", "mine", "expected"),
+    [
+        (replace(GOOD_PEER, vip=True, held=9.0), None, True),
+        (replace(GOOD_PEER, vip=True, held=9.0), 8.0, True),
+        (replace(GOOD_PEER, vip=True, held=9.0), 0.0, False),
+        (replace(GOOD_PEER, vip=True, held=9.0, good=False), None, False),
+        (replace(GOOD_PEER, vip=True, held=9.0, fit=False), None, False),
+        (GOOD_PEER, None, False),
+    ],
+    ids=["not here", "here later", "here for longer", "reads badly", "gives it up", "nowhere"],
+)
+def test_who_is_behind_a_holder(holder: Report, mine: float | None, expected: bool) -> None:
+    assert holding.behind({"b": holder}, mine, 10.0, ANY) is expected
+
+
+def test_of_two_that_took_the_vip_at_the_same_time_one_is_behind() -> None:
+    one, other = (replace(ANY, name=name) for name in ("a", "b"))
+    assert holding.behind({"b": replace(GOOD_PEER, vip=True, held=5.0)}, 5.0, 10.0, one)
+    assert not holding.behind({"a": replace(GOOD_PEER, vip=True, held=5.0)}, 5.0, 10.0, other)
+
+
+def test_a_holder_of_whom_this_node_has_never_heard_is_one_too(settled: Memory) -> None:
+    """It joined while this node was away, which does not even know its name."""
+    said = replace(GOOD_PEER, sees="d")
+    _, taken = play(
+        lambda now: well(now, peers={name: PeerView(now, None, said, now) for name in ("b", "c")}),
+        until=8.0, memory=settled, start=5.0,
+    )  # fmt: skip
+    assert first(taken, lambda d: not d.fit) == near(5.0 + holding.YIELD)
+
+
+def test_one_that_stays_silent_is_killed_later_and_later(settled: Memory) -> None:
+    """What answers nobody may be the kernel's connection table: each kill ends what still works."""
+    kills = []
+
+    def silent_for_ever(now: float) -> Observation:
+        return well(now, frontend=silent(5.0, idle=5.0))
+
+    _, taken = play(silent_for_ever, until=130.0, memory=settled, start=5.0)
+    kills = [at for at, d in taken if d.kill_frontend]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(kills)]
+    assert pauses == [near(seconds) for seconds in (2.0, 4.0, 8.0, 16.0, 32.0, 60.0)][: len(pauses)]
+    assert len(pauses) >= 5
+    memory, _ = play(well, until=140.0, memory=settled, start=130.0)
+    assert memory.frontend.kills == 0
 
 
 def test_a_hung_proxy_is_killed_as_soon_as_it_is_known_to_be_hung(settled: Memory) -> None:

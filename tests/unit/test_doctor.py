@@ -276,7 +276,7 @@ def test_every_kind_is_tried() -> None:
     elsewhere = {
         "NotInstalled", "ProgramsMissing", "SecretsUnusable", "CAExpired", "NoQuorum", "SSHFails", "VIPNowhere",
         "RetentionPaused", "Preflight", "StoragePartial", "CanaryBroken", "NoMajority", "MembersDiffer", "NoTimer",
-        "HiddenHolder", "StatusNotHealthy",
+        "HiddenHolder", "AdvertsLost", "StatusNotHealthy",
     }  # fmt: skip
     assert {kind.code for kind in KINDS} - tried == elsewhere
     assert len({kind.code for kind in KINDS}) == len(KINDS), "a code stands for one kind"

@@ -25,6 +25,9 @@ NO_MAJORITY = Kind("NoMajority", "error", "The node hears too few others; it nei
 MEMBERS_DIFFER = Kind("MembersDiffer", "error", "Nodes disagree on who is a member, so no writer is elected.")
 NO_TIMER = Kind("NoTimer", "error", "The kernel's timer does not respond, so the node does not become writer.")
 HOLDER_HIDDEN = Kind("HiddenHolder", "error", "Another node, which this one cannot hear, holds the virtual IP.")
+ADVERTS_LOST = Kind(
+    "AdvertsLost", "error", "The node keeps off the virtual IP; it would take over a second late if the holder failed."
+)
 UNHEALTHY = Kind("StatusNotHealthy", "error", "`kubeadm-registry status` reports it.")
 
 
@@ -64,6 +67,8 @@ def _conditions(snapshot: Snapshot, node: NodeSnapshot) -> Iterator[Finding]:
         "MembersDiffer": (MEMBERS_DIFFER, "a node that it hears has another list of members", here("init")),
         "NoTimer": (NO_TIMER, "the kernel's timer for the lease does not respond", here("init phase network")),
         "HiddenHolder": (HOLDER_HIDDEN, "another node, which it cannot hear, holds the virtual IP", here("status")),
+        "AdvertsLost": (ADVERTS_LOST, "VRRP advertisements of the holder do not arrive, its heartbeats do",
+                        Command(node.name, "nft list ruleset")),
     }  # fmt: skip
     for name, (kind, message, fix) in others.items():
         if name in found:
@@ -105,5 +110,5 @@ def healthy(snapshot: Snapshot) -> Iterator[Finding]:
 
 KINDS = (
     AGENT_SILENT, NOT_SERVING, HANGS, STORAGE_PARTIAL, COPYING, CANARY_MISSING, CANARY_BROKEN, NO_MAJORITY,
-    MEMBERS_DIFFER, NO_TIMER, HOLDER_HIDDEN, UNHEALTHY,
+    MEMBERS_DIFFER, NO_TIMER, HOLDER_HIDDEN, ADVERTS_LOST, UNHEALTHY,
 )  # fmt: skip
