@@ -75,6 +75,17 @@ def clock_doubtful(what: str, when: int, now: int) -> Reason:
     )
 
 
+def digests_named(uses: Iterable[Use]) -> dict[str, set[str]]:
+    """The digests in the names of *uses*, by each repository that they may be in: perhaps no look has found them."""
+    found: dict[str, set[str]] = {}
+    for use in uses:
+        asked = wanted(use.reference)
+        if asked is not None and asked.digest:
+            for repository in asked.repositories:
+                found.setdefault(repository, set()).add(asked.digest)
+    return found
+
+
 class _Named:
     """The digests and tags that uses name themselves, before anything follows from them."""
 

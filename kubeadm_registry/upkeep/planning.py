@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -16,7 +16,7 @@ from kubeadm_registry.retention.holdings import Holdings
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order, order
 from kubeadm_registry.retention.plan import shrunk
-from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, clock_doubtful
+from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, clock_doubtful, digests_named
 from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash
@@ -95,7 +95,9 @@ def look(
         trash = retry(lambda: store.read_trash(registry, key), PATIENCE)
         standing = retry(lambda: store.read_standing(registry, key), PATIENCE)
         sets = {**sets, PAUSE: pause_images(pause), **_brought(registry, "bundle" in policy.spec.sets)}
-    holdings = reading.read(connect, before.digests())
+    uses = (*uses, *standing.uses(now))
+    said = (*uses, *(use for report in reports.values() for use in report.uses))
+    holdings = reading.read(connect, _to_look_for(before, said, sets))
     recorded = pulls() if policy.asks_for_pulls or trash.images else None
     grace = seconds(policy.spec.workload_grace)
     after = before.after(holdings, now, trash.tags()).pulled(recorded)
@@ -115,8 +117,22 @@ def look(
         after = after.with_newer_reports(retry(lambda: store.read(registry, key), PATIENCE), before)
         retry(lambda: store.write(registry, key, after), PATIENCE)
     problems = (*(one for report in reports.values() for one in report.problems), *older)
-    uses = (*uses, *standing.uses(now))
     return Look(now, before, after, holdings, sets, uses, problems, trash, standing)
+
+
+def _to_look_for(
+    before: Ledger, uses: Iterable[Use], sets: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, Collection[str]]:
+    """The manifests to look for in each repository: those that were known, and those that something in use names.
+
+    A tag may have moved on before a look had found it: then only who uses the image knows of it, and what it needs may
+    be a part of other images as well.
+    """
+    named = (Use(name) for names in sets.values() for name in names)
+    found = digests_named((*before.workloads({}).uses, *uses, *named))
+    for name, digests in before.digests().items():
+        found.setdefault(name, set()).update(digests)
+    return found
 
 
 def _require_later(before: Ledger, now: int) -> None:

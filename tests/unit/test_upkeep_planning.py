@@ -1,0 +1,80 @@
+"""From a look at the registry to a plan: what is found because something in use names it, or because it was known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from kubeadm_registry.retention import Plan, Use, policy
+from kubeadm_registry.retention.standing import Pin, Standing
+from kubeadm_registry.upkeep import planning, store
+from kubeadm_registry.upkeep.clusters import ClusterReport
+from tests.unit.fake_images import Repositories, within
+
+KEY = "the key of the ledger"
+NOW, DAY = 1_800_000_000, 86400
+RULES = policy.parse(
+    """\
+apiVersion: kubeadm-registry.dev/v1alpha1
+kind: RegistryPolicy
+spec:
+  sets: []
+  rules: [{name: apps, repositories: [app], keep: {within: 30d}}]
+""",
+    "policy.yaml",
+)
+
+
+class Site:
+    """A registry where two indexes have the same part. Of one the tag moved to the other before anybody looked."""
+
+    def __init__(self) -> None:
+        self.registry = Repositories()
+        self.registry.image("kubeadm-registry/canary", "v1")
+        shared = self.registry.image("app", layer=b"part")
+        self.part = shared.digest
+        self.first = self.registry.index("app", "v1", first=shared).digest
+        self.second = self.registry.index("app", "v1", second=shared).digest
+        self.look(NOW - 90 * DAY)
+
+    def look(self, now: int, *uses: Use, reports: tuple[ClusterReport, ...] = ()) -> planning.Look:
+        said = {one.uid: one for one in reports}
+        return planning.look(within(self.registry), KEY, RULES, now, sets={}, uses=uses, reports=said)
+
+    def going(self, *uses: Use, reports: tuple[ClusterReport, ...] = ()) -> set[str]:
+        """The digests that a plan deletes now."""
+        made = self.look(NOW, *uses, reports=reports).plan(RULES)
+        assert isinstance(made, Plan), made
+        return {one.digest for one in made.deletions}
+
+    def state(self, change: Callable[[Standing], Standing]) -> None:
+        with within(self.registry)() as at:
+            store.restate(at, KEY, change)
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def test_an_image_that_nothing_uses_goes_with_its_parts(site: Site) -> None:
+    assert site.going() == {site.second, site.part}
+
+
+@pytest.mark.parametrize("host", ["", "10.0.0.10:5000/"])
+def test_what_no_look_has_found_is_found_if_a_workload_names_it(site: Site, host: str) -> None:
+    """By its digest. Then what it needs stays, although all that was known of that belongs to an image that goes."""
+    used = Use(f"{host}app@{site.first}")
+    assert site.going(used) == set()
+
+
+def test_what_no_look_has_found_is_found_if_a_cluster_has_named_it(site: Site) -> None:
+    report = ClusterReport("uid", "v1.36.3", (Use(f"10.0.0.10:5000/app@{site.first}"),))
+    assert site.going(reports=(report,)) == set()
+    assert site.going() == set(), "it is silent now"
+
+
+def test_what_no_look_has_found_is_found_if_it_is_pinned(site: Site) -> None:
+    site.state(lambda standing: standing.pinned(Pin(f"app@{site.first}", "a customer has it", NOW)))
+    assert site.going() == set()
