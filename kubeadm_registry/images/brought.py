@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kubeadm_registry.bundle.lineage import Lineage
-from kubeadm_registry.errors import BundleError, Error
+from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.images import artifacts, seeded
+from kubeadm_registry.images.absence import expect_canary
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api
 
@@ -86,14 +87,24 @@ def is_noted(registry: Api, line: Lineage) -> bool:
 
 
 def everything(registry: Api) -> Iterator[Brought]:
-    """The lists of all series. Raises RegistryError, NewerFormat, and Error (SeedRecordDamaged, ImagesUnknown)."""
-    for tag in registry.tags(seeded.REPOSITORY):
+    """The lists of all series. Raises RegistryError, also if there may be others that are only out of reach (zot makes
+    a 404 of a storage error), NewerFormat, and Error (SeedRecordDamaged, ImagesUnknown)."""
+    tags = registry.tags(seeded.REPOSITORY)
+    if not tags:
+        expect_canary(registry)
+    for tag in tags:
         if not tag.startswith(seeded.LINE_TAG):
             continue
         line = tag.removeprefix(seeded.LINE_TAG)
         content = registry.manifest(seeded.REPOSITORY, tag)
         if content is None:
-            continue  # it was deleted meanwhile
+            if tag not in registry.tags(seeded.REPOSITORY):
+                continue  # it was deleted meanwhile
+            raise RegistryError(
+                f"{seeded.REPOSITORY}:{tag} is listed and cannot be read, so it is not known what that bundle brought",
+                code="RegistryNotWhole", hint=f"see `kubeadm-registry status`; if the registry is whole, {_AGAIN}",
+                temporary=True,
+            )  # fmt: skip
         record = seeded.Record.parse(content, f"{seeded.REPOSITORY}:{tag} in the registry")
         found = read(registry, line)
         if found is None or found.index != record.index:

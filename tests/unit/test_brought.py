@@ -6,18 +6,21 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle
-from kubeadm_registry.errors import Error
+from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.images import brought, seed, seeded
 from kubeadm_registry.images.brought import Brought
 from kubeadm_registry.images.journal import Journal
+from kubeadm_registry.oci import canary
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api
 from tests.unit.bundle_files import image, write_layout
+from tests.unit.fake_images import Repositories, within
 from tests.unit.fake_registry import FakeRegistry, connector, serving
 
 SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "0.1" / "brought.json"
@@ -86,6 +89,33 @@ def test_a_bundle_seeded_by_an_older_release_gets_its_list(fake: FakeRegistry, r
         listed(registry)
     seeding(fake, tmp_path, PAUSE)
     assert listed(registry).keys() == {index}
+
+
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["one record", "all"])
+def test_what_is_out_of_reach_is_no_shorter_list(all_of_it: bool) -> None:
+    """zot makes a 404 of a storage error. By the list that is left, what a bundle brought would not be in use."""
+    fake = Repositories()
+    for tag in ("line-1", "line-2"):
+        fake.image(seeded.REPOSITORY, tag, layer=tag.encode())
+    hidden = "/v2/" if all_of_it else "/manifests/line-1"
+    opened = within(fake, lambda request: httpx.Response(404) if hidden in request.url.path else None)
+    with opened() as registry, pytest.raises(RegistryError) as caught:
+        listed(registry)
+    assert (caught.value.code, caught.value.temporary) == ("RegistryNotWhole", True)
+
+
+def test_what_is_deleted_meanwhile_is_no_list() -> None:
+    fake = Repositories()
+    fake.image(canary.REPOSITORY, canary.TAG)
+    fake.image(seeded.REPOSITORY, "line-1")
+
+    def deleted(request: httpx.Request) -> None:
+        if request.url.path.endswith("/manifests/line-1"):
+            del fake.store[seeded.REPOSITORY]
+
+    with within(fake, deleted)() as registry:
+        assert listed(registry) == {}
+        assert listed(registry) == {}, "there is no list either where no bundle was seeded"
 
 
 def test_the_list_of_release_0_1_is_read() -> None:
