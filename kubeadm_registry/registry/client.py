@@ -22,6 +22,7 @@ import httpx
 from kubeadm_registry.addresses import url
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.printable import counted
 from kubeadm_registry.registry.answers import MAX_DOCUMENT, Answer, beginning, paced, whole
 from kubeadm_registry.registry.one_connection import OneConnection
 from kubeadm_registry.registry.retries import seconds_to_wait
@@ -207,10 +208,14 @@ class Api:
         return list(self._pages("/v2/_catalog", "repositories"))
 
     def _pages(self, path: str, key: str) -> Iterator[str]:
-        """The entries of a list, page by page; none of a list that is not there, or not any more."""
+        """The entries of a list, page by page; none of a list that is not there. Raises RegistryError, a temporary one
+        if it is gone after some pages: it may only be out of reach, and what came is no whole list."""
         target, what = f"{path}?n={_PAGE}", f"list {path}"
-        for answer in self._answers(target, self.send("GET", target)):
+        for number, answer in enumerate(self._answers(target, self.send("GET", target))):
             if not self._found(answer, 200, what):
+                if number:
+                    text = f"{what} at {self.name}: the list ended after {counted(number, 'page')}"
+                    raise RegistryError(text, temporary=True)
                 return
             yield from _listed(answer.content, key, str, path)
 

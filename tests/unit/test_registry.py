@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from kubeadm_registry import pki
@@ -13,7 +14,7 @@ from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PhaseFailed, RegistryError
 from kubeadm_registry.oci import canary
 from kubeadm_registry.phases.workflows import VERIFY_ONLY
-from kubeadm_registry.registry import Login, Registry, push_blob
+from kubeadm_registry.registry import Api, Login, Registry, push_blob
 from tests.unit.fake_cluster import FakeCluster, authority
 from tests.unit.fake_registry import FakeRegistry, serving
 from tests.unit.test_workflow import Recorder
@@ -124,6 +125,18 @@ def test_another_status_is_an_error_with_the_registrys_words(fake: FakeRegistry,
         registry.blob("a", DIGEST)
     assert f"at 10.0.0.10: status {status} instead of 200" in caught.value.message
     assert caught.value.temporary is temporary
+
+
+def test_a_list_that_is_gone_after_a_page_is_no_shorter_list() -> None:
+    """zot makes a 404 of a storage error."""
+    more = {"Link": '</v2/app/tags/list?last=v2>; rel="next"'}
+    pages = [httpx.Response(200, json={"tags": ["v1", "v2"]}, headers=more), httpx.Response(404)]
+    with Api("registry", "http://registry", httpx.Client(transport=httpx.MockTransport(lambda _: pages.pop(0)))) as api:
+        with pytest.raises(RegistryError, match="the list ended after 1 page") as error:
+            api.tags("app")
+        assert error.value.temporary, "it is worth another try"
+        pages.append(httpx.Response(404))
+        assert api.tags("app") == []
 
 
 def test_a_wrong_login(fake: FakeRegistry) -> None:
