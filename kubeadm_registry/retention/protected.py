@@ -51,8 +51,9 @@ def protect(inventory: Inventory, workloads: Workloads, policy: RegistryPolicy, 
             )
     since = now - seconds(spec.workload_grace)
     uses = [use for use in workloads.uses if use.last_seen is None or use.last_seen >= since]
-    for each in (*spec.sets, PAUSE):
-        uses += [Use(reference, users=(f"set {each}",)) for reference in workloads.sets.get(each, ())]
+    sets = {each: [Use(name, users=(f"set {each}",)) for name in workloads.sets.get(each, ())]
+            for each in (*spec.sets, PAUSE)}  # fmt: skip
+    uses += (use for each in sets.values() for use in each)
     latest = max((use.last_seen for use in uses if use.last_seen is not None), default=0)
     if latest > now + CLOCK_TOLERANCE:
         problems.append(clock_doubtful("a workload was seen", latest, now))
@@ -60,6 +61,8 @@ def protect(inventory: Inventory, workloads: Workloads, policy: RegistryPolicy, 
     for use in sorted(uses, key=lambda use: (use.last_seen is not None, use)):
         if (problem := named.add(use)) is not None:
             problems.append(problem)
+    for use in (*sets.get("kubeadm", ()), *sets[PAUSE]):
+        named.add_anywhere(use)
     named.add_own()
     digests = _closed(inventory, named.digests)
     return Protected(digests, named.tags, workloads.current, tuple(sorted(problems)))
@@ -95,6 +98,9 @@ class _Named:
         for digest, manifest in inventory.manifests.items():
             if manifest.config:
                 self._by_config.setdefault(manifest.config, []).append(digest)
+        self._by_last: dict[str, list[str]] = {}
+        for name in inventory.repositories:
+            self._by_last.setdefault(_last(name), []).append(name)
         self.digests: dict[str, Use] = {}
         self.tags: dict[tuple[str, str], Use] = {}
 
@@ -111,6 +117,15 @@ class _Named:
             for repository in asked.repositories if asked else ():
                 self._add_all_tags(repository, use)
         return None if asked is not None else _not_understood(use)
+
+    def add_anywhere(self, use: Use) -> None:
+        """Note the image *use* below any other name as well: kubeadm asks where ``imageRepository`` says, and where
+        containerd has its pause image from stands in its configuration only."""
+        asked = wanted(use.reference)
+        if asked is not None and asked.tag:
+            for last in {_last(name) for name in asked.repositories}:
+                for repository in self._by_last.get(last, ()):
+                    self._add_tag(repository, asked.tag, use)
 
     def add_own(self) -> None:
         """The images of kubeadm-registry itself, except those of others that wait there to be deleted."""
@@ -143,6 +158,10 @@ class _Named:
         held = self._inventory.repositories.get(repository)
         if held is not None and tag in held.tags:
             self.digests.setdefault(held.tags[tag].digest, use)
+
+
+def _last(repository: str) -> str:
+    return repository.rpartition("/")[2]
 
 
 def _not_understood(use: Use) -> Reason:

@@ -207,6 +207,31 @@ def test_pause_images_are_protected_whatever_the_policy_says(name: str) -> None:
     assert found.current == 0, "as many images are in use as before, so UsesShrank notices as much"
 
 
+@pytest.mark.parametrize("repository", ["k8s/kube-proxy", "registry.aliyuncs.com/google_containers/kube-proxy"])
+def test_the_images_of_kubeadm_are_protected_below_any_name(repository: str) -> None:
+    """That is what ``imageRepository`` of kubeadm's ClusterConfiguration is for."""
+    registry = Registry()
+    mine = registry.image(repository, "v1.36.3")
+    other, another = registry.image(repository, "v1.20.0"), registry.image("team/my-kube-proxy", "v1.36.3")
+    sets = {"kubeadm": ("registry.k8s.io/kube-proxy:v1.36.3",), "bundle": ()}
+    found = protect(registry.inventory(), Workloads(sets=sets), EVERYTHING, NOW)
+    assert found.digests[mine].who() == "set kubeadm"
+    assert not {other, another} & found.digests.keys()
+    assert protect(registry.inventory(), Workloads(sets=sets), rules("[]", sets="[bundle]"), NOW).digests == {}
+
+
+@pytest.mark.parametrize("repository", ["pause", "k8s/pause", "registry.aliyuncs.com/google_containers/pause"])
+def test_pause_images_are_protected_below_any_name(repository: str) -> None:
+    """Only the configuration of containerd on each node says which it is; kubeadm asks for it as well."""
+    registry = Registry()
+    pause = registry.image(repository, "3.10")
+    coredns = registry.image("k8s/coredns", "v1.14.2")
+    workloads = Workloads(sets={PAUSE: ("registry.k8s.io/pause:3.10",)})
+    found = protect(registry.inventory(), workloads, rules("[]", sets="[]"), NOW)
+    assert found.digests[pause].who() == "set pause"
+    assert coredns not in found.digests
+
+
 def test_a_set_that_is_not_known_gives_no_plan() -> None:
     found = protect(Registry().inventory(), Workloads(sets={"bundle": ()}), EVERYTHING, NOW)
     assert codes(found) == ["SetMissing"]
