@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from secrets import randbelow
 from typing import Any
 
@@ -183,6 +183,21 @@ def healthy(made: Plan | Refused) -> Verdict:
     gone = len({(one.repository, one.digest) for one in made.deletions})
     text = f"the plan deletes {gone} of {counted(gone + len(made.kept), 'image')} and frees {size(made.freed)}"
     return Verdict("RetentionHealthy", True, "Planned", text)
+
+
+def matching(made: Plan | Refused, unmatched: Sequence[str], policy: Mapping[str, Any]) -> list[Verdict]:
+    """The condition ImagePathsMatch of the object *policy*, of whose paths *unmatched* found nothing. None while that
+    was never so, and where there is no plan: perhaps not all was read."""
+    kind = "ImagePathsMatch"
+    if isinstance(made, Refused):
+        return []
+    if unmatched:
+        more = f", and {len(unmatched) - _NAMED} more" if len(unmatched) > _NAMED else ""
+        text = f"spec.imagePaths finds no image, although there are such objects: {', '.join(unmatched[:_NAMED])}{more}"
+        return [Verdict(kind, False, "NothingFound", f"{text}; correct the path, or images that only they name may go")]
+    if any(one["type"] == kind for one in policy.get("status", {}).get("conditions", ())):
+        return [Verdict(kind, True, "Match", "each path finds images, or there are no such objects")]
+    return []
 
 
 def deletable(made: Plan, trash: Trash) -> int:

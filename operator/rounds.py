@@ -189,8 +189,9 @@ class Rounds:
             self.objects.put_status(PLANS, plan, {**status, **plans.used(plan), **plans.remembered(marker)})
             verdict = self._carry_out(found_out, rules, said, mine) or verdict
         accepted = Verdict("Accepted", True, "Accepted", "the operator plans by this policy")
+        matching = plans.matching(made, found_out.unmatched, mine)
         digest = {} if isinstance(made, Refused) else {"plan": made.digest}
-        self._write(POLICIES, mine, [accepted, verdict], self.clock(), digest)  # an hour later, if there was a run
+        self._write(POLICIES, mine, [accepted, verdict, *matching], self.clock(), digest)  # an hour later, if it ran
         look = found_out.look
         self._deletable = plans.deletable(made, look.trash) if isinstance(made, Plan) and look is not None else None
         self._tell(verdict)
@@ -352,8 +353,7 @@ class Rounds:
                 return _Made(plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`"))
             self.compare(cluster, the_way, self.clock)
             api = self.apis[1]
-            read = clusters.read(api, paths=[one.pair for one in rules.spec.image_paths])
-            report = replace(read, marker=marker)
+            report = replace(clusters.read(api, paths=[one.pair for one in rules.spec.image_paths]), marker=marker)
             connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
             sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, report.version])
             reports = {urlsplit(api.server).netloc: report}
@@ -363,8 +363,8 @@ class Rounds:
                 pause=cluster.spec.containerd.sandbox_image,
             )  # fmt: skip
             made = looked.plan(rules, accepted=approved)
-            known = isinstance(made, Plan) and looked.standing.approves(made)
-            return _Made(made, (made.digest,) if isinstance(made, Plan) and known else (), looked, cluster, the_way)
+            known = (made.digest,) if isinstance(made, Plan) and looked.standing.approves(made) else ()
+            return _Made(made, known, looked, cluster, the_way, report.unmatched)
         except Error as error:
             return _Made(plans.no_plan(error.code, error.message, error.hint))
 
@@ -490,10 +490,11 @@ class Rounds:
 @dataclass(frozen=True, slots=True)
 class _Made:
     """A *plan*, or why there is none; its digest if `retention approve` has *approved* it; what it was made from, and
-    where."""
+    where; which paths of the policy found nothing (*unmatched*)."""
 
     plan: Plan | Refused
     approved: tuple[str, ...] = ()
     look: planning.Look | None = None
     cluster: config.RegistryCluster | None = None
     way: Way | None = None
+    unmatched: tuple[str, ...] = ()

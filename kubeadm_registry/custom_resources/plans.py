@@ -131,6 +131,7 @@ class PolicyStatus(Model):
     observed_generation: int | None = Field(None, ge=0)
     """The metadata.generation that the status was found for."""
     conditions: Conditions | None = None
-    """Accepted: whether the operator works by this policy. RetentionHealthy: whether there is a plan, or why not."""
+    """Accepted: whether the operator works by this policy. RetentionHealthy: whether there is a plan, or why not.
+    ImagePathsMatch: whether spec.imagePaths finds images."""
     plan: Digest | None = None
     """The newest plan, in the RegistryRetentionPlan of the same name."""

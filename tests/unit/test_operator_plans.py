@@ -220,6 +220,25 @@ def test_the_pause_image_of_the_registry_cluster_stays(turns: Turns) -> None:
     assert turns.site.tags() == ["v1", "v3"]
 
 
+def test_a_path_that_finds_no_image_is_told_by_a_condition_of_the_policy(turns: Turns) -> None:
+    """A mistyped one: what only those objects name is not kept, and nobody reads the warnings of a command."""
+    turns.round()
+    assert "ImagePathsMatch" not in turns.conditions("registrypolicies")
+    right, wrong = turns.report, "argoproj.io/v1alpha1/workflows .spec.tempaltes[*].image"
+    turns.report = replace(right, unmatched=(wrong,))
+    turns.round()
+    assert turns.conditions("registrypolicies")["ImagePathsMatch"] == ("False", "NothingFound")
+    [event] = [one for one in turns.objects.events if one["reason"] == "NothingFound"]
+    assert (event["type"], event["regarding"]["kind"]) == ("Warning", "RegistryPolicy")
+    assert wrong in event["note"]
+    turns.report = replace(right, problems=(failed_list("Pods", "403 Forbidden"),))
+    turns.round()
+    assert turns.conditions("registrypolicies")["ImagePathsMatch"] == ("False", "NothingFound"), "not all was read"
+    turns.report = right
+    turns.round()
+    assert turns.conditions("registrypolicies")["ImagePathsMatch"] == ("True", "Match")
+
+
 def test_an_object_that_cannot_be_read_does_not_count_as_a_second_one(turns: Turns) -> None:
     """The guard lets only a second one go."""
     turns.objects.held["registryclusters"]["spec"]["ofANewerRelease"] = 1
