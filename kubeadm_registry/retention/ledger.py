@@ -37,7 +37,8 @@ class ClusterUses:
 
     *uses* are those of then, and those that were gone by then, with when they were last seen; *current* is how many
     different images were in use. *revision* is the resourceVersion of its lists, which grows with every change of
-    etcd; 0: not known. *marker* is a number that it was told to remember; 0: none.
+    etcd; 0: not known. *marker* is a number that it was told to remember; 0: none. *version* is that of Kubernetes
+    (``v1.36.3``); empty: not known.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ClusterUses:
     uses: tuple[Use, ...]
     revision: int = 0
     marker: int = 0
+    version: str = ""
     more: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
@@ -154,8 +156,9 @@ class Ledger:
         return replace(self, asked=asked)
 
     def reported(
-        self, uid: str, name: str, uses: tuple[Use, ...], now: int, *, kept: int, revision: int = 0, marker: int = 0
-    ) -> Self:
+        self, uid: str, name: str, uses: tuple[Use, ...], now: int, *,
+        kept: int, revision: int = 0, marker: int = 0, version: str = "",
+    ) -> Self:  # fmt: skip
         """The ledger after the cluster *uid*, called *name*, said at *now* that it has *uses*, as of *revision*.
 
         It was told to remember *marker*; 0: nothing else than before. Uses that are gone stay for *kept* seconds, from
@@ -170,7 +173,7 @@ class Ledger:
                 if last >= now - kept:
                     gone.append(replace(use, last_seen=last))
         marker, more = (marker or before.marker, before.more) if before else (marker, {})
-        report = ClusterUses(name, now, len(here), (*sorted(uses), *sorted(gone)), revision, marker, more)
+        report = ClusterUses(name, now, len(here), (*sorted(uses), *sorted(gone)), revision, marker, version, more)
         return replace(self, clusters={**self.clusters, uid: report})
 
     def with_newer_reports(self, other: Ledger, before: Ledger) -> Self:
@@ -249,6 +252,7 @@ class Ledger:
                 uid: {"name": one.name, "reported": one.reported, "current": one.current,
                       **({"revision": one.revision} if one.revision else {}),
                       **({"marker": one.marker} if one.marker else {}),
+                      **({"version": one.version} if one.version else {}),
                       "uses": [_use(use) for use in one.uses], **one.more}
                 for uid, one in sorted(self.clusters.items())
             },
@@ -393,11 +397,11 @@ def _read_use(use: Mapping[str, Any]) -> Use:
 
 
 def _read_cluster(one: Mapping[str, Any]) -> ClusterUses:
-    known, more = split(one, ("name", "reported", "current", "uses", "revision", "marker"))
+    known, more = split(one, ("name", "reported", "current", "uses", "revision", "marker", "version"))
     uses = tuple(map(_read_use, known["uses"]))
     name, reported, current = text(known["name"]), number(known["reported"]), number(known["current"])
     revision, marker = number(known.get("revision", 0)), number(known.get("marker", 0))
-    return ClusterUses(name, reported, current, uses, revision, marker, more)
+    return ClusterUses(name, reported, current, uses, revision, marker, text(known.get("version", "")), more)
 
 
 def silent(ledger: Ledger, reporting: set[str]) -> Iterator[ClusterUses]:

@@ -22,7 +22,7 @@ from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.retention.uses import PAUSE
 from kubeadm_registry.upkeep import reading, store
-from kubeadm_registry.upkeep.clusters import ClusterReport, Marker, pause_images
+from kubeadm_registry.upkeep.clusters import ClusterReport, Marker, kubeadm_sets, pause_images
 from kubeadm_registry.upkeep.lists import number
 from kubeadm_registry.upkeep.store import PATIENCE
 
@@ -109,7 +109,9 @@ def look(
         if not report.problems and not went_back:
             revision = number(report.revision)
             marker = report.marker.newest if report.marker is not None else 0
-            after = after.reported(report.uid, name, report.uses, now, kept=grace, revision=revision, marker=marker)
+            after = after.reported(
+                report.uid, name, report.uses, now, kept=grace, revision=revision, marker=marker, version=report.version
+            )
     missed = [one for one in shrunk(after.workloads({}).current, before.previous) if one.approval not in accepted]
     after = replace(after, in_use=before.previous if missed else None)
     with connect() as registry:
@@ -117,7 +119,7 @@ def look(
         after = after.with_newer_reports(retry(lambda: store.read(registry, key), PATIENCE), before)
         retry(lambda: store.write(registry, key, after), PATIENCE)
     problems = (*(one for report in reports.values() for one in report.problems), *older)
-    return Look(now, before, after, holdings, sets, uses, problems, trash, standing)
+    return Look(now, before, after, holdings, _of_all(after, sets), uses, problems, trash, standing)
 
 
 def _to_look_for(
@@ -162,6 +164,19 @@ def _older(name: str, report: ClusterReport, before: Ledger) -> Iterator[Reason]
             f"check that everything is there that should run, then pass --accept ClusterOlder={known.marker}",
             approval=f"ClusterOlder={known.marker}",
         )
+
+
+def _of_all(after: Ledger, sets: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+    """*sets* with what kubeadm needs in every cluster of the ledger, also in one that did not report just now; without
+    that set if the images of one of these versions are not known."""
+    versions = {one.version for one in after.clusters.values()} - {""}
+    if "kubeadm" not in sets or not versions:
+        return sets
+    here, others = sets["kubeadm"], kubeadm_sets(versions)
+    return {
+        **{name: one for name, one in sets.items() if name != "kubeadm"},
+        **{name: tuple(sorted({*here, *images})) for name, images in others.items()},
+    }
 
 
 def _brought(registry: Api, wanted: bool) -> dict[str, tuple[str, ...]]:

@@ -470,7 +470,8 @@ KINDS = (
                if UID in (SAMPLES / sample).read_text() else frozenset()),
             code="Damaged", disposable=True,
         )
-        for sample in ("0.1/retention-ledger.json", "retention-ledger-asked.json", "retention-ledger-marker.json")
+        for sample in ("0.1/retention-ledger.json", "retention-ledger-asked.json", "retention-ledger-marker.json",
+                       "retention-ledger-version.json")
     ),
     Kind(
         trash.FORMAT, "retention-trash.json", lambda content: trash.Trash.parse(content).to_json(),

@@ -321,6 +321,13 @@ def test_the_frozen_sample_with_the_marker_of_a_cluster_is_read() -> None:
     assert json.loads(Ledger.parse(content).to_json()) == json.loads(content)
 
 
+def test_the_frozen_sample_with_the_version_of_a_cluster_is_read() -> None:
+    content = (SAMPLE.parents[1] / "retention-ledger-version.json").read_bytes()
+    [cluster] = Ledger.parse(content).clusters.values()
+    assert cluster.version == "v1.36.3"
+    assert json.loads(Ledger.parse(content).to_json()) == json.loads(content)
+
+
 @pytest.mark.parametrize(
     ("before", "mine", "theirs", "kept"),
     [(1, 2, 1, 2), (1, 1, 3, 3), (1, 1, 1, 1), (0, 2, 0, 2), (1, 2, 3, 3)],

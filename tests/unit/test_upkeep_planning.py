@@ -6,23 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from kubeadm_registry.retention import Plan, Use, policy
+from kubeadm_registry.retention import Plan, Refused, Use, policy
 from kubeadm_registry.retention.standing import Pin, Standing
 from kubeadm_registry.upkeep import planning, store
-from kubeadm_registry.upkeep.clusters import ClusterReport
+from kubeadm_registry.upkeep.clusters import ClusterReport, kubeadm_sets
 from tests.unit.fake_images import Repositories, within
 
 KEY = "the key of the ledger"
 NOW, DAY = 1_800_000_000, 86400
+HEAD = "apiVersion: kubeadm-registry.dev/v1alpha1\nkind: RegistryPolicy\nspec:\n"
 RULES = policy.parse(
-    """\
-apiVersion: kubeadm-registry.dev/v1alpha1
-kind: RegistryPolicy
-spec:
-  sets: []
-  rules: [{name: apps, repositories: [app], keep: {within: 30d}}]
-""",
-    "policy.yaml",
+    f"{HEAD}  sets: []\n  rules: [{{name: apps, repositories: [app], keep: {{within: 30d}}}}]\n", "policy.yaml"
 )
 
 
@@ -78,3 +72,34 @@ def test_what_no_look_has_found_is_found_if_a_cluster_has_named_it(site: Site) -
 def test_what_no_look_has_found_is_found_if_it_is_pinned(site: Site) -> None:
     site.state(lambda standing: standing.pinned(Pin(f"app@{site.first}", "a customer has it", NOW)))
     assert site.going() == set()
+
+
+def test_what_kubeadm_needs_in_a_cluster_that_is_silent_stays() -> None:
+    """Of two operators each reads its own cluster, and the images of the other one's next version look unused."""
+    registry = Repositories()
+    registry.image("kubeadm-registry/canary", "v1")
+    for version in ("v1.30.2", "v1.32.2", "v1.34.2", "v1.36.2"):
+        registry.image("registry.k8s.io/kube-proxy", version, layer=version.encode())
+    rules = policy.parse(
+        f"{HEAD}  sets: [kubeadm]\n"
+        "  rules: [{name: kubernetes, repositories: [registry.k8s.io/*], keep: {within: 30d}}]\n", "policy.yaml",
+    )  # fmt: skip
+
+    def outcome(now: int, version: str, sets: str | None = None) -> Plan | Refused:
+        """By the operator of the cluster that has this *version*."""
+        report = {version: ClusterReport(version, version)}
+        found = kubeadm_sets([sets or version])
+        return planning.look(within(registry), KEY, rules, now, reports=report, sets=found).plan(rules)
+
+    def going(now: int, version: str) -> list[str]:
+        made = outcome(now, version)
+        assert isinstance(made, Plan), made
+        return [one.tag for one in made.deletions]
+
+    assert going(NOW - 90 * DAY, "v1.35.0") == []
+    assert going(NOW, "v1.35.0") == ["v1.30.2", "v1.32.2"]
+    assert going(NOW, "v1.33.0") == ["v1.30.2"]
+    assert going(NOW, "v1.35.0") == ["v1.30.2"]
+    refused = outcome(NOW, "v1.30.0", "v1.35.0")
+    assert isinstance(refused, Refused)
+    assert [one.code for one in refused.reasons] == ["SetMissing"], "what kubeadm needs there is not known"
