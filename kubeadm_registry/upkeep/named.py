@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from kubeadm_registry.oci.references import full, parse
 from kubeadm_registry.upkeep.structs import (
     Container,
     ControllerRevision,
@@ -17,6 +18,8 @@ from kubeadm_registry.upkeep.structs import (
     PodStatus,
     PodTemplate,
     Template,
+    TemplateContainer,
+    TemplateSpec,
     Volume,
     Workload,
 )
@@ -61,10 +64,12 @@ def of_pod_template(template: PodTemplate) -> Iterator[Named]:
 
 
 def of_template(template: Template | None) -> Iterator[Named]:
-    """The images of pods that are made of *template*."""
+    """The images of pods that are made of *template*, and those that these are told of."""
     if template is not None and (spec := template.spec) is not None:
-        for container in _containers(spec):
-            yield from _named(container.image)
+        for group in (spec.containers, spec.init_containers, spec.ephemeral_containers):
+            for container in group or ():
+                yield from _named(container.image)
+                yield from ((name, "") for name in _told(container))
         for volume in _image_volumes(spec):
             yield from _named(volume.image.reference if volume.image else "")
 
@@ -96,12 +101,27 @@ def _named(reference: str | None, image_id: str | None = "") -> Iterator[Named]:
         yield reference or image_id or "", image_id or ""
 
 
+def _told(container: TemplateContainer) -> Iterator[str]:
+    """The images in command, arguments and environment of *container*, from which a controller makes pods later.
+
+    As whole values only: ``--acme-http01-solver-image=NAME``, ``--engine-image NAME``, ``RELATED_IMAGE_X=NAME``. One
+    without a registry's host counts if what it is the value of says ``image``: anything may look like one.
+    """
+    words = [*(container.command or ()), *(container.args or ())]
+    said = [*zip(["", *words], words, strict=False), *((one.name, one.value or "") for one in container.env or ())]
+    for label, word in said:
+        option, _, value = word.partition("=")
+        for what, name in ((label, word), (option, value)):
+            if parse(name) or ("image" in what.lower() and {":", "@"} & {*name} and full(name)):
+                yield name
+
+
 def _containers(spec: PodSpec) -> Iterator[Container]:
     for group in (spec.containers, spec.init_containers, spec.ephemeral_containers):
         yield from group or ()
 
 
-def _image_volumes(spec: PodSpec) -> Iterable[Volume]:
+def _image_volumes(spec: PodSpec | TemplateSpec) -> Iterable[Volume]:
     return (volume for volume in spec.volumes or () if volume.image is not None)
 
 

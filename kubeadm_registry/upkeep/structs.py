@@ -96,10 +96,34 @@ class Pod(_Part):
     status: PodStatus | None = None
 
 
+class Variable(_Part):
+    """Of a container's environment; null where its value is from elsewhere."""
+
+    name: str = ""
+    value: str | None = None
+
+
+class TemplateContainer(Container):
+    """What else may name images: controllers are told by these what to start pods with."""
+
+    command: list[str] | None = None
+    args: list[str] | None = None
+    env: list[Variable] | None = None
+
+
+class TemplateSpec(_Part):
+    """The spec of a template: as that of a pod, of which this much is not decoded, since there are so many."""
+
+    containers: list[TemplateContainer] | None = None
+    init_containers: list[TemplateContainer] | None = None
+    ephemeral_containers: list[TemplateContainer] | None = None
+    volumes: list[Volume] | None = None
+
+
 class Template(_Part):
     """Of pods."""
 
-    spec: PodSpec | None = None
+    spec: TemplateSpec | None = None
 
 
 class WorkloadSpec(_Part):

@@ -137,6 +137,36 @@ def test_the_digest_of_an_image_volume_is_paired_by_the_volumes_name() -> None:
     assert list(named.of_pod(pod)) == [("a:1", "a@sha256:1"), ("v:1", "v@sha256:2"), ("w:1", "")]
 
 
+IMAGE, SHORT = "quay.io/jetstack/cert-manager-acmesolver:v1.18.2", "longhornio/longhorn-engine:v1.10.0"
+
+
+@pytest.mark.parametrize(
+    ("container", "found"),
+    [
+        ({"args": ["--v=2", f"--acme-http01-solver-image={IMAGE}"]}, [IMAGE]),
+        ({"command": ["longhorn-manager", "--engine-image", SHORT], "args": None}, [SHORT]),
+        ({"env": [{"name": "RELATED_IMAGE_SOLVER", "value": IMAGE}, {"name": "OPERATOR_IMAGE", "value": SHORT}]},
+         [IMAGE, SHORT]),
+        ({"env": [{"name": "SOLVER", "value": IMAGE}, {"name": "SHORT", "value": SHORT}]}, [IMAGE]),
+        ({"args": ["--helper-image=busybox:1.37", "-entrypoint-image", f"ghcr.io/a/b@sha256:{'a' * 64}"]},
+         ["busybox:1.37", f"ghcr.io/a/b@sha256:{'a' * 64}"]),
+        ({"env": [{"name": "IMAGE_PULL_POLICY", "value": "IfNotPresent"}, {"name": "IMAGE_DIR", "value": "/images:ro"},
+                  {"name": "IMAGE_SERVER", "value": "https://images.example:8080/a:b"}, {"name": "IMAGE_OF"},
+                  {"name": "IMAGE_KEY", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}],
+          "args": ["--listen=0.0.0.0:8080", "--url=http://a.example/b:c", "redis.example:6379/0", "--image-size", "a"]},
+         []),
+    ],
+    ids=["an option", "an argument", "variables", "a variable with another name", "short names", "no images"],
+)  # fmt: skip
+def test_images_that_a_controller_is_told_to_make_pods_of(container: Mapping[str, Any], found: list[str]) -> None:
+    """As cert-manager, Longhorn, Tekton, and operators with ``RELATED_IMAGE_...``: no object names them in between."""
+    spec = {"template": {"spec": {"initContainers": [{"name": "i", "image": "i:1"}], "containers": [container]}}}
+    deployment = {"metadata": {"name": "d", "namespace": "n"}, "spec": spec}
+    report = read(Table({"/apis/apps/v1/deployments": [deployment]}))
+    assert report.problems == ()
+    assert sorted(use.reference for use in report.uses) == sorted([*found, "i:1"])
+
+
 def test_uses_of_several_lists_are_one() -> None:
     one = (Use("a", "", ("Deployment x/b", "Deployment x/c", "Deployment x/d"), 7), Use("b"))
     other = (Use("a", "", ("Pod x/a",)), Use("a", "sha256:1", ("CronJob x/a",)))
