@@ -110,11 +110,25 @@ class _Contents:
         led_to = links.led_to(repository)
 
         def image(digest: str, names: Iterable[str]) -> Image:
-            return Image(digest, tuple(names), newest[digest], repository.manifests[digest].last_pulled)
+            return Image(digest, tuple(names), newest[digest], _last_pulled(digest, repository, inventory))
 
         images = {digest: image(digest, names) for digest, names in named.items()}
         loose = {digest: image(digest, tags.get(digest, ())) for digest in repository.manifests.keys() - led_to}
         return cls(images, loose, trash, tags, newest, links)
+
+
+def _last_pulled(digest: str, repository: Repository, inventory: Inventory) -> int | None:
+    """When *digest* was pulled last, or what it is an index of: that may be asked for by its own digest alone."""
+    found: list[int] = []
+    seen: set[str] = set()
+    waiting = [digest]
+    while waiting:
+        one = waiting.pop()
+        if one in repository.manifests and one not in seen:
+            seen.add(one)
+            waiting += inventory.manifests[one].children
+            found += [moment] if (moment := repository.manifests[one].last_pulled) is not None else []
+    return max(found, default=None)
 
 
 def _needed(name: str, digest: str, tags: Iterable[str], protected: Protected) -> Because | None:
@@ -143,7 +157,7 @@ def _loose(image: Image, repository: Repository, spec: PolicySpec, now: int) -> 
     if after is None:
         return Because("Untagged", "", "spec.untagged.after is not set")
     seen = repository.manifests[image.digest]
-    last = max(image.first_seen, seen.untagged_since or 0, seen.last_pulled or 0)
+    last = max(image.first_seen, seen.untagged_since or 0, image.last_pulled or 0)
     return Because("Untagged", "", f"untagged for less than {after}") if last > now - seconds(after) else None
 
 

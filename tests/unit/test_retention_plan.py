@@ -73,6 +73,18 @@ def test_pulled_within() -> None:
     assert causes(made) == {"pulled": "Rule", "new": "Rule"}
 
 
+def test_an_index_was_pulled_when_what_it_is_made_of_was() -> None:
+    """A client that has the digest of its own architecture asks for nothing else."""
+    registry = Registry()
+    arm, old = registry.image("team/app", name="arm", days=90, pulled=3), registry.image("team/app", name="o", days=90)
+    registry.index("team/app", "inner", children=[registry.index("team/app", children=[arm], days=90)], days=90)
+    registry.index("team/app", "old", children=[old, digest("absent")], days=90)
+    loose = registry.index("team/app", children=[arm, old], days=90)
+    made = registry.plan(keep("{pulledWithin: 30d}", untagged="{after: 30d}"), pulls_since=NOW - 60 * DAY)
+    assert tags(made) == ["old"]
+    assert loose not in {one.digest for one in made.deletions}
+
+
 @pytest.mark.parametrize(
     ("since", "why"),
     [(None, "pulled within 30d: pulls are not recorded"),
