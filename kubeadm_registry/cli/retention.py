@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,11 +84,11 @@ _NOTHING_ASKED = {"policy_file": DEFAULT_POLICY, "kubeconfigs": (), "lists": (),
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What those options said: the policy, and what is in use."""
+    """What those options said: the policy, what is in use, and which clusters say more when a plan is made."""
 
     rules: RegistryPolicy
     uses: tuple[Use, ...]
-    reports: Mapping[str, ClusterReport]
+    kubeconfigs: tuple[Path, ...]
     no_cluster: bool
     accepted: tuple[str, ...]
 
@@ -97,10 +97,9 @@ class Asked:
         cls, policy_file: Path, kubeconfigs: tuple[Path, ...], lists: tuple[Path, ...], no_cluster: bool,
         accepted: tuple[str, ...],
     ) -> Asked:  # fmt: skip
-        """Read the files, and ask the clusters. Raises ConfigError, Error."""
+        """Read the files. Raises ConfigError."""
         uses = tuple(Use(name, users=(str(file),)) for file in lists for name in names_in(file))
-        rules = policy.load(policy_file)
-        return cls(rules, uses, dict(_report(file, rules) for file in kubeconfigs), no_cluster, accepted)
+        return cls(policy.load(policy_file), uses, kubeconfigs, no_cluster, accepted)
 
     def _pulls(self, cluster: Cluster, reporter: Reporter) -> Pulls:
         """What the nodes recorded of pulls; a warning for each that cannot say, if the policy asks for all of it."""
@@ -112,32 +111,34 @@ class Asked:
         return pulls(on_hosts(cluster), len(cluster.spec.nodes), note)
 
     def plan(self, cluster: Cluster, connect: Connect, reporter: Reporter) -> tuple[planning.Look, Plan]:
-        """Look at the registry, and make the plan. Raises Error (WorkloadsUnknown, PlanRefused)."""
-        for name, report in self.reports.items():
+        """Ask the clusters, look at the registry, and make the plan. Raises Error (WorkloadsUnknown, PlanRefused)."""
+        # The plan is as old as what is known of workloads, however long somebody was asked for a passphrase before.
+        now = server_time(cluster)
+        reports = dict(_report(file, self.rules) for file in self.kubeconfigs)
+        for name, report in reports.items():
             for unmatched in report.unmatched:
                 reporter.note(f"{name}: spec.imagePaths finds no image: {unmatched}", level="warning")
-        now = server_time(cluster)
-        sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, *(one.version for one in self.reports.values())])
+        sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, *(one.version for one in reports.values())])
         found = planning.look(
             connect,
             cluster.secrets.retention_key,
             self.rules,
             now,
-            reports=self.reports,
+            reports=reports,
             uses=self.uses,
             sets=sets,
             accepted=self.accepted,
             pulls=partial(self._pulls, cluster, reporter),
             pause=cluster.spec.containerd.sandbox_image,
         )
-        if not (found.after.clusters or self.reports or self.uses or self.no_cluster):
+        if not (found.after.clusters or reports or self.uses or self.no_cluster):
             raise Error(
                 "it is not known which images are in use: no Kubernetes cluster was given",
                 hint="pass --kubeconfig for each cluster that uses the registry, --in-use with a list of images, or "
                 "--no-cluster if no cluster uses it",
                 code="WorkloadsUnknown",
             )
-        for one in silent(found.after, {report.uid for report in self.reports.values()}):
+        for one in silent(found.after, {report.uid for report in reports.values()}):
             reporter.note(
                 f"cluster {one.name} reported {(now - one.reported) // _DAY} days ago; what it used then is kept",
                 level="warning",

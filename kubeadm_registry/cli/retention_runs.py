@@ -96,7 +96,7 @@ def run(context: Context, path: Path | None, dry_run: bool, **options: Any) -> N
     asked = Asked.of(**options)
     with terminal.registry(path, reporter) as (cluster, connect, _):
         while _run(cluster, connect, asked, context, dry_run=dry_run):
-            asked = Asked.of(**options)  # what is in use by now
+            asked = Asked.of(**options)  # what the files say by now
 
 
 def _run(cluster: Cluster, connect: Connect, asked: Asked, context: Context, *, dry_run: bool) -> int:

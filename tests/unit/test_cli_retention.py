@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kubeadm_registry import config
-from kubeadm_registry.cli import retention
+from kubeadm_registry.cli import retention, terminal
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.formats import KEY
 from kubeadm_registry.retention import grouped
@@ -145,6 +145,29 @@ def cluster(
     """Let the cluster of every kubeconfig say that it has *uses*; the real one is asked in tests/operator."""
     found = ClusterReport(uid, version, grouped((one, "", "Pod default/web") for one in uses), revision=revision)
     monkeypatch.setattr(retention, "_report", lambda _kubeconfig, _rules: (f"{uid}.example:6443", found))
+
+
+def test_clusters_are_asked_when_everybody_else_has_been_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a passphrase, say: an order is good for ten minutes, and what pods use is no older than it."""
+    connected, asked = terminal.registry, list[str]()
+
+    def registry(*words: Any) -> Any:
+        assert not asked
+        site.at(40 + 1 / 24)
+        return connected(*words)
+
+    def report(_kubeconfig: Path, _rules: object) -> tuple[str, ClusterReport]:
+        asked.append("what it uses")
+        return "a.example:6443", ClusterReport("the-uid", "v1.33.1", grouped([("app:v1", "", "Pod default/web")]))
+
+    site.json()
+    monkeypatch.setattr(terminal, "registry", registry)
+    monkeypatch.setattr(retention, "_report", report)
+    assert names(site.json("--kubeconfig", "admin.conf")) == []
+    assert asked
+    assert site.ledger().clusters["the-uid"].reported == START + 40 * DAY + 3600
 
 
 def test_what_a_cluster_uses_stays_also_when_it_is_silent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
