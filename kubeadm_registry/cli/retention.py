@@ -114,7 +114,7 @@ class Asked:
         """Ask the clusters, look at the registry, and make the plan. Raises Error (WorkloadsUnknown, PlanRefused)."""
         # The plan is as old as what is known of workloads, however long somebody was asked for a passphrase before.
         now = server_time(cluster)
-        reports = dict(_report(file, self.rules) for file in self.kubeconfigs)
+        reports = _reports(self.kubeconfigs, self.rules)
         for name, report in reports.items():
             for unmatched in report.unmatched:
                 reporter.note(f"{name}: spec.imagePaths finds no image: {unmatched}", level="warning")
@@ -215,6 +215,16 @@ def _keep(cluster: Cluster, made: Plan, reporter: Reporter) -> None:
             running.keep(registry, cluster.secrets.retention_key, made)
     except (RegistryError, Error) as error:
         reporter.note(f"this plan cannot be approved: {error.message}", level="warning")
+
+
+def _reports(kubeconfigs: Sequence[Path], rules: RegistryPolicy) -> dict[str, ClusterReport]:
+    """What clusters say, by the addresses of their servers; if several have the same, as behind proxies, by the files
+    as well."""
+    found = dict[str, ClusterReport]()
+    for file in kubeconfigs:
+        name, report = _report(file, rules)
+        found[f"{name} ({file})" if name in found else name] = report
+    return found
 
 
 def _report(kubeconfig: Path, rules: RegistryPolicy) -> tuple[str, ClusterReport]:

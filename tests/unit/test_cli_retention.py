@@ -170,6 +170,24 @@ def test_clusters_are_asked_when_everybody_else_has_been_waited_for(
     assert site.ledger().clusters["the-uid"].reported == START + 40 * DAY + 3600
 
 
+def test_two_clusters_whose_servers_have_the_same_address_are_two(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind two proxies, or tunnels."""
+
+    def report(kubeconfig: Path, _rules: object) -> tuple[str, ClusterReport]:
+        uses = grouped([(f"app:{kubeconfig.stem}", "", "Pod default/web")])
+        return "127.0.0.1:6443", ClusterReport(f"uid of {kubeconfig.stem}", "v1.33.1", uses)
+
+    site.registry.image("app", "v2", layer=b"other")
+    site.json()
+    site.at(40)
+    monkeypatch.setattr(retention, "_report", report)
+    assert names(site.json("--kubeconfig", "v1.conf", "--kubeconfig", "v2.conf")) == []
+    clusters = site.ledger().clusters
+    assert {uid: one.name for uid, one in clusters.items()} == {
+        "uid of v1": "127.0.0.1:6443", "uid of v2": "127.0.0.1:6443 (v2.conf)",
+    }  # fmt: skip
+
+
 def test_what_a_cluster_uses_stays_also_when_it_is_silent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.json()
     site.at(40)
