@@ -25,12 +25,15 @@ def anything(path: Path) -> BinaryIO:
 
 
 def text(path: Path, most: int) -> str:
-    """The text in *path*, of *most* bytes. Raises OSError with what is wrong as strerror, also for what is no text."""
+    """The text in *path*, of *most* bytes, without a byte order mark.
+
+    Raises OSError with what is wrong as strerror, also for what is no text.
+    """
     with anything(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(None, f"it has more than {most} bytes", str(path))
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise OSError(None, "it is not a text file", str(path)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,21 @@ from kubeadm_registry.oci.references import full
 _MANIFESTS = (".yaml", ".yml", ".json")
 #: A list or manifest is text that people read; beyond this it is something else.
 _LONGEST = 64 * 2**20
+
+_Fastest = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Fastest):  # type: ignore[misc,valid-type]
+    """Reads text and null alone: numbers, dates and the like name no image, and PyYAML cannot read all of them.
+
+    ``=`` is a value of YAML 1.1 that it has nothing for, and stands in the custom resources of Prometheus. A date with
+    month 13 ends in a ValueError.
+    """
+
+
+for _tag in ("bool", "int", "float", "binary", "timestamp", "value", "merge"):
+    # An object of its own for each, since they may be keys as well, and none of them may hide another.
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda _loader, _node: object())
 
 
 def names_in(path: Path) -> list[str]:
@@ -64,9 +80,19 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
                 yield f"{file}:{number}", text
 
 
+def _documents(file: Path, content: str) -> list[Any]:
+    """What the manifests in *content* say. Raises YAMLError, RecursionError."""
+    if file.suffix == ".json":
+        try:
+            return [json.loads(content)]
+        except ValueError:
+            pass  # several documents, or YAML all the same
+    return list(yaml.load_all(content, Loader=_Loader))
+
+
 def _in_manifests(file: Path, content: str) -> Iterator[tuple[str, str]]:
     try:
-        documents = list(yaml.load_all(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        documents = _documents(file, content)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)

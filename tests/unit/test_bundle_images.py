@@ -166,6 +166,37 @@ def test_lists_have_names_and_comments(tmp_path: Path) -> None:
     assert names_in(tmp_path / "list") == ["docker.io/library/nginx:1", "registry.k8s.io/pause:3.9"]
 
 
+def test_a_list_from_windows(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbfnginx:1\r\n\r\nquay.io/a:2 \t\r\n")
+    assert names_in(tmp_path / "list") == ["docker.io/library/nginx:1", "quay.io/a:2"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["=", "<<", "2021-13-45", "2001-01-01 25:00:00", "0b_", "0x_", "9" * 5000, "!!int x", "!!timestamp x", "!!bool x"],
+)
+def test_words_that_mean_something_in_yaml_alone(tmp_path: Path, word: str) -> None:
+    (tmp_path / "crd.yaml").write_text(f"enum:\n- {word}\n- '!='\na: {word}\n---\nimage: x:1\n")
+    assert names_in(tmp_path) == ["docker.io/library/x:1"]
+
+
+@pytest.mark.parametrize("word", ["true", "1", "1.25", "2021-01-01", "null", "~", "=", ""])
+def test_what_is_no_text_names_no_image(tmp_path: Path, word: str) -> None:
+    (tmp_path / "values.yaml").write_text(f"a: {{image: {word}}}\nimage: x:1\n")
+    assert names_in(tmp_path) == ["docker.io/library/x:1"]
+
+
+def test_keys_that_are_no_text_hide_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("1: {image: a:1}\n2: {image: b:1}\ntrue: {image: c:1}\n=: {image: d:1}\n")
+    assert names_in(tmp_path) == [f"docker.io/library/{name}:1" for name in "abcd"]
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud83d\\ude00", "image": "x:1"}', '{"a": 1}\n---\n{"image": "x:1"}'])
+def test_json_is_read_as_json_if_it_is(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert names_in(tmp_path) == ["docker.io/library/x:1"]
+
+
 def test_manifests_have_images_in_many_places(tmp_path: Path) -> None:
     folder = tmp_path / "manifests" / "deep"
     folder.mkdir(parents=True)
