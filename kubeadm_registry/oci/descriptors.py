@@ -132,9 +132,14 @@ def parse(model: type[Parsed], content: bytes, what: str) -> Parsed:
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise damaged(f"{what}: {where + ': ' if where else ''}{first['msg']}") from error
+        raise damaged(f"{what}: {first_flaw(error)}") from error
+
+
+def first_flaw(error: ValidationError) -> str:
+    """The first thing that *error* finds wrong in a document, after its place."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def canonical(value: object) -> bytes:

@@ -515,8 +515,42 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path, target: str) -> No
 
 def test_an_archive_without_a_name_needs_one(tmp_path: Path) -> None:
     write(tmp_path / "saved.tar", saved(LAYER, name=None))
-    with pytest.raises(BundleError, match="without a name"):
+    with pytest.raises(BundleError, match="has no name"):
         create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "saved.tar"]), cache=tmp_path / "cache")
+
+
+ONE_LAYER = json.dumps({"rootfs": {"diff_ids": ["sha256:" + "a" * 64]}})
+
+
+def archive_of(config: str, *layers: str) -> bytes:
+    row = {"Config": "c.json", "RepoTags": ["x:1"], "Layers": layers}
+    return tar(("c.json", config.encode()), ("manifest.json", json.dumps([row]).encode()))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (saved(LAYER)[:300], "the archive is truncated within a header"),
+        (saved(LAYER)[:-10240], "the archive is truncated: the end mark is missing"),
+        (tar(("manifest.json", b"[]"), (member("f", tarfile.FIFOTYPE), b"")),
+         "'f' in the archive is neither a file nor a directory"),
+        (saved(LAYER).replace(LAYER[:1000], b"?" * 1000, 1), "layer 0/layer.tar has the digest sha256:"),
+        (tar(("manifest.json", b"null")), "manifest.json: Input should be a valid array"),
+        (archive_of("{}"), "c.json: rootfs: Field required"),
+        (archive_of('{"rootfs": {}}', "l"),
+         "manifest.json lists 1 layer of an image, and its configuration c.json 0"),
+        (archive_of(ONE_LAYER, "../l"), "unsafe name in an archive: '../l'"),
+        (archive_of(ONE_LAYER, "l"), "it has no file l, which it refers"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_an_archive_begins_with_its_path(tmp_path: Path, content: bytes, said: str) -> None:
+    path = write(tmp_path / "saved.tar", content)
+    with pytest.raises(BundleError) as caught:
+        create(tmp_path / "a.tar", {}, images=images_from([], [path]), cache=tmp_path / "cache")
+    assert caught.value.message.startswith(f"{path}: {said}")
+    assert "\n" not in caught.value.message
+    assert caught.value.code == "BundleDamaged"
+    assert caught.value.hint.startswith("save the image again")
 
 
 # The same everywhere.

@@ -13,9 +13,10 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -24,7 +25,7 @@ from kubeadm_registry.bundle.failures import cache_damaged, refused
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.make.cache import Blobs, Stopped
 from kubeadm_registry.bundle.make.context import BuildContext
-from kubeadm_registry.errors import damaged
+from kubeadm_registry.errors import BundleError, damaged
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import full
 from kubeadm_registry.printable import counted
@@ -34,6 +35,7 @@ _LONGEST = 16 * 2**20
 _MAGIC = b"\x1f\x8b"
 #: Compression does the most at this level for its time, and every release of zlib writes the same bytes for it.
 _LEVEL = 6
+_SAVE_AGAIN = "save the image again, or copy the archive again if the copy is truncated"
 
 
 class _Row(BaseModel):
@@ -53,13 +55,25 @@ class _Config(BaseModel):
 
 
 _ROWS = TypeAdapter(tuple[_Row, ...])
+_CONFIG = TypeAdapter(_Config)
+Parsed = TypeVar("Parsed")
 
 
 def is_one(path: Path) -> bool:
     """Whether the file *path* is such an archive, and not an OCI layout as well. Raises BundleError if it is no tar."""
-    with path.open("rb") as file:
+    with path.open("rb") as file, _named(path):
         names = {member.name for member in archive.members(file, links=True)}
     return MANIFEST_FILE in names and oci.LAYOUT_FILE not in names
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Within it errors begin with *path*, for one of several archives, and what is damaged is no bundle yet."""
+    try:
+        yield
+    except BundleError as error:
+        hint = _SAVE_AGAIN if error.code == "BundleDamaged" else error.hint
+        raise BundleError(f"{path}: {error.message}", code=error.code, hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +85,13 @@ class FromDockerArchive:
 
     def open(self, context: BuildContext, platforms: Sequence[oci.Platform]) -> Layout:
         """Compress the layers into the cache, unless they are there."""
+        with _named(self.path):
+            return self._open(context)
+
+    def _open(self, context: BuildContext) -> Layout:
         blobs = Blobs(context.cache, thorough=context.thorough)
         with self.path.open("rb") as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            content = _Content(file, str(self.path))
+            content = _Content(file)
             images = list(content.images())
             plain = {file: digest for image in images for file, digest in image.layers}
             context.progress(f"compressing {counted(len(plain), 'layer')} of {self.path}")
@@ -97,7 +115,7 @@ class FromDockerArchive:
     def _names(self, image: _Image) -> tuple[str, ...]:
         if not image.names and not self.name:
             raise refused(
-                f"{self.path} has an image without a name",
+                "an image has no name",
                 hint=f"pass its name, as in NAME:TAG={self.path}, or save it by name, as in `docker save NAME:TAG`",
             )
         return tuple(full(name) or name for name in image.names) or ("",)
@@ -115,9 +133,8 @@ class _Image:
 class _Content:
     """The archive's files, by name, also where a link leads to one."""
 
-    def __init__(self, file: BinaryIO, where: str) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._where = where
         self._members = {member.name: member for member in archive.members(file, links=True)}
 
     def open(self, name: str) -> BinaryIO:
@@ -129,27 +146,34 @@ class _Content:
             if not member.link:
                 return cast(BinaryIO, archive.Window(self._file, member.offset, member.size))
             name = member.link
-        raise damaged(f"{self._where} has no file {name[:200]}, which it refers to")
+        raise damaged(f"it has no file {name[:200]}, which it refers to")
 
     def read(self, name: str) -> bytes:
         """The content of a small file."""
         content = self.open(name).read(_LONGEST + 1)
         if len(content) > _LONGEST:
-            raise damaged(f"{self._where}: {name[:200]} has more than {_LONGEST} bytes")
+            raise damaged(f"{name[:200]} has more than {_LONGEST} bytes")
         return content
 
     def images(self) -> Iterator[_Image]:
         """What the archive holds. Raises BundleError if it is described wrongly."""
-        try:
-            rows = _ROWS.validate_json(self.read(MANIFEST_FILE))
-            for row in rows:
-                config = self.read(row.config)
-                ids = _Config.model_validate_json(config).rootfs.diff_ids
-                yield _Image(row.names or (), config, tuple(zip(row.layers, ids, strict=True)))
-        except ValueError as error:
-            raise damaged(
-                f"{self._where}: its {MANIFEST_FILE}, or a file that it names, is not valid: {error}"
-            ) from error
+        for row in _parse(_ROWS, self.read(MANIFEST_FILE), MANIFEST_FILE):
+            config = self.read(row.config)
+            ids = _parse(_CONFIG, config, row.config).rootfs.diff_ids
+            if len(row.layers) != len(ids):
+                raise damaged(
+                    f"{MANIFEST_FILE} lists {counted(len(row.layers), 'layer')} of an image, and its configuration "
+                    f"{row.config[:200]} {len(ids)}"
+                )
+            yield _Image(row.names or (), config, tuple(zip(row.layers, ids, strict=True)))
+
+
+def _parse(model: TypeAdapter[Parsed], content: bytes, name: str) -> Parsed:
+    """Read the JSON file *name* as *model*. Raises BundleError with the first thing wrong in it."""
+    try:
+        return model.validate_json(content)
+    except ValidationError as error:
+        raise damaged(f"{name[:200]}: {oci.first_flaw(error)}") from error
 
 
 def _layer(content: _Content, name: str, diff: str, blobs: Blobs, stop: threading.Event) -> oci.Descriptor:
@@ -194,10 +218,7 @@ def _compress(source: BinaryIO, target: BinaryIO, name: str, stop: threading.Eve
                 for chunk in _chunks(plain, stop):
                     hashed.update(chunk)
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise damaged(
-                f"layer {name[:200]} is not a complete gzip file: {error}",
-                hint="save the image again, or copy the archive again if the copy is truncated",
-            ) from error
+            raise damaged(f"layer {name[:200]} is not a complete gzip file: {error}") from error
     else:
         packer = zlib.compressobj(_LEVEL, wbits=31)
         for chunk in _chunks(source, stop):
