@@ -36,9 +36,11 @@ def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descrip
     """Give the full name and the descriptor of each image in *layout*.
 
     *name* replaces the name of the only image; without tag and digest it goes before the tags that the images have.
-    Raises BundleError for an image without a full name.
+    Raises BundleError for an image without a full name, and if there is no image.
     """
     found = [entry for entry in layout.index.manifests if not is_program(entry)]
+    if not found:
+        raise refused(f"{layout.where} contains no images", hint="check the path given with --images-from")
     told, tagged = _name_of(name)
     if tagged:
         if len({entry.digest for entry in found}) != 1:

@@ -519,6 +519,12 @@ def test_an_archive_without_a_name_needs_one(tmp_path: Path) -> None:
         create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "saved.tar"]), cache=tmp_path / "cache")
 
 
+def test_an_empty_archive_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "saved.tar", tar(("manifest.json", b"[]")))
+    with pytest.raises(BundleError, match=r"saved\.tar contains no images"):
+        create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "saved.tar"]), cache=tmp_path / "cache")
+
+
 ONE_LAYER = json.dumps({"rootfs": {"diff_ids": ["sha256:" + "a" * 64]}})
 
 
