@@ -487,6 +487,17 @@ def test_a_damaged_layer_that_is_compressed_already_is_refused(tmp_path: Path, s
     assert not list((tmp_path / "cache/blobs/sha256").iterdir())
 
 
+def test_layers_that_are_compressed_in_another_way_are_refused(tmp_path: Path) -> None:
+    config = contents(write(tmp_path / "x.tar", saved(LAYER)))["c.json"]
+    row = {"Config": "c.json", "RepoTags": ["quay.io/x:1"], "Layers": ["l.tar.gz"]}
+    files = (("c.json", config), ("l.tar.gz", b"\x28\xb5\x2f\xfd?"), ("manifest.json", json.dumps([row]).encode()))
+    write(tmp_path / "crane.tar", tar(*files))
+    with pytest.raises(BundleError, match=r"crane\.tar: layer l\.tar\.gz is compressed with zstd") as caught:
+        create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "crane.tar"]), cache=tmp_path / "cache")
+    assert caught.value.code == "BundleInputRefused"
+    assert "--format=oci" in caught.value.hint
+
+
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path

@@ -33,6 +33,7 @@ from kubeadm_registry.printable import counted
 MANIFEST_FILE = "manifest.json"
 _LONGEST = 16 * 2**20
 _MAGIC = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
 #: Compression does the most at this level for its time, and every release of zlib writes the same bytes for it.
 _LEVEL = 6
 _SAVE_AGAIN = "save the image again, or copy the archive again if the copy is truncated"
@@ -203,13 +204,18 @@ def _layer(content: _Content, name: str, diff: str, blobs: Blobs, stop: threadin
 def _compress(source: BinaryIO, target: BinaryIO, name: str, stop: threading.Event) -> str:
     """Write *source* to *target*, compressed if it is not, and return the digest of the plain bytes.
 
-    Raises BundleError if it is compressed, and cut short or damaged, and Stopped when *stop* is set; *name* is the
-    layer's.
+    Raises BundleError if it is compressed, and cut short or damaged, or not with gzip, and Stopped when *stop* is set;
+    *name* is the layer's.
     """
     hashed = hashlib.sha256()
-    start = source.read(len(_MAGIC))
+    start = source.read(len(_ZSTD))
     source.seek(0)
-    if start == _MAGIC:  # crane writes layers that way
+    if start == _ZSTD:  # crane writes what the registry has, and calls it .tar.gz
+        raise refused(
+            f"layer {name[:200]} is compressed with zstd, which is not supported in such an archive",
+            hint="save the image in OCI format, for example with `crane pull --format=oci NAME DIR`",
+        )
+    if start.startswith(_MAGIC):  # crane writes layers that way
         for chunk in _chunks(source, stop):
             target.write(chunk)
         source.seek(0)
