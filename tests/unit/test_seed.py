@@ -91,6 +91,31 @@ def test_coredns_goes_where_kubeadm_looks_for_it_in_a_registry_of_ones_own(tmp_p
         assert len({item.root.digest for item in seed.plan(opened)}) == 2, "one that the bundle itself has stays"
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_tag_is_not_given_to_an_image_that_is_pinned_to_another_digest(
+    fake: FakeRegistry, tmp_path: Path, alone: bool
+) -> None:
+    """One manifest has NAME:TAG, and the next one NAME:TAG@DIGEST: an index of all platforms, say."""
+    layers = [LAYER, LAYER + b"!", LAYER + b"?"]
+    digests = [oci.Index.model_validate_json(image(ONE, layer)[oci.INDEX_FILE]).manifests[0].digest for layer in layers]
+    names = [ONE if alone else f"{ONE}@{digests[0]}", f"{ONE}@{digests[1]}", f"{ONE}@{digests[2]}"]
+    held = joined(*(image(name, layer) for name, layer in zip(names, layers, strict=True)))
+    with Bundle.open(write_layout(tmp_path / "layout", held)) as opened:
+        run(opened, fake, tmp_path)
+        items = seed.plan(opened)
+        assert seed.prove(connector(fake), items, 2) == {}
+    assert {item.name: item.reference for item in items} == {
+        names[0]: "3.10" if alone else digests[0], names[1]: digests[1], names[2]: digests[2],
+    }  # fmt: skip
+
+
+def test_an_image_with_tag_and_digest_gets_its_tag(tmp_path: Path) -> None:
+    digest = oci.Index.model_validate_json(image(ONE, LAYER)[oci.INDEX_FILE]).manifests[0].digest
+    held = joined(image(ONE, LAYER), image(f"{ONE}@{digest}", LAYER))
+    with Bundle.open(write_layout(tmp_path / "layout", held)) as opened:
+        assert [item.reference for item in seed.plan(opened)] == ["3.10", "3.10"]
+
+
 def test_all_is_sent_once_and_can_then_be_read(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
     told = Told()
     sent = run(bundle, fake, tmp_path, told)

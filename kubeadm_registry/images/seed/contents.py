@@ -26,11 +26,24 @@ class Item:
 def plan(bundle: Bundle, below: str = "") -> tuple[Item, ...]:
     """The images of *bundle* with all that they consist of, at each of their places. Raises BundleError.
 
-    *below* is a path in the registry, with a slash at its end, in which all of them are to be.
+    *below* is a path in the registry, with a slash at its end, in which all of them are to be. A tag is one image's:
+    where a name with tag and digest is another one than the tag alone, or than that tag with another digest, it goes by
+    its digest, by which clients ask for it.
     """
     second = {place: root for name, root in bundle.images.items() for place in _second_places(name)}
     wanted = {**second, **bundle.images}
-    return tuple(_item(bundle, name, root, below) for name, root in sorted(wanted.items()))
+    tagged: dict[str, set[str]] = {}
+    for name, root in wanted.items():
+        tagged.setdefault(_tagged(name), set()).add(root.digest)
+    return tuple(
+        _item(bundle, name, root, below, by_digest=len(tagged[_tagged(name)]) > 1)
+        for name, root in sorted(wanted.items())
+    )
+
+
+def _tagged(name: str) -> str:
+    """*name* without its digest."""
+    return name.partition("@")[0]
 
 
 def _second_places(name: str) -> Iterator[str]:
@@ -39,7 +52,7 @@ def _second_places(name: str) -> Iterator[str]:
             yield other + name[len(path) :]
 
 
-def _item(bundle: Bundle, name: str, root: oci.Descriptor, below: str) -> Item:
+def _item(bundle: Bundle, name: str, root: oci.Descriptor, below: str, *, by_digest: bool) -> Item:
     reference = parse(name)
     assert reference is not None  # noqa: S101  a bundle has no other names
     needed = list(bundle.layout.reachable(root))
@@ -48,4 +61,5 @@ def _item(bundle: Bundle, name: str, root: oci.Descriptor, below: str) -> Item:
     manifests = tuple(one for one in needed if one.media_type in oci.TREES)
     blobs = tuple(one for one in needed if one not in manifests)
     repository = f"{below}{repository_prefix(reference.host)}/{reference.path}"
-    return Item(name, repository, reference.tag or reference.digest, root, manifests, blobs)
+    tag, digest = reference.tag, reference.digest
+    return Item(name, repository, (digest or tag) if by_digest else (tag or digest), root, manifests, blobs)
