@@ -118,11 +118,13 @@ def _media_type(content: bytes, where: Place) -> str:
     try:
         document = json.loads(content)
         told = document.get("mediaType") or (oci.INDEX if "manifests" in document else oci.MANIFEST)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise _invalid(f"{where}: the manifest is not a JSON object") from error
-    if told not in oci.TREES:
+    except RecursionError as error:
+        raise _invalid(f"{where}: the manifest is nested too deep") from error
+    if not isinstance(told, str) or told not in oci.TREES:
         raise _invalid(f"{where} is {str(told)[:200]}, not an image in OCI or Docker schema 2 format")
-    return str(told)
+    return told
 
 
 def _is_manifest(descriptor: oci.Descriptor) -> bool:

@@ -132,7 +132,14 @@ def test_a_platform_that_is_not_there_is_said(fake: Repositories) -> None:
     assert [one["present"] for one in pause.to_dict()["platforms"]] == [False, True]
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{", b'{"mediaType": "application/x"}', b'{"schemaVersion": 2}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]", b"{", b'{"mediaType": "application/x"}', b'{"schemaVersion": 2}', b'{"mediaType": ["x"]}',
+        b'{"x": %s%s}' % (b"[" * 5000, b"]" * 5000),
+    ],
+    ids=lambda content: content[:20].decode(),
+)  # fmt: skip
 def test_what_is_no_image_does_not_hide_the_others(fake: Repositories, content: bytes) -> None:
     odd = oci.digest_of(content)
     fake.store["app"].manifests[odd] = content
