@@ -36,7 +36,8 @@ MAX_SIZE = 2**50
 _REFUSED = (b"GNU.sparse", b"hdrcharset")
 _RECORDS = frozenset({b"path", b"linkpath", b"size"})
 _LENGTH = re.compile(rb"([0-9]{1,6}) ")
-_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f\\]+")
+#: Surrogates are what Python makes of bytes that are no UTF-8, in the names of files.
+_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import subprocess
 import tarfile
 import time
@@ -389,6 +390,13 @@ def test_no_change_goes_unnoticed_or_makes_another_error(made: Path, tmp_path: P
     if not found:  # then the change is in what carries no meaning: padding, or fields of a header that are not read
         with Bundle.open(made) as before, Bundle.open(path) as after:
             assert (before.programs, before.images) == (after.programs, after.images)
+
+
+def test_a_directory_with_names_that_are_no_text_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9")).touch()
+    with pytest.raises(BundleError, match=r"unsafe name in an archive: 'caf\\udce9'") as caught:
+        Bundle.open(tmp_path)
+    assert caught.value.code == "BundleDamaged"
 
 
 def test_a_missing_file_is_no_traceback(tmp_path: Path) -> None:
