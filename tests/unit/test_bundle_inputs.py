@@ -116,6 +116,14 @@ def test_a_name_before_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
     assert named(text) == (name, Path(path))
 
 
+@pytest.mark.parametrize("text", ["", "=", "x="])
+def test_no_path_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pod.yaml").write_text("image: x:1")
+    with pytest.raises(BundleError, match="names no path"):
+        images_from([], [text])
+
+
 def test_layouts_with_tags_only_get_their_names(tmp_path: Path) -> None:
     one, two = tagged(tmp_path / "one.tar", "latest"), tagged(tmp_path / "two.tar", "v1", "v2")
 

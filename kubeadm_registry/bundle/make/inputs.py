@@ -18,8 +18,13 @@ _TAR = (257, b"ustar")
 
 
 def named(text: str) -> tuple[str, Path]:
-    """Name and path of ``NAME=PATH``; without a name, also for a path that has an equals sign and is there."""
+    """Name and path of ``NAME=PATH``; without a name, also for a path that has an equals sign and is there.
+
+    Raises BundleError without a path: a variable that is not set must not mean the working directory.
+    """
     name, equals, path = text.partition("=")
+    if not (path if equals else text):
+        raise refused(f"--images-from {text!r} names no path", hint="pass a file or a directory")
     return (name, Path(path)) if equals and not Path(text).exists() else ("", Path(text))
 
 
