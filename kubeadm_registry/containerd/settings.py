@@ -8,6 +8,7 @@ internal/cri/config/config.go and internal/cri/server/images/image_pull.go (2.1 
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -182,8 +183,12 @@ class Merged:
 
     @property
     def hosts_directory(self) -> str:
-        """Where hosts files go: the first directory of ``config_path``, which wins over the others."""
-        return self.wanted.config_path.split(":")[0].rstrip("/") or CERTS_D
+        """Where hosts files go: the first directory of ``config_path``, which wins over the others.
+
+        containerd reads an empty one as none, and one that is relative from ``/``, where systemd starts it.
+        """
+        first = next(filter(None, self.wanted.config_path.split(":")), "").rstrip("/") or CERTS_D
+        return first if first.startswith("/") else posixpath.normpath(f"/{first}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,6 +264,17 @@ def test_hosts_files_go_to_the_first_directory() -> None:
     assert merge(text, containerd=V17).hosts_directory == "/etc/a"
 
 
+@pytest.mark.parametrize(
+    ("path", "directory"),
+    [("certs.d", "/certs.d"), ("./etc/certs.d/:/etc/b", "/etc/certs.d"), (":/etc/b", "/etc/b"), ("/etc/a/", "/etc/a"),
+     (":", CERTS_D)],
+)  # fmt: skip
+def test_hosts_files_go_where_containerd_finds_them(path: str, directory: str) -> None:
+    """It starts in /, and we log in elsewhere."""
+    text = f'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\n  config_path = "{path}"\n'
+    assert merge(text, containerd=V17).hosts_directory == directory
+
+
 def layer(path: str, text: str) -> containerd.Layer:
     return containerd.Layer.read(path, text.encode())
 
