@@ -16,6 +16,8 @@ from kubeadm_registry.oci.references import full
 _MANIFESTS = (".yaml", ".yml", ".json")
 #: A list or manifest is text that people read; beyond this it is something else.
 _LONGEST = 64 * 2**20
+#: Wrong names that are told: a log that was taken for a list has a million.
+_MOST = 50
 
 _Fastest = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -38,7 +40,7 @@ def names_in(path: Path) -> list[str]:
 
     A list has one name a line, and comments from ``#`` on. In manifests every ``image`` counts, wherever it stands, so
     that custom resources count too; short names mean what they mean to containerd. Raises BundleError that tells of
-    everything that is no name, with the place.
+    what is no name, with the place.
     """
     found = [path]
     if path.is_dir():
@@ -58,7 +60,8 @@ def names_in(path: Path) -> list[str]:
             else:
                 names.add(name)
     if wrong:
-        raise refused("\n".join(wrong), hint="use a full name, such as registry.k8s.io/pause:3.10")
+        more = [f"and {len(wrong) - _MOST} more"] if len(wrong) > _MOST else []
+        raise refused("\n".join([*wrong[:_MOST], *more]), hint="use a full name, such as registry.k8s.io/pause:3.10")
     if not names:
         raise refused(f"{path} lists no images", hint="pass a list with one name per line, or manifests with `image:`")
     return sorted(names)

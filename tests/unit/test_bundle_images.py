@@ -221,6 +221,15 @@ def test_every_wrong_name_is_told_with_its_place(tmp_path: Path) -> None:
     assert f"{tmp_path}/list:4" in caught.value.message
 
 
+def test_a_file_that_is_no_list_is_told_briefly(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("some words\n" * 1000)
+    with pytest.raises(BundleError) as caught:
+        names_in(tmp_path / "log")
+    *lines, last = caught.value.message.splitlines()
+    assert len(lines) == 50
+    assert last == "and 950 more"
+
+
 def test_a_template_is_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "pod.yaml").write_text("kind: Pod\nspec: {{ .Values.spec }}\n  x: [\n")
     with pytest.raises(BundleError, match=r"pod.yaml:\d") as caught:
