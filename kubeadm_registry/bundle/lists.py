@@ -44,7 +44,7 @@ def names_in(path: Path) -> list[str]:
     """
     found = [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix in _MANIFESTS and file.is_file())
+        found = sorted(file for file in path.rglob("*") if _is_manifest(file) and file.is_file())
         if not found:
             raise refused(
                 f"{path} contains neither an OCI image layout nor manifests",
@@ -75,7 +75,7 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
         raise refused(
             f"cannot read {file}: {error.strerror}", hint="pass a text file, or images in an archive or an OCI layout"
         ) from error
-    if file.suffix in _MANIFESTS:
+    if _is_manifest(file):
         yield from _in_manifests(file, content)
     else:
         for number, line in enumerate(content.splitlines(), start=1):
@@ -83,9 +83,13 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
                 yield f"{file}:{number}", text
 
 
+def _is_manifest(file: Path) -> bool:
+    return file.suffix.lower() in _MANIFESTS
+
+
 def _documents(file: Path, content: str) -> list[Any]:
     """What the manifests in *content* say. Raises YAMLError, RecursionError."""
-    if file.suffix == ".json":
+    if file.suffix.lower() == ".json":
         try:
             return [json.loads(content)]
         except ValueError:

@@ -213,6 +213,13 @@ def test_manifests_have_images_in_many_places(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_manifest_from_windows(tmp_path: Path) -> None:
+    (tmp_path / "PODS.YAML").write_text("image: x:1\n")
+    (tmp_path / "LIST.JSON").write_text('{"image": "y:1"}')
+    assert names_in(tmp_path / "PODS.YAML") == ["docker.io/library/x:1"]
+    assert names_in(tmp_path) == ["docker.io/library/x:1", "docker.io/library/y:1"]
+
+
 def test_every_wrong_name_is_told_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("nginx:1\nNGINX\nok:1\nquay.io/ x\n")
     with pytest.raises(BundleError) as caught:
