@@ -142,7 +142,7 @@ def _not_for(what: str, wanted: Sequence[oci.Platform], there: Iterable[oci.Plat
     offered = ",".join(sorted(set(map(str, there))))
     return refused(
         f"{what} is not available for {', '.join(map(str, wanted))}",
-        hint=f"pass --platform with one or more of {offered}",
+        hint=f"pass --platform with one or more of {offered}" if offered else "its index is empty: push it again",
     )
 
 

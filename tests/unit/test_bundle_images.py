@@ -326,9 +326,39 @@ def test_a_damaged_rest_of_an_earlier_run_is_thrown_away(upstream: FakeUpstream,
 def test_a_registry_that_sends_something_else_is_refused(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.image("a/b", "v1", LAYER)
     upstream.blobs[oci.digest_of(LAYER)] = LAYER[:-1] + b"!"
-    with pytest.raises(BundleError, match="does not match the digest"):
+    with pytest.raises(BundleError, match=r"/a/b:v1: .* does not match the digest"):
         bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
     assert not (tmp_path / "a.tar").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        (oci.LAYER, "push it again"),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "omit the digest"),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "omit the digest"),
+    ],
+)
+def test_a_blob_that_the_registry_lacks_is_told_with_its_image(
+    upstream: FakeUpstream, tmp_path: Path, kind: str, hint: str
+) -> None:
+    lost = oci.Descriptor(media_type=kind, digest=oci.digest_of(b"lost"), size=4)
+    manifest = oci.Manifest(config=upstream.blob(b"{}", oci.EMPTY), layers=(lost,))
+    upstream.add("a/b", "v1", manifest.to_json(), oci.MANIFEST)
+    with pytest.raises(BundleError) as caught:
+        bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+    assert caught.value.message.startswith(f"{upstream.host}/a/b:v1: read a/b@{lost.digest}")
+    assert caught.value.code == "BundleInputUnavailable"
+    assert hint in caught.value.hint
+
+
+def test_an_image_by_another_digest_than_sha256_is_refused(upstream: FakeUpstream, tmp_path: Path) -> None:
+    content = oci.Manifest(config=upstream.blob(b"{}", oci.EMPTY)).to_json()
+    digest = oci.digest_of(b"{}")
+    upstream.add("a/b", "v1", content.replace(digest.encode(), b"sha512:" + b"a" * 128), oci.MANIFEST)
+    with pytest.raises(BundleError, match=r"a/b:v1: config\.digest: must be a sha256 digest") as caught:
+        bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+    assert (caught.value.code, caught.value.hint) == ("BundleInputRefused", "push it again with a current client")
 
 
 def test_every_image_that_is_not_there_is_named(upstream: FakeUpstream, tmp_path: Path) -> None:

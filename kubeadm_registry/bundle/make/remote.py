@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -29,6 +30,8 @@ LOCK_DEADLINE = 3600.0
 _COSIGN = ("sig", "att", "sbom")
 #: An index may hold an index; real ones do not.
 _DEPTH = 4
+#: Types of layers that registries need not have: image-spec, layer.md, "Non-Distributable Layers", and Docker's own.
+_NOT_DISTRIBUTED = re.compile(r"\.(?:nondistributable|foreign)\.")
 
 
 def _upstream(host: str) -> Api:
@@ -107,7 +110,12 @@ class FromRegistries:
 
         def one(item: tuple[oci.Descriptor, _Tree]) -> Error | None:
             blob, tree = item
-            return _caught(lambda: store.fetch(blob, tree.registry, tree.reference.path, self.patience, taken))
+            found = _caught(lambda: store.fetch(blob, tree.registry, tree.reference.path, self.patience, taken))
+            if isinstance(found, RegistryError):
+                return unavailable(f"{tree.name}: {found.message}", hint=found.hint or _why_not(blob))
+            if isinstance(found, BundleError):
+                found.message = f"{tree.name}: {found.message}"
+            return found
 
         try:
             # The large ones first, so that none of them is alone at the end.
@@ -132,7 +140,18 @@ class _Tree:
     root: oci.Descriptor = field(init=False)
 
     def read(self, platforms: Sequence[oci.Platform]) -> None:
-        """Ask for the manifests; of an index only for those of *platforms*, unless the name has a digest."""
+        """Ask for the manifests; of an index only for those of *platforms*, unless the name has a digest.
+
+        Raises BundleError; what is not valid is the registry's, and no damaged bundle.
+        """
+        try:
+            self._read(platforms)
+        except BundleError as error:
+            if error.code == "BundleDamaged":
+                raise refused(error.message, hint="push it again with a current client") from error
+            raise
+
+    def _read(self, platforms: Sequence[oci.Platform]) -> None:
         content, kind = self._ask(self.reference.wanted)
         if kind in oci.INDEXES and platforms and not self.reference.digest:
             content = prune(content, platforms, self.name)
@@ -198,6 +217,15 @@ class _Tree:
                 if entry.media_type in oci.TREES:
                     self._take(child, entry.media_type, depth - 1)
         self.manifests.append(content)
+
+
+def _why_not(blob: oci.Descriptor) -> str:
+    """What to do where a registry does not have *blob*, which its own manifest names."""
+    if _NOT_DISTRIBUTED.search(blob.media_type):
+        return (
+            "registries do not hold such layers of Windows; omit the digest, so that only other platforms are included"
+        )
+    return "check the image in its registry, or push it again"
 
 
 def _caught(work: Callable[[], None]) -> Error | None:
