@@ -107,7 +107,7 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
     def path(text: str) -> Path:
         return whoami.expand(_expand(text, tokens))
 
-    keys = [path(text) for text in said.get("identityfile", _DEFAULT_KEYS)]
+    keys = [path(text) for text in said.get("identityfile", _DEFAULT_KEYS) if text != "none"]
     if target.identity_file is not None:
         explicit = whoami.expand(target.identity_file)
         keys = [explicit, *(key for key in keys if key != explicit)]
@@ -130,7 +130,7 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
         host_key=target.host_key,
         proxy_command=_expand(first("proxycommand"), tokens) or None,
         jumps=tuple(jump for jump in _expand(first("proxyjump"), tokens).split(",") if jump),
-        connect_timeout=target.connect_timeout or float(timeout or 10),
+        connect_timeout=target.connect_timeout or float(timeout or 0) or 10.0,  # 0 is none, as "none" is
         keepalive=int(first("serveraliveinterval", "0")) or 5,
     )
 
@@ -210,7 +210,7 @@ def _known_hosts(target: SshTarget, first: Callable[[str, str], str], *, jump: b
     own = first("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
     everyone = first("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
     # ssh -G prints a list without quotes: a name with blanks shows only by being there.
-    files = [own] if whoami.expand(own).exists() else own.split()
+    files = [own] if own and whoami.expand(own).exists() else own.split()
     if target.known_hosts_file is not None:
         files = [str(target.known_hosts_file), *(files if jump else [])]
     return [*files, *everyone.split()]

@@ -72,6 +72,16 @@ Host *
     assert got.jumps == ("ann@bastion:22", "[10.0.0.1]")
 
 
+def test_what_is_none_is_none(ask):
+    settings = ask("Host *\n  IdentityFile none\n  UserKnownHostsFile none\n  GlobalKnownHostsFile none\n")
+    assert (settings.identity_files, settings.known_hosts) == ((), ())
+
+
+@pytest.mark.parametrize("timeout", ["0", "none"])
+def test_no_timeout_is_no_connection_that_must_be_there_at_once(ask, timeout):
+    assert ask(f"Host *\n  ConnectTimeout {timeout}\n").connect_timeout == 10
+
+
 def test_what_the_caller_says_wins(ask, tmp_path):
     got = ask(
         "User joe\nPort 2222\nIdentityFile /keys/a\nUserKnownHostsFile /k\nConnectTimeout 3\n",
