@@ -8,6 +8,7 @@ that name no VIP go on when it changes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,7 +135,15 @@ def _document(api: str, kind: str, body: Mapping[str, Any]) -> str:
 
 
 class _Plain(yaml.SafeDumper):
-    """Writes a value that is used twice twice: an anchor would only puzzle the reader."""
+    """Writes a value that is used twice twice: an anchor would only puzzle the reader.
+
+    What Go reads as a number or as true, and PyYAML as text, is quoted: a node may be called ``1e3``.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+_Plain.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[0-9]+[eE][0-9]+\Z|0o[0-7]+\Z|[yYnN]\Z"), list("0123456789yYnN")
+)
