@@ -53,6 +53,8 @@ class _Loader(yaml.SafeLoader):
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _at(key.start_mark, "a key must be plain text; a template ({{ ... }}) must be rendered first")
+            if key.value == "<<" and key.style is None:
+                raise _at(key.start_mark, "merge keys (<<) are not supported; write the keys out")
             # YAML takes the last of two equal keys and says nothing; a forgotten node must not vanish so.
             if key.value in found:
                 raise _at(key.start_mark, f"key {key.value} is set twice")

@@ -269,6 +269,7 @@ def test_a_node_name_needs_no_quoting(value: str) -> None:
         ),
         ("? [a, b]\n: c\n", "line 1, column 3: a key must be plain text"),
         ("spec: {address: {{ .Values.ip }}}\n", "column 18: a key must be plain text; a template ({{ ... }}) must be"),
+        ("a: &a {b: 1}\nc:\n  <<: *a\n", "line 3, column 3: merge keys (<<) are not supported"),
         ("a: \0", "unacceptable character #x0000"),
         ("a: 1\n--- \nb: 2\n", "but found another document"),
         ("a: " + "[" * 21 + "]" * 21, "it is nested deeper than 20 levels"),
