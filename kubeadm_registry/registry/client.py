@@ -97,7 +97,7 @@ class Api:
         said = self.send("GET", "/v2/").headers.get("Date", "")
         try:
             return parsedate_to_datetime(said).timestamp()
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise RegistryError(f"the response of {self.name} has no valid Date: {said[:40]!r}") from error
 
     def manifest(self, repository: str, reference: str) -> bytes | None:

@@ -136,7 +136,7 @@ def test_nodes_of_which_none_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> No
         compare(monkeypatch, [Helper(name, away=True) for name in ("cp-1", "cp-2", "cp-3")])
 
 
-@pytest.mark.parametrize("date", ["", "yesterday"])
+@pytest.mark.parametrize("date", ["", "yesterday", f"Fri, 01 Jan 2000 00:00:00 +{'9' * 20}"])
 def test_an_answer_without_a_time(turns: Turns, monkeypatch: pytest.MonkeyPatch, date: str) -> None:  # noqa: F811
     with connector(turns.site.registry)() as registry:
         assert abs(registry.time() - time.time()) < 60

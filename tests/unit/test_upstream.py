@@ -420,7 +420,10 @@ def test_a_pause_that_is_too_long_is_told(tls: Path, pause: str) -> None:
     assert "as the registry requests" in caught.value.hint
 
 
-@pytest.mark.parametrize("pause", ["soon", "", "-1", "Fri, 01 Jan 2000 00:00:00 GMT", "Fri, 99 Zzz 2000"])
+@pytest.mark.parametrize(
+    "pause",
+    ["soon", "", "-1", "Fri, 01 Jan 2000 00:00:00 GMT", "Fri, 99 Zzz 2000", f"Fri, 01 Jan 2000 00:00:00 +{'9' * 20}"],
+)
 def test_a_pause_that_is_none_is_not_waited_for(tls: Path, pause: str) -> None:
     said = [Say(503, b"", (("Retry-After", pause),)), FOUND]
     with serving(lambda asked: said.pop(0) if "manifests" in asked.path else FOUND, tls) as web, to(web.host) as at:
