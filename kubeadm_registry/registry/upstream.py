@@ -123,10 +123,11 @@ class Upstream(Api):
         """The answer to *request* itself. Raises httpx.HTTPError, and RegistryError for a host that cannot be."""
         try:
             return self._client.send(request, stream=True)
-        except (UnicodeError, IndexError) as error:  # what Python says of names in no alphabet, as xn--a
+        except (UnicodeError, IndexError) as error:  # what Python says of names in no alphabet, as xn--a, and of a..b
+            is_own = _origin(request.url) == _origin(self._base)
             raise RegistryError(
-                f"{self.name} redirects to a host name that is not valid", code="RegistryUnreachable",
-                hint="check the registry name",
+                f"{self.name} {'is not a valid host name' if is_own else 'redirects to a host name that is not valid'}",
+                code="RegistryUnreachable", hint="check the registry name",
             ) from error  # fmt: skip
 
     def _answer_to(self, answer: httpx.Response, repository: str, login: Login | None) -> str | None:
