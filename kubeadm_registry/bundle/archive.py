@@ -29,6 +29,8 @@ MAX_EXTENDED_HEADERS = 4
 MAX_EXTENDED_BYTES = 16 * 1024 * 1024
 #: The most records in an extended header; tools write one for each field and each attribute of a file.
 MAX_RECORDS = 64
+#: The most zeros at the end, in bytes: records are 10 KiB, but dd with conv=sync fills up blocks of its own.
+MAX_PADDING = 64 * 1024 * 1024
 #: The largest member, in bytes: as much as a descriptor may say.
 MAX_SIZE = 2**50
 
@@ -131,8 +133,12 @@ def _expect_end(file: BinaryIO) -> None:
     rest = file.read(1024 * 1024)
     if len(rest) < BLOCK:
         raise damaged("the archive is truncated: half of the end mark is missing")
-    if rest.strip(b"\0") or file.read(1):
-        raise damaged("the archive continues after its end mark")
+    length = 0
+    while rest:
+        length += len(rest)
+        if rest.strip(b"\0") or length > MAX_PADDING:
+            raise damaged("the archive continues after its end mark")
+        rest = file.read(1024 * 1024)
 
 
 def _padded(size: int) -> int:

@@ -51,6 +51,13 @@ def test_skips_the_directory_itself() -> None:
     assert read(tar((member(".", tarfile.DIRTYPE), b""), ("./a", b"1"))) == {"a": b"1"}
 
 
+def test_zeros_may_fill_up_a_large_block() -> None:
+    archive = tar(("a", b"1"))
+    assert read(archive + bytes(5 * 2**20)) == {"a": b"1"}
+    assert "continues after its end mark" in refusal(archive + bytes(5 * 2**20) + b"x")
+    assert "continues after its end mark" in refusal(archive + bytes(65 * 2**20))
+
+
 @pytest.mark.parametrize(
     "name", ["../a", "a/../../b", "/etc/passwd", "a/../b", "a//b", "a\\b", "a\nb", "a\x7f", ""], ids=repr
 )
