@@ -33,7 +33,7 @@ from kubeadm_registry.phases.workflows import CHANGE_MEMBERS
 
 _purge = click.option("--purge-data", is_flag=True, help="Also delete the images and secrets on the node that leaves.")
 #: Phases on nodes that leave; when a node joins there is none.
-_OF_LEAVING = ("move/vip-leaves", "uninstall", "forget")
+_OF_LEAVING = ("move/vip-leaves", "move/frontend", "uninstall", "forget")
 _yes = click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
 
 
