@@ -9,6 +9,8 @@ something:
 * the last line that was read is not in the journal any more, so later ones may be gone with it,
 * the node went down without this process having read the last lines before (it is stopped after the proxies),
 * journald says that it dropped lines of a proxy, or a day had to be forgotten because there are too many entries,
+* a proxy runs and nothing of what it logs arrives, not even the agent's own probes of the public port, one a second:
+  journald says nothing of lines that it does not store (journald.conf(5), "MaxLevelStore="),
 * the clock was set: when the record began, and on which day there was a pull, may be wrong.
 
 Source of the fields: journalctl(1), "--cursor", and systemd.journal-fields(7).
@@ -39,6 +41,8 @@ POSITION = Format("how far the journal is read for pulls")
 RECORD_FILE, POSITION_FILE = "pulls.json", "position.json"
 EVERY = 60.0  # seconds from one look at the journal to the next
 STALE = 600  # seconds after which a record that was not brought up to date says nothing of now
+#: Seconds without any request in the log of proxies that run. A proxy may have been stopped for up to two looks unseen.
+SILENT = 150.0
 SET = 600.0  # seconds by which the clock must be set to count: what depends on the record goes by days
 MOST = 100_000  # entries: some 10 MB
 #: Clients whose misses are known, and misses of each, the newest: one that asks for anything forgets its own only.
@@ -51,6 +55,7 @@ DAY = 86400
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: journald's message that it dropped lines of a unit which wrote too many (systemd, sd-messages.h).
 DROPPED = "a596d6fe7bfa4994828e72309e95d61e"
+REQUEST = '{"client":"'  # how a proxy's line of a request begins; what else it says is of a higher level
 #: Nodes and people pull as nobody or as ``pull``; who pushes may pull as well, but then it may be this project's own
 #: tool, which says so. Its repositories hold records and the canary image.
 PULL = re.compile(
@@ -194,7 +199,41 @@ class Position:
     booted: int = 0
 
 
-def take(record: Record, position: Position, lines: Iterable[str], units: Sequence[str], now: int) -> None:
+class Hearing:
+    """When a proxy logged a request last: *last*, by the monotonic clock of *boot*.
+
+    Without *last* the first line tells it, for that is where an earlier process stopped.
+    """
+
+    def __init__(self, boot: str, last: Optional[float]) -> None:
+        self._boot = boot.replace("-", "")
+        self._last = last
+        self._lost = False
+
+    def line(self, entry: Mapping[str, Any]) -> None:
+        """An *entry* of the journal was read. One of another boot says nothing."""
+        if entry.get("_BOOT_ID") != self._boot:
+            return
+        moment = int(entry["__MONOTONIC_TIMESTAMP"]) / 1_000_000
+        if self._last is None:
+            self._last = moment
+        elif str(entry.get("MESSAGE")).startswith(REQUEST):
+            self._lost = self._lost or moment - self._last >= SILENT
+            self._last = max(self._last, moment)
+
+    def ends(self, now: float, running: Callable[[], bool]) -> bool:
+        """All lines until *now* were read: whether some may be lost. Proxies that are not *running* log nothing."""
+        if self._last is None or (now - self._last >= EVERY / 2 and not running()):
+            self._last = now
+        lost = self._lost or now - self._last >= SILENT
+        self._lost = False
+        return lost
+
+
+def take(
+    record: Record, position: Position, lines: Iterable[str], units: Sequence[str], now: int,
+    hearing: Optional[Hearing] = None,
+) -> None:  # fmt: skip
     """Learn from *lines*, the journal's entries as JSON from the position's cursor on, that one included."""
     expected = position.cursor
     for line in lines:
@@ -204,6 +243,8 @@ def take(record: Record, position: Position, lines: Iterable[str], units: Sequen
             record.restart(now)
         here, expected = cursor == expected, ""
         position.cursor = cursor
+        if hearing is not None:
+            hearing.line(entry)
         if here:
             continue
         message = entry.get("MESSAGE")
@@ -224,14 +265,20 @@ def take(record: Record, position: Position, lines: Iterable[str], units: Sequen
 
 
 class Recorder:
-    """Keeps the record in *folder* up to date with what *units* log. *journal* returns entries from a cursor on."""
+    """Keeps the record in *folder* up to date with what *units* log. *journal* returns entries from a cursor on.
+
+    *running* says whether any of the units runs.
+    """
 
     def __init__(
-        self, folder: Path, units: Sequence[str], journal: Callable[[str, int], Iterable[str]], boot: str
-    ) -> None:
+        self, folder: Path, units: Sequence[str], journal: Callable[[str, int], Iterable[str]], boot: str,
+        running: Callable[[], bool],
+    ) -> None:  # fmt: skip
         self._folder = folder
         self._units = units
         self._journal = journal
+        self._running = running
+        self._silent = False
         self.record, self.position = Record(0), Position()
         #: What the files had, for what a newer release has added; None: they are begun anew.
         self._found: Optional[Found] = None
@@ -271,6 +318,8 @@ class Recorder:
         if self.position.read > now:
             tell("the clock went back: recording pulls from now on")
             self.record.restart(now)
+        goes_on = self.position.boot == boot and not self.position.closed
+        self._hearing = Hearing(boot, None if goes_on else time.monotonic())
         if self.position.boot != boot:
             self.position.booted = 0
         self.position.boot, self.position.closed = boot, False
@@ -295,9 +344,18 @@ class Recorder:
         before = self.record.since
         self._watch_clock()
         take(self.record, self.position, self._journal(self.position.cursor, self.record.since), self._units,
-             int(time.time()))  # fmt: skip
-        if self.record.since != before:
+             int(time.time()), self._hearing)  # fmt: skip
+        silent = self._hearing.ends(time.monotonic(), self._running)
+        if silent:
+            self.record.restart(int(time.time()))
+            if not self._silent:
+                tell(
+                    "the journal has no request of the proxies, which log one a second while they and the agent run: "
+                    "recording pulls from now on; see MaxLevelStore= in journald.conf(5)"
+                )
+        elif self.record.since != before:
             tell("the record may lack something: all pulls are known from now on only")
+        self._silent = silent
         self.position.closed = closed
         self._write()
 
@@ -355,6 +413,11 @@ def tell(text: str) -> None:
     sys.stderr.flush()
 
 
+def _run(units: Sequence[str]) -> bool:
+    """Whether there is any process of *units*."""
+    return any(Processes(unit).find() for unit in units)
+
+
 def main(arguments: Sequence[str]) -> int:
     """``DIRECTORY UNIT...``: record until SIGTERM, then read what the proxies said last; the exit status."""
     folder, *units = arguments
@@ -363,12 +426,13 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, lambda *_: ends.set())
     try:
         boot = BOOT_ID.read_text(encoding="ascii").strip()
-        recorder = Recorder(Path(folder), units, lambda cursor, since: journal(units, cursor, since), boot)
+        recorder = Recorder(
+            Path(folder), units, lambda cursor, since: journal(units, cursor, since), boot, lambda: _run(units)
+        )
         while not ends.is_set():
             recorder.look()
             ends.wait(EVERY)
-        gone = not any(Processes(unit).find() for unit in units)
-        recorder.look(closed=gone)
+        recorder.look(closed=not _run(units))
     except (OSError, ValueError, LookupError) as error:
         tell(f"cannot record pulls: {error}")
         return 1

@@ -247,7 +247,7 @@ def _pulled(name: str) -> Callable[[bytes], bytes]:
             (path / pulls.RECORD_FILE).write_bytes((SAMPLES / "pulls.json").read_bytes())
             (path / pulls.POSITION_FILE).write_bytes((SAMPLES / "pulls-position.json").read_bytes())
             (path / name).write_bytes(content)
-            recorder = pulls.Recorder(path, (), lambda *_: (), "3")
+            recorder = pulls.Recorder(path, (), lambda *_: (), "3", lambda: True)
             recorder.record.changed = True
             recorder._write()
             return (path / name).read_bytes()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubeadm_registry import pki
-from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import blobs, named
 from kubeadm_registry.images.blobs import Blob, Freed, Pace
 from kubeadm_registry.oci import descriptors as oci
@@ -20,6 +20,7 @@ from kubeadm_registry.registry import Deleted
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_images import Repositories, ScopedHandler
 from tests.unit.fake_registry import connector, serving
+from tests.unit.here import here
 
 QUICK = Pace(1e9, sleep=lambda _: None)
 
@@ -161,12 +162,17 @@ case "$*" in
   *short-unix*) echo "1800000000.123456 cp-1 haproxy[1]: x" ;;
   *--since=-60s*--unit=systemd-journald.service) cat {tmp_path}/journald ;;
   *--output=cat*--since=-60s*--unit=one@1.service*) cat {tmp_path}/log ;;
+  *--output=cat*--since=-150s*--unit=one@1.service*) cat {tmp_path}/lately ;;
 esac
 """
     )
-    script.chmod(0o755)
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\ncat {tmp_path}/state\nexit 3\n")
+    (tmp_path / "state").write_text("active\n")
+    (tmp_path / "lately").write_text("backend reads has no server available!\n" + LOG.lstrip())
+    for one in (script, tmp_path / "systemctl"):
+        one.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    argv = ("sh", "-c", named.ASK, "named", "60", "100", named.FOUND, named.TAKEN, "one@1.service")
+    argv = ("sh", "-c", named.ASK, "named", "60", "100", named.FOUND, named.TAKEN, "150", "one@1.service")
 
     def asked() -> named.Named:
         said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
@@ -179,3 +185,30 @@ esac
     assert not found.suppressed
     (tmp_path / "journald").write_text("Suppressed 9 messages from kubeadm-registry-haproxy@1.service\n")
     assert asked() == named.Named(found.blobs, found.begins, suppressed=True)
+
+
+@pytest.mark.parametrize(
+    ("state", "lately", "fails"),
+    [
+        ("active", LOG.lstrip(), False),
+        ("active", "", True),
+        ("inactive\nreloading", "backend reads has no server available!\n", True),
+        ("inactive\nfailed", "", False),
+    ],
+    ids=["there are requests", "there is nothing", "only what is of a higher level", "the proxies do not run"],
+)
+def test_proxies_that_run_and_log_no_request_tell_nothing(tmp_path: Path, state: str, lately: str, fails: bool) -> None:
+    (tmp_path / "journalctl").write_text(
+        f'#!/bin/sh\ncase "$*" in *--since=-150s*haproxy@*) cat {tmp_path}/lately ;; *) : ;; esac\n'
+    )
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\ncat {tmp_path}/state\n")
+    (tmp_path / "state").write_text(f"{state}\n")
+    (tmp_path / "lately").write_text(lately)
+    for name in ("journalctl", "systemctl"):
+        (tmp_path / name).chmod(0o755)
+    if not fails:
+        assert named.ask(here(tmp_path), 60).blobs == frozenset()
+        return
+    with pytest.raises(Error, match=r"no request of the last 150 s; is MaxLevelStore= below info") as caught:
+        named.ask(here(tmp_path), 60)
+    assert caught.value.code == "LogUnreadable"

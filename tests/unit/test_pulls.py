@@ -27,7 +27,9 @@ from kubeadm_registry.agent.pulls import (
     MOST,
     OF_CLIENT,
     SELDOM,
+    SILENT,
     STALE,
+    Hearing,
     Position,
     Record,
     Recorder,
@@ -35,6 +37,7 @@ from kubeadm_registry.agent.pulls import (
     pull_in,
     take,
 )
+from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.components import pulls as component
 from kubeadm_registry.errors import Error
 from kubeadm_registry.executor.__main__ import _pulls as recorded
@@ -302,8 +305,8 @@ class Journal:
         return self.entries[at:]
 
 
-def opened(folder: Path, journal: Journal, boot: str = "boot-1") -> Recorder:
-    return Recorder(folder, UNITS, journal, boot)
+def opened(folder: Path, journal: Journal, boot: str = "boot-1", *, running: bool = True) -> Recorder:
+    return Recorder(folder, UNITS, journal, boot, lambda: running)
 
 
 def test_a_process_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -534,6 +537,143 @@ def test_a_stop_in_the_middle_of_a_look_loses_nothing(root: Path, tmp_path: Path
         process.wait()
     assert "a" in json.loads((state / "pulls.json").read_text())["pulls"]
     assert json.loads((state / "position.json").read_text())["closed"] is True
+
+
+# ---- lines that were never stored ------------------------------------------------------------------------------------
+
+
+class Life:
+    """A recorder whose monotonic clock is set by hand; the proxies log the agents' probes, and whatever else."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.journal = folder, Journal()
+        self.now, self.running = 1000.0, True
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        self.recorder = self.start()
+        self.log()
+        self.look()
+        self.known()
+
+    def start(self, boot: str = "boot-1") -> Recorder:
+        self.recorder = Recorder(self.folder, UNITS, self.journal, boot, lambda: self.running)
+        return self.recorder
+
+    def log(self, message: str = said("/healthz"), boot: str = "boot1") -> None:
+        number, moment = len(self.journal.entries) + 1, str(round(self.now * 1_000_000))
+        self.journal.entries.append(
+            entry(number, message, int(time.time()), __MONOTONIC_TIMESTAMP=moment, _BOOT_ID=boot)
+        )
+
+    def known(self) -> None:
+        """Let the record be old."""
+        self.recorder.record.since, self.recorder.record.changed = 1000, True
+        self.recorder.look()
+
+    def look(self, *, closed: bool = False) -> bool:
+        """Whether the record began anew by this look."""
+        self.recorder.record.since = 1000
+        self.recorder.look(closed=closed)
+        return self.recorder.record.since != 1000
+
+
+@pytest.fixture
+def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
+    return Life(tmp_path, monkeypatch)
+
+
+def test_proxies_of_which_the_journal_stores_no_request_begin_it_anew_as_long_as_they_run(
+    life: Life, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with MaxLevelStore=notice, of which journald says nothing; what is of a higher level is stored still."""
+    found = []
+    for _ in range(5):
+        life.now += 60
+        life.log("backend reads has no server available!")
+        found.append(life.look())
+    assert found == [False, False, True, True, True]
+    words = capsys.readouterr().err
+    assert words.count("MaxLevelStore=") == words.count("recording pulls from now on") == 1
+    life.log()
+    assert life.look(), "what was said before that line is lost"
+    life.now += 60
+    life.log()
+    assert not life.look()
+    life.now += SILENT
+    assert life.look()
+    assert capsys.readouterr().err.count("MaxLevelStore=") == 1, "it is told once for each silence"
+
+
+def test_proxies_that_do_not_run_log_nothing(life: Life) -> None:
+    life.running = False
+    for _ in range(10):
+        life.now += 60
+        assert not life.look()
+    life.running = True
+    life.now += 59
+    life.log()
+    assert not life.look()
+
+
+def test_a_process_that_comes_later_sees_that_lines_are_missing(life: Life) -> None:
+    life.now += SILENT - 1
+    life.start()
+    assert not life.look()
+    life.now += 1
+    life.start()
+    assert life.look()
+
+
+def test_lines_that_came_while_no_process_read_them_are_a_gap_or_none(life: Life) -> None:
+    for _ in range(9):
+        life.now += SILENT / 2
+        life.log()
+    life.start()
+    assert not life.look()
+    life.now += SILENT
+    life.log()
+    life.now += 1
+    life.log()
+    life.start()
+    assert life.look(), "the hole is between two lines"
+
+
+@pytest.mark.parametrize("boot", ["boot-1", "boot-2"])
+def test_a_node_that_was_down_in_order_was_not_silent(life: Life, boot: str) -> None:
+    life.look(closed=True)
+    life.now += 10 * SILENT
+    life.start(boot)
+    life.log(boot=boot.replace("-", ""))
+    assert not life.look()
+    life.now += 60
+    life.log(boot=boot.replace("-", ""))
+    assert not life.look()
+
+
+def test_another_boot_has_another_clock(life: Life) -> None:
+    life.look(closed=True)
+    life.now = 5.0
+    life.start("boot-2")
+    life.look()
+    life.now += SILENT
+    assert life.look()
+
+
+def test_the_proxies_log_the_probes_of_the_agents(root: Path) -> None:
+    """Which is what tells a proxy that nobody asks from one whose lines are lost."""
+    text = (root / "kubeadm_registry/templates/haproxy/haproxy.cfg.j2").read_text()
+    public = text[text.index("\nfrontend public\n") : text.index("\nbackend reads\n")]
+    assert 'string "ok" if { path /healthz }' in public
+    assert not any(word in public for word in ("\n  no log\n", "set-log-level", "dontlog-normal", "monitor-uri"))
+    assert public.split("log-format '")[1].startswith(recorder.REQUEST)
+    assert 30 * Timings().door_interval < SILENT
+    assert 2 * recorder.EVERY < SILENT < STALE
+
+
+def test_an_entry_without_times_is_none() -> None:
+    hearing = Hearing("b-1", 10.0)
+    hearing.line({"MESSAGE": said("/healthz")})
+    assert not hearing.ends(10.0 + SILENT - 1, lambda: True)
+    assert hearing.ends(10.0 + SILENT, lambda: True)
 
 
 # ---- asked of the nodes ----------------------------------------------------------------------------------------------
