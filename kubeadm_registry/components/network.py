@@ -56,6 +56,26 @@ class FirewallRules:
 
 
 @dataclass(frozen=True, slots=True)
+class Routes:
+    """Address, routes and rules of the script are there: ``ip link set down``, ``ip address flush`` and a restart of
+    systemd-networkd take them away."""
+
+    @property
+    def title(self) -> str:
+        """What apply does."""
+        return f"reload {UNIT}"
+
+    def diff(self, host: Host) -> str | None:
+        """What is missing, or None. The script itself says it; one of an earlier release says nothing."""
+        missing = host.query(SCRIPT, "missing").text.splitlines()
+        return "\n".join(f"{one}: made (it is missing)" for one in missing) or None
+
+    def apply(self, host: Host) -> None:
+        """Reload the unit, which has the script make them."""
+        host.run("systemctl", "reload", "--", UNIT)
+
+
+@dataclass(frozen=True, slots=True)
 class NoFirewallRules:
     """A table of the rules is removed. Their unit leaves them when it stops, since it stops with other firewalls."""
 
@@ -141,6 +161,7 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
     yield FirewallRules((paths.PREFIX, paths.FENCE_TABLE))
     yield script
     yield from serve(SERVICE, (script,), script=SCRIPT)
+    yield Routes()
 
 
 def admitting(content: bytes, addresses: Collection[str]) -> bytes:

@@ -23,6 +23,7 @@ RULES: Sequence[Rule] = (
     storage.room,
     storage.present,
     storage.open_for_pushes,
+    storage.routed,
     files.secret,
     files.certified,
     files.unchanged,

@@ -294,6 +294,8 @@ class FakeCluster:
     fixed: Secrets | None = None
     #: How often the guard had been loaded when a server's firewall was flushed.
     flushed: dict[str, int] = field(default_factory=dict)
+    #: How often the network's unit had made the routes when a server's interface was taken down.
+    unrouted: dict[str, int] = field(default_factory=dict)
     #: The certificate that each run of each proxy has taken up: by server, unit, and number of its starts and reloads.
     served: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
     #: The CAs that it trusts, in the same way.
@@ -350,6 +352,7 @@ class FakeCluster:
             garage=FakeGarage(servers, **deepcopy(state)),
             programs=dict(self.programs),
             flushed=dict(self.flushed),
+            unrouted=dict(self.unrouted),
             served=dict(self.served),
             trusted=dict(self.trusted),
             holding=next((servers[name] for name, one in self.servers.items() if one is self.holding), None),
@@ -443,6 +446,10 @@ class FakeCluster:
             table = ("table", "inet", name)
             server.answer("nft", "list", *table, with_=lambda *_: 0 if self._guarded(server) else 1)
             server.answer("nft", "delete", *table, act=f"remove {name}", with_=remove_guard)
+        server.answer(
+            network.SCRIPT, "missing",
+            with_=lambda *_: "" if self._routed(server) else "route to 10.0.0.12 in table 3901\n",
+        )  # fmt: skip
         listening = f"LISTEN 0 4096 {endpoint(node.address, paths.REGISTRY_PORT)} *:*\n"
         server.answer(
             "ss", "-Hltn", "sport", "=", f":{paths.REGISTRY_PORT}",
@@ -570,6 +577,16 @@ class FakeCluster:
         """Take all nft rules away."""
         unit = server.unit(network.GUARD_UNIT)
         self.flushed[server.name] = unit.starts + unit.reloads
+
+    def _routed(self, server: FakeTransport) -> bool:
+        """Whether the unit has made the routes since they were lost, if ever."""
+        unit = server.unit(network.UNIT)
+        return unit.starts + unit.reloads > self.unrouted.get(server.name, -1)
+
+    def lose_routes(self, server: FakeTransport) -> None:
+        """Take an interface down and up."""
+        unit = server.unit(network.UNIT)
+        self.unrouted[server.name] = unit.starts + unit.reloads
 
     def _bring(self, server: FakeTransport, one: Program) -> None:
         digest = one.digest.removeprefix("sha256:")

@@ -30,6 +30,7 @@ from kubeadm_registry.cluster import holder_last
 from kubeadm_registry.components import agent, common, distribution, garage, keepalived, network, programs, zot
 from kubeadm_registry.components.haproxy import PUSHES_MAP, PUSHES_OPEN, login_digest
 from kubeadm_registry.engine.changes import RECORD_START, STARTED
+from kubeadm_registry.engine.render import render
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.proxy import PROXY
@@ -459,8 +460,58 @@ def network_script(folder: Path, case: str, shown: str) -> list[str]:
     path = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
     subprocess.run(["sh", str(script), "up"], check=True, env=path)
     usage = subprocess.run(["sh", str(script)], check=False, capture_output=True, env=path)
-    assert (usage.returncode, usage.stderr) == (2, b"Written by kubeadm-registry. Usage: network up|down\n")
+    assert (usage.returncode, usage.stderr) == (2, b"Written by kubeadm-registry. Usage: network up|down|missing\n")
     return calls.read_text().splitlines()
+
+
+#: An interface with a network of either family, one of them by a gateway; *script* is the script of a node.
+LOSSES = """
+set -e
+ip link set lo up
+ip link add eth0 type veth peer name other
+ip addr add 10.0.0.11/24 dev eth0
+ip addr add fd00::11/64 dev eth0 nodad
+ip link set other up; ip link set eth0 up
+"$script" up; echo "up: $("$script" missing)"
+ip link set eth0 down; ip link set eth0 up; ip addr add fd00::11/64 dev eth0 nodad
+echo "down and up: $("$script" missing)"
+"$script" up; echo "again: $("$script" missing)"
+ip rule del priority 3901; ip -6 rule del priority 3901
+echo "no rules: $("$script" missing)"
+"$script" up; ip addr flush dev lo
+echo "no address: $("$script" missing)"
+"$script" up; echo "again: $("$script" missing)"
+ip route add 10.0.0.12 via 10.0.0.13
+echo "another way: $("$script" missing)"
+ip addr flush dev eth0; ip route flush table main; "$script" up
+echo "no way: $("$script" missing)"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="needs root: makes a network namespace")
+def test_the_network_script_says_what_is_missing(tmp_path: Path) -> None:
+    script = tmp_path / "network"
+    addresses = ["10.0.0.12", "fd00:0::12"]
+    script.write_bytes(
+        render("network/network.sh.j2", s3_address="127.0.0.39", rpc_table=3901, rpc_port=3901, peers=addresses)
+    )
+    script.chmod(0o755)
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", LOSSES], capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, "script": str(script)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = dict(re.findall(r"^([a-z ]+):((?: .*)?(?:\n(?![a-z ]+:).*)*)", done.stdout, re.MULTILINE))
+    lost = {what: [line.strip() for line in text.strip().splitlines()] for what, text in said.items()}
+    assert lost == {
+        "up": [],
+        "down and up": [f"route to {one} in table 3901" for one in addresses],
+        "again": [],
+        "no rules": [f"rule for dport 3901 to {one}" for one in addresses],
+        "no address": ["address 127.0.0.39 on lo", "local route to 127.0.0.39"],
+        "another way": ["route to 10.0.0.12 in table 3901"],
+        "no way": [],
+    }
 
 
 def test_dropping_the_vip_fails_nowhere(tmp_path: Path) -> None:

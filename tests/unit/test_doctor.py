@@ -219,6 +219,9 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
                   "du --inodes"),
     "pushes closed": (lambda one: with_facts(one, pushes={"closed": int(CLOCK) + 300, "full": 0}), "PushesClosed",
                       "images collect"),
+    "no routes": (
+        lambda one: differs(one, Difference("network", "cp-2", network.Routes(), "route to cp-3: made (missing)")),
+        "RoutesMissing", f"systemctl reload {network.UNIT}"),
     "down": (gone, "NodeDown", "power cp-2 on"),
     "clock": (lambda one: with_agent(one, clock_off=2.0), "ClockOff", "chronyc makestep"),
     "port taken": (
@@ -253,6 +256,12 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
 
 def codes(found: doctor.Diagnosis) -> list[str]:
     return [one.kind.code for one in found.findings]
+
+
+def test_routes_that_no_unit_has_made_are_no_finding_of_their_own() -> None:
+    lost = differs(well("cp-2"), Difference("network", "cp-2", network.Routes(), "route to cp-3: made (it is missing)"))
+    stopped = with_unit(lost, network.UNIT, ActiveState="inactive", SubState="dead")
+    assert codes(doctor.diagnose(snapshot(cp_2=stopped))) == ["ServiceStopped"]
 
 
 def test_a_healthy_registry_has_no_finding() -> None:

@@ -296,6 +296,16 @@ def test_init_brings_the_guard_back_after_the_firewall_was_flushed(three: FakeCl
     assert everything(three) == []
 
 
+def test_init_makes_the_routes_again_that_an_interface_lost(three: FakeCluster) -> None:
+    everything(three)
+    three.lose_routes(three.servers["cp-2"])
+    (action,) = everything(three)
+    assert (action.host, action.title) == ("cp-2", "reload kubeadm-registry-network.service")
+    assert action.diff == "route to 10.0.0.12 in table 3901: made (it is missing)"
+    assert three.servers["cp-2"].acts[-1] == "reload kubeadm-registry-network.service"
+    assert everything(three) == []
+
+
 @pytest.mark.parametrize("reboots", [True, False], ids=["power cut", "lost connection"])
 def test_init_interrupted_at_any_act_is_made_up_by_the_next(reboots: bool) -> None:
     """It ends after each of the things that init does on a server; then init again, and once more."""

@@ -1,4 +1,5 @@
-"""The disk on which a node keeps images: there, mounted, writable, with room; and whether pushes are closed."""
+"""The disk on which a node keeps images: there, mounted, writable, with room; whether pushes are closed; and the
+routes between the storages."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Iterator
 
 from kubeadm_registry import paths
 from kubeadm_registry.agent import reserve
-from kubeadm_registry.components import agent, haproxy
+from kubeadm_registry.components import agent, haproxy, network
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.doctor.facts import Facts
 from kubeadm_registry.doctor.finding import Command, Finding, Kind, here, limited
@@ -31,6 +32,10 @@ PUSHES_CLOSED = Kind(
     "Pulls continue; pushes wait, or fail with 503, and reopen automatically at that time.",
 )
 BLOCKS_LOST = Kind("BlocksLost", "error", "The images that they are part of cannot be pulled; all others can.")
+ROUTES_MISSING = Kind(
+    "RoutesMissing", "warning",
+    "Each small exchange between the storages waits 40 ms; without the loopback address this node does not serve.",
+)  # fmt: skip
 
 #: Of all inodes; the storage makes one for each block.
 FEW_INODES = 0.01
@@ -133,4 +138,20 @@ def open_for_pushes(snapshot: Snapshot) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-KINDS = (NOT_MOUNTED, DATA_MISSING, READ_ONLY, DISK_FULL, DISK_FILLS, INODES, PUSHES_CLOSED, BLOCKS_LOST)
+def routed(snapshot: Snapshot) -> Iterator[Finding]:
+    """The routes and rules that the unit has made are there still."""
+    for node, _ in snapshot.answering:
+        unit = node.unit(network.UNIT)
+        if unit is None or not unit.active:
+            continue  # which is a finding itself
+        for one in node.differences:
+            if isinstance(one.change, network.Routes) and one.error is None:
+                yield Finding(
+                    ROUTES_MISSING, node.name, "the routes between the storages were changed or lost",
+                    limited([f"{network.SCRIPT} missing: {line.partition(': ')[0]}" for line in one.text.splitlines()]),
+                    (Command(node.name, f"systemctl reload {network.UNIT}"),),
+                )  # fmt: skip
+
+
+KINDS = (NOT_MOUNTED, DATA_MISSING, READ_ONLY, DISK_FULL, DISK_FILLS, INODES, PUSHES_CLOSED, BLOCKS_LOST,
+         ROUTES_MISSING)  # fmt: skip
