@@ -1,4 +1,5 @@
-"""Whether the nodes can reach each other. Host firewalls belong to the user; RHEL 9 has one on by default."""
+"""Whether the nodes can reach each other, with whole packets too. Host firewalls belong to the user; RHEL 9 has one on
+by default."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Iterator
 
 from kubeadm_registry import paths
 from kubeadm_registry.cluster import Cluster, arriving
-from kubeadm_registry.components.links import blocked
+from kubeadm_registry.components.links import blocked, too_large
 from kubeadm_registry.components.services import services
 from kubeadm_registry.engine.phase import Check
 from kubeadm_registry.transport.host import Host
@@ -44,4 +45,22 @@ def reachable(cluster: Cluster, host: Host) -> Iterator[str]:
                 )
 
 
+def whole(cluster: Cluster, host: Host) -> Iterator[str]:
+    """Packets as large as the interfaces send reach the other nodes.
+
+    A connection opens where they are lost, and hangs with the first large answer.
+    """
+    peers = {cluster.node(other).address: other.name for other in cluster.hosts if other.name != host.name}
+    if not peers:
+        return
+    for address, way in sorted(too_large(host, peers).items()):
+        yield (
+            f"small packets reach {peers[address]} ({address}), and packets of {way.mtu} bytes, the MTU of "
+            f"{way.interface}, do not; set the same MTU on all nodes, one that every switch between them passes "
+            f"(`ip link set dev {way.interface} mtu 1500`, and in the configuration of the network), or enable jumbo "
+            "frames on the switches"
+        )
+
+
 REACHABLE = Check("Firewall", reachable)
+WHOLE = Check("PathMTU", whole)

@@ -19,7 +19,7 @@ from kubeadm_registry.components.services import backend, services
 from kubeadm_registry.engine.changes import unit_state
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
-from kubeadm_registry.phases.firewall import REACHABLE
+from kubeadm_registry.phases.firewall import REACHABLE, WHOLE
 from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
@@ -286,6 +286,7 @@ CHECKS = (
     Check("Kernel", kernel),
     Check("Ports", ports),
     REACHABLE,
+    WHOLE,
     Check("DataDirectory", data.suitable),
     Check("DiskSpace", disk),
     Check("Clock", clock, on=leader, alone=True),

@@ -1,4 +1,5 @@
-"""How a host is linked: on which interface an address of it is, and which ports of others it reaches."""
+"""How a host is linked: on which interface an address of it is, which ports of others it reaches, and with how large
+packets."""
 
 from __future__ import annotations
 
@@ -17,6 +18,14 @@ class Link:
 
     interface: str
     prefix_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """The interface by which a host sends to an address, and its MTU in bytes."""
+
+    interface: str
+    mtu: int
 
 
 def link(host: Host, address: str) -> Link:
@@ -49,3 +58,33 @@ def blocked(host: Host, pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]
     """Those of the *pairs* of address and TCP port from which *host* gets no answer, not even a refusal."""
     said = host.query("sh", "-c", BLOCKED, "blocked", *(word for pair in pairs for word in pair)).text
     return {(address, port) for address, port in (line.split(" ") for line in said.splitlines())}
+
+
+#: Prints ``ADDRESS MTU INTERFACE`` for each of ``$@`` that answers a small packet and none as large as the interface
+#: may send, tried twice. Where a router says how much it passes the kernel heeds it; a switch says nothing. Without a
+#: ping that can forbid fragments (busybox has none), and where nothing is answered at all, nothing is known.
+TOO_LARGE = """
+try() {
+  interface=$(ip -o route get "$1" 2>/dev/null | sed -n 's/.* dev \\([^ ]*\\).*/\\1/p')
+  mtu=$(ip -o link show dev "$interface" 2>/dev/null | sed -n 's/.* mtu \\([0-9]*\\) .*/\\1/p')
+  [ -n "$mtu" ] || return 0
+  case $1 in *:*) headers=48 ;; *) headers=28 ;; esac
+  sent() { said=$(LC_ALL=C ping -n -c 1 -W 1 -M "do" -s "$1" "$2" 2>&1); }
+  sent 56 "$1" || return 0
+  for _ in 1 2; do
+    sent $((mtu - headers)) "$1" && return 0
+    case $said in *[Tt]"oo long"*|*"Frag needed"*|*[Tt]"oo big"*) return 0 ;; esac
+  done
+  sent 56 "$1" && echo "$1 $mtu $interface"
+}
+command -v ping >/dev/null || exit 0
+for address; do try "$address" & done
+wait
+"""
+
+
+def too_large(host: Host, addresses: Iterable[str]) -> dict[str, Outgoing]:
+    """Those of *addresses* that get no packet as large as *host* may send to them, with the way it takes."""
+    said = host.query("sh", "-c", TOO_LARGE, "mtu", *addresses).text
+    found = (line.split(" ") for line in said.splitlines())
+    return {address: Outgoing(interface, int(mtu)) for address, mtu, interface in found}

@@ -50,6 +50,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("sh", "-c", preflight._DIAG_DESTROY, with_="CONFIG_INET_DIAG_DESTROY=y\n")
     server.answer("ss", "-Hltunp", with_=SSHD)
     server.answer("sh", "-c", links.BLOCKED, "blocked")
+    server.answer("sh", "-c", links.TOO_LARGE, "mtu")
     server.answer("sh", "-c", preflight._FREE, "free", with_=free("/", 200))
     server.answer("date", "+%s.%N", with_=lambda *_: f"{time.time():.9f}\n")
     server.answer("sh", "-c", preflight._TIME, "time", with_="NTPSynchronized=yes\nrunning systemd-timesyncd\n")

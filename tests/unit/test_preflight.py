@@ -19,11 +19,12 @@ from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases import preflight
 from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import Dir, Link
 from tests.unit.healthy import DEBIAN, SSHD, free, healthy, neighbour
-from tests.unit.here import here, stub
+from tests.unit.here import Here, here, stub
 from tests.unit.test_cli_images import DUAL_STACK
 from tests.unit.test_workflow import ONE
 
@@ -474,3 +475,58 @@ def test_the_script_takes_a_port_on_which_nobody_listens_for_open() -> None:
         words = [str(word) for pair in pairs for word in pair]
         said = here().query("sh", "-c", links.BLOCKED, "blocked", *words).text.splitlines()
     assert said == ["0100::1 5000"], "the addresses of RFC 6666 lead nowhere"
+
+
+# ---- large packets ---------------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_large_packets_do_not_reach_is_named(good: FakeCluster) -> None:
+    good.servers["cp-2"].answer("sh", "-c", links.TOO_LARGE, "mtu", with_="10.0.0.13 9000 bond0\n")
+    assert problems(good) == {
+        "PathMTU": [
+            "small packets reach cp-3 (10.0.0.13), and packets of 9000 bytes, the MTU of bond0, do not; set the same "
+            "MTU on all nodes, one that every switch between them passes (`ip link set dev bond0 mtu 1500`, and in the "
+            "configuration of the network), or enable jumbo frames on the switches"
+        ]
+    }
+    [asked] = [c.argv[4:] for c in good.servers["cp-2"].log if c.argv[:3] == ("sh", "-c", links.TOO_LARGE)]
+    assert asked == ("10.0.0.11", "10.0.0.13")
+
+
+#: What ping says of packets of up to 1500 bytes, of larger ones, and how often each is sent; what the script finds.
+PINGS = {
+    "a switch drops them": ("exit 0", "exit 1", 2, ["10.0.0.12 9000 eth0", "fd00::12 9000 eth0"]),
+    "they arrive": ("exit 0", "exit 0", 1, []),
+    "one was lost": ("exit 0", 'mkdir "$F/$address" 2>/dev/null && exit 1; exit 0', 2, []),
+    "the kernel knows": ("exit 0", "echo 'ping: local error: message too long, mtu=1400'; exit 1", 1, []),
+    "a router says so": (
+        "exit 0",
+        "echo 'From 10.0.0.1 icmp_seq=1 Frag needed and DF set (mtu = 1400)'; exit 1",
+        1,
+        [],
+    ),
+    "a router of IPv6 says so": ("exit 0", "echo 'From fd00::1 icmp_seq=1 Packet too big: mtu=1400'; exit 1", 1, []),
+    "nothing is answered": ("exit 1", "exit 1", 0, []),
+    "of busybox": ("echo 'unrecognized option: M'; exit 1", "exit 1", 0, []),
+}
+
+
+@pytest.mark.parametrize(("small", "large", "times", "found"), PINGS.values(), ids=PINGS)
+def test_the_script_that_sends_large_packets(
+    tmp_path: Path, small: str, large: str, times: int, found: list[str]
+) -> None:
+    stub(tmp_path, "ip", "case \"$*\" in *route*) echo \"$4 dev eth0 src 10.0.0.11\" ;; *link*) "
+                         "echo '2: eth0: <UP> mtu 9000 qdisc mq state UP' ;; esac")  # fmt: skip
+    stub(tmp_path, "ping", f'F={tmp_path}; shift 7; size=$2 address=$3; echo "$size $address" >> {tmp_path}/sent\n'
+                           f'[ "$size" -gt 56 ] || {{ {small}; }}\n{large}')  # fmt: skip
+    said = links.too_large(here(tmp_path), ["10.0.0.12", "fd00::12"])
+    assert sorted(f"{address} {way.mtu} {way.interface}" for address, way in said.items()) == found
+    sent = (tmp_path / "sent").read_text().splitlines()
+    assert [sent.count("8972 10.0.0.12"), sent.count("8952 fd00::12")] == [times, times], "with the headers 9000 bytes"
+
+
+def test_without_a_ping_nothing_is_known_of_large_packets(tmp_path: Path) -> None:
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    assert Here(environment={"PATH": str(tmp_path)}).run(("/bin/sh", "-c", links.TOO_LARGE, "mtu", "10.0.0.12")) == (
+        Result(("/bin/sh", "-c", links.TOO_LARGE, "mtu", "10.0.0.12"), 0, b"", b"")
+    )
