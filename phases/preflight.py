@@ -116,6 +116,30 @@ def _is_other(host: Host, pid: str) -> bool:
     return found.ok and f"/{paths.SLICE}" not in found.text
 
 
+#: Where the kernel takes the ports of outgoing connections from, and which of them it leaves out.
+_PORT_RANGE = tuple(f"/proc/sys/net/ipv4/{name}" for name in ("ip_local_port_range", "ip_local_reserved_ports"))
+
+
+def port_range(cluster: Cluster, host: Host) -> Iterator[str]:
+    """No outgoing connection takes a port of the services: it is outside of the kernel's range, or reserved."""
+    lines = [*host.query("cat", "--", *_PORT_RANGE).text.splitlines(), "", ""]
+    if (found := re.fullmatch(r"(\d+)\s+(\d+)", lines[0])) is None:
+        return
+    first, last = int(found[1]), int(found[2])
+    reserved = [tuple(map(int, one.split("-"))) for one in re.findall(r"\d+(?:-\d+)?", lines[1])]
+    ours = sorted({port.number for service in services(cluster.spec) for port in service.ports})
+    open_ = [
+        str(port) for port in ours if first <= port <= last and not any(one[0] <= port <= one[-1] for one in reserved)
+    ]
+    if open_:
+        value = ",".join([*filter(None, [lines[1].strip()]), *open_])
+        yield (
+            f"an outgoing connection may take port {', '.join(open_)} of a service, which then cannot start: "
+            f"net.ipv4.ip_local_port_range is {first} {last}; "
+            f"run `sysctl -w net.ipv4.ip_local_reserved_ports={value}`, and put that into a file in /etc/sysctl.d"
+        )
+
+
 #: The line of df for the file system where ``$1`` is, or will be.
 _FREE = 'p=$1; until [ -e "$p" ]; do p=$(dirname "$p"); done; df -P -B1 -- "$p" | tail -n 1'
 
@@ -285,6 +309,7 @@ CHECKS = (
     Check("Tools", tools),
     Check("Kernel", kernel),
     Check("Ports", ports),
+    Check("PortRange", port_range),
     REACHABLE,
     WHOLE,
     Check("DataDirectory", data.suitable),

@@ -171,6 +171,38 @@ def test_a_slice_of_a_similar_name_is_not_ours(good: FakeCluster) -> None:
     assert list(problems(good)) == ["Ports"]
 
 
+@pytest.mark.parametrize(
+    ("shown", "value"),
+    [
+        ("32768\t60999\n\n", None),
+        ("1024\t65535\n\n", "3900,3901,3903,5000,5001,5443,5444,5445"),
+        ("1024\t65535\n8080,9000-9100\n", "8080,9000-9100,3900,3901,3903,5000,5001,5443,5444,5445"),
+        ("1024\t65535\n3900-3904,5000-5445\n", None),
+        ("1024\t65535\n3900,3901,3903-3904,5000-5444\n", "3900,3901,3903-3904,5000-5444,5445"),
+        ("1024\t4000\n3900,3903\n", "3900,3903,3901"),
+        ("", None),
+    ],
+)
+def test_ports_that_an_outgoing_connection_may_take(good: FakeCluster, shown: str, value: str | None) -> None:
+    good.servers["cp-2"].answer("cat", "--", *preflight._PORT_RANGE, with_=shown)
+    found = problems(good)
+    if value is None:
+        assert found == {}
+        return
+    [text] = found.pop("PortRange")
+    assert found == {}
+    assert (
+        f"run `sysctl -w net.ipv4.ip_local_reserved_ports={value}`, and put that into a file in /etc/sysctl.d" in text
+    )
+    assert text.startswith("an outgoing connection may take port ")
+    assert f"net.ipv4.ip_local_port_range is {' '.join(shown.split()[:2])};" in text
+
+
+def test_the_kernel_says_where_it_takes_ports_from() -> None:
+    first, *_ = here().query("cat", "--", *preflight._PORT_RANGE).text.splitlines()
+    assert len(first.split()) == 2
+
+
 def test_too_little_room_for_layers(good: FakeCluster) -> None:
     directory = good.config.spec.data_directory
     good.servers["cp-2"].answer("sh", "-c", preflight._FREE, "free", directory, with_=free("/var", 3.25))
