@@ -140,6 +140,25 @@ def port_range(cluster: Cluster, host: Host) -> Iterator[str]:
         )
 
 
+#: inotify instances that root should have left: keepalived needs one, and so does whatever starts before it.
+INOTIFY_LEFT = 8
+#: How many inotify instances a user may have, and how many root has: the open files of that kind.
+_INOTIFY = """
+cat /proc/sys/fs/inotify/max_user_instances 2>/dev/null || exit 0
+find /proc/[0-9]*/fd -maxdepth 1 -user root -lname anon_inode:inotify 2>/dev/null | wc -l
+"""
+
+
+def inotify_instances(_: Cluster, host: Host) -> Iterator[str]:
+    """Root has some inotify instances left: keepalived needs one when it starts."""
+    numbers = [int(one) for one in host.query("sh", "-c", _INOTIFY, "inotify").text.split()]
+    if len(numbers) == 2 and numbers[0] - numbers[1] < INOTIFY_LEFT:
+        yield (
+            f"root uses {numbers[1]} of {numbers[0]} inotify instances, and keepalived cannot start without one; "
+            "run `sysctl -w fs.inotify.max_user_instances=8192`, and put that into a file in /etc/sysctl.d"
+        )
+
+
 #: The line of df for the file system where ``$1`` is, or will be.
 _FREE = 'p=$1; until [ -e "$p" ]; do p=$(dirname "$p"); done; df -P -B1 -- "$p" | tail -n 1'
 
@@ -310,6 +329,7 @@ CHECKS = (
     Check("Kernel", kernel),
     Check("Ports", ports),
     Check("PortRange", port_range),
+    Check("Inotify", inotify_instances),
     REACHABLE,
     WHOLE,
     Check("DataDirectory", data.suitable),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import posixpath
+from pathlib import Path
+
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import prefix
+from kubeadm_registry.agent import inotify
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import agent
 from kubeadm_registry.components.links import link
 from kubeadm_registry.components.units import Service, serve
 from kubeadm_registry.engine.changes import Directory, File, Steps
@@ -16,6 +21,7 @@ UNIT = paths.unit(NAME)
 ETC = f"{paths.ETC}/keepalived"
 CONFIG = f"{ETC}/keepalived.conf"
 DROP = f"{paths.LIBEXEC}/drop-vip"
+INOTIFY = f"{paths.LIBEXEC}/inotify.py"
 SERVICE = Service(
     NAME,
     units=(UNIT,),
@@ -55,6 +61,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     )  # fmt: skip
     yield Directory(ETC)
     yield drop
+    yield File(INOTIFY, Path(inotify.__file__).read_bytes())  # read at each start: nothing restarts for it
     yield config
     yield from serve(
         SERVICE,
@@ -62,5 +69,8 @@ def install(cluster: Cluster, host: Host) -> Steps:
         program=program,
         config=CONFIG,
         drop=DROP,
+        python=agent.python(cluster, host),
+        inotify=INOTIFY,
+        watched=posixpath.dirname(paths.FIT),
         run=f"{paths.RUN}/keepalived",
     )

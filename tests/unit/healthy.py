@@ -50,6 +50,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("sh", "-c", preflight._DIAG_DESTROY, with_="CONFIG_INET_DIAG_DESTROY=y\n")
     server.answer("ss", "-Hltunp", with_=SSHD)
     server.answer("cat", "--", *preflight._PORT_RANGE, with_="32768\t60999\n\n")
+    server.answer("sh", "-c", preflight._INOTIFY, "inotify", with_="128\n23\n")
     server.answer("sh", "-c", links.BLOCKED, "blocked")
     server.answer("sh", "-c", links.TOO_LARGE, "mtu")
     server.answer("sh", "-c", preflight._FREE, "free", with_=free("/", 200))

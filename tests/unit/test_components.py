@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -153,7 +154,9 @@ def test_structured_files_parse() -> None:
 
 def test_nothing_is_left_of_templates_and_lines_are_whole() -> None:
     for path, node in all_files().items():
-        if b"\0" in node.content or path.endswith((".pyz", "node_key.pub", "node_key", "_secret", "_token", ".key")):
+        if b"\0" in node.content or path.endswith(
+            (".pyz", ".py", "node_key.pub", "node_key", "_secret", "_token", ".key")
+        ):
             continue
         text = node.content.decode()
         assert text.endswith("\n"), path
@@ -512,6 +515,37 @@ def test_the_network_script_says_what_is_missing(tmp_path: Path) -> None:
         "another way": ["route to 10.0.0.12 in table 3901"],
         "no way": [],
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "words"),
+    [
+        ("instances", 1, ""),
+        ("instances", 0, "keepalived needs inotify, and root has used up fs.inotify.max_user_instances, "),
+        ("watches", 0, "keepalived needs inotify, and root has used up fs.inotify.max_user_watches, "),
+    ],
+)
+def test_keepalived_does_not_start_without_inotify(tmp_path: Path, kind: str, most: int, words: str) -> None:
+    """The limits of a user namespace of its own, for others use those of this machine. Run as the unit does it."""
+    server = installed("ipv4-zot").servers["cp-1"]
+    unit = server.content(f"{paths.UNITS}/{keepalived.UNIT}").decode()
+    [how] = re.findall(r"^ExecStartPre=\+\S+ (.*inotify.*)$", unit, re.MULTILINE)
+    assert how == f"-I -B {keepalived.INOTIFY} /run/kubeadm-registry/agent"
+    script = tmp_path / "inotify.py"
+    script.write_bytes(server.content(keepalived.INOTIFY))
+    limited = f'echo {most} > /proc/sys/user/max_inotify_{kind} && exec "$@"'
+    argv = ["unshare", "--map-root-user", "sh", "-c", limited, "sh", sys.executable, "-I", "-B", str(script)]
+    done = subprocess.run([*argv, str(tmp_path)], capture_output=True, text=True, check=False)
+    if "unshare failed" in done.stderr or "sh:" in done.stderr:
+        pytest.skip("this user may have no namespace with limits of its own")
+    assert done.returncode == (1 if words else 0), done.stderr
+    assert done.stderr.startswith(words)
+    assert done.stderr.count("\n") == (1 if words else 0)
+    if not words:
+        gone = subprocess.run([*argv, str(tmp_path / "gone")], capture_output=True, text=True, check=False)
+        assert (gone.returncode, gone.stderr) == (
+            1, f"cannot watch {tmp_path}/gone, as keepalived must: No such file or directory\n",
+        )  # fmt: skip
 
 
 def test_dropping_the_vip_fails_nowhere(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
 import socket
 import time
 from dataclasses import replace
@@ -201,6 +203,38 @@ def test_ports_that_an_outgoing_connection_may_take(good: FakeCluster, shown: st
 def test_the_kernel_says_where_it_takes_ports_from() -> None:
     first, *_ = here().query("cat", "--", *preflight._PORT_RANGE).text.splitlines()
     assert len(first.split()) == 2
+
+
+@pytest.mark.parametrize(
+    ("shown", "bad"),
+    [("128\n120\n", False), ("128\n121\n", True), ("128\n130\n", True), ("", False), ("8192\n121\n", False)],
+)
+def test_inotify_instances(good: FakeCluster, shown: str, bad: bool) -> None:
+    good.servers["cp-2"].answer("sh", "-c", preflight._INOTIFY, "inotify", with_=shown)
+    found = problems(good)
+    if not bad:
+        assert found == {}
+        return
+    assert found == {
+        "Inotify": [
+            f"root uses {shown.split()[1]} of 128 inotify instances, and keepalived cannot start without one; "
+            "run `sysctl -w fs.inotify.max_user_instances=8192`, and put that into a file in /etc/sysctl.d"
+        ]
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="counts what root has")
+def test_the_script_that_counts_inotify_instances() -> None:
+    def count() -> int:
+        return int(here().query("sh", "-c", preflight._INOTIFY, "inotify").text.split()[1])
+
+    before, library = count(), ctypes.CDLL(None)
+    handles = [library.inotify_init1(os.O_CLOEXEC) for _ in range(5)]
+    try:
+        assert 3 <= count() - before <= 7, "others may come and go"
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def test_too_little_room_for_layers(good: FakeCluster) -> None:
