@@ -37,6 +37,7 @@ RULES: Sequence[Rule] = (
     units.as_written,
     units.memory,
     units.retained,
+    units.logged,
     files.runs,
     nodes.checks,
     symptoms.agents,

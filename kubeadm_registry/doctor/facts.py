@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kubeadm_registry import paths, secrets
+from kubeadm_registry.agent.pulls import REQUEST, SILENT
 from kubeadm_registry.certificates import RUN
 from kubeadm_registry.components import haproxy, network, retention
 from kubeadm_registry.components.services import services
@@ -50,6 +51,10 @@ echo "=== manager"
 matches=
 for unit; do matches="$matches ${{matches:++}} _PID=1 UNIT=$unit"; done
 timeout 5 journalctl --quiet --no-pager --output=short-unix --since=-1h --lines=300 $matches 2>/dev/null
+echo "=== requests"
+lines=$(timeout 5 journalctl --quiet --no-pager --output=cat --since=-{SILENT:.0f}s --lines=200 \
+  {" ".join(f"--unit={unit}" for unit in paths.HAPROXY_UNITS)} 2>/dev/null) &&
+  case $lines in *'{REQUEST}'*) echo some ;; *) echo none ;; esac
 echo "=== space"; timeout 5 df -P -B1 -- "$data" 2>/dev/null
 echo "=== inodes"; timeout 5 df -P -i -- "$data" 2>/dev/null
 echo "=== mount"; timeout 5 findmnt --noheadings --output TARGET,SOURCE,FSTYPE,OPTIONS --target "$data" 2>/dev/null
@@ -174,6 +179,8 @@ class Facts:
     units: Mapping[str, Unit] = field(default_factory=dict)
     manager: Sequence[str] = ()
     """What systemd itself said of the units in the last hour, each line with its time."""
+    requests: bool | None = None
+    """Whether the journal has a request of the last SILENT seconds, with which the proxies log it; None: not known."""
     space: FileSystem | None = None
     inodes: FileSystem | None = None
     mount: str = ""
@@ -250,6 +257,7 @@ def parse(text: str, data: str) -> Facts:
         clock=float(first("clock") or 0),
         units=_units(part("units"), part("words")),
         manager=part("manager"),
+        requests={"some": True, "none": False}.get(first("requests")),
         space=_file_system(part("space")),
         inodes=_file_system(part("inodes")),
         mount=" ".join(first("mount").split()),

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -32,6 +33,7 @@ from kubeadm_registry.status import NodeStatus
 from tests.unit import doctor_page
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.healthy import healthy
+from tests.unit.here import here, stub
 
 THREE = config.parse(config.SMALLEST, "x")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -162,6 +164,8 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
         lambda one: with_facts(one, manager=[
             f"{CLOCK} cp-2 systemd[1]: {AGENT}: A process of this unit has been killed by the OOM killer."]),
         "OutOfMemory", "systemd-cgtop"),
+    "nothing logged": (lambda one: with_facts(one, requests=False), "RequestsNotLogged",
+                       "systemctl restart systemd-journald"),
     "short of memory": (lambda one: with_facts(one, pressure={"some": 60.0, "full": 40.0}), "MemoryPressure", ""),
     "retention failed": (lambda one: with_unit(one, retention.DAILY, ActiveState="failed", Result="exit-code"),
                          "RetentionFailed", "retention plan"),
@@ -256,6 +260,12 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
 
 def codes(found: doctor.Diagnosis) -> list[str]:
     return [one.kind.code for one in found.findings]
+
+
+@pytest.mark.parametrize("name", [HAPROXY, AGENT])
+def test_a_log_without_requests_is_a_finding_only_where_something_writes_it(name: str) -> None:
+    spoilt = with_unit(with_facts(well("cp-2"), requests=False), name, ActiveState="inactive", SubState="dead")
+    assert codes(doctor.diagnose(snapshot(cp_2=spoilt))) == ["ServiceStopped"]
 
 
 def test_routes_that_no_unit_has_made_are_no_finding_of_their_own() -> None:
@@ -389,6 +399,8 @@ ActiveState=active
 cannot read it
 === manager
 1893455999.5 cp-1 systemd[1]: kubeadm-registry-agent.service: Scheduled restart job, restart counter is at 1.
+=== requests
+none
 === space
 Filesystem 1-blocks Used Available Capacity Mounted on
 /dev/sda1 1000 400 600 40% /var
@@ -423,6 +435,22 @@ inet site|in|tcp dport { 3901, 5443 } drop # handle 4
 """
 
 
+@pytest.mark.parametrize(
+    ("journal", "requests"),
+    [
+        ('echo \'x\'; echo \'{"client":"10.0.0.1","who":"anonymous"}\'', True),
+        ("echo 'backend reads has no server available!'", False),
+        (":", False),
+        ("exit 1", None),
+    ],
+)
+def test_the_part_of_the_question_that_looks_for_requests(tmp_path: Path, journal: str, requests: bool | None) -> None:
+    begin, end = (facts_module._ASK.index(f'echo "=== {name}"') for name in ("requests", "space"))
+    stub(tmp_path, "journalctl", f'case "$*" in *--since=-150s*@1.service*@2.service*) {journal} ;; *) exit 2 ;; esac')
+    said = here(tmp_path).query("sh", "-c", facts_module._ASK[begin:end]).text
+    assert parse(said, DATA).requests is requests
+
+
 def test_an_answer_is_read() -> None:
     found = parse(SAID, "/var/lib/kubeadm-registry")
     assert found.units["kubeadm-registry-agent.service"].words == ["cannot read it"]
@@ -430,6 +458,7 @@ def test_an_answer_is_read() -> None:
     assert found.space == FileSystem(1000, 600, "/var", "df /dev/sda1 1000 400 600 40% /var")
     assert found.unmounted == ["/var/lib/kubeadm-registry /dev/sdb1"]
     assert found.running
+    assert found.requests is False
     assert found.pushes == {"closed": 7, "full": 0}
     assert found.pressure == {"some": 2.5, "full": 1.5}
     assert found.hardware == {"02:00:00:00:00:01"}

@@ -9,7 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 from kubeadm_registry import paths
-from kubeadm_registry.components import retention
+from kubeadm_registry.agent.pulls import SILENT
+from kubeadm_registry.components import agent, retention
 from kubeadm_registry.containerd.survey import UNIT as CONTAINERD
 from kubeadm_registry.doctor.facts import Facts, Unit, units
 from kubeadm_registry.doctor.finding import Command, Finding, Kind, here, limited
@@ -43,6 +44,10 @@ MEMORY_PRESSURE = Kind(
 )
 RETENTION_FAILED = Kind("RetentionFailed", "warning", "No image is deleted by the timer, so the disks fill.")
 RETENTION_PAUSED = Kind("RetentionPaused", "warning", "No image is deleted until it is resumed, so the disks fill.")
+NOT_LOGGED = Kind(
+    "RequestsNotLogged", "warning",
+    "Pulls are not recorded, so retention keeps what depends on them, and no space is freed.",
+)  # fmt: skip
 
 #: So many restarts in so many seconds are no accident. One that has run since for so long, and for longer than it did
 #: between two of them, has been repaired.
@@ -233,9 +238,22 @@ def retained(snapshot: Snapshot) -> Iterator[Finding]:
                           (here("retention plan"), Command(node.name, f"systemctl start {unit.name}")))  # fmt: skip
 
 
+def logged(snapshot: Snapshot) -> Iterator[Finding]:
+    """The journal has what the proxies log: at least the probes of the agent."""
+    for node, facts in snapshot.answering:
+        run = [one for name in (*paths.HAPROXY_UNITS, agent.UNIT) if (one := facts.units.get(name)) and one.active]
+        if facts.requests is False and len(run) == len(paths.HAPROXY_UNITS) + 1:
+            yield Finding(
+                NOT_LOGGED, node.name, "the journal has no request of the proxies, which log one a second",
+                [f"journalctl -u 'kubeadm-registry-haproxy@*' --since=-{SILENT:.0f}s: no request"],
+                (Command(node.name, "systemd-analyze cat-config systemd/journald.conf  # set MaxLevelStore=debug"),
+                 Command(node.name, "systemctl restart systemd-journald")),
+            )  # fmt: skip
+
+
 #: ``executor.checks`` says so, and the executor writes it to its journal.
 PAUSED = "retention is paused"
 KINDS = (
     STOPPED, MASKED, FAILED, LOOPS, BROKEN_BY_OVERRIDE, MISSING, CONTAINERD_DOWN, DISABLED, OVERRIDDEN, STALE,
-    OUT_OF_MEMORY, MEMORY_PRESSURE, RETENTION_FAILED, RETENTION_PAUSED,
+    OUT_OF_MEMORY, MEMORY_PRESSURE, RETENTION_FAILED, RETENTION_PAUSED, NOT_LOGGED,
 )  # fmt: skip
