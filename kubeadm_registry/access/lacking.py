@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from kubeadm_registry.access import presence
 from kubeadm_registry.access.loading import Given
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.errors import Error, RegistryError
+from kubeadm_registry.components.services import frontend
+from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import check, inventory
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, retry
+
+NAMES_LOST = "the storage has lost the list of its tags; push again what is not listed here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Examined:
     """The digests of those among *lacking* whose manifest can be read."""
     listed: frozenset[Place] = frozenset()
     """Those of all that the registry has a name for."""
+    records: frozenset[str] = frozenset()
+    """The keys of what is lost of repositories of which nothing can be found without it, and nothing be pushed to."""
 
     @property
     def count(self) -> int:
@@ -38,15 +43,15 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
     """Look for each tag, and for each image that is *wanted* besides: is all of it there, and can it be read?
 
     By the registry, which reads every manifest and the last byte of every blob, and by the storage: whether each block
-    of each of them is on the disk of a node. Raises RegistryError, Error (StorageUnreadable).
+    of each of them is on the disk of a node, and of what repositories are found by. Raises RegistryError, Error
+    (StorageUnreadable).
     """
     places, lacking = _places(connect)
     items, missing = check.find(connect, list(dict.fromkeys([*places, *wanted])))
     found, silent = presence.look(cluster, items)
-    if silent:
-        told = "; ".join(f"{name}: {why}" for name, why in silent.items())
-        raise Error(f"the blocks on some nodes cannot be looked for: {told}", code="StorageUnreadable",
-                    hint="see `kubeadm-registry status`, then run the command again")  # fmt: skip
+    presence.expect_all(silent)
+    records, nameless = _records(cluster, connect, [*places, *wanted, *lacking])
+    lacking |= nameless
     of = {item.name: Place(item.repository, item.reference) for item in items}
     digests = {of[item.name]: item.root.digest for item in items}
     lacking |= {place: why for place in [*places, *wanted] if (why := missing.get(str(place))) is not None}
@@ -59,7 +64,22 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
     lacking |= {of[name]: why for name, why in seeding.prove(connect, readable, WORKERS).items()}
     whole = {place: digest for place, digest in digests.items() if place not in lacking}
     known = {place: digest for place, digest in digests.items() if place in lacking}
-    return Examined(whole, lacking, known, frozenset([*places, *digests]))
+    return Examined(whole, lacking, known, frozenset([*places, *digests]), records)
+
+
+def _records(cluster: Cluster, connect: Connect, places: Iterable[Place]) -> tuple[frozenset[str], dict[Place, str]]:
+    """The keys of what is lost of whole repositories, of all that are listed or among *places*; and why these lack."""
+    of = frontend(cluster.spec).records
+    with connect() as registry:
+        repositories = {*_repositories(registry), *(place.repository for place in places)}
+    keys = {key: repository for repository in repositories for key in of(repository)}
+    lost = presence.broken(cluster, keys) if keys else frozenset()
+    return lost, {Place(keys[key]): NAMES_LOST for key in sorted(lost)}
+
+
+def _repositories(registry: Api) -> list[str]:
+    """All but our own."""
+    return [one for one in sorted(registry.repositories()) if not one.startswith(OURS)]
 
 
 def _places(connect: Connect) -> tuple[list[Place], dict[Place, str]]:
@@ -72,7 +92,7 @@ def _places(connect: Connect) -> tuple[list[Place], dict[Place, str]]:
             return error.message
 
     with connect() as registry:
-        repositories = [one for one in sorted(registry.repositories()) if not one.startswith(OURS)]
+        repositories = _repositories(registry)
     places: list[Place] = []
     silent: dict[Place, str] = {}
     for repository, tags in each(connect, ask, repositories):

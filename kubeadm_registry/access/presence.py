@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +56,31 @@ def look(cluster: Cluster, items: Sequence[Item]) -> tuple[list[Presence], dict[
     look into the file system of each node for each different block: no content is read. Raises Error
     (StorageUnreadable) if no node can tell what the objects consist of.
     """
-    storage, keyed = backend(cluster.spec), frontend(cluster.spec)
-    keys = {item.name: _keys(item, keyed.key) for item in items}
-    every = sorted({key for found in keys.values() for key in found})
+    keys = {item.name: _keys(item, frontend(cluster.spec).key) for item in items}
+    known, lacks, silent = _ask(cluster, {key for found in keys.values() for key in found})
+    return [_presence(item.name, {key: known[key] for key in keys[item.name]}, lacks) for item in items], silent
+
+
+def broken(cluster: Cluster, keys: Iterable[str]) -> frozenset[str]:
+    """Those of the objects *keys* of which the storage knows, and has lost a part. Raises Error (StorageUnreadable)."""
+    known, lacks, silent = _ask(cluster, keys)
+    expect_all(silent)
+    return frozenset(_presence("", known, lacks).broken)
+
+
+def expect_all(silent: Mapping[str, str]) -> None:
+    """What no node has is lost only if none is *silent*. Raises Error (StorageUnreadable)."""
+    if silent:
+        told = "; ".join(f"{name}: {why}" for name, why in silent.items())
+        raise Error(f"the blocks on some nodes cannot be looked for: {told}", code="StorageUnreadable",
+                    hint="see `kubeadm-registry status`, then run the command again")  # fmt: skip
+
+
+def _ask(
+    cluster: Cluster, keys: Iterable[str]
+) -> tuple[dict[str, Blocks | None], dict[str, frozenset[str]], dict[str, str]]:
+    """What each of the objects *keys* consists of, which of that each node lacks, and which nodes cannot be asked."""
+    every = sorted(set(keys))
     known = dict(zip(every, _first(cluster, every), strict=True))
     wanted = {block: size for found in known.values() for block, size in (found or {}).items()}
     silent = dict(cluster.absent)
@@ -66,7 +88,7 @@ def look(cluster: Cluster, items: Sequence[Item]) -> tuple[list[Presence], dict[
 
     def ask(host: Host) -> frozenset[str] | str:
         try:
-            return storage.lacking(cluster, host, wanted)
+            return backend(cluster.spec).lacking(cluster, host, wanted)
         except (Error, ConnectionFailed) as error:
             return error.message
 
@@ -75,7 +97,7 @@ def look(cluster: Cluster, items: Sequence[Item]) -> tuple[list[Presence], dict[
             silent[host.name] = answer
         else:
             lacks[host.name] = answer
-    return [_presence(item.name, {key: known[key] for key in keys[item.name]}, lacks) for item in items], silent
+    return known, lacks, silent
 
 
 def _keys(item: Item, key: Any) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -124,7 +125,11 @@ def _confirm(words: str, reporter: Reporter, *, asks: bool) -> bool:
 def _examine(
     cluster: Cluster, given: Sequence[Given], key: Path | None, wanted: Iterable[Place], reporter: Reporter
 ) -> tuple[Examined, list[Place]]:
-    """Look for all images, and load what is lacking and a bundle has; what is lacking then, and what was loaded."""
+    """Look for all images, and load what is lacking and a bundle has; what is lacking then, and what was loaded.
+
+    A repository whose list of tags is lost takes no push before that list is deleted. With it go the names of images
+    that no bundle has, which nothing finds any more.
+    """
     vip = cluster.spec.vip.address
     direct = answers(vip)
     connect = connection(cluster, cluster.hosts[0], vip, direct=direct)
@@ -132,15 +137,18 @@ def _examine(
     examined = lacking.examine(cluster, connect, wanted)
     bundles = lacking.brought_back(examined, given)
     back = {Place(item.repository, item.reference): item for one in bundles for item in one.items}
+    if examined.records or back.keys() & examined.listed:
+        keys = examined.records | lacking.broken(cluster, list(back.values()))
+        run(renew_blobs(Renewal(keys)), cluster, reporter)
     if not back:
         return examined, []
-    if back.keys() & examined.listed:
-        run(renew_blobs(Renewal(lacking.broken(cluster, list(back.values())))), cluster, reporter)
     loading.load_given(
         cluster, bundles, key, journal_of(cluster.secrets), reporter.note, direct=direct, progress=reporter.progress,
         again="recover", record=False, anew={item.name for item in back.values()},
     )  # fmt: skip
-    return lacking.examine(cluster, connect, wanted), list(back)
+    after = lacking.examine(cluster, connect, wanted)
+    nameless = {place: why for place, why in examined.lacking.items() if why == lacking.NAMES_LOST}
+    return replace(after, lacking={**after.lacking, **nameless}), list(back)
 
 
 def _tell(examined: Examined, back: Sequence[Place], changed: int, reporter: Reporter) -> None:

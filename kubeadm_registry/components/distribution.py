@@ -100,6 +100,11 @@ def key(_: str, digest: str) -> str:
     return f"docker/registry/v2/blobs/sha256/{hexadecimal[:2]}/{hexadecimal}/data"
 
 
+def records(_: str) -> tuple[str, ...]:
+    """None: each tag is an object of its own, and so small that the storage keeps it in its tables."""
+    return ()
+
+
 def install(cluster: Cluster, host: Host, storage: Backend) -> Steps:
     """Install Distribution on loopback, without a login of its own, and start it."""
     config = File(

@@ -140,6 +140,9 @@ class Frontend(Protocol):
     def key(self, repository: str, digest: str, /) -> str:
         """The key of the blob *digest* of *repository* in its bucket."""
 
+    def records(self, repository: str, /) -> tuple[str, ...]:
+        """The keys of what it must read before it finds any image of *repository*."""
+
 
 class VipManager(Protocol):
     """Keeps the virtual IP on one node whose agent has written 1 to ``paths.FIT``."""

@@ -96,6 +96,11 @@ def key(repository: str, digest: str) -> str:
     return f"{repository}/blobs/sha256/{digest.removeprefix('sha256:')}"
 
 
+def records(repository: str) -> tuple[str, ...]:
+    """The files of an OCI layout: zot makes new ones where there are none, and says 404 where it cannot read them."""
+    return (f"{repository}/index.json", f"{repository}/oci-layout")
+
+
 def install(cluster: Cluster, host: Host, storage: Backend) -> Steps:
     """Install zot on loopback as a standby, and start it."""
     # The agent copies the one or the other, and knows what zot knows.

@@ -36,6 +36,13 @@ class Repositories(FakeRegistry):
 
     store: dict[str, Store] = field(default_factory=dict)
     untags: bool = True
+    #: Repositories whose list of tags cannot be read; zot calls that 404, also for who pushes.
+    nameless: set[str] = field(default_factory=set)
+
+    def refusal(self, method: str, path: str) -> int | None:
+        if any(path.startswith((f"/v2/{name}/tags/", f"/v2/{name}/manifests/")) for name in self.nameless):
+            return 404
+        return super().refusal(method, path)
 
     def blob(self, repository: str, content: bytes, media_type: str = oci.LAYER) -> oci.Descriptor:
         digest = oci.digest_of(content)

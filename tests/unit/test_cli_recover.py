@@ -53,19 +53,26 @@ class Storage:
         return self.registry.store[repository], f"sha256:{digest}"
 
     def blocks(self, _: Cluster, __: Host, keys: Sequence[str]) -> list[Mapping[str, int] | None]:
-        found = ((key, *self._parts(key)) for key in keys)
-        return [
-            {key: 5} if digest in store.blobs or digest in store.manifests else None for key, store, digest in found
-        ]
+        return [{key: 5} if self._is_there(key) else None for key in keys]
+
+    def _is_there(self, key: str) -> bool:
+        if key.endswith(("/index.json", "/oci-layout")):
+            return key.rpartition("/")[0] in self.registry.store and key not in self.deleted
+        store, digest = self._parts(key)
+        return digest in store.blobs or digest in store.manifests
 
     def lacking(self, _: Cluster, __: Host, wanted: Mapping[str, int]) -> frozenset[str]:
         return frozenset(wanted) & self.broken
 
     def delete(self, _: Cluster, __: Host, ___: str, keys: Collection[str], **____: Any) -> frozenset[str]:
         for key in sorted(keys):
-            store, digest = self._parts(key)
-            del store.blobs[digest]
             self.deleted.append(key)
+            if key.endswith("/index.json"):
+                self.registry.nameless.discard(repository := key.rpartition("/")[0])
+                self.registry.store[repository].tags.clear()
+            else:
+                store, digest = self._parts(key)
+                del store.blobs[digest]
         self.broken -= set(keys)
         return frozenset(keys)
 
@@ -149,6 +156,28 @@ def test_what_a_bundle_has_is_loaded_again_and_the_rest_is_named(world: World) -
     assert world.storage.broken == {kept}
     told = [one["message"] for one in lines(result) if one.get("level") == "warning"]
     assert any("everything that is not on cp-1 will be lost permanently" in text for text in told)
+
+
+def test_a_repository_whose_list_of_tags_is_lost_is_made_anew(world: World) -> None:
+    """zot would refuse each push to it: the list is an object that it writes over with each."""
+    for repository in (APP, PAUSE):
+        world.storage.broken.add(f"{repository}/index.json")
+        world.site.registry.nameless.add(repository)
+    (world.site.folder / "list").write_text(f"{APP}:v1\n")
+    result = world("--images-from", "list", "--yes", "-o", "json")
+    assert result.exit_code == 5, result.output
+    last = lines(result)[-1]
+    told = "the storage has lost the list of its tags; push again what is not listed here"
+    assert last["missing"] == [
+        {"name": APP, "reason": told},
+        {"name": f"{APP}:v1", "reason": "is not in the registry"},
+        {"name": PAUSE, "reason": told},
+    ]
+    assert last["loaded"] == [f"{PAUSE}:3.10", f"{PAUSE}:3.11"]
+    assert world.storage.deleted == [f"{APP}/index.json", f"{PAUSE}/index.json"]
+    world.site.registry.image(APP, "v1", layer=b"app")
+    result = world("--images-from", "list", "-o", "json")
+    assert (result.exit_code, lines(result)[-1]["missing"]) == (0, [])
 
 
 def test_a_second_run_changes_nothing_and_says_the_same(world: World) -> None:
