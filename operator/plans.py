@@ -175,10 +175,9 @@ def healthy(made: Plan | Refused) -> Verdict:
     if isinstance(made, Refused):
         first, *others = made.reasons
         more = "".join(f"; {one}" for one in others)
-        # The hint of such a reason names an option of the command.
-        hint = (
-            f"to plan in spite of it, annotate the plan: {APPROVE}={first.approval}" if first.approval else first.hint
-        )
+        # The hint of a reason that may be accepted names an option of the command.
+        option, annotation = f"pass --accept {first.approval}", f"annotate the plan: {APPROVE}={first.approval}"
+        hint = first.hint.replace(option, annotation) if first.approval else first.hint
         return Verdict("RetentionHealthy", False, first.code, f"{first.message}{more}; {hint}"[:_LONGEST])
     gone = len({(one.repository, one.digest) for one in made.deletions})
     text = f"the plan deletes {gone} of {counted(gone + len(made.kept), 'image')} and frees {size(made.freed)}"

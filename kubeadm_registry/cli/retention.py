@@ -21,7 +21,7 @@ from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import retention_timer, terminal
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.cli.desk import server_time
-from kubeadm_registry.cli.tables import moment, wide_screen
+from kubeadm_registry.cli.tables import ago, moment, wide_screen
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter, echo
 from kubeadm_registry.errors import ConfigError, Error, Problem, RegistryError
@@ -138,11 +138,6 @@ class Asked:
                 "--no-cluster if no cluster uses it",
                 code="WorkloadsUnknown",
             )
-        for one in silent(found.after, {report.uid for report in reports.values()}):
-            reporter.note(
-                f"cluster {one.name} reported {(now - one.reported) // _DAY} days ago; what it used then is kept",
-                level="warning",
-            )
         made = found.plan(self.rules, accepted=self.accepted)
         if isinstance(made, Refused):
             for reason in made.reasons:
@@ -151,6 +146,10 @@ class Asked:
                 f"there is no plan, for {counted(len(made.reasons), 'reason')}; nothing may be deleted",
                 hint="remove the reasons listed above, then run it again", code="PlanRefused",
             )  # fmt: skip
+        for one in silent(found.after, {report.uid for report in reports.values()}):
+            reporter.note(
+                f"cluster {one.name} reported {ago(now - one.reported)}; what it used then is kept", level="warning"
+            )
         return found, made
 
 

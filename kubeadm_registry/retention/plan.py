@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
 
+from kubeadm_registry.agent.pulls import DAY
 from kubeadm_registry.printable import counted
 from kubeadm_registry.retention.decision import Decision, decide
 from kubeadm_registry.retention.inventory import Inventory
+from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.policy import RegistryPolicy
 from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, Protected, clock_doubtful
-from kubeadm_registry.retention.reasons import Reason
+from kubeadm_registry.retention.reasons import Reason, approval_of
 from kubeadm_registry.retention.record import Deletion, Kept, Plan, Refused
 from kubeadm_registry.retention.shares import Count, too_large
 from kubeadm_registry.retention.space import Space
 
 #: So many fewer images in use than last time, and at least by half, are more than workloads come and go.
 _SHRUNK = 20
+#: Seconds after its last report from which on it is not known what a cluster uses.
+SILENT = DAY
 
 
 def plan(
@@ -68,6 +74,29 @@ def shrunk(current: int, previous: int | None) -> Iterator[Reason]:
             f"check that every cluster is listed; if those workloads are gone, pass --accept UsesShrank={current}",
             approval=f"UsesShrank={current}",
         )
+
+
+def silent(ledger: Ledger, reporting: Collection[str], now: int) -> Iterator[Reason]:
+    """The clusters, by UID not among those *reporting*, whose last report is too old *now*.
+
+    What they used then stays, but not what they began to use since. An approval is for this cluster and this report,
+    until it is a day older.
+    """
+    names = [one.name for one in ledger.clusters.values()]
+    for uid, one in ledger.clusters.items():
+        if uid not in reporting and now - one.reported > SILENT:
+            days, last = (now - one.reported) // DAY, datetime.fromtimestamp(one.reported, UTC)
+            # A cluster that was made anew may have the address, and the name, of the one before.
+            named, name = (f"{one.name} ({uid})", uid) if names.count(one.name) > 1 else (one.name, one.name)
+            approval = approval_of("ClusterSilent", uid, one.reported, days)
+            yield Reason(
+                "ClusterSilent",
+                f"the cluster {named} reported last at {last:%Y-%m-%d %H:%M} UTC, {counted(days, 'day')} ago: what it "
+                "began to use since then is not known",
+                "have it report, with --kubeconfig or by its operator; if it is gone, run `kubeadm-registry retention "
+                f"forget {shlex.quote(name)}`; to plan in spite of it, pass --accept {approval}",
+                approval=approval,
+            )
 
 
 def _deletions(decisions: Sequence[Decision], space: Space, now: int) -> Iterator[Deletion]:

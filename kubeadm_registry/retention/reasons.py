@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 
@@ -20,6 +21,7 @@ class Reason:
     ImageNotUnderstood     something uses an image by a name that cannot be read
     UsesShrank             far fewer images are in use than last time
     ClusterOlder           a cluster went back to an earlier state (needs an approval)
+    ClusterSilent          a cluster that reported before has not for long (needs an approval)
     ClockDoubtful          the time is before something that the ledger has seen, or not that of the nodes
     ShareOfRepository      the plan takes a large share of one repository (needs an approval)
     ShareOfAll             the plan takes a large share of the registry (needs an approval)
@@ -33,3 +35,12 @@ class Reason:
 
     def __str__(self) -> str:
         return f"{self.message} [{self.code}]"
+
+
+def approval_of(code: str, *what: object) -> str:
+    """The ``approval`` of the reason *code* for *what* and for nothing else.
+
+    With a number made of it: an annotation, and the status of a plan, have no place for names.
+    """
+    digest = hashlib.sha256("\n".join(map(str, what)).encode()).digest()
+    return f"{code}={int.from_bytes(digest[:5])}"

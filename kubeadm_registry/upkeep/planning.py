@@ -15,7 +15,7 @@ from kubeadm_registry.retention import Inventory, Plan, Protected, Reason, Refus
 from kubeadm_registry.retention.holdings import Holdings
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order, order
-from kubeadm_registry.retention.plan import shrunk
+from kubeadm_registry.retention.plan import shrunk, silent
 from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, clock_doubtful, digests_named
 from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.standing import Standing
@@ -118,7 +118,8 @@ def look(
         # Others may have looked meanwhile, and heard of other clusters.
         after = after.with_newer_reports(retry(lambda: store.read(registry, key), PATIENCE), before)
         retry(lambda: store.write(registry, key, after), PATIENCE)
-    problems = (*(one for report in reports.values() for one in report.problems), *older)
+    unheard = silent(after, {report.uid for report in reports.values()}, now)
+    problems = (*(one for report in reports.values() for one in report.problems), *older, *unheard)
     return Look(now, before, after, holdings, _of_all(after, sets), uses, problems, trash, standing)
 
 

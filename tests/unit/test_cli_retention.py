@@ -193,13 +193,49 @@ def test_what_a_cluster_uses_stays_also_when_it_is_silent(site: Site, monkeypatc
     site.at(40)
     cluster(monkeypatch, "10.0.0.10:5000/app:v1")
     assert names(site.json("--kubeconfig", "admin.conf")) == []
+    site.at(41)
+    assert names(site.json()) == []
+    assert "cluster the-uid.example:6443 reported 1 day ago; what it used then is kept" in site.plan().stdout
     site.at(100)
-    assert names(site.json()) == [], "it said so 60 days ago, and nothing since"
-    assert "cluster the-uid.example:6443 reported 60 days ago" in site.plan().stdout
+    assert names(accepting(site)) == [], "it said so 60 days ago, and nothing since"
     cluster(monkeypatch, "10.0.0.10:5000/other:v1")
     assert names(site.json("--kubeconfig", "admin.conf")) == [], "a week is left"
     site.at(108)
     assert names(site.json("--kubeconfig", "admin.conf")) == ["app:v1"]
+
+
+def accepting(site: Site) -> dict[str, Any]:
+    """A plan in spite of the cluster that is silent, as the hint says."""
+    result = site.plan()
+    assert result.exit_code == 1
+    assert "ClusterSilent" in result.stdout
+    assert "what it used then is kept" not in result.stdout, "the reason says more"
+    [option] = re.findall(r"pass (--accept) (ClusterSilent=[0-9]+)", result.stdout)
+    assert "what it used then is kept" in site.plan(*option).stdout
+    return site.json(*option)
+
+
+def test_what_a_silent_cluster_began_to_use_is_not_known(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have come with the nodes that pull tomorrow; nobody but the cluster can say."""
+    site.json()
+    site.at(40)
+    cluster(monkeypatch, "10.0.0.10:5000/other:v1")
+    assert names(site.json("--kubeconfig", "admin.conf")) == ["app:v1"]
+    site.at(41)
+    assert names(site.json()) == ["app:v1"]
+    site.at(42)
+    result = site.plan("--no-cluster")
+    assert result.exit_code == 1
+    [said] = [line for line in result.stdout.splitlines() if "ClusterSilent" in line]
+    assert "the cluster the-uid.example:6443 reported last at 2026-12-28 11:06 UTC, 2 days ago" in said
+    assert "`kubeadm-registry retention forget the-uid.example:6443`" in said
+    cluster(monkeypatch, "10.0.0.10:5000/other:v1", uid="another")
+    assert "ClusterSilent" in site.plan("--kubeconfig", "admin.conf").stdout, "the other one says nothing about it"
+    assert names(accepting(site)) == ["app:v1"]
+    site.at(60)
+    cluster(monkeypatch, "10.0.0.10:5000/other:v1")
+    assert "another.example:6443 reported last" in site.plan("--kubeconfig", "admin.conf").stdout
+    assert "the-uid.example:6443 reported last" not in site.plan("--kubeconfig", "admin.conf").stdout, "it has just now"
 
 
 def test_a_cluster_whose_etcd_was_restored_gives_no_plan_until_it_is_accepted(
@@ -383,8 +419,9 @@ def test_forgetting_a_cluster(site: Site) -> None:
     assert unknown.exit_code == 2
     assert "prod (the-uid)" in unknown.stderr
     site.at(3)
-    assert "cluster prod reported 3 days ago" in site.plan().stdout
+    assert "`kubeadm-registry retention forget prod`" in site.plan().stdout
     assert forget("prod").exit_code == 0
+    assert "ClusterSilent" not in site.plan("--no-cluster").stdout
     assert site.ledger().clusters == {}
     both = CliRunner().invoke(cli, ("retention", "forget"), prog_name="kubeadm-registry")
     assert both.exit_code == 2

@@ -266,7 +266,7 @@ def with_records() -> Site:
     site.carry_out(site.order(delete=(site.image("v1"),)))
     site.time = NOW
     with site.connect() as at:
-        ledger = store.read(at, KEY).reported("uid", "silent", (Use("app:v2"),), NOW - DAY, kept=DAY)
+        ledger = store.read(at, KEY).reported("uid", "silent", (Use("app:v2"),), NOW - 3600, kept=DAY)
         store.write(at, KEY, ledger)
         store.restate(at, KEY, lambda one: one.pinned(Pin("app:v3", "mine", NOW - DAY)).with_approval("sha256:1", 5))
         store.spend(at, KEY, lambda one: replace(one, approvals={"sha256:1": 5}, window=7 * DAY))

@@ -42,7 +42,7 @@ from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fake_images import Repositories
 from tests.unit.fake_registry import connector
 from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
-from tests.unit.test_cli_retention_runs import Site, takes_long
+from tests.unit.test_cli_retention_runs import DAY, Site, takes_long
 from tests.unit.test_operator_carrying import AUTOMATIC, KEY, Operator
 
 STATUSES: dict[str, type[BaseModel]] = {
@@ -290,6 +290,36 @@ def test_a_node_that_was_replaced_leaves_the_metrics(turns: Turns, monkeypatch: 
         turns.rounds.health()
         page = turns.rounds.figures.text()
         assert re.findall(r'node_serves\{node="(.*)"\} 1', page) == ["cp-1", "cp-2", last]
+
+
+def test_an_operator_that_was_down_for_a_week_plans_again(turns: Turns) -> None:
+    turns.round()
+    turns.site.at(turns.site.day + 7)
+    turns.round()
+    assert turns.conditions()["Made"] == ("True", "Planned")
+
+
+def test_the_silence_of_another_cluster_stops_the_plans_until_it_is_approved(turns: Turns) -> None:
+    turns.policy(AUTOMATIC)
+    with connector(turns.site.registry)() as registry:
+        when = int(turns.site.now()) - 2 * DAY
+        store.write(registry, KEY, store.read(registry, KEY).reported("other", "other:6443", (), when, kept=DAY))
+    for _ in range(2):
+        turns.round()
+        assert turns.conditions()["Made"] == ("False", "ClusterSilent")
+        assert turns.conditions("registrypolicies")["RetentionHealthy"] == ("False", "ClusterSilent")
+    assert turns.site.tags() == ["v1", "v2", "v3"]
+    [said] = [one["message"] for one in turns.plan["status"]["conditions"] if one["type"] == "Made"]
+    assert "`kubeadm-registry retention forget other:6443`" in said
+    [approval] = re.findall(rf"annotate the plan: {re.escape(APPROVE)}=(\S+)$", said)
+    turns.annotate(approval)
+    turns.rounds.approvals()
+    assert turns.woken == 1
+    turns.round()
+    assert turns.site.tags() == ["v3"]
+    assert turns.plan["status"]["usedApprovals"] == [approval]
+    turns.round()
+    assert turns.conditions()["Made"] == ("False", "ClusterSilent"), "it was for one run"
 
 
 # ---- what an approval is for ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kubeadm_registry.retention import Plan, Refused, Use, policy
+from kubeadm_registry.retention import Plan, Reason, Refused, Use, policy
 from kubeadm_registry.retention.standing import Pin, Standing
 from kubeadm_registry.upkeep import planning, store
 from kubeadm_registry.upkeep.clusters import ClusterReport, kubeadm_sets
@@ -67,6 +67,47 @@ def test_what_no_look_has_found_is_found_if_a_cluster_has_named_it(site: Site) -
     report = ClusterReport("uid", "v1.36.3", (Use(f"10.0.0.10:5000/app@{site.first}"),))
     assert site.going(reports=(report,)) == set()
     assert site.going() == set(), "it is silent now"
+
+
+def silent(look: planning.Look, *accepted: str) -> list[Reason]:
+    """Why there is no plan from *look*."""
+    made = look.plan(RULES, accepted=accepted)
+    return list(made.reasons) if isinstance(made, Refused) else []
+
+
+def test_a_cluster_that_is_silent_for_more_than_a_day_gives_no_plan(site: Site) -> None:
+    mine, other = ClusterReport("mine", "v1.36.3"), ClusterReport("other", "v1.36.3")
+    site.look(NOW, reports=(mine, other))
+    assert silent(site.look(NOW + DAY)) == []
+    assert [one.code for one in silent(site.look(NOW + DAY + 1))] == ["ClusterSilent"] * 2
+    assert silent(site.look(NOW + 7 * DAY, reports=(mine, other))) == [], "its own silence stops no report"
+    [reason] = silent(site.look(NOW + 9 * DAY, reports=(mine,)))
+    assert reason.message.startswith("the cluster other reported last at 2027-01-22 08:00 UTC, 2 days ago")
+    assert "forget other`" in reason.hint
+
+
+def test_a_cluster_with_the_name_of_another_is_named_by_its_uid(site: Site) -> None:
+    """It was made anew, at the same address."""
+    for uid in ("old", "new one"):
+        report = ClusterReport(uid, "v1.36.3")
+        look = planning.look(within(site.registry), KEY, RULES, NOW, sets={}, reports={"prod": report})
+    assert silent(look) == []
+    found = {one.message.split(" reported")[0]: one.hint for one in silent(site.look(NOW + 2 * DAY))}
+    assert "forget old`" in found["the cluster prod (old)"]
+    assert "forget 'new one'`" in found["the cluster prod (new one)"]
+
+
+def test_the_silence_of_a_cluster_is_accepted_for_that_cluster_and_that_day(site: Site) -> None:
+    site.look(NOW, reports=(ClusterReport("mine", "v1.36.3"), ClusterReport("other", "v1.36.3")))
+    later = site.look(NOW + 2 * DAY)
+    first, second = silent(later)
+    assert silent(later, first.approval) == [second]
+    assert silent(later, first.approval, second.approval) == []
+    both = first.approval, second.approval
+    assert silent(site.look(NOW + 3 * DAY - 1), *both) == []
+    assert len(silent(site.look(NOW + 3 * DAY), *both)) == 2
+    site.look(NOW + 4 * DAY, reports=(ClusterReport("mine", "v1.36.3"), ClusterReport("other", "v1.36.3")))
+    assert len(silent(site.look(NOW + 6 * DAY), *both)) == 2, "it was for another silence"
 
 
 def test_what_no_look_has_found_is_found_if_it_is_pinned(site: Site) -> None:
