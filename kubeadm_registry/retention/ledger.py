@@ -35,10 +35,11 @@ _MISSED = 3 * DAY
 class ClusterUses:
     """What one Kubernetes cluster, called *name*, said when it *reported* last (seconds since 1970).
 
-    *uses* are those of then, and those that were gone by then, with when they were last seen; *current* is how many
-    different images were in use. *revision* is the resourceVersion of its lists, which grows with every change of
-    etcd; 0: not known. *marker* is a number that it was told to remember; 0: none. *version* is that of Kubernetes
-    (``v1.36.3``); empty: not known.
+    *uses* are those of then, and those that were gone by then, with when they were last seen. *current* is with how
+    many different images in use the next look is compared: those of then, or of before while it is not accepted that
+    far fewer are. *revision* is the resourceVersion of its lists, which grows with every change of etcd; 0: not known.
+    *marker* is a number that it was told to remember; 0: none. *version* is that of Kubernetes (``v1.36.3``); empty:
+    not known.
     """
 
     name: str
@@ -49,6 +50,11 @@ class ClusterUses:
     marker: int = 0
     version: str = ""
     more: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def in_use(self) -> int:
+        """How many different images were in use then."""
+        return Workloads(self.uses).current
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +191,15 @@ class Ledger:
             was = before.clusters[uid].marker if uid in before.clusters else 0
             marker = one.marker if one.marker != was else mine.marker
             clusters[uid] = replace(one if one.reported > mine.reported else mine, marker=marker)
+        return replace(self, clusters=clusters)
+
+    def compared(self, before: Ledger, fewer: Collection[str]) -> Self:
+        """The ledger by which the clusters *fewer* are compared with the same number again as *before*, by which others
+        are with what they use now."""
+        clusters = {
+            uid: replace(one, current=before.clusters[uid].current if uid in fewer else one.in_use)
+            for uid, one in self.clusters.items()
+        }
         return replace(self, clusters=clusters)
 
     def dated(self, repository: str, tags: Mapping[str, Tag]) -> Self:

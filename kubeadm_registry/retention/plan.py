@@ -76,22 +76,49 @@ def shrunk(current: int, previous: int | None) -> Iterator[Reason]:
         )
 
 
+def shrunk_clusters(before: Ledger, after: Ledger) -> dict[str, Reason]:
+    """Why there is no plan, for each cluster that has far fewer images in use *after* a look than *before* it, by UID.
+
+    All clusters together may have nearly as many as ever. Of one that is alone this is the reason of all.
+    """
+    found = dict[str, Reason]()
+    for uid in before.clusters.keys() & after.clusters.keys():
+        current = after.clusters[uid].in_use
+        for one in shrunk(current, before.clusters[uid].current):
+            if len(after.clusters) == 1:
+                found[uid] = one
+                continue
+            approval = approval_of(one.code, uid, current)
+            found[uid] = Reason(
+                one.code,
+                f"the cluster {_called(after, uid)}: {one.message}",
+                f"check that all is there that should run; if those workloads are gone, pass --accept {approval}",
+                approval=approval,
+            )
+    return found
+
+
+def _called(ledger: Ledger, uid: str) -> str:
+    """The name of the cluster *uid*, with that if another one has the name: it was made anew at the same address."""
+    name = ledger.clusters[uid].name
+    return f"{name} ({uid})" if [one.name for one in ledger.clusters.values()].count(name) > 1 else name
+
+
 def silent(ledger: Ledger, reporting: Collection[str], now: int) -> Iterator[Reason]:
     """The clusters, by UID not among those *reporting*, whose last report is too old *now*.
 
     What they used then stays, but not what they began to use since. An approval is for this cluster and this report,
     until it is a day older.
     """
-    names = [one.name for one in ledger.clusters.values()]
     for uid, one in ledger.clusters.items():
         if uid not in reporting and now - one.reported > SILENT:
             days, last = (now - one.reported) // DAY, datetime.fromtimestamp(one.reported, UTC)
-            # A cluster that was made anew may have the address, and the name, of the one before.
-            named, name = (f"{one.name} ({uid})", uid) if names.count(one.name) > 1 else (one.name, one.name)
+            called = _called(ledger, uid)
+            name = one.name if called == one.name else uid
             approval = approval_of("ClusterSilent", uid, one.reported, days)
             yield Reason(
                 "ClusterSilent",
-                f"the cluster {named} reported last at {last:%Y-%m-%d %H:%M} UTC, {counted(days, 'day')} ago: what it "
+                f"the cluster {called} reported last at {last:%Y-%m-%d %H:%M} UTC, {counted(days, 'day')} ago: what it "
                 "began to use since then is not known",
                 "have it report, with --kubeconfig or by its operator; if it is gone, run `kubeadm-registry retention "
                 f"forget {shlex.quote(name)}`; to plan in spite of it, pass --accept {approval}",

@@ -15,7 +15,7 @@ from kubeadm_registry.retention import Inventory, Plan, Protected, Reason, Refus
 from kubeadm_registry.retention.holdings import Holdings
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order, order
-from kubeadm_registry.retention.plan import shrunk, silent
+from kubeadm_registry.retention.plan import shrunk, shrunk_clusters, silent
 from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, clock_doubtful, digests_named
 from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.standing import Standing
@@ -48,6 +48,8 @@ class Look:
     def plan(self, policy: RegistryPolicy, *, accepted: Collection[str] = ()) -> Plan | Refused:
         """What to delete by *policy*; see ``retention.plan``."""
         inventory, protected = self._inputs(policy)
+        # Pins and lists of names are not compared: the ledger has none of the last time.
+        protected = replace(protected, current=self.after.workloads({}).current)
         return plan(inventory, protected, policy, self.now, previous=self.before.previous, accepted=accepted)
 
     def order(self, made: Plan, policy: RegistryPolicy, *, approved: bool) -> Order:
@@ -84,10 +86,10 @@ def look(
 
     *reports* is what clusters say, by what people call them, and goes into the ledger unless it has problems; *uses* is
     what is in use besides, *sets* are those beside that of bundles. The ledger after the look is written: it is what
-    makes ages known. Unless it is *accepted* that far fewer images are in use, the next look is compared with as many
-    as this one. *pulls* returns what the nodes recorded, None: not known; it is called if that matters. *pause* is the
-    pause image that the cluster file names, None: it names none. Raises RegistryError, NewerFormat, Error
-    (LedgerDamaged; ClockDoubtful: *now* is before the look that wrote the ledger).
+    makes ages known. Unless it is *accepted* that far fewer images are in use, by all clusters or by one, the next look
+    is compared with as many as this one. *pulls* returns what the nodes recorded, None: not known; it is called if that
+    matters. *pause* is the pause image that the cluster file names, None: it names none. Raises RegistryError,
+    NewerFormat, Error (LedgerDamaged; ClockDoubtful: *now* is before the look that wrote the ledger).
     """
     with connect() as registry:
         before = retry(lambda: store.read(registry, key), PATIENCE)
@@ -117,9 +119,11 @@ def look(
     with connect() as registry:
         # Others may have looked meanwhile, and heard of other clusters.
         after = after.with_newer_reports(retry(lambda: store.read(registry, key), PATIENCE), before)
+        fewer = {uid: one for uid, one in shrunk_clusters(before, after).items() if one.approval not in accepted}
+        after = after.compared(before, fewer)
         retry(lambda: store.write(registry, key, after), PATIENCE)
     unheard = silent(after, {report.uid for report in reports.values()}, now)
-    problems = (*(one for report in reports.values() for one in report.problems), *older, *unheard)
+    problems = (*(one for report in reports.values() for one in report.problems), *older, *fewer.values(), *unheard)
     return Look(now, before, after, holdings, _of_all(after, sets), uses, problems, trash, standing)
 
 

@@ -110,6 +110,63 @@ def test_the_silence_of_a_cluster_is_accepted_for_that_cluster_and_that_day(site
     assert len(silent(site.look(NOW + 6 * DAY), *both)) == 2, "it was for another silence"
 
 
+def using(uid: str, images: int) -> ClusterReport:
+    return ClusterReport(uid, "v1.36.3", tuple(Use(f"x.example/{uid}/{number}:v1") for number in range(images)))
+
+
+def test_far_fewer_uses_of_one_cluster_give_no_plan_however_many_others_have(site: Site) -> None:
+    site.look(NOW, reports=(using("mine", 60), using("other", 100)))
+    assert silent(site.look(NOW + 60, reports=(using("mine", 30), using("other", 100)))) == []
+    assert silent(site.look(NOW + 60, reports=(using("mine", 60), using("other", 100)))) == []
+    for reports in ((using("mine", 0), using("other", 100)), (using("mine", 0),), (using("other", 101),), ()):
+        look = site.look(NOW + 120, reports=reports)
+        [reason] = silent(look)
+        assert reason.code == "UsesShrank"
+        assert reason.message.startswith("the cluster mine: 0 images in use, and 60 the last time"), "not of no report"
+        assert f"pass --accept {reason.approval}" in reason.hint
+        assert silent(look, "UsesShrank=0") == [reason]
+    other = site.look(NOW + 180, reports=(using("mine", 2),))
+    assert silent(other, reason.approval) != [], "an approval is for the number that was seen"
+    assert silent(site.look(NOW + 240, reports=(using("mine", 55), using("other", 51)))) == []
+    site.look(NOW + 300, reports=(using("other", 20),))
+    assert {one.message[:18] for one in silent(site.look(NOW + 300))} == {"the cluster other:"}, "75 of 106 in all"
+
+
+def test_far_fewer_uses_of_one_cluster_are_accepted_once(site: Site) -> None:
+    site.look(NOW, reports=(using("mine", 60), using("other", 100)))
+    fewer = using("mine", 0), using("other", 100)
+    [reason] = silent(site.look(NOW + 60, reports=fewer))
+    said = {one.uid: one for one in fewer}
+    accepted = planning.look(
+        within(site.registry), KEY, RULES, NOW + 60, sets={}, reports=said, accepted=[reason.approval]
+    )
+    assert silent(accepted, reason.approval) == []
+    assert silent(site.look(NOW + 120, reports=fewer)) == []
+    site.look(NOW + 180, reports=(using("mine", 60),))
+    assert [one.code for one in silent(site.look(NOW + 240, reports=fewer))] == ["UsesShrank"]
+
+
+def test_what_shrank_in_a_cluster_is_not_forgotten_when_a_second_one_reports(site: Site) -> None:
+    site.look(NOW, reports=(using("mine", 60),))
+    [reason] = silent(site.look(NOW + 60, reports=(using("mine", 0),)))
+    assert reason.approval == "UsesShrank=0", "there is no other cluster"
+    [reason] = silent(site.look(NOW + 120, reports=(using("other", 100),)))
+    assert reason.message.startswith("the cluster mine: 0 images in use, and 60 the last time")
+
+
+def test_far_fewer_uses_are_accepted_for_good_also_with_a_pin(site: Site) -> None:
+    """The ledger has no pins of the last time."""
+    site.state(lambda standing: standing.pinned(Pin("app:v1", "a customer has it", NOW)))
+    site.look(NOW, reports=(using("mine", 60),))
+    [reason] = silent(site.look(NOW + 60, reports=(using("mine", 3),)))
+    assert reason.approval == "UsesShrank=3"
+    planning.look(
+        within(site.registry), KEY, RULES, NOW + 60, sets={}, reports={"mine": using("mine", 3)},
+        accepted=[reason.approval],
+    )  # fmt: skip
+    assert silent(site.look(NOW + 120, reports=(using("mine", 3),))) == []
+
+
 def test_what_no_look_has_found_is_found_if_it_is_pinned(site: Site) -> None:
     site.state(lambda standing: standing.pinned(Pin(f"app@{site.first}", "a customer has it", NOW)))
     assert site.going() == set()
