@@ -229,7 +229,7 @@ class _Custom:
         for path in self.paths:
             for text in path.texts(value):
                 self.matched.add(path.text)
-                yield text, ""
+                yield named.of_text(text)
 
     def unmatched(self) -> Iterator[str]:
         """The paths that led to nothing, if there was anything to look at."""

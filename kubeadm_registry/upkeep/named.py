@@ -95,6 +95,17 @@ def of_revision(revision: ControllerRevision) -> Iterator[Named]:
                     yield from _named(_text(image.get("reference")))
 
 
+def of_text(text: str) -> Named:
+    """The image that *text*, a value in a custom resource, names; perhaps by a URL, as Flux and Helm name charts.
+
+    Which one a URL without a tag means stands elsewhere in the object. So the URL is the imageID as well: no image has
+    it, and all tags of the repository stay.
+    """
+    name = text.removeprefix("oci://")
+    known = name == text or {":", "@"} & {*name.rpartition("/")[2]}
+    return name, "" if known else text
+
+
 def _named(reference: str | None, image_id: str | None = "") -> Iterator[Named]:
     # A container whose image is gone by name still has an imageID, and then that is all there is to go by.
     if reference or image_id:

@@ -404,6 +404,24 @@ def test_a_custom_resource_without_namespace() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "name", "image_id"),
+    [
+        ("oci://10.0.0.10:5000/charts/app:1.2.3", "10.0.0.10:5000/charts/app:1.2.3", ""),
+        (f"oci://ghcr.io/a/charts/app@sha256:{'0' * 64}", f"ghcr.io/a/charts/app@sha256:{'0' * 64}", ""),
+        ("oci://10.0.0.10:5000/charts/app", "10.0.0.10:5000/charts/app", "oci://10.0.0.10:5000/charts/app"),
+        ("oci://charts/app/", "charts/app/", "oci://charts/app/"),
+        ("10.0.0.10:5000/charts/app", "10.0.0.10:5000/charts/app", ""),
+        ("https://10.0.0.10:5000/charts/app", "https://10.0.0.10:5000/charts/app", ""),
+    ],
+)
+def test_a_custom_resource_may_name_an_artifact_by_its_url(url: str, name: str, image_id: str) -> None:
+    thing = {"kind": "OCIRepository", "metadata": {"name": "app"}, "spec": {"url": url}}
+    table = Table({"/apis/a.dev/v1/things": [thing]})
+    [use] = read(table, paths=[("a.dev/v1/things", ".spec.url")]).uses
+    assert (use.reference, use.image_id) == (name, image_id)
+
+
+@pytest.mark.parametrize(
     "name", ["", "pods", "v1/pods", "a/v1/things", "a.dev/things", "a.dev/v1/things/x", "a.dev/v1/../x"]
 )
 def test_what_is_no_custom_resource(name: str) -> None:

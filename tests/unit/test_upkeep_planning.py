@@ -10,6 +10,7 @@ from kubeadm_registry.retention import Plan, Reason, Refused, Use, policy
 from kubeadm_registry.retention.standing import Pin, Standing
 from kubeadm_registry.upkeep import planning, store
 from kubeadm_registry.upkeep.clusters import ClusterReport, kubeadm_sets
+from kubeadm_registry.upkeep.named import of_text
 from tests.unit.fake_images import Repositories, within
 
 KEY = "the key of the ledger"
@@ -67,6 +68,23 @@ def test_what_no_look_has_found_is_found_if_a_cluster_has_named_it(site: Site) -
     report = ClusterReport("uid", "v1.36.3", (Use(f"10.0.0.10:5000/app@{site.first}"),))
     assert site.going(reports=(report,)) == set()
     assert site.going() == set(), "it is silent now"
+
+
+def test_of_a_chart_that_a_url_names_without_a_tag_all_tags_stay(site: Site) -> None:
+    """Flux has the tag in a field of its own."""
+    site.registry.image("app", "v2", layer=b"v2")
+    site.registry.image("other", "v2", layer=b"other")
+    site.look(NOW - 80 * DAY)
+
+    def going(url: str) -> set[str]:
+        reference, image_id = of_text(url)
+        made = site.look(NOW, Use(reference, image_id)).plan(RULES)
+        assert isinstance(made, Plan), made
+        return {one.tag for one in made.deletions if one.tag}
+
+    assert going("oci://10.0.0.10:5000/other") == {"v1", "v2"}
+    assert going("oci://10.0.0.10:5000/app:v2") == {"v1"}
+    assert going("oci://10.0.0.10:5000/app") == set()
 
 
 def silent(look: planning.Look, *accepted: str) -> list[Reason]:
