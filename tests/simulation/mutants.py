@@ -245,6 +245,6 @@ MUTANTS: dict[str, Mutant] = {
         LEFT,
         "replaced",
         60,
-        edit(rules, "fit", "if memory.removed:", "if False:"),
+        edit(rules, "fit", "memory.removed or ", ""),
     ),
 }
