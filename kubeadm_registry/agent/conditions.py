@@ -18,8 +18,8 @@ def conditions(
 ) -> tuple[str, ...]:
     """The names; ``docs/agent.md`` says what each means."""
     found = {
-        "HiddenHolder": memory.hidden_since is not None,
-        "AdvertsLost": memory.outdone is not None,
+        "HiddenHolder": memory.holding.hidden_since is not None,
+        "AdvertsLost": memory.holding.outdone is not None,
         "NotYetGood": not memory.been_good,
         "FrontendDown": memory.frontend.health in FAILED,
         "FrontendSlow": memory.frontend.health is Health.SUSPECT,

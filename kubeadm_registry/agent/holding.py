@@ -7,51 +7,39 @@ or only now and then, two nodes have the address, and clients go now to the one,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Optional
 
-from kubeadm_registry.agent.model import Memory, Report, Settings, true_since
+from kubeadm_registry.agent.model import Holding, Memory, Report, Settings, true_since
 
 YIELD = 1.0  # seconds that another holder must be heard of; longer than all need to notice that it has died
 SECOND = 2.0  # seconds with two holders that hear each other; where adverts pass, keepalived ends that in tenths of one
 OUTDONE = 10.0  # seconds after which a node that gave way tries whether adverts pass; then twice as long each time
 OUTDONE_AT_MOST = 600.0
 FOLLOWS = 30.0  # seconds without taking the VIP that show that they do
+NEAR = 0.9  # seconds; how long a peer has had it is told in whole ones, and was told a moment ago
 
 
-@dataclass(frozen=True)
-class Others:
-    """What follows from who else has the VIP; the names are those of ``Memory`` and ``Decisions``."""
-
-    hidden_since: Optional[float]
-    second_since: Optional[float]
-    follows_since: Optional[float]
-    outdone: Optional[float]
-    outdone_for: float
-    behind: bool
-
-
-def others(
+def look(
     memory: Memory, reports: Mapping[str, Report], held: Optional[float], now: float, settings: Settings
-) -> Others:
+) -> Holding:
     """What to think of other holders by the *reports* of those that are heard; *held*: since when this node is one."""
-    is_behind = behind(reports, held, now, settings)
-    second_since = true_since(memory.second_since, is_behind and held is not None, now)
-    until, lasts = _outdone(memory, second_since, reports, now)
-    return Others(
-        hidden_since=true_since(memory.hidden_since, _hidden_holder(reports, settings), now),
-        second_since=second_since,
-        follows_since=true_since(memory.follows_since, is_behind and held is None and memory.fit, now),
-        outdone=until,
-        outdone_for=lasts,
+    before = memory.holding
+    # Of two that have had it for equally long, all take the same one for the holder.
+    there = [(said.held, name) for name, said in reports.items() if said.vip and said.good and said.fit]
+    longest, holder = max(there, default=(0.0, ""))
+    mine = None if held is None else now - held
+    is_behind = _behind(longest, holder, mine, settings.name, was=before.second_since is not None)
+    second_since = true_since(before.second_since, is_behind and held is not None, now)
+    outdone, outdone_for = _outdone(before, second_since, holder, now)
+    return Holding(
+        holder=holder,
         behind=is_behind,
+        hidden_since=true_since(before.hidden_since, _hidden_holder(reports, settings), now),
+        second_since=second_since,
+        outdone=outdone,
+        outdone_for=outdone_for,
+        follows_since=true_since(before.follows_since, is_behind and held is None and memory.fit, now),
     )
-
-
-def seen_holder(reports: Mapping[str, Report]) -> str:
-    """Of the peers that hold the VIP and read well, the one that has held it for longest; empty without one."""
-    holders = [(said.held, name) for name, said in reports.items() if said.vip and said.good and said.fit]
-    return max(holders)[1] if holders else ""
 
 
 def _hidden_holder(reports: Mapping[str, Report], settings: Settings) -> bool:
@@ -64,30 +52,30 @@ def _hidden_holder(reports: Mapping[str, Report], settings: Settings) -> bool:
     return any(said.sees and said.sees not in known for said in reports.values())
 
 
-def behind(reports: Mapping[str, Report], held: Optional[float], now: float, settings: Settings) -> bool:
-    """Whether a peer that reads well has the VIP, and has had it for longer than this node, which has it since *held*.
+def _behind(longest: float, holder: str, mine: Optional[float], name: str, *, was: bool) -> bool:
+    """Whether *holder*, which has had the VIP for *longest* seconds, has had it for longer than this node, for *mine*.
 
     Such a node is weaker in keepalived than the holder: when it misses some adverts and takes the VIP as well, it
-    loses it by the next one that arrives, instead of taking it away from a node that is well.
+    loses it by the next one that arrives, instead of taking it away from a node that is well. Of two that took it at
+    the same moment the name decides; one that *was* behind stays so until it clearly is not, else none would give way.
     """
-    mine = (now - held, settings.name) if held is not None else (-1.0, "")
-    return any(said.vip and said.good and said.fit and (said.held, name) > mine for name, said in reports.items())
+    if not holder or mine is None:
+        return bool(holder)
+    return longest > mine + NEAR or (longest >= mine - NEAR and (was or holder > name))
 
 
-def _outdone(
-    memory: Memory, second_since: Optional[float], reports: Mapping[str, Report], now: float
-) -> tuple[Optional[float], float]:
-    """Until when this node gives way to a holder that it hears, and for how long in all.
+def _outdone(before: Holding, second_since: Optional[float], holder: str, now: float) -> tuple[Optional[float], float]:
+    """Until when this node gives way to a *holder* that it hears, and for how long in all.
 
     It has the VIP beside that one, by whose adverts it should have lost it long before: VRRP does not pass from there
     to here, as by a filter that knows nothing of it. Both would keep the VIP, and clients go now to the one, now to the
     other. Invariant: None unless a peer that is well has the VIP.
     """
-    lasted = 0.0 if memory.follows_since is not None and now - memory.follows_since >= FOLLOWS else memory.outdone_for
-    if not seen_holder(reports):
+    lasted = 0.0 if before.follows_since is not None and now - before.follows_since >= FOLLOWS else before.outdone_for
+    if not holder:
         return None, lasted
-    if memory.outdone is not None and now < memory.outdone:
-        return memory.outdone, lasted
+    if before.outdone is not None and now < before.outdone:
+        return before.outdone, lasted
     if second_since is None or now - second_since < SECOND:
         return None, lasted
     lasts = min(2 * lasted, OUTDONE_AT_MOST) if lasted else OUTDONE

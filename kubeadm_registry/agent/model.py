@@ -211,6 +211,19 @@ class LeaseMemory:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """What is remembered of others that have the VIP."""
+
+    holder: str = ""  # of the peers that have it and read well, the one that has had it for longest
+    behind: bool = False  # that one has had it for longer than this node
+    hidden_since: Optional[float] = None  # since when another holder is heard of, but not heard
+    second_since: Optional[float] = None  # since when this node has it as well, and is behind
+    outdone: Optional[float] = None  # until when it gives way to the holder, whose adverts it does not get
+    outdone_for: float = 0.0  # seconds that this lasts; 0 once adverts have arrived for a while
+    follows_since: Optional[float] = None  # since when it is fit and leaves the VIP to the holder
+
+
+@dataclass(frozen=True)
 class Memory:
     """All that is carried from one decision to the next."""
 
@@ -229,11 +242,6 @@ class Memory:
     wrong_since: Optional[float] = None
     failed_since: Optional[float] = None  # since when its storage has been dead or hung
     unwell_since: Optional[float] = None  # since when it has had another level than 0
-    hidden_since: Optional[float] = None  # since when another holder is heard of, but not heard
-    second_since: Optional[float] = None  # since when it has the VIP beside a holder that it hears
-    outdone: Optional[float] = None  # until when it gives way to such a holder, whose adverts it does not get
-    outdone_for: float = 0.0  # seconds that this lasts; 0 once adverts have arrived for a while
-    follows_since: Optional[float] = None  # since when it is fit and leaves the VIP to such a holder
     unguarded_since: Optional[float] = None  # since when the nft rules on loopback have been missing
     lonely_since: Optional[float] = None  # since when fewer than a majority are heard
     joined_since: Optional[float] = None  # since when a majority is heard
@@ -247,6 +255,7 @@ class Memory:
     whole_since: Optional[float] = None  # since when all storages answer and are connected
     compared: Optional[float] = None  # when the storage was last told to compare its tables
     lease: LeaseMemory = LeaseMemory()
+    holding: Holding = Holding()
     clock_off: Optional[float] = None  # seconds between this node's wall clock and the median of a majority's
 
 

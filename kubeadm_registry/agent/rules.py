@@ -172,9 +172,10 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
     its proxy answers, and not while it is alone: without the others it can read nothing, and they may have replaced it
     while it was away. A node that has left the members is never fit.
     """
-    if memory.hidden_since is not None and now - memory.hidden_since >= holding.YIELD:
+    hidden = memory.holding.hidden_since
+    if hidden is not None and now - hidden >= holding.YIELD:
         return False
-    if memory.removed or memory.outdone is not None:
+    if memory.removed or memory.holding.outdone is not None:
         return False
     if somebody_good:
         if proxy_dead or not memory.been_good:
@@ -270,7 +271,6 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     unguarded = true_since(memory.unguarded_since, seen.guarded is False, now)
     # Where any user of this host could push without a login, nobody holds the lease.
     open_to_all = unguarded is not None and now - unguarded >= UNGUARDED
-    others = holding.others(memory, reports, held, now, settings)
     off = clocks({name: seen.peers[name] for name in fresh}, settings)
     asked = planned.planned(memory, seen, reports, now=now, settings=settings)
     new = replace(
@@ -286,11 +286,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         been_good=memory.been_good or good,
         wrong_since=true_since(memory.wrong_since, wrong, now),
         held_since=held,
-        hidden_since=others.hidden_since,
-        second_since=others.second_since,
-        follows_since=others.follows_since,
-        outdone=others.outdone,
-        outdone_for=others.outdone_for,
+        holding=holding.look(memory, reports, held, now, settings),
         unguarded_since=unguarded,
         quiet_since=asked.quiet_since,
         lonely_since=lonely_since,
@@ -337,10 +333,10 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         fit=is_fit,
         # Where the VIP is to move, that node must win: this one gives way to it.
         alone=new.alone or (asked.moving and not seen.holds_vip),
-        behind=others.behind,
+        behind=new.holding.behind,
         new_work=not (asked.draining or asked.yields or draining_there),
         count_writes=asked.draining,
-        report=_report(new, seen, settings, reports, draining=asked.draining, now=now),
+        report=_report(new, seen, settings, draining=asked.draining, now=now),
         levels=levels,
         reset_reads=_reason(frontend, reset_frontend, "frontend") or _reason(storage, reset_storage, "storage"),
         reset_rpc=_reason(storage, reset_storage, "storage") if storage.health is Health.HUNG else "",
@@ -438,9 +434,7 @@ def _reason(memory: ServiceMemory, due: bool, name: str) -> str:
     return f"the {name} {'refuses connections' if memory.health is Health.DEAD else 'is hung'}"
 
 
-def _report(
-    memory: Memory, seen: Observation, settings: Settings, reports: Mapping[str, Report], *, draining: bool, now: float
-) -> Report:
+def _report(memory: Memory, seen: Observation, settings: Settings, *, draining: bool, now: float) -> Report:
     claim: LeaseMemory = memory.lease
     vote = lease.said_vote(claim, seen.kept, settings)
     return Report(
@@ -449,7 +443,7 @@ def _report(
         good=memory.good,
         vip=seen.holds_vip,
         held=0.0 if memory.held_since is None else round(now - memory.held_since),
-        sees=holding.seen_holder(reports),
+        sees=memory.holding.holder,
         verdict=memory.verdict,
         storage=seen.storage is None or memory.storage.health is Health.OK,
         role=claim.role if settings.leased else Role.STANDBY,

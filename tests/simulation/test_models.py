@@ -11,7 +11,7 @@ from kubeadm_registry.agent.model import HardState
 from kubeadm_registry.agent.steering import Steering
 from tests.simulation import schedule
 from tests.simulation.__main__ import main
-from tests.simulation.agent import Roster
+from tests.simulation.agent import AgentProcess, Roster
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Fault, happen
 from tests.simulation.host import Host
@@ -120,12 +120,18 @@ def test_three_servers_that_are_switched_on_have_one_address_and_one_writer() ->
     assert world.counts.openings == 1
 
 
-def test_a_process_that_is_killed_in_the_midst_of_a_round_does_no_more() -> None:
+def one_writes() -> tuple[World, Host, AgentProcess]:
+    """A world, the server that writes in it, and the agent there."""
     world = new_world(THREE, Roster(THREE), cold=False)
     writer = world.writing()
     assert writer is not None
     process = writer.agent.process
     assert process is not None
+    return world, writer, process
+
+
+def test_a_process_that_is_killed_in_the_midst_of_a_round_does_no_more() -> None:
+    world, writer, process = one_writes()
     world.stalls[writer.name, "renew"] = 1.0
     world.timeline.after(0.5, writer.agent.die)
     renewed = writer.timer.lease
@@ -136,11 +142,7 @@ def test_a_process_that_is_killed_in_the_midst_of_a_round_does_no_more() -> None
 
 
 def test_an_agent_that_is_killed_while_it_leaves_says_no_goodbye() -> None:
-    world = new_world(THREE, Roster(THREE), cold=False)
-    writer = world.writing()
-    assert writer is not None
-    process = writer.agent.process
-    assert process is not None
+    world, writer, process = one_writes()
     world.stalls[writer.name, "route"] = 1.0
     world.timeline.after(0.5, writer.agent.die)
     writer.agent.restart()
@@ -151,11 +153,7 @@ def test_an_agent_that_is_killed_while_it_leaves_says_no_goodbye() -> None:
 
 
 def test_a_watchdog_ends_an_agent_that_is_not_run() -> None:
-    world = new_world(THREE, Roster(THREE), cold=False)
-    writer = world.writing()
-    assert writer is not None
-    before = writer.agent.process
-    assert before is not None
+    world, writer, before = one_writes()
     before.stop()
     world.timeline.run(world.timeline.now + 2.5)
     assert not before.alive
@@ -177,6 +175,24 @@ def test_a_node_that_gets_no_adverts_gives_way_and_follows_a_holder_that_dies() 
     holder.power_off()
     world.timeline.run(world.timeline.now + 1.5)
     assert deaf.vip, "it follows as any other"
+
+
+def test_of_two_that_take_the_address_at_the_same_moment_and_get_no_adverts_one_stays() -> None:
+    """Somebody's filter drops VRRP everywhere, and the holder dies."""
+    world = new_world(THREE, Roster(THREE), cold=False)
+    holder = next(host for host in world.hosts.values() if host.vip)
+    heirs = [host for host in world.hosts.values() if host is not holder]
+    world.network.filtered.update(world.hosts)
+    world.timeline.run(world.timeline.now + 5)
+    assert [host for host in world.hosts.values() if host.vip] == [holder]
+    holder.power_off()
+    world.timeline.run(world.timeline.now + 1)
+    assert all(host.vip for host in heirs)
+    world.timeline.run(world.timeline.now + 4)
+    stayed = [host for host in heirs if host.vip]
+    assert len(stayed) == 1
+    world.timeline.run(world.timeline.now + 4)
+    assert [host for host in heirs if host.vip] == stayed
 
 
 def test_a_node_that_misses_adverts_does_not_take_the_address_away() -> None:

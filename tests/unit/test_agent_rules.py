@@ -663,7 +663,7 @@ def test_whoever_gave_way_tries_again_later_and_later(settled: Memory) -> None:
     memory, _ = play(
         lambda now: beside_a_holder(now, since=1e9), until=now + 700 + holding.FOLLOWS, memory=memory, start=now
     )
-    assert (memory.outdone, memory.outdone_for) == (None, 0.0), "they arrive again"
+    assert (memory.holding.outdone, memory.holding.outdone_for) == (None, 0.0), "they arrive again"
 
 
 def test_two_holders_for_a_moment_are_keepalived_s_business(settled: Memory) -> None:
@@ -687,13 +687,14 @@ def test_two_holders_for_a_moment_are_keepalived_s_business(settled: Memory) -> 
     ids=["not here", "here later", "here for longer", "reads badly", "gives it up", "nowhere"],
 )
 def test_who_is_behind_a_holder(holder: Report, mine: float | None, expected: bool) -> None:
-    assert holding.behind({"b": holder}, mine, 10.0, ANY) is expected
+    assert holding.look(Memory(0.0), {"b": holder}, mine, 10.0, ANY).behind is expected
 
 
 def test_of_two_that_took_the_vip_at_the_same_time_one_is_behind() -> None:
     one, other = (replace(ANY, name=name) for name in ("a", "b"))
-    assert holding.behind({"b": replace(GOOD_PEER, vip=True, held=5.0)}, 5.0, 10.0, one)
-    assert not holding.behind({"a": replace(GOOD_PEER, vip=True, held=5.0)}, 5.0, 10.0, other)
+    for held in (4.5, 5.0, 5.5):  # whole seconds are told
+        assert holding.look(Memory(0.0), {"b": replace(GOOD_PEER, vip=True, held=5.0)}, held, 10.0, one).behind
+        assert not holding.look(Memory(0.0), {"a": replace(GOOD_PEER, vip=True, held=5.0)}, held, 10.0, other).behind
 
 
 def test_a_holder_of_whom_this_node_has_never_heard_is_one_too(settled: Memory) -> None:
