@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from kubeadm_registry.access import presence
 from kubeadm_registry.access.loading import Given
@@ -30,8 +30,8 @@ class Examined:
     """The digests of those among *lacking* whose manifest can be read."""
     listed: frozenset[Place] = frozenset()
     """Those of all that the registry has a name for."""
-    records: frozenset[str] = frozenset()
-    """The keys of what is lost of repositories of which nothing can be found without it, and nothing be pushed to."""
+    records: Mapping[str, Place] = field(default_factory=dict)
+    """The repositories in which nothing can be found, and to which nothing pushed, by the keys of what is lost."""
 
     @property
     def count(self) -> int:
@@ -46,12 +46,12 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
     of each of them is on the disk of a node, and of what repositories are found by. Raises RegistryError, Error
     (StorageUnreadable).
     """
-    places, lacking = _places(connect)
+    repositories, places, lacking = _places(connect)
     items, missing = check.find(connect, list(dict.fromkeys([*places, *wanted])))
     found, silent = presence.look(cluster, items)
     presence.expect_all(silent)
-    records, nameless = _records(cluster, connect, [*places, *wanted, *lacking])
-    lacking |= nameless
+    records = _records(cluster, {*repositories, *(place.repository for place in wanted)})
+    lacking |= dict.fromkeys(records.values(), NAMES_LOST)
     of = {item.name: Place(item.repository, item.reference) for item in items}
     digests = {of[item.name]: item.root.digest for item in items}
     lacking |= {place: why for place in [*places, *wanted] if (why := missing.get(str(place))) is not None}
@@ -67,23 +67,15 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
     return Examined(whole, lacking, known, frozenset([*places, *digests]), records)
 
 
-def _records(cluster: Cluster, connect: Connect, places: Iterable[Place]) -> tuple[frozenset[str], dict[Place, str]]:
-    """The keys of what is lost of whole repositories, of all that are listed or among *places*; and why these lack."""
+def _records(cluster: Cluster, repositories: Iterable[str]) -> dict[str, Place]:
+    """Those of the *repositories* of which something is lost without which they cannot be read, by its key."""
     of = frontend(cluster.spec).records
-    with connect() as registry:
-        repositories = {*_repositories(registry), *(place.repository for place in places)}
-    keys = {key: repository for repository in repositories for key in of(repository)}
-    lost = presence.broken(cluster, keys) if keys else frozenset()
-    return lost, {Place(keys[key]): NAMES_LOST for key in sorted(lost)}
+    keys = {key: Place(repository) for repository in repositories for key in of(repository)}
+    return {key: keys[key] for key in sorted(presence.broken(cluster, keys))} if keys else {}
 
 
-def _repositories(registry: Api) -> list[str]:
-    """All but our own."""
-    return [one for one in sorted(registry.repositories()) if not one.startswith(OURS)]
-
-
-def _places(connect: Connect) -> tuple[list[Place], dict[Place, str]]:
-    """Every tag of every repository, but for our own and lists of referrers; and the repositories that tell no tags."""
+def _places(connect: Connect) -> tuple[list[str], list[Place], dict[Place, str]]:
+    """Every repository but our own, each of their tags but lists of referrers, and the repositories that tell none."""
 
     def ask(registry: Api, repository: str) -> list[str] | str:
         try:
@@ -92,7 +84,7 @@ def _places(connect: Connect) -> tuple[list[Place], dict[Place, str]]:
             return error.message
 
     with connect() as registry:
-        repositories = _repositories(registry)
+        repositories = [one for one in sorted(registry.repositories()) if not one.startswith(OURS)]
     places: list[Place] = []
     silent: dict[Place, str] = {}
     for repository, tags in each(connect, ask, repositories):
@@ -100,7 +92,7 @@ def _places(connect: Connect) -> tuple[list[Place], dict[Place, str]]:
             silent[Place(repository)] = tags
         else:
             places += [Place(repository, tag) for tag in tags if not REFERRERS_TAG.fullmatch(tag)]
-    return places, silent
+    return repositories, places, silent
 
 
 def brought_back(examined: Examined, bundles: Sequence[Given]) -> list[Given]:

@@ -7,7 +7,6 @@ the file is written over in place by one write, padded with blanks to the length
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,11 +66,12 @@ class Gate:
         return put(Path(self._frontend.runtime_config), Path(self._frontend.writer_config).read_bytes(), again=again)
 
     def _leave_mark(self) -> None:
-        """Make the mark. An empty one does as well, and is there also where the file system is full."""
+        """Make the mark, unless it is there; an empty one where the file system is full. Raises OSError."""
         if not self._mark.exists():
-            with contextlib.suppress(OSError):
+            try:
                 self._mark.write_text(f"{self._frontend.unit}\n", encoding="ascii")
-        self._mark.touch()
+            except OSError:
+                self._mark.touch()
 
     async def fence(self, deadline: float) -> bool:
         """End the frontend process that could write; whether it is known to be gone. Raises OSError.

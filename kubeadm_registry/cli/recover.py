@@ -138,7 +138,7 @@ def _examine(
     bundles = lacking.brought_back(examined, given)
     back = {Place(item.repository, item.reference): item for one in bundles for item in one.items}
     if examined.records or back.keys() & examined.listed:
-        keys = examined.records | lacking.broken(cluster, list(back.values()))
+        keys = lacking.broken(cluster, list(back.values())) | examined.records.keys()
         run(renew_blobs(Renewal(keys)), cluster, reporter)
     if not back:
         return examined, []
@@ -147,7 +147,7 @@ def _examine(
         again="recover", record=False, anew={item.name for item in back.values()},
     )  # fmt: skip
     after = lacking.examine(cluster, connect, wanted)
-    nameless = {place: why for place, why in examined.lacking.items() if why == lacking.NAMES_LOST}
+    nameless = dict.fromkeys(examined.records.values(), lacking.NAMES_LOST)
     return replace(after, lacking={**after.lacking, **nameless}), list(back)
 
 
