@@ -32,6 +32,11 @@ class Carried:
         script = 'cd -- "$1"; shift; exec tool/bin/kubeadm-registry "$@"'
         return self.host.sh("sh", "-ec", script, "carried", FOLDER, *arguments, check=check, timeout=timeout)
 
+    def put(self, source: Path) -> str:
+        """Carry a file there as well; its name for ``run``."""
+        self.host.put(source, f"{FOLDER}/{source.name}", mode="600")
+        return source.name
+
 
 @contextmanager
 def carried(registry: Registry, host: Host, bundle: Path) -> Iterator[Carried]:

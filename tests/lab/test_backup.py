@@ -14,7 +14,7 @@ import pytest
 from kubeadm_registry import secrets
 from kubeadm_registry.bundle.make import FromLayout, create
 from tests.lab import images
-from tests.lab.carried import FOLDER, carried
+from tests.lab.carried import carried
 from tests.lab.host import Host
 from tests.lab.killing import killed
 from tests.lab.listing import differences, listings
@@ -51,25 +51,21 @@ def backed_up(registry: Registry, folder: Path) -> list[str | Path]:
             "--bundle", registry.bundle]  # fmt: skip
 
 
-def restored(registry: Registry, given: Sequence[str | Path]) -> tuple[dict[str, Any], list[str]]:
-    """The result of ``restore``, and the names of what it misses."""
-    done = registry.cli(*given, "-o", "json", check=False)
+def restored(done: subprocess.CompletedProcess[str]) -> tuple[dict[str, Any], list[str]]:
+    """The result of ``restore -o json``, and the names of what it misses."""
     assert done.returncode in (0, 5), done.stdout + done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     return last, [one["name"] for one in last["missing"]]
 
 
-def restored_from(registry: Registry, host: Host, given: Sequence[str | Path]) -> list[str]:
-    """The same from *host*, to which only the files among *given* are carried."""
+def restore_from(registry: Registry, host: Host, given: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    """Restore from *host*, to which only the files among *given* are carried."""
     there = {str(registry.bundle): "bundle.tar"}
     with carried(registry, host, registry.bundle) as tool:
         for one in given:
             if (path := str(one)).startswith("/") and path not in there:
-                there[path] = Path(path).name
-                host.put(Path(path), f"{FOLDER}/{there[path]}", mode="600")
-        done = tool.run(*(there.get(str(one), str(one)) for one in given), "-o", "json", check=False)
-    assert done.returncode in (0, 5), done.stdout + done.stderr
-    return [one["name"] for one in json.loads(done.stdout.splitlines()[-1])["missing"]]
+                there[path] = tool.put(Path(path))
+        return tool.run(*(there.get(str(one), str(one)) for one in given), "-o", "json", check=False)
 
 
 def test_all_servers_are_lost_and_no_client_is_touched(registry: Registry, tmp_path: Path) -> None:
@@ -94,7 +90,7 @@ def test_all_servers_are_lost_and_no_client_is_touched(registry: Registry, tmp_p
         host.reinstall()
     killed(registry, given, r"h2 .*start kubeadm-registry-garage")
     begin = time.monotonic()
-    missing = restored_from(registry, registry.servers["h1"], given)
+    _, missing = restored(restore_from(registry, registry.servers["h1"], given))
     report(f"{registry.frontend}: restored in {time.monotonic() - begin:.1f} s after a run that was killed")
     assert f"{PUSHED}:v1@{pushed.digest}" in missing
     assert not [name for name in missing if name.startswith(BROUGHT)]
@@ -113,7 +109,7 @@ def test_all_servers_are_lost_and_no_client_is_touched(registry: Registry, tmp_p
     for host in registry.servers.values():
         assert not images.missing(registry, pushed, PUSHED, address=host.address)
         assert not images.missing(registry, brought, BROUGHT, address=host.address)
-    again, rest = restored(registry, given)
+    again, rest = restored(registry.cli(*given, "-o", "json", check=False))
     assert (again["changed"], rest) == (0, [name for name in missing if not name.startswith(PUSHED)])
     assert registry.json("images", "pins")[0]["pins"] == [
         {"name": f"{PUSHED}:v1", "reason": "of the team", "until": None}

@@ -15,7 +15,7 @@ import pytest
 
 from kubeadm_registry.bundle.make import FromLayout, create
 from tests.lab import images
-from tests.lab.carried import FOLDER, carried
+from tests.lab.carried import carried
 from tests.lab.changing import KNOWN, PATIENCE, Changing, changing, holds_vip, removed
 from tests.lab.command import wait_until
 from tests.lab.host import Host
@@ -89,11 +89,9 @@ def lose_parts(registry: Changing, left: Host) -> Loss:
 
 def from_it(registry: Changing, left: Host, given: Path, wanted: Path) -> subprocess.CompletedProcess[str]:
     """Recover from the server that is *left*, which has SSH and the bundles, and nothing of the machine of before."""
-    arguments = ["recover", "--bundle", "bundle.tar", "--bundle", given.name, "--images-from", wanted.name]
     with carried(registry, left, registry.bundle) as tool:
-        for one in (given, wanted):
-            left.put(one, f"{FOLDER}/{one.name}")
-        return tool.run(*arguments, "--yes", "-o", "json", check=False)
+        arguments = ["--bundle", "bundle.tar", "--bundle", tool.put(given), "--images-from", tool.put(wanted)]
+        return tool.run("recover", *arguments, "--yes", "-o", "json", check=False)
 
 
 def test_two_servers_are_lost_and_the_third_goes_on_with_two_others(registry: Changing, tmp_path: Path) -> None:
