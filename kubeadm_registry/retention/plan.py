@@ -104,8 +104,8 @@ def _called(ledger: Ledger, uid: str) -> str:
     return f"{name} ({uid})" if [one.name for one in ledger.clusters.values()].count(name) > 1 else name
 
 
-def silent(ledger: Ledger, reporting: Collection[str], now: int) -> Iterator[Reason]:
-    """The clusters, by UID not among those *reporting*, whose last report is too old *now*.
+def unheard(ledger: Ledger, reporting: Collection[str], now: int) -> Iterator[Reason]:
+    """Why there is no plan, for each cluster, by UID not among those *reporting*, whose last report is too old *now*.
 
     What they used then stays, but not what they began to use since. An approval is for this cluster and this report,
     until it is a day older.

@@ -15,7 +15,7 @@ from kubeadm_registry.retention import Inventory, Plan, Protected, Reason, Refus
 from kubeadm_registry.retention.holdings import Holdings
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order, order
-from kubeadm_registry.retention.plan import shrunk, shrunk_clusters, silent
+from kubeadm_registry.retention.plan import shrunk, shrunk_clusters, unheard
 from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, clock_doubtful, digests_named
 from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.standing import Standing
@@ -122,8 +122,8 @@ def look(
         fewer = {uid: one for uid, one in shrunk_clusters(before, after).items() if one.approval not in accepted}
         after = after.compared(before, fewer)
         retry(lambda: store.write(registry, key, after), PATIENCE)
-    unheard = silent(after, {report.uid for report in reports.values()}, now)
-    problems = (*(one for report in reports.values() for one in report.problems), *older, *fewer.values(), *unheard)
+    told = [one for report in reports.values() for one in report.problems]
+    problems = (*told, *older, *fewer.values(), *unheard(after, {one.uid for one in reports.values()}, now))
     return Look(now, before, after, holdings, _of_all(after, sets), uses, problems, trash, standing)
 
 
