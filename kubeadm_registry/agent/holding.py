@@ -16,6 +16,7 @@ SECOND = 2.0  # seconds with two holders that hear each other; where adverts pas
 OUTDONE = 10.0  # seconds after which a node that gave way tries whether adverts pass; then twice as long each time
 OUTDONE_AT_MOST = 600.0
 FOLLOWS = 30.0  # seconds without taking the VIP that show that they do
+LINGERS = 2.0  # seconds for which a node stays weaker than a holder of which it hears nothing, as through a bad cable
 NEAR = 0.9  # seconds; how long a peer has had it is told in whole ones, and was told a moment ago
 
 
@@ -33,13 +34,18 @@ def look(
     outdone, outdone_for = _outdone(before, second_since, holder, now)
     return Holding(
         holder=holder,
-        behind=is_behind,
+        behind=now if is_behind else before.behind,
         hidden_since=true_since(before.hidden_since, _hidden_holder(reports, settings), now),
         second_since=second_since,
         outdone=outdone,
         outdone_for=outdone_for,
         follows_since=true_since(before.follows_since, is_behind and held is None and memory.fit, now),
     )
+
+
+def weaker(holding: Holding, now: float) -> bool:
+    """Whether keepalived is to be weaker here than at a holder that is well. Where that one has died all heirs are."""
+    return holding.behind is not None and now - holding.behind < LINGERS
 
 
 def _hidden_holder(reports: Mapping[str, Report], settings: Settings) -> bool:

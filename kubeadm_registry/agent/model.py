@@ -215,7 +215,7 @@ class Holding:
     """What is remembered of others that have the VIP."""
 
     holder: str = ""  # of the peers that have it and read well, the one that has had it for longest
-    behind: bool = False  # that one has had it for longer than this node
+    behind: Optional[float] = None  # when that one was last known to have had it for longer than this node
     hidden_since: Optional[float] = None  # since when another holder is heard of, but not heard
     second_since: Optional[float] = None  # since when this node has it as well, and is behind
     outdone: Optional[float] = None  # until when it gives way to the holder, whose adverts it does not get

@@ -333,7 +333,7 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         fit=is_fit,
         # Where the VIP is to move, that node must win: this one gives way to it.
         alone=new.alone or (asked.moving and not seen.holds_vip),
-        behind=new.holding.behind,
+        behind=holding.weaker(new.holding, now),
         new_work=not (asked.draining or asked.yields or draining_there),
         count_writes=asked.draining,
         report=_report(new, seen, settings, draining=asked.draining, now=now),

@@ -687,14 +687,22 @@ def test_two_holders_for_a_moment_are_keepalived_s_business(settled: Memory) -> 
     ids=["not here", "here later", "here for longer", "reads badly", "gives it up", "nowhere"],
 )
 def test_who_is_behind_a_holder(holder: Report, mine: float | None, expected: bool) -> None:
-    assert holding.look(Memory(0.0), {"b": holder}, mine, 10.0, ANY).behind is expected
+    assert holding.look(Memory(0.0), {"b": holder}, mine, 10.0, ANY).behind == (10.0 if expected else None)
+
+
+def test_a_node_stays_weaker_than_a_holder_whose_heartbeats_are_lost_for_a_moment(settled: Memory) -> None:
+    """Its adverts are lost in the same moment; all heirs of a dead holder are weaker by as much."""
+    _, taken = play(lambda now: beside_a_holder(now, since=1e9, until=6.0), until=10.0, memory=settled, start=5.0)
+    assert first(taken, lambda d: not d.behind) == near(6.0 + T.peer_silent + holding.LINGERS)
 
 
 def test_of_two_that_took_the_vip_at_the_same_time_one_is_behind() -> None:
     one, other = (replace(ANY, name=name) for name in ("a", "b"))
     for held in (4.5, 5.0, 5.5):  # whole seconds are told
-        assert holding.look(Memory(0.0), {"b": replace(GOOD_PEER, vip=True, held=5.0)}, held, 10.0, one).behind
-        assert not holding.look(Memory(0.0), {"a": replace(GOOD_PEER, vip=True, held=5.0)}, held, 10.0, other).behind
+        assert holding.look(Memory(0.0), {"b": replace(GOOD_PEER, vip=True, held=5.0)}, held, 10.0, one).behind == 10.0
+        assert (
+            holding.look(Memory(0.0), {"a": replace(GOOD_PEER, vip=True, held=5.0)}, held, 10.0, other).behind is None
+        )
 
 
 def test_a_holder_of_whom_this_node_has_never_heard_is_one_too(settled: Memory) -> None:
