@@ -7,7 +7,8 @@ Run on the node with this source alone; the request stands on standard input:
 
 The first asks Garage's admin API, with the token in the file *token*, about the objects *keys* of the bucket with the
 global alias *bucket*, and prints a line of JSON for each, in their order: null if it is not there, else a list of
-[hash, bytes]; it is empty for an object so small that it stands in the tables. The second looks for files of *blocks*,
+[hash, bytes]; it is empty for an object so small that it stands in the tables. The bytes of an object whose list of
+blocks is lost are a block that no node has. The second looks for files of *blocks*,
 by hash with their bytes (null: not known), below the directory *data*, and prints each hash that is not there whole.
 The last line is ``end``.
 
@@ -31,6 +32,8 @@ AT_ONCE = 8  # questions; each waits for a majority of the storage's nodes
 MISSING = 404
 #: A block that Garage compressed has another size. This registry's Garage compresses none.
 PACKED = ".zst"
+#: In place of the hashes that the storage has lost. Objects and their lists of blocks are rows of different tables.
+UNLISTED = "unlisted-"
 
 
 def resolved(request: Mapping[str, Any]) -> Iterator[str]:
@@ -61,7 +64,11 @@ def resolved(request: Mapping[str, Any]) -> Iterator[str]:
         whole = [version for version in (found or {}).get("versions", ()) if version.get("size") is not None]
         if not whole or whole[-1].get("deleteMarker"):
             return "null"
-        return json.dumps([[block["hash"], block["size"]] for block in whole[-1].get("blocks", ())])
+        blocks = [[block["hash"], block["size"]] for block in whole[-1].get("blocks", ())]
+        unlisted = whole[-1]["size"] - sum(size for _, size in blocks)
+        if unlisted > 0 and not whole[-1].get("inline"):
+            blocks.append([UNLISTED + whole[-1]["uuid"], unlisted])
+        return json.dumps(blocks)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield from pool.map(one, request["keys"])

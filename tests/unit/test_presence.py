@@ -47,9 +47,12 @@ def version(**changes: object) -> dict[str, object]:
 
 
 OBJECTS = {
-    "one": [version(blocks=[{"hash": A, "size": 5, "offset": 0}, {"hash": B, "size": 7, "offset": 5}])],
+    "one": [version(size=12, blocks=[{"hash": A, "size": 5, "offset": 0}, {"hash": B, "size": 7, "offset": 5}])],
     "inline": [version(inline=True)],
-    "newer": [version(blocks=[{"hash": A, "size": 5}]), version(blocks=[{"hash": B, "size": 7}])],
+    "newer": [version(blocks=[{"hash": A, "size": 5}]), version(size=7, blocks=[{"hash": B, "size": 7}])],
+    "empty": [version(size=0)],
+    "listless": [version(size=7, uuid="77")],
+    "partly": [version(size=12, uuid="88", blocks=[{"hash": A, "size": 5}])],
     "uploading": [version(size=None, uploading=True, blocks=[{"hash": A, "size": 5}])],
     "again": [version(blocks=[{"hash": A, "size": 5}]), version(size=None, uploading=True)],
     "deleted": [version(size=None, deleteMarker=True)],
@@ -102,6 +105,11 @@ def test_an_object_is_told_by_its_blocks(
     *told, end = answer({**request, "keys": keys}, monkeypatch, capsys)
     assert end == "end"
     assert [json.loads(line) for line in told] == [[[A, 5], [B, 7]], [], None, [[B, 7]], None, [[A, 5]], None]
+    lost = ["empty", "listless", "partly"]
+    *told, end = answer({**request, "keys": lost}, monkeypatch, capsys)
+    assert [json.loads(line) for line in told] == [[], [["unlisted-77", 7]], [[A, 5], ["unlisted-88", 7]]]
+    gone = {"data": str(tmp_path), "blocks": {"unlisted-77": 7}}
+    assert answer(gone, monkeypatch, capsys) == ["unlisted-77", "end"]
     token.write_text("wrong")
     assert "status 403" in answer({**request, "keys": keys}, monkeypatch, capsys)
     token.write_text("secret")
