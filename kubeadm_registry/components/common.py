@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import users
-from kubeadm_registry.engine.changes import RECORD_START, STARTED, Directory, File, Steps
+from kubeadm_registry.engine.changes import NO_RESTART, RECORD_START, STARTED, Directory, File, Steps
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.engine.users import User
 from kubeadm_registry.paths import ETC, LIBEXEC, OPT, PROGRAMS, SLICE, UNITS
@@ -18,7 +18,11 @@ set -eu
 unit=$1; shift
 umask 022
 mkdir -p {STARTED}
-sha256sum -- "$@" > "{STARTED}/.$unit"
+for file; do
+  [ -f "$file" ]
+  digest=$(LC_ALL=C sed '/ {NO_RESTART}$/d' -- "$file" | sha256sum)
+  echo "${{digest%% *}}  $file"
+done > "{STARTED}/.$unit"
 mv -f -- "{STARTED}/.$unit" "{STARTED}/$unit"
 """.encode()
 

@@ -18,7 +18,17 @@ from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.garage_api import Api
 from kubeadm_registry.components.garage_layout import Cleared, ClusterLayout, CopiesMade, QuickCopies
 from kubeadm_registry.components.units import Port, Service, serve
-from kubeadm_registry.engine.changes import Condition, Directory, File, Steps, Wait, secret_of, unit_state, wait
+from kubeadm_registry.engine.changes import (
+    NO_RESTART,
+    Condition,
+    Directory,
+    File,
+    Steps,
+    Wait,
+    secret_of,
+    unit_state,
+    wait,
+)
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import Error, NotYetKnown
 from kubeadm_registry.secrets import Secrets
@@ -73,6 +83,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
             "garage/garage.toml.j2",
             node=node,
             members=members,
+            no_restart=NO_RESTART,
             data=data,
             etc=ETC,
             replication_factor=copies(len(members)),

@@ -19,6 +19,9 @@ from kubeadm_registry.transport.host import Host
 STARTED = f"{paths.RUN}/started"
 #: Called by each of our units before it starts or reloads: ``record-start UNIT FILE...``
 RECORD_START = f"{paths.LIBEXEC}/record-start"
+#: Ends a line of a file for which no unit that reads it needs to restart: record-start does not count the line.
+NO_RESTART = "# needs no restart"
+_UNCOUNTED = re.compile(rb"^.* %s(?:\n|\Z)" % NO_RESTART.encode(), re.MULTILINE)
 
 
 class Change(Protocol):
@@ -95,8 +98,8 @@ class File:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the content, hex."""
-        return hashlib.sha256(self.content).hexdigest()
+        """What record-start notes of it: SHA-256 of the content without lines that need no restart, hex."""
+        return hashlib.sha256(_UNCOUNTED.sub(b"", self.content)).hexdigest()
 
     def diff(self, host: Host) -> str | None:
         """A unified diff, or what differs in mode and owner."""

@@ -635,7 +635,7 @@ class FakeTransport:
             if not isinstance(self.tree.get(program), FileState):
                 raise Failed(f"{program}: No such file or directory")
             unit, *paths = (word.replace("%n", name) for word in arguments)
-            lines = [f"{hashlib.sha256(self.content(path)).hexdigest()}  {path}\n" for path in paths]
+            lines = [f"{changes.File(path, self.content(path)).digest}  {path}\n" for path in paths]
             self.put(f"{changes.STARTED}/{unit}", "".join(lines))
 
     def _unit_file(self, name: str) -> bytes | None:

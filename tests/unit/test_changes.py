@@ -323,6 +323,21 @@ def test_a_file_that_can_be_reloaded_costs_no_restart(ready: FakeTransport) -> N
     assert (ready.unit(UNIT).starts, ready.unit(UNIT).reloads) == (1, 1)
 
 
+def test_lines_that_need_no_restart_cost_none(ready: FakeTransport) -> None:
+    def written(*lines: str) -> Running:
+        file = File(CONFIG.path, "".join(lines).encode())
+        file.apply(ready.host())
+        return Running(UNIT, (file, UNIT_FILE))
+
+    written("a = [\n", '"x", # needs no restart\n', "]\n").apply(ready.host())
+    other = written("a = [\n", '"y", # needs no restart\n', '"z", # needs no restart\n', "]\n")
+    assert other.diff(ready.host()) is None
+    assert "restarts" in (
+        written("a = [\n", '"y", # needs no restart, says somebody\n', "]\n").diff(ready.host()) or ""
+    )
+    assert "restarts" in (written("a = [\n", "]").diff(ready.host()) or "")
+
+
 def test_a_changed_unit_file_restarts_though_the_configuration_could_be_reloaded(ready: FakeTransport) -> None:
     new = rewritten(ready)
     unit = File(UNIT_FILE.path, UNIT_FILE.content.replace(b"/x", b"/y"))

@@ -380,12 +380,12 @@ def test_the_agent_accepts_its_configuration(case: str, tmp_path: Path) -> None:
 # ---- scripts, run ------------------------------------------------------------------------------------------------
 
 
-def test_record_start_notes_what_a_service_compares(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", ["kubeadm-registry-zot.service", garage.UNIT])
+def test_record_start_notes_what_a_service_compares(tmp_path: Path, unit: str) -> None:
     """The real script against what the fake host, and with it every test of a restart, takes it to do."""
     server = installed("ipv4-zot").servers["cp-1"]
     script = tmp_path / "record-start"
     script.write_bytes(common._RECORD_START.replace(b"/run/kubeadm-registry", str(tmp_path).encode()))
-    unit = "kubeadm-registry-zot.service"
     line = next(line for line in server.content(f"{UNITS}/{unit}").decode().splitlines() if f"+{RECORD_START} " in line)
     paths = line.split()[2:]
     local = []

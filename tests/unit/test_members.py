@@ -400,6 +400,23 @@ def test_a_node_joins_and_the_new_list_decides_alone(three: FakeCluster) -> None
     assert run(INIT, four.cluster, Recorder(), skip=ELSEWHERE) == []
 
 
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [(Request(joins="cp-4"), FOUR), (Request("cp-4", "cp-2"), {k: v for k, v in FOUR.items() if k != "cp-2"})],
+    ids=["join", "replace"],
+)
+def test_the_storage_restarts_nowhere_for_a_change_of_members(
+    three: FakeCluster, wanted: Request, given: dict[str, str]
+) -> None:
+    before = {name: server.unit(garage.UNIT).starts for name, server in three.servers.items()}
+    after = changed(three, wanted, given)
+    assert {name: after.servers[name].unit(garage.UNIT).starts for name in given} == {
+        name: before.get(name, 1) for name in given
+    }
+    assert FOUR["cp-4"] in after.servers["cp-1"].content(garage.CONFIG).decode()
+    assert run(INIT, after.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
 def test_a_new_node_claims_the_virtual_ip_once_all_others_speak_to_it(three: FakeCluster) -> None:
     _, cluster, _ = planned(three, Request(joins="cp-4"), {"cp-4": FOUR["cp-4"], **THREE})
     recorder = Recorder()
