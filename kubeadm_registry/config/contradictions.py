@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MOST_NODES = 5
 TWO_NODES = "two nodes cannot form a quorum when one fails; use three to five nodes, or one for testing"
+NAME_OF_A_NODE = "must not be the name of a node: every node's certificate has the name of the VIP"
 IS_THE_VIP = "is the VIP, which must not be a node address"
 SAME_FAMILY = "must be of the same address family as nodes[0].address"
 OTHER_FAMILY = "must be of the other address family than address"
@@ -124,6 +125,8 @@ def _of_the_vip(vip: Place, nodes: Sequence[Place]) -> Iterator[tuple[str, str]]
         yield "vip.address", SAME_FAMILY
     if _same(vip.secondary_address, vip.address):
         yield "vip.secondaryAddress", OTHER_FAMILY_THAN_VIP
+    if vip.name and any(node.name == vip.name for node in nodes):
+        yield "vip.name", NAME_OF_A_NODE
     if vip.secondary_address and any(node.secondary_address is None for node in nodes):
         yield "vip.secondaryAddress", SECOND_ADDRESSES
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from kubeadm_registry.config.contradictions import (
     IS_THE_VIP,
+    NAME_OF_A_NODE,
     OTHER_FAMILY,
     OTHER_FAMILY_THAN_VIP,
     SAME_FAMILY,
@@ -82,6 +83,9 @@ SPEC = OnServer(
         "!has(self.vip.secondaryAddress) || self.nodes.all(n, has(n.secondaryAddress))",
         SECOND_ADDRESSES,
         field=".vip.secondaryAddress",
+    ),
+    Rule(
+        "!has(self.vip.name) || !self.nodes.exists(n, n.name == self.vip.name)", NAME_OF_A_NODE, field=".vip.name"
     ),
     _none(_VIP_NODES, IS_THE_VIP),
 )

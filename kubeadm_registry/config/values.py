@@ -22,7 +22,9 @@ _LABEL_TEXT = "must be a DNS label: lower-case letters, digits and dashes, at mo
 _DNS_NAME = rf"{_LABEL}(\.{_LABEL})*"
 _LONGEST_DNS_NAME = 253
 _DNS_NAME_TEXT = "must be a DNS name in lower case (RFC 1123)"
-_UPSTREAM = rf"{_DNS_NAME}(:[0-9]{{1,5}})?"
+_NO_ADDRESS_TEXT = "must be a name, not an address"
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_UPSTREAM = rf"{_DNS_NAME}(:{_PORT})?"
 _UPSTREAM_TEXT = 'must be a registry host as used in image names, such as registry.k8s.io, or "*" for all'
 #: The longest text of an IPv6 address, with an IPv4 address at its end (INET6_ADDRSTRLEN without the NUL).
 _LONGEST_ADDRESS = 45
@@ -58,6 +60,8 @@ def _is_dns_name(value: str) -> bool:
 def _dns_name(value: str) -> str:
     if not _is_dns_name(value):
         raise ValueError(_DNS_NAME_TEXT)
+    if ip(value) is not None:
+        raise ValueError(_NO_ADDRESS_TEXT)
     return value
 
 
@@ -326,7 +330,11 @@ NodeName = Annotated[
     OnServer(_IS_LABEL, Rule("self != 'local'", _RESERVED_NAME), maxLength=_LONGEST_LABEL),
 ]
 DnsName = Annotated[
-    str, AfterValidator(_dns_name), OnServer(matching(_DNS_NAME, _DNS_NAME_TEXT), maxLength=_LONGEST_DNS_NAME)
+    str,
+    AfterValidator(_dns_name),
+    OnServer(
+        matching(_DNS_NAME, _DNS_NAME_TEXT), Rule("!isIP(self)", _NO_ADDRESS_TEXT), maxLength=_LONGEST_DNS_NAME
+    ),
 ]
 Upstream = Annotated[str, AfterValidator(_upstream), OnServer(_IS_UPSTREAM, maxLength=_LONGEST_DNS_NAME)]
 Address = Annotated[str, AfterValidator(address), OnServer(*_ADDRESS_RULES, maxLength=_LONGEST_ADDRESS)]

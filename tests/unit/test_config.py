@@ -114,6 +114,14 @@ BAD = {
         spec(vip="{address: 10.0.0.2}"),
         ["spec.nodes[1].address: 10.0.0.2 is the VIP, which must not be a node address"],
     ),
+    "the VIP has the name of a node": (
+        spec(vip="{address: 10.0.0.9, name: b}"),
+        ["spec.vip.name: must not be the name of a node: every node's certificate has the name of the VIP"],
+    ),
+    "the name of the VIP is an address": (
+        spec(vip="{address: 10.0.0.9, name: 10.0.0.8}"),
+        ["spec.vip.name: must be a name, not an address (it is '10.0.0.8')"],
+    ),
     "the second VIP is a node's": (
         spec(DUAL, "{address: 10.0.0.9, secondaryAddress: 'fd00::3'}"),
         ["spec.nodes[2].secondaryAddress: fd00::3 is the VIP, which must not be a node address"],
@@ -587,7 +595,7 @@ def documents(draw: st.DrawFn) -> dict[str, object]:
     ]
     vip = {
         **addresses(pairs[0], dual and dual_vip),
-        **draw(optional(name=labels, virtualRouterID=st.integers(1, 255))),
+        **draw(optional(name=labels.map("vip.{}".format), virtualRouterID=st.integers(1, 255))),
     }
     hosts = st.builds("{}.{}:{}".format, labels, labels, ports)
     endpoints = st.builds("api.{}:{}".format, labels, ports)
