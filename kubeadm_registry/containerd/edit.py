@@ -57,7 +57,7 @@ def parse(text: str) -> dict[str, Any]:
     """*text* as plain values. Raises Unparsable with the line."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         where = re.search(r"\(at line (\d+), column \d+\)", str(error))
         at_end = "(at end of document)" in str(error)
         line = int(where[1]) if where else len(text.splitlines()) if at_end else 0

@@ -195,7 +195,7 @@ def _needs(content: bytes | None) -> set[str]:
     """The manifests that the manifest *content* needs: of an index its parts, of a referrer its subject."""
     try:
         document = json.loads(content or b"{}")
-        held = [*document.get("manifests", ()), *([document["subject"]] if document.get("subject") else ())]
+        held = [*(document.get("manifests") or ()), *([document["subject"]] if document.get("subject") else ())]
         return {str(one["digest"]) for one in held}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Skipped(f"a new manifest of its repository cannot be read: {error!r}") from error

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, BinaryIO, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from kubeadm_registry.errors import damaged
@@ -95,6 +95,10 @@ class Descriptor(_Model):
         return self
 
 
+#: Go writes an empty list as null, and reads null as an empty list.
+Descriptors = Annotated[tuple[Descriptor, ...], BeforeValidator(lambda listed: () if listed is None else listed)]
+
+
 class Manifest(_Model):
     """An image or an artifact: its configuration and its layers.
 
@@ -106,7 +110,7 @@ class Manifest(_Model):
     media_type: str = MANIFEST
     artifact_type: str | None = None
     config: Descriptor
-    layers: tuple[Descriptor, ...] = ()
+    layers: Descriptors = ()
     subject: Descriptor | None = None
     annotations: Mapping[str, str] | None = None
     manifests: None = None
@@ -117,7 +121,7 @@ class Index(_Model):
 
     schema_version: Literal[2] = 2
     media_type: str = INDEX
-    manifests: tuple[Descriptor, ...] = ()
+    manifests: Descriptors = ()
     subject: Descriptor | None = None
     annotations: Mapping[str, str] | None = None
     config: None = None

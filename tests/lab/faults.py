@@ -123,16 +123,15 @@ def readable(_: Registry, host: Host) -> None:
     host.sh("chmod", "700", BLOCKS)
 
 
-def agent_masked(registry: Registry, host: Host) -> None:
+def agent_kept_down(registry: Registry, host: Host) -> None:
     """The agent is killed and may not start again."""
-    host.sh("systemctl", "mask", "--runtime", registry.unit("agent"))
+    host.keep_down(registry.unit("agent"))
     host.kill(registry.unit("agent"))
 
 
 def agent_back(registry: Registry, host: Host) -> None:
     """The agent may start again."""
-    host.sh("systemctl", "unmask", "--runtime", registry.unit("agent"))
-    host.sh("systemctl", "start", registry.unit("agent"))
+    host.let_up(registry.unit("agent"))
 
 
 def fit_deleted(_: Registry, host: Host) -> None:
@@ -179,7 +178,7 @@ FAULTS = (
     Fault("stop-garage", stopped("garage"), going_on("garage"), HUNG),
     Fault("stop-garage-elsewhere", stopped("garage"), going_on("garage"), HUNG, on="another"),
     Fault("data-unreadable", unreadable, readable, Bound(worst=2.0)),
-    Fault("agent-masked", agent_masked, agent_back, HUNG, moves=True),
+    Fault("agent-kept-down", agent_kept_down, agent_back, HUNG, moves=True),
     Fault("fit-deleted", fit_deleted, nothing, HUNG, moves=True),
     Fault("fit-emptied", fit_emptied, nothing, HUNG, moves=True),
 )

@@ -26,6 +26,11 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
+_KEEP_DOWN = """
+mkdir -p "$1"
+printf '[Unit]\\nConditionPathExists=/gone\\n' > "$1/down.conf"
+systemctl daemon-reload
+"""
 
 
 class Host:
@@ -170,6 +175,16 @@ class Host:
     def kill(self, unit: str, signal: signal.Signals = signal.SIGKILL) -> None:
         """Send *signal* to all processes of a systemd unit of the host."""
         self.sh("systemctl", "kill", "--kill-whom=all", f"--signal={signal.name}", unit)
+
+    def keep_down(self, unit: str) -> None:
+        """Let nothing start the systemd unit *unit* again once it has ended. (A mask in /run hides no file in /etc.)"""
+        self.sh("sh", "-ec", _KEEP_DOWN, "keep-down", f"/run/systemd/system/{unit}.d")
+
+    def let_up(self, unit: str) -> None:
+        """Start *unit*, which was kept down."""
+        self.sh("rm", "-r", f"/run/systemd/system/{unit}.d")
+        self.sh("systemctl", "daemon-reload")
+        self.sh("systemctl", "start", unit)
 
     @contextmanager
     def little_memory(self, spare: int) -> Iterator[None]:

@@ -250,7 +250,7 @@ def test_a_service_that_dies_again_and_again(registry: Registry, probe: Object, 
 
 def test_exactly_one_server_has_the_vip_while_an_agent_is_gone(registry: Registry) -> None:
     holder = registry.holder()
-    faults.agent_masked(registry, holder)
+    faults.agent_kept_down(registry, holder)
     try:
         wait_until("one other holder", lambda: registry.holders() not in ([], [holder.name]), seconds=30)
         until = time.monotonic() + 5
@@ -258,5 +258,7 @@ def test_exactly_one_server_has_the_vip_while_an_agent_is_gone(registry: Registr
             holders = registry.holders()
             assert len(holders) == 1
             assert holders != [holder.name]
+            shown = holder.sh("systemctl", "show", "--property=ActiveState", registry.unit("agent")).stdout
+            assert shown.strip() == "ActiveState=inactive"
     finally:
         faults.agent_back(registry, holder)

@@ -31,14 +31,6 @@ PUSHED = "registry.example/team/recover"
 LISTLESS = "registry.example/team/listless"
 BLOCKS = "/var/lib/kubeadm-registry/garage/data"
 SIZES = (2_500_000, 600_000)
-#: A zot that restarts wants the storage's unit ``$1`` started. Below /run no mask counts for a unit in /etc.
-KEPT_DOWN = """
-mkdir /run/systemd/system/$1.d
-printf '[Unit]\\nConditionPathExists=/gone\\n' > /run/systemd/system/$1.d/down.conf
-systemctl daemon-reload
-systemctl stop $1
-"""
-LET_UP = "rm -r /run/systemd/system/$1.d; systemctl daemon-reload; systemctl start $1"
 
 
 @dataclass
@@ -111,7 +103,9 @@ def lose_parts(registry: Changing, left: Host) -> Loss:
     images.push(registry, loss.listless, LISTLESS, "broken")
     new = sorted(copied() - before)
     # Not before it has stopped: it gets again what is read of it, as a list of tags is.
-    left.sh("sh", "-ec", KEPT_DOWN, "keep", registry.unit("garage"))
+    # And a zot that restarts wants it started.
+    left.keep_down(registry.unit("garage"))
+    left.sh("systemctl", "stop", registry.unit("garage"))
     gone = set(new) - lists_of_tags(left, new, [loss.brought["broken"], loss.pushed["broken"]])
     assert gone
     left.sh("rm", "--", *sorted(gone))
@@ -140,7 +134,7 @@ def test_two_servers_are_lost_and_the_third_goes_on_with_two_others(registry: Ch
 
     for host in lost:
         host.power_cut()
-    left.sh("sh", "-ec", LET_UP, "let", registry.unit("garage"))
+    left.let_up(registry.unit("garage"))
     assert registry.json(*arguments, check=False)[-1]["code"] == "ConfirmationNeeded"
     killed(registry, [*arguments, "--yes"], r"h1 .*apply the storage layout")
     begin = time.monotonic()

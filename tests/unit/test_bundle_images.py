@@ -352,6 +352,28 @@ def test_a_blob_that_the_registry_lacks_is_told_with_its_image(
     assert hint in caught.value.hint
 
 
+def test_an_empty_list_may_be_null(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """As Go's json.Marshal writes a nil slice."""
+    config = upstream.blob(b"{}", oci.EMPTY).model_dump(by_alias=True, exclude_none=True)
+    document = {"schemaVersion": 2, "mediaType": oci.MANIFEST, "config": config, "layers": None}
+    root = upstream.add("a/b", "v1", json.dumps(document).encode(), oci.MANIFEST)
+    with Bundle.open(bundle_of(tmp_path, name := f"{upstream.host}/a/b:v1")) as bundle:
+        assert bundle.images[name].digest == root.digest
+    assert oci.parse(oci.Index, b'{"manifests": null}', "it").manifests == ()
+
+
+def test_an_archive_of_docker_may_have_an_image_without_layers(tmp_path: Path) -> None:
+    """As of a Dockerfile with FROM scratch and LABEL alone."""
+    row = {"Config": "c.json", "RepoTags": ["quay.io/x:1"], "Layers": None}
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": None}}).encode()
+    archive = tar(("c.json", config), ("manifest.json", json.dumps([row]).encode()))
+    (tmp_path / "saved.tar").write_bytes(archive)
+    create(tmp_path / "a.tar", {}, images=images_from([], [tmp_path / "saved.tar"]), cache=tmp_path / "cache")
+    verify(tmp_path / "a.tar")
+    with Bundle.open(tmp_path / "a.tar") as bundle:
+        assert bundle.layout.manifest(bundle.images["quay.io/x:1"]).layers == ()
+
+
 def test_an_image_by_another_digest_than_sha256_is_refused(upstream: FakeUpstream, tmp_path: Path) -> None:
     content = oci.Manifest(config=upstream.blob(b"{}", oci.EMPTY)).to_json()
     digest = oci.digest_of(b"{}")

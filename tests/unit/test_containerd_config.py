@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeadm_registry.containerd import settings as containerd
-from kubeadm_registry.containerd.edit import lines_of
+from kubeadm_registry.containerd.edit import Unparsable, lines_of, parse
 from kubeadm_registry.containerd.settings import (
     CERTS_D,
     CONFIG,
@@ -326,3 +326,9 @@ def test_version(output: str, version: tuple[int, int]) -> None:
     assert found is not None
     assert (found.major, found.minor) == version
     assert Version.parse("containerd unknown") is None
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 20000], ids=["a long number", "deep"])
+def test_what_no_parser_reads_is_unparsable(value: str) -> None:
+    with pytest.raises(Unparsable):
+        parse(f"version = 2\noom_score = {value}\n")

@@ -44,11 +44,11 @@ class _Row(BaseModel):
 
     config: str = Field(alias="Config")
     names: tuple[str, ...] | None = Field(None, alias="RepoTags")
-    layers: tuple[str, ...] = Field((), alias="Layers")
+    layers: tuple[str, ...] | None = Field(None, alias="Layers")
 
 
 class _RootFs(BaseModel):
-    diff_ids: tuple[oci.Digest, ...] = ()
+    diff_ids: tuple[oci.Digest, ...] | None = None
 
 
 class _Config(BaseModel):
@@ -160,13 +160,13 @@ class _Content:
         """What the archive holds. Raises BundleError if it is described wrongly."""
         for row in _parse(_ROWS, self.read(MANIFEST_FILE), MANIFEST_FILE):
             config = self.read(row.config)
-            ids = _parse(_CONFIG, config, row.config).rootfs.diff_ids
-            if len(row.layers) != len(ids):
+            layers, ids = row.layers or (), _parse(_CONFIG, config, row.config).rootfs.diff_ids or ()
+            if len(layers) != len(ids):
                 raise damaged(
-                    f"{MANIFEST_FILE} lists {counted(len(row.layers), 'layer')} of an image, and its configuration "
+                    f"{MANIFEST_FILE} lists {counted(len(layers), 'layer')} of an image, and its configuration "
                     f"{row.config[:200]} {len(ids)}"
                 )
-            yield _Image(row.names or (), config, tuple(zip(row.layers, ids, strict=True)))
+            yield _Image(row.names or (), config, tuple(zip(layers, ids, strict=True)))
 
 
 def _parse(model: TypeAdapter[Parsed], content: bytes, name: str) -> Parsed:
