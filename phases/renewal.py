@@ -1,4 +1,4 @@
-"""Blobs that the storage has lost in part, and that a bundle brings again.
+"""What the storage has lost a part of.
 
 The storage still lists such a blob, so the registry says that it is there and takes no other. Its object is deleted;
 Distribution, which remembers the blobs that it has, starts again.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from kubeadm_registry.access import presence
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import s3
 from kubeadm_registry.components.services import backend, frontend
@@ -17,6 +18,7 @@ from kubeadm_registry.engine.changes import Steps, wait
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.verify import serves
+from kubeadm_registry.printable import counted
 from kubeadm_registry.transport.host import Host
 
 #: Seconds for all deletions, and the transient unit that makes them.
@@ -57,14 +59,14 @@ class _Deleted:
     title = "delete unreadable blobs"
 
     def diff(self, host: Host) -> str | None:
-        keys = sorted(self.keys)
-        there = [found for found in backend(self.cluster.spec).blocks(self.cluster, host, keys) if found is not None]
-        return f"{len(there)} blobs of which the storage has lost a part: deleted" if there else None
+        broken = presence.broken(self.cluster, self.keys)
+        return f"{counted(len(broken), 'blob')} of which the storage has lost a part: deleted" if broken else None
 
     def apply(self, host: Host) -> None:
-        region = backend(self.cluster.spec).REGION
-        gone = s3.delete(self.cluster, host, region, self.keys, seconds=LONGEST, unit=UNIT)
-        if left := len(self.keys - gone):
+        # Once more: somebody may have pushed one again.
+        keys = presence.broken(self.cluster, self.keys)
+        gone = s3.delete(self.cluster, host, backend(self.cluster.spec).REGION, keys, seconds=LONGEST, unit=UNIT)
+        if left := len(keys - gone):
             raise Error(f"{left} blobs were not deleted in time", host=host.name, code="DeletionLate",
                         hint="run the command again")  # fmt: skip
 

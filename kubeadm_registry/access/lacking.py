@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from kubeadm_registry.access import presence
 from kubeadm_registry.access.loading import Given
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components.services import frontend
+from kubeadm_registry.components import s3
+from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import check, inventory
 from kubeadm_registry.images import seed as seeding
@@ -28,10 +29,10 @@ class Examined:
     lacking: Mapping[Place, str]
     known: Mapping[Place, str]
     """The digests of those among *lacking* whose manifest can be read."""
-    listed: frozenset[Place] = frozenset()
-    """Those of all that the registry has a name for."""
-    records: Mapping[str, Place] = field(default_factory=dict)
-    """The repositories in which nothing can be found, and to which nothing pushed, by the keys of what is lost."""
+    broken: frozenset[str] = frozenset()
+    """The keys of all objects in the bucket of which the storage has lost a part."""
+    nameless: frozenset[Place] = frozenset()
+    """The repositories in which nothing can be found, and to which nothing can be pushed, until these are gone."""
 
     @property
     def count(self) -> int:
@@ -43,35 +44,35 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
     """Look for each tag, and for each image that is *wanted* besides: is all of it there, and can it be read?
 
     By the registry, which reads every manifest and the last byte of every blob, and by the storage: whether each block
-    of each of them is on the disk of a node, and of what repositories are found by. Raises RegistryError, Error
-    (StorageUnreadable).
+    of each object in the bucket is on the disk of a node. Raises RegistryError, Error (StorageUnreadable).
     """
     repositories, places, lacking = _places(connect)
     items, missing = check.find(connect, list(dict.fromkeys([*places, *wanted])))
-    found, silent = presence.look(cluster, items)
-    presence.expect_all(silent)
-    records = _records(cluster, {*repositories, *(place.repository for place in wanted)})
-    lacking |= dict.fromkeys(records.values(), NAMES_LOST)
+    broken = _broken(cluster)
+    nameless = _nameless(cluster, {*repositories, *(place.repository for place in wanted)}, broken)
+    lacking |= dict.fromkeys(nameless, NAMES_LOST)
     of = {item.name: Place(item.repository, item.reference) for item in items}
     digests = {of[item.name]: item.root.digest for item in items}
     lacking |= {place: why for place in [*places, *wanted] if (why := missing.get(str(place))) is not None}
-    lacking |= {
-        of[one.name]: f"the storage has lost a part of {counted(len(one.broken), 'blob')}"
-        for one in found
-        if one.broken
-    }
+    for item in items:
+        if parts := broken.intersection(presence.keys_of(cluster, item)):
+            lacking[of[item.name]] = f"the storage has lost a part of {counted(len(parts), 'blob')}"
     readable = [item for item in items if of[item.name] not in lacking]
     lacking |= {of[name]: why for name, why in seeding.prove(connect, readable, WORKERS).items()}
     whole = {place: digest for place, digest in digests.items() if place not in lacking}
     known = {place: digest for place, digest in digests.items() if place in lacking}
-    return Examined(whole, lacking, known, frozenset([*places, *digests]), records)
+    return Examined(whole, lacking, known, broken, nameless)
 
 
-def _records(cluster: Cluster, repositories: Iterable[str]) -> dict[str, Place]:
-    """Those of the *repositories* of which something is lost without which they cannot be read, by its key."""
+def _broken(cluster: Cluster) -> frozenset[str]:
+    region = backend(cluster.spec).REGION
+    return presence.broken(cluster, [one.key for one in s3.objects(cluster, cluster.hosts[0], region, "")])
+
+
+def _nameless(cluster: Cluster, repositories: Iterable[str], broken: frozenset[str]) -> frozenset[Place]:
+    """Those of the *repositories* of which something is *broken* without which they cannot be read."""
     of = frontend(cluster.spec).records
-    keys = {key: Place(repository) for repository in repositories for key in of(repository)}
-    return {key: keys[key] for key in sorted(presence.broken(cluster, keys))} if keys else {}
+    return frozenset(Place(repository) for repository in repositories if not broken.isdisjoint(of(repository)))
 
 
 def _places(connect: Connect) -> tuple[list[str], list[Place], dict[Place, str]]:
@@ -113,8 +114,3 @@ def brought_back(examined: Examined, bundles: Sequence[Given]) -> list[Given]:
                 taken.add(place)
         left.append(replace(one, items=tuple(items)))
     return left[::-1]
-
-
-def broken(cluster: Cluster, items: Sequence[seeding.Item]) -> frozenset[str]:
-    """The keys of the objects of *items* of which the storage knows, and has lost a part."""
-    return frozenset(key for one in presence.look(cluster, items)[0] for key in one.broken)

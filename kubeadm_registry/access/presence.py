@@ -21,8 +21,7 @@ class Presence:
     """Where the blocks of the image *name* are, of *size* bytes.
 
     *missing*: the bytes of it that each node that could be asked does not have. *copies*: on how many nodes its
-    rarest block is. *lost*: the storage does not know something of it at all. *broken*: the keys of its objects of
-    which the storage knows, and has lost a part.
+    rarest block is. *lost*: the storage does not know something of it at all.
     """
 
     name: str
@@ -30,7 +29,6 @@ class Presence:
     missing: Mapping[str, int]
     copies: int
     lost: bool = False
-    broken: tuple[str, ...] = ()
 
     @property
     def complete(self) -> tuple[str, ...]:
@@ -56,7 +54,7 @@ def look(cluster: Cluster, items: Sequence[Item]) -> tuple[list[Presence], dict[
     look into the file system of each node for each different block: no content is read. Raises Error
     (StorageUnreadable) if no node can tell what the objects consist of.
     """
-    keys = {item.name: _keys(item, frontend(cluster.spec).key) for item in items}
+    keys = {item.name: keys_of(cluster, item) for item in items}
     known, lacks, silent = _ask(cluster, {key for found in keys.values() for key in found})
     return [_presence(item.name, {key: known[key] for key in keys[item.name]}, lacks) for item in items], silent
 
@@ -65,7 +63,14 @@ def broken(cluster: Cluster, keys: Iterable[str]) -> frozenset[str]:
     """Those of the objects *keys* of which the storage knows, and has lost a part. Raises Error (StorageUnreadable)."""
     known, lacks, silent = _ask(cluster, keys)
     expect_all(silent)
-    return frozenset(_presence("", known, lacks).broken)
+    nowhere = frozenset.intersection(*lacks.values())
+    return frozenset(key for key, blocks in known.items() if blocks and not nowhere.isdisjoint(blocks))
+
+
+def keys_of(cluster: Cluster, item: Item) -> tuple[str, ...]:
+    """The objects that the manifests and blobs of *item* are in the storage."""
+    digests = dict.fromkeys(one.digest for one in (*item.manifests, *item.blobs))
+    return tuple(frontend(cluster.spec).key(item.repository, digest) for digest in digests)
 
 
 def expect_all(silent: Mapping[str, str]) -> None:
@@ -100,11 +105,6 @@ def _ask(
     return known, lacks, silent
 
 
-def _keys(item: Item, key: Any) -> tuple[str, ...]:
-    digests = dict.fromkeys(one.digest for one in (*item.manifests, *item.blobs))
-    return tuple(key(item.repository, digest) for digest in digests)
-
-
 def _first(cluster: Cluster, keys: Sequence[str]) -> list[Blocks | None]:
     """What the objects *keys* consist of, as the first node knows it that answers."""
     failure: Error | None = None
@@ -126,7 +126,6 @@ def _presence(name: str, objects: Mapping[str, Blocks | None], lacks: Mapping[st
         missing,
         min(copies.values(), default=len(lacks)),
         lost=None in objects.values(),
-        broken=tuple(key for key, one in objects.items() if not all(copies[block] for block in one or ())),
     )
 
 

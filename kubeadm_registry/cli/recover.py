@@ -127,8 +127,8 @@ def _examine(
 ) -> tuple[Examined, list[Place]]:
     """Look for all images, and load what is lacking and a bundle has; what is lacking then, and what was loaded.
 
-    A repository whose list of tags is lost takes no push before that list is deleted. With it go the names of images
-    that no bundle has, which nothing finds any more.
+    What cannot be read is deleted first: the registry takes it for present, and would not take it again. With a list of
+    tags go the names of images that no bundle has, which nothing finds any more.
     """
     vip = cluster.spec.vip.address
     direct = answers(vip)
@@ -137,9 +137,8 @@ def _examine(
     examined = lacking.examine(cluster, connect, wanted)
     bundles = lacking.brought_back(examined, given)
     back = {Place(item.repository, item.reference): item for one in bundles for item in one.items}
-    if examined.records or back.keys() & examined.listed:
-        keys = lacking.broken(cluster, list(back.values())) | examined.records.keys()
-        run(renew_blobs(Renewal(keys)), cluster, reporter)
+    if examined.broken:
+        run(renew_blobs(Renewal(examined.broken)), cluster, reporter)
     if not back:
         return examined, []
     loading.load_given(
@@ -147,8 +146,8 @@ def _examine(
         again="recover", record=False, anew={item.name for item in back.values()},
     )  # fmt: skip
     after = lacking.examine(cluster, connect, wanted)
-    nameless = dict.fromkeys(examined.records.values(), lacking.NAMES_LOST)
-    return replace(after, lacking={**after.lacking, **nameless}), list(back)
+    told = {one: why for one, why in examined.lacking.items() if one in after.lacking or one in examined.nameless}
+    return replace(after, lacking={**after.lacking, **told}), list(back)
 
 
 def _tell(examined: Examined, back: Sequence[Place], changed: int, reporter: Reporter) -> None:

@@ -84,9 +84,7 @@ SPEC = OnServer(
         SECOND_ADDRESSES,
         field=".vip.secondaryAddress",
     ),
-    Rule(
-        "!has(self.vip.name) || !self.nodes.exists(n, n.name == self.vip.name)", NAME_OF_A_NODE, field=".vip.name"
-    ),
+    Rule("!has(self.vip.name) || !self.nodes.exists(n, n.name == self.vip.name)", NAME_OF_A_NODE, field=".vip.name"),
     _none(_VIP_NODES, IS_THE_VIP),
 )
 BACKEND_TYPE = OnServer(_stays(BACKEND))

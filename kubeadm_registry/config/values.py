@@ -332,9 +332,7 @@ NodeName = Annotated[
 DnsName = Annotated[
     str,
     AfterValidator(_dns_name),
-    OnServer(
-        matching(_DNS_NAME, _DNS_NAME_TEXT), Rule("!isIP(self)", _NO_ADDRESS_TEXT), maxLength=_LONGEST_DNS_NAME
-    ),
+    OnServer(matching(_DNS_NAME, _DNS_NAME_TEXT), Rule("!isIP(self)", _NO_ADDRESS_TEXT), maxLength=_LONGEST_DNS_NAME),
 ]
 Upstream = Annotated[str, AfterValidator(_upstream), OnServer(_IS_UPSTREAM, maxLength=_LONGEST_DNS_NAME)]
 Address = Annotated[str, AfterValidator(address), OnServer(*_ADDRESS_RULES, maxLength=_LONGEST_ADDRESS)]

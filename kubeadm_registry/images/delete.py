@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from functools import partial
 
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.images import graph, referrers
+from kubeadm_registry.images import artifacts, graph, referrers
 from kubeadm_registry.images.blobs import Blob
 from kubeadm_registry.images.names import OURS, Place, name_of
 from kubeadm_registry.images.pool import PATIENCE, Connect, each
+from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.registry import Api, push_blob, retry
 
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """One request: delete *place*, a tag or a digest; its image is *digest*, and *tags* are all that go with it."""
+    """One request: delete *place*, a tag or a digest; its image is *digest*, and *tags* are all that go with it.
+
+    *digest* is empty for a tag that is listed and whose manifest is lost.
+    """
 
     place: Place
     digest: str
@@ -26,7 +30,8 @@ class Deletion:
     def __str__(self) -> str:
         others = [name_of(self.place.repository, tag) for tag in self.tags if tag != self.place.reference]
         also = f" and with it {', '.join(others)}" if others else ""
-        return f"{self.place}{f' ({self.digest})' if self.place.reference != self.digest else ''}{also}"
+        about = "" if self.place.reference == self.digest else f" ({self.digest or 'its manifest is lost'})"
+        return f"{self.place}{about}{also}"
 
 
 def plan(connect: Connect, places: Sequence[Place], *, all_tags: bool) -> list[Deletion]:
@@ -63,11 +68,24 @@ def carry_out(connect: Connect, deletion: Deletion) -> bool:
     """
     with connect() as registry:
         where = deletion.place
+        if not deletion.digest:
+            return _forget(registry, where)
         if where.reference == deletion.digest:  # a tag goes alone
             content = retry(partial(registry.manifest, where.repository, deletion.digest), PATIENCE)
             if content is not None:  # first, for a registry may keep what an index needs
                 retry(partial(referrers.forget, registry, where.repository, deletion.digest, content), PATIENCE)
         return retry(partial(registry.delete_manifest, where.repository, where.reference), PATIENCE)
+
+
+def _forget(registry: Api, where: Place) -> bool:
+    """Delete a tag whose manifest is lost: registries delete only what they can read, so it gets another one first."""
+    if retry(partial(registry.digest, where.repository, where.reference), PATIENCE) is not None:
+        raise RegistryError(f"{where} was pushed again", code="ImageChanged", hint="delete it again if it is to go")
+    retry(partial(push_blob, registry, where.repository, artifacts.EMPTY.digest, artifacts.EMPTY_CONTENT), PATIENCE)
+    retry(partial(registry.push_manifest, where.repository, where.reference, TOMBSTONE, oci.MANIFEST), PATIENCE)
+    alone = retry(partial(registry.can_untag, where.repository), PATIENCE)
+    going = where.reference if alone else TOMBSTONE_DIGEST
+    return retry(partial(registry.delete_manifest, where.repository, going), PATIENCE)
 
 
 def blobs(connect: Connect, deletions: Sequence[Deletion]) -> dict[Blob, int]:
@@ -91,6 +109,8 @@ class _Repository:
 
     name: str
     images: Mapping[str, graph.Graph]
+    lost: frozenset[str]
+    """The tags whose manifest is not there."""
     connect: Connect
     can_untag: bool
 
@@ -101,30 +121,32 @@ class _Repository:
             can_untag = bool(tags) and retry(partial(registry.can_untag, name), PATIENCE)
 
         images = {tag: one for tag, one in each(connect, partial(_image, name), tags) if one is not None}
-        return cls(name, images, connect, can_untag)
+        return cls(name, images, frozenset(tags) - images.keys(), connect, can_untag)
 
     def plan(self, references: Sequence[str], *, all_tags: bool) -> tuple[list[Deletion], list[str]]:
         """What to delete for *references*, and what stands against it."""
         problems = []
         digests, tags = dict[str, graph.Graph](), set[str]()
         for reference in dict.fromkeys(references):
-            if not reference and not self.images:
+            if not reference and not self._tags:
                 problems.append(f"{Place(self.name)} is not in the registry")
             elif not reference and not all_tags:
                 problems.append(
-                    f"{Place(self.name)} has {len(self.images)} tags; list those to delete, or pass --all-tags"
+                    f"{Place(self.name)} has {len(self._tags)} tags; list those to delete, or pass --all-tags"
                 )
             elif not reference:
-                tags |= set(self.images)
+                tags |= self._tags
             elif ":" in reference and (image := self._by_digest(reference)):
                 digests[reference] = image
-            elif reference in self.images:
+            elif reference in self._tags:
                 tags.add(reference)
             else:
                 problems.append(f"{Place(self.name, reference)} is not in the registry")
+        deletions = [Deletion(Place(self.name, tag), "", (tag,)) for tag in sorted(tags & self.lost)]
+        tags -= self.lost
         if not self.can_untag:
             digests |= {self.images[tag].root.digest: self.images[tag] for tag in tags}
-        deletions = [
+        deletions += [
             Deletion(Place(self.name, tag), self.images[tag].root.digest, (tag,))
             for tag in sorted(tags)
             if self.images[tag].root.digest not in digests
@@ -136,6 +158,8 @@ class _Repository:
         ]
         going = {tag for one in deletions for tag in one.tags}
         for one in deletions:
+            if not one.digest:
+                continue
             if (others := sorted(set(one.tags) - tags)) and not all_tags:
                 why = "" if one.digest in references else ", and this registry cannot delete a single tag"
                 problems.append(
@@ -150,6 +174,10 @@ class _Repository:
                     if one.digest in {child.digest for child in image.manifests}
                 ]
         return deletions, problems
+
+    @property
+    def _tags(self) -> frozenset[str]:
+        return self.lost | self.images.keys()
 
     def _tags_of(self, digest: str) -> tuple[str, ...]:
         return tuple(sorted(tag for tag, image in self.images.items() if image.root.digest == digest))

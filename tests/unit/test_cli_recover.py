@@ -45,6 +45,7 @@ class Storage:
     """zot's objects in the storage, by what the registry has; of those that are *broken* a block is on no node."""
 
     registry: Repositories
+    spec: config.Spec
     broken: set[str] = field(default_factory=set)
     deleted: list[str] = field(default_factory=list)
 
@@ -61,6 +62,19 @@ class Storage:
         store, digest = self._parts(key)
         return digest in store.blobs or digest in store.manifests
 
+    def objects(self, _: Cluster, __: Host, ___: str, ____: str) -> list[s3.Stored]:
+        """All of the bucket."""
+        key = frontend(self.spec).key
+        found = [
+            name
+            for repository, store in self.registry.store.items()
+            for name in (
+                f"{repository}/index.json", f"{repository}/oci-layout",
+                *(key(repository, one) for one in (*store.blobs, *store.manifests)),
+            )
+        ]  # fmt: skip
+        return [s3.Stored(name, 5, 0.0) for name in found if self._is_there(name)]
+
     def lacking(self, _: Cluster, __: Host, wanted: Mapping[str, int]) -> frozenset[str]:
         return frozenset(wanted) & self.broken
 
@@ -72,7 +86,7 @@ class Storage:
                 self.registry.store[repository].tags.clear()
             else:
                 store, digest = self._parts(key)
-                del store.blobs[digest]
+                (store.blobs if digest in store.blobs else store.manifests).pop(digest)
         self.broken -= set(keys)
         return frozenset(keys)
 
@@ -118,10 +132,11 @@ def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     run_workflow(INIT, site.three.cluster, Recorder(), skip=ELSEWHERE)
     (site.folder / "cluster.yaml").write_text(file(OTHERS))
     site.three = after(site.three, OTHERS)
-    storage = Storage(site.registry)
     spec = site.three.config.spec
+    storage = Storage(site.registry, spec)
     monkeypatch.setattr(backend(spec), "blocks", storage.blocks)
     monkeypatch.setattr(backend(spec), "lacking", storage.lacking)
+    monkeypatch.setattr(s3, "objects", storage.objects)
     monkeypatch.setattr(s3, "delete", storage.delete)
     monkeypatch.setattr(cli_recover, "answers", lambda _: False)
     monkeypatch.setattr(cli_recover, "run", run)
@@ -141,7 +156,7 @@ def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def test_what_a_bundle_has_is_loaded_again_and_the_rest_is_named(world: World) -> None:
-    kept = world.lose(APP, "v1")
+    gone = world.lose(APP, "v1")
     renewed = world.lose(PAUSE, "3.10")
     (world.site.folder / "list").write_text(f"10.0.0.10:5000/team/late:v2\n{PAUSE}:3.10\n")
     result = world("--images-from", "list", "--yes", "-o", "json")
@@ -152,8 +167,7 @@ def test_what_a_bundle_has_is_loaded_again_and_the_rest_is_named(world: World) -
         {"name": "team/late:v2", "reason": "is not in the registry"},
     ]
     assert last["loaded"] == [f"{PAUSE}:3.10", f"{PAUSE}:3.11"]
-    assert world.storage.deleted == [renewed]
-    assert world.storage.broken == {kept}
+    assert world.storage.deleted == sorted([gone, renewed]), "the registry would take no other for them"
     told = [one["message"] for one in lines(result) if one.get("level") == "warning"]
     assert any("everything that is not on cp-1 will be lost permanently" in text for text in told)
 
@@ -180,6 +194,18 @@ def test_a_repository_whose_list_of_tags_is_lost_is_made_anew(world: World) -> N
     assert (result.exit_code, lines(result)[-1]["missing"]) == (0, [])
 
 
+def test_a_manifest_that_is_lost_can_be_pushed_again_and_its_tag_is_named(world: World) -> None:
+    store = world.site.registry.store[APP]
+    key = frontend(world.storage.spec).key(APP, digest := store.tags["v1"])
+    world.storage.broken.add(key)
+    for _ in range(2):
+        result = world("--yes", "-o", "json")
+        assert (result.exit_code, [one["name"] for one in lines(result)[-1]["missing"]]) == (5, [f"{APP}:v1"])
+        assert (world.storage.deleted, store.tags) == ([key], {"v1": digest})
+    world.site.registry.image(APP, "v1", layer=b"app")
+    assert world("--yes").exit_code == 0
+
+
 def test_a_second_run_changes_nothing_and_says_the_same(world: World) -> None:
     world.lose(APP, "v1")
     assert world("--yes").exit_code == 5
@@ -200,11 +226,11 @@ def test_where_all_is_whole_it_says_so(world: World) -> None:
 
 def test_a_tag_that_is_another_image_than_the_bundle_has_stays(world: World) -> None:
     pushed = world.site.registry.image(PAUSE, "3.11", layer=b"pushed since")
-    world.lose(PAUSE, "3.11")
+    gone = world.lose(PAUSE, "3.11")
     result = world("--yes", "-o", "json")
     assert [one["name"] for one in lines(result)[-1]["missing"]] == [f"{PAUSE}:3.11"]
     assert world.site.registry.store[PAUSE].tags["3.11"] == pushed.digest
-    assert world.storage.deleted == []
+    assert world.storage.deleted == [gone]
 
 
 def test_in_a_script_nothing_is_given_up_unasked(world: World) -> None:

@@ -13,6 +13,7 @@ from kubeadm_registry import pki
 from kubeadm_registry.errors import ConfigError, Error, RegistryError
 from kubeadm_registry.images import check, copy, delete, inventory, seed, wanted
 from kubeadm_registry.images.names import Place, name_of, place, upstream
+from kubeadm_registry.images.tombstone import TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
 from tests.unit.fake_images import Repositories, ScopedHandler, plain
 from tests.unit.fake_registry import connector, serving
@@ -277,6 +278,28 @@ def oci_digest(fake: Repositories) -> str:
     """The digest of the only image in fake's requests to delete."""
     (path,) = [one.path for one in fake.requests if one.method == "DELETE" and "sha256:" in one.path]
     return path.rpartition("/")[2]
+
+
+@pytest.mark.parametrize("untags", [True, False])
+def test_a_tag_whose_manifest_is_lost_goes(fake: Repositories, untags: bool) -> None:
+    """As zot lists one when a block of the storage is lost, and `recover` has deleted the rest of the manifest."""
+    kept = digest(fake, "app", "v1")
+    fake.untags = untags
+    fake.store["app"].tags["lost"] = f"sha256:{64 * 'd'}"
+    assert delete_all(fake, "app:lost") == ["app:lost (its manifest is lost)"]
+    assert (fake.store["app"].tags, set(fake.store["app"].manifests) - {kept, TOMBSTONE_DIGEST}) == (
+        {"v1": kept, "v2": kept}, set(),
+    )  # fmt: skip
+
+
+def test_a_lost_tag_that_was_pushed_again_stays(fake: Repositories) -> None:
+    fake.store["app"].tags["lost"] = f"sha256:{64 * 'd'}"
+    connect = connector(fake)
+    (one,) = delete.plan(connect, [place("app:lost")], all_tags=False)
+    pushed = fake.image("app", "lost", layer=b"again")
+    with pytest.raises(RegistryError, match="app:lost was pushed again"):
+        delete.carry_out(connect, one)
+    assert fake.store["app"].tags["lost"] == pushed.digest
 
 
 def test_all_tags_of_an_image_may_be_named(fake: Repositories) -> None:

@@ -229,9 +229,10 @@ def test_an_image_is_complete_where_all_its_blocks_are(three: FakeCluster, store
 
 def test_an_object_with_a_block_that_no_node_has_is_broken(three: FakeCluster, stored: dict[str, Any]) -> None:
     stored["lacks"] = {"cp-1": frozenset({B, C}), "cp-2": frozenset({B, C}), "cp-3": frozenset({B})}
-    app, db = presence.look(three.cluster, [item("app", 1, 2), item("db", 1, 3)])[0]
-    assert (app.broken, app.copies) == ((frontend(three.config.spec).key("team/app", descriptor(2).digest),), 0)
-    assert (db.broken, db.copies) == ((), 1)
+    app, db = item("app", 1, 2), item("db", 1, 3)
+    keys = [*presence.keys_of(three.cluster, app), *presence.keys_of(three.cluster, db)]
+    assert presence.broken(three.cluster, keys) == {frontend(three.config.spec).key("team/app", descriptor(2).digest)}
+    assert [one.copies for one in presence.look(three.cluster, [app, db])[0]] == [0, 1]
 
 
 def test_what_the_storage_does_not_know_is_lost(three: FakeCluster, stored: dict[str, Any]) -> None:
