@@ -242,6 +242,7 @@ class Memory:
     wrong_since: Optional[float] = None
     failed_since: Optional[float] = None  # since when its storage has been dead or hung
     unwell_since: Optional[float] = None  # since when it has had another level than 0
+    barred_since: Optional[float] = None  # since when it cannot become the one writer, for a reason of its own
     unguarded_since: Optional[float] = None  # since when the nft rules on loopback have been missing
     lonely_since: Optional[float] = None  # since when fewer than a majority are heard
     joined_since: Optional[float] = None  # since when a majority is heard

@@ -27,19 +27,22 @@ def peer(
 
     Invariants: all connections are destroyed at most once a silence, and only of a peer that was heard before, and
     whose host is known not to answer, or has been borne for long enough. A peer that was never heard (a firewall may
-    forbid it) loses only connections that are stuck; one whose host may only be busy loses none.
+    forbid it) loses only connections that are stuck; one whose host may only be busy loses none. One that was silent
+    before this agent was not run for a while is so until it is heard again.
     """
     old = memory.presence
+    heard = max(view.heard or 0.0, resumed if old in (Presence.UNHEARD, Presence.FRESH) else 0.0)
+    away = max(view.away or 0.0, resumed if old is Presence.GONE else 0.0)
     if memory.alarms and old is Presence.FRESH and now - memory.since >= CALM:
         memory = replace(memory, alarms=0)
-    if view.heard is not None and now - max(view.heard, resumed) < patience(memory, timings) and not _bye(view):
+    if view.heard is not None and now - heard < patience(memory, timings) and not _bye(view):
         back = old in (Presence.SILENT, Presence.GONE) and not memory.spared
         if old is not Presence.FRESH:
             false_alarm = old is Presence.SILENT and not memory.spared and now - memory.since < FALSE_ALARM
             alarms = min(memory.alarms + 1, MOST_ALARMS) if false_alarm else memory.alarms
             memory = replace(memory, presence=Presence.FRESH, since=now, alarms=alarms, spared=False)
         return memory, True if back else None, back
-    if view.away is not None and now - max(view.away, resumed) < LIVES:
+    if view.away is not None and now - away < LIVES:
         gone = replace(memory, presence=Presence.GONE, since=now, spared=False)
         return memory if old is Presence.GONE else gone, None, False
     due = now - memory.destroyed >= timings.destroy_interval

@@ -168,7 +168,8 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
 
     Invariants: a node that was good since its agent started is unfit only while another node, freshly heard by this
     one or by one that this one hears, reads well and is fit itself; so all slow, all full and all dark leave the
-    holder where it is. A node that was never good is fit only when nobody else is, after ``start_grace`` seconds, if
+    holder where it is. So is one that cannot become the one writer for a reason of its own: pushes would wait for it
+    for ever. A node that was never good is fit only when nobody else is, after ``start_grace`` seconds, if
     its proxy answers, and not while it is alone: without the others it can read nothing, and they may have replaced it
     while it was away. A node that has left the members is never fit.
     """
@@ -183,8 +184,26 @@ def fit(memory: Memory, *, proxy_dead: bool, proxy_ok: bool, somebody_good: bool
         wrong = memory.wrong_since is not None and now - memory.wrong_since >= timings.give_up
         failed = memory.failed_since is not None and now - memory.failed_since >= timings.storage_give_up
         unwell = memory.unwell_since is not None and now - memory.unwell_since >= timings.slow_give_up
-        return not (wrong or failed or unwell)
+        return not (wrong or failed or unwell or barred(memory, now, timings))
     return memory.been_good or (proxy_ok and not memory.alone and now - memory.started >= timings.start_grace)
+
+
+def barred(memory: Memory, now: float, timings: Timings) -> bool:
+    """Whether this node has for long been unable to become the one writer, for a reason of its own.
+
+    It does not count as good then: of nodes that are all barred, none gives the VIP up for another.
+    """
+    return memory.barred_since is not None and now - memory.barred_since >= timings.slow_give_up
+
+
+def _against_writing(
+    memory: Memory, seen: Observation, off: Mapping[str, float], *, open_to_all: bool, now: float, settings: Settings
+) -> Memory:
+    """*memory* with how far this node's clock is off, and since when it cannot become the one writer by itself."""
+    clock_off = off.get(settings.name, memory.clock_off)
+    astray = clock_off is not None and clock_off > lease.IN_STEP * settings.timings.clock_off
+    cannot = settings.single_writer and (astray or open_to_all or not seen.timer_there)
+    return replace(memory, clock_off=clock_off, barred_since=true_since(memory.barred_since, cannot, now))
 
 
 def alone(before: bool, lonely_since: Optional[float], joined_since: Optional[float], now: float) -> bool:
@@ -247,7 +266,6 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     somebody_good = any(said.good and said.fit and said.level is Level.FIT for said in reports.values())
     found = verdict(memory.verdict, seen.manifest, seen.blob, resumed, now, timings)
     level = own_level(frontend.health, None if seen.storage is None else storage.health, found, somebody_reads)
-    good = level is Level.FIT and proxy_ok
     wrong = frontend.health in FAILED or (found in (Verdict.WRONG, Verdict.MISSING) and level is not Level.FIT)
     all_answer = (
         storage.health is Health.OK
@@ -272,6 +290,8 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
     # Where any user of this host could push without a login, nobody holds the lease.
     open_to_all = unguarded is not None and now - unguarded >= UNGUARDED
     off = clocks({name: seen.peers[name] for name in fresh}, settings)
+    memory = _against_writing(memory, seen, off, open_to_all=open_to_all, now=now, settings=settings)
+    good = level is Level.FIT and proxy_ok and not barred(memory, now, timings)
     asked = planned.planned(memory, seen, reports, now=now, settings=settings)
     new = replace(
         memory,
@@ -293,7 +313,6 @@ def decide(memory: Memory, seen: Observation, now: float, settings: Settings) ->
         joined_since=joined_since,
         alone=alone(memory.alone, lonely_since, joined_since, now),
         removed=memory.removed or removed(seen.peers, settings),
-        clock_off=off.get(settings.name, memory.clock_off),
         failed_since=true_since(memory.failed_since, storage.health in FAILED, now),
         unwell_since=true_since(memory.unwell_since, level is not Level.FIT, now),
         connected=now if connect else memory.connected,

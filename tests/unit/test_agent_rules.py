@@ -447,6 +447,24 @@ def test_the_agents_own_pause_is_not_the_silence_of_all_others(settled: Memory) 
         assert decided.readers == {"a", "b", "c"}
 
 
+@pytest.mark.parametrize("away", [None, 5.2], ids=["silent", "gone, then silent"])
+def test_a_dead_peer_is_not_back_when_the_agent_itself_was_not_run(settled: Memory, away: float | None) -> None:
+    """A starved agent is not run again and again; each time it took a node that died before for one that is there."""
+
+    def course(now: float) -> Observation:
+        dead = PeerView(5.0, away, GOOD_PEER, 5.0, deaf=6.0)
+        return well(now, peers={"b": PeerView(now, None, GOOD_PEER, now), "c": dead})
+
+    memory, _ = play(course, until=9.0, memory=settled, start=5.0)
+    assert memory.peers["c"].presence is Presence.SILENT
+    silences = memory.peers["c"].silences
+    for now in (12.0, 15.0, 18.0):
+        memory, decisions = rules.decide(memory, course(now), now, ANY)
+        assert memory.resumed == now
+        assert decisions.readers == {"a", "b"}
+        assert (memory.peers["c"].presence, memory.peers["c"].silences) == (Presence.SILENT, silences)
+
+
 def test_a_real_silence_after_a_pause_is_still_seen(settled: Memory) -> None:
     memory, _ = rules.decide(settled, well(5.0), 8.0, ANY)
     gone = peers(PeerView(5.0, None, GOOD_PEER, 5.0, deaf=8.3), 0.0)
@@ -574,6 +592,46 @@ def test_a_slow_holder_stays_for_long_and_a_slow_rack_for_ever(settled: Memory) 
         start=5.0,
     )
     assert all(d.fit for _, d in taken)
+
+
+ZOT = replace(ANY, single_writer=True)
+
+
+def peers_at(now: float, offset: float, **changes: object) -> dict[str, PeerView]:
+    """Both others, whose clocks agree, and are *offset* seconds from the one here."""
+    said = replace(GOOD_PEER, **changes)  # type: ignore[arg-type]
+    return {name: PeerView(now, None, said, now, offset=offset) for name in ("b", "c")}
+
+
+def test_a_holder_that_cannot_become_the_writer_gives_the_virtual_ip_up() -> None:
+    """Its clock is off: pushes would wait for it for ever."""
+
+    def course(now: float) -> Observation:
+        return well(now, holds_vip=True, peers=peers_at(now, 2.0 if 5 <= now < 100 else 0.0))
+
+    _, taken = play(course, until=110.0, config=ZOT)
+    assert first(taken, lambda d: not d.fit) == near(5.0 + T.slow_give_up)
+    assert not [now for now, d in taken if now < 5.0 + T.slow_give_up - T.tick and not d.fit]
+    assert first([one for one in taken if one[0] > 90.0], lambda d: d.fit) == near(100.0)
+    _, taken = play(course, until=110.0)
+    assert all(d.fit for now, d in taken if now > T.start_grace), "with many writers the others take what is pushed"
+
+
+def test_without_its_timer_a_holder_gives_the_virtual_ip_up() -> None:
+    _, taken = play(lambda now: well(now, holds_vip=True, timer_there=False), until=70.0, config=ZOT)
+    assert first([one for one in taken if one[0] > 1.0], lambda d: not d.fit) == near(T.slow_give_up)
+
+
+def test_of_nodes_that_all_cannot_write_the_holder_stays() -> None:
+    """Each says for itself that it is not good, and then nobody is there for whom another would give way."""
+
+    def course(now: float) -> Observation:
+        peers = peers_at(now, 2.0, good=now < T.slow_give_up)
+        return well(now, holds_vip=True, peers=peers, timer_there=False)
+
+    _, taken = play(course, until=90.0, config=ZOT)
+    assert all(d.fit for now, d in taken if now > T.slow_give_up + 1)
+    assert not any(d.report.good for now, d in taken if now > T.slow_give_up + 1)
 
 
 def test_a_dead_proxy_gives_up_the_vip_at_once(settled: Memory) -> None:
