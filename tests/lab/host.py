@@ -28,7 +28,8 @@ ENVIRONMENT = {
 }
 _KEEP_DOWN = """
 mkdir -p "$1"
-printf '[Unit]\\nConditionPathExists=/gone\\n' > "$1/down.conf"
+# A restart by itself asks for no condition again.
+printf '[Unit]\\nConditionPathExists=/gone\\n[Service]\\nRestart=no\\n' > "$1/down.conf"
 systemctl daemon-reload
 """
 
