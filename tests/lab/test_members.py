@@ -88,10 +88,16 @@ def each_may_be_lost(registry: Changing) -> None:
 
 
 def test_a_node_joins(registry: Changing, tmp_path: Path) -> None:
+    stay, garage = list(registry.servers.values()), registry.unit("garage")
+    before = registry.invocations(stay)
     registry.become("h1", "h2", "h3", "h5")
     reads, pushes = changed(registry, tmp_path, "join", "h5")
     quiet(registry, reads, pushes)
     check_all(registry)
+    after = registry.invocations(stay)
+    storage = [name for name in before if name.endswith(garage)]
+    assert len(storage) == len(stay)
+    assert [name for name in storage if after[name] != before[name]] == [], "the storage restarts nowhere"
     for host in registry.servers.values():
         found = registry.listed(host)
         assert (found.generation, set(found.nodes), found.before) == (2, {"h1", "h2", "h3", "h5"}, ())
