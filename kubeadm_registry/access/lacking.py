@@ -11,14 +11,20 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import s3
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.images import check, inventory
+from kubeadm_registry.images import check, inventory, seeded
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.upkeep import signed as retention
 
 NAMES_LOST = "the storage has lost the list of its tags; push again what is not listed here"
+#: The same for repositories of our own.
+RECORDS_LOST = {
+    retention.REPOSITORY: "the storage has lost what retention knew: pins, approvals, clusters, the trash",
+    seeded.REPOSITORY: "the storage has lost what bundles have brought; seed them again",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +55,8 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
     repositories, places, lacking = _places(connect)
     items, missing = check.find(connect, list(dict.fromkeys([*places, *wanted])))
     broken = _broken(cluster)
-    nameless = _nameless(cluster, {*repositories, *(place.repository for place in wanted)}, broken)
-    lacking |= dict.fromkeys(nameless, NAMES_LOST)
+    nameless = _nameless(cluster, {*repositories, *RECORDS_LOST, *(place.repository for place in wanted)}, broken)
+    lacking |= {place: RECORDS_LOST.get(place.repository, NAMES_LOST) for place in nameless}
     of = {item.name: Place(item.repository, item.reference) for item in items}
     digests = {of[item.name]: item.root.digest for item in items}
     lacking |= {place: why for place in [*places, *wanted] if (why := missing.get(str(place))) is not None}

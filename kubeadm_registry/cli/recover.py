@@ -11,6 +11,7 @@ import click
 
 from kubeadm_registry import config, paths
 from kubeadm_registry.access import lacking, loading
+from kubeadm_registry.access.desk import desk
 from kubeadm_registry.access.lacking import Examined
 from kubeadm_registry.access.loading import Given
 from kubeadm_registry.access.reach import answers, connection
@@ -29,6 +30,7 @@ from kubeadm_registry.cli.command import (
     key_option,
     names,
 )
+from kubeadm_registry.cli.desk import server_time
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cli.seed import journal_of
 from kubeadm_registry.cli.workflows import require_programs, summary
@@ -37,11 +39,14 @@ from kubeadm_registry.config import Spec
 from kubeadm_registry.engine.phase import require_checks
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.images.names import Place, place
 from kubeadm_registry.phases.renewal import Renewal
 from kubeadm_registry.phases.workflows import INIT, RECOVER, renew_blobs
 from kubeadm_registry.printable import counted
+from kubeadm_registry.registry import retry
+from kubeadm_registry.upkeep import store
+from kubeadm_registry.upkeep.signed import REPOSITORY
 
 
 @command("recover", short_help="Rebuild a registry that lost its majority", help_after=phase_table(RECOVER))
@@ -68,7 +73,7 @@ def recover(
 
     List the remaining nodes and bare replacement nodes in the cluster file; replacements may reuse the lost nodes'
     names and addresses. Data that only the lost nodes held is discarded. Every image is then checked: missing parts
-    are loaded again from bundles, and what cannot be restored is listed.
+    are loaded again from bundles, and what cannot be restored is listed. Retention is paused until `retention resume`.
 
     Refused while a lost node responds by SSH or on the registry's network. Run it again to complete an interrupted
     run.
@@ -99,6 +104,7 @@ def recover(
             reporter.result(summary(actions, dry_run=True), changed=len(actions), dryRun=True)
             return
         examined, back = _examine(cluster, given, signed_by, wanted, reporter)
+        _pause_retention(cluster, examined, reporter)
     _tell(examined, back, len(actions), reporter)
 
 
@@ -148,6 +154,25 @@ def _examine(
     after = lacking.examine(cluster, connect, wanted)
     told = {one: why for one, why in examined.lacking.items() if one in after.lacking or one in examined.nameless}
     return replace(after, lacking={**after.lacking, **told}), list(back)
+
+
+def _pause_retention(cluster: Cluster, examined: Examined, reporter: Reporter) -> None:
+    """Have nothing deleted until somebody has looked at retention's records: they are as old as what was left.
+
+    Whoever pinned an image last, and a cluster that reported last, may be unknown now.
+    """
+    why = "recover: check pins and clusters, then run `kubeadm-registry retention resume`"
+    try:
+        with desk(cluster)() as registry:
+            lost = Place(REPOSITORY) in examined.lacking
+            if not lost and not retry(lambda: registry.tags(REPOSITORY), store.PATIENCE):
+                return  # it has never run
+            now = server_time(cluster)
+            store.restate(registry, cluster.secrets.retention_key, lambda one: one.pause(now, why))
+    except Error as error:
+        reporter.note(f"retention cannot be paused: {error.message}", level="warning")
+        return
+    reporter.note("retention is paused, for its records may be out of date: check pins, then run `retention resume`")
 
 
 def _tell(examined: Examined, back: Sequence[Place], changed: int, reporter: Reporter) -> None:

@@ -51,6 +51,10 @@ class Standing:
         """The images that pins keep at *now*, as uses."""
         return tuple(Use(one.name, users=(f"pin: {one.reason}",)) for one in self.pins if one.holds(now))
 
+    def pause(self, now: int, why: str) -> Self:
+        """Paused since *now*, unless it is already."""
+        return self if self.paused is not None else replace(self, paused=now, why=why)
+
     def pinned(self, pin: Pin) -> Self:
         """With *pin*, in place of one for the same name."""
         return replace(self, pins=(*(one for one in self.pins if one.name != pin.name), pin))

@@ -14,6 +14,7 @@ from click.testing import Result
 
 from kubeadm_registry import config, members
 from kubeadm_registry.access import session
+from kubeadm_registry.access.lacking import RECORDS_LOST
 from kubeadm_registry.bundle.make import FromLayout, create
 from kubeadm_registry.cli import recover as cli_recover
 from kubeadm_registry.cluster import Cluster
@@ -22,15 +23,19 @@ from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run as run_workflow
-from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.errors import ConnectionFailed, Error
+from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.members import Members
 from kubeadm_registry.phases.workflows import INIT, RECOVER
 from kubeadm_registry.transport.host import Host, Transport
 from kubeadm_registry.transport.ssh import UNREACHABLE
+from kubeadm_registry.upkeep import store
+from kubeadm_registry.upkeep.signed import REPOSITORY
 from tests.unit.backup_site import PAUSE, Site, error, lines
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import ELSEWHERE
 from tests.unit.fake_images import Repositories, Store
+from tests.unit.fake_registry import connector
 from tests.unit.test_garage_layout import Clock
 from tests.unit.test_members import THREE, file
 from tests.unit.test_recovery import OTHERS, after
@@ -38,6 +43,7 @@ from tests.unit.test_workflow import Recorder
 
 pytest_plugins = ["tests.unit.backup_site"]
 APP = "registry.example/team/app"
+NOW = 1_700_000_000
 
 
 @dataclass
@@ -127,6 +133,7 @@ def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     ]
     first = create(tmp_path / "one.tar", {}, images=layouts[:1]).path
     site.registry.store.clear()
+    site.registry.image("kubeadm-registry/canary", "v1")
     site.registry.image(APP, "v1", layer=b"app")
     assert site("seed", "--bundle", first).exit_code == 0
     run_workflow(INIT, site.three.cluster, Recorder(), skip=ELSEWHERE)
@@ -139,6 +146,8 @@ def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(s3, "objects", storage.objects)
     monkeypatch.setattr(s3, "delete", storage.delete)
     monkeypatch.setattr(cli_recover, "answers", lambda _: False)
+    monkeypatch.setattr(cli_recover, "desk", lambda _: connector(site.registry))
+    monkeypatch.setattr(cli_recover, "server_time", lambda _: NOW)
     monkeypatch.setattr(cli_recover, "run", run)
     monkeypatch.setattr(garage_layout, "time", Clock())
     reach = session.reach
@@ -231,6 +240,39 @@ def test_a_tag_that_is_another_image_than_the_bundle_has_stays(world: World) -> 
     assert [one["name"] for one in lines(result)[-1]["missing"]] == [f"{PAUSE}:3.11"]
     assert world.site.registry.store[PAUSE].tags["3.11"] == pushed.digest
     assert world.storage.deleted == [gone]
+
+
+def test_retention_is_paused_for_its_records_may_be_those_of_before(world: World) -> None:
+    """A pin of the last minute may be lost, and with it all that keeps an image."""
+    key = world.site.three.cluster.secrets.retention_key
+    result = world("--yes")
+    assert "retention is paused" not in result.output, "it has never run"
+    with connector(world.site.registry)() as registry:
+        store.restate(registry, key, lambda one: one)
+        assert "retention is paused, for its records may be out of date" in world().output
+        first = store.read_said(registry, key)
+        assert (first.paused, first.why.partition(":")[0]) == (NOW, "recover")
+
+
+def test_retention_without_its_records_is_paused(world: World) -> None:
+    world.storage.broken.add(f"{REPOSITORY}/index.json")
+    key = world.site.three.cluster.secrets.retention_key
+    with connector(world.site.registry)() as registry:
+        store.restate(registry, key, lambda one: one)
+        world.site.registry.nameless.add(REPOSITORY)
+        result = world("--yes", "-o", "json")
+        assert lines(result)[-1]["missing"] == [{"name": REPOSITORY, "reason": RECORDS_LOST[REPOSITORY]}]
+        assert world.storage.deleted == [f"{REPOSITORY}/index.json"]
+        assert store.read_said(registry, key).paused == NOW
+
+
+def test_without_an_executor_it_says_that_retention_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: Cluster) -> Connect:
+        raise Error("no node holds the lease", code="NoExecutor")
+
+    monkeypatch.setattr(cli_recover, "desk", nobody)
+    result = world("--yes")
+    assert (result.exit_code, "retention cannot be paused: no node holds the lease" in result.output) == (0, True)
 
 
 def test_in_a_script_nothing_is_given_up_unasked(world: World) -> None:
