@@ -11,6 +11,7 @@ import pytest
 
 from kubeadm_registry import paths
 from kubeadm_registry.oci import canary
+from tests.lab import images
 from tests.lab.command import wait_until
 from tests.lab.reading import Object, reading
 from tests.lab.registry import Registry
@@ -19,6 +20,7 @@ from tests.lab.web import ask
 
 pytest_plugins = ["tests.lab.registry"]
 
+IMAGE = images.image(seed=501)
 KNOWN = Object(canary.REPOSITORY, canary.MANIFEST.digest, canary.LAYER.digest)
 
 
@@ -62,6 +64,27 @@ def test_another_firewall_takes_the_guard_away_for_a_moment_only(whole: Registry
 
 
 TABLE = ("nft", "list", "table", "inet", paths.PREFIX)
+
+
+def test_a_holder_that_cannot_become_the_writer_gives_the_virtual_ip_up(whole: Registry) -> None:
+    """Its loopback rules are gone and cannot be loaded, so any of its users could push without a login."""
+    if whole.frontend != "zot":
+        pytest.skip("Distribution is written anywhere")
+    host, begin = whole.holder(), time.monotonic()
+    host.sh("mv", paths.GUARD, "/root/guard")
+    try:
+        host.sh("nft", "delete", "table", "inet", paths.PREFIX)
+        wait_until("another holder", lambda: whole.holders() not in ([], [host.name]), seconds=90)
+        moved = time.monotonic() - begin
+        images.push(whole, IMAGE, "tests/unguarded")
+        sys.stdout.write(
+            f"\n  the virtual IP moved after {moved:.1f} s, a push ended {time.monotonic() - begin:.1f} s\n"
+        )
+    finally:
+        host.sh("mv", "/root/guard", paths.GUARD)
+        host.sh("systemctl", "restart", paths.unit("guard"))
+    assert moved > 55
+    assert not images.missing(whole, IMAGE, "tests/unguarded")
 
 
 def test_a_write_that_cannot_reach_the_writer_is_answered(whole: Registry) -> None:
