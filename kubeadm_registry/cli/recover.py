@@ -143,7 +143,8 @@ def _examine(
     examined = lacking.examine(cluster, connect, wanted)
     bundles = lacking.brought_back(examined, given)
     back = {Place(item.repository, item.reference): item for one in bundles for item in one.items}
-    if examined.broken:
+    if examined.broken or examined.lacking:
+        # A run that broke off after the deletion has left frontends that remember what is gone.
         run(renew_blobs(Renewal(examined.broken)), cluster, reporter)
     if not back:
         return examined, []

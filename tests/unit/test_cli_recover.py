@@ -226,6 +226,27 @@ def test_a_second_run_changes_nothing_and_says_the_same(world: World) -> None:
     assert not {"cp-2", "cp-3"} & set(world.site.asked), "nobody is lost any more, so nothing is given up"
 
 
+def test_a_run_that_broke_off_after_the_deletion_is_completed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distribution remembers blobs that are gone, and would take them from nobody until it starts again."""
+    gone, asked = world.lose(APP, "v1"), list[tuple[str, ...]]()
+
+    def killed(workflow: Workflow, cluster: Cluster, reporter: Reporter, **given: Any) -> list[Action]:
+        asked.append(tuple(phase.name for phase in workflow))
+        if asked[-1] == ("blobs", "restart") and asked.count(asked[-1]) == 1:
+            run(workflow[:1], cluster, reporter, **given)
+            raise Error("killed", code="Killed")
+        return run(workflow, cluster, reporter, **given)
+
+    monkeypatch.setattr(cli_recover, "run", killed)
+    assert error(world("--yes", "-o", "json"), 1)["code"] == "Killed"
+    assert world.storage.deleted == [gone]
+    assert world("--yes").exit_code == 5
+    assert asked[-1] == ("blobs", "restart")
+    world.site.registry.image(APP, "v1", layer=b"app")
+    assert world("--yes").exit_code == 0
+    assert asked[-1] != ("blobs", "restart"), "nothing is lost, so nothing starts again"
+
+
 def test_where_all_is_whole_it_says_so(world: World) -> None:
     result = world("--yes")
     assert result.exit_code == 0, result.output
