@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 
 from kubeadm_registry import config, members
-from kubeadm_registry.access import session
+from kubeadm_registry.access import lacking, loading, session
 from kubeadm_registry.access.lacking import RECORDS_LOST
 from kubeadm_registry.bundle.make import FromLayout, create
 from kubeadm_registry.cli import recover as cli_recover
@@ -198,9 +198,22 @@ def test_a_repository_whose_list_of_tags_is_lost_is_made_anew(world: World) -> N
     ]
     assert last["loaded"] == [f"{PAUSE}:3.10", f"{PAUSE}:3.11"]
     assert world.storage.deleted == [f"{APP}/index.json", f"{PAUSE}/index.json"]
+    texts = [one["message"] for one in lines(result) if one.get("level") == "warning"]
+    assert texts.count(f"{APP}: {told}") == 1
     world.site.registry.image(APP, "v1", layer=b"app")
     result = world("--images-from", "list", "-o", "json")
     assert (result.exit_code, lines(result)[-1]["missing"]) == (0, [])
+
+
+def test_a_repository_whose_list_of_tags_goes_is_named_before(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run does not know that there ever was one."""
+    world.storage.broken.add(f"{APP}/index.json")
+    world.site.registry.nameless.add(APP)
+    monkeypatch.setattr(loading, "load_given", lambda *_, **__: 1 / 0)
+    result = world("--yes", "-o", "json")
+    assert (result.exit_code, world.storage.deleted) == (1, [f"{APP}/index.json"])
+    told = [one["message"] for one in lines(result) if one.get("level") == "warning"]
+    assert told.count(f"{APP}: {lacking.NAMES_LOST}") == 1
 
 
 def test_a_manifest_that_is_lost_can_be_pushed_again_and_its_tag_is_named(world: World) -> None:
