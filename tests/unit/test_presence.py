@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -129,6 +131,20 @@ def test_a_block_is_there_if_its_file_is_whole(
     put(C, 3, ".zst")
     wanted = {A: 5, B: 7, C: 9, "d" * 64: 1}
     assert answer({"data": str(tmp_path), "blocks": wanted}, monkeypatch, capsys) == [B, "d" * 64, "end"]
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.EACCES])
+def test_a_block_that_a_broken_disk_does_not_show_is_not_lost(
+    fault: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What no node has is deleted, and this may come back with a check of the file system."""
+
+    def stat(path: Path, **_: object) -> None:
+        raise OSError(fault, os.strerror(fault), str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    told = answer({"data": str(tmp_path), "blocks": {A: 5}}, monkeypatch, capsys)
+    assert told == f"cannot look for blocks: [Errno {fault}] {os.strerror(fault)}: '{tmp_path}/aa/aa/{A}'\n"
 
 
 # ---- asked through SSH -----------------------------------------------------------------------------------------------
