@@ -14,11 +14,12 @@ from kubeadm_registry.components.services import formed
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.config.immutable import NAME
 from kubeadm_registry.errors import ConfigError, ConfigProblem
-from kubeadm_registry.images import inventory
-from kubeadm_registry.images.names import name_of
+from kubeadm_registry.images import graph, inventory
+from kubeadm_registry.images.names import Place, name_of
 from kubeadm_registry.images.pool import Connect, each
 from kubeadm_registry.images.seed import Item
 from kubeadm_registry.members import Members
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import standing
 from kubeadm_registry.upkeep import store
@@ -114,14 +115,19 @@ def _why(digests: Iterable[str]) -> str:
 def missing(connect: Connect, images: Sequence[Image], reasons: Mapping[Image, str]) -> list[Missing]:
     """Those of *images* that the registry does not have, each with its reason if there is one. Raises RegistryError."""
 
-    def ask(registry: Api, image: Image) -> str | None:
-        return retry(lambda: registry.digest(image.repository, image.tag), inventory.PATIENCE)
+    reader = graph.Reader(inventory.PATIENCE)
+
+    def ask(registry: Api, image: Image) -> oci.Descriptor | str | None:
+        return reader.descriptor(registry, Place(image.repository, image.tag))
 
     found = []
-    for image, digest in each(connect, ask, images):
-        if digest != image.digest:
-            other = f"the tag is {digest} now" if digest is not None else "not in the registry"
-            found.append(Missing(image, reasons.get(image, other)))
+    for image, there in each(connect, ask, images):
+        if isinstance(there, oci.Descriptor):
+            why = f"the tag is {there.digest} now" if there.digest != image.digest else ""
+        else:
+            why = there or "not in the registry"
+        if why:
+            found.append(Missing(image, reasons.get(image, why)))
     return found
 
 

@@ -17,7 +17,7 @@ from kubeadm_registry.backup import Backup, Contents, Identities, Passphrase, Pu
 from kubeadm_registry.backup.file import KEYS, NONE, PASSPHRASE, describe, writable
 from kubeadm_registry.backup.gather import gather
 from kubeadm_registry.cli import terminal
-from kubeadm_registry.cli.command import Context, command, file_option
+from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
 from kubeadm_registry.config import DEFAULT_FILE
 from kubeadm_registry.config.document import text_of
 from kubeadm_registry.engine.report import echo, put
@@ -72,6 +72,12 @@ def backup(
     unreachable.
 
     The file is encrypted by age, with a passphrase or for public keys, and signed by the cluster CA.
+
+    \b
+    Exit codes:
+      0  the backup is written, with every image in its list
+      1  failed; a file of before is unchanged
+      5  the backup is written, but its list lacks the named images, whose manifests cannot be read
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
@@ -84,7 +90,10 @@ def backup(
         text = text_of(path or DEFAULT_FILE, "cluster file")
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; its secrets were not compared with those of the others", host=name, level="warning")
-        contents = gather(cluster, text, session.installed(cluster.hosts), None if no_images else connect)
+        contents, lost = gather(cluster, text, session.installed(cluster.hosts), None if no_images else connect)
+    missing = sorted((str(place), why) for place, why in lost.items())
+    for name, why in missing:
+        reporter.note(f"{name} is not in the list of images: {why}", level="warning")
     index = write(file, contents, lock, sign)
     size = file.stat().st_size
     if lock is None:
@@ -93,7 +102,10 @@ def backup(
     reporter.result(
         f"{file}: {size / 1e3:.0f} kB, {describe(index)}; {_held(contents)}",
         path=str(file), size=size, encryption=index.encryption, generation=index.generation, images=index.images,
+        missing=[{"name": name, "reason": why} for name, why in missing],
     )  # fmt: skip
+    if missing:
+        sys.exit(EXIT_DEGRADED)
 
 
 def _lock(

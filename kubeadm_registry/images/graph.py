@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.images.names import Place
@@ -17,6 +18,7 @@ from kubeadm_registry.registry import Api, retry
 _DEPTH = 4
 #: Images that may turn out to be lost before the others are asked for once only.
 _LOST = 3
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,20 @@ class Reader:
     def read(self, registry: Api, where: Place) -> Graph | str | None:
         """The image at *where*; why it cannot be read, or None if it is not there. Raises RegistryError if there is no
         answer at all."""
+        return self._tried(lambda: read(registry, where))
+
+    def descriptor(self, registry: Api, where: Place) -> oci.Descriptor | str | None:
+        """The same of its manifest alone, whose digest the registry tells; its size and type are not known."""
+
+        def ask() -> oci.Descriptor | None:
+            digest = registry.digest(where.repository, where.reference)
+            return None if digest is None else oci.Descriptor(media_type="", digest=digest, size=0)
+
+        return self._tried(ask)
+
+    def _tried(self, work: Callable[[], Found | None]) -> Found | str | None:
         try:
-            return retry(lambda: read(registry, where), self._patience if self._lost < _LOST else 0)
+            return retry(work, self._patience if self._lost < _LOST else 0)
         except RegistryError as error:
             if error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
                 self._lost += 1

@@ -17,6 +17,9 @@ from kubeadm_registry.backup import Image, Passphrase, Pin
 from kubeadm_registry.cli import backup as cli_backup
 from kubeadm_registry.engine.workflow import run as run_workflow
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.images import inventory
+from kubeadm_registry.images.names import Place
+from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.members import Members
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.retention import standing
@@ -95,6 +98,39 @@ def test_it_is_made_while_the_registry_is_down_if_that_is_asked_for(site: Site) 
     assert not (site.folder / "b").exists()
     found = contents_of(site, site.back_up("--no-images"))
     assert (found.images, found.secrets) == (None, FIXED.found)
+
+
+@pytest.mark.parametrize("status", [500, 404], ids=["distribution", "zot"])
+def test_an_image_whose_manifest_is_lost_is_named(site: Site, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "PATIENCE", 0.0)
+    site.registry.refuse = {("HEAD", "/team/app/manifests/v1"): [status] * 9}
+    result = site("backup", "-o", "b", "--recipients-file", public(site.key), "-o", "json")
+    assert result.exit_code == 5, result.output
+    last = lines(result)[-1]
+    assert ([one["name"] for one in last["missing"]], last["images"]) == (["team/app:v1"], 1)
+    assert [one.tag for one in contents_of(site, Path("b")).images or ()] == ["3.10"]
+
+
+def test_a_storage_that_is_out_of_reach_writes_over_no_backup(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zot says 404 for all that it cannot read."""
+    monkeypatch.setattr(inventory, "PATIENCE", 0.0)
+    before = site.back_up().read_bytes()
+    site.registry.refuse = {(method, "/manifests/"): [404] * 99 for method in ("HEAD", "GET")}
+    refused = error(site("backup", "-o", "backup", "--recipients-file", public(site.key), "-o", "json"), 1)
+    assert refused["code"] == "RegistryNotWhole"
+    assert Path("backup").read_bytes() == before
+
+
+def test_a_tag_that_is_deleted_meanwhile_is_none(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = inventory.places
+
+    def places(connect: Connect) -> list[Place]:
+        found = listed(connect)
+        site.registry.store["team/app"].tags.clear()
+        return found
+
+    monkeypatch.setattr(inventory, "places", places)
+    assert [one.tag for one in contents_of(site, site.back_up()).images or ()] == ["3.10"]
 
 
 WRONG = {

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from kubeadm_registry import config, members, paths, pki, secrets
@@ -18,6 +19,7 @@ from kubeadm_registry.components.services import data_directories
 from kubeadm_registry.engine.workflow import run as run_workflow
 from kubeadm_registry.errors import Error, PhaseFailed
 from kubeadm_registry.formats import Found
+from kubeadm_registry.images import inventory
 from kubeadm_registry.members import Members
 from kubeadm_registry.phases.immutable import same_cluster
 from kubeadm_registry.phases.workflows import RESTORE
@@ -27,7 +29,7 @@ from kubeadm_registry.upkeep import store
 from tests.unit.backup_site import FIXED, NAMES, PAUSE, Site, contents_of, error, lines
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
-from tests.unit.fake_images import Repositories, ScopedHandler
+from tests.unit.fake_images import Repositories, ScopedHandler, within
 from tests.unit.fake_registry import connector, serving
 from tests.unit.fakes import Dir
 from tests.unit.test_workflow import ONE, Recorder, contents
@@ -150,6 +152,16 @@ def test_an_image_that_has_another_digest_now_is_not_back() -> None:
         (f"app:v2@{there.digest}", "in none of the bundles"),
         (f"app:v1@{other}", f"the tag is {there.digest} now"),
     ]
+
+
+def test_an_image_that_cannot_be_read_is_not_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On nodes whose data stayed the storage may have lost a part of it: the others are told all the same."""
+    monkeypatch.setattr(inventory, "PATIENCE", 0.0)
+    registry = Repositories()
+    found = [Image("app", tag, registry.image("app", tag, layer=tag.encode()).digest) for tag in ("v1", "v2")]
+    lost = within(registry, lambda asked: httpx.Response(500) if asked.url.path.endswith("/v1") else None)
+    [missing] = restoring.missing(lost, found, {})
+    assert (missing.image.tag, "status 500" in missing.why) == ("v1", True)
 
 
 # ---- pins -----------------------------------------------------------------------------------------------------------
