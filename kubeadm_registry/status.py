@@ -398,7 +398,7 @@ def blocks_lost(count: int) -> str:
     """That no node has so many blocks, and what is to be done about it."""
     return (
         f"no node has {counted(count, 'block')} that images need; "
-        "`images check` names the images: `images delete` these, and push them again"
+        "run `recover` with the bundles that have these images, which loads them again and names the others"
     )
 
 

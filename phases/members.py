@@ -150,7 +150,7 @@ def lost(cluster: Cluster, _: Host) -> Iterator[str]:
         if count := max(backend(cluster.spec).lost(cluster).values(), default=0):
             yield (
                 f"no node has {counted(count, 'block')} that the storage looks for, so this is not waited for: "
-                "`images check` names the images; `images delete` them, and push them again"
+                "run `recover` with the bundles that have the images, which loads them again and names the others"
             )
 
 

@@ -260,6 +260,18 @@ def test_a_run_that_broke_off_after_the_deletion_is_completed(world: World, monk
     assert asked[-1] != ("blobs", "restart"), "nothing is lost, so nothing starts again"
 
 
+def test_no_node_needs_to_be_lost(world: World) -> None:
+    """Of a block that was lost later, neither a deletion nor a seed has the registry take the blob again."""
+    assert world("--yes").exit_code == 0
+    gone = world.lose(PAUSE, "3.10")
+    del world.site.registry.store[PAUSE].tags["3.10"]
+    world.site("seed", "--bundle", world.bundle)
+    assert (world.storage.broken, world.storage.deleted) == ({gone}, [])
+    result = world("-o", "json")
+    assert (result.exit_code, lines(result)[-1]["loaded"]) == (0, [f"{PAUSE}:3.10"])
+    assert (world.storage.broken, world.storage.deleted) == (set(), [gone])
+
+
 def test_where_all_is_whole_it_says_so(world: World) -> None:
     result = world("--yes")
     assert result.exit_code == 0, result.output

@@ -253,7 +253,7 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
                       f"systemctl restart {garage.UNIT}"),
     "unfit": (lambda one: with_agent(one, fit=False), "NodeUnfit", "journalctl"),
     "copying": (lambda one: with_agent(one, conditions=["StorageCopying"]), "StorageCopying", "status"),
-    "lost blocks": (lambda one: with_agent(one, storage_lost=3), "BlocksLost", "kubeadm-registry images check"),
+    "lost blocks": (lambda one: with_agent(one, storage_lost=3), "BlocksLost", "kubeadm-registry recover"),
     "canary": (lambda one: with_agent(one, conditions=["CanaryMissing"]), "CanaryMissing", "kubeadm-registry verify"),
 }  # fmt: skip
 

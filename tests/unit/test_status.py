@@ -173,7 +173,7 @@ def test_lost_blocks_are_said_as_what_they_are(counts: Sequence[int | None], rea
     assert exit_code(found) == code
     if code:
         assert "no node has 3 blocks" in told[0]["message"]
-        assert "images check" in told[0]["message"]
+        assert "`recover`" in told[0]["message"]
         assert found["nodes"][2]["toHeal"]["lost"] == 3
 
 

@@ -116,7 +116,10 @@ def present(snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(
             BLOCKS_LOST, "", f"no node has {counted(max(lost.values()), 'block')} that images need",
             limited([f"{name}: {paths.AGENT_STATE}: storage_lost={count}" for name, count in lost.items()]),
-            (here("images check"), here("images delete IMAGE  # each that it names; then push it again")),
+            (
+                here("images check"),
+                here("recover --bundle BUNDLE  # each that has some of them; push again what is named then"),
+            ),
         )  # fmt: skip
 
 
