@@ -91,7 +91,8 @@ def _places(connect: Connect) -> tuple[list[str], list[Place], dict[Place, str]]
             return error.message
 
     with connect() as registry:
-        repositories = [one for one in sorted(registry.repositories()) if not one.startswith(OURS)]
+        listed = retry(registry.repositories, inventory.PATIENCE)
+    repositories = [one for one in sorted(listed) if not one.startswith(OURS)]
     places: list[Place] = []
     silent: dict[Place, str] = {}
     for repository, tags in each(connect, ask, repositories):

@@ -10,7 +10,7 @@ from kubeadm_registry.images import graph
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
 from kubeadm_registry.images.pool import Connect, each
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Api
+from kubeadm_registry.registry import Api, retry
 
 #: Seconds that one question may be asked again while the registry has no answer.
 PATIENCE = 10.0
@@ -75,7 +75,7 @@ def places(connect: Connect, prefix: str = "", *, everything: bool = False) -> l
     *everything*: with this project's own repository, and the tags that hold lists of referrers.
     """
     with connect() as registry:
-        found = sorted(registry.repositories())
+        found = sorted(retry(registry.repositories, PATIENCE))
     wanted = [
         one
         for one in found
@@ -83,10 +83,14 @@ def places(connect: Connect, prefix: str = "", *, everything: bool = False) -> l
     ]
     return [
         Place(repository, tag)
-        for repository, tags in each(connect, Api.tags, wanted)
+        for repository, tags in each(connect, _tags, wanted)
         for tag in sorted(tags)
         if everything or not REFERRERS_TAG.fullmatch(tag)
     ]
+
+
+def _tags(registry: Api, repository: str) -> list[str]:
+    return retry(lambda: registry.tags(repository), PATIENCE)
 
 
 def look(connect: Connect, where: Sequence[Place], *, referrers: bool) -> list[Image]:

@@ -105,6 +105,13 @@ def test_every_tag_is_listed_with_its_platforms(fake: Repositories) -> None:
     assert pause.referrers == ()
 
 
+def test_a_list_that_does_not_come_at_once_is_asked_for_again(fake: Repositories) -> None:
+    """The virtual IP moves, or the storage has no quorum for a moment, while thousands of repositories are asked."""
+    before = inventory.places(connector(fake))
+    fake.refuse = {("GET", "/v2/_catalog"): [503], ("GET", "/v2/app/tags/list"): [500, 503]}
+    assert inventory.places(connector(fake)) == before
+
+
 def test_what_refers_to_an_image_is_listed_if_asked(fake: Repositories) -> None:
     connect = connector(fake)
     (pause,) = inventory.look(connect, [Place(PAUSE, "3.10")], referrers=True)
