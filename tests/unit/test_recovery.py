@@ -394,7 +394,8 @@ def test_blobs_that_cannot_be_read_are_forgotten(kind: str, restarts: int, monke
         return frozenset(keys)
 
     storage = backend(fake.config.spec)
-    monkeypatch.setattr(storage, "blocks", lambda _, __, keys: [{} if key in there else None for key in keys])
+    monkeypatch.setattr(storage, "blocks", lambda _, __, keys: [{key: 5} if key in there else None for key in keys])
+    monkeypatch.setattr(storage, "lacking", lambda _, __, wanted: frozenset(wanted))
     monkeypatch.setattr(s3, "delete", delete)
     monkeypatch.setattr(renewal, "serves", lambda *_: None)
     unit = frontend(fake.config.spec).SERVICE.unit
