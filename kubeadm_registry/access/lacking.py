@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kubeadm_registry.access import presence
 from kubeadm_registry.access.loading import Given
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import s3
+from kubeadm_registry.components import health, s3
 from kubeadm_registry.components.services import backend, frontend
-from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import check, inventory, seeded
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
@@ -19,6 +20,8 @@ from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.upkeep import signed as retention
 
+#: Seconds that the nodes have to tell each other what objects there are.
+COMPARED_WITHIN = 300.0
 NAMES_LOST = "the storage has lost the list of its tags; push again what is not listed here"
 #: The same for repositories of our own.
 RECORDS_LOST = {
@@ -71,6 +74,14 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
 
 
 def _broken(cluster: Cluster) -> frozenset[str]:
+    # Two nodes that have come just now answer for all three until they have been sent what the third one knows.
+    until = time.monotonic() + COMPARED_WITHIN
+    while told := health.uncompared(health.reports(cluster)):
+        if time.monotonic() > until:
+            raise Error(
+                "; ".join(told), code="StorageUnreadable", hint="see `kubeadm-registry status`, then run it again"
+            )
+        time.sleep(health.APART)
     region = backend(cluster.spec).REGION
     return presence.broken(cluster, [one.key for one in s3.objects(cluster, cluster.hosts[0], region, "")])
 

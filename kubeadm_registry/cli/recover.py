@@ -143,8 +143,8 @@ def _examine(
     examined = lacking.examine(cluster, connect, wanted)
     bundles = lacking.brought_back(examined, given)
     back = {Place(item.repository, item.reference): item for one in bundles for item in one.items}
-    for one in sorted(map(str, examined.nameless)):  # a run that breaks off below names it no more, nor does the next
-        reporter.note(f"{one}: {lacking.NAMES_LOST}", level="warning")
+    for one in sorted(examined.nameless, key=str):  # a run that breaks off below names it no more, nor does the next
+        reporter.note(f"{one}: {examined.lacking[one]}", level="warning")
     if examined.broken or examined.lacking:
         # A run that broke off after the deletion has left frontends that remember what is gone.
         run(renew_blobs(Renewal(examined.broken)), cluster, reporter)
@@ -184,7 +184,7 @@ def _tell(examined: Examined, back: Sequence[Place], changed: int, reporter: Rep
     for name in loaded:
         reporter.note(f"{name}: loaded again")
     for name, why in missing:
-        if why != lacking.NAMES_LOST:  # that was told before it was deleted
+        if why not in (lacking.NAMES_LOST, *lacking.RECORDS_LOST.values()):  # that was told before it was deleted
             reporter.note(f"{name}: {why}", level="warning")
     reporter.note(
         "images that no remaining node ever stored are not listed; compare with a `backup` or pass "

@@ -145,6 +145,18 @@ def lastingly_ill(cluster: Cluster, seconds: float = PATIENCE) -> list[str]:
     return left
 
 
+def uncompared(found: Sequence[Report]) -> list[str]:
+    """Why nodes may not know all objects that the storage has, in sentences; blocks that they lack do not count."""
+    told = []
+    for one in found:
+        tables = ((one.state or {}).get("storage_left") or {}).get("tables", 0)
+        if one.state is None:
+            told.append(f"{one.node}: {one.trouble}")
+        elif tables or one.runs < COMPARED:
+            told.append(f"{one.node}: its storage compares tables, {counted(tables, 'part')} left")
+    return told
+
+
 def problems(found: Sequence[Report]) -> list[str]:
     """Why the registry is not healthy on all nodes, in sentences that begin with a node's name; empty: it is.
 

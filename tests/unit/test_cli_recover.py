@@ -19,6 +19,7 @@ from kubeadm_registry.bundle.make import FromLayout, create
 from kubeadm_registry.cli import recover as cli_recover
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage_layout, links, s3
+from kubeadm_registry.components.health import Report
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Action, Reporter
@@ -226,6 +227,29 @@ def test_a_manifest_that_is_lost_can_be_pushed_again_and_its_tag_is_named(world:
         assert (world.storage.deleted, store.tags) == ([key], {"v1": digest})
     world.site.registry.image(APP, "v1", layer=b"app")
     assert world("--yes").exit_code == 0
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_nothing_is_taken_for_lost_before_the_nodes_have_compared_what_there_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """Two nodes that have just come are a majority, and know nothing yet of what the third one has."""
+    left = [Report("cp-8", {"storage_left": {"blocks": 9, "tables": 3}}), Report("cp-8", {}, runs=4.0)]
+    well = Report("cp-8", {"storage_left": {"blocks": 9, "tables": 0}})
+    asked: list[int] = []
+
+    def reports(_: Cluster) -> list[Report]:
+        asked.append(len(world.storage.deleted))
+        return [left[len(asked) % 2]] if len(asked) < 5 or not ends else [well]
+
+    key = world.lose(APP, "v1")
+    monkeypatch.setattr(lacking.health, "reports", reports)
+    monkeypatch.setattr(lacking, "time", Clock())
+    result = world("--yes", "-o", "json")
+    assert asked[:4] == [0] * 4
+    assert world.storage.deleted == ([key] if ends else [])
+    if not ends:
+        assert error(result, 1)["code"] == "StorageUnreadable"
 
 
 def test_a_second_run_changes_nothing_and_says_the_same(world: World) -> None:
