@@ -102,10 +102,11 @@ def prune(
     back byte for byte when nothing is to go. Raises BundleError if nothing would stay; *what* is its name.
     """
     index = oci.parse(oci.Index, content, what)
-    kept = {entry.digest for entry in index.manifests if entry.platform is None or _fits(entry.platform, wanted)}
+    told = [(entry.digest, _named(entry.platform)) for entry in index.manifests]
+    kept = {digest for digest, platform in told if platform is None or _fits(platform, wanted)}
     kept -= {entry.digest for entry in index.manifests if _ABOUT in (entry.annotations or {})}
     if not kept:
-        raise _not_for(what, wanted, [entry.platform for entry in index.manifests if entry.platform])
+        raise _not_for(what, wanted, [platform for _, platform in told if platform])
     attached = {entry.digest for entry in index.manifests if (entry.annotations or {}).get(_ABOUT) in kept}
     kept |= set(filter(has, attached))
     if len(kept) == len({entry.digest for entry in index.manifests}):
@@ -127,15 +128,21 @@ def platforms_of(layout: Layout, root: oci.Descriptor, held: Collection[str]) ->
     A configuration that is *held* elsewhere, so that *layout* need not have it, says nothing. Raises BundleError.
     """
     if root.media_type in oci.INDEXES:
-        found = [entry.platform for entry in layout.children(root) if entry.platform is not None]
-        return [platform for platform in found if platform.os != "unknown"]
+        found = [_named(entry.platform) for entry in layout.children(root)]
+        return [platform for platform in found if platform and platform.os != "unknown"]
     config = layout.manifest(root).config
     if config.media_type not in oci.CONFIGS or config.digest in held:
         return []
     try:
-        return [oci.Platform.model_validate_json(layout.read(config))]
+        told = _named(oci.Platform.model_validate_json(layout.read(config)))
     except ValidationError:
         return []
+    return [told] if told else []
+
+
+def _named(platform: oci.Platform | None) -> oci.Platform | None:
+    """*platform*, unless it names none: `crane append` and others that start from nothing leave both fields empty."""
+    return platform if platform and platform.os and platform.architecture else None
 
 
 def _not_for(what: str, wanted: Sequence[oci.Platform], there: Iterable[oci.Platform]) -> BundleError:

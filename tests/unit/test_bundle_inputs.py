@@ -263,6 +263,28 @@ def test_what_is_for_no_platform_is_for_all(upstream: FakeUpstream, tmp_path: Pa
     assert len(made.images) == 2
 
 
+@pytest.mark.parametrize("index", [False, True])
+def test_an_empty_platform_is_none(upstream: FakeUpstream, tmp_path: Path, index: bool) -> None:
+    """As `crane append` writes it without a base."""
+    config = upstream.blob(b'{"architecture":"","os":"","rootfs":{"type":"layers","diff_ids":[]}}', oci.CONFIG)
+    manifest = oci.Manifest(config=config, layers=(upstream.blob(b"package"),)).to_json()
+    root = upstream.add("a/package", "v1", manifest, oci.MANIFEST)
+    if index:
+        entry = root.model_copy(update={"platform": oci.Platform(os="", architecture="")})
+        root = upstream.add("a/package", "v1", oci.Index(manifests=(entry,)).to_json(), oci.INDEX)
+    source = FromRegistries((f"{upstream.host}/a/package:v1",), patience=1)
+    for wanted in ((), ("linux/amd64",)):
+        said = Said()
+        create(
+            tmp_path / "a.tar", {}, images=[source], platforms=platforms(wanted), architecture="arm64",
+            cache=tmp_path / "cache", progress=said,
+        )  # fmt: skip
+        assert not [line for line in said if line.startswith("warning")]
+        with Bundle.open(tmp_path / "a.tar") as bundle:
+            assert [one.digest for one in bundle.images.values()] == [root.digest]
+    create(tmp_path / "b.tar", {}, images=[FromLayout(tmp_path / "a.tar")], platforms=platforms(["linux/amd64"]))
+
+
 def test_what_a_delta_leaves_out_is_not_looked_at(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.image("a/b", "v1", b"layer")
     source = FromRegistries((f"{upstream.host}/a/b:v1",), patience=1)
