@@ -16,6 +16,8 @@ from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import full as full_name
 from kubeadm_registry.oci.references import parse
 
+#: The variants that architectures without one mean. Source: normalizeArch in containerd/platforms, database.go.
+_VARIANTS = {"amd64": "v1", "arm": "v7", "arm64": "v8"}
 #: BuildKit's mark of a manifest that tells about another one in the same index, which it names.
 _ABOUT = "vnd.docker.reference.digest"
 
@@ -156,6 +158,10 @@ def _not_for(what: str, wanted: Sequence[oci.Platform], there: Iterable[oci.Plat
 def _fits(platform: oci.Platform, wanted: Sequence[oci.Platform]) -> bool:
     return any(
         (platform.os, platform.architecture) == (one.os, one.architecture)
-        and (one.variant is None or platform.variant == one.variant)
+        and (one.variant is None or _variant(platform) == _variant(one))
         for one in wanted
     )
+
+
+def _variant(platform: oci.Platform) -> str | None:
+    return platform.variant or _VARIANTS.get(platform.architecture)

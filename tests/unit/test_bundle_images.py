@@ -17,7 +17,7 @@ import pytest
 from bundle_files import contents, image, member, resealed, script, tar, write_layout
 
 from kubeadm_registry.bundle import Bundle, platforms, verify
-from kubeadm_registry.bundle.images import prune
+from kubeadm_registry.bundle.images import prune, require
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.bundle.make import FromLayout, create, images_from
 from kubeadm_registry.bundle.make.remote import FromRegistries
@@ -459,6 +459,29 @@ def test_an_index_that_loses_nothing_keeps_its_bytes() -> None:
 def test_a_platform_is_os_and_architecture(text: str) -> None:
     with pytest.raises(ConfigError, match="not a valid platform"):
         platforms([text])
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "fits"),
+    [
+        ("linux/arm64", "linux/arm64/v8", True),
+        ("linux/arm64/v8", "linux/arm64/v8", True),
+        ("linux/arm64/v9", "linux/arm64/v8", False),
+        ("linux/arm", "linux/arm/v7", True),
+        ("linux/arm", "linux/arm/v6", False),
+        ("linux/arm/v6", "linux/arm", True),
+        ("linux/amd64", "linux/amd64/v1", True),
+        ("linux/amd64", "linux/amd64/v3", False),
+        ("linux/riscv64", "linux/riscv64", True),
+    ],
+)
+def test_a_variant_that_is_not_named_is_the_usual_one(there: str, wanted: str, fits: bool) -> None:
+    """As containerd has it: images for arm64 name their variant or do not."""
+    if fits:
+        require("x", platforms([there]), platforms([wanted]))
+    else:
+        with pytest.raises(BundleError, match="not available"):
+            require("x", platforms([there]), platforms([wanted]))
 
 
 def test_an_old_form_of_image_is_refused(upstream: FakeUpstream, tmp_path: Path) -> None:
