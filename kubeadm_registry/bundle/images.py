@@ -37,10 +37,11 @@ def is_program(entry: oci.Descriptor) -> bool:
 def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descriptor]]:
     """Give the full name and the descriptor of each image in *layout*.
 
-    *name* replaces the name of the only image; without tag and digest it goes before the tags that the images have.
-    Raises BundleError for an image without a full name, and if there is no image.
+    *name* replaces the name of the only image; without tag and digest it goes before the tags that the images have,
+    and before the digests of what refers to an image. Raises BundleError for an image without a full name, and if there
+    is no image.
     """
-    found = [entry for entry in layout.index.manifests if not is_program(entry)]
+    found = _roots(layout, [entry for entry in layout.index.manifests if not is_program(entry)])
     if not found:
         raise refused(f"{layout.where} contains no images", hint="check the path given with --images-from")
     told, tagged = _name_of(name)
@@ -54,7 +55,7 @@ def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descrip
     for entry in found:
         full = told if tagged else image_name(entry.annotations)
         if told and not tagged:
-            full = f"{told}:{full}"
+            full = f"{told}@{entry.digest}" if not full and _refers(layout, entry) else f"{told}:{_tag(entry)}"
         reference = parse(full)
         if reference is None:
             raise refused(
@@ -68,6 +69,24 @@ def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descrip
         if entry.media_type not in oci.TREES:
             raise refused(f"{layout.where}: {full} is {entry.media_type}, not an image", hint="save it in OCI format")
         yield full, entry.model_copy(update={"annotations": {oci.REFERENCE_NAME: full}})
+
+
+def _roots(layout: Layout, entries: Sequence[oci.Descriptor]) -> list[oci.Descriptor]:
+    """*entries* without those that have no name and belong to the index of another one: ORAS lists every manifest."""
+    if all(image_name(entry.annotations) for entry in entries) or len(entries) == 1:
+        return list(entries)
+    parts = {part.digest for one in entries if one.media_type in oci.INDEXES for part in layout.children(one)}
+    return [entry for entry in entries if image_name(entry.annotations) or entry.digest not in parts]
+
+
+def _refers(layout: Layout, entry: oci.Descriptor) -> bool:
+    """Whether *entry* refers to another manifest, as signatures do."""
+    return entry.media_type in oci.MANIFESTS and layout.manifest(entry).subject is not None
+
+
+def _tag(entry: oci.Descriptor) -> str:
+    """The tag of *entry*: containerd writes the full name beside it."""
+    return (entry.annotations or {}).get(oci.REFERENCE_NAME) or image_name(entry.annotations)
 
 
 def _name_of(name: str) -> tuple[str, bool]:

@@ -146,6 +146,44 @@ def test_layouts_with_tags_only_get_their_names(tmp_path: Path) -> None:
         assert error.hint
 
 
+def test_a_layout_that_lists_every_manifest(tmp_path: Path) -> None:
+    """As ORAS writes it: the tag, then without a name what the tag's index has, and what refers to it."""
+    files = contents(tagged(tmp_path / "one.tar", "v1"))
+    part = oci.Index.model_validate_json(files[oci.INDEX_FILE]).manifests[0].model_copy(update={"annotations": None})
+    inner = oci.Index(manifests=(part,)).to_json()
+    root = oci.Descriptor(media_type=oci.INDEX, digest=oci.digest_of(inner), size=len(inner))
+    empty = oci.Descriptor(media_type=oci.EMPTY, digest=oci.digest_of(b"{}"), size=2)
+    sbom = oci.Manifest(artifact_type="test/sbom", config=empty, layers=(empty,), subject=root).to_json()
+    refers = oci.Descriptor(media_type=oci.MANIFEST, digest=oci.digest_of(sbom), size=len(sbom))
+    for content in (inner, sbom, b"{}"):
+        files[oci.blob_name(oci.digest_of(content))] = content
+    entries = (root.model_copy(update={"annotations": {oci.REFERENCE_NAME: "v1"}}), part)
+    path = tmp_path / "oras.tar"
+
+    def digests(given: str, *entries: oci.Descriptor) -> dict[str, str]:
+        write_layout(path, {**files, oci.INDEX_FILE: oci.Index(manifests=entries).to_json()})
+        create(tmp_path / "a.tar", {}, images=images_from([], [f"{given}={path}"]), cache=tmp_path / "cache")
+        assert codes(tmp_path / "a.tar") == set()
+        with Bundle.open(tmp_path / "a.tar") as bundle:
+            return {name: one.digest for name, one in bundle.images.items()}
+
+    assert digests("quay.io/app", *entries) == {"quay.io/app:v1": root.digest}
+    assert digests("quay.io/app:v2", *entries) == {"quay.io/app:v2": root.digest}
+    assert digests("quay.io/app", *entries, refers) == {
+        "quay.io/app:v1": root.digest, f"quay.io/app@{refers.digest}": refers.digest,
+    }  # fmt: skip
+    with pytest.raises(BundleError, match="is not the full name of an image"):
+        digests("quay.io/app", part)
+
+
+def test_an_image_of_containerd_gets_another_name(tmp_path: Path) -> None:
+    """It has its full name, and its tag beside that."""
+    names = {oci.CONTAINERD_NAME: "docker.io/library/app:v1", oci.REFERENCE_NAME: "v1"}
+    path = write_layout(tmp_path / "one.tar", image("", **names))
+    made = create(tmp_path / "a.tar", {}, images=images_from([], [f"quay.io/x/app={path}"]), cache=tmp_path / "cache")
+    assert made.images == ("quay.io/x/app:v1",)
+
+
 def test_an_archive_of_docker_gets_its_name(tmp_path: Path) -> None:
     (tmp_path / "none.tar").write_bytes(saved(b"layer", name=None))
     (tmp_path / "named.tar").write_bytes(saved(b"layer"))
