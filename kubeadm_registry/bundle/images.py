@@ -63,6 +63,7 @@ def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descrip
                 hint="write the name before the path, NAME:TAG=PATH for one image or NAME=PATH for all tagged "
                 "images; or save the image by its full name, such as registry.k8s.io/pause:3.10",
             )
+        require_lowercase(full)
         if reference.digest not in ("", entry.digest):
             raise refused(f"{layout.where}: the entry {full} has another digest, {entry.digest}",
                           hint="use its tag or its own digest")  # fmt: skip
@@ -135,6 +136,18 @@ def prune(
     raw: dict[str, Any] = json.loads(content)
     raw["manifests"] = [entry for entry in raw["manifests"] if entry["digest"] in kept]
     return oci.canonical(raw)
+
+
+def require_lowercase(name: str) -> None:
+    """Raise BundleError if the host of the image *name* has uppercase letters.
+
+    It becomes a part of a repository, whose name has none: distribution-spec, "Pulling manifests". Distribution accepts
+    one all the same, zot answers 404, and `images check` takes the name for none.
+    """
+    host, _, _ = name.partition("/")
+    if host != host.lower():
+        raise refused(f"{name}: the host has uppercase letters, which no repository may have",
+                      hint=f"use {host.lower()}, also where the image is used")  # fmt: skip
 
 
 def require(name: str, there: Sequence[oci.Platform], wanted: Sequence[oci.Platform]) -> None:

@@ -124,6 +124,23 @@ def test_no_path_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytes
         images_from([], [text])
 
 
+def test_a_host_with_uppercase_letters_is_refused(tmp_path: Path) -> None:
+    """A repository of that name cannot be pushed to zot."""
+    name = "Registry.Example.com/app:v1"
+    (tmp_path / "list").write_text(f"{name}\n")
+    saved_as, layout = tmp_path / "docker.tar", write_layout(tmp_path / "layout.tar", image(name))
+    saved_as.write_bytes(saved(b"layer", name=name))
+    for given in (tmp_path / "list", layout, saved_as):
+        error = refusal(tmp_path / "a.tar", given)
+        assert error.code == "BundleInputRefused"
+        assert "Registry.Example.com/app:v1: the host has uppercase letters" in error.message
+        assert error.hint == "use registry.example.com, also where the image is used"
+    with pytest.raises(BundleError, match="uppercase"):
+        images_from([name], [])
+    write_layout(layout, image("registry.example.com/app:V1"))
+    assert create(tmp_path / "a.tar", {}, images=images_from([], [layout]), cache=tmp_path / "c").images
+
+
 def test_layouts_with_tags_only_get_their_names(tmp_path: Path) -> None:
     one, two = tagged(tmp_path / "one.tar", "latest"), tagged(tmp_path / "two.tar", "v1", "v2")
 

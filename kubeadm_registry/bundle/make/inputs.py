@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kubeadm_registry.bundle.failures import refused
+from kubeadm_registry.bundle.images import require_lowercase
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.bundle.make import docker_archive
 from kubeadm_registry.bundle.make.images import FromLayout, ImageSource
@@ -58,6 +59,8 @@ def images_from(names: Iterable[str], paths: Iterable[Path | str], *, referrers:
             )
         else:
             wanted.update(names_in(path))
+    for whole in sorted(wanted):
+        require_lowercase(whole)
     if wanted:
         sources.append(FromRegistries(tuple(sorted(wanted)), referrers))
     return sources
