@@ -34,6 +34,8 @@ def text(path: Path, most: int) -> str:
     if len(content) > most:
         raise OSError(None, f"it has more than {most} bytes", str(path))
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise OSError(None, "it is not a text file", str(path)) from error
+        if b"\0" not in content:  # UTF-8 all the same, as an archive of texts may be
+            return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    raise OSError(None, "it is not a text file", str(path))

@@ -73,7 +73,8 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
         content = files.text(file, _LONGEST)
     except OSError as error:
         raise refused(
-            f"cannot read {file}: {error.strerror}", hint="pass a text file, or images in an archive or an OCI layout"
+            f"cannot read {file}: {error.strerror}",
+            hint="pass a text file, or images in an OCI layout or an archive, which must be a regular file and no pipe",
         ) from error
     if _is_manifest(file):
         yield from _in_manifests(file, content)

@@ -413,6 +413,20 @@ def test_what_a_command_writes_is_a_list(soon: None) -> None:
     os.close(end)
 
 
+def test_an_archive_that_a_command_writes_is_refused(soon: None) -> None:
+    """As ``--images-from <(docker save app)``: it would be read from several places at a time."""
+    end, written = os.pipe()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(images_from, [], [Path(f"/dev/fd/{end}")])
+        os.write(written, saved(b"layer"))
+        os.close(written)
+        with pytest.raises(BundleError, match="it is not a text file") as caught:
+            found.result(10)
+    os.close(end)
+    assert "which must be a regular file" in caught.value.hint
+    assert len(caught.value.message) < 200
+
+
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
 def test_a_device_is_no_bundle(path: str, soon: None) -> None:
     with pytest.raises(BundleError, match="it is not a regular file") as caught:
