@@ -293,6 +293,15 @@ def test_an_empty_blob_is_not_missing(fake: FakeRegistry, tmp_path: Path) -> Non
         assert seed.prove(connector(fake), seed.plan(opened), 1) == {}
 
 
+def test_an_empty_blob_that_is_not_served_is_told(fake: FakeRegistry, tmp_path: Path) -> None:
+    """As by zot, which answers 201 when it is pushed and 404 when it is read."""
+    with Bundle.open(write_layout(tmp_path / "empty", image(ONE, b""))) as opened:
+        run(opened, fake, tmp_path)
+        del fake.blobs[oci.digest_of(b"")]
+        [flaw] = seed.prove(connector(fake), seed.plan(opened), 1).values()
+    assert flaw == f"blob {oci.digest_of(b'')}, which is empty, is missing; zot does not serve empty blobs"
+
+
 def test_images_that_containerd_looks_for_elsewhere_are_told(bundle: Bundle) -> None:
     items = seed.plan(bundle)
     assert cli_seed.without_mirror(items, ("registry.k8s.io", "docker.io")) == {"quay.io:443"}

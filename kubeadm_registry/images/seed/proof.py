@@ -28,6 +28,8 @@ def absent(registry: Api, item: Item, *, thorough: bool = True) -> str | None:
             return f"manifest {manifest.digest} is missing"
     for blob in item.blobs:
         last = registry.piece(item.repository, blob.digest, max(0, blob.size - 1), 1)
+        if last is None and not blob.size:  # zot takes it, and does not have it then
+            return f"blob {blob.digest}, which is empty, is missing; zot does not serve empty blobs"
         if last is None or (blob.size and not last):
             return f"blob {blob.digest} is missing"
     return None
