@@ -332,6 +332,7 @@ CHECKS = (
     Check("Inotify", inotify_instances),
     REACHABLE,
     WHOLE,
+    Check("DataMounted", data.mounted),
     Check("DataDirectory", data.suitable),
     Check("DiskSpace", disk),
     Check("Clock", clock, on=leader, alone=True),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kubeadm_registry import containerd, members, paths, secrets
 from kubeadm_registry.agent.promised import NEW
-from kubeadm_registry.cluster import Cluster, leader
+from kubeadm_registry.cluster import Cluster, leader, retiring
 from kubeadm_registry.components import agent, data, helper, network, retention
 from kubeadm_registry.components.services import every_service
 from kubeadm_registry.engine.changes import Absent, Directory, NoService, Steps
@@ -134,6 +134,13 @@ def of_these_members(cluster: Cluster, _: Host) -> Iterator[str]:
         )
 
 
+def at_hand(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The file systems in /etc/fstab at or above the data directory are mounted."""
+    # The secrets go there; without them the images on that disk cannot be read. A node that leaves has none to keep.
+    if host not in retiring(cluster):
+        yield from data.mounted(cluster, host)
+
+
 IMAGES_STAY = Check("ImagesStay", data.astray, mandatory=True)
 MEMBERS_LISTED = Check("MembersListed", of_these_members, on=leader, mandatory=True)
 CONTAINERD = Phase(
@@ -144,7 +151,7 @@ CONTAINERD = Phase(
     one_at_a_time=True,
 )
 SERVICES = Phase("services", "Stop the services and remove their units", services)
-KEEP = Phase("secrets", "Move the secrets to the data directory", keep)
+KEEP = Phase("secrets", "Move the secrets to the data directory", keep, checks=(Check("DataMounted", at_hand),))
 FILES = Phase("files", "Remove configuration, programs and users", files, notices=data.foreign_scratch)
 DATA = Phase("data", "Delete images and secrets (only with --purge-data)", purge, notices=data.foreign_storage)
 RESET_PHASES = (CONTAINERD, SERVICES, KEEP, FILES, DATA)

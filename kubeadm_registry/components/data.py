@@ -20,6 +20,15 @@ until [ -e "$path" ]; do path=$(dirname -- "$path"); done
 while stat -c '%a|%F|%n' -- "$path" || exit 1; [ "$path" != / ]; do path=$(dirname -- "$path"); done
 """
 
+#: Where /etc/fstab mounts something on the way to ``$1``, and nothing is mounted.
+_UNMOUNTED = """
+path=$(realpath -m -- "$1") || exit 0
+findmnt --fstab --noheadings --list --output TARGET 2>/dev/null | while read -r target; do
+  [ "$target" != / ] || continue
+  case "$path/" in "${target%/}/"*) mountpoint -q -- "$target" || echo "$target" ;; esac
+done
+"""
+
 
 def storage(cluster: Cluster) -> str:
     """Where the storage keeps layers and metadata."""
@@ -47,6 +56,18 @@ def suitable(cluster: Cluster, host: Host) -> Iterator[str]:
             yield f"{path} has mode {mode}, so every user could replace the data; run chmod o-w {path}"
     for text in (*foreign_storage(cluster, host), *foreign_scratch(cluster, host)):
         yield f"{text}; move them away, or set spec.dataDirectory to another path"
+
+
+def mounted(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The file systems in /etc/fstab at or above the data directory are mounted."""
+    # What is written below a mount point is out of sight once the disk is there: storage, secrets and what the agent
+    # has promised to the others.
+    wanted = cluster.spec.data_directory
+    for target in host.query("sh", "-c", _UNMOUNTED, "unmounted", wanted).text.splitlines():
+        yield (
+            f"{target} is in /etc/fstab and is not mounted, so {wanted} is on another file system; run "
+            f"`mount {target}`, or remove the entry if its disk is lost"
+        )
 
 
 def astray(cluster: Cluster, host: Host) -> Iterator[str]:

@@ -93,6 +93,8 @@ class FakeTransport:
     tree: dict[str, FileState | Dir | Link] = field(default_factory=lambda: dict.fromkeys(BARE, Dir()))
     users: dict[str, set[str]] = field(default_factory=lambda: {"root": {"root"}})
     groups: set[str] = field(default_factory=lambda: {"root"})
+    #: Mount points of /etc/fstab on which nothing is mounted.
+    unmounted: set[str] = field(default_factory=set)
     #: Users with processes.
     logged_in: set[str] = field(default_factory=set)
     logged_in_with: bytes = b""
@@ -357,6 +359,9 @@ class FakeTransport:
                 assert not isinstance(node, Link)
                 lines.append(f"{node.mode:o}|{'directory' if isinstance(node, Dir) else 'regular file'}|{path}")
         return "\n".join(lines).encode() + b"\n"
+
+    def _unmounted(self, arguments: tuple[str, ...], _: bytes) -> bytes:
+        return b"".join(f"{path}\n".encode() for path in self._above(arguments[0]) if path in self.unmounted)
 
     def _above(self, path: str) -> list[str]:
         """*path* and all folders above it, the innermost first."""
@@ -685,6 +690,7 @@ _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = 
     garage_layout._LOOK: FakeTransport._look,
     garage_layout._REMOVE: FakeTransport._clear,
     data._WAY: FakeTransport._way,
+    data._UNMOUNTED: FakeTransport._unmounted,
     retention._UNITS: FakeTransport._instances,
     retention._REMOVE: FakeTransport._remove_instances,
     helper._SESSIONS: FakeTransport._sessions,

@@ -584,6 +584,18 @@ def test_reset_with_another_data_directory_is_refused_before_anything_is_touched
     assert installed.snapshot() == before
 
 
+def test_reset_puts_no_secrets_below_the_mount_point_of_a_disk_that_is_not_there(
+    run: Terminal, installed: FakeCluster
+) -> None:
+    """Once the disk is mounted nobody would find them, and its images cannot be read without."""
+    installed.servers["cp-2"].unmounted.add("/var/lib/kubeadm-registry")
+    before = installed.snapshot()
+    result = run("reset", "--yes")
+    failed(result, 3)
+    assert "/var/lib/kubeadm-registry is in /etc/fstab and is not mounted" in result.stdout
+    assert installed.snapshot() == before
+
+
 def test_reset_removes_no_directory_that_the_images_are_in(run: Terminal, installed: FakeCluster) -> None:
     server = installed.servers["cp-2"]
     for path in [path for path in server.tree if path.startswith("/var/lib/kubeadm-registry")]:

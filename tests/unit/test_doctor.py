@@ -331,6 +331,17 @@ def test_a_symptom_elsewhere_is_a_warning_behind_the_error_that_may_cause_it() -
     ]
 
 
+@pytest.mark.parametrize(("stores", "found"), [(False, ["DataNotMounted"]), (True, ["DataMounted"])])
+def test_a_disk_that_is_not_mounted_is_told_once_and_also_where_old_data_is_below(
+    stores: bool, found: list[str]
+) -> None:
+    spoilt = replace(
+        with_facts(well("cp-2"), unmounted=[f"{DATA} /dev/sdb1"]), stores=stores,
+        problems=[problem("DataMounted", f"{DATA} is in /etc/fstab and is not mounted")],
+    )  # fmt: skip
+    assert codes(doctor.diagnose(snapshot(cp_2=spoilt))) == found
+
+
 def test_two_nodes_down_are_no_quorum() -> None:
     found = doctor.diagnose(snapshot(cp_2=gone(well("cp-2")), cp_3=gone(well("cp-3"))))
     assert sorted(codes(found)) == ["NoQuorum", "NodeDown", "NodeDown"]

@@ -421,6 +421,37 @@ def test_a_way_in_circles_is_told_as_a_problem(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
+def test_a_data_disk_that_is_not_mounted(good: FakeCluster) -> None:
+    """init would make a new storage below the mount point, and have the agent forget what it has promised."""
+    good.servers["cp-2"].unmounted.add("/var/lib/kubeadm-registry")
+    good.servers["cp-3"].unmounted.add("/srv")
+    assert problems(good) == {
+        "DataMounted": [
+            "/var/lib/kubeadm-registry is in /etc/fstab and is not mounted, so /var/lib/kubeadm-registry is on another "
+            "file system; run `mount /var/lib/kubeadm-registry`, or remove the entry if its disk is lost"
+        ]
+    }
+    assert problems(good, "cp-3") == {}
+
+
+def test_the_script_that_looks_for_what_is_not_mounted(tmp_path: Path) -> None:
+    for name in ("disk", "other", "programs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("disk/new")
+    entries = ("/", f"{tmp_path}/disk", f"{tmp_path}/di", f"{tmp_path}/other", "none")
+    stub(tmp_path / "programs", "findmnt", f"printf '%s\\n' {' '.join(entries)}")
+    host = here(tmp_path / "programs")
+
+    def said() -> str:
+        return host.query("sh", "-c", data._UNMOUNTED, "unmounted", f"{tmp_path}/link/er").text
+
+    assert said() == f"{tmp_path}/disk"
+    stub(tmp_path / "programs", "mountpoint", f'[ "$3" = {tmp_path}/disk ]')
+    assert said() == ""
+    stub(tmp_path / "programs", "findmnt", "exit 1")
+    assert said() == "", "no /etc/fstab"
+
+
 def test_what_finds_a_file_in_a_directory(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     assert data._empty(here(), str(tmp_path))

@@ -75,7 +75,8 @@ def _lost(snapshot: Snapshot, node: NodeSnapshot, facts: Facts) -> Finding:
         mount = (Command(node.name, f"systemctl stop {unit} && mount {target} && systemctl start {unit}"),)
         return Finding(
             NOT_MOUNTED, node.name, f"{target} is not mounted, so {data} is empty",
-            [f"/etc/fstab: {facts.unmounted[0]}", *shown], mount, explains=_users(snapshot) | {"ConfigChanged"},
+            [f"/etc/fstab: {facts.unmounted[0]}", *shown], mount,
+            explains=_users(snapshot) | {"ConfigChanged", "DataMounted"},
         )  # fmt: skip
     return Finding(
         DATA_MISSING, node.name, f"{data} does not contain the storage that this node had",
