@@ -15,8 +15,8 @@ from kubeadm_registry.bundle.programs import MACHINES, architecture_of
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import data
 from kubeadm_registry.components.links import link
-from kubeadm_registry.components.services import backend, services
-from kubeadm_registry.engine.changes import unit_state
+from kubeadm_registry.components.services import backend, services, vip_manager
+from kubeadm_registry.engine.changes import unit_path, unit_state
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.firewall import REACHABLE, WHOLE
@@ -292,10 +292,19 @@ def _same_subnet(one: str, other: str, prefix_length: int) -> bool:
 
 
 def vip_unused(cluster: Cluster, host: Host) -> Iterator[str]:
-    """No other machine uses the virtual IP."""
+    """No other machine and no other program uses the virtual IP."""
+    unit = vip_manager(cluster.spec).SERVICE.unit
     for vip in cluster.spec.vip.addresses:
+        holders = [member for member in cluster.everyone if has_address(member, vip)]
+        # One that has never had our keepalived has the address from another program, such as that of the API server.
+        for other in holders:
+            if other in cluster.hosts and other.read(unit_path(unit)) is None:
+                yield (
+                    f"{vip} is an address of {other.name} already, set by another program or the configuration of the "
+                    "network; set spec.vip.address to an unused address"
+                )
         # A node that cannot be reached by SSH may well have it, and one that leaves gives it up in this run.
-        if cluster.absent or any(has_address(member, vip) for member in cluster.everyone):
+        if cluster.absent or holders:
             continue
         if _answers(host, vip):
             yield f"{vip} is in use by another machine; set spec.vip.address to an unused address"

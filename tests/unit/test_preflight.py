@@ -14,7 +14,8 @@ import pytest
 
 from kubeadm_registry import config, paths
 from kubeadm_registry.cluster import Cluster, MembersChange
-from kubeadm_registry.components import agent, data, links
+from kubeadm_registry.components import agent, data, keepalived, links
+from kubeadm_registry.engine.changes import unit_path
 from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.report import JsonLines
 from kubeadm_registry.engine.workflow import run
@@ -483,6 +484,20 @@ def test_a_vip_that_somebody_has(good: FakeCluster) -> None:
     }
     flushed = [command.argv for command in leader.log].index(("ip", "neigh", "flush", "to", VIP))
     assert flushed < [command.argv[0] for command in leader.log].index("bash"), "an old entry would mislead"
+
+
+def test_a_vip_that_another_program_of_a_node_has(good: FakeCluster) -> None:
+    """Such as that of the API server, by kube-vip or a keepalived of the site: ours would take it away from there."""
+    show = ("ip", "-oneline", "address", "show", "-tentative", "to")
+    good.servers["cp-2"].answer(*show, with_=lambda *_: f"2: eth0 inet {VIP}/32")
+    assert problems(good, "cp-1") == {
+        "VipUnused": [
+            f"{VIP} is an address of cp-2 already, set by another program or the configuration of the network; "
+            "set spec.vip.address to an unused address"
+        ]
+    }
+    good.servers["cp-2"].put(unit_path(keepalived.UNIT), b"")
+    assert problems(good, "cp-1") == {}
 
 
 def test_a_vip_that_a_node_has_which_leaves(good: FakeCluster) -> None:
