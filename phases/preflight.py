@@ -21,6 +21,7 @@ from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.firewall import REACHABLE, WHOLE
 from kubeadm_registry.phases.immutable import OF_MEMBERS
+from kubeadm_registry.pki import BACKDATE, RENEW_BEFORE
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
 SUPPORTED = {
@@ -238,6 +239,19 @@ def _offset(host: Host) -> tuple[float, float]:
     return best
 
 
+def signing_clock(_: Cluster, host: Host) -> Iterator[str]:
+    """The certificates that this machine signs are valid by the nodes' clocks, and renewed in time."""
+    ahead, error = _offset(host)
+    limit, then = (RENEW_BEFORE, "expire before they are renewed") if ahead > 0 else (BACKDATE, "are not valid yet")
+    if abs(ahead) - error > limit.total_seconds():
+        where = "ahead of" if ahead > 0 else "behind"
+        yield (
+            f"the clock of {host.name} is {abs(ahead) / 86400:.1f} days {where} that of this machine, and the limit "
+            f"is {limit.days} day{'s' * (limit.days > 1)}: the certificates that it signs {then} on the "
+            "nodes; set the clock that is wrong, here or on all nodes"
+        )
+
+
 KEEP_TIME = (
     "run chrony (or systemd-timesyncd) on all nodes, on an air-gapped site with one of them as the source; "
     "see docs/recovery.md, Clocks"
@@ -345,6 +359,7 @@ CHECKS = (
     Check("DataDirectory", data.suitable),
     Check("DiskSpace", disk),
     Check("Clock", clock, on=leader, alone=True),
+    Check("SigningClock", signing_clock, on=leader),
     Check("TimeSync", time_sync),
     Check("VipInSubnet", vip_in_subnet),
     Check("VipUnused", vip_unused, on=leader),

@@ -351,9 +351,23 @@ def test_the_script_that_asks_for_the_time_service(tmp_path: Path, container: in
         assert said == ["NTPSynchronized=no", "Leap status     : Normal", "running chrony"]
 
 
-def test_all_clocks_wrong_together_are_no_problem(good: FakeCluster) -> None:
-    for server in good.servers.values():
-        server.answer("date", with_=lambda *_: f"{time.time() - 10**8:.9f}\n")
+@pytest.mark.parametrize(
+    ("days", "words"),
+    [
+        (-0.9, ""),
+        (170, ""),
+        (-1100, "the clock of cp-1 is 1100.0 days behind that of this machine, and the limit is 1 day: the "
+                "certificates that it signs are not valid yet on the nodes; set the clock that is wrong, here or "
+                "on all nodes"),
+        (3650, "the clock of cp-1 is 3650.0 days ahead of that of this machine, and the limit is 180 days: the "
+               "certificates that it signs expire before they are renewed on the nodes; set the clock that is wrong, "
+               "here or on all nodes"),
+    ],
+)  # fmt: skip
+def test_all_clocks_wrong_together_are_one_problem_for_who_signs(good: FakeCluster, days: float, words: str) -> None:
+    """As on a site without internet, whose nodes agree on some year."""
+    set_clocks(good, *[days * 86400] * 3)
+    assert problems(good, "cp-1") == ({"SigningClock": [words]} if words else {})
     assert problems(good) == {}
 
 
