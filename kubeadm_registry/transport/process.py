@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, Protocol
@@ -93,8 +96,17 @@ class Until:
         return bytes(self.data[self._after :])
 
 
+#: What a login shell may read otherwise than sh, also in single quotes: csh ends a command at the end of a line, and
+#: takes ``!`` for an earlier command; fish takes two backslashes for one.
+_OTHERWISE = re.compile(r"[\n!\\]")
+#: Runs the words that ``$1`` has in base64, quoted.
+_DECODED = 'eval "exec $(printf %s "$1" | base64 -d)"'
+
+
 def start_argv(argv: Sequence[str], mark: str) -> list[str]:
     """The command that sets the environment, prints *mark* on lines of its own and runs *argv*."""
+    if any(map(_OTHERWISE.search, argv)):
+        argv = ("sh", "-c", _DECODED, "decoded", base64.b64encode(os.fsencode(shlex.join(argv))).decode())
     return ["sh", "-c", _START, "start", mark, *argv]
 
 

@@ -2,6 +2,7 @@ import hashlib
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -737,3 +738,18 @@ def test_this_machine_without_sudo(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConnectionFailed, match="no such program: sudo"):
         Local("cp-1")
+
+
+@pytest.mark.parametrize("word", ["two\nlines", "a!b", "back\\slash \\\\ twice", "it's", "ü $HOME `id` *"])
+def test_the_login_shell_of_the_user_gets_nothing_that_it_reads_otherwise_than_sh(word):
+    """csh ends a command at the end of a line and replaces ``!``, fish reads backslashes in single quotes."""
+    words = start_argv(["printf", "%s|", word, "last"], "MARK")
+    assert not any(re.search(r"[\n!]|\\\\|\\'", one) for one in words)
+    for shell in filter(shutil.which, ("sh", "bash", "tcsh", "fish", "zsh")):
+        said = subprocess.run([shell, "-c", shlex.join(words)], capture_output=True, check=True).stdout.decode()
+        assert said == f"MARK\n{word}|last|", shell
+
+
+def test_the_status_of_a_program_that_is_started_so_is_its_own():
+    words = start_argv(["sh", "-c", "exit 3\n"], "MARK")
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 3
