@@ -357,6 +357,7 @@ CHECKS = (
     WHOLE,
     Check("DataMounted", data.mounted),
     Check("DataDirectory", data.suitable),
+    Check("DataFileSystem", data.on_a_disk),
     Check("DiskSpace", disk),
     Check("Clock", clock, on=leader, alone=True),
     Check("SigningClock", signing_clock, on=leader),

@@ -20,6 +20,12 @@ until [ -e "$path" ]; do path=$(dirname -- "$path"); done
 while stat -c '%a|%F|%n' -- "$path" || exit 1; [ "$path" != / ]; do path=$(dirname -- "$path"); done
 """
 
+#: The kind of file system on which ``$1`` is, or will be, as stat names it.
+_KIND = 'p=$1; until [ -e "$p" ]; do p=$(dirname -- "$p"); done; stat -f -c %T -- "$p"'
+#: Those on which the storage's database, which writes through memory mappings and locks (LMDB), may lose data, or that
+#: nodes may share. "fuseblk" is all of FUSE.
+_REMOTE = frozenset({"nfs", "smb", "smb2", "cifs", "ceph", "afs", "v9fs", "lustre", "gpfs", "fuseblk"})
+_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 #: Where /etc/fstab mounts something on the way to ``$1``, and nothing is mounted.
 _UNMOUNTED = """
 path=$(realpath -m -- "$1") || exit 0
@@ -67,6 +73,22 @@ def mounted(cluster: Cluster, host: Host) -> Iterator[str]:
         yield (
             f"{target} is in /etc/fstab and is not mounted, so {wanted} is on another file system; run "
             f"`mount {target}`, or remove the entry if its disk is lost"
+        )
+
+
+def on_a_disk(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The data directory is on a local disk: not on a network file system, not in memory."""
+    wanted = cluster.spec.data_directory
+    kind = host.query("sh", "-c", _KIND, "kind", wanted).text
+    if kind in _REMOTE:
+        yield (
+            f"{wanted} is on a network or FUSE file system ({kind}), on which the storage's database (LMDB) may lose "
+            "data; mount a local disk there, or set spec.dataDirectory to another path"
+        )
+    elif kind in _IN_MEMORY:
+        yield (
+            f"{wanted} is in memory ({kind}), and empty after a reboot; mount a disk there, or set "
+            "spec.dataDirectory to another path"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from kubeadm_registry.components import links
+from kubeadm_registry.components import data, links
 from kubeadm_registry.containerd import survey
 from kubeadm_registry.phases import preflight
 from tests.unit.fake_cluster import FakeCluster
@@ -54,6 +54,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("sh", "-c", links.BLOCKED, "blocked")
     server.answer("sh", "-c", links.TOO_LARGE, "mtu")
     server.answer("sh", "-c", preflight._FREE, "free", with_=free("/", 200))
+    server.answer("sh", "-c", data._KIND, "kind", with_="xfs\n")
     server.answer("date", "+%s.%N", with_=lambda *_: f"{time.time():.9f}\n")
     server.answer("sh", "-c", preflight._TIME, "time", with_="NTPSynchronized=yes\nrunning systemd-timesyncd\n")
     server.answer("sh", "-c", survey._ASK, "ask", survey.UNIT, with_=CONTAINERD)

@@ -436,6 +436,26 @@ def test_a_way_in_circles_is_told_as_a_problem(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        *((kind, None) for kind in ("ext2/ext3", "xfs", "btrfs", "zfs", "overlayfs", "UNKNOWN (0x1)", "")),
+        ("nfs", "/var/lib/kubeadm-registry is on a network or FUSE file system (nfs), on which the storage's database "
+                "(LMDB) may lose data; mount a local disk there, or set spec.dataDirectory to another path"),
+        ("tmpfs", "/var/lib/kubeadm-registry is in memory (tmpfs), and empty after a reboot; mount a disk there, or "
+                  "set spec.dataDirectory to another path"),
+    ],
+)  # fmt: skip
+def test_a_data_directory_that_is_on_no_local_disk(good: FakeCluster, kind: str, problem: str | None) -> None:
+    """Such as one export that is mounted on all nodes: each would take the files of the others for its own."""
+    good.servers["cp-2"].answer("sh", "-c", data._KIND, "kind", "/var/lib/kubeadm-registry", with_=f"{kind}\n")
+    assert problems(good) == ({} if problem is None else {"DataFileSystem": [problem]})
+
+
+def test_the_script_that_asks_for_the_kind_of_a_file_system() -> None:
+    assert here().query("sh", "-c", data._KIND, "kind", "/proc/no such/folder").text == "proc"
+
+
 def test_a_data_disk_that_is_not_mounted(good: FakeCluster) -> None:
     """init would make a new storage below the mount point, and have the agent forget what it has promised."""
     good.servers["cp-2"].unmounted.add("/var/lib/kubeadm-registry")
