@@ -199,6 +199,8 @@ def _image(repository: str, registry: Api, reference: str) -> graph.Graph | None
         return retry(lambda: graph.read(registry, place), PATIENCE)
     except RegistryError as error:
         if error.code != "ImageInvalid":
+            if error.status >= 500:  # for all of PATIENCE
+                error.hint = "if `status` says that blocks are lost, run `recover` first: it deletes what is left"
             raise
         digest = retry(partial(registry.digest, repository, reference), PATIENCE)
         return graph.Graph(place, oci.Descriptor(media_type="", digest=digest, size=0), {}) if digest else None

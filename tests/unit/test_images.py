@@ -299,6 +299,14 @@ def test_a_tag_whose_manifest_is_lost_goes(fake: Repositories, untags: bool) -> 
     )  # fmt: skip
 
 
+def test_a_manifest_that_cannot_be_read_sends_to_recover(fake: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delete, "PATIENCE", 0.1)
+    monkeypatch.setattr(fake, "refusal", lambda _, path: 500 if path.endswith("manifests/v2") else None)
+    with pytest.raises(RegistryError, match="status 500") as caught:
+        delete_all(fake, "app:v1")
+    assert "run `recover` first" in caught.value.hint
+
+
 def test_a_lost_tag_that_was_pushed_again_stays(fake: Repositories) -> None:
     fake.store["app"].tags["lost"] = f"sha256:{64 * 'd'}"
     connect = connector(fake)
