@@ -77,7 +77,7 @@ def backup(
     Exit codes:
       0  the backup is written, with every image in its list
       1  failed; a file of before is unchanged
-      5  the backup is written, but its list lacks the named images, whose manifests cannot be read
+      5  the backup is written; its list lacks images that cannot be read
     """
     if click.get_current_context().invoked_subcommand is not None:
         return

@@ -131,7 +131,7 @@ def test_blocks_that_no_node_has_are_not_waited_for(replacing: tuple[FakeCluster
     assert clock.now < 140
     [told] = lost(cluster, cluster.hosts[0])
     assert told.startswith("no node has 3 blocks")
-    assert "images delete" in told
+    assert "run `recover`" in told
 
 
 def test_blocks_that_cannot_be_got_from_a_disk_are_waited_for(
