@@ -187,6 +187,16 @@ def printed_fingerprint(certificate: str) -> str:
     return found.upper()
 
 
+def addresses(certificate: str) -> list[str]:
+    """The IP addresses that *certificate* names. Raises ValueError if it is none, or names nobody."""
+    leaf = x509.load_pem_x509_certificate(certificate.encode())
+    try:
+        named = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound as error:
+        raise ValueError(str(error)) from error
+    return [str(one) for one in named.get_values_for_type(x509.IPAddress)]
+
+
 def expiry(certificate: str) -> datetime:
     """When *certificate* (PEM; the first one in the text) ends."""
     return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc

@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import pytest
 
+from kubeadm_registry import paths, pki
 from kubeadm_registry.access.membership import Request
-from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.cluster import Cluster, retiring
 from kubeadm_registry.components import keepalived
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import PreflightFailed
+from kubeadm_registry.phases import moves
 from kubeadm_registry.phases.changing import carry_out
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS
 from kubeadm_registry.transport.host import Host
+from tests.unit.fake_cluster import authority
 from tests.unit.installed import fresh
 from tests.unit.test_members import FOUR, SKIP, THREE, changed, file, planned
 from tests.unit.test_vip_move import World, impatient
@@ -82,18 +85,41 @@ def test_where_it_cannot_be_planned_it_moves_when_clients_have_ended(leaving: tu
     assert any("no planned move" in text and host == "cp-1" for host, text in recorder.notes)
 
 
+def dual(cluster: Cluster) -> Cluster:
+    """*cluster* with a virtual IP of two addresses. The list of members has one address of each node."""
+    vip = cluster.spec.vip.model_copy(update={"secondary_address": "fd00::10"})
+    return replace(
+        cluster, config=cluster.config.model_copy(update={"spec": cluster.spec.model_copy(update={"vip": vip})})
+    )
+
+
 def test_a_node_whose_secondary_address_is_not_known_gives_it_up_when_clients_have_ended(
     leaving: tuple[World, Cluster],
 ) -> None:
-    """The list of members has one address of each, and the file does not list it any more."""
+    """The file does not list it any more, and its certificate has one address, as that of a node that was cut off."""
     world, cluster = leaving
-    two = cluster.spec.vip.model_copy(update={"secondary_address": "fd00::10"})
-    spec = cluster.spec.model_copy(update={"vip": two})
     recorder = Recorder()
-    cluster = replace(cluster, config=cluster.config.model_copy(update={"spec": spec}))
-    carry_out((), cluster, recorder)
+    carry_out((), dual(cluster), recorder)
     assert world.story == []
-    assert any("secondary address is not known" in text and host == "cp-1" for host, text in recorder.notes)
+    assert any(
+        "secondary address is not in its certificate" in text and host == "cp-1" for host, text in recorder.notes
+    )
+
+
+def test_the_secondary_address_of_a_node_that_leaves_is_in_its_certificate(
+    leaving: tuple[World, Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, cluster = leaving
+    names = ("cp-1", "10.0.0.11", "fd00::11", "10.0.0.10", "fd00::10", "localhost", "127.0.0.1", "::1")
+    made = pki.issue(authority(), "cp-1", names)
+    [left] = [host for host in retiring(cluster) if host.name == "cp-1"]
+    left.transport.put(paths.NODE_PEM, f"{made.certificate}{made.key}")  # type: ignore[attr-defined]
+    asked: list[Cluster] = []
+    monkeypatch.setattr(moves, "away", lambda before, *_, **__: asked.append(before) or ())
+    recorder = Recorder()
+    carry_out((), dual(cluster), recorder)
+    assert [one.node(left).addresses for one in asked] == [("10.0.0.11", "fd00::11")]
+    assert not [text for _, text in recorder.notes if "no planned move" in text]
 
 
 def test_a_dry_run_and_a_refused_change_move_nothing(leaving: tuple[World, Cluster]) -> None:
