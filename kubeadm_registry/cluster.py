@@ -180,7 +180,7 @@ def as_it_is(cluster: Cluster) -> Cluster:
     lost = leaving.keys() - {host.name for host in hosts}
     return replace(
         cluster,
-        config=cluster.config.model_copy(update={"spec": cluster.spec.model_copy(update={"nodes": nodes})}),
+        config=cluster.config.with_spec(nodes=nodes),
         hosts=hosts,
         absent=dict.fromkeys(sorted(lost), "it cannot be reached"),
         change=None,

@@ -56,8 +56,7 @@ def _with_both_addresses(cluster: Cluster, holder: Host) -> Cluster:
         return cluster
     known = node.model_copy(update={"secondary_address": found[0]})
     nodes = tuple(known if one.name == node.name else one for one in cluster.spec.nodes)
-    spec = cluster.spec.model_copy(update={"nodes": nodes})
-    return replace(cluster, config=cluster.config.model_copy(update={"spec": spec}))
+    return replace(cluster, config=cluster.config.with_spec(nodes=nodes))
 
 
 def _holder(cluster: Cluster) -> Host | None:

@@ -59,7 +59,7 @@ def wanted(config: RegistryCluster, request: Request) -> RegistryCluster:
             "a registry cannot be replaced", code="OneNode",
             hint=f"install a new registry on {request.joins} with `init`, and fill it with `seed` and `skopeo copy`",
         )  # fmt: skip
-    return config.model_copy(update={"spec": config.spec.model_copy(update={"nodes": nodes})})
+    return config.with_spec(nodes=nodes)
 
 
 @contextmanager

@@ -254,6 +254,10 @@ class RegistryCluster(Model):
     def _without_status(cls, value: Any) -> Any:
         return _without(value, {"status"})
 
+    def with_spec(self, **values: object) -> Self:
+        """The same file with other *values* of its specification, by attribute, which are not checked."""
+        return self.model_copy(update={"spec": self.spec.model_copy(update=values)})
+
 
 def load(path: Path | None) -> RegistryCluster:
     """Read the cluster file *path*, ``./cluster.yaml`` if None. Raises ConfigError with every problem at once."""

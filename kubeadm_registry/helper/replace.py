@@ -92,7 +92,7 @@ def wanted(here: Host, old: str, new: Node) -> RegistryCluster:
         if node.name in (old, new.name):
             nodes.append(new)
     ssh = config.spec.ssh.model_copy(update={"identity_file": replacing.KEY})
-    return config.model_copy(update={"spec": config.spec.model_copy(update={"nodes": tuple(nodes), "ssh": ssh})})
+    return config.with_spec(nodes=tuple(nodes), ssh=ssh)
 
 
 def require_same_settings(cluster: Cluster) -> None:
@@ -117,8 +117,7 @@ def require_same_settings(cluster: Cluster) -> None:
 
 def _apart(config: RegistryCluster) -> RegistryCluster:
     """*config* without its nodes, and files that only one machine has."""
-    update = {"nodes": (), "ssh": config.spec.ssh.without_files()}
-    return config.model_copy(update={"spec": config.spec.model_copy(update=update)})
+    return config.with_spec(nodes=(), ssh=config.spec.ssh.without_files())
 
 
 class _Progress:

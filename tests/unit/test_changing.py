@@ -88,9 +88,7 @@ def test_where_it_cannot_be_planned_it_moves_when_clients_have_ended(leaving: tu
 def dual(cluster: Cluster) -> Cluster:
     """*cluster* with a virtual IP of two addresses. The list of members has one address of each node."""
     vip = cluster.spec.vip.model_copy(update={"secondary_address": "fd00::10"})
-    return replace(
-        cluster, config=cluster.config.model_copy(update={"spec": cluster.spec.model_copy(update={"vip": vip})})
-    )
+    return replace(cluster, config=cluster.config.with_spec(vip=vip))
 
 
 def test_a_node_whose_secondary_address_is_not_known_gives_it_up_when_clients_have_ended(
