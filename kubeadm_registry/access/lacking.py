@@ -17,7 +17,7 @@ from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.registry import Api
 from kubeadm_registry.upkeep import signed as retention
 
 #: Seconds that the nodes have to tell each other what objects there are.
@@ -97,13 +97,12 @@ def _places(connect: Connect) -> tuple[list[str], list[Place], dict[Place, str]]
 
     def ask(registry: Api, repository: str) -> list[str] | str:
         try:
-            return sorted(retry(lambda: registry.tags(repository), inventory.PATIENCE))
+            return inventory.tags_of(registry, repository)
         except RegistryError as error:
             return error.message
 
     with connect() as registry:
-        listed = retry(registry.repositories, inventory.PATIENCE)
-    repositories = [one for one in sorted(listed) if not one.startswith(OURS)]
+        repositories = [one for one in inventory.repositories(registry) if not one.startswith(OURS)]
     places: list[Place] = []
     silent: dict[Place, str] = {}
     for repository, tags in each(connect, ask, repositories):

@@ -8,9 +8,9 @@ Run on the node with this source alone; the request stands on standard input:
 The first asks Garage's admin API, with the token in the file *token*, about the objects *keys* of the bucket with the
 global alias *bucket*, and prints a line of JSON for each, in their order: null if it is not there, else a list of
 [hash, bytes]; it is empty for an object so small that it stands in the tables. The bytes of an object whose list of
-blocks is lost are a block that no node has. The second looks for files of *blocks*,
-by hash with their bytes (null: not known), below the directory *data*, and prints each hash that is not there whole. A
-file system that does not tell is an error: what no node has is deleted. The last line is ``end``.
+blocks is lost are a block that no node has. The second looks for files of *blocks*, by hash with their bytes (null: not
+known), below the directory *data*, and prints each hash that is not there whole. A file system that does not tell is an
+error: what no node has is deleted. The last line is ``end``.
 
 Source: ``InspectObject`` of the admin API v2, and ``block_dir_from`` in block/layout.rs of Garage 2.3.
 """

@@ -156,7 +156,7 @@ def _examine(
     )  # fmt: skip
     after = lacking.examine(cluster, connect, wanted)
     told = {one: why for one, why in examined.lacking.items() if one in after.lacking or one in examined.nameless}
-    return replace(after, lacking={**after.lacking, **told}), list(back)
+    return replace(after, lacking={**after.lacking, **told}, nameless=examined.nameless), list(back)
 
 
 def _pause_retention(cluster: Cluster, examined: Examined, reporter: Reporter) -> None:
@@ -167,7 +167,7 @@ def _pause_retention(cluster: Cluster, examined: Examined, reporter: Reporter) -
     why = "recover: check pins and clusters, then run `kubeadm-registry retention resume`"
     try:
         with desk(cluster)() as registry:
-            lost = Place(REPOSITORY) in examined.lacking
+            lost = Place(REPOSITORY) in examined.nameless
             if not lost and not retry(lambda: registry.tags(REPOSITORY), store.PATIENCE):
                 return  # it has never run
             now = server_time(cluster)
@@ -183,8 +183,9 @@ def _tell(examined: Examined, back: Sequence[Place], changed: int, reporter: Rep
     loaded = sorted(str(one) for one in back if one in examined.whole)
     for name in loaded:
         reporter.note(f"{name}: loaded again")
+    told = {str(one) for one in examined.nameless}  # before these were deleted
     for name, why in missing:
-        if why not in (lacking.NAMES_LOST, *lacking.RECORDS_LOST.values()):  # that was told before it was deleted
+        if name not in told:
             reporter.note(f"{name}: {why}", level="warning")
     reporter.note(
         "images that no remaining node ever stored are not listed; compare with a `backup` or pass "

@@ -75,7 +75,7 @@ def places(connect: Connect, prefix: str = "", *, everything: bool = False) -> l
     *everything*: with this project's own repository, and the tags that hold lists of referrers.
     """
     with connect() as registry:
-        found = sorted(retry(registry.repositories, PATIENCE))
+        found = repositories(registry)
     wanted = [
         one
         for one in found
@@ -83,14 +83,20 @@ def places(connect: Connect, prefix: str = "", *, everything: bool = False) -> l
     ]
     return [
         Place(repository, tag)
-        for repository, tags in each(connect, _tags, wanted)
-        for tag in sorted(tags)
+        for repository, tags in each(connect, tags_of, wanted)
+        for tag in tags
         if everything or not REFERRERS_TAG.fullmatch(tag)
     ]
 
 
-def _tags(registry: Api, repository: str) -> list[str]:
-    return retry(lambda: registry.tags(repository), PATIENCE)
+def repositories(registry: Api) -> list[str]:
+    """All of them, sorted; asked again for PATIENCE seconds. Raises RegistryError."""
+    return sorted(retry(registry.repositories, PATIENCE))
+
+
+def tags_of(registry: Api, repository: str) -> list[str]:
+    """Its tags, in the same way."""
+    return sorted(retry(lambda: registry.tags(repository), PATIENCE))
 
 
 def look(connect: Connect, where: Sequence[Place], *, referrers: bool) -> list[Image]:
