@@ -88,21 +88,32 @@ def test_a_node_that_gets_no_adverts_leaves_the_addresses_to_the_holder(both: Re
 
 
 def test_a_node_that_loses_packets_does_not_take_the_addresses_from_one_that_is_well(both: Registry) -> None:
-    """It has the higher priority, and misses three adverts in a row every few seconds."""
-    last = list(both.servers.values())[-1]
-    lossy = next(iter(both.servers.values()))
-    if both.holder() is not last:
-        both.cli("vip", "move", last.name)
-        both.wait_whole()
-    taken, end = 0, time.monotonic() + 30
-    with filtered(lossy, "numgen random mod 100 < 25"):
-        while time.monotonic() < end:
-            holders = both.holders()
-            taken += lossy.name in holders
-            assert last.name in holders
-            time.sleep(0.1)
+    """It has the higher priority, and misses three adverts in a row every few seconds.
+
+    On a busy machine the holder itself may not be well for a moment, and gives them up by itself; then once more.
+    """
+    lossy, *_, last = both.servers.values()
+    for attempt in range(3):
+        if both.holder() is not last:
+            both.cli("vip", "move", last.name)
+        both.wait_whole(60)
+        begin, looks, taken, stayed = time.time(), 0, 0, True
+        with filtered(lossy, "numgen random mod 100 < 25"):
+            while stayed and time.time() < begin + 30:
+                holders = both.holders()
+                looks, taken, stayed = looks + 1, taken + (lossy.name in holders), last.name in holders
+                time.sleep(0.1)
+        journals = both.journals(begin)
+        beaten = [line for line in journals.splitlines() if f" {last.name} " in line and "higher priority" in line]
+        assert not beaten, journals
+        sys.stdout.write(
+            f"\n  {both.frontend}: a quarter of packets lost ({attempt + 1}): two holders in {taken} of {looks} looks"
+        )
+        if stayed:
+            break
+    else:
+        pytest.fail(f"{last.name} gave the addresses up each time:\n{journals}")
     wait_until("one holder", lambda: both.holders() == [last.name], seconds=10)
-    sys.stdout.write(f"\n  {both.frontend}: a quarter of the packets lost for 30 s: a second holder in {taken} looks\n")
     both.wait_whole(60)
 
 
