@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import multiprocessing
 import os
 import signal
@@ -38,11 +39,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(%(default)s)")
     parser.add_argument("--minutes", type=float, default=0.0, help="begin no more after so long; 0: run all")
     parser.add_argument("--into", type=Path, help="record blocks of seeds in this directory, skip those that are there")
+    parser.add_argument(
+        "--publish", action="store_true", help=f"put what --into has from seed 0 on into {record.RAN.name}"
+    )
     options = parser.parse_args(arguments)
     if options.into and (
         options.mutant or options.frontend or options.first % record.BLOCK or options.count % record.BLOCK
     ):
         parser.error(f"--into takes whole blocks of {record.BLOCK} seeds of all frontends, and no mutants")
+    if options.publish:
+        if not options.into or options.kind:
+            parser.error("--publish takes --into, and all kinds")
+        return publish(options.into)
     if options.mutants:
         return all_mutants()
     with MUTANTS[options.mutant].applied() if options.mutant else contextlib.nullcontext():
@@ -124,11 +132,16 @@ def many(options: argparse.Namespace) -> int:
     """Run all that is not recorded yet, and tell how it goes."""
     book = record.Record(options.into, options.kind) if options.into else None
     recorded, left_out = book.read() if book else ({}, 0)
+    published = counted(book) if book and not (options.kind or options.first) else record.Ran("")
+    recorded = {first: block for first, block in recorded.items() if first >= published.seeds}
     size, end = record.BLOCK if book else CHUNK, options.first + options.count
     chunks = [
-        range(first, min(first + size, end)) for first in range(options.first, end, size) if first not in recorded
+        range(first, min(first + size, end))
+        for first in range(max(options.first, published.seeds), end, size)
+        if first not in recorded
     ]
     summary = Summary()
+    summary.merge(published.summary)
     for part in recorded.values():
         summary.merge(part)
     before, planned = summary.total(), sum(map(len, chunks))
@@ -160,6 +173,26 @@ def many(options: argparse.Namespace) -> int:
         f" on {options.processes} processes"
     )
     return 1 if summary.broken else 0
+
+
+def counted(book: record.Record) -> record.Ran:
+    """What the project says has run, if it is of the same sources as *book*; else nothing has."""
+    with contextlib.suppress(FileNotFoundError):
+        ran = record.Ran.read(record.RAN)
+        if ran.digest == book.digest:
+            return ran
+    return record.Ran(book.digest)
+
+
+def publish(directory: Path) -> int:
+    """Put what has run from seed 0 on into the project's file, and print the table of it."""
+    book = record.Record(directory, "")
+    ran = counted(book)
+    blocks = ran.go_on(book.read()[0])
+    ran.write(record.RAN, datetime.datetime.now(datetime.UTC).date())
+    print(ran.summary.table())
+    print(f"\n{ran.seeds:,} schedules from seed 0 on, {blocks * record.BLOCK:,} of them new")
+    return 1 if ran.summary.broken else 0
 
 
 def tell_broken(summary: Summary) -> None:

@@ -1,10 +1,15 @@
-"""What came of blocks of seeds, a file for each, so that a long run can be interrupted and go on."""
+"""What came of blocks of seeds, a file for each, so that a long run can be interrupted and go on.
+
+What has run from seed 0 on is put into one file of the project, `ran.json`, so that it counts on every machine.
+"""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from tests.simulation.summary import Row, Summary
 
 FORMAT = 1
 BLOCK = 100  # seeds: what an interrupt loses of each process
+RAN = Path(__file__).with_name("ran.json")
 
 
 class Record:
@@ -25,19 +31,8 @@ class Record:
 
     def write(self, first: int, summary: Summary) -> None:
         """Record the block that begins with the seed *first*; its file is whole, or not there."""
-        document = {
-            **self._head(first),
-            "rows": {kind: asdict(row) for kind, row in summary.rows.items()},
-            "broken": summary.broken,
-        }
         self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / f"{self._name()}-{first:09}.json"
-        part = path.with_suffix(".part")
-        with part.open("w") as file:
-            json.dump(document, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        _write(self.directory / f"{self._name()}-{first:09}.json", {**self._head(first), **_document(summary)})
 
     def read(self) -> tuple[dict[int, Summary], int]:
         """What is recorded by first seeds, and how many files do not count: of other sources, or not to be read."""
@@ -63,8 +58,61 @@ class Record:
         first = document["seeds"][0]
         if {key: document[key] for key in self._head(first)} != self._head(first):
             raise ValueError("of other sources, or in another format")
-        rows = {kind: Row(**row) for kind, row in document["rows"].items()}
-        summary = Summary(rows, [(int(seed), str(kind), str(text)) for seed, kind, text in document["broken"]])
+        summary = _summary(document)
         if summary.total().schedules != BLOCK:
             raise ValueError("not all seeds are counted")
         return first, summary
+
+
+@dataclass
+class Ran:
+    """All schedules of the seeds 0 to *seeds* - 1, made by the sources with *digest*, ended on the day *until*."""
+
+    digest: str
+    seeds: int = 0
+    until: str = ""
+    summary: Summary = field(default_factory=Summary)
+
+    @classmethod
+    def read(cls, path: Path) -> Ran:
+        """What the project's file says. Raises OSError, ValueError and others if it cannot be read."""
+        document = json.loads(path.read_bytes())
+        if document["format"] != FORMAT:
+            raise ValueError(f"{path}: another format")
+        ran = cls(document["sources"], document["seeds"], document["until"], _summary(document))
+        if ran.summary.total().schedules != ran.seeds:
+            raise ValueError(f"{path}: not all seeds are counted")
+        return ran
+
+    def go_on(self, blocks: Mapping[int, Summary]) -> int:
+        """Count those of *blocks*, by first seeds, that follow without a gap, and say how many they are."""
+        before = self.seeds
+        while self.seeds in blocks:
+            self.summary.merge(blocks[self.seeds])
+            self.seeds += BLOCK
+        return (self.seeds - before) // BLOCK
+
+    def write(self, path: Path, today: datetime.date) -> None:
+        """Say what has run until *today*; the file is whole, or as before."""
+        self.until = today.isoformat()
+        head = {"format": FORMAT, "sources": self.digest, "seeds": self.seeds, "until": self.until}
+        _write(path, {**head, **_document(self.summary)})
+
+
+def _document(summary: Summary) -> dict[str, Any]:
+    return {"rows": {kind: asdict(row) for kind, row in sorted(summary.rows.items())}, "broken": summary.broken}
+
+
+def _summary(document: dict[str, Any]) -> Summary:
+    rows = {kind: Row(**row) for kind, row in document["rows"].items()}
+    return Summary(rows, [(int(seed), str(kind), str(text)) for seed, kind, text in document["broken"]])
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    with part.open("w") as file:
+        json.dump(document, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

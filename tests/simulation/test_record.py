@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation import __main__, record, sources
-from tests.simulation.record import Record
+from tests.simulation.record import RAN, Ran, Record
 from tests.simulation.summary import Row, Summary
 
 LOADED = """
@@ -28,6 +29,7 @@ def block(schedules: int, *broken: tuple[int, str, str]) -> Summary:
 @pytest.fixture
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
     monkeypatch.setattr(record, "BLOCK", 4)
+    monkeypatch.setattr(record, "RAN", tmp_path / "ran.json")
     return Record(tmp_path / "new", "frozen")
 
 
@@ -103,6 +105,63 @@ def test_only_whole_blocks_are_recorded(book: Record, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         __main__.main(["--count", "6", "--into", str(book.directory)])
     assert "whole blocks of 4 seeds" in capsys.readouterr().err
+
+
+@pytest.fixture
+def all_kinds(book: Record) -> Record:
+    """What ran of all kinds: the first two blocks, and the fourth."""
+    book = Record(book.directory, "")
+    for first in (0, 4, 12):
+        book.write(first, block(4))
+    return book
+
+
+def test_what_ran_without_a_gap_is_published_and_need_not_run_again(
+    all_kinds: Record, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    into = ["--into", str(all_kinds.directory)]
+    assert __main__.main([*into, "--publish"]) == 0
+    assert "8 schedules from seed 0 on, 8 of them new" in capsys.readouterr().out
+    for path in all_kinds.directory.iterdir():
+        path.unlink()  # another machine
+    ran: list[range] = []
+
+    def chunk(kind: str, frontend: str, seeds: range) -> tuple[int, Summary]:
+        ran.append(seeds)
+        return seeds.start, block(len(seeds), (13, "frozen", "one store: two")) if seeds.start == 12 else block(4)
+
+    monkeypatch.setattr(__main__, "chunk", chunk)
+    assert __main__.main([*into, "--count", "16", "--processes", "1"]) == 1
+    assert ran == [range(8, 12), range(12, 16)]
+    assert "| all | 16 |" in capsys.readouterr().out
+    assert __main__.main([*into, "--publish"]) == 1, "one broke"
+    published = Ran.read(record.RAN)
+    assert (published.seeds, published.summary.broken) == (16, [(13, "frozen", "one store: two")])
+    assert published.summary.total() == Row(16, openings=12, recovery=0.25)
+
+
+def test_what_other_sources_did_does_not_count(all_kinds: Record, capsys: pytest.CaptureFixture[str]) -> None:
+    Ran("others", 4, "", block(4)).write(record.RAN, datetime.date(2026, 1, 2))
+    assert __main__.main(["--into", str(all_kinds.directory), "--publish"]) == 0
+    assert Ran.read(record.RAN).digest == sources.digest()
+    assert "8 schedules from seed 0 on, 8 of them new" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"seeds": 12}, {"rows": {}}], ids=str)
+def test_a_published_file_that_is_not_right_is_refused(book: Record, change: dict[str, object]) -> None:
+    Ran(book.digest, 8, "", block(8)).write(record.RAN, datetime.date(2026, 1, 2))
+    record.RAN.write_text(json.dumps({**json.loads(record.RAN.read_text()), **change}))
+    with pytest.raises(ValueError, match=r"counted|format"):
+        __main__.main(["--into", str(book.directory), "--publish"])
+
+
+def test_the_documentation_shows_what_ran() -> None:
+    ran = Ran.read(RAN)
+    shown = (sources.ROOT / "docs/simulation.md").read_text()
+    assert ran.summary.table() in shown
+    seeds = f"Seeds 0 to {ran.seeds - 1:,}, until {ran.until}"
+    now = f"{seeds}, by the present sources" if ran.digest == sources.digest() else f"{seeds}, by earlier sources"
+    assert now in shown
 
 
 def test_all_modules_that_a_schedule_is_made_by_are_in_the_digest() -> None:
