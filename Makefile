@@ -74,9 +74,11 @@ manifests: setup
 	$(PYTHON) -m kubeadm_registry.custom_resources manifests
 	$(PYTHON) -m tests.monitoring.wrapped
 
+# In CI apart: make unit UNIT='not slow', and make unit UNIT=slow beside the lab.
+UNIT ?= slow or not slow
 unit: setup
 	@$(PYTHON) -m tests.lab.programs haproxy > /dev/null
-	.venv/bin/pytest -q -m 'not long' --numprocesses=auto tests/unit tests/simulation
+	.venv/bin/pytest -q -m 'not long and ($(UNIT))' --numprocesses=auto tests/unit tests/simulation
 
 lab: programs
 	@$(PYTHON) -m tests.lab.programs keepalived > /dev/null

@@ -22,7 +22,10 @@ HERE = Path(__file__).parent
 #: Files whose tests measure no time and wait for nothing that other work could delay too much. Those of a lane share
 #: what they boot, and no lane waits for another. What stands in none runs alone.
 LANES: Mapping[str, tuple[str, ...]] = {
-    "registry": ("bundle_debian", "images", "init", "mirrors", "onefile", "rescue", "retention", "runbook", "tool"),
+    "registry": (
+        "bundle_debian", "images", "init", "mirrors", "onefile", "push_pull", "rescue", "retention", "retention_units",
+        "rollout", "runbook", "seed", "tool", "upload",
+    ),
     "parts": (
         "deltas", "doctor_question", "engine", "guard", "kubeadm_config", "lab", "registries", "reset", "trash",
     ),

@@ -13,6 +13,8 @@ from tests.simulation.mutants import MUTANTS, edit
 from tests.simulation.run import run
 from tests.simulation.schedule import KINDS, ZOT, make
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_rule_is_found(name: str) -> None:

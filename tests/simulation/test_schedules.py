@@ -11,6 +11,8 @@ from tests.simulation.quick import quick
 from tests.simulation.run import run
 from tests.simulation.schedule import DISTRIBUTION, ZOT
 
+pytestmark = pytest.mark.slow
+
 COUNT = int(os.environ.get("KUBEADM_REGISTRY_SCHEDULES", "2000"))
 SHARD = 50
 #: Schedules that came near a bound, far beyond those that are run here, with their kind.

@@ -42,6 +42,8 @@ from tests.unit.test_members import THREE, file
 from tests.unit.test_recovery import OTHERS, after
 from tests.unit.test_workflow import Recorder
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.unit.backup_site"]
 APP = "registry.example/team/app"
 NOW = 1_700_000_000

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,8 @@ from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order, undo
 from kubeadm_registry.upkeep import planning, running, store
 from tests.unit.fake_images import Repositories, answered, plain, within
+
+pytestmark = pytest.mark.slow
 
 KEY = "the key of the ledger"
 NOW, DAY = 1_800_000_000, 86400

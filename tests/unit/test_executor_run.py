@@ -29,6 +29,8 @@ from kubeadm_registry.upkeep import planning, reading, running, store
 from kubeadm_registry.upkeep.signed import Record
 from tests.unit.fake_images import Repositories, Store, answered, plain, within
 
+pytestmark = pytest.mark.slow
+
 KEY = "the key of the ledger"
 NOW, DAY = 1_800_000_000, 86400
 TAGS = tuple(f"v{number}" for number in range(1, 9))

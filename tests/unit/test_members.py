@@ -39,6 +39,8 @@ from tests.unit.installed import fresh
 from tests.unit.kills import every
 from tests.unit.test_workflow import Recorder
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "members.json"
 THREE = {"cp-1": "10.0.0.11", "cp-2": "10.0.0.12", "cp-3": "10.0.0.13"}
 FOUR = {**THREE, "cp-4": "10.0.0.14"}

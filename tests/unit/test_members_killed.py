@@ -28,6 +28,8 @@ from tests.unit.kills import AT_EACH, every
 from tests.unit.test_members import FOUR, SKIP, THREE, agents, file, listed
 from tests.unit.test_workflow import Recorder
 
+pytestmark = pytest.mark.slow
+
 PRIVATE = pki.ssh_key()[0]
 KEYS = "/root/.ssh/authorized_keys"
 LEAVE = Request(leaves="cp-2")

@@ -35,6 +35,8 @@ from tests.unit.fake_registry import connector
 from tests.unit.kills import every
 from tests.unit.test_collect import DAY, World, blob, world  # noqa: F401  the fixture
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_795_000_000.0
 
 

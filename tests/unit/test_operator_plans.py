@@ -45,6 +45,8 @@ from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
 from tests.unit.test_cli_retention_runs import DAY, Site, takes_long
 from tests.unit.test_operator_carrying import AUTOMATIC, KEY, Operator
 
+pytestmark = pytest.mark.slow
+
 STATUSES: dict[str, type[BaseModel]] = {
     "registryclusters": ClusterStatus,
     "registrypolicies": PolicyStatus,

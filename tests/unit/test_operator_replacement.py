@@ -20,6 +20,8 @@ from kubeadm_registry.operator.replacement import Machine, Replace, Seen, Snapsh
 from tests.unit.fake_cluster import host_key
 from tests.unit.test_members import FOUR, THREE, file
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_795_000_000.0
 HOUR = 3600.0
 LISTED = Members(4, THREE)

@@ -33,6 +33,8 @@ from tests.unit.test_garage_layout import Clock
 from tests.unit.test_members import FOUR, THREE, agents, file, listed
 from tests.unit.test_workflow import Recorder
 
+pytestmark = pytest.mark.slow
+
 LEFT = {"cp-1": "10.0.0.11"}
 OTHERS = {**LEFT, "cp-8": "10.0.0.18", "cp-9": "10.0.0.19"}
 MIXED = {"cp-2": "10.0.0.12", **LEFT, "cp-9": "10.0.0.19"}

@@ -34,6 +34,8 @@ from tests.unit.fake_registry import connector, serving
 from tests.unit.fakes import Dir
 from tests.unit.test_workflow import ONE, Recorder, contents
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.unit.backup_site"]
 
 GARAGE = "/var/lib/kubeadm-registry/garage"

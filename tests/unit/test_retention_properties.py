@@ -23,6 +23,8 @@ from kubeadm_registry.retention.protected import subject_of_tag
 from kubeadm_registry.retention.uses import failed_list
 from tests.unit.retention_worlds import DAY, World, random_world, world
 
+pytestmark = pytest.mark.slow
+
 WORLDS = int(os.environ.get("KUBEADM_REGISTRY_RETENTION", "500"))
 MOST_SEARCHED = 20_000
 #: Tests that share the worlds, so that every processor has some; each has worlds of its own, and others in each run.

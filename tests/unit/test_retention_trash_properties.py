@@ -20,6 +20,8 @@ from kubeadm_registry.retention.trash import Trash, Trashed
 from tests.unit.retention_worlds import World, random_world, world
 from tests.unit.test_retention_properties import MOST_SEARCHED, PARTS, WORLDS, broken, closure, present
 
+pytestmark = pytest.mark.slow
+
 
 def ordered(
     made: World, inventory: Inventory, trash: Trash, *, workloads: Workloads | None = None, now: int = 0

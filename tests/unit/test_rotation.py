@@ -25,6 +25,8 @@ from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority, fixed_sec
 from tests.unit.installed import fresh
 from tests.unit.test_workflow import Recorder
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("cp-1", "cp-2", "cp-3")
 FIXED = fixed_secrets(NAMES)
 #: containerd is another test's.

@@ -29,6 +29,8 @@ from tests.unit.fake_cluster import FakeCluster
 from tests.unit.test_vip_move import World, impatient
 from tests.unit.test_workflow import Recorder
 
+pytestmark = pytest.mark.slow
+
 #: What other tests run, for the fake hosts know nothing of it; by node as well.
 OF_INIT = ("preflight", "verify", "containerd")
 KNOWN_HERE = tuple(phase for phase in NODE if phase.name not in OF_INIT)

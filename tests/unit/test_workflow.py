@@ -32,6 +32,8 @@ from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import UNITS, FakeTransport
 
+pytestmark = pytest.mark.slow
+
 ONE = config.SMALLEST.replace("    - {name: cp-2, address: 10.0.0.12}\n    - {name: cp-3, address: 10.0.0.13}\n", "")
 MOTD = "/etc/motd"
 
