@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,11 +147,14 @@ def describe(index: Index) -> str:
     return {PASSPHRASE: "encrypted with a passphrase", NONE: "not encrypted"}.get(index.encryption, index.encryption)
 
 
-def writable(path: Path, sign: Path | None = None) -> Path:
-    """The file to write for *path*, before long work that ends with it. Raises ConfigError, also for the key *sign*."""
+def writable(path: Path, sign: Path | None = None, inputs: Iterable[Path] = ()) -> Path:
+    """The file to write for *path*, before long work that ends with it: none of the *inputs*.
+
+    Raises ConfigError, also for the key *sign*.
+    """
     if sign is not None:
         signing.require(sign)
-    return temporary.target(path, [sign] if sign is not None else [])
+    return temporary.target(path, [*filter(None, (sign,)), *inputs])
 
 
 def write(path: Path, contents: Contents, lock: PublicKeys | Passphrase | None, sign: Path | None = None) -> Index:

@@ -84,7 +84,7 @@ def backup(
     reporter = context.reporter()
     if file is None:
         raise ConfigError("no output file", hint="name it with -o FILE", code="UsageInvalid")
-    writable(file, sign)
+    writable(file, sign, [path or DEFAULT_FILE, *filter(None, (passphrase_file,)), *lists])
     lock = _lock(file, passphrase_file, recipients, lists, unencrypted=no_encryption)
     with terminal.registry(path, reporter) as (cluster, connect, _):
         text = text_of(path or DEFAULT_FILE, "cluster file")

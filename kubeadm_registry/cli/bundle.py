@@ -106,13 +106,14 @@ def create(
     """
     reporter = context.reporter()
     files = {name: Path(value) for name, value in pairs(given, "--program").items()}
+    cluster_file = path or config.DEFAULT_FILE  # never replaced, also where it is not read: -o is not -f
     if images_only and (with_ or given):
         raise ConfigError("--images-only excludes programs", hint="omit --with and --program", code="UsageInvalid")
     if images_only:
         chosen: tuple[str, ...] = ()
     elif with_:
         chosen = names(with_)
-    elif path is not None or config.DEFAULT_FILE.exists():
+    elif path is not None or cluster_file.exists():
         chosen = wanted(config.load(path))
     else:
         chosen = wanted(config.parse(config.SMALLEST, "defaults"))
@@ -126,7 +127,7 @@ def create(
             platforms=bundle.platforms(names(platforms)),
             since=since,
             sign=sign,
-            inputs=[*(make.named(one)[1] for one in paths), *files.values()],
+            inputs=[cluster_file, *(make.named(one)[1] for one in paths), *files.values()],
             architecture=architecture or "",
             progress=reporter.note,
             meter=reporter.progress,

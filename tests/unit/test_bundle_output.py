@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kubeadm_registry import config
 from kubeadm_registry.bundle import temporary, verify
 from kubeadm_registry.bundle.make import FromLayout, create
 from kubeadm_registry.cli.bundle import _ended_by_signals
@@ -113,9 +114,12 @@ def test_nothing_that_it_is_made_of_is_replaced(run: Terminal) -> None:  # noqa:
     script(run.folder / "garage")
     key = keygen(run.folder / "key")
     (run.folder / "list").write_text("registry.k8s.io/pause:3.10\n")
+    for name in ("cluster.yaml", "other.yaml"):
+        (run.folder / name).write_text(config.SMALLEST)
     before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
     common = ("bundle", "create", "--with", "garage", "--program", "garage=garage", "--images-from", "pause.tar")
-    for name, more in [("garage", ()), ("pause.tar", ()), ("key", ("--sign", str(key)))]:
+    theirs = [("cluster.yaml", ()), ("other.yaml", ("-f", "other.yaml")), ("key", ("--sign", str(key)))]
+    for name, more in [("garage", ()), ("pause.tar", ()), *theirs]:
         result = run(*common, "-o", name, *more, "--format", "json")
         failed(result, 2)
         assert lines(result)[-1]["code"] == "OutputInvalid"

@@ -121,6 +121,17 @@ def test_a_storage_that_is_out_of_reach_writes_over_no_backup(site: Site, monkey
     assert Path("backup").read_bytes() == before
 
 
+def test_nothing_that_it_is_made_of_is_replaced(site: Site) -> None:
+    """The passphrase least of all: the backup could not be opened any more."""
+    Path("words").write_text("correct horse battery staple\n")
+    Path("keys").write_text(public(site.key).read_text())
+    ways = [("words", ("--passphrase-file", "words")), ("keys", ("--recipients-file", "keys"))]
+    for name, lock in [*ways, ("cluster.yaml", ways[0][1])]:
+        before = Path(name).read_text()
+        assert error(site("backup", "-o", name, *lock, "-o", "json"), 2)["code"] == "OutputInvalid"
+        assert Path(name).read_text() == before
+
+
 def test_a_tag_that_is_deleted_meanwhile_is_none(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = inventory.places
 
