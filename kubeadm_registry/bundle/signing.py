@@ -30,6 +30,8 @@ MAX_KEYS = 16 * 1024 * 1024
 _PATIENCE, _CHECK = 300, 30
 #: The name in a file of allowed signers for those who are known by their key alone.
 _ANYBODY = "bundle"
+#: A public key in a line of either kind of file: OpenSSH begins all of them with the length of their name.
+_A_KEY = re.compile(r"\b(ssh|ecdsa|sk)-[a-z0-9@.-]+ AAAA")
 _PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?")
 
 
@@ -121,14 +123,26 @@ class Untrusted(ValueError):
 
 
 def trusted_keys(path: Path) -> str:
-    """The text of *path*, a public key or a file of allowed signers. Raises ConfigError (KeyUnreadable)."""
+    """The text of *path*, a public key or a file of allowed signers.
+
+    Raises ConfigError (KeyUnreadable, KeyUnusable).
+    """
     try:
-        return files.text(path, MAX_KEYS)
+        text = files.text(path, MAX_KEYS)
     except OSError as error:
         raise ConfigError(
             f"cannot read the key {path}: {error.strerror}", code="KeyUnreadable",
             hint="check the path and its permissions",
         ) from error  # fmt: skip
+    # What is no list of keys, unlike an empty one, is a mistake: "signed by another key" would accuse a good signature.
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if lines and not any(map(_A_KEY.search, lines)):
+        private = "PRIVATE KEY-----" in text
+        raise ConfigError(
+            f"{path} {'is a private key' if private else 'has no public SSH key'}", code="KeyUnusable",
+            hint=f"pass the public key{f', {path}.pub' if private else ' or an allowed-signers file'}",
+        )  # fmt: skip
+    return text
 
 
 def signer(content: bytes, made: bytes, keys: str, namespace: str) -> str:

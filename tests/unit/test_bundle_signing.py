@@ -230,6 +230,19 @@ def test_keys_that_cannot_sign(unsigned: Path, tmp_path: Path, monkeypatch: pyte
     assert caught.value.code == "KeyUnreadable"
 
 
+@pytest.mark.parametrize("wrong", ["private", "text"])
+def test_a_file_without_a_public_key_accuses_no_signature(
+    unsigned: Path, keys: dict[str, Path], tmp_path: Path, wrong: str
+) -> None:
+    sign_file(unsigned, keys["ed25519"])
+    (tmp_path / "text").write_text("apiVersion: kubeadm-registry.dev/v1alpha1\n")
+    key = keys["ed25519"] if wrong == "private" else tmp_path / wrong
+    with pytest.raises(ConfigError) as caught:
+        who(unsigned, key)
+    assert caught.value.code == "KeyUnusable"
+    assert (f"{key}.pub" in caught.value.hint) == (wrong == "private")
+
+
 def test_no_ssh_keygen(unsigned: Path, keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     sign_file(unsigned, keys["ed25519"])
     monkeypatch.setenv("PATH", "/nowhere")
