@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from kubeadm_registry.addresses import endpoint, is_ipv6
+from kubeadm_registry.addresses import endpoint, is_ipv6, normal
 from kubeadm_registry.config.model import Node, Spec
 
 CRI_SOCKET = "unix:///run/containerd/containerd.sock"
@@ -102,7 +102,12 @@ def cautions(spec: Spec) -> list[str]:
             "set it to the version whose images are in the registry"
         )
     used = spec.kubernetes.control_plane_endpoint or endpoint(spec.nodes[0].address, _API_PORT)
-    host = used.rpartition(":")[0].strip("[]")
+    host = normal(re.sub(":[0-9]+$", "", used).strip("[]"))  # the port may be missing: kubeadm has a default
+    if host in (spec.vip.name, *spec.vip.addresses) and len(spec.nodes) > 1:
+        found.append(
+            f"controlPlaneEndpoint is {used} on the virtual IP of the registry, which a node may hold that has no API "
+            "server yet; set spec.kubernetes.controlPlaneEndpoint to an address or name that follows the API servers"
+        )
     node = next((node for node in spec.nodes if host in (node.name, *node.addresses)), None)
     if node is not None and len(spec.nodes) > 1:
         found.append(

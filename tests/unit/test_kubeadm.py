@@ -103,13 +103,24 @@ def test_an_endpoint_of_the_users() -> None:
     assert "This is the first server" not in text
 
 
-@pytest.mark.parametrize("used", [None, "10.0.0.12:6443", "cp-2:6443", "[fd00::12]:6443"])
+@pytest.mark.parametrize("used", [None, "10.0.0.12:6443", "10.0.0.12", "cp-2", "cp-2:6443", "[FD00::12]:6443"])
 def test_the_address_of_one_node_is_no_endpoint_of_a_cluster(used: str | None) -> None:
     nodes = [{"name": f"cp-{n}", "address": f"10.0.0.1{n}", "secondaryAddress": f"fd00::1{n}"} for n in (1, 2, 3)]
     wanted = spec(*nodes, vip={"address": VIP, "secondaryAddress": "fd00::10"}, version="v1.36.3")
     kubernetes = wanted.kubernetes.model_copy(update={"control_plane_endpoint": used})
     [said] = cautions(wanted.model_copy(update={"kubernetes": kubernetes}))
     assert said.startswith(f"controlPlaneEndpoint is {used or '10.0.0.11:6443'} on the single node cp-")
+
+
+@pytest.mark.parametrize("used", ["10.0.0.10:6443", "10.0.0.10", "[FD00:0::10]:6443", "[fd00::10]", "registry.lan"])
+def test_the_virtual_ip_does_not_follow_the_api_servers(used: str) -> None:
+    """README, "Limits of high availability": it follows the registry, also to a node that is not joined yet."""
+    nodes = [{"name": f"cp-{n}", "address": f"10.0.0.1{n}", "secondaryAddress": f"fd00::1{n}"} for n in (1, 2, 3)]
+    vip = {"address": VIP, "secondaryAddress": "fd00::10", "name": "registry.lan"}
+    wanted = spec(*nodes, vip=vip, version="v1.36.3")
+    kubernetes = wanted.kubernetes.model_copy(update={"control_plane_endpoint": used})
+    [said] = cautions(wanted.model_copy(update={"kubernetes": kubernetes}))
+    assert said.startswith(f"controlPlaneEndpoint is {used} on the virtual IP of the registry")
 
 
 def test_an_endpoint_that_leads_to_all_and_a_single_node_are_fine() -> None:
