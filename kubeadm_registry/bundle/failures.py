@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from kubeadm_registry.errors import BundleError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kubeadm_registry.errors import BundleError, damaged
 from kubeadm_registry.formats import HINT, NewerFormat
 
 
@@ -23,6 +26,21 @@ def refused(message: str, *, hint: str) -> BundleError:
 def unavailable(message: str, *, hint: str) -> BundleError:
     """Something that should go into a bundle cannot be fetched or built on this machine."""
     return BundleError(message, code="BundleInputUnavailable", hint=hint)
+
+
+#: What to do about an archive or a layout that images are taken from, and that is no bundle yet.
+SAVE_AGAIN = "save the image again, or copy the archive again if the copy is truncated"
+
+
+@contextmanager
+def of_inputs() -> Iterator[None]:
+    """Within it what is wrong with an image's file is not mended by creating a bundle: that is what is being done."""
+    try:
+        yield
+    except BundleError as error:
+        if error.hint not in (damaged("").hint, incomplete("").hint):
+            raise
+        raise BundleError(error.message, code=error.code, hint=SAVE_AGAIN) from error
 
 
 class CacheDamaged(BundleError):

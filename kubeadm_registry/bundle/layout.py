@@ -62,12 +62,15 @@ class ArchiveStore:
 
 
 class DirectoryStore:
-    """A layout in a directory. Links in it are refused: they could lead anywhere."""
+    """A layout in a directory. Links in it are refused: they could lead anywhere. Of another directory nothing is read.
+
+    Raises OSError for a part of it that cannot be listed: what is in there would count as missing.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         sizes = {}
-        for folder, folders, names in os.walk(path):
+        for folder, folders, names in os.walk(path, onerror=_fail) if (path / oci.LAYOUT_FILE).exists() else ():
             for name in [*folders, *names]:
                 file = Path(folder, name)
                 if file.is_symlink() or not (file.is_dir() or file.is_file()):
@@ -82,6 +85,10 @@ class DirectoryStore:
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 class PiecesStore:
@@ -144,7 +151,9 @@ class Layout:
             store: Store = DirectoryStore(path) if path.is_dir() else ArchiveStore(path)
         except OSError as error:
             raise BundleError(
-                f"cannot read {path}: {error.strerror}", code="BundleUnreadable", hint="check the path and its mode"
+                f"cannot read {error.filename or path}: {error.strerror}",
+                code="BundleUnreadable",
+                hint="check the path and its mode",
             ) from error
         except BundleError as error:
             raise BundleError(f"{path}: {error.message}", code=error.code, hint=error.hint) from error

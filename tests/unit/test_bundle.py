@@ -394,6 +394,7 @@ def test_no_change_goes_unnoticed_or_makes_another_error(made: Path, tmp_path: P
 
 def test_a_directory_with_names_that_are_no_text_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9")).touch()
+    (tmp_path / oci.LAYOUT_FILE).write_bytes(oci.LAYOUT)
     with pytest.raises(BundleError, match=r"unsafe name in an archive: 'caf\\udce9'") as caught:
         Bundle.open(tmp_path)
     assert caught.value.code == "BundleDamaged"

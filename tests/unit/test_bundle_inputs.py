@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -199,6 +200,47 @@ def test_an_image_of_containerd_gets_another_name(tmp_path: Path) -> None:
     path = write_layout(tmp_path / "one.tar", image("", **names))
     made = create(tmp_path / "a.tar", {}, images=images_from([], [f"quay.io/x/app={path}"]), cache=tmp_path / "cache")
     assert made.images == ("quay.io/x/app:v1",)
+
+
+def test_a_layout_that_is_not_whole_is_no_bundle_to_be_created_again(tmp_path: Path) -> None:
+    """Its user creates a bundle: the hint is for who saved the image."""
+    files = image(PAUSE)
+    layer = next(name for name in files if name.startswith("blobs/") and files[name] == b"layer")
+    flaws = {
+        "BundleIncomplete": {name: content for name, content in files.items() if name != layer},
+        "BundleDamaged": {**files, oci.LAYOUT_FILE: b'{"imageLayoutVersion":"2.0.0"}'},
+    }
+    for number, wrong in enumerate([*flaws.values(), {**files, layer: b"other"}]):
+        error = refusal(tmp_path / "a.tar", write_layout(tmp_path / f"{number}.tar", wrong))
+        assert error.code in flaws
+        assert error.hint.startswith("save the image again")
+
+
+def test_another_directory_is_not_searched(tmp_path: Path) -> None:
+    """Not a home directory for `bundle verify .`, to be refused for a link in it."""
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    (tmp_path / "new\nline").touch()
+    with pytest.raises(BundleError, match=f"is not an OCI image layout: it has no file {oci.LAYOUT_FILE}"):
+        Bundle.open(tmp_path)
+
+
+def test_a_part_that_cannot_be_listed_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in image(PAUSE).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    scandir = os.scandir
+
+    def forbidden(path: str) -> object:
+        if str(path).endswith("sha256"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    error = refusal(tmp_path / "a.tar", tmp_path)
+    assert (error.code, error.message) == (
+        "BundleUnreadable",
+        f"cannot read {tmp_path}/blobs/sha256: Permission denied",
+    )
 
 
 def test_an_archive_of_docker_gets_its_name(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 from kubeadm_registry.bundle import archive, signing, temporary, tool, versions
 from kubeadm_registry.bundle.delta import Base
-from kubeadm_registry.bundle.failures import CacheDamaged, refused
+from kubeadm_registry.bundle.failures import CacheDamaged, of_inputs, refused
 from kubeadm_registry.bundle.images import images_in, platforms_of, prune, require
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.make import operator_image
@@ -144,7 +144,7 @@ class _Bundle:
         contents = _Contents(entries=[], blobs={})
         for item in self.built:
             _add_program(contents, item)
-        with ExitStack() as stack:
+        with of_inputs(), ExitStack() as stack:
             names = _add_images(contents, self.images, self.platforms, bench, stack)
             names = sorted({*names, *_add_operator(contents, self.built)})
             annotations = self.base.leave_out(contents.blobs) if self.base is not None else {}

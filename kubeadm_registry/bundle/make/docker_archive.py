@@ -21,7 +21,7 @@ from typing import BinaryIO, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kubeadm_registry.bundle import archive, temporary
-from kubeadm_registry.bundle.failures import cache_damaged, refused
+from kubeadm_registry.bundle.failures import SAVE_AGAIN, cache_damaged, refused
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.make.cache import Blobs, Stopped
 from kubeadm_registry.bundle.make.context import BuildContext
@@ -36,7 +36,6 @@ _MAGIC = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 #: Compression does the most at this level for its time, and every release of zlib writes the same bytes for it.
 _LEVEL = 6
-_SAVE_AGAIN = "save the image again, or copy the archive again if the copy is truncated"
 
 
 class _Row(BaseModel):
@@ -73,7 +72,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except BundleError as error:
-        hint = _SAVE_AGAIN if error.code == "BundleDamaged" else error.hint
+        hint = SAVE_AGAIN if error.code == "BundleDamaged" else error.hint
         raise BundleError(f"{path}: {error.message}", code=error.code, hint=hint) from error
 
 
