@@ -104,8 +104,13 @@ def _in_manifests(file: Path, content: str) -> Iterator[tuple[str, str]]:
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
+        what = getattr(error, "problem", None) or type(error).__name__
+        if isinstance(error, yaml.reader.ReaderError):  # its position is in bytes
+            line = content.encode()[: error.position].count(b"\n") + 1
+            where = f"{file}:{line}"
+            what = f"the character U+{error.character:04X} is not allowed"
         raise refused(
-            f"{where}: not valid YAML: {getattr(error, 'problem', None) or type(error).__name__}",
+            f"{where}: not valid YAML: {what}",
             hint="render templates first: `helm template ... > FILE`, `kubectl kustomize ... > FILE`",
         ) from error
     # An alias in YAML makes one value stand in many places: each value is looked at once.

@@ -84,5 +84,15 @@ def read(text: str, name: str) -> Any:
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
         context = f", {error.context}" if error.context else ""
         raise NotYaml(f"{where}{error.problem}{context}") from error
+    except yaml.reader.ReaderError as error:
+        raise NotYaml(_unreadable(error, text)) from error
     except yaml.YAMLError as error:
         raise NotYaml(str(error).splitlines()[0]) from error
+
+
+def _unreadable(error: yaml.reader.ReaderError, text: str) -> str:
+    """Where *text*, of which *error* was raised, has a character that no YAML may have, and which."""
+    found = yaml.reader.Reader.NON_PRINTABLE.search(text)
+    assert found is not None, error  # noqa: S101  all else that it tells of is of bytes
+    line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())
+    return f"line {line}, column {column}: the character U+{ord(found[0]):04X} is not allowed"

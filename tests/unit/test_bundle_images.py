@@ -237,6 +237,13 @@ def test_a_file_that_is_no_list_is_told_briefly(tmp_path: Path) -> None:
     assert last == "and 950 more"
 
 
+def test_a_character_that_no_yaml_has_is_told_with_its_line(tmp_path: Path) -> None:
+    """As in what was copied from a terminal with colours."""
+    (tmp_path / "colours.yaml").write_text("a: äöü\nb: c\n\x1b[32mimage: nginx\n")
+    with pytest.raises(BundleError, match=r"colours\.yaml:3: not valid YAML: the character U\+001B is not allowed"):
+        names_in(tmp_path / "colours.yaml")
+
+
 def test_a_template_is_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "pod.yaml").write_text("kind: Pod\nspec: {{ .Values.spec }}\n  x: [\n")
     with pytest.raises(BundleError, match=r"pod.yaml:\d") as caught:
