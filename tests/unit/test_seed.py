@@ -229,6 +229,15 @@ def test_who_may_not_push_is_told_so_at_once(bundle: Bundle, fake: FakeRegistry,
     assert not fake.manifests, "no image is there without what it needs"
 
 
+def test_an_image_that_the_registry_calls_invalid_is_named(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    """As zot does with a manifest whose list of layers is null."""
+    fake.refuse = {("PUT", "/manifests/"): [400] * 9}
+    with pytest.raises(RegistryError, match="status 400") as caught:
+        run(bundle, fake, tmp_path)
+    assert any(caught.value.message.startswith(f"{item.name}: push") for item in seed.plan(bundle))
+    assert "create the bundle without it" in caught.value.hint
+
+
 @pytest.mark.parametrize("what", ["blob", "end of a blob", "manifest", "tag"])
 def test_the_proof_names_the_image_and_what_is_missing(
     bundle: Bundle, fake: FakeRegistry, tmp_path: Path, what: str

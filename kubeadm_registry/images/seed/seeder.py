@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, Protocol
 
+import httpx
+
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import Error, RegistryError
@@ -241,4 +243,21 @@ class Seeder:
             reference = item.reference if descriptor.digest == item.root.digest else descriptor.digest
             content = self._bundle.layout.read(descriptor)
             push = partial(referrers.push, registry, item.repository, reference, descriptor, content)
-            retry(push, self._patience)
+            try:
+                retry(push, self._patience)
+            except RegistryError as error:
+                raise _not_accepted(item, error) from error
+
+
+def _not_accepted(item: Item, error: RegistryError) -> RegistryError:
+    """*error* of pushing a manifest of *item*, with what to do where the registry calls the manifest invalid.
+
+    zot checks more than a bundle must: it takes no list that is null, and no type without a slash.
+    """
+    if error.status != httpx.codes.BAD_REQUEST:
+        return error
+    return RegistryError(
+        f"{item.name}: {error.message}", code=error.code, status=error.status,
+        hint=error.hint or "the registry does not accept this image: create the bundle without it, or have it built "
+        "and pushed again with a current tool",
+    )  # fmt: skip
