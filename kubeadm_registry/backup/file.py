@@ -203,6 +203,11 @@ def read(path: Path) -> Backup:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}", hint="check the path", code="BackupMissing"
         ) from error
+    if whole.startswith(oci.LAYOUT_FILE.encode()):  # the first name in each archive of that kind that is written here
+        raise ConfigError(
+            f"{path} is a bundle, not a backup", code="BackupMissing",
+            hint="pass the file that `backup` wrote; `restore` takes bundles with --bundle",
+        )  # fmt: skip
     try:
         if len(whole) > _LARGEST:
             raise Damaged(f"it is larger than {_LARGEST // 2**20} MiB")

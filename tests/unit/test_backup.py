@@ -36,6 +36,7 @@ from kubeadm_registry.formats import Found, NewerFormat
 from kubeadm_registry.members import Members
 from tests.unit.fake_cluster import authority, fixed_secrets
 from tests.unit.test_bundle_signing import keygen, public
+from tests.unit.test_bundle_signing import made as made_bundle
 
 NAMES = ("cp-1", "cp-2", "cp-3")
 DIGEST = "sha256:" + "ab" * 32
@@ -298,6 +299,8 @@ def test_what_is_no_backup_is_refused(tmp_path: Path) -> None:
         refused(lambda changed=changed: read(tampered(made(path), index_json=changed)), "BackupDamaged")
     refused(lambda: read(tmp_path / "nowhere"), "BackupMissing")
     refused(lambda: read(tmp_path), "BackupMissing")
+    bundle = made_bundle(tmp_path / "bundle.tar")
+    assert "--bundle" in refused(lambda: read(bundle), "BackupMissing").hint, "not that it is damaged"
 
 
 # ---- of another release ---------------------------------------------------------------------------------------------
