@@ -130,8 +130,9 @@ def preflight(
     selected: Sequence[tuple[str, Phase]], cluster: Cluster, reporter: Reporter, *, ignore: Sequence[str] = ()
 ) -> list[Problem]:
     """Run each check of the *selected* phases once on each of its hosts, side by side. Raises PreflightFailed."""
-    checks = {check.name: check for _, phase in selected for check in phase.checks}
-    jobs = [(host, check) for host in cluster.everyone for check in checks.values() if host in check.on(cluster)]
+    # Not by their names: a change of members has one of a name for nodes that leave, and one for the others.
+    checks = dict.fromkeys(check for _, phase in selected for check in phase.checks)
+    jobs = [(host, check) for host in cluster.everyone for check in checks if host in check.on(cluster)]
 
     def ask(job: tuple[Host, Check]) -> list[str] | None:
         host, check = job
@@ -145,13 +146,13 @@ def preflight(
             # What cannot be told is a problem of this check; the others go on.
             return [error.advice]
 
-    found: dict[tuple[str, str], list[str] | None] = {}
+    found: dict[tuple[str, Check], list[str] | None] = {}
     for turn in ([job for job in jobs if not job[1].alone], [job for job in jobs if job[1].alone]):
         answers = side_by_side(ask, turn, at_most=AT_ONCE * len(cluster.everyone))
-        found |= {(host.name, check.name): texts for (host, check), texts in zip(turn, answers, strict=True)}
+        found |= {(host.name, check): texts for (host, check), texts in zip(turn, answers, strict=True)}
     problems = []
     for host, check in jobs:
-        texts = found[host.name, check.name]
+        texts = found[host.name, check]
         if texts is None:
             continue
         reporter.check(host.name, check.name, ok=not texts)

@@ -20,7 +20,7 @@ from kubeadm_registry.agent.config import Config, Peer, parse
 from kubeadm_registry.cluster import Cluster, MembersChange
 from kubeadm_registry.components import agent, drain, garage, garage_layout, health, keepalived, zot
 from kubeadm_registry.components.garage_layout import ClusterLayout
-from kubeadm_registry.engine import changes
+from kubeadm_registry.engine import changes, workflow
 from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConnectionFailed, Error, PhaseFailed, PreflightFailed
@@ -675,6 +675,30 @@ def test_no_data_moves_while_the_storage_of_a_node_that_stays_is_dead(request_: 
     assert "cp-2: does not serve reads" in problem.text
     assert not problem.mandatory
     assert (other.snapshot(), other.garage.moved) == (before, 1)
+
+
+@pytest.mark.parametrize("name", ["cp-4", "cp-1"])
+def test_nobody_joins_while_a_data_disk_is_not_mounted(three: FakeCluster, name: str) -> None:
+    """The check of `reset` has the same name, and in a change of members it is for nodes that leave."""
+    other, cluster, _ = planned(three, Request(joins="cp-4"), FOUR)
+    other.servers[name].unmounted.add("/var/lib/kubeadm-registry")
+    selected = [
+        (path, replace(phase, checks=tuple(one for one in phase.checks if one.name == "DataMounted")))
+        for path, phase in leaves(CHANGE_MEMBERS)
+    ]
+    with pytest.raises(PreflightFailed) as caught:
+        workflow.preflight(selected, cluster, Recorder())
+    assert [problem.host for problem in caught.value.problems] == [name]
+
+
+def test_a_node_may_leave_whose_data_disk_is_not_mounted() -> None:
+    fake = fresh(file(FOUR))
+    leaving = fake.servers["cp-4"]
+    _, cluster, change = planned(fake, Request(leaves="cp-4"), FOUR)
+    leaving.unmounted.add("/var/lib/kubeadm-registry")
+    cluster = replace(cluster, change=replace(change, retiring=(leaving.host(),)))
+    checks = [one for _, phase in leaves(CHANGE_MEMBERS) for one in phase.checks if one.name == "DataMounted"]
+    assert [text for one in checks for host in one.on(cluster) for text in one.probe(cluster, host)] == []
 
 
 @pytest.mark.usefixtures("at_once")

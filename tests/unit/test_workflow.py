@@ -481,6 +481,17 @@ def test_a_connection_that_breaks_in_a_check_is_no_problem_of_the_host(three: Fa
     assert three.acts() == []
 
 
+def test_two_checks_of_one_name_are_both_made(three: FakeCluster, recorder: Recorder) -> None:
+    """Such as one for the nodes that come and one for those that leave, which users ignore by one name."""
+    others = Phase("others", "Others", checks=(Check("Cold", finds(), on=leader),))
+    with pytest.raises(PreflightFailed):
+        run((OUTSIDE, others), three.cluster, recorder)
+    assert [problem.text for problem in recorder.problems if problem.check == "Cold"] == [
+        f"{text} on {name}" for name in ("cp-1", "cp-2", "cp-3") for text in ("it is cold", "it snows")
+    ]
+    assert recorder.checks.count(("cp-1", "Cold", True)) == 1
+
+
 def test_only_checks_of_selected_phases_run(three: FakeCluster, recorder: Recorder) -> None:
     run((motd(), OUTSIDE), three.cluster, recorder, only=("motd",))
     assert recorder.checks == []
