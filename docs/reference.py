@@ -19,6 +19,8 @@ from kubeadm_registry.config.immutable import TABLE
 from kubeadm_registry.engine.phase import Workflow, leaves
 from kubeadm_registry.engine.report import JsonLines
 from kubeadm_registry.phases import workflows
+from kubeadm_registry.phases.certificates import TRUST
+from kubeadm_registry.phases.retention import enable_timer
 
 TARGET = Path(__file__).with_name("reference.md")
 
@@ -104,15 +106,21 @@ def _phases(name: str, workflow: Workflow) -> Iterator[str]:
 def _checks() -> Iterator[str]:
     yield "## Preflight checks"
     yield ""
-    yield "Names for `--ignore-preflight-errors`."
+    yield "Names for `--ignore-preflight-errors`, but for those that cannot be ignored."
     yield ""
-    yield "| check | passes when |"
-    yield "| --- | --- |"
-    all_workflows = (workflows.INIT, workflows.CHANGE_MEMBERS, workflows.RESTORE, workflows.RESET)
+    yield "| check | passes when | can be ignored |"
+    yield "| --- | --- | --- |"
+    all_workflows = (
+        workflows.INIT, workflows.CHANGE_MEMBERS, workflows.RESTORE, workflows.RESET, workflows.upgrade(()),
+        (TRUST,), enable_timer(b""),
+    )  # fmt: skip
     phases = [phase for workflow in all_workflows for _, phase in leaves(workflow)]
-    checks = {check.name: check for phase in phases for check in phase.checks}
-    for check in checks.values():
-        yield f"| `{check.name}` | {_sentence(inspect.getdoc(check.probe) or '')} |"
+    # As a set in order: a change of members and an upgrade each have a check NodesHealthy of their own.
+    yield from dict.fromkeys(
+        f"| `{check.name}` | {_sentence(inspect.getdoc(check.probe) or '')} | {'no' if check.mandatory else 'yes'} |"
+        for phase in phases
+        for check in phase.checks
+    )
     yield ""
 
 
