@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kubeadm_registry import paths
-from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import pool
-from kubeadm_registry.images.names import Place
+from kubeadm_registry.images.names import Place, hosts
 from kubeadm_registry.oci.references import full, parse, repository_prefix
 from kubeadm_registry.operator.conditions import Verdict
 from kubeadm_registry.printable import counted, shown
@@ -30,10 +28,7 @@ def place_of(config: RegistryCluster, reference: str) -> Place | None:
     found = parse(full(reference) or "")
     if found is None:
         return None
-    vip = config.spec.vip
-    own = {endpoint(address, paths.REGISTRY_PORT) for address in vip.addresses}
-    own |= {f"{vip.name}:{paths.REGISTRY_PORT}"} if vip.name else set()
-    if found.host in own:
+    if found.host in hosts(config.spec):
         return Place(found.path, found.wanted)
     if found.host in config.spec.mirrors or EVERY_REGISTRY in config.spec.mirrors:
         return Place(f"{repository_prefix(found.host)}/{found.path}", found.wanted)

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from kubeadm_registry import config
 from kubeadm_registry.access.collecting import Member, as_root
 from kubeadm_registry.access.reach import ReadFailure, prove
 from kubeadm_registry.access.space import Quiet
@@ -32,7 +33,7 @@ from kubeadm_registry.images import copy as copying
 from kubeadm_registry.images import delete as deleting
 from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.kubernetes_images import images_of
-from kubeadm_registry.images.names import Place, place
+from kubeadm_registry.images.names import Place, place, place_in
 from kubeadm_registry.phases.space import one_by_one
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, retry
@@ -120,7 +121,8 @@ def check(
     """
     reporter = context.reporter()
     names = [*(images_of(version) if version else ()), *(name for file in lists for name in names_in(file))]
-    places = [place(name) for name in dict.fromkeys(names)]
+    spec = config.load(path).spec
+    places = list(dict.fromkeys(place_in(spec, name) for name in names))
     everything = not (names or bundle)
     with terminal.registry(path, reporter, bundle, key) as (cluster, connect, direct):
         items = list(seed.plan(cluster.bundle)) if bundle and cluster.bundle else []

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import click
 
-from kubeadm_registry import config, paths
+from kubeadm_registry import config
 from kubeadm_registry.access import lacking, loading
 from kubeadm_registry.access.desk import desk
 from kubeadm_registry.access.lacking import Examined
 from kubeadm_registry.access.loading import Given
 from kubeadm_registry.access.reach import answers, connection
 from kubeadm_registry.access.recovery import given_up, recovering, require_still_dead
-from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import (
@@ -35,12 +34,11 @@ from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cli.seed import journal_of
 from kubeadm_registry.cli.workflows import require_programs, summary
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.config import Spec
 from kubeadm_registry.engine.phase import require_checks
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConfigError, Error
-from kubeadm_registry.images.names import Place, place
+from kubeadm_registry.images.names import Place, place_in
 from kubeadm_registry.phases.renewal import Renewal
 from kubeadm_registry.phases.workflows import INIT, RECOVER, renew_blobs
 from kubeadm_registry.printable import counted
@@ -87,7 +85,7 @@ def recover(
     reporter = context.reporter()
     cluster_file = config.load(path)
     require_checks(RECOVER, names(ignore))
-    wanted = [_place(name, cluster_file.spec) for file in lists for name in names_in(file)]
+    wanted = [place_in(cluster_file.spec, name) for file in lists for name in names_in(file)]
     files = bundles or ((terminal.DEFAULT_BUNDLE,) if terminal.DEFAULT_BUNDLE.exists() else ())
     signed_by = terminal.bundle_key(key) if files else None
     given = loading.given(files, signed_by, reporter.note)
@@ -106,13 +104,6 @@ def recover(
         examined, back = _examine(cluster, given, signed_by, wanted, reporter)
         _pause_retention(cluster, examined, reporter)
     _tell(examined, back, len(actions), reporter)
-
-
-def _place(name: str, spec: Spec) -> Place:
-    """Where the image *name* lies, which may begin with the address of this registry."""
-    for address in spec.vip.addresses:
-        name = name.removeprefix(f"{endpoint(address, paths.REGISTRY_PORT)}/")
-    return place(name)
 
 
 def _confirm(words: str, reporter: Reporter, *, asks: bool) -> bool:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from kubeadm_registry import paths
+from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.oci import canary
 from kubeadm_registry.oci.references import repository_prefix
+
+if TYPE_CHECKING:
+    from kubeadm_registry.config import Spec
 
 #: The repositories of this project: the canary image that the agents read, and the records of bundles and retention.
 OURS = canary.REPOSITORY.partition("/")[0] + "/"
@@ -49,6 +55,23 @@ def place(name: str) -> Place:
         )  # fmt: skip
     first, slash, rest = found["path"].partition("/")
     return Place(f"{repository_prefix(first)}{slash}{rest}", found["digest"] or found["tag"] or "")
+
+
+def hosts(spec: Spec) -> tuple[str, ...]:
+    """What pods and clients call the registry in names of images: the virtual IP and its name, each with the port."""
+    vip = spec.vip
+    named = (f"{vip.name}:{paths.REGISTRY_PORT}",) if vip.name else ()
+    return (*(endpoint(address, paths.REGISTRY_PORT) for address in vip.addresses), *named)
+
+
+def place_in(spec: Spec, name: str) -> Place:
+    """Where the image *name* lies, as a manifest or a list has it: it may begin with what the registry is called.
+
+    Raises ConfigError.
+    """
+    for host in hosts(spec):
+        name = name.removeprefix(f"{host}/")
+    return place(name)
 
 
 def upstream(repository: str) -> str:

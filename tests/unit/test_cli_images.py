@@ -140,6 +140,15 @@ def test_check_of_a_list(fake: Repositories, tmp_path: Path) -> None:
     assert run("check", "--images-from", "nowhere").exit_code == 1
 
 
+def test_check_of_a_list_that_calls_the_registry_by_its_address_and_name(fake: Repositories, tmp_path: Path) -> None:
+    """As manifests of images that were pushed here do."""
+    (tmp_path / "cluster.yaml").write_text(config.SMALLEST.replace("vip: {", "vip: {name: registry.example, "))
+    texts = [f"image: {host}:5000/app:v1\n" for host in ("10.0.0.10", "registry.example")]
+    (tmp_path / "pods.yaml").write_text("---\n".join(texts))
+    result = run("check", "--images-from", "pods.yaml")
+    assert (result.exit_code, result.stdout.partition(" can")[0]) == (0, "1 of 1 image"), result.stdout
+
+
 def test_check_of_a_bundle(fake: Repositories, tmp_path: Path) -> None:
     write_layout(tmp_path / "bundle.tar", image(f"{PAUSE}:3.11"))
     result = run("check", "--bundle", "bundle.tar", "-o", "json")

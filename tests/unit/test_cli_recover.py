@@ -170,7 +170,10 @@ def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def test_what_a_bundle_has_is_loaded_again_and_the_rest_is_named(world: World) -> None:
     gone = world.lose(APP, "v1")
     renewed = world.lose(PAUSE, "3.10")
-    (world.site.folder / "list").write_text(f"10.0.0.10:5000/team/late:v2\n{PAUSE}:3.10\n")
+    file = world.site.folder / "cluster.yaml"
+    file.write_text(file.read_text().replace("vip: {", "vip: {name: registry.example, "))
+    late = [f"{host}:5000/team/late:v2" for host in ("10.0.0.10", "registry.example")]
+    (world.site.folder / "list").write_text("\n".join([*late, f"{PAUSE}:3.10"]))
     result = world("--images-from", "list", "--yes", "-o", "json")
     assert result.exit_code == 5, result.output
     last = lines(result)[-1]
