@@ -85,10 +85,6 @@ class Network:
             finally:
                 _set_namespace(home.fileno())
 
-    def has_port(self, port: str) -> bool:
-        """Whether the bridge has that port now."""
-        return run(*self.argv("ip", "link", "show", "dev", port), check=False).returncode == 0
-
     def remove_port(self, port: str) -> None:
         """Take a port away with all packets in it. A dead host's port can otherwise outlive it by a minute."""
         run(*self.argv("ip", "link", "delete", port), check=False)
