@@ -11,6 +11,8 @@ import click
 from kubeadm_registry import config
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.config.kubeadm import cautions
+from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.images.kubernetes_images import images_of
 
 COMMAND = re.compile(r"(?:^|[ /])kubeadm-registry ([a-z].*)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -91,3 +93,23 @@ def test_every_command_and_option_is_there(root: Path) -> None:
         if (missing := unknown(words))
     }
     assert wrong == {}
+
+
+def refused(version: str) -> str:
+    """Why the program knows no images of Kubernetes *version*."""
+    try:
+        images_of(version)
+    except ConfigError as error:
+        return error.message
+    return ""
+
+
+def test_every_release_of_kubernetes_that_is_asked_for_is_known(root: Path) -> None:
+    asked = {
+        (page.name, words[words.index("--kubernetes-version") + 1])
+        for page in pages(root)
+        for words in commands(page.read_text())
+        if "--kubernetes-version" in words
+    }
+    assert len(asked) > 3
+    assert {one: why for one in asked if (why := refused(one[1]))} == {}
