@@ -510,7 +510,7 @@ def test_an_unknown_check_lists_the_known_ones(three: FakeCluster, recorder: Rec
 
 
 def test_every_check_of_init_has_its_own_name() -> None:
-    """The name is what a user types; two checks of one name would be one."""
+    """The name is what a user types: who ignores one of two ignores both."""
     named: dict[str, Check] = {}
     for _, phase in leaves(INIT):
         for check in phase.checks:
