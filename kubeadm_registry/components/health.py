@@ -149,9 +149,12 @@ def uncompared(found: Sequence[Report]) -> list[str]:
     """Why nodes may not know all objects that the storage has, in sentences; blocks that they lack do not count."""
     told = []
     for one in found:
-        tables = ((one.state or {}).get("storage_left") or {}).get("tables", 0)
+        left = one.state.get("storage_left") if one.state is not None else None
+        tables = left["tables"] if left is not None else 0
         if one.state is None:
             told.append(f"{one.node}: {one.trouble}")
+        elif left is None:
+            told.append(f"{one.node}: its storage has not told yet which tables it has to compare")
         elif tables or one.runs < COMPARED:
             told.append(f"{one.node}: its storage compares tables, {counted(tables, 'part')} left")
     return told

@@ -10,7 +10,7 @@ import pytest
 
 from kubeadm_registry.agent import document
 from kubeadm_registry.components import garage, health
-from kubeadm_registry.components.health import Report, by_node, ill, problems, report
+from kubeadm_registry.components.health import Report, by_node, ill, problems, report, uncompared
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fakes import FakeTransport
 
@@ -157,3 +157,11 @@ def test_what_a_node_that_leaves_does_to_the_others_is_no_problem_of_theirs() ->
     assert by_node(found, but="c")["a"], "but where it stays"
     copying = reports(a={**partial, "conditions": ["StorageCopying"], "storage_left": {"blocks": 7, "tables": 0}})
     assert by_node([*copying[:1], Report("b", state("b")), *copying[2:]], but="c", leaves=True)["a"]
+
+
+def test_a_storage_that_does_not_tell_what_it_compares_has_not_compared_it() -> None:
+    """Its admin API has not answered yet; a node that copies is slow to answer."""
+    assert uncompared(reports()) == []
+    assert uncompared(reports(b={"storage_left": None})) == [
+        "b: its storage has not told yet which tables it has to compare"
+    ]
