@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from kubeadm_registry.access import presence
 from kubeadm_registry.access.loading import Given
@@ -12,12 +13,15 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import health, s3
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.images import check, inventory, seeded
+from kubeadm_registry.images import check, delete, graph, inventory, seeded
 from kubeadm_registry.images import seed as seeding
+from kubeadm_registry.images.absence import expect_canary
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
+from kubeadm_registry.images.tombstone import TOMBSTONE_DIGEST
+from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Api
+from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.upkeep import signed as retention
 
 #: Seconds that the nodes have to tell each other what objects there are.
@@ -42,6 +46,8 @@ class Examined:
     """The keys of all objects in the bucket of which the storage has lost a part."""
     nameless: frozenset[Place] = frozenset()
     """The repositories in which nothing can be found, and to which nothing can be pushed, until these are gone."""
+    tagged: frozenset[Place] = frozenset()
+    """Those that the registry lists, also if it cannot read them."""
 
     @property
     def count(self) -> int:
@@ -56,7 +62,13 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
     of each object in the bucket is on the disk of a node. Raises RegistryError, Error (StorageUnreadable).
     """
     repositories, places, lacking = _places(connect)
-    items, missing = check.find(connect, list(dict.fromkeys([*places, *wanted])))
+    wanted = list(wanted)
+    found, missing = check.find(connect, list(dict.fromkeys([*places, *wanted])))
+    # A deletion that was broken off leaves tags that mean this: nobody misses them who does not want them back.
+    going = {item.name for item in found if item.root.digest == TOMBSTONE_DIGEST}
+    items = [item for item in found if item.name not in going]
+    missing |= dict.fromkeys(going, "is not in the registry")
+    places = [place for place in places if str(place) not in going]
     broken = _broken(cluster)
     nameless = _nameless(cluster, {*repositories, *RECORDS_LOST, *(place.repository for place in wanted)}, broken)
     lacking |= {place: RECORDS_LOST.get(place.repository, NAMES_LOST) for place in nameless}
@@ -70,7 +82,7 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
     lacking |= {of[name]: why for name, why in seeding.prove(connect, readable, WORKERS).items()}
     whole = {place: digest for place, digest in digests.items() if place not in lacking}
     known = {place: digest for place, digest in digests.items() if place in lacking}
-    return Examined(whole, lacking, known, broken, nameless)
+    return Examined(whole, lacking, known, broken, nameless, frozenset(places))
 
 
 def _broken(cluster: Cluster) -> frozenset[str]:
@@ -131,3 +143,34 @@ def brought_back(examined: Examined, bundles: Sequence[Given]) -> list[Given]:
                 taken.add(place)
         left.append(replace(one, items=tuple(items)))
     return left[::-1]
+
+
+def loadable(connect: Connect, examined: Examined, bundles: Sequence[Given]) -> list[Given]:
+    """*bundles*, which ``brought_back`` told, without images in whose place another one can be read by now: what was
+    out of reach when it was *examined* is not lost.
+
+    The tags of indexes that are lost are deleted. zot looks into the index in whose place another one comes, for what
+    goes with it, and answers 400 where it cannot (UpdateIndexWithPrunedImageManifests, pkg/storage/common). Raises
+    RegistryError, a temporary one while anything may be out of reach.
+    """
+    items = {Place(item.repository, item.reference): item for one in bundles for item in one.items}
+    asked = items.keys() - examined.known.keys()
+    if not asked:
+        return list(bundles)
+    reader = graph.Reader(inventory.PATIENCE)
+    with connect() as registry:
+        retry(partial(expect_canary, registry), inventory.PATIENCE)
+        there = dict(each(connect, reader.descriptor, sorted(asked, key=str)))
+        retry(partial(expect_canary, registry), inventory.PATIENCE)
+        for place, found in there.items():
+            if found is None and place in examined.tagged and items[place].root.media_type in oci.INDEXES:
+                delete.forget(registry, place)
+    others = {
+        place
+        for place, found in there.items()
+        if isinstance(found, oci.Descriptor) and found.digest not in (items[place].root.digest, TOMBSTONE_DIGEST)
+    }
+    return [
+        replace(one, items=tuple(item for item in one.items if Place(item.repository, item.reference) not in others))
+        for one in bundles
+    ]

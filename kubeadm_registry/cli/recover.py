@@ -133,14 +133,15 @@ def _examine(
     wanted = [*wanted, *(Place(item.repository, item.reference) for one in given for item in one.items)]
     examined = lacking.examine(cluster, connect, wanted)
     bundles = lacking.brought_back(examined, given)
-    back = {Place(item.repository, item.reference): item for one in bundles for item in one.items}
     for one in sorted(examined.nameless, key=str):  # a run that breaks off below names it no more, nor does the next
         reporter.note(f"{one}: {examined.lacking[one]}", level="warning")
     if examined.broken or examined.lacking:
         # A run that broke off after the deletion has left frontends that remember what is gone.
         run(renew_blobs(Renewal(examined.broken)), cluster, reporter)
-    if not back:
+    if not any(one.items for one in bundles):
         return examined, []
+    bundles = lacking.loadable(connect, examined, bundles)
+    back = {Place(item.repository, item.reference): item for one in bundles for item in one.items}
     loading.load_given(
         cluster, bundles, key, journal_of(cluster.secrets), reporter.note, direct=direct, progress=reporter.progress,
         again="recover", record=False, anew={item.name for item in back.values()},

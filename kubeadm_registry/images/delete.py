@@ -69,7 +69,7 @@ def carry_out(connect: Connect, deletion: Deletion) -> bool:
     with connect() as registry:
         where = deletion.place
         if not deletion.digest:
-            return _forget(registry, where)
+            return forget(registry, where)
         if where.reference == deletion.digest:  # a tag goes alone
             content = retry(partial(registry.manifest, where.repository, deletion.digest), PATIENCE)
             if content is not None:  # first, for a registry may keep what an index needs
@@ -77,8 +77,11 @@ def carry_out(connect: Connect, deletion: Deletion) -> bool:
         return retry(partial(registry.delete_manifest, where.repository, where.reference), PATIENCE)
 
 
-def _forget(registry: Api, where: Place) -> bool:
-    """Delete a tag whose manifest is lost: registries delete only what they can read, so it gets another one first."""
+def forget(registry: Api, where: Place) -> bool:
+    """Delete a tag whose manifest is lost: registries delete only what they can read, so it gets another one first.
+
+    False if it was gone already. Raises RegistryError, also for one whose manifest is there (ImageChanged).
+    """
     if retry(partial(registry.digest, where.repository, where.reference), PATIENCE) is not None:
         raise RegistryError(f"{where} was pushed again", code="ImageChanged", hint="delete it again if it is to go")
     retry(partial(push_blob, registry, where.repository, artifacts.EMPTY.digest, artifacts.EMPTY_CONTENT), PATIENCE)

@@ -150,6 +150,10 @@ class ScopedHandler(Handler):
         ]
         if lacking and reference != digest and not reference.startswith("sha256-"):
             return self._say(400, b"what it needs is not there")
+        if self.registry.referrers and "manifests" in document:  # zot 2.1.18; Distribution does not look
+            before = store.tags.get(reference, digest)
+            if before != digest and before not in store.manifests:
+                return self._say(400, b"BLOB_UNKNOWN: the index in whose place it comes")
         store.manifests[digest] = body
         if ":" not in reference:
             store.tags[reference] = digest

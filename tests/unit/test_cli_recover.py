@@ -25,9 +25,12 @@ from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run as run_workflow
 from kubeadm_registry.errors import ConnectionFailed, Error
+from kubeadm_registry.images import inventory
 from kubeadm_registry.images.pool import Connect
+from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
 from kubeadm_registry.members import Members
 from kubeadm_registry.phases.workflows import INIT, RECOVER
+from kubeadm_registry.registry import Api
 from kubeadm_registry.transport.host import Host, Transport
 from kubeadm_registry.transport.ssh import UNREACHABLE
 from kubeadm_registry.upkeep import store
@@ -315,6 +318,77 @@ def test_a_tag_that_is_another_image_than_the_bundle_has_stays(world: World) -> 
     assert [one["name"] for one in lines(result)[-1]["missing"]] == [f"{PAUSE}:3.11"]
     assert world.site.registry.store[PAUSE].tags["3.11"] == pushed.digest
     assert world.storage.deleted == [gone]
+
+
+def lost_index(world: World, tag: str) -> None:
+    """An index that no bundle has was pushed to *tag*, and what was left of it is deleted."""
+    registry = world.site.registry
+    lost = registry.index(PAUSE, tag, amd64=registry.image(PAUSE, layer=b"of another time"))
+    del registry.store[PAUSE].manifests[lost.digest]
+
+
+def test_a_bundle_has_another_index_than_the_one_that_is_lost(world: World) -> None:
+    """zot takes none in place of one that it cannot read, and says that a blob is unknown."""
+    lost_index(world, "3.11")
+    result = world("--yes", "-o", "json")
+    assert result.exit_code == 0, result.output
+    assert lines(result)[-1]["loaded"] == [f"{PAUSE}:3.11"]
+
+
+def test_a_run_that_broke_off_before_a_lost_index_was_replaced_is_completed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost_index(world, "3.11")
+    with monkeypatch.context() as killed:
+        killed.setattr(Api, "delete_manifest", lambda *_: 1 / 0)
+        assert world("--yes").exit_code == 1
+    assert world.site.registry.store[PAUSE].tags["3.11"] == TOMBSTONE_DIGEST
+    result = world("--yes", "-o", "json")
+    assert (result.exit_code, lines(result)[-1]["loaded"]) == (0, [f"{PAUSE}:3.11"])
+
+
+def test_a_tag_that_is_being_deleted_is_no_image(world: World) -> None:
+    """`images delete` was killed; whoever wants it back has it in a bundle or in a list."""
+    store = world.site.registry.store[APP]
+    store.manifests[TOMBSTONE_DIGEST], store.tags["going"] = TOMBSTONE, TOMBSTONE_DIGEST
+    result = world("--yes", "-o", "json")
+    assert (result.exit_code, lines(result)[-1]["images"]) == (0, 3)
+    (world.site.folder / "list").write_text(f"{APP}:going\n")
+    result = world("--images-from", "list", "-o", "json")
+    assert lines(result)[-1]["missing"] == [{"name": f"{APP}:going", "reason": "is not in the registry"}]
+
+
+def test_an_image_that_was_out_of_reach_for_a_moment_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zot makes a 404 of a storage error at once. The bundle has an image of before under this tag."""
+    pushed = world.site.registry.image(PAUSE, "3.11", layer=b"pushed since")
+    dark = [True]
+    refusal = world.site.registry.refusal
+
+    def refuse(method: str, path: str) -> int | None:
+        return 404 if dark and path == f"/v2/{PAUSE}/manifests/3.11" else refusal(method, path)
+
+    def begin(workflow: Workflow, cluster: Cluster, reporter: Reporter, **given: Any) -> list[Action]:
+        if workflow not in (INIT, RECOVER):
+            dark.clear()
+        return run(workflow, cluster, reporter, **given)
+
+    monkeypatch.setattr(world.site.registry, "refusal", refuse)
+    monkeypatch.setattr(cli_recover, "run", begin)
+    result = world("--yes", "-o", "json")
+    assert (result.exit_code, lines(result)[-1]["loaded"]) == (0, []), result.output
+    assert world.site.registry.store[PAUSE].tags["3.11"] == pushed.digest
+
+
+def test_nothing_is_loaded_over_what_may_only_be_out_of_reach(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "PATIENCE", 0.0)
+    pushed = world.site.registry.image(PAUSE, "3.11", layer=b"pushed since")
+    world.site.registry.refuse = {
+        ("GET", f"/v2/{PAUSE}/manifests/3.11"): [404],
+        ("GET", "/canary/manifests/v1"): [404] * 99,
+    }  # fmt: skip
+    refused = error(world("--yes", "-o", "json"), 1)
+    assert refused["code"] == "RegistryNotWhole"
+    assert world.site.registry.store[PAUSE].tags["3.11"] == pushed.digest
 
 
 def test_retention_is_paused_for_its_records_may_be_those_of_before(world: World) -> None:
