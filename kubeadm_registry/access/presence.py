@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,8 +129,11 @@ def _presence(name: str, objects: Mapping[str, Blocks | None], lacks: Mapping[st
     )
 
 
-def verdict(found: Sequence[Presence], silent: Mapping[str, str], wanted: int) -> dict[str, str]:
-    """The condition ``ImagesComplete``: whether each image has *wanted* copies. By Kubernetes' API conventions."""
+def verdict(
+    found: Sequence[Presence], silent: Mapping[str, str], wanted: int, unread: Collection[str] = ()
+) -> dict[str, str]:
+    """The condition ``ImagesComplete``: whether each image has *wanted* copies, also those *unread*, of which nobody
+    knows what they consist of. By Kubernetes' API conventions."""
 
     def condition(status: str, reason: str, message: str) -> dict[str, str]:
         return {"type": "ImagesComplete", "status": status, "reason": reason, "message": message}
@@ -138,6 +141,8 @@ def verdict(found: Sequence[Presence], silent: Mapping[str, str], wanted: int) -
     count = counted(len(found), "image")
     if lost := [one.name for one in found if one.lost]:
         return condition("False", "ImagesLost", f"the storage lacks parts of {_named(lost)}; load them with seed")
+    if unread:
+        return condition("False", "ImagesUnreadable", f"the registry cannot read {_named(sorted(unread))}")
     if rare := [one.name for one in found if one.copies < wanted]:
         if silent:
             return condition("Unknown", "NodesSilent", f"{', '.join(silent)} cannot be asked about {count}")

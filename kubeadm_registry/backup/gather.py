@@ -8,7 +8,7 @@ from functools import partial
 from kubeadm_registry.backup.contents import Contents, Image, Member, Pin, Version
 from kubeadm_registry.bundle import Program
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components.services import existing
+from kubeadm_registry.components.services import existing, frontend
 from kubeadm_registry.images import graph, inventory
 from kubeadm_registry.images.absence import expect_canary
 from kubeadm_registry.images.names import Place
@@ -28,7 +28,7 @@ def gather(
     *connect* leads to the registry, for its images and pins; None: it is not asked. Raises RegistryError, NotYetKnown,
     and Error (StandingDamaged).
     """
-    images, lost = (None, dict[Place, str]()) if connect is None else _images(connect)
+    images, lost = (None, dict[Place, str]()) if connect is None else _images(cluster, connect)
     contents = Contents(
         cluster.secrets.found,
         cluster_file,
@@ -48,18 +48,25 @@ def _members(cluster: Cluster) -> tuple[Member, ...]:
     return tuple(Member(node.name, known.get(identity, node.address), identity) for node, identity in nodes)
 
 
-def _images(connect: Connect) -> tuple[tuple[Image, ...], dict[Place, str]]:
-    """Each tag with its digest; and why a tag has none. Raises RegistryError, also if any may only be out of reach."""
-    reader = graph.Reader(inventory.PATIENCE)
-    found = each(connect, reader.descriptor, inventory.places(connect))
-    images = [Image(at.repository, at.reference, one.digest) for at, one in found if isinstance(one, oci.Descriptor)]
-    lost = {at: one or "its manifest is lost" for at, one in found if not isinstance(one, oci.Descriptor)}
-    if lost:
+def _images(cluster: Cluster, connect: Connect) -> tuple[tuple[Image, ...], dict[Place, str]]:
+    """Each tag with its digest; and why a tag has none, or a repository no list of tags. Raises RegistryError, also if
+    any may only be out of reach."""
+    found = _look(cluster, connect)
+    if not all(isinstance(one, oci.Descriptor) for one in found.values()):
         with connect() as registry:
             retry(partial(expect_canary, registry), inventory.PATIENCE)
-        there = set(inventory.places(connect))  # without those that were deleted meanwhile
-        lost = {place: why for place, why in lost.items() if place in there}
-    return tuple(images), lost
+            # Again: until the canary image was found, all may have been out of reach; and some were deleted meanwhile.
+            found = _look(cluster, connect)
+            retry(partial(expect_canary, registry), inventory.PATIENCE)
+    read = {at: one.digest for at, one in found.items() if isinstance(one, oci.Descriptor)}
+    lost = {at: one or "its manifest is lost" for at, one in found.items() if not isinstance(one, oci.Descriptor)}
+    return tuple(Image(at.repository, at.reference, digest) for at, digest in read.items()), lost
+
+
+def _look(cluster: Cluster, connect: Connect) -> dict[Place, oci.Descriptor | str | None]:
+    places = inventory.places(connect)
+    found = dict(each(connect, graph.Reader(inventory.PATIENCE).descriptor, places))
+    return {**found, **dict.fromkeys(inventory.unlisted(connect, frontend(cluster.spec).records), inventory.UNLISTED)}
 
 
 def _pins(connect: Connect, key: str) -> tuple[Pin, ...]:

@@ -127,6 +127,8 @@ def check(
     with terminal.registry(path, reporter, bundle, key) as (cluster, connect, direct):
         items = list(seed.plan(cluster.bundle)) if bundle and cluster.bundle else []
         found, missing = checking.find(connect, inventory.places(connect) if everything else places)
+        nameless = inventory.unlisted(connect, frontend(cluster.spec).records) if everything else ()
+        missing |= {str(one): inventory.UNLISTED for one in nameless}
         items += found
         flaws, silent = prove(cluster, items, pool.WORKERS, direct=direct)
         unproven = {**cluster.absent, **silent}

@@ -20,7 +20,7 @@ from kubeadm_registry.access import presence, session
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option, key_option
 from kubeadm_registry.cli.tables import columns, size
-from kubeadm_registry.components.services import backend
+from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.engine.report import echo, screen
 from kubeadm_registry.errors import BundleError, ConfigError, Error
 from kubeadm_registry.images import check as checking
@@ -185,12 +185,16 @@ def _look_for_images(
             items, unread = list(seed.plan(cluster.bundle)), dict[str, str]()
         else:
             items, unread = checking.find(connect, inventory.places(connect))
+            nameless = inventory.unlisted(connect, frontend(cluster.spec).records)
+            unread |= {str(one): inventory.UNLISTED for one in nameless}
         there, silent = presence.look(cluster, items)
         wanted = backend(cluster.spec).copies(len(cluster.spec.nodes))
-    for name, why in unread.items():
-        context.reporter().note(f"{name}: {why}", level="warning")
+    if context.output == "text":  # for programs there is one object
+        for name, why in unread.items():
+            context.reporter().note(f"{name}: {why}", level="warning")
     found["images"] = [one.to_dict() for one in there]
-    found["conditions"].append(presence.verdict(there, silent, wanted))
+    found["unreadable"] = [{"name": name, "reason": why} for name, why in unread.items()]
+    found["conditions"].append(presence.verdict(there, silent, wanted, unread))
 
 
 def exit_code(found: dict[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from kubeadm_registry.registry import Api, retry
 
 #: Seconds that one question may be asked again while the registry has no answer.
 PATIENCE = 10.0
+UNLISTED = "the list of its tags cannot be read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,22 @@ def repositories(registry: Api) -> list[str]:
 def tags_of(registry: Api, repository: str) -> list[str]:
     """Its tags, in the same way."""
     return sorted(retry(lambda: registry.tags(repository), PATIENCE))
+
+
+def unlisted(connect: Connect, records: Callable[[str], Collection[str]]) -> list[Place]:
+    """The repositories whose list of tags cannot be read: of a frontend that has *records* of each. Raises
+    RegistryError.
+
+    zot says that there is no such repository (ListTags, pkg/api/routes.go). Distribution, which has none, says so of
+    each without a tag.
+    """
+
+    def is_there(registry: Api, repository: str) -> bool:
+        return retry(lambda: registry.has_repository(repository), PATIENCE)
+
+    with connect() as registry:
+        found = [one for one in repositories(registry) if records(one) and not one.startswith(OURS)]
+    return [Place(repository) for repository, there in each(connect, is_there, found) if not there]
 
 
 def look(connect: Connect, where: Sequence[Place], *, referrers: bool) -> list[Image]:

@@ -132,6 +132,24 @@ def test_nothing_that_it_is_made_of_is_replaced(site: Site) -> None:
         assert Path(name).read_text() == before
 
 
+@pytest.mark.parametrize("status", [503, 404], ids=["no writer", "zot"])
+def test_an_image_that_was_out_of_reach_for_a_moment_is_in_the_list(
+    site: Site, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than it is asked for again; what comes after some lost ones is asked for once."""
+    monkeypatch.setattr(inventory, "PATIENCE", 0.0)
+    site.registry.refuse = {("HEAD", "/team/app/manifests/v1"): [status]}
+    assert [one.repository for one in contents_of(site, site.back_up()).images or ()] == [PAUSE, "team/app"]
+
+
+def test_a_repository_whose_list_of_tags_is_lost_is_named(site: Site) -> None:
+    """zot says that there is none."""
+    site.registry.nameless.add("team/app")
+    result = site("backup", "-o", "b", "--recipients-file", public(site.key), "-o", "json")
+    assert result.exit_code == 5, result.output
+    assert lines(result)[-1]["missing"] == [{"name": "team/app", "reason": "the list of its tags cannot be read"}]
+
+
 def test_a_tag_that_is_deleted_meanwhile_is_none(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = inventory.places
 

@@ -107,6 +107,16 @@ def test_check_of_all_that_is_there(fake: Repositories) -> None:
     assert result.stdout == "2 of 2 images can be pulled through the virtual IP and from 3 nodes\n"
 
 
+def test_check_names_a_repository_whose_tags_cannot_be_listed(fake: Repositories) -> None:
+    """zot, when a block of the list is lost. Of each other repository without a tag it tells an empty list."""
+    fake.nameless.add("app")
+    fake.store[PAUSE].tags.clear()
+    result = run("check", "-o", "json")
+    assert result.exit_code == 1, result.output
+    problems = [one for one in lines(result) if one["event"] == "check"]
+    assert [one["message"] for one in problems] == ["app: the list of its tags cannot be read"]
+
+
 def test_check_names_image_and_server(fake: Repositories) -> None:
     lost = next(iter(fake.store["app"].blobs))
     fake.store["app"].blobs.pop(lost)

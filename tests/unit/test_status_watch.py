@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
 from kubeadm_registry.status import NodeStatus
 from kubeadm_registry.transport.host import Host, Transport
+from tests.unit.fake_images import Repositories, within
 from tests.unit.fakes import FakeTransport
 from tests.unit.test_status import THREE, gone, well
 
@@ -207,6 +210,33 @@ def test_images_that_cannot_be_asked_for_hide_nothing_else(
 
     monkeypatch.setattr(command.terminal, "registry", refuses)
     assert run("--images", "--bundle", "x").exit_code == 2
+
+
+@pytest.mark.parametrize("frontend", ["zot", "distribution"])
+def test_images_that_the_registry_cannot_read_count(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, frontend: str
+) -> None:
+    """The storage has lost a manifest, and with zot a list of tags; what they consisted of is not known."""
+    spec = config.parse(f"{config.SMALLEST}  frontend: {{type: {frontend}}}\n", "x").spec
+    registry = Repositories()
+    registry.image("app", "v1")
+    registry.store["app"].tags["lost"] = f"sha256:{64 * 'd'}"
+    registry.image("db", "v1")
+    registry.nameless.add("db")
+
+    @contextmanager
+    def opened(*_: object) -> Iterator[tuple[object, object, bool]]:
+        yield SimpleNamespace(spec=spec), within(registry), False
+
+    monkeypatch.setattr(command.terminal, "registry", opened)
+    monkeypatch.setattr(presence, "look", lambda _, items: ([Presence(one.name, 5, {}, 3) for one in items], {}))
+    result = run("--images", "-o", "json")
+    found = json.loads(result.stdout)
+    condition = found["conditions"][-1]
+    assert (result.exit_code, condition["status"], condition["reason"]) == (5, "False", "ImagesUnreadable")
+    assert found["unreadable"][0] == {"name": "app:lost", "reason": "is not in the registry"}
+    names = "app:lost, db" if frontend == "zot" else "app:lost"
+    assert condition["message"] == f"the registry cannot read {names}"
 
 
 def test_images_are_shown_and_count(capsys: pytest.CaptureFixture[str]) -> None:
