@@ -8,6 +8,7 @@ from functools import partial
 
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import artifacts, graph, referrers
+from kubeadm_registry.images.absence import expect_canary
 from kubeadm_registry.images.blobs import Blob
 from kubeadm_registry.images.names import OURS, Place, name_of
 from kubeadm_registry.images.pool import PATIENCE, Connect, each
@@ -123,7 +124,14 @@ class _Repository:
             tags = retry(partial(registry.tags, name), PATIENCE)
             can_untag = bool(tags) and retry(partial(registry.can_untag, name), PATIENCE)
 
-        images = {tag: one for tag, one in each(connect, partial(_image, name), tags) if one is not None}
+        images = _images(connect, name, tags)
+        if lost := sorted(set(tags) - images.keys()):
+            with connect() as registry:
+                retry(partial(expect_canary, registry), PATIENCE)
+                images |= _images(
+                    connect, name, lost
+                )  # until the canary image was found, all may have been out of reach
+                retry(partial(expect_canary, registry), PATIENCE)
         return cls(name, images, frozenset(tags) - images.keys(), connect, can_untag)
 
     def plan(self, references: Sequence[str], *, all_tags: bool) -> tuple[list[Deletion], list[str]]:
@@ -193,6 +201,11 @@ class _Repository:
 def _left(tag: str, image: graph.Graph, going: set[str]) -> Place:
     """What is left of *image* when the tags *going* are gone."""
     return Place(image.place.repository, image.root.digest if tag in going else tag)
+
+
+def _images(connect: Connect, repository: str, tags: Sequence[str]) -> dict[str, graph.Graph]:
+    """The images of those of *tags* that are there."""
+    return {tag: one for tag, one in each(connect, partial(_image, repository), tags) if one is not None}
 
 
 def _image(repository: str, registry: Api, reference: str) -> graph.Graph | None:

@@ -299,6 +299,19 @@ def test_a_tag_whose_manifest_is_lost_goes(fake: Repositories, untags: bool) -> 
     )  # fmt: skip
 
 
+def test_a_tag_that_is_out_of_reach_for_a_moment_is_not_lost(
+    fake: Repositories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zot makes a 404 of a storage error."""
+    fake.refuse = {("GET", "/v2/app/manifests/v1"): [404]}
+    assert delete_all(fake, "app:v1") == [f"app:v1 ({digest(fake, 'app', 'v2')})"]
+    monkeypatch.setattr(delete, "PATIENCE", 0.0)
+    fake.refuse = {("GET", "/manifests/v"): [404] * 9}
+    with pytest.raises(RegistryError) as caught:
+        delete_all(fake, "app:v2")
+    assert (caught.value.code, list(fake.store["app"].tags)) == ("RegistryNotWhole", ["v2"])
+
+
 def test_a_manifest_that_cannot_be_read_sends_to_recover(fake: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delete, "PATIENCE", 0.1)
     monkeypatch.setattr(fake, "refusal", lambda _, path: 500 if path.endswith("manifests/v2") else None)
