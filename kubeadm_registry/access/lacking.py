@@ -61,7 +61,7 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
     By the registry, which reads every manifest and the last byte of every blob, and by the storage: whether each block
     of each object in the bucket is on the disk of a node. Raises RegistryError, Error (StorageUnreadable).
     """
-    repositories, places, lacking = _places(connect)
+    places, lacking = _places(connect)
     wanted = list(wanted)
     found, missing = check.find(connect, list(dict.fromkeys([*places, *wanted])))
     # A deletion that was broken off leaves tags that mean this: nobody misses them who does not want them back.
@@ -70,7 +70,7 @@ def examine(cluster: Cluster, connect: Connect, wanted: Iterable[Place] = ()) ->
     missing |= dict.fromkeys(going, "is not in the registry")
     places = [place for place in places if str(place) not in going]
     broken = _broken(cluster)
-    nameless = _nameless(cluster, {*repositories, *RECORDS_LOST, *(place.repository for place in wanted)}, broken)
+    nameless = _nameless(cluster, broken)
     lacking |= {place: RECORDS_LOST.get(place.repository, NAMES_LOST) for place in nameless}
     of = {item.name: Place(item.repository, item.reference) for item in items}
     digests = {of[item.name]: item.root.digest for item in items}
@@ -98,14 +98,17 @@ def _broken(cluster: Cluster) -> frozenset[str]:
     return presence.broken(cluster, [one.key for one in s3.objects(cluster, cluster.hosts[0], region, "")])
 
 
-def _nameless(cluster: Cluster, repositories: Iterable[str], broken: frozenset[str]) -> frozenset[Place]:
-    """Those of the *repositories* of which something is *broken* without which they cannot be read."""
+def _nameless(cluster: Cluster, broken: frozenset[str]) -> frozenset[Place]:
+    """The repositories of which something is *broken* without which they cannot be read: by its key, for the registry
+    may not list them."""
     of = frontend(cluster.spec).records
-    return frozenset(Place(repository) for repository in repositories if not broken.isdisjoint(of(repository)))
+    found = {key.rpartition("/")[0] for key in broken}
+    named = {one for one in found if one in RECORDS_LOST or not one.startswith(OURS)}
+    return frozenset(Place(repository) for repository in named if not broken.isdisjoint(of(repository)))
 
 
-def _places(connect: Connect) -> tuple[list[str], list[Place], dict[Place, str]]:
-    """Every repository but our own, each of their tags but lists of referrers, and the repositories that tell none."""
+def _places(connect: Connect) -> tuple[list[Place], dict[Place, str]]:
+    """Each tag of every repository but our own, without lists of referrers; and the repositories that tell none."""
 
     def ask(registry: Api, repository: str) -> list[str] | str:
         try:
@@ -122,7 +125,7 @@ def _places(connect: Connect) -> tuple[list[str], list[Place], dict[Place, str]]
             silent[Place(repository)] = tags
         else:
             places += [Place(repository, tag) for tag in tags if not REFERRERS_TAG.fullmatch(tag)]
-    return repositories, places, silent
+    return places, silent
 
 
 def brought_back(examined: Examined, bundles: Sequence[Given]) -> list[Given]:

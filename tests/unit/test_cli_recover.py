@@ -225,6 +225,17 @@ def test_a_repository_whose_list_of_tags_goes_is_named_before(world: World, monk
     assert told.count(f"{APP}: {lacking.NAMES_LOST}") == 1
 
 
+def test_a_repository_without_a_list_is_named_also_if_the_registry_does_not_list_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zot leaves out each repository of which it cannot read the directory."""
+    listed = inventory.repositories
+    monkeypatch.setattr(inventory, "repositories", lambda registry: [one for one in listed(registry) if one != APP])
+    world.storage.broken.add(f"{APP}/index.json")
+    result = world("--yes", "-o", "json")
+    assert [one["name"] for one in lines(result)[-1]["missing"]] == [APP]
+
+
 def test_a_manifest_that_is_lost_can_be_pushed_again_and_its_tag_is_named(world: World) -> None:
     store = world.site.registry.store[APP]
     key = frontend(world.storage.spec).key(APP, digest := store.tags["v1"])
