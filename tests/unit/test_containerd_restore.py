@@ -24,8 +24,6 @@ from kubeadm_registry.formats import NewerFormat
 from tests.unit.containerd_host import Rooted, host
 from tests.unit.test_containerd_steps import CERTS, CONFIG, GOLDEN, SETTINGS, init, reset, without_ours
 
-pytestmark = pytest.mark.slow
-
 ORIGINAL = 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n  sandbox_image = "own/pause:1"\n'
 
 
