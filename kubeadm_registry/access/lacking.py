@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from kubeadm_registry.access import presence
 from kubeadm_registry.access.loading import Given
@@ -15,13 +14,13 @@ from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import check, delete, graph, inventory, seeded
 from kubeadm_registry.images import seed as seeding
-from kubeadm_registry.images.absence import expect_canary
+from kubeadm_registry.images.absence import between_canaries
 from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place
 from kubeadm_registry.images.pool import WORKERS, Connect, each
 from kubeadm_registry.images.tombstone import TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Api, retry
+from kubeadm_registry.registry import Api
 from kubeadm_registry.upkeep import signed as retention
 
 #: Seconds that the nodes have to tell each other what objects there are.
@@ -162,9 +161,8 @@ def loadable(connect: Connect, examined: Examined, bundles: Sequence[Given]) -> 
         return list(bundles)
     reader = graph.Reader(inventory.PATIENCE)
     with connect() as registry:
-        retry(partial(expect_canary, registry), inventory.PATIENCE)
-        there = dict(each(connect, reader.descriptor, sorted(asked, key=str)))
-        retry(partial(expect_canary, registry), inventory.PATIENCE)
+        with between_canaries(registry, inventory.PATIENCE):
+            there = dict(each(connect, reader.descriptor, sorted(asked, key=str)))
         for place, found in there.items():
             if found is None and place in examined.tagged and items[place].root.media_type in oci.INDEXES:
                 delete.forget(registry, place)

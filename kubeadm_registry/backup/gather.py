@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 from kubeadm_registry.backup.contents import Contents, Image, Member, Pin, Version
 from kubeadm_registry.bundle import Program
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import existing, frontend
 from kubeadm_registry.images import graph, inventory
-from kubeadm_registry.images.absence import expect_canary
+from kubeadm_registry.images.absence import between_canaries
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.pool import Connect, each
 from kubeadm_registry.oci import descriptors as oci
@@ -53,20 +52,18 @@ def _images(cluster: Cluster, connect: Connect) -> tuple[tuple[Image, ...], dict
     any may only be out of reach."""
     found = _look(cluster, connect)
     if not all(isinstance(one, oci.Descriptor) for one in found.values()):
-        with connect() as registry:
-            retry(partial(expect_canary, registry), inventory.PATIENCE)
-            # Again: until the canary image was found, all may have been out of reach; and some were deleted meanwhile.
+        # Again: until the canary image was found, all may have been out of reach; and some were deleted meanwhile.
+        with connect() as registry, between_canaries(registry, inventory.PATIENCE):
             found = _look(cluster, connect)
-            retry(partial(expect_canary, registry), inventory.PATIENCE)
     read = {at: one.digest for at, one in found.items() if isinstance(one, oci.Descriptor)}
     lost = {at: one or "its manifest is lost" for at, one in found.items() if not isinstance(one, oci.Descriptor)}
     return tuple(Image(at.repository, at.reference, digest) for at, digest in read.items()), lost
 
 
 def _look(cluster: Cluster, connect: Connect) -> dict[Place, oci.Descriptor | str | None]:
-    places = inventory.places(connect)
+    places, unlisted = inventory.all_places(connect, frontend(cluster.spec).records)
     found = dict(each(connect, graph.Reader(inventory.PATIENCE).descriptor, places))
-    return {**found, **dict.fromkeys(inventory.unlisted(connect, frontend(cluster.spec).records), inventory.UNLISTED)}
+    return {**found, **unlisted}
 
 
 def _pins(connect: Connect, key: str) -> tuple[Pin, ...]:

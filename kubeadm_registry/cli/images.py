@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -126,9 +126,11 @@ def check(
     everything = not (names or bundle)
     with terminal.registry(path, reporter, bundle, key) as (cluster, connect, direct):
         items = list(seed.plan(cluster.bundle)) if bundle and cluster.bundle else []
-        found, missing = checking.find(connect, inventory.places(connect) if everything else places)
-        nameless = inventory.unlisted(connect, frontend(cluster.spec).records) if everything else ()
-        missing |= {str(one): inventory.UNLISTED for one in nameless}
+        unlisted: Mapping[Place, str] = {}
+        if everything:
+            places, unlisted = inventory.all_places(connect, frontend(cluster.spec).records)
+        found, missing = checking.find(connect, places)
+        missing |= {str(one): why for one, why in unlisted.items()}
         items += found
         flaws, silent = prove(cluster, items, pool.WORKERS, direct=direct)
         unproven = {**cluster.absent, **silent}

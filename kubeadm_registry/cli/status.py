@@ -184,9 +184,9 @@ def _look_for_images(
         if bundle and cluster.bundle:
             items, unread = list(seed.plan(cluster.bundle)), dict[str, str]()
         else:
-            items, unread = checking.find(connect, inventory.places(connect))
-            nameless = inventory.unlisted(connect, frontend(cluster.spec).records)
-            unread |= {str(one): inventory.UNLISTED for one in nameless}
+            places, unlisted = inventory.all_places(connect, frontend(cluster.spec).records)
+            items, unread = checking.find(connect, places)
+            unread |= {str(one): why for one, why in unlisted.items()}
         there, silent = presence.look(cluster, items)
         wanted = backend(cluster.spec).copies(len(cluster.spec.nodes))
     if context.output == "text":  # for programs there is one object

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.oci import canary
-from kubeadm_registry.registry import Api
+from kubeadm_registry.registry import Api, retry
 
 
 def expect_canary(registry: Api) -> None:
@@ -15,3 +19,14 @@ def expect_canary(registry: Api) -> None:
             code="RegistryNotWhole", hint="see `kubeadm-registry status`; `kubeadm-registry verify` pushes that image",
             temporary=True,
         )  # fmt: skip
+
+
+@contextmanager
+def between_canaries(registry: Api, patience: float) -> Iterator[None]:
+    """What is not found within it is not there: the canary image can be read before and after.
+
+    Each time it is asked for again for *patience* seconds. Raises RegistryError.
+    """
+    retry(partial(expect_canary, registry), patience)
+    yield
+    retry(partial(expect_canary, registry), patience)

@@ -8,7 +8,7 @@ from functools import partial
 
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import artifacts, graph, referrers
-from kubeadm_registry.images.absence import expect_canary
+from kubeadm_registry.images.absence import between_canaries
 from kubeadm_registry.images.blobs import Blob
 from kubeadm_registry.images.names import OURS, Place, name_of
 from kubeadm_registry.images.pool import PATIENCE, Connect, each
@@ -126,12 +126,8 @@ class _Repository:
 
         images = _images(connect, name, tags)
         if lost := sorted(set(tags) - images.keys()):
-            with connect() as registry:
-                retry(partial(expect_canary, registry), PATIENCE)
-                images |= _images(
-                    connect, name, lost
-                )  # until the canary image was found, all may have been out of reach
-                retry(partial(expect_canary, registry), PATIENCE)
+            with connect() as registry, between_canaries(registry, PATIENCE):  # all may have been out of reach before
+                images |= _images(connect, name, lost)
         return cls(name, images, frozenset(tags) - images.keys(), connect, can_untag)
 
     def plan(self, references: Sequence[str], *, all_tags: bool) -> tuple[list[Deletion], list[str]]:

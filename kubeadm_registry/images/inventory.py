@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from kubeadm_registry.registry import Api, retry
 
 #: Seconds that one question may be asked again while the registry has no answer.
 PATIENCE = 10.0
-UNLISTED = "the list of its tags cannot be read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +74,27 @@ def places(connect: Connect, prefix: str = "", *, everything: bool = False) -> l
 
     *everything*: with this project's own repository, and the tags that hold lists of referrers.
     """
+    return _places(_tags(connect, prefix, everything=everything), everything=everything)
+
+
+def all_places(connect: Connect, records: Callable[[str], Collection[str]]) -> tuple[list[Place], Mapping[Place, str]]:
+    """The same for all repositories; and of a frontend that has *records* of each, those whose list of tags cannot be
+    read, with why. Raises RegistryError.
+
+    zot says that there is no such repository (ListTags, pkg/api/routes.go). Distribution, which has none, says so of
+    each without a tag.
+    """
+
+    def is_there(registry: Api, repository: str) -> bool:
+        return retry(lambda: registry.has_repository(repository), PATIENCE)
+
+    listed = _tags(connect)
+    without = [repository for repository, tags in listed if not tags and records(repository)]
+    unlisted = [repository for repository, there in each(connect, is_there, without) if not there]
+    return _places(listed), dict.fromkeys(map(Place, unlisted), "the list of its tags cannot be read")
+
+
+def _tags(connect: Connect, prefix: str = "", *, everything: bool = False) -> list[tuple[str, list[str]]]:
     with connect() as registry:
         found = repositories(registry)
     wanted = [
@@ -82,9 +102,13 @@ def places(connect: Connect, prefix: str = "", *, everything: bool = False) -> l
         for one in found
         if (everything or not one.startswith(OURS)) and (not prefix or one == prefix or one.startswith(f"{prefix}/"))
     ]
+    return list(each(connect, tags_of, wanted))
+
+
+def _places(listed: Iterable[tuple[str, list[str]]], *, everything: bool = False) -> list[Place]:
     return [
         Place(repository, tag)
-        for repository, tags in each(connect, tags_of, wanted)
+        for repository, tags in listed
         for tag in tags
         if everything or not REFERRERS_TAG.fullmatch(tag)
     ]
@@ -98,22 +122,6 @@ def repositories(registry: Api) -> list[str]:
 def tags_of(registry: Api, repository: str) -> list[str]:
     """Its tags, in the same way."""
     return sorted(retry(lambda: registry.tags(repository), PATIENCE))
-
-
-def unlisted(connect: Connect, records: Callable[[str], Collection[str]]) -> list[Place]:
-    """The repositories whose list of tags cannot be read: of a frontend that has *records* of each. Raises
-    RegistryError.
-
-    zot says that there is no such repository (ListTags, pkg/api/routes.go). Distribution, which has none, says so of
-    each without a tag.
-    """
-
-    def is_there(registry: Api, repository: str) -> bool:
-        return retry(lambda: registry.has_repository(repository), PATIENCE)
-
-    with connect() as registry:
-        found = [one for one in repositories(registry) if records(one) and not one.startswith(OURS)]
-    return [Place(repository) for repository, there in each(connect, is_there, found) if not there]
 
 
 def look(connect: Connect, where: Sequence[Place], *, referrers: bool) -> list[Image]:

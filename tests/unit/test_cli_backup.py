@@ -6,6 +6,7 @@ import json
 import stat
 import subprocess
 import sys
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -151,14 +152,14 @@ def test_a_repository_whose_list_of_tags_is_lost_is_named(site: Site) -> None:
 
 
 def test_a_tag_that_is_deleted_meanwhile_is_none(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = inventory.places
+    listed = inventory.all_places
 
-    def places(connect: Connect) -> list[Place]:
-        found = listed(connect)
+    def places(connect: Connect, records: Callable[[str], Collection[str]]) -> tuple[list[Place], Mapping[Place, str]]:
+        found = listed(connect, records)
         site.registry.store["team/app"].tags.clear()
         return found
 
-    monkeypatch.setattr(inventory, "places", places)
+    monkeypatch.setattr(inventory, "all_places", places)
     assert [one.tag for one in contents_of(site, site.back_up()).images or ()] == ["3.10"]
 
 
