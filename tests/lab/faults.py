@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kubeadm_registry import paths
 from kubeadm_registry.agent.presence import BORNE
 from tests.lab.host import Host
-from tests.lab.registry import Registry
+from tests.lab.reading import Reading
+from tests.lab.registry import Registry, repeat
 
 FIT = paths.FIT
 BLOCKS = "/var/lib/kubeadm-registry/garage/data"
+MOST_TURNS = 3
 HAPROXIES = tuple(f"{paths.PREFIX}-haproxy@{number}.service" for number in (1, 2))
 
 
@@ -25,6 +29,14 @@ class Bound:
     """Of several runs; None: only the worst counts."""
     failed: int | None = None
     """Requests that may fail in one run; None: those that were begun before the gap ended."""
+
+    def kept(self, runs: Sequence[Reading], *, median: bool = True) -> bool:
+        """Whether none of *runs* cost more; of the median only if it is asked for."""
+        return (
+            max(run.gap for run in runs) <= self.worst
+            and (not median or self.median is None or statistics.median_high(run.gap for run in runs) <= self.median)
+            and (self.failed is None or max(len(run.failed) for run in runs) <= self.failed)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,17 @@ class Fault:
 
     def __str__(self) -> str:
         return self.name
+
+
+def turns(enough: Callable[[], bool]) -> Iterator[int]:
+    """The numbers of a fault's repetitions: as `repeat` says, and to three until *enough*, for one figure is no median.
+
+    What the worst run may cost is not made up for by others.
+    """
+    for turn in itertools.count():
+        if turn >= repeat() and (turn >= MOST_TURNS or enough()):
+            return
+        yield turn
 
 
 def nothing(_: Registry, __: Host) -> None:

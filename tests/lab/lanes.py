@@ -23,11 +23,12 @@ HERE = Path(__file__).parent
 #: what they boot, and no lane waits for another. What stands in none runs alone.
 LANES: Mapping[str, tuple[str, ...]] = {
     "registry": (
-        "bundle_debian", "images", "init", "mirrors", "onefile", "push_pull", "rescue", "retention", "retention_units",
-        "rollout", "runbook", "seed", "tool", "upload",
+        "images", "init", "push_pull", "rescue", "retention", "retention_units", "rollout", "runbook", "seed", "tool",
+        "upload",
     ),
     "parts": (
-        "deltas", "doctor_question", "engine", "guard", "kubeadm_config", "lab", "registries", "reset", "trash",
+        "bundle_debian", "deltas", "doctor_question", "engine", "guard", "kubeadm_config", "lab", "mirrors", "onefile",
+        "registries", "reset", "trash",
     ),
 }  # fmt: skip
 #: Bytes of memory for the disks of two labs, their processes, and the tests.
