@@ -229,13 +229,25 @@ def test_who_may_not_push_is_told_so_at_once(bundle: Bundle, fake: FakeRegistry,
     assert not fake.manifests, "no image is there without what it needs"
 
 
-def test_an_image_that_the_registry_calls_invalid_is_named(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refused", [1, 2])
+def test_images_that_the_registry_calls_invalid_are_named_and_the_others_pushed(
+    bundle: Bundle, fake: FakeRegistry, tmp_path: Path, refused: int
+) -> None:
     """As zot does with a manifest whose list of layers is null."""
-    fake.refuse = {("PUT", "/manifests/"): [400] * 9}
+    items = seed.plan(bundle)
+    fake.refuse = {("PUT", f"{item.repository}/manifests/"): [400] * 9 for item in items[:refused]}
     with pytest.raises(RegistryError, match="status 400") as caught:
         run(bundle, fake, tmp_path)
-    assert any(caught.value.message.startswith(f"{item.name}: push") for item in seed.plan(bundle))
+    first, *lines = caught.value.message.splitlines()
+    others = ", and has all others" if refused == 1 else ""
+    assert first == f"the registry does not accept {refused} of 2 images{others}:"
+    assert [line.split(": ")[0] for line in lines] == [f"  {item.name}" for item in items[:refused]]
     assert "create the bundle without it" in caught.value.hint
+    fake.refuse = {}
+    fake.requests.clear()
+    run(bundle, fake, tmp_path)
+    tags = [one for one in pushed(fake) if "/manifests/" in one and "sha256:" not in one]
+    assert len(tags) == refused, "the others are there already"
 
 
 @pytest.mark.parametrize("what", ["blob", "end of a blob", "manifest", "tag"])

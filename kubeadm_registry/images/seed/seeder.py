@@ -19,6 +19,7 @@ from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.images.pool import PATIENCE, SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
 from kubeadm_registry.images.seed.contents import Item
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import PIECE, Api, Limit, Upload, retry
 
 
@@ -106,7 +107,9 @@ class Seeder:
             self._progress(0, self._total)
             # The large ones first, so that none of them is alone at the end.
             pool.each(self._send, sorted(uploads.values(), key=lambda upload: -upload.blob.size))
-            pool.each(self._manifests, missing)
+            refused = [error for _, error in pool.each(self._manifests, missing) if error is not None]
+            if refused:
+                raise _not_accepted(refused, len(items))
             if is_new:
                 pool.each(partial(self._note, record=record), [line])
             if self._keeps_record:
@@ -237,7 +240,8 @@ class Seeder:
                 hint="run the command again; it resumes where it stopped",
             )  # fmt: skip
 
-    def _manifests(self, registry: Api, item: Item) -> None:
+    def _manifests(self, registry: Api, item: Item) -> RegistryError | None:
+        """Push the manifests of *item*; the error if the registry calls one invalid, which says nothing of others."""
         self._go_on()
         for descriptor in item.manifests:
             reference = item.reference if descriptor.digest == item.root.digest else descriptor.digest
@@ -246,18 +250,26 @@ class Seeder:
             try:
                 retry(push, self._patience)
             except RegistryError as error:
-                raise _not_accepted(item, error) from error
+                if error.status != httpx.codes.BAD_REQUEST:
+                    raise
+                return RegistryError(f"{item.name}: {error.message}", status=error.status, code=error.code)
+        return None
 
 
-def _not_accepted(item: Item, error: RegistryError) -> RegistryError:
-    """*error* of pushing a manifest of *item*, with what to do where the registry calls the manifest invalid.
+def _not_accepted(refused: Sequence[RegistryError], count: int) -> RegistryError:
+    """What to tell and to do about images, of *count*, of which the registry calls a manifest invalid.
 
-    zot checks more than a bundle must: it takes no list that is null, and no type without a slash.
+    zot checks more than a bundle must: it takes no list that is null, and no type without a slash. And it takes no
+    index in place of one that it has lost.
     """
-    if error.status != httpx.codes.BAD_REQUEST:
-        return error
+    first = refused[0]
+    others = ", and has all others" if count > len(refused) else ""
+    lines = [
+        f"the registry does not accept {len(refused)} of {counted(count, 'image')}{others}:",
+        *(f"  {error.message}" for error in refused),
+    ]
     return RegistryError(
-        f"{item.name}: {error.message}", code=error.code, status=error.status,
-        hint=error.hint or "the registry does not accept this image: create the bundle without it, or have it built "
-        "and pushed again with a current tool",
+        "\n".join(lines), code=first.code, status=first.status,
+        hint="if `images check` reports an image of this name, run `recover`; otherwise create the bundle without it "
+        "or have it built and pushed again with a current tool",
     )  # fmt: skip
