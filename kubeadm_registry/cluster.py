@@ -130,8 +130,8 @@ class Cluster:
         return replace(self.with_hosts(Host.as_read_only), previewing=True)
 
 
-def everyone(cluster: Cluster) -> Sequence[Host]:
-    """All hosts."""
+def every_node(cluster: Cluster) -> Sequence[Host]:
+    """The host of each node of the cluster file."""
     return cluster.hosts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kubeadm_registry.cluster import Cluster, everyone
+from kubeadm_registry.cluster import Cluster, every_node
 from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.transport.host import Host
@@ -22,7 +22,7 @@ class Check:
 
     name: str
     probe: Callable[[Cluster, Host], Iterator[str]]
-    on: Callable[[Cluster], Sequence[Host]] = everyone
+    on: Callable[[Cluster], Sequence[Host]] = every_node
     mandatory: bool = False
     alone: bool = False
 
@@ -40,7 +40,7 @@ class Phase:
     name: str
     summary: str
     steps: Callable[[Cluster, Host], Steps] | None = None
-    on: Callable[[Cluster], Sequence[Host]] = everyone
+    on: Callable[[Cluster], Sequence[Host]] = every_node
     checks: tuple[Check, ...] = ()
     phases: tuple[Phase, ...] = ()
     one_at_a_time: bool = False

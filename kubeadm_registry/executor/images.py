@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import artifacts, referrers
-from kubeadm_registry.images.absence import expect_canary
+from kubeadm_registry.images.absence import between_canaries
 from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, push_blob, retry
@@ -123,16 +123,12 @@ def forget(registry: Api, image: Trashed) -> None:
 
 
 def _expect_gone(registry: Api, image: Trashed, digests: Iterable[str]) -> None:
-    """Raise Skipped if the tag of *image* in the trash is there, or one of these *digests* of it. Raises RegistryError.
-
-    zot makes a 404 of a storage error, so there is a look at the canary image before and after.
-    """
+    """Raise Skipped if the tag of *image* in the trash is there, or one of these *digests* of it; or RegistryError."""
     repository = image.repository
-    _ask(lambda: expect_canary(registry))
-    there = image.tag in _ask(lambda: registry.tags(repository)) or any(
-        _ask(partial(registry.digest, repository, one)) for one in digests
-    )
-    _ask(lambda: expect_canary(registry))
+    with between_canaries(registry, PATIENCE):
+        there = image.tag in _ask(lambda: registry.tags(repository)) or any(
+            _ask(partial(registry.digest, repository, one)) for one in digests
+        )
     if there:
         raise Skipped("it is still there")
 

@@ -9,7 +9,7 @@ import pytest
 
 from kubeadm_registry import config
 from kubeadm_registry.bundle import Bundle
-from kubeadm_registry.cluster import everyone, leader, read_vault
+from kubeadm_registry.cluster import every_node, leader, read_vault
 from kubeadm_registry.components.services import data_directories
 from kubeadm_registry.errors import ConnectionFailed, Error, NotYetKnown
 from kubeadm_registry.secrets import PATH
@@ -25,7 +25,7 @@ def test_a_host_is_a_node_and_the_others_are_its_peers(three: FakeCluster) -> No
 
 def test_the_leader_is_the_first_of_the_file(three: FakeCluster) -> None:
     cluster = three.cluster
-    assert [host.name for host in everyone(cluster)] == ["cp-1", "cp-2", "cp-3"]
+    assert [host.name for host in every_node(cluster)] == ["cp-1", "cp-2", "cp-3"]
     assert leader(cluster) == (cluster.leader,)
     assert cluster.leader.name == "cp-1"
 
