@@ -74,11 +74,13 @@ manifests: setup
 	$(PYTHON) -m kubeadm_registry.custom_resources manifests
 	$(PYTHON) -m tests.monitoring.wrapped
 
-# In CI apart: make unit UNIT='not slow', and make unit UNIT=slow beside the lab.
+# In CI apart: make unit UNIT='not slow', and make unit UNIT=slow beside the lab. Many wait for processes or a time-out a
+# third of their time.
 UNIT ?= slow or not slow
+WORKERS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 unit: setup
 	@$(PYTHON) -m tests.lab.programs haproxy > /dev/null
-	.venv/bin/pytest -q -m 'not long and ($(UNIT))' --numprocesses=auto tests/unit tests/simulation
+	.venv/bin/pytest -q -m 'not long and ($(UNIT))' --numprocesses=$(WORKERS) tests/unit tests/simulation
 
 lab: programs
 	@$(PYTHON) -m tests.lab.programs keepalived > /dev/null
