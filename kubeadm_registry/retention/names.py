@@ -33,8 +33,8 @@ def wanted(reference: str) -> Wanted | None:
 
     A host is that of an upstream (``registry.k8s.io/pause`` is in the repository of that name), or any name of this
     registry (``VIP:5000/registry.k8s.io/pause``, ``VIP:5000/team/app``): which of its names a DNS server leads here is
-    not known, so it is always read as both. A name without a host is Docker Hub's, or that very repository. The more
-    repositories a reference stands for, the more is kept.
+    not known, so it is always read as both. A name without a host is Docker Hub's. Any name may be that very
+    repository, as pins and the trash name it. The more repositories a reference stands for, the more is kept.
     """
     asked = list(_read(reference))
     if (host := _HOST.match(reference)) is not None:
@@ -59,21 +59,23 @@ def digest_in(image_id: str) -> str:
 
 
 def _read(text: str) -> Iterator[Wanted]:
-    """*text* as any client reads it."""
+    """*text* as any client reads it, and as the path of a repository: ``host_5000`` is none that a client takes."""
     if (found := parse(full(text) or "")) is not None:
         hosts = sorted({found.host, found.host.lower()})
         yield Wanted(tuple(f"{repository_prefix(host)}/{found.path}" for host in hosts), found.tag, found.digest)
-        if not _HOST.match(text):
-            yield from _read_path(text)
+    yield from _as_path(text)
 
 
 def _read_path(text: str) -> Iterator[Wanted]:
     """*text* as it comes after a name of this registry: the path of a repository, or a whole name of an upstream's."""
+    yield from _read(text) if _HOST.match(text) else _as_path(text)
+
+
+def _as_path(text: str) -> Iterator[Wanted]:
+    """*text* as the path of a repository."""
     # Any host makes the rest a path.
     if (found := parse(full(f"registry.invalid/{text}") or "")) is not None:
         yield Wanted((found.path,), found.tag, found.digest)
-    if _HOST.match(text):
-        yield from _read(text)
 
 
 def _also(name: str) -> Iterator[str]:

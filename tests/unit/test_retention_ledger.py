@@ -15,6 +15,7 @@ from kubeadm_registry.retention import Manifest, Reason, Use
 from kubeadm_registry.retention.holdings import Held, Holdings
 from kubeadm_registry.retention.inventory import Seen, Tag
 from kubeadm_registry.retention.ledger import Ledger, Missed, silent
+from kubeadm_registry.retention.names import wanted
 from kubeadm_registry.retention.pulls import Miss, Pulls
 from kubeadm_registry.retention.trash import Trashed
 
@@ -155,6 +156,17 @@ def test_what_is_asked_for_in_the_trash_is_in_use_from_then_on() -> None:
 )
 def test_what_was_not_asked_for_since_it_was_deleted_is_not_in_use(pulls: Pulls | None) -> None:
     assert not Ledger().after(held({"trash-a": A}), 900).asked_for([trashed("v1")], pulls, 2 * DAY).asked
+
+
+def test_what_is_asked_for_of_an_upstream_with_a_port_is_that_image() -> None:
+    name = "registry.example_5000/team/app"
+    image = replace(trashed("v1"), repository=name)
+    holdings = held({"trash-a": A})
+    ledger = Ledger().after(replace(holdings, repositories={name: holdings.repositories["team/app"]}), 900)
+    for pulls in (missed("v1", 1001, name), Pulls(1, {(name, A): 2 * DAY - 1})):
+        (use,) = ledger.asked_for([image], pulls, 2 * DAY).asked.values()
+        found = wanted(use.reference)
+        assert found is not None and name in found.repositories, use.reference
 
 
 def test_a_pull_by_digest_counts_from_the_next_day_on() -> None:

@@ -39,6 +39,8 @@ def codes(found: Protected) -> list[str]:
         ("localhost/app:v1", "localhost/app", "v1"),
         ("host:5000/x:1", "host_5000/x", "1"),
         ("10.0.0.10:5000/host_5000/x:1", "host_5000/x", "1"),
+        ("host.example_5000/x:1", "host.example_5000/x", "1"),
+        ("team.a_b/app:v1", "team.a_b/app", "v1"),
         ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause", "3.10"),
         ("Registry.K8s.io/pause:3.10", "registry.k8s.io/pause", "3.10"),
         ("registry.k8s.io/coredns/coredns:v1.14.2", "registry.k8s.io/coredns", "v1.14.2"),
