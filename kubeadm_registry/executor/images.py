@@ -19,7 +19,7 @@ from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, push_blob, retry
 from kubeadm_registry.retention.protected import subject_of_tag
-from kubeadm_registry.retention.trash import Trashed
+from kubeadm_registry.retention.trash import PREFIX, Trashed
 
 #: Seconds that the registry may have no answer: longer than a frontend needs to be restarted.
 PATIENCE = 30.0
@@ -34,13 +34,14 @@ def delete(registry: Api, image: Trashed, known: Collection[str]) -> tuple[str, 
     """Move *image* to the trash; the tags that it lost. Raises Skipped, RegistryError.
 
     *known* are the tags that its repository had when the order was made: a tag that somebody has given to the image
-    since keeps it, and a tag that means another image by now is left alone.
+    since keeps it, and a tag that means another image by now is left alone. Tags of the trash are given by nobody else,
+    and each image that went before this one has one.
     """
     repository = image.repository
     found = _ask(lambda: registry.manifest_of_type(repository, image.digest))
     if found is None:
         raise Skipped("it is gone")
-    new = [tag for tag in _ask(lambda: registry.tags(repository)) if tag not in known and tag != image.tag]
+    new = [tag for tag in _ask(lambda: registry.tags(repository)) if tag not in known and not tag.startswith(PREFIX)]
     if again := [tag for tag in new if _means(registry, repository, tag) == image.digest]:
         raise Skipped(f"it was tagged {', '.join(again)} meanwhile")
     going = tuple(tag for tag in image.tags if _means(registry, repository, tag) == image.digest)

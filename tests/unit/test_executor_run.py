@@ -114,6 +114,15 @@ def trashed(site: Site) -> Trashed:
     return site.trash().images[image.key]
 
 
+def test_an_image_takes_no_longer_to_delete_for_those_that_went_before_it(site: Site) -> None:
+    asked: list[str] = []
+    ended: list[int] = []
+    site.meddle = lambda request: asked.append(request.url.path)
+    site.tell = lambda _: ended.append(len(asked))
+    assert site.carry_out(site.order(delete=tuple(map(site.image, TAGS[:6])))).deleted == 6
+    assert len({after - before for before, after in itertools.pairwise(ended)}) == 1
+
+
 def test_an_entry_whose_image_is_gone_is_forgotten(site: Site, trashed: Trashed) -> None:
     site.app.manifests.pop(trashed.digest)
     site.app.tags.pop(trashed.tag)
