@@ -83,6 +83,8 @@ def _also(name: str) -> Iterator[str]:
     yield name
     if name.startswith(_OFFICIAL):
         yield _DOCKER_HUB + name.removeprefix(_OFFICIAL)
+        # A list of names says app:v1 of our own repository, as `images list` does, and is read as names of Docker Hub.
+        yield name.removeprefix(_OFFICIAL)
     # seed puts CoreDNS where kubeadm looks for it with an imageRepository as well, so the two are one image.
     for one, other in ALSO.items():
         if name == one:

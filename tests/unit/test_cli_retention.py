@@ -109,10 +109,11 @@ def test_for_people(site: Site) -> None:
     assert "deletes 1 of 2 images" in last
 
 
-def test_what_is_in_use_stays(site: Site) -> None:
+@pytest.mark.parametrize("name", ["10.0.0.10:5000/app:v1", "app:v1"], ids=["as pods name it", "as `images list` does"])
+def test_what_is_in_use_stays(site: Site, name: str) -> None:
     site.json()
     site.at(40)
-    (site.folder / "used.txt").write_text("10.0.0.10:5000/app:v1\n")
+    (site.folder / "used.txt").write_text(f"{name}\n")
     found = site.json("--in-use", "used.txt")
     assert names(found) == []
     [kept] = [one for one in found["kept"] if one["repository"] == "app"]
