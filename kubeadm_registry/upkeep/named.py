@@ -6,7 +6,10 @@ The forms of an imageID, and what can be believed of it, are in ``retention.prot
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
+
+import msgspec
 
 from kubeadm_registry.oci.references import full, parse
 from kubeadm_registry.upkeep.structs import (
@@ -75,10 +78,11 @@ def of_template(template: Template | None) -> Iterator[Named]:
 
 
 def of_revision(revision: ControllerRevision) -> Iterator[Named]:
-    """The images of everything in the data of *revision* that looks like the spec of a pod, however deep.
+    """The images of everything in the data of *revision* that looks like the spec of a pod, however deep, and those
+    that such pods are told of.
 
     Kubernetes' own controllers keep ``spec.template`` there (getPatch in pkg/controller/{daemon,statefulset}). Values
-    that are not text are passed over: only revisions of others can have them, and these may hold anything.
+    of other types are passed over: only revisions of others can have them, and these may hold anything.
     """
     waiting = [revision.data]
     while waiting:
@@ -90,6 +94,8 @@ def of_revision(revision: ControllerRevision) -> Iterator[Named]:
             for key in ("containers", "initContainers", "ephemeralContainers"):
                 for container in _mappings(value.get(key)):
                     yield from _named(_text(container.get("image")))
+                    with suppress(msgspec.ValidationError):
+                        yield from ((name, "") for name in _told(msgspec.convert(container, TemplateContainer)))
             for volume in _mappings(value.get("volumes")):
                 for image in _mappings([volume.get("image")]):
                     yield from _named(_text(image.get("reference")))

@@ -161,10 +161,19 @@ IMAGE, SHORT = "quay.io/jetstack/cert-manager-acmesolver:v1.18.2", "longhornio/l
 def test_images_that_a_controller_is_told_to_make_pods_of(container: Mapping[str, Any], found: list[str]) -> None:
     """As cert-manager, Longhorn, Tekton, and operators with ``RELATED_IMAGE_...``: no object names them in between."""
     spec = {"template": {"spec": {"initContainers": [{"name": "i", "image": "i:1"}], "containers": [container]}}}
-    deployment = {"metadata": {"name": "d", "namespace": "n"}, "spec": spec}
-    report = read(Table({"/apis/apps/v1/deployments": [deployment]}))
+    metadata = {"name": "d", "namespace": "n"}
+    for kind, one in (("deployments", {"spec": spec}), ("controllerrevisions", {"data": {"spec": spec}})):
+        report = read(Table({f"/apis/apps/v1/{kind}": [{"metadata": metadata, **one}]}))
+        assert report.problems == ()
+        assert sorted(use.reference for use in report.uses) == sorted([*found, "i:1"])
+
+
+def test_a_revision_of_others_may_have_anything_where_arguments_are() -> None:
+    containers = [{"image": "a:1", "args": 1}, {"image": 2, "args": [IMAGE]}, {"image": "b:1", "env": {"x": IMAGE}}, 3]
+    revision = {"metadata": {"name": "r"}, "data": {"containers": containers}}
+    report = read(Table({"/apis/apps/v1/controllerrevisions": [revision]}))
     assert report.problems == ()
-    assert sorted(use.reference for use in report.uses) == sorted([*found, "i:1"])
+    assert [use.reference for use in report.uses] == ["a:1", "b:1"]
 
 
 def test_uses_of_several_lists_are_one() -> None:
