@@ -240,7 +240,7 @@ class Rounds:
                 said = Verdict("Made", False, "NoPolicy", f"there is no RegistryPolicy {name}")
                 old = plan.get("status", {}).get("conditions")
                 conditions = merged(old, [said, plans.NOT_PUBLISHED], now, 1)
-                status = {"conditions": conditions, **plans.remembered(plans.marker(plan))}
+                status = {"conditions": conditions, **plans.used(plan), **plans.remembered(plans.marker(plan))}
                 self.objects.put_status(PLANS, plan, status)
 
     def approvals(self) -> None:

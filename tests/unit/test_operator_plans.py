@@ -487,6 +487,18 @@ def test_an_approval_that_is_removed_and_written_again_is_another_one(turns: Tur
     assert turns.site.tags() == ["v3"]
 
 
+def test_an_approval_that_was_used_is_used_when_the_policy_was_gone_in_between(turns: Turns) -> None:
+    turns.annotate(turns.round()["digest"])
+    turns.round()
+    assert turns.site.tags() == ["v3"]
+    written = turns.objects.held.pop("registrypolicies")
+    turns.round()
+    undo(turns)
+    turns.objects.held["registrypolicies"] = written
+    assert turns.round()["approval"]["state"] == "Required"
+    assert turns.site.tags() == ["v1", "v2", "v3"]
+
+
 # ---- the whole plan -------------------------------------------------------------------------------------------------
 
 
