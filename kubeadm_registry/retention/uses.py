@@ -37,7 +37,8 @@ class Use:
         return f"{named} and {more} more" if self.users and more > 0 else named
 
     def __str__(self) -> str:
-        return shown(self.reference, 200) + (f" (imageID {shown(self.image_id, 200)})" if self.image_id else "")
+        more = self.image_id not in ("", self.reference)
+        return shown(self.reference, 200) + (f" (imageID {shown(self.image_id, 200)})" if more else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,12 +104,11 @@ def of_revision(revision: ControllerRevision) -> Iterator[Named]:
 def of_text(text: str) -> Named:
     """The image that *text*, a value in a custom resource, names; perhaps by a URL, as Flux and Helm name charts.
 
-    Which one a URL without a tag means stands elsewhere in the object. So the URL is the imageID as well: no image has
-    it, and all tags of the repository stay.
+    Which one a name without a tag means may stand elsewhere in the object, as a chart's version or ``image.tag`` does.
+    So the text is the imageID as well: no image has it, and all tags of the repository stay.
     """
     name = text.removeprefix("oci://")
-    known = name == text or {":", "@"} & {*name.rpartition("/")[2]}
-    return name, "" if known else text
+    return name, "" if {":", "@"} & {*name.rpartition("/")[2]} else text
 
 
 def _named(reference: str | None, image_id: str | None = "") -> Iterator[Named]:

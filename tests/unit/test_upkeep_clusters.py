@@ -419,8 +419,9 @@ def test_a_custom_resource_without_namespace() -> None:
         (f"oci://ghcr.io/a/charts/app@sha256:{'0' * 64}", f"ghcr.io/a/charts/app@sha256:{'0' * 64}", ""),
         ("oci://10.0.0.10:5000/charts/app", "10.0.0.10:5000/charts/app", "oci://10.0.0.10:5000/charts/app"),
         ("oci://charts/app/", "charts/app/", "oci://charts/app/"),
-        ("10.0.0.10:5000/charts/app", "10.0.0.10:5000/charts/app", ""),
-        ("https://10.0.0.10:5000/charts/app", "https://10.0.0.10:5000/charts/app", ""),
+        ("10.0.0.10:5000/charts/app", "10.0.0.10:5000/charts/app", "10.0.0.10:5000/charts/app"),
+        ("team/app", "team/app", "team/app"),
+        ("team/app:1", "team/app:1", ""),
     ],
 )
 def test_a_custom_resource_may_name_an_artifact_by_its_url(url: str, name: str, image_id: str) -> None:
