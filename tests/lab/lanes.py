@@ -23,8 +23,7 @@ HERE = Path(__file__).parent
 #: what they boot, and no lane waits for another. What stands in none runs alone.
 LANES: Mapping[str, tuple[str, ...]] = {
     "registry": (
-        "images", "init", "push_pull", "rescue", "retention", "retention_units", "rollout", "runbook", "seed", "tool",
-        "upload",
+        "images", "init", "push_pull", "rescue", "retention", "retention_units", "runbook", "seed", "tool", "upload",
     ),
     "parts": (
         "bundle_debian", "deltas", "doctor_question", "engine", "guard", "kubeadm_config", "lab", "mirrors", "onefile",
