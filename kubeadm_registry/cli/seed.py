@@ -168,7 +168,8 @@ def _elsewhere(
     stop = run_in_child()
     path, key = bundle or terminal.DEFAULT_BUNDLE, terminal.bundle_key(key)
     with session.open_bundle(path, key, reporter.note) as opened, Upstream(host, Logins(host).of) as registry:
-        items = _items(opened, f"{below}/" if below else "")
+        folder = f"{below}/" if below else ""
+        items = _items(opened, folder)
 
         def connect() -> AbstractContextManager[Api]:
             return nullcontext(registry)  # which any number of threads may use
@@ -176,7 +177,7 @@ def _elsewhere(
         where = hashlib.sha256(f"{host}/{below}".encode()).hexdigest()[:16]
         run = seeding.Seeder(
             opened, connect, Journal(_state() / f"seed-to-{where}.json"),
-            workers=workers, record=False, progress=reporter.progress, limit=Limit(rate), stop=stop,
+            workers=workers, record=False, progress=reporter.progress, limit=Limit(rate), stop=stop, below=folder,
         )  # fmt: skip
         sent = run.run(items)
         flaws = seeding.prove(connect, items, workers)

@@ -137,13 +137,14 @@ def judge(line: Lineage, record: Record | None) -> None:
     )
 
 
-def home(registry: Api, line: Lineage, digest: str, repositories: Sequence[str]) -> str:
+def home(registry: Api, line: Lineage, digest: str, repositories: Sequence[str], below: str = "") -> str:
     """A repository that has the blob *digest*, which a delta leaves out; empty if none has.
 
-    It is looked for where the base had it, and in the *repositories* that need it. Raises RegistryError.
+    It is looked for where the base had it, and in the *repositories* that need it; *below* is as for ``seed.plan``.
+    Raises RegistryError.
     """
     reference = parse(line.left_out[digest])  # None for a program, which no registry has
-    base = [f"{repository_prefix(reference.host)}/{reference.path}"] if reference else []
+    base = [f"{below}{repository_prefix(reference.host)}/{reference.path}"] if reference else []
     return next((one for one in (*base, *repositories) if registry.has_blob(one, digest)), "")
 
 

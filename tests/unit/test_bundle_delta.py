@@ -250,6 +250,20 @@ def test_one_after_the_other(line: Line, fake: FakeRegistry, tmp_path: Path) -> 
     assert fake.blobs[oci.digest_of(BIG)] == BIG
 
 
+def test_a_path_of_another_registry(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    """What the delta leaves out is below that path as well, and nothing outside it is asked for."""
+    for path in (line.full, line.first, line.second):
+        with Bundle.open(path) as opened:
+            items = seed.plan(opened, "mirror/")
+            seeder = seed.Seeder(
+                opened, connector(fake), Journal(tmp_path / "journal"), workers=1, patience=0, record=False,
+                below="mirror/",
+            )  # fmt: skip
+            seeder.run(items)
+            assert seed.prove(connector(fake), items, 1) == {}
+    assert all(request.path.startswith("/v2/mirror/") for request in fake.requests)
+
+
 def test_a_wrong_base_is_named_with_what_is_missing(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
     seeding(line.stranger, fake, tmp_path)
     error = refused(line.first, fake, tmp_path)

@@ -43,7 +43,8 @@ class Seeder:
     """One run of seeding. *connect* leads to the registry's writer; *progress* is called from several threads.
 
     Without a *record* the registry does not learn which bundle it was, and older ones are not refused. The images
-    *anew*, by name, are pushed although their tags are there: the registry is asked for each of their blobs.
+    *anew*, by name, are pushed although their tags are there: the registry is asked for each of their blobs. *below* is
+    as for ``plan``, and the same for all bundles of a line.
     When *stop* is set, what is in hand ends, where it goes on is noted, and nothing more begins.
     """
 
@@ -51,7 +52,7 @@ class Seeder:
         self, bundle: Bundle, connect: Connect, journal: Journal, *, workers: int = WORKERS,
         progress: Progress = lambda done, total: None, patience: float = PATIENCE, piece: int = PIECE,
         allow_older: bool = False, record: bool = True, limit: Limit | None = None, stop: threading.Event | None = None,
-        anew: Collection[str] = (),
+        anew: Collection[str] = (), below: str = "",
     ) -> None:  # fmt: skip
         self._bundle = bundle
         self._connect = connect
@@ -66,6 +67,7 @@ class Seeder:
         self._limit = limit
         self._stop = stop or threading.Event()
         self._anew = frozenset(anew)
+        self._below = below
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
         self._known: set[str] = set()
@@ -145,7 +147,8 @@ class Seeder:
         line = self._bundle.layout.lineage
 
         def look(registry: Api, upload: BlobUpload) -> str:
-            return retry(lambda: seeded.home(registry, line, upload.blob.digest, upload.targets), self._patience)
+            home = partial(seeded.home, registry, line, upload.blob.digest, upload.targets, self._below)
+            return retry(home, self._patience)
 
         for upload, home in pool.each(look, uploads):
             upload.source = home
