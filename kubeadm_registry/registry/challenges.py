@@ -71,18 +71,18 @@ def question(challenge: Challenge, repository: str, login: Login | None) -> http
     """The request for a token of a ``Bearer`` *challenge*, to read *repository*. Raises RegistryError."""
     values = challenge.values
     realm = address(values.get("realm", ""))
-    wanted = {"scope": values.get("scope") or f"repository:{repository}:pull"}
-    if service := values.get("service"):
-        wanted["service"] = service
+    scope = values.get("scope") or f"repository:{repository}:pull"
+    service = {"service": values["service"]} if values.get("service") else {}
     if login is not None and login.identity_token:
         form = {
-            **wanted, "grant_type": "refresh_token", "client_id": "kubeadm-registry",
+            "scope": scope, **service, "grant_type": "refresh_token", "client_id": "kubeadm-registry",
             "refresh_token": login.identity_token,
         }  # fmt: skip
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         return httpx.Request("POST", realm, headers=headers, content=urlencode(form).encode())
     headers = {"Authorization": basic(login)} if login is not None else {}
-    return httpx.Request("GET", realm.copy_merge_params(wanted), headers=headers)
+    # To mount takes two scopes, and here each is a parameter of its own: not every server splits one.
+    return httpx.Request("GET", realm.copy_merge_params({"scope": scope.split(), **service}), headers=headers)
 
 
 def token(answer: Answer, host: str) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -261,6 +262,20 @@ def test_an_upload_outlives_its_tokens(tls: Path, each: int) -> None:
             upload.run(lambda offset: io.BytesIO(content[offset:]))
     assert uploads.done
     assert uploads.taken == content
+
+
+def test_each_scope_is_asked_for_by_itself(tls: Path, realm: Web) -> None:
+    """As a mount needs two: https://distribution.github.io/distribution/spec/auth/token/, "Requesting a Token"."""
+
+    def mounting(asked: Asked) -> Say:
+        scopes = "repository:a:pull,push repository:b:pull"
+        return Say(201) if asked.login else challenge(f'Bearer realm="{realm.url}/token",service="s",scope="{scopes}"')
+
+    with serving(mounting, tls) as web, to(web.host) as registry:
+        assert registry.begin_upload("a", mount=DIGEST, source="b") == ""
+    [asked] = realm.asked
+    told = parse_qs(asked.path.partition("?")[2])
+    assert told == {"scope": ["repository:a:pull,push", "repository:b:pull"], "service": ["s"]}
 
 
 def test_an_upload_is_not_sent_to_where_somebody_redirects(tls: Path) -> None:
