@@ -10,11 +10,11 @@ from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import artifacts, graph, referrers
 from kubeadm_registry.images.absence import between_canaries
 from kubeadm_registry.images.blobs import Blob
-from kubeadm_registry.images.names import OURS, Place, name_of
+from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place, name_of
 from kubeadm_registry.images.pool import PATIENCE, Connect, each
 from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import Api, push_blob, retry
+from kubeadm_registry.registry import Api, push_blob, referrers_tag, retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +179,7 @@ class _Repository:
                     f"{one.place} is part of {_left(tag, image, going)}, which remains"
                     for tag, image in staying.items()
                     if one.digest in {child.digest for child in image.manifests}
+                    and (tag in going or not self._is_list_of(tag, one.digest))
                 ]
         return deletions, problems
 
@@ -188,6 +189,14 @@ class _Repository:
 
     def _tags_of(self, digest: str) -> tuple[str, ...]:
         return tuple(sorted(tag for tag, image in self.images.items() if image.root.digest == digest))
+
+    def _is_list_of(self, tag: str, digest: str) -> bool:
+        """Whether *tag* is that of the list from which ``carry_out`` takes the manifest *digest* first."""
+        if not REFERRERS_TAG.fullmatch(tag):
+            return False
+        with self.connect() as registry:
+            content = retry(partial(registry.manifest, self.name, digest), PATIENCE)
+        return referrers_tag(referrers.subject_of(content or b"")) == tag
 
     def _by_digest(self, digest: str) -> graph.Graph | None:
         with self.connect() as registry:

@@ -10,7 +10,7 @@ import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle
-from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import delete, referrers, seed
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.images.names import Place
@@ -147,6 +147,29 @@ def test_what_was_deleted_is_taken_from_the_list(fake: Repositories, at: Registr
     put(at, two)
     assert delete.carry_out(connector(fake), delete.Deletion(Place(REPOSITORY, one[0].digest), one[0].digest, ()))
     assert [found["digest"] for found in listed(fake)] == [two[0].digest]
+
+
+@pytest.mark.parametrize("untags", [True, False])
+def test_what_refers_can_be_deleted_though_the_list_remains(fake: Repositories, at: Registry, untags: bool) -> None:
+    fake.untags = untags
+    one, two = signature(1), signature(2)
+    put(at, one)
+    put(at, two, "signed")
+    fake.blob(REPOSITORY, b"{}")
+    connect = connector(fake)
+    named = Place(REPOSITORY, two[0].digest if untags else "signed")
+    for planned in delete.plan(connect, [named], all_tags=True):
+        assert delete.carry_out(connect, planned)
+    assert [found["digest"] for found in listed(fake)] == [one[0].digest]
+    assert two[0].digest not in fake.store[REPOSITORY].manifests
+
+
+def test_what_refers_stays_where_the_list_loses_its_tag(fake: Repositories, at: Registry) -> None:
+    """Nothing would take it from the list, which remains under its digest."""
+    one = signature()
+    put(at, one)
+    with pytest.raises(Error, match="which remains"):
+        delete.plan(connector(fake), [Place(REPOSITORY, one[0].digest), Place(REPOSITORY, TAG)], all_tags=False)
 
 
 # ---- seeding ---------------------------------------------------------------------------------------------------------
