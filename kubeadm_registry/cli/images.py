@@ -33,7 +33,7 @@ from kubeadm_registry.images import copy as copying
 from kubeadm_registry.images import delete as deleting
 from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.kubernetes_images import images_of
-from kubeadm_registry.images.names import Place, place, place_in
+from kubeadm_registry.images.names import Place, place_in
 from kubeadm_registry.phases.space import one_by_one
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, retry
@@ -65,7 +65,7 @@ def list_command(context: Context, path: Path | None, referrers: bool, everythin
     SIZE counts every blob once per image; images may share blobs. Untagged manifests are not listed, because
     registries do not report them.
     """
-    prefix = place(repository).repository if repository else ""
+    prefix = place_in(config.load(path).spec, repository).repository if repository else ""
     with terminal.registry(path, context.reporter()) as (_, connect, _):
         places = inventory.places(connect, prefix, everything=everything)
         images = inventory.look(connect, places, referrers=referrers)
@@ -171,7 +171,8 @@ def copy(context: Context, path: Path | None, referrers: bool, source: str, targ
     Without a tag, DST gets the tag of SRC. Distribution mounts the layers; with zot they are copied through this host.
     """
     reporter = context.reporter()
-    origin, goal = place(source), place(target)
+    spec = config.load(path).spec
+    origin, goal = place_in(spec, source), place_in(spec, target)
     if not origin.reference:
         raise ConfigError(f"{source} has neither a tag nor a digest", hint="add a tag or a digest", code="UsageInvalid")
     goal = Place(goal.repository, goal.reference or origin.reference)
@@ -202,7 +203,8 @@ def delete(
     `images collect` frees it.
     """
     reporter = context.reporter()
-    places = [place(name) for name in names]
+    spec = config.load(path).spec
+    places = [place_in(spec, name) for name in names]
     seconds = wishes.seconds(grace, option="--grace")
     freed = blobs.Freed()
     with terminal.registry(path, reporter) as (cluster, connect, _):

@@ -255,6 +255,18 @@ def test_copy_to_another_name(fake: Repositories) -> None:
     assert run("copy", PAUSE, "mine/pause:v1").exit_code == 2, "which of its tags?"
 
 
+def test_names_may_begin_with_what_the_registry_is_called(fake: Repositories) -> None:
+    """As pods have them: there is no repository that is called by the registry's own address."""
+    assert run("list", "10.0.0.10:5000/app").stdout.splitlines()[-1] == "1 image"
+    result = run("copy", "10.0.0.10:5000/app:v1", "10.0.0.10:5000/mine/app:v2")
+    assert result.exit_code == 0, result.output
+    assert set(fake.store["mine/app"].tags) == {"v2"}
+    result = run("delete", "10.0.0.10:5000/mine/app:v2")
+    assert result.exit_code == 0, result.output
+    assert fake.store["mine/app"].tags == {}
+    assert "10.0.0.10_5000/mine/app" not in fake.store
+
+
 def test_delete_shows_before_it_does(fake: Repositories) -> None:
     result = run("delete", "app:v1", "--dry-run")
     assert result.stdout.splitlines()[0].startswith("would delete app:v1 (sha256:")
