@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -97,6 +98,6 @@ def where(listen: str) -> tuple[str, int]:
         return listen, paths.REGISTRY_PORT
     address, _, port = listen.rpartition(":")
     address = address.removeprefix("[").removesuffix("]")
-    if not (port.isdigit() and 0 <= int(port) <= 65535 and (not address or ip(address) is not None)):
+    if not (re.fullmatch(r"[0-9]{1,5}", port) and int(port) <= 65535 and (not address or ip(address) is not None)):
         raise ConfigError(f"--listen {listen}: must be ADDRESS:PORT, [IPv6]:PORT or :PORT", code="UsageInvalid")
     return address, int(port)

@@ -327,7 +327,7 @@ class _Handler(BaseHTTPRequestHandler):
         after = query.get("last", [""])[0]
         rest = [name for name in sorted(names) if name > after]
         asked = query.get("n", [""])[0]
-        page = rest[: int(asked)] if asked.isdigit() else rest
+        page = rest[: int(asked)] if re.fullmatch(r"[0-9]{1,9}", asked) else rest
         link = {}
         if len(page) < len(rest) and page:
             link["Link"] = f'<{path}?{urlencode({"n": asked, "last": page[-1]})}>; rel="next"'

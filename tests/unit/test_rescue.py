@@ -254,6 +254,8 @@ def test_lists_come_in_pages(client: httpx.Client) -> None:
         path = answer.links.get("next", {}).get("url", "")
     assert names == ["3.10", "3.9", "sig"]
     assert client.get("/v2/_catalog?n=0").json() == {"repositories": []}
+    for odd in ("%C2%B2", 5000 * "9"):
+        assert len(client.get(f"/v2/_catalog?n={odd}").json()["repositories"]) == 2
     assert client.get("/v2/_catalog?last=quay.io_443/org/app").json() == {"repositories": ["registry.k8s.io/pause"]}
 
 
@@ -395,7 +397,7 @@ def test_what_the_command_refuses(tmp_path: Path, pem: Path) -> None:
     broken.write_text("no certificate")
     assert invoke(path, "--cert", str(broken))[1]["code"] == "CertificateInvalid"
     assert invoke(str(tmp_path / "none.tar"), "--cert", str(pem))[1]["code"] == "BundleUnreadable"
-    for listen in ("x", "name:5000", "10.0.0.10:http", "10.0.0.10:70000"):
+    for listen in ("x", "name:5000", "10.0.0.10:http", "10.0.0.10:70000", ":²", f":{5000 * '9'}"):
         code, error = invoke(path, "--cert", str(pem), "--listen", listen)
         assert (code, error["code"]) == (2, "UsageInvalid"), listen
     empty = {oci.LAYOUT_FILE: oci.LAYOUT, oci.INDEX_FILE: oci.Index().to_json()}
