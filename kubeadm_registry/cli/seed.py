@@ -27,7 +27,7 @@ from kubeadm_registry.images import pool
 from kubeadm_registry.images import seed as seeding
 from kubeadm_registry.images.detached import run_in_child
 from kubeadm_registry.images.journal import Journal
-from kubeadm_registry.oci.references import parse, repository_prefix
+from kubeadm_registry.oci.references import OWN_HOST, parse, repository_prefix
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, Limit, Upstream
 from kubeadm_registry.registry.logins import Logins
@@ -194,10 +194,13 @@ def _incomplete(flaws: Sequence[object], hint: str) -> Error:
 
 
 def without_mirror(items: Iterable[seeding.Item], mirrors: Collection[str]) -> set[str]:
-    """The registries of *items* that are not among *mirrors*: those that containerd goes to elsewhere."""
+    """The registries of *items* that are not among *mirrors*: those that containerd goes to elsewhere.
+
+    The operator's image is of none, and is always named by the virtual IP.
+    """
     if EVERY_REGISTRY in mirrors:
         return set()
-    return {reference.host for item in items if (reference := parse(item.name))} - set(mirrors)
+    return {reference.host for item in items if (reference := parse(item.name))} - {*mirrors, OWN_HOST}
 
 
 def journal_of(secrets: Secrets) -> Journal:

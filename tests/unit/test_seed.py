@@ -12,6 +12,7 @@ import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.bundle.tool import OPERATOR_IMAGE
 from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.images import seed, seeded
@@ -328,3 +329,8 @@ def test_images_that_containerd_looks_for_elsewhere_are_told(bundle: Bundle) -> 
     assert cli_seed.without_mirror(items, ("registry.k8s.io", "docker.io")) == {"quay.io:443"}
     assert cli_seed.without_mirror(items, ("registry.k8s.io", "quay.io:443")) == set()
     assert cli_seed.without_mirror(items, ("*",)) == set()
+
+
+def test_the_image_of_the_operator_needs_no_mirror(tmp_path: Path) -> None:
+    with Bundle.open(write_layout(tmp_path / "own", image(f"{OPERATOR_IMAGE}:v1"))) as opened:
+        assert cli_seed.without_mirror(seed.plan(opened), ("registry.k8s.io",)) == set()
