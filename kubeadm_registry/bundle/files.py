@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,3 +40,15 @@ def text(path: Path, most: int) -> str:
     except UnicodeDecodeError:
         pass
     raise OSError(None, "it is not a text file", str(path))
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """All that is below *folder*, as ``os.walk`` gives it.
+
+    Raises OSError for a part that cannot be listed: what is in there would count as missing.
+    """
+    yield from os.walk(folder, onerror=_fail)
+
+
+def _fail(error: OSError) -> None:
+    raise error

@@ -44,7 +44,7 @@ def names_in(path: Path) -> list[str]:
     """
     found = [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if _is_manifest(file) and file.is_file())
+        found = _manifests_below(path)
         if not found:
             raise refused(
                 f"{path} contains neither an OCI image layout nor manifests",
@@ -65,6 +65,15 @@ def names_in(path: Path) -> list[str]:
     if not names:
         raise refused(f"{path} lists no images", hint="pass a list with one name per line, or manifests with `image:`")
     return sorted(names)
+
+
+def _manifests_below(folder: Path) -> list[Path]:
+    """The manifests in *folder*, sorted. Raises BundleError if a part of it cannot be listed."""
+    try:
+        files_below = [Path(where, name) for where, _, names in files.walk(folder) for name in names]
+    except OSError as error:
+        raise refused(f"cannot read {error.filename}: {error.strerror}", hint="check its permissions") from error
+    return sorted(file for file in files_below if _is_manifest(file) and file.is_file())
 
 
 def _texts(file: Path) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from kubeadm_registry.bundle import archive
 from kubeadm_registry.bundle.failures import refused
+from kubeadm_registry.bundle.files import walk
 from kubeadm_registry.disk import naming
 from kubeadm_registry.errors import damaged
 from kubeadm_registry.oci import descriptors as oci
@@ -45,10 +46,10 @@ def take_directory(source: Path, tree: Path) -> None:
     """Copy the directory *source* to the directory *tree*, with files in the place of links.
 
     Raises BundleError for anything that is neither file, directory nor a link to a file within *source*: what leads
-    out of the tree here would lead somewhere else on a host.
+    out of the tree here would lead somewhere else on a host. Raises OSError for what cannot be read.
     """
     top = source.resolve()
-    for folder, folders, files in os.walk(top):
+    for folder, folders, files in walk(top):
         below = Path(folder).relative_to(top)
         for name in folders:
             if (Path(folder) / name).is_symlink():

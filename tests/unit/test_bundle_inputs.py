@@ -16,6 +16,7 @@ from kubeadm_registry.bundle import Bundle, check, platforms, problems
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.bundle.make import FromLayout, choose, create, images_from, named
 from kubeadm_registry.bundle.make.remote import FromRegistries
+from kubeadm_registry.bundle.tree import take_directory
 from kubeadm_registry.errors import BundleError, Error
 from kubeadm_registry.images import rescue
 from kubeadm_registry.oci import descriptors as oci
@@ -224,10 +225,9 @@ def test_another_directory_is_not_searched(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
-def test_a_part_that_cannot_be_listed_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, content in image(PAUSE).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
+@pytest.fixture
+def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories called sha256 cannot be listed."""
     scandir = os.scandir
 
     def forbidden(path: str) -> object:
@@ -236,11 +236,26 @@ def test_a_part_that_cannot_be_listed_is_not_missing(tmp_path: Path, monkeypatch
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", forbidden)
+
+
+def test_a_part_that_cannot_be_listed_is_not_missing(tmp_path: Path, unlisted: None) -> None:
+    for name, content in image(PAUSE).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
     error = refusal(tmp_path / "a.tar", tmp_path)
     assert (error.code, error.message) == (
         "BundleUnreadable",
         f"cannot read {tmp_path}/blobs/sha256: Permission denied",
     )
+
+
+def test_manifests_and_programs_that_cannot_be_listed_are_not_missing(tmp_path: Path, unlisted: None) -> None:
+    (tmp_path / "in" / "sha256").mkdir(parents=True)
+    (tmp_path / "in" / "list.yaml").write_text("image: nginx")
+    with pytest.raises(BundleError, match=f"cannot read {tmp_path}/in/sha256: Permission denied"):
+        names_in(tmp_path / "in")
+    with pytest.raises(PermissionError):
+        take_directory(tmp_path / "in", tmp_path)
 
 
 def test_an_archive_of_docker_gets_its_name(tmp_path: Path) -> None:
