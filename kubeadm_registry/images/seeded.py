@@ -29,6 +29,7 @@ REPOSITORY = "kubeadm-registry/bundle"
 LINE_TAG = "line-"
 ARTIFACT = "application/vnd.kubeadm-registry.bundle.v1"
 INDEX = "dev.kubeadm-registry.bundle.index"
+NOT_WHOLE = "RegistryNotWhole"
 _SEQUENCE = "dev.kubeadm-registry.bundle.sequence"
 _FORMAT = "dev.kubeadm-registry.format"
 #: Version 1, of release 0.1, did not say its format.
@@ -76,10 +77,19 @@ def tag(line: Lineage) -> str:
 def read(registry: Api, line: Lineage) -> Record | None:
     """The record of a line; None if nothing of it was seeded.
 
-    Raises RegistryError, and Error: SeedRecordDamaged, or NewerFormat if only a newer release can read it.
+    Raises RegistryError, a temporary one (RegistryNotWhole) if it is listed and cannot be read, which zot calls 404;
+    and Error: SeedRecordDamaged, or NewerFormat if only a newer release can read it.
     """
     content = registry.manifest(REPOSITORY, tag(line))
-    return None if content is None else Record.parse(content, f"{REPOSITORY}:{tag(line)} in the registry")
+    what = f"{REPOSITORY}:{tag(line)} in the registry"
+    if content is None and tag(line) in registry.tags(REPOSITORY):
+        raise RegistryError(
+            f"{what} is listed and cannot be read, so it is not known which bundle was seeded last",
+            code=NOT_WHOLE, temporary=True,
+            hint="see `kubeadm-registry status`; if the registry is whole, seed the newest bundle of its series with "
+            "--allow-older, which writes the record again",
+        )  # fmt: skip
+    return None if content is None else Record.parse(content, what)
 
 
 def _damaged(message: str) -> Error:

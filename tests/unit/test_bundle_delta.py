@@ -346,6 +346,25 @@ def test_a_record_that_is_garbage_is_named_and_can_be_written_again(
         assert seeder().run(items) == 0
 
 
+def test_a_record_that_is_listed_and_not_found_is_not_none(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    """zot makes a 404 of a storage error: an older bundle must not come in then."""
+    for path in (line.full, line.first):
+        seeding(path, fake, tmp_path)
+    tag = tag_of(line.full)
+    with Bundle.open(line.full) as opened:
+        seeder = partial(seed.Seeder, opened, connector(fake), Journal(tmp_path / "journal.json"), patience=0)
+        fake.refuse = {("GET", f"/manifests/{tag}"): [404]}
+        before = len(fake.requests)
+        with pytest.raises(Error, match=tag) as caught:
+            seeder().run(seed.plan(opened))
+        assert caught.value.code == "RegistryNotWhole"
+        assert "--allow-older" in caught.value.hint
+        assert {request.method for request in fake.requests[before:]} <= {"GET", "HEAD"}, "something was pushed"
+        fake.refuse = {("GET", f"/manifests/{tag}"): [404]}
+        seeder(allow_older=True).run(seed.plan(opened))
+    assert json.loads(fake.manifests[tag])["annotations"][seeded.INDEX] == inspect(line.full)["index"]
+
+
 def test_a_record_of_a_newer_release(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
     seeding(line.full, fake, tmp_path)
     tag = tag_of(line.full)

@@ -125,7 +125,7 @@ class Seeder:
             try:
                 return retry(lambda: seeded.read(registry, line), self._patience)
             except Error as error:
-                if error.code == "SeedRecordDamaged" and self._allow_older:
+                if error.code in ("SeedRecordDamaged", seeded.NOT_WHOLE) and self._allow_older:
                     return None
                 raise
 
