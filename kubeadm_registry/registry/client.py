@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urljoin
 
 import httpx
 
@@ -227,10 +227,11 @@ class Api:
         seen = {target}
         yield answer
         while following := re.search(r'<([^>]+)>\s*;\s*rel="?next"?', answer.headers.get("Link", "")):
-            if following[1] in seen:
+            target = _joined(target, following[1])  # it may be relative to this page
+            if target in seen:
                 return
-            seen.add(following[1])
-            answer = self.send("GET", following[1])
+            seen.add(target)
+            answer = self.send("GET", target)
             yield answer
 
     def referrers(self, repository: str, digest: str) -> list[dict[str, Any]]:
@@ -409,6 +410,14 @@ def referrers_tag(digest: str) -> str:
     """The tag that lists what refers to the manifest *digest*. Source: distribution-spec, "Referrers Tag Schema"."""
     algorithm, _, encoded = digest.partition(":")
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{algorithm[:32]}-{encoded[:64]}")
+
+
+def _joined(page: str, link: str) -> str:
+    """Where *link* on *page* leads (RFC 3986, section 5)."""
+    try:
+        return urljoin(page, link)
+    except ValueError:
+        return link  # no URL, which is told where it is asked for
 
 
 def json_object(content: bytes, what: str) -> dict[str, Any]:

@@ -264,6 +264,22 @@ def test_an_upload_outlives_its_tokens(tls: Path, each: int) -> None:
     assert uploads.taken == content
 
 
+@pytest.mark.parametrize("link", ["?n=2&last=one", "list?n=2&last=one", "/v2/a/b/tags/list?n=2&last=one"])
+def test_the_next_page_may_be_relative_to_this_one(tls: Path, link: str) -> None:
+    """As any URL in a Link: RFC 8288, section 3.1."""
+
+    def pages(asked: Asked) -> Say:
+        path, _, query = asked.path.partition("?")
+        if path != "/v2/a/b/tags/list":
+            return Say(404)
+        if "last=" in query:
+            return Say(200, b'{"tags": ["two"]}')
+        return Say(200, b'{"tags": ["one"]}', (("Link", f'<{link}>; rel="next"'),))
+
+    with serving(pages, tls) as web, to(web.host) as registry:
+        assert registry.tags("a/b") == ["one", "two"]
+
+
 def test_each_scope_is_asked_for_by_itself(tls: Path, realm: Web) -> None:
     """As a mount needs two: https://distribution.github.io/distribution/spec/auth/token/, "Requesting a Token"."""
 
