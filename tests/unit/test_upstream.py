@@ -17,7 +17,7 @@ import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.registry import Login, Upload, Upstream, answers, retry
+from kubeadm_registry.registry import Login, Upload, Upstream, answers, retries, retry
 from kubeadm_registry.registry.challenges import challenges
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_web import Asked, Say, Web, raw, serving
@@ -601,3 +601,40 @@ def test_bytes_now_and_then_are_no_progress() -> None:
     with pytest.raises(RegistryError):
         retry(fail, 0.5, reached=lambda: reached)
     assert time.monotonic() - begin < 10
+
+
+class Clock:
+    """Time that goes on only while somebody sleeps or works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("times", "comes"), [(retries.ANEW, True), (1000, False)])
+def test_bytes_that_were_lost_and_come_anew_count_a_few_times(
+    monkeypatch: pytest.MonkeyPatch, times: int, comes: bool
+) -> None:
+    """A writer that moves twice in the same large blob, which takes longer than the patience."""
+    monkeypatch.setattr(retries, "time", clock := Clock())
+    taken, left = 10**9, times
+
+    def upload() -> str:
+        nonlocal taken, left
+        clock.sleep(800)
+        if left == 0:
+            return "done"
+        taken, left = taken - 10**6, left - 1
+        raise RegistryError("the writer has moved", temporary=True)
+
+    if comes:
+        assert retry(upload, 120, reached=lambda: taken) == "done"
+    else:
+        with pytest.raises(RegistryError):
+            retry(upload, 120, reached=lambda: taken)
+        assert times - left == retries.ANEW + 1
