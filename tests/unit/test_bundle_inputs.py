@@ -494,3 +494,16 @@ def test_a_device_is_no_bundle(path: str, soon: None) -> None:
 def test_a_list_without_end_is_refused(soon: None) -> None:
     with pytest.raises(BundleError, match="it has more than"):
         names_in(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("limit", ["oci.descriptors.MAX_INDEX", "bundle.archive.MAX_MEMBERS"])
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    layout = write_layout(tmp_path / "layout.tar", image(PAUSE))
+    size = {"oci.descriptors.MAX_INDEX": len(contents(layout)[oci.INDEX_FILE]), "bundle.archive.MAX_MEMBERS": 6}
+    monkeypatch.setattr(f"kubeadm_registry.{limit}", size[limit])
+    error = refusal(tmp_path / "a.tar", layout)
+    assert error.code == "BundleInputRefused"
+    assert "more than can be read again" in error.message
+    assert not (tmp_path / "a.tar").exists()

@@ -32,6 +32,7 @@ from kubeadm_registry.bundle.programs import ARCHITECTURES, Program, to_manifest
 from kubeadm_registry.errors import BundleError, ConfigError
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import parse
+from kubeadm_registry.printable import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,12 @@ class _Bundle:
             entries = tuple(sorted(contents.entries, key=_reference))
             index = oci.Index(manifests=entries, annotations=annotations).to_json()
             files = {oci.LAYOUT_FILE: versions.layout_file(index), oci.INDEX_FILE: index, **files}
+            if len(index) > oci.MAX_INDEX or len(files) + len(contents.blobs) >= archive.MAX_MEMBERS:
+                raise refused(
+                    f"the bundle has {counted(len(names), 'image')} and {counted(len(contents.blobs), 'blob')}, more "
+                    "than can be read again",
+                    hint="create several bundles, each with a part of the images",
+                )
             signature = signing.sign(index, self.sign) if self.sign is not None else b""
             bench.progress(f"writing {self.target}")
             _write(self.target, files, contents, signature, bench.meter)
