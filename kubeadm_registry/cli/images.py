@@ -33,7 +33,7 @@ from kubeadm_registry.images import copy as copying
 from kubeadm_registry.images import delete as deleting
 from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.kubernetes_images import images_of
-from kubeadm_registry.images.names import Place, place_in
+from kubeadm_registry.images.names import OURS, Place, place_in
 from kubeadm_registry.phases.space import one_by_one
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, retry
@@ -175,6 +175,11 @@ def copy(context: Context, path: Path | None, referrers: bool, source: str, targ
     origin, goal = place_in(spec, source), place_in(spec, target)
     if not origin.reference:
         raise ConfigError(f"{source} has neither a tag nor a digest", hint="add a tag or a digest", code="UsageInvalid")
+    if goal.repository.startswith(OURS):
+        raise ConfigError(
+            f"{target}: {goal.repository} belongs to kubeadm-registry itself", hint="copy it to another repository",
+            code="UsageInvalid",
+        )  # fmt: skip
     goal = Place(goal.repository, goal.reference or origin.reference)
     with terminal.registry(path, reporter) as (_, connect, _):
         copied = copying.copy(connect, origin, goal, referrers=referrers)

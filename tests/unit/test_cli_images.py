@@ -255,6 +255,14 @@ def test_copy_to_another_name(fake: Repositories) -> None:
     assert run("copy", PAUSE, "mine/pause:v1").exit_code == 2, "which of its tags?"
 
 
+@pytest.mark.parametrize("target", ["kubeadm-registry/canary:v1", "10.0.0.10:5000/kubeadm-registry/retention:ledger"])
+def test_nothing_is_copied_over_the_registrys_own_records(fake: Repositories, target: str) -> None:
+    before = {name: dict(store.tags) for name, store in fake.store.items()}
+    result = run("copy", f"{PAUSE}:3.10", target)
+    assert (result.exit_code, "belongs to kubeadm-registry itself" in result.stderr) == (2, True)
+    assert {name: dict(store.tags) for name, store in fake.store.items()} == before
+
+
 def test_names_may_begin_with_what_the_registry_is_called(fake: Repositories) -> None:
     """As pods have them: there is no repository that is called by the registry's own address."""
     assert run("list", "10.0.0.10:5000/app").stdout.splitlines()[-1] == "1 image"
