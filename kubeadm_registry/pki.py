@@ -19,6 +19,9 @@ from kubeadm_registry.addresses import ip
 
 #: Begins the name of an authority, before the name of its cluster.
 _CA_OF = "kubeadm-registry CA of "
+#: A common name has no more characters (ub-common-name in RFC 5280, appendix A.1). The name of a cluster may have as
+#: many by itself, but one: where both do not fit, the other stands beside it, as the organizational unit.
+_LONGEST_NAME = 64
 CA_LIFETIME = timedelta(days=3650)
 #: Long enough for a room that nobody visits for a year, short enough that renewal is practised.
 LEAF_LIFETIME = timedelta(days=1095)
@@ -46,7 +49,7 @@ class Pair:
 def make_ca(cluster: str) -> Pair:
     """A new authority (ECDSA P-256) that may sign end certificates only (path length 0, RFC 5280, 4.2.1.9)."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{_CA_OF}{cluster}")])
+    name = _authority(cluster)
     usage = x509.KeyUsage(
         digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
         data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
@@ -65,7 +68,19 @@ def cluster_of(ca_certificate: str) -> str | None:
     """The name of the cluster that an authority of ``make_ca`` was made for; None if it was made by others."""
     subject = x509.load_pem_x509_certificate(ca_certificate.encode()).subject
     names = [str(attribute.value) for attribute in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    units = [str(attribute.value) for attribute in subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)]
+    if units == [_CA_OF.rstrip()] and len(names) == 1:
+        return names[0]
     return next((name.removeprefix(_CA_OF) for name in names if name.startswith(_CA_OF)), None)
+
+
+def _authority(cluster: str) -> x509.Name:
+    """What an authority for the cluster called *cluster* is called."""
+    whole = f"{_CA_OF}{cluster}"
+    if len(whole) <= _LONGEST_NAME:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, whole)])
+    beside = x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, _CA_OF.rstrip())
+    return x509.Name([beside, x509.NameAttribute(NameOID.COMMON_NAME, cluster)])
 
 
 def issue(

@@ -17,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kubeadm_registry import config, paths, pki
 from kubeadm_registry.components import haproxy
+from kubeadm_registry.config.values import label
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PreflightFailed
 from kubeadm_registry.phases.base import BASE
@@ -47,6 +48,16 @@ def test_the_authority_signs_end_certificates_only() -> None:
     assert usage.critical
     assert usage.value.key_cert_sign
     assert ca.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "kubeadm-registry CA of registry"
+
+
+@pytest.mark.parametrize("length", [1, 41, 42, 63])
+def test_a_cluster_may_have_a_name_of_any_length_that_its_file_may_have(length: int) -> None:
+    name = "r" * length
+    label(name)
+    made = pki.make_ca(name)
+    assert pki.cluster_of(made.certificate) == name
+    leaf = load(pki.issue(made, "n" * 63, ["10.0.0.11"]).certificate)
+    leaf.verify_directly_issued_by(load(made.certificate))
 
 
 def test_a_certificate_names_addresses_as_addresses_and_names_as_names(leaf: pki.Pair) -> None:
