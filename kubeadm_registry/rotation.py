@@ -37,9 +37,14 @@ LOGINS = ("push", "pull", "retention")
 
 def stage(secrets: Secrets, kind: Kind = "ca") -> Stage:
     """How far the replacement of that *kind* is; empty if none is going on."""
+    return stage_in(secrets.overlap, kind)
+
+
+def stage_in(overlap: Mapping[str, str], kind: Kind = "ca") -> Stage:
+    """The same of what is being exchanged by one node's file, in which other secrets may be missing."""
     name, *_ = _PARTS[kind]
     found: dict[str, Stage] = {NEXT: "trust", FORMER: "issue", RETIRED: "remove"}
-    return next((one for prefix, one in found.items() if f"{prefix}{name}" in secrets.overlap), "")
+    return next((one for prefix, one in found.items() if f"{prefix}{name}" in overlap), "")
 
 
 def advance(secrets: Secrets, cluster: str, kind: Kind = "ca", *, left: bool = False) -> Secrets:

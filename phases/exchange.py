@@ -9,7 +9,6 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.transport.host import Host
 
 Stages = Mapping[rotation.Stage, Workflow]
@@ -48,7 +47,9 @@ def exchange(
 def _ending(host: Host, kind: rotation.Kind) -> bool:
     """Whether a run died while it stored that it was done: *host* still has the stage before."""
     content = host.read(secrets.PATH)
-    return content is not None and rotation.stage(Secrets.of(secrets.FORMAT.parse(content)), kind) == "remove"
+    if content is None:
+        return False
+    return rotation.stage_in(secrets.FORMAT.parse(content).values.get("overlap", {}), kind) == "remove"
 
 
 def _next(cluster: Cluster, kind: rotation.Kind) -> Cluster:

@@ -364,6 +364,17 @@ def test_the_present_ca_stays_while_a_known_host_lacks_the_next(installed: FakeC
     assert {rotation.stage(one) for one in stored(installed)} == {""}
 
 
+def test_a_node_that_lacks_a_secret_of_a_later_release_is_no_obstacle(installed: FakeCluster) -> None:
+    """As where an upgrade died after the first node had stored the secrets that it adds."""
+    server = installed.servers["cp-2"]
+    found = secrets.identity_in(server.content(secrets.PATH))
+    values = {name: value for name, value in found.values.items() if not name.startswith("retention_")}
+    server.put(secrets.PATH, secrets.render(replace(found, values=values)), 0o600)
+    replaced(installed)
+    (new,) = {one.ca_certificate for one in stored(installed)}
+    assert new != authority().certificate
+
+
 def test_a_dry_run_shows_the_first_stage_and_changes_nothing(installed: FakeCluster) -> None:
     before = installed.snapshot()
     workers = Workers()
