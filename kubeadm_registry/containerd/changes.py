@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from kubeadm_registry.containerd import backup, http_proxy, restart, survey
+from kubeadm_registry.containerd import backup, edit, http_proxy, restart, survey
 from kubeadm_registry.containerd import hosts as hosts_toml
 from kubeadm_registry.containerd.replace import replace as replace_file
 from kubeadm_registry.containerd.settings import Edit, InForce, Merged, Refused, Version, contradictions, plan
@@ -57,7 +57,7 @@ class Config:
             return None
         olds = {path: configuration.file(path) for path in merged.texts}
         return "\n".join(
-            unified(path, old.state.content if (old := olds[path]) else None, text.encode())
+            edit.difference(path, old.state.content if (old := olds[path]) else None, text.encode())
             for path, text in merged.texts.items()
         )
 

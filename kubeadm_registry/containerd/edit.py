@@ -17,9 +17,16 @@ from typing import Any
 
 import tomlkit
 
+from kubeadm_registry.engine.changes import unified
+
 Path = tuple[str, ...]
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+#: What a registry is logged in to by, with its value, a string of any kind.
+_LOGIN = re.compile(
+    rb"""(?is)\b((?:password|auth|identitytoken|authorization)["']?\s*=\s*\[?\s*)"""
+    rb"""("{3}.*?"{3}|'{3}.*?'{3}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
+)
 #: A multi-line array or string longer than this is taken for a mistake in the scanner rather than followed.
 _LONGEST_STATEMENT = 20_000
 
@@ -62,6 +69,12 @@ def parse(text: str) -> dict[str, Any]:
         at_end = "(at end of document)" in str(error)
         line = int(where[1]) if where else len(text.splitlines()) if at_end else 0
         raise Unparsable(line, re.sub(r" \(at .*\)$", "", str(error))) from error
+
+
+def difference(path: str, old: bytes | None, new: bytes | None) -> str:
+    """A unified diff of a configuration file, the logins in it unreadable: they may stand beside what changes."""
+    before, after = (None if one is None else _LOGIN.sub(rb'\1"<login>"', one) for one in (old, new))
+    return unified(path, before, after)
 
 
 def get(values: Any, path: Sequence[str]) -> Any:

@@ -83,7 +83,7 @@ class OriginalConfig:
     def diff(self, host: Host) -> str | None:
         """A unified diff of each file, or None."""
         differences = self._differences(host)
-        said = [unified(now.path, now.state.content, new.content if new else None) for now, new in differences]
+        said = [edit.difference(now.path, now.state.content, new.content if new else None) for now, new in differences]
         return "\n".join(said) or None
 
     def apply(self, host: Host) -> None:

@@ -143,6 +143,28 @@ def test_a_later_pause_image_of_ours_leaves_the_way_back(rooted: Rooted) -> None
     assert rooted.path(CONFIG).read_bytes() == original
 
 
+_REGISTRY = '[plugins."io.containerd.grpc.v1.cri".registry'
+LOGINS = (
+    f'{_REGISTRY}]\n{_REGISTRY}.configs."a:1".auth]\n\'identitytoken\'=\'x-y-z\'\npassword = "p\\"x-y-z" # mine\n',
+    f'{_REGISTRY}]\nconfigs = {{"a:1" = {{auth = {{username = "u", auth = """x-y-z"""}}}}}}\n',
+    f'{_REGISTRY.removesuffix(".registry")}]\nregistry = {{configs = {{"a:1" = {{auth = {{"password"="x-y-z"}}}}}}}}\n',
+)
+
+
+@pytest.mark.parametrize("text", LOGINS, ids=["tables", "table in line", "all in line"])
+def test_no_diff_shows_a_login_that_stands_beside_what_changes(rooted: Rooted, text: str) -> None:
+    text = f"version = 2\n{text}"
+    rooted.put(CONFIG, text)
+    shown = [change.diff(host(rooted)) or "" for change in steps(host(rooted), settings=SETTINGS)]
+    assert any("+" in diff and "config_path" in diff for diff in shown)
+    assert "x-y-z" not in "".join(shown)
+    init(rooted)
+    assert "x-y-z" in rooted.path(CONFIG).read_text()
+    shown = [change.diff(host(rooted)) or "" for change in restore_steps(host(rooted))]
+    assert any("-" in diff and "config_path" in diff for diff in shown)
+    assert "x-y-z" not in "".join(shown)
+
+
 def test_a_symbolic_link_stays_one(rooted: Rooted) -> None:
     target = rooted.put("/srv/containerd.toml", "version = 2\n")
     rooted.path(CONFIG).symlink_to(target)
