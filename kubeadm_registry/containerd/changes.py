@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kubeadm_registry.containerd import backup, edit, http_proxy, restart, survey
 from kubeadm_registry.containerd import hosts as hosts_toml
 from kubeadm_registry.containerd.replace import replace as replace_file
-from kubeadm_registry.containerd.settings import Edit, InForce, Merged, Refused, Version, contradictions, plan
+from kubeadm_registry.containerd.settings import Edit, InForce, Merged, Refused, Version, contradictions, pauses, plan
 from kubeadm_registry.containerd.survey import ConfigFile, Configuration, Containerd
 from kubeadm_registry.engine.changes import unified
 from kubeadm_registry.transport.host import FileState, Host
@@ -36,15 +36,17 @@ class Config:
     def read(self, host: Host) -> tuple[Configuration, Merged]:
         """The configuration as it is, and what it should become. Raises Refused."""
         configuration = survey.configuration(host, self.containerd.config, self.version)
-        return configuration, self.plan(configuration)
+        return configuration, self.plan(host, configuration)
 
-    def plan(self, configuration: Configuration) -> Merged:
-        """What *configuration* should become. Raises Refused."""
+    def plan(self, host: Host, configuration: Configuration) -> Merged:
+        """What *configuration* should become. Raises Refused, and Error (BackupDamaged, NewerFormat)."""
+        written = backup.record(host).files.values()
         merged = plan(
             configuration.layers,
             containerd=self.version,
             config_path=self.config_path,
             sandbox_image=self.sandbox_image,
+            ours=pauses(item for one in written for item in one.undoable),
         )
         if configuration.files:
             return merged

@@ -75,9 +75,10 @@ class _Edit(_Object):
     new: str | int
     old: str | None = None
     opens: bool = False
+    former: tuple[str | int, ...] = ()
 
     def edit(self) -> Edit:
-        return Edit(self.file, self.table, self.key, self.new, self.old, self.opens)
+        return Edit(self.file, self.table, self.key, self.new, self.old, self.opens, self.former)
 
 
 class Written(_Object):
@@ -113,7 +114,8 @@ class Record(_Record):
             for item in new:
                 # The value to go back to is the first one, not one of ours that was replaced since.
                 first = known.get((item.table, item.key), item)
-                kept = {"file": item.file, "new": item.new, "opens": first.opens or item.opens}
+                former = tuple(one for one in dict.fromkeys((*first.former, first.new)) if one != item.new)
+                kept = {"file": item.file, "new": item.new, "opens": first.opens or item.opens, "former": former}
                 known[item.table, item.key] = first.model_copy(update=kept)
             edited = entry.edited or before != entry.sha256
             update: Mapping[str, Any] = {"sha256": after, "edits": tuple(known.values()), "edited": edited}
@@ -122,7 +124,7 @@ class Record(_Record):
 
 
 def _values(item: Edit) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in ("file", "table", "key", "new", "old", "opens")}
+    return {name: getattr(item, name) for name in ("file", "table", "key", "new", "old", "opens", "former")}
 
 
 _FORMATS = {Originals: Format(ORIGINALS, version=2), Record: Format(WRITTEN)}

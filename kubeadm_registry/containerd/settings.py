@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -135,7 +135,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One key of one file: *old* is None where the key was not set. *opens* the table: it had no header before."""
+    """One key of one file: *old* is None where the key was not set. *opens* the table: it had no header before.
+
+    *former* are values that we set before *new*, which a run that died may have left in the file.
+    """
 
     file: str
     table: tuple[str, ...]
@@ -143,6 +146,7 @@ class Edit:
     new: str | int
     old: str | None = None
     opens: bool = False
+    former: tuple[str | int, ...] = ()
 
     def apply(self, text: str) -> str:
         """*text* with the key set."""
@@ -151,7 +155,7 @@ class Edit:
     def undo(self, text: str) -> str:
         """*text* without our value. A key that was changed since stays, and ``version`` as long as names hang on it."""
         values = edit.parse(text)
-        if edit.get(values, (*self.table, self.key)) != self.new:
+        if edit.get(values, (*self.table, self.key)) not in (self.new, *self.former):
             return text
         if (*self.table, self.key) == ("version",) and not (_is_unversioned(values) and not values.get("imports")):
             return text
@@ -368,13 +372,23 @@ def _as_hosts_files(mirrors: Any) -> str:
     return f"write {'; '.join(files)}; then remove the mirrors tables"
 
 
-def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sandbox_image: str | None) -> Merged:
+def pauses(edits: Iterable[Edit]) -> frozenset[str]:
+    """The pause images that *edits* set, now or earlier."""
+    keys = _SANDBOX.keys.values()
+    return frozenset(str(value) for one in edits if one.key in keys for value in (one.new, *one.former))
+
+
+def plan(
+    layers: Sequence[Layer], *, containerd: Version, config_path: str, sandbox_image: str | None,
+    ours: Collection[str] = (),
+) -> Merged:  # fmt: skip
     """Which keys to set in which files so that hosts files are read and pods start with *sandbox_image*.
 
     *layers* are all files that containerd reads, in its order, the main one first; it may be empty text. A
     ``config_path`` that is set stays, unless it is containerd's own list of directories and containerd would not find
     hosts files by it. A pause image that is set stays too, unless it is one of containerd's own
-    defaults, which ``containerd config default`` writes out and which the registry need not hold. Raises Refused.
+    defaults, which ``containerd config default`` writes out and which the registry need not hold, or one of *ours*,
+    which an earlier cluster file asked for. Raises Refused.
     """
     for refusal in refusals(layers, containerd):
         raise refusal
@@ -410,7 +424,7 @@ def plan(layers: Sequence[Layer], *, containerd: Version, config_path: str, sand
                 "only if it is one directory (https://github.com/containerd/containerd/issues/12808); set it to "
                 f"{effective_path.partition(':')[0]}, or set use_local_image_pull = true, then restart containerd"
             )
-    is_default = not pause or str(pause) in DEFAULT_PAUSE_IMAGES
+    is_default = not pause or str(pause) in DEFAULT_PAUSE_IMAGES or str(pause) in ours
     wants_pause = sandbox_image is not None and pause != sandbox_image and is_default
     if sandbox_image is not None and pause != sandbox_image and not is_default:
         notices.append(

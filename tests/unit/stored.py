@@ -115,6 +115,13 @@ def _containerd(path: str, read: Callable[[Host], Originals | Record]) -> Callab
     return back
 
 
+def _with_former(found: Any) -> Any:
+    for entry in found["files"].values():
+        for edit in entry["edits"]:
+            edit.setdefault("former", [])
+    return found
+
+
 def _with_digests(found: Any) -> Any:
     for entry in found["files"].values():
         entry["sha256"] = None
@@ -337,6 +344,7 @@ KINDS = (
         needed=below(("files", CONFIG), "sha256", "edits")
         | below(("files", CONFIG, "edits", 0), "file", "table", "key", "new"),
         code="BackupDamaged",
+        today=_with_former,
     ),
     Kind(
         journal.FORMAT, "0.1/seed-journal.json", _journal, objects=((), ("uploads",)),

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeadm_registry.containerd import settings as containerd
+from kubeadm_registry.containerd.backup import digest
 from kubeadm_registry.containerd.edit import Unparsable, lines_of, parse
+from kubeadm_registry.containerd.record import Record
 from kubeadm_registry.containerd.settings import (
     CERTS_D,
     CONFIG,
@@ -22,6 +24,7 @@ from kubeadm_registry.containerd.settings import (
     Refused,
     Version,
     contradictions,
+    pauses,
     plan,
     unmerge,
 )
@@ -45,6 +48,26 @@ def version_of(case: str) -> Version:
     found = Version.parse(case.rpartition("-")[2])
     assert found is not None
     return found
+
+
+def test_pause_images_of_ours_are_known_also_where_a_run_died_before_it_wrote_the_file() -> None:
+    original = 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\nsandbox_image = "registry.k8s.io/pause:3.8"\n'
+    text, record = original, Record()
+    for number in range(3):
+        ours = pauses(item for one in record.files.values() for item in one.undoable)
+        layer, wanted = Layer.read(CONFIG, text.encode()), f"registry.k8s.io/pause:4.{number}"
+        merged = plan([layer], containerd=V17, config_path=CERTS_D, sandbox_image=wanted, ours=ours)
+        new = merged.texts[CONFIG]
+        assert wanted in new and not merged.notices
+        record = record.with_file(
+            CONFIG, merged.edits, original=digest(original.encode()), before=digest(text.encode()),
+            after=digest(new.encode()),
+        )  # fmt: skip
+        record = Record.parse(record.render())
+        assert unmerge(text, record.files[CONFIG].undoable) == original
+        if number != 1:  # that one died
+            text = new
+    assert unmerge(text, record.files[CONFIG].undoable) == original
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -143,6 +143,13 @@ def test_a_later_pause_image_of_ours_leaves_the_way_back(rooted: Rooted) -> None
     assert rooted.path(CONFIG).read_bytes() == original
 
 
+def test_a_pause_image_of_an_earlier_cluster_file_is_replaced(rooted: Rooted) -> None:
+    rooted.put(CONFIG, "version = 2\n")
+    init(rooted, replace(SETTINGS, sandbox_image="registry.k8s.io/pause:4.0"))
+    init(rooted, replace(SETTINGS, sandbox_image="registry.k8s.io/pause:4.1"))
+    assert "pause:4.1" in rooted.path(CONFIG).read_text()
+
+
 _REGISTRY = '[plugins."io.containerd.grpc.v1.cri".registry'
 LOGINS = (
     f'{_REGISTRY}]\n{_REGISTRY}.configs."a:1".auth]\n\'identitytoken\'=\'x-y-z\'\npassword = "p\\"x-y-z" # mine\n',
