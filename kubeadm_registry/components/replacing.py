@@ -135,17 +135,21 @@ class Authorized:
         return None if new == (old or b"") else unified(path, old, new)
 
     def apply(self, host: Host) -> None:
-        """Write the file whole; what is new gets the modes that sshd wants."""
+        """Write the file whole; what is new gets the modes that sshd wants. A symbolic link stays one."""
         path, group = self._place(host)
         owner = f"{self.user}:{group}"
         folder = Directory(path.rpartition("/")[0], mode=0o700, owner=owner, as_is=True)
         if folder.diff(host) is not None:
             folder.apply(host)
         found = host.state(path) or FileState(b"", 0o600, owner)
-        host.write(path, self._changed(found.content), mode=found.mode, owner=found.owner)
+        real = host.query("readlink", "-f", "--", path).text or path
+        host.write(real, self._changed(found.content), mode=found.mode, owner=found.owner)
 
     def _changed(self, old: bytes) -> bytes:
-        others = [one for one in old.decode(errors="surrogateescape").splitlines() if not one.endswith(f" {_MARK}")]
+        there = old.decode(errors="surrogateescape").splitlines()
+        others = [one for one in there if not one.endswith(f" {_MARK}")]
+        if others == there and not self.wanted:
+            return old  # nothing of ours: its last line may have no end, or its lines others
         lines = [*others, *([self.wanted] if self.wanted else [])]
         return "".join(f"{one}\n" for one in lines).encode(errors="surrogateescape")
 

@@ -653,6 +653,12 @@ class FakeTransport:
     def _path(self, found: re.Match[str]) -> str:
         return found["path"]
 
+    def _real(self, found: re.Match[str]) -> bytes:
+        path = self._path(found)
+        while isinstance(node := self.tree.get(path), Link):
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(path), node.target))
+        return f"{path}\n".encode()
+
     def _follow(self, path: str) -> FileState | Dir | None:
         node = self.tree.get(path)
         if isinstance(node, Link):
@@ -723,6 +729,7 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
         ("rmdir --ignore-fail-on-non-empty -- <path>", FakeTransport._rmdir_if_empty),
         ("rm -rf --one-file-system -- <paths>", FakeTransport._remove),
         ("rm -f -- <paths...>", FakeTransport._remove),
+        ("readlink -f -- <path>", FakeTransport._real),
         ("id -Gn -- <user>", FakeTransport._id),
         ("id -- <user>", FakeTransport._id),
         ("useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "

@@ -32,6 +32,7 @@ from kubeadm_registry.phases.helper import FORBID, HELPER, allow
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT, RESET
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, host_key
+from tests.unit.fakes import FakeTransport, Link
 from tests.unit.kills import every
 from tests.unit.test_members import FOUR, THREE, file, listed
 from tests.unit.test_workflow import Recorder
@@ -150,6 +151,27 @@ def test_nothing_of_it_stays_and_other_keys_do(site: Site, workflow: Workflow) -
     for server in site.fake.servers.values():
         assert server.content(KEYS).decode() == f"{THEIRS}\n"
         assert not [path for path in server.tree if "replac" in path]
+
+
+def test_authorized_keys_that_are_a_link_stay_one() -> None:
+    server = FakeTransport()
+    server.put("/srv/keys/root", THEIRS, 0o600)
+    server.put(KEYS, "")
+    server.tree[KEYS] = Link("/srv/keys/root")
+    for wanted, content in (("from=x ssh-ed25519 A kubeadm-registry replacing", True), ("", False)):
+        change = replacing.Authorized("root", wanted)
+        assert change.diff(server.host())
+        change.apply(server.host())
+        assert change.diff(server.host()) is None
+        assert isinstance(server.tree[KEYS], Link)
+        assert (b"replacing" in server.content("/srv/keys/root")) is content
+
+
+@pytest.mark.parametrize("text", [THEIRS, "ssh-rsa AAAA one\r\nssh-rsa AAAA two\r\n", ""])
+def test_authorized_keys_without_a_line_of_ours_are_left_alone(text: str) -> None:
+    server = FakeTransport()
+    server.put(KEYS, text, 0o600)
+    assert replacing.Authorized("root").diff(server.host()) is None
 
 
 def test_a_removal_that_ends_in_the_middle_is_completed(site: Site) -> None:
