@@ -8,6 +8,7 @@ import time
 import pytest
 
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.registry import retry
 from tests.lab import images
 from tests.lab.command import wait_until
 from tests.lab.faults import BLOCKS
@@ -50,7 +51,8 @@ def returned(registry: Registry) -> tuple[images.Image, images.Image, Host, floa
     victim = registry.holder()
     victim.power_cut()
     wait_until("an answer", lambda: served(registry, before, "power/before"), seconds=60)
-    images.push(registry, meanwhile, "power/meanwhile")
+    # What was sent to a process that the others have not given up yet fails, as what was in hand does, and is repeated.
+    retry(lambda: images.push(registry, meanwhile, "power/meanwhile"), seconds=30)
     victim.power_on()
     begin = time.monotonic()
     registry.wait_whole()
