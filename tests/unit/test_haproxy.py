@@ -122,6 +122,7 @@ WRITES = [
     f"DELETE /v2/a/blobs/uploads/u?_w={EPOCH}",
     "PUT /v2/a/manifests/v1.2_3-X",
     f"PUT /v2/10.0.0.1/x/manifests/{DIGEST}",
+    f"PUT /v2/a/manifests/{DIGEST}?tag=v1.2_3-X&tag=no-trash-1",
     f"DELETE /v2/a/manifests/{DIGEST}",
     f"DELETE /v2/a/blobs/{DIGEST}",
 ]
@@ -157,6 +158,11 @@ ROUND = [
     "PATCH /v2/a/blobs/uploads/u?_w=3",
     "PUT /v2/a/blobs/uploads/u?_w=",
     f"PUT /v2/a/blobs/uploads/u?%5fw={EPOCH}",
+    f"PUT /v2/a/manifests/{DIGEST}?tag=%74rash-v1",
+    f"PUT /v2/a/manifests/{DIGEST}?t%61g=trash-v1",
+    f"PUT /v2/a/manifests/{DIGEST}?tag=+trash-v1",
+    f"PUT /v2/a/manifests/{DIGEST}?tag=%74rash-v1&a=%zz",
+    f"PUT /v2/a/manifests/{DIGEST}?a;tag=trash-v1",
     "PUT /v2/A/manifests/v1",
     "PUT /v2/_a/manifests/v1",
     "PUT /v2/a/.b/manifests/v1",
@@ -645,6 +651,8 @@ def test_retention_writes_to_the_own_frontend_only() -> None:
     [
         ("PUT /v2/a/manifests/trash-v1", "trash-"),
         ("DELETE /v2/a/b/manifests/trash-", "trash-"),
+        (f"PUT /v2/a/manifests/{DIGEST}?tag=trash-v1", "trash-"),
+        (f"PUT /v2/a/manifests/{DIGEST}?tag=v1&tag=trash-v1", "trash-"),
         ("PUT /v2/kubeadm-registry/retention-trash/manifests/v1", "the trash"),
         ("PUT /v2/kubeadm-registry/retention-trash/a/b/manifests/v1", "the trash"),
         ("POST /v2/kubeadm-registry/retention-trash/a/blobs/uploads/", "the trash"),
