@@ -104,6 +104,14 @@ def guarded(services: Sequence[Service]) -> Iterator[tuple[int, list[str]]]:
                 yield port.number, [other.user for other in services if port.number in other.calls]
 
 
+def listeners(services: Sequence[Service]) -> Iterator[tuple[int, str]]:
+    """Each loopback port of the *services*, in the same order, with the user that listens there."""
+    for service in reversed(services):
+        for port in service.ports:
+            if port.local:
+                yield port.number, service.user
+
+
 def fence(frontend: Frontend) -> dict[str, object]:
     """What the rules of the kernel's timer need; no ``frontend`` if it may write anywhere at any time."""
     timings = Timings()
@@ -132,6 +140,7 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
             "guard/guard.nft.j2",
             table=paths.PREFIX,
             guarded=list(guarded(services)),
+            listeners=list(listeners(services)),
             s3_port=paths.S3_PORT,
             registry_port=paths.REGISTRY_PORT,
             frontend_port=paths.FRONTEND_PORT,
