@@ -531,6 +531,20 @@ def test_a_nearly_full_disk_takes_deletions_and_records_and_no_push(distribution
     distribution.tell(f"set map {name} full 0")
 
 
+@pytest.mark.parametrize("off", [7200, -7200])
+def test_pushes_wait_until_that_time_also_where_the_clock_was_set(tmp_path: Path, off: int) -> None:
+    """HAProxy's own time begins with the wall clock and never steps: it is off by as much as that was set since."""
+    step = tmp_path / "step.lua"
+    step.write_text(
+        f"local now = core.now\ncore.now = function() local t = now(); t.sec = t.sec + {off}; return t end\n"
+    )
+    with nodes(DISTRIBUTION, "cp-1", instead={"  lua-load ": f"  lua-load {step}\n  lua-load "}) as [node]:
+        end = int(time.time() + 3)
+        close(node, 3)
+        assert node.ask("PUT", "/v2/a/manifests/v1", PUSH, b"{}", timeout=30).status == 200
+        assert end <= time.time()
+
+
 @pytest.mark.long
 def test_a_push_is_refused_for_a_while_after_five_minutes(closed: Node) -> None:
     answer = closed.ask("PUT", "/v2/a/manifests/v1", PUSH, b"{}", timeout=330)
