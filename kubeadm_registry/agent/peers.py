@@ -66,7 +66,8 @@ class Link:
         family = socket.AF_INET6 if ":" in self.peer.address else socket.AF_INET
         new = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            new.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # One address for the sockets of all peers; with SO_REUSEADDR anybody on this host could get what comes.
+            new.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             level, option = (
                 (socket.IPPROTO_IPV6, IPV6_FREEBIND) if family == socket.AF_INET6 else (socket.IPPROTO_IP, IP_FREEBIND)
             )

@@ -125,6 +125,30 @@ def test_the_links_ask_about_a_peer_that_is_overdue_and_not_too_often(
         listener.accept()
 
 
+def test_nobody_else_on_the_host_gets_what_peers_send(tmp_path: Path) -> None:
+    """Of two connected sockets with the same ends, which other users could open with SO_REUSEADDR, one gets it all."""
+    port = free_port(socket.SOCK_DGRAM)
+    config = parse(raw(tmp_path, 0, {"heartbeat": port}, 5001))
+    links = [Link(config, peer, Outbox("instance"), b"k" * 32) for peer in config.peers]
+    try:
+        for link in links:
+            link.open()
+        for link in links:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
+                thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                with pytest.raises(OSError, match="in use"):
+                    thief.bind((config.address, port))
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.bind((link.peer.address, port))
+                sender.sendto(link.peer.name.encode(), (config.address, port))
+        for link in links:
+            assert link.socket is not None
+            assert link.socket.recv(100) == link.peer.name.encode()
+    finally:
+        for link in links:
+            link.close()
+
+
 @pytest.mark.parametrize("known", [b"k" * 32, b"o" * 32, b"p" * 32], ids=["the key", "the last one", "an older one"])
 def test_a_node_that_has_left_is_told_so_and_nothing_of_it_is_believed(tmp_path: Path, known: bytes) -> None:
     """It was switched off when it left, and knows of the three as they were; the key may have been replaced since."""
