@@ -245,7 +245,7 @@ def metrics(state: State, cpu: float) -> str:
             return
         full = f"kubeadm_registry_agent_{name}"
         lines.extend((f"# HELP {full} {text}", f"# TYPE {full} {kind}"))
-        lines.extend(f"{full}{labels} {float(value):.10g}" for labels, value in known)
+        lines.extend(f"{full}{labels} {float(value):.15g}" for labels, value in known)
 
     def one(name: str, text: str, value: Any, kind: str = "gauge") -> None:
         gauge(name, text, [("", value)], kind)

@@ -49,7 +49,7 @@ class Agent:
 
     def text(self) -> str:
         """As ``agent.status.metrics`` writes it (compared in tests/unit/test_operator_health.py)."""
-        lines = [f"kubeadm_registry_agent_{name} {value:.10g}" for name, value in self.values.items()]
+        lines = [f"kubeadm_registry_agent_{name} {value:.15g}" for name, value in self.values.items()]
         lines += [f'kubeadm_registry_agent_condition{{name="{name}"}} 1' for name in self.conditions]
         return "\n".join(lines) + "\n"
 

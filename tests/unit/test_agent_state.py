@@ -95,3 +95,12 @@ def test_an_agent_of_another_release_is_understood() -> None:
 )  # fmt: skip
 def test_what_is_no_document_is_none(text: str) -> None:
     assert document.read(text) is None
+
+
+def test_a_term_is_told_to_the_last_digit() -> None:
+    """Where a clock was ahead once, the terms after that grow by as many as there are nodes: an alert counts them."""
+    told = state(Level.FIT, {}, FRESH)
+    told["writer"]["epoch"] = 1_793_023_456_789
+    lines = status.metrics(told, 0.1 + 0.2).splitlines()
+    assert "kubeadm_registry_agent_epoch 1793023456789" in lines
+    assert "kubeadm_registry_agent_cpu_seconds_total 0.3" in lines
