@@ -278,19 +278,19 @@ class CopiesMade:
     def _skip_dead(self, host: Host) -> None:
         """Tell Garage not to wait for the word of nodes that are gone; their data is on the others, or lost.
 
-        A host that leaves may answer and its storage be dead, as with a broken disk: it is gone as well. Of a storage
-        that runs the word comes by itself. Garage gives up those nodes only to which it has no connection, unless data
-        may be missing (ClusterLayoutSkipDeadNodes, garage_api_admin/layout.rs).
+        A host that leaves may answer and its storage be dead, as with a broken disk: it is gone as well. So is one that
+        an earlier run was to bring and that died then: no list of members ever had it. Of a storage that runs the word
+        comes by itself. Garage gives up those nodes only to which it has no connection, unless data may be missing
+        (ClusterLayoutSkipDeadNodes, garage_api_admin/layout.rs).
         """
         change = self.cluster.change
-        if change is None or not (change.lost or change.leaving):
+        if change is None:
             return
         api = Api(self.cluster, host)
         history: dict[str, Any] = api.ask("GetClusterLayoutHistory")
         trackers, version = history.get("updateTrackers") or {}, history["currentVersion"]
-        secrets, stay = self.cluster.secrets, {node.name for node in self.cluster.spec.nodes}
-        gone = {secrets.node_id(name) for name in change.leaving if name not in stay and name in secrets.node_keys}
-        waits = {identity for identity, one in trackers.items() if identity in gone and one["ack"] < version}
+        stay = {self.cluster.secrets.node_id(node.name) for node in self.cluster.spec.nodes}
+        waits = {identity for identity, one in trackers.items() if identity not in stay and one["ack"] < version}
         if waits and not change.lost:
             waits -= {one["id"] for one in api.ask("GetClusterStatus")["nodes"] if one["isUp"]}
         if waits or (change.lost and any(one["status"] == "Draining" for one in history["versions"])):

@@ -97,6 +97,23 @@ def test_a_dead_node_is_not_waited_for(replacing: tuple[FakeCluster, Cluster], c
     assert CopiesMade(cluster, garage.BLOCK).diff(cluster.hosts[0]) is None
 
 
+def test_a_node_that_died_while_it_joined_is_not_waited_for_when_another_joins(clock: Clock) -> None:
+    """It has a place in the storage, and no list of members knows of it."""
+    fake = fresh(file(THREE))
+    other, cluster, _ = planned(fake, Request(joins="cp-5"), {**THREE, "cp-5": "10.0.0.15"})
+    cluster.vault.ensure()
+    run(INIT, replace(cluster, hosts=cluster.hosts[-1:]), Recorder(), only=("base", "secrets", "backend/install"))
+    fake.garage.UpdateClusterLayout({"roles": [{"id": "of cp-4", "zone": "cp-4", "capacity": 1, "tags": []}]})
+    fake.garage.ApplyClusterLayout({"version": 2})
+    other.garage.dead = {"of cp-4"}
+    layout = ClusterLayout(cluster, 3)
+    assert layout.diff(cluster.hosts[0]) == "storage layout: cp-5 added and cp-4 removed, version 3"
+    layout.apply(cluster.hosts[0])
+    CopiesMade(cluster, garage.BLOCK).apply(cluster.hosts[0])
+    assert not other.garage.dead
+    assert clock.now < 130
+
+
 @pytest.mark.parametrize("runs", [True, False], ids=["its storage runs", "its storage is dead"])
 def test_a_node_that_answers_is_waited_for_if_its_storage_runs(
     replacing: tuple[FakeCluster, Cluster], clock: Clock, runs: bool
