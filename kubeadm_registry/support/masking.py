@@ -21,14 +21,18 @@ _PUBLIC = frozenset({"generation", "made", "ca_certificate", "s3_key_id", KEY})
 _SEED = 64
 #: Private keys in PEM (RFC 7468), whoever's.
 _PRIVATE = re.compile(rb"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----.*?-----END \1PRIVATE KEY-----", re.DOTALL)
-#: Values of keys that sound like a secret, in TOML, JSON, YAML, INI and HTTP headers: those of other programs are in
-#: no list.
+#: A password in a URL, as of a proxy in a drop-in file of containerd's unit (RFC 3986, section 3.2.1).
+_LOGIN = re.compile(rb"""(://[^\s/:@"'<>]*:)[^\s/"'<>]+@""")
+#: Values of keys that sound like a secret, in TOML, JSON, YAML, INI and HTTP headers, also where such a text is quoted
+#: in another one: those of other programs are in no list. A table in a line has keys of its own.
 _NAMED = re.compile(
-    rb"""(?im)^(?P<head>[^\n#]*?["']?\b[\w-]*(?:passw(?:or)?d|secret|token|authorization|credential|auth|api_?key)\b["']?"""
-    rb"""\s*[:=]\s*)(?P<value>\[[^\]\n]*\]|"[^"\n]*"|'[^'\n]*'|[^\s,}\n]+(?:[ \t]+[A-Za-z0-9+/=_-]{8,})?)"""
+    rb"""(?i)(?P<head>(?<![\w-])[\w-]{0,200}?(?:passw(?:or)?d|secret|token|authorization|credential|auth|api_?key)"""
+    rb"""(?![\w-])\\*["']?\s{0,99}[:=]\s{0,99})(?P<value>\[\s{0,99}(?:["'][^"'\n]{0,999}["'],?\s{0,99}){0,9}\]"""
+    rb"""|\[[^\]\n]{0,999}\]|"{3}[^"]{0,999}"{3}|'{3}[^']{0,999}'{3}|\\+"[^"\\\n]{0,999}\\+"|"[^"\n]{0,999}\""""
+    rb"""|'[^'\n]{0,999}'|[^\s,{}\n]+(?:[ \t]+[A-Za-z0-9+/=_.~-]{8,})?)"""
 )
 #: Of ours, names of files and not secrets.
-_PATHS = re.compile(rb"""^["']?(?:/|false\b|true\b|null\b|none\b|<)""", re.IGNORECASE)
+_PATHS = re.compile(rb"""^["']?(?:/|<|(?:false|true|null|none)(?![\w-]))""", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Mask:
             if form in content:
                 content = content.replace(form, f"<secret {name}>".encode())
         content = _PRIVATE.sub(rb"<private key>", content)
+        content = _LOGIN.sub(rb"\1<secret>@", content)
         return _NAMED.sub(_named, content)
 
     def found(self, content: bytes) -> list[str]:
