@@ -140,7 +140,7 @@ def judge(config: RegistryCluster, seen: Sequence[NodeStatus], now: float | None
     block = backend(config.spec).BLOCK
     nodes = [_node(one, moment, block) for one in seen]
     conditions = [
-        _available(seen, holders, astray),
+        _available(config, seen, holders, astray),
         _can_lose_a_node(config, seen, holders),
         _storage_whole(config, seen),
         _certificates(seen, moment),
@@ -155,6 +155,19 @@ def judge(config: RegistryCluster, seen: Sequence[NodeStatus], now: float | None
         "failovers": failovers(seen),
         "time": _rfc3339(moment),
     }
+
+
+def unlisted(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[str, str]:
+    """Nodes of the registry, by their agents, that the cluster file does not list, with their addresses: it is old."""
+    listed = {node.name for node in config.spec.nodes}
+    members = [one for one in seen if "Removed" not in _conditions(one)]
+    told = [peer for one in members if one.agent is not None for peer in one.agent.get("peers", {}).items()]
+    return {name: str(peer.get("address", "")) for name, peer in told if name not in listed and isinstance(peer, dict)}
+
+
+def _other_file(config: RegistryCluster, seen: Sequence[NodeStatus]) -> str:
+    names = ", ".join(sorted(unlisted(config, seen)))
+    return f"{names}: in the registry, but not in the cluster file, which is out of date" if names else ""
 
 
 def _rfc3339(moment: datetime) -> str:
@@ -259,7 +272,9 @@ def _figures(agent: State, block: int) -> dict[str, Any]:
     return found
 
 
-def _available(seen: Sequence[NodeStatus], holders: Sequence[str], astray: Sequence[str]) -> dict[str, str]:
+def _available(
+    config: RegistryCluster, seen: Sequence[NodeStatus], holders: Sequence[str], astray: Sequence[str]
+) -> dict[str, str]:
     if all(one.reachable and "active" not in one.services.values() for one in seen):
         text = "nothing of the registry runs on any node; run `kubeadm-registry init`"
         return _condition("Available", False, "NotInstalled", text)
@@ -270,16 +285,16 @@ def _available(seen: Sequence[NodeStatus], holders: Sequence[str], astray: Seque
             "Available", False, "AddressAstray",
             f"{holders[0]} holds the virtual IP, but {', '.join(astray)} is missing there or also on another node",
         )  # fmt: skip
-    if holders:
-        return _serving(seen, holders[0])
-    silent = [one.name for one in seen if not one.reachable]
-    if silent:
-        return _condition(
-            "Available",
-            None,
-            "HolderUnknown",
-            f"no reachable node holds the virtual IP; {', '.join(silent)} cannot be reached",
-        )
+    return _serving(seen, holders[0]) if holders else _not_held(config, seen)
+
+
+def _not_held(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[str, str]:
+    """Whether somebody holds the virtual IP, which no node does that answers."""
+    if silent := [one.name for one in seen if not one.reachable]:
+        text = f"no reachable node holds the virtual IP; {', '.join(silent)} cannot be reached"
+        return _condition("Available", None, "HolderUnknown", text)
+    if text := _other_file(config, seen):
+        return _condition("Available", None, "HolderUnlisted", f"no listed node holds the virtual IP; {text}")
     return _condition("Available", False, "NoHolder", "no node holds the virtual IP")
 
 
@@ -300,6 +315,8 @@ def _serving(seen: Sequence[NodeStatus], name: str) -> dict[str, str]:
 
 
 def _can_lose_a_node(config: RegistryCluster, seen: Sequence[NodeStatus], holders: Sequence[str]) -> dict[str, str]:
+    if text := _other_file(config, seen):
+        return _condition("CanLoseANode", False, "NodeUnlisted", text)
     for reason, obstacle in _obstacles(config, seen, holders):
         return _condition("CanLoseANode", False, reason, obstacle)
     return _condition("CanLoseANode", True, "Redundant", "all nodes are healthy and storage is fully replicated")
@@ -366,12 +383,12 @@ def _reached(agent: State) -> int:
 
 def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[str, str]:
     """As the agents see it: Garage itself calls a silently dead server healthy for over a minute."""
-    wanted = len(config.spec.nodes)
+    wanted = len(config.spec.nodes) + len(unlisted(config, seen))
     counts = {one.name: _reached(one.agent) for one in seen if one.agent is not None}
     if not counts:
         return _condition("StorageWhole", None, "NoAgent", "no node agent is reporting")
     least = min(counts, key=lambda name: counts[name])
-    if len(counts) == wanted and counts[least] == wanted:
+    if len(counts) == len(config.spec.nodes) and counts[least] == wanted:
         for one in seen:
             if "StorageCopying" in _conditions(one):
                 left = (one.agent.get("storage_left") if one.agent is not None else None) or {"blocks": 0, "tables": 0}
@@ -380,6 +397,8 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[
                     f"{counted(left['tables'], 'part')} of tables left"
                 )
                 return _condition("StorageWhole", False, "Copying", text)
+        if text := _other_file(config, seen):
+            return _condition("StorageWhole", None, "NodeUnlisted", text)
         return _condition("StorageWhole", True, "AllServe", f"all {wanted} storage nodes respond, and none is copying")
     return _condition(
         "StorageWhole", False, "ServersMissing", f"{least} reaches {counts[least]} of {wanted} storage nodes"

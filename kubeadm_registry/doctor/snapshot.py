@@ -13,7 +13,7 @@ from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.doctor.facts import Facts, Unit
 from kubeadm_registry.engine.look import Difference
 from kubeadm_registry.errors import Error, Problem
-from kubeadm_registry.status import NodeStatus, condition
+from kubeadm_registry.status import NodeStatus, condition, unlisted
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,11 @@ class Snapshot:
         """The nodes that did not."""
         return [one for one in self.nodes if one.facts is None]
 
+    @property
+    def unlisted(self) -> Mapping[str, str]:
+        """Nodes of the registry that the cluster file does not list, with their addresses."""
+        return unlisted(self.config, [*(one.earlier for one in self.nodes), *(one.status for one in self.nodes)])
+
     def heard_by(self, name: str) -> list[str]:
         """The nodes whose agents hear the node *name*."""
         return [one.name for one in self.nodes if one.hears(name)]
@@ -120,11 +125,12 @@ class Snapshot:
         """Whether the registry answers at the virtual IP.
 
         As ``status`` has it at one of the two moments; where that does not know who holds it, somebody answers for the
-        address, and the agents hear that a node which SSH does not reach is fit.
+        address, and the agents hear that a node which SSH does not reach, or which the file does not list, is fit.
         """
         said = {condition(one, "Available") for one in (self.judged, self.judged_earlier)}
         if said != {"Unknown"}:
             return "True" in said
         answered = any(found for _, facts in self.answering for found in facts.answers.values())
-        fit = any(other.peer(one.name).get("level") == Level.FIT for one in self.unreachable for other in self.nodes)
+        others = (*(one.name for one in self.unreachable), *self.unlisted)
+        fit = any(one.peer(name).get("level") == Level.FIT for name in others for one in self.nodes)
         return answered and fit

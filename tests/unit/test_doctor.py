@@ -361,6 +361,21 @@ def test_a_holder_that_only_ssh_does_not_reach_still_serves() -> None:
     assert doctor.diagnose(snapshot(heard=True, cp_1=gone(well("cp-1")), **unheard)).state == "down"
 
 
+def test_a_node_that_the_file_does_not_list_is_no_foreign_machine() -> None:
+    """It holds the virtual IP: whoever took that away from it, as the fix said, would end the registry."""
+    peers = {name: {"address": "10.0.0.14", "presence": "fresh", "level": 0} for name in (*NAMES, "cp-4")}
+    on_wire = {"answers": {VIP: ["02:00:00:00:00:04"]}, "vrrp": {"10.0.0.14": "02:00:00:00:00:04"}}
+    nodes = {
+        name.replace("-", "_"): with_facts(
+            with_status(with_agent(well(name), peers=peers, quorum={"storage": 4}), vip=()), **on_wire
+        )
+        for name in NAMES
+    }
+    nodes["cp_1"] = replace(nodes["cp_1"], problems=[problem("SameCluster", "spec.nodes: the file omits cp-4")])
+    found = doctor.diagnose(snapshot(**nodes))
+    assert (codes(found), found.state) == (["ClusterFileDiffers"], "degraded")
+
+
 def test_no_node_answers() -> None:
     found = doctor.diagnose(snapshot(**{name.replace("-", "_"): gone(well(name)) for name in NAMES}))
     assert found.state == "unknown"

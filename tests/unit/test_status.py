@@ -227,6 +227,28 @@ def test_each_address_of_the_vip_counts(first: tuple[str, ...], second: tuple[st
     assert found["conditions"][0]["reason"] == reason
 
 
+@pytest.mark.parametrize(
+    ("reached", "here", "code", "reasons"),
+    [
+        (3, True, 5, "Serving NodeUnlisted ServersMissing"),
+        (4, True, 5, "Serving NodeUnlisted NodeUnlisted"),
+        (4, False, 1, "HolderUnlisted NodeUnlisted NodeUnlisted"),
+    ],
+    ids=["which is down", "which is up", "which holds the virtual IP"],
+)
+def test_a_file_of_before_a_node_joined(reached: int, here: bool, code: int, reasons: str) -> None:
+    """Of four nodes the one that is down is not in it: all that it lists is well."""
+    peers = {f"cp-{i}": {"address": f"10.0.0.1{i}", "presence": "fresh"} for i in (1, 2, 3, 4)}
+    seen = [well(f"cp-{i}", vip=here and i == 1, of=reached) for i in (1, 2, 3)]
+    seen = [replace(one, agent={**(one.agent or {}), "peers": peers}) for one in seen]
+    found = judge(THREE, seen, NOW.timestamp())
+    assert exit_code(found) == code
+    assert " ".join(one["reason"] for one in found["conditions"][:3]) == reasons
+    assert found["conditions"][1]["message"].startswith("cp-4: in the registry, but not in the cluster file")
+    left = [replace(one, agent={**(one.agent or {}), "conditions": ["Removed"]}) for one in seen]
+    assert not status.unlisted(THREE, left), "which knows the members of that time"
+
+
 def test_what_is_not_known_is_said_to_be_unknown() -> None:
     found = judge(THREE, [gone(well(f"cp-{i}")) for i in (1, 2, 3)], NOW.timestamp())
     assert condition(found, "Available") == "Unknown"
@@ -488,7 +510,8 @@ def test_the_state_of_an_agent_of_release_0_1_is_understood() -> None:
     said = json.loads(SAMPLE.read_text())
     seen = observe(server(agent=said, now=said["time"] + 1))
     assert seen.agent == said
-    found = judge(THREE, [replace(well("cp-1", vip=True), agent=said), well("cp-2"), well("cp-3")], NOW.timestamp())
+    its = config.parse(config.SMALLEST.replace("cp-2", "b").replace("cp-3", "c"), "x")
+    found = judge(its, [replace(well("cp-1", vip=True), agent=said), well("b"), well("c")], NOW.timestamp())
     assert exit_code(found) == 0
     assert (found["nodes"][0]["fit"], found["nodes"][0]["level"]) == (True, 0)
 

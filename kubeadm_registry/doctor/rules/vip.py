@@ -34,7 +34,7 @@ def held_once(snapshot: Snapshot) -> Iterator[Finding]:
         generic = Command(holders[-1], "nft list ruleset  # allow IP protocol 112 (VRRP) from the other nodes")
         yield Finding(TWICE, "", f"{', '.join(holders)} all hold the virtual IP {vip}", limited([*rules, *shown]),
                       fix or (generic,))  # fmt: skip
-    elif not snapshot.held and not snapshot.unreachable and snapshot.made:
+    elif not (snapshot.held or snapshot.unreachable or snapshot.unlisted) and snapshot.made:
         any_node = snapshot.nodes[0].name
         yield Finding(
             NOWHERE, "", f"no node holds the virtual IP {vip}",
@@ -45,7 +45,7 @@ def held_once(snapshot: Snapshot) -> Iterator[Finding]:
 
 def nobody_else(snapshot: Snapshot) -> Iterator[Finding]:
     """No other machine has the virtual IP, nor sends VRRP for our virtual router."""
-    if not snapshot.unreachable:  # whose link-layer addresses nobody knows
+    if not (snapshot.unreachable or snapshot.unlisted):  # whose link-layer addresses nobody knows
         ours = frozenset().union(*(facts.hardware for _, facts in snapshot.answering))
         for vip in snapshot.config.spec.vip.addresses:
             found = {
@@ -60,7 +60,8 @@ def nobody_else(snapshot: Snapshot) -> Iterator[Finding]:
                     [f"{name}: ARP probe for {vip}: answered by {mac}"],
                     (Command(f"the machine with {mac}", f"ip address del {prefix(vip)} dev INTERFACE"),),
                 )  # fmt: skip
-    members = {address for node in snapshot.config.spec.nodes for address in node.addresses}
+    listed = {address for node in snapshot.config.spec.nodes for address in node.addresses}
+    members = listed.union(snapshot.unlisted.values())
     seen = {
         (address, mac): node.name
         for node, facts in snapshot.answering
