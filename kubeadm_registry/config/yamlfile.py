@@ -15,6 +15,7 @@ import yaml
 _TEXT = "tag:yaml.org,2002:str"
 _DEEPEST = 20
 _MOST_NODES = 10_000
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class NotYaml(ValueError):
@@ -40,6 +41,8 @@ class _Loader(yaml.SafeLoader):
         if tag not in (None, "!", _TEXT):
             written = tag.replace("tag:yaml.org,2002:", "!!")
             raise _at(event.start_mark, f"the tag {written} is not supported")
+        if half := _HALF.search(str(getattr(event, "value", ""))):  # an escape in quotes; no file or program takes it
+            raise _at(event.start_mark, f"it has one half of a surrogate pair (U+{ord(half[0]):04X})")
         if self._depth > _DEEPEST:
             raise _at(event.start_mark, f"it is nested deeper than {_DEEPEST} levels")
         if self._nodes > _MOST_NODES:
@@ -78,16 +81,20 @@ def read(text: str, name: str) -> Any:
     """The document *text* as plain data; None if it is empty. Raises NotYaml."""
     try:
         loader = _Loader(text, name)
+    except yaml.reader.ReaderError as error:
+        raise NotYaml(_unreadable(error, text)) from error
+    try:
         return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
         context = f", {error.context}" if error.context else ""
         raise NotYaml(f"{where}{error.problem}{context}") from error
-    except yaml.reader.ReaderError as error:
-        raise NotYaml(_unreadable(error, text)) from error
     except yaml.YAMLError as error:
         raise NotYaml(str(error).splitlines()[0]) from error
+    except (ValueError, OverflowError) as error:  # PyYAML looks at no bounds
+        line = loader.line + 1
+        raise NotYaml(f"line {line}: an escape, or a number in a directive, is out of range") from error
 
 
 def _unreadable(error: yaml.reader.ReaderError, text: str) -> str:
