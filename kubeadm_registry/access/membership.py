@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from kubeadm_registry.access import session
 from kubeadm_registry.access.session import Note, Prompts
 from kubeadm_registry.cluster import Cluster, MembersChange, stayers
 from kubeadm_registry.components import health
-from kubeadm_registry.components.services import existing
+from kubeadm_registry.components.services import backend, existing
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
 from kubeadm_registry.members import FIRST, SIZES, Members, outvoted
@@ -123,7 +123,8 @@ def planned(cluster: Cluster, config: RegistryCluster, request: Request) -> tupl
     nodes = {node.name: node.address for node in cluster.spec.nodes}
     same_copies(before, nodes)
     members = before.changed_to(nodes)
-    change = replace(_change(config, request, before, members), former=tuple(at for _, at in before.left))
+    begun = _begun(cluster, request, before)
+    change = replace(_change(config, request, before, members, begun), former=tuple(at for _, at in before.left))
     _majorities(members, cluster.hosts)
     return replace(cluster, recorded=members, change=change), change
 
@@ -155,8 +156,18 @@ def same_copies(before: Members, nodes: Mapping[str, str]) -> None:
         )  # fmt: skip
 
 
-def _change(config: RegistryCluster, request: Request, before: Members, after: Members) -> MembersChange:
-    """Who comes and goes. Raises Error (MembersDiffer) if that is not what was asked for."""
+def _begun(cluster: Cluster, request: Request, before: Members) -> bool:
+    """Whether the node that is to leave has a place in the storage only: a run that was to bring it did not end."""
+    if not request.leaves or request.leaves in {*before.nodes, *before.before, *before.former}:
+        return False
+    for host in cluster.hosts:
+        with suppress(Error):  # another one may answer
+            return request.leaves in backend(cluster.spec).places(cluster, host)
+    return False
+
+
+def _change(config: RegistryCluster, request: Request, before: Members, after: Members, begun: bool) -> MembersChange:
+    """Who comes and goes; *begun*: see ``_begun``. Raises Error (MembersDiffer) if that is not what was asked for."""
     # While a change is under way, the list before is named in the new one.
     old = {name: before.nodes.get(name) or before.former.get(name, "") for name in before.before or before.nodes}
     unfinished = after is before
@@ -164,6 +175,8 @@ def _change(config: RegistryCluster, request: Request, before: Members, after: M
     gone = {name: at for name, at in old.items() if after.nodes.get(name) != at}
     if unfinished and request.leaves in before.former:
         gone[request.leaves] = before.former[request.leaves]
+    if begun:
+        gone[request.leaves] = next((node.address for node in config.spec.nodes if node.name == request.leaves), "")
     asked = ({request.joins} - {""}, {request.leaves} - {""})
     # A change that was finished may be asked for again.
     if not (set(arriving) <= asked[0] and set(gone) <= asked[1]):

@@ -428,6 +428,21 @@ def test_a_new_node_claims_the_virtual_ip_once_all_others_speak_to_it(three: Fak
     assert started[-1] == "cp-4"
 
 
+@pytest.mark.parametrize("given", [FOUR, THREE], ids=["listed still", "not listed"])
+def test_a_node_that_did_not_come_to_its_end_leaves_the_storage(three: FakeCluster, given: dict[str, str]) -> None:
+    """The run that was to bring it was ended, and it is dead: no list of members has it."""
+    three.garage.UpdateClusterLayout({"roles": [{"id": "of cp-4", "zone": "cp-4", "capacity": 1, "tags": []}]})
+    three.garage.ApplyClusterLayout({"version": 2})
+    before = listed(three)
+    _, _, change = planned(three, Request(leaves="cp-4"), given)
+    assert {name: node.address for name, node in change.leaving.items()} == dict(given.items() - THREE.items())
+    three.garage.dead = {"of cp-4"}
+    fake = changed(three, Request(leaves="cp-4"), given)
+    assert sorted(role["zone"] for role in fake.garage.roles) == sorted(THREE)
+    assert listed(fake) == before
+    assert run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
 def test_a_node_that_left_is_kept_out_of_the_others(three: FakeCluster) -> None:
     given = {name: at for name, at in FOUR.items() if name != "cp-2"}
     after = changed(three, Request(joins="cp-4", leaves="cp-2"), given)
