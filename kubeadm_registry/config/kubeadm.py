@@ -142,7 +142,7 @@ def _document(api: str, kind: str, body: Mapping[str, Any]) -> str:
 class _Plain(yaml.SafeDumper):
     """Writes a value that is used twice twice: an anchor would only puzzle the reader.
 
-    What Go reads as a number or as true, and PyYAML as text, is quoted: a node may be called ``1e3``.
+    What Go reads as a number, a day or as true, and PyYAML as text, is quoted: a node may be called ``08`` or ``1e-3``.
     """
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -150,5 +150,7 @@ class _Plain(yaml.SafeDumper):
 
 
 _Plain.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[0-9]+[eE][0-9]+\Z|0o[0-7]+\Z|[yYnN]\Z"), list("0123456789yYnN")
+    "tag:yaml.org,2002:float",
+    re.compile(r"(?:[0-9]+([eE]-?[0-9]+)?|0o[0-7]+|[0-9]{4}-[0-9]+-[0-9]+|[yYnN])\Z"),
+    list("0123456789yYnN"),
 )

@@ -50,9 +50,11 @@ def test_the_node_has_its_own_addresses() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["1e3", "12e10", "0o17", "0x1f", "017", "12", "y", "n", "on", "null", "true"])
+@pytest.mark.parametrize(
+    "name", ["1e3", "12e10", "1e-3", "0o17", "0x1f", "017", "08", "12", "2001-1-1", "y", "n", "on", "null", "true"]
+)
 def test_a_name_that_yaml_may_take_for_something_else_is_quoted(name: str) -> None:
-    """Go reads 1e3 as 1000, and kubeadm refuses a name that is a number."""
+    """Go reads 1e3 as 1000 and 08 as 8, and kubeadm refuses a name that is a number."""
     text = kubeadm_config(spec({"name": name, "address": "10.0.0.11"}))
     assert text.count(f"  name: '{name}'\n") == 2
 
