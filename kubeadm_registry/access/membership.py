@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from kubeadm_registry.components import health
 from kubeadm_registry.components.services import backend, existing
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
-from kubeadm_registry.members import FIRST, SIZES, Members, outvoted
-from kubeadm_registry.transport.host import Host, side_by_side
+from kubeadm_registry.members import FIRST, PATH, SIZES, Members, outvoted
+from kubeadm_registry.transport.host import Host, has_address, side_by_side
 from kubeadm_registry.transport.ssh import UNREACHABLE
 
 
@@ -78,6 +78,7 @@ def changing(
         cluster, change = planned(cluster, config, request)
         retiring: list[Host] = []
         for node in change.leaving.values():
+            _require_moved(cluster, change, node, prompts)
             if any(host.name == node.name or host.address == node.address for host in cluster.hosts):
                 continue  # it comes back with another address, or its successor has its own
             try:
@@ -91,6 +92,28 @@ def changing(
                 note(f"{error.message}; it is treated as lost, and the others copy its data", host=node.name,
                      level="warning")  # fmt: skip
         yield replace(cluster, change=replace(change, retiring=tuple(retiring)))
+
+
+def _require_moved(cluster: Cluster, change: MembersChange, node: Node, prompts: Prompts) -> None:
+    """Raise Error (NodeAlive) if *node* gets another address, and another machine of it answers at the one it had.
+
+    The storage knows it by its name's key, which both machines would have.
+    """
+    here = next((host for host in cluster.hosts if host.name == node.name), None)
+    if here is None or here.address == node.address or node.address in change.former:
+        return
+    with suppress(ConnectionFailed):
+        before = session.attempt(cluster.config, node, prompts)
+        with closing(before.transport):
+            # Somebody else may have got the old address by now, who is no node.
+            same = has_address(before, here.address) or before.read(PATH) is None
+        if not same:
+            raise Error(
+                f"the machine at {node.address} still runs, and does not have the address {here.address}: these are "
+                f"two machines, and both would be {node.name}", host=node.name, code="NodeAlive",
+                hint="switch the old one off and run the same command again; or give the new one another name, and "
+                f"run `replace {node.name} NAME`, which copies from the old one as well",
+            )  # fmt: skip
 
 
 def _require_unheard(cluster: Cluster, node: Node, error: ConnectionFailed) -> None:

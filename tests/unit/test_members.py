@@ -20,6 +20,7 @@ from kubeadm_registry.agent.config import Config, Peer, parse
 from kubeadm_registry.cluster import Cluster, MembersChange
 from kubeadm_registry.components import agent, drain, garage, garage_layout, health, keepalived, zot
 from kubeadm_registry.components.garage_layout import ClusterLayout
+from kubeadm_registry.config import Node
 from kubeadm_registry.engine import changes, workflow
 from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.workflow import run
@@ -353,6 +354,58 @@ def test_a_node_that_leaves_and_does_not_let_us_in(
         assert error.code != "NodeAlive" or "the agent of cp-3 hears it" in error.message
         said = [error.code]
     assert said == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("answers", "has", "former", "outcome"),
+    [
+        (True, "10.0.0.12", False, "NodeAlive"),
+        (True, "10.0.0.22", False, "goes on"),
+        (True, "", False, "goes on"),
+        (False, "", False, "goes on"),
+        (True, "10.0.0.12", True, "goes on"),
+    ],
+    ids=["another machine", "the same one, with both", "no node has it now", "it is gone", "an earlier run is done"],
+)
+def test_a_node_that_moves_is_one_machine(
+    three: FakeCluster, monkeypatch: pytest.MonkeyPatch, answers: bool, has: str, former: bool, outcome: str
+) -> None:
+    """Two machines of one name would be one node of the storage."""
+    given = {**THREE, "cp-2": "10.0.0.22"}
+    if former:
+        stored = Members(2, given, before=tuple(THREE), former={"cp-2": "10.0.0.12"})
+        for server in three.servers.values():
+            server.put(members.PATH, stored.render())
+    other = three.with_file(file(given))
+    old = FakeTransport("cp-2")
+    if has:  # else somebody who is no node
+        old.put(members.PATH, Members(1, THREE).render())
+    old.answer(
+        "ip", "-oneline", "address", "show", "-tentative", "to",
+        with_=lambda argv, _: f"2: eth0 inet {has}" if has and argv[-1].startswith(has) else "",
+    )  # fmt: skip
+
+    @contextmanager
+    def opened(*_: object, **__: object) -> Iterator[Cluster]:
+        yield other.cluster
+
+    def attempt(_: object, node: Node, __: object) -> Host:
+        if not answers:
+            raise ConnectionFailed("no", host="cp-2", code=UNREACHABLE)
+        return old.host(node.address)
+
+    monkeypatch.setattr(membership.session, "cluster", opened)
+    monkeypatch.setattr(membership.session, "attempt", attempt)
+    parsed = config.parse(file(given), "cluster.yaml")
+    try:
+        with membership.changing(parsed, Request("cp-2", "cp-2"), Prompts(), lambda *_, **__: None) as cluster:
+            assert cluster.change is not None
+            assert cluster.change.retiring == ()
+        said = "goes on"
+    except Error as error:
+        said = error.code
+    assert said == outcome
+    assert old.closed is (answers and not former)
 
 
 # What is done
