@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry import paths, pki
-from kubeadm_registry.agent import gap, reopen
+from kubeadm_registry.agent import gap, moving, reopen
+from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.components import handover
 from tests.unit.fake_cluster import authority
 from tests.unit.real_haproxy import PUSH, nodes
@@ -39,6 +40,23 @@ def says(module: Path | str | None, *words: str) -> dict[str, object]:
     done = subprocess.run([sys.executable, "-I", "-c", source, *words], capture_output=True, check=True, timeout=30)
     found: dict[str, object] = json.loads(done.stdout)
     return found
+
+
+# ---- what the agent is asked ---------------------------------------------------------------------------------------
+
+
+def test_root_writes_nowhere_else_by_a_link_in_the_agents_directory(tmp_path: Path) -> None:
+    folder, other = tmp_path / "agent", tmp_path / "other"
+    folder.mkdir()
+    other.write_text("of root")
+    (folder / "move.kubeadm-registry").symlink_to(other)
+    move = folder / "move"
+    argv = ["sh", "-c", handover._ASK, "ask", str(move), "cp-2", "30", json.dumps(moving.FORMAT.stamp()), "false"]
+    subprocess.run(argv, check=True, timeout=30)
+    assert other.read_text() == "of root"
+    assert move.stat().st_mode & 0o777 == 0o644
+    assert moving.asked(move, clock()) == moving.Request("cp-2")
+    assert sorted(one.name for one in folder.iterdir()) == ["move", "move.kubeadm-registry"]
 
 
 # ---- own connections -----------------------------------------------------------------------------------------------
