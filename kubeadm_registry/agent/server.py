@@ -127,10 +127,12 @@ class Server:
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
             await asyncio.wait_for(self._answer(reader, writer), PATIENCE)
-        except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            transport.abort()  # a client that went or dawdled; the next one is served
-        finally:
             writer.close()
+            await asyncio.wait_for(writer.wait_closed(), PATIENCE)
+        except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # a client that went or dawdled; the next one is served
+        finally:
+            transport.abort()  # else TLS waits for the client's goodbye, before Python 3.11 without end
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

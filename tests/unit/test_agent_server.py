@@ -176,6 +176,35 @@ def test_strangers_who_only_connect_hold_a_few_descriptors_and_go(
     assert asyncio.run(course()).startswith(b"HTTP/1.1 200 ")
 
 
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_who_was_answered_and_does_not_go_holds_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS ends with a goodbye of both sides, and these clients say none."""
+    monkeypatch.setattr(server, "PATIENCE", 0.5)
+
+    async def course() -> None:
+        async with serving(tmp_path, anonymous=True) as (_, port):
+            tls, loop = client(tmp_path, None), asyncio.get_running_loop()
+            before = descriptors()
+
+            def ask() -> ssl.SSLSocket:
+                wire = tls.wrap_socket(socket.create_connection(("127.0.0.1", port), 10), server_hostname="127.0.0.1")
+                wire.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+                assert wire.recv(12) == b"HTTP/1.1 200"
+                return wire
+
+            wires = [await loop.run_in_executor(None, ask) for _ in range(4)]
+            try:
+                await until(lambda: descriptors() <= before + len(wires))
+            finally:
+                for wire in wires:
+                    wire.close()
+
+    asyncio.run(course())
+
+
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever says nothing could stay for longer than a test waits for anything."""
