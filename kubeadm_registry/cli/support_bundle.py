@@ -43,7 +43,7 @@ def support_bundle(context: Context, path: Path | None, file: Path, since: str) 
     \b
     Exit codes:
       0  written
-      5  written, but a node did not respond or a file was left out
+      5  written, but a node did not respond, or it or a file was left out
     """
     reach = seconds(since)
     cluster_file = config.load(path)
@@ -57,6 +57,8 @@ def support_bundle(context: Context, path: Path | None, file: Path, since: str) 
             host.transport.close()
     for name, why in unreachable.items():
         reporter.note(f"did not answer: {why}", host=name, level="warning")
+    for name, why in found.untouched.items():
+        reporter.note(f"nothing of it is in the archive: {why}", host=name, level="warning")
     for name, which in found.withheld.items():
         reporter.note(f"{name} is left out, because it still contained {', '.join(which)}", level="warning")
     made = support.write(file, found.files)
@@ -65,5 +67,5 @@ def support_bundle(context: Context, path: Path | None, file: Path, since: str) 
         file=str(made.path), files=made.files, bytes=made.size, unreachable=dict(unreachable),
         leftOut=found.withheld, missing=found.missing,
     )  # fmt: skip
-    if unreachable or found.withheld:
+    if unreachable or found.untouched or found.withheld:
         sys.exit(EXIT_DEGRADED)

@@ -117,6 +117,8 @@ class Collected:
     missing: dict[str, str] = field(default_factory=dict)
     withheld: dict[str, list[str]] = field(default_factory=dict)
     unreachable: Mapping[str, str] = field(default_factory=dict)
+    untouched: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that answer and were asked for nothing, with the reason: nobody knows which secrets to mask."""
     masked: int = 0
     """Files in which something was masked."""
     state: str = ""
@@ -141,7 +143,9 @@ def collect(
         "status.json": _json(status),
         "doctor.json": _json(examined.to_dict() if examined is not None else {"error": failure}),
     }
-    found = Collected(unreachable=unreachable, state=examined.state if examined is not None else "unknown")
+    found = Collected(
+        unreachable=unreachable, untouched=unknown, state=examined.state if examined is not None else "unknown"
+    )
     took: dict[str, float] = {}
     since = f"@{began - seconds:.0f}"
     able = [host for host in hosts if host.name not in unknown]

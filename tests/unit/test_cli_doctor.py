@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from kubeadm_registry import secrets
+from kubeadm_registry import paths, secrets
 from kubeadm_registry.access import session
 from kubeadm_registry.components.services import every_service
 from kubeadm_registry.config import Node, RegistryCluster
@@ -85,6 +85,15 @@ def test_the_archive_is_written_without_the_node_that_does_not_answer(
     assert names == wanted
     assert b"the-push-password" not in content
     assert b"<secret push_password>" in content
+
+
+def test_an_archive_without_anything_of_a_node_that_answers_says_so(run: Terminal, bare: FakeCluster) -> None:
+    """All nodes have lost the secrets, so nothing could be masked."""
+    for server in bare.servers.values():
+        server.put(f"{paths.ETC}/garage/garage.toml", "x")
+    result = run("support-bundle", "-o", "out.tar.gz")
+    assert result.exit_code == 5, result.output
+    assert "cp-3 warning: nothing of it is in the archive: no node has the secrets" in " ".join(result.output.split())
 
 
 def test_a_wrong_time_is_refused_before_anything_is_contacted(
