@@ -197,6 +197,17 @@ def holder_last(cluster: Cluster) -> Sequence[Host]:
     return sorted(cluster.hosts, key=lambda host: has_address(host, cluster.spec.vip.address))
 
 
+def require_members(cluster: Cluster) -> None:
+    """Raise Error (MembersDiffer) if the file does not list the members: those that it omits would not be asked."""
+    known, wanted = cluster.recorded, {node.name for node in cluster.spec.nodes}
+    if known is not None and (differ := wanted ^ set(known.nodes)):
+        raise Error(
+            f"spec.nodes: the registry consists of {', '.join(sorted(known.nodes))}, and the file differs in "
+            f"{', '.join(sorted(differ))}", code="MembersDiffer",
+            hint="use the cluster file that lists these nodes, or complete a `join`, `leave` or `replace`",
+        )  # fmt: skip
+
+
 def read_vault(
     config: RegistryCluster, hosts: Sequence[Host], data: Sequence[str], backup: bytes | None = None
 ) -> Vault:

@@ -44,7 +44,7 @@ from kubeadm_registry import paths
 from kubeadm_registry.access import questions
 from kubeadm_registry.agent import document
 from kubeadm_registry.agent.clock import clock
-from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.cluster import Cluster, require_members
 from kubeadm_registry.components import distribution, pushes, s3
 from kubeadm_registry.components.certificates import leaf, presented
 from kubeadm_registry.components.pushes import Pushes
@@ -161,7 +161,11 @@ class AsRoot:
 
 
 def as_root(cluster: Cluster, connect: Connect) -> list[Member]:
-    """The nodes of *cluster*, whose root we are; *connect* leads to the registry."""
+    """The nodes of *cluster*, whose root we are; *connect* leads to the registry.
+
+    Raises Error (MembersDiffer): a proxy that is not asked would take pushes that rely on what goes.
+    """
+    require_members(cluster)
     return [AsRoot(Place(cluster, host, connect)) for host in cluster.hosts]
 
 

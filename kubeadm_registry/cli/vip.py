@@ -18,6 +18,7 @@ from kubeadm_registry.cli.command import (
     dry_run_option,
     file_option,
 )
+from kubeadm_registry.cluster import require_members
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.phases import moves, vip_move
 from kubeadm_registry.printable import counted
@@ -63,6 +64,8 @@ def move(
     vip_move.require_name([one.name for one in cluster_file.spec.nodes], node)
     with terminal.cluster(cluster_file, reporter, bundle=None, may_miss=True) as cluster:
         session.installed_secrets(cluster.vault)
+        # One that is not asked may win the address, and passes nobody's connections on.
+        require_members(cluster)
         for name, why in cluster.absent.items() if not degraded else ():
             raise ConnectionFailed(
                 f"{why}; no other node may be lost now", host=name, code=UNREACHABLE,

@@ -12,7 +12,7 @@ import click.testing
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import config, pki, secrets
+from kubeadm_registry import config, members, pki, secrets
 from kubeadm_registry.access import reach, session
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
@@ -22,6 +22,7 @@ from kubeadm_registry.images import check, wanted
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.seed import proof
+from kubeadm_registry.members import Members
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import retry
 from kubeadm_registry.transport.host import Transport
@@ -299,6 +300,22 @@ def test_delete_frees_what_no_other_image_needs(fake: Repositories, three: FakeC
     assert {one.partition(" ")[0] for one in proxies.history[:3]} == {"close"}, "before the logs are read"
     assert {one.partition(" ")[0] for one in proxies.history[-3:]} == {"open"}
     assert not any(proxies.closed.values())
+
+
+@pytest.mark.parametrize("command", [("images", "collect"), ("images", "delete", "app:v1", "--yes"), ("vip", "move")])
+def test_with_a_file_that_omits_a_member_nothing_is_freed_or_moved(
+    fake: Repositories, three: FakeCluster, command: tuple[str, ...]
+) -> None:
+    """Its proxy would take pushes that rely on what goes, and it may take the virtual IP unasked."""
+    nodes = {name: f"10.0.0.1{number}" for number, name in enumerate((*NAMES, "cp-4"), 1)}
+    for server in three.servers.values():
+        server.put(members.PATH, Members(2, nodes).render())
+    before = {name: dict(store.blobs) for name, store in fake.store.items()}
+    result = CliRunner().invoke(cli, (*command, "-o", "json"), prog_name="kubeadm-registry")
+    assert result.exit_code == 1, result.output
+    assert (lines(result)[-1]["code"], "cp-4" in lines(result)[-1]["message"]) == ("MembersDiffer", True)
+    assert {name: store.blobs for name, store in fake.store.items()} == before
+    assert three.acts() == []
 
 
 def test_collect_frees_what_no_manifest_names(
