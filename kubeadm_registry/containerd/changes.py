@@ -179,7 +179,7 @@ class HostsFiles:
         """A unified diff of each file, or None."""
         there = self._there(host)
         wanted = self._wanted(there)
-        said = [hosts_toml.difference(path, _content(there.get(path)), new) for path, new in wanted.items()]
+        said = [edit.difference(path, _content(there.get(path)), new) for path, new in wanted.items()]
         return "\n".join(said) or None
 
     def apply(self, host: Host) -> None:

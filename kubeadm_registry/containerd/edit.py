@@ -22,10 +22,11 @@ from kubeadm_registry.engine.changes import unified
 Path = tuple[str, ...]
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-#: What a registry is logged in to by, with its value, a string of any kind.
+#: What a registry is logged in to by, with its value, a string of any kind: in config.toml, and in the ``header`` of a
+#: hosts file. One without an end is no TOML, and may be there all the same.
 _LOGIN = re.compile(
     rb"""(?is)\b((?:password|auth|identitytoken|authorization)["']?\s*=\s*\[?\s*)"""
-    rb"""("{3}.*?"{3}|'{3}.*?'{3}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
+    rb"""("{3}.*?"{3}|'{3}.*?'{3}|["']{3}[^"'\n]*|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|["'][^"'\n]*)"""
 )
 #: A multi-line array or string longer than this is taken for a mistake in the scanner rather than followed.
 _LONGEST_STATEMENT = 20_000
@@ -72,7 +73,10 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def difference(path: str, old: bytes | None, new: bytes | None) -> str:
-    """A unified diff of a configuration file, the logins in it unreadable: they may stand beside what changes."""
+    """A unified diff of one of containerd's files, the logins in it unreadable.
+
+    They may stand beside what changes, and be earlier ones, unknown here.
+    """
     before, after = (None if one is None else _LOGIN.sub(rb'\1"<login>"', one) for one in (old, new))
     return unified(path, before, after)
 

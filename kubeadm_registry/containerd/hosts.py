@@ -24,7 +24,6 @@ from kubeadm_registry import addresses, paths
 from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.containerd import edit
 from kubeadm_registry.containerd.settings import Version
-from kubeadm_registry.engine.changes import unified
 from kubeadm_registry.oci.references import repository_prefix
 
 #: Lies beside the directories of the registries; every table of ours names it, which is how we know them again.
@@ -35,8 +34,6 @@ DEFAULT = "_default"
 
 _MARK = "# Written by kubeadm-registry; sha256 of what follows: "
 _ADVICE = "# A file that was edited stays as it is: remove it and run kubeadm-registry init again to get ours back.\n"
-#: ``header = {Authorization = "Basic ..."}`` in every form that TOML has for it.
-_LOGIN = re.compile(rb"""(?im)(\bauthorization["']?\s*=\s*\[?\s*["']+)[^"'\n]*""")
 _ROOT_KEYS = ("server", "override_path", "ca", "capabilities", "dial_timeout", "header")
 
 
@@ -124,12 +121,6 @@ def is_unmodified(content: bytes) -> bool:
     """Whether the file is as we wrote it."""
     head, _, body = content.partition(b"\n")
     return head == _MARK.encode() + hashlib.sha256(body).hexdigest().encode()
-
-
-def difference(path: str, old: bytes | None, new: bytes | None) -> str:
-    """A unified diff of a hosts file, the login in it unreadable: it may be an earlier one, unknown here."""
-    before, after = (None if one is None else _LOGIN.sub(rb"\1<login>", one) for one in (old, new))
-    return unified(path, before, after)
 
 
 def without_ours(content: bytes) -> bytes | None:

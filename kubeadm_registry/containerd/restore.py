@@ -131,7 +131,7 @@ class NoHostsFiles:
     def diff(self, host: Host) -> str | None:
         """A unified diff of each file, or None."""
         differences = self._differences(host)
-        return "\n".join(hosts_toml.difference(file.path, file.state.content, new) for file, new in differences) or None
+        return "\n".join(edit.difference(file.path, file.state.content, new) for file, new in differences) or None
 
     def apply(self, host: Host) -> None:
         """Write or remove each file; the CA last, since the others name it."""

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from kubeadm_registry.containerd import hosts, http_proxy
+from kubeadm_registry.containerd import edit, hosts, http_proxy
 from kubeadm_registry.containerd.settings import Version
 
 V17 = Version(1, 7)
@@ -191,3 +191,16 @@ def test_environment_files() -> None:
     text = "# c\n; c\nA=1\n B = 'two words'\nC=\"x\"\nbroken\nD=a\\\nb\n"
     assert http_proxy.parse_environment_file(text) == {"A": "1", "B": "two words", "C": "x", "D": "ab"}
     assert http_proxy.parse_show("A=1 'B=two words' C") == {"A": "1", "B": "two words"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ['"Basic c2VjcmV0"', "'Basic c2VjcmV0'", '["Basic c2VjcmV0"]', '[\n  "Basic c2VjcmV0",\n]', '"""Basic c2VjcmV0"""',
+     '"Basic c2VjcmV0', '"""Basic c2VjcmV0'],
+)  # fmt: skip
+def test_a_diff_shows_no_login_however_it_is_written(value: str) -> None:
+    """Also where a file was cut off in the middle of one."""
+    old = f"header = {{Authorization = {value}}}\nskip_verify = true\n".encode()
+    shown = edit.difference("/etc/containerd/certs.d/a/hosts.toml", old, b"")
+    assert "<login>" in shown
+    assert "c2VjcmV0" not in shown
