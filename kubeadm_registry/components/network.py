@@ -96,20 +96,18 @@ class NoFirewallRules:
         host.run("nft", "delete", "table", "inet", self.table)
 
 
-def guarded(services: Sequence[Service]) -> Iterator[tuple[int, list[str]]]:
-    """Each loopback port of the *services*, the outermost first, with the users that may connect to it besides root."""
-    for service in reversed(services):
-        for port in service.ports:
-            if port.local:
-                yield port.number, [other.user for other in services if port.number in other.calls]
-
-
 def listeners(services: Sequence[Service]) -> Iterator[tuple[int, str]]:
-    """Each loopback port of the *services*, in the same order, with the user that listens there."""
+    """Each loopback port of the *services*, the outermost first, with the user that listens there."""
     for service in reversed(services):
         for port in service.ports:
             if port.local:
                 yield port.number, service.user
+
+
+def guarded(services: Sequence[Service]) -> Iterator[tuple[int, list[str]]]:
+    """Each loopback port of the *services*, in the same order, with the users that may connect to it besides root."""
+    for port, _ in listeners(services):
+        yield port, [other.user for other in services if port in other.calls]
 
 
 def fence(frontend: Frontend) -> dict[str, object]:
