@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kubeadm_registry.bundle.lineage import Lineage
-from kubeadm_registry.errors import BundleError, Error, RegistryError
+from kubeadm_registry.errors import BundleError, Error
 from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.images import artifacts, seeded
-from kubeadm_registry.images.absence import expect_canary
+from kubeadm_registry.images.absence import expect_canary, out_of_reach
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api
 
@@ -100,11 +100,7 @@ def everything(registry: Api) -> Iterator[Brought]:
         if content is None:
             if tag not in registry.tags(seeded.REPOSITORY):
                 continue  # it was deleted meanwhile
-            raise RegistryError(
-                f"{seeded.REPOSITORY}:{tag} is listed and cannot be read, so it is not known what that bundle brought",
-                code="RegistryNotWhole", hint=f"see `kubeadm-registry status`; if the registry is whole, {_AGAIN}",
-                temporary=True,
-            )  # fmt: skip
+            raise out_of_reach(f"{seeded.REPOSITORY}:{tag}", _AGAIN, unknown="what that bundle brought")
         record = seeded.Record.parse(content, f"{seeded.REPOSITORY}:{tag} in the registry")
         found = read(registry, line)
         if found is None or found.index != record.index:

@@ -19,6 +19,7 @@ from kubeadm_registry.bundle.failures import base_missing
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.formats import KEY, Format, Found
+from kubeadm_registry.images.absence import out_of_reach
 from kubeadm_registry.images.artifacts import EMPTY, EMPTY_CONTENT
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import parse, repository_prefix
@@ -29,7 +30,6 @@ REPOSITORY = "kubeadm-registry/bundle"
 LINE_TAG = "line-"
 ARTIFACT = "application/vnd.kubeadm-registry.bundle.v1"
 INDEX = "dev.kubeadm-registry.bundle.index"
-NOT_WHOLE = "RegistryNotWhole"
 _SEQUENCE = "dev.kubeadm-registry.bundle.sequence"
 _FORMAT = "dev.kubeadm-registry.format"
 #: Version 1, of release 0.1, did not say its format.
@@ -83,12 +83,8 @@ def read(registry: Api, line: Lineage) -> Record | None:
     content = registry.manifest(REPOSITORY, tag(line))
     what = f"{REPOSITORY}:{tag(line)} in the registry"
     if content is None and tag(line) in registry.tags(REPOSITORY):
-        raise RegistryError(
-            f"{what} is listed and cannot be read, so it is not known which bundle was seeded last",
-            code=NOT_WHOLE, temporary=True,
-            hint="see `kubeadm-registry status`; if the registry is whole, seed the newest bundle of its series with "
-            "--allow-older, which writes the record again",
-        )  # fmt: skip
+        remedy = "seed the newest bundle of its series with --allow-older, which writes the record again"
+        raise out_of_reach(what, remedy, unknown="which bundle was seeded last")
     return None if content is None else Record.parse(content, what)
 
 

@@ -13,10 +13,10 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kubeadm_registry.errors import BundleError, Error, RegistryError
+from kubeadm_registry.errors import BundleError, Error
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.images import artifacts
-from kubeadm_registry.images.absence import expect_canary
+from kubeadm_registry.images.absence import expect_canary, out_of_reach
 from kubeadm_registry.registry import Api
 
 REPOSITORY = "kubeadm-registry/retention"
@@ -85,10 +85,7 @@ class Record:
         """
         tags = registry.tags(REPOSITORY)
         if self.tag in tags:
-            raise RegistryError(
-                f"{self.name} {REPOSITORY}:{self.tag} is listed and cannot be read", code=self.code,
-                hint=f"see `kubeadm-registry status`; if the registry is whole, {self.hint}", temporary=True,
-            )  # fmt: skip
+            raise out_of_reach(f"{self.name} {REPOSITORY}:{self.tag}", self.hint, code=self.code)
         if not tags:
             expect_canary(registry)
 

@@ -14,7 +14,7 @@ import httpx
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.images import brought, referrers, seeded
+from kubeadm_registry.images import absence, brought, referrers, seeded
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.images.pool import PATIENCE, SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
 from kubeadm_registry.images.seed.contents import Item
@@ -125,7 +125,7 @@ class Seeder:
             try:
                 return retry(lambda: seeded.read(registry, line), self._patience)
             except Error as error:
-                if error.code in ("SeedRecordDamaged", seeded.NOT_WHOLE) and self._allow_older:
+                if error.code in ("SeedRecordDamaged", absence.NOT_WHOLE) and self._allow_older:
                     return None
                 raise
 
