@@ -28,6 +28,10 @@ TYPES = (
 )
 
 
+class CutOff(Exception):
+    """The response had begun, and the connection ended before all of its body was here."""
+
+
 class Reader:
     """Reads, and notes what came of it."""
 
@@ -57,7 +61,7 @@ class Reader:
             got = "sha256:" + hashlib.sha256(self._get(path, begin + self._deadline)).hexdigest()
             if got != digest:
                 error = "WrongBytes"
-        except (OSError, http.client.HTTPException, ValueError) as problem:
+        except (OSError, http.client.HTTPException, ValueError, CutOff) as problem:
             error = f"{type(problem).__name__}: {problem}"
         self.results.append((kind, wall, time.monotonic() - begin, error))
         return error
@@ -87,15 +91,18 @@ class Reader:
                 response = http.client.HTTPResponse(connection)
                 response.begin()
                 pieces = []
-                while True:
-                    connection.settimeout(left())
-                    piece = response.read1(65536)
-                    if not piece:
-                        break
-                    pieces.append(piece)
+                try:
+                    while True:
+                        connection.settimeout(left())
+                        piece = response.read1(65536)
+                        if not piece:
+                            break
+                        pieces.append(piece)
+                except (ConnectionError, ssl.SSLEOFError) as problem:
+                    raise CutOff(str(problem)) from None
                 body = b"".join(pieces)
                 if response.length:
-                    raise ValueError(f"cut off {response.length} bytes before the end")
+                    raise CutOff(f"{response.length} bytes before the end")
                 if response.status != 200:
                     raise ValueError(f"status {response.status} {body[:100]!r}")
                 return body

@@ -35,6 +35,16 @@ class Request:
         """When it was over."""
         return self.begin + self.seconds
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether its response had begun and ended before its end."""
+        return self.error.startswith("CutOff:")
+
+    @property
+    def closed(self) -> bool:
+        """Whether its connection was closed before its response was here whole; containerd tries that again at once."""
+        return self.cut_off or self.error.startswith("ConnectionResetError:")
+
 
 @dataclass
 class Reading:
@@ -43,6 +53,8 @@ class Reading:
     begin: float = 0.0
     end: float = 0.0
     """No request begins after this time."""
+    struck: float = 0.0
+    """When a fault had struck, if one did."""
     requests: list[Request] = field(default_factory=list)
 
     @property

@@ -52,6 +52,7 @@ def suffer(registry: Registry, probe: Object, fault: Fault, host: Host | None = 
         with reading(registry, probe) as result:
             time.sleep(BEFORE)
             fault.strike(registry, host)
+            result.struck = time.time()
             time.sleep(fault.watched)
         holders = [name for name in registry.holders() if name not in registry.cut_off]
         report(f"{registry.frontend}, {fault} of {host.name}: {result}; the VIP is then on {', '.join(holders)}")
@@ -119,8 +120,8 @@ def test_the_dead_server_is_the_one_that_the_others_storage_asked_first(
 @pytest.mark.long
 def test_a_second_fault_soon_after_the_first_was_healed_costs_the_same(registry: Registry, probe: Object) -> None:
     cut = FAULTS["silent-cut"]
-    runs = []
-    for _ in range(repeat()):
+    runs: list[Reading] = []
+    for _ in turns(lambda: cut.bound.kept(runs)):
         registry.wait_whole(90)
         first = registry.holder()
         cut.strike(registry, first)
