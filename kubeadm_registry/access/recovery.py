@@ -95,9 +95,12 @@ def _left(cluster: Cluster) -> Sequence[Host]:
 
 
 def _voting(host: Host) -> Iterator[tuple[str, str]]:
-    """Names and addresses of those with whom the agent of *host* votes."""
-    for peer in json.loads(host.read(agent.CONFIG) or b"{}").get("peers", ()):
-        yield peer["name"], peer["address"]
+    """Names and addresses of those with whom the agent of *host* votes: nobody if it cannot read its file."""
+    try:
+        for peer in json.loads(host.read(agent.CONFIG) or b"{}").get("peers", ()):
+            yield peer["name"], peer["address"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return
 
 
 def require_dead(cluster: Cluster, change: MembersChange, prompts: Prompts) -> None:

@@ -313,6 +313,15 @@ def test_an_agent_that_still_votes_with_lost_nodes_when_the_new_ones_have_theirs
     assert recovery.planned(recovered(fake).cluster).change is None
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"peers": 1}', b'{"peers": [{"name": "cp-2"}]}', b"\xff"])
+def test_an_agent_whose_file_is_damaged_votes_with_nobody(content: bytes) -> None:
+    fake = after(installed(), OTHERS)
+    fake.servers["cp-1"].put(agent.CONFIG, content)
+    change = recovery.planned(fake.cluster).change
+    assert change is not None
+    assert (change.arriving, sorted(change.leaving)) == (("cp-8", "cp-9"), ["cp-2", "cp-3"])
+
+
 @pytest.mark.parametrize("given", [OTHERS, THREE], ids=["others", "both come back"])
 def test_the_keys_of_the_helper_come_to_the_new_nodes_wherever_a_run_is_killed(given: dict[str, str]) -> None:
     public, private = "ssh-ed25519 AAAA", pki.ssh_key()[0]
