@@ -14,7 +14,7 @@ from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.pool import PATIENCE, Connect, each
 from kubeadm_registry.images.referrers import push
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.registry import PIECE, Api, Upload, retry
+from kubeadm_registry.registry import PIECE, Api, Upload, cosign_tags, retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +48,21 @@ def copy(connect: Connect, source: Place, target: Place, *, referrers: bool) -> 
             blobs = {blob.digest: blob for one in trees for blob in one.blobs}
             send = partial(_send, source=source.repository, target=target.repository)
             sent = sum(count for _, count in each(connect, send, list(blobs.values())))
-        pushed = sum(_push(registry, one, target, is_image=one is found) for one in trees)
+        goals = [target, *(Place(target.repository, one.place.reference) for one in trees[1:])]
+        pushed = sum(_push(registry, one, goal) for one, goal in zip(trees, goals, strict=True))
     return Copied(found.root.digest, pushed, sent)
 
 
 def _referring(registry: Api, image: graph.Graph, seen: set[str]) -> Iterator[graph.Graph]:
-    """All that refers to *image*, or to what refers to it."""
+    """All that refers to *image*, or to what refers to it: by digest, or by the tag that cosign makes."""
     repository = image.place.repository
     for manifest in image.manifests:
-        for entry in registry.referrers(repository, manifest.digest):
-            digest = str(entry.get("digest"))
-            if digest in seen:
+        listed = [str(entry.get("digest")) for entry in registry.referrers(repository, manifest.digest)]
+        for reference in (*listed, *cosign_tags(manifest.digest)):
+            if reference in seen:
                 continue
-            seen.add(digest)
-            found = graph.read(registry, Place(repository, digest))
+            seen.add(reference)
+            found = graph.read(registry, Place(repository, reference))
             if found is not None:
                 yield found
                 yield from _referring(registry, found, seen)
@@ -83,14 +84,13 @@ def _send(registry: Api, blob: oci.Descriptor, *, source: str, target: str) -> i
     return upload.sent
 
 
-def _push(registry: Api, image: graph.Graph, target: Place, *, is_image: bool) -> int:
-    """Push the manifests of *image*: the root under the target's reference, or else by digest. How many there were."""
+def _push(registry: Api, image: graph.Graph, target: Place) -> int:
+    """Push the manifests of *image*: the root as *target* says, the others by digest. How many there were."""
     for manifest in image.manifests:
         content = retry(partial(registry.manifest, image.place.repository, manifest.digest), PATIENCE)
         if content is None:
             raise _missing(f"manifest {manifest.digest} of {image.place} is not in the registry")
-        is_root = is_image and manifest.digest == image.root.digest
-        reference = target.reference if is_root else manifest.digest
+        reference = target.reference if manifest.digest == image.root.digest else manifest.digest
         retry(partial(push, registry, target.repository, reference, manifest, content), PATIENCE)
     return len(image.manifests)
 

@@ -3,7 +3,7 @@
 Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md
 """
 
-from kubeadm_registry.registry.client import Api, Deleted, Login, Registry, referrers_tag
+from kubeadm_registry.registry.client import Api, Deleted, Login, Registry, cosign_tags, referrers_tag
 from kubeadm_registry.registry.limit import Limit
 from kubeadm_registry.registry.retries import retry
 from kubeadm_registry.registry.upload import PIECE, Upload, push_blob
@@ -18,6 +18,7 @@ __all__ = [
     "Registry",
     "Upload",
     "Upstream",
+    "cosign_tags",
     "push_blob",
     "referrers_tag",
     "retry",

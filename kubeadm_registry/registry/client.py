@@ -412,6 +412,14 @@ def referrers_tag(digest: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{algorithm[:32]}-{encoded[:64]}")
 
 
+def cosign_tags(digest: str) -> list[str]:
+    """The tags under which cosign keeps signatures, attestations and SBOMs of the manifest *digest*.
+
+    Source: sigstore/cosign, specs/SIGNATURE_SPEC.md, "Storage".
+    """
+    return [f"{referrers_tag(digest)}.{kind}" for kind in ("sig", "att", "sbom")]
+
+
 def _joined(page: str, link: str) -> str:
     """Where *link* on *page* leads (RFC 3986, section 5)."""
     try:

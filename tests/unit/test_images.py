@@ -234,6 +234,22 @@ def test_what_refers_to_it_comes_along_if_asked(fake: Repositories, native: bool
     assert oci.digest_of(b"signature") in fake.store["mine/pause"].blobs
 
 
+def test_tags_of_cosign_come_along_if_asked(fake: Repositories) -> None:
+    """An index is signed, and one of its images; the signature has a signature of its own."""
+    index = digest(fake, PAUSE, "3.10")
+    (child, *_) = inventory.look(connector(fake), [Place(PAUSE, "3.10")], referrers=False)[0].to_dict()["platforms"]
+    signed, of_child = (f"{one.replace(':', '-')}.{kind}" for one, kind in ((index, "sig"), (child["digest"], "att")))
+    fake.image(PAUSE, signed, layer=b"by cosign")
+    fake.image(PAUSE, of_child, layer=b"of a child")
+    again = f"{digest(fake, PAUSE, signed).replace(':', '-')}.sig"
+    fake.image(PAUSE, again, layer=b"of the signature")
+    copy.copy(connector(fake), Place(PAUSE, "3.10"), Place("mine/pause", "v1"), referrers=False)
+    assert set(fake.store["mine/pause"].tags) == {"v1"}
+    copy.copy(connector(fake), Place(PAUSE, "3.10"), Place("mine/pause", "v1"), referrers=True)
+    assert set(fake.store["mine/pause"].tags) == {"v1", signed, of_child, again}
+    assert all(digest(fake, "mine/pause", tag) == digest(fake, PAUSE, tag) for tag in (signed, of_child, again))
+
+
 @pytest.mark.parametrize("what", ["image", "manifest", "blob"])
 def test_half_an_image_is_not_copied(fake: Repositories, what: str) -> None:
     if what == "manifest":

@@ -17,7 +17,7 @@ from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import Reference, parse
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Api, Upstream, referrers_tag, retry
+from kubeadm_registry.registry import Api, Upstream, cosign_tags, retry
 from kubeadm_registry.registry.logins import Logins
 
 #: Requests at a time. Public registries slow down who asks for more.
@@ -26,8 +26,6 @@ WORKERS = 6
 PATIENCE = 30.0
 #: Seconds to wait for another run that fetches into the same cache.
 LOCK_DEADLINE = 3600.0
-#: Ends of the tags under which cosign keeps signatures, attestations and SBOMs of a digest.
-_COSIGN = ("sig", "att", "sbom")
 #: An index may hold an index; real ones do not.
 _DEPTH = 4
 #: Types of layers that registries need not have: image-spec, layer.md, "Non-Distributable Layers", and Docker's own.
@@ -169,15 +167,13 @@ class _Tree:
     def refer(self, digest: str) -> list[str] | Error:
         """The names of what refers to one of its manifests, by the registry's list and by the tags that cosign makes.
 
-        Or why they cannot be told. Sources: distribution-spec, "Listing Referrers"; "Storage" in sigstore/cosign,
-        specs/SIGNATURE_SPEC.md.
+        Or why they cannot be told. Source: distribution-spec, "Listing Referrers".
         """
         place, path = f"{self.reference.host}/{self.reference.path}", self.reference.path
 
         def look() -> list[str]:
             listed = [str(entry.get("digest")) for entry in self.registry.referrers(path, digest)]
-            tags = [f"{referrers_tag(digest)}.{kind}" for kind in _COSIGN]
-            there = [tag for tag in tags if self.registry.digest(path, tag) is not None]
+            there = [tag for tag in cosign_tags(digest) if self.registry.digest(path, tag) is not None]
             return [*(f"{place}@{one}" for one in listed), *(f"{place}:{tag}" for tag in there)]
 
         try:
