@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -199,12 +199,17 @@ def holder_last(cluster: Cluster) -> Sequence[Host]:
 
 def require_members(cluster: Cluster) -> None:
     """Raise Error (MembersDiffer) if the file does not list the members: those that it omits would not be asked."""
-    known, wanted = cluster.recorded, {node.name for node in cluster.spec.nodes}
-    if known is not None and (differ := wanted ^ set(known.nodes)):
+    require_listed(cluster.recorded, {node.name for node in cluster.spec.nodes})
+
+
+def require_listed(known: Members | None, names: Collection[str]) -> None:
+    """Raise Error (MembersDiffer) unless *names* are those of the list *known*, if there is one, and of who leaves."""
+    if known is not None and (differ := (set(names) ^ set(known.nodes)) | (set(known.before) - set(names))):
         raise Error(
             f"spec.nodes: the registry consists of {', '.join(sorted(known.nodes))}, and the file differs in "
             f"{', '.join(sorted(differ))}", code="MembersDiffer",
-            hint="use the cluster file that lists these nodes, or complete a `join`, `leave` or `replace`",
+            hint="use the cluster file that lists these nodes, apply it (`kubectl apply`) if the operator runs, or "
+            "complete a `join`, `leave` or `replace`",
         )  # fmt: skip
 
 

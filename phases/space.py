@@ -54,7 +54,8 @@ def free(
     be interrupted at any moment and run again. Raises Error (StorageNotWhole, and what the steps raise).
     """
     leader = members[0]
-    side_by_side(lambda one: one.do("whole"), members)
+    names = [member.name for member in members]
+    side_by_side(lambda one: one.do("whole", members=names), members)
     before = _stored(leader)
     if not dry_run and (count := leader.do("abandon")["uploads"]):
         reporter.note(f"dropped {counted(count, 'upload')} that began more than a week ago")

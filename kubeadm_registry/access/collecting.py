@@ -16,7 +16,8 @@ sweep      run, relied, back, ahead               what of it was deleted: blobs,
 end        nothing                                nothing; no deletion goes on
 restart    run                                    nothing; the registry was started anew, and serves reads
 blobs      grace                                  blobs that are older: repository, digest, bytes
-whole      nothing                                nothing; an error unless all that is stored is fully replicated
+whole      members                                nothing; an error unless all that is stored is fully replicated, and
+                                                  the registry consists of *members* (omitted: whoever they are)
 stored     nothing                                bytes that are stored, each once
 abandon    nothing                                how many unfinished uploads were dropped
 fsync      nothing                                etcd's latency of fsync there, in seconds; null: there is none
@@ -44,7 +45,7 @@ from kubeadm_registry import paths
 from kubeadm_registry.access import questions
 from kubeadm_registry.agent import document
 from kubeadm_registry.agent.clock import clock
-from kubeadm_registry.cluster import Cluster, require_members
+from kubeadm_registry.cluster import Cluster, members_at, require_listed, require_members
 from kubeadm_registry.components import distribution, pushes, s3
 from kubeadm_registry.components.certificates import leaf, presented
 from kubeadm_registry.components.pushes import Pushes
@@ -405,7 +406,9 @@ def _stored(place: Place, _: Values) -> Values:
     return {"stored": backend(place.cluster.spec).stored(place.cluster, place.host)}
 
 
-def _whole(place: Place, _: Values) -> Values:
+def _whole(place: Place, values: Values) -> Values:
+    if "members" in values:
+        require_listed(members_at(place.host), _texts(values, "members"))
     storage = backend(place.cluster.spec)
     try:
         wait(place.host, storage.gate(place.cluster), what="the storage is fully replicated", timeout=20)

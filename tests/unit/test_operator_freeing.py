@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry import paths, secrets
+from kubeadm_registry import members, paths, secrets
 from kubeadm_registry.access import collecting, questions
 from kubeadm_registry.access.collecting import ByHelper, Place
 from kubeadm_registry.access.executor import OnHost
@@ -21,6 +21,7 @@ from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.helper import jobs
 from kubeadm_registry.helper import space as job
 from kubeadm_registry.helper.__main__ import answered
+from kubeadm_registry.members import Members
 from kubeadm_registry.operator import freeing
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.rounds import Rounds
@@ -115,6 +116,22 @@ def site(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:  # no
     made = Site(world)
     blob(world, "app", b"old", bytes_age=9 * DAY, link_age=9 * DAY)
     yield made
+
+
+def test_nothing_is_freed_while_a_member_would_not_be_asked(site: Site) -> None:
+    """A node has joined, and nobody has applied the file that lists it: pushes through it go on."""
+    nodes = {host.name: host.address for host in site.cluster.hosts}
+    joined = Members(2, {**nodes, "cp-4": "10.0.0.14"})
+    site.world.fake.servers["cp-2"].put(members.PATH, joined.render())
+    done = site.free()
+    assert (done.verdict.status, done.verdict.reason, done.report) == (False, "MembersDiffer", None)
+    assert "cp-4" in done.verdict.message
+    assert {step for _, step in site.asked} == {"whole"}
+    leaving = Members(3, nodes, before=(*nodes, "cp-4"))
+    site.world.fake.servers["cp-2"].put(members.PATH, leaving.render())
+    assert site.free().verdict.reason == "MembersDiffer"
+    site.world.fake.servers["cp-2"].put(members.PATH, leaving.settle().render())
+    assert site.free().verdict.reason == "Freed"
 
 
 def test_space_is_freed_by_questions_alone(site: Site) -> None:
