@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Container
+from functools import partial
 from typing import Callable, Optional
 
 from kubeadm_registry.agent import pushes
@@ -35,18 +37,19 @@ def parse(text: str) -> Servers:
     return servers
 
 
-def commands(want: Servers, have: Servers) -> list[str]:
-    """What brings *have* to *want*. Servers that HAProxy does not know are left out.
+def changes(want: Servers, have: Servers, shared: Container[str]) -> Servers:
+    """What of *have* is not as in *want*, in the order to change it. Servers that HAProxy does not know are left out.
 
-    Writes are closed before they are opened elsewhere, reads the other way round: there is no moment with two
-    writers, and none without a reader.
+    In the backends *shared* a server is opened before another one is closed, in others the other way round: there is no
+    moment without a reader, and none with two writers where one alone may write.
     """
-    different = [(takes is not (key[0] == "reads"), key, takes) for key, takes in want.items() if key in have]
-    return [
-        f"set server {backend}/{server} state {'ready' if takes else 'maint'}"
-        for _, (backend, server), takes in sorted(different)
-        if have[backend, server] is not takes
-    ]
+    ordered = sorted((takes is not (key[0] in shared), key, takes) for key, takes in want.items() if key in have)
+    return {key: takes for _, key, takes in ordered if have[key] is not takes}
+
+
+def command(server: tuple[str, str], takes: bool) -> str:
+    """What has *server* take requests, or none."""
+    return f"set server {'/'.join(server)} state {'ready' if takes else 'maint'}"
 
 
 class Proxy:
@@ -64,6 +67,7 @@ class Proxy:
         self.counts = False
         """Whether to ask for them."""
         self._map = config.proxy.epoch_map if config.settings.leased else ""
+        self._shared = ("reads",) if config.settings.single_writer else ("reads", "writer")
         self._pushes = config.proxy.pushes_map
         self._reserved = True  # an agent before this one may have closed pushes
         self._deadline = config.timings.probe_deadline
@@ -76,6 +80,8 @@ class Proxy:
         self._has_epoch = ""  # as its map was last seen
         self._next = 0.0
         self._open: set[Exchange] = set()
+        self._changing: set[Exchange] = set()  # what changes servers, and the look after it
+        self._changed_at = 0.0  # what was asked earlier may be older than a change
         self._waiting: list[asyncio.Future[bool]] = []
         ask = "show servers state" + (f";show map {self._map}" if self._map else "")
         self._ask = ask
@@ -85,17 +91,43 @@ class Proxy:
         if servers == self._want and epoch == self._epoch:
             return
         self._want, self._epoch = servers, epoch
-        self._send(self._changes())
+        self._correct()
 
-    def _changes(self) -> list[str]:
-        """What brings the process from what was last seen to what is wanted.
+    def _correct(self) -> bool:
+        """Send what differs from what was last seen; whether anything does.
 
-        The epoch comes first: no upload of an earlier writer may pass to a new one in between.
+        HAProxy serves its connections side by side: what is sent on another one while a change is under way may be done
+        before it. So only what closes writes goes at once then, and the rest after a look. The epoch comes first: no
+        upload of an earlier writer may pass to a new one in between.
         """
-        changes = commands(self._want, self.have)
-        if self._map and self._epoch and self.have and self._has_epoch != str(self._epoch):
-            changes.insert(0, f"set map {self._map} epoch {self._epoch}")
-        return changes
+        due = changes(self._want, self.have, self._shared)
+        renamed = bool(self._map and self._epoch and self.have and self._has_epoch != str(self._epoch))
+        if not due and not renamed:
+            return False
+        if self._changing:
+            due = {key: takes for key, takes in due.items() if not takes and key[0] not in self._shared}
+        text = [command(*one) for one in due.items()]
+        if renamed:
+            text.insert(0, f"set map {self._map} epoch {self._epoch}")
+            self._has_epoch = str(self._epoch)
+        if text:
+            self.have = {**self.have, **due}
+            self._change((";".join(text) + "\n").encode(), self._changed_servers)
+        return True
+
+    def _change(self, request: bytes, done: Callable[[Outcome], None]) -> None:
+        def end(outcome: Outcome) -> None:
+            self._changing.discard(exchange)
+            done(outcome)
+
+        exchange = self._exchange(request, end)
+        self._changing.add(exchange)
+
+    def _changed_servers(self, outcome: Outcome) -> None:
+        self._complain(outcome)
+        self._changed_at = outcome.ended
+        if not self._changing:
+            self._change(self._question(), partial(self._asked, looks=True))
 
     def reserve(self, seconds: int, wall: float) -> None:
         """Take no push for *seconds* from now, *wall* in seconds since 1970, for the disk is nearly full; 0: take them.
@@ -105,7 +137,7 @@ class Proxy:
         if seconds or self._reserved:
             self._reserved = bool(seconds)
             until = int(wall) + seconds if seconds else 0
-            self._exchange(f"set map {self._pushes} full {until}\n".encode(), self._sent)
+            self._exchange(f"set map {self._pushes} full {until}\n".encode(), self._complain)
 
     def tick(self, now: float) -> None:
         """Ask what the servers are, if it is time."""
@@ -116,7 +148,10 @@ class Proxy:
 
     def ask(self) -> None:
         """Ask what the servers are, and correct them."""
-        self._exchange(f"{self._ask}{';show stat' if self.counts else ''}\n".encode(), self._asked)
+        self._exchange(self._question(), self._asked)
+
+    def _question(self) -> bytes:
+        return f"{self._ask}{';show stat' if self.counts else ''}\n".encode()
 
     async def settled(self, deadline: float) -> bool:
         """Whether the process was seen as it should be within *deadline* seconds.
@@ -134,49 +169,44 @@ class Proxy:
             if future in self._waiting:
                 self._waiting.remove(future)
 
-    def _exchange(self, request: bytes, done: Callable[[Outcome], None]) -> None:
+    def _exchange(self, request: bytes, done: Callable[[Outcome], None]) -> Exchange:
         def end(outcome: Outcome) -> None:
             self._open.discard(exchange)
             done(outcome)
 
         exchange = Exchange(self._loop, self.path, request, deadline=PATIENCE, done=end)
         self._open.add(exchange)
+        return exchange
 
-    def _asked(self, outcome: Outcome) -> None:
+    def _asked(self, outcome: Outcome, *, looks: bool = False) -> None:
         news = self.answered.take(outcome, self._deadline)
         if outcome.kind is Kind.ANSWERED:
             text, mark, statistics = outcome.data.decode(errors="replace").partition(STATISTICS)
             self.writes = pushes.writes(mark + statistics, WRITERS) if mark else None
-            self.have = parse(text)
             if outcome.pid != self.pid:
                 self.pid = outcome.pid
                 self.processes.follow(outcome.pid)
-            found = EPOCH.search(text)
-            self._has_epoch = found[1] if found is not None else ""
-            changes = self._changes()
-            if changes:
-                self.corrections += 1
-                self._send(changes)
-            else:
-                self._release()
+            if looks or not (self._changing or outcome.started < self._changed_at):
+                self._see(text, looks=looks)
         elif outcome.kind is Kind.REFUSED:
             self.have, self.writes = {}, 0
             self._release()
         if news:
             self._changed()
 
-    def _send(self, text: list[str]) -> None:
-        if text:
-            self.have = {**self.have, **{key: takes for key, takes in self._want.items() if key in self.have}}
-            self._has_epoch = str(self._epoch)
-            self._exchange((";".join(text) + "\n").encode(), self._sent)
+    def _see(self, text: str, *, looks: bool) -> None:
+        self.have = parse(text)
+        found = EPOCH.search(text)
+        self._has_epoch = found[1] if found is not None else ""
+        if self._correct():
+            self.corrections += not looks  # else it is wanted otherwise by now
+        else:
+            self._release()
 
-    def _sent(self, outcome: Outcome) -> None:
+    def _complain(self, outcome: Outcome) -> None:
         complaint = outcome.data.decode(errors="replace").strip()
         if outcome.kind is Kind.ANSWERED and complaint:
             self._log("proxy-refused", f"{self.path} answered: {complaint.splitlines()[0]}")
-        if outcome.kind in (Kind.ANSWERED, Kind.BROKEN) and self._waiting:
-            self.ask()
 
     def _release(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from kubeadm_registry.agent.config import Config, parse
-from kubeadm_registry.agent.haproxy import Proxy, commands
+from kubeadm_registry.agent.haproxy import Proxy, changes
 from kubeadm_registry.agent.haproxy import parse as servers_of
 from kubeadm_registry.agent.model import Decisions, Memory, Report, Role, Settings
 from kubeadm_registry.agent.reserve import nearly_full
@@ -82,11 +82,13 @@ def test_reads_are_opened_before_they_are_closed_and_writes_the_other_way_round(
         ("writer", "cp-2"): True,
     }
     have = {key: not takes for key, takes in want.items()}
-    said = commands(want, have)
-    assert said.index("set server reads/cp-2 state ready") < said.index("set server reads/local state maint")
-    assert said.index("set server writer/local state maint") < said.index("set server writer/cp-2 state ready")
-    assert commands(want, want) == []
-    assert commands(want, {}) == [], "what HAProxy does not know is left out"
+    due = list(changes(want, have, ["reads"]))
+    assert due.index(("reads", "cp-2")) < due.index(("reads", "local"))
+    assert due.index(("writer", "local")) < due.index(("writer", "cp-2"))
+    where_all_write = list(changes(want, have, ["reads", "writer"]))
+    assert where_all_write.index(("writer", "cp-2")) < where_all_write.index(("writer", "local"))
+    assert changes(want, want, ["reads"]) == {}
+    assert changes(want, {}, ["reads"]) == {}, "what HAProxy does not know is left out"
 
 
 def test_a_server_takes_requests_unless_it_is_in_maintenance_or_drains() -> None:
@@ -102,6 +104,10 @@ class Fake:
     def __init__(self) -> None:
         self.restart()
         self.said: list[str] = []
+        self.readers: list[int] = []
+        """How many servers took reads, after each change."""
+        self.slow = asyncio.Semaphore(1000)
+        """What each connection with a change waits for."""
 
     def restart(self) -> None:
         self.servers = {
@@ -120,7 +126,10 @@ class Fake:
         return {f"{backend}/{name}" for (backend, name), state in self.servers.items() if not state}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for command in (await reader.readline()).decode().strip().split(";"):
+        line = (await reader.readline()).decode().strip()
+        if "set server" in line:
+            await self.slow.acquire()
+        for command in line.split(";"):
             words = command.split()
             if words[:2] == ["show", "servers"]:
                 rows = [f"4 {be} 1 {name} 10.0.0.2 2 {state} 100 0" for (be, name), state in self.servers.items()]
@@ -134,6 +143,7 @@ class Fake:
                 else:
                     backend, name = words[2].split("/")
                     self.servers[backend, name] = 0 if words[4] == "ready" else 1
+                    self.readers.append(sum(one.startswith("reads/") for one in self.takes()))
                 writer.write(b"\n")
         await writer.drain()
         writer.close()
@@ -213,6 +223,53 @@ def test_what_was_said_a_moment_ago_is_taken_back_at_once(tmp_path: Path) -> Non
             await until(lambda: "gate/open" in fake.takes())
             proxy.want(*as_wanted("", 5))  # without a look in between
             await until(lambda: "gate/open" not in fake.takes())
+
+    asyncio.run(course())
+
+
+def test_a_change_that_is_held_up_is_not_overtaken_and_there_is_always_a_reader(tmp_path: Path) -> None:
+    """HAProxy serves its connections side by side: on a busy node the later one was done first, and none took reads."""
+
+    async def course() -> None:
+        fake = Fake()
+        async with talking(tmp_path, fake) as proxy:
+            proxy.want({("reads", "local"): True, ("reads", "cp-2"): True, ("reads", "cp-3"): True}, 0)
+            assert await proxy.settled(20.0)
+            fake.slow = asyncio.Semaphore(0)
+            proxy.want({("reads", "local"): True, ("reads", "cp-2"): False, ("reads", "cp-3"): False}, 0)
+            first = fake.slow
+            await until(lambda: first._waiters)
+            fake.slow = asyncio.Semaphore(1000)
+            proxy.want({("reads", "local"): False, ("reads", "cp-2"): True, ("reads", "cp-3"): False}, 0)
+            for _ in range(3):
+                proxy.ask()
+                assert not await proxy.settled(0.05), "the first change has not ended"
+            first.release()
+            assert await proxy.settled(20.0)
+            assert fake.takes() & {"reads/local", "reads/cp-2", "reads/cp-3"} == {"reads/cp-2"}
+            assert min(fake.readers) == 1
+            assert proxy.corrections == 0
+
+    asyncio.run(course())
+
+
+def test_writes_are_closed_at_once_while_another_change_is_held_up(tmp_path: Path) -> None:
+    async def course() -> None:
+        fake = Fake()
+        async with talking(tmp_path, fake) as proxy:
+            proxy.want(*as_wanted("cp-1", 5))
+            assert await proxy.settled(20.0)
+            fake.slow = first = asyncio.Semaphore(0)
+            proxy.want({**as_wanted("cp-1", 5)[0], ("reads", "cp-3"): True}, 5)
+            await until(lambda: first._waiters)
+            fake.slow = asyncio.Semaphore(1000)
+            proxy.want(*as_wanted("", 6))
+            await until(lambda: not fake.takes() & {"writer/local", "gate/open"})
+            assert fake.epoch == "6"
+            assert "reads/cp-3" not in fake.takes()
+            first.release()
+            assert await proxy.settled(20.0)
+            assert fake.takes() == {"reads/cp-2", "newwork/open"}
 
     asyncio.run(course())
 
