@@ -58,7 +58,7 @@ class Proxy:
     def __init__(self, config: Config, path: str, changed: Callable[[], None], log: Callable[[str, str], None]) -> None:
         self.path = path
         self.processes = Processes()
-        self.answered = Answered(self.processes)
+        self.answered = Answered(self.processes, diskless=True)
         self.pid = 0
         self.have: Servers = {}
         self.corrections = 0

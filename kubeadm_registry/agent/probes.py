@@ -21,10 +21,17 @@ MISSING = 404
 
 
 class Answered:
-    """What the probes of one process saw, and since when it has neither used the CPU nor waited for it."""
+    """What the probes of one process saw, and since when it has neither used the CPU nor waited for it.
 
-    def __init__(self, processes: Optional[Processes] = None, pressure: Optional[Pressure] = None) -> None:
+    *diskless*: it has no business with a disk. Where the kernel has it wait for one (state D), it waits for a page of
+    its own memory, of which ``pages_read`` tells only afterwards.
+    """
+
+    def __init__(
+        self, processes: Optional[Processes] = None, pressure: Optional[Pressure] = None, *, diskless: bool = False
+    ) -> None:
         self._processes = processes
+        self._diskless = diskless
         self._pressure = pressure or Pressure()
         self.first = clock()
         self.answered: Optional[float] = None
@@ -65,9 +72,11 @@ class Answered:
             self._cpu = self._idle = self._pages = self._paged = None
             return
         pages = self._processes.pages_read()
-        if self._pressure.short(now) or (pages != self._pages and self._pages is not None):
+        states = self._processes.states()
+        read = pages != self._pages and self._pages is not None
+        if self._pressure.short(now) or read or (self._diskless and "D" in states):
             self._paged = self._idle = now
-        if cpu != self._cpu or self._processes.waits_for_cpu():
+        if cpu != self._cpu or "R" in states:
             self._idle = now
         self._cpu, self._pages = cpu, pages
 

@@ -120,8 +120,9 @@ class Processes:
                 total += int(text[text.rindex(b")") + 2 :].split()[9])
         return total
 
-    def waits_for_cpu(self) -> bool:
-        """Whether a thread of theirs would run if the machine let it: then it is starved, not hung."""
+    def states(self) -> set[str]:
+        """Of their threads, by the letters of proc(5): a thread in R would run if the machine let it."""
+        found = set()
         for pid in self._found:
             folder = f"{self._proc}/{pid}/task"
             try:
@@ -130,9 +131,9 @@ class Processes:
                 continue
             for thread in threads:
                 text = _read(f"{thread}/stat")
-                if text and text[text.rindex(b")") + 2 :].startswith(b"R"):
-                    return True
-        return False
+                if text:
+                    found.add(chr(text[text.rindex(b")") + 2]))
+        return found
 
     def kill(self) -> tuple[int, ...]:
         """SIGKILL to all of them; returns the numbers of those that were hit. Raises PermissionError."""

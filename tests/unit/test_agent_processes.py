@@ -48,11 +48,13 @@ def proc(
     folder: Path, pid: int, *, cgroup: str, started: int = 1, state: str = "S", cpu: int = 0, pages: int = 0
 ) -> None:
     """A process in a /proc of our own; its name would mislead who splits at blanks."""
-    (folder / str(pid)).mkdir(exist_ok=True)
+    thread = folder / str(pid) / "task" / str(pid)
+    thread.mkdir(parents=True, exist_ok=True)
     (folder / str(pid) / "cgroup").write_text(cgroup)
     fields = ["0"] * 50
     fields[0], fields[1], fields[9], fields[11], fields[19] = state, "1", str(pages), str(cpu), str(started)
-    (folder / str(pid) / "stat").write_text(f"{pid} (a ) S b) {' '.join(fields)}\n")
+    for place in (folder / str(pid), thread):
+        (place / "stat").write_text(f"{pid} (a ) S b) {' '.join(fields)}\n")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,19 @@ def test_a_silent_process_is_idle_unless_it_works_or_waits_for_its_memory(tmp_pa
     proc(tmp_path, 7, cgroup=cgroup, pages=3, cpu=1)
     answered.watch(4.0)
     assert (answered.answers.idle, answered.answers.paged) == (4.0, 3.0)
+
+
+@pytest.mark.parametrize(("diskless", "paged"), [(True, 2.0), (False, None)])
+def test_what_has_no_disk_and_waits_for_one_waits_for_its_memory(
+    tmp_path: Path, diskless: bool, paged: float | None
+) -> None:
+    """A major fault counts once the page is there: until then HAProxy looked hung, and both were killed at once."""
+    proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n")
+    answered = Answered(Processes(UNIT, proc=str(tmp_path)), Pressure(str(tmp_path / "none")), diskless=diskless)
+    answered.watch(1.0)
+    proc(tmp_path, 7, cgroup=f"0::/{UNIT}\n", state="D")
+    answered.watch(2.0)
+    assert (answered.answers.idle, answered.answers.paged) == (paged or 1.0, paged)
 
 
 def lost(path: Path, some: float) -> Path:
