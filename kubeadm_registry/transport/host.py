@@ -16,7 +16,7 @@ from kubeadm_registry.result import Result
 
 
 class Transport(Protocol):
-    """The only seam to a host: four methods. Behind it are SSH, this machine, or a fake in unit tests."""
+    """The only seam to a host. Behind it are SSH, this machine, or a fake in unit tests."""
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Result:
         """Run *argv* as root and wait for its end, *timeout* seconds at most (raises CommandTimeout)."""
