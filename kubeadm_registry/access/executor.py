@@ -277,7 +277,7 @@ def pulls(nodes: Sequence[Node], count: int, note: Callable[[str], object] = lam
     def attempt(node: Node) -> Pulls | None:
         try:
             return node.pulls()
-        except (Error, ConnectionFailed) as error:
+        except Error as error:
             note(f"{node.name}: {error.message}")
             return None
 

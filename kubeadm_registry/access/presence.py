@@ -8,7 +8,7 @@ from typing import Any
 
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import backend, frontend
-from kubeadm_registry.errors import ConnectionFailed, Error
+from kubeadm_registry.errors import Error
 from kubeadm_registry.images.seed import Item
 from kubeadm_registry.printable import counted
 from kubeadm_registry.transport.host import Host, side_by_side
@@ -94,7 +94,7 @@ def _ask(
     def ask(host: Host) -> frozenset[str] | str:
         try:
             return backend(cluster.spec).lacking(cluster, host, wanted)
-        except (Error, ConnectionFailed) as error:
+        except Error as error:
             return error.message
 
     for host, answer in zip(cluster.hosts, side_by_side(ask, cluster.hosts), strict=True):

@@ -24,7 +24,7 @@ from kubeadm_registry.cli.desk import server_time
 from kubeadm_registry.cli.tables import ago, moment, wide_screen
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter, echo
-from kubeadm_registry.errors import ConfigError, Error, Problem, RegistryError
+from kubeadm_registry.errors import ConfigError, Error, Problem
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import retry
@@ -212,7 +212,7 @@ def _keep(cluster: Cluster, made: Plan, reporter: Reporter) -> None:
     try:
         with desk(cluster)() as registry:
             running.keep(registry, cluster.secrets.retention_key, made)
-    except (RegistryError, Error) as error:
+    except Error as error:
         reporter.note(f"this plan cannot be approved: {error.message}", level="warning")
 
 
