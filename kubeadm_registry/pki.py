@@ -91,9 +91,7 @@ def issue(
     Without names it is a client's alone. It ends with the authority at the latest, for it is worth nothing after that.
     """
     authority = x509.load_pem_x509_certificate(ca.certificate.encode())
-    signer = serialization.load_pem_private_key(ca.key.encode(), password=None)
-    if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise ValueError("the CA key is not an elliptic-curve key")
+    signer = _signer(ca)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name(
         [
@@ -170,10 +168,14 @@ def sign(ca: Pair, content: bytes) -> bytes:
 
     *content* must be a text: a certificate is none, so that no signature of one is that of the other.
     """
+    return _signer(ca).sign(content, ec.ECDSA(hashes.SHA256()))
+
+
+def _signer(ca: Pair) -> ec.EllipticCurvePrivateKey:
     signer = serialization.load_pem_private_key(ca.key.encode(), password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise ValueError("the CA key is not an elliptic-curve key")
-    return signer.sign(content, ec.ECDSA(hashes.SHA256()))
+    return signer
 
 
 def has_signed(ca_certificate: str, content: bytes, signature: bytes) -> bool:
