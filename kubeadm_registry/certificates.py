@@ -72,17 +72,18 @@ def look(host: Host) -> Certificates:
     (_, stored), (ca, authority_ends) = _read(host, paths.NODE_PEM), _read(host, paths.CA)
     if stored is None:
         return Certificates(authority_ends=authority_ends)
-    try:
-        shown = ask(host, "show")
-    except Error as error:
-        return Certificates(
-            stored, authority_ends, "NotSeen", f"cannot be queried for the certificate it serves: {error.message}"
-        )
-    if shown["trouble"]:
-        trouble = "; ".join(shown["trouble"])
+
+    def unseen(trouble: str) -> Certificates:
         return Certificates(
             stored, authority_ends, "NotSeen", f"cannot be queried for the certificate it serves: {trouble}"
         )
+
+    try:
+        shown = ask(host, "show")
+    except Error as error:
+        return unseen(error.message)
+    if shown["trouble"]:
+        return unseen("; ".join(shown["trouble"]))
     seen = [x509.load_pem_x509_certificate(one.encode()) for one in shown["handshakes"].values()]
     ends = min((one.not_valid_after_utc for one in seen), default=stored)
     if ca and not all(pki.is_of(ca, one) for one in seen):
