@@ -7,9 +7,9 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
+from ipaddress import ip_address, ip_network
 
 from kubeadm_registry import paths
-from kubeadm_registry.addresses import ip
 from kubeadm_registry.agent import reserve
 from kubeadm_registry.bundle.programs import MACHINES, architecture_of
 from kubeadm_registry.cluster import Cluster, leader
@@ -295,19 +295,11 @@ def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:
         except Error as error:
             yield error.advice
             continue
-        if not _same_subnet(own, vip, found.prefix_length):
+        if ip_address(vip) not in ip_network(f"{own}/{found.prefix_length}", strict=False):
             yield (
                 f"the virtual IP {vip} is not in the subnet {own}/{found.prefix_length} of {found.interface}; "
                 "set spec.vip.address to an unused address of that subnet"
             )
-
-
-def _same_subnet(one: str, other: str, prefix_length: int) -> bool:
-    first, second = ip(one), ip(other)
-    if first is None or second is None or first.version != second.version:
-        return False
-    shift = first.max_prefixlen - prefix_length
-    return int(first) >> shift == int(second) >> shift
 
 
 def vip_unused(cluster: Cluster, host: Host) -> Iterator[str]:
