@@ -33,11 +33,8 @@ class Blob:
         return {"mediaType": self.media_type, "digest": self.digest, "size": len(self.content)}
 
 
-def _noise(size: int) -> bytes:
-    return b"".join(hashlib.sha256(b"kubeadm-registry canary %d" % i).digest() for i in range(size // 32))
-
-
-LAYER = Blob("application/vnd.oci.image.layer.v1.tar", _noise(_LAYER_SIZE))
+_NOISE = b"".join(hashlib.sha256(b"kubeadm-registry canary %d" % i).digest() for i in range(_LAYER_SIZE // 32))
+LAYER = Blob("application/vnd.oci.image.layer.v1.tar", _NOISE)
 CONFIG = Blob(
     "application/vnd.oci.image.config.v1+json",
     json.dumps(
