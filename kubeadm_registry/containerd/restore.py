@@ -59,7 +59,7 @@ _EMPTY = 'for path in "$@"; do [ -d "$path" ] && [ -z "$(ls -A -- "$path")" ] &&
 class OriginalConfig:
     """containerd's configuration is as it was; where somebody edited it since, only our keys are gone."""
 
-    title: str = "restore containerd's original configuration"
+    title = "restore containerd's original configuration"
 
     def _differences(self, host: Host) -> list[tuple[ConfigFile, FileState | None]]:
         """The files that differ from what they should be, and that: None for no file."""
@@ -111,7 +111,7 @@ def _without_ours(now: FileState, written: Written, *, is_new: bool) -> FileStat
 class NoHostsFiles:
     """No hosts file of ours and no CA; of a file that somebody edited since only what is ours is gone."""
 
-    title: str = "remove the hosts.toml files"
+    title = "remove the hosts.toml files"
 
     def _differences(self, host: Host) -> list[tuple[ConfigFile, bytes | None]]:
         directories = dict.fromkeys((*backup.record(host).hosts_directories, CERTS_D))
@@ -146,7 +146,7 @@ class NoHostsFiles:
 class NoLeftovers:
     """Beside the files that are put back or removed nothing is left that a killed run did not finish."""
 
-    title: str = "remove partially written files of interrupted runs"
+    title = "remove partially written files of interrupted runs"
 
     def _leftovers(self, host: Host) -> list[str]:
         hosts = dict.fromkeys((*backup.record(host).hosts_directories, CERTS_D))
@@ -168,7 +168,7 @@ class NoLeftovers:
 class ProxyDropInRemoved:
     """No drop-in of ours in containerd's unit."""
 
-    title: str = f"remove {DROP_IN}"
+    title = f"remove {DROP_IN}"
 
     def diff(self, host: Host) -> str | None:
         """That it is there, or None."""
@@ -187,7 +187,7 @@ class ProxyDropInRemoved:
 class DirectoriesRemoved:
     """The directories that were not there before us are gone, unless somebody put something in."""
 
-    title: str = "remove the directories that were created"
+    title = "remove the directories that were created"
 
     def _deepest_first(self, host: Host) -> list[str]:
         return sorted(backup.originals(host).directories, key=lambda path: path.count("/"), reverse=True)
@@ -207,7 +207,7 @@ class DirectoriesRemoved:
 class BackupRemoved:
     """The copies and the record are gone: the next init begins anew."""
 
-    title: str = "remove the backup of containerd's configuration"
+    title = "remove the backup of containerd's configuration"
 
     def diff(self, host: Host) -> str | None:
         """That they are there, or None."""
