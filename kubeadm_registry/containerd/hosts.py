@@ -95,12 +95,8 @@ def render(mirror: Mirror, *, ca: str, containerd: Version, authorization: str =
         for url in mirror.urls:
             lines += [f"[host.{edit.literal(url)}]", *(f"  {key}" for key in keys), ""]
         lines.pop()
-    return with_checksum("\n".join(lines) + "\n", _ADVICE)
-
-
-def with_checksum(body: str, advice: str = "") -> str:
-    """*body* below a comment that says whose file it is, with the digest that shows whether it was edited."""
-    body = advice + body
+    body = _ADVICE + "\n".join(lines) + "\n"
+    # The first line says whose file it is; its digest shows whether it was edited.
     return f"{_MARK}{hashlib.sha256(body.encode()).hexdigest()}\n{body}"
 
 
