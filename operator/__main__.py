@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -16,7 +17,8 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("kubeadm_registry").setLevel(logging.INFO)  # httpx would tell each request to the registry
     try:
-        code = running.main(settings.from_environment())
+        asyncio.run(running.run(settings.from_environment()))
+        code = 0
     except Error as error:
         logging.getLogger("kubeadm_registry.operator").error("%s", told(error))
         code = error.exit_code

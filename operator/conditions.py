@@ -81,3 +81,8 @@ def seconds_of(moment: str) -> float:
 def rfc3339(seconds: float) -> str:
     """*seconds* since 1970 as the API server writes times."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def micro_time() -> str:
+    """Now, in the form of metav1.MicroTime."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -233,7 +233,7 @@ def _filling(nodes: Sequence[Seen], now: datetime) -> Verdict:
 
 
 def _split(nodes: Sequence[Seen]) -> Verdict:
-    holders = [one.name for one in nodes if one.says is not None and one.says.holds_vip]
+    holders = _holders(nodes)
     if len(holders) > 1:
         return Verdict("SplitVIP", True, "TwoHolders", f"{', '.join(holders)} all hold the virtual IP")
     return _unless_silent("SplitVIP", nodes) or Verdict(
@@ -250,12 +250,11 @@ def _unless_silent(kind: str, nodes: Sequence[Seen]) -> Verdict | None:
                                                          for name, why in silent.items()))  # fmt: skip
 
 
-def holders(nodes: Sequence[Seen], vip: Probe) -> Iterator[str]:
+def holders(nodes: Sequence[Seen], vip: Probe) -> list[str]:
     """Who holds the virtual IP: by the agents, else by the certificate that is presented there."""
-    told = [one.name for one in nodes if one.says is not None and one.says.holds_vip]
-    yield from told or ([vip.node] if vip.node else [])
+    return _holders(nodes) or ([vip.node] if vip.node else [])
 
 
-def figures(nodes: Sequence[Seen]) -> Mapping[str, bool]:
-    """Whether each node serves, for metrics."""
-    return {one.name: one.probe.serves for one in nodes}
+def _holders(nodes: Sequence[Seen]) -> list[str]:
+    """Those whose agents say that they hold it."""
+    return [one.name for one in nodes if one.says is not None and one.says.holds_vip]

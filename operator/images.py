@@ -45,8 +45,7 @@ def missing(config: RegistryCluster, connect: pool.Connect, uses: Sequence[Use])
     def is_there(registry: Api, place: Place) -> bool:
         return retry(lambda: registry.digest(place.repository, place.reference), _PATIENCE) is not None
 
-    with pool.WorkerPool(connect, pool.WORKERS) as workers:
-        answers = workers.each(is_there, sorted(wanted, key=str))
+    answers = pool.each(connect, is_there, sorted(wanted, key=str))
     return [(place, wanted[place]) for place, there in answers if not there]
 
 

@@ -18,11 +18,11 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from kubeadm_registry.custom_resources.roles import LEASE
 from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.operator.conditions import micro_time
 from kubeadm_registry.retention.order import Caller
 from kubeadm_registry.upkeep.api import Answer, Api
 
@@ -119,14 +119,14 @@ class Leadership:
                 raise Lost(f"{holder or 'nobody'} has the lease")
             if holder and asked - self._seen[1] < max(self._times.duration, float(spec.get("leaseDurationSeconds", 0))):
                 return False
-            spec |= {"acquireTime": _now(), "leaseTransitions": spec.get("leaseTransitions", 0) + 1}
+            spec |= {"acquireTime": micro_time(), "leaseTransitions": spec.get("leaseTransitions", 0) + 1}
         elif self.epoch >= 0 and spec.get("leaseTransitions") != self.epoch:
             raise Lost("another replica of the same name has the lease")
         elif self.epoch < 0:  # a process before this one, of the same name: what it began is not ours
             spec["leaseTransitions"] = spec.get("leaseTransitions", 0) + 1
         spec |= {
             "holderIdentity": self._me,
-            "renewTime": _now(),
+            "renewTime": micro_time(),
             "leaseDurationSeconds": max(1, round(self._times.duration)),
         }
         answer = self._put(lease)
@@ -149,7 +149,7 @@ class Leadership:
         if answer.status == http.HTTPStatus.OK:
             lease = json.loads(answer.body)
             if lease["spec"].get("holderIdentity") == self._me and lease["spec"]["leaseTransitions"] == self.epoch:
-                lease["spec"] |= {"holderIdentity": "", "renewTime": _now(), "leaseDurationSeconds": 1}
+                lease["spec"] |= {"holderIdentity": "", "renewTime": micro_time(), "leaseDurationSeconds": 1}
                 self._put(lease)
 
     def _put(self, lease: dict[str, Any]) -> Answer:
@@ -177,7 +177,3 @@ class Leadership:
         except ConnectionFailed as error:
             log.warning("cannot renew the lease: %s", error.message)
             return False
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

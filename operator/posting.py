@@ -6,12 +6,10 @@ Objects of no namespace have their Events in ``default`` (k8s.io/client-go/tools
 from __future__ import annotations
 
 import logging
-import time
-from datetime import UTC, datetime
 from typing import Any
 
 from kubeadm_registry.errors import ConnectionFailed
-from kubeadm_registry.operator.conditions import Verdict
+from kubeadm_registry.operator.conditions import Verdict, micro_time
 from kubeadm_registry.operator.objects import Object, Objects
 
 PATH = "/apis/events.k8s.io/v1/namespaces/default/events"
@@ -30,7 +28,7 @@ def post(objects: Objects, replica: str, about: Object, what: Verdict, where: st
     """Say that the condition *what* of *about*, or of its node *where*, changed. What fails is logged. Raises Lost."""
     log.info("%s %s%s: %s=%s %s: %s", about["kind"], about["metadata"]["name"], f" {where}" if where else "", what.kind,
              what.status, what.reason, what.message)  # fmt: skip
-    name, now = name_of(about, what, where), _micro()
+    name, now = name_of(about, what, where), micro_time()
     note = f"{where}: {what.message}" if where else what.message
     event: dict[str, Any] = {
         "apiVersion": "events.k8s.io/v1",
@@ -56,8 +54,3 @@ def post(objects: Objects, replica: str, about: Object, what: Verdict, where: st
         objects.merge(f"{PATH}/{name}", {"series": {"count": count + 1, "lastObservedTime": now}})
     except ConnectionFailed as error:
         log.warning("cannot post an Event: %s", error.message)
-
-
-def _micro() -> str:
-    """Now, in the form of metav1.MicroTime."""
-    return datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

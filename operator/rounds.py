@@ -113,7 +113,7 @@ class Rounds:
         ]
         verdicts += self._stuck(mine, next(one.status for one in verdicts if one.kind == "StorageFilling"))
         of_nodes = {one.name: health.of_node(one, moment) for one in seen}
-        holders = list(health.holders(seen, vip))
+        holders = health.holders(seen, vip)
         before = {one["name"]: one.get("health") for one in mine.get("status", {}).get("nodes", ())}
         more = {
             "vip": {
@@ -132,8 +132,7 @@ class Rounds:
         for name, verdicts in of_nodes.items():
             for change in changes(before.get(name), verdicts):
                 post(self.objects, self.replica, mine, change, name)
-        serves = health.figures(seen)
-        self.figures.replace("node_serves", {(("node", name),): found for name, found in serves.items()})
+        self.figures.replace("node_serves", {(("node", one.name),): one.probe.serves for one in seen})
 
     def images(self) -> None:
         """Find images that pods use and the registry lacks. Raises Error, Lost."""

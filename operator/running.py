@@ -97,9 +97,3 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
     await asyncio.to_thread(objects.stop)
     with suppress(ConnectionFailed):
         await asyncio.to_thread(leadership.release)
-
-
-def main(settings: Settings) -> int:
-    """Be a replica; the exit code of the process. Raises Error."""
-    asyncio.run(run(settings))
-    return 0
