@@ -177,8 +177,8 @@ class Move:
     drain_seconds: float = DRAIN
     reads: Callable[[Cluster, str, Host], str | None] = serves
     """What is wrong with reads at an address, as a host sees it."""
-    reopened: dict[str, int] = field(default_factory=dict)
-    """By node, how many connections of its own to the VIP it was made to open anew."""
+    reopened: set[str] = field(default_factory=set)
+    """The nodes that were made to open their own connections to the VIP anew."""
     before_asking: Callable[[], None] = lambda: None
     """Called when all others have been asked, before the holder is."""
     begun: float = 0.0
@@ -386,4 +386,5 @@ class _Reopened:
         return None if host.name in self.move.reopened else "its own connections to the virtual IP are reset"
 
     def apply(self, host: Host) -> None:
-        self.move.reopened[host.name] = handover.reopen_own(self.move.cluster, host)
+        handover.reopen_own(self.move.cluster, host)
+        self.move.reopened.add(host.name)

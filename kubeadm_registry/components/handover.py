@@ -197,21 +197,21 @@ def _source(file: str) -> str:
     return Path(file).read_text(encoding="utf-8")
 
 
-def reopen_own(cluster: Cluster, host: Host) -> int:
+def reopen_own(cluster: Cluster, host: Host) -> None:
     """End the reading of the connections that *host* itself has to the VIP, so that their owners open new ones.
 
-    Returns how many. Raises Error (ConnectionsOpen).
+    Raises Error (ConnectionsOpen).
     """
-    return _sockets(host, "end", "own", str(paths.REGISTRY_PORT), *cluster.spec.vip.addresses)
+    _sockets(host, "end", "own", str(paths.REGISTRY_PORT), *cluster.spec.vip.addresses)
 
 
-def close_idle(cluster: Cluster, host: Host) -> int:
+def close_idle(cluster: Cluster, host: Host) -> None:
     """End the connections to the VIP that clients keep open with *host* for their next request.
 
-    Returns how many. Raises Error (ConnectionsOpen).
+    Raises Error (ConnectionsOpen).
     """
     where = (str(paths.REGISTRY_PORT), str(IDLE), ",".join(paths.HAPROXY_SOCKETS))
-    return _sockets(host, "end", "idle", *where, *cluster.spec.vip.addresses)
+    _sockets(host, "end", "idle", *where, *cluster.spec.vip.addresses)
 
 
 _HINTS = {
@@ -220,7 +220,7 @@ _HINTS = {
 }
 
 
-def _sockets(host: Host, what: str, *words: str) -> int:
+def _sockets(host: Host, what: str, *words: str) -> None:
     argv = ("sh", "-c", RUN, "reopen", paths.PROGRAMS, _source(reopen.__file__), *words)
     shown = json.loads(host.run(*argv, timeout=30).stdout)
     if shown["trouble"]:
@@ -228,7 +228,6 @@ def _sockets(host: Host, what: str, *words: str) -> int:
             f"cannot {what} connections to the virtual IP: {'; '.join(shown['trouble'])}", host=host.name,
             code="ConnectionsOpen", hint=_HINTS[what],
         )  # fmt: skip
-    return int(shown["ended"])
 
 
 def measure(cluster: Cluster, host: Host, patience: float) -> None:
