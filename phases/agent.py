@@ -93,7 +93,7 @@ class VotersBack:
         """Wait. One that starts again and again must not keep this one from being mended."""
         self._waited = True
         with suppress(CommandTimeout):
-            wait(host, self._missing, what="the other agents vote", timeout=VOTERS, interval=0.2)
+            wait(host, self._missing, what="the other agents vote", timeout=VOTERS)
 
     def _missing(self, host: Host) -> str | None:
         agents = list(_agents(self.cluster))
@@ -127,7 +127,7 @@ class WritesPause:
             return
         handover.ask(found, "", round(DRAIN + ANEW), yields=True)
         try:
-            wait(found, _writes, what="no write is in flight", timeout=DRAIN, interval=0.2)
+            wait(found, _writes, what="no write is in flight", timeout=DRAIN)
         except CommandTimeout:
             handover.withdraw(found)
 
@@ -172,7 +172,7 @@ class WritesGoOn:
         """Ask for it no longer, and wait for a writer, which there may be none of while nodes are away."""
         handover.withdraw(host)
         with suppress(CommandTimeout):
-            wait(host, lambda _: self._closed(), what="there is a writer", timeout=WRITES, interval=0.2)
+            wait(host, lambda _: self._closed(), what="there is a writer", timeout=WRITES)
 
     def _closed(self) -> str | None:
         return None if writer(self.cluster) is not None else "no node has the lease"
