@@ -425,7 +425,7 @@ def _abandon(place: Place, _: Values) -> Values:
 
 
 def _fsync(place: Place, _: Values) -> Values:
-    return {"latency": s3.etcd_latency(place.host, 1.0)}
+    return {"latency": s3.etcd_latency(place.host)}
 
 
 def _renew(place: Place, _: Values) -> Values:
