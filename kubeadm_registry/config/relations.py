@@ -40,6 +40,12 @@ def _none(found: str, text: str) -> Rule:
     return Rule(f"size({found}) == 0", f"{found}[0] + ' {text}'", computed=True)
 
 
+def _of_both_families(text: str) -> OnServer:
+    """A second address is of the other family; *text* is the message."""
+    other = other_family("self.secondaryAddress", "self.address")
+    return OnServer(Rule(f"!has(self.secondaryAddress) || {other}", text, field=".secondaryAddress"))
+
+
 _TWICE = f"[{_addresses('self')}.map(a, string(ip(a)))].map(all, all.filter(a, !all.exists_one(b, a == b)))[0]"
 _VIPS = "([self.vip.address] + (has(self.vip.secondaryAddress) ? [self.vip.secondaryAddress] : []))"
 _VIP_NODES = f"{_addresses('self.nodes')}.filter(a, {_VIPS}.exists(v, {same_ip('a', 'v')}))"
@@ -62,21 +68,9 @@ NODES = OnServer(
     ),
     **{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
 )
-NODE = OnServer(
-    Rule(
-        f"!has(self.secondaryAddress) || {other_family('self.secondaryAddress', 'self.address')}",
-        OTHER_FAMILY,
-        field=".secondaryAddress",
-    )
-)
+NODE = _of_both_families(OTHER_FAMILY)
 NODE_ADDRESS = OnServer(_stays(ADDRESS, f"self == oldSelf || {same_ip('self', 'oldSelf')}"))
-VIP = OnServer(
-    Rule(
-        f"!has(self.secondaryAddress) || {other_family('self.secondaryAddress', 'self.address')}",
-        OTHER_FAMILY_THAN_VIP,
-        field=".secondaryAddress",
-    )
-)
+VIP = _of_both_families(OTHER_FAMILY_THAN_VIP)
 SPEC = OnServer(
     Rule(same_family("self.vip.address", "self.nodes[0].address"), SAME_FAMILY, field=".vip.address"),
     Rule(
