@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper
-from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.phase import Phase, Workflow
 from kubeadm_registry.phases.immutable import OF_MEMBERS
-from kubeadm_registry.transport.host import Host
 
 HELPER = Phase("helper", "Update the operator's helper, if installed", helper.update, checks=OF_MEMBERS)
 
@@ -19,17 +16,9 @@ def allow(public: str, private: str = "") -> Workflow:
 
     By the key *private* the nodes reach each other to replace one, unless it is empty.
     """
-    steps = partial(_allow, public, private)
+    steps = partial(helper.install, public=public, private=private)
     return (Phase("helper", "Install the helper and the operator's key", steps, checks=OF_MEMBERS),)
 
 
-def _allow(public: str, private: str, cluster: Cluster, host: Host) -> Steps:
-    yield from helper.install(cluster, host, public, private)
-
-
-def _forbid(cluster: Cluster, host: Host) -> Steps:
-    yield from helper.remove(cluster, host)
-
-
 # A member that an old file lacks would keep the key.
-FORBID = (Phase("helper", "Remove the helper and the operator's key", _forbid, checks=OF_MEMBERS),)
+FORBID = (Phase("helper", "Remove the helper and the operator's key", helper.remove, checks=OF_MEMBERS),)
