@@ -7,8 +7,6 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from cryptography import x509
@@ -17,24 +15,8 @@ from kubeadm_registry import paths, pki
 from kubeadm_registry.agent import served
 from kubeadm_registry.errors import Error
 from kubeadm_registry.result import Result
+from kubeadm_registry.transport import host_python
 from kubeadm_registry.transport.host import Host
-
-#: Runs the Python source ``$2`` with the arguments behind it, by the host's Python or that of a bundle, below ``$1``.
-#: Nothing newer than 3.9 is needed, which is what the agent needs as well.
-RUN = """
-programs=$1; shift
-for python in "$(command -v python3)" "$programs"/python/*/bin/python3; do
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null && exec "$python" -I -c "$@"
-done
-echo "there is no Python 3.9 or newer" >&2
-exit 127
-"""
-
-
-@cache
-def source() -> str:
-    """What the host's Python runs."""
-    return Path(served.__file__).read_text(encoding="utf-8")
 
 
 def ask(host: Host, verb: str, *, agent: bool = False) -> dict[str, Any]:
@@ -47,7 +29,7 @@ def ask(host: Host, verb: str, *, agent: bool = False) -> dict[str, Any]:
     loopback = (paths.LOOPBACK, str(paths.REGISTRY_PORT))
     there = (host.address if agent else "", str(paths.AGENT_PORT))
     where = (paths.NODE_PEM, paths.CA, *loopback, *there, *paths.HAPROXY_SOCKETS)
-    result = call("sh", "-c", RUN, "served", paths.PROGRAMS, source(), verb, *where, timeout=60)
+    result = call(*host_python.command(served, verb, *where), timeout=60)
     try:
         shown: dict[str, Any] = json.loads(result.stdout)
     except ValueError as error:

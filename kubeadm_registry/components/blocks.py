@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from kubeadm_registry import paths
 from kubeadm_registry.agent import blocks as asker
-from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage_api, s3
 from kubeadm_registry.errors import NotYetKnown
+from kubeadm_registry.transport import host_python
 from kubeadm_registry.transport.host import Host, side_by_side
 
 #: Seconds that a node has for all of its answer.
@@ -80,7 +79,5 @@ def _pieces(every: Sequence[Item]) -> Iterator[list[Item]]:
 
 
 def _ask(host: Host, request: Mapping[str, object]) -> list[str]:
-    source = Path(asker.__file__).read_text(encoding="utf-8")
-    argv = ("sh", "-c", RUN, "blocks", paths.PROGRAMS, source)
-    result = host.query(*argv, stdin=json.dumps(request).encode(), timeout=PATIENCE)
+    result = host.query(*host_python.command(asker), stdin=json.dumps(request).encode(), timeout=PATIENCE)
     return s3.answer(result, host, code="StorageUnreadable", hint="see `kubeadm-registry status`")

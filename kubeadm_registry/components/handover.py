@@ -10,20 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, family
 from kubeadm_registry.agent import gap, reopen
 from kubeadm_registry.agent.formats import Damaged, Newer
 from kubeadm_registry.agent.moving import FORMAT, Request
-from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.links import link
 from kubeadm_registry.engine.changes import wait
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import CommandFailed, Error
+from kubeadm_registry.transport import host_python
 from kubeadm_registry.transport.host import Host
 
 STAY = f"{paths.PREFIX}-stay"
@@ -192,11 +190,6 @@ def clients(host: Host, vip: str, *, but: Collection[str] = ()) -> list[str]:
     return found
 
 
-@cache
-def _source(file: str) -> str:
-    return Path(file).read_text(encoding="utf-8")
-
-
 def reopen_own(cluster: Cluster, host: Host) -> None:
     """End the reading of the connections that *host* itself has to the VIP, so that their owners open new ones.
 
@@ -221,8 +214,7 @@ _HINTS = {
 
 
 def _sockets(host: Host, what: str, *words: str) -> None:
-    argv = ("sh", "-c", RUN, "reopen", paths.PROGRAMS, _source(reopen.__file__), *words)
-    shown = json.loads(host.run(*argv, timeout=30).stdout)
+    shown = json.loads(host.run(*host_python.command(reopen, *words), timeout=30).stdout)
     if shown["trouble"]:
         raise Error(
             f"cannot {what} connections to the virtual IP: {'; '.join(shown['trouble'])}", host=host.name,
@@ -236,8 +228,7 @@ def measure(cluster: Cluster, host: Host, patience: float) -> None:
     It goes on by itself: a host is asked one thing at a time.
     """
     where = (cluster.spec.vip.address, str(paths.REGISTRY_PORT), paths.MOVE, str(patience))
-    words = ("sh", "-c", RUN, "gap", paths.PROGRAMS, _source(gap.__file__), *where)
-    host.run("sh", "-c", _BACKGROUND, "measure", MEASURED, *words)
+    host.run("sh", "-c", _BACKGROUND, "measure", MEASURED, *host_python.command(gap, *where))
 
 
 def measured(host: Host, patience: float) -> float | None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from kubeadm_registry import paths
 from kubeadm_registry.agent import pushes
-from kubeadm_registry.certificates import RUN
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.errors import Error
 from kubeadm_registry.result import Result
+from kubeadm_registry.transport import host_python
 from kubeadm_registry.transport.host import Host
 
 
@@ -44,11 +41,6 @@ class Pushes:
         return f"{self.writes} writing requests are in flight" if self.writes else None
 
 
-@cache
-def _source() -> str:
-    return Path(pushes.__file__).read_text(encoding="utf-8")
-
-
 def look(host: Host) -> Pushes:
     """What the proxies of *host* say. Raises Error (PushesUnknown)."""
     return _ask(host.query, host, "show", 0)
@@ -66,7 +58,7 @@ def reopen(host: Host) -> None:
 
 def _ask(call: Callable[..., Result], host: Host, verb: str, seconds: float) -> Pushes:
     where = (haproxy.PUSHES_MAP, str(seconds), haproxy.USER, *haproxy.SOCKETS)
-    result = call("sh", "-c", RUN, "pushes", paths.PROGRAMS, _source(), verb, *where, timeout=60)
+    result = call(*host_python.command(pushes, verb, *where), timeout=60)
     try:
         shown: dict[str, Any] = json.loads(result.stdout)
         trouble = [str(one) for one in shown["trouble"]]

@@ -6,15 +6,14 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from kubeadm_registry import addresses, paths
 from kubeadm_registry.agent import bucket as lister
-from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import Spec
 from kubeadm_registry.errors import CommandFailed, Error
 from kubeadm_registry.result import Result
+from kubeadm_registry.transport import host_python
 from kubeadm_registry.transport.host import Host
 
 
@@ -35,10 +34,6 @@ class Stored:
     key: str
     size: int
     age: float
-
-
-def _program() -> tuple[str, ...]:
-    return ("sh", "-c", RUN, "bucket", paths.PROGRAMS, Path(lister.__file__).read_text(encoding="utf-8"))
 
 
 def _request(cluster: Cluster, region: str, **wanted: object) -> bytes:
@@ -67,9 +62,8 @@ def objects(
 
     Nothing is written. Raises Error (StorageUnreadable).
     """
-    result = host.query(
-        *_program(), stdin=_request(cluster, region, keys=keys, newer=newer, always=always), timeout=1800
-    )
+    request = _request(cluster, region, keys=keys, newer=newer, always=always)
+    result = host.query(*host_python.command(lister), stdin=request, timeout=1800)
     lines = answer(result, host, code="StorageUnreadable", hint="see `kubeadm-registry status`")
     for line in lines:
         if found := re.fullmatch(r"(-?\d+) (\d+) (.+)", line):
@@ -99,7 +93,7 @@ def delete(
     gone: what was not reached in time is left out. Raises Error (CollectionFailed).
     """
     request = _request(cluster, region, delete=sorted(keys), seconds=seconds, fsync=FSYNC)
-    program = [word.replace("$", "$$") for word in _program()]
+    program = [word.replace("$", "$$") for word in host_python.command(lister)]
     argv = ("sh", "-c", _AS_UNIT, "delete", unit, f"{seconds + 5:.0f}", *program)
     try:
         result = host.run(*argv, stdin=request, timeout=seconds + 30)
@@ -113,7 +107,7 @@ def etcd_latency(host: Host) -> float | None:
     """In how many seconds 99 of 100 fsyncs of the etcd on *host* end, in the next second; None: there is none."""
     request = json.dumps({"latency": 1.0}).encode()
     lines = answer(
-        host.query(*_program(), stdin=request, timeout=31), host,
+        host.query(*host_python.command(lister), stdin=request, timeout=31), host,
         code="StorageUnreadable", hint="see `kubeadm-registry status`",
     )  # fmt: skip
     return min(float(lines[0]), 3600.0) if lines else None

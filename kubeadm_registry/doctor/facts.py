@@ -6,18 +6,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from kubeadm_registry import paths, secrets
 from kubeadm_registry.agent.pulls import REQUEST, SILENT
-from kubeadm_registry.certificates import RUN
 from kubeadm_registry.components import haproxy, network, retention
 from kubeadm_registry.components.services import services
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.containerd.survey import UNIT as CONTAINERD
 from kubeadm_registry.doctor import wire
+from kubeadm_registry.transport import host_python
 from kubeadm_registry.transport.host import UNFINISHED, Host
 
 #: Seconds for which a node listens for VRRP: several advertisements of ours, and one of a keepalived with defaults.
@@ -212,11 +210,6 @@ class Facts:
     """Who sends VRRP for our router id: address and link-layer address."""
 
 
-@cache
-def _source() -> str:
-    return Path(wire.__file__).read_text(encoding="utf-8")
-
-
 def units(config: RegistryCluster) -> list[str]:
     """The units of a node that run all the time, containerd's among them."""
     ours = [unit for service in (network.GUARD, *services(config.spec)) for unit in service.units]
@@ -231,8 +224,8 @@ def ask(config: RegistryCluster, node: Node, host: Host) -> Facts:
     vips = [address for address in spec.vip.addresses if ":" not in address]
     answer = host.query(
         "sh", "-c", _ASK, "doctor", data, f"{paths.LOCK}.who", secrets.PATH, haproxy.PUSHES_MAP, node.address,
-        str(spec.vip.router_id), _source(), RUN, str(LISTEN), " ".join(vips), " ".join(map(str, ports)),
-        *units(config), retention.DAILY, timeout=40,
+        str(spec.vip.router_id), host_python.source(wire), host_python.RUN, str(LISTEN), " ".join(vips),
+        " ".join(map(str, ports)), *units(config), retention.DAILY, timeout=40,
     )  # fmt: skip
     return parse(answer.stdout.decode(errors="replace"), data)
 

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from kubeadm_registry import __version__, certificates, config, paths, pki, status
+from kubeadm_registry import __version__, config, paths, pki, status
 from kubeadm_registry.addresses import endpoint, prefix
-from kubeadm_registry.agent import hardstate
+from kubeadm_registry.agent import hardstate, served
 from kubeadm_registry.agent.model import HardState
 from kubeadm_registry.bundle import TOOL, Bundle, Program, version_command
 from kubeadm_registry.bundle.programs import Source
@@ -38,6 +38,7 @@ from kubeadm_registry.components.services import data_directories, services
 from kubeadm_registry.engine import changes
 from kubeadm_registry.phases import programs as programs_phase
 from kubeadm_registry.secrets import Secrets, Vault
+from kubeadm_registry.transport import host_python
 from kubeadm_registry.transport.host import FileState, Host
 from tests.unit.fakes import Command, FakeTransport
 
@@ -420,7 +421,7 @@ class FakeCluster:
         server.answer("sh", "-c", health._STATE, "state", with_=lambda *_: self._agent(server))
         server.answer("sh", "-c", handover._ASK, "ask", with_=lambda argv, _: self._asked(server, argv), act="ask")
         server.answer("sh", "-c", running._ASK, "running", with_=lambda argv, _: self._running(server, argv[4::2]))
-        server.answer("sh", "-c", certificates.RUN, "blocks", with_=lambda _, asked: self._blocks(server, asked))
+        server.answer("sh", "-c", host_python.RUN, "blocks", with_=lambda _, asked: self._blocks(server, asked))
         server.answer("ss", "-Htn", "state", "established")
         server.answer("sh", "-c", drain._RENEW, "renew", act="renew the proxies' workers")
         server.answer("sh", "-c", drain._HOLD, "hold", act="hold new connections")
@@ -434,7 +435,7 @@ class FakeCluster:
                 with_=lambda argv, _: f"2: eth0 inet {argv[-1]}" if self._holder() is server else "",
             )  # fmt: skip
         server.answer(
-            "sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source(),
+            *host_python.command(served),
             with_=lambda argv, _: json.dumps(self._certificates(server, argv[6])),
         )  # fmt: skip
 

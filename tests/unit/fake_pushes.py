@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from kubeadm_registry import paths
-from kubeadm_registry.certificates import RUN
-from kubeadm_registry.components import haproxy, pushes, s3
+from kubeadm_registry.agent import bucket, pushes
+from kubeadm_registry.components import haproxy
 from kubeadm_registry.images import named
+from kubeadm_registry.transport import host_python
 from tests.unit.fakes import FakeTransport
 
 
@@ -31,12 +32,12 @@ class FakePushes:
 
     def __post_init__(self) -> None:
         for name, server in self.servers.items():
-            call = ("sh", "-c", RUN, "pushes", paths.PROGRAMS, pushes._source())
+            call = host_python.command(pushes)
             server.answer(*call, with_=self._answer(name))
             for verb in ("close", "open"):
                 server.answer(*call, verb, with_=self._answer(name), act=f"{verb} pushes")
             server.answer("sh", "-c", named.ASK, with_=self._log(name))
-            server.answer(*s3._program(), with_=listing())
+            server.answer(*host_python.command(bucket), with_=listing())
             server.answer("systemctl", "show", "--property=InvocationID", "--value", "--", with_="1\n")
             server.put(f"{paths.ETC}/RUNBOOK", b"")  # so that the directory is there
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import certificates, config, paths, pki, rotation, secrets
+from kubeadm_registry import config, paths, pki, rotation, secrets
 from kubeadm_registry.access import session
 from kubeadm_registry.agent import served
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy
+from kubeadm_registry.transport import host_python
 from tests.unit.fake_cluster import authority
 from tests.unit.installed import fresh
 
@@ -31,7 +32,7 @@ class Site:
         self.presented: dict[tuple[str, str], str | None] = {}
         self.absent: dict[str, str] = {}
         self.more: dict[str, dict[str, object]] = {}
-        script = ("sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source())
+        script = host_python.command(served)
         for name, server in self.fake.servers.items():
             server.answer(*script, with_=lambda *_, name=name: json.dumps(self.said(name)))
 

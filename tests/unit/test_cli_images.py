@@ -14,9 +14,10 @@ from click.testing import CliRunner, Result
 
 from kubeadm_registry import config, members, pki, secrets
 from kubeadm_registry.access import reach, session
+from kubeadm_registry.agent import bucket
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
-from kubeadm_registry.components import garage, s3, zot
+from kubeadm_registry.components import garage, zot
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.images import check, wanted
 from kubeadm_registry.images.kubernetes_images import images_of
@@ -25,6 +26,7 @@ from kubeadm_registry.images.seed import proof
 from kubeadm_registry.members import Members
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import retry
+from kubeadm_registry.transport import host_python
 from kubeadm_registry.transport.host import Transport
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import FakeCluster, authority, fixed_secrets
@@ -333,7 +335,7 @@ def test_collect_frees_what_no_manifest_names(
     three.garage.buckets["b"] = {"globalAliases": ["registry-zot"], "bytes": 70}
     for server in three.servers.values():
         server.unit(garage.UNIT).active = "active"
-        server.answer(*s3._program(), with_=listing(*keys, "0 1 x/index.json"))
+        server.answer(*host_python.command(bucket), with_=listing(*keys, "0 1 x/index.json"))
     before = {name: dict(store.blobs) for name, store in fake.store.items()}
     dry = lines(run("collect", "--dry-run", "-o", "json"))[-1]
     assert {name: store.blobs for name, store in fake.store.items()} == before

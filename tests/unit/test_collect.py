@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from kubeadm_registry import paths, pki, secrets
 from kubeadm_registry.access import collecting
-from kubeadm_registry.agent import pushes
+from kubeadm_registry.agent import bucket, pushes
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.cluster import Cluster
@@ -29,6 +29,7 @@ from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.phases import collect as phase
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.collect import Collection
+from kubeadm_registry.transport import host_python
 from tests.unit.fake_cluster import FakeCluster, authority, fixed_secrets
 from tests.unit.fake_images import Repositories, ScopedHandler
 from tests.unit.fake_pushes import FakePushes
@@ -126,7 +127,7 @@ def world() -> Iterator[World]:
         server.answer("sh", "-c", collecting._ARM, act="arm")
         server.answer("sh", "-c", collecting._STOP, with_=lambda *_, name=name: made.stop(name), act="stop")
         server.answer("systemctl", "stop", "--", f"{collecting.REOPEN}.timer")
-        server.answer(*s3._program(), with_=made.listed)
+        server.answer(*host_python.command(bucket), with_=made.listed)
         server.answer("date", "+%s.%N", with_=lambda *_: f"{time.time() - 1:.9f}")
         server.put(paths.AGENT_STATE, json.dumps(
             {"time": time.time() + 100, "level": 0, "frontend": {"health": "ok"}, "fit": True}
@@ -207,7 +208,7 @@ def test_a_run_after_a_dead_one_that_fails_early_restarts_all_the_same(world: Wo
     one.look()
     world.proxies.relied["cp-3"] = ["no line of it"]
     for server in world.fake.servers.values():
-        server.answer(*s3._program(), with_=lambda *_: "1 2 broken", act="")
+        server.answer(*host_python.command(bucket), with_=lambda *_: "1 2 broken", act="")
     with pytest.raises(PhaseFailed):
         run(workflows.collect(one), world.fake.cluster, Recorder())
     run(workflows.reopen(one), world.fake.cluster, Recorder())

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry import certificates, paths, pki
+from kubeadm_registry import paths, pki
 from kubeadm_registry.agent import served
 from kubeadm_registry.components import haproxy as component
 from kubeadm_registry.components.served import Served, Trusted
@@ -25,6 +25,7 @@ from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.result import Result
+from kubeadm_registry.transport import host_python
 from kubeadm_registry.transport.host import Host
 from tests.unit import real_haproxy
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority
@@ -85,7 +86,7 @@ class Proxies:
             sys.executable,
             "-I",
             "-c",
-            certificates.source(),
+            host_python.source(served),
             verb,
             str(self.pem),
             str(self.folder / "ca.crt"),
@@ -251,7 +252,7 @@ def test_a_run_that_died_before_it_was_loaded_is_made_up(installed: FakeCluster)
     assert action.diff == f"cp-3 serves an older certificate than {paths.NODE_PEM} ({component.SOCKETS[0]})"
 
 
-SCRIPT = ("sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source())
+SCRIPT = host_python.command(served)
 
 
 SAID: dict[str, object] = {
@@ -323,7 +324,7 @@ def test_a_python_is_found(tmp_path: Path, bundled: bool) -> None:
     else:
         old.unlink()
         old.symlink_to(sys.executable)
-    argv = ["sh", "-c", certificates.RUN, "served", str(tmp_path), "import sys; print(sys.argv[1:])", "show", "a b"]
+    argv = ["sh", "-c", host_python.RUN, "served", str(tmp_path), "import sys; print(sys.argv[1:])", "show", "a b"]
     env = {"PATH": f"{tmp_path / 'bin'}"}
     done = subprocess.run(["/bin/sh", *argv[1:]], env=env, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("['show', 'a b']\n", 0), done.stderr

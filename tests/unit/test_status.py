@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from kubeadm_registry import certificates, config, paths, pki, status
+from kubeadm_registry import config, paths, pki, status
 from kubeadm_registry.agent import conditions as agent_conditions
+from kubeadm_registry.agent import served
 from kubeadm_registry.cli.status import MEANINGS, exit_code, show
 from kubeadm_registry.components.services import services
 from kubeadm_registry.result import Result
 from kubeadm_registry.status import NodeStatus, condition, judge
+from kubeadm_registry.transport import host_python
 from tests.unit.fake_cluster import authority
 from tests.unit.fakes import FakeTransport
 
@@ -346,7 +348,7 @@ UNITS = [unit for service in services(THREE.spec) for unit in service.units]
 NOTHING_SERVED: dict[str, object] = {
     "file": None, "ca": [], "proxies": {}, "trusted": {}, "handshakes": {}, "agent": None, "trouble": [],
 }  # fmt: skip
-SCRIPT = ("sh", "-c", certificates.RUN, "served", paths.PROGRAMS, certificates.source())
+SCRIPT = host_python.command(served)
 
 
 def server(

@@ -15,9 +15,8 @@ import pytest
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import prefix
+from kubeadm_registry.agent import gap, reopen
 from kubeadm_registry.agent import moving as request
-from kubeadm_registry.agent import reopen
-from kubeadm_registry.certificates import RUN
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import drain, garage, handover, health
 from kubeadm_registry.components.handover import MEASURED, PASS, STAY, Route
@@ -26,6 +25,7 @@ from kubeadm_registry.errors import ConfigError, Error, HostBusy, PhaseFailed
 from kubeadm_registry.phases import moves, vip_move
 from kubeadm_registry.phases.vip_move import Move, Standing
 from kubeadm_registry.secrets import Vault
+from kubeadm_registry.transport import host_python
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 from tests.unit.fakes import FakeTransport
 from tests.unit.test_workflow import Recorder
@@ -108,8 +108,7 @@ class World:
         for table in (STAY, PASS):
             server.answer("nft", "list", "table", "ip", table, with_=lambda argv, _: self._list(name, argv[-1]))
         server.answer("ss", with_=lambda *_: self._clients(name))
-        source = handover._source
-        tell(RUN, "reopen", paths.PROGRAMS, source(reopen.__file__), with_=lambda argv, _: self._reopen(name, argv[6]))
+        server.answer(*host_python.command(reopen), with_=lambda argv, _: self._reopen(name, argv[6]))
         tell(handover._BACKGROUND, with_=lambda argv, _: self._measure(name, argv, server))
         server.answer("rm", "-f", "--", MEASURED, with_=lambda *_: self._forget(server))
 
@@ -140,7 +139,7 @@ class World:
         return 0
 
     def _measure(self, name: str, argv: tuple[str, ...], server: FakeTransport) -> int:
-        assert argv[4:10] == (MEASURED, "sh", "-c", RUN, "gap", paths.PROGRAMS)
+        assert argv[4:10] == (MEASURED, *host_python.command(gap)[:5])
         assert name in self.asked and self.holder not in self.asked, (
             "it begins while the file is there, before the move"
         )
