@@ -63,6 +63,7 @@ def images_in(layout: Layout, name: str = "") -> Iterator[tuple[str, oci.Descrip
                 hint="write the name before the path, NAME:TAG=PATH for one image or NAME=PATH for all tagged "
                 "images; or save the image by its full name, such as registry.k8s.io/pause:3.10",
             )
+        full = full_name(full) or full  # docker.io/nginx is where no client asks for nginx
         require_lowercase(full)
         if reference.digest not in ("", entry.digest):
             raise refused(f"{layout.where}: the entry {full} has another digest, {entry.digest}",

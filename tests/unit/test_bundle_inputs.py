@@ -118,6 +118,15 @@ def test_a_name_before_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
     assert named(text) == (name, Path(path))
 
 
+@pytest.mark.parametrize("name", ["docker.io/nginx:1", "index.docker.io/library/nginx:1"])
+def test_an_image_of_docker_hub_is_where_clients_ask_for_it(tmp_path: Path, name: str) -> None:
+    """As people write names for skopeo, which keeps them as they are: containerd asks for docker.io/library/nginx."""
+    layout = write_layout(tmp_path / "layout.tar", image(name))
+    create(tmp_path / "a.tar", {}, images=images_from([], [layout]), cache=tmp_path / "cache")
+    with Bundle.open(tmp_path / "a.tar") as bundle:
+        assert list(bundle.images) == ["docker.io/library/nginx:1"]
+
+
 @pytest.mark.parametrize("text", ["", "=", "x="])
 def test_no_path_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.chdir(tmp_path)
