@@ -560,6 +560,21 @@ def test_layers_that_are_compressed_already_stay_as_they_are(tmp_path: Path) -> 
     assert oci.blob_name(oci.digest_of(packed)) in contents(tmp_path / "a.tar")
 
 
+def test_what_the_cache_has_of_other_archives_changes_no_byte(tmp_path: Path) -> None:
+    """The same layer may be in an archive of crane, in the form that its registry has."""
+    config = contents(write(tmp_path / "docker.tar", saved(LAYER)))["c.json"]
+    row = {"Config": "c.json", "RepoTags": ["quay.io/x:1"], "Layers": ["l.tar.gz"]}
+    packed = gzip.compress(LAYER, 1, mtime=0)
+    files = (("c.json", config), ("l.tar.gz", packed), ("manifest.json", json.dumps([row]).encode()))
+    write(tmp_path / "crane.tar", tar(*files))
+    for number, (archive, cache) in enumerate((("crane", "a"), ("docker", "a"), ("docker", "b"), ("crane", "b"))):
+        sources = images_from([], [tmp_path / f"{archive}.tar"])
+        create(tmp_path / str(number), {}, images=sources, cache=tmp_path / cache)
+    crane, docker, docker_alone, crane_later = ((tmp_path / str(number)).read_bytes() for number in range(4))
+    assert docker == docker_alone
+    assert crane == crane_later
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -181,9 +181,12 @@ def _layer(content: _Content, name: str, diff: str, blobs: Blobs, stop: threadin
 
     Raises BundleError if the file has another content, and Stopped when *stop* is set.
     """
-    note = blobs.note(f"gzip-{_LEVEL}-{diff.removeprefix('sha256:')}")
+    # Of what is compressed here alone: another archive may have the same layer in a form that another tool gave it, and
+    # what is made of one archive must not depend on what the cache has of others.
+    note = blobs.note(f"deflated-{_LEVEL}-{diff.removeprefix('sha256:')}")
+    as_it_is = content.open(name).read(len(_MAGIC)) == _MAGIC
     try:
-        known = oci.Descriptor.model_validate_json(note.read_bytes())
+        known = oci.Descriptor.model_validate_json(b"" if as_it_is else note.read_bytes())
         if blobs.has(known):
             return known
     except (OSError, ValidationError):
@@ -196,7 +199,8 @@ def _layer(content: _Content, name: str, diff: str, blobs: Blobs, stop: threadin
         digest, size = oci.digest_of_file(target), target.tell()
         temporary.put(target, blobs.path(digest))
     layer = oci.Descriptor(media_type=oci.LAYER, digest=digest, size=size)
-    note.write_bytes(layer.to_json())
+    if not as_it_is:
+        note.write_bytes(layer.to_json())
     return layer
 
 
