@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
+from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, is_ipv6
 from kubeadm_registry.bundle import Bundle, files
 from kubeadm_registry.errors import BundleError, Error
@@ -45,6 +46,8 @@ PIECE = 256 * 1024
 
 _PATH = re.compile(r"/v2/(?P<repository>.+)/(?P<kind>manifests|blobs|referrers)/(?P<reference>[^/]+)")
 _TAGS = re.compile(r"/v2/(?P<repository>.+)/tags/list")
+_ANY_UPSTREAM = re.compile(rf"/v2/{paths.ANY_UPSTREAM}(?P<rest>/.+)")
+_UPSTREAM = re.compile(r"[a-z0-9][a-z0-9.-]*(?::[0-9]+)?")
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -246,7 +249,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, url: Any) -> None:
         self._begun = False
-        path, query = unquote(url.path), parse_qs(url.query)
+        query = parse_qs(url.query)
+        path = named_path(unquote(url.path), query.get("ns", [""])[0])
         if self.server.logins and not self._is_known():
             more = {"WWW-Authenticate": 'Basic realm="registry"'}
             self._fail(HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED", "authentication required", more)
@@ -362,6 +366,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _digest(descriptor: oci.Descriptor) -> dict[str, str]:
     return {"Docker-Content-Digest": descriptor.digest, "ETag": f'"{descriptor.digest}"'}
+
+
+def named_path(path: str, upstream: str) -> str:
+    """*path* with the name of the registry *upstream*, where containerd's ``_default`` has it in the query alone.
+
+    As the proxy reads it: templates/haproxy/haproxy.cfg.j2.
+    """
+    found = _ANY_UPSTREAM.fullmatch(path)
+    if found is None or not _UPSTREAM.fullmatch(upstream):
+        return path
+    return f"/v2/{upstream.replace(':', '_')}{found['rest']}"
 
 
 def wanted_part(header: str, size: int) -> range | None:

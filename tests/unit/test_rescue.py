@@ -21,7 +21,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from kubeadm_registry import pki
+from kubeadm_registry import paths, pki
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components.haproxy import login_digest
@@ -188,6 +188,20 @@ def test_what_is_not_there(client: httpx.Client, path: str, code: str) -> None:
     assert answer.status_code == 404
     assert answer.json()["errors"][0]["code"] == code
     assert client.head(f"/v2/{path}").status_code == 404
+
+
+def test_a_registry_that_is_not_among_the_mirrors_by_name(client: httpx.Client) -> None:
+    """With "*" in spec.mirrors containerd asks below one path, and says in the query which registry it means."""
+    for registry, rest in (
+        ("registry.k8s.io", "pause/manifests/3.10"),
+        ("registry.k8s.io", f"pause/blobs/{DIGEST}"),
+        ("quay.io:443", "org/app/tags/list"),
+    ):
+        assert client.get(f"/v2/{paths.ANY_UPSTREAM}/{rest}", params={"ns": registry}).status_code == 200
+        assert client.head(f"/v2/{paths.ANY_UPSTREAM}/{rest}", params={"ns": registry}).status_code == 200
+    for registry in ("", "docker.io", "../registry.k8s.io", "REGISTRY.K8S.IO"):
+        other = client.get(f"/v2/{paths.ANY_UPSTREAM}/pause/manifests/3.10", params={"ns": registry})
+        assert other.status_code == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])
