@@ -11,7 +11,7 @@ import yaml
 
 from kubeadm_registry.bundle import files
 from kubeadm_registry.bundle.failures import refused
-from kubeadm_registry.oci.references import full
+from kubeadm_registry.oci.references import full, told
 
 _MANIFESTS = (".yaml", ".yml", ".json")
 #: A list or manifest is text that people read; beyond this it is something else.
@@ -42,17 +42,9 @@ def names_in(path: Path) -> list[str]:
     that custom resources count too; short names mean what they mean to containerd. Raises BundleError that tells of
     what is no name, with the place.
     """
-    found = [path]
-    if path.is_dir():
-        found = _manifests_below(path)
-        if not found:
-            raise refused(
-                f"{path} contains neither an OCI image layout nor manifests",
-                hint="check the path; manifests have the suffix .yaml, .yml or .json",
-            )
     names: set[str] = set()
     wrong = []
-    for file in found:
+    for file in _files(path):
         for place, text in _texts(file):
             name = full(text)
             if name is None:
@@ -67,6 +59,39 @@ def names_in(path: Path) -> list[str]:
     return sorted(names)
 
 
+def told_in(path: Path) -> list[str]:
+    """The full names of the images that containers in *path*, manifests as for ``names_in``, are told of; sorted.
+
+    By command, arguments and environment: a controller makes pods of them, and no ``image`` names them. A list has
+    none. Raises BundleError.
+    """
+    names: set[str] = set()
+    for file in filter(_is_manifest, _files(path)):
+        for value in _mappings(file, _content(file)):
+            words = [word for key in ("command", "args") for word in _items(value.get(key)) if isinstance(word, str)]
+            pairs = [(one.get("name"), one.get("value")) for one in _items(value.get("env")) if isinstance(one, dict)]
+            environment = [(name, said) for name, said in pairs if isinstance(name, str) and isinstance(said, str)]
+            names |= {whole for name in told(words, environment) if (whole := full(name))}
+    return sorted(names)
+
+
+def _items(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _files(path: Path) -> list[Path]:
+    """*path*, or the manifests in it. Raises BundleError if there are none."""
+    if not path.is_dir():
+        return [path]
+    found = _manifests_below(path)
+    if not found:
+        raise refused(
+            f"{path} contains neither an OCI image layout nor manifests",
+            hint="check the path; manifests have the suffix .yaml, .yml or .json",
+        )
+    return found
+
+
 def _manifests_below(folder: Path) -> list[Path]:
     """The manifests in *folder*, sorted. Raises BundleError if a part of it cannot be listed."""
     try:
@@ -78,19 +103,29 @@ def _manifests_below(folder: Path) -> list[Path]:
 
 def _texts(file: Path) -> Iterator[tuple[str, str]]:
     """What stands where a name should be, with the place."""
+    content = _content(file)
+    if not _is_manifest(file):
+        for number, line in enumerate(content.splitlines(), start=1):
+            if text := line.partition("#")[0].strip():
+                yield f"{file}:{number}", text
+        return
+    for value in _mappings(file, content):
+        image = value.get("image")
+        if isinstance(image, dict):  # a volume that is an image
+            image = image.get("reference")
+        if isinstance(image, str) and image:
+            yield str(file), image
+
+
+def _content(file: Path) -> str:
+    """The text of *file*. Raises BundleError."""
     try:
-        content = files.text(file, _LONGEST)
+        return files.text(file, _LONGEST)
     except OSError as error:
         raise refused(
             f"cannot read {file}: {error.strerror}",
             hint="pass a text file, or images in an OCI layout or an archive, which must be a regular file and no pipe",
         ) from error
-    if _is_manifest(file):
-        yield from _in_manifests(file, content)
-    else:
-        for number, line in enumerate(content.splitlines(), start=1):
-            if text := line.partition("#")[0].strip():
-                yield f"{file}:{number}", text
 
 
 def _is_manifest(file: Path) -> bool:
@@ -107,7 +142,8 @@ def _documents(file: Path, content: str) -> list[Any]:
     return list(yaml.load_all(content, Loader=_Loader))
 
 
-def _in_manifests(file: Path, content: str) -> Iterator[tuple[str, str]]:
+def _mappings(file: Path, content: str) -> Iterator[dict[Any, Any]]:
+    """Every mapping in the manifests *content* of *file*, wherever it stands. Raises BundleError."""
     try:
         documents = _documents(file, content)
     except (yaml.YAMLError, RecursionError) as error:
@@ -133,9 +169,5 @@ def _in_manifests(file: Path, content: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, list):
             waiting.extend(reversed(value))
             continue
-        image = value.get("image")
-        if isinstance(image, dict):  # a volume that is an image
-            image = image.get("reference")
-        if isinstance(image, str) and image:
-            yield str(file), image
+        yield value
         waiting.extend(reversed(value.values()))

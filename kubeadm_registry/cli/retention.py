@@ -17,7 +17,7 @@ from rich.table import Table
 
 from kubeadm_registry.access.desk import desk
 from kubeadm_registry.access.executor import on_hosts, pulls
-from kubeadm_registry.bundle.lists import names_in
+from kubeadm_registry.bundle.lists import names_in, told_in
 from kubeadm_registry.cli import retention_timer, terminal
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.cli.desk import server_time
@@ -98,7 +98,9 @@ class Asked:
         accepted: tuple[str, ...],
     ) -> Asked:  # fmt: skip
         """Read the files. Raises ConfigError."""
-        uses = tuple(Use(name, users=(str(file),)) for file in lists for name in names_in(file))
+        uses = tuple(
+            Use(name, users=(str(file),)) for file in lists for name in sorted({*names_in(file), *told_in(file)})
+        )
         return cls(policy.load(policy_file), uses, kubeconfigs, no_cluster, accepted)
 
     def _pulls(self, cluster: Cluster, reporter: Reporter) -> Pulls:

@@ -7,6 +7,7 @@ containerd reads them the same way.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
@@ -60,6 +61,20 @@ def full(name: str) -> str | None:
         rest = f"{rest}:latest"
     whole = f"{first}/{rest}"
     return whole if parse(whole) else None
+
+
+def told(words: Sequence[str], environment: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """The images in the *words* of a container's command and arguments and in its *environment*, names with values.
+
+    A controller makes pods of them later. As whole values only: ``--acme-http01-solver-image=NAME``,
+    ``--engine-image NAME``, ``RELATED_IMAGE_X=NAME``. One without a registry's host counts if what it is the value of
+    says ``image``: anything may look like one.
+    """
+    for label, word in (*zip(["", *words], words, strict=False), *environment):
+        option, _, value = word.partition("=")
+        for what, name in ((label, word), (option, value)):
+            if parse(name) or ("image" in what.lower() and {":", "@"} & {*name} and full(name)):
+                yield name
 
 
 #: The host in names of this project's own images, which no registry has; in ours they lie below OWN.

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from kubeadm_registry.oci.references import full, parse
+from kubeadm_registry.oci.references import told
 from kubeadm_registry.upkeep.structs import (
     Container,
     ControllerRevision,
@@ -118,18 +118,9 @@ def _named(reference: str | None, image_id: str | None = "") -> Iterator[Named]:
 
 
 def _told(container: TemplateContainer) -> Iterator[str]:
-    """The images in command, arguments and environment of *container*, from which a controller makes pods later.
-
-    As whole values only: ``--acme-http01-solver-image=NAME``, ``--engine-image NAME``, ``RELATED_IMAGE_X=NAME``. One
-    without a registry's host counts if what it is the value of says ``image``: anything may look like one.
-    """
+    """The images in command, arguments and environment of *container*, from which a controller makes pods later."""
     words = [*(container.command or ()), *(container.args or ())]
-    said = [*zip(["", *words], words, strict=False), *((one.name, one.value or "") for one in container.env or ())]
-    for label, word in said:
-        option, _, value = word.partition("=")
-        for what, name in ((label, word), (option, value)):
-            if parse(name) or ("image" in what.lower() and {":", "@"} & {*name} and full(name)):
-                yield name
+    return told(words, ((one.name, one.value or "") for one in container.env or ()))
 
 
 def _containers(spec: PodSpec) -> Iterator[Container]:

@@ -18,7 +18,7 @@ from bundle_files import contents, image, member, resealed, script, tar, write_l
 
 from kubeadm_registry.bundle import Bundle, platforms, verify
 from kubeadm_registry.bundle.images import prune, require
-from kubeadm_registry.bundle.lists import names_in
+from kubeadm_registry.bundle.lists import names_in, told_in
 from kubeadm_registry.bundle.make import FromLayout, create, images_from
 from kubeadm_registry.bundle.make.remote import FromRegistries
 from kubeadm_registry.errors import BundleError, ConfigError
@@ -211,6 +211,22 @@ def test_manifests_have_images_in_many_places(tmp_path: Path) -> None:
         "docker.io/library/a:1", "ghcr.io/data:3", "quay.io/b:2", "quay.io/prometheus/prometheus:v3",
         "registry.k8s.io/etcd:3",
     ]  # fmt: skip
+
+
+def test_what_a_controller_is_told_of_is_no_image_of_the_manifest(tmp_path: Path) -> None:
+    """As in the manifests of cert-manager and Longhorn, and of operators with ``RELATED_IMAGE_...``."""
+    solver, engine = "quay.io/jetstack/cert-manager-acmesolver:v1", "longhornio/longhorn-engine:v1"
+    controller = {
+        "image": "quay.io/jetstack/cert-manager-controller:v1", "command": ["run", "--engine-image", engine],
+        "args": ["--v=2", 3, f"--solver={solver}", "--listen=0.0.0.0:8080"],
+        "env": [{"name": "RELATED_IMAGE_X", "value": "busybox:1"}, {"name": "IMAGE_OF", "valueFrom": {}}, None],
+    }  # fmt: skip
+    odd = {"args": {"a": solver}, "env": "x", "command": None}
+    (tmp_path / "a.json").write_text(json.dumps({"spec": {"containers": [controller, odd]}}))
+    (tmp_path / "list.txt").write_text("nginx\n")
+    assert names_in(tmp_path) == ["quay.io/jetstack/cert-manager-controller:v1"]
+    assert told_in(tmp_path) == ["docker.io/library/busybox:1", f"docker.io/{engine}", solver]
+    assert told_in(tmp_path / "list.txt") == []
 
 
 def test_a_manifest_from_windows(tmp_path: Path) -> None:

@@ -121,6 +121,14 @@ def test_what_is_in_use_stays(site: Site, name: str) -> None:
     assert "used.txt" in kept["why"]
 
 
+def test_what_a_controller_in_a_manifest_is_told_of_stays(site: Site) -> None:
+    """As for a cluster that is asked: its pods come and go, and no object names their image in between."""
+    site.json()
+    site.at(40)
+    (site.folder / "used.yaml").write_text("image: other:v1\nargs: [--worker-image=10.0.0.10:5000/app:v1]\n")
+    assert names(site.json("--in-use", "used.yaml")) == []
+
+
 @pytest.mark.parametrize("name", ["10.0.0.10:5000/app:v1", "registry.example/app:v1"])
 def test_the_pause_image_of_the_cluster_file_stays(site: Site, name: str) -> None:
     site.json()
