@@ -133,6 +133,12 @@ def create(
             meter=reporter.progress,
             mirror=make.Mirror.from_environment(),
         )
+    if lacking := [name for name in make.told_of(paths) if name not in made.images]:
+        reporter.note(
+            f"not included, but named in arguments or variables of containers: {', '.join(lacking)}; add with --image "
+            "those that a controller makes pods of",
+            level="warning",
+        )
     held = ", ".join(
         [f"{program.name} {program.version}" for program in made.programs]
         + ([counted(len(made.images), "image")] if made.images else [])

@@ -11,6 +11,7 @@ from kubeadm_registry.components.programs import _UPLOADED, Installed
 from kubeadm_registry.errors import BundleError
 from kubeadm_registry.transport.host import Host
 from tests.unit.bundle_files import contents, image, script, write_layout
+from tests.unit.fake_upstream import FakeUpstream, serving
 from tests.unit.fakes import FakeTransport
 from tests.unit.test_bundle_signing import keygen, public
 from tests.unit.test_cli import Terminal, failed, lines, run, servers, unreachable  # noqa: F401  fixtures
@@ -191,3 +192,21 @@ def test_o_means_the_format_and_may_name_a_file(
     failed(twice, 2)
     assert "the output file is named twice" in twice.stderr
     assert not (run.folder / "y.tar").exists()
+
+
+def test_images_that_a_controller_is_told_of_are_named(run: Terminal) -> None:  # noqa: F811
+    """A bundle without them is whole, and a pod that the controller makes has no image."""
+    with serving(FakeUpstream()) as upstream:
+        for name in ("a", "c"):
+            upstream.image(name, "v1", b"layer")
+        here = upstream.host
+        (run.folder / "pods.yaml").write_text(
+            f"containers: [{{image: '{here}/a:v1', args: [--solver={here}/b:v1, '--other={here}/c:v1']}}]\n"
+        )
+        (run.folder / "auth.json").write_text("{}")
+        words = ("bundle", "create", "--images-only", "-o", "x.tar", "--images-from", "pods.yaml", "--image")
+        env = {"REGISTRY_AUTH_FILE": str(run.folder / "auth.json"), "XDG_CACHE_HOME": str(run.folder / "cache")}
+        told = run(*words, f"{here}/c:v1", "-o", "json", env=env)
+        assert told.exit_code == 0, told.output
+        [warning] = [one for one in lines(told) if one.get("level") == "warning"]
+        assert f"not included, but named in arguments or variables of containers: {here}/b:v1;" in warning["message"]

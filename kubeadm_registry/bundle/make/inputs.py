@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.bundle.images import require_lowercase
-from kubeadm_registry.bundle.lists import names_in
+from kubeadm_registry.bundle.lists import names_in, told_in
 from kubeadm_registry.bundle.make import docker_archive
 from kubeadm_registry.bundle.make.images import FromLayout, ImageSource
 from kubeadm_registry.bundle.make.remote import FromRegistries
@@ -64,6 +64,15 @@ def images_from(names: Iterable[str], paths: Iterable[Path | str], *, referrers:
     if wanted:
         sources.append(FromRegistries(tuple(sorted(wanted)), referrers))
     return sources
+
+
+def told_of(paths: Iterable[Path | str]) -> list[str]:
+    """The images that containers in the manifests among *paths* are told of, see ``told_in``; sorted.
+
+    They do not come by themselves: not every word that looks like an image is one. Raises BundleError.
+    """
+    places = [path for _, path in (named(str(path)) for path in paths)]
+    return sorted({name for path in places if not (path / oci.LAYOUT_FILE).is_file() for name in told_in(path)})
 
 
 def _is_archive(path: Path) -> bool:
