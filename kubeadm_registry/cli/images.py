@@ -33,7 +33,7 @@ from kubeadm_registry.images import copy as copying
 from kubeadm_registry.images import delete as deleting
 from kubeadm_registry.images import wanted as wishes
 from kubeadm_registry.images.kubernetes_images import images_of
-from kubeadm_registry.images.names import OURS, Place, place_in
+from kubeadm_registry.images.names import OURS, Place, place_in, tag_in
 from kubeadm_registry.phases.space import one_by_one
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, retry
@@ -180,7 +180,7 @@ def copy(context: Context, path: Path | None, referrers: bool, source: str, targ
             f"{target}: {goal.repository} belongs to kubeadm-registry itself", hint="copy it to another repository",
             code="UsageInvalid",
         )  # fmt: skip
-    goal = Place(goal.repository, goal.reference or origin.reference)
+    goal = Place(goal.repository, goal.reference or tag_in(source) or origin.reference)
     with terminal.registry(path, reporter) as (_, connect, _):
         copied = copying.copy(connect, origin, goal, referrers=referrers)
     reporter.result(

@@ -57,6 +57,11 @@ def place(name: str) -> Place:
     return Place(f"{repository_prefix(first)}{slash}{rest}", found["digest"] or found["tag"] or "")
 
 
+def tag_in(name: str) -> str:
+    """The tag in *name*, which is one of an image, also before a digest; empty if it has none."""
+    return name.partition("@")[0].rpartition("/")[2].partition(":")[2]
+
+
 def hosts(spec: Spec) -> tuple[str, ...]:
     """What pods and clients call the registry in names of images: the virtual IP and its name, each with the port."""
     vip = spec.vip

@@ -258,6 +258,13 @@ def test_copy_to_another_name(fake: Repositories) -> None:
     assert run("copy", PAUSE, "mine/pause:v1").exit_code == 2, "which of its tags?"
 
 
+def test_a_copy_has_the_tag_that_stands_before_a_digest(fake: Repositories) -> None:
+    """As manifests name images; without a tag it would be in no list, and retention takes what is untagged."""
+    result = run("copy", f"{PAUSE}:3.10@{fake.store[PAUSE].tags['3.10']}", "mine/pause")
+    assert result.exit_code == 0, result.output
+    assert fake.store["mine/pause"].tags == {"3.10": fake.store[PAUSE].tags["3.10"]}
+
+
 @pytest.mark.parametrize("target", ["kubeadm-registry/canary:v1", "10.0.0.10:5000/kubeadm-registry/retention:ledger"])
 def test_nothing_is_copied_over_the_registrys_own_records(fake: Repositories, target: str) -> None:
     before = {name: dict(store.tags) for name, store in fake.store.items()}
