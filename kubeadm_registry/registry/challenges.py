@@ -21,6 +21,8 @@ from kubeadm_registry.registry.client import Login, json_object
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 #: A scheme, or a parameter with its value; both begin after a comma or a blank.
 _PART = re.compile(rf'[\s,]*({_WORD})(?:[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s,"]*))?')
+#: What to do about a refusal: of an image that is not there some say the same as of one that is not public.
+LOGIN_OR_NAME = "check the name, and log in on this host if that is required (podman login, docker login)"
 #: What a header can carry.
 _PLAIN = re.compile(r"[\x20-\x7e]+")
 
@@ -95,6 +97,6 @@ def token(answer: Answer, host: str) -> str:
         raise RegistryError(
             f"{host} returned no token: status {answer.status_code}", code="RegistryLoginRefused",
             temporary=answer.status_code in {429, 500, 502, 503, 504},
-            hint="log in on this host (podman login, docker login)",
+            hint=LOGIN_OR_NAME,
         )  # fmt: skip
     return f"Bearer {told}"

@@ -173,7 +173,7 @@ class Upstream(Api):
     def _hint(self, status: int) -> str:
         """What to do about an answer of that *status*."""
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            return "log in on this host (podman login, docker login)"
+            return challenges.LOGIN_OR_NAME
         return ""
 
 

@@ -203,6 +203,7 @@ def test_a_challenge_that_cannot_be_answered_is_told(tls: Path) -> None:
     ):
         registry.manifest("a", "v1")
     assert "podman login" in caught.value.hint
+    assert "check the name" in caught.value.hint, "Docker Hub and GHCR say 401 and 403 of what is not there"
 
 
 def test_a_token_that_has_ended_is_replaced(tls: Path, realm: Web) -> None:
