@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kubeadm_registry.bundle.failures import refused
 from kubeadm_registry.bundle.layout import Layout
@@ -18,8 +18,18 @@ from kubeadm_registry.oci.references import parse
 
 #: The variants that architectures without one mean. Source: normalizeArch in containerd/platforms, database.go.
 _VARIANTS = {"amd64": "v1", "arm": "v7", "arm64": "v8"}
+#: Layers that are not compressed: the digest of one is what the configuration calls it.
+_PLAIN = ("application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar")
 #: BuildKit's mark of a manifest that tells about another one in the same index, which it names.
 _ABOUT = "vnd.docker.reference.digest"
+
+
+class _RootFs(BaseModel):
+    diff_ids: tuple[str, ...] | None = None
+
+
+class _Config(BaseModel):
+    rootfs: _RootFs = _RootFs()
 
 
 def image_name(annotations: Mapping[str, str] | None) -> str:
@@ -173,6 +183,32 @@ def platforms_of(layout: Layout, root: oci.Descriptor, held: Collection[str]) ->
     except ValidationError:
         return []
     return [told] if told else []
+
+
+def require_layers(layout: Layout, image: oci.Descriptor, name: str, held: Collection[str]) -> None:
+    """Raise BundleError if the manifest *image*, a part of *name*, has other layers than its configuration says.
+
+    containerd unpacks no such image. `docker save` of Docker 25.0.0 wrote layers in any order, and that of its release
+    candidates none (https://github.com/moby/moby/issues/47150, /47065). A configuration that is *held* elsewhere says
+    nothing.
+    """
+    manifest = layout.manifest(image)
+    config, layers = manifest.config, manifest.layers
+    if config.media_type not in oci.CONFIGS or config.digest in held or config.size > oci.MAX_MANIFEST:
+        return
+    try:
+        said = _Config.model_validate_json(layout.read(config)).rootfs.diff_ids
+    except ValidationError:
+        return
+    if not said:  # as artifacts that call themselves images have it
+        return
+    moved = (one for one, diff in zip(layers, said, strict=False) if one.media_type in _PLAIN and one.digest != diff)
+    if len(said) != len(layers) or any(moved):
+        raise refused(
+            f"{layout.where}: {name} does not have the layers that its configuration lists, in this order "
+            f"({len(layers)} and {len(said)})",
+            hint="save it with another tool or release; `docker save` of Docker 25.0.0 confuses the layers",
+        )
 
 
 def _named(platform: oci.Platform | None) -> oci.Platform | None:

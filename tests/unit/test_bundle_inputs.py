@@ -204,6 +204,44 @@ def test_a_layout_that_lists_every_manifest(tmp_path: Path) -> None:
         digests("quay.io/app", part)
 
 
+def saved_by_docker(path: Path, layers: list[bytes], kind: str, told: list[bytes]) -> Path:
+    """An image of *layers* in OCI's form, with *told* in its configuration, which lists them uncompressed."""
+    diffs = {"rootfs": {"type": "layers", "diff_ids": [oci.digest_of(one) for one in told]}}
+    config = json.dumps({"os": "linux", "architecture": "amd64", **diffs}).encode()
+    blobs = [
+        oci.Descriptor(media_type=media_type, digest=oci.digest_of(one), size=len(one))
+        for media_type, one in ((oci.CONFIG, config), *((kind, one) for one in layers))
+    ]
+    manifest = oci.Manifest(config=blobs[0], layers=tuple(blobs[1:])).to_json()
+    entry = oci.Descriptor(
+        media_type=oci.MANIFEST, digest=oci.digest_of(manifest), size=len(manifest),
+        annotations={oci.CONTAINERD_NAME: PAUSE, oci.REFERENCE_NAME: "3.10"},
+    )  # fmt: skip
+    files = {oci.LAYOUT_FILE: oci.LAYOUT, oci.INDEX_FILE: oci.Index(manifests=(entry,)).to_json()}
+    return write_layout(path, files | {oci.blob_name(oci.digest_of(one)): one for one in (manifest, config, *told)})
+
+
+@pytest.mark.parametrize(
+    ("layers", "kind", "is_good"),
+    [
+        ([b"1", b"2"], "application/vnd.oci.image.layer.v1.tar", True),
+        ([b"2", b"1"], "application/vnd.oci.image.layer.v1.tar", False),
+        ([], oci.LAYER, False),
+        ([b"1"], oci.LAYER, False),
+        ([b"2", b"1"], oci.LAYER, True),
+    ],
+    ids=["as it should be", "another order", "none", "one of two", "compressed: nobody knows"],
+)
+def test_an_image_without_its_layers_is_refused(tmp_path: Path, layers: list[bytes], kind: str, is_good: bool) -> None:
+    """As `docker save` of Docker 25.0.0 and its candidates wrote them, beside a manifest.json that was right."""
+    layout = saved_by_docker(tmp_path / "saved.tar", layers, kind, [b"1", b"2"])
+    if is_good:
+        create(tmp_path / "a.tar", {}, images=images_from([], [layout]), cache=tmp_path / "cache")
+    else:
+        error = refusal(tmp_path / "a.tar", layout)
+        assert (error.code, PAUSE in error.message, "docker save" in error.hint) == ("BundleInputRefused", True, True)
+
+
 def test_an_image_of_containerd_gets_another_name(tmp_path: Path) -> None:
     """It has its full name, and its tag beside that."""
     names = {oci.CONTAINERD_NAME: "docker.io/library/app:v1", oci.REFERENCE_NAME: "v1"}

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 from kubeadm_registry.bundle import archive, signing, temporary, tool, versions
 from kubeadm_registry.bundle.delta import Base
 from kubeadm_registry.bundle.failures import CacheDamaged, of_inputs, refused
-from kubeadm_registry.bundle.images import images_in, platforms_of, prune, require
+from kubeadm_registry.bundle.images import images_in, platforms_of, prune, require, require_layers
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.make import operator_image
 from kubeadm_registry.bundle.make.context import (
@@ -224,6 +224,8 @@ def _add_images(
                 if descriptor.digest not in bench.held:
                     layout.blob(descriptor).close()  # says now, not after minutes of writing, that it is missing
                 contents.blobs[descriptor.digest] = (descriptor.size, partial(layout.blob, descriptor))
+            for manifest in (one for one in needed if one.media_type in oci.MANIFESTS):
+                require_layers(layout, manifest, name, bench.held)
             found[name] = root
     contents.entries.extend(found.values())
     return sorted(found)
