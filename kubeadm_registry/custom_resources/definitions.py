@@ -135,7 +135,7 @@ DEFINITIONS = (
             AGE,
             Column("VIP", ".spec.vip.address", "The virtual IP.", narrow=False),
             Column("Frontend", ".spec.frontend.type", "The registry program.", narrow=False),
-            _condition("StorageWhole", "Storage", "Whether every storage node responds.", narrow=False),
+            _condition("RedundancyComplete", "Storage", "Whether the storage is fully replicated.", narrow=False),
             _condition("CertificatesValid", "Certificates", "Whether clients accept them.", narrow=False),
             _condition("CanLoseANode", "Reason", "Why no node may fail now.", narrow=False, field="message"),
         ),

@@ -20,6 +20,7 @@ from kubeadm_registry.custom_resources.admission import guard
 from kubeadm_registry.custom_resources.names import ANOTHER_OBJECT
 from kubeadm_registry.custom_resources.schema import NotStructural, structural
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.operator import health
 
 Short = Annotated[str, Field(max_length=9)]
 Key = Annotated[str, Field(pattern="^[a-z]+$", max_length=9)]
@@ -174,6 +175,12 @@ def test_only_an_object_beside_the_one_in_use_may_go_without_the_annotation() ->
         "oldObject.?status.?conditions.orValue([])"
         f".exists(c, c.type == 'Adopted' && c.status == 'False' && c.reason == '{ANOTHER_OBJECT}')"
     )
+
+
+def test_columns_show_conditions_that_the_operator_writes() -> None:
+    [definition] = [each for each in DEFINITIONS if each.kind == "RegistryCluster"]
+    asked = {found for column in definition.columns for found in re.findall(r'type=="([A-Za-z]+)"', column.path)}
+    assert asked <= {verdict.kind for verdict in health.unknown("NotLookedYet", "")}
 
 
 def test_a_definition_has_a_name_of_each_kind() -> None:
