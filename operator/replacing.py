@@ -29,6 +29,8 @@ AGAIN = 600.0
 SAME = 30.0
 #: Looks, and seconds between them, until a node counts as not whole: pushes and load make some look so for a moment.
 LOOKS, APART = 5, 2.0
+#: Characters of the message in the record, of which the status takes no more: a failed command tells all of its output.
+_LONGEST = 4096
 #: Waits that say nothing of the nodes.
 _UNKNOWN = frozenset({"HelpersSilent", "AgentsSilent", "NodesUnknown"})
 _CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
@@ -216,7 +218,7 @@ class Round:
             "node": by, "began": known.get("began", rfc3339(work.began)), "result": result,
             **({"step": work.steps[-1]} if work.steps else {}),
             **({"ended": known.get("ended", rfc3339(work.ended))} if work.ended else {}),
-            **({"message": f"{work.error['message']}; {work.error['hint']}"} if work.error is not None else {}),
+            **({"message": _failed(work.error)} if work.error is not None else {}),
         }  # fmt: skip
 
     def _steps(self, by: str, work: Work | None) -> Iterator[Verdict]:
@@ -235,6 +237,15 @@ class Round:
                 yield Verdict("Replacement", True, "Replaced", f"{work.new} has taken the place of {work.old}")
             else:
                 yield Verdict("Replacement", False, work.error["code"], f"{what}: {work.error['message']}")
+
+
+def _failed(error: Mapping[str, Any]) -> str:
+    """Why it failed, and what to do: of a message that is too long the beginning and the end, which says more."""
+    message, hint = str(error["message"]), f"; {error['hint']}"[: _LONGEST // 2]
+    if len(message) + len(hint) > _LONGEST:
+        left = _LONGEST - len(hint) - len(" ... ")
+        message = f"{message[: left // 2]} ... {message[left // 2 - left :]}"
+    return f"{message}{hint}"
 
 
 def _trouble(state: Mapping[str, Any], unheard: Mapping[str, Any]) -> str:

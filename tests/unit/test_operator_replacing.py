@@ -365,6 +365,19 @@ def test_a_failure_is_told_and_tried_again_by_another_member(turns: Turns) -> No
     check_replaced(turns.site)
 
 
+@pytest.mark.parametrize("size", [100, 4000, 5000, 100_000])
+def test_a_failed_command_that_said_much_is_told_in_a_status_that_the_api_server_takes(turns: Turns, size: int) -> None:
+    """One that it refused would be refused with all conditions, until another node is replaced."""
+    error = {"message": f"garage failed: {'x' * size} disk full", "code": "CommandFailed", "hint": "see the journal"}
+    failed = Work("cp-2", "cp-4", NOW - 90, ("move/layout",), "Move", NOW - 60, error)
+    turns.site.all["cp-1"].put(components.WORK, components.WORKED.render(failed.values()), 0o600)
+    turns.round()
+    found = ClusterStatus.model_validate_json(json.dumps(turns.status)).replacement
+    assert found is not None and found.message is not None
+    assert found.message.startswith("garage failed: ")
+    assert found.message.endswith("disk full; see the journal")
+
+
 @pytest.mark.parametrize("off", [86400.0, -86400.0], ids=["ahead", "behind"])
 def test_a_node_whose_clock_is_off_decides_nothing(turns: Turns, off: float) -> None:
     """Neither when it is tried again, nor whose work is the last one."""
