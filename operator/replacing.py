@@ -185,9 +185,12 @@ class Round:
         return tuple(map(_machine, items.values()))
 
     def _newest(self, snapshot: Snapshot) -> tuple[str, Work | None]:
-        """The work that runs, else the one that was begun last, and by whom; none if the record is of a later one."""
+        """The work that runs, else the one that was begun last, and by whom; none if the record is of a later one.
+
+        One that names no nodes is of a unit that nobody asked for anything.
+        """
         found = [(one.name, one.standing.work) for one in snapshot.members
-                 if one.standing is not None and one.standing.work is not None]  # fmt: skip
+                 if one.standing is not None and one.standing.work is not None and one.standing.work.new]  # fmt: skip
         if not found:
             return "", None
         name, work = max(found, key=lambda one: (one[1].runs, one[1].began, one[0]))

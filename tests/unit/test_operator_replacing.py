@@ -378,6 +378,17 @@ def test_a_failed_command_that_said_much_is_told_in_a_status_that_the_api_server
     assert found.message.endswith("disk full; see the journal")
 
 
+def test_a_unit_that_somebody_started_by_hand_is_no_replacement(turns: Turns) -> None:
+    """Where nothing was asked for it fails, and its record names no nodes."""
+    turns.turn("cp-1")
+    assert json.loads(turns.site.all["cp-1"].content(components.WORK))["error"]["code"] == "RequestDamaged"
+    assert turns.round() == "AllInPlace"
+    assert "replacement" not in turns.status
+    assert not turns.objects.reasons()
+    turns.swap()
+    assert turns.round(30) == "Replacing"
+
+
 @pytest.mark.parametrize("off", [86400.0, -86400.0], ids=["ahead", "behind"])
 def test_a_node_whose_clock_is_off_decides_nothing(turns: Turns, off: float) -> None:
     """Neither when it is tried again, nor whose work is the last one."""
