@@ -30,6 +30,8 @@ _PUBLISHED = "Published"
 #: The condition Published, and the artifact, where there is no plan.
 NOT_PUBLISHED = Verdict(_PUBLISHED, None, "NoPlan", "there is no plan")
 _LONGEST = 4096
+#: Of a name as well: distribution-spec has no limit for that of a repository, and zot takes what clients do not.
+_LONGEST_REPOSITORY, _LONGEST_TAG = 255, 128
 #: How many entries that are not valid are named.
 _NAMED = 5
 
@@ -146,9 +148,9 @@ def status(
         "freed": size(made.freed),
         "largest": [
             _filled({
-                "repository": one.repository, "tag": one.tag, "digest": one.digest, "rule": one.rule,
-                "why": one.why[:_LONGEST], "ageSeconds": max(0, one.age), "sizeBytes": one.size,
-                "freedBytes": one.freed,
+                "repository": one.repository[:_LONGEST_REPOSITORY], "tag": one.tag[:_LONGEST_TAG],
+                "digest": one.digest, "rule": one.rule, "why": one.why[:_LONGEST],
+                "ageSeconds": max(0, one.age), "sizeBytes": one.size, "freedBytes": one.freed,
             })
             for one in largest
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from kubeadm_registry import config
 from kubeadm_registry.agent import status as agents
+from kubeadm_registry.custom_resources.plans import PlanStatus
 from kubeadm_registry.operator import health, images, plans
 from kubeadm_registry.operator.conditions import BAD, Verdict, changes, merged
 from kubeadm_registry.operator.figures import Figures
@@ -16,6 +18,7 @@ from kubeadm_registry.operator.health import Seen
 from kubeadm_registry.operator.probes import Agent, Probe, parsed
 from kubeadm_registry.operator.watching import Changes
 from kubeadm_registry.retention import Plan, Reason, Refused, policy
+from kubeadm_registry.retention.record import Deletion
 from tests.unit.agent_sample import every_condition, everything
 
 CLUSTER = config.parse(config.SMALLEST, "x")
@@ -255,6 +258,17 @@ def test_an_empty_plan() -> None:
     rules = policy.parse(policy.SMALLEST, "x")
     found = plans.status(Plan("retention", 0, (), ()), rules, 1, {}, approved=(), now=0)
     assert (found["deletions"], found["freed"], found["largest"]) == (0, "0 bytes", [])
+
+
+def test_a_plan_shows_names_that_are_longer_than_clients_take() -> None:
+    """Who pushes such a name must not keep the plan from being shown, and with it from being carried out."""
+    rules = policy.parse(policy.SMALLEST, "x")
+    one = Deletion("team/" + "a" * 300, "t" * 200, DIGEST, "NotKept", "ci", "too old", 9, 9, 9)
+    found = PlanStatus.model_validate_json(json.dumps(plans.status(
+        Plan("retention", 0, (one,), ()), rules, 1, {}, approved=(), now=0
+    )))  # fmt: skip
+    assert found.largest is not None
+    assert found.largest[0].repository.startswith("team/aaa")
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "2 kB"), (5e7, "50.0 MB"),
