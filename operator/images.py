@@ -18,6 +18,8 @@ from kubeadm_registry.upkeep.clusters import ClusterReport
 
 #: Seconds that one question may be repeated.
 _PATIENCE = 10.0
+#: Distribution has no repository with a longer name, and answers 500 when it is asked for one.
+_LONGEST = 255
 #: How many are named; a message has 32 kB.
 _NAMED = 50
 _KIND = "ImagesMissing"
@@ -43,7 +45,13 @@ def missing(config: RegistryCluster, connect: pool.Connect, uses: Sequence[Use])
     wanted = {place: use for use in uses if (place := place_of(config, use.reference)) is not None}
 
     def is_there(registry: Api, place: Place) -> bool:
-        return retry(lambda: registry.digest(place.repository, place.reference), _PATIENCE) is not None
+        try:
+            patience = _PATIENCE if len(place.repository) <= _LONGEST else 0.0
+            return retry(lambda: registry.digest(place.repository, place.reference), patience) is not None
+        except RegistryError:
+            if len(place.repository) <= _LONGEST:
+                raise
+            return False  # a pod may name anything, which must not hide what the registry lacks besides
 
     answers = pool.each(connect, is_there, sorted(wanted, key=str))
     return [(place, wanted[place]) for place, there in answers if not there]

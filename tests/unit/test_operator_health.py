@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,14 +12,16 @@ import pytest
 from kubeadm_registry import config
 from kubeadm_registry.agent import status as agents
 from kubeadm_registry.custom_resources.plans import PlanStatus
+from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.operator import health, images, plans
 from kubeadm_registry.operator.conditions import BAD, Verdict, changes, merged
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.health import Seen
 from kubeadm_registry.operator.probes import Agent, Probe, parsed
 from kubeadm_registry.operator.watching import Changes
-from kubeadm_registry.retention import Plan, Reason, Refused, policy
+from kubeadm_registry.retention import Plan, Reason, Refused, Use, policy
 from kubeadm_registry.retention.record import Deletion
+from kubeadm_registry.upkeep.clusters import ClusterReport
 from tests.unit.agent_sample import every_condition, everything
 
 CLUSTER = config.parse(config.SMALLEST, "x")
@@ -179,6 +182,34 @@ def test_what_is_good() -> None:
 def test_where_a_node_looks_for_an_image(reference: str, place: str | None) -> None:
     found = images.place_of(CLUSTER, reference)
     assert (str(found) if found else None) == place
+
+
+@pytest.mark.parametrize("status", [500, 400, 404])
+def test_a_name_that_the_registry_has_no_place_for_hides_no_missing_image(status: int) -> None:
+    """Whoever may create pods may name anything; Distribution answers 500 to names of more than 255 characters."""
+    long, lacking, there = "10.0.0.10:5000/" + "a" * 300 + ":v1", "10.0.0.10:5000/b:v1", "10.0.0.10:5000/c:v1"
+
+    class Asked:
+        def digest(self, repository: str, _: str) -> str | None:
+            if len(repository) > 255 and status != 404:
+                raise RegistryError("name invalid", status=status, temporary=status == 500)
+            return DIGEST if repository == "c" else None
+
+    report = ClusterReport("u", "v1.36.3", tuple(Use(name, users=("Pod x/y",)) for name in (long, lacking, there)))
+    found = images.verdict(CLUSTER, lambda: nullcontext(Asked()), report)  # type: ignore[arg-type]
+    assert (found.status, found.reason) == (True, "NotInRegistry")
+    assert found.message.startswith("2 images")
+    assert "b:v1 ('Pod x/y')" in found.message
+
+
+def test_a_registry_that_does_not_answer_is_not_one_that_lacks_images() -> None:
+    class Away:
+        def digest(self, *_: str) -> str | None:
+            raise RegistryError("status 403", status=403)
+
+    report = ClusterReport("u", "v1.36.3", (Use("10.0.0.10:5000/b:v1"),))
+    found = images.verdict(CLUSTER, lambda: nullcontext(Away()), report)  # type: ignore[arg-type]
+    assert (found.status, found.reason) == (None, "RegistryNotAsked")
 
 
 def test_a_refused_plan_says_every_reason() -> None:
