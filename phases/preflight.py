@@ -160,6 +160,21 @@ def inotify_instances(_: Cluster, host: Host) -> Iterator[str]:
         )
 
 
+#: How ``/proc`` is mounted, by the table ``$1``: of several mounts the last one counts.
+_PROC = """sed -n 's,^[^ ]* /proc proc ,,p' "$1" | tail -n 1"""
+
+
+def processes(_: Cluster, host: Host) -> Iterator[str]:
+    """The agent can see the processes of other users: /proc is mounted without hidepid."""
+    options = host.query("sh", "-c", _PROC, "proc", "/proc/self/mounts").text
+    if (found := re.search(r"\bhidepid=(\w+)", options)) is not None and found[1] not in ("0", "off"):
+        yield (
+            f"/proc is mounted with hidepid={found[1]}, so the agent sees no process of a service: it could not tell "
+            "that the writer has ended, and no node might write; run `mount -o remount,hidepid=0 /proc`, and remove "
+            "hidepid from what mounts it at boot, such as /etc/fstab"
+        )
+
+
 #: The line of df for the file system where ``$1`` is, or will be.
 _FREE = 'p=$1; until [ -e "$p" ]; do p=$(dirname "$p"); done; df -P -B1 -- "$p" | tail -n 1'
 
@@ -350,6 +365,7 @@ CHECKS = (
     Check("Ports", ports),
     Check("PortRange", port_range),
     Check("Inotify", inotify_instances),
+    Check("Processes", processes),
     REACHABLE,
     WHOLE,
     Check("DataMounted", data.mounted),

@@ -51,6 +51,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("ss", "-Hltunp", with_=SSHD)
     server.answer("cat", "--", *preflight._PORT_RANGE, with_="32768\t60999\n\n")
     server.answer("sh", "-c", preflight._INOTIFY, "inotify", with_="128\n23\n")
+    server.answer("sh", "-c", preflight._PROC, "proc", with_="rw,nosuid,nodev,noexec,relatime 0 0\n")
     server.answer("sh", "-c", links.BLOCKED, "blocked")
     server.answer("sh", "-c", links.TOO_LARGE, "mtu")
     server.answer("sh", "-c", preflight._FREE, "free", with_=free("/", 200))

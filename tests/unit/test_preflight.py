@@ -244,6 +244,34 @@ def test_the_script_that_counts_inotify_instances() -> None:
     assert any(rise() == 5 for _ in range(20)), "others may come and go"
 
 
+@pytest.mark.parametrize(
+    ("mounts", "hidden"),
+    [
+        ("proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0\n", None),
+        ("proc /proc proc rw,relatime,hidepid=invisible 0 0\n", "invisible"),
+        ("proc /proc proc rw,hidepid=2,gid=4 0 0\n", "2"),
+        ("proc /proc proc rw,hidepid=off 0 0\n", None),
+        ("proc /proc proc rw,hidepid=2 0 0\nproc /proc proc rw,relatime 0 0\n", None),
+        ("proc /proc proc rw 0 0\nproc /srv/root/proc proc rw,hidepid=2 0 0\n", None),
+        ("", None),
+    ],
+)
+def test_processes_that_the_agent_would_not_see(
+    good: FakeCluster, tmp_path: Path, mounts: str, hidden: str | None
+) -> None:
+    (tmp_path / "mounts").write_text(f"/dev/sda1 / ext4 rw 0 0\n{mounts}")
+    shown = here().query("sh", "-c", preflight._PROC, "proc", str(tmp_path / "mounts")).stdout
+    good.servers["cp-2"].answer("sh", "-c", preflight._PROC, "proc", with_=shown)
+    found = problems(good)
+    if hidden is None:
+        assert found == {}
+        return
+    [text] = found.pop("Processes")
+    assert found == {}
+    assert text.startswith(f"/proc is mounted with hidepid={hidden}, so the agent sees no process of a service: ")
+    assert "run `mount -o remount,hidepid=0 /proc`" in text
+
+
 def test_too_little_room_for_layers(good: FakeCluster) -> None:
     directory = good.config.spec.data_directory
     good.servers["cp-2"].answer("sh", "-c", preflight._FREE, "free", directory, with_=free("/var", 3.25))
