@@ -14,7 +14,8 @@ from kubeadm_registry.transport.host import OWNER, UNFINISHED, FileState, Host, 
 UNIT = "containerd.service"
 
 #: One round trip: the unit's properties, the manager's environment, program and version, the process's command line.
-#: ``$1`` unit, ``$2`` /proc. The program is the unit's, since upstream's own lies where a plain SSH login has no PATH.
+#: ``$1`` unit, ``$2`` /proc. The program is the unit's, since upstream's own lies where a plain SSH login has no PATH;
+#: where that is another one, such as ``env`` (Flatcar), it is what that has become.
 _ASK = """
 properties=$(systemctl show --property=LoadState,ActiveState,KillMode,InvocationID,MainPID \\
   --property=ExecStart,Environment,EnvironmentFiles -- "$1")
@@ -23,10 +24,13 @@ systemctl show-environment 2>/dev/null | grep -i '_proxy=' || :
 echo --
 program=$(printf '%s\\n' "$properties" | sed -n 's/^ExecStart={ path=\\([^ ;]*\\).*/\\1/p' | head -n 1)
 [ -n "$program" ] || program=$(PATH=$PATH:/usr/local/bin command -v containerd) || exit 0
+pid=$(printf '%s\\n' "$properties" | sed -n 's/^MainPID=//p')
+if [ "${program##*/}" != containerd ] && [ "${pid:-0}" != 0 ]; then
+  started=$(readlink -- "$2/$pid/exe") && [ "${started##*/}" = containerd ] && program=$started
+fi
 echo "$program"
 "$program" --version
 echo --
-pid=$(printf '%s\\n' "$properties" | sed -n 's/^MainPID=//p')
 [ "${pid:-0}" = 0 ] || cat -- "$2/$pid/cmdline" 2>/dev/null || :
 """
 

@@ -155,6 +155,21 @@ def test_the_command_line_of_the_process_is_exact(rooted: Rooted, unit: str, run
     assert shown.config == config
 
 
+def test_a_unit_that_starts_containerd_by_another_program(rooted: Rooted) -> None:
+    """As Flatcar's does, by ``env``: what that says of itself is no version of containerd."""
+    rooted.put("/usr/bin/env", "#!/bin/sh\necho 'env (GNU coreutils) 9.5'\n", 0o755)
+    line = "/usr/bin/env PATH=${TORCX_BINDIR}:${PATH} ${TORCX_BINDIR}/containerd"
+    rooted.unit(ExecStart=f"{{ path={rooted.path('/usr/bin/env')} ; argv[]={line} ; x }}", MainPID="42")
+    rooted.put("/proc/42/cmdline", "/usr/bin/containerd\0")
+    rooted.path("/proc/42/exe").symlink_to(rooted.path("/usr/bin/containerd"))
+    shown = survey.ask(host(rooted))
+    assert shown is not None
+    assert (shown.program, shown.version) == ("/usr/bin/containerd", Version(1, 7))
+    assert not list(problems(host(rooted)))
+    init(rooted)
+    assert "config_path" in rooted.path(CONFIG).read_text()
+
+
 @pytest.mark.parametrize(
     ("program", "says"),
     [
