@@ -77,7 +77,9 @@ def problems(host: Host, sandbox_image: str | None = None) -> Iterator[str]:
         configuration = survey.configuration(host, shown.config, shown.version)
         reasons = list(refusals(configuration.layers, shown.version))
         if not reasons:
-            config.prove_found(host, configuration, config.plan(host, configuration))
+            merged = config.plan(host, configuration)
+            config.prove_found(host, configuration, merged)
+            reasons = list(survey.fixed(host, configuration, list(merged.texts)))
     except Refused as error:
         reasons = [error]
     for reason in reasons:

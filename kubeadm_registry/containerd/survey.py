@@ -296,6 +296,28 @@ def environment(host: Host, containerd: Containerd) -> dict[str, str]:
     return found
 
 
+#: Those of the files ``$@`` that root cannot replace: their file system is read-only, or they are immutable.
+_FIXED = """
+for file; do
+  place=$file
+  until [ -e "$place" ]; do place=$(dirname -- "$place"); done
+  { [ -w "$place" ] && [ -w "$(dirname -- "$place")" ]; } || echo "$file"
+done
+"""
+
+
+def fixed(host: Host, configuration: Configuration, paths: Sequence[str]) -> Iterator[Refused]:
+    """Those of *paths*, which are to be changed, that cannot be."""
+    real = [file.real if (file := configuration.file(path)) else path for path in paths]
+    found = host.query("sh", "-c", _FIXED, "fixed", *real).text.splitlines() if real else []
+    for path in found:
+        yield Refused(
+            f"{path} must be changed, and its file system is read-only, or it is immutable", host=host.name,
+            hint=f"copy it to {CONFIG} and have {UNIT} start containerd with `--config {CONFIG}` "
+            f"(`systemctl edit {UNIT}`), or make it writable",
+        )  # fmt: skip
+
+
 #: Runs ``$@`` in the directory in which systemd runs containerd.
 FROM_ROOT = 'cd / && exec "$@"'
 

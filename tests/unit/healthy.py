@@ -60,6 +60,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("sh", "-c", preflight._TIME, "time", with_="NTPSynchronized=yes\nrunning systemd-timesyncd\n")
     server.answer("sh", "-c", survey._ASK, "ask", survey.UNIT, with_=CONTAINERD)
     server.answer("sh", "-c", survey._SHOW, "show")
+    server.answer("sh", "-c", survey._FIXED, "fixed")
     server.answer("sh", "-c", survey.FROM_ROOT, "dump", with_="version = 3\n")
 
 

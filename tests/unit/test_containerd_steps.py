@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.containerd import ContainerdSettings, notices, problems, restore_steps, steps
+from kubeadm_registry.containerd import ContainerdSettings, notices, problems, restore_steps, steps, survey
 from kubeadm_registry.containerd.changes import DROP_IN
 from kubeadm_registry.containerd.http_proxy import ENVIRONMENT
 from kubeadm_registry.containerd.settings import Refused
@@ -447,6 +449,36 @@ def test_problems(rooted: Rooted) -> None:
     assert 'remove "cri" from disabled_plugins' in found[1]
     rooted.put(CONFIG, "oops")
     assert "config.toml: line 1" in list(problems(host(rooted)))[1]
+
+
+def test_a_configuration_that_nobody_can_change(rooted: Rooted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Flatcar's, below /usr."""
+    target = rooted.put("/usr/share/containerd/config.toml", "version = 2\n")
+    rooted.path(CONFIG).symlink_to(target)
+    monkeypatch.setattr(survey, "_FIXED", 'printf "%s\\n" "$@"')
+    (found,) = problems(host(rooted))
+    assert found.startswith("/usr/share/containerd/config.toml must be changed, and its file system is read-only, or ")
+    assert f"copy it to {CONFIG} and have containerd.service start containerd with `--config {CONFIG}`" in found
+    monkeypatch.undo()
+    assert not list(problems(host(rooted)))
+    init(rooted)
+    monkeypatch.setattr(survey, "_FIXED", 'printf "%s\\n" "$@"')
+    assert not list(problems(host(rooted))), "it says all that is needed"
+
+
+def test_the_script_that_finds_what_cannot_be_changed(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("")
+    root = os.geteuid() == 0
+    protect = "mount -t tmpfs -o ro,size=4k none ro" if root else "chmod 555 ro"
+    (tmp_path / "ro").mkdir()
+    script = f'{protect} || exit 77; sh -c "$0" fixed "$@"'
+    argv = ["sh", "-c", script, survey._FIXED, "a.toml", "b/c.toml", "ro/a.toml", "ro/b/c.toml"]
+    done = subprocess.run(
+        ["unshare", "--mount", *argv] if root else argv, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if done.returncode in (1, 77) and root:
+        pytest.skip("a file system cannot be mounted here")
+    assert done.stdout.split() == ["ro/a.toml", "ro/b/c.toml"]
 
 
 def test_a_healthy_installed_host_has_no_problems(rooted: Rooted) -> None:
