@@ -44,15 +44,17 @@ SERVICE = Service(
 MADE_OF = frozenset({ARCHIVE, CONFIG, unit_path(UNIT)})
 #: What the agent is written for.
 PYTHON = (3, 9)
-#: Whether the host's Python is of version ``$1`` (as a tuple's items) or newer, and where it is.
-_PYTHON = 'p=$(command -v python3) && "$p" -c "import sys; print(sys.version_info >= ($1), sys.executable)"'
+#: Where the host's Python is. One that is first in root's PATH may be below a home, where no service finds it.
+_HOST = "/usr/bin/python3"
+#: Whether the Python ``$2`` is of version ``$1`` (as a tuple's items) or newer. Debian's python3-minimal is in the same
+#: place, and lacks most modules.
+_PYTHON = '[ -x "$2" ] && "$2" -I -c "import ctypes, json, ssl, sys; print(sys.version_info >= ($1))"'
 
 
 def python(cluster: Cluster, host: Host) -> str:
     """The Python that runs the agent: the host's if it is new enough, else that of the bundle. Raises Error."""
-    answer = host.query("sh", "-c", _PYTHON, "python", f"{PYTHON[0]}, {PYTHON[1]}").text.split()
-    if len(answer) == 2 and answer[0] == "True":
-        return answer[1]
+    if host.query("sh", "-c", _PYTHON, "python", f"{PYTHON[0]}, {PYTHON[1]}", _HOST).text == "True":
+        return _HOST
     if "python" not in cluster.programs:
         raise Error(
             "neither this host nor the bundle has Python 3.9 or newer", host=host.name, code="PythonMissing",

@@ -13,7 +13,7 @@ from kubeadm_registry import paths
 RUN = """
 programs=$1; shift
 for python in "$(command -v python3)" "$programs"/python/*/bin/python3; do
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null && exec "$python" -I -c "$@"
+  "$python" -I -c 'import json, sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null && exec "$python" -I -c "$@"
 done
 echo "there is no Python 3.9 or newer" >&2
 exit 127

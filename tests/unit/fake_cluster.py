@@ -407,7 +407,7 @@ class FakeCluster:
         server.answer(
             "sh", "-c", programs_phase._RUNS, with_=lambda argv, _: "" if argv[5] in server.tree else "missing"
         )
-        server.answer("sh", "-c", agent._PYTHON, "python", "3, 9", with_=f"True {PYTHON}")
+        server.answer("sh", "-c", agent._PYTHON, "python", "3, 9", PYTHON, with_="True\n")
         server.answer(
             PYTHON, "-I", agent.ARCHIVE, "--check", "--config", "{path}",
             with_=lambda _, content: 0 if json.loads(content)["name"] == server.name else 1,

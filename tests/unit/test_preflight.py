@@ -6,6 +6,7 @@ import ctypes
 import io
 import os
 import socket
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -609,10 +610,24 @@ def test_every_check_has_a_name_that_can_be_typed_and_says_what_it_wants() -> No
         assert (check.probe.__doc__ or "").strip().endswith("."), check.name
 
 
-def test_the_script_that_finds_an_interpreter_for_the_agent() -> None:
-    answer = here().query("sh", "-c", agent._PYTHON, "python", "3, 9")
-    assert answer.text.split()[0] == "True"
-    assert here().query("sh", "-c", agent._PYTHON, "python", "99, 0").text.split()[0] == "False"
+def test_the_script_that_finds_an_interpreter_for_the_agent(tmp_path: Path) -> None:
+    def says(version: str, program: str) -> str:
+        return here().query("sh", "-c", agent._PYTHON, "python", version, program).text
+
+    assert says("3, 9", sys.executable) == "True"
+    assert says("99, 0", sys.executable) == "False"
+    stub(tmp_path, "python3", "echo \"ModuleNotFoundError: No module named 'json'\" >&2; exit 1")
+    assert says("3, 9", str(tmp_path / "python3")) == "", "such as Debian's python3-minimal"
+    assert says("3, 9", str(tmp_path / "none")) == ""
+
+
+def test_the_agent_runs_with_the_python_of_the_distribution(three: FakeCluster) -> None:
+    """Services see no home: one of pyenv or conda, first in root's PATH, would not start there."""
+    host = three.cluster.hosts[0]
+    assert agent.python(three.cluster, host) == "/usr/bin/python3"
+    three.servers[host.name].answer("sh", "-c", agent._PYTHON, "python", "3, 9", "/usr/bin/python3", with_=1)
+    with pytest.raises(Error, match="neither this host nor the bundle has Python"):
+        agent.python(three.cluster, host)
 
 
 # ---- firewalls -------------------------------------------------------------------------------------------------------
