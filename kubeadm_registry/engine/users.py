@@ -40,12 +40,22 @@ class User:
         if not host.query("id", "--", self.name).ok:
             # No password fits "*". With useradd's own "!" the account is locked, and sshd may refuse keys as well.
             password = ("--password", "*") if self.shell != _NO_SHELL else ()
+            # A group without its user is left by a run that died in NoUser, and by whoever removed the user alone.
+            own = ("--gid", self.name) if _group(host, self.name) else ("--user-group",)
             host.run(
-                "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", self.home,
+                "useradd", "--system", *own, "--no-create-home", "--home-dir", self.home,
                 "--shell", self.shell, *password, "--comment", "kubeadm-registry", "--", self.name,
             )  # fmt: skip
         for group in self.groups:
             host.run("usermod", "--append", "--groups", group, "--", self.name)
+
+
+def _user(host: Host, name: str) -> bool:
+    return host.query("getent", "passwd", name).ok
+
+
+def _group(host: Host, name: str) -> bool:
+    return host.query("getent", "group", name).ok
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +70,14 @@ class NoUser:
         return f"remove user {self.name}"
 
     def diff(self, host: Host) -> str | None:
-        """That it is there, or None."""
-        return f"user {self.name}: removed" if host.query("getent", "passwd", self.name).ok else None
+        """That it is there, or its group alone; or None."""
+        if _user(host, self.name):
+            return f"user {self.name}: removed"
+        return f"group {self.name}: removed" if _group(host, self.name) else None
 
     def apply(self, host: Host) -> None:
         """Remove the user; its group goes with it."""
-        host.run("userdel", "--", self.name)
-        if host.query("getent", "group", self.name).ok:
+        if _user(host, self.name):
+            host.run("userdel", "--", self.name)
+        if _group(host, self.name):
             host.run("groupdel", "--", self.name)

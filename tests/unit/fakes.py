@@ -477,8 +477,8 @@ class FakeTransport:
         name = found["user"]
         if name in self.users:
             raise Failed(f"useradd: user '{name}' already exists", 9)
-        if name in self.groups:
-            raise Failed(f"useradd: group {name} exists", 9)
+        if (name in self.groups) is not (found.groupdict().get("group") == name):
+            raise Failed(f"useradd: group {name} exists, or does not", 9)
         self._act(f"add user {name}")
         self.users[name] = {name}
         self.groups.add(name)
@@ -735,6 +735,8 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
         ("useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "
          "--comment kubeadm-registry -- <user>", FakeTransport._useradd),
         ("useradd --system --user-group --no-create-home --home-dir <path> --shell /bin/sh --password * "
+         "--comment kubeadm-registry -- <user>", FakeTransport._useradd),
+        ("useradd --system --gid <group> --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "
          "--comment kubeadm-registry -- <user>", FakeTransport._useradd),
         ("usermod --append --groups <group> -- <user>", FakeTransport._usermod),
         ("userdel -- <user>", FakeTransport._userdel),

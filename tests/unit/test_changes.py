@@ -249,6 +249,16 @@ def test_a_group_with_other_members_goes_too(server: FakeTransport) -> None:
     assert server.groups == {"root", "other"}
 
 
+def test_a_group_that_a_killed_run_left_is_no_hindrance_and_goes(server: FakeTransport) -> None:
+    """``userdel`` leaves a group with other members to ``groupdel``; a host may do so with all (USERGROUPS_ENAB)."""
+    server.groups.add("u")
+    User("u").apply(server.host())
+    assert server.users["u"] == {"u"}
+    del server.users["u"]
+    assert converge(NoUser("u"), server.host()) == "group u: removed"
+    assert server.groups == {"root"}
+
+
 # ---- waiting --------------------------------------------------------------------------------------------------------
 
 
