@@ -32,7 +32,7 @@ SUPPORTED = {
     "almalinux": ("9",),
     "centos": ("9",),
 }
-TOOLS = ("ip", "ss", "nft", "systemctl", "useradd", "tar", "gzip", "sha256sum", "timeout", "flock", "base64")
+TOOLS = ("bash", "ip", "ss", "nft", "systemctl", "useradd", "tar", "gzip", "sha256sum", "timeout", "flock", "base64")
 DATA_FREE = 10 * 2**30
 PROGRAMS_FREE = 2**30
 #: Seconds. The agents let no server write whose clock is 0.5 s from the others'; this leaves room for drift.

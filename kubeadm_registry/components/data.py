@@ -24,7 +24,12 @@ while stat -c '%a|%F|%n' -- "$path" || exit 1; [ "$path" != / ]; do path=$(dirna
 _KIND = 'p=$1; until [ -e "$p" ]; do p=$(dirname -- "$p"); done; stat -f -c %T -- "$p"'
 #: Those on which the storage's database, which writes through memory mappings and locks (LMDB), may lose data, or that
 #: nodes may share. "fuseblk" is all of FUSE.
-_REMOTE = frozenset({"nfs", "smb", "smb2", "cifs", "ceph", "afs", "v9fs", "lustre", "gpfs", "fuseblk"})
+_REMOTE = frozenset(
+    {
+        "acfs", "afs", "ceph", "cifs", "coda", "fhgfs", "fuseblk", "gfs/gfs2", "gpfs", "ibrix", "k-afs", "lustre",
+        "nfs", "ocfs2", "panfs", "prl_fs", "smb", "smb2", "snfs", "v9fs", "vboxsf", "vmhgfs",
+    }
+)  # fmt: skip
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 #: Where /etc/fstab mounts something on the way to ``$1``, and nothing is mounted.
 _UNMOUNTED = """
@@ -82,8 +87,8 @@ def on_a_disk(cluster: Cluster, host: Host) -> Iterator[str]:
     kind = host.query("sh", "-c", _KIND, "kind", wanted).text
     if kind in _REMOTE:
         yield (
-            f"{wanted} is on a network or FUSE file system ({kind}), on which the storage's database (LMDB) may lose "
-            "data; mount a local disk there, or set spec.dataDirectory to another path"
+            f"{wanted} is on a network, shared or FUSE file system ({kind}), on which the storage's database (LMDB) "
+            "may lose data; mount a local disk there, or set spec.dataDirectory to another path"
         )
     elif kind in _IN_MEMORY:
         yield (

@@ -475,8 +475,10 @@ def test_a_way_in_circles_is_told_as_a_problem(tmp_path: Path) -> None:
     ("kind", "problem"),
     [
         *((kind, None) for kind in ("ext2/ext3", "xfs", "btrfs", "zfs", "overlayfs", "UNKNOWN (0x1)", "")),
-        ("nfs", "/var/lib/kubeadm-registry is on a network or FUSE file system (nfs), on which the storage's database "
-                "(LMDB) may lose data; mount a local disk there, or set spec.dataDirectory to another path"),
+        *((kind, f"/var/lib/kubeadm-registry is on a network, shared or FUSE file system ({kind}), on which the "
+                 "storage's database (LMDB) may lose data; mount a local disk there, or set spec.dataDirectory to "
+                 "another path")
+          for kind in ("nfs", "gfs/gfs2", "ocfs2", "fuseblk")),
         ("tmpfs", "/var/lib/kubeadm-registry is in memory (tmpfs), and empty after a reboot; mount a disk there, or "
                   "set spec.dataDirectory to another path"),
     ],
