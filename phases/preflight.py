@@ -13,9 +13,9 @@ from kubeadm_registry import paths
 from kubeadm_registry.agent import reserve
 from kubeadm_registry.bundle.programs import MACHINES, architecture_of
 from kubeadm_registry.cluster import Cluster, leader
-from kubeadm_registry.components import data
+from kubeadm_registry.components import data, handover, network
 from kubeadm_registry.components.links import link
-from kubeadm_registry.components.services import backend, services, vip_manager
+from kubeadm_registry.components.services import backend, frontend, services, vip_manager
 from kubeadm_registry.engine.changes import unit_path, unit_state
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
@@ -89,6 +89,20 @@ def kernel(_: Cluster, host: Host) -> Iterator[str]:
             "the kernel lacks CONFIG_INET_DIAG_DESTROY, so pulls would hang for many seconds when a node stops "
             "responding; use the distribution's standard kernel"
         )
+
+
+def packet_filter(cluster: Cluster, host: Host) -> Iterator[str]:
+    """nft and the kernel accept the rules that the registry needs."""
+    rules = network.trial(cluster, host, services(cluster.spec), frontend(cluster.spec))
+    tried = host.query("nft", "--check", "--file", "-", stdin=rules + handover.trial(cluster, host))
+    if tried.ok or tried.code == 127:  # without nft: see tools
+        return
+    said = tried.stderr.decode(errors="replace").strip().splitlines()
+    yield (
+        f"the kernel or nft refuses the rules that the registry needs: {said[0] if said else f'status {tried.code}'}; "
+        "use the distribution's standard kernel and its latest nftables, and restart the node if its kernel was "
+        "upgraded since it started, for the modules of the one that runs are gone then"
+    )
 
 
 def ports(cluster: Cluster, host: Host) -> Iterator[str]:
@@ -362,6 +376,7 @@ CHECKS = (
     Check("Architecture", architecture),
     Check("Tools", tools),
     Check("Kernel", kernel),
+    Check("PacketFilter", packet_filter),
     Check("Ports", ports),
     Check("PortRange", port_range),
     Check("Inotify", inotify_instances),

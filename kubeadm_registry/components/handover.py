@@ -142,6 +142,15 @@ def pass_on(cluster: Cluster, host: Host, old: Host) -> None:
     host.run("sh", "-c", _BEGIN, "begin", UNIT, str(LONGEST), _END, stdin=rules)
 
 
+def trial(cluster: Cluster, host: Host) -> bytes:
+    """Such rules as ``pass_on`` loads, for whoever wants to know whether they can be loaded."""
+    gateways = cluster.peers(host)[0].addresses if cluster.peers(host) else ()
+    routes = [
+        Route(vip, gateway, "lo", (), {}) for vip, gateway in zip(cluster.spec.vip.addresses, gateways, strict=False)
+    ]
+    return render("handover/pass.nft.j2", routes=routes, table=PASS, port=paths.REGISTRY_PORT, seconds=2 * LONGEST)
+
+
 def pass_no_more(host: Host) -> None:
     """Let *host*, which does not have the VIP any more, pass nothing on: whoever has it knows where all belongs."""
     host.run("sh", "-c", _UNPASS, "unpass", PASS)

@@ -126,32 +126,49 @@ def fence(frontend: Frontend) -> dict[str, object]:
     }
 
 
+def rules(cluster: Cluster, host: Host, services: Sequence[Service], frontend: Frontend) -> bytes:
+    """The nft rules of this node."""
+    node = cluster.node(host)
+    return render(
+        "guard/guard.nft.j2",
+        table=paths.PREFIX,
+        guarded=list(guarded(services)),
+        listeners=list(listeners(services)),
+        s3_port=paths.S3_PORT,
+        registry_port=paths.REGISTRY_PORT,
+        frontend_port=paths.FRONTEND_PORT,
+        loopback_network=paths.LOOPBACK_NETWORK,
+        router_id=cluster.spec.vip.router_id,
+        family=family(node.address),
+        peers=[peer.address for peer in cluster.peers(host)],
+        former=sorted(at for _, at in cluster.members.left if family(at) == family(node.address)),
+        rpc_port=paths.RPC_PORT,
+        fence_table=paths.FENCE_TABLE,
+        fence=fence(frontend),
+    )
+
+
+#: Stands for the first of our users in rules that are only tried: these may not be there yet.
+_ANY_USER = 60000
+
+
+def trial(cluster: Cluster, host: Host, services: Sequence[Service], frontend: Frontend) -> bytes:
+    """The same rules with numbers in place of our users."""
+    numbers: dict[str, str] = {paths.FENCE_TABLE: paths.FENCE_TABLE}
+
+    def number(found: re.Match[str]) -> str:
+        return numbers.setdefault(found[0], str(_ANY_USER + len(numbers)))
+
+    text = rules(cluster, host, services, frontend).decode()
+    return re.sub(rf"{paths.PREFIX}-[a-z]+", number, text).encode()
+
+
 def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend: Frontend) -> Steps:
     """Install the nft rules and the script, with the units that apply them now and at each boot; see that they are so.
 
     The users that the rules name exist before: nft resolves them when it loads the file.
     """
-    node = cluster.node(host)
-    guard = File(
-        paths.GUARD,
-        render(
-            "guard/guard.nft.j2",
-            table=paths.PREFIX,
-            guarded=list(guarded(services)),
-            listeners=list(listeners(services)),
-            s3_port=paths.S3_PORT,
-            registry_port=paths.REGISTRY_PORT,
-            frontend_port=paths.FRONTEND_PORT,
-            loopback_network=paths.LOOPBACK_NETWORK,
-            router_id=cluster.spec.vip.router_id,
-            family=family(node.address),
-            peers=[peer.address for peer in cluster.peers(host)],
-            former=sorted(at for _, at in cluster.members.left if family(at) == family(node.address)),
-            rpc_port=paths.RPC_PORT,
-            fence_table=paths.FENCE_TABLE,
-            fence=fence(frontend),
-        ),
-    )
+    guard = File(paths.GUARD, rules(cluster, host, services, frontend))
     script = File(
         SCRIPT,
         render(

@@ -48,6 +48,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("uname", "-m", with_="x86_64\n")
     server.answer("sh", "-c", preflight._MISSING, "tools", *preflight.TOOLS)
     server.answer("sh", "-c", preflight._DIAG_DESTROY, with_="CONFIG_INET_DIAG_DESTROY=y\n")
+    server.answer("nft", "--check", "--file", "-")
     server.answer("ss", "-Hltunp", with_=SSHD)
     server.answer("cat", "--", *preflight._PORT_RANGE, with_="32768\t60999\n\n")
     server.answer("sh", "-c", preflight._INOTIFY, "inotify", with_="128\n23\n")

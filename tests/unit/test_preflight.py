@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+import re
+import shutil
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,7 +18,7 @@ import pytest
 
 from kubeadm_registry import config, paths
 from kubeadm_registry.cluster import Cluster, MembersChange
-from kubeadm_registry.components import agent, data, keepalived, links
+from kubeadm_registry.components import agent, data, handover, keepalived, links
 from kubeadm_registry.engine.changes import unit_path
 from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.report import JsonLines
@@ -97,6 +100,33 @@ def test_operating_system(good: FakeCluster, release: str, problem: str | None) 
 def test_no_release_file(good: FakeCluster) -> None:
     del good.servers["cp-2"].tree["/etc/os-release"]
     assert problems(good)["OperatingSystem"][0].startswith("unknown ")
+
+
+def test_rules_that_the_kernel_or_nft_refuses(good: FakeCluster) -> None:
+    said = b"/dev/stdin:9:3-9: Error: Could not process rule: Operation not supported\nmore\n"
+    good.servers["cp-2"].answer("nft", "--check", "--file", "-", with_=Result(("nft",), 1, b"", said))
+    [text] = problems(good)["PacketFilter"]
+    assert text.startswith(
+        "the kernel or nft refuses the rules that the registry needs: /dev/stdin:9:3-9: Error: Could not process rule: "
+        "Operation not supported; use the distribution's standard kernel"
+    )
+    good.servers["cp-2"].answer("nft", "--check", "--file", "-", with_=127)
+    assert problems(good) == {}, "one that is missing is named once"
+
+
+def test_the_rules_that_are_tried_name_no_user(good: FakeCluster) -> None:
+    """They may not be there yet, and nft looks them up."""
+    problems(good)
+    [tried] = [one.stdin.decode() for one in good.servers["cp-2"].log if one.argv[:2] == ("nft", "--check")]
+    assert set(re.findall(rf"{paths.PREFIX}[a-z-]*", tried)) == {paths.PREFIX, paths.FENCE_TABLE, handover.PASS}
+    assert "meta skuid { root, 6000" in tried.replace("!= ", "")
+    assert "dup to 10.0.0.11 " in tried
+    if not shutil.which("nft") or os.geteuid() != 0:
+        pytest.skip("needs nft, and root")
+    done = subprocess.run(
+        ["unshare", "--net", "nft", "--check", "--file", "-"], input=tried, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_machine_that_is_not_supported(good: FakeCluster) -> None:
