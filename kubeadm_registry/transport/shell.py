@@ -45,9 +45,13 @@ FLUSH_TIMEOUT = 900.0
 #: ``printf`` that is not built in takes 128 KiB in one argument, which this is not in base64.
 INLINE_STDIN = 64 * 1024
 
-#: Names the missing programs, then the user's id.
+#: Names the missing programs, then the user's id. The ``timeout`` of busybox knows no long options: each command would
+#: fail, and look like an answer.
 _HELLO = """
 for tool in timeout base64 sha256sum flock; do command -v "$tool" >/dev/null 2>&1 || printf '%s ' "$tool"; done
+if command -v timeout >/dev/null 2>&1; then
+  timeout --kill-after=9 -- 9 id -u </dev/null >/dev/null 2>&1 || printf '%s ' 'timeout(coreutils)'
+fi
 id -u </dev/null
 """
 

@@ -630,6 +630,17 @@ def test_missing_programs_are_named_at_the_start(tmp_path, monkeypatch):
     assert "coreutils" in caught.value.hint
 
 
+def test_a_timeout_of_busybox_is_none(tmp_path, monkeypatch):
+    """Else every command fails there with its usage, and preflight says that systemd is not running."""
+    (tmp_path / "timeout").write_text("#!/bin/sh\necho 'timeout: unrecognized option' >&2; exit 1\n")
+    (tmp_path / "timeout").chmod(0o755)
+    begin, path, rest = process_module._START.partition("export PATH LC_ALL; ")
+    monkeypatch.setattr(process_module, "_START", f'{begin}PATH="{tmp_path}:$PATH"; {path}{rest}')
+    with pytest.raises(ConnectionFailed, match=r"missing on the host: timeout\(coreutils\)$") as caught:
+        Shell(spawn, "cp-1")
+    assert caught.value.code == "ToolsMissing"
+
+
 def fake_sudo(body):
     """A process that speaks as sudo does before it runs the command."""
     mark = secrets.token_hex(16)
