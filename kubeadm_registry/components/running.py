@@ -25,8 +25,11 @@ while [ $# -gt 1 ]; do
   shift 2
 done
 """
-#: A path below the directory of a program: its name, its version as a path has it, its architecture, its build.
-_PATH = re.compile(rf"{re.escape(paths.PROGRAMS)}/([a-z0-9-]+)/(.+)-(?:amd64|arm64)-[0-9a-f]{{8}}/")
+#: A path below the directory of a program: its name, its version as a path has it, its architecture, its build. That of
+#: a process has no symbolic links in it, and /opt may be one.
+_PATH = re.compile(
+    rf"{re.escape(paths.PROGRAMS.removeprefix('/opt'))}/([a-z0-9-]+)/(.+)-(?:amd64|arm64)-[0-9a-f]{{8}}/"
+)
 
 
 def versions(cluster: Cluster, host: Host) -> dict[str, str]:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry import paths
-from kubeadm_registry.components import running
+from kubeadm_registry.components import retention, running
+from kubeadm_registry.components.services import services
+from kubeadm_registry.engine.changes import unit_path
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.test_upgrade import installed, newer, upgraded
 
@@ -23,6 +25,19 @@ def test_what_is_uploaded_does_not_run_yet() -> None:
     assert running.versions(fake.cluster, cluster.leader)["garage"] == "1.0"
     upgraded(fake)
     assert running.versions(fake.cluster, cluster.leader)["garage"] == "1.0", "another build of the same version"
+
+
+def test_opt_may_be_a_link() -> None:
+    fake = installed()
+    cluster = fake.cluster
+    before = running.versions(cluster, cluster.leader)
+    server = fake.servers[cluster.leader.name]
+    units = [one.unit for one in services(cluster.spec) if one.program] + [retention.TEMPLATE]
+    pairs = [word for unit in units for word in (unit, unit_path(unit))]
+    said = cluster.leader.query("sh", "-c", running._ASK, "running", *pairs).text
+    assert " /opt/" in said
+    server.answer("sh", "-c", running._ASK, "running", with_=said.replace(" /opt/", " /srv/software/"))
+    assert running.versions(cluster, cluster.leader) == before
 
 
 def test_the_agent_says_its_version(three: FakeCluster) -> None:
