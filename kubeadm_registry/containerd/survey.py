@@ -353,6 +353,11 @@ def problems(host: Host, shown: Containerd | None) -> Iterator[str]:
         else:
             yield "containerd is not installed: install containerd or containerd.io, then run the command again"
         return
+    for name in host.query("sh", "-c", _EMBEDDED, "embedded", "k3s", "rke2").text.split():
+        yield (
+            f"this node runs {name}, whose pods use a containerd of its own and not {UNIT}: configure registries.yaml "
+            f"(`kubeadm-registry mirrors print --for {name}`), and leave the node out or skip this phase"
+        )
     if shown.version is None:
         yield f"{shown.program} --version prints no version: containerd 1.6 or later is needed"
     elif shown.version < Version(1, 6):
@@ -363,6 +368,15 @@ def problems(host: Host, shown: Containerd | None) -> Iterator[str]:
         yield f"{UNIT} is not running: see `journalctl -u {UNIT}`, then run `systemctl enable --now {UNIT}`"
 
 
+#: Which of ``$@`` run, by their units.
+_EMBEDDED = """
+for name; do
+  for unit in "$name" "$name-server" "$name-agent"; do
+    systemctl is-active --quiet "$unit.service" && echo "$name" && break
+  done
+done
+:
+"""
 #: Which other container runtimes are in the directories ``$@``.
 _OTHERS = """
 for name in k3s rke2 dockerd crio; do

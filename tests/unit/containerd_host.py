@@ -24,6 +24,7 @@ STUBS = {
           *"--property=ActiveState --value"*) sed -n 's/^ActiveState=//p' "$STUB/unit" ;;
           show-environment) cat "$STUB/manager" ;;
           show*) cat "$STUB/unit" ;;
+          is-active*) grep -q -x -F "$3" "$STUB/active" 2>/dev/null ;;
           restart*)
             [ -e "$STUB/refuses" ] && exit 1
             id=$(sed -n 's/^InvocationID=//p' "$STUB/unit")

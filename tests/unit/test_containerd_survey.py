@@ -171,6 +171,19 @@ def test_a_unit_that_starts_containerd_by_another_program(rooted: Rooted) -> Non
 
 
 @pytest.mark.parametrize(
+    ("unit", "name"), [("k3s", "k3s"), ("k3s-agent", "k3s"), ("rke2-server", "rke2"), ("rke2-agent", "rke2")]
+)
+def test_a_containerd_that_kubernetes_does_not_use(rooted: Rooted, unit: str, name: str) -> None:
+    """Such as Docker's on a node of k3s: mirrors in it would have no effect."""
+    rooted.put("/stub/active", f"{unit}.service\n")
+    (found,) = problems(host(rooted))
+    assert found.startswith(f"this node runs {name}, whose pods use a containerd of its own and not containerd.service")
+    assert f"mirrors print --for {name}`" in found
+    rooted.put("/stub/active", "docker.service\nk3s-other.service\n")
+    assert not list(problems(host(rooted)))
+
+
+@pytest.mark.parametrize(
     ("program", "says"),
     [
         ("crio", "CRI-O, but only containerd is supported"),
