@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kubeadm_registry.access import session
 from kubeadm_registry.access.reach import ReadFailure, connection, prove
 from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import Error
@@ -54,21 +55,28 @@ def load(
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A bundle that was given: its *path*, the *programs* and *items* in it, and its *number* in its line."""
+    """A bundle that was given: its *path*, the *programs* and *items* in it, and its place in its *line*."""
 
     path: Path
     programs: frozenset[str]
     items: tuple[seeding.Item, ...]
-    number: int
+    line: Lineage
 
 
 def given(paths: Sequence[Path], key: Path | None, note: session.Note) -> list[Given]:
-    """The bundles in *paths*, each series from its first one on. Raises ConfigError, BundleError."""
-    found = []
+    """The bundles in *paths* in that order, but each series from its first one on. Raises ConfigError, BundleError.
+
+    Where two have an image under the same tag, the one that is loaded later counts.
+    """
+    found: list[Given] = []
     for path in paths:
         with session.open_bundle(path, key, note) as bundle:
-            found.append(Given(path, frozenset(bundle.programs), seeding.plan(bundle), bundle.layout.lineage.sequence))
-    return sorted(found, key=lambda one: one.number)
+            found.append(Given(path, frozenset(bundle.programs), seeding.plan(bundle), bundle.layout.lineage))
+    series: dict[str, Iterator[Given]] = {}
+    for root in {one.line.root for one in found}:
+        ones = [one for one in found if one.line.root == root]
+        series[root] = iter(sorted(ones, key=lambda one: one.line.sequence))
+    return [next(series[one.line.root]) for one in found]
 
 
 def with_programs(config: RegistryCluster, bundles: Sequence[Given]) -> Path:
