@@ -114,7 +114,7 @@ class Cluster:
         try:
             return self.programs[name]
         except KeyError:
-            where = "the bundle" if self.bundle is not None else "no bundle was given, and the nodes"
+            where = "the bundle" if self.bundle is not None else "no bundle with programs was given, and the nodes"
             raise Error(
                 f"{where} {'has' if self.bundle is not None else 'have'} no program {name}", code="ProgramMissing",
                 hint=f"create a bundle with it, `kubeadm-registry bundle create --with {name},...` (or "

@@ -59,6 +59,7 @@ class Given:
 
     path: Path
     programs: frozenset[str]
+    """Those that can be installed from it: a delta lists programs as well that only the bundle before it has."""
     items: tuple[seeding.Item, ...]
     line: Lineage
 
@@ -71,7 +72,8 @@ def given(paths: Sequence[Path], key: Path | None, note: session.Note) -> list[G
     found: list[Given] = []
     for path in paths:
         with session.open_bundle(path, key, note) as bundle:
-            found.append(Given(path, frozenset(bundle.programs), seeding.plan(bundle), bundle.layout.lineage))
+            held = frozenset(name for name, one in bundle.programs.items() if bundle.layout.has(one.digest))
+            found.append(Given(path, held, seeding.plan(bundle), bundle.layout.lineage))
     series: dict[str, Iterator[Given]] = {}
     for root in {one.line.root for one in found}:
         ones = [one for one in found if one.line.root == root]
@@ -79,10 +81,13 @@ def given(paths: Sequence[Path], key: Path | None, note: session.Note) -> list[G
     return [next(series[one.line.root]) for one in found]
 
 
-def with_programs(config: RegistryCluster, bundles: Sequence[Given]) -> Path:
-    """The bundle with the programs for the nodes: the one that has the most of them, the tool included."""
+def with_programs(config: RegistryCluster, bundles: Sequence[Given]) -> Path | None:
+    """The bundle with the programs for the nodes: the one that has the most of them, the tool included, and of those
+    the last. None: there are only images in them, and the nodes may have the programs already.
+    """
     wanted = set(session.wanted(config))
-    return max(bundles, key=lambda one: len(wanted & one.programs)).path
+    best = max(reversed(bundles), key=lambda one: len(wanted & one.programs))
+    return best.path if wanted & best.programs else None
 
 
 def load_given(

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from kubeadm_registry import config
-from kubeadm_registry.access import loading
+from kubeadm_registry.access import loading, session
 from kubeadm_registry.access.desk import desk
 from kubeadm_registry.access.loading import Given
 from kubeadm_registry.access.reach import answers, connection
@@ -119,12 +119,15 @@ def _cluster_file(path: Path | None, contents: Contents, file: Path) -> Registry
 
 @contextmanager
 def _cluster(
-    cluster_file: RegistryCluster, contents: Contents, bundle: Path, key: Path | None, reporter: Reporter
+    cluster_file: RegistryCluster, contents: Contents, bundle: Path | None, key: Path | None, reporter: Reporter
 ) -> Iterator[Cluster]:
     """The nodes, for which secrets and members in the backup count as well. Raises Error (SecretsConflict)."""
     secrets = restoring.secrets_for(cluster_file, contents)
+    opened = session.cluster(
+        cluster_file, terminal.prompts(), reporter.note, bundle=bundle, key=terminal.bundle_key(key), backup=secrets
+    )
     try:
-        with terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, backup=secrets) as cluster:
+        with opened as cluster:
             yield replace(cluster, recorded=restoring.members_for(cluster, contents))
     except Error as error:
         if error.code == "SecretsConflict":

@@ -63,16 +63,14 @@ def bundle_key(given: Path | None) -> Path | None:
 
 def cluster(
     config: RegistryCluster, reporter: Reporter, *, bundle: Path | None, key: Path | None = None,
-    may_miss: bool = False, backup: bytes | None = None,
+    may_miss: bool = False,
 ) -> AbstractContextManager[Cluster]:  # fmt: skip
     """``session.cluster`` for this terminal. *bundle* None: ./kubeadm-registry-bundle.tar if it is there, else none.
 
     A *key*, of the variable if it is None, must have signed the bundle.
     """
     bundle, signed_by = bundle_of(bundle, key)
-    return session.cluster(
-        config, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=may_miss, backup=backup
-    )
+    return session.cluster(config, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=may_miss)
 
 
 def bundle_of(given: Path | None, key: Path | None) -> tuple[Path | None, Path | None]:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kubeadm_registry import config, pki, secrets
-from kubeadm_registry.access import reach, session
+from kubeadm_registry.access import loading, reach, session
 from kubeadm_registry.backup import Contents, Identities, read
 from kubeadm_registry.cli import restore as cli_restore
 from kubeadm_registry.cli import seed as cli_seed
@@ -102,6 +102,7 @@ def site(three: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(session, "reach", connect)
     # Programs come from the fake, which no bundle of a test has, and phases that the fake does not know stay out.
     monkeypatch.setattr(session, "select", lambda *_: site.three.programs)
+    monkeypatch.setattr(loading, "with_programs", lambda _, bundles: bundles[0].path)
     monkeypatch.setattr(cli_restore, "run", partial(run_workflow, skip=ELSEWHERE))
     pair = pki.issue(authority(), "cp-1", ("10.0.0.10", "10.0.0.11", "10.0.0.12", "10.0.0.13"))
     with serving(registry, pair, ScopedHandler):

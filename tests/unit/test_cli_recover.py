@@ -50,6 +50,7 @@ pytestmark = pytest.mark.slow
 pytest_plugins = ["tests.unit.backup_site"]
 APP = "registry.example/team/app"
 NOW = 1_700_000_000
+WITH_PROGRAMS, SELECT = loading.with_programs, session.select
 
 
 @dataclass
@@ -280,6 +281,17 @@ def test_a_second_run_changes_nothing_and_says_the_same(world: World) -> None:
     last = lines(result)[-1]
     assert (last["changed"], last["loaded"], len(last["missing"])) == (0, [], 1)
     assert not {"cp-2", "cp-3"} & set(world.site.asked), "nobody is lost any more, so nothing is given up"
+
+
+def test_what_is_lacking_still_may_come_in_a_bundle_of_images_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert world("--yes").exit_code == 0
+    monkeypatch.setattr(loading, "with_programs", WITH_PROGRAMS)
+    monkeypatch.setattr(session, "select", SELECT)
+    again = world("-o", "json")
+    assert again.exit_code == 0, again.output  # the nodes have the programs
+    assert lines(again)[-1]["changed"] == 0
 
 
 def test_a_run_that_broke_off_after_the_deletion_is_completed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

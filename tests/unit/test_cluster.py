@@ -34,7 +34,7 @@ def test_the_leader_is_the_first_of_the_file(three: FakeCluster) -> None:
     ("bundle", "words"),
     [
         (cast(Bundle, FakeBundle()), "the bundle has no program seaweedfs"),
-        (None, "no bundle was given, and the nodes have no program seaweedfs"),
+        (None, "no bundle with programs was given, and the nodes have no program seaweedfs"),
     ],
 )
 def test_a_program_that_is_missing_is_told_with_how_to_get_it(
