@@ -62,10 +62,18 @@ def differences(config: RegistryCluster, contents: Contents) -> Iterator[str]:
     old: RegistryCluster | None = None
     with suppress(ConfigError):
         old = cluster_file.parse(contents.cluster_file, "cluster.yaml in the backup", elsewhere=True)
-    if old is not None and old.spec.vip.addresses != config.spec.vip.addresses:
+    if old is None:
+        return
+    before, now = old.spec.vip, config.spec.vip
+    if before.addresses != now.addresses:
         yield (
-            f"the virtual IP was {', '.join(old.spec.vip.addresses)} and is {', '.join(config.spec.vip.addresses)} "
+            f"the virtual IP was {', '.join(before.addresses)} and is {', '.join(now.addresses)} "
             "now: run `kubeadm-registry mirrors apply` for the client nodes, which ask the old one"
+        )
+    if before.name is not None and before.name != now.name:
+        yield (
+            f"spec.vip.name was {before.name} and is {now.name or 'not set'} now: clients that use the old name will "
+            "not accept the certificates"
         )
 
 

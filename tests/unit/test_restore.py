@@ -311,6 +311,15 @@ def test_another_virtual_ip_is_told(site: Site, lost: tuple[Path, Path]) -> None
     assert "the virtual IP was 10.0.0.10 and is 10.0.0.40 now: run `kubeadm-registry mirrors apply`" in result.output
 
 
+def test_another_name_of_the_virtual_ip_is_told(site: Site) -> None:
+    named = config.SMALLEST.replace("10.0.0.10}", "10.0.0.10, name: registry.example}")
+    (site.folder / "cluster.yaml").write_text(named)
+    kept = contents_of(site, site.back_up("--no-images"))
+    assert list(restoring.differences(config.parse(named, "cluster.yaml"), kept)) == []
+    [told] = restoring.differences(config.parse(config.SMALLEST, "cluster.yaml"), kept)
+    assert told.startswith("spec.vip.name was registry.example and is not set now")
+
+
 # ---- who had left ---------------------------------------------------------------------------------------------------
 
 LISTED = Members(
