@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import sys
 from dataclasses import asdict
@@ -129,9 +128,9 @@ def _lock(
             "no encryption method given, and there is no terminal to prompt for a passphrase",
             hint="pass --passphrase-file FILE, or --recipient KEY", code="UsageInvalid",
         )  # fmt: skip
-    text = getpass.getpass(f"Passphrase for {file}: ")
-    if not text or getpass.getpass("The same passphrase again: ") != text:
-        why = "they differ" if text else "it is empty"
+    text = terminal.hidden(f"Passphrase for {file}: ")
+    if not text or terminal.hidden("The same passphrase again: ") != text:
+        why = "they differ" if text else "it is empty, or not UTF-8 text"
         raise ConfigError(f"no passphrase: {why}", hint="run the command again", code="PassphraseInvalid")
     return Passphrase(text)
 
@@ -148,7 +147,8 @@ def key_for(
     if passphrase_file is not None:
         return Passphrase.in_file(passphrase_file)
     if backup.index.encryption == PASSPHRASE and sys.stdin.isatty():
-        return Passphrase(getpass.getpass(f"Passphrase for {backup.path}: "))
+        text = terminal.hidden(f"Passphrase for {backup.path}: ")
+        return None if text is None else Passphrase(text)
     return None
 
 

@@ -39,12 +39,20 @@ def _given_sudo_password() -> str | None:
     return password
 
 
+def hidden(question: str) -> str | None:
+    """What somebody types after *question*, unseen. None: the end of the input (Ctrl-D), or what is not UTF-8 text."""
+    try:
+        return getpass.getpass(question)
+    except (EOFError, UnicodeDecodeError):
+        return None
+
+
 def _ask_sudo_password() -> str | None:
-    return getpass.getpass("sudo password for the nodes: ") if sys.stdin.isatty() else None
+    return hidden("sudo password for the nodes: ") if sys.stdin.isatty() else None
 
 
 def _ask_passphrase(key: Path) -> str | None:
-    return getpass.getpass(f"Passphrase for {key}: ") if sys.stdin.isatty() else None
+    return hidden(f"Passphrase for {key}: ") if sys.stdin.isatty() else None
 
 
 def bundle_key(given: Path | None) -> Path | None:

@@ -15,7 +15,9 @@ import pytest
 
 from kubeadm_registry import config, members, pki, secrets
 from kubeadm_registry.backup import Image, Passphrase, Pin
+from kubeadm_registry.backup.file import PASSPHRASE
 from kubeadm_registry.cli import backup as cli_backup
+from kubeadm_registry.cli import terminal
 from kubeadm_registry.engine.workflow import run as run_workflow
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images import inventory
@@ -186,13 +188,26 @@ def test_a_wrong_command_line_contacts_nobody(site: Site, arguments: tuple[str, 
 def test_a_passphrase_is_asked_for_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = ["correct horse", "correct horse", "one", "another", ""]
     monkeypatch.setattr(cli_backup.sys, "stdin", Mock(isatty=lambda: True))
-    monkeypatch.setattr(cli_backup.getpass, "getpass", lambda _question: said.pop(0))
+    monkeypatch.setattr(terminal.getpass, "getpass", lambda _question: said.pop(0))
     ask = partial(cli_backup._lock, tmp_path / "b", None, (), (), unencrypted=False)
     assert ask() == Passphrase("correct horse")
     for words in ("they differ", "it is empty"):
         with pytest.raises(ConfigError, match=f"no passphrase: {words}"):
             ask()
     assert said == []
+
+
+@pytest.mark.parametrize("failure", [EOFError(), UnicodeDecodeError("utf-8", b"\xfc", 0, 1, "invalid start byte")])
+def test_what_is_typed_at_a_hidden_prompt_may_be_nothing_or_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    monkeypatch.setattr(cli_backup.sys, "stdin", Mock(isatty=lambda: True))
+    monkeypatch.setattr(terminal.getpass, "getpass", Mock(side_effect=failure))
+    with pytest.raises(ConfigError, match="no passphrase: it is empty, or not UTF-8 text"):
+        cli_backup._lock(tmp_path / "b", None, (), (), unencrypted=False)
+    assert cli_backup.key_for(Mock(index=Mock(encryption=PASSPHRASE)), None, ()) is None
+    # Nodes that want a password for sudo are then told of, and an SSH key that has a passphrase is not used.
+    assert (terminal.prompts().ask_sudo_password(), terminal.prompts().passphrase(tmp_path / "key")) == (None, None)
 
 
 def test_the_library_is_loaded_only_where_something_is_encrypted() -> None:
