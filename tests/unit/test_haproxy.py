@@ -708,3 +708,26 @@ def test_the_ledger_and_all_else_is_written_as_before(executor: Node, request_: 
     assert executor.ask(method, target, head, b"{}").status in (200, 202)
     assert came(executor) == [request_]
     assert executor.fields[-1].get("x-registry-term") is None
+
+
+# ---- what is noted -----------------------------------------------------------------------------------------------
+
+
+def test_a_read_is_noted_as_the_frontend_reads_its_path() -> None:
+    """Retention and the freeing of space go by the log, and Distribution decodes what a client has encoded."""
+    encoded = DIGEST.replace(":", "%3A")
+    paths_noted = {
+        f"/v2/a/manifests/{encoded}": f"/v2/a/manifests/{DIGEST}",
+        f"/v2/a%2Fb/blobs/{encoded.lower()}?x=%31": f"/v2/a/b/blobs/{DIGEST}",
+        "/v2/a/manifests/v1%22,%22status%22:200%5C": '/v2/a/manifests/v1","status":200\\',
+        "/v2/a/manifests/v%zz%31": "/v2/a/manifests/v%zz%31",
+        "/v2/a/manifests/v1+2": "/v2/a/manifests/v1+2",
+    }
+    with nodes(DISTRIBUTION, "cp-1", instead={"log /dev/log len 8192": "log stdout len 8192 format raw"}) as [node]:
+        for target in paths_noted:
+            assert node.ask("GET", target).status == 200
+        end = time.monotonic() + 5
+        while node.log.count('{"client"') < len(paths_noted) and time.monotonic() < end:
+            time.sleep(0.05)
+        noted = [json.loads(line)["path"] for line in node.log.splitlines() if line.startswith('{"client"')]
+    assert noted == list(paths_noted.values())
