@@ -371,9 +371,7 @@ def problems(host: Host, shown: Containerd | None) -> Iterator[str]:
 #: Which of ``$@`` run, by their units.
 _EMBEDDED = """
 for name; do
-  for unit in "$name" "$name-server" "$name-agent"; do
-    systemctl is-active --quiet "$unit.service" && echo "$name" && break
-  done
+  systemctl is-active --quiet -- "$name.service" "$name-server.service" "$name-agent.service" && echo "$name"
 done
 :
 """
