@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
+from kubeadm_registry.access import executor, replacing
 from kubeadm_registry.config import RegistryCluster
+from kubeadm_registry.errors import Error
 from kubeadm_registry.operator import health, probes
 from kubeadm_registry.operator.conditions import rfc3339
 from kubeadm_registry.operator.way import Way
+from kubeadm_registry.retention.pulls import Pulls
 
 
 def look(cluster: RegistryCluster, the_way: Way) -> tuple[probes.Probe, list[health.Seen]]:
@@ -44,3 +47,14 @@ def of_node(one: health.Seen, authority_ends: datetime, now: datetime) -> dict[s
         found["certificateExpires"] = rfc3339(one.probe.ends.timestamp())
         found["certificateDays"] = (one.probe.ends - now).days
     return {**found, "authorityExpires": rfc3339(authority_ends.timestamp())}
+
+
+def pulls(cluster: RegistryCluster, the_way: Way) -> Pulls:
+    """What the nodes of *cluster* recorded of pulls; there may be others, unless all nodes of the registry can say."""
+    nodes = the_way.nodes(cluster) or []
+    names = {node.name for node in cluster.spec.nodes}
+    try:
+        listed = replacing.listed(nodes)
+    except Error:
+        return executor.pulls(nodes, len(names) + 1)
+    return executor.pulls(nodes, len(names | (listed.nodes.keys() if listed is not None else set())))

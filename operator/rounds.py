@@ -23,7 +23,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kubeadm_registry import config
-from kubeadm_registry.access import executor
 from kubeadm_registry.access.collecting import Member
 from kubeadm_registry.custom_resources.names import ANOTHER_OBJECT
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
@@ -356,7 +355,7 @@ class Rounds:
             connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
             sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, report.version])
             reports = {urlsplit(api.server).netloc: report}
-            pulls = partial(executor.pulls, the_way.nodes(cluster) or [], len(cluster.spec.nodes))
+            pulls = partial(looking.pulls, cluster, the_way)
             looked = planning.look(
                 connect, the_way.key, rules, now, reports=reports, sets=sets, accepted=approved, pulls=pulls,
                 pause=cluster.spec.containerd.sandbox_image,

@@ -6,7 +6,7 @@ of JSON.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from kubeadm_registry.config import Node
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Damaged, Found
 from kubeadm_registry.members import Members
+from kubeadm_registry.transport.host import side_by_side
 
 #: Seconds for an answer.
 _ANSWER = 60.0
@@ -89,6 +90,25 @@ class Standing:
 def look(node: ByHelper) -> Standing:
     """How *node* is. Raises Error; QuestionInvalid if its helper is of a release that does not know the question."""
     return _read(node, questions.question("replacing"))
+
+
+def listed(nodes: Sequence[ByHelper]) -> Members | None:
+    """The newest list of members that the *nodes* have; None if none has one.
+
+    A helper of release 0.1 does not tell, and the members of its registry never change. Raises Error as ``look``, and
+    MembersConflict.
+    """
+
+    def ask(node: ByHelper) -> Members | None:
+        try:
+            return look(node).members
+        except Error as error:
+            if error.code != "QuestionInvalid":
+                raise
+            return None
+
+    found = zip(nodes, side_by_side(ask, nodes), strict=True)
+    return members.newest({node.name: one for node, one in found if one is not None})
 
 
 def begin(node: ByHelper, old: str, new: Node) -> Standing:

@@ -110,7 +110,9 @@ class Asked:
             if self.rules.asks_for_pulls:
                 reporter.note(f"pulls are not known, so pulledWithin keeps everything: {text}", level="warning")
 
-        return pulls(on_hosts(cluster), len(cluster.spec.nodes), note)
+        # A member that the file does not list serves pulls as well.
+        listed = cluster.recorded.nodes if cluster.recorded is not None else {}
+        return pulls(on_hosts(cluster), len({node.name for node in cluster.spec.nodes} | listed.keys()), note)
 
     def plan(self, cluster: Cluster, connect: Connect, reporter: Reporter) -> tuple[planning.Look, Plan]:
         """Ask the clusters, look at the registry, and make the plan. Raises Error (WorkloadsUnknown, PlanRefused)."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from kubeadm_registry import members
 from kubeadm_registry.access import executor
 from kubeadm_registry.agent import document
 from kubeadm_registry.cli import desk
@@ -282,6 +283,18 @@ def test_what_is_in_use_again_comes_back_and_the_rest_goes_for_good(site: Site) 
     assert "1 restored, 1 deleted permanently" in site.good("run", "--in-use", "used.txt")
     assert site.tags() == ["v1", "v3"]
     assert v2 not in site.registry.store["app"].manifests
+
+
+def test_pulls_through_a_member_that_the_file_does_not_list_may_be_any(site: Site) -> None:
+    """As after a `join` from another copy of the file: it may have served every pull of an image."""
+    asked(site, day=40)
+    policy = site.folder / "policy.yaml"
+    policy.write_text(policy.read_text().replace("newest: 1", "newest: 1, pulledWithin: 5d"))
+    assert "pulls are not known" not in site.run("plan", "--no-cluster").output
+    addresses = {host.name: host.address for host in site.servers.cluster.hosts}
+    for server in site.servers.servers.values():
+        server.put(members.PATH, members.Members(2, {**addresses, "cp-4": "10.0.0.14"}).render())
+    assert "3 of 4 nodes can be asked" in site.run("plan", "--no-cluster").output
 
 
 def asked(site: Site, *names: str, day: float) -> None:

@@ -10,16 +10,22 @@ from typing import Any
 import pytest
 
 from kubeadm_registry import config
+from kubeadm_registry.access import questions
+from kubeadm_registry.access.executor import ByHelper
+from kubeadm_registry.access.replacing import Standing
 from kubeadm_registry.agent import status as agents
 from kubeadm_registry.custom_resources.plans import PlanStatus
-from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.operator import health, images, plans
+from kubeadm_registry.errors import ConnectionFailed, RegistryError
+from kubeadm_registry.members import Members
+from kubeadm_registry.operator import health, images, looking, plans
 from kubeadm_registry.operator.conditions import BAD, Verdict, changes, merged
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.health import Seen
 from kubeadm_registry.operator.probes import Agent, Probe, parsed
 from kubeadm_registry.operator.watching import Changes
+from kubeadm_registry.operator.way import Way
 from kubeadm_registry.retention import Plan, Reason, Refused, Use, policy
+from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.record import Deletion
 from kubeadm_registry.upkeep.clusters import ClusterReport
 from tests.unit.agent_sample import every_condition, everything
@@ -28,6 +34,7 @@ CLUSTER = config.parse(config.SMALLEST, "x")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ENDS = NOW + timedelta(days=300)
 DIGEST = "sha256:" + "a" * 64
+NODES = {node.name: node.address for node in CLUSTER.spec.nodes}
 VALUES = {"vip_held": 0.0, "fit": 1.0, "data_free_bytes": 50e9, "data_size_bytes": 100e9}
 
 
@@ -210,6 +217,37 @@ def test_a_registry_that_does_not_answer_is_not_one_that_lacks_images() -> None:
     report = ClusterReport("u", "v1.36.3", (Use("10.0.0.10:5000/b:v1"),))
     found = images.verdict(CLUSTER, lambda: nullcontext(Away()), report)  # type: ignore[arg-type]
     assert (found.status, found.reason) == (None, "RegistryNotAsked")
+
+
+@pytest.mark.parametrize(
+    ("listed", "since"),
+    [
+        (Members(2, NODES), 5),
+        (None, 5),
+        (Members(2, {**NODES, "cp-4": "10.0.0.14"}), None),
+        (Members(2, {**NODES, "cp-4": "10.0.0.14"}, ("cp-1", "cp-2", "cp-3")), None),
+    ],
+    ids=["listed", "release 0.1", "not listed", "joining"],
+)
+def test_pulls_through_a_node_that_is_not_listed_may_be_any(
+    listed: Members | None, since: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(content: bytes, _: float) -> bytes:
+        told = json.loads(content)["verb"] == "replacing"
+        return questions.answer(Standing(False, listed, None).values() if told else Pulls(5, {}).to_dict())
+
+    monkeypatch.setattr(Way, "nodes", lambda *_: [ByHelper(name, ask) for name in NODES])
+    assert looking.pulls(CLUSTER, Way("ca")).since == since
+
+
+def test_pulls_are_not_known_where_a_node_cannot_be_asked_who_is_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(content: bytes, _: float) -> bytes:
+        if json.loads(content)["verb"] == "replacing":
+            raise ConnectionFailed("no route to host")
+        return questions.answer(Pulls(5, {}).to_dict())
+
+    monkeypatch.setattr(Way, "nodes", lambda *_: [ByHelper(name, ask) for name in NODES])
+    assert looking.pulls(CLUSTER, Way("ca")).since is None
 
 
 def test_a_refused_plan_says_every_reason() -> None:
