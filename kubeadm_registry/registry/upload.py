@@ -132,7 +132,10 @@ class Upload:
             )
         self._registry.expect(answer, 202, what)
         self._follow(answer)
-        self._tell(_end_of(answer, default=end))
+        told = _end_of(answer, default=end)
+        # ECR goes on telling of the first piece, though it takes each one (aws/containers-roadmap#2831). A registry
+        # that has not taken this one answers the next with 416.
+        self._tell(told if told > self._taken else end)
 
     def _finish(self, source: Source) -> None:
         answer = self._send("PUT", source, self._size, digest=self._digest)

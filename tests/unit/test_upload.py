@@ -12,7 +12,7 @@ from kubeadm_registry import pki
 from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.registry import Login, Registry, Upload
 from tests.unit.fake_cluster import authority
-from tests.unit.fake_registry import FakeRegistry, serving
+from tests.unit.fake_registry import FakeRegistry, Handler, serving
 
 CONTENT = bytes(range(256)) * 40
 DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
@@ -49,6 +49,16 @@ def test_a_blob_goes_in_pieces(fake: FakeRegistry, registry: Registry) -> None:
     assert fake.blobs == {DIGEST: CONTENT}
     assert methods(fake) == ["POST", "PATCH", "PATCH", "PATCH", "PUT"]
     assert seen == [0, 4000, 8000, len(CONTENT)]
+
+
+def test_a_registry_whose_range_stays_behind_has_what_it_took(
+    fake: FakeRegistry, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ECR: 202 for each piece, and each time the range of the first one."""
+    monkeypatch.setattr(Handler, "_range", lambda _: {"Range": "0-3999"})
+    upload(registry, patience=1).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert methods(fake) == ["POST", "PATCH", "PATCH", "PATCH", "PUT"]
 
 
 def test_a_small_blob_goes_with_the_request_that_ends_its_upload(fake: FakeRegistry, registry: Registry) -> None:
