@@ -383,6 +383,7 @@ CHECKS = (
     Check("Processes", processes),
     REACHABLE,
     WHOLE,
+    Check("ProgramDirectory", data.programs_reachable),
     Check("DataMounted", data.mounted),
     Check("DataDirectory", data.suitable),
     Check("DataFileSystem", data.on_a_disk),

@@ -69,6 +69,17 @@ def suitable(cluster: Cluster, host: Host) -> Iterator[str]:
         yield f"{text}; move them away, or set spec.dataDirectory to another path"
 
 
+def programs_reachable(_: Cluster, host: Host) -> Iterator[str]:
+    """The services can enter the directories above the programs, and other users cannot replace these."""
+    for mode, kind, path in (step.split("|", 2) for step in _way(host, paths.OPT.rpartition("/")[0])[1:]):
+        if kind != "directory":
+            yield f"{path} is a {kind}, not a directory; move it away"
+        elif not int(mode, 8) & 0o001:
+            yield f"{path} has mode {mode}, so the services cannot enter it; run chmod o+x {path}"
+        elif int(mode, 8) & 0o1002 == 0o002:
+            yield f"{path} has mode {mode}, so every user could replace the programs; run chmod o-w {path}"
+
+
 def mounted(cluster: Cluster, host: Host) -> Iterator[str]:
     """The file systems in /etc/fstab at or above the data directory are mounted."""
     # What is written below a mount point is out of sight once the disk is there: storage, secrets and what the agent

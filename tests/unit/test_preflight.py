@@ -102,6 +102,21 @@ def test_no_release_file(good: FakeCluster) -> None:
     assert problems(good)["OperatingSystem"][0].startswith("unknown ")
 
 
+@pytest.mark.parametrize(
+    ("node", "problem"),
+    [
+        (Dir(0o750), "/opt has mode 750, so the services cannot enter it; run chmod o+x /opt"),
+        (Dir(0o777), "/opt has mode 777, so every user could replace the programs; run chmod o-w /opt"),
+        (Dir(0o1777), None),
+        (Dir(0o711), None),
+    ],
+)
+def test_a_directory_of_programs_that_services_cannot_use(good: FakeCluster, node: Dir, problem: str | None) -> None:
+    """As an /opt of its own that a hardened machine made with a umask of 027: each unit fails with 203/EXEC."""
+    good.servers["cp-2"].tree["/opt"] = node
+    assert problems(good) == ({} if problem is None else {"ProgramDirectory": [problem]})
+
+
 def test_rules_that_the_kernel_or_nft_refuses(good: FakeCluster) -> None:
     said = b"/dev/stdin:9:3-9: Error: Could not process rule: Operation not supported\nmore\n"
     good.servers["cp-2"].answer("nft", "--check", "--file", "-", with_=Result(("nft",), 1, b"", said))
