@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from kubeadm_registry.agent.document import Left
@@ -161,7 +161,7 @@ class QuickCopies:
                 Api(self.cluster, one).do("SetWorkerVariable", wanted)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class CopiesMade:
     """Every member has its copies by the present layout, and none before it is in use any more.
 
@@ -180,8 +180,8 @@ class CopiesMade:
     cluster: Cluster
     block: int
     title = "wait until every node has its copies"
-    _waited: list[bool] = field(default_factory=list, compare=False)
-    _asked: list[tuple[float, Mapping[str, int]]] = field(default_factory=list, compare=False)
+    _waited: bool = False
+    _asked: tuple[float, Mapping[str, int]] | None = None
     """When the nodes were asked for the blocks that none has, and what they said."""
 
     def diff(self, host: Host) -> str | None:
@@ -226,13 +226,13 @@ class CopiesMade:
         if draining or not failing or any(work.left["tables"] for work in works.values()):
             return dict.fromkeys(works, 0)
         now = time.monotonic()
-        if not self._asked or now - self._asked[0][0] >= ASK_AGAIN:
+        if self._asked is None or now - self._asked[0] >= ASK_AGAIN:
             try:
                 told = block_files.lost(self.cluster)
             except Error:  # one that leaves does not tell: perhaps it has them
                 told = dict.fromkeys(works, 0)
-            self._asked[:] = [(now, told)]
-        return self._asked[0][1]
+            self._asked = now, told
+        return self._asked[1]
 
     def apply(self, host: Host) -> None:
         """Wait, for as long as there is progress. Raises Error (CopiesStalled)."""
@@ -257,7 +257,7 @@ class CopiesMade:
                 if ended is not None and now - ended >= BEGINS:
                     done |= {name for name, one in left.items() if not one["blocks"] and not one["tables"]}
                 if done >= left.keys():
-                    self._waited.append(True)
+                    self._waited = True
                     return
             except (NotYetKnown, CommandTimeout) as error:
                 words = error.message
