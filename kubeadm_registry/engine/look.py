@@ -88,7 +88,7 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
 
     with ThreadPoolExecutor(WORKERS * len(cluster.everyone)) as pool:
         changes = list(chain.from_iterable(pool.map(steps, phases)))
-        list(pool.map(lambda host: _read_ahead(host, changes), cluster.everyone))
+        list(pool.map(lambda host: _read_ahead(host, [one for _, one, at in changes if at is host]), cluster.everyone))
         list(pool.map(compare, changes))
         list(pool.map(tell, phases))
     return Look(first.value, notices)
@@ -138,17 +138,16 @@ def differences(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> list
 
     with ThreadPoolExecutor(WORKERS * max(1, len(cluster.hosts))) as pool:
         wanted = list(chain.from_iterable(pool.map(steps, phases)))
-        changes = [(0, change, host) for _, change, host in wanted if not isinstance(change, Error)]
-        list(pool.map(lambda host: _read_ahead(host, changes), cluster.hosts))
+        changes = [(change, host) for _, change, host in wanted if not isinstance(change, Error)]
+        list(pool.map(lambda host: _read_ahead(host, [one for one, at in changes if at is host]), cluster.hosts))
         return [found for found in pool.map(compare, wanted) if found is not None]
 
 
-def _read_ahead(host: Host, changes: Sequence[tuple[int, Change, Host]]) -> None:
-    """Ask for all files, directories and units of *host* that the *changes* will look at, by three questions."""
-    ours = [change for _, change, other in changes if other is host]
-    files = dict.fromkeys(path for change in ours for path in getattr(change, "reads", ()))
-    directories = dict.fromkeys(change.path for change in ours if isinstance(change, Directory))
-    units = dict.fromkeys(change.unit for change in ours if isinstance(change, Running | NoService))
+def _read_ahead(host: Host, changes: Sequence[Change]) -> None:
+    """Ask for all files, directories and units that the *changes* on *host* will look at, by three questions."""
+    files = dict.fromkeys(path for change in changes for path in getattr(change, "reads", ()))
+    directories = dict.fromkeys(change.path for change in changes if isinstance(change, Directory))
+    units = dict.fromkeys(change.unit for change in changes if isinstance(change, Running | NoService))
     for ahead, what in ((Host.read_ahead, files), (directories_ahead, directories), (units_ahead, units)):
         if what and isinstance(host.transport, Memory):
             with suppress(Error):  # then each is asked for by itself
