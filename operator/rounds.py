@@ -33,6 +33,7 @@ from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.objects import CUSTOM, Object, Objects
 from kubeadm_registry.operator.posting import post
 from kubeadm_registry.operator.way import Way
+from kubeadm_registry.registry import SILENCE
 from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, policy
 from kubeadm_registry.retention.order import Caller
 from kubeadm_registry.retention.record import Key
@@ -41,8 +42,6 @@ from kubeadm_registry.upkeep.api import Api
 from kubeadm_registry.upkeep.clusters import Marker
 
 CLUSTERS, POLICIES, PLANS = "registryclusters", "registrypolicies", "registryretentionplans"
-#: Seconds of silence of the registry while it is read for a plan.
-_SILENCE = 60.0
 #: How many plans are remembered until they are approved.
 _MOST_SHOWN = 5
 
@@ -143,7 +142,7 @@ class Rounds:
         if found is None:
             return
         _, cluster, the_way = found
-        connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
+        connect = the_way.registry(cluster.spec.vip.address, timeout=SILENCE)
         self._tell(images.verdict(cluster, connect, clusters.running(self.apis[0])))
 
     def plans(self) -> None:
@@ -203,7 +202,7 @@ class Rounds:
         if isinstance(found.plan, Refused) or found.cluster is None or found.way is None:
             return plans.NOT_PUBLISHED, ""
         self.caller()
-        connect = found.way.registry(found.cluster.spec.vip.address, timeout=_SILENCE)
+        connect = found.way.registry(found.cluster.spec.vip.address, timeout=SILENCE)
         return plans.publish(connect, found.way.key, found.plan)
 
     def _marked(self, name: str) -> Object | None:
@@ -290,7 +289,7 @@ class Rounds:
         last = (self._space or status.get("space", {})).get("began")
         filling = any(one["type"] == "StorageFilling" and one["status"] == "True"
                       for one in status.get("conditions", ()))  # fmt: skip
-        connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
+        connect = the_way.registry(cluster.spec.vip.address, timeout=SILENCE)
         with connect() as registry:
             history = store.read_history(registry, the_way.key)
         began = seconds_of(last) if last else None
@@ -352,7 +351,7 @@ class Rounds:
             self.compare(cluster, the_way, self.clock)
             api = self.apis[1]
             report = replace(clusters.read(api, paths=[one.pair for one in rules.spec.image_paths]), marker=marker)
-            connect = the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)
+            connect = the_way.registry(cluster.spec.vip.address, timeout=SILENCE)
             sets = clusters.kubeadm_sets([cluster.spec.kubernetes.version, report.version])
             reports = {urlsplit(api.server).netloc: report}
             pulls = partial(looking.pulls, cluster, the_way)
@@ -382,7 +381,7 @@ class Rounds:
             # An approval is for all of its plan, however many runs that takes.
             self._shown = dict([*(one for one in shown[:-_MOST_SHOWN] if one[0] in said), *shown[-_MOST_SHOWN:]])
         try:
-            with the_way.registry(cluster.spec.vip.address, timeout=_SILENCE)() as registry:
+            with the_way.registry(cluster.spec.vip.address, timeout=SILENCE)() as registry:
                 prepared = carrying.prepare(registry, the_way.key, look, plan, rules, approved=said, shown=self._shown)
             now = self.objects.get(f"{CUSTOM}/{POLICIES}/{name}")
             if now is None or now["metadata"]["generation"] != asked["metadata"]["generation"]:

@@ -11,12 +11,9 @@ from kubeadm_registry import paths
 from kubeadm_registry.access.executor import OnHost, holder, on_hosts
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.images.pool import Connect
-from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.registry import SILENCE, Login, Registry
 from kubeadm_registry.transport.host import side_by_side
 from kubeadm_registry.upkeep.lease import TERM_HEADER
-
-#: Seconds that the registry may say nothing.
-_SILENCE = 60.0
 
 
 def desk(cluster: Cluster) -> Connect:
@@ -30,5 +27,5 @@ def desk(cluster: Cluster) -> Connect:
     login = Login(paths.RETENTION_NAME, secrets.password(paths.RETENTION_NAME))
     return partial(
         Registry, address, paths.REGISTRY_PORT, ca=secrets.trust, login=login,
-        via=node.host.dial(address, paths.REGISTRY_PORT), timeout=_SILENCE, headers={TERM_HEADER: str(seen.term)},
+        via=node.host.dial(address, paths.REGISTRY_PORT), timeout=SILENCE, headers={TERM_HEADER: str(seen.term)},
     )  # fmt: skip

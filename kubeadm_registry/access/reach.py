@@ -12,13 +12,11 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.errors import ConnectionFailed, NotYetKnown, RegistryError
 from kubeadm_registry.images import pool
 from kubeadm_registry.images import seed as seeding
-from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.registry import SILENCE, Login, Registry
 from kubeadm_registry.transport.host import Host, side_by_side
 
 #: Seconds to find out whether the registry can be reached without SSH.
 DIRECT = 2.0
-#: Seconds that the registry may say nothing, where blobs of any size are read and sent.
-SILENCE = 60.0
 #: Whose login our own questions carry: nodes pull as anybody or as ``pull``, and `images wanted` tells them by that.
 ROLE = "push"
 #: What the virtual IP is called among the places where an image is looked for.

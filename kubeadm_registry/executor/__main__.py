@@ -31,7 +31,7 @@ from kubeadm_registry.executor.run import Executor
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import Api, Login, Registry
+from kubeadm_registry.registry import SILENCE, Api, Login, Registry
 from kubeadm_registry.retention import Reason, Refused, policy
 from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.order import Order
@@ -39,8 +39,8 @@ from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.upkeep import planning, running
 from kubeadm_registry.upkeep.lease import TERM_HEADER, held_term
 
-#: Seconds that the registry may say nothing; and for which it may not be whole before nothing is deleted.
-SILENCE, WHOLE_AFTER = 60.0, 30.0
+#: Seconds for which the registry may not be whole before nothing is deleted.
+WHOLE_AFTER = 30.0
 _FAILED, _BUSY = 1, 3
 
 

@@ -19,15 +19,13 @@ from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import helper, programs
 from kubeadm_registry.errors import Error, HostBusy
 from kubeadm_registry.formats import Damaged
-from kubeadm_registry.registry import Login, Registry
+from kubeadm_registry.registry import SILENCE, Login, Registry
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local
 
 #: Steps that change something: none of them runs beside another run that works on this node. But ``end`` and ``open``
 #: do: the one ends a sweep for which nobody waits any more, the other has pushes go on, whoever works here.
 ACTS = frozenset({"close", "sweep", "restart", "abandon", "renew"})
-#: Seconds that the registry may say nothing.
-_SILENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ def here(host: Host) -> Place:
     cluster = Cluster(spec, (named,), vault, found)
     login = Login("push", vault.secrets.password("push"))
     connect = partial(
-        Registry, named.address, paths.REGISTRY_PORT, ca=vault.secrets.trust, login=login, timeout=_SILENCE
+        Registry, named.address, paths.REGISTRY_PORT, ca=vault.secrets.trust, login=login, timeout=SILENCE
     )
     return Place(cluster, named, connect, OnDisk(named))
 

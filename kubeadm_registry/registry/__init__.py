@@ -3,7 +3,7 @@
 Source: https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md
 """
 
-from kubeadm_registry.registry.client import Api, Deleted, Login, Registry, cosign_tags, referrers_tag
+from kubeadm_registry.registry.client import SILENCE, Api, Deleted, Login, Registry, cosign_tags, referrers_tag
 from kubeadm_registry.registry.limit import Limit
 from kubeadm_registry.registry.retries import retry
 from kubeadm_registry.registry.upload import PIECE, Upload, push_blob
@@ -11,6 +11,7 @@ from kubeadm_registry.registry.upstream import Upstream
 
 __all__ = [
     "PIECE",
+    "SILENCE",
     "Api",
     "Deleted",
     "Limit",

@@ -382,6 +382,10 @@ class Api:
         return answer.content
 
 
+#: Seconds that our own registry may say nothing, where blobs of any size are read and sent.
+SILENCE = 60.0
+
+
 class Registry(Api):
     """Our own registry, reached at one address. Not shared between threads."""
 
