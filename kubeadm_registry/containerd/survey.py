@@ -371,7 +371,7 @@ def problems(host: Host, shown: Containerd | None) -> Iterator[str]:
 #: Which of ``$@`` run, by their units.
 _EMBEDDED = """
 for name; do
-  systemctl is-active --quiet -- "$name.service" "$name-server.service" "$name-agent.service" && echo "$name"
+  systemctl is-active --quiet "$name.service" "$name-server.service" "$name-agent.service" && echo "$name"
 done
 :
 """

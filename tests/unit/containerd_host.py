@@ -24,7 +24,10 @@ STUBS = {
           *"--property=ActiveState --value"*) sed -n 's/^ActiveState=//p' "$STUB/unit" ;;
           show-environment) cat "$STUB/manager" ;;
           show*) cat "$STUB/unit" ;;
-          is-active*) grep -q -x -F "$3" "$STUB/active" 2>/dev/null ;;
+          is-active*)
+            shift 2
+            for unit; do grep -q -x -F "$unit" "$STUB/active" 2>/dev/null && exit 0; done
+            exit 3 ;;
           restart*)
             [ -e "$STUB/refuses" ] && exit 1
             id=$(sed -n 's/^InvocationID=//p' "$STUB/unit")
