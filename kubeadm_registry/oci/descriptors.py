@@ -143,7 +143,7 @@ def first_flaw(error: ValidationError) -> str:
     """The first thing that *error* finds wrong in a document, after its place."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    # What the specification allows besides, sha512, no registry here knows.
+    # What the specification allows besides, sha512, the proxies here do not take.
     said = "must be a sha256 digest" if first["type"] == "string_pattern_mismatch" else first["msg"]
     return f"{where}: {said}" if where else said
 

@@ -184,6 +184,28 @@ def test_no_other_spelling_of_a_write_arrives(zot: Node, request_: str) -> None:
     assert came(zot) == []
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        f"PUT /v2/a/blobs/uploads/u?_w={EPOCH}&digest=sha512:{'0' * 128}",
+        f"PUT /v2/a/blobs/uploads/u?digest=sha512%3A{'0' * 128}&_w={EPOCH}",
+        f"POST /v2/a/blobs/uploads/?digest=sha384:{'0' * 96}",
+        f"PUT /v2/a/manifests/sha512:{'0' * 128}",
+    ],
+)
+@pytest.mark.parametrize("frontend", ["zot", "distribution"])
+def test_digests_are_of_the_kind_that_all_who_delete_know(
+    frontend: str, request_: str, request: pytest.FixtureRequest
+) -> None:
+    node: Node = request.getfixturevalue(frontend)
+    came(node)
+    method, target = request_.split()
+    answer = node.ask(method, target, PUSH, b"{}")
+    assert (answer.status, json.loads(answer.body)["errors"][0]["code"]) == (400, "DIGEST_INVALID")
+    assert came(node) == []
+    assert node.ask("DELETE", f"/v2/a/manifests/sha512:{'0' * 128}", PUSH).status == 200, "what is there may go"
+
+
 HOSTILE_METHODS = ("POST", "PUT", "PATCH", "DELETE")
 HOSTILE_TARGETS = (
     "/v2/a/blobs/uploads/", f"/v2/a/blobs/uploads/u?_w={EPOCH}", "/v2/a/manifests/v1", f"/v2/a/blobs/{DIGEST}",
