@@ -47,12 +47,14 @@ unit=$1 user=$2 seconds=$3 slice=$4 program=$5 config=$6
     --property=RuntimeMaxSec="$seconds" --property=UnsetEnvironment=AWS_CA_BUNDLE --setenv=OTEL_TRACES_EXPORTER=none \\
     -- "$program" garbage-collect --dry-run "$config" 2>&1
   echo "status $?"
-} | grep -E '^(status |blob eligible for deletion: )|: marking manifest |ailed'
+} | grep -E '^(status |blob eligible for deletion: )|: marking (manifest |blob sha(384|512):)|ailed'
 """
 COLLECTION = f"{paths.PREFIX}-collection.service"
 """As which unit blobs are deleted on a node, one at a time."""
 _MARKED = re.compile(r"(\S+): marking manifest (sha256:[0-9a-f]{64}) ?")
 _ELIGIBLE = re.compile(r"blob eligible for deletion: (sha256:[0-9a-f]{64})")
+#: Distribution keeps a blob by its sha256, and takes one for unused that a manifest names otherwise.
+_OTHERWISE = re.compile(r"(\S+): marking blob (sha(?:384|512):[0-9a-f]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def mark(cluster: Cluster, host: Host, *, seconds: float) -> Marked:
     It leaves out the rest of a repository, without a word, where a manifest goes while it reads there. Manifests
     without a tag stay with what they need (no ``--delete-untagged``): they may be used by digest, retention decides
     about them, and 2.8 would take the images of an index for untagged ones. Raises Error (CollectionFailed) if it takes
-    more than *seconds*.
+    more than *seconds*, or a manifest names a blob by another digest than its sha256.
     """
     unit = f"{paths.PREFIX}-marking-{token_hex(4)}.service"  # others may mark at the same time
     argv = (unit, USER, f"{seconds:.0f}", paths.SLICE, cluster.program(NAME).executable, CONFIG)
@@ -82,6 +84,12 @@ def mark(cluster: Cluster, host: Host, *, seconds: float) -> Marked:
         raise Error(
             f"registry garbage-collect did not complete within {seconds:.0f} s: {said[0][:300]}", host=host.name,
             code="CollectionFailed", hint=f"see `journalctl -u {unit}` on that node, then run it again",
+        )  # fmt: skip
+    if otherwise := next((found for line in lines if (found := _OTHERWISE.fullmatch(line))), None):
+        raise Error(
+            f"an image in {otherwise[1]} needs a blob by {otherwise[2][:19]}..., which registry garbage-collect takes "
+            "for unused: nothing was deleted",
+            host=host.name, code="CollectionFailed", hint="push that image with sha256 digests, and delete this one",
         )  # fmt: skip
     return Marked(
         frozenset(found[1] for line in lines if (found := _ELIGIBLE.fullmatch(line))),

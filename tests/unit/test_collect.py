@@ -56,6 +56,8 @@ class World:
     stopped: int = 0
     marked: list[tuple[str, str]] = field(default_factory=list)
     """Manifests that the collection reads."""
+    otherwise: list[str] = field(default_factory=list)
+    """What else it says."""
     story: list[str] = field(default_factory=list)
 
     def collection(self, grace: float = DAY) -> Collection:
@@ -65,7 +67,7 @@ class World:
     def mark(self, _: tuple[str, ...], __: bytes) -> str:
         read = [f"{repository}: marking manifest {digest} " for repository, digest in self.marked]
         found = [f"blob eligible for deletion: {one}" for one in self.eligible]
-        return "\n".join([*read, *found, f"status {self.status}"])
+        return "\n".join([*read, *self.otherwise, *found, f"status {self.status}"])
 
     def sweep(self, _: tuple[str, ...], stdin: bytes) -> str:
         assert all(self.proxies.closed.values()), "pushes go on"
@@ -198,6 +200,16 @@ def test_what_a_manifest_needs_that_was_not_read_stays(world: World) -> None:
     one.look()
     run(workflows.collect(one), world.fake.cluster, Recorder())
     assert (one.deleted, world.eligible) == (1, [layer])
+
+
+def test_nothing_goes_while_an_image_names_layers_by_digests_that_the_collection_does_not_follow(world: World) -> None:
+    """Distribution has the layer by its sha256, marks the sha512, and says that no manifest needs the former."""
+    layer = blob(world, "team/app", b"layer", bytes_age=9 * DAY, link_age=9 * DAY)
+    world.otherwise = [f"team/app: marking blob sha512:{'0' * 128}"]
+    with pytest.raises(Error, match=r"an image in team/app needs a blob by sha512:0{12}\.\.\.") as caught:
+        world.collection().look()
+    assert caught.value.code == "CollectionFailed"
+    assert (world.story, world.eligible) == ([], [layer])
 
 
 def test_a_run_after_a_dead_one_that_fails_early_restarts_all_the_same(world: World) -> None:
