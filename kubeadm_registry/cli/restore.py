@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -36,6 +37,7 @@ from kubeadm_registry.engine.phase import require_checks
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
+from kubeadm_registry.images.seed import Item
 from kubeadm_registry.phases.workflows import RESTORE
 from kubeadm_registry.printable import counted
 
@@ -145,13 +147,25 @@ def _load(
     """Load the images of all bundles; what is not in the registry then. Raises Error (RestoreIncomplete)."""
     vip = cluster.spec.vip.address
     direct = answers(vip)
-    loading.load_given(
-        cluster, given, terminal.bundle_key(key), journal_of(cluster.secrets), reporter.note,
-        direct=direct, progress=reporter.progress, again="restore",
-    )  # fmt: skip
-    reasons = {one.image: one.why for one in unavailable}
     connect = connection(cluster, cluster.hosts[0], vip, direct=direct)
-    return restoring.missing(connect, contents.images or (), reasons)
+    load = partial(
+        loading.load_given, cluster, key=terminal.bundle_key(key), journal=journal_of(cluster.secrets),
+        note=reporter.note, direct=direct, progress=reporter.progress, again="restore",
+    )  # fmt: skip
+    load(given)
+    images = contents.images or ()
+    # Where several bundles have a tag the last one has won, and the backup may have the image of another one.
+    lacking = {
+        (one.image.repository, one.image.tag, one.image.digest) for one in restoring.missing(connect, images, {})
+    }
+    load(
+        [replace(one, items=tuple(item for item in one.items if _key(item) in lacking)) for one in given], record=False
+    )
+    return restoring.missing(connect, images, {one.image: one.why for one in unavailable})
+
+
+def _key(item: Item) -> tuple[str, str, str]:
+    return item.repository, item.reference, item.root.digest
 
 
 def _pin(cluster: Cluster, contents: Contents, reporter: Reporter) -> bool:

@@ -104,6 +104,20 @@ def test_with_all_bundles_all_is_back(site: Site) -> None:
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "restored 2 of 2 images in the backup")
 
 
+def test_a_tag_is_what_the_backup_says_also_if_a_later_bundle_has_another_image_of_it(site: Site) -> None:
+    seeded = bundle(site, "docker.io/team/app:v1")
+    other = write_layout(site.folder.parent / "other", image("docker.io/team/app:v1", b"other"))
+    later = create(site.folder.parent / "later.tar", {}, images=[FromLayout(other)]).path
+    site.empty()
+    seed(site, seeded)
+    before = {name: dict(one.tags) for name, one in site.registry.store.items() if name.endswith("team/app")}
+    backup = site.back_up()
+    site.lose()
+    result = site(*restore(site, backup, "--bundle", seeded, "--bundle", later))
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "restored 1 of 1 image in the backup")
+    assert {name: dict(one.tags) for name, one in site.registry.store.items() if name in before} == before
+
+
 def test_a_series_of_bundles_is_loaded_from_its_first_on_and_again(site: Site) -> None:
     first = bundle(site, f"{PAUSE}:3.10")
     second = bundle(site, f"{PAUSE}:3.10", f"{PAUSE}:3.11", since=first)
