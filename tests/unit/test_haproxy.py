@@ -124,7 +124,6 @@ WRITES = [
     f"PUT /v2/10.0.0.1/x/manifests/{DIGEST}",
     f"PUT /v2/a/manifests/{DIGEST}?tag=v1.2_3-X&tag=no-trash-1",
     f"DELETE /v2/a/manifests/{DIGEST}",
-    f"DELETE /v2/a/blobs/{DIGEST}",
 ]
 
 
@@ -136,6 +135,15 @@ def test_what_a_client_writes_arrives(frontend: str, request_: str, request: pyt
     method, target = request_.split()
     assert node.ask(method, target, PUSH, b"{}").status in (200, 202)
     assert came(node) == [request_]
+
+
+def test_a_blob_is_deleted_only_where_all_processes_know_of_it(zot: Node, distribution: Node) -> None:
+    """Distribution's other processes went on saying that it is there, and a push left it out."""
+    came(zot), came(distribution)
+    assert zot.ask("DELETE", f"/v2/a/blobs/{DIGEST}", PUSH).status in (200, 202)
+    answer = distribution.ask("DELETE", f"/v2/a/blobs/{DIGEST}", PUSH)
+    assert (answer.status, json.loads(answer.body)["errors"][0]["code"]) == (405, "UNSUPPORTED")
+    assert came(zot) + came(distribution) == [f"DELETE /v2/a/blobs/{DIGEST}"]
 
 
 #: With the login, at the writer: what goes round a rule that looks at the path or at the epoch.
@@ -485,7 +493,7 @@ def test_what_waited_is_of_the_epoch_of_the_writer_that_came(request_: str, want
 OF_A_PUSH = ("POST /v2/a/blobs/uploads/", "PUT /v2/a/manifests/v1", f"PUT /v2/a/blobs/uploads/u?digest={DIGEST}",
              "PATCH /v2/a/blobs/uploads/u", f"HEAD /v2/a/blobs/{DIGEST}")  # fmt: skip
 NO_PUSH = (f"GET /v2/a/blobs/{DIGEST}", "GET /v2/a/manifests/v1", "HEAD /v2/a/manifests/v1", "GET /v2/a/tags/list",
-           f"DELETE /v2/a/blobs/{DIGEST}", f"DELETE /v2/a/manifests/{DIGEST}")  # fmt: skip
+           f"DELETE /v2/a/manifests/{DIGEST}")  # fmt: skip
 
 
 def close(node: Node, seconds: float) -> None:
@@ -582,7 +590,6 @@ UNDER_TERM = {**RETENTION, "X-Registry-Term": str(EPOCH)}
 CARRIED_OUT = [
     f"DELETE /v2/a/manifests/{DIGEST}",
     "DELETE /v2/a/manifests/v1",
-    f"DELETE /v2/a/blobs/{DIGEST}",
     "PUT /v2/a/manifests/trash-v1",
     "PUT /v2/kubeadm-registry/retention-trash/a/manifests/v1",
     "PUT /v2/kubeadm-registry/retention/manifests/plan",
