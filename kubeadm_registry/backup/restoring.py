@@ -24,7 +24,7 @@ from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import standing
 from kubeadm_registry.upkeep import store
 
-#: More than members ever change between a backup and the loss of the registry.
+#: More than members ever change between a backup and the loss of the registry, where no clock tells.
 LATER = 1000
 
 
@@ -85,8 +85,11 @@ def secrets_for(config: RegistryCluster, contents: Contents) -> bytes:
     return secrets.render(replace(found, values={**found.values, "node_keys": keys}))
 
 
-def members_for(cluster: Cluster, contents: Contents) -> Members | None:
+def members_for(cluster: Cluster, contents: Contents, minutes: int) -> Members | None:
     """The list of members for the nodes of *cluster*: one that is later than any after that in the backup.
+
+    *minutes* since 1970 are its generation, so that it is also later than those after an earlier restore from that
+    backup.
 
     Machines of before may be switched on again, and know the secrets. So whoever had left stays kept out, and so does
     each address that is not used again; and a higher generation than theirs tells them that they are no members, also
@@ -99,7 +102,7 @@ def members_for(cluster: Cluster, contents: Contents) -> Members | None:
     directory = cluster.spec.data_directory
     if nodes != before.nodes and any(formed(host, directory) for host in cluster.hosts):
         return before  # the data stays, and with it the members: SameCluster compares them with the file
-    return replace(before.without(nodes), generation=before.generation + LATER)
+    return replace(before.without(nodes), generation=max(before.generation + LATER, minutes))
 
 
 def unavailable(images: Iterable[Image], items: Iterable[Item]) -> list[Missing]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -130,7 +131,7 @@ def _cluster(
     )
     try:
         with opened as cluster:
-            yield replace(cluster, recorded=restoring.members_for(cluster, contents))
+            yield replace(cluster, recorded=restoring.members_for(cluster, contents, int(time.time()) // 60))
     except Error as error:
         if error.code == "SecretsConflict":
             error.hint = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -342,6 +343,12 @@ LISTED = Members(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list's generation is not the time of the tests."""
+    monkeypatch.setattr(cli_restore, "time", SimpleNamespace(time=lambda: 0.0))
+
+
 def kept_out(site: Site) -> list[tuple[int, set[str]]]:
     """By node the generation of its list, and the addresses that it keeps out: list, agent and rules say the same."""
     found = []
@@ -375,9 +382,22 @@ def test_a_node_of_a_list_that_is_younger_than_the_backup_learns_that_it_is_no_m
     found = replace(contents_of(site, backup), recorded=LISTED)
     last = LISTED.changed_to({**LISTED.nodes, "cp-3": "10.0.0.33"}).settle()
     last = last.changed_to({**last.nodes, "cp-2": "10.0.0.22"}).settle()
-    after = restoring.members_for(replace(site.three.cluster, recorded=None), found)
+    after = restoring.members_for(replace(site.three.cluster, recorded=None), found, 0)
     assert after is not None
     assert after.generation > last.generation > LISTED.generation
+
+
+def test_a_second_restore_from_a_backup_is_later_than_what_came_of_the_first(
+    site: Site, lost: tuple[Path, Path]
+) -> None:
+    backup, _ = lost
+    found = replace(contents_of(site, backup), recorded=LISTED)
+    bare = replace(site.three.cluster, recorded=None)
+    first, second = (restoring.members_for(bare, found, minutes) for minutes in (29_000_000, 29_000_060))
+    assert first is not None
+    assert second is not None
+    changed = first.changed_to({**LISTED.nodes, "cp-3": "10.0.0.33"}).settle()
+    assert second.generation > changed.generation > first.generation > LISTED.generation
 
 
 def test_addresses_that_are_not_used_again_are_kept_out(site: Site, lost: tuple[Path, Path]) -> None:
@@ -406,9 +426,9 @@ def test_nodes_with_a_list_of_this_very_registry_keep_it(site: Site, lost: tuple
     found = replace(contents_of(site, backup), recorded=LISTED)
     cluster = site.three.cluster
     for there in (LISTED, LISTED.without({**LISTED.nodes, "cp-4": "10.0.0.14"})):
-        assert restoring.members_for(replace(cluster, recorded=there), found) is there
+        assert restoring.members_for(replace(cluster, recorded=there), found, 0) is there
     older = replace(cluster, recorded=Members(6, LISTED.nodes))
-    after = restoring.members_for(older, found)
+    after = restoring.members_for(older, found, 0)
     assert after is not None
     assert (after.generation, after.left) == (1007, LISTED.left)
 
@@ -420,7 +440,7 @@ def test_data_of_other_members_is_refused(site: Site, lost: tuple[Path, Path]) -
     fake = FakeCluster.of(text)
     fake.servers["cp-1"].put(f"{GARAGE}/meta/cluster_layout", b"layout")
     found = replace(contents_of(site, backup), recorded=LISTED)
-    cluster = replace(fake.cluster, recorded=restoring.members_for(fake.cluster, found))
+    cluster = replace(fake.cluster, recorded=restoring.members_for(fake.cluster, found, 0))
     (told,) = same_cluster(cluster, cluster.hosts[0])
     assert "the file adds cp-9 and omits cp-3" in told
 
