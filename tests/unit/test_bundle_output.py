@@ -226,7 +226,7 @@ def test_an_ended_run_does_not_wait_for_compression(tmp_path: Path) -> None:
     (tmp_path / "saved.tar").write_bytes(saved(os.urandom(64 * MB)))  # 2 s and more
     with running(tmp_path, "--images-from", "saved.tar") as process:
         notes = tmp_path / ".cache/kubeadm-registry/bundle/blobs/notes"
-        until(lambda: any(new.stat().st_size for new in notes.glob(".gzip-*.new")), process)
+        until(lambda: any(new.stat().st_size for new in notes.glob(".deflated-*.new")), process)
         process.terminate()
         process.communicate(timeout=60)
         assert process.returncode == 130
