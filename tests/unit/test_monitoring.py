@@ -74,6 +74,7 @@ def operators() -> str:
     kinds = ("RetentionHealthy", "ImagesMissing", "SpaceFreed")
     series = [(("type", kind), ("status", status)) for kind in kinds for status in ("True", "False", "Unknown")]
     figures.replace("condition", dict.fromkeys(series, 1.0))
+    figures.ended("health", 0.0)
     return figures.text()
 
 
