@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 from kubeadm_registry import paths, secrets
@@ -58,26 +58,25 @@ def suitable(cluster: Cluster, host: Host) -> Iterator[str]:
     real, *steps = _way(host, wanted)
     if real != wanted and (flaw := unsuitable(real)) is not None:
         yield f"{wanted} resolves to {real}; the data {flaw}"
-    for mode, kind, path in (step.split("|", 2) for step in steps):
-        if kind != "directory":
-            yield f"{path} is a {kind}, not a directory; move it away, or set spec.dataDirectory to another path"
-        elif not int(mode, 8) & 0o001:
-            yield f"{path} has mode {mode}, so the services cannot enter it; run chmod o+x {path}"
-        elif int(mode, 8) & 0o1002 == 0o002:
-            yield f"{path} has mode {mode}, so every user could replace the data; run chmod o-w {path}"
+    yield from _not_passable(steps, "the data", ", or set spec.dataDirectory to another path")
     for text in (*foreign_storage(cluster, host), *foreign_scratch(cluster, host)):
         yield f"{text}; move them away, or set spec.dataDirectory to another path"
 
 
 def programs_reachable(_: Cluster, host: Host) -> Iterator[str]:
     """The services can enter the directories above the programs, and other users cannot replace these."""
-    for mode, kind, path in (step.split("|", 2) for step in _way(host, paths.OPT.rpartition("/")[0])[1:]):
+    yield from _not_passable(_way(host, paths.OPT.rpartition("/")[0])[1:], "the programs")
+
+
+def _not_passable(steps: Iterable[str], what: str, otherwise: str = "") -> Iterator[str]:
+    """Those of *steps* on a way that services cannot pass, or on which other users could replace *what*."""
+    for mode, kind, path in (step.split("|", 2) for step in steps):
         if kind != "directory":
-            yield f"{path} is a {kind}, not a directory; move it away"
+            yield f"{path} is a {kind}, not a directory; move it away{otherwise}"
         elif not int(mode, 8) & 0o001:
             yield f"{path} has mode {mode}, so the services cannot enter it; run chmod o+x {path}"
         elif int(mode, 8) & 0o1002 == 0o002:
-            yield f"{path} has mode {mode}, so every user could replace the programs; run chmod o-w {path}"
+            yield f"{path} has mode {mode}, so every user could replace {what}; run chmod o-w {path}"
 
 
 def mounted(cluster: Cluster, host: Host) -> Iterator[str]:
