@@ -72,11 +72,12 @@ class Answered:
             self._cpu = self._idle = self._pages = self._paged = None
             return
         pages = self._processes.pages_read()
-        states = self._processes.states()
+        works = cpu != self._cpu
+        states = self._processes.states() if self._diskless or not works else ()
         read = pages != self._pages and self._pages is not None
         if self._pressure.short(now) or read or (self._diskless and "D" in states):
             self._paged = self._idle = now
-        if cpu != self._cpu or "R" in states:
+        if works or "R" in states:
             self._idle = now
         self._cpu, self._pages = cpu, pages
 
