@@ -154,15 +154,15 @@ def _load(
         note=reporter.note, direct=direct, progress=reporter.progress, again="restore",
     )  # fmt: skip
     load(given)
-    images = contents.images or ()
+    images, reasons = contents.images or (), {one.image: one.why for one in unavailable}
+    lacking = restoring.missing(connect, images, reasons)
     # Where several bundles have a tag the last one has won, and the backup may have the image of another one.
-    lacking = {
-        (one.image.repository, one.image.tag, one.image.digest) for one in restoring.missing(connect, images, {})
-    }
-    load(
-        [replace(one, items=tuple(item for item in one.items if _key(item) in lacking)) for one in given], record=False
-    )
-    return restoring.missing(connect, images, {one.image: one.why for one in unavailable})
+    wanted = {(one.image.repository, one.image.tag, one.image.digest) for one in lacking}
+    again = [replace(one, items=tuple(item for item in one.items if _key(item) in wanted)) for one in given]
+    if not any(one.items for one in again):
+        return lacking
+    load(again, record=False)
+    return restoring.missing(connect, images, reasons)
 
 
 def _key(item: Item) -> tuple[str, str, str]:
