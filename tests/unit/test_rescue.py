@@ -191,7 +191,7 @@ def test_what_is_not_there(client: httpx.Client, path: str, code: str) -> None:
 
 
 def test_a_registry_that_is_not_among_the_mirrors_by_name(client: httpx.Client) -> None:
-    """With "*" in spec.mirrors containerd asks below one path, and says in the query which registry it means."""
+    """From a mirror of every registry containerd asks below one path, and says in the query which registry it means."""
     for registry, rest in (
         ("registry.k8s.io", "pause/manifests/3.10"),
         ("registry.k8s.io", f"pause/blobs/{DIGEST}"),
