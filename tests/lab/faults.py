@@ -44,13 +44,22 @@ class Bound:
     """Of several runs; None: only the worst counts."""
     lost: Lost = Lost.ANY
 
-    def kept(self, runs: Sequence[Reading], *, median: bool = True) -> bool:
-        """Whether none of *runs* cost more; of the median only if it is asked for."""
+    def kept(self, runs: Sequence[Reading]) -> bool:
+        """Whether *runs* cost no more.
+
+        One may where the others are here only because of it (see `turns`): a machine of CI stands still for seconds
+        now and then. Where `repeat` says how many there are, none may. Wrong bytes are never borne.
+        """
+        spared = 1 if repeat() < MOST_TURNS <= len(runs) else 0
         return (
-            max(run.gap for run in runs) <= self.worst
-            and (not median or self.median is None or statistics.median_high(run.gap for run in runs) <= self.median)
-            and all(self.lost.allows(run) for run in runs)
+            sum(self.exceeded(run) for run in runs) <= spared
+            and (self.median is None or statistics.median_high(run.gap for run in runs) <= self.median)
+            and not any(run.wrong for run in runs)
         )
+
+    def exceeded(self, run: Reading) -> bool:
+        """Whether this one run cost more than the worst may."""
+        return run.gap > self.worst or bool(run.wrong) or not self.lost.allows(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +82,9 @@ class Fault:
 
 
 def turns(enough: Callable[[], bool]) -> Iterator[int]:
-    """The numbers of a fault's repetitions: as `repeat` says, and to three until *enough*, for one figure is no median.
+    """The numbers of a fault's repetitions: as `repeat` says, and to three until *enough*.
 
-    What the worst run may cost is not made up for by others.
+    One figure is no median, and one long gap may be the machine's own: see `Reading.pressure`.
     """
     for turn in itertools.count():
         if turn >= repeat() and (turn >= MOST_TURNS or enough()):

@@ -19,6 +19,7 @@ from tests.lab.registry import Login, Registry
 READER = Path(__file__).with_name("reader.py")
 PERIOD = 0.02
 DEADLINE = 5.0
+WRONG = "WrongBytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,13 @@ class Reading:
     struck: float = 0.0
     """When a fault had struck, if one did."""
     requests: list[Request] = field(default_factory=list)
+    pressure: dict[str, float] = field(default_factory=dict)
+    """Seconds for which something on this machine waited for its processors, disks or memory meanwhile."""
+
+    @property
+    def wrong(self) -> list[Request]:
+        """Those that were answered with other bytes than were pushed, which nothing excuses."""
+        return [request for request in self.requests if request.error == WRONG]
 
     @property
     def failed(self) -> list[Request]:
@@ -94,6 +102,7 @@ class Reading:
             f"gap {self.gap:.3f} s, {len(self.failed)} of {len(self.requests)} failed, slowest {self.slowest:.3f} s, "
             f"median {self.percentile(0.5) * 1000:.0f} ms, 99 % {self.percentile(0.99) * 1000:.0f} ms"
             + "".join(f"; {count} x {error}" for error, count in errors.items())
+            + "".join(f"; {seconds:.1f} s short of {what}" for what, seconds in self.pressure.items() if seconds >= 0.1)
         )
 
 
@@ -135,9 +144,10 @@ def reading(
         process.stdin.flush()
         if process.stdout.readline() != "ready\n":
             raise LabError(f"the reader did not start: {process.communicate()[1].strip()}")
-        result.begin = time.time()
+        result.begin, before = time.time(), _pressure()
         yield result
         result.end = time.time()
+        result.pressure = {what: seconds - before[what] for what, seconds in _pressure().items()}
         output, errors = process.communicate(timeout=deadline + 10)
     finally:
         if process.poll() is None:
@@ -158,3 +168,16 @@ def summary(readings: Sequence[Reading]) -> str:
         f"failed {sum(failed)} of {asked} ({', '.join(map(str, failed))}); "
         f"slowest {max(one.slowest for one in readings):.2f} s; n = {len(readings)}"
     )
+
+
+def _pressure() -> dict[str, float]:
+    """Seconds since the boot for which some process of this machine waited for each resource, if its kernel tells.
+
+    Source: the kernel's Documentation/accounting/psi.rst.
+    """
+    found = {}
+    for what in ("cpu", "io", "memory"):
+        path = Path("/proc/pressure") / what
+        if path.exists():
+            found[what] = int(path.read_text().splitlines()[0].rpartition("total=")[2]) / 1e6
+    return found
