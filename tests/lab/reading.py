@@ -85,6 +85,12 @@ class Reading:
         return max(((a, b - a) for a, b in itertools.pairwise(moments)), key=lambda pair: pair[1])
 
     @property
+    def stood_still(self) -> float:
+        """The longest time in which the client began no request, though it waits for none: its machine stood still."""
+        begins = sorted(request.begin for request in self.requests)
+        return max((b - a for a, b in itertools.pairwise(begins)), default=0.0)
+
+    @property
     def slowest(self) -> float:
         """Seconds that the slowest good request took."""
         return max((request.seconds for request in self.requests if not request.error), default=0.0)
@@ -102,6 +108,7 @@ class Reading:
             f"gap {self.gap:.3f} s, {len(self.failed)} of {len(self.requests)} failed, slowest {self.slowest:.3f} s, "
             f"median {self.percentile(0.5) * 1000:.0f} ms, 99 % {self.percentile(0.99) * 1000:.0f} ms"
             + "".join(f"; {count} x {error}" for error, count in errors.items())
+            + (f"; the client stood still for {self.stood_still:.1f} s" if self.stood_still > 0.2 else "")
             + "".join(f"; {seconds:.1f} s short of {what}" for what, seconds in self.pressure.items() if seconds >= 0.1)
         )
 
