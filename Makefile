@@ -133,7 +133,7 @@ soak: kubernetes-programs
 # recorded, so it can be interrupted and started again.
 simulate: PACKAGES := python3-venv python3-dev gcc libc6-dev
 simulate: setup
-	@echo "compiling the simulation, five minutes, once"
+	@echo "compiling the simulation, two minutes, once"
 	@$(PYTHON) -m tests.simulation.compiled $(CACHE)/simulation/compiled > /dev/null
 	cd $(CACHE)/simulation/compiled && $(CURDIR)/$(PYTHON) -m tests.simulation --count 1000000 --into $(CACHE)/simulation/record
 
