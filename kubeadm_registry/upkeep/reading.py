@@ -95,13 +95,12 @@ class _Reader:
 
     def _new(self, wanted: Iterable[Place]) -> list[Place]:
         """Those of *wanted*, all by digest, that were not looked for yet; and what the manifests so far lead to."""
-        places = {
-            (name, digest)
-            for name, digest in (*wanted, *self._led_to())
-            if digest not in self._repositories[name].manifests | self._repositories[name].asked
-        }
-        for name, digest in places:
-            self._repositories[name].asked.add(digest)
+        places = []
+        for name, digest in (*wanted, *self._led_to()):
+            repository = self._repositories[name]
+            if digest not in repository.manifests and digest not in repository.asked:
+                repository.asked.add(digest)
+                places.append((name, digest))
         return sorted(places)
 
     def _take(self, places: Iterable[Place]) -> None:
