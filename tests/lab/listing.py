@@ -17,11 +17,13 @@ VOLATILE = (
 )  # fmt: skip
 
 #: Kind, mode, owner, path and target or digest of everything below / and /var, which are file systems of their own.
+#: Nothing writes a file back into /usr, where nearly all bytes are: its size and time tell whether somebody wrote it.
 #: $@: find's words that leave the volatile paths out.
 _FILES = r"""
 find / /var -xdev \( "$@" \) -prune -o ! -type f -printf '%y %m %U:%G %p %l\n'
 find / /var -xdev \( "$@" \) -prune -o -type f -printf '%y %m %U:%G %p\n'
-find / /var -xdev \( "$@" \) -prune -o -type f -print0 | xargs -0 sha256sum
+find /usr -xdev -type f -printf '%s %T@ %p\n'
+find / /var -xdev \( "$@" -o -path /usr \) -prune -o -type f -print0 | xargs -0 sha256sum
 """
 
 #: containerd takes another port for its streams at each start.
