@@ -33,11 +33,18 @@ class Pulls:
     """All of them, once the ``with`` has ended."""
 
     done: list[Pull] = field(default_factory=list)
+    struck: float = 0.0
+    """When the VIP holder died, if it did."""
 
     @property
     def failed(self) -> list[Pull]:
         """Those that containerd gave up."""
         return [one for one in self.done if one.error]
+
+    @property
+    def lost(self) -> list[Pull]:
+        """Those of them that began after the VIP holder died; of the others only their client can get the rest."""
+        return [one for one in self.failed if one.begin > self.struck]
 
     def __str__(self) -> str:
         slowest = max((one.seconds for one in self.done), default=0.0)
