@@ -26,7 +26,7 @@ TABLE = f"{paths.PREFIX}-drain"
 #: Has each of the units ``$@`` start its workers anew; with ``systemctl reload`` it would note other files as its own.
 _RENEW = """
 for unit; do
-  pid=$(systemctl show -P MainPID -- "$unit")
+  pid=$(systemctl show --property=MainPID --value -- "$unit")
   [ "${pid:-0}" = 0 ] || kill -USR2 "$pid"
 done
 """

@@ -16,7 +16,7 @@ ETC = f"{paths.ETC}/garage"
 CONFIG = f"{ETC}/garage.toml"
 #: By the program that runs: the archive is made where no bundle is at hand.
 INSPECT = (
-    f'g="$(readlink "/proc/$(systemctl show -P MainPID {paths.unit(NAME)})/exe")"; '
+    f'g="$(readlink "/proc/$(systemctl show --property=MainPID --value {paths.unit(NAME)})/exe")"; '
     "for what in status 'layout show' 'stats' 'worker list' 'block list-errors'; do echo \"=== garage $what\"; "
     f'timeout 10 "$g" -c {CONFIG} $what 2>&1; done'
 )

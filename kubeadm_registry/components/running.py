@@ -17,7 +17,7 @@ from kubeadm_registry.transport.host import Host
 #: For each pair of unit and file ``$@`` a line: the program that the unit runs, else the one that its file names.
 _ASK = """
 while [ $# -gt 1 ]; do
-  pid=$(systemctl show -P MainPID -- "$1")
+  pid=$(systemctl show --property=MainPID --value -- "$1")
   exe=
   [ "${pid:-0}" = 0 ] || exe=$(readlink -- "/proc/$pid/exe") || :
   [ -n "$exe" ] || exe=$(sed -n 's/^ExecStart=[-+]*\\([^ ]*\\).*/\\1/p' "$2" 2>/dev/null | head -n 1)

@@ -78,6 +78,16 @@ def test_scripts_are_good_shell(script: str) -> None:
     assert result.returncode == 0, result.stdout
 
 
+def test_the_workers_of_those_that_run_begin_anew() -> None:
+    """Without -P, which systemd before 246 does not have."""
+    stubs = """
+systemctl() { [ "$1 $2 $3" = "show --property=MainPID --value" ] || return 1; [ "$5" = b ] && echo 0 || echo 42; }
+kill() { echo "$@"; }
+"""
+    argv = ["sh", "-c", stubs + drain._RENEW, "renew", "a", "b"]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "-USR2 42\n"
+
+
 def test_the_rule_names_each_address_by_its_family(tmp_path: Path) -> None:
     """As the script gives it to nft: the commands that it calls are replaced by ones that print."""
     for name, does in {"systemctl": "exit 5", "systemd-run": "exit 0", "nft": "exec cat"}.items():

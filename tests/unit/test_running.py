@@ -57,7 +57,9 @@ def test_python_is_of_no_interest_where_it_is_the_hosts_own() -> None:
 def test_the_script_prefers_the_process_to_the_file(tmp_path: Path, runs: bool) -> None:
     unit = tmp_path / "x.service"
     unit.write_text("[Service]\nExecStartPre=+/opt/record\nExecStart=-/opt/programs/x/2.0-amd64-12345678/bin/x serve\n")
-    stub = f"systemctl() {{ echo {os.getpid() if runs else 0}; }}\n"
+    # Without -P, which systemd before 246 does not have.
+    asked = '[ "$1 $2 $3" = "show --property=MainPID --value" ] || return 1'
+    stub = f"systemctl() {{ {asked}; echo {os.getpid() if runs else 0}; }}\n"
     argv = ["sh", "-c", stub + running._ASK, "running", "x.service", str(unit), "y.service", str(tmp_path / "none")]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
     here = str(Path(f"/proc/{os.getpid()}/exe").readlink())
