@@ -26,6 +26,8 @@ __all__ = ["UNREACHABLE", "SshTarget", "connect"]
 
 #: The user who needs no sudo.
 ROOT = "root"
+#: In English, whatever language the user has on the host: _REFUSALS tells by its words why it refuses.
+_SUDO = ("env", "LC_ALL=C", "sudo")
 #: What a host says to one who logged in and may run nothing, the code for it, and what to do.
 _REFUSALS = (
     (
@@ -124,11 +126,11 @@ class _Ssh:
         words = start_argv(argv, mark)
         sudo = self._settings.user != ROOT
         if sudo and password is None:
-            words = ["sudo", "-n", "--", *words]
+            words = [*_SUDO, "-n", "--", *words]
         elif sudo:
             # The prompt is asked for by a mark: only then does sudo read, and a second time means a wrong password.
             prompt = secrets.token_hex(16)
-            words = ["sudo", "-S", "-p", prompt, "--", *words]
+            words = [*_SUDO, "-S", "-p", prompt, "--", *words]
         what = Result(tuple(argv), 0).command
         try:
             channel = self._session("new")

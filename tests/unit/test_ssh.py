@@ -785,6 +785,16 @@ def test_sudo_that_refuses(own_server, user, body, password, code, text):
     assert text in error.message
 
 
+def test_sudo_refuses_in_english_whatever_the_language_of_the_host(own_server, user):
+    server = own_server()
+    server.program(
+        "sudo",
+        '[ "$LC_ALL" = C ] || { echo "sudo: Entschuldigung, Sie benötigen ein TTY" >&2; exit 1; }\n'
+        "echo 'sudo: sorry, you must have a tty to run sudo' >&2; exit 1",
+    )
+    assert refused(server.target()).code == "SudoNeedsTerminal"
+
+
 def test_a_host_without_sudo(own_server, user):
     server = own_server()
     server.program("sudo", "echo 'sh: sudo: not found' >&2; exit 127")
