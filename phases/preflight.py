@@ -32,7 +32,11 @@ SUPPORTED = {
     "almalinux": ("9",),
     "centos": ("9",),
 }
-TOOLS = ("bash", "ip", "ss", "nft", "systemctl", "useradd", "tar", "gzip", "sha256sum", "timeout", "flock", "base64")
+TOOLS = (
+    "bash", "ip", "ss", "nft", "systemctl", "useradd", "tar", "gzip", "sha256sum", "timeout", "flock", "base64",
+    # Without these many a question has an answer that is wrong: a directory in which nothing is found is empty.
+    "find", "grep", "sed",
+)  # fmt: skip
 DATA_FREE = 10 * 2**30
 PROGRAMS_FREE = 2**30
 #: Seconds. The agents let no server write whose clock is 0.5 s from the others'; this leaves room for drift.

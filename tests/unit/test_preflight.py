@@ -174,6 +174,16 @@ def test_the_script_that_looks_for_tools() -> None:
     assert result.stdout == b"no-such-program\nnor this\n"
 
 
+def test_a_program_is_a_tool_if_a_host_without_it_would_answer_wrongly(good: FakeCluster) -> None:
+    """Somebody's storage looks like an empty directory, and is taken for ours."""
+    data = good.config.spec.data_directory
+    server = good.servers["cp-2"]
+    server.put(f"{data}/garage/somebody else's", "")
+    server.answer("find", with_=127)
+    assert "DataDirectory" not in problems(good)
+    assert {"find", "grep", "sed"} <= set(preflight.TOOLS)
+
+
 @pytest.mark.parametrize(
     ("line", "bad"),
     [("CONFIG_INET_DIAG_DESTROY=y", False), ("# CONFIG_INET_DIAG_DESTROY is not set", True), ("", False)],
