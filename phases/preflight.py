@@ -14,7 +14,7 @@ from kubeadm_registry.agent import reserve
 from kubeadm_registry.bundle.programs import MACHINES, architecture_of
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import data, handover, network
-from kubeadm_registry.components.links import link
+from kubeadm_registry.components.links import is_direct, link
 from kubeadm_registry.components.services import backend, frontend, services, vip_manager
 from kubeadm_registry.engine.changes import unit_path, unit_state
 from kubeadm_registry.engine.phase import Check, Phase
@@ -328,10 +328,19 @@ def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:
         except Error as error:
             yield error.advice
             continue
-        if ip_address(vip) not in ip_network(f"{own}/{found.prefix_length}", strict=False):
+        subnet = ip_network(f"{own}/{found.prefix_length}", strict=False)
+        if ip_address(vip) in subnet:
+            continue
+        if subnet.num_addresses > 1:
             yield (
                 f"the virtual IP {vip} is not in the subnet {own}/{found.prefix_length} of {found.interface}; "
                 "set spec.vip.address to an unused address of that subnet"
+            )
+        elif not is_direct(host, vip, found.interface):  # a single address, as DHCPv6 gives one, tells no subnet
+            yield (
+                f"the address {own}/{found.prefix_length} of {found.interface} has no subnet, and no route leads to "
+                f"the virtual IP {vip} straight out of {found.interface}; set spec.vip.address to an unused address of "
+                "the nodes' own network, or give the address the prefix length of that network"
             )
 
 

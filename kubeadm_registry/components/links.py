@@ -41,6 +41,15 @@ def link(host: Host, address: str) -> Link:
     )  # fmt: skip
 
 
+def is_direct(host: Host, address: str, interface: str) -> bool:
+    """Whether *host* sends to *address* straight out of *interface*, through no router, or has the address itself."""
+    result = host.query("ip", "-json", "route", "get", address)
+    return result.ok and any(
+        way.get("type") == "local" or (way.get("dev") == interface and not {"gateway", "via"} & way.keys())
+        for way in json.loads(result.stdout or b"[]")
+    )
+
+
 #: Prints those of the pairs of address and port ``$@`` to which no connection gets. A port on which nobody listens yet
 #: says so, and that is an answer; a firewall says that there is no way, or nothing.
 BLOCKED = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import json
 import os
 import re
 import shutil
@@ -594,6 +595,37 @@ def test_a_vip_outside_of_the_subnet(good: FakeCluster) -> None:
         "the virtual IP 10.0.1.10 is not in the subnet 10.0.0.12/24 of eth0; set spec.vip.address to an unused "
         "address of that subnet"
     )
+
+
+STRAIGHT = {"dst": "fd00::10", "from": "::", "dev": "eth0", "prefsrc": "fd00::12", "metric": 100, "flags": []}
+
+
+@pytest.mark.parametrize(
+    ("way", "good"),
+    [
+        (STRAIGHT, True),
+        ({"type": "local", "dst": "fd00::10", "from": "::", "dev": "lo"}, True),
+        (STRAIGHT | {"gateway": "fe80::1"}, False),
+        (STRAIGHT | {"via": {"family": "inet6", "host": "fe80::1"}}, False),
+        (STRAIGHT | {"dev": "eth1"}, False),
+        (None, False),
+    ],
+)
+def test_a_single_address_tells_no_subnet(way: dict[str, object] | None, good: bool) -> None:
+    """DHCPv6 gives one, and the network is in a route."""
+    text = config.SMALLEST.replace("10.0.0.1", "fd00::1")
+    fake = healthy(FakeCluster.of(text))
+    server = fake.servers["cp-2"]
+    shown = [{"ifname": "eth0", "addr_info": [{"local": "fd00::12", "prefixlen": 128}]}]
+    server.answer("ip", "-json", "address", "show", with_=json.dumps(shown))
+    server.answer("ip", "-json", "route", "get", "fd00::10", with_=2 if way is None else json.dumps([way]))
+    found = problems(fake)
+    if good:
+        assert found == {}
+        return
+    [text] = found.pop("VipInSubnet")
+    assert found == {}
+    assert text.startswith("the address fd00::12/128 of eth0 has no subnet, and no route leads to the virtual IP fd00")
 
 
 def test_an_address_that_the_server_does_not_have(good: FakeCluster) -> None:
