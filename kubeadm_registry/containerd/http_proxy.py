@@ -7,6 +7,7 @@ before the lower-case one, ``NO_PROXY`` a list of ``*``, addresses, networks, an
 from __future__ import annotations
 
 import ipaddress
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -40,10 +41,22 @@ def parse_environment_file(text: str) -> dict[str, str]:
     return found
 
 
+#: How systemctl quotes a value with a character that means something to a shell, such as ``*``: ``show-environment`` by
+#: ``$'...'``, which shlex does not know, ``show`` by ``"..."``.
+_QUOTED = re.compile(r"""\$'((?:[^'\\]|\\.)*)'|"(?:[^"\\]|\\.)*\"""")
+
+
 def parse_show(value: str) -> dict[str, str]:
-    """The variables that ``systemctl show --property=Environment`` prints, quoted as in a shell."""
+    """The variables that ``systemctl show --property=Environment`` prints, or ``show-environment``, quoted as in bash.
+
+    Source: shell_maybe_quote in systemd's escape.c.
+    """
+
+    def plain(found: re.Match[str]) -> str:
+        return found[0] if found[1] is None else shlex.quote(re.sub(r"\\(.)", r"\1", found[1]))
+
     try:
-        words = shlex.split(value)
+        words = shlex.split(_QUOTED.sub(plain, value))
     except ValueError:
         words = value.split()
     return {name: value for name, equals, value in (word.partition("=") for word in words) if equals}

@@ -193,6 +193,19 @@ def test_environment_files() -> None:
     assert http_proxy.parse_show("A=1 'B=two words' C") == {"A": "1", "B": "two words"}
 
 
+def test_the_environment_of_systemd_itself_is_quoted_as_in_bash() -> None:
+    """So ``systemctl show-environment`` prints ``DefaultEnvironment=`` where a value has one of ``*?[()<>|&;!'``."""
+    shown = "HTTPS_PROXY=http://p:3128\nNO_PROXY=$'*.lan,10.1.0.0/16'\nX_PROXY=$'it\\'s a \\\\'\n"
+    found = http_proxy.parse_show(shown)
+    assert found == {"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "*.lan,10.1.0.0/16", "X_PROXY": "it's a \\"}
+    assert http_proxy.environment_file(found, ["10.0.0.10"]) == "NO_PROXY=*.lan,10.1.0.0/16,10.0.0.10\n"
+    assert http_proxy.parse_show("""A=1 "B=two words" "C=\\"$'x'\\"" """) == {
+        "A": "1",
+        "B": "two words",
+        "C": "\"$'x'\"",
+    }
+
+
 @pytest.mark.parametrize(
     "value",
     ['"Basic c2VjcmV0"', "'Basic c2VjcmV0'", '["Basic c2VjcmV0"]', '[\n  "Basic c2VjcmV0",\n]', '"""Basic c2VjcmV0"""',
