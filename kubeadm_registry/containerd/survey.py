@@ -12,13 +12,21 @@ from kubeadm_registry.containerd.settings import CONFIG, Layer, Refused, Version
 from kubeadm_registry.transport.host import OWNER, UNFINISHED, FileState, Host, owner_of
 
 UNIT = "containerd.service"
+_ON_THE_BUS = "/org/freedesktop/systemd1/unit/containerd_2eservice"
 
 #: One round trip: the unit's properties, the manager's environment, program and version, the process's command line.
-#: ``$1`` unit, ``$2`` /proc. The program is the unit's, since upstream's own lies where a plain SSH login has no PATH;
-#: where that is another one, such as ``env`` (Flatcar), it is what that has become.
+#: ``$1`` unit, ``$2`` /proc, ``$3`` the unit on the bus, which tells its environment (``as 2 "A=1" "B=c d"``) where
+#: systemctl does not: that of systemd 239 prints ``[unprintable]`` for what has a blank in it. The program is the
+#: unit's, since upstream's own lies where a plain SSH login has no PATH; where that is another one, such as ``env``
+#: (Flatcar), it is what that has become.
 _ASK = """
 properties=$(systemctl show --property=LoadState,ActiveState,KillMode,InvocationID,MainPID \\
   --property=ExecStart,Environment,EnvironmentFiles -- "$1")
+case $properties in *'=[unprintable]'*|*' [unprintable]'*)
+  environment=$(busctl get-property org.freedesktop.systemd1 "$3" org.freedesktop.systemd1.Service Environment) &&
+    properties="$properties
+Environment=${environment#as * }"
+esac
 printf '%s\\n--\\n' "$properties"
 systemctl show-environment 2>/dev/null | grep -i '_proxy=' || :
 echo --
@@ -156,7 +164,7 @@ class Containerd:
 
 def ask(host: Host) -> Containerd | None:
     """The host's containerd, or None if there is none."""
-    text = host.query("sh", "-c", _ASK, "ask", UNIT, "/proc").stdout.decode(errors="replace")
+    text = host.query("sh", "-c", _ASK, "ask", UNIT, "/proc", _ON_THE_BUS).stdout.decode(errors="replace")
     unit, environment, program, running = (f"{text}--\n--\n--\n").split("--\n", 3)
     lines = program.splitlines()
     words = tuple(running.split("\0")[:-1])

@@ -435,6 +435,21 @@ def test_proxy(rooted: Rooted) -> None:
     assert without_ours(rooted.tree()) == before
 
 
+def test_a_list_with_blanks_where_systemctl_does_not_show_it(rooted: Rooted) -> None:
+    """As that of systemd 239, RHEL 8's."""
+    rooted.unit(Environment="HTTPS_PROXY=http://p:3128 [unprintable]")
+    busctl = rooted.put("/usr/bin/busctl", '#!/bin/sh\ncat "$STUB/bus"\n', 0o755)
+    (rooted.stub / "bus").write_text('as 2 "HTTPS_PROXY=http://p:3128" "NO_PROXY=localhost, .lan"\n')
+    shown = survey.ask(host(rooted))
+    assert shown is not None
+    expected = {"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "localhost, .lan"}
+    assert survey.environment(host(rooted), shown) == expected
+    busctl.write_text("#!/bin/sh\nexit 1\n")
+    shown = survey.ask(host(rooted))
+    assert shown is not None
+    assert survey.environment(host(rooted), shown) == {"HTTPS_PROXY": "http://p:3128"}
+
+
 def test_no_proxy_no_drop_in(rooted: Rooted) -> None:
     init(rooted)
     assert not rooted.path(DROP_IN).exists()
