@@ -82,11 +82,12 @@ def look(host: Host, *patterns: str) -> list[tuple[int, str, ConfigFile | None]]
     while rest:
         head, _, rest = rest.partition(b"\n")
         line, _, rest = rest.partition(b"\n")
-        number, size, mode, names, numbers, real = head.decode().split(" ", 5)
+        number, size, mode, where = head.decode().split(" ", 3)
+        owner, _, real = where.partition(" /")
         path, shown = line.decode(), None
         if size != "-":
             content, rest = rest[: int(size)], rest[int(size) :]
-            shown = ConfigFile(path, real, FileState(content, int(mode, 8), owner_of(names, numbers)))
+            shown = ConfigFile(path, f"/{real}", FileState(content, int(mode, 8), owner_of(owner)))
         found.append((int(number), path, shown))
     return found
 

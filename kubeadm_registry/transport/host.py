@@ -122,10 +122,14 @@ def has_address(host: Host, address: str) -> bool:
     return bool(host.query("ip", "-oneline", "address", "show", "-tentative", "to", prefix(address), timeout=15).text)
 
 
-def owner_of(names: str, numbers: str) -> str:
-    """``user:group``, of what ``stat`` says by OWNER: as numbers where the host has no name for them."""
+def owner_of(said: str) -> str:
+    """``user:group``, of what ``stat`` *said* by OWNER: as numbers where the host has no name, or one with a blank.
+
+    The usual group of users from Active Directory has one: ``domain users``.
+    """
+    names, _, numbers = said.rpartition(" ")
     pairs = zip(names.split(":"), numbers.split(":"), strict=True)
-    return ":".join(number if name == "UNKNOWN" else name for name, number in pairs)
+    return ":".join(number if name == "UNKNOWN" or " " in name else name for name, number in pairs)
 
 
 def _write_hint(path: str, said: bytes) -> str:
@@ -185,8 +189,8 @@ class Host:
             what = "is not a regular file" if result.code == 4 else result.stderr.decode(errors="replace").strip()
             raise Error(f"cannot read {path}: {what}", host=self.name, code="FileUnreadable")
         head, _, content = result.stdout.partition(b"\n")
-        mode, names, numbers = head.decode().split(" ")
-        return FileState(content, int(mode, 8), owner_of(names, numbers))
+        mode, _, owner = head.decode().partition(" ")
+        return FileState(content, int(mode, 8), owner_of(owner))
 
     def read_ahead(self, paths: Sequence[str]) -> list[Result]:
         """What ``state`` will ask for each of *paths*, and the answers, by one question; none if they do not fit.

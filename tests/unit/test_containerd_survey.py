@@ -41,6 +41,14 @@ def test_an_import_without_a_star_is_no_pattern(rooted: Rooted) -> None:
     assert files(rooted) == [CONFIG, "/etc/containerd/a[b]?.toml"]
 
 
+def test_a_group_may_have_a_blank_in_its_name(rooted: Rooted) -> None:
+    rooted.put(CONFIG, "version = 2\n")
+    rooted.put("/usr/bin/stat", "#!/bin/sh\necho '12 640 joe:domain users 1001:1002'\n", 0o755)
+    (file,) = survey.configuration(host(rooted), CONFIG, Version(1, 7)).files
+    assert (file.path, file.real) == (CONFIG, CONFIG)
+    assert (file.state.content, file.state.mode, file.state.owner) == (b"version = 2\n", 0o640, "joe:1002")
+
+
 def test_each_file_is_read_once(rooted: Rooted) -> None:
     rooted.put(CONFIG, f'version = 2\nimports = ["{CONFIG}", "b.toml", "b.toml"]\n')
     rooted.put("/etc/containerd/b.toml", 'imports = ["config.toml", "b.toml"]\n')

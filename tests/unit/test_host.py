@@ -106,6 +106,13 @@ def test_a_link_is_read_through_with_the_mode_of_its_target(tmp_path: Path) -> N
     assert here().state(str(tmp_path / "link")) == FileState(b"x", 0o640, OWNER)
 
 
+def test_a_name_with_a_blank_is_not_used(tmp_path: Path) -> None:
+    """As that of the group of users from Active Directory: a record of an owner has none, and the number is as good."""
+    stub(tmp_path / "bin", "stat", "echo '644 joe:domain users 1001:1002'")
+    (tmp_path / "file").write_text("x")
+    assert here(tmp_path / "bin").state(str(tmp_path / "file")) == FileState(b"x", 0o644, "joe:1002")
+
+
 def test_what_is_read_ahead_is_what_each_question_would_be_answered(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 10)
