@@ -154,11 +154,11 @@ class Authorized:
         return "".join(f"{one}\n" for one in lines).encode(errors="surrogateescape")
 
     def _place(self, host: Host) -> tuple[str, str]:
-        """The file, and the user's group. Raises Error (UserUnknown)."""
+        """The file, and the user's group, which may have a blank in its name. Raises Error (UserUnknown)."""
         entry = host.query("getent", "passwd", self.user).text.strip().split(":")
         if len(entry) < 6:
             raise Error(
                 f"there is no user {self.user}", host=host.name, code="UserUnknown",
                 hint="set spec.ssh.user to the user by whom you log in to the nodes",
             )  # fmt: skip
-        return f"{entry[5]}/.ssh/authorized_keys", host.query("id", "-Gn", "--", self.user).text.split()[0]
+        return f"{entry[5]}/.ssh/authorized_keys", host.query("id", "-gn", "--", self.user).text

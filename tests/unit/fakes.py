@@ -473,6 +473,10 @@ class FakeTransport:
             raise Failed(f"id: '{found['user']}': no such user")
         return (" ".join(sorted(self.users[found["user"]])) + "\n").encode()
 
+    def _primary_group(self, found: re.Match[str]) -> bytes:
+        self._id(found)
+        return f"{found['user']}\n".encode()
+
     def _useradd(self, found: re.Match[str]) -> bytes:
         name = found["user"]
         if name in self.users:
@@ -731,6 +735,7 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
         ("rm -f -- <paths...>", FakeTransport._remove),
         ("readlink -f -- <path>", FakeTransport._real),
         ("id -Gn -- <user>", FakeTransport._id),
+        ("id -gn -- <user>", FakeTransport._primary_group),
         ("id -- <user>", FakeTransport._id),
         ("useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "
          "--comment kubeadm-registry -- <user>", FakeTransport._useradd),

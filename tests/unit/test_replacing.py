@@ -145,6 +145,17 @@ def test_no_diff_shows_the_key(site: Site) -> None:
     assert change.diff(site.fake.cluster.hosts[0]) == f"{replacing.KEY}: changed secret, {len(change.content)} bytes"
 
 
+def test_the_group_of_the_user_may_have_a_blank_in_its_name(site: Site) -> None:
+    """As that of the users from Active Directory."""
+    fake = with_admin(site)
+    for server in fake.servers.values():
+        server.groups |= {"domain users"}
+        server.answer("id", "-gn", "--", "admin", with_="domain users\n")
+    run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
+    for server in fake.servers.values():
+        assert server.files()[ADMINS].owner == "admin:domain users"
+
+
 @pytest.mark.parametrize("workflow", [FORBID, RESET, allow(OPERATOR)], ids=["uninstall", "reset", "not any more"])
 def test_nothing_of_it_stays_and_other_keys_do(site: Site, workflow: Workflow) -> None:
     run(workflow, site.fake.cluster, Recorder(), skip=("containerd", "data") if workflow is RESET else ())
