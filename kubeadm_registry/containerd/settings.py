@@ -262,8 +262,9 @@ def _effective(layers: Sequence[Layer], containerd: Version, setting: _Setting) 
             elif value is not None:
                 return layer, (table, key), value
     places = {layer.path: setting.place(_schema(layers, layer, containerd)) for layer in layers}
-    if containerd.major >= 2:
-        # Tables are merged key by key, so any file will do: take the one that has the table already.
+    if containerd.major >= 2 and not layers[0].version:
+        # Tables are merged key by key, so any file will do: the main one, for a drop-in may be written anew by whoever
+        # made it, as NVIDIA's toolkit does. One without a version leaves it to the one that has the table already.
         for layer in reversed(layers):
             table, _ = places[layer.path]
             if edit.get(layer.values, _plugin(table)) is not None:

@@ -28,6 +28,7 @@ from kubeadm_registry.containerd.settings import (
     plan,
     unmerge,
 )
+from tests.unit import containerd_dump
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "containerd"
 CASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
@@ -317,6 +318,32 @@ def test_in_2_x_tables_are_merged_so_that_the_path_of_the_other_file_counts() ->
     merged = containerd.plan(layers, containerd=V21, config_path=CERTS_D, sandbox_image=None)
     assert not merged.edits
     assert merged.hosts_directory == "/etc/a"
+
+
+NVIDIA = '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia]\nruntime_type = "io.containerd.runc.v2"\n'
+
+
+@pytest.mark.parametrize("version", [Version(2, 0), V21, Version(2, 3)])
+@pytest.mark.parametrize("main", [2, 3])
+@pytest.mark.parametrize("other", [2, 3])
+def test_in_2_x_a_drop_in_that_others_write_anew_is_left_alone(
+    tmp_path: Path, version: Version, main: int, other: int
+) -> None:
+    """NVIDIA's toolkit replaces its own each time it is configured, and the mirrors would be gone without a word."""
+    texts = {
+        "config.toml": f'version = {main}\nimports = ["nvidia.toml"]\n',
+        "nvidia.toml": f"version = {other}\n{NVIDIA}",
+    }
+    files = {name: str(tmp_path / name) for name in texts}
+    merged = containerd.plan(
+        [layer(files[name], text) for name, text in texts.items()],
+        containerd=version, config_path=CERTS_D, sandbox_image=PAUSE,
+    )  # fmt: skip
+    assert list(merged.texts) == [files["config.toml"]]
+    for name, text in texts.items():
+        (tmp_path / name).write_text(merged.texts.get(files[name], text))
+    shown = containerd_dump.dump(files["config.toml"], (version.major, version.minor), str(tmp_path))
+    assert list(containerd.contradictions(merged.wanted, shown, version)) == []
 
 
 def test_in_1_x_the_version_of_an_imported_file_counts_for_all() -> None:
