@@ -155,7 +155,7 @@ class Executor:
             self._write(trash)
         fates = _Fates({one.key: one for one in delete if one.key not in before})
         try:
-            for one in order.restore:
+            for one in sorted(order.restore, key=lambda one: -_newest(one.image)):
                 if self._each(one.image, report, partial(images.restore, self.registry), "restored", one.why):
                     fates.back.append(one.image)
             self._forget(order.forget, report, watch, fates)
@@ -281,6 +281,11 @@ def _known(ledger: Ledger, order: Order, repository: str) -> set[str]:
         return set()
     manifests = ledger.repositories.get(repository, EMPTY).manifests
     return {digest for digest, seen in manifests.items() if seen.first_seen <= order.made - DAY}
+
+
+def _newest(image: Trashed) -> int:
+    """When the newest of its tags was first seen: of several images that had a tag, this one's is what it means."""
+    return max(image.tags.values(), default=0)
 
 
 def _as_recorded(one: Trashed, trash: Trash) -> Trashed:
