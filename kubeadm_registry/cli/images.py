@@ -218,6 +218,11 @@ def delete(
             reporter.note(f"{'would delete' if dry_run else 'to be deleted:'} {one}")
         if not (yes or dry_run or not sys.stdin.isatty()):
             click.confirm(f"Delete {'this' if len(planned) == 1 else f'these {len(planned)}'}?", abort=True)
+            if deleting.plan(connect, places, all_tags=all_tags) != planned:
+                raise Error(
+                    "nothing was deleted: something was pushed or deleted before the answer, and more or less would go",
+                    code="ImageChanged", hint="run it again",
+                )  # fmt: skip
         members = as_root(cluster, connect)
         found = {} if dry_run or not _frees(cluster, members, reporter) else deleting.blobs(connect, planned)
         gone = [one for one in planned if not dry_run and deleting.carry_out(connect, one)]

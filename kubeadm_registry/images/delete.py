@@ -63,7 +63,8 @@ def plan(connect: Connect, places: Sequence[Place], *, all_tags: bool) -> list[D
 
 
 def carry_out(connect: Connect, deletion: Deletion) -> bool:
-    """Delete; False if it was gone already. Raises RegistryError.
+    """Delete; False if it was gone already. Raises RegistryError, also for a tag that means another image by now
+    (ImageChanged).
 
     What referred to another image is taken from the list that the registry does not keep itself.
     """
@@ -71,7 +72,12 @@ def carry_out(connect: Connect, deletion: Deletion) -> bool:
         where = deletion.place
         if not deletion.digest:
             return forget(registry, where)
-        if where.reference == deletion.digest:  # a tag goes alone
+        if where.reference != deletion.digest:  # a tag goes alone
+            if retry(partial(registry.digest, where.repository, where.reference), PATIENCE) not in (
+                deletion.digest, None,
+            ):  # fmt: skip
+                raise _pushed_again(where)
+        else:
             content = retry(partial(registry.manifest, where.repository, deletion.digest), PATIENCE)
             if content is not None:  # first, for a registry may keep what an index needs
                 retry(partial(referrers.forget, registry, where.repository, deletion.digest, content), PATIENCE)
@@ -84,12 +90,16 @@ def forget(registry: Api, where: Place) -> bool:
     False if it was gone already. Raises RegistryError, also for one whose manifest is there (ImageChanged).
     """
     if retry(partial(registry.digest, where.repository, where.reference), PATIENCE) is not None:
-        raise RegistryError(f"{where} was pushed again", code="ImageChanged", hint="delete it again if it is to go")
+        raise _pushed_again(where)
     retry(partial(push_blob, registry, where.repository, artifacts.EMPTY.digest, artifacts.EMPTY_CONTENT), PATIENCE)
     retry(partial(registry.push_manifest, where.repository, where.reference, TOMBSTONE, oci.MANIFEST), PATIENCE)
     alone = retry(partial(registry.can_untag, where.repository), PATIENCE)
     going = where.reference if alone else TOMBSTONE_DIGEST
     return retry(partial(registry.delete_manifest, where.repository, going), PATIENCE)
+
+
+def _pushed_again(where: Place) -> RegistryError:
+    return RegistryError(f"{where} was pushed again", code="ImageChanged", hint="delete it again if it is to go")
 
 
 def blobs(connect: Connect, deletions: Sequence[Deletion]) -> dict[Blob, int]:

@@ -373,6 +373,22 @@ def test_delete_asks_at_a_terminal(fake: Repositories, monkeypatch: pytest.Monke
         assert not fake.store["app"].tags
 
 
+def test_what_is_pushed_before_the_answer_does_not_go(fake: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A digest takes all its tags along: only those that were shown."""
+    monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _self: True)
+    digest = fake.store["app"].tags["v1"]
+
+    def confirm(_text: str, *, abort: bool) -> bool:
+        fake.store["app"].tags["stable"] = digest
+        return abort
+
+    monkeypatch.setattr(click, "confirm", confirm)
+    result = run("delete", f"app@{digest}", "--all-tags")
+    assert (result.exit_code, "[ImageChanged]" in result.stderr) == (1, True)
+    assert fake.store["app"].tags["stable"] == digest
+    assert digest in fake.store["app"].manifests
+
+
 def test_wanted_is_what_did_not_come_meanwhile(fake: Repositories, three: FakeCluster, tmp_path: Path) -> None:
     journal(three, "cp-1", f"  4 10.0.0.21 {PAUSE} 3.9", f"  2 10.0.0.21 {PAUSE} 3.10")
     journal(three, "cp-2", f"  1 10.0.0.22 {PAUSE} 3.9")

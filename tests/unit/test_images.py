@@ -346,6 +346,15 @@ def test_a_lost_tag_that_was_pushed_again_stays(fake: Repositories) -> None:
     assert fake.store["app"].tags["lost"] == pushed.digest
 
 
+def test_a_tag_that_was_pushed_again_stays(fake: Repositories) -> None:
+    connect = connector(fake)
+    (one,) = delete.plan(connect, [place("app:v1")], all_tags=False)
+    pushed = fake.image("app", "v1", layer=b"again")
+    with pytest.raises(RegistryError, match="app:v1 was pushed again"):
+        delete.carry_out(connect, one)
+    assert fake.store["app"].tags["v1"] == pushed.digest
+
+
 def test_all_tags_of_an_image_may_be_named(fake: Repositories) -> None:
     fake.untags = False
     delete_all(fake, "app:v1", "app:v2")
