@@ -6,6 +6,7 @@ A registry does not say since when a tag has its meaning, and a cluster that is 
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -332,15 +333,21 @@ def _seen(
 
 def _pulled(repository: Repository, pulls: Iterable[tuple[str, int]]) -> dict[str, Seen]:
     """The manifests of *repository* after *pulls*: references, and the last second of the day."""
-    manifests = dict(repository.manifests)
+    last: dict[str, int] = {}
+    by_tag: set[int] = set()
     for reference, moment in pulls:
         tag = repository.tags.get(reference)
-        digests = {reference} if tag is None else {tag.digest}
+        digest = reference if tag is None else tag.digest
+        last[digest] = max(last.get(digest, 0), moment)
         if ":" not in reference:
-            begin = moment - DAY
-            digests |= {one for one, seen in manifests.items() if seen.untagged_since and seen.untagged_since > begin}
-        for digest in digests & manifests.keys():
-            seen = manifests[digest]
+            by_tag.add(moment)
+    days = sorted(by_tag)
+    manifests = dict(repository.manifests)
+    for digest, seen in repository.manifests.items():
+        moment = last.get(digest, 0)
+        if seen.untagged_since and (earlier := bisect_left(days, seen.untagged_since + DAY)):
+            moment = max(moment, days[earlier - 1])
+        if moment:
             manifests[digest] = replace(seen, last_pulled=max(seen.last_pulled or 0, moment))
     return manifests
 

@@ -163,6 +163,7 @@ def order(
     parts = {(one.repository, part) for one in trash for part in one.parts}
     delete = tuple(one for one in _going(plan, inventory, now) if one.key not in parts)
     going = {one.key for one in delete}
+    named = _named(trash, inventory)
     restore: list[Restore] = []
     over: list[Trashed] = []
     forget: list[Trashed] = []
@@ -173,7 +174,7 @@ def order(
         held = inventory.repositories.get(one.repository)
         if held is None or not held.manifests.keys() & {one.digest, *one.parts}:
             forget.append(one)
-        elif why := _wanted(one, inventory, protected):
+        elif why := _wanted(one, inventory, protected, named.get(one.key, ())):
             restore.append(Restore(one, why))
         elif not one.complete and one.digest in held.manifests:
             again.append(one)
@@ -198,22 +199,31 @@ def undo(images: Iterable[Trashed], now: int, why: str) -> Order:
     return Order(now, restore=tuple(Restore(one, why) for one in images))
 
 
-def _wanted(image: Trashed, inventory: Inventory, protected: Protected) -> str:
-    """Why *image* comes back from the trash; empty if it does not."""
+def _named(trash: Trash, inventory: Inventory) -> Mapping[tuple[str, str], list[str]]:
+    """The tags, sorted, that images have now in the repositories of *trash*, but for its own."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in {one.repository for one in trash.images.values()} & inventory.repositories.keys():
+        for tag, meaning in inventory.repositories[name].live():
+            found.setdefault((name, meaning.digest), []).append(tag)
+    return found
+
+
+def _wanted(image: Trashed, inventory: Inventory, protected: Protected, names: Iterable[str]) -> str:
+    """Why *image*, which has these *names* now, comes back from the trash; empty if it does not."""
     held = inventory.repositories[image.repository]
     if image.digest not in held.manifests:
         return ""
-    tags = dict(held.live())
     use = protected.digests.get(image.digest)
     for tag in image.tags if use is None else ():
         # One that means another image now is no name of this one.
-        if tag not in tags and (use := protected.tags.get((image.repository, tag))) is not None:
+        free = tag not in held.tags or tag in held.trash
+        if free and (use := protected.tags.get((image.repository, tag))) is not None:
             break
     if use is not None:
         return f"used by {use.who()} as {use}"
     # Those that it had and still has are what a broken run was to take away.
     had = () if image.complete else image.tags.keys()
-    named = sorted(tag for tag, meaning in tags.items() if meaning.digest == image.digest and tag not in had)
+    named = [tag for tag in names if tag not in had]
     return f"tagged {', '.join(named)} again" if named else ""
 
 

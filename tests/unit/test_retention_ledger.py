@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from kubeadm_registry.formats import Damaged, NewerFormat
 from kubeadm_registry.retention import Manifest, Reason, Use
 from kubeadm_registry.retention.holdings import Held, Holdings
-from kubeadm_registry.retention.inventory import Seen, Tag
+from kubeadm_registry.retention.inventory import Repository, Seen, Tag
 from kubeadm_registry.retention.ledger import Ledger, Missed, silent
 from kubeadm_registry.retention.names import wanted
 from kubeadm_registry.retention.pulls import Miss, Pulls
@@ -222,6 +223,25 @@ def test_who_asks_every_day_has_an_image_back_once_and_then_it_goes(grace: int, 
     for day in range(back + 1, back + 8 + pause):
         ledger = looks(ledger, [trashed("v1", deleted=back * DAY)], day, grace=grace)
         assert seen_last(ledger) == [2], "that is over"
+
+
+def test_a_pull_by_tag_counts_for_what_lost_its_last_tag_since_that_day() -> None:
+    seen = {A: Seen(1, untagged_since=30 * DAY), B: Seen(1, untagged_since=32 * DAY + 5), C: Seen(1, 29 * DAY)}
+    ledger = Ledger(40 * DAY, {"app": Repository({"v1": Tag(C, 1)}, seen)})
+    days = (30, 32, 35)  # A was without a tag from the first moment of the first of these days on
+    pulls = {("app", f"of day {day}"): (day + 1) * DAY - 1 for day in days}
+    after = ledger.pulled(Pulls(DAY, {**pulls, ("app", "v1"): 20 * DAY - 1})).repositories["app"].manifests
+    assert [after[one].last_pulled for one in (A, B, C)] == [31 * DAY - 1, 33 * DAY - 1, 29 * DAY]
+
+
+def test_pulls_of_a_large_repository_are_entered_in_a_moment() -> None:
+    digests = [f"sha256:{number:064}" for number in range(20_000)]
+    tags = {f"v{number}": Tag(digest, 1) for number, digest in enumerate(digests)}
+    ledger = Ledger(90 * DAY, {"app": Repository(tags, dict.fromkeys(digests, Seen(1, untagged_since=DAY)))})
+    pulls = Pulls(DAY, {("app", tag): 90 * DAY - 1 for tag in tags})
+    begin = time.process_time()
+    ledger.pulled(pulls)
+    assert time.process_time() - begin < 2, "it took 10 s"
 
 
 def test_a_name_that_no_pod_could_have_is_no_reason_for_no_plan() -> None:
