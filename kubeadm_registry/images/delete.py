@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -143,22 +143,21 @@ class _Repository:
     def plan(self, references: Sequence[str], *, all_tags: bool) -> tuple[list[Deletion], list[str]]:
         """What to delete for *references*, and what stands against it."""
         problems = []
-        digests, tags = dict[str, graph.Graph](), set[str]()
+        digests, tags, here = dict[str, graph.Graph](), set[str](), self.lost | self.images.keys()
         for reference in dict.fromkeys(references):
-            if not reference and not self._tags:
+            if not reference and not here:
                 problems.append(f"{Place(self.name)} is not in the registry")
             elif not reference and not all_tags:
-                problems.append(
-                    f"{Place(self.name)} has {len(self._tags)} tags; list those to delete, or pass --all-tags"
-                )
+                problems.append(f"{Place(self.name)} has {len(here)} tags; list those to delete, or pass --all-tags")
             elif not reference:
-                tags |= self._tags
+                tags |= here
             elif ":" in reference and (image := self._by_digest(reference)):
                 digests[reference] = image
-            elif reference in self._tags:
+            elif reference in here:
                 tags.add(reference)
             else:
                 problems.append(f"{Place(self.name, reference)} is not in the registry")
+        of = self._tags_by_digest()
         deletions = [Deletion(Place(self.name, tag), "", (tag,)) for tag in sorted(tags & self.lost)]
         tags -= self.lost
         if not self.can_untag:
@@ -170,10 +169,11 @@ class _Repository:
         ]
         # An index before its parts, which zot keeps as long as it has the index.
         deletions += [
-            Deletion(Place(self.name, digest), digest, self._tags_of(digest))
+            Deletion(Place(self.name, digest), digest, of.get(digest, ()))
             for digest in sorted(digests, key=lambda digest: (-len(digests[digest].manifests), digest))
         ]
         going = {tag for one in deletions for tag in one.tags}
+        needing = self._needing(but=digests)
         for one in deletions:
             if not one.digest:
                 continue
@@ -184,21 +184,26 @@ class _Repository:
                 )
             # A tag that goes alone leaves its image to the index; zot and Distribution 3 do so.
             if one.place.reference == one.digest:
-                staying = {tag: image for tag, image in self.images.items() if image.root.digest not in digests}
                 problems += [
-                    f"{one.place} is part of {_left(tag, image, going)}, which remains"
-                    for tag, image in staying.items()
-                    if one.digest in {child.digest for child in image.manifests}
-                    and (tag in going or not self._is_list_of(tag, one.digest))
+                    f"{one.place} is part of {_left(tag, self.images[tag], going)}, which remains"
+                    for tag in needing.get(one.digest, ())
+                    if tag in going or not self._is_list_of(tag, one.digest)
                 ]
         return deletions, problems
 
-    @property
-    def _tags(self) -> frozenset[str]:
-        return self.lost | self.images.keys()
+    def _needing(self, but: Container[str]) -> Mapping[str, list[str]]:
+        """For each manifest the tags of the images that need it, *but* for images with these digests."""
+        found: dict[str, list[str]] = {}
+        for tag, image in self.images.items():
+            for child in image.manifests if image.root.digest not in but else ():
+                found.setdefault(child.digest, []).append(tag)
+        return found
 
-    def _tags_of(self, digest: str) -> tuple[str, ...]:
-        return tuple(sorted(tag for tag, image in self.images.items() if image.root.digest == digest))
+    def _tags_by_digest(self) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {}
+        for tag in sorted(self.images):
+            found.setdefault(self.images[tag].root.digest, []).append(tag)
+        return {digest: tuple(tags) for digest, tags in found.items()}
 
     def _is_list_of(self, tag: str, digest: str) -> bool:
         """Whether *tag* is that of the list from which ``carry_out`` takes the manifest *digest* first."""
