@@ -21,7 +21,7 @@ from kubeadm_registry.retention.links import image_tags
 from kubeadm_registry.retention.policy import PolicySpec
 from kubeadm_registry.retention.protected import Protected, subject_of_tag
 from kubeadm_registry.retention.record import Deletion, Plan
-from kubeadm_registry.retention.trash import Trash, Trashed
+from kubeadm_registry.retention.trash import Trash, Trashed, trash_tag
 
 FORMAT = Format("the retention order")
 #: Seconds after which an order is too old to be carried out: what is in use may have changed.
@@ -272,9 +272,11 @@ def _going(plan: Plan, inventory: Inventory, now: int) -> Iterator[Trashed]:
             below.setdefault((repository, whole), []).append(digest)
     for key, found in images.items():
         if key not in parts:
-            first, tags = found[0], inventory.repositories[key[0]].tags
+            first, known = found[0], inventory.repositories[key[0]].tags
+            # Its tag in the trash is one of its tags where that record was begun anew, and is the one that it keeps.
+            tags = {one.tag for one in found} - {"", trash_tag(first.digest)}
             yield Trashed(
-                first.repository, first.digest, {one.tag: tags[one.tag].first_seen for one in found if one.tag},
+                first.repository, first.digest, {tag: known[tag].first_seen for tag in tags},
                 _below(key, below), now, plan.digest, first.rule, first.why, first.size,
             )  # fmt: skip
 

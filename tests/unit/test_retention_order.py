@@ -166,6 +166,15 @@ def test_records_are_read_as_they_were_written() -> None:
     assert Trash.parse(trash.to_json()).images == trash.images
 
 
+def test_an_image_of_a_forgotten_trash_keeps_its_tag_there() -> None:
+    """`retention forget --trash` leaves the tag; an image without any could not be restored."""
+    registry = old_and_new()
+    one = in_trash(registry, "team/app", "team/app:v1", "v1", days=30)
+    registry.also("team/app", "old", of=one.digest)
+    (deleted,) = made(registry, Trash()).delete
+    assert (deleted.digest, set(deleted.tags)) == (one.digest, {"old"})
+
+
 def test_a_deletion_that_was_broken_off_goes_on() -> None:
     registry = old_and_new()
     one = replace(in_trash(registry, "team/app", "team/app:v1", "v1", "also", days=1), complete=False)
