@@ -63,7 +63,8 @@ def decide(name: str, inventory: Inventory, protected: Protected, spec: PolicySp
         if because is None and digest in here.images:
             because = _by_rule(name, rule, by_rule.get(digest))
         if because is None and digest in here.loose:
-            because = _loose(here.loose[digest], repository, spec, now)
+            because = _elsewhere(digest, here.tags.get(digest, ()), repository, inventory)
+            because = because or _loose(here.loose[digest], repository, spec, now)
         if because is not None:
             reasons[digest] = because
     for digest, start in here.links.kept_with(reasons):
@@ -149,6 +150,14 @@ def _by_rule(name: str, rule: Rule | None, part: str | None) -> Because | None:
     if rule is None:
         return Because("NoRule", "", f"no rule is for {name}")
     return None if part is None else Because("Rule", rule.name, part)
+
+
+def _elsewhere(digest: str, tags: Iterable[str], repository: Repository, inventory: Inventory) -> Because | None:
+    """That *digest* refers to an image in another repository, as signatures do that cosign keeps apart from images."""
+    for subject in (inventory.manifests[digest].subject, *map(subject_of_tag, sorted(tags))):
+        if subject in inventory.manifests and subject not in repository.manifests:
+            return Because("Related", "", f"refers to {subject} in another repository")
+    return None
 
 
 def _loose(image: Image, repository: Repository, spec: PolicySpec, now: int) -> Because | None:

@@ -427,3 +427,18 @@ def test_a_deletion_is_named_by_what_is_deleted() -> None:
     assert first.digest == second.digest, "ages are no part of it"
     assert first.digest != builds(9, 8, 7).plan(keep("{newest: 1}")).digest
     assert [type(one) for one in first.deletions] == [Deletion]
+
+
+def test_what_refers_to_an_image_in_another_repository_stays_as_long_as_that() -> None:
+    """cosign keeps signatures apart from images if COSIGN_REPOSITORY says so."""
+    registry = Registry()
+    image = registry.image("team/app", "v1")
+    tag = f"sha256-{image[7:]}.sig"
+    signature = registry.image("signatures", tag)
+    policy = keep("{all: true}", untagged="{after: 7d}")
+    made = registry.plan(policy)
+    assert not made.deletions
+    (why,) = [one for one in made.kept if one.digest == signature]
+    assert (why.cause, why.why) == ("Related", f"refers to {image} in another repository")
+    del registry.manifests[image], registry.seen["team/app"], registry.tags["team/app"]
+    assert gone(registry.plan(policy)) == [f"signatures:{tag}"]
