@@ -86,14 +86,15 @@ def purge(registry: Api, image: Trashed, known: Collection[str]) -> None:
     if waits and image.tag not in looked:  # zot makes a 404 of a storage error
         raise Skipped("the registry does not list its tag in the trash, so there may be others as well")
     going = [image.digest, *(part for part in image.parts if part not in needed)]
-    wholes: list[str] = []
+    wholes: dict[str, Collection[str] | None] = {}
     for digest in going:
         found = _ask(partial(registry.manifest_of_type, repository, digest))
         if found is None:  # an earlier run got so far, or it is out of reach
-            wholes.append(digest)
+            wholes[digest] = None
             continue
         content, kind = found
-        if digest not in needed and referrers.subject_of(content) not in going:  # else its list goes as well
+        subject = referrers.subject_of(content)
+        if digest not in needed and subject not in going:  # else its list goes as well
             _ask(partial(referrers.forget, registry, repository, digest, content))
         # To look at all tags takes long where there are many. What was pushed meanwhile are few.
         needed |= _needed(registry, image, known, looked)
@@ -101,11 +102,16 @@ def purge(registry: Api, image: Trashed, known: Collection[str]) -> None:
             raise Skipped("something else needs it by now")
         if digest in needed:
             continue
-        if any(_ask(partial(registry.digest, repository, whole)) for whole in wholes):
+        of = (
+            whole for whole, needs in wholes.items()
+            # Of an image with many signatures none is a part of another.
+            if not subject or whole in (image.digest, subject) or needs is None or digest in needs
+        )  # fmt: skip
+        if any(_ask(partial(registry.digest, repository, whole)) for whole in of):
             raise Skipped("it was pushed again meanwhile")
         _ask(partial(registry.delete_manifest, repository, digest))
-        if _needs(content):
-            wholes.append(digest)
+        if needs := _needs(content):
+            wholes[digest] = needs
         # A tag that meant something else when it was looked at, and has gone with this, was given to it since.
         gone = sorted(looked - {image.tag, *_ask(lambda: registry.tags(repository))})
         if moved := [tag for tag in gone if _means(registry, repository, tag) is None]:

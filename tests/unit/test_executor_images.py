@@ -214,6 +214,19 @@ def test_without_a_push_all_of_it_goes(app: App) -> None:
     assert app.tags == {"latest": app.latest}
 
 
+def test_an_image_with_many_signatures_takes_no_longer_for_each_of_them(app: App) -> None:
+    asked: list[int] = []
+    for count in (10, 20, 30):
+        app.begin(trashed=True)
+        subject = {"mediaType": oci.INDEX, "digest": app.old, "size": len(app.store.manifests[app.old])}
+        signed = [app.registry.image("app", layer=b"%d" % one, subject=subject).digest for one in range(count)]
+        image = Trashed("app", app.old, {}, (*signed, *app.parts), 5, "", "", "", 10)
+        known = {app.latest, app.new}
+        asked.append(len(app._run(partial(images.purge, app.at, image, known), -1, lambda: None)))
+        assert set(app.store.manifests) == known
+    assert asked[2] - asked[1] == asked[1] - asked[0]
+
+
 def test_a_tag_that_somebody_deletes_meanwhile_does_not_come_back(app: App) -> None:
     """But between the looks before and after a deletion, where it may as well have been moved to the image."""
     back, asked = 0, []
