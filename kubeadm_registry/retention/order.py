@@ -177,7 +177,10 @@ def order(
         elif why := _wanted(one, inventory, protected, named.get(one.key, ())):
             restore.append(Restore(one, why))
         elif not one.complete and one.digest in held.manifests:
-            again.append(one)
+            if one.tag in held.tags:
+                again.append(one)
+            else:  # it has lost no tag yet, and this plan may keep it, or lack an approval
+                restore.append(Restore(one, "a run that was broken off had not begun with it"))
         elif now - one.deleted >= window:
             over.append(one)
     purge: list[Trashed] = []

@@ -187,6 +187,17 @@ def test_a_deletion_that_was_broken_off_goes_on() -> None:
     assert [other.why for other in made(registry, waiting(one)).restore] == ["tagged mine again"]
 
 
+def test_what_a_broken_run_had_only_noted_goes_by_a_plan_only() -> None:
+    """Its approval is used up, and the policy may be another one by now."""
+    registry = old_and_new()
+    noted = Trashed(
+        "team/app", digest("team/app:v1"), {"v1": NOW - 30 * DAY}, (), NOW - DAY, "", "one", "not kept", 10
+    )  # fmt: skip
+    found = made(registry, waiting(noted), by=keep("{all: true}", sets="[]"))
+    assert (found.delete, [one.image for one in found.restore]) == ((), [noted])
+    assert [one.key for one in made(registry, waiting(noted)).delete] == [noted.key]
+
+
 def test_a_purge_that_was_broken_off_goes_on_with_the_parts() -> None:
     registry = old_and_new()
     child = registry.image("team/app", name="child", days=30)
