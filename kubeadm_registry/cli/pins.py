@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
+from kubeadm_registry import config
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.cli.desk import opened
 from kubeadm_registry.cli.tables import columns, moment, show_rows
 from kubeadm_registry.config.durations import DURATION, seconds
 from kubeadm_registry.engine.report import echo
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.images.names import place
+from kubeadm_registry.images.names import place, place_in
 from kubeadm_registry.retention.standing import Pin
 
 _DAY = 86400
@@ -27,7 +28,7 @@ _DAY = 86400
 @click.argument("name")
 def pin(context: Context, path: Path | None, reason: str, until: str | None, name: str) -> None:
     """Keep the image NAME, a tag or digest, whatever the policy says and whether anything uses it."""
-    where = place(name)
+    where = place_in(config.load(path).spec, name)
     if not where.reference:
         raise ConfigError(
             f"{name} has neither tag nor digest", code="UsageInvalid", hint="pin one image, such as app:v1"
@@ -43,9 +44,12 @@ def pin(context: Context, path: Path | None, reason: str, until: str | None, nam
 @click.argument("name")
 def unpin(context: Context, path: Path | None, name: str) -> None:
     """Remove the pin of the image NAME; the policy decides about it again."""
-    where = str(place(name))
+    where = str(place_in(config.load(path).spec, name))
     with opened(path, context.reporter()) as at:
-        if where not in [one.name for one in at.standing().pins]:
+        pinned = [one.name for one in at.standing().pins]
+        if where not in pinned:
+            where = str(place(name))  # earlier releases pinned a name with what the registry is called
+        if where not in pinned:
             raise ConfigError(f"{where} is not pinned", code="PinUnknown", hint="list them with `images pins`")
         at.restate(lambda standing: standing.unpinned(where))
     context.reporter().result(f"unpinned {where}")

@@ -21,7 +21,7 @@ from kubeadm_registry.cli.tables import ago, columns, moment, show_rows
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter, echo
 from kubeadm_registry.errors import ConfigError
-from kubeadm_registry.images.names import place
+from kubeadm_registry.images.names import Place, place_in
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import retry
@@ -187,7 +187,7 @@ def undo_command(
         raise ConfigError("pass either names, --plan or --all", code="UsageInvalid")
     reporter = context.reporter()
     with opened(path, reporter) as at:
-        found = _chosen(at.trash(), names, plan)
+        found = _chosen(at.trash(), [place_in(at.cluster.spec, name) for name in names], plan)
         if not found:
             raise ConfigError(
                 "nothing in the trash matches", code="TrashUnknown", hint="list it with `retention trash`"
@@ -195,21 +195,22 @@ def undo_command(
         _hand_over(at.cluster, undo(found, at.now, "asked for by `retention undo`"), reporter)
 
 
-def _chosen(images: Sequence[Trashed], names: Sequence[str], plan: str | None) -> list[Trashed]:
-    """Those of *images* that the command line names; all without a name. Raises ConfigError."""
+def _chosen(images: Sequence[Trashed], places: Sequence[Place], plan: str | None) -> list[Trashed]:
+    """Those of *images* that are at *places*, or that *plan* deleted; all without either. Raises ConfigError."""
     if plan is not None:
         return [one for one in images if running.named(one.plan, plan)]
     found: list[Trashed] = []
-    for name in names:
-        where = place(name)
+    for where in places:
         matching = [
             one for one in images
             if one.repository == where.repository and where.reference in ("", one.digest, *one.tags)
         ]  # fmt: skip
         if not matching:
-            raise ConfigError(f"{name} is not in the trash", code="TrashUnknown", hint="list it with `retention trash`")
+            raise ConfigError(
+                f"{where} is not in the trash", code="TrashUnknown", hint="list it with `retention trash`"
+            )  # fmt: skip
         found += matching
-    return list({one.key: one for one in found}.values()) if names else list(images)
+    return list({one.key: one for one in found}.values()) if places else list(images)
 
 
 @command("history", parent=group, short_help="Show what retention has done")

@@ -261,6 +261,20 @@ def test_the_trash_is_listed_and_undone_by_name(site: Site) -> None:
     assert "the trash is empty" in site.good("trash")
 
 
+@pytest.mark.parametrize("host", ["10.0.0.10:5000", "registry:5000"])
+def test_names_may_begin_with_what_the_registry_is_called(site: Site, host: str) -> None:
+    """A name without a dot is read as a part of the repository otherwise, and the pin keeps nothing."""
+    cluster = site.folder / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("vip: {", "vip: {name: registry, "))
+    site.good("pin", f"{host}/app:v1", "--reason", "a customer runs it")
+    assert [one["name"] for one in site.json("pins")["pins"]] == ["app:v1"]
+    site.policy("  approval: Automatic\n")
+    site.good("run", "--no-cluster")
+    assert site.tags() == ["v1", "v3"]
+    site.good("unpin", f"{host}/app:v1")
+    assert "1 restored" in site.good("undo", f"{host}/app:v2")
+
+
 def test_a_plan_is_undone_as_a_whole(site: Site) -> None:
     site.policy("  approval: Automatic\n")
     digest = site.plan()
