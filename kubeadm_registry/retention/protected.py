@@ -103,6 +103,8 @@ class _Named:
             self._by_last.setdefault(_last(name), []).append(name)
         self.digests: dict[str, Use] = {}
         self.tags: dict[tuple[str, str], Use] = {}
+        self._whole: set[str] = set()
+        """The repositories of which all tags are noted."""
 
     def add(self, use: Use) -> Reason | None:
         """Note what *use* names; the reason why no plan can be made if it cannot be read."""
@@ -148,7 +150,9 @@ class _Named:
         return bool(digest and found)
 
     def _add_all_tags(self, repository: str, use: Use) -> None:
-        if (held := self._inventory.repositories.get(repository)) is not None:
+        held = self._inventory.repositories.get(repository)
+        if held is not None and repository not in self._whole:
+            self._whole.add(repository)
             for tag, _ in held.live():
                 self._add_tag(repository, tag, use)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from kubeadm_registry.oci import canary
 from kubeadm_registry.retention import Protected, Reason, Refused, Use, Workloads, grouped, plan, protect
 from kubeadm_registry.retention.names import digest_in, wanted
 from kubeadm_registry.retention.uses import PAUSE
-from tests.unit.retention_registry import DAY, NOW, Registry, digest, gone, keep, rules
+from tests.unit.retention_registry import DAY, NOW, SETS, Registry, digest, gone, keep, rules
 
 EVERYTHING = keep("{newest: 1}")
 
@@ -278,3 +280,15 @@ def test_who_is_named_does_not_depend_on_the_order() -> None:
     assert registry.protected(*uses).digests[image] == registry.protected(*reversed(uses)).digests[image]
     late = Use("a.example/nginx", last_seen=NOW - DAY)
     assert registry.protected(late, *uses).digests[image].users == ("Pod b/b",), "who is there now comes first"
+
+
+def test_many_pods_of_a_large_repository_whose_images_are_not_known_take_a_moment() -> None:
+    registry = Registry()
+    for number in range(5000):
+        registry.image("team/app", f"v{number}", layers=("one",))
+    inventory = registry.inventory()
+    uses = tuple(Use(f"team/app:v{number}", f"x@{digest(str(number))}") for number in range(2000))
+    begin = time.process_time()
+    found = protect(inventory, Workloads(uses, SETS), keep("{newest: 1}"), NOW)
+    assert time.process_time() - begin < 2, "it took 6 s"
+    assert len(found.digests) == 5000
