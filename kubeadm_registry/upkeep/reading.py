@@ -42,14 +42,14 @@ def read(
 
 @dataclass(slots=True)
 class _Repository:
-    """What was found in a repository so far; *asked* are digests that were looked for, *referred* those whose referrers
-    were; *buried* are tags of a tombstone; *flaw*: why not all of it can be known."""
+    """What was found in a repository so far; *asked* are digests that were looked for, *new* the manifests that were
+    not followed yet; *buried* are tags of a tombstone; *flaw*: why not all of it can be known."""
 
     tags: dict[str, str] = field(default_factory=dict)
     buried: list[str] = field(default_factory=list)
     manifests: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
-    referred: set[str] = field(default_factory=set)
+    new: set[str] = field(default_factory=set)
     flaw: str = ""
 
 
@@ -112,24 +112,25 @@ class _Reader:
             if found.digest == TOMBSTONE_DIGEST:
                 repository.buried += [reference] if reference != found.digest else []
                 continue
-            repository.manifests.add(found.digest)
+            if found.digest not in repository.manifests:
+                repository.manifests.add(found.digest)
+                repository.new.add(found.digest)
             if reference != found.digest:
                 repository.tags[reference] = found.digest
             self._manifests[found.digest] = found.manifest
             self._blobs.update(found.blobs)
 
     def _led_to(self) -> Iterator[Place]:
-        """What the manifests of each repository lead to there: parts, subjects and referrers."""
+        """What the new manifests of each repository lead to there: parts, subjects and referrers."""
+        places = []
         for name, repository in self._repositories.items():
-            for digest in repository.manifests:
+            for digest in sorted(repository.new):
                 manifest = self._manifests[digest]
                 yield from ((name, child) for child in manifest.children)
                 if manifest.subject:
                     yield name, manifest.subject
-        places = []
-        for name, repository in self._repositories.items():
-            places += [(name, digest) for digest in sorted(repository.manifests - repository.referred)]
-            repository.referred |= repository.manifests
+                places.append((name, digest))
+            repository.new.clear()
         if places and self._lists_referrers(places[0]):
             for (name, _), digests in self._ask(_referrers, places):
                 yield from ((name, digest) for digest in digests)

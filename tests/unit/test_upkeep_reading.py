@@ -59,6 +59,26 @@ def test_what_refers_to_an_image_and_what_refers_to_that(fake: Repositories) -> 
     assert found.manifests[image.digest].subject == ""
 
 
+def test_each_manifest_is_followed_once_however_deep_others_are(
+    fake: Repositories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may push makes a chain as long as they like, in a repository of tens of thousands."""
+    one = fake.image(APP)
+    chain = {one.digest, *((one := fake.index(APP, "", inner=one)).digest for _ in range(20))}
+    fake.store[APP].tags["v1"] = one.digest
+    followed: list[reading.Place] = []
+    led_to = reading._Reader._led_to
+
+    def watched(self: reading._Reader) -> Iterator[reading.Place]:
+        for place in led_to(self):
+            followed.append(place)
+            yield place
+
+    monkeypatch.setattr(reading._Reader, "_led_to", watched)
+    assert read(fake).repositories[APP].manifests == chain
+    assert len(followed) == len(set(followed)) == 20
+
+
 def test_an_index_may_refer_too(fake: Repositories) -> None:
     image = fake.image(APP, "v1")
     index = fake.put(APP, {"mediaType": oci.INDEX, "manifests": [], "subject": plain(image)}, "attached")
