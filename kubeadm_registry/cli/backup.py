@@ -86,7 +86,7 @@ def backup(
     writable(file, sign, [path or DEFAULT_FILE, *filter(None, (passphrase_file,)), *lists])
     lock = _lock(file, passphrase_file, recipients, lists, unencrypted=no_encryption)
     with terminal.registry(path, reporter) as (cluster, connect, _):
-        text = text_of(path or DEFAULT_FILE, "cluster file")
+        text = text_of(path or DEFAULT_FILE, "cluster file", "-f")
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; its secrets were not compared with those of the others", host=name, level="warning")
         contents, lost = gather(cluster, text, session.installed(cluster.hosts), None if no_images else connect)

@@ -14,6 +14,7 @@ from kubeadm_registry.cli.command import Context, command, diff_option, dry_run_
 from kubeadm_registry.cli.tables import columns, wide_screen
 from kubeadm_registry.cli.workflows import run_on_nodes
 from kubeadm_registry.components import retention
+from kubeadm_registry.config import document
 from kubeadm_registry.engine.report import echo
 from kubeadm_registry.errors import ConfigError, ConfigProblem
 from kubeadm_registry.phases.retention import enable_timer
@@ -44,14 +45,15 @@ def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool
     The timer frees no space, which requires all nodes: schedule `images collect` daily as well, on a machine with SSH
     access to them.
     """
-    if "kubeadm" in policy.load(policy_file).spec.sets:
+    text = document.text_of(policy_file, "policy file", "--policy")  # once: it may be a pipe
+    if "kubeadm" in policy.parse(text, str(policy_file)).spec.sets:
         raise ConfigError(
             f"{policy_file}: the timer cannot work by it",
             problems=[ConfigProblem("spec.sets", "the timer does not know the images of the set kubeadm")],
             hint="write `sets: [bundle]`, or `sets: []` if no bundle was seeded",
         )
     context.reporter().note("the timer frees no space: have `kubeadm-registry images collect` run daily, from here")
-    run_on_nodes(context, enable_timer(policy_file.read_bytes()), path, None, dry_run=dry_run, need_programs=False)
+    run_on_nodes(context, enable_timer(text.encode()), path, None, dry_run=dry_run, need_programs=False)
 
 
 @command("disable", parent=group, short_help="Disable the timer and remove the policy")

@@ -20,14 +20,17 @@ _MOST_PROBLEMS = 50
 Read = TypeVar("Read", bound=BaseModel)
 
 
-def text_of(path: Path, kind: str) -> str:
-    """The text of the file *path*, which must be a *kind* ("cluster file"). Raises ConfigError (ConfigUnreadable)."""
+def text_of(path: Path, kind: str, option: str) -> str:
+    """The text of the file *path*, which must be a *kind* ("cluster file") and is named by *option*.
+
+    Raises ConfigError (ConfigUnreadable).
+    """
     try:
         return read_text(path, _LARGEST)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise ConfigError(
-            f"cannot read {path}: {why}", hint="pass the file with -f FILE", code="ConfigUnreadable"
+            f"cannot read {path}: {why}", hint=f"pass the file with {option} FILE", code="ConfigUnreadable"
         ) from error
     except ValueError as error:
         raise ConfigError(

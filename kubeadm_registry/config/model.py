@@ -268,7 +268,7 @@ def load(path: Path | None) -> RegistryCluster:
             code="ConfigMissing",
         )
     path = DEFAULT_FILE if path is None else path
-    return parse(document.text_of(path, "cluster file"), str(path))
+    return parse(document.text_of(path, "cluster file", "-f"), str(path))
 
 
 def parse(text: str, name: str, *, elsewhere: bool = False) -> RegistryCluster:

@@ -243,7 +243,7 @@ def compiled(glob: str) -> re.Pattern[str]:
 
 def load(path: Path) -> RegistryPolicy:
     """Read the policy file *path*. Raises ConfigError with every problem at once."""
-    return parse(document.text_of(path, "policy file"), str(path))
+    return parse(document.text_of(path, "policy file", "--policy"), str(path))
 
 
 def parse(text: str, name: str) -> RegistryPolicy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,23 @@ def test_a_policy_is_stored_and_the_timer_runs_on_every_node(servers: FakeCluste
         assert server.content(retention.POLICY).decode() == SMALLEST
     assert enable().stdout.splitlines()[-1] == "nothing to do"
     assert init(INIT, servers.cluster, Recorder(), skip=ELSEWHERE) == [], "init leaves it as it is"
+
+
+def test_a_policy_that_comes_through_a_pipe_is_stored(servers: FakeCluster) -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as file:
+        file.write(SMALLEST)
+    result = timer("enable", "--policy", f"/dev/fd/{read}")
+    os.close(read)
+    assert result.exit_code == 0, result.output
+    assert {server.content(retention.POLICY).decode() for server in servers.servers.values()} == {SMALLEST}
+
+
+def test_no_policy_file_names_the_option(servers: FakeCluster) -> None:
+    Path("policy.yaml").unlink()
+    result = enable()
+    assert (result.exit_code, timers(servers)) == (2, [("inactive", False)] * 3)
+    assert "cannot read policy.yaml: no such file or directory\nhint: pass the file with --policy FILE" in result.output
 
 
 def test_a_changed_policy_replaces_the_one_before(servers: FakeCluster) -> None:
