@@ -17,8 +17,7 @@ from kubeadm_registry.backup.file import KEYS, NONE, PASSPHRASE, describe, writa
 from kubeadm_registry.backup.gather import gather
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
-from kubeadm_registry.config import DEFAULT_FILE
-from kubeadm_registry.config.document import text_of
+from kubeadm_registry.config import DEFAULT_FILE, file_text, parse
 from kubeadm_registry.engine.report import echo, put
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images.names import name_of
@@ -85,8 +84,8 @@ def backup(
         raise ConfigError("no output file", hint="name it with -o FILE", code="UsageInvalid")
     writable(file, sign, [path or DEFAULT_FILE, *filter(None, (passphrase_file,)), *lists])
     lock = _lock(file, passphrase_file, recipients, lists, unencrypted=no_encryption)
-    with terminal.registry(path, reporter) as (cluster, connect, _):
-        text = text_of(path or DEFAULT_FILE, "cluster file", "-f")
+    text = file_text(path)  # once: it may be a pipe
+    with terminal.registry(parse(text, str(path or DEFAULT_FILE)), reporter) as (cluster, connect, _):
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; its secrets were not compared with those of the others", host=name, level="warning")
         contents, lost = gather(cluster, text, session.installed(cluster.hosts), None if no_images else connect)

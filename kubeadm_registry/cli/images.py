@@ -65,8 +65,9 @@ def list_command(context: Context, path: Path | None, referrers: bool, everythin
     SIZE counts every blob once per image; images may share blobs. Untagged manifests are not listed, because
     registries do not report them.
     """
-    prefix = place_in(config.load(path).spec, repository).repository if repository else ""
-    with terminal.registry(path, context.reporter()) as (_, connect, _):
+    cluster_file = config.load(path)
+    prefix = place_in(cluster_file.spec, repository).repository if repository else ""
+    with terminal.registry(cluster_file, context.reporter()) as (_, connect, _):
         places = inventory.places(connect, prefix, everything=everything)
         images = inventory.look(connect, places, referrers=referrers)
     if context.output == "json":
@@ -121,10 +122,11 @@ def check(
     """
     reporter = context.reporter()
     names = [*(images_of(version) if version else ()), *(name for file in lists for name in names_in(file))]
-    spec = config.load(path).spec
+    cluster_file = config.load(path)
+    spec = cluster_file.spec
     places = list(dict.fromkeys(place_in(spec, name) for name in names))
     everything = not (names or bundle)
-    with terminal.registry(path, reporter, bundle, key) as (cluster, connect, direct):
+    with terminal.registry(cluster_file, reporter, bundle, key) as (cluster, connect, direct):
         items = list(seed.plan(cluster.bundle)) if bundle and cluster.bundle else []
         unlisted: Mapping[Place, str] = {}
         if everything:
@@ -171,7 +173,8 @@ def copy(context: Context, path: Path | None, referrers: bool, source: str, targ
     Without a tag, DST gets the tag of SRC. Distribution mounts the layers; with zot they are copied through this host.
     """
     reporter = context.reporter()
-    spec = config.load(path).spec
+    cluster_file = config.load(path)
+    spec = cluster_file.spec
     origin, goal = place_in(spec, source), place_in(spec, target)
     if not origin.reference:
         raise ConfigError(f"{source} has neither a tag nor a digest", hint="add a tag or a digest", code="UsageInvalid")
@@ -181,7 +184,7 @@ def copy(context: Context, path: Path | None, referrers: bool, source: str, targ
             code="UsageInvalid",
         )  # fmt: skip
     goal = Place(goal.repository, goal.reference or tag_in(source) or origin.reference)
-    with terminal.registry(path, reporter) as (_, connect, _):
+    with terminal.registry(cluster_file, reporter) as (_, connect, _):
         copied = copying.copy(connect, origin, goal, referrers=referrers)
     reporter.result(
         f"copied {origin} to {goal}: {counted(copied.manifests, 'manifest')}, {copied.sent / 1e6:.1f} MB sent",
@@ -208,11 +211,12 @@ def delete(
     `images collect` frees it.
     """
     reporter = context.reporter()
-    spec = config.load(path).spec
+    cluster_file = config.load(path)
+    spec = cluster_file.spec
     places = [place_in(spec, name) for name in names]
     seconds = wishes.seconds(grace, option="--grace")
     freed = blobs.Freed()
-    with terminal.registry(path, reporter) as (cluster, connect, _):
+    with terminal.registry(cluster_file, reporter) as (cluster, connect, _):
         planned = deleting.plan(connect, places, all_tags=all_tags)
         for one in planned:
             reporter.note(f"{'would delete' if dry_run else 'to be deleted:'} {one}")

@@ -124,7 +124,7 @@ def status(
             host.transport.close()
     if images:
         try:
-            _look_for_images(found, path, context, bundle, key)
+            _look_for_images(found, cluster_file, context, bundle, key)
         except (ConfigError, BundleError):
             raise
         except Error as error:  # what was found before is shown all the same
@@ -177,10 +177,10 @@ def _watch(cluster_file: config.RegistryCluster, context: Context, interval: flo
 
 
 def _look_for_images(
-    found: dict[str, Any], path: Path | None, context: Context, bundle: Path | None, key: Path | None
+    found: dict[str, Any], cluster_file: config.RegistryCluster, context: Context, bundle: Path | None, key: Path | None
 ) -> None:
     """Add where the images are to the status: as ``images``, and as a condition."""
-    with terminal.registry(path, context.reporter(), bundle, key) as (cluster, connect, _):
+    with terminal.registry(cluster_file, context.reporter(), bundle, key) as (cluster, connect, _):
         if bundle and cluster.bundle:
             items, unread = list(seed.plan(cluster.bundle)), dict[str, str]()
         else:

@@ -89,10 +89,13 @@ def bundle_of(given: Path | None, key: Path | None) -> tuple[Path | None, Path |
 
 @contextmanager
 def registry(
-    path: Path | None, reporter: Reporter, bundle: Path | None = None, key: Path | None = None
+    file: Path | RegistryCluster | None, reporter: Reporter, bundle: Path | None = None, key: Path | None = None
 ) -> Iterator[tuple[Cluster, pool.Connect, bool]]:
-    """The cluster, the way to its registry through the virtual IP, and whether that is the registry's own network."""
-    cluster_file = load(path)
+    """The cluster, the way to its registry through the virtual IP, and whether that is the registry's own network.
+
+    *file*: the cluster file; or what it says, if it was read before, for it may be a pipe.
+    """
+    cluster_file = file if isinstance(file, RegistryCluster) else load(file)
     with cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as opened:
         session.installed_secrets(opened.vault)
         vip = cluster_file.spec.vip.address

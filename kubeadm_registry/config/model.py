@@ -261,14 +261,18 @@ class RegistryCluster(Model):
 
 def load(path: Path | None) -> RegistryCluster:
     """Read the cluster file *path*, ``./cluster.yaml`` if None. Raises ConfigError with every problem at once."""
+    return parse(file_text(path), str(path or DEFAULT_FILE))
+
+
+def file_text(path: Path | None) -> str:
+    """The text of the cluster file *path*, ``./cluster.yaml`` if None. Raises ConfigError."""
     if path is None and not DEFAULT_FILE.exists():
         raise ConfigError(
             "no cluster file: ./cluster.yaml does not exist, and -f was not given. A minimal file:\n\n" + SMALLEST,
             hint="create ./cluster.yaml with your addresses, or pass your file with -f FILE",
             code="ConfigMissing",
         )
-    path = DEFAULT_FILE if path is None else path
-    return parse(document.text_of(path, "cluster file", "-f"), str(path))
+    return document.text_of(path or DEFAULT_FILE, "cluster file", "-f")
 
 
 def parse(text: str, name: str, *, elsewhere: bool = False) -> RegistryCluster:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -58,6 +59,15 @@ def test_a_backup_has_all_that_the_nodes_keep_to_themselves(site: Site) -> None:
     assert found.images == tuple(
         Image(name, tag, site.registry.store[name].tags[tag]) for name, tag in ((PAUSE, "3.10"), ("team/app", "v1"))
     )
+
+
+def test_a_cluster_file_that_comes_through_a_pipe_is_in_it(site: Site) -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as file:
+        file.write(f"# of a pipe\n{config.SMALLEST}")
+    path = site.back_up("-f", f"/dev/fd/{read}")
+    os.close(read)
+    assert contents_of(site, path).cluster_file == f"# of a pipe\n{config.SMALLEST}"
 
 
 def test_a_backup_changes_nothing_on_the_nodes(site: Site) -> None:
