@@ -48,7 +48,8 @@ def read(text: str, name: str, *, hint: str, smallest: str) -> Mapping[str, Any]
     except NotYaml as error:
         raise ConfigError(f"{name} is not valid YAML: {error}", hint=hint, code="ConfigNotYaml") from error
     if not isinstance(document, Mapping):
-        raise ConfigError(f"{name} does not contain a mapping", hint=f"this is the smallest file:\n\n{smallest}")
+        wrong = "is empty" if document is None else "does not contain a mapping"
+        raise ConfigError(f"{name} {wrong}", hint=f"this is the smallest file:\n\n{smallest}")
     return document
 
 

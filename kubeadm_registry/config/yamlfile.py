@@ -88,13 +88,27 @@ def read(text: str, name: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-        context = f", {error.context}" if error.context else ""
-        raise NotYaml(f"{where}{error.problem}{context}") from error
+        raise NotYaml(f"{where}{_explained(error)}") from error
     except yaml.YAMLError as error:
         raise NotYaml(str(error).splitlines()[0]) from error
     except (ValueError, OverflowError) as error:  # PyYAML looks at no bounds
         line = loader.line + 1
         raise NotYaml(f"line {line}: an escape, or a number in a directive, is out of range") from error
+
+
+def _explained(error: yaml.MarkedYAMLError) -> str:
+    """The problem that *error* is, in words of the file where PyYAML uses those of a parser."""
+    problem, context = str(error.problem), error.context or ""
+    if problem == "but found another document":
+        return "a second document starts here; the file must have only one"
+    if "'\\t'" in problem:
+        return "a tab cannot be used here; use spaces"
+    if context == "while scanning an alias":
+        return "* begins an alias; put text that begins with it in quotes"
+    start = error.context_mark
+    if start is not None and error.problem_mark is not None and start.line < error.problem_mark.line:
+        context += f" that starts in line {start.line + 1}"  # an end that is missing is noticed far below
+    return f"{problem}, {context}" if context else problem
 
 
 def _unreadable(error: yaml.reader.ReaderError, text: str) -> str:

@@ -286,7 +286,11 @@ def test_a_node_name_needs_no_quoting(value: str) -> None:
         (f"%YAML 1.{'1' * 5000}\n---\na: b\n", "line 1: an escape, or a number in a directive, is out of range"),
         ('a: {b: "x\\uD800"}', "line 1, column 8: it has one half of a surrogate pair (U+D800)"),
         ('"x\\uDFFF": b', "line 1, column 1: it has one half of a surrogate pair (U+DFFF)"),
-        ("a: 1\n--- \nb: 2\n", "but found another document"),
+        ("a: 1\n--- \nb: 2\n", "line 2, column 1: a second document starts here; the file must have only one"),
+        ("a:\n\tb: 1\n", "line 2, column 1: a tab cannot be used here; use spaces"),
+        ("a: [*]\n", "line 1, column 6: * begins an alias; put text that begins with it in quotes"),
+        ('a: "b\nc: d\n', "found unexpected end of stream, while scanning a quoted scalar that starts in line 1"),
+        ("a: [b,\n  c\n", "while parsing a flow sequence that starts in line 1"),
         ("a: " + "[" * 21 + "]" * 21, "it is nested deeper than 20 levels"),
         ("[" * 100_000, "it is nested deeper than 20 levels"),
         ("a: [" + "1," * 10_000 + "]", "it has more than 10000 values"),
@@ -312,10 +316,20 @@ def test_what_yaml_would_swallow_or_run_is_refused(text: str, words: str) -> Non
     assert caught.value.code == "ConfigNotYaml"
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n", "text", "7"])
-def test_a_file_without_a_mapping_shows_the_smallest_one(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"x\.yaml does not contain a mapping") as caught:
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("", "is empty"),
+        ("# nothing\n", "is empty"),
+        ("- a\n", "does not contain a mapping"),
+        ("text", "does not contain a mapping"),
+        ("7", "does not contain a mapping"),
+    ],
+)
+def test_a_file_without_a_mapping_shows_the_smallest_one(text: str, wrong: str) -> None:
+    with pytest.raises(ConfigError) as caught:
         parse(text, "x.yaml")
+    assert caught.value.message == f"x.yaml {wrong}"
     assert config.SMALLEST in caught.value.hint
 
 
