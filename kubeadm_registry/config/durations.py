@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from kubeadm_registry.config.rules import OnServer, matching
 
@@ -21,6 +21,12 @@ def seconds(duration: str) -> int:
     return int(found[1]) * _SECONDS[found[2]]
 
 
+def _with_unit(value: object) -> object:
+    if isinstance(value, int):  # which in quotes would be no duration either
+        raise ValueError(_TEXT)
+    return value
+
+
 def _duration(value: str) -> str:
     if DURATION.fullmatch(value) is None:
         raise ValueError(_TEXT)
@@ -28,5 +34,8 @@ def _duration(value: str) -> str:
 
 
 Duration = Annotated[
-    str, AfterValidator(_duration), OnServer(matching(DURATION.pattern, _TEXT), maxLength=len("99999d"))
+    str,
+    BeforeValidator(_with_unit),
+    AfterValidator(_duration),
+    OnServer(matching(DURATION.pattern, _TEXT), maxLength=len("99999d")),
 ]

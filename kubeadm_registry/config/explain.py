@@ -65,7 +65,9 @@ def _text(item: Any, model: type[BaseModel]) -> str:
 
 
 def _named(value: object) -> str:
-    """A value, or what kind of collection it is."""
+    """A value as YAML has it, or what kind of collection it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, dict):
         return "a mapping"
     return "a list" if isinstance(value, list | tuple) else shown(value)
@@ -75,8 +77,13 @@ def path_of(location: tuple[int | str, ...]) -> str:
     """``spec.nodes[0].name``."""
     text = ""
     for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{printable(part[:_LONGEST_KEY])}"
+        text += f"[{part}]" if isinstance(part, int) else f".{_key(part)}"
     return text.lstrip(".")
+
+
+def _key(text: str) -> str:
+    """The key *text* as it is shown: on one line, and there if it is empty."""
+    return printable(text[:_LONGEST_KEY]).replace("\n", "\\n") or '""'
 
 
 def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:

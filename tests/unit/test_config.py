@@ -387,7 +387,7 @@ PORT = "spec.ssh.port: must be a whole number in decimal, without leading zeros 
         ("ssh: {port: 1:30}", f"{PORT} (it is '1:30')"),
         ("ssh: {port: 0x16}", f"{PORT} (it is '0x16')"),
         ("ssh: {port: 22.0}", f"{PORT} (it is '22.0')"),
-        ("ssh: {port: true}", f"{PORT} (it is True)"),
+        ("ssh: {port: true}", f"{PORT} (it is true)"),
         ('ssh: {port: "22"}', f"{PORT} (it is '22')"),
         ("ssh: {port: 99999999999999999999}", f"{PORT} (it is '99999999999999999999')"),
         ("ssh: {identity_file: x}", "spec.ssh.identity_file: unknown key, did you mean identityFile?"),
@@ -401,6 +401,10 @@ PORT = "spec.ssh.port: must be a whole number in decimal, without leading zeros 
                                            "(it is 'true')"),
         ("proxy: {anonymousPull: 0}", "spec.proxy.anonymousPull: must be true or false, without quotes (it is 0)"),
         ("proxy:", "spec.proxy: has no value"),
+        ("replacement: {after: 30}", "spec.replacement.after: must be a duration in days, hours or minutes, such as "
+                                     "90d, 12h or 30m (it is 30)"),
+        ('proxy: {"": 1}', 'spec.proxy."": unknown key; known keys: anonymousPull'),
+        ('proxy: {"a\\nb": 1}', "spec.proxy.a\\nb: unknown key; known keys: anonymousPull"),
         ("mirrors: quay.io", "spec.mirrors: must be a list (it is 'quay.io')"),
         ("containerd: {sandboxImage: 'not an image!!'}",
          "spec.containerd.sandboxImage: must be the full name of an image with a tag or digest, such as "
