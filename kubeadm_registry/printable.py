@@ -15,6 +15,9 @@ _UNSAFE = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
+#: What Python writes around the words of the system and of OpenSSL: ``[Errno 111] ``, ``[SSL: X] ``, `` (_ssl.c:9)``.
+_NUMBERS = re.compile(r"\[Errno -?\d+\] |\[SSL[^\]]*\] | \(_ssl\.c:\d+\)")
+
 
 def printable(text: str) -> str:
     """*text* with everything in it that a terminal would not just show as its escape: ``\\x1b``, ``\\u202e``."""
@@ -36,6 +39,11 @@ def shown(value: object, most: int = 80) -> str:
         return text
     size = f" ... ({len(value)} characters)" if isinstance(value, str) else " ..."
     return text[:most].rstrip("'\"") + size
+
+
+def reason(error: BaseException) -> str:
+    """What *error* says, without Python's numbers; its type if it says nothing."""
+    return _NUMBERS.sub("", str(error)) or type(error).__name__
 
 
 def counted(count: int, noun: str) -> str:

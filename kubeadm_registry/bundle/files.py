@@ -33,7 +33,8 @@ def text(path: Path, most: int) -> str:
     with anything(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise OSError(None, f"it has more than {most} bytes", str(path))
+        size = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
+        raise OSError(None, f"it is larger than {size}", str(path))
     try:
         if b"\0" not in content:  # UTF-8 all the same, as an archive of texts may be
             return content.decode("utf-8-sig")

@@ -149,7 +149,9 @@ def _mappings(file: Path, content: str) -> Iterator[dict[Any, Any]]:
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
-        what = getattr(error, "problem", None) or type(error).__name__
+        what = getattr(error, "problem", None) or "it is nested too deeply"
+        if what == "found unhashable key":
+            what = "a key must be plain text"
         if isinstance(error, yaml.reader.ReaderError):  # its position is in bytes
             line = content.encode()[: error.position].count(b"\n") + 1
             where = f"{file}:{line}"

@@ -22,7 +22,7 @@ import httpx
 from kubeadm_registry.addresses import url
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.printable import counted
+from kubeadm_registry.printable import counted, reason
 from kubeadm_registry.registry.answers import MAX_DOCUMENT, Answer, beginning, paced, whole
 from kubeadm_registry.registry.one_connection import OneConnection
 from kubeadm_registry.registry.retries import seconds_to_wait
@@ -333,9 +333,8 @@ class Api:
         try:
             yield
         except (httpx.HTTPError, UnicodeError) as error:
-            reason = str(error) or type(error).__name__
             raise RegistryError(
-                f"{request.method} {request.url} at {self.name} failed: {reason}", code="RegistryUnreachable",
+                f"{request.method} {request.url} at {self.name} failed: {reason(error)}", code="RegistryUnreachable",
                 hint=_remedy(error), temporary=self._may_pass(error),
             ) from error  # fmt: skip
 

@@ -260,6 +260,23 @@ def test_a_character_that_no_yaml_has_is_told_with_its_line(tmp_path: Path) -> N
         names_in(tmp_path / "colours.yaml")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [("pod.json", "[" * 5000, "it is nested too deeply"), ("pod.yaml", "{{ .x }}: 1", "a key must be plain text")],
+)
+def test_what_is_no_manifest_is_told_without_words_of_python(tmp_path: Path, name: str, text: str, told: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BundleError, match=rf"{name}(:1)?: not valid YAML: {told}"):
+        names_in(tmp_path / name)
+
+
+def test_a_list_that_is_too_large_is_told_with_the_limit(tmp_path: Path) -> None:
+    with (tmp_path / "list").open("wb") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(BundleError, match=r"cannot read .*/list: it is larger than 64 MiB"):
+        names_in(tmp_path / "list")
+
+
 def test_a_template_is_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "pod.yaml").write_text("kind: Pod\nspec: {{ .Values.spec }}\n  x: [\n")
     with pytest.raises(BundleError, match=r"pod.yaml:\d") as caught:

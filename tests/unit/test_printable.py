@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ssl
 import unicodedata
 
 import pytest
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from kubeadm_registry.engine.report import Console, echo, screen
 from kubeadm_registry.errors import Error
-from kubeadm_registry.printable import printable, shown
+from kubeadm_registry.printable import printable, reason, shown
 from tests.unit.test_report import Screen, everything
 
 #: Another title, a colour, the end of a hyperlink, a line taken back, the direction turned, a C1 order, a tag.
@@ -20,6 +21,22 @@ HARMLESS = r"\x1b]0;owned\x07\x1b[31mred\x0d\x08\u202egnp.exe\u2066\x9b2J\u200b\
 
 def test_what_a_terminal_would_obey_is_written_out() -> None:
     assert printable(HOSTILE) == HARMLESS
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (OSError(-2, "Name or service not known"), "Name or service not known"),
+        (
+            ssl.SSLError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: expired (_ssl.c:1006)"),
+            "certificate verify failed: expired",
+        ),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_a_reason_has_no_numbers_of_python(error: Exception, told: str) -> None:
+    assert reason(error) == told
 
 
 def test_what_people_write_stays() -> None:

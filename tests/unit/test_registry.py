@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Iterator
 
 import httpx
@@ -59,6 +60,14 @@ def test_a_certificate_for_another_name_is_refused(fake: FakeRegistry, name: str
         registry.blob("a", DIGEST)
     assert caught.value.code == "RegistryUnreachable"
     assert fake.requests == [], "no login was told to whoever that is"
+
+
+def test_a_port_on_which_nothing_listens_is_told_in_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    closed = Registry("registry.lan", 5000, ca=authority().certificate, via=("127.0.0.1", port), timeout=10)
+    with closed as registry, pytest.raises(RegistryError, match="failed: Connection refused"):
+        registry.blob("a", DIGEST)
 
 
 def test_another_authority_is_refused(fake: FakeRegistry) -> None:

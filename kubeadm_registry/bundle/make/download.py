@@ -14,6 +14,7 @@ from kubeadm_registry.bundle import temporary
 from kubeadm_registry.bundle.failures import refused, unavailable
 from kubeadm_registry.bundle.make.context import BuildContext
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.printable import reason
 
 #: The largest file that is fetched, in bytes.
 MAX_DOWNLOAD = 1024**3
@@ -96,4 +97,4 @@ def _response(context: BuildContext, url: str, hint: str) -> Iterator[httpx.Resp
                     return
             raise unavailable(f"{url} redirected more than {MAX_REDIRECTS} times", hint=hint)
     except httpx.HTTPError as error:
-        raise unavailable(f"cannot download {url}: {error or type(error).__name__}", hint=hint) from error
+        raise unavailable(f"cannot download {url}: {reason(error)}", hint=hint) from error
