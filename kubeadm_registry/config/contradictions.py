@@ -67,7 +67,7 @@ class Facts:
         return cls(
             tuple(map(_place, nodes)) if isinstance(nodes, list) else (),
             _place(spec.get("vip")),
-            tuple(one for one in mirrors if isinstance(one, str)) if isinstance(mirrors, list) else (),
+            tuple(one if isinstance(one, str) else _WRONG for one in mirrors) if isinstance(mirrors, list) else (),
         )
 
 
@@ -109,15 +109,17 @@ def contradictions(facts: Facts) -> Iterator[tuple[str, str]]:
         if _same(node.secondary_address, node.address):
             yield f"nodes[{index}].secondaryAddress", OTHER_FAMILY
     yield from _of_the_vip(facts.vip, facts.nodes)
-    if len(set(facts.mirrors)) != len(facts.mirrors):
-        yield "mirrors", "lists a registry twice"
+    registries: dict[str, int] = {}
+    for index, registry in enumerate(facts.mirrors):
+        if registry and registries.setdefault(registry, index) != index:
+            yield f"mirrors[{index}]", f"{registry} is also mirrors[{registries[registry]}]"
 
 
 def _of_all_nodes(nodes: Sequence[Place]) -> Iterator[tuple[str, str]]:
     if len(nodes) == 2:
         yield "nodes", TWO_NODES
     if len(nodes) > MOST_NODES:
-        yield "nodes", f"must have at most {MOST_NODES}, and has {len(nodes)}"
+        yield "nodes", f"must have at most {MOST_NODES} items (it has {len(nodes)})"
 
 
 def _of_the_vip(vip: Place, nodes: Sequence[Place]) -> Iterator[tuple[str, str]]:

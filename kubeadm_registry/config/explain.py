@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from kubeadm_registry.config.contradictions import Contradiction
 from kubeadm_registry.errors import ConfigProblem
-from kubeadm_registry.printable import printable, shown
+from kubeadm_registry.printable import counted, printable, shown
 
 #: As much of a key as is shown, and compared with those that are known.
 _LONGEST_KEY = 60
@@ -25,8 +25,8 @@ _RULES = {
     "literal_error": "must be {expected}",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
-    "too_short": "must have at least {min_length}, and has {actual_length}",
-    "too_long": "must have at most {max_length}, and has {actual_length}",
+    "too_short": "must have at least {min_length} (it has {actual_length})",
+    "too_long": "must have at most {max_length} (it has {actual_length})",
     "missing": "is missing",
 }
 #: Where the value itself says nothing more.
@@ -56,7 +56,8 @@ def _text(item: Any, model: type[BaseModel]) -> str:
     if isinstance(context.get("error"), ValueError):
         text = str(context["error"])
     elif kind in _RULES:
-        text = _RULES[kind].format(**context)
+        items = {key: counted(context[key], "item") for key in ("min_length", "max_length") if key in context}
+        text = _RULES[kind].format(**context | items)
     else:
         text = item["msg"][0].lower() + item["msg"][1:]
     if kind == "string_type" and isinstance(value, int):

@@ -22,7 +22,7 @@ TAG_TEXT = 'must be a pattern of tags, such as "v*" or "release-[0-9]*"'
 REPOSITORY_CHARACTERS = r"[a-z0-9._:/*?\[\]!-]+"
 REPOSITORY_TEXT = 'must be a pattern of repositories without a tag, such as "registry.k8s.io/**" or "team/*"'
 _WHOLE_TEXT = "must have ** as a whole path component, such as team/**"
-_BRACKETS_TEXT = "must close each [ and have something in it"
+_BRACKETS_TEXT = "must close each [ with something in it, and have ] and ! only there, as in [!0-9]"
 #: Each may match in as many ways as a name has components, and together their product.
 _MOST_DEEP = 2
 _DEEP_TEXT = f"must have ** at most {_MOST_DEEP} times"

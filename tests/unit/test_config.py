@@ -85,7 +85,7 @@ BAD = {
     ),
     "no nodes": (
         spec("[]"),
-        ["spec.nodes: must have at least 1, and has 0"],
+        ["spec.nodes: must have at least 1 item (it has 0)"],
     ),
     "two nodes": (
         spec("[{name: a, address: 10.0.0.1}, {name: b, address: 10.0.0.2}]"),
@@ -93,7 +93,7 @@ BAD = {
     ),
     "six nodes": (
         spec("[" + ", ".join(f"{{name: n{i}, address: 10.0.0.{i}}}" for i in range(1, 7)) + "]"),
-        ["spec.nodes: must have at most 5, and has 6"],
+        ["spec.nodes: must have at most 5 items (it has 6)"],
     ),
     "what is set twice": (
         spec(
@@ -103,7 +103,7 @@ BAD = {
         [
             "spec.nodes[1].name: a is also the name of nodes[0]",
             "spec.nodes[1].address: 10.0.0.1 is also nodes[0].address",
-            "spec.mirrors: lists a registry twice",
+            "spec.mirrors[1]: quay.io is also mirrors[0]",
         ],
     ),
     "an address given twice in two spellings": (
@@ -472,12 +472,12 @@ def test_a_mistake_in_a_value_hides_no_contradiction() -> None:
         "(it is 'C')",
         "spec.ssh.port: must be at least 1 (it is 0)",
         "spec.mirrors[1]: must be text: put it in quotes (it is 7)",
-        "spec.nodes: must have at most 5, and has 6",
+        "spec.nodes: must have at most 5 items (it has 6)",
         "spec.nodes[1].name: a is also the name of nodes[0]",
         "spec.nodes[1].address: 10.0.0.9 is the VIP, which must not be a node address",
         "spec.nodes[2].address: 10.0.0.1 is also nodes[0].address",
         "spec.nodes[3].address: must be of the same address family as nodes[0].address",
-        "spec.mirrors: lists a registry twice",
+        "spec.mirrors[2]: quay.io is also mirrors[0]",
     ]
 
 

@@ -64,7 +64,7 @@ def test_every_problem_is_told_by_its_path() -> None:
         "spec.rules[0].name: must be a DNS label: lower-case letters, digits and dashes, at most 63 characters "
         "(RFC 1123) (it is 'A_b')",
         "spec.rules[0].keep.newst: unknown key, did you mean newest?",
-        "spec.rules[1].repositories: must have at least 1, and has 0",
+        "spec.rules[1].repositories: must have at least 1 item (it has 0)",
         "spec.rules[1].keep.newest: must be at least 1 (it is 0)",
         "spec.rules[1].keep.within: must be a duration in days, hours or minutes, such as 90d, 12h or 30m (it is '3w')",
         "spec.rules[1].keep.pulled_within: unknown key, did you mean pulledWithin?",
@@ -87,6 +87,14 @@ def test_a_rule_that_keeps_nothing_is_refused(text: str) -> None:
     """It would delete everything."""
     assert problems(f"  rules: [{{name: a, repositories: ['*'], keep: {text}}}]\n") == [
         "spec.rules[0].keep: must say what to keep, such as newest or within; nothing would be kept"
+    ]
+
+
+@pytest.mark.parametrize("glob", ["v[", "v]", "[]", "!v*"])
+def test_brackets_are_explained_where_they_are_wrong(glob: str) -> None:
+    assert problems(f"  rules: [{{name: a, repositories: ['*'], keep: {{tags: ['{glob}']}}}}]\n") == [
+        "spec.rules[0].keep.tags[0]: must close each [ with something in it, and have ] and ! only there, as in [!0-9] "
+        f"(it is '{glob}')"
     ]
 
 
