@@ -65,8 +65,12 @@ def target(output: Path, inputs: Iterable[Path] = ()) -> Path:
     """
     path = Path(os.path.realpath(output))
     wrong = ""
-    if path.is_dir() or not path.parent.is_dir():
-        wrong = "it is a directory, or its parent directory does not exist"
+    if str(output) == "-":
+        wrong = "standard output is not supported"
+    elif path.is_dir():
+        wrong = "it is a directory"
+    elif not path.parent.is_dir():
+        wrong = f"there is no directory {path.parent}"
     elif path.is_symlink() or (path.exists() and not path.is_file()):
         wrong = "it is not a regular file"
     elif path.exists():

@@ -74,6 +74,24 @@ def test_what_is_no_file_is_not_replaced(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tar", "work"]
 
 
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        ("-", "standard output is not supported"),
+        ("folder", "it is a directory"),
+        ("none/out.tar", "there is no directory /.*/none"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=f"cannot write {output}: {why}") as caught:
+        temporary.target(Path(output))
+    assert caught.value.code == "OutputInvalid"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
 def test_a_device_of_roots_is_not_replaced(tmp_path: Path) -> None:
     os.mknod(tmp_path / "null", 0o666 | 0o020000, os.makedev(1, 3))
