@@ -41,11 +41,14 @@ def load(path: Path) -> tuple[ClientNode, ...]:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", code="NodesUnreadable") from error
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}", hint="check the path given with --nodes", code="NodesUnreadable"
+        ) from error
     if len(content) > MOST_BYTES:
         raise ConfigError(
-            f"{path} is larger than {MOST_BYTES >> 20} MiB, too large for a list of nodes", code="NodesUnreadable"
-        )
+            f"{path} is larger than {MOST_BYTES >> 20} MiB, too large for a list of nodes", hint=SHAPE,
+            code="NodesUnreadable",
+        )  # fmt: skip
     try:
         # With or without the mark that Windows puts before UTF-8.
         text = content.decode("utf-8-sig")

@@ -82,18 +82,25 @@ def read(text: str, name: str) -> Any:
     try:
         loader = _Loader(text, name)
     except yaml.reader.ReaderError as error:
-        raise NotYaml(_unreadable(error, text)) from error
+        raise NotYaml(flaw(error, text)) from error
     try:
         return loader.get_single_data()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-        raise NotYaml(f"{where}{_explained(error)}") from error
     except yaml.YAMLError as error:
-        raise NotYaml(str(error).splitlines()[0]) from error
+        raise NotYaml(flaw(error, text)) from error
     except (ValueError, OverflowError) as error:  # PyYAML looks at no bounds
         line = loader.line + 1
         raise NotYaml(f"line {line}: an escape, or a number in a directive, is out of range") from error
+
+
+def flaw(error: yaml.YAMLError, text: str) -> str:
+    """What is wrong with *text*, of which PyYAML raised *error*, and where."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return _unreadable(error, text)
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error).splitlines()[0]
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    return f"{where}{_explained(error)}"
 
 
 def _explained(error: yaml.MarkedYAMLError) -> str:

@@ -32,6 +32,7 @@ from kubeadm_registry.bundle import Bundle, files
 from kubeadm_registry.errors import BundleError, Error
 from kubeadm_registry.images import seed
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.printable import reason
 
 #: Seconds of silence after which a connection ends: in an answer, and between requests, where it holds up others.
 PATIENCE = 60
@@ -114,8 +115,11 @@ def certificate(pem: Path, key: Path | None = None) -> ssl.SSLContext:
             "by the CA that the nodes trust, and pass it with --cert FILE --key FILE",
         ) from error  # fmt: skip
     except (ssl.SSLError, OSError) as error:
+        why = reason(error) if isinstance(error, ssl.SSLError) else error.strerror
+        if why == "PEM lib":  # OpenSSL tells no more
+            why = "it is not a certificate with its private key"
         raise Error(
-            f"cannot use the certificate {pem}: {error.strerror or error}", code="CertificateInvalid",
+            f"cannot use the certificate {pem}: {why}", code="CertificateInvalid",
             hint="check that it is readable (run the command as root), in PEM format, and matches its key",
         ) from error  # fmt: skip
     return context

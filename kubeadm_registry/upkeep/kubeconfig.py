@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import urllib3
 import yaml
 
+from kubeadm_registry.config import yamlfile
 from kubeadm_registry.disk import read_text
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.printable import shown
@@ -96,7 +97,10 @@ def _read(path: Path, context: str) -> dict[str, Any]:
             f"cannot read the kubeconfig {path}: {why}", hint="check the path", code="KubeconfigUnreadable"
         ) from error
     with _as_invalid(path):
-        document = yaml.safe_load(text)
+        try:
+            document = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"it is not valid YAML: {yamlfile.flaw(error, text)}") from error
         if not isinstance(document, dict):
             raise ValueError("it does not contain a mapping")
         if not document.get("clusters"):

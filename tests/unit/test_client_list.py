@@ -142,3 +142,4 @@ def test_files_that_are_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ConfigError, match=said) as caught:
             load(path)
         assert caught.value.code == "NodesUnreadable"
+        assert caught.value.hint

@@ -409,7 +409,9 @@ def test_what_the_command_refuses(tmp_path: Path, pem: Path) -> None:
     assert "--cert FILE --key FILE" in error["hint"]
     broken = tmp_path / "broken.pem"
     broken.write_text("no certificate")
-    assert invoke(path, "--cert", str(broken))[1]["code"] == "CertificateInvalid"
+    code, error = invoke(path, "--cert", str(broken))
+    assert (code, error["code"]) == (1, "CertificateInvalid")
+    assert error["message"] == f"cannot use the certificate {broken}: it is not a certificate with its private key"
     assert invoke(str(tmp_path / "none.tar"), "--cert", str(pem))[1]["code"] == "BundleUnreadable"
     for listen in ("x", "name:5000", "10.0.0.10:http", "10.0.0.10:70000", ":²", f":{5000 * '9'}"):
         code, error = invoke(path, "--cert", str(pem), "--listen", listen)

@@ -522,7 +522,9 @@ CONTEXT = {"name": "x", "context": {"cluster": "c", "user": "u"}}
     [
         ("", "it does not contain a mapping"),
         ("- a", "it does not contain a mapping"),
-        ("a: [", "while parsing a flow"),
+        ("a: [", "it is not valid YAML: line 1, column 5: expected the node content"),
+        ("a: \0", "it is not valid YAML: line 1, column 4: the character U+0000 is not allowed"),
+        ("a:\n\tb: 1\n", "it is not valid YAML: line 2, column 1: a tab cannot be used here; use spaces"),
         ("{}", "it names no clusters"),
         (json.dumps({"clusters": [CLUSTER]}), "it has no current-context"),
         (json.dumps({"clusters": [CLUSTER], "current-context": "y"}), "with name y"),
