@@ -10,6 +10,7 @@ import yaml
 
 from kubeadm_registry import config, support
 from kubeadm_registry.access import session
+from kubeadm_registry.bundle import temporary
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
 from kubeadm_registry.components.services import every_service
@@ -46,6 +47,7 @@ def support_bundle(context: Context, path: Path | None, file: Path, since: str) 
       5  written, but a node did not respond, or it or a file was left out
     """
     reach = seconds(since)
+    temporary.target(file, [path or config.DEFAULT_FILE])  # before all nodes are asked
     cluster_file = config.load(path)
     reporter = context.reporter()
     reached, unreachable = session.attempt_all(cluster_file, terminal.prompts())

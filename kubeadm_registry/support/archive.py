@@ -24,15 +24,16 @@ class Archive:
 def write(path: Path, files: Mapping[str, bytes]) -> Archive:
     """Write *files*, by their names, to the archive *path* (tar, gzip; mode 600). All are in one directory.
 
-    Raises OSError; then there is no new file.
+    Raises OSError, and ConfigError for what must not be replaced; then there is no new file.
     """
+    target = temporary.target(path)
     top = path.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz") or "support"
-    with temporary.file(path.absolute().parent, path.name) as new:
+    with temporary.file(target.parent, target.name) as new:
         with tarfile.open(fileobj=new, mode="w:gz") as tar:
             for place, content in sorted(files.items(), key=lambda item: (item[0] != "index.md", item[0])):
                 entry = tarfile.TarInfo(f"{top}/{place}")
                 entry.size, entry.mode, entry.mtime = len(content), 0o600, time.time()
                 tar.addfile(entry, io.BytesIO(content))
         size = new.tell()
-        temporary.put(new, path)
+        temporary.put(new, target)
     return Archive(path, size, len(files))

@@ -105,6 +105,16 @@ def test_a_wrong_time_is_refused_before_anything_is_contacted(
     assert "not a valid duration" in result.output
 
 
+@pytest.mark.parametrize("name", ["none/out.tar.gz", "cluster.yaml", "/dev/null"])
+def test_where_it_cannot_be_written_is_told_before_anything_is_contacted(
+    run: Terminal, bare: FakeCluster, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(session, "reach", lambda *_: pytest.fail("it was contacted"))
+    result = run("support-bundle", "-o", name)
+    assert result.exit_code == 2
+    assert f"[OutputInvalid] cannot write {name}: " in result.output
+
+
 def test_help_says_what_is_in_it(run: Terminal) -> None:
     text = run("support-bundle", "--help").stdout
     for name in contents(every_service()):

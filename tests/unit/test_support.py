@@ -14,7 +14,7 @@ import pytest
 
 from kubeadm_registry import paths, pki, secrets, support
 from kubeadm_registry.components.services import every_service
-from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.errors import ConfigError, ConnectionFailed
 from kubeadm_registry.support import collection
 from kubeadm_registry.support.collection import Collected, collect, items
 from kubeadm_registry.support.masking import Mask, values
@@ -224,6 +224,17 @@ def test_a_write_that_fails_leaves_the_earlier_archive(tmp_path: Path) -> None:
         support.write(target, {"index.md": None})  # type: ignore[dict-item]
     assert target.read_text() == "an earlier one"
     assert [path.name for path in tmp_path.iterdir()] == ["out.tar.gz"]
+
+
+def test_what_is_no_file_is_not_replaced_and_a_link_is_followed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        support.write(tmp_path / "pipe", {"index.md": b""})
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("real.tar.gz")
+    support.write(tmp_path / "link", {"index.md": b""})
+    assert (tmp_path / "link").is_symlink()
+    assert tarfile.is_tarfile(tmp_path / "real.tar.gz")
 
 
 def test_every_file_is_on_the_index_page(said: FakeCluster) -> None:
