@@ -22,6 +22,7 @@ from kubeadm_registry.custom_resources.manifests import manifests as texts
 from kubeadm_registry.engine.report import echo, put
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.oci import references
 from kubeadm_registry.phases.helper import allow
 from kubeadm_registry.phases.workflows import OPERATOR_FORBID, RETENTION_TIMER_DISABLE
 from kubeadm_registry.upkeep.api import Api
@@ -39,9 +40,19 @@ kubeconfig_option = click.option(
     "--kubeconfig", metavar="FILE", type=click.Path(path_type=Path), required=True, envvar="KUBECONFIG",
     help="Log in to the cluster by this file, as an administrator.  [env: KUBECONFIG]",
 )  # fmt: skip
+
+
+def _image(_: click.Context, __: click.Parameter, value: str) -> str:
+    """The name of an image, or nothing. Raises click.BadParameter for what Kubernetes would refuse in a pod."""
+    if value and references.full(value) is None:
+        raise click.BadParameter(f"{value} is not a valid image name")
+    return value
+
+
 image_option = click.option(
-    "--image", metavar="NAME", default="", help="Use this image.  [default: the one that the bundle brought]"
-)
+    "--image", metavar="NAME", default="", callback=_image,
+    help="Use this image.  [default: the one that the bundle brought]",
+)  # fmt: skip
 
 
 def api_of(kubeconfig: Path) -> Api:
@@ -66,12 +77,10 @@ def api_of(kubeconfig: Path) -> Api:
 @click.option(
     "--new-keys", is_flag=True, help="Replace its SSH key, and that of the nodes; the old ones are refused immediately."
 )
-@click.option(
-    "--timeout", type=click.FloatRange(1), default=180, show_default=True, help="Seconds to wait for a leader."
-)
+@click.option("--timeout", type=click.IntRange(1), default=180, show_default=True, help="Seconds to wait for a leader.")
 def install(
     context: Context, path: Path | None, kubeconfig: Path, image: str, plan_only: bool, replaces: bool, new_keys: bool,
-    timeout: float,
+    timeout: int,
 ) -> None:  # fmt: skip
     """Install or upgrade the operator with its custom resources, guard, rights and Secret, and wait until it leads.
 

@@ -53,6 +53,18 @@ def test_manifests_are_those_of_a_cluster(tmp_path: Path) -> None:
     assert set(json.loads(run("manifests", "-o", "json")[1])) == {"crds.yaml", "admission.yaml", "operator.yaml"}
 
 
+@pytest.mark.parametrize("name", ["a b", "A/b:1", "https://a.example/x:1"])
+def test_an_image_that_no_pod_can_have_is_refused(name: str) -> None:
+    code, text = run("manifests", "--image", name)
+    assert (code, f"{name} is not a valid image name" in text) == (2, True)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_a_time_to_wait_that_has_no_end_is_refused(seconds: str) -> None:
+    code, text = run("install", "--kubeconfig", "x", "--timeout", seconds)
+    assert (code, "Invalid value for '--timeout'" in text) == (2, True)
+
+
 def test_an_address_with_colons_is_no_part_of_an_images_name() -> None:
     text = config.SMALLEST
     for old, new in (("10.0.0.1", "fd00::1"), ("vip: {address", "vip: {name: registry.example, address")):
