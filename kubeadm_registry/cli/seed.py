@@ -56,6 +56,9 @@ class Rate(click.ParamType[int]):
         return rate
 
 
+_LAST_PORT = 65535
+
+
 class Target(click.ParamType[tuple[str, str]]):
     """A registry and a path in it: ``registry.example:5000/mirror``."""
 
@@ -66,7 +69,8 @@ class Target(click.ParamType[tuple[str, str]]):
         text = str(value)
         host, _, below = text.partition("/")
         reference = parse(f"{host}/{below or 'path'}:tag")
-        if reference is None or reference.host != host:
+        port = host.partition(":")[2]
+        if reference is None or reference.host != host or (port and not 0 < int(port) <= _LAST_PORT):
             self.fail(f"{text} is not a registry: write HOST[:PORT][/PATH], such as registry.example:5000", param, ctx)
         return host, below
 

@@ -85,3 +85,10 @@ def test_what_is_no_rate(text: str) -> None:
     with pytest.raises(click.UsageError):
         Rate().convert(text, None, None)
     assert CliRunner().invoke(cli, ["seed", "--limit-rate", text]).exit_code == 2
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+def test_another_registry_has_a_port_that_exists(port: str) -> None:
+    """Python takes more, and connects to the port of its lower 16 bits."""
+    result = CliRunner().invoke(cli, ["seed", "--to", f"registry.example:{port}/mirror"])
+    assert (result.exit_code, "is not a registry" in result.output) == (2, True)
