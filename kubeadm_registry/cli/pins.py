@@ -33,6 +33,8 @@ def pin(context: Context, path: Path | None, reason: str, until: str | None, nam
         raise ConfigError(
             f"{name} has neither tag nor digest", code="UsageInvalid", hint="pin one image, such as app:v1"
         )
+    if until is not None:
+        _until(until, 0)  # before anything is asked
     with opened(path, context.reporter()) as at:
         one = Pin(str(where), reason, at.now, None if until is None else _until(until, at.now))
         at.restate(lambda standing: standing.pinned(one))
@@ -79,10 +81,12 @@ def _until(text: str, now: int) -> int:
         else:
             until = int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) + _DAY
         datetime.fromtimestamp(until, UTC)  # else it could not be shown
-        return until
     except (ValueError, OverflowError, OSError):
         raise ConfigError(
             f"--until: {text!r} is neither a duration nor a date",
             hint="write 90d, 12h or 2027-03-31",
             code="UsageInvalid",
         ) from None
+    if until <= now:
+        raise ConfigError(f"--until {text} is in the past", hint="pass a later date", code="UsageInvalid")
+    return until

@@ -455,7 +455,7 @@ def test_a_pin_keeps_an_image_until_it_ends(site: Site) -> None:
     assert site.tags() == ["v3"]
 
 
-@pytest.mark.parametrize("until", ["soon", "2027-13-01", "0d", "9999-12-31", "9999999d"])
+@pytest.mark.parametrize("until", ["soon", "2027-13-01", "0d", "9999-12-31", "9999999d", "2020-01-01"])
 def test_the_end_of_a_pin_must_be_a_time(site: Site, until: str) -> None:
     assert site.failure("pin", "app:v1", "--reason", "x", "--until", until) == ("UsageInvalid", 2)
     assert site.failure("pin", "app", "--reason", "x") == ("UsageInvalid", 2)
