@@ -128,9 +128,10 @@ def renew(
     reporter = context.reporter()
     cluster_file = config.load(path)
     _refuse(authority, names, nodes, no_clients=no_clients, trust_only=trust_only)
+    known = [node.name for node in cluster_file.spec.nodes]
     for name in names:
-        if name not in {node.name for node in cluster_file.spec.nodes}:
-            raise ConfigError(f"--node {name}: there is no such node in the cluster file", code="UsageInvalid")
+        if name not in known:
+            raise ConfigError(f"there is no node {name}", hint=f"choose from: {', '.join(known)}", code="NodeUnknown")
     listed: tuple[ClientNode, ...] = ()
     if authority:
         listed = clients(nodes, cluster_file.spec, no_clients=no_clients, what="--ca")

@@ -147,10 +147,10 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0.0 < seconds <= LONGEST:
+    if not SHORTEST <= seconds <= LONGEST:
         raise ConfigError(f"--watch {printable(text)}: not a number of seconds", code="UsageInvalid",
-                          hint=f"pass a number from 0.5 to {LONGEST}, such as --watch 5")  # fmt: skip
-    return max(seconds, SHORTEST)
+                          hint=f"pass a number from {SHORTEST} to {LONGEST}, such as --watch 5")  # fmt: skip
+    return seconds
 
 
 def _watch(cluster_file: config.RegistryCluster, context: Context, interval: float) -> int:

@@ -87,7 +87,7 @@ ALL = ("--ca", "--nodes", "clients.txt")
         ((*ALL, "--node", "cp-1"), "--node cannot be combined with --ca"),
         (("--nodes", "clients.txt"), "--nodes, --no-clients and --trust-only need --ca"),
         (("--trust-only",), "--nodes, --no-clients and --trust-only need --ca"),
-        (("--node", "cp-9"), "there is no such node in the cluster file"),
+        (("--node", "cp-9"), "there is no node cp-9"),
         (("--ca", "--nodes", "none.txt"), "cannot read none.txt"),
     ],
 )

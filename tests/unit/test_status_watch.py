@@ -172,6 +172,7 @@ def test_the_exit_code_says_how_it_is(
     [
         (("--watch", "soon"), "--watch soon: not a number of seconds"),
         (("--watch", "0"), "--watch 0: not a number of seconds"),
+        (("--watch", "0.1"), "--watch 0.1: not a number of seconds\nhint: pass a number from 0.5 to 3600"),
         (("--watch", "nan"), "--watch nan: not a number of seconds"),
         (("--watch", "--images"), "--watch and --images exclude each other"),
         (("--bundle", "x"), "--bundle needs --images"),
