@@ -221,7 +221,7 @@ def delete(
         for one in planned:
             reporter.note(f"{'would delete' if dry_run else 'to be deleted:'} {one}")
         if not (yes or dry_run or not sys.stdin.isatty()):
-            click.confirm(f"Delete {'this' if len(planned) == 1 else f'these {len(planned)}'}?", abort=True)
+            click.confirm(f"Delete {'this' if len(planned) == 1 else f'these {len(planned)}'}?", abort=True, err=True)
             if deleting.plan(connect, places, all_tags=all_tags) != planned:
                 raise Error(
                     "nothing was deleted: something was pushed or deleted before the answer, and more or less would go",

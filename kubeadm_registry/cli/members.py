@@ -45,7 +45,7 @@ def _run(
     membership.wanted(cluster_file, request)
     require_checks(CHANGE_MEMBERS, names(ignore))
     if ask and not dry_run and sys.stdin.isatty():
-        click.confirm(ask, abort=True)
+        click.confirm(ask, abort=True, err=True)
     given, signed_by = terminal.bundle_of(bundle, key)
     opened = membership.changing(
         cluster_file, request, terminal.prompts(), context.reporter().note, bundle=given, key=signed_by

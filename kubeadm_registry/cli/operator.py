@@ -147,7 +147,7 @@ def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool) 
     and every pull keeps working.
     """
     if not yes and sys.stdin.isatty():
-        click.confirm("Remove the operator from the cluster?", abort=True)
+        click.confirm("Remove the operator from the cluster?", abort=True, err=True)
     reporter = context.reporter()
     installing.uninstall(api_of(kubeconfig), _smallest(), reporter.note)
     if path is None and not config.DEFAULT_FILE.exists():

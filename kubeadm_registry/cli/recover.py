@@ -115,7 +115,7 @@ def _confirm(words: str, reporter: Reporter, *, asks: bool) -> bool:
         raise ConfigError("recover discards data, which cannot be undone", code="ConfirmationNeeded",
                           hint="make sure that the lost nodes are off for good, then pass --yes")  # fmt: skip
     if asks:
-        click.confirm("Continue?", abort=True)
+        click.confirm("Continue?", abort=True, err=True)
     return asks
 
 

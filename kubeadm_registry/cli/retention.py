@@ -239,9 +239,9 @@ def _report(kubeconfig: Path, rules: RegistryPolicy) -> tuple[str, ClusterReport
     return urlsplit(api.server).netloc, clusters.read(api, paths=[one.pair for one in rules.spec.image_paths])
 
 
-def show(made: Plan, *, most: int) -> None:
-    """Print what *made* deletes: sums, and the *most* largest deletions."""
-    console = wide_screen()
+def show(made: Plan, *, most: int, err: bool = False) -> None:
+    """Print what *made* deletes: sums, and the *most* largest deletions; with *err* to standard error."""
+    console = wide_screen(err=err)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("REPOSITORY", "KEPT", "DELETED", "FREED"):
         table.add_column(title, overflow="fold", justify="left" if title == "REPOSITORY" else "right")
@@ -292,7 +292,7 @@ def forget(context: Context, path: Path | None, records: str | None, yes: bool, 
     reporter = context.reporter()
     what, record, empty = _RECORDS[records or "ledger"]
     if not yes and sys.stdin.isatty():
-        click.confirm(f"Forget {what if records else f'the cluster {name}'}?", abort=True)
+        click.confirm(f"Forget {what if records else f'the cluster {name}'}?", abort=True, err=True)
     with terminal.registry(path, reporter) as (cluster, connect, _):
         key = cluster.secrets.retention_key
         # Who looks writes the ledger, and nobody but the executor's login the others.

@@ -51,8 +51,8 @@ def approve(context: Context, path: Path | None, yes: bool, digest: str) -> None
     with opened(path, reporter) as at:
         plan = running.find(at.registry, at.key, digest)
         if not yes and sys.stdin.isatty():
-            show(plan, most=20)
-            click.confirm(f"Approve the deletion of {_images(plan)}?", abort=True)
+            show(plan, most=20, err=True)
+            click.confirm(f"Approve the deletion of {_images(plan)}?", abort=True, err=True)
         at.alone()
         running.approve(at.registry, at.key, plan, at.now)
     reporter.result(f"approved plan {plan.digest[:19]}: {_images(plan)}; `retention run` carries it out")

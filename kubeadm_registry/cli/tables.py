@@ -17,9 +17,9 @@ _WIDE = 400
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
 
 
-def wide_screen() -> Console:
-    """Standard output, without markup; wide where it is no terminal."""
-    console = screen(markup=False)
+def wide_screen(*, err: bool = False) -> Console:
+    """Standard output, or with *err* standard error, without markup; wide where it is no terminal."""
+    console = screen(err=err, markup=False)
     if not console.is_terminal:
         console.width = _WIDE
     return console

@@ -202,6 +202,6 @@ def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_
     if not (yes or dry_run or not sys.stdin.isatty()):
         where = ", ".join(node.name for node in cluster_file.spec.nodes)
         what = "the registry AND ALL ITS IMAGES" if purge_data else "the registry (keeping its images)"
-        click.confirm(f"Remove {what} from {where}?", abort=True)
+        click.confirm(f"Remove {what} from {where}?", abort=True, err=True)
     skip = () if purge_data else ("data",)
     run_on_nodes(context, RESET, path, None, dry_run=dry_run, skip=skip, ignore=names(ignore), need_programs=False)

@@ -365,7 +365,7 @@ def test_collect_frees_what_no_manifest_names(
 def test_delete_asks_at_a_terminal(fake: Repositories, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _self: True)
     result = run("delete", "app:v1", stdin=f"{answer}\n")
-    assert "Delete this? [y/N]" in result.stdout
+    assert "Delete this? [y/N]" in result.stderr
     assert result.exit_code == (0 if answer == "y" else 1)
     assert bool(fake.store["app"].tags) is (answer == "n")
     if answer == "n":
@@ -378,15 +378,22 @@ def test_what_is_pushed_before_the_answer_does_not_go(fake: Repositories, monkey
     monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _self: True)
     digest = fake.store["app"].tags["v1"]
 
-    def confirm(_text: str, *, abort: bool) -> bool:
+    def confirm(_text: str, *, abort: bool, err: bool) -> bool:
         fake.store["app"].tags["stable"] = digest
-        return abort
+        return abort and err
 
     monkeypatch.setattr(click, "confirm", confirm)
     result = run("delete", f"app@{digest}", "--all-tags")
     assert (result.exit_code, "[ImageChanged]" in result.stderr) == (1, True)
     assert fake.store["app"].tags["stable"] == digest
     assert digest in fake.store["app"].manifests
+
+
+def test_a_question_is_no_part_of_the_json(fake: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _self: True)
+    result = run("delete", "app:v1", "-o", "json", stdin="n\n")
+    assert [one["event"] for one in map(json.loads, result.stdout.splitlines())] == ["note", "error"]
+    assert "Delete this? [y/N]" in result.stderr
 
 
 def test_wanted_is_what_did_not_come_meanwhile(fake: Repositories, three: FakeCluster, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
+import click.testing
 import pytest
 from click.testing import CliRunner, Result
 
@@ -140,6 +142,15 @@ def test_a_plan_that_is_rejected_does_not_run(site: Site) -> None:
     site.good("reject", digest)
     assert "is not approved" in site.run("run", "--no-cluster").output
     assert site.tags() == ["v1", "v2", "v3"]
+
+
+def test_what_is_to_be_approved_is_shown_beside_the_json(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = site.plan()
+    monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _self: True)
+    result = site.run("approve", digest, "-o", "json")
+    assert [json.loads(line)["code"] for line in result.stdout.splitlines()] == ["Aborted"], "nobody answered"
+    assert "delete app:v1" in result.stderr
+    assert "Approve the deletion of 2 images? [y/N]" in result.stderr
 
 
 @pytest.mark.parametrize("digest", ["sha256:abc", "", "v1", "0" * 64])
