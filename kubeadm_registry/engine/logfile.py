@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kubeadm_registry.engine.report import Action, JsonLines, Reporter
@@ -88,7 +88,11 @@ def log_to(path: Path, arguments: Sequence[str], version: str) -> Iterator[JsonL
     It begins with the *arguments* of the program and its *version*. Raises OSError.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    file = os.fdopen(descriptor, "w", encoding="utf-8")
+    try:
         log = JsonLines(file, name=str(path), verbose=True)
         log.begin(arguments, version)
         yield log
+    finally:
+        with suppress(OSError):  # of what was not written before: the result told, and an error must stay the last word
+            file.close()

@@ -420,6 +420,16 @@ def test_a_log_file_has_each_command_and_an_error_too(run: Terminal, servers: Fa
     assert kept[-1]["code"] == "PhaseUnknown"
 
 
+def test_a_full_log_file_hides_no_error(run: Terminal) -> None:
+    result = run("init", "-f", "none.yaml", "--log-file", "/dev/full", "-o", "json")
+    assert result.exit_code == 2
+    assert [one["code"] for one in lines(result)] == ["ConfigUnreadable"]
+    (run.folder / "cluster.yaml").write_text(config.SMALLEST)
+    result = run("config", "validate", "--log-file", "/dev/full", "-o", "json")
+    assert result.exit_code == 1
+    assert lines(result)[-1]["message"] == "/dev/full: no space left on device"
+
+
 def test_a_log_file_that_cannot_be_opened(run: Terminal, unreachable: list[str]) -> None:
     failed = run("init", "--log-file", str(run.folder), "-o", "json")
     assert failed.exit_code == 1

@@ -251,7 +251,7 @@ def test_a_log_has_everything_that_is_shown_and_belongs_to_its_owner(plain: io.S
 
 
 def test_a_log_that_cannot_be_written_is_an_error_of_its_own_at_the_end(plain: io.StringIO) -> None:
-    with contextlib.suppress(OSError), log_to(Path("/dev/full"), [], "0.1.0") as log:
+    with log_to(Path("/dev/full"), [], "0.1.0") as log:
         reporter = Logged(Console(out=plain), log)
         reporter.note("going on")
         with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
