@@ -539,7 +539,7 @@ def test_a_device_is_no_bundle(path: str, soon: None) -> None:
 
 
 def test_a_list_without_end_is_refused(soon: None) -> None:
-    with pytest.raises(BundleError, match="it has more than"):
+    with pytest.raises(BundleError, match="it is larger than"):
         names_in(Path("/dev/zero"))
 
 

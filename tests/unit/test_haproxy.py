@@ -707,7 +707,7 @@ def test_retention_writes_to_the_own_frontend_only() -> None:
         (f"DELETE /v2/kubeadm-registry/retention/manifests/{DIGEST}", "all but the tags"),
         ("DELETE /v2/kubeadm-registry/retention/manifests/ledger", "deleted by retention only"),
         ("DELETE /v2/kubeadm-registry/retention/manifests/operator-plan", "deleted by retention only"),
-        (f"DELETE /v2/kubeadm-registry/retention/blobs/{DIGEST}", "all but the tags"),
+        (f"DELETE /v2/kubeadm-registry/retention/blobs/{DIGEST}", "freed by images collect only"),
         ("POST /v2/kubeadm-registry/retention/sub/blobs/uploads/", "all but the tags"),
     ],
 )
@@ -737,6 +737,20 @@ def test_the_ledger_and_all_else_is_written_as_before(executor: Node, request_: 
     assert executor.ask(method, target, head, b"{}").status in (200, 202)
     assert came(executor) == [request_]
     assert executor.fields[-1].get("x-registry-term") is None
+
+
+def test_what_records_have_left_is_freed_while_pushes_are_closed(zot: Node) -> None:
+    """Each record that is written leaves the one before; zot refuses what a manifest needs."""
+    request_ = f"DELETE /v2/kubeadm-registry/retention/blobs/{DIGEST}"
+    method, target = request_.split()
+    close(zot, 400)
+    came(zot)
+    try:
+        assert zot.ask(method, target, PUSH).status in (200, 202)
+    finally:
+        close(zot, -1)
+    assert came(zot) == [request_]
+    assert zot.ask(method, target, PUSH).status == 403
 
 
 # ---- what is noted -----------------------------------------------------------------------------------------------
