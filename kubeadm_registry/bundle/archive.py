@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from kubeadm_registry.disk import naming
 from kubeadm_registry.errors import damaged
 
 BLOCK = 512
@@ -281,6 +282,7 @@ class Window(io.RawIOBase):
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
         super().__init__()
         self._descriptor = file.fileno()
+        self._name = file.name
         self._offset = offset
         self._size = size
         self._position = 0
@@ -305,7 +307,8 @@ class Window(io.RawIOBase):
         wanted = min(len(view), self._size - self._position)
         if wanted <= 0:
             return 0
-        content = os.pread(self._descriptor, wanted, self._offset + self._position)
+        with naming(self._name):
+            content = os.pread(self._descriptor, wanted, self._offset + self._position)
         if not content:
             raise damaged("the archive is truncated within a file")
         view[: len(content)] = content

@@ -20,9 +20,9 @@ def regular(path: Path) -> BinaryIO:
 
 def anything(path: Path) -> BinaryIO:
     """Open *path*, also if it is a pipe, as in ``<(command)``; one that nobody writes to is empty. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    os.set_blocking(descriptor, True)
-    return os.fdopen(descriptor, "rb")
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    os.set_blocking(file.fileno(), True)
+    return file
 
 
 def text(path: Path, most: int) -> str:

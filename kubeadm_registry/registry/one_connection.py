@@ -27,6 +27,10 @@ _ALIVE = (
 _CHUNK = 2**18
 
 
+class _Unreadable(Exception):
+    """The content of a request cannot be read, which says nothing of the connection; the cause says why."""
+
+
 class OneConnection(httpx.BaseTransport):
     """A connection to *host*:*port*, which must have a certificate for *name* by the authority *ca* (PEM).
 
@@ -39,6 +43,13 @@ class OneConnection(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """The answer to *request*. Raises httpx.TransportError, and what the request's content raises."""
+        try:
+            return self._answer(request)
+        except _Unreadable as error:
+            assert error.__cause__ is not None  # noqa: S101  it is raised from one
+            raise error.__cause__ from None
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
         line = self._line
         if line.sock is not None and _has_ended(line.sock):
             line.close()
@@ -66,7 +77,7 @@ class OneConnection(httpx.BaseTransport):
             self._line.putheader(name.decode("ascii"), value)
         self._line.endheaders()
         assert isinstance(request.stream, httpx.SyncByteStream)  # noqa: S101  the client is not asynchronous
-        for chunk in request.stream:
+        for chunk in _content(request.stream):
             self._line.send(chunk)
 
     def close(self) -> None:
@@ -111,6 +122,14 @@ class _Body(httpx.SyncByteStream):
         if not self._answer.isclosed():
             self._line.close()
         self._answer.close()
+
+
+def _content(stream: httpx.SyncByteStream) -> Iterator[bytes]:
+    """What *stream* brings. Raises _Unreadable for an error of the file that it is read from."""
+    try:
+        yield from stream
+    except OSError as error:
+        raise _Unreadable from error
 
 
 def _has_ended(line: socket.socket) -> bool:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import os
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 from bundle_files import member, pax, raw, record, tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry.bundle import archive
+from kubeadm_registry.bundle import archive, files
 from kubeadm_registry.errors import BundleError
 
 
@@ -213,3 +216,16 @@ def test_a_size_above_8_gib_is_read() -> None:
     info.size = 2**40
     header = info.tobuf(tarfile.GNU_FORMAT)
     assert next(archive.members(io.BytesIO(header))).size == 2**40
+
+
+def test_which_file_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stick that was pulled out, say: the error of the system names no file."""
+
+    def fail(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "bundle.tar").write_bytes(b"content")
+    with files.regular(tmp_path / "bundle.tar") as file:
+        monkeypatch.setattr(os, "pread", fail)
+        with pytest.raises(OSError, match="bundle"):
+            archive.Window(file, 0, 7).read(7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import ssl
 import threading
@@ -159,3 +161,18 @@ def test_a_content_that_fails_ends_the_request(context: ssl.SSLContext) -> None:
         with pytest.raises(RegistryError, match="the bundle is damaged"):
             client.send("PATCH", "/v2/a/blobs/uploads/1", content=broken(), headers={"Content-Length": "10"})
         client.ping()
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_broken_connection(context: ssl.SSLContext) -> None:
+    """A stick with bad blocks, say: what is sent is read from it meanwhile."""
+
+    def content() -> Iterator[bytes]:
+        yield b"begun"
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "bundle.tar")
+
+    ok = saying("HTTP/1.1 200 OK\nContent-Length: 2\n\n{}")
+    with served(context, heard, ok) as client:
+        with pytest.raises(OSError, match="bundle") as caught:
+            client.send("PATCH", "/v2/a/blobs/uploads/1", content=content(), headers={"Content-Length": "9"})
+        assert caught.value.errno == errno.EIO
+        client.ping()  # by a connection of its own: the other one awaits the rest
