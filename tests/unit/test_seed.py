@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -12,6 +14,7 @@ import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.tool import OPERATOR_IMAGE
 from kubeadm_registry.cli import seed as cli_seed
 from kubeadm_registry.errors import BundleError, Error, RegistryError
@@ -36,6 +39,10 @@ def joined(*layouts: dict[str, bytes]) -> dict[str, bytes]:
     entries = [oci.Index.model_validate_json(one[oci.INDEX_FILE]).manifests[0] for one in layouts]
     files = {name: content for one in layouts for name, content in one.items()}
     return files | {oci.INDEX_FILE: oci.Index(manifests=tuple(entries)).to_json()}
+
+
+def described(content: bytes, media_type: str) -> oci.Descriptor:
+    return oci.Descriptor(media_type=media_type, digest=oci.digest_of(content), size=len(content))
 
 
 @pytest.fixture
@@ -76,6 +83,20 @@ def test_where_images_go(bundle: Bundle) -> None:
     assert [manifest.media_type for manifest in one.manifests] == [oci.MANIFEST, oci.INDEX], "children come first"
     assert one.manifests[-1] == one.root
     assert {blob.size for blob in one.blobs} == {len(b'{"os":"linux"}'), len(LAYER)}
+
+
+def test_planning_takes_time_that_grows_with_the_image(tmp_path: Path) -> None:
+    """An index of two thousand manifests, as tools write that keep all versions of something in one."""
+    layers = [described(b"%d" % number, oci.LAYER) for number in range(2000)]
+    texts = [oci.Manifest(config=layer, layers=(layer,)).to_json() for layer in layers]
+    index = oci.Index(manifests=tuple(described(text, oci.MANIFEST) for text in texts)).to_json()
+    entry = described(index, oci.INDEX).model_copy(update={"annotations": {oci.REFERENCE_NAME: ONE}})
+    blobs = {layer.digest: (layer.size, io.BytesIO) for layer in layers}
+    with Layout(PiecesStore.of([entry], [index, *texts], blobs), "many") as layout:
+        begun = time.thread_time()
+        [item] = seed.plan(Bundle(layout))
+        assert time.thread_time() - begun < 2
+    assert (len(item.manifests), len(item.blobs)) == (2001, 2000)
 
 
 def test_coredns_goes_where_kubeadm_looks_for_it_in_a_registry_of_ones_own(tmp_path: Path) -> None:

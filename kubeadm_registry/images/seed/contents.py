@@ -59,7 +59,7 @@ def _item(bundle: Bundle, name: str, root: oci.Descriptor, below: str, *, by_dig
     for one in needed:
         bundle.layout.expect(one)  # nothing is pushed of a bundle that lacks something
     manifests = tuple(one for one in needed if one.media_type in oci.TREES)
-    blobs = tuple(one for one in needed if one not in manifests)
+    blobs = tuple(one for one in needed if one.media_type not in oci.TREES)
     repository = f"{below}{repository_prefix(reference.host)}/{reference.path}"
     tag, digest = reference.tag, reference.digest
     return Item(name, repository, (digest or tag) if by_digest else (tag or digest), root, manifests, blobs)

@@ -25,11 +25,12 @@ from kubeadm_registry.registry import PIECE, Api, Limit, Upload, retry
 
 @dataclass(slots=True)
 class BlobUpload:
-    """A blob, a repository to mount it from (*source*; empty if none is known) and those that need it (*targets*)."""
+    """A blob, a repository to mount it from (*source*; empty if none is known) and those that need it, each once
+    (*targets*)."""
 
     blob: oci.Descriptor
     source: str
-    targets: list[str]
+    targets: dict[str, None]
 
 
 class Progress(Protocol):
@@ -101,9 +102,8 @@ class Seeder:
             uploads: dict[str, BlobUpload] = {}
             for item in missing:
                 for blob in item.blobs:
-                    upload = uploads.setdefault(blob.digest, BlobUpload(blob, homes.get(blob.digest, ""), []))
-                    if item.repository not in upload.targets:
-                        upload.targets.append(item.repository)
+                    upload = uploads.setdefault(blob.digest, BlobUpload(blob, homes.get(blob.digest, ""), {}))
+                    upload.targets[item.repository] = None
             self._find(pool, [one for one in uploads.values() if one.blob.digest in line.left_out and not one.source])
             self._total = sum(upload.blob.size * len(upload.targets) for upload in uploads.values())
             self._progress(0, self._total)
@@ -147,12 +147,12 @@ class Seeder:
         line = self._bundle.layout.lineage
 
         def look(registry: Api, upload: BlobUpload) -> str:
-            home = partial(seeded.home, registry, line, upload.blob.digest, upload.targets, self._below)
+            home = partial(seeded.home, registry, line, upload.blob.digest, [*upload.targets], self._below)
             return retry(home, self._patience)
 
         for upload, home in pool.each(look, uploads):
             upload.source = home
-            upload.targets = [repository for repository in upload.targets if repository != home]
+            upload.targets.pop(home, None)
         if lacking := [upload.blob.digest for upload in uploads if not upload.source]:
             raise seeded.lacking(line, lacking)
 
