@@ -179,12 +179,19 @@ def _elsewhere(
             return nullcontext(registry)  # which any number of threads may use
 
         where = hashlib.sha256(f"{host}/{below}".encode()).hexdigest()[:16]
-        run = seeding.Seeder(
-            opened, connect, Journal(_state() / f"seed-to-{where}.json"),
-            workers=workers, record=False, progress=reporter.progress, limit=Limit(rate), stop=stop, below=folder,
-        )  # fmt: skip
-        sent = run.run(items)
+
+        def load(anew: Collection[str] = ()) -> int:
+            run = seeding.Seeder(
+                opened, connect, Journal(_state() / f"seed-to-{where}.json"), workers=workers, record=False,
+                progress=reporter.progress, limit=Limit(rate), stop=stop, below=folder, anew=anew,
+            )  # fmt: skip
+            return run.run([item for item in items if item.name in anew] if anew else items)
+
+        sent = load()
         flaws = seeding.prove(connect, items, workers)
+        if flaws:  # a registry may have a tag, and have deleted what of the image has none
+            sent += load(anew=flaws)
+            flaws = seeding.prove(connect, items, workers)
         count = len(opened.images)
     if flaws:
         raise _incomplete([f"{name}: {why}" for name, why in flaws.items()], "run seed again")

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import unquote
 
 import pytest
@@ -355,3 +356,30 @@ def test_images_that_containerd_looks_for_elsewhere_are_told(bundle: Bundle) -> 
 def test_the_image_of_the_operator_needs_no_mirror(tmp_path: Path) -> None:
     with Bundle.open(write_layout(tmp_path / "own", image(f"{OPERATOR_IMAGE}:v1"))) as opened:
         assert cli_seed.without_mirror(seed.plan(opened), ("registry.k8s.io",)) == set()
+
+
+@pytest.mark.parametrize("what", ["a manifest", "a blob"])
+def test_what_another_registry_has_lost_of_an_image_is_pushed_again(
+    bundle: Bundle, fake: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Some have rules that delete what has no tag, also where an index that has one needs it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(cli_seed, "run_in_child", threading.Event)
+    monkeypatch.setattr(cli_seed, "Upstream", lambda *_: connector(fake)())
+    monkeypatch.setattr(cli_seed, "nullcontext", lambda _: connector(fake)())  # none of these is for several threads
+    fake.places = set()
+
+    def seed_to() -> int:
+        reporter = Mock()
+        cli_seed._elsewhere(reporter, ("registry.example", "mirror"), tmp_path / "layout", None, 2, 0)
+        return int(reporter.result.call_args.kwargs["sent"])
+
+    seed_to()
+    item = next(one for one in seed.plan(bundle, "mirror/") if one.name == ONE)
+    if what == "a manifest":
+        del fake.manifests[item.manifests[0].digest]
+        assert seed_to() == 0
+    else:
+        fake.places = {place for place in fake.places if place != (item.repository, oci.digest_of(LAYER))}
+        assert seed_to() == len(LAYER)
+    assert seed.prove(connector(fake), seed.plan(bundle, "mirror/"), 1) == {}
