@@ -30,9 +30,9 @@ from kubeadm_registry.registry.retries import seconds_to_wait
 #: What a verifying client accepts as a manifest.
 _ACCEPT = ", ".join((oci.MANIFEST, oci.INDEX, oci.DOCKER_MANIFEST, oci.DOCKER_INDEX))
 
-#: What a proxy answers while nobody can serve, a registry whose storage has no quorum for a moment (500), and one that
-#: is asked too often.
-_TEMPORARY = (429, 500, 502, 503, 504)
+#: What a proxy answers while nobody can serve, or if a request came too slowly (408), a registry whose storage has no
+#: quorum for a moment (500), and one that is asked too often.
+_TEMPORARY = (408, 429, 500, 502, 503, 504)
 #: The same of a request that writes: of an upload that an earlier writer began nothing is known.
 _TEMPORARY_FOR_WRITES = (*_TEMPORARY, 404)
 #: Name resolution that failed for good: no such name, or no address of it.

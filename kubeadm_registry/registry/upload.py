@@ -30,6 +30,8 @@ SMALL: Final = 2**20
 _LOST: Final = (404, 410)
 #: Statuses of a proxy that reaches no registry.
 _AWAY: Final = (502, 503, 504)
+#: Statuses that say nothing of the upload, only that the request is to be made again.
+_BUSY: Final = (408, 429)
 #: Seconds after which an upload that nobody can tell of begins anew.
 _FORGET: Final = 2.0
 #: A range that does not follow on what the registry has.
@@ -167,7 +169,7 @@ class Upload:
             if self.location and not self._find():
                 self._forget()
         except RegistryError as error:
-            if not error.temporary:
+            if not error.temporary or error.status in _BUSY:
                 raise
             now = time.monotonic()
             self._silent = now if self._silent is None else self._silent
@@ -193,7 +195,7 @@ class Upload:
         answer = self._registry.send("GET", self.location)
         if answer.status_code != httpx.codes.NO_CONTENT:
             # Distribution says 500 of an upload that it does not find in its storage.
-            if answer.status_code not in _AWAY:
+            if answer.status_code not in (*_AWAY, *_BUSY):
                 return False
             self._registry.expect(answer, 204, f"look at the upload to {self._repository}")
         self._follow(answer)

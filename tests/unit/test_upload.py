@@ -107,6 +107,20 @@ def test_a_registry_that_forgets_the_piece_gets_only_that_again(fake: FakeRegist
     assert seen == [0, 0, 4000, 8000, len(CONTENT)]
 
 
+@pytest.mark.parametrize("status", [408, 429])
+def test_a_registry_that_is_busy_has_not_forgotten_what_arrived(
+    fake: FakeRegistry, registry: Registry, status: int
+) -> None:
+    """nginx answers 408 to a request that came too slowly, public registries 429 to who asks too often."""
+    fake.breaks = [1000]
+    fake.refuse = {("GET", "/uploads/"): [status] * 4, ("PATCH", "/uploads/"): [status]}
+    seen: list[int] = []
+    upload(registry, progress=seen.append, patience=20).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert fake.begun == 1
+    assert seen == [0, 1000, 1000, 5000, 9000, len(CONTENT)]
+
+
 def test_a_later_run_goes_on_where_the_first_was_killed(fake: FakeRegistry, registry: Registry) -> None:
     class Killed(BaseException):
         pass
