@@ -171,7 +171,10 @@ def _elsewhere(
     host, below = target
     stop = run_in_child()
     path, key = bundle or terminal.DEFAULT_BUNDLE, terminal.bundle_key(key)
-    with session.open_bundle(path, key, reporter.note) as opened, Upstream(host, Logins(host).of) as registry:
+    with (
+        session.open_bundle(path, key, reporter.note) as opened,
+        Upstream(host, Logins(host).of, pushes=True) as registry,
+    ):
         folder = f"{below}/" if below else ""
         items = _items(opened, folder)
 

@@ -69,11 +69,17 @@ def address(text: str) -> httpx.URL:
     return found
 
 
-def question(challenge: Challenge, repository: str, login: Login | None) -> httpx.Request:
-    """The request for a token of a ``Bearer`` *challenge*, to read *repository*. Raises RegistryError."""
+def question(challenge: Challenge, repository: str, login: Login | None, *, pushes: bool = False) -> httpx.Request:
+    """The request for a token of a ``Bearer`` *challenge*, to read *repository*. Raises RegistryError.
+
+    Who *pushes* asks for that as well: Quay gives nobody a token to read what is not there yet, but one to make it.
+    """
     values = challenge.values
     realm = address(values.get("realm", ""))
-    scope = values.get("scope") or f"repository:{repository}:pull"
+    reading = f"repository:{repository}:pull"
+    scope = values.get("scope") or reading
+    if pushes:
+        scope = " ".join(f"{one},push" if one == reading else one for one in scope.split())
     service = {"service": values["service"]} if values.get("service") else {}
     if login is not None and login.identity_token:
         form = {

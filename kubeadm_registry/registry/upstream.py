@@ -1,4 +1,4 @@
-"""Registries on the internet, for reading: with tokens, redirects, and the logins that the user has on this machine.
+"""Registries on the internet: with tokens, redirects, and the logins that the user has on this machine.
 
 A login is for the registry that the user logged in to, and for the server of tokens that this very registry names.
 Whoever it redirects to gets neither; and nothing that is asked by https goes on by http.
@@ -39,13 +39,14 @@ _PROBE = 5.0
 class Upstream(Api):
     """The registry that images name as *host*, read by any number of threads. *timeout* is seconds of silence.
 
-    *login* gives the login for a repository. TLS, by the authorities that this machine trusts; plain HTTP only with
-    this machine itself, as other clients do it.
+    *login* gives the login for a repository, by which is also written to it if this one *pushes*. TLS, by the
+    authorities that this machine trusts; plain HTTP only with this machine itself, as other clients do it.
     """
 
     def __init__(
-        self, host: str, login: Callable[[str], Login | None] = lambda _: None, *, timeout: float = 30
-    ) -> None:
+        self, host: str, login: Callable[[str], Login | None] = lambda _: None, *, pushes: bool = False,
+        timeout: float = 30,
+    ) -> None:  # fmt: skip
         name = _ELSEWHERE.get(host, host)
         challenges.address(f"https://{name}")
         client = httpx.Client(
@@ -54,6 +55,7 @@ class Upstream(Api):
         )  # fmt: skip
         super().__init__(host, f"{_scheme(client, name)}://{name}", client)
         self._login = login
+        self._pushes = pushes
         self._lock = threading.Lock()
         self._tokens: dict[tuple[str, str], str] = {}
         self._answered = False
@@ -135,7 +137,8 @@ class Upstream(Api):
         found = challenges.challenges(answer.headers.get_list("WWW-Authenticate"))
         for one in found:
             if one.scheme == "bearer":
-                return self._token(challenges.question(one, repository, login))
+                pushes = self._pushes and login is not None
+                return self._token(challenges.question(one, repository, login, pushes=pushes))
         if login is not None and login.user and any(one.scheme == "basic" for one in found):
             return challenges.basic(login)
         return None

@@ -365,7 +365,7 @@ def test_what_another_registry_has_lost_of_an_image_is_pushed_again(
     """Some have rules that delete what has no tag, also where an index that has one needs it."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(cli_seed, "run_in_child", threading.Event)
-    monkeypatch.setattr(cli_seed, "Upstream", lambda *_: connector(fake)())
+    monkeypatch.setattr(cli_seed, "Upstream", lambda *_, **__: connector(fake)())
     monkeypatch.setattr(cli_seed, "nullcontext", lambda _: connector(fake)())  # none of these is for several threads
     fake.places = set()
 

@@ -295,6 +295,26 @@ def test_each_scope_is_asked_for_by_itself(tls: Path, realm: Web) -> None:
     assert told == {"scope": ["repository:a:pull,push", "repository:b:pull"], "service": ["s"]}
 
 
+@pytest.mark.parametrize("login", [LOGIN, Login("", "", "identity")])
+def test_a_repository_that_is_not_there_yet_is_asked_for_by_who_may_make_it(tls: Path, login: Login) -> None:
+    """As by Quay: a token for reading alone is none for what is not there, and the challenge asks for no other one."""
+
+    def give(asked: Asked) -> Say:
+        scope = parse_qs(asked.body.decode() or asked.path.partition("?")[2])["scope"]
+        return Say(body=b'{"token":"%s"}' % (b"new" if scope == ["repository:a/b:pull,push"] else b"nobody"))
+
+    with serving(give, tls) as realm:
+
+        def quay(asked: Asked) -> Say:
+            if asked.login == "Bearer new":
+                return Say(404)
+            return challenge(f'Bearer realm="{realm.url}/token",scope="repository:a/b:pull"')
+
+        with serving(quay, tls) as web, Upstream(web.host, lambda _: login, pushes=True) as registry:
+            assert registry.digest("a/b", "v1") is None
+            assert not registry.has_repository("a/b")
+
+
 def test_an_upload_is_not_sent_to_where_somebody_redirects(tls: Path) -> None:
     def elsewhere(asked: Asked) -> Say:
         if asked.method == "POST":
