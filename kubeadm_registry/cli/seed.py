@@ -135,7 +135,10 @@ def seed(
         )  # fmt: skip
         sent, unproven, count = loaded.sent, loaded.unproven, len(cluster.bundle.images)
     if loaded.flaws:
-        again = "run seed again; if the same images are listed again, check that node with `kubeadm-registry status`"
+        again = (
+            "run seed again; if the same images are listed again, check that node with `kubeadm-registry status`; what "
+            "is lost everywhere, `recover` loads again from the bundle"
+        )
         raise _incomplete(loaded.flaws, again)
     for name, why in unproven.items():
         reporter.note(f"{why}; storage resynchronizes it automatically when it is back", host=name, level="warning")

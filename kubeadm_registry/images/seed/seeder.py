@@ -273,6 +273,7 @@ def _not_accepted(refused: Sequence[RegistryError], count: int) -> RegistryError
     ]
     return RegistryError(
         "\n".join(lines), code=first.code, status=first.status,
-        hint="if `images check` reports an image of this name, run `recover`; otherwise create the bundle without it "
-        "or have it built and pushed again with a current tool",
+        hint="run seed again, in case a blob was deleted meanwhile; if the same images are listed again and `images "
+        "check` reports one of this name, run `recover`; otherwise create the bundle without it or have it built and "
+        "pushed again with a current tool",
     )  # fmt: skip
