@@ -164,8 +164,17 @@ def lacking(line: Lineage, digests: Iterable[str]) -> BundleError:
 
 
 def kept(registry: Api, repository: str, digest: str, offset: int, size: int) -> BinaryIO:
-    """At most *size* bytes of a blob that *repository* has, from byte *offset* on. Raises RegistryError."""
-    return io.BytesIO(registry.piece(repository, digest, offset, size) or b"")
+    """At most *size* bytes of a blob that *repository* has, from byte *offset* on.
+
+    Raises RegistryError, also if it has it no more (ImageMissing).
+    """
+    content = registry.piece(repository, digest, offset, size)
+    if content is None:
+        raise RegistryError(
+            f"{repository}@{digest}, which the delta omits, cannot be read in the registry", code="ImageMissing",
+            hint="verify the images with `images check`; what is lost, `recover` loads again from the base bundle",
+        )  # fmt: skip
+    return io.BytesIO(content)
 
 
 def blame(bundle: Bundle, blob: oci.Descriptor, error: RegistryError) -> Error:

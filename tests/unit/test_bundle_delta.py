@@ -15,7 +15,7 @@ from kubeadm_registry.bundle import Bundle, diff, inspect, problems, verify
 from kubeadm_registry.bundle.lineage import BASE, LEFT_OUT, ROOT, SEQUENCE
 from kubeadm_registry.bundle.make import FromLayout, choose, create
 from kubeadm_registry.bundle.make.remote import FromRegistries
-from kubeadm_registry.errors import BundleError, Error
+from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.images import seed, seeded
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.oci import descriptors as oci
@@ -248,6 +248,16 @@ def test_one_after_the_other(line: Line, fake: FakeRegistry, tmp_path: Path) -> 
     assert fake.places
     assert ("registry.k8s.io/kube-proxy", oci.digest_of(BIG)) in fake.places
     assert fake.blobs[oci.digest_of(BIG)] == BIG
+
+
+def test_what_the_registry_has_lost_of_the_base_is_named(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
+    """It is listed there, and moves to another image, but cannot be read: the bundle is not to blame."""
+    seeding(line.full, fake, tmp_path)
+    fake.refuse = {("GET", f"/blobs/{oci.digest_of(BIG)}"): [404]}
+    with Bundle.open(line.first) as opened, pytest.raises(RegistryError) as caught:
+        run(opened, fake, tmp_path)
+    assert caught.value.code == "ImageMissing"
+    assert oci.digest_of(BIG) in caught.value.message
 
 
 def test_a_path_of_another_registry(line: Line, fake: FakeRegistry, tmp_path: Path) -> None:
