@@ -6,6 +6,7 @@ one that can be locked belongs to nobody. Where the file system has no locks, no
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -53,6 +54,9 @@ def put(file: BinaryIO, target: Path, *, mode: int | None = None) -> None:
     descriptor = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # folders that a virtual machine shares with its host know nothing of it
+            raise
     finally:
         os.close(descriptor)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -286,6 +288,22 @@ def test_only_what_nobody_holds_is_removed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         *others, "put", ".out.tar.aaaaaaaa.new", ".out.tar.bbbbbbbb.new"
     }  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_flushed_is_one_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those that VirtualBox shares with its host."""
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with temporary.file(tmp_path, "out.tar") as file:
+        file.write(b"whole")
+        temporary.put(file, tmp_path / "out.tar")
+    assert (tmp_path / "out.tar").read_bytes() == b"whole"
 
 
 def test_directories_are_removed_with_all_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
