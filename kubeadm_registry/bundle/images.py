@@ -170,13 +170,14 @@ def require(name: str, there: Sequence[oci.Platform], wanted: Sequence[oci.Platf
 def platforms_of(layout: Layout, root: oci.Descriptor, held: Collection[str]) -> list[oci.Platform]:
     """What the image *root* runs on: by its index, or by its configuration; nothing if neither says or it is no image.
 
-    A configuration that is *held* elsewhere, so that *layout* need not have it, says nothing. Raises BundleError.
+    A configuration that is *held* elsewhere, so that *layout* need not have it, says nothing, and neither does one that
+    is too large to be read here. Raises BundleError.
     """
     if root.media_type in oci.INDEXES:
         found = [_named(entry.platform) for entry in layout.children(root)]
         return [platform for platform in found if platform and platform.os != "unknown"]
     config = layout.manifest(root).config
-    if config.media_type not in oci.CONFIGS or config.digest in held:
+    if config.media_type not in oci.CONFIGS or config.digest in held or config.size > oci.MAX_MANIFEST:
         return []
     try:
         told = _named(oci.Platform.model_validate_json(layout.read(config)))

@@ -487,6 +487,26 @@ def test_a_layout_is_pruned_as_well(upstream: FakeUpstream, tmp_path: Path) -> N
         assert len(bundle.layout.children(bundle.images[name])) == 1
 
 
+def test_a_configuration_that_is_too_large_to_be_read_comes_along(tmp_path: Path) -> None:
+    """Its labels may hold anything; which layers and platform it lists is not looked at then."""
+    text = json.dumps({"os": "linux", "architecture": "amd64", "config": {"Labels": {"sbom": "x" * oci.MAX_MANIFEST}}})
+    config = oci.Descriptor(
+        media_type=oci.CONFIG, digest=oci.digest_of(text.encode()), size=len(text)
+    )  # fmt: skip
+    manifest = oci.Manifest(config=config).to_json()
+    entry = oci.Descriptor(
+        media_type=oci.MANIFEST, digest=oci.digest_of(manifest), size=len(manifest),
+        annotations={oci.REFERENCE_NAME: "quay.io/org/app:v1"},
+    )  # fmt: skip
+    files = {
+        oci.LAYOUT_FILE: oci.LAYOUT, oci.INDEX_FILE: oci.Index(manifests=(entry,)).to_json(),
+        oci.blob_name(config.digest): text.encode(), oci.blob_name(entry.digest): manifest,
+    }  # fmt: skip
+    layout = FromLayout(write_layout(tmp_path / "layout", files))
+    create(tmp_path / "a.tar", {}, images=[layout], architecture="amd64", cache=tmp_path / "cache")
+    verify(tmp_path / "a.tar")
+
+
 def test_an_index_that_loses_nothing_keeps_its_bytes() -> None:
     text = b'{ "schemaVersion": 2, "manifests": [ ], "x": 1 }'
     one = b'{"manifests":[{"mediaType":"m","digest":"sha256:%s","size":1}]}' % (b"a" * 64)
