@@ -253,19 +253,22 @@ def test_who_may_not_push_is_told_so_at_once(bundle: Bundle, fake: FakeRegistry,
 
 
 @pytest.mark.parametrize("refused", [1, 2])
-def test_images_that_the_registry_calls_invalid_are_named_and_the_others_pushed(
-    bundle: Bundle, fake: FakeRegistry, tmp_path: Path, refused: int
+@pytest.mark.parametrize(
+    ("status", "hint"), [(400, "create the bundle without it"), (412, "replace a tag"), (403, "replace a tag")]
+)
+def test_images_that_the_registry_refuses_are_named_and_the_others_pushed(
+    bundle: Bundle, fake: FakeRegistry, tmp_path: Path, refused: int, status: int, hint: str
 ) -> None:
-    """As zot does with a manifest whose list of layers is null."""
+    """As zot does with a manifest whose list of layers is null, and Harbor with one for a tag that is to stay."""
     items = seed.plan(bundle)
-    fake.refuse = {("PUT", f"{item.repository}/manifests/"): [400] * 9 for item in items[:refused]}
-    with pytest.raises(RegistryError, match="status 400") as caught:
+    fake.refuse = {("PUT", f"{item.repository}/manifests/"): [status] * 9 for item in items[:refused]}
+    with pytest.raises(RegistryError, match=f"status {status}") as caught:
         run(bundle, fake, tmp_path)
     first, *lines = caught.value.message.splitlines()
     others = ", and has all others" if refused == 1 else ""
     assert first == f"the registry does not accept {refused} of 2 images{others}:"
     assert [line.split(": ")[0] for line in lines] == [f"  {item.name}" for item in items[:refused]]
-    assert "create the bundle without it" in caught.value.hint
+    assert hint in caught.value.hint
     fake.refuse = {}
     fake.requests.clear()
     run(bundle, fake, tmp_path)

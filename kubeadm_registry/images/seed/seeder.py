@@ -244,7 +244,7 @@ class Seeder:
             )  # fmt: skip
 
     def _manifests(self, registry: Api, item: Item) -> RegistryError | None:
-        """Push the manifests of *item*; the error if the registry calls one invalid, which says nothing of others."""
+        """Push the manifests of *item*; the error if the registry refuses one, which says nothing of others."""
         self._go_on()
         for descriptor in item.manifests:
             reference = item.reference if descriptor.digest == item.root.digest else descriptor.digest
@@ -253,17 +253,20 @@ class Seeder:
             try:
                 retry(push, self._patience)
             except RegistryError as error:
-                if error.status != httpx.codes.BAD_REQUEST:
+                # It has taken the blobs, so who may push nothing is known by now.
+                if error.temporary or not httpx.codes.is_client_error(error.status):
                     raise
-                return RegistryError(f"{item.name}: {error.message}", status=error.status, code=error.code)
+                return RegistryError(
+                    f"{item.name}: {error.message}", status=error.status, code=error.code, hint=error.hint
+                )
         return None
 
 
 def _not_accepted(refused: Sequence[RegistryError], count: int) -> RegistryError:
-    """What to tell and to do about images, of *count*, of which the registry calls a manifest invalid.
+    """What to tell and to do about images, of *count*, of which the registry refuses a manifest.
 
     zot checks more than a bundle must: it takes no list that is null, and no type without a slash. And it takes no
-    index in place of one that it has lost.
+    index in place of one that it has lost. Others have tags that nobody may replace: 412 of Harbor, 403 of GitLab.
     """
     first = refused[0]
     others = ", and has all others" if count > len(refused) else ""
@@ -271,9 +274,13 @@ def _not_accepted(refused: Sequence[RegistryError], count: int) -> RegistryError
         f"the registry does not accept {len(refused)} of {counted(count, 'image')}{others}:",
         *(f"  {error.message}" for error in refused),
     ]
-    return RegistryError(
-        "\n".join(lines), code=first.code, status=first.status,
-        hint="run seed again, in case a blob was deleted meanwhile; if the same images are listed again and `images "
-        "check` reports one of this name, run `recover`; otherwise create the bundle without it or have it built and "
-        "pushed again with a current tool",
-    )  # fmt: skip
+    hint = (
+        "run seed again, in case a blob was deleted meanwhile; if the same images are listed again and `images check` "
+        "reports one of this name, run `recover`; otherwise create the bundle without it or have it built and pushed "
+        "again with a current tool"
+    )
+    if first.status != httpx.codes.BAD_REQUEST:
+        hint = (
+            first.hint or "the registry may not let anybody replace a tag, or have a quota: change that, or omit these"
+        )
+    return RegistryError("\n".join(lines), code=first.code, status=first.status, hint=hint)
