@@ -273,9 +273,11 @@ class Ledger:
                 for uid, one in sorted(self.clusters.items())
             },
         }  # fmt: skip
-        if self.asked:
+        # Once there were any, that there are none is written as well: what is not written here would be kept as read.
+        had = self.found.values if self.found is not None else {}
+        if self.asked or "asked" in had:
             values["asked"] = [[*key, _use(use)] for key, use in sorted(self.asked.items())]
-        if self.missed:
+        if self.missed or "missed" in had:
             values["missed"] = [[*key, one.since, _entry(one.what)] for key, one in sorted(self.missed.items())]
         return json.dumps(FORMAT.seal(kept(values, self.found), self.found), separators=(",", ":")).encode()
 

@@ -79,6 +79,17 @@ def test_what_is_gone_for_longer_is_new_when_it_is_back() -> None:
     assert (app.tags["v1"].first_seen, app.manifests[A].first_seen) == (4 * DAY, 4 * DAY)
 
 
+def test_what_is_no_longer_missed_or_asked_for_is_not_read_from_the_record_again() -> None:
+    """Else an image that is pushed again after months would be as old as then, and go at once."""
+    ledger = Ledger().after(held({"trash-a": A}), 900).asked_for([trashed("v1")], missed("v1", 1001), 2000)
+    ledger = Ledger.parse(ledger.after(held({}), 3000).to_json())
+    assert ledger.missed and ledger.asked
+    ledger = Ledger.parse(ledger.after(held({}), 9 * DAY).asked_for([], None, 9 * DAY).to_json())
+    assert not ledger.missed
+    assert not ledger.asked
+    assert ledger.after(held({"v1": A}), 90 * DAY).repositories["team/app"].manifests[A].first_seen == 90 * DAY
+
+
 @pytest.mark.parametrize("looks", [[], [held({})]], ids=["at once", "after a look"])
 def test_what_was_deleted_for_good_is_new_when_it_is_pushed_again(looks: list[Holdings]) -> None:
     ledger = Ledger().after(held({"v1": A, "v2": B}), 100)
