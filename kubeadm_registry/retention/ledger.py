@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from kubeadm_registry.agent.pulls import DAY
 from kubeadm_registry.formats import Damaged, Format, Found, kept, split
@@ -25,6 +25,7 @@ from kubeadm_registry.retention.trash import Trashed
 from kubeadm_registry.retention.uses import Use, Workloads
 
 FORMAT = Format("the retention ledger")
+Age = TypeVar("Age", Tag, Seen)
 #: Seconds after which an image that came back because it was asked for is used, if it has not gone again.
 _USED = 30 * DAY
 #: Seconds for which the age of what is gone is remembered: it may only be out of reach, since zot makes a 404 of a
@@ -194,6 +195,39 @@ class Ledger:
             clusters[uid] = replace(one if one.reported > mine.reported else mine, marker=marker)
         return replace(self, clusters=clusters)
 
+    def merged(self, other: Ledger, before: Ledger) -> Self:
+        """The ledger with what *other* knows besides, which was written since *before* was read: by another look, by
+        the executor, or by who forgot it.
+
+        What was in *before* is as old as *other* has it, and new if *other* does not know it any more: it went for
+        good. What both found is as old as who saw it first has it. What only *other* found is missed.
+        """
+        if other == before:
+            return self
+        was, theirs = before.ages(), other.ages()
+        repositories = {
+            name: replace(
+                one,
+                tags={tag: _aged((name, tag), what, was, theirs, self.written) for tag, what in one.tags.items()},
+                manifests={
+                    digest: _aged((name, digest), what, was, theirs, self.written)
+                    for digest, what in one.manifests.items()
+                },
+            )
+            for name, one in self.repositories.items()
+        }
+        missed = {
+            key: Missed(self.missed[key].since if key in self.missed else self.written, what)
+            for key, what in theirs.items()
+            if key in self.missed or (key not in was and not _has(repositories, *key))
+        }
+        asked = {key: use for key, use in other.asked.items() if key not in before.asked}
+        return replace(self, repositories=repositories, missed=missed, asked=asked | dict(self.asked))
+
+    def ages(self) -> Mapping[tuple[str, str], Tag | Seen]:
+        """What is known of each tag and manifest, by repository and tag or digest; also of what is missed."""
+        return {(name, key): what for name, one in self._known().items() for key, what in _entries(one)}
+
     def compared(self, before: Ledger, fewer: Collection[str]) -> Self:
         """The ledger by which the clusters *fewer* are compared with the same number again as *before*, by which others
         are with what they use now."""
@@ -308,6 +342,29 @@ def _entries(repository: Repository) -> Iterator[tuple[str, Tag | Seen]]:
     """What is known of each manifest, and of each tag that is not in the trash."""
     yield from repository.manifests.items()
     yield from repository.live()
+
+
+def _aged(
+    key: tuple[str, str], mine: Age, was: Mapping[tuple[str, str], Tag | Seen],
+    theirs: Mapping[tuple[str, str], Tag | Seen], now: int,
+) -> Age:  # fmt: skip
+    """*mine*, what a look knows of *key* that began with what *was* known, by what others have written since."""
+    before, other = was.get(key), theirs.get(key)
+    known = before is not None and _same(before, mine)
+    if other is None:
+        return replace(mine, first_seen=now) if known else mine
+    if not _same(other, mine):
+        return mine
+    first = other.first_seen if known else min(other.first_seen, mine.first_seen)
+    if isinstance(mine, Seen) and isinstance(other, Seen):
+        pulled = max((one.last_pulled for one in (mine, other) if one.last_pulled is not None), default=None)
+        return replace(mine, first_seen=first, last_pulled=pulled)
+    return replace(mine, first_seen=first)
+
+
+def _same(one: Tag | Seen, two: Tag | Seen) -> bool:
+    """Whether two that were known of a tag mean the same image; of a manifest they do."""
+    return not (isinstance(one, Tag) and isinstance(two, Tag)) or one.digest == two.digest
 
 
 def _has(repositories: Mapping[str, Repository], name: str, one: str) -> bool:

@@ -117,8 +117,9 @@ def look(
     missed = [one for one in shrunk(after.workloads({}).current, before.previous) if one.approval not in accepted]
     after = replace(after, in_use=before.previous if missed else None)
     with connect() as registry:
-        # Others may have looked meanwhile, and heard of other clusters.
-        after = after.with_newer_reports(retry(lambda: store.read(registry, key), PATIENCE), before)
+        # Others may have looked meanwhile, and heard of other clusters; and images may have come back or gone for good.
+        newer = retry(lambda: store.read(registry, key), PATIENCE)
+        after = after.with_newer_reports(newer, before).merged(newer, before)
         fewer = {uid: one for uid, one in shrunk_clusters(before, after).items() if one.approval not in accepted}
         after = after.compared(before, fewer)
         retry(lambda: store.write(registry, key, after), PATIENCE)

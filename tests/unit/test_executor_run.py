@@ -757,6 +757,43 @@ def test_a_tag_that_has_moved_on_is_no_younger_when_its_earlier_image_comes_back
     assert look.after.repositories["app"].tags["v1"] == Tag(newer.digest, NOW)
 
 
+def looked(site: Site, meanwhile: Callable[[], object], *, late: bool) -> planning.Look:
+    """A look in which *meanwhile* happens after the ledger was read; *late*: after the images were as well."""
+    connected = itertools.count()
+
+    def connect() -> Api:
+        if next(connected) == 1 and not late:
+            meanwhile()
+        return site.connect()
+
+    def pulls() -> None:
+        if late:
+            meanwhile()
+
+    return planning.look(connect, KEY, POLICY, int(site.time), sets={}, pulls=pulls)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before it reads the images", "after that"])
+def test_an_image_that_comes_back_during_a_look_is_as_old_as_it_was(site: Site, trashed: Trashed, late: bool) -> None:
+    """Else it would be the newest, and take the place of another. The look has read the ledger before."""
+    for _ in range(2):
+        planning.look(site.connect, KEY, POLICY, int(site.time), sets={})
+        site.time += 5 * DAY
+    during = looked(site, lambda: site.carry_out(site.order(restore=(Restore(trashed, "undo"),))), late=late)
+    for look in (*([] if late else [during]), planning.look(site.connect, KEY, POLICY, int(site.time) + 60, sets={})):
+        assert look.after.repositories["app"].tags["v1"] == Tag(trashed.digest, NOW - 90 * DAY)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before it reads the images", "after that"])
+def test_what_went_for_good_during_a_look_is_new_when_it_is_pushed_again(site: Site, late: bool) -> None:
+    order = to_purge(site)
+    looked(site, lambda: site.carry_out(order), late=late)
+    image = site.registry.image("app", "v1", layer=b"v1")
+    assert image.digest in {one.digest for one in order.purge}
+    look = planning.look(site.connect, KEY, POLICY, int(site.time) + 60, sets={})
+    assert look.after.repositories["app"].manifests[image.digest].first_seen >= site.time
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before the write", "after it"])
 @pytest.mark.parametrize("status", [0, 500], ids=["killed", "registry gone"])
 def test_a_run_that_ends_at_any_write_leaves_no_approval_by_which_something_has_gone(

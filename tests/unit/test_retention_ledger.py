@@ -102,6 +102,35 @@ def test_what_was_deleted_for_good_is_new_when_it_is_pushed_again(looks: list[Ho
     }
 
 
+def test_what_two_looks_at_once_find_is_as_old_as_who_saw_it_first_has_it() -> None:
+    before = Ledger().after(held({"v1": A}), 100)
+    mine = before.after(held({"v1": A, "v2": B}), 300)
+    for theirs in (before.after(held({"v1": A, "v2": B, "v3": C}), 200), before.after(held({"v2": B, "v3": C}), 200)):
+        ledger = Ledger.parse(mine.merged(theirs, before).to_json())
+        assert ledger.repositories["team/app"].tags == {"v1": Tag(A, 100), "v2": Tag(B, 200)}
+        assert ledger.repositories["team/app"].manifests == {A: Seen(100), B: Seen(200)}
+        app = ledger.after(held({"v1": A, "v3": C}), 400).repositories["team/app"]
+        assert (app.tags["v3"], app.manifests[C]) == (Tag(C, 200), Seen(200))
+    assert mine.merged(before, before) == mine
+    moved = mine.merged(before.after(held({"v1": B, "v2": C}), 200), before).repositories["team/app"]
+    assert moved.tags == {"v1": Tag(A, 100), "v2": Tag(B, 300)}, "that look is of another time"
+
+
+def test_what_was_forgotten_during_a_look_is_new() -> None:
+    before = Ledger().after(held({"v1": A, "v2": B}), 100)
+    ledger = before.after(held({"v1": A}), 300).merged(Ledger(), before)
+    assert ledger.repositories["team/app"] == Repository({"v1": Tag(A, 300)}, {A: Seen(300)})
+    assert not ledger.missed
+
+
+def test_a_look_that_knows_of_no_pulls_keeps_those_that_another_one_recorded_meanwhile() -> None:
+    before = Ledger().after(held({"trash-a": A}), 900)
+    theirs = before.pulled(Pulls(1, {("team/app", A): 5 * DAY})).asked_for([trashed("v1")], missed("v1", 1001), 2000)
+    ledger = before.after(held({"trash-a": A}), 1000).merged(theirs, before)
+    assert ledger.repositories["team/app"].manifests[A].last_pulled == 5 * DAY
+    assert ledger.asked == theirs.asked != {}
+
+
 def test_records_of_retention_itself_are_not_missed() -> None:
     own = {"kubeadm-registry/retention": Held({"ledger": A}, frozenset([A]))}
     ledger = Ledger().after(replace(held({"v1": A}), repositories=own), 100)
