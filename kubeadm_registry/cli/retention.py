@@ -20,14 +20,15 @@ from kubeadm_registry.access.executor import on_hosts, pulls
 from kubeadm_registry.bundle.lists import names_in, told_in
 from kubeadm_registry.cli import retention_timer, terminal
 from kubeadm_registry.cli.command import Context, command, file_option
-from kubeadm_registry.cli.desk import server_time
+from kubeadm_registry.cli.desk import Desk, server_time
 from kubeadm_registry.cli.tables import ago, moment, wide_screen
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter, echo
 from kubeadm_registry.errors import ConfigError, Error, Problem
+from kubeadm_registry.formats import NewerFormat
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.printable import counted
-from kubeadm_registry.registry import retry
+from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, Use, policy
 from kubeadm_registry.retention.history import History
 from kubeadm_registry.retention.ledger import Ledger, silent
@@ -283,7 +284,7 @@ def forget(context: Context, path: Path | None, records: str | None, yes: bool, 
     """Forget the deleted cluster NAME: images that it used last are no longer kept for it.
 
     With --ledger, discard all ages: the next plan counts each image as first seen then. Each of the other options
-    replaces that record by an empty one.
+    replaces that record by an empty one. With --standing, a pause of retention remains.
     """
     if (records is None) == (name is None):
         raise ConfigError(
@@ -299,12 +300,29 @@ def forget(context: Context, path: Path | None, records: str | None, yes: bool, 
         with (connect if record is store.LEDGER else desk(cluster))() as registry:
             if records is None:
                 content = _without(retry(lambda: store.read(registry, key), store.PATIENCE), name).to_json()
+            elif record is store.STANDING:
+                Desk(cluster, registry, key, server_time(cluster)).alone()
+                anew = _still_paused(registry, key)
+                if anew.paused is not None:
+                    reporter.note(f"retention stays paused: {anew.why}; `retention resume` ends that", level="warning")
+                content = anew.to_json()
             else:
                 content = empty().to_json()
             retry(lambda: record.write(registry, key, content), store.PATIENCE)
             if record is store.STANDING and records is not None:
                 store.SPENT.write(registry, key, Spent().to_json())
     reporter.result(f"forgot {what}" if records else f"forgot the cluster {name}")
+
+
+def _still_paused(registry: Api, key: str) -> Standing:
+    """A new record of pins and approvals, by which retention is paused if it is now: `recover` may have done that."""
+    try:
+        said = retry(lambda: store.read_said(registry, key), store.PATIENCE)
+    except Error as error:
+        if error.code not in (store.STANDING.code, NewerFormat.code):
+            raise
+        return Standing()
+    return Standing(paused=said.paused, why=said.why)
 
 
 def _without(ledger: Ledger, name: str | None) -> Ledger:

@@ -494,3 +494,16 @@ def test_a_damaged_record_can_be_begun_anew(site: Site, record: str, tag: str) -
     assert code == f"{tag.title()}Damaged"
     site.good("forget", record, "--yes")
     site.good(*asks)
+
+
+def test_a_pause_outlives_the_record_of_pins(site: Site) -> None:
+    """`recover` has paused it, and an operator's orders are forgotten that way once its cluster is gone."""
+    site.good("pin", "app:v1", "--reason", "x")
+    site.good("pause", "--reason", "the registry was recovered")
+    assert "retention stays paused: the registry was recovered" in site.run("forget", "--standing", "--yes").output
+    assert site.json("pins")["pins"] == []
+    site.good("approve", site.plan())
+    assert site.failure("run", "--no-cluster")[0] == "OrderRefused"
+    assert site.tags() == ["v1", "v2", "v3"]
+    site.good("resume")
+    assert "2 to the trash" in site.good("run", "--no-cluster")
