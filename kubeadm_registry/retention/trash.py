@@ -96,10 +96,10 @@ class Trash:
     def __iter__(self) -> Iterator[Trashed]:
         return iter(sorted(self.images.values(), key=lambda one: (one.repository, str(one), one.digest)))
 
-    def tags(self) -> Mapping[str, frozenset[str]]:
-        """The trash tags of each repository."""
+    def tags(self, *others: Trash) -> Mapping[str, frozenset[str]]:
+        """The trash tags of each repository, by this record and *others*."""
         found: dict[str, set[str]] = {}
-        for one in self.images.values():
+        for one in (image for record in (self, *others) for image in record.images.values()):
             found.setdefault(one.repository, set()).add(one.tag)
         return {name: frozenset(tags) for name, tags in found.items()}
 

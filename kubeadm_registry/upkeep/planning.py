@@ -100,9 +100,12 @@ def look(
     uses = (*uses, *standing.uses(now))
     said = (*uses, *(use for report in reports.values() for use in report.uses))
     holdings = reading.read(connect, _to_look_for(before, said, sets))
+    with connect() as registry:
+        # An image may have gone to the trash or come back meanwhile: either way its tag there is no name of it.
+        later = retry(lambda: store.read_trash(registry, key), PATIENCE)
     recorded = pulls() if policy.asks_for_pulls or trash.images else None
     grace = seconds(policy.spec.workload_grace)
-    after = before.after(holdings, now, trash.tags()).pulled(recorded)
+    after = before.after(holdings, now, trash.tags(later)).pulled(recorded)
     after = after.asked_for(list(trash), recorded, now, grace=grace)
     older: list[Reason] = []
     for name, report in reports.items():

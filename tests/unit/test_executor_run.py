@@ -757,7 +757,7 @@ def test_a_tag_that_has_moved_on_is_no_younger_when_its_earlier_image_comes_back
     assert look.after.repositories["app"].tags["v1"] == Tag(newer.digest, NOW)
 
 
-def looked(site: Site, meanwhile: Callable[[], object], *, late: bool) -> planning.Look:
+def looked(site: Site, meanwhile: Callable[[], object], *, late: bool, rules: RegistryPolicy = POLICY) -> planning.Look:
     """A look in which *meanwhile* happens after the ledger was read; *late*: after the images were as well."""
     connected = itertools.count()
 
@@ -770,7 +770,7 @@ def looked(site: Site, meanwhile: Callable[[], object], *, late: bool) -> planni
         if late:
             meanwhile()
 
-    return planning.look(connect, KEY, POLICY, int(site.time), sets={}, pulls=pulls)
+    return planning.look(connect, KEY, rules, int(site.time), sets={}, pulls=pulls)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before it reads the images", "after that"])
@@ -782,6 +782,19 @@ def test_an_image_that_comes_back_during_a_look_is_as_old_as_it_was(site: Site, 
     during = looked(site, lambda: site.carry_out(site.order(restore=(Restore(trashed, "undo"),))), late=late)
     for look in (*([] if late else [during]), planning.look(site.connect, KEY, POLICY, int(site.time) + 60, sets={})):
         assert look.after.repositories["app"].tags["v1"] == Tag(trashed.digest, NOW - 90 * DAY)
+
+
+def test_an_image_that_goes_to_the_trash_during_a_look_takes_the_place_of_none(site: Site) -> None:
+    """Its tag in the trash is younger than all, and was in the record of the trash only after the look had read it."""
+    newest = policy.parse(POLICY_TEXT.replace("tags: [v5, v6, v7, v8]", "newest: 1"), "policy.yaml")
+    site.registry.image("app", "v9", layer=b"v9")
+    planning.look(site.connect, KEY, newest, NOW, sets={})
+    site.time += 10 * DAY
+    look = looked(site, lambda: site.carry_out(site.order(delete=(site.image("v1"),))), late=False, rules=newest)
+    plan = look.plan(newest)
+    assert isinstance(plan, Plan)
+    assert {one.tag for one in plan.deletions} == {*TAGS} - {"v1"}
+    assert site.trash().tags()["app"] == look.after.repositories["app"].trash
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before it reads the images", "after that"])
