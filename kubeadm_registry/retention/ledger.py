@@ -58,6 +58,13 @@ class ClusterUses:
         """How many different images were in use then."""
         return Workloads(self.uses).current
 
+    def with_uses_of(self, older: ClusterUses) -> Self:
+        """The same with what was in use for *older* and is gone by now."""
+        here = {(use.reference, use.image_id) for use in self.uses}
+        gone = (use for use in older.uses if (use.reference, use.image_id) not in here)
+        last = (replace(use, last_seen=older.reported if use.last_seen is None else use.last_seen) for use in gone)
+        return replace(self, uses=(*self.uses, *last))
+
 
 @dataclass(frozen=True, slots=True)
 class Missed:
@@ -186,13 +193,13 @@ class Ledger:
 
     def with_newer_reports(self, other: Ledger, before: Ledger) -> Self:
         """The ledger with what clusters said to *other* later than to this one, and the markers that *other* has and
-        *before*, from which this one comes, did not have."""
+        *before*, from which this one comes, did not have. Of one that said something to both, each use counts."""
         clusters = dict(self.clusters)
         for uid, one in other.clusters.items():
-            mine = self.clusters.get(uid, one)
-            was = before.clusters[uid].marker if uid in before.clusters else 0
-            marker = one.marker if one.marker != was else mine.marker
-            clusters[uid] = replace(one if one.reported > mine.reported else mine, marker=marker)
+            mine, was = self.clusters.get(uid, one), before.clusters.get(uid)
+            marker = one.marker if one.marker != (was.marker if was else 0) else mine.marker
+            newer, older = (one, mine) if one.reported > mine.reported else (mine, one)
+            clusters[uid] = replace(newer if was in (mine, one) else newer.with_uses_of(older), marker=marker)
         return replace(self, clusters=clusters)
 
     def merged(self, other: Ledger, before: Ledger) -> Self:

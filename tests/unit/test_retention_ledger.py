@@ -415,3 +415,22 @@ def test_a_marker_outlives_a_report_without_one(before: int, mine: int, theirs: 
         found = told(mine, 5).with_newer_reports(told(theirs, now), told(before, 0)).clusters["u"]
         assert (found.marker, found.reported) == (kept, max(now, 5))
     assert told(7, 1).reported("u", "x", (), 2, kept=0).clusters["u"].marker == 7
+
+
+def test_what_a_cluster_said_in_one_of_two_looks_at_once_is_used_until_its_grace_is_over() -> None:
+    """A pod may have come and gone between the last look and these."""
+
+    def said(ledger: Ledger, now: int, *names: str) -> Ledger:
+        return ledger.reported("u", "x", tuple(map(Use, names)), now, kept=100)
+
+    before = said(said(Ledger(), 1, "app:gone"), 10, "app:v1")
+    for mine, theirs in ((30, 20), (20, 30)):
+        ledger = said(before, mine, "app:v1", "app:mine").with_newer_reports(
+            said(before, theirs, "app:v1", "app:theirs"), before
+        )
+        newer, older = ("app:mine", "app:theirs") if mine > theirs else ("app:theirs", "app:mine")
+        last = {use.reference: use.last_seen for use in ledger.clusters["u"].uses}
+        assert last == {"app:v1": None, "app:gone": 10, newer: None, older: 20}
+        assert ledger.clusters["u"].in_use == 2
+    later = said(before, 120, "app:v1")
+    assert later.with_newer_reports(before, before) == later == before.with_newer_reports(later, before)
