@@ -154,7 +154,8 @@ def _examine(
 def _pause_retention(cluster: Cluster, examined: Examined, reporter: Reporter) -> None:
     """Have nothing deleted until somebody has looked at retention's records: they are as old as what was left.
 
-    Whoever pinned an image last, and a cluster that reported last, may be unknown now.
+    Whoever pinned an image last, and a cluster that reported last, may be unknown now; so may that an approval was used
+    up, which stands in a record of its own: none holds any more.
     """
     why = "recover: check pins and clusters, then run `kubeadm-registry retention resume`"
     try:
@@ -163,11 +164,15 @@ def _pause_retention(cluster: Cluster, examined: Examined, reporter: Reporter) -
             if not lost and not retry(lambda: registry.tags(REPOSITORY), store.PATIENCE):
                 return  # it has never run
             now = server_time(cluster)
-            store.restate(registry, cluster.secrets.retention_key, lambda one: one.pause(now, why))
+            key = cluster.secrets.retention_key
+            store.restate(registry, key, lambda one: replace(one.pause(now, why), approved={}))
     except Error as error:
         reporter.note(f"retention cannot be paused: {error.message}", level="warning")
         return
-    reporter.note("retention is paused, for its records may be out of date: check pins, then run `retention resume`")
+    reporter.note(
+        "retention is paused, for its records may be out of date, and no plan is approved any more: check pins, then "
+        "run `retention resume`"
+    )
 
 
 def _tell(examined: Examined, back: Sequence[Place], changed: int, reporter: Reporter) -> None:
