@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kubeadm_registry.agent.document import State
 from kubeadm_registry.printable import counted
-from kubeadm_registry.retention import Reason
+from kubeadm_registry.retention import Reason, Use
 from kubeadm_registry.retention.inventory import EMPTY, Repository, is_own
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.links import image_tags
-from kubeadm_registry.retention.names import wanted
+from kubeadm_registry.retention.names import digest_in, wanted
 from kubeadm_registry.retention.order import LASTS, Order
 from kubeadm_registry.retention.protected import CLOCK_TOLERANCE
 from kubeadm_registry.retention.shares import Count, too_large
@@ -112,6 +112,36 @@ def pinned(image: Trashed, standing: Standing, now: int) -> str:
         ):
             return f"it is pinned as {pin.name}: {pin.reason}"
     return ""
+
+
+def in_use(ledger: Ledger) -> Callable[[Trashed], str]:
+    """Why an image in the trash does not go for good, by what clusters use now by *ledger*; empty if it may.
+
+    It may be a later one than that of the order, with what another cluster has said since.
+    """
+    digests: dict[str, Use] = {}
+    tags: dict[tuple[str, str], Use] = {}
+    for use in ledger.workloads({}).uses:
+        if use.last_seen is not None:
+            continue
+        asked = wanted(use.reference)
+        for digest in (asked.digest if asked else "", digest_in(use.reference), digest_in(use.image_id)):
+            digests.setdefault(digest, use)
+        if asked is not None and not asked.digest:
+            for repository in asked.repositories:
+                tags.setdefault((repository, asked.tag), use)
+    digests.pop("", None)
+
+    def keeps(image: Trashed) -> str:
+        held = ledger.repositories.get(image.repository, EMPTY)
+        named = [digests.get(digest) for digest in (image.digest, *image.parts)]
+        # A tag that means another image now is no name of this one.
+        free = (tag for tag in image.tags if tag not in held.tags or held.tags[tag].digest == image.digest)
+        named += [tags.get((image.repository, tag)) for tag in free]
+        use = next((one for one in named if one is not None), None)
+        return "" if use is None else f"it is used by {use.who()} as {use}"
+
+    return keeps
 
 
 def _holds(order: Order, ledger: Ledger, standing: Standing) -> Iterator[Reason]:

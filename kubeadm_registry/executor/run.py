@@ -19,7 +19,7 @@ from typing import TypeVar
 from kubeadm_registry.agent.pulls import DAY
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.executor import images
-from kubeadm_registry.executor.checks import Checked, check
+from kubeadm_registry.executor.checks import Checked, check, in_use
 from kubeadm_registry.executor.images import PATIENCE, Skipped
 from kubeadm_registry.executor.watch import Watch
 from kubeadm_registry.images import brought
@@ -193,7 +193,11 @@ class Executor:
 
     def _purge(self, purge: Sequence[Trashed], ledger: Ledger, report: _Report, watch: Watch, fates: _Fates) -> None:
         going = {digest for one in purge for digest in (one.digest, *one.parts)}
+        # Of several clusters one may have said since the order was made that it uses an image.
+        used = in_use(self._read(store.read)) if purge else str
         for image in _due(purge, report, watch):
+            if report.stays(image, used(image)):
+                continue
             # What another one needs that goes as well, may yet be needed: that one may come back meanwhile.
             held = _known(ledger, watch.order, image.repository) - going
             if self._each(image, report, partial(images.purge, self.registry, known=held), "purged", ""):

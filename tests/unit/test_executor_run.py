@@ -618,6 +618,40 @@ def to_purge(site: Site) -> Order:
     return site.order(purge=tuple(site.trash().images.values()), approved=True, approval="sha256:1")
 
 
+@pytest.mark.parametrize("by", ["tag", "digest", "digest alone", "imageID"])
+def test_what_another_cluster_says_after_the_order_that_it_uses_does_not_go_for_good(site: Site, by: str) -> None:
+    """Its operator may have looked at the same time, with a report that the ledger of the order did not have."""
+    order = to_purge(site)
+    first, *others = order.purge
+    names = {
+        "tag": Use("10.0.0.10:5000/app:v1"), "digest": Use(f"app@{first.digest}"), "digest alone": Use(first.digest),
+        "imageID": Use("elsewhere:v1", f"elsewhere@{first.digest}"),
+    }  # fmt: skip
+    with site.connect() as at:
+        later = store.read(at, KEY).reported("u", "another", (names[by],), int(site.time) - 5, kept=DAY)
+        store.write(at, KEY, later)
+    run = site.carry_out(order)
+    assert (run.purged, run.skipped) == (len(others), 1)
+    assert run.said[0].startswith("skipped app:v1: it is used by ")
+    assert site.trash().images.keys() == {first.key}
+    look = planning.look(site.connect, KEY, POLICY, int(site.time), sets={})
+    plan = look.plan(POLICY)
+    assert isinstance(plan, Plan)
+    assert [one.image.key for one in look.order(plan, POLICY, approved=False).restore] == [first.key]
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["it was used", "its tag means another image"])
+def test_what_is_not_in_use_now_goes_for_good(site: Site, moved: bool) -> None:
+    order = to_purge(site)
+    if moved:
+        site.registry.image("app", "v1", layer=b"newer")
+        planning.look(site.connect, KEY, POLICY, int(site.time), sets={})
+    with site.connect() as at:
+        use = Use("app:v1", last_seen=None if moved else NOW)
+        store.write(at, KEY, store.read(at, KEY).reported("u", "another", (use,), int(site.time), kept=DAY))
+    assert site.carry_out(order).purged == 3
+
+
 @pytest.fixture(params=[to_delete, to_purge])
 def order(request: pytest.FixtureRequest, site: Site) -> Order:
     made: Order = request.param(site)
