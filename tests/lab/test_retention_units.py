@@ -119,16 +119,22 @@ def without_probe(host: Host) -> None:
             retention.INSTANCES)  # fmt: skip
 
 
+def told(host: Host) -> str:
+    """What the probe found; empty while the journal does not have it."""
+    said = host.sh("journalctl", "--no-pager", "-q", "-o", "cat", "-u", UNIT).stdout
+    return next((line for line in said.splitlines() if line.startswith('{"state"')), "")
+
+
 def test_what_it_may_and_what_not(registry: Registry) -> None:
     host = lease_holder(registry)  # elsewhere the kernel lets it reach nothing at all
     in_the_sandbox(host, PROBE)
     try:
         host.sh("systemctl", "start", UNIT, timeout=120)
-        said = host.sh("journalctl", "--no-pager", "-q", "-o", "cat", "-u", UNIT).stdout
+        wait_until("what it wrote to be in the journal", lambda: bool(told(host)), seconds=30)
+        found: dict[str, Any] = json.loads(told(host))
     finally:
         without_probe(host)
     refused, denied = "ConnectionRefusedError", "PermissionError"
-    found: dict[str, Any] = json.loads(next(line for line in said.splitlines() if line.startswith('{"state"')))
     assert paths.SLICE in found.pop("slice")
     assert found == {
         "state": host.name, "registry": 200, "secrets": denied, "etc": "OSError", "program": denied,
