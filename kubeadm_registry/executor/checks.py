@@ -125,9 +125,9 @@ def in_use(ledger: Ledger) -> Callable[[Trashed], str]:
         if use.last_seen is not None:
             continue
         asked = wanted(use.reference)
-        for digest in (asked.digest if asked else "", digest_in(use.reference), digest_in(use.image_id)):
+        for digest in (digest_in(use.reference), digest_in(use.image_id)):
             digests.setdefault(digest, use)
-        if asked is not None and not asked.digest:
+        if asked is not None and asked.tag:
             for repository in asked.repositories:
                 tags.setdefault((repository, asked.tag), use)
     digests.pop("", None)

@@ -192,9 +192,11 @@ class Executor:
                 fates.untouched[image.key] = new
 
     def _purge(self, purge: Sequence[Trashed], ledger: Ledger, report: _Report, watch: Watch, fates: _Fates) -> None:
+        if not purge:
+            return
         going = {digest for one in purge for digest in (one.digest, *one.parts)}
         # Of several clusters one may have said since the order was made that it uses an image.
-        used = in_use(self._read(store.read)) if purge else str
+        used = in_use(self._read(store.read))
         for image in _due(purge, report, watch):
             if report.stays(image, used(image)):
                 continue

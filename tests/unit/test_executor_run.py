@@ -618,13 +618,14 @@ def to_purge(site: Site) -> Order:
     return site.order(purge=tuple(site.trash().images.values()), approved=True, approval="sha256:1")
 
 
-@pytest.mark.parametrize("by", ["tag", "digest", "digest alone", "imageID"])
+@pytest.mark.parametrize("by", ["tag", "tag of another digest", "digest", "digest alone", "imageID"])
 def test_what_another_cluster_says_after_the_order_that_it_uses_does_not_go_for_good(site: Site, by: str) -> None:
     """Its operator may have looked at the same time, with a report that the ledger of the order did not have."""
     order = to_purge(site)
     first, *others = order.purge
     names = {
-        "tag": Use("10.0.0.10:5000/app:v1"), "digest": Use(f"app@{first.digest}"), "digest alone": Use(first.digest),
+        "tag": Use("10.0.0.10:5000/app:v1"), "tag of another digest": Use(f"app:v1@sha256:{64 * 'e'}"),
+        "digest": Use(f"app@{first.digest}"), "digest alone": Use(first.digest),
         "imageID": Use("elsewhere:v1", f"elsewhere@{first.digest}"),
     }  # fmt: skip
     with site.connect() as at:
