@@ -12,6 +12,7 @@ from pathlib import Path
 from kubeadm_registry.access.desk import desk
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.engine.workflow import take_locks
 from kubeadm_registry.errors import HostBusy
@@ -62,9 +63,9 @@ class Desk:
 
 
 @contextmanager
-def opened(path: Path | None, reporter: Reporter) -> Iterator[Desk]:
-    """The desk of the cluster in the file *path*. Raises Error (NoExecutor) and what ``session.cluster`` does."""
-    with terminal.registry(path, reporter) as (cluster, _, _), desk(cluster)() as registry:
+def opened(file: Path | RegistryCluster | None, reporter: Reporter) -> Iterator[Desk]:
+    """The desk of the cluster in *file*, as in ``terminal.registry``. Raises Error (NoExecutor) and what that does."""
+    with terminal.registry(file, reporter) as (cluster, _, _), desk(cluster)() as registry:
         yield Desk(cluster, registry, cluster.secrets.retention_key, server_time(cluster))
 
 

@@ -28,14 +28,15 @@ _DAY = 86400
 @click.argument("name")
 def pin(context: Context, path: Path | None, reason: str, until: str | None, name: str) -> None:
     """Keep the image NAME, a tag or digest, whatever the policy says and whether anything uses it."""
-    where = place_in(config.load(path).spec, name)
+    cluster_file = config.load(path)
+    where = place_in(cluster_file.spec, name)
     if not where.reference:
         raise ConfigError(
             f"{name} has neither tag nor digest", code="UsageInvalid", hint="pin one image, such as app:v1"
         )
     if until is not None:
         _until(until, 0)  # before anything is asked
-    with opened(path, context.reporter()) as at:
+    with opened(cluster_file, context.reporter()) as at:
         one = Pin(str(where), reason, at.now, None if until is None else _until(until, at.now))
         at.restate(lambda standing: standing.pinned(one))
     context.reporter().result(f"pinned {where}")
@@ -46,8 +47,9 @@ def pin(context: Context, path: Path | None, reason: str, until: str | None, nam
 @click.argument("name")
 def unpin(context: Context, path: Path | None, name: str) -> None:
     """Remove the pin of the image NAME; the policy decides about it again."""
-    where = str(place_in(config.load(path).spec, name))
-    with opened(path, context.reporter()) as at:
+    cluster_file = config.load(path)
+    where = str(place_in(cluster_file.spec, name))
+    with opened(cluster_file, context.reporter()) as at:
         pinned = [one.name for one in at.standing().pins]
         if where not in pinned:
             where = str(place(name))  # earlier releases pinned a name with what the registry is called

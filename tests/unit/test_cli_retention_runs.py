@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -464,6 +465,16 @@ def test_a_pin_keeps_an_image_until_it_ends(site: Site) -> None:
     site.at(71)
     site.good("run", "--no-cluster")
     assert site.tags() == ["v3"]
+
+
+def test_a_cluster_file_that_comes_through_a_pipe_is_read_once(site: Site) -> None:
+    text = Path("cluster.yaml").read_bytes()
+    for arguments in (("pin", "app:v1", "--reason", "x"), ("unpin", "app:v1")):
+        read, write = os.pipe()
+        with os.fdopen(write, "wb") as file:
+            file.write(text)
+        site.good(*arguments, "-f", f"/dev/fd/{read}")
+        os.close(read)
 
 
 @pytest.mark.parametrize("until", ["soon", "2027-13-01", "0d", "9999-12-31", "9999999d", "2020-01-01"])
