@@ -30,42 +30,32 @@ from collections.abc import Iterator
 def quick() -> Iterator[None]:
     yield
 """
-#: `quick.carried`, in `links` itself. The copy with another report is written out.
-REMEMBERED = """
-MOST = 1000
-_heard: dict[int, tuple[Report, Report]] = {}
-
-def carried(packet: Packet) -> Packet:
-    report = packet.report
-    known = _heard.get(id(report))
-    if known is None:
-        if len(_heard) >= MOST:
-            _heard.clear()
-        known = _heard[id(report)] = report, _carried(packet).report
-    return Packet(
-        packet.sender, packet.receiver, packet.instance, packet.counter, packet.answers, packet.wall, known[1]
-    )
-"""
+#: Of `quick`, for `links` itself.
+REMEMBERED = ("MOST", "_heard", "carried")
 
 
 def rewrite(directory: Path, paths: Iterable[Path]) -> None:
     """Rewrite the modules *paths* in *directory*."""
     trees = {path: ast.parse((directory / path).read_text()) for path in paths}
+    quick = [line for path, tree in trees.items() if path.stem == "quick" for line in tree.body]
     classes = [one for tree in trees.values() for one in tree.body if isinstance(one, ast.ClassDef)]
     own = {one.name for one in classes}
     copies = _Copies({one.name: [_name(field) for field in _fields(one)] for one in classes if _is_dataclass(one)})
     for path, tree in trees.items():
-        text = QUICK if path.stem == "quick" else _rewritten(path.stem, tree, copies, own)
+        text = QUICK if path.stem == "quick" else _rewritten(path.stem, tree, copies, own, quick)
         (directory / path).write_text(FUTURE + text)
 
 
-def _rewritten(name: str, tree: ast.Module, copies: _Copies, own: set[str]) -> str:
+def _rewritten(name: str, tree: ast.Module, copies: _Copies, own: set[str], quick: list[ast.stmt]) -> str:
+    copies.needed, copies.ambiguous = {}, False
     if name == "conditions":  # they are names for people
         _function(tree, "conditions").body = ast.parse("return ()").body
     elif name == "links":
         _function(tree, "carried").name = "_carried"
-        tree.body += ast.parse(REMEMBERED).body
-    copies.needed, copies.ambiguous = {}, False
+        tree.body += [one for one in quick if _binds(one) in REMEMBERED]
+        for node in ast.walk(_function(tree, "carried")):
+            if isinstance(node, ast.Name) and node.id == "copy":
+                node.id = copies.function("Packet", ["report"])
     copies.visit(tree)
     for one in tree.body:
         if isinstance(one, ast.ClassDef):
@@ -105,14 +95,16 @@ class _Copies(ast.NodeTransformer):
         if len(kinds) != 1:
             self.ambiguous = True
             return node
-        kind = kinds[0]
-        node.func.id = "_".join(["", kind, *changed])
-        arguments = ", ".join(f"{name}: Any" for name in changed)
-        values = ", ".join(name if name in changed else f"value.{name}" for name in self.fields[kind])
-        self.needed[node.func.id] = (
-            f"def {node.func.id}(value: {kind}, {arguments}) -> {kind}:\n    return {kind}({values})\n"
-        )
+        node.func.id = self.function(kinds[0], changed)
         return node
+
+    def function(self, kind: str, changed: list[str]) -> str:
+        """The name of the function that makes a copy of a *kind* with other values of *changed*."""
+        name = "_".join(["", kind, *changed])
+        arguments = ", ".join(f"{one}: Any" for one in changed)
+        values = ", ".join(one if one in changed else f"value.{one}" for one in self.fields[kind])
+        self.needed[name] = f"def {name}(value: {kind}, {arguments}) -> {kind}:\n    return {kind}({values})\n"
+        return name
 
 
 def _write_out(one: ast.ClassDef) -> None:
@@ -167,3 +159,13 @@ def _name(field: ast.AnnAssign) -> str:
 
 def _function(tree: ast.Module, name: str) -> ast.FunctionDef:
     return next(one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == name)
+
+
+def _binds(line: ast.stmt) -> str:
+    """The name that a *line* of a module gives to something; empty for other lines."""
+    if isinstance(line, ast.FunctionDef):
+        return line.name
+    target = (
+        line.targets[0] if isinstance(line, ast.Assign) else line.target if isinstance(line, ast.AnnAssign) else None
+    )
+    return target.id if isinstance(target, ast.Name) else ""
