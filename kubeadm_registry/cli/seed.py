@@ -20,7 +20,7 @@ from kubeadm_registry.addresses import endpoint
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option, key_option
-from kubeadm_registry.config.values import EVERY_REGISTRY
+from kubeadm_registry.config.values import EVERY_REGISTRY, LAST_PORT
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.images import pool
@@ -56,9 +56,6 @@ class Rate(click.ParamType[int]):
         return rate
 
 
-_LAST_PORT = 65535
-
-
 class Target(click.ParamType[tuple[str, str]]):
     """A registry and a path in it: ``registry.example:5000/mirror``."""
 
@@ -70,7 +67,7 @@ class Target(click.ParamType[tuple[str, str]]):
         host, _, below = text.partition("/")
         reference = parse(f"{host}/{below or 'path'}:tag")
         port = host.partition(":")[2]
-        if reference is None or reference.host != host or (port and not 0 < int(port) <= _LAST_PORT):
+        if reference is None or reference.host != host or (port and not 0 < int(port) <= LAST_PORT):
             self.fail(f"{text} is not a registry: write HOST[:PORT][/PATH], such as registry.example:5000", param, ctx)
         return host, below
 

@@ -32,7 +32,7 @@ _LONGEST_ADDRESS = 45
 _LONGEST_PATH = 200
 #: In the list of upstream registries: all of them, whatever their names.
 EVERY_REGISTRY = "*"
-_LAST_PORT = 65535
+LAST_PORT = 65535
 
 
 def label(value: str) -> str:
@@ -238,7 +238,7 @@ def _is_endpoint(value: str) -> bool:
         named = is_ipv6(host) and not _is_mapped(host)
     else:
         named = re.fullmatch(_BARE, value) is not None and _names_a_host(host)
-    return named and int(port) <= _LAST_PORT
+    return named and int(port) <= LAST_PORT
 
 
 def _names_a_host(text: str) -> bool:
@@ -251,7 +251,7 @@ def _endpoint_rule() -> Rule:
     ipv6 = f"isIP({inside}) && ip({inside}).family() == 6"
     named = f"(isIP({host}) || (!{host}.matches('^[0-9.]+$') && {matches(_DNS_NAME, host)}))"
     other = f"{matches(_BARE)} && size({host}) <= {_LONGEST_DNS_NAME} && {named}"
-    port = f"(!self.matches(':[0-9]{{1,5}}$') || int(self.find('[0-9]+$')) <= {_LAST_PORT})"
+    port = f"(!self.matches(':[0-9]{{1,5}}$') || int(self.find('[0-9]+$')) <= {LAST_PORT})"
     # In brackets the port comes after a digit of the address, so the address is what is found first.
     return Rule(f"({matches(_IN_BRACKETS)} ? ({ipv6}) : ({other})) && {port}", _ENDPOINT_TEXT)
 
