@@ -101,6 +101,7 @@ class Reading:
         return times[min(len(times) - 1, int(share * len(times)))] if times else 0.0
 
     def __str__(self) -> str:
+        waited = [f"; waited {seconds:.1f} s for {what}" for what, seconds in self.pressure.items() if seconds >= 0.1]
         errors: dict[str, int] = {}
         for request in self.failed:
             errors[request.error[:60]] = errors.get(request.error[:60], 0) + 1
@@ -109,7 +110,7 @@ class Reading:
             f"median {self.percentile(0.5) * 1000:.0f} ms, 99 % {self.percentile(0.99) * 1000:.0f} ms"
             + "".join(f"; {count} x {error}" for error, count in errors.items())
             + (f"; the client stood still for {self.stood_still:.1f} s" if self.stood_still > 0.2 else "")
-            + "".join(f"; {seconds:.1f} s short of {what}" for what, seconds in self.pressure.items() if seconds >= 0.1)
+            + "".join(waited)
         )
 
 
