@@ -18,9 +18,13 @@ def regular(path: Path) -> BinaryIO:
     return file
 
 
+def _at_once(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
 def anything(path: Path) -> BinaryIO:
     """Open *path*, also if it is a pipe, as in ``<(command)``; one that nobody writes to is empty. Raises OSError."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    file = open(path, "rb", opener=_at_once)  # noqa: SIM115  whoever asked for it closes it
     os.set_blocking(file.fileno(), True)
     return file
 
