@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from kubeadm_registry import paths
@@ -21,7 +23,7 @@ STARTED = f"{paths.RUN}/started"
 RECORD_START = f"{paths.LIBEXEC}/record-start"
 #: Ends a line of a file for which no unit that reads it needs to restart: record-start does not count the line.
 NO_RESTART = "# needs no restart"
-_UNCOUNTED = re.compile(rb"^.* %s(?:\n|\Z)" % NO_RESTART.encode(), re.MULTILINE)
+_UNCOUNTED = tuple(f" {NO_RESTART}{end}".encode() for end in ("", "\n"))
 
 
 class Change(Protocol):
@@ -69,6 +71,12 @@ def _attributes(path: str, mode: int, owner: str, is_mode: int, is_owner: str) -
     return f"{path}: {', '.join(differences)}" if differences else None
 
 
+@lru_cache(maxsize=256)  # each unit that reads a file asks, on each node; the agent's archive is one of them
+def _started(content: bytes) -> str:
+    lines = io.BytesIO(content) if _UNCOUNTED[0] in content else [content]
+    return hashlib.sha256(b"".join(line for line in lines if not line.endswith(_UNCOUNTED))).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """A file with exactly this content, mode and owner.
@@ -99,7 +107,7 @@ class File:
     @property
     def digest(self) -> str:
         """What record-start notes of it: SHA-256 of the content without lines that need no restart, hex."""
-        return hashlib.sha256(_UNCOUNTED.sub(b"", self.content)).hexdigest()
+        return _started(self.content)
 
     def diff(self, host: Host) -> str | None:
         """A unified diff, or what differs in mode and owner."""

@@ -21,6 +21,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        auto_reload=False,
     )
     environment.filters.update(endpoint=addresses.endpoint, prefix=addresses.prefix, family=addresses.family)
     environment.tests["ipv6"] = addresses.is_ipv6

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 
 REPOSITORY = "kubeadm-registry/canary"
 TAG = "v1"
@@ -26,11 +27,16 @@ class Blob:
     @property
     def digest(self) -> str:
         """``sha256:...``."""
-        return "sha256:" + hashlib.sha256(self.content).hexdigest()
+        return _digest(self.content)
 
     def descriptor(self) -> dict[str, object]:
         """The OCI content descriptor."""
         return {"mediaType": self.media_type, "digest": self.digest, "size": len(self.content)}
+
+
+@cache  # the settings of each agent name them
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 _NOISE = b"".join(hashlib.sha256(b"kubeadm-registry canary %d" % i).digest() for i in range(_LAYER_SIZE // 32))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -346,6 +348,26 @@ def test_lines_that_need_no_restart_cost_none(ready: FakeTransport) -> None:
         written("a = [\n", '"y", # needs no restart, says somebody\n', "]\n").diff(ready.host()) or ""
     )
     assert "restarts" in (written("a = [\n", "]").diff(ready.host()) or "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"a",
+        b"a # needs no restart",
+        b"a # needs no restart\nb\n",
+        b"a\n\nb # needs no restart\n\n",
+        b"a\rb # needs no restart\nc",
+        b"a # needs no restart\r\nb # needs no restarts\n",
+        b"\x0ba # needs no restart\n\x0bb\n",
+    ],
+)
+def test_the_digest_is_the_one_that_record_start_notes(content: bytes) -> None:
+    """Of its ``sed``, which ends lines at ``\\n`` alone."""
+    sed = ["sed", f"/ {changes.NO_RESTART}$/d"]
+    counted = subprocess.run(sed, input=content, stdout=subprocess.PIPE, env={"LC_ALL": "C"}, check=True).stdout
+    assert File("/x", content).digest == hashlib.sha256(counted).hexdigest()
 
 
 def test_a_changed_unit_file_restarts_though_the_configuration_could_be_reloaded(ready: FakeTransport) -> None:
