@@ -381,7 +381,7 @@ class Running:
 
     def apply(self, host: Host) -> None:
         """Enable, start, reload or restart it, and see that it stays up."""
-        host.run("systemctl", "daemon-reload")
+        # It also makes systemd read all unit files again (systemctl(1), enable), which takes long enough to do it once.
         host.run("systemctl", "enable", "--quiet", "--", self.unit)
         verb = self.verb(host)
         if verb is None:
@@ -464,7 +464,7 @@ class NoService:
 
     def apply(self, host: Host) -> None:
         """Stop and disable it, remove its file."""
-        host.query("systemctl", "disable", "--quiet", "--now", "--", self.unit, timeout=120)
+        host.query("systemctl", "disable", "--quiet", "--now", "--no-reload", "--", self.unit, timeout=120)
         host.run("rm", "-f", "--", unit_path(self.unit), f"{STARTED}/{self.unit}")
         host.run("systemctl", "daemon-reload")
         host.query("systemctl", "reset-failed", "--", self.unit)

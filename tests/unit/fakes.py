@@ -554,7 +554,7 @@ class FakeTransport:
 
     # ---- systemd ------------------------------------------------------------------------------------------------
 
-    def _daemon_reload(self, _: re.Match[str]) -> bytes:
+    def _daemon_reload(self, _: re.Match[str] | None = None) -> bytes:
         for name, unit in list(self.units.items()):  # others may ask meanwhile
             unit.loaded = self._unit_file(name)
         return b""
@@ -573,7 +573,7 @@ class FakeTransport:
         if b"[Install]" in text and not self.unit(name).enabled:
             self._act(f"enable {name}")
             self.unit(name).enabled = True
-        return b""
+        return self._daemon_reload()
 
     def _disable_now(self, found: re.Match[str]) -> bytes:
         name = found["unit"]
@@ -755,6 +755,7 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
         ("systemctl show --property=NeedDaemonReload -- <units...>", FakeTransport._need_daemon_reload),
         ("systemctl enable --quiet -- <unit>", FakeTransport._enable),
         ("systemctl disable --quiet --now -- <unit>", FakeTransport._disable_now),
+        ("systemctl disable --quiet --now --no-reload -- <unit>", FakeTransport._disable_now),
         ("systemctl reset-failed -- <unit>", FakeTransport._reset_failed),
         ("systemctl is-active --quiet -- <unit>", FakeTransport._is_active),
         ("systemctl <verb> -- <unit>", FakeTransport._job),
