@@ -49,5 +49,6 @@ CONTAINERD = Phase(
     point,
     checks=(*OF_MEMBERS, Check("Containerd", usable)),
     one_at_a_time=True,
+    in_use=True,
     notices=notices,
 )

@@ -56,8 +56,8 @@ def run(
     preflight(selected, unchanged, reporter, ignore=ignore)
     if not dry_run:
         sweep(cluster.everyone)
-    # Where nothing was made yet, all would differ.
-    seen = look(selected, unchanged) if cluster.vault.made else Look(0, {})
+    first = not cluster.vault.made  # on these hosts: all differs, and nobody depends on any of it
+    seen = Look(0, {}) if first else look(selected, unchanged)
     actions: list[Action] = []
     given_up: set[Host] = set()
     for place, (path, phase) in enumerate(selected):
@@ -70,7 +70,10 @@ def run(
                 for text in seen.notices.get((place, host.name), ()):
                     reporter.note(text, host=host.name)
         else:
-            given_up |= _run_phase(path, phase, cluster, reporter, dry_run=dry_run, actions=actions, but=given_up)
+            in_turn = phase.one_at_a_time and (phase.in_use or not first) and not dry_run
+            given_up |= _run_phase(
+                path, phase, cluster, reporter, dry_run=dry_run, actions=actions, but=given_up, in_turn=in_turn
+            )
     if not dry_run:
         changed = {action.host for action in actions}
         flush(cluster, [host for host in cluster.everyone if host.name in changed and host not in given_up])
@@ -167,7 +170,7 @@ def preflight(
 
 def _run_phase(
     path: str, phase: Phase, cluster: Cluster, reporter: Reporter, *, dry_run: bool, actions: list[Action],
-    but: Collection[Host],
+    but: Collection[Host], in_turn: bool,
 ) -> set[Host]:  # fmt: skip
     """Return the hosts that are given up; none of those in *but* is worked on in a phase that gives up hosts."""
     hosts = [host for host in phase.on(cluster) if not (phase.gives_up and host in but)]
@@ -179,7 +182,7 @@ def _run_phase(
             return error
         return None
 
-    if phase.one_at_a_time and not dry_run:
+    if in_turn:
         # Most runs change little: only hosts where something differs take their turn.
         differs = side_by_side(lambda host: _differs(phase, cluster, host), hosts)
         failures: list[PhaseFailed] = []

@@ -613,6 +613,26 @@ def test_one_at_a_time_goes_in_order_and_only_where_something_differs(three: Fak
     assert journal == [("begin", "cp-1"), ("end", "cp-1"), ("begin", "cp-3"), ("end", "cp-3")]
 
 
+@pytest.mark.parametrize("in_use", [False, True])
+def test_a_first_installation_takes_all_hosts_at_once_where_nobody_uses_them(
+    three: FakeCluster, recorder: Recorder, in_use: bool
+) -> None:
+    three.fixed = None  # no secrets before
+    together = threading.Barrier(1 if in_use else 3)
+    journal: list[str] = []
+
+    def act(host: Host) -> None:
+        journal.append("begin")
+        together.wait(timeout=30)
+        host.write(MOTD, b"hello\n")
+        together.wait(timeout=30)
+        journal.append("end")
+
+    change = Odd(lambda host: None if host.read(MOTD) else "no greeting", act)
+    run((replace(serial(change), in_use=in_use),), three.cluster, recorder)
+    assert journal == (["begin", "end"] * 3 if in_use else ["begin"] * 3 + ["end"] * 3)
+
+
 def test_one_at_a_time_stops_at_the_first_failure(three: FakeCluster, recorder: Recorder) -> None:
     """The next host serves users: nobody knows what the same change would do to it."""
     for name in ("cp-2", "cp-3"):
