@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ class Bundle:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._sound: set[str] = set()
+        self._looking = threading.Lock()
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -94,11 +96,12 @@ class Bundle:
         try:
             with self.layout.blob(program.layer) as source, naming(to), new.open("wb") as target:
                 copy(source, target)
-            if program.digest not in self._sound:  # the same bytes for each host are looked into once
-                with new.open("rb") as layer:
-                    for flaw in tree.check_layer(layer, program.entry_point, program.unpacked):
-                        raise damaged(f"{self.layout.where}: {program.reference}: {flaw}")
-                self._sound.add(program.digest)
+            with self._looking:  # the same bytes, which hosts want at the same time, are looked into once
+                if program.digest not in self._sound:
+                    with new.open("rb") as layer:
+                        for flaw in tree.check_layer(layer, program.entry_point, program.unpacked):
+                            raise damaged(f"{self.layout.where}: {program.reference}: {flaw}")
+                    self._sound.add(program.digest)
             new.replace(to)
         finally:
             new.unlink(missing_ok=True)

@@ -9,17 +9,17 @@ import os
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from bundle_files import Said, contents, elf, image, member, resealed, script, tar, write_layout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry.bundle import Bundle, inspect, problems, verify, version_command
+from kubeadm_registry.bundle import Bundle, inspect, problems, tree, verify, version_command
 from kubeadm_registry.bundle.catalogue import version_in
 from kubeadm_registry.bundle.make import FromLayout, choose, create
 from kubeadm_registry.bundle.make.context import this_architecture
@@ -64,6 +64,25 @@ def test_holds_programs_and_images(made: Path, tmp_path: Path) -> None:
     assert "sha256:" + hashlib.sha256((tmp_path / "layer").read_bytes()).hexdigest() == garage.digest
     subprocess.run(["tar", "-xzf", "layer"], cwd=tmp_path, check=True)
     assert b"garage v2.3.0" in subprocess.run([tmp_path / "bin/garage"], check=True, capture_output=True).stdout
+
+
+def test_a_program_that_several_hosts_want_at_once_is_looked_into_once(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def check(layer: BinaryIO, entry_point: str, unpacked: int) -> Iterator[str]:
+        looked.append(entry_point)
+        time.sleep(0.1)  # so that the others come meanwhile
+        return check_layer(layer, entry_point, unpacked)
+
+    check_layer = tree.check_layer
+    monkeypatch.setattr(tree, "check_layer", check)
+    with Bundle.open(made) as bundle, ThreadPoolExecutor(3) as pool:
+        garage = bundle.programs["garage"]
+        list(pool.map(lambda name: bundle.extract(garage, tmp_path / name), ("cp-1", "cp-2", "cp-3")))
+    assert looked == [garage.entry_point]
+    assert {(tmp_path / name).read_bytes() for name in ("cp-1", "cp-2", "cp-3")} == {(tmp_path / "cp-1").read_bytes()}
 
 
 def test_other_tools_know_the_layout(made: Path) -> None:
