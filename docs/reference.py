@@ -101,8 +101,9 @@ def _phases(name: str, workflow: Workflow) -> Iterator[str]:
     for path, phase in leaves(workflow):
         yield f"| `{path}` | {phase.summary} | {'yes' if phase.one_at_a_time else ''} |"
     yield ""
-    if in_use := [f"`{path}`" for path, phase in leaves(workflow) if phase.in_use]:
-        yield f"In a first installation only {' and '.join(in_use)} goes one node at a time: nothing uses the rest yet."
+    if even_first := [f"`{path}`" for path, phase in leaves(workflow) if phase.even_first]:
+        paths = " and ".join(even_first)
+        yield f"In a first installation, only {paths} go one node at a time: nothing uses the rest yet."
         yield ""
 
 

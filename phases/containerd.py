@@ -49,6 +49,6 @@ CONTAINERD = Phase(
     point,
     checks=(*OF_MEMBERS, Check("Containerd", usable)),
     one_at_a_time=True,
-    in_use=True,
+    even_first=True,  # it is there before the registry
     notices=notices,
 )

@@ -34,8 +34,8 @@ class Phase:
     *notices* tells of what stays as it is although somebody may expect otherwise; it is asked after the steps.
     *gives_up*: a host that fails here is left as it is and warned of, with these words, and further phases that give up
     hosts leave it out; the run goes on. Empty: the run fails.
-    *one_at_a_time*: what users depend on is restarted here, so the next host waits until this one is done; in a first
-    installation only if it is *in_use* before.
+    *one_at_a_time*: what users depend on is restarted here, so the next host waits until this one is done. Not in a
+    first installation, unless *even_first*: it is in use before, or hosts ask about each other meanwhile.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Phase:
     checks: tuple[Check, ...] = ()
     phases: tuple[Phase, ...] = ()
     one_at_a_time: bool = False
-    in_use: bool = False
+    even_first: bool = False
     gives_up: str = ""
     notices: Callable[[Cluster, Host], Iterator[str]] | None = None
 

@@ -330,6 +330,28 @@ def test_init_interrupted_at_any_act_is_made_up_by_the_next(reboots: bool) -> No
     assert not differences
 
 
+def test_a_first_init_that_loses_one_of_three_nodes_is_made_up_by_the_next() -> None:
+    """Of the services that are not there yet, all nodes install each at once."""
+
+    def units(fake: FakeCluster) -> dict[str, dict[str, str]]:
+        return {name: {it: unit.active for it, unit in one.units.items()} for name, one in fake.servers.items()}
+
+    whole = FakeCluster.of(config.SMALLEST, fixed=False)
+    everything(whole)
+    count = len(whole.servers["cp-2"].acts)
+    assert count > 50
+    for number in range(0, count, 7):
+        fake = FakeCluster.of(config.SMALLEST, fixed=False)
+        cluster = fake.cluster
+        fake.servers["cp-2"].cut_at = number
+        with pytest.raises(PhaseFailed) as caught:
+            run(INIT, cluster, Recorder(), skip=ELSEWHERE)
+        assert caught.value.host == "cp-2"
+        everything(fake)
+        assert everything(fake) == [], f"{number}: {whole.servers['cp-2'].acts[number]}"
+        assert units(fake) == units(whole)
+
+
 def contents(fake: FakeCluster) -> object:
     """All of the tree that must be equal however often it took; certificates are made anew."""
     server = fake.servers["cp-1"]
@@ -613,12 +635,12 @@ def test_one_at_a_time_goes_in_order_and_only_where_something_differs(three: Fak
     assert journal == [("begin", "cp-1"), ("end", "cp-1"), ("begin", "cp-3"), ("end", "cp-3")]
 
 
-@pytest.mark.parametrize("in_use", [False, True])
-def test_a_first_installation_takes_all_hosts_at_once_where_nobody_uses_them(
-    three: FakeCluster, recorder: Recorder, in_use: bool
+@pytest.mark.parametrize("even_first", [False, True])
+def test_a_first_installation_takes_all_hosts_at_once_unless_it_is_told_otherwise(
+    three: FakeCluster, recorder: Recorder, even_first: bool
 ) -> None:
     three.fixed = None  # no secrets before
-    together = threading.Barrier(1 if in_use else 3)
+    together = threading.Barrier(1 if even_first else 3)
     journal: list[str] = []
 
     def act(host: Host) -> None:
@@ -629,8 +651,8 @@ def test_a_first_installation_takes_all_hosts_at_once_where_nobody_uses_them(
         journal.append("end")
 
     change = Odd(lambda host: None if host.read(MOTD) else "no greeting", act)
-    run((replace(serial(change), in_use=in_use),), three.cluster, recorder)
-    assert journal == (["begin", "end"] * 3 if in_use else ["begin"] * 3 + ["end"] * 3)
+    run((replace(serial(change), even_first=even_first),), three.cluster, recorder)
+    assert journal == (["begin", "end"] * 3 if even_first else ["begin"] * 3 + ["end"] * 3)
 
 
 def test_one_at_a_time_stops_at_the_first_failure(three: FakeCluster, recorder: Recorder) -> None:
