@@ -305,12 +305,13 @@ def environment(host: Host, containerd: Containerd) -> dict[str, str]:
     return found
 
 
-#: Those of the files ``$@`` that root cannot replace: their file system is read-only, or they are immutable.
+#: Those of the files ``$@`` that root cannot replace: their file system is read-only, or they are immutable. One that
+#: is not there takes a directory that can be written to, whatever is above: on Fedora CoreOS / cannot, and /etc can.
 _FIXED = """
 for file; do
   place=$file
   until [ -e "$place" ]; do place=$(dirname -- "$place"); done
-  { [ -w "$place" ] && [ -w "$(dirname -- "$place")" ]; } || echo "$file"
+  { [ -w "$place" ] && { [ "$place" != "$file" ] || [ -w "$(dirname -- "$file")" ]; }; } || echo "$file"
 done
 """
 

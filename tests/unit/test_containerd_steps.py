@@ -496,6 +496,23 @@ def test_the_script_that_finds_what_cannot_be_changed(tmp_path: Path) -> None:
     assert done.stdout.split() == ["ro/a.toml", "ro/b/c.toml"]
 
 
+def test_a_file_that_is_not_there_needs_one_directory_that_can_be_written_to(tmp_path: Path) -> None:
+    """As in /etc where / itself is read-only or immutable: Fedora CoreOS, RHEL in image mode."""
+    root = os.geteuid() == 0
+    (tmp_path / "ro" / "etc").mkdir(parents=True)
+    protect = "mount --bind ro ro && mount -o remount,bind,ro ro && mount --bind etc ro/etc"
+    (tmp_path / "etc").mkdir()
+    script = f'{protect if root else "chmod 555 ro"} || exit 77; sh -c "$0" fixed "$@"'
+    argv = ["sh", "-c", script, survey._FIXED, "ro/etc/containerd/config.toml", "ro/containerd/config.toml"]
+    done = subprocess.run(
+        ["unshare", "--mount", *argv] if root else argv, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    (tmp_path / "ro").chmod(0o755)
+    if done.returncode in (1, 77) and root:
+        pytest.skip("a file system cannot be mounted here")
+    assert done.stdout.split() == ["ro/containerd/config.toml"]
+
+
 def test_a_healthy_installed_host_has_no_problems(rooted: Rooted) -> None:
     rooted.put(CONFIG, (GOLDEN / "debian-1.7" / "original.toml").read_bytes())
     init(rooted)
