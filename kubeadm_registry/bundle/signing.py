@@ -31,8 +31,8 @@ _PATIENCE, _CHECK = 300, 30
 #: The name in a file of allowed signers for those who are known by their key alone.
 _ANYBODY = "bundle"
 #: A public key in a line of either kind of file: OpenSSH begins all of them with the length of their name.
-_A_KEY = re.compile(r"\b(ssh|ecdsa|sk)-[a-z0-9@.-]+ AAAA")
-_PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?")
+_A_KEY = re.compile(r"\b(ssh|ecdsa|sk)-[a-z0-9@.-]+[ \t]+AAAA")
+_PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+[ \t]+[A-Za-z0-9+/]+=*([ \t].*)?")
 
 
 def sign(index: bytes, key: Path, *, namespace: str = NAMESPACE) -> bytes:

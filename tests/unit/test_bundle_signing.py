@@ -243,6 +243,17 @@ def test_a_file_without_a_public_key_accuses_no_signature(
     assert (f"{key}.pub" in caught.value.hint) == (wrong == "private")
 
 
+@pytest.mark.parametrize("before", ["somebody@example.org\t", ""])
+@pytest.mark.parametrize("gap", ["\t", "   "])
+def test_columns_of_a_file_of_keys_may_be_aligned(
+    unsigned: Path, keys: dict[str, Path], tmp_path: Path, before: str, gap: str
+) -> None:
+    sign_file(unsigned, keys["ed25519"])
+    kind, key, _ = public(keys["ed25519"]).read_text().split(" ", 2)
+    (tmp_path / "keys").write_text(f"{before}{kind}{gap}{key}{gap}somebody\n")
+    assert "ED25519" in who(unsigned, tmp_path / "keys")
+
+
 def test_no_ssh_keygen(unsigned: Path, keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     sign_file(unsigned, keys["ed25519"])
     monkeypatch.setenv("PATH", "/nowhere")
