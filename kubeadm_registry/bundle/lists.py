@@ -11,7 +11,7 @@ import yaml
 
 from kubeadm_registry.bundle import files
 from kubeadm_registry.bundle.failures import refused
-from kubeadm_registry.oci.references import full, told
+from kubeadm_registry.oci.references import in_pod, told
 
 _MANIFESTS = (".yaml", ".yml", ".json")
 #: A list or manifest is text that people read; beyond this it is something else.
@@ -46,7 +46,7 @@ def names_in(path: Path) -> list[str]:
     wrong = []
     for file in _files(path):
         for place, text in _texts(file):
-            name = full(text)
+            name = in_pod(text)
             if name is None:
                 wrong.append(f"{place}: {text[:200]!r} is not a valid image name")
             else:
@@ -71,7 +71,7 @@ def told_in(path: Path) -> list[str]:
             words = [word for key in ("command", "args") for word in _items(value.get(key)) if isinstance(word, str)]
             pairs = [(one.get("name"), one.get("value")) for one in _items(value.get("env")) if isinstance(one, dict)]
             environment = [(name, said) for name, said in pairs if isinstance(name, str) and isinstance(said, str)]
-            names |= {whole for name in told(words, environment) if (whole := full(name))}
+            names |= {whole for name in told(words, environment) if (whole := in_pod(name))}
     return sorted(names)
 
 

@@ -44,7 +44,7 @@ kubeconfig_option = click.option(
 
 def _image(_: click.Context, __: click.Parameter, value: str) -> str:
     """The name of an image, or nothing. Raises click.BadParameter for what Kubernetes would refuse in a pod."""
-    if value and references.full(value) is None:
+    if value and references.in_pod(value) is None:
         raise click.BadParameter(f"{value} is not a valid image name")
     return value
 

@@ -21,6 +21,9 @@ FULL = (
 )
 _FULL = re.compile(FULL)
 LONGEST = 512
+#: An IPv6 address in the place of a host, as this registry may have it. ``parse`` knows no such names, for what is kept
+#: has none; pods have them.
+_IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,18 @@ def full(name: str) -> str | None:
     return whole if parse(whole) else None
 
 
+def in_pod(name: str) -> str | None:
+    """The same as ``full`` of a *name* as pods and manifests have it, whose host may also be an IPv6 address."""
+    whole, found = full(_with_a_name(name)), _IPV6_HOST.match(name)
+    return whole if found is None or whole is None else f"{found[0]}{whole.partition('/')[2]}"
+
+
+def _with_a_name(name: str) -> str:
+    """*name*, the host a name if it is an IPv6 address."""
+    found = _IPV6_HOST.match(name)
+    return name if found is None else f"registry.invalid/{name[found.end() :]}"
+
+
 def told(words: Sequence[str], environment: Iterable[tuple[str, str]]) -> Iterator[str]:
     """The images in the *words* of a container's command and arguments and in its *environment*, names with values.
 
@@ -73,7 +88,7 @@ def told(words: Sequence[str], environment: Iterable[tuple[str, str]]) -> Iterat
     for label, word in (*zip(["", *words], words, strict=False), *environment):
         option, _, value = word.partition("=")
         for what, name in ((label, word), (option, value)):
-            if parse(name) or ("image" in what.lower() and {":", "@"} & {*name} and full(name)):
+            if parse(_with_a_name(name)) or ("image" in what.lower() and {":", "@"} & {*name} and in_pod(name)):
                 yield name
 
 

@@ -229,6 +229,21 @@ def test_what_a_controller_is_told_of_is_no_image_of_the_manifest(tmp_path: Path
     assert told_in(tmp_path / "list.txt") == []
 
 
+def test_a_registry_with_an_ipv6_address_is_named_in_manifests(tmp_path: Path) -> None:
+    """As pods name images in our own registry; they are no images to take from there."""
+    ours, solver = "[fd00::10]:5000/team/app", "[fd00::10]:5000/jetstack/solver:v1"
+    controller = {"image": ours, "args": [f"--solver={solver}", "--listen=[::]:8080"]}
+    (tmp_path / "a.json").write_text(json.dumps({"spec": {"containers": [controller]}}))
+    assert names_in(tmp_path) == [f"{ours}:latest"]
+    assert told_in(tmp_path) == [solver]
+    with pytest.raises(BundleError, match="IPv6 address") as caught:
+        images_from([], [tmp_path])
+    assert caught.value.code == "BundleInputRefused"
+    (tmp_path / "a.json").write_text(json.dumps({"image": "[fd00::10/x:1"}))
+    with pytest.raises(BundleError, match="not a valid image name"):
+        names_in(tmp_path)
+
+
 def test_a_manifest_from_windows(tmp_path: Path) -> None:
     (tmp_path / "PODS.YAML").write_text("image: x:1\n")
     (tmp_path / "LIST.JSON").write_text('{"image": "y:1"}')

@@ -53,6 +53,10 @@ def test_manifests_are_those_of_a_cluster(tmp_path: Path) -> None:
     assert set(json.loads(run("manifests", "-o", "json")[1])) == {"crds.yaml", "admission.yaml", "operator.yaml"}
 
 
+def test_an_image_may_be_in_a_registry_with_an_ipv6_address() -> None:
+    assert "image: '[fd00::10]:5000/x:1'" in run("manifests", "--image", "[fd00::10]:5000/x:1")[1]
+
+
 @pytest.mark.parametrize("name", ["a b", "A/b:1", "https://a.example/x:1"])
 def test_an_image_that_no_pod_can_have_is_refused(name: str) -> None:
     code, text = run("manifests", "--image", name)

@@ -12,7 +12,7 @@ from kubeadm_registry.bundle.make import docker_archive
 from kubeadm_registry.bundle.make.images import FromLayout, ImageSource
 from kubeadm_registry.bundle.make.remote import FromRegistries
 from kubeadm_registry.oci import descriptors as oci
-from kubeadm_registry.oci.references import full
+from kubeadm_registry.oci.references import full, parse
 
 #: Where a tar archive has its magic, and what it is.
 _TAR = (257, b"ustar")
@@ -60,6 +60,9 @@ def images_from(names: Iterable[str], paths: Iterable[Path | str], *, referrers:
         else:
             wanted.update(names_in(path))
     for whole in sorted(wanted):
+        if parse(whole) is None:
+            raise refused(f"{whole}: images are not taken from a registry that is named by an IPv6 address",
+                          hint="use the name that the image has upstream")  # fmt: skip
         require_lowercase(whole)
     if wanted:
         sources.append(FromRegistries(tuple(sorted(wanted)), referrers))
