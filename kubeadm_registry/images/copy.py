@@ -29,7 +29,8 @@ class Copied:
 def copy(connect: Connect, source: Place, target: Place, *, referrers: bool) -> Copied:
     """Copy the image at *source*, whole, to *target*; *referrers*: with all that refers to it.
 
-    Raises RegistryError, ImageMissing if any of it is not there.
+    Raises RegistryError, ImageMissing if any of it is not there, and SignaturesDiffer if a tag of cosign would lose
+    something.
     """
     with ExitStack() as stack:
         registry = stack.enter_context(connect())
@@ -38,7 +39,8 @@ def copy(connect: Connect, source: Place, target: Place, *, referrers: bool) -> 
             raise _missing(f"{source} is not in the registry")
         trees = [found]
         if referrers:
-            trees += retry(lambda: list(_referring(registry, found, {found.root.digest})), PATIENCE)
+            referring = retry(lambda: list(_referring(registry, found, {found.root.digest})), PATIENCE)
+            trees += [one for one in referring if _adds(registry, one, target.repository)]
         for one in trees:
             for manifest in one.manifests:
                 if one.lacks(manifest):
@@ -66,6 +68,27 @@ def _referring(registry: Api, image: graph.Graph, seen: set[str]) -> Iterator[gr
             if found is not None:
                 yield found
                 yield from _referring(registry, found, seen)
+
+
+def _adds(registry: Api, image: graph.Graph, repository: str) -> bool:
+    """Whether *repository* lacks any of *image*, which refers to another one.
+
+    cosign adds each signature to those under a tag, and whoever signed there may not have signed here. Raises
+    RegistryError (SignaturesDiffer) if both have some that the other has not.
+    """
+    where = Place(repository, image.place.reference)
+    if not where.reference.endswith((".sig", ".att")):
+        return True
+    there = retry(lambda: graph.read(registry, where), PATIENCE)
+    if there is None or there.root.digest == image.root.digest:
+        return True
+    new, old = ({one.digest for one in found.blobs if one.media_type not in oci.CONFIGS} for found in (image, there))
+    if old - new and new - old:
+        raise RegistryError(
+            f"{where} has signatures that {image.place} does not have, and would lose them", code="SignaturesDiffer",
+            hint=f"copy without --referrers and sign {repository} again, or delete {where} first",
+        )  # fmt: skip
+    return bool(new - old)
 
 
 def _send(registry: Api, blob: oci.Descriptor, *, source: str, target: str) -> int:

@@ -251,6 +251,34 @@ def test_tags_of_cosign_come_along_if_asked(fake: Repositories) -> None:
     assert all(digest(fake, "mine/pause", tag) == digest(fake, PAUSE, tag) for tag in (signed, of_child, again))
 
 
+def test_signatures_that_only_the_copy_has_stay(fake: Repositories) -> None:
+    """cosign keeps all signatures of an image under one tag, and the copy may be signed by somebody else as well."""
+    tag = f"{digest(fake, 'app', 'v1').replace(':', '-')}.sig"
+
+    def sign(repository: str, *by: bytes) -> None:
+        layers = [plain(fake.blob(repository, one)) for one in by]
+        config = plain(fake.blob(repository, b"{}" + b"".join(by), oci.CONFIG))
+        fake.put(repository, {"mediaType": oci.MANIFEST, "config": config, "layers": layers}, tag)
+
+    def copied() -> str:
+        copy.copy(connector(fake), Place("app", "v1"), Place("mine/app", "v1"), referrers=True)
+        return digest(fake, "mine/app", tag)
+
+    sign("app", b"by a")
+    first = copied()
+    assert first == digest(fake, "app", tag)
+    sign("mine/app", b"by a", b"by b")
+    assert copied() == digest(fake, "mine/app", tag) != first
+    sign("app", b"by a", b"by b", b"by c")
+    assert copied() == digest(fake, "app", tag)
+    sign("mine/app", b"by a", b"by d")
+    before = dict(fake.store["mine/app"].tags)
+    with pytest.raises(RegistryError, match="would lose them") as caught:
+        copied()
+    assert caught.value.code == "SignaturesDiffer"
+    assert fake.store["mine/app"].tags == before
+
+
 @pytest.mark.parametrize("what", ["image", "manifest", "blob"])
 def test_half_an_image_is_not_copied(fake: Repositories, what: str) -> None:
     if what == "manifest":
