@@ -191,6 +191,12 @@ def test_where_a_node_looks_for_an_image(reference: str, place: str | None) -> N
     assert (str(found) if found else None) == place
 
 
+def test_a_pod_may_name_the_registry_by_an_ipv6_address() -> None:
+    cluster = config.parse(config.SMALLEST.replace("10.0.0.1", "fd00::1") + '  mirrors: ["*"]\n', "x")
+    assert str(images.place_of(cluster, "[fd00::10]:5000/team/app")) == "team/app:latest"
+    assert images.place_of(cluster, "[fd00::99]:5000/team/app:v1") is None, "docs/containerd.md"
+
+
 @pytest.mark.parametrize("status", [500, 400, 404])
 def test_a_name_that_the_registry_has_no_place_for_hides_no_missing_image(status: int) -> None:
     """Whoever may create pods may name anything; Distribution answers 500 to names of more than 255 characters."""
