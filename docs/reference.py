@@ -101,8 +101,9 @@ def _phases(name: str, workflow: Workflow) -> Iterator[str]:
     for path, phase in leaves(workflow):
         yield f"| `{path}` | {phase.summary} | {'yes' if phase.one_at_a_time else ''} |"
     yield ""
-    if even_first := [f"`{path}`" for path, phase in leaves(workflow) if phase.even_first]:
-        paths = " and ".join(even_first)
+    in_turn = {f"`{path}`": phase.even_first for path, phase in leaves(workflow) if phase.one_at_a_time}
+    if not all(in_turn.values()):
+        paths = " and ".join(path for path, even_first in in_turn.items() if even_first)
         yield f"In a first installation, only {paths} go one node at a time: nothing uses the rest yet."
         yield ""
 

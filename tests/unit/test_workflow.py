@@ -27,6 +27,7 @@ from kubeadm_registry.errors import (
     PreflightFailed,
     Problem,
 )
+from kubeadm_registry.phases import containerd, reset
 from kubeadm_registry.phases.workflows import INIT, RESET
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
@@ -653,6 +654,20 @@ def test_a_first_installation_takes_all_hosts_at_once_unless_it_is_told_otherwis
     change = Odd(lambda host: None if host.read(MOTD) else "no greeting", act)
     run((replace(serial(change), even_first=even_first),), three.cluster, recorder)
     assert journal == (["begin", "end"] * 3 if even_first else ["begin"] * 3 + ["end"] * 3)
+
+
+@pytest.mark.parametrize("phase", [containerd.CONTAINERD, reset.CONTAINERD], ids=["init", "reset"])
+def test_containerd_restarts_on_one_host_after_the_other_also_without_secrets(
+    three: FakeCluster, recorder: Recorder, phase: Phase
+) -> None:
+    """A host on which it does not come back is the only one: so where a registry is removed that lost its secrets."""
+    three.fixed = None
+    for server in three.servers.values():
+        server.answer("restart", with_=1, act="restart")
+    change = Odd(lambda host: "it restarts", lambda host: host.run("restart"))
+    with pytest.raises(PhaseFailed):
+        run((replace(phase, steps=yields(change), checks=(), notices=None),), three.cluster, recorder)
+    assert [name for name, server in three.servers.items() if server.acts] == ["cp-1"]
 
 
 def test_one_at_a_time_stops_at_the_first_failure(three: FakeCluster, recorder: Recorder) -> None:
