@@ -33,14 +33,12 @@ class SecretsFile:
         missing = vault.missing
         if state is None or missing or not vault.secrets.same_as(state.content):
             vault.check()
-            if state is not None and vault.made:
-                generation, number = secrets.revision_in(state.content)
-                if generation == vault.preview().generation and number > vault.preview().revision:
-                    # This run read them before it had the lock: to write them back would undo what the other one did.
-                    raise Error(
-                        f"another run has changed {secrets.PATH} meanwhile", host=host.name, code="SecretsChanged",
-                        hint="run the command again",
-                    )  # fmt: skip
+            if state is not None and self._older_than(state.content):
+                # This run read them before it had the lock: to write them back would undo what the other one did.
+                raise Error(
+                    f"another run has changed {secrets.PATH} meanwhile", host=host.name, code="SecretsChanged",
+                    hint="run the command again",
+                )  # fmt: skip
             if not vault.made:
                 return f"{secrets.PATH}: new CA, credentials and keys for this cluster"
             if missing:
@@ -50,6 +48,13 @@ class SecretsFile:
         if (state.mode, state.owner) != (0o600, "root:root"):
             return f"{secrets.PATH}: mode {state.mode:o} -> 600, owner {state.owner} -> root:root"
         return None
+
+    def _older_than(self, content: bytes) -> bool:
+        """Whether what this run has read is of before the *content* of a node's file; also if there was none."""
+        vault = self.cluster.vault
+        generation, number = secrets.revision_in(content)
+        known = vault.preview()
+        return not vault.made or (generation == known.generation and number > known.revision)
 
     def apply(self, host: Host) -> None:
         """Write them; missing ones are generated first, once for all nodes. Raises NewerFormat."""

@@ -90,6 +90,18 @@ def test_secrets_are_made_once_for_all_servers(real: FakeCluster) -> None:
     assert store(real) == []
 
 
+def test_a_run_that_began_before_there_were_any_does_not_undo_those_of_another_one(real: FakeCluster) -> None:
+    """Both looked at bare nodes; one waited for a slow node, and had the locks when the other one was done."""
+    late = real.cluster
+    run(INIT, real.cluster, Recorder(), skip=ELSEWHERE)
+    made = real.servers["cp-1"].content(secrets.PATH)
+    with pytest.raises(PreflightFailed) as caught:
+        run(INIT, late, Recorder(), skip=ELSEWHERE)
+    told = f"another run has changed {secrets.PATH} meanwhile; run the command again"
+    assert {problem.text for problem in caught.value.problems} == {told}
+    assert {server.content(secrets.PATH) for server in real.servers.values()} == {made}
+
+
 def test_two_clusters_share_no_secret() -> None:
     one, other = (Secrets.make("x", NAMES) for _ in range(2))
     public = {"made", "kept", "revision", "overlap", "renewal"}
