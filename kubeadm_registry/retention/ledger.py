@@ -362,7 +362,7 @@ def _aged(
         return replace(mine, first_seen=now) if known else mine
     if not _same(other, mine):
         return mine
-    first = other.first_seen if known else min(other.first_seen, mine.first_seen)
+    first = min(other.first_seen, now if known else mine.first_seen)
     if isinstance(mine, Seen) and isinstance(other, Seen):
         pulled = max((one.last_pulled for one in (mine, other) if one.last_pulled is not None), default=None)
         return replace(mine, first_seen=first, last_pulled=pulled)

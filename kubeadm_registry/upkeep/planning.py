@@ -121,7 +121,7 @@ def look(
     after = replace(after, in_use=before.previous if missed else None)
     with connect() as registry:
         # Others may have looked meanwhile, and heard of other clusters; and images may have come back or gone for good.
-        newer = retry(lambda: store.read(registry, key), PATIENCE)
+        newer = _until(retry(lambda: store.read(registry, key), PATIENCE), after.written)
         after = after.with_newer_reports(newer, before).merged(newer, before)
         fewer = {uid: one for uid, one in shrunk_clusters(before, after).items() if one.approval not in accepted}
         after = after.compared(before, fewer)
@@ -151,6 +151,18 @@ def _require_later(before: Ledger, now: int) -> None:
     if before.written > now + CLOCK_TOLERANCE:
         reason = clock_doubtful("the ledger was written", before.written, now)
         raise Error(reason.message, code=reason.code, hint=reason.hint)
+
+
+def _until(ledger: Ledger, now: int) -> Ledger:
+    """*ledger* in which nothing in use was seen after *now*: others have looked since then, and no clock is wrong."""
+    if ledger.written <= now:
+        return ledger
+
+    def seen(use: Use) -> Use:
+        return use if use.last_seen is None else replace(use, last_seen=min(use.last_seen, now))
+
+    clusters = {uid: replace(one, uses=tuple(map(seen, one.uses))) for uid, one in ledger.clusters.items()}
+    return replace(ledger, clusters=clusters, asked={key: seen(use) for key, use in ledger.asked.items()})
 
 
 def _older(name: str, report: ClusterReport, before: Ledger) -> Iterator[Reason]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 
+from kubeadm_registry.registry import Api
 from kubeadm_registry.retention import Plan, Reason, Refused, Use, policy
+from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.standing import Pin, Standing
 from kubeadm_registry.upkeep import planning, store
 from kubeadm_registry.upkeep.clusters import ClusterReport, kubeadm_sets
@@ -102,6 +105,26 @@ def test_a_cluster_that_is_silent_for_more_than_a_day_gives_no_plan(site: Site) 
     [reason] = silent(site.look(NOW + 9 * DAY, reports=(mine,)))
     assert reason.message.startswith("the cluster other reported last at 2027-01-22 08:00 UTC, 2 days ago")
     assert "forget other`" in reason.hint
+
+
+@pytest.mark.parametrize("pushed", [False, True], ids=["a pod is gone", "an image is new"])
+def test_a_look_during_which_another_cluster_reports_gives_a_plan(site: Site, pushed: bool) -> None:
+    """What that one has seen came after the look began, and the clocks are right."""
+    site.look(NOW - DAY, reports=(ClusterReport("other", "v1.36.3", (Use("app:v1"), Use("app:old"))),))
+    connected = itertools.count()
+
+    def connect() -> Api:
+        if next(connected) == 1:
+            if pushed:
+                with within(site.registry)() as at:
+                    store.write(at, KEY, Ledger())  # what was known went for good, and was pushed again
+            site.look(NOW + 90, reports=(ClusterReport("other", "v1.36.3", (Use("app:v1"),)),))
+        return within(site.registry)()
+
+    look = planning.look(connect, KEY, RULES, NOW, sets={}, reports={"mine": ClusterReport("mine", "v1.36.3")})
+    assert isinstance(look.plan(RULES), Plan)
+    uses = {use.reference: use.last_seen for use in look.after.clusters["other"].uses}
+    assert uses == {"app:v1": None, **({} if pushed else {"app:old": NOW})}
 
 
 def test_a_cluster_with_the_name_of_another_is_named_by_its_uid(site: Site) -> None:
