@@ -49,7 +49,9 @@ def delete(registry: Api, image: Trashed, known: Collection[str]) -> tuple[str, 
         raise Skipped("none of its tags points to it any longer")
     content, kind = found
     _ask(lambda: registry.push_manifest(repository, image.tag, content, kind))
-    return untag(registry, repository, going, image.digest)
+    gone = untag(registry, repository, going, image.digest)
+    _complete(registry, repository, [tag for tag in image.tags if tag not in gone])
+    return gone
 
 
 def restore(registry: Api, image: Trashed) -> tuple[str, ...]:
@@ -67,7 +69,8 @@ def restore(registry: Api, image: Trashed) -> tuple[str, ...]:
         if _is_free(registry, repository, tag):
             _ask(partial(registry.push_manifest, repository, tag, content, kind))
             back.append(tag)
-    untag(registry, repository, [image.tag], image.digest)
+    if not untag(registry, repository, [image.tag], image.digest):
+        _complete(registry, repository, [image.tag])
     return tuple(back)
 
 
@@ -132,6 +135,7 @@ def forget(registry: Api, image: Trashed) -> None:
 def _expect_gone(registry: Api, image: Trashed, digests: Iterable[str]) -> None:
     """Raise Skipped if the tag of *image* in the trash is there, or one of these *digests* of it; or RegistryError."""
     repository = image.repository
+    _complete(registry, repository, [image.tag])
     with between_canaries(registry, PATIENCE):
         there = image.tag in _ask(lambda: registry.tags(repository)) or any(
             _ask(partial(registry.digest, repository, one)) for one in digests
@@ -145,10 +149,10 @@ def sweep(registry: Api, repository: str, tags: Iterable[str]) -> None:
     untag(registry, repository, tags, TOMBSTONE_DIGEST)
 
 
-def untag(registry: Api, repository: str, tags: Iterable[str], meaning: str) -> tuple[str, ...]:
+def untag(registry: Api, repository: str, tags: Iterable[str], meaning: str | None) -> tuple[str, ...]:
     """Delete those of *tags* that mean the digest *meaning*, and no manifest; those tags. Raises RegistryError.
 
-    So are those that a broken run has left with a tombstone.
+    None: they mean nothing, and are listed. So are those that a broken run has left with a tombstone.
     """
     going = list(tags)
     alone = bool(going) and _ask(lambda: registry.can_untag(repository))
@@ -165,6 +169,17 @@ def untag(registry: Api, repository: str, tags: Iterable[str], meaning: str) -> 
     if gone and not alone:
         _ask(lambda: registry.delete_manifest(repository, TOMBSTONE_DIGEST))
     return tuple(gone)
+
+
+def _complete(registry: Api, repository: str, tags: Collection[str]) -> None:
+    """Delete those of *tags* that are listed and mean nothing, where that is so because a deletion was broken off.
+
+    Distribution 2.8 deletes a manifest first, and then looks for its tags. zot makes a 404 of a storage error.
+    """
+    listed = {*_ask(lambda: registry.tags(repository))} if tags else ()
+    left = [tag for tag in tags if tag in listed and _ask(partial(registry.digest, repository, tag)) is None]
+    if left and not _ask(lambda: registry.can_untag(repository)):
+        untag(registry, repository, left, None)
 
 
 def _needed(registry: Api, image: Trashed, known: Collection[str], looked: set[str]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -212,6 +212,33 @@ def test_without_a_push_all_of_it_goes(app: App) -> None:
     app.purge()
     assert set(app.store.manifests) == {app.latest, app.new}
     assert app.tags == {"latest": app.latest}
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["with its parts", "alone"])
+def test_a_tag_that_is_left_of_a_deletion_goes_with_distribution_and_stays_with_zot(app: App, left: bool) -> None:
+    """Distribution deletes the manifest first, and may be killed before it has deleted its tags."""
+    app.begin(trashed=True)
+    for digest in (app.old, *(() if left else app.parts)):
+        del app.store.manifests[digest]
+    with pytest.raises(Skipped, match="it is still there") if app.registry.untags else nullcontext():
+        app.purge() if left else images.forget(app.at, app._image)
+    assert set(app.store.manifests) == {app.latest, app.new}
+    assert (trash_tag(app.old) in app.tags) == app.registry.untags
+
+
+@pytest.mark.parametrize("work", ["delete", "restore"])
+def test_what_a_broken_run_has_left_without_a_manifest_goes_with_distribution(app: App, work: str) -> None:
+    """The tag was given to the tombstone, which is gone. With zot it may mean an image that is out of reach."""
+    trash = trash_tag(app.old)
+    left = dict.fromkeys(["v1", "also"] if work == "delete" else [trash], TOMBSTONE_DIGEST)
+    app.store.tags |= {trash: app.old, **left}
+    if work == "delete":
+        app.delete()
+    else:
+        images.restore(app.at, app._image)
+    stay = {trash: app.old} if work == "delete" else {"v1": app.old, "also": app.old}
+    assert app.tags == {"latest": app.latest, **stay, **(left if app.registry.untags else {})}
+    assert app.whole
 
 
 def test_an_image_with_many_signatures_takes_no_longer_for_each_of_them(app: App) -> None:
