@@ -15,6 +15,7 @@ from kubeadm_registry.images.pool import PATIENCE, Connect, each
 from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, push_blob, referrers_tag, retry
+from kubeadm_registry.retention.trash import PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,13 @@ class _Repository:
             else:
                 problems.append(f"{Place(self.name, reference)} is not in the registry")
         of = self._tags_by_digest()
-        deletions = [Deletion(Place(self.name, tag), "", (tag,)) for tag in sorted(tags & self.lost)]
+        # A tag of the trash is written by retention alone, so the proxy lets its image go by digest only.
+        trash = {tag for tag in here if tag.startswith(PREFIX)}
+        deletions = [Deletion(Place(self.name, tag), "", (tag,)) for tag in sorted((tags & self.lost) - trash)]
         tags -= self.lost
-        if not self.can_untag:
-            digests |= {self.images[tag].root.digest: self.images[tag] for tag in tags}
+        digests |= {
+            self.images[tag].root.digest: self.images[tag] for tag in (tags & trash if self.can_untag else tags)
+        }
         deletions += [
             Deletion(Place(self.name, tag), self.images[tag].root.digest, (tag,))
             for tag in sorted(tags)

@@ -16,6 +16,7 @@ from kubeadm_registry.images import check, copy, delete, graph, inventory, seed,
 from kubeadm_registry.images.names import Place, name_of, place, upstream
 from kubeadm_registry.images.tombstone import TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.retention.trash import trash_tag
 from tests.unit.fake_images import Repositories, ScopedHandler, plain
 from tests.unit.fake_registry import connector, serving
 
@@ -324,6 +325,20 @@ def test_a_registry_that_cannot_delete_a_tag_takes_others_along_only_if_told(fak
     assert delete_all(fake, "app:v1", all_tags=True) == [f"app@{oci_digest(fake)} and with it app:v1, app:v2"]
     assert not fake.store["app"].tags
     assert not fake.store["app"].manifests
+
+
+@pytest.mark.parametrize("untags", [True, False], ids=["zot", "distribution"])
+def test_all_of_a_repository_goes_with_what_is_in_the_trash(fake: Repositories, untags: bool) -> None:
+    """The proxy lets nobody but retention delete a tag of the trash."""
+    fake.untags = untags
+    trashed = fake.image("app", layer=b"old").digest
+    lost = trash_tag("sha256:" + "0" * 64)
+    fake.store["app"].tags |= {trash_tag(trashed): trashed, lost: "sha256:" + "0" * 64}
+    fake.refuse = {("DELETE", "/manifests/trash-"): [403], ("PUT", "/manifests/trash-"): [403]}
+    told = delete_all(fake, "app", all_tags=True)
+    assert f"app@{trashed} and with it app:{trash_tag(trashed)}" in told
+    assert set(fake.store["app"].tags) == {lost}, "retention completes what it has begun"
+    assert trashed not in fake.store["app"].manifests
 
 
 def oci_digest(fake: Repositories) -> str:
