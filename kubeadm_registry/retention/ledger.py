@@ -193,8 +193,10 @@ class Ledger:
 
     def with_newer_reports(self, other: Ledger, before: Ledger) -> Self:
         """The ledger with what clusters said to *other* later than to this one, and the markers that *other* has and
-        *before*, from which this one comes, did not have. Of one that said something to both, each use counts."""
-        clusters = dict(self.clusters)
+        *before*, from which this one comes, did not have. Of one that said something to both, each use counts. One that
+        said nothing here and was forgotten there is forgotten."""
+        here = {uid for uid, one in self.clusters.items() if one != before.clusters.get(uid)}
+        clusters = {uid: one for uid, one in self.clusters.items() if uid in here or uid in other.clusters}
         for uid, one in other.clusters.items():
             mine, was = self.clusters.get(uid, one), before.clusters.get(uid)
             marker = one.marker if one.marker != (was.marker if was else 0) else mine.marker

@@ -417,6 +417,13 @@ def test_a_marker_outlives_a_report_without_one(before: int, mine: int, theirs: 
     assert told(7, 1).reported("u", "x", (), 2, kept=0).clusters["u"].marker == 7
 
 
+def test_a_cluster_that_is_forgotten_during_a_look_stays_forgotten_unless_it_said_something_there() -> None:
+    before = Ledger().reported("u", "x", (Use("app:v1"),), 1, kept=0).reported("w", "y", (), 1, kept=0)
+    assert before.with_newer_reports(before.forgotten("u"), before).clusters.keys() == {"w"}
+    reported = before.reported("u", "x", (Use("app:v2"),), 2, kept=0)
+    assert reported.with_newer_reports(before.forgotten("u"), before).clusters.keys() == {"u", "w"}
+
+
 def test_what_a_cluster_said_in_one_of_two_looks_at_once_is_used_until_its_grace_is_over() -> None:
     """A pod may have come and gone between the last look and these."""
 
