@@ -17,10 +17,14 @@ EMPTY = oci.Descriptor(media_type=oci.EMPTY, digest=oci.digest_of(EMPTY_CONTENT)
 _LARGEST = 2**28
 
 
+class LayerMissing(Damaged):
+    """The registry does not find the layer of an artifact: zot says so as well while its storage cannot be read."""
+
+
 def read(registry: Api, repository: str, tag: str, *, most: int = _LARGEST) -> tuple[Mapping[str, str], bytes] | None:
     """The annotations of the artifact *tag*, and its layer of *most* bytes at most; None if there is none.
 
-    Raises RegistryError, BundleError, and ValueError (Damaged) if it is no such artifact.
+    Raises RegistryError, BundleError, and ValueError (Damaged, LayerMissing) if it is no such artifact.
     """
     content = registry.manifest(repository, tag)
     if content is None:
@@ -29,7 +33,7 @@ def read(registry: Api, repository: str, tag: str, *, most: int = _LARGEST) -> t
     [layer] = manifest.layers
     found = registry.blob(repository, layer.digest, most=most)
     if found is None:
-        raise Damaged("its layer is missing")
+        raise LayerMissing("its layer is missing")
     return manifest.annotations or {}, found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kubeadm_registry.bundle.lineage import Lineage
-from kubeadm_registry.errors import BundleError, Error
+from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.images import artifacts, seeded
 from kubeadm_registry.images.absence import expect_canary, out_of_reach
@@ -56,12 +56,16 @@ class Brought:
 def read(registry: Api, line: str) -> Brought | None:
     """The list of a series, which is known by the hex digits *line*; None if there is none.
 
-    Raises RegistryError, NewerFormat, Error (SeedRecordDamaged).
+    Raises RegistryError, also if it may only be out of reach, NewerFormat, Error (SeedRecordDamaged).
     """
     tag = f"{_TAG}{line}"
     try:
         found = artifacts.read(registry, seeded.REPOSITORY, tag)
+        if found is None and tag in registry.tags(seeded.REPOSITORY):
+            raise _out_of_reach(tag)
         return None if found is None else Brought.parse(found[1])
+    except artifacts.LayerMissing as error:
+        raise _out_of_reach(tag) from error
     except (ValueError, BundleError) as error:
         raise Error(
             f"{seeded.REPOSITORY}:{tag} in the registry: {error}", code="SeedRecordDamaged", hint=_AGAIN
@@ -100,7 +104,7 @@ def everything(registry: Api) -> Iterator[Brought]:
         if content is None:
             if tag not in registry.tags(seeded.REPOSITORY):
                 continue  # it was deleted meanwhile
-            raise out_of_reach(f"{seeded.REPOSITORY}:{tag}", _AGAIN, unknown="what that bundle brought")
+            raise _out_of_reach(tag)
         record = seeded.Record.parse(content, f"{seeded.REPOSITORY}:{tag} in the registry")
         found = read(registry, line)
         if found is None or found.index != record.index:
@@ -110,6 +114,10 @@ def everything(registry: Api) -> Iterator[Brought]:
                 code="ImagesUnknown", hint=_AGAIN,
             )  # fmt: skip
         yield found
+
+
+def _out_of_reach(tag: str) -> RegistryError:
+    return out_of_reach(f"{seeded.REPOSITORY}:{tag}", _AGAIN, unknown="what that bundle brought")
 
 
 def _hex(line: Lineage) -> str:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kubeadm_registry.errors import BundleError, Error
+from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.images import artifacts
 from kubeadm_registry.images.absence import expect_canary, out_of_reach
@@ -64,6 +64,8 @@ class Record:
             if not hmac.compare_digest(self._mac(key, packed), annotations.get(MAC, "")):
                 raise Damaged("it was not written by a node of this registry")
             return _unpacked(packed)
+        except artifacts.LayerMissing as error:
+            raise self._out_of_reach() from error
         except (ValueError, BundleError) as error:
             raise self.damaged(error) from error
 
@@ -85,9 +87,12 @@ class Record:
         """
         tags = registry.tags(REPOSITORY)
         if self.tag in tags:
-            raise out_of_reach(f"{self.name} {REPOSITORY}:{self.tag}", self.hint, code=self.code)
+            raise self._out_of_reach()
         if not tags:
             expect_canary(registry)
+
+    def _out_of_reach(self) -> RegistryError:
+        return out_of_reach(f"{self.name} {REPOSITORY}:{self.tag}", self.hint, code=self.code)
 
     def damaged(self, error: Exception) -> Error:
         """The error for a record that cannot be read because of *error*."""

@@ -104,6 +104,21 @@ def test_what_is_out_of_reach_is_no_shorter_list(all_of_it: bool) -> None:
     assert (caught.value.code, caught.value.temporary) == ("RegistryNotWhole", True)
 
 
+@pytest.mark.parametrize("hidden", ["manifest", "layer"])
+def test_a_list_that_is_out_of_reach_is_not_one_that_was_never_written(
+    fake: FakeRegistry, registry: Api, tmp_path: Path, hidden: str
+) -> None:
+    """Else the reason for no plan would be that the set of bundles is not known, and its hint to do without it."""
+    seeding(fake, tmp_path, PAUSE)
+    (content,) = [held for name, held in fake.manifests.items() if name.startswith("images-")]
+    part = "/manifests/images-" if hidden == "manifest" else json.loads(content)["layers"][0]["digest"]
+    fake.refuse = {("GET", part): [404]}
+    with pytest.raises(RegistryError) as caught:
+        listed(registry)
+    assert (caught.value.code, caught.value.temporary) == ("RegistryNotWhole", True)
+    assert listed(registry)
+
+
 def test_what_is_deleted_meanwhile_is_no_list() -> None:
     fake = Repositories()
     fake.image(canary.REPOSITORY, canary.TAG)

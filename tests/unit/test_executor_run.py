@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -445,19 +446,23 @@ def test_a_tag_that_distribution_lists_without_a_manifest_is_given_back(site: Si
     assert site.app.tags["v1"] == trashed.digest
 
 
+@pytest.mark.parametrize("hidden", ["manifest", "layer"])
 @pytest.mark.parametrize("record", [store.LEDGER, store.TRASH, store.STANDING, store.SPENT], ids=lambda one: one.tag)
-def test_a_record_that_is_listed_and_not_found_is_out_of_reach(record: Record, site: Site) -> None:
+def test_a_record_that_is_listed_and_not_found_is_out_of_reach(record: Record, site: Site, hidden: str) -> None:
     with site.connect() as at:
         for one in (store.TRASH, store.STANDING, store.SPENT):
             assert one.read(at, KEY) is None, "before the first there is none"
         record.write(at, KEY, b"{}")
-        digest = site.registry.store[store.REPOSITORY].tags[record.tag]
-        content = site.registry.store[store.REPOSITORY].manifests.pop(digest)
+        kept = site.registry.store[store.REPOSITORY]
+        digest, place = kept.tags[record.tag], kept.manifests
+        if hidden == "layer":
+            digest, place = json.loads(kept.manifests[digest])["layers"][0]["digest"], kept.blobs
+        content = place.pop(digest)
         with pytest.raises(RegistryError) as error:
             record.read(at, KEY)
         assert error.value.temporary
         assert (error.value.code, "forget" in error.value.hint) == (record.code, True)
-        site.registry.store[store.REPOSITORY].manifests[digest] = content
+        place[digest] = content
         assert record.read(at, KEY) == b"{}"
 
 
