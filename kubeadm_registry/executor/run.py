@@ -155,7 +155,7 @@ class Executor:
             self._write(trash)
         fates = _Fates({one.key: one for one in delete if one.key not in before})
         try:
-            for one in sorted(order.restore, key=lambda one: -_newest(one.image)):
+            for one in sorted(order.restore, key=lambda one: _last(one.image), reverse=True):
                 if self._each(one.image, report, partial(images.restore, self.registry), "restored", one.why):
                     fates.back.append(one.image)
             self._forget(order.forget, report, watch, fates)
@@ -289,9 +289,12 @@ def _known(ledger: Ledger, order: Order, repository: str) -> set[str]:
     return {digest for digest, seen in manifests.items() if seen.first_seen <= order.made - DAY}
 
 
-def _newest(image: Trashed) -> int:
-    """When the newest of its tags was first seen: of several images that had a tag, this one's is what it means."""
-    return max(image.tags.values(), default=0)
+def _last(image: Trashed) -> tuple[int, int]:
+    """By what it is known which of several images had a tag last: when it lost its tags, and since when it had them.
+
+    One that came back and went again has them for as long as ever.
+    """
+    return image.deleted, max(image.tags.values(), default=0)
 
 
 def _as_recorded(one: Trashed, trash: Trash) -> Trashed:

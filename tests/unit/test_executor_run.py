@@ -423,19 +423,28 @@ def test_a_tag_that_is_listed_and_not_found_is_given_to_no_image_that_comes_back
     assert site.app.tags["v1"] == trashed.digest
 
 
-def test_of_two_images_that_had_a_tag_it_comes_back_to_the_later_one(site: Site, trashed: Trashed) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["", "the earlier one came back and went again"])
+def test_of_two_images_that_had_a_tag_it_comes_back_to_the_one_that_had_it_last(
+    site: Site, trashed: Trashed, again: bool
+) -> None:
     site.registry.image("app", "v1", layer=b"later")
     later = replace(site.image("v1"), tags={"v1": NOW + DAY})
     site.time += 2 * DAY
     planning.look(site.connect, KEY, POLICY, int(site.time), sets={})
     site.carry_out(site.order(delete=(later,)))
+    if again:
+        site.carry_out(site.order(restore=(Restore(trashed, "undo"),)))
+        site.time += DAY
+        planning.look(site.connect, KEY, POLICY, int(site.time), sets={})
+        site.carry_out(site.order(delete=(site.image("v1"),)))
     assert "v1" not in site.tags()
     both = site.trash().images
     restore = (Restore(both[trashed.key], "asked for"), Restore(both[later.key], "asked for"))
+    last, seen = (trashed, NOW - 90 * DAY) if again else (later, NOW + DAY)
     assert site.carry_out(site.order(restore=restore)).restored == 2
-    assert site.app.tags["v1"] == later.digest
+    assert site.app.tags["v1"] == last.digest
     look = planning.look(site.connect, KEY, POLICY, int(site.time), sets={})
-    assert look.after.repositories["app"].tags["v1"] == Tag(later.digest, NOW + DAY)
+    assert look.after.repositories["app"].tags["v1"] == Tag(last.digest, seen)
 
 
 def test_a_tag_that_distribution_lists_without_a_manifest_is_given_back(site: Site, trashed: Trashed) -> None:
