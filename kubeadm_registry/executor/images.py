@@ -17,9 +17,10 @@ from kubeadm_registry.images import artifacts, referrers
 from kubeadm_registry.images.absence import between_canaries
 from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.oci.references import TRASH
 from kubeadm_registry.registry import Api, push_blob, retry
 from kubeadm_registry.retention.protected import subject_of_tag
-from kubeadm_registry.retention.trash import PREFIX, Trashed
+from kubeadm_registry.retention.trash import Trashed
 
 #: Seconds that the registry may have no answer: longer than a frontend needs to be restarted.
 PATIENCE = 30.0
@@ -41,7 +42,7 @@ def delete(registry: Api, image: Trashed, known: Collection[str]) -> tuple[str, 
     found = _ask(lambda: registry.manifest_of_type(repository, image.digest))
     if found is None:
         raise Skipped("it is gone")
-    new = [tag for tag in _ask(lambda: registry.tags(repository)) if tag not in known and not tag.startswith(PREFIX)]
+    new = [tag for tag in _ask(lambda: registry.tags(repository)) if tag not in known and not tag.startswith(TRASH)]
     if again := [tag for tag in new if _means(registry, repository, tag) == image.digest]:
         raise Skipped(f"it was tagged {', '.join(again)} meanwhile")
     going = tuple(tag for tag in image.tags if _means(registry, repository, tag) == image.digest)

@@ -14,8 +14,8 @@ from kubeadm_registry.images.names import OURS, REFERRERS_TAG, Place, name_of
 from kubeadm_registry.images.pool import PATIENCE, Connect, each
 from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.oci.references import TRASH
 from kubeadm_registry.registry import Api, push_blob, referrers_tag, retry
-from kubeadm_registry.retention.trash import PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class _Repository:
                 problems.append(f"{Place(self.name, reference)} is not in the registry")
         of = self._tags_by_digest()
         # A tag of the trash is written by retention alone, so the proxy lets its image go by digest only.
-        trash = {tag for tag in here if tag.startswith(PREFIX)}
+        trash = {tag for tag in here if tag.startswith(TRASH)}
         deletions = [Deletion(Place(self.name, tag), "", (tag,)) for tag in sorted((tags & self.lost) - trash)]
         tags -= self.lost
         digests |= {

@@ -21,6 +21,8 @@ FULL = (
 )
 _FULL = re.compile(FULL)
 LONGEST = 512
+#: What tags in the trash of retention begin with: the proxy refuses them to everybody but the executor.
+TRASH = "trash-"
 #: An IPv6 address in the place of a host, as this registry may have it. ``parse`` knows no such names, for what is kept
 #: has none; pods have them.
 _IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?/")

@@ -12,16 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from kubeadm_registry.formats import Damaged, Format, Found, kept, split
+from kubeadm_registry.oci.references import TRASH
 from kubeadm_registry.retention.fields import items, number, text, texts
 
 FORMAT = Format("the record of the trash")
-#: What trash tags begin with: the proxy refuses them to everybody but the executor.
-PREFIX = "trash-"
 
 
 def trash_tag(digest: str) -> str:
     """The tag under which the manifest *digest* waits; always the same, so that a run can be repeated."""
-    return PREFIX + digest.partition(":")[2]
+    return TRASH + digest.partition(":")[2]
 
 
 @dataclass(frozen=True, slots=True)

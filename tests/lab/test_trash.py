@@ -18,12 +18,13 @@ from kubeadm_registry.images import referrers
 from kubeadm_registry.images.tombstone import TOMBSTONE, TOMBSTONE_DIGEST
 from kubeadm_registry.oci import canary
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.oci.references import TRASH
 from kubeadm_registry.registry import Api, push_blob
 from kubeadm_registry.registry.answers import Answer
 from kubeadm_registry.retention import Plan, RegistryPolicy, Use, policy
 from kubeadm_registry.retention.history import Run
 from kubeadm_registry.retention.order import Order, undo
-from kubeadm_registry.retention.trash import PREFIX, trash_tag
+from kubeadm_registry.retention.trash import trash_tag
 from kubeadm_registry.upkeep import planning, store
 from tests.lab.test_registries import Served, served
 
@@ -106,7 +107,7 @@ class World:
         return {tag: digest for tag, digest in found.items() if digest}
 
     def live(self) -> dict[str, str]:
-        return {tag: digest for tag, digest in self.tags().items() if not tag.startswith((PREFIX, "sha256-"))}
+        return {tag: digest for tag, digest in self.tags().items() if not tag.startswith((TRASH, "sha256-"))}
 
     def there(self, digest: str) -> bool:
         with self.served.client() as at:

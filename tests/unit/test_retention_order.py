@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from kubeadm_registry.oci.references import TRASH
 from kubeadm_registry.retention import RegistryPolicy, Use, Workloads, plan, protect
 from kubeadm_registry.retention.order import Order, order, undo
 from kubeadm_registry.retention.record import Plan
-from kubeadm_registry.retention.trash import PREFIX, Trash, Trashed, trash_tag
+from kubeadm_registry.retention.trash import Trash, Trashed, trash_tag
 from tests.unit.retention_registry import DAY, NOW, SETS, Registry, digest, keep
 
 POLICY = keep("{newest: 1}", sets="[]")
@@ -152,7 +153,7 @@ def test_an_image_that_is_deleted_again_keeps_the_tags_that_it_had_first() -> No
     first = Trashed("team/app", digest("a"), {"v1": 1, "v2": 1}, (), 1, "", "", "", 1)
     [one] = Trash().with_all([first]).with_all([replace(first, tags={"v2": 9}, deleted=2)])
     assert (one.tags, one.deleted) == ({"v1": 1, "v2": 1}, 2)
-    assert one.tag.startswith(PREFIX)
+    assert one.tag.startswith(TRASH)
 
 
 def test_records_are_read_as_they_were_written() -> None:
