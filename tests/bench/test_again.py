@@ -1,9 +1,7 @@
-"""``init``, on bare hosts and where all is as it should be, compared with Ansible and pyinfra for the same files and
-services.
+"""``init`` where all is as it should be, compared with Ansible and pyinfra for the same files and services.
 
-Each is a whole process, on three hosts. Ours does more meanwhile: the pre-flight checks, Garage's layout, the virtual
-IP, containerd's configuration, and a read through each node and the virtual IP; on bare hosts also secrets,
-certificates and the bucket, and it ends when the registry serves.
+Each is a whole process that finds nothing to change on three hosts. Ours does more meanwhile: the pre-flight checks,
+Garage's layout, the virtual IP, containerd's configuration, and a read through each node and the virtual IP.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from tests.bench.bundles import TAG, noise_images
 from tests.bench.deployments import Command, ansible, pyinfra, work
 from tests.lab import programs
 from tests.lab.fresh import fresh_lab, require_machine
-from tests.lab.registry import SERVERS, Registry, renew, repeat
+from tests.lab.registry import Registry, repeat
 from tests.lab.settings import Place, Settings
 
 ROUNDS = repeat(3)
@@ -72,10 +70,10 @@ def compare(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def show(what: str, medians: dict[str, float], ours: str, rounds: int = ROUNDS) -> None:
+def show(what: str, medians: dict[str, float], ours: str) -> None:
     """Print them, and each as a multiple of *ours*."""
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
-    print(f"\n{what}; medians of {rounds}, seconds; load {load}")
+    print(f"\n{what}; medians of {ROUNDS}, seconds; load {load}")
     for name, median in medians.items():
         print(f"  {name:<26} {median:7.2f} {median / medians[ours]:6.2f}")
 
@@ -129,28 +127,3 @@ def test_a_seed_that_finds_nothing_to_do(
     with capsys.disabled():
         show("20 images that are there", medians, SEED)
     assert medians[SEED] < 5 * medians["crane push"], "it finds its way by SSH, and asks four places"
-
-
-def test_a_first_installation(installed: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On hosts that were made anew and have the programs already. Last: others leave no registry that is whole."""
-    todo = work(installed)
-    ours = Command(OURS, installed.argv("init", "--bundle", installed.bundle)[len(installed.lab.argv()) :], {})
-    _, pipelined = ansible(installed, todo, tmp_path / "ansible")
-    commands = (ours, pipelined, pyinfra(installed, todo, tmp_path / "pyinfra"))
-    seconds: dict[str, list[float]] = {command.name: [] for command in commands}
-    rounds = repeat(1)
-    for _ in range(rounds):
-        for command in commands:
-            renew(installed, SERVERS)
-            installed.cli("preflight", "--bundle", installed.bundle)
-            seconds[command.name].append(run(installed, command)[0])
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    count = sum(one.count for one in todo.values())
-    with capsys.disabled():
-        show(
-            f"{count} users, directories, files and services on 3 bare hosts that have the programs",
-            medians,
-            OURS,
-            rounds,
-        )
-    assert min(median for name, median in medians.items() if name != OURS) > medians[OURS]
