@@ -101,10 +101,8 @@ def _phases(name: str, workflow: Workflow) -> Iterator[str]:
     for path, phase in leaves(workflow):
         yield f"| `{path}` | {phase.summary} | {'yes' if phase.one_at_a_time else ''} |"
     yield ""
-    in_turn = {f"`{path}`": phase.even_first for path, phase in leaves(workflow) if phase.one_at_a_time}
-    if not all(in_turn.values()):
-        paths = " and ".join(path for path, even_first in in_turn.items() if even_first)
-        yield f"In a first installation, only {paths} go one node at a time: nothing uses the rest yet."
+    if first := [f"`{path}`" for path, phase in leaves(workflow) if phase.first_at_once]:
+        yield f"In a first installation, {', '.join(first)} go on all nodes at once: nothing uses them yet."
         yield ""
 
 

@@ -180,11 +180,5 @@ class WritesGoOn:
 
 # An agent that restarts gives up the virtual IP.
 AGENT = Phase(
-    "agent",
-    "Install and start the node agent",
-    install,
-    on=holder_last,
-    checks=OF_MEMBERS,
-    one_at_a_time=True,
-    even_first=True,  # each asks what the agents of the others do
+    "agent", "Install and start the node agent", install, on=holder_last, checks=OF_MEMBERS, one_at_a_time=True
 )

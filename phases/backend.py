@@ -23,7 +23,9 @@ def joined(cluster: Cluster, host: Host) -> Steps:
     return backend(cluster.spec).joined(cluster, host)
 
 
-INSTALL = Phase("install", "Install and start the storage", install, checks=OF_MEMBERS, one_at_a_time=True)
+INSTALL = Phase(
+    "install", "Install and start the storage", install, checks=OF_MEMBERS, one_at_a_time=True, first_at_once=True
+)
 FORM = Phase("form", "Create the storage cluster: layout, key and buckets", form, on=leader, checks=OF_MEMBERS)
 JOINED = Phase("joined", "Wait for all storage nodes to be connected", joined)
 BACKEND = Phase("backend", "Set up the replicated storage", phases=(INSTALL, FORM, JOINED))

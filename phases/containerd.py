@@ -49,6 +49,5 @@ CONTAINERD = Phase(
     point,
     checks=(*OF_MEMBERS, Check("Containerd", usable)),
     one_at_a_time=True,
-    even_first=True,  # it is there before the registry
     notices=notices,
 )

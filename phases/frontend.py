@@ -23,4 +23,5 @@ FRONTEND = Phase(
     install_frontend,
     checks=OF_MEMBERS,
     one_at_a_time=True,
+    first_at_once=True,
 )

@@ -20,4 +20,5 @@ NETWORK = Phase(
     install,
     checks=OF_MEMBERS,
     one_at_a_time=True,
+    first_at_once=True,
 )

@@ -25,4 +25,12 @@ def _arriving_first(cluster: Cluster) -> Sequence[Host]:
     return sorted(cluster.hosts, key=lambda host: host not in new)
 
 
-PROXY = Phase("proxy", "Install and start HAProxy", install, on=_arriving_first, checks=OF_MEMBERS, one_at_a_time=True)
+PROXY = Phase(
+    "proxy",
+    "Install and start HAProxy",
+    install,
+    on=_arriving_first,
+    checks=OF_MEMBERS,
+    one_at_a_time=True,
+    first_at_once=True,
+)

@@ -149,7 +149,6 @@ CONTAINERD = Phase(
     give_back,
     checks=(MEMBERS_LISTED, IMAGES_STAY, Check("ContainerdBackup", restorable)),
     one_at_a_time=True,
-    even_first=True,  # it is in use, also where the secrets are lost
 )
 SERVICES = Phase("services", "Stop the services and remove their units", services)
 KEEP = Phase("secrets", "Move the secrets to the data directory", keep, checks=(Check("DataMounted", at_hand),))

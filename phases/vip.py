@@ -85,6 +85,7 @@ INSTALL = Phase(
     on=_arriving_last,
     checks=OF_MEMBERS,
     one_at_a_time=True,
+    first_at_once=True,
 )
 HOLDER = Phase("holder", "Wait until exactly one node holds the virtual IP", one_holder, on=leader)
 VIP = Phase("vip", "Assign the virtual IP to a healthy node", phases=(INSTALL, HOLDER))

@@ -34,8 +34,8 @@ class Phase:
     *notices* tells of what stays as it is although somebody may expect otherwise; it is asked after the steps.
     *gives_up*: a host that fails here is left as it is and warned of, with these words, and further phases that give up
     hosts leave it out; the run goes on. Empty: the run fails.
-    *one_at_a_time*: what users depend on is restarted here, so the next host waits until this one is done. Not in a
-    first installation, unless *even_first*: it is in use before, or hosts ask about each other meanwhile.
+    *one_at_a_time*: what users depend on is restarted here, so the next host waits until this one is done; with
+    *first_at_once* not in a first installation, when nobody depends on it yet and no host asks about another.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Phase:
     checks: tuple[Check, ...] = ()
     phases: tuple[Phase, ...] = ()
     one_at_a_time: bool = False
-    even_first: bool = False
+    first_at_once: bool = False
     gives_up: str = ""
     notices: Callable[[Cluster, Host], Iterator[str]] | None = None
 

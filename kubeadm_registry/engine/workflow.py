@@ -70,7 +70,7 @@ def run(
                 for text in seen.notices.get((place, host.name), ()):
                     reporter.note(text, host=host.name)
         else:
-            in_turn = phase.one_at_a_time and (phase.even_first or not first) and not dry_run
+            in_turn = phase.one_at_a_time and not (first and phase.first_at_once) and not dry_run
             given_up |= _run_phase(
                 path, phase, cluster, reporter, dry_run=dry_run, actions=actions, but=given_up, in_turn=in_turn
             )

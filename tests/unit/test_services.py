@@ -232,7 +232,8 @@ def wiring(frontend: str) -> str:
     lines.append("phases")
     for path, phase in leaves(INIT):
         if phase.steps is not None:
-            lines.append(f"  {path} on {phase.on.__name__}{', one at a time' if phase.one_at_a_time else ''}")
+            turns = [", one at a time"] * phase.one_at_a_time + [", but at first"] * phase.first_at_once
+            lines.append(f"  {path} on {phase.on.__name__}{''.join(turns)}")
     return "\n".join(lines) + "\n"
 
 
