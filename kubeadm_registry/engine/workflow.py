@@ -56,7 +56,8 @@ def run(
     preflight(selected, unchanged, reporter, ignore=ignore)
     if not dry_run:
         sweep(cluster.everyone)
-    first = not cluster.vault.made  # on these hosts: all differs, and nobody depends on any of it
+    # Where nothing was made yet, all would differ. So it looks as well where nobody asked for secrets, as to restart.
+    first = not cluster.vault.made
     seen = Look(0, {}) if first else look(selected, unchanged)
     actions: list[Action] = []
     given_up: set[Host] = set()
