@@ -9,7 +9,7 @@ from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import pool
 from kubeadm_registry.images.names import Place, hosts
-from kubeadm_registry.oci.references import in_pod, parse, repository_prefix
+from kubeadm_registry.oci.references import in_pod, parse_in_pod, repository_prefix
 from kubeadm_registry.operator.conditions import Verdict
 from kubeadm_registry.printable import counted, shown
 from kubeadm_registry.registry import Api, retry
@@ -27,14 +27,15 @@ _KIND = "ImagesMissing"
 
 def place_of(config: RegistryCluster, reference: str) -> Place | None:
     """Where a node of the cluster looks for *reference* in the registry; None if it is pulled from elsewhere."""
-    host, _, rest = (in_pod(reference) or "").partition("/")
-    found = parse(f"registry.invalid/{rest}")  # for *host* may be an IPv6 address
+    found = parse_in_pod(in_pod(reference) or "")
     if found is None:
         return None
-    if host in hosts(config.spec):
+    if found.host in hosts(config.spec):
         return Place(found.path, found.wanted)
-    if host in config.spec.mirrors or (EVERY_REGISTRY in config.spec.mirrors and not host.startswith("[")):
-        return Place(f"{repository_prefix(host)}/{found.path}", found.wanted)
+    if found.host.startswith("["):
+        return None  # containerd looks for no mirror of an IPv6 address
+    if found.host in config.spec.mirrors or EVERY_REGISTRY in config.spec.mirrors:
+        return Place(f"{repository_prefix(found.host)}/{found.path}", found.wanted)
     return None
 
 

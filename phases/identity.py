@@ -51,10 +51,11 @@ class SecretsFile:
 
     def _older_than(self, content: bytes) -> bool:
         """Whether what this run has read is of before the *content* of a node's file; also if there was none."""
-        vault = self.cluster.vault
+        if not self.cluster.vault.made:
+            return True
         generation, number = secrets.revision_in(content)
-        known = vault.preview()
-        return not vault.made or (generation == known.generation and number > known.revision)
+        known = self.cluster.vault.preview()
+        return generation == known.generation and number > known.revision
 
     def apply(self, host: Host) -> None:
         """Write them; missing ones are generated first, once for all nodes. Raises NewerFormat."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
@@ -68,6 +68,12 @@ def full(name: str) -> str | None:
     return whole if parse(whole) else None
 
 
+def parse_in_pod(name: str) -> Reference | None:
+    """The same as ``parse`` of a full *name* as pods have it, whose host may also be an IPv6 address."""
+    found, one = _IPV6_HOST.match(name), parse(_with_a_name(name))
+    return one if found is None or one is None else replace(one, host=found[0].removesuffix("/"))
+
+
 def in_pod(name: str) -> str | None:
     """The same as ``full`` of a *name* as pods and manifests have it, whose host may also be an IPv6 address."""
     whole, found = full(_with_a_name(name)), _IPV6_HOST.match(name)
@@ -90,7 +96,7 @@ def told(words: Sequence[str], environment: Iterable[tuple[str, str]]) -> Iterat
     for label, word in (*zip(["", *words], words, strict=False), *environment):
         option, _, value = word.partition("=")
         for what, name in ((label, word), (option, value)):
-            if parse(_with_a_name(name)) or ("image" in what.lower() and {":", "@"} & {*name} and in_pod(name)):
+            if parse_in_pod(name) or ("image" in what.lower() and {":", "@"} & {*name} and in_pod(name)):
                 yield name
 
 
