@@ -26,6 +26,7 @@ from kubeadm_registry.bundle.make.context import this_architecture
 from kubeadm_registry.bundle.programs import PROGRAMS, Program
 from kubeadm_registry.errors import BundleError, ConfigError
 from kubeadm_registry.oci import descriptors as oci
+from tests.lab.command import wait_until
 
 PAUSE = "registry.k8s.io/pause:3.10"
 
@@ -73,7 +74,7 @@ def test_a_program_that_several_hosts_want_at_once_is_looked_into_once(
 
     def check(layer: BinaryIO, entry_point: str, unpacked: int) -> Iterator[str]:
         looked.append(entry_point)
-        time.sleep(0.1)  # so that the others come meanwhile
+        wait_until("the others to have it as well", lambda: len(list(tmp_path.glob("cp-*.new"))) == 3, seconds=30)
         return check_layer(layer, entry_point, unpacked)
 
     check_layer = tree.check_layer
