@@ -5,12 +5,13 @@ from kubeadm_registry.components.services import backend
 from kubeadm_registry.engine.changes import Steps
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.phases.immutable import OF_MEMBERS
+from kubeadm_registry.phases.pausing import while_restarting
 from kubeadm_registry.transport.host import Host
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
-    """Install the storage on this server."""
-    return backend(cluster.spec).install(cluster, host)
+    """Install the storage on this server, without which its registry writes nothing."""
+    return while_restarting(cluster, host, lambda one, at: backend(one.spec).install(one, at))
 
 
 def form(cluster: Cluster, host: Host) -> Steps:

@@ -5,6 +5,7 @@ from kubeadm_registry.components.services import FRONTENDS, backend, frontend
 from kubeadm_registry.engine.changes import NoService, Steps
 from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.phases.immutable import OF_MEMBERS
+from kubeadm_registry.phases.pausing import while_restarting
 from kubeadm_registry.transport.host import Host
 
 
@@ -14,7 +15,11 @@ def install_frontend(cluster: Cluster, host: Host) -> Steps:
     for other in FRONTENDS.values():
         if other is not wanted:
             yield NoService(other.SERVICE.unit)
-    yield from wanted.install(cluster, host, backend(cluster.spec))
+    yield from while_restarting(cluster, host, _install)
+
+
+def _install(cluster: Cluster, host: Host) -> Steps:
+    return frontend(cluster.spec).install(cluster, host, backend(cluster.spec))
 
 
 FRONTEND = Phase(

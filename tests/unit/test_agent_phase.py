@@ -14,7 +14,7 @@ from kubeadm_registry.agent import moving
 from kubeadm_registry.components import agent, health, zipapp
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases import agent as phase
-from kubeadm_registry.phases import vip_move
+from kubeadm_registry.phases import pausing, vip_move
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
@@ -23,7 +23,7 @@ from tests.unit.test_members import FOUR, SKIP, THREE, changed, file, planned
 from tests.unit.test_workflow import Recorder
 
 DISTRIBUTION = (Path(__file__).parents[1] / "golden" / "ipv4-distribution" / "cluster.yaml").read_text()
-STEPS = {phase.VotersBack.title, phase.WritesPause.title, phase.WritesGoOn.title, f"start {agent.UNIT}"}
+STEPS = {phase.VotersBack.title, pausing.WritesPause.title, pausing.WritesGoOn.title, f"start {agent.UNIT}"}
 PAUSE, RESUME, ANEW, WAIT = "pause writes", "resume writes", f"start {agent.UNIT}", phase.VotersBack.title
 
 
@@ -119,15 +119,15 @@ def test_writes_wait_from_before_the_first_agent_gets_another_list_until_all_hav
 @pytest.mark.usefixtures("newer")
 def test_a_writer_that_does_not_end_is_asked_no_longer(zot: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload that goes on and on must not keep the agent from being changed."""
-    monkeypatch.setattr(phase, "DRAIN", 0.0)
-    monkeypatch.setattr(phase, "WRITES", 0.0)
+    monkeypatch.setattr(pausing, "DRAIN", 0.0)
+    monkeypatch.setattr(pausing, "WRITES", 0.0)
     says(zot.servers["cp-1"], role="writer", yields=True)
     assert init(zot)[-2:] == [("cp-1", PAUSE), ("cp-1", ANEW)]
     assert paths.MOVE not in zot.servers["cp-1"].tree
 
 
 def test_nothing_is_asked_for_so_long_that_agents_take_it_for_no_request() -> None:
-    assert phase.DRAIN + phase.ANEW <= moving.LONGEST
+    assert pausing.DRAIN + pausing.DONE <= moving.LONGEST
     assert vip_move.DRAIN + vip_move.ARRIVAL <= moving.LONGEST
 
 

@@ -1,0 +1,76 @@
+"""What restarts the one writer's registry, or its storage, waits until no write is in flight there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kubeadm_registry import paths
+from kubeadm_registry.components import garage, health, zot
+from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.phases.workflows import INIT
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.fakes import FakeTransport
+from tests.unit.installed import fresh
+from tests.unit.test_agent_phase import says
+from tests.unit.test_members import THREE, file
+from tests.unit.test_workflow import Recorder
+
+PAUSE, RESUME = "pause writes", "resume writes"
+DISTRIBUTION = (Path(__file__).parents[1] / "golden" / "ipv4-distribution" / "cluster.yaml").read_text()
+OF = {"the registry": (zot.SERVICE.unit, zot.WRITER_CONFIG), "the storage": (garage.UNIT, garage.CONFIG)}
+
+
+@pytest.fixture
+def nodes() -> FakeCluster:
+    """Three nodes after init; cp-1 has the virtual IP and the lease."""
+    return fresh(file(THREE))
+
+
+def outdated(server: FakeTransport, unit: str, path: str) -> None:
+    """Have *unit* run with an earlier version of the file *path*."""
+    record = f"{health.STARTED}/{unit}"
+    lines = server.content(record).decode().splitlines()
+    assert any(path in one for one in lines)
+    server.put(record, "".join(f"{'0' * 64 if path in one else one[:64]}{one[64:]}\n" for one in lines))
+
+
+def init(fake: FakeCluster, *, dry_run: bool = False) -> list[tuple[str, str]]:
+    recorder = Recorder()
+    run(INIT, fake.cluster, recorder, skip=ELSEWHERE, dry_run=dry_run)
+    told = {PAUSE, RESUME, *(f"start {unit}" for unit, _ in OF.values())}
+    return [(one.host, one.title) for one in recorder.actions if one.title in told]
+
+
+@pytest.mark.parametrize("what", OF)
+def test_writes_wait_while_the_writer_restarts(nodes: FakeCluster, what: str) -> None:
+    unit, path = OF[what]
+    for server in nodes.servers.values():
+        outdated(server, unit, path)
+    told = init(nodes, dry_run=True)
+    done = init(nodes)
+    assert sorted(done) == sorted(told)
+    at_writer = [title for host, title in done if host == "cp-1"]
+    assert at_writer == [PAUSE, f"start {unit}", RESUME]
+    assert {title for host, title in done if host != "cp-1"} == {f"start {unit}"}
+    assert paths.MOVE not in nodes.servers["cp-1"].tree
+    assert init(nodes) == []
+
+
+def test_nothing_waits_where_another_node_writes(nodes: FakeCluster) -> None:
+    outdated(nodes.servers["cp-2"], *OF["the registry"])
+    assert init(nodes) == [("cp-2", f"start {zot.SERVICE.unit}")]
+
+
+def test_nothing_waits_where_nobody_writes(nodes: FakeCluster) -> None:
+    says(nodes.servers["cp-1"])
+    outdated(nodes.servers["cp-1"], *OF["the registry"])
+    assert init(nodes) == [("cp-1", f"start {zot.SERVICE.unit}")]
+
+
+def test_nothing_waits_where_all_may_write() -> None:
+    fake = fresh(DISTRIBUTION)
+    for server in fake.servers.values():
+        outdated(server, *OF["the storage"])
+    assert {title for _, title in init(fake)} == {f"start {garage.UNIT}"}
