@@ -58,6 +58,10 @@ RETENTION_UNIT = f"{PREFIX}-{RETENTION_NAME}@.service"
 """The template of the units that carry out retention where the lease is; the agent's own default is the same."""
 FENCE_TABLE = f"{PREFIX}-fence"
 """The nft table of the kernel's timer."""
+ENDING_TABLE = f"{PREFIX}-ending"
+"""The nft table of connections that end after their node has died; the agent has the same name."""
+TABLES = (PREFIX, FENCE_TABLE, ENDING_TABLE)
+"""All nft tables that stay, of the family inet."""
 SLICE = "kubeadm_registry.slice"
 """Without a dash: ``kubeadm-registry.slice`` would lie in a ``kubeadm.slice``, so its weights would be weighed against
 nobody's, and that slice would outlive us (systemd.slice(5))."""

@@ -33,8 +33,8 @@ def services(cluster: Cluster, host: Host) -> Steps:
     for service in reversed(every_service()):
         for unit in service.units:
             yield NoService(unit)
-    yield network.NoFirewallRules(paths.PREFIX)
-    yield network.NoFirewallRules(paths.FENCE_TABLE)
+    for table in paths.TABLES:
+        yield network.NoFirewallRules(table)
     yield NoService(paths.SLICE)
 
 

@@ -19,6 +19,7 @@ from kubeadm_registry.agent.config import Config, ConfigError, load
 from kubeadm_registry.agent.document import Data, State, Trend, sealed
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
+from kubeadm_registry.agent.inheritance import Inheritance
 from kubeadm_registry.agent.kept import MOVES_FILE, SPACE_FILE, KeptList
 from kubeadm_registry.agent.log import Log, described
 from kubeadm_registry.agent.model import Decisions, HardState, Health, Level, Memory, Observation, PeerView, Role
@@ -74,6 +75,7 @@ class Daemon:
         self.links = Links(config, key, self.changed, others, left)
         self.hands = NodeHands(config, self.links, self.changed, self.log)
         self.counters = self.hands.counters
+        self._inheritance = Inheritance(config, self.links, self.log, self.hands.failed)
         storage = self.hands.storage if config.storage is not None else None
         self.probes = Probes(config, self.hands.frontend, storage, self.changed)
         self._addresses = Addresses()
@@ -230,6 +232,7 @@ class Daemon:
         for one in self.hands.proxies:
             one.tick(now)
         self.hands.guard.tick(now)
+        self._inheritance.tick(now, self._holds_vip, planned=bool(self._asked.to))
         if self._every("exits", 1.0, now):
             self._watch_exits()
         if self._every("second", 1.0, now):
@@ -460,6 +463,7 @@ class Daemon:
     def _close(self) -> None:
         for exits in self._exits:
             exits.close()
+        self._inheritance.close()
         self.hands.close()
         self.probes.close()
         self.links.close()

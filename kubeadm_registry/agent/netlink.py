@@ -79,6 +79,14 @@ class Connection:
         return struct.unpack_from("!HH", self.identity)
 
     @property
+    def other(self) -> tuple[str, int]:
+        """Address and port of the other end; a socket for IPv6 may carry IPv4."""
+        packed = self.identity[20:24] if self.family == socket.AF_INET else self.identity[20:36]
+        address = ipaddress.ip_address(packed)
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return str(mapped or address), self.ports[1]
+
+    @property
     def stuck(self) -> bool:
         """Whether what it sent was not acknowledged in time, at least once."""
         return self.timer == TIMER_RETRANSMIT and self.retransmits > 0

@@ -14,10 +14,11 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Callable, Optional
 
+from kubeadm_registry.agent import clients
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, Peer
 from kubeadm_registry.agent.heartbeat import LARGEST, Inbox, Outbox, Packet, Refused, decode, decode_any, encode
@@ -41,6 +42,8 @@ class Link:
     def __init__(self, config: Config, peer: Peer, outbox: Outbox, key: bytes, others: Sequence[bytes] = ()) -> None:
         self.peer = peer
         self.inbox = Inbox(config.name, peer.name, config.timings.echo_window)
+        self.clients = clients.Known(config.name, peer.name)
+        """Who is connected with the VIP there."""
         self.away: Optional[float] = None
         self.lives: Optional[float] = None
         """When its host was last asked with an answer, and (deaf) without one in time."""
@@ -97,7 +100,15 @@ class Link:
             wall=int(time.time() * 1000),
             report=report,
         )
-        datagram = encode(self._key, packet)
+        self._deliver(encode(self._key, packet))
+
+    def tell(self, counter: int, vip: str, there: Sequence[clients.Client]) -> None:
+        """Send the clients of *vip*, all with *counter*."""
+        for some in clients.split(there):
+            told = clients.Told(self._config.name, self.peer.name, self._outbox.instance, counter, vip, frozenset(some))
+            self._deliver(clients.encode(self._key, told))
+
+    def _deliver(self, datagram: bytes) -> None:
         for _ in range(2):  # the first attempt may only fetch the news that an earlier datagram was refused
             try:
                 if self.socket is None:
@@ -125,7 +136,9 @@ class Link:
                 break
             self.received += 1
             try:
-                if self.inbox.take(self._decode(datagram), self._outbox, clock(), time.time()):
+                if datagram.startswith(clients.MAGIC):
+                    self.clients.take(clients.decode(self._keys, datagram), self.inbox.instance, clock())
+                elif self.inbox.take(self._decode(datagram), self._outbox, clock(), time.time()):
                     news = True
                     said = self.inbox.said
                     self.away = clock() if said is not None and said.bye else None
@@ -215,6 +228,7 @@ class Links:
         self._outbox = Outbox(secrets.token_hex(8))
         self._interval = config.timings.heartbeat_interval
         self._next = 0.0
+        self._told = 0
         self._report = Report()
         self._watched: dict[str, int] = {}
         self.links = {peer.name: Link(config, peer, self._outbox, key, others) for peer in config.peers}
@@ -261,6 +275,21 @@ class Links:
         for link in self.links.values():
             link.send(counter, self._report)
             self._watch(link)
+
+    def tell(self, there: Mapping[str, Sequence[clients.Client]]) -> None:
+        """Tell each peer who is connected with which address here."""
+        self._told += 1
+        for link in self.links.values():
+            for vip, connected in there.items():
+                link.tell(self._told, vip, connected)
+
+    def connected(self, now: float) -> Mapping[str, Collection[clients.Client]]:
+        """By address the clients that peers had a moment ago."""
+        found: dict[str, set[clients.Client]] = {}
+        for link in self.links.values():
+            for vip, there in link.clients.recent(now).items():
+                found.setdefault(vip, set()).update(there)
+        return found
 
     def _listen(self, link: Link) -> None:
         """Have a socket for a node that has left: it speaks first."""

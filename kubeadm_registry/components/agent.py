@@ -100,7 +100,7 @@ def settings(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend)
         "fence": {"address": paths.S3_ADDRESS, "port": paths.FENCE_PORT},
         "executor": {"unit": paths.RETENTION_UNIT, "writes_from": paths.EXECUTOR_SOURCE},
         "storage": storage.agent_storage(),
-        "guard": {"tables": [paths.PREFIX, paths.FENCE_TABLE], "file": paths.GUARD},
+        "guard": {"tables": list(paths.TABLES), "file": paths.GUARD},
         "canary": {
             "repository": canary.REPOSITORY,
             "manifest": canary.MANIFEST.digest,

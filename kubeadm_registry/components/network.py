@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import family
+from kubeadm_registry.agent import endings
 from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent
@@ -145,6 +146,7 @@ def rules(cluster: Cluster, host: Host, services: Sequence[Service], frontend: F
         rpc_port=paths.RPC_PORT,
         fence_table=paths.FENCE_TABLE,
         fence=fence(frontend),
+        ending={"table": paths.ENDING_TABLE, "vips": cluster.spec.vip.addresses, "mark": hex(endings.MARK)},
     )
 
 
@@ -154,7 +156,7 @@ _ANY_USER = 60000
 
 def trial(cluster: Cluster, host: Host, services: Sequence[Service], frontend: Frontend) -> bytes:
     """The same rules with numbers in place of our users."""
-    numbers: dict[str, str] = {paths.FENCE_TABLE: paths.FENCE_TABLE}
+    numbers: dict[str, str] = dict(zip(paths.TABLES, paths.TABLES, strict=True))
 
     def number(found: re.Match[str]) -> str:
         return numbers.setdefault(found[0], str(_ANY_USER + len(numbers)))
@@ -182,7 +184,7 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
     )
     yield guard
     yield from serve(GUARD, (guard,), guard=paths.GUARD)
-    yield FirewallRules((paths.PREFIX, paths.FENCE_TABLE))
+    yield FirewallRules(paths.TABLES)
     yield script
     yield from serve(SERVICE, (script,), script=SCRIPT)
     yield Routes()

@@ -26,8 +26,8 @@ LANES: Mapping[str, tuple[str, ...]] = {
         "images", "init", "push_pull", "rescue", "retention", "retention_units", "runbook", "seed", "tool", "upload",
     ),
     "parts": (
-        "bundle_debian", "deltas", "doctor_question", "engine", "guard", "kubeadm_config", "lab", "mirrors", "onefile",
-        "registries", "reset", "trash",
+        "bundle_debian", "deltas", "doctor_question", "ending", "engine", "guard", "kubeadm_config", "lab", "mirrors",
+        "onefile", "registries", "reset", "trash",
     ),
 }  # fmt: skip
 #: Bytes of memory for the disks of two labs, their processes, and the tests.

@@ -156,16 +156,17 @@ AGENT = textwrap.dedent("""
 """)
 
 
-TABLES = (paths.PREFIX, paths.FENCE_TABLE)
-
-
 @pytest.mark.parametrize(
     "loss",
-    ["flush ruleset", *(f"delete table inet {table}" for table in TABLES), f"flush chain inet {paths.PREFIX} input"],
+    [
+        "flush ruleset",
+        *(f"delete table inet {table}" for table in paths.TABLES),
+        f"flush chain inet {paths.PREFIX} input",
+    ],
 )
 def test_the_agent_loads_what_somebody_flushed(guarded: dict[str, Namespace], tmp_path: Path, loss: str) -> None:
     node = guarded["node"]
-    arguments = (str(tmp_path / "guard.nft"), *TABLES)
+    arguments = (str(tmp_path / "guard.nft"), *paths.TABLES)
     whole = listed(node)
     with node.start(sys.executable, "-c", AGENT, *arguments, stdin=-1, stdout=-1, cwd=ROOT) as agent:
         assert agent.stdout is not None
@@ -184,7 +185,7 @@ def test_the_agent_loads_what_somebody_flushed(guarded: dict[str, Namespace], tm
 
 def listed(node: Namespace) -> list[str]:
     """Our tables as the kernel has them."""
-    return [node.run("nft", "list", "table", "inet", table).stdout for table in TABLES]
+    return [node.run("nft", "list", "table", "inet", table).stdout for table in paths.TABLES]
 
 
 #: Send a VRRP advertisement (RFC 5798) to ``$2`` from ``$1``, with TTL ``$3`` and for virtual router ``$4``.

@@ -443,7 +443,7 @@ class FakeCluster:
             self.flush_firewall(server)
             return 0
 
-        for name in (paths.PREFIX, paths.FENCE_TABLE):
+        for name in paths.TABLES:
             table = ("table", "inet", name)
             server.answer("nft", "list", *table, with_=lambda *_: 0 if self._guarded(server) else 1)
             server.answer("nft", "delete", *table, act=f"remove {name}", with_=remove_guard)

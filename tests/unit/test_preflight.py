@@ -134,7 +134,7 @@ def test_the_rules_that_are_tried_name_no_user(good: FakeCluster) -> None:
     """They may not be there yet, and nft looks them up."""
     problems(good)
     [tried] = [one.stdin.decode() for one in good.servers["cp-2"].log if one.argv[:2] == ("nft", "--check")]
-    assert set(re.findall(rf"{paths.PREFIX}[a-z-]*", tried)) == {paths.PREFIX, paths.FENCE_TABLE, handover.PASS}
+    assert set(re.findall(rf"{paths.PREFIX}[a-z-]*", tried)) == {*paths.TABLES, handover.PASS}
     assert "meta skuid { root, 6000" in tried.replace("!= ", "")
     assert "dup to 10.0.0.11 " in tried
     if not shutil.which("nft") or os.geteuid() != 0:
