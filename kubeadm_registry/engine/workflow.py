@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from threading import Event
 
 from kubeadm_registry import paths, whoami
 from kubeadm_registry.cluster import Cluster
@@ -176,9 +177,15 @@ def _run_phase(
     """Return the hosts that are given up; none of those in *but* is worked on in a phase that gives up hosts."""
     hosts = [host for host in phase.on(cluster) if not (phase.gives_up and host in but)]
 
+    stopping = Event()
+
+    def interrupted() -> None:
+        stopping.set()
+        reporter.note("interrupted: what has begun ends first; Ctrl-C once more ends it at once", level="warning")
+
     def work(host: Host) -> PhaseFailed | None:
         try:
-            _run_host(path, phase, cluster, host, reporter, dry_run=dry_run, actions=actions)
+            _run_host(path, phase, cluster, host, reporter, dry_run=dry_run, actions=actions, stopping=stopping)
         except PhaseFailed as error:
             return error
         return None
@@ -193,7 +200,7 @@ def _run_phase(
                 if not phase.gives_up:
                     break
     else:
-        failures = [failure for failure in side_by_side(work, hosts) if failure is not None]
+        failures = [failure for failure in side_by_side(work, hosts, interrupted=interrupted) if failure]
     if failures and not phase.gives_up:
         for failure in failures[1:]:
             reporter.note(f"also failed: {failure.message}", host=failure.host, level="warning")
@@ -227,12 +234,16 @@ def _differs(phase: Phase, cluster: Cluster, host: Host) -> bool:
 
 
 def _run_host(
-    path: str, phase: Phase, cluster: Cluster, host: Host, reporter: Reporter, *, dry_run: bool, actions: list[Action]
-) -> None:
+    path: str, phase: Phase, cluster: Cluster, host: Host, reporter: Reporter, *, dry_run: bool, actions: list[Action],
+    stopping: Event,
+) -> None:  # fmt: skip
+    """Do what is due on *host*, step by step; nothing more once *stopping* is set."""
     assert phase.steps is not None  # noqa: S101  the caller selects phases that have steps
     title = ""
     try:
         for change in phase.steps(cluster, host):
+            if stopping.is_set():
+                return
             title = change.title
             difference = change.diff(host)
             if difference is None:

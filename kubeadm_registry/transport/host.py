@@ -105,16 +105,22 @@ Outcome = TypeVar("Outcome")
 
 
 def side_by_side(
-    work: Callable[[Item], Outcome], items: Sequence[Item], *, at_most: int | None = None
-) -> list[Outcome]:
+    work: Callable[[Item], Outcome], items: Sequence[Item], *, at_most: int | None = None,
+    interrupted: Callable[[], object] = lambda: None,
+) -> list[Outcome]:  # fmt: skip
     """Do *work* for all *items*, hosts or nodes, at the same time, or *at_most* so many at a time.
 
-    Returns the outcomes in their order, or raises the first error.
+    Returns the outcomes in their order, or raises the first error. At a KeyboardInterrupt *interrupted* is called, then
+    what has begun comes to its end.
     """
     if len(items) == 1:  # as most have, of a phase that goes from node to node: no thread for it
         return [work(items[0])]
     with ThreadPoolExecutor(max_workers=max(1, min(len(items), at_most or len(items)))) as pool:
-        return list(pool.map(work, items))
+        try:
+            return list(pool.map(work, items))
+        except KeyboardInterrupt:
+            interrupted()
+            raise
 
 
 def has_address(host: Host, address: str) -> bool:

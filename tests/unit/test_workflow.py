@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -616,6 +617,32 @@ def test_every_failure_of_hosts_side_by_side_is_told(three: FakeCluster, recorde
         run((Phase("bad", "Bad", yields(Odd(ask), File(MOTD, b"done\n"))),), three.cluster, recorder)
     assert recorder.notes == [("cp-3", "also failed: phase bad, do something odd: cp-3 is broken")]
     assert three.servers["cp-2"].content(MOTD) == b"done\n", "the good host finished"
+
+
+def test_an_interruption_is_told_and_begins_no_further_step(three: FakeCluster) -> None:
+    told = threading.Event()
+
+    class Telling(Recorder):
+        def note(self, text: str, *, host: str = "", level: str = "info") -> None:
+            super().note(text, host=host, level=level)
+            told.set()
+
+    begun = set()
+
+    def act(host: Host) -> None:
+        begun.add(host.name)
+        if host.name == "cp-2":
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        assert told.wait(30)
+
+    odd = Odd(lambda host: None if host.name in begun else "not begun", act)
+    recorder = Telling()
+    with pytest.raises(KeyboardInterrupt):
+        run((Phase("meet", "Meet", yields(odd, File(MOTD, b"done\n"))),), three.cluster, recorder)
+    assert [text for _, text in recorder.notes] == [
+        "interrupted: what has begun ends first; Ctrl-C once more ends it at once"
+    ]
+    assert all(MOTD not in server.tree for server in three.servers.values())
 
 
 def serial(change: Change) -> Phase:
