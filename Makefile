@@ -97,14 +97,15 @@ test-operator: setup
 	@$(PYTHON) -m tests.lab.programs etcd kubectl registry > /dev/null
 	.venv/bin/pytest -m 'not long' tests/operator
 
-# What takes hours: retention in a million worlds, an hour without an API server, ten minutes at rest with as many pods
-# as the machine holds. Shorter: make test-operator-long WORLDS=20000 AWAY=60 REST=60 PODS=2000
+# What takes hours: retention in a million worlds, its plans and its trash, an hour without an API server, ten minutes at
+# rest with as many pods as the machine holds. Shorter: make test-operator-long WORLDS=20000 AWAY=60 REST=60 PODS=2000
 WORLDS ?= 1000000
 AWAY ?= 3600
 REST ?= 600
 PODS ?= 50000
+IN_WORLDS := retention_properties retention_trash_properties executor_interrupted
 test-operator-long: setup
-	KUBEADM_REGISTRY_RETENTION=$(WORLDS) .venv/bin/pytest -q --numprocesses=auto tests/unit/test_retention_properties.py
+	KUBEADM_REGISTRY_RETENTION=$(WORLDS) .venv/bin/pytest -q --numprocesses=auto $(addprefix tests/unit/test_,$(addsuffix .py,$(IN_WORLDS)))
 	@$(PYTHON) -m tests.lab.programs etcd kubectl registry > /dev/null
 	KUBEADM_REGISTRY_AWAY=$(AWAY) KUBEADM_REGISTRY_REST=$(REST) KUBEADM_REGISTRY_PODS=$(PODS) \
 	  .venv/bin/pytest -s -m long tests/operator

@@ -1,6 +1,7 @@
 """The executor in small, nasty registries, killed at any request: the next runs end as one that was not killed does.
 
-test_retention_trash_properties.py has the same of values; here the executor itself does it, at a registry in memory.
+test_retention_trash_properties.py has the same of values; here the executor itself does it, at a registry in memory,
+which takes half a second: in one registry for each 500 worlds of KUBEADM_REGISTRY_RETENTION, and in 40 at least.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.order import Order, undo
 from kubeadm_registry.upkeep import planning, running, store
 from tests.unit.fake_images import Repositories, answered, plain, within
+from tests.unit.test_retention_properties import WORLDS
 
 pytestmark = pytest.mark.slow
 
@@ -206,7 +208,11 @@ NOTED = [
 @example(drawn=NESTED, untags=True, at=3, share=0.5, lost=False)
 # Killed between a tombstone and its deletion, while images are restored.
 @example(drawn=INDEX, untags=False, at=1, share=0.390625, lost=False)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=max(40, WORLDS // 500),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(
     drawn=st.lists(DRAWN, min_size=1, max_size=2),
     untags=st.booleans(),

@@ -67,6 +67,14 @@ def test_what_lands_has_passed_all_goals_of_make_test() -> None:
     assert started == set(re.findall(r"\bended (\S+)$", script, re.MULTILINE)) == {"unit-slow"}
 
 
+def test_what_is_tried_in_worlds_is_tried_in_very_many_of_them_by_the_long_target() -> None:
+    [named] = re.findall(r"^IN_WORLDS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    tried = {
+        path.stem for path in (ROOT / "tests/unit").glob("test_*.py") if re.search(r"\bWORLDS\b", path.read_text())
+    }
+    assert {f"test_{name}" for name in named.split()} == tried - {Path(__file__).stem}
+
+
 def test_modules_are_short() -> None:
     folders = (PACKAGE, *(ROOT / name for name in LINKED))
     lengths = {path: len(path.read_text().splitlines()) for folder in folders for path in modules(folder)}
