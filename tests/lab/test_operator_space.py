@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.lab import images
-from tests.lab.clients import pushing
+from tests.lab.clients import EVERY, pushing
 from tests.lab.command import wait_until
 from tests.lab.reading import reading
 from tests.lab.registry import ROOT, Registry
@@ -98,7 +98,7 @@ def test_space_is_freed_by_questions_also_after_an_operator_was_killed(
     if registry.frontend == "distribution":
         registry.cli("images", "delete", "--all-tags", "--yes", *names)
     older_than_the_grace(time.time())
-    with pushing(registry, tmp_path / "pushing") as pushed, reading(registry, CANARY) as read:
+    with pushing(registry, tmp_path / "pushing", clients=EVERY) as pushed, reading(registry, CANARY) as read:
         wait_until("some pushes", lambda: len(pushed.done) > 5, seconds=60)
         done = free(operator)
         count = len(pushed.done)

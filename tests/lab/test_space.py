@@ -14,7 +14,7 @@ from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.oci import canary
 from kubeadm_registry.registry import push_blob, retry
 from tests.lab import images
-from tests.lab.clients import pushing, with_layer
+from tests.lab.clients import EVERY, pushing, with_layer
 from tests.lab.command import wait_past, wait_until
 from tests.lab.host import Host
 from tests.lab.reading import Object, reading
@@ -78,7 +78,7 @@ def test_space_is_freed_while_others_push_and_pull(registry: Registry, tmp_path:
         for blob in waiting.blobs[:-1]:
             push_blob(at, f"{area}/0", images.digest_of(blob), blob)
         push_blob(at, f"{area}/0", images.digest_of(waiting.layers[-1]), waiting.layers[-1])
-    with pushing(registry, tmp_path / "pushing") as pushed, reading(registry, CANARY) as read:
+    with pushing(registry, tmp_path / "pushing", clients=EVERY) as pushed, reading(registry, CANARY) as read:
         wait_until("some pushes", lambda: len(pushed.done) > 5, seconds=60)
         found = registry.json("images", "collect", "--grace", "1m")[-1]
         count = len(pushed.done)
@@ -111,12 +111,12 @@ def test_blobs_go_one_by_one_while_others_push_and_pull(registry: Registry, tmp_
     # Images of which clients have the first layer as well, in the very repositories to which they push.
     base = images.image((SIZE,), seed=time.time_ns()).layers[0]
     based = with_layer(images.image((1000,), seed=time.time_ns()), base)
-    targets = [f"tests/pushing-{client}-{number}" for client in ("skopeo", "crane", "client") for number in range(7)]
+    targets = [f"tests/pushing-{client}-{number}" for client in EVERY for number in range(7)]
     for target in targets:
         retry(lambda target=target: images.push(registry, based, target, "base"), 60)  # type: ignore[misc]
     older_than_the_grace(time.time())
     before = bucket(registry)["bytes"]
-    with pushing(registry, tmp_path / "pushing", base) as pushed, reading(registry, CANARY) as read:
+    with pushing(registry, tmp_path / "pushing", base, clients=EVERY) as pushed, reading(registry, CANARY) as read:
         wait_until("some pushes", lambda: len(pushed.done) > 5, seconds=60)
         begun = time.monotonic()
         names = [f"{area}/{number}@{one.digest}" for number, one in enumerate(gone)]
