@@ -33,7 +33,7 @@ def install(cluster: Cluster, host: Host) -> Steps:
     single = frontend(cluster.spec).SINGLE_WRITER
     if single:
         yield VotersBack(cluster)
-        yield WritesPause(partial(_ending, cluster))
+        yield WritesPause(cluster, partial(_ending, cluster))
     yield from _install(cluster, host)
     if single:
         yield WritesGoOn(cluster, partial(_loses, cluster))

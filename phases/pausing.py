@@ -16,7 +16,7 @@ from typing import Any
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import handover, health
 from kubeadm_registry.components.services import frontend
-from kubeadm_registry.engine.changes import Running, Steps, wait
+from kubeadm_registry.engine.changes import Running, Steps, unit_state, wait
 from kubeadm_registry.errors import CommandTimeout
 from kubeadm_registry.transport.host import Host, side_by_side
 
@@ -57,7 +57,7 @@ def while_restarting(cluster: Cluster, host: Host, install: Callable[[Cluster, H
         yield from install(cluster, host)
         return
     ends = partial(_restarted, cluster, install)
-    yield WritesPause(ends)
+    yield WritesPause(cluster, ends)
     yield from install(cluster, host)
     yield WritesGoOn(cluster, lambda one: ends(one) is not None)
 
@@ -74,6 +74,7 @@ def _restarted(cluster: Cluster, install: Callable[[Cluster, Host], Steps], host
 class WritesPause:
     """Nothing is written any more when the one writer is about to end."""
 
+    cluster: Cluster
     ends: Ends
     title = "pause writes"
     _asked: bool = False
@@ -90,19 +91,25 @@ class WritesPause:
         self._asked = True
         if found is None:
             return
+        # Its registry is killed then, and starts again by what systemd knows, which may be what was there before a run
+        # that died: it would note files as its own that it was not started with.
+        found.run("systemctl", "daemon-reload")
         handover.ask(found, "", round(DRAIN + DONE), yields=True)
         try:
-            wait(found, _writes, what="no write is in flight", timeout=DRAIN)
+            wait(found, self._writes, what="no write is in flight", timeout=DRAIN)
         except CommandTimeout:
             handover.withdraw(found)
 
-
-def _writes(host: Host) -> str | None:
-    state = health.state(host)
-    if state is None:
-        return "its agent reports nothing new"
-    role, yields = state["writer"]["role"], state["writer"].get("yields")
-    return None if yields and role == "standby" else f"its lease is at {role}"
+    def _writes(self, host: Host) -> str | None:
+        state = health.state(host)
+        if state is None:
+            return "its agent reports nothing new"
+        role, yields = state["writer"]["role"], state["writer"].get("yields")
+        if not yields or role != "standby":
+            return f"its lease is at {role}"
+        # For the same reason no file of it is changed before it runs again.
+        unit = frontend(self.cluster.spec).SERVICE.unit
+        return None if unit_state(host, unit).active else f"{unit} starts again"
 
 
 @dataclass(frozen=True, slots=True)

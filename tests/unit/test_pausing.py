@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry import paths
-from kubeadm_registry.components import garage, health, zot
+from kubeadm_registry.components import garage, handover, health, zot
+from kubeadm_registry.engine import changes
+from kubeadm_registry.engine.changes import unit_path
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.phases.workflows import INIT
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
@@ -74,3 +76,48 @@ def test_nothing_waits_where_all_may_write() -> None:
     for server in fake.servers.values():
         outdated(server, *OF["the storage"])
     assert {title for _, title in init(fake)} == {f"start {garage.UNIT}"}
+
+
+def ends_its_registry(nodes: FakeCluster, server: FakeTransport) -> None:
+    """Have the agent, when it is asked to give the lease up, kill the registry, which systemd starts again."""
+
+    def asked(argv: tuple[str, ...], _: bytes) -> int:
+        server._start(zot.SERVICE.unit)
+        return nodes._asked(server, argv)
+
+    server.answer("sh", "-c", handover._ASK, "ask", with_=asked, act="ask")
+
+
+def test_a_registry_that_ends_with_the_lease_starts_by_the_unit_that_a_run_that_died_has_written(
+    nodes: FakeCluster,
+) -> None:
+    server = nodes.servers["cp-1"]
+    ends_its_registry(nodes, server)
+    unit = server.unit(zot.SERVICE.unit)
+    assert unit.loaded is not None
+    unit.loaded = unit.loaded.replace(b"RestartSec=200ms", b"RestartSec=100ms")
+    outdated(server, zot.SERVICE.unit, unit_path(zot.SERVICE.unit))
+    started: list[bytes | None] = []
+    server.on_start = lambda name: started.append(unit.loaded) if name == zot.SERVICE.unit else None
+    init(nodes)
+    assert started
+    assert started[-1] == server.content(unit_path(zot.SERVICE.unit))
+
+
+def test_no_file_is_changed_while_the_registry_that_ended_with_the_lease_starts(nodes: FakeCluster) -> None:
+    server = nodes.servers["cp-1"]
+    outdated(server, *OF["the registry"])
+    looks: list[str] = []
+
+    def shown(argv: tuple[str, ...], _: bytes) -> bytes:
+        text = server._unit_state(argv[4:], b"")
+        if paths.MOVE in server.tree and len(looks) < 3:
+            looks.append(argv[4])
+            return text.replace(b"ActiveState=active", b"ActiveState=activating")
+        return text
+
+    server.answer("sh", "-c", changes._UNIT, "unit", zot.SERVICE.unit, with_=shown)
+    before = len(server.acts)
+    init(nodes)
+    assert len(looks) == 3
+    assert f"restart {zot.SERVICE.unit}" in server.acts[before:]
