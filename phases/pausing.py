@@ -17,7 +17,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import handover, health
 from kubeadm_registry.components.services import frontend
 from kubeadm_registry.engine.changes import Running, Steps, unit_state, wait
-from kubeadm_registry.errors import CommandTimeout
+from kubeadm_registry.errors import CommandTimeout, NotYetKnown
 from kubeadm_registry.transport.host import Host, side_by_side
 
 #: Seconds that writes in flight have to end, and that what is to be done may take after that.
@@ -27,6 +27,7 @@ WRITES = 15.0
 
 Ends = Callable[[Host], Host | None]
 """The writer, if it ends by what is about to be done on this host; None: it does not, or cannot be asked."""
+Install = Callable[[Cluster, Host], Steps]
 
 
 def agents(cluster: Cluster) -> Iterator[tuple[Host, Mapping[str, Any]]]:
@@ -51,20 +52,32 @@ def askable(cluster: Cluster) -> tuple[Host, Mapping[str, Any]] | None:
     return found if found is not None and "yields" in found[1]["writer"] else None
 
 
-def while_restarting(cluster: Cluster, host: Host, install: Callable[[Cluster, Host], Steps]) -> Steps:
+def while_restarting(cluster: Cluster, host: Host, install: Install) -> Steps:
     """The steps of *install*, and around them a pause, if they restart a unit on the one writer's node."""
     if not frontend(cluster.spec).SINGLE_WRITER:
         yield from install(cluster, host)
         return
     ends = partial(_restarted, cluster, install)
-    yield WritesPause(cluster, ends)
+    yield WritesPause(cluster, ends, partial(_may_restart, cluster, install))
     yield from install(cluster, host)
     yield WritesGoOn(cluster, lambda one: ends(one) is not None)
 
 
-def _restarted(cluster: Cluster, install: Callable[[Cluster, Host], Steps], host: Host) -> Host | None:
+def _restarting(cluster: Cluster, install: Install, host: Host) -> list[Running]:
     units = [change for change in install(cluster, host) if isinstance(change, Running)]
-    if not any(unit.verb(host) == "restart" for unit in units):
+    return [unit for unit in units if unit.verb(host) == "restart"]
+
+
+def _may_restart(cluster: Cluster, install: Install, host: Host) -> None:
+    """Wait for what a restart waits for, which may take longer than writes can wait. Raises CommandTimeout."""
+    for unit in _restarting(cluster, install, host):
+        if unit.gate is not None:
+            with suppress(NotYetKnown):  # it cannot be asked before its files are mended, as what is to be done does
+                wait(host, unit.gate, what=f"{unit.unit} may restart", timeout=unit.gate_timeout)
+
+
+def _restarted(cluster: Cluster, install: Install, host: Host) -> Host | None:
+    if not _restarting(cluster, install, host):
         return None
     found = askable(cluster)
     return host if found is not None and found[0].name == host.name else None
@@ -72,10 +85,11 @@ def _restarted(cluster: Cluster, install: Callable[[Cluster, Host], Steps], host
 
 @dataclass
 class WritesPause:
-    """Nothing is written any more when the one writer is about to end."""
+    """Nothing is written any more when the one writer is about to end. *before* waits until that may be."""
 
     cluster: Cluster
     ends: Ends
+    before: Callable[[Host], None] = lambda _: None
     title = "pause writes"
     _asked: bool = False
 
@@ -87,6 +101,7 @@ class WritesPause:
 
     def apply(self, host: Host) -> None:
         """Ask the writer, and wait until it has ended. Where that takes too long, it is lost as at any other time."""
+        self.before(host)
         found = self.ends(host)
         self._asked = True
         if found is None:

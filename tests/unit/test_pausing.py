@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,10 @@ from kubeadm_registry.components import garage, handover, health, zot
 from kubeadm_registry.engine import changes
 from kubeadm_registry.engine.changes import unit_path
 from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.errors import NotYetKnown, PhaseFailed
+from kubeadm_registry.phases import pausing
 from kubeadm_registry.phases.workflows import INIT
+from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
 from tests.unit.installed import fresh
@@ -121,3 +125,39 @@ def test_no_file_is_changed_while_the_registry_that_ended_with_the_lease_starts(
     init(nodes)
     assert len(looks) == 3
     assert f"restart {zot.SERVICE.unit}" in server.acts[before:]
+
+
+@pytest.mark.parametrize("what", OF)
+def test_no_write_waits_for_a_restart_that_may_not_be(
+    nodes: FakeCluster, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another storage is down, perhaps for longer than writes can wait."""
+    server = nodes.servers["cp-1"]
+    outdated(server, *OF[what])
+    monkeypatch.setattr(garage, "gate", lambda _: lambda _: "cp-3: 2 of 3 storage nodes are up")
+    waits = changes.wait
+
+    def briefly(host: Host, condition: changes.Condition, **words: Any) -> None:
+        waits(host, condition, **{**words, "timeout": 0.0})
+
+    for module in (changes, pausing):
+        monkeypatch.setattr(module, "wait", briefly)
+    with pytest.raises(PhaseFailed, match=f"until {OF[what][0]} may restart: cp-3"):
+        init(nodes)
+    assert "ask" not in server.acts
+    assert paths.MOVE not in server.tree
+
+
+def test_a_storage_that_can_be_asked_when_its_files_are_mended_is_restarted(
+    nodes: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = nodes.servers["cp-1"]
+    outdated(server, *OF["the storage"])
+    server.put(garage.RPC_SECRET, b"damaged")
+
+    def asked(host: Host) -> None:
+        if server.content(garage.RPC_SECRET) == b"damaged":
+            raise NotYetKnown("Garage does not respond to GetClusterLayout yet", host=host.name)
+
+    monkeypatch.setattr(garage, "gate", lambda _: asked)
+    assert init(nodes) == [("cp-1", PAUSE), ("cp-1", f"start {garage.UNIT}"), ("cp-1", RESUME)]
