@@ -27,6 +27,7 @@ import yaml
 
 from kubeadm_registry import config, paths
 from kubeadm_registry.agent import config as agent_config
+from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.cluster import holder_last
 from kubeadm_registry.components import agent, common, distribution, garage, keepalived, network, programs, zot
 from kubeadm_registry.components.haproxy import PUSHES_MAP, PUSHES_OPEN, login_digest
@@ -346,6 +347,13 @@ def test_init_leaves_pushes_closed_that_a_dead_run_has_closed() -> None:
     server.put(PUSHES_MAP, b"clo")
     run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE)
     assert server.content(PUSHES_MAP) == PUSHES_OPEN
+
+
+def test_a_frontend_that_is_told_to_stop_is_back_before_the_virtual_ip_is_given_up() -> None:
+    """It takes no connection while it finishes what is in hand, which a slow pull makes as long as it may."""
+    server = next(iter(installed("ipv4-distribution").servers.values()))
+    takes = yaml.safe_load(server.content(distribution.CONFIG))["http"]["draintimeout"]
+    assert float(takes.removesuffix("s")) + 1 <= Timings().give_up
 
 
 def test_a_file_with_a_secret_is_closed_to_others() -> None:
