@@ -232,7 +232,7 @@ class Daemon:
         for one in self.hands.proxies:
             one.tick(now)
         self.hands.guard.tick(now)
-        self._inheritance.tick(now, self._holds_vip, planned=bool(self._asked.to))
+        self._inheritance.tick(now, self._holds_vip)
         if self._every("exits", 1.0, now):
             self._watch_exits()
         if self._every("second", 1.0, now):

@@ -10,11 +10,13 @@ from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config
 from kubeadm_registry.agent.endings import Ending
 from kubeadm_registry.agent.log import described
-from kubeadm_registry.agent.netlink import Connections, End, Ruleset
+from kubeadm_registry.agent.netlink import IPV4, IPV6, Connections, End, Ruleset
 from kubeadm_registry.agent.peers import Links
 
 TABLE = "kubeadm-registry-ending"
 """The nft table without which the kernel answers by RST before a connection has ended."""
+PASSES = "kubeadm-registry-pass"
+"""That of a node to which the VIP has moved as planned: connections of before go on at a node that lives."""
 SETTLES = 0.1  # seconds from the VIP to the first packet: by then its neighbors know where it is
 SHARE = 0.05  # of this agent's time, which a node with many clients takes to tell of them
 
@@ -40,12 +42,12 @@ class Inheritance:
         self._left: Mapping[str, Collection[clients.Client]] = {}
         self._endings: list[Ending] = []
 
-    def tick(self, now: float, held: bool, *, planned: bool) -> None:
-        """Do what is due. *held*: the VIP is here; *planned*: it moves with its connections, which go on.
+    def tick(self, now: float, held: bool) -> None:
+        """Do what is due. *held*: the VIP is here.
 
         An agent that starts has heard of no clients, and takes up nothing that was here before it.
         """
-        if held and self._held is False and not planned:
+        if held and self._held is False:
             self._left, self._begins = self._links.connected(now), now + SETTLES
         if not held:
             self._begins = None
@@ -76,6 +78,8 @@ class Inheritance:
             return
         ruleset = Ruleset()
         try:
+            if any(ruleset.rules(PASSES, family) for family in (IPV4, IPV6)):
+                return
             ready = ruleset.rules(TABLE) > 0
         finally:
             ruleset.close()

@@ -26,7 +26,7 @@ IPV4_ADDRESSES, IPV6_ADDRESSES = 0x10, 0x100  # RTMGRP_*_IFADDR
 RTA_DST, RTN_LOCAL = 1, 2
 GETRULE, GETGEN = 0x0A07, 0x0A10  # NFNL_SUBSYS_NFTABLES, and NFT_MSG_GETRULE or NFT_MSG_GETGEN
 RULE_TABLE, GENERATION = 1, 1  # NFTA_RULE_TABLE, NFTA_GEN_ID
-INET = 1  # NFPROTO_INET
+INET, IPV4, IPV6 = 1, 2, 10  # NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 NFGENMSG = struct.Struct("!BBH")  # family, version, resource; attributes follow
 TIMER_RETRANSMIT = 1
 INFO = 2  # INET_DIAG_INFO: struct tcp_info
@@ -271,11 +271,11 @@ class Ruleset:
                 return int(struct.unpack_from("!I", payload, NFGENMSG.size + 4)[0])
         raise OSError(errno.EPROTO, "the kernel told no generation")
 
-    def rules(self, table: str) -> int:
-        """How many rules *table* of the family inet has; 0 if there is none."""
+    def rules(self, table: str, family: int = INET) -> int:
+        """How many rules *table* of the *family* has; 0 if there is none."""
         name = table.encode() + b"\0"
         attribute = struct.pack("=HH", 4 + len(name), RULE_TABLE) + name + b"\0" * (-len(name) % 4)
-        return sum(1 for _ in self._ask(GETRULE, REQUEST | DUMP, NFGENMSG.pack(INET, 0, 0) + attribute))
+        return sum(1 for _ in self._ask(GETRULE, REQUEST | DUMP, NFGENMSG.pack(family, 0, 0) + attribute))
 
     def _ask(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
         self._sequence += 1

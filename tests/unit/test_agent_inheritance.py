@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubeadm_registry import paths
-from kubeadm_registry.agent import clients, endings, inheritance
+from kubeadm_registry.agent import clients, endings, inheritance, netlink
 from kubeadm_registry.agent.clients import Client
 from kubeadm_registry.agent.config import parse
 from kubeadm_registry.agent.endings import ACK, FIN, RST, SYN, Seen, seen, segment
 from kubeadm_registry.agent.inheritance import SETTLES, Inheritance
+from kubeadm_registry.components import handover
 from tests.unit.test_agent_daemon import raw
 
 VIP = "192.0.2.1"
@@ -64,6 +65,7 @@ class Site:
     there: dict[str, set[Client]] = field(default_factory=lambda: {VIP: {OLD, OTHER, OWN}})
     here: list[Client] = field(default_factory=lambda: [OWN])
     rules: int = 5
+    passing: int = 0
     told: list[Any] = field(default_factory=list)
     begun: list[tuple[str, set[Client]]] = field(default_factory=list)
     closed: int = 0
@@ -90,8 +92,10 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Site:
         def close(self) -> None: ...
 
     class Ruleset:
-        def rules(self, table: str) -> int:
-            assert table == paths.ENDING_TABLE
+        def rules(self, table: str, family: int = netlink.INET) -> int:
+            if table == handover.PASS:
+                return one.passing if family == netlink.IPV6 else 0
+            assert (table, family) == (paths.ENDING_TABLE, netlink.INET)
             return one.rules
 
         def close(self) -> None: ...
@@ -124,85 +128,86 @@ def agent(site: Site, tmp_path: Path) -> Inheritance:
 
 
 def test_who_gets_the_vip_ends_what_others_had_and_not_its_own(agent: Inheritance, site: Site) -> None:
-    agent.tick(0.0, held=False, planned=False)
-    agent.tick(1.0, held=True, planned=False)
+    agent.tick(0.0, held=False)
+    agent.tick(1.0, held=True)
     site.there = {}  # what was known when it came is what counts
-    agent.tick(1.0 + SETTLES / 2, held=True, planned=False)
+    agent.tick(1.0 + SETTLES / 2, held=True)
     assert site.begun == []
-    agent.tick(1.0 + SETTLES, held=True, planned=False)
+    agent.tick(1.0 + SETTLES, held=True)
     assert site.begun == [(VIP, {OLD, OTHER})]
-    agent.tick(2.0, held=True, planned=False)
+    agent.tick(2.0, held=True)
     assert len(site.begun) == 1
     assert site.said == ["ended 2 of 2 connections of clients that the last holder of the VIP had"]
 
 
 def test_an_agent_that_starts_takes_nothing_over(agent: Inheritance, site: Site) -> None:
     for now in (0.0, 1.0, 2.0):
-        agent.tick(now, held=True, planned=False)
+        agent.tick(now, held=True)
     assert site.begun == []
 
 
 def test_after_a_planned_move_connections_go_on(agent: Inheritance, site: Site) -> None:
-    agent.tick(0.0, held=False, planned=True)
-    for now in (1.0, 2.0):
-        agent.tick(now, held=True, planned=True)
-    agent.tick(3.0, held=True, planned=False)
-    assert site.begun == []
+    """The target of a move is asked for nothing: that it passes packets on is what shows it."""
+    site.passing = 4
+    agent.tick(0.0, held=False)
+    for now in (1.0, 2.0, 3.0):
+        agent.tick(now, held=True)
+    assert (site.begun, site.said, site.failed) == ([], [], [])
 
 
 def test_a_vip_that_was_here_for_a_moment_only_changes_nothing(agent: Inheritance, site: Site) -> None:
-    agent.tick(0.0, held=False, planned=False)
-    agent.tick(1.0, held=True, planned=False)
-    agent.tick(1.05, held=False, planned=False)
-    agent.tick(2.0, held=False, planned=False)
+    agent.tick(0.0, held=False)
+    agent.tick(1.0, held=True)
+    agent.tick(1.05, held=False)
+    agent.tick(2.0, held=False)
     assert site.begun == []
 
 
 def test_what_goes_on_ends_with_the_vip(agent: Inheritance, site: Site) -> None:
-    agent.tick(0.0, held=False, planned=False)
-    agent.tick(1.0, held=True, planned=False)
-    agent.tick(2.0, held=True, planned=False)
+    agent.tick(0.0, held=False)
+    agent.tick(1.0, held=True)
+    agent.tick(2.0, held=True)
     assert (len(site.begun), site.closed) == (1, 0)
-    agent.tick(3.0, held=False, planned=False)
+    agent.tick(3.0, held=False)
     assert site.closed == 1
 
 
 def test_without_the_rules_clients_are_left_alone(agent: Inheritance, site: Site) -> None:
     site.rules = 0
-    agent.tick(0.0, held=False, planned=False)
-    agent.tick(1.0, held=True, planned=False)
-    agent.tick(2.0, held=True, planned=False)
+    agent.tick(0.0, held=False)
+    agent.tick(1.0, held=True)
+    agent.tick(2.0, held=True)
     assert site.begun == []
     assert "no nft rules in kubeadm-registry-ending" in site.failed[0]
 
 
 def test_nobody_to_end_asks_the_kernel_for_nothing(agent: Inheritance, site: Site) -> None:
     site.there, site.rules = {VIP: {OWN}, "192.0.2.9": {OLD}}, 0
-    agent.tick(0.0, held=False, planned=False)
-    agent.tick(1.0, held=True, planned=False)
-    agent.tick(2.0, held=True, planned=False)
+    agent.tick(0.0, held=False)
+    agent.tick(1.0, held=True)
+    agent.tick(2.0, held=True)
     assert (site.begun, site.failed) == ([], [])
 
 
 def test_what_the_kernel_refuses_is_told_and_ends_nothing_else(agent: Inheritance, site: Site) -> None:
     site.broken = True
-    agent.tick(0.0, held=False, planned=False)
-    agent.tick(1.0, held=True, planned=False)
-    agent.tick(2.0, held=True, planned=False)
+    agent.tick(0.0, held=False)
+    agent.tick(1.0, held=True)
+    agent.tick(2.0, held=True)
     assert "not allowed" in site.failed[0]
-    agent.tick(3.0, held=True, planned=False)
+    agent.tick(3.0, held=True)
     assert len(site.failed) == 1
 
 
 def test_the_holder_tells_its_clients_now_and_then(agent: Inheritance, site: Site) -> None:
-    agent.tick(0.0, held=False, planned=False)
+    agent.tick(0.0, held=False)
     assert site.told == []
     for now in (1.0, 1.1, 1.0 + clients.EVERY, 1.3, 1.0 + 2 * clients.EVERY):
-        agent.tick(now, held=True, planned=False)
+        agent.tick(now, held=True)
     assert site.told == [{VIP: [OWN]}] * 3
 
 
 def test_the_mark_is_that_of_the_rules(root: Path) -> None:
     assert hex(endings.MARK) == "0x2083"
     assert "meta mark set {{ ending.mark }}" in (root / "kubeadm_registry/templates/guard/guard.nft.j2").read_text()
-    assert inheritance.TABLE == paths.ENDING_TABLE
+    assert (inheritance.TABLE, inheritance.PASSES) == (paths.ENDING_TABLE, handover.PASS)
