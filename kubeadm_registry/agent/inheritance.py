@@ -64,8 +64,10 @@ class Inheritance:
 
     def _tell(self, now: float) -> None:
         begin = clock()
-        self._links.tell({vip: self._here(vip) for vip in self._vips})
-        self._tells = now + max(clients.EVERY, (clock() - begin) / SHARE)
+        try:
+            self._links.tell({vip: self._here(vip) for vip in self._vips})
+        finally:  # a kernel that cannot tell is asked no oftener; it may look for a module each time
+            self._tells = now + max(clients.EVERY, (clock() - begin) / SHARE)
 
     def _here(self, vip: str) -> list[clients.Client]:
         found = self._connections.find(End(vip, self._port))

@@ -72,6 +72,7 @@ class Site:
     said: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     broken: bool = False
+    silent: bool = False
 
     def connected(self, _: float) -> dict[str, set[Client]]:
         return self.there
@@ -87,6 +88,8 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Site:
     class Connections:
         def find(self, source: Any) -> list[Any]:
             assert (source.address, source.port) == (VIP, 5000)
+            if one.silent:
+                raise FileNotFoundError("no such module")
             return [type("Found", (), {"other": other}) for other in one.here]
 
         def close(self) -> None: ...
@@ -205,6 +208,13 @@ def test_the_holder_tells_its_clients_now_and_then(agent: Inheritance, site: Sit
     for now in (1.0, 1.1, 1.0 + clients.EVERY, 1.3, 1.0 + 2 * clients.EVERY):
         agent.tick(now, held=True)
     assert site.told == [{VIP: [OWN]}] * 3
+
+
+def test_a_kernel_that_does_not_know_who_is_connected_is_asked_no_oftener(agent: Inheritance, site: Site) -> None:
+    site.silent = True
+    for now in (1.0, 1.05, 1.1, 1.15, 1.0 + clients.EVERY):
+        agent.tick(now, held=True)
+    assert len(site.failed) == 2
 
 
 def test_the_mark_is_that_of_the_rules(root: Path) -> None:
