@@ -33,6 +33,8 @@ from kubeadm_registry.agent.clock import clock
 
 MARK = 0x2083
 """Of packets of these connections (``guard.nft``). kube-proxy, Calico and Cilium use other bits."""
+MARK_BITS = 0xFFFF
+"""Where it is; those above may have been set on the way to the socket, as Calico does for what its policy lets in."""
 ASK_EVERY = 0.5  # seconds; a client answers no oftener (tcp_invalid_ratelimit)
 TICK = 0.1
 LASTS = 5.0  # seconds for all of it
@@ -44,8 +46,11 @@ SO_ATTACH_FILTER = 26
 #: none of it.
 FILTER = b"".join(
     struct.pack("=HBBI", *one)
-    for one in ((0x20, 0, 0, 0xFFFFF000 + 20), (0x15, 0, 1, MARK), (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0))
-)
+    for one in (
+        (0x20, 0, 0, 0xFFFFF000 + 20), (0x54, 0, 0, MARK_BITS), (0x15, 0, 1, MARK), (0x06, 0, 0, 0xFFFF),
+        (0x06, 0, 0, 0),
+    )
+)  # fmt: skip
 
 
 def segment(source: Client, target: Client, sequence: int, acknowledged: int, flags: int) -> bytes:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from socket import AF_INET, SO_MARK, SOCK_DGRAM, SOL_SOCKET, socket
 from typing import Any
 
 import pytest
@@ -56,6 +60,24 @@ def test_what_a_client_sends_next_comes_behind_its_data_and_its_end() -> None:
 @given(st.binary(max_size=60), st.booleans())
 def test_no_packet_is_too_odd(packet: bytes, with_header: bool) -> None:
     assert isinstance(seen(packet, with_header=with_header), (Seen, type(None)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root marks packets")
+@pytest.mark.parametrize(
+    ("mark", "taken"),
+    [(endings.MARK, True), (endings.MARK | 0x10000, True), (0, False), (0x10000, False), (endings.MARK - 1, False)],
+)
+def test_the_filter_takes_what_has_the_mark_whatever_a_firewall_has_put_above_it(mark: int, taken: bool) -> None:
+    text = ctypes.create_string_buffer(endings.FILTER, len(endings.FILTER))
+    with socket(AF_INET, SOCK_DGRAM) as here, socket(AF_INET, SOCK_DGRAM) as there:
+        here.bind(("127.0.0.1", 0))
+        here.setblocking(False)
+        program = struct.pack("HL", len(endings.FILTER) // 8, ctypes.addressof(text))
+        here.setsockopt(SOL_SOCKET, endings.SO_ATTACH_FILTER, program)
+        there.setsockopt(SOL_SOCKET, SO_MARK, mark)
+        there.sendto(b"x", here.getsockname())
+        with contextlib.nullcontext() if taken else pytest.raises(BlockingIOError):
+            assert here.recv(9) == b"x"
 
 
 @dataclass
