@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -272,7 +273,8 @@ class CopiesMade:
                     "left that no node can read, `images check` names their images: `images delete` these, and push "
                     "them again; then run the same command again: it goes on from here", code="CopiesStalled",
                 )  # fmt: skip
-            self._skip_dead(host)
+            with suppress(NotYetKnown, CommandTimeout):  # a busy storage is asked again, as above
+                self._skip_dead(host)
             time.sleep(POLL)
 
     def _skip_dead(self, host: Host) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import pytest
 
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import garage, garage_layout
+from kubeadm_registry.components.garage_api import Api
 from kubeadm_registry.components.garage_layout import STALLED, ClusterLayout, CopiesMade, QuickCopies
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import Error
+from kubeadm_registry.errors import Error, NotYetKnown
 from kubeadm_registry.phases.members import lost
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT
 from tests.unit.fake_cluster import FakeCluster
@@ -85,6 +87,25 @@ def test_it_waits_until_each_node_has_been_seen_without_work(
     assert fake.garage.copies == [5, 5] * len(cluster.hosts)
     assert clock.now == pytest.approx(100.0 + 10)
     assert copies.diff(cluster.hosts[0]) is None, "though there is work again"
+
+
+def test_a_storage_that_is_busy_for_a_moment_is_asked_again(
+    replacing: tuple[FakeCluster, Cluster], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reset connection in an hour of copies must not end the command."""
+    fake, cluster = replacing
+    ClusterLayout(cluster, 3).apply(cluster.hosts[0])
+    fake.garage.copies = [number for number in (7, 3, 2) for _ in cluster.hosts]
+    ask, asked = Api.ask, count()
+
+    def busy(api: Api, endpoint: str, *rest: Any) -> Any:
+        if endpoint == "GetClusterLayoutHistory" and next(asked) in (1, 3):
+            raise NotYetKnown("Garage does not respond to GetClusterLayoutHistory yet")
+        return ask(api, endpoint, *rest)
+
+    monkeypatch.setattr(Api, "ask", busy)
+    CopiesMade(cluster, garage.BLOCK).apply(cluster.hosts[0])
+    assert fake.garage.copies == []
 
 
 def test_a_dead_node_is_not_waited_for(replacing: tuple[FakeCluster, Cluster], clock: Clock) -> None:
