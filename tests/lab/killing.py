@@ -18,9 +18,12 @@ from tests.lab.registry import Registry
 RELEASED = 60.0
 
 
-def kill(registry: Registry, seed: int, *arguments: str) -> str:
-    """Run ``kubeadm-registry`` and kill it at a change that *seed* chooses; says at which, or that it had ended."""
-    planned = registry.json(*arguments, "--dry-run", timeout=300)[-1]["changed"]
+def kill(registry: Registry, seed: int, *arguments: str, stages: int = 1) -> str:
+    """Run ``kubeadm-registry`` and kill it at a change that *seed* chooses; says at which, or that it had ended.
+
+    A dry run shows the first of several *stages* only, and the others have about as many changes.
+    """
+    planned = stages * registry.json(*arguments, "--dry-run", timeout=300)[-1]["changed"]
     last = random.Random(seed).randint(1, max(planned, 1))
     process = registry.popen(*arguments, "-o", "json")
     assert process.stdout is not None
