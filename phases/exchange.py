@@ -39,7 +39,10 @@ def exchange(
         if stage == "":
             return actions
         others(cluster)
-        if dry_run or (keep and stage != "remove"):
+        if keep and stage != "remove":
+            return actions
+        if dry_run:
+            reporter.note(f"this is the stage `{stage}`; a dry run does not show the stages after it")
             return actions
         cluster = _next(cluster, kind)
 

@@ -375,12 +375,20 @@ def test_a_node_that_lacks_a_secret_of_a_later_release_is_no_obstacle(installed:
     assert new != authority().certificate
 
 
-def test_a_dry_run_shows_the_first_stage_and_changes_nothing(installed: FakeCluster) -> None:
+def test_a_dry_run_shows_the_first_stage_says_so_and_changes_nothing(
+    installed: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = installed.snapshot()
     workers = Workers()
+    notes: list[str] = []
+    monkeypatch.setattr(Recorder, "note", lambda _, message, **__: notes.append(message))
     shown = replaced(installed, workers, dry_run=True)
     assert {line.split()[1] for line in shown} == {"store", "trust"}
     assert installed.snapshot() == before
+    assert [note for note in notes if "does not show the stages after it" in note]
+    notes.clear()
+    assert replaced(installed, workers, dry_run=True, trust_only=True) == shown
+    assert not [note for note in notes if "stage" in note], "no stage comes after it"
 
 
 def test_a_new_ca_that_dies_at_any_change_is_completed_and_made_once() -> None:
