@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kubeadm_registry import members, secrets
@@ -63,17 +64,32 @@ def overview(cluster: Cluster, phases: Workflow) -> Overview:
     hosts = upgrade.order(cluster)
     current = dict(zip((host.name for host in hosts), upgrade.versions(cluster, hosts), strict=True))
     wanted = running.wanted(cluster)
-    before = min((there.get(AGENT, "") for there in current.values()), key=compatibility.numbers)
+    before = _release(current.values())
     turns = side_by_side(lambda host: _turn(cluster, host, phases), hosts)
-    back = compatibility.way_back(before, RECORDS)
-    if cluster.members.generation > FIRST and compatibility.numbers(before)[:2] < (0, 2):
-        back = (
-            *back,
-            f"release {before} has no member list: with it no node accepts pushes after members changed",
-        )
-    if cluster.vault.preview().exchanging and compatibility.numbers(before)[:2] < (0, 2):
-        back = (*back, f"release {before} may not change secrets while some are exchanged: complete that first")
-    return Overview(current, wanted, upgrade.plan(cluster, hosts), tuple(turns), before, tuple(back))
+    return Overview(
+        current, wanted, upgrade.plan(cluster, hosts), tuple(turns), before, tuple(_way_back(cluster, before))
+    )
+
+
+def way_back(cluster: Cluster) -> tuple[str, ...]:
+    """Why the release that runs cannot take over again after an upgrade; empty: it can. Nothing is changed."""
+    return tuple(_way_back(cluster, _release(upgrade.versions(cluster, cluster.hosts))))
+
+
+def _release(current: Iterable[Mapping[str, str]]) -> str:
+    """The oldest release whose agent runs, by the versions of the programs on each node; empty if none is known."""
+    known = (there[AGENT] for there in current if AGENT in there)
+    return min(known, key=compatibility.numbers, default="")
+
+
+def _way_back(cluster: Cluster, before: str) -> Iterator[str]:
+    yield from compatibility.way_back(before, RECORDS)
+    if not before or compatibility.numbers(before)[:2] >= (0, 2):
+        return
+    if cluster.members.generation > FIRST:
+        yield f"release {before} has no member list: with it no node accepts pushes after members changed"
+    if cluster.vault.preview().exchanging:
+        yield f"release {before} may not change secrets while some are exchanged: complete that first"
 
 
 def _turn(cluster: Cluster, host: Host, phases: Workflow) -> Turn:

@@ -31,7 +31,7 @@ from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.errors import Error, PhaseFailed
 from kubeadm_registry.phases import upgrade as phases
 from kubeadm_registry.phases import upgrading, workflows
-from kubeadm_registry.phases.upgrade_plan import Overview, overview
+from kubeadm_registry.phases.upgrade_plan import Overview, overview, way_back
 from kubeadm_registry.printable import counted
 
 EXIT_REFUSED = 3
@@ -65,22 +65,28 @@ def upgrade(
     the next one. A changed cluster file is rolled out in the same way.
 
     All nodes must be reachable, and all but one healthy. Versions that cannot run side by side are refused with exit
-    code 3 before anything is changed. --dry-run also shows what `upgrade plan` shows.
+    code 3 before anything is changed. --dry-run also shows what `upgrade plan` shows. If the earlier release cannot
+    take over again afterwards, a warning says so before the first change.
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
     reporter = context.reporter()
     require_checks((*workflows.upgrade(()), *workflows.NODE), names(ignore))
     with _cluster(reporter, path, bundle, key) as cluster:
-        if dry_run and context.output == "text":
-            _show(overview(cluster, workflows.NODE))
+        found = overview(cluster, workflows.NODE) if dry_run else None
+        if found is None:
+            for text in way_back(cluster):
+                reporter.note(f"no way back: {text}", level="warning")
+        elif context.output == "text":
+            _show(found)
         hosts = phases.order(cluster)
         try:
             actions = upgrading.carry_out(cluster, hosts, reporter, ignore=names(ignore), dry_run=dry_run)
         except PhaseFailed as error:
             phases.add_resumption(error, hosts)
             raise
-    reporter.result(summary(actions, dry_run=dry_run), changed=len(actions), dryRun=dry_run)
+    facts = {} if found is None else _facts(found)
+    reporter.result(summary(actions, dry_run=dry_run), changed=len(actions), dryRun=dry_run, **facts)
 
 
 @command("plan", short_help="Show versions, order and restarts", parent=cast(click.Group, upgrade))

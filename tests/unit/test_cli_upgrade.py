@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from kubeadm_registry import __version__, config
+from kubeadm_registry import __version__, config, members
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cli import upgrade as command
 from kubeadm_registry.components import health, programs
+from kubeadm_registry.members import Members
 from kubeadm_registry.phases import upgrade as phases
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.verify import VERIFY
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.test_cli import Terminal, failed, lines, run, servers
+from tests.unit.test_members import THREE
 from tests.unit.test_upgrade import KNOWN_HERE, installed_on, other_version
 
 __all__ = ["run", "servers"]
@@ -105,6 +107,36 @@ def test_an_upgrade_then_another(run: Terminal, there: FakeCluster) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1].endswith("changes on 3 nodes")
     assert run("upgrade", "-o", "json").exit_code == 0
+
+
+def test_a_dry_run_as_json_has_what_the_plan_has(run: Terminal, there: FakeCluster) -> None:
+    other_version(there, "garage", "1.1")
+    record(there)
+    (planned,) = lines(run("upgrade", "plan", "-o", "json"))
+    last = lines(run("upgrade", "--dry-run", "-o", "json"))[-1]
+    assert last["dryRun"] is True
+    for key in ("current", "wanted", "refusals", "order", "release", "noWayBack"):
+        assert last[key] == planned[key], key
+
+
+def test_where_there_is_no_way_back_it_says_so_before_it_begins(
+    run: Terminal, there: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "no way back" not in run("upgrade").output
+    other_version(there, "garage", "1.1")
+    record(there)
+    original = phases.versions
+
+    def earlier(*arguments: object) -> list[dict[str, str]]:
+        return [{**found, "agent": "0.1.0"} for found in original(*arguments)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(phases, "versions", earlier)
+    for server in there.servers.values():
+        server.put(members.PATH, Members(2, THREE).render())
+    events = lines(run("upgrade", "-o", "json"))
+    told = [event.get("message", "").startswith("no way back: release 0.1.0 has no member list") for event in events]
+    assert told.count(True) == 1
+    assert told.index(True) < [event["event"] for event in events].index("change")
 
 
 def test_it_says_how_to_go_on(run: Terminal, there: FakeCluster) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import __version__, config, paths, rotation
+from kubeadm_registry import __version__, config, members, paths, rotation
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, drain, garage, health, keepalived
@@ -21,11 +21,12 @@ from kubeadm_registry.errors import ConnectionFailed, PhaseFailed, PreflightFail
 from kubeadm_registry.phases import upgrade as phases
 from kubeadm_registry.phases import vip, vip_move, workflows
 from kubeadm_registry.phases.upgrade import add_resumption, order
-from kubeadm_registry.phases.upgrade_plan import RECORDS, overview
+from kubeadm_registry.phases.upgrade_plan import RECORDS, overview, way_back
 from kubeadm_registry.phases.upgrading import carry_out
 from kubeadm_registry.phases.workflows import INIT, NODE, upgrade
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import FakeCluster
+from tests.unit.test_members import THREE
 from tests.unit.test_vip_move import World, impatient
 from tests.unit.test_workflow import Recorder
 
@@ -381,6 +382,17 @@ def test_the_overview_says_when_secrets_that_are_exchanged_end_the_way_back(monk
         server.put("/etc/kubeadm-registry/secrets.json", secrets.to_json(), 0o600)
     [why] = overview(fake.cluster, KNOWN_HERE).way_back
     assert why.startswith("release 0.1.0 may not change secrets")
+
+
+def test_a_node_whose_agent_says_nothing_is_of_no_earlier_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = installed()
+    for server in fake.servers.values():
+        server.put(members.PATH, members.Members(2, THREE).render())
+    there: dict[str, str] = {"agent": "0.2.0"}
+    monkeypatch.setattr(phases, "versions", lambda *_: [there, {}, there])
+    found = overview(fake.cluster, KNOWN_HERE)
+    assert (found.before, found.way_back) == ("0.2.0", ())
+    assert way_back(fake.cluster) == ()
 
 
 def test_secrets_that_a_release_adds_are_on_every_node_before_one_uses_them() -> None:
