@@ -110,6 +110,7 @@ def test_a_node_joins(registry: Changing, tmp_path: Path) -> None:
 
 def test_a_dead_node_is_replaced_and_comes_back(registry: Changing, tmp_path: Path) -> None:
     old = registry.lab.hosts["h2"]
+    before = registry.write_file(name="before.yaml")
     old.power_cut()
     registry.become("h1", "h3", "h5", "h6")
     reads, pushes = changed(registry, tmp_path, "replace", "h2", "h6", "--yes")
@@ -122,6 +123,9 @@ def test_a_dead_node_is_replaced_and_comes_back(registry: Changing, tmp_path: Pa
         wait_until("h2 not to hold the VIP", lambda: not holds_vip(registry, old), seconds=10)
     assert not reads.failed
     assert old.sh("cat", f"{paths.RUN}/agent/fit", check=False).stdout.strip() != "1"
+    said = registry.cli("status", "--file", before, check=False)
+    assert said.returncode != 0, "h6 is not in that file"
+    assert "h2: it has left the registry, which continues without it" in said.stdout
     for name in registry.names:
         health = registry.garage(registry.servers[name])
         assert health["storageNodes"] == 4

@@ -251,6 +251,19 @@ def test_a_file_of_before_a_node_joined(reached: int, here: bool, code: int, rea
     assert not status.unlisted(THREE, left), "which knows the members of that time"
 
 
+def test_a_node_that_was_replaced_says_why_by_its_own_cluster_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """That of before: it lists the node that has left, and not the one in its place."""
+    peers = {f"cp-{i}": {"address": f"10.0.0.1{i}", "presence": "fresh"} for i in (1, 3, 9)}
+    seen = [replace(one, agent={**(one.agent or {}), "peers": peers}) for one in (well("cp-1", vip=True), well("cp-3"))]
+    left = unfit(well("cp-2"))
+    left = replace(left, agent={**(left.agent or {}), "conditions": ["Removed"]})
+    found = judge(THREE, [seen[0], left, seen[1]], NOW.timestamp())
+    assert (exit_code(found), found["nodes"][1]["conditions"]) == (5, ["Removed"])
+    assert "cp-9: in the registry, but not in the cluster file" in found["conditions"][1]["message"]
+    show(found)
+    assert "cp-2: it has left the registry, which continues without it (Removed)" in capsys.readouterr().out
+
+
 def test_what_is_not_known_is_said_to_be_unknown() -> None:
     found = judge(THREE, [gone(well(f"cp-{i}")) for i in (1, 2, 3)], NOW.timestamp())
     assert condition(found, "Available") == "Unknown"
