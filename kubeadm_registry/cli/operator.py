@@ -13,18 +13,27 @@ from kubeadm_registry import config, pki
 from kubeadm_registry.access import session
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cli import terminal
-from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
+from kubeadm_registry.cli.command import (
+    EXIT_DEGRADED,
+    Context,
+    command,
+    diff_option,
+    dry_run_option,
+    file_option,
+)
+from kubeadm_registry.cli.workflows import summary
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper, replacing
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.custom_resources import installing
 from kubeadm_registry.custom_resources.manifests import manifests as texts
-from kubeadm_registry.engine.report import echo, put
+from kubeadm_registry.engine.report import Action, Reporter, echo, put
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.oci import references
 from kubeadm_registry.phases.helper import allow
 from kubeadm_registry.phases.workflows import OPERATOR_FORBID, RETENTION_TIMER_DISABLE
+from kubeadm_registry.printable import counted
 from kubeadm_registry.upkeep.api import Api
 
 
@@ -78,9 +87,11 @@ def api_of(kubeconfig: Path) -> Api:
     "--new-keys", is_flag=True, help="Replace its SSH key, and that of the nodes; the old ones are refused immediately."
 )
 @click.option("--timeout", type=click.IntRange(1), default=180, show_default=True, help="Seconds to wait for a leader.")
+@dry_run_option
+@diff_option
 def install(
     context: Context, path: Path | None, kubeconfig: Path, image: str, plan_only: bool, replaces: bool, new_keys: bool,
-    timeout: int,
+    timeout: int, dry_run: bool,
 ) -> None:  # fmt: skip
     """Install or upgrade the operator with its custom resources, guard, rights and Secret, and wait until it leads.
 
@@ -111,17 +122,38 @@ def install(
             key = installing.HelperKey.of("" if new_keys else before.private, _known_hosts(cluster, before.hosts))
             private = pki.ssh_key("" if new_keys else replacing.key_of(cluster))[0] if replaces else ""
         helpers = OPERATOR_FORBID if key is None else allow(key.public, private)
-        done = run((*helpers, *RETENTION_TIMER_DISABLE), cluster, reporter)
-        if any(action.phase == "timer" for action in done):
+        done = run((*helpers, *RETENTION_TIMER_DISABLE), cluster, reporter, dry_run=dry_run)
+        if any(action.phase == "timer" for action in done) and not dry_run:
             reporter.note("the timer of retention is disabled, since it does not know what pods use; for the operator "
                           "to apply its policy, run kubectl apply -f policy.yaml")  # fmt: skip
-        if private:
+        if private and not dry_run:
             line = replacing.line(cluster, pki.ssh_key(private)[1])
             reporter.note(f"put this line into authorized_keys of each machine that may become a node: {line}")
+    told = _Told(reporter)
     leader = installing.install(
-        api, cluster_file, secrets, reporter.note, image=image, seconds=timeout, helper=key, replaces=bool(private)
-    )
+        api, cluster_file, secrets, told, image=image, seconds=timeout, helper=key, replaces=bool(private),
+        dry_run=dry_run,
+    )  # fmt: skip
+    if dry_run:
+        told.result(done)
+        return
     reporter.result(f"the operator is installed, {leader} leads; adopt the registry with kubectl apply -f cluster.yaml")
+
+
+class _Told:
+    """Says what becomes of the objects in the cluster, and counts them."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter, self._count = reporter, 0
+
+    def __call__(self, text: str) -> None:
+        self._count += 1
+        self._reporter.note(text)
+
+    def result(self, done: list[Action]) -> None:
+        """Report what a dry run has found: this, and what would be *done* on nodes."""
+        text = f"{summary(done, dry_run=True)}; {counted(self._count, 'object')} of Kubernetes would change"
+        self._reporter.result(text, changed=len(done) + self._count, dryRun=True)
 
 
 def _known_hosts(cluster: Cluster, before: str) -> str:
@@ -140,16 +172,19 @@ def _known_hosts(cluster: Cluster, before: str) -> str:
 @file_option
 @kubeconfig_option
 @click.option("--yes", is_flag=True, help="Do not prompt for confirmation.")
-def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool) -> None:
+@dry_run_option
+@diff_option
+def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool, dry_run: bool) -> None:
     """Remove the operator, and its SSH key and helper from the nodes of the cluster file.
 
     Its custom resources and their guard stay: they describe the registry and protect it. The registry is not touched,
     and every pull keeps working.
     """
-    if not yes and sys.stdin.isatty():
+    if not (yes or dry_run) and sys.stdin.isatty():
         click.confirm("Remove the operator from the cluster?", abort=True, err=True)
     reporter = context.reporter()
-    installing.uninstall(api_of(kubeconfig), _smallest(), reporter.note)
+    told, done = _Told(reporter), list[Action]()
+    installing.uninstall(api_of(kubeconfig), _smallest(), told, dry_run=dry_run)
     if path is None and not config.DEFAULT_FILE.exists():
         reporter.note(
             "without the cluster file its key stays on the nodes; remove it with `operator uninstall --file FILE`",
@@ -159,7 +194,10 @@ def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool) 
         with session.cluster(config.load(path), terminal.prompts(), reporter.note, may_miss=True) as cluster:
             for name, why in cluster.absent.items():
                 reporter.note(f"{why}; its key stays there: run this again", host=name, level="warning")
-            run(OPERATOR_FORBID, cluster, reporter)
+            done = run(OPERATOR_FORBID, cluster, reporter, dry_run=dry_run)
+    if dry_run:
+        told.result(done)
+        return
     reporter.result("the operator is removed; the custom resources and their guard remain (see docs/operator.md)")
 
 

@@ -111,30 +111,33 @@ def _is_good(authority: str, certificate: str) -> bool:
 
 def install(
     api: Api, config: RegistryCluster, secrets: Secrets, tell: Tell, *,
-    image: str, seconds: float, helper: HelperKey | None = None, replaces: bool = False,
+    image: str, seconds: float, helper: HelperKey | None = None, replaces: bool = False, dry_run: bool = False,
 ) -> str:  # fmt: skip
     """Apply everything, and wait until one replica leads; returns its name.
 
     *helper* is its key for the nodes. *replaces*: it may write into the spec that a new node takes the place of one.
+    A *dry_run* only tells what would change, and returns nothing.
 
     Raises ConnectionFailed (ClusterRefused, ...), CommandTimeout if that takes more than *seconds*.
     """
     end = time.monotonic() + seconds
     definitions = [each.as_object() for each in DEFINITIONS]
     for one in definitions:
-        apply(api, one, tell)
-    for one in definitions:
+        apply(api, one, tell, dry_run=dry_run)
+    for one in () if dry_run else definitions:
         _wait(f"{_title(one)} to be served", partial(_is_established, api, path_of(one)), end)
     for one in guard():
-        apply(api, one, tell)
+        apply(api, one, tell, dry_run=dry_run)
     namespace, *others = installation(config, pulled_as=image, api_ports=api_ports(api))
-    apply(api, namespace, tell)
+    apply(api, namespace, tell, dry_run=dry_run)
     before = _read(api, path_of(secret({})))
-    apply(api, secret(credentials(secrets, _decoded(before), helper)), tell)
+    apply(api, secret(credentials(secrets, _decoded(before), helper)), tell, dry_run=dry_run)
     for one in others:
-        apply(api, one, tell)
+        apply(api, one, tell, dry_run=dry_run)
     for one in replacing():
-        (apply if replaces else _delete)(api, one, tell)
+        (apply if replaces else _delete)(api, one, tell, dry_run=dry_run)
+    if dry_run:
+        return ""
     start = _lease(api)
     _wait("a replica of the operator to lead", lambda: _lease(api).renewed_since(start), end)
     return _lease(api).holder
@@ -158,18 +161,24 @@ def refresh(api: Api, secrets: Secrets, tell: Tell) -> None:
         apply(api, secret({**there, **credentials(secrets, there, None)}), tell)
 
 
-def uninstall(api: Api, config: RegistryCluster, tell: Tell) -> None:
+def uninstall(api: Api, config: RegistryCluster, tell: Tell, *, dry_run: bool = False) -> None:
     """Take away what ``install`` applied, but not the definitions with their objects, nor the guard.
+
+    A *dry_run* only tells what would go.
 
     Raises ConnectionFailed.
     """
     objects = [*installation(config), *replacing(), secret({})]
     # The namespace goes last, and what is in it before that: then nothing waits for what is gone.
     for one in [*reversed(objects[1:]), objects[0]]:
-        _delete(api, one, tell)
+        _delete(api, one, tell, dry_run=dry_run)
 
 
-def _delete(api: Api, one: Object, tell: Tell) -> None:
+def _delete(api: Api, one: Object, tell: Tell, *, dry_run: bool = False) -> None:
+    if dry_run:
+        if _read(api, path_of(one)) is not None:
+            tell(f"{_title(one)} would be deleted")
+        return
     answer = api.send("DELETE", path_of(one), b'{"propagationPolicy": "Background"}', seconds=_REQUEST)
     if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.ACCEPTED, http.HTTPStatus.NOT_FOUND):
         raise _refused("DELETE", one, answer)
@@ -216,21 +225,34 @@ def status(api: Api, *, seconds: float = 20.0) -> Found:
     )
 
 
-def apply(api: Api, one: Object, tell: Tell) -> None:
-    """Apply *one*, and say whether that changed something. Raises ConnectionFailed."""
+def apply(api: Api, one: Object, tell: Tell, *, dry_run: bool = False) -> None:
+    """Apply *one*, and say whether that changed something, or would (*dry_run*). Raises ConnectionFailed."""
     path = path_of(one)
     before = _read(api, path)
+    if dry_run and before is None:  # nor may its namespace be there
+        tell(f"{_title(one)} would be created")
+        return
     answer = api.send(
-        "PATCH", f"{path}?fieldManager={_MANAGER}&force=true", json.dumps(one).encode(),
+        "PATCH", f"{path}?fieldManager={_MANAGER}&force=true{'&dryRun=All' * dry_run}", json.dumps(one).encode(),
         kind="application/apply-patch+yaml", seconds=_REQUEST,
     )  # fmt: skip
     if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.CREATED):
         raise _refused("apply", one, answer)
-    after = json.loads(answer.body)["metadata"]["resourceVersion"]
+    after = json.loads(answer.body)
     if before is None:
         tell(f"{_title(one)} created")
-    elif before["metadata"]["resourceVersion"] != after:
+    elif dry_run:
+        if _content(before) != _content(after):
+            tell(f"{_title(one)} would be changed")
+    elif before["metadata"]["resourceVersion"] != after["metadata"]["resourceVersion"]:
         tell(f"{_title(one)} changed")
+
+
+def _content(found: Object) -> Object:
+    """An object without what the API server keeps about it."""
+    kept = {key: value for key, value in found.items() if key not in ("metadata", "status")}
+    own = {"managedFields", "resourceVersion", "generation"}
+    return {**kept, "metadata": {key: value for key, value in found["metadata"].items() if key not in own}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,21 @@ def test_the_manifests_are_what_is_applied(server: ApiServer, account: Path) -> 
                               ROOT / "manifests" / file).stdout == ""  # fmt: skip
 
 
+def test_a_dry_run_says_what_would_change_and_changes_nothing(server: ApiServer, api: Api, account: Path) -> None:
+    def told(image: str) -> list[str]:
+        said: list[str] = []
+        installing.install(api, SPEC, SECRETS, said.append, image=image, seconds=1, dry_run=True)
+        return said
+
+    assert told("") == []
+    assert told("example.org/another:1") == [f"Deployment {NAME} would be changed"]
+    assert told("") == [], "it was not changed"
+    said: list[str] = []
+    installing.uninstall(api, SPEC, said.append, dry_run=True)
+    assert f"Deployment {NAME} would be deleted" in said
+    assert server.ask("get", "deployment", NAME, f"--namespace={NAMESPACE}").taken
+
+
 def test_who_may_not_install_is_told_so(server: ApiServer, account: Path) -> None:
     with pytest.raises(ConnectionFailed) as caught:
         install(by_kubeconfig(account), 5)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
@@ -12,7 +15,10 @@ import yaml
 from click.testing import CliRunner
 
 from kubeadm_registry import __version__, config, pki
+from kubeadm_registry.access import session
+from kubeadm_registry.cli import operator
 from kubeadm_registry.cli.main import cli
+from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.custom_resources import installing, roles
 from kubeadm_registry.custom_resources.deployment import image, installation
 from kubeadm_registry.custom_resources.installing import Found, HelperKey, credentials, path_of
@@ -21,7 +27,9 @@ from kubeadm_registry.custom_resources.roles import GRANTS, REPLACING
 from kubeadm_registry.operator import health
 from kubeadm_registry.upkeep.api import Answer, Api
 from kubeadm_registry.upkeep.rights import RIGHTS
-from tests.unit.fake_cluster import fixed_secrets
+from tests.unit.fake_cluster import FakeCluster, fixed_secrets
+from tests.unit.test_members import THREE, file
+from tests.unit.test_replacing import begun
 
 KUBECONFIG = """\
 clusters: [{name: a, cluster: {server: 'https://a.example:6443'}}]
@@ -123,6 +131,94 @@ def test_what_a_newer_release_has_added_to_the_secret_stays_and_what_is_taken_aw
     without = credentials(secrets, {**with_key, "username": "other"}, None)
     assert with_key.keys() - without.keys() == {"helper-key", "helper-hosts"}
     assert (without["of-a-newer-release"], without["username"]) == ("x", "push")
+
+
+class Objects(Api):
+    """An API server that keeps what is applied, and has a replica lead at once."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, dict[str, Any]] = {}
+        self.version = 0
+
+    def get(self, path: str, query: Mapping[str, str] | None = None, *, by: float) -> Answer:
+        if "/leases/" in path and path in self.there:
+            self.there[path]["spec"] = {"holderIdentity": "pod-a"}
+            self._change(path)
+        if "endpointslices" in path:
+            return Answer(200, b'{"items": []}')
+        found = self.there.get(path)
+        return Answer(404, b"{}") if found is None else Answer(200, json.dumps(found).encode())
+
+    def send(self, method: str, path: str, body: bytes, *, kind: str = "application/json", seconds: float) -> Answer:
+        path, _, query = path.partition("?")
+        if method == "DELETE":
+            return Answer(404 if self.there.pop(path, None) is None else 200, b"{}")
+        one = json.loads(body)
+        before = self.there.get(path)
+        made = {**(before or {}), **one, "status": {"conditions": [{"type": "Established", "status": "True"}]}}
+        made["metadata"] = {**one["metadata"], "resourceVersion": "0", "managedFields": [query]}
+        if "dryRun=All" in query:
+            return Answer(200, json.dumps(made).encode())
+        if before is None or installing._content(before) != installing._content(made):
+            self.there[path] = made
+            self._change(path)
+        return Answer(200, json.dumps(self.there[path]).encode())
+
+    def kept(self) -> str:
+        """All objects but the lease, which the replica renews."""
+        return json.dumps({path: one for path, one in self.there.items() if "/leases/" not in path})
+
+    def _change(self, path: str) -> None:
+        self.version += 1
+        self.there[path]["metadata"]["resourceVersion"] = str(self.version)
+
+
+@pytest.fixture
+def objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Objects, FakeCluster]:
+    """A cluster without an operator, and a registry whose nodes have no helper."""
+    api, fake = Objects(), begun().copy()
+
+    @contextmanager
+    def cluster(*_: object, **__: object) -> Iterator[Cluster]:
+        yield fake.cluster
+
+    (tmp_path / "cluster.yaml").write_text(file(THREE))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "cluster", cluster)
+    monkeypatch.setattr(operator, "api_of", lambda _: api)
+    return api, fake
+
+
+def last(*words: str) -> tuple[dict[str, Any], list[str]]:
+    """The result of a command, and what it noted."""
+    code, text = run(*words, "--kubeconfig", "admin.conf", "-o", "json")
+    assert code == 0, text
+    *events, result = [json.loads(line) for line in text.splitlines()]
+    return result, [event["message"] for event in events if event["event"] == "note"]
+
+
+@pytest.mark.parametrize("more", [(), ("--replace-nodes",)], ids=["", "replaces"])
+def test_a_dry_run_says_what_would_change_and_changes_nothing(
+    objects: tuple[Objects, FakeCluster], more: tuple[str, ...]
+) -> None:
+    api, fake = objects
+    before = fake.snapshot()
+    planned, said = last("install", *more, "--dry-run")
+    assert (planned["dryRun"], api.there, fake.snapshot()) == (True, {}, before)
+    assert "Namespace kubeadm-registry would be created" in said
+    assert not [text for text in said if "authorized_keys" in text], "nobody gets a key that is not there"
+    last("install", *more)
+    made, nodes = api.kept(), fake.snapshot()
+    assert nodes != before
+    again, said = last("install", *more, "--dry-run")
+    assert (again["changed"], [text for text in said if "would" in text]) == (0, [])
+    rotated, said = last("install", *more, "--new-keys", "--dry-run")
+    assert rotated["changed"] > 0
+    assert [text for text in said if "would" in text] == ["Secret registry would be changed"]
+    gone, said = last("uninstall", "--dry-run")
+    assert gone["changed"] > len(nodes)
+    assert "Namespace kubeadm-registry would be deleted" in said
+    assert (api.kept(), fake.snapshot()) == (made, nodes)
 
 
 @pytest.mark.parametrize(("leads", "code"), [("pod-a", 0), ("", 5)])
