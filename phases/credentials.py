@@ -21,6 +21,7 @@ from kubeadm_registry.phases.containerd import CONTAINERD
 from kubeadm_registry.phases.exchange import Stages, exchange
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.identity import STORE
+from kubeadm_registry.phases.network import NETWORK
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.retention import RETENTION
 from kubeadm_registry.transport.host import Host
@@ -40,6 +41,8 @@ def _settle(_: Cluster, __: Host) -> Steps:
 
 
 SETTLE = Phase("settle", "Wait until the agents work with the keys", _settle)
+# The agent of a release looks after the rules of that release.
+AGENTS: Workflow = (NETWORK, AGENT, SETTLE)
 KEYS: dict[rotation.Kind, Stages] = {
     "s3": {
         "trust": (STORE, FORM, JOINED),
@@ -48,16 +51,16 @@ KEYS: dict[rotation.Kind, Stages] = {
         "": (STORE,),
     },
     "heartbeat": {
-        "trust": (STORE, AGENT, SETTLE),
-        "issue": (STORE, AGENT, SETTLE),
-        "remove": (STORE, AGENT, SETTLE),
+        "trust": (STORE, *AGENTS),
+        "issue": (STORE, *AGENTS),
+        "remove": (STORE, *AGENTS),
         "": (STORE,),
     },
     # The storage accepts one token at a time, and only its own node's agent uses it, which reads it again where it is
     # refused. So both get it on one node after another; the other stages are for a run that dies.
     "admin": {
         "trust": (STORE,),
-        "issue": (STORE, INSTALL, JOINED, AGENT, SETTLE),
+        "issue": (STORE, INSTALL, JOINED, *AGENTS),
         "remove": (STORE,),
         "": (STORE,),
     },
