@@ -95,7 +95,7 @@ test-monitoring: setup
 # loopback: Distribution, and zot where KUBEADM_REGISTRY_ZOT names one. Needs Go once, and no root.
 test-operator: setup
 	@$(PYTHON) -m tests.lab.programs etcd kubectl registry > /dev/null
-	.venv/bin/pytest -m 'not long' tests/operator
+	.venv/bin/pytest -m 'not long' --numprocesses=2 --dist=loadfile tests/operator
 
 # What takes hours: retention in a million worlds, its plans and its trash, an hour without an API server, ten minutes at
 # rest with as many pods as the machine holds. Shorter: make test-operator-long WORLDS=20000 AWAY=60 REST=60 PODS=2000

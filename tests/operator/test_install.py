@@ -174,6 +174,8 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(server: ApiServer,
         installing.install(api, SPEC, SECRETS, said.append, image=image, seconds=1, dry_run=True)
         return said
 
+    with pytest.raises(CommandTimeout):
+        install(api, 1)  # the manifests of the repository name another port of the API server
     assert told("") == []
     assert told("example.org/another:1") == [f"Deployment {NAME} would be changed"]
     assert told("") == [], "it was not changed"
