@@ -60,6 +60,8 @@ FENCE_TABLE = f"{PREFIX}-fence"
 """The nft table of the kernel's timer."""
 ENDING_TABLE = f"{PREFIX}-ending"
 """The nft table of connections that end after their node has died; the agent has the same name."""
+ENDING_MARK = 0x2083
+"""Of packets of those connections; that of the agent is the same. kube-proxy, Calico and Cilium use other bits."""
 TABLES = (PREFIX, FENCE_TABLE, ENDING_TABLE)
 """All nft tables that stay, of the family inet."""
 SLICE = "kubeadm_registry.slice"

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import family
-from kubeadm_registry.agent import endings
 from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent
@@ -146,7 +145,7 @@ def rules(cluster: Cluster, host: Host, services: Sequence[Service], frontend: F
         rpc_port=paths.RPC_PORT,
         fence_table=paths.FENCE_TABLE,
         fence=fence(frontend),
-        ending={"table": paths.ENDING_TABLE, "vips": cluster.spec.vip.addresses, "mark": hex(endings.MARK)},
+        ending={"table": paths.ENDING_TABLE, "vips": cluster.spec.vip.addresses, "mark": hex(paths.ENDING_MARK)},
     )
 
 

@@ -239,7 +239,6 @@ def test_a_kernel_that_does_not_know_who_is_connected_is_asked_no_oftener(agent:
     assert len(site.failed) == 2
 
 
-def test_the_mark_is_that_of_the_rules(root: Path) -> None:
-    assert hex(endings.MARK) == "0x2083"
-    assert "meta mark set {{ ending.mark }}" in (root / "kubeadm_registry/templates/guard/guard.nft.j2").read_text()
+def test_the_agent_has_the_names_and_the_mark_of_the_rules() -> None:
+    assert endings.MARK == paths.ENDING_MARK
     assert (inheritance.TABLE, inheritance.PASSES) == (paths.ENDING_TABLE, handover.PASS)
