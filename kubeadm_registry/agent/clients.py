@@ -15,7 +15,7 @@ import hmac
 import ipaddress
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kubeadm_registry.agent.heartbeat import DIGEST, LARGEST, Refused
@@ -34,23 +34,37 @@ Client = tuple[str, int]  # the address and the port that it connects from
 
 @dataclass(frozen=True)
 class Told:
-    """One datagram: some of the *clients* of the address *vip*; those with the same counter belong together."""
+    """One datagram: some of the clients of the address *vip*; those with the same counter belong together.
+
+    They stay *packed* as they came: nobody reads them but who gets the VIP, and there may be a thousand each time.
+    """
 
     sender: str
     receiver: str
     instance: str
     counter: int
     vip: str
-    clients: frozenset[Client]
+    packed: bytes
+
+
+def packed(clients: Iterable[Client]) -> bytes:
+    """*clients* as they are sent: address and port of each, in network order."""
+    return b"".join(ipaddress.ip_address(address).packed + PORT.pack(port) for address, port in clients)
+
+
+def unpacked(vip: str, data: bytes) -> Iterator[Client]:
+    """The clients of the address *vip* in *data*; their addresses are of the same family."""
+    size = len(ipaddress.ip_address(vip).packed)
+    for at in range(0, len(data), size + PORT.size):
+        yield str(ipaddress.ip_address(data[at : at + size])), PORT.unpack_from(data, at + size)[0]
 
 
 def encode(key: bytes, told: Told) -> bytes:
     """The datagram for *told*."""
-    packed = b"".join(ipaddress.ip_address(address).packed + PORT.pack(port) for address, port in sorted(told.clients))
     body = json.dumps(
         {
             "from": told.sender, "to": told.receiver, "instance": told.instance, "counter": told.counter,
-            "vip": told.vip, "clients": base64.b64encode(packed).decode(),
+            "vip": told.vip, "clients": base64.b64encode(told.packed).decode(),
         },
         separators=(",", ":"),
     ).encode()  # fmt: skip
@@ -66,18 +80,12 @@ def decode(keys: Sequence[bytes], datagram: bytes) -> Told:
         raise Refused("made with another key")
     try:
         said = json.loads(body)
-        vip, packed = str(ipaddress.ip_address(said["vip"])), base64.b64decode(said["clients"], validate=True)
-        size = len(ipaddress.ip_address(vip).packed)
-        clients = frozenset(_clients(packed, size))
-        return Told(str(said["from"]), str(said["to"]), str(said["instance"]), int(said["counter"]), vip, clients)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, AttributeError, struct.error) as error:
+        vip, data = ipaddress.ip_address(said["vip"]), base64.b64decode(said["clients"], validate=True)
+        if len(data) % (len(vip.packed) + PORT.size):
+            raise ValueError("a part of a client")
+        return Told(str(said["from"]), str(said["to"]), str(said["instance"]), int(said["counter"]), str(vip), data)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, AttributeError) as error:
         raise Refused(f"not to be understood: {error!r}") from error
-
-
-def _clients(packed: bytes, size: int) -> Iterator[Client]:
-    for at in range(0, len(packed), size + PORT.size):
-        address = ipaddress.ip_address(packed[at : at + size])
-        yield str(address), PORT.unpack_from(packed, at + size)[0]
 
 
 def split(clients: Sequence[Client]) -> Iterator[Sequence[Client]]:
@@ -97,8 +105,8 @@ class Known:
         self._instance = ""
         self._counter = 0
         self._at = 0.0
-        self._clients: dict[str, set[Client]] = {}
-        self._before: dict[str, set[Client]] = {}
+        self._clients: dict[str, set[bytes]] = {}
+        self._before: dict[str, set[bytes]] = {}
 
     def take(self, told: Told, instance: str, now: float) -> None:
         """Take it up, if it is of the life *instance* of the peer's agent, and not older than the last one.
@@ -116,11 +124,14 @@ class Known:
             self._before = self._clients if instance == self._instance else {}
             self._clients = {}
             self._instance, self._counter, self._at = instance, told.counter, now
-        self._clients.setdefault(told.vip, set()).update(told.clients)
+        self._clients.setdefault(told.vip, set()).add(told.packed)
 
     def recent(self, now: float) -> Mapping[str, frozenset[Client]]:
         """By address the clients of the last two lists, since one may not have come whole; none if they are old."""
         if now - self._at > RECENT:
             return {}
-        both = (self._clients, self._before)
-        return {vip: frozenset().union(*(one.get(vip, ()) for one in both)) for vip in {*both[0], *both[1]}}
+        found: dict[str, frozenset[Client]] = {}
+        for vip in {*self._clients, *self._before}:
+            pieces = self._clients.get(vip, set()) | self._before.get(vip, set())
+            found[vip] = frozenset(client for data in pieces for client in unpacked(vip, data))
+        return found

@@ -105,7 +105,9 @@ class Link:
     def tell(self, counter: int, vip: str, there: Sequence[clients.Client]) -> None:
         """Send the clients of *vip*, all with *counter*."""
         for some in clients.split(there):
-            told = clients.Told(self._config.name, self.peer.name, self._outbox.instance, counter, vip, frozenset(some))
+            told = clients.Told(
+                self._config.name, self.peer.name, self._outbox.instance, counter, vip, clients.packed(some)
+            )
             self._deliver(clients.encode(self._key, told))
 
     def _deliver(self, datagram: bytes) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeadm_registry.agent.clients import MAGIC, RECENT, Client, Known, Told, decode, encode, split
+from kubeadm_registry.agent.clients import MAGIC, RECENT, Client, Known, Told, decode, encode, packed, split, unpacked
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import parse
 from kubeadm_registry.agent.heartbeat import DIGEST, LARGEST, Refused
@@ -25,7 +25,7 @@ from tests.unit.test_agent_daemon import eventually, free_port, raw
 KEY = b"k" * 32
 VIP = "10.0.0.100"
 ONE: Client = ("10.0.0.4", 40123)
-TOLD = Told("cp-1", "cp-2", "0123456789abcdef", 7, VIP, frozenset([ONE, ("10.0.0.5", 50001)]))
+TOLD = Told("cp-1", "cp-2", "0123456789abcdef", 7, VIP, packed([ONE, ("10.0.0.5", 50001)]))
 
 
 def changed(datagram: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -88,14 +88,14 @@ def test_a_long_list_goes_in_datagrams_that_fit(six: bool, count: int, length: i
     names = "n" * length, "m" * length
     back: set[Client] = set()
     for some in split(clients):
-        datagram = encode(KEY, Told(*names, "0123456789abcdef", 10**9, vip, frozenset(some)))
+        datagram = encode(KEY, Told(*names, "0123456789abcdef", 10**9, vip, packed(some)))
         assert len(datagram) <= LARGEST
-        back |= decode([KEY], datagram).clients
+        back |= set(unpacked(vip, decode([KEY], datagram).packed))
     assert back == set(clients)
 
 
 def told(counter: int, *ports: int, instance: str = "a") -> Told:
-    return Told("cp-1", "cp-2", instance, counter, VIP, frozenset(("10.0.0.4", port) for port in ports))
+    return Told("cp-1", "cp-2", instance, counter, VIP, packed(("10.0.0.4", port) for port in ports))
 
 
 def test_the_last_two_lists_count_for_a_while() -> None:
