@@ -112,7 +112,7 @@ def test_a_node_leaves(registry: Changing, tmp_path: Path) -> None:
 def test_the_holder_dies_and_is_replaced(registry: Changing, tmp_path: Path) -> None:
     """What was in flight there may fail, and is counted; what was acknowledged is there.
 
-    A client that only receives notices by its keepalive, after 30 s with containerd's, that its server is gone.
+    The next holder ends what clients receive, and containerd goes on. What it was opening at that moment fails.
     """
     dead = registry.holder()
     left = [name for name in registry.names if name != dead.name]
