@@ -88,12 +88,11 @@ def decode(keys: Sequence[bytes], datagram: bytes) -> Told:
         raise Refused(f"not to be understood: {error!r}") from error
 
 
-def split(clients: Sequence[Client]) -> Iterator[Sequence[Client]]:
-    """*clients* of one address in pieces that fit into a datagram each; one that is empty if there are none."""
-    size = len(ipaddress.ip_address(clients[0][0]).packed) + PORT.size if clients else ROOM
-    each = ROOM // size
-    for at in range(0, max(1, len(clients)), each):
-        yield clients[at : at + each]
+def split(vip: str, clients: Iterable[Client]) -> list[bytes]:
+    """The *clients* of *vip*, packed, in pieces that fit into a datagram each; one that is empty if there are none."""
+    data, size = packed(clients), len(ipaddress.ip_address(vip).packed) + PORT.size
+    each = ROOM // size * size
+    return [data[at : at + each] for at in range(0, max(1, len(data)), each)]
 
 
 class Known:

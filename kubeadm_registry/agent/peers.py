@@ -102,13 +102,10 @@ class Link:
         )
         self._deliver(encode(self._key, packet))
 
-    def tell(self, counter: int, vip: str, there: Sequence[clients.Client]) -> None:
-        """Send the clients of *vip*, all with *counter*."""
-        for some in clients.split(there):
-            told = clients.Told(
-                self._config.name, self.peer.name, self._outbox.instance, counter, vip, clients.packed(some)
-            )
-            self._deliver(clients.encode(self._key, told))
+    def tell(self, counter: int, vip: str, packed: bytes) -> None:
+        """Send some of the clients of *vip*; those with the same *counter* belong together."""
+        told = clients.Told(self._config.name, self.peer.name, self._outbox.instance, counter, vip, packed)
+        self._deliver(clients.encode(self._key, told))
 
     def _deliver(self, datagram: bytes) -> None:
         for _ in range(2):  # the first attempt may only fetch the news that an earlier datagram was refused
@@ -281,9 +278,10 @@ class Links:
     def tell(self, there: Mapping[str, Sequence[clients.Client]]) -> None:
         """Tell each peer who is connected with which address here."""
         self._told += 1
-        for link in self.links.values():
-            for vip, connected in there.items():
-                link.tell(self._told, vip, connected)
+        for vip, connected in there.items():
+            for packed in clients.split(vip, connected):
+                for link in self.links.values():
+                    link.tell(self._told, vip, packed)
 
     def connected(self, now: float) -> Mapping[str, Collection[clients.Client]]:
         """By address the clients that peers had a moment ago."""

@@ -13,14 +13,7 @@ from kubeadm_registry import config, pki
 from kubeadm_registry.access import session
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cli import terminal
-from kubeadm_registry.cli.command import (
-    EXIT_DEGRADED,
-    Context,
-    command,
-    diff_option,
-    dry_run_option,
-    file_option,
-)
+from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, diff_option, dry_run_option, file_option
 from kubeadm_registry.cli.workflows import summary
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper, replacing

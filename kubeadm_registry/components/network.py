@@ -145,7 +145,9 @@ def rules(cluster: Cluster, host: Host, services: Sequence[Service], frontend: F
         rpc_port=paths.RPC_PORT,
         fence_table=paths.FENCE_TABLE,
         fence=fence(frontend),
-        ending={"table": paths.ENDING_TABLE, "vips": cluster.spec.vip.addresses, "mark": hex(paths.ENDING_MARK)},
+        ending_table=paths.ENDING_TABLE,
+        ending_mark=hex(paths.ENDING_MARK),
+        vips=[(family(vip), vip) for vip in cluster.spec.vip.addresses],
     )
 
 
@@ -155,7 +157,7 @@ _ANY_USER = 60000
 
 def trial(cluster: Cluster, host: Host, services: Sequence[Service], frontend: Frontend) -> bytes:
     """The same rules with numbers in place of our users."""
-    numbers: dict[str, str] = dict(zip(paths.TABLES, paths.TABLES, strict=True))
+    numbers: dict[str, str] = {table: table for table in paths.TABLES}
 
     def number(found: re.Match[str]) -> str:
         return numbers.setdefault(found[0], str(_ANY_USER + len(numbers)))

@@ -20,23 +20,12 @@ from kubeadm_registry.phases import network as rules
 from tests.lab.command import wait_until
 from tests.lab.fresh import require_machine
 from tests.lab.namespaces import Namespace, network
-from tests.lab.test_handover import ANNOUNCE, SERVER
+from tests.lab.test_handover import ANNOUNCE, FILE, SERVER, listens
 from tests.unit.fake_cluster import FakeCluster
 
 ROOT = Path(__file__).parents[2]
 AGENT = 64001
 COUNT = 40
-FILE = """
-apiVersion: kubeadm-registry.dev/v1alpha1
-kind: RegistryCluster
-metadata: {{name: registry}}
-spec:
-  nodes:
-    - {{name: cp-1, address: "{net}11"}}
-    - {{name: cp-2, address: "{net}12"}}
-    - {{name: cp-3, address: "{net}13"}}
-  vip: {{address: "{net}10"}}
-"""
 #: Opens ``$3`` connections to ``$1``, port ``$2``, has an answer by each and tells their ports; then waits for more and
 #: tells how each has ended. What has not after ``$4`` seconds waits. Then the same ports are used once more.
 CLIENT = """
@@ -158,13 +147,9 @@ def room(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Room]:
             process = hosts[name].start(sys.executable, "-I", "-c", SERVER, room.vip, str(paths.REGISTRY_PORT), name)
             stack.callback(process.wait)
             stack.callback(process.kill)
-            wait_until(f"{name} to listen", partial(_listens, hosts[name]), seconds=30)
+            wait_until(f"{name} to listen", partial(listens, hosts[name]), seconds=30)
         room.settle("cp-1")
         yield room
-
-
-def _listens(host: Namespace) -> str:
-    return host.run("ss", "-Hltn", "sport", "=", f":{paths.REGISTRY_PORT}").stdout
 
 
 @contextmanager

@@ -190,12 +190,13 @@ def room(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Room]:
             process = hosts[name].start(sys.executable, "-I", "-c", SERVER, room.vip, str(paths.REGISTRY_PORT), name)
             stack.callback(process.wait)
             stack.callback(process.kill)
-            wait_until(f"{name} to listen", partial(_listens, hosts[name]), seconds=30)
+            wait_until(f"{name} to listen", partial(listens, hosts[name]), seconds=30)
         room.settle("cp-1")
         yield room
 
 
-def _listens(host: Namespace) -> str:
+def listens(host: Namespace) -> str:
+    """Who listens on the registry's port there, as ss says it; empty if nobody does."""
     return host.run("ss", "-Hltn", "sport", "=", f":{paths.REGISTRY_PORT}").stdout
 
 

@@ -87,8 +87,8 @@ def test_a_long_list_goes_in_datagrams_that_fit(six: bool, count: int, length: i
     clients = [(base.format(number % 250), 10000 + number) for number in range(count)]
     names = "n" * length, "m" * length
     back: set[Client] = set()
-    for some in split(clients):
-        datagram = encode(KEY, Told(*names, "0123456789abcdef", 10**9, vip, packed(some)))
+    for some in split(vip, clients):
+        datagram = encode(KEY, Told(*names, "0123456789abcdef", 10**9, vip, some))
         assert len(datagram) <= LARGEST
         back |= set(unpacked(vip, decode([KEY], datagram).packed))
     assert back == set(clients)

@@ -60,6 +60,14 @@ def says(server: FakeTransport, **changes: Any) -> None:
     server.answer("sh", "-c", health._STATE, "state", with_=f"1000.5\n{json.dumps(document)}")
 
 
+def outdated(server: FakeTransport, unit: str, path: str) -> None:
+    """Have *unit* run with an earlier version of the file *path*."""
+    record = f"{health.STARTED}/{unit}"
+    lines = server.content(record).decode().splitlines()
+    assert any(path in one for one in lines)
+    server.put(record, "".join(f"{'0' * 64 if path in one else one[:64]}{one[64:]}\n" for one in lines))
+
+
 @pytest.mark.usefixtures("newer")
 def test_the_writer_ends_before_its_own_agent_begins_anew(zot: FakeCluster) -> None:
     last = [("cp-1", PAUSE), ("cp-1", ANEW), ("cp-1", RESUME)]
@@ -94,11 +102,7 @@ def test_where_all_may_write_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> N
 def test_nothing_waits_where_no_agent_begins_anew(zot: FakeCluster) -> None:
     """Another key for heartbeats is taken up in place."""
     for server in zot.servers.values():
-        record = f"{health.STARTED}/{agent.UNIT}"
-        lines = server.content(record).decode().splitlines()
-        server.put(
-            record, "".join(f"{'0' * 64 if agent.HEARTBEAT_KEY in one else one[:64]}{one[64:]}\n" for one in lines)
-        )
+        outdated(server, agent.UNIT, agent.HEARTBEAT_KEY)
     assert init(zot) == [(name, ANEW) for name in ("cp-2", "cp-3", "cp-1")]
 
 

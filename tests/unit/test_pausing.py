@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kubeadm_registry import paths
-from kubeadm_registry.components import garage, handover, health, zot
+from kubeadm_registry.components import garage, handover, zot
 from kubeadm_registry.engine import changes
 from kubeadm_registry.engine.changes import unit_path
 from kubeadm_registry.engine.workflow import run
@@ -19,7 +19,7 @@ from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import FakeTransport
 from tests.unit.installed import fresh
-from tests.unit.test_agent_phase import says
+from tests.unit.test_agent_phase import outdated, says
 from tests.unit.test_members import THREE, file
 from tests.unit.test_workflow import Recorder
 
@@ -32,14 +32,6 @@ OF = {"the registry": (zot.SERVICE.unit, zot.WRITER_CONFIG), "the storage": (gar
 def nodes() -> FakeCluster:
     """Three nodes after init; cp-1 has the virtual IP and the lease."""
     return fresh(file(THREE))
-
-
-def outdated(server: FakeTransport, unit: str, path: str) -> None:
-    """Have *unit* run with an earlier version of the file *path*."""
-    record = f"{health.STARTED}/{unit}"
-    lines = server.content(record).decode().splitlines()
-    assert any(path in one for one in lines)
-    server.put(record, "".join(f"{'0' * 64 if path in one else one[:64]}{one[64:]}\n" for one in lines))
 
 
 def init(fake: FakeCluster, *, dry_run: bool = False) -> list[tuple[str, str]]:
