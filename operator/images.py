@@ -34,7 +34,7 @@ def place_of(config: RegistryCluster, reference: str) -> Place | None:
         return Place(found.path, found.wanted)
     if found.host.startswith("["):
         return None  # containerd looks for no mirror of an IPv6 address
-    if found.host in config.spec.mirrors or EVERY_REGISTRY in config.spec.mirrors:
+    if {found.host, EVERY_REGISTRY} & {*config.spec.mirrors}:
         return Place(f"{repository_prefix(found.host)}/{found.path}", found.wanted)
     return None
 
