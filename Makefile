@@ -8,12 +8,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
+# Compiled sources are kept, whatever the environment says: the tests start Python a thousand times.
+unexport PYTHONDONTWRITEBYTECODE
 
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kubeadm-registry
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
 DAY_TWO := members large recover killed vip_move upgrade rotation certificates backup status pulls doctor images retention \
-           retention_full space helper operator_space operator_replace
+           retention_full space helper operator_space operator_replace reset
 KILLED := members members_killed recovery replacing operator_freeing
 KUBERNETES := kubelet etcd coredns bridge pause guest
 

@@ -160,6 +160,7 @@ def test_a_restart_that_a_dead_run_owed_is_made_up(registry: Registry) -> None:
     assert last_line(registry, "init") == "nothing to do"
 
 
+@pytest.mark.long
 def test_a_reload_that_a_dead_run_owed_is_made_up(registry: Registry) -> None:
     """The proxy reads a changed file without being started anew."""
     host = registry.servers["h1"]

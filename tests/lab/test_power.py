@@ -81,6 +81,7 @@ def test_a_returned_server_gets_its_copies(registry: Registry) -> None:
     assert blocks(other) <= blocks(victim)
 
 
+@pytest.mark.long
 def test_a_server_that_lost_everything_is_made_anew_and_gets_all_data(registry: Registry) -> None:
     """A new machine under its name and address: ``init`` gives it its place back, and the storage fills its disk."""
     image = images.image(SIZES, seed=time.time_ns())
