@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from typing import Literal
 
 Level = Literal["major", "minor", "patch"]
-_NUMBER = r"(?:0|[1-9][0-9]{0,8})"
+#: As long as a whole tag (distribution-spec): builds count up, or have the time of day in a number.
+_LONGEST = 128
+_NUMBER = rf"(?:0|[1-9][0-9]{{0,{_LONGEST - 1}}})"
 #: ``+`` cannot be in a tag; Helm writes ``_`` for it.
 _VERSION = re.compile(
     rf"v?(?P<major>{_NUMBER})\.(?P<minor>{_NUMBER})\.(?P<patch>{_NUMBER})"
@@ -23,7 +25,7 @@ Key = tuple[int, int, int, bool, tuple[tuple[int, int, str], ...]]
 
 def key(tag: str) -> Key | None:
     """The precedence of the version *tag* (semver.org, section 11); None if it is not a complete version."""
-    found = _VERSION.fullmatch(tag)
+    found = _VERSION.fullmatch(tag) if len(tag) <= _LONGEST else None
     if found is None:
         return None
     parts = found["pre"].split(".") if found["pre"] else []

@@ -231,6 +231,14 @@ def test_the_order_of_versions_is_that_of_semver_org() -> None:
     assert versions.key("1.0.0_build.5") == versions.key("v1.0.0")
 
 
+def test_the_numbers_of_a_version_may_be_of_any_length() -> None:
+    """CI often counts patches by the time: such a version would be of no rule, and go."""
+    tags = ["1.0.202601311200", "1.0.20260131120001", "v1.0.20260201093000", "1.0.7", "1.0"]
+    assert versions.newest(tags, 2, "minor") == {"v1.0.20260201093000", "1.0.20260131120001", "1.0"}
+    assert versions.key(f"1.0.{'9' * 124}") is not None
+    assert versions.key(f"1.0.0-{'9' * 5000}") is None, "that is no tag"
+
+
 def parts(schema: dict[str, Any], path: str = "spec") -> Iterator[tuple[str, dict[str, Any]]]:
     """*schema* and all in it, by path."""
     yield path, schema
