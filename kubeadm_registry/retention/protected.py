@@ -118,7 +118,9 @@ class _Named:
             # What runs is not known: it may be any image that had this name.
             for repository in asked.repositories if asked else ():
                 self._add_all_tags(repository, use)
-        return None if asked is not None else _not_understood(use)
+        # Of what is gone only containers may still run, and their imageID is that of what they run (``upkeep.named``).
+        gone = use.last_seen is not None and use.image_id.removeprefix("oci://") in ("", use.reference)
+        return None if asked is not None or gone else _not_understood(use)
 
     def add_anywhere(self, use: Use) -> None:
         """Note the image *use* below any other name as well: kubeadm asks where ``imageRepository`` says, and where

@@ -10,6 +10,7 @@ from kubeadm_registry.oci import canary
 from kubeadm_registry.retention import Protected, Reason, Refused, Use, Workloads, grouped, plan, protect
 from kubeadm_registry.retention.names import digest_in, wanted
 from kubeadm_registry.retention.uses import PAUSE
+from kubeadm_registry.upkeep.named import of_text
 from tests.unit.retention_registry import DAY, NOW, SETS, Registry, digest, gone, keep, rules
 
 EVERYTHING = keep("{newest: 1}")
@@ -135,6 +136,21 @@ def test_a_name_that_cannot_be_read_gives_no_plan(reference: str, image_id: str)
     assert reason.code == "ImageNotUnderstood"
     assert reason.message.startswith(f"Pod default/web and 11 more uses {reference!r}")
     assert reason.hint == "correct the image name, or delete what uses it"
+
+
+@pytest.mark.parametrize(
+    ("reference", "image_id"), [("UPPER/case", ""), of_text("https://charts.example/stable"), of_text("oci://UP/x")]
+)
+def test_a_name_that_cannot_be_read_is_no_reason_any_more_when_its_workload_is_gone(
+    reference: str, image_id: str
+) -> None:
+    """The hint says to correct it, or to delete what uses it. What ran, by a name that others can read, may still."""
+    registry = Registry()
+    registry.image("team/app", "v1")
+    assert codes(registry.protected(Use(reference, image_id))) == ["ImageNotUnderstood"]
+    assert codes(registry.protected(Use(reference, image_id, last_seen=NOW - DAY))) == []
+    ran = Use(f"x@sha512:{'a' * 128}", digest("never pushed"), last_seen=NOW - DAY)
+    assert codes(registry.protected(ran)) == ["ImageNotUnderstood"]
 
 
 def test_a_digest_alone_is_understood_if_it_is_known() -> None:
