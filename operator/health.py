@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from kubeadm_registry.agent import reserve
 from kubeadm_registry.config import RegistryCluster
@@ -60,11 +61,19 @@ def of_cluster(
     ]
 
 
-def unknown(reason: str, message: str) -> list[Verdict]:
-    """The conditions of a registry that cannot be looked at."""
+def unknown(reason: str, message: str, *more: str) -> list[Verdict]:
+    """The conditions of a registry that cannot be looked at, and those called *more*."""
     kinds = ("Available", "Degraded", "RedundancyComplete", "CanLoseANode", "CertificatesValid", "StorageFilling",
-             "SplitVIP")  # fmt: skip
-    return [Verdict(kind, None, reason, message) for kind in kinds]
+             "SplitVIP", *more)  # fmt: skip
+    return [Verdict(kind, None, reason, message) for kind in dict.fromkeys(kinds)]
+
+
+def invalid(mine: Mapping[str, Any]) -> list[Verdict]:
+    """The conditions of the object *mine*, which the operator cannot read: nobody looks whether what they said before
+    is still so. What was freed last is."""
+    said = [one["type"] for one in mine.get("status", {}).get("conditions", ())]
+    text = "the RegistryCluster is not valid, so the operator does not look at the registry"
+    return unknown("Invalid", text, *(kind for kind in said if kind not in ("Adopted", "SpaceFreed")))
 
 
 def _no(probe: Probe) -> bool | None:

@@ -93,7 +93,9 @@ class Rounds:
         try:
             cluster = config.from_object(mine)
         except ConfigError as error:
-            self._write(CLUSTERS, mine, [Verdict("Adopted", False, "Invalid", str(error))], now)
+            told = [one for one in self._found.values() if one.kind == "RetentionHealthy"]
+            wrong = [Verdict("Adopted", False, "Invalid", str(error)), *health.invalid(mine), *told]
+            self._write(CLUSTERS, mine, wrong, now)
             return
         adopted = Verdict("Adopted", True, "Adopted", "the operator looks after this registry")
         try:

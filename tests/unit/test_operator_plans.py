@@ -23,7 +23,7 @@ from kubeadm_registry.custom_resources.plans import PlanStatus, PolicyStatus
 from kubeadm_registry.custom_resources.status import ClusterStatus
 from kubeadm_registry.errors import CommandTimeout, ConnectionFailed, Error, RegistryError
 from kubeadm_registry.operator import carrying, looking, probes
-from kubeadm_registry.operator.conditions import seconds_of
+from kubeadm_registry.operator.conditions import Verdict, seconds_of
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.health import Seen
 from kubeadm_registry.operator.plans import APPROVE
@@ -246,6 +246,33 @@ def test_an_object_that_cannot_be_read_does_not_count_as_a_second_one(turns: Tur
     turns.objects.held["registryclusters"]["spec"]["ofANewerRelease"] = 1
     turns.rounds.health()
     assert turns.conditions("registryclusters")["Adopted"] == ("False", "Invalid")
+
+
+def test_of_an_object_that_cannot_be_read_nothing_is_said_that_nobody_looks_at(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a downgrade: the registry may fail meanwhile."""
+    ends = datetime(2040, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(probes, "authority_ends", lambda _: ends)
+    seen = [Seen(name, Probe(node=name, ends=ends), "no response") for name in ("cp-1", "cp-2", "cp-3")]
+    monkeypatch.setattr(looking, "look", lambda *_: (Probe(node="cp-1", ends=ends), seen))
+    turns.rounds._tell(Verdict("NodesInPlace", True, "AllInPlace", "they are"))
+    turns.rounds._tell(Verdict("SpaceFreed", True, "Freed", "then"))
+    turns.rounds._tell(Verdict("ImagesMissing", False, "AllThere", "all are"))
+    turns.round()
+    turns.rounds.health()
+    valid = turns.conditions("registryclusters")
+    assert {valid[kind][0] for kind in ("Available", "RetentionHealthy", "NodesInPlace", "Adopted")} == {"True"}
+    turns.objects.held["registryclusters"]["spec"]["ofANewerRelease"] = 1
+    turns.round()
+    turns.rounds.health()
+    found = dict.fromkeys(valid, ("Unknown", "Invalid")) | {"Adopted": ("False", "Invalid")}
+    found |= {"RetentionHealthy": ("False", "NotAdopted"), "SpaceFreed": ("True", "Freed")}
+    assert turns.conditions("registryclusters") == found
+    del turns.objects.held["registryclusters"]["spec"]["ofANewerRelease"]
+    turns.round()
+    turns.rounds.health()
+    assert turns.conditions("registryclusters") == valid
 
 
 def test_of_plans_that_wait_only_what_they_delete_is_remembered_and_of_others_nothing(turns: Turns) -> None:
