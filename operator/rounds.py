@@ -94,8 +94,8 @@ class Rounds:
             cluster = config.from_object(mine)
         except ConfigError as error:
             told = [one for one in self._found.values() if one.kind == "RetentionHealthy"]
-            wrong = [Verdict("Adopted", False, "Invalid", str(error)), *health.invalid(mine), *told]
-            self._write(CLUSTERS, mine, wrong, now)
+            adopted = Verdict("Adopted", False, "Invalid", str(error))
+            self._write(CLUSTERS, mine, [adopted, *health.invalid(mine), *told], now)
             return
         adopted = Verdict("Adopted", True, "Adopted", "the operator looks after this registry")
         try:
@@ -106,11 +106,7 @@ class Rounds:
             return
         vip, seen = looking.look(cluster, the_way)
         authority_ends, moment = probes.authority_ends(the_way), datetime.fromtimestamp(now, UTC)
-        verdicts = [
-            adopted,
-            *health.of_cluster(cluster, vip, seen, authority_ends, moment),
-            *self._later(mine),
-        ]
+        verdicts = [adopted, *health.of_cluster(cluster, vip, seen, authority_ends, moment), *self._later(mine)]
         verdicts += self._stuck(mine, next(one.status for one in verdicts if one.kind == "StorageFilling"))
         of_nodes = {one.name: health.of_node(one, moment) for one in seen}
         holders = health.holders(seen, vip)
@@ -167,9 +163,12 @@ class Rounds:
         try:
             rules = policy.from_object(mine)
         except ConfigError as error:
-            self._write(POLICIES, mine, [Verdict("Accepted", False, "Invalid", str(error))], now)
+            verdict = Verdict("RetentionHealthy", False, "PolicyInvalid", f"the policy {name} is not valid")
+            if (plan := self.objects.get(f"{CUSTOM}/{PLANS}/{name}")) is not None:
+                self._empty(plan, replace(verdict, kind="Made"), now)
+            self._write(POLICIES, mine, [Verdict("Accepted", False, "Invalid", str(error)), verdict], now)
             self._deletable = None
-            self._tell(Verdict("RetentionHealthy", False, "PolicyInvalid", f"the policy {name} is not valid"))
+            self._tell(verdict)
             return
         plan = self._marked(name)
         said = plans.unused(plan)
@@ -234,13 +233,13 @@ class Rounds:
     def _without_policy(self, policies: Collection[str], now: float) -> None:
         """Empty the plans of policies that are gone: such a plan is nobody's wish any more."""
         for plan in self.objects.list(PLANS):
-            name = plan["spec"]["policy"]
-            if name not in policies:
-                said = Verdict("Made", False, "NoPolicy", f"there is no RegistryPolicy {name}")
-                old = plan.get("status", {}).get("conditions")
-                conditions = merged(old, [said, plans.NOT_PUBLISHED], now, 1)
-                status = {"conditions": conditions, **plans.used(plan), **plans.remembered(plans.marker(plan))}
-                self.objects.put_status(PLANS, plan, status)
+            if (name := plan["spec"]["policy"]) not in policies:
+                self._empty(plan, Verdict("Made", False, "NoPolicy", f"there is no RegistryPolicy {name}"), now)
+
+    def _empty(self, plan: Object, why: Verdict, now: float) -> None:
+        conditions = merged(plan.get("status", {}).get("conditions"), [why, plans.NOT_PUBLISHED], now, 1)
+        status = {"conditions": conditions, **plans.used(plan), **plans.remembered(plans.marker(plan))}
+        self.objects.put_status(PLANS, plan, status)
 
     def approvals(self) -> None:
         """Take up what people say of plans that are there. Raises Error, Lost."""

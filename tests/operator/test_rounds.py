@@ -370,8 +370,9 @@ def test_a_policy_that_only_the_api_server_takes(operator: Operator) -> None:
     bad = changed(POLICY, put("spec.rules.0.keep", {"tags": ["v[9-0]"]}))
     assert operator.server.send("create", [bad]).taken
     operator.rounds.plans()
-    [accepted] = operator.server.get("regp", "retention")["status"]["conditions"]
+    accepted, planned = operator.server.get("regp", "retention")["status"]["conditions"]
     assert (accepted["type"], accepted["status"], accepted["reason"]) == ("Accepted", "False", "Invalid")
+    assert (planned["type"], planned["status"], planned["reason"]) == ("RetentionHealthy", "False", "PolicyInvalid")
     assert healthy(operator) == ("False", "PolicyInvalid")
 
 

@@ -248,6 +248,24 @@ def test_an_object_that_cannot_be_read_does_not_count_as_a_second_one(turns: Tur
     assert turns.conditions("registryclusters")["Adopted"] == ("False", "Invalid")
 
 
+def test_a_policy_that_cannot_be_read_has_no_plan(turns: Turns) -> None:
+    """An API server takes a range that goes backwards. Who approves the plan of before would wait in vain."""
+    digest = turns.round()["digest"]
+    assert turns.conditions("registrypolicies")["RetentionHealthy"] == ("True", "Planned")
+    spec = turns.objects.held["registrypolicies"]["spec"]
+    keep = spec["rules"][0]["keep"]
+    spec["rules"][0]["keep"] = {"tags": ["v[9-0]"]}
+    turns.annotate(digest)
+    status = turns.round()
+    assert "digest" not in status and "approval" not in status
+    assert turns.conditions()["Made"] == ("False", "PolicyInvalid")
+    assert turns.conditions("registrypolicies")["Accepted"] == ("False", "Invalid")
+    assert turns.conditions("registrypolicies")["RetentionHealthy"] == ("False", "PolicyInvalid")
+    spec["rules"][0]["keep"] = keep
+    assert turns.round()["digest"] == digest
+    assert turns.site.tags() == ["v3"], "the approval stands"
+
+
 def test_of_an_object_that_cannot_be_read_nothing_is_said_that_nobody_looks_at(
     turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
