@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from cryptography import x509
+
 from kubeadm_registry import paths
 from kubeadm_registry.access import collecting
 from kubeadm_registry.access.collecting import Member
@@ -98,6 +100,10 @@ def read(directory: Path, dial: Dial = directly) -> Way:
     ca = _text(directory / CA)
     if not ca:
         raise ConfigError(f"there is no {CA} in {directory}", hint=_HINT, code="NoCredentials")
+    try:
+        x509.load_pem_x509_certificate(ca.encode())
+    except ValueError as error:
+        raise ConfigError(f"{directory / CA} is not a certificate", hint=_HINT, code="NoCredentials") from error
     user, password = _text(directory / USER), _text(directory / PASSWORD)
     metrics, helper = directory / METRICS, (directory / HELPER_KEY, directory / HELPER_HOSTS)
     return Way(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kubeadm_registry import config
+from kubeadm_registry import config, pki
 from kubeadm_registry.access import questions
 from kubeadm_registry.access.executor import ByHelper
 from kubeadm_registry.access.replacing import Standing
 from kubeadm_registry.agent import status as agents
 from kubeadm_registry.custom_resources.plans import PlanStatus
-from kubeadm_registry.errors import ConnectionFailed, RegistryError
+from kubeadm_registry.errors import ConfigError, ConnectionFailed, RegistryError
 from kubeadm_registry.members import Members
-from kubeadm_registry.operator import health, images, looking, plans
+from kubeadm_registry.operator import health, images, looking, plans, way
 from kubeadm_registry.operator.conditions import BAD, Verdict, changes, merged
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.health import Seen
@@ -54,6 +55,17 @@ def judged(*nodes: Seen, vip: Probe | None = None, authority: datetime = LATE) -
     return {
         one.kind: one for one in health.of_cluster(CLUSTER, vip or Probe(node="cp-1", ends=ENDS), found, authority, NOW)
     }
+
+
+@pytest.mark.parametrize("content", ["", "x", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"])
+def test_a_secret_without_a_certificate_is_told(tmp_path: Path, content: str) -> None:
+    """Else each look would fail before it says anything, and the status would stay as it was."""
+    (tmp_path / way.CA).write_text(content)
+    with pytest.raises(ConfigError, match=way.CA) as caught:
+        way.read(tmp_path)
+    assert caught.value.code == "NoCredentials"
+    (tmp_path / way.CA).write_text(pki.make_ca("x").certificate)
+    assert way.read(tmp_path).login is None
 
 
 def test_all_is_well() -> None:
