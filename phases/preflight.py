@@ -195,12 +195,17 @@ def processes(_: Cluster, host: Host) -> Iterator[str]:
 
 #: The line of df for the file system where ``$1`` is, or will be.
 _FREE = 'p=$1; until [ -e "$p" ]; do p=$(dirname "$p"); done; df -P -B1 -- "$p" | tail -n 1'
+#: Size, free bytes and mount point in it. What is mounted stands before, and may have blanks: a ZFS pool, an NFS share.
+_DF = re.compile(r".* (\d+) +\S+ +(-?\d+) +\S+ (/.*)")
 
 
 def _free(host: Host, path: str) -> tuple[int, int, str]:
-    """The size of that file system and what is free there, in bytes, and where it is mounted."""
-    fields = host.query("sh", "-c", _FREE, "free", path).text.split()
-    return int(fields[1]), int(fields[3]), fields[5]
+    """The size of that file system and what is free there, in bytes, and where it is mounted. Raises Error."""
+    result = host.query("sh", "-c", _FREE, "free", path)
+    if (found := _DF.fullmatch(result.text)) is None:
+        said = result.stderr.decode(errors="replace").strip() or result.text or "df says nothing"
+        raise Error(f"cannot read the free space of {path}: {said}", host=host.name, hint=f"see `df -P {path}`")
+    return int(found[1]), int(found[2]), found[3]
 
 
 def disk(cluster: Cluster, host: Host) -> Iterator[str]:

@@ -340,6 +340,30 @@ def test_too_little_room_for_layers(good: FakeCluster) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("tank a/b 5 1 2147483648 3% /var/lib 1", "2.0 GiB free on /var/lib 1,"),
+        ("nas:/a share 5 - -7 - /srv", "-0.0 GiB free on /srv,"),
+        (
+            "df: /srv: Transport endpoint is not connected",
+            "cannot read the free space of /var/lib/kubeadm-registry: df:",
+        ),
+        ("", "cannot read the free space of /var/lib/kubeadm-registry: df says nothing"),
+    ],
+)
+def test_file_systems_of_odd_names(good: FakeCluster, line: str, text: str) -> None:
+    """The pool of ZFS or the share of NFS that is mounted may have a blank in its name."""
+    directory = good.config.spec.data_directory
+    good.servers["cp-2"].answer("sh", "-c", preflight._FREE, "free", directory, with_=f"{line}\n")
+    host = good.cluster.hosts[1].as_read_only()
+    try:
+        said = next(preflight.disk(good.cluster, host))
+    except Error as error:
+        said = error.advice
+    assert text in said
+
+
 def test_the_script_that_asks_for_room_takes_a_folder_that_is_not_there_yet() -> None:
     fields = here().query("sh", "-c", preflight._FREE, "free", "/no such/folder/anywhere").text.split()
     assert (int(fields[3]) >= 0, fields[5]) == (True, "/")
