@@ -179,6 +179,7 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
             s3_address=paths.S3_ADDRESS,
             rpc_table=paths.RPC_TABLE,
             rpc_port=paths.RPC_PORT,
+            own=cluster.node(host).address,
             peers=[peer.address for peer in cluster.peers(host)],
         ),
         mode=0o755,

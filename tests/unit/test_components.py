@@ -431,7 +431,8 @@ def test_the_network_script_takes_the_way_of_the_main_table(tmp_path: Path, case
     calls = network_script(tmp_path, case, shown)
     family, peers = ("-4", ("10.0.0.12", "10.0.0.13")) if case == "ipv4-zot" else ("-6", ("fd00::12", "fd00::13"))
     for peer in peers:
-        assert f"ip {family} route replace {peer} {way} table 3901 quickack 1" in calls
+        own = "10.0.0.11" if family == "-4" else "fd00::11"
+        assert f"ip {family} route replace {peer} {way} src {own} table 3901 quickack 1" in calls
         for end in ("dport", "sport"):
             assert f"ip {family} rule add to {peer} ipproto 6 {end} 3901 lookup 3901 priority 3901" in calls
 
@@ -501,16 +502,8 @@ echo "no way: $("$script" missing)"
 
 @pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="needs root: makes a network namespace")
 def test_the_network_script_says_what_is_missing(tmp_path: Path) -> None:
-    script = tmp_path / "network"
     addresses = ["10.0.0.12", "fd00:0::12"]
-    script.write_bytes(
-        render("network/network.sh.j2", s3_address="127.0.0.39", rpc_table=3901, rpc_port=3901, peers=addresses)
-    )
-    script.chmod(0o755)
-    done = subprocess.run(
-        ["unshare", "--net", "sh", "-c", LOSSES], capture_output=True, text=True, check=False, timeout=60,
-        env={**os.environ, "script": str(script)},
-    )  # fmt: skip
+    done = with_network_script(tmp_path, LOSSES, own="10.0.0.11", peers=addresses)
     assert done.returncode == 0, done.stderr
     said = dict(re.findall(r"^([a-z ]+):((?: .*)?(?:\n(?![a-z ]+:).*)*)", done.stdout, re.MULTILINE))
     lost = {what: [line.strip() for line in text.strip().splitlines()] for what, text in said.items()}
@@ -523,6 +516,46 @@ def test_the_network_script_says_what_is_missing(tmp_path: Path) -> None:
         "another way": ["route to 10.0.0.12 in table 3901"],
         "no way": [],
     }
+
+
+def with_network_script(folder: Path, commands: str, *, own: str, peers: list[str]) -> subprocess.CompletedProcess[str]:
+    """What *commands* say in a network namespace of their own, with the script of the node *own*."""
+    script = folder / "network"
+    values = {"s3_address": "127.0.0.39", "rpc_table": 3901, "rpc_port": 3901}
+    script.write_bytes(render("network/network.sh.j2", own=own, peers=peers, **values))
+    script.chmod(0o755)
+    return subprocess.run(
+        ["unshare", "--net", "sh", "-c", commands], capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, "script": str(script)},
+    )  # fmt: skip
+
+
+#: An interface with two addresses in one network, of which the kernel would take the other; then the own one is away.
+SEVERAL = """
+set -e
+ip link set lo up
+ip link add eth0 type veth peer name other
+ip link set other up; ip link set eth0 up
+for address in $addresses; do ip addr add "$address" dev eth0 nodad; done
+"$script" up; "$script" missing
+ip -o route get "$peer" ipproto tcp dport 3901
+ip addr del "$own" dev eth0; ip route replace "$peer" dev eth0
+"$script" up; "$script" missing
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="needs root: makes a network namespace")
+@pytest.mark.parametrize(
+    ("addresses", "peer"), [("10.0.0.5/24 10.0.0.11/24", "10.0.0.12"), ("fd00::11/64 fd00::5/64", "fd00::12")]
+)
+def test_the_storage_speaks_from_the_nodes_own_address(tmp_path: Path, addresses: str, peer: str) -> None:
+    """A firewall of the other nodes may let in that one alone, and preflight tries it from there."""
+    [own] = [one for one in addresses.split() if "11/" in one]
+    values = f"addresses='{addresses}' own={own} peer={peer}\n"
+    done = with_network_script(tmp_path, values + SEVERAL, own=own.partition("/")[0], peers=[peer])
+    assert done.returncode == 0, done.stderr
+    [said] = done.stdout.splitlines()
+    assert f" src {own.partition('/')[0]} " in said, "and nothing is missing, before and after"
 
 
 @pytest.mark.parametrize(
