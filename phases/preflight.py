@@ -82,12 +82,20 @@ def tools(_: Cluster, host: Host) -> Iterator[str]:
         yield f"{', '.join(missing)} not found; install the packages that provide them (iproute2, nftables, ...)"
 
 
-_DIAG_DESTROY = 'grep -h "CONFIG_INET_DIAG_DESTROY" "/boot/config-$(uname -r)" 2>/dev/null'
+#: What the configuration of the kernel that runs says, below ``$1``: in /boot, beside its modules as on images of which
+#: /boot is not there, or in the kernel itself.
+_DIAG_DESTROY = """
+release=$(uname -r)
+for file in "$1/boot/config-$release" "$1/lib/modules/$release/config" "$1/proc/config.gz"; do
+  [ -r "$file" ] || continue
+  case $file in *.gz) gzip -dc < "$file" ;; *) cat -- "$file" ;; esac | grep CONFIG_INET_DIAG_DESTROY && break
+done 2>/dev/null
+"""
 
 
 def kernel(_: Cluster, host: Host) -> Iterator[str]:
     """The kernel can destroy the connections to a node that stopped responding."""
-    line = host.query("sh", "-c", _DIAG_DESTROY).text
+    line = host.query("sh", "-c", _DIAG_DESTROY, "kernel", "").text
     if line and "=y" not in line:
         yield (
             "the kernel lacks CONFIG_INET_DIAG_DESTROY, so pulls would hang for many seconds when a node stops "

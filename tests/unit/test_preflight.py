@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gzip
 import io
 import json
 import os
@@ -193,6 +194,18 @@ def test_kernel(good: FakeCluster, line: str, bad: bool) -> None:
     """Where the kernel's configuration is not on the disk nothing is claimed."""
     good.servers["cp-2"].answer("sh", "-c", preflight._DIAG_DESTROY, with_=line + "\n")
     assert list(problems(good)) == (["Kernel"] if bad else [])
+
+
+@pytest.mark.parametrize("place", ["boot/config-RELEASE", "lib/modules/RELEASE/config", "proc/config.gz", None])
+def test_where_the_configuration_of_the_kernel_is(tmp_path: Path, place: str | None) -> None:
+    """Flatcar and many kernels of one's own have none in /boot, those of an image of RHEL have it with the modules."""
+    line = "# CONFIG_INET_DIAG_DESTROY is not set"
+    if place is not None:
+        file = tmp_path / place.replace("RELEASE", os.uname().release)
+        file.parent.mkdir(parents=True)
+        file.write_bytes(gzip.compress(line.encode()) if file.suffix == ".gz" else line.encode())
+    said = here().query("sh", "-c", preflight._DIAG_DESTROY, "kernel", str(tmp_path)).text
+    assert said == (line if place else "")
 
 
 def test_every_port_that_somebody_else_has_is_named_with_who_has_it(good: FakeCluster) -> None:
