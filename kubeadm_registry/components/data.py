@@ -63,9 +63,20 @@ def suitable(cluster: Cluster, host: Host) -> Iterator[str]:
         yield f"{text}; move them away, or set spec.dataDirectory to another path"
 
 
+#: What the units do not see, whatever its mode (ProtectHome= and PrivateTmp= in systemd.exec(5)).
+_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108
+
+
 def programs_reachable(_: Cluster, host: Host) -> Iterator[str]:
     """The services can enter the directories above the programs, and other users cannot replace these."""
-    yield from _not_passable(_way(host, paths.OPT.rpartition("/")[0])[1:], "the programs")
+    above = paths.OPT.rpartition("/")[0]
+    real, *steps = _way(host, above)
+    if any(PurePosixPath(real).is_relative_to(tree) for tree in _HIDDEN):
+        yield (
+            f"{above} resolves to {real}, which is hidden from the services (ProtectHome= and PrivateTmp= in "
+            f"systemd.exec(5)); mount a file system, or bind {real}, at {above} in place of the link"
+        )
+    yield from _not_passable(steps, "the programs")
 
 
 def _not_passable(steps: Iterable[str], what: str, otherwise: str = "") -> Iterator[str]:

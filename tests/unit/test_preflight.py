@@ -119,6 +119,17 @@ def test_a_directory_of_programs_that_services_cannot_use(good: FakeCluster, nod
     assert problems(good) == ({} if problem is None else {"ProgramDirectory": [problem]})
 
 
+@pytest.mark.parametrize(("target", "hidden"), [("/home/opt", True), ("/srv/opt", False), ("/homes/opt", False)])
+def test_programs_on_the_file_system_of_the_homes(good: FakeCluster, target: str, hidden: bool) -> None:
+    """RHEL gives /home most of a disk, and a link leads there from /opt: each unit would fail with 203/EXEC."""
+    good.servers["cp-2"].tree["/opt"] = Link(target)
+    good.servers["cp-2"].tree[target] = Dir(0o755)
+    found = problems(good).get("ProgramDirectory", [])
+    assert [text.partition(" (")[0] for text in found] == (
+        [f"/opt resolves to {target}, which is hidden from the services"] if hidden else []
+    )
+
+
 def test_rules_that_the_kernel_or_nft_refuses(good: FakeCluster) -> None:
     said = b"/dev/stdin:9:3-9: Error: Could not process rule: Operation not supported\nmore\n"
     good.servers["cp-2"].answer("nft", "--check", "--file", "-", with_=Result(("nft",), 1, b"", said))
