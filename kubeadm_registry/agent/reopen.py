@@ -45,6 +45,8 @@ TRANSPARENT = {socket.AF_INET: (socket.IPPROTO_IP, 19), socket.AF_INET6: (socket
 #: Of struct tcp_info (linux/tcp.h): milliseconds since the last data was sent, and was received.
 TCP_INFO_SIZE, LAST_SENT, LAST_RECEIVED = 60, 44, 52
 DEADLINE = 5.0  # seconds, for each answer of HAProxy
+#: Whom the kernel lets look into other processes (Yama.rst of Linux): by 3 nobody, also not root, until the next boot.
+YAMA, NOBODY_MAY = Path("/proc/sys/kernel/yama/ptrace_scope"), "3"
 SOURCE = re.compile(r" src=(\S+):(\d+) ")
 
 
@@ -94,10 +96,19 @@ def copied(process: int, descriptor: int) -> socket.socket:
     try:
         copy = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, handle, descriptor, 0)
         if copy < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            raise refused(ctypes.get_errno())
         return socket.socket(fileno=copy)
     finally:
         os.close(handle)
+
+
+def refused(code: int) -> OSError:
+    """Why the kernel copies no socket, which said *code*."""
+    why = os.strerror(code)
+    with suppress(OSError):
+        if code == errno.EPERM and YAMA.read_text(encoding="ascii").strip() == NOBODY_MAY:
+            why += ", by kernel.yama.ptrace_scope = 3: set it to 2 where it is set at boot (/etc/sysctl.d), and reboot"
+    return OSError(code, why)
 
 
 def busy(paths: Iterable[str]) -> set[tuple[str, int]]:

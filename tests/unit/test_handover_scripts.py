@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -13,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,6 +107,31 @@ def test_what_was_accepted_and_what_will_be_may_be_sent_when_the_address_has_lef
             assert says(reopen.__file__, "keep", str(port), "127.0.0.1") == {"ended": 2, "trouble": []}
             with socket.create_connection(("127.0.0.1", port)), server.accept()[0] as later:
                 assert [transparent(one) for one in (client, server, served, later)] == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("code", "scope", "words"),
+    [
+        (errno.EPERM, "3\n", "by kernel.yama.ptrace_scope = 3: set it to 2 where it is set at boot"),
+        (errno.EPERM, "1\n", ""),
+        (errno.EPERM, None, ""),
+        (errno.EACCES, "3\n", ""),
+    ],
+)
+def test_a_kernel_that_lets_nobody_copy_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, scope: str | None, words: str
+) -> None:
+    """To run the command again, as the hint has it, never helps there."""
+    monkeypatch.setattr(reopen, "YAMA", tmp_path / "ptrace_scope")
+    if scope is not None:
+        reopen.YAMA.write_text(scope)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(syscall=lambda *_: -1))
+    monkeypatch.setattr(ctypes, "get_errno", lambda: code)
+    with pytest.raises(OSError, match=re.escape(os.strerror(code))) as raised:
+        reopen.copied(os.getpid(), 0)
+    assert raised.value.errno == code
+    assert words in str(raised.value)
+    assert bool(words) == ("yama" in str(raised.value))
 
 
 # ---- connections that are kept for later ----------------------------------------------------------------------------
