@@ -299,10 +299,11 @@ def _units(lines: Sequence[str], said: Sequence[str]) -> dict[str, Unit]:
 
 def _file_system(lines: Sequence[str]) -> FileSystem | None:
     """The first file system of df's output."""
-    fields = lines[1].split() if len(lines) > 1 else []
-    if len(fields) < 6 or not (fields[1].isdigit() and fields[3].isdigit()):
+    # What is mounted stands first, and may have blanks: a pool of ZFS, or the source of an NFS share.
+    found = re.fullmatch(r".* (\d+) +\S+ +(\d+) +\S+ (/.*)", lines[1].rstrip()) if len(lines) > 1 else None
+    if found is None:
         return None
-    return FileSystem(int(fields[1]), int(fields[3]), fields[5], f"df {' '.join(fields)}")
+    return FileSystem(int(found[1]), int(found[2]), found[3], f"df {' '.join(lines[1].split())}")
 
 
 def _listener(line: str) -> Listener | None:

@@ -496,6 +496,18 @@ def test_an_answer_is_read() -> None:
     assert found.answers == {"10.0.0.10": ["02:00:00:00:00:09"]}
 
 
+@pytest.mark.parametrize(
+    ("line", "space"),
+    [
+        ("tank a/b 1000 400 600 40% /var", FileSystem(1000, 600, "/var", "df tank a/b 1000 400 600 40% /var")),
+        ("/dev/sda1  0 0   0   - /my disk ", FileSystem(0, 0, "/my disk", "df /dev/sda1 0 0 0 - /my disk")),
+        ("nas:/a share - - - - /srv", None),
+    ],
+)
+def test_a_disk_that_is_full_is_seen_whatever_its_name(line: str, space: FileSystem | None) -> None:
+    assert parse(f"=== space\nFilesystem 1-blocks\n{line}\n", DATA).space == space
+
+
 def test_a_node_that_says_nothing_is_read_as_well() -> None:
     assert parse("", DATA) == parse("=== nothing\n", DATA)
     assert parse("", DATA).units == {}
