@@ -23,6 +23,7 @@ from kubeadm_registry.images import seed, seeded
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import image, write_layout
+from tests.unit.fake_images import Repositories, ScopedHandler, plain
 from tests.unit.fake_registry import FakeRegistry, connector, serving
 
 ONE, TWO = "registry.k8s.io/pause:3.10", "quay.io:443/org/app:v1"
@@ -347,6 +348,30 @@ def test_an_empty_blob_that_is_not_served_is_told(fake: FakeRegistry, tmp_path: 
         del fake.blobs[oci.digest_of(b"")]
         [flaw] = seed.prove(connector(fake), seed.plan(opened), 1).values()
     assert flaw == f"blob {oci.digest_of(b'')}, which is empty, is missing; zot does not serve empty blobs"
+
+
+def test_signatures_that_were_added_to_those_of_the_bundle_stay(pair: pki.Pair, tmp_path: Path) -> None:
+    """cosign keeps all signatures of an image under one tag, and who has the image here may sign it as well."""
+    tag = f"sha256-{'5' * 64}.sig"
+    layout, fake = image(f"registry.k8s.io/pause:{tag}", b"by them"), Repositories()
+
+    def sign(*by: bytes) -> str:
+        layers = [plain(fake.blob("registry.k8s.io/pause", one)) for one in by]
+        config = plain(fake.blob("registry.k8s.io/pause", b"{}", oci.CONFIG))
+        return fake.put(
+            "registry.k8s.io/pause", {"mediaType": oci.MANIFEST, "config": config, "layers": layers}, tag
+        ).digest  # fmt: skip
+
+    with (
+        serving(fake, pair, ScopedHandler),
+        Bundle.open(write_layout(tmp_path / "layout", layout)) as opened,
+    ):
+        [item] = seed.plan(opened)
+        for by, stays in (((b"by us", b"by them"), True), ((b"by us",), False)):
+            ours = sign(*by)
+            run(opened, fake, tmp_path)
+            assert fake.store[item.repository].tags[tag] == (ours if stays else item.root.digest)
+            assert seed.prove(connector(fake), [item]) == {}
 
 
 def test_images_that_containerd_looks_for_elsewhere_are_told(bundle: Bundle) -> None:

@@ -18,6 +18,7 @@ from kubeadm_registry.images import absence, brought, referrers, seeded
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.images.pool import PATIENCE, SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
 from kubeadm_registry.images.seed.contents import Item
+from kubeadm_registry.images.seed.proof import is_signed_further
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import PIECE, Api, Limit, Upload, retry
@@ -157,12 +158,17 @@ class Seeder:
             raise seeded.lacking(line, lacking)
 
     def _is_there(self, registry: Api, item: Item) -> bool:
-        """Whether the registry has *item*, and lists what of it refers to something else."""
+        """Whether the registry has *item*, and lists what of it refers to something else.
+
+        Signatures that were added to those of the bundle would be lost if the bundle's tag took their place.
+        """
         if item.name in self._anew:
             return False
 
         def look() -> bool:
-            return registry.digest(item.repository, item.reference) == item.root.digest and all(
+            if registry.digest(item.repository, item.reference) != item.root.digest:
+                return is_signed_further(registry, item)
+            return all(
                 referrers.is_noted(registry, item.repository, manifest, self._bundle.layout.read(manifest))
                 for manifest in item.manifests
             )
