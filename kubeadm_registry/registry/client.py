@@ -42,6 +42,8 @@ _PAGE = 1000
 _NO_REFERRERS = (400, 404, 405, 406)
 #: The most bytes of a blob that is read into memory.
 _MAX_BLOB = 2**28
+#: Where a request says what repository it is about, if its path need not.
+REPOSITORY = "kubeadm_registry.repository"
 Entry = TypeVar("Entry", str, dict[str, Any])
 
 
@@ -165,12 +167,12 @@ class Api:
             raise RegistryError(f"{what} at {self.name}: the response has no Location")
         return str(answer.headers["Location"])
 
-    def cancel_upload(self, location: str) -> None:
-        """Drop the upload at *location*; nothing happens if there is none. Raises RegistryError.
+    def cancel_upload(self, location: str, repository: str = "") -> None:
+        """Drop the upload to *repository* at *location*; nothing happens if there is none. Raises RegistryError.
 
         Source: https://distribution.github.io/distribution/spec/api/#canceling-an-upload (no part of the OCI one).
         """
-        self._found(self.send("DELETE", location), 204, "cancel an upload")
+        self._found(self.send("DELETE", location, repository=repository), 204, "cancel an upload")
 
     def digest(self, repository: str, reference: str) -> str | None:
         """The digest of a manifest; None if there is none. Raises RegistryError."""
@@ -291,12 +293,15 @@ class Api:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         most: int = MAX_DOCUMENT,
+        repository: str = "",
     ) -> Answer:
         """Send a request to *target*, a path or a Location that the registry gave; *params* go to its query.
 
-        Raises RegistryError when there is no answer, or one of more than *most* bytes.
+        *repository* is what it is about, for a Location need not say so. Raises RegistryError when there is no
+        answer, or one of more than *most* bytes.
         """
         request = self._request(method, target, content=content, headers=headers or {}, params=params)
+        request.extensions[REPOSITORY] = repository
         with self._answering(request) as answer:
             return whole(answer, most, f"{method} {request.url} at {self.name}")
 

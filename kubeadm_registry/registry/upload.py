@@ -11,7 +11,7 @@ import io
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import httpx
 
@@ -152,12 +152,15 @@ class Upload:
         size = end - self._taken
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         if not size:
-            return self._registry.send(method, self.location, params=params, content=b"", headers=headers)
+            return self._ask(method, params=params, content=b"", headers=headers)
         headers["Content-Range"] = f"{self._taken}-{end - 1}"
         self.sent += size
         with source(self._taken) as content:
             body = _limited(content, size, self._limit, self._digest)
-            return self._registry.send(method, self.location, params=params, content=body, headers=headers)
+            return self._ask(method, params=params, content=body, headers=headers)
+
+    def _ask(self, method: str, **more: Any) -> Answer:
+        return self._registry.send(method, self.location, repository=self._repository, **more)
 
     def _recover(self) -> None:
         """After a break: go on behind what the registry has, or anew if it knows the upload no more.
@@ -184,7 +187,7 @@ class Upload:
         self._forget()
         if location:
             with contextlib.suppress(RegistryError):  # it expires by itself as well
-                self._registry.cancel_upload(location)
+                self._registry.cancel_upload(location, self._repository)
 
     def _forget(self) -> None:
         self.location, self._silent = "", None
@@ -192,7 +195,7 @@ class Upload:
 
     def _find(self) -> bool:
         """Ask how much the registry has of it; whether it knows the upload."""
-        answer = self._registry.send("GET", self.location)
+        answer = self._ask("GET")
         if answer.status_code != httpx.codes.NO_CONTENT:
             # Distribution says 500 of an upload that it does not find in its storage.
             if answer.status_code not in (*_AWAY, *_BUSY):

@@ -19,7 +19,7 @@ from kubeadm_registry import addresses
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.registry import challenges
 from kubeadm_registry.registry.answers import Answer, beginning, whole
-from kubeadm_registry.registry.client import Api, Login
+from kubeadm_registry.registry.client import REPOSITORY, Api, Login
 from kubeadm_registry.registry.web import by_proxies
 
 #: Where images of a name are, if not at the host that the name says.
@@ -62,7 +62,7 @@ class Upstream(Api):
         self._begun: float | None = None
 
     def _exchange(self, request: httpx.Request) -> httpx.Response:
-        repository = _repository(request.url.path)
+        repository = request.extensions.get(REPOSITORY) or _repository(request.url.path)
         self._begun = time.monotonic() if self._begun is None else self._begun
         for _ in range(_MAX_REDIRECTS + 1):
             answer = self._as_allowed(request, repository)

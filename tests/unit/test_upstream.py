@@ -265,6 +265,33 @@ def test_an_upload_outlives_its_tokens(tls: Path, each: int) -> None:
     assert uploads.taken == content
 
 
+def test_an_upload_need_not_name_its_repository(tls: Path) -> None:
+    """As those of Google's Artifact Registry: /artifacts-uploads/namespaces/... The login may be for one repository."""
+    uploads: dict[str, bytes] = {}
+
+    def give(asked: Asked) -> Say:
+        [scope] = parse_qs(asked.path.partition("?")[2])["scope"]
+        return Say(body=json.dumps({"token": scope.split(":")[1] if asked.login == BASIC else "nobody"}).encode())
+
+    def take(asked: Asked) -> Say:
+        name = asked.path.split("/")[2]
+        if asked.login != f"Bearer {name}":
+            return challenge(f'Bearer realm="{realm.url}/token"')
+        if asked.method != "POST":
+            uploads[name] = uploads.get(name, b"") + asked.body
+        status = {"POST": 202, "PATCH": 202, "PUT": 201}[asked.method]
+        return Say(status, headers=(("Location", f"/artifacts-uploads/{name}/1"),))
+
+    def login(repository: str) -> Login | None:
+        return LOGIN if repository in ("a", "b") else None
+
+    with serving(give, tls) as realm, serving(take, tls) as web, Upstream(web.host, login, pushes=True) as registry:
+        for name in "ab":
+            Upload(registry, name, DIGEST, 5, piece=2, patience=0).run(lambda offset: io.BytesIO(b"12345"[offset:]))
+    assert uploads == {"a": b"12345", "b": b"12345"}
+    assert len(realm.asked) == 2, "each repository has a token"
+
+
 @pytest.mark.parametrize("link", ["?n=2&last=one", "list?n=2&last=one", "/v2/a/b/tags/list?n=2&last=one"])
 def test_the_next_page_may_be_relative_to_this_one(tls: Path, link: str) -> None:
     """As any URL in a Link: RFC 8288, section 3.1."""
