@@ -120,6 +120,8 @@ class Handler(BaseHTTPRequestHandler):
             content = kept.get(url.path.rpartition("/")[2])
             if content is None or not self._is_here(url.path):
                 self._say(404, b'{"errors":[{"code":"BLOB_UNKNOWN"}]}')
+            elif not content and self.headers["Range"]:  # as S3: RFC 9110, section 15.5.17
+                self._say(416)
             else:
                 self._say(200, content[:-1] + b"!" if held.spoil else content)
         elif login != held.password:
