@@ -7,7 +7,6 @@ Whoever it redirects to gets neither; and nothing that is asked by https goes on
 from __future__ import annotations
 
 import re
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.registry import challenges
 from kubeadm_registry.registry.answers import Answer, beginning, whole
 from kubeadm_registry.registry.client import REPOSITORY, Api, Login
-from kubeadm_registry.registry.web import by_proxies
+from kubeadm_registry.registry.web import by_proxies, trusting
 
 #: Where images of a name are, if not at the host that the name says.
 _ELSEWHERE = {"docker.io": "registry-1.docker.io"}
@@ -50,7 +49,7 @@ class Upstream(Api):
         name = _ELSEWHERE.get(host, host)
         challenges.address(f"https://{name}")
         client = httpx.Client(
-            transport=by_proxies(ssl.create_default_context()), trust_env=False,
+            transport=by_proxies(trusting()), trust_env=False,
             timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT)),
         )  # fmt: skip
         super().__init__(host, f"{_scheme(client, name)}://{name}", client)

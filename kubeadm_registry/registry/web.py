@@ -23,11 +23,33 @@ from kubeadm_registry.errors import ConfigError
 #: A name or an address, as far as a proxy's URL shows it.
 _HOST = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+#: Where Linux distributions keep the authorities that they trust, all in one file. Source: Go, crypto/x509,
+#: root_linux.go.
+_AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
 
 
 def client() -> httpx.Client:
     """A client for downloads, by the proxies of the environment; it trusts the authorities that httpx does."""
     return httpx.Client(transport=by_proxies(httpx.create_ssl_context()), trust_env=False)
+
+
+def trusting() -> ssl.SSLContext:
+    """TLS by the authorities that this machine trusts, or by those that ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` name.
+
+    The program in one file has Debian's OpenSSL, which looks where Debian has them, and nowhere else.
+    """
+    paths = ssl.get_default_verify_paths()
+    named = os.environ.get(paths.openssl_cafile_env) or os.environ.get(paths.openssl_capath_env)
+    if named or paths.cafile or paths.capath:
+        return ssl.create_default_context()
+    return ssl.create_default_context(cafile=next(filter(os.path.isfile, _AUTHORITIES), None))
 
 
 def by_proxies(tls: ssl.SSLContext, environment: Mapping[str, str] = os.environ) -> httpx.BaseTransport:

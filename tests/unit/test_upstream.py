@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.registry import Login, Upload, Upstream, answers, retries, retry
+from kubeadm_registry.registry import Login, Upload, Upstream, answers, retries, retry, web
 from kubeadm_registry.registry.challenges import challenges
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_web import Asked, Say, Web, raw, serving
@@ -276,7 +277,7 @@ def test_an_upload_need_not_name_its_repository(tls: Path) -> None:
     def take(asked: Asked) -> Say:
         name = asked.path.split("/")[2]
         if asked.login != f"Bearer {name}":
-            return challenge(f'Bearer realm="{realm.url}/token"')
+            return challenge(f'Bearer realm="{desk.url}/token"')
         if asked.method != "POST":
             uploads[name] = uploads.get(name, b"") + asked.body
         status = {"POST": 202, "PATCH": 202, "PUT": 201}[asked.method]
@@ -285,11 +286,11 @@ def test_an_upload_need_not_name_its_repository(tls: Path) -> None:
     def login(repository: str) -> Login | None:
         return LOGIN if repository in ("a", "b") else None
 
-    with serving(give, tls) as realm, serving(take, tls) as web, Upstream(web.host, login, pushes=True) as registry:
+    with serving(give, tls) as desk, serving(take, tls) as web, Upstream(web.host, login, pushes=True) as registry:
         for name in "ab":
             Upload(registry, name, DIGEST, 5, piece=2, patience=0).run(lambda offset: io.BytesIO(b"12345"[offset:]))
     assert uploads == {"a": b"12345", "b": b"12345"}
-    assert len(realm.asked) == 2, "each repository has a token"
+    assert len(desk.asked) == 2, "each repository has a token"
 
 
 @pytest.mark.parametrize("link", ["?n=2&last=one", "list?n=2&last=one", "/v2/a/b/tags/list?n=2&last=one"])
@@ -401,6 +402,7 @@ def test_a_registry_on_this_machine_is_asked_as_it_speaks(tls: Path) -> None:
 
 def test_a_tls_registry_on_this_machine_must_be_trusted(tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     with serving(found, tls) as web, to(web.host) as registry:
         begin = time.monotonic()
         with pytest.raises(RegistryError, match="certificate verify failed") as caught:
@@ -408,6 +410,22 @@ def test_a_tls_registry_on_this_machine_must_be_trusted(tls: Path, monkeypatch: 
     assert time.monotonic() - begin < 10, "waiting does not mend it"
     assert "trusts the CA" in caught.value.hint
     assert [one for one in web.asked if "manifests" in one.path] == []
+
+
+def test_authorities_are_found_where_debian_has_none(
+    tls: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The program in one file has Debian's OpenSSL also on RHEL, where /usr/lib/ssl is not."""
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    nowhere = ssl.get_default_verify_paths()._replace(cafile=None, capath=None)  # type: ignore[arg-type]
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: nowhere)
+    monkeypatch.setattr(web, "_AUTHORITIES", (str(tmp_path / "nothing"), str(tmp_path / "ca.pem")))
+    with serving(found, tls) as server, to(server.host) as registry:
+        assert registry.manifest("a", "v1") == MANIFEST
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing"))
+    with serving(found, tls) as server, to(server.host) as registry, pytest.raises(RegistryError, match="certificate"):
+        registry.manifest("a", "v1")
 
 
 def test_a_plain_registry_on_this_machine_may_not_send_elsewhere_by_http() -> None:
