@@ -407,6 +407,32 @@ def test_a_blob_that_the_registry_lacks_is_told_with_its_image(
     assert hint in caught.value.hint
 
 
+def test_layers_that_no_tool_saves_are_told_with_the_way_out(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """As in `skopeo copy --all` of an image that is for Windows as well."""
+    files = image(name := "registry.k8s.io/pause:3.10")
+    lost = oci.Descriptor(
+        media_type="application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", digest=oci.digest_of(b"?"), size=1
+    )
+    config = upstream.blob(b'{"os":"windows","architecture":"amd64"}', oci.CONFIG)
+    text = oci.Manifest(config=config, layers=(lost,)).to_json()
+    windows = oci.Descriptor(
+        media_type=oci.MANIFEST,
+        digest=oci.digest_of(text),
+        size=len(text),
+        annotations={oci.REFERENCE_NAME: f"{name}w"},
+    )
+    entries = (*oci.Index.model_validate_json(files[oci.INDEX_FILE]).manifests, windows)
+    files |= {
+        oci.INDEX_FILE: oci.Index(manifests=entries).to_json(),
+        oci.blob_name(windows.digest): text,
+        oci.blob_name(config.digest): upstream.blobs[config.digest],
+    }
+    with pytest.raises(BundleError, match=rf"does not hold {lost.digest}.*, for {name}w") as caught:
+        create(tmp_path / "a.tar", {}, images=[FromLayout(write_layout(tmp_path / "layout", files))])
+    assert caught.value.code == "BundleIncomplete"
+    assert "--platform linux/amd64" in caught.value.hint
+
+
 def test_an_empty_list_may_be_null(upstream: FakeUpstream, tmp_path: Path) -> None:
     """As Go's json.Marshal writes a nil slice."""
     config = upstream.blob(b"{}", oci.EMPTY).model_dump(by_alias=True, exclude_none=True)

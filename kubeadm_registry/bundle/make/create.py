@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 from kubeadm_registry.bundle import archive, signing, temporary, tool, versions
 from kubeadm_registry.bundle.delta import Base
 from kubeadm_registry.bundle.failures import CacheDamaged, of_inputs, refused
-from kubeadm_registry.bundle.images import images_in, platforms_of, prune, require, require_layers
+from kubeadm_registry.bundle.images import NOT_DISTRIBUTED, images_in, platforms_of, prune, require, require_layers
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.make import operator_image
 from kubeadm_registry.bundle.make.context import (
@@ -222,13 +222,26 @@ def _add_images(
                 )
             for descriptor in needed:
                 if descriptor.digest not in bench.held:
-                    layout.blob(descriptor).close()  # says now, not after minutes of writing, that it is missing
+                    _expect(layout, descriptor, name)  # says now, not after minutes of writing, that it is missing
                 contents.blobs[descriptor.digest] = (descriptor.size, partial(layout.blob, descriptor))
             for manifest in (one for one in needed if one.media_type in oci.MANIFESTS):
                 require_layers(layout, manifest, name, bench.held)
             found[name] = root
     contents.entries.extend(found.values())
     return sorted(found)
+
+
+def _expect(layout: Layout, descriptor: oci.Descriptor, name: str) -> None:
+    """Raise BundleError if *layout* lacks the blob, a part of the image *name*."""
+    try:
+        layout.blob(descriptor).close()
+    except BundleError as error:
+        if error.code != "BundleIncomplete" or not NOT_DISTRIBUTED.search(descriptor.media_type):
+            raise
+        raise BundleError(
+            f"{error.message}, for {name}", code=error.code,
+            hint="tools save no such layers of Windows; choose other platforms, as by --platform linux/amd64",
+        ) from error  # fmt: skip
 
 
 def _for_platforms(

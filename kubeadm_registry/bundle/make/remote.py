@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from kubeadm_registry.bundle.failures import cache_damaged, refused, unavailable
-from kubeadm_registry.bundle.images import platforms_of, prune, require
+from kubeadm_registry.bundle.images import NOT_DISTRIBUTED, platforms_of, prune, require
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.make.cache import Blobs, Taken
 from kubeadm_registry.bundle.make.context import BuildContext, locked
@@ -28,8 +27,6 @@ PATIENCE = 30.0
 LOCK_DEADLINE = 3600.0
 #: An index may hold an index; real ones do not.
 _DEPTH = 4
-#: Types of layers that registries need not have: image-spec, layer.md, "Non-Distributable Layers", and Docker's own.
-_NOT_DISTRIBUTED = re.compile(r"\.(?:nondistributable|foreign)\.")
 
 
 def _upstream(host: str) -> Api:
@@ -217,7 +214,7 @@ class _Tree:
 
 def _why_not(blob: oci.Descriptor) -> str:
     """What to do where a registry does not have *blob*, which its own manifest names."""
-    if _NOT_DISTRIBUTED.search(blob.media_type):
+    if NOT_DISTRIBUTED.search(blob.media_type):
         return (
             "registries do not hold such layers of Windows; omit the digest, so that only other platforms are included"
         )
