@@ -135,10 +135,12 @@ def prune(
     """The index *content* with the manifests for the platforms *wanted* alone, and what is attached to these.
 
     What is attached stays if the source *has* it: an engine that pulled one platform may lack it. The index is given
-    back byte for byte when nothing is to go. Raises BundleError if nothing would stay; *what* is its name.
+    back byte for byte when nothing is to go. Raises BundleError if nothing would stay, or only what names no platform
+    where others do; *what* is its name.
     """
     index = oci.parse(oci.Index, content, what)
     told = [(entry.digest, _named(entry.platform)) for entry in index.manifests]
+    require(what, [platform for _, platform in told if platform and platform.os != "unknown"], wanted)
     kept = {digest for digest, platform in told if platform is None or _fits(platform, wanted)}
     kept -= {entry.digest for entry in index.manifests if _ABOUT in (entry.annotations or {})}
     if not kept:

@@ -556,6 +556,22 @@ def test_an_index_that_loses_nothing_keeps_its_bytes() -> None:
         prune(text, platforms(["linux/amd64"]), "x")
 
 
+def test_what_names_no_platform_does_not_stand_for_the_one_that_is_missing(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    """As an index of SOCI in that of an image: it stays with its image, and nobody can run it."""
+    arm = upstream.image("a/b", "", LAYER, platform="arm64")
+    arm = arm.model_copy(update={"platform": oci.Platform(os="linux", architecture="arm64")})
+    index = oci.Index(manifests=(arm, upstream.artifact("a/b", arm)))
+    upstream.add("a/b", "v1", index.to_json(), oci.INDEX)
+    name = f"{upstream.host}/a/b:v1"
+    with pytest.raises(BundleError, match="is not available for linux/amd64") as caught:
+        bundle_of(tmp_path, name)
+    assert caught.value.hint == "pass --platform with one or more of linux/arm64"
+    with Bundle.open(bundle_of(tmp_path, name, wanted="linux/arm64")) as bundle:
+        assert len(bundle.layout.children(bundle.images[name])) == 2
+
+
 @pytest.mark.parametrize("text", ["linux", "/amd64", "linux/", "linux/arm/"])
 def test_a_platform_is_os_and_architecture(text: str) -> None:
     with pytest.raises(ConfigError, match="not a valid platform"):
