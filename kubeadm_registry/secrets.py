@@ -329,9 +329,22 @@ def _merge(into: dict[str, Any], holders: dict[str, str], values: Mapping[str, A
 
 
 def _without_exchanged(values: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier revision says and a *newer* one says nothing of."""
+    """What an earlier revision says and a *newer* one says nothing of; what a newer release keeps is exchanged too."""
+    known = {name: value for name, value in values.items() if name in _KNOWN}
     exchanged = {*_CHANGING, *(name for name in (*_IDENTITY, *_MADE) if name in newer)}
-    return {name: value for name, value in values.items() if name not in exchanged}
+    left = {name: value for name, value in known.items() if name not in exchanged}
+    return left | _added({name: value for name, value in values.items() if name not in known}, newer)
+
+
+def _added(values: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """The *values* that *newer* does not have, in the objects inside as well."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(newer.get(name), dict):
+            found[name] = _added(value, newer[name])
+        elif name not in newer:
+            found[name] = value
+    return found
 
 
 class Vault:

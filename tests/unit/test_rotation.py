@@ -110,6 +110,21 @@ def test_of_several_revisions_the_newest_counts_and_others_may_only_add() -> Non
     assert caught.value.code == "SecretsConflict"
 
 
+def test_a_secret_of_a_newer_release_that_it_was_exchanging_is_that_of_the_newest_revision() -> None:
+    def file(revision: int, **others: object) -> bytes:
+        stamp = {"version": 3, "minReader": 1, "minWriter": 1}
+        return json.dumps({**FIXED.found.values, "format": stamp, "revision": revision, **others}).encode()
+
+    now = file(2, metrics_key="the next key", by_node={"cp-1": "next", "cp-2": "next"})
+    before = file(1, metrics_key="the key before", by_node={"cp-1": "before", "cp-3": "added"}, later="kept")
+    for places in (("cp-1", "cp-2"), ("cp-2", "cp-1")):
+        files = {place: {secrets.PATH: one} for place, one in zip(places, (now, before), strict=True)}
+        assert Vault.read("x", NAMES, files).secrets.kept.values == {
+            "metrics_key": "the next key", "later": "kept",
+            "by_node": {"cp-1": "next", "cp-2": "next", "cp-3": "added"},
+        }  # fmt: skip
+
+
 def test_a_file_without_an_exchange_says_nothing_of_one_and_damage_is_told() -> None:
     document = json.loads(FIXED.to_json())
     assert not {"revision", "overlap", "renewal"} & set(document)
