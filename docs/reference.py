@@ -115,7 +115,7 @@ def _checks() -> Iterator[str]:
     yield "| --- | --- | --- |"
     all_workflows = (
         workflows.INIT, workflows.CHANGE_MEMBERS, workflows.RESTORE, workflows.RESET, workflows.upgrade(()),
-        (TRUST,), enable_timer(b""),
+        (TRUST,), enable_timer(b""), workflows.CREDENTIALS_ROTATE,
     )  # fmt: skip
     phases = [phase for workflow in all_workflows for _, phase in leaves(workflow)]
     # As a set in order: a change of members and an upgrade each have a check NodesHealthy of their own.

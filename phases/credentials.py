@@ -7,6 +7,7 @@ nodes alone, so they are replaced in stages by one run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from kubeadm_registry import paths, rotation
 from kubeadm_registry.cluster import Cluster
@@ -15,13 +16,14 @@ from kubeadm_registry.engine.changes import STARTED, Steps, Wait
 from kubeadm_registry.engine.phase import Phase, Workflow
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.phases import identity
 from kubeadm_registry.phases.agent import AGENT
 from kubeadm_registry.phases.backend import FORM, INSTALL, JOINED
 from kubeadm_registry.phases.containerd import CONTAINERD
 from kubeadm_registry.phases.exchange import Stages, exchange
 from kubeadm_registry.phases.frontend import FRONTEND
-from kubeadm_registry.phases.identity import STORE
 from kubeadm_registry.phases.network import NETWORK
+from kubeadm_registry.phases.programs import UPLOADED
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.retention import RETENTION
 from kubeadm_registry.transport.host import Host
@@ -40,6 +42,8 @@ def _settle(_: Cluster, __: Host) -> Steps:
     yield Wait("the agent works with the keys", _unsettled, timeout=30)
 
 
+# An upgrade that died while it uploaded has recorded programs on some nodes which the others do not have.
+STORE = replace(identity.STORE, checks=(*identity.STORE.checks, UPLOADED))
 SETTLE = Phase("settle", "Wait until the agents work with the keys", _settle)
 # The agent of a release looks after the rules of that release.
 AGENTS: Workflow = (NETWORK, AGENT, SETTLE)

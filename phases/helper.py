@@ -7,6 +7,7 @@ from functools import partial
 from kubeadm_registry.components import helper
 from kubeadm_registry.engine.phase import Phase, Workflow
 from kubeadm_registry.phases.immutable import OF_MEMBERS
+from kubeadm_registry.phases.programs import UPLOADED
 
 HELPER = Phase("helper", "Update the operator's helper, if installed", helper.update, checks=OF_MEMBERS)
 
@@ -17,7 +18,8 @@ def allow(public: str, private: str = "") -> Workflow:
     By the key *private* the nodes reach each other to replace one, unless it is empty.
     """
     steps = partial(helper.install, public=public, private=private)
-    return (Phase("helper", "Install the helper and the operator's key", steps, checks=OF_MEMBERS),)
+    checks = (*OF_MEMBERS, UPLOADED)
+    return (Phase("helper", "Install the helper and the operator's key", steps, checks=checks),)
 
 
 # A member that an old file lacks would keep the key.

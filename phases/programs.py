@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubeadm_registry.bundle import Program, version_command
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import programs
 from kubeadm_registry.engine.changes import Directory, Steps
-from kubeadm_registry.engine.phase import Phase
+from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
 from kubeadm_registry.paths import OPT, PROGRAMS
 from kubeadm_registry.transport.host import Host
@@ -74,3 +75,17 @@ def start(program: Program, host: Host) -> str | None:
 
 
 PROGRAMS_PHASE = Phase("programs", "Upload the programs and check that each one starts", install)
+
+
+def uploaded(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The programs that a node has recorded are on this one: no upload was interrupted."""
+    lacking = [one.name for one in cluster.programs.values() if programs.Installed(one, None).diff(host) is not None]
+    if lacking:
+        yield (
+            f"it lacks {', '.join(sorted(lacking))} in the version that another node has: an upload of programs was "
+            "interrupted; run `upgrade` or `init` with that bundle first"
+        )
+
+
+UPLOADED = Check("ProgramsUploaded", uploaded, mandatory=True)
+"""Where a run takes the programs of the record and uploads none: a unit would name a program that is not there."""

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 from cryptography import x509
 
 from kubeadm_registry import config, members, paths, pki, rotation, secrets
+from kubeadm_registry.access import session
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import agent, garage, haproxy, zot
+from kubeadm_registry.components import agent, garage, haproxy, programs, zot
 from kubeadm_registry.engine.changes import STARTED
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import Error
+from kubeadm_registry.errors import Error, PreflightFailed
 from kubeadm_registry.phases import certificates, credentials
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.secrets import Secrets, Vault
@@ -507,6 +509,28 @@ def test_a_rotation_that_dies_at_any_change_is_completed_with_the_same_password(
         if run(INIT, fake.cluster, Recorder(), skip=ELSEWHERE):
             wrong[where] = "init finds something to do"
     assert not wrong
+
+
+@pytest.mark.parametrize("role", ["push", "s3", "admin", "heartbeat"])
+def test_while_an_upload_of_programs_is_not_complete_nothing_is_exchanged(installed: FakeCluster, role: str) -> None:
+    cluster = installed.cluster
+    after = {name: replace(one, prefix=f"{one.prefix}-new") for name, one in cluster.programs.items()}
+    first = installed.servers["cp-1"]
+    first.put(programs.RECORD, programs.record(after))
+    for one in after.values():
+        installed._unpack(first, one)
+    before = installed.snapshot()
+    cluster = replace(cluster, programs=session.installed(cluster.hosts))
+    with pytest.raises(PreflightFailed) as caught:
+        if role == "push":
+            credentials.rotate(cluster, Recorder(), lambda _: None, [role])
+        else:
+            credentials.replace_key(cast(rotation.Kind, role), cluster, Recorder())
+    assert {(one.check, one.host, one.mandatory) for one in caught.value.problems} == {
+        ("ProgramsUploaded", "cp-2", True), ("ProgramsUploaded", "cp-3", True),
+    }  # fmt: skip
+    assert "it lacks garage, haproxy, keepalived, kubeadm-registry, zot in" in caught.value.problems[0].text
+    assert installed.snapshot() == before
 
 
 # ---- keys ---------------------------------------------------------------------------------------------------------
