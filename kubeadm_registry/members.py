@@ -17,7 +17,7 @@ from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.errors import Error
-from kubeadm_registry.formats import Damaged, Format, Found, kept
+from kubeadm_registry.formats import Damaged, Format, Found, joined, kept, split
 
 PATH = f"{paths.ETC}/members.json"
 FORMAT = Format(PATH)
@@ -153,7 +153,8 @@ def _names(value: Any) -> tuple[str, ...]:
 def newest(found: Mapping[str, Members]) -> Members | None:
     """The list that counts of those *found* on nodes; None if no node has one. Raises Error (MembersConflict).
 
-    Of one generation there is one list; whether it is settled is the younger word.
+    Of one generation there is one list; whether it is settled is the younger word. What a newer release has added to it
+    on some of the nodes is of the list.
     """
     best: tuple[str, Members] | None = None
     for name, one in found.items():
@@ -168,7 +169,21 @@ def newest(found: Mapping[str, Members]) -> Members | None:
                 )
             if one.settled and not best[1].settled:
                 best = name, one
-    return None if best is None else best[1]
+    if best is None:
+        return None
+    newest_of_all = best[1]
+    others = [one.found for one in found.values() if one.generation == newest_of_all.generation]
+    return replace(newest_of_all, found=_together(newest_of_all, [one for one in others if one is not None]))
+
+
+def _together(members: Members, several: Sequence[Found]) -> Found | None:
+    """What newer releases have added to the list of *members*, by the *several* files of it; the latest one's word."""
+    together = members.found
+    for one in sorted(several, key=lambda one: int(one.stamp["version"])):
+        if together is not None:
+            added = split(one.values, members.values())[1]
+            together = Found({**together.values, **added}, joined(together.stamp, one.stamp))
+    return together
 
 
 def outvoted(members: Sequence[str], present: Sequence[str]) -> bool:
