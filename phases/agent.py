@@ -22,6 +22,7 @@ from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import CommandTimeout
 from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.phases.pausing import WritesGoOn, WritesPause, agents, askable, writer_of
+from kubeadm_registry.phases.records import RECORDS
 from kubeadm_registry.transport.host import Host
 
 #: Seconds after its start from which an agent votes, and in which the others should all do so again.
@@ -98,5 +99,10 @@ def _loses(cluster: Cluster, host: Host) -> bool:
 
 # An agent that restarts gives up the virtual IP.
 AGENT = Phase(
-    "agent", "Install and start the node agent", install, on=holder_last, checks=OF_MEMBERS, one_at_a_time=True
+    "agent",
+    "Install and start the node agent",
+    install,
+    on=holder_last,
+    checks=(*OF_MEMBERS, RECORDS),
+    one_at_a_time=True,
 )

@@ -8,8 +8,9 @@ from kubeadm_registry.components import helper
 from kubeadm_registry.engine.phase import Phase, Workflow
 from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.phases.programs import UPLOADED
+from kubeadm_registry.phases.records import RECORDS
 
-HELPER = Phase("helper", "Update the operator's helper, if installed", helper.update, checks=OF_MEMBERS)
+HELPER = Phase("helper", "Update the operator's helper, if installed", helper.update, checks=(*OF_MEMBERS, RECORDS))
 
 
 def allow(public: str, private: str = "") -> Workflow:
@@ -18,7 +19,7 @@ def allow(public: str, private: str = "") -> Workflow:
     By the key *private* the nodes reach each other to replace one, unless it is empty.
     """
     steps = partial(helper.install, public=public, private=private)
-    checks = (*OF_MEMBERS, UPLOADED)
+    checks = (*OF_MEMBERS, RECORDS, UPLOADED)
     return (Phase("helper", "Install the helper and the operator's key", steps, checks=checks),)
 
 

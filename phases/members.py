@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from kubeadm_registry import members, paths
 from kubeadm_registry.access.membership import Request
-from kubeadm_registry.agent import promised
 from kubeadm_registry.agent.formats import Newer
 from kubeadm_registry.cluster import Cluster, arriving, as_it_is, holder_last, retiring, stayer, stayers
 from kubeadm_registry.components import agent, data, health, replacing
@@ -161,11 +160,9 @@ class _Stored:
     cluster: Cluster
 
     def __call__(self, host: Host) -> str | None:
-        content = host.read(agent.hardstate(self.cluster)) or b""
-        records = [content[at : at + promised.RECORD] for at in range(0, len(content), promised.RECORD)]
         wanted = self.cluster.members.generation
         try:
-            found = [one for record in records if (one := promised.decode(record)) is not None]
+            found = agent.promises(self.cluster, host)
         except Newer as error:
             return str(error)
         if any(int(one.values.get("generation", 0)) >= wanted for one in found):

@@ -12,6 +12,7 @@ from kubeadm_registry.engine.changes import Directory, Steps
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
 from kubeadm_registry.paths import OPT, PROGRAMS
+from kubeadm_registry.phases.records import RECORDS
 from kubeadm_registry.transport.host import Host
 
 
@@ -74,7 +75,7 @@ def start(program: Program, host: Host) -> str | None:
     return f"{program.name} does not start: {words[-1] if words else f'status {result.code}'}"
 
 
-PROGRAMS_PHASE = Phase("programs", "Upload the programs and check that each one starts", install)
+PROGRAMS_PHASE = Phase("programs", "Upload the programs and check that each one starts", install, checks=(RECORDS,))
 
 
 def uploaded(cluster: Cluster, host: Host) -> Iterator[str]:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from kubeadm_registry import paths
 from kubeadm_registry.addresses import family
+from kubeadm_registry.agent.formats import Found
 from kubeadm_registry.agent.kept import MOVES_FILE, SPACE_FILE
 from kubeadm_registry.agent.keys import LEFT
+from kubeadm_registry.agent.promised import RECORD, decode
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import haproxy, zipapp
 from kubeadm_registry.components.units import Port, Service, serve
@@ -71,6 +73,13 @@ def data(cluster: Cluster) -> str:
 def hardstate(cluster: Cluster) -> str:
     """The agent's file in there."""
     return f"{data(cluster)}/hardstate"
+
+
+def promises(cluster: Cluster, host: Host) -> list[Found]:
+    """What that file says on *host*, in no order. Raises agent.formats.Newer."""
+    content = host.read(hardstate(cluster)) or b""
+    records = [content[at : at + RECORD] for at in range(0, len(content), RECORD)]
+    return [one for record in records if (one := decode(record)) is not None]
 
 
 def notes(cluster: Cluster) -> tuple[str, ...]:
