@@ -48,8 +48,11 @@ RECOVER = (*PREPARE, MEMBERS, NETWORK, HELPER, ARRIVE, MOVE, *REGISTRY, *(one fo
 The helper's keys come before the agents: a node with an agent is no longer new, and says which keys the nodes have.
 """
 
-RESTORE = (RESTORABLE, *INIT)
-"""Onto bare hosts with the secrets of a backup, which the cluster's vault has; images come from bundles afterwards."""
+RESTORE = (RESTORABLE, PREFLIGHT, PROGRAMS_PHASE, BASE, MEMBERS, SECRETS, NETWORK, *REGISTRY, *FINISH)
+"""Onto bare hosts with the secrets of a backup, which the cluster's vault has; images come from bundles afterwards.
+
+The list of members comes before the secrets: `init`, which may complete this, would begin one that keeps out nobody.
+"""
 
 NODE = tuple(phase for phase in INIT if phase not in (PREFLIGHT, PROGRAMS_PHASE, SETTLE, VERIFY))
 """What makes a node of a host: all of INIT that may be done on one node after another."""

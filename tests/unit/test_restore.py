@@ -495,6 +495,24 @@ def test_interrupted_at_any_act_it_is_completed_by_the_next_run() -> None:
     assert Secrets.from_json(whole.servers["cp-1"].content(secrets.PATH)).push_password == FIXED.push_password
 
 
+def test_a_node_with_the_secrets_of_a_backup_has_the_list_that_keeps_out_machines_of_before() -> None:
+    """A run was killed between the two, and `init`, which knows no backup, had begun a list anew."""
+    listed = Members(1007, {"cp-1": "10.0.0.11"}, former={"cp-4": "10.0.0.14"})
+    whole = FakeCluster.of(ONE, fixed=False)
+    run_workflow(RESTORE, replace(with_backup(whole), recorded=listed), Recorder(), skip=ELSEWHERE)
+    without = []
+    for number, act in enumerate(whole.servers["cp-1"].acts):
+        fake = FakeCluster.of(ONE, fixed=False)
+        server, cluster = fake.servers["cp-1"], replace(with_backup(fake), recorded=listed)
+        server.cut_at = number
+        with pytest.raises(PhaseFailed):
+            run_workflow(RESTORE, cluster, Recorder(), skip=ELSEWHERE)
+        if secrets.PATH in server.tree and members.PATH not in server.tree:
+            without.append(act)
+    assert not without
+    assert members.parse(whole.servers["cp-1"].content(members.PATH)) == listed
+
+
 def test_an_empty_data_directory_is_no_data(site: Site, lost: tuple[Path, Path]) -> None:
     backup, path = lost
     site.three.servers["cp-1"].tree[f"{GARAGE}/meta/lost+found"] = Dir()
