@@ -97,7 +97,7 @@ class ScopedHandler(Handler):
         elif kind == "tags":
             self._say(200, json.dumps({"tags": list(store.tags) or None}).encode())
         elif kind == "referrers":
-            self._referrers(store, last)
+            self._list_referrers(store, last)
         elif self.command in ("GET", "HEAD"):
             content = store.manifest(last) if kind == "manifests" else store.blobs.get(last)
             self._say(404) if content is None else self._say(200, content)
@@ -118,7 +118,7 @@ class ScopedHandler(Handler):
             )
             self._say(201)
 
-    def _referrers(self, store: Store, subject: str) -> None:
+    def _list_referrers(self, store: Store, subject: str) -> None:
         if not self.registry.referrers:
             return self._say(404)
         found = []
