@@ -14,8 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kubeadm-registry
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
-DAY_TWO := members large recover killed vip_move upgrade rotation certificates backup status pulls doctor images retention \
-           retention_full space helper operator_space operator_replace reset
+DAY_TWO := members large recover killed vip vip_move upgrade rollout rotation certificates backup status pulls pull_in_flight \
+           doctor images retention retention_full space helper operator_space operator_replace reset
 KILLED := members members_killed recovery replacing operator_freeing
 KUBERNETES := kubelet etcd coredns bridge pause guest
 
@@ -82,7 +82,7 @@ UNIT ?= slow or not slow
 WORKERS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 unit: setup
 	@$(PYTHON) -m tests.lab.programs haproxy > /dev/null
-	.venv/bin/pytest -q -m 'not long and ($(UNIT))' --numprocesses=$(WORKERS) tests/unit tests/simulation
+	.venv/bin/pytest -q -m 'not long and ($(UNIT))' --numprocesses=$(WORKERS) --dist=worksteal tests/unit tests/simulation
 
 lab: programs
 	@$(PYTHON) -m tests.lab.programs keepalived > /dev/null

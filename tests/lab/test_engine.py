@@ -143,6 +143,7 @@ def test_an_edit_by_hand_is_taken_back_and_nothing_restarts_for_it(registry: Reg
     assert registry.invocations() == before
 
 
+@pytest.mark.long
 def test_a_restart_that_a_dead_run_owed_is_made_up(registry: Registry) -> None:
     """The files are right and the service was started with earlier ones: as after a death between write and restart."""
     host = registry.servers["h3"]

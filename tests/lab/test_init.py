@@ -333,6 +333,7 @@ def test_json_lines(registry: Registry) -> None:
 # A server that is down
 
 
+@pytest.mark.long
 def test_without_one_server_a_run_goes_on_with_the_others_and_is_made_up_later(registry: Registry) -> None:
     away = registry.holder()
     away.power_cut()

@@ -119,6 +119,7 @@ def fill(host: Host) -> None:
     host.sh("sh", "-c", script, timeout=120)
 
 
+@pytest.mark.long
 def test_who_fails_is_named_and_the_others_are_done_once(site: Site) -> None:
     lab, workers = site.lab, site.workers
     before = listings(workers.values())

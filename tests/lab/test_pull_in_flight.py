@@ -22,6 +22,8 @@ from tests.lab.registry import Registry
 
 pytest_plugins = ["tests.lab.registry"]
 
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 SIZE = 500_000_000
 NAME = "registry.k8s.io/tests/large:v1"
 REPOSITORY = "registry.k8s.io/tests/large"

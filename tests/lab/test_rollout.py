@@ -20,6 +20,8 @@ from tests.lab.registry import Registry
 
 pytest_plugins = ["tests.lab.registry"]
 
+#: Run by `make day-two`.
+pytestmark = pytest.mark.long
 SAMPLER = Path(__file__).with_name("sampler.py")
 PERIOD = 0.05
 MOVES, IN_HAND = 2, 4
@@ -136,7 +138,6 @@ def renewed(registry: Registry, forget: str) -> tuple[Reading, set[str]]:
     return result, {name.partition(" ")[2] for name in before if after[name] != before[name]}
 
 
-@pytest.mark.long
 def test_new_files_for_everything(registry: Registry) -> None:
     """As if every configuration had changed, and the agent: what can take up new files as it runs does not restart."""
     result, restarted = renewed(registry, 'sed -i "/\\/etc\\/systemd\\//! s/^[0-9a-f]*/0/" "$1"/*')
@@ -145,7 +146,6 @@ def test_new_files_for_everything(registry: Registry) -> None:
     assert registry.cli("init").stdout.splitlines()[-1] == "nothing to do"
 
 
-@pytest.mark.long
 def test_new_programs_for_everything(registry: Registry) -> None:
     """All units restart. Where agent and keepalived do, the address moves once, and what was in hand then is lost."""
     services = {name.partition(" ")[2] for name in registry.invocations() if name.endswith(".service")}
