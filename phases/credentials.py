@@ -23,7 +23,7 @@ from kubeadm_registry.phases.containerd import CONTAINERD
 from kubeadm_registry.phases.exchange import Stages, exchange
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.network import NETWORK
-from kubeadm_registry.phases.programs import UPLOADED
+from kubeadm_registry.phases.programs import IN_USE, UPLOADED
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.retention import RETENTION
 from kubeadm_registry.transport.host import Host
@@ -42,8 +42,9 @@ def _settle(_: Cluster, __: Host) -> Steps:
     yield Wait("the agent works with the keys", _unsettled, timeout=30)
 
 
-# An upgrade that died while it uploaded has recorded programs on some nodes which the others do not have.
-STORE = replace(identity.STORE, checks=(*identity.STORE.checks, UPLOADED))
+# What was uploaded for an upgrade is recorded, and would be started by what follows; where that upload died, on some
+# nodes only.
+STORE = replace(identity.STORE, checks=(*identity.STORE.checks, UPLOADED, IN_USE))
 SETTLE = Phase("settle", "Wait until the agents work with the keys", _settle)
 # The agent of a release looks after the rules of that release.
 AGENTS: Workflow = (NETWORK, AGENT, SETTLE)

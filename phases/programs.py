@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from kubeadm_registry.bundle import Program, version_command
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import programs
+from kubeadm_registry.components import programs, running
+from kubeadm_registry.components.compatibility import AGENT
 from kubeadm_registry.engine.changes import Directory, Steps
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
@@ -90,3 +91,19 @@ def uploaded(cluster: Cluster, host: Host) -> Iterator[str]:
 
 UPLOADED = Check("ProgramsUploaded", uploaded, mandatory=True)
 """Where a run takes the programs of the record and uploads none: a unit would name a program that is not there."""
+
+
+def in_use(cluster: Cluster, host: Host) -> Iterator[str]:
+    """A node runs the programs that are recorded: none was uploaded for an upgrade that has not begun, or not ended."""
+    runs = running.versions(cluster, host)
+    other = {name: new for name, new in running.wanted(cluster).items() if name != AGENT and runs.get(name, new) != new}
+    if other:
+        told = ", ".join(f"{name} {runs[name]} and not {new}" for name, new in sorted(other.items()))
+        yield (
+            f"it runs {told}, which was uploaded: run `upgrade` with that bundle first, or `preflight --bundle FILE` "
+            "with the one of before"
+        )
+
+
+IN_USE = Check("ProgramsInUse", in_use, mandatory=True)
+"""Where a run restarts services with the programs of the record: it would be an upgrade without any of its checks."""

@@ -533,6 +533,32 @@ def test_while_an_upload_of_programs_is_not_complete_nothing_is_exchanged(instal
     assert installed.snapshot() == before
 
 
+@pytest.mark.parametrize("role", ["push", "admin"])
+def test_programs_that_were_uploaded_for_an_upgrade_are_not_started_by_an_exchange(
+    installed: FakeCluster, role: str
+) -> None:
+    """`preflight` with a newer bundle uploads and records them, and `upgrade` looks first whether they may be mixed."""
+    before = installed.programs["garage"]
+    after = replace(before, version="2.0", prefix=before.prefix.replace("/1.0-", "/2.0-"))
+    later = {**installed.programs, "garage": after}
+    for server in installed.servers.values():
+        server.put(programs.RECORD, programs.record(later))
+        installed._unpack(server, after)
+    there = installed.snapshot()
+    cluster = replace(installed.cluster, programs=session.installed(installed.cluster.hosts))
+    assert cluster.programs["garage"].version == "2.0"
+    with pytest.raises(PreflightFailed) as caught:
+        if role == "push":
+            credentials.rotate(cluster, Recorder(), lambda _: None, [role])
+        else:
+            credentials.replace_key(cast(rotation.Kind, role), cluster, Recorder())
+    assert {(one.check, one.host) for one in caught.value.problems} == {
+        ("ProgramsInUse", "cp-1"), ("ProgramsInUse", "cp-2"), ("ProgramsInUse", "cp-3"),
+    }  # fmt: skip
+    assert "it runs garage 1.0 and not 2.0, which was uploaded: run `upgrade`" in caught.value.problems[0].text
+    assert installed.snapshot() == there
+
+
 # ---- keys ---------------------------------------------------------------------------------------------------------
 
 
