@@ -101,6 +101,7 @@ def install(
                           code="UsageInvalid")  # fmt: skip
     reporter = context.reporter()
     api, cluster_file = api_of(kubeconfig), config.load(path)
+    installing.refuse_older(api)
     with session.cluster(cluster_file, terminal.prompts(), reporter.note, may_miss=True) as cluster:
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; run this again when it is back", host=name, level="warning")

@@ -22,7 +22,8 @@ from kubeadm_registry.custom_resources.deployment import installation, secret
 from kubeadm_registry.custom_resources.names import NAME, NAMESPACE
 from kubeadm_registry.custom_resources.roles import LEASE, replacing
 from kubeadm_registry.errors import CommandTimeout, ConnectionFailed
-from kubeadm_registry.formats import split
+from kubeadm_registry.formats import NewerFormat, split
+from kubeadm_registry.printable import counted
 from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.upkeep.api import Answer, Api
 
@@ -107,6 +108,37 @@ def _is_good(authority: str, certificate: str) -> bool:
     except ValueError:
         return False
     return pki.is_of(authority, found) and found.not_valid_after_utc - datetime.now(UTC) > _LASTS
+
+
+def refuse_older(api: Api) -> None:
+    """Raise NewerFormat if the cluster's definitions have fields that this release's lack.
+
+    The API server drops what a definition does not know when it writes an object. Raises ConnectionFailed.
+    """
+    for one in (each.as_object() for each in DEFINITIONS):
+        there = _read(api, path_of(one))
+        if there is not None and (more := sorted(_fields(there) - _fields(one))):
+            raise NewerFormat(
+                f"{_title(one)} is that of a newer release, with {counted(len(more), 'field')} that this one does not "
+                f"know ({more[0]}): objects would lose what they say there"
+            )
+
+
+def _fields(definition: Object) -> set[str]:
+    """The fields of all its versions, each as the path below its version."""
+    found: set[str] = set()
+
+    def look(schema: Object, path: str) -> None:
+        for name, below in schema.get("properties", {}).items():
+            found.add(f"{path}.{name}")
+            look(below, f"{path}.{name}")
+        for key in ("items", "additionalProperties"):
+            if isinstance(schema.get(key), dict):
+                look(schema[key], path)
+
+    for version in definition["spec"]["versions"]:
+        look(version["schema"]["openAPIV3Schema"], version["name"])
+    return found
 
 
 def install(

@@ -221,6 +221,22 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(
     assert (api.kept(), fake.snapshot()) == (made, nodes)
 
 
+def test_definitions_of_a_newer_release_are_not_replaced(objects: tuple[Objects, FakeCluster]) -> None:
+    """The API server would drop the new field of each object when somebody writes it."""
+    api, fake = objects
+    last("install")
+    [path] = [path for path in api.there if path.endswith("/registrypolicies.kubeadm-registry.dev")]
+    [version] = api.there[path]["spec"]["versions"]
+    rules = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rules"]
+    rules["items"]["properties"]["later"] = {"type": "string"}
+    made, nodes = api.kept(), fake.snapshot()
+    code, text = run("install", "--new-keys", "--kubeconfig", "admin.conf", "-o", "json")
+    error = json.loads(text.splitlines()[-1])
+    assert (code, error["code"]) == (1, "NewerFormat")
+    assert "with 1 field that this one does not know (v1alpha1.spec.rules.later)" in error["message"]
+    assert (api.kept(), fake.snapshot()) == (made, nodes)
+
+
 @pytest.mark.parametrize(("leads", "code"), [("pod-a", 0), ("", 5)])
 def test_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leads: str, code: int) -> None:
     (tmp_path / "admin.conf").write_text(KUBECONFIG)
