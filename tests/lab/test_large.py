@@ -87,6 +87,16 @@ def test_certificates_are_renewed(registry: Changing, tmp_path: Path) -> None:
     planned(registry, tmp_path, "certs", "renew")
 
 
+def test_the_ca_is_replaced(registry: Changing, tmp_path: Path) -> None:
+    """Clients trust both meanwhile, as people have them do between the two commands."""
+    settings, there = registry.lab.settings, registry.client
+    nodes = tmp_path / "clients.txt"
+    nodes.write_text(f"{CLIENT} {there.address} user={settings.user} port={settings.ssh_port}\n")
+    registry.cli("certs", "renew", "--ca", "--nodes", nodes, "--trust-only")
+    registry.ca.write_text(registry.cli("ca").stdout)
+    planned(registry, tmp_path / "large", "certs", "renew", "--ca", "--nodes", str(nodes))
+
+
 @pytest.mark.parametrize("role", ["push", "heartbeat", "s3", "admin"])
 def test_keys_are_replaced(registry: Changing, tmp_path: Path, role: str) -> None:
     planned(registry, tmp_path, "credentials", "rotate", "--role", role)

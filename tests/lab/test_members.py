@@ -105,7 +105,7 @@ def test_a_node_joins(registry: Changing, tmp_path: Path) -> None:
         wait_until("no condition", lambda at=host: registry.state(at)["conditions"] == [], seconds=30)  # type: ignore[misc]
     assert "nothing to do" in registry.cli("join", "h5", "--bundle", registry.bundle).stdout
     assert "nothing to do" in registry.cli("init", "--bundle", registry.bundle).stdout
-    assert registry.cli("status").returncode == 0
+    each_may_be_lost(registry)
 
 
 def test_a_dead_node_is_replaced_and_comes_back(registry: Changing, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tests.lab.command import wait_until
 from tests.lab.host import Host
 from tests.lab.reading import reading
 from tests.lab.registry import ROOT
+from tests.lab.settings import FRONTENDS
 from tests.lab.test_helper import Operator
 
 #: Run by `make day-two`.
@@ -84,9 +85,9 @@ while True:
 """
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
-    with changing("members", "distribution", tmp_path_factory.mktemp("replace"), hosts=5) as registry:
+@pytest.fixture(scope="module", params=FRONTENDS)
+def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
+    with changing("members", request.param, tmp_path_factory.mktemp("replace"), hosts=5) as registry:
         push_all(registry)
         yield registry
 
