@@ -216,8 +216,8 @@ def _codes() -> Iterator[str]:
         (4, "a host cannot be reached or trusted"),
         (
             5,
-            "done on all that answer, degraded; `status`: it serves, but no node may be lost, or certificates, clocks "
-            "or firewall rules are not in order; `operator status`: no replica leads",
+            "done on all that answer, degraded; `status`: it serves, but no node may be lost, blocks of images are "
+            "lost, or certificates, clocks or firewall rules are not in order; `operator status`: no replica leads",
         ),
         (130, "interrupted"),
     ):
