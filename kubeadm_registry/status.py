@@ -487,8 +487,8 @@ def _guarded(seen: Sequence[NodeStatus]) -> dict[str, str]:
     if open_to_all:
         return _condition(
             "LoopbackGuarded", False, "RulesMissing",
-            f"{', '.join(open_to_all)} has no nft rules in table {paths.PREFIX}: local users can push there "
-            "and reach the storage; run init",
+            f"nft rules of {paths.PREFIX} are missing on {', '.join(open_to_all)}: local users may push there and "
+            "reach the storage; run init",
         )  # fmt: skip
     return _condition(
         "LoopbackGuarded", True, "RulesLoaded", "the firewall rules are loaded on every node that responds"

@@ -155,7 +155,7 @@ def nft(rule: str, hook: str = "input") -> str:
 
 
 def no_vrrp(registry: Registry, _: Host) -> None:
-    """The firewalls of the VIP's holder and of another node drop VRRP, so that one takes it as well, and it stays."""
+    """The firewalls of the VIP's holder and of another node drop VRRP, so that one takes it as well for a moment."""
     holder = registry.holder()
     for host in (holder, registry.others(holder)[0]):
         host.sh("sh", "-c", nft("meta l4proto 112 drop"))
@@ -279,9 +279,8 @@ ROOMS = (
          sh(f"mv {paths.GUARD} /root/saved; nft delete table inet {paths.PREFIX}"), "Unguarded",
          "kubeadm-registry init", mend=sh(f"mv /root/saved {paths.GUARD}; systemctl restart UNIT_guard"),
          says="the firewall rules that guard loopback are not loaded"),
-    Room("a firewall drops VRRP", no_vrrp, "VIPTwice", "nft delete rule inet site input",
-         down=True,
-         says="all hold the virtual IP"),
+    Room("a firewall drops VRRP", no_vrrp, "AdvertsLost", "nft delete rule inet site input",
+         says="VRRP advertisements of the holder do not arrive"),
     Room("a firewall drops the storage's port and that between the proxies",
          sh(nft("tcp dport { 3901, 5443 } drop")), "PortBlocked", "nft delete rule inet site input",
          says="it cannot connect to h2 on TCP ports 3901, 5443"),

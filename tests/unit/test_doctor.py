@@ -132,6 +132,8 @@ AGENT, DROP_IN = paths.unit("agent"), "/etc/systemd/system/kubeadm-registry-agen
 TAKEN = "port 5000/tcp is in use by python3 (pid 77) at 0.0.0.0:5000; stop it or change its port"
 BLOCKED = "cannot connect to cp-3 (10.0.0.13) on TCP port 3901; open it in the firewall of cp-3"
 DROPS = FirewallRule("inet site", "in", "tcp dport 3901 drop # handle 4")
+NO_VRRP = FirewallRule("inet site", "in", "meta l4proto vrrp drop # handle 5")
+NO_HEARTBEATS = FirewallRule("inet site", "in", "ip saddr 10.0.0.11 udp dport 5444 drop # handle 6")
 HTTP = Listener(5000, "0.0.0.0:5000", "python3", "77", "site.service", "ss -ltnp: 0.0.0.0:5000")
 Spoil = Callable[[NodeSnapshot], NodeSnapshot]
 #: What is spoiled on cp-2; the code of the finding, and words of its command.
@@ -252,6 +254,9 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
     "storage hangs": (lambda one: with_agent(one, conditions=["StorageDown"], fit=False), "ServiceHangs",
                       f"systemctl restart {garage.UNIT}"),
     "unfit": (lambda one: with_agent(one, fit=False), "NodeUnfit", "journalctl"),
+    "adverts lost": (
+        lambda one: with_facts(with_agent(one, conditions=["AdvertsLost"]), firewall=[NO_VRRP]),
+        "AdvertsLost", "nft delete rule inet site in handle 5"),
     "copying": (lambda one: with_agent(one, conditions=["StorageCopying"]), "StorageCopying", "status"),
     "lost blocks": (lambda one: with_agent(one, storage_lost=3), "BlocksLost", "kubeadm-registry recover"),
     "canary": (lambda one: with_agent(one, conditions=["CanaryMissing"]), "CanaryMissing", "kubeadm-registry verify"),
@@ -290,12 +295,25 @@ def test_what_is_spoiled_is_found_alone(spoil: Spoil, code: str, fix: str) -> No
     assert found.state == ("down" if code == "VIPTwice" else "degraded")
 
 
+@pytest.mark.parametrize("ruled", [True, False])
+def test_of_two_that_count_each_other_silent_the_one_with_the_rule_is_deaf(ruled: bool) -> None:
+    """Who is not heard is not answered either, so a filter of one way looks the same from both sides."""
+    one = with_agent(well("cp-1"), peers={"cp-2": {"presence": "silent"}, "cp-3": {"presence": "fresh"}})
+    two = with_agent(well("cp-2"), peers={"cp-1": {"presence": "silent"}, "cp-3": {"presence": "fresh"}})
+    if ruled:
+        two = with_facts(two, firewall=[NO_HEARTBEATS])
+    (finding,) = doctor.diagnose(snapshot(cp_1=one, cp_2=two)).findings
+    said = "cp-2 does not hear the agent of cp-1" if ruled else "the agents of cp-1 and cp-2 do not hear each other"
+    assert (finding.kind.code, finding.message) == ("PeerSilent", said)
+    assert ("nft delete rule inet site in handle 6" in str(finding.fix[0])) == ruled
+
+
 def test_every_kind_is_tried() -> None:
     tried = {code for _, code, _ in CASES.values()}
     elsewhere = {
         "NotInstalled", "ProgramsMissing", "SecretsUnusable", "CAExpired", "NoQuorum", "SSHFails", "VIPNowhere",
         "RetentionPaused", "Preflight", "StoragePartial", "CanaryBroken", "NoMajority", "MembersDiffer", "NoTimer",
-        "HiddenHolder", "AdvertsLost", "StatusNotHealthy",
+        "HiddenHolder", "StatusNotHealthy",
     }  # fmt: skip
     assert {kind.code for kind in KINDS} - tried == elsewhere
     assert len({kind.code for kind in KINDS}) == len(KINDS), "a code stands for one kind"

@@ -192,7 +192,7 @@ def test_a_server_without_the_guard_of_loopback_is_named(
     found = judge(THREE, [well("cp-1", vip=True), second, well("cp-3")], NOW.timestamp())
     assert condition(found, "LoopbackGuarded") == status_
     assert exit_code(found) == code
-    assert ("cp-2 has no nft rules" in found["conditions"][-1]["message"]) is (status_ == "False")
+    assert ("are missing on cp-2: local users" in found["conditions"][-1]["message"]) is (status_ == "False")
 
 
 @pytest.mark.parametrize(("off", "status_", "code"), [(0.4, "True", 0), (0.6, "False", 5), (None, "True", 0)])

@@ -99,10 +99,15 @@ def hearing(snapshot: Snapshot) -> Iterator[Finding]:
                 f"{node.name}: {paths.AGENT_STATE}: {there.name} is {node.peer(there.name).get('presence')}"
                 for node, there in deaf
             ]
+            # Who is not heard by another soon counts it as silent too, so both say so: a rule shows which one is deaf.
+            blocked = {name for name, _ in rules}
+            first, *more = [pair for pair in deaf if pair[0].name in blocked] or deaf
+            heard = f"{first[0].name} does not hear the agent of {first[1].name}"
             yield Finding(
-                PEER_SILENT, one.name, f"{deaf[0][0].name} does not hear the agent of {deaf[0][1].name}",
+                PEER_SILENT, one.name,
+                f"the agents of {one.name} and {other.name} do not hear each other" if more else heard,
                 limited([*evidence, *(f"{node}: {rule.text}" for node, rule in rules)]),
-                _unblock(rules) or (Command(deaf[0][0].name, f"ping -c 3 {deaf[0][1].address}"),),
+                _unblock(rules) or (Command(first[0].name, f"ping -c 3 {first[1].address}"),),
                 explains=frozenset({PORT_BLOCKED.code}),
             )  # fmt: skip
 

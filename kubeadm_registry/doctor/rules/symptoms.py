@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from kubeadm_registry import paths
 from kubeadm_registry.components import agent, haproxy
 from kubeadm_registry.components.services import backend, frontend
-from kubeadm_registry.doctor.finding import Command, Finding, Kind, here
+from kubeadm_registry.doctor.finding import Command, Finding, Kind, here, limited
+from kubeadm_registry.doctor.rules.nodes import blocking_vrrp
 from kubeadm_registry.doctor.snapshot import NodeSnapshot, Snapshot
 from kubeadm_registry.status import condition
 
@@ -67,17 +68,20 @@ def _conditions(snapshot: Snapshot, node: NodeSnapshot) -> Iterator[Finding]:
         "MembersDiffer": (MEMBERS_DIFFER, "a node that it hears has another list of members", here("init")),
         "NoTimer": (NO_TIMER, "the kernel's timer for the lease does not respond", here("init phase network")),
         "HiddenHolder": (HOLDER_HIDDEN, "another node, which it cannot hear, holds the virtual IP", here("status")),
-        "AdvertsLost": (ADVERTS_LOST, "VRRP advertisements of the holder do not arrive, its heartbeats do",
-                        Command(node.name, "nft list ruleset")),
     }  # fmt: skip
     for name, (kind, message, fix) in others.items():
         if name in found:
             yield Finding(kind, node.name, message, shown, (fix,), subject=kind.code, symptom=True)
+    if "AdvertsLost" in found:
+        rules, delete = blocking_vrrp(snapshot, [one.name for one in snapshot.nodes])
+        yield Finding(ADVERTS_LOST, node.name, "VRRP advertisements of the holder do not arrive, its heartbeats do",
+                      limited([*shown, *rules]), delete or (Command(node.name, "nft list ruleset"),),
+                      subject=ADVERTS_LOST.code, symptom=True)  # fmt: skip
     if "StorageCopying" in found:
         yield Finding(COPYING, node.name, "its storage is still copying what it missed", shown, (here("status"),),
                       symptom=True)  # fmt: skip
     both = all(one.agent is not None and not one.agent.get("fit") for one in (node.earlier, node.status))
-    if both and not found & {*restart, *others}:
+    if both and not found & {*restart, *others, "AdvertsLost"}:
         yield Finding(NOT_SERVING, node.name, "it does not serve reads", shown,
                       (Command(node.name, f"journalctl -u {agent.UNIT} -n 30"),), symptom=True)  # fmt: skip
 
