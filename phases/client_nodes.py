@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kubeadm_registry import containerd, paths
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.services import existing
 from kubeadm_registry.engine.changes import Absent, Steps
-from kubeadm_registry.engine.phase import Phase
+from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.phases import reset
-from kubeadm_registry.phases.containerd import CONTAINERD, point
+from kubeadm_registry.phases.containerd import CONTAINERD, USABLE, point
 from kubeadm_registry.transport.host import Host
+
+
+def elsewhere(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The node is not a server of another registry, whose init points its containerd at that one."""
+    made = existing(host)
+    if made is None:
+        return
+    secrets = cluster.vault.preview()
+    if not {secrets.node_id(name) for name in secrets.node_keys} & made.members.keys():
+        yield (
+            "it is a server of another registry: remove it from the list, or first run `reset` for it with the "
+            "cluster file of that registry"
+        )
 
 
 def leave(cluster: Cluster, host: Host) -> Steps:
@@ -19,6 +35,13 @@ def leave(cluster: Cluster, host: Host) -> Steps:
         yield Absent(path, only_if_empty=True)
 
 
-# Restarts take turns over all clients, see Cluster.turn: a phase knows only the one host that it is run for.
-POINT = Phase("mirrors", CONTAINERD.summary, point, checks=CONTAINERD.checks, notices=CONTAINERD.notices)
+# Restarts take turns over all clients, see Cluster.turn: a phase knows only the one host that it is run for. That host
+# is no member, so what it may have of a list of members is of an earlier time: it has left, or was reset.
+POINT = Phase(
+    "mirrors",
+    CONTAINERD.summary,
+    point,
+    checks=(Check("OtherRegistry", elsewhere), USABLE),
+    notices=CONTAINERD.notices,
+)
 LEAVE = Phase("mirrors", reset.CONTAINERD.summary, leave, checks=reset.CONTAINERD.checks)

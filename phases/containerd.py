@@ -43,11 +43,12 @@ def notices(cluster: Cluster, host: Host) -> Iterator[str]:
     return containerd.notices(host, settings(cluster.spec, cluster.secrets))
 
 
+USABLE = Check("Containerd", usable)
 CONTAINERD = Phase(
     "containerd",
     "Configure containerd to pull through the virtual IP",
     point,
-    checks=(*OF_MEMBERS, Check("Containerd", usable)),
+    checks=(*OF_MEMBERS, USABLE),
     one_at_a_time=True,
     notices=notices,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +13,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import config, secrets
+from kubeadm_registry import config, members, secrets
 from kubeadm_registry.access import client_nodes, session
 from kubeadm_registry.access.client_nodes import RestartLimiter
 from kubeadm_registry.cli.main import cli
+from kubeadm_registry.components import garage
 from kubeadm_registry.config import Node, RegistryCluster, Ssh
 from kubeadm_registry.config.client_list import ClientNode
 from kubeadm_registry.errors import ConnectionFailed, Error
+from kubeadm_registry.members import Members
 from kubeadm_registry.result import Result as Answer
 from kubeadm_registry.secrets import basic
 from kubeadm_registry.transport.host import Transport
@@ -345,6 +348,47 @@ def test_a_server_of_the_registry_is_not_taken_apart(site: Site) -> None:
     assert (code, events[-1]["code"]) == (2, "NodesInvalid")
     assert "some-name" in events[-1]["message"]
     assert site.reached == []
+
+
+def test_who_was_a_server_once_pulls_like_any_other(site: Site) -> None:
+    """`leave` and `reset` keep the data, and with it the list of members of that time."""
+    site.add(2)
+    before = site.trees()
+    names = (*site.registry.servers, "w-1")
+    for server in site.registry.servers.values():
+        server.put(secrets.PATH, fixed_secrets(names).to_json())
+    of_then = {name: f"10.0.0.{11 + number}" for number, name in enumerate(names)}
+    data = site.registry.config.spec.data_directory
+    kept = {
+        "w-1": {members.kept_path(data): Members(4, of_then).render().decode()},
+        "w-2": {members.kept_path(data): Members(1, {"a": "10.9.0.1"}).render().decode()},
+    }
+    for name, files in kept.items():
+        for path, content in {**files, f"{data}/garage/meta/cluster_layout": "layout"}.items():
+            site.clients[name].put(path, content)
+    assert site.run("apply")[1][-1]["summary"] == "2 of 2 nodes pull from the registry, 2 changed"
+    assert site.run("remove")[0] == 0
+    for client in site.clients.values():
+        shutil.rmtree(client.path(data))
+    assert site.trees() == before
+
+
+def test_a_server_may_be_listed_and_one_of_another_registry_is_left_alone(site: Site) -> None:
+    site.add(2)
+    known = fixed_secrets(tuple(site.registry.servers))
+    for name, identity in (("w-1", known.node_id("cp-1")), ("w-2", "ab" * 32)):
+        text = f"""
+            metadata_dir = "/var/lib/kubeadm-registry/garage/meta"
+            replication_factor = 3
+            bootstrap_peers = ["{identity}@10.0.0.11:3901"]
+        """
+        site.clients[name].put(garage.CONFIG, text)
+        site.clients[name].put(members.PATH, Members(3, {"cp-1": "10.0.0.11"}).render().decode())
+    before = site.trees()["w-2"]
+    code, events = site.run("apply")
+    assert (code, list(events[-1]["owed"])) == (5, ["w-2"])
+    assert "it is a server of another registry" in events[-1]["owed"]["w-2"]["reason"]
+    assert site.trees()["w-2"] == before
 
 
 def test_a_wrong_list_contacts_nobody(site: Site) -> None:
