@@ -32,7 +32,6 @@ from kubeadm_registry.config.client_list import ClientNode
 from kubeadm_registry.containerd import snippets
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Reporter, put
-from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases.containerd import settings
 from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_REMOVE
 from kubeadm_registry.printable import counted
@@ -95,12 +94,8 @@ def remove(context: Context, path: Path | None, nodes: Path, dry_run: bool) -> N
     reporter = context.reporter()
     cluster_file, listed = config.load(path), client_list.load(nodes)
     client_list.refuse_registry(listed, cluster_file.spec, str(nodes))
-    servers = {name for node in cluster_file.spec.nodes for name in (node.name, *node.addresses)}
-    if wrong := [client.name for client in listed if servers & {client.name, client.address}]:
-        raise ConfigError(
-            f"{', '.join(wrong)} in {nodes}: not a client node but a registry node", code="NodesInvalid",
-            hint="remove it from the list, and use `kubeadm-registry reset` for registry nodes",
-        )  # fmt: skip
+    hint = ", and use `kubeadm-registry reset` for registry nodes"
+    client_list.refuse_servers(listed, cluster_file.spec, str(nodes), hint)
     vault = Vault(cluster_file.metadata.name, [node.name for node in cluster_file.spec.nodes], {})
     outcomes = run_on_clients(MIRRORS_REMOVE, cluster_file, vault, listed, reporter, dry_run=dry_run)
     _tell(

@@ -41,6 +41,8 @@ def clients(nodes: Path | None, spec: Spec, *, no_clients: bool, what: str) -> t
         return ()
     listed = client_list.load(nodes)
     client_list.refuse_registry(listed, spec, str(nodes))
+    # This run has locked them, and would wait for itself.
+    client_list.refuse_servers(listed, spec, str(nodes), ": this command configures registry nodes itself")
     return listed
 
 

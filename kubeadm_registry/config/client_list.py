@@ -170,3 +170,13 @@ def refuse_registry(clients: Sequence[ClientNode], spec: Spec, file: str) -> Non
             f"{file}: {', '.join(client.name for client in wrong)} is the virtual IP, not a node",
             code="NodesInvalid", hint="remove it from the list",
         )  # fmt: skip
+
+
+def refuse_servers(clients: Sequence[ClientNode], spec: Spec, file: str, hint: str) -> None:
+    """Raise ConfigError, with *hint*, if any of *clients*, of the list *file*, is a node of the registry."""
+    servers = {name for node in spec.nodes for name in (node.name, *node.addresses)}
+    if wrong := [client.name for client in clients if servers & {client.name, client.address}]:
+        raise ConfigError(
+            f"{', '.join(wrong)} in {file}: not a client node but a registry node", code="NodesInvalid",
+            hint=f"remove it from the list{hint}",
+        )  # fmt: skip

@@ -98,6 +98,16 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_contacte
     assert site.contacted == 0
 
 
+@pytest.mark.parametrize("line", ["cp-2 192.168.0.12", "kube-2 10.0.0.12"])
+def test_a_registry_node_is_no_client_node(site: Site, line: str) -> None:
+    """The run has locked it: as a client node it would be locked by another run, and the exchange would stop there."""
+    with Path("clients.txt").open("a") as file:
+        file.write(f"{line}\n")
+    said = renew(*ALL, code=2)
+    assert (said["code"], site.contacted) == ("NodesInvalid", 0)
+    assert f"{line.split(maxsplit=1)[0]} in clients.txt: not a client node but a registry node" in said["message"]
+
+
 def test_certificates_of_all_nodes_or_of_one_are_renewed(site: Site) -> None:
     before = {name: server.content(paths.NODE_PEM) for name, server in site.fake.servers.items()}
     assert renew("--node", "cp-2", "--dry-run")["dryRun"] is True
