@@ -67,12 +67,19 @@ def restore(registry: Api, image: Trashed) -> tuple[str, ...]:
     content, kind = found
     back = []
     for tag in image.tags:
-        if _is_free(registry, repository, tag):
-            _ask(partial(registry.push_manifest, repository, tag, content, kind))
+        if _ask(partial(_give, registry, repository, tag, content, kind)):
             back.append(tag)
     if not untag(registry, repository, [image.tag], image.digest):
         _complete(registry, repository, [image.tag])
     return tuple(back)
+
+
+def _give(registry: Api, repository: str, tag: str, content: bytes, kind: str) -> bool:
+    """Push the manifest *content* as *tag*, which is looked at each time that this is tried, if that means nothing."""
+    if not _is_free(registry, repository, tag):
+        return False
+    registry.push_manifest(repository, tag, content, kind)
+    return True
 
 
 def purge(registry: Api, image: Trashed, known: Collection[str]) -> None:
@@ -161,15 +168,25 @@ def untag(registry: Api, repository: str, tags: Iterable[str], meaning: str | No
         _ask(lambda: push_blob(registry, repository, artifacts.EMPTY.digest, artifacts.EMPTY_CONTENT))
     gone = []
     for tag in going:
-        if _ask(partial(registry.digest, repository, tag)) in (meaning, TOMBSTONE_DIGEST):
-            if alone:
-                _ask(partial(registry.delete_manifest, repository, tag))
-            else:
-                _ask(partial(registry.push_manifest, repository, tag, TOMBSTONE, oci.MANIFEST))
+        if _ask(partial(_take, registry, repository, tag, (meaning, TOMBSTONE_DIGEST), alone=alone)):
             gone.append(tag)
     if gone and not alone:
         _ask(lambda: registry.delete_manifest(repository, TOMBSTONE_DIGEST))
     return tuple(gone)
+
+
+def _take(registry: Api, repository: str, tag: str, meanings: Collection[str | None], *, alone: bool) -> bool:
+    """Take *tag* away if it means one of *meanings*; whether it did.
+
+    It is looked at each time that this is tried: somebody may have pushed it while the registry had no answer.
+    """
+    if registry.digest(repository, tag) not in meanings:
+        return False
+    if alone:
+        registry.delete_manifest(repository, tag)
+    else:
+        registry.push_manifest(repository, tag, TOMBSTONE, oci.MANIFEST)
+    return True
 
 
 def _complete(registry: Api, repository: str, tags: Collection[str]) -> None:

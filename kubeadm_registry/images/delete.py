@@ -73,16 +73,29 @@ def carry_out(connect: Connect, deletion: Deletion) -> bool:
         where = deletion.place
         if not deletion.digest:
             return forget(registry, where)
-        if where.reference != deletion.digest:  # a tag goes alone
-            if retry(partial(registry.digest, where.repository, where.reference), PATIENCE) not in (
-                deletion.digest, None,
-            ):  # fmt: skip
-                raise _pushed_again(where)
-        else:
+        if where.reference == deletion.digest:  # else a tag goes alone
             content = retry(partial(registry.manifest, where.repository, deletion.digest), PATIENCE)
             if content is not None:  # first, for a registry may keep what an index needs
                 retry(partial(referrers.forget, registry, where.repository, deletion.digest, content), PATIENCE)
-        return retry(partial(registry.delete_manifest, where.repository, where.reference), PATIENCE)
+        return _delete(registry, where, deletion.digest)
+
+
+def _delete(registry: Api, where: Place, meaning: str) -> bool:
+    """Delete *where*, a tag that means the digest *meaning*, or that digest; False if it was gone already.
+
+    A tag is looked at again each time that this is tried: somebody may have pushed it while the registry had no answer.
+    Raises RegistryError (ImageChanged).
+    """
+    tried = False
+
+    def attempt() -> bool:
+        nonlocal tried
+        if where.reference != meaning and registry.digest(where.repository, where.reference) not in (meaning, None):
+            raise _pushed_again(where)
+        before, tried = tried, True  # the answer to an earlier try may be lost
+        return registry.delete_manifest(where.repository, where.reference) or before
+
+    return retry(attempt, PATIENCE)
 
 
 def forget(registry: Api, where: Place) -> bool:
@@ -96,7 +109,7 @@ def forget(registry: Api, where: Place) -> bool:
     retry(partial(registry.push_manifest, where.repository, where.reference, TOMBSTONE, oci.MANIFEST), PATIENCE)
     alone = retry(partial(registry.can_untag, where.repository), PATIENCE)
     going = where.reference if alone else TOMBSTONE_DIGEST
-    return retry(partial(registry.delete_manifest, where.repository, going), PATIENCE)
+    return _delete(registry, Place(where.repository, going), TOMBSTONE_DIGEST)
 
 
 def _pushed_again(where: Place) -> RegistryError:

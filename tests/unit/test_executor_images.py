@@ -63,6 +63,9 @@ class App:
     def delete(self) -> None:
         images.delete(self.at, self._image, {"v1", "also", "latest"})
 
+    def restore(self) -> None:
+        images.restore(self.at, self._image)
+
     def purge(self) -> None:
         images.purge(self.at, self._image, set(self.store.manifests) - {self.old, *self.parts})
 
@@ -128,6 +131,29 @@ def test_a_tag_that_is_pushed_while_its_image_goes_to_the_trash_is_lost_by_the_r
         if app.tags.get(tag) != app.new:
             missing.append(request)
     assert missing == [("DELETE" if app.registry.untags else "PUT", tag)]
+
+
+def test_a_tag_that_is_pushed_while_the_registry_has_no_answer_is_not_lost(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for the registry goes on when it is back: pushes do so at once, the executor after a pause."""
+    takes, pushed = "DELETE" if app.registry.untags else "PUT", []
+
+    def refusal(method: str, path: str) -> int | None:
+        if pushed or (method, path) != (takes, "/v2/app/manifests/v1"):
+            return None
+        app.tags["v1"] = app.new
+        pushed.append(path)
+        return 503
+
+    monkeypatch.setattr(app.registry, "refusal", refusal)
+    app.delete()
+    assert (len(pushed), app.tags["v1"], app.tags.get("also")) == (1, app.new, None)
+    app.begin(trashed=True)
+    takes = "PUT"
+    pushed.clear()
+    app.restore()
+    assert (len(pushed), app.tags["v1"], app.tags["also"]) == (1, app.new, app.old)
 
 
 def test_a_new_tag_for_an_image_that_goes_to_the_trash_stays(app: App) -> None:

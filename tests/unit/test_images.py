@@ -391,6 +391,39 @@ def test_a_tag_that_was_pushed_again_stays(fake: Repositories, tag: str) -> None
     assert fake.store["app"].tags[tag] == pushed.digest
 
 
+def test_a_tag_that_was_pushed_again_while_the_registry_was_away_stays(
+    fake: Repositories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for the registry goes on when it is back: pushes do so at once, we after a pause."""
+    connect = connector(fake)
+    (one,) = delete.plan(connect, [place("app:v1")], all_tags=False)
+    pushed: list[str] = []
+
+    def refusal(method: str, path: str) -> int | None:
+        if pushed or (method, path) != ("DELETE", "/v2/app/manifests/v1"):
+            return None
+        pushed.append(fake.image("app", "v1", layer=b"again").digest)
+        return 503
+
+    monkeypatch.setattr(fake, "refusal", refusal)
+    with pytest.raises(RegistryError, match="app:v1 was pushed again"):
+        delete.carry_out(connect, one)
+    assert fake.store["app"].tags["v1"] == pushed[0]
+
+
+def test_what_is_deleted_counts_though_the_answer_is_lost(fake: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = connector(fake)
+    (one,) = delete.plan(connect, [place("app:v1")], all_tags=False)
+
+    def refusal(method: str, path: str) -> int | None:
+        if (method, path) == ("DELETE", "/v2/app/manifests/v1") and fake.store["app"].tags.pop("v1", None):
+            return 503
+        return None
+
+    monkeypatch.setattr(fake, "refusal", refusal)
+    assert delete.carry_out(connect, one)
+
+
 def test_all_tags_of_an_image_may_be_named(fake: Repositories) -> None:
     fake.untags = False
     delete_all(fake, "app:v1", "app:v2")
