@@ -20,10 +20,12 @@ from kubeadm_registry.transport.host import Host
 #: Gone after a boot, which starts containerd anew.
 OWED = f"{paths.RUN}/containerd-restart"
 
-#: ``$1`` unit, ``$2`` where to note.
+#: ``$1`` unit, ``$2`` where to note. Fails where /run is full: an empty note would say that no restart is owed.
 _MARK = """
+set -e
 mkdir -p -m 755 -- "${2%/*}"
-systemctl show --property=InvocationID --value -- "$1" > "$2.new"
+running=$(systemctl show --property=InvocationID --value -- "$1")
+printf '%s\\n' "$running" > "$2.new"
 mv -f -- "$2.new" "$2"
 """
 

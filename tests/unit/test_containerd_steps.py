@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from kubeadm_registry.containerd import ContainerdSettings, notices, problems, restore_steps, steps, survey
+from kubeadm_registry.containerd import OWED, ContainerdSettings, notices, problems, restore_steps, steps, survey
 from kubeadm_registry.containerd.changes import DROP_IN
 from kubeadm_registry.containerd.http_proxy import ENVIRONMENT
 from kubeadm_registry.containerd.settings import Refused
 from kubeadm_registry.engine.changes import Change
-from kubeadm_registry.errors import Error
+from kubeadm_registry.errors import CommandFailed, Error
 from kubeadm_registry.transport.host import Host
 from tests.unit.containerd_host import Rooted, host
 
@@ -392,6 +392,19 @@ def test_an_interrupted_restart_is_made_up_for(rooted: Rooted) -> None:
             break
         change.apply(host(rooted))
     assert init(rooted) == ["restart containerd.service"]
+
+
+def test_where_a_restart_cannot_be_noted_nothing_is_changed(rooted: Rooted) -> None:
+    """/run is full: the next run would find all files as they should be, and no restart that is owed."""
+    original = rooted.put("/etc/containerd/config.toml", "version = 2\n")
+    note = rooted.path(f"{OWED}.new")
+    note.parent.mkdir(parents=True)
+    note.symlink_to("/dev/full")
+    with pytest.raises(CommandFailed):
+        init(rooted)
+    assert original.read_text() == "version = 2\n"
+    note.unlink(missing_ok=True)
+    assert "restart containerd.service" in init(rooted)
 
 
 def test_a_restart_by_somebody_else_counts(rooted: Rooted) -> None:
