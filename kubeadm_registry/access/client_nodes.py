@@ -102,7 +102,10 @@ def run_each(
             return Outcome(client, error=_bug(error))
         return Outcome(client, tuple(actions))
 
-    return side_by_side(one, clients, at_most=AT_ONCE)
+    def interrupted() -> None:
+        reporter.note("interrupted: the nodes that have begun are completed first", level="warning")
+
+    return side_by_side(one, clients, at_most=AT_ONCE, interrupted=interrupted)
 
 
 def _bug(cause: Exception) -> Error:

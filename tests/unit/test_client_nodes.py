@@ -77,7 +77,7 @@ class Site:
     folder: Path
     registry: FakeCluster
     clients: dict[str, Rooted] = field(default_factory=dict)
-    unreachable: dict[str, Error] = field(default_factory=dict)
+    unreachable: dict[str, Error | KeyboardInterrupt] = field(default_factory=dict)
     reached: list[str] = field(default_factory=list)
 
     def __call__(self, *arguments: str) -> Result:
@@ -255,6 +255,16 @@ def test_what_nobody_thought_of_ends_no_run(site: Site) -> None:
     assert list(events[-1]["owed"]) == ["w-2"]
     why = events[-1]["owed"]["w-2"]
     assert (why["code"], "UnicodeError" in why["reason"], "--debug" in why["hint"]) == ("Bug", True, True)
+
+
+def test_what_an_interrupted_run_still_waits_for_is_told(site: Site) -> None:
+    """Up to 32 nodes have begun, and each may restart its containerd, which takes minutes in all."""
+    site.add(2)
+    site.unreachable["w-1"] = KeyboardInterrupt()
+    code, events = site.run("apply")
+    assert (code, events[-1]["code"]) == (130, "Interrupted")
+    told = [event["message"] for event in events if event["event"] == "note"]
+    assert told == ["interrupted: the nodes that have begun are completed first"]
 
 
 @pytest.mark.parametrize("what", ["apply", "remove"])
