@@ -137,7 +137,8 @@ def test_a_tag_that_is_pushed_while_the_registry_has_no_answer_is_not_lost(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What waits for the registry goes on when it is back: pushes do so at once, the executor after a pause."""
-    takes, pushed = "DELETE" if app.registry.untags else "PUT", []
+    takes = "DELETE" if app.registry.untags else "PUT"
+    pushed: list[str] = []
 
     def refusal(method: str, path: str) -> int | None:
         if pushed or (method, path) != (takes, "/v2/app/manifests/v1"):
