@@ -57,9 +57,11 @@ id -u </dev/null
 
 #: Takes the lock ``$1`` for ``$2`` on descriptor 9 of the shell itself. Status 75: held, by whom is on standard output.
 #: Status 77: it was the lock of a run that ended just then, which removed the file; try again.
-#: A redirection that fails ends a POSIX shell, hence the trial in a subshell.
+#: A redirection that fails ends a POSIX shell, hence the trial in a subshell. Only root may open the file: who can read
+#: it can hold the lock (flock(2)), and keep out every run.
 _LOCK = """
-if ( : >>"$1" ) && exec 9>>"$1"; then
+if ( umask 077 && : >>"$1" && chmod 600 -- "$1" ) && umask 077 && exec 9>>"$1"; then
+  umask 022
   flock -n 9 </dev/null
   case $?$([ "$1" -ef /proc/self/fd/9 ] || echo gone) in
   0gone) exec 9>&-; (exit 77) ;;
@@ -68,6 +70,7 @@ if ( : >>"$1" ) && exec 9>>"$1"; then
   *) exec 9>&-; (exit 76) ;;
   esac
 else
+  umask 022
   (exit 76)
 fi
 """

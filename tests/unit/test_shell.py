@@ -555,6 +555,18 @@ def test_the_lock_names_its_holder_and_ends_with_close(open_shell, tmp_path):
     assert (tmp_path / "lock.who").read_text().startswith("bob's run; $(id) 'x', since 20")
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_nobody_else_can_open_the_lock_and_hold_it(open_shell, tmp_path, left):
+    """flock(2) takes a file that was opened for reading alone. A run that broke off leaves its file."""
+    if left:
+        (tmp_path / "lock").touch(0o644)
+    one = open_shell()
+    assert one.lock("alice") is None
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+    one.run(["touch", str(tmp_path / "other")])
+    assert (tmp_path / "other").stat().st_mode & 0o777 == 0o644, "other files are made as before"
+
+
 def test_a_lock_that_its_holder_removes_in_the_moment_of_taking_it_is_no_lock(open_shell, tmp_path):
     """Else the next run would make the file anew, and two would work at once."""
     one, two = open_shell(), open_shell()
