@@ -46,7 +46,7 @@ LOGINS = ("push", "pull", paths.RETENTION_NAME)
 PUBLIC_MOST, INTERNAL_MOST = 3000, 1000
 #: From one address: as many as a hundred nodes behind one router need, not enough to keep out others.
 SOURCE_MOST = 400
-#: Of the public ones, kept for the servers themselves.
+#: Of the public ones, kept for the servers themselves: the last half for this one, as whose client its agent looks.
 SERVERS_RESERVE = 400
 
 

@@ -366,6 +366,20 @@ def test_many_clients_keep_out_neither_the_servers_nor_what_servers_ask_of_each_
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
+def test_a_user_or_a_pod_of_another_server_keeps_out_neither_clients_nor_the_look_of_the_agent(
+    pair: list[Node],
+) -> None:
+    """It comes by the address of its server."""
+    node, other = pair
+    with ExitStack() as stack:
+        silent_connections(stack, node, other.address, 2 * MOST)
+        for source in ("127.201.0.2", node.address):
+            assert node.ask("GET", READ, source=source, timeout=5).status == 200, source
+        for number in range(4):
+            silent_connections(stack, node, f"127.202.0.{number + 1}", SOURCE)
+        assert node.ask("GET", READ, source=node.address, timeout=5).status == 200
+
+
 def test_only_servers_reach_the_port_of_the_servers(pair: list[Node]) -> None:
     """Also with the certificate of one."""
     node, other = pair
