@@ -66,6 +66,8 @@ shift "$count"
 #: Writes standard input, ``$4`` bytes with the SHA-256 ``$5``, to a new file beside ``$1``, with mode ``$2`` and owner
 #: ``$3``; lets ``$7...`` look at it (``{path}`` stands for its name, which ends in ``$6``); flushes it to disk and
 #: renames it: the file is whole at any moment. What runs left that were killed in here, by a power cut too, is removed.
+#: In a directory of another user, such as a service, who could put a link in its place, it is made anew and used by its
+#: descriptor alone: else root would write where that leads, and give it away.
 #: When the connection breaks, the complaint has no reader: SIGPIPE would end the shell before it cleans up.
 _WRITE = f"""
 set -e
@@ -74,14 +76,16 @@ trap 'exit 143' TERM
 path=$1 mode=$2 owner=$3 size=$4 digest=$5 ending=$6; shift 6
 directory=$(dirname -- "$path") name=${{path##*/}}
 rm -f -- "$directory/.$name."??????????"{UNFINISHED}"* "$directory/.new."??????????"-$name"
-new=$(mktemp --suffix="{UNFINISHED}$ending" -- "$directory/.$name.XXXXXXXXXX")
+new=$(mktemp -u --suffix="{UNFINISHED}$ending" -- "$directory/.$name.XXXXXXXXXX")
 trap 'rm -f -- "$new"' EXIT
-cat > "$new"
-arrived=$(stat -c %s -- "$new")
+umask 077; set -C; exec 3>"$new"; set +C; umask 022
+cat >&3
+arrived=$(stat -L -c %s -- /proc/self/fd/3)
 [ "$arrived" = "$size" ] || {{ echo "$arrived of $size bytes arrived" >&2; exit 3; }}
-[ "$(sha256sum <"$new")" = "$digest  -" ] || {{ echo "other bytes arrived than were sent" >&2; exit 3; }}
-chown -- "$owner" "$new"
-chmod -- "$mode" "$new"
+[ "$(sha256sum </proc/self/fd/3)" = "$digest  -" ] || {{ echo "other bytes arrived than were sent" >&2; exit 3; }}
+chown -- "$owner" /proc/self/fd/3
+chmod -- "$mode" /proc/self/fd/3
+exec 3>&-
 if [ $# -gt 0 ]; then
   for word in "$@"; do
     shift

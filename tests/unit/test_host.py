@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -184,8 +186,34 @@ def test_a_file_is_flushed_before_it_gets_its_name_and_the_name_after(tmp_path: 
 
 
 def test_without_the_folder_writing_fails_and_says_so(tmp_path: Path) -> None:
-    with pytest.raises(CommandFailed, match="No such file or directory"):
+    with pytest.raises(CommandFailed, match=r"cannot create .*/no/|No such file or directory"):
         here().write(str(tmp_path / "no" / "file"), b"x", owner=OWNER)
+
+
+@pytest.mark.parametrize("between", ["cat", "stat", "sha256sum", "chown", "chmod"])
+def test_who_owns_the_directory_leads_nothing_elsewhere_by_a_link(tmp_path: Path, between: str) -> None:
+    """The storage's key lies in a directory of the storage's user, who may put a link in place of the new file."""
+    victim, folder, path = tmp_path / "victim", tmp_path / "etc", tmp_path / "etc" / "key"
+    victim.write_text("not yours")
+    victim.chmod(0o644)
+    folder.mkdir()
+    real = shutil.which(between)
+    stub(tmp_path / "bin", between, f'for new in {folder}/.key.*; do ln -s -f {victim} "$new"; done; exec {real} "$@"')
+    with suppress(CommandFailed):
+        here(tmp_path / "bin").write(str(path), b"key", mode=0o600, owner=OWNER)
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("not yours", 0o644)
+
+
+def test_the_new_file_is_made_by_this_write_and_nobody_else(tmp_path: Path) -> None:
+    """A link of its name, made in the moment before, is not followed."""
+    victim, folder = tmp_path / "victim", tmp_path / "etc"
+    folder.mkdir()
+    real = shutil.which("mktemp")
+    stub(tmp_path / "bin", "mktemp", f'new=$({real} "$@"); ln -s -f {victim} "$new"; echo "$new"')
+    with pytest.raises(CommandFailed):
+        here(tmp_path / "bin").write(f"{folder}/key", b"key", owner=OWNER)
+    assert not victim.exists()
+    assert list(folder.iterdir()) == []
 
 
 class Altering(Here):
