@@ -76,13 +76,13 @@ _UNPASS = 'for family in ip ip6; do nft delete table $family "$1" 2>/dev/null ||
 _BACKGROUND = 'out=$1; shift; rm -f -- "$out"; setsid "$@" >"$out" 2>/dev/null </dev/null 9>&- &'
 #: Asks the agent by the file ``$1``: until ``$3`` seconds from now the VIP is to go to ``$2``, and the one writer is to
 #: give the lease up where ``$5`` is true; ``$4`` says which format that is. The directory is the agent's, so root opens
-#: nothing there by a name that could be known before: it could be a link to elsewhere.
+#: nothing there that is there already: it could be a link to elsewhere.
 _ASK = """
 set -e
 read -r now rest < /proc/uptime
-new=$(mktemp --suffix=.kubeadm-registry -- "$1.XXXXXXXXXX")
+new=$(mktemp -u --suffix=.kubeadm-registry -- "$1.XXXXXXXXXX")
+umask 022; set -C
 printf '{"format": %s, "to": "%s", "yields": %s, "until": %s}\\n' "$4" "$2" "$5" "$((${now%%.*} + $3))" > "$new"
-chmod 644 "$new"
 mv -f -T -- "$new" "$1"
 """
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -25,6 +26,7 @@ from kubeadm_registry.agent import gap, moving, reopen
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.components import handover
 from tests.unit.fake_cluster import authority
+from tests.unit.here import here, stub
 from tests.unit.real_haproxy import PUSH, nodes
 
 DISTRIBUTION = (Path(__file__).parents[1] / "golden" / "ipv4-distribution" / "cluster.yaml").read_text()
@@ -238,3 +240,19 @@ def test_it_goes_on_by_itself_and_holds_no_lock(tmp_path: Path) -> None:
     while out.read_text() != "said\n":
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_the_agents_user_leads_a_question_nowhere_by_a_link(tmp_path: Path) -> None:
+    """It lies in the agent's directory, and root writes it."""
+    victim, folder = tmp_path / "victim", tmp_path / "agent"
+    victim.write_text("not yours")
+    victim.chmod(0o600)
+    folder.mkdir()
+    swap = f'new=$({shutil.which("mktemp")} "$@"); ln -s -f {victim} "$new"; echo "$new"'
+    stub(tmp_path / "bin", "mktemp", swap)
+    words = (f"{folder}/move", "cp-2", "5", json.dumps(moving.FORMAT.stamp()), "false")
+    assert not here(tmp_path / "bin").query("sh", "-c", handover._ASK, "ask", *words).ok
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("not yours", 0o600)
+    assert here().query("sh", "-c", handover._ASK, "ask", *words).ok
+    assert json.loads((folder / "move").read_text())["to"] == "cp-2"
+    assert (folder / "move").stat().st_mode & 0o777 == 0o644
