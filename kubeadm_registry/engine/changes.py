@@ -144,6 +144,19 @@ def directories_ahead(host: Host, paths: Sequence[str]) -> list[Result]:
     return [Result(_stat(path), 0 if path in found else 1, found.get(path, b"")) for path in paths]
 
 
+#: Makes the directory ``$1``, unless it is there, and gives it the mode ``$2`` and the owner ``$3``. Whoever owns the
+#: directory above may put a link in its place at any moment: what is given away is the one that the shell has gone to.
+_MAKE = """
+set -e
+[ -d "$1" ] || install -d -m 700 -- "$1"
+above=$(cd -P -- "$(dirname -- "$1")" && pwd)
+cd -P -- "$1"
+[ "$(pwd)" = "${above%/}/${1##*/}" ] || { echo "$1 is a symbolic link" >&2; exit 1; }
+chown -- "$3" .
+chmod -- "$2" .
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Directory:
     """A directory with this mode and owner.
@@ -177,11 +190,10 @@ class Directory:
 
     def apply(self, host: Host) -> None:
         """Make the directory, or mend its mode and owner."""
-        owner, _, group = self.owner.partition(":")
         if self.recursive and host.query("test", "-d", self.path).ok:
             # chown does a directory after what is in it, so an interrupted one is seen at the top, and made up.
             host.run("chown", "-R", "-P", "--", self.owner, self.path, timeout=3600)
-        host.run("install", "-d", "-m", f"{self.mode:o}", "-o", owner, "-g", group, "--", self.path)
+        host.run("sh", "-c", _MAKE, "make", self.path, f"{self.mode:o}", self.owner)
 
 
 #: Whether something is at ``$1``; with a second argument, whether it is an empty directory that can be removed.

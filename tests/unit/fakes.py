@@ -426,9 +426,10 @@ class FakeTransport:
         return f"{kind}|{node.mode:o}|{self._owner(node.owner)}\n".encode()
 
     def _install_directory(self, found: re.Match[str]) -> bytes:
-        path, mode = self._path(found), int(found["mode"], 8)
-        values = found.groupdict()
-        owner = f"{values.get('owner') or 'root'}:{values.get('group') or 'root'}"
+        return self._make_directory((self._path(found), found["mode"], "root:root"), b"")
+
+    def _make_directory(self, arguments: tuple[str, ...], _: bytes) -> bytes:
+        path, mode, owner = arguments[0], int(arguments[1], 8), arguments[2]
         self._known_owner(owner)
         if isinstance(self.tree.get(path), FileState):
             raise Failed(f"install: cannot create directory '{path}': File exists")
@@ -692,6 +693,7 @@ _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = 
     host_module._READ_MANY: FakeTransport._read_many,
     host_module._WRITE: FakeTransport._write,
     changes._THERE: FakeTransport._is_there,
+    changes._MAKE: FakeTransport._make_directory,
     changes._UNIT: FakeTransport._unit_state,
     changes._UNITS: FakeTransport._unit_states,
     workflow._FLUSH: FakeTransport._flush,
@@ -726,7 +728,6 @@ _PROGRAMS: tuple[tuple[re.Pattern[str], Callable[[FakeTransport, re.Match[str]],
     for text, program in (
         ("stat -c %F|%a|%U:%G -- <path>", FakeTransport._stat),
         ("stat -c %n|%F|%a|%U:%G -- <paths...>", FakeTransport._stat_many),
-        ("install -d -m <mode> -o <owner> -g <group> -- <path>", FakeTransport._install_directory),
         ("install -d -m <mode> -- <path>", FakeTransport._install_directory),
         ("chown -R -P -- <owner> <path>", FakeTransport._chown_all),
         ("rmdir -- <path>", FakeTransport._rmdir),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import Host
 from tests.unit.fakes import Dir, FakeTransport, UnknownCommand
-from tests.unit.here import Here, here, stub
+from tests.unit.here import OWNER, Here, here, stub
 
 UNIT = "zot.service"
 CONFIG = File("/etc/zot.json", b"{}\n")
@@ -537,3 +539,34 @@ class Known(Here):
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Result:
         return self._answers[tuple(argv)]
+
+
+def test_a_directory_is_made_and_mended(tmp_path: Path) -> None:
+    there = tmp_path / "one" / "two"
+    for mode in (0o700, 0o755):
+        step = changes.Directory(str(there), mode=mode, owner=OWNER)
+        assert step.diff(here()) is not None
+        step.apply(here())
+        assert step.diff(here()) is None
+    assert tmp_path.joinpath("one").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("between", ["", "chown", "chmod"])
+def test_a_link_in_place_of_a_directory_gives_nothing_else_away(tmp_path: Path, between: str) -> None:
+    """What lies in a directory of a service may become a link after it was looked at."""
+    victim, there = tmp_path / "victim", tmp_path / "data" / "meta"
+    victim.mkdir(mode=0o755)
+    there.mkdir(parents=True, mode=0o755)
+    swap = f"[ -L {there} ] || {{ mv {there} {there}.old; ln -s {victim} {there}; }}"
+    stub(tmp_path / "bin", between or "dirname", f'{swap}; exec {shutil.which(between or "dirname")} "$@"')
+    with suppress(CommandFailed):
+        changes.Directory(str(there), mode=0o700, owner=OWNER).apply(here(tmp_path / "bin"))
+    assert victim.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_link_that_was_put_in_place_of_a_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir(mode=0o755)
+    (tmp_path / "meta").symlink_to("victim")
+    with pytest.raises(CommandFailed, match="is a symbolic link"):
+        changes.Directory(f"{tmp_path}/meta", mode=0o700, owner=OWNER).apply(here())
+    assert (tmp_path / "victim").stat().st_mode & 0o777 == 0o755
