@@ -23,8 +23,8 @@ def exchange(
 ) -> list[Action]:  # fmt: skip
     """Replace the secrets of that *kind* on all nodes; return what was changed there.
 
-    *keep*: stop while both are accepted. A *dry_run* shows the stage that comes first. Raises what ``run`` and *others*
-    do; the next run goes on from that stage.
+    *keep*: stop while both are accepted. A *dry_run* shows the first stage that changes a node. Raises what ``run`` and
+    *others* do; the next run goes on from that stage.
     """
     if rotation.stage(cluster.secrets, kind) == "":
         if any(_ending(host, kind) for host in cluster.hosts):
@@ -41,7 +41,7 @@ def exchange(
         others(cluster)
         if keep and stage != "remove":
             return actions
-        if dry_run:
+        if dry_run and actions:  # a stage that is done, as that of `--trust-only`, is not all that is to come
             reporter.note(f"this is the stage `{stage}`; a dry run does not show the stages after it")
             return actions
         cluster = _next(cluster, kind)

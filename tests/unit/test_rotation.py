@@ -404,8 +404,21 @@ def test_a_dry_run_shows_the_first_stage_says_so_and_changes_nothing(
     assert installed.snapshot() == before
     assert [note for note in notes if "does not show the stages after it" in note]
     notes.clear()
-    assert replaced(installed, workers, dry_run=True, trust_only=True) == shown
+    assert sorted(replaced(installed, workers, dry_run=True, trust_only=True)) == sorted(shown)
     assert not [note for note in notes if "stage" in note], "no stage comes after it"
+
+
+def test_a_dry_run_after_trust_only_shows_what_comes_next(
+    installed: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(installed, trust_only=True)
+    assert replaced(installed, trust_only=True, dry_run=True) == []
+    before, workers = installed.snapshot(), Workers()
+    notes: list[str] = []
+    monkeypatch.setattr(Recorder, "note", lambda _, message, **__: notes.append(message))
+    assert {"cp-1 store", "cp-2 leaves"} <= set(replaced(installed, workers, dry_run=True))
+    assert [note for note in notes if "this is the stage `issue`" in note]
+    assert installed.snapshot() == before
 
 
 def test_a_new_ca_that_dies_at_any_change_is_completed_and_made_once() -> None:
