@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -11,9 +12,10 @@ _MODES = (os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)
 
 
 def complete() -> None:
-    """Open those of the three that are closed.
+    """Open those of the three that are closed, and have standard output take every character.
 
-    Else the next file or connection would get the number, and a child would read from it or write its output there.
+    Else the next file or connection would get the number, and a child would read from it or write its output there; and
+    a run would break off at what a terminal of another encoding than UTF-8 cannot show, such as words of a node.
     """
     for descriptor, mode in enumerate(_MODES):
         try:
@@ -27,3 +29,5 @@ def complete() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does with standard error

@@ -140,14 +140,18 @@ def _shown(text: str, encoding: str | None) -> str:
 
 
 def put(text: str) -> None:
-    """Write *text* to standard output as it is: what is for machines, or a file's content."""
+    """Write *text* to standard output as it is: what is for machines, or a file's content.
+
+    In UTF-8, as files are, if the encoding of standard output lacks a character of it.
+    """
     with naming(STANDARD_OUTPUT):
-        click.echo(text, nl=False)
+        click.echo(_shown(text, sys.stdout.encoding) or text.encode(), nl=False)
 
 
 def echo(line: str) -> None:
     """Write a line, in which others may have had a hand, to standard output."""
-    put(printable(line) + "\n")
+    with naming(STANDARD_OUTPUT):
+        click.echo(printable(line))
 
 
 class _Output:
@@ -197,9 +201,11 @@ class Console:
         self._lock = threading.Lock()
         self._running: dict[str, str] = {}
         self._longest = 12
-        self._status = self._out.status("") if self._out.is_terminal and not quiet else None
+        encoding = getattr(out or sys.stdout, "encoding", None)
+        spinner = "dots" if _shown("⠋", encoding) else "line"
+        self._status = self._out.status("", spinner=spinner) if self._out.is_terminal and not quiet else None
         self._meter = Meter(0.2 if self._out.is_terminal else 10)
-        self._mark = _shown("✓", getattr(out or sys.stdout, "encoding", None)) or "ok"
+        self._mark = _shown("✓", encoding) or "ok"
 
     def phase(self, path: str, summary: str) -> None:
         """A heading. What was in progress is over."""

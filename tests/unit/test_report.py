@@ -95,6 +95,9 @@ def test_a_terminal_that_cannot_show_the_mark_gets_a_word(plain: io.StringIO, en
     console = Console(out=Terminal(raw, encoding=encoding, write_through=True))
     console.done(ACTION, 0.0)
     assert f"{mark}\x1b[0m cp-1" in raw.getvalue().decode(encoding)
+    console.action(ACTION, dry_run=False)  # with the live line
+    console.close()
+    assert "cp-1: write /etc/a" in raw.getvalue().decode(encoding)
 
 
 def test_quiet_shows_warnings_problems_and_the_result(plain: io.StringIO) -> None:

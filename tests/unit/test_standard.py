@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kubeadm_registry import config
+
 
 def run(redirect: str, *arguments: str, folder: Path) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of the program, *redirect* as a shell writes it."""
@@ -60,3 +62,17 @@ def test_a_closed_standard_input_is_an_empty_one(tmp_path: Path) -> None:
     code, out, err = run("<&-", "reset", "-o", "json", folder=tmp_path)
     assert "Traceback" not in err
     assert (code, json.loads(out.splitlines()[-1])["code"]) == (2, "ConfigInvalid"), "loopback addresses are refused"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_every_character_can_be_written_whatever_the_encoding_of_the_terminal(tmp_path: Path, encoding: str) -> None:
+    name = "snow-\u2603.yaml"
+    (tmp_path / name).write_text(config.SMALLEST, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "kubeadm_registry", "config", "validate", "-f", name],
+        capture_output=True, check=False, cwd=tmp_path, timeout=300,
+        env={"PYTHONPATH": ":".join(sys.path), "PYTHONUTF8": "1", "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    shown = name if encoding == "utf-8" else "snow-\\u2603.yaml"
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding).startswith(f"{shown} is valid: 3 nodes")
