@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def install(
 
     With --replace-nodes the owner of this key can have a machine made a node, which then has all secrets of the
     registry. Without it, what an earlier run with it has installed is removed.
+
+    Exits with code 5 if a node is unreachable; run it again when the node is back.
     """
     if plan_only and replaces:
         raise ConfigError("--plan-only and --replace-nodes exclude each other", hint="pass one of them",
@@ -105,6 +108,7 @@ def install(
     with session.cluster(cluster_file, terminal.prompts(), reporter.note, may_miss=True) as cluster:
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; run this again when it is back", host=name, level="warning")
+        absent = cluster.absent
         secrets, key, private = session.installed_secrets(cluster.vault), None, ""
         if not plan_only and TOOL not in cluster.programs:
             reporter.note(
@@ -129,9 +133,12 @@ def install(
         dry_run=dry_run,
     )  # fmt: skip
     if dry_run:
-        told.result(done)
-        return
-    reporter.result(f"the operator is installed, {leader} leads; adopt the registry with kubectl apply -f cluster.yaml")
+        told.result(done, absent)
+    else:
+        text = f"the operator is installed, {leader} leads; adopt the registry with kubectl apply -f cluster.yaml"
+        reporter.result(text, owed=_owed(absent))
+    if absent:
+        sys.exit(EXIT_DEGRADED)
 
 
 class _Told:
@@ -144,10 +151,15 @@ class _Told:
         self._count += 1
         self._reporter.note(text)
 
-    def result(self, done: list[Action]) -> None:
-        """Report what a dry run has found: this, and what would be *done* on nodes."""
+    def result(self, done: list[Action], absent: Mapping[str, str]) -> None:
+        """Report what a dry run has found: this, and what would be *done* on nodes but those that are *absent*."""
         text = f"{summary(done, dry_run=True)}; {counted(self._count, 'object')} of Kubernetes would change"
-        self._reporter.result(text, changed=len(done) + self._count, dryRun=True)
+        self._reporter.result(text, changed=len(done) + self._count, dryRun=True, owed=_owed(absent))
+
+
+def _owed(absent: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The nodes that are *absent*, and why, for machines: what the others got is owed to them."""
+    return {name: {"reason": why} for name, why in absent.items()}
 
 
 def _known_hosts(cluster: Cluster, before: str) -> str:
@@ -173,11 +185,13 @@ def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool, 
 
     Its custom resources and their guard stay: they describe the registry and protect it. The registry is not touched,
     and every pull keeps working.
+
+    Exits with code 5 if a node is unreachable: the key stays there until the command is run again.
     """
     if not (yes or dry_run) and sys.stdin.isatty():
         click.confirm("Remove the operator from the cluster?", abort=True, err=True)
     reporter = context.reporter()
-    told, done = _Told(reporter), list[Action]()
+    told, done, absent = _Told(reporter), list[Action](), dict[str, str]()
     installing.uninstall(api_of(kubeconfig), _smallest(), told, dry_run=dry_run)
     if path is None and not config.DEFAULT_FILE.exists():
         reporter.note(
@@ -188,11 +202,14 @@ def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool, 
         with session.cluster(config.load(path), terminal.prompts(), reporter.note, may_miss=True) as cluster:
             for name, why in cluster.absent.items():
                 reporter.note(f"{why}; its key stays there: run this again", host=name, level="warning")
-            done = run(OPERATOR_FORBID, cluster, reporter, dry_run=dry_run)
+            done, absent = run(OPERATOR_FORBID, cluster, reporter, dry_run=dry_run), dict(cluster.absent)
     if dry_run:
-        told.result(done)
-        return
-    reporter.result("the operator is removed; the custom resources and their guard remain (see docs/operator.md)")
+        told.result(done, absent)
+    else:
+        text = "the operator is removed; the custom resources and their guard remain (see docs/operator.md)"
+        reporter.result(text, owed=_owed(absent))
+    if absent:
+        sys.exit(EXIT_DEGRADED)
 
 
 @command("manifests", parent=group, short_help="Print what install applies, as YAML")

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,28 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(
     assert gone["changed"] > len(nodes)
     assert "Namespace kubeadm-registry would be deleted" in said
     assert (api.kept(), fake.snapshot()) == (made, nodes)
+
+
+@pytest.mark.parametrize("command", ["install", "uninstall"])
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)], ids=["", "dry run"])
+def test_a_node_that_is_away_keeps_what_it_has_and_the_exit_code_says_so(
+    objects: tuple[Objects, FakeCluster], command: str, dry_run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above all the operator's key, which a script takes for gone when `uninstall` ends with 0."""
+    _, fake = objects
+    last("install")
+
+    @contextmanager
+    def cluster(*_: object, **__: object) -> Iterator[Cluster]:
+        every = fake.cluster
+        hosts = tuple(host for host in every.hosts if host.name != "cp-3")
+        yield replace(every, hosts=hosts, absent={"cp-3": "no route to host"})
+
+    monkeypatch.setattr(session, "cluster", cluster)
+    code, text = run(command, *dry_run, "--kubeconfig", "admin.conf", "-o", "json")
+    result = json.loads(text.splitlines()[-1])
+    assert (code, result["owed"]) == (5, {"cp-3": {"reason": "no route to host"}})
+    assert "no route to host; " in text
 
 
 def test_definitions_of_a_newer_release_are_not_replaced(objects: tuple[Objects, FakeCluster]) -> None:
