@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
@@ -43,6 +43,7 @@ class Context:
     verbose: bool = False
     log_file: Path | None = None
     _reporter: Reporter | None = None
+    _log: JsonLines | None = None
 
     def reporter(self) -> Reporter:
         """How this run is shown: one for the whole of it, so that an error ends the live line too."""
@@ -58,11 +59,17 @@ class Context:
         """Keep a log meanwhile if there is to be one, and follow the commands on nodes. Raises OSError."""
         with ExitStack() as stack:
             if self.log_file is not None:
-                log = stack.enter_context(log_to(self.log_file, sys.argv[1:], __version__))
-                self._reporter = Logged(self.reporter(), log)
+                self._log = stack.enter_context(log_to(self.log_file, sys.argv[1:], __version__))
+                self._reporter = Logged(self.reporter(), self._log)
             if self.verbose or self.log_file is not None:
                 stack.enter_context(commands.told(lambda ran: self.reporter().command(ran)))
             yield
+
+    def end_log(self, error: Error) -> None:
+        """Have the log, if there is one, end with *error*, which is not told in another way."""
+        if self._log is not None:
+            with suppress(OSError):
+                self._log.error(error)
 
 
 def command(
@@ -184,10 +191,12 @@ def _exit_on_error(context: Context, work: Callable[[], None]) -> None:
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to say to it.
         let_go_of_output()
+        context.end_log(Error("nobody reads standard output any more", code="OutputClosed"))
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
         told, code = meaning(error)
         if context.debug and told.code == "Bug":
+            context.end_log(told)
             raise
         tell(reporter, told)
         if context.debug and isinstance(error, Error | OSError):
@@ -217,16 +226,18 @@ def tell(reporter: Reporter, error: Error) -> None:
     try:
         reporter.error(error)
     except OSError:
-        click.echo(f"error [{error.code}] {printable(str(error))}", err=True)
+        with suppress(OSError):  # the exit code says it
+            click.echo(f"error [{error.code}] {printable(str(error))}", err=True)
     let_go_of_output()
 
 
 def let_go_of_output() -> None:
-    """What cannot be written to standard output is not tried again when the program ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """What cannot be written to standard output and error is not tried again when the program ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 file_option = click.option(
@@ -275,12 +286,15 @@ class Program(click.Group):
                 wrong = ConfigError(error.format_message(), hint="see the options with --help", code="UsageInvalid")
                 tell(JsonLines(), wrong)
             else:
-                error.show()
+                with suppress(OSError):
+                    error.show()
+                let_go_of_output()
             sys.exit(error.exit_code)
         except (click.Abort, OSError) as error:  # before a command guards itself, and --help and --version
             if isinstance(error, OSError):
                 error.filename = STANDARD_OUTPUT
             told, code = meaning(error)
-            click.echo(f"error [{told.code}] {printable(str(told))}", err=True)
+            with suppress(OSError):
+                click.echo(f"error [{told.code}] {printable(str(told))}", err=True)
             let_go_of_output()
         sys.exit(code if isinstance(code, int) else 0)

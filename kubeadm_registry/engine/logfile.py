@@ -16,7 +16,8 @@ from kubeadm_registry.transport.commands import Ran
 class Logged:
     """A Reporter that passes everything to *shown*, and to the *log*.
 
-    A log that cannot be written, as on a full disk, ends no run in the middle: ``result`` raises OSError then.
+    A log that cannot be written, as on a full disk, ends no run in the middle: ``result`` raises OSError then. The log
+    comes first, for it has what happened also where nobody reads what is shown.
     """
 
     def __init__(self, shown: Reporter, log: JsonLines) -> None:
@@ -25,48 +26,48 @@ class Logged:
 
     def phase(self, path: str, summary: str) -> None:
         """See Reporter."""
-        self._shown.phase(path, summary)
         self._log.phase(path, summary)
+        self._shown.phase(path, summary)
 
     def action(self, action: Action, *, dry_run: bool) -> None:
         """See Reporter."""
-        self._shown.action(action, dry_run=dry_run)
         self._log.action(action, dry_run=dry_run)
+        self._shown.action(action, dry_run=dry_run)
 
     def done(self, action: Action, seconds: float) -> None:
         """See Reporter."""
-        self._shown.done(action, seconds)
         self._log.done(action, seconds)
+        self._shown.done(action, seconds)
 
     def deferred(self, path: str, host: str, reason: str) -> None:
         """See Reporter."""
-        self._shown.deferred(path, host, reason)
         self._log.deferred(path, host, reason)
+        self._shown.deferred(path, host, reason)
 
     def problem(self, problem: Problem) -> None:
         """See Reporter."""
-        self._shown.problem(problem)
         self._log.problem(problem)
+        self._shown.problem(problem)
 
     def check(self, host: str, name: str, *, ok: bool) -> None:
         """See Reporter."""
-        self._shown.check(host, name, ok=ok)
         self._log.check(host, name, ok=ok)
+        self._shown.check(host, name, ok=ok)
 
     def note(self, text: str, *, host: str = "", level: Level = "info") -> None:
         """See Reporter."""
-        self._shown.note(text, host=host, level=level)
         self._log.note(text, host=host, level=level)
+        self._shown.note(text, host=host, level=level)
 
     def command(self, ran: Ran) -> None:
         """See Reporter."""
-        self._shown.command(ran)
         self._log.command(ran)
+        self._shown.command(ran)
 
     def progress(self, done: int, total: int) -> None:
         """See Reporter."""
-        self._shown.progress(done, total)
         self._log.progress(done, total)
+        self._shown.progress(done, total)
 
     def error(self, error: Error) -> None:
         """See Reporter."""

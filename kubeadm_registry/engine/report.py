@@ -122,6 +122,10 @@ class _Screen(RichConsole):
         with naming(STANDARD_OUTPUT):
             super().print(*objects, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Let the BrokenPipeError through, for which rich would end the program itself, and no log would say why."""
+        raise  # noqa: PLE0704  rich calls this where it has caught it
+
 
 def screen(*, out: TextIO | None = None, err: bool = False, markup: bool = True) -> RichConsole:
     """Where text for people goes: standard output, *out*, or with *err* standard error; never breaking lines."""
@@ -158,7 +162,8 @@ class _Output:
     """Standard output, or the file *name*, that may fail, as on a full disk: the work goes on, and then it is an error.
 
     A run that stopped where its words could not be written would leave the servers half changed. That nobody reads any
-    more (BrokenPipeError) is raised at once.
+    more (BrokenPipeError) is raised at once, and then at the end only: what a run that ends has to undo, it says to
+    nobody.
     """
 
     def __init__(self, name: str = STANDARD_OUTPUT) -> None:
@@ -172,10 +177,10 @@ class _Output:
         try:
             with naming(self._name):
                 write()
-        except BrokenPipeError:
-            raise
         except OSError as error:
             self._failed = error
+            if isinstance(error, BrokenPipeError):
+                raise
 
     def check(self) -> None:
         """Raise the OSError if anything could not be written."""

@@ -354,8 +354,9 @@ def test_a_bug_is_told_as_one_and_only_debug_shows_where(run: Terminal, servers:
     failed(result, 1)
     assert "[Bug] unexpected " in result.stderr
     assert "--debug" in result.stderr
-    shown = run("preflight", "--debug")
+    shown = run("preflight", "--debug", "--log-file", "log")
     assert shown.exit_code == 1
+    assert json.loads((run.folder / "log").read_text().splitlines()[-1])["code"] == "Bug"
     assert not isinstance(shown.exception, SystemExit), "the traceback goes to whoever asked for it"
 
 
@@ -939,6 +940,22 @@ def test_a_reader_that_goes_away_is_no_bug(run: Terminal) -> None:
     )  # fmt: skip
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_log_ends_with_the_reader_that_went_away(run: Terminal, output: str) -> None:
+    run.write(config.SMALLEST)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "kubeadm_registry", "config", "validate", "--log-file", "log", "-o", output],
+        stdout=write, stderr=subprocess.PIPE, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+    kept = [json.loads(line) for line in (run.folder / "log").read_text().splitlines()]
+    assert [one["event"] for one in kept] == ["begin", "error"]
+    assert kept[-1]["message"] == "nobody reads standard output any more"
 
 
 @pytest.mark.parametrize("name", ["k3s", "rke2", "talos", "cri-o"])

@@ -314,8 +314,15 @@ def test_another_total_is_another_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert meter.text(4_000_000, 4_000_000) == "4.0 of 4.0 MB, 2.0 MB/s"
 
 
-def test_a_reader_that_has_gone_ends_the_run() -> None:
+@pytest.mark.parametrize("kind", [Console, JsonLines])
+def test_a_reader_that_has_gone_ends_the_run(kind: type[Console | JsonLines]) -> None:
+    """And nothing that is said while it ends, as when pushes are opened again, hinders that."""
     reading, writing = os.pipe()
     os.close(reading)
-    with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "w") as out, pytest.raises(BrokenPipeError):
-        JsonLines(out).note("hello")
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "w", buffering=1) as out:
+        reporter = kind(out=out)
+        with pytest.raises(BrokenPipeError):
+            reporter.note("hello")
+        reporter.note("opening pushes again")
+        with pytest.raises(BrokenPipeError):
+            reporter.result("done")

@@ -54,6 +54,11 @@ def test_a_closed_standard_error_loses_complaints_and_nothing_else(tmp_path: Pat
     assert (code, json.loads(out)["code"], err) == (2, "ConfigMissing", "")
 
 
+@pytest.mark.parametrize("arguments", ["preflight", "nonesuch"])
+def test_the_exit_code_is_right_where_the_error_cannot_be_written(tmp_path: Path, arguments: str) -> None:
+    assert run("2> /dev/full", arguments, folder=tmp_path)[0] == 2
+
+
 def test_a_closed_standard_input_is_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(
         "apiVersion: kubeadm-registry.dev/v1alpha1\nkind: RegistryCluster\nmetadata: {name: registry}\n"
