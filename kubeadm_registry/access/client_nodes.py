@@ -97,6 +97,8 @@ def run_each(
                 host.transport.close()
         except Error as error:
             return Outcome(client, error=error)
+        except BrokenPipeError:
+            raise  # nobody reads what is told any more, which ends the run; those of a connection are our errors
         except Exception as error:
             # Our mistake, and maybe met on this node alone: the others are not left waiting for it.
             return Outcome(client, error=_bug(error))

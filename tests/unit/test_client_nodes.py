@@ -20,6 +20,7 @@ from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import garage
 from kubeadm_registry.config import Node, RegistryCluster, Ssh
 from kubeadm_registry.config.client_list import ClientNode
+from kubeadm_registry.engine.report import JsonLines
 from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.members import Members
 from kubeadm_registry.result import Result as Answer
@@ -265,6 +266,18 @@ def test_what_an_interrupted_run_still_waits_for_is_told(site: Site) -> None:
     assert (code, events[-1]["code"]) == (130, "Interrupted")
     told = [event["message"] for event in events if event["event"] == "note"]
     assert told == ["interrupted: the nodes that have begun are completed first"]
+
+
+def test_a_reader_that_goes_away_ends_the_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no mistake of a node, and the others are not changed unseen."""
+
+    def unread(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    site.add(2)
+    monkeypatch.setattr(JsonLines, "action", unread)
+    code, events = site.run("apply")
+    assert (code, [one for one in events if one["event"] in ("note", "result", "error")]) == (1, [])
 
 
 @pytest.mark.parametrize("what", ["apply", "remove"])
