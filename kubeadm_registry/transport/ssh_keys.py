@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import paramiko
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -136,6 +136,8 @@ def decrypt(path: Path, ask: Ask | None) -> paramiko.PKey | KeyUnusable:
                 key = _load(path, passphrase.encode())
             except _Encrypted:
                 continue
+            except KeyUnusable as error:  # no passphrase helps
+                return error
             _decrypted[path] = key
             return key
         return KeyUnusable("encrypted, wrong passphrase")
@@ -197,8 +199,8 @@ def _load(path: Path, passphrase: bytes | None) -> paramiko.PKey:
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )
         key = kind.from_private_key(io.StringIO(text.decode()))
-    except TypeError as error:
-        # cryptography's way to say that a passphrase is missing.
+    except (TypeError, InvalidTag) as error:
+        # cryptography's way to say that a passphrase is missing; and that one is wrong, if the key is kept by AES-GCM.
         raise _Encrypted from error
     except UnsupportedAlgorithm as error:
         raise KeyUnusable("key type supported only with ssh-agent") from error

@@ -617,6 +617,18 @@ def test_an_encrypted_key_without_its_passphrase(server, tmp_path, ask, why):
     assert f"{key} ({why})" in refused(server.target(identity_file=key, passphrase=ask)).message
 
 
+def test_a_mistyped_passphrase_of_a_key_that_is_kept_by_aes_gcm(server, login, tmp_path):
+    key = encrypt(server, tmp_path / "key", "-a", "1", "-Z", "aes256-gcm@openssh.com")
+    answers = iter(["wrong", "open sesame"])
+    assert login(server.target(identity_file=key, passphrase=lambda _: next(answers))).run(["true"]).ok
+
+
+def test_an_encrypted_key_that_no_passphrase_opens_here(server, tmp_path):
+    key = encrypt(server, tmp_path / "key", "-a", "1", "-Z", "chacha20-poly1305@openssh.com")
+    why = "key type supported only with ssh-agent"
+    assert f"{key} ({why})" in refused(server.target(identity_file=key, passphrase=lambda _: "open sesame")).message
+
+
 @pytest.fixture
 def agent(tmp_path, monkeypatch):
     path = tmp_path / "agent.sock"
