@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
 
 from kubeadm_registry.bundle import files
@@ -152,7 +153,7 @@ class Identities:
             raise _no_identity(path, "it has a passphrase, and there is no terminal to ask for it")
         try:
             key = serialization.load_ssh_private_key(content, passphrase.encode())
-        except ValueError as error:
+        except (ValueError, TypeError, InvalidTag) as error:  # TypeError: an empty one; InvalidTag: by AES-GCM
             raise _no_identity(path, "the passphrase is wrong") from error
         form = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
         return pyrage.ssh.Identity.from_buffer(key.private_bytes(*form))
@@ -166,7 +167,7 @@ def _recipient(key: str, where: str) -> Recipient:
         if key.startswith(_AGE_PUBLIC):
             return pyrage.x25519.Recipient.from_str(key)
         return pyrage.ssh.Recipient.from_str(key)
-    except pyrage.RecipientError as error:
+    except (pyrage.RecipientError, UnicodeEncodeError) as error:
         private = key.startswith(_AGE_PRIVATE) or "PRIVATE KEY" in key
         what = "a private key" if private else shown(key)
         raise ConfigError(

@@ -113,9 +113,21 @@ def test_a_key_with_a_passphrase_is_asked_for_it(tmp_path: Path, keys: dict[str,
 
     assert read(path).opened(Identities((keys["locked"],), answer)) == CONTENTS
     assert asked == [keys["locked"]]
-    for wrong in (None, "another"):
+    for wrong in (None, "another", ""):
         given = Identities((keys["locked"],), lambda key, wrong=wrong: answer(key, wrong))
         refused(lambda given=given: read(path).opened(given), "IdentityInvalid")
+
+
+def test_a_wrong_passphrase_of_a_key_that_is_kept_by_aes_gcm(tmp_path: Path) -> None:
+    key = keygen(tmp_path / "key", "ed25519", "-Z", "aes256-gcm@openssh.com", passphrase="open it")
+    path = made(tmp_path / "b", to(key))
+    assert read(path).opened(Identities((key,), lambda _: "open it")) == CONTENTS
+    wrong = refused(lambda: read(path).opened(Identities((key,), lambda _: "another")), "IdentityInvalid")
+    assert "the passphrase is wrong" in wrong.message
+
+
+def test_a_recipient_that_is_no_text() -> None:
+    refused(lambda: PublicKeys.of(["\udcff"], []), "RecipientInvalid")  # an argument that is not UTF-8
 
 
 def test_a_passphrase_opens_it_and_no_other(tmp_path: Path) -> None:
