@@ -117,7 +117,13 @@ def _as_invalid(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (ConfigException, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+    except RecursionError as error:
+        raise ConfigError(
+            f"{path} is not a valid kubeconfig: it is nested too deeply", hint=_HINT, code="KubeconfigInvalid"
+        ) from error
+    except (
+        ConfigException, yaml.YAMLError, LookupError, TypeError, ValueError, OverflowError, AttributeError, OSError,
+    ) as error:  # fmt: skip
         why = clause(str(error)) or type(error).__name__
         raise ConfigError(f"{path} is not a valid kubeconfig: {why}", hint=_HINT, code="KubeconfigInvalid") from error
 

@@ -525,6 +525,8 @@ CONTEXT = {"name": "x", "context": {"cluster": "c", "user": "u"}}
         ("a: [", "it is not valid YAML: line 1, column 5: expected the node content"),
         ("a: \0", "it is not valid YAML: line 1, column 4: the character U+0000 is not allowed"),
         ("a:\n\tb: 1\n", "it is not valid YAML: line 2, column 1: a tab cannot be used here; use spaces"),
+        ("[" * 3000, "it is nested too deeply"),
+        ('a: "\\UFFFFFFFF"', ""),
         ("{}", "it names no clusters"),
         (json.dumps({"clusters": [CLUSTER]}), "it has no current-context"),
         (json.dumps({"clusters": [CLUSTER], "current-context": "y"}), "with name y"),
