@@ -16,6 +16,7 @@ from kubeadm_registry import config
 from kubeadm_registry.access.collecting import Member, as_root
 from kubeadm_registry.access.reach import ReadFailure, prove
 from kubeadm_registry.access.space import Quiet
+from kubeadm_registry.bundle import temporary
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import pins, terminal
 from kubeadm_registry.cli.collect import collect, grace_option
@@ -283,6 +284,9 @@ def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
     """
     reporter = context.reporter()
     back = wishes.seconds(since)
+    straight = file.is_char_device() or file.is_fifo()  # /dev/stdout, a pipe
+    if not straight:
+        temporary.target(file, [path or config.DEFAULT_FILE])  # before all nodes are asked: -o is not -f
     with terminal.registry(path, reporter) as (cluster, connect, _):
         asked = side_by_side(partial(wishes.ask, back=back), cluster.hosts)
         now = datetime.now(UTC)
@@ -301,14 +305,25 @@ def wanted(context: Context, path: Path | None, since: str, file: Path) -> None:
         reporter.note(f"{why}; its request log was not read", host=name, level="warning")
     missing = {one: wish for one, wish in found.items() if one not in there}
     names = sorted(str(one) for one in missing if wishes.is_name(one))
-    with naming(file):
-        file.write_text(wishes.to_text(missing, since, now), encoding="utf-8")
+    _write(file, wishes.to_text(missing, since, now), straight=straight)
     reporter.result(
         f"{file}: {counted(len(names), 'image')} missing ({len(there)} requested earlier now available)",
         path=str(file), wanted=names, arrived=len(there), unasked=list(absent),
     )  # fmt: skip
     if absent:
         sys.exit(EXIT_DEGRADED)
+
+
+def _write(file: Path, text: str, *, straight: bool) -> None:
+    """Write *text* to *file*: whole or not at all, but for what cannot be replaced. Raises OSError, ConfigError."""
+    if straight:
+        with naming(file):
+            file.write_text(text, encoding="utf-8")
+        return
+    target = temporary.target(file)
+    with temporary.file(target.parent, target.name) as new:
+        new.write(text.encode())
+        temporary.put(new, target, mode=0o644)
 
 
 def _has(registry: Api, one: Place) -> bool:

@@ -411,6 +411,20 @@ def test_wanted_is_what_did_not_come_meanwhile(fake: Repositories, three: FakeCl
     assert "in the 2d before" in written[0]
 
 
+def test_wanted_never_replaces_the_cluster_file(fake: Repositories, three: FakeCluster, tmp_path: Path) -> None:
+    before = (tmp_path / "cluster.yaml").read_text()
+    result = run("wanted", "-o", "cluster.yaml", "--format", "json")
+    assert (result.exit_code, lines(result)[-1]["code"]) == (2, "OutputInvalid")
+    assert (tmp_path / "cluster.yaml").read_text() == before
+
+
+def test_wanted_may_go_into_a_pipe(fake: Repositories, three: FakeCluster, tmp_path: Path) -> None:
+    for name in NAMES:
+        journal(three, name)
+    assert run("wanted", "-o", "/dev/null").exit_code == 0
+    assert Path("/dev/null").is_char_device()
+
+
 def test_wanted_needs_the_logs(fake: Repositories, three: FakeCluster) -> None:
     for name in NAMES:
         three.servers[name].answer("sh", "-c", wanted.ASK, with_=1)
