@@ -19,6 +19,8 @@ from kubeadm_registry.transport.host import Host
 
 #: Different requests that are taken from one server, the most frequent ones.
 MOST = 20_000
+#: Seconds, 27 years: journalctl fails for a time before 1970, and a script that counts its lines finds none.
+_FURTHEST = 9999 * 86400
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 #: A request for a manifest that was answered 404, as the proxy logs it; only nodes' own: they pull as anybody, or as
@@ -65,7 +67,7 @@ def seconds(text: str, *, option: str = "--since") -> int:
         raise ConfigError(
             f"{option} {text}: not a valid duration", hint="write it as 7d, 12h or 30m", code="UsageInvalid"
         )
-    return int(found[1]) * _UNITS[found[2]]
+    return min(int(found[1]) * _UNITS[found[2]], _FURTHEST)
 
 
 def ask(host: Host, back: int) -> Asked:

@@ -585,7 +585,9 @@ def test_many_clients_are_counted() -> None:
     assert text.splitlines()[-1].endswith("10.0.0.3, 10.0.0.4 and 2 more")
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("7d", 604800), ("12h", 43200), ("30m", 1800), ("2w", 1209600)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("7d", 604800), ("12h", 43200), ("30m", 1800), ("2w", 1209600), ("9999w", 9999 * 86400)]
+)
 def test_how_far_back(text: str, seconds: int) -> None:
     assert wanted.seconds(text) == seconds
 
