@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import ssl
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -164,10 +165,14 @@ def _api(configuration: Configuration, patience: float, agent: str) -> Api:
         pool: urllib3.PoolManager = urllib3.ProxyManager(given.proxy, **settings)
     else:
         pool = urllib3.PoolManager(**settings)
-    return Api(
-        server, pool, lambda: given.get_api_key_with_prefix("BearerToken", alias="authorization") or "",
-        patience=patience, agent=agent,
-    )  # fmt: skip
+
+    def authorization() -> str:
+        # A file ends with a newline (tokenFile), which is no part of the token to kubectl either.
+        return str(given.get_api_key_with_prefix("BearerToken", alias="authorization") or "").strip()
+
+    if not re.fullmatch("[ -~]*", authorization()):
+        raise ValueError("the token is not one line of ASCII characters")
+    return Api(server, pool, authorization, patience=patience, agent=agent)
 
 
 def _tls(given: Any) -> ssl.SSLContext:

@@ -570,6 +570,25 @@ def test_a_proxy_and_another_context(tmp_path: Path) -> None:
     assert isinstance(api._pool, urllib3.ProxyManager)
 
 
+def with_user(path: Path, user: Mapping[str, Any]) -> Path:
+    document = {"clusters": [CLUSTER], "contexts": [CONTEXT], "current-context": "x"}
+    path.write_text(json.dumps({**document, "users": [{"name": "u", "user": user}]}))
+    return path
+
+
+def test_the_newline_at_the_end_of_a_file_is_no_part_of_the_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    file = with_user(tmp_path / "file", {"tokenFile": "token"})
+    assert kubeconfig.by_kubeconfig(file)._authorization() == "Bearer abc"
+
+
+@pytest.mark.parametrize("token", ["a\nb", "\u20ac"])
+def test_a_token_that_no_request_can_carry(tmp_path: Path, token: str) -> None:
+    with pytest.raises(ConfigError, match="the token is not one line of ASCII characters") as caught:
+        kubeconfig.by_kubeconfig(with_user(tmp_path / "file", {"token": token}))
+    assert caught.value.code == "KubeconfigInvalid"
+
+
 def test_a_process_outside_of_any_cluster(tmp_path: Path) -> None:
     for environment in ({}, {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}):
         with pytest.raises(ConfigError) as caught:
