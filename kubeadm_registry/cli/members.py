@@ -41,6 +41,9 @@ def _run(
     context: Context, request: Request, path: Path | None, bundle: Path | None, key: Path | None, *, dry_run: bool,
     ignore: str, purge: bool = False, ask: str = "",
 ) -> None:  # fmt: skip
+    words = click.get_current_context().params
+    if "" in (words.get("node"), words.get("old"), words.get("new")):  # `replace OLD ""` must not mean `leave OLD`
+        raise ConfigError("the name of a node is empty", hint="check the variable that it is from", code="NodeUnknown")
     cluster_file = config.load(path)
     membership.wanted(cluster_file, request)
     require_checks(CHANGE_MEMBERS, names(ignore))

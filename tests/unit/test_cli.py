@@ -967,3 +967,13 @@ def test_mirrors_for_other_runtimes_are_printed_and_nothing_is_changed(
     assert "10.0.0.10:5000" in text
     assert lines(run("mirrors", "print", "--for", name, "-o", "json")) == [{"text": text}]
     assert installed.acts() == before
+
+
+@pytest.mark.parametrize("words", [("join", ""), ("leave", ""), ("replace", "cp-3", ""), ("replace", "", "cp-3")])
+def test_a_name_of_a_node_that_is_empty_means_no_other_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cluster.yaml").write_text(config.SMALLEST)
+    result = CliRunner().invoke(cli, [*words, "-o", "json"], prog_name="kubeadm-registry")
+    assert (result.exit_code, json.loads(result.stdout.splitlines()[-1])["code"]) == (2, "NodeUnknown")
