@@ -76,10 +76,10 @@ manifests: setup
 	$(PYTHON) -m kubeadm_registry.custom_resources manifests
 	$(PYTHON) -m tests.monitoring.wrapped
 
-# In CI apart: make unit UNIT='not slow', and make unit UNIT=slow beside the lab. Many wait for processes or a time-out a
-# third of their time.
+# In CI apart: make unit UNIT='not slow', and make unit UNIT=slow beside the lab. Many wait for processes or a time-out
+# half of their time.
 UNIT ?= slow or not slow
-WORKERS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
+WORKERS ?= $(shell echo $$(($$(nproc) * 2)))
 unit: setup
 	@$(PYTHON) -m tests.lab.programs haproxy > /dev/null
 	.venv/bin/pytest -q -m 'not long and ($(UNIT))' --numprocesses=$(WORKERS) --dist=worksteal tests/unit tests/simulation

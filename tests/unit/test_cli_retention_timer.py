@@ -172,6 +172,7 @@ def test_an_operator_takes_over_from_the_timer(
         return "pod-a"
 
     monkeypatch.setattr(installing, "install", install)
+    monkeypatch.setattr(installing, "refuse_older", lambda _: None)
     monkeypatch.setattr(installing, "helper_key", lambda _: HelperKey.of(""))
     told = "the timer of retention is disabled"
     enable()
