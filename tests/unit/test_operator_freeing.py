@@ -168,12 +168,12 @@ def test_an_operator_that_ends_anywhere_leaves_what_the_next_one_completes(site:
         blob(site.world, "app", f"old {stops}".encode(), bytes_age=9 * DAY, link_age=9 * DAY)
         site.stops, site.stopped, site.asked = stops, False, []
         try:
-            site.free()
+            done = site.free()
         except Stopped:
             pass
         else:
             assert not site.stopped, "its end was taken for an answer"
-            assert {"close", "sweep", "restart", "open"} <= {step for _, step in site.asked}
+            assert {"close", "sweep", "restart", "open"} <= {step for _, step in site.asked}, done.verdict
             break
         closed = [one for one in site.world.proxies.closed.values() if one]
         assert all(one < collecting.LONGEST for one in closed)
