@@ -1,4 +1,5 @@
-"""All tests of the lab: first those that need no quiet machine, in lanes side by side, then the others alone.
+"""All tests of the lab: first those that need no quiet machine, in lanes side by side, then the others alone, and at
+last those that only wait, side by side.
 
 python -m tests.lab.lanes [PYTEST'S OPTIONS...]
 """
@@ -30,20 +31,22 @@ LANES: Mapping[str, tuple[str, ...]] = {
         "onefile", "registries", "reset", "trash",
     ),
 }  # fmt: skip
+#: Files whose tests have a namespace of their own, where they wait for the kernel's timers nearly all of the time.
+WAITING = ("fence", "handover", "late")
 #: Bytes of memory for the disks of two labs, their processes, and the tests.
 PLENTY = 14 * 2**30
 NOTHING_SELECTED = 5
 """The status of pytest."""
 
 
-def files(lane: str) -> list[Path]:
-    """The files of a lane."""
-    return [HERE / f"test_{name}.py" for name in LANES[lane]]
+def paths(names: Sequence[str]) -> list[Path]:
+    """The files with these names."""
+    return [HERE / f"test_{name}.py" for name in names]
 
 
 def alone() -> list[Path]:
-    """The files that are in no lane."""
-    taken = {path for lane in LANES for path in files(lane)}
+    """The files that run with nothing beside them."""
+    taken = {path for names in (*LANES.values(), WAITING) for path in paths(names)}
     return [path for path in sorted(HERE.glob("test_*.py")) if path not in taken]
 
 
@@ -60,29 +63,38 @@ def disks() -> dict[str, str]:
     return {"KUBEADM_REGISTRY_LAB_DISKS": "memory"} if found and int(found[1]) * 1024 > PLENTY else {}
 
 
-def main(options: Sequence[str]) -> int:
-    """Run everything with *options* of pytest; the status to end with, the worst of all."""
-    begin = time.monotonic()
+def side_by_side(groups: Mapping[str, Sequence[Path]], options: Sequence[str]) -> list[int]:
+    """Run the files of each group in a process of its own; their statuses. Each shows its output at its end."""
+    begin, where = time.monotonic(), places()
     with ExitStack() as stack:
         running = {}
-        for lane, place in places().items():
+        for name, files in groups.items():
             output = stack.enter_context(tempfile.TemporaryFile())
-            argv = [sys.executable, "-m", "pytest", *options, *map(str, files(lane))]
+            argv = [sys.executable, "-m", "pytest", *options, *map(str, files)]
+            place = where.get(name, Place.default())
             environment = {**os.environ, **disks(), "KUBEADM_REGISTRY_LAB": str(place.directory)}
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
             )
-            running[lane] = (stack.enter_context(process), output)
+            running[name] = (stack.enter_context(process), output)
         say(f"running {' and '.join(running)} side by side; each shows its output at its end")
         codes = []
-        for lane, (process, output) in running.items():
+        for name, (process, output) in running.items():
             codes.append(process.wait())
             output.seek(0)
-            say(f"{lane} ended with status {codes[-1]}, {(time.monotonic() - begin) / 60:.0f} min after the begin")
+            say(f"{name} ended with status {codes[-1]}, {(time.monotonic() - begin) / 60:.0f} min after the begin")
             sys.stdout.write(output.read().decode(errors="replace"))
             sys.stdout.flush()
+    return codes
+
+
+def main(options: Sequence[str]) -> int:
+    """Run everything with *options* of pytest; the status to end with, the worst of all."""
+    begin = time.monotonic()
+    codes = side_by_side({lane: paths(names) for lane, names in LANES.items()}, options)
     argv = [sys.executable, "-m", "pytest", *options, *map(str, alone())]
     codes.append(subprocess.run(argv, env={**os.environ, **disks()}, check=False).returncode)
+    codes += side_by_side({name: paths([name]) for name in WAITING}, options)
     say(f"all ended {(time.monotonic() - begin) / 60:.0f} min after the begin")
     return max(0 if code == NOTHING_SELECTED else abs(code) for code in codes)
 

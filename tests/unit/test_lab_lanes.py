@@ -10,7 +10,7 @@ from tests.lab import lanes
 
 
 def test_each_file_runs_once() -> None:
-    inside = [path for lane in lanes.LANES for path in lanes.files(lane)]
+    inside = [path for names in (*lanes.LANES.values(), lanes.WAITING) for path in lanes.paths(names)]
     assert all(path.exists() for path in inside), "a file was renamed"
     assert sorted([*inside, *lanes.alone()]) == sorted(lanes.HERE.glob("test_*.py"))
 
@@ -26,15 +26,21 @@ def test_no_lane_uses_the_place_of_another(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_the_worst_status_counts_and_an_option_that_selects_nothing_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With three files of their own, each in a process."""
-    for name, body in {"good": "assert True", "bad": "assert False", "quiet": "assert True"}.items():
+    """With four files of their own, each in a process."""
+    for name, body in {
+        "good": "assert True",
+        "bad": "assert False",
+        "quiet": "assert True",
+        "last": "assert True",
+    }.items():
         (tmp_path / f"test_{name}.py").write_text(f"def test_{name}():\n    {body}\n")
     monkeypatch.setattr(lanes, "HERE", tmp_path)
     monkeypatch.setattr(lanes, "LANES", {"one": ("good",), "two": ("bad",)})
+    monkeypatch.setattr(lanes, "WAITING", ("last",))
     monkeypatch.chdir(tmp_path)
     options = ("-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path))
     assert lanes.main(options) == 1
     assert lanes.main((*options, "-k", "quiet or good")) == 0
     said = capfd.readouterr().out
     assert "test_bad" in said
-    assert said.count("1 passed") == 4, "good and quiet, in both runs"
+    assert said.count("1 passed") == 5, "good and quiet in both runs, last in the first"
