@@ -63,6 +63,11 @@ def disks() -> dict[str, str]:
     return {"KUBEADM_REGISTRY_LAB_DISKS": "memory"} if found and int(found[1]) * 1024 > PLENTY else {}
 
 
+def command(files: Sequence[Path], options: Sequence[str]) -> list[str]:
+    """What runs the tests of *files* with *options* of pytest."""
+    return [sys.executable, "-m", "pytest", *options, *map(str, files)]
+
+
 def side_by_side(groups: Mapping[str, Sequence[Path]], options: Sequence[str]) -> list[int]:
     """Run the files of each group in a process of its own; their statuses. Each shows its output at its end."""
     begin, where = time.monotonic(), places()
@@ -70,12 +75,12 @@ def side_by_side(groups: Mapping[str, Sequence[Path]], options: Sequence[str]) -
         running = {}
         for name, files in groups.items():
             output = stack.enter_context(tempfile.TemporaryFile())
-            argv = [sys.executable, "-m", "pytest", *options, *map(str, files)]
             place = where.get(name, Place.default())
             environment = {**os.environ, **disks(), "KUBEADM_REGISTRY_LAB": str(place.directory)}
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
-            )
+                command(files, options), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                env=environment,
+            )  # fmt: skip
             running[name] = (stack.enter_context(process), output)
         say(f"running {' and '.join(running)} side by side; each shows its output at its end")
         codes = []
@@ -92,8 +97,8 @@ def main(options: Sequence[str]) -> int:
     """Run everything with *options* of pytest; the status to end with, the worst of all."""
     begin = time.monotonic()
     codes = side_by_side({lane: paths(names) for lane, names in LANES.items()}, options)
-    argv = [sys.executable, "-m", "pytest", *options, *map(str, alone())]
-    codes.append(subprocess.run(argv, env={**os.environ, **disks()}, check=False).returncode)
+    quiet = subprocess.run(command(alone(), options), env={**os.environ, **disks()}, check=False)
+    codes.append(quiet.returncode)
     codes += side_by_side({name: paths([name]) for name in WAITING}, options)
     say(f"all ended {(time.monotonic() - begin) / 60:.0f} min after the begin")
     return max(0 if code == NOTHING_SELECTED else abs(code) for code in codes)
