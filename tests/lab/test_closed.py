@@ -100,7 +100,7 @@ def test_a_write_that_cannot_reach_the_writer_is_answered(whole: Registry) -> No
     try:
         wait_until("no writer there", lambda: whole.state(cut)["writes_go_to"] == [], seconds=30)
         began = time.monotonic()
-        answer = ask(whole, "POST", target, login=push, address=cut.address, body=b"")
+        answer = ask(whole, "POST", target, login=push, address=cut.address, body=b"", timeout=30)
         took = time.monotonic() - began
         assert answer.status == 503
         assert int(answer.headers["retry-after"]) >= 1

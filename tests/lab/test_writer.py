@@ -43,6 +43,7 @@ DEAF = (
     "add chain inet deaf out { type filter hook output priority -300; }",
     *(f"add rule inet deaf {way} udp dport {paths.HEARTBEAT_PORT} drop" for way in ("in", "out")),
     *(f"add rule inet deaf {way} meta l4proto 112 drop" for way in ("in", "out")),
+    f"add rule inet deaf in tcp dport {paths.INTERNAL_PORT} drop",
 )
 #: Stands still but for a moment each second and a half: enough for systemd's watchdog, too little for anything else.
 STARVE = """while :; do
@@ -53,7 +54,10 @@ done"""
 
 @contextmanager
 def deaf(host: Host) -> Iterator[None]:
-    """No agent and no keepalived hears this one's, and these hear none; all else gets through."""
+    """No agent and no keepalived hears this one's, and these hear none; all else gets through.
+
+    But the others' proxies do not reach its own: they would go on to send it what is pushed to them, until it closes.
+    """
     host.sh("nft", "-f", "-", stdin="\n".join(DEAF) + "\n")
     try:
         yield
@@ -128,13 +132,13 @@ class Course:
     host: Host
     heir: str
     first: float
-    """When the first push began that the new writer accepted."""
+    """When the first push had ended that the new writer accepted: it may have been held for some seconds before."""
     healed: float
     """When nothing was wrong any more: from then on the old one may be elected again."""
 
     @property
     def late(self) -> list[Push]:
-        """Pushes that the old writer's zot accepted though they began when another one wrote."""
+        """Pushes that the old writer's zot accepted though they began when another one had written."""
         return [one for one in self.old.accepted if self.first < one.begun < self.healed]
 
     @property
@@ -184,7 +188,7 @@ def suffer(registry: Registry, repository: str, *what: Fault) -> Course:
         time.sleep(AFTER)
     registry.wait_whole(90)
     assert len(heirs) == 1
-    return Course(old, new, host, heirs[0].name, new.accepted[0].begun, healed)
+    return Course(old, new, host, heirs[0].name, new.accepted[0].ended, healed)
 
 
 def report(name: str, course: Course) -> None:

@@ -35,8 +35,9 @@ def ask(
     port: int = paths.REGISTRY_PORT,
     trust: ssl.SSLContext | None = None,
     body: bytes | None = None,
+    timeout: float = 10,
 ) -> Answer:
-    """Send one request from the lab's network to *address* (the VIP) on a new connection.
+    """Send one request from the lab's network to *address* (the VIP) on a new connection; *timeout* is in seconds.
 
     Raises OSError, of which ssl.SSLError is one, and http.client.HTTPException.
     """
@@ -45,7 +46,7 @@ def ask(
         headers["Authorization"] = f"Basic {base64.b64encode(login.pair.encode()).decode()}"
     trust = trust or registry.tls()
     with registry.lab.network():
-        connection = http.client.HTTPSConnection(address or registry.vip, port, context=trust, timeout=10)
+        connection = http.client.HTTPSConnection(address or registry.vip, port, context=trust, timeout=timeout)
         try:
             connection.request(method, path, body=body, headers=headers)
             response = connection.getresponse()
