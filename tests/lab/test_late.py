@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -146,18 +147,28 @@ def node(folder: Path) -> Iterator[Node]:
         socket.chmod(0o666)
         command = (sys.executable, "-I", "-B", str(etc / "agent.pyz"), "--config", str(etc / "agent.json"))
         made = Node(own, folder, start("setpriv", f"--reuid={uid}", f"--regid={uid}", *rights, *command), proxy)
-        wait_until("the lease", lambda: made.writer.get("role") == "writer", seconds=90, every=0.05)
+
+        def writes() -> bool:
+            assert made.agent.poll() is None, "the agent has ended"
+            return made.writer.get("role") == "writer"
+
+        wait_until("the lease", writes, seconds=90, every=0.05)
         yield made
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory that the agent's user may enter: pytest closes those it makes to others whenever a run begins."""
+    with tempfile.TemporaryDirectory(prefix="kubeadm-registry-late-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
 @pytest.mark.parametrize("rule", ["as it is", "without it"])
-def test_what_lay_in_the_sockets_of_a_proxy_that_stood_still_does_not_arrive(tmp_path: Path, rule: str) -> None:
+def test_what_lay_in_the_sockets_of_a_proxy_that_stood_still_does_not_arrive(folder: Path, rule: str) -> None:
     """The agent stands still as well, so the gate is open and the term is the old one. Without the rule it arrives."""
-    tmp_path.chmod(0o755)
-    for above in tmp_path.parents[:2]:
-        above.chmod(0o755)
     secrets = FakeCluster.of(ALONE).cluster.secrets
-    with node(tmp_path) as one:
+    with node(folder) as one:
         if rule != "as it is":
             one.namespace.run("nft", "flush", "chain", "inet", paths.FENCE_TABLE, "frontend")
         order = {"ca": secrets.ca_certificate, "password": secrets.retention_password, "term": one.writer["term"],
