@@ -271,7 +271,8 @@ def test_init_tells_in_good_time_that_the_authority_ends(
     of_authority(monkeypatch, three, days)
     recorder = Recorder()
     run((BASE, SECRETS), three.cluster, recorder)
-    ends = f"{NOW + timedelta(days=days):%Y-%m-%d}"
+    assert three.fixed is not None
+    ends = f"{pki.expiry(three.fixed.ca_certificate):%Y-%m-%d}"
     wanted = f"the cluster CA expires on {ends}, and every certificate with it; replace it with"
     assert [text.startswith(wanted) for host, text in recorder.notes if host == "cp-1"] == [True] * told
     assert len(recorder.notes) == told
