@@ -155,9 +155,11 @@ def test_a_reload_takes_up_new_files_in_the_same_process_and_gives_nothing_up(
     assert "--takes-over" in Path(f"/proc/{agents[0].pid}/cmdline").read_text()
     until(lambda: presence(configs[1], "cp-1") == "fresh", "it is heard again")
     assert state(configs[1])["peers"]["cp-1"]["silences"] == 0, "nobody took it for a dead host"
+    before = state(configs[0])["instance"]
     fit.with_name("agent.json").write_text(json.dumps(configs[0]))
     os.kill(agents[0].pid, signal.SIGHUP)
-    until(lambda: Path(f"/proc/{agents[0].pid}/cmdline").read_text().count("--takes-over") == 1, "said once")
+    until(lambda: state(configs[0])["instance"] != before, "it is a third life")
+    assert Path(f"/proc/{agents[0].pid}/cmdline").read_text().count("--takes-over") == 1, "said once"
 
 
 def received(config: dict[str, Any]) -> dict[str, int]:
