@@ -177,7 +177,8 @@ class OnHost:
         shown, _, line = answer.partition("---\n")
         state = dict(one.partition("=")[::2] for one in shown.splitlines())
         return Progress(
-            state.get("ActiveState", ""), state.get("Result", "unknown"), int(state.get("ExecMainStatus") or 0),
+            # A start that systemd has yet to carry out is a job of a unit that is still inactive.
+            "activating" if state.get("Job") else state.get("ActiveState", ""), state.get("Result", "unknown"), int(state.get("ExecMainStatus") or 0),
             line.strip(), self._said(order),
         )  # fmt: skip
 
@@ -403,7 +404,7 @@ def _no_tool(name: str) -> Error:
 
 #: ``$1`` the unit. How it runs, and the last line of its log.
 _STATE = """
-systemctl show --property=ActiveState,Result,ExecMainStatus -- "$1"
+systemctl show --property=ActiveState,Result,ExecMainStatus,Job -- "$1"
 echo ---
 journalctl --no-pager --quiet -o cat -n 1 -u "$1"
 """

@@ -49,6 +49,8 @@ class Executor:
     says: dict[str, Any] | None = field(default_factory=dict)
     running: dict[str, int] = field(default_factory=dict)
     """Looks that are left, by unit."""
+    queued: int = 0
+    """Looks at which systemd has a job for the unit, and has not begun with it."""
     kept: dict[str, bytes] = field(default_factory=dict)
     log: str = "moved 1 of 3 images"
 
@@ -82,7 +84,11 @@ class Executor:
                 del self.running[unit]
                 self._end(unit)
         active = "activating" if unit in self.running else "failed" if self.result != "success" else "inactive"
-        return f"ActiveState={active}\nResult={self.result}\nExecMainStatus={self.status}\n---\n{self.log}\n"
+        job = ""
+        if unit in self.running and self.queued:
+            self.queued -= 1
+            active, job = "inactive", "Job=4711\n"
+        return f"ActiveState={active}\nResult={self.result}\nExecMainStatus={self.status}\n{job}---\n{self.log}\n"
 
     def _end(self, unit: str) -> None:
         order = unit.partition("@")[2].partition(".")[0]
@@ -194,6 +200,11 @@ def test_the_exit_status_is_the_executors(three: FakeCluster, nodes: Nodes) -> N
     node.status, node.result, node.says = 1, "exit-code", {"error": "OrderRefused"}
     outcome = run(three)
     assert (outcome.status, outcome.result["error"]) == (1, "OrderRefused")
+
+
+def test_a_start_that_systemd_has_queued_has_not_ended(three: FakeCluster, nodes: Nodes) -> None:
+    nodes["cp-2"].says, nodes["cp-2"].queued = {"deleted": 3}, 1
+    assert run(three).result["deleted"] == 3
 
 
 def test_an_end_without_a_result_is_a_failure_with_the_last_words(three: FakeCluster, nodes: Nodes) -> None:
