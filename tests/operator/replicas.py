@@ -128,7 +128,12 @@ def replica(
             process.wait()
 
 
+def lease(server: ApiServer) -> dict[str, str]:
+    """What the lease says; nothing where there is none."""
+    found: dict[str, str] = server.get("lease", LEASE, f"--namespace={NAMESPACE}").get("spec", {})
+    return found
+
+
 def holder(server: ApiServer) -> str:
     """Who has the lease."""
-    found = server.get("lease", LEASE, f"--namespace={NAMESPACE}")
-    return str(found["spec"].get("holderIdentity", "")) if "spec" in found else ""
+    return lease(server).get("holderIdentity", "")
