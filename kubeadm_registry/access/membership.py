@@ -70,7 +70,8 @@ def changing(
     """The cluster as it is to become, with its change; otherwise as ``session.cluster``.
 
     A run that was broken off goes on: the list on the nodes says what was begun. Raises ConfigError, BundleError,
-    ConnectionFailed, Error (NotInstalled, MembersDiffer, MembersUnsettled, NoMajority, CopiesDiffer, NodeAlive).
+    ConnectionFailed, Error (NotInstalled, MembersDiffer, MembersUnsettled, NoMajority, CopiesDiffer, OneNode,
+    NodeAlive).
     """
     after = wanted(config, request)
     with ExitStack() as stack:
@@ -148,6 +149,12 @@ def planned(cluster: Cluster, config: RegistryCluster, request: Request) -> tupl
     members = before.changed_to(nodes)
     begun = _begun(cluster, request, before)
     change = replace(_change(config, request, before, members, begun), former=tuple(at for _, at in before.left))
+    if change.arriving and len(nodes) == 1:
+        raise Error(
+            f"spec.nodes: {change.arriving[0]} is the only node of the registry: no other one has the images while its "
+            "address changes", code="OneNode",
+            hint="run `reset` with the old address in the file (the images stay on it), then `init` with the new one",
+        )  # fmt: skip
     _majorities(members, cluster.hosts)
     return replace(cluster, recorded=members, change=change), change
 

@@ -258,8 +258,16 @@ def test_one_node_cannot_be_replaced() -> None:
     error = refused(fake, Request(joins="cp-2", leaves="cp-1"), {"cp-2": "10.0.0.12"})
     assert (error.code, error.exit_code) == ("OneNode", 2)
     assert "skopeo copy" in error.hint
+
+
+def test_one_node_gets_no_other_address_by_a_replacement() -> None:
+    """No node would be left that the storage could be asked at."""
+    fake = fresh(file({"cp-1": "10.0.0.11"}))
     moved = Request(joins="cp-1", leaves="cp-1")
-    assert planned(fake, moved, {"cp-1": "10.0.0.21"})[2].arriving == ("cp-1",)
+    error = refused(fake, moved, {"cp-1": "10.0.0.21"})
+    assert error.code == "OneNode"
+    assert "`reset` with the old address" in error.hint
+    assert planned(fake, moved, {"cp-1": "10.0.0.11"})[2].arriving == ()
 
 
 def test_one_node_cannot_become_three() -> None:
