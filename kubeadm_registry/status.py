@@ -285,7 +285,7 @@ def _available(
             "Available", False, "AddressAstray",
             f"{holders[0]} holds the virtual IP, but {', '.join(astray)} is missing there or also on another node",
         )  # fmt: skip
-    return _serving(seen, holders[0]) if holders else _not_held(config, seen)
+    return _serving(config, seen, holders[0]) if holders else _not_held(config, seen)
 
 
 def _not_held(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[str, str]:
@@ -298,7 +298,7 @@ def _not_held(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[str, 
     return _condition("Available", False, "NoHolder", "no node holds the virtual IP")
 
 
-def _serving(seen: Sequence[NodeStatus], name: str) -> dict[str, str]:
+def _serving(config: RegistryCluster, seen: Sequence[NodeStatus], name: str) -> dict[str, str]:
     """What the holder *name* of the virtual IP is worth."""
     if all(_conditions(one) & _UNREADABLE for one in seen):
         text = "no node can read the canary image, so other images may be lost"
@@ -307,9 +307,11 @@ def _serving(seen: Sequence[NodeStatus], name: str) -> dict[str, str]:
     if not _fit(holder):
         return _condition("Available", False, "HolderUnfit", f"{name} holds the virtual IP but does not serve reads")
     # It keeps the address, since nobody is better; its storage waits for a second copy of whatever it is asked for.
-    alone = len(seen) > 1 and holder.agent is not None and _reached(holder.agent) < 2
-    if alone and "ChainSlow" in _conditions(holder):
-        text = f"{name} holds the virtual IP, but reaches no other storage, and reads need two"
+    # With more nodes than copies that may go well for the canary image, and not for others.
+    count = len(config.spec.nodes) + len(unlisted(config, seen))
+    few = count > 1 and holder.agent is not None and (reached := _reached(holder.agent)) < count - 1
+    if few and (count > backend(config.spec).copies(count) or "ChainSlow" in _conditions(holder)):
+        text = f"{name} holds the virtual IP, but reaches {reached} of {count} storage nodes; reads need two copies"
         return _condition("Available", False, "NoReadQuorum", text)
     return _condition("Available", True, "Serving", f"{name} holds the virtual IP and serves reads")
 
@@ -339,8 +341,7 @@ def _obstacles(
             yield "NodeUnfit", f"{one.name} does not serve reads"
         if _conditions(one) & _UNREADABLE:
             yield "CanaryUnreadable", f"{one.name} cannot read the canary image, so other images may be lost there too"
-    whole = _storage_whole(config, seen)
-    if whole["status"] != "True":
+    if (whole := _storage_whole(config, seen))["status"] != "True":
         yield "StorageNotWhole", whole["message"]
     for one in seen:
         if "MembersDiffer" in _conditions(one):
@@ -490,9 +491,8 @@ def _guarded(seen: Sequence[NodeStatus]) -> dict[str, str]:
             f"nft rules of {paths.PREFIX} are missing on {', '.join(open_to_all)}: local users may push there and "
             "reach the storage; run init",
         )  # fmt: skip
-    return _condition(
-        "LoopbackGuarded", True, "RulesLoaded", "the firewall rules are loaded on every node that responds"
-    )
+    text = "the firewall rules are loaded on every node that responds"
+    return _condition("LoopbackGuarded", True, "RulesLoaded", text)
 
 
 def condition(status: Mapping[str, Any], kind: str) -> str:

@@ -20,6 +20,7 @@ from kubeadm_registry.containerd.survey import UNIT as CONTAINERD
 from kubeadm_registry.doctor import facts as facts_module
 from kubeadm_registry.doctor.diagnosis import KINDS
 from kubeadm_registry.doctor.facts import Facts, FileSystem, FirewallRule, Listener, Unit, parse, units
+from kubeadm_registry.doctor.rules import nodes as node_rules
 from kubeadm_registry.doctor.snapshot import NodeSnapshot, Snapshot
 from kubeadm_registry.engine.changes import File, Running
 from kubeadm_registry.engine.look import Difference
@@ -363,6 +364,18 @@ def test_a_disk_that_is_not_mounted_is_told_once_and_also_where_old_data_is_belo
 def test_two_nodes_down_are_no_quorum() -> None:
     found = doctor.diagnose(snapshot(cp_2=gone(well("cp-2")), cp_3=gone(well("cp-3"))))
     assert sorted(codes(found)) == ["NoQuorum", "NodeDown", "NodeDown"]
+
+
+def test_two_of_five_nodes_down_are_too_many_as_well() -> None:
+    """More than half of them is there, and some of what has three copies has two of these on the others."""
+    names = (*NAMES, "cp-4", "cp-5")
+    more = "".join(f"    - {{name: {name}, address: 10.0.0.1{name[-1]}}}\n" for name in names[3:])
+    five = config.parse(config.SMALLEST.replace("  vip:", f"{more}  vip:"), "x")
+    for down in ((), ("cp-5",), ("cp-4", "cp-5")):
+        nodes = [replace(well("cp-1"), name=name) for name in names]
+        nodes = [gone(one) if one.name in down else one for one in nodes]
+        found = [one.kind.code for one in node_rules.answering(Snapshot(five, nodes, {}, {}, moment=NOW))]
+        assert found == ["NodeDown"] * len(down) + ["NoQuorum"] * (len(down) > 1)
 
 
 def test_a_node_that_only_ssh_does_not_reach_is_not_down() -> None:

@@ -230,6 +230,22 @@ def test_each_address_of_the_vip_counts(first: tuple[str, ...], second: tuple[st
 
 
 @pytest.mark.parametrize(
+    ("count", "reached", "reason"),
+    [(4, 3, "Serving"), (4, 2, "NoReadQuorum"), (5, 4, "Serving"), (5, 3, "NoReadQuorum")],
+)
+def test_of_more_nodes_than_copies_the_canary_image_does_not_speak_for_others(
+    count: int, reached: int, reason: str
+) -> None:
+    """With two of five away three blocks of ten have one copy left, and those of the canary image may be others."""
+    nodes = "".join(f"    - {{name: cp-{i}, address: 10.0.0.1{i}}}\n" for i in range(1, count + 1))
+    head, _, rest = config.SMALLEST.partition("  nodes:\n")
+    many = config.parse(f"{head}  nodes:\n{nodes}{rest[rest.index('  vip:') :]}", "x")
+    seen = [well(f"cp-{i}", vip=i == 1, of=reached) for i in range(1, count + 1)]
+    found = judge(many, [one if i < reached else gone(one) for i, one in enumerate(seen)], NOW.timestamp())
+    assert (found["conditions"][0]["reason"], exit_code(found)) == (reason, 5 if reason == "Serving" else 1)
+
+
+@pytest.mark.parametrize(
     ("reached", "here", "code", "reasons"),
     [
         (3, True, 5, "Serving NodeUnlisted ServersMissing"),

@@ -21,8 +21,8 @@ NODE_DOWN = Kind(
 NO_QUORUM = Kind(
     "NoQuorum",
     "error",
-    "Pushes fail, and images may be unreadable, until more than half of the nodes are back. If they are lost for good, "
-    "rebuild the registry by `recover`.",
+    "Pushes fail, and images may be unreadable, until all nodes but one are back. If they are lost for good, rebuild "
+    "the registry by `recover`.",
 )
 SSH_FAILS = Kind("SSHFails", "warning", "The registry works there, but no run can change or inspect the node.")
 PEER_SILENT = Kind(
@@ -66,7 +66,8 @@ def answering(snapshot: Snapshot) -> Iterator[Finding]:
             (Command("on site", f"power {node.name} on, check its cable and switch port"), here("status")),
         )  # fmt: skip
     count = len(snapshot.nodes)
-    if lost and 2 * (count - len(lost)) <= count and snapshot.config.spec.highly_available:
+    # Of three to five nodes: reads and writes need two of three copies, wherever these are.
+    if len(lost) > 1:
         names = ", ".join(node.name for node in lost)
         yield Finding(NO_QUORUM, "", f"{len(lost)} of {count} nodes are down: {names}",
                       [f"{node.name}: {node.status.trouble}" for node in lost],
