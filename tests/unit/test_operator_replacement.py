@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
@@ -178,6 +179,10 @@ def test_where_nodes_have_two_addresses_the_machine_has_them_too() -> None:
     decided = decide(both, dual)
     assert isinstance(decided, Replace)
     assert decided.new.addresses == ("10.0.0.14", "fd00::14")
+    proposed = decide(both, dual.model_copy(update={"replacement": spec(mode="Propose").replacement}))
+    assert isinstance(proposed, Wait)
+    described = proposed.message.partition(": put ")[2].partition(" in the place")[0]
+    assert Node.model_validate(yaml.safe_load(described)) == decided.new, "else the API server refuses it"
     assert decide(both, spec()) == Replace("cp-2", NEW, ("cp-1", "cp-3"), edits=True), "where they have one, it has one"
 
 
