@@ -168,8 +168,9 @@ def _gone(snapshot: Snapshot, spec: Spec, listed: Members) -> Replace | Wait | N
     if isinstance(new, Wait):
         return new
     if spec.replacement.mode == "Propose":
+        second = f"secondaryAddress: {new.secondary_address}, " if new.secondary_address is not None else ""
         return Wait("Proposed", f"{old} is gone, and {new.name} can take its place: put {{name: {new.name}, address: "
-                    f"{new.address}, hostKey: {new.host_key}}} in the place of {old} in spec.nodes, or run "
+                    f"{new.address}, {second}hostKey: {new.host_key}}} in the place of {old} in spec.nodes, or run "
                     f"`kubeadm-registry replace {old} {new.name}`")  # fmt: skip
     found = _by(snapshot, old, new)
     return found if isinstance(found, Wait) else Replace(old, new, found.by, edits=True)

@@ -16,6 +16,7 @@ import yaml
 
 from kubeadm_registry.addresses import endpoint, is_ipv6, normal
 from kubeadm_registry.config.model import Node, Spec
+from kubeadm_registry.config.values import EVERY_REGISTRY
 
 CRI_SOCKET = "unix:///run/containerd/containerd.sock"
 
@@ -49,6 +50,11 @@ _ENDPOINT = """\
 _IMAGES = """\
 # imageRepository is not set on purpose: containerd pulls the images of registry.k8s.io from the registry.
 """
+_NO_IMAGES = """\
+# spec.mirrors has no registry.k8s.io: containerd pulls its images from there and not from the registry.
+"""
+#: Whose images kubeadm uses.
+_UPSTREAM = "registry.k8s.io"
 
 
 def kubeadm_config(spec: Spec, node: str | None = None, *, control_plane_endpoint: str = "") -> str:
@@ -87,7 +93,9 @@ def kubeadm_config(spec: Spec, node: str | None = None, *, control_plane_endpoin
     return "---\n".join(
         [
             _HEAD.format(node=this.name) + _document(api, "InitConfiguration", init),
-            ("" if control_plane_endpoint else _ENDPOINT) + _IMAGES + _document(api, "ClusterConfiguration", cluster),
+            ("" if control_plane_endpoint else _ENDPOINT)
+            + (_IMAGES if _mirrored(spec) else _NO_IMAGES)
+            + _document(api, "ClusterConfiguration", cluster),
             _JOIN + _document(api, "JoinConfiguration", join),
         ]
     )
@@ -100,6 +108,11 @@ def cautions(spec: Spec) -> list[str]:
         found.append(
             "spec.kubernetes.version is not set, so kubeadm asks the internet for the latest version; "
             "set it to the version whose images are in the registry"
+        )
+    if not _mirrored(spec):
+        found.append(
+            f'spec.mirrors lists neither {_UPSTREAM} nor "{EVERY_REGISTRY}", so containerd does not pull the images of '
+            f"kubeadm from the registry; add {_UPSTREAM}, and run `init` again"
         )
     used = spec.kubernetes.control_plane_endpoint or endpoint(spec.nodes[0].address, _API_PORT)
     host = normal(re.sub(":[0-9]+$", "", used).strip("[]"))  # the port may be missing: kubeadm has a default
@@ -115,6 +128,11 @@ def cautions(spec: Spec) -> list[str]:
             "unreachable; set spec.kubernetes.controlPlaneEndpoint to an address or name that leads to every API server"
         )
     return found
+
+
+def _mirrored(spec: Spec) -> bool:
+    """Whether containerd pulls kubeadm's images from the registry."""
+    return _UPSTREAM in spec.mirrors or EVERY_REGISTRY in spec.mirrors
 
 
 def _minor(version: str | None) -> int:

@@ -134,3 +134,13 @@ def test_an_endpoint_that_leads_to_all_and_a_single_node_are_fine() -> None:
 
 def test_a_version_that_is_missing_is_told() -> None:
     assert [said for said in cautions(spec()) if said.startswith("spec.kubernetes.version is not set")]
+
+
+@pytest.mark.parametrize(
+    ("mirrors", "mirrored"), [(("registry.k8s.io",), True), (("*",), True), ((), False), (("docker.io",), False)]
+)
+def test_images_that_do_not_come_from_the_registry_are_told(mirrors: tuple[str, ...], mirrored: bool) -> None:
+    wanted = spec({"name": "cp-1", "address": "10.0.0.11"}, version="v1.36.3").model_copy(update={"mirrors": mirrors})
+    assert [said for said in cautions(wanted) if said.startswith("spec.mirrors")] == cautions(wanted)
+    assert bool(cautions(wanted)) is not mirrored
+    assert ("pulls the images of registry.k8s.io from the registry" in kubeadm_config(wanted)) is mirrored
