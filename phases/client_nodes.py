@@ -27,6 +27,13 @@ def elsewhere(cluster: Cluster, host: Host) -> Iterator[str]:
         )
 
 
+def no_server(_: Cluster, host: Host) -> Iterator[str]:
+    """The node is not a registry node, whose containerd `init` configures: the list may have another name or address
+    of it than the cluster file."""
+    if existing(host) is not None:
+        yield "it is a registry node: remove it from the list, and use `kubeadm-registry reset` or `leave` for it"
+
+
 def leave(cluster: Cluster, host: Host) -> Steps:
     """Restore containerd's original configuration, and remove what that needed."""
     yield from reset.give_back(cluster, host)
@@ -44,4 +51,9 @@ POINT = Phase(
     checks=(Check("OtherRegistry", elsewhere), USABLE),
     notices=CONTAINERD.notices,
 )
-LEAVE = Phase("mirrors", reset.CONTAINERD.summary, leave, checks=reset.CONTAINERD.checks)
+LEAVE = Phase(
+    "mirrors",
+    reset.CONTAINERD.summary,
+    leave,
+    checks=(Check("RegistryNode", no_server), *reset.CONTAINERD.checks),
+)

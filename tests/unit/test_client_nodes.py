@@ -414,6 +414,23 @@ def test_a_server_may_be_listed_and_one_of_another_registry_is_left_alone(site: 
     assert site.trees()["w-2"] == before
 
 
+def test_a_server_that_the_list_calls_otherwise_keeps_its_mirrors(site: Site) -> None:
+    """By a host name with a dot, or an address of another network, as Kubernetes may have them."""
+    site.add(2)
+    assert site.run("apply")[0] == 0
+    text = """
+        metadata_dir = "/var/lib/kubeadm-registry/garage/meta"
+        replication_factor = 3
+        bootstrap_peers = []
+    """
+    site.clients["w-2"].put(garage.CONFIG, text)
+    before = site.trees()["w-2"]
+    code, events = site.run("remove")
+    assert (code, list(events[-1]["owed"])) == (5, ["w-2"])
+    assert events[-1]["owed"]["w-2"]["reason"].startswith("it is a registry node")
+    assert site.trees()["w-2"] == before
+
+
 def test_a_wrong_list_contacts_nobody(site: Site) -> None:
     (site.folder / "nodes").write_text("a b c d\n")
     code, events = site.run("apply")
