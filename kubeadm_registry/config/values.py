@@ -21,7 +21,9 @@ _LONGEST_LABEL = 63
 _LABEL_TEXT = "must be a DNS label: lower-case letters, digits and dashes, at most 63 characters (RFC 1123)"
 _DNS_NAME = rf"{_LABEL}(\.{_LABEL})*"
 _LONGEST_DNS_NAME = 253
-_DNS_NAME_TEXT = "must be a DNS name in lower case (RFC 1123)"
+#: containerd looks for a registry in a directory named ``HOST_PORT_``, and the name of one has 255 bytes at most.
+_LONGEST_VIP_NAME = 255 - len(f"_{paths.REGISTRY_PORT}_")
+_DNS_NAME_TEXT = f"must be a DNS name in lower case (RFC 1123), at most {_LONGEST_VIP_NAME} characters"
 _NO_ADDRESS_TEXT = "must be a name, not an address"
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _UPSTREAM = rf"{_DNS_NAME}(:{_PORT})?"
@@ -58,7 +60,7 @@ def _is_dns_name(value: str) -> bool:
 
 
 def _dns_name(value: str) -> str:
-    if not _is_dns_name(value):
+    if not _is_dns_name(value) or len(value) > _LONGEST_VIP_NAME:
         raise ValueError(_DNS_NAME_TEXT)
     if ip(value) is not None:
         raise ValueError(_NO_ADDRESS_TEXT)
@@ -332,7 +334,7 @@ NodeName = Annotated[
 DnsName = Annotated[
     str,
     AfterValidator(_dns_name),
-    OnServer(matching(_DNS_NAME, _DNS_NAME_TEXT), Rule("!isIP(self)", _NO_ADDRESS_TEXT), maxLength=_LONGEST_DNS_NAME),
+    OnServer(matching(_DNS_NAME, _DNS_NAME_TEXT), Rule("!isIP(self)", _NO_ADDRESS_TEXT), maxLength=_LONGEST_VIP_NAME),
 ]
 Upstream = Annotated[str, AfterValidator(_upstream), OnServer(_IS_UPSTREAM, maxLength=_LONGEST_DNS_NAME)]
 Address = Annotated[str, AfterValidator(address), OnServer(*_ADDRESS_RULES, maxLength=_LONGEST_ADDRESS)]

@@ -122,6 +122,13 @@ BAD = {
         spec(vip="{address: 10.0.0.9, name: 10.0.0.8}"),
         ["spec.vip.name: must be a name, not an address (it is '10.0.0.8')"],
     ),
+    "the name of the VIP is too long for the directory in which containerd looks for it": (
+        spec(vip=f"{{address: 10.0.0.9, name: {'a.' * 124}ab}}"),
+        [
+            "spec.vip.name: must be a DNS name in lower case (RFC 1123), at most 249 characters "
+            f"(it is '{'a.' * 39}a ... (250 characters))"
+        ],
+    ),
     "the second VIP is a node's": (
         spec(DUAL, "{address: 10.0.0.9, secondaryAddress: 'fd00::3'}"),
         ["spec.nodes[2].secondaryAddress: fd00::3 is the VIP, which must not be a node address"],
