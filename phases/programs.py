@@ -22,23 +22,30 @@ def install(cluster: Cluster, host: Host) -> Steps:
     yield Directory(OPT)
     yield Directory(PROGRAMS)
     yield from programs.install(cluster, host)
+    executables = tuple(program.executable for program in cluster.programs.values())
     for program in cluster.programs.values():
-        yield Starts(program)
+        yield Starts(program, executables)
 
 
-#: "missing" if there is no program ``$2``, else a process whose program lies below ``$1``. Others may end meanwhile,
+#: Which of the programs ``$2``... are there, a line each; then what runs below ``$1``. Processes may end meanwhile,
 #: which is no error.
 _RUNS = """
-[ -x "$2" ] || { echo missing; exit; }
-find /proc -mindepth 2 -maxdepth 2 -name exe -lname "$1/*" -print -quit 2>/dev/null || :
+below=$1; shift
+for program; do [ ! -x "$program" ] || echo "$program"; done
+echo "running:"
+find /proc -mindepth 2 -maxdepth 2 -name exe -lname "$below/*" -printf '%l\\n' 2>/dev/null || :
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """The program starts from its final place: right architecture, C library, CPU and mount options."""
+    """The program starts from its final place: right architecture, C library, CPU and mount options.
+
+    *executables*: of all programs, so that one question serves for all.
+    """
 
     program: Program
+    executables: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -47,10 +54,11 @@ class Starts:
 
     def diff(self, host: Host) -> str | None:
         """Why it does not start. Raises Error, for nothing here could mend it."""
-        state = host.query("sh", "-c", _RUNS, "runs", self.program.prefix, self.program.executable).text
-        if state == "missing":
+        said = host.query("sh", "-c", _RUNS, "runs", PROGRAMS, *self.executables).text
+        there, _, running = said.partition("running:")
+        if self.program.executable not in there.splitlines():
             return f"{self.program.executable} --version"
-        if state:
+        if f"{self.program.prefix}/" in running:
             return None  # as a service, so it has started
         flaw = start(self.program, host)
         if flaw is not None:

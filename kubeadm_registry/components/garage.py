@@ -32,7 +32,7 @@ from kubeadm_registry.engine.changes import (
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.errors import Error, NotYetKnown
 from kubeadm_registry.secrets import Secrets
-from kubeadm_registry.transport.host import Host, side_by_side
+from kubeadm_registry.transport.host import Host
 
 NAME = garage_api.NAME
 ETC = garage_api.ETC
@@ -302,7 +302,7 @@ def storage_problem(cluster: Cluster, host: Host) -> str | None:
 
 def _formed(cluster: Cluster, host: Host) -> bool:
     """Whether the storage has a layout; without one nothing can be lost by a restart."""
-    return bool(Api(cluster, host).ask("GetClusterLayout")["version"])
+    return bool(health(cluster, host)["storageNodes"])
 
 
 def storage_problem_anywhere(cluster: Cluster, _: Host) -> str | None:
@@ -463,8 +463,8 @@ class Bucket:
 
     def _find(self) -> tuple[Host, dict[str, Any]] | None:
         """The bucket, and a host that knows it: one that was made anew may not yet, and would make a second one."""
-        for host, found in zip(self.cluster.hosts, side_by_side(self._id, self.cluster.hosts), strict=True):
-            if found is not None:
+        for host in self.cluster.hosts:
+            if (found := self._id(host)) is not None:
                 return host, Api(self.cluster, host).ask("GetBucketInfo", {"id": found})
         return None
 

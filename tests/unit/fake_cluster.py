@@ -405,7 +405,10 @@ class FakeCluster:
         server.answer("sh", "-c", helper._HOST_KEYS, with_=f"ssh-rsa AAAA root@x\n{host_key(server.name)} root@x\n")
         # Nobody looks from outside: no program of ours is seen to run, so each is started once in every run.
         server.answer(
-            "sh", "-c", programs_phase._RUNS, with_=lambda argv, _: "" if argv[5] in server.tree else "missing"
+            "sh",
+            "-c",
+            programs_phase._RUNS,
+            with_=lambda argv, _: "\n".join([*(path for path in argv[5:] if path in server.tree), "running:"]),
         )
         server.answer("sh", "-c", agent._PYTHON, "python", "3, 9", PYTHON, with_="True\n")
         server.answer(
