@@ -64,14 +64,23 @@ def lost(host: str, what: str, detail: str = "") -> ConnectionFailed:
     )
 
 
-class Until:
-    """Gathers bytes until *pattern* comes, without looking twice at what was looked at; *value* is its last group."""
+#: What may stand behind a mark: the end of its line, or a status before that.
+END, STATUS = re.compile(rb"\n"), re.compile(rb" (\d+)\n")
+#: Bytes that this has at most.
+LONGEST = 8
 
-    def __init__(self, pattern: bytes) -> None:
+
+class Until:
+    """Gathers bytes until *mark* comes and *then* behind it, without looking twice at what was looked at.
+
+    *value* is the last group of *then*. A pattern for each mark would take longer to compile than the answer takes.
+    """
+
+    def __init__(self, mark: bytes, then: re.Pattern[bytes] = END) -> None:
         self.data = bytearray()
         self.found = False
         self.value = b""
-        self._pattern = re.compile(pattern)
+        self._mark, self._then = mark, then
         self._seen = self._end = self._after = 0
 
     def add(self, chunk: bytes) -> None:
@@ -79,15 +88,18 @@ class Until:
         self.data += chunk
         if self.found or not chunk:
             return
-        if match := self._pattern.search(self.data, self._seen):
-            self.found = True
-            self.value = bytes(match[match.lastindex or 0])
-            self._end, self._after = match.span()
-        self._seen = max(0, len(self.data) - 64)
+        while (begin := self.data.find(self._mark, self._seen)) >= 0:
+            if match := self._then.match(self.data, begin + len(self._mark)):
+                self.found = True
+                self.value = bytes(match[match.lastindex or 0])
+                self._end, self._after = begin, match.end()
+                return
+            self._seen = begin + 1
+        self._seen = max(0, len(self.data) - len(self._mark) - LONGEST)
 
     @property
     def before(self) -> bytes:
-        """What came before the pattern."""
+        """What came before the mark."""
         return bytes(self.data[: self._end])
 
     @property
@@ -127,8 +139,7 @@ def started(stream: Stream, mark: str, *, prompt: str = "", password: str | None
     """
     data = memoryview(b"")
     answered = False
-    line = re.escape(mark.encode()) + rb"\n"
-    out, err = Until(line), Until(line)
+    out, err = Until(mark.encode()), Until(mark.encode())
     deadline = time.monotonic() + START_TIMEOUT
     while not (out.found and err.found):
         left = deadline - time.monotonic()

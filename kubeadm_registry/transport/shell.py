@@ -31,7 +31,7 @@ from kubeadm_registry.errors import CommandFailed, CommandTimeout, ConnectionFai
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport.commands import ran
 from kubeadm_registry.transport.host import UNFINISHED
-from kubeadm_registry.transport.process import KILL_AFTER, MARGIN, Spawn, Stream, Until, lost, run_process
+from kubeadm_registry.transport.process import KILL_AFTER, MARGIN, STATUS, Spawn, Stream, Until, lost, run_process
 
 #: Commands on their way at a time, of threads that wait for the shell: a round trip for all of them, not for each.
 AT_ONCE = 32
@@ -272,7 +272,7 @@ class Shell:
 
     def _one(self, question: _Question, line: _Line) -> tuple[Result, float]:
         """The answer to the next *question*, and the seconds since the shell had it and could begin with it."""
-        out, err = Until(rb"%s (\d+)\n" % question.mark), Until(rb"%s\n" % question.mark)
+        out, err = Until(question.mark, STATUS), Until(question.mark)
         started = line.begin()
         out.add(line.out)
         err.add(line.err)
