@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
@@ -115,9 +116,17 @@ def parse(text: str) -> Mapping[str, Entry]:
     return _ENTRIES.validate_python(data)
 
 
-@cache
 def catalogue() -> Mapping[str, Entry]:
     """Return the catalogue of this version of the program, by name."""
+    with _reading:  # or all threads that want it at the same time would parse it
+        return _catalogue()
+
+
+_reading = threading.Lock()
+
+
+@cache
+def _catalogue() -> Mapping[str, Entry]:
     return parse(resources.files(__package__).joinpath("catalogue.yaml").read_text(encoding="utf-8"))
 
 
