@@ -67,7 +67,11 @@ def decide(name: str, inventory: Inventory, protected: Protected, spec: PolicySp
             because = because or _loose(here.loose[digest], repository, spec, now)
         if because is not None:
             reasons[digest] = because
-    for digest, start in here.links.kept_with(reasons):
+    # What refers to an image goes to the trash before it, and a run that was broken off may have come no further.
+    trash = {digest for digest, because in reasons.items() if because.cause == "Trash"}
+    stays = here.links.kept_with(reasons.keys() - trash)
+    stays += here.links.kept_with(trash, known=(*reasons, *(digest for digest, _ in stays)), subjects=False)
+    for digest, start in stays:
         label = f"{name}:{here.images[start].tags[0]}" if start in here.images else f"{name}@{start}"
         reasons[digest] = Because("Related", reasons[start].rule, f"belongs to {label}")
     going = tuple(sorted(repository.manifests.keys() - reasons.keys()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -63,21 +63,42 @@ class Links:
                 waiting += self.parts.get(digest, ())
         return found
 
-    def kept_with(self, starts: Iterable[str]) -> list[tuple[str, str]]:
+    def parts_first(self, digests: Iterable[str]) -> list[str]:
+        """*digests*, each after those of its parts that are among them."""
+        done: dict[str, None] = {}
+        seen: set[str] = set()
+        wanted = list(digests)
+        for start in wanted:
+            waiting = [] if start in seen else [(start, iter(self.parts.get(start, ())))]
+            seen.add(start)
+            while waiting:
+                digest, parts = waiting[-1]
+                part = next((one for one in parts if one not in seen), None)
+                if part is None:
+                    done[digest] = None
+                    waiting.pop()
+                else:
+                    seen.add(part)
+                    waiting.append((part, iter(self.parts.get(part, ()))))
+        among = set(wanted)
+        return [digest for digest in done if digest in among]
+
+    def kept_with(
+        self, starts: Collection[str], known: Iterable[str] = (), *, subjects: bool = True
+    ) -> list[tuple[str, str]]:
         """What must stay with *starts* and is not among them, each with the start that it stays with.
 
-        That is their parts, and the subject of what refers to one, which would have no meaning without it.
+        That is their parts, and (*subjects*) the subject of what refers to one, which would have no meaning without it;
+        but not what is *known* to stay.
         """
-        found = dict.fromkeys(starts, "")
+        found = dict.fromkeys((*known, *starts), "")
         more: list[tuple[str, str]] = []
-        for start in sorted(found):
+        for start in sorted(starts):
             waiting = [start]
             while waiting:
                 digest = waiting.pop()
-                for other in (
-                    *self.parts.get(digest, ()),
-                    *([self.subjects[digest]] if digest in self.subjects else ()),
-                ):
+                subject = self.subjects.get(digest) if subjects else None
+                for other in (*self.parts.get(digest, ()), *([subject] if subject else ())):
                     if other not in found:
                         found[other] = start
                         more.append((other, start))

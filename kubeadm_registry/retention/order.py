@@ -17,7 +17,7 @@ from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.retention.fields import items, number, text, texts
 from kubeadm_registry.retention.inventory import Inventory, Repository
-from kubeadm_registry.retention.links import image_tags
+from kubeadm_registry.retention.links import Links, image_tags
 from kubeadm_registry.retention.policy import PolicySpec
 from kubeadm_registry.retention.protected import Protected, subject_of_tag
 from kubeadm_registry.retention.record import Deletion, Plan
@@ -161,7 +161,7 @@ def order(
     window = seconds(spec.trash.window)
     # What a broken run has left of an image goes with the rest of it.
     parts = {(one.repository, part) for one in trash for part in one.parts}
-    delete = tuple(one for one in _going(plan, inventory, now) if one.key not in parts)
+    delete = _parts_first((one for one in _going(plan, inventory, now) if one.key not in parts), inventory)
     going = {one.key for one in delete}
     named = _named(trash, inventory)
     restore: list[Restore] = []
@@ -261,6 +261,18 @@ def _with_it(held: Repository, inventory: Inventory) -> Mapping[str, list[str]]:
         if subject := subject_of_tag(tag):
             found.setdefault(subject, []).append(meaning.digest)
     return found
+
+
+def _parts_first(images: Iterable[Trashed], inventory: Inventory) -> tuple[Trashed, ...]:
+    """*images* by repository, each after its parts, for in the trash it keeps what a killed run has not moved yet."""
+    found: dict[str, dict[str, Trashed]] = {}
+    for one in images:
+        found.setdefault(one.repository, {})[one.digest] = one
+    return tuple(
+        ones[digest]
+        for name, ones in found.items()
+        for digest in Links.of(inventory.repositories[name], inventory.manifests).parts_first(ones)
+    )
 
 
 def _going(plan: Plan, inventory: Inventory, now: int) -> Iterator[Trashed]:

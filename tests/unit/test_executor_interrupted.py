@@ -204,6 +204,18 @@ NOTED = [
 ]
 
 
+#: A whole and its part that both go, each by a tag of its own or as what has none: the first of them was moved alone.
+REFERRER = [Drawn(3, [], [0], {"v1": 3, "v2": 0}, frozenset())]
+PARTS = [Drawn(4, [[6], [5]], [], {"v3": 9, "v5": 0, "v2": 8, "v1": 6, "v6": 9}, frozenset(["v6", "v4", "v3"]))]
+TWO = [
+    Drawn(3, [[0, 9, 0]], [2, 1], {"v2": 9, "v3": 4, "v4": 2, "v6": 4}, frozenset(["v1"])),
+    Drawn(2, [], [], {"v5": 5, "v6": 4, "v1": 0, "v2": 5, "v4": 2}, frozenset(["v6"])),
+]
+
+
+@example(drawn=REFERRER, untags=True, at=0, share=0.7594794842555604, lost=False)
+@example(drawn=PARTS, untags=True, at=0, share=0.6995358165223158, lost=False)
+@example(drawn=TWO, untags=False, at=0, share=0.5, lost=True)
 @example(drawn=NOTED, untags=True, at=3, share=0.6121449103335797, lost=False)
 @example(drawn=NESTED, untags=True, at=3, share=0.5, lost=False)
 # Killed between a tombstone and its deletion, while images are restored.

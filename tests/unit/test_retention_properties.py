@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import hypothesis
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from kubeadm_registry.config.durations import seconds
 from kubeadm_registry.retention import Inventory, Manifest, Plan, Refused, Repository, Tag, plan, protect
+from kubeadm_registry.retention.decision import decide
 from kubeadm_registry.retention.policy import Keep
 from kubeadm_registry.retention.protected import subject_of_tag
 from kubeadm_registry.retention.uses import failed_list
@@ -89,19 +90,25 @@ def stored(inventory: Inventory) -> int:
     return sum(inventory.manifests[one].size for one in held) + sum(inventory.blobs.get(blob, 0) for blob in blobs)
 
 
-def broken(inventory: Inventory, left: set[Image], *, subjects: bool = True) -> Iterator[str]:
-    """What is in *left* without a part that the inventory has, without what refers to it, or without its *subjects*."""
+def broken(
+    inventory: Inventory, left: set[Image], *, subjects: bool = True, besides: Collection[Image] = ()
+) -> Iterator[str]:
+    """What is in *left* without a part that the inventory has, without what refers to it, or without its *subjects*.
+
+    What is *besides* them is there as well.
+    """
+    there = {*left, *besides}
     for name, digest in left:
         manifest: Manifest = inventory.manifests[digest]
         held = inventory.repositories[name].manifests
         for other in {*manifest.children, *([manifest.subject] if subjects else ())} & set(held):
-            if (name, other) not in left:
+            if (name, other) not in there:
                 yield f"{name}@{digest} is left without {other}"
         for one in held:
-            if inventory.manifests[one].subject == digest and (name, one) not in left:
+            if inventory.manifests[one].subject == digest and (name, one) not in there:
                 yield f"{name}@{digest} is left without its referrer {one}"
         for label, tag in inventory.repositories[name].live():
-            if subject_of_tag(label) == digest and (name, tag.digest) not in left:
+            if subject_of_tag(label) == digest and (name, tag.digest) not in there:
                 yield f"{name}@{digest} is left without its list of referrers"
 
 
@@ -164,7 +171,27 @@ def a_second_plan_finds_nothing(made: World) -> None:
 
 
 def what_is_left_is_complete(made: World) -> None:
-    assert list(broken(made.inventory, present(made.inventory) - going(made.plan))) == []
+    left, waits = present(made.inventory) - going(made.plan), in_trash(made)
+    assert list(broken(made.inventory, left, subjects=False)) == []
+    assert list(broken(made.inventory, left - waits, besides=waits)) == []
+
+
+def in_trash(made: World) -> set[Image]:
+    """What stays since it is in the trash, where its subject may follow it, and what stays with that."""
+    causes = {
+        (name, digest): because.cause
+        for name in made.inventory.repositories
+        for digest, because in decide(name, made.inventory, made.protected, made.policy.spec, made.now).reasons.items()
+    }
+    found, waiting = set[Image](), [one for one, cause in causes.items() if cause == "Trash"]
+    while waiting:
+        name, digest = one = waiting.pop()
+        found.add(one)
+        for other in made.inventory.repositories[name].manifests:
+            is_part = other in made.inventory.manifests[digest].children
+            if is_part or made.inventory.manifests[other].subject == digest:
+                waiting += [(name, other)] * (causes.get((name, other)) == "Related" and (name, other) not in found)
+    return found
 
 
 def images_go_with_all_their_tags(made: World) -> None:
