@@ -85,7 +85,8 @@ class Members:
         if not self.settled:
             raise Error(
                 f"the change to {', '.join(sorted(self.nodes))} (generation {self.generation}) is not finished",
-                hint="finish it first: run `init` with the cluster file that lists these nodes, then continue",
+                hint="finish it first: run `init` with the cluster file that lists these nodes, then continue; if half "
+                f"of {', '.join(sorted(self.before))} or more are lost for good, run `recover`",
                 code="MembersUnsettled",
             )
         return replace(self.without(nodes), before=tuple(self.nodes))

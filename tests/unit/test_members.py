@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kubeadm_registry import config, members, secrets
-from kubeadm_registry.access import membership
+from kubeadm_registry.access import membership, recovery
 from kubeadm_registry.access.membership import Request
 from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.agent.config import Config, Peer, parse
@@ -105,6 +105,25 @@ def test_a_second_change_waits_for_the_first() -> None:
         Members(2, FOUR, before=tuple(THREE)).changed_to(THREE)
     assert caught.value.code == "MembersUnsettled"
     assert "init" in caught.value.hint
+    assert "half of cp-1, cp-2, cp-3 or more are lost for good, run `recover`" in caught.value.hint
+
+
+def test_a_change_whose_list_before_has_no_majority_is_given_up_by_recover(three: FakeCluster) -> None:
+    """The node that was to be replaced was dead, and another one died: `init` never settles that."""
+    given = {name: at for name, at in FOUR.items() if name != "cp-3"}
+    other, cluster, _ = planned(three, Request(joins="cp-4", leaves="cp-3"), given)
+    run(CHANGE_MEMBERS, cluster, Recorder(), skip=(*SKIP, "settle", "retention", "helper", "runbook", "containerd"))
+    left = replace(other, servers={name: server for name, server in other.servers.items() if name != "cp-2"})
+    told = refused(left, Request(joins="cp-5", leaves="cp-2"), {**given, "cp-5": "10.0.0.15"})
+    assert told.code == "MembersUnsettled"
+    there = other.cluster
+    away = replace(there, hosts=tuple(host for host in there.hosts if host.name != "cp-2"), absent={"cp-2": "off"})
+    other.garage.hosts = left.servers
+    run(INIT, away, Recorder(), skip=ELSEWHERE)
+    assert refused(left, Request(joins="cp-5", leaves="cp-2"), {**given, "cp-5": "10.0.0.15"}).hint == told.hint
+    after = {name: at for name, at in given.items() if name != "cp-2"} | {"cp-5": "10.0.0.15"}
+    found = recovery.planned(left.with_file(file(after)).cluster)
+    assert (dict(found.members.nodes), found.members.settled) == (after, True)
 
 
 def test_an_address_that_a_member_has_again_is_not_kept_out() -> None:
