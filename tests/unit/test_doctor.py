@@ -378,6 +378,19 @@ def test_two_of_five_nodes_down_are_too_many_as_well() -> None:
         assert found == ["NodeDown"] * len(down) + ["NoQuorum"] * (len(down) > 1)
 
 
+def test_two_nodes_that_lost_everything_are_no_work_for_init() -> None:
+    """It fills them from the third, and says nothing of images that this lacks, nor pauses retention."""
+    bare = {
+        name: replace(with_facts(well(name.replace("_", "-")), tree=frozenset(), secrets=""), stores=False, made=False)
+        for name in ("cp_2", "cp_3")
+    }
+    found = doctor.diagnose(snapshot(**bare)).findings
+    assert [one.kind.code for one in found] == ["NodeNotInstalled", "NodeNotInstalled"]
+    assert all("recover --bundle" in one.fix[0].line and "`recover`" in one.kind.meaning for one in found)
+    kept = {name: replace(one, stores=True) for name, one in bare.items()}
+    assert all("init --bundle" in one.fix[0].line for one in doctor.diagnose(snapshot(**kept)).findings)
+
+
 def test_a_node_that_only_ssh_does_not_reach_is_not_down() -> None:
     found = doctor.diagnose(snapshot(heard=True, cp_3=gone(well("cp-3"))))
     assert codes(found) == ["SSHFails"]

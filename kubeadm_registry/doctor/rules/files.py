@@ -25,6 +25,11 @@ NODE_BARE = Kind(
     "NodeNotInstalled", "error",
     "The node was reinstalled or its disk replaced; the others serve without it, and none of them may fail.",
 )  # fmt: skip
+#: The same where too few others are left.
+MOST_BARE = Kind(
+    NODE_BARE.code, "error",
+    "Half of the nodes or more have nothing: the others alone cannot serve, and `recover` says which images are lost.",
+)  # fmt: skip
 CONFIGURATION_GONE = Kind(
     "ConfigurationRemoved", "error", "Running services continue until restarted; after that the node does not serve."
 )
@@ -63,6 +68,7 @@ RUN_INTERRUPTED = Kind(
 
 #: Where a program is missing, the nodes have none to give.
 WITH_BUNDLE = here("init --bundle kubeadm-registry-bundle.tar")
+RECOVER = here("recover --bundle kubeadm-registry-bundle.tar")
 #: A run takes a minute, collecting space some minutes; both may take hours where there are many images.
 HANGS = timedelta(minutes=30)
 
@@ -77,12 +83,13 @@ def installed(snapshot: Snapshot) -> Iterator[Finding]:
                 (here("preflight"), here("init")), explains=frozenset({EVERYTHING}),
             )  # fmt: skip
         return
+    kind, remedy = (MOST_BARE, RECOVER) if _most_are_bare(snapshot) else (NODE_BARE, WITH_BUNDLE)
     for node, facts in snapshot.answering:
         shown = [f"ls -d {path}: no such file or directory" for path in (paths.ETC, paths.PROGRAMS)
                  if path not in facts.tree]  # fmt: skip
         if not node.installed:
-            yield Finding(NODE_BARE, node.name, "nothing of the registry is installed on this node", shown,
-                          (WITH_BUNDLE,), explains=frozenset({EVERYTHING}))  # fmt: skip
+            yield Finding(kind, node.name, "nothing of the registry is installed on this node", shown,
+                          (remedy,), explains=frozenset({EVERYTHING}))  # fmt: skip
         elif missing := _units_missing(snapshot, facts):
             yield Finding(
                 INCOMPLETE, node.name, f"init has not installed {', '.join(missing)} yet",
@@ -95,6 +102,14 @@ def installed(snapshot: Snapshot) -> Iterator[Finding]:
                 explains=_every_unit() | {one.code for one in (SECRETS_MISSING, CONFIG_CHANGED, CONFIG_DAMAGED)}
                 | {CERTIFICATE_WRONG.code, MIRRORS_CHANGED.code, "DataMissing", "ServiceStale", "Containerd"},
             )  # fmt: skip
+
+
+def _most_are_bare(snapshot: Snapshot) -> bool:
+    """Whether half of the nodes or more lost all that they had, which `init` would fill from the rest without a word of
+    what that lacks. What a reset has left on a node is there again after `init`."""
+    bare = [node for node, _ in snapshot.answering if not (node.installed or node.stores)]
+    left = [node for node in snapshot.nodes if node.installed and node.stores]
+    return bool(left) and 2 * len(bare) >= len(snapshot.nodes)
 
 
 def _units_missing(snapshot: Snapshot, facts: Facts) -> list[str]:
