@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from kubeadm_registry import members, paths
 from kubeadm_registry.access.membership import Request
 from kubeadm_registry.agent.formats import Newer
-from kubeadm_registry.cluster import Cluster, arriving, as_it_is, holder_last, retiring, stayer, stayers
+from kubeadm_registry.cluster import Cluster, MembersChange, arriving, as_it_is, holder_last, retiring, stayer, stayers
 from kubeadm_registry.components import agent, data, health, replacing
 from kubeadm_registry.components import network as rules
 from kubeadm_registry.components.services import backend, frontend, vip_manager
@@ -119,7 +119,21 @@ def placed(cluster: Cluster, _: Host) -> Iterator[str]:
     # node, which it is once it has left the list of members.
     for name in sorted((before & after) - there) if there else ():
         begun = Request(joins=min(there - before, default=""), leaves=name)
-        yield f"{name} is leaving: an earlier run has moved its data to the others; first complete it: `{begun.words}`"
+        yield (
+            f"{name} is leaving: an earlier run has moved its data to the others; first complete it: `{begun.words}`"
+            f"{_with_the_lost(cluster.change, there)}"
+        )
+
+
+def _with_the_lost(change: MembersChange, there: frozenset[str]) -> str:
+    """How that is done while a node is lost that has a place in the storage, which waits for it; empty if none is."""
+    lost = sorted(change.leaving.keys() & there - {host.name for host in change.retiring})
+    if not lost:
+        return ""
+    return (
+        f", for which {', '.join(lost)} must be back; if it is lost for good, put a bare host in its place, under its "
+        "name and address, and run `init` before, which installs the storage there and ends with LayoutDiffers"
+    )
 
 
 def withdraw(cluster: Cluster, host: Host) -> Steps:

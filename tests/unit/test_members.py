@@ -829,6 +829,30 @@ OLD = "/var/lib/kubeadm-registry/garage"
 CLEAR = f"clear {OLD}/meta {OLD}/data"
 
 
+@pytest.mark.usefixtures("at_once")
+def test_a_node_that_stays_is_lost_once_another_has_given_its_data_away() -> None:
+    """The storage waits for it, so it has to be there again before anything else can be done."""
+    fake, request = fresh(file(FOUR)), Request(leaves="cp-4")
+    after, cluster, _ = planned(fake, request, FOUR)
+    run(CHANGE_MEMBERS, cluster, Recorder(), only=("move/layout",))
+    others = replace(after, servers={**after.servers, "cp-4": fake.servers["cp-4"]})
+    _, cluster, _ = planned(others, Request(joins="cp-5", leaves="cp-3"), {**FOUR, "cp-5": "10.0.0.15"})
+    with pytest.raises(PreflightFailed) as caught:
+        run(CHANGE_MEMBERS, cluster, Recorder(), skip=SKIP)
+    [told] = [one.text for one in caught.value.problems if one.check == "StoragePlaces"]
+    assert (
+        "first complete it: `leave cp-4`, for which cp-3 must be back; if it is lost for good, put a bare host" in told
+    )
+    bare = {**others.servers, "cp-3": FakeTransport("cp-3")}
+    four = replace(others, servers=bare).with_file(file(FOUR))
+    for one in four.programs.values():
+        four._unpack(bare["cp-3"], one)
+    with pytest.raises(PhaseFailed) as failed:
+        run(INIT, four.cluster, Recorder(), skip=ELSEWHERE)
+    assert failed.value.code == "LayoutDiffers"
+    assert set(listed(changed(four, request, FOUR)).nodes) == set(THREE)
+
+
 def returning(three: FakeCluster) -> FakeCluster:
     """cp-4 joined and left; its data stayed."""
     four = changed(three, Request(joins="cp-4"), FOUR)
