@@ -117,16 +117,16 @@ def require_dead(cluster: Cluster, change: MembersChange, prompts: Prompts) -> N
         except ConnectionFailed as error:
             if error.code == UNREACHABLE:
                 continue
-        raise _alive(node, "it answers SSH")
+        raise _alive(node, change, "it answers SSH")
     port = str(paths.AGENT_PORT)
     for host in stayers(cluster) if gone else ():
         said = report(host)
         silent = blocked(host, [(node.address, port) for node in gone])
         for node in gone:
             if membership.hears(said, node):
-                raise _alive(node, f"the agent of {host.name} hears it")
+                raise _alive(node, change, f"the agent of {host.name} hears it")
             if (node.address, port) not in silent:
-                raise _alive(node, f"it answers {host.name} at TCP port {port}")
+                raise _alive(node, change, f"it answers {host.name} at TCP port {port}")
 
 
 def require_still_dead(cluster: Cluster, prompts: Prompts) -> None:
@@ -139,12 +139,17 @@ def require_still_dead(cluster: Cluster, prompts: Prompts) -> None:
         require_dead(cluster, cluster.change, prompts)
 
 
-def _alive(node: Node, why: str) -> Error:
-    return Error(
-        f"{node.name} ({node.address}) still responds: {why}", code="NodeAlive",
-        hint="repair the network or bring the node back: it may hold data that this side lacks; if it is lost for "
-        "good, switch it off and run the command again",
-    )  # fmt: skip
+def _alive(node: Node, change: MembersChange, why: str) -> Error:
+    hint = (
+        "repair the network or bring the node back: it may hold data that this side lacks; if it is lost for good, "
+        "switch it off and run the command again"
+    )
+    if node.address in change.former:  # the nodes that are left have a list without it, and the storage may have moved
+        hint = (
+            "an earlier run has begun to go on without it, and the others keep it out: switch it off and run the "
+            "command again; what it alone has cannot come back"
+        )
+    return Error(f"{node.name} ({node.address}) still responds: {why}", code="NodeAlive", hint=hint)
 
 
 def given_up(cluster: Cluster) -> str:

@@ -178,10 +178,16 @@ def test_one_node_cannot_be_made_of_three() -> None:
 
 def judged(
     monkeypatch: pytest.MonkeyPatch, *, ssh: str = UNREACHABLE, silent: bool = True, presence: str = "silent",
-    given: dict[str, str] = OTHERS,
+    given: dict[str, str] = OTHERS, begun: bool = False,
 ) -> Error | None:  # fmt: skip
-    """What stands against a run, where cp-2 and cp-3 answer by SSH with the error *ssh* (none: they let us in)."""
+    """What stands against a run, where cp-2 and cp-3 answer by SSH with the error *ssh* (none: they let us in).
+
+    *begun*: an earlier one was killed when it had stored the list.
+    """
     fake = after(installed(), given)
+    if begun:
+        run(RECOVER, recovery.planned(fake.cluster), Recorder(), only=("base", "secrets", "members"))
+        fake = again(fake, given)
     cluster = recovery.planned(fake.cluster)
     asked: list[str] = []
 
@@ -225,6 +231,17 @@ def test_a_lost_node_that_answers_anybody_is_alive(
     error = judged(monkeypatch, **given)  # type: ignore[arg-type]
     assert error is not None
     assert (error.code, words in error.message) == ("NodeAlive", True), error.message
+
+
+def test_a_lost_node_that_comes_back_once_the_others_have_a_list_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the file of before every other command is refused, so nobody is told to bring it back."""
+    error = judged(monkeypatch, ssh="", begun=True)
+    assert error is not None
+    assert (error.code, "switch it off" in error.hint, "bring the node back" in error.hint) == (
+        "NodeAlive",
+        True,
+        False,
+    )
 
 
 def test_an_address_that_another_node_has_now_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
