@@ -30,12 +30,14 @@ def sample(free: int, wall: float) -> Entry:
 def trend(samples: Sequence[Entry], free: int, wall: float) -> Optional[Trend]:
     """What follows from *samples* and what is *free* now; None while there is no day of them.
 
-    The rate is the mean over all of them, a week at most: what was pushed and what was deleted, together.
+    The rate is the mean over all of them, a week at most: what was pushed and what was deleted, together. One that was
+    taken before that, as after a boot with a clock years behind, would make it vanish.
     """
-    known = [one for one in samples if 0 < _number(one, "time") <= wall and _number(one, "free") >= 0]
+    oldest = max(0.0, wall - MOST * EVERY)
+    known = [one for one in samples if oldest < _number(one, "time") <= wall and _number(one, "free") >= 0]
     if not known:
         return None
-    first = min(known[-MOST:], key=lambda one: _number(one, "time"))
+    first = min(known, key=lambda one: _number(one, "time"))
     span = wall - _number(first, "time")
     if span < LEAST:
         return None

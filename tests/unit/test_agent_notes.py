@@ -328,6 +328,16 @@ def test_nothing_follows_from_less_than_a_day_or_from_the_future() -> None:
     assert trend.trend(odd, 5, 1e9) is None
 
 
+def test_a_sample_of_a_boot_with_an_old_clock_says_nothing() -> None:
+    """An agent that starts with a clock that is behind takes one, and over all years since then the rate is nothing."""
+    old = trend.sample(int(90e9), 1e9 - 900 * DAY)
+    found = trend.trend([*samples(100e9, 90e9), old, *samples(85e9, start=1e9 + 1.5 * DAY)], int(80e9), 1e9 + 2 * DAY)
+    assert found is not None
+    assert found["since"] == 1e9
+    assert found["full"] == pytest.approx(1e9 + 10 * DAY, rel=1e-6)
+    assert trend.trend([old], int(80e9), 1e9) is None
+
+
 def test_a_sample_is_due_each_hour_and_where_the_clock_went_back() -> None:
     one = samples(5)
     assert trend.due([], 1e9)
