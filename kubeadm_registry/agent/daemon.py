@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, ConfigError, load
 from kubeadm_registry.agent.document import Data, State, Trend, sealed
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
+from kubeadm_registry.agent.hardstate import UNKNOWN
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.inheritance import Inheritance
 from kubeadm_registry.agent.kept import MOVES_FILE, SPACE_FILE, KeptList
@@ -116,6 +118,18 @@ class Daemon:
         except (OSError, ValueError) as error:
             self.hands.failed("hardstate", str(error))
             return self.hands.hard.kept
+
+    async def _keep_again(self) -> None:
+        """Vote after all, once what could not be read at the start can be: the disk was read-only then, or in trouble.
+
+        That there is no file proves nothing: the disk may have been taken away.
+        """
+        with contextlib.suppress(OSError, ValueError):  # as was said at the start
+            kept = self.hands.hard.take(await self._loop.run_in_executor(None, self.hands.hard.content))
+            memory = self.steering.memory
+            epoch = max(memory.lease.epoch, kept.epoch)  # before a vote is said, as at the start
+            self.steering.memory = replace(memory, lease=replace(memory.lease, epoch=epoch))
+            self.log("hardstate", "what this node has promised can be read now, so it votes")
 
     @property
     def memory(self) -> Memory:
@@ -244,6 +258,8 @@ class Daemon:
         if self._every("slow", 10.0, now):
             self.hands.start("slow", self._slow())
             self.hands.start("space", self._space())
+            if self.config.settings.leased and self.hands.hard.kept == UNKNOWN:
+                self.hands.start("hardstate", self._keep_again())
             for kept in (self._samples, self._noted):
                 kept.flush()
             if self.memory.storage.health is Health.OK:

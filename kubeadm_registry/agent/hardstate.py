@@ -62,15 +62,22 @@ class HardStateFile:
         An agent that was killed may have written what was not yet on disk; it comes there first.
         """
         try:
-            handle = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            return self.take(self.content())
         except FileNotFoundError:
             self.kept = HardState()
             return self.kept
+
+    def content(self) -> bytes:
+        """The file, which is on disk then. Raises OSError."""
+        handle = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.fsync(handle)
-            content = os.pread(handle, RECORD * RECORDS, 0)
+            return os.pread(handle, RECORD * RECORDS, 0)
         finally:
             os.close(handle)
+
+    def take(self, content: bytes) -> HardState:
+        """Go on from the *content* of the file. Raises Unreadable."""
         try:
             records = [decode(content[at : at + RECORD]) for at in range(0, RECORD * RECORDS, RECORD)]
         except Newer as error:

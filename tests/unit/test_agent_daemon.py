@@ -24,8 +24,11 @@ from kubeadm_registry.agent import hands
 from kubeadm_registry.agent.config import Config, parse
 from kubeadm_registry.agent.daemon import Daemon
 from kubeadm_registry.agent.gate import Gate
+from kubeadm_registry.agent.hardstate import UNKNOWN, encode
+from kubeadm_registry.agent.model import HardState
 from kubeadm_registry.agent.netlink import End
 from kubeadm_registry.agent.processes import Processes
+from kubeadm_registry.agent.promised import RECORD
 from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.components import zipapp
 
@@ -337,6 +340,31 @@ def test_it_notes_when_the_virtual_ip_comes_and_the_next_agent_goes_on_from_ther
     asyncio.run(started(parse(one), comes))
     asyncio.run(started(parse(own), stays))
     asyncio.run(started(parse(one), left))
+
+
+def test_what_it_has_promised_is_read_once_the_disk_lets_it(configs: list[dict[str, Any]]) -> None:
+    """One that started while the disk was read-only gave no vote until somebody restarted it, and nothing said so."""
+    path = Path(configs[0]["paths"]["hardstate"])
+    path.mkdir()  # cannot be opened, like a file on a disk that is read-only
+    timer = {"address": "127.8.0.9", "port": free_port(socket.SOCK_DGRAM)}
+
+    async def look(one: Daemon) -> None:
+        one._next["slow"] = 0.0
+        await eventually(lambda: one._next["slow"])
+        await eventually(one.hands._tasks["hardstate"].done)
+
+    async def course(one: Daemon) -> None:
+        await eventually(lambda: one.decisions is not None)
+        await look(one)
+        path.rmdir()
+        await look(one)
+        assert one.hands.hard.kept == UNKNOWN, "a disk that is not there has promised nothing"
+        path.write_bytes(encode(HardState(1, 2**50)).ljust(2 * RECORD))
+        await look(one)
+        assert one.hands.hard.kept == HardState(1, 2**50)
+        assert one.memory.lease.epoch == 2**50
+
+    asyncio.run(started(parse(configs[0] | {"executor": {}, "fence": timer}), course))
 
 
 def test_an_agent_that_cannot_decide_leaves(configs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
