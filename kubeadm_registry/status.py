@@ -49,16 +49,19 @@ class NodeStatus:
     """What is wrong with what is served: in one word, and in a sentence that begins with the node's name."""
     guarded: bool | None = None
     """Whether the nft rules that guard loopback are loaded."""
+    read_only: bool = False
+    """Whether its data directory is on a file system that is mounted read-only."""
 
 
 CLOCK_OFF = Timings().clock_off  # seconds
-#: ``$1`` the agent's state, ``$2`` the guard's nft table, ``$3...`` units. One round trip for all.
+#: ``$1`` the agent's state, ``$2`` the guard's nft table, ``$3`` the data directory, ``$4...`` units. One round trip.
 _ASK = """
-state=$1 table=$2; shift 2
+state=$1 table=$2 data=$3; shift 3
 systemctl show --property=Id,ActiveState -- "$@"
 echo ---
 date +%s.%N
 nft list table inet "$table" 2>/dev/null | grep -c dport || :
+echo "$(timeout 5 findmnt --noheadings --output OPTIONS --target "$data" 2>/dev/null | tail -n 1)"
 cat -- "$state" 2>/dev/null || :
 """
 
@@ -67,10 +70,10 @@ def observe(config: RegistryCluster, host: Host) -> NodeStatus:
     """Ask *host* for everything. A host that fails to answer is an observation too."""
     units = {service.name: service.units for service in services(config.spec)}
     try:
-        flat = [unit for group in units.values() for unit in group]
+        flat = [config.spec.data_directory, *(unit for group in units.values() for unit in group)]
         answer = host.query("sh", "-c", _ASK, "status", paths.AGENT_STATE, paths.PREFIX, *flat, timeout=15)
         shown, _, rest = answer.stdout.decode(errors="replace").partition("---\n")
-        now, rules, state = (*rest.split("\n", 2), "", "")[:3]
+        now, rules, options, state = (*rest.split("\n", 3), "", "", "")[:4]
         seen, trouble = _certificates_of(host)
         return NodeStatus(
             host.name,
@@ -82,6 +85,7 @@ def observe(config: RegistryCluster, host: Host) -> NodeStatus:
             authority_ends=seen.authority_ends,
             certificate_flaw=(seen.reason, f"{host.name} {seen.flaw}") if seen.reason else None,
             guarded=int(rules) > 0,
+            read_only="ro" in options.strip().split(","),
         )
     except (Error, ValueError) as error:
         return NodeStatus(host.name, reachable=False, trouble=str(error))
@@ -137,8 +141,6 @@ def judge(config: RegistryCluster, seen: Sequence[NodeStatus], now: float | None
     holders, *others = ([one.name for one in seen if address in one.vip] for address in vip.addresses)
     # keepalived moves them together.
     astray = [address for address, there in zip(vip.addresses[1:], others, strict=True) if there != holders]
-    block = backend(config.spec).BLOCK
-    nodes = [_node(one, moment, block) for one in seen]
     conditions = [
         _available(config, seen, holders, astray),
         _can_lose_a_node(config, seen, holders),
@@ -151,7 +153,7 @@ def judge(config: RegistryCluster, seen: Sequence[NodeStatus], now: float | None
     return {
         "conditions": conditions,
         "vip": {"address": vip.address, "holder": holders[0] if len(holders) == 1 else None},
-        "nodes": nodes,
+        "nodes": [_node(one, moment, backend(config.spec).BLOCK) for one in seen],
         "failovers": failovers(seen),
         "time": _rfc3339(moment),
     }
@@ -281,10 +283,8 @@ def _available(
     if len(holders) > 1:
         return _condition("Available", False, "TwoHolders", f"{', '.join(holders)} all hold the virtual IP")
     if holders and astray:
-        return _condition(
-            "Available", False, "AddressAstray",
-            f"{holders[0]} holds the virtual IP, but {', '.join(astray)} is missing there or also on another node",
-        )  # fmt: skip
+        text = f"{holders[0]} holds the virtual IP, but {', '.join(astray)} is missing there or also on another node"
+        return _condition("Available", False, "AddressAstray", text)
     return _serving(config, seen, holders[0]) if holders else _not_held(config, seen)
 
 
@@ -391,6 +391,9 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[
     least = min(counts, key=lambda name: counts[name])
     if len(counts) == len(config.spec.nodes) and counts[least] == wanted:
         for one in seen:
+            if one.read_only:
+                text = f"{one.name} stores nothing, for its data disk is mounted read-only: see `doctor`"
+                return _condition("StorageWhole", False, "ReadOnly", text)
             if "StorageCopying" in _conditions(one):
                 left = (one.agent.get("storage_left") if one.agent is not None else None) or {"blocks": 0, "tables": 0}
                 text = (
@@ -401,9 +404,8 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[
         if text := _other_file(config, seen):
             return _condition("StorageWhole", None, "NodeUnlisted", text)
         return _condition("StorageWhole", True, "AllServe", f"all {wanted} storage nodes respond, and none is copying")
-    return _condition(
-        "StorageWhole", False, "ServersMissing", f"{least} reaches {counts[least]} of {wanted} storage nodes"
-    )
+    text = f"{least} reaches {counts[least]} of {wanted} storage nodes"
+    return _condition("StorageWhole", False, "ServersMissing", text)
 
 
 def members_differ(name: str) -> str:
@@ -473,8 +475,7 @@ def _clocks(seen: Sequence[NodeStatus]) -> dict[str, str]:
     if wrong:
         text = f"{', '.join(wrong)} and does not become writer; check time synchronization (chronyc tracking)"
         return _condition(kind, False, "ClockOff", text)
-    most = max(known.values())
-    return _condition(kind, True, "InStep", f"all clocks agree within {most:.2f} s")
+    return _condition(kind, True, "InStep", f"all clocks agree within {max(known.values()):.2f} s")
 
 
 def _guarded(seen: Sequence[NodeStatus]) -> dict[str, str]:

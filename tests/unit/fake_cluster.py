@@ -417,7 +417,7 @@ class FakeCluster:
         )  # fmt: skip
         units = [unit for service in services(self.config.spec) for unit in service.units]
         server.answer(
-            "sh", "-c", status._ASK, "status", paths.AGENT_STATE, paths.PREFIX, *units,
+            "sh", "-c", status._ASK, "status", paths.AGENT_STATE, paths.PREFIX, self.config.spec.data_directory, *units,
             with_=lambda *_: self._status(server, units),
         )  # fmt: skip
         server.answer("sh", "-c", health._ASK, "health", with_=lambda *_: self._health(server))
@@ -538,7 +538,7 @@ class FakeCluster:
         shown = "\n".join(f"Id={name}\nActiveState={server.unit(name).active}\n" for name in units)
         state = {"time": 1000.0, "fit": True, "quorum": {"storage": len(self.servers)}, "clock_off": 0.0}
         told = json.dumps(state) if server.unit(agent.UNIT).active == "active" else ""
-        return f"{shown}---\n1000.5\n{3 if self._guarded(server) else 0}\n{told}"
+        return f"{shown}---\n1000.5\n{3 if self._guarded(server) else 0}\nrw\n{told}"
 
     def _certificates(self, server: FakeTransport, verb: str) -> dict[str, object]:
         """What the script says: a proxy has the certificate that was there when it started, or was loaded since."""

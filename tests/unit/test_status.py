@@ -371,6 +371,7 @@ def test_80_columns_show_names_of_nodes_whole(monkeypatch: pytest.MonkeyPatch) -
 # ---- asking a server ---------------------------------------------------------------------------------------------
 
 AGENT = {"time": 1000.0, "fit": True, "quorum": {"storage": 3}}
+DATA = THREE.spec.data_directory
 UNITS = [unit for service in services(THREE.spec) for unit in service.units]
 
 
@@ -381,14 +382,15 @@ SCRIPT = host_python.command(served)
 
 
 def server(
-    *, agent: object = AGENT, now: float = 1001.5, states: dict[str, str] | None = None, vip: str = "", rules: int = 4
-) -> FakeTransport:
+    *, agent: object = AGENT, now: float = 1001.5, states: dict[str, str] | None = None, vip: str = "", rules: int = 4,
+    options: str = "rw,relatime",
+) -> FakeTransport:  # fmt: skip
     fake = FakeTransport("cp-1")
     shown = "\n".join(f"Id={unit}\nActiveState={(states or {}).get(unit, 'active')}\n" for unit in UNITS)
     text = agent if isinstance(agent, str) else json.dumps(agent)
-    said = f"{shown}---\n{now}\n{rules}\n{text}"
+    said = f"{shown}---\n{now}\n{rules}\n{options}\n{text}"
     state = f"{paths.RUN}/agent/state.json"
-    fake.answer("sh", "-c", status._ASK, "status", state, "kubeadm-registry", *UNITS, with_=said)
+    fake.answer("sh", "-c", status._ASK, "status", state, "kubeadm-registry", DATA, *UNITS, with_=said)
     fake.answer("ip", "-oneline", "address", "show", "-tentative", "to", "10.0.0.10/32", with_=vip)
     fake.answer(*SCRIPT, with_=json.dumps(NOTHING_SERVED))
     return fake
@@ -410,6 +412,16 @@ def test_a_server_tells_everything() -> None:
 def test_a_bare_server_is_reachable_and_has_nothing() -> None:
     seen = observe(server(agent="", states=dict.fromkeys(UNITS, "inactive"), rules=0))
     assert seen == NodeStatus("cp-1", services=dict.fromkeys(SERVICES, "inactive"), guarded=False)
+
+
+def test_a_server_whose_data_disk_is_read_only_stores_nothing() -> None:
+    """Garage answers and the canary image is read, so its agent says that all is well."""
+    assert observe(server(options="ro,relatime,errors=remount-ro")).read_only
+    assert not observe(server(options="rw,relatime,errors=remount-ro")).read_only
+    assert not observe(server(options="")).read_only
+    found = judge(THREE, [well("cp-1", vip=True), replace(well("cp-2"), read_only=True), well("cp-3")], NOW.timestamp())
+    assert (condition(found, "StorageWhole"), condition(found, "CanLoseANode")) == ("False", "False")
+    assert condition(found, "Available") == "True"
 
 
 def test_of_two_processes_the_worse_one_counts() -> None:
