@@ -17,13 +17,16 @@ _RECORD_START = f"""\
 set -eu
 unit=$1; shift
 umask 022
-mkdir -p {STARTED}
-for file; do
+notes=$(for file; do
   [ -f "$file" ]
   digest=$(LC_ALL=C sed '/ {NO_RESTART}$/d' -- "$file" | sha256sum)
   echo "${{digest%% *}}  $file"
-done > "{STARTED}/.$unit"
-mv -f -- "{STARTED}/.$unit" "{STARTED}/$unit"
+done)
+# Where there is no room for it UNIT starts all the same, without a note: a later run starts it again.
+if mkdir -p {STARTED} && echo "$notes" > "{STARTED}/.$unit" && mv -f -- "{STARTED}/.$unit" "{STARTED}/$unit"; then
+  exit 0
+fi
+rm -f -- "{STARTED}/.$unit" "{STARTED}/$unit"
 """.encode()
 
 

@@ -418,6 +418,23 @@ def test_record_start_of_a_missing_file_fails_and_leaves_the_old_note(tmp_path: 
     assert (tmp_path / "started" / "x.service").read_text() == "old"
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["no room for the note", "nor for its directory"])
+def test_a_service_starts_where_there_is_no_room_for_its_note(tmp_path: Path, there: bool) -> None:
+    """Something else may have filled /run when the storage must start again. What it started with is unknown then."""
+    script, file, notes = tmp_path / "record-start", tmp_path / "conf", tmp_path / "started"
+    script.write_bytes(common._RECORD_START.replace(b"/run/kubeadm-registry", str(tmp_path).encode()))
+    file.write_text("a\n")
+    if there:
+        notes.mkdir()
+        (notes / "x.service").write_text("old")
+        (notes / ".x.service").symlink_to("/dev/full")
+    else:
+        notes.touch()
+    result = subprocess.run(["sh", script, "x.service", file], capture_output=True, check=False)
+    assert result.returncode == 0
+    assert not there or list(notes.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("case", "shown", "way"),
     [
