@@ -280,6 +280,14 @@ def test_routes_that_no_unit_has_made_are_no_finding_of_their_own() -> None:
     assert codes(doctor.diagnose(snapshot(cp_2=stopped))) == ["ServiceStopped"]
 
 
+def test_an_agent_that_cannot_write_is_not_restarted_before_there_is_room() -> None:
+    """It goes on as it is where /run is full; a new one cannot say that its node is fit, and the VIP would move."""
+    (finding,) = doctor.diagnose(snapshot(cp_2=with_status(well("cp-2"), agent=None))).findings
+    assert [str(one).partition("# ")[2].split("  #")[0] for one in finding.fix] == [
+        f"df {paths.RUN}", f"systemctl restart {AGENT}",
+    ]  # fmt: skip
+
+
 def test_a_healthy_registry_has_no_finding() -> None:
     found = doctor.diagnose(snapshot())
     assert (found.state, found.findings) == ("healthy", [])

@@ -43,7 +43,8 @@ def agents(snapshot: Snapshot) -> Iterator[Finding]:
                 yield Finding(
                     AGENT_SILENT, node.name, "its agent runs, but has not written its state for 5 s",
                     [f"{paths.AGENT_STATE}: absent or old", unit.line("ActiveState", "SubState")],
-                    (Command(node.name, f"systemctl restart {agent.UNIT}"),), symptom=True,
+                    (Command(node.name, f"df {paths.RUN}  # if it is full, make room: an agent that restarts is unfit"),
+                     Command(node.name, f"systemctl restart {agent.UNIT}")), symptom=True,
                 )  # fmt: skip
             continue
         yield from _conditions(snapshot, node)
