@@ -253,7 +253,7 @@ def parse(text: str, data: str) -> Facts:
         requests={"some": True, "none": False}.get(first("requests")),
         space=_file_system(part("space")),
         inodes=_file_system(part("inodes")),
-        mount=" ".join(first("mount").split()),
+        mount=" ".join((part("mount") or [""])[-1].split()),  # of several on one directory the last one is on top
         unmounted=[" ".join(one) for one in fstab if one[0] in above and one[0] not in mounted],
         entries=part("data"),
         tree=frozenset(part("tree")),

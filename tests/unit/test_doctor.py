@@ -560,6 +560,12 @@ def test_a_disk_that_is_full_is_seen_whatever_its_name(line: str, space: FileSys
     assert parse(f"=== space\nFilesystem 1-blocks\n{line}\n", DATA).space == space
 
 
+def test_of_several_mounts_on_one_directory_the_last_one_counts() -> None:
+    """findmnt shows them in this order: an automount point, and the disk on it."""
+    said = f"=== mount\n{DATA} systemd-1 autofs rw,relatime\n{DATA} /dev/sdb1 ext4   ro,relatime\n"
+    assert parse(said, DATA).mount == f"{DATA} /dev/sdb1 ext4 ro,relatime"
+
+
 def test_a_node_that_says_nothing_is_read_as_well() -> None:
     assert parse("", DATA) == parse("=== nothing\n", DATA)
     assert parse("", DATA).units == {}
