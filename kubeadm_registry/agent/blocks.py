@@ -98,9 +98,9 @@ def main() -> int:
     work, what = (resolved, "ask the storage") if "keys" in request else (lacking, "look for blocks")
     try:
         for line in work(request):
-            print(line)  # noqa: T201
+            print(line)
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-        print(f"cannot {what}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"cannot {what}: {error}", file=sys.stderr)
         return 1
     return 0
 

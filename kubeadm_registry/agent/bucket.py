@@ -188,9 +188,9 @@ def main() -> int:
     work = measured if "latency" in request else work
     try:
         for line in work(request):
-            print(line)  # noqa: T201
+            print(line)
     except (OSError, http.client.HTTPException, ElementTree.ParseError, ValueError) as error:
-        print(f"cannot {what} the bucket: {error}", file=sys.stderr)  # noqa: T201
+        print(f"cannot {what} the bucket: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -60,7 +60,7 @@ async def measure(address: str, port: int, mark: Path, patience: float) -> dict[
 def main(arguments: list[str]) -> int:
     """See above."""
     address, port, mark, patience = arguments
-    print(json.dumps(asyncio.run(measure(address, int(port), Path(mark), float(patience)))))  # noqa: T201
+    print(json.dumps(asyncio.run(measure(address, int(port), Path(mark), float(patience)))))
     return 0
 
 

@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> int:
         shown["old"] = processes(user) > 2 * running  # each has a master and a worker
     except (OSError, KeyError) as error:
         trouble.append(f"{user}: {error}")
-    print(json.dumps(shown))  # noqa: T201
+    print(json.dumps(shown))
     return 0
 
 

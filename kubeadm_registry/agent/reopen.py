@@ -176,7 +176,7 @@ def main(arguments: list[str]) -> int:
         shown["ended"] = end(verb, int(port), words)
     except OSError as error:
         shown["trouble"] = [str(error)]
-    print(json.dumps(shown))  # noqa: T201
+    print(json.dumps(shown))
     return 0
 
 

@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         trouble.append(f"{address}:{port}: {error}")
     shown["agent"] = of_agent(agent, int(agent_port)) if agent else None
-    print(json.dumps(shown))  # noqa: T201
+    print(json.dumps(shown))
     return 0
 
 

@@ -56,7 +56,7 @@ class PublicKeys:
 
     def encrypt(self, content: bytes) -> bytes:
         """*content* as an age file."""
-        import pyrage  # noqa: PLC0415  see above
+        import pyrage
 
         return pyrage.encrypt(content, [_recipient(key, "the backup") for key in self.keys])
 
@@ -79,13 +79,13 @@ class Passphrase:
 
     def encrypt(self, content: bytes) -> bytes:
         """*content* as an age file."""
-        from pyrage import passphrase  # noqa: PLC0415  see above
+        from pyrage import passphrase
 
         return passphrase.encrypt(content, self.text)
 
     def decrypt(self, content: bytes) -> bytes:
         """The content of an age file. Raises BackupError (BackupLocked)."""
-        import pyrage  # noqa: PLC0415  see above
+        import pyrage
 
         tries = _TRIES
         while True:
@@ -116,7 +116,7 @@ class Identities:
 
     def decrypt(self, content: bytes) -> bytes:
         """The content of an age file. Raises BackupError (BackupLocked), ConfigError (IdentityInvalid)."""
-        import pyrage  # noqa: PLC0415  see above
+        import pyrage
 
         identities = [one for path in self.paths for one in self._read(path)]
         try:
@@ -126,7 +126,7 @@ class Identities:
             raise _locked(f"{files_} does not decrypt it: {error}", "pass the private key of a recipient") from error
 
     def _read(self, path: Path) -> Iterator[Identity]:
-        import pyrage  # noqa: PLC0415  see above
+        import pyrage
 
         text = _read(path)
         try:
@@ -141,7 +141,7 @@ class Identities:
         yield from found
 
     def _ssh(self, path: Path, content: bytes) -> ssh.Identity:
-        import pyrage  # noqa: PLC0415  see above
+        import pyrage
 
         try:
             return pyrage.ssh.Identity.from_buffer(content)
@@ -161,7 +161,7 @@ class Identities:
 
 def _recipient(key: str, where: str) -> Recipient:
     """The public key *key*. Raises ConfigError (RecipientInvalid)."""
-    import pyrage  # noqa: PLC0415  see above
+    import pyrage
 
     try:
         if key.startswith(_AGE_PUBLIC):

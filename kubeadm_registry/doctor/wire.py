@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> int:
                         read(frame, int(router), shown)
     except (OSError, ValueError, IndexError) as error:
         shown["trouble"] = str(error)
-    print(json.dumps(shown))  # noqa: T201
+    print(json.dumps(shown))
     return 0
 
 

@@ -43,8 +43,8 @@ def by_kubeconfig(path: Path, *, context: str = "", patience: float = PATIENCE, 
     not changed. Raises ConfigError (KubeconfigUnreadable, KubeconfigInvalid).
     """
     document = _read(path, context)
-    from kubernetes.client import Configuration  # noqa: PLC0415
-    from kubernetes.config.kube_config import KubeConfigLoader  # noqa: PLC0415
+    from kubernetes.client import Configuration
+    from kubernetes.config.kube_config import KubeConfigLoader
 
     configuration: Any = Configuration()
     with tempfile.TemporaryDirectory() as keys, _logged() as said, _as_invalid(path):
@@ -69,9 +69,9 @@ def in_cluster(
 
     Raises ConfigError (NotInCluster).
     """
-    from kubernetes.client import Configuration  # noqa: PLC0415
-    from kubernetes.config import ConfigException  # noqa: PLC0415
-    from kubernetes.config.incluster_config import InClusterConfigLoader  # noqa: PLC0415
+    from kubernetes.client import Configuration
+    from kubernetes.config import ConfigException
+    from kubernetes.config.incluster_config import InClusterConfigLoader
 
     configuration: Any = Configuration()
     loader: Any = InClusterConfigLoader
@@ -114,7 +114,7 @@ def _read(path: Path, context: str) -> dict[str, Any]:
 @contextmanager
 def _as_invalid(path: Path) -> Iterator[None]:
     """Whatever the loader meets in a file that is not as it expects, as one error."""
-    from kubernetes.config import ConfigException  # noqa: PLC0415
+    from kubernetes.config import ConfigException
 
     try:
         yield
@@ -148,7 +148,7 @@ def _logged() -> Iterator[list[str]]:
 
 def _api(configuration: Configuration, patience: float, agent: str) -> Api:
     """The API server that *configuration* names. Raises ValueError and OSError for certificates that cannot be used."""
-    from kubernetes.client.rest import should_bypass_proxies  # noqa: PLC0415
+    from kubernetes.client.rest import should_bypass_proxies
 
     given: Any = configuration
     server = given.host

@@ -37,7 +37,7 @@ table inet bench {{
   chain input {{ type filter hook input priority 0; tcp dport {PORT} counter name taken; }}
 }}
 """
-_MEMORY = Path("/dev/shm")  # noqa: S108  the directory in it has a name that nobody guesses
+_MEMORY = Path("/dev/shm")
 _numbers = itertools.count()
 
 

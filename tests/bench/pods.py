@@ -66,7 +66,7 @@ def container(number: int, name: str) -> dict[str, Any]:
         "readinessProbe": {"httpGet": {"path": "/readyz", "port": 8080}},
         "volumeMounts": [
             {"name": "configuration", "mountPath": "/etc/app"},
-            {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108
+            {"name": "scratch", "mountPath": "/tmp"},
         ],
         "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True},
     }

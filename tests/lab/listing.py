@@ -11,7 +11,7 @@ from tests.lab.host import Host
 #: What changes by itself: kernel, run-time state, logs, caches, containerd's images; and the copies that useradd makes
 #: of the user database before it changes that, with its lock. What is ours in there is looked for by name.
 VOLATILE = (
-    "/dev", "/proc", "/sys", "/run", "/tmp", "/var/tmp", "/var/log", "/var/cache",  # noqa: S108
+    "/dev", "/proc", "/sys", "/run", "/tmp", "/var/tmp", "/var/log", "/var/cache",
     "/var/lib/containerd", "/var/lib/systemd",
     "/etc/passwd-", "/etc/shadow-", "/etc/group-", "/etc/gshadow-", "/etc/.pwd.lock",
 )  # fmt: skip

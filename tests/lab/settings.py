@@ -86,7 +86,7 @@ class Place:
     @classmethod
     def default(cls) -> Place:
         """The directory from KUBEADM_REGISTRY_LAB."""
-        return cls(Path(os.environ.get("KUBEADM_REGISTRY_LAB") or "/var/tmp/kubeadm-registry-lab").absolute())  # noqa: S108
+        return cls(Path(os.environ.get("KUBEADM_REGISTRY_LAB") or "/var/tmp/kubeadm-registry-lab").absolute())
 
     def beside(self, name: str) -> Place:
         """The place of another lab next to this one, for the tests that share *name*, one of BESIDE."""
@@ -124,7 +124,7 @@ class Place:
 
         A power cut loses what was not synced there as well, since it is the host's file system that loses it.
         """
-        return Path(f"/dev/shm/{self.name}-disks")  # noqa: S108
+        return Path(f"/dev/shm/{self.name}-disks")
 
     @property
     def consoles(self) -> Path:

@@ -188,7 +188,7 @@ def test_a_large_configuration_where_sh_is_bash_and_tmp_is_full(site: Site) -> N
     host.sh("systemctl", "restart", "containerd")
     before = listings([host])
     host.sh("ln", "-sf", "bash", "/usr/bin/sh")
-    host.sh("mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "none", "/tmp")  # noqa: S108
+    host.sh("mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "none", "/tmp")
     host.sh("sh", "-c", "head -c 1M /dev/zero > /tmp/full || :")
     try:
         line = f"{host.name} {host.address}"
@@ -201,7 +201,7 @@ def test_a_large_configuration_where_sh_is_bash_and_tmp_is_full(site: Site) -> N
         code, events, _ = site.run("remove", [line])
         assert code == 0, events[-1]
     finally:
-        host.sh("umount", "/tmp")  # noqa: S108
+        host.sh("umount", "/tmp")
         host.sh("ln", "-sf", "dash", "/usr/bin/sh")
     assert host.sh("cat", CONFIG).stdout == original
     assert not differences(before, listings([host]))

@@ -157,7 +157,7 @@ NODES = [
     *_values(f"{N}.0.address", True, "10.0.0.1", "169.254.1.1", "192.168.255.255", "240.0.0.1"),
     *_values(f"{N}.0.address", False, "cp-1.example", "10.0.0", "10.0.0.011", "10.0.0.256", " 10.0.0.1", "", 10,
              "10.0.0.1/24", says=""),
-    *_values(f"{N}.0.address", False, "127.0.0.1", "0.0.0.0", "224.0.0.18", "255.255.255.255",  # noqa: S104
+    *_values(f"{N}.0.address", False, "127.0.0.1", "0.0.0.0", "224.0.0.18", "255.255.255.255",
              says="must be a unicast address, not a loopback, multicast or unspecified one"),
     Case("families mixed", False, put(f"{N}.1.address", "fd00::1"),
          "spec.nodes: Invalid value: the address of every node must be of the same address family as nodes[0].address"),
@@ -257,7 +257,7 @@ REST = [
     *_values(DIR, False, "/etc/kubeadm-registry/x", "/proc/1", "/usr", "/var", "/var/lib", "/var/./lib/",
              "/var//lib/dpkg/x",
              says="must not be, contain or be in a directory that belongs to the operating system"),
-    *_values(DIR, False, "/run/x", "/tmp", "/var/tmp/x", "/root", "/home/ann", "/var/lib/etcd",  # noqa: S108
+    *_values(DIR, False, "/run/x", "/tmp", "/var/tmp/x", "/root", "/home/ann", "/var/lib/etcd",
              "/./var/lib/kubelet/."),
 ]  # fmt: skip
 
@@ -265,14 +265,14 @@ REST = [
 TEXTS = {
     "metadata.name": ("registry",),
     f"{N}.0.name": ("cp-1", "local"),
-    f"{N}.0.address": ("10.0.0.1", "169.254.1.1", "127.0.0.1", "255.255.255.255", "0.0.0.0"),  # noqa: S104
+    f"{N}.0.address": ("10.0.0.1", "169.254.1.1", "127.0.0.1", "255.255.255.255", "0.0.0.0"),
     f"{N}.0.ssh.user": ("admin", "-x"),
     f"{N}.0.ssh.identityFile": ("/root/.ssh/id",),
     f"{N}.0.hostKey": ("ssh-ed25519 AAAAaa==", "ecdsa-sha2-nistp384 AAAA+/8="),
     "spec.vip.address": ("10.0.0.10", "10.0.0.11"),
     "spec.vip.name": ("registry.example", "a-b.c"),
     "spec.mirrors.0": ("docker.io", "a:5000", "*", "localhost:5000", "a.b:123"),
-    DIR: ("/srv/x", "/var/./lib//etcd", "/opt/../x", "/var/lib/", "/tmp/.", "/lib64", "//var//tmp/x", "/."),  # noqa: S108
+    DIR: ("/srv/x", "/var/./lib//etcd", "/opt/../x", "/var/lib/", "/tmp/.", "/lib64", "//var//tmp/x", "/."),
     IMAGE: ("registry.k8s.io/pause:3.10.2", "localhost/a:b", "a:5000/b__c/d:e", "a.b/c@sha256:" + "0" * 64),
     f"{K}.version": ("v1.36.3",),
     "spec.replacement.after": ("30m", "12h"),

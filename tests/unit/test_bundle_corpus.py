@@ -70,4 +70,4 @@ def test_refused(good: Good, fake: FakeRegistry, tmp_path: Path, case: Case) -> 
         assert {request.method for request in fake.requests} <= {"GET", "HEAD"}, "something was pushed"
     left = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
     assert left <= {f"in/there/{name}" for name in ("bundle.tar", "journal.json", "journal.json.lock")}
-    assert not Path("/tmp/escaped").exists()  # noqa: S108
+    assert not Path("/tmp/escaped").exists()

@@ -220,8 +220,8 @@ def test_a_data_directory_needs_no_quoting(path: str) -> None:
         ("/etc/kubeadm-registry/x", "must not be in /etc, which belongs to the operating system"),
         ("/run/kubeadm-registry/data", "must not be in /run, which is emptied at boot"),
         ("/run/x", "must not be in /run"),
-        ("/tmp", "must not be in /tmp"),  # noqa: S108
-        ("/var/tmp/x", "must not be in /var/tmp"),  # noqa: S108
+        ("/tmp", "must not be in /tmp"),
+        ("/var/tmp/x", "must not be in /var/tmp"),
         ("/root", "must not be in /root, which is hidden from the services"),
         ("/home/ann/registry", "must not be in /home"),
         ("/proc/1", "must not be in /proc"),

@@ -66,7 +66,7 @@ Host *
     assert (got.hostname, got.port, got.user) == ("cp-1.example.com", 2222, "joe")
     assert got.identity_files == (HOME / ".ssh/joe-at-cp-1.example.com", Path("/keys/cp-1"))
     assert got.identities_only
-    assert got.known_hosts == (HOME / ".ssh/a", Path("/tmp/cp-1.example.com"), Path("/etc/b"))  # noqa: S108
+    assert got.known_hosts == (HOME / ".ssh/a", Path("/tmp/cp-1.example.com"), Path("/etc/b"))
     assert got.host_key_alias == "rack"
     assert (got.connect_timeout, got.keepalive) == (3, 7)
     assert got.jumps == ("ann@bastion:22", "[10.0.0.1]")
