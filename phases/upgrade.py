@@ -48,8 +48,8 @@ def verbs(cluster: Cluster, host: Host, phases: Workflow) -> Iterator[tuple[str,
     reading = host.as_read_only()
     for phase in phases:
         yield from verbs(cluster, host, phase.phases)
-        if phase.steps is not None and any(one.name == host.name for one in phase.on(cluster)):
-            for change in phase.steps(cluster, reading):
+        if any(one.name == host.name for one in phase.on(cluster)):
+            for change in phase.changes(cluster, reading):
                 if isinstance(change, Running) and (verb := change.verb(reading)) is not None:
                     yield change.unit, verb
 

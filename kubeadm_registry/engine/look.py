@@ -67,10 +67,9 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
 
     def steps(one: tuple[int, Phase, Host]) -> list[tuple[int, Change, Host]]:
         place, phase, host = one
-        assert phase.steps is not None  # noqa: S101  see above
         found: list[tuple[int, Change, Host]] = []
         with settling(place):
-            found += [(place, change, host) for change in phase.steps(cluster, host)]
+            found += [(place, change, host) for change in phase.changes(cluster, host)]
         return found
 
     def compare(one: tuple[int, Change, Host]) -> None:
@@ -117,10 +116,9 @@ def differences(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> list
 
     def steps(one: tuple[str, Phase, Host]) -> list[tuple[str, Change | Error, Host]]:
         path, phase, host = one
-        assert phase.steps is not None  # noqa: S101  see above
         found: list[tuple[str, Change | Error, Host]] = []
         try:
-            for change in phase.steps(cluster, host):
+            for change in phase.changes(cluster, host):
                 found.append((path, change, host))
         except Error as error:
             found.append((path, error, host))

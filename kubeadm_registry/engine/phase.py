@@ -49,6 +49,10 @@ class Phase:
     gives_up: str = ""
     notices: Callable[[Cluster, Host], Iterator[str]] | None = None
 
+    def changes(self, cluster: Cluster, host: Host) -> Steps:
+        """The wanted states of *host*; none for a group of phases."""
+        return iter(()) if self.steps is None else self.steps(cluster, host)
+
 
 Workflow = Sequence[Phase]
 

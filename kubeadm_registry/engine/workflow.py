@@ -226,9 +226,8 @@ def _tell(phase: Phase, cluster: Cluster, hosts: Sequence[Host], reporter: Repor
 
 def _differs(phase: Phase, cluster: Cluster, host: Host) -> bool:
     """Whether *phase* would change anything on *host*; also if that cannot be told now."""
-    assert phase.steps is not None  # noqa: S101  as in _run_host
     try:
-        return any(change.diff(host) is not None for change in phase.steps(cluster, host.as_read_only()))
+        return any(change.diff(host) is not None for change in phase.changes(cluster, host.as_read_only()))
     except Error:
         return True
 
@@ -238,10 +237,9 @@ def _run_host(
     stopping: Event,
 ) -> None:  # fmt: skip
     """Do what is due on *host*, step by step; nothing more once *stopping* is set."""
-    assert phase.steps is not None  # noqa: S101  the caller selects phases that have steps
     title = ""
     try:
-        for change in phase.steps(cluster, host):
+        for change in phase.changes(cluster, host):
             if stopping.is_set():
                 return
             title = change.title

@@ -69,10 +69,9 @@ def work(registry: Registry) -> dict[str, Work]:
 
 def _changes(cluster: Cluster) -> Iterator[tuple[object, str]]:
     for _, phase in select(INIT, only=PHASES):
-        if phase.steps is not None:
-            for host in phase.on(cluster):
-                for change in phase.steps(cluster, host.as_read_only()):
-                    yield change, host.name
+        for host in phase.on(cluster):
+            for change in phase.changes(cluster, host.as_read_only()):
+                yield change, host.name
 
 
 def _entries(work: Work, folder: Path) -> dict[str, list[dict[str, Any]]]:

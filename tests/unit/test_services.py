@@ -186,8 +186,8 @@ def changes(fake: FakeCluster) -> Iterator[Change]:
     """Everything that init sees to on the first server."""
     cluster = fake.cluster
     for path, phase in leaves(INIT):
-        if phase.steps is not None and path.split("/")[0] not in ELSEWHERE:
-            yield from phase.steps(cluster, cluster.leader)
+        if path.split("/")[0] not in ELSEWHERE:
+            yield from phase.changes(cluster, cluster.leader)
 
 
 def dependencies(unit: str) -> Iterator[str]:
