@@ -1,4 +1,4 @@
-"""Everything that a phase may know: configuration, hosts, secrets, bundle. Passed along, never global."""
+"""Everything that a phase may know: configuration, hosts, secrets, bundle. Passed as an argument, never global."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
 @dataclass(frozen=True, slots=True)
 class MembersChange:
-    """Nodes that come to the registry or leave it."""
+    """The nodes that join the registry in this run, and those that leave it."""
 
     arriving: tuple[str, ...]
-    """Names of nodes that are no members yet."""
+    """Names of nodes that are not members yet."""
     leaving: Mapping[str, Node]
-    """Members of the list before that are not in the new one, by name; one that comes back with another address too."""
+    """Nodes that only the previous list of members has, by name; also a node that returns with another address."""
     former: tuple[str, ...] = ()
-    """Addresses of nodes that had left before, as the members know them until they get the new list."""
+    """Addresses of nodes that left earlier; the members know them until they get the new list."""
     retiring: tuple[Host, ...] = ()
-    """Those of them that answer: they give their data away, and are uninstalled at the end."""
+    """Those of the leaving nodes that answer: the others copy their data, then they are uninstalled."""
     lost: bool = False
-    """Whether half of the members before or more are lost: what the others do not have is given up."""
+    """Whether half of the previous members or more are lost: data that only they had is given up."""
 
 
 def _unwatched(_: int, __: int) -> None:
-    """Nobody is told."""
+    """Discard the progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """One cluster of registry servers, as it should be, and the way to each of them."""
+    """A registry as it should be, with a connection to each of its nodes."""
 
     config: RegistryCluster
     hosts: tuple[Host, ...]
-    """All members of the wanted cluster that answer, in the order of the file."""
+    """The nodes in the cluster file that answer, in the order of the file."""
     vault: Vault
     programs: Mapping[str, Program]
-    """The programs by name, from the bundle if there is one, else as the hosts have them."""
+    """Programs by name: those in the bundle if there is one, otherwise those that the hosts have."""
     bundle: Bundle | None = None
-    """Where programs come from. None: they must be on the hosts already."""
+    """The bundle that programs are uploaded from. None: the hosts must have them already."""
     previewing: bool = False
-    """Whether placeholders may stand for secrets that nobody has made yet, as in a dry-run."""
+    """Whether placeholders may stand for secrets that have not been generated yet, as in a dry-run."""
     absent: Mapping[str, str] = field(default_factory=dict)
-    """The members that cannot be reached, and why. What the others get is owed to them."""
+    """The members that cannot be reached, with the reason. Changes on the others are pending for them."""
     recorded: Members | None = None
-    """The list of members as the nodes had it, or as it is to become; None: it was never written down."""
+    """The list of members as the nodes had it, or as it will be; None: no node has stored one."""
     change: MembersChange | None = None
-    """How the members change in this run; None: they stay."""
+    """How the members change in this run; None: they do not."""
     turn: AbstractContextManager[object] = field(default_factory=nullcontext, compare=False, repr=False)
-    """Held while something restarts that the pods of a host depend on, where many hosts are worked on side by side."""
+    """Held during a restart that the pods of a host depend on, where many hosts are configured in parallel."""
     progress: Callable[[int, int], None] = field(default=_unwatched, compare=False, repr=False)
-    """Told how many bytes are done, and of how many, by what takes long: the Reporter's of a run."""
+    """Called by long transfers with the bytes done and the total; in a run, the Reporter's ``progress``."""
 
     @property
     def spec(self) -> Spec:
@@ -70,12 +70,12 @@ class Cluster:
 
     @property
     def secrets(self) -> Secrets:
-        """The secrets. Raises NotYetKnown before they are made, unless previewing."""
+        """The secrets. Raises NotYetKnown before they are generated, unless *previewing*."""
         return self.vault.preview() if self.previewing else self.vault.secrets
 
     @property
     def members(self) -> Members:
-        """The list of members that the nodes get, which is that of the file."""
+        """The list of members that the nodes get: the nodes in the file."""
         nodes = {node.name: node.address for node in self.spec.nodes}
         if self.recorded is None:
             return Members(FIRST, nodes)
@@ -86,27 +86,27 @@ class Cluster:
 
     @property
     def leader(self) -> Host:
-        """The first host: where things are done that are done once for all."""
+        """The first host, where work is done that is needed once for the whole cluster."""
         return self.hosts[0]
 
     @property
     def everyone(self) -> tuple[Host, ...]:
-        """All hosts, those that leave in this run as well."""
+        """All hosts, including those that leave in this run."""
         return self.hosts if self.change is None else (*self.hosts, *self.change.retiring)
 
     def with_hosts(self, made: Callable[[Host], Host]) -> Cluster:
-        """The same cluster with what *made* returns in place of each host."""
+        """The same cluster with each host replaced by what *made* returns for it."""
         change = self.change
         if change is not None:
             change = replace(change, retiring=tuple(map(made, change.retiring)))
         return replace(self, hosts=tuple(map(made, self.hosts)), change=change)
 
     def node(self, host: Host) -> Node:
-        """The node of the file that *host* is."""
+        """The entry of *host* in the cluster file."""
         return self.spec.node(host.name)
 
     def peers(self, host: Host) -> tuple[Node, ...]:
-        """All nodes but *host*."""
+        """All nodes except *host*."""
         return tuple(node for node in self.spec.nodes if node.name != host.name)
 
     def program(self, name: str) -> Program:
@@ -122,7 +122,7 @@ class Cluster:
             ) from None  # fmt: skip
 
     def with_vault(self, vault: Vault) -> Cluster:
-        """The same cluster, which is to have other secrets."""
+        """The same cluster with the secrets in *vault*."""
         return replace(self, vault=vault)
 
     def for_dry_run(self) -> Cluster:
@@ -136,16 +136,16 @@ def every_node(cluster: Cluster) -> Sequence[Host]:
 
 
 def arriving(cluster: Cluster) -> Sequence[Host]:
-    """The hosts that come to the registry in this run."""
+    """The hosts that join the registry in this run."""
     return [] if cluster.change is None else [host for host in cluster.hosts if host.name in cluster.change.arriving]
 
 
 def agreed(cluster: Cluster, path: str, *, undecided: bytes | None = None) -> bytes | None:
-    """The content of the file *path* that more than half of the members have; those that arrive have no say.
+    """The content of the file *path* that more than half of the members have; nodes that join are not counted.
 
-    None if most have no such file, or if all were asked and no content has a majority. *undecided* while nodes that are
-    away could decide it. A node that was away when the file was changed or removed does not bring it back, nor does one
-    that was installed again have it removed on the others.
+    None if most members have no such file, or if all were asked and no content has a majority; *undecided* if the
+    members that cannot be reached could decide it. So a node that was down while the file was changed or removed does
+    not bring it back, and a node that was reinstalled does not have it removed on the others.
     """
     new = set(arriving(cluster))
     found = [host.read(path) for host in cluster.hosts if host not in new]
@@ -157,12 +157,12 @@ def agreed(cluster: Cluster, path: str, *, undecided: bytes | None = None) -> by
 
 
 def retiring(cluster: Cluster) -> Sequence[Host]:
-    """The hosts that leave it."""
+    """The hosts that leave the registry in this run."""
     return () if cluster.change is None else cluster.change.retiring
 
 
 def stayers(cluster: Cluster) -> Sequence[Host]:
-    """The hosts that were members before this run and stay so; none if the members do not change."""
+    """The hosts that are members before and after this run; none if the members do not change."""
     new = set(arriving(cluster))
     return [host for host in cluster.hosts if host not in new] if cluster.change is not None else ()
 
@@ -173,7 +173,7 @@ def stayer(cluster: Cluster) -> Sequence[Host]:
 
 
 def as_it_is(cluster: Cluster) -> Cluster:
-    """The registry before its members change: with the node that leaves, and without the one that comes."""
+    """The cluster before its members change: with the nodes that leave, without those that join."""
     leaving = {} if cluster.change is None else cluster.change.leaving
     hosts = (*stayers(cluster), *retiring(cluster))
     nodes = tuple(leaving[host.name] if host.name in leaving else cluster.node(host) for host in hosts)
@@ -193,17 +193,17 @@ def leader(cluster: Cluster) -> Sequence[Host]:
 
 
 def holder_last(cluster: Cluster) -> Sequence[Host]:
-    """All hosts, the one that has the VIP after the others: it then moves only once where each host gives it up."""
+    """All hosts, the VIP holder last: if each host gives up the VIP in turn, it then moves only once."""
     return sorted(cluster.hosts, key=lambda host: has_address(host, cluster.spec.vip.address))
 
 
 def require_members(cluster: Cluster) -> None:
-    """Raise Error (MembersDiffer) if the file does not list the members: those that it omits would not be asked."""
+    """Raise Error (MembersDiffer) unless the file lists exactly the members: nodes that it omits are not asked."""
     require_listed(cluster.recorded, {node.name for node in cluster.spec.nodes})
 
 
 def require_listed(known: Members | None, names: Collection[str]) -> None:
-    """Raise Error (MembersDiffer) unless *names* are those of the list *known*, if there is one, and of who leaves."""
+    """Raise Error (MembersDiffer) unless *names* are the members in *known*, and have those that are leaving it."""
     if known is not None and (differ := (set(names) ^ set(known.nodes)) | (set(known.before) - set(names))):
         raise Error(
             f"spec.nodes: the registry consists of {', '.join(sorted(known.nodes))}, and the file differs in "
@@ -216,9 +216,9 @@ def require_listed(known: Members | None, names: Collection[str]) -> None:
 def read_vault(
     config: RegistryCluster, hosts: Sequence[Host], data: Sequence[str], backup: bytes | None = None
 ) -> Vault:
-    """Ask every host, side by side, for the secrets it has, and for files in the directories *data*.
+    """Read the secrets of all hosts in parallel, and look for files in the directories *data*.
 
-    The secrets file of a *backup* counts like that of one more host. Raises Error (SecretsConflict, SecretsDamaged).
+    The secrets file in a *backup* counts as that of one more host. Raises Error (SecretsConflict, SecretsDamaged).
     """
     directory = config.spec.data_directory
 
@@ -239,9 +239,9 @@ def read_vault(
 
 
 def _same_revision(name: str, files: Mapping[str, bytes], backup: bytes) -> None:
-    """Raise Error (SecretsConflict) if the node *name* has secrets of before or after those in the *backup*.
+    """Raise Error (SecretsConflict) if the node *name* has an older or newer revision of the secrets in the *backup*.
 
-    The newer would win, and clients and nodes would be given what they do not know.
+    The newer one would win, and clients and nodes would not accept it.
     """
     generation, wanted = secrets_file.revision_in(backup)
     for path, content in files.items():
@@ -256,9 +256,9 @@ def _same_revision(name: str, files: Mapping[str, bytes], backup: bytes) -> None
 
 
 def read_members(config: RegistryCluster, hosts: Sequence[Host]) -> Members | None:
-    """The list of members that the *hosts* have; None if none has one. Raises Error (MembersConflict, MembersDamaged).
+    """The newest list of members on the *hosts*; None if none has one. Raises Error (MembersConflict, MembersDamaged).
 
-    A reset that leaves the data leaves the list with it.
+    A reset that keeps the data keeps the list beside it.
     """
 
     def ask(host: Host) -> Members | None:

@@ -1,7 +1,7 @@
-"""What this machine's files refuse: a full disk, one that is read-only, a path that is not there.
+"""Errors of this machine's file systems: a full or read-only disk, a path that does not exist.
 
-These are no mistakes of ours. ``naming`` tells which file it was where Python does not, for an error of ``write``
-has no name in it; ``refusal`` makes an Error of one that nobody else has dealt with.
+These are not bugs of this program. ``naming`` adds the name of the file where Python does not, as in errors of
+``write``; ``refusal`` turns an OSError that was not handled elsewhere into an Error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ROOM = (
 )
 _RIGHTS = "check the permissions (ls -ld) or use another path, then run the command again"
 _PATH = "check the path, then run the command again"
-#: By error number: the code, and what to do. Others, of the network above all, are dealt with where they arise.
+#: By error number: the code and the hint. Other errors, mostly of the network, are handled where they occur.
 _REFUSALS = {
     errno.ENOSPC: ("DiskFull", _ROOM),
     errno.EDQUOT: ("DiskFull", _ROOM),
@@ -48,7 +48,7 @@ _REFUSALS = {
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Within it an error of files that names none is one of *path*."""
+    """Add *path* to an error of the file system that names no file."""
     try:
         yield
     except OSError as error:
@@ -58,11 +58,11 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def refusal(error: OSError) -> Error | None:
-    """What *error* means for a user; None if it is none of files, and so one that we should have dealt with."""
+    """*error* as an Error for the user; None if the file system is not its cause, which is then a bug."""
     if error.errno not in _REFUSALS or (error.errno == errno.EBADF and error.filename is None):
         return None
     code, hint = _REFUSALS[error.errno]
-    # The second name is the target, where the first one is ours and temporary.
+    # Of two names the first is a temporary file of this program, the second is the target.
     name = error.filename2 or error.filename
     where = f"{os.fsdecode(name)}: " if name is not None and not isinstance(name, int) else ""
     what = os.strerror(error.errno)
@@ -70,9 +70,9 @@ def refusal(error: OSError) -> Error | None:
 
 
 def read_text(path: Path, most: int) -> str:
-    """The text of the file *path*, which may be a pipe; UTF-8, a byte order mark is left out.
+    """The UTF-8 text in the file *path*, which may be a pipe, without a byte order mark.
 
-    Raises ValueError, with why, if it has more than *most* bytes or is no text; OSError.
+    Raises ValueError with the reason if it has more than *most* bytes or is not text; OSError.
     """
     with path.open("rb") as file, naming(path):
         content = file.read(most + 1)

@@ -1,17 +1,17 @@
 """Everything that this library raises on purpose.
 
 Error
-  ConfigError           the file or the command line is wrong; nothing was contacted    exit 2
-  PreflightFailed       checks found problems; nothing was changed                      exit 3
-  ConnectionFailed      a host is unreachable, not trusted, or refuses the credentials               exit 4
-  HostBusy              another run works on the host                                   exit 1
-  CommandFailed         a command on a host ended with a non-zero status                exit 1
-  CommandTimeout        a command on a host, or a wait for it, passed its deadline      exit 1
+  ConfigError           the file or the command line is not valid; no host was contacted   exit 2
+  PreflightFailed       checks found problems; nothing was changed                         exit 3
+  ConnectionFailed      a host is unreachable, not trusted, or refuses the credentials     exit 4
+  HostBusy              another run works on the host                                      exit 1
+  CommandFailed         a command on a host ended with a non-zero status                   exit 1
+  CommandTimeout        a command on a host, or a wait for it, passed its deadline         exit 1
   NotYetKnown           a fact that an earlier change creates; dry-run shows it as "later"
-  PhaseFailed           wraps the cause once, with phase, host and change               exit 1
-  BundleError           a bundle is damaged, incomplete or was refused                  exit 1
-  BackupError           a backup is damaged, locked, or of another registry             exit 1
-  RegistryError         the registry answered against the OCI distribution spec         exit 1
+  PhaseFailed           wraps the cause once, with phase, host and change                  exit 1
+  BundleError           a bundle is damaged, incomplete or was refused                     exit 1
+  BackupError           a backup is damaged, locked, or of another registry                exit 1
+  RegistryError         the registry violates the OCI distribution specification           exit 1
 
 The message says what is wrong and where; ``hint`` says what to do. ``code`` is stable: scripts may match it.
 """

@@ -1,4 +1,4 @@
-"""What is done, in which order: the page to read first."""
+"""The phases of each command, in their order. Read this module first."""
 
 from collections.abc import Sequence
 
@@ -36,29 +36,31 @@ SERVE = (MEMBERS, NETWORK, *REGISTRY)
 FINISH = (RETENTION, HELPER, RUNBOOK, CONTAINERD, VERIFY)
 
 INIT = (*PREPARE, *SERVE, *FINISH)
-"""Install, or update: from bare hosts to a verified registry."""
+"""Install or update the registry, from bare hosts to a verified registry."""
 
 CHANGE_MEMBERS = (*PREPARE, ARRIVE, MOVE, UNINSTALL, *SERVE, FORGET, *FINISH)
-"""Join, leave and replace: the storage copies first; nodes that leave stop when the others have their data; then the
-agents vote by the new list, at first with the one before, until all have promised not to go back to it."""
+"""Join, leave and replace. The storage copies data first, and nodes that leave stop once the others have theirs. Then
+the agents vote by the new list of members and by the previous one, until all have promised not to return to that."""
 
 RECOVER = (*PREPARE, MEMBERS, NETWORK, HELPER, ARRIVE, MOVE, *REGISTRY, *(one for one in FINISH if one is not HELPER))
-"""Half of the nodes or more are lost: those that are left keep the lost ones out, then give new ones what they have.
+"""Recover after half of the nodes or more are lost: the remaining ones exclude those, then new ones copy from them.
 
-The helper's keys come before the agents: a node with an agent is no longer new, and says which keys the nodes have.
+The helper's keys are written before the agents start: a node with an agent no longer counts as new, and its keys count
+when the nodes agree on them.
 """
 
 RESTORE = (RESTORABLE, PREFLIGHT, PROGRAMS_PHASE, BASE, MEMBERS, SECRETS, NETWORK, *REGISTRY, *FINISH)
-"""Onto bare hosts with the secrets of a backup, which the cluster's vault has; images come from bundles afterwards.
+"""Install on bare hosts with the secrets of a backup, which are in the cluster's vault; images are loaded afterwards.
 
-The list of members comes before the secrets: `init`, which may complete this, would begin one that keeps out nobody.
+The list of members is written before the secrets: `init`, which may complete an interrupted restore, would start a new
+list, which excludes no former node.
 """
 
 NODE = tuple(phase for phase in INIT if phase not in (PREFLIGHT, PROGRAMS_PHASE, SETTLE, VERIFY))
-"""What makes a node of a host: all of INIT that may be done on one node after another."""
+"""Set up a single node: the phases of INIT that can run on one node at a time."""
 
 PREFLIGHT_ONLY = (PROGRAMS_PHASE,)
-"""After the checks: the programs are uploaded to their final path and started once. Nothing depends on them yet."""
+"""Run the checks, then upload the programs to their final path and start each once. Nothing depends on them yet."""
 
 VERIFY_ONLY = (VERIFY,)
 
@@ -66,10 +68,10 @@ RESET = RESET_PHASES
 """Uninstall."""
 
 RETENTION_TIMER_DISABLE = DISABLE_TIMER
-"""Undo `retention timer enable`, whose phase holds the policy: `phases/retention.py` makes it."""
+"""Undo `retention timer enable`. The phase of that command contains the policy; see `phases/retention.py`."""
 
 OPERATOR_FORBID = FORBID
-"""Undo what `operator install` does on the nodes; `phases/helper.py` makes that, which holds the key."""
+"""Undo what `operator install` does on the nodes. Its phase contains the key; see `phases/helper.py`."""
 
 MIRRORS = (POINT,)
 """Configure containerd on a client node, where nothing else is installed."""
@@ -77,41 +79,40 @@ MIRRORS = (POINT,)
 MIRRORS_REMOVE = (LEAVE,)
 """Undo `mirrors apply` on a client node."""
 
-
 CERTS_RENEW = RENEW
-"""New certificates, one node at a time; the request for them is stored first."""
+"""Issue new certificates, one node at a time. The request for them is stored first."""
 
 CREDENTIALS_ROTATE = LOGINS
-"""New passwords: the proxies accept both, then everything on the nodes uses the new ones."""
+"""Change passwords: the proxies accept both, then everything on the nodes uses the new ones."""
 
 
 def move_vip(run: Move) -> Workflow:
-    """Move the virtual IP to a named node, as planned: nobody is cut off."""
+    """Move the virtual IP to a named node without breaking connections."""
     return (run.keep, run.ask, run.arrive, run.reopen, run.serve)
 
 
 def collect(run: Collection) -> Workflow:
-    """Free what no manifest needs, with Distribution: pushes wait meanwhile, pulls go on."""
+    """Delete blobs that no manifest refers to, with Distribution. Pushes wait meanwhile; pulls continue."""
     return (run.close, run.drain, run.sweep, *reopen(run))
 
 
 def complete(run: Collection) -> Workflow:
-    """The end of a ``collect`` that died: nothing more is deleted, and pushes open before their time."""
+    """Complete a ``collect`` that was interrupted: delete nothing more, and open pushes before their deadline."""
     return (run.close, run.end, *reopen(run))
 
 
 def reopen(run: Collection) -> Workflow:
-    """The end of ``collect``, also after a failure in the middle."""
+    """Restart the registry and open pushes: the end of ``collect``, also after one of its phases failed."""
     return (run.restart, run.reopen)
 
 
 def renew_blobs(run: Renewal) -> Workflow:
-    """Have the registry take blobs again that the storage has lost in part."""
+    """Have the registry accept blobs again that the storage has lost in part."""
     return (run.delete, run.restart)
 
 
 def upgrade(hosts: Sequence[Host]) -> Workflow:
-    """Install another version, one node at a time: *hosts* are all of them, as they take their turns."""
-    # Nothing runs from these yet. Every node has the secrets before the first of them is used, as in INIT.
+    """Install another version, one node at a time, in the order of *hosts*."""
+    # No service uses these yet. As in INIT, every node has the secrets before the first service uses one.
     staged = (PROGRAMS_PHASE, Phase("secrets", "Store the secrets that this release adds", phases=(STORE,)))
     return (PREFLIGHT, VERSIONS, *staged, *one_by_one(hosts, NODE), VERIFY)

@@ -48,17 +48,17 @@ class Backend(Protocol):
     REGION: str
     """The S3 region for which requests are signed."""
     BLOCK: int
-    """Bytes that one of the blocks has at most which the agent counts, where some have yet to be copied to a node."""
+    """The largest size in bytes of a block; the agent counts the blocks that are still to be copied to a node."""
     DATA: tuple[str, ...]
-    """Directories below its own. While one contains a file, no new secrets are generated, which could not read it."""
+    """Directories below its own. While one contains a file, no new secrets are generated: they could not read it."""
 
     def copies(self, servers: int, /) -> int:
         """Number of copies of each block on so many *servers*."""
 
     def clear(self, cluster: Cluster, host: Host, /) -> Steps:
-        """Remove what *host*, which comes to the registry, stored when it was a member before.
+        """Remove what *host*, which joins the registry, stored when it was a member earlier.
 
-        It is out of date, and must not come back. What it stores already as a member of the new list stays."""
+        That data is outdated and must not return. What it already stores as a member of the new list stays."""
 
     def install(self, cluster: Cluster, host: Host, /) -> Steps:
         """Install it on *host* and start it."""
@@ -67,9 +67,9 @@ class Backend(Protocol):
         """Create the storage cluster, with key and bucket; done on one *host*."""
 
     def move(self, cluster: Cluster, host: Host, /) -> Steps:
-        """Give the members of a changed list their places in it, and take those that left theirs; done on one *host*.
+        """Add the new members of a changed list to the layout, and remove those that left; done on one *host*.
 
-        Reads and writes go on, and the data of those that leave stays where it is until the others have it."""
+        Reads and writes continue, and nodes that leave keep their data until the others have it."""
 
     def copied(self, cluster: Cluster, host: Host, /) -> Steps:
         """Wait until every member of a changed list has its copies; done on one *host*."""
@@ -78,10 +78,10 @@ class Backend(Protocol):
         """Wait until it is fully replicated as *host* sees it."""
 
     def gate(self, cluster: Cluster, /) -> Condition:
-        """Says None when the storage, or a frontend that needs it, may be restarted on a host."""
+        """A condition that is None when the storage, or a frontend that needs it, may be restarted on a host."""
 
     def existing(self, host: Host, /) -> Existing | None:
-        """What it was set up with on *host*; None without CONFIG. Raises Error if CONFIG is damaged."""
+        """The settings that it was installed with on *host*; None without CONFIG. Raises Error if CONFIG is damaged."""
 
     def formed(self, host: Host, data_directory: str, /) -> bool:
         """Whether it may have stored data on *host*."""
@@ -90,36 +90,36 @@ class Backend(Protocol):
         """Whether its directory on *host* was created by this cluster; then reset may delete it."""
 
     def stored(self, cluster: Cluster, host: Host, /) -> int:
-        """Bytes of what the frontend keeps in its bucket, each once, as *host* knows it. Raises NotYetKnown."""
+        """Bytes in the frontend's bucket, without replicas, as *host* knows it. Raises NotYetKnown."""
 
     def places(self, cluster: Cluster, host: Host, /) -> frozenset[str]:
-        """Names of the nodes that have a place in it as *host* knows it; none before it stores. Raises NotYetKnown."""
+        """Names of the nodes in the layout that *host* knows; empty before there is one. Raises NotYetKnown."""
 
     def incoming(self, cluster: Cluster, host: Host, /) -> int:
-        """Bytes that *host* is to take as a member of the changed list, beside what it has. Raises NotYetKnown."""
+        """Bytes that *host* must copy as a member of the changed list, besides those it has. Raises NotYetKnown."""
 
     def abandon(self, cluster: Cluster, host: Host, seconds: int, /) -> int:
-        """Drop uploads to the bucket that began more than *seconds* ago and did not end; how many there were."""
+        """Delete uploads to the bucket that began more than *seconds* ago and did not end; returns how many."""
 
     def blocks(self, cluster: Cluster, host: Host, keys: Sequence[str], /) -> Sequence[Mapping[str, int] | None]:
-        """The blocks, by hash with their bytes, of each of the objects *keys* of the bucket; None: not there."""
+        """For each of the objects *keys* in the bucket its blocks, by hash with their bytes; None: no such object."""
 
     def lacking(self, cluster: Cluster, host: Host, wanted: Mapping[str, int], /) -> frozenset[str]:
-        """Those of the blocks *wanted* that *host* does not have on its disk. Raises Error (StorageUnreadable)."""
+        """The blocks in *wanted* that are not on the disk of *host*. Raises Error (StorageUnreadable)."""
 
     def lost(self, cluster: Cluster, /) -> Mapping[str, int]:
-        """How many blocks each node has failed to get that are on no node's disk: it will never get them.
+        """By node, how many blocks it failed to copy that are on no node's disk, so that it will never get them.
 
-        Raises Error (StorageUnreadable) if a node does not tell what it has."""
+        Raises Error (StorageUnreadable) if a node does not report what it has."""
 
     def agent_storage(self) -> dict[str, object] | None:
-        """The value ``storage`` of the node agent (docs/agent.md); None: the agent only reads the canary image."""
+        """The agent's setting ``storage`` (docs/agent.md); None: the agent only reads the canary image."""
 
     def agent_peer(self, cluster: Cluster, name: str, /) -> dict[str, object]:
-        """Further values of the peer *name* for the node agent."""
+        """Further settings of the agent for the peer *name*."""
 
     def agent_token(self, cluster: Cluster, /) -> str:
-        """The admin token for the node agent; empty: none."""
+        """The admin token that the agent uses; empty: none."""
 
 
 class Frontend(Protocol):
@@ -135,13 +135,13 @@ class Frontend(Protocol):
         """Install it on *host* and start it."""
 
     def agent_frontend(self) -> dict[str, object]:
-        """Further values of ``frontend`` for the node agent (docs/agent.md), besides type and unit."""
+        """Further settings of the agent in ``frontend`` (docs/agent.md), besides type and unit."""
 
     def key(self, repository: str, digest: str, /) -> str:
         """The key of the blob *digest* of *repository* in its bucket."""
 
     def records(self, repository: str, /) -> tuple[str, ...]:
-        """The keys of what it must read before it finds any image of *repository*."""
+        """The keys of the objects that it must read before it finds any image in *repository*."""
 
 
 class VipManager(Protocol):
@@ -169,12 +169,12 @@ def frontend(spec: Spec) -> Frontend:
 
 
 def vip_manager(_: Spec) -> VipManager:
-    """What moves the virtual IP; there is one kind, so the cluster file has no key for it."""
+    """The VIP manager. There is only one, so the cluster file has no key for it."""
     return VIP_MANAGERS["keepalived"]
 
 
 def services(spec: Spec) -> tuple[Service, ...]:
-    """The services of a cluster's nodes as status and RUNBOOK name them, in the order in which they start."""
+    """The services on a cluster's nodes that status and RUNBOOK list, in the order in which they start."""
     return (
         network.SERVICE,
         backend(spec).SERVICE,
@@ -186,12 +186,12 @@ def services(spec: Spec) -> tuple[Service, ...]:
 
 
 def users(spec: Spec) -> tuple[Service, ...]:
-    """The services with users on a cluster's nodes: those above, and what no pull and no push depends on."""
+    """The services that have a system user: those of ``services``, and those on which no pull or push depends."""
     return tuple(service for service in (*services(spec), retention.SERVICE, pulls.SERVICE) if service.user)
 
 
 def every_service() -> tuple[Service, ...]:
-    """All that any cluster file may have put on a node, in the order in which they start."""
+    """The services that any cluster file may have installed on a node, in the order in which they start."""
     exchangeable: tuple[Mapping[str, Backend | Frontend], ...] = (BACKENDS, FRONTENDS)
     return (
         network.GUARD,
@@ -206,7 +206,7 @@ def every_service() -> tuple[Service, ...]:
 
 
 def data_directories(spec: Spec) -> list[str]:
-    """Where data of a registry may be, of any backend."""
+    """The directories that may contain data of a registry, for every backend."""
     return [
         f"{spec.data_directory}/{part.SERVICE.name}/{directory}"
         for part in BACKENDS.values()
@@ -215,10 +215,10 @@ def data_directories(spec: Spec) -> list[str]:
 
 
 def existing(host: Host) -> Existing | None:
-    """What *host* was set up with, by any backend; None on a bare one. Raises Error if that cannot be told."""
+    """The settings that any backend was installed with on *host*; None on a bare host. Raises Error if damaged."""
     return next((made for part in BACKENDS.values() if (made := part.existing(host)) is not None), None)
 
 
 def formed(host: Host, data_directory: str) -> bool:
-    """Whether a storage of any backend in *data_directory* may store something on *host* already."""
+    """Whether any backend may have stored data in *data_directory* on *host*."""
     return any(part.formed(host, data_directory) for part in BACKENDS.values())

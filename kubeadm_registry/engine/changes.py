@@ -1,4 +1,4 @@
-"""Things that should be so on one host: each tells what differs (``diff``) and makes it so (``apply``)."""
+"""Wanted states of one host: each reports what differs (``diff``) and establishes the state (``apply``)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from kubeadm_registry.transport.host import Host
 STARTED = f"{paths.RUN}/started"
 #: Called by each of our units before it starts or reloads: ``record-start UNIT FILE...``
 RECORD_START = f"{paths.LIBEXEC}/record-start"
-#: Ends a line of a file for which no unit that reads it needs to restart: record-start does not count the line.
+#: Ends a line whose changes need no restart of the units that read the file: record-start does not count the line.
 NO_RESTART = "# needs no restart"
 _UNCOUNTED = tuple(f" {NO_RESTART}{end}".encode() for end in ("", "\n"))
 
 
 class Change(Protocol):
-    """One thing that should be so on one host."""
+    """One wanted state of one host."""
 
     @property
     def title(self) -> str:
-        """What apply does, as a person would say it: ``write /etc/zot/config.json``."""
+        """What apply does, as an imperative: ``write /etc/zot/config.json``."""
 
     def diff(self, host: Host) -> str | None:
-        """What differs, or None if it is so. Reads only; files that an attribute ``reads`` names may be read ahead."""
+        """What differs; None if nothing does. Only reads; files named by an attribute ``reads`` may be read ahead."""
 
     def apply(self, host: Host) -> None:
-        """Make it so; afterwards ``diff`` is None."""
+        """Establish the state; afterwards ``diff`` is None."""
 
 
 Steps = Iterator[Change]
@@ -82,8 +82,8 @@ class File:
     """A file with exactly this content, mode and owner.
 
     *validate* is a command that must accept the new file (``{path}`` stands for its name) before it replaces the old.
-    The content of a *secret* file is never shown, and neither are the values of *secret_keys* in others: the ones that
-    are replaced may be those of an earlier cluster, which nobody here knows.
+    The content of a *secret* file is never shown, nor are the values of *secret_keys* in others: the old values may be
+    those of an earlier cluster, so they cannot be redacted by comparison.
     """
 
     path: str
@@ -126,7 +126,7 @@ class File:
 
 
 def secret_of(user: str, path: str, content: bytes) -> File:
-    """A file that *user* alone may read, and whose content is never shown."""
+    """A file that only *user* may read, and whose content is never shown."""
     return File(path, content, mode=0o400, owner=f"{user}:{user}", secret=True)
 
 
@@ -138,14 +138,14 @@ def _stat(path: str) -> tuple[str, ...]:
 
 
 def directories_ahead(host: Host, paths: Sequence[str]) -> list[Result]:
-    """What Directory will ask of each of *paths*, and the answers, by one question."""
+    """The commands that Directory will run for each of *paths*, with their results, read by one command."""
     lines = host.query("stat", "-c", f"%n|{_STAT}", "--", *paths).stdout.splitlines()
     found = {name.decode(): rest for name, _, rest in (line.partition(b"|") for line in lines)}
     return [Result(_stat(path), 0 if path in found else 1, found.get(path, b"")) for path in paths]
 
 
-#: Makes the directory ``$1``, unless it is there, and gives it the mode ``$2`` and the owner ``$3``. Whoever owns the
-#: directory above may put a link in its place at any moment: what is given away is the one that the shell has gone to.
+#: Creates the directory ``$1``, unless it exists, and sets its mode ``$2`` and owner ``$3``. The parent's owner may
+#: replace it by a link at any moment, so mode and owner are set on the directory that the shell has changed to.
 _MAKE = """
 set -e
 [ -d "$1" ] || install -d -m 700 -- "$1"
@@ -161,8 +161,8 @@ chmod -- "$2" .
 class Directory:
     """A directory with this mode and owner.
 
-    With *recursive*, where the owner differs all below gets the new one too: data that outlived its user. With *as_is*
-    one that is there already keeps mode and owner, which somebody else chose, and may be reached by a link.
+    With *recursive*, a wrong owner is also corrected in all that is below: data that outlived its user. With *as_is*,
+    an existing directory keeps its mode and owner, and may be a link.
     """
 
     path: str
@@ -189,9 +189,9 @@ class Directory:
         return _attributes(self.path, self.mode, self.owner, int(mode, 8), owner)
 
     def apply(self, host: Host) -> None:
-        """Make the directory, or mend its mode and owner."""
+        """Create the directory, or correct its mode and owner."""
         if self.recursive and host.query("test", "-d", self.path).ok:
-            # chown does a directory after what is in it, so an interrupted one is seen at the top, and made up.
+            # chown changes a directory after its content, so an interrupted one leaves the top wrong and is repeated.
             host.run("chown", "-R", "-P", "--", self.owner, self.path, timeout=3600)
         host.run("sh", "-c", _MAKE, "make", self.path, f"{self.mode:o}", self.owner)
 
@@ -205,8 +205,8 @@ _THERE = """
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """No file, link or directory at *path*. With *only_if_empty* a directory that holds something, or on which a file
-    system is mounted, stays.
+    """No file, link or directory at *path*. With *only_if_empty*, a directory that is not empty or is a mount point
+    stays.
     """
 
     path: str
@@ -218,7 +218,7 @@ class Absent:
         return f"remove {self.path}"
 
     def diff(self, host: Host) -> str | None:
-        """That it is there, or None."""
+        """That it exists, or None."""
         there = host.query("sh", "-c", _THERE, "absent", self.path, "yes" if self.only_if_empty else "").ok
         return f"{self.path}: removed" if there else None
 
@@ -244,7 +244,7 @@ def wait(host: Host, condition: Condition, *, what: str, timeout: float, interva
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A state that comes by itself: ``diff`` is what is missing still, ``apply`` waits for it with a deadline."""
+    """A state that is reached without a change: ``diff`` is what is still missing, ``apply`` waits for it."""
 
     what: str
     condition: Condition
@@ -256,11 +256,11 @@ class Wait:
         return f"wait until {self.what}"
 
     def diff(self, host: Host) -> str | None:
-        """What is missing still, or None."""
+        """What is still missing, or None."""
         return self.condition(host)
 
     def apply(self, host: Host) -> None:
-        """Wait."""
+        """Wait until nothing is missing. Raises CommandTimeout."""
         wait(host, self.condition, what=self.what, timeout=self.timeout)
 
 
@@ -291,8 +291,8 @@ class UnitState:
 
     @property
     def active(self) -> bool:
-        """Whether the unit runs (or, for a oneshot unit, has run), also while it takes up other files: HAProxy says
-        that it does only after ``systemctl reload`` has ended."""
+        """Whether the unit runs (or, for a oneshot unit, has run), also while it reloads: HAProxy reports the end of a
+        reload only after ``systemctl reload`` has returned."""
         return self.properties.get("ActiveState") in ("active", "reloading")
 
     @property
@@ -306,7 +306,7 @@ def _asking_for(unit: str) -> tuple[str, ...]:
 
 
 def units_ahead(host: Host, units: Sequence[str]) -> list[Result]:
-    """What ``unit_state`` will ask for each of *units*, and the answers, by one question; none if they do not fit."""
+    """The commands that ``unit_state`` will run for *units*, with their results, read by one; empty if not all are."""
     text = host.query("sh", "-c", _UNITS, "units", STARTED, *units).stdout
     shown, *records = re.split(rb"^= .*\n", text, flags=re.MULTILINE)
     blocks = shown.strip().split(b"\n\n")
@@ -342,10 +342,10 @@ def runs(host: Host, unit: str) -> bool:
 class Running:
     """A systemd unit that is enabled, runs, and was started with exactly these *files*.
 
-    The unit itself notes the digests of its files when it starts (``record-start`` in its ExecStartPre), so a run
-    that died between a write and the restart is made up by the next one, and a reboot needs no restart.
-    *reloads* names those of the files for which ``systemctl reload`` is enough. Before a running unit is restarted,
-    *gate* must say None: another host may be down at this moment.
+    The unit records the digests of its files when it starts (``record-start`` in its ExecStartPre). So a run that was
+    interrupted between a write and the restart is completed by the next one, and a reboot needs no restart.
+    *reloads* names the files for which ``systemctl reload`` is enough. A running unit is restarted only when *gate*
+    returns None: another host may be down.
     """
 
     unit: str
@@ -365,12 +365,12 @@ class Running:
         return [file.path for file in self.files if state.started.get(file.path) != file.digest]
 
     def stale(self, host: Host) -> list[str]:
-        """The paths of those files of which it runs with earlier versions; all of them if it does not run."""
+        """The paths of files whose earlier versions it runs with; all of them if it does not run."""
         state = unit_state(host, self.unit)
         return self._stale(state) if state.active else [file.path for file in self.files]
 
     def verb(self, host: Host) -> str | None:
-        """What apply does to a unit that runs or not: ``start``, ``reload`` or ``restart``; None: nothing."""
+        """What apply does: ``start``, ``reload`` or ``restart``; None: nothing."""
         return self._verb(unit_state(host, self.unit))
 
     def _verb(self, state: UnitState) -> str | None:
@@ -392,8 +392,8 @@ class Running:
         return f"{self.unit}: {', '.join(reasons)}" if reasons else None
 
     def apply(self, host: Host) -> None:
-        """Enable, start, reload or restart it, and see that it stays up."""
-        # It also makes systemd read all unit files again (systemctl(1), enable), which takes long enough to do it once.
+        """Enable, start, reload or restart it, and check that it stays up."""
+        # This also reloads all unit files (systemctl(1), enable). It takes long, so there is no daemon-reload besides.
         host.run("systemctl", "enable", "--quiet", "--", self.unit)
         verb = self.verb(host)
         if verb is None:
@@ -406,10 +406,10 @@ class Running:
         try:
             host.run("systemctl", verb, "--", self.unit, timeout=self.timeout)
         except CommandFailed as error:
-            # The agent ends what could write, and may hit a process that prepares the start; systemd tries again.
+            # The agent kills what could write, and may hit a process that prepares the start; systemd tries again.
             if unit_state(host, self.unit).properties.get("ActiveState") != "activating":
                 raise self._failure(host, f"systemctl {verb} {self.unit} failed") from error
-        # A reload goes on when systemctl is back, and a process that dies at once is started again and again.
+        # A reload continues after systemctl returns, and a process that exits immediately is restarted repeatedly.
         try:
             wait(host, self._unsettled, what=f"{self.unit} runs", timeout=self.settle)
         except CommandTimeout as error:
@@ -429,14 +429,14 @@ class Running:
 
 
 def last_words(host: Host, unit: str) -> str:
-    """The last lines that *unit* logged, joined to one."""
+    """The last five lines that *unit* logged, as one line."""
     result = host.query("journalctl", "--no-pager", "--quiet", "-o", "cat", "-n", "5", "-u", unit)
     return " | ".join(result.text.splitlines()) or "it logged no message"
 
 
 @dataclass(frozen=True, slots=True)
 class Disabled:
-    """A unit neither runs nor starts at boot; its file stays."""
+    """A unit that neither runs nor starts at boot; its file stays."""
 
     unit: str
 
@@ -457,7 +457,7 @@ class Disabled:
 
 @dataclass(frozen=True, slots=True)
 class NoService:
-    """No such unit runs or starts at boot, and its unit file is gone."""
+    """A unit that neither runs nor starts at boot, and whose file is removed."""
 
     unit: str
 
@@ -483,6 +483,6 @@ class NoService:
 
 
 def unit_path(unit: str) -> str:
-    """Where our unit file lies: an instance (``haproxy@1.service``) shares that of its template."""
+    """The path of the file of *unit*. An instance (``haproxy@1.service``) has that of its template."""
     name, at, rest = unit.partition("@")
     return f"{paths.UNITS}/{name}{at}{'.' + rest.rpartition('.')[2] if at else ''}"

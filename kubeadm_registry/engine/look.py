@@ -1,7 +1,7 @@
-"""A look at all hosts before anything is changed: most runs find nothing to do, and then this is all that they do.
+"""Compares all phases on all hosts before anything is changed. Most runs find nothing to do and end with this.
 
-A run works phase by phase, for a change may alter what the next one finds. While nothing changes all of it can be asked
-at once, and what several phases want to know is asked once.
+A run applies phase by phase, since a change may alter what the next phase finds. As long as nothing changes, all phases
+can be compared in parallel, and what several phases ask is asked once.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from kubeadm_registry.engine.phase import Phase
 from kubeadm_registry.errors import Error, NotYetKnown
 from kubeadm_registry.transport.host import Host
 
-#: Questions to one host at a time: a shell answers them one by one, and the registry does not.
+#: Comparisons in parallel for one host: its shell answers one at a time, but the registry answers many.
 WORKERS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen: the phases before the place *settled* change nothing anywhere, and this is what they tell of."""
+    """The result: the phases before index *settled* have nothing to change on any host, and these are their notices."""
 
     settled: int
     notices: Mapping[tuple[int, str], Sequence[str]]
-    """Of these phases, by place and name of the host."""
+    """By the index of the phase and the name of the host."""
 
 
 def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
-    """Compare everything on all hosts with what *selected* phases want. Nothing is changed.
+    """Compare all hosts with the wanted states of the *selected* phases. Nothing is changed.
 
-    What went wrong is not told, whatever it is: a phase of which that is so is not settled, and the run comes upon it
-    again, unless an earlier phase mends it.
+    Errors are not reported: a phase that fails here is not settled, and the run meets the error again, unless an
+    earlier phase fixes its cause.
     """
     cluster = remembering(cluster)
     first = _Least(len(selected))
@@ -60,7 +60,7 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
     def settling(place: int) -> Iterator[None]:
         try:
             yield
-        except AssertionError:  # a phase that acts
+        except AssertionError:  # a phase that changes a host outside of ``apply``
             raise
         except Exception:
             first.lower(place)
@@ -95,20 +95,20 @@ def look(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> Look:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A *change* of *phase* that is not so on *host*: *text* is its diff, without secrets, or why nobody can tell."""
+    """A *change* of *phase* that is due on *host*. *text* is its diff, without secrets, or the message of *error*."""
 
     phase: str
     host: str
     change: Change | None
     text: str
     error: Error | None = None
-    """Why the phase could not be compared; *change* is then the one that failed, None before there was one."""
+    """Why the comparison failed: that of *change*, or of the whole phase if *change* is None."""
 
 
 def differences(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> list[Difference]:
-    """All that *selected* phases want on each host and do not find there, in their order. Nothing is changed.
+    """All differences between the *selected* phases and the hosts, in the order of the phases. Nothing is changed.
 
-    Unlike a run, which stops at the first error, this goes on: where much is broken, each part says what it is.
+    Unlike a run, this continues after an error, so that each broken part is reported.
     """
     cluster = remembering(cluster)
     phases = [(path, phase, host) for path, phase in selected if phase.steps is not None for host in phase.on(cluster)]
@@ -142,18 +142,18 @@ def differences(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> list
 
 
 def _read_ahead(host: Host, changes: Sequence[Change]) -> None:
-    """Ask for all files, directories and units that the *changes* on *host* will look at, by three questions."""
+    """Read all files, directories and units that the *changes* on *host* will compare, with three commands."""
     files = dict.fromkeys(path for change in changes for path in getattr(change, "reads", ()))
     directories = dict.fromkeys(change.path for change in changes if isinstance(change, Directory))
     units = dict.fromkeys(change.unit for change in changes if isinstance(change, Running | NoService))
     for ahead, what in ((Host.read_ahead, files), (directories_ahead, directories), (units_ahead, units)):
         if what and isinstance(host.transport, Memory):
-            with suppress(Error):  # then each is asked for by itself
+            with suppress(Error):  # then each is read separately
                 host.transport.learn(ahead(host, list(what)))
 
 
 class _Least:
-    """The least of the numbers that threads found."""
+    """The smallest of the numbers that threads report."""
 
     def __init__(self, value: int) -> None:
         self.value = value

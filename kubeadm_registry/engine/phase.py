@@ -1,4 +1,4 @@
-"""What a workflow consists of: phases, one after another, with what should be so and what must be so before."""
+"""Workflows: phases in their order, each with the wanted states and the checks that run before anything changes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kubeadm_registry.transport.host import Host
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A precondition. A healthy host on which the registry is installed passes it.
+    """A precondition. A healthy host with an installed registry passes it.
 
-    *name* is what --ignore-preflight-errors takes; *probe* yields one sentence with its remedy for each problem.
-    A *mandatory* one cannot be ignored: going on would destroy what nobody asked to destroy. One that measures how long
-    an answer takes is asked *alone*, after the others.
+    *name* is what --ignore-preflight-errors takes; *probe* yields one sentence for each problem, with its remedy.
+    A *mandatory* check cannot be ignored, because the run would destroy data that nobody asked to destroy. A check that
+    measures response times runs *alone*, after the others.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of a workflow: what should be so on which hosts, or phases below it.
+    """A part of a workflow: the wanted states of some hosts (*steps*), or a group of *phases*.
 
-    *notices* tells of what stays as it is although somebody may expect otherwise; it is asked after the steps.
-    *gives_up*: a host that fails here is left as it is and warned of, with these words, and further phases that give up
-    hosts leave it out; the run goes on. Empty: the run fails.
-    *one_at_a_time*: what users depend on is restarted here, so the next host waits until this one is done; with
-    *first_at_once* not in a first installation, when nobody depends on it yet and no host asks about another.
+    *notices* yields what is not changed although users may expect it; it is called after the steps.
+    *gives_up*: if a host fails in this phase, the run continues without it: a warning with these words is shown, and
+    further phases with *gives_up* skip the host. Empty: the run fails.
+    *one_at_a_time*: the phase restarts what users depend on, so hosts are changed one after another. With
+    *first_at_once* a first installation changes them in parallel, since nobody depends on them yet.
     """
 
     name: str
@@ -58,7 +58,7 @@ Workflow = Sequence[Phase]
 
 
 def leaves(workflow: Workflow, above: str = "") -> Iterator[tuple[str, Phase]]:
-    """Every phase with its path (``backend/install``), depth first, those with sub-phases before these."""
+    """Every phase with its path (``backend/install``), depth first, a group before its phases."""
     for phase in workflow:
         path = f"{above}{phase.name}"
         yield path, phase
@@ -66,7 +66,7 @@ def leaves(workflow: Workflow, above: str = "") -> Iterator[tuple[str, Phase]]:
 
 
 def select(workflow: Workflow, only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[tuple[str, Phase]]:
-    """The phases named by *only* (all if empty) with those below them, without *skip*. Raises ConfigError."""
+    """The phases in *only* (empty: all) and below, without those in *skip* and below. Raises ConfigError."""
     known = list(leaves(workflow))
     for name in (*only, *skip):
         if name not in dict(known):
@@ -80,7 +80,7 @@ def select(workflow: Workflow, only: Sequence[str] = (), skip: Sequence[str] = (
 
 
 def require_checks(workflow: Workflow, names: Sequence[str]) -> None:
-    """Each of *names* is a check of *workflow*, or ``all``. Raises ConfigError."""
+    """Raise ConfigError unless each of *names* is a check of *workflow*, or ``all``."""
     known = dict.fromkeys(check.name for _, phase in leaves(workflow) for check in phase.checks)
     unknown = [name for name in names if name not in {*known, "all"}]
     if unknown:

@@ -40,11 +40,11 @@ def run(
 ) -> list[Action]:
     """Bring *cluster* to the state that *workflow* describes; return what differed.
 
-    All checks of the selected phases run first, on all hosts, and nothing is changed if one that is not in *ignore*
-    finds a problem. In a *dry_run* hosts refuse to be changed and every difference is only reported. Without *headings*
-    the phases are not announced: for a run that is one of many side by side.
+    All checks of the selected phases run first, on all hosts; nothing is changed if one that is not in *ignore* finds a
+    problem. In a *dry_run* the hosts refuse changes, and differences are only reported. Without *headings* the phases
+    are not announced, as for a run that is one of many in parallel.
 
-    Raises ConfigError (a phase or check that does not exist), HostBusy, PreflightFailed, PhaseFailed.
+    Raises ConfigError (a phase or check does not exist), HostBusy, PreflightFailed, PhaseFailed.
     """
     selected = select(workflow, only, skip)
     require_checks(workflow, ignore)
@@ -57,7 +57,8 @@ def run(
     preflight(selected, unchanged, reporter, ignore=ignore)
     if not dry_run:
         sweep(cluster.everyone)
-    # Where nothing was made yet, all would differ. So it looks as well where nobody asked for secrets, as to restart.
+    # Before secrets exist everything would differ, so comparing in advance is of no use. A run that does not read the
+    # secrets, as one that only restarts services, looks the same here.
     first = not cluster.vault.made
     seen = Look(0, {}) if first else look(selected, unchanged)
     actions: list[Action] = []
@@ -82,12 +83,12 @@ def run(
     return actions
 
 
-#: ``$@`` directories whose file systems are flushed; others may hang, and are not our business.
+#: Flushes the file systems of the directories ``$@`` only: others may hang.
 _FLUSH = 'for directory; do [ ! -d "$directory" ] || sync -f -- "$directory"; done'
 
 
 def flush(cluster: Cluster, hosts: Sequence[Host]) -> None:
-    """Bring to disk what programs wrote themselves, on all *hosts* at once: a run that is done outlives a power cut.
+    """Flush what programs wrote themselves, on all *hosts* in parallel, so that a completed run survives a power cut.
 
     Garage flushes none of its small files, and does not start when it finds an empty one in place of its marker.
     Source: garage_util/persister.rs and garage_block/layout.rs, check_markers, of Garage 2.3.
@@ -96,7 +97,7 @@ def flush(cluster: Cluster, hosts: Sequence[Host]) -> None:
     side_by_side(lambda host: host.run("sh", "-c", _FLUSH, "flush", *directories, timeout=120), hosts)
 
 
-#: Removes what is left below the directories ``$@`` of files that were being written. Other file systems may hang.
+#: Removes unfinished files below the directories ``$@``, without crossing file systems: others may hang.
 _SWEEP = f"""
 for directory; do
   [ ! -d "$directory" ] || find "$directory" -xdev -type f -name '.*.??????????{UNFINISHED}*' -delete
@@ -106,18 +107,18 @@ done
 
 
 def sweep(hosts: Sequence[Host]) -> None:
-    """Remove the unfinished files of runs that were killed, or whose host lost its power, from all *hosts* at once.
+    """Remove unfinished files of runs that were killed, or whose host lost power, from all *hosts* in parallel.
 
-    Only under the lock: those of a run that works just then look the same. Paths elsewhere, as those of a containerd
-    that has its configuration somewhere else, are swept by the next write there.
+    Call it under the lock only: the files of a run in progress look the same. In other directories, such as another
+    configuration directory of containerd, the next write removes them.
     """
     side_by_side(lambda host: host.run("sh", "-c", _SWEEP, "sweep", "/etc", paths.OPT), hosts)
 
 
 def take_locks(hosts: Sequence[Host]) -> None:
-    """Lock every host for this run, until its connection ends. Raises HostBusy with who works there."""
+    """Lock every host for this run, until its connection ends. Raises HostBusy, which names the other run."""
     who = f"{whoami.name()}@{socket.gethostname()} pid {os.getpid()}"
-    # One after another in the order of the file: two runs that begin together cannot each hold a half.
+    # One after another in the order of the file, so that two runs that start together cannot each lock some hosts.
     for host in hosts:
         holder = host.transport.lock(who)
         if holder is not None:
@@ -127,15 +128,15 @@ def take_locks(hosts: Sequence[Host]) -> None:
             )  # fmt: skip
 
 
-#: Checks at a time on one host.
+#: How many checks run in parallel on one host.
 AT_ONCE = 8
 
 
 def preflight(
     selected: Sequence[tuple[str, Phase]], cluster: Cluster, reporter: Reporter, *, ignore: Sequence[str] = ()
 ) -> list[Problem]:
-    """Run each check of the *selected* phases once on each of its hosts, side by side. Raises PreflightFailed."""
-    # Not by their names: a change of members has one of a name for nodes that leave, and one for the others.
+    """Run each check of the *selected* phases once on each of its hosts, in parallel. Raises PreflightFailed."""
+    # Not by name: a change of members has two checks of one name, for nodes that leave and for the others.
     checks = dict.fromkeys(check for _, phase in selected for check in phase.checks)
     jobs = [(host, check) for host in cluster.everyone for check in checks if host in check.on(cluster)]
 
@@ -148,7 +149,7 @@ def preflight(
         except ConnectionFailed:
             raise
         except Error as error:
-            # What cannot be told is a problem of this check; the others go on.
+            # A check that cannot be completed is a problem by itself; the others continue.
             return [error.advice]
 
     found: dict[tuple[str, Check], list[str] | None] = {}
@@ -174,7 +175,7 @@ def _run_phase(
     path: str, phase: Phase, cluster: Cluster, reporter: Reporter, *, dry_run: bool, actions: list[Action],
     but: Collection[Host], in_turn: bool,
 ) -> set[Host]:  # fmt: skip
-    """Return the hosts that are given up; none of those in *but* is worked on in a phase that gives up hosts."""
+    """Run one phase and return the hosts that it gives up. If it may give up hosts, it skips those in *but*."""
     hosts = [host for host in phase.on(cluster) if not (phase.gives_up and host in but)]
 
     stopping = Event()
@@ -191,7 +192,7 @@ def _run_phase(
         return None
 
     if in_turn:
-        # Most runs change little: only hosts where something differs take their turn.
+        # Most runs change little, so only hosts with differences are visited one at a time.
         differs = side_by_side(lambda host: _differs(phase, cluster, host), hosts)
         failures: list[PhaseFailed] = []
         for host in (host for host, turn in zip(hosts, differs, strict=True) if turn):
@@ -225,7 +226,7 @@ def _tell(phase: Phase, cluster: Cluster, hosts: Sequence[Host], reporter: Repor
 
 
 def _differs(phase: Phase, cluster: Cluster, host: Host) -> bool:
-    """Whether *phase* would change anything on *host*; also if that cannot be told now."""
+    """Whether *phase* would change anything on *host*; also true if it cannot be determined."""
     try:
         return any(change.diff(host) is not None for change in phase.changes(cluster, host.as_read_only()))
     except Error:
@@ -236,7 +237,7 @@ def _run_host(
     path: str, phase: Phase, cluster: Cluster, host: Host, reporter: Reporter, *, dry_run: bool, actions: list[Action],
     stopping: Event,
 ) -> None:  # fmt: skip
-    """Do what is due on *host*, step by step; nothing more once *stopping* is set."""
+    """Apply what differs on *host*, one change after another, until *stopping* is set."""
     title = ""
     try:
         for change in phase.changes(cluster, host):
@@ -259,7 +260,7 @@ def _run_host(
             reporter.done(action, time.monotonic() - begin)
             title = ""
     except Error as error:
-        # Words of other programs are in it, and may quote what they were given.
+        # The error may contain output of other programs, which may quote secrets that they were given.
         redact = cluster.vault.preview().redact
         error.message, error.hint = redact(error.message), redact(error.hint)
         if not (dry_run and isinstance(error, NotYetKnown)):
