@@ -15,6 +15,9 @@ from tests.unit.fake_cluster import FakeCluster, authority
 from tests.unit.fakes import FakeTransport
 from tests.unit.installed import fresh
 
+# Modules with fixtures: those who need them name them in pytest_plugins, and import other names from them before that.
+pytest.register_assert_rewrite("tests.unit.backup_site", "tests.unit.command_line", "tests.unit.image_site")
+
 # How long an example takes, or to make one, says how busy the machine is.
 settings.register_profile("kubeadm-registry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kubeadm-registry")
@@ -61,8 +64,8 @@ def installed() -> FakeCluster:
 
 @pytest.fixture(scope="session")
 def pair() -> pki.Pair:
-    """The certificate and key of a node at 10.0.0.10, of the authority that the fake clusters share."""
-    return pki.issue(authority(), "cp-1", ("10.0.0.10",))
+    """The certificate and key of a node and of the virtual IP, by the authority that the fake clusters share."""
+    return pki.issue(authority(), "cp-1", ("10.0.0.10", "10.0.0.11", "10.0.0.12", "10.0.0.13"))
 
 
 @pytest.fixture(scope="session")

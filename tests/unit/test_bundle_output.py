@@ -24,10 +24,12 @@ from kubeadm_registry.cli.bundle import _ended_by_signals
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import Said, image, script, write_layout
+from tests.unit.command_line import Terminal, failed, lines
 from tests.unit.fake_upstream import FakeUpstream, serving
 from tests.unit.test_bundle_memory import MB, sparse
 from tests.unit.test_bundle_signing import keygen
-from tests.unit.test_cli import Terminal, failed, lines, run  # noqa: F401  fixtures
+
+pytest_plugins = ["tests.unit.command_line"]
 
 ROOT = Path(__file__).parents[2]
 PAUSE = "registry.k8s.io/pause:3.10"
@@ -129,7 +131,7 @@ def test_a_delta_does_not_replace_its_base(tmp_path: Path, name: str) -> None:
     make(tmp_path / "delta.tar", b"other", since=base)
 
 
-def test_nothing_that_it_is_made_of_is_replaced(run: Terminal) -> None:  # noqa: F811
+def test_nothing_that_it_is_made_of_is_replaced(run: Terminal) -> None:
     write_layout(run.folder / "pause.tar", image(PAUSE))
     script(run.folder / "garage")
     key = keygen(run.folder / "key")

@@ -9,12 +9,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
@@ -32,67 +31,16 @@ from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT, RESET
 from kubeadm_registry.transport.host import Transport
 from tests.unit.bundle_files import image, script, write_layout
+from tests.unit.command_line import Terminal, failed, lines
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.fakes import Dir, Link
 from tests.unit.healthy import healthy, without_containerd
 
+pytest_plugins = ["tests.unit.command_line"]
+
 #: Phases that the fake servers have no answers for.
 SKIP = ("--skip-phases", ",".join(ELSEWHERE))
 CHECKS = tuple(check.name for _, phase in leaves(INIT) for check in phase.checks)
-
-
-class Terminal:
-    """Somebody at a terminal: a folder, a home, and the program."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, *arguments: str, stdin: str | None = None, env: dict[str, str] | None = None) -> Result:
-        return CliRunner().invoke(cli, arguments, input=stdin, env=env, prog_name="kubeadm-registry")
-
-    def write(self, text: str, name: str = "cluster.yaml") -> str:
-        (self.folder / name).write_text(text)
-        return name
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    folder, home = tmp_path / "here", tmp_path / "home"
-    folder.mkdir()
-    home.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    return Terminal(folder)
-
-
-@pytest.fixture
-def servers(run: Terminal, three: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
-    """Three servers with the programs on them, which ./cluster.yaml leads to."""
-    run.write(config.SMALLEST)
-    for server in three.servers.values():
-        server.put(f"{paths.OPT}/programs.json", programs.record(three.programs))
-
-    def reach(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
-        server = three.servers[node.name]
-        server.closed, server.locked_by = False, None
-        return server
-
-    monkeypatch.setattr(session, "reach", reach)
-    return three
-
-
-def lines(result: Result) -> list[dict[str, Any]]:
-    """The JSON objects of the output, one a line."""
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def failed(result: Result, code: int) -> None:
-    """It ended with *code*, said why on standard error, and showed no traceback."""
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.stderr or result.stdout
 
 
 # ---- exit code 2: nothing is contacted ------------------------------------------------------------------------------
@@ -106,19 +54,6 @@ def test_seed_needs_a_registry_and_a_bundle_with_images(run: Terminal, servers: 
     result = run("seed", "--bundle", str(tmp_path / "layout"), "-o", "json")
     failed(result, 1)
     assert lines(result)[-1]["code"] == "NotInstalled"
-
-
-@pytest.fixture
-def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Who was asked for: no server may be, when the file or the command line is wrong."""
-    asked: list[str] = []
-
-    def reach(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
-        asked.append(node.name)
-        raise ConnectionFailed("this is a test")
-
-    monkeypatch.setattr(session, "reach", reach)
-    return asked
 
 
 WRONG = {

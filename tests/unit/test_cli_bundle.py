@@ -11,10 +11,12 @@ from kubeadm_registry.components.programs import _UPLOADED, Installed
 from kubeadm_registry.errors import BundleError
 from kubeadm_registry.transport.host import Host
 from tests.unit.bundle_files import contents, image, script, write_layout
+from tests.unit.command_line import Terminal, failed, lines
 from tests.unit.fake_upstream import FakeUpstream, serving
 from tests.unit.fakes import FakeTransport
 from tests.unit.test_bundle_signing import keygen, public
-from tests.unit.test_cli import Terminal, failed, lines, run, servers, unreachable  # noqa: F401  fixtures
+
+pytest_plugins = ["tests.unit.command_line"]
 
 PAUSE = "registry.k8s.io/pause:3.10"
 COMMANDS = [("init",), ("init", "phase", "vip"), ("preflight",), ("seed",), ("images", "check")]
@@ -26,7 +28,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return keygen(folder / "ours"), keygen(folder / "other")
 
 
-def create(run: Terminal, name: str, layer: bytes, *arguments: str) -> None:  # noqa: F811
+def create(run: Terminal, name: str, layer: bytes, *arguments: str) -> None:
     write_layout(run.folder / f"{name}.layout", image(PAUSE, layer))
     script(run.folder / "garage")
     common = ("--with", "garage", "--program", "garage=./garage", "--images-from", f"{name}.layout")
@@ -36,7 +38,7 @@ def create(run: Terminal, name: str, layer: bytes, *arguments: str) -> None:  # 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_the_key_is_asked_before_any_server(
-    run: Terminal, unreachable: list[str], keys: tuple[Path, Path], words: tuple[str, ...]  # noqa: F811
+    run: Terminal, unreachable: list[str], keys: tuple[Path, Path], words: tuple[str, ...]
 ) -> None:  # fmt: skip
     from kubeadm_registry import config
 
@@ -58,7 +60,7 @@ def test_the_key_is_asked_before_any_server(
 
 @pytest.mark.parametrize("words", [*COMMANDS, ("verify",), ("reset", "--yes"), ("images", "list")], ids=" ".join)
 def test_the_variable_counts_for_the_bundle_in_the_folder_too(
-    run: Terminal, unreachable: list[str], keys: tuple[Path, Path], words: tuple[str, ...]  # noqa: F811
+    run: Terminal, unreachable: list[str], keys: tuple[Path, Path], words: tuple[str, ...]
 ) -> None:  # fmt: skip
     from kubeadm_registry import config
     from kubeadm_registry.cli.terminal import DEFAULT_BUNDLE
@@ -75,7 +77,7 @@ def test_the_variable_counts_for_the_bundle_in_the_folder_too(
     assert unreachable
 
 
-def test_an_empty_variable_is_no_key(run: Terminal, keys: tuple[Path, Path]) -> None:  # noqa: F811
+def test_an_empty_variable_is_no_key(run: Terminal, keys: tuple[Path, Path]) -> None:
     """Whoever writes KUBEADM_REGISTRY_BUNDLE_KEY=$FILE and has no FILE wants a check, and does not get one."""
     create(run, "x.tar", b"layer", "--sign", str(keys[0]))
     empty = {"KUBEADM_REGISTRY_BUNDLE_KEY": ""}
@@ -90,7 +92,7 @@ def test_an_empty_variable_is_no_key(run: Terminal, keys: tuple[Path, Path]) -> 
 
 
 def test_only_a_signed_bundle_is_served(
-    run: Terminal, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    run: Terminal, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     from kubeadm_registry.images import rescue
     from tests.unit.fake_cluster import authority
@@ -121,7 +123,7 @@ def test_only_a_signed_bundle_is_served(
     assert len(served) == 1
 
 
-def test_signed_verified_compared(run: Terminal, keys: tuple[Path, Path]) -> None:  # noqa: F811
+def test_signed_verified_compared(run: Terminal, keys: tuple[Path, Path]) -> None:
     ours = str(public(keys[0]))
     create(run, "old.tar", b"old" * 1000, "--sign", str(keys[0]))
     create(run, "new.tar", b"new" * 1000, "--since", "old.tar")
@@ -145,7 +147,7 @@ def test_signed_verified_compared(run: Terminal, keys: tuple[Path, Path]) -> Non
     failed(run("bundle", "sign", "new.tar", "--key", "nowhere"), 2)
 
 
-def test_a_delta_is_not_served(run: Terminal) -> None:  # noqa: F811
+def test_a_delta_is_not_served(run: Terminal) -> None:
     from tests.unit.fake_cluster import authority
 
     (run.folder / "cert.pem").write_text(authority().certificate + authority().key)
@@ -156,7 +158,7 @@ def test_a_delta_is_not_served(run: Terminal) -> None:  # noqa: F811
     assert lines(refused)[-1]["code"] == "BundleBaseMissing"
 
 
-def test_programs_that_a_delta_leaves_out_are_on_the_servers(run: Terminal) -> None:  # noqa: F811
+def test_programs_that_a_delta_leaves_out_are_on_the_servers(run: Terminal) -> None:
     """init with a delta needs of the base's programs only that they were installed."""
     create(run, "old.tar", b"old")
     create(run, "new.tar", b"new", "--since", "old.tar")
@@ -179,7 +181,7 @@ def test_programs_that_a_delta_leaves_out_are_on_the_servers(run: Terminal) -> N
 @pytest.mark.parametrize("form", [("-o", "json"), ("--output", "json"), ("--output=json",), ("--format", "json")])
 @pytest.mark.parametrize("file", [("-o", "x.tar"), ("-ox.tar",), ("--output-file", "x.tar")])
 def test_o_means_the_format_and_may_name_a_file(
-    run: Terminal, form: tuple[str, ...], file: tuple[str, ...]  # noqa: F811
+    run: Terminal, form: tuple[str, ...], file: tuple[str, ...]
 ) -> None:  # fmt: skip
     script(run.folder / "garage")
     common = ("bundle", "create", "--with", "garage", "--program", "garage=./garage")
@@ -194,7 +196,7 @@ def test_o_means_the_format_and_may_name_a_file(
     assert not (run.folder / "y.tar").exists()
 
 
-def test_images_that_a_controller_is_told_of_are_named(run: Terminal) -> None:  # noqa: F811
+def test_images_that_a_controller_is_told_of_are_named(run: Terminal) -> None:
     """A bundle without them is whole, and a pod that the controller makes has no image."""
     with serving(FakeUpstream()) as upstream:
         for name in ("a", "c"):

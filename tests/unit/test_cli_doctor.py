@@ -16,10 +16,10 @@ from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.support import collection, contents
 from kubeadm_registry.transport.host import Transport
 from kubeadm_registry.transport.ssh import UNREACHABLE
+from tests.unit.command_line import Terminal
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
-from tests.unit.test_cli import Terminal, run, servers
 
-__all__ = ["run", "servers"]
+pytest_plugins = ["tests.unit.command_line"]
 
 
 @pytest.fixture

@@ -12,13 +12,11 @@ import click.testing
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import config, members, pki, secrets
+from kubeadm_registry import config, members, pki
 from kubeadm_registry.access import reach, session
 from kubeadm_registry.agent import bucket
-from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import garage, zot
-from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.images import check, wanted
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place
@@ -27,17 +25,16 @@ from kubeadm_registry.members import Members
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import retry
 from kubeadm_registry.transport import host_python
-from kubeadm_registry.transport.host import Transport
 from tests.unit.bundle_files import image, write_layout
-from tests.unit.fake_cluster import FakeCluster, authority, fixed_secrets
+from tests.unit.fake_cluster import FakeCluster, authority
 from tests.unit.fake_images import Repositories, ScopedHandler
 from tests.unit.fake_pushes import FakePushes, listing
 from tests.unit.fake_registry import serving
 from tests.unit.fakes import FakeTransport
+from tests.unit.image_site import NAMES, PAUSE
 from tests.unit.test_garage_layout import Clock
 
-PAUSE = "registry.k8s.io/pause"
-NAMES = ("cp-1", "cp-2", "cp-3")
+pytest_plugins = ["tests.unit.image_site"]
 
 
 def run(*arguments: str, stdin: str | None = None) -> Result:
@@ -46,36 +43,6 @@ def run(*arguments: str, stdin: str | None = None) -> Result:
 
 def lines(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-@pytest.fixture(scope="module")
-def pair() -> pki.Pair:
-    return pki.issue(authority(), "cp-1", ("10.0.0.10", "10.0.0.11", "10.0.0.12", "10.0.0.13"))
-
-
-@pytest.fixture
-def fake(three: FakeCluster, pair: pki.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repositories]:
-    """Three servers that were installed; one registry answers through each of them and through the virtual IP."""
-    monkeypatch.chdir(tmp_path)
-    for module in (reach, terminal):
-        monkeypatch.setattr(module, "answers", lambda _address: False)
-    (tmp_path / "cluster.yaml").write_text(config.SMALLEST)
-
-    def connect(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
-        server = three.servers[node.name]
-        server.put(secrets.PATH, fixed_secrets(NAMES).to_json(), 0o600)
-        server.closed = False
-        return server
-
-    monkeypatch.setattr(session, "reach", connect)
-    registry = Repositories()
-    registry.index(PAUSE, "3.10", amd64=registry.image(PAUSE), arm64=registry.image(PAUSE, layer=b"arm"))
-    registry.image("app", "v1", layer=b"app")
-    registry.image("kubeadm-registry/canary", "v1")
-    FakePushes(three.servers)
-    with serving(registry, pair, ScopedHandler):
-        monkeypatch.setattr(FakeTransport, "dial", lambda _self, _address, _port: ("127.0.0.1", registry.port))
-        yield registry
 
 
 def journal(three: FakeCluster, name: str, *found: str) -> None:

@@ -23,7 +23,9 @@ from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 from tests.unit.fake_executor import FakeExecutor
 from tests.unit.fake_images import Repositories
 from tests.unit.fake_registry import connector
-from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
+from tests.unit.image_site import NAMES
+
+pytest_plugins = ["tests.unit.image_site"]
 
 START = 1_795_000_000
 DAY = 86400
@@ -69,7 +71,7 @@ class Site:
 
 
 @pytest.fixture
-def site(three: FakeCluster, fake: Repositories, tmp_path: Path) -> Site:  # noqa: F811
+def site(three: FakeCluster, fake: Repositories, tmp_path: Path) -> Site:
     return Site(three, fake, tmp_path)
 
 

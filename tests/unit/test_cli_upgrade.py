@@ -13,12 +13,12 @@ from kubeadm_registry.phases import upgrade as phases
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.verify import VERIFY
+from tests.unit.command_line import Terminal, failed, lines
 from tests.unit.fake_cluster import FakeCluster
-from tests.unit.test_cli import Terminal, failed, lines, run, servers
 from tests.unit.test_members import THREE
 from tests.unit.test_upgrade import KNOWN_HERE, installed_on, other_version
 
-__all__ = ["run", "servers"]
+pytest_plugins = ["tests.unit.command_line"]
 
 
 @pytest.fixture

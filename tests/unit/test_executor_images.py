@@ -21,7 +21,6 @@ from kubeadm_registry.registry import Api
 from kubeadm_registry.retention.trash import Trashed, trash_tag
 from tests.unit.fake_images import Repositories, ScopedHandler, Store
 from tests.unit.fake_registry import connector, serving
-from tests.unit.test_cli_images import pair  # noqa: F401  a fixture
 
 Request = tuple[str, str]
 """Its method, and the last part of its path."""
@@ -112,7 +111,7 @@ class App:
 
 
 @pytest.fixture(params=[True, False], ids=["zot", "distribution"])
-def app(request: pytest.FixtureRequest, pair: pki.Pair) -> Iterator[App]:  # noqa: F811
+def app(request: pytest.FixtureRequest, pair: pki.Pair) -> Iterator[App]:
     """As zot has it, or Distribution 2.8: whether a tag can be deleted alone, and whether there is a referrers API."""
     registry = Repositories(untags=request.param, referrers=request.param)
     with serving(registry, pair, ScopedHandler), connector(registry)() as at:

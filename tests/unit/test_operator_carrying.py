@@ -25,8 +25,10 @@ from kubeadm_registry.upkeep.planning import Look
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 from tests.unit.fake_images import Repositories
 from tests.unit.fake_registry import connector
-from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
+from tests.unit.image_site import NAMES
 from tests.unit.test_cli_retention_runs import Site, asked, takes_long
+
+pytest_plugins = ["tests.unit.image_site"]
 
 KEY = fixed_secrets(NAMES).retention_key
 AUTOMATIC = "  approval: Automatic\n  maximumShare: 100\n"
@@ -87,7 +89,7 @@ class Operator:
 
 
 @pytest.fixture
-def operator(three: FakeCluster, fake: Repositories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:  # noqa: F811
+def operator(three: FakeCluster, fake: Repositories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
     monkeypatch.setattr(executor, "INTERVAL", 0.0)
     return Operator(Site(three, fake, tmp_path))
 

@@ -18,10 +18,11 @@ from kubeadm_registry.retention import Use, policy
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.upkeep import planning, store
 from tests.unit.fake_registry import connector
-from tests.unit.test_cli_images import fake, pair  # noqa: F401  fixtures
 from tests.unit.test_cli_retention_runs import DAY
 from tests.unit.test_operator_carrying import AUTOMATIC, KEY
 from tests.unit.test_operator_plans import Turns, turns  # noqa: F401  fixture
+
+pytest_plugins = ["tests.unit.image_site"]
 
 CLUSTER = config.parse(config.SMALLEST, "x")
 NOW = 1_795_000_000.0

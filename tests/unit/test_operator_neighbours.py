@@ -19,12 +19,13 @@ from kubeadm_registry.operator.probes import Probe, parsed
 from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.upkeep import store
 from tests.unit.fake_registry import connector
-from tests.unit.test_cli_images import fake, pair  # noqa: F401  fixtures
 from tests.unit.test_operator_carrying import AUTOMATIC, KEY
 from tests.unit.test_operator_plans import Turns as Plans
 from tests.unit.test_operator_plans import turns as plans  # noqa: F401  fixture
 from tests.unit.test_operator_replacing import Turns, running, turns  # noqa: F401  fixtures
 from tests.unit.test_replacing import site  # noqa: F401  the fixture
+
+pytest_plugins = ["tests.unit.image_site"]
 
 SAMPLES = Path(__file__).parents[1] / "golden/formats/0.1"
 METRICS, LOOK, REFUSAL = "agent-metrics.txt", "helper-look.json", "helper-refusal.json"

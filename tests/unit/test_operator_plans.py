@@ -41,9 +41,11 @@ from kubeadm_registry.upkeep.running import Prepared
 from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fake_images import Repositories
 from tests.unit.fake_registry import connector
-from tests.unit.test_cli_images import NAMES, fake, pair  # noqa: F401  fixtures
+from tests.unit.image_site import NAMES
 from tests.unit.test_cli_retention_runs import DAY, Site, takes_long
 from tests.unit.test_operator_carrying import AUTOMATIC, KEY, Operator
+
+pytest_plugins = ["tests.unit.image_site"]
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +148,7 @@ class Turns:
 
 
 @pytest.fixture
-def turns(three: FakeCluster, fake: Repositories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Turns:  # noqa: F811
+def turns(three: FakeCluster, fake: Repositories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Turns:
     monkeypatch.setattr(executor, "INTERVAL", 0.0)
     return Turns(Operator(Site(three, fake, tmp_path)), monkeypatch)
 

@@ -9,12 +9,13 @@ from kubeadm_registry.upkeep import signed
 from kubeadm_registry.upkeep.signed import REPOSITORY, Record
 from tests.unit.fake_images import Repositories
 from tests.unit.fake_registry import connector
-from tests.unit.test_cli_images import fake, pair  # noqa: F401  fixtures
+
+pytest_plugins = ["tests.unit.image_site"]
 
 RECORD = Record("thing", "the record of things", "ThingDamaged", "make it again")
 
 
-def test_what_comes_in_pieces_is_read_as_one(fake: Repositories) -> None:  # noqa: F811
+def test_what_comes_in_pieces_is_read_as_one(fake: Repositories) -> None:
     with connector(fake)() as registry:
         first = RECORD.write(registry, "key", (b"one ", b"", b"two"))
         assert RECORD.read(registry, "key") == b"one two"
@@ -25,7 +26,7 @@ def test_what_comes_in_pieces_is_read_as_one(fake: Repositories) -> None:  # noq
 
 @pytest.mark.parametrize("limit", ["LARGEST", "_LARGEST_LAYER"])
 def test_what_could_not_be_read_again_is_not_written(
-    fake: Repositories,  # noqa: F811
+    fake: Repositories,
     monkeypatch: pytest.MonkeyPatch,
     limit: str,
 ) -> None:
