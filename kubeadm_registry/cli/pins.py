@@ -10,7 +10,7 @@ import click
 
 from kubeadm_registry import config
 from kubeadm_registry.cli.command import Context, command, file_option
-from kubeadm_registry.cli.desk import opened
+from kubeadm_registry.cli.retention_records import opened
 from kubeadm_registry.cli.tables import columns, moment, show_rows
 from kubeadm_registry.config.durations import DURATION, seconds
 from kubeadm_registry.engine.report import echo

@@ -11,11 +11,11 @@ import click
 
 from kubeadm_registry import config
 from kubeadm_registry.access import lacking, loading
-from kubeadm_registry.access.desk import desk
 from kubeadm_registry.access.lacking import Examined
 from kubeadm_registry.access.loading import Given
 from kubeadm_registry.access.reach import answers, connection
 from kubeadm_registry.access.recovery import given_up, recovering, require_still_dead
+from kubeadm_registry.access.retention_records import record_writer
 from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import (
@@ -29,8 +29,8 @@ from kubeadm_registry.cli.command import (
     key_option,
     names,
 )
-from kubeadm_registry.cli.desk import server_time
 from kubeadm_registry.cli.phases import phase_table
+from kubeadm_registry.cli.retention_records import server_time
 from kubeadm_registry.cli.seed import journal_of
 from kubeadm_registry.cli.workflows import require_programs, summary
 from kubeadm_registry.cluster import Cluster
@@ -159,7 +159,7 @@ def _pause_retention(cluster: Cluster, examined: Examined, reporter: Reporter) -
     """
     why = "recover: check pins and clusters, then run `kubeadm-registry retention resume`"
     try:
-        with desk(cluster)() as registry:
+        with record_writer(cluster)() as registry:
             lost = Place(REPOSITORY) in examined.nameless
             if not lost and not retry(lambda: registry.tags(REPOSITORY), store.PATIENCE):
                 return  # it has never run

@@ -14,9 +14,9 @@ import click
 
 from kubeadm_registry import config
 from kubeadm_registry.access import loading, session
-from kubeadm_registry.access.desk import desk
 from kubeadm_registry.access.loading import Given
 from kubeadm_registry.access.reach import answers, connection
+from kubeadm_registry.access.retention_records import record_writer
 from kubeadm_registry.backup import Contents, restoring
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.backup import ca_option, checked, identity_option, key_for, passphrase_option
@@ -174,7 +174,7 @@ def _pin(cluster: Cluster, contents: Contents, reporter: Reporter) -> bool:
     if not contents.pins:
         return True
     try:
-        with desk(cluster)() as registry:
+        with record_writer(cluster)() as registry:
             restoring.pin(registry, cluster.secrets.retention_key, contents.pins)
     except Error as error:
         reporter.note(

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import click
 from rich.table import Table
 
-from kubeadm_registry.access.desk import desk
 from kubeadm_registry.access.executor import on_hosts, pulls
+from kubeadm_registry.access.retention_records import record_writer
 from kubeadm_registry.bundle.lists import names_in, told_in
 from kubeadm_registry.cli import retention_timer, terminal
 from kubeadm_registry.cli.command import Context, command, file_option
-from kubeadm_registry.cli.desk import Desk, server_time
+from kubeadm_registry.cli.retention_records import Records, server_time
 from kubeadm_registry.cli.tables import ago, moment, wide_screen
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter, echo
@@ -215,7 +215,7 @@ def plan_command(context: Context, path: Path | None, digest: str | None, everyt
 def _keep(cluster: Cluster, made: Plan, reporter: Reporter) -> None:
     """Keep the plan in the registry, for an approval."""
     try:
-        with desk(cluster)() as registry:
+        with record_writer(cluster)() as registry:
             running.keep(registry, cluster.secrets.retention_key, made)
     except Error as error:
         reporter.note(f"this plan cannot be approved: {error.message}", level="warning")
@@ -297,11 +297,11 @@ def forget(context: Context, path: Path | None, records: str | None, yes: bool, 
     with terminal.registry(path, reporter) as (cluster, connect, _):
         key = cluster.secrets.retention_key
         # Who looks writes the ledger, and nobody but the executor's login the others.
-        with (connect if record is store.LEDGER else desk(cluster))() as registry:
+        with (connect if record is store.LEDGER else record_writer(cluster))() as registry:
             if records is None:
                 content = _without(retry(lambda: store.read(registry, key), store.PATIENCE), name).to_json()
             elif record is store.STANDING:
-                Desk(cluster, registry, key, server_time(cluster)).alone()
+                Records(cluster, registry, key, server_time(cluster)).alone()
                 anew = _still_paused(registry, key)
                 if anew.paused is not None:
                     reporter.note(f"retention stays paused: {anew.why}; `retention resume` ends that", level="warning")

@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 from kubeadm_registry.access import executor
-from kubeadm_registry.access.desk import desk
+from kubeadm_registry.access.retention_records import record_writer
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import Context, command, dry_delete_option, file_option
-from kubeadm_registry.cli.desk import opened
 from kubeadm_registry.cli.retention import Asked, group, look_options, show
+from kubeadm_registry.cli.retention_records import opened
 from kubeadm_registry.cli.tables import ago, columns, moment, show_rows
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter, echo
@@ -103,7 +103,7 @@ def _run(cluster: Cluster, connect: Connect, asked: Asked, context: Context, *, 
     """Make the plan and carry it out; how many images are left because there was no time for them. Raises Error."""
     reporter = context.reporter()
     look, plan = asked.plan(cluster, connect, reporter)
-    with desk(cluster)() as registry:
+    with record_writer(cluster)() as registry:
         prepared = running.prepare(registry, cluster.secrets.retention_key, look, plan, asked.rules)
     if prepared.waits:
         reporter.note(

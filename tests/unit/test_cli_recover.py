@@ -153,7 +153,7 @@ def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(s3, "objects", storage.objects)
     monkeypatch.setattr(s3, "delete", storage.delete)
     monkeypatch.setattr(cli_recover, "answers", lambda _: False)
-    monkeypatch.setattr(cli_recover, "desk", lambda _: connector(site.registry))
+    monkeypatch.setattr(cli_recover, "record_writer", lambda _: connector(site.registry))
     monkeypatch.setattr(cli_recover, "server_time", lambda _: NOW)
     monkeypatch.setattr(cli_recover, "run", run)
     monkeypatch.setattr(garage_layout, "time", Clock())
@@ -443,7 +443,7 @@ def test_without_an_executor_it_says_that_retention_goes_on(world: World, monkey
     def nobody(_: Cluster) -> Connect:
         raise Error("no node holds the lease", code="NoExecutor")
 
-    monkeypatch.setattr(cli_recover, "desk", nobody)
+    monkeypatch.setattr(cli_recover, "record_writer", nobody)
     result = world("--yes")
     assert (result.exit_code, "retention cannot be paused: no node holds the lease" in result.output) == (0, True)
 

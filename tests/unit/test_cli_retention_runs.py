@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from kubeadm_registry import members
 from kubeadm_registry.access import executor
 from kubeadm_registry.agent import document
-from kubeadm_registry.cli import desk
+from kubeadm_registry.cli import retention_records
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import pulls as recorder
 from kubeadm_registry.executor import checks
@@ -121,8 +121,8 @@ def test_two_commands_do_not_write_pins_over_each_other(site: Site, monkeypatch:
     server = site.servers.servers["cp-1"]
     server.holder = "root@workstation pid 7"
     moments = iter(range(100))
-    monkeypatch.setattr(desk.time, "monotonic", lambda: float(next(moments) * 10))
-    monkeypatch.setattr(desk.time, "sleep", lambda _: None)
+    monkeypatch.setattr(retention_records.time, "monotonic", lambda: float(next(moments) * 10))
+    monkeypatch.setattr(retention_records.time, "sleep", lambda _: None)
     assert site.failure("pin", "10.0.0.10:5000/app:v1", "--reason", "mine")[0] == "HostBusy"
     server.holder = None
     site.good("pin", "10.0.0.10:5000/app:v1", "--reason", "mine")

@@ -203,7 +203,7 @@ def test_pins_that_cannot_be_written_now_are_told(
     def nobody(_: Cluster) -> object:
         raise Error("no node holds the lease", code="NoExecutor")
 
-    monkeypatch.setattr(cli_restore, "desk", nobody)
+    monkeypatch.setattr(cli_restore, "record_writer", nobody)
     found = contents_of(site, backup)
     write(backup, replace(found, images=None, pins=(Pin("team/app:v1", "mine", 5),)), None)
     result = site("restore", backup, "--bundle", path)

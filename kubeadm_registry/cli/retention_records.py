@@ -1,4 +1,4 @@
-"""Where commands read and write the records of retention: at the node that holds the lease."""
+"""The records of retention, as commands read and write them through the node that holds the lease."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubeadm_registry.access.desk import desk
+from kubeadm_registry.access.retention_records import record_writer
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.config import RegistryCluster
@@ -25,8 +25,8 @@ from kubeadm_registry.upkeep.store import PATIENCE, restate
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """Where retention's records are read and written: a *registry* at the node that holds the lease, at *now*."""
+class Records:
+    """Reads and writes the records of *cluster*, signed by *key*, in its *registry*; *now* is the nodes' time."""
 
     cluster: Cluster
     registry: Api
@@ -38,14 +38,14 @@ class Desk:
         return retry(lambda: store.read_standing(self.registry, self.key), PATIENCE)
 
     def restate(self, change: Callable[[Standing], Standing]) -> None:
-        """Make of pins and approvals what *change* makes of them. Raises HostBusy."""
+        """Replace pins and approvals by what *change* returns for them. Raises HostBusy."""
         self.alone()
         restate(self.registry, self.key, change)
 
     def alone(self) -> None:
-        """Have no other command write these records until this one ends: the registry cannot compare before it writes.
+        """Lock out other commands that write these records until this one ends: the registry has no compare-and-swap.
 
-        Waits up to PATIENCE seconds for one that does. Raises HostBusy. The executor writes none of them.
+        Waits up to PATIENCE seconds for such a command. Raises HostBusy. The executor writes none of these records.
         """
         until = time.monotonic() + PATIENCE
         while True:
@@ -63,13 +63,13 @@ class Desk:
 
 
 @contextmanager
-def opened(file: Path | RegistryCluster | None, reporter: Reporter) -> Iterator[Desk]:
-    """The desk of the cluster in *file*, as in ``terminal.registry``. Raises Error (NoExecutor) and what that does."""
-    with terminal.registry(file, reporter) as (cluster, _, _), desk(cluster)() as registry:
-        yield Desk(cluster, registry, cluster.secrets.retention_key, server_time(cluster))
+def opened(file: Path | RegistryCluster | None, reporter: Reporter) -> Iterator[Records]:
+    """The records of the cluster in *file*. Raises Error (NoExecutor), and what ``terminal.registry`` raises."""
+    with terminal.registry(file, reporter) as (cluster, _, _), record_writer(cluster)() as registry:
+        yield Records(cluster, registry, cluster.secrets.retention_key, server_time(cluster))
 
 
 def server_time(cluster: Cluster) -> int:
-    """The time of the nodes, which agree on it: this machine's clock may be any."""
+    """The median of the nodes' clocks, in seconds since 1970: this machine's clock may be wrong."""
     said = side_by_side(lambda host: float(host.query("date", "+%s").text), cluster.hosts)
     return int(statistics.median(said))

@@ -1,6 +1,6 @@
-"""Where the records of retention are written: at the node that holds the lease, as the executor does, by SSH.
+"""Write access to the records of retention: by SSH through the proxy of the node that holds the lease.
 
-The proxy takes such writes from its own node only, and only under the present term of the lease.
+The proxy accepts such writes from its own node only, and only under the current term of the lease.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from kubeadm_registry.transport.host import side_by_side
 from kubeadm_registry.upkeep.lease import TERM_HEADER
 
 
-def desk(cluster: Cluster) -> Connect:
-    """What connects to the registry with the right to write the records of retention, under the present term.
+def record_writer(cluster: Cluster) -> Connect:
+    """Returns what connects to the registry as the executor does: it may write the records in the current term.
 
     Raises Error (NoExecutor) if no node holds the lease, ConnectionFailed.
     """
