@@ -21,7 +21,7 @@ from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.engine.changes import Steps, Wait, wait
 from kubeadm_registry.engine.phase import Phase
-from kubeadm_registry.images.named import Named
+from kubeadm_registry.images.push_log import PushLog
 from kubeadm_registry.transport.host import Host, side_by_side
 
 #: Seconds that pushes in flight have to end.
@@ -79,7 +79,7 @@ class Collection:
 
     # ---- before ---------------------------------------------------------------------------------------------------
 
-    def look(self) -> list[Named]:
+    def look(self) -> list[PushLog]:
         """Find what no manifest needs. Pushes go on.
 
         Returns what the nodes' logs say of the last *grace* seconds. Raises Error (LogUnreadable, CollectionFailed,

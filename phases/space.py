@@ -14,8 +14,8 @@ from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.images import blobs
-from kubeadm_registry.images.named import Named
 from kubeadm_registry.images.pool import Connect
+from kubeadm_registry.images.push_log import PushLog
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.collect import Collection
 from kubeadm_registry.printable import counted
@@ -123,7 +123,7 @@ def _carry_out(one: Collection, reporter: Reporter, *, dry_run: bool) -> None:
         raise
 
 
-def _tell(logs: Sequence[Named], members: Sequence[Member], grace: float, reporter: Reporter) -> None:
+def _tell(logs: Sequence[PushLog], members: Sequence[Member], grace: float, reporter: Reporter) -> None:
     now = datetime.now(UTC)
     for member, one in zip(members, logs, strict=True):
         if one.suppressed:

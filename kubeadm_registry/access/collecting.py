@@ -5,7 +5,7 @@ So it does for a new certificate.
 =========  =====================================  ==================================================================
 step       with                                   answer
 =========  =====================================  ==================================================================
-log        back: seconds                          on which blobs pushes relied, by the proxies' logs (``Named``)
+log        back: seconds                          on which blobs pushes relied, by the proxies' logs (``PushLog``)
 look       nothing                                whether pushes are open (``Pushes``); the run of the registry, and
                                                   whether the node serves reads
 close      run, seconds, again                    nothing; pushes are closed for *seconds*, and the registry restarts
@@ -53,9 +53,9 @@ from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.engine.changes import wait
 from kubeadm_registry.errors import CommandTimeout, ConfigError, ConnectionFailed, Error
 from kubeadm_registry.formats import Damaged, Format
-from kubeadm_registry.images import named
-from kubeadm_registry.images.named import Named
+from kubeadm_registry.images import push_log
 from kubeadm_registry.images.pool import PATIENCE, Connect, each
+from kubeadm_registry.images.push_log import PushLog
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.transport.host import Host
 
@@ -210,11 +210,11 @@ _KEYS = ("done", "result", "ticket")
 # ---- what is asked, and what it means ----------------------------------------------------------------------------
 
 
-def log_of(member: Member, back: float) -> Named:
+def log_of(member: Member, back: float) -> PushLog:
     """The blobs on which pushes by *member* relied in the last *back* seconds."""
     said = member.do("log", back=back)
     begins = datetime.fromisoformat(said["begins"]) if said["begins"] is not None else None
-    return Named(frozenset((one, other) for one, other in said["blobs"]), begins, bool(said["suppressed"]))
+    return PushLog(frozenset((one, other) for one, other in said["blobs"]), begins, bool(said["suppressed"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ def seen(member: Member) -> Seen:
 
 
 def _log(place: Place, values: Values) -> Values:
-    found = named.ask(place.host, _number(values, "back", FURTHEST))
+    found = push_log.ask(place.host, _number(values, "back", FURTHEST))
     return {
         "blobs": [list(one) for one in sorted(found.blobs)],
         "begins": None if found.begins is None else found.begins.isoformat(),

@@ -118,7 +118,8 @@ class _Named:
             # What runs is not known: it may be any image that had this name.
             for repository in asked.repositories if asked else ():
                 self._add_all_tags(repository, use)
-        # Of what is gone only containers may still run, and their imageID is that of what they run (``upkeep.named``).
+        # Only containers of an object that is gone may still run, and their imageID is that of what they run
+        # (``upkeep.object_images``).
         gone = use.last_seen is not None and use.image_id.removeprefix("oci://") in ("", use.reference)
         return None if asked is not None or gone else _not_understood(use)
 

@@ -25,7 +25,7 @@ from kubeadm_registry.printable import shown
 from kubeadm_registry.retention.jsonpath import JsonPath, parse
 from kubeadm_registry.retention.reasons import Reason
 from kubeadm_registry.retention.uses import NAMED, Use, failed_list, grouped
-from kubeadm_registry.upkeep import named, structs
+from kubeadm_registry.upkeep import object_images, structs
 from kubeadm_registry.upkeep.api import Api, clause
 from kubeadm_registry.upkeep.lists import AGAIN, Expired, ListFailed, Resource, parts, triples
 from kubeadm_registry.upkeep.structs import Metadata, Page
@@ -35,10 +35,10 @@ DEADLINE = 120.0
 #: Objects a page; custom resources may be of a megabyte each.
 _PAGE, _LARGE = 500, 50
 
-_WORKLOAD = partial(Resource, decoded=Page[structs.Workload], images=named.of_workload, page=_PAGE)
+_WORKLOAD = partial(Resource, decoded=Page[structs.Workload], images=object_images.of_workload, page=_PAGE)
 #: Owners before what they make; pods last.
 RESOURCES = (
-    Resource("batch/v1", "cronjobs", "CronJob", Page[structs.CronJob], named.of_cron_job),
+    Resource("batch/v1", "cronjobs", "CronJob", Page[structs.CronJob], object_images.of_cron_job),
     _WORKLOAD("batch/v1", "jobs", "Job"),
     _WORKLOAD("apps/v1", "deployments", "Deployment"),
     # A Deployment's old ones are what a rollback returns to; so are the revisions of StatefulSets and DaemonSets.
@@ -46,11 +46,15 @@ RESOURCES = (
     _WORKLOAD("apps/v1", "statefulsets", "StatefulSet"),
     _WORKLOAD("apps/v1", "daemonsets", "DaemonSet"),
     Resource(
-        "apps/v1", "controllerrevisions", "ControllerRevision", Page[structs.ControllerRevision], named.of_revision
+        "apps/v1",
+        "controllerrevisions",
+        "ControllerRevision",
+        Page[structs.ControllerRevision],
+        object_images.of_revision,
     ),
     _WORKLOAD("v1", "replicationcontrollers", "ReplicationController"),
-    Resource("v1", "podtemplates", "PodTemplate", Page[structs.PodTemplate], named.of_pod_template),
-    Resource("v1", "pods", "Pod", Page[structs.Pod], named.of_pod),
+    Resource("v1", "podtemplates", "PodTemplate", Page[structs.PodTemplate], object_images.of_pod_template),
+    Resource("v1", "pods", "Pod", Page[structs.Pod], object_images.of_pod),
 )
 Found = TypeVar("Found")
 #: GROUP/VERSION/PLURAL
@@ -223,13 +227,13 @@ class _Custom:
         version, _, plural = self.name.rpartition("/")
         return Resource(version, plural, "", Page[dict[str, Any]], self.images, _metadata, _LARGE)
 
-    def images(self, value: Mapping[str, Any]) -> Iterator[named.Named]:
+    def images(self, value: Mapping[str, Any]) -> Iterator[object_images.NamedImage]:
         """The images of one object. Raises NotThere."""
         self.seen += 1
         for path in self.paths:
             for text in path.texts(value):
                 self.matched.add(path.text)
-                yield named.of_text(text)
+                yield object_images.of_text(text)
 
     def unmatched(self) -> Iterator[str]:
         """The paths that led to nothing, if there was anything to look at."""

@@ -17,7 +17,7 @@ import msgspec
 from kubeadm_registry.printable import counted, shown
 from kubeadm_registry.retention.jsonpath import NotThere
 from kubeadm_registry.upkeep.api import Api, clause
-from kubeadm_registry.upkeep.named import Named
+from kubeadm_registry.upkeep.object_images import NamedImage
 from kubeadm_registry.upkeep.structs import Metadata, Page
 
 #: How often a list is begun again whose next page was of a revision that etcd no longer has.
@@ -48,7 +48,7 @@ class Resource:
     plural: str
     kind: str
     decoded: type[Page[Any]]
-    images: Callable[[Any], Iterable[Named]]
+    images: Callable[[Any], Iterable[NamedImage]]
     metadata: Callable[[Any], Metadata] = attrgetter("metadata")
     page: int = 500
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from kubeadm_registry import paths
 from kubeadm_registry.agent import bucket, pushes
 from kubeadm_registry.components import haproxy
-from kubeadm_registry.images import named
+from kubeadm_registry.images import push_log
 from kubeadm_registry.transport import host_python
 from tests.unit.fakes import FakeTransport
 
@@ -36,7 +36,7 @@ class FakePushes:
             server.answer(*call, with_=self._answer(name))
             for verb in ("close", "open"):
                 server.answer(*call, verb, with_=self._answer(name), act=f"{verb} pushes")
-            server.answer("sh", "-c", named.ASK, with_=self._log(name))
+            server.answer("sh", "-c", push_log.ASK, with_=self._log(name))
             server.answer(*host_python.command(bucket), with_=listing())
             server.answer("systemctl", "show", "--property=InvocationID", "--value", "--", with_="1\n")
             server.put(f"{paths.ETC}/RUNBOOK", b"")  # so that the directory is there

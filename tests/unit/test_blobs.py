@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kubeadm_registry import pki
 from kubeadm_registry.errors import Error, RegistryError
-from kubeadm_registry.images import blobs, named
+from kubeadm_registry.images import blobs, push_log
 from kubeadm_registry.images.blobs import Blob, Freed, Pace
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Deleted
@@ -172,11 +172,11 @@ esac
     for one in (script, tmp_path / "systemctl"):
         one.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    argv = ("sh", "-c", named.ASK, "named", "60", "100", named.FOUND, named.TAKEN, "150", "one@1.service")
+    argv = ("sh", "-c", push_log.ASK, "named", "60", "100", push_log.FOUND, push_log.TAKEN, "150", "one@1.service")
 
-    def asked() -> named.Named:
+    def asked() -> push_log.PushLog:
         said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-        return named.parse(said.splitlines())
+        return push_log.parse(said.splitlines())
 
     (tmp_path / "journald").write_text("Suppressed 9 messages from other.service\n")
     found = asked()
@@ -184,7 +184,7 @@ esac
     assert found.begins is not None
     assert not found.suppressed
     (tmp_path / "journald").write_text("Suppressed 9 messages from kubeadm-registry-haproxy@1.service\n")
-    assert asked() == named.Named(found.blobs, found.begins, suppressed=True)
+    assert asked() == push_log.PushLog(found.blobs, found.begins, suppressed=True)
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_proxies_that_run_and_log_no_request_tell_nothing(tmp_path: Path, state:
     for name in ("journalctl", "systemctl"):
         (tmp_path / name).chmod(0o755)
     if not fails:
-        assert named.ask(here(tmp_path), 60).blobs == frozenset()
+        assert push_log.ask(here(tmp_path), 60).blobs == frozenset()
         return
     with pytest.raises(Error, match=r"no request of the last 150 s; is MaxLevelStore= below info") as caught:
-        named.ask(here(tmp_path), 60)
+        push_log.ask(here(tmp_path), 60)
     assert caught.value.code == "LogUnreadable"

@@ -10,7 +10,7 @@ from kubeadm_registry.oci import canary
 from kubeadm_registry.retention import Protected, Reason, Refused, Use, Workloads, grouped, plan, protect
 from kubeadm_registry.retention.names import digest_in, wanted
 from kubeadm_registry.retention.uses import PAUSE
-from kubeadm_registry.upkeep.named import of_text
+from kubeadm_registry.upkeep.object_images import of_text
 from tests.unit.retention_registry import DAY, NOW, SETS, Registry, digest, gone, keep, rules
 
 EVERYTHING = keep("{newest: 1}")

@@ -22,7 +22,7 @@ from kubeadm_registry.errors import ConfigError, ConnectionFailed
 from kubeadm_registry.retention import jsonpath
 from kubeadm_registry.retention.reasons import Reason
 from kubeadm_registry.retention.uses import Use
-from kubeadm_registry.upkeep import kubeconfig, named, structs
+from kubeadm_registry.upkeep import kubeconfig, object_images, structs
 from kubeadm_registry.upkeep.api import Answer, Api
 from kubeadm_registry.upkeep.clusters import RESOURCES, kubeadm_set, pause_images, read, united
 from kubeadm_registry.upkeep.rights import RIGHTS
@@ -129,12 +129,12 @@ MOUNTED = {
 @pytest.mark.parametrize(("spec", "found"), PODS)
 def test_what_is_null_or_absent_names_nothing(spec: Mapping[str, Any], found: list[tuple[str, str]]) -> None:
     pod = msgspec.convert({"metadata": {"name": "p"}, "spec": spec, "status": None}, structs.Pod)
-    assert list(named.of_pod(pod)) == found
+    assert list(object_images.of_pod(pod)) == found
 
 
 def test_the_digest_of_an_image_volume_is_paired_by_the_volumes_name() -> None:
     pod = msgspec.convert({"metadata": {"name": "p"}, **MOUNTED}, structs.Pod)
-    assert list(named.of_pod(pod)) == [("a:1", "a@sha256:1"), ("v:1", "v@sha256:2"), ("w:1", "")]
+    assert list(object_images.of_pod(pod)) == [("a:1", "a@sha256:1"), ("v:1", "v@sha256:2"), ("w:1", "")]
 
 
 IMAGE, SHORT = "quay.io/jetstack/cert-manager-acmesolver:v1.18.2", "longhornio/longhorn-engine:v1.10.0"

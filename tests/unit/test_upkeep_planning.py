@@ -13,7 +13,7 @@ from kubeadm_registry.retention.ledger import Ledger
 from kubeadm_registry.retention.standing import Pin, Standing
 from kubeadm_registry.upkeep import planning, store
 from kubeadm_registry.upkeep.clusters import ClusterReport, kubeadm_sets
-from kubeadm_registry.upkeep.named import of_text
+from kubeadm_registry.upkeep.object_images import of_text
 from tests.unit.fake_images import Repositories, within
 
 KEY = "the key of the ledger"

@@ -27,11 +27,11 @@ from kubeadm_registry.upkeep.structs import (
     Workload,
 )
 
-Named = tuple[str, str]
+NamedImage = tuple[str, str]
 """A reference and an imageID; one of them may be empty."""
 
 
-def of_pod(pod: Pod) -> Iterator[Named]:
+def of_pod(pod: Pod) -> Iterator[NamedImage]:
     """The images of *pod*: each of its spec with what the status says of it, and what only the status has."""
     status = pod.status or PodStatus()
     groups = (status.container_statuses, status.init_container_statuses, status.ephemeral_container_statuses)
@@ -51,22 +51,22 @@ def of_pod(pod: Pod) -> Iterator[Named]:
         yield from _named(state.image, state.image_id)
 
 
-def of_workload(workload: Workload) -> Iterator[Named]:
+def of_workload(workload: Workload) -> Iterator[NamedImage]:
     """The images of the template of *workload*."""
     return of_template(workload.spec.template)
 
 
-def of_cron_job(job: CronJob) -> Iterator[Named]:
+def of_cron_job(job: CronJob) -> Iterator[NamedImage]:
     """The images of what *job* starts."""
     return of_template(job.spec.job_template.spec.template)
 
 
-def of_pod_template(template: PodTemplate) -> Iterator[Named]:
+def of_pod_template(template: PodTemplate) -> Iterator[NamedImage]:
     """The images of *template*."""
     return of_template(template.template)
 
 
-def of_template(template: Template | None) -> Iterator[Named]:
+def of_template(template: Template | None) -> Iterator[NamedImage]:
     """The images of pods that are made of *template*, and those that these are told of."""
     if template is not None and (spec := template.spec) is not None:
         for group in (spec.containers, spec.init_containers, spec.ephemeral_containers):
@@ -77,7 +77,7 @@ def of_template(template: Template | None) -> Iterator[Named]:
             yield from _named(volume.image.reference if volume.image else "")
 
 
-def of_revision(revision: ControllerRevision) -> Iterator[Named]:
+def of_revision(revision: ControllerRevision) -> Iterator[NamedImage]:
     """The images of everything in the data of *revision* that looks like the spec of a pod, however deep, and those
     that such pods are told of.
 
@@ -101,7 +101,7 @@ def of_revision(revision: ControllerRevision) -> Iterator[Named]:
                     yield from _named(_text(image.get("reference")))
 
 
-def of_text(text: str) -> Named:
+def of_text(text: str) -> NamedImage:
     """The image that *text*, a value in a custom resource, names; perhaps by a URL, as Flux and Helm name charts.
 
     Which one a name without a tag means may stand elsewhere in the object, as a chart's version or ``image.tag`` does.
@@ -111,7 +111,7 @@ def of_text(text: str) -> Named:
     return name, "" if {":", "@"} & {*name.rpartition("/")[2]} else text
 
 
-def _named(reference: str | None, image_id: str | None = "") -> Iterator[Named]:
+def _named(reference: str | None, image_id: str | None = "") -> Iterator[NamedImage]:
     # A container whose image is gone by name still has an imageID, and then that is all there is to go by.
     if reference or image_id:
         yield reference or image_id or "", image_id or ""

@@ -1,6 +1,6 @@
-"""Which blobs pushes relied on lately: those that a client found, mounted or uploaded, from HAProxy's log.
+"""Reads from HAProxy's log which blobs recent pushes rely on: those that a client found, mounted or uploaded.
 
-A client that was told that a blob is there does not send it, and pushes the manifest later: the blob must stay.
+A client that finds a blob does not send it, and pushes the manifest later. Until then the blob must not be deleted.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ journalctl --quiet --no-pager --output=cat --since="-${back}s" "$@" | LC_ALL=C g
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """Repository and digest of each blob, since when there is a log at all, and whether lines of it were dropped."""
+class PushLog:
+    """Repository and digest of each blob, when the log begins, and whether journald dropped lines of it."""
 
     blobs: frozenset[tuple[str, str]]
     begins: datetime | None
     suppressed: bool = False
 
 
-def ask(host: Host, back: float) -> Named:
+def ask(host: Host, back: float) -> PushLog:
     """The blobs on which pushes by *host* relied in the last *back* seconds. Raises Error (LogUnreadable)."""
     argv = ("sh", "-c", ASK, "named", f"{back:.0f}", str(MOST), FOUND, TAKEN, f"{SILENT:.0f}", *paths.HAPROXY_UNITS)
     result = host.query(*argv, timeout=300)
@@ -70,11 +70,11 @@ def ask(host: Host, back: float) -> Named:
     return found
 
 
-def parse(lines: Iterable[str]) -> Named:
-    """What the script on a server wrote."""
+def parse(lines: Iterable[str]) -> PushLog:
+    """Read the output of ASK."""
     first, *rest = [*lines] or [""]
     told = re.fullmatch(r"begins (\d{1,12})(\.\d+)?", first)
     begins = datetime.fromtimestamp(int(told[1]), UTC) if told else None
     pairs = (re.fullmatch(rf"({_REPOSITORY}) ({_DIGEST})", line) for line in rest)
     suppressed = any(re.fullmatch(r"suppressed [1-9][0-9]*", line) for line in rest[:1])
-    return Named(frozenset((one[1], one[2]) for one in pairs if one), begins, suppressed)
+    return PushLog(frozenset((one[1], one[2]) for one in pairs if one), begins, suppressed)
