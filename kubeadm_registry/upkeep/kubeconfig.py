@@ -36,23 +36,20 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _HINT = "check it with `kubectl --kubeconfig FILE get --raw /version`, or use another kubeconfig"
 
 
-def by_kubeconfig(path: Path, *, context: str = "", patience: float = PATIENCE, agent: str = "kubeadm-registry") -> Api:
-    """The API server that the file *path* names in *context*, or in its current context; nothing is asked of it yet.
+def by_kubeconfig(path: Path, *, patience: float = PATIENCE, agent: str = "kubeadm-registry") -> Api:
+    """A client of the API server in the current context of the file *path*; it has sent no request yet.
 
     Credentials may be a token, a client certificate, a user with password, or an exec plugin, which is run. The file is
     not changed. Raises ConfigError (KubeconfigUnreadable, KubeconfigInvalid).
     """
-    document = _read(path, context)
+    document = _read(path)
     from kubernetes.client import Configuration
     from kubernetes.config.kube_config import KubeConfigLoader
 
     configuration: Any = Configuration()
     with tempfile.TemporaryDirectory() as keys, _logged() as said, _as_invalid(path):
         loader: Any = KubeConfigLoader
-        loaded = loader(
-            config_dict=document, active_context=context or None, config_base_path=str(path.absolute().parent),
-            temp_file_path=keys,
-        )  # fmt: skip
+        loaded = loader(config_dict=document, config_base_path=str(path.absolute().parent), temp_file_path=keys)
         loaded.load_and_set(configuration)
         # The loader goes on without credentials, as a stranger, when a plugin fails.
         user = loaded._user or {}
@@ -88,8 +85,8 @@ def in_cluster(
         ) from error
 
 
-def _read(path: Path, context: str) -> dict[str, Any]:
-    """The mapping in the file *path*, which has a current context or needs none."""
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in the file *path*, which has a current context."""
     try:
         text = read_text(path, _LARGEST)
     except (OSError, ValueError) as error:
@@ -106,7 +103,7 @@ def _read(path: Path, context: str) -> dict[str, Any]:
             raise ValueError("it does not contain a mapping")
         if not document.get("clusters"):
             raise ValueError("it names no clusters")
-        if not context and not document.get("current-context"):
+        if not document.get("current-context"):
             raise ValueError("it has no current-context")
         return {"contexts": [], "users": [], **document}
 

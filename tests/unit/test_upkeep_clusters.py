@@ -559,13 +559,14 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert str(caught.value) == f"cannot read the kubeconfig {tmp_path / 'file'}: no such file or directory"
 
 
-def test_a_proxy_and_another_context(tmp_path: Path) -> None:
+def test_the_current_context_and_its_proxy_are_used(tmp_path: Path) -> None:
     proxied = {"name": "d", "cluster": {"server": "https://10.0.0.2:6443/k8s/", "proxy-url": "http://proxy:3128"}}
     other = {"name": "y", "context": {"cluster": "d", "user": "u"}}
-    document = {"clusters": [CLUSTER, proxied], "contexts": [CONTEXT, other], "current-context": "x"}
-    (tmp_path / "file").write_text(json.dumps(document))
+    document = {"clusters": [CLUSTER, proxied], "contexts": [CONTEXT, other]}
+    (tmp_path / "file").write_text(json.dumps({**document, "current-context": "x"}))
     assert kubeconfig.by_kubeconfig(tmp_path / "file").server == "https://10.0.0.1:6443"
-    api = kubeconfig.by_kubeconfig(tmp_path / "file", context="y")
+    (tmp_path / "file").write_text(json.dumps({**document, "current-context": "y"}))
+    api = kubeconfig.by_kubeconfig(tmp_path / "file")
     assert api.server == "https://10.0.0.2:6443/k8s"
     assert isinstance(api._pool, urllib3.ProxyManager)
 
