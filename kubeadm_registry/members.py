@@ -1,12 +1,12 @@
-"""Which nodes the registry consists of: the list that its agents vote by, and how it may change.
+"""The list of members: which nodes the registry consists of and who votes, and how that may change.
 
-The list has a *generation*, which grows with each change. Until all nodes have the new list, what the agents decide
-needs more than half of the list before as well (``before``): any two majorities then share a node, and what one of them
-has promised binds the other (docs/agent.md, "The lease"). A node that has left is remembered as *former*: if it is
-switched on again, the others keep its storage away and tell its agent that it is no member.
+The list has a *generation*, which grows with each change. Until all nodes have the new list, a decision of the agents
+also needs more than half of the previous list (``before``). Any two majorities then share a node, and what one of them
+has promised binds the other (docs/agent.md, "The lease"). A node that left stays in the list as *former*: if it is
+switched on again, the others reject its storage and tell its agent that it is not a member.
 
-The list is one JSON file, equal on every node. A node that missed a change has an older one: the highest generation
-counts. A registry of release 0.1 has no file, which is generation 1.
+The list is a JSON file, the same on every node. A node that missed a change has an older one; the highest generation
+counts. A registry of release 0.1 has no file, which means generation 1.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _EARLIER = "earlier"
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """A list of members. Addresses by the names of nodes."""
+    """A list of members. *nodes* has the address of each node by its name."""
 
     generation: int
     nodes: Mapping[str, str]
     before: tuple[str, ...] = ()
-    """Names of the list before, while not all nodes have this one."""
+    """The names in the previous list, until all nodes have this one; then empty."""
     former: Mapping[str, str] = field(default_factory=dict)
-    """Nodes that have left, each with its last address. A member that moved is here with its address of before."""
+    """Nodes that left, with their last address. A member with a new address is here with its previous one."""
     earlier: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Other addresses that they had, the oldest first. Not in ``former``, which is by name in every release."""
+    """Further addresses that they had, the oldest first: ``former`` has one for each name, in every release."""
     found: Found | None = field(default=None, compare=False, repr=False)
     """What a newer release has added to the file."""
 
@@ -50,12 +50,12 @@ class Members:
 
     @property
     def left(self) -> tuple[tuple[str, str], ...]:
-        """Each address that has to be kept out, with the name of the node that left it; the oldest of a name first."""
+        """Name and address of each node that left, also its earlier addresses, the oldest first: these are excluded."""
         earlier = ((name, at) for name, several in self.earlier.items() for at in several)
         return (*earlier, *self.former.items())
 
     def supersedes(self, other: Members) -> bool:
-        """Whether to write *other* would undo this list; of one generation the settled one is the younger."""
+        """Whether *other* must not replace this list. Of two lists of one generation, the settled one is newer."""
         if self.generation != other.generation:
             return self.generation > other.generation
         return self.nodes != other.nodes or (self.settled and not other.settled)
@@ -65,7 +65,7 @@ class Members:
         return FORMAT.render(kept(self.values(), self.found), self.found)
 
     def values(self) -> dict[str, Any]:
-        """As JSON has it, without what a newer release has added."""
+        """The list as JSON, without values that only newer releases know."""
         return {
             "generation": self.generation,
             "nodes": dict(sorted(self.nodes.items())),
@@ -75,11 +75,11 @@ class Members:
         }
 
     def settle(self) -> Members:
-        """The same list, once it alone decides."""
+        """The same list, which now decides without the previous one."""
         return replace(self, before=())
 
     def changed_to(self, nodes: Mapping[str, str]) -> Members:
-        """The next list, of *nodes*; the same one if these are its nodes. Raises Error (MembersUnsettled)."""
+        """The next list, with *nodes*; this one if they are the same. Raises Error (MembersUnsettled)."""
         if dict(nodes) == dict(self.nodes):
             return self
         if not self.settled:
@@ -92,9 +92,9 @@ class Members:
         return replace(self.without(nodes), before=tuple(self.nodes))
 
     def without(self, nodes: Mapping[str, str]) -> Members:
-        """The next list, of *nodes*, which alone decides: while nothing can be stored. It remembers who has left."""
+        """The next list, with *nodes*, which decides alone: for a registry that stores nothing yet."""
         gone = {**self.former, **{name: at for name, at in self.nodes.items() if nodes.get(name) != at}}
-        # An address that is used again is a member's, whoever had it before.
+        # An address that a member uses now is not excluded, whoever had it before.
         taken = set(nodes.values())
         former = {name: at for name, at in gone.items() if at not in taken}
         earlier = [(name, at) for name, at in self.left if at not in taken and former.get(name) != at]
@@ -152,10 +152,10 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def newest(found: Mapping[str, Members]) -> Members | None:
-    """The list that counts of those *found* on nodes; None if no node has one. Raises Error (MembersConflict).
+    """The newest of the lists *found* on nodes; None if no node has one. Raises Error (MembersConflict).
 
-    Of one generation there is one list; whether it is settled is the younger word. What a newer release has added to it
-    on some of the nodes is of the list.
+    Lists of one generation have the same nodes; of these, a settled one is newer. Values that a newer release has added
+    on some of the nodes are kept.
     """
     best: tuple[str, Members] | None = None
     for name, one in found.items():

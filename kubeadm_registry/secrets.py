@@ -1,4 +1,4 @@
-"""What the servers keep to themselves: the CA, the credentials of each role, the storage's keys.
+"""The secrets that the nodes share: the CA, the credentials of each role, the keys of the storage.
 
 All of it is one JSON file, ``/etc/kubeadm-registry/secrets.json``, mode 0600, equal on every server, written whole. So
 a run that dies leaves either all of it or nothing on a server, and any machine with SSH access can run the next one.
@@ -73,7 +73,7 @@ _IDENTITY = ("generation", "ca_certificate", "ca_key")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secrets:
-    """The secrets of one cluster. Every value is text, but for the nodes' keys and what is being exchanged."""
+    """The secrets of one cluster. Fields that are not text are explained below them."""
 
     generation: str
     made: str
@@ -83,50 +83,50 @@ class Secrets:
     """Garage's: 32 random bytes in hex."""
     admin_token: str
     s3_key_id: str
-    """``GK`` and 24 hex digits, the form that Garage insists on for keys made elsewhere."""
+    """``GK`` and 24 hex digits: Garage requires this form of keys that it did not generate."""
     s3_secret_key: str
     push_password: str
     pull_password: str
     upload_secret: str
-    """Signs Distribution's upload state; the same on every server, else an upload cannot go on elsewhere."""
+    """Signs Distribution's upload state; the same on every node, so that an upload can continue on another one."""
     heartbeat_key: str
     retention_key: str
     """Signs the ledger of retention."""
     retention_password: str
-    """Of the user ``retention``: the executor's alone."""
+    """The password of the user ``retention``, which only the executor uses."""
     node_keys: Mapping[str, str]
     """Garage's node keys, ed25519 seed and public key in hex, by node name."""
     revision: int = 0
-    """Grows with each exchange of a secret."""
+    """Incremented each time that a secret is exchanged."""
     overlap: Mapping[str, str] = field(default_factory=dict)
-    """What is accepted beside the others while secrets are exchanged: the next CA or the one of before, passwords."""
+    """What is also accepted while secrets are exchanged: the next or the previous CA, previous passwords."""
     renewal: Mapping[str, str] = field(default_factory=dict)
-    """By node, the fingerprint of the certificate that is to be replaced, however long it is still valid."""
+    """By node, the fingerprint of a certificate that must be replaced even if it is valid for long."""
     kept: Found = field(default_factory=lambda: Found({}, FORMAT.stamp()))
-    """What a newer release has added to the file, and what it asks of those who write it."""
+    """Values that a newer release has added to the file, and what it requires of releases that write it."""
 
     @property
     def trust(self) -> str:
-        """What clients and nodes trust (PEM): the CA that signs, then the one that follows or was before."""
+        """The CAs that clients and nodes trust (PEM): the one that signs, then the next or the previous one."""
         return "".join(self.accepted("ca_certificate"))
 
     def accepted(self, name: str) -> tuple[str, ...]:
-        """The values of the secret *name* that are accepted: the one in use, then what follows or was before."""
+        """The accepted values of the secret *name*: the one in use, then the next or the previous one."""
         others = (self.overlap.get(f"{kind}{name}") for kind in (NEXT, FORMER))
         return (getattr(self, name), *(one for one in others if one))
 
     @property
     def left_heartbeat_keys(self) -> tuple[str, ...]:
-        """The agents' keys that only nodes which have left may still have."""
+        """Former keys of the agents, which only nodes that left may still use."""
         return tuple(self.overlap.get(LEFT, "").split())
 
     @property
     def exchanging(self) -> bool:
-        """Whether a secret is being exchanged, so that a release which knows one value of it may not write."""
+        """Whether a secret is being exchanged; a release that knows one value of it must not write then."""
         return _exchanging(self.overlap)
 
     def passwords(self, role: str) -> tuple[str, ...]:
-        """The passwords by which *role* may log in, that of before last."""
+        """The accepted passwords of *role*, the previous one last."""
         return self.accepted(f"{role}_password")
 
     def node_id(self, name: str) -> str:
@@ -134,13 +134,13 @@ class Secrets:
         return self.node_key(name)[64:]
 
     def node_key(self, name: str) -> str:
-        """Garage's key of the node *name*. Raises NotYetKnown before it is made."""
+        """Garage's key of the node *name*. Raises NotYetKnown before it is generated."""
         if name not in self.node_keys:
             raise NotYetKnown(f"the storage key of {name} is made by the phase secrets", hint="run init")
         return self.node_keys[name]
 
     def password(self, role: str) -> str:
-        """The password of ``push``, ``pull`` or ``retention``, which is the user's name as well."""
+        """The password of *role*: ``push``, ``pull`` or ``retention``, which is also the user name."""
         return self._logins[role]
 
     @property
@@ -149,7 +149,7 @@ class Secrets:
 
     @property
     def found(self) -> Found:
-        """The same as a record: all keys, those of a newer release as well."""
+        """The secrets as a record, with the values of a newer release."""
         known = {name: getattr(self, name) for name in _KNOWN}
         known |= {name: dict(known[name]) for name in ("node_keys", "overlap", "renewal")}
         for name in _CHANGING:
@@ -162,7 +162,7 @@ class Secrets:
         return render(self.found)
 
     def same_as(self, content: bytes) -> bool:
-        """Whether a file with this *content* says the same, be it without a version, as release 0.1 wrote it."""
+        """Whether a file with this *content* has the same secrets; it may lack a version, as in release 0.1."""
         try:
             there = FORMAT.parse(content)
         except Damaged:
@@ -171,7 +171,7 @@ class Secrets:
 
     @classmethod
     def from_json(cls, content: bytes) -> Secrets:
-        """Read the content of the file of a cluster that lacks nothing. Raises ValueError, NewerFormat."""
+        """Read the content of a file that has all secrets. Raises ValueError, NewerFormat."""
         found = _parse(content)
         if missing := _missing(found.values):
             raise ValueError(f"it has no {', '.join(missing)}")
@@ -179,7 +179,7 @@ class Secrets:
 
     @classmethod
     def of(cls, found: Found) -> Secrets:
-        """From a record that lacks nothing."""
+        """The secrets in a complete record."""
         known, others = split(found.values, _KNOWN)
         return cls(**{"made": "", "node_keys": {}, **known}, kept=Found(others, found.stamp))
 
@@ -198,7 +198,7 @@ class Secrets:
         secret = [(name, str(getattr(self, name))) for name in _KNOWN if name not in others]
         secret += [(name, value) for name, value in self.overlap.items() if not name.endswith("_ca_certificate")]
         for name, value in (*secret, *_texts(self.kept.values)):
-            # In a diff each line of a key has a mark before it.
+            # In a diff every line of a key begins with a mark, so lines are replaced one by one.
             for part in (value, *pki.secret_lines(value)):
                 text = text.replace(part, f"<{name}>")
         for role in self._logins:
@@ -255,7 +255,7 @@ def revision_in(content: bytes) -> tuple[str, int]:
 
 
 def basic(user: str, password: str) -> str:
-    """A login as HTTP's Basic scheme has it (RFC 7617)."""
+    """Credentials in the form of HTTP Basic authentication (RFC 7617)."""
     return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 

@@ -1,4 +1,4 @@
-"""A server that we reach, and the seam behind which it is reached."""
+"""A host on which commands run, and the interface that connects to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kubeadm_registry.result import Result
 
 
 class Transport(Protocol):
-    """The only seam to a host. Behind it are SSH, this machine, or a fake in unit tests."""
+    """The only interface to a host, implemented by SSH, by this machine, and by a fake in unit tests."""
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Result:
         """Run *argv* as root and wait for its end, *timeout* seconds at most (raises CommandTimeout)."""
@@ -31,26 +31,26 @@ class Transport(Protocol):
         """An address and port of this machine that leads to *address*:*port* as the host sees it."""
 
     def close(self) -> None:
-        """End the connection and with it the lock."""
+        """Close the connection, which releases the lock."""
 
 
 #: Owner and group of a file as names and as numbers, for ``stat``; ``owner_of`` reads it.
 OWNER = "%U:%G %u:%g"
 
-#: Ends the name of a file that is being written. Programs read ``conf.d/*.toml`` and the like at any moment, and Go's
-#: patterns match a name that begins with a dot: so it is the end that must not be theirs.
+#: The suffix of a file that is being written. Programs may read ``conf.d/*.toml`` and the like at any moment, and Go's
+#: patterns match names that begin with a dot, so only a suffix hides the file from them.
 UNFINISHED = ".kubeadm-registry"
 
-#: Asks for type, mode, owner and size of a path and for its content, in one round trip.
-#: ``$1`` path. Status 3: no such file; 4: it is there and is not a regular file.
+#: Reads mode, owner and content of the file ``$1`` in one round trip. Status 3: it does not exist; 4: it is not a
+#: regular file.
 _READ = f"""
 [ -e "$1" ] || [ -L "$1" ] || exit 3
 [ -f "$1" ] || exit 4
 stat -L -c '%a {OWNER}' -- "$1" && cat -- "$1"
 """
 
-#: The same of many paths at once, for a few processes in all: a status for each path, then what ``stat`` says of those
-#: that are files, with their sizes first, then the contents.
+#: The same for many paths with a few processes: prints a status for each path, then, for those that are files, size,
+#: mode and owner, then the contents.
 _READ_MANY = f"""
 count=$#
 for path; do
@@ -64,11 +64,11 @@ shift "$count"
 """
 
 #: Writes standard input, ``$4`` bytes with the SHA-256 ``$5``, to a new file beside ``$1``, with mode ``$2`` and owner
-#: ``$3``; lets ``$7...`` look at it (``{path}`` stands for its name, which ends in ``$6``); flushes it to disk and
-#: renames it: the file is whole at any moment. What runs left that were killed in here, by a power cut too, is removed.
-#: In a directory of another user, such as a service, who could put a link in its place, it is made anew and used by its
-#: descriptor alone: else root would write where that leads, and give it away.
-#: When the connection breaks, the complaint has no reader: SIGPIPE would end the shell before it cleans up.
+#: ``$3``; validates it with ``$7...`` (``{path}`` stands for its name, which ends in ``$6``); flushes it to disk and
+#: renames it, so that the file is complete at any moment. Unfinished files of earlier runs are removed.
+#: Another user, such as a service, may own the directory and replace the new file by a link. So it is created
+#: exclusively and used by its descriptor: otherwise root would write to the target of the link, and change its owner.
+#: PIPE is ignored because nobody reads the output after a broken connection: it would end the shell before its cleanup.
 _WRITE = f"""
 set -e
 trap '' PIPE HUP
@@ -112,12 +112,12 @@ def side_by_side(
     work: Callable[[Item], Outcome], items: Sequence[Item], *, at_most: int | None = None,
     interrupted: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:  # fmt: skip
-    """Do *work* for all *items*, hosts or nodes, at the same time, or *at_most* so many at a time.
+    """Do *work* for all *items*, hosts or nodes, in parallel, or for *at_most* of them at a time.
 
-    Returns the outcomes in their order, or raises the first error. At a KeyboardInterrupt *interrupted* is called, then
-    what has begun comes to its end.
+    Returns the outcomes in the order of *items*, or raises the first error. A KeyboardInterrupt calls *interrupted*,
+    and is raised when the work that has begun is completed.
     """
-    if len(items) == 1:  # as most have, of a phase that goes from node to node: no thread for it
+    if len(items) == 1:  # needs no thread, as in a phase that runs on one node at a time
         return [work(items[0])]
     with ThreadPoolExecutor(max_workers=max(1, min(len(items), at_most or len(items)))) as pool:
         try:
@@ -128,14 +128,14 @@ def side_by_side(
 
 
 def has_address(host: Host, address: str) -> bool:
-    """Whether *host* has *address* now, and not one that another host denied it (dadfailed, which is tentative too)."""
+    """Whether *host* has *address*. A tentative one does not count, such as one that another host uses (dadfailed)."""
     return bool(host.query("ip", "-oneline", "address", "show", "-tentative", "to", prefix(address), timeout=15).text)
 
 
 def owner_of(said: str) -> str:
-    """``user:group``, of what ``stat`` *said* by OWNER: as numbers where the host has no name, or one with a blank.
+    """``user:group`` from what ``stat`` printed for OWNER. A number replaces a name that is unknown or has a blank.
 
-    The usual group of users from Active Directory has one: ``domain users``.
+    The usual group of users from Active Directory has a blank: ``domain users``.
     """
     names, _, numbers = said.rpartition(" ")
     pairs = zip(names.split(":"), numbers.split(":"), strict=True)
@@ -143,7 +143,7 @@ def owner_of(said: str) -> str:
 
 
 def _write_hint(path: str, said: bytes) -> str:
-    """What to do when writing *path* failed with these words."""
+    """The hint for a failed write to *path*, by the output *said*; empty if there is none."""
     directory = path.rpartition("/")[0] or "/"
     if b"Operation not permitted" in said:
         return (
@@ -159,7 +159,7 @@ def _write_hint(path: str, said: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A plain file on a host: content, mode (``644``) and owner (``root:root``; a number where there is no name)."""
+    """A regular file on a host: content, mode (``644``) and owner (``root:root``; see ``owner_of``)."""
 
     content: bytes
     mode: int
@@ -168,9 +168,9 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One server. ``query``, ``read`` and ``state`` ask; ``run``, ``write`` and ``upload`` act.
+    """A host. ``query``, ``read`` and ``state`` only read; ``run``, ``write`` and ``upload`` change it.
 
-    A *read_only* host refuses to act: that is how a dry-run is enforced rather than promised.
+    A *read_only* host refuses changes, which enforces a dry-run.
     """
 
     name: str
@@ -179,11 +179,11 @@ class Host:
     read_only: bool = False
 
     def query(self, *argv: str, stdin: bytes = b"", timeout: float = 60) -> Result:
-        """Ask: run *argv*, which changes nothing. A non-zero status is an answer."""
+        """Run *argv*, which changes nothing. A non-zero status is not an error."""
         return self.transport.run(argv, stdin=stdin, timeout=timeout)
 
     def run(self, *argv: str, stdin: bytes = b"", timeout: float = 60) -> Result:
-        """Act: run *argv*. Raises CommandFailed on a non-zero status."""
+        """Run *argv*, which may change the host. Raises CommandFailed on a non-zero status."""
         self._may_act(argv)
         result = self.transport.run(argv, stdin=stdin, timeout=timeout)
         if not result.ok:
@@ -191,7 +191,7 @@ class Host:
         return result
 
     def state(self, path: str) -> FileState | None:
-        """Content, mode and owner of the plain file *path*; None if there is none."""
+        """Content, mode and owner of the regular file *path*; None if it does not exist."""
         result = self.query(*_reading(path))
         if result.code == 3:
             return None
@@ -203,9 +203,9 @@ class Host:
         return FileState(content, int(mode, 8), owner_of(owner))
 
     def read_ahead(self, paths: Sequence[str]) -> list[Result]:
-        """What ``state`` will ask for each of *paths*, and the answers, by one question; none if they do not fit.
+        """The commands that ``state`` will run for *paths*, with their results, read by one command.
 
-        A file that changes meanwhile has another size than content.
+        Empty if the sizes do not match the contents, because a file has changed meanwhile.
         """
         result = self.query("sh", "-c", _READ_MANY, "read-ahead", *paths)
         lines = result.stdout.split(b"\n", len(paths))
@@ -228,18 +228,18 @@ class Host:
         return answers
 
     def read(self, path: str) -> bytes | None:
-        """Content of the file *path*; None if there is none."""
+        """The content of the regular file *path*; None if it does not exist."""
         state = self.state(path)
         return None if state is None else state.content
 
     def write(
         self, path: str, content: bytes, *, mode: int = 0o644, owner: str = "root:root", validate: Sequence[str] = ()
     ) -> None:
-        """Write *path* whole: new name, content, owner, mode, *validate*, flush, rename.
+        """Replace *path* atomically: write a new file with *content*, *mode* and *owner*, validate it, and rename it.
 
-        *validate* is a command that must accept the new file before it replaces the old one: ``{path}`` stands for its
-        name, and ``{path}.json`` for a name that ends so, for a program that tells the format by it. Raises
-        CommandFailed, and the old file is as it was.
+        *validate* is a command that must accept the new file: ``{path}`` stands for its name, and ``{path}.json`` for a
+        name with that suffix, for programs that detect the format by it. Raises CommandFailed and keeps the old file if
+        it does not.
         """
         ending = next((word.removeprefix("{path}") for word in validate if word.startswith("{path}")), "")
         check = [word.removesuffix(ending) if word.startswith("{path}") else word for word in validate]
@@ -262,11 +262,11 @@ class Host:
 
     @property
     def live(self) -> Host:
-        """The same host, asked anew where it remembers what it said: for what is another thing each time."""
+        """The same host without remembered answers, for questions whose answer changes."""
         return replace(self, transport=getattr(self.transport, "live", self.transport))
 
     def as_read_only(self) -> Host:
-        """The same host, which refuses to be changed."""
+        """The same host, which refuses changes."""
         return replace(self, read_only=True)
 
     def _may_act(self, argv: Sequence[str]) -> None:
