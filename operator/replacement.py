@@ -221,7 +221,7 @@ def _spare(snapshot: Snapshot, spec: Spec, listed: Members, old: str) -> Node | 
             return Node.model_validate(values)
         except ValidationError as error:
             return Wait("SpareInvalid", f"{why}: {error.errors()[0]['loc'][0]} {error.errors()[0]['msg']}")
-    return Wait("NoSpare", f"{old} is gone, and no machine is there for its place: a Node of the control plane that is "
+    return Wait("NoSpare", f"{old} is gone, and no machine can take its place: it needs a control-plane Node that is "
                 f"Ready and has the label {SPARE}")  # fmt: skip
 
 

@@ -132,7 +132,7 @@ class Collection:
     @property
     def end(self) -> Phase:
         """What a run that died has begun to delete is left at that."""
-        return Phase("end", "End the deletion that nobody waits for", lambda _, host: self._end(), on=leader)
+        return Phase("end", "Stop the deletion of the interrupted run", lambda _, host: self._end(), on=leader)
 
     @property
     def restart(self) -> Phase:

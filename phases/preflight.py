@@ -113,7 +113,7 @@ def packet_filter(cluster: Cluster, host: Host) -> Iterator[str]:
     yield (
         f"the kernel or nft refuses the rules that the registry needs: {said[0] if said else f'status {tried.code}'}; "
         "use the distribution's standard kernel and its latest nftables, and restart the node if its kernel was "
-        "upgraded since it started, for the modules of the one that runs are gone then"
+        "upgraded since it started: the modules of the running kernel are removed then"
     )
 
 

@@ -55,7 +55,7 @@ def operator_of(cluster: Cluster, kubeconfig: Path | None) -> Api | None:
         return None
     if kubeconfig is None:
         raise ConfigError(
-            "the operator is installed and must be told as well", code="UsageInvalid",
+            "the operator is installed and must be updated as well", code="UsageInvalid",
             hint="pass --kubeconfig FILE, or remove it with `kubeadm-registry operator uninstall`",
         )  # fmt: skip
     return api_of(kubeconfig)

@@ -76,7 +76,7 @@ def upgrade(
         found = overview(cluster, workflows.NODE) if dry_run else None
         if found is None:
             for text in way_back(cluster):
-                reporter.note(f"no way back: {text}", level="warning")
+                reporter.note(f"no downgrade: {text}", level="warning")
         elif context.output == "text":
             _show(found)
         hosts = phases.order(cluster)
@@ -147,6 +147,6 @@ def _show(found: Overview) -> None:
         screen.print(f"{number}. {turn.node}{' (VIP holder)' if turn.holds_vip else ''}: {units}{moved}")
     screen.print()
     for text in found.way_back:
-        screen.print(f"no way back: {text}")
+        screen.print(f"no downgrade: {text}")
     if not found.way_back:
         screen.print(f"going back to {found.before or 'the earlier release'} is possible: see docs/upgrade.md")

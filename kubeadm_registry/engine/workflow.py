@@ -182,7 +182,9 @@ def _run_phase(
 
     def interrupted() -> None:
         stopping.set()
-        reporter.note("interrupted: what has begun ends first; Ctrl-C once more ends it at once", level="warning")
+        reporter.note(
+            "interrupted: completing changes in progress; press Ctrl-C again to stop immediately", level="warning"
+        )
 
     def work(host: Host) -> PhaseFailed | None:
         try:

@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
             work = partial(_due, folder) if given.timer else partial(_ordered, folder, given.order)
             return _done(node, given.order, work)
     except BlockingIOError:
-        _tell("another run is going on")
+        _tell("another run is in progress")
         return _BUSY
     except Error as error:
         _tell(f"failed [{error.code}]: {error.advice}")

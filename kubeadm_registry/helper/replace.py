@@ -75,7 +75,7 @@ def asked(here: Host) -> tuple[str, Node]:
     except (Damaged, KeyError, ValidationError) as error:
         raise Error(
             f"{replacing.REQUEST}: {error}", host=here.name, code="RequestDamaged",
-            hint="have the node replaced again: this writes the file anew",
+            hint="request the replacement again, which rewrites the file",
         ) from error  # fmt: skip
 
 

@@ -323,7 +323,7 @@ def _authenticate(transport: paramiko.Transport, settings: Settings, target: Ssh
         else:
             if not missing:
                 return
-            tried.append(f"{what} (accepted, but {' and '.join(missing)} is wanted as well)")
+            tried.append(f"{what} (accepted, but {' and '.join(missing)} is also required)")
     raise _no_entry(settings, target, tried, "")
 
 

@@ -181,7 +181,7 @@ def _older(name: str, report: ClusterReport, before: Ledger) -> Iterator[Reason]
         yield Reason(
             "ClusterOlder",
             f"{name} does not remember what it was told with the last plan: its etcd was restored from a backup, and "
-            "may not know of all workloads, or the object of the plan was made anew",
+            "may not know of all workloads, or the object of the plan was created again",
             f"check that everything is there that should run, then pass --accept ClusterOlder={known.marker}",
             approval=f"ClusterOlder={known.marker}",
         )

@@ -150,7 +150,7 @@ def test_an_operator_must_be_told_as_well(site: Site, monkeypatch: pytest.Monkey
     for server in site.fake.servers.values():
         server.put(helper.KEYS, b"a key\n")
     said = renew("--ca", "--no-clients", code=2)
-    assert "the operator is installed and must be told as well" in said["message"]
+    assert "the operator is installed and must be updated as well" in said["message"]
     assert site.stages() == {""}
     told: list[str] = []
     monkeypatch.setattr(others.installing, "refresh", lambda _, secrets, __: told.append(rotation.stage(secrets)))

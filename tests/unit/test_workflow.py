@@ -645,7 +645,7 @@ def test_an_interruption_is_told_and_begins_no_further_step(three: FakeCluster) 
     finally:
         signal.signal(signal.SIGINT, before)
     assert [text for _, text in recorder.notes] == [
-        "interrupted: what has begun ends first; Ctrl-C once more ends it at once"
+        "interrupted: completing changes in progress; press Ctrl-C again to stop immediately"
     ]
     assert all(MOTD not in server.tree for server in three.servers.values())
 
