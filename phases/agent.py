@@ -30,7 +30,7 @@ VOTES, VOTERS = Timings().lease + 0.5, 10.0
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
-    """Install the agent, which looks after the frontend and the storage."""
+    """Install the agent. With zot, writes pause first if the restart of an agent would end the writer."""
     single = frontend(cluster.spec).SINGLE_WRITER
     if single:
         yield VotersBack(cluster)
@@ -45,25 +45,25 @@ def _install(cluster: Cluster, host: Host) -> Steps:
 
 
 def begins_anew(cluster: Cluster, host: Host) -> bool:
-    """Whether the agent of *host* is about to start, or to begin anew."""
+    """Whether the agent of *host* is about to start or restart."""
     units = (change for change in _install(cluster, host) if isinstance(change, Running))
     return any(agent.MADE_OF & set(unit.stale(host)) for unit in units)
 
 
 @dataclass
 class VotersBack:
-    """All other agents vote, so that the writer keeps its majority while this one does not."""
+    """All other agents vote, so that the writer keeps its majority while this agent restarts."""
 
     cluster: Cluster
     title = "wait until the other agents vote"
     _waited: bool = False
 
     def diff(self, host: Host) -> str | None:
-        """Who does not vote yet, if this agent is about to begin anew."""
+        """Which agents do not vote yet, if this one is about to restart."""
         return None if self._waited or not begins_anew(self.cluster, host) else self._missing(host)
 
     def apply(self, host: Host) -> None:
-        """Wait. One that starts again and again must not keep this one from being mended."""
+        """Wait, but not for ever: an agent that restarts repeatedly must not block the repair of this one."""
         self._waited = True
         with suppress(CommandTimeout):
             wait(host, self._missing, what="the other agents vote", timeout=VOTERS)
@@ -79,7 +79,7 @@ def _young(state: Mapping[str, Any]) -> bool:
 
 
 def _ending(cluster: Cluster, host: Host) -> Host | None:
-    """The writer, if it loses the lease when the agent of *host* begins anew, and can be asked to end before."""
+    """The writer, if it loses the lease when the agent of *host* restarts, and can be asked to yield it before."""
     found = askable(cluster) if begins_anew(cluster, host) else None
     if found is None:
         return None
@@ -92,7 +92,7 @@ def _ending(cluster: Cluster, host: Host) -> Host | None:
 
 
 def _loses(cluster: Cluster, host: Host) -> bool:
-    """Whether *host* is the writer, and its agent is about to begin anew."""
+    """Whether *host* is the writer and its agent is about to restart."""
     found = askable(cluster) if begins_anew(cluster, host) else None
     return found is not None and found[0].name == host.name
 

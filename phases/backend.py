@@ -1,4 +1,4 @@
-"""The replicated storage: installed on each server, formed once, seen whole from everywhere."""
+"""The replicated storage: installed on each node, formed once, and connected on each node."""
 
 from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components.services import backend
@@ -10,17 +10,17 @@ from kubeadm_registry.transport.host import Host
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
-    """Install the storage on this server, without which its registry writes nothing."""
+    """Install the storage on this node; with zot, pause writes while it restarts."""
     return while_restarting(cluster, host, lambda one, at: backend(one.spec).install(one, at))
 
 
 def form(cluster: Cluster, host: Host) -> Steps:
-    """Make one storage of all servers."""
+    """Create the storage cluster of all nodes."""
     return backend(cluster.spec).form(cluster, host)
 
 
 def joined(cluster: Cluster, host: Host) -> Steps:
-    """Wait until this server sees the storage whole."""
+    """Wait until this node is connected to all other storage nodes."""
     return backend(cluster.spec).joined(cluster, host)
 
 

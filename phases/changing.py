@@ -1,4 +1,4 @@
-"""Carries out a change of members: a node that leaves and has the virtual IP gives that up by a planned move."""
+"""Carries out a change of members. If a node that leaves holds the virtual IP, a planned move comes first."""
 
 from __future__ import annotations
 
@@ -60,6 +60,6 @@ def _with_both_addresses(cluster: Cluster, holder: Host) -> Cluster:
 
 
 def _holder(cluster: Cluster) -> Host | None:
-    """The node that leaves, if it has the virtual IP and others stay."""
+    """The node that leaves, if it holds the virtual IP and other members stay."""
     vip = cluster.spec.vip.address
     return next((host for host in retiring(cluster) if stayers(cluster) and has_address(host, vip)), None)

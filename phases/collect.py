@@ -69,12 +69,12 @@ class Collection:
     """The runs of the frontends by node, of which it is not known whether they know what has gone."""
 
     def member(self, host: Host) -> Member:
-        """The node that *host* is."""
+        """The member for *host*."""
         return next(one for one in self.members if one.name == host.name)
 
     @property
     def leader(self) -> Member:
-        """The node that lists and deletes."""
+        """The member on which blobs are listed and deleted."""
         return self.member(self.cluster.leader)
 
     # ---- before ---------------------------------------------------------------------------------------------------
@@ -116,34 +116,34 @@ class Collection:
 
     @property
     def close(self) -> Phase:
-        """No proxy takes a push any more."""
+        """All proxies refuse pushes."""
         return Phase("close", "Close pushes at every proxy", lambda _, host: self._close(host))
 
     @property
     def drain(self) -> Phase:
-        """What is being uploaded comes to its end."""
+        """Uploads in progress are completed."""
         return Phase("drain", "Wait for pushes in flight", lambda _, host: self._drain())
 
     @property
     def sweep(self) -> Phase:
-        """What no manifest needs goes, and no push relies on."""
+        """Delete the blobs that no manifest needs and no push relies on."""
         return Phase("sweep", "Delete what no manifest needs", lambda _, host: self._sweep(), on=leader)
 
     @property
     def end(self) -> Phase:
-        """What a run that died has begun to delete is left at that."""
+        """Stop a deletion that an interrupted run has left."""
         return Phase("end", "Stop the deletion of the interrupted run", lambda _, host: self._end(), on=leader)
 
     @property
     def restart(self) -> Phase:
-        """No frontend remembers what has gone."""
+        """Restart the frontends, which cache deleted blobs."""
         return Phase(
             "restart", "Restart the registry on each node", lambda _, host: self._restart(), one_at_a_time=True
         )
 
     @property
     def reopen(self) -> Phase:
-        """The proxies take pushes."""
+        """All proxies accept pushes."""
         return Phase("open", "Open pushes", lambda _, host: self._open())
 
     def _close(self, host: Host) -> Steps:
@@ -213,7 +213,7 @@ class _Once:
 
 @dataclass(frozen=True, slots=True)
 class _Closed:
-    """The proxies of a node take no push, and its frontend will start again shortly before they take some."""
+    """The proxies of a node refuse pushes, and its frontend will restart shortly before they accept them again."""
 
     run: Collection
     place: int
@@ -235,7 +235,7 @@ class _Closed:
 
 @dataclass(frozen=True, slots=True)
 class _Restarted:
-    """The frontend of a node has forgotten which blobs are there, and the node serves reads as before."""
+    """The frontend of a node has restarted, so that it caches no deleted blob, and the node serves reads again."""
 
     run: Collection
     title = "restart the registry"
@@ -258,7 +258,7 @@ class _Restarted:
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """The proxies of a node take pushes."""
+    """The proxies of a node accept pushes."""
 
     run: Collection
     title = "open pushes"

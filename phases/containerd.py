@@ -1,4 +1,4 @@
-"""containerd on the servers pulls from the registry; everything else in its configuration stays."""
+"""Configure containerd on the nodes to pull from the registry; the rest of its configuration is kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kubeadm_registry.transport.host import Host
 
 
 def settings(spec: Spec, secrets: Secrets) -> containerd.ContainerdSettings:
-    """What containerd has to know."""
+    """The settings for containerd."""
     login = "" if spec.proxy.anonymous_pull else f"Basic {basic('pull', secrets.pull_password)}"
     return containerd.ContainerdSettings(
         vip_addresses=spec.vip.addresses,
@@ -29,7 +29,7 @@ def settings(spec: Spec, secrets: Secrets) -> containerd.ContainerdSettings:
 
 
 def point(cluster: Cluster, host: Host) -> Steps:
-    """Point this server's containerd at the registry."""
+    """Configure containerd on this node to pull from the registry."""
     return containerd.steps(host, settings=settings(cluster.spec, cluster.secrets), turn=cluster.turn)
 
 
@@ -39,7 +39,7 @@ def usable(cluster: Cluster, host: Host) -> Iterator[str]:
 
 
 def notices(cluster: Cluster, host: Host) -> Iterator[str]:
-    """What of the user's stays as it is, although it is not what we would write."""
+    """Settings of the user that are kept although they differ from those that init would write."""
     return containerd.notices(host, settings(cluster.spec, cluster.secrets))
 
 

@@ -97,7 +97,7 @@ def finish(
     cluster: Cluster, reporter: Reporter, others: Callable[[Cluster], None], roles: Sequence[str], *,
     dry_run: bool = False,
 ) -> list[Action]:  # fmt: skip
-    """Have the nodes refuse the passwords of before for *roles*, once *others* have the new ones.
+    """Have the nodes refuse the previous passwords of *roles*, once *others* have the new ones.
 
     Raises as ``rotate``.
     """

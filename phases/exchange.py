@@ -1,4 +1,4 @@
-"""What two sides must know is replaced in stages, from the one at which an earlier run stopped."""
+"""Replaces secrets that two sides share, in stages; continues at the stage at which an earlier run stopped."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from kubeadm_registry.transport.host import Host
 
 
 def install_frontend(cluster: Cluster, host: Host) -> Steps:
-    """Install the frontend that the file names, in place of another kind."""
+    """Install the frontend in the cluster file, and remove the other one."""
     wanted = frontend(cluster.spec)
     for other in FRONTENDS.values():
         if other is not wanted:

@@ -50,7 +50,7 @@ class SecretsFile:
         return None
 
     def _older_than(self, content: bytes) -> bool:
-        """Whether what this run has read is of before the *content* of a node's file; also if there was none."""
+        """Whether the *content* of a node's file is newer than what this run has read; also if it has read none."""
         if not self.cluster.vault.made:
             return True
         generation, number = secrets.revision_in(content)

@@ -1,4 +1,4 @@
-"""The members: the list that the agents vote by, and the steps by which nodes come to it and leave it."""
+"""The list of members by which the agents vote, and the steps by which nodes join and leave."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def on_retiring(phase: Phase) -> Phase:
 
 
 def store(cluster: Cluster, host: Host) -> Steps:
-    """Write down the list."""
+    """Store the list on this node."""
     yield File(members.PATH, cluster.members.render())
     # The copy that a reset left in the data directory is no longer needed.
     yield Absent(members.kept_path(cluster.spec.data_directory))
 
 
 def clear(cluster: Cluster, host: Host) -> Steps:
-    """Remove what a node that comes stored when it was a member before; what is of no member is not touched.
+    """Remove what a joining node stored when it was a member earlier; data of no member is not touched.
 
     If nobody has uninstalled it, it knows the members of that time, and gets no adverts from the others: as soon as its
     agent has the new list, it would take the virtual IP beside the holder. It is configured anew below.
@@ -72,7 +72,7 @@ def admit(cluster: Cluster, host: Host) -> Steps:
 
 
 def readmitting(cluster: Cluster) -> Sequence[Host]:
-    """The hosts that keep out what comes now: all that stay, if it left before."""
+    """The hosts that still exclude a joining node because it left earlier: all that stay."""
     new = arriving(cluster)
     kept_out = set(cluster.change.former) if cluster.change is not None else set()
     if not kept_out & {cluster.node(host).address for host in new}:
@@ -137,7 +137,7 @@ def _with_the_lost(change: MembersChange, there: frozenset[str]) -> str:
 
 
 def withdraw(cluster: Cluster, host: Host) -> Steps:
-    """Answer no more reads here, also after a boot: soon the storage of this node says that there is nothing.
+    """Stop serving reads here, also after a reboot: soon the storage of this node reports that images do not exist.
 
     Garage looks up keys and buckets in its own tables only, and a node gives these away when the last layout has ended
     that had it (garage_model/helper/bucket.rs, ``resolve_bucket_fast``; garage_table/sync.rs, ``offload_partition``).
@@ -197,7 +197,7 @@ def stored(cluster: Cluster, host: Host) -> Steps:
 
 
 def settle(cluster: Cluster, host: Host) -> Steps:
-    """Let the new list decide alone: more than half of the one before have promised not to go back to it."""
+    """Drop the previous list: more than half of its members have promised not to return to it."""
     if not _may_settle(cluster):
         return
     after = replace(cluster, recorded=cluster.members.settle())
@@ -206,7 +206,7 @@ def settle(cluster: Cluster, host: Host) -> Steps:
 
 
 def give_up(cluster: Cluster, host: Host) -> Steps:
-    """Have another node take the virtual IP: what clients began comes to its end before."""
+    """Move the virtual IP to another node, after requests in progress are completed."""
     yield VipLeaves(cluster, lambda _: "it leaves the registry")
 
 

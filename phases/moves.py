@@ -96,13 +96,13 @@ def away(
 
 
 def _measure(one: Move, watcher: Host) -> None:
-    """Have *watcher* measure for how long nobody answers: nobody needs it, so it fails nothing."""
+    """Let *watcher* measure for how long no node answers. The move does not depend on it, so errors are ignored."""
     with suppress(Error):
         handover.measure(one.cluster, watcher, one.drain_seconds + ARRIVAL + SERVED)
 
 
 def _measured(watcher: Host) -> float | None:
-    """What *watcher* has seen; None if it cannot say."""
+    """What *watcher* has measured; None if it does not report it."""
     try:
         return handover.measured(watcher, MEASURED)
     except Error:

@@ -85,7 +85,7 @@ def _restarted(cluster: Cluster, install: Install, host: Host) -> Host | None:
 
 @dataclass
 class WritesPause:
-    """Nothing is written any more when the one writer is about to end. *before* waits until that may be."""
+    """Writes are completed and paused when the single active writer is about to stop. *before* waits until it may."""
 
     cluster: Cluster
     ends: Ends
@@ -94,13 +94,13 @@ class WritesPause:
     _asked: bool = False
 
     def diff(self, host: Host) -> str | None:
-        """For how long, if that is about to happen."""
+        """For how long writes pause, if the writer is about to stop."""
         if self._asked or self.ends(host) is None:
             return None
         return f"no write is in flight, and new ones wait for {DRAIN + DONE:.0f} s at most"
 
     def apply(self, host: Host) -> None:
-        """Ask the writer, and wait until it has ended. Where that takes too long, it is lost as at any other time."""
+        """Ask the writer to yield the lease and wait for it. After a timeout, its writes fail as in any failover."""
         self.before(host)
         found = self.ends(host)
         self._asked = True
@@ -129,7 +129,7 @@ class WritesPause:
 
 @dataclass(frozen=True, slots=True)
 class WritesGoOn:
-    """No node is kept from the lease any more. *paused*: whether writes wait for this host, as a dry-run has it."""
+    """Every node may take the lease again. *paused*: whether writes wait for this host, for a dry-run."""
 
     cluster: Cluster
     paused: Callable[[Host], bool]

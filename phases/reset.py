@@ -46,12 +46,12 @@ class SecretsKept:
     title = "move the secrets to the data directory"
 
     def diff(self, host: Host) -> str | None:
-        """Whether they are still in their usual path."""
+        """Whether they are still in the usual path."""
         there = host.query("test", "-e", secrets.PATH).ok
         return f"{secrets.PATH}: moved to {self._kept}" if there else None
 
     def apply(self, host: Host) -> None:
-        """Move them."""
+        """Move the secrets to the data directory."""
         place = Directory(self.cluster.spec.data_directory, as_is=True)
         if place.diff(host) is not None:
             place.apply(host)

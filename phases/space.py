@@ -107,7 +107,7 @@ def _stored(leader: Member) -> int:
 
 
 def _carry_out(one: Collection, reporter: Reporter, *, dry_run: bool) -> None:
-    """Run all phases; if one fails, the last of them, which open pushes."""
+    """Run all phases. If one fails, run the last ones, which open pushes."""
     cluster = one.cluster
     try:
         run(workflows.collect(one), cluster, reporter, dry_run=dry_run)

@@ -23,7 +23,7 @@ HEALTHY_WITHIN = 300.0
 
 
 def order(cluster: Cluster) -> tuple[Host, ...]:
-    """The hosts as they take their turns: those that are not healthy first, the VIP holder after all others."""
+    """The hosts in the order of the upgrade: unhealthy ones first, the VIP holder last."""
     ill = health.lastingly_ill(cluster)
     vip = cluster.spec.vip.address
     holds = dict(zip(cluster.hosts, side_by_side(lambda host: has_address(host, vip), cluster.hosts), strict=True))
@@ -117,7 +117,7 @@ def _leave(cluster: Cluster, host: Host) -> Steps:
 
 
 def leaves(cluster: Cluster) -> VipLeaves:
-    """The virtual IP is elsewhere before something restarts that would make it move in any case."""
+    """Move the virtual IP to another node before a restart that would make it fail over."""
     return VipLeaves(cluster, partial(_restarts, cluster))
 
 
@@ -137,13 +137,13 @@ def _healthy(cluster: Cluster, host: Host) -> Steps:
 
 @dataclass(frozen=True, slots=True)
 class OthersHealthy:
-    """All other nodes are healthy, so that this one may be away."""
+    """All other nodes are healthy, so that this one may stop."""
 
     watch: health.Watch
     title = "wait until the other nodes are healthy"
 
     def diff(self, host: Host) -> str | None:
-        """What is not well on another node."""
+        """What is unhealthy on another node."""
         return self.watch.look()
 
     def apply(self, host: Host) -> None:
@@ -159,14 +159,14 @@ class OthersHealthy:
 
 @dataclass(frozen=True, slots=True)
 class Healthy:
-    """The registry is healthy on all nodes again, and this one has what it missed."""
+    """The registry is healthy on all nodes again, and this node has caught up."""
 
     cluster: Cluster
     watch: health.Watch
     title = "wait until all nodes are healthy, and nothing is left to copy"
 
     def diff(self, host: Host) -> str | None:
-        """What is not well."""
+        """What is unhealthy."""
         return self.watch.look()
 
     def apply(self, host: Host) -> None:
@@ -180,7 +180,7 @@ class Healthy:
             ) from error  # fmt: skip
 
     def _evidence(self, host: Host) -> str:
-        """The last words of the services that do not run, else those of the agent."""
+        """The last log lines of the services that do not run, otherwise those of the agent."""
         units = [unit for one in services(self.cluster.spec) for unit in one.units]
         try:
             down = [unit for unit in units if not host.query("systemctl", "is-active", "--quiet", "--", unit).ok]

@@ -1,4 +1,4 @@
-"""What an upgrade would do, for people to read before it does it."""
+"""The preview of an upgrade, for `upgrade plan`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RECORDS = tuple(Record(one.name, max(one.min_reader, one.min_writer)) for one in
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What happens on a node in its turn: *verbs* by unit (``start``, ``reload``, ``restart``)."""
+    """The changes on one node: *verbs* by unit (``start``, ``reload``, ``restart``)."""
 
     node: str
     verbs: tuple[tuple[str, str], ...]

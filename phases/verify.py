@@ -59,7 +59,7 @@ class Canary:
 
 
 def serves(cluster: Cluster, address: str, host: Host) -> str | None:
-    """None if *address* serves the canary image, every byte of it; else what is wrong. Raises NotYetKnown."""
+    """Why *address* does not serve every byte of the canary image; None if it does. Raises NotYetKnown."""
     try:
         with registry_at(cluster, host, address) as registry:
             if registry.manifest(canary.REPOSITORY, canary.MANIFEST.digest) is None:
@@ -74,7 +74,7 @@ def serves(cluster: Cluster, address: str, host: Host) -> str | None:
 
 
 def push(cluster: Cluster, host: Host) -> Steps:
-    """Wait until the proxy takes a push, then push."""
+    """Wait until the proxy accepts pushes, then push."""
     yield Wait("the registry responds", partial(_answers, cluster), timeout=30)
     yield Canary(cluster)
 

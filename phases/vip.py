@@ -17,7 +17,7 @@ VIP_WITHIN = 15.0
 
 
 def install(cluster: Cluster, host: Host) -> Steps:
-    """Install what moves the virtual IP."""
+    """Install the VIP manager."""
     return vip_manager(cluster.spec).install(cluster, host)
 
 
@@ -37,7 +37,7 @@ def _one_holder(cluster: Cluster, _: Host) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class VipLeaves:
-    """The virtual IP is not at a host where something is about to happen, unless that is *because* of nothing."""
+    """The virtual IP is on another host before a disruptive step. *because* returns why it must leave, or None."""
 
     cluster: Cluster
     because: Callable[[Host], str | None]

@@ -1,4 +1,4 @@
-"""A planned move of the virtual IP to a named node, by which no client is cut off.
+"""A planned move of the virtual IP to a named node, which breaks no connection.
 
 The agents are asked for it by a file that ends by itself. Who has a connection to the old holder keeps it, for the new
 one passes on what belongs to it (``components/handover.py``). With zot the one writer goes along: the agents hold new
@@ -212,7 +212,7 @@ class Move:
 
     @property
     def keep(self) -> Phase:
-        """Who has a connection keeps it."""
+        """Existing connections are kept."""
         return Phase("keep", "Keep existing connections on the old holder", self._keep, on=self._both)
 
     @property
@@ -222,12 +222,12 @@ class Move:
 
     @property
     def arrive(self) -> Phase:
-        """The target has the VIP."""
+        """The target holds the VIP."""
         return Phase("arrive", "Wait until the new holder has the virtual IP", self._arrive, on=self._target)
 
     @property
     def reopen(self) -> Phase:
-        """The two nodes' own clients connect anew."""
+        """Clients on the two nodes themselves reconnect."""
         return Phase("reopen", "Reset the two nodes' own connections", self._reopen, on=self._both)
 
     @property
