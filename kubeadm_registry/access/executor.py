@@ -176,11 +176,10 @@ class OnHost:
         answer = self.host.query("sh", "-c", _STATE, "state", _unit(order)).stdout.decode(errors="replace")
         shown, _, line = answer.partition("---\n")
         state = dict(one.partition("=")[::2] for one in shown.splitlines())
-        return Progress(
-            # A start that systemd has yet to carry out is a job of a unit that is still inactive.
-            "activating" if state.get("Job") else state.get("ActiveState", ""), state.get("Result", "unknown"), int(state.get("ExecMainStatus") or 0),
-            line.strip(), self._said(order),
-        )  # fmt: skip
+        # A start that systemd has yet to carry out is a job of a unit that is still inactive.
+        active = "activating" if state.get("Job") else state.get("ActiveState", "")
+        status = int(state.get("ExecMainStatus") or 0)
+        return Progress(active, state.get("Result", "unknown"), status, line.strip(), self._said(order))
 
     def stop(self, order: str) -> None:
         """See Node."""
