@@ -65,7 +65,8 @@ class Snapshot:
     """What was seen at the time *now*, seconds since 1970.
 
     *listed* is the newest list of members, None if no node told one. *machines* None: Kubernetes did not tell.
-    *away*: since when nodes do not serve, by the operator's own looks.
+    *away*: since when nodes do not serve, by the operator's own looks. *record*: the old and the new node of the
+    replacement that the operator knows of last; empty if there was none.
     """
 
     now: float
@@ -73,6 +74,7 @@ class Snapshot:
     members: tuple[Seen, ...]
     machines: tuple[Machine, ...] | None = None
     away: Mapping[str, float] = field(default_factory=dict)
+    record: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def _edited(snapshot: Snapshot, spec: Spec, listed: Members) -> Replace | Wait:
     wanted = {node.name: node.address for node in spec.nodes}
     come, go = sorted(wanted.keys() - listed.nodes.keys()), sorted(listed.nodes.keys() - wanted.keys())
     moved = sorted(name for name, at in wanted.items() if listed.nodes.get(name, at) != at)
-    by_hand = next(_by_hand(listed, moved, come, go), None)
+    by_hand = next(_by_hand(listed, moved, come, go), None) or next(_overtaken(snapshot, listed, come[0], go[0]), None)
     if by_hand is not None:
         return by_hand
     return next(_against(snapshot, listed, go[0]), None) or _by(snapshot, go[0], spec.node(come[0]))
@@ -139,6 +141,18 @@ def _by_hand(listed: Members, moved: Sequence[str], come: Sequence[str], go: Seq
             "Reverted",
             f"spec.nodes lists {come[0]}, which has left the registry, and omits {go[0]}: bring spec.nodes up to date. "
             f"If {come[0]} is to come back, run `kubeadm-registry replace {go[0]} {come[0]}`",
+        )
+
+
+def _overtaken(snapshot: Snapshot, listed: Members, come: str, go: str) -> Iterator[Wait]:
+    """*come* was to take the place of a node that has left by now without it: nobody asked for that of *go*."""
+    old, new = snapshot.record
+    if new == come and old not in listed.nodes:
+        yield Wait(
+            "Reverted",
+            f"spec.nodes lists {come} in the place of {old}, which has left the registry otherwise, and omits {go}: "
+            f"bring spec.nodes up to date. If {come} is to take the place of {go}, run "
+            f"`kubeadm-registry replace {go} {come}`",
         )
 
 

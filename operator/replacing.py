@@ -143,7 +143,8 @@ class Round:
             seen = list(pool.map(lambda name: self._seen(name, found[name]), names))
         away = [one.name for one in seen if not one.answers]
         return Snapshot(
-            self.now, listed, tuple(seen), self._machines(away[0]) if len(away) == 1 else None, _away(self.mine)
+            self.now, listed, tuple(seen), self._machines(away[0]) if len(away) == 1 else None, _away(self.mine),
+            (str(self.before.get("old", "")), str(self.before.get("new", ""))),
         )  # fmt: skip
 
     def _ask(self, node: Node) -> executor.ByHelper:

@@ -213,6 +213,18 @@ def test_a_file_that_lists_a_node_again_that_has_left_undoes_nothing() -> None:
     assert isinstance(decide(snapshot(listed=never), spec()), Replace)
 
 
+def test_who_was_to_replace_a_node_that_has_left_otherwise_replaces_no_other() -> None:
+    """cp-4 failed to take the place of cp-2, and somebody has had cp-5 do it, by the command."""
+    now = Members(5, {"cp-1": "10.0.0.11", "cp-3": "10.0.0.13", "cp-5": "10.0.0.15"}, former={"cp-2": "10.0.0.12"})
+    found = decide(snapshot(listed=now, record=("cp-2", "cp-4")), spec(SWAPPED))
+    assert reason(found) == "Reverted"
+    assert isinstance(found, Wait)
+    assert "kubeadm-registry replace cp-5 cp-4" in found.message
+    assert isinstance(decide(snapshot(listed=now), spec(SWAPPED)), Replace), "somebody asks for that"
+    back = spec({"cp-1": "10.0.0.11", "cp-2": "10.0.0.12", "cp-4": "10.0.0.14"})
+    assert decide(snapshot(record=("cp-2", "cp-4")), back) == Replace("cp-3", NEW, ("cp-1", "cp-2")), "cp-2 is back"
+
+
 def test_what_was_begun_goes_on_by_another_member() -> None:
     """The list is the new one; some nodes have the one before."""
     listed = Members(5, SWAPPED, before=tuple(THREE), former={"cp-2": "10.0.0.12"})

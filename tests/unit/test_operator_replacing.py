@@ -25,7 +25,7 @@ from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.helper import replacing as answering
 from kubeadm_registry.helper.__main__ import answered
-from kubeadm_registry.members import Members
+from kubeadm_registry.members import PATH, Members
 from kubeadm_registry.operator import probes, replacing
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.probes import Probe
@@ -363,6 +363,26 @@ def test_a_failure_is_told_and_tried_again_by_another_member(turns: Turns) -> No
     turns.site.turn("cp-3")
     assert turns.round(30) == "AllInPlace"
     check_replaced(turns.site)
+
+
+def test_a_machine_that_somebody_put_there_meanwhile_is_not_replaced(turns: Turns) -> None:
+    """By the command, after the operator's own spare had failed; the object still lists that one."""
+    mode(turns, "Automatic")
+    turns.lose("cp-2")
+    assert turns.round(30) == "Replacing"
+    turns.site.all["cp-3"].holder = "root@workstation pid 7"
+    assert turns.round(30) == "Replacing"
+    turns.site.turn("cp-1")
+    assert turns.round(30) == "HostBusy"
+    turns.site.all["cp-3"].holder = None
+    nodes = {"cp-1": "10.0.0.11", "cp-3": "10.0.0.13", "cp-5": "10.0.0.15"}
+    other = Members(2, nodes, former={"cp-2": "10.0.0.12"}).render()
+    turns.site.all["cp-5"] = turns.site.all["cp-4"]
+    for name in nodes:
+        turns.site.all[name].put(PATH, other)
+    turns.rounds = turns.replica()
+    assert turns.round(3600) == "Reverted"
+    assert running(turns) == []
 
 
 @pytest.mark.parametrize("size", [100, 4000, 5000, 100_000])
