@@ -33,8 +33,15 @@ LOOKS, APART = 5, 2.0
 _LONGEST = 4096
 #: Waits that say nothing of the nodes.
 _UNKNOWN = frozenset({"HelpersSilent", "AgentsSilent", "NodesUnknown"})
+_NO_KEY = Verdict(KIND, None, "NoHelper", "without a key for the nodes the operator does not look whether one is gone")
 _CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 _UNHEARD = frozenset({Presence.SILENT.value, Presence.UNHEARD.value})
+
+
+def concerns(mine: Object, way: Way) -> bool:
+    """Whether there is a key for the nodes by the *way*, or was one: what *mine* says by it is no longer known."""
+    said = mine.get("status", {}).get("conditions", ())
+    return way.helper is not None or any(one["type"] == KIND for one in said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ class Round:
 
     def turn(self) -> Turn:
         """Look, decide, and begin what is to be done. Raises Lost."""
+        if self.way.helper is None:
+            return Turn(_NO_KEY, dict(self.before) or None)
         try:
             for again in range(LOOKS):
                 if again:

@@ -215,9 +215,9 @@ class Rounds:
         status = {**plan.get("status", {}), **plans.remembered(plans.next_marker(plans.marker(plan)))}
         return self.objects.get(path) if self.objects.put_status(PLANS, plan, status) else plan
 
-    def images_failed(self, error: Exception) -> None:
-        """Say that *error* has ended a round of images."""
-        self._tell(failure("ImagesMissing", None, error))
+    def failed(self, kind: str, error: Exception) -> None:
+        """Say that *error* has ended the round that finds the condition *kind*."""
+        self._tell(failure(kind, None, error))
 
     def plans_failed(self, error: Exception) -> None:
         """Say that *error* has ended a round of plans, at the cluster and at the policy. Raises Lost."""
@@ -312,7 +312,7 @@ class Rounds:
     def replacement(self) -> None:
         """Look whether a node is to be replaced, and have it done. Raises Error, Lost."""
         adopted = self._adopted()
-        if adopted is None or adopted[2].helper is None:
+        if adopted is None or not replacing.concerns(adopted[0], adopted[2]):
             return
         mine, cluster, the_way = adopted
         before = self._replacement or mine.get("status", {}).get("replacement") or {}

@@ -18,6 +18,7 @@ from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.leadership import Leadership, Lost
 from kubeadm_registry.operator.objects import Objects
 from kubeadm_registry.operator.pages import Pages
+from kubeadm_registry.operator.replacing import KIND
 from kubeadm_registry.operator.rounds import CLUSTERS, PLANS, POLICIES, Rounds
 from kubeadm_registry.operator.settings import Settings
 from kubeadm_registry.operator.watching import watch
@@ -66,11 +67,11 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
         lambda: way.read(settings.files), figures, leadership.as_caller,
     )  # fmt: skip
     health = Worker("health", rounds.health, settings.health, figures)
-    images = Worker("images", rounds.images, settings.images, figures, rounds.images_failed)
+    images = Worker("images", rounds.images, settings.images, figures, partial(rounds.failed, "ImagesMissing"))
     plans = Worker("plans", rounds.plans, settings.plans, figures, rounds.plans_failed)
     approvals = Worker("approvals", rounds.approvals, settings.plans, figures)
     space = Worker("space", rounds.space, settings.space, figures)
-    replacement = Worker("replacement", rounds.replacement, settings.replacement, figures)
+    replacement = Worker("replacement", rounds.replacement, settings.replacement, figures, partial(rounds.failed, KIND))
     certificates = Worker("certificates", rounds.certificates, settings.certificates, figures)
     loop = asyncio.get_running_loop()
     rounds.wake_space = partial(_from_a_thread, loop, space)

@@ -756,7 +756,7 @@ def test_a_round_that_fails_is_told_by_its_condition(
     assert turns.conditions("registrypolicies")["RetentionHealthy"] == ("False", code)
     with monkeypatch.context() as patch:
         patch.setattr(clusters, "running", fails)
-        assert not once(turns.rounds.images, turns.rounds.images_failed)
+        assert not once(turns.rounds.images, lambda error: turns.rounds.failed("ImagesMissing", error))
     said = turns.rounds._found["ImagesMissing"]
     assert (said.status, said.reason) == (None, code)
     assert once(turns.rounds.plans, turns.rounds.plans_failed)

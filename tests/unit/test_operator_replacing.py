@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from kubeadm_registry.components import replacing as components
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.custom_resources.status import ClusterStatus
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.errors import ConfigError, ConnectionFailed
 from kubeadm_registry.helper import replacing as answering
 from kubeadm_registry.helper.__main__ import answered
 from kubeadm_registry.members import PATH, Members
@@ -32,6 +33,7 @@ from kubeadm_registry.operator.probes import Probe
 from kubeadm_registry.operator.replacement import HOST_KEY, SPARE
 from kubeadm_registry.operator.rounds import Rounds
 from kubeadm_registry.operator.way import Way
+from kubeadm_registry.operator.work import Worker
 from kubeadm_registry.phases.helper import allow
 from kubeadm_registry.retention.order import Caller
 from kubeadm_registry.transport.ssh import UNREACHABLE
@@ -495,6 +497,31 @@ def test_without_a_key_for_the_nodes_there_is_no_round(turns: Turns) -> None:
     turns.rounds.replacement()
     assert not turns.rounds._found
     assert turns.asked == 0
+
+
+def test_without_a_key_nothing_is_said_that_nobody_looks_at(turns: Turns) -> None:
+    """As after `operator install --plan-only`: a node may go, and all would seem to be in place for ever."""
+    assert turns.round() == "AllInPlace"
+    asked, way, turns.rounds.the_way = turns.asked, turns.rounds.the_way, lambda: Way("ca")
+    assert turns.round(30) == "NoHelper"
+    turns.rounds.the_way = way
+    assert (turns.asked, turns.round(30)) == (asked, "AllInPlace")
+
+
+@pytest.mark.parametrize("kind", ["credentials", "bug"])
+def test_a_round_that_fails_leaves_no_condition_of_before(turns: Turns, kind: str) -> None:
+    assert turns.round() == "AllInPlace"
+
+    def fails() -> Way:
+        if kind == "bug":
+            raise KeyError("x")
+        raise ConfigError("there is no ca.crt", code="NoCredentials")
+
+    turns.rounds.the_way = fails
+    failed = partial(turns.rounds.failed, replacing.KIND)
+    assert not Worker("replacement", turns.rounds.replacement, 30, Figures(), failed)._once()
+    found = turns.rounds._found[replacing.KIND]
+    assert (found.status, found.reason) == (None, "OperatorFailed" if kind == "bug" else "NoCredentials")
 
 
 def test_a_new_node_is_known_by_its_host_key() -> None:
