@@ -16,7 +16,7 @@ from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, diff_option, dry_run_option, file_option
 from kubeadm_registry.cli.workflows import summary
-from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.cluster import Cluster, agreed
 from kubeadm_registry.components import helper, replacing
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.custom_resources import installing
@@ -110,13 +110,14 @@ def install(
             reporter.note(f"{why}; run this again when it is back", host=name, level="warning")
         absent = cluster.absent
         secrets, key, private = session.installed_secrets(cluster.vault), None, ""
+        before = installing.helper_key(api)
+        _warn_of_another(cluster, before, reporter)
         if not plan_only and TOOL not in cluster.programs:
             reporter.note(
                 f"the nodes have no program {TOOL}, so the operator only plans; run `kubeadm-registry init` with a "
                 "bundle that holds it, then this again", level="warning",
             )  # fmt: skip
         elif not plan_only:
-            before = installing.helper_key(api)
             key = installing.HelperKey.of("" if new_keys else before.private, _known_hosts(cluster, before.hosts))
             private = pki.ssh_key("" if new_keys else replacing.key_of(cluster))[0] if replaces else ""
         helpers = OPERATOR_FORBID if key is None else allow(key.public, private)
@@ -139,6 +140,16 @@ def install(
         reporter.result(text, owed=_owed(absent))
     if absent:
         sys.exit(EXIT_DEGRADED)
+
+
+def _warn_of_another(cluster: Cluster, ours: installing.HelperKey, reporter: Reporter) -> None:
+    """Say that the nodes have the key of another operator than that of this cluster, which loses its way to them."""
+    there = agreed(cluster, helper.KEYS)
+    if there is not None and ours.public.encode() not in there:
+        reporter.note(
+            "the nodes have the key of another operator, of another cluster or of this one before; it can ask them "
+            "nothing after this. Several operators need the same key (docs/operator.md, \"The plan\")", level="warning",
+        )  # fmt: skip
 
 
 class _Told:

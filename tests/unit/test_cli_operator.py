@@ -244,6 +244,28 @@ def test_a_node_that_is_away_keeps_what_it_has_and_the_exit_code_says_so(
     assert "no route to host; " in text
 
 
+@pytest.mark.parametrize("more", [(), ("--plan-only",), ("--dry-run",)], ids=["", "plans only", "dry run"])
+def test_the_operator_of_another_cluster_loses_its_way_with_a_warning_or_shares_its_key(
+    objects: tuple[Objects, FakeCluster], more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, fake = objects
+    last("install")
+    said = last("install")[1] + last("install", "--new-keys")[1]
+    assert not [text for text in said if "another operator" in text]
+    [path] = [path for path in api.there if "/secrets/" in path]
+    data, nodes = api.there[path]["data"], fake.snapshot()
+    second = Objects()
+    monkeypatch.setattr(operator, "api_of", lambda _: second)
+    second.there[path] = {"metadata": {"resourceVersion": "1"}, "data": {"helper-key": data["helper-key"]}}
+    said = last("install")[1]
+    assert not [text for text in said if "another operator" in text]
+    assert fake.snapshot() == nodes
+    monkeypatch.setattr(operator, "api_of", lambda _: Objects())
+    said = last("install", *more)[1]
+    assert len([text for text in said if "another operator" in text]) == 1
+    assert (fake.snapshot() == nodes) is ("--dry-run" in more)
+
+
 def test_definitions_of_a_newer_release_are_not_replaced(objects: tuple[Objects, FakeCluster]) -> None:
     """The API server would drop the new field of each object when somebody writes it."""
     api, fake = objects
