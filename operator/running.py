@@ -61,7 +61,8 @@ def _from_a_thread(loop: asyncio.AbstractEventLoop, *workers: Worker) -> None:
 async def _lead(settings: Settings, figures: Figures, leadership: Leadership, ending: asyncio.Event) -> None:
     """What the leader does until *ending*. Returns with no write under way."""
     objects = Objects(settings.api(patience=PATIENCE), leadership, settings.times)
-    objects.list(CLUSTERS)  # without our definitions kopf would wait and watch nothing
+    for plural in (CLUSTERS, POLICIES, PLANS):
+        objects.list(plural)  # kopf would never watch a kind whose definition comes later
     rounds = Rounds(
         settings.name, objects, (settings.api(patience=PATIENCE), settings.api(patience=PATIENCE)),
         lambda: way.read(settings.files), figures, leadership.as_caller,
