@@ -6,6 +6,7 @@ Objects of no namespace have their Events in ``default`` (k8s.io/client-go/tools
 from __future__ import annotations
 
 import logging
+from hashlib import sha256
 from typing import Any
 
 from kubeadm_registry.errors import ConnectionFailed
@@ -20,8 +21,12 @@ log = logging.getLogger("kubeadm_registry.operator")
 
 
 def name_of(about: Object, what: Verdict, where: str) -> str:
-    """The name of the Event: the same for the same thing, so that it becomes a series."""
-    return ".".join(filter(None, (about["metadata"]["uid"], where, what.kind, what.reason))).lower()
+    """The name of the Event: the same for the same thing, so that it becomes a series.
+
+    Its note can never be changed, so what says another thing is another one.
+    """
+    said = sha256(what.message.encode()).hexdigest()[:8]
+    return ".".join(filter(None, (about["metadata"]["uid"], where, what.kind, what.reason, said))).lower()
 
 
 def post(objects: Objects, replica: str, about: Object, what: Verdict, where: str = "") -> None:
