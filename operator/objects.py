@@ -80,16 +80,12 @@ class Objects:
         answer = self._write("PUT", path, {**found, "status": status})
         if answer.status == http.HTTPStatus.NOT_FOUND:
             return False
-        if answer.status == http.HTTPStatus.CONFLICT:
-            raise ConnectionFailed(
-                f"{path} was changed at the same time", hint="nothing to do: it is tried again", code="ObjectChanged"
-            )
         if answer.status != http.HTTPStatus.OK:
             raise refused("PUT", path, answer)
         return True
 
     def merge(self, path: str, patch: Mapping[str, Any]) -> bool:
-        """Merge *patch* into the object at *path*; False if it is gone. Raises ConnectionFailed, Lost."""
+        """Merge *patch* into the object at *path*; False if it is gone. Raises as ``put_status``."""
         answer = self._write("PATCH", path, patch, "application/merge-patch+json")
         if answer.status == http.HTTPStatus.NOT_FOUND:
             return False
@@ -125,6 +121,10 @@ class Objects:
 
 def refused(method: str, path: str, answer: Answer) -> ConnectionFailed:
     """The error for an *answer* that was not hoped for."""
+    if answer.status == http.HTTPStatus.CONFLICT:
+        return ConnectionFailed(
+            f"{path} was changed at the same time", hint="nothing to do: it is tried again", code="ObjectChanged"
+        )
     return ConnectionFailed(
         f"the API server refuses {method} {path}: {answer.failure}",
         hint="check the ClusterRole of the operator, and that the manifests are those of its release",

@@ -12,10 +12,12 @@ from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.operator import running
 from kubeadm_registry.operator.conditions import Verdict
 from kubeadm_registry.operator.figures import Figures
+from kubeadm_registry.operator.leadership import Times
 from kubeadm_registry.operator.objects import Objects
 from kubeadm_registry.operator.posting import post
 from kubeadm_registry.operator.rounds import CLUSTERS, PLANS, POLICIES
 from kubeadm_registry.operator.settings import Settings
+from kubeadm_registry.upkeep.api import Answer
 
 
 @pytest.mark.parametrize("missing", [CLUSTERS, POLICIES, PLANS])
@@ -73,3 +75,12 @@ def test_an_event_says_what_happened_now_and_not_what_happened_before_for_the_sa
         post(cast("Objects", events), "here", about, said)
     found = {one["note"]: one.get("series", {"count": 1})["count"] for one in events.there.values()}
     assert found == {"cp-1: no response": 2, "cp-2: no response": 1}
+
+
+def test_an_edit_at_the_same_time_is_no_matter_of_rights() -> None:
+    """The new machine is written into spec.nodes by the version that was seen, which a round of health may change."""
+    api = SimpleNamespace(send=lambda *_, **__: Answer(409, b"{}"))
+    objects = Objects(cast("Any", api), cast("Any", SimpleNamespace(check=lambda: None)), Times())
+    with pytest.raises(ConnectionFailed) as caught:
+        objects.merge("/apis/x", {"spec": {}})
+    assert (caught.value.code, caught.value.hint) == ("ObjectChanged", "nothing to do: it is tried again")
