@@ -483,13 +483,11 @@ def _guarded(seen: Sequence[NodeStatus]) -> dict[str, str]:
     known = [one for one in seen if one.guarded is not None]
     if not known:
         return _condition("LoopbackGuarded", None, "NoAnswer", "no node could be queried for its nft rules")
-    open_to_all = [
-        one.name for one in known if not one.guarded or (one.agent is not None and one.agent.get("guarded") is False)
-    ]
-    if open_to_all:
+    bare = [one.name for one in known if not one.guarded or (one.agent and one.agent.get("guarded") is False)]
+    if bare:
         return _condition(
             "LoopbackGuarded", False, "RulesMissing",
-            f"nft rules of {paths.PREFIX} are missing on {', '.join(open_to_all)}: local users may push there and "
+            f"nft rules of {paths.PREFIX} are missing on {', '.join(bare)}: local users may push there and "
             "reach the storage; run init",
         )  # fmt: skip
     text = "the firewall rules are loaded on every node that responds"
