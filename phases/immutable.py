@@ -10,6 +10,7 @@ from kubeadm_registry.components.existing import Existing
 from kubeadm_registry.components.services import BACKENDS, existing, formed
 from kubeadm_registry.config.immutable import ADDRESS, BACKEND, COPIES, DIRECTORY, MEMBERS, NAME, Immutable
 from kubeadm_registry.engine.phase import Check
+from kubeadm_registry.errors import Error
 from kubeadm_registry.secrets import Secrets
 from kubeadm_registry.transport.host import Host, side_by_side
 
@@ -93,6 +94,26 @@ def same_members(cluster: Cluster, _: Host) -> Iterator[str]:
         yield f"another run has changed the members meanwhile: they are {names} now; run the command again"
 
 
+def nodes_lost(cluster: Cluster, _: Host) -> Iterator[str]:
+    """Fewer than half of the nodes have lost all that they had; else `recover` is what fills them again."""
+    if cluster.change is not None:
+        return
+    try:
+        installed = {host.name for host, made in zip(cluster.hosts, side_by_side(existing, cluster.hosts), strict=True)
+                     if made is not None}  # fmt: skip
+    except Error:
+        return  # SameCluster says why
+    stores = {host.name for host in cluster.hosts if formed(host, cluster.spec.data_directory)}
+    bare = [host.name for host in cluster.hosts if host.name not in installed | stores]
+    left = sorted(installed & stores)
+    if left and 2 * len(bare) >= len(cluster.spec.nodes):
+        yield (
+            f"{', '.join(bare)} lost everything, and {', '.join(left)} may lack images that only they had; run "
+            "`recover`, which restores these from bundles and names the others"
+        )
+
+
+LOST = Check("NodesLost", nodes_lost, on=leader)
 OF_MEMBERS = (
     Check("SameCluster", same_cluster, on=leader, mandatory=True),
     Check("SameMembers", same_members, on=leader, mandatory=True),

@@ -20,7 +20,7 @@ from kubeadm_registry.engine.changes import unit_path, unit_state
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
 from kubeadm_registry.phases.firewall import REACHABLE, WHOLE
-from kubeadm_registry.phases.immutable import OF_MEMBERS
+from kubeadm_registry.phases.immutable import LOST, OF_MEMBERS
 from kubeadm_registry.pki import BACKDATE, RENEW_BEFORE
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
 
@@ -398,6 +398,7 @@ def _answers(host: Host, address: str) -> bool:
 ROOM = Check("StorageSpace", room)
 CHECKS = (
     *OF_MEMBERS,
+    LOST,
     Check("OperatingSystem", operating_system),
     Check("Architecture", architecture),
     Check("Tools", tools),

@@ -116,7 +116,10 @@ def test_two_servers_that_lost_everything_get_it_from_the_third(registry: Regist
     images.push(registry, image, "power/third")
     for name in SERVERS[:2]:
         registry.servers[name].reinstall()
-    registry.cli("init", "--bundle", registry.bundle)
+    refused = registry.cli("init", "--bundle", registry.bundle, check=False)
+    assert refused.returncode == 3
+    assert "NodesLost" in refused.stderr
+    registry.cli("init", "--bundle", registry.bundle, "--ignore-preflight-errors", "NodesLost")
     registry.wait_whole()
     for host in registry.servers.values():
         assert not images.missing(registry, image, "power/third", address=host.address)

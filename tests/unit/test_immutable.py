@@ -13,7 +13,7 @@ from kubeadm_registry.config.immutable import Immutable
 from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PreflightFailed
-from kubeadm_registry.phases.immutable import OF_MEMBERS, same_cluster
+from kubeadm_registry.phases.immutable import OF_MEMBERS, nodes_lost, same_cluster
 from kubeadm_registry.phases.workflows import INIT, RESET
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.healthy import healthy
@@ -163,6 +163,20 @@ def test_a_server_that_was_set_up_anew_is_no_other_one(three: FakeCluster) -> No
     del three.servers["cp-2"]
     fake = with_file(three, config.SMALLEST)
     assert list(same_cluster(fake.cluster, fake.cluster.leader)) == []
+
+
+def test_where_half_of_the_nodes_lost_everything_recover_is_what_fills_them(three: FakeCluster) -> None:
+    """A node more, or one of which a reset has left the images, is no reason to refuse."""
+    put_up(three)
+    del three.servers["cp-3"]
+    fake = with_file(three, config.SMALLEST)
+    assert list(nodes_lost(fake.cluster, fake.cluster.leader)) == []
+    del fake.servers["cp-1"]
+    fake = with_file(fake, config.SMALLEST)
+    [found] = nodes_lost(fake.cluster, fake.cluster.leader)
+    assert found.startswith("cp-1, cp-3 lost everything, and cp-2 may lack images")
+    run(RESET, fake.cluster, Recorder(), skip=("containerd", "data"))
+    assert list(nodes_lost(fake.cluster, fake.cluster.leader)) == []
 
 
 # ---- after a reset that left the images -----------------------------------------------------------------------------
