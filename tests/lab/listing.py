@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.lab.command import wait_until
 from tests.lab.host import Host
 
 #: What changes by itself: kernel, run-time state, logs, caches, containerd's images; and the copies that useradd makes
@@ -52,6 +53,8 @@ part "run-time files of ours" find /run /tmp /var/tmp /dev/shm -name '*kubeadm-r
 
 def listing(host: Host) -> list[str]:
     """The lines, sorted within each part and each with the name of its part."""
+    tentative = ("ip", "-o", "-6", "address", "show", "tentative")  # for a second or two after a boot
+    wait_until("the kernel's own addresses", lambda: not host.sh(*tentative).stdout, seconds=30)
     prune = [word for path in VOLATILE for word in ("-path", path, "-o")][:-1]
     lines = sorted(
         f"files: {line}" for line in host.sh("sh", "-c", _FILES, "-", *prune, timeout=120).stdout.split("\n")
