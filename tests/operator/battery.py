@@ -115,7 +115,7 @@ LARGEST = changed(
         ]),
         put("spec.vip", {
             "address": "fd00:1111:2222:3333:4444:5555:6666:8888", "secondaryAddress": "192.168.100.200",
-            "name": ".".join(["v" * 62] * 4), "virtualRouterID": 255,
+            "name": ".".join([*["v" * 62] * 3, "v" * 60]), "virtualRouterID": 255,
         }),
         put("spec.ssh", {"user": "u" * 256, "identityFile": "i" * 4096, "knownHostsFile": "k" * 4096}),
         put("spec.mirrors", [f"{'.'.join(['m' * 61] * 4)}.m{i:02}" for i in range(64)]),
