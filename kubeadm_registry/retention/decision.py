@@ -69,9 +69,7 @@ def decide(name: str, inventory: Inventory, protected: Protected, spec: PolicySp
             reasons[digest] = because
     # What refers to an image goes to the trash before it, and a run that was broken off may have come no further.
     trash = {digest for digest, because in reasons.items() if because.cause == "Trash"}
-    stays = here.links.kept_with(reasons.keys() - trash)
-    stays += here.links.kept_with(trash, known=(*reasons, *(digest for digest, _ in stays)), subjects=False)
-    for digest, start in stays:
+    for digest, start in here.links.kept_with(reasons, alone=trash):
         label = f"{name}:{here.images[start].tags[0]}" if start in here.images else f"{name}@{start}"
         reasons[digest] = Because("Related", reasons[start].rule, f"belongs to {label}")
     going = tuple(sorted(repository.manifests.keys() - reasons.keys()))

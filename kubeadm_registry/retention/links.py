@@ -83,21 +83,19 @@ class Links:
         among = set(wanted)
         return [digest for digest in done if digest in among]
 
-    def kept_with(
-        self, starts: Collection[str], known: Iterable[str] = (), *, subjects: bool = True
-    ) -> list[tuple[str, str]]:
+    def kept_with(self, starts: Iterable[str], *, alone: Collection[str] = ()) -> list[tuple[str, str]]:
         """What must stay with *starts* and is not among them, each with the start that it stays with.
 
-        That is their parts, and (*subjects*) the subject of what refers to one, which would have no meaning without it;
-        but not what is *known* to stay.
+        That is their parts, and the subject of what refers to one, which would have no meaning without it; but no
+        subject of those that stand *alone*.
         """
-        found = dict.fromkeys((*known, *starts), "")
+        found = dict.fromkeys(starts, "")
         more: list[tuple[str, str]] = []
-        for start in sorted(starts):
+        for start in sorted(found):
             waiting = [start]
             while waiting:
                 digest = waiting.pop()
-                subject = self.subjects.get(digest) if subjects else None
+                subject = None if digest in alone else self.subjects.get(digest)
                 for other in (*self.parts.get(digest, ()), *([subject] if subject else ())):
                     if other not in found:
                         found[other] = start

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from kubeadm_registry.config.durations import seconds
 from kubeadm_registry.retention import Inventory, Manifest, Plan, Refused, Repository, Tag, plan, protect
 from kubeadm_registry.retention.decision import decide
-from kubeadm_registry.retention.links import Links
 from kubeadm_registry.retention.policy import Keep
 from kubeadm_registry.retention.protected import subject_of_tag
 from kubeadm_registry.retention.uses import failed_list
@@ -178,20 +177,13 @@ def what_is_left_is_complete(made: World) -> None:
 
 
 def in_trash(made: World) -> set[Image]:
-    """What stays since it is in the trash, where its subject may follow it, and what stays with that."""
-    found: set[Image] = set()
-    for name, repository in made.inventory.repositories.items():
-        reasons = decide(name, made.inventory, made.protected, made.policy.spec, made.now).reasons
-        parts = Links.of(repository, made.inventory.manifests).parts
-        waiting = [digest for digest, because in reasons.items() if because.cause == "Trash"]
-        while waiting:
-            digest = waiting.pop()
-            found.add((name, digest))
-            waiting += [
-                part for part in parts.get(digest, ())
-                if part in reasons and reasons[part].cause == "Related" and (name, part) not in found
-            ]  # fmt: skip
-    return found
+    """What stays since it is in the trash, where its subject may follow it."""
+    return {
+        (name, digest)
+        for name in made.inventory.repositories
+        for digest, because in decide(name, made.inventory, made.protected, made.policy.spec, made.now).reasons.items()
+        if because.cause == "Trash"
+    }
 
 
 def images_go_with_all_their_tags(made: World) -> None:
