@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from kubeadm_registry.retention.inventory import Manifest, Repository, Tag
 from kubeadm_registry.retention.protected import subject_of_tag
+
+
+def behind(starts: Iterable[str], of: Callable[[str], Iterable[str]]) -> list[str]:
+    """*starts* and all that *of* leads to from them, each after what *of* names for it, unless that is a circle."""
+    done: list[str] = []
+    seen: set[str] = set()
+    for start in starts:
+        waiting = [] if start in seen else [(start, iter(of(start)))]
+        seen.add(start)
+        while waiting:
+            one, others = waiting[-1]
+            other = next((other for other in others if other not in seen), None)
+            if other is None:
+                done.append(one)
+                waiting.pop()
+            else:
+                seen.add(other)
+                waiting.append((other, iter(of(other))))
+    return done
 
 
 def image_tags(repository: Repository) -> Iterator[Tag]:
@@ -63,25 +82,9 @@ class Links:
                 waiting += self.parts.get(digest, ())
         return found
 
-    def parts_first(self, digests: Iterable[str]) -> list[str]:
+    def parts_first(self, digests: Collection[str]) -> list[str]:
         """*digests*, each after those of its parts that are among them."""
-        done: dict[str, None] = {}
-        seen: set[str] = set()
-        wanted = list(digests)
-        for start in wanted:
-            waiting = [] if start in seen else [(start, iter(self.parts.get(start, ())))]
-            seen.add(start)
-            while waiting:
-                digest, parts = waiting[-1]
-                part = next((one for one in parts if one not in seen), None)
-                if part is None:
-                    done[digest] = None
-                    waiting.pop()
-                else:
-                    seen.add(part)
-                    waiting.append((part, iter(self.parts.get(part, ()))))
-        among = set(wanted)
-        return [digest for digest in done if digest in among]
+        return [digest for digest in behind(digests, lambda one: self.parts.get(one, ())) if digest in digests]
 
     def kept_with(self, starts: Iterable[str], *, alone: Collection[str] = ()) -> list[tuple[str, str]]:
         """What must stay with *starts* and is not among them, each with the start that it stays with.

@@ -6,7 +6,7 @@ an image goes to the trash first, and from there for good once its window is ove
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.retention.fields import items, number, text, texts
 from kubeadm_registry.retention.inventory import Inventory, Repository
-from kubeadm_registry.retention.links import Links, image_tags
+from kubeadm_registry.retention.links import Links, behind, image_tags
 from kubeadm_registry.retention.policy import PolicySpec
 from kubeadm_registry.retention.protected import Protected, subject_of_tag
 from kubeadm_registry.retention.record import Deletion, Plan
@@ -193,7 +193,7 @@ def order(
         # Else a broken run has deleted it, and it cannot come back; its parts wait for as long as it is asked for.
     return Order(
         now, plan.policy, plan.digest, approved, seconds(spec.grace), window, spec.maximum_share, tuple(spec.sets),
-        (*delete, *again), tuple(restore), tuple(purge), tuple(forget), buried,
+        (*delete, *again), tuple(restore), _needing_first(purge, inventory), tuple(forget), buried,
     )  # fmt: skip
 
 
@@ -273,6 +273,25 @@ def _parts_first(images: Iterable[Trashed], inventory: Inventory) -> tuple[Trash
         for name, ones in found.items()
         for digest in Links.of(inventory.repositories[name], inventory.manifests).parts_first(ones)
     )
+
+
+def _needing_first(images: Sequence[Trashed], inventory: Inventory) -> tuple[Trashed, ...]:
+    """*images* by repository, each before those of which it needs something: zot deletes no part of an index, and what
+    something in the trash needs stays when the rest of its image goes."""
+    found: dict[str, dict[str, Trashed]] = {}
+    for one in images:
+        found.setdefault(one.repository, {})[one.digest] = one
+    ordered: list[Trashed] = []
+    for ones in found.values():
+        owner = {digest: one.digest for one in ones.values() for digest in (*one.parts, one.digest)}
+
+        def needs(digest: str, ones: Mapping[str, Trashed] = ones, owner: Mapping[str, str] = owner) -> Iterator[str]:
+            for part in (digest, *ones[digest].parts):
+                if (manifest := inventory.manifests.get(part)) is not None:
+                    yield from (owner[one] for one in (*manifest.children, manifest.subject) if one in owner)
+
+        ordered += [ones[digest] for digest in reversed(behind(ones, needs))]
+    return tuple(ordered)
 
 
 def _going(plan: Plan, inventory: Inventory, now: int) -> Iterator[Trashed]:

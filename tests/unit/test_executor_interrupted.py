@@ -211,8 +211,14 @@ TWO = [
     Drawn(3, [[0, 9, 0]], [2, 1], {"v2": 9, "v3": 4, "v4": 2, "v6": 4}, frozenset(["v1"])),
     Drawn(2, [], [], {"v5": 5, "v6": 4, "v1": 0, "v2": 5, "v4": 2}, frozenset(["v6"])),
 ]
+#: What refers to a part of an index, and the index, all in the trash: the part stayed without either.
+NEEDED = [
+    Drawn(2, [], [5, 1], {"v1": 4}, frozenset(["v2", "v6"])),
+    Drawn(1, [[8], [9, 7, 3]], [4, 8], {"v6": 2, "v3": 4, "v2": 9, "v1": 2, "v4": 0, "v5": 8}, frozenset()),
+]
 
 
+@example(drawn=NEEDED, untags=True, at=1, share=0.8084634623614798, lost=False)
 @example(drawn=REFERRER, untags=True, at=0, share=0.7594794842555604, lost=False)
 @example(drawn=PARTS, untags=True, at=0, share=0.6995358165223158, lost=False)
 @example(drawn=TWO, untags=False, at=0, share=0.5, lost=True)
