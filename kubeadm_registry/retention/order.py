@@ -6,7 +6,7 @@ an image goes to the trash first, and from there for good once its window is ove
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -263,35 +263,38 @@ def _with_it(held: Repository, inventory: Inventory) -> Mapping[str, list[str]]:
     return found
 
 
-def _parts_first(images: Iterable[Trashed], inventory: Inventory) -> tuple[Trashed, ...]:
-    """*images* by repository, each after its parts, for in the trash it keeps what a killed run has not moved yet."""
+def _by_repository(images: Iterable[Trashed]) -> Mapping[str, Mapping[str, Trashed]]:
+    """*images* by their digests, of each repository."""
     found: dict[str, dict[str, Trashed]] = {}
     for one in images:
         found.setdefault(one.repository, {})[one.digest] = one
+    return found
+
+
+def _parts_first(images: Iterable[Trashed], inventory: Inventory) -> tuple[Trashed, ...]:
+    """*images* by repository, each after its parts, for in the trash it keeps what a killed run has not moved yet."""
     return tuple(
         ones[digest]
-        for name, ones in found.items()
+        for name, ones in _by_repository(images).items()
         for digest in Links.of(inventory.repositories[name], inventory.manifests).parts_first(ones)
     )
 
 
-def _needing_first(images: Sequence[Trashed], inventory: Inventory) -> tuple[Trashed, ...]:
+def _needing_first(images: Iterable[Trashed], inventory: Inventory) -> tuple[Trashed, ...]:
     """*images* by repository, each before those of which it needs something: zot deletes no part of an index, and what
     something in the trash needs stays when the rest of its image goes."""
-    found: dict[str, dict[str, Trashed]] = {}
-    for one in images:
-        found.setdefault(one.repository, {})[one.digest] = one
-    ordered: list[Trashed] = []
-    for ones in found.values():
+
+    def ordered(ones: Mapping[str, Trashed]) -> Iterator[Trashed]:
         owner = {digest: one.digest for one in ones.values() for digest in (*one.parts, one.digest)}
 
-        def needs(digest: str, ones: Mapping[str, Trashed] = ones, owner: Mapping[str, str] = owner) -> Iterator[str]:
+        def needs(digest: str) -> Iterator[str]:
             for part in (digest, *ones[digest].parts):
                 if (manifest := inventory.manifests.get(part)) is not None:
                     yield from (owner[one] for one in (*manifest.children, manifest.subject) if one in owner)
 
-        ordered += [ones[digest] for digest in reversed(behind(ones, needs))]
-    return tuple(ordered)
+        return (ones[digest] for digest in reversed(behind(ones, needs)))
+
+    return tuple(one for ones in _by_repository(images).values() for one in ordered(ones))
 
 
 def _going(plan: Plan, inventory: Inventory, now: int) -> Iterator[Trashed]:
@@ -318,16 +321,5 @@ def _going(plan: Plan, inventory: Inventory, now: int) -> Iterator[Trashed]:
 def _below(key: tuple[str, str], below: Mapping[tuple[str, str], list[str]]) -> tuple[str, ...]:
     """The parts of *key* and the parts of these, each after all wholes that it belongs to: zot deletes no other way."""
     repository, digest = key
-    done: list[str] = []
-    seen = {digest}
-    waiting = [(digest, iter(below.get(key, ())))]
-    while waiting:
-        whole, parts = waiting[-1]
-        part = next((one for one in parts if one not in seen), None)
-        if part is None:
-            done.append(whole)
-            waiting.pop()
-        else:
-            seen.add(part)
-            waiting.append((part, iter(below.get((repository, part), ()))))
+    done = behind([digest], lambda one: below.get((repository, one), ()))
     return tuple(done[-2::-1])

@@ -147,14 +147,12 @@ class Shell:
             )
             seconds = time.monotonic() - started
         else:
-            words = shlex.join(limited)
+            # ``test`` is built into the shell: it starts nothing, and what holds up a look at a file cannot be killed.
+            words = shlex.join(argv if argv[0] == "test" else limited)
             if stdin:
                 # No here-document: bash keeps a large one in /tmp, and goes on without it where that is full.
                 text = base64.encodebytes(stdin).decode()
                 words = f"{{ printf %s '{text}' | base64 -d; }} 2>/dev/null 9>&- | {words} 9>&-"
-            elif argv[0] == "test":
-                # Built into the shell: it starts nothing, and what holds up a look at a file cannot be killed.
-                words = f"{shlex.join(argv)} </dev/null 9>&-"
             else:
                 words = f"{words} </dev/null 9>&-"
             result, seconds = self._ask(tuple(argv), words, timeout)
