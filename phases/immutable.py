@@ -94,6 +94,11 @@ def same_members(cluster: Cluster, _: Host) -> Iterator[str]:
         yield f"another run has changed the members meanwhile: they are {names} now; run the command again"
 
 
+def most_lost(bare: int, left: int, nodes: int) -> bool:
+    """Whether half of the *nodes* or more are *bare*, and others are *left*: these may lack what only those had."""
+    return left > 0 and 2 * bare >= nodes
+
+
 def nodes_lost(cluster: Cluster, _: Host) -> Iterator[str]:
     """Fewer than half of the nodes have lost all that they had; else `recover` is what fills them again."""
     if cluster.change is not None:
@@ -106,7 +111,7 @@ def nodes_lost(cluster: Cluster, _: Host) -> Iterator[str]:
     stores = {host.name for host in cluster.hosts if formed(host, cluster.spec.data_directory)}
     bare = [host.name for host in cluster.hosts if host.name not in installed | stores]
     left = sorted(installed & stores)
-    if left and 2 * len(bare) >= len(cluster.spec.nodes):
+    if most_lost(len(bare), len(left), len(cluster.spec.nodes)):
         yield (
             f"{', '.join(bare)} lost everything, and {', '.join(left)} may lack images that only they had; run "
             "`recover`, which restores these from bundles and names the others"

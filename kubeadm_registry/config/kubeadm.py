@@ -16,7 +16,7 @@ import yaml
 
 from kubeadm_registry.addresses import endpoint, is_ipv6, normal
 from kubeadm_registry.config.model import Node, Spec
-from kubeadm_registry.config.values import EVERY_REGISTRY
+from kubeadm_registry.config.values import EVERY_REGISTRY, KUBERNETES_REGISTRY
 
 CRI_SOCKET = "unix:///run/containerd/containerd.sock"
 
@@ -53,8 +53,6 @@ _IMAGES = """\
 _NO_IMAGES = """\
 # spec.mirrors has no registry.k8s.io: containerd pulls its images from there and not from the registry.
 """
-#: Whose images kubeadm uses.
-_UPSTREAM = "registry.k8s.io"
 
 
 def kubeadm_config(spec: Spec, node: str | None = None, *, control_plane_endpoint: str = "") -> str:
@@ -111,8 +109,8 @@ def cautions(spec: Spec) -> list[str]:
         )
     if not _mirrored(spec):
         found.append(
-            f'spec.mirrors lists neither {_UPSTREAM} nor "{EVERY_REGISTRY}", so containerd does not pull the images of '
-            f"kubeadm from the registry; add {_UPSTREAM}, and run `init` again"
+            f'spec.mirrors lists neither {KUBERNETES_REGISTRY} nor "{EVERY_REGISTRY}", so containerd does not pull the '
+            f"images of kubeadm from the registry; add {KUBERNETES_REGISTRY}, and run `init` again"
         )
     used = spec.kubernetes.control_plane_endpoint or endpoint(spec.nodes[0].address, _API_PORT)
     host = normal(re.sub(":[0-9]+$", "", used).strip("[]"))  # the port may be missing: kubeadm has a default
@@ -132,7 +130,7 @@ def cautions(spec: Spec) -> list[str]:
 
 def _mirrored(spec: Spec) -> bool:
     """Whether containerd pulls kubeadm's images from the registry."""
-    return _UPSTREAM in spec.mirrors or EVERY_REGISTRY in spec.mirrors
+    return KUBERNETES_REGISTRY in spec.mirrors or EVERY_REGISTRY in spec.mirrors
 
 
 def _minor(version: str | None) -> int:

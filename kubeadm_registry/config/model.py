@@ -16,6 +16,7 @@ from kubeadm_registry.config.contradictions import MOST_NODES, Contradiction, Fa
 from kubeadm_registry.config.durations import Duration
 from kubeadm_registry.config.values import (
     ELSEWHERE,
+    KUBERNETES_REGISTRY,
     Address,
     DataDirectory,
     DnsName,
@@ -187,7 +188,7 @@ class Spec(Model):
     frontend: Frontend = Frontend()
     proxy: Proxy = Proxy()
     mirrors: Annotated[tuple[Upstream, ...], relations.MIRRORS] = Field(
-        ("registry.k8s.io", "docker.io", "quay.io", "ghcr.io"), max_length=relations.MOST_MIRRORS
+        (KUBERNETES_REGISTRY, "docker.io", "quay.io", "ghcr.io"), max_length=relations.MOST_MIRRORS
     )
     """Upstream registries whose images containerd takes from this registry instead; ``"*"`` stands for all others."""
     containerd: Containerd = Containerd()

@@ -34,6 +34,8 @@ _LONGEST_ADDRESS = 45
 _LONGEST_PATH = 200
 #: In the list of upstream registries: all of them, whatever their names.
 EVERY_REGISTRY = "*"
+#: From which kubeadm has its images.
+KUBERNETES_REGISTRY = "registry.k8s.io"
 LAST_PORT = 65535
 
 

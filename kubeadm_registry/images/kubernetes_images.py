@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from kubeadm_registry.config.values import KUBERNETES_REGISTRY
 from kubeadm_registry.errors import ConfigError
 
-HOST = "registry.k8s.io"
 _COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy")
 
 
@@ -73,4 +73,4 @@ def images_of(version: str) -> tuple[str, ...]:
         "pause": now.pause,
         "etcd": now.etcd,
     }
-    return tuple(f"{HOST}/{path}:{tag}" for path, tag in tags.items())
+    return tuple(f"{KUBERNETES_REGISTRY}/{path}:{tag}" for path, tag in tags.items())

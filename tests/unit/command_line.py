@@ -50,14 +50,19 @@ def servers(run: Terminal, three: FakeCluster, monkeypatch: pytest.MonkeyPatch) 
     run.write(config.SMALLEST)
     for server in three.servers.values():
         server.put(f"{paths.OPT}/programs.json", programs.record(three.programs))
+    lead_to(three, monkeypatch)
+    return three
+
+
+def lead_to(fake: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have commands reach the servers of *fake*, each time by a new connection."""
 
     def reach(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
-        server = three.servers[node.name]
+        server = fake.servers[node.name]
         server.closed, server.locked_by = False, None
         return server
 
     monkeypatch.setattr(session, "reach", reach)
-    return three
 
 
 def lines(result: Result) -> list[dict[str, Any]]:

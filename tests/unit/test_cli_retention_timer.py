@@ -14,7 +14,6 @@ from kubeadm_registry import config, paths, secrets
 from kubeadm_registry.access import session
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import retention
-from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.custom_resources import installing
 from kubeadm_registry.custom_resources.installing import HelperKey
 from kubeadm_registry.engine.workflow import run as init
@@ -22,6 +21,7 @@ from kubeadm_registry.phases import retention as phase
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.retention.policy import SMALLEST as DEFAULT_SETS
 from kubeadm_registry.transport.host import Transport
+from tests.unit.command_line import lead_to
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.here import here, stub
 from tests.unit.test_cli_operator import KUBECONFIG
@@ -39,13 +39,7 @@ def servers(installed: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for server in installed.servers.values():
         server.answer("sh", "-c", phase._KUBELET, "kubelet", *retention.KUBELET)
         server.acts.clear()
-
-    def reach(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
-        server = installed.servers[node.name]
-        server.closed, server.locked_by = False, None
-        return server
-
-    monkeypatch.setattr(session, "reach", reach)
+    lead_to(installed, monkeypatch)
     return installed
 
 

@@ -17,6 +17,7 @@ from kubeadm_registry.doctor.snapshot import NodeSnapshot, Snapshot
 from kubeadm_registry.engine.changes import Directory, File
 from kubeadm_registry.engine.look import Difference
 from kubeadm_registry.engine.users import User
+from kubeadm_registry.phases.immutable import most_lost
 from kubeadm_registry.phases.programs import Starts
 from kubeadm_registry.status import CERTIFICATE_WARNING_DAYS
 
@@ -109,7 +110,7 @@ def _most_are_bare(snapshot: Snapshot) -> bool:
     what that lacks. What a reset has left on a node is there again after `init`."""
     bare = [node for node, _ in snapshot.answering if not (node.installed or node.stores)]
     left = [node for node in snapshot.nodes if node.installed and node.stores]
-    return bool(left) and 2 * len(bare) >= len(snapshot.nodes)
+    return most_lost(len(bare), len(left), len(snapshot.nodes))
 
 
 def _units_missing(snapshot: Snapshot, facts: Facts) -> list[str]:
