@@ -73,7 +73,8 @@ done
 #: Removes the table ``$1``.
 _UNPASS = 'for family in ip ip6; do nft delete table $family "$1" 2>/dev/null || :; done'
 #: Runs ``$2...`` and goes on; what it says is in the file ``$1``. Without the lock (9), which ends with the run.
-_BACKGROUND = 'out=$1; shift; rm -f -- "$out"; setsid "$@" >"$out" 2>/dev/null </dev/null 9>&- &'
+#: It is let go before the fork: a child that has not come as far as closing it would still hold it.
+_BACKGROUND = 'out=$1; shift; rm -f -- "$out"; exec 9>&-; setsid "$@" >"$out" 2>/dev/null </dev/null &'
 #: Asks the agent by the file ``$1``: until ``$3`` seconds from now the VIP is to go to ``$2``, and the one writer is to
 #: give the lease up where ``$5`` is true; ``$4`` says which format that is. The directory is the agent's, so root opens
 #: nothing there that is there already: it could be a link to elsewhere.
