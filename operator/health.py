@@ -106,6 +106,11 @@ def _copies(seen: Seen) -> Verdict:
     ):
         if name in says.conditions:
             return Verdict(kind, False, name, text)
+    if says.values.get("data_read_only"):
+        return Verdict(kind, False, "DiskReadOnly", "its data disk is mounted read-only")
+    if says.values.get("data_free_inodes", 1) < reserve.FEW_INODES * says.values.get("data_inodes", 0):
+        text = f"less than {reserve.FEW_INODES:.0%} of the inodes of its data disk are free"
+        return Verdict(kind, False, "InodesExhausted", text)
     return Verdict(kind, True, "AllCopied", "its storage reaches all others and copies nothing")
 
 

@@ -440,7 +440,13 @@ class Daemon:
         except OSError as error:
             self.hands.failed("space", f"cannot read how full {folder} is: {error}")
             return
-        self._data = {"free": seen.f_bavail * seen.f_frsize, "size": seen.f_blocks * seen.f_frsize}
+        self._data = {
+            "free": seen.f_bavail * seen.f_frsize,
+            "size": seen.f_blocks * seen.f_frsize,
+            "free_inodes": seen.f_favail,
+            "inodes": seen.f_files,
+            "read_only": bool(seen.f_flag & os.ST_RDONLY),
+        }
         wall = time.time()
         self._trend = trend.trend(self._samples.entries, self._data["free"], wall)
         if trend.due(self._samples.entries, wall):

@@ -93,10 +93,15 @@ class Peer(TypedDict):
 
 
 class Data(TypedDict):
-    """The file system of the data directory, bytes: what its services may still use, and all of it."""
+    """The file system of the data directory: what its services may still use and all of it, in bytes and in inodes (0
+    of how many where it has no table of them), and whether it is mounted read-only.
+    """
 
     free: int
     size: int
+    free_inodes: int
+    inodes: int
+    read_only: bool
 
 
 class Left(TypedDict):

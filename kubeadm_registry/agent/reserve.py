@@ -9,6 +9,8 @@ from __future__ import annotations
 FILLS = 0.15  # of the disk: the alert RegistryDiskFills warns while less is free
 SHARE = 0.05
 LEAST = 2 * 2**30  # bytes
+#: Of all inodes, of which the storage takes one for each block: the alert RegistryDiskUnwritable fires below it.
+FEW_INODES = 0.01
 #: Pushes open again when a quarter more than the reserve is free, so that they do not open and close all the time.
 MORE = 1.25
 SECONDS = 60  # that pushes stay closed when the agent says no more

@@ -37,9 +37,6 @@ ROUTES_MISSING = Kind(
     "Each small exchange between the storages waits 40 ms; without the loopback address this node does not serve.",
 )  # fmt: skip
 
-#: Of all inodes; the storage makes one for each block.
-FEW_INODES = 0.01
-
 
 def there(snapshot: Snapshot) -> Iterator[Finding]:
     """The data directory has the storage that was installed, and can be written to."""
@@ -102,7 +99,7 @@ def room(snapshot: Snapshot) -> Iterator[Finding]:
             elif space.free < reserve.FILLS * space.size:
                 yield Finding(DISK_FILLS, node.name, f"{space.free / space.size:.0%} of the data disk is free",
                               [space.line], fixes)  # fmt: skip
-        if inodes is not None and inodes.size and inodes.free < FEW_INODES * inodes.size:
+        if inodes is not None and inodes.size and inodes.free < reserve.FEW_INODES * inodes.size:
             yield Finding(
                 INODES, node.name, f"{inodes.free} inodes are free on the data disk", [f"{inodes.line} (inodes)"],
                 (Command(node.name, f"du --inodes -xS {inodes.mount} | sort -n | tail  # remove files of others"),),
