@@ -11,6 +11,7 @@ from typing import Any
 from kubeadm_registry import certificates, paths, pki
 from kubeadm_registry.access.following import Follower
 from kubeadm_registry.access.session import Prompts
+from kubeadm_registry.agent import volume
 from kubeadm_registry.agent.document import Move, State
 from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.certificates import Certificates
@@ -50,7 +51,7 @@ class NodeStatus:
     guarded: bool | None = None
     """Whether the nft rules that guard loopback are loaded."""
     read_only: bool = False
-    """Whether its data directory is on a file system that is mounted read-only."""
+    """Whether its data directory is mounted so, or its agent cannot write there."""
 
 
 CLOCK_OFF = Timings().clock_off  # seconds
@@ -79,13 +80,13 @@ def observe(config: RegistryCluster, host: Host) -> NodeStatus:
             host.name,
             trouble=trouble,
             services=_states(units, shown),
-            agent=fresh(state, float(now)),
+            agent=(agent := fresh(state, float(now))),
             vip=tuple(address for address in config.spec.vip.addresses if has_address(host, address)),
             certificate_ends=seen.ends,
             authority_ends=seen.authority_ends,
             certificate_flaw=(seen.reason, f"{host.name} {seen.flaw}") if seen.reason else None,
             guarded=int(rules) > 0,
-            read_only="ro" in options.strip().split(","),
+            read_only=volume.refuses(options.strip(), agent),
         )
     except (Error, ValueError) as error:
         return NodeStatus(host.name, reachable=False, trouble=str(error))
@@ -392,7 +393,7 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[
     if len(counts) == len(config.spec.nodes) and counts[least] == wanted:
         for one in seen:
             if one.read_only:
-                text = f"{one.name} stores nothing, for its data disk is mounted read-only: see `doctor`"
+                text = f"{one.name} stores nothing, for its data disk cannot be written: see `doctor`"
                 return _condition("StorageWhole", False, "ReadOnly", text)
             if "StorageCopying" in _conditions(one):
                 left = (one.agent.get("storage_left") if one.agent is not None else None) or {"blocks": 0, "tables": 0}

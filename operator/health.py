@@ -106,8 +106,8 @@ def _copies(seen: Seen) -> Verdict:
     ):
         if name in says.conditions:
             return Verdict(kind, False, name, text)
-    if says.values.get("data_read_only"):
-        return Verdict(kind, False, "DiskReadOnly", "its data disk is mounted read-only")
+    if says.values.get("data_writable") == 0:
+        return Verdict(kind, False, "DiskUnwritable", "its data disk cannot be written")
     if says.values.get("data_free_inodes", 1) < reserve.FEW_INODES * says.values.get("data_inodes", 0):
         text = f"less than {reserve.FEW_INODES:.0%} of the inodes of its data disk are free"
         return Verdict(kind, False, "InodesExhausted", text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from kubeadm_registry import __version__
-from kubeadm_registry.agent import certificate, keys, moves, moving, reserve, status, trend
+from kubeadm_registry.agent import certificate, keys, moves, moving, reserve, status, trend, volume
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, ConfigError, load
 from kubeadm_registry.agent.document import Data, State, Trend, sealed
@@ -436,22 +436,17 @@ class Daemon:
         """How full the file system of the data directory is: in a thread, since a disk that hangs answers nothing."""
         folder = Path(self.config.paths.hardstate).parent
         try:
-            seen = await self._loop.run_in_executor(None, os.statvfs, folder)
+            data = await self._loop.run_in_executor(None, volume.look, folder)
         except OSError as error:
             self.hands.failed("space", f"cannot read how full {folder} is: {error}")
+            if self._data is not None:
+                self._data["writable"] = False
             return
-        self._data = {
-            "free": seen.f_bavail * seen.f_frsize,
-            "size": seen.f_blocks * seen.f_frsize,
-            "free_inodes": seen.f_favail,
-            "inodes": seen.f_files,
-            "read_only": bool(seen.f_flag & os.ST_RDONLY),
-        }
-        wall = time.time()
-        self._trend = trend.trend(self._samples.entries, self._data["free"], wall)
+        self._data, wall = data, time.time()
+        self._trend = trend.trend(self._samples.entries, data["free"], wall)
         if trend.due(self._samples.entries, wall):
-            self._samples.add(trend.sample(self._data["free"], wall))
-        self._full = reserve.nearly_full(self._data["free"], self._data["size"], self._full)
+            self._samples.add(trend.sample(data["free"], wall))
+        self._full = reserve.nearly_full(data["free"], data["size"], self._full)
         for one in self.hands.proxies:
             one.reserve(reserve.SECONDS if self._full else 0, time.time())
 

@@ -94,14 +94,14 @@ class Peer(TypedDict):
 
 class Data(TypedDict):
     """The file system of the data directory: what its services may still use and all of it, in bytes and in inodes (0
-    of how many where it has no table of them), and whether it is mounted read-only.
+    of how many where it has no table of them), and whether it can be written.
     """
 
     free: int
     size: int
     free_inodes: int
     inodes: int
-    read_only: bool
+    writable: bool
 
 
 class Left(TypedDict):

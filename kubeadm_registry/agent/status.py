@@ -216,7 +216,7 @@ def _disk(state: State) -> Iterator[tuple[str, str, Optional[float]]]:
         yield "data_size_bytes", "Size of the file system of the data directory.", data["size"]
         yield "data_free_inodes", "Free inodes of the file system of the data directory.", data["free_inodes"]
         yield "data_inodes", "Inodes of the file system of the data directory.", data["inodes"]
-        yield "data_read_only", "1 if the file system of the data directory is mounted read-only.", data["read_only"]
+        yield "data_writable", "1 if a file can be created in the data directory, or could with room.", data["writable"]
     if trend is not None:
         yield "data_fill_bytes_per_second", "What became used a second in the last days.", trend["rate"]
         yield "data_full_seconds", "When it is full at that rate, seconds since 1970.", trend["full"]

@@ -39,7 +39,7 @@ def everything() -> State:
         seconds=dict.fromkeys(("frontend", "storage", "manifest", "blob"), 0.1), corrections=(1, 1),
         heard=dict.fromkeys(PEERS, (0.1, 0.1, 1, 1)), wall_skew={}, guarded=True,
         ca_expires=1.0,
-        data={"free": 1, "size": 2, "free_inodes": 3, "inodes": 4, "read_only": False},
+        data={"free": 1, "size": 2, "free_inodes": 3, "inodes": 4, "writable": True},
         storage_left={"blocks": 3, "tables": 4},
         storage_queues={"blocks": 5, "errors": 6, "entries": 7, "merkle": 8}, storage_lost=2,
         data_trend={"since": 1.0, "rate": 0.5, "full": 9.0}, moves=(MOVE,),

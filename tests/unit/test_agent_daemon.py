@@ -299,7 +299,7 @@ def test_it_tells_how_full_the_data_directory_is_and_when_certificates_expire(co
         seen = os.statvfs(Path(configs[0]["paths"]["hardstate"]).parent)
         assert told["data"]["size"] == seen.f_blocks * seen.f_frsize
         assert 0 < told["data"]["free"] <= told["data"]["size"]
-        assert (told["data"]["inodes"], told["data"]["read_only"]) == (seen.f_files, False)
+        assert (told["data"]["inodes"], told["data"]["writable"]) == (seen.f_files, True)
         assert 0 < told["data"]["free_inodes"] <= told["data"]["inodes"]
         assert told["certificate_expires"] == pki.expiry(pair.certificate).timestamp()
         assert told["ca_expires"] == pki.expiry(authority.certificate).timestamp()

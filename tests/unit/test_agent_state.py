@@ -17,7 +17,7 @@ from tests.unit.test_agent_config import smallest
 FACTS = status.Facts(
     version="1", instance="i", wall=1.0, now=1.0, holds_vip=False, expires=None, can_destroy=None, seconds={},
     corrections=(), heard=dict.fromkeys(("cp-2", "cp-3"), (0.1, 0.1, 1, 0)), wall_skew={},
-    data={"free": 40 << 30, "size": 100 << 30, "free_inodes": 6_000_000, "inodes": 6_553_600, "read_only": False},
+    data={"free": 40 << 30, "size": 100 << 30, "free_inodes": 6_000_000, "inodes": 6_553_600, "writable": True},
     storage_left={"blocks": 0, "tables": 0},
     storage_queues={"blocks": 5, "errors": 0, "entries": 0, "merkle": 0}, storage_lost=0,
     data_trend={"since": 1.0, "rate": 0.5, "full": None}, moves=(MOVE,),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kubeadm_registry import paths
-from kubeadm_registry.agent import reserve
+from kubeadm_registry.agent import reserve, volume
 from kubeadm_registry.components import agent, haproxy, network
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.doctor.facts import Facts
@@ -44,13 +44,21 @@ def there(snapshot: Snapshot) -> Iterator[Finding]:
     unit = backend(snapshot.config.spec).SERVICE.unit
     formed = any(node.stores for node in snapshot.nodes)
     for node, facts in snapshot.answering:
-        options = facts.mount.rpartition(" ")[2].split(",")
-        if "ro" in options:
+        options = facts.mount.rpartition(" ")[2]
+        if "ro" in options.split(","):
             yield Finding(
                 READ_ONLY, node.name, f"{data} is on a file system that is mounted read-only",
                 [f"findmnt --target {data}: {facts.mount}"],
                 (Command(node.name, f"mount -o remount,rw {facts.mount.partition(' ')[0]}"),
                  Command(node.name, f"systemctl restart {unit}")),
+                explains=_users(snapshot),
+            )  # fmt: skip
+        elif all(volume.refuses(options, seen.agent) for seen in (node.earlier, node.status)):
+            yield Finding(
+                READ_ONLY, node.name, f"{data} cannot be written, as after errors of the disk",
+                [f"findmnt --target {data}: {facts.mount}", f"the agent cannot create a file below {data}"],
+                (Command(node.name, "journalctl -k --grep='EXT4-fs|XFS|BTRFS|I/O error'"),
+                 Command(node.name, "reboot  # checks the file system; replace the disk if it is broken")),
                 explains=_users(snapshot),
             )  # fmt: skip
         if node.installed and node.made and formed and not node.stores:
