@@ -208,8 +208,8 @@ def delete(
     zot deletes a single tag. Distribution deletes by digest, which also removes other tags of the same image; this is
     refused unless --all-tags is given. Manifests that a remaining index refers to are never deleted.
 
-    With zot, what goes by digest is freed immediately, but for blobs that other manifests need; with Distribution,
-    `images collect` frees it.
+    With zot, what goes by digest is freed immediately, but for blobs that other manifests need; a tag alone frees
+    nothing, since its image stays. With Distribution, `images collect` frees what is deleted.
     """
     reporter = context.reporter()
     cluster_file = config.load(path)
@@ -221,6 +221,8 @@ def delete(
         planned = deleting.plan(connect, places, all_tags=all_tags)
         for one in planned:
             reporter.note(f"{'would delete' if dry_run else 'to be deleted:'} {one}")
+        if any(one.digest not in ("", one.place.reference) for one in planned):
+            reporter.note("a tag alone frees no space: its image stays; `images delete NAME@DIGEST` deletes that")
         if not (yes or dry_run or not sys.stdin.isatty()):
             click.confirm(f"Delete {'this' if len(planned) == 1 else f'these {len(planned)}'}?", abort=True, err=True)
             if deleting.plan(connect, places, all_tags=all_tags) != planned:

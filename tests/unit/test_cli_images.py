@@ -257,9 +257,18 @@ def test_delete_shows_before_it_does(fake: Repositories) -> None:
     assert result.stdout.splitlines()[0].startswith("would delete app:v1 (sha256:")
     assert result.stdout.splitlines()[-1] == "would delete 1 name"
     assert fake.store["app"].tags
-    _, last = lines(run("delete", "app:v1", "-o", "json"))
+    *_, last = lines(run("delete", "app:v1", "-o", "json"))
     assert [one["name"] for one in last["deleted"]] == ["app:v1"]
     assert not fake.store["app"].tags
+
+
+def test_a_tag_that_goes_alone_is_said_to_free_nothing(fake: Repositories) -> None:
+    """zot keeps its image, and `images collect` frees nothing that a manifest needs, with a tag or without."""
+    tag = run("delete", "app:v1", "--dry-run").output
+    assert "a tag alone frees no space" in tag
+    assert "images delete NAME@DIGEST" in tag
+    digest = fake.store["app"].tags["v1"]
+    assert "frees no space" not in run("delete", f"app@{digest}", "--all-tags", "--dry-run").output
 
 
 def test_delete_frees_what_no_other_image_needs(fake: Repositories, three: FakeCluster) -> None:
@@ -359,7 +368,7 @@ def test_what_is_pushed_before_the_answer_does_not_go(fake: Repositories, monkey
 def test_a_question_is_no_part_of_the_json(fake: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _self: True)
     result = run("delete", "app:v1", "-o", "json", stdin="n\n")
-    assert [one["event"] for one in map(json.loads, result.stdout.splitlines())] == ["note", "error"]
+    assert [one["event"] for one in map(json.loads, result.stdout.splitlines())] == ["note", "note", "error"]
     assert "Delete this? [y/N]" in result.stderr
 
 

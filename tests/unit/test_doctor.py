@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import click
 import pytest
 
 from kubeadm_registry import config, doctor, paths, status
 from kubeadm_registry.agent.document import State
 from kubeadm_registry.cli import doctor as command
+from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import garage, haproxy, network, retention
 from kubeadm_registry.containerd.survey import UNIT as CONTAINERD
 from kubeadm_registry.doctor import facts as facts_module
@@ -318,6 +321,22 @@ def test_of_two_that_count_each_other_silent_the_one_with_the_rule_is_deaf(ruled
     said = "cp-2 does not hear the agent of cp-1" if ruled else "the agents of cp-1 and cp-2 do not hear each other"
     assert (finding.kind.code, finding.message) == ("PeerSilent", said)
     assert ("nft delete rule inet site in handle 6" in str(finding.fix[0])) == ruled
+
+
+@pytest.mark.parametrize("spoil", [spoil for spoil, _, _ in CASES.values()], ids=CASES)
+def test_each_command_for_the_workstation_has_all_that_it_requires(spoil: Spoil) -> None:
+    for finding in doctor.diagnose(snapshot(cp_2=spoil(well("cp-2")))).findings:
+        for one in finding.fix:
+            if one.line.startswith("kubeadm-registry "):
+                accepted(shlex.split(one.line, comments=True)[1:])
+
+
+def accepted(words: list[str]) -> None:
+    """Raise click.UsageError where the program does not take the command line *words*."""
+    current: click.Command = cli
+    while isinstance(current, click.Group) and words and words[0] in current.commands:
+        current, words = current.commands[words[0]], words[1:]
+    current.make_context("kubeadm-registry", list(words))
 
 
 def test_every_kind_is_tried() -> None:
@@ -681,7 +700,7 @@ def test_json() -> None:
     assert (found["state"], finding["code"], finding["node"], finding["severity"]) == (
         "degraded", "DiskFull", "cp-2", "error",
     )  # fmt: skip
-    assert finding["fix"][0] == {"on": "workstation", "command": "kubeadm-registry images delete"}
+    assert finding["fix"][0] == {"on": "workstation", "command": "kubeadm-registry images list"}
 
 
 def test_the_page_has_every_code_and_room() -> None:

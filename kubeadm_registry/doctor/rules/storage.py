@@ -92,7 +92,9 @@ def _lost(snapshot: Snapshot, node: NodeSnapshot, facts: Facts) -> Finding:
 
 def room(snapshot: Snapshot) -> Iterator[Finding]:
     """There is room for what is pushed."""
-    fixes = (here("images delete"), here("images collect"))
+    # By digest: with zot a tag that goes alone frees nothing.
+    delete = here("images delete NAME@DIGEST  # docs/space.md, A full disk")
+    fixes = (here("images list"), delete, here("images collect"))
     for node, facts in snapshot.answering:
         space, inodes = facts.space, facts.inodes
         if space is not None and node.installed:

@@ -234,8 +234,9 @@ def retained(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(RETENTION_PAUSED, node.name, "retention is paused", limited(evidence),
                           (here("retention resume"),))  # fmt: skip
         else:
+            start = Command(node.name, f"systemctl start {unit.name}")
             yield Finding(RETENTION_FAILED, node.name, "the last run of retention's timer failed", limited(evidence),
-                          (here("retention plan"), Command(node.name, f"systemctl start {unit.name}")))  # fmt: skip
+                          (here("retention plan --no-cluster"), start))  # fmt: skip
 
 
 def logged(snapshot: Snapshot) -> Iterator[Finding]:
