@@ -99,7 +99,7 @@ def ending(cluster: Cluster, host: Host) -> Iterator[str]:
         yield f"the cluster CA expires on {ends:%Y-%m-%d}, and every certificate with it; {AUTHORITY_HINT}"
 
 
-AUTHORITY_HINT = "replace it with `kubeadm-registry certs renew --ca`"
+AUTHORITY_HINT = "replace it with `kubeadm-registry certs renew --ca --nodes FILE` (or --no-clients)"
 CERTIFICATES = Phase(
     "certificates",
     "Issue each node's certificate",

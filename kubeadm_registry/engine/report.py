@@ -384,7 +384,7 @@ class JsonLines:
         )
 
     def check(self, host: str, name: str, *, ok: bool) -> None:
-        """``{"event": "check", "host": ..., "check": ..., "ok": true}``; a failed one was written by ``problem``."""
+        """``{"event": "check", "host": ..., "check": ..., "ok": true}``, for a check that found no problem."""
         if ok:
             self._write(event="check", host=host, check=name, ok=True)
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import click
+import pytest
 
 from kubeadm_registry import config
 from kubeadm_registry.cli.main import cli
@@ -61,10 +62,17 @@ def test_each_decision_has_its_number(root: Path) -> None:
 
 def commands(text: str) -> list[list[str]]:
     """What comes after ``kubeadm-registry`` in blocks and in code of *text*, word by word."""
+    return [*printed(text), *_words(re.findall(r"`(kubeadm-registry [^`]+)`", text))]
+
+
+def printed(text: str) -> list[list[str]]:
+    """The same of blocks alone, where a line is whole."""
     text = text.replace("\\\n", " ")
     lines = [line for block in re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    lines += re.findall(r"^ {4}(.+)", text, re.MULTILINE)
-    lines += re.findall(r"`(kubeadm-registry [^`]+)`", text)
+    return _words(lines + re.findall(r"^ {4}(.+)", text, re.MULTILINE))
+
+
+def _words(lines: list[str]) -> list[list[str]]:
     # A key's comment may be the program's name, and this is no command.
     found = [COMMAND.search(line) for line in lines if "ssh-ed25519" not in line]
     return [shlex.split(re.sub(r"[|;>&].*| # .*", "", match[1])) for match in found if match]
@@ -91,6 +99,33 @@ def test_every_command_and_option_is_there(root: Path) -> None:
         for page, lines in found.items()
         for words in lines
         if (missing := unknown(words))
+    }
+    assert wrong == {}
+
+
+def refusal(words: list[str]) -> str:
+    """Why the program does not take the command line *words*, as without an argument that it requires."""
+    command: click.Command = cli
+    rest = [word for word in words if word != "..."]
+    while isinstance(command, click.Group) and rest and rest[0] in command.commands:
+        command = command.commands[rest.pop(0)]
+    try:
+        command.make_context("kubeadm-registry", rest)
+    except click.exceptions.Exit:  # --help
+        return ""
+    except click.UsageError as error:
+        return error.format_message()
+    return ""
+
+
+def test_every_command_in_a_block_can_be_run_as_it_stands(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", "admin.conf")
+    wrong = {
+        f"{page.relative_to(root)}: {shlex.join(words)}": why
+        for page in pages(root)
+        if page.name not in ("CHANGELOG.md", "reference.md")  # earlier releases; how the arguments are written
+        for words in printed(page.read_text())
+        if (why := refusal(words))
     }
     assert wrong == {}
 

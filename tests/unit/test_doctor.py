@@ -11,13 +11,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
-import click
 import pytest
 
 from kubeadm_registry import config, doctor, paths, status
 from kubeadm_registry.agent.document import State
 from kubeadm_registry.cli import doctor as command
-from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import garage, haproxy, network, retention
 from kubeadm_registry.containerd.survey import UNIT as CONTAINERD
 from kubeadm_registry.doctor import facts as facts_module
@@ -38,6 +36,7 @@ from tests.unit import doctor_page
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.healthy import healthy
 from tests.unit.here import here, stub
+from tests.unit.test_docs import refusal
 
 THREE = config.parse(config.SMALLEST, "x")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -328,15 +327,7 @@ def test_each_command_for_the_workstation_has_all_that_it_requires(spoil: Spoil)
     for finding in doctor.diagnose(snapshot(cp_2=spoil(well("cp-2")))).findings:
         for one in finding.fix:
             if one.line.startswith("kubeadm-registry "):
-                accepted(shlex.split(one.line, comments=True)[1:])
-
-
-def accepted(words: list[str]) -> None:
-    """Raise click.UsageError where the program does not take the command line *words*."""
-    current: click.Command = cli
-    while isinstance(current, click.Group) and words and words[0] in current.commands:
-        current, words = current.commands[words[0]], words[1:]
-    current.make_context("kubeadm-registry", list(words))
+                assert refusal(shlex.split(one.line, comments=True)[1:]) == ""
 
 
 def test_every_kind_is_tried() -> None:

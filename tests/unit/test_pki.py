@@ -286,3 +286,4 @@ def test_nothing_is_done_under_an_authority_that_has_ended(monkeypatch: pytest.M
     (problem,) = caught.value.problems
     assert (problem.check, problem.host) == ("Authority", "cp-1")
     assert problem.text.startswith("the cluster CA expired on ")
+    assert "--nodes FILE" in problem.text, "`certs renew --ca` alone is refused"
