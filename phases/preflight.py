@@ -66,7 +66,10 @@ def architecture(cluster: Cluster, host: Host) -> Iterator[str]:
         return
     wrong = sorted(program.name for program in cluster.programs.values() if program.architecture != name)
     if wrong:
-        yield f"the bundle's {', '.join(wrong)} are not built for {name}; create a bundle on a machine that is"
+        yield (
+            f"the bundle's {', '.join(wrong)} are not built for {name}; "
+            f"create one with `kubeadm-registry bundle create --architecture {name}`"
+        )
 
 
 #: Those of the arguments that are no programs here.
@@ -223,7 +226,7 @@ def disk(cluster: Cluster, host: Host) -> Iterator[str]:
         if free < least and not unit_state(host, backend(cluster.spec).SERVICE.unit).active:
             yield (
                 f"{path} has {free / 2**30:.1f} GiB free on {mounted}, at least {least / 2**30:.0f} are required; "
-                "free or add disk space, or set spec.dataDirectory to another path"
+                f"free or add disk space{'' if path == paths.OPT else ', or set spec.dataDirectory to another path'}"
             )
 
 

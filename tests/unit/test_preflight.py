@@ -167,7 +167,10 @@ def test_a_bundle_for_another_machine(good: FakeCluster) -> None:
     cluster = good.cluster
     programs = {**cluster.programs, "zot": replace(cluster.programs["zot"], architecture="arm64")}
     [text] = problems(good, cluster=replace(cluster, programs=programs))["Architecture"]
-    assert text.startswith("the bundle's garage, haproxy, keepalived, kubeadm-registry are not built for arm64; ")
+    assert text == (
+        "the bundle's garage, haproxy, keepalived, kubeadm-registry are not built for arm64; "
+        "create one with `kubeadm-registry bundle create --architecture arm64`"
+    )
 
 
 def test_no_systemd_and_missing_tools_are_two_problems(good: FakeCluster) -> None:
@@ -361,6 +364,14 @@ def test_too_little_room_for_layers(good: FakeCluster) -> None:
             "/var/lib/kubeadm-registry has 3.2 GiB free on /var, at least 10 are required; free or add disk "
             "space, or set spec.dataDirectory to another path"
         ]
+    }
+
+
+def test_too_little_room_for_programs(good: FakeCluster) -> None:
+    """Another data directory would not help: the programs are always below /opt."""
+    good.servers["cp-2"].answer("sh", "-c", preflight._FREE, "free", paths.OPT, with_=free("/", 0.5))
+    assert problems(good) == {
+        "DiskSpace": ["/opt/kubeadm-registry has 0.5 GiB free on /, at least 1 are required; free or add disk space"]
     }
 
 
