@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import click
@@ -11,9 +12,12 @@ import pytest
 
 from kubeadm_registry import config
 from kubeadm_registry.cli.main import cli
+from kubeadm_registry.components import garage
 from kubeadm_registry.config.kubeadm import cautions
+from kubeadm_registry.engine.changes import unit_path
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images.kubernetes_images import images_of
+from tests.unit.fake_cluster import FakeCluster
 
 COMMAND = re.compile(r"(?:^|[ /])kubeadm-registry ([a-z].*)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -128,6 +132,21 @@ def test_every_command_in_a_block_can_be_run_as_it_stands(root: Path, monkeypatc
         if (why := refusal(words))
     }
     assert wrong == {}
+
+
+GARAGE = re.compile(r"\bG=\$\(.*\)")
+
+
+def test_the_garage_that_runs_is_found_beside_earlier_ones(root: Path, installed: FakeCluster, tmp_path: Path) -> None:
+    """As the pages find it by hand; /opt keeps the programs of earlier releases."""
+    [line] = {found for page in pages(root) for found in GARAGE.findall(page.read_text())}
+    server = installed.servers["cp-1"]
+    (tmp_path / "unit").write_bytes(server.content(unit_path(garage.SERVICE.unit)))
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\n[ "$*" = "cat kubeadm-registry-garage" ] && cat {tmp_path}/unit\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    told = subprocess.run(["sh", "-c", f'{line}; echo "$G"'], env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert told.stdout.split() == [installed.cluster.program("garage").executable]
 
 
 def refused(version: str) -> str:
