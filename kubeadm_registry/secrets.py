@@ -152,9 +152,7 @@ class Secrets:
         """The secrets as a record, with the values of a newer release."""
         known = {name: getattr(self, name) for name in _KNOWN}
         known |= {name: dict(known[name]) for name in ("node_keys", "overlap", "renewal")}
-        for name in _CHANGING:
-            if not known[name]:
-                del known[name]
+        known = {name: one for name, one in known.items() if one or name not in _CHANGING}
         return Found({**self.kept.values, **known}, self.kept.stamp)
 
     def to_json(self) -> bytes:
@@ -377,10 +375,10 @@ class Vault:
         values: dict[str, Any] = {}
         holders: dict[str, str] = {}
         stamp = Found({}).stamp
-        newest = max((one.values.get("revision", 0) for one in there.values()), default=0)
+        self.seen: int = max((one.values.get("revision", 0) for one in there.values()), default=0)
         # Those of the newest revision first: of the others only what it does not have.
         for place, one in sorted(there.items(), key=lambda item: -int(item[1].values.get("revision", 0))):
-            current = one.values.get("revision", 0) == newest
+            current = one.values.get("revision", 0) == self.seen
             said = one.values if current else _without_exchanged(one.values, values)
             _merge(values, holders, said, place, "")
             stamp = joined(stamp, one.stamp)
@@ -445,7 +443,9 @@ class Vault:
         """What the servers are to have from now on: *secrets* as their next revision. Raises NewerFormat."""
         revised = replace(secrets, revision=self.secrets.revision + 1)
         FORMAT.seal({}, revised.kept)
-        return Vault(self._cluster, self._names, {"the next revision": revised.found}, self._data)
+        vault = Vault(self._cluster, self._names, {"the next revision": revised.found}, self._data)
+        vault.seen = self.secrets.revision  # as far as the servers are
+        return vault
 
     def preview(self) -> Secrets:
         """The secrets, with placeholders for what is not made yet."""

@@ -54,8 +54,9 @@ class SecretsFile:
         if not self.cluster.vault.made:
             return True
         generation, number = secrets.revision_in(content)
-        known = self.cluster.vault.preview()
-        return generation == known.generation and number > known.revision
+        vault = self.cluster.vault
+        # Another run's next revision has the number of this one's.
+        return generation == vault.preview().generation and number > vault.seen
 
     def apply(self, host: Host) -> None:
         """Write them; missing ones are generated first, once for all nodes. Raises NewerFormat."""

@@ -489,6 +489,19 @@ def test_the_former_password_is_accepted_until_that_is_ended(installed: FakeClus
     assert run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE) == []
 
 
+def test_of_two_exchanges_that_begin_together_the_later_one_takes_nothing_back(installed: FakeCluster) -> None:
+    """Both have read the same revision, and one has the locks when the other one is done."""
+    late = installed.cluster
+    exchanged(installed, "push")
+    before = stored(installed)
+    with pytest.raises(PreflightFailed) as caught:
+        credentials.rotate(late, Recorder(), lambda _: None, ["pull"])
+    assert {problem.check for problem in caught.value.problems} == {"Secrets"}
+    assert stored(installed) == before
+    exchanged(installed, "pull")
+    assert rotation.overlapping(stored(installed)[0]) == ("push", "pull")
+
+
 def test_an_exchange_of_the_ca_and_one_of_a_password_leave_each_other_alone(installed: FakeCluster) -> None:
     exchanged(installed, "push", "retention")
     replaced(installed, trust_only=True)
