@@ -50,7 +50,8 @@ class Records:
         until = time.monotonic() + PATIENCE
         while True:
             try:
-                take_locks(self.cluster.hosts[:1])
+                # All: the first one of another file, or of those that another workstation reaches, may be another.
+                take_locks(self.cluster.hosts)
                 return
             except HostBusy:
                 if time.monotonic() > until:

@@ -118,8 +118,9 @@ def sweep(hosts: Sequence[Host]) -> None:
 def take_locks(hosts: Sequence[Host]) -> None:
     """Lock every host for this run, until its connection ends. Raises HostBusy, which names the other run."""
     who = f"{whoami.name()}@{socket.gethostname()} pid {os.getpid()}"
-    # One after another in the order of the file, so that two runs that start together cannot each lock some hosts.
-    for host in hosts:
+    # One after another in the same order, whatever that of the file, so that two runs that start together cannot each
+    # lock some hosts.
+    for host in sorted(hosts, key=lambda one: one.name):
         holder = host.transport.lock(who)
         if holder is not None:
             raise HostBusy(

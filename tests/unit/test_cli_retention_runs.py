@@ -116,9 +116,15 @@ def test_a_plan_waits_for_its_approval(site: Site) -> None:
     assert site.tags() == ["v3"]
 
 
-def test_two_commands_do_not_write_pins_over_each_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one waits for the first, and for anything else that works on the nodes."""
-    server = site.servers.servers["cp-1"]
+@pytest.mark.parametrize("first", ["cp-1", "cp-2"])
+def test_two_commands_do_not_write_pins_over_each_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """The second one waits for the first, and for anything else that works on the nodes.
+
+    The first one's file may have the nodes in another order, or another of them is out of its reach.
+    """
+    server = site.servers.servers[first]
     server.holder = "root@workstation pid 7"
     moments = iter(range(100))
     monkeypatch.setattr(retention_records.time, "monotonic", lambda: float(next(moments) * 10))

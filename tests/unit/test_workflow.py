@@ -836,6 +836,14 @@ def test_a_busy_host_is_left_alone_with_all_others(three: FakeCluster, recorder:
     assert recorder.checks == []
 
 
+def test_two_files_in_another_order_lock_in_the_same_one(three: FakeCluster, recorder: Recorder) -> None:
+    three.servers["cp-2"].holder = "ada@desk pid 7"
+    backwards = replace(three.cluster, hosts=three.cluster.hosts[::-1])
+    with pytest.raises(HostBusy):
+        run((motd(),), backwards, recorder)
+    assert three.servers["cp-3"].locked_by is None, "ada's run, which is to have it next, goes on"
+
+
 def test_a_busy_host_does_not_stop_a_dry_run(three: FakeCluster, recorder: Recorder) -> None:
     three.servers["cp-2"].holder = "ada@desk pid 7"
     assert len(run((motd(),), three.cluster, recorder, dry_run=True)) == 3
