@@ -59,7 +59,8 @@ def no_kubelet(_: Cluster, host: Host) -> Iterator[str]:
 
 def enable_timer(policy: bytes) -> Workflow:
     """Have the timer work by *policy*, the content of a policy file, on every node."""
-    checks = (Check("RetentionInstalled", installed, mandatory=True), Check("NoKubelet", no_kubelet, mandatory=True))
+    own = (Check("RetentionInstalled", installed, mandatory=True), Check("NoKubelet", no_kubelet, mandatory=True))
+    checks = (*OF_MEMBERS, *own)
     steps = partial(_enable, policy)
     return (Phase("timer", "Store the policy and enable the timer of retention", steps, checks=checks),)
 
@@ -74,4 +75,5 @@ def _disable(_: Cluster, __: Host) -> Steps:
     yield Absent(retention.POLICY)
 
 
-DISABLE_TIMER = (Phase("timer", "Disable the timer of retention and remove its policy", _disable),)
+# A member that an old file lacks would go on by the policy of before.
+DISABLE_TIMER = (Phase("timer", "Disable the timer of retention and remove its policy", _disable, checks=OF_MEMBERS),)

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import config, paths, secrets
+from kubeadm_registry import config, members, paths, secrets
 from kubeadm_registry.access import session
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import retention
 from kubeadm_registry.custom_resources import installing
 from kubeadm_registry.custom_resources.installing import HelperKey
 from kubeadm_registry.engine.workflow import run as init
+from kubeadm_registry.members import Members
 from kubeadm_registry.phases import retention as phase
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.retention.policy import SMALLEST as DEFAULT_SETS
@@ -152,6 +153,22 @@ def test_disable_leaves_the_units_and_no_policy(servers: FakeCluster) -> None:
         assert retention.POLICY not in server.tree
         assert f"{paths.UNITS}/{retention.TIMER}" in server.tree
     assert timer("disable").stdout.splitlines()[-1] == "nothing to do"
+
+
+@pytest.mark.parametrize("what", [("enable", "--policy", "policy.yaml"), ("disable",)], ids=["enable", "disable"])
+def test_an_outdated_file_leaves_no_member_with_another_timer(servers: FakeCluster, what: tuple[str, ...]) -> None:
+    """The member that it lacks would go on by the policy of before when it holds the lease."""
+    enable()
+    names = {node.name: node.address for node in servers.config.spec.nodes}
+    for server in servers.servers.values():
+        server.put(f"{servers.config.spec.data_directory}/garage/meta/cluster_layout", b"a layout")
+        server.put(members.PATH, Members(2, {**names, "cp-4": "10.0.0.14"}).render())
+        server.acts.clear()
+    Path("policy.yaml").write_text(f"{SMALLEST}# another one\n")
+    result = timer(*what)
+    assert result.exit_code == 3, result.output
+    assert "SameCluster" in result.output and "omits cp-4" in result.output
+    assert servers.acts() == []
 
 
 @pytest.mark.parametrize("more", [(), ("--plan-only",)], ids=["with a key", "plan only"])
