@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -123,11 +124,18 @@ def secrets(config: RegistryCluster, prompts: Prompts, note: Note) -> Secrets:
 
 def vault(config: RegistryCluster, prompts: Prompts, note: Note) -> Vault:
     """What the servers that answer have of secrets. Raises ConnectionFailed if none answers, or Error."""
+    with reading(config, prompts, note) as read:
+        return read()
+
+
+@contextmanager
+def reading(config: RegistryCluster, prompts: Prompts, note: Note) -> Iterator[Callable[[], Vault]]:
+    """What reads that, each time that it is called. Raises as ``vault``."""
     reached, failures = _attempt(config, prompts)
     try:
         if not reached:
             raise _told(failures, note)
-        return read_vault(config, reached, data_directories(config.spec))
+        yield partial(read_vault, config, reached, data_directories(config.spec))
     finally:
         for host in reached:
             host.transport.close()

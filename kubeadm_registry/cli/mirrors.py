@@ -27,11 +27,12 @@ from kubeadm_registry.cli.command import (
 )
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.config import RegistryCluster, client_list
+from kubeadm_registry.config import RegistryCluster, Spec, client_list
 from kubeadm_registry.config.client_list import ClientNode
 from kubeadm_registry.containerd import snippets
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Reporter, put
+from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.phases.containerd import settings
 from kubeadm_registry.phases.workflows import MIRRORS, MIRRORS_REMOVE
 from kubeadm_registry.printable import counted
@@ -68,15 +69,33 @@ def configure(context: Context, path: Path | None, listed: Sequence[ClientNode],
     """Configure containerd on the nodes that are *listed* in *where*, and report what came of it."""
     reporter, cluster_file = context.reporter(), config.load(path)
     client_list.refuse_registry(listed, cluster_file.spec, where)
-    vault = session.vault(cluster_file, terminal.prompts(), reporter.note)
-    session.installed_secrets(vault)
-    outcomes = run_on_clients(MIRRORS, cluster_file, vault, listed, reporter, dry_run=dry_run)
+    with session.reading(cluster_file, terminal.prompts(), reporter.note) as read:
+        vault = read()
+        session.installed_secrets(vault)
+        outcomes = run_on_clients(MIRRORS, cluster_file, vault, listed, reporter, dry_run=dry_run)
+        if not dry_run:
+            _require_current(read, vault, cluster_file.spec, reporter)
     _tell(
         "{} would pull from the registry" if dry_run else "{} pull from the registry",
         outcomes,
         reporter,
         dry_run=dry_run,
     )
+
+
+def _require_current(read: Callable[[], Vault], vault: Vault, spec: Spec, reporter: Reporter) -> None:
+    """Raise Error (SecretsChanged) if client nodes may have got from *vault* what has been replaced meanwhile.
+
+    They have no lock in common with `certs renew --ca` and `credentials rotate`, which may have been there before.
+    """
+    what = "another run has replaced the CA or the password of pull meanwhile"
+    try:
+        now = settings(spec, session.installed_secrets(read()))
+    except ConnectionFailed as error:
+        reporter.note(f"it is not known whether {what}: {error.message}; run the command again", level="warning")
+        return
+    if now != settings(spec, vault.secrets):
+        raise Error(f"{what}, and the nodes got the former one", code="SecretsChanged", hint="run the command again")
 
 
 @command(

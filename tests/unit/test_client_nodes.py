@@ -6,14 +6,14 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from kubeadm_registry import config, members, secrets
+from kubeadm_registry import config, members, rotation, secrets
 from kubeadm_registry.access import client_nodes, session
 from kubeadm_registry.access.client_nodes import RestartLimiter
 from kubeadm_registry.cli.main import cli
@@ -245,6 +245,32 @@ def test_those_that_fail_are_named_and_the_others_are_done(site: Site, monkeypat
     assert "somebody else, since noon" in reasons["w-5"]
     notes = {event["host"]: event["message"] for event in events if event["event"] == "note"}
     assert set(result["owed"]) <= set(notes)
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["told", "out of reach"])
+def test_a_ca_that_is_replaced_meanwhile_is_not_taken_back_unseen(
+    site: Site, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    """`certs renew --ca` has given a client both, before it got the one of before from here."""
+    site.add(2)
+    before = fixed_secrets(tuple(site.registry.servers))
+    both = replace(rotation.advance(before, "registry"), revision=1)
+
+    def renew(_: str) -> None:
+        for server in site.registry.servers.values():
+            server.put(secrets.PATH, both.to_json())
+            server.closed = away
+
+    monkeypatch.setattr(site.clients["w-1"], "lock", renew)
+    code, events = site.run("apply")
+    told = [event["message"] for event in events if event["event"] == "note"]
+    if away:
+        assert (code, events[-1]["done"]) == (0, 2)
+        assert len(told) == 1 and "another run has replaced the CA or the password of pull meanwhile" in told[0]
+        return
+    assert (code, events[-1]["code"], events[-1]["hint"]) == (1, "SecretsChanged", "run the command again")
+    code, events = site.run("apply")
+    assert (code, events[-1]["summary"]) == (0, "2 of 2 nodes pull from the registry, 2 changed")
 
 
 def test_what_nobody_thought_of_ends_no_run(site: Site) -> None:
