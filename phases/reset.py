@@ -134,6 +134,19 @@ def of_these_members(cluster: Cluster, _: Host) -> Iterator[str]:
         )
 
 
+def left_out(cluster: Cluster, host: Host) -> Iterator[str]:
+    """What is not removed: files that are not ours, and members that the file lacks, as one of before a `join` does."""
+    yield from data.foreign_scratch(cluster, host)
+    known = cluster.recorded
+    if known is None or cluster.change is not None or host != cluster.leader:
+        return
+    if names := ", ".join(sorted(known.nodes.keys() - {node.name for node in cluster.spec.nodes})):
+        yield (
+            f"not in the cluster file, so not uninstalled: {names}; unless lost or uninstalled before, run `reset` "
+            "again with a file that lists all members"
+        )
+
+
 def at_hand(cluster: Cluster, host: Host) -> Iterator[str]:
     """The file systems in /etc/fstab at or above the data directory are mounted."""
     # The secrets go there; without them the images on that disk cannot be read. A node that leaves has none to keep.
@@ -152,6 +165,6 @@ CONTAINERD = Phase(
 )
 SERVICES = Phase("services", "Stop the services and remove their units", services)
 KEEP = Phase("secrets", "Move the secrets to the data directory", keep, checks=(Check("DataMounted", at_hand),))
-FILES = Phase("files", "Remove configuration, programs and users", files, notices=data.foreign_scratch)
+FILES = Phase("files", "Remove configuration, programs and users", files, notices=left_out)
 DATA = Phase("data", "Delete images and secrets (only with --purge-data)", purge, notices=data.foreign_storage)
 RESET_PHASES = (CONTAINERD, SERVICES, KEEP, FILES, DATA)

@@ -12,7 +12,7 @@ from kubeadm_registry.access.membership import Request
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import PreflightFailed
 from kubeadm_registry.members import Members
-from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT, upgrade
+from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT, RESET, upgrade
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
 from tests.unit.installed import fresh
 from tests.unit.test_members import FOUR, SKIP, THREE, file, listed, planned
@@ -54,6 +54,16 @@ def test_what_another_run_did_before_this_one_had_the_locks(three: FakeCluster, 
         assert listed(other).settled
         return
     meanwhile(other, lambda: run(CHANGE_MEMBERS, cluster, Recorder(), skip=SKIP, ignore=("all",)))
+
+
+def test_reset_with_a_file_of_before_a_join_names_who_is_left(three: FakeCluster) -> None:
+    """It would serve the virtual IP, or what is left of it, while all is thought to be gone."""
+    for server in three.servers.values():
+        server.put(members.PATH, Members(2, FOUR).render())
+    recorder = Recorder()
+    run(RESET, three.cluster, recorder, skip=("data", "containerd"))
+    [(host, text)] = recorder.notes
+    assert (host, text.partition(";")[0]) == ("cp-1", "not in the cluster file, so not uninstalled: cp-4")
 
 
 def test_a_list_that_was_settled_meanwhile_is_not_brought_back(three: FakeCluster) -> None:
