@@ -17,7 +17,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.changes import Steps, unified
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Damaged, Format, Found
-from kubeadm_registry.paths import OPT, PROGRAMS
+from kubeadm_registry.paths import ETC, OPT, PROGRAMS, UNITS
 from kubeadm_registry.transport.host import Host
 
 #: Which programs a host has, so that later runs need no bundle.
@@ -31,7 +31,8 @@ _NOTE = ".digest"
 _UPLOADED = 'echo "$1  $2" | sha256sum -c --quiet 2>&1'
 
 #: ``$1`` archive, ``$2`` its SHA-256, ``$3`` target folder, ``$4`` the SHA-256 that is noted there. Unpacks beside the
-#: target and renames: whole or not there.
+#: target and renames: whole or not there. Of other builds those go before that no process runs and no file in ``$5``,
+#: ``$6`` and ``$7`` names: they would fill the disk in the end. A process has its path without symbolic links.
 _UNPACK = """
 set -e
 archive=$1 sent=$2 target=$3 digest=$4
@@ -39,6 +40,13 @@ echo "$sent  $archive" | sha256sum --check --quiet
 umask 022
 mkdir -p -- "$(dirname -- "$target")"
 rm -rf -- "$(dirname -- "$target")"/.new.??????????*
+for old in "$(dirname -- "$target")"/*/; do
+  old=${old%/}
+  [ -d "$old" ] && [ "$old" != "$target" ] || continue
+  real=$(readlink -f -- "$old")
+  [ -z "$(find /proc -mindepth 2 -maxdepth 2 -name exe -lname "$real/*" -print -quit 2>/dev/null)" ] || continue
+  grep -rqsF -- "$old" "$5" "$6" "$7" || [ $? != 1 ] || rm -rf -- "$old"
+done
 new=$(mktemp -d -- "$(dirname -- "$target")/.new.XXXXXXXXXX")
 trap 'rm -rf -- "$new"' EXIT
 tar -xzf "$archive" -C "$new" --no-same-owner
@@ -96,7 +104,8 @@ class Installed:
                         host=host.name, code="BundleMissing", hint="pass the bundle with --bundle FILE",
                     )  # fmt: skip
                 host.upload(local, archive)
-        host.run("sh", "-c", _UNPACK, "unpack", archive, sent, self.program.prefix, digest, timeout=300)
+        names = (RECORD, UNITS, ETC)
+        host.run("sh", "-c", _UNPACK, "unpack", archive, sent, self.program.prefix, digest, *names, timeout=300)
 
 
 def _is_here(program: Program) -> bool:

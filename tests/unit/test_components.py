@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -629,8 +629,8 @@ def layer(folder: Path, text: str) -> tuple[Path, str]:
     return archive, hashlib.sha256(archive.read_bytes()).hexdigest()
 
 
-def unpack(archive: Path, digest: str, target: Path, note: str = "") -> int:
-    argv = ["sh", "-c", programs._UNPACK, "unpack", str(archive), digest, str(target), note or digest]
+def unpack(archive: Path, digest: str, target: Path, note: str = "", names: Sequence[Path] = ()) -> int:
+    argv = ["sh", "-c", programs._UNPACK, "unpack", str(archive), digest, str(target), note or digest, *map(str, names)]
     return subprocess.run(argv, check=False, capture_output=True).returncode
 
 
@@ -677,6 +677,30 @@ def test_a_program_is_unpacked_whole_in_place_of_another_build(tmp_path: Path) -
         assert (target / ".digest").read_text() == f"{digest}\n"
         assert not archive.exists()
     assert [path.name for path in target.parent.iterdir()] == ["1"]
+
+
+def test_builds_of_before_that_nothing_uses_go_when_another_is_unpacked(tmp_path: Path) -> None:
+    """Every release and every update of a library is another build: nobody else would ever remove one."""
+    programs_of_x, link = tmp_path / "disk" / "x", tmp_path / "opt"
+    names = (tmp_path / "programs.json", tmp_path / "units", tmp_path / "etc")
+    for old in ("unused", "recorded", "in-a-unit", "in-etc", "runs"):
+        (programs_of_x / old).mkdir(parents=True)
+    link.symlink_to(tmp_path / "disk")
+    target = link / "x" / "new"
+    archive, digest = layer(tmp_path / "bundle", "new")
+    copy = archive.read_bytes()
+    assert unpack(archive, digest, target, names=names) == 0
+    assert len(list(programs_of_x.iterdir())) == 6, "where a file cannot be read nothing is known"
+    names[0].write_text(json.dumps({"programs": {"x": {"prefix": f"{link}/x/recorded"}}}))
+    for folder, old in zip(names[1:], ("in-a-unit", "in-etc"), strict=True):
+        (folder / "below").mkdir(parents=True)
+        (folder / "below" / "file").write_text(f"ExecStart={link}/x/{old}/bin/x\n")
+    shutil.copy("/bin/sleep", programs_of_x / "runs")
+    with subprocess.Popen([link / "x" / "runs" / "sleep", "60"]) as process:
+        archive.write_bytes(copy)
+        assert unpack(archive, digest, target, names=names) == 0
+        process.kill()
+    assert {path.name for path in programs_of_x.iterdir()} == {"new", "recorded", "in-a-unit", "in-etc", "runs"}
 
 
 def test_a_damaged_archive_leaves_the_program_that_was_there(tmp_path: Path) -> None:
