@@ -7,12 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kubeadm_registry import rotation
+from kubeadm_registry import __version__, rotation
 from kubeadm_registry.components import compatibility
 from kubeadm_registry.components.compatibility import KNOWN, RULES, Move, Record, numbers, plan, way_back
 from kubeadm_registry.phases.upgrade_plan import RECORDS
@@ -131,6 +132,16 @@ def test_every_record_is_known_by_its_name() -> None:
     assert len(names) == len(RECORDS)
     for known in KNOWN.values():
         assert set(known) <= names
+
+
+def test_a_release_is_known_wherever_releases_are_listed(root: Path) -> None:
+    """Else nothing is known of what it can read, `upgrade plan` says that it can take over again, and nobody tries."""
+    newest, *earlier = re.findall(r"^## (\S+)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"] == __version__
+    assert newest == ("Unreleased" if ".dev" in __version__ else __version__)
+    assert earlier[::-1] == list(releases.RELEASES)
+    assert RULES["agent"].allows(releases.RELEASES[-1], __version__), "there is one in between"
+    assert KNOWN.keys() == {numbers(one)[:2] for one in releases.RELEASES}
 
 
 def test_the_table_of_release_0_1_is_that_of_its_code(root: Path) -> None:
