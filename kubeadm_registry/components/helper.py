@@ -22,7 +22,7 @@ from kubeadm_registry.config.model import SSH_PORT
 from kubeadm_registry.engine.changes import RECORD_START, Absent, Directory, File, NoService, Running, Steps
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.engine.users import NoUser, User
-from kubeadm_registry.errors import Error
+from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.formats import Damaged, Format
 from kubeadm_registry.transport.host import Host
 
@@ -147,6 +147,12 @@ def read_settings(content: bytes | None, host: str) -> tuple[str, RegistryCluste
         raise Error(
             f"{NODE}: {error}", host=host, code="HelperUnknown", hint="run `kubeadm-registry init`, which writes it"
         ) from error
+    except ConfigError as error:  # the program that wrote it is newer than the one in the bundle that reads it
+        raise Error(
+            f"{NODE} cannot be read: {error.message}", host=host, code="HelperUnknown",
+            hint="the kubeadm-registry that wrote it is newer than that in the node's bundle: run `upgrade` with its "
+            "own bundle",
+        ) from error  # fmt: skip
 
 
 def _pins(cluster: Cluster, host: Host) -> dict[str, str]:

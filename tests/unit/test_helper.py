@@ -25,7 +25,7 @@ from kubeadm_registry.components import helper
 from kubeadm_registry.engine.changes import STARTED
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import PhaseFailed
+from kubeadm_registry.errors import Error, PhaseFailed
 from kubeadm_registry.helper import __main__ as program
 from kubeadm_registry.phases.helper import FORBID, HELPER, allow
 from kubeadm_registry.phases.workflows import INIT, RESET
@@ -238,6 +238,16 @@ def test_an_older_bundle_without_the_tool_leaves_no_door(installed: FakeCluster)
     installed.programs = {name: one for name, one in installed.programs.items() if name != TOOL}
     run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
     assert not [path for server in installed.servers.values() for path in server.tree if "helper" in path]
+
+
+def test_settings_of_a_newer_release_than_the_node_has_are_told_with_the_way_out(installed: FakeCluster) -> None:
+    """`init` by a newer tool and without its bundle: keys of its cluster file are no mistake of the user's."""
+    written = json.loads(installed.servers["cp-1"].content(helper.NODE))
+    written["cluster"]["spec"]["ofANewerRelease"] = 1
+    with pytest.raises(Error, match="ofANewerRelease: unknown key") as caught:
+        helper.read_settings(json.dumps(written).encode(), "cp-1")
+    assert (caught.value.code, caught.value.host) == ("HelperUnknown", "cp-1")
+    assert "run `upgrade` with its own bundle" in caught.value.hint
 
 
 def test_the_nodes_host_keys_are_told_as_known_hosts_has_them(installed: FakeCluster) -> None:
