@@ -124,6 +124,10 @@ class Upstream(Api):
         """The answer to *request* itself. Raises httpx.HTTPError, and RegistryError for a host that cannot be."""
         try:
             return self._client.send(request, stream=True)
+        except httpx.InvalidURL as error:  # a relative Location that begins with a digest reads as one of a scheme
+            raise RegistryError(
+                f"{self.name} redirects to an address that is not valid", code="RedirectRefused"
+            ) from error  # fmt: skip
         except (UnicodeError, IndexError) as error:  # what Python says of names in no alphabet, as xn--a, and of a..b
             is_own = _origin(request.url) == _origin(self._base)
             raise RegistryError(

@@ -556,6 +556,7 @@ ODD = {
     "a redirect to nobody": http(b"307 Temporary Redirect\r\nLocation: http://\r\nContent-Length: 0"),
     "a redirect to a file": http(b"307 Temporary Redirect\r\nLocation: file:///etc/passwd\r\nContent-Length: 0"),
     "a redirect to no URL": http(b"307 Temporary Redirect\r\nLocation: http://[::\r\nContent-Length: 0"),
+    "a redirect to a digest": http(b"307 R\r\nLocation: " + DIGEST.encode() + b"\r\nContent-Length: 0"),
     "a redirect in another alphabet": http(b"307 R\r\nLocation: https://\xff\xfe/\r\nContent-Length: 0"),
     "a redirect to an odd name": http(b"307 R\r\nLocation: https://xn--zzzz99999.invalid/\r\nContent-Length: 0"),
     "a redirect to a port that is none": http(b"307 R\r\nLocation: https://a.invalid:99999/\r\nContent-Length: 0"),
@@ -600,6 +601,13 @@ def test_an_odd_answer_is_an_error(answer: bytes) -> None:
                 assert error.message
             else:
                 assert taken in (None, MANIFEST), "wrong bytes"
+
+
+def test_a_redirect_to_no_address_is_the_registrys_mistake() -> None:
+    with raw(ODD["a redirect to a digest"]) as host, to(host) as registry:
+        with pytest.raises(RegistryError, match=f"{host} redirects to an address that is not valid") as caught:
+            registry.blob("a", DIGEST)
+        assert (caught.value.code, caught.value.temporary) == ("RedirectRefused", False)
 
 
 def _streamed(registry: Upstream) -> Callable[[str, str], bytes | None]:
