@@ -150,7 +150,7 @@ class Api:
                 skip = 0
             else:
                 self.expect(beginning(answer, what), 206 if offset else 200, what)
-            yield from _cut(paced(answer.iter_raw(), what), skip)
+            yield from _cut(paced(answer.iter_bytes(), what), skip)
 
     def begin_upload(self, repository: str, *, mount: str = "", source: str = "") -> str:
         """The Location of a new upload; empty if the blob *mount* of the repository *source* was mounted instead.

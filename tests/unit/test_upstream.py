@@ -632,6 +632,15 @@ def test_a_right_answer_is_taken() -> None:
             assert ask("a", DIGEST) == MANIFEST
 
 
+def test_a_compressed_answer_is_taken() -> None:
+    """Caches give out what they have, also to who asks for bytes as they are."""
+    packed = gzip.compress(MANIFEST)
+    head = b"200 OK\r\nConnection: close\r\nContent-Encoding: gzip\r\n" + JSON + b"Content-Length: %d" % len(packed)
+    with raw(http(head, packed)) as host, to(host) as registry:
+        for ask in (registry.manifest, registry.blob, _streamed(registry)):
+            assert ask("a", DIGEST) == MANIFEST
+
+
 @pytest.mark.parametrize("tags", ["{}", '{"tags": 5}', '{"tags": "abc"}', '{"tags": [5]}', '{"tags": null}'])
 def test_lists_of_tags(tags: str) -> None:
     content = tags.encode()
