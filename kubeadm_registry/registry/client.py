@@ -40,6 +40,8 @@ _NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL)
 _PAGE = 1000
 #: What registries answer that know nothing of referrers.
 _NO_REFERRERS = (400, 404, 405, 406)
+#: The way to the next page in a Link, which may have other parameters.
+_NEXT = re.compile(r'<([^>]+)>[^<]*;\s*rel\s*=\s*"?next"?', re.IGNORECASE)
 #: The most bytes of a blob that is read into memory.
 _MAX_BLOB = 2**28
 #: Where a request says what repository it is about, if its path need not.
@@ -228,7 +230,7 @@ class Api:
         """
         seen = {target}
         yield answer
-        while following := re.search(r'<([^>]+)>\s*;\s*rel="?next"?', answer.headers.get("Link", "")):
+        while following := _NEXT.search(answer.headers.get("Link", "")):
             target = _joined(target, following[1])  # it may be relative to this page
             if target in seen:
                 return

@@ -294,8 +294,11 @@ def test_an_upload_need_not_name_its_repository(tls: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["?n=2&last=one", "list?n=2&last=one", "/v2/a/b/tags/list?n=2&last=one"])
-def test_the_next_page_may_be_relative_to_this_one(tls: Path, link: str) -> None:
-    """As any URL in a Link: RFC 8288, section 3.1."""
+@pytest.mark.parametrize(
+    "header", ['<{}>; rel="next"', '<{}>; title="a, b"; rel=next', '</v2/a/b/tags/list>; rel="first", <{}>; Rel="next"']
+)
+def test_the_next_page_may_be_relative_to_this_one(tls: Path, link: str, header: str) -> None:
+    """As any URL in a Link: RFC 8288, section 3.1; with other parameters, and other links."""
 
     def pages(asked: Asked) -> Say:
         path, _, query = asked.path.partition("?")
@@ -303,7 +306,7 @@ def test_the_next_page_may_be_relative_to_this_one(tls: Path, link: str) -> None
             return Say(404)
         if "last=" in query:
             return Say(200, b'{"tags": ["two"]}')
-        return Say(200, b'{"tags": ["one"]}', (("Link", f'<{link}>; rel="next"'),))
+        return Say(200, b'{"tags": ["one"]}', (("Link", header.format(link)),))
 
     with serving(pages, tls) as web, to(web.host) as registry:
         assert registry.tags("a/b") == ["one", "two"]
