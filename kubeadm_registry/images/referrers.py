@@ -80,7 +80,7 @@ def _note(registry: Api, repository: str, subject: str, entry: dict[str, Any]) -
 def _list(registry: Api, repository: str, subject: str) -> dict[str, Any]:
     """The index under the tag for what refers to *subject*; an empty one if there is none. Raises RegistryError."""
     tag = referrers_tag(subject)
-    content = registry.manifest(repository, tag)
+    content = registry.referrers_list(repository, subject)
     try:
         index: Any = {"schemaVersion": 2, "mediaType": oci.INDEX} if content is None else json.loads(content)
         held = index.setdefault("manifests", [])

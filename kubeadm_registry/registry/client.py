@@ -245,14 +245,24 @@ class Api:
         """
         path, what = f"/v2/{repository}/referrers/{digest}", f"referrers of {digest}"
         answer = self.send("GET", path)
-        if answer.status_code in _NO_REFERRERS:
-            content = self.manifest(repository, referrers_tag(digest))
+        # Some redirect what they do not know to a page for people, as ghcr.io does.
+        is_page = answer.headers.get("Content-Type", "").startswith("text/html")
+        if answer.status_code in _NO_REFERRERS or (answer.status_code == httpx.codes.OK and is_page):
+            content = self.referrers_list(repository, digest)
             return [] if content is None else _listed(content, "manifests", dict, what)
         found: list[dict[str, Any]] = []
         for page in self._answers(path, answer):
             self.expect(page, 200, f"list what refers to {repository}@{digest}")
             found += _listed(page.content, "manifests", dict, what)
         return found
+
+    def referrers_list(self, repository: str, digest: str) -> bytes | None:
+        """What the tag for the list of what refers to a manifest means; None if there is none. Raises RegistryError.
+
+        GitLab takes such a tag for the digest, and gives the manifest itself.
+        """
+        content = self.manifest(repository, referrers_tag(digest))
+        return None if content is None or oci.digest_of(content) == digest else content
 
     def lists_referrers(self, repository: str, digest: str) -> bool:
         """Whether the registry itself lists what refers to a manifest. Raises RegistryError.

@@ -30,6 +30,8 @@ class FakeUpstream:
     #: Seconds between pieces of a blob, of 64 KiB each.
     pace: float = 0
     lists_referrers: bool = True
+    #: What it says instead of that list, as HTML.
+    referrers_page: bytes = b""
     asked: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
     sent: int = 0
@@ -108,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/v2/(.+)/manifests/(.+)", url.path):
             content, kind = held.manifests.get(f"{found[1]}:{found[2]}", (b"", ""))
             self._say(200, content, Content_Type=f"{kind}; charset=utf-8") if kind else self._say(404)
+        elif "/referrers/" in url.path and held.referrers_page:
+            self._say(200, held.referrers_page, Content_Type="text/html; charset=utf-8")
         elif (found := re.fullmatch(r"/v2/(.+)/referrers/(.+)", url.path)) and held.lists_referrers:
             self._say(200, held.referring(found[1], found[2]), Content_Type=oci.INDEX)
         else:

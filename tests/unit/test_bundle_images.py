@@ -103,6 +103,30 @@ def test_what_refers_to_an_image_comes_along_if_wanted(upstream: FakeUpstream, t
     }
 
 
+def test_a_page_for_people_is_no_list_of_what_refers(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """ghcr.io redirects the question to its web pages (https://github.com/artifacthub/hub/issues/4785)."""
+    upstream.referrers_page = b"<html>"
+    image = upstream.image("a/app", "v1", LAYER)
+    signature = upstream.artifact("a/app", image)
+    index = oci.Index(manifests=(signature,))
+    upstream.add("a/app", f"sha256-{image.digest[7:]}", index.to_json(), oci.INDEX)
+    assert set(signed(upstream, tmp_path)) == {
+        f"{upstream.host}/a/app:v1", f"{upstream.host}/a/app@{signature.digest}"
+    }  # fmt: skip
+
+
+def test_an_image_is_no_list_of_what_refers_to_it(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """GitLab takes the tag for the digest (https://github.com/oras-project/oras-go/issues/1396)."""
+    upstream.lists_referrers = False
+    index = multi_arch(upstream, "a/app").to_json()
+    digest = oci.digest_of(index)
+    upstream.add("a/app", digest.replace(":", "-"), index, oci.INDEX)
+    source = FromRegistries((f"{upstream.host}/a/app@{digest}",), referrers=True, patience=1)
+    create(tmp_path / "a.tar", {}, images=[source], architecture="amd64", cache=tmp_path / "cache")
+    with Bundle.open(tmp_path / "a.tar") as bundle:
+        assert set(bundle.images) == {f"{upstream.host}/a/app@{digest}"}
+
+
 def test_nothing_is_looked_for_unless_it_is_wanted(upstream: FakeUpstream, tmp_path: Path) -> None:
     image = upstream.image("a/app", "v1", LAYER)
     upstream.artifact("a/app", image)

@@ -102,6 +102,19 @@ def test_a_tag_that_is_no_list_is_left_alone(fake: Repositories, at: Registry, d
     assert store.manifest(TAG) == document
 
 
+def test_what_is_referred_to_is_no_list(fake: Repositories, at: Registry) -> None:
+    """GitLab takes the tag for the digest (https://github.com/oras-project/oras-go/issues/1396)."""
+    part = fake.put(REPOSITORY, {"mediaType": oci.MANIFEST, "config": plain(CONFIG), "layers": []})
+    index = fake.put(REPOSITORY, {"mediaType": oci.INDEX, "manifests": [plain(part)]})
+    tag = referrers_tag(index.digest)
+    fake.store[REPOSITORY].tags[tag] = index.digest
+    assert at.referrers(REPOSITORY, index.digest) == []
+    one = signature(subject=plain(index))
+    put(at, one)
+    found = json.loads(fake.store[REPOSITORY].manifest(tag) or b"")["manifests"]
+    assert [entry["digest"] for entry in found] == [one[0].digest]
+
+
 def test_a_registry_with_the_api_keeps_the_list_itself(fake: Repositories, at: Registry) -> None:
     fake.referrers = True
     one = signature()
