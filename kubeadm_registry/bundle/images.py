@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +20,6 @@ from kubeadm_registry.oci.references import parse
 _VARIANTS = {"amd64": "v1", "arm": "v7", "arm64": "v8"}
 #: Layers that are not compressed: the digest of one is what the configuration calls it.
 _PLAIN = ("application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar")
-#: Types of layers that registries need not have: image-spec, layer.md, "Non-Distributable Layers", and Docker's own.
-NOT_DISTRIBUTED = re.compile(r"\.(?:nondistributable|foreign)\.")
 #: BuildKit's mark of a manifest that tells about another one in the same index, which it names.
 _ABOUT = "vnd.docker.reference.digest"
 

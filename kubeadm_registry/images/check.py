@@ -9,7 +9,7 @@ from kubeadm_registry.images.inventory import PATIENCE
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.pool import Connect, each
 from kubeadm_registry.images.seed import Item
-from kubeadm_registry.registry import Api
+from kubeadm_registry.registry import Api, retry
 
 
 def find(connect: Connect, where: Sequence[Place]) -> tuple[list[Item], dict[str, str]]:
@@ -24,7 +24,7 @@ def find(connect: Connect, where: Sequence[Place]) -> tuple[list[Item], dict[str
         found = reader.read(registry, place)
         if found is None or isinstance(found, str):
             return found or "is not in the registry"
-        return found.item()
+        return retry(lambda: found.without_absent_layers(registry), PATIENCE).item()
 
     items: list[Item] = []
     missing: dict[str, str] = {}

@@ -41,6 +41,7 @@ def copy(connect: Connect, source: Place, target: Place, *, referrers: bool) -> 
         if referrers:
             referring = retry(lambda: list(_referring(registry, found, {found.root.digest})), PATIENCE)
             trees += [one for one in referring if _adds(registry, one, target.repository)]
+        trees = [retry(partial(one.without_absent_layers, registry), PATIENCE) for one in trees]
         for one in trees:
             for manifest in one.manifests:
                 if one.lacks(manifest):

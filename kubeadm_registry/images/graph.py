@@ -5,7 +5,7 @@ from __future__ import annotations
 import http
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from kubeadm_registry.errors import BundleError, RegistryError
@@ -47,6 +47,21 @@ class Graph:
         """Bytes of *manifest* with all that it needs and that is there, each once."""
         found = {one.digest: one.size for one in self._walk(manifest) if not (_is_manifest(one) and self.lacks(one))}
         return sum(found.values())
+
+    def without_absent_layers(self, registry: Api) -> Graph:
+        """The same without layers that registries need not have, of those that *registry* has not.
+
+        Raises RegistryError.
+        """
+        elsewhere = {
+            one.digest
+            for one in self.blobs
+            if oci.NOT_DISTRIBUTED.search(one.media_type) and not registry.has_blob(self.place.repository, one.digest)
+        }
+        if not elsewhere:
+            return self
+        needs = {by: tuple(one for one in found if one.digest not in elsewhere) for by, found in self.needs.items()}
+        return replace(self, needs=needs)
 
     def item(self) -> Item:
         """The same as seeding knows it."""

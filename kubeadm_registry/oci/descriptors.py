@@ -32,6 +32,9 @@ MANIFESTS = frozenset({MANIFEST, DOCKER_MANIFEST})
 #: What refers to other blobs.
 TREES = INDEXES | MANIFESTS
 
+#: Types of layers that registries need not have: image-spec, layer.md, "Non-Distributable Layers", and Docker's own.
+NOT_DISTRIBUTED = re.compile(r"\.(?:nondistributable|foreign)\.")
+
 REFERENCE_NAME = "org.opencontainers.image.ref.name"
 #: containerd writes the image's full name here, and only its tag into the reference name.
 CONTAINERD_NAME = "io.containerd.image.name"

@@ -146,7 +146,9 @@ class ScopedHandler(Handler):
         lacking = [
             one
             for one in (*document.get("layers", ()), *document.get("manifests", ()))
-            if one["digest"] not in store.blobs and one["digest"] not in store.manifests
+            if one["digest"] not in store.blobs
+            and one["digest"] not in store.manifests
+            and not oci.NOT_DISTRIBUTED.search(one.get("mediaType", ""))
         ]
         if lacking and reference != digest and not reference.startswith("sha256-"):
             return self._say(400, b"what it needs is not there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -209,6 +210,26 @@ def test_an_image_is_copied_whole(fake: Repositories, mounts: bool) -> None:
     items, _ = check.find(connect, [Place("mine/pause", "3.10")])
     assert seed.prove(connect, items, 2) == {}
     assert len(fake.store["mine/pause"].manifests) == 3, "without the signature"
+
+
+@pytest.mark.parametrize(
+    "kind", ["vnd.docker.image.rootfs.foreign.diff.tar.gzip", "vnd.oci.image.layer.nondistributable.v1.tar+gzip"]
+)
+def test_layers_that_registries_need_not_have_may_be_missing(fake: Repositories, kind: str) -> None:
+    """Those of Windows are elsewhere: skopeo and crane push none of them; zot asks for none of OCI's types."""
+    fake.image("win", "v1", layer=b"ours")
+    document = json.loads(fake.store["win"].manifest("v1") or b"")
+    elsewhere = oci.Descriptor(media_type=f"application/{kind}", digest=oci.digest_of(b"x"), size=1)
+    document["layers"].insert(0, {**plain(elsewhere), "urls": ["https://a/b"]})
+    fake.put("win", document, "v1")
+    connect = connector(fake)
+    copied = copy.copy(connect, Place("win", "v1"), Place("mine/win", "v1"), referrers=False)
+    assert copied.digest == digest(fake, "mine/win", "v1") == digest(fake, "win", "v1")
+    items, _ = check.find(connect, [Place("mine/win", "v1")])
+    assert seed.prove(connect, items, 2) == {}
+    fake.blob("win", b"x")
+    copy.copy(connect, Place("win", "v1"), Place("other/win", "v1"), referrers=False)
+    assert oci.digest_of(b"x") in fake.store["other/win"].blobs, "what is there comes along"
 
 
 def test_another_tag_needs_no_blob(fake: Repositories) -> None:

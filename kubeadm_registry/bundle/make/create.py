@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 from kubeadm_registry.bundle import archive, signing, temporary, tool, versions
 from kubeadm_registry.bundle.delta import Base
 from kubeadm_registry.bundle.failures import CacheDamaged, of_inputs, refused
-from kubeadm_registry.bundle.images import NOT_DISTRIBUTED, images_in, platforms_of, prune, require, require_layers
+from kubeadm_registry.bundle.images import images_in, platforms_of, prune, require, require_layers
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.make import operator_image
 from kubeadm_registry.bundle.make.context import (
@@ -236,7 +236,7 @@ def _expect(layout: Layout, descriptor: oci.Descriptor, name: str) -> None:
     try:
         layout.blob(descriptor).close()
     except BundleError as error:
-        if error.code != "BundleIncomplete" or not NOT_DISTRIBUTED.search(descriptor.media_type):
+        if error.code != "BundleIncomplete" or not oci.NOT_DISTRIBUTED.search(descriptor.media_type):
             raise
         raise BundleError(
             f"{error.message}, for {name}", code=error.code,

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from kubeadm_registry.bundle.failures import cache_damaged, refused, unavailable
-from kubeadm_registry.bundle.images import NOT_DISTRIBUTED, platforms_of, prune, require
+from kubeadm_registry.bundle.images import platforms_of, prune, require
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.make.cache import Blobs, Taken
 from kubeadm_registry.bundle.make.context import BuildContext, locked
@@ -214,7 +214,7 @@ class _Tree:
 
 def _why_not(blob: oci.Descriptor) -> str:
     """What to do where a registry does not have *blob*, which its own manifest names."""
-    if NOT_DISTRIBUTED.search(blob.media_type):
+    if oci.NOT_DISTRIBUTED.search(blob.media_type):
         return (
             "registries do not hold such layers of Windows; omit the digest, so that only other platforms are included"
         )
