@@ -40,7 +40,7 @@ def push(registry: Api, repository: str, reference: str, manifest: oci.Descripto
     subject = subject_of(content)
     if subject and not registry.push_manifest(repository, manifest.digest, content, manifest.media_type):
         with _alone:
-            _note(registry, repository, subject, _entry(manifest, json.loads(content)))
+            _note(registry, repository, subject, entry(manifest, json.loads(content)))
     if not subject or reference != manifest.digest:
         registry.push_manifest(repository, reference, content, manifest.media_type)
 
@@ -113,7 +113,8 @@ def _digests(entries: list[dict[str, Any]]) -> set[object]:
     return {one.get("digest") for one in entries}
 
 
-def _entry(manifest: oci.Descriptor, document: dict[str, Any]) -> dict[str, Any]:
+def entry(manifest: oci.Descriptor, document: dict[str, Any]) -> dict[str, Any]:
+    """What a list of referrers says of *manifest*, whose content is *document*."""
     config = document.get("config")
     kind = document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)
     return {

@@ -30,7 +30,7 @@ from kubeadm_registry import paths
 from kubeadm_registry.addresses import endpoint, is_ipv6
 from kubeadm_registry.bundle import Bundle, files
 from kubeadm_registry.errors import BundleError, Error
-from kubeadm_registry.images import seed
+from kubeadm_registry.images import referrers, seed
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import reason
 
@@ -80,18 +80,10 @@ def repositories(bundle: Bundle) -> dict[str, Repository]:
 
 def _note_subject(bundle: Bundle, repository: Repository, descriptor: oci.Descriptor) -> None:
     """Make the manifest known as a referrer, if it refers to another ("Listing Referrers")."""
-    if descriptor.media_type not in oci.MANIFESTS:
-        return
-    manifest = bundle.layout.manifest(descriptor)
-    if manifest.subject is not None:
-        entry = {
-            "mediaType": descriptor.media_type,
-            "digest": descriptor.digest,
-            "size": descriptor.size,
-            "artifactType": manifest.artifact_type or manifest.config.media_type,
-            **({"annotations": dict(manifest.annotations)} if manifest.annotations else {}),
-        }
-        repository.referrers.setdefault(manifest.subject.digest, []).append(entry)
+    content = bundle.layout.read(descriptor)
+    if subject := referrers.subject_of(content):
+        entry = referrers.entry(descriptor, json.loads(content))
+        repository.referrers.setdefault(subject, []).append(entry)
 
 
 def certificate(pem: Path, key: Path | None = None) -> ssl.SSLContext:
@@ -292,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _referrers(self, repository: Repository, reference: str, query: dict[str, list[str]]) -> None:
         found, more = repository.referrers.get(reference, []), {}
         if wanted := query.get("artifactType"):
-            found = [entry for entry in found if entry["artifactType"] in wanted]
+            found = [entry for entry in found if entry.get("artifactType") in wanted]
             more["OCI-Filters-Applied"] = "artifactType"
         content = json.dumps({"schemaVersion": 2, "mediaType": oci.INDEX, "manifests": found}).encode()
         self._say(HTTPStatus.OK, content, oci.INDEX, more)

@@ -147,6 +147,20 @@ def test_what_refers_to_an_image(server: rescue.Server, client: httpx.Client) ->
     assert filtered.headers["OCI-Filters-Applied"] == "artifactType"
 
 
+def test_an_index_may_refer_to_an_image_as_well(tmp_path: Path) -> None:
+    """Image-spec, image-index.md: an index has a subject, too, and need not say what it is."""
+    subject = root_of(PAUSE)
+    content = oci.Index(subject=subject.model_copy(update={"annotations": None})).to_json()
+    entry = oci.Descriptor(
+        media_type=oci.INDEX, digest=oci.digest_of(content), size=len(content),
+        annotations={oci.REFERENCE_NAME: "registry.k8s.io/pause:more"},
+    )  # fmt: skip
+    more = {**PAUSE, oci.blob_name(entry.digest): content, oci.INDEX_FILE: oci.Index(manifests=(entry,)).to_json()}
+    with Bundle.open(write_layout(tmp_path / "bundle.tar", joined(PAUSE, more))) as bundle:
+        found = rescue.repositories(bundle)["registry.k8s.io/pause"].referrers[subject.digest]
+    assert found == [{"mediaType": oci.INDEX, "digest": entry.digest, "size": entry.size}]
+
+
 # ---- the pages -------------------------------------------------------------------------------------------------------
 
 
