@@ -87,6 +87,7 @@ def _list(registry: Api, repository: str, subject: str) -> dict[str, Any]:
         is_index = index.get("mediaType", oci.INDEX) == oci.INDEX and not index.keys() & {"config", "layers"}
         if not (is_index and isinstance(held, list) and all(isinstance(one, dict) for one in held)):
             raise ValueError("not an index")
+        oci.canonical(index)  # JSON may have half a character, which cannot be written again
     except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise RegistryError(
             f"{repository}:{tag} in the registry is not an index of what refers to {subject}",

@@ -90,7 +90,16 @@ def test_what_others_wrote_into_the_list_is_kept(fake: Repositories, at: Registr
 
 
 @pytest.mark.parametrize(
-    "document", [b"<html>", b"[]", b"5", b'{"manifests": 5}', b'{"manifests": [5]}', b'{"config": {}, "layers": []}']
+    "document",
+    [
+        b"<html>",
+        b"[]",
+        b"5",
+        b'{"manifests": 5}',
+        b'{"manifests": [5]}',
+        b'{"config": {}, "layers": []}',
+        b'{"annotations": {"half a character": "\\ud800"}}',
+    ],
 )
 def test_a_tag_that_is_no_list_is_left_alone(fake: Repositories, at: Registry, document: bytes) -> None:
     put(at, signature())
