@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from kubeadm_registry.bundle import Program, version_command
 from kubeadm_registry.cluster import Cluster
-from kubeadm_registry.components import programs, running
-from kubeadm_registry.components.compatibility import AGENT
+from kubeadm_registry.components import compatibility, programs, running
+from kubeadm_registry.components.compatibility import AGENT, TOOL
 from kubeadm_registry.engine.changes import Directory, Steps
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error
@@ -84,7 +84,22 @@ def start(program: Program, host: Host) -> str | None:
     return f"{program.name} does not start: {words[-1] if words else f'status {result.code}'}"
 
 
-PROGRAMS_PHASE = Phase("programs", "Upload the programs and check that each one starts", install, checks=(RECORDS,))
+def side_by_side(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The programs in the bundle may run beside those of this node, as some nodes get theirs before others.
+
+    Whether the bundle is that of this release is for ``upgrade`` to say.
+    """
+    if cluster.bundle is not None:
+        runs = running.versions(cluster, host)
+        wanted = {name: version for name, version in running.wanted(cluster).items() if name != TOOL}
+        yield from compatibility.refusals({host.name: runs}, running.relevant(wanted, runs), [host.name])
+
+
+SIDE_BY_SIDE = Check("Versions", side_by_side, mandatory=True)
+
+PROGRAMS_PHASE = Phase(
+    "programs", "Upload the programs and check that each one starts", install, checks=(RECORDS, SIDE_BY_SIDE)
+)
 
 
 def uploaded(cluster: Cluster, host: Host) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The phases of each command, in their order. Read this module first."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kubeadm_registry.engine.phase import Phase, Workflow
 from kubeadm_registry.phases.agent import AGENT
@@ -19,6 +20,7 @@ from kubeadm_registry.phases.network import NETWORK
 from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.programs import PROGRAMS_PHASE
 from kubeadm_registry.phases.proxy import PROXY
+from kubeadm_registry.phases.records import RECORDS
 from kubeadm_registry.phases.renewal import Renewal
 from kubeadm_registry.phases.reset import RESET_PHASES
 from kubeadm_registry.phases.restore import RESTORABLE
@@ -114,5 +116,6 @@ def renew_blobs(run: Renewal) -> Workflow:
 def upgrade(hosts: Sequence[Host]) -> Workflow:
     """Install another version, one node at a time, in the order of *hosts*."""
     # No service uses these yet. As in INIT, every node has the secrets before the first service uses one.
-    staged = (PROGRAMS_PHASE, Phase("secrets", "Store the secrets that this release adds", phases=(STORE,)))
+    programs = replace(PROGRAMS_PHASE, checks=(RECORDS,))  # VERSIONS looks at the versions, of all nodes at once
+    staged = (programs, Phase("secrets", "Store the secrets that this release adds", phases=(STORE,)))
     return (PREFLIGHT, VERSIONS, *staged, *one_by_one(hosts, NODE), VERIFY)

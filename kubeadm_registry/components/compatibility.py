@@ -125,9 +125,9 @@ def plan(current: Mapping[str, Mapping[str, str]], wanted: Mapping[str, str], or
     *order* names the nodes as they take their turns. Invariant: while the steps are made, any two versions of a program
     that run at the same time may do so by RULES; else there are refusals and no steps.
     """
-    refusals = tuple(dict.fromkeys((*_other_tool(wanted), *_refusals(current, wanted, order))))
-    if refusals:
-        return Plan((), refusals)
+    why_not = tuple(dict.fromkeys((*_other_tool(wanted), *refusals(current, wanted, order))))
+    if why_not:
+        return Plan((), why_not)
     return Plan(tuple(Step(node, tuple(_moves(current.get(node, {}), wanted))) for node in order))
 
 
@@ -148,9 +148,10 @@ def _other_tool(wanted: Mapping[str, str]) -> Iterator[str]:
         )
 
 
-def _refusals(
+def refusals(
     current: Mapping[str, Mapping[str, str]], wanted: Mapping[str, str], order: Sequence[str]
 ) -> Iterator[str]:
+    """Why the *wanted* versions may not run beside the *current* ones of the nodes in *order*, with what to do."""
     for program, after in sorted(wanted.items()):
         rule = RULES.get(program, _UNKNOWN)
         running = {before: node for node in reversed(order) if (before := current.get(node, {}).get(program, ""))}

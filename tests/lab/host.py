@@ -141,6 +141,10 @@ class Host:
         self._cgroups.kill()
         self._disk.unmount()
 
+    def lose_disk(self) -> None:
+        """From now on its disk answers with errors only; what runs goes on. ``power_cut`` and ``power_on`` mend it."""
+        self._disk.crash()
+
     def power_on(self, *, timeout: float = 60) -> None:
         """Boot from the same disk with the cable in, and wait *timeout* seconds at most until sshd lets us in."""
         self.start()

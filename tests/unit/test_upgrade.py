@@ -25,7 +25,7 @@ from kubeadm_registry.phases.upgrade_plan import RECORDS, overview, way_back
 from kubeadm_registry.phases.upgrading import carry_out
 from kubeadm_registry.phases.workflows import INIT, NODE, upgrade
 from kubeadm_registry.transport.host import Host
-from tests.unit.fake_cluster import FakeCluster
+from tests.unit.fake_cluster import FakeBundle, FakeCluster
 from tests.unit.test_members import THREE
 from tests.unit.test_vip_move import World, impatient
 from tests.unit.test_workflow import Recorder
@@ -344,6 +344,22 @@ def test_another_major_version_of_the_storage_is_refused_before_anything_is_chan
     (problem,) = caught.value.problems
     assert (problem.check, problem.mandatory) == ("Versions", True)
     assert f"garage 1.0 (on cp-1) and garage {version} cannot run side by side" in problem.text
+    assert fake.snapshot() == before
+
+
+def test_init_refuses_it_as_well_where_it_brings_a_bundle() -> None:
+    """It changes the nodes phase by phase, so that two versions would share the data meanwhile."""
+    fake = installed()
+    other_version(fake, "garage", "2.0")
+    other_version(fake, "haproxy", "3.0")
+    before = fake.snapshot()
+    fake.bundle = FakeBundle()
+    with pytest.raises(PreflightFailed) as caught:
+        run(INIT, fake.cluster, Recorder(), skip=OF_INIT)
+    assert [(one.check, one.host, one.mandatory) for one in caught.value.problems] == [
+        ("Versions", name, True) for name in ("cp-1", "cp-2", "cp-3")
+    ]
+    assert "garage 1.0 (on cp-1) and garage 2.0 cannot run side by side" in caught.value.problems[0].text
     assert fake.snapshot() == before
 
 
