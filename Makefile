@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kubeadm-registry
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
-DAY_TWO := members large recover killed vip vip_move upgrade rollout rotation certificates backup status pulls pull_in_flight \
+DAY_TWO := members large recover killed disk vip vip_move upgrade rollout rotation certificates backup status pulls pull_in_flight \
            doctor images retention retention_full space helper operator_space operator_replace reset
 KILLED := members members_killed recovery replacing operator_freeing
 KUBERNETES := kubelet etcd coredns bridge pause guest
