@@ -42,6 +42,20 @@ def blocks(host: Host) -> set[str]:
     return set(found.split())
 
 
+def missed(registry: Registry, host: Host, by: Host) -> set[str]:
+    """The blocks of *host* that *by* lacks, without those of versions that were replaced.
+
+    Garage keeps these for a while, and copies them to nobody. With zot each push replaces a list.
+    """
+
+    def references(block: str) -> int:
+        request = {"node": "self", "body": {"blockHash": block.partition(".")[0]}}
+        [said] = registry.ask_garage(host, "GetBlockInfo", request)["success"].values()
+        return int(said["refcount"])
+
+    return {block for block in blocks(host) - blocks(by) if references(block)}
+
+
 def returned(registry: Registry) -> tuple[images.Image, images.Image, Host, float]:
     """The holder loses its power and returns, with a push before and one meanwhile; whole again. Both images, the
     server, and the moment (monotonic) at which its log-in worked.
@@ -76,9 +90,8 @@ def test_a_returned_server_gets_its_copies(registry: Registry) -> None:
     _, _, victim, begin = returned(registry)
     whole = time.monotonic() - begin
     other = registry.others(victim)[0]
-    wait_until("its copy of every block", lambda: blocks(other) <= blocks(victim), seconds=60, every=0.5)
+    wait_until("its copy of every block", lambda: not missed(registry, other, victim), seconds=60, every=0.5)
     say(f"{registry.frontend}: returned, whole {whole:.1f} s after, its copies {time.monotonic() - begin:.1f} s after")
-    assert blocks(other) <= blocks(victim)
 
 
 @pytest.mark.long
