@@ -53,7 +53,7 @@ def there(snapshot: Snapshot) -> Iterator[Finding]:
                  Command(node.name, f"systemctl restart {unit}")),
                 explains=_users(snapshot),
             )  # fmt: skip
-        elif all(volume.refuses(options, seen.agent) for seen in (node.earlier, node.status)):
+        elif node.stores and all(volume.refuses(options, seen.agent) for seen in (node.earlier, node.status)):
             yield Finding(
                 READ_ONLY, node.name, f"{data} cannot be written, as after errors of the disk",
                 [f"findmnt --target {data}: {facts.mount}", f"the agent cannot create a file below {data}"],
