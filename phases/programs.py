@@ -84,7 +84,7 @@ def start(program: Program, host: Host) -> str | None:
     return f"{program.name} does not start: {words[-1] if words else f'status {result.code}'}"
 
 
-def side_by_side(cluster: Cluster, host: Host) -> Iterator[str]:
+def beside_those_here(cluster: Cluster, host: Host) -> Iterator[str]:
     """The programs in the bundle may run beside those of this node, as some nodes get theirs before others.
 
     Whether the bundle is that of this release is for ``upgrade`` to say.
@@ -95,10 +95,10 @@ def side_by_side(cluster: Cluster, host: Host) -> Iterator[str]:
         yield from compatibility.refusals({host.name: runs}, running.relevant(wanted, runs), [host.name])
 
 
-SIDE_BY_SIDE = Check("Versions", side_by_side, mandatory=True)
+BESIDE = Check("Versions", beside_those_here, mandatory=True)
 
 PROGRAMS_PHASE = Phase(
-    "programs", "Upload the programs and check that each one starts", install, checks=(RECORDS, SIDE_BY_SIDE)
+    "programs", "Upload the programs and check that each one starts", install, checks=(RECORDS, BESIDE)
 )
 
 

@@ -245,9 +245,7 @@ class Api:
         """
         path, what = f"/v2/{repository}/referrers/{digest}", f"referrers of {digest}"
         answer = self.send("GET", path)
-        # Some redirect what they do not know to a page for people, as ghcr.io does.
-        is_page = answer.headers.get("Content-Type", "").startswith("text/html")
-        if answer.status_code in _NO_REFERRERS or (answer.status_code == httpx.codes.OK and is_page):
+        if _knows_no_referrers(answer):
             content = self.referrers_list(repository, digest)
             return [] if content is None else _listed(content, "manifests", dict, what)
         found: list[dict[str, Any]] = []
@@ -270,7 +268,7 @@ class Api:
         Source: distribution-spec, "Listing Referrers": 404 says that it does not know the request.
         """
         answer = self.send("GET", f"/v2/{repository}/referrers/{digest}")
-        if answer.status_code in _NO_REFERRERS:
+        if _knows_no_referrers(answer):
             return False
         self.expect(answer, 200, f"list what refers to {repository}@{digest}")
         return True
@@ -457,6 +455,12 @@ def json_object(content: bytes, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RegistryError(f"{what}: the response is not a JSON object")
     return found
+
+
+def _knows_no_referrers(answer: Answer) -> bool:
+    """Whether it says so, or redirects what it does not know to a page for people, as ghcr.io does."""
+    is_page = answer.headers.get("Content-Type", "").startswith("text/html")
+    return answer.status_code in _NO_REFERRERS or (answer.status_code == httpx.codes.OK and is_page)
 
 
 def _listed(content: bytes, key: str, kind: type[Entry], what: str) -> list[Entry]:

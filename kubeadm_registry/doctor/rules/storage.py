@@ -54,9 +54,10 @@ def there(snapshot: Snapshot) -> Iterator[Finding]:
                 explains=_users(snapshot),
             )  # fmt: skip
         elif node.stores and all(volume.refuses(options, seen.agent) for seen in (node.earlier, node.status)):
+            tried = [f"the agent cannot create a file below {data}"] if volume.refuses("", node.status.agent) else []
             yield Finding(
                 READ_ONLY, node.name, f"{data} cannot be written, as after errors of the disk",
-                [f"findmnt --target {data}: {facts.mount}", f"the agent cannot create a file below {data}"],
+                [f"findmnt --target {data}: {facts.mount}", *tried],
                 (Command(node.name, "journalctl -k --grep='EXT4-fs|XFS|BTRFS|I/O error'"),
                  Command(node.name, "reboot  # checks the file system; replace the disk if it is broken")),
                 explains=_users(snapshot),
