@@ -18,8 +18,9 @@ from click.core import ParameterSource
 
 from kubeadm_registry import __version__
 from kubeadm_registry.disk import refusal
+from kubeadm_registry.engine.console import Console
 from kubeadm_registry.engine.logfile import Logged, log_to
-from kubeadm_registry.engine.report import STANDARD_OUTPUT, Console, JsonLines, Reporter
+from kubeadm_registry.engine.report import STANDARD_OUTPUT, JsonLines, Reporter
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.printable import printable
 from kubeadm_registry.transport import commands

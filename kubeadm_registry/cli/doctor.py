@@ -13,7 +13,8 @@ from kubeadm_registry.access import session
 from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option
 from kubeadm_registry.doctor import Diagnosis, Finding, diagnose, examine
-from kubeadm_registry.engine.report import echo, screen
+from kubeadm_registry.engine.report import echo
+from kubeadm_registry.engine.screen import screen
 from kubeadm_registry.printable import counted
 
 EXITS = {"healthy": 0, "degraded": EXIT_DEGRADED, "down": 1, "unknown": 4}

@@ -21,7 +21,8 @@ from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, file_option, key_option
 from kubeadm_registry.cli.tables import columns, size
 from kubeadm_registry.components.services import backend, frontend
-from kubeadm_registry.engine.report import echo, screen
+from kubeadm_registry.engine.report import echo
+from kubeadm_registry.engine.screen import screen
 from kubeadm_registry.errors import BundleError, ConfigError, Error
 from kubeadm_registry.images import check as checking
 from kubeadm_registry.images import inventory, seed

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kubeadm_registry.cli.command import Context
-from kubeadm_registry.engine.report import screen
+from kubeadm_registry.engine.screen import screen
 from kubeadm_registry.printable import counted
 
 #: Columns where there is no terminal: no cell breaks in a pipe or a file.

@@ -9,7 +9,9 @@ import unicodedata
 import pytest
 from rich.table import Table
 
-from kubeadm_registry.engine.report import Console, echo, screen
+from kubeadm_registry.engine.console import Console
+from kubeadm_registry.engine.report import echo
+from kubeadm_registry.engine.screen import screen
 from kubeadm_registry.errors import Error
 from kubeadm_registry.printable import printable, reason, shown
 from tests.unit.test_report import Screen, everything

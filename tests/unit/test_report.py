@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from kubeadm_registry.engine.console import Console
 from kubeadm_registry.engine.logfile import Logged, log_to
-from kubeadm_registry.engine.report import Action, Console, JsonLines, Meter, Reporter
+from kubeadm_registry.engine.report import Action, JsonLines, Meter, Reporter
 from kubeadm_registry.errors import Error, Problem
 from kubeadm_registry.transport.commands import Ran
 

@@ -19,8 +19,9 @@ from kubeadm_registry import config, secrets
 from kubeadm_registry.cluster import Cluster, leader, read_vault
 from kubeadm_registry.components.services import data_directories
 from kubeadm_registry.engine.changes import File
+from kubeadm_registry.engine.console import Console
 from kubeadm_registry.engine.phase import Phase
-from kubeadm_registry.engine.report import Console, JsonLines
+from kubeadm_registry.engine.report import JsonLines
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import CommandFailed, Error, NotYetKnown, PhaseFailed, PreflightFailed
 from kubeadm_registry.formats import NewerFormat
