@@ -22,6 +22,7 @@ from kubeadm_registry.errors import BundleError, Error, RegistryError
 from kubeadm_registry.images import seed, seeded
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.oci import descriptors as oci
+from kubeadm_registry.registry import Api
 from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_images import Repositories, ScopedHandler, plain
 from tests.unit.fake_registry import FakeRegistry, connector, serving
@@ -275,6 +276,33 @@ def test_images_that_the_registry_refuses_are_named_and_the_others_pushed(
     run(bundle, fake, tmp_path)
     tags = [one for one in pushed(fake) if "/manifests/" in one and "sha256:" not in one]
     assert len(tags) == refused, "the others are there already"
+
+
+def test_the_parts_of_an_index_are_pushed_side_by_side_and_before_what_needs_them(
+    fake: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an index of hundreds waits for hundreds of answers. A signature comes after what it is of."""
+    layer = described(LAYER, oci.LAYER)
+    texts = [oci.Manifest(config=layer, layers=(layer,), annotations={"n": str(n)}).to_json() for n in range(3)]
+    leaves = tuple(described(text, oci.MANIFEST) for text in texts)
+    signature = oci.Manifest(config=layer, layers=(layer,), subject=leaves[0]).to_json()
+    nested = oci.Index(manifests=(*leaves[:2], described(signature, oci.MANIFEST))).to_json()
+    root = oci.Index(manifests=(described(nested, oci.INDEX), leaves[2])).to_json()
+    entry = described(root, oci.INDEX).model_copy(update={"annotations": {oci.REFERENCE_NAME: ONE}})
+    blobs = {layer.digest: (layer.size, lambda: io.BytesIO(LAYER))}
+    together, push = threading.Barrier(len(leaves), timeout=20), Api.push_manifest
+
+    def waiting(registry: Api, repository: str, reference: str, content: bytes, media_type: str) -> object:
+        if content in texts:
+            together.wait()
+        return push(registry, repository, reference, content, media_type)
+
+    monkeypatch.setattr(Api, "push_manifest", waiting)
+    with Layout(PiecesStore.of([entry], [root, nested, signature, *texts], blobs), "one") as layout:
+        run(Bundle(layout), fake, tmp_path)
+    manifests = [one.rpartition("/")[2] for one in pushed(fake) if "/pause/manifests/" in one]
+    assert set(manifests[:3]) == {leaf.digest for leaf in leaves}
+    assert manifests[3:] == [oci.digest_of(signature), oci.digest_of(nested), "3.10"]
 
 
 @pytest.mark.parametrize("what", ["blob", "end of a blob", "manifest", "tag"])

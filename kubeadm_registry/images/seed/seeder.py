@@ -110,7 +110,7 @@ class Seeder:
             self._progress(0, self._total)
             # The large ones first, so that none of them is alone at the end.
             pool.each(self._send, sorted(uploads.values(), key=lambda upload: -upload.blob.size))
-            refused = [error for _, error in pool.each(self._manifests, missing) if error is not None]
+            refused = self._push_manifests(pool, missing)
             if refused:
                 raise _not_accepted(refused, len(items))
             if is_new:
@@ -249,22 +249,46 @@ class Seeder:
                 hint="run the command again; it resumes where it stopped",
             )  # fmt: skip
 
-    def _manifests(self, registry: Api, item: Item) -> RegistryError | None:
-        """Push the manifests of *item*; the error if the registry refuses one, which says nothing of others."""
+    def _push_manifests(self, pool: WorkerPool, missing: Sequence[Item]) -> list[RegistryError]:
+        """Push the manifests of the *missing* items; for each that the registry refuses one of, the first such error.
+
+        Those that need no other one go side by side, also where an index has hundreds. Then each item has the others
+        pushed in their order: an index after its parts, and the root, whose tag makes the image one, at the end.
+        """
+        alone = {item.name: self._alone(item) for item in missing}
+        first = {(item.repository, one.digest): (item, one) for item in missing for one in alone[item.name]}
+        refused = {item.name: error for (item, _), error in pool.each(self._manifest, first.values()) if error}
+        rest = [item for item in missing if item.name not in refused]
+
+        def others(registry: Api, item: Item) -> RegistryError | None:
+            pushed = (self._manifest(registry, (item, one)) for one in item.manifests if one not in alone[item.name])
+            return next(filter(None, pushed), None)
+
+        refused |= {item.name: error for item, error in pool.each(others, rest) if error}
+        return list(refused.values())
+
+    def _alone(self, item: Item) -> list[oci.Descriptor]:
+        """The manifests of *item* below its root that need no other one there, nor are noted at another one."""
+        return [
+            one for one in item.manifests
+            if one.digest != item.root.digest and one.media_type in oci.MANIFESTS
+            and not referrers.subject_of(self._bundle.layout.read(one))
+        ]  # fmt: skip
+
+    def _manifest(self, registry: Api, what: tuple[Item, oci.Descriptor]) -> RegistryError | None:
+        """Push a manifest of an item; the error if the registry refuses it, which says nothing of other items."""
         self._go_on()
-        for descriptor in item.manifests:
-            reference = item.reference if descriptor.digest == item.root.digest else descriptor.digest
-            content = self._bundle.layout.read(descriptor)
-            push = partial(referrers.push, registry, item.repository, reference, descriptor, content)
-            try:
-                retry(push, self._patience)
-            except RegistryError as error:
-                # It has taken the blobs, so who may push nothing is known by now.
-                if error.temporary or not httpx.codes.is_client_error(error.status):
-                    raise
-                return RegistryError(
-                    f"{item.name}: {error.message}", status=error.status, code=error.code, hint=error.hint
-                )
+        item, descriptor = what
+        reference = item.reference if descriptor.digest == item.root.digest else descriptor.digest
+        content = self._bundle.layout.read(descriptor)
+        push = partial(referrers.push, registry, item.repository, reference, descriptor, content)
+        try:
+            retry(push, self._patience)
+        except RegistryError as error:
+            # It has taken the blobs, so who may push nothing is known by now.
+            if error.temporary or not httpx.codes.is_client_error(error.status):
+                raise
+            return RegistryError(f"{item.name}: {error.message}", status=error.status, code=error.code, hint=error.hint)
         return None
 
 
